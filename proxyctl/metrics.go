@@ -1,0 +1,66 @@
+package proxyctl
+
+import (
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	applies    *prometheus.CounterVec
+	successful prometheus.Gauge
+	reachable  prometheus.Gauge
+	oldWorkers prometheus.Gauge
+	live       prometheus.Histogram
+}
+
+func newMetrics(reg prometheus.Registerer) metrics {
+	m := metrics{
+		applies: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "berth_proxy_applies_total", Help: "Configurations brought to the proxy, by what was done.",
+		}, []string{"action"}),
+		successful: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "berth_proxy_last_apply_successful", Help: "1 when the proxy runs the newest configuration.",
+		}),
+		reachable: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "berth_proxy_reachable", Help: "1 when the proxy answered when it was last needed.",
+		}),
+		oldWorkers: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "berth_proxy_old_workers", Help: "Workers of earlier configurations that still finished connections after the last reload.",
+		}),
+		live: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "berth_proxy_live_seconds", Help: "Time from a catalog change to the proxy serving it.",
+			Buckets: []float64{.002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10},
+		}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.applies, m.successful, m.reachable, m.oldWorkers, m.live)
+	}
+	return m
+}
+
+func (m metrics) observe(res Result, err error, after time.Duration) {
+	unreachable := errors.Is(err, ErrUnreachable)
+	m.reachable.Set(number(!unreachable))
+	m.successful.Set(number(err == nil))
+	switch {
+	case unreachable:
+		m.applies.WithLabelValues("unreachable").Inc()
+	case err != nil:
+		m.applies.WithLabelValues("failed").Inc()
+	default:
+		m.applies.WithLabelValues(string(res.Action)).Inc()
+		if res.Action != None {
+			m.oldWorkers.Set(float64(res.OldWorkers))
+			m.live.Observe(after.Seconds())
+		}
+	}
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,186 @@
+package proxyctl
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+// fakeProxy takes what it is told to and remembers when.
+type fakeProxy struct {
+	start time.Time
+	takes time.Duration // of one Apply
+
+	mu      sync.Mutex
+	err     error
+	running string
+	log     []string // "12ms text"
+}
+
+func (p *fakeProxy) Apply(_ context.Context, text string) (Result, error) {
+	time.Sleep(p.takes)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.log = append(p.log, fmt.Sprintf("%v %s", time.Since(p.start)-p.takes, text))
+	if p.err != nil {
+		return Result{}, p.err
+	}
+	if text == p.running {
+		return Result{Action: None}, nil
+	}
+	p.running = text
+	return Result{Action: Reload, Changes: []Change{{Backend: "app", Before: 2, After: 5, Added: 3}}}, nil
+}
+
+// pass lets the bubble's time pass and everything that happens then come to rest.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func (p *fakeProxy) answer(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.err = err
+}
+
+func run(t *testing.T, p *fakeProxy) (*Controller, *bytes.Buffer) {
+	var out bytes.Buffer
+	p.start = time.Now()
+	c := New(Options{
+		Proxy: p, Interval: 200 * time.Millisecond,
+		Log: slog.New(slog.NewTextHandler(&out, nil)), Metrics: prometheus.NewRegistry(),
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- c.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return c, &out
+}
+
+func TestFirstAtOnceThenPacedNewestWins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakeProxy{takes: 10 * time.Millisecond}
+		c, out := run(t, p)
+		if c.Ready() == nil {
+			t.Error("ready before the first configuration")
+		}
+		c.Set("a", time.Now())
+		pass(5 * time.Millisecond)
+		c.Set("b", time.Now())
+		c.Set("c", time.Now())
+		pass(50 * time.Millisecond)
+		c.Set("d", time.Now())
+		if c.Ready() == nil {
+			t.Error("ready though the newest configuration is not applied")
+		}
+		pass(time.Second)
+		want := []string{"0s a", "210ms d"}
+		if !slices.Equal(p.log, want) {
+			t.Errorf("applied %q, want %q", p.log, want)
+		}
+		if err := c.Ready(); err != nil {
+			t.Errorf("not ready: %v", err)
+		}
+		// d waited for the pace since b was set at 5 ms, and took 10 ms.
+		for _, line := range []string{"app: 2 → 5 servers, live after 10 ms", "app: 2 → 5 servers, live after 215 ms"} {
+			if !strings.Contains(out.String(), line) {
+				t.Errorf("the log lacks %q:\n%s", line, out)
+			}
+		}
+	})
+}
+
+func TestUnreachableIsTriedAgainSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakeProxy{err: fmt.Errorf("%w: no such socket", ErrUnreachable)}
+		c, out := run(t, p)
+		c.Set("a", time.Now())
+		pass(time.Minute)
+		if n := len(p.log); n < 10 || n > 40 {
+			t.Errorf("%d attempts in a minute", n)
+		}
+		if n := strings.Count(out.String(), "\n"); n != 1 {
+			t.Errorf("%d lines in the log, want one:\n%s", n, out)
+		}
+		if err := c.Ready(); !errors.Is(err, ErrUnreachable) {
+			t.Errorf("Ready() = %v", err)
+		}
+		if n := testutil.ToFloat64(c.metrics.reachable); n != 0 {
+			t.Errorf("reachable = %v", n)
+		}
+		p.answer(nil)
+		pass(10 * time.Second)
+		if p.running != "a" || c.Ready() != nil {
+			t.Errorf("runs %q, Ready() = %v", p.running, c.Ready())
+		}
+	})
+}
+
+func TestRefusedIsTriedAgainSeldomButOnChangeAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakeProxy{running: "good", err: fmt.Errorf("%w: unknown keyword 'bogus'", ErrRefused)}
+		c, out := run(t, p)
+		c.Set("bad", time.Now())
+		pass(time.Minute)
+		if n := len(p.log); n < 2 || n > 5 {
+			t.Errorf("%d attempts in a minute", n)
+		}
+		if !strings.Contains(out.String(), "unknown keyword 'bogus'") {
+			t.Errorf("the log does not say why:\n%s", out)
+		}
+		p.answer(nil)
+		set := time.Now()
+		c.Set("better", set)
+		synctest.Wait()
+		if p.running != "better" || c.Ready() != nil {
+			t.Errorf("%v after a better one was set: runs %q, Ready() = %v", time.Since(set), p.running, c.Ready())
+		}
+	})
+}
+
+func TestBackToWhatRunsIsSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakeProxy{}
+		c, out := run(t, p)
+		c.Set("good", time.Now())
+		pass(time.Second)
+		p.answer(ErrRefused)
+		c.Set("bad", time.Now())
+		pass(time.Second)
+		p.answer(nil)
+		c.Set("good", time.Now())
+		pass(time.Second)
+		if !strings.Contains(out.String(), "proxy runs the newest configuration again") {
+			t.Errorf("the log does not say that all is well again:\n%s", out)
+		}
+	})
+}
+
+func TestChange(t *testing.T) {
+	for want, c := range map[string]Change{
+		"app: 2 → 5 servers":                    {Backend: "app", Before: 2, After: 5, Added: 3},
+		"app: 3 servers, 1 replaced or changed": {Backend: "app", Before: 3, After: 3, Added: 1, Removed: 1},
+		"app: 0 → 1 servers":                    {Backend: "app", After: 1, Added: 1},
+	} {
+		if got := c.String(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
