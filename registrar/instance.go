@@ -53,6 +53,9 @@ const (
 // its arguments: the same container always gives the same answer.
 func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 	if len(c.Ports) == 0 {
+		if settingsFor(c, 0).ignored() {
+			return nil, nil
+		}
 		return nil, []string{"it exposes no port: add EXPOSE to the image or publish one"}
 	}
 	type endpoint struct {

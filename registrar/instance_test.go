@@ -120,6 +120,7 @@ func TestInstances(t *testing.T) {
 		{"published on loopback only", web(networks(), ports(tcp(8080, "127.0.0.1:80"))), nil, []string{"other hosts do not reach"}},
 		{"a shared network wins over a published port", web(ports(tcp(8080, "0.0.0.0:80"))), []Instance{inst()}, nil},
 		{"not reachable", web(networks("other", "10.9.0.1")), nil, []string{"port 8080/tcp: it is not on front, back and the port is not published"}},
+		{"ignore without ports", web(env("SERVICE_IGNORE=1"), ports()), nil, nil},
 		{"no ports", web(ports()), nil, []string{"exposes no port"}},
 		{"host network", web(func(c *Container) { c.HostNetwork = true }), []Instance{inst(at("", 8080, ""))}, nil},
 		{"not probed", web(env("SERVICE_READY=none")), []Instance{inst(at("10.0.0.2", 8080, ""))}, nil},

@@ -15,12 +15,24 @@ type settings struct {
 	own    map[string]bool // keys that were given for this port: SERVICE_8080_NAME
 }
 
+const keyPrefix = "SERVICE_"
+
+// mentionsService says whether whoever runs the container thought of registering it.
+func (c Container) mentionsService() bool {
+	for key := range c.Labels {
+		if strings.HasPrefix(key, keyPrefix) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(c.Env, func(kv string) bool { return strings.HasPrefix(kv, keyPrefix) })
+}
+
 // settingsFor reads SERVICE_* from environment and labels, as Registrator does: a label wins over the environment, and
 // SERVICE_<port>_KEY over SERVICE_KEY.
 func settingsFor(c Container, port uint16) settings {
 	s := settings{map[string]string{}, map[string]bool{}}
 	set := func(key, value string) {
-		key, ok := strings.CutPrefix(key, "SERVICE_")
+		key, ok := strings.CutPrefix(key, keyPrefix)
 		if !ok || key == "" {
 			return
 		}
@@ -98,7 +110,7 @@ func (s settings) meta(room int) (meta map[string]string, problems []string) {
 	meta = map[string]string{}
 	for _, key := range slices.Sorted(maps.Keys(s.values)) {
 		value := s.values[key]
-		label := "SERVICE_" + strings.ToUpper(key)
+		label := keyPrefix + strings.ToUpper(key)
 		switch {
 		case strings.HasPrefix(key, "check_"):
 		case strings.HasPrefix(key, ownPrefix):

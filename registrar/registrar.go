@@ -126,7 +126,7 @@ func (r *Registrar) settle(what string, err error) {
 	case err != nil && (before == nil || before.Error() != err.Error()):
 		r.opts.Log.Error(what+" failed, everything stays registered as it is; trying again", "err", err)
 	case err == nil && before != nil:
-		r.opts.Log.Info(what + " answers, registrations are up to date")
+		r.opts.Log.Info(what + " answers")
 	}
 }
 
@@ -467,7 +467,7 @@ func (r *Registrar) want(ctx context.Context) []Instance {
 		}
 	}
 	all, more := unique(all, r.have, r.host.EngineID)
-	r.explain(append(refusals, more...))
+	r.explain(ctx, append(refusals, more...))
 
 	var want []Instance
 	waiting := map[endpoint]bool{}
@@ -528,14 +528,19 @@ func (r *Registrar) forget(all []Instance, waiting map[endpoint]bool) {
 	r.metrics.probing.Set(float64(len(r.probing)))
 }
 
-// explain logs why something is not registered, once as long as it stays so.
-func (r *Registrar) explain(refusals []refusal) {
+// explain logs why something is not registered, once as long as it stays so. It is a warning only where somebody meant
+// it to be registered.
+func (r *Registrar) explain(ctx context.Context, refusals []refusal) {
 	now := map[string]bool{}
 	for _, f := range refusals {
 		key := f.container + " " + f.reason
 		now[key] = true
-		if !r.reasons[key] {
-			r.opts.Log.Warn("not registered: "+f.reason, "container", r.containers[f.container].Name)
+		if c := r.containers[f.container]; !r.reasons[key] {
+			level := slog.LevelInfo
+			if c.mentionsService() {
+				level = slog.LevelWarn
+			}
+			r.opts.Log.Log(ctx, level, "not registered: "+f.reason, "container", c.Name)
 		}
 	}
 	r.reasons = now

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	docker "github.com/fsouza/go-dockerclient"
+	"github.com/hashicorp/consul-template/dependency"
+	"github.com/hashicorp/consul/api"
+
+	"berth/registrar"
+)
+
+// consulConfig is what the standard CONSUL_* variables say, with berth's own options over it.
+func consulConfig(c Config) *api.Config {
+	conf := api.DefaultConfig()
+	if c.ConsulAddress != "" {
+		conf.Address = c.ConsulAddress
+	}
+	if c.ConsulTokenFile != "" {
+		conf.TokenFile = c.ConsulTokenFile
+	}
+	return conf
+}
+
+// consulTemplateClient says the same to consul-template, which takes TLS settings only if told to use TLS.
+func consulTemplateClient(conf *api.Config) dependency.CreateConsulClientInput {
+	in := dependency.CreateConsulClientInput{
+		Address:    conf.Address,
+		Namespace:  conf.Namespace,
+		Token:      conf.Token,
+		TokenFile:  conf.TokenFile,
+		SSLEnabled: conf.Scheme == "https" || strings.HasPrefix(conf.Address, "https://"),
+		SSLVerify:  !conf.TLSConfig.InsecureSkipVerify,
+		SSLCert:    conf.TLSConfig.CertFile,
+		SSLKey:     conf.TLSConfig.KeyFile,
+		SSLCACert:  conf.TLSConfig.CAFile,
+		SSLCAPath:  conf.TLSConfig.CAPath,
+		ServerName: conf.TLSConfig.Address,
+
+		TransportDialKeepAlive:       30 * time.Second,
+		TransportDialTimeout:         10 * time.Second,
+		TransportIdleConnTimeout:     90 * time.Second,
+		TransportMaxIdleConns:        100,
+		TransportMaxIdleConnsPerHost: 100,
+		TransportTLSHandshakeTimeout: 10 * time.Second,
+	}
+	if conf.HttpAuth != nil {
+		in.AuthEnabled, in.AuthUsername, in.AuthPassword = true, conf.HttpAuth.Username, conf.HttpAuth.Password
+	}
+	return in
+}
+
+// dockerClient is a client for what the standard DOCKER_* variables say.
+func dockerClient() (*docker.Client, error) {
+	if os.Getenv("DOCKER_TLS_VERIFY") != "" {
+		dir := os.Getenv("DOCKER_CERT_PATH")
+		if dir == "" {
+			home, _ := os.UserHomeDir()
+			dir = filepath.Join(home, ".docker")
+		}
+		// The client would go on without verification.
+		if _, err := os.Stat(filepath.Join(dir, "ca.pem")); err != nil {
+			return nil, fmt.Errorf("DOCKER_TLS_VERIFY is set, but the CA to verify with cannot be read: %w", err)
+		}
+	}
+	client, err := docker.NewClientFromEnv()
+	if err != nil {
+		return nil, fmt.Errorf("docker client: %w", err)
+	}
+	return client, nil
+}
+
+// dockerHost describes the Docker host. Without networks given, they are those of the container that berth runs in:
+// whoever deploys it puts it on the networks that it shares with the load balancer.
+func dockerHost(ctx context.Context, client *docker.Client, networks []string) (registrar.Host, error) {
+	id, name, err := registrar.Engine(ctx, client)
+	if err != nil {
+		return registrar.Host{}, err
+	}
+	h := registrar.Host{Name: name, EngineID: id, Networks: networks}
+	if len(networks) == 0 {
+		h.Networks, err = ownNetworks(ctx, client)
+	}
+	return h, err
+}
+
+func ownNetworks(ctx context.Context, client *docker.Client) ([]string, error) {
+	id := ownContainer()
+	if id == "" {
+		return nil, nil
+	}
+	c, err := client.InspectContainerWithOptions(docker.InspectContainerOptions{Context: ctx, ID: id})
+	var none *docker.NoSuchContainer
+	if errors.As(err, &none) {
+		return nil, nil // in a container of another engine than the one it watches
+	}
+	if err != nil {
+		return nil, fmt.Errorf("inspect berth's own container: %w", err)
+	}
+	var names []string
+	for name := range c.NetworkSettings.Networks {
+		if name != "host" && name != "none" {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// Docker mounts these files of its own into every container; the source tells the container's ID.
+var ownMount = regexp.MustCompile(`/containers/([0-9a-f]{64})/(?:hostname|hosts|resolv\.conf) `)
+
+func ownContainer() string {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return ""
+	}
+	if m := ownMount.FindSubmatch(mounts); m != nil {
+		return string(m[1])
+	}
+	return ""
+}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"github.com/spf13/viper"
+)
+
+// Config is the whole configuration. A key of the YAML file is the name of the flag, and the environment variable is
+// BERTH_ and the name in capitals with _ for -.
+type Config struct {
+	Config          string `mapstructure:"config"`
+	ConsulAddress   string `mapstructure:"consul-address"`
+	ConsulTokenFile string `mapstructure:"consul-token-file"`
+	Listen          string `mapstructure:"listen"`
+	LogFormat       string `mapstructure:"log-format"`
+	LogLevel        string `mapstructure:"log-level"`
+
+	Network      []string      `mapstructure:"network"`
+	Resync       time.Duration `mapstructure:"resync"`
+	ReadyTimeout time.Duration `mapstructure:"ready-timeout"`
+
+	Template       string        `mapstructure:"template"`
+	HAProxyConfig  string        `mapstructure:"haproxy-config"`
+	HAProxySocket  string        `mapstructure:"haproxy-socket"`
+	HAProxyBinary  string        `mapstructure:"haproxy-binary"`
+	HAProxyTimeout time.Duration `mapstructure:"haproxy-timeout"`
+	ReloadInterval time.Duration `mapstructure:"reload-interval"`
+}
+
+func commonFlags(f *pflag.FlagSet, listen string) {
+	f.String("config", "", "YAML file with further options")
+	f.String("consul-address", "", "Consul agent, like http://127.0.0.1:8500 or unix:///run/consul.sock (default $CONSUL_HTTP_ADDR)")
+	f.String("consul-token-file", "", "file that holds the Consul ACL token (default $CONSUL_HTTP_TOKEN_FILE)")
+	f.String("listen", listen, "address of /healthz, /readyz and /metrics, or none")
+	f.String("log-format", "auto", "text, json, or auto: text on a terminal")
+	f.String("log-level", "info", "debug, info, warn or error")
+}
+
+func registrarFlags(f *pflag.FlagSet) {
+	f.StringSlice("network", nil, "networks on which the load balancer reaches containers, best first (default: those of berth's own container)")
+	f.Duration("resync", time.Minute, "how often to compare everything, whatever the events said")
+	f.Duration("ready-timeout", 30*time.Second, "how long a port may take to accept connections before that is reported")
+}
+
+func templaterFlags(f *pflag.FlagSet) {
+	f.String("template", "", "consul-template file to render (default: the built-in template)")
+	f.String("haproxy-config", "/etc/haproxy/haproxy.cfg", "HAProxy's configuration file, in a directory that berth may write to")
+	f.String("haproxy-socket", "/run/haproxy/master.sock", "HAProxy's master socket (haproxy -W -S ...)")
+	f.String("haproxy-binary", "haproxy", "program to validate a configuration with before it is loaded, if it is here, or none")
+	f.Duration("haproxy-timeout", 10*time.Second, "how long HAProxy may take to answer or to reload")
+	f.Duration("reload-interval", 200*time.Millisecond, "least time between two reloads; the first is done at once")
+}
+
+const envPrefix = "BERTH_"
+
+// readConfig joins flags, environment, file and defaults, in this order.
+func readConfig(flags *pflag.FlagSet) (Config, error) {
+	all := allFlags()
+	known := map[string]bool{}
+	all.VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
+	for _, kv := range os.Environ() {
+		name, value, _ := strings.Cut(kv, "=") // an empty value counts as none, as in a compose file
+		if key, ours := strings.CutPrefix(name, envPrefix); ours && value != "" && !known[strings.ToLower(strings.ReplaceAll(key, "_", "-"))] {
+			return Config{}, fmt.Errorf("environment variable %s is no option of berth: see berth %s --help", name, flags.Name())
+		}
+	}
+	v := viper.New()
+	v.SetEnvPrefix(strings.TrimSuffix(envPrefix, "_"))
+	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
+	v.AutomaticEnv()
+	var unbound error
+	flags.VisitAll(func(f *pflag.Flag) {
+		if known[f.Name] { // all but --help
+			unbound = errors.Join(unbound, v.BindPFlag(f.Name, f))
+		}
+	})
+	if unbound != nil {
+		return Config{}, unbound
+	}
+	if file := v.GetString("config"); file != "" {
+		if err := readFile(v, file, known); err != nil {
+			return Config{}, err
+		}
+	}
+	if err := checkDurations(v, all); err != nil {
+		return Config{}, err
+	}
+	var c Config
+	if err := v.UnmarshalExact(&c); err != nil {
+		return Config{}, fmt.Errorf("configuration: %s", oneLine(err))
+	}
+	for _, s := range []*string{&c.Listen, &c.HAProxyBinary} {
+		if *s == "none" {
+			*s = ""
+		}
+	}
+	return c, c.validate()
+}
+
+func readFile(v *viper.Viper, file string, known map[string]bool) error {
+	v.SetConfigFile(file)
+	v.SetConfigType("yaml")
+	if err := v.ReadInConfig(); err != nil {
+		return fmt.Errorf("configuration file %s: %s", file, oneLine(err))
+	}
+	for _, key := range slices.Sorted(slices.Values(v.AllKeys())) {
+		if v.InConfig(key) && !known[key] {
+			return fmt.Errorf("configuration file %s: unknown key %q: the keys are the names of the flags, see berth run --help", file, key)
+		}
+	}
+	return nil
+}
+
+// allFlags are those of all commands: registrar and templater may share a file and an environment.
+func allFlags() *pflag.FlagSet {
+	all := pflag.NewFlagSet("", pflag.ContinueOnError)
+	commonFlags(all, "")
+	registrarFlags(all)
+	templaterFlags(all)
+	return all
+}
+
+// checkDurations says what is wrong with a duration better than decoding would, which takes 30 for nanoseconds.
+func checkDurations(v *viper.Viper, all *pflag.FlagSet) error {
+	var errs []error
+	all.VisitAll(func(f *pflag.Flag) {
+		if f.Value.Type() != "duration" || !v.IsSet(f.Name) {
+			return
+		}
+		s := v.GetString(f.Name)
+		switch d, err := time.ParseDuration(s); {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%s must be a duration like 200ms, 30s or 1m, not %q", f.Name, s))
+		case d < 0:
+			errs = append(errs, fmt.Errorf("%s must not be negative, it is %s", f.Name, s))
+		}
+	})
+	return errors.Join(errs...)
+}
+
+func (c Config) validate() error {
+	if !slices.Contains([]string{"auto", "text", "json"}, c.LogFormat) {
+		return fmt.Errorf("log-format must be auto, text or json, not %q", c.LogFormat)
+	}
+	if _, err := parseLevel(c.LogLevel); err != nil {
+		return err
+	}
+	return nil
+}
+
+func oneLine(err error) string {
+	return strings.Join(strings.Fields(err.Error()), " ")
+}

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	log.SetOutput(io.Discard) // as main does
+	testscript.Main(m, map[string]func(){"berth": main})
+}
+
+// TestScript plays the files in testdata/script: what berth says to good and bad input, and how it exits.
+func TestScript(t *testing.T) {
+	testscript.Run(t, testscript.Params{Dir: "testdata/script"})
+}
+
+// syncBuffer is a log that can be read while it is written.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// start runs berth in this process until the test ends, and fails the test if it ends by itself.
+func start(t *testing.T, args ...string) *syncBuffer {
+	var out syncBuffer
+	cmd := rootCommand()
+	cmd.SetArgs(append(args, "--listen", "none"))
+	cmd.SetErr(&out)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- cmd.ExecuteContext(ctx) }()
+	t.Cleanup(func() {
+		select {
+		case err := <-done:
+			t.Errorf("berth %s ended by itself: %v\n%s", strings.Join(args, " "), err, out.String())
+			return
+		default:
+		}
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("berth %s: %v", strings.Join(args, " "), err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("berth %s does not end", strings.Join(args, " "))
+		}
+	})
+	return &out
+}
+
+func (s *syncBuffer) wait(t *testing.T, text string) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !strings.Contains(s.String(), text); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the log does not say %q:\n%s", text, s)
+		}
+	}
+}
+
+// What is not there is said, and waited for.
+func TestGoesOnWithout(t *testing.T) {
+	dir := t.TempDir()
+	t.Run("docker", func(t *testing.T) {
+		t.Setenv("DOCKER_HOST", "unix://"+filepath.Join(dir, "docker.sock"))
+		out := start(t, "registrar")
+		out.wait(t, "docker events failed, everything stays registered as it is; trying again")
+		out.wait(t, filepath.Join(dir, "docker.sock"))
+	})
+	t.Run("consul", func(t *testing.T) {
+		out := start(t, "templater", "--consul-address", "127.0.0.1:1")
+		out.wait(t, "consul unreachable")
+		out.wait(t, "127.0.0.1:1")
+	})
+	t.Run("haproxy", func(t *testing.T) {
+		consul := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Query().Get("index") != "" && r.URL.Query().Get("index") != "0" {
+				<-r.Context().Done()
+				return
+			}
+			w.Header().Set("X-Consul-Index", "1")
+			_, _ = w.Write([]byte("{}"))
+		}))
+		t.Cleanup(consul.CloseClientConnections)
+		out := start(t, "templater", "--consul-address", consul.URL, "--haproxy-binary", "none",
+			"--haproxy-config", filepath.Join(dir, "haproxy.cfg"), "--haproxy-socket", filepath.Join(dir, "master.sock"))
+		out.wait(t, "proxy not reachable")
+		out.wait(t, filepath.Join(dir, "master.sock"))
+		if _, err := os.Stat(filepath.Join(dir, "haproxy.cfg")); err != nil {
+			t.Errorf("without a file HAProxy cannot start: %v", err)
+		}
+	})
+}
+
+func TestStatus(t *testing.T) {
+	var reason error
+	h := statusHandler(prometheus.NewRegistry(), func() error { return reason })
+	ask := func(path string) (int, string) {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		return w.Code, w.Body.String()
+	}
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		if code, body := ask(path); code != http.StatusOK {
+			t.Errorf("%s: %d %s", path, code, body)
+		}
+	}
+	reason = context.DeadlineExceeded
+	if code, body := ask("/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(body, "deadline") {
+		t.Errorf("/readyz: %d %s, want 503 and the reason", code, body)
+	}
+	if code, _ := ask("/healthz"); code != http.StatusOK {
+		t.Errorf("/healthz: %d: a process that waits for something is alive", code)
+	}
+}
+
+func TestOrderOfConfiguration(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "berth.yml")
+	if err := os.WriteFile(file, []byte("resync: 10s\nready-timeout: 10s\nhaproxy-timeout: 7s\nnetwork: [a, b]\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("BERTH_CONFIG", file)
+	t.Setenv("BERTH_RESYNC", "20s")
+	t.Setenv("BERTH_READY_TIMEOUT", "20s")
+	cmd := registrarCommand()
+	if err := cmd.ParseFlags([]string{"--resync", "30s"}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := readConfig(cmd.Flags())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Resync != 30*time.Second || c.ReadyTimeout != 20*time.Second || c.HAProxyTimeout != 7*time.Second || c.LogLevel != "info" {
+		t.Errorf("flag over environment over file over default: %+v", c)
+	}
+	if strings.Join(c.Network, " ") != "a b" {
+		t.Errorf("network is %q", c.Network)
+	}
+	t.Setenv("BERTH_NETWORK", "c,d")
+	if c, err = readConfig(cmd.Flags()); err != nil || strings.Join(c.Network, " ") != "c d" {
+		t.Errorf("network from the environment is %q, %v", c.Network, err)
+	}
+}
+
+func TestConsulVariables(t *testing.T) {
+	t.Setenv("CONSUL_HTTP_ADDR", "https://consul.example:8501")
+	t.Setenv("CONSUL_HTTP_TOKEN", "secret")
+	t.Setenv("CONSUL_CACERT", "/ca.pem")
+	t.Setenv("CONSUL_CLIENT_CERT", "/cert.pem")
+	t.Setenv("CONSUL_CLIENT_KEY", "/key.pem")
+	t.Setenv("CONSUL_TLS_SERVER_NAME", "server.dc1.consul")
+	t.Setenv("CONSUL_HTTP_AUTH", "me:pw")
+	in := consulTemplateClient(consulConfig(Config{}))
+	if in.Address != "https://consul.example:8501" || in.Token != "secret" || !in.SSLEnabled || !in.SSLVerify || in.SSLCACert != "/ca.pem" ||
+		in.SSLCert != "/cert.pem" || in.SSLKey != "/key.pem" || in.ServerName != "server.dc1.consul" || in.AuthUsername != "me" || in.AuthPassword != "pw" {
+		t.Errorf("the standard variables do not reach the templater: %+v", in)
+	}
+	if got := consulConfig(Config{ConsulAddress: "unix:///run/consul.sock"}).Address; got != "unix:///run/consul.sock" {
+		t.Errorf("berth's own option does not win: %s", got)
+	}
+}
