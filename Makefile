@@ -1,0 +1,51 @@
+# A plain "make" lists the targets. VERSION is what "berth version" says.
+VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GO_BUILD = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+
+.PHONY: help
+help:
+	@echo "make build      compile berth to build/berth"
+	@echo "make demo       start Consul, HAProxy, berth and an application in Docker, and say what to try"
+	@echo "make demo-down  remove all of that again"
+	@echo "make check      formatting, vet, staticcheck and the unit tests: needs no Docker"
+	@echo "make test       check, then the end-to-end tests with real Docker, Consul and HAProxy"
+	@echo "make images     build the images of the demo and the tests: 4 to 7 minutes once where none can be pulled"
+	@echo "make clean      remove build/ (images and the demo stay)"
+
+.PHONY: build
+build:
+	@mkdir -p build
+	$(GO_BUILD) -o build/berth ./cmd/berth
+	$(GO_BUILD) -o build/berth-app ./deploy/app
+
+.PHONY: images
+images:
+	@deploy/images/build.sh
+
+.PHONY: demo demo-down
+demo: images
+	@deploy/demo.sh up
+demo-down:
+	@deploy/demo.sh down
+
+.PHONY: check
+check:
+	@files=$$(gofmt -l .) && test -z "$$files" || { echo "gofmt -w is needed on:" $$files >&2; exit 1; }
+	go vet ./...
+	go vet -tags e2e ./...
+	go tool staticcheck ./...
+	go tool staticcheck -tags e2e ./...
+	go test -race ./...
+
+# The tests' output goes through a pipe, whose status is that of tee: go test's own is kept in a file.
+.PHONY: test
+test: check images
+	@set -a && . deploy/.env && set +a && rm -f build/e2e.status && \
+	{ go test -tags e2e -count=1 -timeout 60m -p 1 -v -run E2E ./... 2>&1; echo $$? >build/e2e.status; } | tee build/e2e.log
+	@echo "--- end-to-end tests, in short (all of it: build/e2e.log)"
+	@grep -E '^(--- |ok |FAIL|panic:)' build/e2e.log | grep -v 'no tests to run' || true
+	@exit "$$(cat build/e2e.status)"
+
+.PHONY: clean
+clean:
+	rm -rf build

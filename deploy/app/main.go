@@ -1,0 +1,121 @@
+// Command app is the demo's web application: it says which container answered.
+//
+//	/                 "Hosted by <hostname>" and how many requests this process has answered
+//	/?delay=100ms     the same, that much later (10s at most): a request to watch while something changes
+//	/health           ok
+//
+// Every other path answers like /. PORT sets the port (8080). On SIGTERM it stops accepting at once, finishes what is
+// in flight and exits 0.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	maxDelay = 10 * time.Second
+	// drainTimeout leaves room for the longest delay.
+	drainTimeout = maxDelay + 2*time.Second
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := listenAndServe(ctx, log); err != nil {
+		log.Error("app failed", "err", err)
+		os.Exit(1)
+	}
+}
+
+func listenAndServe(ctx context.Context, log *slog.Logger) error {
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("read hostname: %w", err)
+	}
+	addr, err := listenAddr(os.Getenv("PORT"))
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, l, newHandler(host), log)
+}
+
+func listenAddr(port string) (string, error) {
+	if port == "" {
+		port = "8080"
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return "", fmt.Errorf("PORT is %q: it must be a number from 1 to 65535", port)
+	}
+	return ":" + port, nil
+}
+
+// serve answers on l until ctx ends, then closes l at once and returns when the requests in flight are answered.
+func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
+	failed := make(chan error, 1)
+	go func() { failed <- srv.Serve(l) }()
+	log.Info("listening", "address", l.Addr().String())
+
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	log.Info("stopping: no new connections, finishing what is in flight")
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	if err := srv.Shutdown(drain); err != nil {
+		return errors.Join(fmt.Errorf("finish requests in flight: %w", err), srv.Close())
+	}
+	log.Info("stopped")
+	return nil
+}
+
+func newHandler(host string) http.Handler {
+	var answered atomic.Uint64
+	mux := http.NewServeMux()
+	mux.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		delay, err := parseDelay(r.URL.Query().Get("delay"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		select {
+		case <-time.After(delay):
+		case <-r.Context().Done():
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("Cache-Control", "no-store")
+		fmt.Fprintf(w, "Hosted by %s\nRequest %d of this process\n", host, answered.Add(1))
+	})
+	return mux
+}
+
+func parseDelay(s string) (time.Duration, error) {
+	if s == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 {
+		return 0, fmt.Errorf("delay is %q: it must be a duration such as 100ms", s)
+	}
+	return min(d, maxDelay), nil
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestHandler(t *testing.T) {
+	h := newHandler("web1")
+	for _, step := range []struct {
+		method, target string
+		code           int
+		body           string
+	}{
+		{"GET", "/", 200, "Hosted by web1\nRequest 1 of this process\n"},
+		{"GET", "/health", 200, "ok\n"},
+		{"GET", "/some/other/path?x=1", 200, "Hosted by web1\nRequest 2 of this process\n"},
+		{"POST", "/", 200, "Hosted by web1\nRequest 3 of this process\n"},
+		{"GET", "/?delay=soon", 400, "delay is \"soon\": it must be a duration such as 100ms\n"},
+		{"GET", "/?delay=-1s", 400, "delay is \"-1s\": it must be a duration such as 100ms\n"},
+		{"GET", "/?delay=1ms", 200, "Hosted by web1\nRequest 4 of this process\n"},
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(step.method, step.target, nil))
+		if w.Code != step.code || w.Body.String() != step.body {
+			t.Errorf("%s %s: got %d %q, want %d %q", step.method, step.target, w.Code, w.Body, step.code, step.body)
+		}
+	}
+}
+
+func TestDelayIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		newHandler("web1").ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/?delay=1h", nil))
+		if took := time.Since(start); took != maxDelay {
+			t.Errorf("delay=1h took %s, want %s", took, maxDelay)
+		}
+	})
+}
+
+func TestListenAddr(t *testing.T) {
+	for port, want := range map[string]string{"": ":8080", "80": ":80", "0": "", "http": "", "65536": "", "-1": ""} {
+		got, err := listenAddr(port)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("PORT=%q: got %q, %v, want %q", port, got, err, want)
+		}
+	}
+}
+
+// A stopping server refuses connections at once, answers what is in flight, and only then returns.
+func TestServeFinishesRequestsInFlight(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	arrived, release := make(chan struct{}), make(chan struct{})
+	app := newHandler("web1")
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(arrived)
+		<-release
+		app.ServeHTTP(w, r)
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stopped := make(chan error, 1)
+	go func() { stopped <- serve(ctx, l, h, slog.New(slog.DiscardHandler)) }()
+
+	type answer struct {
+		body string
+		err  error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		body, err := get("http://" + l.Addr().String())
+		answered <- answer{body, err}
+	}()
+	<-arrived
+	cancel()
+	waitRefused(t, l.Addr().String())
+	select {
+	case err := <-stopped:
+		t.Fatalf("serve returned %v with a request in flight", err)
+	default:
+	}
+
+	close(release)
+	if a := <-answered; a.err != nil || a.body != "Hosted by web1\nRequest 1 of this process\n" {
+		t.Errorf("the request in flight got %q, %v", a.body, a.err)
+	}
+	if err := <-stopped; err != nil {
+		t.Errorf("serve returned %v, want nil", err)
+	}
+}
+
+func TestServeReportsAListenerThatFails(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if err := serve(t.Context(), l, newHandler("web1"), slog.New(slog.DiscardHandler)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("got %v, want %v", err, net.ErrClosed)
+	}
+}
+
+func get(url string) (string, error) {
+	res, err := http.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	return string(body), err
+}
+
+func waitRefused(t *testing.T, addr string) {
+	t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	for time.Now().Before(deadline) {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			return
+		}
+		c.Close()
+	}
+	t.Fatalf("%s still accepts connections", addr)
+}

@@ -1,0 +1,75 @@
+#!/bin/sh
+# demo.sh up     starts the demo, waits until a page comes through HAProxy, and says what to try
+# demo.sh down   removes it with its volumes
+set -eu
+cd "$(dirname "$0")"
+
+. ./docker.sh
+[ -f .env ] || fail "deploy/.env is missing: run 'make images' first."
+env_value() { sed -n "s/^$1=//p" .env; }
+project=${COMPOSE_PROJECT_NAME:-$(env_value COMPOSE_PROJECT_NAME)}
+app=${IMAGE_APP:-$(env_value IMAGE_APP)}
+network=${project}_default
+
+up() {
+	command -v curl >/dev/null || fail "curl is missing: install it with your package manager."
+	$compose up -d || fail "compose did not start the demo. If a port is taken, choose another in deploy/.env:" \
+		"HTTP_PORT, STATS_PORT or CONSUL_PORT, as in HTTP_PORT=18080."
+	front=http://$($compose port haproxy 8080)
+	wait_for_app || {
+		$compose ps
+		$compose logs --tail=15
+		fail "no application answered through HAProxy on $front within 60 seconds; above are the states and the logs."
+	}
+	cat <<-EOF
+
+		$answer
+
+		  the application, through HAProxy   $front/
+		  what is registered (Consul UI)     http://$($compose port consul 8500)/ui/
+		  HAProxy's own statistics           http://$($compose port haproxy 8404)/stats
+
+		Try, in another terminal:
+		  while sleep 0.2; do curl -s $front/ | head -n 1; done
+		and then here:
+		  cd deploy
+		  $compose up -d --scale app=5 --no-recreate
+		  $compose up -d --scale app=2 --no-recreate
+		  docker run -d --network $network -e SERVICE_NAME=app -e SERVICE_ROUTE_PATH=/ $app
+		  $compose logs -f registrar templater
+		To end it: make demo-down
+	EOF
+}
+
+wait_for_app() {
+	deadline=$(($(date +%s) + 60))
+	printf 'waiting for the first page from %s/ ' "$front"
+	while [ "$(date +%s)" -lt "$deadline" ]; do
+		answer=$(curl -fsS --noproxy '*' --max-time 2 "$front/" 2>/dev/null | head -n 1)
+		case $answer in "Hosted by "*) echo; return 0 ;; esac
+		printf .
+		sleep 0.5
+	done
+	echo
+	return 1
+}
+
+# shellcheck disable=SC2086 # container names are words
+# Containers started by hand are no compose project's, and would keep its network alive.
+down() {
+	by_hand=$(docker ps -a --filter "network=$network" --filter label=org.opencontainers.image.title=berth-app \
+		--format '{{.ID}} {{.Names}} {{.Label "com.docker.compose.project"}}' | awk 'NF == 2 { print $2 }')
+	if [ -n "$by_hand" ]; then
+		echo "removing the applications started by hand:" $by_hand
+		docker rm -f $by_hand >/dev/null
+	fi
+	$compose down -v --remove-orphans && return
+	others=$(docker ps -a --filter "network=$network" --format '{{.Names}}')
+	[ -z "$others" ] || fail "the network $network is still used by:" $others
+	fail "compose could not remove the demo; its message is above."
+}
+
+case ${1:-} in
+up | down) "$1" ;;
+*) fail "usage: demo.sh up|down" ;;
+esac

@@ -1,0 +1,193 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestE2EScale(t *testing.T) {
+	s := startStack(t)
+
+	l := startLoad(t, s)
+	s.scale(5)
+	took := s.eventually(10*time.Second, "five hosts answer", func() error { return s.expectHosts(5) })
+	up := l.finish()
+	t.Logf("scale 1 → 5: %s; all five answered %v after compose was done", up.text, took.Round(time.Millisecond))
+	if up.failed > 0 || up.sent == 0 {
+		t.Errorf("%d of %d requests failed while scaling up, want 0 of some", up.failed, up.sent)
+	}
+	if err := s.expectCatalog(s.containers("app")); err != nil {
+		t.Error(err)
+	}
+
+	l = startLoad(t, s)
+	s.scale(2)
+	took = s.eventually(time.Second, "two hosts answer, within a second of the last stop", func() error { return s.expectHosts(2) })
+	down := l.finish()
+	t.Logf("scale 5 → 2: %s; only two answered %v after compose was done", down.text, took.Round(time.Millisecond))
+	if down.sent == 0 {
+		t.Error("no request was sent while scaling down")
+	}
+	s.eventually(time.Second, "two in Consul", func() error { return s.expectCatalog(s.containers("app")) })
+
+	// A container that compose knows nothing of joins as well, and leaves.
+	id := s.run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
+	s.eventually(10*time.Second, "it answers, too", func() error { return s.expectHosts(3) })
+	if hosts, err := s.hosts(); err != nil || !slices.Contains(hosts, id[:12]) {
+		t.Errorf("%.12s is not among %v (%v)", id, hosts, err)
+	}
+	s.docker("kill", id)
+	s.eventually(10*time.Second, "it is gone", func() error { return s.expectHosts(2) })
+	s.logged("templater", "app: 2 → 3 servers, live after ")
+}
+
+// The whole of Consul's downtime is none for the clients, and what happened meanwhile is caught up with.
+func TestE2EConsulRestart(t *testing.T) {
+	s := startStack(t)
+	s.scale(2)
+	s.eventually(10*time.Second, "two hosts answer", func() error { return s.expectHosts(2) })
+
+	l := startLoad(t, s)
+	s.compose("stop", "consul")
+	s.logged("templater", "consul unreachable")
+	id := s.run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
+	s.logged("registrar", "consul failed, everything stays registered as it is")
+	if err := s.expectHosts(2); err != nil {
+		t.Errorf("while Consul is down: %v", err)
+	}
+	s.compose("start", "consul")
+	took := s.eventually(time.Minute, "the one started meanwhile answers", func() error { return s.expectHosts(3) })
+	r := l.finish()
+	t.Logf("Consul stopped and started: %s; what started meanwhile answered %v after its start", r.text, took.Round(time.Millisecond))
+	if r.failed > 0 || r.sent == 0 {
+		t.Errorf("%d of %d requests failed, want 0 of some", r.failed, r.sent)
+	}
+	s.eventually(10*time.Second, "three in Consul", func() error { return s.expectCatalog(append(s.containers("app"), id)) })
+}
+
+// Both halves of berth are killed; what happens meanwhile is repaired when they are back.
+func TestE2EBerthKilled(t *testing.T) {
+	s := startStack(t)
+	s.scale(3)
+	s.eventually(10*time.Second, "three hosts answer", func() error { return s.expectHosts(3) })
+
+	l := startLoad(t, s)
+	for _, service := range []string{"registrar", "templater"} {
+		for _, id := range s.containers(service) {
+			// A container that was killed by hand is not restarted by its policy, so it stays down.
+			s.docker("kill", id)
+		}
+	}
+	before := s.containers("app")
+	s.docker("kill", before[0]) // no event reaches berth
+	id := s.run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
+	if err := s.expectHosts(2); err != nil {
+		t.Errorf("while berth is down: %v", err)
+	}
+	s.compose("start", "registrar", "templater")
+	took := s.eventually(20*time.Second, "the new one answers", func() error { return s.expectHosts(3) })
+	r := l.finish()
+	t.Logf("berth killed and started: %s; repaired %v after its start", r.text, took.Round(time.Millisecond))
+	if r.failed > 0 || r.sent == 0 {
+		t.Errorf("%d of %d requests failed, want 0 of some", r.failed, r.sent)
+	}
+	s.eventually(10*time.Second, "Consul has what runs", func() error {
+		return s.expectCatalog(append(slices.Clone(before[1:]), id))
+	})
+}
+
+// HAProxy is killed: it comes back with the last good configuration, and goes on following.
+func TestE2EHAProxyKilled(t *testing.T) {
+	s := startStack(t)
+	s.scale(2)
+	s.eventually(10*time.Second, "two hosts answer", func() error { return s.expectHosts(2) })
+	s.docker("kill", s.containers("haproxy")[0])
+	id := s.run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
+	s.logged("templater", "proxy not reachable")
+	s.compose("start", "haproxy")
+	s.eventually(20*time.Second, "the one started meanwhile answers, too", func() error { return s.expectHosts(3) })
+	s.docker("kill", id)
+	s.eventually(10*time.Second, "it is gone", func() error { return s.expectHosts(2) })
+}
+
+func TestE2EBrokenTemplate(t *testing.T) {
+	s := startStack(t)
+	s.compose("stop", "templater")
+
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sidecar := func(text string) []string {
+		if err := os.WriteFile(filepath.Join(dir, "my.ctmpl"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return []string{
+			"--network", s.project + "_default", "-e", "CONSUL_HTTP_ADDR=http://consul:8500",
+			"-v", s.project + "_haproxy-config:/etc/haproxy", "-v", s.project + "_haproxy-run:/run/haproxy", "-v", dir + ":/templates:ro",
+			os.Getenv("IMAGE_BERTH"), "templater", "--template", "/templates/my.ctmpl",
+		}
+	}
+	config := func() string {
+		id := s.containers("haproxy")[0]
+		return s.docker("exec", id, "cat", "/etc/haproxy/haproxy.cfg")
+	}
+	before := config()
+
+	t.Run("syntax error", func(t *testing.T) {
+		out, code := output(t, time.Minute, "docker", append([]string{"run", "--rm"}, sidecar("frontend f\n  bind :8080\n{{ range services }")...)...)
+		if code == 0 || !strings.Contains(out, "my.ctmpl") || !strings.Contains(out, ":3") || strings.Count(out, "\n") != 1 {
+			t.Errorf("exit code %d and these words, want one line that names file and line:\n%s", code, out)
+		}
+	})
+	t.Run("missing", func(t *testing.T) {
+		args := sidecar("")
+		args[len(args)-1] = "/templates/nosuch.ctmpl"
+		out, code := output(t, time.Minute, "docker", append([]string{"run", "--rm"}, args...)...)
+		if code == 0 || !strings.Contains(out, "/templates/nosuch.ctmpl") {
+			t.Errorf("exit code %d:\n%s", code, out)
+		}
+	})
+	for name, tt := range map[string]struct{ text, says string }{
+		"HAProxy refuses it": {"frontend f\n  bind :8080\n  bogus keyword\n{{ range service \"app\" }}# {{ .Address }}\n{{ end }}", "unknown keyword 'bogus'"},
+		"nothing to serve":   {"global\n  maxconn 10\n", "would serve nothing"},
+		"fails when run":     {"{{ range service \"app\" }}{{ .NoSuchField }}{{ end }}", "NoSuchField"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			args := sidecar(tt.text)
+			l := startLoad(t, s)
+			id := s.run(args[2:]...) // s.run names the network
+			s.eventually(20*time.Second, "it says why", func() error {
+				if out := s.docker("logs", id); !strings.Contains(out, tt.says) {
+					return fmt.Errorf("its log:\n%s", out)
+				}
+				return nil
+			})
+			r := l.finish()
+			if r.failed > 0 || r.sent == 0 {
+				t.Errorf("%s, want 0 of some", r.text)
+			}
+			if got := config(); got != before {
+				t.Errorf("haproxy.cfg has become\n%s", got)
+			}
+			if state := s.docker("inspect", "--format", "{{.State.Running}}", id); state != "true" {
+				t.Errorf("berth ended; it should wait for better input")
+			}
+			s.docker("rm", "--force", id)
+		})
+	}
+
+	// HAProxy restarted now comes up with the good configuration, and the built-in template takes over again.
+	s.compose("restart", "haproxy")
+	s.eventually(10*time.Second, "the app answers", func() error { return s.expectHosts(1) })
+	s.compose("start", "templater")
+	s.scale(2)
+	s.eventually(10*time.Second, "two hosts answer", func() error { return s.expectHosts(2) })
+}

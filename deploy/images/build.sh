@@ -1,0 +1,171 @@
+#!/bin/sh
+# Makes the images of the demo and the tests, and writes deploy/.env, from which compose takes their names.
+#
+# berth and its demo app are compiled here. HAProxy and Consul are the official images where they are present or can be
+# pulled; without a registry, stand-ins are built from Debian's packages and from Consul's source. What is there already
+# is kept, so running it again takes seconds. Details of every step: build/*.log.
+set -eu
+
+images=$(cd "$(dirname "$0")" && pwd)
+deploy=$(dirname "$images")
+root=$(dirname "$deploy")
+build=$root/build
+
+# All the versions there are. Consul's is the one that consul/go.mod builds.
+debian=trixie
+haproxy=3.0
+consul=$(sed -n 's|^require github.com/hashicorp/consul v||p' "$images/consul/go.mod")
+
+# shellcheck source=deploy/docker.sh
+. "$deploy/docker.sh"
+command -v go >/dev/null || fail "Go is missing: install it from https://go.dev/dl (berth is compiled on this machine)."
+command -v make >/dev/null || fail "make is missing: install it with your package manager."
+
+say() { printf '%s\n' "$*"; }
+
+# logged NAME COMMAND... runs a step with its output in build/NAME.log, and shows the end of that if the step fails.
+logged() {
+	log=$build/$1.log
+	shift
+	"$@" >"$log" 2>&1 || {
+		tail -n 25 "$log" >&2
+		fail "'$*' failed; its whole output is in $log"
+	}
+}
+
+have() { docker image inspect "$1" >/dev/null 2>&1; }
+
+# pull IMAGE says whether the image is here now. After one failure no other pull is tried.
+no_registry=
+pull() {
+	[ -z "$no_registry" ] || return 1
+	say "pulling $1"
+	timeout 300 docker pull "$1" >"$build/pull.log" 2>&1 && return 0
+	no_registry=1
+	say "no registry reachable, building it here"
+	return 1
+}
+
+# pick OFFICIAL STAND-IN sets $picked to the one to use; it fails when that has to be built first.
+pick() {
+	picked=$1
+	have "$1" && return
+	picked=$2
+	have "$2" && return
+	picked=$1
+	pull "$1" && return
+	picked=$2
+	return 1
+}
+
+# context NAME makes an empty build context with the Dockerfile of that name in it.
+context() {
+	context=$build/context/$1
+	rm -rf "$context"
+	mkdir -p "$context"
+	cp "$images/$1/Dockerfile" "$context/Dockerfile"
+}
+
+docker_build() {
+	tag=$1
+	shift
+	logged "image-$(printf '%s' "$tag" | tr '/:' '--')" docker build --force-rm -t "$tag" "$@" "$context"
+}
+
+make_berth() {
+	say "compiling berth and its demo app (a minute or two the first time)"
+	make -s -C "$root" build
+
+	context berth
+	install -m 0755 "$build/berth" "$context/berth"
+	install -d -m 0755 "$context/etc/haproxy" "$context/run/haproxy"
+	# Without these BuildKit would give /etc and /run to HAProxy's user too.
+	install -d -m 0755 "$context/root/etc" "$context/root/run"
+	install -d -m 1777 "$context/root/tmp"
+	install -m 0644 "$images/berth/haproxy.cfg" "$context/etc/haproxy/haproxy.cfg"
+	docker_build "$image_berth"
+
+	context app
+	install -m 0755 "$build/berth-app" "$context/berth-app"
+	docker_build "$image_app"
+}
+
+make_base() {
+	base=debian:$debian-slim
+	have "$base" && return
+	pull "$base" && return
+	if ! command -v mmdebstrap >/dev/null; then
+		command -v apt-get >/dev/null ||
+			fail "no registry is reachable and $base can only be made on Debian or Ubuntu: load that image with 'docker load'."
+		[ "$(id -u)" = 0 ] || fail "mmdebstrap is missing: run 'sudo apt-get install mmdebstrap' and then this again."
+		say "installing mmdebstrap"
+		logged apt-update apt-get update
+		logged apt-install env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mmdebstrap debian-archive-keyring
+	fi
+	say "making $base with mmdebstrap (half a minute, once)"
+	if [ "$(id -u)" = 0 ]; then
+		logged mmdebstrap mmdebstrap --variant=minbase "$debian" "$build/base.tar"
+	else
+		mmdebstrap --mode=unshare --variant=minbase "$debian" "$build/base.tar" >"$build/mmdebstrap.log" 2>&1 ||
+			fail "mmdebstrap failed without root ($build/mmdebstrap.log): run" \
+				"'sudo mmdebstrap --variant=minbase $debian - | docker import - $base' and then this again."
+	fi
+	logged import docker import "$build/base.tar" "$base"
+	rm -f "$build/base.tar"
+}
+
+make_haproxy() {
+	make_base
+	say "building $1 from Debian's package (half a minute, once)"
+	context haproxy
+	docker_build "$1" --build-arg DEBIAN="$debian" --build-arg HAPROXY="$haproxy"
+}
+
+make_consul() {
+	if ! "$build/consul" version 2>/dev/null | grep -q "^Consul v$consul\$"; then
+		say "building Consul $consul from source (4 to 6 minutes on 2 cores, once)"
+		logged consul env CGO_ENABLED=0 go build -C "$images/consul" -trimpath -ldflags '-s -w' \
+			-o "$build/consul" github.com/hashicorp/consul
+	fi
+	say "building $1"
+	context consul
+	install -m 0755 "$build/consul" "$context/consul"
+	install -d -m 0755 "$context/data" "$context/config"
+	docker_build "$1"
+}
+
+# write_env keeps what an operator has added to the file (HTTP_PORT, say).
+write_env() {
+	socket=/var/run/docker.sock
+	case ${DOCKER_HOST:-} in unix://*) socket=${DOCKER_HOST#unix://} ;; esac
+	# A container sees another group than the host where Docker runs rootless or in a virtual machine: ask one.
+	gid=$(docker run --rm --network none --entrypoint stat -v "$socket:/docker.sock:ro" "$image_haproxy" \
+		-c %g /docker.sock) || fail "the Docker socket $socket cannot be mounted into a container."
+	env=$deploy/.env
+	ours='COMPOSE_PROJECT_NAME|IMAGE_BERTH|IMAGE_APP|IMAGE_HAPROXY|IMAGE_CONSUL|DOCKER_SOCKET|DOCKER_GID'
+	{
+		cat <<-EOF
+			# From deploy/images/build.sh, which renews its own lines and keeps yours (HTTP_PORT, BIND_ADDRESS...).
+			COMPOSE_PROJECT_NAME=berth
+			IMAGE_BERTH=$image_berth
+			IMAGE_APP=$image_app
+			IMAGE_HAPROXY=$image_haproxy
+			IMAGE_CONSUL=$image_consul
+			DOCKER_SOCKET=$socket
+			DOCKER_GID=$gid
+		EOF
+		[ ! -f "$env" ] || grep -Ev "^(#|\$|($ours)=)" "$env" || true
+	} >"$env.new"
+	mv "$env.new" "$env"
+}
+
+mkdir -p "$build"
+image_berth=berth:dev
+image_app=berth-app:dev
+make_berth
+if ! pick "haproxy:$haproxy" "berth-haproxy:$haproxy"; then make_haproxy "$picked"; fi
+image_haproxy=$picked
+if ! pick "hashicorp/consul:$consul" "berth-consul:$consul"; then make_consul "$picked"; fi
+image_consul=$picked
+write_env
+say "images: $image_berth $image_app $image_haproxy $image_consul (named in deploy/.env)"
