@@ -9,6 +9,7 @@ help:
 	@echo "make demo-down  remove all of that again"
 	@echo "make check      formatting, vet, staticcheck and the unit tests: needs no Docker"
 	@echo "make test       check, then the end-to-end tests with real Docker, Consul and HAProxy"
+	@echo "make bench-e2e  how long a new container takes to its first request through HAProxy"
 	@echo "make images     build the images of the demo and the tests: 4 to 7 minutes once where none can be pulled"
 	@echo "make clean      remove build/ (images and the demo stay)"
 
@@ -35,7 +36,8 @@ check:
 	go vet -tags e2e ./...
 	go tool staticcheck ./...
 	go tool staticcheck -tags e2e ./...
-	go test -race ./...
+	@cc=$$(go env CC) && race=-race && { command -v $${cc%% *} >/dev/null || { race=; echo "no C compiler here: the tests run without the race detector"; }; } && \
+	echo go test $$race ./... && go test $$race ./...
 
 # The tests' output goes through a pipe, whose status is that of tee: go test's own is kept in a file.
 .PHONY: test
@@ -45,6 +47,10 @@ test: check images
 	@echo "--- end-to-end tests, in short (all of it: build/e2e.log)"
 	@grep -E '^(--- |ok |FAIL|panic:)' build/e2e.log | grep -v 'no tests to run' || true
 	@exit "$$(cat build/e2e.status)"
+
+.PHONY: bench-e2e
+bench-e2e: images
+	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2E -benchtime 25x -timeout 20m ./deploy/e2e
 
 .PHONY: clean
 clean:

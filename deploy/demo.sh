@@ -12,7 +12,6 @@ app=${IMAGE_APP:-$(env_value IMAGE_APP)}
 network=${project}_default
 
 up() {
-	command -v curl >/dev/null || fail "curl is missing: install it with your package manager."
 	$compose up -d || fail "compose did not start the demo. If a port is taken, choose another in deploy/.env:" \
 		"HTTP_PORT, STATS_PORT or CONSUL_PORT, as in HTTP_PORT=18080."
 	front=http://$($compose port haproxy 8080)
@@ -45,7 +44,7 @@ wait_for_app() {
 	deadline=$(($(date +%s) + 60))
 	printf 'waiting for the first page from %s/ ' "$front"
 	while [ "$(date +%s)" -lt "$deadline" ]; do
-		answer=$(curl -fsS --noproxy '*' --max-time 2 "$front/" 2>/dev/null | head -n 1)
+		answer=$(../build/berth-app get "$front/" 2>/dev/null) || true
 		case $answer in "Hosted by "*) echo; return 0 ;; esac
 		printf .
 		sleep 0.5

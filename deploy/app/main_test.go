@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -132,4 +133,16 @@ func waitRefused(t *testing.T, addr string) {
 		c.Close()
 	}
 	t.Fatalf("%s still accepts connections", addr)
+}
+
+func TestFetch(t *testing.T) {
+	srv := httptest.NewServer(newHandler("web1"))
+	defer srv.Close()
+	var out strings.Builder
+	if err := fetch(t.Context(), srv.URL, &out); err != nil || out.String() != "Hosted by web1\n" {
+		t.Errorf("got %q, %v", out.String(), err)
+	}
+	if err := fetch(t.Context(), srv.URL+"/?delay=soon", &out); err == nil || err.Error() != "400 Bad Request" {
+		t.Errorf("a bad answer gives %v", err)
+	}
 }

@@ -86,8 +86,8 @@ func TestE2EBerthKilled(t *testing.T) {
 		}
 	}
 	before := s.containers("app")
-	s.docker("kill", before[0]) // no event reaches berth
-	id := s.run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
+	id := s.run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP")) // first, or it would get the address of the other
+	s.docker("kill", before[0])
 	if err := s.expectHosts(2); err != nil {
 		t.Errorf("while berth is down: %v", err)
 	}
