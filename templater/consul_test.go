@@ -1,0 +1,166 @@
+package templater
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// fakeConsul answers the two queries that the tests use, blocking as Consul does:
+// until the index is beyond the one asked with, or the wait is over.
+type fakeConsul struct {
+	*httptest.Server
+
+	mu       sync.Mutex
+	index    uint64
+	services map[string]*fakeService
+	listed   uint64 // index of the last change of the list of services
+	down     bool
+	changed  chan struct{}  // closed and replaced on every change
+	asked    map[string]int // queries so far, by path
+	waiting  map[string]int // queries that block now, by "path index"
+}
+
+type fakeService struct {
+	index uint64
+	ports []int
+}
+
+func newFakeConsul(t *testing.T) *fakeConsul {
+	f := &fakeConsul{
+		index: 10, listed: 10,
+		services: map[string]*fakeService{},
+		changed:  make(chan struct{}),
+		asked:    map[string]int{},
+		waiting:  map[string]int{},
+	}
+	f.Server = httptest.NewServer(f)
+	t.Cleanup(func() {
+		f.change(func() { f.down = true }) // ends what still blocks
+		f.Close()
+	})
+	return f
+}
+
+// change runs a func on the state and wakes the blocked queries.
+func (f *fakeConsul) change(do func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.index++
+	do()
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// set registers a service with one instance per port; without any it stays listed.
+func (f *fakeConsul) set(name string, ports ...int) {
+	f.change(func() { f.put(name, ports...) })
+}
+
+func (f *fakeConsul) put(name string, ports ...int) {
+	if f.services[name] == nil {
+		f.listed = f.index
+	}
+	f.services[name] = &fakeService{f.index, ports}
+}
+
+func (f *fakeConsul) remove(name string) {
+	f.change(func() {
+		delete(f.services, name)
+		f.listed = f.index
+	})
+}
+
+func (f *fakeConsul) setDown(down bool) { f.change(func() { f.down = down }) }
+
+// restartEmpty is a -dev server that was restarted: nothing in it, and a low index.
+func (f *fakeConsul) restartEmpty() {
+	f.change(func() {
+		f.index, f.listed, f.down = 5, 5, false
+		clear(f.services)
+	})
+}
+
+func (f *fakeConsul) asks(path string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.asked[path]
+}
+
+func (f *fakeConsul) waits(path string, index uint64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.waiting[fmt.Sprint(path, " ", index)] > 0
+}
+
+// read returns the answer to a path, its index, and what is closed when it changes.
+func (f *fakeConsul) read(path string) (body any, index uint64, down bool, changed chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if path == "/v1/catalog/services" {
+		all := map[string][]string{}
+		for name := range maps.Keys(f.services) {
+			all[name] = []string{}
+		}
+		return all, f.listed, f.down, f.changed
+	}
+	name := strings.TrimPrefix(path, "/v1/health/service/")
+	entries := []*api.ServiceEntry{}
+	index = f.listed
+	if s := f.services[name]; s != nil {
+		index = s.index
+		for _, port := range s.ports {
+			entries = append(entries, &api.ServiceEntry{
+				Node:    &api.Node{Node: "n1", Address: "10.0.0.1"},
+				Service: &api.AgentService{ID: fmt.Sprintf("%s-%d", name, port), Service: name, Port: port},
+				Checks:  api.HealthChecks{{Status: "passing"}},
+			})
+		}
+	}
+	return entries, index, f.down, f.changed
+}
+
+func (f *fakeConsul) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path := r.URL.Path
+	asked, _ := strconv.ParseUint(r.URL.Query().Get("index"), 10, 64)
+	wait, _ := time.ParseDuration(r.URL.Query().Get("wait"))
+	key := fmt.Sprint(path, " ", asked)
+	count := func(n int) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.waiting[key] += n
+		f.asked[path] += max(n, 0)
+	}
+	count(1)
+	defer count(-1)
+	over := time.NewTimer(wait)
+	defer over.Stop()
+	for waited := false; ; {
+		body, index, down, changed := f.read(path)
+		if down {
+			http.Error(w, "No cluster leader", http.StatusInternalServerError)
+			return
+		}
+		if asked == 0 || index > asked || waited {
+			w.Header().Set("X-Consul-Index", strconv.FormatUint(index, 10))
+			json.NewEncoder(w).Encode(body)
+			return
+		}
+		select {
+		case <-changed:
+		case <-over.C:
+			waited = true
+		case <-r.Context().Done():
+			return
+		}
+	}
+}

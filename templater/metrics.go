@@ -1,0 +1,39 @@
+package templater
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+type metrics struct {
+	renders, renderErrors prometheus.Counter
+	leftOut, consulUp     prometheus.Gauge
+	seconds               prometheus.Histogram
+}
+
+func newMetrics(registry prometheus.Registerer) metrics {
+	with := promauto.With(registry)
+	return metrics{
+		renders: with.NewCounter(prometheus.CounterOpts{
+			Name: "berth_templater_renders_total",
+			Help: "Template executions.",
+		}),
+		renderErrors: with.NewCounter(prometheus.CounterOpts{
+			Name: "berth_templater_render_errors_total",
+			Help: "Template executions that failed; the last good text stays.",
+		}),
+		leftOut: with.NewGauge(prometheus.GaugeOpts{
+			Name: "berth_templater_left_out",
+			Help: "Things in the catalog that are left out of the rendered texts; the log says which and why.",
+		}),
+		consulUp: with.NewGauge(prometheus.GaugeOpts{
+			Name: "berth_templater_consul_up",
+			Help: "1 while every query to Consul is answered.",
+		}),
+		seconds: with.NewHistogram(prometheus.HistogramOpts{
+			Name:    "berth_templater_render_seconds",
+			Help:    "Time that one template execution takes.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 14), // 0.1 ms to 0.8 s
+		}),
+	}
+}

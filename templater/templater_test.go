@@ -1,0 +1,625 @@
+package templater
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	texttemplate "text/template"
+	"time"
+
+	"github.com/hashicorp/consul-template/dependency"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	log.SetOutput(io.Discard) // consul-template's own
+	// The library's file watch looks at its stop channel only when the file changes.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/hashicorp/consul-template/dependency.(*FileQuery).watch.func1"))
+}
+
+const deadline = 10 * time.Second
+
+const everyService = `{{ range services }}{{ $name := .Name }}{{ range service .Name }}{{ $name }}:{{ .Port }} {{ end }}{{ end }}`
+
+// rig is a Templater that runs against a fake Consul.
+type rig struct {
+	t *testing.T
+	*Templater
+	consul  *fakeConsul
+	updates chan Rendered
+	log     *lockedBuffer
+	metrics *prometheus.Registry
+	cancel  context.CancelFunc
+	done    chan error
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func newRig(t *testing.T, consul *fakeConsul, opts Options) *rig {
+	t.Helper()
+	r := &rig{
+		t: t, consul: consul, updates: make(chan Rendered, 1000), log: &lockedBuffer{},
+		metrics: prometheus.NewRegistry(), done: make(chan error, 1),
+	}
+	opts.Consul = dependency.CreateConsulClientInput{Address: consul.URL, Token: "s3cret-token"}
+	opts.Log = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	opts.Metrics = r.metrics
+	if opts.Publish == nil {
+		opts.Publish = func(rendered Rendered) { r.updates <- rendered }
+	}
+	var err error
+	if r.Templater, err = New(opts); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (r *rig) run() *rig {
+	var ctx context.Context
+	ctx, r.cancel = context.WithCancel(context.Background())
+	go func() { r.done <- r.Run(ctx) }()
+	r.t.Cleanup(r.stop)
+	return r
+}
+
+func (r *rig) stop() {
+	if r.cancel == nil {
+		return
+	}
+	r.cancel()
+	r.cancel = nil
+	select {
+	case err := <-r.done:
+		if err != nil {
+			r.t.Errorf("Run: %v", err)
+		}
+	case <-time.After(deadline):
+		r.t.Error("Run did not return")
+	}
+}
+
+// next returns the next text of the template "out".
+func (r *rig) next() string {
+	r.t.Helper()
+	return r.nextSet().Texts["out"]
+}
+
+func (r *rig) nextSet() Rendered {
+	r.t.Helper()
+	select {
+	case set := <-r.updates:
+		return set
+	case <-time.After(deadline):
+		r.t.Fatalf("nothing published; log:\n%s", r.log)
+		panic("unreachable")
+	}
+}
+
+func (r *rig) want(text string) {
+	r.t.Helper()
+	if got := r.next(); got != text {
+		r.t.Fatalf("published %q, want %q", got, text)
+	}
+}
+
+func (r *rig) wantNothingMore() {
+	r.t.Helper()
+	select {
+	case set := <-r.updates:
+		r.t.Errorf("published %q, want nothing", set.Texts)
+	default:
+	}
+}
+
+func (r *rig) wantLogged(line string, times int) {
+	r.t.Helper()
+	if got := strings.Count(r.log.String(), line); got != times {
+		r.t.Errorf("%q logged %d times, want %d:\n%s", line, got, times, r.log)
+	}
+}
+
+func (r *rig) waitLogged(line string) {
+	r.t.Helper()
+	eventually(r.t, "log line "+line, func() bool { return strings.Contains(r.log.String(), line) })
+}
+
+func (r *rig) waitReady() {
+	r.t.Helper()
+	eventually(r.t, "ready", func() bool { return r.Ready() == nil })
+}
+
+func (r *rig) metric(name string) float64 {
+	r.t.Helper()
+	families, err := r.metrics.Gather()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			m := f.GetMetric()[0]
+			return m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	r.t.Fatalf("no metric %s", name)
+	return 0
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(deadline); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("timed out waiting for: %s", what)
+		}
+	}
+}
+
+func one(text string) []Template {
+	return []Template{{Name: "out", Source: "out.ctmpl", Text: text}}
+}
+
+func TestFirstPublishIsComplete(t *testing.T) {
+	consul := newFakeConsul(t)
+	for i := range 20 {
+		consul.set(fmt.Sprintf("s%02d", i), 8000+i)
+	}
+	r := newRig(t, consul, Options{Templates: one(everyService)})
+	if r.Ready() == nil {
+		t.Error("ready before Run")
+	}
+	start := time.Now()
+	r.run()
+	set := r.nextSet()
+	if n := strings.Count(set.Texts["out"], ":"); n != 20 {
+		t.Errorf("%d services in %q", n, set.Texts["out"])
+	}
+	if set.Since.Before(start) || set.Since.After(time.Now()) {
+		t.Errorf("since %v, started %v", set.Since, start)
+	}
+	r.waitReady()
+	r.wantNothingMore()
+	if up := r.metric("berth_templater_consul_up"); up != 1 {
+		t.Errorf("consul_up %v", up)
+	}
+	if r.metric("berth_templater_renders_total") != r.metric("berth_templater_render_seconds") {
+		t.Error("renders and their durations differ in number")
+	}
+}
+
+func TestChangeIsPublished(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	r := newRig(t, consul, Options{Templates: one(everyService)}).run()
+	r.want("web:1 ")
+	before := time.Now()
+	consul.set("web", 1, 2)
+	set := r.nextSet()
+	if set.Texts["out"] != "web:1 web:2 " || set.Since.Before(before) {
+		t.Errorf("published %+v, changed at %v", set, before)
+	}
+	consul.set("web")
+	r.want("")
+}
+
+func TestUnchangedTextIsNotPublished(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	r := newRig(t, consul, Options{Templates: one(`{{ len (service "web") }}`)}).run()
+	r.want("1")
+	renders := r.metric("berth_templater_renders_total")
+	consul.set("web", 2)
+	eventually(t, "second render", func() bool { return r.metric("berth_templater_renders_total") > renders })
+	consul.set("web", 2, 3)
+	r.want("2")
+}
+
+func TestTemplateWithoutDependencies(t *testing.T) {
+	start := time.Now()
+	r := newRig(t, newFakeConsul(t), Options{Templates: one("hello")}).run()
+	if set := r.nextSet(); set.Texts["out"] != "hello" || set.Since.Before(start) {
+		t.Errorf("published %+v", set)
+	}
+	r.waitReady()
+}
+
+func TestBurstCostsOneRender(t *testing.T) {
+	const n = 50
+	consul := newFakeConsul(t)
+	for i := range n {
+		consul.set(fmt.Sprintf("s%02d", i), 1)
+	}
+	updates, release := make(chan string, 100), make(chan struct{})
+	r := newRig(t, consul, Options{
+		Templates: one(everyService),
+		Publish: func(set Rendered) {
+			updates <- set.Texts["out"]
+			<-release // holds Run up, so that the burst queues
+		},
+	})
+	r.run()
+	<-updates
+	release <- struct{}{}
+	consul.set("s00", 2)
+	<-updates
+
+	renders := r.metric("berth_templater_renders_total")
+	for i := range n {
+		consul.set(fmt.Sprintf("s%02d", i), 3)
+	}
+	// A view asks again once its change is queued.
+	eventually(t, "all changes queued", func() bool {
+		for i := range n {
+			name := fmt.Sprintf("s%02d", i)
+			consul.mu.Lock()
+			index := consul.services[name].index
+			consul.mu.Unlock()
+			if !consul.waits("/v1/health/service/"+name, index) {
+				return false
+			}
+		}
+		return true
+	})
+	close(release)
+	if text := <-updates; strings.Count(text, ":3") != n {
+		t.Errorf("published %q", text)
+	}
+	if got := r.metric("berth_templater_renders_total") - renders; got != 1 {
+		t.Errorf("%v renders, want 1", got)
+	}
+}
+
+func TestOutageKeepsTheLastText(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	consul.set("api", 2)
+	r := newRig(t, consul, Options{Templates: one(everyService)}).run()
+	r.want("api:2 web:1 ")
+	r.waitReady()
+
+	consul.setDown(true)
+	eventually(t, "not ready", func() bool { return r.Ready() != nil })
+	if err := r.Ready().Error(); !strings.Contains(err, "No cluster leader") {
+		t.Errorf("Ready: %s", err)
+	}
+	eventually(t, "repeated queries", func() bool { return consul.asks("/v1/health/service/web") > 4 })
+	if up := r.metric("berth_templater_consul_up"); up != 0 {
+		t.Errorf("consul_up %v", up)
+	}
+
+	// Nothing has changed, and every query waits for a minute: the recovery is seen all the same.
+	consul.setDown(false)
+	r.waitReady()
+	r.wantNothingMore()
+	r.wantLogged("level=WARN msg=\"consul failed, keeping the last good configuration\"", 1)
+	r.wantLogged("level=INFO msg=\"consul answers again\"", 1)
+	r.wantLogged("s3cret-token", 0)
+
+	consul.set("web", 1, 3)
+	r.want("api:2 web:1 web:3 ")
+}
+
+func TestChangeDuringAnOutage(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	r := newRig(t, consul, Options{Templates: one(everyService)}).run()
+	r.want("web:1 ")
+	consul.setDown(true)
+	r.waitLogged("consul failed")
+	consul.set("web", 2)
+	consul.setDown(false)
+	r.want("web:2 ")
+}
+
+func TestConsulDownAtTheStart(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	consul.setDown(true)
+	r := newRig(t, consul, Options{Templates: one(everyService)}).run()
+	r.waitLogged("consul failed")
+	r.wantNothingMore()
+	consul.setDown(false)
+	r.want("web:1 ")
+	r.waitReady()
+}
+
+func TestConnectionsCut(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	r := newRig(t, consul, Options{Templates: one(everyService)}).run()
+	r.want("web:1 ")
+	for port := 2; port < 5; port++ {
+		consul.CloseClientConnections()
+		consul.set("web", port)
+		r.want(fmt.Sprintf("web:%d ", port))
+	}
+}
+
+func TestConsulThatLostItsStateIsNotBelievedAtOnce(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	r := newRig(t, consul, Options{Templates: one(everyService)}).run()
+	r.want("web:1 ")
+	consul.setDown(true)
+	r.waitLogged("consul failed")
+	consul.mu.Lock()
+	listed, index := consul.listed, consul.services["web"].index
+	consul.mu.Unlock()
+
+	consul.restartEmpty()
+	r.waitLogged("consul answers again")
+	eventually(t, "both queries to wait with the old index", func() bool {
+		return consul.waits("/v1/catalog/services", listed) && consul.waits("/v1/health/service/web", index)
+	})
+	// The registrars put everything back, and one more.
+	consul.change(func() {
+		consul.index = 100
+		consul.put("web", 1)
+		consul.put("api", 2)
+	})
+	r.want("api:2 web:1 ")
+}
+
+func TestConsulThatLostItsStateIsBelievedInTheEnd(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	r := newRig(t, consul, Options{Templates: one(everyService), WaitTime: 50 * time.Millisecond}).run()
+	r.want("web:1 ")
+	consul.setDown(true)
+	r.waitLogged("consul failed")
+	consul.restartEmpty()
+	r.want("")
+}
+
+func TestDependenciesComeAndGo(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	r := newRig(t, consul, Options{Templates: one(everyService)}).run()
+	r.want("web:1 ")
+	consul.set("api", 2)
+	r.want("api:2 web:1 ")
+	consul.remove("web")
+	r.want("api:2 ")
+
+	eventually(t, "the view of web to be removed", func() bool { return r.watcher.Size() == 2 })
+	consul.set("web", 3)
+	r.want("api:2 web:3 ")
+	consul.set("web", 4)
+	r.want("api:2 web:4 ")
+}
+
+func TestOnlyWhatUsesTheChangeIsExecuted(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("a", 1)
+	consul.set("b", 1)
+	r := newRig(t, consul, Options{Templates: []Template{
+		{Name: "a", Source: "a.ctmpl", Text: `{{ range service "a" }}{{ .Port }}{{ end }}`},
+		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ .Port }}{{ end }}`},
+	}}).run()
+	if set := r.nextSet(); set.Texts["a"] != "1" || set.Texts["b"] != "1" {
+		t.Fatalf("first set %q", set.Texts)
+	}
+	renders := r.metric("berth_templater_renders_total")
+	consul.set("a", 2)
+	if set := r.nextSet(); set.Texts["a"] != "2" || set.Texts["b"] != "1" {
+		t.Fatalf("second set %q", set.Texts)
+	}
+	if got := r.metric("berth_templater_renders_total") - renders; got != 1 {
+		t.Errorf("%v renders, want 1", got)
+	}
+}
+
+// even fails on an odd port.
+func even(func(string)) texttemplate.FuncMap {
+	return texttemplate.FuncMap{"even": func(port int) (int, error) {
+		if port%2 != 0 {
+			return 0, fmt.Errorf("port %d is odd", port)
+		}
+		return port, nil
+	}}
+}
+
+func TestFailingTemplateKeepsItsText(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("a", 2)
+	consul.set("b", 2)
+	r := newRig(t, consul, Options{Funcs: even, Templates: []Template{
+		{Name: "a", Source: "a.ctmpl", Text: `{{ range service "a" }}{{ even .Port }}{{ end }}`},
+		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ even .Port }}{{ end }}`},
+	}}).run()
+	r.nextSet()
+
+	consul.set("a", 3)
+	r.waitLogged("port 3 is odd")
+	consul.set("b", 4)
+	if set := r.nextSet(); set.Texts["a"] != "2" || set.Texts["b"] != "4" {
+		t.Errorf("published %q", set.Texts)
+	}
+	consul.set("a", 3, 4) // the same error again
+	eventually(t, "second failure", func() bool { return r.metric("berth_templater_render_errors_total") == 2 })
+	consul.set("a", 5)
+	r.waitLogged("port 5 is odd")
+	consul.set("a", 6)
+	if set := r.nextSet(); set.Texts["a"] != "6" {
+		t.Errorf("published %q", set.Texts)
+	}
+	r.wantLogged("level=ERROR msg=\"template failed, keeping the last good text\" template=a.ctmpl", 2)
+	r.wantLogged("a.ctmpl:1:", 2)
+	r.wantLogged("level=INFO msg=\"template works again\" template=a.ctmpl", 1)
+}
+
+func TestTemplateThatNeverWorkedHoldsTheSetBack(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("a", 2)
+	consul.set("b", 3)
+	r := newRig(t, consul, Options{Funcs: even, Templates: []Template{
+		{Name: "a", Source: "a.ctmpl", Text: `{{ range service "a" }}{{ even .Port }}{{ end }}`},
+		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ even .Port }}{{ end }}`},
+	}}).run()
+	r.waitLogged("template failed, nothing is published until it works")
+	eventually(t, "why not", func() bool { return strings.Contains(r.Ready().Error(), "port 3 is odd") })
+	r.wantNothingMore()
+	consul.set("b", 4)
+	if set := r.nextSet(); set.Texts["a"] != "2" || set.Texts["b"] != "4" {
+		t.Errorf("published %q", set.Texts)
+	}
+	r.waitReady()
+}
+
+// lowPortsOnly sets ports from 1024 aside.
+func lowPortsOnly(report func(string)) texttemplate.FuncMap {
+	return texttemplate.FuncMap{"low": func(instances []*dependency.HealthService) []int {
+		var ports []int
+		for _, i := range instances {
+			if i.Port >= 1024 {
+				report(fmt.Sprintf("port %d is too high", i.Port))
+				continue
+			}
+			ports = append(ports, i.Port)
+		}
+		return ports
+	}}
+}
+
+func TestWhatIsLeftOutIsLoggedOnce(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1, 2000)
+	text := `{{ low (service "web") }}{{ low (service "web") }}`
+	r := newRig(t, consul, Options{Funcs: lowPortsOnly, Templates: []Template{
+		{Name: "out", Source: "out.ctmpl", Text: text},
+		{Name: "other", Source: "other.ctmpl", Text: text},
+	}}).run()
+	r.want("[1][1]")
+	consul.set("web", 1, 2, 2000, 3000)
+	r.want("[1 2][1 2]")
+	r.wantLogged(`level=WARN msg="left out" reason="port 2000 is too high"`, 1)
+	r.wantLogged(`level=WARN msg="left out" reason="port 3000 is too high"`, 1)
+	if got := r.metric("berth_templater_left_out"); got != 2 {
+		t.Errorf("left_out %v, want 2", got)
+	}
+	consul.set("web", 1, 3000)
+	r.want("[1][1]")
+	r.wantLogged(`level=INFO msg="no longer left out" reason="port 2000 is too high"`, 1)
+	r.wantLogged(`reason="port 3000 is too high"`, 1)
+	if got := r.metric("berth_templater_left_out"); got != 1 {
+		t.Errorf("left_out %v, want 1", got)
+	}
+}
+
+func TestFileThatCannotBeRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "motd")
+	r := newRig(t, newFakeConsul(t), Options{Templates: one(`{{ file "` + path + `" }}`)}).run()
+	r.waitLogged("cannot be read, keeping the last good configuration")
+	if err := os.WriteFile(path, []byte("hello"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.want("hello")
+	r.waitLogged("can be read again")
+	r.wantLogged("consul", 0) // neither the server, nor the library's source files
+}
+
+func TestNewRefuses(t *testing.T) {
+	tests := []struct {
+		name      string
+		templates []Template
+		want      string
+	}{
+		{"no template", nil, "there is no template to render"},
+		{"empty", []Template{{"a", "a.ctmpl", ""}}, "a.ctmpl: the template is empty"},
+		{"syntax", []Template{{"a", "/etc/a.ctmpl", "ok\n{{ if }}\n"}}, "/etc/a.ctmpl:2: missing value for if"},
+		{"function", []Template{{"a", "a.ctmpl", "\n\n{{ nosuch 1 }}"}}, `a.ctmpl:3: function "nosuch" not defined`},
+		{"second", []Template{{"a", "a.ctmpl", "x"}, {"b", "b.ctmpl", "{{ end }}"}}, "b.ctmpl:1: unexpected {{end}}"},
+		{"same name", []Template{{"a", "a.ctmpl", "x"}, {"a", "b.ctmpl", "x"}}, `a.ctmpl and b.ctmpl are both named "a"`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := New(Options{Templates: tt.templates})
+			if err == nil || err.Error() != tt.want {
+				t.Errorf("New: %v, want %s", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestNewRefusesUnreadableCertificates(t *testing.T) {
+	_, err := New(Options{
+		Consul:    dependency.CreateConsulClientInput{SSLEnabled: true, SSLCert: "/nonexistent.pem"},
+		Templates: one("x"),
+	})
+	if !errors.Is(err, os.ErrNotExist) && (err == nil || !strings.Contains(err.Error(), "/nonexistent.pem")) {
+		t.Errorf("New: %v", err)
+	}
+}
+
+func TestDisabledFunctions(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "out")
+	for _, call := range []string{
+		`plugin "touch" "` + out + `"`, `writeToFile "` + out + `" "root" "root" "0644" "x"`,
+		`secret "kv/x"`, `nomadService "x"`, `pkiCert "pki/issue/x"`,
+	} {
+		name, _, _ := strings.Cut(call, " ")
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, newFakeConsul(t), Options{Templates: one("{{ " + call + " }}")}).run()
+			r.waitLogged("error calling " + name + ": function is disabled")
+			r.wantNothingMore()
+			if _, err := os.Stat(out); err == nil {
+				t.Error("it ran")
+			}
+		})
+	}
+}
+
+func TestRunReturnsWhileQueriesBlock(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	r := newRig(t, consul, Options{Templates: one(everyService), WaitTime: time.Hour}).run()
+	r.want("web:1 ")
+	eventually(t, "blocked queries", func() bool {
+		consul.mu.Lock()
+		defer consul.mu.Unlock()
+		return consul.waiting[fmt.Sprint("/v1/health/service/web ", consul.services["web"].index)] > 0
+	})
+	start := time.Now()
+	r.stop()
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("Run returned after %s", took)
+	}
+	if err := r.Ready(); err == nil || err.Error() != "the templater has stopped" {
+		t.Errorf("Ready: %v", err)
+	}
+}
+
+func TestRunReturnsDuringAnOutage(t *testing.T) {
+	consul := newFakeConsul(t)
+	for i := range 50 {
+		consul.set(fmt.Sprint("s", i), 1)
+	}
+	r := newRig(t, consul, Options{Templates: one(everyService)}).run()
+	r.next()
+	consul.setDown(true)
+	r.waitLogged("consul failed")
+	r.stop()
+}
