@@ -56,7 +56,7 @@ func TestE2EConsulRestart(t *testing.T) {
 
 	l := startLoad(t, s)
 	s.compose("stop", "consul")
-	s.logged("templater", "consul unreachable")
+	s.logged("templater", "consul failed, keeping the last good configuration")
 	id := s.run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
 	s.logged("registrar", "consul failed, everything stays registered as it is")
 	if err := s.expectHosts(2); err != nil {
