@@ -19,7 +19,7 @@ func newLogger(w io.Writer, c Config) *slog.Logger {
 	if c.LogFormat == "json" || (c.LogFormat == "auto" && !terminal) {
 		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: readable}))
 	}
-	return slog.New(tint.NewHandler(w, &tint.Options{Level: level, TimeFormat: "15:04:05.000", NoColor: !terminal, ReplaceAttr: readable}))
+	return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: "15:04:05.000", NoColor: !terminal, ReplaceAttr: readable}))
 }
 
 // readable writes durations as 30s, not as a number of nanoseconds.
