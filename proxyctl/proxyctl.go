@@ -39,10 +39,14 @@ type Change struct {
 
 // String is the sentence an operator reads: "app: 2 → 5 servers".
 func (c Change) String() string {
-	if c.Before == c.After {
-		return fmt.Sprintf("%s: %d servers, %d replaced or changed", c.Backend, c.After, max(c.Added, c.Removed))
+	servers := "servers"
+	if c.After == 1 {
+		servers = "server"
 	}
-	return fmt.Sprintf("%s: %d → %d servers", c.Backend, c.Before, c.After)
+	if c.Before == c.After {
+		return fmt.Sprintf("%s: %d %s, %d replaced or changed", c.Backend, c.After, servers, max(c.Added, c.Removed))
+	}
+	return fmt.Sprintf("%s: %d → %d %s", c.Backend, c.Before, c.After, servers)
 }
 
 // Result is what Apply did, read back from the proxy.
@@ -63,6 +67,7 @@ type Proxy interface {
 type Options struct {
 	Proxy    Proxy
 	Interval time.Duration // least time between two changes of the proxy; the first goes at once
+	Check    time.Duration // how often to see whether the proxy still runs the newest text; 0 = 5 s
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer // may be nil
 }
@@ -87,6 +92,9 @@ type wanted struct {
 
 // New returns a Controller; Run does the work.
 func New(opts Options) *Controller {
+	if opts.Check == 0 {
+		opts.Check = 5 * time.Second
+	}
 	return &Controller{
 		opts:    opts,
 		wake:    make(chan struct{}, 1),
@@ -139,7 +147,8 @@ func (c *Controller) Run(ctx context.Context) error {
 			return nil
 		}
 		retry = nil
-		want := c.newest()
+		want, first := c.newest()
+		began := time.Now()
 		res, err := c.opts.Proxy.Apply(ctx, want.text)
 		if ctx.Err() != nil {
 			return nil
@@ -148,12 +157,17 @@ func (c *Controller) Run(ctx context.Context) error {
 			last = time.Now()
 		}
 		c.settle(err)
-		c.metrics.observe(res, err, time.Since(want.since))
+		since := want.since
+		if !first && reported == "" {
+			since = began // it was live already, and something took it away
+		}
+		c.metrics.observe(res, err, time.Since(since))
 		if err == nil {
-			c.report(res, time.Since(want.since), reported != "")
+			c.report(res, time.Since(since), first, reported != "")
 			reported = ""
 			soon.Reset()
 			late.Reset()
+			retry = time.After(c.opts.Check)
 			continue
 		}
 		wait := soon.NextBackOff()
@@ -169,8 +183,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 }
 
-// newest is the text to try now.
-func (c *Controller) newest() wanted {
+// newest is the text to try now, and whether it is tried for the first time.
+func (c *Controller) newest() (want wanted, first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
@@ -182,8 +196,9 @@ func (c *Controller) newest() wanted {
 			c.next.since = c.current.since
 		}
 		c.current, c.next = *c.next, nil
+		return c.current, true
 	}
-	return c.current
+	return c.current, false
 }
 
 // settle records what became of the current text.
@@ -197,7 +212,10 @@ func (c *Controller) settle(err error) {
 	}
 }
 
-func (c *Controller) report(res Result, after time.Duration, recovered bool) {
+func (c *Controller) report(res Result, after time.Duration, first, recovered bool) {
+	if res.Action != None && !first && !recovered {
+		c.opts.Log.Warn("the proxy did not run the newest configuration any more: repaired", "action", string(res.Action))
+	}
 	live := fmt.Sprintf("live after %d ms", after.Milliseconds())
 	for _, ch := range res.Changes {
 		c.opts.Log.Info(ch.String()+", "+live, "backend", ch.Backend, "before", ch.Before, "after", ch.After,

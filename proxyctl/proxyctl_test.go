@@ -49,11 +49,13 @@ func pass(d time.Duration) {
 	synctest.Wait()
 }
 
-func (p *fakeProxy) answer(err error) {
+func (p *fakeProxy) do(f func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.err = err
+	f()
 }
+
+func (p *fakeProxy) answer(err error) { p.do(func() { p.err = err }) }
 
 func run(t *testing.T, p *fakeProxy) (*Controller, *bytes.Buffer) {
 	var out bytes.Buffer
@@ -177,10 +179,39 @@ func TestChange(t *testing.T) {
 	for want, c := range map[string]Change{
 		"app: 2 → 5 servers":                    {Backend: "app", Before: 2, After: 5, Added: 3},
 		"app: 3 servers, 1 replaced or changed": {Backend: "app", Before: 3, After: 3, Added: 1, Removed: 1},
-		"app: 0 → 1 servers":                    {Backend: "app", After: 1, Added: 1},
+		"app: 0 → 1 server":                     {Backend: "app", After: 1, Added: 1},
 	} {
 		if got := c.String(); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
+}
+
+// What the proxy runs is looked at again and again: it may have been restarted or reloaded by somebody else.
+func TestDriftIsFoundAndRepaired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakeProxy{takes: time.Millisecond}
+		c, out := run(t, p)
+		c.Set("good", time.Now())
+		pass(time.Hour)
+		if n := strings.Count(out.String(), "\n"); n != 1 {
+			t.Errorf("%d lines in a quiet hour, want one:\n%s", n, out)
+		}
+		p.do(func() { p.running = "somebody else's" })
+		pass(6 * time.Second)
+		if p.running != "good" || !strings.Contains(out.String(), "did not run the newest configuration any more: repaired") ||
+			!strings.Contains(out.String(), "live after 1 ms") {
+			t.Errorf("runs %q; the log:\n%s", p.running, out)
+		}
+		p.answer(fmt.Errorf("%w: no such socket", ErrUnreachable))
+		pass(6 * time.Second)
+		if err := c.Ready(); !errors.Is(err, ErrUnreachable) {
+			t.Errorf("Ready() = %v, though the proxy is gone", err)
+		}
+		p.answer(nil)
+		pass(10 * time.Second)
+		if err := c.Ready(); err != nil {
+			t.Errorf("Ready() = %v", err)
+		}
+	})
 }

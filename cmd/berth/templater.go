@@ -47,11 +47,15 @@ func (p *process) addTemplater() error {
 		}
 		tmpl.Source, tmpl.Text = p.config.Template, string(text)
 	}
+	binary, err := p.validator()
+	if err != nil {
+		return err
+	}
 	ctl := proxyctl.New(proxyctl.Options{
 		Proxy: haproxy.New(haproxy.Options{
 			File:    p.config.HAProxyConfig,
 			Socket:  p.config.HAProxySocket,
-			Binary:  p.validator(),
+			Binary:  binary,
 			Timeout: p.config.HAProxyTimeout,
 			Log:     p.log,
 		}),
@@ -74,14 +78,17 @@ func (p *process) addTemplater() error {
 	return nil
 }
 
-// validator is the path of the haproxy program, "" if there is none here.
-func (p *process) validator() string {
+// validator is the path of the haproxy program, "" if there is none here and none was asked for.
+func (p *process) validator() (string, error) {
 	if p.config.HAProxyBinary == "" {
-		return ""
+		return "", nil
 	}
 	path, err := exec.LookPath(p.config.HAProxyBinary)
+	if err != nil && p.config.HAProxyBinary != defaultBinary {
+		return "", fmt.Errorf("haproxy-binary: %w", err)
+	}
 	if err != nil {
 		p.log.Debug("no haproxy program here: the running HAProxy judges a configuration when it loads it", "err", err)
 	}
-	return path
+	return path, nil
 }

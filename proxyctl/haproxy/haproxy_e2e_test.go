@@ -219,3 +219,16 @@ func freePort(t *testing.T) string {
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	return port
 }
+
+// HAProxy that reads another file than berth writes, by its -f or by a mount of the single file, is noticed.
+func TestE2EAnotherFile(t *testing.T) {
+	h := startHAProxy(t)
+	h.opts.File = h.dir + "/other.cfg"
+	_, err := h.Apply(t.Context(), h.text("second", ""))
+	if err == nil || !strings.Contains(err.Error(), "not from "+h.opts.File) {
+		t.Errorf("error %v", err)
+	}
+	if got := h.answer(); got != "first" {
+		t.Errorf("HAProxy answers %q", got)
+	}
+}

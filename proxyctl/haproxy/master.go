@@ -55,6 +55,8 @@ func (m master) command(ctx context.Context, line string) (string, error) {
 	if err := conn.CloseWrite(); err != nil {
 		return "", fmt.Errorf("%w: send %q: %w", proxyctl.ErrUnreachable, line, err)
 	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
+	defer stop()
 	reply, err := io.ReadAll(io.LimitReader(conn, maxReply))
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return "", fmt.Errorf("%w: no answer to %q within %s", proxyctl.ErrUnreachable, line, m.timeout)
@@ -168,6 +170,20 @@ func (m master) answers(ctx context.Context, pid int) error {
 		return fmt.Errorf("the new worker %d does not answer yet", pid)
 	}
 	return nil
+}
+
+// generation is the mark of the text that the serving worker runs, "" if it has none.
+func (m master) generation(ctx context.Context) (string, error) {
+	reply, err := m.command(ctx, "@1 show env "+markName)
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(reply) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), markName+"="); ok {
+			return value, nil
+		}
+	}
+	return "", nil
 }
 
 // sharesNetwork says whether the master is known to live in this process's network namespace.

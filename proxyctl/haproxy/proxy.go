@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -33,9 +32,8 @@ type Options struct {
 
 // Proxy is one HAProxy. It implements proxyctl.Proxy.
 type Proxy struct {
-	opts    Options
-	master  master
-	running string // the text that the serving worker is known to run; "" = not known
+	opts   Options
+	master master
 }
 
 // New returns a Proxy; nothing is read or dialled before Apply.
@@ -50,17 +48,20 @@ func New(opts Options) *Proxy {
 // between installing a text and hearing what HAProxy says to it.
 func (p *Proxy) good() string { return p.opts.File + ".good" }
 
+// foreign is where a configuration is kept that berth found and did not write.
+func (p *Proxy) foreign() string { return p.opts.File + ".before-berth" }
+
 // Apply implements proxyctl.Proxy by a verified reload. While HAProxy is down, a text replaces the file only if there
-// is none, or if it was validated: a bad file would keep HAProxy from starting.
+// is none, or if it was validated: a bad file would keep HAProxy from starting. Applying the same text again is how to
+// find out whether HAProxy still runs it, and to repair it if not.
 func (p *Proxy) Apply(ctx context.Context, text string) (proxyctl.Result, error) {
-	if !strings.HasSuffix(text, "\n") {
-		text += "\n" // HAProxy takes a last line without end for a truncated file
-	}
+	text = mark(text)
 	onDisk, err := readFile(p.opts.File)
 	if err != nil {
 		return proxyctl.Result{}, err
 	}
-	if text == p.running && text == onDisk {
+	running, down := p.master.generation(ctx)
+	if down == nil && text == onDisk && running == generation(text) {
 		return proxyctl.Result{Action: proxyctl.None}, nil
 	}
 	after := parse(text)
@@ -70,25 +71,28 @@ func (p *Proxy) Apply(ctx context.Context, text string) (proxyctl.Result, error)
 	if err := p.validate(ctx, text); err != nil {
 		return proxyctl.Result{}, err
 	}
-	if _, err := p.master.processes(ctx); err != nil {
-		return proxyctl.Result{}, p.prepare(text, onDisk, err)
+	if down != nil {
+		return proxyctl.Result{}, p.prepare(text, onDisk, down)
 	}
-	before := parse(p.before(onDisk))
+	before := parse(p.lastGood(onDisk, running))
 	if err := p.tryAddresses(ctx, newAddresses(before, after)); err != nil {
 		return proxyctl.Result{}, err
 	}
-	now, err := p.install(ctx, text, onDisk)
+	now, err := p.install(ctx, text, onDisk, running)
 	if err != nil {
 		return proxyctl.Result{}, err
 	}
-	p.running = text
 	return proxyctl.Result{Action: proxyctl.Reload, Changes: changes(before, after), OldWorkers: len(now.old)}, nil
 }
 
-// before is the best knowledge of what the serving worker runs.
-func (p *Proxy) before(onDisk string) string {
-	if p.running != "" {
-		return p.running
+// lastGood is what HAProxy runs, as far as files tell: the file itself, or if berth was killed while HAProxy judged it,
+// the last one that it accepted.
+func (p *Proxy) lastGood(onDisk, running string) string {
+	if onDisk != "" && (generation(onDisk) == "" || generation(onDisk) == running) {
+		return onDisk // somebody else's, or the one that runs
+	}
+	if good, err := readFile(p.good()); err == nil && good != "" && (generation(good) == running || onDisk == "") {
+		return good
 	}
 	return onDisk
 }
@@ -96,11 +100,13 @@ func (p *Proxy) before(onDisk string) string {
 // prepare puts text where a HAProxy that is down will find it when it starts, if that is safe, and returns the
 // reason why it is not live yet.
 func (p *Proxy) prepare(text, onDisk string, reason error) error {
-	p.running = ""
 	if text == onDisk || (onDisk != "" && p.opts.Binary == "") {
 		return reason
 	}
-	if err := writeFile(p.opts.File, text); err != nil {
+	if err := p.keepForeign(onDisk); err != nil {
+		return err
+	}
+	if err := p.write(p.opts.File, text); err != nil {
 		return err
 	}
 	p.opts.Log.Info("configuration written, HAProxy will start with it", "file", p.opts.File)
@@ -108,37 +114,55 @@ func (p *Proxy) prepare(text, onDisk string, reason error) error {
 }
 
 // install replaces the file and reloads; when that fails the last good file goes back.
-func (p *Proxy) install(ctx context.Context, text, onDisk string) (processes, error) {
-	if err := writeFile(p.opts.File, text); err != nil {
+func (p *Proxy) install(ctx context.Context, text, onDisk, running string) (processes, error) {
+	if err := p.keepForeign(onDisk); err != nil {
+		return processes{}, err
+	}
+	last := p.lastGood(onDisk, running)
+	if err := p.write(p.opts.File, text); err != nil {
 		return processes{}, err
 	}
 	now, err := p.master.reload(ctx)
 	if err == nil {
-		if err := writeFile(p.good(), text); err != nil {
+		err = p.isRead(ctx, text)
+	}
+	if err == nil {
+		if err := p.write(p.good(), text); err != nil {
 			p.opts.Log.Warn("cannot keep a copy of the good configuration", "err", err)
 		}
 		return now, nil
 	}
-	// What was refused is not running; what timed out may be.
-	if !errors.Is(err, proxyctl.ErrRefused) {
-		p.running = ""
+	if last != "" {
+		err = errors.Join(err, p.write(p.opts.File, last))
 	}
-	return now, errors.Join(err, p.restore(onDisk))
+	return now, err
 }
 
-func (p *Proxy) restore(onDisk string) error {
-	last := p.running
-	if last == "" {
-		if good, err := readFile(p.good()); err == nil && good != "" {
-			last = good
-		} else {
-			last = onDisk
-		}
+// isRead is nil if the new worker runs this text, and not that of another file.
+func (p *Proxy) isRead(ctx context.Context, text string) error {
+	running, err := p.master.generation(ctx)
+	if err != nil {
+		return err
 	}
-	if last == "" {
+	if running != generation(text) {
+		return fmt.Errorf("HAProxy reloaded, but not from %s: start it with -f %s, and share the directory, not the single file", p.opts.File, p.opts.File)
+	}
+	return nil
+}
+
+// keepForeign keeps a configuration that berth did not write, the first time it would overwrite one.
+func (p *Proxy) keepForeign(onDisk string) error {
+	if onDisk == "" || generation(onDisk) != "" {
 		return nil
 	}
-	return writeFile(p.opts.File, last)
+	if _, err := os.Stat(p.foreign()); err == nil {
+		return nil
+	}
+	if err := p.write(p.foreign(), onDisk); err != nil {
+		return err
+	}
+	p.opts.Log.Warn("the configuration that was there is not berth's: it is replaced, and kept in another file", "file", p.opts.File, "kept", p.foreign())
+	return nil
 }
 
 // validate has the haproxy program, if there is one, check text as a candidate next to the file that it may replace.
@@ -147,8 +171,8 @@ func (p *Proxy) validate(ctx context.Context, text string) error {
 		return nil
 	}
 	candidate := filepath.Join(filepath.Dir(p.opts.File), "."+filepath.Base(p.opts.File)+".candidate")
-	if err := os.WriteFile(candidate, []byte(text), 0o644); err != nil {
-		return fmt.Errorf("write candidate: %w", err)
+	if err := p.write(candidate, text); err != nil {
+		return err
 	}
 	defer os.Remove(candidate)
 	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
@@ -163,7 +187,7 @@ func (p *Proxy) validate(ctx context.Context, text string) error {
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s -c did not finish within %s", p.opts.Binary, p.opts.Timeout)
 	case errors.As(err, &exit):
-		return fmt.Errorf("%w by haproxy -c: %s", proxyctl.ErrRefused, alerts(string(out)))
+		return fmt.Errorf("%w by haproxy -c (%w): %s", proxyctl.ErrRefused, err, alerts(string(out)))
 	default:
 		return fmt.Errorf("validate: %w", err)
 	}
@@ -205,9 +229,19 @@ func readFile(path string) (string, error) {
 	return string(b), nil
 }
 
-func writeFile(path, text string) error {
-	if err := renameio.WriteFile(path, []byte(text), 0o644); err != nil {
-		return fmt.Errorf("write configuration: %w", err)
+// write replaces a file at once. It has the permissions of the configuration file, which may hold secrets.
+func (p *Proxy) write(path, text string) error {
+	mode := fs.FileMode(0o644)
+	if info, err := os.Stat(p.opts.File); err == nil {
+		mode = info.Mode().Perm()
+	}
+	err := renameio.WriteFile(path, []byte(text), mode)
+	var at *fs.PathError
+	if errors.As(err, &at) { // it names a temporary file
+		err = fmt.Errorf("%w: the directory must be writable for user %d", at.Err, os.Getuid())
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }

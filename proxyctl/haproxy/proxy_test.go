@@ -2,6 +2,7 @@ package haproxy
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,8 +25,10 @@ type masterSocket struct {
 	silent     bool            // 2.6: no reply to reload
 	hang       map[string]bool // commands that are never answered
 	refuse     func(text string) string
+	elsewhere  bool // it reads another file than berth's
 
 	mu      sync.Mutex
+	running string // text of the serving worker
 	worker  int
 	failed  int
 	loaded  []string
@@ -82,6 +85,11 @@ func (m *masterSocket) serve(conn net.Conn) {
 			"1               master          5 [failed: %d]     0d00h00m05s     3.0.11\n# workers\n"+
 			"%d               worker          0               0d00h00m04s     3.0.11\n# old workers\n"+
 			"%d               worker          1               0d00h00m09s     3.0.11\n# programs\n\n", m.failed, m.worker, m.worker-1)
+	case "@1 show env " + markName:
+		if g := generation(m.running); g != "" {
+			fmt.Fprintf(conn, "%s=%s\n", markName, g)
+		}
+		fmt.Fprintln(conn)
 	case "@1 show info":
 		fmt.Fprintf(conn, "Name: HAProxy\nPid: %d\nUptime_sec: 1\n\n", m.worker)
 	case "reload":
@@ -91,6 +99,9 @@ func (m *masterSocket) serve(conn net.Conn) {
 		if why == "" {
 			m.worker++
 			m.failed = 0
+			if !m.elsewhere {
+				m.running = string(text)
+			}
 		} else {
 			m.failed++
 		}
@@ -152,26 +163,36 @@ func TestApply(t *testing.T) {
 		steps []step
 	}{
 		{"reload, then nothing to do", oldText, "", nil, []step{
-			{newText, proxyctl.Reload, nil, "", newText, 1},
-			{newText, proxyctl.None, nil, "", newText, 1},
+			{newText, proxyctl.Reload, nil, "", mark(newText), 1},
+			{newText, proxyctl.None, nil, "", mark(newText), 1},
 		}},
-		{"what runs after a start is not known, so it is loaded", newText, "", nil, []step{
-			{newText, proxyctl.Reload, nil, "", newText, 1},
+		{"a restart of berth costs no reload", mark(newText), "", func(m *masterSocket) { m.running = mark(newText) }, []step{
+			{newText, proxyctl.None, nil, "", mark(newText), 0},
 		}},
-		{"no file yet", "", "", nil, []step{{newText, proxyctl.Reload, nil, "", newText, 1}}},
+		{"the file is right and the worker runs another", mark(newText), "", func(m *masterSocket) { m.running = mark(oldText) }, []step{
+			{newText, proxyctl.Reload, nil, "", mark(newText), 1},
+		}},
+		{"no file yet", "", "", nil, []step{{newText, proxyctl.Reload, nil, "", mark(newText), 1}}},
 		{"a missing last line end is added", oldText, "", nil, []step{
-			{strings.TrimSuffix(newText, "\n"), proxyctl.Reload, nil, "", newText, 1},
+			{strings.TrimSuffix(newText, "\n"), proxyctl.Reload, nil, "", mark(newText), 1},
 		}},
 		{"refused: the old file goes back", oldText, "", nil, []step{
-			{newText, proxyctl.Reload, nil, "", newText, 1},
-			{badText, "", proxyctl.ErrRefused, "unknown keyword 'bogus'", newText, 2},
-			{newText, proxyctl.None, nil, "", newText, 2},
+			{newText, proxyctl.Reload, nil, "", mark(newText), 1},
+			{badText, "", proxyctl.ErrRefused, "unknown keyword 'bogus'", mark(newText), 2},
+			{newText, proxyctl.None, nil, "", mark(newText), 2},
 		}},
 		{"refused at the first go: what was there goes back", oldText, "", nil, []step{
 			{badText, "", proxyctl.ErrRefused, "unknown keyword 'bogus'", oldText, 1},
 		}},
-		{"refused after a crash that left a bad file: the last good one goes back", badText, oldText, nil, []step{
-			{badText + "# other\n", "", proxyctl.ErrRefused, "unknown keyword", oldText, 1},
+		{"refused after a crash that left a bad file: the last good one goes back", mark(badText), mark(oldText), func(m *masterSocket) { m.running = mark(oldText) }, []step{
+			{badText + "# other\n", "", proxyctl.ErrRefused, "unknown keyword", mark(oldText), 1},
+		}},
+		// HAProxy up to 3.0 hands the variable on to a worker whose configuration does not set it.
+		{"refused, and an operator's own file was there: that goes back, not berth's last", oldText, mark(newText), func(m *masterSocket) { m.running = mark(newText) }, []step{
+			{badText, "", proxyctl.ErrRefused, "unknown keyword", oldText, 1},
+		}},
+		{"HAProxy reads another file", oldText, "", func(m *masterSocket) { m.elsewhere = true }, []step{
+			{newText, "", nil, "HAProxy reloaded, but not from", oldText, 1},
 		}},
 		{"no listener", oldText, "", nil, []step{
 			{"", "", proxyctl.ErrRefused, "would serve nothing", oldText, 0},
@@ -187,14 +208,14 @@ func TestApply(t *testing.T) {
 			}
 		}, []step{
 			{newText, proxyctl.Reload, nil, "", "edited by hand\n", 1},
-			{newText, proxyctl.Reload, nil, "", newText, 2},
+			{newText, proxyctl.Reload, nil, "", mark(newText), 2},
 		}},
 		{"2.6 says nothing: success is read from the processes", oldText, "", func(m *masterSocket) { m.silent = true }, []step{
-			{newText, proxyctl.Reload, nil, "", newText, 1},
-			{badText, "", proxyctl.ErrRefused, "its log says why", newText, 2},
+			{newText, proxyctl.Reload, nil, "", mark(newText), 1},
+			{badText, "", proxyctl.ErrRefused, "its log says why", mark(newText), 2},
 		}},
-		{"a master that hangs is reported, not waited for", oldText, "", func(m *masterSocket) { m.hang["show proc"] = true }, []step{
-			{newText, "", proxyctl.ErrUnreachable, `no answer to "show proc" within 500ms`, oldText, 0},
+		{"a master that hangs is reported, not waited for", oldText, "", func(m *masterSocket) { m.hang["@1 show env "+markName] = true }, []step{
+			{newText, "", proxyctl.ErrUnreachable, "within 500ms", oldText, 0},
 		}},
 		{"a reload that hangs is taken back", oldText, "", func(m *masterSocket) { m.hang["reload"] = true }, []step{
 			{newText, "", proxyctl.ErrUnreachable, `no answer to "reload" within 500ms`, oldText, 0},
@@ -219,7 +240,7 @@ func TestApply(t *testing.T) {
 			}
 			for i, s := range tt.steps {
 				res, err := p.Apply(t.Context(), s.text)
-				if !errors.Is(err, s.err) || (err != nil && !strings.Contains(err.Error(), s.says)) {
+				if (err != nil) != (s.err != nil || s.says != "") || (s.err != nil && !errors.Is(err, s.err)) || (err != nil && !strings.Contains(err.Error(), s.says)) {
 					t.Fatalf("step %d: error %v, want %v saying %q", i, err, s.err, s.says)
 				}
 				if err != nil && strings.Contains(err.Error(), "\n") {
@@ -249,7 +270,7 @@ func TestApplyReportsChanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(res.Changes) != 1 || res.Changes[0].String() != "app: 0 → 1 servers" {
+	if len(res.Changes) != 1 || res.Changes[0].String() != "app: 0 → 1 server" {
 		t.Errorf("changes %v", res.Changes)
 	}
 	if res.OldWorkers != 1 {
@@ -264,13 +285,13 @@ func TestApplyWhileDown(t *testing.T) {
 	if !errors.Is(err, proxyctl.ErrUnreachable) {
 		t.Fatalf("error %v", err)
 	}
-	if got := onDisk(t, p.opts.File); got != oldText {
+	if got := onDisk(t, p.opts.File); got != mark(oldText) {
 		t.Errorf("the file is %q: without one HAProxy cannot start", got)
 	}
 	if _, err := p.Apply(t.Context(), newText); !errors.Is(err, proxyctl.ErrUnreachable) {
 		t.Fatalf("error %v", err)
 	}
-	if got := onDisk(t, p.opts.File); got != oldText {
+	if got := onDisk(t, p.opts.File); got != mark(oldText) {
 		t.Errorf("a file that nobody validated replaced the one that was there: %q", got)
 	}
 	startMaster(t, dir)
@@ -294,7 +315,7 @@ func TestValidate(t *testing.T) {
 	write(t, m.file, oldText)
 	p := newProxy(dir)
 	p.opts.Binary = program(t, `if grep -q bogus "$3"; then echo "[ALERT]    (7) : config : unknown keyword 'bogus'" >&2; exit 1; fi`)
-	if _, err := p.Apply(t.Context(), badText); !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "by haproxy -c: config : unknown keyword 'bogus'") {
+	if _, err := p.Apply(t.Context(), badText); !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "by haproxy -c (exit status 1): config : unknown keyword 'bogus'") {
 		t.Errorf("error %v", err)
 	}
 	if len(m.loaded) != 0 || onDisk(t, m.file) != oldText {
@@ -350,5 +371,70 @@ func TestParseProcesses(t *testing.T) {
 				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
 		})
+	}
+}
+
+func TestForeignConfigurationIsKept(t *testing.T) {
+	dir := t.TempDir()
+	m := startMaster(t, dir)
+	p := newProxy(dir)
+	write(t, m.file, oldText)
+	if err := os.Chmod(m.file, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{newText, oldText, newText} {
+		if _, err := p.Apply(t.Context(), text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := onDisk(t, p.foreign()); got != oldText {
+		t.Errorf("what was there before berth is kept as %q", got)
+	}
+	for _, file := range []string{m.file, p.good(), p.foreign()} {
+		if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o640 {
+			t.Errorf("%s has mode %v, %v; the configuration may hold secrets and had 0640", file, info.Mode(), err)
+		}
+	}
+}
+
+func TestUnwritableDirectory(t *testing.T) {
+	dir := t.TempDir()
+	startMaster(t, dir)
+	p := newProxy(dir)
+	p.opts.File = filepath.Join(dir, "nosuch", "haproxy.cfg")
+	_, first := p.Apply(t.Context(), newText)
+	_, second := p.Apply(t.Context(), newText)
+	if first == nil || second == nil || first.Error() != second.Error() || !strings.Contains(first.Error(), p.opts.File) {
+		t.Errorf("errors that are to be logged once: %v; %v", first, second)
+	}
+}
+
+func TestCancelledWhileHAProxyHangs(t *testing.T) {
+	dir := t.TempDir()
+	m := startMaster(t, dir)
+	m.hang["@1 show env "+markName] = true
+	p := newProxy(dir)
+	p.master.timeout = time.Minute
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { _, err := p.Apply(ctx, newText); done <- err }()
+	cancel()
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Error("no error")
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("Apply waits for a HAProxy that hangs, though it was cancelled")
+	}
+}
+
+func TestMark(t *testing.T) {
+	a, b := mark("a\n"), mark("b\n")
+	if generation(a) == "" || generation(a) == generation(b) || generation("a\n") != "" {
+		t.Errorf("marks %q and %q", generation(a), generation(b))
+	}
+	if mark("a") != a {
+		t.Error("a missing line end makes another text")
 	}
 }
