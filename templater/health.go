@@ -22,7 +22,11 @@ func (t *Templater) note(o outcome) {
 		return
 	}
 	if t.consulErr == nil {
-		t.log.Warn("consul failed, keeping the last good configuration", "err", o.err)
+		consequence := "keeping the last good configuration"
+		if t.published == nil {
+			consequence = "waiting for it"
+		}
+		t.log.Warn("consul failed, "+consequence, "err", o.err)
 	}
 	t.failing[w] = true
 	t.consulErr = o.err

@@ -12,6 +12,10 @@ import (
 // answerTime is what a query may take beyond the time it was told to wait.
 const answerTime = 10 * time.Second
 
+// lostStateGrace is three times what a registrar takes at most to notice that its
+// registrations are gone.
+const lostStateGrace = 15 * time.Second
+
 // watched is a dependency that retries for ever and tells how each of its queries
 // went. Its view sees answers only: one that sees an error blocks until somebody
 // takes it, waits a whole blocking query before it notices that Consul is back, and
@@ -67,8 +71,10 @@ func (w *watched) Fetch(clients *dependency.ClientSet, opts *dependency.QueryOpt
 	w.answered = true
 	if meta.LastIndex < opts.WaitIndex {
 		// This Consul has lost its state. Waiting with the old index gives the
-		// registrars one wait time to register everything again before it is believed.
-		return w.Fetch(clients, opts)
+		// registrars time to register everything again before it is believed.
+		grace := *opts
+		grace.WaitTime = min(opts.WaitTime, lostStateGrace)
+		return w.Fetch(clients, &grace)
 	}
 	return data, meta, nil
 }
