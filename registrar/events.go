@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
+	"strconv"
 	"strings"
 
 	docker "github.com/fsouza/go-dockerclient"
@@ -23,12 +25,31 @@ type Event struct {
 	}
 }
 
-// container is the ID of the container that the event is about.
-func (e Event) container() string {
+// container says what happened to which container, if it is something that matters here. A dying container is not to be
+// inspected: Docker would block for 100 ms and then say what the event says.
+func (e Event) container() (ev containerEvent, relevant bool) {
+	ev = containerEvent{id: e.Actor.ID, exit: -1}
 	if e.Type == "network" {
-		return e.Actor.Attributes["container"]
+		ev.id = e.Actor.Attributes["container"]
 	}
-	return e.Actor.ID
+	switch what := e.Type + " " + e.Action; {
+	case what == "container start":
+		ev.action = arrived
+	case what == "container kill":
+		ev.action = killed
+		ev.signal, _ = strconv.Atoi(e.Actor.Attributes["signal"])
+	case what == "container die":
+		ev.action = gone
+		if code, err := strconv.Atoi(e.Actor.Attributes["exitCode"]); err == nil {
+			ev.exit = code
+		}
+	case what == "container destroy":
+		ev.action = removed
+	case what == "container pause", what == "container unpause", what == "container rename",
+		what == "network connect", what == "network disconnect", strings.HasPrefix(what, "container health_status"):
+		ev.action = changed
+	}
+	return ev, ev.action != "" && ev.id != ""
 }
 
 // Stream follows Docker's events until ctx is done or the stream breaks, and returns why. connected is called once
@@ -96,6 +117,13 @@ func get(ctx context.Context, client *docker.Client, path string) (io.ReadCloser
 	}
 	resp, err := client.HTTPClient.Do(req)
 	if err != nil {
+		var long *url.Error
+		if errors.As(err, &long) {
+			err = long.Err // without the encoded address
+		}
+		if errors.Is(err, os.ErrPermission) {
+			err = fmt.Errorf("%w: give berth's user the group of the socket (group_add in compose)", err)
+		}
 		return nil, fmt.Errorf("docker: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {

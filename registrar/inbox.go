@@ -16,20 +16,40 @@ type inbox struct {
 
 // mail is what came since the loop looked last.
 type mail struct {
-	last     map[string]string // newest action of each container that something happened to
-	order    []string          // its keys, as they came
-	accepted []endpoint        // probes that succeeded
-	resync   bool              // the event stream was connected anew
+	events   []containerEvent
+	accepted []endpoint          // probes that succeeded
+	late     map[endpoint]string // probes that take longer than they should, and why
+	resync   bool                // the event stream was connected anew
 }
 
-// endpoint is what is probed: one start of a container. After a restart it has to be ready anew.
+// containerEvent is what happened to a container.
+type containerEvent struct {
+	id     string
+	action action
+	signal int // of killed
+	exit   int // of gone, -1 if it is not known
+}
+
+type action string
+
+const (
+	arrived action = "arrived" // it runs: to be inspected
+	changed action = "changed" // to be inspected if it is known
+	killed  action = "killed"  // it was sent a signal
+	gone    action = "gone"    // it died, which is certain without asking
+	removed action = "removed" // there is nothing left of it
+)
+
+// endpoint is what is probed: one start of a container. After a restart it has to be ready anew, after a change of its
+// service's name or ID not.
 type endpoint struct {
-	instance, container, address string
-	started                      time.Time
+	container string
+	ready     Ready
+	started   time.Time
 }
 
 func (in Instance) endpoint() endpoint {
-	return endpoint{in.ID, in.Container, in.Probe, in.Started}
+	return endpoint{in.Container, in.Ready, in.Started}
 }
 
 func newInbox() *inbox { return &inbox{wake: make(chan struct{}, 1)} }
@@ -50,14 +70,4 @@ func (b *inbox) take() mail {
 	m := b.mail
 	b.mail = mail{}
 	return m
-}
-
-func (m *mail) happened(container, action string) {
-	if m.last == nil {
-		m.last = map[string]string{}
-	}
-	if _, seen := m.last[container]; !seen {
-		m.order = append(m.order, container)
-	}
-	m.last[container] = action
 }

@@ -2,8 +2,7 @@ package registrar
 
 import (
 	"fmt"
-	"net"
-	"net/netip"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -20,9 +19,17 @@ const (
 
 // Host is what is the same for all containers of a Docker host.
 type Host struct {
-	Name     string   // Docker's name of the host, first part of default service IDs
-	EngineID string   // owner of the registrations
-	Networks []string // networks that load balancers reach containers on, in order of preference
+	Name        string   // Docker's name of the host, first part of default service IDs
+	EngineID    string   // owner of the registrations
+	NodeAddress string   // of the Consul agent's node; "" = not known
+	Networks    []string // networks that load balancers reach containers on, in order of preference
+
+	Internal bool          // containers are reached at their own address on any network
+	Explicit bool          // only what has a SERVICE_NAME is registered
+	IP       string        // registered for published ports and the host's network; "" = what the node has
+	Scripts  bool          // containers may declare checks that the Consul agent runs as programs
+	TTL      time.Duration // of a check on every instance, by which Consul notices that its registrar is gone; 0 = none
+	Policy   []Rule        // which containers may register what; empty = all may everything
 }
 
 // Instance is one port of one container as it is to stand in Consul.
@@ -32,9 +39,11 @@ type Instance struct {
 	Meta      map[string]string
 	Address   string // "" = the address of the Consul node
 	Port      int
+	Weight    int // 0 = Consul's default, 1
+	Checks    []Check
 	Container string // full container ID
 	Started   time.Time
-	Probe     string // host:port that must accept before the instance is registered; "" = none
+	Ready     Ready
 }
 
 var (
@@ -47,151 +56,197 @@ var (
 const (
 	maxName = 63  // DNS label
 	maxID   = 200 // HAProxy server name
+
+	maxWeight = 256 // HAProxy's; Consul takes more
+
+	// A container with more than that exposes ports it does not listen on, or means harm.
+	maxPorts   = 256
+	maxKeys    = 256 // that apply to one port
+	maxReasons = 20
 )
 
 // Instances says what a container registers, and gives a reason for each thing it does not. It is a pure function of
-// its arguments: the same container always gives the same answer.
+// its arguments: the same container always gives the same answer, in whatever order Docker tells it. A container that
+// uses another's network has to be resolved by within.
 func Instances(c Container, h Host) (instances []Instance, reasons []string) {
-	if len(c.Ports) == 0 {
-		if settingsFor(c, 0).ignored() {
-			return nil, nil
-		}
+	l := labelsOf(c)
+	rule, reason := ruleFor(c, h.Policy)
+	switch {
+	case l.ignoresAll(c.Ports):
+		return nil, nil // asked for, so there is nothing to explain
+	case reason != "":
+		return nil, []string{reason}
+	case len(c.Ports) == 0:
 		return nil, []string{"it exposes no port: add EXPOSE to the image or publish one"}
 	}
-	type endpoint struct {
-		port  Port
-		place place
+	if c.ExtraTagsErr != "" {
+		reasons = append(reasons, "the tags of --tags are left out: "+c.ExtraTagsErr)
 	}
-	var endpoints []endpoint
-	for _, p := range c.Ports {
-		at, reason := locate(c, p, h)
-		if reason != "" {
-			if !settingsFor(c, p.Number).ignored() {
-				reasons = append(reasons, reason)
-			}
+	if l.dropped > 0 {
+		reasons = append(reasons, fmt.Sprintf("%d of its SERVICE_ keys are left out: %d are taken, as they come in the alphabet", l.dropped, maxKeys))
+	}
+	candidates, problems := candidatesOf(c, l, rule, h)
+	reasons = append(reasons, problems...)
+	holder := map[string]Port{}
+	for _, p := range candidates {
+		if l.ignores(p.Number) {
 			continue
 		}
-		endpoints = append(endpoints, endpoint{p, at})
-	}
-	for _, e := range endpoints {
-		in, why := instance(c, e.port, e.place, h, len(endpoints) > 1)
-		reasons = append(reasons, why...)
+		in, why := instance(c, p, rule, h, len(candidates) > 1)
 		if in != nil {
-			instances = append(instances, *in)
+			if other, taken := holder[in.ID]; taken {
+				in, why = nil, []string{fmt.Sprintf("%s has the service ID %s already: give each port its own (SERVICE_%d_ID)", other, in.ID, p.Number)}
+			} else {
+				holder[in.ID] = p.Port
+				instances = append(instances, *in)
+			}
+		}
+		for _, reason := range why {
+			reasons = append(reasons, p.Port.String()+": "+reason)
 		}
 	}
-	return instances, reasons
+	return instances, fewer(reasons)
 }
 
-// instance is the registration of one port, nil if there is to be none.
-func instance(c Container, p Port, at place, h Host, several bool) (*Instance, []string) {
-	s := settingsFor(c, p.Number)
-	if s.ignored() {
-		return nil, nil // asked for, so there is nothing to explain
+// fewer keeps a container from filling the log: the first reasons, and how many more there are.
+func fewer(reasons []string) []string {
+	if n := len(reasons) - maxReasons; n > 0 {
+		return append(reasons[:maxReasons:maxReasons], fmt.Sprintf("and %d reasons more", n))
 	}
-	where := fmt.Sprintf("port %d/%s", p.Number, p.Protocol)
+	return reasons
+}
 
-	name := s.take("name")
-	if name == "" {
-		name = imageName(c.Image)
+// candidate is a port that can be reached.
+type candidate struct {
+	Port
+	settings settings
+	at       place
+}
+
+// candidatesOf are the ports of a container that can be reached, and the reasons for those that cannot.
+func candidatesOf(c Container, l labels, rule Rule, h Host) (out []candidate, reasons []string) {
+	ports := slices.SortedFunc(slices.Values(c.Ports), Port.compare)
+	if len(ports) > maxPorts {
+		reasons = append(reasons, fmt.Sprintf("it has %d ports, and only the first %d are looked at: expose fewer", len(ports), maxPorts))
+		ports = ports[:maxPorts]
 	}
-	if several && !s.own["name"] {
+	for _, p := range ports {
+		s := l.of(p.Number)
+		problems := rule.restrict(s)
+		at, reason := locate(c, p, s, h)
+		if reason == "" {
+			out = append(out, candidate{p, s, at})
+		} else {
+			problems = append(problems, reason)
+		}
+		if l.ignores(p.Number) {
+			continue
+		}
+		for _, problem := range problems {
+			reasons = append(reasons, p.String()+": "+problem)
+		}
+	}
+	return out, reasons
+}
+
+// instance is the registration of one port, nil if there is to be none. several says whether the container has more.
+func instance(c Container, p candidate, rule Rule, h Host, several bool) (*Instance, []string) {
+	s := p.settings
+	in := Instance{Address: p.at.address, Port: p.at.port, Container: c.ID, Started: c.Started}
+	var err error
+	if in.Name, err = nameOf(c, p, several, h); err != nil {
+		return nil, []string{err.Error()}
+	}
+	if !rule.allows(in.Name) {
+		return nil, []string{fmt.Sprintf("the policy does not allow it the service %s", in.Name)}
+	}
+	if in.ID, err = idOf(c, p, h); err != nil {
+		return nil, []string{err.Error()}
+	}
+	var problems, more []string
+	in.Checks, problems = checks(c, p.Port, s, in, h)
+	if in.Ready, err = readiness(c, p.Port, s.take("ready"), p.at.probe, in.Checks); err != nil {
+		return nil, append(problems, err.Error())
+	}
+
+	protocol := []string{p.Protocol}
+	if p.Protocol == "tcp" {
+		protocol = nil
+	}
+	in.Tags, more = tags(splitTags(s.take("tags")), c.ExtraTags, protocol)
+	problems = append(problems, more...)
+
+	if in.Weight, err = weight(s.take("weight")); err != nil {
+		problems = append(problems, err.Error())
+	}
+	if signal := s.take("stop_signal"); signal != "" {
+		if _, err := parseSignal(signal); err != nil { // its effect is on the container, see realStopSignal
+			problems = append(problems, "SERVICE_STOP_SIGNAL is left out: "+err.Error())
+		}
+	}
+	in.Meta, more = s.meta()
+	in.Meta[metaOwner], in.Meta[metaContainer] = h.EngineID, c.ID
+	return &in, append(problems, more...)
+}
+
+// nameOf is the name of the service: the given one or that of the image, followed by the port if there are several and
+// it is not given for this port.
+func nameOf(c Container, p candidate, several bool, h Host) (string, error) {
+	given := p.settings.has("name")
+	name := p.settings.take("name")
+	if name == "" {
+		if h.Explicit {
+			return "", fmt.Errorf("it has no SERVICE_NAME, and only what has one is registered (--explicit)")
+		}
+		given = false
+		if name = imageName(c.Image); name == "" {
+			return "", fmt.Errorf("image %s has no name to register: set SERVICE_NAME", quote(c.Image))
+		}
+	}
+	if several && !given {
 		name += "-" + strconv.Itoa(int(p.Number))
 	}
 	if !serviceName.MatchString(name) || len(name) > maxName {
-		return nil, []string{fmt.Sprintf("%s: %q is no service name: use up to %d letters, digits, - and _ (SERVICE_NAME)", where, name, maxName)}
+		return "", fmt.Errorf("%s is no service name: use up to %d letters, digits, - and _ (SERVICE_NAME)", quote(name), maxName)
 	}
+	return name, nil
+}
 
-	id := s.take("id")
+// imageName is the service name that an image gives: its last part without tag and digest, with - for what DNS does not
+// have. An image that is named by its ID only gives none.
+func imageName(image string) string {
+	if strings.HasPrefix(image, "sha256:") {
+		return ""
+	}
+	name := untagged(image)
+	name = name[strings.LastIndexByte(name, '/')+1:]
+	return strings.Trim(strings.ReplaceAll(name, ".", "-"), "-_")
+}
+
+// idOf is the ID of the instance: the given one, or that which Registrator gives, where the host has Docker's name.
+func idOf(c Container, p candidate, h Host) (string, error) {
+	id := p.settings.take("id")
 	if id == "" {
 		id = fmt.Sprintf("%s:%s:%d", h.Name, c.Name, p.Number)
-		if p.Protocol == "udp" {
-			id += ":udp"
+		if p.Protocol != "tcp" {
+			id += ":" + p.Protocol
 		}
 	}
-	if !serviceID.MatchString(id) || len(id) > maxID {
-		return nil, []string{fmt.Sprintf("%s: %q is no service ID: use up to %d letters, digits and _.:@/- (SERVICE_ID)", where, id, maxID)}
+	// In a URL a path like a/../b is another one.
+	if !serviceID.MatchString(id) || len(id) > maxID || path.Clean(id) != id {
+		return "", fmt.Errorf("%s is no service ID: use up to %d letters, digits and _.:@/- (SERVICE_ID)", quote(id), maxID)
 	}
-
-	in := Instance{ID: id, Name: name, Address: at.address, Port: at.port, Container: c.ID, Started: c.Started, Probe: at.probe}
-	in.Tags = tags(s.take("tags"))
-	if p.Protocol == "udp" {
-		in.Tags = append(in.Tags, "udp")
-	}
-	switch ready := s.take("ready"); {
-	case ready == "none" || p.Protocol != "tcp":
-		in.Probe = ""
-	case ready != "" && ready != "tcp":
-		return nil, []string{fmt.Sprintf("%s: SERVICE_READY=%q is not known: use tcp or none", where, ready)}
-	}
-	meta, problems := s.meta(maxMeta - 2)
-	meta[metaOwner], meta[metaContainer] = h.EngineID, c.ID
-	in.Meta = meta
-	for i := range problems {
-		problems[i] = where + ": " + problems[i]
-	}
-	return &in, problems
+	return id, nil
 }
 
-// imageName is the service name that an image gives: its last part without tag and digest.
-func imageName(image string) string {
-	image, _, _ = strings.Cut(image, "@")
-	image = image[strings.LastIndexByte(image, '/')+1:]
-	image, _, _ = strings.Cut(image, ":")
-	return image
-}
-
-// place is where clients reach a port, and where the registrar probes it.
-type place struct {
-	address string // "" = the node's
-	port    int
-	probe   string
-}
-
-// locate decides the address of a port: the container's own on the first of the host's networks that it is on, else the
-// published port. reason says why there is none.
-func locate(c Container, p Port, h Host) (at place, reason string) {
-	if c.HostNetwork {
-		return place{port: int(p.Number)}, ""
+// weight is 0 for Consul's default.
+func weight(s string) (int, error) {
+	if s == "" {
+		return 0, nil
 	}
-	for _, n := range h.Networks {
-		if a, ok := c.Networks[n]; ok {
-			return place{a.String(), int(p.Number), hostPort(a, p.Number)}, ""
-		}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > maxWeight {
+		return 0, fmt.Errorf("SERVICE_WEIGHT=%s is left out: a weight is a number from 1 to %d", quote(s), maxWeight)
 	}
-	if len(p.Published) == 0 {
-		on := "it is on no network that the load balancer reaches and"
-		if len(h.Networks) > 0 {
-			on = fmt.Sprintf("it is not on %s and", strings.Join(h.Networks, ", "))
-		}
-		return at, fmt.Sprintf("port %d/%s: %s the port is not published: attach it to such a network (--network) or publish it", p.Number, p.Protocol, on)
-	}
-	first := p.Published[0] // loopback only if there is nothing else
-	if first.Addr().IsLoopback() {
-		return at, fmt.Sprintf("port %d/%s: it is published on %s only, which other hosts do not reach: publish it on another address", p.Number, p.Protocol, first.Addr())
-	}
-	at.port = int(first.Port())
-	if !first.Addr().IsUnspecified() {
-		at.address = first.Addr().String()
-	}
-	// A published port accepts whether something listens in the container or not, so the container's own address
-	// is probed.
-	for _, n := range sortedNetworks(c) {
-		at.probe = hostPort(c.Networks[n], p.Number)
-		break
-	}
-	return at, ""
-}
-
-func sortedNetworks(c Container) []string {
-	var names []string
-	for n := range c.Networks {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	return names
-}
-
-func hostPort(a netip.Addr, port uint16) string {
-	return net.JoinHostPort(a.String(), strconv.Itoa(int(port)))
+	return n, nil
 }

@@ -2,7 +2,10 @@ package registrar
 
 import (
 	"context"
+	"crypto/tls"
+	"fmt"
 	"net"
+	"net/http"
 	"time"
 )
 
@@ -14,24 +17,53 @@ const (
 	probeTimeout = time.Second
 )
 
-// dialFunc is net.Dialer.DialContext.
-type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+// prober tries whether something is ready. The loop's tests have one that knows without a network.
+type prober func(ctx context.Context, r Ready) error
 
-// probe returns nil when address accepts a TCP connection, and ctx's error when that ends first. slow is called
-// once, with the reason, if it takes longer than patience.
-func probe(ctx context.Context, dial dialFunc, address string, patience time.Duration, slow func(error)) error {
+// try is the prober of real instances.
+func try(ctx context.Context, r Ready) error {
+	if r.Kind == ReadyHTTP {
+		return tryHTTP(ctx, r)
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", r.Address)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+func tryHTTP(ctx context.Context, r Ready) error {
+	req, err := r.request(ctx)
+	if err != nil {
+		return err
+	}
+	// A connection of its own, no proxy, no redirects: what is asked is this very instance.
+	transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: r.Insecure}}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		return fmt.Errorf("%s answers %s", r.URL, resp.Status)
+	}
+	return nil
+}
+
+// probe returns nil when an instance is ready, and ctx's error when that ends first. late is called once, with the
+// reason, if it takes longer than patience.
+func probe(ctx context.Context, try prober, r Ready, patience time.Duration, late func(error)) error {
 	started, told := time.Now(), false
 	for wait := probeFirst; ; wait = min(wait+wait/8+1, probeMost) {
-		try, cancel := context.WithTimeout(ctx, probeTimeout)
-		conn, err := dial(try, "tcp", address)
+		attempt, cancel := context.WithTimeout(ctx, probeTimeout)
+		err := try(attempt, r)
 		cancel()
 		if err == nil {
-			conn.Close()
 			return nil
 		}
 		if !told && time.Since(started) > patience && ctx.Err() == nil {
 			told = true
-			slow(err)
+			late(err)
 		}
 		select {
 		case <-ctx.Done():

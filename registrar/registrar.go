@@ -5,22 +5,19 @@
 package registrar
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
-	"net/http"
-	"reflect"
 	"slices"
-	"strings"
 	"sync"
+	"text/template"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	docker "github.com/fsouza/go-dockerclient"
-	"github.com/hashicorp/consul/api"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 )
@@ -29,13 +26,7 @@ import (
 type Docker interface {
 	ListContainers(docker.ListContainersOptions) ([]docker.APIContainers, error)
 	InspectContainerWithOptions(docker.InspectContainerOptions) (*docker.Container, error)
-}
-
-// Agent is the part of *api.Agent that is used.
-type Agent interface {
-	ServicesWithFilterOpts(filter string, q *api.QueryOptions) (map[string]*api.AgentService, error)
-	ServiceRegisterOpts(service *api.AgentServiceRegistration, opts api.ServiceRegisterOpts) error
-	ServiceDeregisterOpts(id string, q *api.QueryOptions) error
+	KillContainer(docker.KillContainerOptions) error
 }
 
 // Options configure a Registrar. Docker, Events, Host, Agent and Log are required.
@@ -45,8 +36,13 @@ type Options struct {
 	Host   func(ctx context.Context) (Host, error) // asked at every resync
 	Agent  Agent
 
-	Resync       time.Duration // how often everything is looked at anew without an event; 0 = 1 minute
-	ReadyTimeout time.Duration // how long a port may take to accept before that is reported; 0 = 30 s
+	Resync       time.Duration      // how often everything is looked at anew without an event; 0 = 1 minute
+	ReadyTimeout time.Duration      // after that what is not ready is registered as critical; 0 = 30 s
+	DrainTime    time.Duration      // from a sign to stop to the SERVICE_STOP_SIGNAL; 0 = 2 s
+	Tags         *template.Template // further tags, from what docker inspect says; may be nil
+	KeepFailed   bool               // a container that ended with an error stays registered, in maintenance mode
+	Owner        string             // tells this registrar from others on the same Docker host; may be empty
+	Adopt        string             // host name in the IDs of Registrator's registrations to take over; "" = none
 
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // may be nil
@@ -55,27 +51,43 @@ type Options struct {
 const (
 	callTimeout = 10 * time.Second // of one call to Docker or Consul
 	parallel    = 8                // calls at once
+	reread      = 5 * time.Second  // how often what Consul holds is read without a reason
 )
 
 // Registrar keeps a Consul agent's services equal to the containers of a Docker host. One goroutine, that of Run, owns
 // all of its state but what status guards.
 type Registrar struct {
 	opts    Options
+	own     ownership
 	inbox   *inbox
-	dial    dialFunc
+	try     prober
 	metrics metrics
 
+	// Docker, as far as it is known.
 	host       Host
-	containers map[string]Container         // running ones
-	unknown    map[string]bool              // listed by Docker, but not to be inspected: their registrations stay
-	listed     bool                         // containers is complete: without that nothing is deregistered
-	stale      bool                         // containers may have missed something: list again
-	have       map[string]*api.AgentService // what the agent holds, nil when that is not known
-	adopted    bool                         // what was registered before this start has been looked at
-	rejected   map[string]Instance          // registrations that Consul refused, until they change or the next resync
-	ready      map[endpoint]bool
-	probing    map[endpoint]context.CancelFunc
-	probes     sync.WaitGroup
+	containers map[string]Container // running ones, and with KeepFailed those that failed
+	failed     map[string]string    // of these, how the container ended
+	answers    map[string]answer    // what Instances said of them
+	unknown    map[string]bool      // to be inspected: until then their registrations stay
+	listed     bool                 // containers is complete: without that nothing is deregistered
+	stale      bool                 // containers may have missed something: list again
+	kills      map[string]int       // signals sent to containers since the last look
+	draining   map[string]draining
+
+	// Consul, as far as it is known.
+	have     *held     // nil when it is to be read
+	readAt   time.Time // when it was read
+	adopted  bool      // what was registered before this start has been looked at
+	rejected map[string]Instance
+	told     map[string]time.Time // when Consul last heard of a TTL check
+
+	// What instances say.
+	seen    map[endpoint]time.Time
+	ready   map[endpoint]bool
+	late    map[endpoint]string // why it is not ready, though it should be
+	probing map[endpoint]context.CancelFunc
+
+	background sync.WaitGroup  // probes and signals under way
 	reasons    map[string]bool // already in the log
 
 	mu     sync.Mutex
@@ -84,21 +96,25 @@ type Registrar struct {
 
 // New returns a Registrar; nothing is dialled before Run.
 func New(opts Options) *Registrar {
-	if opts.Resync == 0 {
-		opts.Resync = time.Minute
-	}
-	if opts.ReadyTimeout == 0 {
-		opts.ReadyTimeout = 30 * time.Second
-	}
-	return &Registrar{
+	opts.Resync = cmp.Or(opts.Resync, time.Minute)
+	opts.ReadyTimeout = cmp.Or(opts.ReadyTimeout, 30*time.Second)
+	opts.DrainTime = cmp.Or(opts.DrainTime, 2*time.Second)
+	r := &Registrar{
 		opts:       opts,
 		inbox:      newInbox(),
-		dial:       (&net.Dialer{}).DialContext,
+		try:        try,
 		metrics:    newMetrics(opts.Metrics),
 		containers: map[string]Container{},
+		failed:     map[string]string{},
+		answers:    map[string]answer{},
 		unknown:    map[string]bool{},
+		kills:      map[string]int{},
+		draining:   map[string]draining{},
 		rejected:   map[string]Instance{},
+		told:       map[string]time.Time{},
+		seen:       map[endpoint]time.Time{},
 		ready:      map[endpoint]bool{},
+		late:       map[endpoint]string{},
 		probing:    map[endpoint]context.CancelFunc{},
 		reasons:    map[string]bool{},
 		status: map[string]error{
@@ -107,6 +123,10 @@ func New(opts Options) *Registrar {
 			"consul":        errors.New("consul was not asked yet"),
 		},
 	}
+	if opts.Adopt != "" {
+		r.own.adopt = registratorIDs(opts.Adopt)
+	}
+	return r
 }
 
 // Ready is nil while Docker and Consul answer and what is registered is what should be, else it says what is wrong.
@@ -137,16 +157,14 @@ func (r *Registrar) Run(ctx context.Context) error {
 	var follower sync.WaitGroup
 	follower.Go(func() { r.follow(ctx) })
 	defer follower.Wait()
-	defer r.probes.Wait()
+	defer r.background.Wait()
 	defer cancel()
 
 	resync := time.NewTicker(r.opts.Resync)
 	defer resync.Stop()
-	var (
-		retry  <-chan time.Time
-		delays = retries()
-		down   = false // Docker or Consul did not answer at all: wait for the retry
-	)
+	wake := time.NewTimer(r.opts.Resync)
+	defer wake.Stop()
+	dockerTry, consulTry := newAttempts(), newAttempts()
 	for {
 		select {
 		case <-ctx.Done():
@@ -154,37 +172,76 @@ func (r *Registrar) Run(ctx context.Context) error {
 		case <-r.inbox.wake:
 		case <-resync.C:
 			r.stale = true
-		case <-retry:
-			retry, down = nil, false
+		case <-wake.C:
 		}
-		r.receive(r.inbox.take(), down)
-		if down {
-			continue
-		}
-		var err error
-		if down, err = r.step(ctx); err != nil && ctx.Err() == nil {
-			r.metrics.errors.Inc()
-			retry = time.After(delays.NextBackOff())
-		} else if err == nil {
-			retry = nil
-			delays.Reset()
-		}
+		r.receive(r.inbox.take())
+		next := r.step(ctx, dockerTry, consulTry)
+		wake.Reset(time.Until(next))
 	}
 }
 
-// step brings the picture of Docker up to date and Consul in line with it. down says that one of them did not answer
-// at all, so that a flood of events is not to become a flood of failing calls.
-func (r *Registrar) step(ctx context.Context) (down bool, err error) {
-	partly, err := r.look(ctx)
-	r.settle("docker", errors.Join(partly, err))
-	if err != nil {
-		return true, err
+// step brings the picture of Docker up to date and Consul in line with it, as far as neither is to be left alone after
+// a failure. It says when it wants to be called again if nothing happens.
+func (r *Registrar) step(ctx context.Context, dockerTry, consulTry *attempts) (next time.Time) {
+	if dockerTry.allowed() {
+		partly, err := r.look(ctx)
+		r.settle("docker", errors.Join(partly, err))
+		dockerTry.note(err, partly)
 	}
-	err = r.Sync(ctx)
+	for id, signal := range r.kills {
+		if c, ok := r.containers[id]; ok {
+			r.killed(c, signal)
+		}
+	}
+	clear(r.kills)
+	next = r.expireDrains(ctx, time.Now())
+	if r.listed && consulTry.allowed() {
+		due, err := r.Sync(ctx)
+		if ctx.Err() == nil {
+			r.settle("consul", err)
+		}
+		consulTry.note(err, nil)
+		next = earliest(next, due)
+	}
 	if ctx.Err() == nil {
-		r.settle("consul", err)
+		r.metrics.errors.Add(dockerTry.failures() + consulTry.failures())
 	}
-	return err != nil, errors.Join(partly, err)
+	next = earliest(next, dockerTry.at)
+	next = earliest(next, consulTry.at)
+	return earliest(next, time.Now().Add(reread))
+}
+
+// attempts spaces tries after failures.
+type attempts struct {
+	at     time.Time // of the next try; zero = nothing failed
+	total  bool      // nothing is worth trying before that
+	fresh  float64   // failures not counted yet
+	delays *backoff.ExponentialBackOff
+}
+
+func newAttempts() *attempts { return &attempts{delays: retries()} }
+
+func (a *attempts) allowed() bool { return !a.total || !time.Now().Before(a.at) }
+
+// note takes in how a try went: in total failure nothing is tried before the next attempt, so that a flood of events does
+// not become a flood of failing calls.
+func (a *attempts) note(total, partial error) {
+	if total == nil && partial == nil {
+		a.at, a.total = time.Time{}, false
+		a.delays.Reset()
+		return
+	}
+	a.fresh++
+	a.total = total != nil
+	if !a.at.After(time.Now()) {
+		a.at = time.Now().Add(a.delays.NextBackOff())
+	}
+}
+
+func (a *attempts) failures() float64 {
+	n := a.fresh
+	a.fresh = 0
+	return n
 }
 
 // follow keeps the event stream connected.
@@ -198,9 +255,9 @@ func (r *Registrar) follow(ctx context.Context) {
 				r.inbox.put(func(m *mail) { m.resync = true })
 			},
 			func(e Event) {
-				if action, relevant := actions[e.Type+" "+e.Action]; relevant && e.container() != "" {
+				if ev, relevant := e.container(); relevant {
 					r.metrics.events.Inc()
-					r.inbox.put(func(m *mail) { m.happened(e.container(), action) })
+					r.inbox.put(func(m *mail) { m.events = append(m.events, ev) })
 				}
 			})
 		if ctx.Err() != nil {
@@ -215,43 +272,54 @@ func (r *Registrar) follow(ctx context.Context) {
 	}
 }
 
-const (
-	gone    = "gone"    // certain without asking
-	arrived = "arrived" // to be inspected
-	changed = "changed" // to be inspected if it is known
-)
-
-// actions are the events that matter, and what they say. A dying container is not inspected: Docker would block for
-// 100 ms and then say what the event says.
-var actions = map[string]string{
-	"container start":    arrived,
-	"container unpause":  arrived,
-	"container die":      gone,
-	"container pause":    gone,
-	"container destroy":  gone,
-	"container rename":   changed,
-	"network connect":    changed,
-	"network disconnect": changed,
-}
-
-// receive takes note of the mail. If later it will be acted on, a new list will tell all that it tells.
-func (r *Registrar) receive(m mail, later bool) {
+// receive takes note of the mail.
+func (r *Registrar) receive(m mail) {
+	r.stale = r.stale || m.resync
 	for _, e := range m.accepted {
 		if _, wanted := r.probing[e]; wanted {
 			r.ready[e] = true
 		}
 	}
-	r.stale = r.stale || m.resync || (later && len(m.order) > 0)
-	for _, id := range m.order {
-		_, known := r.containers[id]
-		switch action := m.last[id]; {
-		case action == gone:
-			delete(r.containers, id)
-			delete(r.unknown, id)
-		case action == arrived || known:
-			r.unknown[id] = true
+	for e, reason := range m.late {
+		if _, wanted := r.probing[e]; wanted {
+			r.late[e] = reason
 		}
 	}
+	for _, ev := range m.events {
+		c, known := r.containers[ev.id]
+		switch ev.action {
+		case killed:
+			r.kills[ev.id] = ev.signal
+			continue
+		case arrived:
+			r.unknown[ev.id] = true
+			delete(r.failed, ev.id)
+		case changed:
+			if known {
+				r.unknown[ev.id] = true
+			}
+			continue
+		case gone:
+			delete(r.unknown, ev.id)
+			if known && r.keeps(ev.exit) {
+				r.failed[c.ID] = fmt.Sprintf("the container ended with exit code %d", ev.exit)
+			} else {
+				delete(r.containers, ev.id)
+			}
+		case removed:
+			delete(r.unknown, ev.id)
+			delete(r.containers, ev.id)
+			delete(r.failed, ev.id)
+		}
+		// Whatever it was told before concerns a process that is gone.
+		delete(r.kills, ev.id)
+		delete(r.draining, ev.id)
+	}
+}
+
+// keeps says whether a container that ended like this stays registered: it ended by itself, and not well.
+func (r *Registrar) keeps(exit int) bool {
+	return r.opts.KeepFailed && exit > 0 && exit < 128
 }
 
 // look brings r.containers up to date: all of it, or what is unknown. partly tells of containers that could not be
@@ -267,7 +335,7 @@ func (r *Registrar) look(ctx context.Context) (partly, err error) {
 		clear(r.rejected)
 	}
 	partly = r.inspect(ctx)
-	r.metrics.containers.Set(float64(len(r.containers)))
+	r.metrics.containers.Set(float64(len(r.containers) - len(r.failed)))
 	return partly, nil
 }
 
@@ -279,11 +347,14 @@ func (r *Registrar) list(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	list, err := r.opts.Docker.ListContainers(docker.ListContainersOptions{Context: ctx})
+	list, err := r.opts.Docker.ListContainers(docker.ListContainersOptions{Context: ctx, All: r.opts.KeepFailed})
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
 	}
-	r.host = host
+	if r.opts.Owner != "" {
+		host.EngineID += "/" + r.opts.Owner
+	}
+	r.host, r.own.owner = host, host.EngineID
 	clear(r.unknown)
 	for _, c := range list {
 		r.unknown[c.ID] = true
@@ -291,6 +362,7 @@ func (r *Registrar) list(ctx context.Context) error {
 	for id := range r.containers {
 		if !r.unknown[id] {
 			delete(r.containers, id)
+			delete(r.failed, id)
 		}
 	}
 	return nil
@@ -324,226 +396,18 @@ func (r *Registrar) inspect(ctx context.Context) error {
 		case errs[i] != nil:
 			continue
 		case found[i] != nil && running(found[i]):
-			r.containers[id] = fromInspect(found[i])
+			r.containers[id] = fromInspect(found[i], r.opts.Tags)
+			delete(r.failed, id)
+		case found[i] != nil && found[i].State.Status == "exited" && r.keeps(found[i].State.ExitCode):
+			r.containers[id] = fromInspect(found[i], r.opts.Tags)
+			r.failed[id] = fmt.Sprintf("the container ended with exit code %d", found[i].State.ExitCode)
 		default:
 			delete(r.containers, id)
+			delete(r.failed, id)
 		}
 		delete(r.unknown, id)
 	}
 	return errors.Join(errs...)
-}
-
-// Sync makes the agent hold what the known containers register, and reads it back. One registration that fails keeps no
-// other from being made.
-func (r *Registrar) Sync(ctx context.Context) (err error) {
-	defer func() {
-		if err != nil {
-			r.have = nil
-		}
-	}()
-	if r.have == nil {
-		if r.have, err = r.read(ctx); err != nil {
-			return err
-		}
-	}
-	want := r.want(ctx)
-	register, deregister := diff(want, r.have, r.host.EngineID, r.unknown)
-	if len(register)+len(deregister) == 0 {
-		r.metrics.instances.Set(float64(len(want)))
-		return nil
-	}
-	if err := r.apply(ctx, register, deregister); err != nil {
-		return err
-	}
-	if r.have, err = r.read(ctx); err != nil {
-		return err
-	}
-	want = slices.DeleteFunc(want, r.refused)
-	register, deregister = diff(want, r.have, r.host.EngineID, r.unknown)
-	if n := len(register) + len(deregister); n > 0 {
-		return fmt.Errorf("consul does not hold what was written: %d registrations differ", n)
-	}
-	r.metrics.instances.Set(float64(len(want)))
-	return nil
-}
-
-func (r *Registrar) read(ctx context.Context) (map[string]*api.AgentService, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	have, err := r.opts.Agent.ServicesWithFilterOpts("", new(api.QueryOptions).WithContext(ctx))
-	if err != nil {
-		return nil, fmt.Errorf("read services: %w", err)
-	}
-	return have, nil
-}
-
-// apply sends the changes, those that end a service first: requests still go there.
-func (r *Registrar) apply(ctx context.Context, register []Instance, deregister []*api.AgentService) error {
-	var (
-		mu   sync.Mutex
-		errs []error
-	)
-	failed := func(err error) {
-		mu.Lock()
-		errs = append(errs, err)
-		mu.Unlock()
-	}
-	var g errgroup.Group
-	g.SetLimit(parallel)
-	for _, s := range deregister {
-		g.Go(func() error {
-			callCtx, cancel := context.WithTimeout(ctx, callTimeout)
-			defer cancel()
-			if err := r.opts.Agent.ServiceDeregisterOpts(s.ID, new(api.QueryOptions).WithContext(callCtx)); err != nil {
-				failed(fmt.Errorf("deregister %s: %w", s.ID, err))
-				return nil
-			}
-			r.opts.Log.Info("deregistered", "service", s.Service, "instance", s.ID)
-			return nil
-		})
-	}
-	for _, in := range register {
-		g.Go(func() error {
-			callCtx, cancel := context.WithTimeout(ctx, callTimeout)
-			defer cancel()
-			opts := api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(callCtx)
-			err := r.opts.Agent.ServiceRegisterOpts(registration(in), opts)
-			if consulRefuses(err) {
-				r.opts.Log.Error("not registered: consul refuses it; berth asks again at the next resync", "service", in.Name, "instance", in.ID, "err", err)
-				mu.Lock()
-				r.rejected[in.ID] = in
-				mu.Unlock()
-				return nil
-			}
-			if err != nil {
-				failed(fmt.Errorf("register %s: %w", in.ID, err))
-				return nil
-			}
-			r.opts.Log.Info("registered", "service", in.Name, "instance", in.ID, "address", in.Address, "port", in.Port,
-				"container", fmt.Sprintf("%.12s", in.Container))
-			return nil
-		})
-	}
-	_ = g.Wait() // no func returns an error
-	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	return errors.Join(errs...)
-}
-
-// consulRefuses says whether the agent answered that it will not take this registration, which says nothing about
-// any other.
-func consulRefuses(err error) bool {
-	var status api.StatusError
-	return errors.As(err, &status) && status.Code >= 400 && status.Code < 500 && status.Code != http.StatusTooManyRequests
-}
-
-// refused says whether Consul refused this very registration since the last resync.
-func (r *Registrar) refused(in Instance) bool {
-	was, ok := r.rejected[in.ID]
-	return ok && reflect.DeepEqual(was, in)
-}
-
-// want is what should be registered now. It starts probes for instances that are not ready yet and ends those that
-// nobody waits for.
-func (r *Registrar) want(ctx context.Context) []Instance {
-	containers := make([]Container, 0, len(r.containers))
-	for _, c := range r.containers {
-		containers = append(containers, c)
-	}
-	slices.SortFunc(containers, func(a, b Container) int {
-		if d := a.Created.Compare(b.Created); d != 0 {
-			return d
-		}
-		return strings.Compare(a.ID, b.ID)
-	})
-	var (
-		all      []Instance
-		refusals []refusal
-	)
-	for _, c := range containers {
-		instances, reasons := Instances(c, r.host)
-		all = append(all, instances...)
-		for _, reason := range reasons {
-			refusals = append(refusals, refusal{c.ID, reason})
-		}
-	}
-	all, more := unique(all, r.have, r.host.EngineID)
-	r.explain(ctx, append(refusals, more...))
-
-	var want []Instance
-	waiting := map[endpoint]bool{}
-	for _, in := range all {
-		e := in.endpoint()
-		// What was registered before the registrar started was ready once. It stays: a restart takes nothing away.
-		if !r.adopted && registered(in, r.have) {
-			r.ready[e] = true
-		}
-		if in.Probe == "" || r.ready[e] {
-			if !r.refused(in) {
-				want = append(want, in)
-			}
-			continue
-		}
-		waiting[e] = true
-		if r.probing[e] == nil {
-			r.probe(ctx, in, e)
-		}
-	}
-	r.adopted = true
-	r.forget(all, waiting)
-	return want
-}
-
-// probe waits in the background until the instance accepts, and then wakes the loop.
-func (r *Registrar) probe(ctx context.Context, in Instance, e endpoint) {
-	ctx, cancel := context.WithCancel(ctx)
-	r.probing[e] = cancel
-	r.probes.Go(func() {
-		slow := func(err error) {
-			r.opts.Log.Warn("not registered: its port does not accept connections; it will be as soon as it does",
-				"service", in.Name, "instance", in.ID, "address", in.Probe, "waited", r.opts.ReadyTimeout, "err", err)
-		}
-		if probe(ctx, r.dial, in.Probe, r.opts.ReadyTimeout, slow) == nil {
-			r.inbox.put(func(m *mail) { m.accepted = append(m.accepted, e) })
-		}
-	})
-}
-
-// forget ends probes that nobody waits for, and drops what is known of endpoints that are gone.
-func (r *Registrar) forget(all []Instance, waiting map[endpoint]bool) {
-	current := map[endpoint]bool{}
-	for _, in := range all {
-		current[in.endpoint()] = true
-	}
-	for e, cancel := range r.probing {
-		if !waiting[e] {
-			cancel()
-			delete(r.probing, e)
-		}
-	}
-	for e := range r.ready {
-		if !current[e] {
-			delete(r.ready, e)
-		}
-	}
-	r.metrics.probing.Set(float64(len(r.probing)))
-}
-
-// explain logs why something is not registered, once as long as it stays so. It is a warning only where somebody meant
-// it to be registered.
-func (r *Registrar) explain(ctx context.Context, refusals []refusal) {
-	now := map[string]bool{}
-	for _, f := range refusals {
-		key := f.container + " " + f.reason
-		now[key] = true
-		if c := r.containers[f.container]; !r.reasons[key] {
-			level := slog.LevelInfo
-			if c.mentionsService() {
-				level = slog.LevelWarn
-			}
-			r.opts.Log.Log(ctx, level, "not registered: "+f.reason, "container", c.Name)
-		}
-	}
-	r.reasons = now
 }
 
 // retries are the delays between attempts: exponential, with jitter, for ever.

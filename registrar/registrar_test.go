@@ -1,13 +1,13 @@
 package registrar
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
-	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -23,7 +23,7 @@ import (
 type world struct {
 	mu         sync.Mutex
 	containers map[string]*docker.Container
-	services   map[string]*api.AgentService
+	consul     held
 	listening  map[string]bool // addresses that accept
 	dockerErr  error
 	inspectErr map[string]error
@@ -32,12 +32,17 @@ type world struct {
 	events     chan Event
 	broken     chan struct{} // closed: the event stream ends
 	calls      map[string]int
+	history    []string // calls to Consul that change what is registered
+	signals    []string // "container signal after"
+	started    time.Time
+	opts       Options // more than the tests' usual ones
 }
 
 func newWorld() *world {
 	return &world{
-		containers: map[string]*docker.Container{}, services: map[string]*api.AgentService{}, listening: map[string]bool{},
-		inspectErr: map[string]error{}, events: make(chan Event, 100), broken: make(chan struct{}), calls: map[string]int{},
+		containers: map[string]*docker.Container{}, consul: nothing(), listening: map[string]bool{},
+		inspectErr: map[string]error{}, events: make(chan Event, 1000), broken: make(chan struct{}), calls: map[string]int{},
+		started: time.Now(),
 	}
 }
 
@@ -47,42 +52,88 @@ func (w *world) do(f func()) {
 	f()
 }
 
-func (w *world) event(action, id string) {
+func (w *world) event(action, id string, attributes ...string) {
 	e := Event{Type: "container", Action: action}
 	e.Actor.ID = id
+	e.Actor.Attributes = map[string]string{}
+	for i := 0; i < len(attributes); i += 2 {
+		e.Actor.Attributes[attributes[i]] = attributes[i+1]
+	}
 	w.events <- e
 }
 
 func (w *world) start(id, address string, env ...string) {
+	w.create(id, address, env...)
+	w.event("start", id)
+}
+
+func (w *world) create(id, address string, env ...string) *docker.Container {
+	c := &docker.Container{ID: id, Name: "/" + id, State: docker.State{Running: true, Status: "running"}}
+	c.Config = &docker.Config{Image: "app", Env: env, ExposedPorts: map[docker.Port]struct{}{"80/tcp": {}}}
+	c.NetworkSettings = &docker.NetworkSettings{Networks: map[string]docker.ContainerNetwork{"front": {IPAddress: address}}}
 	w.do(func() {
-		c := &docker.Container{ID: id, Name: "/" + id, Created: time.Now(), State: docker.State{Running: true, StartedAt: time.Now()}}
-		c.Config = &docker.Config{Image: "app", Env: env, ExposedPorts: map[docker.Port]struct{}{"80/tcp": {}}}
-		c.NetworkSettings = &docker.NetworkSettings{Networks: map[string]docker.ContainerNetwork{"front": {IPAddress: address}}}
+		c.Created, c.State.StartedAt = time.Now(), time.Now()
 		w.containers[id] = c
 	})
-	w.event("start", id)
+	return c
+}
+
+// change changes what Docker says of a container.
+func (w *world) change(id string, f func(*docker.Container)) {
+	w.do(func() {
+		c, config := *w.containers[id], *w.containers[id].Config
+		c.Config = &config
+		f(&c)
+		w.containers[id] = &c
+	})
 }
 
 func (w *world) die(id string) {
 	w.do(func() { delete(w.containers, id) })
-	w.event("die", id)
+	w.event("die", id, "exitCode", "0")
 }
 
 func (w *world) listen(address string) { w.do(func() { w.listening[address] = true }) }
 
+// registered are the services' IDs. Those in maintenance mode have a ! and those with a critical check a ? behind.
 func (w *world) registered() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return strings.Join(slices.Sorted(maps.Keys(w.services)), " ")
+	var out []string
+	for _, id := range slices.Sorted(maps.Keys(w.consul.services)) {
+		mark := ""
+		for _, c := range w.consul.checks {
+			switch {
+			case c.ServiceID != id || c.Status != api.HealthCritical:
+			case c.CheckID == maintenanceID+id:
+				mark = "!"
+			case mark == "":
+				mark = "?"
+			}
+		}
+		out = append(out, id+mark)
+	}
+	return strings.Join(out, " ")
 }
 
-func (w *world) ListContainers(docker.ListContainersOptions) ([]docker.APIContainers, error) {
+func (w *world) check(id string) api.AgentCheck {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if c := w.consul.checks[id]; c != nil {
+		return *c
+	}
+	return api.AgentCheck{}
+}
+
+func (w *world) ListContainers(o docker.ListContainersOptions) ([]docker.APIContainers, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.calls["list"]++
 	var out []docker.APIContainers
-	for id := range w.containers {
-		out = append(out, docker.APIContainers{ID: id})
+	for id, c := range w.containers {
+		if c.State.Running || o.All {
+			out = append(out, docker.APIContainers{ID: id})
+		}
 	}
 	return out, w.dockerErr
 }
@@ -101,34 +152,81 @@ func (w *world) InspectContainerWithOptions(o docker.InspectContainerOptions) (*
 	return c, nil
 }
 
-func (w *world) ServicesWithFilterOpts(string, *api.QueryOptions) (map[string]*api.AgentService, error) {
+func (w *world) KillContainer(o docker.KillContainerOptions) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.calls["services"]++
-	return maps.Clone(w.services), w.consulErr
+	w.signals = append(w.signals, fmt.Sprintf("%s %d %v", o.ID, o.Signal, time.Since(w.started)))
+	return nil
+}
+
+func (w *world) called(what string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.calls[what]
+}
+
+func (w *world) sent() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.signals)
+}
+
+// agent makes a call to the agent.
+func (w *world) agent(name string, f func()) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls["consul"]++
+	if name == "register" || name == "deregister" {
+		w.history = append(w.history, name)
+	}
+	w.calls[name]++
+	if w.consulErr == nil {
+		f()
+	}
+	return w.consulErr
+}
+
+func (w *world) ServicesWithFilterOpts(string, *api.QueryOptions) (out map[string]*api.AgentService, err error) {
+	err = w.agent("services", func() { out = maps.Clone(w.consul.services) })
+	return out, err
+}
+
+func (w *world) ChecksWithFilterOpts(string, *api.QueryOptions) (out map[string]*api.AgentCheck, err error) {
+	err = w.agent("checks", func() {
+		out = map[string]*api.AgentCheck{}
+		for id, c := range w.consul.checks {
+			is := *c
+			out[id] = &is
+		}
+	})
+	return out, err
 }
 
 func (w *world) ServiceRegisterOpts(s *api.AgentServiceRegistration, _ api.ServiceRegisterOpts) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.calls["register"]++
 	if w.refuse != "" && s.Name == w.refuse {
-		return api.StatusError{Code: 403, Body: "Permission denied"}
+		return errors.Join(w.agent("register", func() {}), api.StatusError{Code: 403, Body: "Permission denied"})
 	}
-	if w.consulErr == nil {
-		w.services[s.ID] = &api.AgentService{ID: s.ID, Service: s.Name, Tags: s.Tags, Meta: s.Meta, Address: s.Address, Port: s.Port}
-	}
-	return w.consulErr
+	return w.agent("register", func() { w.consul.put(s) })
 }
 
 func (w *world) ServiceDeregisterOpts(id string, _ *api.QueryOptions) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.calls["deregister"]++
-	if w.consulErr == nil {
-		delete(w.services, id)
-	}
-	return w.consulErr
+	return w.agent("deregister", func() { w.consul.remove(id) })
+}
+
+func (w *world) CheckDeregisterOpts(id string, _ *api.QueryOptions) error {
+	return w.agent("check deregister", func() { delete(w.consul.checks, id) })
+}
+
+func (w *world) EnableServiceMaintenanceOpts(id, reason string, _ *api.QueryOptions) error {
+	return w.agent("enable", func() { w.consul.maintain(id, reason) })
+}
+
+func (w *world) DisableServiceMaintenanceOpts(id string, _ *api.QueryOptions) error {
+	return w.agent("disable", func() { delete(w.consul.checks, maintenanceID+id) })
+}
+
+func (w *world) UpdateTTLOpts(id, output, status string, _ *api.QueryOptions) error {
+	return w.agent("update", func() { w.consul.checks[id].Status, w.consul.checks[id].Output = status, output })
 }
 
 func (w *world) stream(ctx context.Context, connected func(), event func(Event)) error {
@@ -151,28 +249,27 @@ func (w *world) stream(ctx context.Context, connected func(), event func(Event))
 	}
 }
 
-func (w *world) dial(_ context.Context, _, address string) (net.Conn, error) {
+func (w *world) try(_ context.Context, r Ready) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.calls["dial"]++
-	if !w.listening[address] {
-		return nil, errors.New("connection refused")
+	w.calls["try"]++
+	if !w.listening[cmp.Or(r.Address, r.URL)] {
+		return errors.New("connection refused")
 	}
-	a, b := net.Pipe()
-	b.Close()
-	return a, nil
+	return nil
 }
 
 // run starts a registrar in the world, and returns a function that stops it. To be called in a synctest bubble.
 func (w *world) run(t *testing.T) (*Registrar, func()) {
 	ctx, cancel := context.WithCancel(t.Context())
-	r := New(Options{
-		Docker: w, Events: w.stream, Agent: w, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Host: func(context.Context) (Host, error) {
-			return Host{Name: "vm", EngineID: "ENGINE", Networks: []string{"front"}}, nil
-		},
-	})
-	r.dial = w.dial
+	opts := w.opts
+	opts.Docker, opts.Events, opts.Agent = w, w.stream, w
+	opts.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	opts.Host = func(context.Context) (Host, error) {
+		return Host{Name: "vm", EngineID: "ENGINE", Networks: []string{"front"}}, nil
+	}
+	r := New(opts)
+	r.try = w.try
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
 	synctest.Wait()
@@ -211,7 +308,7 @@ func TestLifeOfAContainer(t *testing.T) {
 		}
 		w.die("a")
 		w.expect(t, 0, "")
-		if n := w.calls["list"]; n != 1 {
+		if n := w.called("list"); n != 1 {
 			t.Errorf("%d lists, want 1: events say where to look", n)
 		}
 	})
@@ -252,7 +349,7 @@ func TestRegistrarRestarts(t *testing.T) {
 		w.do(func() {
 			delete(w.containers, "b")
 			delete(w.listening, "10.0.0.1:80")
-			w.services["by-hand"] = &api.AgentService{ID: "by-hand"}
+			w.consul.services["by-hand"] = &api.AgentService{ID: "by-hand"}
 		})
 		w.listen("10.0.0.3:80")
 		w.start("c", "10.0.0.3")
@@ -270,8 +367,8 @@ func TestRemovedByHand(t *testing.T) {
 		w.listen("10.0.0.1:80")
 		w.start("a", "10.0.0.1")
 		w.expect(t, 10*time.Millisecond, "vm:a:80")
-		w.do(func() { clear(w.services) })
-		w.expect(t, time.Minute+time.Second, "vm:a:80")
+		w.do(func() { w.consul = nothing() })
+		w.expect(t, reread+time.Second, "vm:a:80")
 	})
 }
 
@@ -285,7 +382,7 @@ func TestConsulAway(t *testing.T) {
 		w.start("a", "10.0.0.1")
 		w.expect(t, 10*time.Millisecond, "vm:a:80")
 		w.do(func() { w.consulErr = errors.New("connection refused") })
-		before := w.calls["register"] + w.calls["deregister"] + w.calls["services"]
+		before := w.called("consul")
 		for i := range 100 { // a hundred come and go while Consul is away
 			id := fmt.Sprint("x", i)
 			w.start(id, "10.0.0.2")
@@ -298,7 +395,7 @@ func TestConsulAway(t *testing.T) {
 		if err := r.Ready(); err == nil || !strings.Contains(err.Error(), "connection refused") {
 			t.Errorf("Ready() = %v, want the reason", err)
 		}
-		if n := w.calls["register"] + w.calls["deregister"] + w.calls["services"] - before; n > 3600/2 {
+		if n := w.called("consul") - before; n > 3600/2 {
 			t.Errorf("%d calls to Consul in an hour away: that is a flood", n)
 		}
 		w.do(func() { w.consulErr = nil })
@@ -326,7 +423,7 @@ func TestDockerAway(t *testing.T) {
 		if err := r.Ready(); err == nil || !strings.Contains(err.Error(), "no such socket") {
 			t.Errorf("Ready() = %v, want the reason", err)
 		}
-		if n := w.calls["list"]; n > 3600/2 {
+		if n := w.called("list"); n > 3600/2 {
 			t.Errorf("%d lists in an hour away: that is a flood", n)
 		}
 		// Back with one container gone and one new, without any event about it.
@@ -347,7 +444,7 @@ func TestDockerAwayAtStart(t *testing.T) {
 		w := newWorld()
 		w.dockerErr = errors.New("no such socket")
 		in := owned("vm:a:80", "a", "ENGINE")
-		w.services[in.ID] = held(in)
+		w.consul.put(wanted{Instance: in}.registration())
 		_, stop := w.run(t)
 		defer stop()
 		time.Sleep(time.Hour)
@@ -362,7 +459,7 @@ func TestBadNeighbours(t *testing.T) {
 		w.refuse = "forbidden"
 		w.inspectErr["broken"] = errors.New("500 internal error")
 		in := owned("vm:broken:80", "broken", "ENGINE")
-		w.services[in.ID] = held(in)
+		w.consul.put(wanted{Instance: in}.registration())
 		w.start("broken", "10.0.0.1")
 		w.start("forbidden", "10.0.0.2", "SERVICE_NAME=forbidden")
 		w.start("deaf", "10.0.0.3")
@@ -384,10 +481,10 @@ func TestBadNeighbours(t *testing.T) {
 		if !strings.Contains(w.registered(), "vm:broken:80") {
 			t.Errorf("the container that could not be inspected was deregistered")
 		}
-		if n := w.calls["register"]; n > 50 {
+		if n := w.called("register"); n > 60 {
 			t.Errorf("%d calls to register in ten minutes: a refused one is to be asked for at resyncs only", n)
 		}
-		if n := w.calls["dial"]; n > 10*60*3 {
+		if n := w.called("try"); n > 10*60*3 {
 			t.Errorf("%d dials in ten minutes to one that never listens", n)
 		}
 	})
@@ -401,11 +498,328 @@ func TestPausedIsOut(t *testing.T) {
 		w.listen("10.0.0.1:80")
 		w.start("a", "10.0.0.1")
 		w.expect(t, 10*time.Millisecond, "vm:a:80")
-		w.do(func() { w.containers["a"].State.Paused = true })
+		w.change("a", func(c *docker.Container) { c.State.Paused = true })
 		w.event("pause", "a")
-		w.expect(t, 0, "")
-		w.do(func() { w.containers["a"].State.Paused = false })
+		w.expect(t, 0, "vm:a:80!")
+		if got := w.check(maintenanceID + "vm:a:80").Notes; got != "berth registrar: the container is paused" {
+			t.Errorf("the reason is %q", got)
+		}
+		w.change("a", func(c *docker.Container) { c.State.Paused = false })
 		w.event("unpause", "a")
+		w.expect(t, 0, "vm:a:80")
+	})
+}
+
+func TestDrainOnStop(t *testing.T) {
+	for name, tt := range map[string]struct {
+		stopSignal, signal string
+		want               string
+	}{
+		"SIGTERM":                         {"", "15", "vm:a:80!"},
+		"SIGKILL":                         {"", "9", "vm:a:80!"},
+		"HUP does not stop":               {"", "1", "vm:a:80"},
+		"USR1 does not stop":              {"", "10", "vm:a:80"},
+		"the image's own stop signal":     {"SIGQUIT", "3", "vm:a:80!"},
+		"TERM where QUIT is what stops":   {"SIGQUIT", "15", "vm:a:80"},
+		"USR1, where that is what stops":  {"USR1", "10", "vm:a:80!"},
+		"a real-time signal":              {"SIGRTMIN+3", "37", "vm:a:80!"},
+		"a sign, with nothing real named": {"SIGCONT", "18", "vm:a:80!"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				_, stop := w.run(t)
+				defer stop()
+				w.listen("10.0.0.1:80")
+				w.create("a", "10.0.0.1").Config.StopSignal = tt.stopSignal
+				w.event("start", "a")
+				w.expect(t, 10*time.Millisecond, "vm:a:80")
+				w.event("kill", "a", "signal", tt.signal)
+				w.expect(t, 0, tt.want)
+				time.Sleep(5 * time.Second)
+				w.expect(t, 0, tt.want)
+				w.die("a")
+				w.expect(t, 0, "")
+				if len(w.sent()) != 0 {
+					t.Errorf("signals were sent: %v", w.sent())
+				}
+				// The container that comes next under this name is none that stops.
+				w.start("a", "10.0.0.1")
+				w.expect(t, 10*time.Millisecond, "vm:a:80")
+			})
+		})
+	}
+}
+
+// One that was told to stop and does not is back in service once it shows that it is ready.
+func TestDrainOfOneThatDoesNotStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		defer stop()
+		w.listen("10.0.0.1:80")
+		w.start("a", "10.0.0.1")
 		w.expect(t, 10*time.Millisecond, "vm:a:80")
+		w.event("kill", "a", "signal", "15")
+		w.expect(t, 0, "vm:a:80!")
+		time.Sleep(39 * time.Second)
+		w.expect(t, 0, "vm:a:80!")
+		w.expect(t, 2*time.Second, "vm:a:80")
+	})
+}
+
+func TestDrainFirstThenStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.opts.DrainTime = 3 * time.Second
+		_, stop := w.run(t)
+		w.listen("10.0.0.1:80")
+		w.listen("10.0.0.2:80")
+		for id, address := range map[string]string{"a": "10.0.0.1", "b": "10.0.0.2"} {
+			w.create(id, address, "SERVICE_STOP_SIGNAL=TERM").Config.StopSignal = "SIGCONT"
+			w.event("start", id)
+		}
+		w.expect(t, 10*time.Millisecond, "vm:a:80 vm:b:80")
+		time.Sleep(time.Second - time.Since(w.started))
+		w.event("kill", "a", "signal", "18")
+		w.expect(t, 0, "vm:a:80! vm:b:80")
+		time.Sleep(time.Second)
+		w.event("kill", "a", "signal", "18") // impatient
+		time.Sleep(5 * time.Second)
+		if got := strings.Join(w.sent(), ", "); got != "a 15 4s" {
+			t.Errorf("signals: %s, want SIGTERM three seconds after the sign at 1s, once", got)
+		}
+		// Docker repeats berth's signal in its events; that is no second stop.
+		w.event("kill", "a", "signal", "15")
+		w.die("a")
+		w.expect(t, 0, "vm:b:80")
+
+		// Docker's own SIGKILL makes the real signal moot.
+		w.event("kill", "b", "signal", "18")
+		w.event("kill", "b", "signal", "9")
+		time.Sleep(5 * time.Second)
+		if len(w.sent()) != 1 {
+			t.Errorf("signals: %v", w.sent())
+		}
+		stop()
+	})
+}
+
+// The sign to stop came, and then the registrar was restarted: the container stays out, and gets its signal.
+func TestDrainSurvivesARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.opts.DrainTime = 5 * time.Second
+		_, stop := w.run(t)
+		w.listen("10.0.0.1:80")
+		w.create("a", "10.0.0.1", "SERVICE_STOP_SIGNAL=TERM").Config.StopSignal = "SIGCONT"
+		w.event("start", "a")
+		w.expect(t, 10*time.Millisecond, "vm:a:80")
+		w.event("kill", "a", "signal", "18")
+		w.expect(t, 0, "vm:a:80!")
+		stop()
+		_, stop = w.run(t)
+		defer stop()
+		w.expect(t, 0, "vm:a:80!")
+		time.Sleep(time.Second)
+		if len(w.sent()) != 1 || !strings.HasPrefix(w.sent()[0], "a 15 ") {
+			t.Errorf("signals: %v, want SIGTERM for a", w.sent())
+		}
+	})
+}
+
+func TestMaintenanceByHandStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		defer stop()
+		w.listen("10.0.0.1:80")
+		w.start("a", "10.0.0.1")
+		w.expect(t, 10*time.Millisecond, "vm:a:80")
+		w.do(func() { w.consul.maintain("vm:a:80", "upgrade by Ann") })
+		time.Sleep(10 * time.Minute)
+		w.change("a", func(c *docker.Container) { c.Config.Env = []string{"SERVICE_TAGS=new"} }) // makes it register anew
+		w.event("rename", "a")
+		time.Sleep(10 * time.Minute)
+		w.expect(t, 0, "vm:a:80!")
+		if got := w.check(maintenanceID + "vm:a:80").Notes; got != "upgrade by Ann" {
+			t.Errorf("the reason is %q", got)
+		}
+	})
+}
+
+func TestNotReadyInTimeIsCritical(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		w.start("a", "10.0.0.1")
+		time.Sleep(29 * time.Second)
+		w.expect(t, 0, "")
+		w.expect(t, 2*time.Second, "vm:a:80?")
+		if c := w.check("vm:a:80:ready"); c.Notes != "connection refused" {
+			t.Errorf("the check says %q", c.Notes)
+		}
+		// A restart does not take it for one that was ready.
+		stop()
+		_, stop = w.run(t)
+		defer stop()
+		time.Sleep(time.Minute)
+		w.expect(t, 0, "vm:a:80?")
+		w.listen("10.0.0.1:80")
+		w.expect(t, time.Second, "vm:a:80")
+	})
+}
+
+func TestHealthcheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		c := w.create("a", "10.0.0.1")
+		c.Config.Healthcheck = &docker.HealthConfig{Test: []string{"CMD", "check"}}
+		c.State.Health = docker.Health{Status: "starting"}
+		w.event("start", "a")
+		time.Sleep(10 * time.Second)
+		w.expect(t, 0, "")
+		say := func(status, output string) {
+			w.change("a", func(c *docker.Container) {
+				c.State.Health = docker.Health{Status: status, Log: []docker.HealthCheck{{Output: output}}}
+			})
+			w.event("health_status: "+status, "a")
+		}
+		say("healthy", "fine")
+		w.expect(t, 0, "vm:a:80")
+		if c := w.check("vm:a:80:check-1"); c.Status != api.HealthPassing || c.Output != "fine" {
+			t.Errorf("the check is %s: %q", c.Status, c.Output)
+		}
+		say("unhealthy", "no database")
+		w.expect(t, 0, "vm:a:80?")
+		if c := w.check("vm:a:80:check-1"); c.Output != "no database" {
+			t.Errorf("the check says %q", c.Output)
+		}
+		stop()
+		_, stop = w.run(t)
+		defer stop()
+		w.expect(t, 0, "vm:a:80?")
+		say("healthy", "fine")
+		w.expect(t, 0, "vm:a:80")
+		if w.called("try") != 0 {
+			t.Errorf("berth probed %d times what Docker probes", w.called("try"))
+		}
+		time.Sleep(24 * time.Hour)
+		w.expect(t, 0, "vm:a:80")
+		if n := w.called("update"); n > 20 {
+			t.Errorf("%d updates of a check that seldom changed", n)
+		}
+	})
+}
+
+func TestTTLIsKeptAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		w.listen("10.0.0.1:80")
+		w.start("a", "10.0.0.1", "SERVICE_CHECK_TTL=30s")
+		w.expect(t, 10*time.Millisecond, "vm:a:80")
+		time.Sleep(5 * time.Minute)
+		if n := w.called("update"); n < 30 || n > 33 {
+			t.Errorf("%d words to Consul in five minutes about a TTL of 30s, want one every ten seconds", n)
+		}
+		stop()
+	})
+}
+
+func TestKeepFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.opts.KeepFailed = true
+		_, stop := w.run(t)
+		end := func(id string, code int) {
+			w.change(id, func(c *docker.Container) { c.State = docker.State{Status: "exited", ExitCode: code} })
+			w.event("die", id, "exitCode", fmt.Sprint(code))
+		}
+		for i, id := range []string{"ok", "failed", "signalled", "removed"} {
+			address := fmt.Sprintf("10.0.0.%d", i+1)
+			w.listen(address + ":80")
+			w.start(id, address)
+		}
+		w.expect(t, 10*time.Millisecond, "vm:failed:80 vm:ok:80 vm:removed:80 vm:signalled:80")
+		end("ok", 0)
+		end("failed", 3)
+		end("signalled", 137)
+		end("removed", 1)
+		w.expect(t, 0, "vm:failed:80! vm:removed:80!")
+		w.do(func() { delete(w.containers, "removed") })
+		w.event("destroy", "removed")
+		w.expect(t, 0, "vm:failed:80!")
+		stop()
+		_, stop = w.run(t)
+		defer stop()
+		time.Sleep(10 * time.Minute)
+		w.expect(t, 0, "vm:failed:80!")
+		w.start("failed", "10.0.0.2")
+		w.expect(t, 10*time.Millisecond, "vm:failed:80")
+	})
+}
+
+// A register that fails half-way ends in the right state all the same.
+func TestHalfWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		defer stop()
+		for i := range 20 {
+			address := fmt.Sprintf("10.0.0.%d", i+1)
+			w.listen(address + ":80")
+			w.start(fmt.Sprintf("c%02d", i), address)
+		}
+		time.Sleep(time.Second)
+		// Consul goes away between the two halves of a change.
+		w.die("c00")
+		w.start("new", "10.0.0.1")
+		w.do(func() { w.consulErr = errors.New("connection reset") })
+		time.Sleep(3 * time.Second)
+		w.do(func() { w.consulErr = nil; w.consul.remove("vm:c07:80") })
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		if got := w.registered(); strings.Count(got, "vm:") != 20 || strings.Contains(got, "c00") || !strings.Contains(got, "vm:new:80") {
+			t.Errorf("registered: %s", got)
+		}
+	})
+}
+
+// A new name is a new service ID. The old one goes when the new one is there, and nothing is probed anew.
+func TestRename(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		defer stop()
+		w.listen("10.0.0.1:80")
+		w.start("a", "10.0.0.1")
+		w.expect(t, 10*time.Millisecond, "vm:a:80")
+		w.change("a", func(c *docker.Container) { c.Name = "/b" })
+		w.event("rename", "a")
+		w.expect(t, 0, "vm:b:80")
+		if got := strings.Join(w.history, " "); got != "register deregister" && !strings.HasSuffix(got, "register register deregister") {
+			t.Errorf("calls that change something: %s; want the new one registered before the old one goes", got)
+		}
+		if n := w.called("try"); n != 1 {
+			t.Errorf("probed %d times, want once", n)
+		}
+	})
+}
+
+// Two registrars of one Docker host, told apart by a name, live together on one agent.
+func TestTwoOnOneHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		in := owned("vm:theirs:80", "theirs", "ENGINE/other")
+		w.consul.put(wanted{Instance: in}.registration())
+		w.opts.Owner = "mine"
+		_, stop := w.run(t)
+		defer stop()
+		w.listen("10.0.0.1:80")
+		w.start("a", "10.0.0.1")
+		time.Sleep(10 * time.Minute)
+		w.expect(t, 0, "vm:a:80 vm:theirs:80")
 	})
 }

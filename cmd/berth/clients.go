@@ -78,18 +78,32 @@ func dockerClient() (*docker.Client, error) {
 	return client, nil
 }
 
-// dockerHost describes the Docker host. Without networks given, they are those of the container that berth runs in:
-// whoever deploys it puts it on the networks that it shares with the load balancer.
-func dockerHost(ctx context.Context, client *docker.Client, networks []string) (registrar.Host, error) {
-	id, name, err := registrar.Engine(ctx, client)
-	if err != nil {
-		return registrar.Host{}, err
+// hostDescription returns a function that describes the Docker host, for the registrar to ask at every resync. Without
+// networks given, they are those of the container that berth runs in: whoever deploys it puts it on the networks that
+// it shares with the load balancer. What the Consul agent says of itself is remembered for when it is away.
+func hostDescription(client *docker.Client, consul *api.Client, c Config) func(ctx context.Context) (registrar.Host, error) {
+	h := registrar.Host{Internal: c.Internal, Explicit: c.Explicit, IP: c.IP, TTL: c.TTL, Policy: c.Policy}
+	return func(ctx context.Context) (registrar.Host, error) {
+		var err error
+		if h.EngineID, h.Name, err = registrar.Engine(ctx, client); err != nil {
+			return h, err
+		}
+		h.Networks = c.Network
+		if len(h.Networks) == 0 {
+			if h.Networks, err = ownNetworks(ctx, client); err != nil {
+				return h, err
+			}
+		}
+		var self struct {
+			Member      struct{ Addr string }
+			DebugConfig struct{ EnableRemoteScriptChecks bool }
+		}
+		if _, err := consul.Raw().Query("/v1/agent/self", &self, new(api.QueryOptions).WithContext(ctx)); err == nil {
+			h.NodeAddress = self.Member.Addr
+			h.Scripts = c.Scripts && self.DebugConfig.EnableRemoteScriptChecks
+		}
+		return h, nil
 	}
-	h := registrar.Host{Name: name, EngineID: id, Networks: networks}
-	if len(networks) == 0 {
-		h.Networks, err = ownNetworks(ctx, client)
-	}
-	return h, err
 }
 
 func ownNetworks(ctx context.Context, client *docker.Client) ([]string, error) {

@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -10,6 +12,8 @@ import (
 
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
+
+	"berth/registrar"
 )
 
 // Config is the whole configuration. A key of the YAML file is the name of the flag, and the environment variable is
@@ -22,9 +26,20 @@ type Config struct {
 	LogFormat       string `mapstructure:"log-format"`
 	LogLevel        string `mapstructure:"log-level"`
 
-	Network      []string      `mapstructure:"network"`
-	Resync       time.Duration `mapstructure:"resync"`
-	ReadyTimeout time.Duration `mapstructure:"ready-timeout"`
+	Network      []string         `mapstructure:"network"`
+	Internal     bool             `mapstructure:"internal"`
+	Explicit     bool             `mapstructure:"explicit"`
+	IP           string           `mapstructure:"ip"`
+	Tags         string           `mapstructure:"tags"`
+	Deregister   string           `mapstructure:"deregister"`
+	TTL          time.Duration    `mapstructure:"ttl"`
+	Scripts      bool             `mapstructure:"scripts"`
+	Adopt        string           `mapstructure:"adopt"`
+	Owner        string           `mapstructure:"owner"`
+	Resync       time.Duration    `mapstructure:"resync"`
+	ReadyTimeout time.Duration    `mapstructure:"ready-timeout"`
+	DrainTime    time.Duration    `mapstructure:"drain-time"`
+	Policy       []registrar.Rule `mapstructure:"policy"` // in the file only
 
 	Template       string        `mapstructure:"template"`
 	HAProxyConfig  string        `mapstructure:"haproxy-config"`
@@ -45,26 +60,41 @@ func commonFlags(f *pflag.FlagSet, listen string) {
 
 func registrarFlags(f *pflag.FlagSet) {
 	f.StringSlice("network", nil, "networks on which the load balancer reaches containers, best first (default: those of berth's own container)")
+	f.Bool("internal", false, "register containers' own addresses and exposed ports, whatever the network")
+	f.Bool("explicit", false, "register only what has a SERVICE_NAME")
+	f.String("ip", "", "address to register for published ports (default: none, so that Consul uses its node's)")
+	f.String("tags", "", "tags for everything, separated by commas; a Go template over what docker inspect says")
+	f.String("deregister", "always", "always, or on-success: what ended with an error stays registered, in maintenance mode")
+	f.Duration("ttl", 0, "let registrations turn critical when the registrar is away for so long (default: never)")
+	f.Bool("scripts", false, "allow SERVICE_CHECK_SCRIPT and SERVICE_CHECK_CMD, if the Consul agent does, too")
+	f.String("adopt", "", "host name in the service IDs of a Registrator whose registrations to take over")
+	f.String("owner", "", "a name of its own for each of several registrars on one Docker host")
 	f.Duration("resync", time.Minute, "how often to compare everything, whatever the events said")
-	f.Duration("ready-timeout", 30*time.Second, "how long a port may take to accept connections before that is reported")
+	f.Duration("ready-timeout", 30*time.Second, "how long an instance may take to be ready before it is registered as critical")
+	f.Duration("drain-time", 2*time.Second, "from the sign to stop to the signal that SERVICE_STOP_SIGNAL names")
 }
 
 func templaterFlags(f *pflag.FlagSet) {
 	f.String("template", "", "consul-template file to render (default: the built-in template)")
 	f.String("haproxy-config", "/etc/haproxy/haproxy.cfg", "HAProxy's configuration file, in a directory that berth may write to")
 	f.String("haproxy-socket", "/run/haproxy/master.sock", "HAProxy's master socket (haproxy -W -S ...)")
-	f.String("haproxy-binary", "haproxy", "program to validate a configuration with before it is loaded, if it is here, or none")
+	f.String("haproxy-binary", defaultBinary, "program to validate a configuration with before it is loaded, if it is here, or none")
 	f.Duration("haproxy-timeout", 10*time.Second, "how long HAProxy may take to answer or to reload")
 	f.Duration("reload-interval", 200*time.Millisecond, "least time between two reloads; the first is done at once")
 }
 
-const envPrefix = "BERTH_"
+const (
+	envPrefix     = "BERTH_"
+	defaultBinary = "haproxy"
+)
 
 // readConfig joins flags, environment, file and defaults, in this order.
 func readConfig(flags *pflag.FlagSet) (Config, error) {
 	all := allFlags()
 	known := map[string]bool{}
 	all.VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
+	inFile := maps.Clone(known)
+	inFile["policy"] = true
 	for _, kv := range os.Environ() {
 		name, value, _ := strings.Cut(kv, "=") // an empty value counts as none, as in a compose file
 		if key, ours := strings.CutPrefix(name, envPrefix); ours && value != "" && !known[strings.ToLower(strings.ReplaceAll(key, "_", "-"))] {
@@ -85,7 +115,7 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 		return Config{}, unbound
 	}
 	if file := v.GetString("config"); file != "" {
-		if err := readFile(v, file, known); err != nil {
+		if err := readFile(v, file, inFile); err != nil {
 			return Config{}, err
 		}
 	}
@@ -151,6 +181,20 @@ func (c Config) validate() error {
 	}
 	if _, err := parseLevel(c.LogLevel); err != nil {
 		return err
+	}
+	if c.Deregister != "" && c.Deregister != "always" && c.Deregister != "on-success" {
+		return fmt.Errorf("deregister must be always or on-success, not %q", c.Deregister)
+	}
+	if c.IP != "" {
+		if _, err := netip.ParseAddr(c.IP); err != nil {
+			return fmt.Errorf("ip must be an IP address, not %q", c.IP)
+		}
+	}
+	if _, err := registrar.ParseTags(c.Tags); err != nil {
+		return fmt.Errorf("tags: %w", err)
+	}
+	if err := registrar.ValidatePolicy(c.Policy); err != nil {
+		return fmt.Errorf("policy: %w", err)
 	}
 	return nil
 }

@@ -95,7 +95,7 @@ func TestGoesOnWithout(t *testing.T) {
 	})
 	t.Run("consul", func(t *testing.T) {
 		out := start(t, "templater", "--consul-address", "127.0.0.1:1")
-		out.wait(t, "consul failed, keeping the last good configuration")
+		out.wait(t, "consul failed, waiting for it")
 		out.wait(t, "127.0.0.1:1")
 	})
 	t.Run("haproxy", func(t *testing.T) {

@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"io"
+	"text/tabwriter"
 
 	"github.com/hashicorp/consul/api"
 	"github.com/spf13/cobra"
@@ -10,49 +13,156 @@ import (
 )
 
 func registrarCommand() *cobra.Command {
+	var once, dryRun bool
 	cmd := &cobra.Command{
 		Use:   "registrar",
 		Short: "Register the containers of this Docker host in Consul",
 		Long: `Watch Docker and keep the services of the Consul agent equal to the running containers: a container is
-registered when its port accepts connections, and deregistered when it dies. What is registered is said by
-the container's SERVICE_* environment variables and labels. Run one registrar on each Docker host.`,
+registered when it is ready, taken out of service when it is told to stop, and deregistered when it dies.
+What is registered is said by the container's SERVICE_* environment variables and labels. Run one registrar
+on each Docker host.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			p, err := newProcess(cmd)
 			if err != nil {
 				return err
 			}
-			if err := p.addRegistrar(); err != nil {
+			r, err := p.newRegistrar()
+			switch {
+			case err != nil:
 				return err
+			case dryRun:
+				plan, err := r.Plan(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return printPlan(cmd.OutOrStdout(), plan)
+			case once:
+				return r.Once(cmd.Context())
 			}
+			p.parts = append(p.parts, r)
 			return p.run(cmd.Context())
 		},
 	}
 	commonFlags(cmd.Flags(), "127.0.0.1:9651")
 	registrarFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&once, "once", false, "bring Consul up to date once, and end")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only print what each container registers, and why or why not")
 	return cmd
 }
 
-func (p *process) addRegistrar() error {
+func (p *process) newRegistrar() (*registrar.Registrar, error) {
 	client, err := dockerClient()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	consul, err := api.NewClient(consulConfig(p.config))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p.parts = append(p.parts, registrar.New(registrar.Options{
-		Docker: client,
-		Events: registrar.DockerEvents(client),
-		Host: func(ctx context.Context) (registrar.Host, error) {
-			return dockerHost(ctx, client, p.config.Network)
-		},
+	tags, err := registrar.ParseTags(p.config.Tags)
+	if err != nil {
+		return nil, fmt.Errorf("tags: %w", err)
+	}
+	return registrar.New(registrar.Options{
+		Docker:       client,
+		Events:       registrar.DockerEvents(client),
+		Host:         hostDescription(client, consul, p.config),
 		Agent:        consul.Agent(),
 		Resync:       p.config.Resync,
 		ReadyTimeout: p.config.ReadyTimeout,
+		DrainTime:    p.config.DrainTime,
+		Tags:         tags,
+		KeepFailed:   p.config.Deregister == "on-success",
+		Owner:        p.config.Owner,
+		Adopt:        p.config.Adopt,
 		Log:          p.log,
 		Metrics:      p.metrics,
-	}))
+	}), nil
+}
+
+// printPlan prints a table with a line for each thing that a container registers or does not.
+func printPlan(w io.Writer, plan []registrar.Planned) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "CONTAINER\tSERVICE\tINSTANCE\tADDRESS\tREADY WHEN\tSTATE")
+	for _, p := range plan {
+		for _, i := range p.Instances {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", p.Container, i.Name, i.ID, i.Endpoint, i.Ready, i.State)
+		}
+		for _, reason := range p.Reasons {
+			fmt.Fprintf(t, "%s\t-\t-\t-\t-\tnot registered: %s\n", p.Container, reason)
+		}
+	}
+	return t.Flush()
+}
+
+// addRegistrar adds the registrar to what the process runs.
+func (p *process) addRegistrar() error {
+	r, err := p.newRegistrar()
+	if err != nil {
+		return err
+	}
+	p.parts = append(p.parts, r)
+	return nil
+}
+
+// drainCommand makes `berth drain` and, with on false, `berth undrain`.
+func drainCommand(on bool) *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "drain CONTAINER|INSTANCE...",
+		Short: "Take instances out of service: no new requests, what is in flight ends",
+		Long: `Put instances into Consul's maintenance mode, by container name or ID or by service ID. They get no new
+requests, and stay so until berth undrain or the end of their container.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := newProcess(cmd)
+			if err != nil {
+				return err
+			}
+			consul, err := api.NewClient(consulConfig(p.config))
+			if err != nil {
+				return err
+			}
+			client, err := dockerClient()
+			if err != nil {
+				return err
+			}
+			for _, arg := range args {
+				if err := setDrain(cmd.Context(), cmd.OutOrStdout(), registrar.Finder{Agent: consul.Agent(), Docker: client}, arg, on, reason); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	if on {
+		cmd.Flags().StringVar(&reason, "reason", "drained by hand", "shown in Consul")
+	} else {
+		cmd.Use = "undrain CONTAINER|INSTANCE..."
+		cmd.Short = "Put instances back into service"
+		cmd.Long = "End Consul's maintenance mode for instances, by container name or ID or by service ID."
+	}
+	commonFlags(cmd.Flags(), "none")
+	return cmd
+}
+
+func setDrain(ctx context.Context, w io.Writer, f registrar.Finder, arg string, on bool, reason string) error {
+	ids, err := f.Find(ctx, arg)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if err := f.Maintain(ctx, id, on, reason); err != nil {
+			return err
+		}
+		state := "back in service"
+		if on {
+			state = "out of service"
+		}
+		if _, err := fmt.Fprintf(w, "%s: %s\n", id, state); err != nil {
+			return err
+		}
+	}
 	return nil
 }

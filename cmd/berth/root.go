@@ -27,7 +27,7 @@ DOCKER_TLS_VERIFY mean what they mean everywhere.`,
 		SilenceErrors: true,
 	}
 	cmd.CompletionOptions.HiddenDefaultCmd = true
-	cmd.AddCommand(runCommand(), registrarCommand(), templaterCommand(), versionCommand())
+	cmd.AddCommand(runCommand(), registrarCommand(), templaterCommand(), drainCommand(true), drainCommand(false), versionCommand())
 	return cmd
 }
 

@@ -1,0 +1,327 @@
+package registrar
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// Check is a health check that is registered with an instance.
+type Check struct {
+	Definition api.AgentServiceCheck // complete but for CheckID and Status
+	Status     string                // in the beginning; "" = passing
+	TTL        time.Duration         // of a TTL check, which berth keeps alive while the container runs; 0 = another kind
+	Health     bool                  // a TTL check that mirrors Docker's HEALTHCHECK
+}
+
+const (
+	checkPrefix = "check_"
+
+	defaultInterval = 10 * time.Second // Registrator's
+	minInterval     = time.Second      // Consul's: an agent makes a shorter one that long
+	minDeregister   = time.Minute      // likewise
+
+	// healthTTL is how long what Docker's HEALTHCHECK said last is believed when nobody repeats it.
+	healthTTL = 24 * time.Hour
+
+	maxPath = 1024
+)
+
+var (
+	token       = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}$") // RFC 9110, 5.6.2
+	checkNumber = regexp.MustCompile(`^[1-9]_`)
+)
+
+// checks are the health checks of an instance: what its labels declare, Docker's HEALTHCHECK, and the registrar's own
+// sign of life. One that is declared badly is left out. The settings they are declared by are taken.
+func checks(c Container, p Port, s settings, in Instance, h Host) (out []Check, problems []string) {
+	mirror := s.take(checkPrefix + "docker")
+	out, problems = declared(c, p, s, in, h)
+	if c.Health != "" && (mirror == "" || !off(mirror)) {
+		check := ttlCheck("Docker HEALTHCHECK", healthTTL)
+		check.Health = true
+		out = append(out, check)
+	}
+	if h.TTL > 0 {
+		out = append(out, ttlCheck("berth registrar", h.TTL))
+	}
+	return out, problems
+}
+
+func ttlCheck(name string, ttl time.Duration) Check {
+	return Check{Definition: api.AgentServiceCheck{Name: name, TTL: ttl.String()}, TTL: ttl}
+}
+
+// declared are the checks that labels declare: SERVICE_CHECK_HTTP and so on, and up to nine more with everything of
+// their own, SERVICE_CHECK_1_HTTP to SERVICE_CHECK_9_HTTP.
+func declared(c Container, p Port, s settings, in Instance, h Host) (out []Check, problems []string) {
+	groups := map[string]*checkKeys{}
+	for _, key := range slices.Sorted(maps.Keys(s.values)) {
+		rest, ok := strings.CutPrefix(key, checkPrefix)
+		if !ok {
+			continue
+		}
+		prefix := checkPrefix
+		if checkNumber.MatchString(rest) {
+			prefix, rest = checkPrefix+rest[:2], rest[2:]
+		}
+		if groups[prefix] == nil {
+			groups[prefix] = &checkKeys{settings: s, prefix: prefix, values: map[string]string{}}
+		}
+		groups[prefix].values[rest] = s.take(key)
+	}
+	// "check_" sorts before "check_1_".
+	for _, prefix := range slices.Sorted(maps.Keys(groups)) {
+		checks, why := groups[prefix].checks(c, p, in, h)
+		out, problems = append(out, checks...), append(problems, why...)
+	}
+	return out, problems
+}
+
+// checkKeys are the keys that declare checks together: one of each kind, with the same interval, timeout and so on.
+type checkKeys struct {
+	settings
+	prefix string            // of the keys: "check_" or "check_1_"
+	values map[string]string // by what follows the prefix
+}
+
+func (k *checkKeys) label(key string) string { return k.settings.label(k.prefix + key) }
+
+// checks are those that the keys declare, and the reasons for those that are not made of them.
+func (k *checkKeys) checks(c Container, p Port, in Instance, h Host) (out []Check, problems []string) {
+	target := net.JoinHostPort(targetHost(in, h), strconv.Itoa(in.Port))
+	kinds := []struct {
+		key  string
+		make func(value string) (Check, error)
+		tcp  bool // what it asks is asked over TCP
+	}{
+		{"http", func(path string) (Check, error) { return k.http("http", target, path) }, true},
+		{"https", func(path string) (Check, error) { return k.http("https", target, path) }, true},
+		{"tcp", func(string) (Check, error) { return k.tcp(target) }, true},
+		{"grpc", func(string) (Check, error) { return k.grpc(target) }, true},
+		{"script", func(script string) (Check, error) { return k.script(script, in, h) }, false},
+		{"cmd", func(cmd string) (Check, error) { return k.cmd(cmd, c, p, h) }, false},
+		{"ttl", k.ttl, false},
+	}
+	known := map[string]bool{}
+	for _, kind := range kinds {
+		known[kind.key] = true
+		value := k.values[kind.key]
+		if value == "" || ((kind.key == "tcp" || kind.key == "grpc") && off(value)) {
+			continue
+		}
+		var (
+			check Check
+			err   error
+		)
+		if kind.tcp && p.Protocol != "tcp" {
+			if !k.has(k.prefix+kind.key) || c.exposes(p.Number, "tcp") {
+				continue // meant for another port
+			}
+			err = fmt.Errorf("nothing answers it on a %s port", p.Protocol)
+		} else if check, err = kind.make(value); err == nil {
+			out = append(out, check)
+			continue
+		}
+		problems = append(problems, fmt.Sprintf("%s is left out: %v", k.label(kind.key), err))
+	}
+	return out, append(problems, k.misspelt(known)...)
+}
+
+// misspelt are the keys that say nothing about a check.
+func (k *checkKeys) misspelt(known map[string]bool) (problems []string) {
+	for _, key := range []string{"interval", "timeout", "http_method", "https_method", "grpc_use_tls", "tls_skip_verify", "initial_status", "deregister_after"} {
+		known[key] = true
+	}
+	for _, key := range slices.Sorted(maps.Keys(k.values)) {
+		if !known[key] && !strings.HasPrefix(key, "header_") {
+			problems = append(problems, k.label(key)+" is left out: there is no such key; a check is declared by HTTP, HTTPS, TCP, GRPC, SCRIPT, CMD or TTL")
+		}
+	}
+	return problems
+}
+
+// targetHost is where the agent finds the instance.
+func targetHost(in Instance, h Host) string {
+	switch {
+	case in.Address != "":
+		return in.Address
+	case h.NodeAddress != "":
+		return h.NodeAddress
+	}
+	return loopback
+}
+
+func (k *checkKeys) http(scheme, target, path string) (Check, error) {
+	if err := validPath(path); err != nil {
+		return Check{}, err
+	}
+	u, err := url.Parse(scheme + "://" + target + path)
+	if err != nil || u.Host != target {
+		return Check{}, fmt.Errorf("%s is no path of a URL", quote(path))
+	}
+	method := k.values[scheme+"_method"]
+	if method != "" && !token.MatchString(method) {
+		return Check{}, fmt.Errorf("%s=%s is no HTTP method: use one like GET or HEAD", k.label(scheme+"_method"), quote(method))
+	}
+	header, err := k.header()
+	if err != nil {
+		return Check{}, err
+	}
+	name := method
+	if name == "" {
+		name = http.MethodGet
+	}
+	return k.timed(api.AgentServiceCheck{
+		Name:          fmt.Sprintf("%s %s %s", strings.ToUpper(scheme), name, path),
+		HTTP:          scheme + "://" + target + path,
+		Method:        method,
+		Header:        header,
+		TLSSkipVerify: scheme == "https" && !off(k.values["tls_skip_verify"]),
+	})
+}
+
+func validPath(path string) error {
+	switch {
+	case !strings.HasPrefix(path, "/"):
+		return fmt.Errorf("%s does not begin with /", quote(path))
+	case !plain(path) || strings.ContainsFunc(path, unicode.IsSpace):
+		return fmt.Errorf("%s has blanks or characters that are no text: write them as %%20 and so on", quote(path))
+	case len(path) > maxPath:
+		return fmt.Errorf("%s is longer than %d bytes", quote(path), maxPath)
+	}
+	return nil
+}
+
+// header are the HTTP headers of a check: SERVICE_CHECK_HEADER_X_API_KEY is X-Api-Key. A value may be a secret, so no
+// reason shows one.
+func (k *checkKeys) header() (http.Header, error) {
+	var header http.Header
+	for _, key := range slices.Sorted(maps.Keys(k.values)) {
+		name, ok := strings.CutPrefix(key, "header_")
+		if !ok {
+			continue
+		}
+		name = strings.ReplaceAll(name, "_", "-")
+		value := strings.TrimSpace(k.values[key])
+		switch {
+		case !token.MatchString(name):
+			return nil, fmt.Errorf("%s is no header's name", k.label(key))
+		case !plain(value):
+			return nil, fmt.Errorf("the value of %s has characters that are no text", k.label(key))
+		case header == nil:
+			header = http.Header{}
+		}
+		header.Set(name, value)
+	}
+	return header, nil
+}
+
+func (k *checkKeys) tcp(target string) (Check, error) {
+	return k.timed(api.AgentServiceCheck{Name: "TCP connect", TCP: target})
+}
+
+func (k *checkKeys) grpc(target string) (Check, error) {
+	tls := !off(k.values["grpc_use_tls"])
+	return k.timed(api.AgentServiceCheck{
+		Name: "gRPC health", GRPC: target, GRPCUseTLS: tls, TLSSkipVerify: tls && !off(k.values["tls_skip_verify"]),
+	})
+}
+
+var errScripts = errors.New("scripts run as the Consul agent, which the operator has to allow: berth with --scripts, and the agent with enable_script_checks")
+
+// script is a check by a shell. What is put into the script are an address and a number, nothing of the container's.
+func (k *checkKeys) script(script string, in Instance, h Host) (Check, error) {
+	if !h.Scripts {
+		return Check{}, errScripts
+	}
+	if strings.ContainsRune(script, 0) {
+		return Check{}, errors.New("it contains a NUL character")
+	}
+	script = strings.NewReplacer("$SERVICE_IP", targetHost(in, h), "$SERVICE_PORT", strconv.Itoa(in.Port)).Replace(script)
+	return k.timed(api.AgentServiceCheck{Name: "script", Args: []string{"/bin/sh", "-c", script}})
+}
+
+// cmd is a check by Registrator's program check-cmd, which has to be there for the agent.
+func (k *checkKeys) cmd(cmd string, c Container, p Port, h Host) (Check, error) {
+	if !h.Scripts {
+		return Check{}, errScripts
+	}
+	if strings.ContainsRune(cmd, 0) {
+		return Check{}, errors.New("it contains a NUL character")
+	}
+	return k.timed(api.AgentServiceCheck{
+		Name: "check-cmd", Args: []string{"check-cmd", fmt.Sprintf("%.12s", c.ID), strconv.Itoa(int(p.Number)), cmd},
+	})
+}
+
+func (k *checkKeys) ttl(value string) (Check, error) {
+	ttl, err := time.ParseDuration(value)
+	if err != nil || ttl < minInterval {
+		return Check{}, fmt.Errorf("%s is no duration of %v or more: write it like 30s", quote(value), minInterval)
+	}
+	return k.finish(ttlCheck("TTL "+ttl.String(), ttl))
+}
+
+// timed completes a check that the agent makes at an interval.
+func (k *checkKeys) timed(d api.AgentServiceCheck) (Check, error) {
+	interval, err := k.duration("interval", minInterval)
+	if err != nil {
+		return Check{}, err
+	}
+	timeout, err := k.duration("timeout", 0)
+	if err != nil {
+		return Check{}, err
+	}
+	if interval == 0 {
+		interval = defaultInterval
+	}
+	d.Interval = interval.String()
+	if timeout != 0 {
+		d.Timeout = timeout.String()
+	}
+	return k.finish(Check{Definition: d})
+}
+
+// finish completes a check of any kind.
+func (k *checkKeys) finish(check Check) (Check, error) {
+	after, err := k.duration("deregister_after", minDeregister)
+	if err != nil {
+		return Check{}, err
+	}
+	if after != 0 {
+		check.Definition.DeregisterCriticalServiceAfter = after.String()
+	}
+	switch status := k.values["initial_status"]; status {
+	case "", api.HealthPassing, api.HealthWarning, api.HealthCritical:
+		check.Status = status
+	default:
+		return Check{}, fmt.Errorf("%s=%s is no status: use passing, warning or critical", k.label("initial_status"), quote(status))
+	}
+	return check, nil
+}
+
+// duration is the value of a key, 0 if it is not given. What is shorter than least is taken for that, as Consul takes
+// it.
+func (k *checkKeys) duration(key string, least time.Duration) (time.Duration, error) {
+	value := k.values[key]
+	if value == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(value)
+	if err != nil || d <= 0 {
+		return 0, fmt.Errorf("%s=%s is no duration: write it like 10s", k.label(key), quote(value))
+	}
+	return max(d, least), nil
+}

@@ -1,0 +1,113 @@
+package registrar
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	docker "github.com/fsouza/go-dockerclient"
+)
+
+// draining is a container that was told to stop and has not died yet.
+type draining struct {
+	reason string
+	until  time.Time // when it is taken for one that does not stop after all
+	signal int       // to be sent when it is drained; 0 = none, or sent already
+	sendAt time.Time
+}
+
+// survives is how long a container may run on after the time that Docker gives it to stop.
+const survives = 30 * time.Second
+
+// killed takes note of a signal that Docker has sent to a container. One that ends it takes it out of service: its stop
+// signal, and SIGKILL. If that signal is only a sign, and the real one is in SERVICE_STOP_SIGNAL, that one follows when
+// the container is drained.
+func (r *Registrar) killed(c Container, signal int) {
+	if signal != c.StopSignal && signal != sigkill {
+		return
+	}
+	if d, already := r.draining[c.ID]; already {
+		if signal == sigkill {
+			d.signal = 0
+			r.draining[c.ID] = d
+		}
+		return
+	}
+	now := time.Now()
+	d := draining{
+		reason: fmt.Sprintf("the container was sent %s to stop", signalName(signal)),
+		until:  now.Add(c.StopTimeout + survives),
+	}
+	if real := r.realStopSignal(c); signal == c.StopSignal && real != 0 && real != signal {
+		d.signal, d.sendAt = real, now.Add(r.opts.DrainTime)
+	}
+	r.draining[c.ID] = d
+}
+
+// realStopSignal is the signal in SERVICE_STOP_SIGNAL, 0 if there is none. It counts for a container that registers
+// nothing, too: nobody else would send it.
+func (r *Registrar) realStopSignal(c Container) int {
+	rule, refused := ruleFor(c, r.host.Policy)
+	s := settingsFor(c, 0)
+	rule.restrict(s)
+	n, err := parseSignal(s.values["stop_signal"])
+	if err != nil || refused != "" {
+		return 0
+	}
+	return n
+}
+
+// expireDrains sends the signals that are due, and puts containers that did not stop back to where they have to show
+// that they are ready. It says when it wants to be called again.
+func (r *Registrar) expireDrains(ctx context.Context, now time.Time) (next time.Time) {
+	for id, d := range r.draining {
+		c, runs := r.containers[id]
+		switch {
+		case !runs:
+			delete(r.draining, id)
+			continue
+		case d.signal != 0 && !d.sendAt.After(now):
+			r.send(ctx, c, d.signal)
+			d.signal = 0
+			r.draining[id] = d
+		case !d.until.After(now):
+			r.opts.Log.Warn("back in service when it is ready: it was told to stop and runs on", "container", c.Name)
+			delete(r.draining, id)
+			for e := range r.ready {
+				if e.container == id {
+					delete(r.ready, e)
+				}
+			}
+			continue
+		}
+		at := d.until
+		if d.signal != 0 && d.sendAt.Before(at) {
+			at = d.sendAt
+		}
+		next = earliest(next, at)
+	}
+	return next
+}
+
+// send has Docker send a signal to a container, in the background: Docker may take its time, and if it fails its own
+// stop timeout ends the container all the same.
+func (r *Registrar) send(ctx context.Context, c Container, signal int) {
+	r.background.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		err := r.opts.Docker.KillContainer(docker.KillContainerOptions{Context: ctx, ID: c.ID, Signal: docker.Signal(signal)})
+		if err != nil {
+			r.opts.Log.Error("cannot send the stop signal; Docker's stop timeout will end the container", "container", c.Name, "signal", signalName(signal), "err", err)
+			return
+		}
+		r.opts.Log.Info("drained, stop signal sent", "container", c.Name, "signal", signalName(signal))
+	})
+}
+
+// earliest is the earlier of two times, of which the zero time is none.
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || (!b.IsZero() && b.Before(a)) {
+		return b
+	}
+	return a
+}

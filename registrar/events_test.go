@@ -1,0 +1,139 @@
+package registrar
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	docker "github.com/fsouza/go-dockerclient"
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestEventsThatMatter(t *testing.T) {
+	event := func(kind, action string, attributes ...string) Event {
+		e := Event{Type: kind, Action: action}
+		e.Actor.ID = "c"
+		e.Actor.Attributes = map[string]string{}
+		for i := 0; i < len(attributes); i += 2 {
+			e.Actor.Attributes[attributes[i]] = attributes[i+1]
+		}
+		return e
+	}
+	ev := func(a action) containerEvent { return containerEvent{id: "c", action: a, exit: -1} }
+	for _, tt := range []struct {
+		in   Event
+		want containerEvent
+	}{
+		{event("container", "start"), ev(arrived)},
+		{event("container", "kill", "signal", "15"), containerEvent{"c", killed, 15, -1}},
+		{event("container", "die", "exitCode", "137"), containerEvent{"c", gone, 0, 137}},
+		{event("container", "die"), ev(gone)},
+		{event("container", "destroy"), ev(removed)},
+		{event("container", "pause"), ev(changed)},
+		{event("container", "unpause"), ev(changed)},
+		{event("container", "rename"), ev(changed)},
+		{event("container", "health_status: healthy"), ev(changed)},
+		{event("network", "disconnect", "container", "c"), ev(changed)},
+	} {
+		if got, relevant := tt.in.container(); !relevant || got != tt.want {
+			t.Errorf("%s %s: %+v, %v; want %+v", tt.in.Type, tt.in.Action, got, relevant, tt.want)
+		}
+	}
+	for _, e := range []Event{
+		event("container", "create"), event("container", "stop"), event("container", "exec_create: sh"), event("container", "attach"),
+		event("network", "create"), event("network", "connect"), event("volume", "mount"), {Type: "container", Action: "start"},
+	} {
+		if got, relevant := e.container(); relevant {
+			t.Errorf("%s %s is taken for %+v", e.Type, e.Action, got)
+		}
+	}
+}
+
+// daemon answers like Docker's on a unix socket.
+func daemon(t *testing.T, h http.HandlerFunc) *docker.Client {
+	path := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: h}}
+	srv.Start()
+	t.Cleanup(srv.Close)
+	client, err := docker.NewClient("unix://" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+func TestDockerEvents(t *testing.T) {
+	client := daemon(t, func(w http.ResponseWriter, r *http.Request) {
+		if got := r.URL.Query().Get("filters"); got != `{"type":["container","network"]}` {
+			t.Errorf("filters are %s", got)
+		}
+		for i := range 5000 {
+			fmt.Fprintf(w, `{"Type":"container","Action":"start","Actor":{"ID":"c%d","Attributes":{"name":"x"}}}`+"\n", i)
+		}
+	})
+	var got []string
+	connected := 0
+	err := DockerEvents(client)(t.Context(), func() { connected++ }, func(e Event) { got = append(got, e.Actor.ID) })
+	if err == nil || !strings.Contains(err.Error(), "the daemon closed the stream") {
+		t.Errorf("error %v", err)
+	}
+	if connected != 1 || len(got) != 5000 || got[0] != "c0" || got[4999] != "c4999" {
+		t.Errorf("connected %d times, %d events, the last of them in order up to the end of the stream: %v", connected, len(got), got[max(0, len(got)-2):])
+	}
+}
+
+func TestDockerEventsFails(t *testing.T) {
+	for name, h := range map[string]http.HandlerFunc{
+		"500 Internal Server Error: no can do": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no can do", 500) },
+		"read docker events: invalid":          func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "nonsense") },
+	} {
+		err := DockerEvents(daemon(t, h))(t.Context(), func() {}, func(Event) {})
+		if err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("error %v, want one that says %q", err, name)
+		}
+	}
+}
+
+func TestDockerEventsEndsWithItsContext(t *testing.T) {
+	release := make(chan struct{})
+	client := daemon(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.(http.Flusher).Flush()
+		<-release
+	})
+	defer close(release)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- DockerEvents(client)(ctx, cancel, func(Event) {}) }() // ends itself once it is connected
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Error("no error")
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not end")
+	}
+}
+
+func TestEngine(t *testing.T) {
+	client := daemon(t, func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"ID":"ENGINE","Name":"vm","Containers":3}`)
+	})
+	id, name, err := Engine(t.Context(), client)
+	if d := cmp.Diff([]any{"ENGINE", "vm", nil}, []any{id, name, err}); d != "" {
+		t.Error(d)
+	}
+	client = daemon(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{}`) })
+	if _, _, err := Engine(t.Context(), client); err == nil || !strings.Contains(err.Error(), "no engine ID") {
+		t.Errorf("error %v", err)
+	}
+}

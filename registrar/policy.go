@@ -1,0 +1,144 @@
+package registrar
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+)
+
+// Rule says what some containers may register. The first rule that fits a container decides; where there are rules and
+// none fits, the container registers nothing. In every list one match is enough, and an empty list matches everything.
+//
+// Patterns are those of path.Match: * stands for any characters but /, ? for one, [a-z] for one of these. Image names,
+// projects and labels are what the one who starts a container says they are.
+type Rule struct {
+	// Image is matched with the name that the container was created from, as it was given, and with that name without
+	// tag and digest: "registry.example/team/*" fits "registry.example/team/shop:v2", and so does its full name.
+	Image []string `mapstructure:"image"`
+	// Project is matched with the name of the compose project.
+	Project []string `mapstructure:"project"`
+	// Label is matched with the container's labels, "key=value", or "key" for any value. Here * stands for / as well.
+	Label []string `mapstructure:"label"`
+
+	// Services are the names that may be registered, as they are at the end, with a port's suffix.
+	Services []string `mapstructure:"services"`
+	// Keys are the SERVICE_* keys that count, in lower case without prefix and port: "tags", "check_*", "route_*".
+	// SERVICE_IGNORE always counts.
+	Keys []string `mapstructure:"keys"`
+}
+
+// projectLabel is where compose writes the name of a container's project.
+const projectLabel = "com.docker.compose.project"
+
+// ValidatePolicy names the first pattern that can never match.
+func ValidatePolicy(rules []Rule) error {
+	for i, r := range rules {
+		for _, list := range []struct {
+			name     string
+			patterns []string
+		}{
+			{"image", r.Image}, {"project", r.Project}, {"label", r.Label}, {"services", r.Services}, {"keys", r.Keys},
+		} {
+			for _, p := range list.patterns {
+				if err := validPattern(list.name, p); err != nil {
+					return fmt.Errorf("rule %d: %s %q: %w", i+1, list.name, p, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func validPattern(list, pattern string) error {
+	key, value, _ := strings.Cut(pattern, "=")
+	if list != "label" {
+		key, value = pattern, ""
+	}
+	for _, p := range []string{key, value} {
+		if _, err := path.Match(p, ""); err != nil {
+			return fmt.Errorf("%w: put a backslash before a [, ?, * or \\ that stands for itself", err)
+		}
+	}
+	switch {
+	case pattern == "":
+		return errors.New("an empty pattern matches nothing: leave the list away if anything will do")
+	case list == "keys" && strings.HasPrefix(strings.ToLower(pattern), strings.ToLower(keyPrefix)):
+		return fmt.Errorf("leave %s away", keyPrefix)
+	case list == "keys" && pattern != strings.ToLower(pattern):
+		return errors.New("keys are compared in lower case")
+	}
+	return nil
+}
+
+// ruleFor is the rule that decides about a container. reason says why it may register nothing.
+func ruleFor(c Container, policy []Rule) (rule Rule, reason string) {
+	if len(policy) == 0 {
+		return Rule{}, ""
+	}
+	n := slices.IndexFunc(policy, func(r Rule) bool { return r.fits(c) })
+	if n < 0 {
+		return Rule{}, "no rule of the policy fits it: add one for its image, project or labels"
+	}
+	return policy[n], ""
+}
+
+func (r Rule) fits(c Container) bool {
+	return (len(r.Image) == 0 || matches(r.Image, c.Image) || matches(r.Image, untagged(c.Image))) &&
+		(len(r.Project) == 0 || matches(r.Project, c.Labels[projectLabel])) &&
+		(len(r.Label) == 0 || slices.ContainsFunc(r.Label, func(pattern string) bool { return labelled(c, pattern) }))
+}
+
+// allows says whether a service may be registered under this name.
+func (r Rule) allows(service string) bool {
+	return len(r.Services) == 0 || matches(r.Services, service)
+}
+
+// restrict takes away the settings that the rule does not allow.
+func (r Rule) restrict(s settings) (problems []string) {
+	if len(r.Keys) == 0 {
+		return nil
+	}
+	for _, key := range slices.Sorted(maps.Keys(s.values)) {
+		if key != "ignore" && !matches(r.Keys, key) {
+			problems = append(problems, s.label(key)+" is left out: the policy does not allow it for this container")
+			delete(s.values, key)
+		}
+	}
+	return problems
+}
+
+// labelled says whether the container has a label that fits.
+func labelled(c Container, pattern string) bool {
+	key, value, valued := strings.Cut(pattern, "=")
+	for k, v := range c.Labels {
+		if acrossSlashes(key, k) && (!valued || acrossSlashes(value, v)) {
+			return true
+		}
+	}
+	return false
+}
+
+// acrossSlashes is path.Match for text in which a slash is a character like any other.
+func acrossSlashes(pattern, s string) bool {
+	const stroke = "\x00"
+	ok, err := path.Match(strings.ReplaceAll(pattern, "/", stroke), strings.ReplaceAll(s, "/", stroke))
+	return ok && err == nil
+}
+
+func matches(patterns []string, s string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		ok, err := path.Match(p, s)
+		return ok && err == nil
+	})
+}
+
+// untagged is the name of an image without tag and digest. A colon before a slash is that of a registry's port.
+func untagged(image string) string {
+	image, _, _ = strings.Cut(image, "@")
+	slash := strings.LastIndexByte(image, '/') + 1
+	name, _, _ := strings.Cut(image[slash:], ":")
+	return image[:slash] + name
+}

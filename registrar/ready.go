@@ -1,0 +1,109 @@
+package registrar
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net/http"
+	"net/textproto"
+	"strings"
+)
+
+// Ready says what has to be seen before an instance is registered as passing. It is comparable.
+type Ready struct {
+	Kind     ReadyKind
+	Address  string // host:port for ReadyTCP
+	URL      string // for ReadyHTTP: a status of 2xx is ready
+	Method   string // for ReadyHTTP, "" = GET
+	Host     string // for ReadyHTTP: the Host header, "" = that of the URL
+	Headers  string // for ReadyHTTP: further headers as on the wire, "Name: value\r\n" each
+	Insecure bool   // for ReadyHTTP with https: any certificate will do
+}
+
+// ReadyKind is a way of telling whether an instance is ready.
+type ReadyKind string
+
+// The ways of telling.
+const (
+	ReadyNone        ReadyKind = ""            // it is, as soon as its container runs
+	ReadyTCP         ReadyKind = "tcp"         // its port accepts a connection
+	ReadyHTTP        ReadyKind = "http"        // it answers a request
+	ReadyHealthcheck ReadyKind = "healthcheck" // Docker's HEALTHCHECK says so
+)
+
+// request is what ReadyHTTP asks.
+func (r Ready) request(ctx context.Context) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, r.Method, r.URL, nil)
+	if err != nil {
+		return nil, err
+	}
+	header, err := textproto.NewReader(bufio.NewReader(strings.NewReader(r.Headers + "\r\n"))).ReadMIMEHeader()
+	if err != nil {
+		return nil, fmt.Errorf("headers for %s: %w", r.URL, err)
+	}
+	req.Header, req.Host = http.Header(header), r.Host
+	return req, nil
+}
+
+// readiness is how to tell whether an instance is ready: what its labels choose, else Docker's HEALTHCHECK if it is one
+// of the checks, else the first HTTP check, else whether the port accepts. at is where the registrar reaches the port;
+// without that, and on a port that is not TCP, an instance is ready when its container runs.
+func readiness(c Container, p Port, choice, at string, checks []Check) (Ready, error) {
+	scheme, path, _ := strings.Cut(choice, ":")
+	switch {
+	case choice == "":
+		return defaultReadiness(p, at, checks), nil
+	case choice == "none":
+		return Ready{}, nil
+	case choice == "healthcheck":
+		if c.Health == "" {
+			return Ready{}, fmt.Errorf("SERVICE_READY=healthcheck: the container has no HEALTHCHECK: give it one, or use tcp or http:/path")
+		}
+		return Ready{Kind: ReadyHealthcheck}, nil
+	case choice == "tcp":
+		return overTCP(p, Ready{Kind: ReadyTCP, Address: at}, at), nil
+	case (scheme == "http" || scheme == "https") && !strings.HasPrefix(path, "//"):
+		if err := validPath(path); err != nil {
+			return Ready{}, fmt.Errorf("SERVICE_READY: %w", err)
+		}
+		return overTCP(p, Ready{Kind: ReadyHTTP, URL: scheme + "://" + at + path, Insecure: scheme == "https"}, at), nil
+	}
+	return Ready{}, fmt.Errorf("SERVICE_READY=%s is not known: use tcp, http:/path, https:/path, healthcheck or none", quote(choice))
+}
+
+func defaultReadiness(p Port, at string, checks []Check) Ready {
+	for _, check := range checks {
+		if check.Health {
+			return Ready{Kind: ReadyHealthcheck}
+		}
+	}
+	for _, check := range checks {
+		if check.Definition.HTTP != "" {
+			return overTCP(p, likeCheck(check, at), at)
+		}
+	}
+	return overTCP(p, Ready{Kind: ReadyTCP, Address: at}, at)
+}
+
+// likeCheck asks what an HTTP check asks, but asks the container itself. Whether to trust its certificate is for the
+// check to say.
+func likeCheck(check Check, at string) Ready {
+	d := check.Definition
+	scheme, rest, _ := strings.Cut(d.HTTP, "://")
+	r := Ready{Kind: ReadyHTTP, URL: scheme + "://" + at + rest[strings.IndexByte(rest, '/'):], Method: d.Method, Insecure: scheme == "https"}
+	header := http.Header(d.Header).Clone()
+	r.Host = header.Get("Host")
+	header.Del("Host")
+	var lines strings.Builder
+	_ = header.Write(&lines) // sorted; a Builder takes everything
+	r.Headers = lines.String()
+	return r
+}
+
+// overTCP is r where there is something to connect to.
+func overTCP(p Port, r Ready, at string) Ready {
+	if p.Protocol != "tcp" || at == "" {
+		return Ready{}
+	}
+	return r
+}

@@ -1,0 +1,144 @@
+package registrar
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"text/template"
+	"unicode"
+	"unicode/utf8"
+
+	docker "github.com/fsouza/go-dockerclient"
+)
+
+// maxTag is how long a tag may be. Consul sets no limit; this is that of a DNS name, which a tag can be a part of.
+const maxTag = 255
+
+// ParseTags parses a template of further tags for every instance, separated by commas. Its data is what `docker
+// inspect` says of the container: `{{.Config.Hostname}},prod`. It has Registrator's functions, apart from those that
+// ask the network.
+func ParseTags(text string) (*template.Template, error) {
+	return template.New("tags").Option("missingkey=zero").Funcs(template.FuncMap{
+		"strSlice": strSlice,
+		"sIndex":   sIndex,
+		"mIndex":   func(key string, m map[string]string) string { return m[key] },
+		"toUpper":  strings.ToUpper,
+		"toLower":  strings.ToLower,
+		"replace":  func(n int, from, to, s string) string { return strings.Replace(s, from, to, n) },
+		"join":     func(sep string, s []string) string { return strings.Join(s, sep) },
+		"split":    func(sep, s string) []string { return strings.Split(s, sep) },
+		"splitIndex": func(i int, sep, s string) string {
+			return sIndex(i, strings.Split(s, sep))
+		},
+		"matchFirstElement": func(pattern string, s []string) (string, error) {
+			found, err := matching(pattern, s)
+			return sIndex(0, found), err
+		},
+		"matchAllElements": matching,
+	}).Parse(text)
+}
+
+// strSlice is s[from:], or s[from:to]; s if it is not that long.
+func strSlice(s string, bounds ...int) string {
+	from, to := 0, len(s)
+	if len(bounds) > 0 {
+		from = bounds[0]
+	}
+	if len(bounds) > 1 && bounds[1] >= from {
+		to = bounds[1]
+	}
+	if len(bounds) > 2 || from < 0 || from > len(s) || to > len(s) {
+		return s
+	}
+	return s[from:to]
+}
+
+// sIndex is an element of a list, counted from its end if i is negative; the last or first one if there are not so
+// many, and "" of an empty list.
+func sIndex(i int, list []string) string {
+	if len(list) == 0 {
+		return ""
+	}
+	if i < 0 {
+		i += len(list)
+	}
+	return list[max(0, min(i, len(list)-1))]
+}
+
+// matching are the elements that a regular expression matches.
+func matching(pattern string, list []string) (found []string, err error) {
+	re, err := regexp.Compile(pattern)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range list {
+		if re.MatchString(s) {
+			found = append(found, s)
+		}
+	}
+	return found, nil
+}
+
+// extraTags are the tags that the template makes for a container, or why it makes none.
+func extraTags(t *template.Template, in *docker.Container) (tags []string, problem string) {
+	if t == nil {
+		return nil, ""
+	}
+	var out strings.Builder
+	if err := t.Execute(&out, in); err != nil {
+		return nil, strings.Join(strings.Fields(err.Error()), " ") // on one line
+	}
+	return splitTags(out.String()), ""
+}
+
+// splitTags splits a list at its commas; `\,` is a comma within a tag.
+func splitTags(list string) []string {
+	var out []string
+	var tag strings.Builder
+	end := func() {
+		if t := strings.TrimSpace(tag.String()); t != "" {
+			out = append(out, t)
+		}
+		tag.Reset()
+	}
+	for i := 0; i < len(list); i++ {
+		switch {
+		case list[i] == '\\' && i+1 < len(list) && list[i+1] == ',':
+			tag.WriteByte(',')
+			i++
+		case list[i] == ',':
+			end()
+		default:
+			tag.WriteByte(list[i])
+		}
+	}
+	end()
+	return out
+}
+
+// tags are those of the lists, each once, without those that Consul and its readers cannot carry.
+func tags(lists ...[]string) (out, problems []string) {
+	seen := map[string]bool{}
+	for _, list := range lists {
+		for _, tag := range list {
+			switch {
+			case seen[tag]:
+				continue
+			case !plain(tag):
+				problems = append(problems, fmt.Sprintf("tag %s is left out: it has characters that are no text", quote(tag)))
+			case len(tag) > maxTag:
+				problems = append(problems, fmt.Sprintf("tag %s is left out: it is longer than %d bytes", quote(tag), maxTag))
+			default:
+				out = append(out, tag)
+			}
+			seen[tag] = true
+		}
+	}
+	return out, problems
+}
+
+// plain says whether s is text that means the same on its way through JSON, logs and configuration files: valid
+// UTF-8 without control characters.
+func plain(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+}
