@@ -5,7 +5,8 @@
 //	/health           ok
 //
 // Every other path answers like /. PORT sets the port (8080). On SIGTERM it stops accepting at once, finishes what is
-// in flight and exits 0.
+// in flight and exits 0. With EXIT_AT_ONCE=1 it exits 0 without finishing anything, as many programs do: requests in
+// flight die with it.
 //
 // "app get URL" prints the first line of a page instead: the demo's script asks with it, since a host may have no curl.
 package main
@@ -42,6 +43,9 @@ func main() {
 			os.Exit(1)
 		}
 		return
+	}
+	if os.Getenv("EXIT_AT_ONCE") == "1" {
+		context.AfterFunc(ctx, func() { os.Exit(0) })
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	if err := listenAndServe(ctx, log); err != nil {
