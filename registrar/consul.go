@@ -37,13 +37,21 @@ func (r *Registrar) Sync(ctx context.Context) (next time.Time, err error) {
 			r.have = nil
 		}
 	}()
-	if r.have == nil || time.Since(r.readAt) >= reread {
+	if r.have == nil {
 		if err := r.read(ctx); err != nil {
 			return next, err
 		}
 	}
 	want, next := r.want(ctx, time.Now())
-	if c := diff(want, *r.have, r.own, r.unknown); c.size() > 0 {
+	c := diff(want, *r.have, r.own, r.unknown)
+	if c.size() == 0 && time.Since(r.readAt) >= reread { // not before a change, which would have to wait
+		if err := r.read(ctx); err != nil {
+			return next, err
+		}
+		want, next = r.want(ctx, time.Now())
+		c = diff(want, *r.have, r.own, r.unknown)
+	}
+	if c.size() > 0 {
 		if err := r.apply(ctx, c); err != nil {
 			return next, err
 		}

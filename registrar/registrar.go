@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"text/template"
@@ -51,7 +52,7 @@ type Options struct {
 const (
 	callTimeout = 10 * time.Second // of one call to Docker or Consul
 	parallel    = 8                // calls at once
-	reread      = 5 * time.Second  // how often what Consul holds is read without a reason
+	reread      = 10 * time.Second // how often what Consul holds is read without a reason
 )
 
 // Registrar keeps a Consul agent's services equal to the containers of a Docker host. One goroutine, that of Run, owns
@@ -354,6 +355,9 @@ func (r *Registrar) list(ctx context.Context) error {
 	if r.opts.Owner != "" {
 		host.EngineID += "/" + r.opts.Owner
 	}
+	if !reflect.DeepEqual(host, r.host) {
+		clear(r.answers)
+	}
 	r.host, r.own.owner = host, host.EngineID
 	clear(r.unknown)
 	for _, c := range list {
@@ -392,6 +396,7 @@ func (r *Registrar) inspect(ctx context.Context) error {
 	}
 	_ = g.Wait() // errors are in errs
 	for i, id := range ids {
+		delete(r.answers, id)
 		switch {
 		case errs[i] != nil:
 			continue

@@ -823,3 +823,24 @@ func TestTwoOnOneHost(t *testing.T) {
 		w.expect(t, 0, "vm:a:80 vm:theirs:80")
 	})
 }
+
+// What Registrator registered is taken over without a gap, though its address may be another.
+func TestAdoptionHasNoGap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.opts.Adopt = "vm"
+		for _, id := range []string{"vm:a:80", "vm:gone:80"} {
+			w.consul.services[id] = &api.AgentService{ID: id, Service: "app", Address: "192.0.2.1", Port: 32768}
+		}
+		w.create("a", "10.0.0.1") // its port does not accept at the moment
+		_, stop := w.run(t)
+		defer stop()
+		w.expect(t, 0, "vm:a:80")
+		if got := w.consul.services["vm:a:80"]; got.Address != "10.0.0.1" || got.Meta[metaOwner] != "ENGINE" {
+			t.Errorf("it is %+v", got)
+		}
+		if got := strings.Join(w.history, " "); got != "deregister register" {
+			t.Errorf("calls that change something: %s, want one for each", got)
+		}
+	})
+}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"log/slog"
 	"maps"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -14,8 +13,11 @@ import (
 // all is what the known containers register, with what keeps some of it from being registered.
 func (r *Registrar) all() (instances []Instance, refusals []refusal) {
 	for _, c := range r.sorted() {
-		if other, known := r.containers[c.NetworkOf]; known {
-			c = c.within(other)
+		if c.NetworkOf != "" {
+			delete(r.answers, c.ID) // it depends on the other container
+			if other, known := r.containers[c.NetworkOf]; known {
+				c = c.within(other)
+			}
 		}
 		a := r.answer(c)
 		instances = append(instances, a.instances...)
@@ -23,29 +25,23 @@ func (r *Registrar) all() (instances []Instance, refusals []refusal) {
 			refusals = append(refusals, refusal{c.ID, reason})
 		}
 	}
-	for id := range r.answers {
-		if _, known := r.containers[id]; !known {
-			delete(r.answers, id)
-		}
-	}
+	maps.DeleteFunc(r.answers, func(id string, _ answer) bool { _, known := r.containers[id]; return !known })
 	instances, more := unique(instances, *r.have, r.own)
 	return instances, append(refusals, more...)
 }
 
-// answer is what Instances says of a container. It is kept until the container or the host changes: labels can be many,
-// and every change of any container asks for all.
+// answer is what Instances says of a container. It is kept until the container is inspected anew or the host changes:
+// labels can be many, and every change of any container asks for all.
 type answer struct {
-	container Container
-	host      Host
 	instances []Instance
 	reasons   []string
 }
 
 func (r *Registrar) answer(c Container) answer {
-	if a, kept := r.answers[c.ID]; kept && reflect.DeepEqual(a.container, c) && reflect.DeepEqual(a.host, r.host) {
+	if a, kept := r.answers[c.ID]; kept {
 		return a
 	}
-	a := answer{container: c, host: r.host}
+	var a answer
 	a.instances, a.reasons = Instances(c, r.host)
 	r.answers[c.ID] = a
 	return a
@@ -72,7 +68,7 @@ func (r *Registrar) want(ctx context.Context, now time.Time) (want []wanted, nex
 		}
 		w := r.describe(in)
 		exists := registered(in, *r.have)
-		if !r.adopted && exists {
+		if s := r.have.services[in.ID]; !r.adopted && (exists || (s != nil && s.Meta[metaOwner] == "" && r.own.mayHave(s, in))) {
 			r.adopt(w)
 			w = r.describe(in)
 		}

@@ -14,7 +14,7 @@ const answerTime = 10 * time.Second
 
 // lostStateGrace is three times what a registrar takes at most to notice that its
 // registrations are gone.
-const lostStateGrace = 15 * time.Second
+const lostStateGrace = 30 * time.Second
 
 // watched is a dependency that retries for ever and tells how each of its queries
 // went. Its view sees answers only: one that sees an error blocks until somebody

@@ -67,7 +67,7 @@ func TestWatchedFetch(t *testing.T) {
 		{"later answers are not told", []query{{index: 8}}, true, []uint64{7}, nil, 0},
 		{"an error asks again with index 0", []query{{err: down}, {index: 7}}, true, []uint64{7, 0}, []string{"down", "ok"}, 200 * time.Millisecond},
 		{"retries", []query{{err: down}, {err: down}, {err: down}, {index: 9}}, true, []uint64{7, 0, 0, 0}, []string{"down", "down", "down", "ok"}, 1100 * time.Millisecond},
-		{"a lower index after an error is waited out", []query{{err: down}, {index: 3}, {index: 3, takes: 15 * time.Second}}, true, []uint64{7, 0, 7}, []string{"down", "ok"}, 16 * time.Second},
+		{"a lower index after an error is waited out", []query{{err: down}, {index: 3}, {index: 3, takes: 30 * time.Second}}, true, []uint64{7, 0, 7}, []string{"down", "ok"}, 31 * time.Second},
 		{"no answer", []query{{index: 8, takes: time.Hour}, {index: 8}}, true, []uint64{7, 0}, []string{"scripted: no answer in 1m13.75s", "ok"}, 75 * time.Second},
 	}
 	for _, tt := range tests {
