@@ -39,7 +39,8 @@ func (r *Registrar) killed(c Container, signal int) {
 		until:  now.Add(c.StopTimeout + survives),
 	}
 	if real := r.realStopSignal(c); signal == c.StopSignal && real != 0 && real != signal {
-		d.signal, d.sendAt = real, now.Add(r.opts.DrainTime)
+		// Well inside the time after which Docker kills the container.
+		d.signal, d.sendAt = real, now.Add(min(r.opts.DrainTime, c.StopTimeout/2))
 	}
 	r.draining[c.ID] = d
 }

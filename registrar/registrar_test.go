@@ -605,6 +605,24 @@ func TestDrainFirstThenStop(t *testing.T) {
 	})
 }
 
+func TestDrainTimeIsWellInsideTheStopTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.opts.DrainTime = time.Minute
+		_, stop := w.run(t)
+		defer stop()
+		c := w.create("a", "10.0.0.1", "SERVICE_STOP_SIGNAL=TERM")
+		c.Config.StopSignal, c.Config.StopTimeout = "SIGCONT", 4
+		w.event("start", "a")
+		time.Sleep(time.Second - time.Since(w.started))
+		w.event("kill", "a", "signal", "18")
+		time.Sleep(time.Minute)
+		if got := strings.Join(w.sent(), ", "); got != "a 15 3s" {
+			t.Errorf("signals: %s, want SIGTERM after half of the four seconds", got)
+		}
+	})
+}
+
 // The sign to stop came, and then the registrar was restarted: the container stays out, and gets its signal.
 func TestDrainSurvivesARestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
