@@ -43,13 +43,13 @@ func (r *Registrar) Sync(ctx context.Context) (next time.Time, err error) {
 		}
 	}
 	want, next := r.want(ctx, time.Now())
-	c := diff(want, *r.have, r.own, r.unknown)
+	c := diff(want, *r.have, r.own, r.spared())
 	if c.size() == 0 && time.Since(r.readAt) >= reread { // not before a change, which would have to wait
 		if err := r.read(ctx); err != nil {
 			return next, err
 		}
 		want, next = r.want(ctx, time.Now())
-		c = diff(want, *r.have, r.own, r.unknown)
+		c = diff(want, *r.have, r.own, r.spared())
 	}
 	if c.size() > 0 {
 		if err := r.apply(ctx, c); err != nil {
@@ -59,7 +59,7 @@ func (r *Registrar) Sync(ctx context.Context) (next time.Time, err error) {
 			return next, err
 		}
 		want = slices.DeleteFunc(want, r.refused)
-		if n := diff(want, *r.have, r.own, r.unknown).size(); n > 0 {
+		if n := diff(want, *r.have, r.own, r.spared()).size(); n > 0 {
 			return next, fmt.Errorf("consul does not hold what was written: %d things differ", n)
 		}
 	}
@@ -68,9 +68,22 @@ func (r *Registrar) Sync(ctx context.Context) (next time.Time, err error) {
 	return earliest(next, due), err
 }
 
+// spared are the containers whose registrations are not to be removed: those that are to be inspected first, and those
+// that failed and are out of service, of which Docker tells no address any more.
+func (r *Registrar) spared() map[string]bool {
+	spared := maps.Clone(r.unknown)
+	for id, s := range r.have.services {
+		_, failed := r.failed[s.Meta[metaContainer]]
+		if _, maintained := r.have.maintenance(id); failed && maintained {
+			spared[s.Meta[metaContainer]] = true
+		}
+	}
+	return spared
+}
+
 // read asks the agent for what it holds.
 func (r *Registrar) read(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
 	var (
 		have held
@@ -96,14 +109,16 @@ func query(ctx context.Context) *api.QueryOptions { return new(api.QueryOptions)
 
 // calls makes calls to the agent, some at a time, and gathers what fails.
 type calls struct {
-	ctx  context.Context
+	ctx  context.Context // with one deadline for all: an agent that hangs is not waited for again and again
+	done context.CancelFunc
 	g    errgroup.Group
 	mu   sync.Mutex
 	errs []error
 }
 
 func newCalls(ctx context.Context) *calls {
-	c := &calls{ctx: ctx}
+	c := new(calls)
+	c.ctx, c.done = context.WithTimeout(ctx, agentTimeout)
 	c.g.SetLimit(parallel)
 	return c
 }
@@ -111,9 +126,7 @@ func newCalls(ctx context.Context) *calls {
 // make makes one call, whose error gets what as its beginning.
 func (c *calls) make(what string, call func(ctx context.Context) error) {
 	c.g.Go(func() error {
-		ctx, cancel := context.WithTimeout(c.ctx, callTimeout)
-		defer cancel()
-		if err := call(ctx); err != nil {
+		if err := call(c.ctx); err != nil {
 			c.mu.Lock()
 			c.errs = append(c.errs, fmt.Errorf("%s: %w", what, err))
 			c.mu.Unlock()
@@ -124,6 +137,7 @@ func (c *calls) make(what string, call func(ctx context.Context) error) {
 
 // wait returns when all calls are done, with their errors in the order of their words.
 func (c *calls) wait() error {
+	defer c.done()
 	_ = c.g.Wait() // no call returns an error
 	slices.SortFunc(c.errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(c.errs...)

@@ -11,9 +11,15 @@ import (
 // draining is a container that was told to stop and has not died yet.
 type draining struct {
 	reason string
-	until  time.Time // when it is taken for one that does not stop after all
-	signal int       // to be sent when it is drained; 0 = none, or sent already
-	sendAt time.Time
+	until  time.Time          // when it is taken for one that does not stop after all
+	cancel context.CancelFunc // of the signal that is to follow; nil = none is
+}
+
+// keep keeps the signal from being sent.
+func (d draining) keep() {
+	if d.cancel != nil {
+		d.cancel()
+	}
 }
 
 // survives is how long a container may run on after the time that Docker gives it to stop.
@@ -22,14 +28,13 @@ const survives = 30 * time.Second
 // killed takes note of a signal that Docker has sent to a container. One that ends it takes it out of service: its stop
 // signal, and SIGKILL. If that signal is only a sign, and the real one is in SERVICE_STOP_SIGNAL, that one follows when
 // the container is drained.
-func (r *Registrar) killed(c Container, signal int) {
+func (r *Registrar) killed(ctx context.Context, c Container, signal int) {
 	if signal != c.StopSignal && signal != sigkill {
 		return
 	}
 	if d, already := r.draining[c.ID]; already {
 		if signal == sigkill {
-			d.signal = 0
-			r.draining[c.ID] = d
+			d.keep()
 		}
 		return
 	}
@@ -40,7 +45,7 @@ func (r *Registrar) killed(c Container, signal int) {
 	}
 	if real := r.realStopSignal(c); signal == c.StopSignal && real != 0 && real != signal {
 		// Well inside the time after which Docker kills the container.
-		d.signal, d.sendAt = real, now.Add(min(r.opts.DrainTime, c.StopTimeout/2))
+		d.cancel = r.send(ctx, c, real, min(r.opts.DrainTime, c.StopTimeout/2))
 	}
 	r.draining[c.ID] = d
 }
@@ -58,19 +63,16 @@ func (r *Registrar) realStopSignal(c Container) int {
 	return n
 }
 
-// expireDrains sends the signals that are due, and puts containers that did not stop back to where they have to show
-// that they are ready. It says when it wants to be called again.
-func (r *Registrar) expireDrains(ctx context.Context, now time.Time) (next time.Time) {
+// expireDrains puts containers that did not stop back to where they have to show that they are ready. It says when it
+// wants to be called again.
+func (r *Registrar) expireDrains(now time.Time) (next time.Time) {
 	for id, d := range r.draining {
 		c, runs := r.containers[id]
 		switch {
 		case !runs:
+			d.keep()
 			delete(r.draining, id)
 			continue
-		case d.signal != 0 && !d.sendAt.After(now):
-			r.send(ctx, c, d.signal)
-			d.signal = 0
-			r.draining[id] = d
 		case !d.until.After(now):
 			r.opts.Log.Warn("back in service when it is ready: it was told to stop and runs on", "container", c.Name)
 			delete(r.draining, id)
@@ -81,19 +83,22 @@ func (r *Registrar) expireDrains(ctx context.Context, now time.Time) (next time.
 			}
 			continue
 		}
-		at := d.until
-		if d.signal != 0 && d.sendAt.Before(at) {
-			at = d.sendAt
-		}
-		next = earliest(next, at)
+		next = earliest(next, d.until)
 	}
 	return next
 }
 
-// send has Docker send a signal to a container, in the background: Docker may take its time, and if it fails its own
-// stop timeout ends the container all the same.
-func (r *Registrar) send(ctx context.Context, c Container, signal int) {
+// send has Docker send a signal to a container after a while. It does that in the background: neither Docker nor a
+// Consul that hangs may hold it up. If it fails, Docker's own stop timeout ends the container all the same.
+func (r *Registrar) send(ctx context.Context, c Container, signal int, after time.Duration) context.CancelFunc {
+	ctx, cancel := context.WithCancel(ctx)
 	r.background.Go(func() {
+		defer cancel()
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(after):
+		}
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)
 		defer cancel()
 		err := r.opts.Docker.KillContainer(docker.KillContainerOptions{Context: ctx, ID: c.ID, Signal: docker.Signal(signal)})
@@ -103,6 +108,7 @@ func (r *Registrar) send(ctx context.Context, c Container, signal int) {
 		}
 		r.opts.Log.Info("drained, stop signal sent", "container", c.Name, "signal", signalName(signal))
 	})
+	return cancel
 }
 
 // earliest is the earlier of two times, of which the zero time is none.

@@ -50,9 +50,10 @@ type Options struct {
 }
 
 const (
-	callTimeout = 10 * time.Second // of one call to Docker or Consul
-	parallel    = 8                // calls at once
-	reread      = 10 * time.Second // how often what Consul holds is read without a reason
+	callTimeout  = 10 * time.Second // of one call to Docker or Consul
+	agentTimeout = 3 * time.Second  // of some calls to a Consul agent, during which nothing else is done
+	parallel     = 8                // calls at once
+	reread       = 10 * time.Second // how often what Consul holds is read without a reason
 )
 
 // Registrar keeps a Consul agent's services equal to the containers of a Docker host. One goroutine, that of Run, owns
@@ -191,11 +192,11 @@ func (r *Registrar) step(ctx context.Context, dockerTry, consulTry *attempts) (n
 	}
 	for id, signal := range r.kills {
 		if c, ok := r.containers[id]; ok {
-			r.killed(c, signal)
+			r.killed(ctx, c, signal)
 		}
 	}
 	clear(r.kills)
-	next = r.expireDrains(ctx, time.Now())
+	next = r.expireDrains(time.Now())
 	if r.listed && consulTry.allowed() {
 		due, err := r.Sync(ctx)
 		if ctx.Err() == nil {
@@ -314,6 +315,7 @@ func (r *Registrar) receive(m mail) {
 		}
 		// Whatever it was told before concerns a process that is gone.
 		delete(r.kills, ev.id)
+		r.draining[ev.id].keep()
 		delete(r.draining, ev.id)
 	}
 }
@@ -404,7 +406,9 @@ func (r *Registrar) inspect(ctx context.Context) error {
 			r.containers[id] = fromInspect(found[i], r.opts.Tags)
 			delete(r.failed, id)
 		case found[i] != nil && found[i].State.Status == "exited" && r.keeps(found[i].State.ExitCode):
-			r.containers[id] = fromInspect(found[i], r.opts.Tags)
+			if _, known := r.containers[id]; !known { // its addresses are gone with its end
+				r.containers[id] = fromInspect(found[i], r.opts.Tags)
+			}
 			r.failed[id] = fmt.Sprintf("the container ended with exit code %d", found[i].State.ExitCode)
 		default:
 			delete(r.containers, id)

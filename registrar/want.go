@@ -69,7 +69,7 @@ func (r *Registrar) want(ctx context.Context, now time.Time) (want []wanted, nex
 		w := r.describe(in)
 		exists := registered(in, *r.have)
 		if s := r.have.services[in.ID]; !r.adopted && (exists || (s != nil && s.Meta[metaOwner] == "" && r.own.mayHave(s, in))) {
-			r.adopt(w)
+			r.adopt(ctx, w)
 			w = r.describe(in)
 		}
 		if !r.isReady(w, e) {
@@ -115,7 +115,7 @@ func (r *Registrar) describe(in Instance) wanted {
 
 // adopt takes over what is registered from before the registrar started: it was ready once and stays, so that a restart
 // of the registrar takes nothing away; and a container that was being stopped then is so still.
-func (r *Registrar) adopt(w wanted) {
+func (r *Registrar) adopt(ctx context.Context, w wanted) {
 	if r.have.checks[readyCheckID(w.ID)] == nil {
 		r.ready[w.endpoint()] = true
 	}
@@ -124,11 +124,11 @@ func (r *Registrar) adopt(w wanted) {
 	if !on || !strings.HasPrefix(reason, automatic) || w.drain != "" || strings.Contains(reason, "paused") || strings.Contains(reason, "ended") {
 		return
 	}
-	now := time.Now()
-	r.draining[c.ID] = draining{
-		reason: strings.TrimPrefix(reason, automatic), until: now.Add(c.StopTimeout + survives), signal: r.realStopSignal(c), sendAt: now,
+	d := draining{reason: strings.TrimPrefix(reason, automatic), until: time.Now().Add(c.StopTimeout + survives)}
+	if real := r.realStopSignal(c); real != 0 {
+		d.cancel = r.send(ctx, c, real, 0)
 	}
-	r.inbox.put(func(*mail) {}) // the signal is due
+	r.draining[c.ID] = d
 }
 
 // isReady says whether an instance may be registered as passing. Once it was, its checks tell.

@@ -1,0 +1,495 @@
+//go:build e2e
+
+package registrar_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	docker "github.com/fsouza/go-dockerclient"
+	"github.com/hashicorp/consul/api"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"berth/registrar"
+)
+
+// labPrefix begins the names of everything that the tests make; the PID of their process follows.
+const labPrefix = "berth-e2e-"
+
+// labLabel is on all containers of a lab, with its name.
+const labLabel = "berth-e2e"
+
+// engine is a Docker daemon.
+type engine struct {
+	t    testing.TB
+	host string // "" = the one that the docker command talks to
+}
+
+func (e engine) try(args ...string) (string, error) {
+	if e.host != "" {
+		args = append([]string{"--host", e.host}, args...)
+	}
+	var stdout, stderr bytes.Buffer
+	cmd := exec.Command("docker", args...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("docker %s: %w\n%s", strings.Join(args, " "), err, stderr.String())
+	}
+	return strings.TrimSpace(stdout.String()), nil
+}
+
+// docker runs a docker command, and ends the test if that fails.
+func (e engine) docker(args ...string) string {
+	e.t.Helper()
+	out, err := e.try(args...)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return out
+}
+
+// inspect is a field of what docker inspect says.
+func (e engine) inspect(id, field string) string {
+	e.t.Helper()
+	return e.docker("inspect", "--format", "{{"+field+"}}", id)
+}
+
+// lab is a network on real Docker with a real Consul agent on it. Nothing in it is shared with another test.
+type lab struct {
+	engine
+	*world
+}
+
+// in is the lab for a subtest.
+func (l *lab) in(t *testing.T) *lab {
+	return &lab{engine{t, l.host}, l.world}
+}
+
+type world struct {
+	name    string // begins the names of all that is in it
+	network string
+	consul  *api.Client
+	port    string // of Consul's HTTP API on 127.0.0.1
+
+	mu     sync.Mutex
+	events []happening // what Docker did to its containers
+}
+
+var (
+	labs      atomic.Int64
+	leftovers = sync.OnceValue(removeLeftovers)
+)
+
+func newLab(t testing.TB) *lab {
+	t.Helper()
+	for _, name := range []string{"IMAGE_APP", "IMAGE_HAPROXY", "IMAGE_CONSUL"} {
+		if os.Getenv(name) == "" {
+			t.Fatalf("%s is not set: run the tests with make test, which builds the images and sets it", name)
+		}
+	}
+	if err := leftovers(); err != nil {
+		t.Fatal(err)
+	}
+	l := &lab{engine{t: t}, &world{name: fmt.Sprintf("%s%d-%d", labPrefix, os.Getpid(), labs.Add(1))}}
+	l.network = l.name + "-net"
+	l.port = freePort(t)
+	client, err := api.NewClient(&api.Config{Address: "127.0.0.1:" + l.port})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.consul = client
+	t.Cleanup(l.remove)
+	l.docker("network", "create", l.network)
+	l.follow()
+	l.startConsul()
+	return l
+}
+
+func (l *lab) remove() {
+	if err := removeAll(func(name string) bool { return strings.HasPrefix(name, l.name+"-") }); err != nil {
+		l.t.Error(err)
+	}
+}
+
+// removeLeftovers removes what was left by test processes that are gone: a run that crashed could not do it itself.
+func removeLeftovers() error {
+	return errors.Join(removeAll(leftover), removeDaemons(leftover))
+}
+
+// leftover says whether a name is one of a test process that is gone.
+func leftover(name string) bool {
+	rest, ours := strings.CutPrefix(name, labPrefix)
+	number, _, _ := strings.Cut(rest, "-")
+	pid, err := strconv.Atoi(number)
+	return ours && err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)
+}
+
+// removeAll removes the containers with their volumes, and the networks, that have such names.
+func removeAll(ours func(name string) bool) error {
+	var errs []error
+	for _, kind := range []struct{ list, remove []string }{
+		{[]string{"container", "ls", "--all", "--format", "{{.Names}}"}, []string{"container", "rm", "--force", "--volumes"}},
+		{[]string{"network", "ls", "--format", "{{.Name}}"}, []string{"network", "rm"}},
+	} {
+		out, err := engine{}.try(append(kind.list, "--filter", "name="+labPrefix)...)
+		errs = append(errs, err)
+		for _, name := range strings.Fields(out) {
+			if !ours(name) {
+				continue
+			}
+			// One by one: Docker 20.10 loses count of a network's endpoints when many go at once, and then keeps the
+			// network, without anything on it, until it is restarted. That is no reason to fail.
+			if _, err := (engine{}).try(append(kind.remove, name)...); err != nil && !strings.Contains(err.Error(), "has active endpoints") {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// startConsul starts an agent that is its own server, with its data in a volume, and waits until it works.
+func (l *lab) startConsul() {
+	l.t.Helper()
+	l.docker("run", "--detach", "--name", l.name+"-consul", "--network", l.network, "--publish", "127.0.0.1:"+l.port+":8500",
+		"--user", "100:1000", "--env", "CONSUL_DISABLE_PERM_MGMT=1", "--label", "SERVICE_IGNORE=true",
+		os.Getenv("IMAGE_CONSUL"), "agent", "-server", "-bootstrap-expect=1", "-node=e2e", "-client=0.0.0.0",
+		`-advertise={{ GetInterfaceIP "eth0" }}`, "-data-dir=/consul/data", "-log-level=warn",
+		"-hcl=disable_update_check = true", "-hcl=performance { raft_multiplier = 1 }", "-hcl=limits { http_max_conns_per_client = -1 }")
+	l.consulAnswers()
+}
+
+// consulAnswers waits until the agent has a leader and itself in the catalog.
+func (l *lab) consulAnswers() time.Duration {
+	l.t.Helper()
+	return l.eventually(30*time.Second, "Consul answers", func() error {
+		nodes, _, err := l.consul.Catalog().Nodes(nil)
+		if err == nil && len(nodes) == 0 {
+			err = errors.New("its catalog is empty")
+		}
+		return err
+	})
+}
+
+// container is one of a lab. It registers as the service that is the last part of its name.
+type container struct {
+	id, name, service string
+}
+
+// instance is the service ID that a port gets by default.
+func (c container) instance(port int) string { return fmt.Sprintf("e2e:%s:%d", c.name, port) }
+
+// run starts a container, on the lab's network if args name none.
+func (l *lab) run(service string, args ...string) container {
+	l.t.Helper()
+	c := container{name: l.name + "-" + service, service: service}
+	all := []string{"run", "--detach", "--name", c.name, "--label", labLabel + "=" + l.name, "--env", "SERVICE_NAME=" + service}
+	if !slices.Contains(args, "--network") {
+		all = append(all, "--network", l.network)
+	}
+	c.id = l.docker(append(all, args...)...)
+	return c
+}
+
+// app starts the demo application.
+func (l *lab) app(service string, args ...string) container {
+	l.t.Helper()
+	return l.run(service, append(args, os.Getenv("IMAGE_APP"))...)
+}
+
+// addressOn is a container's IPv4 address on a network.
+func (e engine) addressOn(c container, network string) string {
+	e.t.Helper()
+	return e.inspect(c.id, fmt.Sprintf("(index .NetworkSettings.Networks %q).IPAddress", network))
+}
+
+// Shell functions for web: serve STATUS answers every request on port 8080 with that status, instead of what was served
+// before; await FILE waits for a file in /tmp, which a test makes with touch.
+const webFunctions = `
+serve() {
+	printf '%s\n' 'global' ' fd-hard-limit 4096' 'defaults' ' mode http' ' timeout client 5s' ' timeout server 5s' ' timeout connect 5s' \
+		'frontend web' " bind ${BIND:-:8080}" " http-request return status $1 content-type text/plain string said-$1" >/tmp/$1.cfg
+	if [ -e /tmp/pid ]; then before="-sf $(cat /tmp/pid)"; fi
+	haproxy -D -p /tmp/pid -f /tmp/$1.cfg $before
+}
+await() { until [ -e "/tmp/$1" ]; do sleep 0.02; done; }
+`
+
+// web starts a container with a shell script as its application. It waits for the file end after the script, and then
+// exits with status 3.
+func (l *lab) web(service, script string, args ...string) container {
+	l.t.Helper()
+	args = append(args, "--stop-signal", "SIGTERM", "--entrypoint", "sh")
+	if !slices.Contains(args, "--expose") {
+		args = append(args, "--expose", "8080")
+	}
+	return l.run(service, append(args, os.Getenv("IMAGE_HAPROXY"), "-c", webFunctions+script+"\nawait end\nexit 3")...)
+}
+
+// touch makes a file that a script of web waits for.
+func (l *lab) touch(c container, file string) {
+	l.t.Helper()
+	l.docker("exec", c.id, "touch", "/tmp/"+file)
+}
+
+func (l *lab) unlink(c container, file string) {
+	l.t.Helper()
+	l.docker("exec", c.id, "rm", "/tmp/"+file)
+}
+
+// running is a registrar at work in a lab.
+type running struct {
+	*registrar.Registrar
+	log     *logText
+	metrics *prometheus.Registry
+	stop    func()
+}
+
+// newRegistrar returns a registrar for the lab's network. change, which may be nil, changes what it is made with.
+func (l *lab) newRegistrar(change func(*registrar.Options, *registrar.Host)) *running {
+	l.t.Helper()
+	client := dockerClient(l.t, "")
+	r := &running{log: &logText{}, metrics: prometheus.NewRegistry()}
+	host := registrar.Host{Name: "e2e", EngineID: l.name, NodeAddress: "127.0.0.1", Networks: []string{l.network}}
+	opts := registrar.Options{
+		Docker:  restrained{client, l},
+		Events:  registrar.DockerEvents(client),
+		Host:    func(context.Context) (registrar.Host, error) { return host, nil },
+		Agent:   l.consul.Agent(),
+		Log:     slog.New(slog.NewTextHandler(r.log, nil)),
+		Metrics: r.metrics,
+	}
+	if change != nil {
+		change(&opts, &host)
+	}
+	r.Registrar = registrar.New(opts)
+	return r
+}
+
+// registrar starts one, and waits until it knows Docker and Consul. It is stopped at the test's end, or by stop.
+func (l *lab) registrar(change func(*registrar.Options, *registrar.Host)) *running {
+	l.t.Helper()
+	r := l.newRegistrar(change)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				l.t.Errorf("Run: %v", err)
+			}
+		case <-time.After(20 * time.Second):
+			l.t.Error("Run does not return 20 s after the end of its context")
+		}
+	})
+	l.t.Cleanup(func() {
+		r.stop()
+		if l.t.Failed() {
+			l.t.Logf("log of the registrar, without what it says of other containers:\n%s", r.log.without("not registered: port", l.name))
+		}
+	})
+	l.eventually(20*time.Second, "the registrar is ready", r.Ready)
+	return r
+}
+
+// value is that of a metric.
+func (r *running) value(name string) float64 {
+	families, err := r.metrics.Gather()
+	if err != nil {
+		panic(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			m := f.GetMetric()[0]
+			return m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+	}
+	panic("no metric " + name)
+}
+
+// restrained is a Docker client that sends no signal to another's container, whatever its labels ask for.
+type restrained struct {
+	*docker.Client
+	l *lab
+}
+
+func (r restrained) KillContainer(o docker.KillContainerOptions) error {
+	c, err := r.InspectContainerWithOptions(docker.InspectContainerOptions{Context: o.Context, ID: o.ID})
+	if err != nil {
+		return err
+	}
+	if c.Config.Labels[labLabel] != r.l.name {
+		return fmt.Errorf("%s is not of this test", c.Name)
+	}
+	return r.Client.KillContainer(o)
+}
+
+func dockerClient(t testing.TB, host string) *docker.Client {
+	t.Helper()
+	client, err := docker.NewClientFromEnv()
+	if host != "" {
+		client, err = docker.NewClient(host)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+// logText is a log that can be read while it is written.
+type logText struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+// without is the log without the lines that have one text and lack the other.
+func (l *logText) without(text, but string) (out string) {
+	for line := range strings.Lines(l.String()) {
+		if !strings.Contains(line, text) || strings.Contains(line, but) {
+			out += line
+		}
+	}
+	return out
+}
+
+func (l *logText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// instance is what Consul's agent holds of an instance. Its status is passing, warning, critical or maintenance, or ""
+// if there is none; checks are by the name, without the maintenance one.
+type instance struct {
+	*api.AgentService
+	status string
+	why    string // of the maintenance
+	checks map[string]*api.AgentCheck
+}
+
+func (l *lab) instance(id string) (instance, error) {
+	all, err := l.instances()
+	return all[id], err
+}
+
+// instances are all that the agent holds.
+func (l *lab) instances() (map[string]instance, error) {
+	services, err := l.consul.Agent().Services()
+	if err != nil {
+		return nil, err
+	}
+	checks, err := l.consul.Agent().Checks()
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]instance{}
+	for id, s := range services {
+		in := instance{AgentService: s, checks: map[string]*api.AgentCheck{}}
+		var all api.HealthChecks
+		for _, c := range checks {
+			if c.ServiceID != id {
+				continue
+			}
+			all = append(all, &api.HealthCheck{CheckID: c.CheckID, Status: c.Status})
+			if strings.HasPrefix(c.CheckID, api.ServiceMaintPrefix) {
+				in.why = c.Notes
+			} else {
+				in.checks[c.Name] = c
+			}
+		}
+		in.status = all.AggregatedStatus()
+		out[id] = in
+	}
+	return out, nil
+}
+
+// expect waits until an instance has this status, and says how long that took. "" stands for no such instance.
+func (l *lab) expect(within time.Duration, id, status string) time.Duration {
+	l.t.Helper()
+	return l.eventually(within, fmt.Sprintf("%s is %q", id, status), func() error {
+		in, err := l.instance(id)
+		if err == nil && in.status != status {
+			err = fmt.Errorf("it is %q", in.status)
+		}
+		return err
+	})
+}
+
+// expectOf waits until exactly these instances are registered for the lab's containers, with their statuses: "a
+// passing", "b critical", in the order of the service IDs.
+func (l *lab) expectOf(within time.Duration, want ...string) time.Duration {
+	l.t.Helper()
+	want = slices.Sorted(slices.Values(want))
+	return l.eventually(within, fmt.Sprintf("%q are registered", want), func() error {
+		got, err := l.statuses()
+		if err == nil && !slices.Equal(got, want) {
+			err = fmt.Errorf("%q are", got)
+		}
+		return err
+	})
+}
+
+// statuses are the names and statuses of what is registered for containers of the lab.
+func (l *lab) statuses() (out []string, err error) {
+	all, err := l.instances()
+	for _, id := range slices.Sorted(maps.Keys(all)) {
+		if strings.Contains(id, l.name) || all[id].Meta["berth-owner"] == l.name {
+			out = append(out, all[id].Service+" "+all[id].status)
+		}
+	}
+	slices.Sort(out)
+	return out, err
+}
+
+// eventually waits until f returns nil, and says how long that took. It ends the test after the time given.
+func (e engine) eventually(within time.Duration, what string, f func() error) time.Duration {
+	e.t.Helper()
+	start := time.Now()
+	for {
+		err := f()
+		took := time.Since(start)
+		if err == nil {
+			return took
+		}
+		if took > within {
+			e.t.Fatalf("not within %s: %s: %v", within, what, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+// ms is a duration as the tests' logs have it.
+func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
