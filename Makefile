@@ -10,6 +10,7 @@ help:
 	@echo "make check      formatting, vet, staticcheck and the unit tests: needs no Docker"
 	@echo "make test       check, then the end-to-end tests with real Docker, Consul and HAProxy"
 	@echo "make bench-e2e  how long a new container takes to its first request through HAProxy"
+	@echo "make bench-registrar  how soon containers are registered, 200 at once too, and what the registrar costs when idle"
 	@echo "make images     build the images of the demo and the tests: 4 to 7 minutes once where none can be pulled"
 	@echo "make clean      remove build/ (images and the demo stay)"
 
@@ -51,6 +52,11 @@ test: check images
 .PHONY: bench-e2e
 bench-e2e: images
 	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2E -benchtime 25x -timeout 20m ./deploy/e2e
+
+.PHONY: bench-registrar
+bench-registrar: images
+	@set -a && . deploy/.env && BERTH=$(CURDIR)/build/berth && set +a && \
+	go test -tags e2e -run '^$$' -bench E2E -benchtime 1x -timeout 30m ./registrar
 
 .PHONY: clean
 clean:
