@@ -2,7 +2,6 @@ package registrar
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	docker "github.com/fsouza/go-dockerclient"
@@ -22,6 +21,9 @@ func (d draining) keep() {
 	}
 }
 
+// stopping begins the reason for which a container that was told to stop is out of service.
+const stopping = "the container is being stopped by "
+
 // survives is how long a container may run on after the time that Docker gives it to stop.
 const survives = 30 * time.Second
 
@@ -40,7 +42,7 @@ func (r *Registrar) killed(ctx context.Context, c Container, signal int) {
 	}
 	now := time.Now()
 	d := draining{
-		reason: fmt.Sprintf("the container was sent %s to stop", signalName(signal)),
+		reason: stopping + signalName(signal),
 		until:  now.Add(c.StopTimeout + survives),
 	}
 	if real := r.realStopSignal(c); signal == c.StopSignal && real != 0 && real != signal {

@@ -119,9 +119,9 @@ func (r *Registrar) adopt(ctx context.Context, w wanted) {
 	if r.have.checks[readyCheckID(w.ID)] == nil {
 		r.ready[w.endpoint()] = true
 	}
-	reason, on := r.have.maintenance(w.ID)
+	reason, _ := r.have.maintenance(w.ID)
 	c := r.containers[w.Container]
-	if !on || !strings.HasPrefix(reason, automatic) || w.drain != "" || strings.Contains(reason, "paused") || strings.Contains(reason, "ended") {
+	if !strings.HasPrefix(reason, automatic+stopping) || w.drain != "" {
 		return
 	}
 	d := draining{reason: strings.TrimPrefix(reason, automatic), until: time.Now().Add(c.StopTimeout + survives)}
