@@ -22,6 +22,15 @@ type Planned struct {
 	Reasons   []string
 }
 
+// Verdicts are the reasons as an operator reads them, in the words of the registrar's log.
+func (p Planned) Verdicts() []string {
+	var out []string
+	for _, reason := range p.Reasons {
+		out = append(out, verdict(reason, len(p.Instances) > 0))
+	}
+	return out
+}
+
 // PlannedInstance is an instance as it would be registered.
 type PlannedInstance struct {
 	Instance

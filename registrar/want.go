@@ -207,14 +207,19 @@ func (r *Registrar) explain(ctx context.Context, all []Instance, refusals []refu
 			continue
 		}
 		c := r.containers[f.container]
-		level, msg := slog.LevelDebug, "not registered: "
+		level := slog.LevelDebug
 		if c.mentionsService() {
 			level = slog.LevelWarn
 		}
-		if has[c.ID] {
-			msg = "registered, but "
-		}
-		r.opts.Log.Log(ctx, level, msg+f.reason, "container", c.Name)
+		r.opts.Log.Log(ctx, level, verdict(f.reason, has[c.ID]), "container", c.Name)
 	}
 	r.reasons = now
+}
+
+// verdict says what a reason means for a container that registers something, or nothing.
+func verdict(reason string, registers bool) string {
+	if registers {
+		return "registered, but " + reason
+	}
+	return "not registered: " + reason
 }

@@ -89,8 +89,8 @@ func printPlan(w io.Writer, plan []registrar.Planned) error {
 		for _, i := range p.Instances {
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", p.Container, i.Name, i.ID, i.Endpoint, i.Ready, i.State)
 		}
-		for _, reason := range p.Reasons {
-			fmt.Fprintf(t, "%s\t-\t-\t-\t-\tnot registered: %s\n", p.Container, reason)
+		for _, verdict := range p.Verdicts() {
+			fmt.Fprintf(t, "%s\t-\t-\t-\t-\t%s\n", p.Container, verdict)
 		}
 	}
 	return t.Flush()

@@ -74,11 +74,15 @@ func (p *Proxy) Apply(ctx context.Context, text string) (proxyctl.Result, error)
 	if down != nil {
 		return proxyctl.Result{}, p.prepare(text, onDisk, down)
 	}
-	before := parse(p.lastGood(onDisk, running))
+	last := p.lastGood(onDisk, running)
+	before := parse(last)
 	if err := p.tryAddresses(ctx, newAddresses(before, after)); err != nil {
 		return proxyctl.Result{}, err
 	}
-	now, err := p.install(ctx, text, onDisk, running)
+	if err := p.keepForeign(onDisk); err != nil {
+		return proxyctl.Result{}, err
+	}
+	now, err := p.install(ctx, text, last)
 	if err != nil {
 		return proxyctl.Result{}, err
 	}
@@ -113,12 +117,8 @@ func (p *Proxy) prepare(text, onDisk string, reason error) error {
 	return reason
 }
 
-// install replaces the file and reloads; when that fails the last good file goes back.
-func (p *Proxy) install(ctx context.Context, text, onDisk, running string) (processes, error) {
-	if err := p.keepForeign(onDisk); err != nil {
-		return processes{}, err
-	}
-	last := p.lastGood(onDisk, running)
+// install replaces the file and reloads; when that fails the last good text goes back.
+func (p *Proxy) install(ctx context.Context, text, last string) (processes, error) {
 	if err := p.write(p.opts.File, text); err != nil {
 		return processes{}, err
 	}
