@@ -12,6 +12,7 @@ type metrics struct {
 	successful prometheus.Gauge
 	reachable  prometheus.Gauge
 	oldWorkers prometheus.Gauge
+	leaving    prometheus.Gauge
 	live       prometheus.Histogram
 }
 
@@ -27,7 +28,10 @@ func newMetrics(reg prometheus.Registerer) metrics {
 			Name: "berth_proxy_reachable", Help: "1 when the proxy answered when it was last needed.",
 		}),
 		oldWorkers: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "berth_proxy_old_workers", Help: "Workers of earlier configurations that still finished connections after the last reload.",
+			Name: "berth_proxy_old_workers", Help: "Workers of earlier configurations that still finish their connections.",
+		}),
+		leaving: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "berth_proxy_leaving_servers", Help: "Servers that were removed and still finish their connections.",
 		}),
 		live: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "berth_proxy_live_seconds", Help: "Time from a catalog change to the proxy serving it.",
@@ -35,7 +39,7 @@ func newMetrics(reg prometheus.Registerer) metrics {
 		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.applies, m.successful, m.reachable, m.oldWorkers, m.live)
+		reg.MustRegister(m.applies, m.successful, m.reachable, m.oldWorkers, m.leaving, m.live)
 	}
 	return m
 }
@@ -51,8 +55,11 @@ func (m metrics) observe(res Result, err error, after time.Duration) {
 		m.applies.WithLabelValues("failed").Inc()
 	default:
 		m.applies.WithLabelValues(string(res.Action)).Inc()
+		m.leaving.Set(float64(res.Leaving))
+		if res.Action != Runtime {
+			m.oldWorkers.Set(float64(res.OldWorkers)) // a change at run time does not look at them
+		}
 		if res.Action != None {
-			m.oldWorkers.Set(float64(res.OldWorkers))
 			m.live.Observe(after.Seconds())
 		}
 	}

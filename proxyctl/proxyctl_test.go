@@ -17,10 +17,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// fakeProxy takes what it is told to and remembers when.
+// fakeProxy takes what it is told to and remembers when. It reloads for every text that does not begin with "run".
 type fakeProxy struct {
-	start time.Time
-	takes time.Duration // of one Apply
+	start  time.Time
+	takes  time.Duration   // of one Apply
+	slow   time.Duration   // of one that comes too early
+	tend   []time.Duration // what the next calls of Tend return
+	tended []time.Duration // when it was called
+	closed bool
 
 	mu      sync.Mutex
 	err     error
@@ -28,10 +32,18 @@ type fakeProxy struct {
 	log     []string // "12ms text"
 }
 
-func (p *fakeProxy) Apply(_ context.Context, text string) (Result, error) {
-	time.Sleep(p.takes)
+func (p *fakeProxy) Apply(_ context.Context, config Config, mayReload bool) (Result, error) {
+	text := config.Text
+	runtime := strings.HasPrefix(text, "run")
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.err == nil && text != p.running && !runtime && !mayReload {
+		time.Sleep(p.slow)
+		return Result{}, ErrNotYet
+	}
+	p.mu.Unlock()
+	time.Sleep(p.takes)
+	p.mu.Lock()
 	p.log = append(p.log, fmt.Sprintf("%v %s", time.Since(p.start)-p.takes, text))
 	if p.err != nil {
 		return Result{}, p.err
@@ -40,8 +52,25 @@ func (p *fakeProxy) Apply(_ context.Context, text string) (Result, error) {
 		return Result{Action: None}, nil
 	}
 	p.running = text
-	return Result{Action: Reload, Changes: []Change{{Backend: "app", Before: 2, After: 5, Added: 3}}}, nil
+	if runtime {
+		return Result{Action: Runtime, Reason: "add app/b", Leaving: 3, Changes: []Change{{Backend: "app", Before: 1, After: 2, Added: 1}}}, nil
+	}
+	return Result{Action: Reload, Reason: "frontend web: bind line added", OldWorkers: 2, Changes: []Change{{Backend: "app", Before: 2, After: 5, Added: 3}}}, nil
 }
+
+func (p *fakeProxy) Tend(context.Context) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.tend) == 0 {
+		return 0
+	}
+	p.tended = append(p.tended, time.Since(p.start))
+	next := p.tend[0]
+	p.tend = p.tend[1:]
+	return next
+}
+
+func (p *fakeProxy) Close() { p.closed = true }
 
 // pass lets the bubble's time pass and everything that happens then come to rest.
 func pass(d time.Duration) {
@@ -72,6 +101,9 @@ func run(t *testing.T, p *fakeProxy) (*Controller, *bytes.Buffer) {
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
 		}
+		if !p.closed {
+			t.Error("the proxy is not closed when Run returns")
+		}
 	})
 	return c, &out
 }
@@ -83,12 +115,12 @@ func TestFirstAtOnceThenPacedNewestWins(t *testing.T) {
 		if c.Ready() == nil {
 			t.Error("ready before the first configuration")
 		}
-		c.Set("a", time.Now())
+		c.Set(Config{Text: "a"}, time.Now())
 		pass(5 * time.Millisecond)
-		c.Set("b", time.Now())
-		c.Set("c", time.Now())
+		c.Set(Config{Text: "b"}, time.Now())
+		c.Set(Config{Text: "c"}, time.Now())
 		pass(50 * time.Millisecond)
-		c.Set("d", time.Now())
+		c.Set(Config{Text: "d"}, time.Now())
 		if c.Ready() == nil {
 			t.Error("ready though the newest configuration is not applied")
 		}
@@ -101,7 +133,7 @@ func TestFirstAtOnceThenPacedNewestWins(t *testing.T) {
 			t.Errorf("not ready: %v", err)
 		}
 		// d waited for the pace since b was set at 5 ms, and took 10 ms.
-		for _, line := range []string{"app: 2 → 5 servers, live after 10 ms", "app: 2 → 5 servers, live after 215 ms"} {
+		for _, line := range []string{"app: 2 → 5 servers, live after 10 ms", "app: 2 → 5 servers, live after 215 ms", `reason="frontend web: bind line added" old_workers=2`} {
 			if !strings.Contains(out.String(), line) {
 				t.Errorf("the log lacks %q:\n%s", line, out)
 			}
@@ -113,7 +145,7 @@ func TestUnreachableIsTriedAgainSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &fakeProxy{err: fmt.Errorf("%w: no such socket", ErrUnreachable)}
 		c, out := run(t, p)
-		c.Set("a", time.Now())
+		c.Set(Config{Text: "a"}, time.Now())
 		pass(time.Minute)
 		if n := len(p.log); n < 10 || n > 40 {
 			t.Errorf("%d attempts in a minute", n)
@@ -139,7 +171,7 @@ func TestRefusedIsTriedAgainSeldomButOnChangeAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &fakeProxy{running: "good", err: fmt.Errorf("%w: unknown keyword 'bogus'", ErrRefused)}
 		c, out := run(t, p)
-		c.Set("bad", time.Now())
+		c.Set(Config{Text: "bad"}, time.Now())
 		pass(time.Minute)
 		if n := len(p.log); n < 2 || n > 5 {
 			t.Errorf("%d attempts in a minute", n)
@@ -149,7 +181,7 @@ func TestRefusedIsTriedAgainSeldomButOnChangeAtOnce(t *testing.T) {
 		}
 		p.answer(nil)
 		set := time.Now()
-		c.Set("better", set)
+		c.Set(Config{Text: "better"}, set)
 		synctest.Wait()
 		if p.running != "better" || c.Ready() != nil {
 			t.Errorf("%v after a better one was set: runs %q, Ready() = %v", time.Since(set), p.running, c.Ready())
@@ -161,13 +193,13 @@ func TestBackToWhatRunsIsSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &fakeProxy{}
 		c, out := run(t, p)
-		c.Set("good", time.Now())
+		c.Set(Config{Text: "good"}, time.Now())
 		pass(time.Second)
 		p.answer(ErrRefused)
-		c.Set("bad", time.Now())
+		c.Set(Config{Text: "bad"}, time.Now())
 		pass(time.Second)
 		p.answer(nil)
-		c.Set("good", time.Now())
+		c.Set(Config{Text: "good"}, time.Now())
 		pass(time.Second)
 		if !strings.Contains(out.String(), "proxy runs the newest configuration again") {
 			t.Errorf("the log does not say that all is well again:\n%s", out)
@@ -192,10 +224,10 @@ func TestDriftIsFoundAndRepaired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &fakeProxy{takes: time.Millisecond}
 		c, out := run(t, p)
-		c.Set("good", time.Now())
+		c.Set(Config{Text: "good"}, time.Now())
 		pass(time.Hour)
-		if n := strings.Count(out.String(), "\n"); n != 1 {
-			t.Errorf("%d lines in a quiet hour, want one:\n%s", n, out)
+		if n := strings.Count(out.String(), "\n"); n != 2 {
+			t.Errorf("%d lines in a quiet hour, want the two of the first reload:\n%s", n, out)
 		}
 		p.do(func() { p.running = "somebody else's" })
 		pass(6 * time.Second)
@@ -212,6 +244,89 @@ func TestDriftIsFoundAndRepaired(t *testing.T) {
 		pass(10 * time.Second)
 		if err := c.Ready(); err != nil {
 			t.Errorf("Ready() = %v", err)
+		}
+	})
+}
+
+// Only reloads are paced: a change at run time goes at once, also while a reload waits for its turn.
+func TestRuntimeChangesAreNotPaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakeProxy{takes: time.Millisecond}
+		c, out := run(t, p)
+		c.Set(Config{Text: "a"}, time.Now())
+		pass(5 * time.Millisecond)
+		c.Set(Config{Text: "run 1"}, time.Now())
+		pass(5 * time.Millisecond)
+		c.Set(Config{Text: "run 2"}, time.Now())
+		pass(5 * time.Millisecond)
+		c.Set(Config{Text: "b"}, time.Now())
+		pass(5 * time.Millisecond)
+		if err := c.Ready(); !errors.Is(err, ErrNotYet) {
+			t.Errorf("Ready() = %v while a reload waits", err)
+		}
+		c.Set(Config{Text: "run 3"}, time.Now())
+		pass(5 * time.Millisecond)
+		c.Set(Config{Text: "c"}, time.Now())
+		pass(time.Second)
+		want := []string{"0s a", "5ms run 1", "10ms run 2", "20ms run 3", "201ms c"}
+		if !slices.Equal(p.log, want) {
+			t.Errorf("applied %q, want %q", p.log, want)
+		}
+		if strings.Contains(out.String(), "level=ERROR") || strings.Contains(out.String(), "repaired") {
+			t.Errorf("to wait for the pace is no failure:\n%s", out)
+		}
+		if n := testutil.ToFloat64(c.metrics.leaving); n != 0 {
+			t.Errorf("leaving = %v after the last reload", n)
+		}
+	})
+}
+
+// An Apply that finds that it is too early may take until it is not.
+func TestTooEarlyForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakeProxy{slow: time.Second}
+		c, _ := run(t, p)
+		c.Set(Config{Text: "a"}, time.Now())
+		pass(5 * time.Millisecond)
+		c.Set(Config{Text: "b"}, time.Now())
+		pass(3 * time.Second)
+		if p.running != "b" {
+			t.Errorf("runs %q: b was never tried again", p.running)
+		}
+	})
+}
+
+// What Tend still has to do goes on between changes, when it asks for it.
+func TestTend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakeProxy{tend: []time.Duration{30 * time.Millisecond, 40 * time.Millisecond, 0, 0}}
+		c, _ := run(t, p)
+		c.Set(Config{Text: "run"}, time.Now())
+		pass(time.Second)
+		want := []time.Duration{0, 30 * time.Millisecond, 70 * time.Millisecond}
+		if !slices.Equal(p.tended, want) {
+			t.Errorf("tended at %v, want %v", p.tended, want)
+		}
+	})
+}
+
+// Check has a look at the proxy at once, and does nothing before there is something to compare with.
+func TestCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakeProxy{}
+		c, _ := run(t, p)
+		c.Check()
+		pass(time.Second)
+		if len(p.log) != 0 {
+			t.Errorf("applied %q before the first configuration", p.log)
+		}
+		c.Set(Config{Text: "run"}, time.Now())
+		pass(time.Second)
+		p.do(func() { p.running = "somebody else's" })
+		c.Check()
+		synctest.Wait()
+		if p.running != "run" {
+			t.Errorf("runs %q", p.running)
 		}
 	})
 }

@@ -1,45 +1,54 @@
 package haproxy
 
 import (
+	"cmp"
+	"fmt"
 	"net"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 
 	"berth/proxyctl"
 )
 
-// section is one section of a configuration: "backend app" and its lines, each as words.
-type section struct {
-	kind, name string
-	lines      [][]string
+// config is what berth understands of a configuration text: its sections, and in these the servers. It knows as much
+// of the grammar as is needed to tell them apart, and leaves the judgement of the rest to HAProxy.
+type config struct {
+	sections []section
+	backends map[string]*backend // and listen sections
+	fixed    string              // why no server can be changed at run time, "" if they can
 }
 
-// parse splits a configuration into its sections. It knows as much of the grammar as is needed to tell sections,
-// words, quotes and comments apart, and leaves the judgement of the rest to HAProxy.
-func parse(text string) []section {
-	var sections []section
-	for line := range strings.Lines(text) {
-		w := words(line)
-		if len(w) == 0 {
-			continue
-		}
-		if sectionKinds[w[0]] {
-			s := section{kind: w[0]}
-			if len(w) > 1 {
-				s.name = w[1]
-			}
-			sections = append(sections, s)
-			continue
-		}
-		if len(sections) > 0 {
-			s := &sections[len(sections)-1]
-			s.lines = append(s.lines, w)
-		}
-	}
-	return sections
+// backend is the servers of a section. It is never changed once it is read, so that the same pointer in two
+// configurations means the same servers.
+type backend struct {
+	servers map[string]server
+	order   []string // their names, as they stand in the text
+	lines   map[serverLine]namedServer
 }
+
+// serverLine is a line and the default-server words that hold for it. A line that was read before need not be read
+// again, which makes up for most of the cost of a text.
+type serverLine struct{ inherited, text string }
+
+type namedServer struct {
+	name string
+	server
+}
+
+// section is one section of a configuration without its server lines.
+type section struct {
+	kind, name string
+	head       string     // its first line, blanks and comments aside
+	lines      [][]string // words of the others
+	raw        []string   // the same lines as they are written, blanks and comments aside
+	text       string     // the whole of it, servers too
+	inherited  string     // default-server words that hold at its beginning
+	fixed      string     // why its servers cannot be changed at run time
+	backend    *backend   // its servers, if it is a backend or listen section
+}
+
+func (s section) String() string { return strings.TrimSpace(s.kind + " " + s.name) }
 
 // sectionKinds are the keywords that open a section (HAProxy configuration manual, 2.6 to 3.2).
 var sectionKinds = map[string]bool{
@@ -49,53 +58,302 @@ var sectionKinds = map[string]bool{
 	"acme": true,
 }
 
+// parser is the state of reading one text.
+type parser struct {
+	config
+	before   map[string]section // those of the text that was read before, by head
+	text     string             // all of it
+	at       int                // where the line to read begins
+	defaults map[string]string  // default-server words by name of a defaults section; "" is the last one
+	inherit  string             // those that hold for the next server line
+}
+
+// parse reads a configuration. before is one that is much like it, or nil: what has not changed is taken from it.
+func parse(text string, before *config) *config {
+	p := parser{
+		config: config{backends: map[string]*backend{}}, before: map[string]section{},
+		text: text, defaults: map[string]string{},
+	}
+	if before != nil {
+		for _, s := range before.sections {
+			p.before[s.head] = s
+		}
+	}
+	begin := 0 // of the section
+	for p.at < len(text) {
+		start := p.at
+		line := p.line()
+		head, isHead := sectionHead(line)
+		if !isHead {
+			p.read(line)
+			continue
+		}
+		p.end(text[begin:start])
+		begin = start
+		p.begin(head, start)
+	}
+	p.end(text[begin:])
+	return &p.config
+}
+
+// line takes the next line.
+func (p *parser) line() string {
+	rest := p.text[p.at:]
+	if end := strings.IndexByte(rest, '\n'); end >= 0 {
+		rest = rest[:end+1]
+	}
+	p.at += len(rest)
+	return rest
+}
+
+// sectionHead is the words of a line that opens a section.
+func sectionHead(line string) ([]string, bool) {
+	first, _, _ := strings.Cut(strings.TrimLeft(line, " \t\r\n"), " ")
+	if first = strings.TrimRight(first, "\r\n"); !sectionKinds[first] && !strings.ContainsAny(first, "\t\\\"'#") {
+		return nil, false
+	}
+	w, _ := words(line)
+	return w, len(w) > 0 && sectionKinds[w[0]]
+}
+
+// begin opens a section whose head begins at start. If it is as it was in the text before, it is not read again.
+func (p *parser) begin(w []string, start int) {
+	_, head := words(p.text[start:p.at])
+	s := section{kind: w[0], head: head}
+	if len(w) > 1 {
+		s.name = w[1]
+	}
+	p.inherit = ""
+	if from := slices.Index(w, "from"); from >= 0 && from+1 < len(w) {
+		p.inherit = p.defaults[w[from+1]]
+	} else if s.kind != "defaults" {
+		p.inherit = p.defaults[""]
+	}
+	if s.kind == "defaults" {
+		p.defaults[""], p.defaults[s.name] = p.inherit, p.inherit
+	}
+	s.inherited = p.inherit
+	if s.isProxy() {
+		if p.backends[s.name] != nil {
+			p.fixed = cmp.Or(p.fixed, "it has two sections "+s.name)
+		}
+		old, known := p.before[head]
+		n := old.backend.count()
+		s.backend = &backend{servers: make(map[string]server, n), lines: make(map[serverLine]namedServer, n)}
+		if known && old.inherited == s.inherited && strings.HasPrefix(p.text[start:], old.text) && p.beginsSection(start+len(old.text)) {
+			s = old
+			s.text = p.text[start : start+len(old.text)] // so that the old text can be forgotten
+			p.at = start + len(old.text)
+			p.fixed = cmp.Or(p.fixed, s.fixed)
+		}
+		p.backends[s.name] = s.backend
+	}
+	p.sections = append(p.sections, s)
+}
+
+// beginsSection says whether nothing or a section begins at this place.
+func (p *parser) beginsSection(at int) bool {
+	line, _, _ := strings.Cut(p.text[at:], "\n")
+	_, is := sectionHead(line)
+	return is || at == len(p.text)
+}
+
+// end notes the text of the section that was read.
+func (p *parser) end(text string) {
+	if len(p.sections) > 0 {
+		p.sections[len(p.sections)-1].text = text
+	}
+}
+
+// read takes in a line that opens no section.
+func (p *parser) read(line string) {
+	if len(p.sections) == 0 {
+		if w, _ := words(line); len(w) == 0 {
+			return
+		}
+		p.sections = append(p.sections, section{})
+	}
+	s := &p.sections[len(p.sections)-1]
+	key := serverLine{p.inherit, line}
+	if s.backend != nil {
+		if known, ok := p.before[s.head].known(key); ok {
+			p.add(s, key, known)
+			return
+		}
+	}
+	w, raw := words(line)
+	if len(w) == 0 {
+		return
+	}
+	if strings.HasPrefix(w[0], ".") {
+		s.fixed = cmp.Or(s.fixed, "it has conditional blocks ("+w[0]+")")
+		p.fixed = cmp.Or(p.fixed, s.fixed)
+	}
+	quoted := strings.ContainsAny(raw, `\\"'`) // HAProxy knows more of quotes and escapes than is known here
+	if s.backend != nil && w[0] == "server" && len(w) > 2 {
+		server := newServer(w[1], w[2], append(strings.FieldsFunc(p.inherit, isSeparator), w[3:]...))
+		if quoted {
+			server.fix("it has quotes or escapes", raw)
+		}
+		p.add(s, key, namedServer{w[1], server})
+		return
+	}
+	if w[0] == "default-server" && (s.backend != nil || s.kind == "defaults") {
+		inherit := w[1:]
+		if quoted {
+			inherit = strings.Fields(raw)[1:] // quotes and all, which fixes every server that inherits them
+		}
+		p.inherit += separator + strings.Join(inherit, separator)
+		if s.kind == "defaults" {
+			p.defaults[""], p.defaults[s.name] = p.inherit, p.inherit
+		}
+	}
+	s.lines = append(s.lines, w)
+	s.raw = append(s.raw, raw)
+}
+
+// separator stands between inherited words.
+const separator = "\x00"
+
+func isSeparator(r rune) bool { return r == 0 }
+
+// add adds a server to a section.
+func (p *parser) add(s *section, line serverLine, n namedServer) {
+	if _, twice := s.backend.servers[n.name]; twice {
+		s.fixed = cmp.Or(s.fixed, fmt.Sprintf("%s has two servers %s", s, n.name))
+		p.fixed = cmp.Or(p.fixed, s.fixed)
+	}
+	s.backend.servers[n.name] = n.server
+	s.backend.order = append(s.backend.order, n.name)
+	s.backend.lines[line] = n
+}
+
+func (s section) isProxy() bool { return s.kind == "backend" || s.kind == "listen" }
+
+// known is the server that a line is known to mean.
+func (s section) known(line serverLine) (namedServer, bool) {
+	if s.backend == nil {
+		return namedServer{}, false
+	}
+	n, ok := s.backend.lines[line]
+	return n, ok
+}
+
 // words splits a line as HAProxy does: blanks separate, a backslash takes the next character as it is, quotes keep
-// blanks, # starts a comment.
-func words(line string) []string {
+// blanks, # starts a comment. raw is the line as it is written, with one blank between its words.
+func words(line string) (cooked []string, raw string) {
+	if !strings.ContainsAny(line, "\\\"'#") {
+		cooked = strings.Fields(line)
+		return cooked, strings.Join(cooked, " ")
+	}
 	var (
-		out   []string
-		word  strings.Builder
-		in    bool
-		quote byte
+		word, all strings.Builder
+		in        bool
+		quote     byte
 	)
 	end := func() {
 		if in {
-			out = append(out, word.String())
+			cooked = append(cooked, word.String())
 			word.Reset()
 			in = false
 		}
+	}
+	put := func(written, means string) {
+		if !in && len(cooked) > 0 {
+			all.WriteByte(' ')
+		}
+		in = true
+		all.WriteString(written)
+		word.WriteString(means)
 	}
 	for i := 0; i < len(line); i++ {
 		ch := line[i]
 		switch {
 		case ch == '\\' && quote != '\'' && i+1 < len(line):
 			i++
-			word.WriteByte(line[i])
-			in = true
+			put(line[i-1:i+1], line[i:i+1])
 		case quote != 0 && ch == quote:
+			put(line[i:i+1], "")
 			quote = 0
 		case quote != 0:
-			word.WriteByte(ch)
+			put(line[i:i+1], line[i:i+1])
 		case ch == '"' || ch == '\'':
-			quote, in = ch, true
+			put(line[i:i+1], "")
+			quote = ch
 		case ch == '#':
 			end()
-			return out
+			return cooked, all.String()
 		case ch == ' ' || ch == '\t' || ch == '\r' || ch == '\n':
 			end()
 		default:
-			word.WriteByte(ch)
-			in = true
+			put(line[i:i+1], line[i:i+1])
 		}
 	}
 	end()
-	return out
+	return cooked, all.String()
+}
+
+// refersTo says whether a line may mean this server: use-server, srv_is_up(app/a), track. HAProxy does not load a
+// configuration that refers to a server it does not have.
+func (c *config) refersTo(backend, name string) bool {
+	means := func(text string, here bool) bool {
+		if strings.Contains(text, backend+"/"+name) {
+			return true
+		}
+		return here && slices.Contains(strings.FieldsFunc(text, func(r rune) bool { return !inNames(r) }), name)
+	}
+	for _, s := range c.sections {
+		here := s.isProxy() && s.name == backend
+		if slices.ContainsFunc(s.raw, func(line string) bool { return means(line, here) }) {
+			return true
+		}
+		for _, other := range s.backend.all() {
+			if other.fixed != "" && means(other.keywords, here) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// inNames says whether a character may stand in the name of a server.
+func inNames(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_.:-", r)
+}
+
+// dynamicCookies says whether a backend's servers get their cookies from HAProxy, which 2.6 does not give to those that
+// are added at run time.
+func (c *config) dynamicCookies(backend string) bool {
+	return slices.ContainsFunc(c.sections, func(s section) bool {
+		return (s.kind == "defaults" || s.isProxy() && s.name == backend) && slices.ContainsFunc(s.lines, func(l []string) bool {
+			return l[0] == "cookie" && slices.Contains(l, "dynamic")
+		})
+	})
+}
+
+// shape is the configuration without its servers: two texts with one shape differ in servers at most.
+func (c *config) shape() string {
+	var b strings.Builder
+	for _, s := range c.sections {
+		b.WriteString(s.head + "\n")
+		for _, l := range s.raw {
+			b.WriteString("\t" + l + "\n")
+		}
+	}
+	return b.String()
+}
+
+// global says whether the global section has a line that begins with keyword.
+func (c *config) global(keyword string) bool {
+	return slices.ContainsFunc(c.sections, func(s section) bool {
+		return s.kind == "global" && slices.ContainsFunc(s.lines, func(l []string) bool { return l[0] == keyword })
+	})
 }
 
 // binds are the addresses that the configuration listens on, as they are written there.
-func binds(sections []section) []string {
+func (c *config) binds() []string {
 	var out []string
-	for _, s := range sections {
+	for _, s := range c.sections {
 		if s.kind != "frontend" && s.kind != "listen" {
 			continue
 		}
@@ -130,69 +388,70 @@ func tcpAddress(bind string) (host string, port int, ok bool) {
 	return host, port, true
 }
 
-// servers are the server lines of each backend or listen section, by name of section and server.
-func servers(sections []section) map[string]map[string]string {
-	out := map[string]map[string]string{}
-	for _, s := range sections {
-		if s.kind != "backend" && s.kind != "listen" {
-			continue
-		}
-		lines := map[string]string{}
-		for _, l := range s.lines {
-			if l[0] == "server" && len(l) > 2 {
-				lines[l[1]] = strings.Join(l[2:], " ")
-			}
-		}
-		out[s.name] = lines
-	}
-	return out
-}
-
-// changes says for each backend whose servers differ between two configurations how they differ.
-func changes(before, after []section) []proxyctl.Change {
-	was, is := servers(before), servers(after)
-	names := map[string]bool{}
-	for name := range was {
-		names[name] = true
-	}
-	for name := range is {
-		names[name] = true
-	}
-	var out []proxyctl.Change
-	for name := range names {
-		c := proxyctl.Change{Backend: name, Before: len(was[name]), After: len(is[name])}
-		for srv, line := range is[name] {
-			if was[name][srv] != line {
-				c.Added++
-			}
-		}
-		for srv, line := range was[name] {
-			if is[name][srv] != line {
-				c.Removed++
-			}
-		}
-		if c.Added+c.Removed > 0 {
-			out = append(out, c)
-		}
-	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Backend < out[j].Backend })
-	return out
-}
-
 // newAddresses are the TCP addresses that only after listens on, leaving out those whose port before has too: HAProxy
 // hands its own listening sockets over.
-func newAddresses(before, after []section) []string {
+func newAddresses(before, after *config) []string {
 	var ports []int
-	for _, b := range binds(before) {
+	for _, b := range before.binds() {
 		if _, port, ok := tcpAddress(b); ok {
 			ports = append(ports, port)
 		}
 	}
 	var out []string
-	for _, b := range binds(after) {
+	for _, b := range after.binds() {
 		if host, port, ok := tcpAddress(b); ok && !slices.Contains(ports, port) {
 			out = append(out, net.JoinHostPort(host, strconv.Itoa(port)))
 		}
 	}
 	return out
 }
+
+// changes says for each backend whose servers differ between two configurations how they differ.
+func changes(before, after *config) []proxyctl.Change {
+	names := map[string]bool{}
+	for name := range before.backends {
+		names[name] = true
+	}
+	for name := range after.backends {
+		names[name] = true
+	}
+	var out []proxyctl.Change
+	for name := range names {
+		was, is := before.backends[name], after.backends[name]
+		if was == is {
+			continue
+		}
+		c := proxyctl.Change{Backend: name, After: is.count()}
+		for name, s := range was.all() {
+			if s.leaving {
+				continue
+			}
+			c.Before++
+			if new, stays := is.get(name); !stays || !new.equal(s) {
+				c.Removed++
+			}
+		}
+		for name, s := range is.all() {
+			if old, was := was.get(name); !was || old.leaving || !old.equal(s) {
+				c.Added++
+			}
+		}
+		if c.Added+c.Removed > 0 {
+			out = append(out, c)
+		}
+	}
+	slices.SortFunc(out, func(a, b proxyctl.Change) int { return strings.Compare(a.Backend, b.Backend) })
+	return out
+}
+
+// all are the servers of a backend, none of a nil one.
+func (b *backend) all() map[string]server {
+	if b == nil {
+		return nil
+	}
+	return b.servers
+}
+
+func (b *backend) get(name string) (server, bool) { s, ok := b.all()[name]; return s, ok }
+
+func (b *backend) count() int { return len(b.all()) }

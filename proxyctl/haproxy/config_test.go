@@ -1,10 +1,13 @@
 package haproxy
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"pgregory.net/rapid"
 
 	"berth/proxyctl"
 )
@@ -20,9 +23,18 @@ func TestWords(t *testing.T) {
 		`a 'it''s' "say \"yes\""`:             {"a", "its", `say "yes"`},
 		`trailing \`:                          {"trailing", `\`},
 	} {
-		if d := cmp.Diff(want, words(line)); d != "" {
+		got, raw := words(line)
+		if d := cmp.Diff(want, got, cmpopts.EquateEmpty()); d != "" {
 			t.Errorf("%q (-want +got):\n%s", line, d)
 		}
+		again, same := words(raw)
+		if d := cmp.Diff(got, again, cmpopts.EquateEmpty()); d != "" || raw != same {
+			t.Errorf("%q is written %q, which reads otherwise (%q):\n%s", line, raw, same, d)
+		}
+	}
+	// Quotes decide whether HAProxy replaces a variable, so they are a difference.
+	if _, a := words(`setenv X "$Y"`); a == `setenv X '$Y'` || a != `setenv X "$Y"` {
+		t.Errorf("written %q", a)
 	}
 }
 
@@ -46,13 +58,13 @@ backend empty
 
 func TestNewAddresses(t *testing.T) {
 	after := strings.Replace(sample, "bind :8080", "bind :8080\n bind 10.0.0.9:8404\n bind :443 ssl crt /x\n bind ipv4@127.0.0.1:444\n bind ${IP}:445", 1)
-	got := newAddresses(parse(sample), parse(after))
+	got := newAddresses(parse(sample, nil), parse(after, nil))
 	want := []string{":443", "127.0.0.1:444"} // 8404 is HAProxy's own already
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	if n := len(newAddresses(nil, parse(sample))); n != 4 {
-		t.Errorf("%d new addresses in all, want 4: %v", n, newAddresses(nil, parse(sample)))
+	if all := newAddresses(&config{}, parse(sample, nil)); len(all) != 4 {
+		t.Errorf("%d new addresses in all, want 4: %v", len(all), all)
 	}
 }
 
@@ -66,24 +78,162 @@ func TestChanges(t *testing.T) {
 		{Backend: "app", Before: 2, After: 3, Added: 2, Removed: 1},
 		{Backend: "new", Before: 0, After: 1, Added: 1},
 	}
-	if d := cmp.Diff(want, changes(parse(sample), parse(after))); d != "" {
+	if d := cmp.Diff(want, changes(parse(sample, nil), parse(after, nil))); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	if got := changes(parse(sample), parse(sample)); got != nil {
+	if got := changes(parse(sample, nil), parse(sample, nil)); got != nil {
 		t.Errorf("no change is %v", got)
 	}
 }
 
+func TestServers(t *testing.T) {
+	at := func(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+	tests := []struct {
+		name, text string
+		want       server
+	}{
+		{"plain", "backend b\n server s 10.0.0.1:80", server{address: at("10.0.0.1:80"), weight: 1}},
+		{"IPv6", "backend b\n server s [fd00::1]:80 weight 7", server{address: at("[fd00::1]:80"), weight: 7}},
+		{"keywords are sorted", "backend b\n server s 10.0.0.1:80 maxconn 5 inter 1s check", server{address: at("10.0.0.1:80"), weight: 1, keywords: "check inter 1s maxconn 5", checked: true}},
+		{"default-server above it counts, the one below does not", "backend b\n default-server check\n server s 10.0.0.1:80\n default-server maxconn 5", server{address: at("10.0.0.1:80"), weight: 1, keywords: "check", checked: true}},
+		{"own words over inherited ones", "backend b\n default-server inter 1s weight 3\n server s 10.0.0.1:80 inter 2s weight 4", server{address: at("10.0.0.1:80"), weight: 4, keywords: "inter 2s"}},
+		{"no- takes back", "backend b\n default-server check backup inter 1s\n server s 10.0.0.1:80 no-check", server{address: at("10.0.0.1:80"), weight: 1, keywords: "backup inter 1s"}},
+		{"from the last defaults section", "defaults a\n default-server inter 1s\ndefaults\n default-server inter 2s\nbackend b\n server s 10.0.0.1:80", server{address: at("10.0.0.1:80"), weight: 1, keywords: "inter 2s"}},
+		{"from a named one", "defaults a\n default-server inter 1s\ndefaults\n default-server inter 2s\nbackend b from a\n server s 10.0.0.1:80", server{address: at("10.0.0.1:80"), weight: 1, keywords: "inter 1s"}},
+		{"a defaults section forgets the one before", "defaults\n default-server inter 1s\ndefaults\n mode http\nbackend b\n server s 10.0.0.1:80", server{address: at("10.0.0.1:80"), weight: 1}},
+		{"unless it is made from it", "defaults a\n default-server inter 1s\ndefaults c from a\n default-server rise 1\nbackend b\n server s 10.0.0.1:80", server{address: at("10.0.0.1:80"), weight: 1, keywords: "inter 1s rise 1"}},
+		{"disabled", "backend b\n server s 10.0.0.1:80 disabled", server{address: at("10.0.0.1:80"), weight: 1, disabled: true}},
+		{"enabled again", "backend b\n default-server disabled\n server s 10.0.0.1:80 enabled", server{address: at("10.0.0.1:80"), weight: 1}},
+		{"its own id", "backend b\n server s 10.0.0.1:80 id 7", server{address: at("10.0.0.1:80"), weight: 1, keywords: "id 7", ownID: true}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, ok := parse(tt.text, nil).backends["b"].get("s")
+			if !ok || got != tt.want {
+				t.Errorf("got %+v, want %+v", got, tt.want)
+			}
+		})
+	}
+}
+
+// What could break out of a command, or what HAProxy would take for something else at run time, is left to a reload.
+func TestFixedServers(t *testing.T) {
+	for line, says := range map[string]string{
+		"s app.local:80":                                "is no ip:port",
+		"s 10.0.0.1":                                    "is no ip:port",
+		"s 10.0.0.1:0":                                  "is no ip:port",
+		"s 10.0.0.1:99999":                              "is no ip:port",
+		"s 0.0.0.0:80":                                  "is no ip:port",
+		"s [fe80::1%eth0]:80":                           "is no ip:port",
+		"s unix@/run/x":                                 "is no ip:port",
+		`s "${IP}:80"`:                                  "it has quotes",
+		"s;x 10.0.0.1:80":                               "the name",
+		`s\ x 10.0.0.1:80`:                              "it has quotes",
+		`"s<<" 10.0.0.1:80`:                             "it has quotes",
+		"s 10.0.0.1:80 weight abc":                      "the value of weight",
+		"s 10.0.0.1:80 weight -1":                       "the value of weight",
+		"s 10.0.0.1:80 weight 257":                      "weight 257 is not",
+		"s 10.0.0.1:80 maxconn":                         "the value of maxconn",
+		"s 10.0.0.1:80 inter 1x":                        "the value of inter",
+		"s 10.0.0.1:80 resolvers dns":                   "resolvers is not known",
+		"s 10.0.0.1:80 track b/t":                       "track is not known",
+		"s 10.0.0.1:80 bogus":                           "bogus is not known",
+		`s 10.0.0.1:80 cookie "a;quit"`:                 "it has quotes",
+		`s 10.0.0.1:80 cookie a\;quit`:                  "it has quotes",
+		`s 10.0.0.1:80 sni "str(a) b"`:                  "it has quotes",
+		"s 10.0.0.1:80 cookie $HOME":                    "the value of cookie",
+		"s 10.0.0.1:80 cookie a<<":                      "the value of cookie",
+		"s 10.0.0.1:80 addr 10.0.0.2 port":              "the value of port",
+		"s 10.0.0.1:80 check port 80 no-xy":             "no-xy is not known",
+		"s 10.0.0.1:80" + strings.Repeat(" backup", 60): "it has 60 keywords",
+	} {
+		var got server
+		for _, s := range parse("backend b\n server "+line, nil).backends["b"].servers {
+			got = s
+		}
+		if !strings.Contains(got.fixed, says) {
+			t.Errorf("%s: fixed is %q, want it to say %q", line, got.fixed, says)
+		}
+	}
+}
+
+// A default-server line with quotes is left to HAProxy, and with it every server that inherits it.
+func TestQuotedDefaults(t *testing.T) {
+	s, _ := parse("backend b\n default-server cookie \"x disabled\"\n server s 10.0.0.1:80\n", nil).backends["b"].get("s")
+	if s.disabled || s.fixed == "" {
+		t.Errorf("%+v", s)
+	}
+}
+
+// pieces are what the texts of the property tests are made of.
+var pieces = []string{
+	"global", "defaults", "defaults d", "defaults d from d", "frontend web", "backend app", "backend other", "backend other from d", "listen app", "peers p", "ring r",
+	"  default-server check", "  default-server inter 2s no-check", "  default-server disabled", "  bind :80", "  mode http", "  .if defined(X)", "  server-template t 3 10.0.0.1:80",
+	"  server a 10.0.0.1:80", "  server a 10.0.0.2:80", "  server a 10.0.0.1:81 weight 3", "  server b 10.0.0.1:80 check", "  server b [::1]:80 disabled",
+	"  server c 10.0.0.3:80 maxconn 3", "  server c name:80", "  server d 10.0.0.4:80 weight 0 # x", "\tserver   d 10.0.0.4:80 weight 0 ", "  server e;f 10.0.0.1:80",
+	"", "# comment", `  http-request set-header x "a b"`, "  server", "  server x", "backend", "\\", "backend\tapp",
+}
+
+func texts(t *rapid.T) (a, b string) {
+	lines := rapid.SliceOfN(rapid.SampledFrom(pieces), 0, 14)
+	first := append([]string{"frontend web", "  bind :80", "backend app"}, lines.Draw(t, "lines")...)
+	second := append([]string{}, first...)
+	for range rapid.IntRange(0, 4).Draw(t, "changes") {
+		at := rapid.IntRange(0, len(second)-1).Draw(t, "at")
+		switch rapid.IntRange(0, 3).Draw(t, "how") {
+		case 0:
+			second[at] = rapid.SampledFrom(pieces).Draw(t, "piece")
+		case 1:
+			second = append(second[:at:at], append([]string{rapid.SampledFrom(pieces[18:28]).Draw(t, "server")}, second[at:]...)...)
+		case 2:
+			second = append(second[:at:at], second[at+1:]...)
+		default:
+			to := rapid.IntRange(0, len(second)-1).Draw(t, "to")
+			second[at], second[to] = second[to], second[at]
+		}
+		if len(second) == 0 {
+			second = []string{""}
+		}
+	}
+	return strings.Join(first, "\n"), strings.Join(second, "\n")
+}
+
+// What is taken over from the text before makes no difference to what is read.
+func TestParseWithMemory(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		a, b := texts(t)
+		with, without := parse(b, parse(a, nil)), parse(b, nil)
+		if with.shape() != without.shape() || with.fixed != without.fixed || len(with.backends) != len(without.backends) {
+			t.Fatalf("%q after %q: shape\n%q, want\n%q; fixed %q, want %q", b, a, with.shape(), without.shape(), with.fixed, without.fixed)
+		}
+		for name := range without.backends {
+			if d := cmp.Diff(without.backends[name].servers, with.backends[name].servers, cmp.AllowUnexported(server{}), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); d != "" {
+				t.Fatalf("%q after %q: servers of %s (-want +got):\n%s", b, a, name, d)
+			}
+			if d := cmp.Diff(without.backends[name].order, with.backends[name].order); d != "" {
+				t.Fatalf("%q after %q: order in %s (-want +got):\n%s", b, a, name, d)
+			}
+		}
+		if d := cmp.Diff(without.binds(), with.binds()); d != "" {
+			t.Fatalf("%q after %q: binds (-want +got):\n%s", b, a, d)
+		}
+	})
+}
+
 func FuzzParse(f *testing.F) {
-	f.Add(sample)
-	f.Add("bind\nfrontend\nbind\nbackend\nserver\nserver x\n\\")
-	f.Fuzz(func(t *testing.T, text string) {
-		s := parse(text)
-		if c := changes(s, parse(text)); c != nil {
+	f.Add(sample, sample+"\n server c 10.0.0.4:80")
+	f.Add("bind\nfrontend\nbind\nbackend\nserver\nserver x\n\\", "backend b\nserver s 1.2.3.4:5 weight")
+	f.Fuzz(func(t *testing.T, a, b string) {
+		s := parse(a, nil)
+		if p := compare(s, parse(a, s)); p.reload != "" || len(p.ops) > 0 {
+			t.Errorf("a text differs from itself: %v", p)
+		}
+		if c := changes(s, parse(a, nil)); c != nil {
 			t.Errorf("a text differs from itself: %v", c)
 		}
 		if a := newAddresses(s, s); a != nil {
 			t.Errorf("a text has new addresses against itself: %v", a)
 		}
+		checkPlan(t, s, parse(b, s))
 	})
 }

@@ -10,22 +10,64 @@ import (
 // that runs it. HAProxy takes any number of global sections.
 const markName = "BERTH_GENERATION"
 
-const markLine = "    setenv " + markName + " "
+const (
+	markHead = "\n# By this mark berth knows which configuration HAProxy runs.\nglobal\n"
+	markLine = "    setenv " + markName + " "
+)
 
-// mark appends to a text its own fingerprint. HAProxy takes a last line without an end for a truncated file.
-func mark(text string) string {
+// generation is the mark of a text: one fingerprint of all but its servers, which a worker keeps while these come and
+// go, and one of the whole.
+type generation struct{ shape, text string }
+
+func (g generation) String() string { return g.shape + "." + g.text }
+
+// sameShape says whether two marks are of texts that differ in servers at most.
+func (g generation) sameShape(o generation) bool { return g.shape != "" && g.shape == o.shape }
+
+// parseGeneration reads a mark; what is none is the zero generation.
+func parseGeneration(s string) generation {
+	shape, text, ok := strings.Cut(strings.TrimSpace(s), ".")
+	if !ok {
+		return generation{}
+	}
+	return generation{shape, text}
+}
+
+// marked is a text with its mark, as it is written to the file.
+type marked struct {
+	text       string
+	generation generation
+	config     *config // of the text without the mark
+}
+
+// mark appends to a text its own mark. HAProxy takes a last line without an end for a truncated file. before is as in
+// parse.
+func mark(text string, before *config) marked {
 	if !strings.HasSuffix(text, "\n") {
 		text += "\n"
 	}
-	return fmt.Sprintf("%s\n# By this mark berth knows which configuration HAProxy runs.\nglobal\n%s%x\n", text, markLine, sha256.Sum256([]byte(text)))
+	c := parse(text, before)
+	g := generation{fingerprint(c.shape()), fingerprint(text)}
+	return marked{text: text + markHead + markLine + g.String() + "\n", generation: g, config: c}
 }
 
-// generation is the mark in a text, "" if it is not berth's.
-func generation(text string) string {
-	_, after, marked := strings.Cut(text, "\n"+markLine)
-	if !marked {
-		return ""
-	}
-	value, _, _ := strings.Cut(after, "\n")
-	return value
+func fingerprint(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return fmt.Sprintf("%x", sum[:16])
 }
+
+// unmark reads a file. The generation is the zero one if the file is not as berth wrote it.
+func unmark(file string, before *config) marked {
+	if text, _, found := strings.Cut(file, markHead); found {
+		if m := mark(text, before); m.text == file {
+			return m
+		}
+	}
+	return marked{text: file, config: parse(file, before)}
+}
+
+// Unmarked is the text that was rendered, of a file that berth has written: what berth render compares.
+func Unmarked(file string) string { return unmark(file, nil).text }
+
+// isMarked says whether berth wrote the file, whatever became of it since.
+func isMarked(file string) bool { return strings.Contains(file, markLine) }

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"berth/proxyctl"
 )
 
@@ -59,7 +57,7 @@ func (m master) command(ctx context.Context, line string) (string, error) {
 	defer stop()
 	reply, err := io.ReadAll(io.LimitReader(conn, maxReply))
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return "", fmt.Errorf("%w: no answer to %q within %s", proxyctl.ErrUnreachable, line, m.timeout)
+		return "", fmt.Errorf("%w: no answer to %q within %s", proxyctl.ErrUnreachable, shorten(line, 100), m.timeout)
 	}
 	return string(reply), nil
 }
@@ -72,18 +70,6 @@ type processes struct {
 }
 
 var failedReloads = regexp.MustCompile(`\[failed: (\d+)\]`)
-
-func (m master) processes(ctx context.Context) (processes, error) {
-	reply, err := m.command(ctx, "show proc")
-	if err != nil {
-		return processes{}, err
-	}
-	p := parseProcesses(reply)
-	if p.worker == 0 {
-		return p, fmt.Errorf("%w: no worker in the master's list of processes: %s", proxyctl.ErrUnreachable, oneLine(reply))
-	}
-	return p, nil
-}
 
 func parseProcesses(reply string) processes {
 	var p processes
@@ -124,44 +110,55 @@ func parseProcesses(reply string) processes {
 	return p
 }
 
-// reload makes the master load its configuration file into a new worker, and returns when that one answers. HAProxy
-// from 3.0 on says how it went; 2.6 says nothing, so its list of processes is read until it tells.
-func (m master) reload(ctx context.Context) (processes, error) {
-	before, err := m.processes(ctx)
+// reload makes the master load its configuration file, of this mark, into a new worker, and returns when that one
+// answers. HAProxy from 3.0 on says how it went; 2.6 says nothing, so it is looked at until it tells. tell is another way
+// to have it reload, nil for the socket.
+func (m master) reload(ctx context.Context, tell func(context.Context) error, want generation) (processes, error) {
+	before, _, err := m.glance(ctx, "")
 	if err != nil {
-		return before, err
+		return before.processes, err
 	}
-	reply, err := m.command(ctx, "reload")
-	if err != nil {
-		return before, err
+	if tell == nil {
+		tell = m.tellReload
 	}
-	if strings.HasPrefix(reply, "Success=0") {
-		return before, fmt.Errorf("%w by haproxy: %s", proxyctl.ErrRefused, alerts(reply))
+	if err := tell(ctx); err != nil {
+		return before.processes, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, m.timeout)
+	within, cancel := context.WithTimeout(ctx, m.timeout)
 	defer cancel()
+	reason := fmt.Errorf("worker %d is still the one that serves", before.worker)
 	for {
-		now, err := m.processes(ctx)
+		now, _, err := m.glance(within, "")
 		switch {
-		case err == nil && now.worker != before.worker:
-			if err = m.answers(ctx, now.worker); err == nil {
-				return now, nil
+		case err == nil && (now.worker != before.worker || before.generation != want && now.generation == want):
+			// In a container that was restarted the worker has the number of its predecessor.
+			reason = fmt.Errorf("%w: worker %d does not answer", proxyctl.ErrUnreachable, now.worker)
+			if err = m.answers(within, now.worker); err == nil {
+				return now.processes, nil
 			}
 		case err == nil && now.failed > before.failed:
-			return now, fmt.Errorf("%w by haproxy: the reload failed, its log says why", proxyctl.ErrRefused)
+			return now.processes, fmt.Errorf("%w by haproxy: the reload failed, its log says why", proxyctl.ErrRefused)
 		}
-		if !pause(ctx, 5*time.Millisecond) {
-			if err == nil {
-				err = fmt.Errorf("worker %d is still the one that serves", before.worker)
-			}
-			return before, fmt.Errorf("reload: no new worker within %s: %w", m.timeout, err)
+		if err != nil && within.Err() == nil {
+			reason = err
+		}
+		if !pause(within, 5*time.Millisecond) {
+			return before.processes, fmt.Errorf("reload: no new worker within %s: %w", m.timeout, reason)
 		}
 	}
 }
 
+func (m master) tellReload(ctx context.Context) error {
+	reply, err := m.command(ctx, "reload")
+	if err == nil && strings.HasPrefix(reply, "Success=0") {
+		err = fmt.Errorf("%w by haproxy: %s", proxyctl.ErrRefused, alerts(reply))
+	}
+	return err
+}
+
 // answers is nil when the worker that commands reach is the one with this pid.
 func (m master) answers(ctx context.Context, pid int) error {
-	reply, err := m.command(ctx, "@1 show info")
+	reply, err := m.worker(ctx, "show info")
 	if err != nil {
 		return err
 	}
@@ -172,18 +169,62 @@ func (m master) answers(ctx context.Context, pid int) error {
 	return nil
 }
 
-// generation is the mark of the text that the serving worker runs, "" if it has none.
-func (m master) generation(ctx context.Context) (string, error) {
-	reply, err := m.command(ctx, "@1 show env "+markName)
+// worker sends commands to the worker that serves, in one exchange. One to the master goes first, or 3.2 may leave all
+// without an answer while it starts.
+func (m master) worker(ctx context.Context, commands ...string) (string, error) {
+	reply, err := m.command(ctx, "show proc; @1 "+strings.Join(commands, "; @1 "))
+	_, reply, _ = strings.Cut(reply, "\n\n")
+	return reply, err
+}
+
+// generation is the mark of the text that the serving worker has loaded, the zero one if it has none.
+func (m master) generation(ctx context.Context) (generation, error) {
+	reply, err := m.worker(ctx, "show env "+markName)
 	if err != nil {
-		return "", err
+		return generation{}, err
 	}
-	for line := range strings.Lines(reply) {
-		if value, ok := strings.CutPrefix(strings.TrimSpace(line), markName+"="); ok {
-			return value, nil
+	line, _ := nextLine(reply)
+	value, _ := strings.CutPrefix(line, markName+"=")
+	return parseGeneration(value), nil
+}
+
+// view is what a look at HAProxy shows.
+type view struct {
+	processes
+	generation generation // of the text that the serving worker has loaded
+	state      state
+}
+
+// look reads all there is to know, in one exchange.
+func (m master) look(ctx context.Context) (view, error) {
+	v, rest, err := m.glance(ctx, "; @1 show servers state")
+	if err == nil {
+		if v.state, err = parseState(rest); err != nil {
+			err = fmt.Errorf("%w: %w", proxyctl.ErrUnreachable, err)
 		}
 	}
-	return "", nil
+	return v, err
+}
+
+// glance reads everything but the servers; rest is what is answered to more.
+func (m master) glance(ctx context.Context, more string) (v view, rest string, err error) {
+	reply, err := m.command(ctx, "show proc; @1 show env "+markName+more)
+	if err != nil {
+		return view{}, "", err
+	}
+	const unset = "Variable not found"
+	at := strings.Index(reply, markName+"=")
+	if at < 0 {
+		at = strings.Index(reply, unset)
+	}
+	if at < 0 {
+		return view{}, "", fmt.Errorf("%w: its worker does not answer: %s", proxyctl.ErrUnreachable, oneLine(reply))
+	}
+	v.processes = parseProcesses(reply[:at])
+	env, rest := nextLine(reply[at:])
+	value, _ := strings.CutPrefix(env, markName+"=")
+	v.generation = parseGeneration(value)
+	return v, rest, nil
 }
 
 // sharesNetwork says whether the master is known to live in this process's network namespace.
@@ -193,25 +234,7 @@ func (m master) sharesNetwork(ctx context.Context) bool {
 		return false
 	}
 	defer conn.Close()
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return false
-	}
-	pid := 0
-	err = raw.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			pid = int(cred.Pid) // 0 when the peer is in another pid namespace
-		}
-	})
-	if err != nil || pid == 0 {
-		return false
-	}
-	own, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
-		return false
-	}
-	its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
-	return err == nil && own == its
+	return sharesNetwork(conn)
 }
 
 // alerts picks from HAProxy's messages the ones that say what is wrong, in one line.
@@ -235,9 +258,12 @@ func alerts(messages string) string {
 
 // oneLine makes a foreign text fit for a log line.
 func oneLine(s string) string {
-	s = strings.Join(strings.Fields(s), " ")
-	if len(s) > 1000 {
-		s = strings.ToValidUTF8(s[:1000], "") + " …"
+	return shorten(strings.Join(strings.Fields(s), " "), 1000)
+}
+
+func shorten(s string, most int) string {
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + " …"
 	}
 	return s
 }

@@ -1,0 +1,195 @@
+// Package file keeps a plain file, such as an application's own configuration, at the newest rendered text, and does what
+// makes the application notice.
+package file
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"berth/proxyctl"
+)
+
+// Options say which file it is.
+type Options struct {
+	Path  string      // a missing directory is created
+	Mode  fs.FileMode // 0 = that of the file that is there, else 0644
+	Owner *Owner      // nil = that of the file that is there
+
+	// Action makes the file's readers notice a change; nil if nothing has to. At the end of Run it is given three seconds.
+	Action     func(context.Context) error
+	ActionName string // what the log calls it
+
+	Log     *slog.Logger
+	Metrics prometheus.Registerer // may be nil
+}
+
+// Owner is a user and a group by their numbers; -1 leaves one as it is.
+type Owner struct{ UID, GID int }
+
+// File is one file.
+type File struct {
+	opts    Options
+	wake    chan struct{}
+	metrics metrics
+
+	// These belong to Run's goroutine.
+	due    bool // the file was changed, and the action has not worked since
+	warned bool // that the file has another owner
+
+	mu     sync.Mutex
+	given  bool      // there is a text
+	text   string    // the newest
+	since  time.Time // of the oldest change that waits; zero if there is none
+	status error     // nil when the newest text is in the file
+}
+
+// New returns a File; Run does the work.
+func New(opts Options) *File {
+	return &File{
+		opts:    opts,
+		wake:    make(chan struct{}, 1),
+		metrics: newMetrics(opts),
+		status:  fmt.Errorf("%s: no text was rendered yet", opts.Path),
+	}
+}
+
+// Set makes text what is to be in the file. It never blocks; a text that is not written yet is replaced, and the same
+// again is nothing. since is when the change that led to text was noticed.
+func (f *File) Set(text string, since time.Time) {
+	f.mu.Lock()
+	if f.given && f.text == text {
+		f.mu.Unlock()
+		return
+	}
+	f.given, f.text = true, text
+	if f.since.IsZero() || since.Before(f.since) {
+		f.since = since
+	}
+	f.status = fmt.Errorf("%s: the newest text is not written yet", f.opts.Path)
+	f.mu.Unlock()
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Ready is nil when the newest text is in the file, else the reason why it is not. An action that fails is no such
+// reason: who waits for berth to be ready may be the one whom the action is for.
+func (f *File) Ready() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.status
+}
+
+// Run writes what Set gives until ctx is done, and then returns nil. A file that has the text already is left alone,
+// without an action. What fails is tried again until it works or there is another text. An action that was due when berth
+// ended is done after the first text of the next Run.
+func (f *File) Run(ctx context.Context) error {
+	var (
+		reported string // the failure that is already in the log
+		retry    <-chan time.Time
+		delays   = proxyctl.Delays(500*time.Millisecond, time.Minute)
+	)
+	f.due = f.isNoted()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-f.wake:
+			delays.Reset()
+		case <-retry:
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		retry = nil
+		done, err := f.apply(ctx)
+		if err == nil {
+			f.metrics.successful.Set(1)
+			if done == "" && reported != "" {
+				done = "file has the newest text again"
+			}
+			if done != "" {
+				f.opts.Log.Info(done, "file", f.opts.Path, "action", f.opts.ActionName)
+			}
+			reported = ""
+			continue
+		}
+		f.metrics.successful.Set(0)
+		if ctx.Err() != nil {
+			return nil
+		}
+		wait := delays.NextBackOff()
+		retry = time.After(wait)
+		if err.Error() != reported {
+			reported = err.Error()
+			f.opts.Log.Error("file not brought to the newest text", "file", f.opts.Path, "err", err, "retry_in", wait.Round(time.Millisecond))
+		}
+	}
+}
+
+// apply brings the file to the newest text, and does the action if there was a change. done is what to log, "" if there
+// was nothing to do.
+func (f *File) apply(ctx context.Context) (done string, err error) {
+	f.mu.Lock()
+	text, since := f.text, f.since
+	f.since = time.Time{}
+	f.mu.Unlock()
+	defer func() {
+		if err != nil {
+			f.mu.Lock()
+			f.since = since // the change goes live with what comes next
+			f.mu.Unlock()
+		}
+	}()
+	acted := f.due
+	written, err := f.place(text)
+	f.settle(text, err)
+	if err != nil {
+		f.metrics.failures.WithLabelValues("write").Inc()
+		return "", err
+	}
+	if written {
+		f.metrics.writes.Inc()
+	}
+	if f.due {
+		if err := f.act(ctx); err != nil {
+			f.metrics.failures.WithLabelValues("action").Inc()
+			return "", fmt.Errorf("the file has the newest text, but its action failed: %w", err)
+		}
+		f.due = false
+		f.unnote()
+	}
+	switch {
+	case written:
+		return fmt.Sprintf("file written, live after %d ms", time.Since(since).Milliseconds()), nil
+	case acted:
+		return fmt.Sprintf("action done, live after %d ms", time.Since(since).Milliseconds()), nil
+	}
+	return "", nil
+}
+
+// settle records what became of text.
+func (f *File) settle(text string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.text == text {
+		f.status = err
+	}
+}
+
+// lastWait is how long an action that has begun may go on when Run is to end.
+const lastWait = 3 * time.Second
+
+func (f *File) act(ctx context.Context) error {
+	acting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastWait, cancel) })()
+	return f.opts.Action(acting)
+}

@@ -1,0 +1,141 @@
+package file
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/google/renameio/v2"
+)
+
+// place brings the file to text, and says whether its content had to be changed for that.
+func (f *File) place(text string) (written bool, err error) {
+	info, err := os.Stat(f.opts.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		info = nil
+	case err != nil:
+		return false, err
+	case info.IsDir():
+		return false, fmt.Errorf("write %s: it is a directory: name the file in it", f.opts.Path)
+	case !info.Mode().IsRegular():
+		return false, fmt.Errorf("write %s: it is not a regular file", f.opts.Path)
+	default:
+		has, err := os.ReadFile(f.opts.Path)
+		if err != nil {
+			return false, err
+		}
+		if string(has) == text {
+			return false, f.adjust(info)
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(f.opts.Path), 0o755); err != nil {
+		return false, fmt.Errorf("write %s: %w", f.opts.Path, plain(err))
+	}
+	f.note()
+	if err := f.replace(text, info); err != nil {
+		if !f.due {
+			f.unnote()
+		}
+		return false, fmt.Errorf("write %s: %w", f.opts.Path, plain(err))
+	}
+	f.due = f.opts.Action != nil
+	return true, nil
+}
+
+// replace puts a new file in the place of that described by old, if there is one.
+func (f *File) replace(text string, old fs.FileInfo) error {
+	mode := fs.FileMode(0o644)
+	if old != nil {
+		mode = old.Mode().Perm()
+	}
+	if f.opts.Mode != 0 {
+		mode = f.opts.Mode
+	}
+	t, err := renameio.NewPendingFile(f.opts.Path, renameio.WithTempDir(filepath.Dir(f.opts.Path)), renameio.WithStaticPermissions(mode))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = t.Cleanup() }()
+	if old != nil {
+		if st, ok := old.Sys().(*syscall.Stat_t); ok {
+			if err := t.Chown(int(st.Uid), int(st.Gid)); err != nil && f.opts.Owner == nil && !f.warned {
+				f.warned = true
+				f.opts.Log.Warn("the file cannot keep its owner", "file", f.opts.Path, "uid", st.Uid, "gid", st.Gid, "err", plain(err))
+			}
+		}
+	}
+	if o := f.opts.Owner; o != nil {
+		if err := t.Chown(o.UID, o.GID); err != nil {
+			return fmt.Errorf("give it to user %d, group %d: %w", o.UID, o.GID, plain(err))
+		}
+	}
+	if _, err := t.WriteString(text); err != nil {
+		return err
+	}
+	return t.CloseAtomicallyReplace()
+}
+
+// adjust gives a file that has the right text the mode and owner that are asked for.
+func (f *File) adjust(info fs.FileInfo) error {
+	if f.opts.Mode != 0 && info.Mode().Perm() != f.opts.Mode {
+		if err := os.Chmod(f.opts.Path, f.opts.Mode); err != nil {
+			return err
+		}
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if o := f.opts.Owner; o != nil && ok && (o.UID != -1 && o.UID != int(st.Uid) || o.GID != -1 && o.GID != int(st.Gid)) {
+		return os.Chown(f.opts.Path, o.UID, o.GID)
+	}
+	return nil
+}
+
+// plain is an error without the names of temporary files, and with what to do about it: the same error is the same line.
+func plain(err error) error {
+	var (
+		at   *fs.PathError
+		link *os.LinkError
+	)
+	switch {
+	case errors.As(err, &at):
+		err = at.Err
+	case errors.As(err, &link):
+		err = link.Err
+	}
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: its directory must be writable for user %d", err, os.Getuid())
+	case errors.Is(err, syscall.EBUSY), errors.Is(err, syscall.EXDEV):
+		return fmt.Errorf("%w: mount its directory, not the single file", err)
+	}
+	return err
+}
+
+// notePath is an empty file next to the file: its action is due. It is for the case that berth ends before the action has
+// worked; where it cannot be written, the action of that case is lost.
+func (f *File) notePath() string {
+	return filepath.Join(filepath.Dir(f.opts.Path), "."+filepath.Base(f.opts.Path)+".action-due")
+}
+
+func (f *File) note() {
+	if f.opts.Action == nil {
+		return
+	}
+	if note, err := os.OpenFile(f.notePath(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600); err == nil {
+		note.Close()
+	}
+}
+
+func (f *File) unnote() {
+	if f.opts.Action != nil {
+		_ = os.Remove(f.notePath())
+	}
+}
+
+func (f *File) isNoted() bool {
+	_, err := os.Lstat(f.notePath())
+	return err == nil && f.opts.Action != nil
+}

@@ -1,0 +1,94 @@
+//go:build e2e
+
+package haproxy
+
+import (
+	"context"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// app says which address it was asked at, after a moment's work.
+func app(address string, work time.Duration) *http.Server {
+	return &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		time.Sleep(work)
+		io.WriteString(w, address)
+	})}
+}
+
+// startApps serves n applications in this process, and returns their addresses.
+func (r *rig) startApps(n int) []string {
+	r.apps = map[string]*http.Server{}
+	for range n {
+		l, err := net.Listen("tcp", appIP+":0")
+		if err != nil {
+			r.Fatal(err)
+		}
+		srv := app(l.Addr().String(), 2*time.Millisecond)
+		done := make(chan struct{})
+		go func() { defer close(done); srv.Serve(l) }()
+		r.Cleanup(func() { srv.Close(); <-done })
+		r.apps[l.Addr().String()] = srv
+	}
+	return slices.Sorted(maps.Keys(r.apps))
+}
+
+// appProcess is an application in a process of its own, which can be killed.
+type appProcess struct {
+	address string
+	cmd     *exec.Cmd
+}
+
+const appEnv = "BERTH_TEST_APP"
+
+func startAppProcess(r *rig, address string) *appProcess {
+	p := &appProcess{address, exec.Command(os.Args[0], "-test.run", "^TestAppProcess$")}
+	p.cmd.Env = append(os.Environ(), appEnv+"="+address)
+	if err := p.cmd.Start(); err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() { p.end(syscall.SIGKILL) })
+	r.until("the application listens", 10*time.Second, func() error {
+		conn, err := net.Dial("tcp", address)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+	return p
+}
+
+// end sends a signal that ends the process, and returns when it has.
+func (p *appProcess) end(sig os.Signal) {
+	_ = p.cmd.Process.Signal(sig)
+	_ = p.cmd.Wait()
+}
+
+// TestAppProcess is an appProcess. On SIGTERM it closes its listener at once, and finishes what it has.
+func TestAppProcess(t *testing.T) {
+	address := os.Getenv(appEnv)
+	if address == "" {
+		t.Skip("this is a program for other tests")
+	}
+	ctx, stop := signal.NotifyContext(t.Context(), syscall.SIGTERM)
+	defer stop()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := app(address, 10*time.Millisecond)
+	go srv.Serve(l)
+	<-ctx.Done()
+	if err := srv.Shutdown(context.WithoutCancel(ctx)); err != nil {
+		t.Fatal(err)
+	}
+}

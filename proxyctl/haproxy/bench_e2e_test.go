@@ -1,0 +1,525 @@
+//go:build e2e
+
+package haproxy
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
+
+	"berth/proxyctl"
+)
+
+// BenchmarkE2EProxy changes servers of a real HAProxy under steady requests, in all the ways there are, and prints what
+// that took and what it cost. BENCH_HAPROXY may name other images than the usual one.
+func BenchmarkE2EProxy(b *testing.B) {
+	for _, image := range images(b, "BENCH_HAPROXY", "IMAGE_HAPROXY") {
+		b.Run(strings.NewReplacer("/", "-", ":", "-").Replace(image), func(b *testing.B) {
+			p := printed{image: image, load: loadAverage()}
+			b.Run("runtime", func(b *testing.B) {
+				for _, s := range []struct{ servers, changes int }{{10, 5000}, {1000, 5000}} {
+					p.part(b, s.servers, func(b *testing.B, r *rig) {
+						p.series = append(p.series, r.changes("commands", s.servers, s.changes, 5*time.Millisecond))
+					})
+				}
+			})
+			b.Run("reload", func(b *testing.B) {
+				for _, s := range []struct{ servers, changes int }{{10, 100}, {1000, 30}} {
+					p.part(b, s.servers, func(b *testing.B, r *rig) {
+						p.series = append(p.series, r.changes("verified reloads", s.servers, s.changes, 5*time.Millisecond))
+					})
+				}
+			})
+			b.Run("signal", func(b *testing.B) {
+				for _, s := range []struct{ servers, changes int }{{10, 100}, {1000, 30}} {
+					p.part(b, s.servers, func(b *testing.B, r *rig) {
+						p.series = append(p.series, r.signals(s.servers, s.changes))
+					})
+				}
+			})
+			b.Run("hour", func(b *testing.B) {
+				r := startRig(b, image)
+				p.version = r.version
+				h := r.hour(hour{changes: 600, reloads: 50, pace: 20 * time.Millisecond})
+				b.ReportMetric(0, "ns/op")
+				b.ReportMetric(float64(h.failed()), "failed")
+				p.hour = &h
+			})
+			for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+				name := unix.SignalName(sig)
+				b.Run(name, func(b *testing.B) {
+					r := startRig(b, image)
+					p.version = r.version
+					e := r.ends(name, sig, 10)
+					b.ReportMetric(0, "ns/op")
+					b.ReportMetric(float64(e.requests.failed()), "failed")
+					p.ends = append(p.ends, e)
+				})
+			}
+			for _, every := range []string{"1s", "10s"} {
+				b.Run("10000-checked-every-"+every, func(b *testing.B) {
+					r := startRig(b, image)
+					p.version = r.version
+					p.large = append(p.large, r.large(b, every))
+				})
+			}
+			p.print(os.Stdout)
+		})
+	}
+}
+
+// printed is what one run over an image came to.
+type printed struct {
+	image, version string
+	load           string // of the machine, before
+	series         []series
+	hour           *hourReport
+	ends           []ends
+	large          []large
+}
+
+// part runs a series as a part of the benchmark, and reports its figures.
+func (p *printed) part(b *testing.B, servers int, f func(*testing.B, *rig)) {
+	b.Run(fmt.Sprint(servers), func(b *testing.B) {
+		r := startRig(b, p.image)
+		p.version = r.version
+		f(b, r)
+		s := p.series[len(p.series)-1]
+		b.ReportMetric(0, "ns/op")
+		b.ReportMetric(millis(s.took.within(0.5)), "ms/median")
+		b.ReportMetric(millis(s.took.within(0.99)), "ms/p99")
+		b.ReportMetric(float64(s.requests.failed()), "failed")
+		b.ReportMetric(float64(s.reloads), "reloads")
+	})
+}
+
+// fleet is the servers of a backend that change one after the other.
+type fleet struct {
+	group
+	addresses []string
+	made, n   int
+}
+
+func newFleet(name string, servers int, addresses []string) *fleet {
+	f := &fleet{group: group{name: name}, addresses: addresses}
+	for range servers {
+		f.add()
+	}
+	return f
+}
+
+func (f *fleet) add() {
+	f.made++
+	f.servers = append(f.servers, listed{fmt.Sprintf("%s-%06d", f.name, f.made), f.address(f.made), 100})
+}
+
+func (f *fleet) address(n int) string { return f.addresses[n%len(f.addresses)] }
+
+// change adds a server, weighs one, moves one, and removes the oldest, in turn.
+func (f *fleet) change() {
+	f.n++
+	i := f.n * 7919 % len(f.servers)
+	switch f.n % 4 {
+	case 1:
+		f.add()
+	case 2:
+		f.servers[i].weight = 1 + (f.servers[i].weight+f.n)%200
+	case 3:
+		for n, was := f.n, f.servers[i].address; f.servers[i].address == was; n++ {
+			f.servers[i].address = f.address(n)
+		}
+	case 0:
+		f.servers = f.servers[1:]
+	}
+}
+
+// driver calls a Proxy as the Controller does.
+type driver struct {
+	*rig
+	proxy   *Proxy
+	tend    <-chan time.Time
+	reloads []string // why
+}
+
+func (r *rig) drive(opts Options) *driver {
+	d := &driver{rig: r, proxy: New(opts)}
+	r.Cleanup(d.close)
+	return d
+}
+
+func (d *driver) close() {
+	if d.proxy != nil {
+		d.proxy.Close()
+	}
+}
+
+// held closes the proxy, and says how much memory is free then, in MB.
+func (d *driver) held() float64 {
+	d.close()
+	before := heap()
+	d.proxy = nil
+	return before - heap()
+}
+
+// wait tends to the proxy until a moment has come.
+func (d *driver) wait(until time.Time) {
+	for due := time.After(time.Until(until)); ; {
+		select {
+		case <-due:
+			return
+		case <-d.tend:
+			d.tended()
+		}
+	}
+}
+
+// tended calls Tend, and says whether anything is left to tend to.
+func (d *driver) tended() bool {
+	d.tend = nil
+	if in := d.proxy.Tend(d.Context()); in > 0 {
+		d.tend = time.After(in)
+	}
+	return d.tend != nil
+}
+
+// apply brings the proxy to a text, and returns when it has read that back.
+func (d *driver) apply(text string) proxyctl.Result {
+	d.Helper()
+	res, err := d.proxy.Apply(d.Context(), onlyText(text), true)
+	if err != nil {
+		d.Fatal(err)
+	}
+	if res.Action == proxyctl.Reload {
+		d.reloads = append(d.reloads, res.Reason)
+	}
+	return res
+}
+
+// settle returns when HAProxy has just these servers, and none that is leaving.
+func (d *driver) settle(want ...group) {
+	d.Helper()
+	for d.tended() {
+		d.wait(time.Now().Add(5 * time.Millisecond))
+	}
+	d.until("HAProxy has the servers that are wanted, and no others", 20*time.Second, func() error { return d.expect(want...) })
+}
+
+// series is changes of one server each.
+type series struct {
+	way      string
+	servers  int
+	took     times // from the text to the moment at which HAProxy is known to serve it
+	reloads  int
+	reasons  []string // of reloads nobody wants
+	lost     string   // of the changes, where that may be
+	requests requests
+	busy     float64 // the machine's processors, as a share
+	heap     float64 // what the Proxy holds in the end, in MB
+}
+
+// changes makes changes one after the other, with a gap between, by commands or by verified reloads.
+func (r *rig) changes(way string, servers, changes int, gap time.Duration) series {
+	opts := r.options()
+	opts.ReloadOnly = way != "commands"
+	d := r.drive(opts)
+	f := newFleet("app", servers, r.startApps(20))
+	d.apply(r.text("", f.group))
+	d.settle(f.group)
+	d.reloads = nil
+	s := series{way: way, servers: servers}
+	t := r.traffic()
+	d.wait(time.Now().Add(time.Second)) // of requests, before the first change
+	before := readProcessors()
+	for range changes {
+		f.change()
+		text := r.text("", f.group)
+		due := time.Now().Add(gap)
+		d.wait(due)
+		d.apply(text)
+		s.took = append(s.took, time.Since(due))
+	}
+	s.busy = busy(before)
+	s.requests, s.reloads = t.end(), len(d.reloads)
+	if !opts.ReloadOnly {
+		s.reasons = d.reloads
+	}
+	d.settle(f.group)
+	s.took, s.heap = s.took.sorted(), d.held()
+	return s
+}
+
+// signals makes changes as scripts do: a new file, and SIGUSR2 to the master. Nothing tells how that went, so they go on
+// at once, and look at every fifth change only.
+func (r *rig) signals(servers, changes int) series {
+	const most = time.Second
+	f := newFleet("app", servers, r.startApps(20))
+	s := series{way: "SIGUSR2 and hope", servers: servers, reloads: changes}
+	asked, lost := 0, 0
+	signal := func() {
+		if err := renameio.WriteFile(r.file(), []byte(r.text("", f.group)), 0o644); err != nil {
+			r.Fatal(err)
+		}
+		if out, err := exec.Command("docker", "kill", "--signal", "USR2", r.id).CombinedOutput(); err != nil {
+			r.Fatalf("docker kill: %v: %s", err, out)
+		}
+	}
+	live := func() (time.Time, bool) {
+		for end := time.Now().Add(most); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+			if r.expect(f.group) == nil {
+				return time.Now(), true
+			}
+		}
+		return time.Now(), false
+	}
+	signal()
+	live()
+	t := r.traffic()
+	before := readProcessors()
+	for n := range changes {
+		f.change()
+		due := time.Now()
+		signal()
+		if n%5 < 4 {
+			continue
+		}
+		asked++
+		if at, ok := live(); ok {
+			s.took = append(s.took, at.Sub(due))
+			continue
+		}
+		lost++
+		signal()
+		live()
+	}
+	s.busy = busy(before)
+	s.requests = t.end()
+	s.lost = fmt.Sprintf("%d of %d", lost, asked)
+	s.took = s.took.sorted()
+	return s
+}
+
+// ends is what it costs that applications end under requests.
+type ends struct {
+	signal   string
+	times    int
+	requests requests
+}
+
+// ends has one of four applications end, until HAProxy's checks have noticed, and come back, again and again. Nobody
+// tells HAProxy.
+func (r *rig) ends(name string, sig syscall.Signal, count int) ends {
+	g := group{name: "app"}
+	var apps []*appProcess
+	for i := range 4 {
+		apps = append(apps, startAppProcess(r, freeAddress(r, appIP)))
+		g.servers = append(g.servers, listed{fmt.Sprint("app-", i), apps[i].address, 1})
+	}
+	d := r.drive(r.options())
+	d.apply(r.text("", g))
+	d.settle(g)
+	t := r.traffic()
+	for n := range count {
+		d.wait(time.Now().Add(500 * time.Millisecond)) // of requests to all
+		p := apps[n%len(apps)]
+		p.end(sig)
+		r.until("HAProxy notices that an application has ended", 10*time.Second, func() error {
+			if r.expect(g) == nil {
+				return fmt.Errorf("all are up")
+			}
+			return nil
+		})
+		apps[n%len(apps)] = startAppProcess(r, p.address)
+		r.until("HAProxy notices that the application is back", 10*time.Second, func() error { return r.expect(g) })
+	}
+	return ends{name, count, t.end()}
+}
+
+// step is a change of many servers.
+type step struct {
+	what      string
+	took      time.Duration
+	action    proxyctl.Action
+	requests  requests // meanwhile
+	worker    float64  // the memory of HAProxy's worker afterwards, in MB
+	process   float64  // and that of this process
+	processor float64  // HAProxy's use of a processor in the second after, as a share
+}
+
+// large is what 10,000 servers in 100 backends cost.
+type large struct {
+	every string // how often each is checked
+	steps []step
+	heap  float64 // what the Proxy holds in the end, in MB
+}
+
+func (r *rig) large(b *testing.B, every string) large {
+	apps := r.startApps(20)
+	var fleets []*fleet
+	var paths []string
+	for i := range 100 {
+		name := fmt.Sprintf("app%02d", i)
+		fleets = append(fleets, newFleet(name, 100, apps))
+		paths = append(paths, "/"+name+"/")
+	}
+	text := func() (string, []group) {
+		var groups []group
+		for _, f := range fleets {
+			groups = append(groups, f.group)
+		}
+		return strings.Replace(r.text("", groups...), "check inter 1s", "check inter "+every, 1), groups
+	}
+	d := r.drive(r.options())
+	d.apply(r.text("", group{name: "app"}))
+	var t *traffic
+	var steps []step
+	var from, to []time.Time
+	do := func(what string, change func()) {
+		change()
+		text, groups := text()
+		start := time.Now()
+		res := d.apply(text)
+		end := time.Now()
+		d.settle(groups...)
+		pid := r.worker()
+		used, since := processorTime(pid), time.Now()
+		d.wait(time.Now().Add(time.Second)) // to see what an idle one uses
+		s := step{what: what, took: end.Sub(start), action: res.Action, worker: memory(pid, "VmRSS"), process: memory(os.Getpid(), "VmRSS")}
+		s.processor = float64(processorTime(pid)-used) / float64(time.Since(since))
+		steps, from, to = append(steps, s), append(from, start), append(to, end)
+		b.ReportMetric(millis(s.took), strings.ReplaceAll(what, " ", "-")+"-ms")
+	}
+	do("all 10,000 from nothing", func() {})
+	t = r.traffic(paths...) // what there was before has no servers
+	do("1 added", func() { fleets[0].add() })
+	do("1,000 added", func() {
+		for _, f := range fleets {
+			for range 10 {
+				f.add()
+			}
+		}
+	})
+	do("1,000 removed", func() {
+		for _, f := range fleets {
+			f.servers = f.servers[10:]
+		}
+	})
+	all := t.end()
+	for i := range steps {
+		steps[i].requests, _ = all.during(from[i], to[i])
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(all.failed()), "failed")
+	if why := all.failures(); why != "" {
+		b.Logf("failed: %s", why)
+	}
+	return large{every, steps, d.held()}
+}
+
+// heap is what this process uses, in MB.
+func heap() float64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc) / (1 << 20)
+}
+
+// processors is what the machine's processors have spent, in ticks.
+type processors struct{ idle, all int }
+
+func readProcessors() (p processors) {
+	b, _ := os.ReadFile("/proc/stat")
+	line, _, _ := strings.Cut(string(b), "\n") // cpu user nice system idle iowait irq softirq steal guest guest_nice
+	for i, f := range strings.Fields(line) {
+		n, err := strconv.Atoi(f)
+		if err != nil || i > 8 { // guest is in user already
+			continue
+		}
+		p.all += n
+		if i == 4 || i == 5 {
+			p.idle += n
+		}
+	}
+	return p
+}
+
+// busy is their share of work since then.
+func busy(since processors) float64 {
+	now := readProcessors()
+	return 1 - float64(now.idle-since.idle)/float64(max(1, now.all-since.all))
+}
+
+// loadAverage is that of the last minute.
+func loadAverage() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.Fields(string(b))[0]
+}
+
+// print writes the tables for a reader.
+func (p *printed) print(w io.Writer) {
+	fmt.Fprintf(w, "\nHAProxy %s (%s), %d processors, load average before %s. All the time %d requests/s, open loop, half of them over\n"+
+		"kept connections. Times are in milliseconds. Failed requests: over kept connections / over new ones.\n", p.version, p.image, runtime.NumCPU(), p.load, trafficRate)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	if len(p.series) > 0 {
+		fmt.Fprint(w, "\nOne server changed after the other: from the text to the moment at which HAProxy is known to serve it.\n\n")
+		fmt.Fprintln(t, "by\tservers\tchanges\tmedian\tp99\tmax\treloads\tlost\tfailed\tresent\trequests: p99\tslowest\tmachine busy\tProxy's heap MB\t")
+		for _, s := range p.series {
+			took := s.requests.took()
+			n := len(s.took)
+			fmt.Fprintf(t, "%s\t%d\t%d\t%s\t%s\t%s\t%d\t%s\t%s\t%d\t%s\t%s\t%.0f %%\t%.1f\t\n", s.way, s.servers, n, ms(s.took.within(0.5)), ms(s.took.within(0.99)), ms(s.took.within(1)),
+				s.reloads, s.lost, failed(s.requests), s.requests.resent(), ms(took.within(0.99)), ms(took.within(1)), 100*s.busy, s.heap)
+		}
+		t.Flush()
+		for _, s := range p.series {
+			for _, why := range s.reasons {
+				fmt.Fprintf(w, "Reloaded, %d servers: %s\n", s.servers, why)
+			}
+			if why := s.requests.failures(); why != "" {
+				fmt.Fprintf(w, "Failed, by %s, %d servers: %s\n", s.way, s.servers, why)
+			}
+		}
+		for _, a := range p.series {
+			for _, b := range p.series {
+				if a.way == "commands" && b.way != a.way && a.servers == b.servers && len(b.took) > 0 {
+					fmt.Fprintf(w, "%d servers: %s / %s = %.1f\n", a.servers, b.way, a.way, float64(b.took.within(0.5))/float64(a.took.within(0.5)))
+				}
+			}
+		}
+	}
+	if p.hour != nil {
+		fmt.Fprintf(w, "\nAn hour in small: %s\n", p.hour)
+	}
+	for _, e := range p.ends {
+		fmt.Fprintf(w, "\n%s to one of 4 applications, %d times; nobody tells HAProxy: %s%s\n", e.signal, e.times, e.requests, e.requests.failures())
+	}
+	for _, l := range p.large {
+		fmt.Fprintf(w, "\n10,000 servers in 100 backends, each checked every %s.\n\n", l.every)
+		fmt.Fprintln(t, "change\tby\tms\tfailed\trequests: p99\tslowest\tHAProxy's worker MB\tits processor after\tthis process MB\t")
+		for _, s := range l.steps {
+			took := s.requests.took()
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%.0f\t%.0f %%\t%.0f\t\n", s.what, s.action, ms(s.took), failed(s.requests),
+				ms(took.within(0.99)), ms(took.within(1)), s.worker, 100*s.processor, s.process)
+		}
+		t.Flush()
+		fmt.Fprintf(w, "In the end the Proxy holds %.1f MB.\n", l.heap)
+	}
+}
+
+// failed is how many requests failed, over kept connections and over new ones.
+func failed(rs requests) string {
+	kept, fresh := rs.of(true), rs.of(false)
+	return fmt.Sprintf("%d / %d of %d", kept.failed(), fresh.failed(), len(rs))
+}

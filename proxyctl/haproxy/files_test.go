@@ -1,0 +1,278 @@
+package haproxy
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"berth/proxyctl"
+)
+
+// beside is the path of a file beside a configuration file, as the one who renders it makes it of its content.
+func beside(file, name, content string) string {
+	ext := filepath.Ext(name)
+	sum := sha256.Sum256([]byte(content))
+	return fmt.Sprintf("%s.%s-%x%s", file, strings.TrimSuffix(name, ext), sum[:8], ext)
+}
+
+// withMap is a configuration that refers to a map with this content.
+func withMap(file, text, content string) proxyctl.Config {
+	path := beside(file, "routes.map", content)
+	return proxyctl.Config{
+		Text:  strings.Replace(text, "  bind :80\n", "  bind :80\n  use_backend %[path,map("+path+")]\n", 1),
+		Files: map[string]string{path: content},
+	}
+}
+
+// besides are the files beside the configuration, all but berth's own copies of that.
+func besides(t testing.TB, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if strings.Contains(e.Name(), "routes") {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// A map is there before HAProxy or its program reads the text that refers to it, and goes when nothing refers to it.
+func TestFiles(t *testing.T) {
+	dir := t.TempDir()
+	m := startMaster(t, dir)
+	p := newProxy(dir)
+	defer p.Close()
+	p.opts.Binary = program(t, `grep -o "map([^)]*" "$3" | cut -c5- | while read -r f; do test -e "$f" || { echo "[ALERT] (7) : no $f" >&2; exit 1; }; done`)
+	config := func(text, content string) proxyctl.Config { return withMap(m.file, text, content) }
+	name := func(content string) string { return filepath.Base(beside(m.file, "routes.map", content)) }
+	more := newText + "  server b 10.0.0.2:80\n"
+	ancient := beside(m.file, "routes.map", "of an earlier berth")
+	write(t, ancient, "of an earlier berth")
+	for i, step := range []struct {
+		set    func()
+		config proxyctl.Config
+		action proxyctl.Action
+		err    error
+		files  []string // afterwards, by content
+	}{
+		{nil, config(newText, "one"), proxyctl.Reload, nil, []string{"one"}},
+		{nil, config(newText, "one"), proxyctl.None, nil, []string{"one"}},
+		{nil, config(more, "one"), proxyctl.Runtime, nil, []string{"one"}},
+		{nil, config(more, "two"), proxyctl.Reload, nil, []string{"two"}},
+		{nil, config(badText, "three"), "", proxyctl.ErrRefused, []string{"two", "three"}},
+		{nil, config(badText, "four"), "", proxyctl.ErrRefused, []string{"two", "four"}},
+		{func() { m.hang["reload"] = true }, config(oldText, "five"), "", proxyctl.ErrUnreachable, []string{"two", "four", "five"}},
+		{func() { m.hang["reload"] = false }, config(more, "two"), proxyctl.None, nil, []string{"two"}},
+		{func() { os.Remove(beside(m.file, "routes.map", "two")) }, config(more, "two"), proxyctl.None, nil, []string{"two"}},
+		{func() { write(t, beside(m.file, "routes.map", "two"), "edited") }, config(more, "two"), proxyctl.None, nil, []string{"two"}},
+		{nil, onlyText(more), proxyctl.Reload, nil, nil},
+		{nil, config(more, ""), proxyctl.Reload, nil, []string{""}},
+	} {
+		if step.set != nil {
+			m.mu.Lock()
+			step.set()
+			m.mu.Unlock()
+		}
+		res, err := p.Apply(t.Context(), step.config, true)
+		if !errors.Is(err, step.err) || res.Action != step.action {
+			t.Fatalf("step %d: %+v, %v; want %s, %v", i, res, err, step.action, step.err)
+		}
+		p.Tend(t.Context())
+		want := map[string]bool{}
+		for _, content := range step.files {
+			want[name(content)] = true
+		}
+		has := besides(t, dir)
+		for _, n := range has {
+			if !want[n] {
+				t.Errorf("step %d: %s is there", i, n)
+			}
+		}
+		if len(has) != len(want) {
+			t.Errorf("step %d: the files are %q, want those of %q", i, has, step.files)
+		}
+		for path, content := range step.config.Files {
+			if got := onDisk(t, path); got != content {
+				t.Errorf("step %d: %s has %q", i, path, got)
+			}
+		}
+	}
+}
+
+// What the last good text refers to stays while berth was killed before HAProxy had judged another, and what HAProxy is
+// started with, too.
+func TestFilesOfTheLastGoodText(t *testing.T) {
+	dir := t.TempDir()
+	m := startMaster(t, dir)
+	one, two, three := withMap(m.file, newText, "one"), withMap(m.file, newText, "two"), withMap(m.file, newText, "three")
+	p := newProxy(dir)
+	for _, c := range []proxyctl.Config{one, two, three} {
+		if err := p.placeFiles(c.Files, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.run(markText(one.Text))
+	write(t, p.good(), markText(one.Text))
+	write(t, m.file, markText(two.Text))
+	m.refuse = func(string) string { return "no" }
+	p = newProxy(dir)
+	defer p.Close()
+	bad := withMap(m.file, oldText, "bad")
+	if _, err := p.Apply(t.Context(), bad, true); !errors.Is(err, proxyctl.ErrRefused) {
+		t.Fatal(err)
+	}
+	p.Tend(t.Context())
+	if got := onDisk(t, m.file); got != markText(one.Text) {
+		t.Fatalf("the file is\n%s", got)
+	}
+	if has := besides(t, dir); len(has) != 2 {
+		t.Errorf("the files are %q, want those of the last good text and of the one that is wanted", has)
+	}
+	for path, content := range one.Files {
+		if onDisk(t, path) != content {
+			t.Errorf("%s is gone", path)
+		}
+	}
+}
+
+// What any text refers to that may be loaded still is kept, and nothing else.
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	m := startMaster(t, dir)
+	text := func(content string) string {
+		c := withMap(m.file, newText, content)
+		for path := range c.Files {
+			write(t, path, content)
+		}
+		return c.Text
+	}
+	p := newProxy(dir)
+	defer p.Close()
+	text("of an earlier berth")
+	if _, err := p.Apply(t.Context(), onlyText(newText), true); err != nil {
+		t.Fatal(err)
+	}
+	p.Tend(t.Context())
+	if has := besides(t, dir); len(has) != 0 {
+		t.Errorf("%q is left of an earlier berth", has)
+	}
+	text("of none")
+	p.want, p.has = mark(text("wanted"), nil), mark(text("running"), nil)
+	write(t, m.file, text("on disk"))
+	write(t, p.good(), text("good"))
+	write(t, p.foreign(), text("foreign"))
+	p.sweep()
+	if has := besides(t, dir); len(has) != 5 {
+		t.Errorf("the files are %q, want those of five texts", has)
+	}
+	for _, content := range []string{"wanted", "running", "on disk", "good", "foreign"} {
+		if onDisk(t, beside(m.file, "routes.map", content)) == "" {
+			t.Errorf("the file of the text %s is gone", content)
+		}
+	}
+}
+
+// Only what is named as a file of this configuration is written or removed.
+func TestFilesOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	m := startMaster(t, dir)
+	p := newProxy(dir)
+	defer p.Close()
+	t.Chdir(t.TempDir()) // a relative path would be in here
+	digits := "-0123456789abcdef.map"
+	for _, path := range []string{
+		filepath.Join(t.TempDir(), "passwd"), filepath.Join(t.TempDir(), "haproxy.cfg.x"+digits), "relative" + digits,
+		m.file, p.good(), p.foreign(), m.file + ".routes.map", m.file + ".routes-0123.map", m.file + "." + digits[1:],
+		m.file + "./../x" + digits, m.file + ".x/y" + digits, m.file + ".." + digits, dir + "/x/../haproxy.cfg.x" + digits,
+		m.file + ".b.routes" + digits, m.file + ".routes\n" + digits, dir + "/other.cfg.routes" + digits, m.file + ".routes" + digits + ".good",
+	} {
+		if _, err := p.Apply(t.Context(), proxyctl.Config{Text: newText, Files: map[string]string{path: "x"}}, true); err == nil || !strings.Contains(err.Error(), "must be named "+m.file+".<name>-") {
+			t.Errorf("%q: error %v", path, err)
+		}
+	}
+	if len(m.loaded) != 0 || onDisk(t, m.file) != "" || len(besides(t, dir)) != 0 {
+		t.Errorf("%d reloads, files %q", len(m.loaded), besides(t, dir))
+	}
+	theirs := []string{
+		m.file + ".routes.map", m.file + ".routes-0123456789abcde.map", m.file + ".routes-0123456789ABCDEF.map", m.file + ".b.routes" + digits,
+		dir + "/routes" + digits, dir + "/other.cfg.routes" + digits, m.file + ".routes" + digits + ".bak", m.file + "routes" + digits, m.file + "-routes" + digits,
+	}
+	for _, path := range theirs {
+		write(t, path, "theirs")
+	}
+	if err := os.Mkdir(m.file+".routes"+digits, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(theirs[0], m.file+".routes-l"+digits); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{newText, oldText} {
+		if _, err := p.Apply(t.Context(), onlyText(text), true); err != nil {
+			t.Fatal(err)
+		}
+		p.Tend(t.Context())
+	}
+	if has := besides(t, dir); len(has) != len(theirs)+2 {
+		t.Errorf("what berth did not write was removed: the files are %q", has)
+	}
+}
+
+// A file that cannot be written is an error of the first line, before HAProxy is asked for anything.
+func TestFilesUnwritable(t *testing.T) {
+	dir := t.TempDir()
+	m := startMaster(t, dir)
+	p := newProxy(dir)
+	defer p.Close()
+	c := withMap(m.file, newText, "one")
+	if _, err := p.Apply(t.Context(), onlyText(oldText), true); err != nil {
+		t.Fatal(err)
+	}
+	for path := range c.Files {
+		if err := os.MkdirAll(path+"/in the way", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		_, first := p.Apply(t.Context(), c, true)
+		_, second := p.Apply(t.Context(), c, true)
+		if first == nil || second == nil || first.Error() != second.Error() || !strings.HasPrefix(first.Error(), "write "+path+": ") {
+			t.Errorf("errors that are to be logged once: %v; %v", first, second)
+		}
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(m.loaded) != 1 {
+		t.Errorf("%d reloads, want that of the first text", len(m.loaded))
+	}
+	if res, err := p.Apply(t.Context(), c, true); err != nil || res.Action != proxyctl.Reload {
+		t.Errorf("%+v, %v", res, err)
+	}
+}
+
+// A map has the permissions of the configuration, which may hold secrets.
+func TestFilesMode(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "haproxy.cfg")
+	write(t, file, oldText)
+	if err := os.Chmod(file, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	p := New(Options{File: file, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	c := withMap(file, newText, "one")
+	if err := p.placeFiles(c.Files, false); err != nil {
+		t.Fatal(err)
+	}
+	for path := range c.Files {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o640 {
+			t.Errorf("%s: %v, %v", path, info, err)
+		}
+	}
+}

@@ -1,0 +1,61 @@
+package haproxy
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Running is the master process that listens on a socket, or 0 if there is none. It is an error if one listens that is not
+// to be seen from here, as in another container.
+func Running(socket string) (pid int, err error) {
+	conn, err := net.DialTimeout("unix", socket, 2*time.Second)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	pid, err = peer(conn.(*net.UnixConn))
+	if err == nil && pid == 0 {
+		return 0, fmt.Errorf("a process that cannot be seen from here, in another container say, listens on %s", socket)
+	}
+	return pid, err
+}
+
+// peer is the process that listens at the other end, 0 if it is in a process namespace that cannot be seen from here.
+func peer(conn *net.UnixConn) (pid int, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	controlErr := raw.Control(func(fd uintptr) {
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	if err = errors.Join(controlErr, err); err != nil {
+		return 0, err
+	}
+	return int(cred.Pid), nil
+}
+
+// sharesNetwork says whether the process at the other end is known to live in this process's network namespace.
+func sharesNetwork(conn *net.UnixConn) bool {
+	pid, err := peer(conn)
+	if err != nil || pid == 0 {
+		return false
+	}
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return false
+	}
+	its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+	return err == nil && own == its
+}

@@ -1,0 +1,217 @@
+package haproxy
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// plan is how to get from one configuration to another: by commands to the running HAProxy, or by a reload.
+type plan struct {
+	reload string // why commands do not do, "" if they do
+	ops    []op   // what enters before what leaves, so that no backend is empty in between
+}
+
+// String names the first thing to do.
+func (p plan) String() string {
+	switch {
+	case p.reload != "":
+		return p.reload
+	case len(p.ops) == 1:
+		return p.ops[0].String()
+	case len(p.ops) > 1:
+		return fmt.Sprintf("%s, and %d more", p.ops[0], len(p.ops)-1)
+	}
+	return "nothing"
+}
+
+// op is one change of one server.
+type op struct {
+	kind          opKind
+	backend, name string
+	server        server // as it shall be
+}
+
+type opKind string
+
+const (
+	opAdd    opKind = "add"
+	opBack   opKind = "put back" // into service, what was leaving or taken out by hand
+	opMaint  opKind = "take out" // of service
+	opMove   opKind = "move"     // to another address or port
+	opWeight opKind = "weigh"
+	opRemove opKind = "remove"
+)
+
+func (o op) String() string {
+	s := fmt.Sprintf("%s %s/%s", o.kind, o.backend, o.name)
+	switch o.kind {
+	case opMove:
+		s += " to " + o.server.address.String()
+	case opWeight:
+		s += fmt.Sprintf(" %d", o.server.weight)
+	}
+	return s
+}
+
+// compare plans the way from one configuration to another. Comments, blank lines and the order of servers are no
+// difference; one in anything but servers takes a reload.
+func compare(before, after *config) plan {
+	if why := difference(before.sections, after.sections); why != "" {
+		return plan{reload: why}
+	}
+	p := compareServers(before, after)
+	for _, o := range p.ops {
+		if o.kind == opRemove && after.refersTo(o.backend, o.name) {
+			return plan{reload: fmt.Sprintf("backend %s: server %s removed, to which the configuration seems to refer", o.backend, o.name)}
+		}
+	}
+	for _, c := range []*config{before, after} {
+		if c.fixed != "" && (p.reload != "" || len(p.ops) > 0) {
+			return plan{reload: c.fixed}
+		}
+	}
+	return p
+}
+
+func compareServers(before, after *config) plan {
+	var enter, change, leave []op
+	for _, name := range slices.Sorted(maps.Keys(after.backends)) {
+		p := compareBackend(name, before.backends[name], after.backends[name])
+		if p.reload != "" {
+			return p
+		}
+		for _, o := range p.ops {
+			switch o.kind {
+			case opAdd:
+				enter = append(enter, o)
+			case opMaint, opRemove:
+				leave = append(leave, o)
+			default:
+				change = append(change, o)
+			}
+		}
+	}
+	return plan{ops: slices.Concat(enter, change, leave)}
+}
+
+func compareBackend(backend string, was, is *backend) plan {
+	if was == is {
+		return plan{}
+	}
+	var ops []op
+	for _, name := range is.order {
+		new := is.servers[name]
+		old, there := was.get(name)
+		if there && !old.leaving && old.equal(new) {
+			continue
+		}
+		if why := immutable(old, new, there); why != "" {
+			return plan{reload: fmt.Sprintf("backend %s: server %s: %s", backend, name, why)}
+		}
+		do := func(kind opKind) { ops = append(ops, op{kind, backend, name, new}) }
+		if !there {
+			do(opAdd)
+			continue
+		}
+		if old.fixed == "" && old.address != new.address {
+			do(opMove)
+		}
+		if old.fixed == "" && old.weight != new.weight {
+			do(opWeight)
+		}
+		switch out := old.leaving || old.disabled; {
+		case out && !new.disabled:
+			do(opBack)
+		case old.leaving && new.disabled, !out && new.disabled:
+			do(opMaint)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(was.all())) {
+		if _, stays := is.servers[name]; stays || was.servers[name].leaving {
+			continue
+		}
+		ops = append(ops, op{kind: opRemove, backend: backend, name: name})
+	}
+	for _, o := range ops {
+		if !names.MatchString(o.name) || !names.MatchString(backend) {
+			return plan{reload: fmt.Sprintf("backend %s: no command can hold the name of server %s", backend, o.name)}
+		}
+	}
+	return plan{ops: ops}
+}
+
+// immutable says why a server cannot become another one at run time, "" if it can.
+func immutable(old, new server, there bool) string {
+	switch {
+	case there && old.sameLine(new):
+		return ""
+	case new.fixed != "":
+		return new.fixed
+	case !there:
+		return ""
+	case old.fixed != "":
+		return "changed: " + old.fixed
+	case old.unknown:
+		return "HAProxy has one of that name that is not berth's"
+	}
+	if old.keywords != new.keywords {
+		return fmt.Sprintf("%q became %q", old.keywords, new.keywords)
+	}
+	return ""
+}
+
+// difference is the first one between two configurations without their servers, in words, "" if there is none.
+func difference(before, after []section) string {
+	heads := func(sections []section) []string {
+		var out []string
+		for _, s := range sections {
+			out = append(out, s.head)
+		}
+		return out
+	}
+	if was, is := heads(before), heads(after); !slices.Equal(was, is) {
+		return listDifference(was, is, "sections", func(head string) string { return head })
+	}
+	for i, s := range after {
+		if was, is := before[i].raw, s.raw; !slices.Equal(was, is) {
+			return s.String() + ": " + listDifference(was, is, "lines", func(line string) string {
+				word, _, _ := strings.Cut(line, " ")
+				return word + " line"
+			})
+		}
+	}
+	return ""
+}
+
+// listDifference says in what two lists differ that are not equal.
+func listDifference(before, after []string, what string, name func(string) string) string {
+	count := map[string]int{}
+	for _, s := range before {
+		count[s]--
+	}
+	for _, s := range after {
+		count[s]++
+	}
+	first := func(list []string, sign int) string {
+		for _, s := range list {
+			if count[s]*sign > 0 {
+				return name(s)
+			}
+		}
+		return ""
+	}
+	added, removed := first(after, 1), first(before, -1)
+	switch {
+	case added == "" && removed == "":
+		return what + " in another order"
+	case added == removed:
+		return added + " changed"
+	case removed == "":
+		return added + " added"
+	case added == "":
+		return removed + " removed"
+	}
+	return added + " added, " + removed + " removed"
+}

@@ -1,0 +1,230 @@
+package haproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// errUnexpected is wrapped by what HAProxy says or does that it should not; a reload puts it right.
+var errUnexpected = errors.New("unexpected")
+
+// refusal is HAProxy's answer to a server that it does not add.
+type refusal struct{ server, words string }
+
+func (r *refusal) Error() string {
+	return fmt.Sprintf("HAProxy does not add %s: %s", r.server, r.words)
+}
+func (r *refusal) Unwrap() error { return errUnexpected }
+
+// key is what else would be refused for the same reason: everything in the backend, or what has the same keywords. It is
+// "" for a reason that may pass.
+func (r *refusal) key(c *config) string {
+	backend, name, _ := strings.Cut(r.server, "/")
+	switch {
+	case strings.Contains(r.words, "dynamic load balancing"):
+		return backend
+	case strings.Contains(r.words, "lready"): // a server of that name, or an id
+		return ""
+	}
+	s, _ := c.backends[backend].get(name)
+	return refusalKey(backend, s)
+}
+
+func refusalKey(backend string, s server) string { return backend + " " + s.keywords }
+
+// answer is the kind of reply that a command must have. An error is one line that is not expected, and may follow any
+// command.
+type answer int
+
+const (
+	answerNothing answer = iota
+	answerAdded
+	answerMoved
+	answerDeleted // now, or not deletable yet
+)
+
+// command is one command to the worker.
+type command struct {
+	text   string
+	answer answer
+}
+
+// The words of HAProxy 2.6 to 3.2.
+const (
+	saidAdded      = "New server registered."
+	saidDeleted    = "Server deleted."
+	saidNoServer   = "No such server."
+	saidConnected  = "Server still has connections attached to it, cannot remove it."
+	saidReferenced = "This server cannot be removed at runtime due to other configuration elements pointing to it."
+)
+
+// accepts says whether a line is a reply of this kind.
+func (a answer) accepts(line string) bool {
+	switch a {
+	case answerAdded:
+		return line == saidAdded
+	case answerMoved:
+		return strings.HasSuffix(line, "by 'stats socket command'") || line == "nothing changed"
+	case answerDeleted:
+		return line == saidDeleted || line == saidNoServer || line == saidConnected
+	default:
+		return false
+	}
+}
+
+// commands are those that carry out an op. id is for a server that is added, 0 to leave it to HAProxy.
+func (o op) commands(id int) []command {
+	at := o.backend + "/" + o.name
+	switch o.kind {
+	case opAdd:
+		out := []command{{"add server " + at + " " + o.server.line(id), answerAdded}}
+		if o.server.checked {
+			out = append(out, command{"enable health " + at, answerNothing}) // first, or it is never checked
+		}
+		if !o.server.disabled {
+			out = append(out, command{"enable server " + at, answerNothing})
+		}
+		return out
+	case opMove:
+		out := []command{{fmt.Sprintf("set server %s addr %s port %d", at, o.server.address.Addr(), o.server.address.Port()), answerMoved}}
+		if o.server.checked {
+			// What its checks said is of the address it had.
+			out = append(out, command{"set server " + at + " health up", answerNothing})
+		}
+		return out
+	case opWeight:
+		return []command{{fmt.Sprintf("set server %s weight %d", at, o.server.weight), answerNothing}}
+	case opBack:
+		return []command{{"set server " + at + " state ready", answerNothing}}
+	case opMaint:
+		return []command{{"set server " + at + " state maint", answerNothing}}
+	default:
+		return []command{{"set server " + at + " state maint", answerNothing}, {"del server " + at, answerDeleted}}
+	}
+}
+
+// What one exchange may hold: HAProxy 3.2 refuses a line that is longer than its buffer, 16 kB by default, and every
+// "add server" stops all its threads for a moment.
+const (
+	maxLine     = 12000 // with room for what is shown at the end
+	maxCommands = 60
+)
+
+// mostShown is up to how many backends are asked for one by one, rather than all there are.
+const mostShown = 20
+
+// exchange carries out ops in the worker whose mark has this shape, and returns the state of their backends afterwards.
+// What enters has entered before anything else is touched: HAProxy may refuse it. An error that wraps errUnexpected says
+// what HAProxy did not take.
+func (m master) exchange(ctx context.Context, ops []op, nextID func(backend string) int, shape string) (state, error) {
+	backends := map[string]bool{}
+	var enter, rest []command
+	for _, o := range ops {
+		backends[o.backend] = true
+		if o.kind == opAdd {
+			enter = append(enter, o.commands(nextID(o.backend))...)
+		} else {
+			rest = append(rest, o.commands(0)...)
+		}
+	}
+	show := []string{"show servers state"}
+	if len(backends) <= mostShown {
+		show = nil
+		for _, backend := range slices.Sorted(maps.Keys(backends)) {
+			show = append(show, "show servers state "+backend)
+		}
+	}
+	chunks := slices.Concat(inChunks(enter), inChunks(rest))
+	for i, some := range chunks {
+		lines := []string{"show env " + markName}
+		for _, c := range some {
+			lines = append(lines, c.text)
+		}
+		if i == len(chunks)-1 {
+			lines = append(lines, show...)
+		}
+		reply, err := m.worker(ctx, lines...)
+		if err != nil {
+			return nil, err
+		}
+		if reply, err = checkMark(reply, shape); err != nil {
+			return nil, err
+		}
+		if reply, err = checkReplies(some, reply); err != nil {
+			return nil, err
+		}
+		if i == len(chunks)-1 {
+			st, err := parseState(reply)
+			if err != nil {
+				return nil, fmt.Errorf("%w: %w", errUnexpected, err)
+			}
+			return st, nil
+		}
+	}
+	return state{}, nil // there was nothing to do
+}
+
+// inChunks divides commands into those that go into one exchange each.
+func inChunks(commands []command) [][]command {
+	var out [][]command
+	for len(commands) > 0 {
+		n := chunk(commands)
+		out = append(out, commands[:n])
+		commands = commands[n:]
+	}
+	return out
+}
+
+// chunk is how many of the commands go into one exchange.
+func chunk(commands []command) int {
+	size := 0
+	for i, c := range commands {
+		if size += len(c.text) + 5; i > 0 && (size > maxLine || i >= maxCommands) {
+			return i
+		}
+	}
+	return len(commands)
+}
+
+// nextLine cuts the first line that is not empty.
+func nextLine(reply string) (line, rest string) {
+	line, rest, _ = strings.Cut(strings.TrimLeft(reply, "\n"), "\n")
+	return strings.TrimSpace(line), rest
+}
+
+// checkMark reads the reply to "show env" and returns what follows it.
+func checkMark(reply, shape string) (rest string, err error) {
+	line, rest := nextLine(reply)
+	value, _ := strings.CutPrefix(line, markName+"=")
+	if parseGeneration(value).shape != shape {
+		return "", fmt.Errorf("%w: HAProxy runs another configuration: %s", errUnexpected, oneLine(line))
+	}
+	return rest, nil
+}
+
+// checkReplies compares the replies with what the commands must be answered with, and returns what follows them.
+func checkReplies(commands []command, reply string) (rest string, err error) {
+	for _, c := range commands {
+		if c.answer == answerNothing {
+			continue // an error would come before the next line that is expected
+		}
+		line, rest := nextLine(reply)
+		switch {
+		case c.answer.accepts(line):
+		case c.answer == answerAdded && line != "":
+			name, _, _ := strings.Cut(strings.TrimPrefix(c.text, "add server "), " ")
+			return "", &refusal{name, oneLine(line)}
+		default:
+			return "", fmt.Errorf("%w answer to %q: %q", errUnexpected, c.text, oneLine(line))
+		}
+		reply = rest
+	}
+	if line, _ := nextLine(reply); line != "" && line != "1" {
+		return "", fmt.Errorf("%w answer to one of %d commands: %q", errUnexpected, len(commands), oneLine(line))
+	}
+	return reply, nil
+}

@@ -1,0 +1,152 @@
+package haproxy
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// server is what a server line says, with what it inherits from default-server lines: a server that is added at run
+// time inherits nothing.
+type server struct {
+	address  netip.AddrPort
+	weight   int
+	disabled bool
+	keywords string // all others and their values, sorted
+	checked  bool   // "check" is among them
+	ownID    bool   // "id" is among them
+	agent    bool   // an agent may weigh it and take it out of service
+	fixed    string // why it cannot be added or changed at run time, "" if it can; then keywords is the line as it is
+
+	leaving bool // it is in no text any more, and finishes what it has
+	unknown bool // it was found in HAProxy, so its keywords are not known
+}
+
+// newServer reads a server line: its name, its address, and the words that it inherits, then its own.
+func newServer(name, address string, words []string) server {
+	s := server{weight: 1}
+	for _, w := range words {
+		if w == "disabled" || w == "enabled" {
+			s.disabled = w == "disabled"
+		}
+		s.agent = s.agent || w == "agent-check"
+	}
+	if err := s.read(name, address, words); err != nil {
+		s.fix(err.Error(), strings.Join(append([]string{address}, words...), " "))
+	}
+	return s
+}
+
+// fix makes the server one that cannot be added or changed at run time.
+func (s *server) fix(why, line string) { s.fixed, s.keywords = why, line }
+
+// mostWords is what one command of HAProxy, and one line of its file, may have.
+const mostWords = 50
+
+// names are what HAProxy takes for a server's or a backend's name; nothing in them means something to its command line.
+var names = regexp.MustCompile(`^[A-Za-z0-9_.:-]{1,200}$`)
+
+func (s *server) read(name, address string, words []string) error {
+	if !names.MatchString(name) {
+		return fmt.Errorf("the name %q is not one to be given at run time", name)
+	}
+	if len(words) > mostWords {
+		return fmt.Errorf("it has %d keywords and values, and HAProxy takes no more than about %d", len(words), mostWords)
+	}
+	var err error
+	// HAProxy takes a name that it cannot resolve at run time for a server, and answers 503 for it.
+	if s.address, err = netip.ParseAddrPort(address); err != nil || s.address.Addr().Zone() != "" || s.address.Addr().Is4In6() || s.address.Addr().IsUnspecified() || s.address.Port() == 0 {
+		return fmt.Errorf("its address %q is no ip:port", address)
+	}
+	keywords := map[string]string{}
+	for len(words) > 0 {
+		word := words[0]
+		words = words[1:]
+		value := ""
+		form, known := keywordForms[word]
+		switch {
+		case strings.HasPrefix(word, "no-") && known:
+			delete(keywords, strings.TrimPrefix(word, "no-"))
+			continue
+		case word == "disabled" || word == "enabled":
+			continue
+		case !known:
+			return fmt.Errorf("%s is not known to work at run time", word)
+		case form != nil:
+			if len(words) == 0 || !form.MatchString(words[0]) {
+				return fmt.Errorf("the value of %s is not one to be given at run time", word)
+			}
+			value, words = words[0], words[1:]
+		}
+		if word == "weight" {
+			if s.weight, err = strconv.Atoi(value); err != nil || s.weight > 256 {
+				return fmt.Errorf("weight %s is not one of 0 to 256", value)
+			}
+			continue
+		}
+		keywords[word] = value
+	}
+	_, s.checked = keywords["check"]
+	_, s.ownID = keywords["id"]
+	var out []string
+	for _, word := range slices.Sorted(maps.Keys(keywords)) {
+		out = append(out, strings.TrimSuffix(word+" "+keywords[word], " "))
+	}
+	s.keywords = strings.Join(out, " ")
+	return nil
+}
+
+// The forms of values. HAProxy checks little of what its command line gets ("weight abc" becomes 0), and a blank, a
+// semicolon, a backslash or << would end or alter the command: what has none of these forms is left to a reload.
+var (
+	formNumber = regexp.MustCompile(`^[0-9]{1,9}$`)
+	formTime   = regexp.MustCompile(`^[0-9]{1,9}(us|ms|s|m|h|d)?$`)
+	formWord   = regexp.MustCompile(`^[A-Za-z0-9_.:,/@%+=*~()!\[\]-]{1,300}$`)
+)
+
+// keywordForms are the keywords of a server line that every HAProxy from 2.6 on takes at run time, or refuses in
+// words, with the form of their values; a nil form is a flag.
+var keywordForms = func() map[string]*regexp.Regexp {
+	forms := map[string]*regexp.Regexp{}
+	for form, list := range map[*regexp.Regexp]string{
+		nil: "allow-0rtt backup check check-send-proxy check-ssl force-tlsv10 force-tlsv11 force-tlsv12 force-tlsv13 " +
+			"no-backup no-check no-check-ssl no-send-proxy no-send-proxy-v2 no-ssl " +
+			"send-proxy send-proxy-v2 send-proxy-v2-ssl send-proxy-v2-ssl-cn ssl tfo",
+		formNumber: "error-limit fall id maxconn maxqueue minconn pool-low-conn pool-max-conn port rise weight",
+		formTime:   "downinter fastinter inter pool-purge-delay slowstart",
+		formWord: "addr alpn ca-file check-alpn check-proto check-sni ciphers ciphersuites cookie crl-file crt guid hash-key init-state " +
+			"npn observe on-error on-marked-down on-marked-up proto proxy-v2-options sni ssl-max-ver ssl-min-ver verify verifyhost ws",
+	} {
+		for word := range strings.FieldsSeq(list) {
+			forms[word] = form
+		}
+	}
+	return forms
+}()
+
+// equal says whether two servers are the same; leaving is not looked at.
+func (s server) equal(o server) bool {
+	return s.disabled == o.disabled && s.sameLine(o)
+}
+
+// sameLine says whether two servers differ at most in being in service.
+func (s server) sameLine(o server) bool {
+	return s.address == o.address && s.weight == o.weight && s.keywords == o.keywords && s.fixed == o.fixed && s.unknown == o.unknown
+}
+
+// line is the server's address and keywords as the command "add server" takes them. id is left out if it is 0 or the
+// server has one of its own.
+func (s server) line(id int) string {
+	out := s.address.String()
+	if s.weight != 1 {
+		out += fmt.Sprint(" weight ", s.weight)
+	}
+	if id != 0 && !s.ownID {
+		out += fmt.Sprint(" id ", id)
+	}
+	return strings.TrimSuffix(out+" "+s.keywords, " ")
+}

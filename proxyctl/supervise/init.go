@@ -1,0 +1,45 @@
+package supervise
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+)
+
+// Init is what process 1 of a container does: it runs this program with the same arguments as its child, passes every
+// signal on to it, reaps whatever was orphaned, and returns the child's exit code as a shell has it (128 and the signal
+// if one killed it). Reaping is left to a process that does nothing else, because wait4(-1) would take from os/exec
+// what it waits for. What still runs when it returns is killed by the kernel.
+func Init(args []string) (code int, err error) {
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals)
+	child, err := syscall.ForkExec("/proc/self/exe", args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})
+	if err != nil {
+		return 0, fmt.Errorf("cannot start %s as a child of process 1: %w", args[0], err)
+	}
+	go forward(signals, child)
+	for {
+		var status syscall.WaitStatus
+		ended, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case err == syscall.EINTR:
+		case err != nil:
+			return 0, fmt.Errorf("wait for processes: %w", err)
+		case ended == child:
+			return exitCode(status), nil
+		}
+	}
+}
+
+// forward passes signals on, but for those that mean this process: of its children, its pipes, its terminal, and those
+// that Go's scheduler sends to itself.
+func forward(signals <-chan os.Signal, pid int) {
+	own := []os.Signal{syscall.SIGCHLD, syscall.SIGPIPE, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGURG}
+	for s := range signals {
+		if !slices.Contains(own, s) {
+			_ = syscall.Kill(pid, s.(syscall.Signal))
+		}
+	}
+}

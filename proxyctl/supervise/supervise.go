@@ -1,0 +1,255 @@
+// Package supervise runs a proxy as berth's child process: it starts it once there is a configuration, starts it again
+// when it ends by itself, passes signals on to it, and stops it gently.
+//
+// The child is the leader of its own process group. So ctrl-C in a terminal reaches berth alone, which then has the
+// proxy finish its connections, where the signal itself would have cut them.
+//
+// The child does not end with berth: when berth is killed, the proxy goes on serving what it runs. The next berth
+// finds it (Options.Serving) and supervises it as if it were its own child. A second one would share its ports, and the
+// first would go on with a configuration that nobody renews. systemd leaves the proxy alone with KillMode=process;
+// by default it would send SIGTERM to the proxy, too, and cut its connections. In a container all ends with berth.
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"berth/proxyctl"
+)
+
+const (
+	// stable is how long a child runs before its end counts as the first one again.
+	stable = 10 * time.Second
+	// killAfter is short because docker stop waits ten seconds for all: StopTimeout and twice this.
+	killAfter = time.Second
+	// repeatAfter is when a signal to end is sent again, the first time: a HAProxy that reloads ignores it.
+	repeatAfter = 200 * time.Millisecond
+	// lookEvery is how often to see whether a child that was started serves yet.
+	lookEvery = 20 * time.Millisecond
+)
+
+// Options describe the child. Only Command, StopSignal, and Log are required.
+type Options struct {
+	Command        []string       // the program and its arguments
+	Env            []string       // its environment; nil is berth's
+	Stdout, Stderr *os.File       // given to it as they are
+	StopSignal     syscall.Signal // has it finish its connections and end; sent repeatedly
+	StopTimeout    time.Duration  // for that, before it gets SIGTERM, and SIGKILL a second later
+	Log            *slog.Logger
+	Metrics        prometheus.Registerer
+
+	// Signals are passed on to the child. StopSignal among them ends Run, once the child has ended.
+	Signals <-chan os.Signal
+	// Serving is the process that serves as the proxy now; 0 is none. One that an earlier berth has left running is
+	// supervised in place of a child, with a configuration or not. On an error no child is started; it is asked again.
+	Serving func() (pid int, err error)
+	// Started is called each time the child serves after a start, so that somebody looks at it at once.
+	Started func()
+	// Stopping is called when the child is about to be told to end: a reload would make it go on.
+	Stopping func()
+}
+
+// Child is a proxy that runs as a child process.
+type Child struct {
+	opts       Options
+	name       string
+	configured chan struct{}
+	configure  sync.Once
+	starts     prometheus.Counter
+
+	mu     sync.Mutex
+	status error // nil while the child runs
+}
+
+// New returns a Child; nothing is started before Run.
+func New(opts Options) *Child {
+	for _, hook := range []*func(){&opts.Started, &opts.Stopping} {
+		if *hook == nil {
+			*hook = func() {}
+		}
+	}
+	c := &Child{
+		opts:       opts,
+		name:       filepath.Base(opts.Command[0]),
+		configured: make(chan struct{}),
+		starts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "berth_proxy_starts_total", Help: "Starts of the proxy as a child process.",
+		}),
+	}
+	c.settle(fmt.Errorf("%s is not started yet: there is no configuration", c.name))
+	if opts.Metrics != nil {
+		opts.Metrics.MustRegister(c.starts)
+	}
+	return c
+}
+
+// ConfigurationReady says that the child finds a good configuration when it starts. Only the first call counts.
+func (c *Child) ConfigurationReady() { c.configure.Do(func() { close(c.configured) }) }
+
+// Ready is nil while the child runs, else the reason why it does not.
+func (c *Child) Ready() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.status
+}
+
+func (c *Child) settle(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.status = err
+}
+
+// Exit is how a child ended that was told to end and did not do so well.
+type Exit struct {
+	Name string
+	Code int // as a shell has it: 128 and the signal if one killed the child
+}
+
+func (e *Exit) Error() string { return fmt.Sprintf("%s ended with code %d", e.Name, e.Code) }
+
+// Run keeps the child running from the first ConfigurationReady on until ctx is done or StopSignal is passed on, and
+// returns when it has ended: nil if it did so as it was told, else an *Exit. It never gives up starting it.
+func (c *Child) Run(ctx context.Context) error {
+	if pid, _ := c.serving(); pid == 0 && !wait(ctx, c, c.configured) {
+		return nil
+	}
+	pause := proxyctl.Delays(100*time.Millisecond, 10*time.Second)
+	var reported string
+	for {
+		began := time.Now()
+		p, err := c.start()
+		started := err == nil
+		if started {
+			if c.watch(ctx, p) {
+				return c.stop(ctx, p)
+			}
+			err = fmt.Errorf("%s ended by itself after %s: %s", c.name, time.Since(began).Round(time.Millisecond), p)
+		}
+		c.settle(err)
+		if time.Since(began) >= stable {
+			pause.Reset()
+		}
+		again := pause.NextBackOff()
+		if started || err.Error() != reported {
+			reported = err.Error()
+			c.opts.Log.Error("the proxy does not run, starting it again", "err", err, "retry_in", again.Round(time.Millisecond))
+		}
+		if !wait(ctx, c, time.After(again)) {
+			return nil
+		}
+	}
+}
+
+// start starts the child, or takes over the one that an earlier berth has left.
+func (c *Child) start() (*process, error) {
+	pid, err := c.serving()
+	if err != nil {
+		return nil, fmt.Errorf("%s is not started: %w", c.name, err)
+	}
+	var p *process
+	if pid != 0 {
+		p, err = adopt(pid, c.opts.StopSignal)
+	}
+	switch {
+	case p != nil:
+		c.opts.Log.Info(c.name+" runs already, it is supervised from now on", "pid", pid)
+	case err != nil && !errors.Is(err, os.ErrProcessDone):
+		return nil, fmt.Errorf("%s runs already and cannot be supervised: process %d: %w", c.name, pid, err)
+	default:
+		if p, err = start(c.opts); err != nil {
+			return nil, fmt.Errorf("cannot start %s: %w", c.name, err)
+		}
+		c.starts.Inc()
+		c.opts.Log.Info(c.name+" started", "pid", p.Pid)
+	}
+	c.settle(nil)
+	return p, nil
+}
+
+func (c *Child) serving() (pid int, err error) {
+	if c.opts.Serving == nil {
+		return 0, nil
+	}
+	return c.opts.Serving()
+}
+
+// watch passes signals on, and says whether p is to be stopped; if not, it has ended by itself.
+func (c *Child) watch(ctx context.Context, p *process) (stop bool) {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for {
+		select {
+		case <-p.ended:
+			return false
+		case <-ctx.Done():
+			return true
+		case <-look.C:
+			if pid, _ := c.serving(); pid != 0 || c.opts.Serving == nil {
+				look.Stop()
+				c.opts.Started()
+			}
+		case s := <-c.opts.Signals:
+			if s == c.opts.StopSignal {
+				return true
+			}
+			_ = p.Signal(s)
+		}
+	}
+}
+
+// stop makes p end. Told by a signal, it may take its time until ctx is done.
+func (c *Child) stop(ctx context.Context, p *process) error {
+	c.settle(fmt.Errorf("%s is stopping", c.name))
+	c.opts.Stopping()
+	began := time.Now()
+	ended := ctx.Err() == nil && p.insist(ctx, c.opts.StopSignal)
+	for _, step := range []struct {
+		signal syscall.Signal
+		time   time.Duration
+	}{{c.opts.StopSignal, c.opts.StopTimeout}, {syscall.SIGTERM, killAfter}, {syscall.SIGKILL, killAfter}} {
+		if ended {
+			break
+		}
+		within, cancel := context.WithTimeout(context.WithoutCancel(ctx), step.time)
+		ended = p.insist(within, step.signal)
+		cancel()
+		if !ended {
+			c.opts.Log.Warn(c.name+" has not ended when told to, insisting", "signal", step.signal.String(), "duration", step.time)
+		}
+	}
+	if !ended {
+		return fmt.Errorf("%s, process %d, does not end", c.name, p.Pid)
+	}
+	c.opts.Log.Info(c.name+" ended", "state", p.String(), "duration", time.Since(began).Round(time.Millisecond))
+	if code := p.code(); code != 0 {
+		return &Exit{Name: c.name, Code: code}
+	}
+	return nil
+}
+
+// wait waits while no child runs, and says false if none is to be started any more. A signal means nothing then but
+// the one to stop.
+func wait[T any](ctx context.Context, c *Child, ready <-chan T) bool {
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-ready:
+			return true
+		case s := <-c.opts.Signals:
+			if s == c.opts.StopSignal {
+				c.opts.Stopping()
+				return false
+			}
+		}
+	}
+}

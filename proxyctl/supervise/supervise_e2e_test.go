@@ -1,0 +1,389 @@
+//go:build e2e
+
+package supervise
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// imageWithBoth is HAProxy's image with berth in it.
+func imageWithBoth(t *testing.T) string {
+	haproxy, berth := os.Getenv("IMAGE_HAPROXY"), os.Getenv("IMAGE_BERTH")
+	if haproxy == "" || berth == "" {
+		t.Fatal("IMAGE_HAPROXY and IMAGE_BERTH are not set: run the tests with make test")
+	}
+	name := fmt.Sprintf("berth-e2e-supervise:%d", os.Getpid())
+	build := exec.Command("docker", "build", "--force-rm", "-t", name, "-")
+	build.Stdin = strings.NewReader("FROM " + berth + " AS berth\nFROM " + haproxy +
+		"\nCOPY --from=berth /berth /usr/local/bin/berth\nSTOPSIGNAL SIGTERM\n")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("docker build: %v\n%s", err, out)
+	}
+	t.Cleanup(func() { docker(t, "rmi", name) })
+	return name
+}
+
+// box is a container in this host's network that shares a directory with the test.
+type box struct {
+	t    *testing.T
+	dir  string
+	port string // of the frontend, on 127.0.0.1
+	app  string // address of an application behind it, which answers /delay/2s that much later
+	id   string
+}
+
+func newBox(t *testing.T) *box {
+	b := &box{t: t, dir: t.TempDir(), port: freePort(t)}
+	if err := os.Chmod(b.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		d, _ := time.ParseDuration(filepath.Base(r.URL.Path))
+		select {
+		case <-time.After(d):
+		case <-r.Context().Done():
+		}
+		_, _ = io.WriteString(w, "late")
+	}))
+	t.Cleanup(app.Close)
+	b.app = app.Listener.Addr().String()
+	return b
+}
+
+// file is the path of a file in the shared directory, with this text if there is one.
+func (b *box) file(name, text string) string {
+	path := filepath.Join(b.dir, name)
+	if text != "" {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	return path
+}
+
+// text is a configuration whose frontend answers with a word.
+func (b *box) text(word string) string {
+	return fmt.Sprintf("defaults\n  mode http\n  timeout connect 1s\n  timeout client 60s\n  timeout server 60s\n"+
+		"frontend web\n  bind 127.0.0.1:%s\n  http-request return status 200 content-type text/plain string %s unless { path_beg /delay }\n"+
+		"  default_backend app\nbackend app\n  server app %s\n", b.port, word, b.app)
+}
+
+// berth is a command line of berth with HAProxy's files in the shared directory.
+func (b *box) berth(args ...string) []string {
+	return append([]string{"berth", "templater", "--listen", "none", "--haproxy-config", b.file("haproxy.cfg", ""),
+		"--haproxy-socket", b.file("master.sock", "")}, args...)
+}
+
+func (b *box) start(image string, command ...string) {
+	b.t.Helper()
+	args := []string{"run", "--detach", "--network", "host", "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()),
+		"--volume", b.dir + ":" + b.dir, image}
+	b.id = docker(b.t, append(args, command...)...)
+	b.t.Cleanup(func() {
+		if b.t.Failed() {
+			b.t.Log(docker(b.t, "logs", b.id))
+		}
+		docker(b.t, "rm", "--force", "--volumes", b.id)
+	})
+}
+
+// serving starts a container in which berth is process 1 and runs a HAProxy that answers "first".
+func (b *box) serving(image string, args ...string) {
+	b.t.Helper()
+	args = append(args, "--template", b.file("template", b.text("first")), "--", "haproxy", "-W", "-db")
+	b.start(image, b.berth(args...)...)
+	b.eventually("HAProxy answers", func() bool { return b.get("/") == "first" })
+}
+
+func (b *box) get(path string) string {
+	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get("http://127.0.0.1:" + b.port + path)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	return string(body)
+}
+
+// inFlight sends a request that is answered after d, and returns when HAProxy has it.
+func (b *box) inFlight(d time.Duration) (answer <-chan string) {
+	b.t.Helper()
+	conn, err := net.Dial("tcp", "127.0.0.1:"+b.port)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { conn.Close() })
+	fmt.Fprintf(conn, "GET /delay/%s HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n", d)
+	if got := b.get("/"); got != "first" { // HAProxy has taken the connection before this one
+		b.t.Fatalf("HAProxy answers %q", got)
+	}
+	done := make(chan string, 1)
+	go func() {
+		all, err := io.ReadAll(conn)
+		done <- fmt.Sprint(string(all), err)
+	}()
+	return done
+}
+
+func (b *box) eventually(what string, f func() bool) {
+	b.t.Helper()
+	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			b.t.Fatalf("not within 20s: %s", what)
+		}
+	}
+}
+
+// ends waits for the container to end, and checks its exit code and how long that took since.
+func (b *box) ends(since time.Time, code string, within time.Duration) {
+	b.t.Helper()
+	if got := docker(b.t, "wait", b.id); got != code {
+		b.t.Errorf("exit code %s, want %s", got, code)
+	}
+	took := time.Since(since).Round(time.Millisecond)
+	b.t.Logf("the container ended after %s", took)
+	if took > within {
+		b.t.Errorf("that is more than %s", within)
+	}
+}
+
+// logged are the messages in berth's log that are equal to msg.
+func (b *box) logged(msg string) []map[string]any {
+	b.t.Helper()
+	var found []map[string]any
+	for line := range strings.Lines(docker(b.t, "logs", b.id)) {
+		var m map[string]any
+		if json.Unmarshal([]byte(line), &m) == nil && m["msg"] == msg {
+			found = append(found, m)
+		}
+	}
+	return found
+}
+
+// processes are the container's: state and name.
+func (b *box) processes() []string {
+	lines := strings.Split(docker(b.t, "top", b.id, "-o", "pid,stat,comm"), "\n")
+	return lines[1:]
+}
+
+// master is the process ID of the HAProxy master that was started last, in the container.
+func (b *box) master() string {
+	b.t.Helper()
+	started := b.logged("haproxy started")
+	if len(started) == 0 {
+		b.t.Fatal("haproxy was not started")
+	}
+	return fmt.Sprint(started[len(started)-1]["pid"])
+}
+
+// worker is the line of `show proc` for the worker that serves.
+func (b *box) worker() string {
+	conn, err := net.Dial("unix", b.file("master.sock", ""))
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	fmt.Fprintln(conn, "show proc")
+	_ = conn.(*net.UnixConn).CloseWrite()
+	reply, _ := io.ReadAll(conn)
+	_, rest, _ := strings.Cut(string(reply), "# workers\n")
+	worker, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+	return worker
+}
+
+func TestE2EOneContainer(t *testing.T) {
+	image := imageWithBoth(t)
+
+	t.Run("stop", func(t *testing.T) {
+		b := newBox(t)
+		b.serving(image)
+		answer := b.inFlight(2 * time.Second)
+		began := time.Now()
+		docker(t, "stop", b.id)
+		b.ends(began, "0", 5*time.Second)
+		if got := <-answer; !strings.HasPrefix(got, "HTTP/1.1 200") || !strings.Contains(got, "late") {
+			t.Errorf("the request in flight got %q", got)
+		}
+	})
+
+	t.Run("stop without requests", func(t *testing.T) {
+		b := newBox(t)
+		b.serving(image)
+		began := time.Now()
+		docker(t, "stop", b.id)
+		b.ends(began, "0", 3*time.Second)
+	})
+
+	t.Run("stop with a request that does not end", func(t *testing.T) {
+		b := newBox(t)
+		b.serving(image, "--haproxy-stop-timeout", "1s")
+		b.inFlight(time.Minute)
+		began := time.Now()
+		docker(t, "stop", b.id)
+		b.ends(began, "0", 4*time.Second)
+		if len(b.logged("haproxy has not ended when told to, insisting")) != 1 {
+			t.Error("the log does not say that it insisted")
+		}
+	})
+
+	// HAProxy ignores a signal that comes while it reloads.
+	t.Run("stop while it reloads", func(t *testing.T) {
+		b := newBox(t)
+		b.serving(image)
+		docker(t, "kill", "--signal", "USR2", b.id)
+		began := time.Now()
+		docker(t, "stop", b.id)
+		b.ends(began, "0", 5*time.Second)
+		if len(b.logged("haproxy has not ended when told to, insisting")) != 0 {
+			t.Error("it was not told again")
+		}
+	})
+
+	// The image of HAProxy has docker stop send this.
+	t.Run("soft stop by SIGUSR1", func(t *testing.T) {
+		b := newBox(t)
+		b.serving(image, "--haproxy-stop-timeout", "0s")
+		answer := b.inFlight(2 * time.Second)
+		began := time.Now()
+		docker(t, "kill", "--signal", "USR1", b.id)
+		b.ends(began, "0", 5*time.Second)
+		if got := <-answer; !strings.Contains(got, "late") {
+			t.Errorf("the request in flight got %q", got)
+		}
+	})
+
+	t.Run("reload by signal", func(t *testing.T) {
+		b := newBox(t)
+		b.serving(image)
+		says := func(text string) func() bool {
+			return func() bool { return strings.Contains(docker(t, "logs", b.id), text) }
+		}
+		b.eventually("it has started", says("Loading success."))
+		b.eventually("the master answers", func() bool { return b.worker() != "" })
+		for range 2 {
+			before := b.worker()
+			docker(t, "kill", "--signal", "USR2", b.id)
+			b.eventually("there is a new worker", func() bool { now := b.worker(); return now != "" && now != before })
+			// Before that the next signal would come while it reloads.
+			b.eventually("the old one has ended", says("Former worker ("+before+") exited"))
+			if got := b.get("/"); got != "first" {
+				t.Errorf("HAProxy answers %q", got)
+			}
+		}
+		if n := len(b.logged("haproxy started")); n != 1 {
+			t.Errorf("haproxy was started %d times", n)
+		}
+	})
+
+	t.Run("the master is killed", func(t *testing.T) {
+		b := newBox(t)
+		b.serving(image)
+		docker(t, "exec", b.id, "sh", "-c", "kill -9 "+b.master())
+		killed := time.Now()
+		b.eventually("haproxy is started again", func() bool { return len(b.logged("haproxy started")) == 2 })
+		b.eventually("HAProxy answers", func() bool { return b.get("/") == "first" })
+		t.Logf("HAProxy answers again after %s", time.Since(killed).Round(time.Millisecond))
+		b.eventually("there are init, berth, master, worker, and no zombie", func() bool {
+			ps := b.processes()
+			return len(ps) == 4 && !strings.Contains(strings.Join(ps, "\n"), "Z")
+		})
+		began := time.Now()
+		docker(t, "stop", b.id)
+		b.ends(began, "0", 3*time.Second)
+	})
+
+	t.Run("no configuration yet", func(t *testing.T) {
+		b := newBox(t)
+		b.start(image, b.berth("--consul-address", "127.0.0.1:1", "--", "haproxy", "-W", "-db")...)
+		b.eventually("berth waits for Consul", func() bool { return len(b.logged("consul failed, waiting for it")) > 0 })
+		began := time.Now()
+		docker(t, "stop", b.id)
+		b.ends(began, "0", 3*time.Second)
+		if len(b.logged("haproxy started")) != 0 {
+			t.Error("haproxy was started without a configuration")
+		}
+	})
+
+	t.Run("no new configuration but the last one", func(t *testing.T) {
+		b := newBox(t)
+		b.file("haproxy.cfg", b.text("last"))
+		b.start(image, b.berth("--consul-address", "127.0.0.1:1", "--", "haproxy", "-W", "-db")...)
+		b.eventually("HAProxy answers", func() bool { return b.get("/") == "last" })
+	})
+
+	t.Run("no such command", func(t *testing.T) {
+		b := newBox(t)
+		began := time.Now()
+		b.start(image, b.berth("--", "haproxyy", "-W", "-db")...)
+		b.ends(began, "1", 10*time.Second)
+		if got := docker(t, "logs", b.id); got != `berth: the command behind --: exec: "haproxyy": executable file not found in $PATH` {
+			t.Errorf("berth says %q", got)
+		}
+	})
+
+	t.Run("berth is killed where it is not process 1", func(t *testing.T) {
+		b := newBox(t)
+		b.start(image, "sleep", "infinity")
+		berth := func(word string) {
+			command := b.berth("--template", b.file("template", b.text(word)), "--", "haproxy", "-W", "-db")
+			docker(t, "exec", "--detach", b.id, "sh", "-c", "echo $$ >"+b.file("pid", "")+"; exec "+strings.Join(command, " ")+" >>"+b.file("log", "")+" 2>&1")
+			b.eventually("HAProxy answers "+word, func() bool { return b.get("/") == word })
+		}
+		signal := func(s string) { docker(t, "exec", b.id, "sh", "-c", "kill -"+s+" $(cat "+b.file("pid", "")+")") }
+		log := func() string { all, _ := os.ReadFile(b.file("log", "")); return string(all) }
+		defer func() {
+			if t.Failed() {
+				t.Log(log())
+			}
+		}()
+
+		berth("first")
+		answer := b.inFlight(2 * time.Second)
+		signal("KILL")
+		if got := <-answer; !strings.Contains(got, "late") {
+			t.Errorf("the request in flight got %q", got)
+		}
+		if got := b.get("/"); got != "first" {
+			t.Errorf("without berth HAProxy answers %q", got)
+		}
+		berth("second")
+		b.eventually("it is taken over", func() bool { return strings.Contains(log(), "haproxy runs already") })
+		if n, m := strings.Count(log(), "haproxy started"), strings.Count(log(), "haproxy runs already"); n != 1 || m != 1 {
+			t.Errorf("haproxy was started %d times and taken over %d times", n, m)
+		}
+		signal("TERM")
+		b.eventually("HAProxy is stopped", func() bool { return strings.Contains(b.get("/"), "refused") })
+		b.eventually("berth ends", func() bool { return strings.Contains(log(), "berth stops") })
+	})
+}
+
+func docker(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("docker", args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("docker %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func freePort(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}
