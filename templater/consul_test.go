@@ -24,7 +24,10 @@ type fakeConsul struct {
 	index    uint64
 	services map[string]*fakeService
 	listed   uint64 // index of the last change of the list of services
+	checks   uint64 // and of that of a check
 	down     bool
+	limit    int            // of queries at a time, beyond which one is refused; 0 = none
+	open     int            // queries now
 	changed  chan struct{}  // closed and replaced on every change
 	asked    map[string]int // queries so far, by path
 	waiting  map[string]int // queries that block now, by "path index"
@@ -37,7 +40,7 @@ type fakeService struct {
 
 func newFakeConsul(t *testing.T) *fakeConsul {
 	f := &fakeConsul{
-		index: 10, listed: 10,
+		index: 10, listed: 10, checks: 10,
 		services: map[string]*fakeService{},
 		changed:  make(chan struct{}),
 		asked:    map[string]int{},
@@ -67,9 +70,7 @@ func (f *fakeConsul) set(name string, ports ...int) {
 }
 
 func (f *fakeConsul) put(name string, ports ...int) {
-	if f.services[name] == nil {
-		f.listed = f.index
-	}
+	f.listed = f.index
 	f.services[name] = &fakeService{f.index, ports}
 }
 
@@ -90,6 +91,14 @@ func (f *fakeConsul) restartEmpty() {
 	})
 }
 
+// fail makes an instance critical or not: the list of services is as it was.
+func (f *fakeConsul) fail(name string, ports ...int) {
+	f.change(func() {
+		f.services[name] = &fakeService{f.index, ports}
+		f.checks = f.index
+	})
+}
+
 func (f *fakeConsul) asks(path string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -102,16 +111,33 @@ func (f *fakeConsul) waits(path string, index uint64) bool {
 	return f.waiting[fmt.Sprint(path, " ", index)] > 0
 }
 
-// read returns the answer to a path, its index, and what is closed when it changes.
-func (f *fakeConsul) read(path string) (body any, index uint64, down bool, changed chan struct{}) {
+// blocked is how many queries for a path wait.
+func (f *fakeConsul) blocked(path string) (n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for key, waiting := range f.waiting {
+		if asked, _, _ := strings.Cut(key, " "); asked == path {
+			n += waiting
+		}
+	}
+	return n
+}
+
+// read returns the answer to a path, its index, and what is closed when it changes.
+// Lost is whether it was asked with an index of a state that is lost.
+func (f *fakeConsul) read(path string, asked uint64) (body any, index uint64, lost, down bool, changed chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lost = f.index < asked
 	if path == "/v1/catalog/services" {
 		all := map[string][]string{}
 		for name := range maps.Keys(f.services) {
 			all[name] = []string{}
 		}
-		return all, f.listed, f.down, f.changed
+		return all, f.listed, lost, f.down, f.changed
+	}
+	if strings.HasPrefix(path, "/v1/health/state/") {
+		return []any{}, f.checks, lost, f.down, f.changed
 	}
 	name := strings.TrimPrefix(path, "/v1/health/service/")
 	entries := []*api.ServiceEntry{}
@@ -126,7 +152,7 @@ func (f *fakeConsul) read(path string) (body any, index uint64, down bool, chang
 			})
 		}
 	}
-	return entries, index, f.down, f.changed
+	return entries, index, lost, f.down, f.changed
 }
 
 func (f *fakeConsul) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -142,16 +168,33 @@ func (f *fakeConsul) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	count(1)
 	defer count(-1)
+	f.mu.Lock()
+	f.open++
+	refuse := f.limit > 0 && f.open > f.limit
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.open--
+	}()
+	if refuse {
+		w.Header().Set("Connection", "close")
+		http.Error(w, "too many", http.StatusTooManyRequests)
+		return
+	}
 	over := time.NewTimer(wait)
 	defer over.Stop()
 	for waited := false; ; {
-		body, index, down, changed := f.read(path)
+		body, index, lost, down, changed := f.read(path, asked)
 		if down {
 			http.Error(w, "No cluster leader", http.StatusInternalServerError)
 			return
 		}
-		if asked == 0 || index > asked || waited {
+		if asked == 0 || index > asked || waited || lost {
 			w.Header().Set("X-Consul-Index", strconv.FormatUint(index, 10))
+			if r.URL.Query().Has("filter") {
+				body = []any{}
+			}
 			json.NewEncoder(w).Encode(body)
 			return
 		}

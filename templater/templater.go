@@ -6,53 +6,72 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
+	"os"
+	"slices"
+	"sync"
 	"sync/atomic"
 	texttemplate "text/template"
 	"time"
 
+	"github.com/hashicorp/consul-template/config"
 	"github.com/hashicorp/consul-template/dependency"
+	"github.com/hashicorp/consul-template/manager"
 	"github.com/hashicorp/consul-template/template"
-	"github.com/hashicorp/consul-template/watch"
+	"github.com/hashicorp/consul/api"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Template is one text to render, in consul-template's language. The functions
-// that run programs, write files, or ask Vault or Nomad are disabled.
+// Template is one text to render, in consul-template's language.
 //
-// A list that has not arrived yet is empty for a moment: a template that fails on
-// an empty list (index (service "web") 0) may never find out what it depends on.
+// Beside its functions there are these: partial NAME ARG is the text of a {{ define }} for an argument, kept until
+// something changes that it was made from; asFile NAME TEXT is the path of a file with that text; directory PATH is what
+// a directory holds.
+//
+// A list that has not arrived yet is empty for a moment: a template that fails on an empty list (index (service "web")
+// 0) may never find out what it depends on.
 type Template struct {
-	Name   string // the key in Rendered.Texts
-	Source string // what errors call it: a file path, or "the built-in template"
-	Text   string
+	Name        string // the key in Rendered.Texts
+	Source      string // what errors call it: a file path, or "the built-in template"
+	Text        string // if there is no File
+	File        string // is read, and again whenever it changes
+	Destination string // where the text goes: pkiCert looks there for a certificate that is still good
+	FilePrefix  string // what the paths of asFile begin with; "" = there is no such function
 }
 
-// Rendered is one complete set of texts, by the names of their templates.
+// Rendered is the newest good texts, by the names of their templates. A template that has none so far is not in it.
 type Rendered struct {
 	Texts map[string]string
-	Since time.Time // when the oldest catalog change in it arrived
+	Files map[string]map[string]string // by the names of their templates: what the paths that they name hold
+	Since time.Time                    // when the oldest catalog change in it arrived
 }
 
 // Options say what to render and who gets it.
 type Options struct {
-	// Consul says how to reach it; the standard CONSUL_* variables fill what is
-	// empty, and timeouts that are zero get ones that suit blocking queries.
-	Consul    dependency.CreateConsulClientInput
-	Templates []Template
+	Consul      *api.Config    // how to reach it; the standard CONSUL_* variables fill what is empty
+	Connections int            // to Consul, at most, and not below 40; 0 = 150. Over HTTP/2 it takes a few only
+	Library     *config.Config // consul-template's own, finalized, for Vault and Nomad; nil = neither
+	Templates   []Template
+	Programs    bool // the functions plugin and writeToFile are allowed
 
 	// Funcs returns extra template functions. They call report with one line for
 	// everything they set aside, and why. Called once per template; may be nil.
 	Funcs func(report func(string)) texttemplate.FuncMap
 
-	// Publish is called from Run's goroutine with every complete set that differs
-	// from the one before. It must not block.
+	// Publish is called from Run's goroutine with every set that differs from the one before. It must not block.
 	Publish func(Rendered)
 
 	WaitTime time.Duration // how long a blocking query waits; 0 = 60s
-	Log      *slog.Logger
-	Metrics  prometheus.Registerer // may be nil
+	// Grace is how long what Consul no longer lists is kept if there is reason to doubt that; 0 = 30s, three times
+	// what a registrar takes at most to notice that its registrations are gone.
+	Grace time.Duration
+	// VanishLimit is the largest part of a list, in percent, that may vanish at once and be believed at once; 0 = 100.
+	VanishLimit int
+
+	Log     *slog.Logger
+	Metrics prometheus.Registerer // may be nil
 }
 
 // Templater renders its templates whenever the part of the catalog that they use
@@ -61,41 +80,69 @@ type Templater struct {
 	opts    Options
 	log     *slog.Logger
 	metrics metrics
-	clients *dependency.ClientSet
+	consul  *consul
+	library *dependency.ClientSet
+	reread  chan struct{}
 	why     atomic.Pointer[string] // why Ready is not nil; "" = it is
 
 	// All below belongs to Run's goroutine.
-	units     []*unit
+	pages     []*page
 	brain     *template.Brain
-	watcher   *watch.Watcher
 	watching  map[string]*watched // by the dependency's String
-	outcomes  chan outcome
+	running   sync.WaitGroup      // the watches of what is in Consul
+	news      chan news
+	waiting   map[*watched]bool // no data yet
 	failing   map[*watched]bool
 	answered  bool  // Consul has answered at least once
 	consulErr error // nil while every query to Consul succeeds
+	uses      bool  // what is watched may not be what is used
+	unwatched bool  // something that is used could not be watched the last time
 	leftOut   map[string]bool
-	published map[string]string
+	published Rendered
+
+	once       bool
+	explaining bool
+}
+
+// page is a template with the version of it that is rendered, and a newer one that has yet to prove itself.
+type page struct {
+	Template
+	current *source
+	next    *source // nil = none
+	broken  error   // why the newest version is not used
+	state   fs.FileInfo
 }
 
 // New parses every template and returns a Templater that has not dialled yet. A
 // syntax error names the template's Source and the line.
 func New(opts Options) (*Templater, error) {
 	opts.WaitTime = cmp.Or(opts.WaitTime, 60*time.Second)
+	opts.Grace = cmp.Or(opts.Grace, 30*time.Second)
+	opts.VanishLimit = cmp.Or(opts.VanishLimit, 100)
 	t := &Templater{
 		opts:     opts,
 		log:      opts.Log,
-		clients:  dependency.NewClientSet(),
 		brain:    template.NewBrain(),
 		watching: map[string]*watched{},
-		outcomes: make(chan outcome),
+		news:     make(chan news, 1024),
+		waiting:  map[*watched]bool{},
 		failing:  map[*watched]bool{},
+		reread:   make(chan struct{}, 1),
 	}
 	if err := t.parse(); err != nil {
 		return nil, err
 	}
-	consul := withTimeouts(opts.Consul)
-	if err := t.clients.CreateConsulClient(&consul); err != nil {
-		return nil, fmt.Errorf("create Consul client: %w", err)
+	var err error
+	if t.consul, err = newConsul(opts.Consul, opts.Connections, opts.WaitTime, opts.Log); err != nil {
+		return nil, err
+	}
+	if opts.Library != nil {
+		if t.library, err = manager.NewClientSet(opts.Library); err != nil {
+			return nil, fmt.Errorf("create Vault and Nomad clients: %w", err)
+		}
+		// Variables of the library: without them it asks for a secret again and again, and takes no certificate.
+		dependency.SetVaultDefaultLeaseDuration(config.TimeDurationVal(opts.Library.Vault.DefaultLeaseDuration))
+		dependency.SetVaultLeaseRenewalThreshold(*opts.Library.Vault.LeaseRenewalThreshold)
 	}
 	t.metrics = newMetrics(opts.Metrics)
 	t.notReady("the templater has not started yet")
@@ -108,54 +155,103 @@ func (t *Templater) parse() error {
 	}
 	named := map[string]string{}
 	for _, tmpl := range t.opts.Templates {
+		tmpl.Source = cmp.Or(tmpl.Source, tmpl.File)
 		if other, taken := named[tmpl.Name]; taken {
 			return fmt.Errorf("%s and %s are both named %q", other, tmpl.Source, tmpl.Name)
 		}
 		named[tmpl.Name] = tmpl.Source
-		u, err := newUnit(tmpl, t.opts.Funcs)
+		p := &page{Template: tmpl}
+		text, _, err := p.read()
 		if err != nil {
 			return err
 		}
-		t.units = append(t.units, u)
+		if p.current, err = t.newSource(tmpl, text); err != nil {
+			return err
+		}
+		t.pages = append(t.pages, p)
 	}
 	return nil
 }
 
-// withTimeouts fills in what would otherwise mean for ever, and enough idle
-// connections for one query per service.
-func withTimeouts(c dependency.CreateConsulClientInput) dependency.CreateConsulClientInput {
-	c.TransportDialTimeout = cmp.Or(c.TransportDialTimeout, 10*time.Second)
-	c.TransportTLSHandshakeTimeout = cmp.Or(c.TransportTLSHandshakeTimeout, 10*time.Second)
-	c.TransportIdleConnTimeout = cmp.Or(c.TransportIdleConnTimeout, 90*time.Second)
-	c.TransportMaxIdleConnsPerHost = cmp.Or(c.TransportMaxIdleConnsPerHost, 1000)
-	return c
+func (t *Templater) newSource(tmpl Template, text string) (*source, error) {
+	return newSource(tmpl, text, &t.opts, t.brain, t.executed)
 }
 
+// read returns the template's text, and whether its file has changed since the last time.
+func (p *page) read() (text string, changed bool, err error) {
+	if p.File == "" {
+		return p.Text, false, nil
+	}
+	state, err := os.Stat(p.File)
+	if err == nil && sameFile(state, p.state) {
+		return p.current.text, false, nil
+	}
+	var content []byte
+	if err == nil {
+		content, err = os.ReadFile(p.File)
+	}
+	if err != nil {
+		p.state = nil // it may come back as it was
+		return "", false, fmt.Errorf("cannot read the template: %w", err)
+	}
+	p.state = state
+	return string(content), true, nil
+}
+
+// Reread has the templates read again that are in files, changed or not. Safe from any goroutine.
+func (t *Templater) Reread() { notify(t.reread) }
+
 // Run watches the catalog, renders and publishes until ctx is done, then returns
-// nil. Consul being away is no reason to return. Call it once.
+// nil. Consul being away is no reason to return. Call it or Once, once.
 func (t *Templater) Run(ctx context.Context) error {
-	// MaxStale stays 0: on a cluster, stale reads learn of a change 75 ms later.
-	// There is no retry func, and nobody reads the watcher's error channels,
-	// because a watched dependency retries by itself and never returns an error.
-	t.watcher = watch.NewWatcher(&watch.NewWatcherInput{
-		Clients:            t.clients,
-		BlockQueryWaitTime: t.opts.WaitTime,
+	t.loop(ctx, func() bool { return false })
+	return nil
+}
+
+// Once returns the first set that is complete, or why there is none.
+func (t *Templater) Once(ctx context.Context) (Rendered, error) {
+	t.opts.Publish = func(Rendered) {}
+	t.once = true
+	var why error
+	t.loop(ctx, func() bool {
+		why = t.Ready()
+		return !t.unpublished() || len(t.waiting) == 0 && !t.incomplete()
 	})
-	defer t.notReady("the templater has stopped")
-	defer t.watcher.Stop()
+	if t.unpublished() {
+		return Rendered{}, why
+	}
+	return t.published, nil
+}
+
+// loop runs until ctx is done or, after something was rendered, done says so.
+func (t *Templater) loop(ctx context.Context, done func() bool) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer t.running.Wait()
+	defer cancel()
+	defer t.stopWatching()
+	t.running.Go(func() { t.consul.slots.run(ctx, t.consul.transport) })
+	t.renewVaultToken(ctx)
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 
 	t.render()
 	for {
 		t.updateReady()
+		if done() {
+			return
+		}
 		select {
 		case <-ctx.Done():
-			return nil
-		case o := <-t.outcomes:
-			t.note(o)
-		case view := <-t.watcher.DataCh():
-			t.remember(view)
-			t.rememberQueued()
-			t.render()
+			t.notReady("the templater has stopped")
+			return
+		case n := <-t.news:
+			if t.take(n) {
+				t.render()
+			}
+		case <-look.C:
+			t.lookAtFiles(false)
+		case <-t.reread:
+			t.lookAtFiles(true)
 		}
 	}
 }
@@ -169,91 +265,205 @@ func (t *Templater) Ready() error {
 	return nil
 }
 
-// rememberQueued takes what else has arrived, so that a burst costs one render.
-func (t *Templater) rememberQueued() {
+// take takes in what has arrived, so that a burst costs one render, and says whether there is anything to render.
+func (t *Templater) take(n news) (changed bool) {
 	for {
+		changed = t.remember(n) || changed
 		select {
-		case view := <-t.watcher.DataCh():
-			t.remember(view)
+		case n = <-t.news:
 		default:
-			return
+			return changed
 		}
 	}
 }
 
-// remember stores what a view has received and marks the templates that use it.
-func (t *Templater) remember(view *watch.View) {
-	d := view.Dependency()
-	key := d.String()
-	if t.watching[key] != d {
-		return // removed while this was queued
+// remember stores what a watch was told and marks the templates that use it.
+func (t *Templater) remember(n news) (changed bool) {
+	w := n.from
+	if t.watching[w.key] != w {
+		return false // removed while this was queued
 	}
-	data, _ := view.DataAndLastIndex()
-	t.brain.Remember(d, data)
+	t.note(n)
+	if !n.has {
+		return false
+	}
+	delete(t.waiting, w)
+	t.brain.Remember(w.Dependency, n.data)
 	now := time.Now()
-	for _, u := range t.units {
-		u.changed(key, now)
+	for _, p := range t.pages {
+		p.current.changed(w.key, now)
+		if p.next != nil {
+			p.next.changed(w.key, now)
+		}
 	}
+	return true
 }
 
 func (t *Templater) render() {
-	for _, u := range t.units {
-		if u.dirty {
-			t.execute(u)
+	for _, p := range t.pages {
+		p.current.update()
+		if p.next != nil {
+			t.prove(p)
 		}
 	}
-	t.watchWhatIsUsed()
+	other := false
+	for s := range t.sources {
+		other, s.uses = other || s.uses, false
+	}
+	if other || t.uses {
+		t.uses = false
+		t.watchWhatIsUsed()
+	}
 	t.reportLeftOut()
 	t.publish()
 }
 
-func (t *Templater) execute(u *unit) {
-	start := time.Now()
-	wasFailing := u.failure
-	complete, err := u.execute(t.brain)
-	t.metrics.renders.Inc()
-	t.metrics.seconds.Observe(time.Since(start).Seconds())
+// prove puts the newest version of a template in the place of the one that is used, if it works.
+func (t *Templater) prove(p *page) {
+	complete := p.next.update()
+	was := p.broken
+	p.broken = p.next.newlyFails(p.current)
 	switch {
-	case err != nil:
-		t.metrics.renderErrors.Inc()
-		if u.failure == wasFailing {
-			return
+	case p.broken != nil:
+		if was == nil || was.Error() != p.broken.Error() {
+			t.log.Error("the changed template fails, going on with the one before", "template", p.Source, "err", p.broken)
 		}
-		consequence := "keeping the last good text"
-		if !u.rendered {
-			consequence = "nothing is published until it works"
-		}
-		t.log.Error("template failed, "+consequence, "template", u.Source, "err", err)
-	case complete && wasFailing != "":
-		t.log.Info("template works again", "template", u.Source)
+	case complete:
+		p.next.since = earlier(p.next.since, p.current.since)
+		p.current, p.next = p.next, nil
+		t.uses = true
+		t.log.Info("template read again", "template", p.Source)
 	}
 }
 
-// watchWhatIsUsed starts a view for every dependency that a template uses and
+// lookAtFiles reads the templates again whose files have changed.
+func (t *Templater) lookAtFiles(all bool) {
+	edited := false
+	for _, p := range t.pages {
+		if all {
+			p.state = nil
+		}
+		text, changed, err := p.read()
+		var next *source
+		if err == nil && changed {
+			newest := p.current
+			if p.next != nil {
+				newest = p.next
+			}
+			if text == newest.text && p.broken == nil {
+				continue
+			}
+			next, err = t.newSource(p.Template, text)
+		}
+		switch {
+		case err != nil && (p.broken == nil || p.broken.Error() != err.Error()):
+			p.broken, p.next, t.uses = err, nil, true
+			t.log.Error("the changed template is not used, going on with the one before", "template", p.Source, "err", err)
+		case err == nil && changed:
+			p.broken, p.next, edited, t.uses = nil, next, true, true
+			p.next.since = time.Now()
+		}
+	}
+	if edited || t.uses {
+		t.render()
+	}
+}
+
+// executed is called after each execution of a template or a partial.
+func (t *Templater) executed(s *source, u *unit, took time.Duration, err error) {
+	t.metrics.renders.Inc()
+	t.metrics.seconds.Observe(took.Seconds())
+	if err != nil {
+		t.metrics.renderErrors.Inc()
+	}
+	if !t.isCurrent(s) || t.explaining { // prove reports, and Explain does not
+		return
+	}
+	switch {
+	case err != nil && u.failure != u.failedBefore:
+		consequence := "keeping the last good text"
+		if !u.rendered {
+			consequence = "nothing is published until it works"
+			if u.name != "" {
+				consequence = "left out"
+			}
+		}
+		t.log.Error("template failed, "+consequence, "template", s.Source, "err", err)
+	case err == nil && u.failedBefore != "" && len(u.missing) == 0:
+		t.log.Info("template works again", "template", s.Source, "was", u.failedBefore)
+	}
+}
+
+func (t *Templater) isCurrent(s *source) bool {
+	for _, p := range t.pages {
+		if p.current == s {
+			return true
+		}
+	}
+	return false
+}
+
+// sources are all versions of all templates.
+func (t *Templater) sources(yield func(*source) bool) {
+	for _, p := range t.pages {
+		if !yield(p.current) || p.next != nil && !yield(p.next) {
+			return
+		}
+	}
+}
+
+// watchWhatIsUsed starts a watch for every dependency that a template uses and
 // stops those that none uses any more.
 func (t *Templater) watchWhatIsUsed() {
 	used := map[string]dependency.Dependency{}
-	for _, u := range t.units {
-		maps.Copy(used, u.used)
+	for s := range t.sources {
+		for u := range s.units {
+			maps.Copy(used, u.used)
+		}
 	}
 	for key, w := range t.watching {
 		if used[key] == nil {
-			t.watcher.Remove(w)
-			t.brain.Forget(w)
-			delete(t.watching, key)
-			t.settle(w)
+			t.stopWatch(w)
 		}
 	}
+	failed := false
+	defer func() { t.unwatched = failed }()
 	for key, d := range used {
 		if t.watching[key] != nil {
 			continue
 		}
-		w := newWatched(d, t.outcomes)
-		if _, err := t.watcher.Add(w); err != nil {
-			t.log.Error("cannot watch a dependency", "dependency", key, "err", err)
+		w, err := newWatched(d, settings{
+			wait: t.opts.WaitTime, once: t.once, tell: t.news, library: t.library, consul: t.consul,
+		}, doubts{grace: t.opts.Grace, share: t.opts.VanishLimit})
+		if err != nil {
+			t.uses = true // tried again at the next look at the files
+			if !t.unwatched {
+				t.log.Error("cannot watch what a template uses, trying again", "dependency", key, "err", err)
+			}
+			failed = true
 			continue
 		}
 		t.watching[key] = w
+		t.waiting[w] = true
+		if w.slot != nil {
+			t.running.Go(w.run)
+		} else {
+			go w.run() // what is not in Consul may not hear at once that it is stopped
+		}
+	}
+}
+
+func (t *Templater) stopWatch(w *watched) {
+	w.stop()
+	t.brain.Forget(w.Dependency)
+	delete(t.watching, w.key)
+	delete(t.waiting, w)
+	t.settle(w)
+}
+
+func (t *Templater) stopWatching() {
+	for _, w := range t.watching {
+		w.stop()
 	}
 }
 
@@ -261,8 +471,10 @@ func (t *Templater) watchWhatIsUsed() {
 // they no longer do.
 func (t *Templater) reportLeftOut() {
 	now := map[string]bool{}
-	for _, u := range t.units {
-		maps.Copy(now, u.leftOut)
+	for _, p := range t.pages {
+		for u := range p.current.units {
+			maps.Copy(now, u.leftOut)
+		}
 	}
 	for _, reason := range added(t.leftOut, now) {
 		t.log.Warn("left out", "reason", reason)
@@ -274,33 +486,44 @@ func (t *Templater) reportLeftOut() {
 	t.metrics.leftOut.Set(float64(len(now)))
 }
 
-// publish hands over the texts if they are complete and differ from the last.
+// publish hands over the texts if they differ from the last. One that is not complete, or does not work, is as it was,
+// and the others do not wait for it.
 func (t *Templater) publish() {
-	texts := map[string]string{}
-	for _, u := range t.units {
-		if !u.rendered || len(u.missing) > 0 {
-			return
+	texts, files, since := map[string]string{}, map[string]map[string]string{}, time.Time{}
+	for _, p := range t.pages {
+		old, had := t.published.Texts[p.Name]
+		if had {
+			texts[p.Name], files[p.Name] = old, t.published.Files[p.Name]
 		}
-		texts[u.Name] = u.text
+		main := p.current.main
+		if !main.rendered || !main.complete() {
+			continue
+		}
+		if !had || old != main.text {
+			texts[p.Name], files[p.Name] = main.text, p.current.files()
+			since = earlier(since, p.current.since)
+		}
+		if main.failure == "" {
+			p.current.since = time.Time{}
+		}
 	}
-	since := time.Time{}
-	for _, u := range t.units {
-		if old, ok := t.published[u.Name]; !ok || old != u.text {
-			since = earlier(since, u.since)
-		}
-		if u.failure == "" {
-			u.since = time.Time{}
-		}
-	}
-	if t.published != nil && maps.Equal(texts, t.published) {
+	if maps.Equal(texts, t.published.Texts) {
 		return
 	}
 	if since.IsZero() { // a template that uses nothing from the catalog
 		since = time.Now()
 	}
-	t.published = texts
-	t.opts.Publish(Rendered{Texts: maps.Clone(texts), Since: since})
+	t.published = Rendered{Texts: texts, Files: files, Since: since}
+	t.opts.Publish(Rendered{Texts: maps.Clone(texts), Files: maps.Clone(files), Since: since})
 }
+
+// incomplete says whether there is a template that waits for data, and does not fail.
+func (t *Templater) incomplete() bool {
+	return slices.ContainsFunc(t.pages, func(p *page) bool { return p.current.main.failure == "" && !p.current.main.complete() })
+}
+
+// unpublished says whether there are templates without a text so far.
+func (t *Templater) unpublished() bool { return len(t.published.Texts) < len(t.pages) }
 
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || (!b.IsZero() && b.Before(a)) {

@@ -1,0 +1,88 @@
+package templater
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul-template/dependency"
+)
+
+// lookEvery is how often files that templates depend on, and templates themselves, are looked at.
+const lookEvery = time.Second
+
+// Directory is what the template function of that name returns.
+type Directory struct {
+	Path  string
+	Names []string // of its regular files, sorted, without those that begin with a dot; none if it does not exist
+	Sum   string   // changes with the names, sizes and times of modification
+}
+
+// directoryQuery is the dependency on a directory.
+type directoryQuery struct {
+	path string
+	last *Directory
+	stop chan struct{}
+}
+
+func newDirectoryQuery(path string) *directoryQuery {
+	return &directoryQuery{path: path, stop: make(chan struct{})}
+}
+
+// Fetch returns at once for the first time, and then when something has changed and has been the same for two looks: a
+// file is not read while it is written.
+func (q *directoryQuery) Fetch(*dependency.ClientSet, *dependency.QueryOptions) (any, *dependency.ResponseMetadata, error) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for seen := ""; ; {
+		d, err := readDirectory(q.path)
+		if err != nil {
+			return nil, nil, err
+		}
+		if q.last == nil || d.Sum != q.last.Sum && d.Sum == seen {
+			q.last = &d
+			return d, &dependency.ResponseMetadata{}, nil
+		}
+		seen = d.Sum
+		select {
+		case <-q.stop:
+			return nil, nil, dependency.ErrStopped
+		case <-tick.C:
+		}
+	}
+}
+
+func (q *directoryQuery) CanShare() bool        { return false }
+func (q *directoryQuery) String() string        { return "directory(" + q.path + ")" }
+func (q *directoryQuery) Stop()                 { close(q.stop) }
+func (q *directoryQuery) Type() dependency.Type { return dependency.TypeLocal }
+
+// readDirectory reads names only: who renders a configuration need not be allowed to read the keys of its certificates.
+func readDirectory(path string) (Directory, error) {
+	d := Directory{Path: path}
+	entries, err := os.ReadDir(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return d, err
+	}
+	sum := sha256.New()
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") {
+			continue
+		}
+		info, err := os.Stat(path + "/" + e.Name()) // of what a link leads to
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !info.Mode().IsRegular() {
+			continue
+		}
+		if err != nil {
+			return d, err
+		}
+		d.Names = append(d.Names, e.Name())
+		fmt.Fprintf(sum, "%q %d %d\n", e.Name(), info.Size(), info.ModTime().UnixNano())
+	}
+	d.Sum = fmt.Sprintf("%x", sum.Sum(nil)[:8])
+	return d, nil
+}

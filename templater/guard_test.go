@@ -1,0 +1,207 @@
+package templater
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/consul-template/dependency"
+	"pgregory.net/rapid"
+)
+
+// instances is a list of a service as Consul has it.
+func instances(ids string) []*dependency.HealthService {
+	list := []*dependency.HealthService{}
+	for _, id := range strings.Fields(ids) {
+		list = append(list, &dependency.HealthService{Node: "n", ID: id})
+	}
+	return list
+}
+
+func ids(data any) string {
+	var all []string
+	for _, i := range data.([]*dependency.HealthService) {
+		all = append(all, i.ID)
+	}
+	return strings.Join(all, " ")
+}
+
+func TestBelief(t *testing.T) {
+	const grace = 30 * time.Second
+	type step struct {
+		after    time.Duration // since the step before
+		index    uint64
+		list     string
+		failed   bool
+		filtered bool
+		want     string
+	}
+	tests := []struct {
+		name  string
+		share int
+		steps []step
+	}{
+		{"what is gone is gone", 100, []step{{index: 5, list: "a b c", want: "a b c"}, {index: 6, list: "b", want: "b"}, {index: 7, list: "", want: ""}}},
+		{"the same index is no news", 100, []step{{index: 5, list: "a b", want: "a b"}, {index: 5, list: "", want: "a b"}, {index: 6, list: "a", want: "a"}}},
+		{"the same index after an error", 100, []step{{index: 5, list: "a b", want: "a b"}, {index: 5, list: "a", failed: true, want: "a b"}, {after: grace, index: 5, list: "a", want: "a"}}},
+		{"the same index, and more", 100, []step{{index: 5, list: "", filtered: true, want: ""}, {index: 5, list: "a b", want: "a b"}}},
+		{"another state that happens to have the same index", 100, []step{
+			{index: 5, list: "a b", want: "a b"}, {index: 5, list: "c", failed: true, want: "a b c"}, {after: grace, index: 5, list: "c", want: "c"}}},
+		{"an error after which nothing is missing", 100, []step{
+			{index: 5, list: "a b", want: "a b"}, {index: 9, list: "a b c", failed: true, want: "a b c"}, {after: grace / 2, index: 10, list: "c", want: "a b c"},
+			{after: grace, index: 10, list: "c", want: "c"}, {index: 11, list: "", want: ""}}},
+		{"an error after which something is missing", 100, []step{
+			{index: 5, list: "a b", want: "a b"}, {index: 9, list: "a", failed: true, want: "a b"}, {after: grace / 2, index: 9, list: "a", want: "a b"},
+			{after: grace, index: 9, list: "a", want: "a"}}},
+		{"a lost state that comes back one by one", 100, []step{
+			{index: 50, list: "a b c", want: "a b c"}, {index: 3, list: "", want: "a b c"}, {index: 4, list: "b", want: "a b c"},
+			{index: 5, list: "b d", want: "a b c d"}, {index: 6, list: "a b d", want: "a b c d"}, {index: 7, list: "a b c d", want: "a b c d"},
+			{after: grace, index: 8, list: "a", want: "a"}}},
+		{"a lost state of which a part never comes back", 100, []step{
+			{index: 50, list: "a b", want: "a b"}, {index: 3, list: "", want: "a b"}, {after: 20 * time.Second, index: 4, list: "b", want: "a b"},
+			{after: 20 * time.Second, index: 4, list: "b", want: "b"}}},
+		{"a second loss does not begin the grace anew", 100, []step{
+			{index: 50, list: "a b", want: "a b"}, {index: 3, list: "", want: "a b"}, {after: 20 * time.Second, index: 2, list: "b", failed: true, want: "a b"},
+			{after: 20 * time.Second, index: 2, list: "b", want: "b"}}},
+		{"filtered all at once", 100, []step{
+			{index: 5, list: "a b", want: "a b"}, {index: 5, list: "", filtered: true, want: "a b"}, {index: 6, list: "", filtered: true, want: "a b"},
+			{after: 10 * grace, index: 7, list: "c", filtered: true, want: "a b c"}, {index: 8, list: "b c", want: "b c"}}},
+		{"filtered from the beginning", 100, []step{
+			{index: 5, list: "a b", filtered: true, want: "a b"}, {index: 6, list: "a", filtered: true, want: "a"}, {index: 7, list: "a", want: "a"},
+			{index: 8, list: "", filtered: true, want: "a"}}},
+		{"filtered, with nothing missing", 100, []step{
+			{index: 5, list: "a", want: "a"}, {index: 6, list: "a b", filtered: true, want: "a b"}, {index: 7, list: "b", filtered: true, want: "b"}}},
+		{"more than may vanish at once", 50, []step{
+			{index: 5, list: "a b c d", want: "a b c d"}, {index: 6, list: "a b", want: "a b"}, {index: 7, list: "", want: "a b"},
+			{after: grace + time.Second, index: 7, list: "", want: ""}}},
+		{"nothing at first", 100, []step{{index: 5, list: "", want: ""}, {index: 6, list: "a", want: "a"}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var b belief
+			now := time.Unix(0, 0)
+			for n, s := range tt.steps {
+				now = now.Add(s.after)
+				before := ""
+				if n > 0 {
+					before = ids(b.data)
+				}
+				changed := b.take(answer{data: instances(s.list), index: s.index, filtered: s.filtered}, s.failed, doubts{grace, tt.share}, now)
+				if got := ids(b.data); got != s.want {
+					t.Fatalf("step %d: %q, want %q", n, got, s.want)
+				}
+				if want := n == 0 || before != s.want; changed != want {
+					t.Errorf("step %d: changed is %v", n, changed)
+				}
+			}
+		})
+	}
+}
+
+// Whatever Consul says: what it lists is believed, nothing is invented, and what vanished with a moving index and no
+// error is gone.
+func TestBeliefProperties(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var b belief
+		now := time.Unix(0, 0)
+		index := uint64(10)
+		seen := map[string]bool{}
+		calm := true // no evidence against Consul so far
+		for range rapid.IntRange(1, 12).Draw(t, "answers") {
+			var list []string
+			for _, id := range []string{"a", "b", "c", "d"} {
+				if rapid.Bool().Draw(t, id) {
+					list = append(list, id)
+				}
+			}
+			failed, filtered := rapid.Bool().Draw(t, "failed"), rapid.Bool().Draw(t, "filtered")
+			index += uint64(rapid.IntRange(-2, 3).Draw(t, "step"))
+			last, answered, before := b.index, b.answers > 0, b.data
+			now = now.Add(time.Duration(rapid.IntRange(0, 20).Draw(t, "seconds")) * time.Second)
+			b.take(answer{data: instances(strings.Join(list, " ")), index: index, filtered: filtered}, failed, doubts{30 * time.Second, 100}, now)
+			for _, id := range list {
+				seen[id] = true
+			}
+			calm = calm && !failed && !filtered && index > last
+			got := strings.Fields(ids(b.data))
+			if !slices.IsSorted(got) {
+				t.Fatalf("%v is not sorted", got)
+			}
+			for _, id := range got {
+				if !seen[id] {
+					t.Fatalf("%s was never listed", id)
+				}
+			}
+			if lacks, _ := missing(before, instances(strings.Join(list, " "))); answered && index == last && !failed && lacks > 0 {
+				continue
+			}
+			for _, id := range list {
+				if !slices.Contains(got, id) {
+					t.Fatalf("%s is listed, but not believed", id)
+				}
+			}
+			if calm && len(got) != len(list) {
+				t.Fatalf("%v is believed, %v is listed", got, list)
+			}
+		}
+	})
+}
+
+func TestBeliefInOtherData(t *testing.T) {
+	pairs := func(paths ...string) []*dependency.KeyPair {
+		list := []*dependency.KeyPair{}
+		for _, p := range paths {
+			list = append(list, &dependency.KeyPair{Path: p})
+		}
+		return list
+	}
+	tests := []struct {
+		old, new any
+		lacks    int
+		want     string
+	}{
+		{[]*dependency.CatalogSnippet{{Name: "a"}, {Name: "c"}}, []*dependency.CatalogSnippet{{Name: "b"}}, 2, "a b c"},
+		{[]*dependency.Node{{Node: "a"}}, []*dependency.Node{{Node: "b"}}, 1, "a b"},
+		{pairs("x/a", "x/b"), pairs("x/b", "x/c"), 1, "x/a x/b x/c"},
+		{[]string{"dc1"}, []string{}, 1, "[dc1]"},
+		{[]string{"dc1", "dc2"}, []string{"dc1"}, 0, "[dc1]"},
+		{"value", nil, 1, "value"},
+		{"value", "", 1, "value"},
+		{"value", "other", 0, "other"},
+		{&dependency.CatalogNode{Node: &dependency.Node{}}, &dependency.CatalogNode{}, 1, ""},
+		{"value", any(nil), 1, "value"},
+	}
+	for _, tt := range tests {
+		if lacks, _ := missing(tt.old, tt.new); lacks != tt.lacks {
+			t.Errorf("%v lacks %d of %v, want %d", tt.new, lacks, tt.old, tt.lacks)
+		}
+		var got string
+		switch list := joined(tt.old, tt.new).(type) {
+		case []*dependency.CatalogSnippet:
+			got = named(list, snippetKey)
+		case []*dependency.Node:
+			got = named(list, nodeKey)
+		case []*dependency.KeyPair:
+			got = named(list, pairKey)
+		case *dependency.CatalogNode:
+			if list != tt.old {
+				got = "another node"
+			}
+		default:
+			got = fmt.Sprint(list)
+		}
+		if got != tt.want {
+			t.Errorf("%v and %v: %q, want %q", tt.old, tt.new, got, tt.want)
+		}
+	}
+}
+
+func named[T any](list []T, key func(T) string) string {
+	var all []string
+	for _, e := range list {
+		all = append(all, key(e))
+	}
+	return strings.Join(all, " ")
+}

@@ -1,0 +1,283 @@
+//go:build e2e
+
+package templater_test
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"berth/deploy/lab"
+	"berth/templater"
+)
+
+// connections is how many TCP connections an agent has now. It keeps one that the client has closed for as long as a
+// query that blocks has not returned, and counts it.
+func connections(t testing.TB, ip string, port int) (n int) {
+	t.Helper()
+	text, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := net.ParseIP(ip).To4()
+	slices.Reverse(b) // as the kernel has it on every machine that Consul runs on
+	local := strings.ToUpper(hex.EncodeToString(b)) + fmt.Sprintf(":%04X", port)
+	const established, closeWait = "01", "08"
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 3 && f[1] == local && (f[3] == established || f[3] == closeWait) {
+			n++
+		}
+	}
+	return n
+}
+
+// mostConnections counts the connections all the time, until the func that it returns is called, which says how many
+// there were at most.
+func mostConnections(t testing.TB, ip string, port int) func() int {
+	stop := make(chan struct{})
+	var most int
+	var counting sync.WaitGroup
+	counting.Go(func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			most = max(most, connections(t, ip, port))
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	end := sync.OnceFunc(func() { close(stop); counting.Wait() })
+	t.Cleanup(end)
+	return func() int { end(); return most }
+}
+
+func name(prefix string, n int) string { return fmt.Sprintf("%s-%04d", prefix, n) }
+
+// putMany registers many services with one instance each.
+func (c *consul) putMany(services int, instance string) {
+	c.t.Helper()
+	var ops api.TxnOps
+	for i := range services {
+		ops = append(ops, set(name("s", i), name(instance, i)))
+	}
+	c.txn(ops)
+}
+
+// has waits until the text has, or lacks, these servers.
+func (w *watch) has(within time.Duration, has bool, names ...string) {
+	w.t.Helper()
+	w.eventually(within, fmt.Sprintf("has %d servers from %s on: %t", len(names), names[0], has), func() error {
+		now := map[string]bool{}
+		for s := range strings.FieldsSeq(servers(w.last())) {
+			now[s] = true
+		}
+		for _, n := range names {
+			if now[n] != has {
+				return fmt.Errorf("of %d servers %s is one: %t", len(now), n, now[n])
+			}
+		}
+		return nil
+	})
+}
+
+func names(prefix string, n int) (out []string) {
+	for i := range n {
+		out = append(out, name(prefix, i))
+	}
+	return out
+}
+
+// An agent takes 200 connections from one address if it is not told otherwise. Every change of more services than that
+// is seen all the same, be they quiet for long or not.
+func TestE2EMoreServicesThanConnections(t *testing.T) {
+	const services = 400
+	c := startConsul(t, "-dev")
+	c.putMany(services, "a")
+	most := mostConnections(t, c.ip, 8500)
+	w := run(t, &api.Config{Address: c.Address}, every, templater.Options{Grace: grace})
+	w.has(time.Minute, true, names("a", services)...)
+	w.ready(soon)
+
+	c.putMany(services, "b")
+	w.has(time.Minute, true, names("b", services)...)
+
+	// One at a time, all over them.
+	for i := 0; i < services; i += 7 {
+		c.put(name("s", i), name("c", i))
+		w.has(soon, true, name("c", i))
+	}
+	// Those that are quiet longest have no connection, if any has none: nothing has changed in them but by their check,
+	// by an instance that goes, by the last one that goes.
+	for i := 1; i < services; i += 39 {
+		id := name("a", i)
+		c.txn(api.TxnOps{health(name("s", i), id, api.HealthPassing)})
+		c.txn(api.TxnOps{health(name("s", i), id, api.HealthCritical)})
+		w.has(soon, false, id)
+		c.txn(api.TxnOps{health(name("s", i), id, api.HealthPassing)})
+		w.has(soon, true, id)
+		c.remove(id)
+		w.has(soon, false, id)
+		w.has(soon, true, name("b", i))
+		c.remove(name("b", i))
+		w.has(soon, false, name("b", i))
+	}
+	if got := strings.Count(w.last(), "\n"); got != servicesLeft(services) {
+		t.Errorf("%d servers in the end, want %d", got, servicesLeft(services))
+	}
+	n := most()
+	t.Logf("at most %d connections to Consul at a time", n)
+	if n > 200 || n < 50 {
+		t.Errorf("%d connections at a time", n)
+	}
+	for _, bad := range []string{"429", "Too Many Requests", "too many concurrent connections", "level=WARN", "level=ERROR"} {
+		if strings.Contains(w.log.String(), bad) {
+			t.Errorf("the log has %q", bad)
+		}
+	}
+}
+
+// servicesLeft is how many instances the test above leaves.
+func servicesLeft(services int) int {
+	n := 2 * services
+	for i := 0; i < services; i += 7 {
+		n++
+	}
+	for i := 1; i < services; i += 39 {
+		n -= 2
+	}
+	return n
+}
+
+// health sets a check of an instance.
+func health(service, id, status string) *api.TxnOp {
+	return &api.TxnOp{Check: &api.CheckTxnOp{Verb: api.CheckSet, Check: api.HealthCheck{
+		Node: appsNode, CheckID: "check-" + id, Name: "check", Status: status, ServiceID: id, ServiceName: service,
+	}}}
+}
+
+// Over TLS connections are shared: a thousand queries need few. The agent wants a certificate of the client.
+func TestE2ETLSWithClientCertificate(t *testing.T) {
+	const services = 1000
+	dir, err := os.MkdirTemp("", "berth")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil { // Consul is another user
+		t.Fatal(err)
+	}
+	ip := freeIP(t)
+	makeCertificates(t, dir, ip)
+	c := newConsul(t, lab.Name(t)+"-consul", ip, lab.ConsulOptions{
+		Docker: []string{"--volume", dir + ":/certificates:ro"},
+		Args: []string{"-dev", "-hcl=ports { https = 8501 }", `-hcl=tls { https {
+			verify_incoming = true, ca_file = "/certificates/ca.pem"
+			cert_file = "/certificates/server.pem", key_file = "/certificates/server-key.pem"
+		} }`},
+	})
+	c.Answers(t)
+	c.putMany(services, "a")
+	conf := &api.Config{Address: ip + ":8501", Scheme: "https", TLSConfig: api.TLSConfig{CAFile: filepath.Join(dir, "ca.pem")}}
+
+	stranger := run(t, conf, every, templater.Options{})
+	stranger.notReady(soon)
+	stranger.eventually(soon, "one without a certificate is refused", func() error {
+		if why := stranger.Ready(); why == nil || !strings.Contains(why.Error(), "certificate") {
+			return fmt.Errorf("it says %v", why)
+		}
+		return nil
+	})
+	stranger.stop()
+	if all := stranger.history(); len(all) > 0 {
+		t.Errorf("it has published %q", all)
+	}
+
+	conf.TLSConfig.CertFile, conf.TLSConfig.KeyFile = filepath.Join(dir, "client.pem"), filepath.Join(dir, "client-key.pem")
+	most := mostConnections(t, ip, 8501)
+	w := run(t, conf, every, templater.Options{Grace: grace})
+	w.has(time.Minute, true, names("a", services)...)
+	w.ready(soon)
+	for i := 0; i < services; i += 97 {
+		c.put(name("s", i), name("b", i))
+		w.has(soon, true, name("b", i))
+		c.remove(name("a", i))
+		w.has(soon, false, name("a", i))
+	}
+	w.eventually(soon, "connections are shared", func() error {
+		if n := connections(t, ip, 8501); n < 1 || n > 20 {
+			return fmt.Errorf("there are %d", n)
+		}
+		return nil
+	})
+	now, n := connections(t, ip, 8501), most()
+	t.Logf("%d connections to Consul, at most %d at a time", now, n)
+	if n > 200 {
+		t.Errorf("%d connections at a time", n)
+	}
+}
+
+// makeCertificates makes ca.pem, server.pem for an address, client.pem, and the keys of the latter two, in a directory.
+func makeCertificates(t testing.TB, dir, ip string) {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	store := func(file, kind string, der []byte) {
+		t.Helper()
+		var b bytes.Buffer
+		must(pem.Encode(&b, &pem.Block{Type: kind, Bytes: der}))
+		must(os.WriteFile(filepath.Join(dir, file), b.Bytes(), 0o644))
+	}
+	template := func(n int64, name string) *x509.Certificate {
+		return &x509.Certificate{
+			SerialNumber: big.NewInt(n), Subject: pkix.Name{CommonName: name},
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+			KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
+		}
+	}
+	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(err)
+	ca := template(1, "ca")
+	ca.IsCA, ca.KeyUsage = true, x509.KeyUsageCertSign
+	der, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
+	must(err)
+	store("ca.pem", "CERTIFICATE", der)
+	for i, name := range []string{"server", "client"} {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		must(err)
+		c := template(int64(2+i), name)
+		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+		if name == "server" {
+			c.IPAddresses = []net.IP{net.ParseIP(ip)}
+		}
+		der, err := x509.CreateCertificate(rand.Reader, c, ca, &key.PublicKey, caKey)
+		must(err)
+		store(name+".pem", "CERTIFICATE", der)
+		der, err = x509.MarshalECPrivateKey(key)
+		must(err)
+		store(name+"-key.pem", "EC PRIVATE KEY", der)
+	}
+}

@@ -1,0 +1,438 @@
+package templater
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	texttemplate "text/template"
+	"time"
+
+	"github.com/hashicorp/consul-template/dependency"
+	"github.com/hashicorp/consul-template/template"
+)
+
+// bench is a source with a brain of its own, without a Consul.
+type bench struct {
+	t *testing.T
+	*source
+	brain    *template.Brain
+	executed []string // "main", or name and argument of a partial
+}
+
+func newBench(t *testing.T, text string, funcs func(func(string)) texttemplate.FuncMap) *bench {
+	t.Helper()
+	b := &bench{t: t, brain: template.NewBrain()}
+	var err error
+	b.source, err = newSource(Template{Name: "out", Source: "out.ctmpl", FilePrefix: "/etc/x."}, text, &Options{Funcs: funcs}, b.brain,
+		func(_ *source, u *unit, _ time.Duration, _ error) {
+			name := "main"
+			if u.name != "" {
+				name = fmt.Sprint(u.name, " ", u.arg)
+			}
+			b.executed = append(b.executed, name)
+		})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// service gives a service its ports.
+func (b *bench) service(name string, ports ...int) {
+	b.t.Helper()
+	q, err := dependency.NewHealthServiceQuery(name)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	list := []*dependency.HealthService{}
+	for _, port := range ports {
+		list = append(list, &dependency.HealthService{Node: "n", ID: fmt.Sprint(name, port), Name: name, Port: port})
+	}
+	b.brain.Remember(q, list)
+	b.changed(q.String(), time.Now())
+}
+
+func (b *bench) services(names ...string) {
+	b.t.Helper()
+	q, err := dependency.NewCatalogServicesQuery("")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	list := []*dependency.CatalogSnippet{}
+	for _, name := range names {
+		list = append(list, &dependency.CatalogSnippet{Name: name})
+	}
+	b.brain.Remember(q, list)
+	b.changed(q.String(), time.Now())
+}
+
+// wants updates the text and compares it, and what it took.
+func (b *bench) wants(text string, executed ...string) {
+	b.t.Helper()
+	b.executed = nil
+	if !b.update() {
+		b.t.Fatalf("not complete: %v %s", b.main.missing, b.main.failure)
+	}
+	if b.main.text != text {
+		b.t.Fatalf("text %q, want %q", b.main.text, text)
+	}
+	if got := strings.Join(b.executed, ", "); got != strings.Join(executed, ", ") {
+		b.t.Errorf("executed %s, want %s", got, executed)
+	}
+}
+
+const byPartial = `{{ define "ports" }}{{ range service . }}{{ .Port }} {{ end }}{{ end -}}
+{{ range services }}{{ .Name }}: {{ partial "ports" .Name }}
+{{ end }}`
+
+func TestPartialIsExecutedForWhatChanged(t *testing.T) {
+	b := newBench(t, byPartial, nil)
+	if b.update() {
+		t.Fatal("complete without any data")
+	}
+	b.services("a", "b")
+	if b.update() {
+		t.Fatal("complete without the services")
+	}
+	b.service("a", 1)
+	if b.update() {
+		t.Fatal("complete without b")
+	}
+	b.service("b", 2)
+	b.wants("a: 1 \nb: 2 \n", "ports b", "main")
+	b.wants("a: 1 \nb: 2 \n")
+	b.service("b", 3, 4)
+	b.wants("a: 1 \nb: 3 4 \n", "ports b", "main")
+	b.service("b", 3, 4) // another answer with the same content
+	b.wants("a: 1 \nb: 3 4 \n", "ports b")
+	b.services("b")
+	b.wants("b: 3 4 \n", "main")
+	if len(b.pieces) != 1 {
+		t.Errorf("%d partials are kept, want 1", len(b.pieces))
+	}
+}
+
+func TestPartialInPartial(t *testing.T) {
+	b := newBench(t, `{{ define "outer" }}<{{ partial "inner" . }}{{ template "plain" . }}>{{ end -}}
+{{ define "inner" }}{{ range service . }}{{ .Port }}{{ end }}{{ end -}}
+{{ define "plain" }}{{ range service "c" }}{{ .Port }}{{ end }}{{ end -}}
+{{ partial "outer" "a" }}{{ partial "outer" "b" }}{{ partial "inner" "a" }}`, nil)
+	b.service("a", 1)
+	b.service("b", 2)
+	b.service("c", 3)
+	b.wants("<13><23>1", "inner a", "outer a", "inner b", "outer b", "main")
+	b.service("a", 4)
+	b.wants("<43><23>4", "inner a", "outer a", "main")
+	b.service("c", 5)
+	b.update()
+	if b.main.text != "<45><25>4" {
+		t.Errorf("text %q", b.main.text)
+	}
+}
+
+// A partial is the same as the library's executeTemplate.
+func TestPartialIsExecuteTemplate(t *testing.T) {
+	texts := []string{
+		byPartial,
+		"{{ define `a b` }}{{ if eq . `x` -}} \n yes {{- else if . }} other {{ else }} nothing {{ end }}{{ end }}" +
+			"{{ partial `a b` `x` }}|{{ partial `a b` `y` }}|{{ partial `a b` `` }}",
+		`{{ define "x" }}{{ with $v := . }}{{ range $i, $e := split "," $v }}{{ if eq $i 2 }}{{ break }}{{ end }}{{ if eq $e "b" }}{{ continue }}{{ end }}` +
+			`{{ $e | printf "%q %d" | toUpper }}{{ end }}{{ else }}{{ "{{ none }}" }}{{ end }}{{/* c */}}{{ end }}{{ partial "x" "a,b,c" }} {{ partial "x" "" }}`,
+		`{{ define "n" }}{{ add . 1 }} {{ printf "%T" . }} {{ 0x1F }} {{ 1.50 }} {{ 'x' }} {{ "\t\u00e9" }}{{ end }}{{ partial "n" 41 }}`,
+		`{{ block "b" "x" }}[{{ . }}]{{ end }}{{ define "c" }}{{ template "b" . }}{{ executeTemplate "b" "z" }}{{ end }}{{ partial "c" "y" }}`,
+	}
+	for n, text := range texts {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			var got [2]string
+			for i, text := range []string{text, strings.ReplaceAll(text, "partial ", "executeTemplate ")} {
+				b := newBench(t, text, nil)
+				b.services("a", "b")
+				b.service("a", 1, 2)
+				b.service("b")
+				if !b.update() {
+					t.Fatalf("%v %s", b.main.missing, b.main.failure)
+				}
+				got[i] = b.main.text
+			}
+			if got[0] != got[1] || got[0] == "" {
+				t.Errorf("partial %q, executeTemplate %q", got[0], got[1])
+			}
+		})
+	}
+}
+
+// low fails on a high port.
+func low(func(string)) texttemplate.FuncMap {
+	return texttemplate.FuncMap{"low": func(port int) (int, error) {
+		if port > 9 {
+			return 0, errors.New("too high")
+		}
+		return port, nil
+	}}
+}
+
+func TestPartialThatFails(t *testing.T) {
+	b := newBench(t, `{{ define "ports" }}
+{{- range service . }}
+  {{- low .Port }} {{ end }}{{ end -}}
+{{ range services }}{{ .Name }}: {{ partial "ports" .Name }}
+{{ end }}`, low)
+	b.services("a", "b")
+	b.service("a", 10)
+	b.service("b", 11)
+	const failure = `partial "ports" of a: out.ctmpl:3:6: executing "ports" at <low .Port>: error calling low: too high`
+	if b.update() || b.main.failure != failure {
+		t.Fatalf("a partial that fails for all: %q, want %q", b.main.failure, failure)
+	}
+	b.service("b", 1)
+	b.update()
+	b.wants("a: \nb: 1 \n")
+	if !b.pieces[piece{"ports", "a"}].leftOut[failure] {
+		t.Errorf("left out %v", b.pieces[piece{"ports", "a"}].leftOut)
+	}
+	b.service("a", 2)
+	b.wants("a: 2 \nb: 1 \n", "ports a", "main")
+	b.service("a", 12)
+	b.update()
+	b.wants("a: 2 \nb: 1 \n")
+	b.service("a", 3)
+	b.update()
+	b.wants("a: 3 \nb: 1 \n")
+}
+
+func TestPartialRefuses(t *testing.T) {
+	for call, want := range map[string]string{
+		`partial "nosuch" 1`:         `there is no {{ define "nosuch" }}`,
+		`partial "p" 1 2`:            `takes a name and one argument, not 2`,
+		`partial "p" (sprig_list 1)`: `its argument must be a string, a number or a bool`,
+		`asFile "../x" "y"`:          `"../x" must be a name like routes.map`,
+		`asFile ".." "y"`:            `".." must be a name like routes.map`,
+		`directory "x"`:              `"x" is not an absolute path`,
+	} {
+		b := newBench(t, `{{ define "p" }}{{ end }}{{ `+call+` }}`, nil)
+		if b.update() || !strings.Contains(b.main.failure, want) {
+			t.Errorf("%s: %q, want %q", call, b.main.failure, want)
+		}
+	}
+}
+
+func TestAsFile(t *testing.T) {
+	b := newBench(t, `{{ define "one" }}{{ asFile "one.map" . }} {{ end }}{{ partial "one" "x" }}{{ asFile "routes" "y" }}`, nil)
+	const x, y = "/etc/x.one-2d711642b726b044.map", "/etc/x.routes-a1fce4363854ff88"
+	b.wants(x+" "+y, "one x", "main")
+	if files := b.files(); len(files) != 2 || files[x] != "x" || files[y] != "y" {
+		t.Errorf("files %v", files)
+	}
+}
+
+func TestDirectory(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("b.pem", "1")
+	write(".hidden", "1")
+	if err := os.Mkdir(filepath.Join(dir, "sub"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, newFakeConsul(t), Options{Templates: one(
+		`{{ with directory "` + dir + `" }}{{ join "," .Names }} {{ .Sum }}{{ end }}|{{ (directory "` + dir + `/none").Names }}`)}).run()
+	first := r.next()
+	if !strings.HasPrefix(first, "b.pem ") || !strings.HasSuffix(first, "|[]") {
+		t.Fatalf("%q", first)
+	}
+	write("b.pem", "23")
+	second := r.next()
+	if !strings.HasPrefix(second, "b.pem ") || first == second {
+		t.Errorf("changed: %q, before %q", second, first)
+	}
+	write("a.pem", "1")
+	if third := r.next(); !strings.HasPrefix(third, "a.pem,b.pem ") {
+		t.Errorf("one more: %q", third)
+	}
+}
+
+func TestTemplateFileIsReadAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.ctmpl")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(`1 {{ range service "web" }}{{ .Port }}{{ end }}`)
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	consul.set("api", 2)
+	r := newRig(t, consul, Options{Templates: []Template{{Name: "out", File: path}}}).run()
+	r.want("1 1")
+
+	write("2\n{{ if }}")
+	r.waitLogged(path + ":2: missing value for if")
+	eventually(t, "the reason", func() bool {
+		err := r.Ready()
+		return err != nil && strings.Contains(err.Error(), "A changed template is not used: "+path+":2")
+	})
+	consul.set("web", 3)
+	r.want("1 3")
+
+	write(`3 {{ range service "api" }}{{ index .Tags 7 }}{{ end }}`)
+	r.waitLogged("the changed template fails, going on with the one before")
+	consul.set("web", 4)
+	r.want("1 4")
+
+	write(`4 {{ range service "api" }}{{ .Port }}{{ end }}`)
+	r.want("4 2")
+	r.waitReady()
+	consul.set("api", 5)
+	r.want("4 5")
+
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	r.Reread()
+	r.waitLogged("cannot read the template")
+	consul.set("api", 6)
+	r.want("4 6")
+	r.wantNothingMore()
+}
+
+func TestRereadAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.ctmpl")
+	state := func() os.FileInfo {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info
+	}
+	if err := os.WriteFile(path, []byte("a"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, newFakeConsul(t), Options{Templates: []Template{{Name: "out", File: path}}}).run()
+	r.want("a")
+	// An edit that shows in nothing but the content.
+	before := state()
+	if err := os.WriteFile(path, []byte("b"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(path, before.ModTime(), before.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	r.Reread()
+	r.want("b")
+}
+
+func TestOnce(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	r := newRig(t, consul, Options{Templates: one(everyService)})
+	got, err := r.Once(t.Context())
+	if err != nil || got.Texts["out"] != "web:1 " {
+		t.Errorf("%q, %v", got.Texts, err)
+	}
+	if n := consul.asks("/v1/health/service/web"); n != 1 {
+		t.Errorf("%d queries for a service, want 1 that does not block", n)
+	}
+	r = newRig(t, consul, Options{Templates: one(`{{ range service "web" }}{{ index .Tags 7 }}{{ end }}`)})
+	if _, err := r.Once(t.Context()); err == nil || !strings.Contains(err.Error(), "out.ctmpl:1:28") {
+		t.Errorf("a template that fails: %v", err)
+	}
+}
+
+func TestPartialThatCallsItself(t *testing.T) {
+	for _, text := range []string{
+		`{{ define "a" }}{{ partial "a" . }}{{ end }}{{ partial "a" "x" }}`,
+		`{{ define "a" }}{{ partial "b" . }}{{ end }}{{ define "b" }}{{ partial "a" . }}{{ end }}{{ partial "a" "x" }}`,
+	} {
+		b := newBench(t, text, nil)
+		for range 2 {
+			if b.update() || !strings.Contains(b.main.failure, `partial "a" of x calls itself`) {
+				t.Errorf("%s: %q", text, b.main.failure)
+			}
+			b.service("web", 1)
+		}
+	}
+}
+
+// What a template that fails does not reach is not thrown away.
+func TestPartialsOfAFailingTemplate(t *testing.T) {
+	b := newBench(t, `{{ define "p" }}{{ range service . }}{{ low .Port }}{{ end }} {{ end -}}
+{{ partial "p" "a" }}{{ range service "c" }}{{ low .Port }}{{ end }} {{ partial "p" "b" }}`, low)
+	b.service("a", 1)
+	b.service("b", 2)
+	b.service("c", 3)
+	b.wants("1 3 2 ", "p a", "p b", "main")
+	b.service("b", 12)
+	b.update()
+	b.service("c", 13)
+	if b.update(); b.main.failure == "" {
+		t.Fatal("it does not fail")
+	}
+	if len(b.pieces) != 2 {
+		t.Errorf("%d partials are kept, want 2", len(b.pieces))
+	}
+	b.service("c", 4)
+	b.update()
+	if b.main.text != "1 4 2 " {
+		t.Errorf("%q, want the last good text of b", b.main.text)
+	}
+}
+
+func TestErrorsShowNoSecrets(t *testing.T) {
+	b := newBench(t, `{{ with secret "kv/data/x" }}{{ parseInt .Data.data.pin }}{{ end }}`, nil)
+	b.config = nil
+	q, err := dependency.NewVaultReadQuery("kv/data/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.main.used = map[string]dependency.Dependency{q.String(): q}
+	b.brain.Remember(q, &dependency.Secret{Data: map[string]any{"data": map[string]any{"pin": "hunter2", "list": []any{"deep"}}}})
+	if got := b.redacted("parsing hunter2 and deep"); got != "parsing [redacted] and [redacted]" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestTemplateMovedAwayAndBack(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.ctmpl")
+	if err := os.WriteFile(path, []byte("a"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, newFakeConsul(t), Options{Templates: []Template{{Name: "out", File: path}}}).run()
+	r.want("a")
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	r.Reread()
+	eventually(t, "the reason", func() bool { return r.Ready() != nil && strings.Contains(r.Ready().Error(), "cannot read") })
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	r.waitReady()
+}
+
+func TestEditWhileTheTemplateFails(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.ctmpl")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(`{{ range service "web" }}{{ index .Tags 7 }}{{ end }}`)
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	r := newRig(t, consul, Options{Templates: []Template{{Name: "out", File: path}}}).run()
+	r.waitLogged("template failed, nothing is published until it works")
+	write(`{{ range service "web" }}{{ index .Tags 8 }}{{ end }}`)
+	r.waitLogged("index .Tags 8")
+	write(`{{ range service "web" }}{{ .Port }}{{ end }}`)
+	r.want("1")
+	r.waitReady()
+}
