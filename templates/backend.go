@@ -3,6 +3,7 @@ package templates
 import (
 	"cmp"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -11,12 +12,79 @@ import (
 	"github.com/hashicorp/consul-template/dependency"
 )
 
-// Backend is a service that has a route. Every value may be written to a
-// configuration as it is.
+// service is what the instances of one say and ask for.
+type service struct {
+	labels
+	settings
+	routes []Route
+	ports  []int
+}
+
+// newService reads the labels. An instance of another protocol than TCP does not count.
+func newService(name string, all []*instance, allowed Ports, report func(string)) *service {
+	s := &service{labels: labels{service: name, report: report}}
+	if !isServiceName(name) {
+		return s
+	}
+	s.instances = slices.DeleteFunc(slices.Clone(all), func(i *instance) bool {
+		return slices.Contains(i.Tags, "udp") || slices.Contains(i.Tags, "sctp")
+	})
+	slices.SortFunc(s.instances, func(a, b *instance) int {
+		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node),
+			cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
+	})
+	s.routes, s.ports, s.settings = s.labels.routes(), s.labels.ports(allowed), s.labels.settings()
+	s.unknown()
+	s.useless()
+	return s
+}
+
+// useless reports the settings that need another label to have an effect.
+func (s *service) useless() {
+	asked := slices.ContainsFunc(s.instances, func(i *instance) bool {
+		return i.ServiceMeta[metaHost]+i.ServiceMeta[metaPath]+i.ServiceMeta[metaPort] != ""
+	})
+	for _, setting := range []struct {
+		key      string
+		set, tcp bool
+	}{
+		{metaStrip, s.strip, false},
+		{metaRedirect, s.redirect, false},
+		{metaSticky, s.sticky, false},
+		{metaBalance, s.balance != "", !ofHTTP(s.balance)},
+		{metaCheck, s.check != "", true},
+		{metaMaxConn, s.maxConn != 0, true},
+		{metaSlowStart, s.slowStart != 0, true},
+	} {
+		switch {
+		case !setting.set || len(s.routes) > 0:
+		case !asked:
+			s.report(fmt.Sprintf("service %q: it has a %s but no route; set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT", s.service, setting.key))
+		case len(s.ports) > 0 && !setting.tcp:
+			s.report(fmt.Sprintf("service %q: its %s is for HTTP, and it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", s.service, setting.key))
+		}
+	}
+}
+
+// Exposed is a service that has a route.
+type Exposed struct {
+	Claims   string     // the routes and ports that it asks for, for Table.Add
+	Backends []*Backend // one for HTTP, one for TCP
+}
+
+// Backend is a service as HAProxy has it. Every value may be written to a configuration as it is.
 type Backend struct {
-	Name    string
-	Servers []Server // those that pass their checks, by name
-	Routes  []Route  // all that an instance asks for, in order
+	Name           string
+	TCP            bool     // connections, not requests
+	Servers        []Server // those that pass their checks, by name
+	Balance        string   // algorithm; "" = the default
+	Hash           bool     // that algorithm is a hash
+	Cookie         string   // its name; "" = clients do not stay with a server
+	Check          string   // what health checks ask for; "" = whether the port accepts
+	CheckHost      string   // the host that they ask for; "" = none
+	ServerDefaults string   // keywords for all servers
+	Redirect       bool     // to https
+	Strip          []Strip
 }
 
 // Server is one instance of a service.
@@ -24,6 +92,87 @@ type Server struct {
 	Name    string // unique in its backend
 	Address string // ip:port, [ip]:port for IPv6
 	Weight  int    // 2 to 256; 0 = the proxy's default, which is 1
+	Cookie  string // value that clients of the server send; "" = none
+	ID      int    // place in a hash; 0 = any
+}
+
+// exposed returns nil for a service without a route.
+func (s *service) exposed() *Exposed {
+	if len(s.routes)+len(s.ports) == 0 {
+		return nil
+	}
+	var all []*Backend
+	servers := servers(s.service, s.instances, s.report)
+	if len(s.routes) > 0 {
+		b := s.backend(s.service, s.balance, servers)
+		b.Redirect = s.redirect
+		if s.strip {
+			b.Strip = strips(s.routes)
+		}
+		if s.sticky {
+			// Services of one host share its cookies.
+			b.Cookie = "berth-" + s.service
+			for n := range b.Servers {
+				b.Servers[n].Cookie = cookieOf(b.Servers[n].Name)
+			}
+		}
+		all = append(all, b)
+	}
+	if len(s.ports) > 0 {
+		balance := s.balance
+		if ofHTTP(balance) {
+			balance = ""
+		}
+		b := s.backend(s.service+".tcp", balance, servers)
+		b.TCP = true
+		all = append(all, b)
+	}
+	return &Exposed{s.claims(), all}
+}
+
+// backend returns what HTTP and TCP have in common.
+func (s *service) backend(name, balance string, servers []Server) *Backend {
+	b := &Backend{Name: name, Balance: balance, Hash: hashes(balance), Servers: slices.Clone(servers)}
+	if b.Hash {
+		numberServers(b.Servers)
+	}
+	if s.check != "" {
+		b.Check = "GET " + s.check
+		if len(s.routes) > 0 && s.routes[0].rank() == 0 {
+			b.Check += " HTTP/1.1"
+			b.CheckHost = s.routes[0].Host
+		}
+	}
+	var defaults []string
+	if s.maxConn > 0 {
+		defaults = append(defaults, fmt.Sprint("maxconn ", s.maxConn))
+	}
+	if s.slowStart > 0 {
+		defaults = append(defaults, fmt.Sprintf("slowstart %ds", int(s.slowStart.Seconds())))
+	}
+	b.ServerDefaults = strings.Join(defaults, " ")
+	return b
+}
+
+// cookieOf returns a value that does not tell the server's name.
+func cookieOf(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return fmt.Sprintf("%x", sum[:8])
+}
+
+// numberServers gives each an ID of its own, made of its name: HAProxy places a server in a hash by its ID, and without
+// one by its place in the file, so that most clients would change servers whenever one comes or goes.
+func numberServers(servers []Server) {
+	taken := map[int]bool{}
+	for n := range servers {
+		sum := sha256.Sum256([]byte(servers[n].Name))
+		id := int(binary.BigEndian.Uint32(sum[:])%999_999_999) + 1
+		for taken[id] {
+			id = id%999_999_999 + 1
+		}
+		taken[id] = true
+		servers[n].ID = id
+	}
 }
 
 // maxName is longer than any sensible name, and short enough for a proxy's command line.
@@ -31,42 +180,21 @@ const maxName = 200
 
 // servable leaves out the services whose names cannot be looked up: the "service"
 // function takes a dot for the end of a tag, for example, and fails on a blank.
-func servable(services []*dependency.CatalogSnippet, report func(string)) []*dependency.CatalogSnippet {
-	var kept []*dependency.CatalogSnippet
+func servable(services []*dependency.CatalogSnippet, report func(string)) []string {
+	kept := make([]string, 0, len(services))
 	for _, s := range services {
 		if !isServiceName(s.Name) {
 			report(fmt.Sprintf("service %.100q: its name may only have letters, digits, - and _, %d at most; set SERVICE_NAME", s.Name, maxName))
 			continue
 		}
-		kept = append(kept, s)
+		kept = append(kept, s.Name)
 	}
-	slices.SortFunc(kept, func(a, b *dependency.CatalogSnippet) int { return cmp.Compare(a.Name, b.Name) })
+	slices.Sort(kept)
 	return kept
 }
 
-// newBackend returns nil if no instance has a valid route. An instance tagged "udp" is
-// no HTTP server and does not count.
-func newBackend(name string, all []*dependency.HealthService, report func(string)) *Backend {
-	if !isServiceName(name) {
-		return nil
-	}
-	instances := slices.DeleteFunc(slices.Clone(all), func(i *dependency.HealthService) bool {
-		return slices.Contains(i.Tags, "udp")
-	})
-	slices.SortFunc(instances, func(a, b *dependency.HealthService) int {
-		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node),
-			cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
-	})
-	b := &Backend{Name: name, Routes: routesOf(name, instances, report)}
-	if len(b.Routes) == 0 {
-		return nil
-	}
-	b.Servers = servers(name, instances, report)
-	return b
-}
-
 // servers returns the instances that pass their checks and have a valid address.
-func servers(service string, instances []*dependency.HealthService, report func(string)) []Server {
+func servers(service string, instances []*instance, report func(string)) []Server {
 	var list []Server
 	names, taken := serverNames(instances), map[string]bool{}
 	for n, i := range instances {
@@ -102,7 +230,7 @@ func servers(service string, instances []*dependency.HealthService, report func(
 // addressOf returns an instance's ip:port, or what is wrong with it. Names are refused
 // because HAProxy does not resolve those of servers that are added at run time, and
 // 0.0.0.0 because to HAProxy it means the address that the client connected to.
-func addressOf(i *dependency.HealthService) (address, problem string) {
+func addressOf(i *instance) (address, problem string) {
 	ip, err := netip.ParseAddr(i.Address)
 	switch {
 	case err != nil:
@@ -120,7 +248,7 @@ func addressOf(i *dependency.HealthService) (address, problem string) {
 // serverNames returns a name for every instance: its ID if that can be a server's name
 // and no other has it, else one made of it. An instance keeps its name, whatever the
 // health of the others, as a new name costs a new server.
-func serverNames(instances []*dependency.HealthService) []string {
+func serverNames(instances []*instance) []string {
 	count := map[string]int{}
 	for _, i := range instances {
 		count[i.ID]++
@@ -135,7 +263,7 @@ func serverNames(instances []*dependency.HealthService) []string {
 	return names
 }
 
-func madeUpName(i *dependency.HealthService) string {
+func madeUpName(i *instance) string {
 	base := strings.Map(func(r rune) rune {
 		if isServerName(string(r)) {
 			return r
@@ -152,7 +280,12 @@ func isServerName(s string) bool { return consistsOf(s, "-_.:") }
 
 // consistsOf reports whether s is a name of ASCII letters, digits and the others.
 func consistsOf(s, others string) bool {
-	return s != "" && len(s) <= maxName && !strings.ContainsFunc(s, func(r rune) bool {
+	return s != "" && len(s) <= maxName && hasOnly(s, others)
+}
+
+// hasOnly reports whether s has no other characters than ASCII letters, digits and the others.
+func hasOnly(s, others string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool {
 		return !isAlphanumeric(r) && !strings.ContainsRune(others, r)
 	})
 }

@@ -1,27 +1,27 @@
 package templates
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/consul-template/dependency"
 )
 
 // refuse is a report func for what must not be left out.
-func refuse(t *testing.T) func(string) {
+func refuse(t tb) func(string) {
 	return func(reason string) { t.Errorf("left out: %s", reason) }
 }
 
 func TestServable(t *testing.T) {
 	var names, leftOut []string
-	for _, s := range servable([]*dependency.CatalogSnippet{
+	names = servable([]*dependency.CatalogSnippet{
 		{Name: "web"}, {Name: "my.db"}, {Name: "a b"}, {Name: ""}, {Name: "Api_2"}, {Name: "x|any"}, {Name: "é"},
 		{Name: strings.Repeat("n", 200)}, {Name: strings.Repeat("n", 201)},
-	}, func(reason string) { leftOut = append(leftOut, reason) }) {
-		names = append(names, s.Name)
-	}
+	}, func(reason string) { leftOut = append(leftOut, reason) })
 	if want := []string{"Api_2", strings.Repeat("n", 200), "web"}; !slices.Equal(names, want) {
 		t.Errorf("kept %q, want %q", names, want)
 	}
@@ -62,9 +62,9 @@ func TestServerNameDoesNotDependOnTheHealthOfOthers(t *testing.T) {
 	c.with("web", "web", "10.0.0.1", 80, metaPath, "/")
 	other := c.with("web", "web", "10.0.0.2", 80)
 	other.Node = "node-2"
-	both := newBackend("web", c["web"], refuse(t)).Servers
+	both := newService("web", c["web"], DefaultPorts(), refuse(t)).exposed().Backends[0].Servers
 	other.Status = dependency.HealthCritical
-	one := newBackend("web", c["web"], refuse(t)).Servers
+	one := newService("web", c["web"], DefaultPorts(), refuse(t)).exposed().Backends[0].Servers
 	if len(both) != 2 || len(one) != 1 || !slices.Contains(both, one[0]) {
 		t.Errorf("both %+v, one %+v", both, one)
 	}
@@ -75,7 +75,7 @@ func TestSameInstanceTwice(t *testing.T) {
 	c.with("web", "web", "10.0.0.1", 80, metaPath, "/")
 	c.with("web", "web", "10.0.0.2", 80)
 	var leftOut []string
-	b := newBackend("web", c["web"], func(reason string) { leftOut = append(leftOut, reason) })
+	b := newService("web", c["web"], DefaultPorts(), func(reason string) { leftOut = append(leftOut, reason) }).exposed().Backends[0]
 	want := []string{`service "web", instance "web": another instance has the same id on the same node; set SERVICE_ID`}
 	if len(b.Servers) != 1 || b.Servers[0].Address != "10.0.0.1:80" || !slices.Equal(leftOut, want) {
 		t.Errorf("servers %+v, left out %q", b.Servers, leftOut)
@@ -88,23 +88,22 @@ func TestBackendLeavesItsInputAlone(t *testing.T) {
 	c.with("web", "c", "10.0.0.1", 80, metaPath, "/")
 	c.with("web", "a", "10.0.0.1", 80)
 	before := slices.Clone(c["web"])
-	newBackend("web", c["web"], refuse(t))
+	newService("web", c["web"], DefaultPorts(), refuse(t)).exposed()
 	if !slices.Equal(before, c["web"]) {
 		t.Error("the catalog's list was changed")
 	}
 }
 
-func TestBackendWithoutRoute(t *testing.T) {
+func TestServiceWithoutRoute(t *testing.T) {
 	c := catalog{}
 	c.with("db", "db-1", "not an address", -1)
 	c.with("dns", "dns-1", "10.0.0.1", 53, metaPath, "/").Tags = []string{"a", "udp"}
+	c.with("media", "media-1", "10.0.0.1", 53, metaPort, "5000").Tags = []string{"sctp"}
+	c.with("a b", "x", "10.0.0.1", 80, metaPath, "/")
 	for name, instances := range c {
-		if b := newBackend(name, instances, refuse(t)); b != nil {
-			t.Errorf("%s: %+v", name, b)
+		if e := newService(name, instances, DefaultPorts(), refuse(t)).exposed(); e != nil {
+			t.Errorf("%s: %+v", name, e)
 		}
-	}
-	if b := newBackend("a b", []*dependency.HealthService{c.with("a b", "x", "10.0.0.1", 80, metaPath, "/")}, refuse(t)); b != nil {
-		t.Errorf("%+v", b)
 	}
 }
 
@@ -136,7 +135,12 @@ func TestParseRoutes(t *testing.T) {
 		{"a.com", " ", "", 1},
 		{"a.com", "/" + strings.Repeat("a", 511), "", 1},
 		{"a.com:80", "", "", 1},
-		{"*.a.com", "", "", 1},
+		{"*.a.com", "/x", "*.a.com/x/", 0},
+		{"*", "", "", 1},
+		{"*.", "", "", 1},
+		{"*a.com", "", "", 1},
+		{"*.*.com", "", "", 1},
+		{"a.*.com", "", "", 1},
 		{"a..com", "", "", 1},
 		{"a.com.", "", "", 1},
 		{"-a.com", "", "", 1},
@@ -148,7 +152,7 @@ func TestParseRoutes(t *testing.T) {
 	for _, tt := range tests {
 		leftOut := 0
 		var got []string
-		for _, r := range parseRoutes("web", tt.hosts, tt.path, func(string) { leftOut++ }) {
+		for _, r := range parseRoutes(tt.hosts, tt.path, func(string) { leftOut++ }) {
 			got = append(got, r.String())
 		}
 		if strings.Join(got, " ") != tt.want || leftOut != tt.leftOut {
@@ -157,54 +161,198 @@ func TestParseRoutes(t *testing.T) {
 	}
 }
 
-func TestRoutesOfReportsReplicasOnce(t *testing.T) {
+func TestReplicasAreReportedOnce(t *testing.T) {
 	c := catalog{}
 	for _, id := range []string{"web-1", "web-2", "web-3"} {
-		c.with("web", id, "10.0.0.1", 80, metaHost, "a.com,bad host")
+		c.with("web", id, "10.0.0.1", 80, metaHost, "a.com,bad host", metaPort, "80", metaMaxConn, "many", "route_chekc", "/")
 	}
 	var leftOut []string
-	routes := routesOf("web", c["web"], func(reason string) { leftOut = append(leftOut, reason) })
-	want := []string{`service "web", instance "web-1": its route_host "bad host" is not a host name like shop.example.com; set SERVICE_ROUTE_HOST`}
-	if len(routes) != 1 || !slices.Equal(leftOut, want) {
-		t.Errorf("routes %v, left out %q", routes, leftOut)
+	s := newService("web", c["web"], DefaultPorts(), func(reason string) { leftOut = append(leftOut, reason) })
+	want := []string{
+		`service "web", instance "web-1": its route_host "bad host" is not a host name like shop.example.com or *.example.com; set SERVICE_ROUTE_HOST`,
+		`service "web", instance "web-1": its route_port "80" is not one of the ports that may be asked for (1024-65535); set another SERVICE_ROUTE_PORT`,
+		`service "web", instance "web-1": its route_maxconn "many" is not a number between 1 and 1000000; set SERVICE_ROUTE_MAXCONN`,
+		`service "web", instance "web-1": its "route_chekc" is no label that means anything here; remove it, or spell it as the documentation does`,
+	}
+	if diff := cmp.Diff(want, leftOut); diff != "" || len(s.routes) != 1 || len(s.ports) != 0 {
+		t.Errorf("routes %v, ports %v, left out:\n%s", s.routes, s.ports, diff)
 	}
 }
 
-func TestRoutes(t *testing.T) {
-	backend := func(name string, routes ...Route) any {
-		for n := range routes {
-			routes[n].Backend = name
-		}
-		return &Backend{Name: name, Routes: routes}
+// The first instance that has a value which makes sense decides, and those that have none agree.
+func TestInstancesDisagree(t *testing.T) {
+	c := catalog{}
+	for n, balance := range []string{"", "best", "leastconn", "random", " leastconn", "random"} {
+		c.with("web", fmt.Sprint("web-", n), "10.0.0.1", 80, metaPath, "/", metaBalance, balance)
 	}
 	var leftOut []string
-	rules, err := routes([]any{
-		backend("z", Route{Host: "a.com", Path: "/"}, Route{Path: "/"}),
-		backend("y", Route{Path: "/api/"}, Route{Host: "b.com", Path: "/api/"}),
-		backend("x", Route{Host: "a.com", Path: "/api/v1/"}, Route{Host: "a.com", Path: "/"}),
-		backend("w", Route{Host: "a.com", Path: "/"}),
-	}, func(reason string) { leftOut = append(leftOut, reason) })
-	if err != nil {
-		t.Fatal(err)
+	s := newService("web", c["web"], DefaultPorts(), func(reason string) { leftOut = append(leftOut, reason) })
+	want := []string{
+		`service "web", instance "web-1": its route_balance "best" is none of roundrobin, leastconn, random, first, source, uri and hdr(<name>); set SERVICE_ROUTE_BALANCE`,
+		`service "web", instance "web-3": its route_balance "random" does not count, as instance "web-2" says "leastconn"; set the same SERVICE_ROUTE_BALANCE for all`,
 	}
-	var got []string
-	for _, r := range rules {
-		got = append(got, r.String()+" "+r.Backend)
+	if diff := cmp.Diff(want, leftOut); diff != "" || s.balance != "leastconn" {
+		t.Errorf("balance %q, left out:\n%s", s.balance, diff)
 	}
-	want := []string{"a.com/api/v1/ x", "b.com/api/ y", "a.com/ w", "*/api/ y", "*/ z"}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
+}
+
+func TestSettings(t *testing.T) {
+	for _, tt := range []struct {
+		key   string
+		good  map[string]any
+		wrong []string
+	}{
+		{metaStrip, map[string]any{"true": true, "1": true, "No": false, "false": false, "0": false}, nil},
+		{metaRedirect, map[string]any{"https": true, " HTTPS": true}, []string{"true", "http", "https://a.com"}},
+		{metaBalance, map[string]any{"leastconn": "leastconn", " uri ": "uri", "hdr(X-User)": "hdr(X-User)"},
+			[]string{"static-rr", "LEASTCONN", "uri depth 2", "hdr()", "hdr(a b)", "hdr(a)(b)", "source consistent", "roundrobin # x"}},
+		{metaCheck, map[string]any{"/": "/", "/health?a=b&c=%20d;e,f": "/health?a=b&c=%20d;e,f"},
+			[]string{"health", "/a b", "/a\tb", "/a#b", "/a'", "/a\"", "/a$HOME", "/a\\b", "/é", "/" + strings.Repeat("a", 512)}},
+		{metaMaxConn, map[string]any{"1": 1, "1000000": 1000000}, []string{"0", "-1", "1000001", "10x", "1e3", "0x10"}},
+		{metaSlowStart, map[string]any{"1s": time.Second, "1m30s": 90 * time.Second, "1499ms": time.Second, "1h": time.Hour},
+			[]string{"10", "0s", "-10s", "999ms", "61m", "10 s", "1d"}},
+	} {
+		check := func(value string, want any, problems int) {
+			c := catalog{}
+			c.with("web", "web-1", "10.0.0.1", 80, metaPath, "/", tt.key, value)
+			var leftOut []string
+			s := newService("web", c["web"], DefaultPorts(), func(reason string) { leftOut = append(leftOut, reason) }).settings
+			got := map[string]any{metaStrip: s.strip, metaRedirect: s.redirect, metaBalance: s.balance, metaCheck: s.check,
+				metaMaxConn: s.maxConn, metaSlowStart: s.slowStart}[tt.key]
+			if want == nil {
+				want = map[string]any{metaStrip: false, metaRedirect: false, metaBalance: "", metaCheck: "",
+					metaMaxConn: 0, metaSlowStart: time.Duration(0)}[tt.key]
+			}
+			if got != want || len(leftOut) != problems {
+				t.Errorf("%s %q: %v, want %v; left out %q", tt.key, value, got, want, leftOut)
+			}
+		}
+		for value, want := range tt.good {
+			check(value, want, 0)
+		}
+		for _, value := range tt.wrong {
+			check(value, nil, 1)
+		}
+	}
+}
+
+func TestPorts(t *testing.T) {
+	for _, tt := range []struct {
+		allowed, port string
+		want          []int
+	}{
+		{"1024-65535", "5432", []int{5432}},
+		{"1024-65535", " 1024", []int{1024}},
+		{"1024-65535", "65535", []int{65535}},
+		{"22,80-90", "22", []int{22}},
+		{"22,80-90", "90", []int{90}},
+		{"22,80-90", "91", nil},
+		{"none", "5432", nil},
+		{"1-65535", "8080", nil},
+		{"1-65535", "8443", nil},
+		{"1-65535", "8404", nil},
+		{"1-65535", "0", nil},
+		{"1-65535", "65536", nil},
+		{"1-65535", "65557", nil}, // 21 in 16 bits
+		{"1-65535", "+80", nil},
+		{"1-65535", "-80", nil},
+		{"1-65535", "80,81", nil},
+		{"1-65535", "http", nil},
+	} {
+		allowed, err := ParsePorts(tt.allowed)
+		if err != nil || allowed.String() != tt.allowed {
+			t.Fatalf("%s: %v, %v", tt.allowed, allowed, err)
+		}
+		c := catalog{}
+		c.with("db", "db-1", "10.0.0.1", 80, metaPort, tt.port)
+		leftOut := 0
+		s := newService("db", c["db"], allowed, func(string) { leftOut++ })
+		if !slices.Equal(s.ports, tt.want) || leftOut != 1-len(tt.want) {
+			t.Errorf("%s of %s: %v, %d left out", tt.port, tt.allowed, s.ports, leftOut)
+		}
+	}
+}
+
+func TestPortsWithout(t *testing.T) {
+	for _, tt := range []struct {
+		ports string
+		port  int
+		want  string
+	}{
+		{"1-10", 5, "1-4,6-10"}, {"1-10", 1, "2-10"}, {"1-10", 10, "1-9"}, {"5,7", 5, "7"}, {"5", 5, "none"}, {"5", 6, "5"}, {"none", 5, "none"},
+	} {
+		ports, err := ParsePorts(tt.ports)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rest := ports.Without(tt.port)
+		if got := rest.String(); got != tt.want || rest.contain(tt.port) {
+			t.Errorf("%s without %d: %s, want %s", tt.ports, tt.port, got, tt.want)
+		}
+	}
+}
+
+func TestParsePortsRefuses(t *testing.T) {
+	for _, wrong := range []string{"", "0", "1-", "-1", "2-1", "1-65536", "a", "1,,2", "1 - 2", "+1", "none,1"} {
+		if p, err := ParsePorts(wrong); err == nil {
+			t.Errorf("%q: %v", wrong, p)
+		}
+	}
+}
+
+func TestTable(t *testing.T) {
+	var leftOut []string
+	table := newTable(false, func(reason string) { leftOut = append(leftOut, reason) })
+	table.Add("w", "http a.com/\ntcp 6000\n\nbackend x\n\nbackend x.tcp")
+	table.Add("x", "http a.com/api/v1/\nhttp a.com/\n\nbackend x\n\nbackend x.tcp")
+	table.Add("y", "http */api/\ntcp 6000\ntcp 5000\n\nbackend x\n\nbackend x.tcp")
+	table.Add("z", "http a.com/\nhttp */\nredirect\n\nbackend x\n\nbackend x.tcp")
+	table.Add("none", "")
+	if want := "a.com/ w\na.com/api/v1/ x\n*/api/ y\n*/ z\n"; table.Map() != want {
+		t.Errorf("map %q, want %q", table.Map(), want)
+	}
+	if want := strings.Repeat("\n\nbackend x\n\nbackend x.tcp", 4); table.Sections() != want {
+		t.Errorf("sections %q, want %q", table.Sections(), want)
+	}
+	if want := []TCPPort{{5000, "y"}, {6000, "w"}}; !slices.Equal(table.Ports(), want) {
+		t.Errorf("ports %v, want %v", table.Ports(), want)
 	}
 	const taken = `: the route a.com/ belongs to service "w"; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH`
-	if want := []string{`service "x"` + taken, `service "z"` + taken}; !slices.Equal(leftOut, want) {
-		t.Errorf("left out %q, want %q", leftOut, want)
+	want := []string{
+		`service "x"` + taken,
+		`service "y": the port 6000 belongs to service "w"; set another SERVICE_ROUTE_PORT`,
+		`service "z"` + taken,
+		`service "z": its route_redirect is not followed, as there is no certificate for HTTPS; give berth one, or unset SERVICE_ROUTE_REDIRECT`,
+	}
+	if diff := cmp.Diff(want, leftOut); diff != "" {
+		t.Error(diff)
 	}
 }
 
-func TestRoutesTakesBackendsOnly(t *testing.T) {
-	for _, wrong := range []any{nil, "web", (*Backend)(nil)} {
-		if _, err := routes([]any{wrong}, refuse(t)); err == nil {
-			t.Errorf("no error for %v", wrong)
+func TestServersAreNumberedForHashes(t *testing.T) {
+	c := catalog{}
+	for n := range 20 {
+		c.with("web", fmt.Sprint("web-", n), "10.0.0.1", 80+n, metaPath, "/", metaBalance, "uri")
+	}
+	ids := func() map[string]int {
+		ids := map[string]int{}
+		for _, s := range newService("web", c["web"], DefaultPorts(), refuse(t)).exposed().Backends[0].Servers {
+			ids[s.Name] = s.ID
+		}
+		return ids
+	}
+	all := ids()
+	seen := map[int]bool{0: true}
+	for name, id := range all {
+		if seen[id] || id > 999_999_999 {
+			t.Errorf("%s has the ID %d", name, id)
+		}
+		seen[id] = true
+	}
+	c["web"] = c["web"][3:]
+	for name, id := range ids() {
+		if all[name] != id {
+			t.Errorf("%s had the ID %d and has %d", name, all[name], id)
 		}
 	}
 }

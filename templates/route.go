@@ -5,101 +5,105 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-
-	"github.com/hashicorp/consul-template/dependency"
 )
 
-// The Meta keys of an instance that ask for a route.
-const (
-	metaHost = "route_host" // host names, separated by commas
-	metaPath = "route_path" // a path prefix
-)
-
-// Route sends the requests for a host and below a path to a backend.
+// Route is the requests for a host and below a path.
 type Route struct {
-	Host    string // in lower case, without a port; "" = any
-	Path    string // a prefix, always with a slash at its end; "/" = any
-	Backend string
+	Host string // in lower case, without a port; *.example.com = any one label before it; "" = any
+	Path string // a prefix, always with a slash at its end; "/" = any
 }
 
-// String is how reports call a route.
+// String is how reports call a route, and its key in HAProxy's map.
 func (r Route) String() string { return cmp.Or(r.Host, "*") + r.Path }
 
-// compare puts a host before any host, and then the longest path first. The first route
-// that fits a request is then the most specific one, and nobody takes a path away from a
-// host that is not his.
+// rank is 0 for a host, 1 for a wildcard, 2 for any host. A lower one goes before a higher one, whatever the paths, so
+// that nobody takes a path away from a host that is not his.
+func (r Route) rank() int {
+	switch {
+	case r.Host == "":
+		return 2
+	case strings.HasPrefix(r.Host, "*"):
+		return 1
+	}
+	return 0
+}
+
+// compare puts the route first that goes before the other where both fit a request.
 func compare(a, b Route) int {
 	return cmp.Or(
-		cmp.Compare(min(len(b.Host), 1), min(len(a.Host), 1)),
+		cmp.Compare(a.rank(), b.rank()),
 		cmp.Compare(len(b.Path), len(a.Path)),
 		cmp.Compare(a.Path, b.Path),
 		cmp.Compare(a.Host, b.Host),
-		cmp.Compare(a.Backend, b.Backend),
 	)
 }
 
-// routes returns the routes of all backends in the order in which to try them. Of two
-// backends that claim the same one, the first by name has it.
-func routes(backends []any, report func(string)) ([]Route, error) {
+// routes returns those that any of the instances asks for, each once, in order.
+func (l labels) routes() []Route {
 	var all []Route
-	for _, b := range backends {
-		backend, ok := b.(*Backend)
-		if !ok || backend == nil {
-			return nil, fmt.Errorf("routes takes a list of what backend returns, not %T", b)
-		}
-		all = append(all, backend.Routes...)
-	}
-	slices.SortFunc(all, compare)
-	var rules []Route
-	for _, r := range all {
-		if n := len(rules); n > 0 && rules[n-1].Host == r.Host && rules[n-1].Path == r.Path {
-			report(fmt.Sprintf("service %q: the route %s belongs to service %q; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", r.Backend, r, rules[n-1].Backend))
-			continue
-		}
-		rules = append(rules, r)
-	}
-	return rules, nil
-}
-
-// routesOf returns the routes that any of the instances asks for, each once. Replicas
-// share their labels, so that what is wrong is reported for the first of them only.
-func routesOf(service string, instances []*dependency.HealthService, report func(string)) []Route {
-	var all []Route
-	type asked struct{ hosts, path string }
-	seen := map[asked]bool{}
-	for _, i := range instances {
-		ask := asked{i.ServiceMeta[metaHost], i.ServiceMeta[metaPath]}
-		if ask == (asked{}) || seen[ask] {
-			continue
-		}
-		seen[ask] = true
-		all = append(all, parseRoutes(service, ask.hosts, ask.path, func(why string) {
-			report(fmt.Sprintf("service %q, instance %.100q: %s", service, i.ID, why))
-		})...)
-	}
+	l.each([]string{metaHost, metaPath}, func(i *instance, values []string) {
+		all = append(all, parseRoutes(values[0], values[1], func(why string) { l.leftOut(i, why) })...)
+	})
 	slices.SortFunc(all, compare)
 	return slices.Compact(all)
 }
 
 // parseRoutes returns no route rather than a wider one than was asked for.
-func parseRoutes(service, hosts, path string, leftOut func(string)) []Route {
+func parseRoutes(hosts, path string, leftOut func(string)) []Route {
 	prefix := strings.TrimSuffix(path, "/") + "/"
 	if !isPathPrefix(prefix) {
 		leftOut(fmt.Sprintf("its route_path %.100q is not a path like /api; set SERVICE_ROUTE_PATH", path))
 		return nil
 	}
 	if hosts == "" {
-		return []Route{{"", prefix, service}}
+		return []Route{{"", prefix}}
 	}
 	var all []Route
 	for host := range strings.SplitSeq(hosts, ",") {
 		host = strings.ToLower(strings.TrimSpace(host))
-		if !isHostName(host) {
-			leftOut(fmt.Sprintf("its route_host %.100q is not a host name like shop.example.com; set SERVICE_ROUTE_HOST", host))
+		if !isHostName(strings.TrimPrefix(host, "*.")) {
+			leftOut(fmt.Sprintf("its route_host %.100q is not a host name like shop.example.com or *.example.com; set SERVICE_ROUTE_HOST", host))
 			continue
 		}
-		all = append(all, Route{host, prefix, service})
+		all = append(all, Route{host, prefix})
 	}
+	return all
+}
+
+// Strip is how a path prefix is removed from requests.
+type Strip struct {
+	Prefix string   // without the slash at its end
+	Field  int      // number of the field of the path that follows it, where / separates fields and the first is empty
+	Keys   []string // lists of the routes with this prefix, of which one must fit; none = all requests have the prefix
+}
+
+// mostPatterns is how many routes are compared in one line. HAProxy takes 64 words on one.
+const mostPatterns = 40
+
+// strips returns how to remove the prefix of the route that a request came by. The longest is the first, and the first
+// one that fits is the right one: txn.key begins with the host or wildcard by which the route was found.
+func strips(routes []Route) []Strip {
+	keys := map[string][]string{} // by path
+	for _, r := range routes {
+		keys[r.Path] = append(keys[r.Path], r.String())
+	}
+	var all []Strip
+	for path := range keys {
+		prefix := strings.TrimSuffix(path, "/")
+		if prefix == "" {
+			continue
+		}
+		s := Strip{Prefix: prefix, Field: strings.Count(path, "/") + 1}
+		if len(keys) > 1 {
+			for some := range slices.Chunk(keys[path], mostPatterns) {
+				s.Keys = append(s.Keys, strings.Join(some, " "))
+			}
+		}
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b Strip) int {
+		return cmp.Or(cmp.Compare(len(b.Prefix), len(a.Prefix)), cmp.Compare(a.Prefix, b.Prefix))
+	})
 	return all
 }
 

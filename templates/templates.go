@@ -12,27 +12,45 @@ import (
 //go:embed haproxy.cfg.ctmpl
 var haproxy string
 
-// HAProxy returns the template for HAProxy 2.6 to 3.2, in consul-template's language.
-// It needs Funcs.
+// HAProxy returns the template for HAProxy 2.6 to 3.2, in consul-template's language. It needs Funcs, and of the
+// templater partial, asFile and directory.
 func HAProxy() string { return haproxy }
 
-// Funcs returns the template functions that shipped templates use. Everything in the
-// catalog may have been written by a stranger: what does not pass is left out, the
-// rest is served, and report is called with one line that says what and why.
+// Options are what the operator says, not the catalog.
+type Options struct {
+	// TLSDirectory is where HAProxy and berth find certificates, an absolute path; "" = no TLS.
+	TLSDirectory string
+	// TCPPorts are those that services may ask for; nil = DefaultPorts.
+	TCPPorts Ports
+}
+
+// Funcs returns the template functions that shipped templates use. Everything in the catalog may have been written by a
+// stranger: what does not pass is left out, the rest is served, and report is called with one line that says what
+// and why. The functions are for one template; they must not be called at the same time.
 //
-//	servable services       those services whose names the "service" function takes
-//	backend NAME INSTANCES  the *Backend of a service, nil if it has no route
-//	routes BACKENDS         the []Route of all, in the order in which to try them
-func Funcs(report func(string)) template.FuncMap {
-	return template.FuncMap{
-		"servable": func(services []*dependency.CatalogSnippet) []*dependency.CatalogSnippet {
-			return servable(services, report)
-		},
-		"backend": func(name string, instances []*dependency.HealthService) *Backend {
-			return newBackend(name, instances, report)
-		},
-		"routes": func(backends []any) ([]Route, error) {
-			return routes(backends, report)
-		},
+//	servable SERVICES            names of those services that the "service" function takes, sorted
+//	exposed NAME INSTANCES       the *Exposed of a service, nil if it has no route
+//	table CERTIFICATES           an empty *Table; CERTIFICATES is "" if there is no TLS
+//	claim TABLE NAME TEXT        Table.Add, for each service
+//	tlsDirectory                 Options.TLSDirectory
+//	certificates PATH NAMES SUM  the crt-list of the files in a directory that HAProxy can load, "" if there is none
+func Funcs(o Options) func(report func(string)) template.FuncMap {
+	if o.TCPPorts == nil {
+		o.TCPPorts = DefaultPorts()
+	}
+	return func(report func(string)) template.FuncMap {
+		store := &certificateStore{report: report}
+		return template.FuncMap{
+			"servable": func(services []*dependency.CatalogSnippet) []string {
+				return servable(services, report)
+			},
+			"exposed": func(name string, instances []*dependency.HealthService) *Exposed {
+				return newService(name, instances, o.TCPPorts, report).exposed()
+			},
+			"table":        func(certificates string) *Table { return newTable(certificates != "", report) },
+			"claim":        (*Table).Add,
+			"tlsDirectory": func() string { return o.TLSDirectory },
+			"certificates": store.list,
+		}
 	}
 }

@@ -1,0 +1,138 @@
+//go:build e2e
+
+package templates
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+)
+
+// routed is a number of services with a host each, all of which one server answers for.
+func routed(services int) catalog {
+	c := catalog{}
+	for n := range services {
+		c.with(fmt.Sprintf("service-%04d", n), "one", "127.0.0.1", 9000, metaHost, host(n))
+	}
+	return c
+}
+
+func host(n int) string { return fmt.Sprintf("service-%04d.example.com", n) }
+
+// asRules is a configuration with a use_backend rule for each route, tried one after the other, in place of the map.
+func asRules(r rendered) rendered {
+	type rule struct {
+		Route
+		backend string
+	}
+	var rules []rule
+	for line := range strings.Lines(r.files["routes.map"]) {
+		key, backend, _ := strings.Cut(strings.TrimSpace(line), " ")
+		host, path, _ := strings.Cut(key, "/")
+		rules = append(rules, rule{Route{strings.TrimPrefix(host, "*"), "/" + path}, backend})
+	}
+	slices.SortFunc(rules, func(a, b rule) int { return compare(a.Route, b.Route) })
+	var b strings.Builder
+	for line := range strings.Lines(r.text) {
+		switch {
+		case strings.Contains(line, "use_backend"):
+			for _, r := range rules {
+				if r.Host != "" {
+					fmt.Fprintf(&b, "    use_backend %s if { var(txn.host) -m str %s } { var(txn.path) -m beg %s }\n",
+						r.backend, r.Host, r.Path)
+				} else {
+					fmt.Fprintf(&b, "    use_backend %s if { var(txn.path) -m beg %s }\n", r.backend, r.Path)
+				}
+			}
+		case !strings.Contains(line, "txn.key") && !strings.Contains(line, "txn.domain"):
+			b.WriteString(line)
+		}
+	}
+	return rendered{text: b.String()}
+}
+
+// BenchmarkE2ERoutes sends requests over 16 connections, for ten of the services, so that connections to servers are as
+// many however many services there are. us/request is the time of processor that HAProxy takes for one, answering itself
+// included: it depends less than the rest on what else the machine does.
+func BenchmarkE2ERoutes(b *testing.B) {
+	const answer = "\nfrontend answer\n    bind 127.0.0.1:9000\n    http-request return status 200 content-type text/plain string good\n"
+	for _, services := range []int{10, 1000} {
+		r := render(b, routed(services))
+		// A thousand checks a second would be a part of what is measured, and so would the log.
+		r.text = strings.ReplaceAll(r.text, "    default-server check inter 1s fall 2 rise 1\n", "")
+		r.text = strings.ReplaceAll(r.text, "    log stdout format raw local0\n", "")
+		for _, variant := range []struct {
+			name string
+			rendered
+		}{{"map", r}, {"rules", asRules(r)}} {
+			b.Run(fmt.Sprintf("services=%d/by=%s", services, variant.name), func(b *testing.B) {
+				p := run(b, images(b)[0], variant.rendered, Options{}, answer)
+				load(b, p, services)
+			})
+		}
+	}
+}
+
+func load(b *testing.B, p *proxy, services int) {
+	address := p.address(8080)
+	var failed atomic.Int64
+	before := p.processor()
+	b.SetParallelism(8) // times 2 processors
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		defer conn.Close()
+		reader := bufio.NewReader(conn)
+		for pb.Next() {
+			fmt.Fprintf(conn, "GET /some/path HTTP/1.1\r\nHost: %s\r\n\r\n", host(rand.IntN(10)*services/10))
+			resp, err := http.ReadResponse(reader, nil)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			if resp.StatusCode != 200 {
+				failed.Add(1)
+			}
+			io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+	})
+	b.StopTimer()
+	if n := failed.Load(); n > 0 {
+		b.Errorf("%d requests failed", n)
+	}
+	b.ReportMetric((p.processor()-before)*1e6/float64(b.N), "us/request")
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
+}
+
+// processor is the time of processor that HAProxy has taken, in seconds.
+func (p *proxy) processor() float64 {
+	out, err := exec.Command("docker", "exec", p.name, "cat", "/proc/1/stat").Output()
+	if err != nil {
+		p.tb.Fatal(err)
+	}
+	// man proc: utime and stime are fields 14 and 15, in ticks of 10 ms.
+	_, rest, _ := strings.Cut(string(out), ") ")
+	ticks := 0.0
+	for _, field := range strings.Fields(rest)[11:13] {
+		n, err := strconv.ParseFloat(field, 64)
+		if err != nil {
+			p.tb.Fatal(err)
+		}
+		ticks += n
+	}
+	return ticks / 100
+}

@@ -1,0 +1,71 @@
+package templates
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/consul-template/template"
+)
+
+// thousand is 1,000 services of 10 instances.
+func thousand() catalog {
+	c := catalog{}
+	for n := range 1000 {
+		name := fmt.Sprintf("service-%03d", n)
+		for i := range 10 {
+			c.with(name, fmt.Sprintf("host-%d:%s-%d:8080", i%3, name, i), fmt.Sprintf("10.%d.%d.%d", n/250, n%250, i+1), 8080,
+				metaHost, fmt.Sprintf("%s.example.com", name), metaPath, "/api", metaBalance, "leastconn")
+		}
+	}
+	return c
+}
+
+// All of it, as it is when berth starts.
+func BenchmarkRenderAll(b *testing.B) {
+	c := thousand()
+	brain := c.brain(b, inOrder)
+	r := rendered{files: map[string]string{}, paths: map[string]string{}}
+	tmpl := engine(Options{}, &r)
+	for b.Loop() {
+		r.text = execute(b, tmpl, brain)
+	}
+	b.ReportMetric(float64(len(r.text)), "bytes")
+}
+
+// What is executed for every change: the main part, with the texts of the partials at hand.
+func BenchmarkRenderMain(b *testing.B) {
+	c := thousand()
+	brain := c.brain(b, inOrder)
+	whole := render(b, c).text
+	definitions, _, _ := strings.Cut(HAProxy(), "{{- $certificates :=")
+	texts := map[string]string{}
+	for name := range c {
+		tmpl, err := template.NewTemplate(&template.NewTemplateInput{
+			Contents:   definitions + fmt.Sprintf("{{ executeTemplate `service` %q }}", name),
+			ExtFuncMap: Funcs(Options{})(func(string) {}),
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		texts[name] = execute(b, tmpl, brain)
+	}
+	r := rendered{files: map[string]string{}, paths: map[string]string{}}
+	tmpl := engineWith(Options{}, &r, HAProxy(), map[string]any{
+		"partial": func(_, service string) string { return texts[service] },
+	})
+	for b.Loop() {
+		r.text = execute(b, tmpl, brain)
+	}
+	if r.text != whole {
+		b.Fatal("it differs from the whole")
+	}
+}
+
+// What is read of one service.
+func BenchmarkService(b *testing.B) {
+	instances := thousand()["service-000"]
+	for b.Loop() {
+		newService("service-000", instances, DefaultPorts(), refuse(b)).exposed()
+	}
+}

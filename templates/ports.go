@@ -1,0 +1,86 @@
+package templates
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Ports are ranges of TCP ports. An empty list is none; nil is DefaultPorts.
+type Ports []PortRange
+
+// PortRange is the ports from First to Last, both included.
+type PortRange struct{ First, Last int }
+
+// DefaultPorts are those above the ones that need privileges.
+func DefaultPorts() Ports { return Ports{{1024, 65535}} }
+
+const noPorts = "none"
+
+// ParsePorts reads ports and ranges that are separated by commas: "5432,6000-6999", or "none".
+func ParsePorts(s string) (Ports, error) {
+	if s == noPorts {
+		return Ports{}, nil
+	}
+	var all Ports
+	for part := range strings.SplitSeq(s, ",") {
+		first, last, isRange := strings.Cut(strings.TrimSpace(part), "-")
+		if !isRange {
+			last = first
+		}
+		r := PortRange{parsePort(first), parsePort(last)}
+		if r.First == 0 || r.Last < r.First {
+			return nil, fmt.Errorf("%q is no port between 1 and 65535 and no range of ports like 6000-6999", part)
+		}
+		all = append(all, r)
+	}
+	return all, nil
+}
+
+// String is how ParsePorts reads them.
+func (p Ports) String() string {
+	if len(p) == 0 {
+		return noPorts
+	}
+	var all []string
+	for _, r := range p {
+		if r.First == r.Last {
+			all = append(all, strconv.Itoa(r.First))
+			continue
+		}
+		all = append(all, fmt.Sprintf("%d-%d", r.First, r.Last))
+	}
+	return strings.Join(all, ",")
+}
+
+// Without is the same ports but for one: that of berth's own listener, which a label must not take.
+func (p Ports) Without(port int) Ports {
+	rest := Ports{}
+	for _, r := range p {
+		if port < r.First || r.Last < port {
+			rest = append(rest, r)
+			continue
+		}
+		if r.First < port {
+			rest = append(rest, PortRange{r.First, port - 1})
+		}
+		if port < r.Last {
+			rest = append(rest, PortRange{port + 1, r.Last})
+		}
+	}
+	return rest
+}
+
+func (p Ports) contain(port int) bool {
+	return slices.ContainsFunc(p, func(r PortRange) bool { return r.First <= port && port <= r.Last })
+}
+
+// parsePort returns 0 for what is none. It takes digits only, where Atoi takes a sign.
+func parsePort(s string) int {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || s[0] == '+' {
+		return 0
+	}
+	return int(n)
+}
