@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	shared "berth/deploy/lab"
 	"berth/registrar"
 )
 
@@ -97,7 +98,7 @@ func TestE2ENetworks(t *testing.T) {
 	t.Run("the host's network", func(t *testing.T) {
 		l := l.in(t)
 		h := l.watch("host")
-		port := freePort(t)
+		port := shared.FreePort(t)
 		number, _ := strconv.Atoi(port)
 		c := l.web("host", "await go; serve 200", "--network", "host", "--expose", port, "--env", "BIND=127.0.0.1:"+port)
 		other := l.app("beside")

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	shared "berth/deploy/lab"
 	"berth/registrar"
 )
 
@@ -182,7 +183,7 @@ func (d *daemon) app(service string) container {
 
 // removeDaemons ends the private daemons of such names with everything that they started, and removes what they kept.
 func removeDaemons(ours func(name string) bool) error {
-	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), labPrefix+"*"+daemonSuffix))
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), shared.Prefix+"*"+daemonSuffix))
 	if err != nil {
 		return err
 	}
@@ -219,7 +220,7 @@ func removeDaemon(dir string) error {
 			_ = syscall.Unmount(fields[4], syscall.MNT_DETACH)
 		}
 	}
-	pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), labPrefix), "-")
+	pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), shared.Prefix), "-")
 	if out, err := exec.Command("ip", "link", "delete", bridgePrefix+pid).CombinedOutput(); err != nil && !bytes.Contains(out, []byte("Cannot find device")) {
 		return fmt.Errorf("ip link delete: %w: %s", err, out)
 	}

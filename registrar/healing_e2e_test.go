@@ -57,7 +57,7 @@ func TestE2EAgentRestart(t *testing.T) {
 	l.expectOf(soon, want...)
 
 	l.docker("restart", "--time", "5", l.name+"-consul")
-	took := l.consulAnswers()
+	took := l.consul.Answers(t)
 	whole := l.expectOf(20*time.Second, want...)
 	ready := l.eventually(20*time.Second, "the registrar is ready", r.Ready)
 	t.Logf("Consul agent restarted with its state: it answers %s after docker restart has returned; all five passing %s later, registrar ready %s after that", ms(took), ms(whole), ms(ready))
@@ -99,7 +99,7 @@ func TestE2EAgentAway(t *testing.T) {
 	failures = r.value("berth_registrar_sync_errors_total") - failures
 	gone := time.Since(stopped)
 	l.docker("start", l.name+"-consul")
-	answers := l.consulAnswers()
+	answers := l.consul.Answers(t)
 	whole := l.expectOf(20*time.Second, "stays passing", "restarts passing", "new passing")
 	ready := l.eventually(20*time.Second, "the registrar is ready", r.Ready)
 	t.Logf("Consul away for %s, while %d containers came and went: %.0f failures counted; it answers %s after docker start has returned; right %s later, registrar ready %s after that",

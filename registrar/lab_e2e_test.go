@@ -3,21 +3,14 @@
 package registrar_test
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"os"
-	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -25,11 +18,9 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/prometheus/client_golang/prometheus"
 
+	shared "berth/deploy/lab"
 	"berth/registrar"
 )
-
-// labPrefix begins the names of everything that the tests make; the PID of their process follows.
-const labPrefix = "berth-e2e-"
 
 // labLabel is on all containers of a lab, with its name.
 const labLabel = "berth-e2e"
@@ -44,13 +35,7 @@ func (e engine) try(args ...string) (string, error) {
 	if e.host != "" {
 		args = append([]string{"--host", e.host}, args...)
 	}
-	var stdout, stderr bytes.Buffer
-	cmd := exec.Command("docker", args...)
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("docker %s: %w\n%s", strings.Join(args, " "), err, stderr.String())
-	}
-	return strings.TrimSpace(stdout.String()), nil
+	return shared.Docker(args...)
 }
 
 // docker runs a docker command, and ends the test if that fails.
@@ -83,106 +68,43 @@ func (l *lab) in(t *testing.T) *lab {
 type world struct {
 	name    string // begins the names of all that is in it
 	network string
-	consul  *api.Client
+	consul  *shared.Consul
 	port    string // of Consul's HTTP API on 127.0.0.1
 
 	mu     sync.Mutex
 	events []happening // what Docker did to its containers
 }
 
-var (
-	labs      atomic.Int64
-	leftovers = sync.OnceValue(removeLeftovers)
-)
+// daemonLeftovers removes the daemons that test processes left that are gone.
+var daemonLeftovers = sync.OnceValue(func() error { return removeDaemons(shared.Leftover) })
 
 func newLab(t testing.TB) *lab {
 	t.Helper()
-	for _, name := range []string{"IMAGE_APP", "IMAGE_HAPROXY", "IMAGE_CONSUL"} {
-		if os.Getenv(name) == "" {
-			t.Fatalf("%s is not set: run the tests with make test, which builds the images and sets it", name)
-		}
+	for _, variable := range []string{"IMAGE_APP", "IMAGE_HAPROXY", "IMAGE_CONSUL"} {
+		shared.Image(t, variable)
 	}
-	if err := leftovers(); err != nil {
+	name := shared.Name(t)
+	if err := daemonLeftovers(); err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{engine{t: t}, &world{name: fmt.Sprintf("%s%d-%d", labPrefix, os.Getpid(), labs.Add(1))}}
-	l.network = l.name + "-net"
-	l.port = freePort(t)
-	client, err := api.NewClient(&api.Config{Address: "127.0.0.1:" + l.port})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.consul = client
-	t.Cleanup(l.remove)
+	l := &lab{engine{t: t}, &world{name: name, network: name + "-net", port: shared.FreePort(t)}}
 	l.docker("network", "create", l.network)
 	l.follow()
 	l.startConsul()
 	return l
 }
 
-func (l *lab) remove() {
-	if err := removeAll(func(name string) bool { return strings.HasPrefix(name, l.name+"-") }); err != nil {
-		l.t.Error(err)
-	}
-}
-
-// removeLeftovers removes what was left by test processes that are gone: a run that crashed could not do it itself.
-func removeLeftovers() error {
-	return errors.Join(removeAll(leftover), removeDaemons(leftover))
-}
-
-// leftover says whether a name is one of a test process that is gone.
-func leftover(name string) bool {
-	rest, ours := strings.CutPrefix(name, labPrefix)
-	number, _, _ := strings.Cut(rest, "-")
-	pid, err := strconv.Atoi(number)
-	return ours && err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)
-}
-
-// removeAll removes the containers with their volumes, and the networks, that have such names.
-func removeAll(ours func(name string) bool) error {
-	var errs []error
-	for _, kind := range []struct{ list, remove []string }{
-		{[]string{"container", "ls", "--all", "--format", "{{.Names}}"}, []string{"container", "rm", "--force", "--volumes"}},
-		{[]string{"network", "ls", "--format", "{{.Name}}"}, []string{"network", "rm"}},
-	} {
-		out, err := engine{}.try(append(kind.list, "--filter", "name="+labPrefix)...)
-		errs = append(errs, err)
-		for _, name := range strings.Fields(out) {
-			if !ours(name) {
-				continue
-			}
-			// One by one: Docker 20.10 loses count of a network's endpoints when many go at once, and then keeps the
-			// network, without anything on it, until it is restarted. That is no reason to fail.
-			if _, err := (engine{}).try(append(kind.remove, name)...); err != nil && !strings.Contains(err.Error(), "has active endpoints") {
-				errs = append(errs, err)
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // startConsul starts an agent that is its own server, with its data in a volume, and waits until it works.
 func (l *lab) startConsul() {
 	l.t.Helper()
-	l.docker("run", "--detach", "--name", l.name+"-consul", "--network", l.network, "--publish", "127.0.0.1:"+l.port+":8500",
-		"--user", "100:1000", "--env", "CONSUL_DISABLE_PERM_MGMT=1", "--label", "SERVICE_IGNORE=true",
-		os.Getenv("IMAGE_CONSUL"), "agent", "-server", "-bootstrap-expect=1", "-node=e2e", "-client=0.0.0.0",
-		`-advertise={{ GetInterfaceIP "eth0" }}`, "-data-dir=/consul/data", "-log-level=warn",
-		"-hcl=disable_update_check = true", "-hcl=performance { raft_multiplier = 1 }", "-hcl=limits { http_max_conns_per_client = -1 }")
-	l.consulAnswers()
-}
-
-// consulAnswers waits until the agent has a leader and itself in the catalog.
-func (l *lab) consulAnswers() time.Duration {
-	l.t.Helper()
-	return l.eventually(30*time.Second, "Consul answers", func() error {
-		nodes, _, err := l.consul.Catalog().Nodes(nil)
-		if err == nil && len(nodes) == 0 {
-			err = errors.New("its catalog is empty")
-		}
-		return err
+	l.consul = shared.StartConsul(l.t, shared.ConsulOptions{
+		Name:    l.name + "-consul",
+		Address: "127.0.0.1:" + l.port,
+		Docker:  []string{"--network", l.network, "--publish", "127.0.0.1:" + l.port + ":8500", "--label", "SERVICE_IGNORE=true"},
+		Args: []string{"-server", "-bootstrap-expect=1", "-node=e2e", "-client=0.0.0.0", `-advertise={{ GetInterfaceIP "eth0" }}`,
+			"-data-dir=/consul/data", "-hcl=limits { http_max_conns_per_client = -1 }"},
 	})
+	l.consul.Answers(l.t)
 }
 
 // container is one of a lab. It registers as the service that is the last part of its name.
@@ -218,8 +140,10 @@ func (e engine) addressOn(c container, network string) string {
 }
 
 // Shell functions for web: serve STATUS answers every request on port 8080 with that status, instead of what was served
-// before; await FILE waits for a file in /tmp, which a test makes with touch.
+// before; await FILE waits for a file in /tmp, which a test makes with touch. The pid of an earlier run of the container
+// is that of another process by now, of the new haproxy itself at worst.
 const webFunctions = `
+rm -f /tmp/pid
 serve() {
 	printf '%s\n' 'global' ' fd-hard-limit 4096' 'defaults' ' mode http' ' timeout client 5s' ' timeout server 5s' ' timeout connect 5s' \
 		'frontend web' " bind ${BIND:-:8080}" " http-request return status $1 content-type text/plain string said-$1" >/tmp/$1.cfg
@@ -352,17 +276,8 @@ func dockerClient(t testing.TB, host string) *docker.Client {
 	return client
 }
 
-// logText is a log that can be read while it is written.
-type logText struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logText) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
+// logText is the log of a registrar.
+type logText struct{ shared.Log }
 
 // without is the log without the lines that have one text and lack the other.
 func (l *logText) without(text, but string) (out string) {
@@ -372,12 +287,6 @@ func (l *logText) without(text, but string) (out string) {
 		}
 	}
 	return out
-}
-
-func (l *logText) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }
 
 // instance is what Consul's agent holds of an instance. Its status is passing, warning, critical or maintenance, or ""
@@ -466,29 +375,7 @@ func (l *lab) statuses() (out []string, err error) {
 // eventually waits until f returns nil, and says how long that took. It ends the test after the time given.
 func (e engine) eventually(within time.Duration, what string, f func() error) time.Duration {
 	e.t.Helper()
-	start := time.Now()
-	for {
-		err := f()
-		took := time.Since(start)
-		if err == nil {
-			return took
-		}
-		if took > within {
-			e.t.Fatalf("not within %s: %s: %v", within, what, err)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	return shared.Eventually(e.t, within, what, f)
 }
 
 // ms is a duration as the tests' logs have it.

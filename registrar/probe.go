@@ -12,7 +12,8 @@ import (
 // Probing begins fast, since most programs listen a few milliseconds after their start, and slows down, so that
 // one which never listens costs next to nothing.
 const (
-	probeFirst   = 2 * time.Millisecond
+	probeFirst   = time.Millisecond
+	probesFast   = 32 // so often
 	probeMost    = 500 * time.Millisecond
 	probeTimeout = time.Second
 )
@@ -54,7 +55,11 @@ func tryHTTP(ctx context.Context, r Ready) error {
 // reason, if it takes longer than patience.
 func probe(ctx context.Context, try prober, r Ready, patience time.Duration, late func(error)) error {
 	started, told := time.Now(), false
-	for wait := probeFirst; ; wait = min(wait+wait/8+1, probeMost) {
+	wait := probeFirst
+	for n := 1; ; n++ {
+		if n > probesFast {
+			wait = min(wait+wait/8+1, probeMost)
+		}
 		attempt, cancel := context.WithTimeout(ctx, probeTimeout)
 		err := try(attempt, r)
 		cancel()

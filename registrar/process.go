@@ -1,0 +1,271 @@
+package registrar
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// ProcessOptions say what to run, and as what to register it. Command, Host, Name, Port, TTL, Agent and Log are
+// required.
+type ProcessOptions struct {
+	Command               []string // the program and its arguments; it has to stay in the foreground
+	Stdin, Stdout, Stderr *os.File // given to it as they are; nil = /dev/null
+	// Signals: the first SIGTERM or SIGINT stops the process, a second one cuts draining short, and all others are
+	// passed on.
+	Signals <-chan os.Signal
+
+	Host    string   // name of this host, for the default ID and the owner
+	Name    string   // of the service
+	Port    int      // that the process listens on, over TCP
+	ID      string   // of the instance; "" = <host>:<name>:<port>
+	Address string   // IP address that it listens on; "" = 127.0.0.1, and in Consul the address of its node
+	Tags    string   // separated by commas, as in SERVICE_TAGS
+	Meta    []string // key=value
+	Weight  int      // 1 to 256; 0 = 1
+	Ready   string   // as SERVICE_READY, but for healthcheck; "" = tcp
+
+	ReadyTimeout time.Duration // after that it is registered as critical until it is ready
+	TTL          time.Duration // after that Consul takes it for critical if berth says nothing; 1 s or more
+	DrainTime    time.Duration // from its being taken out of service to its SIGTERM
+	StopTimeout  time.Duration // from there to its SIGKILL
+
+	Agent Agent
+	Log   *slog.Logger
+}
+
+const (
+	// processOwner begins the owner of a registration that a Process makes, where others have their Docker engine.
+	processOwner = "process:"
+
+	// reapAfter is how long an instance stays registered as critical when its berth was killed: long enough to be seen.
+	reapAfter = 10 * time.Minute
+
+	// killTime is how long a process may take to end by SIGKILL, which only one does that hangs in the kernel.
+	killTime = 5 * time.Second
+)
+
+// Process is a plain process that is registered in Consul while it runs.
+type Process struct {
+	opts     ProcessOptions
+	name     string // of the program, in logs
+	at       string // where it is asked whether it is ready
+	instance Instance
+}
+
+// NewProcess returns a Process, or one line that says what is wrong with the options, by the names of berth's flags.
+// Nothing is started or dialled before Run.
+func NewProcess(opts ProcessOptions) (*Process, error) {
+	opts.ID = cmp.Or(opts.ID, fmt.Sprintf("%s:%s:%d", opts.Host, opts.Name, opts.Port))
+	p := &Process{
+		opts: opts,
+		name: filepath.Base(opts.Command[0]),
+		at:   net.JoinHostPort(cmp.Or(opts.Address, loopback), strconv.Itoa(opts.Port)),
+	}
+	check := ttlCheck("berth service", opts.TTL)
+	check.Definition.DeregisterCriticalServiceAfter = reapAfter.String()
+	p.instance = Instance{
+		ID: opts.ID, Name: opts.Name, Address: opts.Address, Port: opts.Port, Weight: opts.Weight, Checks: []Check{check},
+	}
+	return p, p.complete()
+}
+
+// complete checks the options, and reads those that have a grammar.
+func (p *Process) complete() (err error) {
+	o, in := p.opts, &p.instance
+	address, badAddress := netip.ParseAddr(o.Address)
+	switch {
+	case o.Name == "":
+		return errors.New("name is not given: say which service this is an instance of, as in --name www")
+	case !serviceName.MatchString(o.Name) || len(o.Name) > maxName:
+		return fmt.Errorf("name must be up to %d letters, digits, - and _, not %s", maxName, quote(o.Name))
+	case o.Port == 0:
+		return errors.New("port is not given: say which port the command listens on, as in --port 20001")
+	case o.Port < 1 || o.Port > 65535:
+		return fmt.Errorf("port must be a number from 1 to 65535, not %d", o.Port)
+	case !serviceID.MatchString(o.ID) || len(o.ID) > maxID || path.Clean(o.ID) != o.ID:
+		return fmt.Errorf("id must be up to %d letters, digits and _.:@/-, not %s", maxID, quote(o.ID))
+	case o.Address != "" && (badAddress != nil || address.Zone() != "" || address.IsUnspecified() || address.IsMulticast()):
+		return fmt.Errorf("address must be an IP address that HAProxy reaches this host at, not %s", quote(o.Address))
+	case o.Weight < 0 || o.Weight > maxWeight:
+		return fmt.Errorf("weight must be a number from 1 to %d, not %d", maxWeight, o.Weight)
+	case o.TTL < minInterval:
+		return fmt.Errorf("ttl must be %v or more, not %v", minInterval, o.TTL)
+	}
+	var problems []string
+	if in.Tags, problems = tags(splitTags(o.Tags)); len(problems) > 0 {
+		return fmt.Errorf("tags: %s", problems[0])
+	}
+	if in.Meta, err = parseMeta(o.Meta); err != nil {
+		return err
+	}
+	// As one port of a container that has no HEALTHCHECK.
+	if in.Ready, err = readiness(Container{}, Port{uint16(o.Port), "tcp", nil}, o.Ready, p.at, nil); err != nil || o.Ready == "healthcheck" {
+		return fmt.Errorf("ready must be tcp, http:/path, https:/path or none, not %s", quote(o.Ready))
+	}
+	return nil
+}
+
+// parseMeta reads key=value pairs, as far as Consul takes them.
+func parseMeta(pairs []string) (map[string]string, error) {
+	meta := map[string]string{}
+	for _, pair := range pairs {
+		key, value, ok := strings.Cut(pair, "=")
+		if _, twice := meta[key]; twice {
+			return nil, fmt.Errorf("meta has %s twice: give it once", quote(key))
+		}
+		one := settings{values: map[string]string{key: value}}
+		if taken, problems := one.meta(); !ok || len(taken) == 0 {
+			why := "write it as key=value"
+			if len(problems) > 0 && ok {
+				_, why, _ = strings.Cut(problems[0], " is left out: ")
+			}
+			return nil, fmt.Errorf("meta %s: %s", quote(pair), why)
+		}
+		meta[key] = value
+	}
+	if most := maxMeta - ownMeta; len(meta) > most {
+		return nil, fmt.Errorf("meta has %d pairs, and Consul takes %d: give fewer", len(meta), most)
+	}
+	return meta, nil
+}
+
+// Run starts the process and returns when it has ended, with its exit code as a shell has it: 128 and the signal if one
+// killed it. To end by the SIGTERM that Run sent is as good as 0. The process is registered from when it is ready until
+// it is told to stop or ends. Whether Consul answers makes no difference to it. That ctx is done is like a SIGTERM
+// in Signals.
+func (p *Process) Run(ctx context.Context) (code int, err error) {
+	if p.instance.Ready.Kind != ReadyNone && accepts(ctx, p.at) {
+		return 0, fmt.Errorf("%s accepts connections before %s is started: end what listens there, or choose another port", p.at, p.name)
+	}
+	c, err := startChild(p.opts)
+	if err != nil {
+		return 0, fmt.Errorf("cannot start %s: %w", p.name, err)
+	}
+	p.opts.Log.Info(p.name+" started", "pid", c.Pid)
+	owner := fmt.Sprintf("%s%s:%d", processOwner, p.opts.Host, c.Pid)
+	w := wanted{Instance: p.instance}
+	w.Meta = maps.Clone(w.Meta)
+	w.Meta[metaOwner] = owner
+	k := newKeeper(p.opts.Agent, p.opts.Log, w.ID, owner, p.opts.TTL, fmt.Sprintf("process %d runs", c.Pid))
+	if reason := p.attend(ctx, c, k, w); reason != "" {
+		p.stop(c, k, w, reason)
+	}
+	k.release()
+	if !c.hasEnded() {
+		return 0, fmt.Errorf("%s, process %d, does not end, not even by SIGKILL", p.name, c.Pid)
+	}
+	p.opts.Log.Info(p.name+" ended", "pid", c.Pid, "state", c.state.String())
+	return c.code(), nil
+}
+
+// attend registers the process when it is ready, and returns why it is to stop, or "" when it has ended by itself.
+func (p *Process) attend(ctx context.Context, c *child, k *keeper, w wanted) (stop string) {
+	probing, enough := context.WithCancel(context.WithoutCancel(ctx))
+	var (
+		ready  = make(chan struct{})
+		late   = make(chan error, 1)
+		prober sync.WaitGroup
+	)
+	prober.Go(func() {
+		if p.probe(probing, func(err error) { late <- err }) == nil {
+			close(ready)
+		}
+	})
+	defer prober.Wait()
+	defer enough()
+	for {
+		select {
+		case <-c.ended:
+			return ""
+		case <-ctx.Done():
+			return "berth was told to end"
+		case s := <-p.opts.Signals:
+			if isStop(s) {
+				return "the process was told to stop by " + signalName(int(s.(syscall.Signal)))
+			}
+			_ = c.Signal(s)
+		case err := <-late:
+			w.notReady = err.Error()
+			p.opts.Log.Warn("critical until it is ready", "instance", w.ID, "reason", w.notReady, "waited", p.opts.ReadyTimeout)
+			k.keep(w)
+		case <-ready:
+			ready, late = nil, nil
+			w.notReady = ""
+			k.keep(w)
+		}
+	}
+}
+
+// probe returns nil when the process is ready.
+func (p *Process) probe(ctx context.Context, late func(error)) error {
+	if p.instance.Ready.Kind == ReadyNone {
+		return nil
+	}
+	return probe(ctx, try, p.instance.Ready, p.opts.ReadyTimeout, late)
+}
+
+// stop takes the process out of service, and has it end when it is drained. What is not registered needs no draining.
+func (p *Process) stop(c *child, k *keeper, w wanted, reason string) {
+	log := p.opts.Log.With("pid", c.Pid)
+	log.Info(p.name+" is to stop", "reason", reason)
+	if k.keeping() {
+		w.drain = automatic + reason
+		k.keep(w)
+		if p.await(c, p.opts.DrainTime, isStop) {
+			return
+		}
+	}
+	c.terminate()
+	if p.await(c, p.opts.StopTimeout, nil) {
+		return
+	}
+	log.Warn(p.name+" has not ended when told to, killing it", "waited", p.opts.StopTimeout)
+	c.kill()
+	p.await(c, killTime, nil)
+}
+
+// await waits until the process has ended, for so long at most, and says whether it has. A signal that is enough ends
+// the waiting, all others are passed on.
+func (p *Process) await(c *child, most time.Duration, enough func(os.Signal) bool) bool {
+	over := time.NewTimer(most)
+	defer over.Stop()
+	for {
+		select {
+		case <-c.ended:
+			return true
+		case <-over.C:
+			return c.hasEnded()
+		case s := <-p.opts.Signals:
+			if enough != nil && enough(s) {
+				return c.hasEnded()
+			}
+			_ = c.Signal(s)
+		}
+	}
+}
+
+// accepts says whether something listens there already: it would be registered in place of a process that then cannot.
+func accepts(ctx context.Context, address string) bool {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	return try(ctx, Ready{Kind: ReadyTCP, Address: address}) == nil
+}
+
+func isStop(s os.Signal) bool {
+	return slices.Contains([]os.Signal{syscall.SIGTERM, syscall.SIGINT}, s)
+}
