@@ -1,25 +1,29 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	docker "github.com/fsouza/go-dockerclient"
-	"github.com/hashicorp/consul-template/dependency"
+	"github.com/hashicorp/consul-template/config"
 	"github.com/hashicorp/consul/api"
 
 	"berth/registrar"
+	"berth/templater"
 )
 
-// consulConfig is what the standard CONSUL_* variables say, with berth's own options over it.
-func consulConfig(c Config) *api.Config {
+// consulConfig is what the standard CONSUL_* variables say, with berth's own options over it, ready to be used: with an
+// http.Client that follows the files of token and certificate, and speaks HTTP/2 where Consul does (over TLS).
+func consulConfig(c Config) (*api.Config, error) {
 	conf := api.DefaultConfig()
 	if c.ConsulAddress != "" {
 		conf.Address = c.ConsulAddress
@@ -27,35 +31,45 @@ func consulConfig(c Config) *api.Config {
 	if c.ConsulTokenFile != "" {
 		conf.TokenFile = c.ConsulTokenFile
 	}
-	return conf
+	templater.Tune(conf.Transport, cmp.Or(c.ConsulConnections, templater.DefaultConnections))
+	if path, ok := strings.CutPrefix(conf.Address, "unix://"); ok {
+		// The client would open a connection for each request.
+		conf.Address = "localhost"
+		conf.Transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		}
+	}
+	if _, err := api.NewClient(conf); err != nil { // fills in the rest
+		return nil, err
+	}
+	if cert, key := conf.TLSConfig.CertFile, conf.TLSConfig.KeyFile; cert != "" && key != "" {
+		conf.Transport.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(cert, key)
+			return &pair, err
+		}
+	}
+	if conf.TokenFile != "" {
+		conf.HttpClient.Transport = templater.FollowToken(conf.HttpClient.Transport, conf)
+	}
+	return conf, nil
 }
 
-// consulTemplateClient says the same to consul-template, which takes TLS settings only if told to use TLS.
-func consulTemplateClient(conf *api.Config) dependency.CreateConsulClientInput {
-	in := dependency.CreateConsulClientInput{
-		Address:    conf.Address,
-		Namespace:  conf.Namespace,
-		Token:      conf.Token,
-		TokenFile:  conf.TokenFile,
-		SSLEnabled: conf.Scheme == "https" || strings.HasPrefix(conf.Address, "https://"),
-		SSLVerify:  !conf.TLSConfig.InsecureSkipVerify,
-		SSLCert:    conf.TLSConfig.CertFile,
-		SSLKey:     conf.TLSConfig.KeyFile,
-		SSLCACert:  conf.TLSConfig.CAFile,
-		SSLCAPath:  conf.TLSConfig.CAPath,
-		ServerName: conf.TLSConfig.Address,
+func consulClient(c Config) (*api.Client, error) {
+	conf, err := consulConfig(c)
+	if err != nil {
+		return nil, err
+	}
+	return api.NewClient(conf)
+}
 
-		TransportDialKeepAlive:       30 * time.Second,
-		TransportDialTimeout:         10 * time.Second,
-		TransportIdleConnTimeout:     90 * time.Second,
-		TransportMaxIdleConns:        100,
-		TransportMaxIdleConnsPerHost: 100,
-		TransportTLSHandshakeTimeout: 10 * time.Second,
+// libraryConfig is what consul-template makes of the standard VAULT_* and NOMAD_* variables; nil without any.
+func libraryConfig() *config.Config {
+	if os.Getenv("VAULT_ADDR") == "" && os.Getenv("NOMAD_ADDR") == "" {
+		return nil
 	}
-	if conf.HttpAuth != nil {
-		in.AuthEnabled, in.AuthUsername, in.AuthPassword = true, conf.HttpAuth.Username, conf.HttpAuth.Password
-	}
-	return in
+	c := config.DefaultConfig()
+	c.Finalize()
+	return c
 }
 
 // dockerClient is a client for what the standard DOCKER_* variables say.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/viper"
 
 	"berth/registrar"
+	"berth/templater"
 )
 
 // Config is the whole configuration. A key of the YAML file is the name of the flag, and the environment variable is
@@ -41,12 +43,37 @@ type Config struct {
 	DrainTime    time.Duration    `mapstructure:"drain-time"`
 	Policy       []registrar.Rule `mapstructure:"policy"` // in the file only
 
-	Template       string        `mapstructure:"template"`
-	HAProxyConfig  string        `mapstructure:"haproxy-config"`
-	HAProxySocket  string        `mapstructure:"haproxy-socket"`
-	HAProxyBinary  string        `mapstructure:"haproxy-binary"`
-	HAProxyTimeout time.Duration `mapstructure:"haproxy-timeout"`
-	ReloadInterval time.Duration `mapstructure:"reload-interval"`
+	Name        string        `mapstructure:"name"`
+	Port        int           `mapstructure:"port"`
+	ID          string        `mapstructure:"id"`
+	Address     string        `mapstructure:"address"`
+	Meta        []string      `mapstructure:"meta"`
+	Weight      int           `mapstructure:"weight"`
+	Ready       string        `mapstructure:"ready"`
+	StopTimeout time.Duration `mapstructure:"stop-timeout"`
+
+	ConsulConnections int           `mapstructure:"consul-connections"`
+	ConsulGrace       time.Duration `mapstructure:"consul-grace"`
+	VanishLimit       int           `mapstructure:"vanish-limit"`
+
+	Template               string        `mapstructure:"template"`
+	TemplatePrograms       bool          `mapstructure:"template-programs"`
+	TLSDirectory           string        `mapstructure:"tls-directory"`
+	TCPPorts               string        `mapstructure:"tcp-ports"`
+	HAProxyConfig          string        `mapstructure:"haproxy-config"`
+	HAProxySocket          string        `mapstructure:"haproxy-socket"`
+	HAProxyBinary          string        `mapstructure:"haproxy-binary"`
+	HAProxyTimeout         time.Duration `mapstructure:"haproxy-timeout"`
+	HAProxyStopTimeout     time.Duration `mapstructure:"haproxy-stop-timeout"`
+	HAProxyDrainTimeout    time.Duration `mapstructure:"haproxy-drain-timeout"`
+	HAProxyTunnelTimeout   time.Duration `mapstructure:"haproxy-tunnel-timeout"`
+	HAProxyReloadCommand   string        `mapstructure:"haproxy-reload-command"`
+	HAProxyReloadContainer string        `mapstructure:"haproxy-reload-container"`
+	HAProxyReloadSignal    string        `mapstructure:"haproxy-reload-signal"`
+	Runtime                bool          `mapstructure:"runtime"`
+	ReloadInterval         time.Duration `mapstructure:"reload-interval"`
+	File                   []string      `mapstructure:"file"`
+	Files                  []fileEntry   `mapstructure:"files"` // in the file only
 }
 
 func commonFlags(f *pflag.FlagSet, listen string) {
@@ -76,16 +103,33 @@ func registrarFlags(f *pflag.FlagSet) {
 
 func templaterFlags(f *pflag.FlagSet) {
 	f.String("template", "", "consul-template file to render (default: the built-in template)")
-	f.String("haproxy-config", "/etc/haproxy/haproxy.cfg", "HAProxy's configuration file, in a directory that berth may write to")
-	f.String("haproxy-socket", "/run/haproxy/master.sock", "HAProxy's master socket (haproxy -W -S ...)")
+	f.Bool("template-programs", false, "allow the template functions plugin and writeToFile, which run programs and write files")
+	f.String("tls-directory", "", "directory of certificates (PEM files with their keys) for the built-in template (default: no TLS)")
+	f.String("tcp-ports", "1024-65535", "ports that SERVICE_ROUTE_PORT may ask the built-in template for, like 5432,6000-6099, or none")
+	f.Int("consul-connections", templater.DefaultConnections, "connections to Consul that may be open at a time (Consul's own limit is 200)")
+	f.Duration("consul-grace", 30*time.Second, "how long to keep what a Consul that failed or lost its state no longer lists")
+	f.Int("vanish-limit", 100, "percentage of a list that may vanish at once; if it is more, what is gone is kept for consul-grace")
+	f.StringArray("file", nil, "template:destination[:command], a plain file to render, and a shell command to run when it has changed")
+	f.String("haproxy-config", "/etc/haproxy/haproxy.cfg", "HAProxy's configuration file, in a directory that berth may write to, or none")
+	f.String("haproxy-socket", "/run/haproxy/master.sock", "HAProxy's master socket (haproxy -W -S ...), or none")
+	f.String("haproxy-reload-command", "", "shell command that makes HAProxy load its file, instead of its socket")
+	f.String("haproxy-reload-container", "", "container of a HAProxy that is told so by a signal through Docker, instead of its socket")
+	f.String("haproxy-reload-signal", "USR2", "the signal")
 	f.String("haproxy-binary", defaultBinary, "program to validate a configuration with before it is loaded, if it is here, or none")
 	f.Duration("haproxy-timeout", 10*time.Second, "how long HAProxy may take to answer or to reload")
+	f.Duration("haproxy-stop-timeout", 8*time.Second, "how long an HAProxy that berth runs may finish its connections when berth is stopped")
+	f.Duration("haproxy-drain-timeout", 5*time.Minute, "how long requests may go on at a server that was removed")
+	f.Duration("haproxy-tunnel-timeout", time.Hour, "the same for TCP connections and websockets")
+	f.Bool("runtime", true, "change servers in the running HAProxy; if false, every change is a reload")
 	f.Duration("reload-interval", 200*time.Millisecond, "least time between two reloads; the first is done at once")
 }
 
 const (
 	envPrefix     = "BERTH_"
 	defaultBinary = "haproxy"
+
+	// leastConnections leaves enough queries that block beside those that share some.
+	leastConnections = 40
 )
 
 // readConfig joins flags, environment, file and defaults, in this order.
@@ -94,7 +138,7 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 	known := map[string]bool{}
 	all.VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
 	inFile := maps.Clone(known)
-	inFile["policy"] = true
+	inFile["policy"], inFile["files"] = true, true
 	for _, kv := range os.Environ() {
 		name, value, _ := strings.Cut(kv, "=") // an empty value counts as none, as in a compose file
 		if key, ours := strings.CutPrefix(name, envPrefix); ours && value != "" && !known[strings.ToLower(strings.ReplaceAll(key, "_", "-"))] {
@@ -122,11 +166,17 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 	if err := checkDurations(v, all); err != nil {
 		return Config{}, err
 	}
+	if err := checkFiles(v.Get("files")); err != nil {
+		return Config{}, err
+	}
 	var c Config
 	if err := v.UnmarshalExact(&c); err != nil {
 		return Config{}, fmt.Errorf("configuration: %s", oneLine(err))
 	}
-	for _, s := range []*string{&c.Listen, &c.HAProxyBinary} {
+	if lines, ok := v.Get("file").(string); ok { // from the environment: a command may have commas
+		c.File = strings.FieldsFunc(lines, func(r rune) bool { return r == '\n' })
+	}
+	for _, s := range []*string{&c.Listen, &c.HAProxyBinary, &c.HAProxyConfig, &c.HAProxySocket} {
 		if *s == "none" {
 			*s = ""
 		}
@@ -154,6 +204,7 @@ func allFlags() *pflag.FlagSet {
 	commonFlags(all, "")
 	registrarFlags(all)
 	templaterFlags(all)
+	serviceFlags(all)
 	return all
 }
 
@@ -193,10 +244,20 @@ func (c Config) validate() error {
 	if _, err := registrar.ParseTags(c.Tags); err != nil {
 		return fmt.Errorf("tags: %w", err)
 	}
+	if c.TLSDirectory != "" && !filepath.IsAbs(c.TLSDirectory) {
+		return fmt.Errorf("tls-directory must be an absolute path, as HAProxy has it, not %q", c.TLSDirectory)
+	}
+	if c.VanishLimit < 0 || c.VanishLimit > 100 { // a command without it has 0
+		return fmt.Errorf("vanish-limit is a percentage from 1 to 100, not %d", c.VanishLimit)
+	}
+	if c.ConsulConnections != 0 && c.ConsulConnections < leastConnections { // a command without it has 0
+		return fmt.Errorf("consul-connections must be at least %d, not %d", leastConnections, c.ConsulConnections)
+	}
 	if err := registrar.ValidatePolicy(c.Policy); err != nil {
 		return fmt.Errorf("policy: %w", err)
 	}
-	return nil
+	_, err := c.fileEntries()
+	return err
 }
 
 func oneLine(err error) string {

@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -52,7 +54,7 @@ func start(t *testing.T, args ...string) *syncBuffer {
 	cmd := rootCommand()
 	cmd.SetArgs(append(args, "--listen", "none"))
 	cmd.SetErr(&out)
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context())) // it is done before the clean-up
 	done := make(chan error, 1)
 	go func() { done <- cmd.ExecuteContext(ctx) }()
 	t.Cleanup(func() {
@@ -169,19 +171,75 @@ func TestOrderOfConfiguration(t *testing.T) {
 }
 
 func TestConsulVariables(t *testing.T) {
-	t.Setenv("CONSUL_HTTP_ADDR", "https://consul.example:8501")
-	t.Setenv("CONSUL_HTTP_TOKEN", "secret")
-	t.Setenv("CONSUL_CACERT", "/ca.pem")
-	t.Setenv("CONSUL_CLIENT_CERT", "/cert.pem")
-	t.Setenv("CONSUL_CLIENT_KEY", "/key.pem")
-	t.Setenv("CONSUL_TLS_SERVER_NAME", "server.dc1.consul")
+	var asked *http.Request
+	consul := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { asked = r }))
+	defer consul.Close()
+	ask := func(c Config) {
+		t.Helper()
+		client, err := consulClient(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Agent().Services(); err != nil && !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("CONSUL_HTTP_ADDR", "http://127.0.0.1:1")
+	t.Setenv("CONSUL_HTTP_TOKEN", "from-variable")
 	t.Setenv("CONSUL_HTTP_AUTH", "me:pw")
-	in := consulTemplateClient(consulConfig(Config{}))
-	if in.Address != "https://consul.example:8501" || in.Token != "secret" || !in.SSLEnabled || !in.SSLVerify || in.SSLCACert != "/ca.pem" ||
-		in.SSLCert != "/cert.pem" || in.SSLKey != "/key.pem" || in.ServerName != "server.dc1.consul" || in.AuthUsername != "me" || in.AuthPassword != "pw" {
-		t.Errorf("the standard variables do not reach the templater: %+v", in)
+	t.Setenv("CONSUL_NAMESPACE", "team")
+	t.Setenv("CONSUL_PARTITION", "part")
+	ask(Config{ConsulAddress: consul.URL})
+	user, _, _ := asked.BasicAuth()
+	if asked.Header.Get("X-Consul-Token") != "from-variable" || user != "me" || asked.FormValue("ns") != "team" || asked.FormValue("partition") != "part" {
+		t.Errorf("asked %s %v", asked.URL, asked.Header)
 	}
-	if got := consulConfig(Config{ConsulAddress: "unix:///run/consul.sock"}).Address; got != "unix:///run/consul.sock" {
-		t.Errorf("berth's own option does not win: %s", got)
-	}
+
+	t.Run("token file", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "token")
+		write := func(token string) {
+			t.Helper()
+			if err := os.WriteFile(file, []byte(token), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write("one\n")
+		client, err := consulClient(Config{ConsulAddress: consul.URL, ConsulTokenFile: file})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, token := range []string{"one", "second", "third one"} {
+			write(token)
+			if _, err := client.Agent().Services(); err != nil && !errors.Is(err, io.EOF) {
+				t.Fatal(err)
+			}
+			if got := asked.Header.Get("X-Consul-Token"); got != token {
+				t.Errorf("token %q, want %q", got, token)
+			}
+		}
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		if _, _ = client.Agent().Services(); asked.Header.Get("X-Consul-Token") != "third one" {
+			t.Errorf("token %q once the file is gone", asked.Header.Get("X-Consul-Token"))
+		}
+		if _, err := consulClient(Config{ConsulAddress: consul.URL, ConsulTokenFile: file}); err == nil || !strings.Contains(err.Error(), file) {
+			t.Errorf("no token file: %v", err)
+		}
+	})
+	t.Run("unix socket", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "consul.sock")
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := &httptest.Server{Listener: l, Config: &http.Server{Handler: consul.Config.Handler}}
+		server.Start()
+		defer server.Close()
+		asked = nil
+		ask(Config{ConsulAddress: "unix://" + path})
+		if asked == nil {
+			t.Error("nobody asked")
+		}
+	})
 }

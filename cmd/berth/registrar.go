@@ -6,7 +6,6 @@ import (
 	"io"
 	"text/tabwriter"
 
-	"github.com/hashicorp/consul/api"
 	"github.com/spf13/cobra"
 
 	"berth/registrar"
@@ -56,7 +55,7 @@ func (p *process) newRegistrar() (*registrar.Registrar, error) {
 	if err != nil {
 		return nil, err
 	}
-	consul, err := api.NewClient(consulConfig(p.config))
+	consul, err := consulClient(p.config)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +119,7 @@ requests, and stay so until berth undrain or the end of their container.`,
 			if err != nil {
 				return err
 			}
-			consul, err := api.NewClient(consulConfig(p.config))
+			consul, err := consulClient(p.config)
 			if err != nil {
 				return err
 			}

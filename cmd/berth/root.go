@@ -5,11 +5,16 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+
+	"berth/proxyctl/supervise"
 )
 
 func rootCommand() *cobra.Command {
@@ -27,7 +32,7 @@ DOCKER_TLS_VERIFY mean what they mean everywhere.`,
 		SilenceErrors: true,
 	}
 	cmd.CompletionOptions.HiddenDefaultCmd = true
-	cmd.AddCommand(runCommand(), registrarCommand(), templaterCommand(), drainCommand(true), drainCommand(false), versionCommand())
+	cmd.AddCommand(runCommand(), registrarCommand(), templaterCommand(), renderCommand(), serviceCommand(), drainCommand(true), drainCommand(false), versionCommand())
 	return cmd
 }
 
@@ -43,6 +48,12 @@ type process struct {
 	log     *slog.Logger
 	metrics *prometheus.Registry
 	parts   []part
+
+	child    *supervise.Child // the proxy, if berth runs it
+	prepared func()           // to be called when the child finds a good configuration; nil without a child
+	check    func()           // looks at the proxy
+	reread   func()           // reads the templates again
+	stop     func()           // ends all parts but the child
 }
 
 // newProcess reads the configuration for a command.
@@ -59,21 +70,46 @@ func newProcess(cmd *cobra.Command) (*process, error) {
 // run runs all parts until ctx is done or one of them fails.
 func (p *process) run(ctx context.Context) error {
 	p.log.Info("berth starts", "version", version)
-	g, ctx := errgroup.WithContext(ctx)
+	partsCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	p.stop = stop
+	g, partsCtx := errgroup.WithContext(partsCtx)
 	for _, part := range p.parts {
-		g.Go(func() error { return part.Run(ctx) })
+		g.Go(func() error { return part.Run(partsCtx) })
 	}
 	if p.config.Listen != "" {
 		g.Go(func() error {
-			if err := serve(ctx, p.config.Listen, p.handler()); err != nil {
+			if err := serve(partsCtx, p.config.Listen, p.handler()); err != nil {
 				p.log.Error("no health checks and metrics: choose another address with --listen", "err", err)
 			}
 			return nil
 		})
 	}
-	err := g.Wait()
-	p.log.Info("berth stops; registrations and proxy stay as they are")
+	if p.reread != nil {
+		g.Go(func() error { onHangup(partsCtx, p.reread); return nil })
+	}
+	err := p.runChild(ctx, g.Wait)
+	if p.child != nil {
+		p.log.Info("berth stops; registrations stay as they are")
+	} else {
+		p.log.Info("berth stops; registrations and proxy stay as they are")
+	}
 	return err
+}
+
+// onHangup calls a func whenever SIGHUP comes, until ctx is done.
+func onHangup(ctx context.Context, do func()) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-hangup:
+			do()
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (p *process) handler() http.Handler {

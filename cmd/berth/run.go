@@ -4,16 +4,21 @@ import "github.com/spf13/cobra"
 
 func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "run",
+		Use:   "run [-- haproxy -W -db ...]",
 		Short: "Run registrar and templater in one process",
-		Long:  `Run registrar and templater in one process, for a host that has both its containers and its HAProxy.`,
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Long: `Run registrar and templater in one process, for a host that has both its containers and its HAProxy.
+
+A command behind -- is HAProxy itself, for berth to run: it gets the configuration file and the master socket,
+is started when there is a configuration, again when it ends, and finishes its connections when berth is stopped.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := newProcess(cmd)
 			if err != nil {
 				return err
 			}
 			if err := p.addRegistrar(); err != nil {
+				return err
+			}
+			if err := p.addChild(args); err != nil {
 				return err
 			}
 			if err := p.addTemplater(); err != nil {
@@ -22,6 +27,7 @@ func runCommand() *cobra.Command {
 			return p.run(cmd.Context())
 		},
 	}
+	takesChild(cmd)
 	commonFlags(cmd.Flags(), "127.0.0.1:9651")
 	registrarFlags(cmd.Flags())
 	templaterFlags(cmd.Flags())

@@ -1,0 +1,229 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"berth/proxyctl/supervise"
+)
+
+// configured reads a configuration file with these lines, and flags.
+func configured(t *testing.T, yaml string, flags ...string) (Config, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "berth.yml")
+	if err := os.WriteFile(path, []byte(yaml), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := templaterCommand()
+	if err := cmd.ParseFlags(append(flags, "--config", path)); err != nil {
+		t.Fatal(err)
+	}
+	return readConfig(cmd.Flags())
+}
+
+func TestBadFiles(t *testing.T) {
+	for _, tt := range []struct{ yaml, flag, says string }{
+		{"files: /etc/app.conf", "", "files must be a list of entries, each with template and file"},
+		{"files: [/etc/app.conf]", "", "files: entry 1 must have the keys template and file, it is /etc/app.conf"},
+		{"files: [{template: a, file: b}, {template: a, file: c, comand: x}]", "", `files: entry 2: unknown key "comand": the keys are template, file, mode, user, group, command, container, pid-file, signal, timeout`},
+		{"files: [{file: b}]", "", "files: entry 1: template is missing: name a consul-template file"},
+		{"files: [{template: a}]", "", "files: entry 1: file is missing: name the file to write"},
+		{"files: [{template: a, file: b, mode: 0640}]", "", `files: entry 1: mode needs quotes, like mode: "0640"`},
+		{"files: [{template: a, file: b, mode: rw}]", "", `files: entry 1: mode must be octal digits like "0640", not "rw"`},
+		{`files: [{template: a, file: b, mode: "7777"}]`, "", `files: entry 1: mode must be octal digits like "0640", not "7777"`},
+		{`files: [{template: a, file: b, mode: "000"}]`, "", `files: entry 1: mode must be octal digits like "0640", not "000"`},
+		{"files: [{template: a, file: b, command: [x, y]}]", "", "files: entry 1: command must be a text, not [x y]"},
+		{"files: [{template: a, file: b, command: x, container: y}]", "", "files: entry 1: command, container and pid-file are three ways to act on a change: choose one"},
+		{"files: [{template: a, file: b, pid-file: x, container: y}]", "", "files: entry 1: command, container and pid-file are three ways to act on a change: choose one"},
+		{"files: [{template: a, file: b, signal: HUP}]", "", "files: entry 1: signal needs a container or a pid-file to send it to"},
+		{"files: [{template: a, file: b, container: x, signal: HUPP}]", "", `files: entry 1: signal must be a signal like HUP, not "HUPP"`},
+		{"files: [{template: a, file: b, container: x, signal: 1}]", "", "files: entry 1: signal must be a text, not 1"},
+		{"files: [{template: a, file: b, timeout: 5s}]", "", "files: entry 1: timeout is that of a command or a signal: there is none"},
+		{"files: [{template: a, file: b, command: x, timeout: 5}]", "", "files: entry 1: timeout must be a text, not 5"},
+		{"files: [{template: a, file: b, command: x, timeout: soon}]", "", `files: entry 1: timeout must be a duration like 30s or 1m, not "soon"`},
+		{"files: [{template: a, file: /etc/haproxy/../haproxy/haproxy.cfg}]", "", "files: entry 1: /etc/haproxy/../haproxy/haproxy.cfg is haproxy-config: name its template with the option template"},
+		{"files: [{template: a, file: /x/b}, {template: c, file: /x//b}]", "", "files: entry 2: /x//b is the file of entry 1, too: give each its own"},
+		{"files: [{template: a, file: /x/b}]", "a:/x/b", `file "a:/x/b": /x/b is the file of entry 1, too: give each its own`},
+		{"files: [{template: a, file: b}, {template: c, file: a}]", "", "files: entry 2: a is a template: give the file another name"},
+		{"", "a", `file "a" must be template:destination or template:destination:command`},
+		{"", "a:", `file "a:": file is missing: name the file to write`},
+		{"", ":a:b", `file ":a:b": template is missing: name a consul-template file`},
+	} {
+		var flags []string
+		if tt.flag != "" {
+			flags = []string{"--file", tt.flag}
+		}
+		if _, err := configured(t, tt.yaml, flags...); err == nil || err.Error() != tt.says {
+			t.Errorf("%s %s:\n got %v\nwant %s", tt.yaml, tt.flag, err, tt.says)
+		}
+	}
+}
+
+func TestFileOption(t *testing.T) {
+	want := func(what string, c Config, err error, commands ...string) {
+		t.Helper()
+		entries, again := c.fileEntries()
+		var got []string
+		for _, e := range entries {
+			got = append(got, e.Template+" "+e.File+" "+e.Command)
+		}
+		if err = errors.Join(err, again); err != nil || strings.Join(got, "\n") != strings.Join(commands, "\n") {
+			t.Errorf("%s: %q, %v; want %q", what, got, err, commands)
+		}
+	}
+	c, err := configured(t, "files: [{template: x, file: y}]", "--file", "a:/a:kill -HUP $(cat /run/a.pid), then: rest", "--file", "b:/b")
+	want("flags", c, err, "x y ", "a /a kill -HUP $(cat /run/a.pid), then: rest", "b /b ")
+	c, err = configured(t, "file: ['a:/a:echo 1, 2', 'b:/b']")
+	want("a list in the configuration file", c, err, "a /a echo 1, 2", "b /b ")
+	c, err = configured(t, "file: 'a:/a:echo 1, 2'")
+	want("one in the configuration file", c, err, "a /a echo 1, 2")
+	c, err = configured(t, "")
+	want("none", c, err)
+	t.Setenv("BERTH_FILE", "a:/a:echo 1, 2\nb:/b\n")
+	c, err = configured(t, "")
+	want("environment", c, err, "a /a echo 1, 2", "b /b ")
+}
+
+// filesProcess is one with plain files only, which runs until the end of the test.
+func filesProcess(t *testing.T, entries ...fileEntry) (set func(path, text string), out *syncBuffer) {
+	t.Helper()
+	out = new(syncBuffer)
+	p := &process{config: Config{Files: entries}, log: slog.New(slog.NewTextHandler(out, nil)), metrics: prometheus.NewRegistry()}
+	list, sets, err := p.addFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(list) != len(entries) || len(p.parts) != len(entries) {
+		t.Fatalf("%d templates and %d parts of %d files", len(list), len(p.parts), len(entries))
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error)
+	for i, part := range p.parts {
+		if list[i].Name != entries[i].File || list[i].File != entries[i].Template {
+			t.Errorf("%+v is the template of %+v", list[i], entries[i])
+		}
+		go func() { done <- part.Run(ctx) }()
+	}
+	t.Cleanup(func() {
+		cancel()
+		for range p.parts {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return func(path, text string) { sets[path](text, time.Now()) }, out
+}
+
+func TestFileActions(t *testing.T) {
+	dir := t.TempDir()
+	tmpl := filepath.Join(dir, "app.ctmpl")
+	if err := os.WriteFile(tmpl, []byte("text"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	sleep := exec.Command("sleep", "60")
+	if err := sleep.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sleep.Process.Kill() }()
+	pid := filepath.Join(dir, "app.pid")
+	if err := os.WriteFile(pid, []byte(strconv.Itoa(sleep.Process.Pid)+"\nmore\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	a, b, c := filepath.Join(dir, "a.conf"), filepath.Join(dir, "b.conf"), filepath.Join(dir, "c.conf")
+	set, out := filesProcess(t,
+		fileEntry{Template: tmpl, File: a, Command: "cat " + a + " >" + a + ".seen", Mode: "0600"},
+		fileEntry{Template: tmpl, File: b, PIDFile: pid, Signal: "term"},
+		fileEntry{Template: tmpl, File: c, Command: "exec sleep 60", Timeout: 100 * time.Millisecond},
+	)
+	set(a, "one\n")
+	set(b, "two\n")
+	set(c, "three\n")
+	out.wait(t, `msg="file written, live after`)
+	out.wait(t, "file="+a+` action="cat `+a)
+	if seen, err := os.ReadFile(a + ".seen"); err != nil || string(seen) != "one\n" {
+		t.Errorf("the command saw %q, %v", seen, err)
+	}
+	if info, err := os.Stat(a); err != nil || info.Mode() != 0o600 {
+		t.Errorf("%v, %v; want mode 0600", info.Mode(), err)
+	}
+	if err := sleep.Wait(); err == nil || err.Error() != "signal: terminated" {
+		t.Errorf("the process ended with %v, want the signal", err)
+	}
+	out.wait(t, `action="TERM to the process in `+pid)
+	out.wait(t, "did not finish within 100ms")
+}
+
+func TestSignalByPIDFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "app.pid")
+	for text, says := range map[string]string{
+		"":                        `its first line is no process number: ""`,
+		"abc\n":                   `its first line is no process number: "abc"`,
+		"-1\n":                    `its first line is no process number: "-1"`,
+		"0":                       `its first line is no process number: "0"`,
+		strconv.Itoa(os.Getpid()): "is berth itself",
+		"4194305\n":               "process 4194305: no such process", // above what Linux numbers
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := signalByPIDFile(path, 0); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: error %v, want one that says %q", text, err, says)
+		}
+	}
+	if err := signalByPIDFile(path+".none", 0); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no file: %v", err)
+	}
+}
+
+func TestAddFilesRefuses(t *testing.T) {
+	tmpl := filepath.Join(t.TempDir(), "app.ctmpl")
+	if err := os.WriteFile(tmpl, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		entry fileEntry
+		says  string
+	}{
+		{fileEntry{Template: tmpl + ".none", File: "/x"}, "files: entry 1: cannot read the template: open " + tmpl + ".none: no such file or directory"},
+		{fileEntry{Template: tmpl, File: "/x", User: "no such user"}, "files: entry 1: user no such user is not known here, give its number: "},
+		{fileEntry{Template: tmpl, File: "/x", Group: "no such group"}, "files: entry 1: group no such group is not known here, give its number: "},
+	} {
+		p := &process{config: Config{Files: []fileEntry{tt.entry}}, log: slog.New(slog.NewTextHandler(io.Discard, nil)), metrics: prometheus.NewRegistry()}
+		if _, _, err := p.addFiles(); err == nil || !strings.HasPrefix(err.Error(), tt.says) {
+			t.Errorf("error %v, want %q", err, tt.says)
+		}
+	}
+}
+
+func TestFilesOnly(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		p     process
+		only  bool
+		wrong string
+	}{
+		{"with a proxy", process{config: Config{HAProxyConfig: "/x"}}, false, ""},
+		{"both", process{config: Config{HAProxyConfig: "/x", File: []string{"a:b"}}}, false, ""},
+		{"files only", process{config: Config{File: []string{"a:b"}}}, true, ""},
+		{"nothing", process{}, false, "nothing to render"},
+		{"a template for nothing", process{config: Config{File: []string{"a:b"}, Template: "x"}}, false, "the option template is for that"},
+		{"an HAProxy to run", process{config: Config{File: []string{"a:b"}}, child: new(supervise.Child)}, false, "the HAProxy behind -- needs it"},
+	} {
+		only, err := tt.p.filesOnly()
+		if only != tt.only || (err == nil) != (tt.wrong == "") || err != nil && !strings.Contains(err.Error(), tt.wrong) {
+			t.Errorf("%s: %v, %v", tt.name, only, err)
+		}
+	}
+}

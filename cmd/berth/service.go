@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"berth/proxyctl/supervise"
+	"berth/registrar"
+)
+
+const serviceUsage = "the command to run goes behind --, as in: berth service --name www --port 20001 -- ./www 20001"
+
+func serviceCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "service --name NAME --port PORT [flags] -- COMMAND [ARGS]",
+		Short: "Run a command, and register it in Consul while it runs",
+		Long: `Run a command as an instance of a service, without Docker: it is registered in Consul when it is ready, with a TTL
+check that berth passes as long as it runs. On SIGTERM or SIGINT it is taken out of service, gets SIGTERM when it
+is drained, and is deregistered when it has ended; berth exits with its code. A second SIGTERM cuts draining short.
+SIGHUP, SIGUSR1 and SIGUSR2 are passed on. Consul may come and go meanwhile.
+
+To be routed to by the built-in template it needs a route: --meta route_path=/ or --meta route_host=www.example.com.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if cmd.ArgsLenAtDash() != 0 || len(args) == 0 {
+				return errors.New(serviceUsage)
+			}
+			return nil
+		},
+		RunE: runService,
+	}
+	commonFlags(cmd.Flags(), "none")
+	_ = cmd.Flags().MarkHidden("listen") // for a host's registrar it may be in the file or environment that they share
+	serviceFlags(cmd.Flags())
+	cmd.Flags().String("tags", "", "tags, separated by commas")
+	cmd.Flags().Duration("ttl", 15*time.Second, "how soon Consul takes the instance for critical when berth was killed")
+	cmd.Flags().Duration("ready-timeout", 30*time.Second, "how long the command may take to be ready before it is registered as critical")
+	cmd.Flags().Duration("drain-time", 2*time.Second, "from out of service to the command's SIGTERM")
+	return cmd
+}
+
+// serviceFlags are those that only berth service has.
+func serviceFlags(f *pflag.FlagSet) {
+	f.String("name", "", "name of the service")
+	f.Int("port", 0, "port that the command listens on, over TCP")
+	f.String("id", "", "ID of this instance, which must be its own (default <host>:<name>:<port>)")
+	f.String("address", "", "IP address that it listens on and is registered with (default: none, so that Consul uses its node's)")
+	f.StringArray("meta", nil, "service metadata as key=value, any number of times")
+	f.Int("weight", 0, "weight of this instance, 1 to 256 (default 1)")
+	f.String("ready", "tcp", "register when: tcp its port accepts, http:/path or https:/path that answers 2xx, none at once")
+	f.Duration("stop-timeout", 10*time.Second, "from the command's SIGTERM to its SIGKILL")
+}
+
+func runService(cmd *cobra.Command, args []string) error {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
+	p, err := newProcess(cmd)
+	if err != nil {
+		return err
+	}
+	c := p.config
+	if cmd.Flags().Changed("listen") && c.Listen != "" {
+		return errors.New("berth service has nothing to listen for: leave --listen away")
+	}
+	if _, err := exec.LookPath(args[0]); err != nil {
+		return fmt.Errorf("the command behind --: %w", err)
+	}
+	consul, err := consulClient(c)
+	if err != nil {
+		return err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("name of this host: %w", err)
+	}
+	service, err := registrar.NewProcess(registrar.ProcessOptions{
+		Command:      args,
+		Stdin:        os.Stdin,
+		Stdout:       os.Stdout,
+		Stderr:       os.Stderr,
+		Signals:      signals,
+		Host:         host,
+		Name:         c.Name,
+		Port:         c.Port,
+		ID:           c.ID,
+		Address:      c.Address,
+		Tags:         c.Tags,
+		Meta:         c.Meta,
+		Weight:       c.Weight,
+		Ready:        c.Ready,
+		ReadyTimeout: c.ReadyTimeout,
+		TTL:          c.TTL,
+		DrainTime:    c.DrainTime,
+		StopTimeout:  c.StopTimeout,
+		Agent:        consul.Agent(),
+		Log:          p.log,
+	})
+	if err != nil {
+		return err
+	}
+	if cmd.Context().Err() != nil {
+		return nil // told to end so early that signals does not have it
+	}
+	code, err := service.Run(context.WithoutCancel(cmd.Context()))
+	if err == nil && code != 0 {
+		err = &supervise.Exit{Name: filepath.Base(args[0]), Code: code}
+	}
+	return err
+}
