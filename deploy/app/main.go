@@ -23,6 +23,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -91,7 +92,21 @@ func listenAndServe(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	return serve(ctx, l, newHandler(host), log)
+	listening := time.Now()
+	return serve(ctx, l, logFirst(newHandler(host), listening, log), log)
+}
+
+// logFirst logs the first request that came through a proxy, which adds X-Forwarded-For, and so not from a health check.
+func logFirst(h http.Handler, listening time.Time, log *slog.Logger) http.Handler {
+	var first sync.Once
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-Forwarded-For") != "" {
+			first.Do(func() {
+				log.Info("first request through a proxy", "after", time.Since(listening), "listening", listening.UnixNano())
+			})
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 func listenAddr(port string) (string, error) {

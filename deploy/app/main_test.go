@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -43,6 +44,27 @@ func TestDelayIsBounded(t *testing.T) {
 		newHandler("web1").ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/?delay=1h", nil))
 		if took := time.Since(start); took != maxDelay {
 			t.Errorf("delay=1h took %s, want %s", took, maxDelay)
+		}
+	})
+}
+
+// Of a probe, a health check and two requests through a proxy, the first of these two is logged.
+func TestLogFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out strings.Builder
+		listening := time.Now()
+		h := logFirst(newHandler("web1"), listening, slog.New(slog.NewTextHandler(&out, nil)))
+		for _, forwardedFor := range []string{"", "", "192.0.2.1", "192.0.2.1"} {
+			time.Sleep(5 * time.Millisecond)
+			r := httptest.NewRequest("GET", "/", nil)
+			if forwardedFor != "" {
+				r.Header.Set("X-Forwarded-For", forwardedFor)
+			}
+			h.ServeHTTP(httptest.NewRecorder(), r)
+		}
+		want := fmt.Sprintf("msg=\"first request through a proxy\" after=15ms listening=%d\n", listening.UnixNano())
+		if _, got, _ := strings.Cut(out.String(), "level=INFO "); got != want {
+			t.Errorf("got %q, want %q", got, want)
 		}
 	})
 }

@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/csv"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -67,12 +69,19 @@ func removeLeftovers() error {
 			if kind == "container" {
 				remove = []string{kind, "rm", "--force", "--volumes", id}
 			}
-			if out, err := exec.Command("docker", remove...).CombinedOutput(); err != nil {
+			if out, err := exec.Command("docker", remove...).CombinedOutput(); err != nil && !stuck(id, out) {
 				return fmt.Errorf("docker %s: %w: %s", strings.Join(remove, " "), err, out)
 			}
 		}
 	}
 	return nil
+}
+
+// stuck says whether Docker does not remove a network though nothing is connected to it any more. Docker 20.10 loses
+// count of a network's endpoints now and then, when many containers start and stop at once; its restart helps.
+func stuck(network string, said []byte) bool {
+	connected, err := exec.Command("docker", "network", "inspect", "--format", "{{len .Containers}}", network).Output()
+	return err == nil && strings.TrimSpace(string(connected)) == "0" && bytes.Contains(said, []byte("has active endpoints"))
 }
 
 // stack is one running compose project of deploy/compose.yml.
@@ -82,34 +91,40 @@ type stack struct {
 	env     []string
 	web     string // address of HAProxy's frontend
 	consul  string // address of Consul's HTTP API
-	extra   []string
+	stats   string // address of HAProxy's statistics
 }
 
 var stacks atomic.Int64
 
-// startStack brings the stack up on free ports and waits until one app answers through HAProxy. It is removed at the
-// test's end.
-func startStack(t testing.TB) *stack {
+// startStack brings the stack up on free ports, with environment variables that compose.yml knows, and waits until one
+// app answers through HAProxy. It is removed at the test's end.
+func startStack(t testing.TB, env ...string) *stack {
 	t.Helper()
 	s := &stack{t: t, project: fmt.Sprintf("%s%d-%d", projectPrefix, os.Getpid(), stacks.Add(1))}
 	ports := freePorts(t, 3)
-	s.web, s.consul = "127.0.0.1:"+ports[0], "127.0.0.1:"+ports[1]
+	s.web, s.consul, s.stats = "127.0.0.1:"+ports[0], "127.0.0.1:"+ports[1], "127.0.0.1:"+ports[2]
 	s.env = append(os.Environ(), "COMPOSE_PROJECT_NAME="+s.project, "BIND_ADDRESS=127.0.0.1",
 		"HTTP_PORT="+ports[0], "CONSUL_PORT="+ports[1], "STATS_PORT="+ports[2])
+	s.env = append(s.env, env...)
 	t.Cleanup(s.remove)
 	s.compose("up", "-d")
 	s.eventually(time.Minute, "one app answers", func() error { return s.expectHosts(1) })
 	return s
 }
 
+// in is the same stack for a part of the test, whose failures are that part's.
+func (s *stack) in(t testing.TB) *stack {
+	part := *s
+	part.t = t
+	return &part
+}
+
 func (s *stack) remove() {
 	if s.t.Failed() {
 		s.t.Logf("logs of %s:\n%s", s.project, s.try("logs", "--no-color", "--tail", "100", "registrar", "templater"))
+		s.t.Logf("requests that HAProxy did not get an answer to:\n%s", lastLines(grep(unanswered, s.try("logs", "--no-color", "haproxy")), 30))
 	}
-	for _, id := range s.extra {
-		_, _ = exec.Command("docker", "rm", "--force", "--volumes", id).CombinedOutput()
-	}
-	if out, err := s.command("down", "--volumes", "--remove-orphans", "--timeout", "1").CombinedOutput(); err != nil {
+	if out, err := s.command("down", "--volumes", "--remove-orphans", "--timeout", "1").CombinedOutput(); err != nil && !stuck(s.project+"_default", out) {
 		s.t.Errorf("remove %s: %v\n%s", s.project, err, out)
 	}
 }
@@ -156,11 +171,11 @@ func (s *stack) docker(args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// run starts a container that compose knows nothing of, on the stack's network. It is removed with the stack.
+// run starts a container that compose knows nothing of, on the stack's network. It is removed at the test's end.
 func (s *stack) run(args ...string) string {
 	s.t.Helper()
 	id := s.docker(append([]string{"run", "--detach", "--network", s.project + "_default"}, args...)...)
-	s.extra = append(s.extra, id)
+	s.t.Cleanup(func() { _ = exec.Command("docker", "rm", "--force", "--volumes", id).Run() }) // it may be gone already
 	return id
 }
 
@@ -198,12 +213,40 @@ func (s *stack) expectHosts(n int) error {
 	return err
 }
 
+// expectServers is nil when HAProxy has exactly n servers for the app that may get requests.
+func (s *stack) expectServers(n int) error {
+	resp, err := http.Get("http://" + s.stats + "/stats;csv")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	rows, err := csv.NewReader(resp.Body).ReadAll()
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("statistics of HAProxy: %s, %v", resp.Status, err)
+	}
+	var servers []string
+	for _, row := range rows {
+		if status := row[slices.Index(rows[0], "status")]; row[0] == "app" && row[1] != "BACKEND" && status != "MAINT" {
+			servers = append(servers, row[1]+" "+status)
+		}
+	}
+	if len(servers) != n {
+		return fmt.Errorf("HAProxy has %d servers, want %d: %v", len(servers), n, servers)
+	}
+	return nil
+}
+
 // get asks the demo app through HAProxy and returns the host that answered.
 func get(client *http.Client, url string) (string, error) {
 	resp, err := client.Get(url)
 	if err != nil {
 		return "", err
 	}
+	return hostIn(resp)
+}
+
+// hostIn is the host that an answer of the demo app comes from.
+func hostIn(resp *http.Response) (string, error) {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
@@ -277,6 +320,19 @@ func (s *stack) logged(service, text string) {
 		}
 		return nil
 	})
+}
+
+// unanswered is a request in HAProxy's log, after whose times there is a status of 5xx, or -1 for none.
+var unanswered = regexp.MustCompile(`\d (5\d\d|-1) \d+ `)
+
+func grep(what *regexp.Regexp, s string) string {
+	var found strings.Builder
+	for line := range strings.Lines(s) {
+		if what.MatchString(line) {
+			found.WriteString(line)
+		}
+	}
+	return found.String()
 }
 
 func lastLines(s string, n int) string {

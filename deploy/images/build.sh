@@ -4,6 +4,8 @@
 # berth and its demo app are compiled here. HAProxy and Consul are the official images where they are present or can be
 # pulled; without a registry, stand-ins are built from Debian's packages and from Consul's source. What is there already
 # is kept, so running it again takes seconds. Details of every step: build/*.log.
+#
+# With --all it also provides the other HAProxy versions that Debian offers, for the tests (IMAGES_HAPROXY in deploy/.env).
 set -eu
 
 images=$(cd "$(dirname "$0")" && pwd)
@@ -11,13 +13,18 @@ deploy=$(dirname "$images")
 root=$(dirname "$deploy")
 build=$root/build
 
-# All the versions there are. Consul's is the one that consul/go.mod builds.
+# All the versions there are, but for the other HAProxys' at the end. Consul's is the one that consul/go.mod builds.
 debian=trixie
 haproxy=3.0
 consul=$(sed -n 's|^require github.com/hashicorp/consul v||p' "$images/consul/go.mod")
 
 # shellcheck source=deploy/docker.sh
 . "$deploy/docker.sh"
+case ${1:-} in
+--all) all=1 ;;
+"") all= ;;
+*) fail "usage: $0 [--all]" ;;
+esac
 command -v go >/dev/null || fail "Go is missing: install it from https://go.dev/dl (berth is compiled on this machine)."
 command -v make >/dev/null || fail "make is missing: install it with your package manager."
 
@@ -90,8 +97,9 @@ make_berth() {
 	docker_build "$image_app"
 }
 
+# make_base SUITE makes debian:SUITE-slim.
 make_base() {
-	base=debian:$debian-slim
+	base=debian:$1-slim
 	have "$base" && return
 	pull "$base" && return
 	if ! command -v mmdebstrap >/dev/null; then
@@ -103,23 +111,39 @@ make_base() {
 		logged apt-install env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mmdebstrap debian-archive-keyring
 	fi
 	say "making $base with mmdebstrap (half a minute, once)"
+	# sid's index expires after a week, and mirrors can lag by more. The option stays in the image, for the apt-get there.
+	check=true
+	[ "$1" != sid ] || check=false
+	log=$build/mmdebstrap-$1.log
 	if [ "$(id -u)" = 0 ]; then
-		logged mmdebstrap mmdebstrap --variant=minbase "$debian" "$build/base.tar"
+		logged "mmdebstrap-$1" mmdebstrap --variant=minbase --aptopt="Acquire::Check-Valid-Until $check" "$1" "$build/base.tar"
 	else
-		mmdebstrap --mode=unshare --variant=minbase "$debian" "$build/base.tar" >"$build/mmdebstrap.log" 2>&1 ||
-			fail "mmdebstrap failed without root ($build/mmdebstrap.log): run" \
-				"'sudo mmdebstrap --variant=minbase $debian - | docker import - $base' and then this again."
+		mmdebstrap --mode=unshare --variant=minbase --aptopt="Acquire::Check-Valid-Until $check" "$1" "$build/base.tar" \
+			>"$log" 2>&1 || fail "mmdebstrap failed without root ($log): run 'sudo mmdebstrap --variant=minbase" \
+			"--aptopt=\"Acquire::Check-Valid-Until $check\" $1 - | docker import - $base' and then this again."
 	fi
 	logged import docker import "$build/base.tar" "$base"
 	rm -f "$build/base.tar"
 }
 
+# make_haproxy IMAGE SUITE VERSION; the version is a regular expression that the package's must begin with.
 make_haproxy() {
-	make_base
+	make_base "$2"
 	say "building $1 from Debian's package (half a minute, once)"
 	context haproxy
-	docker_build "$1" --build-arg DEBIAN="$debian" --build-arg HAPROXY="$haproxy"
+	docker_build "$1" --build-arg DEBIAN="$2" --build-arg HAPROXY="$3"
 }
+
+# other_haproxy OFFICIAL STAND-IN SUITE VERSION adds one to $images_haproxy: without --all only if it is here already.
+other_haproxy() {
+	if ! pick "$1" "$2"; then
+		[ -n "$all" ] || return 0
+		make_haproxy "$2" "$3" "$4"
+	fi
+	images_haproxy=$images_haproxy,$picked
+}
+
+version_of() { docker run --rm --network none "$1" haproxy -v | sed -n 's/.* version \([^ ]*\).*/\1/p'; }
 
 make_consul() {
 	if ! "$build/consul" version 2>/dev/null | grep -q "^Consul v$consul\$"; then
@@ -142,7 +166,7 @@ write_env() {
 	gid=$(docker run --rm --network none --entrypoint stat -v "$socket:/docker.sock:ro" "$image_haproxy" \
 		-c %g /docker.sock) || fail "the Docker socket $socket cannot be mounted into a container."
 	env=$deploy/.env
-	ours='COMPOSE_PROJECT_NAME|IMAGE_BERTH|IMAGE_APP|IMAGE_HAPROXY|IMAGE_CONSUL|DOCKER_SOCKET|DOCKER_GID'
+	ours='COMPOSE_PROJECT_NAME|IMAGE_BERTH|IMAGE_APP|IMAGE_HAPROXY|IMAGES_HAPROXY|IMAGE_CONSUL|DOCKER_SOCKET|DOCKER_GID'
 	{
 		cat <<-EOF
 			# From deploy/images/build.sh, which renews its own lines and keeps yours (HTTP_PORT, BIND_ADDRESS...).
@@ -150,6 +174,7 @@ write_env() {
 			IMAGE_BERTH=$image_berth
 			IMAGE_APP=$image_app
 			IMAGE_HAPROXY=$image_haproxy
+			IMAGES_HAPROXY=$images_haproxy
 			IMAGE_CONSUL=$image_consul
 			DOCKER_SOCKET=$socket
 			DOCKER_GID=$gid
@@ -163,9 +188,21 @@ mkdir -p "$build"
 image_berth=berth:dev
 image_app=berth-app:dev
 make_berth
-if ! pick "haproxy:$haproxy" "berth-haproxy:$haproxy"; then make_haproxy "$picked"; fi
+if ! pick "haproxy:$haproxy" "berth-haproxy:$haproxy"; then make_haproxy "$picked" "$debian" "$haproxy"; fi
 image_haproxy=$picked
 if ! pick "hashicorp/consul:$consul" "berth-consul:$consul"; then make_consul "$picked"; fi
 image_consul=$picked
+# The default comes first, then the others. sid's is named after the suite, since its version moves; to get a newer one:
+# docker rmi berth-haproxy:sid debian:sid-slim
+images_haproxy=$image_haproxy
+[ -n "$all" ] || no_registry=1
+other_haproxy haproxy:2.6 berth-haproxy:2.6 bookworm 2.6
+other_haproxy haproxy:3.2 berth-haproxy:sid sid '[0-9]*'
 write_env
 say "images: $image_berth $image_app $image_haproxy $image_consul (named in deploy/.env)"
+if [ -n "$all" ]; then
+	say "HAProxy versions to test with (build/haproxy-versions):"
+	for image in $(printf '%s' "$images_haproxy" | tr , ' '); do
+		say "$image $(version_of "$image")"
+	done | tee "$build/haproxy-versions"
+fi
