@@ -9,9 +9,12 @@ help:
 	@echo "make demo-down  remove all of that again"
 	@echo "make check      formatting, vet, staticcheck and the unit tests: needs no Docker"
 	@echo "make test       check, then the end-to-end tests with real Docker, Consul and HAProxy"
-	@echo "make bench-e2e  how long a new container takes to its first request through HAProxy"
+	@echo "make bench-e2e  how long a new container takes to its first request through HAProxy, without and with reloads"
+	@echo "make bench-proxy  what a change of servers takes and costs in HAProxy under load, at run time and by reloads"
 	@echo "make bench-registrar  how soon containers are registered, 200 at once too, and what the registrar costs when idle"
-	@echo "make images     build the images of the demo and the tests: 4 to 7 minutes once where none can be pulled"
+	@echo "make bench-templater  how soon a change in Consul is rendered with 10,000 instances, next to consul-template's own loop"
+	@echo "make images     build the images of the demo: 4 to 7 minutes once where none can be pulled"
+	@echo "make test-images  those and, for the tests, images of the other HAProxy versions: 2 to 3 minutes more"
 	@echo "make clean      remove build/ (images and the demo stay)"
 
 .PHONY: build
@@ -20,9 +23,11 @@ build:
 	$(GO_BUILD) -o build/berth ./cmd/berth
 	$(GO_BUILD) -o build/berth-app ./deploy/app
 
-.PHONY: images
+.PHONY: images test-images
 images:
 	@deploy/images/build.sh
+test-images:
+	@deploy/images/build.sh --all
 
 .PHONY: demo demo-down
 demo: images
@@ -42,7 +47,7 @@ check:
 
 # The tests' output goes through a pipe, whose status is that of tee: go test's own is kept in a file.
 .PHONY: test
-test: check images
+test: check test-images
 	@set -a && . deploy/.env && set +a && rm -f build/e2e.status && \
 	{ go test -tags e2e -count=1 -timeout 60m -p 1 -v -run E2E ./... 2>&1; echo $$? >build/e2e.status; } | tee build/e2e.log
 	@echo "--- end-to-end tests, in short (all of it: build/e2e.log)"
@@ -53,10 +58,19 @@ test: check images
 bench-e2e: images
 	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2E -benchtime 25x -timeout 20m ./deploy/e2e
 
+# BENCH_HAPROXY=image,image takes other HAProxys than the usual one.
+.PHONY: bench-proxy
+bench-proxy: images
+	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2EProxy -benchtime 1x -timeout 30m ./proxyctl/haproxy
+
 .PHONY: bench-registrar
 bench-registrar: images
 	@set -a && . deploy/.env && BERTH=$(CURDIR)/build/berth && set +a && \
 	go test -tags e2e -run '^$$' -bench E2E -benchtime 1x -timeout 30m ./registrar
+
+.PHONY: bench-templater
+bench-templater: images
+	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2E -benchtime 1x -timeout 30m ./templater
 
 .PHONY: clean
 clean:
