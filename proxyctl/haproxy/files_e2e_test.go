@@ -115,10 +115,10 @@ func TestE2EAuxFiles(t *testing.T) {
 
 		// berth is killed while HAProxy judges a text, and the next one is given another.
 		six := h.mapped("/ six\n", app)
-		if err := h.placeFiles(six.Files, true); err != nil {
+		if err := h.conf.Place(six.Files, true); err != nil {
 			t.Fatal(err)
 		}
-		write(t, h.good(), mark(five.Text, nil).text)
+		write(t, h.conf.Good(), mark(five.Text, nil).text)
 		write(t, h.opts.File, mark(six.Text, nil).text)
 		h.berth()
 		if _, err := h.Apply(t.Context(), badText, true); !errors.Is(err, proxyctl.ErrRefused) {

@@ -116,12 +116,12 @@ func TestFilesOfTheLastGoodText(t *testing.T) {
 	one, two, three := withMap(m.file, newText, "one"), withMap(m.file, newText, "two"), withMap(m.file, newText, "three")
 	p := newProxy(dir)
 	for _, c := range []proxyctl.Config{one, two, three} {
-		if err := p.placeFiles(c.Files, true); err != nil {
+		if err := p.conf.Place(c.Files, true); err != nil {
 			t.Fatal(err)
 		}
 	}
 	m.run(markText(one.Text))
-	write(t, p.good(), markText(one.Text))
+	write(t, p.conf.Good(), markText(one.Text))
 	write(t, m.file, markText(two.Text))
 	m.refuse = func(string) string { return "no" }
 	p = newProxy(dir)
@@ -168,9 +168,10 @@ func TestSweep(t *testing.T) {
 	text("of none")
 	p.want, p.has = mark(text("wanted"), nil), mark(text("running"), nil)
 	write(t, m.file, text("on disk"))
-	write(t, p.good(), text("good"))
-	write(t, p.foreign(), text("foreign"))
-	p.sweep()
+	write(t, p.conf.Good(), text("good"))
+	write(t, p.conf.Foreign(), text("foreign"))
+	p.follower.Settle()
+	p.conf.Sweep(p.want.text, p.has.text)
 	if has := besides(t, dir); len(has) != 5 {
 		t.Errorf("the files are %q, want those of five texts", has)
 	}
@@ -191,7 +192,7 @@ func TestFilesOfOthers(t *testing.T) {
 	digits := "-0123456789abcdef.map"
 	for _, path := range []string{
 		filepath.Join(t.TempDir(), "passwd"), filepath.Join(t.TempDir(), "haproxy.cfg.x"+digits), "relative" + digits,
-		m.file, p.good(), p.foreign(), m.file + ".routes.map", m.file + ".routes-0123.map", m.file + "." + digits[1:],
+		m.file, p.conf.Good(), p.conf.Foreign(), m.file + ".routes.map", m.file + ".routes-0123.map", m.file + "." + digits[1:],
 		m.file + "./../x" + digits, m.file + ".x/y" + digits, m.file + ".." + digits, dir + "/x/../haproxy.cfg.x" + digits,
 		m.file + ".b.routes" + digits, m.file + ".routes\n" + digits, dir + "/other.cfg.routes" + digits, m.file + ".routes" + digits + ".good",
 	} {
@@ -267,7 +268,7 @@ func TestFilesMode(t *testing.T) {
 	}
 	p := New(Options{File: file, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	c := withMap(file, newText, "one")
-	if err := p.placeFiles(c.Files, false); err != nil {
+	if err := p.conf.Place(c.Files, false); err != nil {
 		t.Fatal(err)
 	}
 	for path := range c.Files {

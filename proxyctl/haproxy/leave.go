@@ -53,8 +53,9 @@ func (p *Proxy) noteLeavers() {
 // when nothing is left to tend to. A call takes one short exchange or two, however many servers are leaving. It also
 // removes files that no configuration refers to any more.
 func (p *Proxy) Tend(ctx context.Context) time.Duration {
-	if p.litter && p.judged {
-		p.sweep()
+	if p.judged && p.conf.Littered() {
+		p.follower.Settle()
+		p.conf.Sweep(p.want.text, p.has.text)
 	}
 	if p.now == nil {
 		return 0 // the next Apply looks who is leaving

@@ -1,9 +1,9 @@
 package haproxy
 
 import (
-	"crypto/sha256"
-	"fmt"
 	"strings"
+
+	"berth/proxyctl/disk"
 )
 
 // markName is the environment variable by which a configuration written by berth is known, in the file and in the worker
@@ -15,28 +15,10 @@ const (
 	markLine = "    setenv " + markName + " "
 )
 
-// generation is the mark of a text: one fingerprint of all but its servers, which a worker keeps while these come and
-// go, and one of the whole.
-type generation struct{ shape, text string }
-
-func (g generation) String() string { return g.shape + "." + g.text }
-
-// sameShape says whether two marks are of texts that differ in servers at most.
-func (g generation) sameShape(o generation) bool { return g.shape != "" && g.shape == o.shape }
-
-// parseGeneration reads a mark; what is none is the zero generation.
-func parseGeneration(s string) generation {
-	shape, text, ok := strings.Cut(strings.TrimSpace(s), ".")
-	if !ok {
-		return generation{}
-	}
-	return generation{shape, text}
-}
-
 // marked is a text with its mark, as it is written to the file.
 type marked struct {
 	text       string
-	generation generation
+	generation disk.Generation
 	config     *config // of the text without the mark
 }
 
@@ -47,13 +29,8 @@ func mark(text string, before *config) marked {
 		text += "\n"
 	}
 	c := parse(text, before)
-	g := generation{fingerprint(c.shape()), fingerprint(text)}
+	g := disk.NewGeneration(c.shape(), text)
 	return marked{text: text + markHead + markLine + g.String() + "\n", generation: g, config: c}
-}
-
-func fingerprint(s string) string {
-	sum := sha256.Sum256([]byte(s))
-	return fmt.Sprintf("%x", sum[:16])
 }
 
 // unmark reads a file. The generation is the zero one if the file is not as berth wrote it.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"berth/proxyctl"
+	"berth/proxyctl/disk"
+	"berth/proxyctl/peer"
 )
 
 // maxReply bounds what is read from the master's socket; `show servers state` of 10,000 servers is 0.7 MB.
@@ -113,7 +115,7 @@ func parseProcesses(reply string) processes {
 // reload makes the master load its configuration file, of this mark, into a new worker, and returns when that one
 // answers. HAProxy from 3.0 on says how it went; 2.6 says nothing, so it is looked at until it tells. tell is another way
 // to have it reload, nil for the socket.
-func (m master) reload(ctx context.Context, tell func(context.Context) error, want generation) (processes, error) {
+func (m master) reload(ctx context.Context, tell func(context.Context) error, want disk.Generation) (processes, error) {
 	before, _, err := m.glance(ctx, "")
 	if err != nil {
 		return before.processes, err
@@ -178,20 +180,20 @@ func (m master) worker(ctx context.Context, commands ...string) (string, error) 
 }
 
 // generation is the mark of the text that the serving worker has loaded, the zero one if it has none.
-func (m master) generation(ctx context.Context) (generation, error) {
+func (m master) generation(ctx context.Context) (disk.Generation, error) {
 	reply, err := m.worker(ctx, "show env "+markName)
 	if err != nil {
-		return generation{}, err
+		return disk.Generation{}, err
 	}
 	line, _ := nextLine(reply)
 	value, _ := strings.CutPrefix(line, markName+"=")
-	return parseGeneration(value), nil
+	return disk.ParseGeneration(value), nil
 }
 
 // view is what a look at HAProxy shows.
 type view struct {
 	processes
-	generation generation // of the text that the serving worker has loaded
+	generation disk.Generation // of the text that the serving worker has loaded
 	state      state
 }
 
@@ -223,7 +225,7 @@ func (m master) glance(ctx context.Context, more string) (v view, rest string, e
 	v.processes = parseProcesses(reply[:at])
 	env, rest := nextLine(reply[at:])
 	value, _ := strings.CutPrefix(env, markName+"=")
-	v.generation = parseGeneration(value)
+	v.generation = disk.ParseGeneration(value)
 	return v, rest, nil
 }
 
@@ -234,7 +236,7 @@ func (m master) sharesNetwork(ctx context.Context) bool {
 		return false
 	}
 	defer conn.Close()
-	return sharesNetwork(conn)
+	return peer.SharesNetwork(conn)
 }
 
 // alerts picks from HAProxy's messages the ones that say what is wrong, in one line.

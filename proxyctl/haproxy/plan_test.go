@@ -128,7 +128,7 @@ func TestPlanLeadsThere(t *testing.T) {
 		a, b := texts(t)
 		before := parse(a, nil)
 		checkPlan(t, before, parse(b, before))
-		if (mark(a, nil).generation.shape == mark(b, nil).generation.shape) != (difference(before.sections, parse(b, nil).sections) == "") {
+		if (mark(a, nil).generation.Shape == mark(b, nil).generation.Shape) != (difference(before.sections, parse(b, nil).sections) == "") {
 			t.Fatalf("the mark does not tell the shapes of %q and %q apart, or where there is no difference", a, b)
 		}
 	})

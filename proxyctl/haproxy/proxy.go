@@ -7,18 +7,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"berth/proxyctl"
+	"berth/proxyctl/disk"
 )
 
 // Options say where the HAProxy is.
@@ -41,20 +38,19 @@ type Options struct {
 
 // Proxy is one HAProxy. It implements proxyctl.Proxy.
 type Proxy struct {
-	opts   Options
-	master master
-	file   *follower
-	warned bool // that no hard-stop-after is set
+	opts     Options
+	master   master
+	conf     *disk.File
+	follower *disk.Follower
+	warned   bool // that no hard-stop-after is set
 
-	asked  string          // text of the last Apply
-	want   marked          // the same with its mark
-	files  map[string]bool // those that it refers to; they are in place
-	litter bool            // there may be files that nothing refers to
-	judged bool            // HAProxy, or a check before it, has said yes or no to the text
+	asked  string // text of the last Apply
+	want   marked // the same with its mark
+	judged bool   // HAProxy, or a check before it, has said yes or no to the text
 
 	now     *config                // what HAProxy has, with the servers that are leaving; nil if that must be read first
 	has     marked                 // the text of which now is
-	loaded  generation             // what its worker has loaded
+	loaded  disk.Generation        // what its worker has loaded
 	leaving map[serverName]*leaver // those in now
 	lastID  map[string]int         // highest id of a server ever seen, by backend: a new one is never taken for an old one
 	odd     map[string]bool        // backends of which HAProxy showed other servers than it had just loaded
@@ -69,17 +65,11 @@ func New(opts Options) *Proxy {
 			*at = d
 		}
 	}
-	p := &Proxy{opts: opts, master: master{opts.Socket, opts.Timeout}, lastID: map[string]int{}, refused: map[string]string{}, litter: true}
-	p.file = &follower{write: p.follow}
+	p := &Proxy{opts: opts, master: master{opts.Socket, opts.Timeout}, lastID: map[string]int{}, refused: map[string]string{}}
+	p.conf = &disk.File{Path: opts.File, Proxy: "HAProxy", Marked: isMarked, Log: opts.Log}
+	p.follower = &disk.Follower{Proxy: "HAProxy", Write: p.follow}
 	return p
 }
-
-// good is where the text that HAProxy runs is kept while HAProxy judges another: it is what can go back if berth is
-// killed meanwhile.
-func (p *Proxy) good() string { return p.opts.File + ".good" }
-
-// foreign is where a configuration is kept that berth found and did not write.
-func (p *Proxy) foreign() string { return p.opts.File + ".before-berth" }
 
 // Apply implements proxyctl.Proxy: by commands where only servers differ, else by a verified reload. The same text
 // again is a look at everything, and a repair of what differs. While HAProxy is down, a text replaces the file only if
@@ -90,7 +80,7 @@ func (p *Proxy) Apply(ctx context.Context, c proxyctl.Config, mayReload bool) (p
 		p.asked, p.want = c.Text, mark(c.Text, p.want.config)
 	}
 	p.judged = false
-	if err := p.placeFiles(c.Files, again); err != nil {
+	if err := p.conf.Place(c.Files, again); err != nil {
 		return proxyctl.Result{}, err
 	}
 	res, err := p.apply(ctx, again, mayReload)
@@ -111,7 +101,7 @@ func (p *Proxy) apply(ctx context.Context, again, mayReload bool) (proxyctl.Resu
 		)
 		if res, why, err = p.change(ctx); why == "" {
 			if err == nil {
-				p.file.put(ctx, p.want)
+				p.follower.Put(ctx, p.want.text, p.want.generation)
 			}
 			return res, err
 		}
@@ -120,11 +110,11 @@ func (p *Proxy) apply(ctx context.Context, again, mayReload bool) (proxyctl.Resu
 }
 
 // Close returns when the configuration file is in step with what HAProxy runs.
-func (p *Proxy) Close() { p.file.settle() }
+func (p *Proxy) Close() { p.follower.Settle() }
 
 // lookAndApply reads what HAProxy runs, and brings it from there to p.want. why is what speaks for a reload already.
 func (p *Proxy) lookAndApply(ctx context.Context, why string, mayReload bool) (proxyctl.Result, error) {
-	disk, err := p.onDisk()
+	there, err := p.onDisk()
 	if err != nil {
 		return proxyctl.Result{}, err
 	}
@@ -135,24 +125,24 @@ func (p *Proxy) lookAndApply(ctx context.Context, why string, mayReload bool) (p
 	}
 	switch {
 	case why != "":
-	case disk.generation.shape == "":
+	case there.generation.Shape == "":
 		why = "the configuration file is not as berth wrote it"
-	case !v.generation.sameShape(disk.generation):
+	case !v.generation.SameShape(there.generation):
 		why = "HAProxy runs another configuration than its file"
-	case v.generation != disk.generation && p.inDoubt():
+	case v.generation != there.generation && p.conf.InDoubt():
 		why = "an earlier reload was cut short"
 	default:
-		if p.now == nil || !p.has.generation.sameShape(v.generation) {
-			p.now, p.has = disk.config, disk
+		if p.now == nil || !p.has.generation.SameShape(v.generation) {
+			p.now, p.has = there.config, there
 		}
 		p.loaded = v.generation
 		p.see(p.now.as(v.state, p.shown(p.now)), v.state)
 		var res proxyctl.Result
 		if res, why, err = p.change(ctx); why == "" {
 			res.OldWorkers = len(v.old)
-			if err == nil && disk.text != p.want.text {
-				err = p.file.problem(p.want)
-				p.file.put(ctx, p.want)
+			if err == nil && there.text != p.want.text {
+				err = p.follower.Problem(p.want.generation)
+				p.follower.Put(ctx, p.want.text, p.want.generation)
 			}
 			return res, err
 		}
@@ -162,7 +152,7 @@ func (p *Proxy) lookAndApply(ctx context.Context, why string, mayReload bool) (p
 
 // onDisk is the configuration file. Most of the time it is the text that is wanted.
 func (p *Proxy) onDisk() (marked, error) {
-	text, err := readFile(p.opts.File)
+	text, err := disk.Read(p.opts.File)
 	if err != nil || text == p.want.text {
 		return p.want, err
 	}
@@ -206,7 +196,7 @@ func (p *Proxy) change(ctx context.Context) (proxyctl.Result, string, error) {
 
 // carryOut sends the commands for ops, and returns what HAProxy has then, which is what is wanted.
 func (p *Proxy) carryOut(ctx context.Context, ops []op) (*config, error) {
-	st, err := p.master.exchange(ctx, ops, p.nextID, p.loaded.shape)
+	st, err := p.master.exchange(ctx, ops, p.nextID, p.loaded.Shape)
 	if err != nil {
 		return nil, err
 	}
@@ -282,12 +272,12 @@ func (p *Proxy) unfit(ops []op) string {
 }
 
 // reload brings HAProxy to p.want by its file. why is the reason, running what its worker has loaded.
-func (p *Proxy) reload(ctx context.Context, why string, running generation, mayReload bool) (proxyctl.Result, error) {
+func (p *Proxy) reload(ctx context.Context, why string, running disk.Generation, mayReload bool) (proxyctl.Result, error) {
 	res := proxyctl.Result{Reason: why}
 	if !mayReload {
 		return res, proxyctl.ErrNotYet
 	}
-	p.file.settle()
+	p.follower.Settle()
 	last, err := p.lastGood(running)
 	if err != nil {
 		return res, err
@@ -302,7 +292,7 @@ func (p *Proxy) reload(ctx context.Context, why string, running generation, mayR
 		p.undo(ctx, last)
 		return res, err
 	}
-	if !running.sameShape(p.want.generation) {
+	if !running.SameShape(p.want.generation) {
 		clear(p.refused)
 	}
 	if p.warned = p.warned || p.want.config.global("hard-stop-after"); !p.warned {
@@ -334,11 +324,11 @@ func (p *Proxy) undo(ctx context.Context, to marked) {
 		return
 	}
 	v, err := p.master.look(ctx)
-	if err != nil || !v.generation.sameShape(to.generation) {
+	if err != nil || !v.generation.SameShape(to.generation) {
 		return
 	}
 	now := to.config.as(v.state, p.shown(to.config))
-	_, err = p.master.exchange(ctx, compareServers(now, to.config).ops, p.nextID, v.generation.shape)
+	_, err = p.master.exchange(ctx, compareServers(now, to.config).ops, p.nextID, v.generation.Shape)
 	if err != nil {
 		p.opts.Log.Warn("HAProxy's servers are not as they were before a change that it refused", "err", err)
 	}
@@ -349,7 +339,7 @@ func (p *Proxy) undo(ctx context.Context, to marked) {
 // cannot be (a section is disabled, .if blocks leave out servers), then HAProxy is believed to have what it loaded.
 func (p *Proxy) reconcile(ctx context.Context) {
 	v, err := p.master.look(ctx)
-	if err != nil || !v.generation.sameShape(p.want.generation) {
+	if err != nil || !v.generation.SameShape(p.want.generation) {
 		return // the next look finds out
 	}
 	p.loaded, p.odd = v.generation, map[string]bool{}
@@ -381,17 +371,17 @@ func (p *Proxy) shown(c *config) []string {
 
 // lastGood is what HAProxy runs, as far as is known: the text berth brought it to, the file itself, or if berth was
 // killed while HAProxy judged the file, the one before.
-func (p *Proxy) lastGood(running generation) (marked, error) {
-	disk, err := p.onDisk()
+func (p *Proxy) lastGood(running disk.Generation) (marked, error) {
+	there, err := p.onDisk()
 	switch {
-	case err != nil || disk.text != "" && !isMarked(disk.text): // somebody else's
-		return disk, err
+	case err != nil || there.text != "" && !isMarked(there.text): // somebody else's
+		return there, err
 	case p.now != nil && p.has.text != "":
 		return p.has, nil
 	}
-	good, err := readFile(p.good())
-	if err != nil || good == "" || disk.generation.text != "" && disk.generation == running {
-		return disk, err
+	good, err := disk.Read(p.conf.Good())
+	if err != nil || good == "" || there.generation.Text != "" && there.generation == running {
+		return there, err
 	}
 	return unmark(good, nil), nil
 }
@@ -399,27 +389,27 @@ func (p *Proxy) lastGood(running generation) (marked, error) {
 // prepare puts the text where a HAProxy that is down will find it when it starts, if that is safe, and returns the
 // reason why it is not live yet.
 func (p *Proxy) prepare(ctx context.Context, reason error) error {
-	p.file.settle()
-	disk, err := p.onDisk()
+	p.follower.Settle()
+	there, err := p.onDisk()
 	switch {
 	case err != nil:
 		return err
 	case len(p.want.config.binds()) == 0:
 		return errNoListener
-	case disk.text == p.want.text:
+	case there.text == p.want.text:
 		p.prepared()
 		return reason
 	}
 	if err := p.validate(ctx, p.want.text); err != nil {
 		return err
 	}
-	if disk.text != "" && p.opts.Binary == "" {
+	if there.text != "" && p.opts.Binary == "" {
 		return reason
 	}
-	if err := p.keepForeign(disk.text); err != nil {
+	if err := p.conf.KeepForeign(there.text); err != nil {
 		return err
 	}
-	if err := p.write(p.opts.File, p.want.text); err != nil {
+	if err := p.conf.Write(p.opts.File, p.want.text); err != nil {
 		return err
 	}
 	p.opts.Log.Info("configuration written, HAProxy will start with it", "file", p.opts.File)
@@ -435,50 +425,14 @@ func (p *Proxy) prepared() {
 
 // install replaces the file and reloads; when that fails the last good text goes back.
 func (p *Proxy) install(ctx context.Context, last string) (processes, error) {
-	if err := p.replace(last); err != nil {
+	if err := p.conf.Replace(last, p.want.text); err != nil {
 		return processes{}, err
 	}
 	now, err := p.master.reload(ctx, p.opts.Reload, p.want.generation)
 	if err == nil {
 		err = p.isRead(ctx)
 	}
-	return now, p.replaced(last, err)
-}
-
-// replace puts the wanted text in place of last, which is kept until replaced is called with how it went.
-func (p *Proxy) replace(last string) error {
-	if last != "" {
-		if err := p.write(p.good(), last); err != nil {
-			return err
-		}
-	}
-	if err := p.keepForeign(last); err != nil {
-		return err
-	}
-	return p.write(p.opts.File, p.want.text)
-}
-
-func (p *Proxy) replaced(last string, failed error) error {
-	if failed != nil && last != "" {
-		if err := p.write(p.opts.File, last); err != nil {
-			return errors.Join(failed, err)
-		}
-	}
-	p.forgetGood()
-	return failed
-}
-
-// inDoubt says whether berth was killed before HAProxy had said what it thinks of the file. If the worker has loaded
-// just this file, it has said so.
-func (p *Proxy) inDoubt() bool {
-	_, err := os.Stat(p.good())
-	return err == nil
-}
-
-func (p *Proxy) forgetGood() {
-	if err := os.Remove(p.good()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		p.opts.Log.Warn("cannot remove the copy of an earlier configuration", "err", err)
-	}
+	return now, p.conf.Replaced(last, err)
 }
 
 // isRead is nil if the new worker runs the text in the file, and not that of another file.
@@ -496,11 +450,11 @@ func (p *Proxy) isRead(ctx context.Context) error {
 // applyUnseen brings a HAProxy without a socket to p.want: nothing can be read back, so an error of the reload is all
 // there is to go by. A restart of berth costs one reload.
 func (p *Proxy) applyUnseen(ctx context.Context, mayReload bool) (proxyctl.Result, error) {
-	disk, err := p.onDisk()
+	there, err := p.onDisk()
 	switch {
 	case err != nil:
 		return proxyctl.Result{}, err
-	case disk.text == p.want.text && p.loaded == p.want.generation:
+	case there.text == p.want.text && p.loaded == p.want.generation:
 		return proxyctl.Result{Action: proxyctl.None}, nil
 	case len(p.want.config.binds()) == 0:
 		return proxyctl.Result{}, errNoListener
@@ -510,35 +464,20 @@ func (p *Proxy) applyUnseen(ctx context.Context, mayReload bool) (proxyctl.Resul
 	if err := p.validate(ctx, p.want.text); err != nil {
 		return proxyctl.Result{}, err
 	}
-	res := proxyctl.Result{Action: proxyctl.Reload, Reason: "HAProxy has no master socket", Changes: changes(disk.config, p.want.config)}
-	if why := compare(disk.config, p.want.config).reload; why != "" {
+	res := proxyctl.Result{Action: proxyctl.Reload, Reason: "HAProxy has no master socket", Changes: changes(there.config, p.want.config)}
+	if why := compare(there.config, p.want.config).reload; why != "" {
 		res.Reason = why
 	}
-	if err := p.replace(disk.text); err != nil {
+	if err := p.conf.Replace(there.text, p.want.text); err != nil {
 		return proxyctl.Result{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
 	defer cancel()
-	if err := p.replaced(disk.text, p.opts.Reload(ctx)); err != nil {
+	if err := p.conf.Replaced(there.text, p.opts.Reload(ctx)); err != nil {
 		return proxyctl.Result{}, err
 	}
 	p.loaded = p.want.generation
 	return res, nil
-}
-
-// keepForeign keeps a configuration that berth did not write, the first time it would overwrite one.
-func (p *Proxy) keepForeign(onDisk string) error {
-	if onDisk == "" || isMarked(onDisk) {
-		return nil
-	}
-	if _, err := os.Stat(p.foreign()); err == nil {
-		return nil
-	}
-	if err := p.write(p.foreign(), onDisk); err != nil {
-		return err
-	}
-	p.opts.Log.Warn("the configuration that was there is not berth's: it is replaced, and kept in another file", "file", p.opts.File, "kept", p.foreign())
-	return nil
 }
 
 // validate has the haproxy program, if there is one, check text as a candidate next to the file that it may replace.
@@ -546,14 +485,14 @@ func (p *Proxy) validate(ctx context.Context, text string) error {
 	if p.opts.Binary == "" {
 		return nil
 	}
-	candidate := filepath.Join(filepath.Dir(p.opts.File), "."+filepath.Base(p.opts.File)+".candidate")
-	if err := p.write(candidate, text); err != nil {
+	candidate, remove, err := p.conf.Candidate(text)
+	if err != nil {
 		return err
 	}
-	defer os.Remove(candidate)
+	defer remove()
 	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
 	defer cancel()
-	err := check(ctx, p.opts.Binary, candidate)
+	err = check(ctx, p.opts.Binary, candidate)
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s -c did not finish within %s", p.opts.Binary, p.opts.Timeout)
 	}
@@ -580,41 +519,6 @@ func (p *Proxy) tryAddresses(ctx context.Context, addresses []string) error {
 		if err == nil {
 			l.Close()
 		}
-	}
-	return nil
-}
-
-// readFile is the file's text, "" when there is none.
-func readFile(path string) (string, error) {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("read configuration: %w", err)
-	}
-	return string(b), nil
-}
-
-// write replaces a file at once. It has the permissions of the configuration file, which may hold secrets.
-func (p *Proxy) write(path, text string) error {
-	mode := fs.FileMode(0o644)
-	if info, err := os.Stat(p.opts.File); err == nil {
-		mode = info.Mode().Perm()
-	}
-	err := renameio.WriteFile(path, []byte(text), mode)
-	var (
-		at   *fs.PathError
-		link *os.LinkError
-	)
-	switch { // they name a temporary file
-	case errors.As(err, &at):
-		err = fmt.Errorf("%w: the directory must be writable for user %d", at.Err, os.Getuid())
-	case errors.As(err, &link):
-		err = fmt.Errorf("put it in place: %w", link.Err)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"berth/proxyctl"
+	"berth/proxyctl/disk"
 )
 
 // masterSocket is a HAProxy master as 3.0 (or, silent, as 2.6) answers it, with one worker. It loads the file at a
@@ -380,7 +381,7 @@ func TestApply(t *testing.T) {
 				write(t, m.file, tt.start)
 			}
 			if tt.good != "" {
-				write(t, p.good(), tt.good)
+				write(t, p.conf.Good(), tt.good)
 			}
 			for i, s := range tt.steps {
 				res, err := p.Apply(t.Context(), onlyText(s.text), true)
@@ -1047,10 +1048,10 @@ func TestForeignConfigurationIsKept(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := onDisk(t, p.foreign()); got != oldText {
+	if got := onDisk(t, p.conf.Foreign()); got != oldText {
 		t.Errorf("what was there before berth is kept as %q", got)
 	}
-	for _, file := range []string{m.file, p.foreign()} {
+	for _, file := range []string{m.file, p.conf.Foreign()} {
 		if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o640 {
 			t.Errorf("%s has mode %v, %v; the configuration may hold secrets and had 0640", file, info.Mode(), err)
 		}
@@ -1062,6 +1063,7 @@ func TestUnwritableDirectory(t *testing.T) {
 	startMaster(t, dir)
 	p := newProxy(dir)
 	p.opts.File = filepath.Join(dir, "nosuch", "haproxy.cfg")
+	p.conf.Path = p.opts.File
 	_, first := p.Apply(t.Context(), onlyText(newText), true)
 	_, second := p.Apply(t.Context(), onlyText(newText), true)
 	if first == nil || second == nil || first.Error() != second.Error() || !strings.Contains(first.Error(), p.opts.File) {
@@ -1092,7 +1094,7 @@ func TestCancelledWhileHAProxyHangs(t *testing.T) {
 func TestMark(t *testing.T) {
 	const a = "frontend f\n bind :80\nbackend b\n server s 10.0.0.1:80\n"
 	one, servers, lines := mark(a, nil), mark(strings.Replace(a, "10.0.0.1", "10.0.0.2", 1), nil), mark(strings.Replace(a, ":80", ":81", 1), nil)
-	if g := one.generation; !g.sameShape(servers.generation) || g == servers.generation || g.sameShape(lines.generation) || g.sameShape(generation{}) || (generation{}).sameShape(generation{}) {
+	if g := one.generation; !g.SameShape(servers.generation) || g == servers.generation || g.SameShape(lines.generation) || g.SameShape(disk.Generation{}) || (disk.Generation{}).SameShape(disk.Generation{}) {
 		t.Errorf("marks %v, with another server %v, with another line %v", one.generation, servers.generation, lines.generation)
 	}
 	if markText(strings.TrimSuffix(a, "\n")) != one.text {
@@ -1104,7 +1106,7 @@ func TestMark(t *testing.T) {
 	for what, text := range map[string]string{
 		"no mark": a, "edited above the mark": strings.Replace(one.text, ":80", ":81", 1), "edited below it": one.text + "# x\n", "none": "",
 	} {
-		if got := unmark(text, nil); got.generation != (generation{}) || got.text != text {
+		if got := unmark(text, nil); got.generation != (disk.Generation{}) || got.text != text {
 			t.Errorf("%s: %v", what, got.generation)
 		}
 	}

@@ -24,8 +24,8 @@ func (h *realHAProxy) refused(what, text, stays string, want seen) {
 	if got := onDisk(h.t, h.opts.File); !strings.HasPrefix(got, stays) {
 		h.t.Errorf("%s: the file is not the last good text:\n%s", what, got)
 	}
-	if got := onDisk(h.t, h.good()); got != "" {
-		h.t.Errorf("%s: %s is left behind", what, h.good())
+	if got := onDisk(h.t, h.conf.Good()); got != "" {
+		h.t.Errorf("%s: %s is left behind", what, h.conf.Good())
 	}
 }
 
@@ -242,7 +242,7 @@ func TestE2EStaleCopy(t *testing.T) {
 		ancient := onDisk(t, h.opts.File)
 		h.apply(text(2))
 		h.Close()
-		write(t, h.good(), ancient)
+		write(t, h.conf.Good(), ancient)
 		h.berth()
 		h.steady("started", text(2))
 		newest := strings.Replace(text(2), "9002", "9003", 1)

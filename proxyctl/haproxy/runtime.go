@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"berth/proxyctl/disk"
 )
 
 // errUnexpected is wrapped by what HAProxy says or does that it should not; a reload puts it right.
@@ -200,7 +202,7 @@ func nextLine(reply string) (line, rest string) {
 func checkMark(reply, shape string) (rest string, err error) {
 	line, rest := nextLine(reply)
 	value, _ := strings.CutPrefix(line, markName+"=")
-	if parseGeneration(value).shape != shape {
+	if disk.ParseGeneration(value).Shape != shape {
 		return "", fmt.Errorf("%w: HAProxy runs another configuration: %s", errUnexpected, oneLine(line))
 	}
 	return rest, nil

@@ -1,4 +1,4 @@
-package haproxy
+package peer
 
 import (
 	"net"

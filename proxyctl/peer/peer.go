@@ -1,4 +1,5 @@
-package haproxy
+// Package peer finds the process that listens on a unix socket.
+package peer
 
 import (
 	"errors"
@@ -12,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Running is the master process that listens on a socket, or 0 if there is none. It is an error if one listens that is not
+// Running is the process that listens on a socket, or 0 if there is none. It is an error if one listens that is not
 // to be seen from here, as in another container.
 func Running(socket string) (pid int, err error) {
 	conn, err := net.DialTimeout("unix", socket, 2*time.Second)
@@ -23,15 +24,15 @@ func Running(socket string) (pid int, err error) {
 		return 0, err
 	}
 	defer conn.Close()
-	pid, err = peer(conn.(*net.UnixConn))
+	pid, err = Of(conn.(*net.UnixConn))
 	if err == nil && pid == 0 {
 		return 0, fmt.Errorf("a process that cannot be seen from here, in another container say, listens on %s", socket)
 	}
 	return pid, err
 }
 
-// peer is the process that listens at the other end, 0 if it is in a process namespace that cannot be seen from here.
-func peer(conn *net.UnixConn) (pid int, err error) {
+// Of is the process that listens at the other end, 0 if it is in a process namespace that cannot be seen from here.
+func Of(conn *net.UnixConn) (pid int, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return 0, err
@@ -46,9 +47,9 @@ func peer(conn *net.UnixConn) (pid int, err error) {
 	return int(cred.Pid), nil
 }
 
-// sharesNetwork says whether the process at the other end is known to live in this process's network namespace.
-func sharesNetwork(conn *net.UnixConn) bool {
-	pid, err := peer(conn)
+// SharesNetwork says whether the process at the other end is known to live in this process's network namespace.
+func SharesNetwork(conn *net.UnixConn) bool {
+	pid, err := Of(conn)
 	if err != nil || pid == 0 {
 		return false
 	}
