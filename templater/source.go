@@ -1,6 +1,7 @@
 package templater
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -188,10 +189,36 @@ func defines(text string) (map[string]string, error) {
 	texts := map[string]string{}
 	for name, t := range all {
 		if name != "" && t.Root != nil {
+			keepBraces(t.Root)
 			texts[name] = fmt.Sprintf("{{define %q}}%s{{end}}", name, t.Root)
 		}
 	}
 	return texts, nil
+}
+
+// keepBraces changes the text before an action that ends with a brace, as in "server {{{- with .X }}" without the blanks
+// that the parser has removed there: the two would be read as one.
+func keepBraces(list *parse.ListNode) {
+	if list == nil {
+		return
+	}
+	for _, node := range list.Nodes {
+		switch n := node.(type) {
+		case *parse.TextNode:
+			if rest, ends := bytes.CutSuffix(n.Text, []byte("{")); ends {
+				n.Text = append(bytes.Clone(rest), `{{"{"}}`...)
+			}
+		case *parse.IfNode:
+			keepBraces(n.List)
+			keepBraces(n.ElseList)
+		case *parse.WithNode:
+			keepBraces(n.List)
+			keepBraces(n.ElseList)
+		case *parse.RangeNode:
+			keepBraces(n.List)
+			keepBraces(n.ElseList)
+		}
+	}
 }
 
 // partial is the template function: the text of a {{ define }} for an argument, executed only if something has changed

@@ -141,6 +141,7 @@ func TestPartialIsExecuteTemplate(t *testing.T) {
 			"{{ partial `a b` `x` }}|{{ partial `a b` `y` }}|{{ partial `a b` `` }}",
 		`{{ define "x" }}{{ with $v := . }}{{ range $i, $e := split "," $v }}{{ if eq $i 2 }}{{ break }}{{ end }}{{ if eq $e "b" }}{{ continue }}{{ end }}` +
 			`{{ $e | printf "%q %d" | toUpper }}{{ end }}{{ else }}{{ "{{ none }}" }}{{ end }}{{/* c */}}{{ end }}{{ partial "x" "a,b,c" }} {{ partial "x" "" }}`,
+		"{{ define `u` }}a {{ . }} {\n{{- if . }} x {\n  {{- range split `,` . }} {\n{{- . }}{\n{{ else }}{{ end }}}{\n{{- else }}{{ end }}{\n{{- end }}{{ partial `u` `a,b` }}{{ partial `u` `` }}",
 		`{{ define "n" }}{{ add . 1 }} {{ printf "%T" . }} {{ 0x1F }} {{ 1.50 }} {{ 'x' }} {{ "\t\u00e9" }}{{ end }}{{ partial "n" 41 }}`,
 		`{{ block "b" "x" }}[{{ . }}]{{ end }}{{ define "c" }}{{ template "b" . }}{{ executeTemplate "b" "z" }}{{ end }}{{ partial "c" "y" }}`,
 	}
