@@ -231,7 +231,7 @@ func (c *Controller) Run(ctx context.Context) error {
 }
 
 // startTime is how long a proxy may take to start before it is said that it is not reachable.
-const startTime = time.Second
+const startTime = 5 * time.Second
 
 // after is time.After, but never for no time.
 func after(d time.Duration) <-chan time.Time {

@@ -1,6 +1,7 @@
 package registrar
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,18 +87,15 @@ func (r *Registrar) read(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
 	var (
-		have held
-		g    errgroup.Group
+		have             held
+		services, checks error
+		both             sync.WaitGroup
 	)
-	g.Go(func() (err error) {
-		have.services, err = r.opts.Agent.ServicesWithFilterOpts("", query(ctx))
-		return err
-	})
-	g.Go(func() (err error) {
-		have.checks, err = r.opts.Agent.ChecksWithFilterOpts("", query(ctx))
-		return err
-	})
-	if err := g.Wait(); err != nil {
+	both.Go(func() { have.services, services = r.opts.Agent.ServicesWithFilterOpts("", query(ctx)) })
+	both.Go(func() { have.checks, checks = r.opts.Agent.ChecksWithFilterOpts("", query(ctx)) })
+	both.Wait()
+	// Not the one that failed first: what is logged would change from one try to the next.
+	if err := cmp.Or(services, checks); err != nil {
 		return fmt.Errorf("read services and checks: %w", err)
 	}
 	r.have, r.readAt = &have, time.Now()

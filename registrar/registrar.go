@@ -187,7 +187,9 @@ func (r *Registrar) Run(ctx context.Context) error {
 func (r *Registrar) step(ctx context.Context, dockerTry, consulTry *attempts) (next time.Time) {
 	if dockerTry.allowed() {
 		partly, err := r.look(ctx)
-		r.settle("docker", errors.Join(partly, err))
+		if ctx.Err() == nil {
+			r.settle("docker", errors.Join(partly, err))
+		}
 		dockerTry.note(err, partly)
 	}
 	for id, signal := range r.kills {
