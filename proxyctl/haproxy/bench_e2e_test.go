@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/proxyctl"
+	"berth/proxyctl/internal/traffic"
 )
 
 // BenchmarkE2EProxy changes servers of a real HAProxy under steady requests, in all the ways there are, and prints what
@@ -26,7 +27,7 @@ import (
 func BenchmarkE2EProxy(b *testing.B) {
 	for _, image := range images(b, "BENCH_HAPROXY", "IMAGE_HAPROXY") {
 		b.Run(strings.NewReplacer("/", "-", ":", "-").Replace(image), func(b *testing.B) {
-			p := printed{image: image, load: loadAverage()}
+			p := printed{image: image, load: traffic.LoadAverage()}
 			b.Run("runtime", func(b *testing.B) {
 				for _, s := range []struct{ servers, changes int }{{10, 5000}, {1000, 5000}} {
 					p.part(b, s.servers, func(b *testing.B, r *rig) {
@@ -63,7 +64,7 @@ func BenchmarkE2EProxy(b *testing.B) {
 					p.version = r.version
 					e := r.ends(name, sig, 10)
 					b.ReportMetric(0, "ns/op")
-					b.ReportMetric(float64(e.requests.failed()), "failed")
+					b.ReportMetric(float64(e.requests.Failed()), "failed")
 					p.ends = append(p.ends, e)
 				})
 			}
@@ -97,9 +98,9 @@ func (p *printed) part(b *testing.B, servers int, f func(*testing.B, *rig)) {
 		f(b, r)
 		s := p.series[len(p.series)-1]
 		b.ReportMetric(0, "ns/op")
-		b.ReportMetric(millis(s.took.within(0.5)), "ms/median")
-		b.ReportMetric(millis(s.took.within(0.99)), "ms/p99")
-		b.ReportMetric(float64(s.requests.failed()), "failed")
+		b.ReportMetric(traffic.Millis(s.took.Within(0.5)), "ms/median")
+		b.ReportMetric(traffic.Millis(s.took.Within(0.99)), "ms/p99")
+		b.ReportMetric(float64(s.requests.Failed()), "failed")
 		b.ReportMetric(float64(s.reloads), "reloads")
 	})
 }
@@ -219,11 +220,11 @@ func (d *driver) settle(want ...group) {
 type series struct {
 	way      string
 	servers  int
-	took     times // from the text to the moment at which HAProxy is known to serve it
+	took     traffic.Times // from the text to the moment at which HAProxy is known to serve it
 	reloads  int
 	reasons  []string // of reloads nobody wants
 	lost     string   // of the changes, where that may be
-	requests requests
+	requests traffic.Requests
 	busy     float64 // the machine's processors, as a share
 	heap     float64 // what the Proxy holds in the end, in MB
 }
@@ -238,7 +239,7 @@ func (r *rig) changes(way string, servers, changes int, gap time.Duration) serie
 	d.settle(f.group)
 	d.reloads = nil
 	s := series{way: way, servers: servers}
-	t := r.traffic()
+	t := traffic.Start(r, r.web)
 	d.wait(time.Now().Add(time.Second)) // of requests, before the first change
 	before := readProcessors()
 	for range changes {
@@ -250,12 +251,12 @@ func (r *rig) changes(way string, servers, changes int, gap time.Duration) serie
 		s.took = append(s.took, time.Since(due))
 	}
 	s.busy = busy(before)
-	s.requests, s.reloads = t.end(), len(d.reloads)
+	s.requests, s.reloads = t.End(), len(d.reloads)
 	if !opts.ReloadOnly {
 		s.reasons = d.reloads
 	}
 	d.settle(f.group)
-	s.took, s.heap = s.took.sorted(), d.held()
+	s.took, s.heap = s.took.Sorted(), d.held()
 	return s
 }
 
@@ -284,7 +285,7 @@ func (r *rig) signals(servers, changes int) series {
 	}
 	signal()
 	live()
-	t := r.traffic()
+	t := traffic.Start(r, r.web)
 	before := readProcessors()
 	for n := range changes {
 		f.change()
@@ -303,9 +304,9 @@ func (r *rig) signals(servers, changes int) series {
 		live()
 	}
 	s.busy = busy(before)
-	s.requests = t.end()
+	s.requests = t.End()
 	s.lost = fmt.Sprintf("%d of %d", lost, asked)
-	s.took = s.took.sorted()
+	s.took = s.took.Sorted()
 	return s
 }
 
@@ -313,7 +314,7 @@ func (r *rig) signals(servers, changes int) series {
 type ends struct {
 	signal   string
 	times    int
-	requests requests
+	requests traffic.Requests
 }
 
 // ends has one of four applications end, until HAProxy's checks have noticed, and come back, again and again. Nobody
@@ -328,7 +329,7 @@ func (r *rig) ends(name string, sig syscall.Signal, count int) ends {
 	d := r.drive(r.options())
 	d.apply(r.text("", g))
 	d.settle(g)
-	t := r.traffic()
+	t := traffic.Start(r, r.web)
 	for n := range count {
 		d.wait(time.Now().Add(500 * time.Millisecond)) // of requests to all
 		p := apps[n%len(apps)]
@@ -342,7 +343,7 @@ func (r *rig) ends(name string, sig syscall.Signal, count int) ends {
 		apps[n%len(apps)] = startAppProcess(r, p.address)
 		r.until("HAProxy notices that the application is back", 10*time.Second, func() error { return r.expect(g) })
 	}
-	return ends{name, count, t.end()}
+	return ends{name, count, t.End()}
 }
 
 // step is a change of many servers.
@@ -350,10 +351,10 @@ type step struct {
 	what      string
 	took      time.Duration
 	action    proxyctl.Action
-	requests  requests // meanwhile
-	worker    float64  // the memory of HAProxy's worker afterwards, in MB
-	process   float64  // and that of this process
-	processor float64  // HAProxy's use of a processor in the second after, as a share
+	requests  traffic.Requests // meanwhile
+	worker    float64          // the memory of HAProxy's worker afterwards, in MB
+	process   float64          // and that of this process
+	processor float64          // HAProxy's use of a processor in the second after, as a share
 }
 
 // large is what 10,000 servers in 100 backends cost.
@@ -381,7 +382,7 @@ func (r *rig) large(b *testing.B, every string) large {
 	}
 	d := r.drive(r.options())
 	d.apply(r.text("", group{name: "app"}))
-	var t *traffic
+	var t *traffic.Load
 	var steps []step
 	var from, to []time.Time
 	do := func(what string, change func()) {
@@ -397,10 +398,10 @@ func (r *rig) large(b *testing.B, every string) large {
 		s := step{what: what, took: end.Sub(start), action: res.Action, worker: memory(pid, "VmRSS"), process: memory(os.Getpid(), "VmRSS")}
 		s.processor = float64(processorTime(pid)-used) / float64(time.Since(since))
 		steps, from, to = append(steps, s), append(from, start), append(to, end)
-		b.ReportMetric(millis(s.took), strings.ReplaceAll(what, " ", "-")+"-ms")
+		b.ReportMetric(traffic.Millis(s.took), strings.ReplaceAll(what, " ", "-")+"-ms")
 	}
 	do("all 10,000 from nothing", func() {})
-	t = r.traffic(paths...) // what there was before has no servers
+	t = traffic.Start(r, r.web, paths...) // what there was before has no servers
 	do("1 added", func() { fleets[0].add() })
 	do("1,000 added", func() {
 		for _, f := range fleets {
@@ -414,13 +415,13 @@ func (r *rig) large(b *testing.B, every string) large {
 			f.servers = f.servers[10:]
 		}
 	})
-	all := t.end()
+	all := t.End()
 	for i := range steps {
-		steps[i].requests, _ = all.during(from[i], to[i])
+		steps[i].requests, _ = all.During(from[i], to[i])
 	}
 	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(float64(all.failed()), "failed")
-	if why := all.failures(); why != "" {
+	b.ReportMetric(float64(all.Failed()), "failed")
+	if why := all.Failures(); why != "" {
 		b.Logf("failed: %s", why)
 	}
 	return large{every, steps, d.held()}
@@ -459,42 +460,33 @@ func busy(since processors) float64 {
 	return 1 - float64(now.idle-since.idle)/float64(max(1, now.all-since.all))
 }
 
-// loadAverage is that of the last minute.
-func loadAverage() string {
-	b, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return "unknown"
-	}
-	return strings.Fields(string(b))[0]
-}
-
 // print writes the tables for a reader.
 func (p *printed) print(w io.Writer) {
 	fmt.Fprintf(w, "\nHAProxy %s (%s), %d processors, load average before %s. All the time %d requests/s, open loop, half of them over\n"+
-		"kept connections. Times are in milliseconds. Failed requests: over kept connections / over new ones.\n", p.version, p.image, runtime.NumCPU(), p.load, trafficRate)
+		"kept connections. Times are in milliseconds. Failed requests: over kept connections / over new ones.\n", p.version, p.image, runtime.NumCPU(), p.load, traffic.Rate)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	if len(p.series) > 0 {
 		fmt.Fprint(w, "\nOne server changed after the other: from the text to the moment at which HAProxy is known to serve it.\n\n")
 		fmt.Fprintln(t, "by\tservers\tchanges\tmedian\tp99\tmax\treloads\tlost\tfailed\tresent\trequests: p99\tslowest\tmachine busy\tProxy's heap MB\t")
 		for _, s := range p.series {
-			took := s.requests.took()
+			took := s.requests.Took()
 			n := len(s.took)
-			fmt.Fprintf(t, "%s\t%d\t%d\t%s\t%s\t%s\t%d\t%s\t%s\t%d\t%s\t%s\t%.0f %%\t%.1f\t\n", s.way, s.servers, n, ms(s.took.within(0.5)), ms(s.took.within(0.99)), ms(s.took.within(1)),
-				s.reloads, s.lost, failed(s.requests), s.requests.resent(), ms(took.within(0.99)), ms(took.within(1)), 100*s.busy, s.heap)
+			fmt.Fprintf(t, "%s\t%d\t%d\t%s\t%s\t%s\t%d\t%s\t%s\t%d\t%s\t%s\t%.0f %%\t%.1f\t\n", s.way, s.servers, n, traffic.Ms(s.took.Within(0.5)), traffic.Ms(s.took.Within(0.99)), traffic.Ms(s.took.Within(1)),
+				s.reloads, s.lost, failed(s.requests), s.requests.Resent(), traffic.Ms(took.Within(0.99)), traffic.Ms(took.Within(1)), 100*s.busy, s.heap)
 		}
 		t.Flush()
 		for _, s := range p.series {
 			for _, why := range s.reasons {
 				fmt.Fprintf(w, "Reloaded, %d servers: %s\n", s.servers, why)
 			}
-			if why := s.requests.failures(); why != "" {
+			if why := s.requests.Failures(); why != "" {
 				fmt.Fprintf(w, "Failed, by %s, %d servers: %s\n", s.way, s.servers, why)
 			}
 		}
 		for _, a := range p.series {
 			for _, b := range p.series {
 				if a.way == "commands" && b.way != a.way && a.servers == b.servers && len(b.took) > 0 {
-					fmt.Fprintf(w, "%d servers: %s / %s = %.1f\n", a.servers, b.way, a.way, float64(b.took.within(0.5))/float64(a.took.within(0.5)))
+					fmt.Fprintf(w, "%d servers: %s / %s = %.1f\n", a.servers, b.way, a.way, float64(b.took.Within(0.5))/float64(a.took.Within(0.5)))
 				}
 			}
 		}
@@ -503,15 +495,15 @@ func (p *printed) print(w io.Writer) {
 		fmt.Fprintf(w, "\nAn hour in small: %s\n", p.hour)
 	}
 	for _, e := range p.ends {
-		fmt.Fprintf(w, "\n%s to one of 4 applications, %d times; nobody tells HAProxy: %s%s\n", e.signal, e.times, e.requests, e.requests.failures())
+		fmt.Fprintf(w, "\n%s to one of 4 applications, %d times; nobody tells HAProxy: %s%s\n", e.signal, e.times, e.requests, e.requests.Failures())
 	}
 	for _, l := range p.large {
 		fmt.Fprintf(w, "\n10,000 servers in 100 backends, each checked every %s.\n\n", l.every)
 		fmt.Fprintln(t, "change\tby\tms\tfailed\trequests: p99\tslowest\tHAProxy's worker MB\tits processor after\tthis process MB\t")
 		for _, s := range l.steps {
-			took := s.requests.took()
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%.0f\t%.0f %%\t%.0f\t\n", s.what, s.action, ms(s.took), failed(s.requests),
-				ms(took.within(0.99)), ms(took.within(1)), s.worker, 100*s.processor, s.process)
+			took := s.requests.Took()
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%.0f\t%.0f %%\t%.0f\t\n", s.what, s.action, traffic.Ms(s.took), failed(s.requests),
+				traffic.Ms(took.Within(0.99)), traffic.Ms(took.Within(1)), s.worker, 100*s.processor, s.process)
 		}
 		t.Flush()
 		fmt.Fprintf(w, "In the end the Proxy holds %.1f MB.\n", l.heap)
@@ -519,7 +511,7 @@ func (p *printed) print(w io.Writer) {
 }
 
 // failed is how many requests failed, over kept connections and over new ones.
-func failed(rs requests) string {
-	kept, fresh := rs.of(true), rs.of(false)
-	return fmt.Sprintf("%d / %d of %d", kept.failed(), fresh.failed(), len(rs))
+func failed(rs traffic.Requests) string {
+	kept, fresh := rs.Of(true), rs.Of(false)
+	return fmt.Sprintf("%d / %d of %d", kept.Failed(), fresh.Failed(), len(rs))
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"text/tabwriter"
 	"time"
+
+	"berth/proxyctl/internal/traffic"
 )
 
 // BenchmarkE2ECrossing looks for the number of servers from which on a reload is cheaper than to add them one after the
@@ -31,15 +33,15 @@ func BenchmarkE2ECrossing(b *testing.B) {
 					byExchange = append(byExchange, c.best(m, 0, 300, n))
 				}
 			}
-			fmt.Printf("\nHAProxy %s, load average %s. Servers are added to a backend of one size, 20 in one exchange; or a reload does it. In the\nother table the exchanges differ. Times are the best of five tries.\n\n", r.version, loadAverage())
+			fmt.Printf("\nHAProxy %s, load average %s. Servers are added to a backend of one size, 20 in one exchange; or a reload does it. In the\nother table the exchanges differ. Times are the best of five tries.\n\n", r.version, traffic.LoadAverage())
 			print := func(list []crossed) {
 				t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 				fmt.Fprintln(t, "servers\tin other backends\tadded\tin one exchange\tms\tµs each\tlongest exchange\trequests: p99\tslowest\tfailed\treload ms\trequests: p99\tslowest\tfailed\t")
 				for _, x := range list {
-					add, load := x.whileAdding.took(), x.whileReloading.took()
+					add, load := x.whileAdding.Took(), x.whileReloading.Took()
 					fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%s\t%.0f\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%d\t\n", x.servers, x.others, x.added, x.each,
-						ms(x.adding), 1000*millis(x.adding)/float64(x.added), ms(x.longest), ms(add.within(0.99)), ms(add.within(1)), x.whileAdding.failed(),
-						ms(x.reloading), ms(load.within(0.99)), ms(load.within(1)), x.whileReloading.failed())
+						traffic.Ms(x.adding), 1000*traffic.Millis(x.adding)/float64(x.added), traffic.Ms(x.longest), traffic.Ms(add.Within(0.99)), traffic.Ms(add.Within(1)), x.whileAdding.Failed(),
+						traffic.Ms(x.reloading), traffic.Ms(load.Within(0.99)), traffic.Ms(load.Within(1)), x.whileReloading.Failed())
 				}
 				t.Flush()
 				fmt.Println()
@@ -66,7 +68,7 @@ type crossed struct {
 	servers, others             int
 	added, each                 int
 	adding, longest, reloading  time.Duration
-	whileAdding, whileReloading requests
+	whileAdding, whileReloading traffic.Requests
 }
 
 // best is the shortest times of several tries, as the machine may be busy with others' work, and all the requests.
@@ -104,7 +106,7 @@ func (c *crossing) cross(m, others, n, each int) crossed {
 		c.Fatalf("%d ops, want %d", len(ops), n)
 	}
 	x := crossed{servers: m, others: others, added: n, each: each}
-	t := c.traffic()
+	t := traffic.Start(c, c.web)
 	c.wait(time.Now().Add(300 * time.Millisecond))
 	began := time.Now()
 	for some := range slices.Chunk(ops, each) {
@@ -129,8 +131,8 @@ func (c *crossing) cross(m, others, n, each int) crossed {
 	reloaded := time.Now()
 	x.reloading = reloaded.Sub(start)
 	c.wait(time.Now().Add(100 * time.Millisecond))
-	all := t.end()
-	x.whileAdding, _ = all.during(began, added)
-	x.whileReloading, _ = all.during(start, reloaded)
+	all := t.End()
+	x.whileAdding, _ = all.During(began, added)
+	x.whileReloading, _ = all.During(start, reloaded)
 	return x
 }

@@ -4,8 +4,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -144,89 +142,6 @@ func TestFilesOfTheLastGoodText(t *testing.T) {
 	}
 }
 
-// What any text refers to that may be loaded still is kept, and nothing else.
-func TestSweep(t *testing.T) {
-	dir := t.TempDir()
-	m := startMaster(t, dir)
-	text := func(content string) string {
-		c := withMap(m.file, newText, content)
-		for path := range c.Files {
-			write(t, path, content)
-		}
-		return c.Text
-	}
-	p := newProxy(dir)
-	defer p.Close()
-	text("of an earlier berth")
-	if _, err := p.Apply(t.Context(), onlyText(newText), true); err != nil {
-		t.Fatal(err)
-	}
-	p.Tend(t.Context())
-	if has := besides(t, dir); len(has) != 0 {
-		t.Errorf("%q is left of an earlier berth", has)
-	}
-	text("of none")
-	p.want, p.has = mark(text("wanted"), nil), mark(text("running"), nil)
-	write(t, m.file, text("on disk"))
-	write(t, p.conf.Good(), text("good"))
-	write(t, p.conf.Foreign(), text("foreign"))
-	p.follower.Settle()
-	p.conf.Sweep(p.want.text, p.has.text)
-	if has := besides(t, dir); len(has) != 5 {
-		t.Errorf("the files are %q, want those of five texts", has)
-	}
-	for _, content := range []string{"wanted", "running", "on disk", "good", "foreign"} {
-		if onDisk(t, beside(m.file, "routes.map", content)) == "" {
-			t.Errorf("the file of the text %s is gone", content)
-		}
-	}
-}
-
-// Only what is named as a file of this configuration is written or removed.
-func TestFilesOfOthers(t *testing.T) {
-	dir := t.TempDir()
-	m := startMaster(t, dir)
-	p := newProxy(dir)
-	defer p.Close()
-	t.Chdir(t.TempDir()) // a relative path would be in here
-	digits := "-0123456789abcdef.map"
-	for _, path := range []string{
-		filepath.Join(t.TempDir(), "passwd"), filepath.Join(t.TempDir(), "haproxy.cfg.x"+digits), "relative" + digits,
-		m.file, p.conf.Good(), p.conf.Foreign(), m.file + ".routes.map", m.file + ".routes-0123.map", m.file + "." + digits[1:],
-		m.file + "./../x" + digits, m.file + ".x/y" + digits, m.file + ".." + digits, dir + "/x/../haproxy.cfg.x" + digits,
-		m.file + ".b.routes" + digits, m.file + ".routes\n" + digits, dir + "/other.cfg.routes" + digits, m.file + ".routes" + digits + ".good",
-	} {
-		if _, err := p.Apply(t.Context(), proxyctl.Config{Text: newText, Files: map[string]string{path: "x"}}, true); err == nil || !strings.Contains(err.Error(), "must be named "+m.file+".<name>-") {
-			t.Errorf("%q: error %v", path, err)
-		}
-	}
-	if len(m.loaded) != 0 || onDisk(t, m.file) != "" || len(besides(t, dir)) != 0 {
-		t.Errorf("%d reloads, files %q", len(m.loaded), besides(t, dir))
-	}
-	theirs := []string{
-		m.file + ".routes.map", m.file + ".routes-0123456789abcde.map", m.file + ".routes-0123456789ABCDEF.map", m.file + ".b.routes" + digits,
-		dir + "/routes" + digits, dir + "/other.cfg.routes" + digits, m.file + ".routes" + digits + ".bak", m.file + "routes" + digits, m.file + "-routes" + digits,
-	}
-	for _, path := range theirs {
-		write(t, path, "theirs")
-	}
-	if err := os.Mkdir(m.file+".routes"+digits, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(theirs[0], m.file+".routes-l"+digits); err != nil {
-		t.Fatal(err)
-	}
-	for _, text := range []string{newText, oldText} {
-		if _, err := p.Apply(t.Context(), onlyText(text), true); err != nil {
-			t.Fatal(err)
-		}
-		p.Tend(t.Context())
-	}
-	if has := besides(t, dir); len(has) != len(theirs)+2 {
-		t.Errorf("what berth did not write was removed: the files are %q", has)
-	}
-}
-
 // A file that cannot be written is an error of the first line, before HAProxy is asked for anything.
 func TestFilesUnwritable(t *testing.T) {
 	dir := t.TempDir()
@@ -255,25 +170,5 @@ func TestFilesUnwritable(t *testing.T) {
 	}
 	if res, err := p.Apply(t.Context(), c, true); err != nil || res.Action != proxyctl.Reload {
 		t.Errorf("%+v, %v", res, err)
-	}
-}
-
-// A map has the permissions of the configuration, which may hold secrets.
-func TestFilesMode(t *testing.T) {
-	dir := t.TempDir()
-	file := filepath.Join(dir, "haproxy.cfg")
-	write(t, file, oldText)
-	if err := os.Chmod(file, 0o640); err != nil {
-		t.Fatal(err)
-	}
-	p := New(Options{File: file, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
-	c := withMap(file, newText, "one")
-	if err := p.conf.Place(c.Files, false); err != nil {
-		t.Fatal(err)
-	}
-	for path := range c.Files {
-		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o640 {
-			t.Errorf("%s: %v, %v", path, info, err)
-		}
 	}
 }

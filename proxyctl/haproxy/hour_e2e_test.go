@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"berth/proxyctl"
+	"berth/proxyctl/internal/traffic"
 )
 
 // TestE2EMixedHour plays all that happens to a proxy in an hour, in seconds, under steady requests: none fails, but for
@@ -29,10 +30,10 @@ func TestE2EMixedHour(t *testing.T) {
 			}
 			// A kept connection gets one more answer by the worker that it was made to, after a reload, too. And when a
 			// server moves, HAProxy 2.6 uses those of its connections that were busy then for a moment longer.
-			if astray := h.astray().of(false); len(astray) > 0 {
+			if astray := h.astray().Of(false); len(astray) > 0 {
 				t.Errorf("%d requests over new connections went to a server that was removed", len(astray))
 			}
-			if sent := len(h.others) + len(h.apart) + len(h.after); sent < int(0.9*trafficRate*h.lasted.Seconds()) {
+			if sent := len(h.others) + len(h.apart) + len(h.after); sent < int(0.9*traffic.Rate*h.lasted.Seconds()) {
 				t.Errorf("%d requests in %v: the load was not there", sent, h.lasted)
 			}
 		})
@@ -51,11 +52,11 @@ type hourReport struct {
 	version           string
 	runtime, reloaded int // texts that went live so
 	refused           error
-	killed, answered  time.Time // HAProxy was killed, and answered again
-	back              time.Time // it is known to run the newest text again
-	apart             requests  // those that met it dead
-	after             requests  // those during the first reload after the invalid text
-	others            requests
+	killed, answered  time.Time        // HAProxy was killed, and answered again
+	back              time.Time        // it is known to run the newest text again
+	apart             traffic.Requests // those that met it dead
+	after             traffic.Requests // those during the first reload after the invalid text
+	others            traffic.Requests
 	lasted            time.Duration
 }
 
@@ -63,26 +64,26 @@ type hourReport struct {
 // listening sockets instead of taking over the old ones (its master has no worker to take them from), and what waits in
 // the old ones is lost: that is for berth to avoid, if it can.
 func (h hourReport) failed() int {
-	n := h.others.failed()
+	n := h.others.Failed()
 	if !strings.HasPrefix(h.version, "3.2") {
-		n += h.after.failed()
+		n += h.after.Failed()
 	}
 	return n
 }
 
 // astray is how many requests went to a server that was removed. A HAProxy that was killed may start with one of those.
-func (h hourReport) astray() requests {
-	_, others := h.others.during(h.killed, h.back)
-	return others.astray()
+func (h hourReport) astray() traffic.Requests {
+	_, others := h.others.During(h.killed, h.back)
+	return others.Astray()
 }
 
 func (h hourReport) String() string {
 	return fmt.Sprintf("%d changes of servers, %d of anything else, 1 invalid text, 1 kill -9 of HAProxy, in %.0f s. By commands %d texts, by reloads %d. "+
 		"%s; %d and %d went to a server that was removed%s\n  The kill apart: HAProxy answered again after %s ms, and had the newest text for certain after %s ms; %d of %d requests in that time failed.\n"+
 		"  The invalid text: %v. During the first reload after it %d of %d requests failed%s",
-		h.changes, h.reloads, h.lasted.Seconds(), h.runtime, h.reloaded, h.others, len(h.astray().of(true)), len(h.astray().of(false)), h.others.failures(),
-		ms(h.answered.Sub(h.killed)), ms(h.back.Sub(h.killed)), h.apart.failed(), len(h.apart), h.refused,
-		h.after.failed(), len(h.after), h.after.failures())
+		h.changes, h.reloads, h.lasted.Seconds(), h.runtime, h.reloaded, h.others, len(h.astray().Of(true)), len(h.astray().Of(false)), h.others.Failures(),
+		traffic.Ms(h.answered.Sub(h.killed)), traffic.Ms(h.back.Sub(h.killed)), h.apart.Failed(), len(h.apart), h.refused,
+		h.after.Failed(), len(h.after), h.after.Failures())
 }
 
 // playing is an hour under way. A Controller brings HAProxy to the texts.
@@ -90,7 +91,7 @@ type playing struct {
 	*rig
 	report  hourReport
 	control *proxyctl.Controller
-	load    *traffic
+	load    *traffic.Load
 	rand    *rand.Rand
 	fleet   *fleet
 	free    []string // addresses that no server has
@@ -140,7 +141,7 @@ func (r *rig) hour(h hour) hourReport {
 	}
 	p.set()
 	p.live()
-	p.load = r.traffic()
+	p.load = traffic.Start(r, r.web)
 	began := time.Now()
 	p.play()
 	p.report.lasted = time.Since(began)
@@ -148,9 +149,9 @@ func (r *rig) hour(h hour) hourReport {
 		r.apps[address].SetKeepAlivesEnabled(false) // what HAProxy removed ends its connections, too
 	}
 	r.until("HAProxy has the servers that are wanted, and no others", 20*time.Second, func() error { return r.expect(p.fleet.group) })
-	p.report.apart, p.report.others = p.load.end().during(p.report.killed, p.report.answered)
+	p.report.apart, p.report.others = p.load.End().During(p.report.killed, p.report.answered)
 	stop()
-	p.report.after, p.report.others = p.report.others.during(p.counted.began, p.counted.ended)
+	p.report.after, p.report.others = p.report.others.During(p.counted.began, p.counted.ended)
 	p.report.runtime, p.report.reloaded = p.counted.actions[proxyctl.Runtime], p.counted.actions[proxyctl.Reload]
 	return p.report
 }
@@ -197,7 +198,7 @@ func (p *playing) live() {
 		return
 	}
 	for _, address := range p.free {
-		p.load.gone.LoadOrStore(address, time.Now())
+		p.load.Left(address)
 	}
 }
 
@@ -248,7 +249,7 @@ func (p *playing) take() string {
 	a := p.free[0]
 	p.free = p.free[1:]
 	if p.load != nil {
-		p.load.gone.Delete(a)
+		p.load.Came(a)
 	}
 	return a
 }
@@ -278,7 +279,7 @@ func (p *playing) kill() {
 	docker(p, "start", p.id)
 	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	p.until("HAProxy answers again", 20*time.Second, func() error {
-		_, err := fetch(p.Context(), client, "http://"+p.web)
+		_, err := traffic.Fetch(p.Context(), client, "http://"+p.web)
 		return err
 	})
 	p.report.answered = time.Now()

@@ -15,23 +15,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"berth/deploy/lab"
 )
 
 // imageWithBoth is HAProxy's image with berth in it.
 func imageWithBoth(t *testing.T) string {
-	haproxy, berth := os.Getenv("IMAGE_HAPROXY"), os.Getenv("IMAGE_BERTH")
-	if haproxy == "" || berth == "" {
-		t.Fatal("IMAGE_HAPROXY and IMAGE_BERTH are not set: run the tests with make test")
-	}
-	name := fmt.Sprintf("berth-e2e-supervise:%d", os.Getpid())
-	build := exec.Command("docker", "build", "--force-rm", "-t", name, "-")
-	build.Stdin = strings.NewReader("FROM " + berth + " AS berth\nFROM " + haproxy +
-		"\nCOPY --from=berth /berth /usr/local/bin/berth\nSTOPSIGNAL SIGTERM\n")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("docker build: %v\n%s", err, out)
-	}
-	t.Cleanup(func() { docker(t, "rmi", name) })
-	return name
+	t.Helper()
+	return lab.WithBerth(t, lab.Image(t, "IMAGE_HAPROXY"))
 }
 
 // box is a container in this host's network that shares a directory with the test.

@@ -1,0 +1,389 @@
+package nginx
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"berth/proxyctl"
+)
+
+// lua is a text with a Lua balancer that has these servers.
+func lua(servers ...string) string { return text(luaFrame, servers...) }
+
+// posted is what its balancer is to have.
+func posted(servers ...string) string {
+	var b strings.Builder
+	for _, s := range servers {
+		fmt.Fprintf(&b, "app %s 1\n", s)
+	}
+	return b.String()
+}
+
+// startLua starts an nginx with a Lua balancer of one server.
+func startLua(t *testing.T, set ...func(*Options)) (*fakeNginx, *Proxy) {
+	n := startFake(t, "")
+	write(t, n.file, n.marked(lua("10.0.0.1:80")))
+	n.start()
+	p := n.proxy(set...)
+	if _, err := p.Apply(t.Context(), onlyText(lua("10.0.0.1:80")), true); err != nil {
+		t.Fatal(err)
+	}
+	return n, p
+}
+
+// luaStep is an Apply to an nginx with a Lua balancer, and what is to come of it.
+type luaStep struct {
+	set    func(*fakeNginx)
+	text   string
+	action proxyctl.Action
+	says   string // part of the reason, or of the error
+	err    error
+	loads  int    // reloads so far
+	dict   string // what the balancers have then
+	file   string // the text in the file
+}
+
+func TestLua(t *testing.T) {
+	one, two, three := lua("10.0.0.1:80"), lua("10.0.0.1:80", "10.0.0.2:80"), lua("10.0.0.3:80")
+	inOne, inTwo, inThree := posted("10.0.0.1:80"), posted("10.0.0.1:80", "10.0.0.2:80"), posted("10.0.0.3:80")
+	other := strings.Replace(three, "keepalive 64", "keepalive 65", 1)
+	const none, runtime, reload = proxyctl.None, proxyctl.Runtime, proxyctl.Reload
+	refused, unreachable := proxyctl.ErrRefused, proxyctl.ErrUnreachable
+	for _, tt := range []struct {
+		name  string
+		set   func(*Options)
+		steps []luaStep
+	}{
+		{"servers come and go without a reload", nil, []luaStep{
+			{nil, one, none, "", nil, 0, inOne, one},
+			{nil, two, runtime, "servers of the Lua balancer", nil, 0, inTwo, two},
+			{nil, two, none, "", nil, 0, inTwo, two},
+			{nil, lua("10.0.0.1:80 max_fails=9", "10.0.0.2:80"), none, "", nil, 0, inTwo, lua("10.0.0.1:80 max_fails=9", "10.0.0.2:80")},
+			{nil, lua("127.0.0.1:1 down"), runtime, "", nil, 0, "app\n", lua("127.0.0.1:1 down")},
+			{nil, three, runtime, "", nil, 0, inThree, three},
+			{nil, other, reload, "keepalive changed", nil, 1, inThree, other},
+			{nil, lua("db.example:80"), reload, "upstream app: 1 server, 1 replaced", nil, 2, inThree, lua("db.example:80")},
+			{nil, three, reload, "upstream app: 1 server, 1 replaced", nil, 3, inThree, three},
+		}},
+		{"other servers than it was given", nil, []luaStep{
+			{nil, two, runtime, "", nil, 0, inTwo, two},
+			{func(n *fakeNginx) { n.dict = inThree }, two, runtime, "", nil, 0, inTwo, two},
+			{func(n *fakeNginx) { n.dict = inTwo + "gone 10.0.0.9:80 1\n" }, two, runtime, "", nil, 0, inTwo, two},
+			{func(n *fakeNginx) { n.dict = "" }, two, runtime, "", nil, 0, inTwo, two},
+		}},
+		{"no room: those in the file serve", nil, []luaStep{
+			{func(n *fakeNginx) { n.room = 20 }, two, reload, "the dictionary is too small", nil, 1, "", two},
+			{nil, two, none, "", nil, 1, "", two},
+			{nil, three, runtime, "", nil, 1, inThree, three},
+			{nil, two, runtime, "", nil, 1, "", two},                                     // nginx has loaded these
+			{func(n *fakeNginx) { n.dict = inThree }, two, runtime, "", nil, 1, "", two}, // of somebody, and not to serve
+			{nil, lua("10.0.0.5:80", "10.0.0.6:80"), reload, "nginx answers 507: the dictionary is too small", nil, 2, "", lua("10.0.0.5:80", "10.0.0.6:80")},
+			{func(n *fakeNginx) { n.room = 0 }, two, runtime, "", nil, 2, inTwo, two},
+		}},
+		{"an answer of its own: nothing is left to do but a reload, which fails, too", nil, []luaStep{
+			{func(n *fakeNginx) { n.status = http.StatusInternalServerError }, two, "", "nginx answers 500: no, thanks", refused, 2, inOne, one},
+			{func(n *fakeNginx) { n.status = http.StatusBadRequest }, two, "", "nginx answers 400: no, thanks", refused, 4, inOne, one},
+			{nil, one, "", "does not take servers: nginx answers 400", nil, 4, inOne, one},
+			{func(n *fakeNginx) { n.status = 0 }, two, runtime, "", nil, 4, inTwo, two},
+		}},
+		{"a balancer that does not work: what was there is loaded again, with its servers", nil, []luaStep{
+			{nil, two, runtime, "", nil, 0, inTwo, two},
+			{func(n *fakeNginx) {
+				n.broken = func(text string) bool { return strings.Contains(text, "keepalive 65") }
+			}, other, "", "its Lua balancer does not work: nginx answers 500", refused, 2, inTwo, two},
+			{nil, two, none, "", nil, 2, inTwo, two},
+			{nil, three, runtime, "", nil, 2, inThree, three},
+		}},
+		{"with another memory, which does not work either", nil, []luaStep{
+			{nil, two, runtime, "", nil, 0, inTwo, two},
+			{func(n *fakeNginx) { n.broken = func(text string) bool { return strings.Contains(text, " 2m;") } },
+				strings.Replace(three, " 1m;", " 2m;", 1), "", "its Lua balancer does not work", refused, 2, inTwo, two},
+			{func(n *fakeNginx) { n.broken = nil }, strings.Replace(three, " 1m;", " 2m;", 1), reload, "upstream app: 2 → 1 server", nil, 3, inThree, strings.Replace(three, " 1m;", " 2m;", 1)},
+		}},
+		{"workers that cannot connect to the control socket: the balancer works", nil, []luaStep{
+			{func(n *fakeNginx) { n.apart = true }, other, reload, "", nil, 1, inThree, other},
+		}},
+		{"a restart: the balancers are empty, and the file's serve until they have theirs", nil, []luaStep{
+			{nil, two, runtime, "", nil, 0, inTwo, two},
+			{func(n *fakeNginx) { n.dict, n.worker = "", n.worker+1 }, two, runtime, "", nil, 0, inTwo, two},
+			{func(n *fakeNginx) { n.dict, n.running = "", onDisk(n.t, n.file) }, three, runtime, "", nil, 0, inThree, three},
+		}},
+		{"the file is not as berth wrote it", nil, []luaStep{
+			{nil, two, runtime, "", nil, 0, inTwo, two},
+			{func(n *fakeNginx) { os.Remove(n.file) }, two, reload, "removed", nil, 1, inTwo, two},
+			{func(n *fakeNginx) {
+				write(n.t, n.file, strings.Replace(onDisk(n.t, n.file), "10.0.0.2", "10.0.0.7", 1))
+			}, two, reload, "not as berth wrote it", nil, 2, inTwo, two},
+			{func(n *fakeNginx) { write(n.t, n.file, n.marked(one)) }, two, none, "", nil, 2, inTwo, two},
+		}},
+		{"it hangs", soon, []luaStep{
+			{func(n *fakeNginx) { n.hang = true }, two, "", "does not answer", unreachable, 0, inOne, one},
+			{func(n *fakeNginx) { n.hang = false }, two, runtime, "", nil, 0, inTwo, two},
+		}},
+		{"by reloads only", func(o *Options) { o.ReloadOnly = true }, []luaStep{
+			{nil, one, none, "", nil, 0, "", one},
+			{nil, two, reload, "upstream app: 1 → 2 servers", nil, 1, "", two},
+			{nil, two, none, "", nil, 1, "", two},
+			{func(n *fakeNginx) { n.dict = inOne }, two, runtime, "", nil, 1, "", two}, // of an earlier berth
+			{nil, lua("127.0.0.1:1 down"), reload, "upstream app: 2 → 0 servers", nil, 2, "", lua("127.0.0.1:1 down")},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			set := tt.set
+			if set == nil {
+				set = func(*Options) {}
+			}
+			n, p := startLua(t, set)
+			for i, s := range tt.steps {
+				if s.set != nil {
+					n.set(func() { s.set(n) })
+				}
+				res, err := p.Apply(t.Context(), onlyText(s.text), true)
+				p.Close()
+				p.Tend(t.Context())
+				says := res.Reason
+				if err != nil {
+					says = err.Error()
+				}
+				if (err != nil) != (s.action == "") || s.err != nil && !errors.Is(err, s.err) || res.Action != s.action && err == nil || !strings.Contains(says, s.says) || strings.Contains(says, "\n") {
+					t.Fatalf("step %d: %+v, %v; want %s saying %q", i, res, err, s.action, s.says)
+				}
+				n.mu.Lock()
+				if n.loads != s.loads || n.dict != s.dict {
+					t.Errorf("step %d: %d reloads, the balancers have %q; want %d and %q", i, n.loads, n.dict, s.loads, s.dict)
+				}
+				n.mu.Unlock()
+				if d := cmp.Diff(n.marked(s.file), onDisk(t, n.file)); d != "" {
+					t.Errorf("step %d: the file (-want +got):\n%s", i, d)
+				}
+			}
+		})
+	}
+}
+
+// What was there cannot be loaded again: that is said, and done as soon as it can be.
+func TestLuaBackFails(t *testing.T) {
+	n, p := startLua(t, soon)
+	one := lua("10.0.0.1:80")
+	n.set(func() { n.broken = func(string) bool { n.deaf = true; return true } })
+	_, err := p.Apply(t.Context(), onlyText(strings.Replace(one, "keepalive 64", "keepalive 65", 1)), true)
+	if !errors.Is(err, proxyctl.ErrRefused) || strings.Contains(err.Error(), "\n") ||
+		!strings.Contains(err.Error(), "does not work: nginx answers 500: 500 Internal Server Error; nginx's error log says more; and the last good configuration cannot be loaded again: ") {
+		t.Errorf("error %v", err)
+	}
+	if onDisk(t, n.file) != n.marked(one) {
+		t.Error("the good file did not go back")
+	}
+	n.set(func() { n.broken, n.deaf = nil, false })
+	if res, err := p.Apply(t.Context(), onlyText(one), true); err != nil || res.Action != proxyctl.Reload || n.running != n.marked(one) || n.dict != posted("10.0.0.1:80") {
+		t.Errorf("%+v, %v; the balancers have %q", res, err, n.dict)
+	}
+}
+
+// What was changed is told by backend.
+func TestLuaReportsChanges(t *testing.T) {
+	_, p := startLua(t)
+	res, err := p.Apply(t.Context(), onlyText(lua("10.0.0.2:80", "10.0.0.3:80")), true)
+	if err != nil || len(res.Changes) != 1 || res.Changes[0] != (proxyctl.Change{Backend: "app", Before: 1, After: 2, Added: 2, Removed: 1}) {
+		t.Errorf("%+v, %v", res, err)
+	}
+}
+
+// Changes without a reload do not wait for the time of the next one.
+func TestLuaNotYet(t *testing.T) {
+	n, p := startLua(t)
+	if res, err := p.Apply(t.Context(), onlyText(lua("10.0.0.2:80")), false); err != nil || res.Action != proxyctl.Runtime {
+		t.Errorf("%+v, %v", res, err)
+	}
+	n.set(func() { n.room = 10 })
+	if res, err := p.Apply(t.Context(), onlyText(lua("10.0.0.3:80")), false); !errors.Is(err, proxyctl.ErrNotYet) || n.dict != posted("10.0.0.2:80") {
+		t.Errorf("%+v, %v; the balancers have %q", res, err, n.dict)
+	}
+}
+
+// A new berth knows from nginx what the old one did.
+func TestLuaTakeOver(t *testing.T) {
+	n, p := startLua(t)
+	two := lua("10.0.0.1:80", "10.0.0.2:80")
+	if _, err := p.Apply(t.Context(), onlyText(two), true); err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+	write(t, n.file, n.marked(lua("10.0.0.1:80"))) // the old one was killed before the file was in step
+	n.posts = nil
+	q := n.proxy()
+	if res, err := q.Apply(t.Context(), onlyText(two), true); err != nil || res.Action != proxyctl.None || n.loads != 0 || len(n.posts) != 0 {
+		t.Errorf("%+v, %v, %d reloads, posted %q", res, err, n.loads, n.posts)
+	}
+	q.Close()
+	if onDisk(t, n.file) != n.marked(two) {
+		t.Error("the file is not in step")
+	}
+	r := n.proxy(func(o *Options) { o.ReloadOnly = true })
+	if res, err := r.Apply(t.Context(), onlyText(two), true); err != nil || res.Action != proxyctl.Reload || n.dict != "" {
+		t.Errorf("by reloads only: %+v, %v, the balancers have %q", res, err, n.dict)
+	}
+	s := n.proxy(func(o *Options) { o.ReloadOnly = true })
+	none := lua("127.0.0.1:1 down")
+	if res, err := s.Apply(t.Context(), onlyText(none), true); err != nil || res.Action != proxyctl.Reload || onDisk(t, n.file) != n.marked(none) {
+		t.Errorf("by reloads only, to none: %+v, %v", res, err)
+	}
+	if res, err := s.Apply(t.Context(), onlyText(strings.Replace(none, "    keepalive", "  keepalive", 1)), true); err != nil || n.dict != "" {
+		t.Errorf("by reloads only, another layout: %+v, %v", res, err)
+	}
+}
+
+// A file for servers that nginx has is written only if nginx would start with it.
+func TestFileInStepIsValidated(t *testing.T) {
+	n, p := startLua(t)
+	program(t, `echo "nginx: [emerg] no, thanks" >&2; exit 1`)(&p.opts)
+	two := lua("10.0.0.1:80", "10.0.0.2:80")
+	if res, err := p.Apply(t.Context(), onlyText(two), true); err != nil || res.Action != proxyctl.Runtime {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	p.Close()
+	if onDisk(t, n.file) != n.marked(lua("10.0.0.1:80")) {
+		t.Error("what nginx would not start with is in its file")
+	}
+	if _, err := p.Apply(t.Context(), onlyText(two), true); !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "a restart would bring earlier ones back") || !strings.Contains(err.Error(), "no, thanks") {
+		t.Errorf("error %v", err)
+	}
+	p.Close()
+	p.opts.Binary = ""
+	_, _ = p.Apply(t.Context(), onlyText(two), true) // it is tried again, and known the next time
+	p.Close()
+	if res, err := p.Apply(t.Context(), onlyText(two), true); err != nil || res.Action != proxyctl.None || onDisk(t, n.file) != n.marked(two) {
+		t.Errorf("%+v, %v", res, err)
+	}
+}
+
+// Files that a text refers to are there before nginx is to load it, and go when nothing refers to them.
+func TestFiles(t *testing.T) {
+	n := startFake(t, "")
+	write(t, n.file, n.marked(oldText))
+	n.start()
+	p := n.proxy()
+	path := func(content string) string {
+		return fmt.Sprintf("%s.routes-%x.map", n.file, sha256.Sum256([]byte(content)))[:len(n.file)+len(".routes-")+16] + ".map"
+	}
+	config := func(text, content string) proxyctl.Config {
+		return proxyctl.Config{
+			Text:  strings.Replace(text, "http {\n", "http {\n    include "+path(content)+";\n", 1),
+			Files: map[string]string{path(content): content},
+		}
+	}
+	n.refuse = func(text string) {
+		all, _ := parseText(text)
+		for _, d := range all {
+			for _, line := range d.block {
+				if _, err := os.Stat(line.words[len(line.words)-1]); line.name() == "include" && err != nil {
+					n.logs(err.Error())
+				}
+			}
+		}
+	}
+	write(t, path("of an earlier berth"), "of an earlier berth")
+	for i, step := range []struct {
+		set    func()
+		config proxyctl.Config
+		action proxyctl.Action
+		err    error
+		files  []string // afterwards, by content
+	}{
+		{nil, config(newText, "one"), proxyctl.Reload, nil, []string{"one"}},
+		{nil, config(newText, "one"), proxyctl.None, nil, []string{"one"}},
+		{nil, config(newText, "two"), proxyctl.Reload, nil, []string{"two"}},
+		{nil, config(badText, "three"), "", proxyctl.ErrRefused, []string{"two", "three"}},
+		{func() { n.hang = true; soon(&p.opts); p.control.timeout = p.opts.Timeout }, config(oldText, "four"), "", proxyctl.ErrUnreachable, []string{"two", "three", "four"}},
+		{func() { n.hang = false }, config(newText, "two"), proxyctl.None, nil, []string{"two"}},
+		{func() { os.Remove(path("two")) }, config(newText, "two"), proxyctl.None, nil, []string{"two"}},
+		{nil, proxyctl.Config{Text: "events {", Files: map[string]string{path("no"): "no"}}, "", proxyctl.ErrRefused, []string{"two"}},
+		{nil, onlyText(newText), proxyctl.Reload, nil, nil},
+	} {
+		if step.set != nil {
+			n.set(step.set)
+		}
+		res, err := p.Apply(t.Context(), step.config, true)
+		if !errors.Is(err, step.err) || res.Action != step.action && err == nil {
+			t.Fatalf("step %d: %+v, %v; want %s, %v", i, res, err, step.action, step.err)
+		}
+		p.Tend(t.Context())
+		has, err := filepath.Glob(n.file + ".routes-*")
+		if err != nil || len(has) != len(step.files) {
+			t.Errorf("step %d: the files are %q, want those of %q", i, has, step.files)
+		}
+		for _, content := range step.files {
+			if onDisk(t, path(content)) != content {
+				t.Errorf("step %d: the file of %q is gone", i, content)
+			}
+		}
+	}
+	if _, err := p.Apply(t.Context(), proxyctl.Config{Text: newText, Files: map[string]string{"/etc/passwd": "x"}}, true); err == nil || !strings.Contains(err.Error(), "must be named") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// What nginx got, without what it does not know, is known as the text that was rendered.
+func TestUnmarkedFile(t *testing.T) {
+	n := startFake(t, "")
+	write(t, n.file, n.marked(oldText))
+	n.start()
+	p := n.proxy()
+	if _, err := p.Apply(t.Context(), onlyText(choosyText), true); err != nil {
+		t.Fatal(err)
+	}
+	file := onDisk(t, n.file)
+	if !strings.Contains(file, "#unknown#     bogus on; # optional\n") {
+		t.Errorf("the file is\n%s", file)
+	}
+	if d := cmp.Diff(choosyText, Unmarked(file, n.socket)); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	for _, text := range []string{"", foreignText, "events {"} {
+		if got := Unmarked(text, n.socket); got != text {
+			t.Errorf("%q became %q", text, got)
+		}
+	}
+}
+
+// The program checks a text away from where it belongs, with what lies beside that, and without what it does not know.
+func TestCheck(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "nginx.conf")
+	write(t, file, "what is there")
+	write(t, filepath.Join(dir, "mime.types"), "types {}")
+	var o Options
+	program(t, knowsNoBogus+`
+		cd "$(dirname "$4")" && test -e mime.types && test -e nginx.conf.routes.map || { echo "nginx: [emerg] a file is missing" >&2; exit 1; }
+		grep -q `+dir+` nginx.conf && { echo "nginx: [emerg] not away from there" >&2; exit 1; }; exit 0`)(&o)
+	files := map[string]string{file + ".routes.map": "x"}
+	with := func(text string) string {
+		return strings.Replace(text, "http {\n", "http {\n    include "+file+".routes.map;\n", 1)
+	}
+	for _, tt := range []struct{ text, says string }{
+		{with(newText), ""},
+		{with(choosyText), ""},
+		{with(badText), `unknown directive "bogus"`},
+		{"events {", "line 1"},
+	} {
+		err := Check(t.Context(), o.Binary, file, filepath.Join(t.TempDir(), "berth.sock"), tt.text, files)
+		if tt.says == "" && err != nil || tt.says != "" && (!errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), tt.says)) {
+			t.Errorf("%v, want one that says %q", err, tt.says)
+		}
+	}
+	if err := Check(t.Context(), "/nonexistent", file, filepath.Join(t.TempDir(), "berth.sock"), newText, nil); err == nil || errors.Is(err, proxyctl.ErrRefused) {
+		t.Errorf("no program: %v", err)
+	}
+	if onDisk(t, file) != "what is there" {
+		t.Error("the file was changed")
+	}
+}

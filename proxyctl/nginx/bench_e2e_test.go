@@ -1,0 +1,295 @@
+//go:build e2e
+
+package nginx_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"berth/proxyctl"
+	"berth/proxyctl/internal/traffic"
+)
+
+const (
+	benchServers  = 4                      // of the service, at any time
+	benchLive     = 100                    // changes of which is measured when they are live
+	benchChanges  = 200                    // changes under requests
+	benchPace     = 250 * time.Millisecond // between two of them: each may be a reload
+	benchClosing  = 0                      // further time for which clients are told of a reload, as is berth's default
+	benchFast     = 20 * time.Millisecond  // between two that a Controller makes one of
+	benchInterval = 200 * time.Millisecond // between its reloads, as is berth's default
+	benchRounds   = 3                      // of throughput, by turns
+	benchRound    = 4 * time.Second
+	benchConns    = 50
+)
+
+// BenchmarkE2ENginx has HAProxy and nginx, with the configurations of the shipped templates, go through the same changes of
+// a service's servers, and prints how soon these were live, which requests they cost, and how many requests per second go
+// through. BENCH_NGINX may name other images than the usual one.
+func BenchmarkE2ENginx(b *testing.B) {
+	load := traffic.LoadAverage()
+	all := startContenders(b)
+	for _, c := range all {
+		b.Run(c.part(), func(b *testing.B) {
+			b.ReportMetric(0, "ns/op")
+			c.measureLive(b)
+			c.measureChanges(b)
+			c.measureCoalesced(b)
+		})
+	}
+	b.Run("throughput", func(b *testing.B) { measureThroughput(b, all) })
+	printContenders(os.Stdout, all, load)
+}
+
+// contender is a running proxy, a way to change its servers, and what came of it.
+type contender struct {
+	name  string
+	web   string                                 // address of its frontend
+	open  func() proxyctl.Proxy                  // who changes its servers
+	text  func(servers []string) proxyctl.Config // of the shipped template
+	fixed bool                                   // its servers stay as they are
+	apps  *benchApps
+
+	arrived, applied traffic.Times // from the text to the first request at the new server, and until Apply returned
+	each, coalesced  outcome
+	rates            traffic.Rates
+}
+
+// outcome is what changes under requests came to.
+type outcome struct {
+	reloads  int
+	requests traffic.Requests
+}
+
+// part is its name in the output of go test.
+func (c *contender) part() string {
+	return strings.NewReplacer(",", "", "(", "", ")", "", " ", "-", "/", "-", ":", "-").Replace(c.name)
+}
+
+// benchDriver calls a Proxy as a Controller does, and counts its reloads.
+type benchDriver struct {
+	proxyctl.Proxy
+	reloads int
+}
+
+func (d *benchDriver) Apply(ctx context.Context, c proxyctl.Config, mayReload bool) (proxyctl.Result, error) {
+	res, err := d.Proxy.Apply(ctx, c, mayReload)
+	if res.Action == proxyctl.Reload && err == nil {
+		d.reloads++
+	}
+	return res, err
+}
+
+// bring brings the proxy to these servers.
+func (d *benchDriver) bring(b *testing.B, c *contender, servers []string) {
+	b.Helper()
+	if _, err := d.Apply(b.Context(), c.text(servers), true); err != nil {
+		b.Fatalf("%s: %v", c.name, err)
+	}
+}
+
+// pause tends to the proxy for a while.
+func (d *benchDriver) pause(b *testing.B, lasts time.Duration) {
+	for end := time.Now().Add(lasts); ; {
+		again, left := d.Tend(b.Context()), time.Until(end)
+		if again <= 0 || again > left {
+			time.Sleep(left)
+			return
+		}
+		time.Sleep(again)
+	}
+}
+
+// drive opens the way to change servers, and brings the proxy to those that there are.
+func (c *contender) drive(b *testing.B) *benchDriver {
+	d := &benchDriver{Proxy: c.open()}
+	d.bring(b, c, c.apps.inService())
+	d.pause(b, benchPace)
+	d.reloads = 0
+	return d
+}
+
+// measureLive replaces one server after the other. There is no other load than requests over new connections, each sent
+// when the one before is answered, which meet the change.
+func (c *contender) measureLive(b *testing.B) {
+	if c.fixed {
+		return
+	}
+	d := c.drive(b)
+	defer d.Close()
+	ctx, stop := context.WithCancel(b.Context())
+	var probe sync.WaitGroup
+	defer probe.Wait()
+	defer stop()
+	probe.Go(func() {
+		client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+		for ctx.Err() == nil {
+			_, _ = traffic.Fetch(ctx, client, "http://"+c.web+"/")
+		}
+	})
+	for range benchLive {
+		servers, arrival := c.apps.replace()
+		config := c.text(servers)
+		began := time.Now()
+		_, err := d.Apply(b.Context(), config, true)
+		if err != nil {
+			b.Fatalf("%s: %v", c.name, err)
+		}
+		c.applied = append(c.applied, time.Since(began))
+		select {
+		case at := <-arrival:
+			c.arrived = append(c.arrived, at.Sub(began))
+		case <-time.After(10 * time.Second):
+			b.Fatalf("%s: no request has reached the new server within 10 s", c.name)
+		}
+		d.pause(b, benchPace)
+	}
+	c.arrived, c.applied = c.arrived.Sorted(), c.applied.Sorted()
+	b.ReportMetric(traffic.Millis(c.arrived.Within(0.5)), "ms/first-request")
+	b.ReportMetric(traffic.Millis(c.applied.Within(0.5)), "ms/applied")
+}
+
+// measureChanges makes changes under steady requests, each at once.
+func (c *contender) measureChanges(b *testing.B) {
+	if c.fixed {
+		return
+	}
+	d := c.drive(b)
+	defer d.Close()
+	t := traffic.Start(b, c.web)
+	d.pause(b, time.Second) // of requests, before the first change
+	for range benchChanges {
+		servers, _ := c.apps.replace()
+		d.bring(b, c, servers)
+		d.pause(b, benchPace)
+	}
+	c.each = outcome{d.reloads, t.End()}
+	b.ReportMetric(float64(c.each.requests.Failed()), "failed")
+	b.ReportMetric(float64(c.each.requests.Resent()), "resent")
+}
+
+// measureCoalesced gives as many changes to a Controller, so fast that it makes fewer reloads of them.
+func (c *contender) measureCoalesced(b *testing.B) {
+	if c.fixed {
+		return
+	}
+	d := c.drive(b)
+	controller := proxyctl.New(proxyctl.Options{Proxy: d, Interval: benchInterval, Log: slog.New(slog.DiscardHandler)})
+	ctx, stop := context.WithCancel(b.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- controller.Run(ctx) }()
+	t := traffic.Start(b, c.web)
+	time.Sleep(time.Second) // of requests, before the first change
+	for range benchChanges {
+		servers, _ := c.apps.replace()
+		controller.Set(c.text(servers), time.Now())
+		time.Sleep(benchFast)
+	}
+	benchUntil(b, "the last change is live", controller.Ready)
+	time.Sleep(benchPace) // old workers end
+	requests := t.End()
+	stop()
+	if err := <-ended; err != nil {
+		b.Fatalf("%s: %v", c.name, err)
+	}
+	c.coalesced = outcome{d.reloads, requests}
+}
+
+// measureThroughput has each forward as many requests as it can, by turns, with a change of its servers each second.
+func measureThroughput(b *testing.B, all []*contender) {
+	b.ReportMetric(0, "ns/op")
+	origin := startOrigin(b)
+	for range benchRounds {
+		for _, c := range all {
+			c.rates = append(c.rates, c.throughput(b, origin))
+		}
+	}
+	for _, c := range all {
+		b.ReportMetric(c.rates.Median(), c.part()+"/s")
+	}
+}
+
+func (c *contender) throughput(b *testing.B, origin []string) float64 {
+	d := &benchDriver{Proxy: c.open()}
+	defer d.Close()
+	d.bring(b, c, origin)
+	d.pause(b, benchPace)
+	rate := make(chan float64)
+	go func() { rate <- traffic.Throughput(b, c.web, benchConns, benchRound) }()
+	for n := 0; ; n++ {
+		select {
+		case r := <-rate:
+			return r
+		case <-time.After(time.Second):
+			if c.fixed {
+				continue
+			}
+			i := n % len(origin)
+			d.bring(b, c, slices.Concat(origin[:i], origin[i+1:]))
+			d.Tend(b.Context())
+		}
+	}
+}
+
+// benchUntil waits for f to be nil.
+func benchUntil(tb testing.TB, what string, f func() error) {
+	tb.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			tb.Fatalf("not within 20 s: %s: %v", what, err)
+		}
+	}
+}
+
+// printContenders writes the table for a reader.
+func printContenders(w io.Writer, all []*contender, load string) {
+	fmt.Fprintf(w, "\n%d processors, load average before %s. A service has %d servers, and one is replaced at a time, in the configurations of\n"+
+		"the shipped templates without logs of requests. Times are in milliseconds.\n\n"+
+		"%d changes without other load: from the text to the first request at the new server, over a new connection, and until\n"+
+		"Apply returned. Then %d requests/s, open loop: failed are those over kept connections / over new ones. Resent are those\n"+
+		"that Go's client sent again since their kept connection broke: a client that does not do so loses them. Meanwhile %d changes,\n"+
+		"one each %s, and after that as many, one each %s, by a Controller that reloads each %s at most.\n\n",
+		runtime.NumCPU(), load, benchServers, benchLive, traffic.Rate, benchChanges, benchPace, benchFast, benchInterval)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "by\tfirst request\tp99\tApply\tp99\treloads\tfailed\tresent\trequests: p99\tcoalesced: reloads\tfailed\tresent\t")
+	for _, c := range all {
+		if c.fixed {
+			continue
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%d\t%s\t%d\t%s\t%d\t\n", c.name, traffic.Ms(c.arrived.Within(0.5)), traffic.Ms(c.arrived.Within(0.99)),
+			traffic.Ms(c.applied.Within(0.5)), traffic.Ms(c.applied.Within(0.99)), c.each.reloads, c.each.failed(), c.each.requests.Resent(),
+			traffic.Ms(c.each.requests.Took().Within(0.99)), c.coalesced.reloads, c.coalesced.failed(), c.coalesced.requests.Resent())
+	}
+	t.Flush()
+	for _, c := range all {
+		if why := c.each.requests.Failures(); why != "" {
+			fmt.Fprintf(w, "Failed, %s: %s\n", c.name, why)
+		}
+	}
+	fmt.Fprintf(w, "\nThroughput: %d kept connections, each sends when the one before is answered, %d rounds of %s by turns, one change each second.\n\n", benchConns, benchRounds, benchRound)
+	fmt.Fprintln(t, "by\trequests/s\tfrom\tto\t")
+	for _, c := range all {
+		fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%.0f\t\n", c.name, c.rates.Median(), slices.Min(c.rates), slices.Max(c.rates))
+	}
+	t.Flush()
+}
+
+// failed is how many requests failed, over kept connections and over new ones.
+func (o outcome) failed() string {
+	return fmt.Sprintf("%d / %d of %d", o.requests.Of(true).Failed(), o.requests.Of(false).Failed(), len(o.requests))
+}

@@ -1,0 +1,115 @@
+package nginx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"berth/proxyctl"
+)
+
+// check has the nginx program check a configuration file. The error wraps proxyctl.ErrRefused if it says no.
+func check(ctx context.Context, binary, file string) error {
+	cmd := exec.CommandContext(ctx, binary, "-t", "-q", "-c", file)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &exit):
+		return fmt.Errorf("%w by nginx -t (%w): %s", proxyctl.ErrRefused, err, complaints(string(out)))
+	default:
+		return fmt.Errorf("validate: %w", err)
+	}
+}
+
+// complaints are the messages for which nginx refused a file, in one line. Without any it is all that nginx said.
+func complaints(out string) string {
+	var all []string
+	for line := range strings.Lines(out) {
+		if _, message, found := strings.Cut(line, "[emerg] "); found {
+			if process, rest, ok := strings.Cut(message, ": "); ok && strings.Trim(process, "0123456789#") == "" {
+				message = rest
+			}
+			all = append(all, oneLine(message))
+		}
+	}
+	if len(all) == 0 {
+		return fmt.Sprintf("%.500s", oneLine(out))
+	}
+	return fmt.Sprintf("%.500s", strings.Join(all, "; "))
+}
+
+// Check has the nginx program check a text and the files that it refers to, path to content, away from where they
+// belong: berth render --validate. file is where the text belongs, from which nginx looks for what it includes, socket the
+// control socket, whose directory nginx writes to. The
+// error wraps proxyctl.ErrRefused if it says no.
+func Check(ctx context.Context, binary, file, socket, text string, files map[string]string) error {
+	dir, err := os.MkdirTemp("", "berth-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	// Here may be no directory of the control socket, and nothing is to be written to it.
+	text = strings.ReplaceAll(text, filepath.Dir(absolute(socket))+"/", dir+"/")
+	for path, content := range files {
+		elsewhere := filepath.Join(dir, filepath.Base(path))
+		text = strings.ReplaceAll(text, path, elsewhere)
+		if err := os.WriteFile(elsewhere, []byte(content), 0o600); err != nil {
+			return err
+		}
+	}
+	// nginx takes relative paths in include lines from the directory of the file that it reads.
+	beside, err := filepath.Glob(filepath.Join(filepath.Dir(file), "*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range beside {
+		if name := filepath.Base(path); name != filepath.Base(file) {
+			_ = os.Symlink(absolute(path), filepath.Join(dir, name)) // but for those that are there by now
+		}
+	}
+	candidate := filepath.Join(dir, filepath.Base(file))
+	unknown := map[string]bool{}
+	for {
+		m, err := mark(text, filepath.Join(dir, "control.sock"), unknown)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(candidate, []byte(m.text), 0o600); err != nil {
+			return err
+		}
+		err = check(ctx, binary, candidate)
+		if !learn(err, text, unknown) {
+			return err
+		}
+	}
+}
+
+// learn notes a directive that nginx did not know, if the text may do without, and says whether it was one.
+func learn(err error, text string, unknown map[string]bool) bool {
+	if err == nil {
+		return false
+	}
+	name := unknownDirective(err.Error())
+	if name == "" || unknown[name] {
+		return false
+	}
+	top, parseErr := parseText(text)
+	if parseErr != nil {
+		return false
+	}
+	for _, o := range optionals(text, top) {
+		if o == name {
+			unknown[name] = true
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,54 @@
+package nginx
+
+import (
+	"context"
+	"os"
+	"strings"
+	"time"
+)
+
+// On a reload nginx closes the connections that its clients keep, and a request that is under way on one of them is lost.
+// From 1.27.4 on keepalive_min_timeout prevents that. With an older one a file announces the reload: as long as it is
+// there, a configuration that looks at it (if (-f …)) answers requests over connections that are closed with the answer.
+// After a while hardly any is left that may be closed under a request.
+
+// ClosingFile is that file, for an nginx with this configuration file.
+func ClosingFile(file string) string { return absolute(file) + ".closing" }
+
+// announce tells the clients of nginx to come back over new connections, and returns after the time for that. ended is
+// called when a reload has succeeded or failed.
+func (p *Proxy) announce(ctx context.Context, running marked) (ended func()) {
+	path := ClosingFile(p.opts.File)
+	if running.config == nil || !strings.Contains(running.text, path) || running.config.keepsIdle() {
+		return func() {}
+	}
+	if p.closing != nil {
+		p.closing.Stop()
+	}
+	if err := p.conf.Write(path, ""); err != nil {
+		p.opts.Log.Warn("clients are not told of a reload", "err", err)
+		return func() {}
+	}
+	if p.opts.ClosingTime > 0 {
+		select {
+		case <-ctx.Done():
+		case <-time.After(p.opts.ClosingTime):
+		}
+	}
+	return func() { p.closing = time.AfterFunc(overlap, func() { _ = os.Remove(path) }) }
+}
+
+// forgetClosing removes the file if an earlier berth has left it: without a reload nobody has to close connections.
+func (p *Proxy) forgetClosing() { _ = os.Remove(ClosingFile(p.opts.File)) }
+
+// keepsIdle says whether nginx itself takes care of connections that are idle when it is reloaded.
+func (c *config) keepsIdle() bool {
+	for _, d := range c.top {
+		for _, sub := range d.block {
+			if d.is("http") && sub.name() == "keepalive_min_timeout" {
+				return true
+			}
+		}
+	}
+	return false
+}

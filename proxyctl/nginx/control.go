@@ -1,0 +1,191 @@
+package nginx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"berth/proxyctl"
+	"berth/proxyctl/disk"
+	"berth/proxyctl/peer"
+)
+
+// control is the unix socket on which nginx says what it runs, and takes servers if it has a Lua balancer.
+type control struct {
+	socket  string
+	timeout time.Duration // of one exchange
+}
+
+// balancerName is the host name of the server that takes the Lua balancers' servers.
+const balancerName = "balancer"
+
+// answers that are longer are no answer of the servers that are asked.
+const mostAnswer = 64 << 20
+
+// ask makes one request on a connection of its own: each may reach another worker. peer is the process that listens
+// there, the master, 0 if it cannot be seen from here. Errors wrap proxyctl.ErrUnreachable where there is no nginx, or it
+// does not answer.
+func (c control) ask(ctx context.Context, method, host, path, body string) (answer string, pid int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", c.socket)
+	if err != nil {
+		return "", 0, c.unreachable(err)
+	}
+	defer conn.Close()
+	pid, _ = peer.Of(conn.(*net.UnixConn))
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+host+path, strings.NewReader(body))
+	if err != nil {
+		return "", 0, err
+	}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return "", pid, c.unreachable(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, mostAnswer))
+	switch {
+	case err != nil:
+		return "", pid, c.unreachable(err)
+	case resp.StatusCode != http.StatusOK:
+		return "", pid, &statusError{resp.StatusCode, oneLine(string(b))}
+	}
+	return string(b), pid, nil
+}
+
+// statusError is an answer that is none of 200.
+type statusError struct {
+	code int
+	text string
+}
+
+func (e *statusError) Error() string {
+	if e.text == "" || strings.HasPrefix(e.text, "<") { // a page of nginx's own, with no other words
+		return fmt.Sprintf("nginx answers %d %s", e.code, http.StatusText(e.code))
+	}
+	return fmt.Sprintf("nginx answers %d: %.200s", e.code, e.text)
+}
+
+// errSilent is part of the error when there is no answer in time.
+var errSilent = errors.New("nginx does not answer")
+
+func (c control) unreachable(err error) error {
+	var late interface{ Timeout() bool }
+	if errors.As(err, &late) && late.Timeout() {
+		return fmt.Errorf("%w: %w on %s within %s", proxyctl.ErrUnreachable, errSilent, c.socket, c.timeout)
+	}
+	return fmt.Errorf("%w: %w", proxyctl.ErrUnreachable, err)
+}
+
+// view is what a look at nginx shows.
+type view struct {
+	generation disk.Generation // of the text that the worker which answered has loaded
+	worker     int             // that worker, as nginx knows it
+	version    string
+	master     int  // 0 if it cannot be seen from here
+	stranger   bool // it is no nginx at all
+}
+
+// errNotOurs is part of the error when somebody listens on the control socket, but not by berth's configuration.
+var errNotOurs = errors.New("who listens on the control socket is not the nginx that berth configures")
+
+// look asks what nginx runs. If that is nothing of berth's, the view has nginx's master process, as far as it is known.
+func (c control) look(ctx context.Context) (view, error) {
+	answer, pid, err := c.ask(ctx, http.MethodGet, generationName, "/", "")
+	var status *statusError
+	fields := strings.Fields(answer)
+	switch {
+	case errors.As(err, &status):
+		answer = status.Error()
+	case err != nil:
+		return view{}, err
+	}
+	if len(fields) != 3 {
+		other := view{stranger: title(pid) != "" && !isMaster(pid)}
+		if isMaster(pid) {
+			other.master = pid
+		}
+		return other, fmt.Errorf("%w: %w: it says %.100q", proxyctl.ErrUnreachable, errNotOurs, answer)
+	}
+	v := view{generation: disk.ParseGeneration(fields[0]), version: fields[2]}
+	if v.worker, err = strconv.Atoi(fields[1]); err != nil {
+		return view{}, fmt.Errorf("%w: nginx on %s calls its worker %.100q", proxyctl.ErrUnreachable, c.socket, fields[1])
+	}
+	v.master = masterOf(pid, v.worker)
+	return v, nil
+}
+
+// servers are those that the Lua balancers have.
+func (c control) servers(ctx context.Context) (string, error) {
+	answer, _, err := c.ask(ctx, http.MethodGet, balancerName, "/servers", "")
+	return answer, err
+}
+
+// setServers gives the Lua balancers other servers, and reads them back.
+func (c control) setServers(ctx context.Context, servers string) error {
+	answer, _, err := c.ask(ctx, http.MethodPost, balancerName, "/servers", servers)
+	if err == nil && answer != servers {
+		err = errors.New("nginx shows other servers than it was given")
+	}
+	return err
+}
+
+// checkBalancer has nginx make a request through its Lua balancer. What nginx -t does not see, an error in Lua code, shows
+// here, as status 500. That the server which the balancer chose cannot be reached (502) does not matter, and a template of
+// one's own need not offer this (404).
+func (c control) checkBalancer(ctx context.Context) error {
+	_, _, err := c.ask(ctx, http.MethodGet, balancerName, "/check", "")
+	var status *statusError
+	if errors.As(err, &status) && (status.code == http.StatusBadGateway || status.code == http.StatusNotFound) {
+		return nil
+	}
+	return err
+}
+
+// gone says whether an error means that nobody listens on the socket.
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// staleAfter is how old a socket must be on which nobody listens, to be one that was left behind: nginx binds before it
+// listens.
+const staleAfter = time.Second
+
+// Running is the nginx master process that listens on a control socket, 0 if there is none. A socket that a killed nginx
+// left behind is removed, since no nginx starts while it is there. It is an error if one listens that is not to be seen
+// from here, as in another container.
+func Running(socket string) (pid int, err error) {
+	pid, err = peer.Running(socket)
+	if pid == 0 && err == nil {
+		removeStale(socket)
+	}
+	return pid, err
+}
+
+// removeStale removes a socket on which nobody listens, and says whether there was one.
+func removeStale(socket string) bool {
+	info, err := os.Lstat(socket)
+	if err != nil || info.Mode().Type() != fs.ModeSocket || time.Since(info.ModTime()) < staleAfter {
+		return false
+	}
+	conn, err := net.DialTimeout("unix", socket, time.Second)
+	if err == nil {
+		conn.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED) && os.Remove(socket) == nil
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

@@ -1,0 +1,63 @@
+package nginx
+
+import (
+	"io"
+	"os"
+	"strings"
+)
+
+// errorLog is a file with nginx's messages of level emerg, as the built-in template has it next to the control socket:
+// the only place where nginx says why it did not load a configuration. Where there is none, nobody knows.
+type errorLog struct {
+	path string
+	from int64 // where the messages about the newest reload begin
+}
+
+// begin is called before a reload.
+func (l *errorLog) begin() {
+	l.from = 0
+	if info, err := os.Stat(l.path); err == nil {
+		l.from = info.Size()
+	}
+}
+
+// mostMessages is how much of the log is read.
+const mostMessages = 64 << 10
+
+// refusal is nginx's first complaint since begin, and whether it has given up. An address that is taken it tries five
+// times.
+func (l *errorLog) refusal() (complaint string, final bool) {
+	f, err := os.Open(l.path)
+	if err != nil {
+		return "", false
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || info.Size() < l.from {
+		l.from = 0 // somebody has emptied it
+	}
+	b, err := io.ReadAll(io.NewSectionReader(f, l.from, mostMessages))
+	if err != nil {
+		return "", false
+	}
+	for line := range strings.Lines(string(b)) {
+		if !strings.HasSuffix(line, "\n") {
+			break
+		}
+		_, message, found := strings.Cut(line, "[emerg] ")
+		if !found {
+			continue
+		}
+		if _, rest, ok := strings.Cut(message, ": "); ok { // behind the process
+			message = rest
+		}
+		message = oneLine(message)
+		if strings.HasPrefix(message, "io_setup() failed") { // of a worker, which goes on without it
+			continue
+		}
+		if complaint == "" {
+			complaint = message
+		}
+		final = final || !strings.HasPrefix(message, "bind() to ")
+	}
+	return complaint, final
+}

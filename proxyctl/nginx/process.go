@@ -1,0 +1,159 @@
+package nginx
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"berth/proxyctl"
+)
+
+// The titles that nginx gives its processes.
+const (
+	titleMaster  = "nginx: master process"
+	titleWorker  = "nginx: worker process"
+	titleLeaving = "nginx: worker process is shutting down"
+)
+
+// title is that of a process, "" if there is none.
+func title(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return ""
+	}
+	line, _, _ := strings.Cut(string(b), "\x00")
+	return line
+}
+
+// isMaster says whether a process that can be seen from here is an nginx master process.
+func isMaster(pid int) bool { return pid > 0 && strings.HasPrefix(title(pid), titleMaster) }
+
+// masterOf is the master process of an nginx, 0 if it cannot be seen from here. listener is the process that began to listen
+// on the control socket, worker one that answers there, by the number that it has for itself. An nginx that has put itself
+// into the background listened before that, in a process that is gone.
+func masterOf(listener, worker int) int {
+	if isMaster(listener) {
+		return listener
+	}
+	if listener == 0 || title(worker) != titleWorker {
+		return 0
+	}
+	if master := parent(worker); isMaster(master) {
+		return master
+	}
+	return 0
+}
+
+// parent is the process that started another one, 0 if there is none.
+func parent(pid int) int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(b), ") ") // behind its name, which has none
+	if f := strings.Fields(rest); len(f) > 1 {
+		n, _ := strconv.Atoi(f[1])
+		return n
+	}
+	return 0
+}
+
+// hangup tells a master process to load its configuration anew.
+func hangup(master int) error {
+	if !isMaster(master) {
+		return fmt.Errorf("%w: process %d is no nginx master process any more", proxyctl.ErrUnreachable, master)
+	}
+	err := syscall.Kill(master, syscall.SIGHUP)
+	if errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("nginx's master process %d cannot be told to reload: run berth as the user of that process, or set nginx-reload-container or nginx-reload-command", master)
+	}
+	return err
+}
+
+// findMaster is the nginx master process that is to be seen from here: for an nginx that does not have berth's
+// configuration yet, and so does not say who it is. Where there are several, it is the one with the same files as berth.
+func findMaster() (pid int, err error) {
+	var all, near []int
+	entries, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return 0, err
+	}
+	own, _ := os.Readlink("/proc/self/ns/mnt")
+	for _, e := range entries {
+		n, err := strconv.Atoi(filepath.Base(filepath.Dir(e)))
+		if err != nil || !isMaster(n) || !sharesProcesses(n) {
+			continue
+		}
+		all = append(all, n)
+		if its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", n)); err == nil && its == own {
+			near = append(near, n)
+		}
+	}
+	switch {
+	case len(near) == 1:
+		return near[0], nil
+	case len(all) == 1:
+		return all[0], nil
+	case len(all) > 1:
+		return 0, fmt.Errorf("%w: there are %d nginx master processes here: say how to reload the right one by nginx-reload-container or nginx-reload-command", proxyctl.ErrUnreachable, len(all))
+	}
+	return 0, nil
+}
+
+// sharesProcesses says whether a process is in berth's own process namespace, and not in one within that: a container's.
+func sharesProcesses(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			return len(strings.Fields(rest)) == 1 // its number in each namespace that it has one in, from here on
+		}
+	}
+	return false
+}
+
+// childMaster is the nginx master process that is a child of berth's, 0 if there is none.
+func childMaster() (pid int, err error) {
+	for _, n := range children(os.Getpid()) {
+		if isMaster(n) {
+			return n, nil
+		}
+	}
+	return 0, nil
+}
+
+// children are the child processes of all threads of a process.
+func children(pid int) (all []int) {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*/children", pid))
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		for _, f := range strings.Fields(string(b)) {
+			if n, err := strconv.Atoi(f); err == nil {
+				all = append(all, n)
+			}
+		}
+	}
+	return all
+}
+
+// workers are the worker processes of a master, by whether they only finish their connections.
+func workers(master int) (serving, leaving []int) {
+	for _, pid := range children(master) {
+		switch t := title(pid); {
+		case strings.HasPrefix(t, titleLeaving):
+			leaving = append(leaving, pid)
+		case strings.HasPrefix(t, titleWorker):
+			serving = append(serving, pid)
+		}
+	}
+	return serving, leaving
+}
