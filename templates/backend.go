@@ -16,8 +16,9 @@ import (
 type service struct {
 	labels
 	settings
-	routes []Route
-	ports  []int
+	routes  []Route
+	ports   []int
+	servers []Server // those that pass their checks, by name
 }
 
 // newService reads the labels. An instance of another protocol than TCP does not count.
@@ -26,17 +27,44 @@ func newService(name string, all []*instance, allowed Ports, report func(string)
 	if !isServiceName(name) {
 		return s
 	}
-	s.instances = slices.DeleteFunc(slices.Clone(all), func(i *instance) bool {
-		return slices.Contains(i.Tags, "udp") || slices.Contains(i.Tags, "sctp")
-	})
-	slices.SortFunc(s.instances, func(a, b *instance) int {
-		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node),
-			cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
-	})
+	s.instances = ofTCP(all)
 	s.routes, s.ports, s.settings = s.labels.routes(), s.labels.ports(allowed), s.labels.settings()
 	s.unknown()
 	s.useless()
+	if s.isExposed() {
+		s.servers = servers(s.service, s.instances, s.report)
+	}
 	return s
+}
+
+// ofTCP returns the instances that count, in order.
+func ofTCP(all []*instance) []*instance {
+	list := slices.DeleteFunc(slices.Clone(all), func(i *instance) bool {
+		return slices.Contains(i.Tags, "udp") || slices.Contains(i.Tags, "sctp")
+	})
+	slices.SortFunc(list, func(a, b *instance) int {
+		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node),
+			cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
+	})
+	return list
+}
+
+// isExposed says whether it has a route. Only then are its servers known.
+func (s *service) isExposed() bool { return len(s.routes)+len(s.ports) > 0 }
+
+// needsFallback returns the name of the service whose servers are to be asked for, as it has none of its own; "" = none.
+func (s *service) needsFallback() string {
+	if len(s.servers) > 0 {
+		return ""
+	}
+	return s.fallback
+}
+
+// fallBack has the servers of another service, that named by needsFallback, serve for it.
+func (s *service) fallBack(instances []*instance) {
+	s.servers = servers(s.fallback, ofTCP(instances), func(reason string) {
+		s.report(fmt.Sprintf("service %q: of its route_fallback: %s", s.service, reason))
+	})
 }
 
 // useless reports the settings that need another label to have an effect.
@@ -55,6 +83,7 @@ func (s *service) useless() {
 		{metaCheck, s.check != "", true},
 		{metaMaxConn, s.maxConn != 0, true},
 		{metaSlowStart, s.slowStart != 0, true},
+		{metaFallback, s.fallback != "", true},
 	} {
 		switch {
 		case !setting.set || len(s.routes) > 0:
@@ -68,8 +97,19 @@ func (s *service) useless() {
 
 // Exposed is a service that has a route.
 type Exposed struct {
-	Claims   string     // the routes and ports that it asks for, for Table.Add
-	Backends []*Backend // one for HTTP, one for TCP
+	Claims string // the routes and ports that it asks for, for Table.Add
+
+	// Fallback is the service whose instances are to be asked for and given to FallBack, as this one has none that
+	// passes its checks; "" = none.
+	Fallback string
+
+	service *service
+}
+
+// FallBack has the instances of the other service serve. It returns "", so that a template can call it.
+func (e *Exposed) FallBack(instances []*dependency.HealthService) string {
+	e.service.fallBack(instances)
+	return ""
 }
 
 // Backend is a service as HAProxy has it. Every value may be written to a configuration as it is.
@@ -98,20 +138,24 @@ type Server struct {
 
 // exposed returns nil for a service without a route.
 func (s *service) exposed() *Exposed {
-	if len(s.routes)+len(s.ports) == 0 {
+	if !s.isExposed() {
 		return nil
 	}
+	return &Exposed{Claims: s.claims(), Fallback: s.needsFallback(), service: s}
+}
+
+// Backends are those of HAProxy: one for HTTP, one for TCP.
+func (e *Exposed) Backends() []*Backend {
+	s := e.service
 	var all []*Backend
-	servers := servers(s.service, s.instances, s.report)
 	if len(s.routes) > 0 {
-		b := s.backend(s.service, s.balance, servers)
+		b := s.backend(s.service, s.balance)
 		b.Redirect = s.redirect
 		if s.strip {
 			b.Strip = strips(s.routes)
 		}
 		if s.sticky {
-			// Services of one host share its cookies.
-			b.Cookie = "berth-" + s.service
+			b.Cookie = s.cookie()
 			for n := range b.Servers {
 				b.Servers[n].Cookie = cookieOf(b.Servers[n].Name)
 			}
@@ -119,20 +163,27 @@ func (s *service) exposed() *Exposed {
 		all = append(all, b)
 	}
 	if len(s.ports) > 0 {
-		balance := s.balance
-		if ofHTTP(balance) {
-			balance = ""
-		}
-		b := s.backend(s.service+".tcp", balance, servers)
+		b := s.backend(s.service+".tcp", s.balanceOfTCP())
 		b.TCP = true
 		all = append(all, b)
 	}
-	return &Exposed{s.claims(), all}
+	return all
+}
+
+// cookie is the name of that by which clients stay: services of one host share its cookies.
+func (s *service) cookie() string { return "berth-" + s.service }
+
+// balanceOfTCP is what an algorithm comes to where there are no requests.
+func (s *service) balanceOfTCP() string {
+	if ofHTTP(s.balance) {
+		return ""
+	}
+	return s.balance
 }
 
 // backend returns what HTTP and TCP have in common.
-func (s *service) backend(name, balance string, servers []Server) *Backend {
-	b := &Backend{Name: name, Balance: balance, Hash: hashes(balance), Servers: slices.Clone(servers)}
+func (s *service) backend(name, balance string) *Backend {
+	b := &Backend{Name: name, Balance: balance, Hash: hashes(balance), Servers: slices.Clone(s.servers)}
 	if b.Hash {
 		numberServers(b.Servers)
 	}

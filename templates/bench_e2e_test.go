@@ -61,25 +61,39 @@ func asRules(r rendered) rendered {
 }
 
 // BenchmarkE2ERoutes sends requests over 16 connections, for ten of the services, so that connections to servers are as
-// many however many services there are. us/request is the time of processor that HAProxy takes for one, answering itself
-// included: it depends less than the rest on what else the machine does.
+// many however many services there are. us/request is the time of processor that the proxy takes for one, answering
+// itself included: it depends less than the rest on what else the machine does.
 func BenchmarkE2ERoutes(b *testing.B) {
-	const answer = "\nfrontend answer\n    bind 127.0.0.1:9000\n    http-request return status 200 content-type text/plain string good\n"
 	for _, services := range []int{10, 1000} {
-		r := render(b, routed(services))
-		// A thousand checks a second would be a part of what is measured, and so would the log.
-		r.text = strings.ReplaceAll(r.text, "    default-server check inter 1s fall 2 rise 1\n", "")
-		r.text = strings.ReplaceAll(r.text, "    log stdout format raw local0\n", "")
 		for _, variant := range []struct {
 			name string
+			kind *kind
 			rendered
-		}{{"map", r}, {"rules", asRules(r)}} {
+		}{
+			{"haproxy-map", theHAProxy(), haproxyWithoutLog(render(b, routed(services)))},
+			{"haproxy-rules", theHAProxy(), asRules(haproxyWithoutLog(render(b, routed(services))))},
+			{"nginx", theNginx(), nginxWithoutLog(renderNginx(b, routed(services), Options{}))},
+		} {
 			b.Run(fmt.Sprintf("services=%d/by=%s", services, variant.name), func(b *testing.B) {
-				p := run(b, images(b)[0], variant.rendered, Options{}, answer)
+				k := variant.kind
+				servers := k.server(9000, k.answer)
+				p := k.start(b, k.images(b)[0], variant.rendered, Options{}, servers)
 				load(b, p, services)
 			})
 		}
 	}
+}
+
+// haproxyWithoutLog: a thousand checks a second would be a part of what is measured, and so would the log.
+func haproxyWithoutLog(r rendered) rendered {
+	r.text = strings.ReplaceAll(r.text, "    default-server check inter 1s fall 2 rise 1\n", "")
+	r.text = strings.ReplaceAll(r.text, "    log stdout format raw local0\n", "")
+	return r
+}
+
+func nginxWithoutLog(r rendered) rendered {
+	r.text = strings.ReplaceAll(r.text, "    access_log /var/log/nginx/access.log berth;\n", "    access_log off;\n")
+	return r
 }
 
 func load(b *testing.B, p *proxy, services int) {
@@ -118,21 +132,26 @@ func load(b *testing.B, p *proxy, services int) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
 }
 
-// processor is the time of processor that HAProxy has taken, in seconds.
+// processor is the time of processor that the proxy's processes have taken, in seconds.
 func (p *proxy) processor() float64 {
-	out, err := exec.Command("docker", "exec", p.name, "cat", "/proc/1/stat").Output()
-	if err != nil {
+	out, err := exec.Command("docker", "exec", p.name, "sh", "-c", "cat /proc/[0-9]*/stat").Output()
+	if err != nil && len(out) == 0 {
 		p.tb.Fatal(err)
 	}
-	// man proc: utime and stime are fields 14 and 15, in ticks of 10 ms.
-	_, rest, _ := strings.Cut(string(out), ") ")
 	ticks := 0.0
-	for _, field := range strings.Fields(rest)[11:13] {
-		n, err := strconv.ParseFloat(field, 64)
-		if err != nil {
-			p.tb.Fatal(err)
+	for line := range strings.Lines(string(out)) {
+		before, rest, _ := strings.Cut(line, ") ")
+		if _, name, _ := strings.Cut(before, "("); name != "haproxy" && name != "nginx" {
+			continue
 		}
-		ticks += n
+		// man proc: utime and stime are fields 14 and 15, in ticks of 10 ms.
+		for _, field := range strings.Fields(rest)[11:13] {
+			n, err := strconv.ParseFloat(field, 64)
+			if err != nil {
+				p.tb.Fatal(err)
+			}
+			ticks += n
+		}
 	}
 	return ticks / 100
 }

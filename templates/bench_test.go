@@ -21,44 +21,55 @@ func thousand() catalog {
 	return c
 }
 
+// shipped are the templates by the names of their proxies.
+func shipped() map[string]string { return map[string]string{"haproxy": HAProxy(), "nginx": Nginx()} }
+
 // All of it, as it is when berth starts.
 func BenchmarkRenderAll(b *testing.B) {
 	c := thousand()
 	brain := c.brain(b, inOrder)
-	r := rendered{files: map[string]string{}, paths: map[string]string{}}
-	tmpl := engine(Options{}, &r)
-	for b.Loop() {
-		r.text = execute(b, tmpl, brain)
+	for proxy, text := range shipped() {
+		b.Run(proxy, func(b *testing.B) {
+			r := rendered{files: map[string]string{}, paths: map[string]string{}}
+			tmpl := engine(Options{}, &r, text)
+			for b.Loop() {
+				r.text = execute(b, tmpl, brain)
+			}
+			b.ReportMetric(float64(len(r.text)), "bytes")
+		})
 	}
-	b.ReportMetric(float64(len(r.text)), "bytes")
 }
 
 // What is executed for every change: the main part, with the texts of the partials at hand.
 func BenchmarkRenderMain(b *testing.B) {
 	c := thousand()
 	brain := c.brain(b, inOrder)
-	whole := render(b, c).text
-	definitions, _, _ := strings.Cut(HAProxy(), "{{- $certificates :=")
-	texts := map[string]string{}
-	for name := range c {
-		tmpl, err := template.NewTemplate(&template.NewTemplateInput{
-			Contents:   definitions + fmt.Sprintf("{{ executeTemplate `service` %q }}", name),
-			ExtFuncMap: Funcs(Options{})(func(string) {}),
+	for proxy, text := range shipped() {
+		b.Run(proxy, func(b *testing.B) {
+			whole := renderTemplate(b, text, c, Options{}, inOrder).text
+			definitions, _, _ := strings.Cut(text, "{{- $certificates :=")
+			texts := map[string]string{}
+			for name := range c {
+				tmpl, err := template.NewTemplate(&template.NewTemplateInput{
+					Contents:   definitions + fmt.Sprintf("{{ executeTemplate `service` %q }}", name),
+					ExtFuncMap: Funcs(Options{})(func(string) {}),
+				})
+				if err != nil {
+					b.Fatal(err)
+				}
+				texts[name] = execute(b, tmpl, brain)
+			}
+			r := rendered{files: map[string]string{}, paths: map[string]string{}}
+			tmpl := engineWith(Options{}, &r, text, map[string]any{
+				"partial": func(_, service string) string { return texts[service] },
+			})
+			for b.Loop() {
+				r.text = execute(b, tmpl, brain)
+			}
+			if r.text != whole {
+				b.Fatal("it differs from the whole")
+			}
 		})
-		if err != nil {
-			b.Fatal(err)
-		}
-		texts[name] = execute(b, tmpl, brain)
-	}
-	r := rendered{files: map[string]string{}, paths: map[string]string{}}
-	tmpl := engineWith(Options{}, &r, HAProxy(), map[string]any{
-		"partial": func(_, service string) string { return texts[service] },
-	})
-	for b.Loop() {
-		r.text = execute(b, tmpl, brain)
-	}
-	if r.text != whole {
-		b.Fatal("it differs from the whole")
 	}
 }
 

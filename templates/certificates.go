@@ -19,29 +19,49 @@ import (
 type certificateStore struct {
 	report func(string)
 
-	path, sum, text string
-	reasons         []string
+	path, sum string
+	files     []certificate // by name
+	reasons   []string
+}
+
+// certificate is a file that a proxy can load.
+type certificate struct {
+	file, key string   // paths; they may be the same
+	names     []string // of hosts, in lower case; none if berth may not read it
+	readable  bool     // by berth
 }
 
 // list returns a crt-list of the files in the directory that HAProxy can load, as a single one that it cannot makes it
 // refuse the whole configuration. The sum, which changes with any of the files, is in the text, so that a renewed
 // certificate changes it. An empty text means that there is none.
 func (s *certificateStore) list(path string, names []string, sum string) string {
+	s.load(path, names, sum)
+	if len(s.files) == 0 {
+		return ""
+	}
+	var lines strings.Builder
+	for _, c := range s.files {
+		fmt.Fprintln(&lines, c.file)
+	}
+	return fmt.Sprintf("# %x\n%s", sum, &lines)
+}
+
+// load reads the directory if it has changed, and reports what is left out.
+func (s *certificateStore) load(path string, names []string, sum string) {
 	if s.path != path || s.sum != sum {
-		s.path, s.sum, s.reasons = path, sum, nil
-		s.text = s.read(names)
+		s.path, s.sum, s.reasons, s.files = path, sum, nil, nil
+		s.read(names)
 	}
 	for _, reason := range s.reasons {
 		s.report(reason)
 	}
-	return s.text
 }
 
-func (s *certificateStore) read(names []string) string {
-	leftOut := func(name, why string) {
-		s.reasons = append(s.reasons, fmt.Sprintf("certificate %.200q in %q: %s", name, s.path, why))
-	}
-	var lines strings.Builder
+func (s *certificateStore) leftOut(file, why string) string {
+	return fmt.Sprintf("certificate %.200q in %q: %s", filepath.Base(file), s.path, why)
+}
+
+func (s *certificateStore) read(names []string) {
 	for _, name := range slices.Sorted(slices.Values(names)) {
 		switch filepath.Ext(name) {
 		case ".key", ".ocsp", ".issuer", ".sctl":
@@ -49,70 +69,93 @@ func (s *certificateStore) read(names []string) string {
 		}
 		file := filepath.Join(s.path, name)
 		if !isListedFile(file) {
-			leftOut(name, "its path may only have letters, digits and _.*+@%=,~/-, to be named in a crt-list; rename it")
+			s.reasons = append(s.reasons, s.leftOut(file, "its path may only have letters, digits and _.*+@%=,~/-, to be named in a configuration; rename it"))
 			continue
 		}
-		if problem := certificateProblem(file); problem != "" {
-			leftOut(name, problem)
+		c, problem := readCertificate(file)
+		if problem != "" {
+			s.reasons = append(s.reasons, s.leftOut(file, problem))
 			continue
 		}
-		fmt.Fprintln(&lines, file)
+		s.files = append(s.files, c)
 	}
-	if lines.Len() == 0 {
+	if len(s.files) == 0 {
 		s.reasons = append(s.reasons, fmt.Sprintf("TLS: there is no certificate in %q, so HTTPS is off; put PEM files there, each with a certificate, its chain and its key", s.path))
-		return ""
 	}
-	return fmt.Sprintf("# %x\n%s", s.sum, &lines)
 }
 
-// isListedFile says whether a crt-list takes a path as it is: blanks end it there, and [ begins options.
+// isListedFile says whether a crt-list takes a path as it is, where blanks end it and [ begins options, and nginx, to
+// which $ begins a variable.
 func isListedFile(path string) bool {
 	return strings.HasPrefix(path, "/") && !strings.ContainsFunc(path, func(r rune) bool {
 		return !isAlphanumeric(r) && !strings.ContainsRune("_.*+@%=,~/-", r)
 	})
 }
 
-// certificateProblem says why HAProxy would not load a file, or "". What berth may not read it leaves to HAProxy, which
-// may have been started by root.
-func certificateProblem(file string) string {
+// readCertificate returns what is in a file, or why a proxy would not load it. What berth may not read it leaves to the
+// proxy, which may have been started by root.
+func readCertificate(file string) (c certificate, problem string) {
+	c = certificate{file: file, key: file}
+	keyFile := strings.TrimSuffix(file, ".crt") + ".key"
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrPermission) {
-		return ""
+		if _, err := os.Stat(keyFile); err == nil {
+			c.key = keyFile
+		}
+		return c, ""
 	}
 	if err != nil {
-		return fmt.Sprintf("it cannot be read: %v", err)
+		return c, fmt.Sprintf("it cannot be read: %v", err)
 	}
-	keyFile := ""
+	c.readable = true
 	blocks, complete := pemBlocks(text)
 	key := text
 	if !slices.ContainsFunc(blocks, isPrivateKey) {
-		keyFile = strings.TrimSuffix(file, ".crt") + ".key"
-		if key, err = os.ReadFile(keyFile); errors.Is(err, fs.ErrPermission) {
-			return ""
-		}
+		c.key = keyFile
+		key, err = os.ReadFile(keyFile)
 	}
+	notAllowed := errors.Is(err, fs.ErrPermission) // to read the key
 	switch {
 	case !complete:
-		return "it is cut off; copy it there again, and rename it into place"
+		return c, "it is cut off; copy it there again, and rename it into place"
 	case !slices.ContainsFunc(blocks, isCertificate):
-		return "there is no certificate in PEM form in it; remove it, or put one there"
-	case err != nil:
-		return fmt.Sprintf("it has no private key, and there is none in %s; put it there", filepath.Base(keyFile))
+		return c, "there is no certificate in PEM form in it; remove it, or put one there"
+	case err != nil && !notAllowed:
+		return c, fmt.Sprintf("it has no private key, and there is none in %s; put it there", filepath.Base(keyFile))
 	}
-	if _, err := tls.X509KeyPair(text, key); err != nil {
-		return strings.TrimPrefix(err.Error(), "tls: ") + "; put the certificate there again, with its key"
+	if _, err := tls.X509KeyPair(text, key); err != nil && !notAllowed {
+		return c, strings.TrimPrefix(err.Error(), "tls: ") + "; put the certificate there again, with its key"
 	}
-	for _, b := range slices.DeleteFunc(blocks, func(b *pem.Block) bool { return !isCertificate(b) }) {
-		c, err := x509.ParseCertificate(b.Bytes)
+	for n, b := range slices.DeleteFunc(blocks, func(b *pem.Block) bool { return !isCertificate(b) }) {
+		parsed, err := x509.ParseCertificate(b.Bytes)
 		if err != nil {
-			return fmt.Sprintf("a certificate of its chain makes no sense (%v); put the chain there again", err)
+			return c, fmt.Sprintf("a certificate of its chain makes no sense (%v); put the chain there again", err)
 		}
 		// What OpenSSL's default security level 2 takes.
-		if k, ok := c.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() < 2048 {
-			return fmt.Sprintf("the RSA key of %.100q has %d bits and OpenSSL asks for 2048; issue it anew", c.Subject, k.N.BitLen())
+		if k, ok := parsed.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() < 2048 {
+			return c, fmt.Sprintf("the RSA key of %.100q has %d bits and OpenSSL asks for 2048; issue it anew", parsed.Subject, k.N.BitLen())
+		}
+		if n == 0 {
+			c.names = certificateNames(parsed)
 		}
 	}
-	return ""
+	return c, ""
+}
+
+// certificateNames returns the hosts that a certificate is for, each once. Those that no client can ask for are left out.
+func certificateNames(c *x509.Certificate) []string {
+	names := c.DNSNames
+	if len(names) == 0 {
+		names = []string{c.Subject.CommonName}
+	}
+	var all []string
+	for _, name := range names {
+		name = strings.ToLower(name)
+		if isHostName(strings.TrimPrefix(name, "*.")) && !slices.Contains(all, name) {
+			all = append(all, name)
+		}
+	}
+	return all
 }
 
 // pemBlocks returns the blocks of a file, and whether the last one has its end.

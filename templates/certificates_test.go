@@ -190,7 +190,7 @@ func TestCertificateThatBerthMayNotRead(t *testing.T) {
 		if err := os.Chmod(filepath.Join(dir, name), 0); err != nil {
 			t.Fatal(err)
 		}
-		if problem := certificateProblem(filepath.Join(dir, "a.crt")); problem != "" {
+		if _, problem := readCertificate(filepath.Join(dir, "a.crt")); problem != "" {
 			t.Error(problem)
 		}
 	}

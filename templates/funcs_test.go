@@ -62,9 +62,9 @@ func TestServerNameDoesNotDependOnTheHealthOfOthers(t *testing.T) {
 	c.with("web", "web", "10.0.0.1", 80, metaPath, "/")
 	other := c.with("web", "web", "10.0.0.2", 80)
 	other.Node = "node-2"
-	both := newService("web", c["web"], DefaultPorts(), refuse(t)).exposed().Backends[0].Servers
+	both := newService("web", c["web"], DefaultPorts(), refuse(t)).exposed().Backends()[0].Servers
 	other.Status = dependency.HealthCritical
-	one := newService("web", c["web"], DefaultPorts(), refuse(t)).exposed().Backends[0].Servers
+	one := newService("web", c["web"], DefaultPorts(), refuse(t)).exposed().Backends()[0].Servers
 	if len(both) != 2 || len(one) != 1 || !slices.Contains(both, one[0]) {
 		t.Errorf("both %+v, one %+v", both, one)
 	}
@@ -75,7 +75,7 @@ func TestSameInstanceTwice(t *testing.T) {
 	c.with("web", "web", "10.0.0.1", 80, metaPath, "/")
 	c.with("web", "web", "10.0.0.2", 80)
 	var leftOut []string
-	b := newService("web", c["web"], DefaultPorts(), func(reason string) { leftOut = append(leftOut, reason) }).exposed().Backends[0]
+	b := newService("web", c["web"], DefaultPorts(), func(reason string) { leftOut = append(leftOut, reason) }).exposed().Backends()[0]
 	want := []string{`service "web", instance "web": another instance has the same id on the same node; set SERVICE_ID`}
 	if len(b.Servers) != 1 || b.Servers[0].Address != "10.0.0.1:80" || !slices.Equal(leftOut, want) {
 		t.Errorf("servers %+v, left out %q", b.Servers, leftOut)
@@ -123,7 +123,8 @@ func TestParseRoutes(t *testing.T) {
 		{"a.com,bad host,b.com", "", "a.com/ b.com/", 1},
 		// Never a wider route than was asked for.
 		{"bad host", "", "", 1},
-		{",", "", "", 2},
+		{",", "", "", 1},
+		{"a.com,A.com", "", "a.com/", 0},
 		{" ", "", "", 1},
 		{"a.com", "api", "", 1},
 		{"a.com", "//", "", 1},
@@ -306,7 +307,7 @@ func TestTable(t *testing.T) {
 	table.Add("w", "http a.com/\ntcp 6000\n\nbackend x\n\nbackend x.tcp")
 	table.Add("x", "http a.com/api/v1/\nhttp a.com/\n\nbackend x\n\nbackend x.tcp")
 	table.Add("y", "http */api/\ntcp 6000\ntcp 5000\n\nbackend x\n\nbackend x.tcp")
-	table.Add("z", "http a.com/\nhttp */\nredirect\n\nbackend x\n\nbackend x.tcp")
+	table.Add("z", "http a.com/\nhttp */\nflags redirect\n\nbackend x\n\nbackend x.tcp")
 	table.Add("none", "")
 	if want := "a.com/ w\na.com/api/v1/ x\n*/api/ y\n*/ z\n"; table.Map() != want {
 		t.Errorf("map %q, want %q", table.Map(), want)
@@ -336,7 +337,7 @@ func TestServersAreNumberedForHashes(t *testing.T) {
 	}
 	ids := func() map[string]int {
 		ids := map[string]int{}
-		for _, s := range newService("web", c["web"], DefaultPorts(), refuse(t)).exposed().Backends[0].Servers {
+		for _, s := range newService("web", c["web"], DefaultPorts(), refuse(t)).exposed().Backends()[0].Servers {
 			ids[s.Name] = s.ID
 		}
 		return ids

@@ -73,9 +73,14 @@ func render(t tb, c catalog) rendered { return renderWith(t, c, Options{}, inOrd
 
 // renderWith calls shuffle with the lists that Consul might send in any order.
 func renderWith(t tb, c catalog, o Options, shuffle func(n int, swap func(i, j int))) rendered {
+	return renderTemplate(t, HAProxy(), c, o, shuffle)
+}
+
+// renderTemplate does the same for any template.
+func renderTemplate(t tb, text string, c catalog, o Options, shuffle func(n int, swap func(i, j int))) rendered {
 	brain := c.brain(t, shuffle)
 	r := rendered{files: map[string]string{}, paths: map[string]string{}}
-	text := execute(t, engine(o, &r), brain)
+	text = execute(t, engine(o, &r, text), brain)
 	r.text = text
 	slices.Sort(r.leftOut)
 	return r
@@ -98,6 +103,9 @@ func (c catalog) brain(t tb, shuffle func(n int, swap func(i, j int))) *template
 		instances = slices.Clone(instances)
 		shuffle(len(instances), func(i, j int) { instances[i], instances[j] = instances[j], instances[i] })
 		brain.Remember(query, instances)
+		for _, i := range instances {
+			c.rememberNone(t, brain, strings.TrimSpace(i.ServiceMeta[metaFallback]))
+		}
 	}
 	slices.SortFunc(names, func(a, b *dependency.CatalogSnippet) int { return strings.Compare(a.Name, b.Name) })
 	shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
@@ -105,9 +113,21 @@ func (c catalog) brain(t tb, shuffle func(n int, swap func(i, j int))) *template
 	return brain
 }
 
-// engine is the shipped template with its functions and stand-ins for those of the templater.
-func engine(o Options, r *rendered) *template.Template {
-	return engineWith(o, r, strings.ReplaceAll(HAProxy(), `partial "`, `executeTemplate "`), nil)
+// rememberNone has a service that is not in the catalog be one without instances.
+func (c catalog) rememberNone(t tb, brain *template.Brain, service string) {
+	if _, there := c[service]; there || !isServiceName(service) {
+		return
+	}
+	query, err := dependency.NewHealthServiceQuery(service + "|any")
+	if err != nil {
+		t.Fatal(err)
+	}
+	brain.Remember(query, []*dependency.HealthService{})
+}
+
+// engine is a shipped template with its functions and stand-ins for those of the templater.
+func engine(o Options, r *rendered, text string) *template.Template {
+	return engineWith(o, r, strings.ReplaceAll(text, `partial "`, `executeTemplate "`), nil)
 }
 
 func engineWith(o Options, r *rendered, text string, more map[string]any) *template.Template {
@@ -163,12 +183,13 @@ func inOrder(int, func(i, j int)) {}
 
 func TestGolden(t *testing.T) {
 	for name, c := range map[string]catalog{
-		"empty":   {},
-		"one":     oneService(),
-		"many":    manyServices(),
-		"labels":  everyLabel(),
-		"hostile": hostileCatalog(),
-		"ipv6":    ipv6(),
+		"empty":    {},
+		"one":      oneService(),
+		"many":     manyServices(),
+		"labels":   everyLabel(),
+		"hostile":  hostileCatalog(),
+		"ipv6":     ipv6(),
+		"fallback": fallbacks(),
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := render(t, c)
@@ -269,6 +290,31 @@ func ipv6() catalog {
 	return c
 }
 
+// fallbacks has services whose instances are down, and those that serve for them.
+func fallbacks() catalog {
+	c := catalog{}
+	down := func(service, fallback string, meta ...string) {
+		c.with(service, service+"-1", "10.0.0.1", 80, append(meta, metaHost, service+".example.com", metaFallback, fallback)...).Status = dependency.HealthCritical
+	}
+	c.with("sorry", "sorry-1", "10.0.9.1", 8080).Weights.Passing = 7 // without a route
+	c.with("sorry", "sorry-2", "10.0.9.2", 8080)
+	c.with("sorry", "sorry-3", "10.0.9.3", 8080).Status = dependency.HealthCritical
+	c.with("sorry", "sorry-4", "10.0.9.4", 8080).Tags = []string{"udp"}
+	c.with("sorry", "sorry-5", "nowhere", 8080)
+
+	down("down", " sorry ")
+	down("with-port", "sorry", metaPort, "5432", metaBalance, "source")
+	down("sticky", "sorry", metaSticky, "true")
+	down("never", "nowhere-to-be-found")
+	down("of-the-down", "down") // whose fallback does not count
+	down("itself", "itself")
+	down("wrong", "no service")
+	c.with("up", "up-1", "10.0.1.1", 80, metaHost, "up.example.com", metaFallback, "sorry")
+	c.with("up", "up-2", "10.0.1.2", 80).Status = dependency.HealthCritical
+	c.with("no-route", "no-route-1", "10.0.1.3", 80, metaFallback, "sorry").Status = dependency.HealthCritical
+	return c
+}
+
 // everyLabel has a service for each label, and some that have several.
 func everyLabel() catalog {
 	c := catalog{}
@@ -355,7 +401,7 @@ func hostileCatalog() catalog {
 			c.with(ok, "by-almost-"+key, "10.1.0.8", 80, key, map[string]string{
 				metaHost: ok + ".example.net," + evil, metaPath: "/x" + evil, metaPort: "7777" + evil, metaStrip: "true" + evil,
 				metaRedirect: "https" + evil, metaBalance: "hdr(" + evil + ")", metaSticky: "true" + evil, metaCheck: "/health" + evil,
-				metaMaxConn: "10" + evil, metaSlowStart: "10s" + evil,
+				metaMaxConn: "10" + evil, metaSlowStart: "10s" + evil, metaFallback: "web" + evil,
 			}[key])
 		}
 		tagged := c.with(ok, "by-the-rest", "10.1.0.7", 80, evil, evil, "route_"+evil, evil)
@@ -454,30 +500,32 @@ func checkReasons(t tb, leftOut []string) {
 }
 
 func TestHostileValuesStayOut(t *testing.T) {
-	for _, c := range []catalog{hostileCatalog(), everyLabel(), manyServices(), ipv6()} {
+	for _, c := range []catalog{hostileCatalog(), everyLabel(), manyServices(), ipv6(), fallbacks()} {
 		checkText(t, render(t, c), render(t, catalog{}))
 	}
 }
 
 func TestOrderOfTheCatalogDoesNotMatter(t *testing.T) {
-	for name, c := range map[string]catalog{"many": manyServices(), "labels": everyLabel(), "hostile": hostileCatalog(), "ipv6": ipv6()} {
-		want := render(t, c)
-		rapid.Check(t, func(t *rapid.T) {
-			shuffle := func(n int, swap func(i, j int)) {
-				for i := n - 1; i > 0; i-- {
-					swap(i, rapid.IntRange(0, i).Draw(t, "swap"))
+	for name, c := range map[string]catalog{"many": manyServices(), "labels": everyLabel(), "hostile": hostileCatalog(), "ipv6": ipv6(), "fallback": fallbacks()} {
+		for _, text := range []string{HAProxy(), Nginx()} {
+			want := renderTemplate(t, text, c, Options{}, inOrder)
+			rapid.Check(t, func(t *rapid.T) {
+				shuffle := func(n int, swap func(i, j int)) {
+					for i := n - 1; i > 0; i-- {
+						swap(i, rapid.IntRange(0, i).Draw(t, "swap"))
+					}
 				}
-			}
-			got := renderWith(t, c, Options{}, shuffle)
-			if diff := cmp.Diff(want.text, got.text) + cmp.Diff(want.files, got.files) + cmp.Diff(want.leftOut, got.leftOut); diff != "" {
-				t.Fatalf("%s: %s", name, diff)
-			}
-		})
+				got := renderTemplate(t, text, c, Options{}, shuffle)
+				if diff := cmp.Diff(want.text, got.text) + cmp.Diff(want.files, got.files) + cmp.Diff(want.leftOut, got.leftOut); diff != "" {
+					t.Fatalf("%s: %s", name, diff)
+				}
+			})
+		}
 	}
 }
 
 func TestAnyCatalogStaysInTheGrammar(t *testing.T) {
-	empty := render(t, catalog{})
+	empty, emptyNginx := render(t, catalog{}), renderNginx(t, catalog{}, Options{})
 	rapid.Check(t, func(t *rapid.T) {
 		anything := rapid.OneOf(rapid.String(), rapid.SampledFrom(tricks()),
 			rapid.StringMatching(`/?[a-zA-Z0-9._/ ,*-]{0,20}`), rapid.StringMatching(`[0-9]{1,6}s?`),
@@ -497,9 +545,10 @@ func TestAnyCatalogStaysInTheGrammar(t *testing.T) {
 			}
 		}
 		checkText(t, render(t, c), empty)
+		checkNginx(t, renderNginx(t, c, Options{}), emptyNginx)
 	})
 }
 
 func allKeys() []string {
-	return []string{metaHost, metaPath, metaPort, metaStrip, metaRedirect, metaBalance, metaSticky, metaCheck, metaMaxConn, metaSlowStart}
+	return []string{metaHost, metaPath, metaPort, metaStrip, metaRedirect, metaBalance, metaSticky, metaCheck, metaMaxConn, metaSlowStart, metaFallback}
 }

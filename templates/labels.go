@@ -29,6 +29,7 @@ const (
 	metaCheck     = "route_check"     // a path that healthy servers answer
 	metaMaxConn   = "route_maxconn"   // connections or requests that a server takes at once
 	metaSlowStart = "route_slowstart" // time in which a server that is back gets its full share
+	metaFallback  = "route_fallback"  // a service that serves while this one has no instance
 )
 
 // asks says whether a key asks for something to be served. The others say how.
@@ -36,7 +37,7 @@ func asks(key string) bool { return key == metaHost || key == metaPath || key ==
 
 func isKnown(key string) bool {
 	switch key {
-	case metaStrip, metaRedirect, metaBalance, metaSticky, metaCheck, metaMaxConn, metaSlowStart:
+	case metaStrip, metaRedirect, metaBalance, metaSticky, metaCheck, metaMaxConn, metaSlowStart, metaFallback:
 		return true
 	}
 	return asks(key)
@@ -108,7 +109,7 @@ func (l labels) ports(allowed Ports) []int {
 		case port == 0:
 			problem = "is not a port between 1 and 65535"
 		case port == 8080 || port == 8443 || port == 8404:
-			problem = "is a port of HAProxy's own"
+			problem = "is a port of the proxy's own"
 		case !allowed.contain(port):
 			problem = fmt.Sprintf("is not one of the ports that may be asked for (%s)", allowed)
 		default:
@@ -140,6 +141,7 @@ type settings struct {
 	balance, check          string // "" = not said
 	maxConn                 int    // 0 = not said
 	slowStart               time.Duration
+	fallback                string // name of a service; "" = none
 }
 
 func (l labels) settings() settings {
@@ -151,6 +153,7 @@ func (l labels) settings() settings {
 		check:     setting(l, metaCheck, parseCheck),
 		maxConn:   setting(l, metaMaxConn, parseMaxConn),
 		slowStart: setting(l, metaSlowStart, parseSlowStart),
+		fallback:  setting(l, metaFallback, l.parseFallback),
 	}
 }
 
@@ -208,6 +211,15 @@ func parseMaxConn(s string) (int, string) {
 		return 0, fmt.Sprintf("is not a number between 1 and %d", mostConnections)
 	}
 	return n, ""
+}
+
+// parseFallback takes the name of any service that can be looked up. It may have no route.
+func (l labels) parseFallback(s string) (string, string) {
+	s = strings.TrimSpace(s)
+	if !isServiceName(s) || s == l.service {
+		return "", "is not the name of another service"
+	}
+	return s, ""
 }
 
 // parseSlowStart takes what HAProxy counts in: whole seconds.

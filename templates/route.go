@@ -59,8 +59,13 @@ func parseRoutes(hosts, path string, leftOut func(string)) []Route {
 		return []Route{{"", prefix}}
 	}
 	var all []Route
+	seen := map[string]bool{}
 	for host := range strings.SplitSeq(hosts, ",") {
 		host = strings.ToLower(strings.TrimSpace(host))
+		if seen[host] {
+			continue
+		}
+		seen[host] = true
 		if !isHostName(strings.TrimPrefix(host, "*.")) {
 			leftOut(fmt.Sprintf("its route_host %.100q is not a host name like shop.example.com or *.example.com; set SERVICE_ROUTE_HOST", host))
 			continue

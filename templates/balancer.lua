@@ -1,0 +1,657 @@
+-- berth's balancer for nginx with lua-nginx-module: the servers of upstreams are in the dictionary "berth", are replaced
+-- through a control socket, and every worker takes them from there, so that no change of them needs a reload. See
+-- docs/nginx-lua.md. This goes into init_by_lua_block, next to `lua_shared_dict berth 16m;`.
+--
+-- The dictionary has, for an upstream, the number of its present list ("v:app" = 7; 0: none yet) and that list's text
+-- ("l:7:app" = "app 10.0.0.1:80 1\napp 10.0.0.2:80 1\n", or "app\n"). A number is overwritten in place, which needs no memory
+-- and cannot fail, so a new list is seen as a whole or not at all, and the old one is deleted only after that.
+
+local balancer = require "ngx.balancer"
+local bit = require "bit"
+local ffi = require "ffi"
+
+local concat, sort = table.concat, table.sort
+local find, gmatch, match, sub = string.find, string.gmatch, string.match, string.sub
+local band, bxor, lshift, rshift, tobit = bit.band, bit.bxor, bit.lshift, bit.rshift, bit.tobit
+local floor, log, max, min = math.floor, math.log, math.max, math.min
+local crc32, now = ngx.crc32_long, ngx.now
+local set_current_peer, set_more_tries = balancer.set_current_peer, balancer.set_more_tries
+local get_last_failure = balancer.get_last_failure
+
+-- A server that failed a request gets no others from this worker for so many seconds, unless all have failed.
+local AVOID = 2
+-- So many servers are tried for one request.
+local TRIES = 32
+-- A connection that was kept alive may be closed by the server as the request is sent on it; nginx then asks for a server
+-- once more, and if none is left, the same one is as good as before. So often.
+local REPEATS = 3
+local MAX_WEIGHT = 65535
+-- So many addresses are remembered.
+local NAMES = 50000
+-- nginx's word for "no live upstreams", which Lua has no name for.
+local BUSY = -3
+-- Who replaces the lists excludes others; if its worker dies meanwhile, for so many seconds.
+local LOCK_SECONDS = 10
+
+local dict = ngx.shared.berth
+if not dict then
+    error("berth: the dictionary is missing: add `lua_shared_dict berth 16m;` to the http section", 0)
+end
+
+local M = {}
+
+-- Addresses, read by nginx's own functions: what passes here is what nginx takes for a peer.
+
+ffi.cdef [[
+    uint32_t ngx_inet_addr(unsigned char *text, size_t len);
+    intptr_t ngx_inet6_addr(unsigned char *p, size_t len, unsigned char *addr);
+    size_t ngx_inet6_ntop(unsigned char *p, unsigned char *text, size_t len);
+]]
+local C = ffi.C
+local binary = ffi.new("unsigned char[16]")
+local text46 = ffi.new("unsigned char[64]")
+
+local function valid_port(port)
+    return find(port, "^[1-9]%d?%d?%d?%d?$") and tonumber(port) <= 65535
+end
+
+local function parse_address(address)
+    local host, port = match(address, "^%[([%x:.]+)%]:(%d+)$")
+    if host then
+        if #host > 45 or not valid_port(port) then
+            return nil
+        end
+        ffi.copy(text46, host, #host)
+        if C.ngx_inet6_addr(text46, #host, binary) ~= 0 then
+            return nil
+        end
+        local len = C.ngx_inet6_ntop(binary, text46, 64)
+        return "[" .. ffi.string(text46, len) .. "]:" .. port
+    end
+    host, port = match(address, "^([%d.]+):(%d+)$")
+    if not host or #host > 15 or not valid_port(port) or find("." .. host, "%.0%d") then
+        return nil
+    end
+    ffi.copy(text46, host, #host)
+    if C.ngx_inet_addr(text46, #host) == 0xffffffff then
+        return nil
+    end
+    return address
+end
+
+-- What addresses were found to be, since lists are mostly posted again and again with some change.
+local names, names_known = {}, 0
+
+-- Returns the address as nginx spells it in $upstream_addr, or nil if it is none.
+local function canonical(address)
+    local name = names[address]
+    if not name then
+        name = parse_address(address)
+        if name and names_known >= NAMES then
+            names, names_known = {}, 0
+        end
+        if name then
+            names[address] = name
+            names_known = names_known + 1
+        end
+    end
+    return name
+end
+
+-- Hashes and random numbers.
+
+local function multiply(a, b)
+    return tobit(a * band(b, 0xffff) + lshift(tobit(a * rshift(b, 16)), 16))
+end
+
+-- Mixes 32 bits as MurmurHash3 does at its end: each bit of h changes half of the bits of the result.
+local function mix(h)
+    h = multiply(bxor(h, rshift(h, 16)), 0x85ebca6b)
+    h = multiply(bxor(h, rshift(h, 13)), 0xc2b2ae35)
+    return bxor(h, rshift(h, 16))
+end
+
+local random_state
+
+-- Returns a number of (0, 1). The state is this worker's own: math.random's is copied from the master to all workers, and
+-- belongs to the user's code.
+local function random()
+    if not random_state then
+        random_state = mix(tobit(ngx.worker.pid() * 65536 + now() * 1000 % 65536))
+    end
+    random_state = tobit(random_state + 0x9e3779b9)
+    return (band(mix(random_state), 0x7fffffff) + 0.5) / 0x80000000
+end
+
+-- Lists: what this worker has made of an upstream's text. `servers` is at once a heap by `due`: the server at 1 is the next
+-- in turn. Turns are taken on a clock of its own, on which a server is due every 1/weight.
+
+local lists = {}
+
+local function sink(heap, i, n)
+    local server = heap[i]
+    local due = server.due
+    while true do
+        local child = 2 * i
+        if child > n then
+            break
+        end
+        if child < n and heap[child + 1].due < heap[child].due then
+            child = child + 1
+        end
+        if due <= heap[child].due then
+            break
+        end
+        heap[i] = heap[child]
+        i = child
+    end
+    heap[i] = server
+end
+
+local function new_server(name, weight)
+    return { name = name, weight = weight, seed = mix(crc32(name)), due = 0, retry_at = 0, upto = 0 }
+end
+
+-- Makes the list what the text says. Servers that stay keep their turn and that they failed; others begin somewhere in
+-- the round, so that neither all workers nor all lists begin with the same one.
+local function fill(list, text)
+    local clock = list.clock
+    local before, by_name, servers, n = list.by_name, {}, {}, 0
+    for address, weight in gmatch(text, " (%S+) (%d+)\n") do
+        local name = canonical(address)
+        local server = by_name[name]
+        if server then
+            server.weight = server.weight + tonumber(weight)
+        else
+            server = before[name]
+            if server then
+                server.weight = tonumber(weight)
+            else
+                server = new_server(name, tonumber(weight))
+            end
+            by_name[name] = server
+            n = n + 1
+            servers[n] = server
+        end
+    end
+    local total, equal = 0, true
+    for i = 1, n do
+        local server = servers[i]
+        local period = 1 / server.weight
+        if before[server.name] then
+            server.due = min(server.due, clock + period)
+        else
+            server.due = clock + random() * period
+        end
+        total = total + server.weight
+        server.upto = total
+        equal = equal and server.weight == servers[1].weight
+    end
+    local in_order = {}
+    for i = 1, n do
+        in_order[i] = servers[i]
+    end
+    for i = floor(n / 2), 1, -1 do
+        sink(servers, i, n)
+    end
+    list.by_name, list.servers, list.in_order = by_name, servers, in_order
+    list.n, list.total, list.equal = n, total, equal
+end
+
+local function new_list(name)
+    return {
+        name = name, key = "v:" .. name, version = 0,
+        by_name = {}, servers = {}, in_order = {}, n = 0, total = 0, equal = true, clock = 0,
+    }
+end
+
+-- Returns the upstream's list, or nil if there is none in the dictionary.
+local function current(name)
+    local list = lists[name]
+    if not list then
+        list = new_list(name)
+        lists[name] = list
+    end
+    local version = dict:get(list.key) or 0
+    if version == list.version then
+        return version ~= 0 and list or nil
+    end
+    -- A list may be replaced, and the old one deleted, between one look and the next.
+    for _ = 1, 5 do
+        if version == 0 then
+            fill(list, "")
+            list.version = 0
+            return nil
+        end
+        local text = dict:get("l:" .. version .. ":" .. name)
+        if text then
+            fill(list, text)
+            list.version = version
+            return list
+        end
+        version = dict:get(list.key) or 0
+    end
+    return list.version ~= 0 and list or nil
+end
+
+-- The methods return one of the list's servers: one that this request has not tried, and, if there is one, that did not fail
+-- lately; nil when all were tried.
+
+local function by_turn(list, _, tried)
+    local heap, n, time = list.servers, list.n, now()
+    local at = 1
+    local first = heap[1]
+    if first.retry_at > time or tried and tried[first] then
+        at = nil
+        local fallback
+        for i = 1, n do
+            local server = heap[i]
+            if not (tried and tried[server]) then
+                if server.retry_at <= time then
+                    if not at or server.due < heap[at].due then
+                        at = i
+                    end
+                elseif not fallback or server.due < heap[fallback].due then
+                    fallback = i
+                end
+            end
+        end
+        at = at or fallback
+        if not at then
+            return nil
+        end
+    end
+    local server = heap[at]
+    list.clock = max(list.clock, server.due)
+    server.due = list.clock + 1 / server.weight
+    sink(heap, at, n)
+    return server
+end
+
+-- Weighted rendezvous hashing: each server draws a number for the key, and the highest wins.
+local function by_key(list, key, tried)
+    local servers, equal, time = list.in_order, list.equal, now()
+    local hash = mix(crc32(key))
+    local best, best_score, fallback, fallback_score = nil, 0, nil, 0
+    for i = 1, list.n do
+        local server = servers[i]
+        local score = (band(mix(bxor(hash, server.seed)), 0x7fffffff) + 0.5) / 0x80000000
+        if not equal then
+            score = -server.weight / log(score)
+        end
+        if (score > best_score or score > fallback_score) and not (tried and tried[server]) then
+            if server.retry_at > time then
+                if score > fallback_score then
+                    fallback, fallback_score = server, score
+                end
+            elseif score > best_score then
+                best, best_score = server, score
+            end
+        end
+    end
+    return best or fallback
+end
+
+-- Returns the place of the server whose share of the weights a point of [0, total) is in.
+local function place(list, point)
+    local servers, low, high = list.in_order, 1, list.n
+    while low < high do
+        local middle = floor((low + high) / 2)
+        if servers[middle].upto > point then
+            high = middle
+        else
+            low = middle + 1
+        end
+    end
+    return low
+end
+
+local function by_chance(list, _, tried)
+    local servers, n, time = list.in_order, list.n, now()
+    local start
+    for _ = 1, 4 do
+        start = place(list, random() * list.total)
+        local server = servers[start]
+        if server.retry_at <= time and not (tried and tried[server]) then
+            return server
+        end
+    end
+    local fallback
+    for i = start, start + n - 1 do
+        local server = servers[(i - 1) % n + 1]
+        if not (tried and tried[server]) then
+            if server.retry_at <= time then
+                return server
+            end
+            fallback = fallback or server
+        end
+    end
+    return fallback
+end
+
+-- Returns how often this request tried which server, and which one last. $upstream_addr has a comma between servers and a
+-- colon where nginx went on to something else, such as an error_page, or goes on now.
+local function tried_servers(list)
+    local tried, last, ended = {}, nil, false
+    for word in gmatch(ngx.var.upstream_addr or "", "[^ ,]+") do
+        if word == ":" then
+            ended = true
+        else
+            if ended then
+                tried, last, ended = {}, nil, false
+            end
+            last = list.by_name[word]
+            if last then
+                tried[last] = (tried[last] or 0) + 1
+            end
+        end
+    end
+    return tried, last
+end
+
+-- Whether the last try had a connection: its time is "-" otherwise.
+local function connected()
+    return find(ngx.var.upstream_connect_time or "", "%d : $") ~= nil
+end
+
+local function again(list, method, key, failure, status)
+    local tried, last = tried_servers(list)
+    if last and failure == "failed" then
+        last.retry_at = now() + AVOID
+    end
+    local server = method(list, key, tried)
+    if not server and last and status == 502 and tried[last] <= REPEATS and connected() then
+        return last
+    end
+    return server
+end
+
+local function use(list, method, key)
+    if list.n == 0 then
+        return ngx.exit(BUSY)
+    end
+    local failure, status = get_last_failure()
+    local server
+    if failure then
+        server = again(list, method, key, failure, status)
+        if not server then
+            return ngx.exit(BUSY)
+        end
+    else
+        server = method(list, key, nil)
+        if list.n > 1 then
+            set_more_tries(min(list.n, TRIES) - 1)
+        end
+    end
+    local ok, err = set_current_peer(server.name)
+    if not ok then
+        error("berth: upstream " .. list.name .. ": server " .. server.name .. ": " .. err, 0)
+    end
+end
+
+-- For balancer_by_lua_block of an upstream: chooses one of its servers by weighted round robin, or, with a key that is not
+-- empty, always the same one for the same key. If no list was posted, nginx's own round robin takes a server of the file.
+function M.balance(upstream, key)
+    local list = current(upstream)
+    if list then
+        return use(list, key and key ~= "" and by_key or by_turn, key)
+    end
+end
+
+-- Like balance, but chooses by chance, according to weights.
+function M.random(upstream)
+    local list = current(upstream)
+    if list then
+        return use(list, by_chance)
+    end
+end
+
+-- Returns "1" if the upstream's list was posted and has no servers, else nil. A balancer can but fail then, which is status
+-- 502; set_by_lua_block and `if` answer 503 before that.
+function M.empty(upstream)
+    local list = current(upstream)
+    if list and list.n == 0 then
+        return "1"
+    end
+end
+
+local checks = {}
+
+-- For the balancer of an upstream that only proves that this code runs: it goes the same way, to the one server given, or
+-- to the file's.
+function M.check(address)
+    if not address then
+        return M.balance("berth.check")
+    end
+    local list = checks[address]
+    if not list then
+        local server = new_server(address, 1)
+        list = new_list("berth.check")
+        list.servers[1], list.in_order[1], list.by_name[address], list.n, list.total = server, server, server, 1, 1
+        checks[address] = list
+    end
+    return use(list, by_turn)
+end
+
+-- The control socket.
+
+-- Reads the line at a position of the body. Returns the position of the next line, the upstream's name unless the line is
+-- blank, and the address if it has one; or nil and what is wrong with the line.
+local function parse_line(body, at)
+    local _, stop, name, address, weight = find(body, "^([^%s%c]+) (%S+) ([1-9]%d?%d?%d?%d?)\n", at)
+    if not stop then
+        _, stop, name = find(body, "^([^%s%c]*)\n", at)
+    end
+    if not stop then
+        return nil, "not of the form: upstream address:port weight"
+    elseif #name > 255 then
+        return nil, "the upstream's name has more than 255 characters"
+    elseif address and not canonical(address) then
+        return nil, "not an IP address and port: " .. sub(address, 1, 100)
+    elseif weight and tonumber(weight) > MAX_WEIGHT then
+        return nil, "the weight is not 1 to " .. MAX_WEIGHT
+    end
+    return stop + 1, name ~= "" and name or nil, address
+end
+
+-- Returns what the body says as a table of upstreams' texts, or nil and what is wrong with which line. Lines of one upstream
+-- that follow each other, as they mostly do, are taken as one piece.
+local function parse(body)
+    if sub(body, -1) ~= "\n" then
+        body = body .. "\n"
+    end
+    local pieces, number, at, from, piece = {}, 0, 1, 1, nil
+    local function finish()
+        if piece then
+            pieces[piece] = (pieces[piece] or "") .. sub(body, from, at - 1)
+        end
+    end
+    while at <= #body do
+        number = number + 1
+        local after, name, address = parse_line(body, at)
+        if not after then
+            return nil, "line " .. number .. ": " .. name
+        end
+        if not address or name ~= piece then
+            finish()
+            from, piece = at, address and name or nil
+            if name and not address then
+                pieces[name] = pieces[name] or ""
+            end
+        end
+        at = after
+    end
+    finish()
+    for name, piece in pairs(pieces) do
+        if piece == "" then
+            pieces[name] = name .. "\n"
+        end
+    end
+    return pieces
+end
+
+-- Returns all that the dictionary has: the upstreams' versions, and their texts, by name.
+local function stored()
+    local versions, texts = {}, {}
+    for _, key in ipairs(dict:get_keys(0)) do
+        local name = match(key, "^v:(.+)$")
+        local version = name and dict:get(key)
+        if version and version ~= 0 then
+            versions[name] = version
+            texts[name] = dict:get("l:" .. version .. ":" .. name)
+        end
+    end
+    return versions, texts
+end
+
+-- Returns the dictionary's lists in the form in which they are posted.
+local function listing()
+    local order, lines = {}, {}
+    local _, texts = stored()
+    for name in pairs(texts) do
+        order[#order + 1] = name
+    end
+    sort(order)
+    for i, name in ipairs(order) do
+        lines[i] = texts[name]
+    end
+    return concat(lines)
+end
+
+-- Deletes the texts and numbers that are not those of the versions: what was replaced or removed, and what an attempt to
+-- replace them left.
+local function sweep(versions)
+    for _, key in ipairs(dict:get_keys(0)) do
+        local kind, rest = match(key, "^([vl]):(.+)$")
+        if kind == "v" and not versions[rest] then
+            dict:delete(key)
+        elseif kind == "l" then
+            local version, name = match(rest, "^(%d+):(.+)$")
+            if tonumber(version) ~= versions[name] then
+                dict:delete(key)
+            end
+        end
+    end
+end
+
+-- Puts a new text next to the one in use, and a number if there was none. Returns its version, or nil and why not.
+local function prepare(name, text)
+    local version, err = dict:incr("versions", 1, 0)
+    if not version then
+        return nil, err
+    end
+    local ok
+    ok, err = dict:safe_set("l:" .. version .. ":" .. name, text)
+    if not ok then
+        return nil, err
+    end
+    ok, err = dict:safe_add("v:" .. name, 0)
+    if not ok and err ~= "exists" then
+        return nil, err
+    end
+    return version
+end
+
+-- Makes the dictionary have these texts and no others. Returns what it has then; or nil and why if it has not the room, and
+-- nothing changed.
+local function replace(texts)
+    local versions, had = stored()
+    local now_versions, changed = {}, {}
+    for name, text in pairs(texts) do
+        now_versions[name] = versions[name]
+        if text ~= had[name] then
+            local version, err = prepare(name, text)
+            if not version then
+                sweep(versions)
+                return nil, err
+            end
+            changed[name] = version
+            now_versions[name] = version
+        end
+    end
+    for name, version in pairs(changed) do
+        dict:set("v:" .. name, version)
+    end
+    sweep(now_versions)
+    return listing()
+end
+
+-- Returns what f returns; no other worker reads or replaces all lists meanwhile. Returns nil and why if that cannot be.
+local function alone(f, argument)
+    for _ = 1, LOCK_SECONDS * 200 do
+        local ok, err = dict:safe_add("lock", ngx.worker.pid(), LOCK_SECONDS)
+        if ok then
+            local ran, result, why = pcall(f, argument)
+            dict:delete("lock")
+            if not ran then
+                return nil, result
+            end
+            return result, why
+        end
+        if err ~= "exists" then
+            return nil, err
+        end
+        ngx.sleep(0.005)
+    end
+    return nil, "another request has been replacing the lists for " .. LOCK_SECONDS .. " seconds"
+end
+
+-- Returns the body of the request, from its file if it is too large for nginx's buffer.
+local function body()
+    ngx.req.read_body()
+    local data = ngx.req.get_body_data()
+    if data then
+        return data
+    end
+    local path = ngx.req.get_body_file()
+    if not path then
+        return ""
+    end
+    local file, err = io.open(path, "rb")
+    if not file then
+        return nil, err
+    end
+    data, err = file:read("*a")
+    file:close()
+    return data, err
+end
+
+local function answer(status, text)
+    ngx.status = status
+    ngx.header.content_type = "text/plain"
+    ngx.header.content_length = #text
+    ngx.print(text)
+    return ngx.exit(ngx.OK)
+end
+
+-- The content of /servers: GET says what servers the upstreams have, POST replaces them all.
+function M.servers()
+    local method = ngx.req.get_method()
+    local text, err
+    if method == "GET" or method == "HEAD" then
+        text, err = alone(listing)
+    elseif method == "POST" then
+        local posted, texts
+        posted, err = body()
+        if not posted then
+            return answer(500, "the body cannot be read: " .. err .. "\n")
+        end
+        texts, err = parse(posted)
+        if not texts then
+            return answer(400, err .. "\n")
+        end
+        text, err = alone(replace, texts)
+    else
+        ngx.header.allow = "GET, HEAD, POST"
+        return answer(405, "GET or POST\n")
+    end
+    if text then
+        return answer(200, text)
+    elseif err == "no memory" then
+        return answer(507, "the dictionary is too small: give `lua_shared_dict berth` more than the "
+            .. dict:capacity() / 1048576 .. "m that it has\n")
+    end
+    return answer(500, err .. "\n")
+end
+
+package.loaded["berth"] = M
