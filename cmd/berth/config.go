@@ -60,6 +60,7 @@ type Config struct {
 	TemplatePrograms       bool          `mapstructure:"template-programs"`
 	TLSDirectory           string        `mapstructure:"tls-directory"`
 	TCPPorts               string        `mapstructure:"tcp-ports"`
+	Proxy                  string        `mapstructure:"proxy"` // kindHAProxy or kindNginx
 	HAProxyConfig          string        `mapstructure:"haproxy-config"`
 	HAProxySocket          string        `mapstructure:"haproxy-socket"`
 	HAProxyBinary          string        `mapstructure:"haproxy-binary"`
@@ -70,6 +71,15 @@ type Config struct {
 	HAProxyReloadCommand   string        `mapstructure:"haproxy-reload-command"`
 	HAProxyReloadContainer string        `mapstructure:"haproxy-reload-container"`
 	HAProxyReloadSignal    string        `mapstructure:"haproxy-reload-signal"`
+	NginxConfig            string        `mapstructure:"nginx-config"`
+	NginxSocket            string        `mapstructure:"nginx-socket"`
+	NginxBinary            string        `mapstructure:"nginx-binary"`
+	NginxTimeout           time.Duration `mapstructure:"nginx-timeout"`
+	NginxStopTimeout       time.Duration `mapstructure:"nginx-stop-timeout"`
+	NginxClosingTime       time.Duration `mapstructure:"nginx-closing-time"`
+	NginxReloadCommand     string        `mapstructure:"nginx-reload-command"`
+	NginxReloadContainer   string        `mapstructure:"nginx-reload-container"`
+	NginxLua               bool          `mapstructure:"nginx-lua"`
 	Runtime                bool          `mapstructure:"runtime"`
 	ReloadInterval         time.Duration `mapstructure:"reload-interval"`
 	File                   []string      `mapstructure:"file"`
@@ -110,23 +120,32 @@ func templaterFlags(f *pflag.FlagSet) {
 	f.Duration("consul-grace", 30*time.Second, "how long to keep what a Consul that failed or lost its state no longer lists")
 	f.Int("vanish-limit", 100, "percentage of a list that may vanish at once; if it is more, what is gone is kept for consul-grace")
 	f.StringArray("file", nil, "template:destination[:command], a plain file to render, and a shell command to run when it has changed")
+	f.String("proxy", "", "haproxy or nginx (default: the one behind --, else haproxy)")
 	f.String("haproxy-config", "/etc/haproxy/haproxy.cfg", "HAProxy's configuration file, in a directory that berth may write to, or none")
 	f.String("haproxy-socket", "/run/haproxy/master.sock", "HAProxy's master socket (haproxy -W -S ...), or none")
 	f.String("haproxy-reload-command", "", "shell command that makes HAProxy load its file, instead of its socket")
 	f.String("haproxy-reload-container", "", "container of a HAProxy that is told so by a signal through Docker, instead of its socket")
 	f.String("haproxy-reload-signal", "USR2", "the signal")
-	f.String("haproxy-binary", defaultBinary, "program to validate a configuration with before it is loaded, if it is here, or none")
+	f.String("haproxy-binary", kindHAProxy, "program to validate a configuration with before it is loaded, if it is here, or none")
 	f.Duration("haproxy-timeout", 10*time.Second, "how long HAProxy may take to answer or to reload")
 	f.Duration("haproxy-stop-timeout", 8*time.Second, "how long an HAProxy that berth runs may finish its connections when berth is stopped")
 	f.Duration("haproxy-drain-timeout", 5*time.Minute, "how long requests may go on at a server that was removed")
 	f.Duration("haproxy-tunnel-timeout", time.Hour, "the same for TCP connections and websockets")
-	f.Bool("runtime", true, "change servers in the running HAProxy; if false, every change is a reload")
+	f.String("nginx-config", "/etc/nginx/nginx.conf", "nginx's configuration file, in a directory that berth may write to, or none")
+	f.String("nginx-socket", "/run/nginx/berth.sock", "control socket for nginx to listen on, in a directory for nginx and berth alone")
+	f.String("nginx-binary", kindNginx, "program to validate a configuration with before it is loaded, if it is here, or none")
+	f.Duration("nginx-timeout", 10*time.Second, "how long nginx may take to answer or to reload")
+	f.Duration("nginx-stop-timeout", 8*time.Second, "how long an nginx that berth runs may finish its connections when berth is stopped")
+	f.Duration("nginx-closing-time", 0, "how long before a reload an nginx before 1.27.4 ends the connections that clients keep, besides 100ms after it")
+	f.String("nginx-reload-command", "", "shell command that makes nginx load its file, instead of a signal to its master process")
+	f.String("nginx-reload-container", "", "container of an nginx that is told so by SIGHUP through Docker")
+	f.Bool("nginx-lua", false, "change servers without a reload by a balancer in Lua, in the built-in template (needs lua-nginx-module)")
+	f.Bool("runtime", true, "change servers in the running HAProxy, or in nginx's Lua balancer; if false, every change is a reload")
 	f.Duration("reload-interval", 200*time.Millisecond, "least time between two reloads; the first is done at once")
 }
 
 const (
-	envPrefix     = "BERTH_"
-	defaultBinary = "haproxy"
+	envPrefix = "BERTH_"
 
 	// leastConnections leaves enough queries that block beside those that share some.
 	leastConnections = 40
@@ -176,10 +195,14 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 	if lines, ok := v.Get("file").(string); ok { // from the environment: a command may have commas
 		c.File = strings.FieldsFunc(lines, func(r rune) bool { return r == '\n' })
 	}
-	for _, s := range []*string{&c.Listen, &c.HAProxyBinary, &c.HAProxyConfig, &c.HAProxySocket} {
+	for _, s := range []*string{&c.Listen, &c.HAProxyBinary, &c.HAProxyConfig, &c.HAProxySocket, &c.NginxBinary, &c.NginxConfig, &c.NginxSocket} {
 		if *s == "none" {
 			*s = ""
 		}
+	}
+	var err error
+	if c.Proxy, err = proxyKind(c.Proxy, flags.Args()); err != nil {
+		return Config{}, err
 	}
 	return c, c.validate()
 }
@@ -245,13 +268,16 @@ func (c Config) validate() error {
 		return fmt.Errorf("tags: %w", err)
 	}
 	if c.TLSDirectory != "" && !filepath.IsAbs(c.TLSDirectory) {
-		return fmt.Errorf("tls-directory must be an absolute path, as HAProxy has it, not %q", c.TLSDirectory)
+		return fmt.Errorf("tls-directory must be an absolute path, as the proxy has it, not %q", c.TLSDirectory)
 	}
 	if c.VanishLimit < 0 || c.VanishLimit > 100 { // a command without it has 0
 		return fmt.Errorf("vanish-limit is a percentage from 1 to 100, not %d", c.VanishLimit)
 	}
 	if c.ConsulConnections != 0 && c.ConsulConnections < leastConnections { // a command without it has 0
 		return fmt.Errorf("consul-connections must be at least %d, not %d", leastConnections, c.ConsulConnections)
+	}
+	if err := c.proxy().check(); err != nil {
+		return err
 	}
 	if err := registrar.ValidatePolicy(c.Policy); err != nil {
 		return fmt.Errorf("policy: %w", err)

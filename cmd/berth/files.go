@@ -105,8 +105,8 @@ func (c Config) fileEntries() ([]fileEntry, error) {
 		if err := e.validate(); err != nil {
 			return nil, fmt.Errorf("%s: %w", e.name, err)
 		}
-		if c.HAProxyConfig != "" && samePath(e.File, c.HAProxyConfig) {
-			return nil, fmt.Errorf("%s: %s is haproxy-config: name its template with the option template", e.name, e.File)
+		if x := c.proxy(); x.file != "" && samePath(e.File, x.file) {
+			return nil, fmt.Errorf("%s: %s is %s-config: name its template with the option template", e.name, e.File, x.name)
 		}
 		for j, other := range entries {
 			if i > j && samePath(e.File, other.File) {
@@ -285,14 +285,14 @@ func (p *process) addFiles() ([]templater.Template, map[string]func(text string,
 // filesOnly says whether there is no proxy to look after, only plain files.
 func (p *process) filesOnly() (bool, error) {
 	switch {
-	case p.config.HAProxyConfig != "":
+	case p.proxy.file != "":
 		return false, nil
 	case len(p.config.File)+len(p.config.Files) == 0:
-		return false, errors.New("haproxy-config is none, and there are no files: there is nothing to render")
+		return false, fmt.Errorf("%s-config is none, and there are no files: there is nothing to render", p.proxy.name)
 	case p.config.Template != "":
-		return false, errors.New("haproxy-config is none: the option template is for that, give this template with file or files")
+		return false, fmt.Errorf("%s-config is none: the option template is for that, give this template with file or files", p.proxy.name)
 	case p.child != nil:
-		return false, errors.New("haproxy-config is none: the HAProxy behind -- needs it")
+		return false, fmt.Errorf("%s-config is none: the %s behind -- needs it", p.proxy.name, p.proxy.title)
 	}
 	return true, nil
 }

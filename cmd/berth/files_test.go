@@ -221,6 +221,7 @@ func TestFilesOnly(t *testing.T) {
 		{"a template for nothing", process{config: Config{File: []string{"a:b"}, Template: "x"}}, false, "the option template is for that"},
 		{"an HAProxy to run", process{config: Config{File: []string{"a:b"}}, child: new(supervise.Child)}, false, "the HAProxy behind -- needs it"},
 	} {
+		tt.p.proxy = tt.p.config.proxy()
 		only, err := tt.p.filesOnly()
 		if only != tt.only || (err == nil) != (tt.wrong == "") || err != nil && !strings.Contains(err.Error(), tt.wrong) {
 			t.Errorf("%s: %v, %v", tt.name, only, err)

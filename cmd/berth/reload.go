@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -13,25 +12,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reloader is how HAProxy is told to load its file where its master socket is not used for that; nil if it is.
-func (c Config) reloader() (func(context.Context) error, error) {
+// reloader is how the proxy is told to load its file where berth does not do that by itself; nil if it does.
+func (x *proxy) reloader() (func(context.Context) error, error) {
 	switch {
-	case c.HAProxyReloadCommand != "" && c.HAProxyReloadContainer != "":
-		return nil, errors.New("haproxy-reload-command and haproxy-reload-container are two ways to reload: choose one")
-	case c.HAProxyReloadCommand != "":
-		return reloadByCommand(c.HAProxyReloadCommand, c.HAProxyTimeout)
-	case c.HAProxyReloadContainer != "":
-		return reloadBySignal(c.HAProxyReloadContainer, c.HAProxyReloadSignal)
-	case c.HAProxySocket == "":
-		return nil, errors.New("without a haproxy-socket berth needs haproxy-reload-command or haproxy-reload-container")
+	case x.reloadCommand != "" && x.reloadContainer != "":
+		return nil, fmt.Errorf("%[1]s-reload-command and %[1]s-reload-container are two ways to reload: choose one", x.name)
+	case x.reloadCommand != "":
+		reload, err := reloadByCommand(x.reloadCommand, x.timeout)
+		return reload, x.wrong("reload-command", err)
+	case x.reloadContainer != "":
+		reload, err := reloadBySignal(x.reloadContainer, x.reloadSignal)
+		return reload, x.wrong("reload-container", err)
+	case x.socket == "":
+		return nil, fmt.Errorf("without a %[1]s-socket berth needs %[1]s-reload-command or %[1]s-reload-container", x.name)
 	}
 	return nil, nil
+}
+
+// wrong is an error with the name of the option before it.
+func (x *proxy) wrong(option string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s-%s: %w", x.name, option, err)
 }
 
 func reloadByCommand(command string, timeout time.Duration) (func(context.Context) error, error) {
 	shell, err := exec.LookPath("sh")
 	if err != nil {
-		return nil, fmt.Errorf("haproxy-reload-command needs a shell: %w", err)
+		return nil, fmt.Errorf("a command needs a shell: %w", err)
 	}
 	return func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -52,7 +61,7 @@ func reloadByCommand(command string, timeout time.Duration) (func(context.Contex
 func reloadBySignal(container, name string) (func(context.Context) error, error) {
 	signal := signalNumber(name)
 	if signal == 0 {
-		return nil, fmt.Errorf("haproxy-reload-signal must be a signal like USR2, not %q", name)
+		return nil, fmt.Errorf("the signal must be one like USR2, not %q", name)
 	}
 	client, err := dockerClient()
 	if err != nil {

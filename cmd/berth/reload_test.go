@@ -15,7 +15,7 @@ func TestReloadByCommand(t *testing.T) {
 		{"echo no, thanks >&2; exit 3", "exit status 3: no, thanks"},
 		{"exec sleep 60", "did not finish within 200ms"},
 	} {
-		reload, err := Config{HAProxyReloadCommand: tt.command, HAProxyTimeout: 200 * time.Millisecond}.reloader()
+		reload, err := Config{HAProxyReloadCommand: tt.command, HAProxyTimeout: 200 * time.Millisecond}.haproxy().reloader()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,7 +43,7 @@ func TestReloader(t *testing.T) {
 		{"a signal", Config{HAProxyReloadContainer: "haproxy", HAProxyReloadSignal: "usr2"}, "", false},
 		{"a signal in full", Config{HAProxyReloadContainer: "haproxy", HAProxyReloadSignal: "SIGHUP"}, "", false},
 	} {
-		reload, err := tt.c.reloader()
+		reload, err := tt.c.haproxy().reloader()
 		if (err == nil) != (tt.says == "") || err != nil && !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("%s: error %v, want one that says %q", tt.name, err, tt.says)
 		}

@@ -14,7 +14,6 @@ import (
 	"github.com/aymanbagabas/go-udiff"
 	"github.com/spf13/cobra"
 
-	"berth/proxyctl/haproxy"
 	"berth/templater"
 )
 
@@ -36,9 +35,9 @@ func renderCommand() *cobra.Command {
 and no proxy is touched. Where there are several templates (--file), each text has a line with its destination
 before it.
 
-With --diff, print what would change in the files that are there, which berth keeps in step with what HAProxy
+With --diff, print what would change in the files that are there, which berth keeps in step with what the proxy
 runs, and exit with 0 if nothing would, with 2 if something would. Any error exits with 1, as does a text that
-haproxy refuses with --validate.`,
+the proxy refuses with --validate.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if diff && explain {
@@ -74,7 +73,7 @@ haproxy refuses with --validate.`,
 	commonFlags(cmd.Flags(), "none")
 	templaterFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&diff, "diff", false, "print what differs from the files that are there")
-	cmd.Flags().BoolVar(&validate, "validate", false, "have the haproxy program check the configuration; without --diff and --explain print nothing")
+	cmd.Flags().BoolVar(&validate, "validate", false, "have the proxy's program check the configuration; without --diff and --explain print nothing")
 	cmd.Flags().BoolVar(&explain, "explain", false, "print with each line what data it depends on")
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long it may take")
 	return cmd
@@ -84,6 +83,7 @@ haproxy refuses with --validate.`,
 type rendering struct {
 	templater.Rendered
 	templater *templater.Templater
+	proxy     *proxy
 	path      map[string]string // of the destinations, by the names of the templates
 }
 
@@ -92,7 +92,7 @@ func (p *process) render(ctx context.Context) (rendering, error) {
 	if err != nil {
 		return rendering{}, err
 	}
-	r := rendering{path: map[string]string{}}
+	r := rendering{proxy: p.proxy, path: map[string]string{}}
 	for _, t := range opts.Templates {
 		r.path[t.Name] = t.Destination
 	}
@@ -103,11 +103,11 @@ func (p *process) render(ctx context.Context) (rendering, error) {
 	return r, err
 }
 
-// names are those of the templates, HAProxy's first.
+// names are those of the templates, the proxy's first.
 func (r rendering) names() []string {
 	names := slices.Sorted(maps.Keys(r.Texts))
 	slices.SortStableFunc(names, func(a, b string) int {
-		switch proxyTemplate {
+		switch r.proxy.name {
 		case a:
 			return -1
 		case b:
@@ -146,11 +146,14 @@ func (r rendering) diff(out io.Writer) error {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		before := string(there)
-		if name == proxyTemplate {
-			before = haproxy.Unmarked(before)
+		before, after := string(there), r.Texts[name]
+		if name == r.proxy.name {
+			before = r.proxy.unmarked(before)
+			if !strings.HasSuffix(after, "\n") { // berth ends it for the proxy
+				after += "\n"
+			}
 		}
-		changes := udiff.Unified(r.path[name], r.path[name]+" (rendered)", before, r.Texts[name])
+		changes := udiff.Unified(r.path[name], r.path[name]+" (rendered)", before, after)
 		if changes == "" {
 			continue
 		}
@@ -191,18 +194,18 @@ func (r rendering) explain(out io.Writer) error {
 	return nil
 }
 
-// validate has haproxy check its configuration.
+// validate has the proxy's program check its configuration.
 func (r rendering) validate(ctx context.Context, p *process) error {
-	text, ok := r.Texts[proxyTemplate]
+	text, ok := r.Texts[p.proxy.name]
 	if !ok {
-		return errors.New("--validate: haproxy-config is none, there is no configuration to check")
+		return fmt.Errorf("--validate: %s-config is none, there is no configuration to check", p.proxy.name)
 	}
 	binary, err := p.validator()
 	if err != nil {
 		return err
 	}
 	if binary == "" {
-		return errors.New("--validate needs the haproxy program: say where it is with --haproxy-binary, or run berth where it is")
+		return fmt.Errorf("--validate needs the %[1]s program: say where it is with --%[1]s-binary, or run berth where it is", p.proxy.name)
 	}
-	return haproxy.Check(ctx, binary, text, r.Files[proxyTemplate])
+	return p.proxy.validate(ctx, binary, text, r.Files[p.proxy.name])
 }

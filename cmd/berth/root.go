@@ -20,9 +20,9 @@ import (
 func rootCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "berth",
-		Short: "Keep HAProxy in step with your containers, through Consul",
-		Long: `berth registers the containers of a Docker host in Consul (registrar), renders HAProxy's configuration from
-the Consul catalog, and brings the running HAProxy to it (templater).
+		Short: "Keep HAProxy or nginx in step with your containers, through Consul",
+		Long: `berth registers the containers of a Docker host in Consul (registrar), renders the configuration of HAProxy or
+nginx from the Consul catalog, and brings the running proxy to it (templater).
 
 Every option can be given as a flag, as an environment variable (--consul-address is BERTH_CONSUL_ADDRESS),
 or as a key in a YAML file (consul-address: ..., file named by --config), and counts in this order. The
@@ -48,6 +48,7 @@ type process struct {
 	log     *slog.Logger
 	metrics *prometheus.Registry
 	parts   []part
+	proxy   *proxy // the one to look after
 
 	child    *supervise.Child // the proxy, if berth runs it
 	prepared func()           // to be called when the child finds a good configuration; nil without a child
@@ -62,7 +63,7 @@ func newProcess(cmd *cobra.Command) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{config: config, log: newLogger(cmd.ErrOrStderr(), config), metrics: prometheus.NewRegistry()}
+	p := &process{config: config, proxy: config.proxy(), log: newLogger(cmd.ErrOrStderr(), config), metrics: prometheus.NewRegistry()}
 	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return p, nil
 }

@@ -16,11 +16,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"berth/proxyctl/haproxy"
 	"berth/proxyctl/supervise"
 )
 
-const childUsage = "an HAProxy for berth to run goes behind --, as in: berth run -- haproxy -W -db"
+const childUsage = "a proxy for berth to run goes behind --, as in: berth run -- haproxy -W -db"
 
 // headStart is how long a new configuration may take to come before the proxy starts with the one that is there.
 const headStart = 3 * time.Second
@@ -54,34 +53,37 @@ func (p *process) addChild(args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	command, err := haproxyCommand(args, p.config.HAProxyConfig, p.config.HAProxySocket)
+	command, err := p.proxy.command(args, p.proxy.file, p.proxy.socket)
 	if err != nil {
 		return err
 	}
 	if _, err := exec.LookPath(command[0]); err != nil {
 		return fmt.Errorf("the command behind --: %w", err)
 	}
-	if p.config.HAProxyBinary == defaultBinary {
-		p.config.HAProxyBinary = haproxyProgram(command)
+	if p.proxy.binary == p.proxy.name {
+		p.proxy.binary = command[0]
+		if program, found := programIn(command, p.proxy.name); found {
+			p.proxy.binary = program
+		}
 	}
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2)
+	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2, p.proxy.stopSignal)
 	p.child = supervise.New(supervise.Options{
 		Command:     command,
 		Env:         childEnvironment(os.Environ()),
 		Stdout:      os.Stdout,
 		Stderr:      os.Stderr,
-		StopSignal:  syscall.SIGUSR1,
-		StopTimeout: p.config.HAProxyStopTimeout,
+		StopSignal:  p.proxy.stopSignal,
+		StopTimeout: p.proxy.stopTimeout,
 		Signals:     signals,
-		Serving:     func() (int, error) { return haproxy.Running(p.config.HAProxySocket) },
+		Serving:     func() (int, error) { return p.proxy.running(p.proxy.socket) },
 		Started:     func() { p.check() },
 		Stopping:    func() { p.stop() },
 		Log:         p.log,
 		Metrics:     p.metrics,
 	})
 	p.prepared = p.child.ConfigurationReady
-	p.parts = append(p.parts, lastConfiguration{p.child, p.config.HAProxyConfig, append(slices.Clip(command), "-c"), p.log})
+	p.parts = append(p.parts, lastConfiguration{p.child, p.proxy.file, append(slices.Clip(command), p.proxy.checks...), p.log})
 	return nil
 }
 
@@ -115,6 +117,36 @@ func haproxyCommand(args []string, file, socket string) ([]string, error) {
 	return command, nil
 }
 
+// nginxCommand completes a command with what berth knows: the configuration file, and that nginx stays in the foreground.
+func nginxCommand(args []string, file, _ string) ([]string, error) {
+	files := valuesOf(args, "-c")
+	foreground := false
+	for _, value := range valuesOf(args, "-g") {
+		directives := strings.Join(strings.Fields(value), " ")
+		if strings.Contains(directives, "daemon on") {
+			return nil, fmt.Errorf("%s must not have daemon on: as berth's child it stays in the foreground", args[0])
+		}
+		foreground = foreground || strings.Contains(directives, "daemon off")
+	}
+	if slices.Contains(args, "-c") && !slices.ContainsFunc(files, func(f string) bool { return samePath(f, file) }) {
+		return nil, fmt.Errorf("-c %s is not nginx-config, which is %s: leave -c away", strings.Join(files, " -c "), file)
+	}
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return nil, err
+	}
+	command := slices.Clone(args)
+	if last := lastValueOf(command, "-g"); !foreground && last >= 0 { // of several nginx takes the last
+		command[last] = strings.TrimRight(command[last], "; ") + "; daemon off;"
+	} else if !foreground {
+		command = append(command, "-g", "daemon off;")
+	}
+	if len(files) == 0 {
+		command = append(command, "-c", path) // nginx takes another one from its prefix
+	}
+	return command, nil
+}
+
 // valuesOf are the values that an option has in a command.
 func valuesOf(args []string, option string) []string {
 	var values []string
@@ -124,6 +156,16 @@ func valuesOf(args []string, option string) []string {
 		}
 	}
 	return values
+}
+
+// lastValueOf is the place of the last value that an option has in a command, -1 if it has none.
+func lastValueOf(args []string, option string) int {
+	for i := len(args) - 1; i > 0; i-- {
+		if args[i-1] == option && !strings.HasPrefix(args[i], "-") {
+			return i
+		}
+	}
+	return -1
 }
 
 // socketPath is the path in a value of -S: unix@/run/haproxy/master.sock,mode,660.
@@ -138,12 +180,13 @@ func samePath(a, b string) bool {
 	return a == b && errA == nil && errB == nil
 }
 
-// haproxyProgram is the program in a command, which may be behind another one: setpriv --reuid 99 haproxy -W.
-func haproxyProgram(command []string) string {
-	if i := slices.IndexFunc(command, func(arg string) bool { return filepath.Base(arg) == defaultBinary }); i >= 0 {
-		return command[i]
+// programIn is the program of this name in a command. It may be behind another one: setpriv --reuid 99 haproxy -W.
+func programIn(command []string, name string) (program string, found bool) {
+	i := slices.IndexFunc(command, func(arg string) bool { return filepath.Base(arg) == name })
+	if i < 0 {
+		return "", false
 	}
-	return command[0]
+	return command[i], true
 }
 
 // childEnvironment leaves out what is secret: the proxy faces the Internet.

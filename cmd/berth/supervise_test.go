@@ -43,14 +43,38 @@ func TestHAProxyCommand(t *testing.T) {
 	}
 }
 
-func TestHAProxyProgram(t *testing.T) {
+func TestNginxCommand(t *testing.T) {
+	const file = "/etc/nginx/nginx.conf"
+	for _, tt := range []struct {
+		args, want []string
+		refused    string
+	}{
+		{args: []string{"nginx"}, want: []string{"nginx", "-g", "daemon off;", "-c", file}},
+		{args: []string{"nginx", "-g", "daemon off; pid /tmp/x;"}, want: []string{"nginx", "-g", "daemon off; pid /tmp/x;", "-c", file}},
+		{args: []string{"nginx", "-c", "/etc/nginx/./nginx.conf"}, want: []string{"nginx", "-c", "/etc/nginx/./nginx.conf", "-g", "daemon off;"}},
+		{args: []string{"setpriv", "--reuid", "101", "nginx"}, want: []string{"setpriv", "--reuid", "101", "nginx", "-g", "daemon off;", "-c", file}},
+		{args: []string{"nginx", "-g", "user www-data;"}, want: []string{"nginx", "-g", "user www-data; daemon off;", "-c", file}},
+		{args: []string{"nginx", "-g", "daemon  on;"}, refused: "must not have daemon on"},
+		{args: []string{"nginx", "-c", "/other"}, refused: "-c /other is not nginx-config, which is /etc/nginx/nginx.conf"},
+	} {
+		got, err := nginxCommand(tt.args, file, "")
+		switch {
+		case tt.refused == "" && (err != nil || !slices.Equal(got, tt.want)):
+			t.Errorf("%q: %q, %v, want %q", tt.args, got, err, tt.want)
+		case tt.refused != "" && (err == nil || !strings.Contains(err.Error(), tt.refused)):
+			t.Errorf("%q: %q, %v, want an error that says %q", tt.args, got, err, tt.refused)
+		}
+	}
+}
+
+func TestProgramIn(t *testing.T) {
 	for command, want := range map[string]string{
 		"/opt/haproxy/sbin/haproxy -W":  "/opt/haproxy/sbin/haproxy",
 		"setpriv --reuid 99 haproxy -W": "haproxy",
-		"hapee-lb -W":                   "hapee-lb",
+		"hapee-lb -W":                   "",
 	} {
-		if got := haproxyProgram(strings.Fields(command)); got != want {
-			t.Errorf("%s: %s", command, got)
+		if got, found := programIn(strings.Fields(command), "haproxy"); got != want || found != (want != "") {
+			t.Errorf("%s: %s, %v", command, got, found)
 		}
 	}
 }
