@@ -11,10 +11,12 @@ help:
 	@echo "make test       check, then the end-to-end tests with real Docker, Consul and HAProxy"
 	@echo "make bench-e2e  how long a new container takes to its first request through HAProxy, without and with reloads"
 	@echo "make bench-proxy  what a change of servers takes and costs in HAProxy under load, at run time and by reloads"
+	@echo "make bench-nginx  the same for nginx, by reloads and without, next to HAProxy"
 	@echo "make bench-registrar  how soon containers are registered, 200 at once too, and what the registrar costs when idle"
 	@echo "make bench-templater  how soon a change in Consul is rendered with 10,000 instances, next to consul-template's own loop"
 	@echo "make images     build the images of the demo: 4 to 7 minutes once where none can be pulled"
-	@echo "make test-images  those and, for the tests, images of the other HAProxy versions: 2 to 3 minutes more"
+	@echo "make nginx-images  those and, for nginx and the chat example, theirs: 2 minutes more"
+	@echo "make test-images  those and, for the tests, images of the other versions of both proxies, and a browser: 4 minutes more"
 	@echo "make clean      remove build/ (images and the demo stay)"
 
 .PHONY: build
@@ -22,10 +24,15 @@ build:
 	@mkdir -p build
 	$(GO_BUILD) -o build/berth ./cmd/berth
 	$(GO_BUILD) -o build/berth-app ./deploy/app
+build/berth-chat: .FORCE
+	$(GO_BUILD) -o $@ ./deploy/examples/chat-nginx/chat
+.FORCE:
 
-.PHONY: images test-images
+.PHONY: images nginx-images test-images
 images:
 	@deploy/images/build.sh
+nginx-images:
+	@deploy/images/build.sh --nginx
 test-images:
 	@deploy/images/build.sh --all
 
@@ -62,6 +69,10 @@ bench-e2e: images
 .PHONY: bench-proxy
 bench-proxy: images
 	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2EProxy -benchtime 1x -timeout 30m ./proxyctl/haproxy
+
+.PHONY: bench-nginx
+bench-nginx: nginx-images
+	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2E -benchtime 1x -timeout 30m ./proxyctl/nginx
 
 .PHONY: bench-registrar
 bench-registrar: images

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"text/tabwriter"
 	"time"
+
+	"berth/deploy/lab"
 )
 
 // benchRate is the rate of the benchmark's requests. A new server has its turn after about four of them, so a low rate
@@ -74,7 +76,7 @@ type series struct {
 	way, ready string
 	args       []string // of docker run
 	starts     []start
-	loads      []report
+	loads      []lab.Report
 	spent      cpu // meanwhile
 }
 
@@ -93,13 +95,13 @@ type start struct {
 
 func (r *series) start(b *testing.B) {
 	s := r.stack
-	l := startLoadAt(b, r.haproxy, benchRate, kept)
-	s.eventually(10*time.Second, "all three answer", func() error { return l.expectAnswers(l.began, r.apps...) })
+	l := lab.StartLoad(b, r.haproxy, benchRate, lab.Kept)
+	s.eventually(10*time.Second, "all three answer", func() error { return l.ExpectAnswers(l.Began, r.apps...) })
 	before := cpuTime()
 	st := start{run: time.Now()}
 	st.id = s.run(append(slices.Clone(r.args), "-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))...)
-	s.eventually(20*time.Second, "it answers", func() error { return l.expectAnswers(st.run, st.id) })
-	st.answered = l.of(st.id).first
+	s.eventually(20*time.Second, "it answers", func() error { return l.ExpectAnswers(st.run, st.id) })
+	st.answered = l.Of(st.id).First
 	r.spent = r.spent.plus(cpuTime().minus(before))
 	s.eventually(5*time.Second, "it logs its first request", func() (err error) {
 		st.listening, st.first, err = stamps(s.docker("logs", st.id))
@@ -109,7 +111,7 @@ func (r *series) start(b *testing.B) {
 	s.eventually(20*time.Second, "it is gone", func() error { return s.expectServers(3) })
 	st.gone = time.Now()
 	r.starts = append(r.starts, st)
-	r.loads = append(r.loads, l.finish())
+	r.loads = append(r.loads, l.Finish())
 }
 
 // haproxy is the address of its container: the requests to it do not cost what Docker's proxy for published ports takes.
@@ -165,7 +167,7 @@ func (r *series) readLogs() {
 	for i := range r.starts {
 		st := &r.starts[i]
 		for _, e := range registrar {
-			if e.Msg == "registered" && e.Container == hostname(st.id) {
+			if e.Msg == "registered" && e.Container == lab.Hostname(st.id) {
 				st.registered = e.Time
 			}
 		}
@@ -216,7 +218,7 @@ func (r *series) report(b *testing.B) {
 	kind := r.way + "-" + r.ready
 	b.ReportMetric(median(r.took(toFirst)), kind+"-ms/median")
 	b.ReportMetric(most(r.took(toFirst)), kind+"-ms/max")
-	b.ReportMetric(float64(sum(join(r.loads...).failed)), kind+"-failed")
+	b.ReportMetric(float64(lab.Join(r.loads...).Failed()), kind+"-failed")
 }
 
 // printSeries writes the tables for a reader.
@@ -235,9 +237,9 @@ by the application: three instances run under %d requests/s, one more is started
 				continue
 			}
 			of = append(of, r)
-			f, a, load := r.took(toFirst), r.took(toAnswer), join(r.loads...)
+			f, a, load := r.took(toFirst), r.took(toAnswer), lab.Join(r.loads...)
 			fmt.Fprintf(t, "%s\t%s\t%.1f\t%.1f\t%d of %d\t%d\t%.0f\t%.0f\t%.0f %%\t\n", r.ready, r.way, median(f), most(f),
-				sum(load.failed), sum(load.sent), load.within(1).Milliseconds(), median(a), most(a), 100*r.spent.busy())
+				load.Failed(), load.Sent(), load.Within(1).Milliseconds(), median(a), most(a), 100*r.spent.busy())
 		}
 		a, b := of[0].took(toFirst), of[1].took(toFirst)
 		fmt.Fprintf(t, "\t%s / %s\t%.1f\t%.1f\t\t\t\t\t\t\n", of[1].way, of[0].way, median(b)/median(a), most(b)/most(a))
@@ -265,7 +267,7 @@ by the application: three instances run under %d requests/s, one more is started
 
 	fmt.Fprint(w, "\nThe requests meanwhile:\n\n")
 	for _, r := range all {
-		fmt.Fprintf(w, "%s, %s: %s\n", r.ready, r.way, join(r.loads...))
+		fmt.Fprintf(w, "%s, %s: %s\n", r.ready, r.way, lab.Join(r.loads...))
 	}
 	fmt.Fprintln(w)
 }

@@ -5,6 +5,8 @@ package e2e
 import (
 	"testing"
 	"time"
+
+	"berth/deploy/lab"
 )
 
 // rounds is how often each kind of change is repeated.
@@ -13,28 +15,28 @@ const rounds = 10
 // The hardest for a load balancer: of ten addresses eight are gone at once, and nothing answers there any more.
 func TestE2EScaleTenTimes(t *testing.T) {
 	s := startStack(t)
-	var ups, downs []report
+	var ups, downs []lab.Report
 	for round := range rounds {
 		l := startLoad(t, s)
 		s.scale(10)
 		apps := s.containers("app")
-		s.eventually(20*time.Second, "all ten answer", func() error { return l.expectAnswers(l.began, apps...) })
-		up := l.finish()
+		s.eventually(20*time.Second, "all ten answer", func() error { return l.ExpectAnswers(l.Began, apps...) })
+		up := l.Finish()
 
 		l = startLoad(t, s)
 		s.scale(2)
 		s.eventually(10*time.Second, "HAProxy has two servers", func() error { return s.expectServers(2) })
-		down := l.finish()
+		down := l.Finish()
 		t.Logf("round %d\n1 → 10: %v\n10 → 2: %v", round+1, up, down)
 		ups, downs = append(ups, up), append(downs, down)
 
 		s.scale(1)
 		s.eventually(10*time.Second, "HAProxy has one server", func() error { return s.expectServers(1) })
 	}
-	up, down := join(ups...), join(downs...)
+	up, down := lab.Join(ups...), lab.Join(downs...)
 	t.Logf("all %d rounds\n1 → 10: %v\n10 → 2: %v", rounds, up, down)
-	up.expectNoneFailed(t, "1 → 10")
-	down.expectNoneFailed(t, "10 → 2")
+	up.ExpectNoneFailed(t, "1 → 10")
+	down.ExpectNoneFailed(t, "10 → 2")
 }
 
 func TestE2EOneOfFour(t *testing.T) {
@@ -52,21 +54,21 @@ func TestE2EOneOfFour(t *testing.T) {
 // takeOneOfFour takes one of four applications away and brings it back, again and again, each of them in turn.
 func (s *stack) takeOneOfFour(how ...string) {
 	apps := s.containers("app")
-	var all []report
+	var all []lab.Report
 	for round := range rounds {
 		id := apps[round%len(apps)]
 		l := startLoad(s.t, s)
-		s.eventually(10*time.Second, "all four answer", func() error { return l.expectAnswers(l.began, apps...) })
+		s.eventually(10*time.Second, "all four answer", func() error { return l.ExpectAnswers(l.Began, apps...) })
 		s.docker(append(how, id)...)
 		s.eventually(10*time.Second, "HAProxy has three servers", func() error { return s.expectServers(3) })
 		back := time.Now()
 		s.docker("start", id)
-		s.eventually(20*time.Second, "it answers again", func() error { return l.expectAnswers(back, id) })
-		r := l.finish()
+		s.eventually(20*time.Second, "it answers again", func() error { return l.ExpectAnswers(back, id) })
+		r := l.Finish()
 		s.t.Logf("round %d: %v", round+1, r)
 		all = append(all, r)
 	}
-	r := join(all...)
+	r := lab.Join(all...)
 	s.t.Logf("all %d rounds: %v", rounds, r)
-	r.expectNoneFailed(s.t, "docker "+how[0]+" of one of four")
+	r.ExpectNoneFailed(s.t, "docker "+how[0]+" of one of four")
 }

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"berth/deploy/lab"
 )
 
 // slow is how long the slow requests of TestE2EDrainFirst take: much less than the drain time.
@@ -28,7 +30,7 @@ func TestE2EDrainFirst(t *testing.T) {
 	s := startStack(t)
 	r, p, took := s.stopUnderLoad(drainFirst...)
 	t.Logf("drained first: %s; %s; docker stop took %v", r, p, took)
-	r.expectNoneFailed(t, "drained first")
+	r.ExpectNoneFailed(t, "drained first")
 	if p.failed > 0 || p.sent == 0 {
 		t.Errorf("%d of %d slow POSTs failed, want 0 of some", p.failed, p.sent)
 	}
@@ -46,7 +48,7 @@ func TestE2EDrainFirst(t *testing.T) {
 
 // stopUnderLoad starts five applications next to the stack's own, stops three of them one after the other and two at
 // once, and says how requests fared and how long each docker stop took.
-func (s *stack) stopUnderLoad(args ...string) (r report, p *posts, took []time.Duration) {
+func (s *stack) stopUnderLoad(args ...string) (r lab.Report, p *posts, took []time.Duration) {
 	s.t.Helper()
 	ids := s.runApps(5, args...)
 	l := startLoad(s.t, s)
@@ -56,7 +58,7 @@ func (s *stack) stopUnderLoad(args ...string) (r report, p *posts, took []time.D
 	}
 	took = append(took, s.stop(ids[3:]...)...)
 	s.eventually(10*time.Second, "only the stack's own app answers", func() error { return s.expectHosts(1) })
-	return l.finish(), p.finish(), took
+	return l.Finish(), p.finish(), took
 }
 
 // runApps starts applications that die at once on SIGTERM, and waits until each of them answers.
@@ -105,7 +107,7 @@ func startPosts(t testing.TB, s *stack) *posts {
 	p := &posts{stop: make(chan struct{})}
 	transport := &http.Transport{MaxIdleConnsPerHost: 10}
 	t.Cleanup(transport.CloseIdleConnections)
-	client := &http.Client{Timeout: loadTimeout, Transport: transport}
+	client := &http.Client{Timeout: lab.LoadTimeout, Transport: transport}
 	for range 10 {
 		p.done.Go(func() { p.send(client, fmt.Sprintf("http://%s/?delay=%s", s.web, slow)) })
 	}
@@ -113,7 +115,7 @@ func startPosts(t testing.TB, s *stack) *posts {
 }
 
 func (p *posts) send(client *http.Client, url string) {
-	for end := time.Now().Add(loadMost); time.Now().Before(end); {
+	for end := time.Now().Add(lab.LoadMost); time.Now().Before(end); {
 		select {
 		case <-p.stop:
 			return

@@ -18,9 +18,9 @@ func TestE2EScale(t *testing.T) {
 	l := startLoad(t, s)
 	s.scale(5)
 	took := s.eventually(10*time.Second, "five hosts answer", func() error { return s.expectHosts(5) })
-	up := l.finish()
+	up := l.Finish()
 	t.Logf("scale 1 → 5: %s; all five answered %v after compose was done", up, took.Round(time.Millisecond))
-	up.expectNoneFailed(t, "scaling up")
+	up.ExpectNoneFailed(t, "scaling up")
 	if err := s.expectCatalog(s.containers("app")); err != nil {
 		t.Error(err)
 	}
@@ -28,9 +28,9 @@ func TestE2EScale(t *testing.T) {
 	l = startLoad(t, s)
 	s.scale(2)
 	took = s.eventually(time.Second, "two hosts answer, within a second of the last stop", func() error { return s.expectHosts(2) })
-	down := l.finish()
+	down := l.Finish()
 	t.Logf("scale 5 → 2: %s; only two answered %v after compose was done", down, took.Round(time.Millisecond))
-	down.expectNoneFailed(t, "scaling down")
+	down.ExpectNoneFailed(t, "scaling down")
 	s.eventually(time.Second, "two in Consul", func() error { return s.expectCatalog(s.containers("app")) })
 
 	// A container that compose knows nothing of joins as well, and leaves.
@@ -60,9 +60,9 @@ func TestE2EConsulRestart(t *testing.T) {
 	}
 	s.compose("start", "consul")
 	took := s.eventually(time.Minute, "the one started meanwhile answers", func() error { return s.expectHosts(3) })
-	r := l.finish()
+	r := l.Finish()
 	t.Logf("Consul stopped and started: %s; what started meanwhile answered %v after its start", r, took.Round(time.Millisecond))
-	r.expectNoneFailed(t, "Consul stopped and started")
+	r.ExpectNoneFailed(t, "Consul stopped and started")
 	s.eventually(10*time.Second, "three in Consul", func() error { return s.expectCatalog(append(s.containers("app"), id)) })
 }
 
@@ -87,9 +87,9 @@ func TestE2EBerthKilled(t *testing.T) {
 	}
 	s.compose("start", "registrar", "templater")
 	took := s.eventually(20*time.Second, "the new one answers", func() error { return s.expectHosts(3) })
-	r := l.finish()
+	r := l.Finish()
 	t.Logf("berth killed and started: %s; repaired %v after its start", r, took.Round(time.Millisecond))
-	r.expectNoneFailed(t, "berth killed and started")
+	r.ExpectNoneFailed(t, "berth killed and started")
 	s.eventually(10*time.Second, "Consul has what runs", func() error {
 		return s.expectCatalog(append(slices.Clone(before[1:]), id))
 	})
@@ -162,9 +162,9 @@ func TestE2EBrokenTemplate(t *testing.T) {
 				}
 				return nil
 			})
-			r := l.finish()
+			r := l.Finish()
 			t.Log(r)
-			r.expectNoneFailed(t, name)
+			r.ExpectNoneFailed(t, name)
 			if got := config(); got != before {
 				t.Errorf("haproxy.cfg has become\n%s", got)
 			}

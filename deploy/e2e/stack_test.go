@@ -8,7 +8,6 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -22,6 +21,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"berth/deploy/lab"
 )
 
 // projectPrefix begins the names of the tests' compose projects; the PID of their process follows.
@@ -82,6 +83,12 @@ func removeLeftovers() error {
 func stuck(network string, said []byte) bool {
 	connected, err := exec.Command("docker", "network", "inspect", "--format", "{{len .Containers}}", network).Output()
 	return err == nil && strings.TrimSpace(string(connected)) == "0" && bytes.Contains(said, []byte("has active endpoints"))
+}
+
+// startLoad sends 500 requests per second, half of them over kept connections and half over new ones.
+func startLoad(t testing.TB, s *stack) *lab.Load {
+	t.Helper()
+	return lab.StartLoad(t, s.web, 500, lab.Kept, lab.Fresh)
 }
 
 // stack is one running compose project of deploy/compose.yml.
@@ -242,22 +249,7 @@ func get(client *http.Client, url string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return hostIn(resp)
-}
-
-// hostIn is the host that an answer of the demo app comes from.
-func hostIn(resp *http.Response) (string, error) {
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return "", err
-	}
-	first, _, _ := strings.Cut(string(body), "\n")
-	host, ok := strings.CutPrefix(first, "Hosted by ")
-	if resp.StatusCode != http.StatusOK || !ok {
-		return "", fmt.Errorf("%s: %q", resp.Status, first)
-	}
-	return host, nil
+	return lab.Host(resp)
 }
 
 // instances are the containers that Consul's catalog has instances of a service for.

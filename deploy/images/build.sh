@@ -5,7 +5,8 @@
 # pulled; without a registry, stand-ins are built from Debian's packages and from Consul's source. What is there already
 # is kept, so running it again takes seconds. Details of every step: build/*.log.
 #
-# With --all it also provides the other HAProxy versions that Debian offers, for the tests (IMAGES_HAPROXY in deploy/.env).
+# With --nginx it also provides nginx, and what the chat example needs. With --all, the other versions of both proxies that
+# Debian offers, too, for the tests (IMAGES_HAPROXY and IMAGES_NGINX in deploy/.env).
 set -eu
 
 images=$(cd "$(dirname "$0")" && pwd)
@@ -13,17 +14,20 @@ deploy=$(dirname "$images")
 root=$(dirname "$deploy")
 build=$root/build
 
-# All the versions there are, but for the other HAProxys' at the end. Consul's is the one that consul/go.mod builds.
+# All the versions there are, but for the other proxies' at the end. Consul's is the one that consul/go.mod builds.
 debian=trixie
 haproxy=3.0
+nginx=1.26
+redis=8
 consul=$(sed -n 's|^require github.com/hashicorp/consul v||p' "$images/consul/go.mod")
 
 # shellcheck source=deploy/docker.sh
 . "$deploy/docker.sh"
 case ${1:-} in
---all) all=1 ;;
-"") all= ;;
-*) fail "usage: $0 [--all]" ;;
+--all) all=1 with_nginx=1 ;;
+--nginx) all= with_nginx=1 ;;
+"") all= with_nginx= ;;
+*) fail "usage: $0 [--nginx | --all]" ;;
 esac
 command -v go >/dev/null || fail "Go is missing: install it from https://go.dev/dl (berth is compiled on this machine)."
 command -v make >/dev/null || fail "make is missing: install it with your package manager."
@@ -70,7 +74,7 @@ context() {
 	context=$build/context/$1
 	rm -rf "$context"
 	mkdir -p "$context"
-	cp "$images/$1/Dockerfile" "$context/Dockerfile"
+	cp "$images/$1"/* "$context/"
 }
 
 docker_build() {
@@ -134,16 +138,50 @@ make_haproxy() {
 	docker_build "$1" --build-arg DEBIAN="$2" --build-arg HAPROXY="$3"
 }
 
-# other_haproxy OFFICIAL STAND-IN SUITE VERSION adds one to $images_haproxy: without --all only if it is here already.
-other_haproxy() {
-	if ! pick "$1" "$2"; then
-		[ -n "$all" ] || return 0
-		make_haproxy "$2" "$3" "$4"
-	fi
-	images_haproxy=$images_haproxy,$picked
+# make_nginx IMAGE SUITE VERSION [PACKAGES], as make_haproxy; the packages are those of more modules.
+make_nginx() {
+	make_base "$2"
+	say "building $1 from Debian's package (half a minute, once)"
+	context nginx
+	docker_build "$1" --build-arg DEBIAN="$2" --build-arg NGINX="$3" --build-arg MODULES="libnginx-mod-stream ${4:-}"
 }
 
-version_of() { docker run --rm --network none "$1" haproxy -v | sed -n 's/.* version \([^ ]*\).*/\1/p'; }
+make_redis() {
+	make_base "$debian"
+	say "building $1 from Debian's package (half a minute, once)"
+	context redis
+	docker_build "$1" --build-arg DEBIAN="$debian" --build-arg REDIS="$redis"
+}
+
+# make_chromium makes the browser of the tests.
+make_chromium() {
+	make_base "$debian"
+	say "building $1 from Debian's package (a minute, once)"
+	context chromium
+	docker_build "$1" --build-arg DEBIAN="$debian"
+}
+
+# make_chat compiles the application of the example chat-nginx.
+make_chat() {
+	make -s -C "$root" build/berth-chat
+	context=$build/context/chat
+	rm -rf "$context"
+	mkdir -p "$context"
+	cp "$deploy/examples/chat-nginx/Dockerfile" "$context/"
+	install -m 0755 "$build/berth-chat" "$context/berth-chat"
+	docker_build "$image_chat"
+}
+
+# other PROXY OFFICIAL STAND-IN SUITE VERSION adds one to $images_others: without --all only if it is here already.
+other() {
+	if ! pick "$2" "$3"; then
+		[ -n "$all" ] || return 0
+		"make_$1" "$3" "$4" "$5"
+	fi
+	images_others=$images_others,$picked
+}
+
+version_of() { docker run --rm --network none "$1" sh -c 'haproxy -v || nginx -v' 2>&1 | sed -n 's/.* version:* \([^ ]*\).*/\1/p'; }
 
 make_consul() {
 	if ! "$build/consul" version 2>/dev/null | grep -q "^Consul v$consul\$"; then
@@ -167,6 +205,7 @@ write_env() {
 		-c %g /docker.sock) || fail "the Docker socket $socket cannot be mounted into a container."
 	env=$deploy/.env
 	ours='COMPOSE_PROJECT_NAME|IMAGE_BERTH|IMAGE_APP|IMAGE_HAPROXY|IMAGES_HAPROXY|IMAGE_CONSUL|DOCKER_SOCKET|DOCKER_GID'
+	ours=$ours$(printf '%s' "$images_more" | sed 's/^/|/; s/=.*//' | tr -d '\n')
 	{
 		cat <<-EOF
 			# From deploy/images/build.sh, which renews its own lines and keeps yours (HTTP_PORT, BIND_ADDRESS...).
@@ -176,6 +215,7 @@ write_env() {
 			IMAGE_HAPROXY=$image_haproxy
 			IMAGES_HAPROXY=$images_haproxy
 			IMAGE_CONSUL=$image_consul
+			$images_more
 			DOCKER_SOCKET=$socket
 			DOCKER_GID=$gid
 		EOF
@@ -192,17 +232,47 @@ if ! pick "haproxy:$haproxy" "berth-haproxy:$haproxy"; then make_haproxy "$picke
 image_haproxy=$picked
 if ! pick "hashicorp/consul:$consul" "berth-consul:$consul"; then make_consul "$picked"; fi
 image_consul=$picked
+if [ -n "$with_nginx" ]; then
+	if ! pick "nginx:$nginx" "berth-nginx:$nginx"; then make_nginx "$picked" "$debian" "$nginx"; fi
+	image_nginx=$picked
+	# No official image has lua-nginx-module.
+	image_nginx_lua=berth-nginx-lua:$nginx
+	have "$image_nginx_lua" || make_nginx "$image_nginx_lua" "$debian" "$nginx" libnginx-mod-http-lua
+	if ! pick "redis:$redis" "berth-redis:$redis"; then make_redis "$picked"; fi
+	image_redis=$picked
+	image_chat=berth-chat:dev
+	make_chat
+fi
+if [ -n "$all" ]; then
+	image_chromium=berth-chromium:$debian
+	have "$image_chromium" || make_chromium "$image_chromium"
+fi
+
 # The default comes first, then the others. sid's is named after the suite, since its version moves; to get a newer one:
-# docker rmi berth-haproxy:sid debian:sid-slim
-images_haproxy=$image_haproxy
+# docker rmi berth-haproxy:sid berth-nginx:sid debian:sid-slim
 [ -n "$all" ] || no_registry=1
-other_haproxy haproxy:2.6 berth-haproxy:2.6 bookworm 2.6
-other_haproxy haproxy:3.2 berth-haproxy:sid sid '[0-9]*'
+images_others=$image_haproxy
+other haproxy haproxy:2.6 berth-haproxy:2.6 bookworm 2.6
+other haproxy haproxy:3.2 berth-haproxy:sid sid '[0-9]*'
+images_haproxy=$images_others
+images_more=
+if [ -n "$with_nginx" ]; then
+	images_others=$image_nginx
+	other nginx nginx:1.22 berth-nginx:1.22 bookworm 1.22
+	other nginx nginx:1.30 berth-nginx:sid sid '[0-9]*'
+	images_more="IMAGE_NGINX=$image_nginx
+IMAGES_NGINX=$images_others
+IMAGE_NGINX_LUA=$image_nginx_lua
+IMAGE_REDIS=$image_redis
+IMAGE_CHAT=$image_chat"
+fi
+[ -z "$all" ] || images_more="$images_more
+IMAGE_CHROMIUM=$image_chromium"
 write_env
 say "images: $image_berth $image_app $image_haproxy $image_consul (named in deploy/.env)"
 if [ -n "$all" ]; then
-	say "HAProxy versions to test with (build/haproxy-versions):"
-	for image in $(printf '%s' "$images_haproxy" | tr , ' '); do
+	say "versions of the proxies to test with (build/proxy-versions):"
+	for image in $(printf '%s' "$images_haproxy,$images_others" | tr , ' ') "$image_nginx_lua"; do
 		say "$image $(version_of "$image")"
-	done | tee "$build/haproxy-versions"
+	done | tee "$build/proxy-versions"
 fi

@@ -18,6 +18,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"berth/deploy/lab"
 )
 
 // Two of each serve; some are told to end, some are started, some are killed, and Consul forgets all of them.
@@ -180,19 +182,9 @@ func newStack(t *testing.T, command ...string) *stack {
 
 // image is HAProxy's image with Consul in it.
 func image(t *testing.T) string {
-	haproxy, consul := os.Getenv("IMAGE_HAPROXY"), os.Getenv("IMAGE_CONSUL")
-	if haproxy == "" || consul == "" {
-		t.Fatal("IMAGE_HAPROXY and IMAGE_CONSUL are not set: run the tests with make test")
-	}
-	name := fmt.Sprintf("berth-e2e-processes:%d", os.Getpid())
-	build := exec.Command("docker", "build", "--force-rm", "-t", name, "-")
-	build.Stdin = strings.NewReader("FROM " + consul + " AS consul\nFROM " + haproxy +
+	t.Helper()
+	return lab.Build(t, "FROM "+lab.Image(t, "IMAGE_CONSUL")+" AS consul\nFROM "+lab.Image(t, "IMAGE_HAPROXY")+
 		"\nCOPY --from=consul /bin/consul /usr/local/bin/consul\n")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("docker build: %v\n%s", err, out)
-	}
-	t.Cleanup(func() { docker(t, "rmi", name) })
-	return name
 }
 
 // startStack starts Consul, berth and HAProxy, by the commands that the README tells.

@@ -1,6 +1,6 @@
 //go:build e2e
 
-package e2e
+package lab
 
 import (
 	"bufio"
@@ -17,61 +17,55 @@ import (
 	"time"
 )
 
-// load sends requests at a fixed rate, whether earlier ones are answered or not (open loop).
-type load struct {
+// Load sends requests to the demo app at a fixed rate, whether earlier ones are answered or not (open loop).
+type Load struct {
+	Began time.Time
+
 	rate  int // requests per second, of all kinds together
-	began time.Time
 	stop  <-chan struct{}
 	end   func() // closes stop
 	done  sync.WaitGroup
 	slots chan struct{} // one for each request in flight
 
 	mu       sync.Mutex
-	sofar    report
-	answered map[string]answers // by host
+	sofar    Report
+	answered map[string]Answers // by host
 }
 
-// answers are the first and the last one of a host: when the first came, and when the request for the last was sent.
-type answers struct{ first, last time.Time }
+// Answers are the first and the last one of a host: when the first came, and when the request for the last was sent.
+type Answers struct{ First, Last time.Time }
 
 // The kinds of requests: over kept connections and over new ones.
 const (
-	kept  = "keep-alive"
-	fresh = "new"
+	Kept  = "keep-alive"
+	Fresh = "new"
 )
 
 const (
-	loadRate    = 500
-	loadTimeout = 10 * time.Second
-	loadMost    = 5 * time.Minute // it ends by itself
-	loadSlots   = 2000            // in flight; what is due when they are taken has failed
+	LoadTimeout = 10 * time.Second // of one request
+	LoadMost    = 5 * time.Minute  // it ends by itself
+	loadSlots   = 2000             // in flight; what is due when they are taken has failed
 
 	noticeable = 500 * time.Millisecond // a request that takes longer is counted
 )
 
-// startLoad sends 500 requests per second, half of them over kept connections and half over new ones.
-func startLoad(t testing.TB, s *stack) *load {
-	t.Helper()
-	return startLoadAt(t, s.web, loadRate, kept, fresh)
-}
-
-// startLoadAt shares the rate equally among the kinds. The load ends with the test at the latest.
-func startLoadAt(t testing.TB, address string, rate int, kinds ...string) *load {
+// StartLoad sends so many requests per second to an address, the same number of each kind. The load ends with the test at the latest.
+func StartLoad(t testing.TB, address string, rate int, kinds ...string) *Load {
 	stop := make(chan struct{})
-	l := &load{
+	l := &Load{
 		rate:     rate,
-		began:    time.Now(),
+		Began:    time.Now(),
 		stop:     stop,
 		end:      sync.OnceFunc(func() { close(stop) }),
 		slots:    make(chan struct{}, loadSlots),
-		sofar:    report{sent: map[string]int{}, failed: map[string]int{}, rate: rate},
-		answered: map[string]answers{},
+		sofar:    Report{sent: map[string]int{}, failed: map[string]int{}, rate: rate},
+		answered: map[string]Answers{},
 	}
 	each := time.Second / time.Duration(rate)
 	for i, kind := range kinds {
-		first := l.began.Add(time.Duration(i) * each)
+		first := l.Began.Add(time.Duration(i) * each)
 		l.done.Go(func() {
-			l.send(kind, &client{address: address, keep: kind == kept}, first, time.Duration(len(kinds))*each)
+			l.send(kind, &client{address: address, keep: kind == Kept}, first, time.Duration(len(kinds))*each)
 		})
 	}
 	t.Cleanup(func() { l.end(); l.done.Wait() })
@@ -79,13 +73,13 @@ func startLoadAt(t testing.TB, address string, rate int, kinds ...string) *load 
 }
 
 // send sends requests of one kind. What comes late, because the machine was busy, is sent all the same.
-func (l *load) send(kind string, c *client, first time.Time, every time.Duration) {
+func (l *Load) send(kind string, c *client, first time.Time, every time.Duration) {
 	defer c.close()
 	var requests sync.WaitGroup
 	defer requests.Wait()
 	tick := time.NewTimer(0)
 	defer tick.Stop()
-	for due := first; due.Sub(first) < loadMost; due = due.Add(every) {
+	for due := first; due.Sub(first) < LoadMost; due = due.Add(every) {
 		tick.Reset(time.Until(due))
 		select {
 		case <-l.stop:
@@ -107,7 +101,7 @@ func (l *load) send(kind string, c *client, first time.Time, every time.Duration
 	}
 }
 
-func (l *load) record(kind string, sent time.Time, late time.Duration, host string, err error) {
+func (l *Load) record(kind string, sent time.Time, late time.Duration, host string, err error) {
 	now := time.Now()
 	took := now.Sub(sent)
 	l.mu.Lock()
@@ -119,30 +113,30 @@ func (l *load) record(kind string, sent time.Time, late time.Duration, host stri
 	if err != nil {
 		r.failed[kind]++
 		r.failures = append(r.failures, fmt.Sprintf("%s, sent %v after the start, took %v: %v", kind,
-			sent.Sub(l.began).Round(time.Millisecond), took.Round(time.Millisecond), err))
+			sent.Sub(l.Began).Round(time.Millisecond), took.Round(time.Millisecond), err))
 		return
 	}
 	a := l.answered[host]
-	a.first = cmp.Or(a.first, now)
-	if sent.After(a.last) {
-		a.last = sent
+	a.First = cmp.Or(a.First, now)
+	if sent.After(a.Last) {
+		a.Last = sent
 	}
 	l.answered[host] = a
 }
 
-// of says what a container has answered so far, nothing is the zero value.
-func (l *load) of(container string) answers {
+// Of says what a container has answered so far, nothing is the zero value.
+func (l *Load) Of(container string) Answers {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.answered[hostname(container)]
+	return l.answered[Hostname(container)]
 }
 
-// expectAnswers is nil when each of the containers has answered a request sent after a moment.
-func (l *load) expectAnswers(since time.Time, containers ...string) error {
+// ExpectAnswers is nil when each of the containers has answered a request sent after a moment.
+func (l *Load) ExpectAnswers(since time.Time, containers ...string) error {
 	var silent []string
 	for _, id := range containers {
-		if !l.of(id).last.After(since) {
-			silent = append(silent, hostname(id))
+		if !l.Of(id).Last.After(since) {
+			silent = append(silent, Hostname(id))
 		}
 	}
 	if len(silent) > 0 {
@@ -151,12 +145,12 @@ func (l *load) expectAnswers(since time.Time, containers ...string) error {
 	return nil
 }
 
-// hostname is the one that Docker gives a container, by which the app calls itself.
-func hostname(container string) string { return container[:min(12, len(container))] }
+// Hostname is the one that Docker gives a container, by which the app calls itself.
+func Hostname(container string) string { return container[:min(12, len(container))] }
 
-// finish ends the load and waits for its last answers.
-func (l *load) finish() report {
-	lasted := time.Since(l.began)
+// Finish ends the load and waits for its last answers.
+func (l *Load) Finish() Report {
+	lasted := time.Since(l.Began)
 	l.end()
 	l.done.Wait()
 	l.sofar.lasted = lasted
@@ -164,8 +158,8 @@ func (l *load) finish() report {
 	return l.sofar
 }
 
-// report is what a load came to.
-type report struct {
+// Report is what a load came to.
+type Report struct {
 	sent, failed map[string]int // by kind
 	failures     []string       // why
 	took         []time.Duration
@@ -174,9 +168,9 @@ type report struct {
 	rate         int
 }
 
-// join is what several loads of the same rate, one after the other, came to.
-func join(reports ...report) report {
-	all := report{sent: map[string]int{}, failed: map[string]int{}}
+// Join is what several loads of the same rate, one after the other, came to.
+func Join(reports ...Report) Report {
+	all := Report{sent: map[string]int{}, failed: map[string]int{}}
 	for _, r := range reports {
 		for kind := range r.sent {
 			all.sent[kind] += r.sent[kind]
@@ -192,6 +186,12 @@ func join(reports ...report) report {
 	return all
 }
 
+// Sent is how many requests were sent.
+func (r Report) Sent() int { return sum(r.sent) }
+
+// Failed is how many of them failed.
+func (r Report) Failed() int { return sum(r.failed) }
+
 func sum(counts map[string]int) (total int) {
 	for _, n := range counts {
 		total += n
@@ -200,31 +200,31 @@ func sum(counts map[string]int) (total int) {
 }
 
 // slow is how many of the requests took noticeably long.
-func (r report) slow() int {
+func (r Report) slow() int {
 	at, _ := slices.BinarySearch(r.took, noticeable+1)
 	return len(r.took) - at
 }
 
-// within is the time within which this share of the requests was done: 0.5 for the median, 1 for all.
-func (r report) within(share float64) time.Duration {
+// Within is the time within which this share of the requests was done: 0.5 for the median, 1 for all.
+func (r Report) Within(share float64) time.Duration {
 	if len(r.took) == 0 {
 		return 0
 	}
 	return r.took[int(share*float64(len(r.took)-1))].Round(100 * time.Microsecond)
 }
 
-// expectNoneFailed makes what failed an error of the test, and a load that was not what it should have been.
-func (r report) expectNoneFailed(t testing.TB, during string) {
+// ExpectNoneFailed makes what failed an error of the test, and a load that was not what it should have been.
+func (r Report) ExpectNoneFailed(t testing.TB, during string) {
 	t.Helper()
-	if failed := sum(r.failed); failed > 0 {
-		t.Errorf("%s: %d of %d requests failed, want 0", during, failed, sum(r.sent))
+	if failed := r.Failed(); failed > 0 {
+		t.Errorf("%s: %d of %d requests failed, want 0", during, failed, r.Sent())
 	}
-	if due := float64(r.rate) * r.lasted.Seconds(); float64(sum(r.sent)) < due/2 || due < 1 {
-		t.Errorf("%s: %d requests were sent in %v, %.0f should have been", during, sum(r.sent), r.lasted, due)
+	if due := float64(r.rate) * r.lasted.Seconds(); float64(r.Sent()) < due/2 || due < 1 {
+		t.Errorf("%s: %d requests were sent in %v, %.0f should have been", during, r.Sent(), r.lasted, due)
 	}
 }
 
-func (r report) String() string {
+func (r Report) String() string {
 	var b strings.Builder
 	for _, kind := range slices.Sorted(maps.Keys(r.sent)) {
 		fmt.Fprintf(&b, "%s: %d of %d failed, ", kind, r.failed[kind], r.sent[kind])
@@ -234,8 +234,8 @@ func (r report) String() string {
 		slow = fmt.Sprint(n)
 	}
 	fmt.Fprintf(&b, "%s slower than %v; p50 %v, p99 %v, slowest %v (%.0f requests/s, at most %v late)",
-		slow, noticeable, r.within(0.5), r.within(0.99), r.within(1),
-		float64(sum(r.sent))/r.lasted.Seconds(), r.late.Round(time.Millisecond))
+		slow, noticeable, r.Within(0.5), r.Within(0.99), r.Within(1),
+		float64(r.Sent())/r.lasted.Seconds(), r.late.Round(time.Millisecond))
 	for i, f := range r.failures {
 		if i == 5 {
 			fmt.Fprintf(&b, "\n  and %d more", len(r.failures)-i)
@@ -295,7 +295,7 @@ func (c *client) conn() (*conn, error) {
 		last.Close()
 	}
 	c.mu.Unlock()
-	to, err := net.DialTimeout("tcp", c.address, loadTimeout)
+	to, err := net.DialTimeout("tcp", c.address, LoadTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -311,7 +311,7 @@ func (c *client) close() {
 // ask sends a request and returns the host that answered, and whether the connection may be used again.
 func (c *conn) ask(keep bool) (host string, again bool, err error) {
 	c.used = time.Now()
-	if err := c.SetDeadline(c.used.Add(loadTimeout)); err != nil {
+	if err := c.SetDeadline(c.used.Add(LoadTimeout)); err != nil {
 		return "", false, err
 	}
 	request := "GET / HTTP/1.1\r\nHost: app\r\n\r\n"
@@ -325,6 +325,21 @@ func (c *conn) ask(keep bool) (host string, again bool, err error) {
 	if err != nil {
 		return "", false, err
 	}
-	host, err = hostIn(resp)
+	host, err = Host(resp)
 	return host, keep && !resp.Close, err
+}
+
+// Host is the host that an answer of the demo app comes from. The error is what else the answer is.
+func Host(resp *http.Response) (string, error) {
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return "", err
+	}
+	first, _, _ := strings.Cut(string(body), "\n")
+	host, ok := strings.CutPrefix(first, "Hosted by ")
+	if resp.StatusCode != http.StatusOK || !ok {
+		return "", fmt.Errorf("%s: %q", resp.Status, first)
+	}
+	return host, nil
 }

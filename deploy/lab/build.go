@@ -1,0 +1,34 @@
+//go:build e2e
+
+package lab
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// Build makes an image of a Dockerfile that needs no files, for one test, and returns its name.
+func Build(t testing.TB, dockerfile string) string {
+	t.Helper()
+	name := fmt.Sprintf("%simage:%d-%d", Prefix, os.Getpid(), labs.Add(1))
+	build := exec.Command("docker", "build", "--force-rm", "-t", name, "-")
+	build.Stdin = strings.NewReader(dockerfile)
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("docker build: %v\n%s", err, out)
+	}
+	t.Cleanup(func() {
+		if _, err := Docker("rmi", name); err != nil {
+			t.Error(err)
+		}
+	})
+	return name
+}
+
+// WithBerth makes an image of another one that has berth in its path, too.
+func WithBerth(t testing.TB, image string) string {
+	t.Helper()
+	return Build(t, "FROM "+Image(t, "IMAGE_BERTH")+" AS berth\nFROM "+image+"\nCOPY --from=berth /berth /usr/local/bin/berth\nSTOPSIGNAL SIGTERM\n")
+}
