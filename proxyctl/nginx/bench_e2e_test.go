@@ -268,7 +268,7 @@ func printContenders(w io.Writer, all []*contender, load string) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "by\tfirst request\tp99\tApply\tp99\treloads\tfailed\tresent\trequests: p99\tcoalesced: reloads\tfailed\tresent\t")
 	for _, c := range all {
-		if c.fixed {
+		if c.fixed || len(c.applied) == 0 { // -bench has left it out
 			continue
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%d\t%s\t%d\t%s\t%d\t\n", c.name, traffic.Ms(c.arrived.Within(0.5)), traffic.Ms(c.arrived.Within(0.99)),
@@ -284,6 +284,9 @@ func printContenders(w io.Writer, all []*contender, load string) {
 	fmt.Fprintf(w, "\nThroughput: %d kept connections, each sends when the one before is answered, %d rounds of %s by turns, one change each second.\n\n", benchConns, benchRounds, benchRound)
 	fmt.Fprintln(t, "by\trequests/s\tfrom\tto\t")
 	for _, c := range all {
+		if len(c.rates) == 0 {
+			continue
+		}
 		fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%.0f\t\n", c.name, c.rates.Median(), slices.Min(c.rates), slices.Max(c.rates))
 	}
 	t.Flush()
