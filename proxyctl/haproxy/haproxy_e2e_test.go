@@ -266,6 +266,7 @@ func TestE2EAnotherFile(t *testing.T) { eachRelease(t, testAnotherFile) }
 func testAnotherFile(t *testing.T, r release) {
 	h := startHAProxy(t, r.image)
 	h.opts.File = h.dir + "/other.cfg"
+	h.conf.Path = h.opts.File
 	_, err := h.Apply(t.Context(), onlyText(h.text("second", "")), true)
 	if err == nil || !strings.Contains(err.Error(), "not from "+h.opts.File) {
 		t.Errorf("error %v", err)
