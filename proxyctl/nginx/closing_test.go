@@ -1,0 +1,75 @@
+package nginx
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A reload is announced to the clients of an nginx that knows how to tell them, and does not keep their connections itself.
+func TestClosing(t *testing.T) {
+	for _, tt := range []struct {
+		name, lines string // in the http block of what runs
+		announced   bool
+	}{
+		{"as shipped", "    # if (-f FILE)\n", true},
+		{"a template that does not look", "", false},
+		{"an nginx that keeps connections", "    # if (-f FILE)\n    keepalive_min_timeout 10s;\n", false},
+		{"one that does not know that", "    # if (-f FILE)\n" + unknownPrefix + "    keepalive_min_timeout 10s; # optional\n", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := startFake(t, "")
+			path := ClosingFile(n.file)
+			with := func(text string) string {
+				return strings.Replace(text, "http {\n", "http {\n"+strings.ReplaceAll(tt.lines, "FILE", path), 1)
+			}
+			write(t, n.file, n.marked(with(oldText)))
+			n.start()
+			write(t, path, "") // of a berth that was killed
+			there := false
+			p := n.proxy(func(o *Options) {
+				o.Reload = func(ctx context.Context) error {
+					_, err := os.Stat(path)
+					there = err == nil
+					return n.reload(ctx)
+				}
+			})
+			defer p.Close()
+			if _, err := p.Apply(t.Context(), onlyText(with(newText)), true); err != nil {
+				t.Fatal(err)
+			}
+			if there != tt.announced {
+				t.Errorf("announced as nginx is told to reload: %v", there)
+			}
+			for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+				if _, err := os.Stat(path); os.IsNotExist(err) {
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatal("the announcement does not end")
+				}
+			}
+		})
+	}
+}
+
+func TestClosingTime(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		p := New(Options{File: dir + "/nginx.conf", Socket: dir + "/s", ClosingTime: time.Hour})
+		began := time.Now()
+		ended := p.announce(t.Context(), marked{text: "# " + ClosingFile(p.opts.File), config: &config{}})
+		if took := time.Since(began); took != time.Hour {
+			t.Errorf("it took %s", took)
+		}
+		ended()
+		time.Sleep(2 * overlap)
+		synctest.Wait()
+		if _, err := os.Stat(ClosingFile(p.opts.File)); !os.IsNotExist(err) {
+			t.Errorf("the announcement has not ended: %v", err)
+		}
+	})
+}
