@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 
 	"github.com/google/renameio/v2"
 )
@@ -17,7 +16,6 @@ import (
 // File is a configuration file. Its methods are called from one goroutine.
 type File struct {
 	Path   string                 // its directory must be writable
-	Proxy  string                 // what the proxy is called in messages: HAProxy, nginx
 	Marked func(text string) bool // says whether berth wrote a text, whatever became of it since
 	Log    *slog.Logger
 
@@ -65,15 +63,6 @@ func (f *File) Write(path, text string) error {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
-}
-
-// Candidate writes a text next to the file that it may replace, for the proxy's program to check. remove removes it.
-func (f *File) Candidate(text string) (path string, remove func(), err error) {
-	path = filepath.Join(filepath.Dir(f.Path), "."+filepath.Base(f.Path)+".candidate")
-	if err := f.Write(path, text); err != nil {
-		return "", nil, err
-	}
-	return path, func() { _ = os.Remove(path) }, nil
 }
 
 // Replace puts a text in place of last, which is kept until Replaced is called with how it went.

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -8,13 +9,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 const ours = "# berth's\n"
 
 func newFile(t *testing.T) *File {
 	return &File{
-		Path: filepath.Join(t.TempDir(), "proxy.cfg"), Proxy: "the proxy", Log: slog.New(slog.DiscardHandler),
+		Path: filepath.Join(t.TempDir(), "proxy.cfg"), Log: slog.New(slog.DiscardHandler),
 		Marked: func(text string) bool { return strings.HasPrefix(text, ours) },
 	}
 }
@@ -126,18 +128,21 @@ func TestMode(t *testing.T) {
 	if err := f.Place(map[string]string{path: "x"}, false); err != nil {
 		t.Fatal(err)
 	}
-	candidate, remove, err := f.Candidate("candidate")
-	if err != nil {
-		t.Fatal(err)
-	}
 	if err := f.Replace("first", ours); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []string{f.Path, path, candidate, f.Good(), f.Foreign()} {
-		expect(p, 0o640)
+	candidate := ""
+	err := f.Validate(t.Context(), time.Minute, "the check", "candidate", func(_ context.Context, file string) error {
+		candidate = file
+		for _, p := range []string{f.Path, path, candidate, f.Good(), f.Foreign()} {
+			expect(p, 0o640)
+		}
+		has(t, candidate, "candidate")
+		return nil
+	})
+	if err != nil || candidate == "" {
+		t.Fatalf("%v, candidate %q", err, candidate)
 	}
-	has(t, candidate, "candidate")
-	remove()
 	has(t, candidate, "")
 }
 

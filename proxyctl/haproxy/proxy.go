@@ -66,7 +66,7 @@ func New(opts Options) *Proxy {
 		}
 	}
 	p := &Proxy{opts: opts, master: master{opts.Socket, opts.Timeout}, lastID: map[string]int{}, refused: map[string]string{}}
-	p.conf = &disk.File{Path: opts.File, Proxy: "HAProxy", Marked: isMarked, Log: opts.Log}
+	p.conf = &disk.File{Path: opts.File, Marked: isMarked, Log: opts.Log}
 	p.follower = &disk.Follower{Proxy: "HAProxy", Write: p.follow}
 	return p
 }
@@ -485,18 +485,9 @@ func (p *Proxy) validate(ctx context.Context, text string) error {
 	if p.opts.Binary == "" {
 		return nil
 	}
-	candidate, remove, err := p.conf.Candidate(text)
-	if err != nil {
-		return err
-	}
-	defer remove()
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
-	defer cancel()
-	err = check(ctx, p.opts.Binary, candidate)
-	if ctx.Err() != nil {
-		return fmt.Errorf("%s -c did not finish within %s", p.opts.Binary, p.opts.Timeout)
-	}
-	return err
+	return p.conf.Validate(ctx, p.opts.Timeout, p.opts.Binary+" -c", text, func(ctx context.Context, file string) error {
+		return check(ctx, p.opts.Binary, file)
+	})
 }
 
 // tryAddresses refuses an address that another program listens on. HAProxy's own check does not see that, and its

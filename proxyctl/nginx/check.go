@@ -2,31 +2,17 @@ package nginx
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
-	"berth/proxyctl"
+	"berth/proxyctl/disk"
 )
 
 // check has the nginx program check a configuration file. The error wraps proxyctl.ErrRefused if it says no.
 func check(ctx context.Context, binary, file string) error {
-	cmd := exec.CommandContext(ctx, binary, "-t", "-q", "-c", file)
-	cmd.WaitDelay = time.Second
-	out, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &exit):
-		return fmt.Errorf("%w by nginx -t (%w): %s", proxyctl.ErrRefused, err, complaints(string(out)))
-	default:
-		return fmt.Errorf("validate: %w", err)
-	}
+	return disk.Check(ctx, "nginx -t", complaints, binary, "-t", "-q", "-c", file)
 }
 
 // complaints are the messages for which nginx refused a file, in one line. Without any it is all that nginx said.
@@ -48,8 +34,7 @@ func complaints(out string) string {
 
 // Check has the nginx program check a text and the files that it refers to, path to content, away from where they
 // belong: berth render --validate. file is where the text belongs, from which nginx looks for what it includes, socket the
-// control socket, whose directory nginx writes to. The
-// error wraps proxyctl.ErrRefused if it says no.
+// control socket, whose directory nginx writes to. The error wraps proxyctl.ErrRefused if it says no.
 func Check(ctx context.Context, binary, file, socket, text string, files map[string]string) error {
 	dir, err := os.MkdirTemp("", "berth-")
 	if err != nil {
@@ -58,13 +43,11 @@ func Check(ctx context.Context, binary, file, socket, text string, files map[str
 	defer os.RemoveAll(dir)
 	// Here may be no directory of the control socket, and nothing is to be written to it.
 	text = strings.ReplaceAll(text, filepath.Dir(absolute(socket))+"/", dir+"/")
-	for path, content := range files {
-		elsewhere := filepath.Join(dir, filepath.Base(path))
-		text = strings.ReplaceAll(text, path, elsewhere)
-		if err := os.WriteFile(elsewhere, []byte(content), 0o600); err != nil {
-			return err
-		}
+	text, err = disk.Elsewhere(dir, text, files)
+	if err != nil {
+		return err
 	}
+
 	// nginx takes relative paths in include lines from the directory of the file that it reads.
 	beside, err := filepath.Glob(filepath.Join(filepath.Dir(file), "*"))
 	if err != nil {

@@ -80,7 +80,7 @@ func New(opts Options) *Proxy {
 		opts:    opts,
 		control: control{opts.Socket, opts.Timeout},
 		log:     errorLog{path: filepath.Join(filepath.Dir(opts.Socket), "error.log")},
-		conf:    &disk.File{Path: opts.File, Proxy: "nginx", Marked: isMarked, Log: opts.Log},
+		conf:    &disk.File{Path: opts.File, Marked: isMarked, Log: opts.Log},
 		unknown: map[string]bool{},
 		find:    findMaster,
 	}
@@ -230,18 +230,9 @@ func (p *Proxy) validate(ctx context.Context, text string) error {
 	if p.opts.Binary == "" {
 		return nil
 	}
-	candidate, remove, err := p.conf.Candidate(text)
-	if err != nil {
-		return err
-	}
-	defer remove()
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
-	defer cancel()
-	err = check(ctx, p.opts.Binary, candidate)
-	if ctx.Err() != nil {
-		return fmt.Errorf("%s -t did not finish within %s", p.opts.Binary, p.opts.Timeout)
-	}
-	return err
+	return p.conf.Validate(ctx, p.opts.Timeout, p.opts.Binary+" -t", text, func(ctx context.Context, file string) error {
+		return check(ctx, p.opts.Binary, file)
+	})
 }
 
 // follow writes the file for servers that nginx's balancers have already, unless its program refuses it.
