@@ -1,0 +1,52 @@
+package nginx
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"berth/proxyctl/supervise"
+)
+
+// Command completes a command line that runs nginx as berth's child: with its configuration file, and so that it stays in
+// the foreground. The error says what in the command line contradicts that.
+func Command(args []string, file string) ([]string, error) {
+	files := supervise.OptionValues(args, "-c")
+	foreground := false
+	for _, value := range supervise.OptionValues(args, "-g") {
+		directives := strings.Join(strings.Fields(value), " ")
+		if strings.Contains(directives, "daemon on") {
+			return nil, fmt.Errorf("%s must not have daemon on: as berth's child it stays in the foreground", args[0])
+		}
+		foreground = foreground || strings.Contains(directives, "daemon off")
+	}
+	isFile := func(value string) bool { return supervise.SamePath(value, file) }
+	if slices.Contains(args, "-c") && !slices.ContainsFunc(files, isFile) {
+		return nil, fmt.Errorf("-c %s is not nginx-config, which is %s: leave -c away", strings.Join(files, " -c "), file)
+	}
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return nil, err
+	}
+	command := slices.Clone(args)
+	if last := lastValue(command, "-g"); !foreground && last >= 0 { // of several nginx takes the last
+		command[last] = strings.TrimRight(command[last], "; ") + "; daemon off;"
+	} else if !foreground {
+		command = append(command, "-g", "daemon off;")
+	}
+	if len(files) == 0 {
+		command = append(command, "-c", path) // nginx looks for a relative path in its prefix
+	}
+	return command, nil
+}
+
+// lastValue returns the index of the last value that an option has in a command line, -1 if it has none.
+func lastValue(args []string, option string) int {
+	for i := len(args) - 1; i > 0; i-- {
+		if args[i-1] == option && !strings.HasPrefix(args[i], "-") {
+			return i
+		}
+	}
+	return -1
+}

@@ -1,0 +1,24 @@
+package supervise
+
+import (
+	"path/filepath"
+	"strings"
+)
+
+// OptionValues returns the values that an option has in a command line, in their order.
+func OptionValues(args []string, option string) []string {
+	var values []string
+	for i, arg := range args[:max(len(args)-1, 0)] {
+		if value := args[i+1]; arg == option && !strings.HasPrefix(value, "-") {
+			values = append(values, value)
+		}
+	}
+	return values
+}
+
+// SamePath says whether two paths name the same place, without a look at links.
+func SamePath(a, b string) bool {
+	a, errA := filepath.Abs(a)
+	b, errB := filepath.Abs(b)
+	return a == b && errA == nil && errB == nil
+}
