@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -21,127 +20,128 @@ import (
 // Config is the whole configuration. A key of the YAML file is the name of the flag, and the environment variable is
 // BERTH_ and the name in capitals with _ for -.
 type Config struct {
-	Config          string `mapstructure:"config"`
-	ConsulAddress   string `mapstructure:"consul-address"`
-	ConsulTokenFile string `mapstructure:"consul-token-file"`
-	Listen          string `mapstructure:"listen"`
-	LogFormat       string `mapstructure:"log-format"`
-	LogLevel        string `mapstructure:"log-level"`
+	ConsulAddress   string
+	ConsulTokenFile string
+	Listen          string
+	LogFormat       string
+	LogLevel        string
 
-	Network      []string         `mapstructure:"network"`
-	Internal     bool             `mapstructure:"internal"`
-	Explicit     bool             `mapstructure:"explicit"`
-	IP           string           `mapstructure:"ip"`
-	Tags         string           `mapstructure:"tags"`
-	Deregister   string           `mapstructure:"deregister"`
-	TTL          time.Duration    `mapstructure:"ttl"`
-	Scripts      bool             `mapstructure:"scripts"`
-	Adopt        string           `mapstructure:"adopt"`
-	Owner        string           `mapstructure:"owner"`
-	Resync       time.Duration    `mapstructure:"resync"`
-	ReadyTimeout time.Duration    `mapstructure:"ready-timeout"`
-	DrainTime    time.Duration    `mapstructure:"drain-time"`
-	Policy       []registrar.Rule `mapstructure:"policy"` // in the file only
+	Network      []string
+	Internal     bool
+	Explicit     bool
+	IP           string
+	Tags         string
+	Deregister   string
+	TTL          time.Duration
+	Scripts      bool
+	Adopt        string
+	Owner        string
+	Resync       time.Duration
+	ReadyTimeout time.Duration
+	DrainTime    time.Duration
+	Policy       []registrar.Rule // in the file only
 
-	Name        string        `mapstructure:"name"`
-	Port        int           `mapstructure:"port"`
-	ID          string        `mapstructure:"id"`
-	Address     string        `mapstructure:"address"`
-	Meta        []string      `mapstructure:"meta"`
-	Weight      int           `mapstructure:"weight"`
-	Ready       string        `mapstructure:"ready"`
-	StopTimeout time.Duration `mapstructure:"stop-timeout"`
+	Name        string
+	Port        int
+	ID          string
+	Address     string
+	Meta        []string
+	Weight      int
+	Ready       string
+	StopTimeout time.Duration
 
-	ConsulConnections int           `mapstructure:"consul-connections"`
-	ConsulGrace       time.Duration `mapstructure:"consul-grace"`
-	VanishLimit       int           `mapstructure:"vanish-limit"`
+	ConsulConnections int
+	ConsulGrace       time.Duration
+	VanishLimit       int
 
-	Template               string        `mapstructure:"template"`
-	TemplatePrograms       bool          `mapstructure:"template-programs"`
-	TLSDirectory           string        `mapstructure:"tls-directory"`
-	TCPPorts               string        `mapstructure:"tcp-ports"`
-	Proxy                  string        `mapstructure:"proxy"` // kindHAProxy or kindNginx
-	HAProxyConfig          string        `mapstructure:"haproxy-config"`
-	HAProxySocket          string        `mapstructure:"haproxy-socket"`
-	HAProxyBinary          string        `mapstructure:"haproxy-binary"`
-	HAProxyTimeout         time.Duration `mapstructure:"haproxy-timeout"`
-	HAProxyStopTimeout     time.Duration `mapstructure:"haproxy-stop-timeout"`
-	HAProxyDrainTimeout    time.Duration `mapstructure:"haproxy-drain-timeout"`
-	HAProxyTunnelTimeout   time.Duration `mapstructure:"haproxy-tunnel-timeout"`
-	HAProxyReloadCommand   string        `mapstructure:"haproxy-reload-command"`
-	HAProxyReloadContainer string        `mapstructure:"haproxy-reload-container"`
-	HAProxyReloadSignal    string        `mapstructure:"haproxy-reload-signal"`
-	NginxConfig            string        `mapstructure:"nginx-config"`
-	NginxSocket            string        `mapstructure:"nginx-socket"`
-	NginxBinary            string        `mapstructure:"nginx-binary"`
-	NginxTimeout           time.Duration `mapstructure:"nginx-timeout"`
-	NginxStopTimeout       time.Duration `mapstructure:"nginx-stop-timeout"`
-	NginxClosingTime       time.Duration `mapstructure:"nginx-closing-time"`
-	NginxReloadCommand     string        `mapstructure:"nginx-reload-command"`
-	NginxReloadContainer   string        `mapstructure:"nginx-reload-container"`
-	NginxLua               bool          `mapstructure:"nginx-lua"`
-	Runtime                bool          `mapstructure:"runtime"`
-	ReloadInterval         time.Duration `mapstructure:"reload-interval"`
-	File                   []string      `mapstructure:"file"`
-	Files                  []fileEntry   `mapstructure:"files"` // in the file only
+	Template         string
+	TemplatePrograms bool
+	TLSDirectory     string
+	TCPPorts         string
+	File             []string
+	Files            []fileEntry // those of File, too
+	Proxy            string      // kindHAProxy or kindNginx
+	HAProxy          *haproxyKind
+	Nginx            *nginxKind
+	Runtime          bool
+	ReloadInterval   time.Duration
 }
 
-func commonFlags(f *pflag.FlagSet, listen string) {
+func newConfig() Config { return Config{HAProxy: newHAProxy(), Nginx: newNginx()} }
+
+// kinds returns the kinds of proxies with their options.
+func (c *Config) kinds() []proxyKind { return []proxyKind{c.HAProxy, c.Nginx} }
+
+// proxy returns the kind of proxy that the configuration is about.
+func (c *Config) proxy() proxyKind {
+	if c.Proxy == kindNginx {
+		return c.Nginx
+	}
+	return c.HAProxy
+}
+
+func (c *Config) commonFlags(f *pflag.FlagSet, listen string) {
 	f.String("config", "", "YAML file with further options")
-	f.String("consul-address", "", "Consul agent, like http://127.0.0.1:8500 or unix:///run/consul.sock (default $CONSUL_HTTP_ADDR)")
-	f.String("consul-token-file", "", "file that holds the Consul ACL token (default $CONSUL_HTTP_TOKEN_FILE)")
-	f.String("listen", listen, "address of /healthz, /readyz and /metrics, or none")
-	f.String("log-format", "auto", "text, json, or auto: text on a terminal")
-	f.String("log-level", "info", "debug, info, warn or error")
+	f.StringVar(&c.ConsulAddress, "consul-address", "", "Consul agent, like http://127.0.0.1:8500 or unix:///run/consul.sock (default $CONSUL_HTTP_ADDR)")
+	f.StringVar(&c.ConsulTokenFile, "consul-token-file", "", "file that holds the Consul ACL token (default $CONSUL_HTTP_TOKEN_FILE)")
+	f.StringVar(&c.Listen, "listen", listen, "address of /healthz, /readyz and /metrics, or none")
+	f.StringVar(&c.LogFormat, "log-format", "auto", "text, json, or auto: text on a terminal")
+	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 }
 
-func registrarFlags(f *pflag.FlagSet) {
-	f.StringSlice("network", nil, "networks on which the load balancer reaches containers, best first (default: those of berth's own container)")
-	f.Bool("internal", false, "register containers' own addresses and exposed ports, whatever the network")
-	f.Bool("explicit", false, "register only what has a SERVICE_NAME")
-	f.String("ip", "", "address to register for published ports (default: none, so that Consul uses its node's)")
-	f.String("tags", "", "tags for everything, separated by commas; a Go template over what docker inspect says")
-	f.String("deregister", "always", "always, or on-success: what ended with an error stays registered, in maintenance mode")
-	f.Duration("ttl", 0, "let registrations turn critical when the registrar is away for so long (default: never)")
-	f.Bool("scripts", false, "allow SERVICE_CHECK_SCRIPT and SERVICE_CHECK_CMD, if the Consul agent does, too")
-	f.String("adopt", "", "host name in the service IDs of a Registrator whose registrations to take over")
-	f.String("owner", "", "a name of its own for each of several registrars on one Docker host")
-	f.Duration("resync", time.Minute, "how often to compare everything, whatever the events said")
-	f.Duration("ready-timeout", 30*time.Second, "how long an instance may take to be ready before it is registered as critical")
-	f.Duration("drain-time", 2*time.Second, "from the sign to stop to the signal that SERVICE_STOP_SIGNAL names")
+func (c *Config) registrarFlags(f *pflag.FlagSet) {
+	f.StringSliceVar(&c.Network, "network", nil, "networks on which the load balancer reaches containers, best first (default: those of berth's own container)")
+	f.BoolVar(&c.Internal, "internal", false, "register containers' own addresses and exposed ports, whatever the network")
+	f.BoolVar(&c.Explicit, "explicit", false, "register only what has a SERVICE_NAME")
+	f.StringVar(&c.IP, "ip", "", "address to register for published ports (default: none, so that Consul uses its node's)")
+	f.StringVar(&c.Tags, "tags", "", "tags for everything, separated by commas; a Go template over what docker inspect says")
+	f.StringVar(&c.Deregister, "deregister", "always", "always, or on-success: what ended with an error stays registered, in maintenance mode")
+	f.DurationVar(&c.TTL, "ttl", 0, "let registrations turn critical when the registrar is away for so long (default: never)")
+	f.BoolVar(&c.Scripts, "scripts", false, "allow SERVICE_CHECK_SCRIPT and SERVICE_CHECK_CMD, if the Consul agent does, too")
+	f.StringVar(&c.Adopt, "adopt", "", "host name in the service IDs of a Registrator whose registrations to take over")
+	f.StringVar(&c.Owner, "owner", "", "a name of its own for each of several registrars on one Docker host")
+	f.DurationVar(&c.Resync, "resync", time.Minute, "how often to compare everything, whatever the events said")
+	f.DurationVar(&c.ReadyTimeout, "ready-timeout", 30*time.Second, "how long an instance may take to be ready before it is registered as critical")
+	f.DurationVar(&c.DrainTime, "drain-time", 2*time.Second, "from the sign to stop to the signal that SERVICE_STOP_SIGNAL names")
 }
 
-func templaterFlags(f *pflag.FlagSet) {
-	f.String("template", "", "consul-template file to render (default: the built-in template)")
-	f.Bool("template-programs", false, "allow the template functions plugin and writeToFile, which run programs and write files")
-	f.String("tls-directory", "", "directory of certificates (PEM files with their keys) for the built-in template (default: no TLS)")
-	f.String("tcp-ports", "1024-65535", "ports that SERVICE_ROUTE_PORT may ask the built-in template for, like 5432,6000-6099, or none")
-	f.Int("consul-connections", templater.DefaultConnections, "connections to Consul that may be open at a time (Consul's own limit is 200)")
-	f.Duration("consul-grace", 30*time.Second, "how long to keep what a Consul that failed or lost its state no longer lists")
-	f.Int("vanish-limit", 100, "percentage of a list that may vanish at once; if it is more, what is gone is kept for consul-grace")
-	f.StringArray("file", nil, "template:destination[:command], a plain file to render, and a shell command to run when it has changed")
-	f.String("proxy", "", "haproxy or nginx (default: the one behind --, else haproxy)")
-	f.String("haproxy-config", "/etc/haproxy/haproxy.cfg", "HAProxy's configuration file, in a directory that berth may write to, or none")
-	f.String("haproxy-socket", "/run/haproxy/master.sock", "HAProxy's master socket (haproxy -W -S ...), or none")
-	f.String("haproxy-reload-command", "", "shell command that makes HAProxy load its file, instead of its socket")
-	f.String("haproxy-reload-container", "", "container of a HAProxy that is told so by a signal through Docker, instead of its socket")
-	f.String("haproxy-reload-signal", "USR2", "the signal")
-	f.String("haproxy-binary", kindHAProxy, "program to validate a configuration with before it is loaded, if it is here, or none")
-	f.Duration("haproxy-timeout", 10*time.Second, "how long HAProxy may take to answer or to reload")
-	f.Duration("haproxy-stop-timeout", 8*time.Second, "how long an HAProxy that berth runs may finish its connections when berth is stopped")
-	f.Duration("haproxy-drain-timeout", 5*time.Minute, "how long requests may go on at a server that was removed")
-	f.Duration("haproxy-tunnel-timeout", time.Hour, "the same for TCP connections and websockets")
-	f.String("nginx-config", "/etc/nginx/nginx.conf", "nginx's configuration file, in a directory that berth may write to, or none")
-	f.String("nginx-socket", "/run/nginx/berth.sock", "control socket for nginx to listen on, in a directory for nginx and berth alone")
-	f.String("nginx-binary", kindNginx, "program to validate a configuration with before it is loaded, if it is here, or none")
-	f.Duration("nginx-timeout", 10*time.Second, "how long nginx may take to answer or to reload")
-	f.Duration("nginx-stop-timeout", 8*time.Second, "how long an nginx that berth runs may finish its connections when berth is stopped")
-	f.Duration("nginx-closing-time", 0, "how long before a reload an nginx before 1.27.4 ends the connections that clients keep, besides 100ms after it")
-	f.String("nginx-reload-command", "", "shell command that makes nginx load its file, instead of a signal to its master process")
-	f.String("nginx-reload-container", "", "container of an nginx that is told so by SIGHUP through Docker")
-	f.Bool("nginx-lua", false, "change servers without a reload by a balancer in Lua, in the built-in template (needs lua-nginx-module)")
-	f.Bool("runtime", true, "change servers in the running HAProxy, or in nginx's Lua balancer; if false, every change is a reload")
-	f.Duration("reload-interval", 200*time.Millisecond, "least time between two reloads; the first is done at once")
+// serviceFlags declares what only berth service has.
+func (c *Config) serviceFlags(f *pflag.FlagSet) {
+	f.StringVar(&c.Name, "name", "", "name of the service")
+	f.IntVar(&c.Port, "port", 0, "port that the command listens on, over TCP")
+	f.StringVar(&c.ID, "id", "", "ID of this instance, which must be its own (default <host>:<name>:<port>)")
+	f.StringVar(&c.Address, "address", "", "IP address that it listens on and is registered with (default: none, so that Consul uses its node's)")
+	f.StringArrayVar(&c.Meta, "meta", nil, "service metadata as key=value, any number of times")
+	f.IntVar(&c.Weight, "weight", 0, "weight of this instance, 1 to 256 (default 1)")
+	f.StringVar(&c.Ready, "ready", "tcp", "register when: tcp its port accepts, http:/path or https:/path that answers 2xx, none at once")
+	f.DurationVar(&c.StopTimeout, "stop-timeout", 10*time.Second, "from the command's SIGTERM to its SIGKILL")
+}
+
+func (c *Config) templaterFlags(f *pflag.FlagSet) {
+	f.StringVar(&c.Template, "template", "", "consul-template file to render (default: the built-in template)")
+	f.BoolVar(&c.TemplatePrograms, "template-programs", false, "allow the template functions plugin and writeToFile, which run programs and write files")
+	f.StringVar(&c.TLSDirectory, "tls-directory", "", "directory of certificates (PEM files with their keys) for the built-in template (default: no TLS)")
+	f.StringVar(&c.TCPPorts, "tcp-ports", "1024-65535", "ports that SERVICE_ROUTE_PORT may ask the built-in template for, like 5432,6000-6099, or none")
+	f.IntVar(&c.ConsulConnections, "consul-connections", templater.DefaultConnections, "connections to Consul that may be open at a time (Consul's own limit is 200)")
+	f.DurationVar(&c.ConsulGrace, "consul-grace", 30*time.Second, "how long to keep what a Consul that failed or lost its state no longer lists")
+	f.IntVar(&c.VanishLimit, "vanish-limit", 100, "percentage of a list that may vanish at once; if it is more, what is gone is kept for consul-grace")
+	f.StringArrayVar(&c.File, "file", nil, "template:destination[:command], a plain file to render, and a shell command to run when it has changed")
+	f.StringVar(&c.Proxy, "proxy", "", "haproxy or nginx (default: the one behind --, else haproxy)")
+	for _, kind := range c.kinds() {
+		kind.flags(f)
+	}
+	f.BoolVar(&c.Runtime, "runtime", true, "change servers in the running HAProxy, or in nginx's Lua balancer; if false, every change is a reload")
+	f.DurationVar(&c.ReloadInterval, "reload-interval", 200*time.Millisecond, "least time between two reloads; the first is done at once")
+}
+
+// allFlags declares the options of all commands: registrar and templater may share a file and an environment.
+func (c *Config) allFlags() *pflag.FlagSet {
+	all := pflag.NewFlagSet("", pflag.ContinueOnError)
+	c.commonFlags(all, "")
+	c.registrarFlags(all)
+	c.templaterFlags(all)
+	c.serviceFlags(all)
+	return all
 }
 
 const (
@@ -151,112 +151,152 @@ const (
 	leastConnections = 40
 )
 
-// readConfig joins flags, environment, file and defaults, in this order.
+// readConfig joins a command's flags, environment, file and defaults, in this order.
 func readConfig(flags *pflag.FlagSet) (Config, error) {
-	all := allFlags()
-	known := map[string]bool{}
-	all.VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
-	inFile := maps.Clone(known)
-	inFile["policy"], inFile["files"] = true, true
-	for _, kv := range os.Environ() {
-		name, value, _ := strings.Cut(kv, "=") // an empty value counts as none, as in a compose file
-		if key, ours := strings.CutPrefix(name, envPrefix); ours && value != "" && !known[strings.ToLower(strings.ReplaceAll(key, "_", "-"))] {
-			return Config{}, fmt.Errorf("environment variable %s is no option of berth: see berth %s --help", name, flags.Name())
-		}
+	c := newConfig()
+	all := c.allFlags()
+	if err := checkEnvironment(all, flags.Name()); err != nil {
+		return Config{}, err
 	}
 	v := viper.New()
 	v.SetEnvPrefix(strings.TrimSuffix(envPrefix, "_"))
 	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
 	v.AutomaticEnv()
-	var unbound error
-	flags.VisitAll(func(f *pflag.Flag) {
-		if known[f.Name] { // all but --help
-			unbound = errors.Join(unbound, v.BindPFlag(f.Name, f))
-		}
-	})
-	if unbound != nil {
-		return Config{}, unbound
+	var errs []error
+	flags.VisitAll(func(f *pflag.Flag) { errs = append(errs, v.BindPFlag(f.Name, f)) })
+	if err := errors.Join(errs...); err != nil {
+		return Config{}, err
 	}
 	if file := v.GetString("config"); file != "" {
-		if err := readFile(v, file, inFile); err != nil {
+		if err := readFile(v, file, all); err != nil {
 			return Config{}, err
 		}
 	}
-	if err := checkDurations(v, all); err != nil {
+	all.VisitAll(func(f *pflag.Flag) { errs = append(errs, setOption(f, v.Get(f.Name))) })
+	if err := errors.Join(errs...); err != nil {
 		return Config{}, err
 	}
-	if err := checkFiles(v.Get("files")); err != nil {
+	var err error
+	if c.Policy, err = policy(v.Get("policy")); err != nil {
 		return Config{}, err
 	}
-	var c Config
-	if err := v.UnmarshalExact(&c); err != nil {
-		return Config{}, fmt.Errorf("configuration: %s", oneLine(err))
+	if c.Files, err = fileEntries(v.Get("files"), c.File); err != nil {
+		return Config{}, err
 	}
-	if lines, ok := v.Get("file").(string); ok { // from the environment: a command may have commas
-		c.File = strings.FieldsFunc(lines, func(r rune) bool { return r == '\n' })
+	optional := []*string{&c.Listen}
+	for _, kind := range c.kinds() {
+		o := kind.common()
+		optional = append(optional, &o.File, &o.Socket, &o.Binary)
 	}
-	for _, s := range []*string{&c.Listen, &c.HAProxyBinary, &c.HAProxyConfig, &c.HAProxySocket, &c.NginxBinary, &c.NginxConfig, &c.NginxSocket} {
+	for _, s := range optional {
 		if *s == "none" {
 			*s = ""
 		}
 	}
-	var err error
-	if c.Proxy, err = proxyKind(c.Proxy, flags.Args()); err != nil {
+	if c.Proxy, err = kindOf(c.Proxy, flags.Args()); err != nil {
 		return Config{}, err
 	}
 	return c, c.validate()
 }
 
-func readFile(v *viper.Viper, file string, known map[string]bool) error {
+// checkEnvironment names a variable that looks like an option and is none. An empty one counts as not given, as in a
+// compose file.
+func checkEnvironment(all *pflag.FlagSet, command string) error {
+	for _, kv := range os.Environ() {
+		name, value, _ := strings.Cut(kv, "=")
+		key, ours := strings.CutPrefix(name, envPrefix)
+		if ours && value != "" && all.Lookup(strings.ToLower(strings.ReplaceAll(key, "_", "-"))) == nil {
+			return fmt.Errorf("environment variable %s is no option of berth: see berth %s --help", name, command)
+		}
+	}
+	return nil
+}
+
+func readFile(v *viper.Viper, file string, all *pflag.FlagSet) error {
 	v.SetConfigFile(file)
 	v.SetConfigType("yaml")
 	if err := v.ReadInConfig(); err != nil {
 		return fmt.Errorf("configuration file %s: %s", file, oneLine(err))
 	}
 	for _, key := range slices.Sorted(slices.Values(v.AllKeys())) {
-		if v.InConfig(key) && !known[key] {
+		if v.InConfig(key) && all.Lookup(key) == nil && key != "policy" && key != "files" {
 			return fmt.Errorf("configuration file %s: unknown key %q: the keys are the names of the flags, see berth run --help", file, key)
 		}
 	}
 	return nil
 }
 
-// allFlags are those of all commands: registrar and templater may share a file and an environment.
-func allFlags() *pflag.FlagSet {
-	all := pflag.NewFlagSet("", pflag.ContinueOnError)
-	commonFlags(all, "")
-	registrarFlags(all)
-	templaterFlags(all)
-	serviceFlags(all)
-	return all
-}
-
-// checkDurations says what is wrong with a duration better than decoding would, which takes 30 for nanoseconds.
-func checkDurations(v *viper.Viper, all *pflag.FlagSet) error {
-	var errs []error
-	all.VisitAll(func(f *pflag.Flag) {
-		if f.Value.Type() != "duration" || !v.IsSet(f.Name) {
-			return
-		}
-		s := v.GetString(f.Name)
-		switch d, err := time.ParseDuration(s); {
+// setOption gives an option the value that was found for it in the flags, the environment or the file, if any.
+func setOption(f *pflag.Flag, value any) error {
+	if value == nil {
+		return nil
+	}
+	text := fmt.Sprint(value)
+	kind := f.Value.Type()
+	if list, ok := f.Value.(pflag.SliceValue); ok {
+		return list.Replace(listOf(value, f.Name))
+	}
+	if _, ok := value.([]any); ok {
+		return fmt.Errorf("%s must be one value, not the list %v", f.Name, value)
+	}
+	if kind == "duration" { // pflag would say less
+		switch d, err := time.ParseDuration(text); {
 		case err != nil:
-			errs = append(errs, fmt.Errorf("%s must be a duration like 200ms, 30s or 1m, not %q", f.Name, s))
+			return fmt.Errorf("%s must be a duration like 200ms, 30s or 1m, not %q", f.Name, text)
 		case d < 0:
-			errs = append(errs, fmt.Errorf("%s must not be negative, it is %s", f.Name, s))
+			return fmt.Errorf("%s must not be negative, it is %s", f.Name, text)
 		}
-	})
-	return errors.Join(errs...)
+	}
+	if err := f.Value.Set(text); err != nil {
+		what := map[string]string{"int": "a whole number", "bool": "true or false"}[kind]
+		return fmt.Errorf("%s must be %s, not %q", f.Name, what, text)
+	}
+	return nil
 }
 
-func (c Config) validate() error {
+// listOf returns the values of an option that is a list. In one text they are separated by commas, but for the option
+// file, whose commands may have commas.
+func listOf(value any, option string) []string {
+	var list []string
+	switch value := value.(type) {
+	case []string:
+		return value
+	case []any:
+		for _, v := range value {
+			list = append(list, fmt.Sprint(v))
+		}
+	default:
+		separator := ','
+		if option == "file" {
+			separator = '\n'
+		}
+		return strings.FieldsFunc(fmt.Sprint(value), func(r rune) bool { return r == separator })
+	}
+	return list
+}
+
+// policy decodes the rules of the configuration file.
+func policy(raw any) ([]registrar.Rule, error) {
+	if raw == nil {
+		return nil, nil
+	}
+	var c struct{ Policy []registrar.Rule }
+	v := viper.New()
+	v.Set("policy", raw)
+	if err := v.UnmarshalExact(&c); err != nil {
+		return nil, fmt.Errorf("configuration: %s", oneLine(err))
+	}
+	return c.Policy, nil
+}
+
+func (c *Config) validate() error {
 	if !slices.Contains([]string{"auto", "text", "json"}, c.LogFormat) {
 		return fmt.Errorf("log-format must be auto, text or json, not %q", c.LogFormat)
 	}
 	if _, err := parseLevel(c.LogLevel); err != nil {
 		return err
 	}
-	if c.Deregister != "" && c.Deregister != "always" && c.Deregister != "on-success" {
+	if c.Deregister != "always" && c.Deregister != "on-success" {
 		return fmt.Errorf("deregister must be always or on-success, not %q", c.Deregister)
 	}
 	if c.IP != "" {
@@ -270,10 +310,10 @@ func (c Config) validate() error {
 	if c.TLSDirectory != "" && !filepath.IsAbs(c.TLSDirectory) {
 		return fmt.Errorf("tls-directory must be an absolute path, as the proxy has it, not %q", c.TLSDirectory)
 	}
-	if c.VanishLimit < 0 || c.VanishLimit > 100 { // a command without it has 0
+	if c.VanishLimit < 0 || c.VanishLimit > 100 {
 		return fmt.Errorf("vanish-limit is a percentage from 1 to 100, not %d", c.VanishLimit)
 	}
-	if c.ConsulConnections != 0 && c.ConsulConnections < leastConnections { // a command without it has 0
+	if c.ConsulConnections != 0 && c.ConsulConnections < leastConnections {
 		return fmt.Errorf("consul-connections must be at least %d, not %d", leastConnections, c.ConsulConnections)
 	}
 	if err := c.proxy().check(); err != nil {
@@ -282,8 +322,7 @@ func (c Config) validate() error {
 	if err := registrar.ValidatePolicy(c.Policy); err != nil {
 		return fmt.Errorf("policy: %w", err)
 	}
-	_, err := c.fileEntries()
-	return err
+	return c.checkFiles()
 }
 
 func oneLine(err error) string {

@@ -17,81 +17,45 @@ import (
 	"time"
 
 	"berth/proxyctl/file"
+	"berth/proxyctl/supervise"
 	"berth/templater"
 )
 
 // fileEntry is one of the plain files in the configuration: a template, where its text goes, and what to do then.
 type fileEntry struct {
-	Template  string        `mapstructure:"template"`
-	File      string        `mapstructure:"file"`
-	Mode      string        `mapstructure:"mode"`
-	User      string        `mapstructure:"user"`
-	Group     string        `mapstructure:"group"`
-	Command   string        `mapstructure:"command"`
-	Container string        `mapstructure:"container"`
-	PIDFile   string        `mapstructure:"pid-file"`
-	Signal    string        `mapstructure:"signal"`
-	Timeout   time.Duration `mapstructure:"timeout"`
+	name           string // in errors
+	Template, File string
+	Mode           string
+	User, Group    string // names or numbers
 
-	name string // what errors call it
+	Command, Container, PIDFile string // one of them at most
+	Signal                      string
+	Timeout                     time.Duration // 0 = 30 s
 }
-
-// fileKeys are the keys of an entry.
-var fileKeys = []string{"template", "file", "mode", "user", "group", "command", "container", "pid-file", "signal", "timeout"}
 
 const (
 	defaultFileTimeout = 30 * time.Second // as consul-template's
 	defaultFileSignal  = "HUP"
 )
 
-// checkFiles says what is wrong with the entries of a configuration file better than decoding would, which takes the
-// mode 0640 for the number 416.
-func checkFiles(raw any) error {
-	if raw == nil {
-		return nil
+// fileEntries returns the plain files to render: of the key files, as the configuration file has it, and of the option
+// file.
+func fileEntries(raw any, options []string) ([]fileEntry, error) {
+	list, ok := raw.([]any)
+	if !ok && raw != nil {
+		return nil, errors.New("files must be a list of entries, each with template and file")
 	}
-	entries, ok := raw.([]any)
-	if !ok {
-		return errors.New("files must be a list of entries, each with template and file")
-	}
-	for i, raw := range entries {
-		name := fmt.Sprintf("files: entry %d", i+1)
-		entry, ok := raw.(map[string]any)
-		if !ok {
-			return fmt.Errorf("%s must have the keys template and file, it is %v", name, raw)
-		}
-		for _, key := range slices.Sorted(maps.Keys(entry)) {
-			_, isText := entry[key].(string)
-			_, isNumber := entry[key].(int)
-			switch {
-			case !slices.Contains(fileKeys, key):
-				return fmt.Errorf("%s: unknown key %q: the keys are %s", name, key, strings.Join(fileKeys, ", "))
-			case isText, isNumber && (key == "user" || key == "group"):
-			case key == "mode":
-				return fmt.Errorf(`%s: mode needs quotes, like mode: "0640"`, name)
-			default:
-				return fmt.Errorf("%s: %s must be a text, not %v", name, key, entry[key])
-			}
-		}
-		if s, ok := entry["timeout"].(string); ok {
-			if d, err := time.ParseDuration(s); err != nil || d <= 0 {
-				return fmt.Errorf("%s: timeout must be a duration like 30s or 1m, not %q", name, s)
-			}
-		}
-	}
-	return nil
-}
-
-// fileEntries are the plain files to render, of the configuration file and of the file option.
-func (c Config) fileEntries() ([]fileEntry, error) {
 	var entries []fileEntry
-	for i, e := range c.Files {
-		e.name = fmt.Sprintf("files: entry %d", i+1)
+	for i, raw := range list {
+		e := fileEntry{name: fmt.Sprintf("files: entry %d", i+1)}
+		if err := e.decode(raw); err != nil {
+			return nil, fmt.Errorf("%s%w", e.name, err)
+		}
 		entries = append(entries, e)
 	}
-	for _, s := range c.File {
-		e := fileEntry{name: fmt.Sprintf("file %q", s)}
-		part := strings.SplitN(s, ":", 3)
+	for _, option := range options {
+		e := fileEntry{name: fmt.Sprintf("file %q", option)}
+		part := strings.SplitN(option, ":", 3)
 		if len(part) < 2 {
 			return nil, fmt.Errorf("%s must be template:destination or template:destination:command", e.name)
 		}
@@ -101,23 +65,63 @@ func (c Config) fileEntries() ([]fileEntry, error) {
 		}
 		entries = append(entries, e)
 	}
-	for i, e := range entries {
+	return entries, nil
+}
+
+// decode reads an entry of the configuration file. It takes texts only, where a general decoder would take the mode 0640
+// for the number 416.
+func (e *fileEntry) decode(raw any) error {
+	entry, ok := raw.(map[string]any)
+	if !ok {
+		return fmt.Errorf(" must have the keys template and file, it is %v", raw)
+	}
+	var timeout string
+	keys := []string{"template", "file", "mode", "user", "group", "command", "container", "pid-file", "signal", "timeout"}
+	fields := []*string{&e.Template, &e.File, &e.Mode, &e.User, &e.Group, &e.Command, &e.Container, &e.PIDFile, &e.Signal, &timeout}
+	for _, key := range slices.Sorted(maps.Keys(entry)) {
+		at := slices.Index(keys, key)
+		_, isText := entry[key].(string)
+		_, isNumber := entry[key].(int)
+		switch {
+		case at < 0:
+			return fmt.Errorf(": unknown key %q: the keys are %s", key, strings.Join(keys, ", "))
+		case isText, isNumber && (key == "user" || key == "group"):
+			*fields[at] = fmt.Sprint(entry[key])
+		case key == "mode":
+			return errors.New(`: mode needs quotes, like mode: "0640"`)
+		default:
+			return fmt.Errorf(": %s must be a text, not %v", key, entry[key])
+		}
+	}
+	if _, given := entry["timeout"]; given {
+		var err error
+		if e.Timeout, err = time.ParseDuration(timeout); err != nil || e.Timeout <= 0 {
+			return fmt.Errorf(": timeout must be a duration like 30s or 1m, not %q", timeout)
+		}
+	}
+	return nil
+}
+
+// checkFiles says what is wrong with the plain files, each by itself and beside the others.
+func (c *Config) checkFiles() error {
+	proxy := c.proxy().common()
+	for i, e := range c.Files {
 		if err := e.validate(); err != nil {
-			return nil, fmt.Errorf("%s: %w", e.name, err)
+			return fmt.Errorf("%s: %w", e.name, err)
 		}
-		if x := c.proxy(); x.file != "" && samePath(e.File, x.file) {
-			return nil, fmt.Errorf("%s: %s is %s-config: name its template with the option template", e.name, e.File, x.name)
+		if proxy.File != "" && supervise.SamePath(e.File, proxy.File) {
+			return fmt.Errorf("%s: %s is %s-config: name its template with the option template", e.name, e.File, proxy.name)
 		}
-		for j, other := range entries {
-			if i > j && samePath(e.File, other.File) {
-				return nil, fmt.Errorf("%s: %s is the file of %s, too: give each its own", e.name, e.File, strings.TrimPrefix(other.name, "files: "))
+		for j, other := range c.Files {
+			if i > j && supervise.SamePath(e.File, other.File) {
+				return fmt.Errorf("%s: %s is the file of %s, too: give each its own", e.name, e.File, strings.TrimPrefix(other.name, "files: "))
 			}
-			if samePath(e.File, other.Template) {
-				return nil, fmt.Errorf("%s: %s is a template: give the file another name", e.name, e.File)
+			if supervise.SamePath(e.File, other.Template) {
+				return fmt.Errorf("%s: %s is a template: give the file another name", e.name, e.File)
 			}
 		}
 	}
-	return entries, nil
+	return nil
 }
 
 // validate says what is wrong with an entry by itself.
@@ -142,7 +146,7 @@ func (e fileEntry) validate() error {
 	return nil
 }
 
-// mode is 0 if there is none, or none that is one.
+// mode returns the file's mode, 0 if none is given or it is none.
 func (e fileEntry) mode() fs.FileMode {
 	mode, err := strconv.ParseUint(e.Mode, 8, 32)
 	if err != nil || mode > 0o777 {
@@ -151,51 +155,51 @@ func (e fileEntry) mode() fs.FileMode {
 	return fs.FileMode(mode)
 }
 
-// owner is who the file is to belong to, nil if that is left as it is.
+// owner returns whom the file is to belong to, nil if that is left as it is.
 func (e fileEntry) owner() (*file.Owner, error) {
 	if e.User == "" && e.Group == "" {
 		return nil, nil
 	}
 	o := file.Owner{UID: -1, GID: -1}
-	var err error
-	if e.User != "" {
-		if o.UID, err = number(e.User, func(name string) (string, error) {
-			u, err := user.Lookup(name)
-			if err != nil {
-				return "", err
-			}
-			return u.Uid, nil
-		}); err != nil {
-			return nil, fmt.Errorf("user %s is not known here, give its number: %w", e.User, err)
+	for _, who := range []struct {
+		what, name string
+		id         *int
+		lookup     func(name string) (id string, err error)
+	}{{"user", e.User, &o.UID, userID}, {"group", e.Group, &o.GID, groupID}} {
+		if who.name == "" {
+			continue
 		}
-	}
-	if e.Group != "" {
-		if o.GID, err = number(e.Group, func(name string) (string, error) {
-			g, err := user.LookupGroup(name)
-			if err != nil {
-				return "", err
+		id := who.name
+		if _, err := strconv.ParseUint(id, 10, 31); err != nil {
+			if id, err = who.lookup(who.name); err != nil {
+				return nil, fmt.Errorf("%s %s is not known here, give its number: %w", who.what, who.name, err)
 			}
-			return g.Gid, nil
-		}); err != nil {
-			return nil, fmt.Errorf("group %s is not known here, give its number: %w", e.Group, err)
+		}
+		var err error
+		if *who.id, err = strconv.Atoi(id); err != nil {
+			return nil, err
 		}
 	}
 	return &o, nil
 }
 
-// number is that of a user or group given by number or name.
-func number(s string, lookup func(name string) (string, error)) (int, error) {
-	if n, err := strconv.ParseUint(s, 10, 31); err == nil {
-		return int(n), nil
-	}
-	id, err := lookup(s)
+func userID(name string) (string, error) {
+	u, err := user.Lookup(name)
 	if err != nil {
-		return 0, err
+		return "", err
 	}
-	return strconv.Atoi(id)
+	return u.Uid, nil
 }
 
-// action is what to do when the file has changed, and what the log calls it; nil for nothing.
+func groupID(name string) (string, error) {
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return "", err
+	}
+	return g.Gid, nil
+}
+
+// action returns what to do when the file has changed, and what the log calls it; nil for nothing.
 func (e fileEntry) action() (act func(context.Context) error, does string, err error) {
 	timeout, signal := e.Timeout, strings.ToUpper(e.Signal)
 	if timeout == 0 {
@@ -212,12 +216,8 @@ func (e fileEntry) action() (act func(context.Context) error, does string, err e
 		act, err = reloadByCommand(e.Command, timeout)
 		return act, e.Command, err
 	case e.Container != "":
-		kill, err := reloadBySignal(e.Container, signal)
-		return func(ctx context.Context) error {
-			ctx, cancel := context.WithTimeout(ctx, timeout)
-			defer cancel()
-			return kill(ctx)
-		}, signal + " to container " + e.Container, err
+		act, err = reloadBySignal(e.Container, signal, timeout)
+		return act, signal + " to container " + e.Container, err
 	case e.PIDFile != "":
 		return func(context.Context) error {
 			if err := signalByPIDFile(e.PIDFile, signalNumber(signal)); err != nil {
@@ -249,50 +249,60 @@ func signalByPIDFile(path string, signal syscall.Signal) error {
 	return nil
 }
 
-// addFiles adds the plain files to the parts of the process. It returns their templates, by whose names the funcs take
-// the texts.
-func (p *process) addFiles() ([]templater.Template, map[string]func(text string, since time.Time), error) {
-	entries, err := p.config.fileEntries()
-	if err != nil {
-		return nil, nil, err
-	}
-	var list []templater.Template
-	set := map[string]func(string, time.Time){}
-	for _, e := range entries {
-		if _, err := os.ReadFile(e.Template); err != nil {
-			return nil, nil, fmt.Errorf("%s: cannot read the template: %w", e.name, err)
-		}
-		path, err := filepath.Abs(e.File)
-		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", e.name, err)
-		}
-		owner, err := e.owner()
-		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", e.name, err)
-		}
-		act, does, err := e.action()
-		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", e.name, err)
-		}
-		f := file.New(file.Options{Path: path, Mode: e.mode(), Owner: owner, Action: act, ActionName: does, Log: p.log, Metrics: p.metrics})
-		p.parts = append(p.parts, f)
-		list = append(list, templater.Template{Name: path, Source: e.Template, File: e.Template, Destination: path})
-		set[path] = f.Set
-	}
-	return list, set, nil
+// plainFile is a file that berth keeps at the newest text of its template.
+type plainFile struct {
+	template templater.Template
+	*file.File
 }
 
-// filesOnly says whether there is no proxy to look after, only plain files.
-func (p *process) filesOnly() (bool, error) {
-	switch {
-	case p.proxy.file != "":
-		return false, nil
-	case len(p.config.File)+len(p.config.Files) == 0:
-		return false, fmt.Errorf("%s-config is none, and there are no files: there is nothing to render", p.proxy.name)
-	case p.config.Template != "":
-		return false, fmt.Errorf("%s-config is none: the option template is for that, give this template with file or files", p.proxy.name)
-	case p.child != nil:
-		return false, fmt.Errorf("%s-config is none: the %s behind -- needs it", p.proxy.name, p.proxy.title)
+// plainFiles returns the files of the configuration, to be run.
+func (p *process) plainFiles() ([]plainFile, error) {
+	var files []plainFile
+	for _, e := range p.config.Files {
+		f, err := p.plainFile(e)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", e.name, err)
+		}
+		files = append(files, f)
 	}
-	return true, nil
+	return files, nil
+}
+
+func (p *process) plainFile(e fileEntry) (plainFile, error) {
+	if _, err := os.ReadFile(e.Template); err != nil {
+		return plainFile{}, fmt.Errorf("cannot read the template: %w", err)
+	}
+	path, err := filepath.Abs(e.File)
+	if err != nil {
+		return plainFile{}, err
+	}
+	owner, err := e.owner()
+	if err != nil {
+		return plainFile{}, err
+	}
+	act, does, err := e.action()
+	if err != nil {
+		return plainFile{}, err
+	}
+	return plainFile{
+		template: templater.Template{Name: path, Source: e.Template, File: e.Template, Destination: path},
+		File:     file.New(file.Options{Path: path, Mode: e.mode(), Owner: owner, Action: act, ActionName: does, Log: p.log, Metrics: p.metrics}),
+	}, nil
+}
+
+// looksAfterProxy says whether there is a proxy to look after; if not, there are only plain files. supervised is whether
+// berth is to run the proxy, too.
+func (p *process) looksAfterProxy(supervised bool) (bool, error) {
+	proxy := p.proxy.common()
+	switch {
+	case proxy.File != "":
+		return true, nil
+	case len(p.config.Files) == 0:
+		return false, fmt.Errorf("%s-config is none, and there are no files: there is nothing to render", proxy.name)
+	case p.config.Template != "":
+		return false, fmt.Errorf("%s-config is none: the option template is for that, give this template with file or files", proxy.name)
+	case supervised:
+		return false, fmt.Errorf("%s-config is none: the %s behind -- needs it", proxy.name, proxy.title)
+	}
+	return false, nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -14,8 +15,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"berth/proxyctl/supervise"
 )
 
 // configured reads a configuration file with these lines, and flags.
@@ -73,12 +72,11 @@ func TestBadFiles(t *testing.T) {
 func TestFileOption(t *testing.T) {
 	want := func(what string, c Config, err error, commands ...string) {
 		t.Helper()
-		entries, again := c.fileEntries()
 		var got []string
-		for _, e := range entries {
+		for _, e := range c.Files {
 			got = append(got, e.Template+" "+e.File+" "+e.Command)
 		}
-		if err = errors.Join(err, again); err != nil || strings.Join(got, "\n") != strings.Join(commands, "\n") {
+		if err != nil || strings.Join(got, "\n") != strings.Join(commands, "\n") {
 			t.Errorf("%s: %q, %v; want %q", what, got, err, commands)
 		}
 	}
@@ -95,29 +93,37 @@ func TestFileOption(t *testing.T) {
 	want("environment", c, err, "a /a echo 1, 2", "b /b ")
 }
 
-// filesProcess is one with plain files only, which runs until the end of the test.
+// newTestProcess returns a process with these options, which logs to out.
+func newTestProcess(c Config, out io.Writer) *process {
+	return &process{config: c, proxy: c.proxy(), log: slog.New(slog.NewTextHandler(out, nil)), metrics: prometheus.NewRegistry()}
+}
+
+// filesProcess runs plain files until the end of the test.
 func filesProcess(t *testing.T, entries ...fileEntry) (set func(path, text string), out *syncBuffer) {
 	t.Helper()
 	out = new(syncBuffer)
-	p := &process{config: Config{Files: entries}, log: slog.New(slog.NewTextHandler(out, nil)), metrics: prometheus.NewRegistry()}
-	list, sets, err := p.addFiles()
+	c := newConfig()
+	c.Files = entries
+	files, err := newTestProcess(c, out).plainFiles()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(list) != len(entries) || len(p.parts) != len(entries) {
-		t.Fatalf("%d templates and %d parts of %d files", len(list), len(p.parts), len(entries))
+	if len(files) != len(entries) {
+		t.Fatalf("%d files of %d entries", len(files), len(entries))
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error)
-	for i, part := range p.parts {
-		if list[i].Name != entries[i].File || list[i].File != entries[i].Template {
-			t.Errorf("%+v is the template of %+v", list[i], entries[i])
+	sets := map[string]func(string, time.Time){}
+	for i, f := range files {
+		if f.template.Name != entries[i].File || f.template.File != entries[i].Template {
+			t.Errorf("%+v is the template of %+v", f.template, entries[i])
 		}
-		go func() { done <- part.Run(ctx) }()
+		sets[f.template.Name] = f.Set
+		go func() { done <- f.Run(ctx) }()
 	}
 	t.Cleanup(func() {
 		cancel()
-		for range p.parts {
+		for range files {
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
@@ -187,7 +193,7 @@ func TestSignalByPIDFile(t *testing.T) {
 	}
 }
 
-func TestAddFilesRefuses(t *testing.T) {
+func TestPlainFilesRefuses(t *testing.T) {
 	tmpl := filepath.Join(t.TempDir(), "app.ctmpl")
 	if err := os.WriteFile(tmpl, nil, 0o644); err != nil {
 		t.Fatal(err)
@@ -200,31 +206,54 @@ func TestAddFilesRefuses(t *testing.T) {
 		{fileEntry{Template: tmpl, File: "/x", User: "no such user"}, "files: entry 1: user no such user is not known here, give its number: "},
 		{fileEntry{Template: tmpl, File: "/x", Group: "no such group"}, "files: entry 1: group no such group is not known here, give its number: "},
 	} {
-		p := &process{config: Config{Files: []fileEntry{tt.entry}}, log: slog.New(slog.NewTextHandler(io.Discard, nil)), metrics: prometheus.NewRegistry()}
-		if _, _, err := p.addFiles(); err == nil || !strings.HasPrefix(err.Error(), tt.says) {
+		c := newConfig()
+		tt.entry.name = "files: entry 1"
+		c.Files = []fileEntry{tt.entry}
+		if _, err := newTestProcess(c, io.Discard).plainFiles(); err == nil || !strings.HasPrefix(err.Error(), tt.says) {
 			t.Errorf("error %v, want %q", err, tt.says)
 		}
 	}
 }
 
-func TestFilesOnly(t *testing.T) {
+func TestOwner(t *testing.T) {
 	for _, tt := range []struct {
-		name  string
-		p     process
-		only  bool
-		wrong string
+		user, group string
+		want        string
 	}{
-		{"with a proxy", process{config: Config{HAProxyConfig: "/x"}}, false, ""},
-		{"both", process{config: Config{HAProxyConfig: "/x", File: []string{"a:b"}}}, false, ""},
-		{"files only", process{config: Config{File: []string{"a:b"}}}, true, ""},
-		{"nothing", process{}, false, "nothing to render"},
-		{"a template for nothing", process{config: Config{File: []string{"a:b"}, Template: "x"}}, false, "the option template is for that"},
-		{"an HAProxy to run", process{config: Config{File: []string{"a:b"}}, child: new(supervise.Child)}, false, "the HAProxy behind -- needs it"},
+		{user: "", group: "", want: "<nil>"},
+		{user: "0", group: "", want: "&{0 -1}"},
+		{user: "root", group: "root", want: "&{0 0}"},
+		{user: "", group: "7", want: "&{-1 7}"},
 	} {
-		tt.p.proxy = tt.p.config.proxy()
-		only, err := tt.p.filesOnly()
-		if only != tt.only || (err == nil) != (tt.wrong == "") || err != nil && !strings.Contains(err.Error(), tt.wrong) {
-			t.Errorf("%s: %v, %v", tt.name, only, err)
+		owner, err := fileEntry{User: tt.user, Group: tt.group}.owner()
+		if got := fmt.Sprint(owner); err != nil || got != tt.want {
+			t.Errorf("user %q, group %q: %s, %v, want %s", tt.user, tt.group, got, err, tt.want)
+		}
+	}
+}
+
+func TestLooksAfterProxy(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		config     string // haproxy-config
+		files      []fileEntry
+		template   string
+		supervised bool
+		want       bool
+		says       string // of the error
+	}{
+		{name: "with a proxy", config: "/x", want: true},
+		{name: "both", config: "/x", files: []fileEntry{{}}, want: true},
+		{name: "files only", files: []fileEntry{{}}},
+		{name: "nothing", says: "nothing to render"},
+		{name: "a template for nothing", files: []fileEntry{{}}, template: "x", says: "the option template is for that"},
+		{name: "an HAProxy to run", files: []fileEntry{{}}, supervised: true, says: "the HAProxy behind -- needs it"},
+	} {
+		c := newConfig()
+		c.HAProxy.File, c.Files, c.Template = tt.config, tt.files, tt.template
+		got, err := newTestProcess(c, io.Discard).looksAfterProxy(tt.supervised)
+		if got != tt.want || (err == nil) != (tt.says == "") || err != nil && !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %v, %v", tt.name, got, err)
 		}
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/spf13/cobra"
+
 	"berth/proxyctl/supervise"
 )
 
@@ -35,7 +37,7 @@ func asInit() int {
 // berth runs the program and returns its exit code.
 func berth() int {
 	// consul-template writes its inner workings to the standard logger, several lines for each change. What an
-	// operator needs of it reaches her through berth's own log.
+	// operator needs of it comes through berth's own log.
 	log.SetOutput(io.Discard)
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -52,4 +54,23 @@ func berth() int {
 		return 1
 	}
 	return 0
+}
+
+func rootCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "berth",
+		Short: "Keep HAProxy or nginx in step with your containers, through Consul",
+		Long: `berth registers the containers of a Docker host in Consul (registrar), renders the configuration of HAProxy or
+nginx from the Consul catalog, and brings the running proxy to it (templater).
+
+Every option can be given as a flag, as an environment variable (--consul-address is BERTH_CONSUL_ADDRESS),
+or as a key in a YAML file (consul-address: ..., file named by --config), and counts in this order. The
+standard variables CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_CACERT, ..., DOCKER_HOST and
+DOCKER_TLS_VERIFY mean what they mean everywhere.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	cmd.CompletionOptions.HiddenDefaultCmd = true
+	cmd.AddCommand(runCommand(), registrarCommand(), templaterCommand(), renderCommand(), serviceCommand(), drainCommand(true), drainCommand(false), versionCommand())
+	return cmd
 }

@@ -158,7 +158,7 @@ func TestOrderOfConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Resync != 30*time.Second || c.ReadyTimeout != 20*time.Second || c.HAProxyTimeout != 7*time.Second || c.LogLevel != "info" {
+	if c.Resync != 30*time.Second || c.ReadyTimeout != 20*time.Second || c.HAProxy.Timeout != 7*time.Second || c.LogLevel != "info" {
 		t.Errorf("flag over environment over file over default: %+v", c)
 	}
 	if strings.Join(c.Network, " ") != "a b" {

@@ -3,38 +3,29 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os/exec"
 	"path/filepath"
 	"syscall"
 	"time"
 
+	"github.com/spf13/pflag"
+
 	"berth/proxyctl"
-	"berth/proxyctl/haproxy"
-	"berth/proxyctl/nginx"
-	"berth/proxyctl/peer"
 	"berth/templater"
-	"berth/templates"
 )
 
-// proxy is the proxy that berth looks after, and what differs between the kinds of them. Its options are those that begin
-// with its name.
-type proxy struct {
-	name  string // of the program, of the template, and of the options
-	title string // in messages
-
-	file, socket, binary           string
-	timeout, stopTimeout           time.Duration
-	reloadCommand, reloadContainer string
-	reloadSignal                   string
-	builtin                        func() string                                              // the template that berth ships
-	needsSocket                    bool                                                       // there is no other way to see what it runs
-	command                        func(args []string, file, socket string) ([]string, error) // completes one behind --
-	checks                         []string                                                   // arguments that have the command check its configuration
-	stopSignal                     syscall.Signal                                             // has it finish its connections and end
-	running                        func(socket string) (pid int, err error)                   // the process that listens on the socket
-	unmarked                       func(text string) string                                   // a file as it was rendered
-	validate                       func(ctx context.Context, binary, text string, files map[string]string) error
-	create                         func(p *process, binary string, reload func(context.Context) error) proxyctl.Proxy
+// proxyKind is a kind of proxy with its options: what differs between HAProxy and nginx.
+type proxyKind interface {
+	common() *proxyOptions
+	flags(f *pflag.FlagSet)
+	check() error                            // of the options
+	command(args []string) ([]string, error) // completes the command line that runs the proxy as berth's child
+	running() (pid int, err error)           // the process that listens on the socket, 0 if there is none
+	template() string                        // the one that berth ships
+	unmarked(text string) string             // the text of a configuration file as it was rendered
+	validate(ctx context.Context, binary, text string, files map[string]string) error
+	newProxy(o driverOptions) proxyctl.Proxy
 }
 
 const (
@@ -42,13 +33,60 @@ const (
 	kindNginx   = "nginx"
 )
 
-// proxyKind is the kind of proxy that is asked for, or that a command behind -- is.
-func proxyKind(asked string, command []string) (string, error) {
+// proxyOptions are the options that every kind has. The name of each begins with that of the kind.
+type proxyOptions struct {
+	name           string         // of the kind, its options, its program, and its template
+	title          string         // in messages
+	stopSignal     syscall.Signal // makes the proxy finish its connections and end
+	checkArguments []string       // make the program check its configuration and end
+
+	File, Socket, Binary           string // "" is none
+	Timeout, StopTimeout           time.Duration
+	ReloadCommand, ReloadContainer string
+	ReloadSignal                   string // for ReloadContainer
+}
+
+func (o *proxyOptions) common() *proxyOptions { return o }
+
+// flags declares the options. socket and container are help texts; insteadOf is what a reload command replaces.
+func (o *proxyOptions) flags(f *pflag.FlagSet, socket, insteadOf, container string) {
+	text := func(p *string, option, value, help string) { f.StringVar(p, o.name+"-"+option, value, help) }
+	duration := func(p *time.Duration, option string, value time.Duration, help string) {
+		f.DurationVar(p, o.name+"-"+option, value, help)
+	}
+	text(&o.File, "config", o.File, o.title+"'s configuration file, in a directory that berth may write to, or none")
+	text(&o.Socket, "socket", o.Socket, socket)
+	text(&o.ReloadCommand, "reload-command", "", "shell command that makes "+o.title+" load its file, instead of "+insteadOf)
+	text(&o.ReloadContainer, "reload-container", "", "container of "+container)
+	text(&o.Binary, "binary", o.name, "program to validate a configuration with before it is loaded, if it is here, or none")
+	duration(&o.Timeout, "timeout", 10*time.Second, "how long "+o.title+" may take to answer or to reload")
+	duration(&o.StopTimeout, "stop-timeout", 8*time.Second, "how long an "+o.title+" that berth runs may finish its connections when berth is stopped")
+}
+
+// optionError puts the name of an option in front of an error.
+func (o *proxyOptions) optionError(option string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s-%s: %w", o.name, option, err)
+}
+
+// driverOptions are what a driver of any kind needs beside the options of its kind.
+type driverOptions struct {
+	binary     string // "" is none
+	reloadOnly bool
+	reload     func(context.Context) error // nil if the driver does it by itself
+	prepared   func()                      // nil without a child
+	log        *slog.Logger
+}
+
+// kindOf returns the kind of proxy that is asked for, or that the command behind -- is.
+func kindOf(asked string, command []string) (string, error) {
 	switch asked {
 	case kindHAProxy, kindNginx:
 		return asked, nil
 	case "":
-		if _, found := programIn(command, kindNginx); found {
+		if programIn(command, kindNginx) != "" {
 			return kindNginx, nil
 		}
 		return kindHAProxy, nil
@@ -56,147 +94,50 @@ func proxyKind(asked string, command []string) (string, error) {
 	return "", fmt.Errorf("proxy must be %s or %s, not %q", kindHAProxy, kindNginx, asked)
 }
 
-// proxy is the one that the configuration is about.
-func (c Config) proxy() *proxy {
-	if c.Proxy == kindNginx {
-		return c.nginx()
-	}
-	return c.haproxy()
-}
-
-func (c Config) haproxy() *proxy {
-	return &proxy{
-		name: kindHAProxy, title: "HAProxy",
-		file: c.HAProxyConfig, socket: c.HAProxySocket, binary: c.HAProxyBinary,
-		timeout: c.HAProxyTimeout, stopTimeout: c.HAProxyStopTimeout,
-		reloadCommand: c.HAProxyReloadCommand, reloadContainer: c.HAProxyReloadContainer, reloadSignal: c.HAProxyReloadSignal,
-		builtin:    templates.HAProxy,
-		command:    haproxyCommand,
-		checks:     []string{"-c"},
-		stopSignal: syscall.SIGUSR1,
-		running:    peer.Running,
-		unmarked:   haproxy.Unmarked,
-		validate:   haproxy.Check,
-		create: func(p *process, binary string, reload func(context.Context) error) proxyctl.Proxy {
-			return haproxy.New(haproxy.Options{
-				File:          c.HAProxyConfig,
-				Socket:        c.HAProxySocket,
-				Binary:        binary,
-				Timeout:       c.HAProxyTimeout,
-				DrainTimeout:  c.HAProxyDrainTimeout,
-				TunnelTimeout: c.HAProxyTunnelTimeout,
-				ReloadOnly:    !c.Runtime,
-				Reload:        reload,
-				Prepared:      p.prepared,
-				Log:           p.log,
-			})
-		},
-	}
-}
-
-func (c Config) nginx() *proxy {
-	return &proxy{
-		name: kindNginx, title: "nginx",
-		file: c.NginxConfig, socket: c.NginxSocket, binary: c.NginxBinary,
-		timeout: c.NginxTimeout, stopTimeout: c.NginxStopTimeout,
-		reloadCommand: c.NginxReloadCommand, reloadContainer: c.NginxReloadContainer, reloadSignal: "HUP",
-		builtin:     templates.Nginx,
-		needsSocket: true,
-		command:     nginxCommand,
-		checks:      []string{"-t", "-q"},
-		stopSignal:  syscall.SIGQUIT,
-		running:     nginx.Running,
-		unmarked:    func(text string) string { return nginx.Unmarked(text, c.NginxSocket) },
-		validate: func(ctx context.Context, binary, text string, files map[string]string) error {
-			return nginx.Check(ctx, binary, c.NginxConfig, c.NginxSocket, text, files)
-		},
-		create: func(p *process, binary string, reload func(context.Context) error) proxyctl.Proxy {
-			return nginx.New(nginx.Options{
-				File:       c.NginxConfig,
-				Socket:     c.NginxSocket,
-				Binary:     binary,
-				Timeout:    c.NginxTimeout,
-				ReloadOnly: !c.Runtime,
-				Reload:     reload,
-				Prepared:   p.prepared,
-				Log:        p.log,
-
-				ClosingTime: c.NginxClosingTime,
-			})
-		},
-	}
-}
-
-// controlSocket is the path of nginx's in its configuration, where another one would be one from nginx's prefix.
-func (c Config) controlSocket() string {
-	path, err := filepath.Abs(c.NginxSocket)
-	if err != nil || c.NginxSocket == "" {
-		return ""
-	}
-	return path
-}
-
-// closingFile is what announces a reload of nginx, "" if nothing does.
-func (c Config) closingFile() string {
-	file := nginx.ClosingFile(c.NginxConfig)
-	if nginx.CheckPath(file) != nil {
-		return ""
-	}
-	return file
-}
-
-// check says what is wrong with its options.
-func (x *proxy) check() error {
-	if !x.needsSocket || x.file == "" {
-		return nil
-	}
-	if x.socket == "" {
-		return fmt.Errorf("%s-socket is none: berth needs a path for the control socket by which it sees what %s runs", x.name, x.title)
-	}
-	if err := nginx.CheckPath(x.socket); err != nil {
-		return fmt.Errorf("%s-socket: %w", x.name, err)
-	}
-	return nil
-}
-
-// template is that of its configuration.
-func (x *proxy) template(file string) (templater.Template, error) {
-	path, err := filepath.Abs(x.file)
-	t := templater.Template{Name: x.name, Destination: path, FilePrefix: path + "."}
+// proxyTemplate returns the template of the proxy's configuration: the one in a file, or without one the built-in.
+func proxyTemplate(kind proxyKind, file string) (templater.Template, error) {
+	o := kind.common()
+	path, err := filepath.Abs(o.File)
+	t := templater.Template{Name: o.name, Destination: path, FilePrefix: path + "."}
 	if file != "" {
 		t.File = file
 	} else {
-		t.Source, t.Text = "the built-in template", x.builtin()
+		t.Source, t.Text = "the built-in template", kind.template()
 	}
 	return t, err
 }
 
-// validator is the path of its program, "" if there is none here and none was asked for.
+// validator returns the path of the proxy's program, "" if it is not here and was not asked for.
 func (p *process) validator() (string, error) {
-	if p.proxy.binary == "" {
+	o := p.proxy.common()
+	if o.Binary == "" {
 		return "", nil
 	}
-	path, err := exec.LookPath(p.proxy.binary)
-	if err != nil && p.proxy.binary != p.proxy.name {
-		return "", fmt.Errorf("%s-binary: %w", p.proxy.name, err)
+	path, err := exec.LookPath(o.Binary)
+	if err != nil && o.Binary != o.name {
+		return "", o.optionError("binary", err)
 	}
 	if err != nil {
-		p.log.Debug("no "+p.proxy.name+" program here: the running "+p.proxy.title+" judges a configuration when it loads it", "err", err)
+		p.log.Debug("no "+o.name+" program here: the running "+o.title+" judges a configuration when it loads it", "err", err)
 	}
 	return path, nil
 }
 
-func (p *process) controller() (*proxyctl.Controller, error) {
+// newController returns the controller of the proxy. prepared is called when the proxy is down and finds a good
+// configuration; it may be nil.
+func (p *process) newController(prepared func()) (*proxyctl.Controller, error) {
 	binary, err := p.validator()
 	if err != nil {
 		return nil, err
 	}
-	reload, err := p.proxy.reloader()
+	reload, err := p.proxy.common().reloader()
 	if err != nil {
 		return nil, err
 	}
 	return proxyctl.New(proxyctl.Options{
-		Proxy:    p.proxy.create(p, binary, reload),
+		Proxy: p.proxy.newProxy(driverOptions{
+			binary: binary, reloadOnly: !p.config.Runtime, reload: reload, prepared: prepared, log: p.log,
+		}),
 		Interval: p.config.ReloadInterval,
 		Log:      p.log,
 		Metrics:  p.metrics,

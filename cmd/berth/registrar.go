@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -26,25 +25,26 @@ on each Docker host.`,
 			if err != nil {
 				return err
 			}
+			if !once && !dryRun {
+				return p.run(cmd.Context(), parts{registrar: true})
+			}
 			r, err := p.newRegistrar()
-			switch {
-			case err != nil:
+			if err != nil {
 				return err
-			case dryRun:
+			}
+			if dryRun {
 				plan, err := r.Plan(cmd.Context())
 				if err != nil {
 					return err
 				}
 				return printPlan(cmd.OutOrStdout(), plan)
-			case once:
-				return r.Once(cmd.Context())
 			}
-			p.parts = append(p.parts, r)
-			return p.run(cmd.Context())
+			return r.Once(cmd.Context())
 		},
 	}
-	commonFlags(cmd.Flags(), "127.0.0.1:9651")
-	registrarFlags(cmd.Flags())
+	c := newConfig()
+	c.commonFlags(cmd.Flags(), "127.0.0.1:9651")
+	c.registrarFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&once, "once", false, "bring Consul up to date once, and end")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only print what each container registers, and why or why not")
 	return cmd
@@ -93,75 +93,4 @@ func printPlan(w io.Writer, plan []registrar.Planned) error {
 		}
 	}
 	return t.Flush()
-}
-
-// addRegistrar adds the registrar to what the process runs.
-func (p *process) addRegistrar() error {
-	r, err := p.newRegistrar()
-	if err != nil {
-		return err
-	}
-	p.parts = append(p.parts, r)
-	return nil
-}
-
-// drainCommand makes `berth drain` and, with on false, `berth undrain`.
-func drainCommand(on bool) *cobra.Command {
-	var reason string
-	cmd := &cobra.Command{
-		Use:   "drain CONTAINER|INSTANCE...",
-		Short: "Take instances out of service: no new requests, what is in flight ends",
-		Long: `Put instances into Consul's maintenance mode, by container name or ID or by service ID. They get no new
-requests, and stay so until berth undrain or the end of their container.`,
-		Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := newProcess(cmd)
-			if err != nil {
-				return err
-			}
-			consul, err := consulClient(p.config)
-			if err != nil {
-				return err
-			}
-			client, err := dockerClient()
-			if err != nil {
-				return err
-			}
-			for _, arg := range args {
-				if err := setDrain(cmd.Context(), cmd.OutOrStdout(), registrar.Finder{Agent: consul.Agent(), Docker: client}, arg, on, reason); err != nil {
-					return err
-				}
-			}
-			return nil
-		},
-	}
-	if on {
-		cmd.Flags().StringVar(&reason, "reason", "drained by hand", "shown in Consul")
-	} else {
-		cmd.Use = "undrain CONTAINER|INSTANCE..."
-		cmd.Short = "Put instances back into service"
-		cmd.Long = "End Consul's maintenance mode for instances, by container name or ID or by service ID."
-	}
-	commonFlags(cmd.Flags(), "none")
-	return cmd
-}
-
-func setDrain(ctx context.Context, w io.Writer, f registrar.Finder, arg string, on bool, reason string) error {
-	ids, err := f.Find(ctx, arg)
-	if err != nil {
-		return err
-	}
-	for _, id := range ids {
-		if err := f.Maintain(ctx, id, on, reason); err != nil {
-			return err
-		}
-		state := "back in service"
-		if on {
-			state = "out of service"
-		}
-		if _, err := fmt.Fprintf(w, "%s: %s\n", id, state); err != nil {
-			return err
-		}
-	}
-	return nil
 }

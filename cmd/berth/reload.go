@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -12,29 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reloader is how the proxy is told to load its file where berth does not do that by itself; nil if it does.
-func (x *proxy) reloader() (func(context.Context) error, error) {
+// reloader returns how the proxy is told to load its file; nil if its driver does that by itself.
+func (o *proxyOptions) reloader() (func(context.Context) error, error) {
 	switch {
-	case x.reloadCommand != "" && x.reloadContainer != "":
-		return nil, fmt.Errorf("%[1]s-reload-command and %[1]s-reload-container are two ways to reload: choose one", x.name)
-	case x.reloadCommand != "":
-		reload, err := reloadByCommand(x.reloadCommand, x.timeout)
-		return reload, x.wrong("reload-command", err)
-	case x.reloadContainer != "":
-		reload, err := reloadBySignal(x.reloadContainer, x.reloadSignal)
-		return reload, x.wrong("reload-container", err)
-	case x.socket == "":
-		return nil, fmt.Errorf("without a %[1]s-socket berth needs %[1]s-reload-command or %[1]s-reload-container", x.name)
+	case o.ReloadCommand != "" && o.ReloadContainer != "":
+		return nil, fmt.Errorf("%[1]s-reload-command and %[1]s-reload-container are two ways to reload: choose one", o.name)
+	case o.ReloadCommand != "":
+		reload, err := reloadByCommand(o.ReloadCommand, o.Timeout)
+		return reload, o.optionError("reload-command", err)
+	case o.ReloadContainer != "":
+		reload, err := reloadBySignal(o.ReloadContainer, o.ReloadSignal, o.Timeout)
+		return reload, o.optionError("reload-container", err)
+	case o.Socket == "":
+		return nil, fmt.Errorf("without a %[1]s-socket berth needs %[1]s-reload-command or %[1]s-reload-container", o.name)
 	}
 	return nil, nil
-}
-
-// wrong is an error with the name of the option before it.
-func (x *proxy) wrong(option string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s-%s: %w", x.name, option, err)
 }
 
 func reloadByCommand(command string, timeout time.Duration) (func(context.Context) error, error) {
@@ -58,7 +51,7 @@ func reloadByCommand(command string, timeout time.Duration) (func(context.Contex
 	}, nil
 }
 
-func reloadBySignal(container, name string) (func(context.Context) error, error) {
+func reloadBySignal(container, name string, timeout time.Duration) (func(context.Context) error, error) {
 	signal := signalNumber(name)
 	if signal == 0 {
 		return nil, fmt.Errorf("the signal must be one like USR2, not %q", name)
@@ -68,8 +61,13 @@ func reloadBySignal(container, name string) (func(context.Context) error, error)
 		return nil, err
 	}
 	return func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
 		err := client.KillContainer(docker.KillContainerOptions{ID: container, Signal: docker.Signal(signal), Context: ctx})
-		if err != nil {
+		switch {
+		case errors.Is(ctx.Err(), context.DeadlineExceeded):
+			return fmt.Errorf("send %s to container %s: Docker did not answer within %s", name, container, timeout)
+		case err != nil:
 			return fmt.Errorf("send %s to container %s: %w", name, container, err)
 		}
 		return nil

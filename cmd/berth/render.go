@@ -17,12 +17,12 @@ import (
 	"berth/templater"
 )
 
-// differs is the error of berth render --diff that is none: its exit code says that something differs.
+// differs is what berth render --diff ends with when something differs: no failure, but an exit code of its own.
 type differs struct{}
 
 func (differs) Error() string { return "the rendered text differs from what is there" }
 
-// exitDiffers is as diff has it, but for an error, which is 1 everywhere in berth.
+// exitDiffers is the exit code when something differs: not 1 as in diff, which is an error everywhere in berth.
 const exitDiffers = 2
 
 func renderCommand() *cobra.Command {
@@ -70,8 +70,9 @@ the proxy refuses with --validate.`,
 			}
 		},
 	}
-	commonFlags(cmd.Flags(), "none")
-	templaterFlags(cmd.Flags())
+	c := newConfig()
+	c.commonFlags(cmd.Flags(), "none")
+	c.templaterFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&diff, "diff", false, "print what differs from the files that are there")
 	cmd.Flags().BoolVar(&validate, "validate", false, "have the proxy's program check the configuration; without --diff and --explain print nothing")
 	cmd.Flags().BoolVar(&explain, "explain", false, "print with each line what data it depends on")
@@ -83,12 +84,20 @@ the proxy refuses with --validate.`,
 type rendering struct {
 	templater.Rendered
 	templater *templater.Templater
-	proxy     *proxy
-	path      map[string]string // of the destinations, by the names of the templates
+	proxy     proxyKind
+	path      map[string]string // where the texts go, by the names of their templates
 }
 
 func (p *process) render(ctx context.Context) (rendering, error) {
-	opts, _, err := p.templaterOptions()
+	files, err := p.plainFiles()
+	if err != nil {
+		return rendering{}, err
+	}
+	proxy, err := p.looksAfterProxy(false)
+	if err != nil {
+		return rendering{}, err
+	}
+	opts, err := p.templaterOptions(files, proxy)
 	if err != nil {
 		return rendering{}, err
 	}
@@ -103,11 +112,11 @@ func (p *process) render(ctx context.Context) (rendering, error) {
 	return r, err
 }
 
-// names are those of the templates, the proxy's first.
+// names returns the names of the templates, the proxy's first.
 func (r rendering) names() []string {
 	names := slices.Sorted(maps.Keys(r.Texts))
 	slices.SortStableFunc(names, func(a, b string) int {
-		switch r.proxy.name {
+		switch r.proxy.common().name {
 		case a:
 			return -1
 		case b:
@@ -118,7 +127,7 @@ func (r rendering) names() []string {
 	return names
 }
 
-// head is the line before a text, if there are several.
+// head prints the line before a text, if there are several.
 func (r rendering) head(out io.Writer, name string) error {
 	if len(r.Texts) == 1 {
 		return nil
@@ -147,7 +156,7 @@ func (r rendering) diff(out io.Writer) error {
 			return err
 		}
 		before, after := string(there), r.Texts[name]
-		if name == r.proxy.name {
+		if name == r.proxy.common().name {
 			before = r.proxy.unmarked(before)
 			if !strings.HasSuffix(after, "\n") { // berth ends it for the proxy
 				after += "\n"
@@ -194,18 +203,19 @@ func (r rendering) explain(out io.Writer) error {
 	return nil
 }
 
-// validate has the proxy's program check its configuration.
+// validate has the proxy's program check the proxy's configuration.
 func (r rendering) validate(ctx context.Context, p *process) error {
-	text, ok := r.Texts[p.proxy.name]
+	name := r.proxy.common().name
+	text, ok := r.Texts[name]
 	if !ok {
-		return fmt.Errorf("--validate: %s-config is none, there is no configuration to check", p.proxy.name)
+		return fmt.Errorf("--validate: %s-config is none, there is no configuration to check", name)
 	}
 	binary, err := p.validator()
 	if err != nil {
 		return err
 	}
 	if binary == "" {
-		return fmt.Errorf("--validate needs the %[1]s program: say where it is with --%[1]s-binary, or run berth where it is", p.proxy.name)
+		return fmt.Errorf("--validate needs the %[1]s program: say where it is with --%[1]s-binary, or run berth where it is", name)
 	}
-	return p.proxy.validate(ctx, binary, text, r.Files[p.proxy.name])
+	return r.proxy.validate(ctx, binary, text, r.Files[name])
 }

@@ -15,21 +15,13 @@ is started when there is a configuration, again when it ends, and finishes its c
 			if err != nil {
 				return err
 			}
-			if err := p.addRegistrar(); err != nil {
-				return err
-			}
-			if err := p.addChild(args); err != nil {
-				return err
-			}
-			if err := p.addTemplater(); err != nil {
-				return err
-			}
-			return p.run(cmd.Context())
+			return p.run(cmd.Context(), parts{registrar: true, templater: true, proxyCommand: args})
 		},
 	}
-	takesChild(cmd)
-	commonFlags(cmd.Flags(), "127.0.0.1:9651")
-	registrarFlags(cmd.Flags())
-	templaterFlags(cmd.Flags())
+	acceptsCommand(cmd)
+	c := newConfig()
+	c.commonFlags(cmd.Flags(), "127.0.0.1:9651")
+	c.registrarFlags(cmd.Flags())
+	c.templaterFlags(cmd.Flags())
 	return cmd
 }

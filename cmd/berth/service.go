@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"berth/proxyctl/supervise"
 	"berth/registrar"
@@ -38,26 +37,15 @@ To be routed to by the built-in template it needs a route: --meta route_path=/ o
 		},
 		RunE: runService,
 	}
-	commonFlags(cmd.Flags(), "none")
+	shared := newConfig()
+	shared.commonFlags(cmd.Flags(), "none")
 	_ = cmd.Flags().MarkHidden("listen") // for a host's registrar it may be in the file or environment that they share
-	serviceFlags(cmd.Flags())
+	shared.serviceFlags(cmd.Flags())
 	cmd.Flags().String("tags", "", "tags, separated by commas")
 	cmd.Flags().Duration("ttl", 15*time.Second, "how soon Consul takes the instance for critical when berth was killed")
 	cmd.Flags().Duration("ready-timeout", 30*time.Second, "how long the command may take to be ready before it is registered as critical")
 	cmd.Flags().Duration("drain-time", 2*time.Second, "from out of service to the command's SIGTERM")
 	return cmd
-}
-
-// serviceFlags are those that only berth service has.
-func serviceFlags(f *pflag.FlagSet) {
-	f.String("name", "", "name of the service")
-	f.Int("port", 0, "port that the command listens on, over TCP")
-	f.String("id", "", "ID of this instance, which must be its own (default <host>:<name>:<port>)")
-	f.String("address", "", "IP address that it listens on and is registered with (default: none, so that Consul uses its node's)")
-	f.StringArray("meta", nil, "service metadata as key=value, any number of times")
-	f.Int("weight", 0, "weight of this instance, 1 to 256 (default 1)")
-	f.String("ready", "tcp", "register when: tcp its port accepts, http:/path or https:/path that answers 2xx, none at once")
-	f.Duration("stop-timeout", 10*time.Second, "from the command's SIGTERM to its SIGKILL")
 }
 
 func runService(cmd *cobra.Command, args []string) error {

@@ -7,7 +7,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"berth/proxyctl"
 	"berth/templater"
 	"berth/templates"
 )
@@ -29,94 +28,41 @@ time through a balancer in Lua (--nginx-lua).`,
 			if err != nil {
 				return err
 			}
-			if err := p.addChild(args); err != nil {
-				return err
-			}
-			if err := p.addTemplater(); err != nil {
-				return err
-			}
-			return p.run(cmd.Context())
+			return p.run(cmd.Context(), parts{templater: true, proxyCommand: args})
 		},
 	}
-	takesChild(cmd)
-	commonFlags(cmd.Flags(), "127.0.0.1:9652")
-	templaterFlags(cmd.Flags())
+	acceptsCommand(cmd)
+	c := newConfig()
+	c.commonFlags(cmd.Flags(), "127.0.0.1:9652")
+	c.templaterFlags(cmd.Flags())
 	return cmd
 }
 
-// addTemplater adds what renders, and who takes the texts: the proxy's controller, if there is one to look after, and the
-// plain files.
-func (p *process) addTemplater() error {
-	opts, set, err := p.templaterOptions()
-	if err != nil {
-		return err
-	}
-	if p.proxy.file != "" {
-		ctl, err := p.controller()
-		if err != nil {
-			return err
-		}
-		p.check = ctl.Check
-		p.parts = append(p.parts, ctl)
-		set[p.proxy.name] = func(text string, files map[string]string, since time.Time) {
-			ctl.Set(proxyctl.Config{Text: text, Files: files}, since)
-		}
-	}
-	published := map[string]string{}
-	opts.Publish = func(r templater.Rendered) {
-		for name, text := range r.Texts {
-			if old, had := published[name]; !had || old != text {
-				set[name](text, r.Files[name], r.Since)
-			}
-		}
-		published = r.Texts
-	}
-	t, err := templater.New(opts)
-	if err != nil {
-		return err
-	}
-	p.reread = t.Reread
-	p.parts = append(p.parts, t)
-	return nil
-}
-
-// setter takes a new text, and what the files hold that it names.
-type setter = func(text string, files map[string]string, since time.Time)
-
-// templaterOptions are all but Publish, with the plain files' setters, by the names of their templates.
-func (p *process) templaterOptions() (templater.Options, map[string]setter, error) {
-	var none templater.Options
+// templaterOptions returns all options but Publish, for the templates of the files and, if there is one, of the proxy.
+func (p *process) templaterOptions(files []plainFile, proxy bool) (templater.Options, error) {
 	consul, err := consulConfig(p.config)
 	if err != nil {
-		return none, nil, err
+		return templater.Options{}, err
 	}
 	ports, err := templates.ParsePorts(p.config.TCPPorts)
 	if err != nil {
-		return none, nil, fmt.Errorf("tcp-ports: %w", err)
+		return templater.Options{}, fmt.Errorf("tcp-ports: %w", err)
 	}
 	if _, port, err := net.SplitHostPort(p.config.Listen); err == nil {
 		if n, err := net.LookupPort("tcp", port); err == nil {
 			ports = ports.Without(n)
 		}
 	}
-	list, files, err := p.addFiles()
-	if err != nil {
-		return none, nil, err
+	var list []templater.Template
+	for _, f := range files {
+		list = append(list, f.template)
 	}
-	set := map[string]setter{}
-	for name, setFile := range files {
-		set[name] = func(text string, _ map[string]string, since time.Time) { setFile(text, since) }
-	}
-	only, err := p.filesOnly()
-	if err != nil {
-		return none, nil, err
-	}
-	if !only {
-		tmpl, err := p.proxy.template(p.config.Template)
+	if proxy {
+		t, err := proxyTemplate(p.proxy, p.config.Template)
 		if err != nil {
-			return none, nil, err
+			return templater.Options{}, err
 		}
-		list = append(list, tmpl)
+		list = append(list, t)
 	}
 	return templater.Options{
 		Consul:      consul,
@@ -127,13 +73,13 @@ func (p *process) templaterOptions() (templater.Options, map[string]setter, erro
 		Funcs: templates.Funcs(templates.Options{
 			TLSDirectory: p.config.TLSDirectory,
 			TCPPorts:     ports,
-			NginxSocket:  p.config.controlSocket(),
-			NginxClosing: p.config.closingFile(),
-			Lua:          p.config.NginxLua,
+			NginxSocket:  p.config.Nginx.controlSocket(),
+			NginxClosing: p.config.Nginx.closingFile(),
+			Lua:          p.config.Nginx.Lua,
 		}),
 		Grace:       max(p.config.ConsulGrace, time.Nanosecond), // 0 is a default there
 		VanishLimit: p.config.VanishLimit,
 		Log:         p.log,
 		Metrics:     p.metrics,
-	}, set, nil
+	}, nil
 }

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"berth/proxyctl/supervise"
+)
+
+const childUsage = "a proxy for berth to run goes behind --, as in: berth run -- haproxy -W -db"
+
+// headStart is how long a new configuration may take to come before the proxy starts with the one that is there.
+const headStart = 3 * time.Second
+
+// acceptsCommand lets a command be given another one behind --, and says so where that seems to be meant.
+func acceptsCommand(cmd *cobra.Command) {
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		dash := cmd.ArgsLenAtDash()
+		if dash == 0 && len(args) > 0 {
+			return nil
+		}
+		if err := cobra.NoArgs(cmd, args); err != nil {
+			return fmt.Errorf("%w: %s", err, childUsage)
+		}
+		if dash == 0 {
+			return fmt.Errorf("there is nothing behind --: %s", childUsage)
+		}
+		return nil
+	}
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if cmd.Flags().NArg() > 0 { // berth run haproxy -W
+			return fmt.Errorf("%w: %s", err, childUsage)
+		}
+		return err
+	})
+}
+
+// childCommand completes the command line of the proxy that berth runs. The same program validates configurations, unless
+// another one was asked for.
+func (p *process) childCommand(args []string) ([]string, error) {
+	command, err := p.proxy.command(args)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := exec.LookPath(command[0]); err != nil {
+		return nil, fmt.Errorf("the command behind --: %w", err)
+	}
+	if o := p.proxy.common(); o.Binary == o.name {
+		o.Binary = cmp.Or(programIn(command, o.name), command[0])
+	}
+	return command, nil
+}
+
+// newChild returns the proxy as a child of berth. started is called when it serves, stopping when it is about to be told
+// to end.
+func (p *process) newChild(command, env []string, started, stopping func()) *supervise.Child {
+	o := p.proxy.common()
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2, o.stopSignal)
+	return supervise.New(supervise.Options{
+		Command:     command,
+		Env:         env,
+		Stdout:      os.Stdout,
+		Stderr:      os.Stderr,
+		StopSignal:  o.stopSignal,
+		StopTimeout: o.StopTimeout,
+		Signals:     signals,
+		Serving:     p.proxy.running,
+		Started:     started,
+		Stopping:    stopping,
+		Log:         p.log,
+		Metrics:     p.metrics,
+	})
+}
+
+// programIn returns the program of this name in a command line, "" if it is not there. It may be behind another one:
+// setpriv --reuid 99 haproxy -W.
+func programIn(command []string, name string) string {
+	i := slices.IndexFunc(command, func(arg string) bool { return filepath.Base(arg) == name })
+	if i < 0 {
+		return ""
+	}
+	return command[i]
+}
+
+// firstConfiguration lets the child start as soon as it finds a good configuration: a new one, or the one that is there
+// already when no new one comes. While Consul is away, what was good before is better than nothing.
+type firstConfiguration struct {
+	child    *supervise.Child
+	prepared <-chan struct{} // a new one is in place
+	file     string
+	check    []string // the command line that validates the file
+	env      []string // for it
+	log      *slog.Logger
+}
+
+func (c firstConfiguration) Run(ctx context.Context) error {
+	late := time.After(headStart)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-late:
+			if !c.oldIsGood(ctx) {
+				continue
+			}
+			c.log.Info("no new configuration yet: the proxy starts with the one that is there", "file", c.file)
+		case <-c.prepared:
+		}
+		c.child.ConfigurationReady()
+		return nil
+	}
+}
+
+// oldIsGood says whether the child is to start with the file that is there.
+func (c firstConfiguration) oldIsGood(ctx context.Context) bool {
+	if _, err := os.Stat(c.file); err != nil || c.child.Ready() == nil {
+		return false
+	}
+	cmd := exec.CommandContext(ctx, c.check[0], c.check[1:]...)
+	cmd.Env = c.env
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		c.log.Warn("no new configuration yet, and the one that is there is not good", "file", c.file,
+			"err", fmt.Errorf("%w: %.300s", err, oneLine(errors.New(string(out)))))
+	}
+	return err == nil
+}
+
+// Ready is nil while the child runs.
+func (c firstConfiguration) Ready() error { return c.child.Ready() }
+
+// runWithChild runs the child beside the other parts, which have been started and for which others waits. The child is
+// stopped when they have ended, for a reload would make it go on; stopOthers ends them when an operator has stopped the
+// child.
+func runWithChild(ctx context.Context, child *supervise.Child, others func() error, stopOthers func()) error {
+	childCtx, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	ended := make(chan error, 1)
+	go func() {
+		err := others()
+		if err != nil {
+			end()
+		}
+		context.AfterFunc(ctx, end)
+		ended <- err
+	}()
+	err := child.Run(childCtx)
+	stopOthers()
+	return errors.Join(<-ended, err)
+}

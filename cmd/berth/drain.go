@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"berth/registrar"
+)
+
+// drainCommand makes `berth drain` and, with on false, `berth undrain`.
+func drainCommand(on bool) *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "drain CONTAINER|INSTANCE...",
+		Short: "Take instances out of service: no new requests, what is in flight ends",
+		Long: `Put instances into Consul's maintenance mode, by container name or ID or by service ID. They get no new
+requests, and stay so until berth undrain or the end of their container.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := newProcess(cmd)
+			if err != nil {
+				return err
+			}
+			consul, err := consulClient(p.config)
+			if err != nil {
+				return err
+			}
+			client, err := dockerClient()
+			if err != nil {
+				return err
+			}
+			for _, arg := range args {
+				if err := setDrain(cmd.Context(), cmd.OutOrStdout(), registrar.Finder{Agent: consul.Agent(), Docker: client}, arg, on, reason); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	if on {
+		cmd.Flags().StringVar(&reason, "reason", "drained by hand", "shown in Consul")
+	} else {
+		cmd.Use = "undrain CONTAINER|INSTANCE..."
+		cmd.Short = "Put instances back into service"
+		cmd.Long = "End Consul's maintenance mode for instances, by container name or ID or by service ID."
+	}
+	c := newConfig()
+	c.commonFlags(cmd.Flags(), "none")
+	return cmd
+}
+
+func setDrain(ctx context.Context, w io.Writer, f registrar.Finder, arg string, on bool, reason string) error {
+	ids, err := f.Find(ctx, arg)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if err := f.Maintain(ctx, id, on, reason); err != nil {
+			return err
+		}
+		state := "back in service"
+		if on {
+			state = "out of service"
+		}
+		if _, err := fmt.Fprintf(w, "%s: %s\n", id, state); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"context"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"berth/proxyctl"
+	"berth/proxyctl/haproxy"
+	"berth/proxyctl/peer"
+	"berth/templates"
+)
+
+// haproxyKind is HAProxy with its options.
+type haproxyKind struct {
+	proxyOptions
+	DrainTimeout, TunnelTimeout time.Duration
+}
+
+func newHAProxy() *haproxyKind {
+	return &haproxyKind{proxyOptions: proxyOptions{
+		name: kindHAProxy, title: "HAProxy", stopSignal: syscall.SIGUSR1, checkArguments: []string{"-c"},
+		File: "/etc/haproxy/haproxy.cfg", Socket: "/run/haproxy/master.sock",
+	}}
+}
+
+func (k *haproxyKind) flags(f *pflag.FlagSet) {
+	k.proxyOptions.flags(f, "HAProxy's master socket (haproxy -W -S ...), or none", "its socket",
+		"a HAProxy that is told so by a signal through Docker, instead of its socket")
+	f.StringVar(&k.ReloadSignal, "haproxy-reload-signal", "USR2", "the signal")
+	f.DurationVar(&k.DrainTimeout, "haproxy-drain-timeout", 5*time.Minute, "how long requests may go on at a server that was removed")
+	f.DurationVar(&k.TunnelTimeout, "haproxy-tunnel-timeout", time.Hour, "the same for TCP connections and websockets")
+}
+
+func (k *haproxyKind) check() error { return nil }
+
+func (k *haproxyKind) command(args []string) ([]string, error) {
+	return haproxy.Command(args, k.File, k.Socket)
+}
+
+func (k *haproxyKind) running() (pid int, err error) { return peer.Running(k.Socket) }
+
+func (k *haproxyKind) template() string { return templates.HAProxy() }
+
+func (k *haproxyKind) unmarked(text string) string { return haproxy.Unmarked(text) }
+
+func (k *haproxyKind) validate(ctx context.Context, binary, text string, files map[string]string) error {
+	return haproxy.Check(ctx, binary, text, files)
+}
+
+func (k *haproxyKind) newProxy(o driverOptions) proxyctl.Proxy {
+	return haproxy.New(haproxy.Options{
+		File:          k.File,
+		Socket:        k.Socket,
+		Binary:        o.binary,
+		Timeout:       k.Timeout,
+		DrainTimeout:  k.DrainTimeout,
+		TunnelTimeout: k.TunnelTimeout,
+		ReloadOnly:    o.reloadOnly,
+		Reload:        o.reload,
+		Prepared:      o.prepared,
+		Log:           o.log,
+	})
+}

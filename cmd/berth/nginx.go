@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"berth/proxyctl"
+	"berth/proxyctl/nginx"
+	"berth/templates"
+)
+
+// nginxKind is nginx with its options.
+type nginxKind struct {
+	proxyOptions
+	ClosingTime time.Duration
+	Lua         bool
+}
+
+func newNginx() *nginxKind {
+	return &nginxKind{proxyOptions: proxyOptions{
+		name: kindNginx, title: "nginx", stopSignal: syscall.SIGQUIT, checkArguments: []string{"-t", "-q"},
+		File: "/etc/nginx/nginx.conf", Socket: "/run/nginx/berth.sock", ReloadSignal: "HUP",
+	}}
+}
+
+func (k *nginxKind) flags(f *pflag.FlagSet) {
+	k.proxyOptions.flags(f, "control socket for nginx to listen on, in a directory for nginx and berth alone",
+		"a signal to its master process", "an nginx that is told so by SIGHUP through Docker")
+	f.DurationVar(&k.ClosingTime, "nginx-closing-time", 0, "how long before a reload an nginx before 1.27.4 ends the connections that clients keep, besides 100ms after it")
+	f.BoolVar(&k.Lua, "nginx-lua", false, "change servers without a reload by a balancer in Lua, in the built-in template (needs lua-nginx-module)")
+}
+
+// check refuses to look after an nginx whose configuration cannot name the control socket: there is no other way to see
+// what it runs.
+func (k *nginxKind) check() error {
+	if k.File == "" {
+		return nil
+	}
+	if k.Socket == "" {
+		return errors.New("nginx-socket is none: berth needs a path for the control socket by which it sees what nginx runs")
+	}
+	return k.optionError("socket", nginx.CheckPath(k.Socket))
+}
+
+func (k *nginxKind) command(args []string) ([]string, error) { return nginx.Command(args, k.File) }
+
+func (k *nginxKind) running() (pid int, err error) { return nginx.Running(k.Socket) }
+
+func (k *nginxKind) template() string { return templates.Nginx() }
+
+func (k *nginxKind) unmarked(text string) string { return nginx.Unmarked(text, k.Socket) }
+
+func (k *nginxKind) validate(ctx context.Context, binary, text string, files map[string]string) error {
+	return nginx.Check(ctx, binary, k.File, k.Socket, text, files)
+}
+
+func (k *nginxKind) newProxy(o driverOptions) proxyctl.Proxy {
+	return nginx.New(nginx.Options{
+		File:        k.File,
+		Socket:      k.Socket,
+		Binary:      o.binary,
+		Timeout:     k.Timeout,
+		ReloadOnly:  o.reloadOnly,
+		Reload:      o.reload,
+		Prepared:    o.prepared,
+		Log:         o.log,
+		ClosingTime: k.ClosingTime,
+	})
+}
+
+// controlSocket returns the socket's path as the configuration has it: nginx would take a relative one from its prefix.
+func (k *nginxKind) controlSocket() string {
+	path, err := filepath.Abs(k.Socket)
+	if err != nil || k.Socket == "" {
+		return ""
+	}
+	return path
+}
+
+// closingFile returns the path of the file that announces a reload of nginx, "" if the configuration cannot name it.
+func (k *nginxKind) closingFile() string {
+	file := nginx.ClosingFile(k.File)
+	if nginx.CheckPath(file) != nil {
+		return ""
+	}
+	return file
+}
