@@ -47,9 +47,12 @@ func acceptsCommand(cmd *cobra.Command) {
 	})
 }
 
-// childCommand completes the command line of the proxy that berth runs. The same program validates configurations, unless
-// another one was asked for.
+// childCommand completes the command line of the proxy that berth runs, if it does. The same program validates
+// configurations, unless another one was asked for.
 func (p *process) childCommand(args []string) ([]string, error) {
+	if len(args) == 0 {
+		return nil, nil
+	}
 	command, err := p.proxy.command(args)
 	if err != nil {
 		return nil, err
@@ -63,26 +66,41 @@ func (p *process) childCommand(args []string) ([]string, error) {
 	return command, nil
 }
 
-// newChild returns the proxy as a child of berth. started is called when it serves, stopping when it is about to be told
-// to end.
-func (p *process) newChild(command, env []string, started, stopping func()) *supervise.Child {
+// newChild returns what starts and supervises the proxy as a child of berth; nil without a command. prepared tells that a
+// good configuration is in place, started is called when the child serves, and stopping when it is about to be told to end.
+func (p *process) newChild(command []string, prepared <-chan struct{}, started, stopping func()) *firstConfiguration {
+	if len(command) == 0 {
+		return nil
+	}
 	o := p.proxy.common()
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2, o.stopSignal)
-	return supervise.New(supervise.Options{
-		Command:     command,
-		Env:         env,
-		Stdout:      os.Stdout,
-		Stderr:      os.Stderr,
-		StopSignal:  o.stopSignal,
-		StopTimeout: o.StopTimeout,
-		Signals:     signals,
-		Serving:     p.proxy.running,
-		Started:     started,
-		Stopping:    stopping,
-		Log:         p.log,
-		Metrics:     p.metrics,
-	})
+	env, withheld := proxyEnvironment(os.Environ())
+	if len(withheld) > 0 {
+		p.log.Info("variables that look like secrets are kept out of the proxy's environment, but for those named HAPROXY_… or NGINX_…",
+			"variables", withheld)
+	}
+	return &firstConfiguration{
+		child: supervise.New(supervise.Options{
+			Command:     command,
+			Env:         env,
+			Stdout:      os.Stdout,
+			Stderr:      os.Stderr,
+			StopSignal:  o.stopSignal,
+			StopTimeout: o.StopTimeout,
+			Signals:     signals,
+			Serving:     p.proxy.running,
+			Started:     started,
+			Stopping:    stopping,
+			Log:         p.log,
+			Metrics:     p.metrics,
+		}),
+		prepared: prepared,
+		file:     o.File,
+		check:    append(slices.Clip(command), o.checkArguments...),
+		env:      env,
+		log:      p.log,
+	}
 }
 
 // programIn returns the program of this name in a command line, "" if it is not there. It may be behind another one:
@@ -106,7 +124,7 @@ type firstConfiguration struct {
 	log      *slog.Logger
 }
 
-func (c firstConfiguration) Run(ctx context.Context) error {
+func (c *firstConfiguration) Run(ctx context.Context) error {
 	late := time.After(headStart)
 	for {
 		select {
@@ -125,7 +143,7 @@ func (c firstConfiguration) Run(ctx context.Context) error {
 }
 
 // oldIsGood says whether the child is to start with the file that is there.
-func (c firstConfiguration) oldIsGood(ctx context.Context) bool {
+func (c *firstConfiguration) oldIsGood(ctx context.Context) bool {
 	if _, err := os.Stat(c.file); err != nil || c.child.Ready() == nil {
 		return false
 	}
@@ -140,7 +158,7 @@ func (c firstConfiguration) oldIsGood(ctx context.Context) bool {
 }
 
 // Ready is nil while the child runs.
-func (c firstConfiguration) Ready() error { return c.child.Ready() }
+func (c *firstConfiguration) Ready() error { return c.child.Ready() }
 
 // runWithChild runs the child beside the other parts, which have been started and for which others waits. The child is
 // stopped when they have ended, for a reload would make it go on; stopOthers ends them when an operator has stopped the

@@ -172,13 +172,15 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 			return Config{}, err
 		}
 	}
-	all.VisitAll(func(f *pflag.Flag) { errs = append(errs, setOption(f, v.Get(f.Name))) })
+	all.VisitAll(func(f *pflag.Flag) { errs = append(errs, setOption(f, v)) })
 	if err := errors.Join(errs...); err != nil {
 		return Config{}, err
 	}
-	var err error
-	if c.Policy, err = policy(v.Get("policy")); err != nil {
-		return Config{}, err
+	only := viper.New()
+	only.Set("policy", v.Get("policy"))
+	err := only.UnmarshalExact(&c)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration: %s", oneLine(err))
 	}
 	if c.Files, err = fileEntries(v.Get("files"), c.File); err != nil {
 		return Config{}, err
@@ -226,67 +228,33 @@ func readFile(v *viper.Viper, file string, all *pflag.FlagSet) error {
 	return nil
 }
 
-// setOption gives an option the value that was found for it in the flags, the environment or the file, if any.
-func setOption(f *pflag.Flag, value any) error {
-	if value == nil {
-		return nil
-	}
+// setOption gives an option the value that v has for it, if any. Texts of several values are separated by commas, but for
+// the option file, whose commands may have commas.
+func setOption(f *pflag.Flag, v *viper.Viper) error {
+	value := v.Get(f.Name)
 	text := fmt.Sprint(value)
+	list, isList := f.Value.(pflag.SliceValue)
+	_, several := value.([]any)
 	kind := f.Value.Type()
-	if list, ok := f.Value.(pflag.SliceValue); ok {
-		return list.Replace(listOf(value, f.Name))
-	}
-	if _, ok := value.([]any); ok {
-		return fmt.Errorf("%s must be one value, not the list %v", f.Name, value)
-	}
-	if kind == "duration" { // pflag would say less
-		switch d, err := time.ParseDuration(text); {
-		case err != nil:
-			return fmt.Errorf("%s must be a duration like 200ms, 30s or 1m, not %q", f.Name, text)
-		case d < 0:
-			return fmt.Errorf("%s must not be negative, it is %s", f.Name, text)
+	switch d, _ := time.ParseDuration(text); {
+	case value == nil:
+		return nil
+	case isList:
+		if text, one := value.(string); one && f.Name == "file" {
+			return list.Replace(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' }))
+		} else if one {
+			return list.Replace(strings.Split(text, ","))
 		}
-	}
-	if err := f.Value.Set(text); err != nil {
-		what := map[string]string{"int": "a whole number", "bool": "true or false"}[kind]
-		return fmt.Errorf("%s must be %s, not %q", f.Name, what, text)
+		return list.Replace(v.GetStringSlice(f.Name))
+	case several:
+		return fmt.Errorf("%s must be one value, not the list %v", f.Name, value)
+	case kind == "duration" && d < 0:
+		return fmt.Errorf("%s must not be negative, it is %s", f.Name, text)
+	case f.Value.Set(text) != nil:
+		what := map[string]string{"duration": "a duration like 200ms, 30s or 1m", "int": "a whole number", "bool": "true or false"}
+		return fmt.Errorf("%s must be %s, not %q", f.Name, what[kind], text)
 	}
 	return nil
-}
-
-// listOf returns the values of an option that is a list. In one text they are separated by commas, but for the option
-// file, whose commands may have commas.
-func listOf(value any, option string) []string {
-	var list []string
-	switch value := value.(type) {
-	case []string:
-		return value
-	case []any:
-		for _, v := range value {
-			list = append(list, fmt.Sprint(v))
-		}
-	default:
-		separator := ','
-		if option == "file" {
-			separator = '\n'
-		}
-		return strings.FieldsFunc(fmt.Sprint(value), func(r rune) bool { return r == separator })
-	}
-	return list
-}
-
-// policy decodes the rules of the configuration file.
-func policy(raw any) ([]registrar.Rule, error) {
-	if raw == nil {
-		return nil, nil
-	}
-	var c struct{ Policy []registrar.Rule }
-	v := viper.New()
-	v.Set("policy", raw)
-	if err := v.UnmarshalExact(&c); err != nil {
-		return nil, fmt.Errorf("configuration: %s", oneLine(err))
-	}
-	return c.Policy, nil
 }
 
 func (c *Config) validate() error {

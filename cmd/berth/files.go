@@ -1,13 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"os"
-	"os/exec"
 	"os/user"
 	"path/filepath"
 	"slices"
@@ -201,18 +201,10 @@ func groupID(name string) (string, error) {
 
 // action returns what to do when the file has changed, and what the log calls it; nil for nothing.
 func (e fileEntry) action() (act func(context.Context) error, does string, err error) {
-	timeout, signal := e.Timeout, strings.ToUpper(e.Signal)
-	if timeout == 0 {
-		timeout = defaultFileTimeout
-	}
-	if signal == "" {
-		signal = defaultFileSignal
-	}
+	timeout := cmp.Or(e.Timeout, defaultFileTimeout)
+	signal := cmp.Or(strings.ToUpper(e.Signal), defaultFileSignal)
 	switch {
 	case e.Command != "":
-		if _, err := exec.LookPath("sh"); err != nil {
-			return nil, "", fmt.Errorf("command needs a shell, and there is none here: use container or pid-file: %w", err)
-		}
 		act, err = reloadByCommand(e.Command, timeout)
 		return act, e.Command, err
 	case e.Container != "":
@@ -249,44 +241,40 @@ func signalByPIDFile(path string, signal syscall.Signal) error {
 	return nil
 }
 
-// plainFile is a file that berth keeps at the newest text of its template.
-type plainFile struct {
-	template templater.Template
-	*file.File
-}
-
-// plainFiles returns the files of the configuration, to be run.
-func (p *process) plainFiles() ([]plainFile, error) {
-	var files []plainFile
+// plainFiles returns the files of the configuration.
+func (p *process) plainFiles() ([]output, error) {
+	var outputs []output
 	for _, e := range p.config.Files {
-		f, err := p.plainFile(e)
+		o, err := p.plainFile(e)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", e.name, err)
 		}
-		files = append(files, f)
+		outputs = append(outputs, o)
 	}
-	return files, nil
+	return outputs, nil
 }
 
-func (p *process) plainFile(e fileEntry) (plainFile, error) {
+func (p *process) plainFile(e fileEntry) (output, error) {
 	if _, err := os.ReadFile(e.Template); err != nil {
-		return plainFile{}, fmt.Errorf("cannot read the template: %w", err)
+		return output{}, fmt.Errorf("cannot read the template: %w", err)
 	}
 	path, err := filepath.Abs(e.File)
 	if err != nil {
-		return plainFile{}, err
+		return output{}, err
 	}
 	owner, err := e.owner()
 	if err != nil {
-		return plainFile{}, err
+		return output{}, err
 	}
 	act, does, err := e.action()
 	if err != nil {
-		return plainFile{}, err
+		return output{}, err
 	}
-	return plainFile{
+	f := file.New(file.Options{Path: path, Mode: e.mode(), Owner: owner, Action: act, ActionName: does, Log: p.log, Metrics: p.metrics})
+	return output{
+		runner:   f,
 		template: templater.Template{Name: path, Source: e.Template, File: e.Template, Destination: path},
-		File:     file.New(file.Options{Path: path, Mode: e.mode(), Owner: owner, Action: act, ActionName: does, Log: p.log, Metrics: p.metrics}),
+		set:      func(text string, _ map[string]string, since time.Time) { f.Set(text, since) },
 	}, nil
 }
 

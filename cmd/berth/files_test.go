@@ -113,12 +113,12 @@ func filesProcess(t *testing.T, entries ...fileEntry) (set func(path, text strin
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error)
-	sets := map[string]func(string, time.Time){}
+	sets := map[string]func(string, map[string]string, time.Time){}
 	for i, f := range files {
 		if f.template.Name != entries[i].File || f.template.File != entries[i].Template {
 			t.Errorf("%+v is the template of %+v", f.template, entries[i])
 		}
-		sets[f.template.Name] = f.Set
+		sets[f.template.Name] = f.set
 		go func() { done <- f.Run(ctx) }()
 	}
 	t.Cleanup(func() {
@@ -129,7 +129,7 @@ func filesProcess(t *testing.T, entries ...fileEntry) (set func(path, text strin
 			}
 		}
 	})
-	return func(path, text string) { sets[path](text, time.Now()) }, out
+	return func(path, text string) { sets[path](text, nil, time.Now()) }, out
 }
 
 func TestFileActions(t *testing.T) {

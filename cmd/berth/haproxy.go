@@ -22,7 +22,8 @@ type haproxyKind struct {
 func newHAProxy() *haproxyKind {
 	return &haproxyKind{proxyOptions: proxyOptions{
 		name: kindHAProxy, title: "HAProxy", stopSignal: syscall.SIGUSR1, checkArguments: []string{"-c"},
-		File: "/etc/haproxy/haproxy.cfg", Socket: "/run/haproxy/master.sock",
+		template: templates.HAProxy(),
+		File:     "/etc/haproxy/haproxy.cfg", Socket: "/run/haproxy/master.sock",
 	}}
 }
 
@@ -42,25 +43,23 @@ func (k *haproxyKind) command(args []string) ([]string, error) {
 
 func (k *haproxyKind) running() (pid int, err error) { return peer.Running(k.Socket) }
 
-func (k *haproxyKind) template() string { return templates.HAProxy() }
-
 func (k *haproxyKind) unmarked(text string) string { return haproxy.Unmarked(text) }
 
 func (k *haproxyKind) validate(ctx context.Context, binary, text string, files map[string]string) error {
 	return haproxy.Check(ctx, binary, text, files)
 }
 
-func (k *haproxyKind) newProxy(o driverOptions) proxyctl.Proxy {
+func (k *haproxyKind) newProxy(p *process, binary string, reload func(context.Context) error, prepared func()) proxyctl.Proxy {
 	return haproxy.New(haproxy.Options{
 		File:          k.File,
 		Socket:        k.Socket,
-		Binary:        o.binary,
+		Binary:        binary,
 		Timeout:       k.Timeout,
 		DrainTimeout:  k.DrainTimeout,
 		TunnelTimeout: k.TunnelTimeout,
-		ReloadOnly:    o.reloadOnly,
-		Reload:        o.reload,
-		Prepared:      o.prepared,
-		Log:           o.log,
+		ReloadOnly:    !p.config.Runtime,
+		Reload:        reload,
+		Prepared:      prepared,
+		Log:           p.log,
 	})
 }

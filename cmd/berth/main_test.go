@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -241,5 +242,36 @@ func TestConsulVariables(t *testing.T) {
 		if asked == nil {
 			t.Error("nobody asked")
 		}
+	})
+}
+
+// SIGHUP has the templates read again, and ends no part of berth, with templates or without.
+func TestHangup(t *testing.T) {
+	hangUp := func(out *syncBuffer, says string) {
+		t.Helper()
+		out.wait(t, "berth starts")
+		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		out.wait(t, says)
+	}
+	t.Run("registrar", func(t *testing.T) {
+		t.Setenv("DOCKER_HOST", "unix://"+filepath.Join(t.TempDir(), "docker.sock"))
+		hangUp(start(t, "registrar"), "there are no templates to read again")
+	})
+	t.Run("templater", func(t *testing.T) {
+		dir := t.TempDir()
+		tmpl := filepath.Join(dir, "app.ctmpl")
+		write := func(text string) {
+			t.Helper()
+			if err := os.WriteFile(tmpl, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write("one")
+		out := start(t, "templater", "--consul-address", smallCatalog(t), "--haproxy-config", "none", "--file", tmpl+":"+filepath.Join(dir, "app.conf"))
+		out.wait(t, "file written")
+		write("{{ broken")
+		hangUp(out, "app.ctmpl:1")
 	})
 }

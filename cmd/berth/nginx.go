@@ -24,7 +24,8 @@ type nginxKind struct {
 func newNginx() *nginxKind {
 	return &nginxKind{proxyOptions: proxyOptions{
 		name: kindNginx, title: "nginx", stopSignal: syscall.SIGQUIT, checkArguments: []string{"-t", "-q"},
-		File: "/etc/nginx/nginx.conf", Socket: "/run/nginx/berth.sock", ReloadSignal: "HUP",
+		template: templates.Nginx(),
+		File:     "/etc/nginx/nginx.conf", Socket: "/run/nginx/berth.sock", ReloadSignal: "HUP",
 	}}
 }
 
@@ -51,24 +52,22 @@ func (k *nginxKind) command(args []string) ([]string, error) { return nginx.Comm
 
 func (k *nginxKind) running() (pid int, err error) { return nginx.Running(k.Socket) }
 
-func (k *nginxKind) template() string { return templates.Nginx() }
-
 func (k *nginxKind) unmarked(text string) string { return nginx.Unmarked(text, k.Socket) }
 
 func (k *nginxKind) validate(ctx context.Context, binary, text string, files map[string]string) error {
 	return nginx.Check(ctx, binary, k.File, k.Socket, text, files)
 }
 
-func (k *nginxKind) newProxy(o driverOptions) proxyctl.Proxy {
+func (k *nginxKind) newProxy(p *process, binary string, reload func(context.Context) error, prepared func()) proxyctl.Proxy {
 	return nginx.New(nginx.Options{
 		File:        k.File,
 		Socket:      k.Socket,
-		Binary:      o.binary,
+		Binary:      binary,
 		Timeout:     k.Timeout,
-		ReloadOnly:  o.reloadOnly,
-		Reload:      o.reload,
-		Prepared:    o.prepared,
-		Log:         o.log,
+		ReloadOnly:  !p.config.Runtime,
+		Reload:      reload,
+		Prepared:    prepared,
+		Log:         p.log,
 		ClosingTime: k.ClosingTime,
 	})
 }

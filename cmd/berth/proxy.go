@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"os/exec"
 	"path/filepath"
 	"syscall"
@@ -22,10 +21,9 @@ type proxyKind interface {
 	check() error                            // of the options
 	command(args []string) ([]string, error) // completes the command line that runs the proxy as berth's child
 	running() (pid int, err error)           // the process that listens on the socket, 0 if there is none
-	template() string                        // the one that berth ships
 	unmarked(text string) string             // the text of a configuration file as it was rendered
 	validate(ctx context.Context, binary, text string, files map[string]string) error
-	newProxy(o driverOptions) proxyctl.Proxy
+	newProxy(p *process, binary string, reload func(context.Context) error, prepared func()) proxyctl.Proxy
 }
 
 const (
@@ -39,6 +37,7 @@ type proxyOptions struct {
 	title          string         // in messages
 	stopSignal     syscall.Signal // makes the proxy finish its connections and end
 	checkArguments []string       // make the program check its configuration and end
+	template       string         // the one that berth ships
 
 	File, Socket, Binary           string // "" is none
 	Timeout, StopTimeout           time.Duration
@@ -71,15 +70,6 @@ func (o *proxyOptions) optionError(option string, err error) error {
 	return fmt.Errorf("%s-%s: %w", o.name, option, err)
 }
 
-// driverOptions are what a driver of any kind needs beside the options of its kind.
-type driverOptions struct {
-	binary     string // "" is none
-	reloadOnly bool
-	reload     func(context.Context) error // nil if the driver does it by itself
-	prepared   func()                      // nil without a child
-	log        *slog.Logger
-}
-
 // kindOf returns the kind of proxy that is asked for, or that the command behind -- is.
 func kindOf(asked string, command []string) (string, error) {
 	switch asked {
@@ -94,15 +84,13 @@ func kindOf(asked string, command []string) (string, error) {
 	return "", fmt.Errorf("proxy must be %s or %s, not %q", kindHAProxy, kindNginx, asked)
 }
 
-// proxyTemplate returns the template of the proxy's configuration: the one in a file, or without one the built-in.
-func proxyTemplate(kind proxyKind, file string) (templater.Template, error) {
-	o := kind.common()
+// proxyTemplate returns the template of the proxy's configuration: the option's, or the built-in one.
+func (p *process) proxyTemplate() (templater.Template, error) {
+	o := p.proxy.common()
 	path, err := filepath.Abs(o.File)
 	t := templater.Template{Name: o.name, Destination: path, FilePrefix: path + "."}
-	if file != "" {
-		t.File = file
-	} else {
-		t.Source, t.Text = "the built-in template", kind.template()
+	if t.File = p.config.Template; t.File == "" {
+		t.Source, t.Text = "the built-in template", o.template
 	}
 	return t, err
 }
@@ -123,9 +111,9 @@ func (p *process) validator() (string, error) {
 	return path, nil
 }
 
-// newController returns the controller of the proxy. prepared is called when the proxy is down and finds a good
-// configuration; it may be nil.
-func (p *process) newController(prepared func()) (*proxyctl.Controller, error) {
+// newController returns the controller of the proxy. It tells prepared when the proxy is down and finds a good
+// configuration.
+func (p *process) newController(prepared chan<- struct{}) (*proxyctl.Controller, error) {
 	binary, err := p.validator()
 	if err != nil {
 		return nil, err
@@ -134,10 +122,14 @@ func (p *process) newController(prepared func()) (*proxyctl.Controller, error) {
 	if err != nil {
 		return nil, err
 	}
+	tell := func() {
+		select {
+		case prepared <- struct{}{}:
+		default:
+		}
+	}
 	return proxyctl.New(proxyctl.Options{
-		Proxy: p.proxy.newProxy(driverOptions{
-			binary: binary, reloadOnly: !p.config.Runtime, reload: reload, prepared: prepared, log: p.log,
-		}),
+		Proxy:    p.proxy.newProxy(p, binary, reload, tell),
 		Interval: p.config.ReloadInterval,
 		Log:      p.log,
 		Metrics:  p.metrics,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,16 +59,19 @@ the proxy refuses with --validate.`,
 					return err
 				}
 			}
-			switch out := cmd.OutOrStdout(); {
+			text := ""
+			switch {
 			case diff:
-				return r.diff(out)
+				text, err = r.diff()
 			case explain:
-				return r.explain(out)
-			case validate:
-				return nil
-			default:
-				return r.print(out)
+				text = r.explain()
+			case !validate:
+				text = r.all()
 			}
+			if _, printErr := io.WriteString(cmd.OutOrStdout(), text); printErr != nil {
+				return printErr
+			}
+			return err
 		},
 	}
 	c := newConfig()
@@ -89,15 +93,22 @@ type rendering struct {
 }
 
 func (p *process) render(ctx context.Context) (rendering, error) {
-	files, err := p.plainFiles()
+	outputs, err := p.plainFiles()
 	if err != nil {
 		return rendering{}, err
 	}
-	proxy, err := p.looksAfterProxy(false)
+	there, err := p.looksAfterProxy(false)
 	if err != nil {
 		return rendering{}, err
 	}
-	opts, err := p.templaterOptions(files, proxy)
+	if there {
+		t, err := p.proxyTemplate()
+		if err != nil {
+			return rendering{}, err
+		}
+		outputs = append(outputs, output{template: t})
+	}
+	opts, err := p.templaterOptions(outputs)
 	if err != nil {
 		return rendering{}, err
 	}
@@ -127,33 +138,30 @@ func (r rendering) names() []string {
 	return names
 }
 
-// head prints the line before a text, if there are several.
-func (r rendering) head(out io.Writer, name string) error {
+// head returns the line before a text, "" if there is one text only.
+func (r rendering) head(name string) string {
 	if len(r.Texts) == 1 {
-		return nil
+		return ""
 	}
-	_, err := fmt.Fprintf(out, "==> %s <==\n", r.path[name])
-	return err
+	return "==> " + r.path[name] + " <==\n"
 }
 
-func (r rendering) print(out io.Writer) error {
+// all returns the texts as they are.
+func (r rendering) all() string {
+	var out strings.Builder
 	for _, name := range r.names() {
-		if err := r.head(out, name); err != nil {
-			return err
-		}
-		if _, err := io.WriteString(out, r.Texts[name]); err != nil {
-			return err
-		}
+		out.WriteString(r.head(name) + r.Texts[name])
 	}
-	return nil
+	return out.String()
 }
 
-func (r rendering) diff(out io.Writer) error {
-	same := true
+// diff returns what would change in the files that are there. The error is differs if that is anything.
+func (r rendering) diff() (string, error) {
+	var out strings.Builder
 	for _, name := range r.names() {
 		there, err := os.ReadFile(r.path[name])
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
+			return "", err
 		}
 		before, after := string(there), r.Texts[name]
 		if name == r.proxy.common().name {
@@ -162,45 +170,30 @@ func (r rendering) diff(out io.Writer) error {
 				after += "\n"
 			}
 		}
-		changes := udiff.Unified(r.path[name], r.path[name]+" (rendered)", before, after)
-		if changes == "" {
-			continue
-		}
-		same = false
-		if _, err := io.WriteString(out, changes); err != nil {
-			return err
-		}
+		out.WriteString(udiff.Unified(r.path[name], r.path[name]+" (rendered)", before, after))
 	}
-	if !same {
-		return differs{}
+	if out.Len() > 0 {
+		return out.String(), differs{}
 	}
-	return nil
+	return "", nil
 }
 
-// explain prints the lines with what they depend on, in groups that depend on the same.
-func (r rendering) explain(out io.Writer) error {
+// explain returns the lines with what they depend on, in groups that depend on the same.
+func (r rendering) explain() string {
+	var out strings.Builder
 	for _, name := range r.names() {
-		if err := r.head(out, name); err != nil {
-			return err
-		}
+		out.WriteString(r.head(name))
 		var last []string
 		for n, line := range r.templater.Explain(name) {
 			if n == 0 || !slices.Equal(last, line.Depends) {
 				last = line.Depends
-				depends := "the template alone"
-				if len(last) > 0 {
-					depends = strings.Join(last, ", ")
-				}
-				if _, err := fmt.Fprintf(out, "----- from line %d: %s\n", n+1, depends); err != nil {
-					return err
-				}
+				depends := cmp.Or(strings.Join(last, ", "), "the template alone")
+				fmt.Fprintf(&out, "----- from line %d: %s\n", n+1, depends)
 			}
-			if _, err := fmt.Fprintln(out, line.Text); err != nil {
-				return err
-			}
+			fmt.Fprintln(&out, line.Text)
 		}
 	}
-	return nil
+	return out.String()
 }
 
 // validate has the proxy's program check the proxy's configuration.

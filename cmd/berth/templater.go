@@ -38,8 +38,8 @@ time through a balancer in Lua (--nginx-lua).`,
 	return cmd
 }
 
-// templaterOptions returns all options but Publish, for the templates of the files and, if there is one, of the proxy.
-func (p *process) templaterOptions(files []plainFile, proxy bool) (templater.Options, error) {
+// templaterOptions returns all options but Publish.
+func (p *process) templaterOptions(outputs []output) (templater.Options, error) {
 	consul, err := consulConfig(p.config)
 	if err != nil {
 		return templater.Options{}, err
@@ -54,15 +54,8 @@ func (p *process) templaterOptions(files []plainFile, proxy bool) (templater.Opt
 		}
 	}
 	var list []templater.Template
-	for _, f := range files {
-		list = append(list, f.template)
-	}
-	if proxy {
-		t, err := proxyTemplate(p.proxy, p.config.Template)
-		if err != nil {
-			return templater.Options{}, err
-		}
-		list = append(list, t)
+	for _, o := range outputs {
+		list = append(list, o.template)
 	}
 	return templater.Options{
 		Consul:      consul,

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"slices"
 	"syscall"
 	"time"
 
@@ -51,37 +50,55 @@ func newProcess(cmd *cobra.Command) (*process, error) {
 	return p, nil
 }
 
+// output takes the texts of a template.
+type output struct {
+	runner
+	template templater.Template
+	set      func(text string, files map[string]string, since time.Time)
+}
+
 // run builds the parts in the order in which they need each other, and runs them until ctx is done or one of them fails.
 func (p *process) run(ctx context.Context, want parts) error {
 	// 1. The configuration, the log and the metrics are p's. Everything but the child ends with running, the child after it.
 	running, stop := context.WithCancel(ctx)
 	defer stop()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // which would end berth
+	defer signal.Stop(hangup)
 	var runners []runner
 	var child *supervise.Child
 	reread := func() { p.log.Info("there are no templates to read again: SIGHUP changes nothing") }
 
 	if want.templater {
-		// 2. What takes texts: the plain files, and the proxy's controller.
-		files, err := p.plainFiles()
+		// 2. The outputs, plain files and the proxy, and the proxy as a child.
+		outputs, err := p.plainFiles()
 		if err != nil {
 			return err
 		}
-		for _, f := range files {
-			runners = append(runners, f)
-		}
-		ctl, proxyChild, proxyRunners, err := p.newProxy(want.proxyCommand, stop)
+		there, err := p.looksAfterProxy(len(want.proxyCommand) > 0)
 		if err != nil {
 			return err
 		}
-		child, runners = proxyChild, append(runners, proxyRunners...)
+		if there {
+			proxy, first, err := p.proxyOutput(want.proxyCommand, stop)
+			if err != nil {
+				return err
+			}
+			outputs = append(outputs, proxy)
+			if first != nil {
+				child, runners = first.child, append(runners, first)
+			}
+		}
+		for _, o := range outputs {
+			runners = append(runners, o)
+		}
 
 		// 3. The templater, which gives them their texts.
-		t, err := p.newTemplater(files, ctl)
+		t, err := p.newTemplater(outputs)
 		if err != nil {
 			return err
 		}
-		runners = append(runners, t)
-		reread = t.Reread
+		runners, reread = append(runners, t), t.Reread
 	}
 
 	// 4. The registrar.
@@ -99,7 +116,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 	for _, r := range runners {
 		g.Go(func() error { return r.Run(running) })
 	}
-	g.Go(func() error { onHangup(running, reread); return nil })
+	g.Go(func() error { return onEach(running, hangup, reread) })
 	if p.config.Listen != "" {
 		g.Go(func() error {
 			if err := serve(running, p.config.Listen, statusHandler(p.metrics, func() error { return ready(runners) })); err != nil {
@@ -118,61 +135,40 @@ func (p *process) run(ctx context.Context, want parts) error {
 	return err
 }
 
-// newProxy returns who brings the proxy to a text, the proxy itself if berth runs it, and all of it that runs beside the
-// child. Without a proxy to look after there is nothing. stopping is called when the child is about to be told to end.
-func (p *process) newProxy(command []string, stopping func()) (*proxyctl.Controller, *supervise.Child, []runner, error) {
-	there, err := p.looksAfterProxy(len(command) > 0)
-	if err != nil || !there {
-		return nil, nil, nil, err
-	}
-	if len(command) == 0 {
-		ctl, err := p.newController(nil)
-		return ctl, nil, []runner{ctl}, err
+// proxyOutput returns the output that brings the proxy to its texts and, if berth runs the proxy by this command, what
+// starts it as a child. stopping is called when the child is about to be told to end.
+func (p *process) proxyOutput(command []string, stopping func()) (output, *firstConfiguration, error) {
+	tmpl, err := p.proxyTemplate()
+	if err != nil {
+		return output{}, nil, err
 	}
 	if command, err = p.childCommand(command); err != nil {
-		return nil, nil, nil, err
+		return output{}, nil, err
 	}
 	prepared := make(chan struct{}, 1)
-	ctl, err := p.newController(func() {
-		select {
-		case prepared <- struct{}{}:
-		default:
-		}
-	})
+	ctl, err := p.newController(prepared)
 	if err != nil {
-		return nil, nil, nil, err
+		return output{}, nil, err
 	}
-	o := p.proxy.common()
-	env, withheld := proxyEnvironment(os.Environ())
-	if len(withheld) > 0 {
-		p.log.Info(o.title+" does not get the variables that look like secrets: see docs/haproxy.md", "variables", withheld)
-	}
-	child := p.newChild(command, env, ctl.Check, stopping)
-	return ctl, child, []runner{ctl, firstConfiguration{
-		child: child, prepared: prepared, file: o.File, check: append(slices.Clip(command), o.checkArguments...), env: env, log: p.log,
-	}}, nil
+	out := output{ctl, tmpl, func(text string, files map[string]string, since time.Time) {
+		ctl.Set(proxyctl.Config{Text: text, Files: files}, since)
+	}}
+	return out, p.newChild(command, prepared, ctl.Check, stopping), nil
 }
 
-// newTemplater returns what renders the templates of the files and, if it has a controller, of the proxy.
-func (p *process) newTemplater(files []plainFile, ctl *proxyctl.Controller) (*templater.Templater, error) {
-	opts, err := p.templaterOptions(files, ctl != nil)
+// newTemplater returns the templater of the outputs' templates.
+func (p *process) newTemplater(outputs []output) (*templater.Templater, error) {
+	opts, err := p.templaterOptions(outputs)
 	if err != nil {
 		return nil, err
 	}
-	set := map[string]func(text string, files map[string]string, since time.Time){}
-	for _, f := range files {
-		set[f.template.Name] = func(text string, _ map[string]string, since time.Time) { f.Set(text, since) }
-	}
-	if ctl != nil {
-		set[p.proxy.common().name] = func(text string, files map[string]string, since time.Time) {
-			ctl.Set(proxyctl.Config{Text: text, Files: files}, since)
-		}
-	}
 	published := map[string]string{}
 	opts.Publish = func(r templater.Rendered) {
-		for name, text := range r.Texts {
-			if old, had := published[name]; !had || old != text {
-				set[name](text, r.Files[name], r.Since)
+		for _, o := range outputs {
+			name := o.template.Name
+			text, ok := r.Texts[name]
+			if old, had := published[name]; ok && (!had || old != text) {
+				o.set(text, r.Files[name], r.Since)
 			}
 		}
 		published = r.Texts
@@ -188,17 +184,14 @@ func ready(runners []runner) error {
 	return errors.Join(errs...)
 }
 
-// onHangup calls a func whenever SIGHUP comes, until ctx is done.
-func onHangup(ctx context.Context, do func()) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
+// onEach calls a func for each signal, until ctx is done.
+func onEach(ctx context.Context, signals <-chan os.Signal, do func()) error {
 	for {
 		select {
-		case <-hangup:
+		case <-signals:
 			do()
 		case <-ctx.Done():
-			return
+			return nil
 		}
 	}
 }
