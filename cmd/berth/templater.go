@@ -10,6 +10,7 @@ import (
 	"berth/proxyctl"
 	"berth/templater"
 	"berth/templates"
+	"berth/templates/route"
 )
 
 func templaterCommand() *cobra.Command {
@@ -90,7 +91,7 @@ func (p *process) templaterOptions() (templater.Options, map[string]setter, erro
 	if err != nil {
 		return none, nil, err
 	}
-	ports, err := templates.ParsePorts(p.config.TCPPorts)
+	ports, err := route.ParsePorts(p.config.TCPPorts)
 	if err != nil {
 		return none, nil, fmt.Errorf("tcp-ports: %w", err)
 	}
