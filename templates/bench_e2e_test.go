@@ -21,7 +21,7 @@ import (
 func routed(services int) catalog {
 	c := catalog{}
 	for n := range services {
-		c.with(fmt.Sprintf("service-%04d", n), "one", "127.0.0.1", 9000, metaHost, host(n))
+		c.with(fmt.Sprintf("service-%04d", n), "one", "127.0.0.1", 9000, route.KeyHost, host(n))
 	}
 	return c
 }

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/hashicorp/consul-template/template"
+	"berth/templates/route"
 )
 
 // thousand is 1,000 services of 10 instances.
@@ -15,7 +15,7 @@ func thousand() catalog {
 		name := fmt.Sprintf("service-%03d", n)
 		for i := range 10 {
 			c.with(name, fmt.Sprintf("host-%d:%s-%d:8080", i%3, name, i), fmt.Sprintf("10.%d.%d.%d", n/250, n%250, i+1), 8080,
-				metaHost, fmt.Sprintf("%s.example.com", name), metaPath, "/api", metaBalance, "leastconn")
+				route.KeyHost, fmt.Sprintf("%s.example.com", name), route.KeyPath, "/api", route.KeyBalance, "leastconn")
 		}
 	}
 	return c
@@ -47,22 +47,15 @@ func BenchmarkRenderMain(b *testing.B) {
 	for proxy, text := range shipped() {
 		b.Run(proxy, func(b *testing.B) {
 			whole := renderTemplate(b, text, c, Options{}, inOrder).text
-			definitions, _, _ := strings.Cut(text, "{{- $certificates :=")
-			texts := map[string]string{}
-			for name := range c {
-				tmpl, err := template.NewTemplate(&template.NewTemplateInput{
-					Contents:   definitions + fmt.Sprintf("{{ executeTemplate `service` %q }}", name),
-					ExtFuncMap: Funcs(Options{})(func(string) {}),
-				})
-				if err != nil {
-					b.Fatal(err)
-				}
-				texts[name] = execute(b, tmpl, brain)
-			}
 			r := rendered{files: map[string]string{}, paths: map[string]string{}}
-			tmpl := engineWith(Options{}, &r, text, map[string]any{
-				"partial": func(_, service string) string { return texts[service] },
-			})
+			texts := map[string]string{}
+			funcs := shippedFuncs(Options{}, &r)
+			funcs["partial"] = func(_, service string) string { return texts[service] }
+			definitions, _, _ := strings.Cut(text, "{{- $certificates :=")
+			for name := range c {
+				texts[name] = execute(b, compile(definitions+fmt.Sprintf("{{ executeTemplate `service` %q }}", name), funcs), brain)
+			}
+			tmpl := compile(text, funcs)
 			for b.Loop() {
 				r.text = execute(b, tmpl, brain)
 			}
@@ -77,6 +70,6 @@ func BenchmarkRenderMain(b *testing.B) {
 func BenchmarkService(b *testing.B) {
 	instances := thousand()["service-000"]
 	for b.Loop() {
-		newService("service-000", instances, DefaultPorts(), refuse(b)).exposed()
+		route.New("service-000", instances, unprivileged, refuse(b))
 	}
 }

@@ -16,6 +16,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"berth/templates/certificate"
+	"berth/templates/route"
 )
 
 // newCertificate returns a certificate and its key, both as PEM.
@@ -141,7 +144,7 @@ func TestCertificates(t *testing.T) {
 
 func TestTLSNeedsACertificate(t *testing.T) {
 	c := oneService()
-	c.with("web", "host:web-3:80", "172.18.0.7", 80, metaRedirect, "https")
+	c.with("web", "host:web-3:80", "172.18.0.7", 80, route.KeyRedirect, "https")
 	o := Options{TLSDirectory: filepath.Join(t.TempDir(), "later")}
 	const (
 		none       = `TLS: there is no certificate in "<directory>", so HTTPS is off; put PEM files there, each with a certificate, its chain and its key`
@@ -183,15 +186,16 @@ func TestCertificateThatBerthMayNotRead(t *testing.T) {
 		t.Skip("root may read everything")
 	}
 	dir := t.TempDir()
-	certificate, key := newECCertificate(t, "a.com")
-	write(t, filepath.Join(dir, "a.crt"), certificate)
+	text, key := newECCertificate(t, "a.com")
+	write(t, filepath.Join(dir, "a.crt"), text)
 	write(t, filepath.Join(dir, "a.key"), key)
 	for _, name := range []string{"a.key", "a.crt"} {
 		if err := os.Chmod(filepath.Join(dir, name), 0); err != nil {
 			t.Fatal(err)
 		}
-		if _, problem := readCertificate(filepath.Join(dir, "a.crt")); problem != "" {
-			t.Error(problem)
+		var store certificate.Store
+		if files := store.List(dir, []string{"a.crt", "a.key"}, "", refuse(t)); len(files) != 1 {
+			t.Errorf("%+v", files)
 		}
 	}
 }

@@ -75,10 +75,10 @@ func longest() catalog {
 		hosts = append(hosts, fmt.Sprintf("h%02d", n)+strings.Repeat(".abcdefghij", 22))
 	}
 	for n := range 2 {
-		c.with(name, strings.Repeat("i", 199)+fmt.Sprint(n), "fd00:1234:5678:9abc:def0:1234:5678:9abc", 65000+n, metaHost, strings.Join(hosts, ","),
-			metaPath, fmt.Sprint("/", n, strings.Repeat("/abcdefghi", 50)), metaStrip, "true", metaSticky, "true", metaRedirect, "https",
-			metaBalance, "hdr("+strings.Repeat("h", 64)+")", metaCheck, "/"+strings.Repeat("c", 511), metaMaxConn, "1000000",
-			metaSlowStart, "1h", metaPort, strconv.Itoa(65000+n)).Weights.Passing = 256
+		c.with(name, strings.Repeat("i", 199)+fmt.Sprint(n), "fd00:1234:5678:9abc:def0:1234:5678:9abc", 65000+n, route.KeyHost, strings.Join(hosts, ","),
+			route.KeyPath, fmt.Sprint("/", n, strings.Repeat("/abcdefghi", 50)), route.KeyStrip, "true", route.KeySticky, "true", route.KeyRedirect, "https",
+			route.KeyBalance, "hdr("+strings.Repeat("h", 64)+")", route.KeyCheck, "/"+strings.Repeat("c", 511), route.KeyMaxConn, "1000000",
+			route.KeySlowStart, "1h", route.KeyPort, strconv.Itoa(65000+n)).Weights.Passing = 256
 	}
 	return c
 }
@@ -104,10 +104,10 @@ func TestE2EHAProxyChecksThePath(t *testing.T) {
 	answers := func(condition string) string {
 		return "return status 200 if { url " + check + " } " + condition + "\n    http-request return status 500"
 	}
-	e.add("any", answers(""), metaPath, "/any", metaCheck, check)
-	e.add("host", answers("{ hdr(host) -m str a.com }"), metaHost, "a.com,b.com", metaCheck, check)
-	e.add("ill", "return status 500", metaHost, "ill.com", metaCheck, "/")
-	e.add("tcp", answers(""), metaPort, "5432", metaCheck, check)
+	e.add("any", answers(""), route.KeyPath, "/any", route.KeyCheck, check)
+	e.add("host", answers("{ hdr(host) -m str a.com }"), route.KeyHost, "a.com,b.com", route.KeyCheck, check)
+	e.add("ill", "return status 500", route.KeyHost, "ill.com", route.KeyCheck, "/")
+	e.add("tcp", answers(""), route.KeyPort, "5432", route.KeyCheck, check)
 	e.eachImage(t, func(t *testing.T, image string) {
 		p := e.start(t, image, Options{})
 		status := func(backend string) string {
@@ -134,7 +134,7 @@ func TestE2EHAProxyChecksThePath(t *testing.T) {
 
 func TestE2EHAProxyStatistics(t *testing.T) {
 	e := newEchoes(theHAProxy())
-	e.echo("web", metaPath, "/")
+	e.echo("web", route.KeyPath, "/")
 	e.eachImage(t, func(t *testing.T, image string) {
 		p := e.start(t, image, Options{})
 		for path, says := range map[string]string{

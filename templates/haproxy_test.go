@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"log"
-	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -21,6 +20,8 @@ import (
 	"github.com/hashicorp/consul-template/template"
 	"github.com/hashicorp/consul/api"
 	"pgregory.net/rapid"
+
+	"berth/templates/route"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -104,7 +105,7 @@ func (c catalog) brain(t tb, shuffle func(n int, swap func(i, j int))) *template
 		shuffle(len(instances), func(i, j int) { instances[i], instances[j] = instances[j], instances[i] })
 		brain.Remember(query, instances)
 		for _, i := range instances {
-			c.rememberNone(t, brain, strings.TrimSpace(i.ServiceMeta[metaFallback]))
+			c.rememberNone(t, brain, strings.TrimSpace(i.ServiceMeta[route.KeyFallback]))
 		}
 	}
 	slices.SortFunc(names, func(a, b *dependency.CatalogSnippet) int { return strings.Compare(a.Name, b.Name) })
@@ -115,7 +116,7 @@ func (c catalog) brain(t tb, shuffle func(n int, swap func(i, j int))) *template
 
 // rememberNone has a service that is not in the catalog be one without instances.
 func (c catalog) rememberNone(t tb, brain *template.Brain, service string) {
-	if _, there := c[service]; there || !isServiceName(service) {
+	if _, there := c[service]; there || !route.IsServiceName(service) {
 		return
 	}
 	query, err := dependency.NewHealthServiceQuery(service + "|any")
@@ -127,10 +128,14 @@ func (c catalog) rememberNone(t tb, brain *template.Brain, service string) {
 
 // engine is a shipped template with its functions and stand-ins for those of the templater.
 func engine(o Options, r *rendered, text string) *template.Template {
-	return engineWith(o, r, strings.ReplaceAll(text, `partial "`, `executeTemplate "`), nil)
+	return compile(strings.ReplaceAll(text, `partial "`, `executeTemplate "`), shippedFuncs(o, r))
 }
 
-func engineWith(o Options, r *rendered, text string, more map[string]any) *template.Template {
+// shippedFuncs are Funcs, with stand-ins for those of the templater.
+func shippedFuncs(o Options, r *rendered) map[string]any {
+	if o.TCPPorts == nil {
+		o.TCPPorts = unprivileged
+	}
 	funcs := Funcs(o)(func(reason string) { r.leftOut = append(r.leftOut, reason) })
 	funcs["asFile"] = func(name, text string) string {
 		base, suffix, _ := strings.Cut(name, ".")
@@ -157,7 +162,10 @@ func engineWith(o Options, r *rendered, text string, more map[string]any) *templ
 		d.Sum = fmt.Sprintf("%x", sum.Sum(nil))
 		return d, nil
 	}
-	maps.Copy(funcs, more)
+	return funcs
+}
+
+func compile(text string, funcs map[string]any) *template.Template {
 	tmpl, err := template.NewTemplate(&template.NewTemplateInput{
 		Contents:   text,
 		ExtFuncMap: funcs,
@@ -168,6 +176,9 @@ func engineWith(o Options, r *rendered, text string, more map[string]any) *templ
 	return tmpl
 }
 
+// unprivileged are the ports that tests allow.
+var unprivileged = route.Ports{{First: 1024, Last: 65535}}
+
 func execute(t tb, tmpl *template.Template, brain *template.Brain) string {
 	result, err := tmpl.Execute(&template.ExecuteInput{Brain: brain})
 	if err != nil {
@@ -177,6 +188,11 @@ func execute(t tb, tmpl *template.Template, brain *template.Brain) string {
 		t.Fatal("asks for what is not there: ", result.Missing)
 	}
 	return string(result.Output)
+}
+
+// refuse is a report func for what must not be left out.
+func refuse(t tb) func(string) {
+	return func(reason string) { t.Errorf("left out: %s", reason) }
 }
 
 func inOrder(int, func(i, j int)) {}
@@ -223,7 +239,7 @@ func golden(t *testing.T, path, got string) {
 
 func oneService() catalog {
 	c := catalog{}
-	c.with("web", "host:web-1:80", "172.18.0.5", 80, metaPath, "/")
+	c.with("web", "host:web-1:80", "172.18.0.5", 80, route.KeyPath, "/")
 	c.with("web", "host:web-2:80", "172.18.0.6", 80)
 	return c
 }
@@ -234,52 +250,52 @@ func manyServices() catalog {
 	c.with("postgres", "postgres-1", "10.0.1.9", 5432)
 
 	// The whole of a host, under two names, by instances that do not agree on them.
-	c.with("shop", "shop-1", "10.0.1.1", 8080, metaHost, "shop.example.com, WWW.shop.example.com").Weights.Passing = 3
-	c.with("shop", "shop-2", "10.0.1.2", 8080, metaHost, "shop.example.com").Weights.Passing = 1
+	c.with("shop", "shop-1", "10.0.1.1", 8080, route.KeyHost, "shop.example.com, WWW.shop.example.com").Weights.Passing = 3
+	c.with("shop", "shop-2", "10.0.1.2", 8080, route.KeyHost, "shop.example.com").Weights.Passing = 1
 	c.with("shop", "shop-3", "10.0.1.3", 8080)
 
 	// Parts of that host.
-	c.with("cart", "cart-1", "10.0.2.1", 3000, metaHost, "shop.example.com", metaPath, "/cart")
-	c.with("cart-admin", "cart-admin-1", "10.0.2.2", 3000, metaHost, "shop.example.com", metaPath, "/cart/admin/")
+	c.with("cart", "cart-1", "10.0.2.1", 3000, route.KeyHost, "shop.example.com", route.KeyPath, "/cart")
+	c.with("cart-admin", "cart-admin-1", "10.0.2.2", 3000, route.KeyHost, "shop.example.com", route.KeyPath, "/cart/admin/")
 
 	// A path of any host, and a part of it on one.
-	c.with("api", "api-1", "10.0.3.1", 9000, metaPath, "/api")
-	c.with("api", "api-2", "10.0.3.2", 9000, metaPath, "/api").Node = "node-2"
-	c.with("shop-api", "shop-api-1", "10.0.3.3", 9000, metaHost, "shop.example.com", metaPath, "/api")
+	c.with("api", "api-1", "10.0.3.1", 9000, route.KeyPath, "/api")
+	c.with("api", "api-2", "10.0.3.2", 9000, route.KeyPath, "/api").Node = "node-2"
+	c.with("shop-api", "shop-api-1", "10.0.3.3", 9000, route.KeyHost, "shop.example.com", route.KeyPath, "/api")
 
 	// What no other takes.
-	c.with("landing", "landing-1", "10.0.4.1", 80, metaPath, "/")
+	c.with("landing", "landing-1", "10.0.4.1", 80, route.KeyPath, "/")
 
 	// Down: the backend and its route stay.
-	c.with("billing", "billing-1", "10.0.5.1", 80, metaHost, "billing.example.com").Status = dependency.HealthCritical
-	c.with("billing", "billing-2", "10.0.5.2", 80, metaHost, "billing.example.com").Status = dependency.HealthMaint
+	c.with("billing", "billing-1", "10.0.5.1", 80, route.KeyHost, "billing.example.com").Status = dependency.HealthCritical
+	c.with("billing", "billing-2", "10.0.5.2", 80, route.KeyHost, "billing.example.com").Status = dependency.HealthMaint
 
 	// Named like the template's own proxies, and like words of the language.
-	c.with("http", "http-1", "10.0.6.1", 80, metaHost, "http.example.com")
-	c.with("stats", "stats-1", "10.0.6.2", 80, metaHost, "stats.example.com")
-	c.with("if", "if", "10.0.6.3", 80, metaHost, "if.example.com")
-	c.with("-", "-", "10.0.6.4", 80, metaHost, "dash.example.com")
+	c.with("http", "http-1", "10.0.6.1", 80, route.KeyHost, "http.example.com")
+	c.with("stats", "stats-1", "10.0.6.2", 80, route.KeyHost, "stats.example.com")
+	c.with("if", "if", "10.0.6.3", 80, route.KeyHost, "if.example.com")
+	c.with("-", "-", "10.0.6.4", 80, route.KeyHost, "dash.example.com")
 
 	// The same id on two nodes.
-	c.with("twin", "twin", "10.0.7.1", 80, metaHost, "twin.example.com")
-	c.with("twin", "twin", "10.0.7.2", 80, metaHost, "twin.example.com").Node = "node-2"
+	c.with("twin", "twin", "10.0.7.1", 80, route.KeyHost, "twin.example.com")
+	c.with("twin", "twin", "10.0.7.2", 80, route.KeyHost, "twin.example.com").Node = "node-2"
 
 	// DNS on udp beside a console on tcp.
-	c.with("dns", "dns-tcp", "10.0.8.1", 80, metaHost, "dns.example.com")
-	c.with("dns", "dns-udp", "10.0.8.1", 53, metaHost, "dns.example.com").Tags = []string{"udp"}
+	c.with("dns", "dns-tcp", "10.0.8.1", 80, route.KeyHost, "dns.example.com")
+	c.with("dns", "dns-udp", "10.0.8.1", 53, route.KeyHost, "dns.example.com").Tags = []string{"udp"}
 
 	// Every host of a domain, and a path of it.
-	c.with("tenants", "tenants-1", "10.0.10.1", 80, metaHost, "*.shop.example.com")
-	c.with("tenant-files", "tenant-files-1", "10.0.10.2", 80, metaHost, "*.shop.example.com", metaPath, "/files")
+	c.with("tenants", "tenants-1", "10.0.10.1", 80, route.KeyHost, "*.shop.example.com")
+	c.with("tenant-files", "tenant-files-1", "10.0.10.2", 80, route.KeyHost, "*.shop.example.com", route.KeyPath, "/files")
 
 	// A route that is taken.
-	c.with("squatter", "squatter-1", "10.0.9.1", 80, metaHost, "shop.example.com,squatter.example.com")
+	c.with("squatter", "squatter-1", "10.0.9.1", 80, route.KeyHost, "shop.example.com,squatter.example.com")
 	return c
 }
 
 func ipv6() catalog {
 	c := catalog{}
-	c.with("web", "web-1", "fd00:0:0::1", 80, metaPath, "/")
+	c.with("web", "web-1", "fd00:0:0::1", 80, route.KeyPath, "/")
 	c.with("web", "web-2", "::ffff:10.0.0.1", 80)
 	c.with("web", "web-3", "2001:DB8::5", 65535)
 	c.with("web", "web-4", "::1", 1)
@@ -294,7 +310,7 @@ func ipv6() catalog {
 func fallbacks() catalog {
 	c := catalog{}
 	down := func(service, fallback string, meta ...string) {
-		c.with(service, service+"-1", "10.0.0.1", 80, append(meta, metaHost, service+".example.com", metaFallback, fallback)...).Status = dependency.HealthCritical
+		c.with(service, service+"-1", "10.0.0.1", 80, append(meta, route.KeyHost, service+".example.com", route.KeyFallback, fallback)...).Status = dependency.HealthCritical
 	}
 	c.with("sorry", "sorry-1", "10.0.9.1", 8080).Weights.Passing = 7 // without a route
 	c.with("sorry", "sorry-2", "10.0.9.2", 8080)
@@ -303,15 +319,15 @@ func fallbacks() catalog {
 	c.with("sorry", "sorry-5", "nowhere", 8080)
 
 	down("down", " sorry ")
-	down("with-port", "sorry", metaPort, "5432", metaBalance, "source")
-	down("sticky", "sorry", metaSticky, "true")
+	down("with-port", "sorry", route.KeyPort, "5432", route.KeyBalance, "source")
+	down("sticky", "sorry", route.KeySticky, "true")
 	down("never", "nowhere-to-be-found")
 	down("of-the-down", "down") // whose fallback does not count
 	down("itself", "itself")
 	down("wrong", "no service")
-	c.with("up", "up-1", "10.0.1.1", 80, metaHost, "up.example.com", metaFallback, "sorry")
+	c.with("up", "up-1", "10.0.1.1", 80, route.KeyHost, "up.example.com", route.KeyFallback, "sorry")
 	c.with("up", "up-2", "10.0.1.2", 80).Status = dependency.HealthCritical
-	c.with("no-route", "no-route-1", "10.0.1.3", 80, metaFallback, "sorry").Status = dependency.HealthCritical
+	c.with("no-route", "no-route-1", "10.0.1.3", 80, route.KeyFallback, "sorry").Status = dependency.HealthCritical
 	return c
 }
 
@@ -320,27 +336,27 @@ func everyLabel() catalog {
 	c := catalog{}
 	pair := func(service, host string, meta ...string) {
 		for n := range 2 {
-			c.with(service, fmt.Sprint(service, "-", n+1), fmt.Sprint("10.0.0.", len(c)), 8000+n, append(meta, metaHost, host)...)
+			c.with(service, fmt.Sprint(service, "-", n+1), fmt.Sprint("10.0.0.", len(c)), 8000+n, append(meta, route.KeyHost, host)...)
 		}
 	}
 	for _, b := range []string{"roundrobin", "leastconn", "random", "first", "source", "uri", "hdr(X-User)"} {
 		name := strings.Trim(strings.NewReplacer("(", "-", ")", "-").Replace(b), "-")
-		pair("balance-"+name, name+".example.com", metaBalance, b)
+		pair("balance-"+name, name+".example.com", route.KeyBalance, b)
 	}
-	pair("sticky", "sticky.example.com", metaSticky, "true")
-	pair("not-sticky", "not-sticky.example.com", metaSticky, "no", metaStrip, "false")
-	pair("check", "*.example.com,check.example.com", metaCheck, "/health?ready=1&x=%20")
-	pair("check-any", "*.check.example.com", metaCheck, "/")
-	pair("limits", "limits.example.com", metaMaxConn, "100", metaSlowStart, "1m30s")
-	pair("strip", "strip.example.com", metaPath, "/api/v1", metaStrip, "true")
-	pair("strip-all", "strip-all.example.com", metaStrip, "1")
-	pair("strip-encoded", "strip-encoded.example.com", metaPath, "/a%20b", metaStrip, "yes")
-	pair("redirect", "redirect.example.com", metaRedirect, "HTTPS")
+	pair("sticky", "sticky.example.com", route.KeySticky, "true")
+	pair("not-sticky", "not-sticky.example.com", route.KeySticky, "no", route.KeyStrip, "false")
+	pair("check", "*.example.com,check.example.com", route.KeyCheck, "/health?ready=1&x=%20")
+	pair("check-any", "*.check.example.com", route.KeyCheck, "/")
+	pair("limits", "limits.example.com", route.KeyMaxConn, "100", route.KeySlowStart, "1m30s")
+	pair("strip", "strip.example.com", route.KeyPath, "/api/v1", route.KeyStrip, "true")
+	pair("strip-all", "strip-all.example.com", route.KeyStrip, "1")
+	pair("strip-encoded", "strip-encoded.example.com", route.KeyPath, "/a%20b", route.KeyStrip, "yes")
+	pair("redirect", "redirect.example.com", route.KeyRedirect, "HTTPS")
 
 	// Several prefixes, one in the other.
-	pair("nested", "a.example.com,b.example.com", metaPath, "/api/v1", metaStrip, "true")
-	c.with("nested", "nested-3", "10.0.1.3", 80, metaHost, "a.example.com", metaPath, "/api")
-	c.with("nested", "nested-4", "10.0.1.4", 80, metaHost, "c.example.com")
+	pair("nested", "a.example.com,b.example.com", route.KeyPath, "/api/v1", route.KeyStrip, "true")
+	c.with("nested", "nested-3", "10.0.1.3", 80, route.KeyHost, "a.example.com", route.KeyPath, "/api")
+	c.with("nested", "nested-4", "10.0.1.4", 80, route.KeyHost, "c.example.com")
 
 	// More of them than HAProxy takes words on a line.
 	var hosts []string
@@ -348,29 +364,29 @@ func everyLabel() catalog {
 		hosts = append(hosts, fmt.Sprintf("h%02d.example.com", n))
 	}
 	for n, path := range []string{"/x", "/y"} {
-		c.with("hosts", fmt.Sprint("hosts-", n), "10.0.2.1", 80, metaHost, strings.Join(hosts, ","), metaPath, path, metaStrip, "true")
+		c.with("hosts", fmt.Sprint("hosts-", n), "10.0.2.1", 80, route.KeyHost, strings.Join(hosts, ","), route.KeyPath, path, route.KeyStrip, "true")
 	}
 
 	// A port of its own, and one beside a route.
-	c.with("postgres", "postgres-1", "10.0.3.1", 5432, metaPort, "5432", metaMaxConn, "50", metaBalance, "source").Weights.Passing = 5
+	c.with("postgres", "postgres-1", "10.0.3.1", 5432, route.KeyPort, "5432", route.KeyMaxConn, "50", route.KeyBalance, "source").Weights.Passing = 5
 	c.with("postgres", "postgres-2", "10.0.3.2", 5432)
-	c.with("both", "both-1", "10.0.3.3", 8000, metaPort, "7000", metaPath, "/both", metaCheck, "/", metaBalance, "uri", metaSticky, "true")
-	c.with("two-ports", "two-ports-1", "10.0.3.4", 80, metaPort, "65535")
-	c.with("two-ports", "two-ports-2", "10.0.3.4", 80, metaPort, " 1024 ")
-	c.with("down", "down-1", "10.0.3.5", 80, metaPort, "7001").Status = dependency.HealthCritical
+	c.with("both", "both-1", "10.0.3.3", 8000, route.KeyPort, "7000", route.KeyPath, "/both", route.KeyCheck, "/", route.KeyBalance, "uri", route.KeySticky, "true")
+	c.with("two-ports", "two-ports-1", "10.0.3.4", 80, route.KeyPort, "65535")
+	c.with("two-ports", "two-ports-2", "10.0.3.4", 80, route.KeyPort, " 1024 ")
+	c.with("down", "down-1", "10.0.3.5", 80, route.KeyPort, "7001").Status = dependency.HealthCritical
 
 	// What does not go together.
-	c.with("late", "late-1", "10.0.4.1", 80, metaPort, "5432")
-	c.with("own-port", "own-port-1", "10.0.4.2", 80, metaPort, "8080")
-	c.with("low-port", "low-port-1", "10.0.4.3", 80, metaPort, "22")
-	c.with("no-route", "no-route-1", "10.0.4.4", 80, metaBalance, "leastconn")
-	c.with("no-http", "no-http-1", "10.0.4.5", 80, metaPort, "7002", metaSticky, "true", metaStrip, "true", metaBalance, "uri", metaCheck, "/")
-	c.with("misspelt", "misspelt-1", "10.0.4.6", 80, metaPath, "/misspelt", "route_ballance", "leastconn")
+	c.with("late", "late-1", "10.0.4.1", 80, route.KeyPort, "5432")
+	c.with("own-port", "own-port-1", "10.0.4.2", 80, route.KeyPort, "8080")
+	c.with("low-port", "low-port-1", "10.0.4.3", 80, route.KeyPort, "22")
+	c.with("no-route", "no-route-1", "10.0.4.4", 80, route.KeyBalance, "leastconn")
+	c.with("no-http", "no-http-1", "10.0.4.5", 80, route.KeyPort, "7002", route.KeySticky, "true", route.KeyStrip, "true", route.KeyBalance, "uri", route.KeyCheck, "/")
+	c.with("misspelt", "misspelt-1", "10.0.4.6", 80, route.KeyPath, "/misspelt", "route_ballance", "leastconn")
 	for n, algorithm := range []string{"static-rr", "leastconn", "random", "leastconn", "random"} {
-		c.with("disagree", fmt.Sprint("disagree-", n), "10.0.4.7", 80, metaPath, "/disagree", metaBalance, algorithm)
+		c.with("disagree", fmt.Sprint("disagree-", n), "10.0.4.7", 80, route.KeyPath, "/disagree", route.KeyBalance, algorithm)
 	}
-	c.with("dns", "dns-1", "10.0.4.8", 53, metaPort, "7003").Tags = []string{"udp"}
-	c.with("sctp", "sctp-1", "10.0.4.9", 53, metaPort, "7004").Tags = []string{"sctp"}
+	c.with("dns", "dns-1", "10.0.4.8", 53, route.KeyPort, "7003").Tags = []string{"udp"}
+	c.with("sctp", "sctp-1", "10.0.4.9", 53, route.KeyPort, "7004").Tags = []string{"sctp"}
 	return c
 }
 
@@ -386,35 +402,35 @@ func tricks() []string {
 func hostileCatalog() catalog {
 	c := catalog{}
 	for n, evil := range tricks() {
-		c.with(evil, "by-name", "10.1.0.1", 80, metaPath, "/")
+		c.with(evil, "by-name", "10.1.0.1", 80, route.KeyPath, "/")
 		ok := fmt.Sprintf("victim%02d", n)
 		host := ok + ".example.com"
-		c.with(ok, "good", "10.1.0.1", 80, metaHost, host)
+		c.with(ok, "good", "10.1.0.1", 80, route.KeyHost, host)
 		c.with(ok, evil, "10.1.0.2", 80)
 		c.with(ok, "by-address", evil, 80)
-		c.with(ok, "by-host", "10.1.0.3", 80, metaHost, evil, metaPath, "/by-host/"+ok)
-		c.with(ok, "by-hosts", "10.1.0.4", 80, metaHost, evil+",second-"+host)
-		c.with(ok, "by-path", "10.1.0.5", 80, metaHost, host, metaPath, evil)
-		c.with(ok, "by-subpath", "10.1.0.6", 80, metaHost, host, metaPath, "/"+evil)
+		c.with(ok, "by-host", "10.1.0.3", 80, route.KeyHost, evil, route.KeyPath, "/by-host/"+ok)
+		c.with(ok, "by-hosts", "10.1.0.4", 80, route.KeyHost, evil+",second-"+host)
+		c.with(ok, "by-path", "10.1.0.5", 80, route.KeyHost, host, route.KeyPath, evil)
+		c.with(ok, "by-subpath", "10.1.0.6", 80, route.KeyHost, host, route.KeyPath, "/"+evil)
 		for _, key := range allKeys() {
 			c.with(ok, "by-"+key, "10.1.0.8", 80, key, evil)
 			c.with(ok, "by-almost-"+key, "10.1.0.8", 80, key, map[string]string{
-				metaHost: ok + ".example.net," + evil, metaPath: "/x" + evil, metaPort: "7777" + evil, metaStrip: "true" + evil,
-				metaRedirect: "https" + evil, metaBalance: "hdr(" + evil + ")", metaSticky: "true" + evil, metaCheck: "/health" + evil,
-				metaMaxConn: "10" + evil, metaSlowStart: "10s" + evil, metaFallback: "web" + evil,
+				route.KeyHost: ok + ".example.net," + evil, route.KeyPath: "/x" + evil, route.KeyPort: "7777" + evil, route.KeyStrip: "true" + evil,
+				route.KeyRedirect: "https" + evil, route.KeyBalance: "hdr(" + evil + ")", route.KeySticky: "true" + evil, route.KeyCheck: "/health" + evil,
+				route.KeyMaxConn: "10" + evil, route.KeySlowStart: "10s" + evil, route.KeyFallback: "web" + evil,
 			}[key])
 		}
 		tagged := c.with(ok, "by-the-rest", "10.1.0.7", 80, evil, evil, "route_"+evil, evil)
 		tagged.Tags, tagged.Node, tagged.Name = []string{evil}, evil, evil
 	}
 	for n, port := range []int{-1, 0, 65536, 1 << 40} {
-		c.with("victim-port", fmt.Sprint("port-", n), "10.2.0.1", port, metaHost, "port.example.com")
+		c.with("victim-port", fmt.Sprint("port-", n), "10.2.0.1", port, route.KeyHost, "port.example.com")
 	}
 	for n, weight := range []int{-1, 0, 1, 2, 256, 257, 1 << 40} {
-		c.with("victim-weight", fmt.Sprint("weight-", n), "10.2.0.2", 80, metaHost, "weight.example.com").Weights.Passing = weight
+		c.with("victim-weight", fmt.Sprint("weight-", n), "10.2.0.2", 80, route.KeyHost, "weight.example.com").Weights.Passing = weight
 	}
 	for n, address := range []string{"0.0.0.0", "::", "::ffff:0.0.0.0", "224.0.0.1", "localhost", "10.0.0.1:80", "010.0.0.1", "10.0.0", "unix@/run/x"} {
-		c.with("victim-address", fmt.Sprint("address-", n), address, 80, metaHost, "address.example.com")
+		c.with("victim-address", fmt.Sprint("address-", n), address, 80, route.KeyHost, "address.example.com")
 	}
 	return c
 }
@@ -499,6 +515,59 @@ func checkReasons(t tb, leftOut []string) {
 	}
 }
 
+// A port is opened only if the operator allows it; all else of the service is served.
+func TestNoPortIsOpenedByDefault(t *testing.T) {
+	c := catalog{}
+	c.with("web", "web-1", "10.0.0.1", 80, route.KeyPath, "/", route.KeyPort, "5432")
+	for proxy, text := range shipped() {
+		var r rendered
+		r.files, r.paths = map[string]string{}, map[string]string{}
+		funcs := shippedFuncs(Options{TCPPorts: route.Ports{}}, &r)
+		r.text = execute(t, compile(strings.ReplaceAll(text, `partial "`, `executeTemplate "`), funcs), c.brain(t, inOrder))
+		want := []string{`service "web", instance "web-1": its route_port "5432" is not allowed, as no ports are; give the templater --tcp-ports 5432`}
+		if diff := cmp.Diff(want, r.leftOut); diff != "" || strings.Contains(r.text, "5432") || !strings.Contains(r.text, "10.0.0.1:80") {
+			t.Errorf("%s: left out %s\n%s", proxy, diff, r.text)
+		}
+	}
+}
+
+// A port that the proxy could not open costs the claim of it.
+func TestRefusedPortIsLeftOut(t *testing.T) {
+	c := catalog{}
+	c.with("db", "db-1", "10.0.0.1", 80, route.KeyPort, "5432")
+	c.with("web", "web-1", "10.0.0.2", 80, route.KeyPath, "/", route.KeyPort, "5433")
+	refused := route.NewRefused(route.FirstRefusal, route.LongestRefusal)
+	refused.Refuse(5432, "another program listens there (said by HAProxy)")
+	for proxy, lines := range map[string][]string{
+		"haproxy": {"\nfrontend tcp.5432.in ", "\nfrontend tcp.5433.in ", "\nbackend web\n"},
+		"nginx":   {"        listen 5432 ", "        listen 5433 ", "    upstream web {\n"},
+	} {
+		r := renderTemplate(t, shipped()[proxy], c, Options{Refused: refused}, inOrder)
+		if strings.Contains(r.text, lines[0]) || !strings.Contains(r.text, lines[1]) || !strings.Contains(r.text, lines[2]) {
+			t.Errorf("%s: %s", proxy, r.text)
+		}
+		want := []string{`service "db": port 5432: another program listens there (said by HAProxy); free it or set another SERVICE_ROUTE_PORT`}
+		if diff := cmp.Diff(want, r.leftOut); diff != "" {
+			t.Errorf("%s: %s", proxy, diff)
+		}
+	}
+}
+
+// Who has copied the template of an older berth is told what to do.
+func TestCopyFromAnotherVersion(t *testing.T) {
+	brain := oneService().brain(t, inOrder)
+	for name, text := range map[string]string{
+		"partial":       `{{ with exposed "web" (service "web" "any") }}{{ .Claims }}{{ end }}`,
+		"nginx partial": `{{ with proxied "web" (service "web" "any") }}{{ .Claims }}{{ end }}`,
+		"whole":         `{{ $table := table "" }}{{ range servable services }}{{ claim $table . "http a.com/" }}{{ end }}`,
+	} {
+		_, err := engine(Options{}, &rendered{}, text).Execute(&template.ExecuteInput{Brain: brain})
+		if err == nil || !strings.Contains(err.Error(), "copy the built-in one again") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestHostileValuesStayOut(t *testing.T) {
 	for _, c := range []catalog{hostileCatalog(), everyLabel(), manyServices(), ipv6(), fallbacks()} {
 		checkText(t, render(t, c), render(t, catalog{}))
@@ -550,5 +619,5 @@ func TestAnyCatalogStaysInTheGrammar(t *testing.T) {
 }
 
 func allKeys() []string {
-	return []string{metaHost, metaPath, metaPort, metaStrip, metaRedirect, metaBalance, metaSticky, metaCheck, metaMaxConn, metaSlowStart, metaFallback}
+	return []string{route.KeyHost, route.KeyPath, route.KeyPort, route.KeyStrip, route.KeyRedirect, route.KeyBalance, route.KeySticky, route.KeyCheck, route.KeyMaxConn, route.KeySlowStart, route.KeyFallback}
 }

@@ -113,7 +113,7 @@ func TestE2ENginxAccepts(t *testing.T) {
 		t.Run("longest", func(t *testing.T) {
 			c := longest()
 			for n, i := range c[strings.Repeat("n", 200)] {
-				i.ServiceMeta[metaPath] = fmt.Sprint("/", n, strings.Repeat("/"+strings.Repeat("a", 32), 15))
+				i.ServiceMeta[route.KeyPath] = fmt.Sprint("/", n, strings.Repeat("/"+strings.Repeat("a", 32), 15))
 			}
 			r := renderNginx(t, c, Options{})
 			if !strings.Contains(r.text, "h79.abcdefghij") {
@@ -160,9 +160,9 @@ func testBalances(t *testing.T, k *kind) {
 	for path, balance := range map[string]string{"/rr": "roundrobin", "/first": "first", "/least": "leastconn", "/random": "random", "/source": "source",
 		"/uri": "uri", "/hdr": "hdr(X-User)", "/max": "roundrobin"} {
 		for range 3 {
-			meta := []string{metaPath, path, metaBalance, balance}
+			meta := []string{route.KeyPath, path, route.KeyBalance, balance}
 			if path == "/max" {
-				meta = append(meta, metaMaxConn, "5")
+				meta = append(meta, route.KeyMaxConn, "5")
 			}
 			e.echo("b-"+path[1:], meta...)
 		}
@@ -209,7 +209,7 @@ func checkBalances(t *testing.T, address string) {
 func TestE2ENginxKeepsConnectionsToServers(t *testing.T) {
 	e := newEchoes(theNginx())
 	var opened atomic.Int64
-	server := e.withServer(t, "web", func(http.ResponseWriter, *http.Request) {}, metaPath, "/")
+	server := e.withServer(t, "web", func(http.ResponseWriter, *http.Request) {}, route.KeyPath, "/")
 	server.Config.ConnState = func(_ net.Conn, s http.ConnState) {
 		if s == http.StateNew {
 			opened.Add(1)
@@ -238,7 +238,7 @@ func TestE2ENginxMaxConn(t *testing.T) {
 			busy <- struct{}{}
 			<-free
 		}
-	}, metaPath, "/", metaMaxConn, "2")
+	}, route.KeyPath, "/", route.KeyMaxConn, "2")
 	e.eachImage(t, func(t *testing.T, image string) {
 		address := e.start(t, image, Options{}).address(8080)
 		done := make(chan answer)
@@ -265,9 +265,9 @@ func TestE2ENginxMaxConn(t *testing.T) {
 func TestE2ENginxServesWithoutInstances(t *testing.T) {
 	e := newEchoes(theNginx())
 	for _, balance := range []string{"roundrobin", "leastconn", "random", "source", "uri", "hdr(x)"} {
-		for _, more := range [][]string{nil, {metaSticky, "true"}, {metaMaxConn, "1"}} {
+		for _, more := range [][]string{nil, {route.KeySticky, "true"}, {route.KeyMaxConn, "1"}} {
 			name := fmt.Sprint("down-", e.count)
-			e.with(name, name, "127.0.0.1", 80, append(more, metaPath, "/"+name, metaBalance, balance, metaPort, fmt.Sprint(6000+e.count))...).Status = "critical"
+			e.with(name, name, "127.0.0.1", 80, append(more, route.KeyPath, "/"+name, route.KeyBalance, balance, route.KeyPort, fmt.Sprint(6000+e.count))...).Status = "critical"
 			e.count++
 		}
 	}
@@ -287,7 +287,7 @@ func TestE2ENginxServesWithoutInstances(t *testing.T) {
 // nginx without the stream module serves HTTP.
 func TestE2ENginxWithoutStream(t *testing.T) {
 	e := newEchoes(theNginx())
-	e.echo("web", metaPath, "/", metaPort, "5432")
+	e.echo("web", route.KeyPath, "/", route.KeyPort, "5432")
 	r := e.render(t, Options{})
 	text := without(r.text, []string{"stream"})
 	if text == r.text || strings.Contains(text, "5432") {
@@ -302,7 +302,7 @@ func TestE2ENginxWithoutStream(t *testing.T) {
 // What nginx does not pass on, as docs/routing.md says.
 func TestE2ENginxRefusesRequests(t *testing.T) {
 	e := newEchoes(theNginx())
-	e.echo("web", metaPath, "/")
+	e.echo("web", route.KeyPath, "/")
 	e.eachImage(t, func(t *testing.T, image string) {
 		address := e.start(t, image, Options{}).address(8080)
 		for _, tt := range []struct {
@@ -338,7 +338,7 @@ func TestE2ENginxStatus(t *testing.T) {
 // While a reload is near, connections that clients keep end with the next answer.
 func TestE2ENginxClosing(t *testing.T) {
 	e := newEchoes(theNginx())
-	e.echo("web", metaPath, "/")
+	e.echo("web", route.KeyPath, "/")
 	e.eachImage(t, func(t *testing.T, image string) {
 		p := e.start(t, image, Options{})
 		address := p.address(8080)
@@ -453,9 +453,9 @@ func TestE2ENginxLuaTakesServers(t *testing.T) {
 	post := k.started
 	k.started = func(testing.TB, string) {}
 	e := newEchoes(k.kind)
-	e.echo("web", metaPath, "/")
-	e.echo("other", metaPath, "/other")
-	e.with("down", "down", "127.0.0.1", 80, metaPath, "/down").Status = "critical"
+	e.echo("web", route.KeyPath, "/")
+	e.echo("other", route.KeyPath, "/other")
+	e.with("down", "down", "127.0.0.1", 80, route.KeyPath, "/down").Status = "critical"
 	text := e.render(t, Options{}).text
 	address := e.start(t, k.images(t)[0], Options{}).address(8080)
 	check := func(path, service string) {

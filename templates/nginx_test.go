@@ -10,7 +10,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/hashicorp/consul-template/dependency"
+
+	"berth/templates/nginx"
+	"berth/templates/route"
 )
 
 const testSocket = "/run/nginx/berth.sock"
@@ -152,7 +154,7 @@ func TestRoutesThatDifferOnlyInCase(t *testing.T) {
 	c := catalog{}
 	for n := range 12 {
 		path := "/" + strings.Repeat("A", n+1) + strings.Repeat("a", 150-n) + "/" + strings.Repeat("b", 160) + "/" + strings.Repeat("c", 160)
-		c.with("web", fmt.Sprint("web-", n), "10.0.0.1", 8000+n, metaPath, path)
+		c.with("web", fmt.Sprint("web-", n), "10.0.0.1", 8000+n, route.KeyPath, path)
 	}
 	r := renderNginx(t, c, Options{})
 	for _, word := range regexp.MustCompile(`"[^"]*"`).FindAllString(r.text, -1) {
@@ -168,143 +170,6 @@ func TestRoutesThatDifferOnlyInCase(t *testing.T) {
 	}
 }
 
-func TestRouteMaps(t *testing.T) {
-	var leftOut []string
-	table := newTable(true, func(reason string) { leftOut = append(leftOut, reason) })
-	table.Add("App", "http a.com/X/\nhttp */\nflags strip,sticky")
-	table.Add("app", "http a.com/x/\nhttp b.com/x/\nhttp *.a.com/x/y/")
-	table.Add("deep", "http */"+strings.Repeat("d/", 16)+"\nhttp */"+strings.Repeat("d/", 17))
-	got := table.RouteMaps()
-	app := upstreamName("App")
-	deep := "/" + strings.Repeat("d/", 16)
-	want := []RouteMap{
-		{"host_1", "$host", "$berth_path_1", []RouteEntry{
-			{"a.com/x/", app + " strip,sticky /X/ app - /x/"},
-			{"b.com/x/", "app - /x/"},
-		}, "berth_found", "berth_found_domain_2"},
-		{"domain_2", "$berth_domain", "$berth_path_2", []RouteEntry{{"a.com/x/y/", "app - /x/y/"}}, "berth_found_domain_2", "berth_found_any_16"},
-		{"any_16", "", "$berth_path_16", []RouteEntry{{deep, "deep - " + deep}}, "berth_found_any_16", "berth_found_any_0"},
-		{"any_0", "", "/", []RouteEntry{{"/", app + " strip,sticky /"}}, "berth_found_any_0", ""},
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
-	if depths := table.PathDepths(); !slices.Equal(depths, []int{1, 2, 16}) {
-		t.Errorf("depths %v", depths)
-	}
-	tooDeep := `service "deep": the path of its route */` + strings.Repeat("d/", 17) +
-		` has more than 16 segments, which is too many for nginx; set a shorter SERVICE_ROUTE_PATH`
-	if !slices.Equal(leftOut, []string{tooDeep}) {
-		t.Errorf("left out %q", leftOut)
-	}
-	if maps := newTable(false, refuse(t)).RouteMaps(); len(maps) != 1 || maps[0].Found != "berth_found" || len(maps[0].Entries) != 0 {
-		t.Errorf("without routes: %+v", maps)
-	}
-}
-
-func TestUpstreamNamesAreUnique(t *testing.T) {
-	seen := map[string]string{}
-	for _, service := range []string{"app", "App", "aPP", "APP", "app2", "berth", "BERTH", "a_b-c"} {
-		name := upstreamName(service)
-		if other, there := seen[strings.ToLower(name)]; there || strings.Contains(service, strings.ToLower(service)) && name != service {
-			t.Errorf("%s: %s, as that of %s", service, name, other)
-		}
-		seen[strings.ToLower(name)] = service
-	}
-}
-
-func TestUpstreams(t *testing.T) {
-	for _, tt := range []struct {
-		meta        []string
-		lua         bool
-		http, tcp   string // method
-		call        string
-		zone, most  int
-		reasonNames string // what the reports name
-	}{
-		{nil, false, "", "", "", 0, 0, ""},
-		{nil, true, "", "", `balance("App.0d04bfeb")`, 0, 0, ""},
-		{[]string{metaBalance, "roundrobin"}, true, "", "", `balance("App.0d04bfeb")`, 0, 0, ""},
-		{[]string{metaBalance, "leastconn"}, true, "least_conn", "least_conn", "", 0, 0, ""},
-		{[]string{metaBalance, "random"}, false, "random two least_conn", "random two least_conn", "", 0, 0, ""},
-		{[]string{metaBalance, "random"}, true, "", "random two least_conn", `random("App.0d04bfeb")`, 0, 0, ""},
-		{[]string{metaBalance, "source"}, false, "hash $remote_addr consistent", "hash $remote_addr consistent", "", 0, 0, ""},
-		{[]string{metaBalance, "source"}, true, "", "hash $remote_addr consistent", `balance("App.0d04bfeb", ngx.var.remote_addr)`, 0, 0, ""},
-		{[]string{metaBalance, "uri"}, false, "hash $berth_path consistent", "", "", 0, 0, ""},
-		{[]string{metaBalance, "uri"}, true, "", "", `balance("App.0d04bfeb", ngx.var.berth_path)`, 0, 0, ""},
-		{[]string{metaBalance, "hdr(X-User)"}, false, "hash $http_x_user consistent", "", "", 0, 0, ""},
-		{[]string{metaBalance, "hdr(-)"}, true, "", "", `balance("App.0d04bfeb", ngx.var.http__)`, 0, 0, ""},
-		{[]string{metaBalance, "leastconn", metaSticky, "1"}, false, "hash $berth_sticky consistent", "least_conn", "", 0, 0, ""},
-		{[]string{metaBalance, "leastconn", metaSticky, "1"}, true, "", "least_conn", `balance("App.0d04bfeb", ngx.var.berth_sticky)`, 0, 0, ""},
-		{[]string{metaMaxConn, "7"}, true, "", "", "", 128, 7, ""},
-		{[]string{metaBalance, "first"}, false, "", "", "", 0, 0, "balance first"},
-		{[]string{metaCheck, "/", metaSlowStart, "10s"}, false, "", "", "", 0, 0, "SERVICE_CHECK_HTTP, SERVICE_ROUTE_SLOWSTART"},
-	} {
-		c := catalog{}
-		c.with("App", "a", "10.0.0.1", 80, append(tt.meta, metaPath, "/", metaPort, "5432")...)
-		var leftOut []string
-		p := newService("App", c["App"], DefaultPorts(), func(reason string) { leftOut = append(leftOut, reason) }).proxied(tt.lua)
-		http, tcp := p.HTTP(), p.TCP()
-		if http.Method != tt.http || tcp.Method != tt.tcp || http.Lua != tt.call || tcp.Lua != "" {
-			t.Errorf("%v: %q %q, TCP %q %q", tt.meta, http.Method, http.Lua, tcp.Method, tcp.Lua)
-		}
-		if http.Zone != tt.zone || tcp.Zone != tt.zone || http.Most != tt.most || tcp.Name != "App.0d04bfeb.tcp" {
-			t.Errorf("%v: %+v, %+v", tt.meta, http, tcp)
-		}
-		if want := strings.Split(tt.reasonNames, ", "); tt.reasonNames == "" && len(leftOut) > 0 || tt.reasonNames != "" && len(leftOut) != len(want) {
-			t.Errorf("%v: %q", tt.meta, leftOut)
-		} else {
-			for n := range leftOut {
-				if !strings.Contains(leftOut[n], want[n]) {
-					t.Errorf("%v: %q", tt.meta, leftOut)
-				}
-			}
-		}
-	}
-}
-
-func TestZoneHasRoomForAllServers(t *testing.T) {
-	s := service{settings: settings{maxConn: 1}}
-	for _, tt := range []struct{ servers, kilobytes int }{{0, 128}, {63, 128}, {64, 256}, {1000, 2048}} {
-		s.servers = make([]Server, tt.servers)
-		if u := s.upstream("x"); u.Zone != tt.kilobytes {
-			t.Errorf("%d servers: %d", tt.servers, u.Zone)
-		}
-	}
-}
-
-func TestFallback(t *testing.T) {
-	c := fallbacks()
-	var leftOut []string
-	report := func(reason string) { leftOut = append(leftOut, reason) }
-	for service, want := range map[string]string{"down": "sorry", "up": "", "itself": "", "wrong": "", "of-the-down": "down"} {
-		if e := newService(service, c[service], DefaultPorts(), report).exposed(); e.Fallback != want {
-			t.Errorf("%s: %q, want %q", service, e.Fallback, want)
-		}
-	}
-	slices.Sort(leftOut)
-	want := []string{
-		`service "itself", instance "itself-1": its route_fallback "itself" is not the name of another service; set SERVICE_ROUTE_FALLBACK`,
-		`service "wrong", instance "wrong-1": its route_fallback "no service" is not the name of another service; set SERVICE_ROUTE_FALLBACK`,
-	}
-	if diff := cmp.Diff(want, leftOut); diff != "" {
-		t.Error(diff)
-	}
-	leftOut = nil
-	e := newService("down", c["down"], DefaultPorts(), report).exposed()
-	if e.FallBack(c["sorry"]) != "" || len(e.Backends()) != 1 {
-		t.Error("no backend")
-	}
-	servers := e.Backends()[0].Servers
-	if want := []Server{{Name: "sorry-1", Address: "10.0.9.1:8080", Weight: 7}, {Name: "sorry-2", Address: "10.0.9.2:8080"}}; !slices.Equal(servers, want) {
-		t.Errorf("servers %+v", servers)
-	}
-	want = []string{`service "down": of its route_fallback: service "sorry", instance "sorry-5": its address "nowhere" is not an IP address; set SERVICE_ADDRESS to one`}
-	if diff := cmp.Diff(want, leftOut); diff != "" {
-		t.Error(diff)
-	}
-}
-
 func TestNginxCertificates(t *testing.T) {
 	o := Options{TLSDirectory: t.TempDir()}
 	brokenCertificates(t, o.TLSDirectory)
@@ -315,7 +180,7 @@ func TestNginxCertificates(t *testing.T) {
 	write(t, filepath.Join(o.TLSDirectory, "z-pair.crt"), certificate)
 	write(t, filepath.Join(o.TLSDirectory, "z-pair.key"), key)
 	c := oneService()
-	c.with("web", "host:web-3:80", "172.18.0.7", 80, metaRedirect, "https")
+	c.with("web", "host:web-3:80", "172.18.0.7", 80, route.KeyRedirect, "https")
 	r := renderNginx(t, c, o)
 	var got []string
 	for line := range strings.Lines(strings.ReplaceAll(r.text, o.TLSDirectory, "DIR")) {
@@ -348,21 +213,6 @@ func TestNginxCertificates(t *testing.T) {
 	golden(t, "testdata/certificates.left-out", strings.Join(r.leftOut, "\n")+"\n") // as HAProxy's
 }
 
-// nginx is not told of certificates whose hosts are not known, but for the first.
-func TestNginxCertificateThatBerthMayNotRead(t *testing.T) {
-	var leftOut []string
-	s := &certificateStore{path: "/tls", sum: "1", report: func(reason string) { leftOut = append(leftOut, reason) }}
-	s.files = []certificate{{file: "/tls/a", key: "/tls/a"}, {file: "/tls/b", key: "/tls/b"}, {"/tls/c", "/tls/c.key", []string{"c.com"}, true}}
-	got := s.inNginx("/tls", nil, "1")
-	if diff := cmp.Diff([]Certificate{{"/tls/a", "/tls/a", nil}, {"/tls/c", "/tls/c.key", []string{"c.com"}}}, got); diff != "" {
-		t.Error(diff)
-	}
-	want := []string{`certificate "b" in "/tls": berth may not read it and so does not know its hosts; make it readable for berth, and put its key into a file of its own`}
-	if diff := cmp.Diff(want, leftOut); diff != "" {
-		t.Error(diff)
-	}
-}
-
 // Without a control socket, nginx is told of none.
 func TestNginxWithoutSocket(t *testing.T) {
 	r := renderTemplate(t, Nginx(), oneService(), Options{}, inOrder)
@@ -371,19 +221,23 @@ func TestNginxWithoutSocket(t *testing.T) {
 	}
 }
 
-func TestProxiedIsNilWithoutARoute(t *testing.T) {
+func TestServiceWithoutARoute(t *testing.T) {
 	c := catalog{}
-	c.with("db", "db-1", "10.0.0.1", 80, metaCheck, "/", metaBalance, "first")
+	c.with("db", "db-1", "10.0.0.1", 80, route.KeyCheck, "/", route.KeyBalance, "first")
 	var leftOut []string
-	if p := newService("db", c["db"], DefaultPorts(), func(reason string) { leftOut = append(leftOut, reason) }).proxied(false); p != nil {
-		t.Errorf("%+v", p)
+	routed := Funcs(Options{TCPPorts: unprivileged})(func(reason string) { leftOut = append(leftOut, reason) })["routed"].(func(string, []*route.Instance) *route.Service)
+	if s := routed("db", c["db"]); s != nil {
+		t.Errorf("%+v", s)
 	}
 	if len(leftOut) != 2 { // that there is no route, for each setting
 		t.Errorf("left out %q", leftOut)
 	}
-	c.with("tcp", "tcp-1", "10.0.0.1", 80, metaPort, "5432")
-	var p *Proxied = newService("tcp", []*dependency.HealthService(c["tcp"]), DefaultPorts(), refuse(t)).proxied(true)
-	if p.HTTP() != nil || p.TCP() == nil || fmt.Sprint(p.Claims) != "tcp 5432" {
-		t.Errorf("%+v", p)
+	c.with("tcp", "tcp-1", "10.0.0.1", 80, route.KeyPort, "5432")
+	s := routed("tcp", c["tcp"])
+	if u := nginx.NewUpstreams(s, true, refuse(t)); u.HTTP != nil || u.TCP == nil || !slices.Equal(s.Ports, []int{5432}) || len(s.Routes) != 0 {
+		t.Errorf("%+v of %+v", u, s)
+	}
+	if len(leftOut) != 2 {
+		t.Errorf("left out %q", leftOut)
 	}
 }

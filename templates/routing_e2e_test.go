@@ -280,15 +280,15 @@ func (a answer) says(words ...string) bool {
 
 func testRoutes(t *testing.T, k *kind) {
 	e := newEchoes(k)
-	e.echo("shop", metaHost, "shop.example.com,www.example.com")
-	e.echo("cart", metaHost, "shop.example.com", metaPath, "/cart")
-	e.echo("cart-admin", metaHost, "shop.example.com", metaPath, "/cart/admin/")
-	e.echo("api", metaPath, "/api")
-	e.echo("shop-api", metaHost, "shop.example.com", metaPath, "/api")
-	e.echo("tenants", metaHost, "*.example.com", metaPath, "/t")
-	e.echo("http", metaHost, "http.example.com")
-	e.echo("billing", metaHost, "billing.example.com").Status = dependency.HealthCritical
-	e.with("refuses", "refuses-1", "127.0.0.1", 1, metaHost, "refuses.example.com") // nothing listens there
+	e.echo("shop", route.KeyHost, "shop.example.com,www.example.com")
+	e.echo("cart", route.KeyHost, "shop.example.com", route.KeyPath, "/cart")
+	e.echo("cart-admin", route.KeyHost, "shop.example.com", route.KeyPath, "/cart/admin/")
+	e.echo("api", route.KeyPath, "/api")
+	e.echo("shop-api", route.KeyHost, "shop.example.com", route.KeyPath, "/api")
+	e.echo("tenants", route.KeyHost, "*.example.com", route.KeyPath, "/t")
+	e.echo("http", route.KeyHost, "http.example.com")
+	e.echo("billing", route.KeyHost, "billing.example.com").Status = dependency.HealthCritical
+	e.with("refuses", "refuses-1", "127.0.0.1", 1, route.KeyHost, "refuses.example.com") // nothing listens there
 	k.eachImage(t, func(t *testing.T, image string) {
 		address := e.start(t, image, Options{}).address(8080)
 		tests := []struct {
@@ -394,12 +394,12 @@ func pages(t *testing.T, k *kind, address string) {
 
 func testStripsPrefixes(t *testing.T, k *kind) {
 	e := newEchoes(k)
-	e.echo("plain", metaHost, "plain.com", metaPath, "/api", metaStrip, "true")
-	e.echo("encoded", metaHost, "encoded.com", metaPath, "/a%20b/c", metaStrip, "true")
-	e.echo("kept", metaHost, "kept.com", metaPath, "/api")
-	e.echo("all", metaHost, "all.com", metaStrip, "true")
-	e.echo("many", metaHost, "a.com,b.com", metaPath, "/api/v1", metaStrip, "true")
-	for _, meta := range [][]string{{metaHost, "a.com", metaPath, "/api"}, {metaHost, "c.com,*.d.com", metaPath, "/v1"}, {metaPath, "/any"}, {metaHost, "e.com"}} {
+	e.echo("plain", route.KeyHost, "plain.com", route.KeyPath, "/api", route.KeyStrip, "true")
+	e.echo("encoded", route.KeyHost, "encoded.com", route.KeyPath, "/a%20b/c", route.KeyStrip, "true")
+	e.echo("kept", route.KeyHost, "kept.com", route.KeyPath, "/api")
+	e.echo("all", route.KeyHost, "all.com", route.KeyStrip, "true")
+	e.echo("many", route.KeyHost, "a.com,b.com", route.KeyPath, "/api/v1", route.KeyStrip, "true")
+	for _, meta := range [][]string{{route.KeyHost, "a.com", route.KeyPath, "/api"}, {route.KeyHost, "c.com,*.d.com", route.KeyPath, "/v1"}, {route.KeyPath, "/any"}, {route.KeyHost, "e.com"}} {
 		i := e.with("many", fmt.Sprint("many-", meta), "127.0.0.1", 1, meta...)
 		i.Status = dependency.HealthCritical
 	}
@@ -407,8 +407,8 @@ func testStripsPrefixes(t *testing.T, k *kind) {
 	for n := range 100 {
 		hosts = append(hosts, fmt.Sprintf("h%02d.com", n))
 	}
-	e.echo("hosts", metaHost, strings.Join(hosts, ","), metaPath, "/x", metaStrip, "true")
-	e.with("hosts", "hosts-y", "127.0.0.1", 1, metaHost, strings.Join(hosts, ","), metaPath, "/x/y").Status = dependency.HealthCritical
+	e.echo("hosts", route.KeyHost, strings.Join(hosts, ","), route.KeyPath, "/x", route.KeyStrip, "true")
+	e.with("hosts", "hosts-y", "127.0.0.1", 1, route.KeyHost, strings.Join(hosts, ","), route.KeyPath, "/x/y").Status = dependency.HealthCritical
 	k.eachImage(t, func(t *testing.T, image string) {
 		address := e.start(t, image, Options{}).address(8080)
 		for _, tt := range []struct{ host, path, service, url, prefix string }{
@@ -451,7 +451,7 @@ func testStripsPrefixes(t *testing.T, k *kind) {
 
 func testForwards(t *testing.T, k *kind) {
 	e := newEchoes(k)
-	e.echo("web", metaPath, "/")
+	e.echo("web", route.KeyPath, "/")
 	forged := []string{"X-Forwarded-Proto: ftp", "X-FORWARDED-HOST: evil.com", "X-Forwarded-Host: evil.com", "x-forwarded-port: 1", "X-Forwarded-Port: 2",
 		"X_Forwarded_Proto: https", "Forwarded: proto=https;host=evil.com", "X-Forwarded-Prefix: /evil", "X-Forwarded-For: 192.0.2.1"}
 	o := Options{TLSDirectory: t.TempDir()}
@@ -485,8 +485,8 @@ func testForwards(t *testing.T, k *kind) {
 
 func testTLS(t *testing.T, k *kind) {
 	e := newEchoes(k)
-	e.echo("open", metaHost, "a.com")
-	e.echo("closed", metaHost, "b.com", metaPath, "/closed", metaRedirect, "https", metaStrip, "true")
+	e.echo("open", route.KeyHost, "a.com")
+	e.echo("closed", route.KeyHost, "b.com", route.KeyPath, "/closed", route.KeyRedirect, "https", route.KeyStrip, "true")
 	o := Options{TLSDirectory: t.TempDir()}
 	pool := x509.NewCertPool()
 	for _, name := range []string{"a.com", "b.com"} {
@@ -562,7 +562,7 @@ func testTLS(t *testing.T, k *kind) {
 // A renewed certificate has the configuration change, and the new one is served.
 func testRenewedCertificate(t *testing.T, k *kind) {
 	e := newEchoes(k)
-	e.echo("web", metaPath, "/")
+	e.echo("web", route.KeyPath, "/")
 	o := Options{TLSDirectory: t.TempDir()}
 	var before string
 	for range 2 {
@@ -583,7 +583,7 @@ func testRenewedCertificate(t *testing.T, k *kind) {
 
 func testTCP(t *testing.T, k *kind) {
 	e := newEchoes(k)
-	e.echo("db", metaPort, "5432", metaMaxConn, "10", metaBalance, "leastconn")
+	e.echo("db", route.KeyPort, "5432", route.KeyMaxConn, "10", route.KeyBalance, "leastconn")
 	e.echo("db").Status = dependency.HealthCritical
 	k.eachImage(t, func(t *testing.T, image string) {
 		p := e.start(t, image, Options{})
@@ -600,8 +600,8 @@ func testTCP(t *testing.T, k *kind) {
 func testStickyCookie(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	for range 4 {
-		e.echo("web", metaPath, "/", metaSticky, "true")
-		e.echo("other", metaPath, "/other", metaSticky, "true")
+		e.echo("web", route.KeyPath, "/", route.KeySticky, "true")
+		e.echo("other", route.KeyPath, "/other", route.KeySticky, "true")
 	}
 	k.eachImage(t, func(t *testing.T, image string) {
 		address := e.start(t, image, Options{}).address(8080)
@@ -641,7 +641,7 @@ func testStickyCookie(t *testing.T, k *kind) {
 func testHashes(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	for range 5 {
-		e.echo("web", metaPath, "/", metaBalance, "uri")
+		e.echo("web", route.KeyPath, "/", route.KeyBalance, "uri")
 	}
 	k.eachImage(t, func(t *testing.T, image string) {
 		ask := func() (on []string) {
@@ -675,7 +675,7 @@ func testSendsOnlyIdempotentRequestsTwice(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	methods := []string{"GET", "PUT", "DELETE", "OPTIONS", "POST", "PATCH", "PURGE"}
 	for _, method := range methods {
-		e.add(method, k.reject, metaPath, "/"+method)
+		e.add(method, k.reject, route.KeyPath, "/"+method)
 		e.echo(method)
 	}
 	k.eachImage(t, func(t *testing.T, image string) {
@@ -700,9 +700,9 @@ func testSendsOnlyIdempotentRequestsTwice(t *testing.T, k *kind) {
 // The other service's instances serve, and only while there is none of its own.
 func testFallback(t *testing.T, k *kind) {
 	e := newEchoes(k)
-	e.echo("down", metaHost, "down.com", metaFallback, "sorry", metaPort, "5432").Status = dependency.HealthCritical
-	e.echo("up", metaHost, "up.com", metaFallback, "sorry")
-	e.echo("neither", metaHost, "neither.com", metaFallback, "gone").Status = dependency.HealthCritical
+	e.echo("down", route.KeyHost, "down.com", route.KeyFallback, "sorry", route.KeyPort, "5432").Status = dependency.HealthCritical
+	e.echo("up", route.KeyHost, "up.com", route.KeyFallback, "sorry")
+	e.echo("neither", route.KeyHost, "neither.com", route.KeyFallback, "gone").Status = dependency.HealthCritical
 	e.echo("sorry")
 	e.echo("gone").Status = dependency.HealthCritical
 	k.eachImage(t, func(t *testing.T, image string) {
@@ -724,10 +724,10 @@ func testFallback(t *testing.T, k *kind) {
 // Routes and services that differ only in the case of letters are not the same.
 func testCase(t *testing.T, k *kind) {
 	e := newEchoes(k)
-	e.echo("App", metaPath, "/API")
-	e.echo("APP", metaPath, "/Api", metaStrip, "true")
-	e.echo("app", metaPath, "/api")
-	e.echo("upper", metaHost, "a.com", metaPath, "/X/Y")
+	e.echo("App", route.KeyPath, "/API")
+	e.echo("APP", route.KeyPath, "/Api", route.KeyStrip, "true")
+	e.echo("app", route.KeyPath, "/api")
+	e.echo("upper", route.KeyHost, "a.com", route.KeyPath, "/X/Y")
 	k.eachImage(t, func(t *testing.T, image string) {
 		address := e.start(t, image, Options{}).address(8080)
 		for _, tt := range []struct{ host, path, service, url string }{
@@ -750,9 +750,9 @@ func testCase(t *testing.T, k *kind) {
 // Servers get their share by weight, and one that is dead costs no request.
 func testWeights(t *testing.T, k *kind) {
 	e := newEchoes(k)
-	e.echo("web", metaPath, "/").Weights.Passing = 3
+	e.echo("web", route.KeyPath, "/").Weights.Passing = 3
 	e.echo("web")
-	e.echo("dead", metaPath, "/dead")
+	e.echo("dead", route.KeyPath, "/dead")
 	e.with("dead", "refuses", "127.0.0.1", 1)
 	e.with("dead", "silent", nobody(t), 80)
 	k.eachImage(t, func(t *testing.T, image string) {
@@ -853,7 +853,7 @@ func testStreams(t *testing.T, k *kind) {
 			w.Header().Set("X-Accel-Redirect", "/unavailable")
 			io.WriteString(w, "not redirected")
 		}
-	}, metaPath, "/")
+	}, route.KeyPath, "/")
 	k.eachImage(t, func(t *testing.T, image string) {
 		address := e.start(t, image, Options{}).address(8080)
 		for _, head := range []string{

@@ -4,29 +4,44 @@ package templates
 
 import (
 	_ "embed"
+	"fmt"
+	"path"
 	"strings"
 	"text/template"
 
 	"github.com/hashicorp/consul-template/dependency"
+
+	"berth/templates/certificate"
+	"berth/templates/haproxy"
+	"berth/templates/nginx"
+	"berth/templates/route"
 )
 
 //go:embed haproxy.cfg.ctmpl
-var haproxy string
+var haproxyTemplate string
+
+//go:embed nginx.conf.ctmpl
+var nginxTemplate string
+
+//go:embed balancer.lua
+var balancer string
 
 // HAProxy returns the template for HAProxy 2.6 to 3.2, in consul-template's language. It needs Funcs, and of the
 // templater partial, asFile and directory.
-func HAProxy() string { return haproxy }
+func HAProxy() string { return haproxyTemplate }
 
 // Nginx returns the template for nginx 1.22 to 1.30, in consul-template's language. It needs Funcs, and of the templater
 // partial and directory.
-func Nginx() string { return nginx }
+func Nginx() string { return nginxTemplate }
 
 // Options are what the operator says, not the catalog.
 type Options struct {
 	// TLSDirectory is where the proxy and berth find certificates, an absolute path; "" = no TLS.
 	TLSDirectory string
-	// TCPPorts are those that services may ask for; nil = DefaultPorts.
-	TCPPorts Ports
+	// TCPPorts are those that services may ask for.
+	TCPPorts route.Ports
+	// Refused are the ports that the proxy could not open lately; nil = none.
+	Refused *route.Refused
 	// NginxSocket is the path of berth's control socket in nginx, an absolute one that needs no quotes in a
 	// configuration; beside it is the log in which berth reads why nginx refused a configuration. "" = neither.
 	NginxSocket string
@@ -42,55 +57,104 @@ type Options struct {
 // stranger: what does not pass is left out, the rest is served, and report is called with one line that says what
 // and why. The functions are for one template; they must not be called at the same time.
 //
-//	servable SERVICES      names of those services that the "service" function takes, sorted
-//	table CERTIFICATES     an empty *Table; CERTIFICATES are empty if there is no TLS
-//	claim TABLE NAME TEXT  Table.Add, for each service
-//	tlsDirectory           Options.TLSDirectory
+//	servable SERVICES           names of those services that the "service" function takes, sorted
+//	routed NAME INSTANCES       the *route.Service, nil if it has no route
+//	keep SERVICE TEXT [STREAM]  a key, by which claim finds the service with these texts
+//	table CERTIFICATES          an empty *route.Table; CERTIFICATES are empty if there is no TLS
+//	claim TABLE KEY             adds a service to the table
+//	fragments TABLE             the services that were added, with their texts; to be asked for last
+//	tlsDirectory                Options.TLSDirectory
 //
 // For HAProxy:
 //
-//	exposed NAME INSTANCES       the *Exposed of a service, nil if it has no route
+//	backends SERVICE             its []*haproxy.Backend
+//	routesMap TABLE              the routes in HAProxy's map
 //	certificates PATH NAMES SUM  the crt-list of the files in a directory that HAProxy can load, "" if there is none
 //
 // For nginx:
 //
-//	proxied NAME INSTANCES             the *Proxied of a service, nil if it has no route
-//	upstreamName NAME                  that of the upstream of a service
-//	serverCertificates PATH NAMES SUM  the []Certificate in a directory that nginx can load
+//	upstreams SERVICE                  its nginx.Upstreams
+//	upstreamName NAME                  the name of the upstream of a service
+//	routeMaps TABLE, pathDepths TABLE  the routes in nginx's maps
+//	serverCertificates PATH NAMES SUM  the []nginx.Certificate in a directory that nginx can load
 //	controlSocket, controlDirectory    Options.NginxSocket, and where it is
 //	closingFile                        Options.NginxClosing
 //	lua, luaBalancer                   Options.Lua, and the balancer
 func Funcs(o Options) func(report func(string)) template.FuncMap {
-	if o.TCPPorts == nil {
-		o.TCPPorts = DefaultPorts()
-	}
 	return func(report func(string)) template.FuncMap {
-		store := &certificateStore{report: report}
+		var store certificate.Store
+		var kept route.Fragments
 		return template.FuncMap{
 			"servable": func(services []*dependency.CatalogSnippet) []string {
-				return servable(services, report)
+				return route.Servable(services, report)
 			},
-			"exposed": func(name string, instances []*dependency.HealthService) *Exposed {
-				return newService(name, instances, o.TCPPorts, report).exposed()
+			"routed": func(name string, instances []*route.Instance) *route.Service {
+				if s := route.New(name, instances, o.TCPPorts, report); s.IsExposed() {
+					return s
+				}
+				return nil
 			},
-			"table": func(certificates any) *Table {
+			"keep": kept.Keep,
+			"table": func(certificates any) *route.Table {
+				kept.Begin()
 				tls, _ := template.IsTrue(certificates)
-				return newTable(tls, report)
+				return route.NewTable(tls, o.Refused, report)
 			},
-			"claim":        (*Table).Add,
+			"claim": func(t *route.Table, keys ...string) (string, error) {
+				for _, key := range keys {
+					f := kept.Claim(key)
+					switch {
+					case f != nil:
+						t.Add(f)
+					case key != "": // the service has no route
+						return "", fmt.Errorf("%.100q is not from keep; %s", key, remedy)
+					}
+				}
+				return "", nil
+			},
+			"fragments": func(t *route.Table) []*route.Fragment {
+				kept.End()
+				return t.Fragments()
+			},
 			"tlsDirectory": func() string { return o.TLSDirectory },
-			"certificates": store.list,
 
-			"proxied": func(name string, instances []*dependency.HealthService) *Proxied {
-				return newService(name, instances, o.TCPPorts, report).proxied(o.Lua)
+			"backends":  haproxy.Backends,
+			"routesMap": func(t *route.Table) string { return haproxy.Map(t.Claims) },
+			"certificates": func(path string, names []string, sum string) string {
+				return haproxy.CertificateList(store.List(path, names, sum, report), sum)
 			},
-			"upstreamName":       upstreamName,
-			"serverCertificates": store.inNginx,
-			"controlSocket":      func() string { return o.NginxSocket },
-			"controlDirectory":   func() string { return controlDirectory(o.NginxSocket) },
-			"closingFile":        func() string { return o.NginxClosing },
-			"lua":                func() bool { return o.Lua },
-			"luaBalancer":        func() string { return strings.TrimSuffix(balancer, "\n") },
+
+			"upstreams":    func(s *route.Service) nginx.Upstreams { return nginx.NewUpstreams(s, o.Lua, report) },
+			"upstreamName": nginx.UpstreamName,
+			"routeMaps":    func(t *route.Table) []nginx.RouteMap { return nginx.RouteMaps(t.Claims, report) },
+			"pathDepths":   func(t *route.Table) []int { return nginx.PathDepths(t.Claims) },
+			"serverCertificates": func(path string, names []string, sum string) []nginx.Certificate {
+				return nginx.Certificates(store.List(path, names, sum, report), report)
+			},
+			"controlSocket":    func() string { return o.NginxSocket },
+			"controlDirectory": func() string { return controlDirectory(o.NginxSocket) },
+			"closingFile":      func() string { return o.NginxClosing },
+			"lua":              func() bool { return o.Lua },
+			"luaBalancer":      func() string { return strings.TrimSuffix(balancer, "\n") },
+
+			"exposed": gone,
+			"proxied": gone,
 		}
 	}
+}
+
+// remedy is for those who have copied a template and come with the copy to another version.
+const remedy = "this template is a copy from another version of berth: copy the built-in one again, and make your changes there"
+
+// gone stands for the functions that templates had before.
+func gone(...any) (string, error) {
+	return "", fmt.Errorf("this function is no longer there; %s", remedy)
+}
+
+// controlDirectory is where the control socket is, "" without one.
+func controlDirectory(socket string) string {
+	if socket == "" {
+		return ""
+	}
+	return path.Dir(socket)
 }

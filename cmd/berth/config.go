@@ -121,7 +121,7 @@ func (c *Config) templaterFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.Template, "template", "", "consul-template file to render (default: the built-in template)")
 	f.BoolVar(&c.TemplatePrograms, "template-programs", false, "allow the template functions plugin and writeToFile, which run programs and write files")
 	f.StringVar(&c.TLSDirectory, "tls-directory", "", "directory of certificates (PEM files with their keys) for the built-in template (default: no TLS)")
-	f.StringVar(&c.TCPPorts, "tcp-ports", "1024-65535", "ports that SERVICE_ROUTE_PORT may ask the built-in template for, like 5432,6000-6099, or none")
+	f.StringVar(&c.TCPPorts, "tcp-ports", "none", "ports that SERVICE_ROUTE_PORT may ask the built-in template for, like 5432,6000-6099, or none")
 	f.IntVar(&c.ConsulConnections, "consul-connections", templater.DefaultConnections, "connections to Consul that may be open at a time (Consul's own limit is 200)")
 	f.DurationVar(&c.ConsulGrace, "consul-grace", 30*time.Second, "how long to keep what a Consul that failed or lost its state no longer lists")
 	f.IntVar(&c.VanishLimit, "vanish-limit", 100, "percentage of a list that may vanish at once; if it is more, what is gone is kept for consul-grace")

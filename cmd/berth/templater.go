@@ -9,6 +9,7 @@ import (
 
 	"berth/templater"
 	"berth/templates"
+	"berth/templates/route"
 )
 
 func templaterCommand() *cobra.Command {
@@ -44,7 +45,7 @@ func (p *process) templaterOptions(outputs []output) (templater.Options, error) 
 	if err != nil {
 		return templater.Options{}, err
 	}
-	ports, err := templates.ParsePorts(p.config.TCPPorts)
+	ports, err := route.ParsePorts(p.config.TCPPorts)
 	if err != nil {
 		return templater.Options{}, fmt.Errorf("tcp-ports: %w", err)
 	}

@@ -1,4 +1,4 @@
-package templates
+package route
 
 import (
 	"fmt"
@@ -7,21 +7,18 @@ import (
 	"strings"
 )
 
-// Ports are ranges of TCP ports. An empty list is none; nil is DefaultPorts.
+// Ports are ranges of TCP ports.
 type Ports []PortRange
 
 // PortRange is the ports from First to Last, both included.
 type PortRange struct{ First, Last int }
-
-// DefaultPorts are those above the ones that need privileges.
-func DefaultPorts() Ports { return Ports{{1024, 65535}} }
 
 const noPorts = "none"
 
 // ParsePorts reads ports and ranges that are separated by commas: "5432,6000-6999", or "none".
 func ParsePorts(s string) (Ports, error) {
 	if s == noPorts {
-		return Ports{}, nil
+		return nil, nil
 	}
 	var all Ports
 	for part := range strings.SplitSeq(s, ",") {
@@ -38,7 +35,7 @@ func ParsePorts(s string) (Ports, error) {
 	return all, nil
 }
 
-// String is how ParsePorts reads them.
+// String returns the ports as ParsePorts reads them.
 func (p Ports) String() string {
 	if len(p) == 0 {
 		return noPorts
@@ -54,9 +51,9 @@ func (p Ports) String() string {
 	return strings.Join(all, ",")
 }
 
-// Without is the same ports but for one: that of berth's own listener, which a label must not take.
+// Without returns the same ports but for one: the port of berth's own listener, for example, which no label may take.
 func (p Ports) Without(port int) Ports {
-	rest := Ports{}
+	var rest Ports
 	for _, r := range p {
 		if port < r.First || r.Last < port {
 			rest = append(rest, r)
@@ -76,7 +73,7 @@ func (p Ports) contain(port int) bool {
 	return slices.ContainsFunc(p, func(r PortRange) bool { return r.First <= port && port <= r.Last })
 }
 
-// parsePort returns 0 for what is none. It takes digits only, where Atoi takes a sign.
+// parsePort returns 0 if s is no port. It takes digits only, where Atoi takes a sign.
 func parsePort(s string) int {
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil || s[0] == '+' {

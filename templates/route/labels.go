@@ -1,4 +1,6 @@
-package templates
+// Package route turns the labels of services into routes, ports, settings and servers, the same for every proxy, and says
+// which service has which route and port.
+package route
 
 import (
 	"fmt"
@@ -12,54 +14,53 @@ import (
 	"github.com/hashicorp/consul-template/dependency"
 )
 
-type instance = dependency.HealthService
+// Instance is an instance of a service, as consul-template hands it to a template.
+type Instance = dependency.HealthService
 
 // The Meta keys of an instance that say how its service is served. Each is the label SERVICE_<key>, in lower case.
 const (
-	metaPrefix = "route_"
+	keyPrefix = "route_"
 
-	metaHost = "route_host" // host names, separated by commas
-	metaPath = "route_path" // a path prefix
-	metaPort = "route_port" // a TCP port
+	KeyHost = "route_host" // host names, separated by commas
+	KeyPath = "route_path" // a path prefix
+	KeyPort = "route_port" // a TCP port
 
-	metaStrip     = "route_strip"     // remove the path prefix
-	metaRedirect  = "route_redirect"  // https
-	metaBalance   = "route_balance"   // an algorithm
-	metaSticky    = "route_sticky"    // a client stays with its server
-	metaCheck     = "route_check"     // a path that healthy servers answer
-	metaMaxConn   = "route_maxconn"   // connections or requests that a server takes at once
-	metaSlowStart = "route_slowstart" // time in which a server that is back gets its full share
-	metaFallback  = "route_fallback"  // a service that serves while this one has no instance
+	KeyStrip     = "route_strip"     // remove the path prefix
+	KeyRedirect  = "route_redirect"  // https
+	KeyBalance   = "route_balance"   // an algorithm
+	KeySticky    = "route_sticky"    // a client stays with its server
+	KeyCheck     = "route_check"     // a path that healthy servers answer
+	KeyMaxConn   = "route_maxconn"   // connections or requests that a server takes at once
+	KeySlowStart = "route_slowstart" // time in which a server that is back gets its full share
+	KeyFallback  = "route_fallback"  // a service that serves while this one has no instance
 )
-
-// asks says whether a key asks for something to be served. The others say how.
-func asks(key string) bool { return key == metaHost || key == metaPath || key == metaPort }
 
 func isKnown(key string) bool {
 	switch key {
-	case metaStrip, metaRedirect, metaBalance, metaSticky, metaCheck, metaMaxConn, metaSlowStart, metaFallback:
+	case KeyHost, KeyPath, KeyPort,
+		KeyStrip, KeyRedirect, KeyBalance, KeySticky, KeyCheck, KeyMaxConn, KeySlowStart, KeyFallback:
 		return true
 	}
-	return asks(key)
+	return false
 }
 
 // label is how a container spells a key.
 func label(key string) string { return "SERVICE_" + strings.ToUpper(key) }
 
-// labels are those of the instances of a service.
+// labels reads the labels of a service's instances.
 type labels struct {
 	service   string
-	instances []*instance // in order
+	instances []*Instance // in order
 	report    func(string)
 }
 
-func (l labels) leftOut(i *instance, why string) {
+func (l labels) leaveOut(i *Instance, why string) {
 	l.report(fmt.Sprintf("service %q, instance %.100q: %s", l.service, i.ID, why))
 }
 
 // each calls use for the first instance that has these values for these keys, if they are not all empty. Replicas
 // share their labels, so that what is wrong with them is reported once.
-func (l labels) each(keys []string, use func(i *instance, values []string)) {
+func (l labels) each(keys []string, use func(i *Instance, values []string)) {
 	seen := map[string]bool{"": true}
 	for _, i := range l.instances {
 		values := make([]string, len(keys))
@@ -82,17 +83,17 @@ func (l labels) each(keys []string, use func(i *instance, values []string)) {
 func setting[T comparable](l labels, key string, parse func(string) (T, string)) T {
 	var (
 		value T
-		first *instance
+		first *Instance
 	)
-	l.each([]string{key}, func(i *instance, values []string) {
+	l.each([]string{key}, func(i *Instance, values []string) {
 		v, problem := parse(values[0])
 		switch {
 		case problem != "":
-			l.leftOut(i, fmt.Sprintf("its %s %.100q %s; set %s", key, values[0], problem, label(key)))
+			l.leaveOut(i, fmt.Sprintf("its %s %.100q %s; set %s", key, values[0], problem, label(key)))
 		case first == nil:
 			value, first = v, i
 		case v != value:
-			l.leftOut(i, fmt.Sprintf("its %s %.100q does not count, as instance %.100q says %.100q; set the same %s for all",
+			l.leaveOut(i, fmt.Sprintf("its %s %.100q does not count, as instance %.100q says %.100q; set the same %s for all",
 				key, values[0], first.ID, first.ServiceMeta[key], label(key)))
 		}
 	})
@@ -102,58 +103,61 @@ func setting[T comparable](l labels, key string, parse func(string) (T, string))
 // ports returns the TCP ports that any of the instances asks for, each once, in order.
 func (l labels) ports(allowed Ports) []int {
 	var all []int
-	l.each([]string{metaPort}, func(i *instance, values []string) {
+	l.each([]string{KeyPort}, func(i *Instance, values []string) {
 		port := parsePort(strings.TrimSpace(values[0]))
-		problem := ""
+		problem, remedy := "", "set another "+label(KeyPort)
 		switch {
 		case port == 0:
 			problem = "is not a port between 1 and 65535"
 		case port == 8080 || port == 8443 || port == 8404:
 			problem = "is a port of the proxy's own"
+		case len(allowed) == 0:
+			problem, remedy = "is not allowed, as no ports are", fmt.Sprintf("give the templater --tcp-ports %d", port)
 		case !allowed.contain(port):
 			problem = fmt.Sprintf("is not one of the ports that may be asked for (%s)", allowed)
+			remedy += fmt.Sprintf(", or give the templater --tcp-ports %s,%d", allowed, port)
 		default:
 			all = append(all, port)
 			return
 		}
-		l.leftOut(i, fmt.Sprintf("its %s %.100q %s; set another %s", metaPort, values[0], problem, label(metaPort)))
+		l.leaveOut(i, fmt.Sprintf("its %s %.100q %s; %s", KeyPort, values[0], problem, remedy))
 	})
 	slices.Sort(all)
 	return slices.Compact(all)
 }
 
-// unknown reports keys that mean nothing, which is often a slip of the pen.
-func (l labels) unknown() {
+// reportUnknown reports keys that mean nothing, which is often a slip of the pen.
+func (l labels) reportUnknown() {
 	seen := map[string]bool{}
 	for _, i := range l.instances {
 		for _, key := range slices.Sorted(maps.Keys(i.ServiceMeta)) {
-			if strings.HasPrefix(key, metaPrefix) && !isKnown(key) && !seen[key] {
+			if strings.HasPrefix(key, keyPrefix) && !isKnown(key) && !seen[key] {
 				seen[key] = true
-				l.leftOut(i, fmt.Sprintf("its %.100q is no label that means anything here; remove it, or spell it as the documentation does", key))
+				l.leaveOut(i, fmt.Sprintf("its %.100q is no label that means anything here; remove it, or spell it as the documentation does", key))
 			}
 		}
 	}
 }
 
-// settings are what the labels say of a service as a whole.
-type settings struct {
-	strip, redirect, sticky bool
-	balance, check          string // "" = not said
-	maxConn                 int    // 0 = not said
-	slowStart               time.Duration
-	fallback                string // name of a service; "" = none
+// Settings say how a service as a whole is served.
+type Settings struct {
+	Strip, Redirect, Sticky bool
+	Balance, Check          string // "" = not said
+	MaxConn                 int    // 0 = not said
+	SlowStart               time.Duration
+	Fallback                string // name of a service; "" = none
 }
 
-func (l labels) settings() settings {
-	return settings{
-		strip:     setting(l, metaStrip, parseYes),
-		redirect:  setting(l, metaRedirect, parseRedirect),
-		sticky:    setting(l, metaSticky, parseYes),
-		balance:   setting(l, metaBalance, parseBalance),
-		check:     setting(l, metaCheck, parseCheck),
-		maxConn:   setting(l, metaMaxConn, parseMaxConn),
-		slowStart: setting(l, metaSlowStart, parseSlowStart),
-		fallback:  setting(l, metaFallback, l.parseFallback),
+func (l labels) settings() Settings {
+	return Settings{
+		Strip:     setting(l, KeyStrip, parseYes),
+		Redirect:  setting(l, KeyRedirect, parseRedirect),
+		Sticky:    setting(l, KeySticky, parseYes),
+		Balance:   setting(l, KeyBalance, parseBalance),
+		Check:     setting(l, KeyCheck, parseCheck),
+		MaxConn:   setting(l, KeyMaxConn, parseMaxConn),
+		SlowStart: setting(l, KeySlowStart, parseSlowStart),
+		Fallback:  setting(l, KeyFallback, l.parseFallback),
 	}
 }
 
@@ -174,7 +178,7 @@ func parseRedirect(s string) (bool, string) {
 }
 
 // byHeader is a hash of a header of the request.
-var byHeader = regexp.MustCompile(`^hdr\([A-Za-z0-9-]{1,64}\)$`)
+var byHeader = regexp.MustCompile(`^hdr\(([A-Za-z0-9-]{1,64})\)$`)
 
 // parseBalance takes the algorithms with which servers can be added and removed at run time.
 func parseBalance(s string) (string, string) {
@@ -189,15 +193,23 @@ func parseBalance(s string) (string, string) {
 	return "", "is none of roundrobin, leastconn, random, first, source, uri and hdr(<name>)"
 }
 
-// hashes says whether an algorithm sends what is alike to the same server.
-func hashes(balance string) bool { return balance == "source" || ofHTTP(balance) }
+// IsHash says whether an algorithm sends requests that are alike to the same server.
+func IsHash(balance string) bool { return balance == "source" || NeedsHTTP(balance) }
 
-// ofHTTP says whether an algorithm looks at requests.
-func ofHTTP(balance string) bool { return balance == "uri" || byHeader.MatchString(balance) }
+// NeedsHTTP says whether an algorithm looks at requests.
+func NeedsHTTP(balance string) bool { return balance == "uri" || BalanceHeader(balance) != "" }
+
+// BalanceHeader returns the name of the header that an algorithm looks at, "" if it looks at none.
+func BalanceHeader(balance string) string {
+	if m := byHeader.FindStringSubmatch(balance); m != nil {
+		return m[1]
+	}
+	return ""
+}
 
 func parseCheck(s string) (string, string) {
 	s = strings.TrimSpace(s)
-	if !strings.HasPrefix(s, "/") || len(s) > 512 || !hasOnly(s, "-_.~%+:@=/?&,;") {
+	if !strings.HasPrefix(s, "/") || len(s) > 512 || !HasOnly(s, "-_.~%+:@=/?&,;") {
 		return "", "is not a path like /health"
 	}
 	return s, ""
@@ -216,7 +228,7 @@ func parseMaxConn(s string) (int, string) {
 // parseFallback takes the name of any service that can be looked up. It may have no route.
 func (l labels) parseFallback(s string) (string, string) {
 	s = strings.TrimSpace(s)
-	if !isServiceName(s) || s == l.service {
+	if !IsServiceName(s) || s == l.service {
 		return "", "is not the name of another service"
 	}
 	return s, ""

@@ -1,4 +1,4 @@
-package templates
+package route
 
 import (
 	"fmt"
@@ -11,14 +11,33 @@ import (
 	"github.com/hashicorp/consul-template/dependency"
 )
 
+// catalog is the instances by the names of their services.
+type catalog map[string][]*Instance
+
+// with registers a passing instance and returns it, for the test to change.
+func (c catalog) with(service, id, address string, port int, meta ...string) *Instance {
+	i := &Instance{
+		Node: "node-1", ID: id, Name: service, Address: address, Port: port,
+		Status: dependency.HealthPassing, ServiceMeta: map[string]string{},
+	}
+	for n := 0; n < len(meta); n += 2 {
+		i.ServiceMeta[meta[n]] = meta[n+1]
+	}
+	c[service] = append(c[service], i)
+	return i
+}
+
+// unprivileged are the ports that tests allow.
+var unprivileged = Ports{{1024, 65535}}
+
 // refuse is a report func for what must not be left out.
-func refuse(t tb) func(string) {
+func refuse(t *testing.T) func(string) {
 	return func(reason string) { t.Errorf("left out: %s", reason) }
 }
 
 func TestServable(t *testing.T) {
 	var names, leftOut []string
-	names = servable([]*dependency.CatalogSnippet{
+	names = Servable([]*dependency.CatalogSnippet{
 		{Name: "web"}, {Name: "my.db"}, {Name: "a b"}, {Name: ""}, {Name: "Api_2"}, {Name: "x|any"}, {Name: "é"},
 		{Name: strings.Repeat("n", 200)}, {Name: strings.Repeat("n", 201)},
 	}, func(reason string) { leftOut = append(leftOut, reason) })
@@ -59,12 +78,12 @@ func TestServerNames(t *testing.T) {
 
 func TestServerNameDoesNotDependOnTheHealthOfOthers(t *testing.T) {
 	c := catalog{}
-	c.with("web", "web", "10.0.0.1", 80, metaPath, "/")
+	c.with("web", "web", "10.0.0.1", 80, KeyPath, "/")
 	other := c.with("web", "web", "10.0.0.2", 80)
 	other.Node = "node-2"
-	both := newService("web", c["web"], DefaultPorts(), refuse(t)).exposed().Backends()[0].Servers
+	both := New("web", c["web"], unprivileged, refuse(t)).Servers
 	other.Status = dependency.HealthCritical
-	one := newService("web", c["web"], DefaultPorts(), refuse(t)).exposed().Backends()[0].Servers
+	one := New("web", c["web"], unprivileged, refuse(t)).Servers
 	if len(both) != 2 || len(one) != 1 || !slices.Contains(both, one[0]) {
 		t.Errorf("both %+v, one %+v", both, one)
 	}
@@ -72,10 +91,10 @@ func TestServerNameDoesNotDependOnTheHealthOfOthers(t *testing.T) {
 
 func TestSameInstanceTwice(t *testing.T) {
 	c := catalog{}
-	c.with("web", "web", "10.0.0.1", 80, metaPath, "/")
+	c.with("web", "web", "10.0.0.1", 80, KeyPath, "/")
 	c.with("web", "web", "10.0.0.2", 80)
 	var leftOut []string
-	b := newService("web", c["web"], DefaultPorts(), func(reason string) { leftOut = append(leftOut, reason) }).exposed().Backends()[0]
+	b := New("web", c["web"], unprivileged, func(reason string) { leftOut = append(leftOut, reason) })
 	want := []string{`service "web", instance "web": another instance has the same id on the same node; set SERVICE_ID`}
 	if len(b.Servers) != 1 || b.Servers[0].Address != "10.0.0.1:80" || !slices.Equal(leftOut, want) {
 		t.Errorf("servers %+v, left out %q", b.Servers, leftOut)
@@ -84,11 +103,11 @@ func TestSameInstanceTwice(t *testing.T) {
 
 func TestBackendLeavesItsInputAlone(t *testing.T) {
 	c := catalog{}
-	c.with("web", "b", "10.0.0.1", 80, metaPath, "/").Tags = []string{"udp"}
-	c.with("web", "c", "10.0.0.1", 80, metaPath, "/")
+	c.with("web", "b", "10.0.0.1", 80, KeyPath, "/").Tags = []string{"udp"}
+	c.with("web", "c", "10.0.0.1", 80, KeyPath, "/")
 	c.with("web", "a", "10.0.0.1", 80)
 	before := slices.Clone(c["web"])
-	newService("web", c["web"], DefaultPorts(), refuse(t)).exposed()
+	New("web", c["web"], unprivileged, refuse(t))
 	if !slices.Equal(before, c["web"]) {
 		t.Error("the catalog's list was changed")
 	}
@@ -97,12 +116,12 @@ func TestBackendLeavesItsInputAlone(t *testing.T) {
 func TestServiceWithoutRoute(t *testing.T) {
 	c := catalog{}
 	c.with("db", "db-1", "not an address", -1)
-	c.with("dns", "dns-1", "10.0.0.1", 53, metaPath, "/").Tags = []string{"a", "udp"}
-	c.with("media", "media-1", "10.0.0.1", 53, metaPort, "5000").Tags = []string{"sctp"}
-	c.with("a b", "x", "10.0.0.1", 80, metaPath, "/")
+	c.with("dns", "dns-1", "10.0.0.1", 53, KeyPath, "/").Tags = []string{"a", "udp"}
+	c.with("media", "media-1", "10.0.0.1", 53, KeyPort, "5000").Tags = []string{"sctp"}
+	c.with("a b", "x", "10.0.0.1", 80, KeyPath, "/")
 	for name, instances := range c {
-		if e := newService(name, instances, DefaultPorts(), refuse(t)).exposed(); e != nil {
-			t.Errorf("%s: %+v", name, e)
+		if s := New(name, instances, unprivileged, refuse(t)); s.IsExposed() {
+			t.Errorf("%s: %+v", name, s)
 		}
 	}
 }
@@ -165,18 +184,18 @@ func TestParseRoutes(t *testing.T) {
 func TestReplicasAreReportedOnce(t *testing.T) {
 	c := catalog{}
 	for _, id := range []string{"web-1", "web-2", "web-3"} {
-		c.with("web", id, "10.0.0.1", 80, metaHost, "a.com,bad host", metaPort, "80", metaMaxConn, "many", "route_chekc", "/")
+		c.with("web", id, "10.0.0.1", 80, KeyHost, "a.com,bad host", KeyPort, "80", KeyMaxConn, "many", "route_chekc", "/")
 	}
 	var leftOut []string
-	s := newService("web", c["web"], DefaultPorts(), func(reason string) { leftOut = append(leftOut, reason) })
+	s := New("web", c["web"], unprivileged, func(reason string) { leftOut = append(leftOut, reason) })
 	want := []string{
 		`service "web", instance "web-1": its route_host "bad host" is not a host name like shop.example.com or *.example.com; set SERVICE_ROUTE_HOST`,
-		`service "web", instance "web-1": its route_port "80" is not one of the ports that may be asked for (1024-65535); set another SERVICE_ROUTE_PORT`,
+		`service "web", instance "web-1": its route_port "80" is not one of the ports that may be asked for (1024-65535); set another SERVICE_ROUTE_PORT, or give the templater --tcp-ports 1024-65535,80`,
 		`service "web", instance "web-1": its route_maxconn "many" is not a number between 1 and 1000000; set SERVICE_ROUTE_MAXCONN`,
 		`service "web", instance "web-1": its "route_chekc" is no label that means anything here; remove it, or spell it as the documentation does`,
 	}
-	if diff := cmp.Diff(want, leftOut); diff != "" || len(s.routes) != 1 || len(s.ports) != 0 {
-		t.Errorf("routes %v, ports %v, left out:\n%s", s.routes, s.ports, diff)
+	if diff := cmp.Diff(want, leftOut); diff != "" || len(s.Routes) != 1 || len(s.Ports) != 0 {
+		t.Errorf("routes %v, ports %v, left out:\n%s", s.Routes, s.Ports, diff)
 	}
 }
 
@@ -184,16 +203,16 @@ func TestReplicasAreReportedOnce(t *testing.T) {
 func TestInstancesDisagree(t *testing.T) {
 	c := catalog{}
 	for n, balance := range []string{"", "best", "leastconn", "random", " leastconn", "random"} {
-		c.with("web", fmt.Sprint("web-", n), "10.0.0.1", 80, metaPath, "/", metaBalance, balance)
+		c.with("web", fmt.Sprint("web-", n), "10.0.0.1", 80, KeyPath, "/", KeyBalance, balance)
 	}
 	var leftOut []string
-	s := newService("web", c["web"], DefaultPorts(), func(reason string) { leftOut = append(leftOut, reason) })
+	s := New("web", c["web"], unprivileged, func(reason string) { leftOut = append(leftOut, reason) })
 	want := []string{
 		`service "web", instance "web-1": its route_balance "best" is none of roundrobin, leastconn, random, first, source, uri and hdr(<name>); set SERVICE_ROUTE_BALANCE`,
 		`service "web", instance "web-3": its route_balance "random" does not count, as instance "web-2" says "leastconn"; set the same SERVICE_ROUTE_BALANCE for all`,
 	}
-	if diff := cmp.Diff(want, leftOut); diff != "" || s.balance != "leastconn" {
-		t.Errorf("balance %q, left out:\n%s", s.balance, diff)
+	if diff := cmp.Diff(want, leftOut); diff != "" || s.Balance != "leastconn" {
+		t.Errorf("balance %q, left out:\n%s", s.Balance, diff)
 	}
 }
 
@@ -203,26 +222,26 @@ func TestSettings(t *testing.T) {
 		good  map[string]any
 		wrong []string
 	}{
-		{metaStrip, map[string]any{"true": true, "1": true, "No": false, "false": false, "0": false}, nil},
-		{metaRedirect, map[string]any{"https": true, " HTTPS": true}, []string{"true", "http", "https://a.com"}},
-		{metaBalance, map[string]any{"leastconn": "leastconn", " uri ": "uri", "hdr(X-User)": "hdr(X-User)"},
+		{KeyStrip, map[string]any{"true": true, "1": true, "No": false, "false": false, "0": false}, nil},
+		{KeyRedirect, map[string]any{"https": true, " HTTPS": true}, []string{"true", "http", "https://a.com"}},
+		{KeyBalance, map[string]any{"leastconn": "leastconn", " uri ": "uri", "hdr(X-User)": "hdr(X-User)"},
 			[]string{"static-rr", "LEASTCONN", "uri depth 2", "hdr()", "hdr(a b)", "hdr(a)(b)", "source consistent", "roundrobin # x"}},
-		{metaCheck, map[string]any{"/": "/", "/health?a=b&c=%20d;e,f": "/health?a=b&c=%20d;e,f"},
+		{KeyCheck, map[string]any{"/": "/", "/health?a=b&c=%20d;e,f": "/health?a=b&c=%20d;e,f"},
 			[]string{"health", "/a b", "/a\tb", "/a#b", "/a'", "/a\"", "/a$HOME", "/a\\b", "/é", "/" + strings.Repeat("a", 512)}},
-		{metaMaxConn, map[string]any{"1": 1, "1000000": 1000000}, []string{"0", "-1", "1000001", "10x", "1e3", "0x10"}},
-		{metaSlowStart, map[string]any{"1s": time.Second, "1m30s": 90 * time.Second, "1499ms": time.Second, "1h": time.Hour},
+		{KeyMaxConn, map[string]any{"1": 1, "1000000": 1000000}, []string{"0", "-1", "1000001", "10x", "1e3", "0x10"}},
+		{KeySlowStart, map[string]any{"1s": time.Second, "1m30s": 90 * time.Second, "1499ms": time.Second, "1h": time.Hour},
 			[]string{"10", "0s", "-10s", "999ms", "61m", "10 s", "1d"}},
 	} {
 		check := func(value string, want any, problems int) {
 			c := catalog{}
-			c.with("web", "web-1", "10.0.0.1", 80, metaPath, "/", tt.key, value)
+			c.with("web", "web-1", "10.0.0.1", 80, KeyPath, "/", tt.key, value)
 			var leftOut []string
-			s := newService("web", c["web"], DefaultPorts(), func(reason string) { leftOut = append(leftOut, reason) }).settings
-			got := map[string]any{metaStrip: s.strip, metaRedirect: s.redirect, metaBalance: s.balance, metaCheck: s.check,
-				metaMaxConn: s.maxConn, metaSlowStart: s.slowStart}[tt.key]
+			s := New("web", c["web"], unprivileged, func(reason string) { leftOut = append(leftOut, reason) }).Settings
+			got := map[string]any{KeyStrip: s.Strip, KeyRedirect: s.Redirect, KeyBalance: s.Balance, KeyCheck: s.Check,
+				KeyMaxConn: s.MaxConn, KeySlowStart: s.SlowStart}[tt.key]
 			if want == nil {
-				want = map[string]any{metaStrip: false, metaRedirect: false, metaBalance: "", metaCheck: "",
-					metaMaxConn: 0, metaSlowStart: time.Duration(0)}[tt.key]
+				want = map[string]any{KeyStrip: false, KeyRedirect: false, KeyBalance: "", KeyCheck: "",
+					KeyMaxConn: 0, KeySlowStart: time.Duration(0)}[tt.key]
 			}
 			if got != want || len(leftOut) != problems {
 				t.Errorf("%s %q: %v, want %v; left out %q", tt.key, value, got, want, leftOut)
@@ -265,11 +284,11 @@ func TestPorts(t *testing.T) {
 			t.Fatalf("%s: %v, %v", tt.allowed, allowed, err)
 		}
 		c := catalog{}
-		c.with("db", "db-1", "10.0.0.1", 80, metaPort, tt.port)
+		c.with("db", "db-1", "10.0.0.1", 80, KeyPort, tt.port)
 		leftOut := 0
-		s := newService("db", c["db"], allowed, func(string) { leftOut++ })
-		if !slices.Equal(s.ports, tt.want) || leftOut != 1-len(tt.want) {
-			t.Errorf("%s of %s: %v, %d left out", tt.port, tt.allowed, s.ports, leftOut)
+		s := New("db", c["db"], allowed, func(string) { leftOut++ })
+		if !slices.Equal(s.Ports, tt.want) || leftOut != 1-len(tt.want) {
+			t.Errorf("%s of %s: %v, %d left out", tt.port, tt.allowed, s.Ports, leftOut)
 		}
 	}
 }
@@ -301,59 +320,42 @@ func TestParsePortsRefuses(t *testing.T) {
 	}
 }
 
-func TestTable(t *testing.T) {
+func TestFallback(t *testing.T) {
+	c := catalog{}
+	for service, fallback := range map[string]string{"down": " sorry ", "itself": "itself", "wrong": "no service", "of-the-down": "down"} {
+		c.with(service, service+"-1", "10.0.0.1", 80, KeyHost, service+".example.com", KeyFallback, fallback).Status = dependency.HealthCritical
+	}
+	c.with("up", "up-1", "10.0.1.1", 80, KeyHost, "up.example.com", KeyFallback, "sorry")
+	c.with("sorry", "sorry-1", "10.0.9.1", 8080).Weights.Passing = 7 // without a route
+	c.with("sorry", "sorry-2", "10.0.9.2", 8080)
+	c.with("sorry", "sorry-3", "10.0.9.3", 8080).Status = dependency.HealthCritical
+	c.with("sorry", "sorry-4", "10.0.9.4", 8080).Tags = []string{"udp"}
+	c.with("sorry", "sorry-5", "nowhere", 8080)
 	var leftOut []string
-	table := newTable(false, func(reason string) { leftOut = append(leftOut, reason) })
-	table.Add("w", "http a.com/\ntcp 6000\n\nbackend x\n\nbackend x.tcp")
-	table.Add("x", "http a.com/api/v1/\nhttp a.com/\n\nbackend x\n\nbackend x.tcp")
-	table.Add("y", "http */api/\ntcp 6000\ntcp 5000\n\nbackend x\n\nbackend x.tcp")
-	table.Add("z", "http a.com/\nhttp */\nflags redirect\n\nbackend x\n\nbackend x.tcp")
-	table.Add("none", "")
-	if want := "a.com/ w\na.com/api/v1/ x\n*/api/ y\n*/ z\n"; table.Map() != want {
-		t.Errorf("map %q, want %q", table.Map(), want)
+	report := func(reason string) { leftOut = append(leftOut, reason) }
+	for service, want := range map[string]string{"down": "sorry", "up": "", "itself": "", "wrong": "", "of-the-down": "down"} {
+		if s := New(service, c[service], unprivileged, report); s.NeedsFallback() != want {
+			t.Errorf("%s: %q, want %q", service, s.NeedsFallback(), want)
+		}
 	}
-	if want := strings.Repeat("\n\nbackend x\n\nbackend x.tcp", 4); table.Sections() != want {
-		t.Errorf("sections %q, want %q", table.Sections(), want)
-	}
-	if want := []TCPPort{{5000, "y"}, {6000, "w"}}; !slices.Equal(table.Ports(), want) {
-		t.Errorf("ports %v, want %v", table.Ports(), want)
-	}
-	const taken = `: the route a.com/ belongs to service "w"; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH`
+	slices.Sort(leftOut)
 	want := []string{
-		`service "x"` + taken,
-		`service "y": the port 6000 belongs to service "w"; set another SERVICE_ROUTE_PORT`,
-		`service "z"` + taken,
-		`service "z": its route_redirect is not followed, as there is no certificate for HTTPS; give berth one, or unset SERVICE_ROUTE_REDIRECT`,
+		`service "itself", instance "itself-1": its route_fallback "itself" is not the name of another service; set SERVICE_ROUTE_FALLBACK`,
+		`service "wrong", instance "wrong-1": its route_fallback "no service" is not the name of another service; set SERVICE_ROUTE_FALLBACK`,
 	}
 	if diff := cmp.Diff(want, leftOut); diff != "" {
 		t.Error(diff)
 	}
-}
-
-func TestServersAreNumberedForHashes(t *testing.T) {
-	c := catalog{}
-	for n := range 20 {
-		c.with("web", fmt.Sprint("web-", n), "10.0.0.1", 80+n, metaPath, "/", metaBalance, "uri")
+	leftOut = nil
+	s := New("down", c["down"], unprivileged, report)
+	if s.FallBack(c["sorry"]) != "" || !s.IsExposed() {
+		t.Error("not exposed")
 	}
-	ids := func() map[string]int {
-		ids := map[string]int{}
-		for _, s := range newService("web", c["web"], DefaultPorts(), refuse(t)).exposed().Backends()[0].Servers {
-			ids[s.Name] = s.ID
-		}
-		return ids
+	if want := []Server{{Name: "sorry-1", Address: "10.0.9.1:8080", Weight: 7}, {Name: "sorry-2", Address: "10.0.9.2:8080"}}; !slices.Equal(s.Servers, want) {
+		t.Errorf("servers %+v", s.Servers)
 	}
-	all := ids()
-	seen := map[int]bool{0: true}
-	for name, id := range all {
-		if seen[id] || id > 999_999_999 {
-			t.Errorf("%s has the ID %d", name, id)
-		}
-		seen[id] = true
-	}
-	c["web"] = c["web"][3:]
-	for name, id := range ids() {
-		if all[name] != id {
-			t.Errorf("%s had the ID %d and has %d", name, all[name], id)
-		}
+	want = []string{`service "down": of its route_fallback: service "sorry", instance "sorry-5": its address "nowhere" is not an IP address; set SERVICE_ADDRESS to one`}
+	if diff := cmp.Diff(want, leftOut); diff != "" {
+		t.Error(diff)
 	}
 }

@@ -1,4 +1,5 @@
-package templates
+// Package certificate finds the certificates in a directory that a proxy can load.
+package certificate
 
 import (
 	"crypto/rsa"
@@ -12,56 +13,44 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"berth/templates/route"
 )
 
-// certificateStore lists the certificates in a directory. It remembers what it found, since that of 100 files takes
-// milliseconds, and the template asks whenever anything in the catalog changes.
-type certificateStore struct {
-	report func(string)
-
+// Store lists the certificates in a directory. It remembers them, since to read 100 files takes milliseconds, and the
+// template asks whenever anything in the catalog changes.
+type Store struct {
 	path, sum string
-	files     []certificate // by name
+	files     []File // by name
 	reasons   []string
 }
 
-// certificate is a file that a proxy can load.
-type certificate struct {
-	file, key string   // paths; they may be the same
-	names     []string // of hosts, in lower case; none if berth may not read it
-	readable  bool     // by berth
+// File is a certificate that a proxy can load.
+type File struct {
+	Path, Key string   // of the files; they may be the same
+	Names     []string // of hosts, in lower case; none if berth may not read it
+	Readable  bool     // by berth
 }
 
-// list returns a crt-list of the files in the directory that HAProxy can load, as a single one that it cannot makes it
-// refuse the whole configuration. The sum, which changes with any of the files, is in the text, so that a renewed
-// certificate changes it. An empty text means that there is none.
-func (s *certificateStore) list(path string, names []string, sum string) string {
-	s.load(path, names, sum)
-	if len(s.files) == 0 {
-		return ""
-	}
-	var lines strings.Builder
-	for _, c := range s.files {
-		fmt.Fprintln(&lines, c.file)
-	}
-	return fmt.Sprintf("# %x\n%s", sum, &lines)
-}
-
-// load reads the directory if it has changed, and reports what is left out.
-func (s *certificateStore) load(path string, names []string, sum string) {
+// List returns the files with these names in the directory that a proxy can load, as a single one that it cannot makes it
+// refuse the whole configuration. It reads them if the sum has changed, and reports those that are left out.
+func (s *Store) List(path string, names []string, sum string, report func(string)) []File {
 	if s.path != path || s.sum != sum {
-		s.path, s.sum, s.reasons, s.files = path, sum, nil, nil
+		*s = Store{path: path, sum: sum}
 		s.read(names)
 	}
 	for _, reason := range s.reasons {
-		s.report(reason)
+		report(reason)
 	}
+	return s.files
 }
 
-func (s *certificateStore) leftOut(file, why string) string {
-	return fmt.Sprintf("certificate %.200q in %q: %s", filepath.Base(file), s.path, why)
+// Problem returns the line that reports a file.
+func Problem(file, why string) string {
+	return fmt.Sprintf("certificate %.200q in %q: %s", filepath.Base(file), filepath.Dir(file), why)
 }
 
-func (s *certificateStore) read(names []string) {
+func (s *Store) read(names []string) {
 	for _, name := range slices.Sorted(slices.Values(names)) {
 		switch filepath.Ext(name) {
 		case ".key", ".ocsp", ".issuer", ".sctl":
@@ -69,12 +58,12 @@ func (s *certificateStore) read(names []string) {
 		}
 		file := filepath.Join(s.path, name)
 		if !isListedFile(file) {
-			s.reasons = append(s.reasons, s.leftOut(file, "its path may only have letters, digits and _.*+@%=,~/-, to be named in a configuration; rename it"))
+			s.reasons = append(s.reasons, Problem(file, "its path may only have letters, digits and _.*+@%=,~/-, to be named in a configuration; rename it"))
 			continue
 		}
 		c, problem := readCertificate(file)
 		if problem != "" {
-			s.reasons = append(s.reasons, s.leftOut(file, problem))
+			s.reasons = append(s.reasons, Problem(file, problem))
 			continue
 		}
 		s.files = append(s.files, c)
@@ -87,31 +76,29 @@ func (s *certificateStore) read(names []string) {
 // isListedFile says whether a crt-list takes a path as it is, where blanks end it and [ begins options, and nginx, to
 // which $ begins a variable.
 func isListedFile(path string) bool {
-	return strings.HasPrefix(path, "/") && !strings.ContainsFunc(path, func(r rune) bool {
-		return !isAlphanumeric(r) && !strings.ContainsRune("_.*+@%=,~/-", r)
-	})
+	return strings.HasPrefix(path, "/") && route.HasOnly(path, "_.*+@%=,~/-")
 }
 
 // readCertificate returns what is in a file, or why a proxy would not load it. What berth may not read it leaves to the
 // proxy, which may have been started by root.
-func readCertificate(file string) (c certificate, problem string) {
-	c = certificate{file: file, key: file}
+func readCertificate(file string) (c File, problem string) {
+	c = File{Path: file, Key: file}
 	keyFile := strings.TrimSuffix(file, ".crt") + ".key"
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrPermission) {
 		if _, err := os.Stat(keyFile); err == nil {
-			c.key = keyFile
+			c.Key = keyFile
 		}
 		return c, ""
 	}
 	if err != nil {
 		return c, fmt.Sprintf("it cannot be read: %v", err)
 	}
-	c.readable = true
+	c.Readable = true
 	blocks, complete := pemBlocks(text)
 	key := text
 	if !slices.ContainsFunc(blocks, isPrivateKey) {
-		c.key = keyFile
+		c.Key = keyFile
 		key, err = os.ReadFile(keyFile)
 	}
 	notAllowed := errors.Is(err, fs.ErrPermission) // to read the key
@@ -136,7 +123,7 @@ func readCertificate(file string) (c certificate, problem string) {
 			return c, fmt.Sprintf("the RSA key of %.100q has %d bits and OpenSSL asks for 2048; issue it anew", parsed.Subject, k.N.BitLen())
 		}
 		if n == 0 {
-			c.names = certificateNames(parsed)
+			c.Names = certificateNames(parsed)
 		}
 	}
 	return c, ""
@@ -151,7 +138,7 @@ func certificateNames(c *x509.Certificate) []string {
 	var all []string
 	for _, name := range names {
 		name = strings.ToLower(name)
-		if isHostName(strings.TrimPrefix(name, "*.")) && !slices.Contains(all, name) {
+		if route.IsHostName(strings.TrimPrefix(name, "*.")) && !slices.Contains(all, name) {
 			all = append(all, name)
 		}
 	}

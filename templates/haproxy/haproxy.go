@@ -1,0 +1,171 @@
+// Package haproxy turns services with routes into what a configuration of HAProxy consists of.
+package haproxy
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+
+	"berth/templates/certificate"
+	"berth/templates/route"
+)
+
+// Backend is a service as HAProxy has it. Every value may be written to a configuration as it is.
+type Backend struct {
+	Name           string
+	TCP            bool     // connections, not requests
+	Servers        []Server // those that pass their checks, by name
+	Balance        string   // algorithm; "" = the default
+	Hash           bool     // that algorithm is a hash
+	Cookie         string   // its name; "" = clients do not stay with a server
+	Check          string   // what health checks ask for; "" = whether the port accepts
+	CheckHost      string   // the host that they ask for; "" = none
+	ServerDefaults string   // keywords for all servers
+	Redirect       bool     // to https
+	Strip          []Strip
+}
+
+// Server is one instance of a service.
+type Server struct {
+	route.Server
+	Cookie string // value that clients of the server send; "" = none
+	ID     int    // place in a hash; 0 = any
+}
+
+// Backends returns a service's backends: one for HTTP, one for TCP, as it has routes and ports.
+func Backends(s *route.Service) []*Backend {
+	var all []*Backend
+	if len(s.Routes) > 0 {
+		b := newBackend(s, s.Name, s.Balance)
+		b.Redirect = s.Redirect
+		if s.Strip {
+			b.Strip = strips(s.Routes)
+		}
+		if s.Sticky {
+			b.Cookie = "berth-" + s.Name // services of one host share its cookies
+			for n := range b.Servers {
+				b.Servers[n].Cookie = cookieOf(b.Servers[n].Name)
+			}
+		}
+		all = append(all, b)
+	}
+	if len(s.Ports) > 0 {
+		b := newBackend(s, s.Name+".tcp", s.TCPBalance())
+		b.TCP = true
+		all = append(all, b)
+	}
+	return all
+}
+
+// newBackend returns what HTTP and TCP have in common.
+func newBackend(s *route.Service, name, balance string) *Backend {
+	b := &Backend{Name: name, Balance: balance, Hash: route.IsHash(balance)}
+	for _, server := range s.Servers {
+		b.Servers = append(b.Servers, Server{Server: server})
+	}
+	if b.Hash {
+		numberServers(b.Servers)
+	}
+	if s.Check != "" {
+		b.Check = "GET " + s.Check
+		if len(s.Routes) > 0 && s.Routes[0].Rank() == 0 {
+			b.Check += " HTTP/1.1"
+			b.CheckHost = s.Routes[0].Host
+		}
+	}
+	var defaults []string
+	if s.MaxConn > 0 {
+		defaults = append(defaults, fmt.Sprint("maxconn ", s.MaxConn))
+	}
+	if s.SlowStart > 0 {
+		defaults = append(defaults, fmt.Sprintf("slowstart %ds", int(s.SlowStart.Seconds())))
+	}
+	b.ServerDefaults = strings.Join(defaults, " ")
+	return b
+}
+
+// cookieOf returns a value that does not tell the server's name.
+func cookieOf(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return fmt.Sprintf("%x", sum[:8])
+}
+
+// numberServers gives each an ID of its own, made of its name: HAProxy places a server in a hash by its ID, and without
+// one by its place in the file, so that most clients would change servers whenever one comes or goes.
+func numberServers(servers []Server) {
+	taken := map[int]bool{}
+	for n := range servers {
+		sum := sha256.Sum256([]byte(servers[n].Name))
+		id := int(binary.BigEndian.Uint32(sum[:])%999_999_999) + 1
+		for taken[id] {
+			id = id%999_999_999 + 1
+		}
+		taken[id] = true
+		servers[n].ID = id
+	}
+}
+
+// Strip is how a path prefix is removed from requests.
+type Strip struct {
+	Prefix string   // without the slash at its end
+	Field  int      // number of the field of the path that follows it, where / separates fields and the first is empty
+	Keys   []string // lists of the routes with this prefix, of which one must fit; none = all requests have the prefix
+}
+
+// mostPatterns is how many routes are compared in one line. HAProxy takes 64 words on one.
+const mostPatterns = 40
+
+// strips returns how to remove the prefix of the route that a request came by. The longest is the first, and the first
+// one that fits is the right one: txn.key begins with the host or wildcard by which the route was found.
+func strips(routes []route.Route) []Strip {
+	keys := map[string][]string{} // by path
+	for _, r := range routes {
+		keys[r.Path] = append(keys[r.Path], r.String())
+	}
+	var all []Strip
+	for path := range keys {
+		prefix := strings.TrimSuffix(path, "/")
+		if prefix == "" {
+			continue
+		}
+		s := Strip{Prefix: prefix, Field: strings.Count(path, "/") + 1}
+		if len(keys) > 1 {
+			for some := range slices.Chunk(keys[path], mostPatterns) {
+				s.Keys = append(s.Keys, strings.Join(some, " "))
+			}
+		}
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b Strip) int {
+		return cmp.Or(cmp.Compare(len(b.Prefix), len(a.Prefix)), cmp.Compare(a.Prefix, b.Prefix))
+	})
+	return all
+}
+
+// Map returns the routes as HAProxy's map_beg reads them: "shop.example.com/cart/ cart".
+func Map(claims []route.Claim) string {
+	var text strings.Builder
+	for _, c := range claims {
+		text.WriteString(c.Route.String())
+		text.WriteByte(' ')
+		text.WriteString(c.Service.Name)
+		text.WriteByte('\n')
+	}
+	return text.String()
+}
+
+// CertificateList returns the crt-list of files, "" if there is none. The sum, which changes with any of the files, is in
+// the text, so that a renewed certificate changes it.
+func CertificateList(files []certificate.File, sum string) string {
+	if len(files) == 0 {
+		return ""
+	}
+	var lines strings.Builder
+	for _, f := range files {
+		fmt.Fprintln(&lines, f.Path)
+	}
+	return fmt.Sprintf("# %x\n%s", sum, &lines)
+}

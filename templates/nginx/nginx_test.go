@@ -1,0 +1,149 @@
+package nginx
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"berth/templates/certificate"
+	"berth/templates/route"
+)
+
+func refuse(t *testing.T) func(string) {
+	return func(reason string) { t.Errorf("left out: %s", reason) }
+}
+
+func TestRouteMaps(t *testing.T) {
+	var leftOut []string
+	capital := &route.Service{Name: "App", Settings: route.Settings{Strip: true, Sticky: true}}
+	small, deeper := &route.Service{Name: "app"}, &route.Service{Name: "deep"}
+	deep := "/" + strings.Repeat("d/", 16)
+	claims := []route.Claim{
+		{Route: route.Route{Host: "a.com", Path: "/X/"}, Service: capital},
+		{Route: route.Route{Path: "/"}, Service: capital},
+		{Route: route.Route{Host: "a.com", Path: "/x/"}, Service: small},
+		{Route: route.Route{Host: "b.com", Path: "/x/"}, Service: small},
+		{Route: route.Route{Host: "*.a.com", Path: "/x/y/"}, Service: small},
+		{Route: route.Route{Path: deep}, Service: deeper},
+		{Route: route.Route{Path: deep + "d/"}, Service: deeper},
+	}
+	got := RouteMaps(claims, func(reason string) { leftOut = append(leftOut, reason) })
+	app := UpstreamName("App")
+	want := []RouteMap{
+		{"host_1", "$host", "$berth_path_1", []RouteEntry{
+			{"a.com/x/", app + " strip,sticky /X/ app - /x/"},
+			{"b.com/x/", "app - /x/"},
+		}, "berth_found", "berth_found_domain_2"},
+		{"domain_2", "$berth_domain", "$berth_path_2", []RouteEntry{{"a.com/x/y/", "app - /x/y/"}}, "berth_found_domain_2", "berth_found_any_16"},
+		{"any_16", "", "$berth_path_16", []RouteEntry{{deep, "deep - " + deep}}, "berth_found_any_16", "berth_found_any_0"},
+		{"any_0", "", "/", []RouteEntry{{"/", app + " strip,sticky /"}}, "berth_found_any_0", ""},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if depths := PathDepths(claims); !slices.Equal(depths, []int{1, 2, 16}) {
+		t.Errorf("depths %v", depths)
+	}
+	tooDeep := `service "deep": the path of its route */` + strings.Repeat("d/", 17) +
+		` has more than 16 segments, which is too many for nginx; set a shorter SERVICE_ROUTE_PATH`
+	if !slices.Equal(leftOut, []string{tooDeep}) {
+		t.Errorf("left out %q", leftOut)
+	}
+	if maps := RouteMaps(nil, refuse(t)); len(maps) != 1 || maps[0].Found != "berth_found" || len(maps[0].Entries) != 0 {
+		t.Errorf("without routes: %+v", maps)
+	}
+}
+
+func TestUpstreamNamesAreUnique(t *testing.T) {
+	seen := map[string]string{}
+	for _, service := range []string{"app", "App", "aPP", "APP", "app2", "berth", "BERTH", "a_b-c"} {
+		name := UpstreamName(service)
+		if other, there := seen[strings.ToLower(name)]; there || strings.Contains(service, strings.ToLower(service)) && name != service {
+			t.Errorf("%s: %s, as that of %s", service, name, other)
+		}
+		seen[strings.ToLower(name)] = service
+	}
+}
+
+func TestUpstreams(t *testing.T) {
+	for _, tt := range []struct {
+		labels        []string
+		lua           bool
+		http, tcp     string // method
+		call          string
+		zone, maxConn int
+		reports       []string // what each names
+	}{
+		{},
+		{lua: true, call: `balance("App.0d04bfeb")`},
+		{labels: []string{route.KeyBalance, "roundrobin"}, lua: true, call: `balance("App.0d04bfeb")`},
+		{labels: []string{route.KeyBalance, "leastconn"}, lua: true, http: "least_conn", tcp: "least_conn"},
+		{labels: []string{route.KeyBalance, "random"}, http: "random two least_conn", tcp: "random two least_conn"},
+		{labels: []string{route.KeyBalance, "random"}, lua: true, tcp: "random two least_conn", call: `random("App.0d04bfeb")`},
+		{labels: []string{route.KeyBalance, "source"}, http: "hash $remote_addr consistent", tcp: "hash $remote_addr consistent"},
+		{labels: []string{route.KeyBalance, "source"}, lua: true, tcp: "hash $remote_addr consistent", call: `balance("App.0d04bfeb", ngx.var.remote_addr)`},
+		{labels: []string{route.KeyBalance, "uri"}, http: "hash $berth_path consistent"},
+		{labels: []string{route.KeyBalance, "uri"}, lua: true, call: `balance("App.0d04bfeb", ngx.var.berth_path)`},
+		{labels: []string{route.KeyBalance, "hdr(X-User)"}, http: "hash $http_x_user consistent"},
+		{labels: []string{route.KeyBalance, "hdr(-)"}, lua: true, call: `balance("App.0d04bfeb", ngx.var.http__)`},
+		{labels: []string{route.KeyBalance, "leastconn", route.KeySticky, "1"}, http: "hash $berth_sticky consistent", tcp: "least_conn"},
+		{labels: []string{route.KeyBalance, "leastconn", route.KeySticky, "1"}, lua: true, tcp: "least_conn", call: `balance("App.0d04bfeb", ngx.var.berth_sticky)`},
+		{labels: []string{route.KeyMaxConn, "7"}, lua: true, zone: 128, maxConn: 7},
+		{labels: []string{route.KeyBalance, "first"}, reports: []string{"balance first"}},
+		{labels: []string{route.KeyCheck, "/", route.KeySlowStart, "10s"}, reports: []string{"SERVICE_CHECK_HTTP", "SERVICE_ROUTE_SLOWSTART"}},
+	} {
+		meta := map[string]string{route.KeyPath: "/", route.KeyPort: "5432"}
+		for n := 0; n < len(tt.labels); n += 2 {
+			meta[tt.labels[n]] = tt.labels[n+1]
+		}
+		var leftOut []string
+		report := func(reason string) { leftOut = append(leftOut, reason) }
+		instance := &route.Instance{ID: "a", Address: "10.0.0.1", Port: 80, Status: "passing", ServiceMeta: meta}
+		s := route.New("App", []*route.Instance{instance}, route.Ports{{First: 5432, Last: 5432}}, report)
+		u := NewUpstreams(s, tt.lua, report)
+		http, tcp := u.HTTP, u.TCP
+		if http.Method != tt.http || tcp.Method != tt.tcp || http.Lua != tt.call || tcp.Lua != "" {
+			t.Errorf("%v: %q %q, TCP %q %q", tt.labels, http.Method, http.Lua, tcp.Method, tcp.Lua)
+		}
+		if http.Zone != tt.zone || tcp.Zone != tt.zone || http.MaxConn != tt.maxConn || tcp.Name != "App.0d04bfeb.tcp" {
+			t.Errorf("%v: %+v, %+v", tt.labels, http, tcp)
+		}
+		if !slices.EqualFunc(leftOut, tt.reports, strings.Contains) {
+			t.Errorf("%v: %q", tt.labels, leftOut)
+		}
+	}
+}
+
+func TestZoneHasRoomForAllServers(t *testing.T) {
+	s := route.Service{Routes: []route.Route{{Path: "/"}}, Settings: route.Settings{MaxConn: 1}}
+	for _, tt := range []struct{ servers, kilobytes int }{{0, 128}, {63, 128}, {64, 256}, {1000, 2048}} {
+		s.Servers = make([]route.Server, tt.servers)
+		if u := NewUpstreams(&s, false, refuse(t)); u.HTTP.Zone != tt.kilobytes {
+			t.Errorf("%d servers: %d", tt.servers, u.HTTP.Zone)
+		}
+	}
+}
+
+// nginx is not told of certificates whose hosts are not known, but for the first.
+func TestCertificateThatBerthMayNotRead(t *testing.T) {
+	var leftOut []string
+	files := []certificate.File{
+		{Path: "/tls/a", Key: "/tls/a"},
+		{Path: "/tls/b", Key: "/tls/b"},
+		{Path: "/tls/c", Key: "/tls/c.key", Names: []string{"c.com"}, Readable: true},
+	}
+	got := Certificates(files, func(reason string) { leftOut = append(leftOut, reason) })
+	want := []Certificate{
+		{File: "/tls/a", Key: "/tls/a"},
+		{File: "/tls/c", Key: "/tls/c.key", Names: []string{"c.com"}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	reasons := []string{`certificate "b" in "/tls": berth may not read it and so does not know its hosts; make it readable for berth, and put its key into a file of its own`}
+	if diff := cmp.Diff(reasons, leftOut); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -1,0 +1,118 @@
+package nginx
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"berth/templates/route"
+)
+
+// RouteMap is the routes of one rank that have the same number of segments in their paths. A request has at most one.
+type RouteMap struct {
+	Name    string // for variables
+	Rank    string // of what the keys begin with: "$host", "$berth_domain", or "" for any host
+	Path    string // as many segments of the request's path
+	Entries []RouteEntry
+	Found   string // the variable of the upstream that was found in it or in the next maps
+	Next    string // that of the next map, "" = this is the last one
+}
+
+// RouteEntry is a key, in lower case, and the routes that it may stand for: nginx looks keys up without regard to the
+// case of letters, and paths are compared with regard to it.
+type RouteEntry struct{ Key, Routes string }
+
+// mostSegments is the largest number of segments in a path by which nginx routes. Each number that occurs costs a
+// request that has so many another look-up.
+const mostSegments = 16
+
+// level is what the routes of one map have in common.
+type level struct{ rank, depth int }
+
+// longestValue is less than what nginx takes for one word (NGX_CONF_BUFFER).
+const longestValue = 4000
+
+// RouteMaps returns the maps in the order in which a request is to be looked up. The last one is for any host and path.
+func RouteMaps(claims []route.Claim, report func(string)) []RouteMap {
+	entries := map[level][]RouteEntry{{2, 0}: nil}
+	index := map[level]map[string]int{} // of an entry, by its key
+	for _, c := range claims {
+		l := level{c.Rank(), depth(c.Route)}
+		if l.depth > mostSegments {
+			report(fmt.Sprintf("service %q: the path of its route %.100s has more than %d segments, which is too many for nginx; set a shorter SERVICE_ROUTE_PATH", c.Service.Name, c.Route, mostSegments))
+			continue
+		}
+		key := strings.TrimPrefix(c.Host, "*.") + strings.ToLower(c.Path)
+		found := UpstreamName(c.Service.Name) + " " + flags(c.Service) + " " + c.Path
+		if index[l] == nil {
+			index[l] = map[string]int{}
+		}
+		if n, there := index[l][key]; there {
+			if len(entries[l][n].Routes)+len(found) >= longestValue {
+				report(fmt.Sprintf("service %q: for nginx, too many routes differ from its route %.100s only in the case of letters; set another SERVICE_ROUTE_PATH", c.Service.Name, c.Route))
+				continue
+			}
+			entries[l][n].Routes += " " + found
+			continue
+		}
+		index[l][key] = len(entries[l])
+		entries[l] = append(entries[l], RouteEntry{key, found})
+	}
+	levels := slices.SortedFunc(maps.Keys(entries), func(a, b level) int {
+		return cmp.Or(a.rank-b.rank, b.depth-a.depth)
+	})
+	all := make([]RouteMap, len(levels))
+	for n, l := range levels {
+		all[n] = RouteMap{
+			Name:    fmt.Sprintf("%s_%d", [...]string{"host", "domain", "any"}[l.rank], l.depth),
+			Rank:    [...]string{"$host", "$berth_domain", ""}[l.rank],
+			Path:    pathVariable(l.depth),
+			Entries: entries[l],
+			Found:   "berth_found",
+		}
+		if n > 0 {
+			all[n].Found += "_" + all[n].Name
+			all[n-1].Next = all[n].Found
+		}
+	}
+	return all
+}
+
+// depth returns the number of segments in a route's path.
+func depth(r route.Route) int { return strings.Count(r.Path, "/") - 1 }
+
+// flags returns what a service wants of the requests that come by its routes, separated by commas; "-" = nothing.
+func flags(s *route.Service) string {
+	var all []string
+	for _, f := range []struct {
+		set  bool
+		name string
+	}{{s.Strip, "strip"}, {s.Redirect, "redirect"}, {s.Sticky, "sticky"}} {
+		if f.set {
+			all = append(all, f.name)
+		}
+	}
+	return cmp.Or(strings.Join(all, ","), "-")
+}
+
+// pathVariable returns as many segments of a request's path, with a slash before and after them.
+func pathVariable(segments int) string {
+	if segments == 0 {
+		return "/"
+	}
+	return fmt.Sprintf("$berth_path_%d", segments)
+}
+
+// PathDepths returns the numbers of segments, but for 0, for which there are routes.
+func PathDepths(claims []route.Claim) []int {
+	var all []int
+	for _, c := range claims {
+		if d := depth(c.Route); d > 0 && d <= mostSegments {
+			all = append(all, d)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}

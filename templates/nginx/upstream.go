@@ -1,0 +1,116 @@
+// Package nginx turns services with routes into what a configuration of nginx consists of.
+package nginx
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"strings"
+
+	"berth/templates/route"
+)
+
+// Upstream is a group of servers in nginx.
+type Upstream struct {
+	Name    string // unique, whatever the case of letters
+	Servers []route.Server
+	MaxConn int    // connections that a server gets at once; 0 = no limit
+	Zone    int    // kilobytes of memory that all workers share; 0 = none is needed
+	Method  string // how a server is chosen; "" = the default, which is roundrobin
+	Lua     string // the function of balancer.lua that chooses one instead; "" = none
+}
+
+// Upstreams are the upstreams of a service.
+type Upstreams struct {
+	HTTP *Upstream // for requests, nil if the service has no route for them
+	TCP  *Upstream // for connections to the service's ports, nil if it has none
+}
+
+// NewUpstreams returns a service's upstreams, and reports what it asks for and nginx has not. With lua, servers are chosen
+// by the balancer in Lua where it can.
+func NewUpstreams(s *route.Service, lua bool, report func(string)) Upstreams {
+	for _, lacking := range []struct {
+		asked bool
+		why   string
+	}{
+		{s.Balance == "first", "nginx has no balance first, so roundrobin is used; set another SERVICE_ROUTE_BALANCE"},
+		{s.Check != "", "nginx does not check servers, so its route_check has no effect; set SERVICE_CHECK_HTTP, by which Consul takes out what is ill"},
+		{s.SlowStart != 0, "nginx gives a server its full share at once, so its route_slowstart has no effect; unset SERVICE_ROUTE_SLOWSTART"},
+	} {
+		if lacking.asked {
+			report(fmt.Sprintf("service %q: %s", s.Name, lacking.why))
+		}
+	}
+	var u Upstreams
+	if len(s.Routes) > 0 {
+		u.HTTP = newUpstream(s, UpstreamName(s.Name))
+		key := hashKey(s.Balance)
+		if s.Sticky {
+			key = "berth_sticky"
+		}
+		u.HTTP.Method = method(s.Balance, key)
+		if lua && s.MaxConn == 0 && u.HTTP.Method != leastConn {
+			u.HTTP.Method, u.HTTP.Lua = "", luaCall(u.HTTP.Name, s.Balance, key)
+		}
+	}
+	if len(s.Ports) > 0 {
+		u.TCP = newUpstream(s, UpstreamName(s.Name)+".tcp")
+		u.TCP.Method = method(s.TCPBalance(), hashKey(s.TCPBalance()))
+	}
+	return u
+}
+
+func newUpstream(s *route.Service, name string) *Upstream {
+	u := &Upstream{Name: name, Servers: s.Servers, MaxConn: s.MaxConn}
+	if u.MaxConn > 0 {
+		// Without it each worker would count for itself. A server takes less than a kilobyte.
+		u.Zone = (len(u.Servers)/64 + 1) * 128
+	}
+	return u
+}
+
+// UpstreamName returns a name that is unique also for nginx, to which two names in other letters are the same. No service has a dot.
+func UpstreamName(service string) string {
+	if strings.ToLower(service) == service {
+		return service
+	}
+	sum := sha256.Sum256([]byte(service))
+	return fmt.Sprintf("%s.%x", service, sum[:4])
+}
+
+const leastConn = "least_conn"
+
+// method is the directive for an algorithm. key is the variable that a hash is of.
+func method(balance, key string) string {
+	switch {
+	case key != "":
+		return "hash $" + key + " consistent"
+	case balance == "leastconn":
+		return leastConn
+	case balance == "random":
+		return "random two least_conn" // HAProxy's is the same
+	}
+	return ""
+}
+
+// hashKey is the variable that an algorithm looks at, "" if it does not.
+func hashKey(balance string) string {
+	switch {
+	case balance == "source":
+		return "remote_addr"
+	case balance == "uri":
+		return "berth_path"
+	case route.BalanceHeader(balance) != "":
+		return "http_" + strings.ReplaceAll(strings.ToLower(route.BalanceHeader(balance)), "-", "_")
+	}
+	return ""
+}
+
+func luaCall(upstream, balance, key string) string {
+	switch {
+	case key != "":
+		return fmt.Sprintf("balance(%q, ngx.var.%s)", upstream, key)
+	case balance == "random":
+		return fmt.Sprintf("random(%q)", upstream)
+	}
+	return fmt.Sprintf("balance(%q)", upstream)
+}

@@ -1,0 +1,107 @@
+package route
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Route is the requests for a host and below a path.
+type Route struct {
+	Host string // in lower case, without a port; *.example.com = any one label before it; "" = any
+	Path string // a prefix, always with a slash at its end; "/" = any
+}
+
+// String returns the name of a route in reports, which is its key in HAProxy's map.
+func (r Route) String() string { return cmp.Or(r.Host, "*") + r.Path }
+
+// Rank is 0 for a host, 1 for a wildcard, 2 for any host. A lower one goes before a higher one, whatever the paths, so
+// that nobody takes a path away from a host that is not his.
+func (r Route) Rank() int {
+	switch {
+	case r.Host == "":
+		return 2
+	case strings.HasPrefix(r.Host, "*"):
+		return 1
+	}
+	return 0
+}
+
+// Compare puts the route first that goes before the other where both fit a request.
+func Compare(a, b Route) int {
+	return cmp.Or(
+		cmp.Compare(a.Rank(), b.Rank()),
+		cmp.Compare(len(b.Path), len(a.Path)),
+		cmp.Compare(a.Path, b.Path),
+		cmp.Compare(a.Host, b.Host),
+	)
+}
+
+// routes returns those that any of the instances asks for, each once, in order.
+func (l labels) routes() []Route {
+	var all []Route
+	l.each([]string{KeyHost, KeyPath}, func(i *Instance, values []string) {
+		all = append(all, parseRoutes(values[0], values[1], func(why string) { l.leaveOut(i, why) })...)
+	})
+	slices.SortFunc(all, Compare)
+	return slices.Compact(all)
+}
+
+// parseRoutes returns no route rather than a wider one than was asked for.
+func parseRoutes(hosts, path string, leaveOut func(string)) []Route {
+	prefix := strings.TrimSuffix(path, "/") + "/"
+	if !isPathPrefix(prefix) {
+		leaveOut(fmt.Sprintf("its route_path %.100q is not a path like /api; set SERVICE_ROUTE_PATH", path))
+		return nil
+	}
+	if hosts == "" {
+		return []Route{{"", prefix}}
+	}
+	var all []Route
+	seen := map[string]bool{}
+	for host := range strings.SplitSeq(hosts, ",") {
+		host = strings.ToLower(strings.TrimSpace(host))
+		if seen[host] {
+			continue
+		}
+		seen[host] = true
+		if !IsHostName(strings.TrimPrefix(host, "*.")) {
+			leaveOut(fmt.Sprintf("its route_host %.100q is not a host name like shop.example.com or *.example.com; set SERVICE_ROUTE_HOST", host))
+			continue
+		}
+		all = append(all, Route{host, prefix})
+	}
+	return all
+}
+
+// IsHostName takes names as DNS has them, with underscores, which Docker uses.
+func IsHostName(s string) bool {
+	if len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if !consistsOf(label, "-_") || len(label) > 63 || strings.Trim(label, "-") != label {
+			return false
+		}
+	}
+	return true
+}
+
+// isPathPrefix takes /, and segments between slashes in characters that need no quotes
+// in a configuration. Proxies compare the path as the client sent it, where . and ..
+// do not occur.
+func isPathPrefix(s string) bool {
+	if s == "/" {
+		return true
+	}
+	if len(s) > 512 || len(s) < 3 || s[0] != '/' || s[len(s)-1] != '/' {
+		return false
+	}
+	for segment := range strings.SplitSeq(s[1:len(s)-1], "/") {
+		if segment == "." || segment == ".." || !consistsOf(segment, "-_.~%+:@=") {
+			return false
+		}
+	}
+	return true
+}

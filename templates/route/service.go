@@ -1,0 +1,141 @@
+package route
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/consul-template/dependency"
+)
+
+// Service is what the labels of a service's instances ask for.
+type Service struct {
+	Name   string
+	Routes []Route
+	Ports  []int
+	Settings
+	Servers []Server // those that pass their checks, by name; only known of a service that is exposed
+
+	report func(string)
+}
+
+// New reads the labels of a service's instances, without those of another protocol than TCP. It calls report with a line
+// for each label that is left out.
+func New(name string, instances []*Instance, allowed Ports, report func(string)) *Service {
+	s := &Service{Name: name, report: report}
+	if !IsServiceName(name) {
+		return s
+	}
+	l := labels{service: name, instances: tcpInstances(instances), report: report}
+	s.Routes, s.Ports, s.Settings = l.routes(), l.ports(allowed), l.settings()
+	l.reportUnknown()
+	s.reportIneffective(l)
+	if s.IsExposed() {
+		s.Servers = servers(name, l.instances, report)
+	}
+	return s
+}
+
+// tcpInstances returns the instances that are not for another protocol, in order.
+func tcpInstances(all []*Instance) []*Instance {
+	list := slices.DeleteFunc(slices.Clone(all), func(i *Instance) bool {
+		return slices.Contains(i.Tags, "udp") || slices.Contains(i.Tags, "sctp")
+	})
+	slices.SortFunc(list, func(a, b *Instance) int {
+		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node),
+			cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
+	})
+	return list
+}
+
+// IsExposed says whether the service asks for a route or a port.
+func (s *Service) IsExposed() bool { return len(s.Routes)+len(s.Ports) > 0 }
+
+// NeedsFallback returns the name of the service whose instances FallBack should get, as this service has no server of its
+// own; "" = none.
+func (s *Service) NeedsFallback() string {
+	if len(s.Servers) > 0 {
+		return ""
+	}
+	return s.Fallback
+}
+
+// FallBack has the instances of another service, the one that NeedsFallback names, serve for this one. It returns "", so
+// that a template can call it.
+func (s *Service) FallBack(instances []*Instance) string {
+	s.Servers = servers(s.Fallback, tcpInstances(instances), func(reason string) {
+		s.report(fmt.Sprintf("service %q: of its route_fallback: %s", s.Name, reason))
+	})
+	return ""
+}
+
+// TCPBalance returns the algorithm for connections, where there are no requests to look at; "" = the default.
+func (s *Service) TCPBalance() string {
+	if NeedsHTTP(s.Balance) {
+		return ""
+	}
+	return s.Balance
+}
+
+// reportIneffective reports the settings that need another label to have an effect.
+func (s *Service) reportIneffective(l labels) {
+	asked := slices.ContainsFunc(l.instances, func(i *Instance) bool {
+		return i.ServiceMeta[KeyHost]+i.ServiceMeta[KeyPath]+i.ServiceMeta[KeyPort] != ""
+	})
+	for _, setting := range []struct {
+		key      string
+		set, tcp bool
+	}{
+		{KeyStrip, s.Strip, false},
+		{KeyRedirect, s.Redirect, false},
+		{KeySticky, s.Sticky, false},
+		{KeyBalance, s.Balance != "", !NeedsHTTP(s.Balance)},
+		{KeyCheck, s.Check != "", true},
+		{KeyMaxConn, s.MaxConn != 0, true},
+		{KeySlowStart, s.SlowStart != 0, true},
+		{KeyFallback, s.Fallback != "", true},
+	} {
+		switch {
+		case !setting.set || len(s.Routes) > 0:
+		case !asked:
+			s.report(fmt.Sprintf("service %q: it has a %s but no route; set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT", s.Name, setting.key))
+		case len(s.Ports) > 0 && !setting.tcp:
+			s.report(fmt.Sprintf("service %q: its %s is for HTTP, and it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", s.Name, setting.key))
+		}
+	}
+}
+
+// Servable returns, sorted, the names of the services that can be looked up, and reports the others: consul-template's
+// "service" function takes a dot for the end of a tag, for example, and fails on a blank.
+func Servable(services []*dependency.CatalogSnippet, report func(string)) []string {
+	kept := make([]string, 0, len(services))
+	for _, s := range services {
+		if !IsServiceName(s.Name) {
+			report(fmt.Sprintf("service %.100q: its name may only have letters, digits, - and _, %d at most; set SERVICE_NAME", s.Name, maxName))
+			continue
+		}
+		kept = append(kept, s.Name)
+	}
+	slices.Sort(kept)
+	return kept
+}
+
+// maxName is longer than any sensible name, and short enough for a proxy's command line.
+const maxName = 200
+
+// IsServiceName reports whether a service of this name can be looked up and named in a configuration.
+func IsServiceName(s string) bool { return consistsOf(s, "-_") }
+
+// consistsOf reports whether s is a name of ASCII letters, digits and the others.
+func consistsOf(s, others string) bool {
+	return s != "" && len(s) <= maxName && HasOnly(s, others)
+}
+
+// HasOnly reports whether s has no other characters than ASCII letters, digits and the others.
+func HasOnly(s, others string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		alphanumeric := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+		return !alphanumeric && !strings.ContainsRune(others, r)
+	})
+}

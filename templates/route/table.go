@@ -1,0 +1,85 @@
+package route
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+// Table says which service has a route or a port. It is made anew for every configuration.
+type Table struct {
+	Claims []Claim
+	Sticky bool // a client of one of the services stays with its server
+
+	tls       bool
+	refused   *Refused
+	report    func(string)
+	fragments []*Fragment
+	routes    map[Route]*Service
+	owners    map[int]*Service // by port
+	ports     []TCPPort
+}
+
+// Claim is a route that a service has.
+type Claim struct {
+	Route
+	Service *Service
+}
+
+// TCPPort is a port on which connections are for one service.
+type TCPPort struct {
+	Port    int
+	Service string
+}
+
+// NewTable returns a table in which no service has anything yet. Without tls there is no HTTPS to redirect to.
+func NewTable(tls bool, refused *Refused, report func(string)) *Table {
+	return &Table{tls: tls, refused: refused, report: report, routes: map[Route]*Service{}, owners: map[int]*Service{}}
+}
+
+// Add gives a service each route and port that it asks for, unless one that was added before has it.
+func (t *Table) Add(f *Fragment) {
+	t.fragments = append(t.fragments, f)
+	s := f.Service
+	for _, r := range s.Routes {
+		if owner := t.routes[r]; owner != nil {
+			t.report(fmt.Sprintf("service %q: the route %s belongs to service %q; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", s.Name, r, owner.Name))
+			continue
+		}
+		t.routes[r] = s
+		t.Claims = append(t.Claims, Claim{r, s})
+	}
+	for _, p := range s.Ports {
+		t.addPort(p, s)
+	}
+	if len(s.Routes) == 0 {
+		return
+	}
+	t.Sticky = t.Sticky || s.Sticky
+	if s.Redirect && !t.tls {
+		t.report(fmt.Sprintf("service %q: its route_redirect is not followed, as there is no certificate for HTTPS; give berth one, or unset SERVICE_ROUTE_REDIRECT", s.Name))
+	}
+}
+
+// addPort leaves a refused port with its owner, so that it does not pass to another service and back.
+func (t *Table) addPort(port int, s *Service) {
+	if owner := t.owners[port]; owner != nil {
+		t.report(fmt.Sprintf("service %q: the port %d belongs to service %q; set another SERVICE_ROUTE_PORT", s.Name, port, owner.Name))
+		return
+	}
+	t.owners[port] = s
+	if reason := t.refused.Reason(port); reason != "" {
+		t.report(fmt.Sprintf("service %q: port %d: %s; free it or set another SERVICE_ROUTE_PORT", s.Name, port, reason))
+		return
+	}
+	t.ports = append(t.ports, TCPPort{port, s.Name})
+}
+
+// Ports returns the open ports in order.
+func (t *Table) Ports() []TCPPort {
+	slices.SortFunc(t.ports, func(a, b TCPPort) int { return cmp.Compare(a.Port, b.Port) })
+	return t.ports
+}
+
+// Fragments returns what was added, in order.
+func (t *Table) Fragments() []*Fragment { return t.fragments }
