@@ -81,7 +81,7 @@ the proxy refuses with --validate.`,
 
 // rendering is what was rendered once.
 type rendering struct {
-	templater.Rendered
+	texts     map[string]templater.Published // by the names of the templates
 	templater *templater.Templater
 	proxy     *proxy
 	path      map[string]string // of the destinations, by the names of the templates
@@ -99,13 +99,13 @@ func (p *process) render(ctx context.Context) (rendering, error) {
 	if r.templater, err = templater.New(opts); err != nil {
 		return rendering{}, err
 	}
-	r.Rendered, err = r.templater.Once(ctx)
+	r.texts, err = r.templater.Once(ctx)
 	return r, err
 }
 
 // names are those of the templates, the proxy's first.
 func (r rendering) names() []string {
-	names := slices.Sorted(maps.Keys(r.Texts))
+	names := slices.Sorted(maps.Keys(r.texts))
 	slices.SortStableFunc(names, func(a, b string) int {
 		switch r.proxy.name {
 		case a:
@@ -120,7 +120,7 @@ func (r rendering) names() []string {
 
 // head is the line before a text, if there are several.
 func (r rendering) head(out io.Writer, name string) error {
-	if len(r.Texts) == 1 {
+	if len(r.texts) == 1 {
 		return nil
 	}
 	_, err := fmt.Fprintf(out, "==> %s <==\n", r.path[name])
@@ -132,7 +132,7 @@ func (r rendering) print(out io.Writer) error {
 		if err := r.head(out, name); err != nil {
 			return err
 		}
-		if _, err := io.WriteString(out, r.Texts[name]); err != nil {
+		if _, err := io.WriteString(out, r.texts[name].Text); err != nil {
 			return err
 		}
 	}
@@ -146,7 +146,7 @@ func (r rendering) diff(out io.Writer) error {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		before, after := string(there), r.Texts[name]
+		before, after := string(there), r.texts[name].Text
 		if name == r.proxy.name {
 			before = r.proxy.unmarked(before)
 			if !strings.HasSuffix(after, "\n") { // berth ends it for the proxy
@@ -196,7 +196,7 @@ func (r rendering) explain(out io.Writer) error {
 
 // validate has the proxy's program check its configuration.
 func (r rendering) validate(ctx context.Context, p *process) error {
-	text, ok := r.Texts[p.proxy.name]
+	rendered, ok := r.texts[p.proxy.name]
 	if !ok {
 		return fmt.Errorf("--validate: %s-config is none, there is no configuration to check", p.proxy.name)
 	}
@@ -207,5 +207,5 @@ func (r rendering) validate(ctx context.Context, p *process) error {
 	if binary == "" {
 		return fmt.Errorf("--validate needs the %[1]s program: say where it is with --%[1]s-binary, or run berth where it is", p.proxy.name)
 	}
-	return p.proxy.validate(ctx, binary, text, r.Files[p.proxy.name])
+	return p.proxy.validate(ctx, binary, rendered.Text, rendered.Files)
 }

@@ -62,15 +62,7 @@ func (p *process) addTemplater() error {
 			ctl.Set(proxyctl.Config{Text: text, Files: files}, since)
 		}
 	}
-	published := map[string]string{}
-	opts.Publish = func(r templater.Rendered) {
-		for name, text := range r.Texts {
-			if old, had := published[name]; !had || old != text {
-				set[name](text, r.Files[name], r.Since)
-			}
-		}
-		published = r.Texts
-	}
+	opts.Publish = func(text templater.Published) { set[text.Name](text.Text, text.Files, text.Since) }
 	t, err := templater.New(opts)
 	if err != nil {
 		return err
