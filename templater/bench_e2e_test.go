@@ -406,7 +406,7 @@ func (j job) startBerth(s *screen) error {
 		Consul:      &api.Config{Address: j.Address},
 		Connections: j.Connections,
 		Templates:   []templater.Template{{Name: "out", Source: "out.ctmpl", Text: withPartial}},
-		Publish:     func(r templater.Rendered) { s.show(r.Texts["out"]) },
+		Publish:     func(p templater.Published) { s.show(p.Text) },
 		Log:         slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

@@ -278,7 +278,11 @@ func (c *compat) tryBerth(texts map[string]string) (map[string]string, error) {
 	if err == nil && ctx.Err() != nil {
 		err = ctx.Err()
 	}
-	return rendered.Texts, err
+	out := map[string]string{}
+	for name, p := range rendered {
+		out[name] = p.Text
+	}
+	return out, err
 }
 
 // tryRunner returns what consul-template renders, or why not.

@@ -190,10 +190,10 @@ func run(t testing.TB, conf *api.Config, template string, opts templater.Options
 	w := &watch{t: t, log: &lab.Log{}, metrics: prometheus.NewRegistry()}
 	opts.Consul = conf
 	opts.Templates = []templater.Template{{Name: "out", Source: "out.ctmpl", Text: template}}
-	opts.Publish = func(r templater.Rendered) {
+	opts.Publish = func(p templater.Published) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.published = append(w.published, published{time.Now(), r.Texts["out"]})
+		w.published = append(w.published, published{time.Now(), p.Text})
 	}
 	opts.Log = slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	opts.Metrics = w.metrics

@@ -335,8 +335,8 @@ func TestOnce(t *testing.T) {
 	consul.set("web", 1)
 	r := newRig(t, consul, Options{Templates: one(everyService)})
 	got, err := r.Once(t.Context())
-	if err != nil || got.Texts["out"] != "web:1 " {
-		t.Errorf("%q, %v", got.Texts, err)
+	if err != nil || got["out"].Text != "web:1 " {
+		t.Errorf("%q, %v", got, err)
 	}
 	if n := consul.asks("/v1/health/service/web"); n != 1 {
 		t.Errorf("%d queries for a service, want 1 that does not block", n)

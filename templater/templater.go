@@ -33,7 +33,7 @@ import (
 // A list that has not arrived yet is empty for a moment: a template that fails on an empty list (index (service "web")
 // 0) may never find out what it depends on.
 type Template struct {
-	Name        string // the key in Rendered.Texts
+	Name        string // tells it from the others, in Published and to Explain
 	Source      string // what errors call it: a file path, or "the built-in template"
 	Text        string // if there is no File
 	File        string // is read, and again whenever it changes
@@ -41,11 +41,12 @@ type Template struct {
 	FilePrefix  string // what the paths of asFile begin with; "" = there is no such function
 }
 
-// Rendered is the newest good texts, by the names of their templates. A template that has none so far is not in it.
-type Rendered struct {
-	Texts map[string]string
-	Files map[string]map[string]string // by the names of their templates: what the paths that they name hold
-	Since time.Time                    // when the oldest catalog change in it arrived
+// Published is the newest good text of one template.
+type Published struct {
+	Name  string // of the template
+	Text  string
+	Files map[string]string // what the files hold that the text names, by path
+	Since time.Time         // when the oldest catalog change in the text arrived
 }
 
 // Options say what to render and who gets it.
@@ -60,8 +61,9 @@ type Options struct {
 	// everything they set aside, and why. Called once per template; may be nil.
 	Funcs func(report func(string)) texttemplate.FuncMap
 
-	// Publish is called from Run's goroutine with every set that differs from the one before. It must not block.
-	Publish func(Rendered)
+	// Publish is called from Run's goroutine with every text that differs from the one before of its template. It must
+	// not block.
+	Publish func(Published)
 
 	WaitTime time.Duration // how long a blocking query waits; 0 = 60s
 	// Grace is how long what Consul no longer lists is kept if there is reason to doubt that; 0 = 30s, three times
@@ -77,13 +79,14 @@ type Options struct {
 // Templater renders its templates whenever the part of the catalog that they use
 // has changed. What was published stays the truth while Consul is out of reach.
 type Templater struct {
-	opts    Options
-	log     *slog.Logger
-	metrics metrics
-	consul  *consul
-	library *dependency.ClientSet
-	reread  chan struct{}
-	why     atomic.Pointer[string] // why Ready is not nil; "" = it is
+	opts     Options
+	log      *slog.Logger
+	metrics  metrics
+	consul   *consul
+	library  *dependency.ClientSet
+	reread   chan struct{}
+	rerender chan struct{}
+	why      atomic.Pointer[string] // why Ready is not nil; "" = it is
 
 	// All below belongs to Run's goroutine.
 	pages     []*page
@@ -98,7 +101,6 @@ type Templater struct {
 	uses      bool  // what is watched may not be what is used
 	unwatched bool  // something that is used could not be watched the last time
 	leftOut   map[string]bool
-	published Rendered
 
 	once       bool
 	explaining bool
@@ -111,6 +113,8 @@ type page struct {
 	next    *source // nil = none
 	broken  error   // why the newest version is not used
 	state   fs.FileInfo
+
+	published *Published // nil = nothing so far
 }
 
 // New parses every template and returns a Templater that has not dialled yet. A
@@ -128,6 +132,7 @@ func New(opts Options) (*Templater, error) {
 		waiting:  map[*watched]bool{},
 		failing:  map[*watched]bool{},
 		reread:   make(chan struct{}, 1),
+		rerender: make(chan struct{}, 1),
 	}
 	if err := t.parse(); err != nil {
 		return nil, err
@@ -201,6 +206,10 @@ func (p *page) read() (text string, changed bool, err error) {
 // Reread has the templates read again that are in files, changed or not. Safe from any goroutine.
 func (t *Templater) Reread() { notify(t.reread) }
 
+// Rerender executes every template and every partial anew: for a template function whose answer has changed for another
+// reason than the catalog. Safe from any goroutine.
+func (t *Templater) Rerender() { notify(t.rerender) }
+
 // Run watches the catalog, renders and publishes until ctx is done, then returns
 // nil. Consul being away is no reason to return. Call it or Once, once.
 func (t *Templater) Run(ctx context.Context) error {
@@ -208,9 +217,9 @@ func (t *Templater) Run(ctx context.Context) error {
 	return nil
 }
 
-// Once returns the first set that is complete, or why there is none.
-func (t *Templater) Once(ctx context.Context) (Rendered, error) {
-	t.opts.Publish = func(Rendered) {}
+// Once returns the first texts of all templates, by their names, or why there are none.
+func (t *Templater) Once(ctx context.Context) (map[string]Published, error) {
+	t.opts.Publish = func(Published) {}
 	t.once = true
 	var why error
 	t.loop(ctx, func() bool {
@@ -218,9 +227,13 @@ func (t *Templater) Once(ctx context.Context) (Rendered, error) {
 		return !t.unpublished() || len(t.waiting) == 0 && !t.incomplete()
 	})
 	if t.unpublished() {
-		return Rendered{}, why
+		return nil, why
 	}
-	return t.published, nil
+	texts := map[string]Published{}
+	for _, p := range t.pages {
+		texts[p.Name] = *p.published
+	}
+	return texts, nil
 }
 
 // loop runs until ctx is done or, after something was rendered, done says so.
@@ -252,6 +265,12 @@ func (t *Templater) loop(ctx context.Context, done func() bool) {
 			t.lookAtFiles(false)
 		case <-t.reread:
 			t.lookAtFiles(true)
+		case <-t.rerender:
+			now := time.Now()
+			for s := range t.sources {
+				s.outdated(now)
+			}
+			t.render()
 		}
 	}
 }
@@ -486,35 +505,27 @@ func (t *Templater) reportLeftOut() {
 	t.metrics.leftOut.Set(float64(len(now)))
 }
 
-// publish hands over the texts if they differ from the last. One that is not complete, or does not work, is as it was,
-// and the others do not wait for it.
+// publish hands over the texts that differ from the last. One that is not complete, or does not work, is as it was, and
+// the others do not wait for it.
 func (t *Templater) publish() {
-	texts, files, since := map[string]string{}, map[string]map[string]string{}, time.Time{}
 	for _, p := range t.pages {
-		old, had := t.published.Texts[p.Name]
-		if had {
-			texts[p.Name], files[p.Name] = old, t.published.Files[p.Name]
-		}
 		main := p.current.main
 		if !main.rendered || !main.complete() {
 			continue
 		}
-		if !had || old != main.text {
-			texts[p.Name], files[p.Name] = main.text, p.current.files()
-			since = earlier(since, p.current.since)
-		}
+		since := p.current.since
 		if main.failure == "" {
 			p.current.since = time.Time{}
 		}
+		if p.published != nil && p.published.Text == main.text {
+			continue
+		}
+		if since.IsZero() { // a template that uses nothing from the catalog
+			since = time.Now()
+		}
+		p.published = &Published{Name: p.Name, Text: main.text, Files: p.current.files(), Since: since}
+		t.opts.Publish(*p.published)
 	}
-	if maps.Equal(texts, t.published.Texts) {
-		return
-	}
-	if since.IsZero() { // a template that uses nothing from the catalog
-		since = time.Now()
-	}
-	t.published = Rendered{Texts: texts, Files: files, Since: since}
-	t.opts.Publish(Rendered{Texts: maps.Clone(texts), Files: maps.Clone(files), Since: since})
 }
 
 // incomplete says whether there is a template that waits for data, and does not fail.
@@ -523,7 +534,9 @@ func (t *Templater) incomplete() bool {
 }
 
 // unpublished says whether there are templates without a text so far.
-func (t *Templater) unpublished() bool { return len(t.published.Texts) < len(t.pages) }
+func (t *Templater) unpublished() bool {
+	return slices.ContainsFunc(t.pages, func(p *page) bool { return p.published == nil })
+}
 
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || (!b.IsZero() && b.Before(a)) {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	texttemplate "text/template"
 	"time"
@@ -40,7 +41,7 @@ type rig struct {
 	t *testing.T
 	*Templater
 	consul  *fakeConsul
-	updates chan Rendered
+	updates chan Published
 	log     *lockedBuffer
 	metrics *prometheus.Registry
 	cancel  context.CancelFunc
@@ -67,14 +68,14 @@ func (l *lockedBuffer) String() string {
 func newRig(t *testing.T, consul *fakeConsul, opts Options) *rig {
 	t.Helper()
 	r := &rig{
-		t: t, consul: consul, updates: make(chan Rendered, 1000), log: &lockedBuffer{},
+		t: t, consul: consul, updates: make(chan Published, 1000), log: &lockedBuffer{},
 		metrics: prometheus.NewRegistry(), done: make(chan error, 1),
 	}
 	opts.Consul = &api.Config{Address: consul.URL, Token: "s3cret-token"}
 	opts.Log = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	opts.Metrics = r.metrics
 	if opts.Publish == nil {
-		opts.Publish = func(rendered Rendered) { r.updates <- rendered }
+		opts.Publish = func(p Published) { r.updates <- p }
 	}
 	var err error
 	if r.Templater, err = New(opts); err != nil {
@@ -110,17 +111,35 @@ func (r *rig) stop() {
 // next returns the next text of the template "out".
 func (r *rig) next() string {
 	r.t.Helper()
-	return r.nextSet().Texts["out"]
+	return r.nextOf("out").Text
 }
 
-func (r *rig) nextSet() Rendered {
+// nextOf returns what is published next of a template. The other templates' texts are passed over.
+func (r *rig) nextOf(name string) Published {
+	r.t.Helper()
+	for {
+		if p := r.nextAny(); p.Name == name {
+			return p
+		}
+	}
+}
+
+func (r *rig) nextAny() Published {
 	r.t.Helper()
 	select {
-	case set := <-r.updates:
-		return set
+	case p := <-r.updates:
+		return p
 	case <-time.After(deadline):
 		r.t.Fatalf("nothing published; log:\n%s", r.log)
 		panic("unreachable")
+	}
+}
+
+// wantNext compares what is published next with a text of a template.
+func (r *rig) wantNext(name, text string) {
+	r.t.Helper()
+	if p := r.nextAny(); p.Name != name || p.Text != text {
+		r.t.Errorf("published %q of %s, want %q of %s", p.Text, p.Name, text, name)
 	}
 }
 
@@ -134,8 +153,8 @@ func (r *rig) want(text string) {
 func (r *rig) wantNothingMore() {
 	r.t.Helper()
 	select {
-	case set := <-r.updates:
-		r.t.Errorf("published %q, want nothing", set.Texts)
+	case p := <-r.updates:
+		r.t.Errorf("published %q of %s, want nothing", p.Text, p.Name)
 	default:
 	}
 }
@@ -197,12 +216,12 @@ func TestFirstPublishIsComplete(t *testing.T) {
 	}
 	start := time.Now()
 	r.run()
-	set := r.nextSet()
-	if n := strings.Count(set.Texts["out"], ":"); n != 20 {
-		t.Errorf("%d services in %q", n, set.Texts["out"])
+	p := r.nextAny()
+	if n := strings.Count(p.Text, ":"); n != 20 {
+		t.Errorf("%d services in %q", n, p.Text)
 	}
-	if set.Since.Before(start) || set.Since.After(time.Now()) {
-		t.Errorf("since %v, started %v", set.Since, start)
+	if p.Since.Before(start) || p.Since.After(time.Now()) {
+		t.Errorf("since %v, started %v", p.Since, start)
 	}
 	r.waitReady()
 	r.wantNothingMore()
@@ -221,9 +240,9 @@ func TestChangeIsPublished(t *testing.T) {
 	r.want("web:1 ")
 	before := time.Now()
 	consul.set("web", 1, 2)
-	set := r.nextSet()
-	if set.Texts["out"] != "web:1 web:2 " || set.Since.Before(before) {
-		t.Errorf("published %+v, changed at %v", set, before)
+	p := r.nextAny()
+	if p.Text != "web:1 web:2 " || p.Since.Before(before) {
+		t.Errorf("published %+v, changed at %v", p, before)
 	}
 	consul.set("web")
 	r.want("")
@@ -244,8 +263,8 @@ func TestUnchangedTextIsNotPublished(t *testing.T) {
 func TestTemplateWithoutDependencies(t *testing.T) {
 	start := time.Now()
 	r := newRig(t, newFakeConsul(t), Options{Templates: one("hello")}).run()
-	if set := r.nextSet(); set.Texts["out"] != "hello" || set.Since.Before(start) {
-		t.Errorf("published %+v", set)
+	if p := r.nextAny(); p.Text != "hello" || p.Since.Before(start) {
+		t.Errorf("published %+v", p)
 	}
 	r.waitReady()
 }
@@ -259,8 +278,8 @@ func TestBurstCostsOneRender(t *testing.T) {
 	updates, release := make(chan string, 100), make(chan struct{})
 	r := newRig(t, consul, Options{
 		Templates: one(everyService),
-		Publish: func(set Rendered) {
-			updates <- set.Texts["out"]
+		Publish: func(p Published) {
+			updates <- p.Text
 			<-release // holds Run up, so that the burst queues
 		},
 	})
@@ -433,18 +452,18 @@ func TestOnlyWhatUsesTheChangeIsExecuted(t *testing.T) {
 		{Name: "a", Source: "a.ctmpl", Text: `{{ range service "a" }}{{ .Port }}{{ end }}`},
 		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ .Port }}{{ end }}`},
 	}}).run()
-	set := r.nextSet()
-	if len(set.Texts) < 2 {
-		set = r.nextSet()
+	first := map[string]string{}
+	for range 2 {
+		p := r.nextAny()
+		first[p.Name] = p.Text
 	}
-	if set.Texts["a"] != "1" || set.Texts["b"] != "1" {
-		t.Fatalf("first set %q", set.Texts)
+	if first["a"] != "1" || first["b"] != "1" {
+		t.Fatalf("first texts %q", first)
 	}
 	renders := r.metric("berth_templater_renders_total")
 	consul.set("a", 2)
-	if set := r.nextSet(); set.Texts["a"] != "2" || set.Texts["b"] != "1" {
-		t.Fatalf("second set %q", set.Texts)
-	}
+	r.wantNext("a", "2")
+	r.wantNothingMore()
 	if got := r.metric("berth_templater_renders_total") - renders; got != 1 {
 		t.Errorf("%v renders, want 1", got)
 	}
@@ -468,24 +487,20 @@ func TestFailingTemplateKeepsItsText(t *testing.T) {
 		{Name: "a", Source: "a.ctmpl", Text: `{{ range service "a" }}{{ even .Port }}{{ end }}`},
 		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ even .Port }}{{ end }}`},
 	}}).run()
-	for len(r.nextSet().Texts) < 2 {
-	}
+	r.nextAny()
+	r.nextAny()
 
 	consul.set("a", 3)
 	r.waitLogged("port 3 is odd")
 	consul.set("b", 4)
-	if set := r.nextSet(); set.Texts["a"] != "2" || set.Texts["b"] != "4" {
-		t.Errorf("published %q", set.Texts)
-	}
+	r.wantNext("b", "4")
 	failures := r.metric("berth_templater_render_errors_total")
 	consul.set("a", 3, 4) // the same error again
 	eventually(t, "another failure", func() bool { return r.metric("berth_templater_render_errors_total") > failures })
 	consul.set("a", 5)
 	r.waitLogged("port 5 is odd")
 	consul.set("a", 6)
-	if set := r.nextSet(); set.Texts["a"] != "6" {
-		t.Errorf("published %q", set.Texts)
-	}
+	r.wantNext("a", "6")
 	r.wantLogged("level=ERROR msg=\"template failed, keeping the last good text\" template=a.ctmpl", 2)
 	r.wantLogged("err=\"a.ctmpl:1:", 2)
 	r.wantLogged("level=INFO msg=\"template works again\" template=a.ctmpl", 1)
@@ -500,19 +515,13 @@ func TestTemplateThatNeverWorkedHarmsNoOther(t *testing.T) {
 		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ even .Port }}{{ end }}`},
 	}}).run()
 	r.waitLogged("template failed, nothing is published until it works")
-	if set := r.nextSet(); len(set.Texts) != 1 || set.Texts["a"] != "2" {
-		t.Errorf("published %q", set.Texts)
-	}
+	r.wantNext("a", "2")
 	eventually(t, "why not", func() bool { return strings.Contains(r.Ready().Error(), "port 3 is odd") })
 	r.wantNothingMore()
 	consul.set("a", 6)
-	if set := r.nextSet(); len(set.Texts) != 1 || set.Texts["a"] != "6" {
-		t.Errorf("published %q", set.Texts)
-	}
+	r.wantNext("a", "6")
 	consul.set("b", 4)
-	if set := r.nextSet(); set.Texts["a"] != "6" || set.Texts["b"] != "4" {
-		t.Errorf("published %q", set.Texts)
-	}
+	r.wantNext("b", "4")
 	r.waitReady()
 }
 
@@ -649,4 +658,22 @@ func TestRunReturnsDuringAnOutage(t *testing.T) {
 	consul.setDown(true)
 	r.waitLogged("consul failed")
 	r.stop()
+}
+
+func TestRerender(t *testing.T) {
+	var answer atomic.Int64
+	funcs := func(func(string)) texttemplate.FuncMap { return texttemplate.FuncMap{"answer": answer.Load} }
+	consul := newFakeConsul(t)
+	consul.set("a", 1)
+	r := newRig(t, consul, Options{Funcs: funcs, Templates: one(
+		`{{ define "p" }}{{ answer }}{{ range service "a" }}:{{ .Port }} {{ end }}{{ end }}{{ partial "p" "x" }}{{ answer }}`)}).run()
+	r.want("0:1 0")
+	r.waitReady()
+	answer.Store(7)
+	before := time.Now()
+	r.Rerender()
+	p := r.nextAny()
+	if p.Text != "7:1 7" || p.Since.Before(before) {
+		t.Errorf("published %+v", p)
+	}
 }

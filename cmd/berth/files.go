@@ -274,7 +274,7 @@ func (p *process) plainFile(e fileEntry) (output, error) {
 	return output{
 		runner:   f,
 		template: templater.Template{Name: path, Source: e.Template, File: e.Template, Destination: path},
-		set:      func(text string, _ map[string]string, since time.Time) { f.Set(text, since) },
+		set:      func(p templater.Published) { f.Set(p.Text, p.Since) },
 	}, nil
 }
 

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"berth/templater"
 )
 
 // configured reads a configuration file with these lines, and flags.
@@ -113,7 +115,7 @@ func filesProcess(t *testing.T, entries ...fileEntry) (set func(path, text strin
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error)
-	sets := map[string]func(string, map[string]string, time.Time){}
+	sets := map[string]func(templater.Published){}
 	for i, f := range files {
 		if f.template.Name != entries[i].File || f.template.File != entries[i].Template {
 			t.Errorf("%+v is the template of %+v", f.template, entries[i])
@@ -129,7 +131,7 @@ func filesProcess(t *testing.T, entries ...fileEntry) (set func(path, text strin
 			}
 		}
 	})
-	return func(path, text string) { sets[path](text, nil, time.Now()) }, out
+	return func(path, text string) { sets[path](templater.Published{Text: text, Since: time.Now()}) }, out
 }
 
 func TestFileActions(t *testing.T) {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -55,7 +54,7 @@ the proxy refuses with --validate.`,
 				return err
 			}
 			if validate {
-				if err := r.validate(ctx, p); err != nil {
+				if err := r.validate(ctx); err != nil {
 					return err
 				}
 			}
@@ -86,10 +85,10 @@ the proxy refuses with --validate.`,
 
 // rendering is what was rendered once.
 type rendering struct {
-	templater.Rendered
+	*process
 	templater *templater.Templater
-	proxy     proxyKind
-	path      map[string]string // where the texts go, by the names of their templates
+	templates []templater.Template // the proxy's first
+	texts     map[string]templater.Published
 }
 
 func (p *process) render(ctx context.Context) (rendering, error) {
@@ -97,6 +96,7 @@ func (p *process) render(ctx context.Context) (rendering, error) {
 	if err != nil {
 		return rendering{}, err
 	}
+	slices.SortFunc(outputs, func(a, b output) int { return strings.Compare(a.template.Name, b.template.Name) })
 	there, err := p.looksAfterProxy(false)
 	if err != nil {
 		return rendering{}, err
@@ -106,51 +106,33 @@ func (p *process) render(ctx context.Context) (rendering, error) {
 		if err != nil {
 			return rendering{}, err
 		}
-		outputs = append(outputs, output{template: t})
+		outputs = slices.Insert(outputs, 0, output{template: t})
 	}
 	opts, err := p.templaterOptions(outputs)
 	if err != nil {
 		return rendering{}, err
 	}
-	r := rendering{proxy: p.proxy, path: map[string]string{}}
-	for _, t := range opts.Templates {
-		r.path[t.Name] = t.Destination
-	}
+	r := rendering{process: p, templates: opts.Templates}
 	if r.templater, err = templater.New(opts); err != nil {
 		return rendering{}, err
 	}
-	r.Rendered, err = r.templater.Once(ctx)
+	r.texts, err = r.templater.Once(ctx)
 	return r, err
 }
 
-// names returns the names of the templates, the proxy's first.
-func (r rendering) names() []string {
-	names := slices.Sorted(maps.Keys(r.Texts))
-	slices.SortStableFunc(names, func(a, b string) int {
-		switch r.proxy.common().name {
-		case a:
-			return -1
-		case b:
-			return 1
-		}
-		return 0
-	})
-	return names
-}
-
 // head returns the line before a text, "" if there is one text only.
-func (r rendering) head(name string) string {
-	if len(r.Texts) == 1 {
+func (r rendering) head(t templater.Template) string {
+	if len(r.texts) == 1 {
 		return ""
 	}
-	return "==> " + r.path[name] + " <==\n"
+	return "==> " + t.Destination + " <==\n"
 }
 
 // all returns the texts as they are.
 func (r rendering) all() string {
 	var out strings.Builder
-	for _, name := range r.names() {
-		out.WriteString(r.head(name) + r.Texts[name])
+	for _, t := range r.templates {
+		out.WriteString(r.head(t) + r.texts[t.Name].Text)
 	}
 	return out.String()
 }
@@ -158,19 +140,19 @@ func (r rendering) all() string {
 // diff returns what would change in the files that are there. The error is differs if that is anything.
 func (r rendering) diff() (string, error) {
 	var out strings.Builder
-	for _, name := range r.names() {
-		there, err := os.ReadFile(r.path[name])
+	for _, t := range r.templates {
+		there, err := os.ReadFile(t.Destination)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return "", err
 		}
-		before, after := string(there), r.Texts[name]
-		if name == r.proxy.common().name {
+		before, after := string(there), r.texts[t.Name].Text
+		if t.Name == r.proxy.common().name {
 			before = r.proxy.unmarked(before)
 			if !strings.HasSuffix(after, "\n") { // berth ends it for the proxy
 				after += "\n"
 			}
 		}
-		out.WriteString(udiff.Unified(r.path[name], r.path[name]+" (rendered)", before, after))
+		out.WriteString(udiff.Unified(t.Destination, t.Destination+" (rendered)", before, after))
 	}
 	if out.Len() > 0 {
 		return out.String(), differs{}
@@ -181,10 +163,10 @@ func (r rendering) diff() (string, error) {
 // explain returns the lines with what they depend on, in groups that depend on the same.
 func (r rendering) explain() string {
 	var out strings.Builder
-	for _, name := range r.names() {
-		out.WriteString(r.head(name))
+	for _, t := range r.templates {
+		out.WriteString(r.head(t))
 		var last []string
-		for n, line := range r.templater.Explain(name) {
+		for n, line := range r.templater.Explain(t.Name) {
 			if n == 0 || !slices.Equal(last, line.Depends) {
 				last = line.Depends
 				depends := cmp.Or(strings.Join(last, ", "), "the template alone")
@@ -197,18 +179,18 @@ func (r rendering) explain() string {
 }
 
 // validate has the proxy's program check the proxy's configuration.
-func (r rendering) validate(ctx context.Context, p *process) error {
+func (r rendering) validate(ctx context.Context) error {
 	name := r.proxy.common().name
-	text, ok := r.Texts[name]
+	rendered, ok := r.texts[name]
 	if !ok {
 		return fmt.Errorf("--validate: %s-config is none, there is no configuration to check", name)
 	}
-	binary, err := p.validator()
+	binary, err := r.validator()
 	if err != nil {
 		return err
 	}
 	if binary == "" {
 		return fmt.Errorf("--validate needs the %[1]s program: say where it is with --%[1]s-binary, or run berth where it is", name)
 	}
-	return r.proxy.validate(ctx, binary, text, r.Files[name])
+	return r.proxy.validate(ctx, binary, rendered.Text, rendered.Files)
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -54,7 +53,7 @@ func newProcess(cmd *cobra.Command) (*process, error) {
 type output struct {
 	runner
 	template templater.Template
-	set      func(text string, files map[string]string, since time.Time)
+	set      func(templater.Published)
 }
 
 // run builds the parts in the order in which they need each other, and runs them until ctx is done or one of them fails.
@@ -150,9 +149,7 @@ func (p *process) proxyOutput(command []string, stopping func()) (output, *first
 	if err != nil {
 		return output{}, nil, err
 	}
-	out := output{ctl, tmpl, func(text string, files map[string]string, since time.Time) {
-		ctl.Set(proxyctl.Config{Text: text, Files: files}, since)
-	}}
+	out := output{ctl, tmpl, func(p templater.Published) { ctl.Set(proxyctl.Config{Text: p.Text, Files: p.Files}, p.Since) }}
 	return out, p.newChild(command, prepared, ctl.Check, stopping), nil
 }
 
@@ -162,17 +159,11 @@ func (p *process) newTemplater(outputs []output) (*templater.Templater, error) {
 	if err != nil {
 		return nil, err
 	}
-	published := map[string]string{}
-	opts.Publish = func(r templater.Rendered) {
-		for _, o := range outputs {
-			name := o.template.Name
-			text, ok := r.Texts[name]
-			if old, had := published[name]; ok && (!had || old != text) {
-				o.set(text, r.Files[name], r.Since)
-			}
-		}
-		published = r.Texts
+	set := map[string]func(templater.Published){}
+	for _, o := range outputs {
+		set[o.template.Name] = o.set
 	}
+	opts.Publish = func(p templater.Published) { set[p.Name](p) }
 	return templater.New(opts)
 }
 
