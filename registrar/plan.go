@@ -38,20 +38,6 @@ type PlannedInstance struct {
 	State    string // "registered", or what a running registrar would do
 }
 
-// String says what has to be seen.
-func (r Ready) String() string {
-	switch r.Kind {
-	case ReadyNone:
-		return "at once"
-	case ReadyTCP:
-		return r.Address + " accepts"
-	case ReadyHTTP:
-		return r.URL + " answers"
-	default:
-		return "Docker's HEALTHCHECK says healthy"
-	}
-}
-
 // Plan says for every container what it registers and what not, sorted by the containers' age. It changes nothing. An
 // error means that Docker or Consul could not be asked.
 func (r *Registrar) Plan(ctx context.Context) ([]Planned, error) {
@@ -64,7 +50,7 @@ func (r *Registrar) Plan(ctx context.Context) ([]Planned, error) {
 		p := Planned{Container: c.Name}
 		for _, in := range instances {
 			if in.Container == c.ID {
-				p.Instances = append(p.Instances, PlannedInstance{in, in.endpointOn(c), r.state(in)})
+				p.Instances = append(p.Instances, PlannedInstance{in, endpointOn(in, c), r.state(in)})
 			}
 		}
 		for _, f := range refusals {
@@ -81,9 +67,9 @@ func (r *Registrar) Plan(ctx context.Context) ([]Planned, error) {
 }
 
 // endpointOn says where clients reach an instance of a container, and what kind of address that is.
-func (in Instance) endpointOn(c Container) string {
+func endpointOn(in Instance, c Container) string {
 	host, why := in.Address, "as configured"
-	for _, network := range networkNames(c) {
+	for _, network := range slices.Sorted(maps.Keys(c.Networks)) {
 		if c.Networks[network].String() == in.Address {
 			why = "network " + network
 		}

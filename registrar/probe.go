@@ -34,7 +34,7 @@ func try(ctx context.Context, r Ready) error {
 }
 
 func tryHTTP(ctx context.Context, r Ready) error {
-	req, err := r.request(ctx)
+	req, err := r.Request(ctx)
 	if err != nil {
 		return err
 	}

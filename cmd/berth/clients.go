@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"berth/registrar"
+	"berth/registrar/label"
 	"berth/templater"
 )
 
@@ -95,9 +96,9 @@ func dockerClient() (*docker.Client, error) {
 // hostDescription returns a function that describes the Docker host, for the registrar to ask at every resync. Without
 // networks given, they are those of the container that berth runs in: whoever deploys it puts it on the networks that
 // it shares with the load balancer. What the Consul agent says of itself is remembered for when it is away.
-func hostDescription(client *docker.Client, consul *api.Client, c Config) func(ctx context.Context) (registrar.Host, error) {
-	h := registrar.Host{Internal: c.Internal, Explicit: c.Explicit, IP: c.IP, TTL: c.TTL, Policy: c.Policy}
-	return func(ctx context.Context) (registrar.Host, error) {
+func hostDescription(client *docker.Client, consul *api.Client, c Config) func(ctx context.Context) (label.Host, error) {
+	h := label.Host{Internal: c.Internal, Explicit: c.Explicit, IP: c.IP, TTL: c.TTL, Policy: c.Policy}
+	return func(ctx context.Context) (label.Host, error) {
 		var err error
 		if h.EngineID, h.Name, err = registrar.Engine(ctx, client); err != nil {
 			return h, err

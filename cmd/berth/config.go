@@ -14,7 +14,8 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
 
-	"berth/registrar"
+	"berth/registrar/docker"
+	"berth/registrar/label"
 	"berth/templater"
 )
 
@@ -28,20 +29,20 @@ type Config struct {
 	LogFormat       string `mapstructure:"log-format"`
 	LogLevel        string `mapstructure:"log-level"`
 
-	Network      []string         `mapstructure:"network"`
-	Internal     bool             `mapstructure:"internal"`
-	Explicit     bool             `mapstructure:"explicit"`
-	IP           string           `mapstructure:"ip"`
-	Tags         string           `mapstructure:"tags"`
-	Deregister   string           `mapstructure:"deregister"`
-	TTL          time.Duration    `mapstructure:"ttl"`
-	Scripts      bool             `mapstructure:"scripts"`
-	Adopt        string           `mapstructure:"adopt"`
-	Owner        string           `mapstructure:"owner"`
-	Resync       time.Duration    `mapstructure:"resync"`
-	ReadyTimeout time.Duration    `mapstructure:"ready-timeout"`
-	DrainTime    time.Duration    `mapstructure:"drain-time"`
-	Policy       []registrar.Rule `mapstructure:"policy"` // in the file only
+	Network      []string      `mapstructure:"network"`
+	Internal     bool          `mapstructure:"internal"`
+	Explicit     bool          `mapstructure:"explicit"`
+	IP           string        `mapstructure:"ip"`
+	Tags         string        `mapstructure:"tags"`
+	Deregister   string        `mapstructure:"deregister"`
+	TTL          time.Duration `mapstructure:"ttl"`
+	Scripts      bool          `mapstructure:"scripts"`
+	Adopt        string        `mapstructure:"adopt"`
+	Owner        string        `mapstructure:"owner"`
+	Resync       time.Duration `mapstructure:"resync"`
+	ReadyTimeout time.Duration `mapstructure:"ready-timeout"`
+	DrainTime    time.Duration `mapstructure:"drain-time"`
+	Policy       []label.Rule  `mapstructure:"policy"` // in the file only
 
 	Name        string        `mapstructure:"name"`
 	Port        int           `mapstructure:"port"`
@@ -264,7 +265,7 @@ func (c Config) validate() error {
 			return fmt.Errorf("ip must be an IP address, not %q", c.IP)
 		}
 	}
-	if _, err := registrar.ParseTags(c.Tags); err != nil {
+	if _, err := docker.ParseTags(c.Tags); err != nil {
 		return fmt.Errorf("tags: %w", err)
 	}
 	if c.TLSDirectory != "" && !filepath.IsAbs(c.TLSDirectory) {
@@ -279,7 +280,7 @@ func (c Config) validate() error {
 	if err := c.proxy().check(); err != nil {
 		return err
 	}
-	if err := registrar.ValidatePolicy(c.Policy); err != nil {
+	if err := label.ValidatePolicy(c.Policy); err != nil {
 		return fmt.Errorf("policy: %w", err)
 	}
 	_, err := c.fileEntries()

@@ -9,7 +9,8 @@ import (
 	"time"
 
 	docker "github.com/fsouza/go-dockerclient"
-	"golang.org/x/sys/unix"
+
+	"berth/registrar/label"
 )
 
 // reloader is how the proxy is told to load its file where berth does not do that by itself; nil if it does.
@@ -76,11 +77,8 @@ func reloadBySignal(container, name string) (func(context.Context) error, error)
 	}, nil
 }
 
-// signalNumber is the number of a signal, with or without SIG before its name; 0 if there is none of that name.
+// signalNumber returns the number of a signal, with or without SIG before its name, or 0 if there is none of that name.
 func signalNumber(name string) syscall.Signal {
-	name = strings.ToUpper(name)
-	if !strings.HasPrefix(name, "SIG") {
-		name = "SIG" + name
-	}
-	return unix.SignalNum(name)
+	n, _ := label.ParseSignal(name) // 0 with an error
+	return syscall.Signal(n)
 }

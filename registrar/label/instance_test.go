@@ -1,4 +1,4 @@
-package registrar
+package label
 
 import (
 	"net/netip"
@@ -123,11 +123,11 @@ func (r row) run(t *testing.T, h Host) {
 	t.Run(r.name, func(t *testing.T) {
 		got, reasons := Instances(r.in, h)
 		for i := range got {
-			if got[i].Meta[metaOwner] != "ENGINE" || got[i].Meta[metaContainer] != r.in.ID {
+			if got[i].Meta[MetaOwner] != "ENGINE" || got[i].Meta[MetaContainer] != r.in.ID {
 				t.Errorf("instance %d does not say whose it is: %v", i, got[i].Meta)
 			}
-			delete(got[i].Meta, metaOwner)
-			delete(got[i].Meta, metaContainer)
+			delete(got[i].Meta, MetaOwner)
+			delete(got[i].Meta, MetaContainer)
 		}
 		if d := cmp.Diff(r.want, got, cmpopts.EquateEmpty()); d != "" {
 			t.Errorf("instances (-want +got):\n%s", d)
