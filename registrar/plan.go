@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -50,7 +48,7 @@ func (r *Registrar) Plan(ctx context.Context) ([]Planned, error) {
 		p := Planned{Container: c.Name}
 		for _, in := range instances {
 			if in.Container == c.ID {
-				p.Instances = append(p.Instances, PlannedInstance{in, endpointOn(in, c), r.state(in)})
+				p.Instances = append(p.Instances, PlannedInstance{in, in.Endpoint(c), r.state(in)})
 			}
 		}
 		for _, f := range refusals {
@@ -64,23 +62,6 @@ func (r *Registrar) Plan(ctx context.Context) ([]Planned, error) {
 		plan = append(plan, p)
 	}
 	return plan, nil
-}
-
-// endpointOn says where clients reach an instance of a container, and what kind of address that is.
-func endpointOn(in Instance, c Container) string {
-	host, why := in.Address, "as configured"
-	for _, network := range slices.Sorted(maps.Keys(c.Networks)) {
-		if c.Networks[network].String() == in.Address {
-			why = "network " + network
-		}
-	}
-	if in.Address == "" {
-		host, why = "<node>", "published"
-		if c.HostNetwork {
-			why = "host network"
-		}
-	}
-	return fmt.Sprintf("%s (%s)", net.JoinHostPort(host, strconv.Itoa(in.Port)), why)
 }
 
 func (r *Registrar) state(in Instance) string {

@@ -6,7 +6,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -111,10 +113,18 @@ func hostDescription(client *docker.Client, consul *api.Client, c Config) func(c
 		}
 		var self struct {
 			Member      struct{ Addr string }
-			DebugConfig struct{ EnableRemoteScriptChecks bool }
+			DebugConfig struct {
+				EnableRemoteScriptChecks bool
+				TaggedAddresses          map[string]string
+			}
 		}
 		if _, err := consul.Raw().Query("/v1/agent/self", &self, new(api.QueryOptions).WithContext(ctx)); err == nil {
-			h.NodeAddress = self.Member.Addr
+			h.NodeAddress, h.Addresses = self.Member.Addr, nil
+			for _, tag := range slices.Sorted(maps.Keys(self.DebugConfig.TaggedAddresses)) {
+				if a, err := netip.ParseAddr(self.DebugConfig.TaggedAddresses[tag]); err == nil {
+					h.Addresses = append(h.Addresses, a)
+				}
+			}
 			h.Scripts = c.Scripts && self.DebugConfig.EnableRemoteScriptChecks
 		}
 		return h, nil

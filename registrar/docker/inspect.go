@@ -41,7 +41,7 @@ func FromInspect(in *docker.Container, tags *template.Template) label.Container 
 		Name:        strings.TrimPrefix(in.Name, "/"),
 		Created:     in.Created,
 		Started:     in.State.StartedAt,
-		Networks:    map[string]netip.Addr{},
+		Networks:    map[string][]netip.Addr{},
 		Paused:      in.State.Paused,
 		ExitCode:    in.State.ExitCode,
 		StopSignal:  defaultStopSignal,
@@ -76,8 +76,7 @@ func FromInspect(in *docker.Container, tags *template.Template) label.Container 
 		for name, n := range in.NetworkSettings.Networks {
 			for _, s := range []string{n.IPAddress, n.GlobalIPv6Address} {
 				if a, err := netip.ParseAddr(s); err == nil {
-					c.Networks[name] = a
-					break
+					c.Networks[name] = append(c.Networks[name], a)
 				}
 			}
 			if n.NetworkID != "" && n.NetworkID == c.Network { // docker run --network takes an ID, too

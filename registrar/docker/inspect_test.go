@@ -155,7 +155,8 @@ func TestFromInspect(t *testing.T) {
 			return c.HealthOutput == "x"+strings.Repeat("ä", 2047)
 		}},
 		{"a network by its ID", docker.Container{HostConfig: &docker.HostConfig{NetworkMode: "12ab"}, NetworkSettings: &docker.NetworkSettings{Networks: map[string]docker.ContainerNetwork{"a": {NetworkID: "34"}, "b": {NetworkID: "12ab"}}}}, func(c label.Container) bool { return c.Network == "b" }},
-		{"IPv6 only", docker.Container{NetworkSettings: &docker.NetworkSettings{Networks: map[string]docker.ContainerNetwork{"a": {GlobalIPv6Address: "fd00::2"}}}}, func(c label.Container) bool { return c.Networks["a"] == netip.MustParseAddr("fd00::2") }},
+		{"IPv6 only", docker.Container{NetworkSettings: &docker.NetworkSettings{Networks: map[string]docker.ContainerNetwork{"a": {GlobalIPv6Address: "fd00::2"}}}}, func(c label.Container) bool { return fmt.Sprint(c.Networks) == "map[a:[fd00::2]]" }},
+		{"IPv4 and IPv6", docker.Container{NetworkSettings: &docker.NetworkSettings{Networks: map[string]docker.ContainerNetwork{"a": {GlobalIPv6Address: "fd00::2", IPAddress: "10.0.0.2"}}}}, func(c label.Container) bool { return fmt.Sprint(c.Networks) == "map[a:[10.0.0.2 fd00::2]]" }},
 		{"no address yet", docker.Container{NetworkSettings: &docker.NetworkSettings{Networks: map[string]docker.ContainerNetwork{"a": {}}}}, func(c label.Container) bool { return len(c.Networks) == 0 }},
 		{"odd ports", docker.Container{Config: &docker.Config{ExposedPorts: map[docker.Port]struct{}{"0/tcp": {}, "99999/tcp": {}, "x/tcp": {}, "/tcp": {}, "80": {}, "80/tcp": {}}}}, func(c label.Container) bool { return len(c.Ports) == 1 && c.Ports[0].Number == 80 }},
 		{"odd bindings", docker.Container{NetworkSettings: &docker.NetworkSettings{Ports: map[docker.Port][]docker.PortBinding{"80/tcp": {

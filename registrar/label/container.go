@@ -3,6 +3,7 @@ package label
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -19,10 +20,10 @@ type Container struct {
 	Labels   map[string]string
 
 	HostNetwork bool
-	NetworkOf   string                // full ID of the container whose network it uses; "" = it has its own
-	Network     string                // the network it was started on; it may have joined others since
-	Networks    map[string]netip.Addr // its address on each network; IPv4 where it has both
-	Ports       []Port                // exposed or published, sorted
+	NetworkOf   string                  // full ID of the container whose network it uses; "" = it has its own
+	Network     string                  // the network it was started on; it may have joined others since
+	Networks    map[string][]netip.Addr // its addresses on each network, one at least, the one to register first
+	Ports       []Port                  // exposed or published, sorted
 
 	Paused       bool
 	Health       string // "starting", "healthy", "unhealthy", or "" without a HEALTHCHECK
@@ -56,6 +57,19 @@ func (c Container) Within(other Container) Container {
 		c.Ports[i].Published = published[p.key()]
 	}
 	return c
+}
+
+// networkNames returns the names of the networks that the container is on, sorted.
+func (c Container) networkNames() []string { return slices.Sorted(maps.Keys(c.Networks)) }
+
+// hasAddress reports whether an address is the container's own.
+func (c Container) hasAddress(a netip.Addr) bool {
+	for _, own := range c.Networks {
+		if slices.Contains(own, a) {
+			return true
+		}
+	}
+	return false
 }
 
 // portKey tells the ports of a container apart.

@@ -2,6 +2,7 @@ package label
 
 import (
 	"fmt"
+	"net/netip"
 	"path"
 	"regexp"
 	"slices"
@@ -22,10 +23,11 @@ const (
 
 // Host is what is the same for all containers of a Docker host.
 type Host struct {
-	Name        string   // Docker's name of the host, first part of default service IDs
-	EngineID    string   // owner of the registrations
-	NodeAddress string   // of the Consul agent's node; "" = not known
-	Networks    []string // networks that load balancers reach containers on, in order of preference
+	Name        string       // Docker's name of the host, first part of default service IDs
+	EngineID    string       // owner of the registrations
+	NodeAddress string       // of the Consul agent's node; "" = not known
+	Addresses   []netip.Addr // further ones of the node
+	Networks    []string     // networks that load balancers reach containers on, in order of preference
 
 	Internal bool          // containers are reached at their own address on any network
 	Explicit bool          // only what has a SERVICE_NAME is registered
@@ -130,7 +132,7 @@ func fewer(reasons []string) []string {
 type candidate struct {
 	Port
 	settings settings
-	at       place
+	at       target
 }
 
 // candidatesOf are the ports of a container that can be reached, and the reasons for those that cannot.
@@ -143,7 +145,7 @@ func candidatesOf(c Container, l labels, rule Rule, h Host) (out []candidate, re
 	for _, p := range ports {
 		s := l.of(p.Number)
 		problems := rule.restrict(s)
-		at, reason := locate(c, p, s, h)
+		at, reason := locate(c, p, s, rule, h)
 		if reason == "" {
 			out = append(out, candidate{p, s, at})
 		} else {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -60,7 +59,6 @@ func (p Process) Instance() (Instance, error) {
 }
 
 func (p Process) validate() error {
-	address, err := netip.ParseAddr(p.Address)
 	switch {
 	case p.Name == "":
 		return errors.New("name is not given: say which service this is an instance of, as in --name www")
@@ -72,7 +70,7 @@ func (p Process) validate() error {
 		return fmt.Errorf("port must be a number from 1 to 65535, not %d", p.Port)
 	case !validID(p.ID):
 		return fmt.Errorf("id must be up to %d letters, digits and _.:@/-, not %s", maxID, quote(p.ID))
-	case p.Address != "" && (err != nil || address.Zone() != "" || address.IsUnspecified() || address.IsMulticast()):
+	case p.Address != "" && !connectable(parseAddress(p.Address)):
 		return fmt.Errorf("address must be an IP address that HAProxy reaches this host at, not %s", quote(p.Address))
 	case p.Weight < 0 || p.Weight > maxWeight:
 		return fmt.Errorf("weight must be a number from 1 to %d, not %d", maxWeight, p.Weight)
