@@ -12,6 +12,7 @@ require (
 	github.com/hashicorp/consul-template v0.42.1
 	github.com/hashicorp/consul/api v1.34.5
 	github.com/lmittmann/tint v1.2.1
+	github.com/moby/sys/signal v0.7.1
 	github.com/prometheus/client_golang v1.25.0
 	github.com/redis/go-redis/v9 v9.23.0
 	github.com/rogpeppe/go-internal v1.16.0

@@ -16,8 +16,6 @@ import (
 
 // Metadata and check IDs beside those in instance.go.
 const (
-	metaChecks = ownPrefix + "checks" // fingerprint of the instance's checks
-
 	// maintenanceID begins the ID of the check by which Consul keeps a service in maintenance mode.
 	maintenanceID = "_service_maintenance:"
 

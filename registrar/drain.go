@@ -5,6 +5,8 @@ import (
 	"time"
 
 	docker "github.com/fsouza/go-dockerclient"
+
+	"berth/registrar/label"
 )
 
 // draining is a container that was told to stop and has not died yet.
@@ -42,27 +44,14 @@ func (r *Registrar) killed(ctx context.Context, c Container, signal int) {
 	}
 	now := time.Now()
 	d := draining{
-		reason: stopping + signalName(signal),
+		reason: stopping + label.SignalName(signal),
 		until:  now.Add(c.StopTimeout + survives),
 	}
-	if real := r.realStopSignal(c); signal == c.StopSignal && real != 0 && real != signal {
+	if real := label.StopSignal(c, r.host.Policy); signal == c.StopSignal && real != 0 && real != signal {
 		// Well inside the time after which Docker kills the container.
 		d.cancel = r.send(ctx, c, real, min(r.opts.DrainTime, c.StopTimeout/2))
 	}
 	r.draining[c.ID] = d
-}
-
-// realStopSignal is the signal in SERVICE_STOP_SIGNAL, 0 if there is none. It counts for a container that registers
-// nothing, too: nobody else would send it.
-func (r *Registrar) realStopSignal(c Container) int {
-	rule, refused := ruleFor(c, r.host.Policy)
-	s := settingsFor(c, 0)
-	rule.restrict(s)
-	n, err := parseSignal(s.values["stop_signal"])
-	if err != nil || refused != "" {
-		return 0
-	}
-	return n
 }
 
 // expireDrains puts containers that did not stop back to where they have to show that they are ready. It says when it
@@ -105,10 +94,10 @@ func (r *Registrar) send(ctx context.Context, c Container, signal int, after tim
 		defer cancel()
 		err := r.opts.Docker.KillContainer(docker.KillContainerOptions{Context: ctx, ID: c.ID, Signal: docker.Signal(signal)})
 		if err != nil {
-			r.opts.Log.Error("cannot send the stop signal; Docker's stop timeout will end the container", "container", c.Name, "signal", signalName(signal), "err", err)
+			r.opts.Log.Error("cannot send the stop signal; Docker's stop timeout will end the container", "container", c.Name, "signal", label.SignalName(signal), "err", err)
 			return
 		}
-		r.opts.Log.Info("drained, stop signal sent", "container", c.Name, "signal", signalName(signal))
+		r.opts.Log.Info("drained, stop signal sent", "container", c.Name, "signal", label.SignalName(signal))
 	})
 	return cancel
 }

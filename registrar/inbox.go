@@ -48,7 +48,7 @@ type endpoint struct {
 	started   time.Time
 }
 
-func (in Instance) endpoint() endpoint {
+func endpointOf(in Instance) endpoint {
 	return endpoint{in.Container, in.Ready, in.Started}
 }
 

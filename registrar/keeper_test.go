@@ -14,7 +14,7 @@ import (
 
 // plainProcess is what a process wants registered.
 func plainProcess(owner string) wanted {
-	check := ttlCheck("berth service", 15*time.Second)
+	check := Check{Definition: api.AgentServiceCheck{Name: "berth service", TTL: "15s"}, TTL: 15 * time.Second}
 	return wanted{Instance: Instance{ID: "www-1", Name: "www", Port: 20001, Meta: map[string]string{metaOwner: owner}, Checks: []Check{check}}}
 }
 

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -38,20 +36,6 @@ type PlannedInstance struct {
 	State    string // "registered", or what a running registrar would do
 }
 
-// String says what has to be seen.
-func (r Ready) String() string {
-	switch r.Kind {
-	case ReadyNone:
-		return "at once"
-	case ReadyTCP:
-		return r.Address + " accepts"
-	case ReadyHTTP:
-		return r.URL + " answers"
-	default:
-		return "Docker's HEALTHCHECK says healthy"
-	}
-}
-
 // Plan says for every container what it registers and what not, sorted by the containers' age. It changes nothing. An
 // error means that Docker or Consul could not be asked.
 func (r *Registrar) Plan(ctx context.Context) ([]Planned, error) {
@@ -64,7 +48,7 @@ func (r *Registrar) Plan(ctx context.Context) ([]Planned, error) {
 		p := Planned{Container: c.Name}
 		for _, in := range instances {
 			if in.Container == c.ID {
-				p.Instances = append(p.Instances, PlannedInstance{in, in.endpointOn(c), r.state(in)})
+				p.Instances = append(p.Instances, PlannedInstance{in, in.Endpoint(c), r.state(in)})
 			}
 		}
 		for _, f := range refusals {
@@ -78,23 +62,6 @@ func (r *Registrar) Plan(ctx context.Context) ([]Planned, error) {
 		plan = append(plan, p)
 	}
 	return plan, nil
-}
-
-// endpointOn says where clients reach an instance of a container, and what kind of address that is.
-func (in Instance) endpointOn(c Container) string {
-	host, why := in.Address, "as configured"
-	for _, network := range networkNames(c) {
-		if c.Networks[network].String() == in.Address {
-			why = "network " + network
-		}
-	}
-	if in.Address == "" {
-		host, why = "<node>", "published"
-		if c.HostNetwork {
-			why = "host network"
-		}
-	}
-	return fmt.Sprintf("%s (%s)", net.JoinHostPort(host, strconv.Itoa(in.Port)), why)
 }
 
 func (r *Registrar) state(in Instance) string {

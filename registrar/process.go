@@ -1,27 +1,22 @@
 package registrar
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
-	"net/netip"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"berth/registrar/label"
+	"berth/registrar/ready"
 )
 
-// ProcessOptions say what to run, and as what to register it. Command, Host, Name, Port, TTL, Agent and Log are
-// required.
+// ProcessOptions say what to run, and as what to register it. Command, Process, Agent and Log are required.
 type ProcessOptions struct {
 	Command               []string // the program and its arguments; it has to stay in the foreground
 	Stdin, Stdout, Stderr *os.File // given to it as they are; nil = /dev/null
@@ -29,20 +24,10 @@ type ProcessOptions struct {
 	// passed on.
 	Signals <-chan os.Signal
 
-	Host    string   // name of this host, for the default ID and the owner
-	Name    string   // of the service
-	Port    int      // that the process listens on, over TCP
-	ID      string   // of the instance; "" = <host>:<name>:<port>
-	Address string   // IP address that it listens on; "" = 127.0.0.1, and in Consul the address of its node
-	Tags    string   // separated by commas, as in SERVICE_TAGS
-	Meta    []string // key=value
-	Weight  int      // 1 to 256; 0 = 1
-	Ready   string   // as SERVICE_READY, but for healthcheck; "" = tcp
-
-	ReadyTimeout time.Duration // after that it is registered as critical until it is ready
-	TTL          time.Duration // after that Consul takes it for critical if berth says nothing; 1 s or more
-	DrainTime    time.Duration // from its being taken out of service to its SIGTERM
-	StopTimeout  time.Duration // from there to its SIGKILL
+	label.Process               // as what it is registered
+	ReadyTimeout  time.Duration // after that it is registered as critical until it is ready
+	DrainTime     time.Duration // from its being taken out of service to its SIGTERM
+	StopTimeout   time.Duration // from there to its SIGKILL
 
 	Agent Agent
 	Log   *slog.Logger
@@ -51,9 +36,6 @@ type ProcessOptions struct {
 const (
 	// processOwner begins the owner of a registration that a Process makes, where others have their Docker engine.
 	processOwner = "process:"
-
-	// reapAfter is how long an instance stays registered as critical when its berth was killed: long enough to be seen.
-	reapAfter = 10 * time.Minute
 
 	// killTime is how long a process may take to end by SIGKILL, which only one does that hangs in the kernel.
 	killTime = 5 * time.Second
@@ -70,78 +52,8 @@ type Process struct {
 // NewProcess returns a Process, or one line that says what is wrong with the options, by the names of berth's flags.
 // Nothing is started or dialled before Run.
 func NewProcess(opts ProcessOptions) (*Process, error) {
-	opts.ID = cmp.Or(opts.ID, fmt.Sprintf("%s:%s:%d", opts.Host, opts.Name, opts.Port))
-	p := &Process{
-		opts: opts,
-		name: filepath.Base(opts.Command[0]),
-		at:   net.JoinHostPort(cmp.Or(opts.Address, loopback), strconv.Itoa(opts.Port)),
-	}
-	check := ttlCheck("berth service", opts.TTL)
-	check.Definition.DeregisterCriticalServiceAfter = reapAfter.String()
-	p.instance = Instance{
-		ID: opts.ID, Name: opts.Name, Address: opts.Address, Port: opts.Port, Weight: opts.Weight, Checks: []Check{check},
-	}
-	return p, p.complete()
-}
-
-// complete checks the options, and reads those that have a grammar.
-func (p *Process) complete() (err error) {
-	o, in := p.opts, &p.instance
-	address, badAddress := netip.ParseAddr(o.Address)
-	switch {
-	case o.Name == "":
-		return errors.New("name is not given: say which service this is an instance of, as in --name www")
-	case !serviceName.MatchString(o.Name) || len(o.Name) > maxName:
-		return fmt.Errorf("name must be up to %d letters, digits, - and _, not %s", maxName, quote(o.Name))
-	case o.Port == 0:
-		return errors.New("port is not given: say which port the command listens on, as in --port 20001")
-	case o.Port < 1 || o.Port > 65535:
-		return fmt.Errorf("port must be a number from 1 to 65535, not %d", o.Port)
-	case !serviceID.MatchString(o.ID) || len(o.ID) > maxID || path.Clean(o.ID) != o.ID:
-		return fmt.Errorf("id must be up to %d letters, digits and _.:@/-, not %s", maxID, quote(o.ID))
-	case o.Address != "" && (badAddress != nil || address.Zone() != "" || address.IsUnspecified() || address.IsMulticast()):
-		return fmt.Errorf("address must be an IP address that HAProxy reaches this host at, not %s", quote(o.Address))
-	case o.Weight < 0 || o.Weight > maxWeight:
-		return fmt.Errorf("weight must be a number from 1 to %d, not %d", maxWeight, o.Weight)
-	case o.TTL < minInterval:
-		return fmt.Errorf("ttl must be %v or more, not %v", minInterval, o.TTL)
-	}
-	var problems []string
-	if in.Tags, problems = tags(splitTags(o.Tags)); len(problems) > 0 {
-		return fmt.Errorf("tags: %s", problems[0])
-	}
-	if in.Meta, err = parseMeta(o.Meta); err != nil {
-		return err
-	}
-	// As one port of a container that has no HEALTHCHECK.
-	if in.Ready, err = readiness(Container{}, Port{uint16(o.Port), "tcp", nil}, o.Ready, p.at, nil); err != nil || o.Ready == "healthcheck" {
-		return fmt.Errorf("ready must be tcp, http:/path, https:/path or none, not %s", quote(o.Ready))
-	}
-	return nil
-}
-
-// parseMeta reads key=value pairs, as far as Consul takes them.
-func parseMeta(pairs []string) (map[string]string, error) {
-	meta := map[string]string{}
-	for _, pair := range pairs {
-		key, value, ok := strings.Cut(pair, "=")
-		if _, twice := meta[key]; twice {
-			return nil, fmt.Errorf("meta has %s twice: give it once", quote(key))
-		}
-		one := settings{values: map[string]string{key: value}}
-		if taken, problems := one.meta(); !ok || len(taken) == 0 {
-			why := "write it as key=value"
-			if len(problems) > 0 && ok {
-				_, why, _ = strings.Cut(problems[0], " is left out: ")
-			}
-			return nil, fmt.Errorf("meta %s: %s", quote(pair), why)
-		}
-		meta[key] = value
-	}
-	if most := maxMeta - ownMeta; len(meta) > most {
-		return nil, fmt.Errorf("meta has %d pairs, and Consul takes %d: give fewer", len(meta), most)
-	}
-	return meta, nil
+	in, err := opts.Instance()
+	return &Process{opts: opts, name: filepath.Base(opts.Command[0]), at: opts.Target(), instance: in}, err
 }
 
 // Run starts the process and returns when it has ended, with its exit code as a shell has it: 128 and the signal if one
@@ -196,7 +108,7 @@ func (p *Process) attend(ctx context.Context, c *child, k *keeper, w wanted) (st
 			return "berth was told to end"
 		case s := <-p.opts.Signals:
 			if isStop(s) {
-				return "the process was told to stop by " + signalName(int(s.(syscall.Signal)))
+				return "the process was told to stop by " + label.SignalName(int(s.(syscall.Signal)))
 			}
 			_ = c.Signal(s)
 		case err := <-late:
@@ -216,7 +128,7 @@ func (p *Process) probe(ctx context.Context, late func(error)) error {
 	if p.instance.Ready.Kind == ReadyNone {
 		return nil
 	}
-	return probe(ctx, try, p.instance.Ready, p.opts.ReadyTimeout, late)
+	return ready.Wait(ctx, ready.Try, p.instance.Ready, p.opts.ReadyTimeout, late)
 }
 
 // stop takes the process out of service, and has it end when it is drained. What is not registered needs no draining.
@@ -261,9 +173,7 @@ func (p *Process) await(c *child, most time.Duration, enough func(os.Signal) boo
 
 // accepts says whether something listens there already: it would be registered in place of a process that then cannot.
 func accepts(ctx context.Context, address string) bool {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	return try(ctx, Ready{Kind: ReadyTCP, Address: address}) == nil
+	return ready.Try(ctx, Ready{Kind: ReadyTCP, Address: address}) == nil
 }
 
 func isStop(s os.Signal) bool {

@@ -17,11 +17,13 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"berth/registrar/label"
 )
 
 func processOptions(command ...string) ProcessOptions {
 	return ProcessOptions{
-		Command: command, Host: "vm", Name: "www", Port: 20001, Ready: "none", TTL: 15 * time.Second,
+		Command: command, Process: label.Process{Host: "vm", Name: "www", Port: 20001, Ready: "none", TTL: 15 * time.Second},
 		ReadyTimeout: time.Minute, StopTimeout: time.Minute, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 }

@@ -21,6 +21,10 @@ import (
 	docker "github.com/fsouza/go-dockerclient"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+
+	"berth/registrar/ready"
+
+	inspect "berth/registrar/docker"
 )
 
 // Docker is the part of *docker.Client that is used.
@@ -62,7 +66,7 @@ type Registrar struct {
 	opts    Options
 	own     ownership
 	inbox   *inbox
-	try     prober
+	try     ready.Prober
 	metrics metrics
 
 	// Docker, as far as it is known.
@@ -104,7 +108,7 @@ func New(opts Options) *Registrar {
 	r := &Registrar{
 		opts:       opts,
 		inbox:      newInbox(),
-		try:        try,
+		try:        ready.Try,
 		metrics:    newMetrics(opts.Metrics),
 		containers: map[string]Container{},
 		failed:     map[string]string{},
@@ -404,12 +408,12 @@ func (r *Registrar) inspect(ctx context.Context) error {
 		switch {
 		case errs[i] != nil:
 			continue
-		case found[i] != nil && running(found[i]):
-			r.containers[id] = fromInspect(found[i], r.opts.Tags)
+		case found[i] != nil && inspect.Running(found[i]):
+			r.containers[id] = inspect.FromInspect(found[i], r.opts.Tags)
 			delete(r.failed, id)
 		case found[i] != nil && found[i].State.Status == "exited" && r.keeps(found[i].State.ExitCode):
 			if _, known := r.containers[id]; !known { // its addresses are gone with its end
-				r.containers[id] = fromInspect(found[i], r.opts.Tags)
+				r.containers[id] = inspect.FromInspect(found[i], r.opts.Tags)
 			}
 			r.failed[id] = fmt.Sprintf("the container ended with exit code %d", found[i].State.ExitCode)
 		default:

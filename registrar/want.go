@@ -8,6 +8,10 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"berth/registrar/ready"
+
+	"berth/registrar/label"
 )
 
 // all is what the known containers register, with what keeps some of it from being registered.
@@ -16,7 +20,7 @@ func (r *Registrar) all() (instances []Instance, refusals []refusal) {
 		if c.NetworkOf != "" {
 			delete(r.answers, c.ID) // it depends on the other container
 			if other, known := r.containers[c.NetworkOf]; known {
-				c = c.within(other)
+				c = c.Within(other)
 			}
 		}
 		a := r.answer(c)
@@ -42,7 +46,7 @@ func (r *Registrar) answer(c Container) answer {
 		return a
 	}
 	var a answer
-	a.instances, a.reasons = Instances(c, r.host)
+	a.instances, a.reasons = label.Instances(c, r.host)
 	r.answers[c.ID] = a
 	return a
 }
@@ -61,7 +65,7 @@ func (r *Registrar) want(ctx context.Context, now time.Time) (want []wanted, nex
 	r.explain(ctx, all, refusals)
 	current, waiting := map[endpoint]bool{}, map[endpoint]bool{}
 	for _, in := range all {
-		e := in.endpoint()
+		e := endpointOf(in)
 		current[e] = true
 		if _, seen := r.seen[e]; !seen {
 			r.seen[e] = now
@@ -117,7 +121,7 @@ func (r *Registrar) describe(in Instance) wanted {
 // of the registrar takes nothing away; and a container that was being stopped then is so still.
 func (r *Registrar) adopt(ctx context.Context, w wanted) {
 	if r.have.checks[readyCheckID(w.ID)] == nil {
-		r.ready[w.endpoint()] = true
+		r.ready[endpointOf(w.Instance)] = true
 	}
 	reason, _ := r.have.maintenance(w.ID)
 	c := r.containers[w.Container]
@@ -125,7 +129,7 @@ func (r *Registrar) adopt(ctx context.Context, w wanted) {
 		return
 	}
 	d := draining{reason: strings.TrimPrefix(reason, automatic), until: time.Now().Add(c.StopTimeout + survives)}
-	if real := r.realStopSignal(c); real != 0 {
+	if real := label.StopSignal(c, r.host.Policy); real != 0 {
 		d.cancel = r.send(ctx, c, real, 0)
 	}
 	r.draining[c.ID] = d
@@ -170,7 +174,7 @@ func (r *Registrar) probe(ctx context.Context, in Instance, e endpoint) {
 				m.late[e] = err.Error()
 			})
 		}
-		if probe(ctx, r.try, in.Ready, r.opts.ReadyTimeout, late) == nil {
+		if ready.Wait(ctx, r.try, in.Ready, r.opts.ReadyTimeout, late) == nil {
 			r.inbox.put(func(m *mail) { m.accepted = append(m.accepted, e) })
 		}
 	})
@@ -208,7 +212,7 @@ func (r *Registrar) explain(ctx context.Context, all []Instance, refusals []refu
 		}
 		c := r.containers[f.container]
 		level := slog.LevelDebug
-		if c.mentionsService() {
+		if c.MentionsService() {
 			level = slog.LevelWarn
 		}
 		r.opts.Log.Log(ctx, level, verdict(f.reason, has[c.ID]), "container", c.Name)

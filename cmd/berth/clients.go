@@ -6,7 +6,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,6 +20,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"berth/registrar"
+	"berth/registrar/label"
 	"berth/templater"
 )
 
@@ -95,9 +98,9 @@ func dockerClient() (*docker.Client, error) {
 // hostDescription returns a function that describes the Docker host, for the registrar to ask at every resync. Without
 // networks given, they are those of the container that berth runs in: whoever deploys it puts it on the networks that
 // it shares with the load balancer. What the Consul agent says of itself is remembered for when it is away.
-func hostDescription(client *docker.Client, consul *api.Client, c Config) func(ctx context.Context) (registrar.Host, error) {
-	h := registrar.Host{Internal: c.Internal, Explicit: c.Explicit, IP: c.IP, TTL: c.TTL, Policy: c.Policy}
-	return func(ctx context.Context) (registrar.Host, error) {
+func hostDescription(client *docker.Client, consul *api.Client, c Config) func(ctx context.Context) (label.Host, error) {
+	h := label.Host{Internal: c.Internal, Explicit: c.Explicit, IP: c.IP, TTL: c.TTL, Policy: c.Policy}
+	return func(ctx context.Context) (label.Host, error) {
 		var err error
 		if h.EngineID, h.Name, err = registrar.Engine(ctx, client); err != nil {
 			return h, err
@@ -110,10 +113,18 @@ func hostDescription(client *docker.Client, consul *api.Client, c Config) func(c
 		}
 		var self struct {
 			Member      struct{ Addr string }
-			DebugConfig struct{ EnableRemoteScriptChecks bool }
+			DebugConfig struct {
+				EnableRemoteScriptChecks bool
+				TaggedAddresses          map[string]string
+			}
 		}
 		if _, err := consul.Raw().Query("/v1/agent/self", &self, new(api.QueryOptions).WithContext(ctx)); err == nil {
-			h.NodeAddress = self.Member.Addr
+			h.NodeAddress, h.Addresses = self.Member.Addr, nil
+			for _, tag := range slices.Sorted(maps.Keys(self.DebugConfig.TaggedAddresses)) {
+				if a, err := netip.ParseAddr(self.DebugConfig.TaggedAddresses[tag]); err == nil {
+					h.Addresses = append(h.Addresses, a)
+				}
+			}
 			h.Scripts = c.Scripts && self.DebugConfig.EnableRemoteScriptChecks
 		}
 		return h, nil

@@ -13,7 +13,8 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
 
-	"berth/registrar"
+	"berth/registrar/docker"
+	"berth/registrar/label"
 	"berth/templater"
 )
 
@@ -39,7 +40,7 @@ type Config struct {
 	Resync       time.Duration
 	ReadyTimeout time.Duration
 	DrainTime    time.Duration
-	Policy       []registrar.Rule // in the file only
+	Policy       []label.Rule // in the file only
 
 	Name        string
 	Port        int
@@ -272,7 +273,7 @@ func (c *Config) validate() error {
 			return fmt.Errorf("ip must be an IP address, not %q", c.IP)
 		}
 	}
-	if _, err := registrar.ParseTags(c.Tags); err != nil {
+	if _, err := docker.ParseTags(c.Tags); err != nil {
 		return fmt.Errorf("tags: %w", err)
 	}
 	if c.TLSDirectory != "" && !filepath.IsAbs(c.TLSDirectory) {
@@ -287,7 +288,7 @@ func (c *Config) validate() error {
 	if err := c.proxy().check(); err != nil {
 		return err
 	}
-	if err := registrar.ValidatePolicy(c.Policy); err != nil {
+	if err := label.ValidatePolicy(c.Policy); err != nil {
 		return fmt.Errorf("policy: %w", err)
 	}
 	return c.checkFiles()

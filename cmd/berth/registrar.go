@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"berth/registrar"
+	"berth/registrar/docker"
 )
 
 func registrarCommand() *cobra.Command {
@@ -59,7 +60,7 @@ func (p *process) newRegistrar() (*registrar.Registrar, error) {
 	if err != nil {
 		return nil, err
 	}
-	tags, err := registrar.ParseTags(p.config.Tags)
+	tags, err := docker.ParseTags(p.config.Tags)
 	if err != nil {
 		return nil, fmt.Errorf("tags: %w", err)
 	}

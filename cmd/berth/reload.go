@@ -10,7 +10,8 @@ import (
 	"time"
 
 	docker "github.com/fsouza/go-dockerclient"
-	"golang.org/x/sys/unix"
+
+	"berth/registrar/label"
 )
 
 // reloader returns how the proxy is told to load its file; nil if its driver does that by itself.
@@ -74,11 +75,8 @@ func reloadBySignal(container, name string, timeout time.Duration) (func(context
 	}, nil
 }
 
-// signalNumber is the number of a signal, with or without SIG before its name; 0 if there is none of that name.
+// signalNumber returns the number of a signal, with or without SIG before its name, or 0 if there is none of that name.
 func signalNumber(name string) syscall.Signal {
-	name = strings.ToUpper(name)
-	if !strings.HasPrefix(name, "SIG") {
-		name = "SIG" + name
-	}
-	return unix.SignalNum(name)
+	n, _ := label.ParseSignal(name) // 0 with an error
+	return syscall.Signal(n)
 }

@@ -15,6 +15,7 @@ import (
 
 	"berth/proxyctl/supervise"
 	"berth/registrar"
+	"berth/registrar/label"
 )
 
 const serviceUsage = "the command to run goes behind --, as in: berth service --name www --port 20001 -- ./www 20001"
@@ -71,22 +72,24 @@ func runService(cmd *cobra.Command, args []string) error {
 		return fmt.Errorf("name of this host: %w", err)
 	}
 	service, err := registrar.NewProcess(registrar.ProcessOptions{
-		Command:      args,
-		Stdin:        os.Stdin,
-		Stdout:       os.Stdout,
-		Stderr:       os.Stderr,
-		Signals:      signals,
-		Host:         host,
-		Name:         c.Name,
-		Port:         c.Port,
-		ID:           c.ID,
-		Address:      c.Address,
-		Tags:         c.Tags,
-		Meta:         c.Meta,
-		Weight:       c.Weight,
-		Ready:        c.Ready,
+		Command: args,
+		Stdin:   os.Stdin,
+		Stdout:  os.Stdout,
+		Stderr:  os.Stderr,
+		Signals: signals,
+		Process: label.Process{
+			Host:    host,
+			Name:    c.Name,
+			Port:    c.Port,
+			ID:      c.ID,
+			Address: c.Address,
+			Tags:    c.Tags,
+			Meta:    c.Meta,
+			Weight:  c.Weight,
+			Ready:   c.Ready,
+			TTL:     c.TTL,
+		},
 		ReadyTimeout: c.ReadyTimeout,
-		TTL:          c.TTL,
 		DrainTime:    c.DrainTime,
 		StopTimeout:  c.StopTimeout,
 		Agent:        consul.Agent(),

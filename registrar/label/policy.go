@@ -1,9 +1,10 @@
-package registrar
+package label
 
 import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -28,6 +29,10 @@ type Rule struct {
 	// Keys are the SERVICE_* keys that count, in lower case without prefix and port: "tags", "check_*", "route_*".
 	// SERVICE_IGNORE always counts.
 	Keys []string `mapstructure:"keys"`
+	// Addresses are IP addresses and networks, "203.0.113.7" or "203.0.113.0/24", that SERVICE_ADDRESS may name beside
+	// the container's and the host's own. Unlike the lists above, an empty one allows none. Loopback and link-local
+	// addresses count only where an entry begins with one: 0.0.0.0/0 does not allow 127.0.0.1.
+	Addresses []string `mapstructure:"addresses"`
 }
 
 // projectLabel is where compose writes the name of a container's project.
@@ -48,8 +53,43 @@ func ValidatePolicy(rules []Rule) error {
 				}
 			}
 		}
+		for _, a := range r.Addresses {
+			if _, err := parseNetwork(a); err != nil {
+				return fmt.Errorf("rule %d: addresses %q: %w", i+1, a, err)
+			}
+		}
 	}
 	return nil
+}
+
+// parseNetwork reads an entry of Rule.Addresses.
+func parseNetwork(s string) (netip.Prefix, error) {
+	network, err := netip.ParsePrefix(s)
+	if err != nil {
+		if a, _ := netip.ParseAddr(s); a.Zone() == "" { // the zero Addr makes no valid Prefix
+			network = netip.PrefixFrom(a, a.BitLen())
+		}
+	}
+	first := network.Masked().Addr()
+	switch {
+	case !network.IsValid():
+		return network, errors.New("write an IP address, or a network like 203.0.113.0/24")
+	case first.Is4In6():
+		return network, errors.New("this is IPv4 written as IPv6: write it as IPv4, like 203.0.113.0/24")
+	case first != network.Addr():
+		return network, fmt.Errorf("this address lies within %s: write that network, or the address alone", network.Masked())
+	case first.IsMulticast() || network.IsSingleIP() && first.IsUnspecified():
+		return network, errors.New("clients cannot connect to such an address: leave it away")
+	}
+	return network, nil
+}
+
+// allowsAddress reports whether the rule names an address for SERVICE_ADDRESS.
+func (r Rule) allowsAddress(a netip.Addr) bool {
+	return slices.ContainsFunc(r.Addresses, func(s string) bool {
+		network, err := parseNetwork(s)
+		return err == nil && network.Contains(a) && (local(network.Addr()) || !local(a))
+	})
 }
 
 func validPattern(list, pattern string) error {

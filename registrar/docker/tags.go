@@ -1,18 +1,14 @@
-package registrar
+package docker
 
 import (
-	"fmt"
 	"regexp"
 	"strings"
 	"text/template"
-	"unicode"
-	"unicode/utf8"
 
 	docker "github.com/fsouza/go-dockerclient"
-)
 
-// maxTag is how long a tag may be. Consul sets no limit; this is that of a DNS name, which a tag can be a part of.
-const maxTag = 255
+	"berth/registrar/label"
+)
 
 // ParseTags parses a template of further tags for every instance, separated by commas. Its data is what `docker
 // inspect` says of the container: `{{.Config.Hostname}},prod`. It has Registrator's functions, apart from those that
@@ -88,57 +84,5 @@ func extraTags(t *template.Template, in *docker.Container) (tags []string, probl
 	if err := t.Execute(&out, in); err != nil {
 		return nil, strings.Join(strings.Fields(err.Error()), " ") // on one line
 	}
-	return splitTags(out.String()), ""
-}
-
-// splitTags splits a list at its commas; `\,` is a comma within a tag.
-func splitTags(list string) []string {
-	var out []string
-	var tag strings.Builder
-	end := func() {
-		if t := strings.TrimSpace(tag.String()); t != "" {
-			out = append(out, t)
-		}
-		tag.Reset()
-	}
-	for i := 0; i < len(list); i++ {
-		switch {
-		case list[i] == '\\' && i+1 < len(list) && list[i+1] == ',':
-			tag.WriteByte(',')
-			i++
-		case list[i] == ',':
-			end()
-		default:
-			tag.WriteByte(list[i])
-		}
-	}
-	end()
-	return out
-}
-
-// tags are those of the lists, each once, without those that Consul and its readers cannot carry.
-func tags(lists ...[]string) (out, problems []string) {
-	seen := map[string]bool{}
-	for _, list := range lists {
-		for _, tag := range list {
-			switch {
-			case seen[tag]:
-				continue
-			case !plain(tag):
-				problems = append(problems, fmt.Sprintf("tag %s is left out: it has characters that are no text", quote(tag)))
-			case len(tag) > maxTag:
-				problems = append(problems, fmt.Sprintf("tag %s is left out: it is longer than %d bytes", quote(tag), maxTag))
-			default:
-				out = append(out, tag)
-			}
-			seen[tag] = true
-		}
-	}
-	return out, problems
-}
-
-// plain says whether s is text that means the same on its way through JSON, logs and configuration files: valid
-// UTF-8 without control characters.
-func plain(s string) bool {
-	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+	return label.SplitTags(out.String()), ""
 }

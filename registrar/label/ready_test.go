@@ -1,4 +1,4 @@
-package registrar
+package label
 
 import (
 	"net/http"
@@ -55,14 +55,14 @@ func TestReady(t *testing.T) {
 
 func TestReadyRequest(t *testing.T) {
 	r := Ready{Kind: ReadyHTTP, URL: "http://10.0.0.2:8080/up", Method: "HEAD", Host: "shop.example", Headers: "A: b\r\nX-Api-Key: s3cret\r\n"}
-	req, err := r.request(t.Context())
+	req, err := r.Request(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if req.Method != "HEAD" || req.URL.String() != r.URL || req.Host != r.Host || req.Header.Get("X-Api-Key") != "s3cret" || len(req.Header) != 2 {
 		t.Errorf("asks %s %s of %s with %v", req.Method, req.URL, req.Host, req.Header)
 	}
-	req, err = Ready{Kind: ReadyHTTP, URL: "http://10.0.0.2:8080/up"}.request(t.Context())
+	req, err = Ready{Kind: ReadyHTTP, URL: "http://10.0.0.2:8080/up"}.Request(t.Context())
 	if err != nil || req.Method != http.MethodGet || req.Host != "" || len(req.Header) != 0 {
 		t.Errorf("asks %+v: %v", req, err)
 	}

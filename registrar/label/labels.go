@@ -1,4 +1,4 @@
-package registrar
+package label
 
 import (
 	"fmt"
@@ -11,8 +11,8 @@ import (
 
 const keyPrefix = "SERVICE_"
 
-// mentionsService says whether whoever runs the container thought of registering it.
-func (c Container) mentionsService() bool {
+// MentionsService says whether whoever runs the container thought of registering it.
+func (c Container) MentionsService() bool {
 	for key := range c.Labels {
 		if strings.HasPrefix(key, keyPrefix) {
 			return true
@@ -156,8 +156,6 @@ const (
 	maxMetaKey     = 128
 	maxMetaValue   = 512
 	reservedPrefix = "consul-"
-
-	ownMeta = 3 // pairs of the registrar's own: owner, container, checks
 )
 
 var metaKey = regexp.MustCompile(`^[a-zA-Z0-9_-]+$`)

@@ -1,4 +1,4 @@
-package registrar
+package label
 
 import "testing"
 
@@ -9,7 +9,7 @@ func TestParseSignal(t *testing.T) {
 		name string
 	}{
 		{"TERM", 15, "SIGTERM"}, {"SIGTERM", 15, "SIGTERM"}, {"sigterm", 15, "SIGTERM"}, {"15", 15, "SIGTERM"},
-		{"SIGKILL", sigkill, "SIGKILL"}, {"QUIT", 3, "SIGQUIT"}, {"HUP", 1, "SIGHUP"}, {"WINCH", 28, "SIGWINCH"}, {"CONT", 18, "SIGCONT"},
+		{"SIGKILL", 9, "SIGKILL"}, {"QUIT", 3, "SIGQUIT"}, {"HUP", 1, "SIGHUP"}, {"WINCH", 28, "SIGWINCH"}, {"CONT", 18, "SIGCONT"},
 		{"CLD", 17, "SIGCHLD"}, {"IOT", 6, "SIGABRT"}, {"POLL", 29, "SIGIO"}, {"31", 31, "SIGSYS"},
 		{"SIGRTMIN", 34, "SIGRTMIN"}, {"SIGRTMIN+3", 37, "SIGRTMIN+3"}, {"RTMIN+15", 49, "SIGRTMIN+15"}, {"rtmin+16", 50, "SIGRTMAX-14"},
 		{"RTMAX-14", 50, "SIGRTMAX-14"}, {"RTMAX-1", 63, "SIGRTMAX-1"}, {"RTMAX", 64, "SIGRTMAX"}, {"37", 37, "SIGRTMIN+3"}, {"64", 64, "SIGRTMAX"},
@@ -18,12 +18,12 @@ func TestParseSignal(t *testing.T) {
 		{"RTMIN+31", 0, ""}, {"RTMIN-1", 0, ""}, {"RTMAX+1", 0, ""}, {"RTMIN+", 0, ""}, {"RTMIN+-1", 0, ""}, {"RTMIN++1", 0, ""}, {"TERM\n", 0, ""},
 	}
 	for _, tt := range tests {
-		got, err := parseSignal(tt.in)
+		got, err := ParseSignal(tt.in)
 		if got != tt.want || (err == nil) != (tt.want != 0) {
-			t.Errorf("parseSignal(%q) = %d, %v; want %d", tt.in, got, err, tt.want)
+			t.Errorf("ParseSignal(%q) = %d, %v; want %d", tt.in, got, err, tt.want)
 		}
-		if name := signalName(got); name != tt.name {
-			t.Errorf("signalName(%d) = %q, want %q", got, name, tt.name)
+		if name := SignalName(got); name != tt.name {
+			t.Errorf("SignalName(%d) = %q, want %q", got, name, tt.name)
 		}
 	}
 }
@@ -34,8 +34,8 @@ func TestSignalNames(t *testing.T) {
 		if n == 32 || n == 33 {
 			continue
 		}
-		if got, err := parseSignal(signalName(n)); err != nil || got != n {
-			t.Errorf("signal %d is called %q, which is signal %d: %v", n, signalName(n), got, err)
+		if got, err := ParseSignal(SignalName(n)); err != nil || got != n {
+			t.Errorf("signal %d is called %q, which is signal %d: %v", n, SignalName(n), got, err)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package registrar
+package label
 
 import (
 	"strings"
@@ -91,6 +91,16 @@ func TestValidatePolicy(t *testing.T) {
 		{"bad pattern that looks good as a whole", []Rule{{Label: []string{"a[=]b"}}}, `rule 1: label "a[=]b"`},
 		{"empty", []Rule{{Image: []string{""}}}, `rule 1: image "": an empty pattern matches nothing`},
 		{"key in upper case", []Rule{{Keys: []string{"TAGS"}}}, `rule 1: keys "TAGS": keys are compared in lower case`},
+		{"addresses", []Rule{{Addresses: []string{"203.0.113.7", "203.0.113.0/24", "2001:db8::/64", "fd00::1", "127.0.0.0/8", "0.0.0.0/0"}}}, ""},
+		{"a name as an address", []Rule{{Addresses: []string{"shop.example"}}}, `rule 1: addresses "shop.example": write an IP address, or a network like 203.0.113.0/24`},
+		{"too long a prefix", []Rule{{}, {Addresses: []string{"203.0.113.7", "203.0.113.0/33"}}}, `rule 2: addresses "203.0.113.0/33": write an IP address, or a network`},
+		{"an address within a network", []Rule{{Addresses: []string{"203.0.113.7/24"}}}, `this address lies within 203.0.113.0/24: write that network, or the address alone`},
+		{"IPv4 as IPv6", []Rule{{Addresses: []string{"::ffff:203.0.113.7"}}}, `this is IPv4 written as IPv6: write it as IPv4`},
+		{"a network of IPv4 as IPv6", []Rule{{Addresses: []string{"::ffff:203.0.113.0/120"}}}, `this is IPv4 written as IPv6`},
+		{"an address with a zone", []Rule{{Addresses: []string{"fe80::1%eth0"}}}, `rule 1: addresses "fe80::1%eth0": write an IP address`},
+		{"the address of nobody", []Rule{{Addresses: []string{"::"}}}, "clients cannot connect to such an address: leave it away"},
+		{"addresses of many", []Rule{{Addresses: []string{"224.0.0.0/4"}}}, "clients cannot connect to such an address"},
+		{"no address", []Rule{{Addresses: []string{""}}}, `rule 1: addresses "": write an IP address`},
 		{"whole key", []Rule{{Keys: []string{"service_tags"}}}, `rule 1: keys "service_tags": leave SERVICE_ away`},
 	}
 	for _, tt := range tests {

@@ -1,4 +1,4 @@
-package registrar
+package label
 
 import (
 	"bufio"
@@ -31,8 +31,22 @@ const (
 	ReadyHealthcheck ReadyKind = "healthcheck" // Docker's HEALTHCHECK says so
 )
 
-// request is what ReadyHTTP asks.
-func (r Ready) request(ctx context.Context) (*http.Request, error) {
+// String says what has to be seen.
+func (r Ready) String() string {
+	switch r.Kind {
+	case ReadyNone:
+		return "at once"
+	case ReadyTCP:
+		return r.Address + " accepts"
+	case ReadyHTTP:
+		return r.URL + " answers"
+	default:
+		return "Docker's HEALTHCHECK says healthy"
+	}
+}
+
+// Request is what ReadyHTTP asks.
+func (r Ready) Request(ctx context.Context) (*http.Request, error) {
 	req, err := http.NewRequestWithContext(ctx, r.Method, r.URL, nil)
 	if err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-package registrar
+package label
 
 import (
 	"net/netip"
@@ -23,7 +23,7 @@ func with(change func(*Host)) Host {
 func web(change ...func(*Container)) Container {
 	c := Container{
 		ID: "0123456789abcdef", Name: "web_1", Image: "registry:5000/team/shop:v2",
-		Networks: map[string]netip.Addr{"front": netip.MustParseAddr("10.0.0.2")},
+		Networks: map[string][]netip.Addr{"front": {netip.MustParseAddr("10.0.0.2")}},
 		Ports:    []Port{tcp(8080)},
 	}
 	for _, f := range change {
@@ -51,11 +51,18 @@ func ports(p ...Port) func(*Container) { return func(c *Container) { c.Ports = p
 
 func networks(kv ...string) func(*Container) {
 	return func(c *Container) {
-		c.Networks = map[string]netip.Addr{}
+		c.Networks = map[string][]netip.Addr{}
 		for i := 0; i < len(kv); i += 2 {
-			c.Networks[kv[i]] = netip.MustParseAddr(kv[i+1])
+			c.Networks[kv[i]] = append(c.Networks[kv[i]], netip.MustParseAddr(kv[i+1]))
 		}
 	}
+}
+
+func addrs(s ...string) (out []netip.Addr) {
+	for _, a := range s {
+		out = append(out, netip.MustParseAddr(a))
+	}
+	return out
 }
 
 func hostNetwork(c *Container) { c.HostNetwork, c.Networks = true, nil }
@@ -123,11 +130,11 @@ func (r row) run(t *testing.T, h Host) {
 	t.Run(r.name, func(t *testing.T) {
 		got, reasons := Instances(r.in, h)
 		for i := range got {
-			if got[i].Meta[metaOwner] != "ENGINE" || got[i].Meta[metaContainer] != r.in.ID {
+			if got[i].Meta[MetaOwner] != "ENGINE" || got[i].Meta[MetaContainer] != r.in.ID {
 				t.Errorf("instance %d does not say whose it is: %v", i, got[i].Meta)
 			}
-			delete(got[i].Meta, metaOwner)
-			delete(got[i].Meta, metaContainer)
+			delete(got[i].Meta, MetaOwner)
+			delete(got[i].Meta, MetaContainer)
 		}
 		if d := cmp.Diff(r.want, got, cmpopts.EquateEmpty()); d != "" {
 			t.Errorf("instances (-want +got):\n%s", d)

@@ -1,7 +1,8 @@
-package registrar
+package label
 
 import (
 	"fmt"
+	"net/netip"
 	"path"
 	"regexp"
 	"slices"
@@ -10,19 +11,23 @@ import (
 	"time"
 )
 
-// Metadata that berth writes with every registration. It is what ownership is decided by.
+// Metadata that berth writes with every registration. Owner and container decide whose it is.
 const (
 	ownPrefix     = "berth-"
-	metaOwner     = ownPrefix + "owner"     // Docker engine ID of the host whose registrar made the registration
-	metaContainer = ownPrefix + "container" // full container ID
+	MetaOwner     = ownPrefix + "owner"     // Docker engine ID of the host whose registrar made the registration
+	MetaContainer = ownPrefix + "container" // full container ID
+	MetaChecks    = ownPrefix + "checks"    // fingerprint of the instance's checks, which the agent package writes
+
+	ownMeta = 3 // how many pairs these are
 )
 
 // Host is what is the same for all containers of a Docker host.
 type Host struct {
-	Name        string   // Docker's name of the host, first part of default service IDs
-	EngineID    string   // owner of the registrations
-	NodeAddress string   // of the Consul agent's node; "" = not known
-	Networks    []string // networks that load balancers reach containers on, in order of preference
+	Name        string       // Docker's name of the host, first part of default service IDs
+	EngineID    string       // owner of the registrations
+	NodeAddress string       // of the Consul agent's node; "" = not known
+	Addresses   []netip.Addr // further ones of the node
+	Networks    []string     // networks that load balancers reach containers on, in order of preference
 
 	Internal bool          // containers are reached at their own address on any network
 	Explicit bool          // only what has a SERVICE_NAME is registered
@@ -65,9 +70,16 @@ const (
 	maxReasons = 20
 )
 
+func validName(name string) bool { return serviceName.MatchString(name) && len(name) <= maxName }
+
+// validID says whether Consul and the proxies can carry an ID. In a URL a path like a/../b is another one.
+func validID(id string) bool {
+	return serviceID.MatchString(id) && len(id) <= maxID && path.Clean(id) == id
+}
+
 // Instances says what a container registers, and gives a reason for each thing it does not. It is a pure function of
 // its arguments: the same container always gives the same answer, in whatever order Docker tells it. A container that
-// uses another's network has to be resolved by within.
+// uses another's network has to be resolved by Within.
 func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 	l := labelsOf(c)
 	rule, reason := ruleFor(c, h.Policy)
@@ -120,12 +132,12 @@ func fewer(reasons []string) []string {
 type candidate struct {
 	Port
 	settings settings
-	at       place
+	at       target
 }
 
 // candidatesOf are the ports of a container that can be reached, and the reasons for those that cannot.
 func candidatesOf(c Container, l labels, rule Rule, h Host) (out []candidate, reasons []string) {
-	ports := slices.SortedFunc(slices.Values(c.Ports), Port.compare)
+	ports := slices.SortedFunc(slices.Values(c.Ports), Port.Compare)
 	if len(ports) > maxPorts {
 		reasons = append(reasons, fmt.Sprintf("it has %d ports, and only the first %d are looked at: expose fewer", len(ports), maxPorts))
 		ports = ports[:maxPorts]
@@ -133,7 +145,7 @@ func candidatesOf(c Container, l labels, rule Rule, h Host) (out []candidate, re
 	for _, p := range ports {
 		s := l.of(p.Number)
 		problems := rule.restrict(s)
-		at, reason := locate(c, p, s, h)
+		at, reason := locate(c, p, s, rule, h)
 		if reason == "" {
 			out = append(out, candidate{p, s, at})
 		} else {
@@ -173,19 +185,19 @@ func instance(c Container, p candidate, rule Rule, h Host, several bool) (*Insta
 	if p.Protocol == "tcp" {
 		protocol = nil
 	}
-	in.Tags, more = tags(splitTags(s.take("tags")), c.ExtraTags, protocol)
+	in.Tags, more = tags(SplitTags(s.take("tags")), c.ExtraTags, protocol)
 	problems = append(problems, more...)
 
 	if in.Weight, err = weight(s.take("weight")); err != nil {
 		problems = append(problems, err.Error())
 	}
 	if signal := s.take("stop_signal"); signal != "" {
-		if _, err := parseSignal(signal); err != nil { // its effect is on the container, see realStopSignal
+		if _, err := ParseSignal(signal); err != nil { // its effect is on the container, see StopSignal
 			problems = append(problems, "SERVICE_STOP_SIGNAL is left out: "+err.Error())
 		}
 	}
 	in.Meta, more = s.meta()
-	in.Meta[metaOwner], in.Meta[metaContainer] = h.EngineID, c.ID
+	in.Meta[MetaOwner], in.Meta[MetaContainer] = h.EngineID, c.ID
 	return &in, append(problems, more...)
 }
 
@@ -206,7 +218,7 @@ func nameOf(c Container, p candidate, several bool, h Host) (string, error) {
 	if several && !given {
 		name += "-" + strconv.Itoa(int(p.Number))
 	}
-	if !serviceName.MatchString(name) || len(name) > maxName {
+	if !validName(name) {
 		return "", fmt.Errorf("%s is no service name: use up to %d letters, digits, - and _ (SERVICE_NAME)", quote(name), maxName)
 	}
 	return name, nil
@@ -232,8 +244,7 @@ func idOf(c Container, p candidate, h Host) (string, error) {
 			id += ":" + p.Protocol
 		}
 	}
-	// In a URL a path like a/../b is another one.
-	if !serviceID.MatchString(id) || len(id) > maxID || path.Clean(id) != id {
+	if !validID(id) {
 		return "", fmt.Errorf("%s is no service ID: use up to %d letters, digits and _.:@/- (SERVICE_ID)", quote(id), maxID)
 	}
 	return id, nil
@@ -249,4 +260,17 @@ func weight(s string) (int, error) {
 		return 0, fmt.Errorf("SERVICE_WEIGHT=%s is left out: a weight is a number from 1 to %d", quote(s), maxWeight)
 	}
 	return n, nil
+}
+
+// StopSignal returns the signal in a container's SERVICE_STOP_SIGNAL, or 0 if there is none that the policy allows. It
+// counts for a container that registers nothing, too: nobody else would send it.
+func StopSignal(c Container, policy []Rule) int {
+	rule, reason := ruleFor(c, policy)
+	s := settingsFor(c, 0)
+	rule.restrict(s)
+	n, err := ParseSignal(s.values["stop_signal"])
+	if err != nil || reason != "" {
+		return 0
+	}
+	return n
 }

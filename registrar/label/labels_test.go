@@ -1,4 +1,4 @@
-package registrar
+package label
 
 import (
 	"fmt"
@@ -118,7 +118,7 @@ func FuzzSettings(f *testing.F) {
 			if !serviceName.MatchString(in.Name) || !serviceID.MatchString(in.ID) {
 				t.Errorf("registers %q as %q", in.Name, in.ID)
 			}
-			if len(in.Meta) > maxMeta || in.Meta[metaOwner] != host.EngineID || in.Meta[metaContainer] != c.ID {
+			if len(in.Meta) > maxMeta || in.Meta[MetaOwner] != host.EngineID || in.Meta[MetaContainer] != c.ID {
 				t.Errorf("metadata %v", in.Meta)
 			}
 			if in.Port != 8080 || in.Weight < 0 || in.Weight > maxWeight {
@@ -133,7 +133,7 @@ func FuzzSettings(f *testing.F) {
 				harmless(t, in, check)
 			}
 			if in.Ready.Kind == ReadyHTTP {
-				if req, err := in.Ready.request(t.Context()); err != nil || req.URL.Host != "10.0.0.2:8080" {
+				if req, err := in.Ready.Request(t.Context()); err != nil || req.URL.Host != "10.0.0.2:8080" {
 					t.Errorf("readiness asks %+v: %v", in.Ready, err)
 				}
 			}

@@ -1,0 +1,167 @@
+package docker
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/template"
+	"time"
+
+	docker "github.com/fsouza/go-dockerclient"
+
+	"berth/registrar/label"
+)
+
+const (
+	// Docker's own defaults (docker stop, STOPSIGNAL).
+	defaultStopSignal  = int(syscall.SIGTERM)
+	defaultStopTimeout = 10 * time.Second
+
+	// noStopTimeout stands for docker run --stop-timeout -1: wait for ever.
+	noStopTimeout = 24 * time.Hour
+
+	// maxOutput is how much of a check's output a Consul agent keeps.
+	maxOutput = 4096
+)
+
+// Running says whether a container runs. A paused one does; one that waits for its restart has no address.
+func Running(c *docker.Container) bool {
+	return c.State.Running && !c.State.Restarting
+}
+
+// FromInspect takes from Docker's answer what a label.Container holds. What does not parse is left out: Docker wrote it.
+// tags is the template of further tags, which may be nil.
+func FromInspect(in *docker.Container, tags *template.Template) label.Container {
+	c := label.Container{
+		ID:          in.ID,
+		Name:        strings.TrimPrefix(in.Name, "/"),
+		Created:     in.Created,
+		Started:     in.State.StartedAt,
+		Networks:    map[string][]netip.Addr{},
+		Paused:      in.State.Paused,
+		ExitCode:    in.State.ExitCode,
+		StopSignal:  defaultStopSignal,
+		StopTimeout: defaultStopTimeout,
+	}
+	if in.Config != nil {
+		c.Image, c.Env, c.Labels = in.Config.Image, in.Config.Env, in.Config.Labels
+		if n, err := label.ParseSignal(in.Config.StopSignal); err == nil {
+			c.StopSignal = n
+		}
+		switch s := in.Config.StopTimeout; {
+		case s < 0 || s > int(noStopTimeout/time.Second):
+			c.StopTimeout = noStopTimeout
+		case s > 0:
+			c.StopTimeout = time.Duration(s) * time.Second
+		}
+	}
+	c.Health, c.HealthOutput = health(in)
+	if in.HostConfig != nil {
+		mode := in.HostConfig.NetworkMode
+		c.HostNetwork = mode == "host"
+		c.NetworkOf, _ = strings.CutPrefix(mode, "container:")
+		if c.NetworkOf == mode {
+			c.NetworkOf = ""
+		}
+		c.Network = mode
+		if mode == "default" {
+			c.Network = "bridge"
+		}
+	}
+	if in.NetworkSettings != nil {
+		for name, n := range in.NetworkSettings.Networks {
+			for _, s := range []string{n.IPAddress, n.GlobalIPv6Address} {
+				if a, err := netip.ParseAddr(s); err == nil {
+					c.Networks[name] = append(c.Networks[name], a)
+				}
+			}
+			if n.NetworkID != "" && n.NetworkID == c.Network { // docker run --network takes an ID, too
+				c.Network = name
+			}
+		}
+	}
+	c.Ports = portsOf(in)
+	c.ExtraTags, c.ExtraTagsErr = extraTags(tags, in)
+	return c
+}
+
+// portsOf are the ports that a container exposes or that the host publishes for it, sorted.
+func portsOf(in *docker.Container) []label.Port {
+	ports := map[string]label.Port{}
+	add := func(p docker.Port, bindings []docker.PortBinding) {
+		n, err := strconv.ParseUint(p.Port(), 10, 16)
+		if err != nil || n == 0 {
+			return
+		}
+		port := label.Port{Number: uint16(n), Protocol: p.Proto(), Published: published(bindings)}
+		if was := ports[port.String()]; len(port.Published) >= len(was.Published) {
+			ports[port.String()] = port
+		}
+	}
+	if in.Config != nil {
+		for p := range in.Config.ExposedPorts {
+			add(p, nil)
+		}
+	}
+	if in.NetworkSettings != nil {
+		for p, bindings := range in.NetworkSettings.Ports {
+			add(p, bindings)
+		}
+	}
+	return slices.SortedFunc(maps.Values(ports), label.Port.Compare)
+}
+
+// published are the bindings in the order of preference: an address that other hosts reach before loopback, IPv4
+// before IPv6, then the lower address and port.
+func published(bindings []docker.PortBinding) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, b := range bindings {
+		ip, err := netip.ParseAddr(cmp.Or(b.HostIP, "0.0.0.0"))
+		if err != nil {
+			continue
+		}
+		if n, err := strconv.ParseUint(b.HostPort, 10, 16); err == nil && n > 0 {
+			out = append(out, netip.AddrPortFrom(ip, uint16(n)))
+		}
+	}
+	slices.SortFunc(out, preferred)
+	return out
+}
+
+func preferred(a, b netip.AddrPort) int {
+	rank := func(ap netip.AddrPort) (n int) {
+		if ap.Addr().IsLoopback() {
+			n += 2
+		}
+		if !ap.Addr().Is4() {
+			n++
+		}
+		return n
+	}
+	return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Compare(b))
+}
+
+// health is what Docker's HEALTHCHECK of a container says, and the output of its last run; "" if it has none.
+func health(in *docker.Container) (status, output string) {
+	switch in.State.Health.Status {
+	case "starting", "healthy", "unhealthy":
+		status = in.State.Health.Status
+	default:
+		if in.Config == nil || in.Config.Healthcheck == nil {
+			return "", ""
+		}
+		if test := in.Config.Healthcheck.Test; len(test) == 0 || test[0] == "NONE" {
+			return "", ""
+		}
+		status = "starting" // it was not run yet
+	}
+	if log := in.State.Health.Log; len(log) > 0 {
+		output = strings.TrimSpace(strings.ToValidUTF8(log[len(log)-1].Output, "\uFFFD"))
+		output = strings.ToValidUTF8(output[:min(len(output), maxOutput)], "")
+	}
+	return status, output
+}

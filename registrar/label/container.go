@@ -1,0 +1,92 @@
+package label
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Container is what decides about a container's registrations: a part of what `docker inspect` says.
+type Container struct {
+	ID, Name string
+	Image    string // as given to docker run
+	Created  time.Time
+	Started  time.Time // when it was last started
+	Env      []string
+	Labels   map[string]string
+
+	HostNetwork bool
+	NetworkOf   string                  // full ID of the container whose network it uses; "" = it has its own
+	Network     string                  // the network it was started on; it may have joined others since
+	Networks    map[string][]netip.Addr // its addresses on each network, one at least, the one to register first
+	Ports       []Port                  // exposed or published, sorted
+
+	Paused       bool
+	Health       string // "starting", "healthy", "unhealthy", or "" without a HEALTHCHECK
+	HealthOutput string // of the last HEALTHCHECK, shortened to what Consul keeps
+	ExitCode     int    // of the last run
+
+	StopSignal  int           // what docker stop sends
+	StopTimeout time.Duration // what docker stop waits before it kills
+
+	ExtraTags    []string // for all its instances, from the registrar's tags template
+	ExtraTagsErr string   // why there are none, though there is a template
+}
+
+// Port is a port that a container exposes, and where the host publishes it.
+type Port struct {
+	Number    uint16
+	Protocol  string // "tcp", "udp" or "sctp"
+	Published []netip.AddrPort
+}
+
+// Within is the container as it is reached when it uses other's network: by other's addresses, and where the host
+// publishes other's ports. What it exposes itself stays.
+func (c Container) Within(other Container) Container {
+	published := map[portKey][]netip.AddrPort{}
+	for _, p := range other.Ports {
+		published[p.key()] = p.Published
+	}
+	c.NetworkOf, c.HostNetwork, c.Network, c.Networks = "", other.HostNetwork, other.Network, other.Networks
+	c.Ports = slices.Clone(c.Ports)
+	for i, p := range c.Ports {
+		c.Ports[i].Published = published[p.key()]
+	}
+	return c
+}
+
+// networkNames returns the names of the networks that the container is on, sorted.
+func (c Container) networkNames() []string { return slices.Sorted(maps.Keys(c.Networks)) }
+
+// hasAddress reports whether an address is the container's own.
+func (c Container) hasAddress(a netip.Addr) bool {
+	for _, own := range c.Networks {
+		if slices.Contains(own, a) {
+			return true
+		}
+	}
+	return false
+}
+
+// portKey tells the ports of a container apart.
+type portKey struct {
+	number   uint16
+	protocol string
+}
+
+func (p Port) key() portKey { return portKey{p.Number, p.Protocol} }
+
+func (p Port) String() string { return fmt.Sprintf("port %d/%s", p.Number, p.Protocol) }
+
+func (p Port) Compare(q Port) int {
+	return cmp.Or(cmp.Compare(p.Number, q.Number), strings.Compare(p.Protocol, q.Protocol))
+}
+
+// exposes says whether the container has that port.
+func (c Container) exposes(number uint16, protocol string) bool {
+	return slices.ContainsFunc(c.Ports, func(p Port) bool { return p.key() == portKey{number, protocol} })
+}

@@ -1,0 +1,105 @@
+package label
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// reapAfter is how long an instance stays registered as critical when its berth was killed: long enough to be seen.
+const reapAfter = 10 * time.Minute
+
+// Process describes an instance that is a plain process, not a container's port. Name, Host, Port and TTL are required.
+type Process struct {
+	Host    string        // name of this host, for the default ID
+	Name    string        // of the service
+	Port    int           // that the process listens on, over TCP
+	ID      string        // of the instance; "" = <host>:<name>:<port>
+	Address string        // IP address that it listens on; "" = 127.0.0.1, and in Consul the address of its node
+	Tags    string        // separated by commas, as in SERVICE_TAGS
+	Meta    []string      // key=value
+	Weight  int           // 1 to 256; 0 = 1
+	Ready   string        // as SERVICE_READY, but for healthcheck; "" = tcp
+	TTL     time.Duration // after that Consul takes it for critical if berth says nothing; 1 s or more
+}
+
+// Target returns the host:port at which the process itself is asked whether it is ready.
+func (p Process) Target() string {
+	return net.JoinHostPort(cmp.Or(p.Address, loopback), strconv.Itoa(p.Port))
+}
+
+// Instance returns what the process registers, without its owner, or one line that says what is wrong with it, by the
+// names of berth's flags.
+func (p Process) Instance() (Instance, error) {
+	p.ID = cmp.Or(p.ID, fmt.Sprintf("%s:%s:%d", p.Host, p.Name, p.Port))
+	if err := p.validate(); err != nil {
+		return Instance{}, err
+	}
+	check := ttlCheck("berth service", p.TTL)
+	check.Definition.DeregisterCriticalServiceAfter = reapAfter.String()
+	in := Instance{ID: p.ID, Name: p.Name, Address: p.Address, Port: p.Port, Weight: p.Weight, Checks: []Check{check}}
+	var problems []string
+	if in.Tags, problems = tags(SplitTags(p.Tags)); len(problems) > 0 {
+		return Instance{}, fmt.Errorf("tags: %s", problems[0])
+	}
+	var err error
+	if in.Meta, err = parseMeta(p.Meta); err != nil {
+		return Instance{}, err
+	}
+	// As one port of a container that has no HEALTHCHECK.
+	in.Ready, err = readiness(Container{}, Port{uint16(p.Port), "tcp", nil}, p.Ready, p.Target(), nil)
+	if err != nil || p.Ready == "healthcheck" {
+		return Instance{}, fmt.Errorf("ready must be tcp, http:/path, https:/path or none, not %s", quote(p.Ready))
+	}
+	return in, nil
+}
+
+func (p Process) validate() error {
+	switch {
+	case p.Name == "":
+		return errors.New("name is not given: say which service this is an instance of, as in --name www")
+	case !validName(p.Name):
+		return fmt.Errorf("name must be up to %d letters, digits, - and _, not %s", maxName, quote(p.Name))
+	case p.Port == 0:
+		return errors.New("port is not given: say which port the command listens on, as in --port 20001")
+	case p.Port < 1 || p.Port > 65535:
+		return fmt.Errorf("port must be a number from 1 to 65535, not %d", p.Port)
+	case !validID(p.ID):
+		return fmt.Errorf("id must be up to %d letters, digits and _.:@/-, not %s", maxID, quote(p.ID))
+	case p.Address != "" && !connectable(parseAddress(p.Address)):
+		return fmt.Errorf("address must be an IP address that HAProxy reaches this host at, not %s", quote(p.Address))
+	case p.Weight < 0 || p.Weight > maxWeight:
+		return fmt.Errorf("weight must be a number from 1 to %d, not %d", maxWeight, p.Weight)
+	case p.TTL < minInterval:
+		return fmt.Errorf("ttl must be %v or more, not %v", minInterval, p.TTL)
+	}
+	return nil
+}
+
+// parseMeta reads key=value pairs, as far as Consul takes them.
+func parseMeta(pairs []string) (map[string]string, error) {
+	meta := map[string]string{}
+	for _, pair := range pairs {
+		key, value, ok := strings.Cut(pair, "=")
+		if _, twice := meta[key]; twice {
+			return nil, fmt.Errorf("meta has %s twice: give it once", quote(key))
+		}
+		one := settings{values: map[string]string{key: value}}
+		if taken, problems := one.meta(); !ok || len(taken) == 0 {
+			why := "write it as key=value"
+			if len(problems) > 0 && ok {
+				_, why, _ = strings.Cut(problems[0], " is left out: ")
+			}
+			return nil, fmt.Errorf("meta %s: %s", quote(pair), why)
+		}
+		meta[key] = value
+	}
+	if most := maxMeta - ownMeta; len(meta) > most {
+		return nil, fmt.Errorf("meta has %d pairs, and Consul takes %d: give fewer", len(meta), most)
+	}
+	return meta, nil
+}

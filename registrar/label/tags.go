@@ -1,0 +1,55 @@
+package label
+
+import (
+	"fmt"
+	"strings"
+)
+
+// maxTag is how long a tag may be. Consul sets no limit; this is that of a DNS name, which a tag can be a part of.
+const maxTag = 255
+
+// SplitTags splits a list at its commas; `\,` is a comma within a tag.
+func SplitTags(list string) []string {
+	var out []string
+	var tag strings.Builder
+	end := func() {
+		if t := strings.TrimSpace(tag.String()); t != "" {
+			out = append(out, t)
+		}
+		tag.Reset()
+	}
+	for i := 0; i < len(list); i++ {
+		switch {
+		case list[i] == '\\' && i+1 < len(list) && list[i+1] == ',':
+			tag.WriteByte(',')
+			i++
+		case list[i] == ',':
+			end()
+		default:
+			tag.WriteByte(list[i])
+		}
+	}
+	end()
+	return out
+}
+
+// tags are those of the lists, each once, without those that Consul and its readers cannot carry.
+func tags(lists ...[]string) (out, problems []string) {
+	seen := map[string]bool{}
+	for _, list := range lists {
+		for _, tag := range list {
+			switch {
+			case seen[tag]:
+				continue
+			case !plain(tag):
+				problems = append(problems, fmt.Sprintf("tag %s is left out: it has characters that are no text", quote(tag)))
+			case len(tag) > maxTag:
+				problems = append(problems, fmt.Sprintf("tag %s is left out: it is longer than %d bytes", quote(tag), maxTag))
+			default:
+				out = append(out, tag)
+			}
+			seen[tag] = true
+		}
+	}
+	return out, problems
+}
