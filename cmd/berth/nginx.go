@@ -19,6 +19,7 @@ type nginxKind struct {
 	proxyOptions
 	ClosingTime time.Duration
 	Lua         bool
+	version     nginxVersion
 }
 
 func newNginx() *nginxKind {
@@ -26,7 +27,7 @@ func newNginx() *nginxKind {
 		name: kindNginx, title: "nginx", stopSignal: syscall.SIGQUIT, checkArguments: []string{"-t", "-q"},
 		template: templates.Nginx(),
 		File:     "/etc/nginx/nginx.conf", Socket: "/run/nginx/berth.sock", ReloadSignal: "HUP",
-	}}
+	}, version: nginxVersion{rerender: make(wake, 1)}}
 }
 
 func (k *nginxKind) flags(f *pflag.FlagSet) {
@@ -69,6 +70,7 @@ func (k *nginxKind) newProxy(p *process, binary string, reload func(context.Cont
 		Prepared:    prepared,
 		Log:         p.log,
 		ClosingTime: k.ClosingTime,
+		Version:     k.version.learn,
 	})
 }
 

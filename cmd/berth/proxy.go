@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"berth/proxyctl"
+	"berth/proxyctl/nginx"
 	"berth/templater"
 )
 
@@ -88,6 +89,10 @@ func kindOf(asked string, command []string) (string, error) {
 func (p *process) proxyTemplate() (templater.Template, error) {
 	o := p.proxy.common()
 	path, err := filepath.Abs(o.File)
+	if p.proxy == p.config.Nginx { // the first text is to suit its version
+		binary, _ := p.validator()
+		p.config.Nginx.version.set(nginx.VersionHere(context.Background(), binary, o.Socket, 2*time.Second))
+	}
 	t := templater.Template{Name: o.name, Destination: path, FilePrefix: path + "."}
 	if t.File = p.config.Template; t.File == "" {
 		t.Source, t.Text = "the built-in template", o.template
@@ -113,7 +118,7 @@ func (p *process) validator() (string, error) {
 
 // newController returns the controller of the proxy. It tells prepared when the proxy is down and finds a good
 // configuration.
-func (p *process) newController(prepared chan<- struct{}) (*proxyctl.Controller, error) {
+func (p *process) newController(prepared wake) (*proxyctl.Controller, error) {
 	binary, err := p.validator()
 	if err != nil {
 		return nil, err
@@ -122,14 +127,8 @@ func (p *process) newController(prepared chan<- struct{}) (*proxyctl.Controller,
 	if err != nil {
 		return nil, err
 	}
-	tell := func() {
-		select {
-		case prepared <- struct{}{}:
-		default:
-		}
-	}
 	return proxyctl.New(proxyctl.Options{
-		Proxy:    p.proxy.newProxy(p, binary, reload, tell),
+		Proxy:    p.proxy.newProxy(p, binary, reload, prepared.up),
 		Interval: p.config.ReloadInterval,
 		Log:      p.log,
 		Metrics:  p.metrics,

@@ -108,7 +108,7 @@ func (p *process) render(ctx context.Context) (rendering, error) {
 		}
 		outputs = slices.Insert(outputs, 0, output{template: t})
 	}
-	opts, err := p.templaterOptions(outputs)
+	opts, err := p.templaterOptions(outputs, nil)
 	if err != nil {
 		return rendering{}, err
 	}

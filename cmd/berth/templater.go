@@ -39,8 +39,8 @@ time through a balancer in Lua (--nginx-lua).`,
 	return cmd
 }
 
-// templaterOptions returns all options but Publish.
-func (p *process) templaterOptions(outputs []output) (templater.Options, error) {
+// templaterOptions returns all options but Publish; refused may be nil.
+func (p *process) templaterOptions(outputs []output, refused *route.Refused) (templater.Options, error) {
 	consul, err := consulConfig(p.config)
 	if err != nil {
 		return templater.Options{}, err
@@ -67,9 +67,11 @@ func (p *process) templaterOptions(outputs []output) (templater.Options, error) 
 		Funcs: templates.Funcs(templates.Options{
 			TLSDirectory: p.config.TLSDirectory,
 			TCPPorts:     ports,
+			Refused:      refused,
 			NginxSocket:  p.config.Nginx.controlSocket(),
 			NginxClosing: p.config.Nginx.closingFile(),
 			Lua:          p.config.Nginx.Lua,
+			NginxAtLeast: p.config.Nginx.version.atLeast,
 		}),
 		Grace:       max(p.config.ConsulGrace, time.Nanosecond), // 0 is a default there
 		VanishLimit: p.config.VanishLimit,

@@ -16,6 +16,7 @@ import (
 	"berth/proxyctl"
 	"berth/proxyctl/supervise"
 	"berth/templater"
+	"berth/templates/route"
 )
 
 // process is what everything in one process shares.
@@ -66,10 +67,12 @@ func (p *process) run(ctx context.Context, want parts) error {
 	defer signal.Stop(hangup)
 	var runners []runner
 	var child *supervise.Child
+	var rest []func(context.Context) // runs beside them
 	reread := func() { p.log.Info("there are no templates to read again: SIGHUP changes nothing") }
 
 	if want.templater {
 		// 2. The outputs, plain files and the proxy, and the proxy as a child.
+		refused := route.NewRefused(route.FirstRefusal, route.LongestRefusal)
 		outputs, err := p.plainFiles()
 		if err != nil {
 			return err
@@ -79,7 +82,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 			return err
 		}
 		if there {
-			proxy, first, err := p.proxyOutput(want.proxyCommand, stop)
+			proxy, first, err := p.proxyOutput(want.proxyCommand, refused, stop)
 			if err != nil {
 				return err
 			}
@@ -92,12 +95,15 @@ func (p *process) run(ctx context.Context, want parts) error {
 			runners = append(runners, o)
 		}
 
-		// 3. The templater, which gives them their texts.
-		t, err := p.newTemplater(outputs)
+		// 3. The templater, which gives them their texts: other ones, when ports were refused or nginx is another one.
+		t, err := p.newTemplater(outputs, refused)
 		if err != nil {
 			return err
 		}
 		runners, reread = append(runners, t), t.Reread
+		rest = append(rest,
+			func(ctx context.Context) { refused.Run(ctx, t.Rerender) },
+			func(ctx context.Context) { onEach(ctx, p.config.Nginx.version.rerender, t.Rerender) })
 	}
 
 	// 4. The registrar.
@@ -115,14 +121,16 @@ func (p *process) run(ctx context.Context, want parts) error {
 	for _, r := range runners {
 		g.Go(func() error { return r.Run(running) })
 	}
-	g.Go(func() error { return onEach(running, hangup, reread) })
+	rest = append(rest, func(ctx context.Context) { onEach(ctx, hangup, reread) })
 	if p.config.Listen != "" {
-		g.Go(func() error {
-			if err := serve(running, p.config.Listen, statusHandler(p.metrics, func() error { return ready(runners) })); err != nil {
+		rest = append(rest, func(ctx context.Context) {
+			if err := serve(ctx, p.config.Listen, statusHandler(p.metrics, func() error { return ready(runners) })); err != nil {
 				p.log.Error("no health checks and metrics: choose another address with --listen", "err", err)
 			}
-			return nil
 		})
+	}
+	for _, run := range rest {
+		g.Go(func() error { run(running); return nil })
 	}
 	if child == nil {
 		err := g.Wait()
@@ -135,16 +143,18 @@ func (p *process) run(ctx context.Context, want parts) error {
 }
 
 // proxyOutput returns the output that brings the proxy to its texts and, if berth runs the proxy by this command, what
-// starts it as a child. stopping is called when the child is about to be told to end.
-func (p *process) proxyOutput(command []string, stopping func()) (output, *firstConfiguration, error) {
+// starts it as a child. The ports that the proxy cannot open become refused. stopping is called when the child is about to be
+// told to end.
+func (p *process) proxyOutput(command []string, refused *route.Refused, stopping func()) (output, *firstConfiguration, error) {
+	command, err := p.childCommand(command)
+	if err != nil {
+		return output{}, nil, err
+	}
 	tmpl, err := p.proxyTemplate()
 	if err != nil {
 		return output{}, nil, err
 	}
-	if command, err = p.childCommand(command); err != nil {
-		return output{}, nil, err
-	}
-	prepared := make(chan struct{}, 1)
+	prepared := make(wake, 1)
 	ctl, err := p.newController(prepared)
 	if err != nil {
 		return output{}, nil, err
@@ -154,8 +164,8 @@ func (p *process) proxyOutput(command []string, stopping func()) (output, *first
 }
 
 // newTemplater returns the templater of the outputs' templates.
-func (p *process) newTemplater(outputs []output) (*templater.Templater, error) {
-	opts, err := p.templaterOptions(outputs)
+func (p *process) newTemplater(outputs []output, refused *route.Refused) (*templater.Templater, error) {
+	opts, err := p.templaterOptions(outputs, refused)
 	if err != nil {
 		return nil, err
 	}
@@ -175,14 +185,24 @@ func ready(runners []runner) error {
 	return errors.Join(errs...)
 }
 
-// onEach calls a func for each signal, until ctx is done.
-func onEach(ctx context.Context, signals <-chan os.Signal, do func()) error {
+// wake asks for something to be done, once however often that was asked for. It has a capacity of 1.
+type wake chan struct{}
+
+func (w wake) up() {
+	select {
+	case w <- struct{}{}:
+	default:
+	}
+}
+
+// onEach calls a func for each value, until ctx is done.
+func onEach[T any](ctx context.Context, values <-chan T, do func()) {
 	for {
 		select {
-		case <-signals:
+		case <-values:
 			do()
 		case <-ctx.Done():
-			return nil
+			return
 		}
 	}
 }

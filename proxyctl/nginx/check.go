@@ -59,40 +59,12 @@ func Check(ctx context.Context, binary, file, socket, text string, files map[str
 		}
 	}
 	candidate := filepath.Join(dir, filepath.Base(file))
-	unknown := map[string]bool{}
-	for {
-		m, err := mark(text, filepath.Join(dir, "control.sock"), unknown)
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(candidate, []byte(m.text), 0o600); err != nil {
-			return err
-		}
-		err = check(ctx, binary, candidate)
-		if !learn(err, text, unknown) {
-			return err
-		}
+	m, err := mark(text, filepath.Join(dir, "control.sock"))
+	if err != nil {
+		return err
 	}
-}
-
-// learn notes a directive that nginx did not know, if the text may do without, and says whether it was one.
-func learn(err error, text string, unknown map[string]bool) bool {
-	if err == nil {
-		return false
+	if err := os.WriteFile(candidate, []byte(m.text), 0o600); err != nil {
+		return err
 	}
-	name := unknownDirective(err.Error())
-	if name == "" || unknown[name] {
-		return false
-	}
-	top, parseErr := parseText(text)
-	if parseErr != nil {
-		return false
-	}
-	for _, o := range optionals(text, top) {
-		if o == name {
-			unknown[name] = true
-			return true
-		}
-	}
-	return false
+	return check(ctx, binary, candidate)
 }

@@ -211,6 +211,33 @@ func (c *config) servers() string {
 	return b.String()
 }
 
+// isLessThan says whether a configuration only leaves out some of what another one has. Servers of upstreams may be others,
+// if they have IP addresses: they are no reason for nginx not to start.
+func (c *config) isLessThan(other *config) bool {
+	return other != nil && leavesOut(c.top, other.top, false)
+}
+
+func leavesOut(less, all []*directive, inUpstream bool) bool {
+	at, servers := 0, 0
+	for _, d := range less {
+		if inUpstream && d.name() == "server" && len(d.words) > 1 {
+			if _, err := netip.ParseAddrPort(d.words[1]); err != nil {
+				return false
+			}
+			servers++
+			continue
+		}
+		n := slices.IndexFunc(all[at:], func(o *directive) bool {
+			return slices.Equal(d.words, o.words) && d.isOpen == o.isOpen && d.body == o.body && leavesOut(d.block, o.block, d.is("upstream"))
+		})
+		if n < 0 {
+			return false
+		}
+		at += n + 1
+	}
+	return !inUpstream || servers > 0 // nginx takes no upstream without any
+}
+
 // changes says what became of the servers.
 func changes(before, after *config) []proxyctl.Change {
 	var all []proxyctl.Change

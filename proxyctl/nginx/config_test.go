@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
 	"berth/proxyctl/disk"
@@ -221,7 +220,7 @@ func TestMark(t *testing.T) {
 		"no http":                  "events {}\nstream { server { listen 80; } }\n",
 		"a comment after it":       "events {}\nhttp {\n server { listen 80; } } # http {\n",
 	} {
-		m, err := mark(text, socket, nil)
+		m, err := mark(text, socket)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -251,7 +250,7 @@ func TestMark(t *testing.T) {
 			t.Errorf("%s: an edit is not noticed", name)
 		}
 	}
-	if _, err := mark("events {", socket, nil); err == nil {
+	if _, err := mark("events {", socket); err == nil {
 		t.Error("what is no configuration gets a mark")
 	}
 }
@@ -268,8 +267,8 @@ func TestMarkProperty(t *testing.T) {
 		}), 0, 8, rapid.ID[string])
 		f := rapid.SampledFrom([]string{frame, luaFrame}).Draw(t, "frame")
 		a, b := servers.Draw(t, "a"), servers.Draw(t, "b")
-		ma, errA := mark(text(f, a...), "/s", nil)
-		mb, errB := mark(text(f, b...), "/s", nil)
+		ma, errA := mark(text(f, a...), "/s")
+		mb, errB := mark(text(f, b...), "/s")
 		if errA != nil || errB != nil {
 			t.Fatal(errA, errB)
 		}
@@ -284,61 +283,6 @@ func TestMarkProperty(t *testing.T) {
 			t.Fatalf("%v and %v: not the same shape", a, b)
 		}
 	})
-}
-
-func TestOptional(t *testing.T) {
-	const all = `events {}
-http {
-    keepalive_min_timeout 10s; # optional
-    http2 on;
-    server { listen 80; }
-    sub {
-        keepalive_min_timeout 10s; # optional, too
-    }
-}
-stream { # optional
-    server {
-        listen 5432;
-    }
-}
-`
-	const less = `events {}
-http {
-#unknown#     keepalive_min_timeout 10s; # optional
-    http2 on;
-    server { listen 80; }
-    sub {
-#unknown#         keepalive_min_timeout 10s; # optional, too
-    }
-}
-#unknown# stream { # optional
-#unknown#     server {
-#unknown#         listen 5432;
-#unknown#     }
-#unknown# }
-`
-	unknown := map[string]bool{"keepalive_min_timeout": true, "stream": true, "http2": true}
-	if d := cmp.Diff(less, leaveOut(all, mustParse(t, all).top, unknown)); d != "" {
-		t.Errorf("(-want +got)\n%s", d)
-	}
-	m, err := mark(all, "/s", unknown)
-	if err != nil || Unmarked(m.text, "/s") != all {
-		t.Errorf("%v: what was rendered is not known from\n%s", err, m.text)
-	}
-	known := map[string]bool{}
-	for _, tt := range []struct {
-		complaint string
-		learnt    bool
-	}{
-		{`refused: unknown directive "http2" in nginx.conf:4`, false}, // it is not optional
-		{`refused: unknown directive "stream" in nginx.conf:4`, true},
-		{`refused: unknown directive "stream" in nginx.conf:4`, false},
-		{`bind() failed`, false},
-	} {
-		if got := learn(fmt.Errorf("%s", tt.complaint), all, known); got != tt.learnt {
-			t.Errorf("%s: learnt %v", tt.complaint, got)
-		}
-	}
 }
 
 func TestCheckPath(t *testing.T) {

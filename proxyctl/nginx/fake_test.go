@@ -270,12 +270,8 @@ func onDisk(t testing.TB, path string) string {
 func onlyText(text string) proxyctl.Config { return proxyctl.Config{Text: text} }
 
 // marked is a text as it is in the file of n.
-func (n *fakeNginx) marked(text string, unknown ...string) string {
-	names := map[string]bool{}
-	for _, name := range unknown {
-		names[name] = true
-	}
-	m, err := mark(text, n.socket, names)
+func (n *fakeNginx) marked(text string) string {
+	m, err := mark(text, n.socket)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -82,7 +82,7 @@ func testRefusals(t *testing.T, r *rig, text string) {
 	r.refused("a missing include", in("http", "include "+r.dir+"/missing.conf;\n"), "missing.conf\" failed (2: No such file or directory)")
 	r.refused("a missing certificate", in("http", "server { listen "+r.web+" ssl; server_name x; ssl_certificate /nonexistent; ssl_certificate_key /nonexistent; }\n"), "/nonexistent")
 	r.refused("a directive in the wrong place", in("http", "worker_processes 3;\n"), `"worker_processes" directive is not allowed here`)
-	r.refused("an optional directive that is known and wrong", in("http", "tcp_nopush maybe; # optional\n"), `invalid value "maybe"`)
+	r.refused("a directive that is known and wrong", in("http", "tcp_nopush maybe;\n"), `invalid value "maybe"`)
 	r.refused("no text", "", "no server block")
 	r.refused("no server", "events {}\nhttp {}\n", "no server block")
 	r.refused("no end", strings.TrimSpace(text)[:len(text)-5], "has no }")
@@ -135,7 +135,7 @@ func TestE2ENginxBinary(t *testing.T) {
 		if r.answer() != "foreign" || onDisk(t, r.file()) != r.foreign() {
 			t.Errorf("what was refused came through: nginx answers %q", r.answer())
 		}
-		text := r.text("one", parts{http: "    keepalive_min_timeout 10s; # optional\n"})
+		text := r.text("one")
 		r.apply(text, proxyctl.Reload)
 		r.settled()
 		hups := r.hups()
@@ -148,48 +148,72 @@ func TestE2ENginxBinary(t *testing.T) {
 	})
 }
 
-// Directives that a text can do without are left out for an nginx that does not know them, and only those.
-func TestE2ENginxOptional(t *testing.T) {
+// From a text that every nginx knows to one with all that this nginx knows, by one reload more than the first, and none for
+// a start of berth.
+func TestE2ENginxVersions(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
 		r := startRig(t, image)
-		text := r.text("one", parts{
-			http:   "    keepalive_min_timeout 10s; # optional\n",
-			server: "http2 on; # optional\n        ",
-			top:    "nosuch { # optional\n    bogus;\n}\n",
-		})
-		text = strings.Replace(text, "listen "+r.web, "\n        listen "+r.web, 1)
-		r.apply(text, proxyctl.Reload)
-		r.serves("adopted", "one")
-		check := func(what string) {
+		known := ""
+		text := func(word string) string {
+			var all parts
+			if AtLeast(known, "1.27.4") {
+				all.http = "    keepalive_min_timeout 10s;\n"
+			}
+			if AtLeast(known, "1.25.1") {
+				all.server = "http2 on;\n        "
+			}
+			return r.text(word, all)
+		}
+		loads := 0
+		berth := func(set ...func(*Options)) {
+			known, loads = "", 0
+			r.berth(append(set, func(o *Options) {
+				o.Version = func(version string) bool {
+					before := text("")
+					known = version
+					return text("") != before
+				}
+				o.Reload = func(ctx context.Context) error { loads++; return r.hup(ctx) }
+			})...)
+		}
+		bring := func(what, word string, most int) {
 			t.Helper()
-			file := onDisk(t, r.file())
-			for directive, known := range map[string]bool{
-				"    keepalive_min_timeout 10s; # optional\n": r.since("1.27.4"),
-				"        http2 on; # optional\n":              r.since("1.25.1"),
-				"nosuch { # optional\n":                       false,
-			} {
-				if left := strings.Contains(file, unknownPrefix+directive); left == known || !strings.Contains(file, directive) {
-					t.Errorf("%s: left out %q: %v in\n%s", what, directive, left, file)
+			for rendered := ""; rendered != text(word); {
+				rendered = text(word)
+				if _, err := r.Apply(t.Context(), onlyText(rendered), true); err != nil && rendered == text(word) {
+					t.Fatalf("%s: %v", what, err)
 				}
 			}
-			if Unmarked(file, r.socket()) != text {
-				t.Errorf("%s: the text is not known from\n%s", what, file)
+			if loads > most {
+				t.Errorf("%s: %d reloads", what, loads)
+			}
+			r.serves(what, word)
+			if got := Unmarked(onDisk(t, r.file()), r.socket()); got != text(word) {
+				t.Errorf("%s: the file is\n%s", what, got)
 			}
 		}
-		check("adopted")
+		berth()
+		bring("adopted", "one", 2)
+		if said, err := VersionOf(t.Context(), r.wrapper()); err != nil || said != known {
+			t.Errorf("it is %q by what it says, %q by its program, %v", known, said, err)
+		}
+		if said := VersionHere(t.Context(), "", r.socket(), time.Second); said != known {
+			t.Errorf("it is %q by what it says, %q when it is asked", known, said)
+		}
 		workers := r.settled()
-		r.berth()
-		r.apply(text, proxyctl.None)
-		r.apply(text, proxyctl.None)
-		check("a start of berth")
+		berth()
+		bring("a start of berth", "one", 0)
 		if now := r.workers(); !slices.Equal(now, workers) {
 			t.Errorf("a start of berth: the workers %d became %d", workers, now)
 		}
-		r.refused("not optional", strings.Replace(text, "http2 on; # optional", "http3 maybe; bogus on;", 1), "")
-		text = strings.Replace(text, "\"one", "\"two", 1)
-		r.apply(text, proxyctl.Reload)
-		r.serves("another", "two")
-		check("another")
+		bring("another", "two", 1)
+		write(t, r.file(), r.foreign())
+		if err := r.hup(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.eventually("it has nothing of berth's", func() bool { return r.answer() == "foreign" })
+		berth(r.program())
+		bring("adopted with its program", "three", 1)
 	})
 }
 

@@ -33,6 +33,9 @@ type Options struct {
 	Reload func(context.Context) error
 	// ReloadOnly leaves Lua balancers alone: their servers are those in the file.
 	ReloadOnly bool
+	// Version, if not nil, is called with the version of nginx when that becomes known, changes, or, as "", is not known any
+	// more. It says whether another text is rendered for it.
+	Version func(version string) (rendered bool)
 	// Prepared, if not nil, is called when nginx is down and a good configuration is in place for its start.
 	Prepared func()
 }
@@ -45,12 +48,17 @@ type Proxy struct {
 	conf     *disk.File
 	follower *disk.Follower
 
-	asked   string          // text of the last Apply
-	unknown map[string]bool // optional directives that this nginx does not know
-	version string          // of this nginx, "" if it has not said that yet
-	want    marked          // the text with its mark
-	has     marked          // what nginx was brought to last
-	judged  bool            // nginx, or a check before it, has said yes or no to the text
+	asked  string // text of the last Apply
+	want   marked // the text with its mark
+	has    marked // what nginx was brought to last
+	judged bool   // nginx, or a check before it, has said yes or no to the text
+
+	running string      // the version of the nginx that runs, or ran until just now; "" if it is not known
+	version string      // the one that was reported
+	program programFile // whose version binary is
+	binary  string
+	stale   string    // a text that was rendered for another version
+	another time.Time // until then a text for this one may come
 
 	before   []int       // workers that served until the last reload
 	closing  *time.Timer // ends an announcement of a reload
@@ -81,7 +89,6 @@ func New(opts Options) *Proxy {
 		control: control{opts.Socket, opts.Timeout},
 		log:     errorLog{path: filepath.Join(filepath.Dir(opts.Socket), "error.log")},
 		conf:    &disk.File{Path: opts.File, Marked: isMarked, Log: opts.Log},
-		unknown: map[string]bool{},
 		find:    findMaster,
 	}
 	if opts.Prepared != nil {
@@ -124,7 +131,7 @@ func (p *Proxy) Apply(ctx context.Context, c proxyctl.Config, mayReload bool) (p
 // ask makes a text the one that is wanted.
 func (p *Proxy) ask(text string) error {
 	p.asked, p.want = text, marked{}
-	m, err := mark(text, p.opts.Socket, p.unknown)
+	m, err := mark(text, p.opts.Socket)
 	switch {
 	case err != nil:
 		return err
@@ -139,7 +146,7 @@ func (p *Proxy) apply(ctx context.Context, mayReload bool) (proxyctl.Result, err
 	v, down := p.look(ctx)
 	if down == nil {
 		p.down, p.vouched = time.Time{}, false
-		if err := p.meet(v.version); err != nil {
+		if err := p.setVersion(ctx, v.version); err != nil {
 			return proxyctl.Result{}, err
 		}
 	}
@@ -183,17 +190,6 @@ func (p *Proxy) look(ctx context.Context) (view, error) {
 	}
 	p.settle(ctx, v)
 	return p.control.look(ctx)
-}
-
-// meet forgets what an nginx of another version did not know.
-func (p *Proxy) meet(version string) error {
-	before := p.version
-	p.version = version
-	if before == "" || before == version || len(p.unknown) == 0 {
-		return nil
-	}
-	clear(p.unknown)
-	return p.ask(p.asked)
 }
 
 // Close returns when the configuration file is in step with what nginx runs.

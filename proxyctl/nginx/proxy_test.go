@@ -20,7 +20,6 @@ var (
 	oldText     = text(frame, "10.0.0.1:80")
 	newText     = text(frame, "10.0.0.1:80", "10.0.0.2:80")
 	badText     = strings.Replace(newText, "http {\n", "http {\n    bogus on;\n", 1)
-	choosyText  = strings.Replace(newText, "http {\n", "http {\n    bogus on; # optional\n", 1)
 	foreignText = "events {}\nhttp { server { listen 80; } }\n"
 )
 
@@ -77,7 +76,7 @@ func (n *fakeNginx) walk(p *Proxy, steps []step) {
 func TestApply(t *testing.T) {
 	const none, reload = proxyctl.None, proxyctl.Reload
 	refused, unreachable := proxyctl.ErrRefused, proxyctl.ErrUnreachable
-	m := func(n *fakeNginx, text string, unknown ...string) string { return n.marked(text, unknown...) }
+	m := (*fakeNginx).marked
 	for _, tt := range []struct {
 		name    string
 		running string // text that nginx runs, and has in its file
@@ -199,27 +198,11 @@ func TestApply(t *testing.T) {
 				{foreign, oldText, reload, "not as berth wrote it", nil, "", m(n, oldText), 2},
 			}
 		}},
-		{"optional directives are left out, one after the other", oldText, nil, func(n *fakeNginx) []step {
-			both := strings.Replace(choosyText, "events {}", "dubious { # optional\n    a;\n}\nevents {}", 1)
-			return []step{
-				{func(n *fakeNginx) { n.unknown = []string{"bogus", "dubious"} }, both, reload, "", nil, "", m(n, both, "bogus", "dubious"), 3},
-				{nil, both, none, "", nil, "", m(n, both, "bogus", "dubious"), 3},
-				{nil, "# 2\n" + both, reload, "", nil, "", m(n, "# 2\n"+both, "bogus", "dubious"), 4}, // they are known by now
-				{nil, strings.Replace(both, "bogus on; # optional", "bogus on;", 1), "", "", refused, `unknown directive "bogus"`, m(n, "# 2\n"+both, "bogus", "dubious"), 5},
-				{func(n *fakeNginx) { n.unknown, n.version = nil, "1.30.0" }, both, reload, "", nil, "", m(n, both), 6}, // another nginx may know them
-			}
-		}},
-		{"what is only optional is no change for an nginx that does not know it", choosyText, nil, func(n *fakeNginx) []step {
-			return []step{
-				{func(n *fakeNginx) { n.running = m(n, choosyText, "bogus"); write(n.t, n.file, n.running) }, choosyText, none, "", nil, "", m(n, choosyText, "bogus"), 1},
-				{nil, choosyText, none, "", nil, "", m(n, choosyText, "bogus"), 1},
-			}
-		}},
 		{"its program refuses", oldText, program(t, knowsNoBogus), func(n *fakeNginx) []step {
 			return []step{
 				{nil, badText, "", "", refused, `by nginx -t (exit status 1): unknown directive "bogus" in `, m(n, oldText), 0},
-				{nil, choosyText, reload, "", nil, "", m(n, choosyText, "bogus"), 1},
-				{nil, choosyText, none, "", nil, "", m(n, choosyText, "bogus"), 1},
+				{nil, newText, reload, "", nil, "", m(n, newText), 1},
+				{nil, newText, none, "", nil, "", m(n, newText), 1},
 			}
 		}},
 		{"its program hangs", oldText, func(o *Options) { soon(o); program(t, "exec sleep 60")(o) }, func(n *fakeNginx) []step {
@@ -331,9 +314,6 @@ func TestAdopt(t *testing.T) {
 		loads   int
 	}{
 		{"at once", newText, nil, nil, "", newText, 1},
-		{"what it may know comes second", choosyText, nil, nil, "", choosyText, 2},
-		{"what it does not know is left out", choosyText, []string{"bogus"}, nil, "", "left out", 2},
-		{"also at the end", newText + "dubious { # optional\n    a;\n}\n", []string{"dubious"}, nil, "", "left out", 2},
 		{"refused: what was there goes back", badText, []string{"bogus"}, nil, "no such file", "", 1},
 		{"the address is in use: its log is berth's by then", newText, nil, func(n *fakeNginx) {
 			n.refuse = func(string) {
@@ -368,9 +348,6 @@ func TestAdopt(t *testing.T) {
 				file = foreignText
 			case err != nil || res.Action != proxyctl.Reload || !strings.Contains(res.Reason, "does not have berth's configuration yet") || len(res.Changes) != 1:
 				t.Errorf("%+v, %v", res, err)
-			}
-			if tt.file == "left out" {
-				file = n.marked(tt.text, tt.unknown...)
 			}
 			if d := cmp.Diff(file, onDisk(t, n.file)); d != "" || n.loads != tt.loads {
 				t.Errorf("%d reloads, want %d; the file (-want +got):\n%s", n.loads, tt.loads, d)
@@ -409,7 +386,6 @@ func TestDown(t *testing.T) {
 	const (
 		noBinary = iota
 		binary
-		knowing    // with one that knows all
 		supervised // with a program, and started by berth
 	)
 	for _, tt := range []struct {
@@ -419,20 +395,16 @@ func TestDown(t *testing.T) {
 		text  string
 		err   error
 		says  string
-		file  string // "there", "new", "old", "left out"
+		file  string // "there", "new", "old"
 		ready bool   // Prepared is called
 		kept  bool   // what was there is kept as somebody else's
 	}{
 		{"no file", noBinary, "", newText, proxyctl.ErrUnreachable, "no such file", "new", false, false},
-		{"no file, and nobody says what nginx does not know", noBinary, "", choosyText, proxyctl.ErrUnreachable, "no such file", "left out", false, false},
-		{"no file, and a program that does not know it", binary, "", choosyText, proxyctl.ErrUnreachable, "no such file", "left out", false, false},
-		{"no file, and a program that knows it", knowing, "", choosyText, proxyctl.ErrUnreachable, "no such file", "new", false, false},
 		{"no file, and a program", binary, "", newText, proxyctl.ErrUnreachable, "no such file", "new", false, false},
 		{"no file, and a bad text", binary, "", badText, proxyctl.ErrRefused, "bogus", "there", false, false},
 		{"what nobody judged replaces nothing", noBinary, "marked", newText, proxyctl.ErrUnreachable, "no such file", "there", false, false},
 		{"what its program takes replaces", binary, "marked", newText, proxyctl.ErrUnreachable, "no such file", "new", false, false},
 		{"what its program refuses does not", binary, "marked", badText, proxyctl.ErrRefused, `unknown directive "bogus"`, "there", false, false},
-		{"without what its program does not know", binary, "marked", choosyText, proxyctl.ErrUnreachable, "no such file", "left out", false, false},
 		{"somebody's file", noBinary, foreignText, newText, proxyctl.ErrUnreachable, "no such file", "there", false, false},
 		{"somebody's file, and a program", binary, foreignText, newText, proxyctl.ErrUnreachable, "no such file", "new", false, true},
 		{"the same text", noBinary, "marked", oldText, proxyctl.ErrUnreachable, "no such file", "there", false, false},
@@ -463,8 +435,6 @@ func TestDown(t *testing.T) {
 				o.Reload = nil
 				switch tt.how {
 				case noBinary:
-				case knowing:
-					program(t, "exit 0")(o)
 				default:
 					program(t, knowsNoBogus)(o)
 				}
@@ -482,8 +452,6 @@ func TestDown(t *testing.T) {
 			switch tt.file {
 			case "new":
 				want = n.marked(tt.text)
-			case "left out":
-				want = n.marked(tt.text, "bogus")
 			}
 			if d := cmp.Diff(want, onDisk(t, n.file)); d != "" || ready != tt.ready {
 				t.Errorf("Prepared was called: %v, want %v; the file (-want +got):\n%s", ready, tt.ready, d)

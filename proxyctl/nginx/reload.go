@@ -25,13 +25,6 @@ func (p *Proxy) reload(ctx context.Context, why string, last marked, v view, may
 	p.settle(ctx, v)
 	p.follower.Settle()
 	now, err := p.load(ctx, last, v)
-	for p.learns(err) {
-		if p.want.text == last.text && p.want.generation == v.generation {
-			p.has = p.want // it differed in nothing but what nginx does not know
-			return proxyctl.Result{Action: proxyctl.None, OldWorkers: p.oldWorkers(v)}, nil
-		}
-		now, err = p.load(ctx, last, v)
-	}
 	if err != nil {
 		return res, err
 	}
@@ -40,21 +33,12 @@ func (p *Proxy) reload(ctx context.Context, why string, last marked, v view, may
 	}
 	res.Action, res.OldWorkers = proxyctl.Reload, p.oldWorkers(now)
 	p.has = p.want
+	_ = p.setVersion(ctx, now.version) // if the text is not the one for it, that comes next
 	if !p.warned && !p.want.config.has("worker_shutdown_timeout") {
 		p.warned = true
 		p.opts.Log.Warn("the configuration sets no worker_shutdown_timeout: after a reload an old worker stays as long as its longest connection")
 	}
 	return res, nil
-}
-
-// learns says whether p.want is another one after a refusal: without a directive that nginx does not know, and that the
-// text can do without.
-func (p *Proxy) learns(err error) bool {
-	if !learn(err, p.asked, p.unknown) || p.ask(p.asked) != nil {
-		return false
-	}
-	p.opts.Log.Info("nginx does not know a directive that is optional: left out", "directive", unknownDirective(err.Error()))
-	return true
 }
 
 // load has nginx load p.want, after the checks that can be made before.

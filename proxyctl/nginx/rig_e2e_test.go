@@ -120,13 +120,19 @@ func (r *rig) hup(context.Context) error {
 
 // program makes the container's nginx the one that checks texts.
 func (r *rig) program() func(*Options) {
+	path := r.wrapper()
+	return func(o *Options) { o.Binary = path }
+}
+
+// wrapper is a program that runs the container's nginx.
+func (r *rig) wrapper() string {
 	path := filepath.Join(r.dir, "check")
 	syscall.ForkLock.RLock() // a process that is started meanwhile would have it open for writing, and then it cannot be run
 	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte("#!/bin/sh\nexec docker exec "+r.name+" nginx \"$@\"\n"), 0o755); err != nil {
 		r.Fatal(err)
 	}
-	return func(o *Options) { o.Binary = path }
+	return path
 }
 
 // freeAddress is one that nobody listens on.
@@ -327,20 +333,4 @@ func eachImage(t *testing.T, test func(t *testing.T, image string)) {
 			test(t, image)
 		})
 	}
-}
-
-// since says whether this nginx is of a version or a later one.
-func (r *rig) since(version string) bool {
-	v, err := r.control.look(r.Context())
-	if err != nil {
-		r.Fatal(err)
-	}
-	number := func(s string) (n int) {
-		for i, f := range strings.Split(s, ".") {
-			part, _ := strconv.Atoi(f)
-			n += part * []int{1_000_000, 1000, 1}[i]
-		}
-		return n
-	}
-	return number(v.version) >= number(version)
 }
