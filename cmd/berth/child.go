@@ -66,9 +66,29 @@ func (p *process) childCommand(args []string) ([]string, error) {
 	return command, nil
 }
 
-// newChild returns what starts and supervises the proxy as a child of berth; nil without a command. prepared tells that a
-// good configuration is in place, started is called when the child serves, and stopping when it is about to be told to end.
-func (p *process) newChild(command []string, prepared <-chan struct{}, started, stopping func()) *firstConfiguration {
+// programIn returns the program of this name in a command line, "" if it is not there. It may be behind another one:
+// setpriv --reuid 99 haproxy -W.
+func programIn(command []string, name string) string {
+	i := slices.IndexFunc(command, func(arg string) bool { return filepath.Base(arg) == name })
+	if i < 0 {
+		return ""
+	}
+	return command[i]
+}
+
+// proxyChild is the proxy that berth runs. It starts as soon as it finds a good configuration: a new one, or the one that is
+// there already when no new one comes. While Consul is away, what was good before is better than nothing.
+type proxyChild struct {
+	process *supervise.Child
+	*proxyOptions
+	command, env []string
+	prepared     wake // a new configuration is in place
+	log          *slog.Logger
+}
+
+// newChild returns the proxy as a child of berth; nil without a command. prepared tells that a good configuration is in
+// place, started is called when the child serves, and stopping when it is about to be told to end.
+func (p *process) newChild(command []string, prepared wake, started, stopping func()) *proxyChild {
 	if len(command) == 0 {
 		return nil
 	}
@@ -80,8 +100,8 @@ func (p *process) newChild(command []string, prepared <-chan struct{}, started, 
 		p.log.Info("variables that look like secrets are kept out of the proxy's environment, but for those named HAPROXY_… or NGINX_…",
 			"variables", withheld)
 	}
-	return &firstConfiguration{
-		child: supervise.New(supervise.Options{
+	return &proxyChild{
+		process: supervise.New(supervise.Options{
 			Command:     command,
 			Env:         env,
 			Stdout:      os.Stdout,
@@ -95,75 +115,52 @@ func (p *process) newChild(command []string, prepared <-chan struct{}, started, 
 			Log:         p.log,
 			Metrics:     p.metrics,
 		}),
-		prepared: prepared,
-		file:     o.File,
-		check:    append(slices.Clip(command), o.checkArguments...),
-		env:      env,
-		log:      p.log,
+		proxyOptions: o, command: command, env: env, prepared: prepared, log: p.log,
 	}
 }
 
-// programIn returns the program of this name in a command line, "" if it is not there. It may be behind another one:
-// setpriv --reuid 99 haproxy -W.
-func programIn(command []string, name string) string {
-	i := slices.IndexFunc(command, func(arg string) bool { return filepath.Base(arg) == name })
-	if i < 0 {
-		return ""
-	}
-	return command[i]
-}
+// Ready is nil while the child runs.
+func (c *proxyChild) Ready() error { return c.process.Ready() }
 
-// firstConfiguration lets the child start as soon as it finds a good configuration: a new one, or the one that is there
-// already when no new one comes. While Consul is away, what was good before is better than nothing.
-type firstConfiguration struct {
-	child    *supervise.Child
-	prepared <-chan struct{} // a new one is in place
-	file     string
-	check    []string // the command line that validates the file
-	env      []string // for it
-	log      *slog.Logger
-}
-
-func (c *firstConfiguration) Run(ctx context.Context) error {
+// Run waits for a good configuration and then lets the child start.
+func (c *proxyChild) Run(ctx context.Context) error {
 	late := time.After(headStart)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-late:
-			if !c.oldIsGood(ctx) {
+			if !c.hasOldOne(ctx) {
 				continue
 			}
-			c.log.Info("no new configuration yet: the proxy starts with the one that is there", "file", c.file)
+			c.log.Info("no new configuration yet: the proxy starts with the one that is there", "file", c.File)
 		case <-c.prepared:
 		}
-		c.child.ConfigurationReady()
+		c.process.ConfigurationReady()
 		return nil
 	}
 }
 
-// oldIsGood says whether the child is to start with the file that is there.
-func (c *firstConfiguration) oldIsGood(ctx context.Context) bool {
-	if _, err := os.Stat(c.file); err != nil || c.child.Ready() == nil {
+// hasOldOne says whether the child is to start with the configuration that is there.
+func (c *proxyChild) hasOldOne(ctx context.Context) bool {
+	if _, err := os.Stat(c.File); err != nil || c.Ready() == nil {
 		return false
 	}
-	cmd := exec.CommandContext(ctx, c.check[0], c.check[1:]...)
-	cmd.Env = c.env
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.command[0], append(slices.Clip(c.command[1:]), c.checkArguments...)...)
+	cmd.Env, cmd.WaitDelay = c.env, time.Second
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		c.log.Warn("no new configuration yet, and the one that is there is not good", "file", c.file,
+		c.log.Warn("no new configuration yet, and the one that is there is not good", "file", c.File,
 			"err", fmt.Errorf("%w: %.300s", err, oneLine(errors.New(string(out)))))
 	}
 	return err == nil
 }
 
-// Ready is nil while the child runs.
-func (c *firstConfiguration) Ready() error { return c.child.Ready() }
-
-// runWithChild runs the child beside the other parts, which have been started and for which others waits. The child is
-// stopped when they have ended, for a reload would make it go on; stopOthers ends them when an operator has stopped the
-// child.
-func runWithChild(ctx context.Context, child *supervise.Child, others func() error, stopOthers func()) error {
+// runBeside runs the child beside the other parts, which have been started and for which others waits. The child is stopped
+// when they have ended, for a reload would make it go on; stopOthers ends them when an operator has stopped the child.
+func (c *proxyChild) runBeside(ctx context.Context, others func() error, stopOthers func()) error {
 	childCtx, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	ended := make(chan error, 1)
@@ -175,7 +172,7 @@ func runWithChild(ctx context.Context, child *supervise.Child, others func() err
 		context.AfterFunc(ctx, end)
 		ended <- err
 	}()
-	err := child.Run(childCtx)
+	err := c.process.Run(childCtx)
 	stopOthers()
 	return errors.Join(<-ended, err)
 }

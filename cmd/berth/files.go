@@ -48,8 +48,12 @@ func fileEntries(raw any, options []string) ([]fileEntry, error) {
 	var entries []fileEntry
 	for i, raw := range list {
 		e := fileEntry{name: fmt.Sprintf("files: entry %d", i+1)}
-		if err := e.decode(raw); err != nil {
-			return nil, fmt.Errorf("%s%w", e.name, err)
+		entry, ok := raw.(map[string]any)
+		if !ok {
+			return nil, fmt.Errorf("%s must have the keys template and file, it is %v", e.name, raw)
+		}
+		if err := e.decode(entry); err != nil {
+			return nil, fmt.Errorf("%s: %w", e.name, err)
 		}
 		entries = append(entries, e)
 	}
@@ -70,11 +74,7 @@ func fileEntries(raw any, options []string) ([]fileEntry, error) {
 
 // decode reads an entry of the configuration file. It takes texts only, where a general decoder would take the mode 0640
 // for the number 416.
-func (e *fileEntry) decode(raw any) error {
-	entry, ok := raw.(map[string]any)
-	if !ok {
-		return fmt.Errorf(" must have the keys template and file, it is %v", raw)
-	}
+func (e *fileEntry) decode(entry map[string]any) error {
 	var timeout string
 	keys := []string{"template", "file", "mode", "user", "group", "command", "container", "pid-file", "signal", "timeout"}
 	fields := []*string{&e.Template, &e.File, &e.Mode, &e.User, &e.Group, &e.Command, &e.Container, &e.PIDFile, &e.Signal, &timeout}
@@ -84,19 +84,19 @@ func (e *fileEntry) decode(raw any) error {
 		_, isNumber := entry[key].(int)
 		switch {
 		case at < 0:
-			return fmt.Errorf(": unknown key %q: the keys are %s", key, strings.Join(keys, ", "))
+			return fmt.Errorf("unknown key %q: the keys are %s", key, strings.Join(keys, ", "))
 		case isText, isNumber && (key == "user" || key == "group"):
 			*fields[at] = fmt.Sprint(entry[key])
 		case key == "mode":
-			return errors.New(`: mode needs quotes, like mode: "0640"`)
+			return errors.New(`mode needs quotes, like mode: "0640"`)
 		default:
-			return fmt.Errorf(": %s must be a text, not %v", key, entry[key])
+			return fmt.Errorf("%s must be a text, not %v", key, entry[key])
 		}
 	}
 	if _, given := entry["timeout"]; given {
 		var err error
 		if e.Timeout, err = time.ParseDuration(timeout); err != nil || e.Timeout <= 0 {
-			return fmt.Errorf(": timeout must be a duration like 30s or 1m, not %q", timeout)
+			return fmt.Errorf("timeout must be a duration like 30s or 1m, not %q", timeout)
 		}
 	}
 	return nil

@@ -26,20 +26,14 @@ func (v *nginxVersion) atLeast(version string) bool {
 	return v.answered[version]
 }
 
-// set makes a version the known one, and says whether templates would be told something else now.
-func (v *nginxVersion) set(known string) (differs bool) {
+// learn makes a version the known one, and has the templates rendered again if they would be told something else now.
+func (v *nginxVersion) learn(known string) (rerenders bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.known = known
 	for version, was := range v.answered {
-		differs = differs || was != nginx.AtLeast(known, version)
+		rerenders = rerenders || was != nginx.AtLeast(known, version)
 	}
-	return differs
-}
-
-// learn makes a version the known one, and has the templates rendered again if they would be told something else now.
-func (v *nginxVersion) learn(known string) (rerenders bool) {
-	rerenders = v.set(known)
 	if rerenders {
 		v.rerender.up()
 	}

@@ -3,8 +3,8 @@ package main
 import "testing"
 
 func TestNginxVersion(t *testing.T) {
-	v := &nginxVersion{}
-	if v.set("1.26.3") {
+	v := &nginxVersion{rerender: make(wake, 1)}
+	if v.learn("1.26.3") {
 		t.Error("templates that ask for no version would be told something else")
 	}
 	for _, step := range []struct {
@@ -19,8 +19,14 @@ func TestNginxVersion(t *testing.T) {
 		{known: "", differs: true, atLeast125: false, atLeast127: false},
 		{known: "1.22.1", differs: false, atLeast125: false, atLeast127: false},
 	} {
-		if got := v.set(step.known); got != step.differs {
+		if got := v.learn(step.known); got != step.differs {
 			t.Errorf("%q: templates would be told something else: %v", step.known, got)
+		}
+		if asked := len(v.rerender) > 0; asked != step.differs {
+			t.Errorf("%q: templates are rendered again: %v", step.known, asked)
+		}
+		if step.differs {
+			<-v.rerender
 		}
 		if got := v.atLeast("1.25.1"); got != step.atLeast125 {
 			t.Errorf("%q is at least 1.25.1: %v", step.known, got)

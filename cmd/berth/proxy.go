@@ -91,7 +91,7 @@ func (p *process) proxyTemplate() (templater.Template, error) {
 	path, err := filepath.Abs(o.File)
 	if p.proxy == p.config.Nginx { // the first text is to suit its version
 		binary, _ := p.validator()
-		p.config.Nginx.version.set(nginx.VersionHere(context.Background(), binary, o.Socket, 2*time.Second))
+		p.config.Nginx.version.learn(nginx.VersionHere(context.Background(), binary, o.Socket, 2*time.Second))
 	}
 	t := templater.Template{Name: o.name, Destination: path, FilePrefix: path + "."}
 	if t.File = p.config.Template; t.File == "" {

@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"berth/proxyctl"
-	"berth/proxyctl/supervise"
 	"berth/templater"
 	"berth/templates/route"
 )
@@ -32,6 +31,16 @@ type runner interface {
 	Run(ctx context.Context) error
 	Ready() error
 }
+
+// task is a runner that is always ready.
+type task func(ctx context.Context)
+
+func (t task) Run(ctx context.Context) error {
+	t(ctx)
+	return nil
+}
+
+func (t task) Ready() error { return nil }
 
 // parts says which halves of berth a command runs, and with which proxy as a child.
 type parts struct {
@@ -66,8 +75,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 	signal.Notify(hangup, syscall.SIGHUP) // which would end berth
 	defer signal.Stop(hangup)
 	var runners []runner
-	var child *supervise.Child
-	var rest []func(context.Context) // runs beside them
+	var child *proxyChild
 	reread := func() { p.log.Info("there are no templates to read again: SIGHUP changes nothing") }
 
 	if want.templater {
@@ -82,13 +90,13 @@ func (p *process) run(ctx context.Context, want parts) error {
 			return err
 		}
 		if there {
-			proxy, first, err := p.proxyOutput(want.proxyCommand, refused, stop)
-			if err != nil {
+			var proxy output
+			if proxy, child, err = p.proxyOutput(want.proxyCommand, refused, stop); err != nil {
 				return err
 			}
 			outputs = append(outputs, proxy)
-			if first != nil {
-				child, runners = first.child, append(runners, first)
+			if child != nil {
+				runners = append(runners, child)
 			}
 		}
 		for _, o := range outputs {
@@ -101,9 +109,9 @@ func (p *process) run(ctx context.Context, want parts) error {
 			return err
 		}
 		runners, reread = append(runners, t), t.Reread
-		rest = append(rest,
-			func(ctx context.Context) { refused.Run(ctx, t.Rerender) },
-			func(ctx context.Context) { onEach(ctx, p.config.Nginx.version.rerender, t.Rerender) })
+		runners = append(runners,
+			task(func(ctx context.Context) { refused.Run(ctx, t.Rerender) }),
+			task(func(ctx context.Context) { onEach(ctx, p.config.Nginx.version.rerender, t.Rerender) }))
 	}
 
 	// 4. The registrar.
@@ -115,37 +123,37 @@ func (p *process) run(ctx context.Context, want parts) error {
 		runners = append(runners, r)
 	}
 
-	// 5. All of them run, beside the status server.
+	// 5. Signals, health checks and metrics.
+	runners = append(runners, task(func(ctx context.Context) { onEach(ctx, hangup, reread) }))
+	if p.config.Listen != "" {
+		handler := statusHandler(p.metrics, func() error { return ready(runners) })
+		runners = append(runners, task(func(ctx context.Context) {
+			if err := serve(ctx, p.config.Listen, handler); err != nil {
+				p.log.Error("no health checks and metrics: choose another address with --listen", "err", err)
+			}
+		}))
+	}
+
+	// 6. All of them run, and the child beside them.
 	p.log.Info("berth starts", "version", version)
 	g, running := errgroup.WithContext(running)
 	for _, r := range runners {
 		g.Go(func() error { return r.Run(running) })
-	}
-	rest = append(rest, func(ctx context.Context) { onEach(ctx, hangup, reread) })
-	if p.config.Listen != "" {
-		rest = append(rest, func(ctx context.Context) {
-			if err := serve(ctx, p.config.Listen, statusHandler(p.metrics, func() error { return ready(runners) })); err != nil {
-				p.log.Error("no health checks and metrics: choose another address with --listen", "err", err)
-			}
-		})
-	}
-	for _, run := range rest {
-		g.Go(func() error { run(running); return nil })
 	}
 	if child == nil {
 		err := g.Wait()
 		p.log.Info("berth stops; registrations and proxy stay as they are")
 		return err
 	}
-	err := runWithChild(ctx, child, g.Wait, stop)
+	err := child.runBeside(ctx, g.Wait, stop)
 	p.log.Info("berth stops; registrations stay as they are")
 	return err
 }
 
-// proxyOutput returns the output that brings the proxy to its texts and, if berth runs the proxy by this command, what
-// starts it as a child. The ports that the proxy cannot open become refused. stopping is called when the child is about to be
+// proxyOutput returns the output that brings the proxy to its texts and, if berth runs the proxy by this command, the
+// proxy as a child. The ports that the proxy cannot open become refused. stopping is called when the child is about to be
 // told to end.
-func (p *process) proxyOutput(command []string, refused *route.Refused, stopping func()) (output, *firstConfiguration, error) {
+func (p *process) proxyOutput(command []string, refused *route.Refused, stopping func()) (output, *proxyChild, error) {
 	command, err := p.childCommand(command)
 	if err != nil {
 		return output{}, nil, err
