@@ -46,7 +46,8 @@ type File struct {
 	given  bool      // there is a text
 	text   string    // the newest
 	since  time.Time // of the oldest change that waits; zero if there is none
-	status error     // nil when the newest text is in the file
+	set    time.Time // when the text came that waits for its first try; zero if none does
+	status error     // of the last try; nil when its text is in the file
 }
 
 // New returns a File; Run does the work.
@@ -67,11 +68,16 @@ func (f *File) Set(text string, since time.Time) {
 		f.mu.Unlock()
 		return
 	}
+	if !f.given {
+		f.status = f.late()
+	}
 	f.given, f.text = true, text
 	if f.since.IsZero() || since.Before(f.since) {
 		f.since = since
 	}
-	f.status = fmt.Errorf("%s: the newest text is not written yet", f.opts.Path)
+	if f.set.IsZero() {
+		f.set = time.Now()
+	}
 	f.mu.Unlock()
 	select {
 	case f.wake <- struct{}{}:
@@ -79,13 +85,21 @@ func (f *File) Set(text string, since time.Time) {
 	}
 }
 
-// Ready is nil when the newest text is in the file, else the reason why it is not. An action that fails is no such
+// tolerance is how long a text may wait until Ready says that it is not written: less is how things go.
+const tolerance = 2 * time.Second
+
+// Ready is nil when the newest text is in the file or about to be, else the reason why it is not. An action that fails is no such
 // reason: who waits for berth to be ready may be the one whom the action is for.
 func (f *File) Ready() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.status == nil && !f.set.IsZero() && time.Since(f.set) > tolerance {
+		return f.late()
+	}
 	return f.status
 }
+
+func (f *File) late() error { return fmt.Errorf("%s: the newest text is not written yet", f.opts.Path) }
 
 // Run writes what Set gives until ctx is done, and then returns nil. A file that has the text already is left alone,
 // without an action. What fails is tried again until it works or there is another text. An action that was due when berth
@@ -179,8 +193,11 @@ func (f *File) apply(ctx context.Context) (done string, err error) {
 func (f *File) settle(text string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.status = err
 	if f.text == text {
-		f.status = err
+		f.set = time.Time{}
+	} else {
+		f.set = time.Now()
 	}
 }
 

@@ -167,6 +167,40 @@ func TestWrittenAndToldOfChanges(t *testing.T) {
 	})
 }
 
+// Ready says nothing of a change that is about to be written, but of one that waits for long.
+func TestReadyDoesNotFlap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "app.conf")
+		takes := time.Duration(0)
+		f, _, end := start(t, Options{Path: path, Action: func(context.Context) error {
+			time.Sleep(takes)
+			return nil
+		}})
+		defer end()
+		f.Set("one", time.Now())
+		synctest.Wait()
+		takes = 10 * time.Second
+		f.Set("two", time.Now())
+		if err := f.Ready(); err != nil {
+			t.Errorf("not ready right after a change: %v", err)
+		}
+		synctest.Wait() // the action for two has begun
+		f.Set("three", time.Now())
+		pass(time.Second)
+		if err := f.Ready(); err != nil {
+			t.Errorf("not ready 1s after a change: %v", err)
+		}
+		pass(5 * time.Second)
+		if err := f.Ready(); err == nil || !strings.HasSuffix(err.Error(), "the newest text is not written yet") {
+			t.Errorf("6s after a change that is not written yet: %v", err)
+		}
+		pass(10 * time.Second)
+		if err := f.Ready(); err != nil || read(path) != "three" {
+			t.Errorf("the file is %q, Ready() = %v", read(path), err)
+		}
+	})
+}
+
 func TestNoAction(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "app.conf")
