@@ -16,7 +16,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // benchRate is the rate of the benchmark's requests. A new server has its turn after about four of them, so a low rate
@@ -76,7 +76,7 @@ type series struct {
 	way, ready string
 	args       []string // of docker run
 	starts     []start
-	loads      []lab.Report
+	loads      []testenv.Report
 	spent      cpu // meanwhile
 }
 
@@ -95,7 +95,7 @@ type start struct {
 
 func (r *series) start(b *testing.B) {
 	s := r.stack
-	l := lab.StartLoad(b, r.haproxy, benchRate, lab.Kept)
+	l := testenv.StartLoad(b, r.haproxy, benchRate, testenv.Kept)
 	s.eventually(10*time.Second, "all three answer", func() error { return l.ExpectAnswers(l.Began, r.apps...) })
 	before := cpuTime()
 	st := start{run: time.Now()}
@@ -167,7 +167,7 @@ func (r *series) readLogs() {
 	for i := range r.starts {
 		st := &r.starts[i]
 		for _, e := range registrar {
-			if e.Msg == "registered" && e.Container == lab.Hostname(st.id) {
+			if e.Msg == "registered" && e.Container == testenv.Hostname(st.id) {
 				st.registered = e.Time
 			}
 		}
@@ -218,7 +218,7 @@ func (r *series) report(b *testing.B) {
 	kind := r.way + "-" + r.ready
 	b.ReportMetric(median(r.took(toFirst)), kind+"-ms/median")
 	b.ReportMetric(most(r.took(toFirst)), kind+"-ms/max")
-	b.ReportMetric(float64(lab.Join(r.loads...).Failed()), kind+"-failed")
+	b.ReportMetric(float64(testenv.Join(r.loads...).Failed()), kind+"-failed")
 }
 
 // printSeries writes the tables for a reader.
@@ -237,7 +237,7 @@ by the application: three instances run under %d requests/s, one more is started
 				continue
 			}
 			of = append(of, r)
-			f, a, load := r.took(toFirst), r.took(toAnswer), lab.Join(r.loads...)
+			f, a, load := r.took(toFirst), r.took(toAnswer), testenv.Join(r.loads...)
 			fmt.Fprintf(t, "%s\t%s\t%.1f\t%.1f\t%d of %d\t%d\t%.0f\t%.0f\t%.0f %%\t\n", r.ready, r.way, median(f), most(f),
 				load.Failed(), load.Sent(), load.Within(1).Milliseconds(), median(a), most(a), 100*r.spent.busy())
 		}
@@ -267,7 +267,7 @@ by the application: three instances run under %d requests/s, one more is started
 
 	fmt.Fprint(w, "\nThe requests meanwhile:\n\n")
 	for _, r := range all {
-		fmt.Fprintf(w, "%s, %s: %s\n", r.ready, r.way, lab.Join(r.loads...))
+		fmt.Fprintf(w, "%s, %s: %s\n", r.ready, r.way, testenv.Join(r.loads...))
 	}
 	fmt.Fprintln(w)
 }

@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // rounds is how often each kind of change is repeated.
@@ -15,7 +15,7 @@ const rounds = 10
 // The hardest for a load balancer: of ten addresses eight are gone at once, and nothing answers there any more.
 func TestE2EScaleTenTimes(t *testing.T) {
 	s := startStack(t)
-	var ups, downs []lab.Report
+	var ups, downs []testenv.Report
 	for round := range rounds {
 		l := startLoad(t, s)
 		s.scale(10)
@@ -33,7 +33,7 @@ func TestE2EScaleTenTimes(t *testing.T) {
 		s.scale(1)
 		s.eventually(10*time.Second, "HAProxy has one server", func() error { return s.expectServers(1) })
 	}
-	up, down := lab.Join(ups...), lab.Join(downs...)
+	up, down := testenv.Join(ups...), testenv.Join(downs...)
 	t.Logf("all %d rounds\n1 → 10: %v\n10 → 2: %v", rounds, up, down)
 	up.ExpectNoneFailed(t, "1 → 10")
 	down.ExpectNoneFailed(t, "10 → 2")
@@ -54,7 +54,7 @@ func TestE2EOneOfFour(t *testing.T) {
 // takeOneOfFour takes one of four applications away and brings it back, again and again, each of them in turn.
 func (s *stack) takeOneOfFour(how ...string) {
 	apps := s.containers("app")
-	var all []lab.Report
+	var all []testenv.Report
 	for round := range rounds {
 		id := apps[round%len(apps)]
 		l := startLoad(s.t, s)
@@ -68,7 +68,7 @@ func (s *stack) takeOneOfFour(how ...string) {
 		s.t.Logf("round %d: %v", round+1, r)
 		all = append(all, r)
 	}
-	r := lab.Join(all...)
+	r := testenv.Join(all...)
 	s.t.Logf("all %d rounds: %v", rounds, r)
 	r.ExpectNoneFailed(s.t, "docker "+how[0]+" of one of four")
 }

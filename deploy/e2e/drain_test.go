@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // slow is how long the slow requests of TestE2EDrainFirst take: much less than the drain time.
@@ -48,7 +48,7 @@ func TestE2EDrainFirst(t *testing.T) {
 
 // stopUnderLoad starts five applications next to the stack's own, stops three of them one after the other and two at
 // once, and says how requests fared and how long each docker stop took.
-func (s *stack) stopUnderLoad(args ...string) (r lab.Report, p *posts, took []time.Duration) {
+func (s *stack) stopUnderLoad(args ...string) (r testenv.Report, p *posts, took []time.Duration) {
 	s.t.Helper()
 	ids := s.runApps(5, args...)
 	l := startLoad(s.t, s)
@@ -107,7 +107,7 @@ func startPosts(t testing.TB, s *stack) *posts {
 	p := &posts{stop: make(chan struct{})}
 	transport := &http.Transport{MaxIdleConnsPerHost: 10}
 	t.Cleanup(transport.CloseIdleConnections)
-	client := &http.Client{Timeout: lab.LoadTimeout, Transport: transport}
+	client := &http.Client{Timeout: testenv.LoadTimeout, Transport: transport}
 	for range 10 {
 		p.done.Go(func() { p.send(client, fmt.Sprintf("http://%s/?delay=%s", s.web, slow)) })
 	}
@@ -115,7 +115,7 @@ func startPosts(t testing.TB, s *stack) *posts {
 }
 
 func (p *posts) send(client *http.Client, url string) {
-	for end := time.Now().Add(lab.LoadMost); time.Now().Before(end); {
+	for end := time.Now().Add(testenv.LoadMost); time.Now().Before(end); {
 		select {
 		case <-p.stop:
 			return

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // nginxStack is Consul, the registrar, nginx and the templater as containers of their own, one of them for both where
@@ -41,19 +41,19 @@ func startNginx(t testing.TB, image, way string, options ...string) *nginxStack 
 	t.Helper()
 	withBerth := ""
 	if way == superviseIt {
-		withBerth = lab.WithBerth(t, image) // removed after what runs in it
+		withBerth = testenv.WithBerth(t, image) // removed after what runs in it
 	}
-	name := lab.Name(t)
+	name := testenv.Name(t)
 	ports := freePorts(t, 2)
 	s := &nginxStack{stack: &stack{t: t, web: "127.0.0.1:" + ports[0], consul: "127.0.0.1:" + ports[1]}, name: name}
 	s.docker("network", "create", name+"-net")
-	lab.StartConsul(t, lab.ConsulOptions{
+	testenv.StartConsul(t, testenv.ConsulOptions{
 		Name:    name + "-consul",
 		Address: s.consul,
 		Docker:  []string{"--network", name + "-net", "--publish", s.consul + ":8500"},
 		Args:    []string{"-dev", "-client=0.0.0.0"},
 	}).Answers(t)
-	berth := lab.Image(t, "IMAGE_BERTH")
+	berth := testenv.Image(t, "IMAGE_BERTH")
 	withDocker := []string{"--volume", "/var/run/docker.sock:/var/run/docker.sock"}
 	s.start("registrar", berth, withDocker, "registrar", "--explicit", "--owner", name)
 
@@ -62,7 +62,7 @@ func startNginx(t testing.TB, image, way string, options ...string) *nginxStack 
 	}
 	t.Cleanup(func() {
 		for _, id := range []string{s.proxy, s.berth} {
-			_, _ = lab.Docker("rm", "--force", id)
+			_, _ = testenv.Docker("rm", "--force", id)
 		}
 		for _, volume := range []string{"conf", "run"} {
 			s.docker("volume", "rm", name+"-"+volume)
@@ -108,7 +108,7 @@ func (s *nginxStack) scaleApps(n int) {
 	s.t.Helper()
 	for len(s.apps) < n {
 		s.apps = append(s.apps, s.docker("run", "--detach", "--name", fmt.Sprintf("%s-app%d", s.name, time.Now().UnixNano()), "--network", s.name+"-net",
-			"--env", "SERVICE_NAME="+s.name, "--env", "SERVICE_ROUTE_PATH=/", lab.Image(s.t, "IMAGE_APP")))
+			"--env", "SERVICE_NAME="+s.name, "--env", "SERVICE_ROUTE_PATH=/", testenv.Image(s.t, "IMAGE_APP")))
 	}
 	if gone := s.apps[:max(0, len(s.apps)-n)]; len(gone) > 0 {
 		s.apps = s.apps[len(gone):]
@@ -134,11 +134,11 @@ func (s *nginxStack) expectPage(status int, text string) error {
 
 // In each of the three ways the same: containers come and go, nginx is restarted and killed, berth is restarted.
 func TestE2ENginxStack(t *testing.T) {
-	image := lab.Image(t, "IMAGE_NGINX")
+	image := testenv.Image(t, "IMAGE_NGINX")
 	for _, way := range []string{superviseIt, sharePIDs, signalIt} {
 		t.Run(way, func(t *testing.T) {
 			s := startNginx(t, image, way)
-			l := lab.StartLoad(t, s.web, 100, lab.Fresh)
+			l := testenv.StartLoad(t, s.web, 100, testenv.Fresh)
 			s.scaleApps(5)
 			s.eventually(20*time.Second, "five answer", func() error { return s.expectHosts(5) })
 			s.scaleApps(2)
@@ -170,7 +170,7 @@ func TestE2ENginxStack(t *testing.T) {
 				return
 			}
 			if way == signalIt {
-				l = lab.StartLoad(t, s.web, 100, lab.Fresh)
+				l = testenv.StartLoad(t, s.web, 100, testenv.Fresh)
 				s.docker("restart", "--time", "5", s.berth)
 				s.scaleApps(3)
 				s.eventually(20*time.Second, "three answer", func() error { return s.expectHosts(3) })
@@ -194,12 +194,12 @@ func TestE2ENginxStack(t *testing.T) {
 // running starts again what Docker does not by itself.
 func (s *nginxStack) running(proxy, way string) error {
 	if s.inspect(proxy, "{{.State.Running}}") != "true" {
-		if _, err := lab.Docker("start", proxy); err != nil {
+		if _, err := testenv.Docker("start", proxy); err != nil {
 			return err
 		}
 	}
 	if way == sharePIDs && s.inspect(s.berth, "{{.State.Running}}") != "true" {
-		if _, err := lab.Docker("start", s.berth); err != nil {
+		if _, err := testenv.Docker("start", s.berth); err != nil {
 			return err
 		}
 	}
@@ -232,7 +232,7 @@ func (s *nginxStack) superviseEnds() {
 	go func() {
 		resp, err := (&http.Client{Timeout: 20 * time.Second}).Get("http://" + s.web + "/?delay=2s")
 		if err == nil {
-			_, err = lab.Host(resp)
+			_, err = testenv.Host(resp)
 		}
 		done <- err
 	}()

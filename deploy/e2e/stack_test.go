@@ -22,7 +22,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // projectPrefix begins the names of the tests' compose projects; the PID of their process follows.
@@ -86,9 +86,9 @@ func stuck(network string, said []byte) bool {
 }
 
 // startLoad sends 500 requests per second, half of them over kept connections and half over new ones.
-func startLoad(t testing.TB, s *stack) *lab.Load {
+func startLoad(t testing.TB, s *stack) *testenv.Load {
 	t.Helper()
-	return lab.StartLoad(t, s.web, 500, lab.Kept, lab.Fresh)
+	return testenv.StartLoad(t, s.web, 500, testenv.Kept, testenv.Fresh)
 }
 
 // stack is one running compose project of deploy/compose.yml.
@@ -249,7 +249,7 @@ func get(client *http.Client, url string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return lab.Host(resp)
+	return testenv.Host(resp)
 }
 
 // instances are the containers that Consul's catalog has instances of a service for.

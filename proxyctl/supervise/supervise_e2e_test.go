@@ -16,13 +16,13 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // imageWithBoth is HAProxy's image with berth in it.
 func imageWithBoth(t *testing.T) string {
 	t.Helper()
-	return lab.WithBerth(t, lab.Image(t, "IMAGE_HAPROXY"))
+	return testenv.WithBerth(t, testenv.Image(t, "IMAGE_HAPROXY"))
 }
 
 // box is a container in this host's network that shares a directory with the test.

@@ -17,7 +17,7 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/remote"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // Two users look at the chat in a real browser, while the instance that serves one of them goes, and then Redis.
@@ -70,14 +70,14 @@ type browser struct{ ctx context.Context }
 
 func (s *stack) startBrowser() *browser {
 	s.t.Helper()
-	port, name := lab.FreePort(s.t), s.project+"-chromium"
+	port, name := testenv.FreePort(s.t), s.project+"-chromium"
 	s.docker("run", "--detach", "--name", name, "--label", "SERVICE_IGNORE=1", "--network", s.project+"_default",
-		"--publish", "127.0.0.1:"+port+":9222", "--cap-drop", "ALL", lab.Image(s.t, "IMAGE_CHROMIUM"))
+		"--publish", "127.0.0.1:"+port+":9222", "--cap-drop", "ALL", testenv.Image(s.t, "IMAGE_CHROMIUM"))
 	s.t.Cleanup(func() { s.docker("rm", "--force", name) })
 	ctx, cancel := remote.NewAllocator(context.Background(), "http://127.0.0.1:"+port)
 	s.t.Cleanup(cancel)
 	b := &browser{}
-	lab.Eventually(s.t, 30*time.Second, "Chromium answers", func() error {
+	testenv.Eventually(s.t, 30*time.Second, "Chromium answers", func() error {
 		first, cancel := chromedp.NewContext(ctx)
 		if err := chromedp.Do(first); err != nil {
 			cancel()
@@ -129,7 +129,7 @@ func ask[T any](tab *tab, action chromedp.Action[T]) T {
 // until waits until an expression of JavaScript is true, also of a page that comes next.
 func (tab *tab) until(what, expression string) {
 	tab.t.Helper()
-	lab.Eventually(tab.t, 30*time.Second, what, func() error {
+	testenv.Eventually(tab.t, 30*time.Second, what, func() error {
 		is, err := chromedp.Run(tab.ctx, chromedp.Evaluate[bool](expression))
 		if err == nil && !is {
 			var shown string

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // The chat is scaled up and down, and everybody sees what is said, whoever serves them.
@@ -80,7 +80,7 @@ func TestE2EChat(t *testing.T) {
 		}
 		expect := func(status string) {
 			t.Helper()
-			lab.Eventually(t, 30*time.Second, "the chat answers "+status, func() error {
+			testenv.Eventually(t, 30*time.Second, "the chat answers "+status, func() error {
 				resp, err := u.Get("http://" + s.web + "/chat")
 				if err != nil {
 					return err

@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // stack is one running compose project of compose.yml.
@@ -35,10 +35,10 @@ type stack struct {
 func startStack(t *testing.T) *stack {
 	t.Helper()
 	for _, image := range []string{"BERTH", "CHAT", "NGINX", "REDIS", "CONSUL"} {
-		lab.Image(t, "IMAGE_"+image)
+		testenv.Image(t, "IMAGE_"+image)
 	}
-	web, consul := lab.FreePort(t), lab.FreePort(t)
-	s := &stack{t: t, project: lab.Name(t), web: "127.0.0.1:" + web, consul: "127.0.0.1:" + consul}
+	web, consul := testenv.FreePort(t), testenv.FreePort(t)
+	s := &stack{t: t, project: testenv.Name(t), web: "127.0.0.1:" + web, consul: "127.0.0.1:" + consul}
 	s.env = append(os.Environ(), "COMPOSE_PROJECT_NAME="+s.project, "BIND_ADDRESS=127.0.0.1", "HTTP_PORT="+web, "CONSUL_PORT="+consul)
 	t.Cleanup(s.remove)
 	s.compose("up", "-d")
@@ -85,7 +85,7 @@ func (s *stack) compose(args ...string) string {
 
 func (s *stack) docker(args ...string) string {
 	s.t.Helper()
-	out, err := lab.Docker(args...)
+	out, err := testenv.Docker(args...)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -171,7 +171,7 @@ func (s *stack) expectHosts(n int) {
 		s.t.Fatalf("there are %d containers of the chat, want %d", len(want), n)
 	}
 	u := s.newUser()
-	lab.Eventually(s.t, time.Minute, fmt.Sprintf("%d hosts answer", n), func() error {
+	testenv.Eventually(s.t, time.Minute, fmt.Sprintf("%d hosts answer", n), func() error {
 		pages, err := u.everywhere("/")
 		if err != nil {
 			return err
@@ -205,7 +205,7 @@ func (s *stack) expectPassing(n int) {
 		}
 		return len(entries), nil
 	}
-	lab.Eventually(s.t, 30*time.Second, fmt.Sprintf("Consul has %d instances that pass", n), func() error {
+	testenv.Eventually(s.t, 30*time.Second, fmt.Sprintf("Consul has %d instances that pass", n), func() error {
 		passing, err := count("?passing")
 		if err != nil {
 			return err

@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // rate is that of the requests while something changes: half of them over kept connections, half over new ones.
@@ -42,9 +42,9 @@ func TestE2EOneContainerExample(t *testing.T) {
 
 	t.Run("a container that compose knows nothing of", func(t *testing.T) {
 		s := s.in(t)
-		s.underLoad(func(l *lab.Load) {
+		s.underLoad(func(l *testenv.Load) {
 			third := s.docker("run", "--detach", "--name", s.project+"-web3", "--network", s.project+"_default",
-				"--env", "SERVICE_NAME=web", lab.Image(t, "IMAGE_APP"))
+				"--env", "SERVICE_NAME=web", testenv.Image(t, "IMAGE_APP"))
 			defer s.docker("rm", "--force", third)
 			s.answers(l, append(webs, third)...)
 			s.docker("stop", third)
@@ -58,7 +58,7 @@ func TestE2EOneContainerExample(t *testing.T) {
 
 	t.Run("a web server is killed", func(t *testing.T) {
 		s := s.in(t)
-		s.underLoad(func(l *lab.Load) {
+		s.underLoad(func(l *testenv.Load) {
 			s.answers(l, webs...)
 			s.docker("kill", webs[0])
 			s.expectServers(1)
@@ -70,7 +70,7 @@ func TestE2EOneContainerExample(t *testing.T) {
 
 	t.Run("scale", func(t *testing.T) {
 		s := s.in(t)
-		s.underLoad(func(l *lab.Load) {
+		s.underLoad(func(l *testenv.Load) {
 			s.compose("up", "-d", "--no-recreate", "--scale", "web=4")
 			s.answers(l, s.containers("web")...)
 			s.compose("up", "-d", "--no-recreate", "--scale", "web=2")
@@ -81,7 +81,7 @@ func TestE2EOneContainerExample(t *testing.T) {
 
 	t.Run("Consul is restarted", func(t *testing.T) {
 		s := s.in(t)
-		s.underLoad(func(l *lab.Load) {
+		s.underLoad(func(l *testenv.Load) {
 			s.compose("restart", "consul")
 			s.compose("up", "-d", "--no-recreate", "--scale", "web=3")
 			s.answers(l, s.containers("web")...)
@@ -95,7 +95,7 @@ func TestE2EOneContainerExample(t *testing.T) {
 		s := s.in(t)
 		s.expectFile(lb, 2)
 		s.docker("exec", lb, "sh", "-c", "kill -9 "+strconv.Itoa(s.last(lb, "haproxy started").PID))
-		lab.Eventually(t, 20*time.Second, "both answer", func() error { return s.expectHosts(2) })
+		testenv.Eventually(t, 20*time.Second, "both answer", func() error { return s.expectHosts(2) })
 		s.expectProcesses(lb)
 		if n := s.docker("inspect", "--format", "{{.RestartCount}}", lb); n != "0" {
 			t.Errorf("the container was restarted %s times", n)
@@ -161,12 +161,12 @@ func startStack(t *testing.T) *stack {
 	t.Helper()
 	s := &stack{
 		t:       t,
-		project: lab.Name(t) + "-one",
-		web:     "127.0.0.1:" + lab.FreePort(t),
-		stats:   "127.0.0.1:" + lab.FreePort(t),
+		project: testenv.Name(t) + "-one",
+		web:     "127.0.0.1:" + testenv.FreePort(t),
+		stats:   "127.0.0.1:" + testenv.FreePort(t),
 		client:  &client{},
 	}
-	s.env = append(os.Environ(), "PROJECT="+s.project, "BIND_ADDRESS=127.0.0.1", "CONSUL_PORT="+lab.FreePort(t),
+	s.env = append(os.Environ(), "PROJECT="+s.project, "BIND_ADDRESS=127.0.0.1", "CONSUL_PORT="+testenv.FreePort(t),
 		"HTTP_PORT="+port(s.web), "STATS_PORT="+port(s.stats))
 	t.Cleanup(func() {
 		s.t = t
@@ -176,7 +176,7 @@ func startStack(t *testing.T) *stack {
 		s.compose("down", "--volumes", "--remove-orphans", "--rmi", "local", "--timeout", "1")
 	})
 	s.compose("up", "-d", "--build")
-	lab.Eventually(t, time.Minute, "both answer", func() error { return s.expectHosts(2) })
+	testenv.Eventually(t, time.Minute, "both answer", func() error { return s.expectHosts(2) })
 	return s
 }
 
@@ -220,7 +220,7 @@ func (s *stack) containers(service string) []string {
 
 func (s *stack) docker(args ...string) string {
 	s.t.Helper()
-	out, err := lab.Docker(args...)
+	out, err := testenv.Docker(args...)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -228,9 +228,9 @@ func (s *stack) docker(args ...string) string {
 }
 
 // underLoad sends requests while f runs, of which none may fail.
-func (s *stack) underLoad(f func(l *lab.Load)) {
+func (s *stack) underLoad(f func(l *testenv.Load)) {
 	s.t.Helper()
-	l := lab.StartLoad(s.t, s.web, rate, lab.Kept, lab.Fresh)
+	l := testenv.StartLoad(s.t, s.web, rate, testenv.Kept, testenv.Fresh)
 	f(l)
 	r := l.Finish()
 	s.t.Log(r)
@@ -238,10 +238,10 @@ func (s *stack) underLoad(f func(l *lab.Load)) {
 }
 
 // answers waits until each of the containers has answered a request that is sent from now on.
-func (s *stack) answers(l *lab.Load, containers ...string) {
+func (s *stack) answers(l *testenv.Load, containers ...string) {
 	s.t.Helper()
 	now := time.Now()
-	lab.Eventually(s.t, 20*time.Second, "they answer", func() error { return l.ExpectAnswers(now, containers...) })
+	testenv.Eventually(s.t, 20*time.Second, "they answer", func() error { return l.ExpectAnswers(now, containers...) })
 }
 
 // slow is how many requests are in flight when the load balancer is stopped, and delay how long they take: enough for
@@ -261,15 +261,15 @@ func (s *stack) stopUnderLoad(lb string, webs []string) {
 			answered <- err
 		}()
 	}
-	lab.Eventually(s.t, delay, "they are in flight", func() error {
+	testenv.Eventually(s.t, delay, "they are in flight", func() error {
 		row, err := s.row("web", "BACKEND")
 		if err == nil && row["scur"] != strconv.Itoa(slow) {
 			err = fmt.Errorf("%s are", row["scur"])
 		}
 		return err
 	})
-	l := lab.StartLoad(s.t, s.web, rate, lab.Kept, lab.Fresh)
-	lab.Eventually(s.t, 5*time.Second, "the load begins", func() error {
+	l := testenv.StartLoad(s.t, s.web, rate, testenv.Kept, testenv.Fresh)
+	testenv.Eventually(s.t, 5*time.Second, "the load begins", func() error {
 		if l.Of(webs[0]).First.IsZero() && l.Of(webs[1]).First.IsZero() {
 			return errors.New("no answer yet")
 		}
@@ -301,8 +301,8 @@ func (s *stack) start(lb string) {
 	s.t.Helper()
 	began := time.Now()
 	s.docker("start", lb)
-	lab.Eventually(s.t, 20*time.Second, "both answer", func() error { return s.expectHosts(2) })
-	lab.Eventually(s.t, 20*time.Second, "berth registers", func() error {
+	testenv.Eventually(s.t, 20*time.Second, "both answer", func() error { return s.expectHosts(2) })
+	testenv.Eventually(s.t, 20*time.Second, "berth registers", func() error {
 		if s.last(lb, "consul answers").Time.Before(began) {
 			return errors.New("it has not come to it")
 		}
@@ -336,7 +336,7 @@ func (s *stack) expectHosts(n int) error {
 // expectServers waits until HAProxy has exactly n servers that may get requests.
 func (s *stack) expectServers(n int) {
 	s.t.Helper()
-	lab.Eventually(s.t, 20*time.Second, fmt.Sprintf("HAProxy has %d servers", n), func() error {
+	testenv.Eventually(s.t, 20*time.Second, fmt.Sprintf("HAProxy has %d servers", n), func() error {
 		row, err := s.row("web", "BACKEND")
 		if err == nil && row["act"] != strconv.Itoa(n) {
 			err = fmt.Errorf("it has %s", row["act"])
@@ -381,7 +381,7 @@ func (c client) get(url string) (host string, err error) {
 	if err != nil {
 		return "", err
 	}
-	return lab.Host(resp)
+	return testenv.Host(resp)
 }
 
 func port(address string) string {
@@ -406,7 +406,7 @@ func (s *stack) processes(id string) (all []process) {
 // one before, and no other process: no supervisord, no shell, no zombie.
 func (s *stack) expectProcesses(id string) {
 	s.t.Helper()
-	lab.Eventually(s.t, 10*time.Second, "its processes are berth and HAProxy", func() error {
+	testenv.Eventually(s.t, 10*time.Second, "its processes are berth and HAProxy", func() error {
 		all := s.processes(id)
 		parent := s.docker("inspect", "--format", "{{.State.Pid}}", id)
 		for i, want := range []string{"berth", "berth", "haproxy", "haproxy"} {
@@ -429,7 +429,7 @@ func (s *stack) expectLockedDown(id string) {
 			s.t.Errorf("process 1 is not %q:\n%s", want, status)
 		}
 	}
-	if _, err := lab.Docker("exec", id, "sh", "-c", "echo >/file"); err == nil {
+	if _, err := testenv.Docker("exec", id, "sh", "-c", "echo >/file"); err == nil {
 		s.t.Error("the root filesystem can be written to")
 	}
 }
@@ -437,8 +437,8 @@ func (s *stack) expectLockedDown(id string) {
 // expectFile waits until HAProxy would start with n servers.
 func (s *stack) expectFile(id string, n int) {
 	s.t.Helper()
-	lab.Eventually(s.t, 20*time.Second, fmt.Sprintf("the configuration has %d servers", n), func() error {
-		text, err := lab.Docker("exec", id, "cat", "/etc/haproxy/haproxy.cfg")
+	testenv.Eventually(s.t, 20*time.Second, fmt.Sprintf("the configuration has %d servers", n), func() error {
+		text, err := testenv.Docker("exec", id, "cat", "/etc/haproxy/haproxy.cfg")
 		if got := strings.Count(text, "\n    server "); err == nil && got != n {
 			err = fmt.Errorf("it has %d:\n%s", got, text)
 		}

@@ -19,7 +19,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // Two of each serve; some are told to end, some are started, some are killed, and Consul forgets all of them.
@@ -183,7 +183,7 @@ func newStack(t *testing.T, command ...string) *stack {
 // image is HAProxy's image with Consul in it.
 func image(t *testing.T) string {
 	t.Helper()
-	return lab.Build(t, "FROM "+lab.Image(t, "IMAGE_CONSUL")+" AS consul\nFROM "+lab.Image(t, "IMAGE_HAPROXY")+
+	return testenv.Build(t, "FROM "+testenv.Image(t, "IMAGE_CONSUL")+" AS consul\nFROM "+testenv.Image(t, "IMAGE_HAPROXY")+
 		"\nCOPY --from=consul /bin/consul /usr/local/bin/consul\n")
 }
 

@@ -1,6 +1,6 @@
 //go:build e2e
 
-package lab
+package testenv
 
 import (
 	"errors"

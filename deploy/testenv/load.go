@@ -1,6 +1,6 @@
 //go:build e2e
 
-package lab
+package testenv
 
 import (
 	"bufio"
@@ -144,9 +144,6 @@ func (l *Load) ExpectAnswers(since time.Time, containers ...string) error {
 	}
 	return nil
 }
-
-// Hostname is the one that Docker gives a container, by which the app calls itself.
-func Hostname(container string) string { return container[:min(12, len(container))] }
 
 // Finish ends the load and waits for its last answers.
 func (l *Load) Finish() Report {
