@@ -83,8 +83,8 @@ func (c *Compose) Try(args ...string) (string, error) {
 	return string(out), err
 }
 
-// Compose runs a compose command that has to work, or else the test ends.
-func (c *Compose) Compose(args ...string) string {
+// Do runs a compose command that has to work, or else the test ends.
+func (c *Compose) Do(args ...string) string {
 	c.Helper()
 	out, err := c.Try(args...)
 	if err != nil {
@@ -108,7 +108,7 @@ func (c *Compose) Run(args ...string) string {
 // Scale sets how many containers a service has, and returns when compose is done with that.
 func (c *Compose) Scale(service string, n int) {
 	c.Helper()
-	c.Compose("up", "-d", "--no-recreate", "--scale", fmt.Sprintf("%s=%d", service, n), service)
+	c.Do("up", "-d", "--no-recreate", "--scale", fmt.Sprintf("%s=%d", service, n), service)
 }
 
 // Containers returns the IDs of the running containers of a service.
@@ -127,7 +127,7 @@ func (c *Compose) Eventually(within time.Duration, what string, f func() error) 
 // Logs returns what the containers of a service have written.
 func (c *Compose) Logs(service string) string {
 	c.Helper()
-	return c.Compose("logs", "--no-color", service)
+	return c.Do("logs", "--no-color", service)
 }
 
 // Logged waits until the logs of a service contain a text.

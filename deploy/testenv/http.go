@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -66,4 +68,51 @@ func HAProxyStats(url string) ([]map[string]string, error) {
 		rows = append(rows, row)
 	}
 	return rows, nil
+}
+
+// Host returns the name of the host that an answer of the demo app comes from. The error says what else the answer is.
+func Host(resp *http.Response) (string, error) {
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return "", err
+	}
+	first, _, _ := strings.Cut(string(body), "\n")
+	host, ok := strings.CutPrefix(first, "Hosted by ")
+	if resp.StatusCode != http.StatusOK || !ok {
+		return "", fmt.Errorf("%s: %q", resp.Status, first)
+	}
+	return host, nil
+}
+
+// AskApp sends one request to the demo app and returns the host that answered.
+func AskApp(url string) (string, error) {
+	resp, err := Client.Get(url)
+	if err != nil {
+		return "", err
+	}
+	return Host(resp)
+}
+
+// Hosts asks the demo app at an address often enough for every server behind a proxy to be asked, and returns the names of
+// the hosts that answered.
+func Hosts(address string) ([]string, error) {
+	seen := map[string]bool{}
+	for range 20 {
+		host, err := AskApp("http://" + address + "/")
+		if err != nil {
+			return nil, err
+		}
+		seen[host] = true
+	}
+	return slices.Sorted(maps.Keys(seen)), nil
+}
+
+// ExpectHosts is nil when exactly n different hosts answer.
+func ExpectHosts(address string, n int) error {
+	hosts, err := Hosts(address)
+	if err == nil && len(hosts) != n {
+		err = fmt.Errorf("%d hosts answer, want %d: %v", len(hosts), n, hosts)
+	}
+	return err
 }

@@ -3,190 +3,244 @@
 package traffic
 
 import (
-	"context"
-	"errors"
+	"cmp"
 	"fmt"
-	"io"
 	"net/http"
-	"net/http/httptrace"
 	"slices"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
+
+	"berth/deploy/testenv"
 )
 
 // Load sends requests at a fixed rate, whether earlier ones are answered or not (open loop).
 type Load struct {
-	began time.Time
-	stop  chan struct{}
+	Began time.Time
+
+	rate  int // requests per second, of all kinds together
+	stop  <-chan struct{}
+	end   func() // closes stop
 	done  sync.WaitGroup
 	slots chan struct{} // one for each request in flight
 	gone  sync.Map      // by address, when the proxy stopped to have a server there
 
 	mu       sync.Mutex
-	requests []Request
+	requests Requests
+	answered map[string]Answers // by host
 }
 
-// Request is what became of one.
+// Request is what became of one request.
 type Request struct {
 	Kept       bool // over a kept connection
 	Sent, Done time.Time
 	Late       time.Duration // sent so long after it was due
+	Answer     string        // who answered: the address, or the name of the host
 	Err        error
 	Resent     bool // by Go's HTTP client, which does so when a kept connection breaks under a request
 	Astray     bool // it was sent to a server that the proxy had no more
 }
 
-// Rate is how many requests a Load sends per second, half of them over kept connections and half over new ones.
+// Answers are the first and the last one of a host: when the first came, and when the request for the last was sent.
+type Answers struct{ First, Last time.Time }
+
+// The kinds of requests: over kept connections and over new ones.
+const (
+	Kept  = true
+	Fresh = false
+)
+
+// Rate is how many requests the Load of Start sends per second, half of them over kept connections and half over new ones.
 const Rate = 500
 
-const most = 10 * time.Minute // it ends by itself
+const (
+	Timeout = 10 * time.Second // of one request
+	Most    = 10 * time.Minute // a Load ends by itself
 
-// Start begins to ask for paths at an address, "/" if none are given. Who answers says at which address it was asked. The
-// load ends with the test at the latest.
+	inFlight = 2000 // requests; one that is due when there are as many has failed
+)
+
+// asker sends the nth request of a kind.
+type asker interface {
+	ask(n int) (answer string, resent bool, err error)
+	close()
+}
+
+// Start begins to ask for paths at an address, "/" if none are given, by Go's HTTP client. Who answers says at which
+// address it was asked. The load ends with the test at the latest.
 func Start(tb testing.TB, address string, paths ...string) *Load {
-	l := &Load{began: time.Now(), stop: make(chan struct{}), slots: make(chan struct{}, 2000)}
-	paths = slices.Clone(paths)
 	if len(paths) == 0 {
 		paths = []string{"/"}
 	}
-	for _, kept := range []bool{true, false} {
+	urls := make([]string, len(paths))
+	for i, path := range paths {
+		urls[i] = "http://" + address + path
+	}
+	return start(tb, Rate, []bool{Kept, Fresh}, func(kept bool) asker {
 		// Proxies close an idle connection after a minute; the client goes first, or a request could meet that.
 		transport := &http.Transport{MaxIdleConnsPerHost: 200, IdleConnTimeout: 20 * time.Second, DisableKeepAlives: !kept}
-		client := &http.Client{Timeout: 10 * time.Second, Transport: transport}
-		l.done.Go(func() { l.send(client, kept, "http://"+address, paths) })
-		tb.Cleanup(transport.CloseIdleConnections)
+		return &httpClient{&http.Client{Timeout: Timeout, Transport: transport}, urls}
+	})
+}
+
+// ToApp begins to send so many requests per second to the demo app at an address, the same number of each kind. The load
+// ends with the test at the latest.
+func ToApp(tb testing.TB, address string, rate int, kinds ...bool) *Load {
+	return start(tb, rate, kinds, func(kept bool) asker { return &client{address: address, keep: kept} })
+}
+
+func start(tb testing.TB, rate int, kinds []bool, newClient func(kept bool) asker) *Load {
+	stop := make(chan struct{})
+	l := &Load{
+		Began:    time.Now(),
+		rate:     rate,
+		stop:     stop,
+		end:      sync.OnceFunc(func() { close(stop) }),
+		slots:    make(chan struct{}, inFlight),
+		answered: map[string]Answers{},
+	}
+	each := time.Second / time.Duration(rate)
+	for i, kept := range kinds {
+		first := l.Began.Add(time.Duration(i) * each)
+		l.done.Go(func() { l.send(newClient(kept), kept, first, time.Duration(len(kinds))*each) })
 	}
 	tb.Cleanup(func() { l.End() })
 	return l
 }
 
-// Left says that the proxy has no server at an address any more, and Came that it has one again.
-func (l *Load) Left(address string) { l.gone.LoadOrStore(address, time.Now()) }
-func (l *Load) Came(address string) { l.gone.Delete(address) }
-
 // send sends requests of one kind. What comes late, because the machine was busy, is sent all the same.
-func (l *Load) send(client *http.Client, kept bool, url string, paths []string) {
-	tick := time.NewTimer(0)
-	defer tick.Stop()
+func (l *Load) send(c asker, kept bool, first time.Time, every time.Duration) {
+	defer c.close()
 	var requests sync.WaitGroup
 	defer requests.Wait()
-	due := l.began
-	for n := 0; due.Sub(l.began) < most; n++ {
-		due = due.Add(2 * time.Second / Rate)
+	tick := time.NewTimer(0)
+	defer tick.Stop()
+	due := first
+	for n := 0; due.Sub(first) < Most; n++ {
 		tick.Reset(time.Until(due))
 		select {
 		case <-l.stop:
 			return
 		case <-tick.C:
 		}
-		req := Request{Kept: kept, Sent: time.Now(), Late: time.Since(due)}
+		q := Request{Kept: kept, Sent: time.Now(), Late: time.Since(due)}
+		due = due.Add(every)
 		select {
 		case l.slots <- struct{}{}:
 		default:
-			req.Done, req.Err = req.Sent, errors.New("not sent: too many requests are in flight")
-			l.record(req)
+			q.Err = fmt.Errorf("not sent: %d requests are in flight", inFlight)
+			l.record(q)
 			continue
 		}
 		requests.Go(func() {
-			req.ask(client, url+paths[n%len(paths)], &l.gone)
+			q.Sent = time.Now()
+			q.Answer, q.Resent, q.Err = c.ask(n)
 			<-l.slots
-			l.record(req)
+			if when, ok := l.gone.Load(q.Answer); ok && q.Err == nil {
+				q.Astray = when.(time.Time).Before(q.Sent)
+			}
+			l.record(q)
 		})
 	}
 }
 
-func (q *Request) ask(client *http.Client, url string, gone *sync.Map) {
-	var connections atomic.Int32
-	ctx := httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{
-		GotConn: func(httptrace.GotConnInfo) { connections.Add(1) },
-	})
-	q.Sent = time.Now()
-	address, err := Fetch(ctx, client, url)
-	q.Done, q.Err, q.Resent = time.Now(), err, connections.Load() > 1
-	if when, ok := gone.Load(address); ok && err == nil {
-		q.Astray = when.(time.Time).Before(q.Sent)
-	}
-}
-
-// Fetch returns the answer to a request. It is an error if that is not 200.
-func Fetch(ctx context.Context, client *http.Client, url string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return "", err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = errors.New(resp.Status)
-	}
-	return string(body), err
-}
-
 func (l *Load) record(q Request) {
+	q.Done = time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.requests = append(l.requests, q)
+	if q.Err != nil {
+		return
+	}
+	a := l.answered[q.Answer]
+	a.First = cmp.Or(a.First, q.Done)
+	if q.Sent.After(a.Last) {
+		a.Last = q.Sent
+	}
+	l.answered[q.Answer] = a
+}
+
+// Left says that the proxy has no server at an address any more, and Came that it has one again.
+func (l *Load) Left(address string) { l.gone.LoadOrStore(address, time.Now()) }
+func (l *Load) Came(address string) { l.gone.Delete(address) }
+
+// Of returns what a container has answered so far, the zero value for nothing.
+func (l *Load) Of(container string) Answers {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.answered[testenv.Hostname(container)]
+}
+
+// ExpectAnswers is nil when each of the containers has answered a request sent after a moment.
+func (l *Load) ExpectAnswers(since time.Time, containers ...string) error {
+	var silent []string
+	for _, id := range containers {
+		if !l.Of(id).Last.After(since) {
+			silent = append(silent, testenv.Hostname(id))
+		}
+	}
+	if len(silent) > 0 {
+		return fmt.Errorf("no answer from %v", silent)
+	}
+	return nil
+}
+
+// ExpectSent is nil when so many requests have been answered or have failed, for a test that has to go on for a while.
+func (l *Load) ExpectSent(n int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.requests) < n {
+		return fmt.Errorf("%d requests are done, want %d", len(l.requests), n)
+	}
+	return nil
 }
 
 // End ends the requests, waits for the last answers, and returns all.
 func (l *Load) End() Requests {
-	select {
-	case <-l.stop:
-	default:
-		close(l.stop)
-	}
+	l.end()
 	l.done.Wait()
 	return l.requests
+}
+
+// Finish is End with the rate, for a report.
+func (l *Load) Finish() Report {
+	lasted := time.Since(l.Began)
+	return Report{l.End(), l.rate, lasted}
 }
 
 // Requests are some of them, in any order.
 type Requests []Request
 
-// During are those that were under way at some time between two moments, and the others.
-func (rs Requests) During(from, to time.Time) (in, others Requests) {
-	for _, q := range rs {
-		if q.Sent.Before(to) && q.Done.After(from) {
-			in = append(in, q)
-		} else {
-			others = append(others, q)
-		}
-	}
-	return in, others
+// where returns the requests for which f is true.
+func (rs Requests) where(f func(Request) bool) Requests {
+	return slices.DeleteFunc(slices.Clone(rs), func(q Request) bool { return !f(q) })
 }
 
-func (rs Requests) count(f func(Request) bool) (n int) {
-	for _, q := range rs {
-		if f(q) {
-			n++
-		}
-	}
-	return n
+// During returns the requests that were under way at some time between two moments, and the others.
+func (rs Requests) During(from, to time.Time) (in, others Requests) {
+	during := func(q Request) bool { return q.Sent.Before(to) && q.Done.After(from) }
+	return rs.where(during), rs.where(func(q Request) bool { return !during(q) })
 }
 
 // Failed is how many have failed.
-func (rs Requests) Failed() int { return rs.count(func(q Request) bool { return q.Err != nil }) }
+func (rs Requests) Failed() int { return len(rs.failures()) }
+
+func (rs Requests) failures() Requests {
+	return rs.where(func(q Request) bool { return q.Err != nil })
+}
 
 // Resent is how many the client had to send again.
-func (rs Requests) Resent() int { return rs.count(func(q Request) bool { return q.Resent }) }
+func (rs Requests) Resent() int { return len(rs.where(func(q Request) bool { return q.Resent })) }
 
-// Astray are those that went to a server that was removed before they were sent.
-func (rs Requests) Astray() Requests {
-	return slices.DeleteFunc(slices.Clone(rs), func(q Request) bool { return !q.Astray })
-}
+// Astray returns the requests that went to a server that was removed before they were sent.
+func (rs Requests) Astray() Requests { return rs.where(func(q Request) bool { return q.Astray }) }
 
-// Of are those of one kind.
+// Of returns the requests of one kind.
 func (rs Requests) Of(kept bool) Requests {
-	return slices.DeleteFunc(slices.Clone(rs), func(q Request) bool { return q.Kept != kept })
+	return rs.where(func(q Request) bool { return q.Kept == kept })
 }
 
-// Took is how long each took.
+// Took is how long each took, sorted.
 func (rs Requests) Took() Times {
 	var out Times
 	for _, q := range rs {
@@ -195,24 +249,70 @@ func (rs Requests) Took() Times {
 	return out.Sorted()
 }
 
-// String says what failed of them, kept connections first.
+const noticeable = 500 * time.Millisecond // a request that takes longer is counted
+
+// String says how the requests fared, without the reasons of those that failed.
 func (rs Requests) String() string {
-	kept, fresh, took := rs.Of(true), rs.Of(false), rs.Took()
-	late := time.Duration(0)
+	kept, fresh, took := rs.Of(Kept), rs.Of(Fresh), rs.Took()
+	var late time.Duration
 	for _, q := range rs {
 		late = max(late, q.Late)
 	}
-	return fmt.Sprintf("%d of %d and %d of %d requests failed, %d resent by the client, p99 %s, slowest %s, at most %s late", kept.Failed(), len(kept),
-		fresh.Failed(), len(fresh), rs.Resent(), Ms(took.Within(0.99)), Ms(took.Within(1)), Ms(late))
+	slow, _ := slices.BinarySearch(took, noticeable+1)
+	return fmt.Sprintf("%d of %d requests over kept and %d of %d over new connections failed, %d resent by the client, %d slower than %v; p50 %s, p99 %s, slowest %s ms, at most %s ms late",
+		kept.Failed(), len(kept), fresh.Failed(), len(fresh), rs.Resent(), len(took)-slow, noticeable,
+		Ms(took.Within(0.5)), Ms(took.Within(0.99)), Ms(took.Within(1)), Ms(late))
 }
 
-// Failures are the first few, in words.
-func (rs Requests) Failures() string {
-	failed := slices.DeleteFunc(slices.Clone(rs), func(q Request) bool { return q.Err == nil })
+// Failures describes the first few that failed, a line for each.
+func (rs Requests) Failures() (text string) {
+	failed := rs.failures()
 	slices.SortFunc(failed, func(a, b Request) int { return a.Sent.Compare(b.Sent) })
-	var b strings.Builder
-	for _, q := range failed[:min(len(failed), 5)] {
-		fmt.Fprintf(&b, "\n  %s, kept connection %t, after %s: %v", q.Sent.Format("15:04:05.000"), q.Kept, Ms(q.Done.Sub(q.Sent)), q.Err)
+	for i, q := range failed {
+		if i == 5 {
+			return text + fmt.Sprintf("\n  and %d more", len(failed)-i)
+		}
+		text += fmt.Sprintf("\n  %s, kept connection %t, after %s ms: %v", q.Sent.Format("15:04:05.000"), q.Kept, Ms(q.Done.Sub(q.Sent)), q.Err)
 	}
-	return b.String()
+	return text
+}
+
+// Report is what a load came to.
+type Report struct {
+	Requests
+	rate   int
+	lasted time.Duration
+}
+
+// Join is what several loads of the same rate, one after the other, came to.
+func Join(reports ...Report) (all Report) {
+	for _, r := range reports {
+		all.Requests = append(all.Requests, r.Requests...)
+		all.lasted += r.lasted
+		all.rate = r.rate
+	}
+	return all
+}
+
+// Sent is how many requests were sent.
+func (r Report) Sent() int { return len(r.Requests) }
+
+// Within is the time within which this share of the requests was done: 0.5 for the median, 1 for all.
+func (r Report) Within(share float64) time.Duration {
+	return r.Took().Within(share).Round(100 * time.Microsecond)
+}
+
+// ExpectNoneFailed makes what failed an error of the test, and a load that was not what it should have been.
+func (r Report) ExpectNoneFailed(t testing.TB, during string) {
+	t.Helper()
+	if failed := r.Failed(); failed > 0 {
+		t.Errorf("%s: %d of %d requests failed, want 0:%s", during, failed, r.Sent(), r.Failures())
+	}
+	if due := float64(r.rate) * r.lasted.Seconds(); float64(r.Sent()) < due/2 || due < 1 {
+		t.Errorf("%s: %d requests were sent in %v, %.0f should have been", during, r.Sent(), r.lasted, due)
+	}
+}
+
+func (r Report) String() string {
+	return fmt.Sprintf("%s (%.0f requests/s)%s", r.Requests, float64(r.Sent())/r.lasted.Seconds(), r.Failures())
 }
