@@ -75,8 +75,8 @@ func startNginx(t testing.TB, image, way string, options ...string) *nginxStack 
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, id := range []string{name + "-registrar", s.berth, s.proxy} {
-				out := accesses.ReplaceAllString(testenv.Logs(t, id, "--tail", "200"), "")
-				t.Logf("log of %s:\n%s", id, testenv.LastLines(out, 60))
+				out, _ := testenv.Docker("logs", "--tail", "200", id)
+				t.Logf("log of %s:\n%s", id, testenv.LastLines(accesses.ReplaceAllString(out, ""), 60))
 			}
 		}
 	})

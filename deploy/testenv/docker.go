@@ -81,13 +81,17 @@ func Remove(ours func(name string) bool) error {
 
 func stuck(err error) bool { return strings.Contains(err.Error(), "has active endpoints") }
 
-// Docker runs a docker command and returns what it prints, without the space around. The error has what it complains of.
+// Docker runs a docker command and returns what it prints, without the space around: for docker logs both outputs of the
+// container, else what the command complains of is in the error only.
 func Docker(args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command("docker", args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if args[0] == "logs" {
+		cmd.Stderr = &stdout
+	}
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("docker %s: %w\n%s", strings.Join(args, " "), err, stderr.String())
+		return "", fmt.Errorf("docker %s: %w\n%s", strings.Join(args, " "), err, stdout.String()+stderr.String())
 	}
 	return strings.TrimSpace(stdout.String()), nil
 }
@@ -109,20 +113,11 @@ func Run(t testing.TB, args ...string) string {
 	id := MustDocker(t, append([]string{"run", "--detach", "--name", Name(t) + "-run"}, args...)...)
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("log of %.12s:\n%s", id, Logs(t, id, "--tail", "30"))
+			out, err := Docker("logs", "--tail", "30", id)
+			t.Logf("log of %.12s: %v\n%s", id, err, out)
 		}
 	})
 	return id
-}
-
-// Logs returns what a container has written to both of its outputs. More arguments are those of docker logs.
-func Logs(t testing.TB, container string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command("docker", append(append([]string{"logs"}, args...), container)...).CombinedOutput()
-	if err != nil {
-		t.Errorf("docker logs: %v\n%s", err, out)
-	}
-	return strings.TrimSpace(string(out))
 }
 
 // Image is the image that an environment variable names. The test ends if that is not set.
