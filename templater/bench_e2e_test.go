@@ -212,25 +212,25 @@ func (c *consul) measure(b *testing.B, j job) (m measures) {
 }
 
 // BenchmarkProcess is the process that measures. It does nothing when it was not started for that.
-func BenchmarkProcess(t *testing.B) {
+func BenchmarkProcess(b *testing.B) {
 	text := os.Getenv(processJob)
 	if text == "" {
-		t.Skip("this is a process of BenchmarkE2ETemplater")
+		b.Skip("this is a process of BenchmarkE2ETemplater")
 	}
 	var j job
 	if err := json.Unmarshal([]byte(text), &j); err != nil {
-		t.Fatal(err)
+		b.Fatal(err)
 	}
 	m, err := j.run()
 	if err != nil {
-		t.Fatal(err)
+		b.Fatal(err)
 	}
 	out, err := json.Marshal(m)
 	if err == nil {
 		err = os.WriteFile(os.Getenv(processResult), out, 0o600)
 	}
 	if err != nil {
-		t.Fatal(err)
+		b.Fatal(err)
 	}
 	os.Exit(0) // what the Runner leaves behind is no matter
 }

@@ -40,8 +40,8 @@ var composeCommand = sync.OnceValue(func() []string {
 	return []string{"docker-compose"}
 })
 
-// NewCompose returns a project without starting anything. The variable COMPOSE_PROJECT_NAME has its name. What is started
-// in it is removed at the end of the test.
+// NewCompose returns a project without starting anything. The variables COMPOSE_PROJECT_NAME and PROJECT have its name. What
+// is started in it is removed at the end of the test.
 func NewCompose(t testing.TB, o ComposeOptions) *Compose {
 	t.Helper()
 	c := &Compose{TB: t, Project: Name(t), command: o.Command}
@@ -51,7 +51,7 @@ func NewCompose(t testing.TB, o ComposeOptions) *Compose {
 	if o.File != "" {
 		c.command = append(c.command[:len(c.command):len(c.command)], "-f", o.File)
 	}
-	c.env = append(append(os.Environ(), "COMPOSE_PROJECT_NAME="+c.Project, "BIND_ADDRESS=127.0.0.1"), o.Env...)
+	c.env = append(append(os.Environ(), "COMPOSE_PROJECT_NAME="+c.Project, "PROJECT="+c.Project, "BIND_ADDRESS=127.0.0.1"), o.Env...)
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, _ := c.Try(append([]string{"logs", "--no-color", "--tail", "100"}, o.Show...)...)

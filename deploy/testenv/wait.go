@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -99,4 +101,15 @@ func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
+}
+
+// Wait waits until the log has a text.
+func (l *Log) Wait(t testing.TB, text string) {
+	t.Helper()
+	Eventually(t, 10*time.Second, "the log says "+strconv.Quote(text), func() error {
+		if all := l.String(); !strings.Contains(all, text) {
+			return errors.New("it is\n" + all)
+		}
+		return nil
+	})
 }

@@ -21,7 +21,7 @@ func TestE2EChatRoom(t *testing.T) {
 	logging.Disable() // as main does
 	name := testenv.Name(t) + "-redis"
 	port := testenv.FreePort(t)
-	docker(t, "run", "--detach", "--name", name, "--label", "SERVICE_IGNORE=1", "--publish", "127.0.0.1:"+port+":6379",
+	testenv.MustDocker(t, "run", "--detach", "--name", name, "--label", "SERVICE_IGNORE=1", "--publish", "127.0.0.1:"+port+":6379",
 		testenv.Image(t, "IMAGE_REDIS"), "redis-server", "--protected-mode", "no", "--appendonly", "yes")
 	log := &testenv.Log{}
 	open := func() *room {
@@ -80,7 +80,7 @@ func TestE2EChatRoom(t *testing.T) {
 	hear("one more")
 
 	next := r.next()
-	docker(t, "stop", name)
+	testenv.MustDocker(t, "stop", name)
 	select {
 	case <-next:
 	case <-time.After(10 * time.Second):
@@ -92,7 +92,7 @@ func TestE2EChatRoom(t *testing.T) {
 	if err := other.say(t.Context(), message{Name: "Ben", Text: "lost"}); err == nil {
 		t.Error("a Redis that is away takes a message")
 	}
-	docker(t, "start", name)
+	testenv.MustDocker(t, "start", name)
 	testenv.Eventually(t, 20*time.Second, "Redis is back", func() error { _, err := r.since(t.Context(), ""); return err })
 	if said := since(t, r, ""); len(said) != keep || said[keep-1].ID != last {
 		t.Errorf("after a restart there are %d messages, want the same %d", len(said), keep)
@@ -108,11 +108,4 @@ func since(t *testing.T, r *room, id string) []message {
 		t.Fatal(err)
 	}
 	return said
-}
-
-func docker(t *testing.T, args ...string) {
-	t.Helper()
-	if _, err := testenv.Docker(args...); err != nil {
-		t.Fatal(err)
-	}
 }
