@@ -50,7 +50,7 @@ func TestE2EDrainFirst(t *testing.T) {
 // once, and says how requests fared and how long each docker stop took.
 func (s *stack) stopUnderLoad(args ...string) (r traffic.Report, p *posts, took []time.Duration) {
 	s.Helper()
-	ids := s.runApps(5, args...)
+	ids := s.runApps(5, 1, args...)
 	l := startLoad(s, s)
 	p = startPosts(s, s)
 	for _, id := range ids[:3] {
@@ -61,13 +61,13 @@ func (s *stack) stopUnderLoad(args ...string) (r traffic.Report, p *posts, took 
 	return l.Finish(), p.finish(), took
 }
 
-// runApps starts applications that die at once on SIGTERM, and waits until each of them answers.
-func (s *stack) runApps(n int, args ...string) (ids []string) {
+// runApps starts applications that die at once on SIGTERM next to others, and waits until each of them answers.
+func (s *stack) runApps(n, others int, args ...string) (ids []string) {
 	s.Helper()
 	for range n {
 		ids = append(ids, s.Run(append(slices.Clone(args), "-e", "SERVICE_NAME=app", "-e", "EXIT_AT_ONCE=1", os.Getenv("IMAGE_APP"))...))
 	}
-	s.Eventually(20*time.Second, "all hosts answer", func() error { return s.expectHosts(n + 1) })
+	s.Eventually(20*time.Second, "all hosts answer", func() error { return s.expectHosts(n + others) })
 	return ids
 }
 

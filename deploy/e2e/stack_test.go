@@ -36,24 +36,28 @@ type stack struct {
 // app answers through HAProxy. It is removed at the test's end.
 func startStack(t testing.TB, env ...string) *stack {
 	t.Helper()
-	s := newStack(t, env...)
+	s := newStack(t, "", env...)
 	s.Do("up", "-d")
 	s.Eventually(time.Minute, "one app answers", func() error { return s.expectHosts(1) })
 	return s
 }
 
-// newStack is the stack before anything is started. COMPOSE_FILE among the variables may add other files to compose.yml.
-func newStack(t testing.TB, env ...string) *stack {
+// newStack is the stack before anything is started. What services has is added to the services of compose.yml.
+func newStack(t testing.TB, services string, env ...string) *stack {
 	t.Helper()
 	for _, variable := range []string{"IMAGE_BERTH", "IMAGE_APP", "IMAGE_HAPROXY", "IMAGE_CONSUL", "DOCKER_GID"} {
 		testenv.Image(t, variable)
 	}
+	files := []string{filepath.Join("..", "compose.yml")}
+	if services != "" {
+		files = append(files, testenv.File(t, testenv.Dir(t), "more.yml", "services:\n"+services))
+	}
 	http, consul, stats := testenv.FreePort(t), testenv.FreePort(t), testenv.FreePort(t)
 	s := &stack{web: "127.0.0.1:" + http, consul: "127.0.0.1:" + consul, stats: "127.0.0.1:" + stats}
 	s.Compose = testenv.NewCompose(t, testenv.ComposeOptions{
-		File: filepath.Join("..", "compose.yml"),
-		Env:  append([]string{"HTTP_PORT=" + http, "CONSUL_PORT=" + consul, "STATS_PORT=" + stats}, env...),
-		Show: []string{"registrar", "templater"},
+		Files: files,
+		Env:   append([]string{"HTTP_PORT=" + http, "CONSUL_PORT=" + consul, "STATS_PORT=" + stats}, env...),
+		Show:  []string{"registrar", "templater"},
 	})
 	t.Cleanup(func() {
 		if t.Failed() {

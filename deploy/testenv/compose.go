@@ -26,7 +26,7 @@ type Compose struct {
 // ComposeOptions say what a Compose is made of. All are optional.
 type ComposeOptions struct {
 	Command []string // that is called instead of docker compose
-	File    string   // instead of compose.yml in the test's directory
+	Files   []string // instead of compose.yml in the test's directory
 	Env     []string // in addition to the environment of the test
 	Down    []string // more arguments of compose down
 	Show    []string // services whose logs are shown if the test fails
@@ -48,8 +48,8 @@ func NewCompose(t testing.TB, o ComposeOptions) *Compose {
 	if c.command == nil {
 		c.command = composeCommand()
 	}
-	if o.File != "" {
-		c.command = append(c.command[:len(c.command):len(c.command)], "-f", o.File)
+	for _, file := range o.Files {
+		c.command = append(c.command[:len(c.command):len(c.command)], "-f", file)
 	}
 	c.env = append(append(os.Environ(), "COMPOSE_PROJECT_NAME="+c.Project, "PROJECT="+c.Project, "BIND_ADDRESS=127.0.0.1"), o.Env...)
 	t.Cleanup(func() {
