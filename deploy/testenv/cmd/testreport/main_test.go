@@ -150,3 +150,14 @@ func TestProblems(t *testing.T) {
 		t.Errorf("problems %q, want %q", got, want)
 	}
 }
+
+// No end-to-end test of this repository is left out.
+func TestRepository(t *testing.T) {
+	tests, problems, err := findTests(filepath.Join("..", "..", "..", ".."), []string{"./..."})
+	if err != nil || len(problems) > 0 {
+		t.Errorf("%q, %v", problems, err)
+	}
+	if len(tests) == 0 {
+		t.Error("there are none")
+	}
+}
