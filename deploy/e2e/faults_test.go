@@ -159,7 +159,7 @@ func TestE2ETokenSeesNothing(t *testing.T) {
 func TestE2EConsulAndTemplaterRecreated(t *testing.T) {
 	s := newStack(t, `
   consul:
-    command: [agent, -dev, -client=0.0.0.0, -node=consul, -log-level=warn, -hcl=limits { http_max_conns_per_client = -1 }]
+    command: [agent, -dev, -client=0.0.0.0, -node=consul, -log-level=warn, "-hcl=limits { http_max_conns_per_client = -1 }"]
 `)
 	s.up()
 	l := startLoad(t, s)

@@ -28,7 +28,7 @@ func TestE2EChat(t *testing.T) {
 			t.Fatal(err)
 		}
 		host, page, err := hostOf(resp)
-		if err != nil || host != s.Containers("chat")[0] || !strings.Contains(page, `action="/login"`) {
+		if err != nil || host != s.chats()[0] || !strings.Contains(page, `action="/login"`) {
 			t.Errorf("host %q, %v\n%s", host, err, page)
 		}
 	})

@@ -112,11 +112,20 @@ func (u *user) everywhere(path string) (map[string]string, error) {
 	return pages, nil
 }
 
+// chats are the host names of the chat's containers, sorted.
+func (s *stack) chats() (hosts []string) {
+	s.Helper()
+	for _, id := range s.Containers("chat") {
+		hosts = append(hosts, testenv.Hostname(id))
+	}
+	slices.Sort(hosts)
+	return hosts
+}
+
 // expectHosts waits until as many hosts answer, and they are the chat's containers.
 func (s *stack) expectHosts(n int) {
 	s.Helper()
-	want := s.Containers("chat")
-	slices.Sort(want)
+	want := s.chats()
 	if len(want) != n {
 		s.Fatalf("there are %d containers of the chat, want %d", len(want), n)
 	}
