@@ -251,7 +251,7 @@ func (rs Requests) Took() Times {
 
 const noticeable = 500 * time.Millisecond // a request that takes longer is counted
 
-// String says how the requests fared, without the reasons of those that failed.
+// String says how the requests fared. Failures has the reasons.
 func (rs Requests) String() string {
 	kept, fresh, took := rs.Of(Kept), rs.Of(Fresh), rs.Took()
 	var late time.Duration

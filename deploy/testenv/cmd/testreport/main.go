@@ -3,8 +3,8 @@
 //
 //	testreport [-allow-skips] [-json FILE] [packages]
 //
-// A test is an end-to-end test if its file needs the build tag e2e; its name begins with TestE2E. The output is that of
-// go test -v. The last line is "N passed, N failed, N skipped", subtests included.
+// A test is an end-to-end test if its file needs the build tag e2e; its name begins with TestE2E. The output is like
+// go test -v prints it. The last line is "N passed, N failed, N skipped", subtests included.
 package main
 
 import (

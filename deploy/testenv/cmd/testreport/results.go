@@ -16,9 +16,9 @@ type event struct {
 
 // results are what became of the tests.
 type results struct {
-	actions map[test]string   // run, pass, fail, skip: the last one that tells
+	actions map[test]string   // the last of run, pass, fail and skip
 	said    map[test][]string // the lines of tests that have not ended
-	why     map[test]string   // the last line of those that were skipped
+	why     map[test]string   // tests were skipped
 	ok      []string          // the lines of packages that passed
 }
 
@@ -26,11 +26,11 @@ func newResults() *results {
 	return &results{actions: map[test]string{}, said: map[test][]string{}, why: map[test]string{}}
 }
 
-// add takes a line of go test -json and returns what is to be shown of it.
+// add takes a line of go test -json and returns the part of it that is shown.
 func (r *results) add(line []byte) string {
 	var e event
 	if len(line) == 0 || json.Unmarshal(line, &e) != nil {
-		return string(line) // what is no JSON is of the go command itself
+		return string(line) // the go command itself has said something
 	}
 	t := test{e.Package, e.Test}
 	text := strings.TrimSpace(e.Output)

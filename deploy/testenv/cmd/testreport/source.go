@@ -75,7 +75,7 @@ func findTests(root string, packages []string) (tests []test, problems []string,
 	return tests, append(problems, left...), err
 }
 
-// leftOut returns the files with end-to-end tests below root that are not among those that are run.
+// leftOut returns the end-to-end test files below root that are missing from run.
 func leftOut(root string, run map[string]bool) (problems []string, err error) {
 	if root, err = filepath.Abs(root); err != nil {
 		return nil, err
