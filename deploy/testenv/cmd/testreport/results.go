@@ -18,7 +18,7 @@ type event struct {
 type results struct {
 	actions map[test]string   // the last of run, pass, fail and skip
 	said    map[test][]string // the lines of tests that have not ended
-	why     map[test]string   // tests were skipped
+	why     map[test]string   // the reasons of tests that were skipped
 	ok      []string          // the lines of packages that passed
 }
 
