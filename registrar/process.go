@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"berth/registrar/label"
+	"berth/registrar/ready"
 )
 
 // ProcessOptions say what to run, and as what to register it. Command, Process, Agent and Log are required.
@@ -127,7 +128,7 @@ func (p *Process) probe(ctx context.Context, late func(error)) error {
 	if p.instance.Ready.Kind == ReadyNone {
 		return nil
 	}
-	return probe(ctx, try, p.instance.Ready, p.opts.ReadyTimeout, late)
+	return ready.Wait(ctx, ready.Try, p.instance.Ready, p.opts.ReadyTimeout, late)
 }
 
 // stop takes the process out of service, and has it end when it is drained. What is not registered needs no draining.
@@ -172,9 +173,7 @@ func (p *Process) await(c *child, most time.Duration, enough func(os.Signal) boo
 
 // accepts says whether something listens there already: it would be registered in place of a process that then cannot.
 func accepts(ctx context.Context, address string) bool {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	return try(ctx, Ready{Kind: ReadyTCP, Address: address}) == nil
+	return ready.Try(ctx, Ready{Kind: ReadyTCP, Address: address}) == nil
 }
 
 func isStop(s os.Signal) bool {

@@ -22,6 +22,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"berth/registrar/ready"
+
 	inspect "berth/registrar/docker"
 )
 
@@ -64,7 +66,7 @@ type Registrar struct {
 	opts    Options
 	own     ownership
 	inbox   *inbox
-	try     prober
+	try     ready.Prober
 	metrics metrics
 
 	// Docker, as far as it is known.
@@ -106,7 +108,7 @@ func New(opts Options) *Registrar {
 	r := &Registrar{
 		opts:       opts,
 		inbox:      newInbox(),
-		try:        try,
+		try:        ready.Try,
 		metrics:    newMetrics(opts.Metrics),
 		containers: map[string]Container{},
 		failed:     map[string]string{},

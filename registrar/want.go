@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"berth/registrar/ready"
+
 	"berth/registrar/label"
 )
 
@@ -172,7 +174,7 @@ func (r *Registrar) probe(ctx context.Context, in Instance, e endpoint) {
 				m.late[e] = err.Error()
 			})
 		}
-		if probe(ctx, r.try, in.Ready, r.opts.ReadyTimeout, late) == nil {
+		if ready.Wait(ctx, r.try, in.Ready, r.opts.ReadyTimeout, late) == nil {
 			r.inbox.put(func(m *mail) { m.accepted = append(m.accepted, e) })
 		}
 	})

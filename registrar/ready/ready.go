@@ -1,4 +1,5 @@
-package registrar
+// Package ready finds out whether an instance is ready.
+package ready
 
 import (
 	"context"
@@ -7,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"berth/registrar/label"
 )
 
 // Probing begins fast, since most programs listen a few milliseconds after their start, and slows down, so that
@@ -18,12 +21,14 @@ const (
 	probeTimeout = time.Second
 )
 
-// prober tries whether something is ready. The loop's tests have one that knows without a network.
-type prober func(ctx context.Context, r Ready) error
+// Prober tries once whether an instance is ready. Tests have one that knows without a network.
+type Prober func(ctx context.Context, r label.Ready) error
 
-// try is the prober of real instances.
-func try(ctx context.Context, r Ready) error {
-	if r.Kind == ReadyHTTP {
+// Try is the Prober of real instances.
+func Try(ctx context.Context, r label.Ready) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	if r.Kind == label.ReadyHTTP {
 		return tryHTTP(ctx, r)
 	}
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", r.Address)
@@ -33,7 +38,7 @@ func try(ctx context.Context, r Ready) error {
 	return conn.Close()
 }
 
-func tryHTTP(ctx context.Context, r Ready) error {
+func tryHTTP(ctx context.Context, r label.Ready) error {
 	req, err := r.Request(ctx)
 	if err != nil {
 		return err
@@ -51,18 +56,16 @@ func tryHTTP(ctx context.Context, r Ready) error {
 	return nil
 }
 
-// probe returns nil when an instance is ready, and ctx's error when that ends first. late is called once, with the
-// reason, if it takes longer than patience.
-func probe(ctx context.Context, try prober, r Ready, patience time.Duration, late func(error)) error {
+// Wait tries until an instance is ready and then returns nil, or ctx's error when that ends first. late is called once,
+// with the reason, if it takes longer than patience.
+func Wait(ctx context.Context, try Prober, r label.Ready, patience time.Duration, late func(error)) error {
 	started, told := time.Now(), false
 	wait := probeFirst
 	for n := 1; ; n++ {
 		if n > probesFast {
 			wait = min(wait+wait/8+1, probeMost)
 		}
-		attempt, cancel := context.WithTimeout(ctx, probeTimeout)
-		err := try(attempt, r)
-		cancel()
+		err := try(ctx, r)
 		if err == nil {
 			return nil
 		}

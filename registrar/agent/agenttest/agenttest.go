@@ -1,0 +1,188 @@
+// Package agenttest is a Consul agent for tests.
+package agenttest
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// Agent does what a Consul agent does to what it holds (seen with Consul 1.20): a registration keeps the checks that are
+// there with their state, maintenance mode is a check, and a service takes its checks with it. Its fields are for Do.
+type Agent struct {
+	mu       sync.Mutex
+	Services map[string]*api.AgentService
+	Checks   map[string]*api.AgentCheck
+	Err      error            // of every call
+	Fail     map[string]error // by the call, like "services", or by the call and its ID, like "drain vm:a:80"
+	Hang     map[string]bool  // likewise: blocks until the caller gives up
+	Calls    map[string]int   // how often each call was made, by its name, and all together as "all"
+	History  []string         // calls that register or deregister
+}
+
+// New returns an Agent that holds nothing.
+func New() *Agent {
+	return &Agent{
+		Services: map[string]*api.AgentService{}, Checks: map[string]*api.AgentCheck{},
+		Fail: map[string]error{}, Hang: map[string]bool{}, Calls: map[string]int{},
+	}
+}
+
+// Do calls f while nobody else looks at the agent.
+func (a *Agent) Do(f func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f()
+}
+
+// Forget makes it an agent that lost its state. To be called within Do.
+func (a *Agent) Forget() {
+	a.Services, a.Checks = map[string]*api.AgentService{}, map[string]*api.AgentCheck{}
+}
+
+// Called says how often a call was made.
+func (a *Agent) Called(what string) (n int) {
+	a.Do(func() { n = a.Calls[what] })
+	return n
+}
+
+// Check is a check that it holds, zero if it does not.
+func (a *Agent) Check(id string) (c api.AgentCheck) {
+	a.Do(func() {
+		if is := a.Checks[id]; is != nil {
+			c = *is
+		}
+	})
+	return c
+}
+
+// Registered are the services' IDs. Those in maintenance mode have a ! and those with a critical check a ? behind.
+func (a *Agent) Registered() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []string
+	for _, id := range slices.Sorted(maps.Keys(a.Services)) {
+		mark := ""
+		for _, c := range a.Checks {
+			switch {
+			case c.ServiceID != id || c.Status != api.HealthCritical:
+			case strings.HasPrefix(c.CheckID, api.ServiceMaintPrefix):
+				mark = "!"
+			case mark == "":
+				mark = "?"
+			}
+		}
+		out = append(out, id+mark)
+	}
+	return strings.Join(out, " ")
+}
+
+// Put registers a service. To be called within Do, as Remove and Maintain are.
+func (a *Agent) Put(r *api.AgentServiceRegistration) {
+	a.Services[r.ID] = &api.AgentService{ID: r.ID, Service: r.Name, Tags: r.Tags, Meta: maps.Clone(r.Meta), Address: r.Address, Port: r.Port, Weights: *r.Weights}
+	for _, c := range r.Checks {
+		is := &api.AgentCheck{CheckID: c.CheckID, Name: c.Name, Status: c.Status, Notes: c.Notes, ServiceID: r.ID}
+		if before := a.Checks[c.CheckID]; before != nil {
+			is.Status, is.Output = before.Status, before.Output
+		}
+		a.Checks[c.CheckID] = is
+	}
+}
+
+// Remove deregisters a service.
+func (a *Agent) Remove(id string) {
+	delete(a.Services, id)
+	maps.DeleteFunc(a.Checks, func(_ string, c *api.AgentCheck) bool { return c.ServiceID == id })
+}
+
+// Maintain puts a service into maintenance mode.
+func (a *Agent) Maintain(id, reason string) {
+	check := api.ServiceMaintPrefix + id
+	a.Checks[check] = &api.AgentCheck{CheckID: check, Status: api.HealthCritical, Notes: reason, ServiceID: id}
+}
+
+// call plays one call: it fails, hangs, or does f.
+func (a *Agent) call(ctx context.Context, name, id string, f func()) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.Calls["all"]++
+	a.Calls[name]++
+	if name == "register" || name == "deregister" {
+		a.History = append(a.History, name)
+	}
+	if key := name + " " + id; a.Hang[name] || a.Hang[key] {
+		a.mu.Unlock()
+		<-ctx.Done()
+		a.mu.Lock()
+		return ctx.Err()
+	} else if a.Fail[key] != nil {
+		return a.Fail[key]
+	}
+	if a.Err != nil {
+		return a.Err
+	}
+	if a.Fail[name] != nil {
+		return a.Fail[name]
+	}
+	f()
+	return nil
+}
+
+// ServicesWithFilterOpts and the other calls are those of *api.Agent. Filters are not looked at.
+func (a *Agent) ServicesWithFilterOpts(_ string, q *api.QueryOptions) (out map[string]*api.AgentService, err error) {
+	err = a.call(q.Context(), "services", "", func() { out = maps.Clone(a.Services) })
+	return out, err
+}
+
+func (a *Agent) ChecksWithFilterOpts(_ string, q *api.QueryOptions) (out map[string]*api.AgentCheck, err error) {
+	err = a.call(q.Context(), "checks", "", func() {
+		out = map[string]*api.AgentCheck{}
+		for id, c := range a.Checks {
+			is := *c
+			out[id] = &is
+		}
+	})
+	return out, err
+}
+
+func (a *Agent) ServiceRegisterOpts(s *api.AgentServiceRegistration, _ api.ServiceRegisterOpts) error {
+	// The options tell nobody their context: the deadline is the usual one.
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	return a.call(ctx, "register", s.ID, func() { a.Put(s) })
+}
+
+func (a *Agent) ServiceDeregisterOpts(id string, q *api.QueryOptions) error {
+	return a.call(q.Context(), "deregister", id, func() { a.Remove(id) })
+}
+
+func (a *Agent) CheckDeregisterOpts(id string, q *api.QueryOptions) error {
+	return a.call(q.Context(), "check deregister", id, func() { delete(a.Checks, id) })
+}
+
+func (a *Agent) EnableServiceMaintenanceOpts(id, reason string, q *api.QueryOptions) error {
+	return a.call(q.Context(), "enable", id, func() { a.Maintain(id, reason) })
+}
+
+func (a *Agent) DisableServiceMaintenanceOpts(id string, q *api.QueryOptions) error {
+	return a.call(q.Context(), "disable", id, func() { delete(a.Checks, api.ServiceMaintPrefix+id) })
+}
+
+func (a *Agent) UpdateTTLOpts(id, output, status string, q *api.QueryOptions) error {
+	missing := false
+	err := a.call(q.Context(), "update", id, func() {
+		is := a.Checks[id]
+		if missing = is == nil; !missing {
+			is.Status, is.Output = status, output
+		}
+	})
+	if missing {
+		return api.StatusError{Code: 404, Body: "Unknown check ID " + id}
+	}
+	return err
+}

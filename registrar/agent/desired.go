@@ -1,0 +1,195 @@
+package agent
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"berth/registrar/label"
+)
+
+// Automatic begins the reasons for maintenance that berth gives and takes back. A maintenance mode set by hand, through
+// berth drain or Consul itself, is never taken back by it.
+const Automatic = "berth registrar: "
+
+// Desired is an instance with what is to be said about it now.
+type Desired struct {
+	label.Instance
+	NotReady string        // why it is not ready, though it should be by now; "" = it is
+	Waited   time.Duration // with NotReady: for how long it was given time, for the log
+	Drain    string        // why it is to get no new requests, beginning with Automatic; "" = it may
+	Health   string        // what Docker's HEALTHCHECK says: "healthy", "unhealthy" or "starting"
+	Output   string        // of the HEALTHCHECK
+
+	fingerprints *[2]string // of the checks, without and with the one for NotReady; nil = not computed yet
+}
+
+// Prepare returns the instance as Desired, with what is costly to compute about it: to be called once, and copied.
+func Prepare(in label.Instance) Desired {
+	d := Desired{Instance: in}
+	late := d
+	late.NotReady = "late"
+	d.fingerprints = &[2]string{d.fingerprint(), late.fingerprint()}
+	return d
+}
+
+func readyCheckID(id string) string   { return id + ":ready" }
+func checkID(id string, n int) string { return fmt.Sprintf("%s:check-%d", id, n+1) }
+
+func (d Desired) ttlStatus(c label.Check) string {
+	if c.Health && d.Health != "healthy" {
+		return api.HealthCritical
+	}
+	return api.HealthPassing
+}
+
+// checks are the definitions of the instance's checks.
+func (d Desired) checks() (out api.AgentServiceChecks) {
+	for n, c := range d.Checks {
+		check := c.Definition
+		check.CheckID = checkID(d.ID, n)
+		check.Status = cmp.Or(c.Status, api.HealthPassing)
+		if c.TTL > 0 {
+			check.Status = d.ttlStatus(c)
+			check.TTL = c.TTL.String()
+		}
+		out = append(out, &check)
+	}
+	if d.NotReady != "" {
+		out = append(out, &api.AgentServiceCheck{
+			CheckID: readyCheckID(d.ID), Name: "ready", TTL: (24 * time.Hour).String(), Status: api.HealthCritical, Notes: d.NotReady,
+		})
+	}
+	return out
+}
+
+// fingerprint changes when the definition of a check does, and not with its status. It is "" without checks.
+func (d Desired) fingerprint() string {
+	switch {
+	case d.fingerprints != nil && d.NotReady == "":
+		return d.fingerprints[0]
+	case d.fingerprints != nil:
+		return d.fingerprints[1]
+	case len(d.Checks) == 0 && d.NotReady == "":
+		return ""
+	}
+	sum := sha256.New()
+	for _, c := range d.checks() {
+		c.Status, c.Notes = "", ""
+		b, err := json.Marshal(c)
+		if err != nil {
+			panic(err) // strings and lists of strings
+		}
+		sum.Write(b)
+	}
+	return fmt.Sprintf("%x", sum.Sum(nil)[:8])
+}
+
+// registration is what is sent to the agent for an instance, with its checks in the same call.
+func (d Desired) registration() *api.AgentServiceRegistration {
+	r := &api.AgentServiceRegistration{
+		ID: d.ID, Name: d.Name, Tags: d.Tags, Meta: maps.Clone(d.Meta), Address: d.Address, Port: d.Port,
+		Weights: &api.AgentWeights{Passing: cmp.Or(d.Weight, 1), Warning: 1},
+		Checks:  d.checks(),
+	}
+	if len(r.Checks) > 0 {
+		r.Meta[label.MetaChecks] = d.fingerprint()
+	}
+	return r
+}
+
+// Change is what is to be done about one instance: into maintenance mode, or away, or some of the rest.
+type Change struct {
+	ID         string
+	Desired    Desired // what is to stand there, but for Deregister
+	Drain      bool
+	Deregister *api.AgentService
+
+	Register bool
+	Uncheck  []string // IDs of checks that it has no more
+	Resume   bool     // out of maintenance mode
+}
+
+// Empty says whether there is nothing to do.
+func (c Change) Empty() bool {
+	return !c.Drain && c.Deregister == nil && !c.Register && !c.Resume && len(c.Uncheck) == 0
+}
+
+// String says what is done. Changes of an instance that do the same have the same text.
+func (c Change) String() string {
+	var out []string
+	for what, is := range map[string]bool{"drain": c.Drain, "deregister": c.Deregister != nil, "register": c.Register, "resume": c.Resume} {
+		if is {
+			out = append(out, what)
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(append(out, c.Uncheck...), " ") + " " + c.ID
+}
+
+// Deregister returns the change that removes a registration with its checks.
+func Deregister(s *api.AgentService) Change { return Change{ID: s.ID, Deregister: s} }
+
+// Diff returns what to do so that the agent, which holds have of this instance, holds what is desired. An instance that
+// is to get no new requests is put into maintenance mode if it is registered, and left alone otherwise.
+func Diff(d Desired, have Registered) Change {
+	c := Change{ID: d.ID, Desired: d}
+	reason, maintained := have.Maintenance()
+	if d.Drain != "" {
+		c.Drain = have.Held() && !maintained
+		return c
+	}
+	c.Register = !d.Same(have)
+	c.Uncheck = d.staleChecks(have)
+	c.Resume = maintained && strings.HasPrefix(reason, Automatic)
+	return c
+}
+
+// Same says whether the agent holds the registration with all of its checks.
+func (d Desired) Same(s Registered) bool {
+	if !s.Held() || s.Service != d.Name || s.Address != d.Address || s.Port != d.Port ||
+		s.Weights != (api.AgentWeights{Passing: cmp.Or(d.Weight, 1), Warning: 1}) || !slices.Equal(s.Tags, d.Tags) {
+		return false
+	}
+	pairs := len(s.Meta)
+	if mark := d.fingerprint(); mark != "" {
+		if s.Meta[label.MetaChecks] != mark {
+			return false
+		}
+		pairs--
+	}
+	for key, value := range d.Meta {
+		if is, ok := s.Meta[key]; !ok || is != value {
+			return false
+		}
+	}
+	for n := range d.Checks {
+		if s.Checks[checkID(d.ID, n)] == nil {
+			return false
+		}
+	}
+	return pairs == len(d.Meta) && (d.NotReady == "" || s.Checks[readyCheckID(d.ID)] != nil)
+}
+
+// staleChecks are the checks that an instance has at the agent and should not have. A registration adds checks and keeps
+// those that are there; only so does it leave maintenance mode alone.
+func (d Desired) staleChecks(have Registered) (out []string) {
+	want := map[string]bool{maintenanceID + d.ID: true, readyCheckID(d.ID): d.NotReady != ""}
+	for n := range d.Checks {
+		want[checkID(d.ID, n)] = true
+	}
+	for id := range have.Checks {
+		if !want[id] {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
