@@ -68,7 +68,7 @@ func (c *child) code() int {
 	if status.Signaled() {
 		code = 128 + int(status.Signal())
 	}
-	if c.told && code == 128+sigterm { // some programs exit with that number themselves
+	if c.told && code == 128+int(syscall.SIGTERM) { // some programs exit with that number themselves
 		return 0
 	}
 	return code

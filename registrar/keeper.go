@@ -8,7 +8,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/consul/api"
+	"berth/registrar/agent"
+	"berth/registrar/async"
+	"berth/registrar/label"
 )
 
 // keepEvery is how often a keeper looks, at least: within so long what an agent has lost is registered again.
@@ -17,7 +19,7 @@ const keepEvery = 3 * time.Second
 // keeper keeps one registration at a Consul agent as it should be, whatever becomes of the agent. It has no lock: what
 // it knows belongs to the goroutine of keep, of which there is one at a time.
 type keeper struct {
-	agent Agent
+	agent agent.Agent
 	log   *slog.Logger
 	id    string
 	owner string        // in the metadata
@@ -30,15 +32,15 @@ type keeper struct {
 	err  error // how it went last
 }
 
-func newKeeper(agent Agent, log *slog.Logger, id, owner string, ttl time.Duration, alive string) *keeper {
-	return &keeper{agent: agent, log: log.With("instance", id), id: id, owner: owner, every: min(ttl/3, keepEvery), alive: alive}
+func newKeeper(client agent.Client, log *slog.Logger, id, owner string, ttl time.Duration, alive string) *keeper {
+	return &keeper{agent: agent.Agent{Client: client, Log: log}, log: log.With("instance", id), id: id, owner: owner, every: min(ttl/3, keepEvery), alive: alive}
 }
 
 // keeping says whether something is registered, as far as the agent answers.
 func (k *keeper) keeping() bool { return k.stop != nil }
 
 // keep has the agent hold w from now on. It returns at once.
-func (k *keeper) keep(w wanted) {
+func (k *keeper) keep(w agent.Desired) {
 	if k.stop != nil {
 		k.stop()
 	}
@@ -46,7 +48,7 @@ func (k *keeper) keep(w wanted) {
 	var work sync.WaitGroup
 	work.Go(func() {
 		k.retry(ctx, func() (done bool) {
-			k.settle(ctx, k.sync(ctx, []wanted{w}))
+			k.settle(ctx, k.sync(ctx, []agent.Desired{w}))
 			return false
 		})
 	})
@@ -59,7 +61,7 @@ func (k *keeper) release() {
 		return
 	}
 	k.stop()
-	ctx, cancel := context.WithTimeout(context.Background(), agentTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), agent.Timeout)
 	defer cancel()
 	var err error
 	k.retry(ctx, func() (done bool) {
@@ -72,9 +74,9 @@ func (k *keeper) release() {
 	}
 }
 
-// retry calls f at an interval, and after failures as retries says, until it is done or ctx is.
+// retry calls f at an interval, and after failures as async.Delays says, until it is done or ctx is.
 func (k *keeper) retry(ctx context.Context, f func() (done bool)) {
-	delays := retries()
+	delays := async.Delays()
 	for !f() {
 		wait := k.every
 		if k.err != nil {
@@ -105,79 +107,39 @@ func (k *keeper) settle(ctx context.Context, err error) {
 }
 
 // sync makes the agent hold what is wanted, which is one instance or none, and passes its TTL check.
-func (k *keeper) sync(ctx context.Context, want []wanted) error {
-	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
+func (k *keeper) sync(ctx context.Context, want []agent.Desired) error {
+	ctx, cancel := context.WithTimeout(ctx, agent.Timeout)
 	defer cancel()
-	have, err := k.read(ctx)
+	state, err := k.agent.Read(ctx, k.id)
 	if err != nil {
 		return err
 	}
-	s := have.services[k.id]
-	switch {
-	case len(want) > 0 && s != nil && !k.mayReplace(s):
-		return fmt.Errorf("service ID %s is held by another registration, of %q: choose another id or deregister it", k.id, s.Meta[metaOwner])
-	case len(want) > 0 && want[0].drain != "" && s == nil:
-		return nil // not to be registered any more
+	have := state[k.id]
+	if len(want) == 0 {
+		if have.Held() && have.Meta[label.MetaOwner] == k.owner {
+			return k.agent.Apply(ctx, agent.Deregister(have.AgentService))
+		}
+		return nil
 	}
-	if err := k.apply(ctx, diff(want, have, ownership{owner: k.owner}, nil)); err != nil {
+	d := want[0]
+	if have.Held() && !k.mayReplace(have.Meta[label.MetaOwner]) {
+		return fmt.Errorf("service ID %s is held by another registration, of %q: choose another id or deregister it", k.id, have.Meta[label.MetaOwner])
+	}
+	c := agent.Diff(d, have)
+	if err := k.agent.Apply(ctx, c); err != nil {
 		return err
 	}
-	for _, w := range want {
+	k.mine = k.mine || c.Register
+	for _, h := range d.Heartbeats(k.alive) {
 		// At once, too: an agent keeps the state of a check over its restart only from here.
-		if err := k.agent.UpdateTTLOpts(checkID(w.ID, 0), k.alive, api.HealthPassing, query(ctx)); err != nil {
-			return fmt.Errorf("pass the TTL check: %w", err)
+		if err := k.agent.Beat(ctx, h); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// mayReplace says whether a registration is this process's, or that of an earlier one whose berth was killed.
-func (k *keeper) mayReplace(s *api.AgentService) bool {
-	owner := s.Meta[metaOwner]
+// mayReplace says whether a registration is this process's, or one of an earlier process whose berth was killed.
+func (k *keeper) mayReplace(owner string) bool {
 	return owner == k.owner || (!k.mine && strings.HasPrefix(owner, processOwner))
-}
-
-func (k *keeper) read(ctx context.Context) (have held, err error) {
-	if have.services, err = k.agent.ServicesWithFilterOpts(fmt.Sprintf("ID == %q", k.id), query(ctx)); err != nil {
-		return have, fmt.Errorf("read the service: %w", err)
-	}
-	if have.checks, err = k.agent.ChecksWithFilterOpts(fmt.Sprintf("ServiceID == %q", k.id), query(ctx)); err != nil {
-		return have, fmt.Errorf("read its checks: %w", err)
-	}
-	return have, nil
-}
-
-func (k *keeper) apply(ctx context.Context, c change) error {
-	for _, w := range c.register {
-		// Existing checks are kept, and maintenance mode with them.
-		if err := k.agent.ServiceRegisterOpts(w.registration(), api.ServiceRegisterOpts{}.WithContext(ctx)); err != nil {
-			return fmt.Errorf("register: %w", err)
-		}
-		k.mine = true
-		k.log.Info("registered", "service", w.Name, "address", w.Address, "port", w.Port)
-	}
-	for _, id := range c.uncheck {
-		if err := k.agent.CheckDeregisterOpts(id, query(ctx)); err != nil && !isNotFound(err) {
-			return fmt.Errorf("deregister check %s: %w", id, err)
-		}
-	}
-	for _, w := range c.drain {
-		if err := k.agent.EnableServiceMaintenanceOpts(w.ID, w.drain, query(ctx)); err != nil {
-			return fmt.Errorf("drain: %w", err)
-		}
-		k.log.Info("out of service", "service", w.Name, "reason", strings.TrimPrefix(w.drain, automatic))
-	}
-	for _, id := range c.resume {
-		if err := k.agent.DisableServiceMaintenanceOpts(id, query(ctx)); err != nil {
-			return fmt.Errorf("resume: %w", err)
-		}
-		k.log.Info("back in service")
-	}
-	for _, s := range c.deregister {
-		if err := k.agent.ServiceDeregisterOpts(s.ID, query(ctx)); err != nil && !isNotFound(err) {
-			return fmt.Errorf("deregister: %w", err)
-		}
-		k.log.Info("deregistered", "service", s.Service)
-	}
-	return nil
 }

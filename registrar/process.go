@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"berth/registrar/agent"
 	"berth/registrar/label"
 	"berth/registrar/ready"
 )
@@ -29,7 +30,7 @@ type ProcessOptions struct {
 	DrainTime     time.Duration // from its being taken out of service to its SIGTERM
 	StopTimeout   time.Duration // from there to its SIGKILL
 
-	Agent Agent
+	Agent agent.Client
 	Log   *slog.Logger
 }
 
@@ -46,7 +47,7 @@ type Process struct {
 	opts     ProcessOptions
 	name     string // of the program, in logs
 	at       string // where it is asked whether it is ready
-	instance Instance
+	instance label.Instance
 }
 
 // NewProcess returns a Process, or one line that says what is wrong with the options, by the names of berth's flags.
@@ -61,7 +62,7 @@ func NewProcess(opts ProcessOptions) (*Process, error) {
 // it is told to stop or ends. Whether Consul answers makes no difference to it. That ctx is done is like a SIGTERM
 // in Signals.
 func (p *Process) Run(ctx context.Context) (code int, err error) {
-	if p.instance.Ready.Kind != ReadyNone && accepts(ctx, p.at) {
+	if p.instance.Ready.Kind != label.ReadyNone && accepts(ctx, p.at) {
 		return 0, fmt.Errorf("%s accepts connections before %s is started: end what listens there, or choose another port", p.at, p.name)
 	}
 	c, err := startChild(p.opts)
@@ -70,9 +71,9 @@ func (p *Process) Run(ctx context.Context) (code int, err error) {
 	}
 	p.opts.Log.Info(p.name+" started", "pid", c.Pid)
 	owner := fmt.Sprintf("%s%s:%d", processOwner, p.opts.Host, c.Pid)
-	w := wanted{Instance: p.instance}
+	w := agent.Desired{Instance: p.instance}
 	w.Meta = maps.Clone(w.Meta)
-	w.Meta[metaOwner] = owner
+	w.Meta[label.MetaOwner] = owner
 	k := newKeeper(p.opts.Agent, p.opts.Log, w.ID, owner, p.opts.TTL, fmt.Sprintf("process %d runs", c.Pid))
 	if reason := p.attend(ctx, c, k, w); reason != "" {
 		p.stop(c, k, w, reason)
@@ -86,7 +87,7 @@ func (p *Process) Run(ctx context.Context) (code int, err error) {
 }
 
 // attend registers the process when it is ready, and returns why it is to stop, or "" when it has ended by itself.
-func (p *Process) attend(ctx context.Context, c *child, k *keeper, w wanted) (stop string) {
+func (p *Process) attend(ctx context.Context, c *child, k *keeper, w agent.Desired) (stop string) {
 	probing, enough := context.WithCancel(context.WithoutCancel(ctx))
 	var (
 		ready  = make(chan struct{})
@@ -112,12 +113,12 @@ func (p *Process) attend(ctx context.Context, c *child, k *keeper, w wanted) (st
 			}
 			_ = c.Signal(s)
 		case err := <-late:
-			w.notReady = err.Error()
-			p.opts.Log.Warn("critical until it is ready", "instance", w.ID, "reason", w.notReady, "waited", p.opts.ReadyTimeout)
+			w.NotReady = err.Error()
+			p.opts.Log.Warn("critical until it is ready", "instance", w.ID, "reason", w.NotReady, "waited", p.opts.ReadyTimeout)
 			k.keep(w)
 		case <-ready:
 			ready, late = nil, nil
-			w.notReady = ""
+			w.NotReady = ""
 			k.keep(w)
 		}
 	}
@@ -125,18 +126,18 @@ func (p *Process) attend(ctx context.Context, c *child, k *keeper, w wanted) (st
 
 // probe returns nil when the process is ready.
 func (p *Process) probe(ctx context.Context, late func(error)) error {
-	if p.instance.Ready.Kind == ReadyNone {
+	if p.instance.Ready.Kind == label.ReadyNone {
 		return nil
 	}
 	return ready.Wait(ctx, ready.Try, p.instance.Ready, p.opts.ReadyTimeout, late)
 }
 
 // stop takes the process out of service, and has it end when it is drained. What is not registered needs no draining.
-func (p *Process) stop(c *child, k *keeper, w wanted, reason string) {
+func (p *Process) stop(c *child, k *keeper, w agent.Desired, reason string) {
 	log := p.opts.Log.With("pid", c.Pid)
 	log.Info(p.name+" is to stop", "reason", reason)
 	if k.keeping() {
-		w.drain = automatic + reason
+		w.Drain = agent.Automatic + reason
 		k.keep(w)
 		if p.await(c, p.opts.DrainTime, isStop) {
 			return
@@ -173,7 +174,7 @@ func (p *Process) await(c *child, most time.Duration, enough func(os.Signal) boo
 
 // accepts says whether something listens there already: it would be registered in place of a process that then cannot.
 func accepts(ctx context.Context, address string) bool {
-	return ready.Try(ctx, Ready{Kind: ReadyTCP, Address: address}) == nil
+	return ready.Try(ctx, label.Ready{Kind: label.ReadyTCP, Address: address}) == nil
 }
 
 func isStop(s os.Signal) bool {

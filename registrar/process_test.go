@@ -17,7 +17,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/consul/api"
 
+	"berth/registrar/agent/agenttest"
 	"berth/registrar/label"
 )
 
@@ -43,7 +45,7 @@ func runScript(t *testing.T, script string, change func(*ProcessOptions)) *runni
 	t.Helper()
 	p := &runningProcess{world: newWorld(), t: t, dir: t.TempDir(), signals: make(chan os.Signal, 8), code: make(chan int, 1)}
 	opts := processOptions("sh", "-c", "D="+p.dir+"; "+script)
-	opts.Agent, opts.Signals = p.world, p.signals
+	opts.Agent, opts.Signals = p.Agent, p.signals
 	if change != nil {
 		change(&opts)
 	}
@@ -63,7 +65,7 @@ func (p *runningProcess) eventually(what string, f func() bool) {
 	p.t.Helper()
 	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			p.t.Fatalf("not within 20s: %s; registered: %q", what, p.registered())
+			p.t.Fatalf("not within 20s: %s; registered: %q", what, p.Registered())
 		}
 	}
 }
@@ -71,7 +73,7 @@ func (p *runningProcess) eventually(what string, f func() bool) {
 // is waits until this is registered.
 func (p *runningProcess) is(want string) {
 	p.t.Helper()
-	p.eventually("registered is "+want, func() bool { return p.registered() == want })
+	p.eventually("registered is "+want, func() bool { return p.Registered() == want })
 }
 
 // says waits until the script has written a file.
@@ -91,7 +93,7 @@ func (p *runningProcess) ends(want int) {
 	case <-time.After(30 * time.Second):
 		p.t.Fatal("it does not end")
 	}
-	if got := p.registered(); got != "" {
+	if got := p.Registered(); got != "" {
 		p.t.Errorf("registered is left: %q", got)
 	}
 }
@@ -141,7 +143,7 @@ func TestProcessIsReadyFirst(t *testing.T) {
 		l.Close()
 		p := runScript(t, untilTold, func(o *ProcessOptions) { o.Port, o.Ready = port, "" })
 		p.says("runs")
-		if n := p.called("consul"); n != 0 {
+		if n := p.called("all"); n != 0 {
 			t.Errorf("%d calls to Consul before it is ready", n)
 		}
 		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port)) // in its place
@@ -220,7 +222,7 @@ func TestProcessDrains(t *testing.T) {
 	p.is("vm:www:20001")
 	p.signals <- syscall.SIGTERM
 	p.is("vm:www:20001!")
-	if c := p.check(maintenanceID + "vm:www:20001"); !strings.Contains(c.Notes, "told to stop by SIGTERM") {
+	if c := p.Check(api.ServiceMaintPrefix + "vm:www:20001"); !strings.Contains(c.Notes, "told to stop by SIGTERM") {
 		t.Errorf("the reason is %q", c.Notes)
 	}
 	if _, err := os.Stat(filepath.Join(p.dir, "told")); err == nil {
@@ -228,7 +230,7 @@ func TestProcessDrains(t *testing.T) {
 	}
 	p.signals <- syscall.SIGTERM // cuts it short
 	p.says("told")
-	if got := p.registered(); got != "vm:www:20001!" {
+	if got := p.Registered(); got != "vm:www:20001!" {
 		t.Errorf("registered is %q while it finishes", got)
 	}
 	if err := os.WriteFile(filepath.Join(p.dir, "go"), nil, 0o600); err != nil {
@@ -284,13 +286,13 @@ func TestProcessLeavesNothingBehind(t *testing.T) {
 
 func TestProcessWithoutConsul(t *testing.T) {
 	p := runScript(t, "trap 'touch $D/told; exit 0' TERM; "+untilTold, func(o *ProcessOptions) {
-		o.Agent.(*world).consulErr = errors.New("connection refused")
+		o.Agent.(*agenttest.Agent).Err = errors.New("connection refused")
 	})
 	p.says("runs")
-	p.eventually("Consul was asked", func() bool { return p.called("consul") > 0 })
-	p.do(func() { p.consulErr = nil })
+	p.eventually("Consul was asked", func() bool { return p.called("all") > 0 })
+	p.do(func() { p.Err = nil })
 	p.is("vm:www:20001")
-	p.do(func() { p.consulErr = errors.New("connection refused") })
+	p.do(func() { p.Err = errors.New("connection refused") })
 	p.signals <- syscall.SIGTERM
 	p.says("told")
 	if code := <-p.code; code != 0 || p.err != nil {

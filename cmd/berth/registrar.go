@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"berth/registrar"
+	"berth/registrar/agent"
 	"berth/registrar/docker"
+	"berth/registrar/label"
 )
 
 func registrarCommand() *cobra.Command {
@@ -64,10 +67,13 @@ func (p *process) newRegistrar() (*registrar.Registrar, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tags: %w", err)
 	}
+	c := p.config
+	host := label.Host{Networks: c.Network, Internal: c.Internal, Explicit: c.Explicit, IP: c.IP, Scripts: c.Scripts, TTL: c.TTL, Policy: c.Policy}
 	return registrar.New(registrar.Options{
 		Docker:       client,
-		Events:       registrar.DockerEvents(client),
-		Host:         hostDescription(client, consul, p.config),
+		Events:       docker.Events(client),
+		Host:         docker.Host(client, host),
+		Node:         consulNode(consul),
 		Agent:        consul.Agent(),
 		Resync:       p.config.Resync,
 		ReadyTimeout: p.config.ReadyTimeout,
@@ -129,7 +135,7 @@ requests, and stay so until berth undrain or the end of their container.`,
 				return err
 			}
 			for _, arg := range args {
-				if err := setDrain(cmd.Context(), cmd.OutOrStdout(), registrar.Finder{Agent: consul.Agent(), Docker: client}, arg, on, reason); err != nil {
+				if err := setDrain(cmd.Context(), cmd.OutOrStdout(), registrar.Finder{Agent: agent.Agent{Client: consul.Agent(), Log: slog.New(slog.DiscardHandler)}, Docker: client}, arg, on, reason); err != nil {
 					return err
 				}
 			}
