@@ -214,10 +214,7 @@ func (p *planner) overdue(i *instance, t *tracked) string {
 
 // heartbeats plans what is due about an instance's TTL checks.
 func (p *planner) heartbeats(d agent.Desired, have agent.Registered) {
-	for _, h := range d.Heartbeats("the container runs") {
-		if have.Checks[h.Check] == nil {
-			continue // being registered
-		}
+	for _, h := range d.Heartbeats(have, "the container runs") {
 		last := p.beats[h.Check]
 		if last == nil {
 			last = &heartbeat{}

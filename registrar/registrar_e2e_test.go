@@ -4,6 +4,7 @@ package registrar_test
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"berth/registrar"
+	"berth/registrar/agent"
 	"berth/registrar/label"
 )
 
@@ -336,7 +338,7 @@ func TestE2EFinder(t *testing.T) {
 	// With two ports the services' names end in the ports.
 	l.expectOf(soon, "two-8080 passing", "two-9090 passing", "other passing")
 
-	f := registrar.Finder{Agent: l.consul.Agent(), Docker: dockerClient(t, "")}
+	f := registrar.Finder{Agent: agent.Agent{Client: l.consul.Agent(), Log: slog.New(slog.DiscardHandler)}, Docker: dockerClient(t, "")}
 	both := []string{c.instance(8080), c.instance(9090)}
 	for name, tt := range map[string]struct {
 		arg  string

@@ -15,8 +15,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"berth/proxyctl/supervise"
-	"berth/registrar"
 	"berth/registrar/label"
+	service "berth/registrar/process"
 )
 
 const serviceUsage = "the command to run goes behind --, as in: berth service --name www --port 20001 -- ./www 20001"
@@ -62,8 +62,10 @@ func serviceFlags(f *pflag.FlagSet) {
 }
 
 func runService(cmd *cobra.Command, args []string) error {
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
+	// Of two channels, because a full one drops signals: others must not push out a SIGTERM.
+	stop, forward := make(chan os.Signal, 2), make(chan os.Signal, 8)
+	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+	signal.Notify(forward, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
 	p, err := newProcess(cmd)
 	if err != nil {
 		return err
@@ -83,12 +85,12 @@ func runService(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return fmt.Errorf("name of this host: %w", err)
 	}
-	service, err := registrar.NewProcess(registrar.ProcessOptions{
-		Command: args,
-		Stdin:   os.Stdin,
-		Stdout:  os.Stdout,
-		Stderr:  os.Stderr,
-		Signals: signals,
+	program := filepath.Base(args[0])
+	run, err := service.New(service.Options{
+		Program: program,
+		Start:   func() (service.Running, error) { return startProcess(args) },
+		Stop:    stop,
+		Forward: forward,
 		Process: label.Process{
 			Host:    host,
 			Name:    c.Name,
@@ -104,18 +106,25 @@ func runService(cmd *cobra.Command, args []string) error {
 		ReadyTimeout: c.ReadyTimeout,
 		DrainTime:    c.DrainTime,
 		StopTimeout:  c.StopTimeout,
-		Agent:        consul.Agent(),
+		Consul:       consul.Agent(),
 		Log:          p.log,
 	})
 	if err != nil {
 		return err
 	}
 	if cmd.Context().Err() != nil {
-		return nil // told to end so early that signals does not have it
+		return nil // told to end so early that stop does not have it
 	}
-	code, err := service.Run(context.WithoutCancel(cmd.Context()))
+	code, err := run.Run(context.WithoutCancel(cmd.Context()))
 	if err == nil && code != 0 {
-		err = &supervise.Exit{Name: filepath.Base(args[0]), Code: code}
+		err = &supervise.Exit{Name: program, Code: code}
 	}
 	return err
+}
+
+// startProcess starts the command with berth's environment, CONSUL_HTTP_TOKEN included: it may have use for it.
+func startProcess(args []string) (*supervise.Process, error) {
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return supervise.Start(cmd, syscall.SIGTERM)
 }

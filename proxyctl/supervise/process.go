@@ -12,40 +12,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process is a child, or one that somebody else has started.
-type process struct {
-	*os.Process
-	group bool             // whether it leads a process group
-	told  []syscall.Signal // to end
-	ended chan struct{}
-	state *os.ProcessState // from then on; nil if it was no child
+// Process is a child of berth, or a process that an earlier berth has left running. Its methods are for one goroutine.
+type Process struct {
+	process *os.Process
+	group   bool             // whether it leads a process group
+	told    []syscall.Signal // to end
+	ended   chan struct{}
+	state   *os.ProcessState // from then on; nil if it was no child
 }
 
-// start starts a child that leads a process group of its own.
-func start(opts Options) (*process, error) {
-	cmd := exec.Command(opts.Command[0], opts.Command[1:]...)
-	cmd.Env = opts.Env
-	// A nil *os.File would be an io.Writer that is not nil.
-	if opts.Stdout != nil {
-		cmd.Stdout = opts.Stdout
-	}
-	if opts.Stderr != nil {
-		cmd.Stderr = opts.Stderr
-	}
+// Start starts a child that leads a process group of its own, so that ctrl-C in a terminal reaches berth alone. When the
+// child has ended, what it leaves in the group gets a signal: it could keep the ports of the next child. Input and output
+// have to be files, or nil.
+func Start(cmd *exec.Cmd, leftovers syscall.Signal) (*Process, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{Process: cmd.Process, group: true, ended: make(chan struct{})}
-	go p.end(opts.StopSignal, func() {
-		_ = cmd.Wait() // with files for output it fails only as the state tells
+	p := &Process{process: cmd.Process, group: true, ended: make(chan struct{})}
+	go p.await(leftovers, func() {
+		_ = cmd.Wait() // with files for input and output it fails only as the state tells
 		p.state = cmd.ProcessState
 	})
 	return p, nil
 }
 
-// adopt supervises a process that is not berth's child. The error wraps os.ErrProcessDone if there is none.
-func adopt(pid int, stop syscall.Signal) (*process, error) {
+// adopt returns the Process of one that is not berth's child. The error wraps os.ErrProcessDone if there is none.
+func adopt(pid int, leftovers syscall.Signal) (*Process, error) {
 	found, err := os.FindProcess(pid)
 	if err != nil {
 		return nil, err
@@ -53,7 +46,7 @@ func adopt(pid int, stop syscall.Signal) (*process, error) {
 	if err := found.Signal(syscall.Signal(0)); err != nil {
 		return nil, err
 	}
-	done, err := hasEnded(found, 0)
+	done, err := poll(found, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -61,41 +54,55 @@ func adopt(pid int, stop syscall.Signal) (*process, error) {
 		return nil, os.ErrProcessDone
 	}
 	group, err := syscall.Getpgid(pid)
-	p := &process{Process: found, group: err == nil && group == pid, ended: make(chan struct{})}
-	go p.end(stop, func() { _, _ = hasEnded(found, -1) })
+	p := &Process{process: found, group: err == nil && group == pid, ended: make(chan struct{})}
+	go p.await(leftovers, func() { _, _ = poll(found, -1) })
 	return p, nil
 }
 
-// hasEnded says whether a process has ended, within so many milliseconds; -1 is for ever.
-func hasEnded(p *os.Process, within int) (ended bool, err error) {
+// poll reports whether a process ends within so many milliseconds; -1 is for ever.
+func poll(p *os.Process, milliseconds int) (ended bool, err error) {
 	handleErr := p.WithHandle(func(pidfd uintptr) { // a file that can be read once the process has ended
 		var n int
 		for err = unix.EINTR; errors.Is(err, unix.EINTR); {
-			n, err = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, within)
+			n, err = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, milliseconds)
 		}
 		ended = n > 0
 	})
 	return ended, errors.Join(handleErr, err)
 }
 
-// end waits for the process, and has those that it leaves in its group end, too: they could keep the ports of the next.
-func (p *process) end(stop syscall.Signal, wait func()) {
-	wait()
+// await waits for the end of the process, and signals the rest of its group.
+func (p *Process) await(leftovers syscall.Signal, end func()) {
+	end()
 	if p.group {
-		_ = syscall.Kill(-p.Pid, stop)
+		_ = syscall.Kill(-p.process.Pid, leftovers)
 	}
 	close(p.ended)
 }
 
-// insist tells the process to end until it does or ctx is done, and says whether it has ended.
-func (p *process) insist(ctx context.Context, s syscall.Signal) bool {
+// PID returns the number of the process.
+func (p *Process) PID() int { return p.process.Pid }
+
+// Ended returns a channel that is closed when the process has ended.
+func (p *Process) Ended() <-chan struct{} { return p.ended }
+
+// Signal passes a signal on to the process alone: many programs stop their own children better than a signal does.
+func (p *Process) Signal(s syscall.Signal) { _ = p.process.Signal(s) }
+
+// Tell tells the process to end by a signal. SIGKILL goes to its whole group.
+func (p *Process) Tell(s syscall.Signal) {
 	p.told = append(p.told, s)
+	if s == syscall.SIGKILL && p.group {
+		_ = syscall.Kill(-p.process.Pid, s)
+		return
+	}
+	p.Signal(s)
+}
+
+// insist tells the process to end until it does or ctx is done, and reports whether it has ended.
+func (p *Process) insist(ctx context.Context, s syscall.Signal) bool {
 	for again := repeatAfter; ; again *= 2 { // HAProxy has a line in its log for each
-		if s == syscall.SIGKILL && p.group {
-			_ = syscall.Kill(-p.Pid, s)
-		} else {
-			_ = p.Signal(s)
-		}
+		p.Tell(s)
 		select {
 		case <-p.ended:
 			return true
@@ -106,9 +113,9 @@ func (p *process) insist(ctx context.Context, s syscall.Signal) bool {
 	}
 }
 
-// code is the exit code of a process that has ended. To die of the signal that told it to end is as good as 0, but for
-// SIGKILL, which means that it did not end as told.
-func (p *process) code() int {
+// Code returns the exit code of a process that has ended, as a shell has it: 128 and the signal if one killed it. To die
+// of a signal that told it to end is as good as 0, but for SIGKILL, which means that it did not end as told.
+func (p *Process) Code() int {
 	if p.state == nil {
 		return 0
 	}
@@ -120,7 +127,7 @@ func (p *process) code() int {
 }
 
 // String says how a process ended that has ended.
-func (p *process) String() string {
+func (p *Process) String() string {
 	if p.state == nil {
 		return "it was not berth's child, so nothing is known"
 	}

@@ -1,8 +1,8 @@
 // Package supervise runs a proxy as berth's child process: it starts it once there is a configuration, starts it again
 // when it ends by itself, passes signals on to it, and stops it gently.
 //
-// The child is the leader of its own process group. So ctrl-C in a terminal reaches berth alone, which then has the
-// proxy finish its connections, where the signal itself would have cut them.
+// The child leads its own process group. So ctrl-C in a terminal reaches berth alone, which then has the proxy finish its
+// connections, where the signal itself would have cut them.
 //
 // The child does not end with berth: when berth is killed, the proxy goes on serving what it runs. The next berth
 // finds it (Options.Serving) and supervises it as if it were its own child. A second one would share its ports, and the
@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -33,11 +34,11 @@ const (
 	killAfter = time.Second
 	// repeatAfter is when a signal to end is sent again, the first time: a HAProxy that reloads ignores it.
 	repeatAfter = 200 * time.Millisecond
-	// lookEvery is how often to see whether a child that was started serves yet.
-	lookEvery = 20 * time.Millisecond
+	// pollEvery is how often Serving is asked whether a child that was started serves yet.
+	pollEvery = 20 * time.Millisecond
 )
 
-// Options describe the child. Only Command, StopSignal, and Log are required.
+// Options describe the child. Only Command, StopSignal and Log are required.
 type Options struct {
 	Command        []string       // the program and its arguments
 	Env            []string       // its environment; nil is berth's
@@ -85,30 +86,30 @@ func New(opts Options) *Child {
 			Name: "berth_proxy_starts_total", Help: "Starts of the proxy as a child process.",
 		}),
 	}
-	c.settle(fmt.Errorf("%s is not started yet: there is no configuration", c.name))
+	c.setStatus(fmt.Errorf("%s is not started yet: there is no configuration", c.name))
 	if opts.Metrics != nil {
 		opts.Metrics.MustRegister(c.starts)
 	}
 	return c
 }
 
-// ConfigurationReady says that the child finds a good configuration when it starts. Only the first call counts.
+// ConfigurationReady lets the child start: it finds a good configuration. Only the first call counts.
 func (c *Child) ConfigurationReady() { c.configure.Do(func() { close(c.configured) }) }
 
-// Ready is nil while the child runs, else the reason why it does not.
+// Ready returns nil while the child runs, else the reason why it does not.
 func (c *Child) Ready() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.status
 }
 
-func (c *Child) settle(err error) {
+func (c *Child) setStatus(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.status = err
 }
 
-// Exit is how a child ended that was told to end and did not do so well.
+// Exit is the error of a child that ended badly when it was told to end.
 type Exit struct {
 	Name string
 	Code int // as a shell has it: 128 and the signal if one killed the child
@@ -134,7 +135,7 @@ func (c *Child) Run(ctx context.Context) error {
 			}
 			err = fmt.Errorf("%s ended by itself after %s: %s", c.name, time.Since(began).Round(time.Millisecond), p)
 		}
-		c.settle(err)
+		c.setStatus(err)
 		if time.Since(began) >= stable {
 			pause.Reset()
 		}
@@ -150,12 +151,12 @@ func (c *Child) Run(ctx context.Context) error {
 }
 
 // start starts the child, or takes over the one that an earlier berth has left.
-func (c *Child) start() (*process, error) {
+func (c *Child) start() (*Process, error) {
 	pid, err := c.serving()
 	if err != nil {
 		return nil, fmt.Errorf("%s is not started: %w", c.name, err)
 	}
-	var p *process
+	var p *Process
 	if pid != 0 {
 		p, err = adopt(pid, c.opts.StopSignal)
 	}
@@ -165,16 +166,30 @@ func (c *Child) start() (*process, error) {
 	case err != nil && !errors.Is(err, os.ErrProcessDone):
 		return nil, fmt.Errorf("%s runs already and cannot be supervised: process %d: %w", c.name, pid, err)
 	default:
-		if p, err = start(c.opts); err != nil {
+		if p, err = Start(c.command(), c.opts.StopSignal); err != nil {
 			return nil, fmt.Errorf("cannot start %s: %w", c.name, err)
 		}
 		c.starts.Inc()
-		c.opts.Log.Info(c.name+" started", "pid", p.Pid)
+		c.opts.Log.Info(c.name+" started", "pid", p.PID())
 	}
-	c.settle(nil)
+	c.setStatus(nil)
 	return p, nil
 }
 
+func (c *Child) command() *exec.Cmd {
+	cmd := exec.Command(c.opts.Command[0], c.opts.Command[1:]...)
+	cmd.Env = c.opts.Env
+	// A nil *os.File would be an io.Writer that is not nil.
+	if c.opts.Stdout != nil {
+		cmd.Stdout = c.opts.Stdout
+	}
+	if c.opts.Stderr != nil {
+		cmd.Stderr = c.opts.Stderr
+	}
+	return cmd
+}
+
+// serving returns the process that serves as the proxy now, 0 if there is none.
 func (c *Child) serving() (pid int, err error) {
 	if c.opts.Serving == nil {
 		return 0, nil
@@ -182,33 +197,33 @@ func (c *Child) serving() (pid int, err error) {
 	return c.opts.Serving()
 }
 
-// watch passes signals on, and says whether p is to be stopped; if not, it has ended by itself.
-func (c *Child) watch(ctx context.Context, p *process) (stop bool) {
-	look := time.NewTicker(lookEvery)
-	defer look.Stop()
+// watch passes signals on, and reports whether p is to be stopped; if not, it has ended by itself.
+func (c *Child) watch(ctx context.Context, p *Process) (stop bool) {
+	poll := time.NewTicker(pollEvery)
+	defer poll.Stop()
 	for {
 		select {
-		case <-p.ended:
+		case <-p.Ended():
 			return false
 		case <-ctx.Done():
 			return true
-		case <-look.C:
+		case <-poll.C:
 			if pid, _ := c.serving(); pid != 0 || c.opts.Serving == nil {
-				look.Stop()
+				poll.Stop()
 				c.opts.Started()
 			}
 		case s := <-c.opts.Signals:
 			if s == c.opts.StopSignal {
 				return true
 			}
-			_ = p.Signal(s)
+			p.Signal(s.(syscall.Signal))
 		}
 	}
 }
 
 // stop makes p end. Told by a signal, it may take its time until ctx is done.
-func (c *Child) stop(ctx context.Context, p *process) error {
-	c.settle(fmt.Errorf("%s is stopping", c.name))
+func (c *Child) stop(ctx context.Context, p *Process) error {
+	c.setStatus(fmt.Errorf("%s is stopping", c.name))
 	c.opts.Stopping()
 	began := time.Now()
 	ended := ctx.Err() == nil && p.insist(ctx, c.opts.StopSignal)
@@ -227,17 +242,17 @@ func (c *Child) stop(ctx context.Context, p *process) error {
 		}
 	}
 	if !ended {
-		return fmt.Errorf("%s, process %d, does not end", c.name, p.Pid)
+		return fmt.Errorf("%s, process %d, does not end", c.name, p.PID())
 	}
 	c.opts.Log.Info(c.name+" ended", "state", p.String(), "duration", time.Since(began).Round(time.Millisecond))
-	if code := p.code(); code != 0 {
+	if code := p.Code(); code != 0 {
 		return &Exit{Name: c.name, Code: code}
 	}
 	return nil
 }
 
-// wait waits while no child runs, and says false if none is to be started any more. A signal means nothing then but
-// the one to stop.
+// wait waits while no child runs, and returns false if none is to be started any more. Of all signals only StopSignal
+// means something then.
 func wait[T any](ctx context.Context, c *Child, ready <-chan T) bool {
 	for {
 		select {

@@ -171,7 +171,7 @@ func TestHeartbeats(t *testing.T) {
 		t.Helper()
 		var got []string
 		var next time.Time
-		for _, h := range d.Heartbeats("the container runs") {
+		for _, h := range d.Heartbeats(have, "the container runs") {
 			due := h.Due(have, told[h.Check])
 			if !due.After(now) {
 				got = append(got, h.Check+" "+h.Status+" "+h.Output)

@@ -14,14 +14,15 @@ type Heartbeat struct {
 	health                bool // it repeats what Docker's HEALTHCHECK says
 }
 
-// Heartbeats are what is to be said about an instance's TTL checks. output is for those that say that berth is there.
-func (d Desired) Heartbeats(output string) (out []Heartbeat) {
+// Heartbeats are what is to be said about the TTL checks of an instance that the agent holds. output is for checks that
+// say that berth is there.
+func (d Desired) Heartbeats(have Registered, output string) (out []Heartbeat) {
 	for n, c := range d.Checks {
 		h := Heartbeat{checkID(d.ID, n), d.ttlStatus(c), output, c.TTL / 3, c.Health}
 		if c.Health {
 			h.Output = cmp.Or(d.Output, "Docker says "+d.Health)
 		}
-		if c.TTL > 0 {
+		if c.TTL > 0 && have.Checks[h.Check] != nil {
 			out = append(out, h)
 		}
 	}

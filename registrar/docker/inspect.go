@@ -28,13 +28,13 @@ const (
 	maxOutput = 4096
 )
 
-// Running says whether a container runs. A paused one does; one that waits for its restart has no address.
+// Running reports whether a container runs. A paused one does; one that waits for its restart has no address.
 func Running(c *docker.Container) bool {
 	return c.State.Running && !c.State.Restarting
 }
 
-// FromInspect takes from Docker's answer what a label.Container holds. What does not parse is left out: Docker wrote it.
-// tags is the template of further tags, which may be nil.
+// FromInspect converts an inspect answer of Docker's. Values that do not parse are left out: Docker wrote them. tags is
+// the template of further tags, which may be nil.
 func FromInspect(in *docker.Container, tags *template.Template) label.Container {
 	c := label.Container{
 		ID:          in.ID,
@@ -89,7 +89,7 @@ func FromInspect(in *docker.Container, tags *template.Template) label.Container 
 	return c
 }
 
-// portsOf are the ports that a container exposes or that the host publishes for it, sorted.
+// portsOf returns the ports that a container exposes or that the host publishes for it, sorted.
 func portsOf(in *docker.Container) []label.Port {
 	ports := map[string]label.Port{}
 	add := func(p docker.Port, bindings []docker.PortBinding) {
@@ -115,7 +115,7 @@ func portsOf(in *docker.Container) []label.Port {
 	return slices.SortedFunc(maps.Values(ports), label.Port.Compare)
 }
 
-// published are the bindings in the order of preference: an address that other hosts reach before loopback, IPv4
+// published returns the bindings in the order of preference: an address that other hosts reach before loopback, IPv4
 // before IPv6, then the lower address and port.
 func published(bindings []docker.PortBinding) []netip.AddrPort {
 	var out []netip.AddrPort
@@ -145,7 +145,7 @@ func preferred(a, b netip.AddrPort) int {
 	return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Compare(b))
 }
 
-// health is what Docker's HEALTHCHECK of a container says, and the output of its last run; "" if it has none.
+// health returns the status of a container's HEALTHCHECK, "" if it has none, and the output of its last run.
 func health(in *docker.Container) (status, output string) {
 	switch in.State.Health.Status {
 	case "starting", "healthy", "unhealthy":

@@ -34,7 +34,7 @@ func ParseTags(text string) (*template.Template, error) {
 	}).Parse(text)
 }
 
-// strSlice is s[from:], or s[from:to]; s if it is not that long.
+// strSlice returns s[from:], or s[from:to], or s if it is not that long.
 func strSlice(s string, bounds ...int) string {
 	from, to := 0, len(s)
 	if len(bounds) > 0 {
@@ -49,8 +49,8 @@ func strSlice(s string, bounds ...int) string {
 	return s[from:to]
 }
 
-// sIndex is an element of a list, counted from its end if i is negative; the last or first one if there are not so
-// many, and "" of an empty list.
+// sIndex returns an element of a list, counted from its end if i is negative: the last or first one if there are not so
+// many, and "" if there is none.
 func sIndex(i int, list []string) string {
 	if len(list) == 0 {
 		return ""
@@ -61,7 +61,7 @@ func sIndex(i int, list []string) string {
 	return list[max(0, min(i, len(list)-1))]
 }
 
-// matching are the elements that a regular expression matches.
+// matching returns the elements that a regular expression matches.
 func matching(pattern string, list []string) (found []string, err error) {
 	re, err := regexp.Compile(pattern)
 	if err != nil {
@@ -75,7 +75,7 @@ func matching(pattern string, list []string) (found []string, err error) {
 	return found, nil
 }
 
-// extraTags are the tags that the template makes for a container, or why it makes none.
+// extraTags returns the tags that the template makes for a container, or why it makes none.
 func extraTags(t *template.Template, in *docker.Container) (tags []string, problem string) {
 	if t == nil {
 		return nil, ""

@@ -21,8 +21,8 @@ const loopback = "127.0.0.1"
 
 // locate decides where a port is reached: as its container's labels choose, else as the host is configured, else at its
 // published port. reason says why it is not reached. The settings it reads are taken.
-func locate(c Container, p Port, s settings, rule Rule, h Host) (at target, reason string) {
-	choice, network := s.take("address"), s.take("network")
+func locate(c Container, p Port, keys portKeys, rule Rule, h Host) (at target, reason string) {
+	choice, network := keys.take("address"), keys.take("network")
 	if c.NetworkOf != "" {
 		return at, fmt.Sprintf("it uses the network of container %.12s, which does not run: start that one", c.NetworkOf)
 	}

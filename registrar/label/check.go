@@ -32,7 +32,7 @@ const (
 	minInterval     = time.Second      // Consul's: an agent makes a shorter one that long
 	minDeregister   = time.Minute      // likewise
 
-	// healthTTL is how long what Docker's HEALTHCHECK said last is believed when nobody repeats it.
+	// healthTTL is how long the last word of Docker's HEALTHCHECK counts when nobody repeats it.
 	healthTTL = 24 * time.Hour
 
 	maxPath = 1024
@@ -43,12 +43,12 @@ var (
 	checkNumber = regexp.MustCompile(`^[1-9]_`)
 )
 
-// checks are the health checks of an instance: what its labels declare, Docker's HEALTHCHECK, and the registrar's own
-// sign of life. One that is declared badly is left out. The settings they are declared by are taken.
-func checks(c Container, p Port, s settings, in Instance, h Host) (out []Check, problems []string) {
-	mirror := s.take(checkPrefix + "docker")
-	out, problems = declared(c, p, s, in, h)
-	if c.Health != "" && (mirror == "" || !off(mirror)) {
+// checks returns the health checks of an instance: what its labels declare, Docker's HEALTHCHECK, and the registrar's own
+// sign of life. A check that is declared badly is left out. The keys that declare checks are taken.
+func checks(c Container, p Port, keys portKeys, in Instance, h Host) (out []Check, problems []string) {
+	mirror := keys.take(checkPrefix + "docker")
+	out, problems = declared(c, p, keys, in, h)
+	if c.Health != "" && (mirror == "" || !isNo(mirror)) {
 		check := ttlCheck("Docker HEALTHCHECK", healthTTL)
 		check.Health = true
 		out = append(out, check)
@@ -63,11 +63,11 @@ func ttlCheck(name string, ttl time.Duration) Check {
 	return Check{Definition: api.AgentServiceCheck{Name: name, TTL: ttl.String()}, TTL: ttl}
 }
 
-// declared are the checks that labels declare: SERVICE_CHECK_HTTP and so on, and up to nine more with everything of
-// their own, SERVICE_CHECK_1_HTTP to SERVICE_CHECK_9_HTTP.
-func declared(c Container, p Port, s settings, in Instance, h Host) (out []Check, problems []string) {
+// declared returns the checks that labels declare: SERVICE_CHECK_HTTP and so on, and up to nine more with all
+// options of their own, SERVICE_CHECK_1_HTTP to SERVICE_CHECK_9_HTTP.
+func declared(c Container, p Port, keys portKeys, in Instance, h Host) (out []Check, problems []string) {
 	groups := map[string]*checkKeys{}
-	for _, key := range slices.Sorted(maps.Keys(s.values)) {
+	for _, key := range slices.Sorted(maps.Keys(keys.values)) {
 		rest, ok := strings.CutPrefix(key, checkPrefix)
 		if !ok {
 			continue
@@ -77,9 +77,9 @@ func declared(c Container, p Port, s settings, in Instance, h Host) (out []Check
 			prefix, rest = checkPrefix+rest[:2], rest[2:]
 		}
 		if groups[prefix] == nil {
-			groups[prefix] = &checkKeys{settings: s, prefix: prefix, values: map[string]string{}}
+			groups[prefix] = &checkKeys{portKeys: keys, prefix: prefix, values: map[string]string{}}
 		}
-		groups[prefix].values[rest] = s.take(key)
+		groups[prefix].values[rest] = keys.take(key)
 	}
 	// "check_" sorts before "check_1_".
 	for _, prefix := range slices.Sorted(maps.Keys(groups)) {
@@ -89,27 +89,27 @@ func declared(c Container, p Port, s settings, in Instance, h Host) (out []Check
 	return out, problems
 }
 
-// checkKeys are the keys that declare checks together: one of each kind, with the same interval, timeout and so on.
+// checkKeys holds the keys that declare checks together: one of each kind, with the same interval, timeout and so on.
 type checkKeys struct {
-	settings
+	portKeys
 	prefix string            // of the keys: "check_" or "check_1_"
 	values map[string]string // by what follows the prefix
 }
 
-func (k *checkKeys) label(key string) string { return k.settings.label(k.prefix + key) }
+func (k *checkKeys) spelling(key string) string { return k.portKeys.spelling(k.prefix + key) }
 
-// checks are those that the keys declare, and the reasons for those that are not made of them.
+// checks returns the checks that the keys declare, and the reasons for the ones that are left out.
 func (k *checkKeys) checks(c Container, p Port, in Instance, h Host) (out []Check, problems []string) {
-	target := net.JoinHostPort(targetHost(in, h), strconv.Itoa(in.Port))
+	hostPort := net.JoinHostPort(targetHost(in, h), strconv.Itoa(in.Port))
 	kinds := []struct {
 		key  string
 		make func(value string) (Check, error)
-		tcp  bool // what it asks is asked over TCP
+		tcp  bool // it connects to the port over TCP
 	}{
-		{"http", func(path string) (Check, error) { return k.http("http", target, path) }, true},
-		{"https", func(path string) (Check, error) { return k.http("https", target, path) }, true},
-		{"tcp", func(string) (Check, error) { return k.tcp(target) }, true},
-		{"grpc", func(string) (Check, error) { return k.grpc(target) }, true},
+		{"http", func(path string) (Check, error) { return k.http("http", hostPort, path) }, true},
+		{"https", func(path string) (Check, error) { return k.http("https", hostPort, path) }, true},
+		{"tcp", func(string) (Check, error) { return k.tcp(hostPort) }, true},
+		{"grpc", func(string) (Check, error) { return k.grpc(hostPort) }, true},
 		{"script", func(script string) (Check, error) { return k.script(script, in, h) }, false},
 		{"cmd", func(cmd string) (Check, error) { return k.cmd(cmd, c, p, h) }, false},
 		{"ttl", k.ttl, false},
@@ -118,7 +118,7 @@ func (k *checkKeys) checks(c Container, p Port, in Instance, h Host) (out []Chec
 	for _, kind := range kinds {
 		known[kind.key] = true
 		value := k.values[kind.key]
-		if value == "" || ((kind.key == "tcp" || kind.key == "grpc") && off(value)) {
+		if value == "" || ((kind.key == "tcp" || kind.key == "grpc") && isNo(value)) {
 			continue
 		}
 		var (
@@ -126,7 +126,7 @@ func (k *checkKeys) checks(c Container, p Port, in Instance, h Host) (out []Chec
 			err   error
 		)
 		if kind.tcp && p.Protocol != "tcp" {
-			if !k.has(k.prefix+kind.key) || c.exposes(p.Number, "tcp") {
+			if !k.isOwn(k.prefix+kind.key) || c.exposes(p.Number, "tcp") {
 				continue // meant for another port
 			}
 			err = fmt.Errorf("nothing answers it on a %s port", p.Protocol)
@@ -134,25 +134,25 @@ func (k *checkKeys) checks(c Container, p Port, in Instance, h Host) (out []Chec
 			out = append(out, check)
 			continue
 		}
-		problems = append(problems, fmt.Sprintf("%s is left out: %v", k.label(kind.key), err))
+		problems = append(problems, fmt.Sprintf("%s is left out: %v", k.spelling(kind.key), err))
 	}
-	return out, append(problems, k.misspelt(known)...)
+	return out, append(problems, k.unknown(known)...)
 }
 
-// misspelt are the keys that say nothing about a check.
-func (k *checkKeys) misspelt(known map[string]bool) (problems []string) {
+// unknown returns a reason for each key that says nothing about a check.
+func (k *checkKeys) unknown(known map[string]bool) (problems []string) {
 	for _, key := range []string{"interval", "timeout", "http_method", "https_method", "grpc_use_tls", "tls_skip_verify", "initial_status", "deregister_after"} {
 		known[key] = true
 	}
 	for _, key := range slices.Sorted(maps.Keys(k.values)) {
 		if !known[key] && !strings.HasPrefix(key, "header_") {
-			problems = append(problems, k.label(key)+" is left out: there is no such key; a check is declared by HTTP, HTTPS, TCP, GRPC, SCRIPT, CMD or TTL")
+			problems = append(problems, k.spelling(key)+" is left out: there is no such key; a check is declared by HTTP, HTTPS, TCP, GRPC, SCRIPT, CMD or TTL")
 		}
 	}
 	return problems
 }
 
-// targetHost is where the agent finds the instance.
+// targetHost returns the host at which the agent finds the instance.
 func targetHost(in Instance, h Host) string {
 	switch {
 	case in.Address != "":
@@ -163,17 +163,17 @@ func targetHost(in Instance, h Host) string {
 	return loopback
 }
 
-func (k *checkKeys) http(scheme, target, path string) (Check, error) {
+func (k *checkKeys) http(scheme, hostPort, path string) (Check, error) {
 	if err := validPath(path); err != nil {
 		return Check{}, err
 	}
-	u, err := url.Parse(scheme + "://" + target + path)
-	if err != nil || u.Host != target {
+	u, err := url.Parse(scheme + "://" + hostPort + path)
+	if err != nil || u.Host != hostPort {
 		return Check{}, fmt.Errorf("%s is no path of a URL", quote(path))
 	}
 	method := k.values[scheme+"_method"]
 	if method != "" && !token.MatchString(method) {
-		return Check{}, fmt.Errorf("%s=%s is no HTTP method: use one like GET or HEAD", k.label(scheme+"_method"), quote(method))
+		return Check{}, fmt.Errorf("%s=%s is no HTTP method: use one like GET or HEAD", k.spelling(scheme+"_method"), quote(method))
 	}
 	header, err := k.header()
 	if err != nil {
@@ -185,10 +185,10 @@ func (k *checkKeys) http(scheme, target, path string) (Check, error) {
 	}
 	return k.timed(api.AgentServiceCheck{
 		Name:          fmt.Sprintf("%s %s %s", strings.ToUpper(scheme), name, path),
-		HTTP:          scheme + "://" + target + path,
+		HTTP:          scheme + "://" + hostPort + path,
 		Method:        method,
 		Header:        header,
-		TLSSkipVerify: scheme == "https" && !off(k.values["tls_skip_verify"]),
+		TLSSkipVerify: scheme == "https" && !isNo(k.values["tls_skip_verify"]),
 	})
 }
 
@@ -196,7 +196,7 @@ func validPath(path string) error {
 	switch {
 	case !strings.HasPrefix(path, "/"):
 		return fmt.Errorf("%s does not begin with /", quote(path))
-	case !plain(path) || strings.ContainsFunc(path, unicode.IsSpace):
+	case !isPlain(path) || strings.ContainsFunc(path, unicode.IsSpace):
 		return fmt.Errorf("%s has blanks or characters that are no text: write them as %%20 and so on", quote(path))
 	case len(path) > maxPath:
 		return fmt.Errorf("%s is longer than %d bytes", quote(path), maxPath)
@@ -204,7 +204,7 @@ func validPath(path string) error {
 	return nil
 }
 
-// header are the HTTP headers of a check: SERVICE_CHECK_HEADER_X_API_KEY is X-Api-Key. A value may be a secret, so no
+// header returns the HTTP headers of a check: SERVICE_CHECK_HEADER_X_API_KEY is X-Api-Key. A value may be a secret, so no
 // reason shows one.
 func (k *checkKeys) header() (http.Header, error) {
 	var header http.Header
@@ -217,9 +217,9 @@ func (k *checkKeys) header() (http.Header, error) {
 		value := strings.TrimSpace(k.values[key])
 		switch {
 		case !token.MatchString(name):
-			return nil, fmt.Errorf("%s is no header's name", k.label(key))
-		case !plain(value):
-			return nil, fmt.Errorf("the value of %s has characters that are no text", k.label(key))
+			return nil, fmt.Errorf("%s is no header's name", k.spelling(key))
+		case !isPlain(value):
+			return nil, fmt.Errorf("the value of %s has characters that are no text", k.spelling(key))
 		case header == nil:
 			header = http.Header{}
 		}
@@ -228,38 +228,41 @@ func (k *checkKeys) header() (http.Header, error) {
 	return header, nil
 }
 
-func (k *checkKeys) tcp(target string) (Check, error) {
-	return k.timed(api.AgentServiceCheck{Name: "TCP connect", TCP: target})
+func (k *checkKeys) tcp(hostPort string) (Check, error) {
+	return k.timed(api.AgentServiceCheck{Name: "TCP connect", TCP: hostPort})
 }
 
-func (k *checkKeys) grpc(target string) (Check, error) {
-	tls := !off(k.values["grpc_use_tls"])
+func (k *checkKeys) grpc(hostPort string) (Check, error) {
+	tls := !isNo(k.values["grpc_use_tls"])
 	return k.timed(api.AgentServiceCheck{
-		Name: "gRPC health", GRPC: target, GRPCUseTLS: tls, TLSSkipVerify: tls && !off(k.values["tls_skip_verify"]),
+		Name: "gRPC health", GRPC: hostPort, GRPCUseTLS: tls, TLSSkipVerify: tls && !isNo(k.values["tls_skip_verify"]),
 	})
 }
 
-var errScripts = errors.New("scripts run as the Consul agent, which the operator has to allow: berth with --scripts, and the agent with enable_script_checks")
-
-// script is a check by a shell. What is put into the script are an address and a number, nothing of the container's.
-func (k *checkKeys) script(script string, in Instance, h Host) (Check, error) {
-	if !h.Scripts {
-		return Check{}, errScripts
+func scriptAllowed(script string, h Host) error {
+	switch {
+	case !h.Scripts:
+		return errors.New("scripts run as the Consul agent, which the operator has to allow: berth with --scripts, and the agent with enable_script_checks")
+	case strings.ContainsRune(script, 0):
+		return errors.New("it contains a NUL character")
 	}
-	if strings.ContainsRune(script, 0) {
-		return Check{}, errors.New("it contains a NUL character")
+	return nil
+}
+
+// script returns a check that a shell makes. Only an address and a number are put into the script, nothing of the
+// container's.
+func (k *checkKeys) script(script string, in Instance, h Host) (Check, error) {
+	if err := scriptAllowed(script, h); err != nil {
+		return Check{}, err
 	}
 	script = strings.NewReplacer("$SERVICE_IP", targetHost(in, h), "$SERVICE_PORT", strconv.Itoa(in.Port)).Replace(script)
 	return k.timed(api.AgentServiceCheck{Name: "script", Args: []string{"/bin/sh", "-c", script}})
 }
 
-// cmd is a check by Registrator's program check-cmd, which has to be there for the agent.
+// cmd returns a check that Registrator's program check-cmd makes, which the agent has to find.
 func (k *checkKeys) cmd(cmd string, c Container, p Port, h Host) (Check, error) {
-	if !h.Scripts {
-		return Check{}, errScripts
-	}
-	if strings.ContainsRune(cmd, 0) {
-		return Check{}, errors.New("it contains a NUL character")
+	if err := scriptAllowed(cmd, h); err != nil {
+		return Check{}, err
 	}
 	return k.timed(api.AgentServiceCheck{
 		Name: "check-cmd", Args: []string{"check-cmd", fmt.Sprintf("%.12s", c.ID), strconv.Itoa(int(p.Number)), cmd},
@@ -307,13 +310,12 @@ func (k *checkKeys) finish(check Check) (Check, error) {
 	case "", api.HealthPassing, api.HealthWarning, api.HealthCritical:
 		check.Status = status
 	default:
-		return Check{}, fmt.Errorf("%s=%s is no status: use passing, warning or critical", k.label("initial_status"), quote(status))
+		return Check{}, fmt.Errorf("%s=%s is no status: use passing, warning or critical", k.spelling("initial_status"), quote(status))
 	}
 	return check, nil
 }
 
-// duration is the value of a key, 0 if it is not given. What is shorter than least is taken for that, as Consul takes
-// it.
+// duration returns the value of a key, or 0 if it is not given. A shorter one than least counts as least, as in Consul.
 func (k *checkKeys) duration(key string, least time.Duration) (time.Duration, error) {
 	value := k.values[key]
 	if value == "" {
@@ -321,7 +323,7 @@ func (k *checkKeys) duration(key string, least time.Duration) (time.Duration, er
 	}
 	d, err := time.ParseDuration(value)
 	if err != nil || d <= 0 {
-		return 0, fmt.Errorf("%s=%s is no duration: write it like 10s", k.label(key), quote(value))
+		return 0, fmt.Errorf("%s=%s is no duration: write it like 10s", k.spelling(key), quote(value))
 	}
 	return max(d, least), nil
 }

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Container is what decides about a container's registrations: a part of what `docker inspect` says.
+// Container holds the part of `docker inspect` that decides about a container's registrations.
 type Container struct {
 	ID, Name string
 	Image    string // as given to docker run
@@ -44,17 +44,17 @@ type Port struct {
 	Published []netip.AddrPort
 }
 
-// Within is the container as it is reached when it uses other's network: by other's addresses, and where the host
-// publishes other's ports. What it exposes itself stays.
+// Within returns the container as it is reached when it uses other's network: at other's addresses, and where the host
+// publishes other's ports. The ports that it exposes itself stay.
 func (c Container) Within(other Container) Container {
-	published := map[portKey][]netip.AddrPort{}
+	published := map[portID][]netip.AddrPort{}
 	for _, p := range other.Ports {
-		published[p.key()] = p.Published
+		published[p.id()] = p.Published
 	}
 	c.NetworkOf, c.HostNetwork, c.Network, c.Networks = "", other.HostNetwork, other.Network, other.Networks
 	c.Ports = slices.Clone(c.Ports)
 	for i, p := range c.Ports {
-		c.Ports[i].Published = published[p.key()]
+		c.Ports[i].Published = published[p.id()]
 	}
 	return c
 }
@@ -72,21 +72,22 @@ func (c Container) hasAddress(a netip.Addr) bool {
 	return false
 }
 
-// portKey tells the ports of a container apart.
-type portKey struct {
+// portID identifies a port within its container.
+type portID struct {
 	number   uint16
 	protocol string
 }
 
-func (p Port) key() portKey { return portKey{p.Number, p.Protocol} }
+func (p Port) id() portID { return portID{p.Number, p.Protocol} }
 
 func (p Port) String() string { return fmt.Sprintf("port %d/%s", p.Number, p.Protocol) }
 
+// Compare orders ports by number, then by protocol.
 func (p Port) Compare(q Port) int {
 	return cmp.Or(cmp.Compare(p.Number, q.Number), strings.Compare(p.Protocol, q.Protocol))
 }
 
-// exposes says whether the container has that port.
+// exposes reports whether the container has a port.
 func (c Container) exposes(number uint16, protocol string) bool {
-	return slices.ContainsFunc(c.Ports, func(p Port) bool { return p.key() == portKey{number, protocol} })
+	return slices.ContainsFunc(c.Ports, func(p Port) bool { return p.id() == portID{number, protocol} })
 }

@@ -1,8 +1,11 @@
+// Package label turns a container, as Docker describes it, into the instances that it registers in Consul, and into
+// reasons for what it does not register. It reads Registrator's SERVICE_* environment variables and labels and berth's
+// own, under the operator's policy. All of it is pure: it asks nobody and starts nothing.
 package label
 
 import (
+	"errors"
 	"fmt"
-	"net/netip"
 	"path"
 	"regexp"
 	"slices"
@@ -10,32 +13,6 @@ import (
 	"strings"
 	"time"
 )
-
-// Metadata that berth writes with every registration. Owner and container decide whose it is.
-const (
-	ownPrefix     = "berth-"
-	MetaOwner     = ownPrefix + "owner"     // Docker engine ID of the host whose registrar made the registration
-	MetaContainer = ownPrefix + "container" // full container ID
-	MetaChecks    = ownPrefix + "checks"    // fingerprint of the instance's checks, which the agent package writes
-
-	ownMeta = 3 // how many pairs these are
-)
-
-// Host is what is the same for all containers of a Docker host.
-type Host struct {
-	Name        string       // Docker's name of the host, first part of default service IDs
-	EngineID    string       // owner of the registrations
-	NodeAddress string       // of the Consul agent's node; "" = not known
-	Addresses   []netip.Addr // further ones of the node
-	Networks    []string     // networks that load balancers reach containers on, in order of preference
-
-	Internal bool          // containers are reached at their own address on any network
-	Explicit bool          // only what has a SERVICE_NAME is registered
-	IP       string        // registered for published ports and the host's network; "" = what the node has
-	Scripts  bool          // containers may declare checks that the Consul agent runs as programs
-	TTL      time.Duration // of a check on every instance, by which Consul notices that its registrar is gone; 0 = none
-	Policy   []Rule        // which containers may register what; empty = all may everything
-}
 
 // Instance is one port of one container as it is to stand in Consul.
 type Instance struct {
@@ -64,27 +41,18 @@ const (
 
 	maxWeight = 256 // HAProxy's; Consul takes more
 
-	// A container with more than that exposes ports it does not listen on, or means harm.
-	maxPorts   = 256
-	maxKeys    = 256 // that apply to one port
+	maxPorts   = 256 // a container with more exposes ports that it does not listen on, or means harm
 	maxReasons = 20
 )
 
-func validName(name string) bool { return serviceName.MatchString(name) && len(name) <= maxName }
-
-// validID says whether Consul and the proxies can carry an ID. In a URL a path like a/../b is another one.
-func validID(id string) bool {
-	return serviceID.MatchString(id) && len(id) <= maxID && path.Clean(id) == id
-}
-
-// Instances says what a container registers, and gives a reason for each thing it does not. It is a pure function of
-// its arguments: the same container always gives the same answer, in whatever order Docker tells it. A container that
-// uses another's network has to be resolved by Within.
+// Instances returns what a container registers, and a reason for each thing it does not. It is a pure function of its
+// arguments: the same container always gives the same answer, in whatever order Docker tells it. A container that uses
+// another's network has to be resolved by Within first.
 func Instances(c Container, h Host) (instances []Instance, reasons []string) {
-	l := labelsOf(c)
+	keys := keysOf(c)
 	rule, reason := ruleFor(c, h.Policy)
 	switch {
-	case l.ignoresAll(c.Ports):
+	case keys.ignoresAll(c.Ports):
 		return nil, nil // asked for, so there is nothing to explain
 	case reason != "":
 		return nil, []string{reason}
@@ -94,14 +62,14 @@ func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 	if c.ExtraTagsErr != "" {
 		reasons = append(reasons, "the tags of --tags are left out: "+c.ExtraTagsErr)
 	}
-	if l.dropped > 0 {
-		reasons = append(reasons, fmt.Sprintf("%d of its SERVICE_ keys are left out: %d are taken, as they come in the alphabet", l.dropped, maxKeys))
+	if keys.dropped > 0 {
+		reasons = append(reasons, fmt.Sprintf("%d of its SERVICE_ keys are left out: %d are taken, as they come in the alphabet", keys.dropped, maxKeys))
 	}
-	candidates, problems := candidatesOf(c, l, rule, h)
+	candidates, problems := candidatesOf(c, keys, rule, h)
 	reasons = append(reasons, problems...)
 	holder := map[string]Port{}
 	for _, p := range candidates {
-		if l.ignores(p.Number) {
+		if keys.ignores(p.Number) {
 			continue
 		}
 		in, why := instance(c, p, rule, h, len(candidates) > 1)
@@ -113,15 +81,21 @@ func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 				instances = append(instances, *in)
 			}
 		}
-		for _, reason := range why {
-			reasons = append(reasons, p.Port.String()+": "+reason)
-		}
+		reasons = append(reasons, prefixed(p.Port, why)...)
 	}
-	return instances, fewer(reasons)
+	return instances, truncate(reasons)
 }
 
-// fewer keeps a container from filling the log: the first reasons, and how many more there are.
-func fewer(reasons []string) []string {
+// prefixed returns reasons with the port that they are about.
+func prefixed(p Port, reasons []string) (out []string) {
+	for _, reason := range reasons {
+		out = append(out, p.String()+": "+reason)
+	}
+	return out
+}
+
+// truncate keeps a container from filling the log: it returns the first reasons, and how many more there are.
+func truncate(reasons []string) []string {
 	if n := len(reasons) - maxReasons; n > 0 {
 		return append(reasons[:maxReasons:maxReasons], fmt.Sprintf("and %d reasons more", n))
 	}
@@ -131,40 +105,38 @@ func fewer(reasons []string) []string {
 // candidate is a port that can be reached.
 type candidate struct {
 	Port
-	settings settings
-	at       target
+	keys portKeys
+	target
 }
 
-// candidatesOf are the ports of a container that can be reached, and the reasons for those that cannot.
-func candidatesOf(c Container, l labels, rule Rule, h Host) (out []candidate, reasons []string) {
+// candidatesOf returns the ports of a container that can be reached, and the reasons for the others. Ports that are
+// ignored count, since they decide about names, but need no reason.
+func candidatesOf(c Container, keys containerKeys, rule Rule, h Host) (out []candidate, reasons []string) {
 	ports := slices.SortedFunc(slices.Values(c.Ports), Port.Compare)
 	if len(ports) > maxPorts {
 		reasons = append(reasons, fmt.Sprintf("it has %d ports, and only the first %d are looked at: expose fewer", len(ports), maxPorts))
 		ports = ports[:maxPorts]
 	}
 	for _, p := range ports {
-		s := l.of(p.Number)
-		problems := rule.restrict(s)
-		at, reason := locate(c, p, s, rule, h)
+		own := keys.forPort(p.Number)
+		problems := rule.restrict(own)
+		at, reason := locate(c, p, own, rule, h)
 		if reason == "" {
-			out = append(out, candidate{p, s, at})
+			out = append(out, candidate{p, own, at})
 		} else {
 			problems = append(problems, reason)
 		}
-		if l.ignores(p.Number) {
-			continue
-		}
-		for _, problem := range problems {
-			reasons = append(reasons, p.String()+": "+problem)
+		if !keys.ignores(p.Number) {
+			reasons = append(reasons, prefixed(p, problems)...)
 		}
 	}
 	return out, reasons
 }
 
-// instance is the registration of one port, nil if there is to be none. several says whether the container has more.
+// instance returns the registration of one port, or nil if there is to be none. several says whether the container has
+// more ports.
 func instance(c Container, p candidate, rule Rule, h Host, several bool) (*Instance, []string) {
-	s := p.settings
-	in := Instance{Address: p.at.address, Port: p.at.port, Container: c.ID, Started: c.Started}
+	in := Instance{Address: p.address, Port: p.port, Container: c.ID, Started: c.Started}
 	var err error
 	if in.Name, err = nameOf(c, p, several, h); err != nil {
 		return nil, []string{err.Error()}
@@ -176,8 +148,8 @@ func instance(c Container, p candidate, rule Rule, h Host, several bool) (*Insta
 		return nil, []string{err.Error()}
 	}
 	var problems, more []string
-	in.Checks, problems = checks(c, p.Port, s, in, h)
-	if in.Ready, err = readiness(c, p.Port, s.take("ready"), p.at.probe, in.Checks); err != nil {
+	in.Checks, problems = checks(c, p.Port, p.keys, in, h)
+	if in.Ready, err = readiness(c, p.Port, p.keys.take("ready"), p.probe, in.Checks); err != nil {
 		return nil, append(problems, err.Error())
 	}
 
@@ -185,30 +157,30 @@ func instance(c Container, p candidate, rule Rule, h Host, several bool) (*Insta
 	if p.Protocol == "tcp" {
 		protocol = nil
 	}
-	in.Tags, more = tags(SplitTags(s.take("tags")), c.ExtraTags, protocol)
+	in.Tags, more = validTags(SplitTags(p.keys.take("tags")), c.ExtraTags, protocol)
 	problems = append(problems, more...)
 
-	if in.Weight, err = weight(s.take("weight")); err != nil {
+	if in.Weight, err = parseWeight(p.keys.take("weight")); err != nil {
 		problems = append(problems, err.Error())
 	}
-	if signal := s.take("stop_signal"); signal != "" {
-		if _, err := ParseSignal(signal); err != nil { // its effect is on the container, see StopSignal
+	if signal := p.keys.take("stop_signal"); signal != "" {
+		if _, err := ParseSignal(signal); err != nil { // it has its effect on the container, see StopSignal
 			problems = append(problems, "SERVICE_STOP_SIGNAL is left out: "+err.Error())
 		}
 	}
-	in.Meta, more = s.meta()
+	in.Meta, more = p.keys.meta()
 	in.Meta[MetaOwner], in.Meta[MetaContainer] = h.EngineID, c.ID
 	return &in, append(problems, more...)
 }
 
-// nameOf is the name of the service: the given one or that of the image, followed by the port if there are several and
-// it is not given for this port.
+// nameOf returns the name of the service: the given one or the image's, followed by the port if there are several and
+// the name was not given for this port.
 func nameOf(c Container, p candidate, several bool, h Host) (string, error) {
-	given := p.settings.has("name")
-	name := p.settings.take("name")
+	given := p.keys.isOwn("name")
+	name := p.keys.take("name")
 	if name == "" {
 		if h.Explicit {
-			return "", fmt.Errorf("it has no SERVICE_NAME, and only what has one is registered (--explicit)")
+			return "", errors.New("it has no SERVICE_NAME, and only what has one is registered (--explicit)")
 		}
 		given = false
 		if name = imageName(c.Image); name == "" {
@@ -224,8 +196,10 @@ func nameOf(c Container, p candidate, several bool, h Host) (string, error) {
 	return name, nil
 }
 
-// imageName is the service name that an image gives: its last part without tag and digest, with - for what DNS does not
-// have. An image that is named by its ID only gives none.
+func validName(name string) bool { return serviceName.MatchString(name) && len(name) <= maxName }
+
+// imageName returns the service name that an image gives: its last part without tag and digest, with - for what DNS does
+// not have. An image that is known by its ID only gives none.
 func imageName(image string) string {
 	if strings.HasPrefix(image, "sha256:") {
 		return ""
@@ -235,9 +209,9 @@ func imageName(image string) string {
 	return strings.Trim(strings.ReplaceAll(name, ".", "-"), "-_")
 }
 
-// idOf is the ID of the instance: the given one, or that which Registrator gives, where the host has Docker's name.
+// idOf returns the ID of the instance: the given one, or the ID that Registrator gives, with Docker's name of the host.
 func idOf(c Container, p candidate, h Host) (string, error) {
-	id := p.settings.take("id")
+	id := p.keys.take("id")
 	if id == "" {
 		id = fmt.Sprintf("%s:%s:%d", h.Name, c.Name, p.Number)
 		if p.Protocol != "tcp" {
@@ -250,8 +224,13 @@ func idOf(c Container, p candidate, h Host) (string, error) {
 	return id, nil
 }
 
-// weight is 0 for Consul's default.
-func weight(s string) (int, error) {
+// validID reports whether Consul and the proxies can carry an ID. In a URL a path like a/../b is another one.
+func validID(id string) bool {
+	return serviceID.MatchString(id) && len(id) <= maxID && path.Clean(id) == id
+}
+
+// parseWeight returns 0 for Consul's default.
+func parseWeight(s string) (int, error) {
 	if s == "" {
 		return 0, nil
 	}
@@ -262,13 +241,13 @@ func weight(s string) (int, error) {
 	return n, nil
 }
 
-// StopSignal returns the signal in a container's SERVICE_STOP_SIGNAL, or 0 if there is none that the policy allows. It
-// counts for a container that registers nothing, too: nobody else would send it.
+// StopSignal returns the signal in a container's SERVICE_STOP_SIGNAL, or 0 if there is none that the policy allows. The
+// signal counts for a container that registers nothing, too: nobody else would send it.
 func StopSignal(c Container, policy []Rule) int {
 	rule, reason := ruleFor(c, policy)
-	s := settingsFor(c, 0)
-	rule.restrict(s)
-	n, err := ParseSignal(s.values["stop_signal"])
+	keys := keysOf(c).forPort(0)
+	rule.restrict(keys)
+	n, err := ParseSignal(keys.values["stop_signal"])
 	if err != nil || reason != "" {
 		return 0
 	}

@@ -146,7 +146,7 @@ func (r row) run(t *testing.T, h Host) {
 			if !strings.Contains(reason, r.reasons[i]) {
 				t.Errorf("reason %q does not say %q", reason, r.reasons[i])
 			}
-			if !plain(reason) {
+			if !isPlain(reason) {
 				t.Errorf("reason %q is not one line of text", reason)
 			}
 		}

@@ -14,7 +14,7 @@ import (
 // none fits, the container registers nothing. In every list one match is enough, and an empty list matches everything.
 //
 // Patterns are those of path.Match: * stands for any characters but /, ? for one, [a-z] for one of these. Image names,
-// projects and labels are what the one who starts a container says they are.
+// projects and labels are whatever the person who starts a container says they are.
 type Rule struct {
 	// Image is matched with the name that the container was created from, as it was given, and with that name without
 	// tag and digest: "registry.example/team/*" fits "registry.example/team/shop:v2", and so does its full name.
@@ -24,7 +24,7 @@ type Rule struct {
 	// Label is matched with the container's labels, "key=value", or "key" for any value. Here * stands for / as well.
 	Label []string `mapstructure:"label"`
 
-	// Services are the names that may be registered, as they are at the end, with a port's suffix.
+	// Services are the names that may be registered, in their final form, with a port's suffix.
 	Services []string `mapstructure:"services"`
 	// Keys are the SERVICE_* keys that count, in lower case without prefix and port: "tags", "check_*", "route_*".
 	// SERVICE_IGNORE always counts.
@@ -38,7 +38,7 @@ type Rule struct {
 // projectLabel is where compose writes the name of a container's project.
 const projectLabel = "com.docker.compose.project"
 
-// ValidatePolicy names the first pattern that can never match.
+// ValidatePolicy returns an error that names the first pattern that can never match.
 func ValidatePolicy(rules []Rule) error {
 	for i, r := range rules {
 		for _, list := range []struct {
@@ -113,7 +113,7 @@ func validPattern(list, pattern string) error {
 	return nil
 }
 
-// ruleFor is the rule that decides about a container. reason says why it may register nothing.
+// ruleFor returns the rule that decides about a container. reason says why the container may register nothing.
 func ruleFor(c Container, policy []Rule) (rule Rule, reason string) {
 	if len(policy) == 0 {
 		return Rule{}, ""
@@ -128,41 +128,41 @@ func ruleFor(c Container, policy []Rule) (rule Rule, reason string) {
 func (r Rule) fits(c Container) bool {
 	return (len(r.Image) == 0 || matches(r.Image, c.Image) || matches(r.Image, untagged(c.Image))) &&
 		(len(r.Project) == 0 || matches(r.Project, c.Labels[projectLabel])) &&
-		(len(r.Label) == 0 || slices.ContainsFunc(r.Label, func(pattern string) bool { return labelled(c, pattern) }))
+		(len(r.Label) == 0 || slices.ContainsFunc(r.Label, func(pattern string) bool { return hasLabel(c, pattern) }))
 }
 
-// allows says whether a service may be registered under this name.
+// allows reports whether a service may be registered under this name.
 func (r Rule) allows(service string) bool {
 	return len(r.Services) == 0 || matches(r.Services, service)
 }
 
-// restrict takes away the settings that the rule does not allow.
-func (r Rule) restrict(s settings) (problems []string) {
+// restrict deletes the keys that the rule does not allow, and returns a reason for each.
+func (r Rule) restrict(keys portKeys) (problems []string) {
 	if len(r.Keys) == 0 {
 		return nil
 	}
-	for _, key := range slices.Sorted(maps.Keys(s.values)) {
+	for _, key := range slices.Sorted(maps.Keys(keys.values)) {
 		if key != "ignore" && !matches(r.Keys, key) {
-			problems = append(problems, s.label(key)+" is left out: the policy does not allow it for this container")
-			delete(s.values, key)
+			problems = append(problems, keys.spelling(key)+" is left out: the policy does not allow it for this container")
+			delete(keys.values, key)
 		}
 	}
 	return problems
 }
 
-// labelled says whether the container has a label that fits.
-func labelled(c Container, pattern string) bool {
+// hasLabel reports whether the container has a label that fits.
+func hasLabel(c Container, pattern string) bool {
 	key, value, valued := strings.Cut(pattern, "=")
 	for k, v := range c.Labels {
-		if acrossSlashes(key, k) && (!valued || acrossSlashes(value, v)) {
+		if matchAcrossSlashes(key, k) && (!valued || matchAcrossSlashes(value, v)) {
 			return true
 		}
 	}
 	return false
 }
 
-// acrossSlashes is path.Match for text in which a slash is a character like any other.
-func acrossSlashes(pattern, s string) bool {
+// matchAcrossSlashes is path.Match for text in which a slash is a character like any other.
+func matchAcrossSlashes(pattern, s string) bool {
 	const stroke = "\x00"
 	ok, err := path.Match(strings.ReplaceAll(pattern, "/", stroke), strings.ReplaceAll(s, "/", stroke))
 	return ok && err == nil
@@ -175,7 +175,7 @@ func matches(patterns []string, s string) bool {
 	})
 }
 
-// untagged is the name of an image without tag and digest. A colon before a slash is that of a registry's port.
+// untagged returns the name of an image without tag and digest. A colon before a slash belongs to a registry's port.
 func untagged(image string) string {
 	image, _, _ = strings.Cut(image, "@")
 	slash := strings.LastIndexByte(image, '/') + 1

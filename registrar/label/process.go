@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -43,7 +42,7 @@ func (p Process) Instance() (Instance, error) {
 	check.Definition.DeregisterCriticalServiceAfter = reapAfter.String()
 	in := Instance{ID: p.ID, Name: p.Name, Address: p.Address, Port: p.Port, Weight: p.Weight, Checks: []Check{check}}
 	var problems []string
-	if in.Tags, problems = tags(SplitTags(p.Tags)); len(problems) > 0 {
+	if in.Tags, problems = validTags(SplitTags(p.Tags)); len(problems) > 0 {
 		return Instance{}, fmt.Errorf("tags: %s", problems[0])
 	}
 	var err error
@@ -78,28 +77,4 @@ func (p Process) validate() error {
 		return fmt.Errorf("ttl must be %v or more, not %v", minInterval, p.TTL)
 	}
 	return nil
-}
-
-// parseMeta reads key=value pairs, as far as Consul takes them.
-func parseMeta(pairs []string) (map[string]string, error) {
-	meta := map[string]string{}
-	for _, pair := range pairs {
-		key, value, ok := strings.Cut(pair, "=")
-		if _, twice := meta[key]; twice {
-			return nil, fmt.Errorf("meta has %s twice: give it once", quote(key))
-		}
-		one := settings{values: map[string]string{key: value}}
-		if taken, problems := one.meta(); !ok || len(taken) == 0 {
-			why := "write it as key=value"
-			if len(problems) > 0 && ok {
-				_, why, _ = strings.Cut(problems[0], " is left out: ")
-			}
-			return nil, fmt.Errorf("meta %s: %s", quote(pair), why)
-		}
-		meta[key] = value
-	}
-	if most := maxMeta - ownMeta; len(meta) > most {
-		return nil, fmt.Errorf("meta has %d pairs, and Consul takes %d: give fewer", len(meta), most)
-	}
-	return meta, nil
 }

@@ -9,13 +9,13 @@ import (
 	"strings"
 )
 
-// Ready says what has to be seen before an instance is registered as passing. It is comparable.
+// Ready says what has to happen before an instance is registered as passing. It is comparable.
 type Ready struct {
 	Kind     ReadyKind
 	Address  string // host:port for ReadyTCP
 	URL      string // for ReadyHTTP: a status of 2xx is ready
 	Method   string // for ReadyHTTP, "" = GET
-	Host     string // for ReadyHTTP: the Host header, "" = that of the URL
+	Host     string // for ReadyHTTP: the Host header, "" = the URL's host
 	Headers  string // for ReadyHTTP: further headers as on the wire, "Name: value\r\n" each
 	Insecure bool   // for ReadyHTTP with https: any certificate will do
 }
@@ -31,7 +31,7 @@ const (
 	ReadyHealthcheck ReadyKind = "healthcheck" // Docker's HEALTHCHECK says so
 )
 
-// String says what has to be seen.
+// String returns the condition for an operator.
 func (r Ready) String() string {
 	switch r.Kind {
 	case ReadyNone:
@@ -45,7 +45,7 @@ func (r Ready) String() string {
 	}
 }
 
-// Request is what ReadyHTTP asks.
+// Request returns the request of ReadyHTTP.
 func (r Ready) Request(ctx context.Context) (*http.Request, error) {
 	req, err := http.NewRequestWithContext(ctx, r.Method, r.URL, nil)
 	if err != nil {
@@ -59,9 +59,9 @@ func (r Ready) Request(ctx context.Context) (*http.Request, error) {
 	return req, nil
 }
 
-// readiness is how to tell whether an instance is ready: what its labels choose, else Docker's HEALTHCHECK if it is one
+// readiness returns how to tell whether an instance is ready: what its labels choose, else Docker's HEALTHCHECK if it is one
 // of the checks, else the first HTTP check, else whether the port accepts. at is where the registrar reaches the port;
-// without that, and on a port that is not TCP, an instance is ready when its container runs.
+// without it, and on a port that is not TCP, an instance is ready when its container runs.
 func readiness(c Container, p Port, choice, at string, checks []Check) (Ready, error) {
 	scheme, path, _ := strings.Cut(choice, ":")
 	switch {
@@ -93,15 +93,15 @@ func defaultReadiness(p Port, at string, checks []Check) Ready {
 	}
 	for _, check := range checks {
 		if check.Definition.HTTP != "" {
-			return overTCP(p, likeCheck(check, at), at)
+			return overTCP(p, fromCheck(check, at), at)
 		}
 	}
 	return overTCP(p, Ready{Kind: ReadyTCP, Address: at}, at)
 }
 
-// likeCheck asks what an HTTP check asks, but asks the container itself. Whether to trust its certificate is for the
-// check to say.
-func likeCheck(check Check, at string) Ready {
+// fromCheck returns the request of an HTTP check, but to the container itself. Whether to trust its certificate is for
+// the check to say.
+func fromCheck(check Check, at string) Ready {
 	d := check.Definition
 	scheme, rest, _ := strings.Cut(d.HTTP, "://")
 	r := Ready{Kind: ReadyHTTP, URL: scheme + "://" + at + rest[strings.IndexByte(rest, '/'):], Method: d.Method, Insecure: scheme == "https"}
@@ -114,7 +114,7 @@ func likeCheck(check Check, at string) Ready {
 	return r
 }
 
-// overTCP is r where there is something to connect to.
+// overTCP returns r if there is something to connect to, else what is ready at once.
 func overTCP(p Port, r Ready, at string) Ready {
 	if p.Protocol != "tcp" || at == "" {
 		return Ready{}

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// maxTag is how long a tag may be. Consul sets no limit; this is that of a DNS name, which a tag can be a part of.
+// maxTag is how long a tag may be. Consul sets no limit; this one is DNS's for a name, which a tag can be a part of.
 const maxTag = 255
 
 // SplitTags splits a list at its commas; `\,` is a comma within a tag.
@@ -33,15 +33,15 @@ func SplitTags(list string) []string {
 	return out
 }
 
-// tags are those of the lists, each once, without those that Consul and its readers cannot carry.
-func tags(lists ...[]string) (out, problems []string) {
+// validTags returns the tags of all lists, each once, and reasons for the ones that Consul and its readers cannot carry.
+func validTags(lists ...[]string) (out, problems []string) {
 	seen := map[string]bool{}
 	for _, list := range lists {
 		for _, tag := range list {
 			switch {
 			case seen[tag]:
 				continue
-			case !plain(tag):
+			case !isPlain(tag):
 				problems = append(problems, fmt.Sprintf("tag %s is left out: it has characters that are no text", quote(tag)))
 			case len(tag) > maxTag:
 				problems = append(problems, fmt.Sprintf("tag %s is left out: it is longer than %d bytes", quote(tag), maxTag))

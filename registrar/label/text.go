@@ -7,28 +7,18 @@ import (
 	"unicode/utf8"
 )
 
-// plain says whether s is text that means the same on its way through JSON, logs and configuration files: valid
-// UTF-8 without control characters.
-func plain(s string) bool {
+// isPlain reports whether s means the same on its way through JSON, logs and configuration files: it is valid UTF-8
+// without control characters.
+func isPlain(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
 
-// shorten cuts valid UTF-8 to at most so many bytes, between two characters.
-func shorten(s string, most int) string {
-	if len(s) <= most {
-		return s
-	}
-	for most > 0 && !utf8.RuneStart(s[most]) {
-		most--
-	}
-	return s[:most]
-}
-
-// quote is a stranger's text in a message: on one line, and not longer than one reads.
+// quote returns a stranger's text for a message: on one line, and not longer than one reads.
 func quote(s string) string {
 	const most = 80
-	if len(s) > most {
-		return strconv.Quote(shorten(strings.ToValidUTF8(s, "\uFFFD"), most)) + "…"
+	if len(s) <= most {
+		return strconv.Quote(s)
 	}
-	return strconv.Quote(s)
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	return strconv.Quote(strings.ToValidUTF8(s[:min(len(s), most)], "")) + "…" // without half a character at the end
 }

@@ -11,7 +11,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-func TestSettings(t *testing.T) {
+func TestKeys(t *testing.T) {
 	tests := []struct {
 		name string
 		in   Container
@@ -31,7 +31,7 @@ func TestSettings(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := settingsFor(tt.in, 8080).values; !maps.Equal(got, tt.want) {
+			if got := keysOf(tt.in).forPort(8080).values; !maps.Equal(got, tt.want) {
 				t.Errorf("got %v, want %v", got, tt.want)
 			}
 		})
@@ -40,9 +40,9 @@ func TestSettings(t *testing.T) {
 
 // A reason names the label as it is on the container.
 func TestLabelNames(t *testing.T) {
-	s := settingsFor(web(label("SERVICE_8080_X", "a"), label("SERVICE_Y", "b")), 8080)
+	keys := keysOf(web(label("SERVICE_8080_X", "a"), label("SERVICE_Y", "b"))).forPort(8080)
 	for key, want := range map[string]string{"x": "SERVICE_8080_X", "y": "SERVICE_Y", "a\nb": `"SERVICE_A\nB"`} {
-		if got := s.label(key); got != want {
+		if got := keys.spelling(key); got != want {
 			t.Errorf("label(%q) = %s, want %s", key, got, want)
 		}
 	}
@@ -103,7 +103,7 @@ func rebuilt[V any](m map[string]V) map[string]V {
 	return out
 }
 
-func FuzzSettings(f *testing.F) {
+func FuzzKeys(f *testing.F) {
 	f.Add("SERVICE_8080_NAME", "app", "SERVICE_TAGS", `a\,b,c`)
 	f.Add("SERVICE_", "", "SERVICE_8080_", "x")
 	f.Add("SERVICE_CHECK_HTTP", "/%zz", "SERVICE_CHECK_1_HEADER_X", "a\r\nb")
@@ -125,7 +125,7 @@ func FuzzSettings(f *testing.F) {
 				t.Errorf("port %d, weight %d", in.Port, in.Weight)
 			}
 			for _, s := range append(slices.Collect(maps.Values(in.Meta)), in.Tags...) {
-				if !plain(s) {
+				if !isPlain(s) {
 					t.Errorf("%q is no text", s)
 				}
 			}
@@ -139,7 +139,7 @@ func FuzzSettings(f *testing.F) {
 			}
 		}
 		for _, r := range reasons {
-			if !plain(r) || len(r) > 1000 {
+			if !isPlain(r) || len(r) > 1000 {
 				t.Errorf("no reason on one line that one reads: %q", r)
 			}
 		}
@@ -157,7 +157,7 @@ func harmless(t *testing.T, in Instance, check Check) {
 		t.Errorf("check asks %s, not %s", d.HTTP, target)
 	}
 	for _, s := range []string{d.Name, d.HTTP, d.Method, fmt.Sprint(d.Header)} {
-		if !plain(s) {
+		if !isPlain(s) {
 			t.Errorf("check has %q", s)
 		}
 	}

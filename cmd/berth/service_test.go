@@ -1,10 +1,8 @@
-package registrar
+package main
 
 import (
 	"errors"
-	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -16,45 +14,51 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/consul/api"
 
 	"berth/registrar/agent/agenttest"
 	"berth/registrar/label"
+	service "berth/registrar/process"
 )
 
-func processOptions(command ...string) ProcessOptions {
-	return ProcessOptions{
-		Command: command, Process: label.Process{Host: "vm", Name: "www", Port: 20001, Ready: "none", TTL: 15 * time.Second},
-		ReadyTimeout: time.Minute, StopTimeout: time.Minute, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-	}
-}
-
-// runningProcess is a process under way, with a Consul agent that is a world.
+// runningProcess is a process under way, registered at a fake Consul agent.
 type runningProcess struct {
-	*world
-	t       *testing.T
-	dir     string // its script's $D
-	signals chan os.Signal
-	code    chan int
-	err     error // once code was received
+	*agenttest.Agent
+	t             *testing.T
+	dir           string // its script's $D
+	stop, forward chan os.Signal
+	code          chan int
+	err           error // once code was received
 }
 
 // runScript runs a shell script, whose files are in $D.
-func runScript(t *testing.T, script string, change func(*ProcessOptions)) *runningProcess {
+func runScript(t *testing.T, script string, change func(*service.Options)) *runningProcess {
 	t.Helper()
-	p := &runningProcess{world: newWorld(), t: t, dir: t.TempDir(), signals: make(chan os.Signal, 8), code: make(chan int, 1)}
-	opts := processOptions("sh", "-c", "D="+p.dir+"; "+script)
-	opts.Agent, opts.Signals = p.Agent, p.signals
+	p := &runningProcess{
+		Agent: agenttest.New(), t: t, dir: t.TempDir(), stop: make(chan os.Signal, 2), forward: make(chan os.Signal, 8), code: make(chan int, 1),
+	}
+	opts := service.Options{
+		Program: "sh",
+		Start: func() (service.Running, error) {
+			return startProcess([]string{"sh", "-c", "D=" + p.dir + "; " + script})
+		},
+		Stop:         p.stop,
+		Forward:      p.forward,
+		Process:      label.Process{Host: "vm", Name: "www", Port: 20001, Ready: "none", TTL: 15 * time.Second},
+		ReadyTimeout: time.Minute,
+		StopTimeout:  time.Minute,
+		Consul:       p.Agent,
+		Log:          slog.New(slog.DiscardHandler),
+	}
 	if change != nil {
 		change(&opts)
 	}
-	process, err := NewProcess(opts)
+	s, err := service.New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	go func() {
-		code, err := process.Run(t.Context())
+		code, err := s.Run(t.Context())
 		p.err = err
 		p.code <- code
 	}()
@@ -121,7 +125,7 @@ func TestProcessExitCode(t *testing.T) {
 			if tt.stop != 0 {
 				p.says("runs")
 				p.is("vm:www:20001")
-				p.signals <- tt.stop
+				p.stop <- tt.stop
 			}
 			p.ends(tt.code)
 		})
@@ -141,9 +145,9 @@ func TestProcessIsReadyFirst(t *testing.T) {
 	t.Run("tcp", func(t *testing.T) {
 		port := reserve(t)
 		l.Close()
-		p := runScript(t, untilTold, func(o *ProcessOptions) { o.Port, o.Ready = port, "" })
+		p := runScript(t, untilTold, func(o *service.Options) { o.Port, o.Ready = port, "" })
 		p.says("runs")
-		if n := p.called("all"); n != 0 {
+		if n := p.Called("all"); n != 0 {
 			t.Errorf("%d calls to Consul before it is ready", n)
 		}
 		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port)) // in its place
@@ -152,14 +156,14 @@ func TestProcessIsReadyFirst(t *testing.T) {
 		}
 		defer l.Close()
 		p.is("vm:www:" + strconv.Itoa(port))
-		p.signals <- syscall.SIGTERM
+		p.stop <- syscall.SIGTERM
 		p.ends(0)
 	})
 
 	t.Run("http, late", func(t *testing.T) {
 		port := reserve(t)
 		l.Close()
-		p := runScript(t, untilTold, func(o *ProcessOptions) {
+		p := runScript(t, untilTold, func(o *service.Options) {
 			o.Port, o.Ready, o.ReadyTimeout, o.ID = port, "http:/health", 50*time.Millisecond, "www-1"
 		})
 		p.is("www-1?")
@@ -177,16 +181,16 @@ func TestProcessIsReadyFirst(t *testing.T) {
 		s.Start()
 		defer s.Close()
 		p.is("www-1")
-		p.signals <- syscall.SIGTERM
+		p.stop <- syscall.SIGTERM
 		p.ends(0)
 	})
 
 	t.Run("ends first", func(t *testing.T) {
 		port := reserve(t)
 		l.Close()
-		p := runScript(t, "exit 4", func(o *ProcessOptions) { o.Port, o.Ready = port, "tcp" })
+		p := runScript(t, "exit 4", func(o *service.Options) { o.Port, o.Ready = port, "tcp" })
 		p.ends(4)
-		if n := p.called("register"); n != 0 {
+		if n := p.Called("register"); n != 0 {
 			t.Errorf("it was registered %d times", n)
 		}
 	})
@@ -194,16 +198,16 @@ func TestProcessIsReadyFirst(t *testing.T) {
 	t.Run("told to stop first", func(t *testing.T) {
 		port := reserve(t)
 		l.Close()
-		p := runScript(t, untilTold, func(o *ProcessOptions) { o.Port, o.Ready, o.DrainTime = port, "tcp", time.Hour })
+		p := runScript(t, untilTold, func(o *service.Options) { o.Port, o.Ready, o.DrainTime = port, "tcp", time.Hour })
 		p.says("runs")
-		p.signals <- syscall.SIGTERM
+		p.stop <- syscall.SIGTERM
 		p.ends(0)
 	})
 
 	t.Run("port of another", func(t *testing.T) {
 		port := reserve(t)
 		defer l.Close()
-		p := runScript(t, untilTold, func(o *ProcessOptions) { o.Port, o.Ready = port, "tcp" })
+		p := runScript(t, untilTold, func(o *service.Options) { o.Port, o.Ready = port, "tcp" })
 		<-p.code
 		if p.err == nil || !strings.Contains(p.err.Error(), "accepts connections before sh is started") {
 			t.Errorf("err is %v", p.err)
@@ -217,10 +221,10 @@ func TestProcessIsReadyFirst(t *testing.T) {
 // Out of service first, then told, and then deregistered.
 func TestProcessDrains(t *testing.T) {
 	p := runScript(t, "trap 'touch $D/told; while [ ! -e $D/go ]; do sleep 0.01; done; exit 0' TERM; "+untilTold,
-		func(o *ProcessOptions) { o.DrainTime = time.Hour })
+		func(o *service.Options) { o.DrainTime = time.Hour })
 	p.says("runs")
 	p.is("vm:www:20001")
-	p.signals <- syscall.SIGTERM
+	p.stop <- syscall.SIGTERM
 	p.is("vm:www:20001!")
 	if c := p.Check(api.ServiceMaintPrefix + "vm:www:20001"); !strings.Contains(c.Notes, "told to stop by SIGTERM") {
 		t.Errorf("the reason is %q", c.Notes)
@@ -228,7 +232,7 @@ func TestProcessDrains(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(p.dir, "told")); err == nil {
 		t.Error("it was told before it was drained")
 	}
-	p.signals <- syscall.SIGTERM // cuts it short
+	p.stop <- syscall.SIGTERM // cuts it short
 	p.says("told")
 	if got := p.Registered(); got != "vm:www:20001!" {
 		t.Errorf("registered is %q while it finishes", got)
@@ -240,9 +244,9 @@ func TestProcessDrains(t *testing.T) {
 }
 
 func TestProcessEndsWhileItDrains(t *testing.T) {
-	p := runScript(t, "while [ ! -e $D/go ]; do sleep 0.01; done; exit 6", func(o *ProcessOptions) { o.DrainTime = time.Hour })
+	p := runScript(t, "while [ ! -e $D/go ]; do sleep 0.01; done; exit 6", func(o *service.Options) { o.DrainTime = time.Hour })
 	p.is("vm:www:20001")
-	p.signals <- syscall.SIGTERM
+	p.stop <- syscall.SIGTERM
 	p.is("vm:www:20001!")
 	if err := os.WriteFile(filepath.Join(p.dir, "go"), nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -251,10 +255,10 @@ func TestProcessEndsWhileItDrains(t *testing.T) {
 }
 
 func TestProcessDoesNotEnd(t *testing.T) {
-	p := runScript(t, "trap 'touch $D/told' TERM; "+untilTold, func(o *ProcessOptions) { o.StopTimeout = 50 * time.Millisecond })
+	p := runScript(t, "trap 'touch $D/told' TERM; "+untilTold, func(o *service.Options) { o.StopTimeout = 50 * time.Millisecond })
 	p.says("runs")
 	p.is("vm:www:20001")
-	p.signals <- syscall.SIGTERM
+	p.stop <- syscall.SIGTERM
 	p.ends(137)
 	p.says("told")
 }
@@ -263,10 +267,10 @@ func TestProcessGetsSignals(t *testing.T) {
 	p := runScript(t, "trap 'touch $D/hup' HUP; trap 'touch $D/usr1' USR1; trap 'touch $D/usr2' USR2; "+untilTold, nil)
 	p.says("runs")
 	for file, s := range map[string]os.Signal{"hup": syscall.SIGHUP, "usr1": syscall.SIGUSR1, "usr2": syscall.SIGUSR2} {
-		p.signals <- s
+		p.forward <- s
 		p.says(file)
 	}
-	p.signals <- syscall.SIGTERM
+	p.stop <- syscall.SIGTERM
 	p.ends(0)
 }
 
@@ -285,42 +289,17 @@ func TestProcessLeavesNothingBehind(t *testing.T) {
 }
 
 func TestProcessWithoutConsul(t *testing.T) {
-	p := runScript(t, "trap 'touch $D/told; exit 0' TERM; "+untilTold, func(o *ProcessOptions) {
-		o.Agent.(*agenttest.Agent).Err = errors.New("connection refused")
+	p := runScript(t, "trap 'touch $D/told; exit 0' TERM; "+untilTold, func(o *service.Options) {
+		o.Consul.(*agenttest.Agent).Err = errors.New("connection refused")
 	})
 	p.says("runs")
-	p.eventually("Consul was asked", func() bool { return p.called("all") > 0 })
-	p.do(func() { p.Err = nil })
+	p.eventually("Consul was asked", func() bool { return p.Called("all") > 0 })
+	p.Do(func() { p.Err = nil })
 	p.is("vm:www:20001")
-	p.do(func() { p.Err = errors.New("connection refused") })
-	p.signals <- syscall.SIGTERM
+	p.Do(func() { p.Err = errors.New("connection refused") })
+	p.stop <- syscall.SIGTERM
 	p.says("told")
 	if code := <-p.code; code != 0 || p.err != nil {
 		t.Errorf("code %d, %v", code, p.err)
-	}
-}
-
-func TestProcessInstance(t *testing.T) {
-	o := processOptions("./bin/www", "20001")
-	o.Tags, o.Meta, o.Weight, o.Address, o.Ready = "a, b", []string{"route_host=a.example,b.example", "route_path=/x=y"}, 7, "fd00::1", "https:/health?a=b"
-	p, err := NewProcess(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	in := p.instance
-	if in.ID != "vm:www:20001" || in.Name != "www" || in.Address != "fd00::1" || in.Port != 20001 || in.Weight != 7 {
-		t.Errorf("%+v", in)
-	}
-	if diff := cmp.Diff([]string{"a", "b"}, in.Tags); diff != "" {
-		t.Error(diff)
-	}
-	if want := map[string]string{"route_host": "a.example,b.example", "route_path": "/x=y"}; !maps.Equal(in.Meta, want) {
-		t.Errorf("meta is %v", in.Meta)
-	}
-	if want := "https://[fd00::1]:20001/health?a=b"; in.Ready.URL != want {
-		t.Errorf("it is asked at %s, want %s", in.Ready.URL, want)
-	}
-	if d := in.Checks[0].Definition; d.TTL != "15s" || d.DeregisterCriticalServiceAfter != "10m0s" {
-		t.Errorf("its check is %+v", d)
 	}
 }

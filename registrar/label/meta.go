@@ -1,0 +1,92 @@
+package label
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Metadata that berth writes with every registration. Owner and container decide whose registration it is.
+const (
+	ownPrefix     = "berth-"
+	MetaOwner     = ownPrefix + "owner"     // Docker engine ID of the host whose registrar made the registration
+	MetaContainer = ownPrefix + "container" // full container ID
+	MetaChecks    = ownPrefix + "checks"    // fingerprint of the instance's checks, which the agent package writes
+
+	ownMeta = 3 // how many pairs these are
+)
+
+// What Consul's catalog takes as service metadata (Consul API, agent/service/register).
+const (
+	maxMeta        = 64
+	maxMetaKey     = 128
+	maxMetaValue   = 512
+	reservedPrefix = "consul-"
+)
+
+var metaKey = regexp.MustCompile(`^[a-zA-Z0-9_-]+$`)
+
+// meta returns the keys that nobody has taken as metadata, as far as Consul accepts them, and the reasons for the others.
+func (k portKeys) meta() (meta map[string]string, problems []string) {
+	meta = map[string]string{}
+	for _, key := range slices.Sorted(maps.Keys(k.values)) {
+		if strings.HasPrefix(key, checkPrefix) || key == "ignore" {
+			continue
+		}
+		why := badMeta(key, k.values[key])
+		if why == "" && len(meta) == maxMeta-ownMeta {
+			why = fmt.Sprintf("Consul takes at most %d pairs of metadata, and %d are berth's own", maxMeta, ownMeta)
+		}
+		if why != "" {
+			problems = append(problems, fmt.Sprintf("%s is left out: %s", k.spelling(key), why))
+			continue
+		}
+		meta[key] = k.values[key]
+	}
+	return meta, problems
+}
+
+// badMeta says why a pair cannot be metadata, or returns "".
+func badMeta(key, value string) string {
+	switch {
+	case strings.HasPrefix(key, ownPrefix):
+		return fmt.Sprintf("keys that begin with %q are berth's own", ownPrefix)
+	case strings.HasPrefix(key, reservedPrefix):
+		return fmt.Sprintf("Consul keeps keys that begin with %q for itself", reservedPrefix)
+	case !metaKey.MatchString(key) || len(key) > maxMetaKey:
+		return fmt.Sprintf("Consul takes letters, digits, - and _ in a key, at most %d of them", maxMetaKey)
+	case len(value) > maxMetaValue:
+		return fmt.Sprintf("Consul takes at most %d bytes in a value, this has %d", maxMetaValue, len(value))
+	case !isPlain(value):
+		return "its value has characters that are no text"
+	}
+	return ""
+}
+
+// parseMeta reads the key=value pairs of berth service.
+func parseMeta(pairs []string) (map[string]string, error) {
+	meta := map[string]string{}
+	for _, pair := range pairs {
+		key, value, ok := strings.Cut(pair, "=")
+		if _, twice := meta[key]; twice {
+			return nil, fmt.Errorf("meta has %s twice: give it once", quote(key))
+		}
+		why := badMeta(key, value)
+		switch {
+		case !ok:
+			why = "write it as key=value"
+		case strings.HasPrefix(key, checkPrefix), key == "ignore":
+			why = "this key means something for containers only"
+		}
+		if why != "" {
+			return nil, fmt.Errorf("meta %s: %s", quote(pair), why)
+		}
+		meta[key] = value
+	}
+	if most := maxMeta - ownMeta; len(meta) > most {
+		return nil, fmt.Errorf("meta has %d pairs, and Consul takes %d: give fewer", len(meta), most)
+	}
+	return meta, nil
+}

@@ -1,0 +1,261 @@
+package process
+
+import (
+	"errors"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"berth/registrar/agent"
+	"berth/registrar/agent/agenttest"
+	"berth/registrar/label"
+)
+
+// registrationAt returns the registration of process pid at a fake agent. To be called in a synctest bubble, and to be
+// removed there.
+func registrationAt(t *testing.T, fake *agenttest.Agent, pid int) *registration {
+	t.Helper()
+	opts := Options{
+		Process:      label.Process{Host: "vm", Name: "www", ID: "www-1", Port: 20001, TTL: 15 * time.Second, Ready: "none"},
+		ReadyTimeout: time.Minute, Consul: fake, Log: slog.New(slog.DiscardHandler),
+	}
+	in, err := opts.Instance()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newRegistration(opts, in, pid)
+}
+
+// expect lets time pass until this is registered, at most so long.
+func expect(t *testing.T, fake *agenttest.Agent, within time.Duration, want string) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for synctest.Wait(); fake.Registered() != want && time.Now().Before(deadline); synctest.Wait() {
+		time.Sleep(time.Millisecond) // of the bubble's time
+	}
+	if got := fake.Registered(); got != want {
+		t.Fatalf("after %v registered: %q, want %q", within, got, want)
+	}
+}
+
+func TestRegistrationIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := agenttest.New()
+		r := registrationAt(t, fake, 1)
+		r.register(nil)
+		expect(t, fake, 0, "www-1")
+		if c := fake.Check("www-1:check-1"); c.Output != "process 1 runs" {
+			t.Errorf("the TTL check was not passed at once: %+v", c)
+		}
+		fake.Do(func() { fake.Checks["www-1:check-1"].Status = api.HealthCritical })
+		expect(t, fake, checkEvery, "www-1")
+		fake.Do(fake.Forget) // an agent without its state
+		expect(t, fake, checkEvery, "www-1")
+		fake.Do(func() { fake.Services["www-1"].Tags = []string{"edited"} })
+		time.Sleep(checkEvery + time.Second)
+		fake.Do(func() {
+			if tags := fake.Services["www-1"].Tags; len(tags) > 0 {
+				t.Errorf("what was edited is still there: %q", tags)
+			}
+		})
+		r.remove()
+		expect(t, fake, 0, "")
+	})
+}
+
+func TestRegistrationWithoutConsul(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := agenttest.New()
+		fake.Err = errors.New("connection refused")
+		r := registrationAt(t, fake, 1)
+		r.register(nil)
+		time.Sleep(time.Hour)
+		if n := fake.Called("all"); n < 3600/10 || n > 3600/2 {
+			t.Errorf("%d calls to Consul in an hour away, want one every few seconds", n)
+		}
+		fake.Do(func() { fake.Err = nil })
+		expect(t, fake, 8*time.Second, "www-1")
+
+		// And when it is away at the end: that is not waited for long.
+		fake.Do(func() { fake.Err = errors.New("connection refused") })
+		before := time.Now()
+		r.remove()
+		if took := time.Since(before); took != agent.Timeout {
+			t.Errorf("removed after %v, want %v", took, agent.Timeout)
+		}
+	})
+}
+
+// A Consul that hangs holds up neither what is to happen to the process nor the next registration.
+func TestRegistrationWithHangingConsul(t *testing.T) {
+	for _, call := range []string{"services", "checks", "enable", "update"} {
+		t.Run(call, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				fake := agenttest.New()
+				r := registrationAt(t, fake, 1)
+				r.register(nil)
+				expect(t, fake, 0, "www-1")
+				fake.Do(func() { fake.Hang[call] = true })
+				time.Sleep(checkEvery + time.Second) // into the next call
+				before := time.Now()
+				if !r.drain("told to stop") {
+					t.Error("what is registered needs no draining")
+				}
+				if took := time.Since(before); took != 0 {
+					t.Errorf("to take it out of service takes %v of the loop", took)
+				}
+				time.Sleep(time.Second)
+				fake.Do(func() { clear(fake.Hang) })
+				expect(t, fake, agent.Timeout, "www-1!")
+				fake.Do(func() { fake.Hang["deregister"] = true })
+				before = time.Now()
+				r.remove()
+				if took := time.Since(before); took != agent.Timeout {
+					t.Errorf("removed after %v, want %v", took, agent.Timeout)
+				}
+			})
+		})
+	}
+}
+
+// What Consul refuses about a registration keeps no heartbeat from it, and leaves it registered.
+func TestRegistrationIsRefused(t *testing.T) {
+	for _, call := range []string{"register", "disable", "check deregister"} {
+		t.Run(call, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				fake := agenttest.New()
+				r := registrationAt(t, fake, 1)
+				r.register(nil)
+				expect(t, fake, 0, "www-1")
+				fake.Do(func() {
+					fake.Fail[call] = api.StatusError{Code: 403, Body: "Permission denied"}
+					switch call {
+					case "register":
+						fake.Services["www-1"].Tags = []string{"edited"}
+					case "disable":
+						fake.Maintain("www-1", agent.Automatic+"of an earlier start")
+					case "check deregister":
+						fake.Checks["old"] = &api.AgentCheck{CheckID: "old", ServiceID: "www-1"}
+					}
+				})
+				for range 10 {
+					time.Sleep(time.Minute)
+					fake.Do(func() {
+						if fake.Services["www-1"] == nil {
+							t.Error("it is registered no more")
+						}
+						fake.Checks["www-1:check-1"].Status = api.HealthCritical // as after the TTL
+					})
+					time.Sleep(10 * time.Second)
+					if c := fake.Check("www-1:check-1"); c.Status != api.HealthPassing {
+						t.Fatalf("its TTL check is %s", c.Status)
+					}
+				}
+				fake.Do(func() { clear(fake.Fail) })
+				expect(t, fake, 10*time.Second, "www-1")
+				r.remove()
+				expect(t, fake, 0, "")
+			})
+		})
+	}
+}
+
+// Of two registrations with one ID, that of a process that is gone is replaced, and no other.
+func TestRegistrationOfOthers(t *testing.T) {
+	others := func(owner string) *api.AgentService {
+		return &api.AgentService{ID: "www-1", Service: "www", Port: 1, Meta: map[string]string{label.MetaOwner: owner}}
+	}
+	t.Run("a process whose berth was killed", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			fake := agenttest.New()
+			fake.Services["www-1"] = others("process:vm:7")
+			fake.Maintain("www-1", agent.Automatic+"the process was told to stop by SIGTERM")
+			r := registrationAt(t, fake, 1)
+			r.register(nil)
+			expect(t, fake, 0, "www-1")
+			r.remove()
+			expect(t, fake, 0, "")
+		})
+	})
+	t.Run("not a process", func(t *testing.T) {
+		for _, owner := range []string{"", "ENGINE"} {
+			synctest.Test(t, func(t *testing.T) {
+				fake := agenttest.New()
+				fake.Services["www-1"] = others(owner)
+				r := registrationAt(t, fake, 1)
+				r.register(nil)
+				time.Sleep(time.Minute)
+				r.remove()
+				expect(t, fake, 0, "www-1")
+				if n := fake.Called("register") + fake.Called("deregister") + fake.Called("update"); n != 0 {
+					t.Errorf("%d calls change the registration of %q", n, owner)
+				}
+			})
+		}
+	})
+	t.Run("a process that came later", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			fake := agenttest.New()
+			r := registrationAt(t, fake, 1)
+			r.register(nil)
+			expect(t, fake, 0, "www-1")
+			later := registrationAt(t, fake, 2)
+			later.register(nil)
+			time.Sleep(time.Minute)
+			r.remove()
+			fake.Do(func() {
+				if s := fake.Services["www-1"]; s == nil || s.Meta[label.MetaOwner] != "process:vm:2" || fake.Calls["register"] != 2 {
+					t.Errorf("it is %+v after %d registrations, want that of the second after 2", s, fake.Calls["register"])
+				}
+			})
+			later.remove()
+			expect(t, fake, 0, "")
+		})
+	})
+}
+
+func TestRegistrationInMaintenance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := agenttest.New()
+		r := registrationAt(t, fake, 1)
+		if r.drain("told to stop") {
+			t.Error("what is not registered needs draining")
+		}
+		r.register(nil)
+		expect(t, fake, 0, "www-1")
+		fake.Do(func() { fake.Maintain("www-1", "berth drain: by hand") })
+		time.Sleep(time.Minute)
+		expect(t, fake, 0, "www-1!") // is left as it is
+		fake.Do(func() { delete(fake.Checks, api.ServiceMaintPrefix+"www-1") })
+
+		r.drain("told to stop")
+		expect(t, fake, 0, "www-1!")
+		fake.Do(fake.Forget)
+		time.Sleep(time.Minute)
+		expect(t, fake, 0, "") // is not worth registering
+		r.remove()
+	})
+}
+
+func TestRegistrationNotReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := agenttest.New()
+		r := registrationAt(t, fake, 1)
+		r.register(errors.New("connection refused"))
+		expect(t, fake, 0, "www-1?")
+		if c := fake.Check("www-1:ready"); c.Notes != "connection refused" {
+			t.Errorf("Consul does not have the reason: %+v", c)
+		}
+		r.register(nil)
+		expect(t, fake, 0, "www-1")
+		r.remove()
+		fake.Do(func() {
+			if len(fake.Checks) > 0 {
+				t.Errorf("checks are left: %v", fake.Checks)
+			}
+		})
+	})
+}
