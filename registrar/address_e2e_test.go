@@ -14,6 +14,7 @@ import (
 
 	shared "berth/deploy/testenv"
 	"berth/registrar"
+	"berth/registrar/label"
 )
 
 // expectAt waits until an instance is registered as passing at this address and port.
@@ -48,7 +49,7 @@ func TestE2ENetworks(t *testing.T) {
 	second, off := l.name+"-second", l.name+"-off"
 	l.docker("network", "create", second)
 	l.docker("network", "create", off)
-	networks := func(_ *registrar.Options, h *registrar.Host) { h.Networks = []string{second, l.network} }
+	networks := func(_ *registrar.Options, h *label.Host) { h.Networks = []string{second, l.network} }
 	l.registrar(networks)
 
 	t.Run("two networks", func(t *testing.T) {

@@ -23,6 +23,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"berth/registrar"
+	watch "berth/registrar/docker"
+	"berth/registrar/label"
 )
 
 const (
@@ -103,12 +105,12 @@ func (a timedAgent) ServiceRegisterOpts(s *api.AgentServiceRegistration, opts ap
 // watchStarts starts a registrar, and the clock for it. Consul is asked at most once per gap.
 func watchStarts(l *lab, gap time.Duration) (*clock, *running) {
 	c := &clock{received: map[string]time.Time{}, asked: map[string]time.Time{}, answered: map[string]time.Time{}, shown: map[string]time.Time{}}
-	r := l.registrar(func(o *registrar.Options, _ *registrar.Host) {
+	r := l.registrar(func(o *registrar.Options, _ *label.Host) {
 		o.Resync = time.Hour
 		o.Agent = timedAgent{l.consul.Agent(), c}
 		stream := o.Events
-		o.Events = func(ctx context.Context, connected func(), event func(registrar.Event)) error {
-			return stream(ctx, connected, func(e registrar.Event) {
+		o.Events = func(ctx context.Context, connected func(), event func(watch.Message)) error {
+			return stream(ctx, connected, func(e watch.Message) {
 				if e.Type == "container" && e.Action == "start" {
 					c.note(c.received, e.Actor.ID)
 				}

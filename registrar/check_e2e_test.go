@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"berth/registrar"
+	"berth/registrar/label"
 )
 
 // says waits until a check of an instance has this status and a text in its output.
@@ -72,7 +73,7 @@ func TestE2EHealthcheck(t *testing.T) {
 func TestE2EChecks(t *testing.T) {
 	l := newLab(t)
 	const ttl = 3 * time.Second
-	signOfLife := func(_ *registrar.Options, h *registrar.Host) { h.TTL = ttl }
+	signOfLife := func(_ *registrar.Options, h *label.Host) { h.TTL = ttl }
 	r := l.registrar(signOfLife)
 
 	h := l.watch("many")
@@ -123,7 +124,7 @@ func TestE2EChecks(t *testing.T) {
 func TestE2EReady(t *testing.T) {
 	l := newLab(t)
 	const timeout = time.Second
-	l.registrar(func(o *registrar.Options, _ *registrar.Host) { o.ReadyTimeout = timeout })
+	l.registrar(func(o *registrar.Options, _ *label.Host) { o.ReadyTimeout = timeout })
 
 	t.Run("http", func(t *testing.T) {
 		l := l.in(t)

@@ -19,6 +19,8 @@ import (
 
 	shared "berth/deploy/testenv"
 	"berth/registrar"
+	watch "berth/registrar/docker"
+	"berth/registrar/label"
 )
 
 // daemon is a Docker daemon of a test's own, beside the one of the machine: with its own bridge, its own data, and
@@ -253,8 +255,8 @@ func TestE2EDockerRestart(t *testing.T) {
 	d.start(true)
 	d.load(os.Getenv("IMAGE_APP"))
 	client := dockerClient(t, d.host)
-	r := l.registrar(func(o *registrar.Options, h *registrar.Host) {
-		o.Docker, o.Events, h.Networks = restrained{client, l}, registrar.DockerEvents(client), []string{"bridge"}
+	r := l.registrar(func(o *registrar.Options, h *label.Host) {
+		o.Docker, o.Events, h.Networks = restrained{client, l}, watch.Events(client), []string{"bridge"}
 	})
 	history := l.watch("stays")
 	stays, dies := d.app("stays"), d.app("dies")

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"berth/registrar"
+	watch "berth/registrar/docker"
+	"berth/registrar/label"
 )
 
 // In all of these the registrar runs through: nothing but time and the end of the trouble puts things right.
@@ -110,10 +112,10 @@ func TestE2EAgentAway(t *testing.T) {
 }
 
 // through makes a registrar reach Docker through a front.
-func through(l *lab, f *front, resync time.Duration) func(*registrar.Options, *registrar.Host) {
+func through(l *lab, f *front, resync time.Duration) func(*registrar.Options, *label.Host) {
 	client := dockerClient(l.t, "unix://"+f.socket)
-	return func(o *registrar.Options, _ *registrar.Host) {
-		o.Docker, o.Events, o.Resync = restrained{client, l}, registrar.DockerEvents(client), resync
+	return func(o *registrar.Options, _ *label.Host) {
+		o.Docker, o.Events, o.Resync = restrained{client, l}, watch.Events(client), resync
 	}
 }
 

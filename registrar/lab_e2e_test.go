@@ -20,6 +20,8 @@ import (
 
 	shared "berth/deploy/testenv"
 	"berth/registrar"
+	watch "berth/registrar/docker"
+	"berth/registrar/label"
 )
 
 // labLabel is on all containers of a lab, with its name.
@@ -184,15 +186,15 @@ type running struct {
 }
 
 // newRegistrar returns a registrar for the lab's network. change, which may be nil, changes what it is made with.
-func (l *lab) newRegistrar(change func(*registrar.Options, *registrar.Host)) *running {
+func (l *lab) newRegistrar(change func(*registrar.Options, *label.Host)) *running {
 	l.t.Helper()
 	client := dockerClient(l.t, "")
 	r := &running{log: &logText{}, metrics: prometheus.NewRegistry()}
-	host := registrar.Host{Name: "e2e", EngineID: l.name, NodeAddress: "127.0.0.1", Networks: []string{l.network}}
+	host := label.Host{Name: "e2e", EngineID: l.name, NodeAddress: "127.0.0.1", Networks: []string{l.network}}
 	opts := registrar.Options{
 		Docker:  restrained{client, l},
-		Events:  registrar.DockerEvents(client),
-		Host:    func(context.Context) (registrar.Host, error) { return host, nil },
+		Events:  watch.Events(client),
+		Host:    func(context.Context) (label.Host, error) { return host, nil },
 		Agent:   l.consul.Agent(),
 		Log:     slog.New(slog.NewTextHandler(r.log, nil)),
 		Metrics: r.metrics,
@@ -205,7 +207,7 @@ func (l *lab) newRegistrar(change func(*registrar.Options, *registrar.Host)) *ru
 }
 
 // registrar starts one, and waits until it knows Docker and Consul. It is stopped at the test's end, or by stop.
-func (l *lab) registrar(change func(*registrar.Options, *registrar.Host)) *running {
+func (l *lab) registrar(change func(*registrar.Options, *label.Host)) *running {
 	l.t.Helper()
 	r := l.newRegistrar(change)
 	ctx, cancel := context.WithCancel(context.Background())

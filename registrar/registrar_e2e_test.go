@@ -4,6 +4,7 @@ package registrar_test
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"berth/registrar"
+	"berth/registrar/agent"
+	"berth/registrar/label"
 )
 
 // soon is within what the registrar does by itself after an event, on a machine that does other things, too.
@@ -145,7 +148,7 @@ func TestE2ELife(t *testing.T) {
 // again.
 func TestE2EKeepFailed(t *testing.T) {
 	l := newLab(t)
-	keep := func(o *registrar.Options, _ *registrar.Host) { o.KeepFailed = true }
+	keep := func(o *registrar.Options, _ *label.Host) { o.KeepFailed = true }
 	r := l.registrar(keep)
 	failed, well := l.web("failed", "rm -f /tmp/end; serve 200"), l.web("well", "rm -f /tmp/end; trap 'exit 0' TERM; serve 200")
 	l.expectOf(soon, "failed passing", "well passing")
@@ -172,7 +175,7 @@ func TestE2EKeepFailed(t *testing.T) {
 func TestE2EStopSignal(t *testing.T) {
 	const drain = 500 * time.Millisecond
 	l := newLab(t)
-	r := l.registrar(func(o *registrar.Options, _ *registrar.Host) { o.DrainTime = drain })
+	r := l.registrar(func(o *registrar.Options, _ *label.Host) { o.DrainTime = drain })
 	h := l.watch("drained")
 	c := l.app("drained", "--stop-signal", "SIGCONT", "--env", "SERVICE_STOP_SIGNAL=SIGTERM")
 	l.expect(soon, c.instance(8080), "passing")
@@ -222,7 +225,7 @@ func TestE2EOwnership(t *testing.T) {
 	}
 
 	l.registrar(nil)
-	two := l.registrar(func(_ *registrar.Options, h *registrar.Host) { h.EngineID, h.Networks = second, []string{second} })
+	two := l.registrar(func(_ *registrar.Options, h *label.Host) { h.EngineID, h.Networks = second, []string{second} })
 	a := l.app("a")
 	b := l.app("b", "--network", second)
 	custom := l.app("custom", "--env", "SERVICE_ID=my-own-id")
@@ -253,7 +256,7 @@ func TestE2EOwnership(t *testing.T) {
 	l.docker("rm", "--force", b.id)
 	l.docker("rm", "--force", a.id)
 	l.expectOf(soon, "b passing", "custom passing", "last passing")
-	third := l.registrar(func(_ *registrar.Options, h *registrar.Host) { h.EngineID, h.Networks = second, []string{second} })
+	third := l.registrar(func(_ *registrar.Options, h *label.Host) { h.EngineID, h.Networks = second, []string{second} })
 	l.expectOf(soon, "custom passing", "last passing")
 	third.stop()
 
@@ -314,7 +317,7 @@ func TestE2EAdopt(t *testing.T) {
 	h := l.watch("web")
 	seen := []string{"docker start", "passing", "passing", "passing", "passing"}
 	h.expect(soon, seen...)
-	l.registrar(func(o *registrar.Options, _ *registrar.Host) { o.Adopt = "e2e" })
+	l.registrar(func(o *registrar.Options, _ *label.Host) { o.Adopt = "e2e" })
 	want := []string{"by-hand", c.instance(8080), "e2e:of-another:80", "other:web-1:80"}
 	slices.Sort(want)
 	if got := ids(); !slices.Equal(got, want) {
@@ -335,7 +338,7 @@ func TestE2EFinder(t *testing.T) {
 	// With two ports the services' names end in the ports.
 	l.expectOf(soon, "two-8080 passing", "two-9090 passing", "other passing")
 
-	f := registrar.Finder{Agent: l.consul.Agent(), Docker: dockerClient(t, "")}
+	f := registrar.Finder{Agent: agent.Agent{Client: l.consul.Agent(), Log: slog.New(slog.DiscardHandler)}, Docker: dockerClient(t, "")}
 	both := []string{c.instance(8080), c.instance(9090)}
 	for name, tt := range map[string]struct {
 		arg  string

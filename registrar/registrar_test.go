@@ -1,13 +1,12 @@
 package registrar
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -15,33 +14,40 @@ import (
 	"testing/synctest"
 	"time"
 
-	docker "github.com/fsouza/go-dockerclient"
+	fsouza "github.com/fsouza/go-dockerclient"
 	"github.com/hashicorp/consul/api"
+
+	"berth/registrar/agent"
+	"berth/registrar/agent/agenttest"
+	"berth/registrar/docker"
+	"berth/registrar/label"
 )
 
 // world is a Docker daemon, a Consul agent and a network. Its methods play what happens there.
 type world struct {
+	*agenttest.Agent
 	mu         sync.Mutex
-	containers map[string]*docker.Container
-	consul     held
+	containers map[string]*fsouza.Container
 	listening  map[string]bool // addresses that accept
 	dockerErr  error
 	inspectErr map[string]error
-	consulErr  error
-	refuse     string // service name that the agent refuses
-	events     chan Event
+	hangs      map[string]bool // calls to Docker that block until the caller gives up: "list", "host", "inspect a", "kill a"
+	host       label.Host
+	events     chan docker.Message
 	broken     chan struct{} // closed: the event stream ends
+	silent     bool          // the event stream says nothing, until it is opened anew
 	calls      map[string]int
-	history    []string // calls to Consul that change what is registered
 	signals    []string // "container signal after"
 	started    time.Time
 	opts       Options // more than the tests' usual ones
+	log        bytes.Buffer
 }
 
 func newWorld() *world {
 	return &world{
-		containers: map[string]*docker.Container{}, consul: nothing(), listening: map[string]bool{},
-		inspectErr: map[string]error{}, events: make(chan Event, 1000), broken: make(chan struct{}), calls: map[string]int{},
+		Agent: agenttest.New(), containers: map[string]*fsouza.Container{}, listening: map[string]bool{},
+		inspectErr: map[string]error{}, hangs: map[string]bool{}, events: make(chan docker.Message, 1000), broken: make(chan struct{}), calls: map[string]int{},
+		host:    label.Host{Name: "vm", EngineID: "ENGINE", Networks: []string{"front"}},
 		started: time.Now(),
 	}
 }
@@ -49,11 +55,34 @@ func newWorld() *world {
 func (w *world) do(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	f()
+	w.Do(f)
+}
+
+// hang makes calls to Docker and to Consul hang, or work again.
+func (w *world) hang(hang bool, calls ...string) {
+	w.do(func() {
+		for _, call := range calls {
+			w.hangs[call], w.Hang[call] = hang, hang
+		}
+	})
+}
+
+// call plays a call to Docker.
+func (w *world) call(ctx context.Context, name, id string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls[name]++
+	if w.hangs[name] || w.hangs[name+" "+id] {
+		w.mu.Unlock()
+		<-ctx.Done()
+		w.mu.Lock()
+		return ctx.Err()
+	}
+	return w.dockerErr
 }
 
 func (w *world) event(action, id string, attributes ...string) {
-	e := Event{Type: "container", Action: action}
+	e := docker.Message{Type: "container", Action: action}
 	e.Actor.ID = id
 	e.Actor.Attributes = map[string]string{}
 	for i := 0; i < len(attributes); i += 2 {
@@ -67,10 +96,8 @@ func (w *world) start(id, address string, env ...string) {
 	w.event("start", id)
 }
 
-func (w *world) create(id, address string, env ...string) *docker.Container {
-	c := &docker.Container{ID: id, Name: "/" + id, State: docker.State{Running: true, Status: "running"}}
-	c.Config = &docker.Config{Image: "app", Env: env, ExposedPorts: map[docker.Port]struct{}{"80/tcp": {}}}
-	c.NetworkSettings = &docker.NetworkSettings{Networks: map[string]docker.ContainerNetwork{"front": {IPAddress: address}}}
+func (w *world) create(id, address string, env ...string) *fsouza.Container {
+	c := inspectOf(id, address, env...)
 	w.do(func() {
 		c.Created, c.State.StartedAt = time.Now(), time.Now()
 		w.containers[id] = c
@@ -78,8 +105,16 @@ func (w *world) create(id, address string, env ...string) *docker.Container {
 	return c
 }
 
+// inspectOf is what Docker says of a running container with one port.
+func inspectOf(id, address string, env ...string) *fsouza.Container {
+	c := &fsouza.Container{ID: id, Name: "/" + id, State: fsouza.State{Running: true, Status: "running"}}
+	c.Config = &fsouza.Config{Image: "app", Env: env, ExposedPorts: map[fsouza.Port]struct{}{"80/tcp": {}}}
+	c.NetworkSettings = &fsouza.NetworkSettings{Networks: map[string]fsouza.ContainerNetwork{"front": {IPAddress: address}}}
+	return c
+}
+
 // change changes what Docker says of a container.
-func (w *world) change(id string, f func(*docker.Container)) {
+func (w *world) change(id string, f func(*fsouza.Container)) {
 	w.do(func() {
 		c, config := *w.containers[id], *w.containers[id].Config
 		c.Config = &config
@@ -95,74 +130,61 @@ func (w *world) die(id string) {
 
 func (w *world) listen(address string) { w.do(func() { w.listening[address] = true }) }
 
-// registered are the services' IDs. Those in maintenance mode have a ! and those with a critical check a ? behind.
-func (w *world) registered() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var out []string
-	for _, id := range slices.Sorted(maps.Keys(w.consul.services)) {
-		mark := ""
-		for _, c := range w.consul.checks {
-			switch {
-			case c.ServiceID != id || c.Status != api.HealthCritical:
-			case c.CheckID == maintenanceID+id:
-				mark = "!"
-			case mark == "":
-				mark = "?"
-			}
-		}
-		out = append(out, id+mark)
+// hold has Consul hold an instance.
+func (w *world) hold(in label.Instance) {
+	if err := (agent.Agent{Client: w.Agent, Log: slog.New(slog.DiscardHandler)}).Apply(context.Background(), agent.Change{ID: in.ID, Register: true, Desired: agent.Prepare(in)}); err != nil {
+		panic(err)
 	}
-	return strings.Join(out, " ")
 }
 
-func (w *world) check(id string) api.AgentCheck {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if c := w.consul.checks[id]; c != nil {
-		return *c
-	}
-	return api.AgentCheck{}
+func owned(id, container, owner string) label.Instance {
+	return label.Instance{ID: id, Name: "app", Port: 80, Container: container, Meta: map[string]string{label.MetaOwner: owner, label.MetaContainer: container}}
 }
 
-func (w *world) ListContainers(o docker.ListContainersOptions) ([]docker.APIContainers, error) {
+func (w *world) ListContainers(o fsouza.ListContainersOptions) ([]fsouza.APIContainers, error) {
+	err := w.call(o.Context, "list", "")
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.calls["list"]++
-	var out []docker.APIContainers
+	var out []fsouza.APIContainers
 	for id, c := range w.containers {
 		if c.State.Running || o.All {
-			out = append(out, docker.APIContainers{ID: id})
+			out = append(out, fsouza.APIContainers{ID: id})
 		}
 	}
-	return out, w.dockerErr
+	return out, err
 }
 
-func (w *world) InspectContainerWithOptions(o docker.InspectContainerOptions) (*docker.Container, error) {
+func (w *world) InspectContainerWithOptions(o fsouza.InspectContainerOptions) (*fsouza.Container, error) {
+	err := w.call(o.Context, "inspect", o.ID)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.calls["inspect"]++
-	if err := errors.Join(w.dockerErr, w.inspectErr[o.ID]); err != nil {
+	if err := errors.Join(err, w.inspectErr[o.ID]); err != nil {
 		return nil, err
 	}
 	c, ok := w.containers[o.ID]
 	if !ok {
-		return nil, &docker.NoSuchContainer{ID: o.ID}
+		return nil, &fsouza.NoSuchContainer{ID: o.ID}
 	}
 	return c, nil
 }
 
-func (w *world) KillContainer(o docker.KillContainerOptions) error {
+func (w *world) KillContainer(o fsouza.KillContainerOptions) error {
+	err := w.call(o.Context, "kill", o.ID)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.signals = append(w.signals, fmt.Sprintf("%s %d %v", o.ID, o.Signal, time.Since(w.started)))
-	return nil
+	if err == nil {
+		w.signals = append(w.signals, fmt.Sprintf("%s %d %v", o.ID, o.Signal, time.Since(w.started)))
+	}
+	return err
 }
 
 func (w *world) called(what string) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.calls[what]
+	if n, docker := w.calls[what]; docker {
+		return n
+	}
+	return w.Called(what)
 }
 
 func (w *world) sent() []string {
@@ -171,67 +193,10 @@ func (w *world) sent() []string {
 	return slices.Clone(w.signals)
 }
 
-// agent makes a call to the agent.
-func (w *world) agent(name string, f func()) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.calls["consul"]++
-	if name == "register" || name == "deregister" {
-		w.history = append(w.history, name)
-	}
-	w.calls[name]++
-	if w.consulErr == nil {
-		f()
-	}
-	return w.consulErr
-}
-
-func (w *world) ServicesWithFilterOpts(string, *api.QueryOptions) (out map[string]*api.AgentService, err error) {
-	err = w.agent("services", func() { out = maps.Clone(w.consul.services) })
-	return out, err
-}
-
-func (w *world) ChecksWithFilterOpts(string, *api.QueryOptions) (out map[string]*api.AgentCheck, err error) {
-	err = w.agent("checks", func() {
-		out = map[string]*api.AgentCheck{}
-		for id, c := range w.consul.checks {
-			is := *c
-			out[id] = &is
-		}
-	})
-	return out, err
-}
-
-func (w *world) ServiceRegisterOpts(s *api.AgentServiceRegistration, _ api.ServiceRegisterOpts) error {
-	if w.refuse != "" && s.Name == w.refuse {
-		return errors.Join(w.agent("register", func() {}), api.StatusError{Code: 403, Body: "Permission denied"})
-	}
-	return w.agent("register", func() { w.consul.put(s) })
-}
-
-func (w *world) ServiceDeregisterOpts(id string, _ *api.QueryOptions) error {
-	return w.agent("deregister", func() { w.consul.remove(id) })
-}
-
-func (w *world) CheckDeregisterOpts(id string, _ *api.QueryOptions) error {
-	return w.agent("check deregister", func() { delete(w.consul.checks, id) })
-}
-
-func (w *world) EnableServiceMaintenanceOpts(id, reason string, _ *api.QueryOptions) error {
-	return w.agent("enable", func() { w.consul.maintain(id, reason) })
-}
-
-func (w *world) DisableServiceMaintenanceOpts(id string, _ *api.QueryOptions) error {
-	return w.agent("disable", func() { delete(w.consul.checks, maintenanceID+id) })
-}
-
-func (w *world) UpdateTTLOpts(id, output, status string, _ *api.QueryOptions) error {
-	return w.agent("update", func() { w.consul.checks[id].Status, w.consul.checks[id].Output = status, output })
-}
-
-func (w *world) stream(ctx context.Context, connected func(), event func(Event)) error {
+func (w *world) stream(ctx context.Context, connected func(), message func(docker.Message)) error {
 	w.mu.Lock()
 	err, broken := w.dockerErr, w.broken
+	w.calls["events"]++
 	w.mu.Unlock()
 	if err != nil {
 		return err
@@ -244,12 +209,17 @@ func (w *world) stream(ctx context.Context, connected func(), event func(Event))
 		case <-broken:
 			return errors.New("the daemon closed the stream")
 		case e := <-w.events:
-			event(e)
+			w.mu.Lock()
+			silent := w.silent
+			w.mu.Unlock()
+			if !silent {
+				message(e)
+			}
 		}
 	}
 }
 
-func (w *world) try(_ context.Context, r Ready) error {
+func (w *world) try(_ context.Context, r label.Ready) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.calls["try"]++
@@ -263,10 +233,13 @@ func (w *world) try(_ context.Context, r Ready) error {
 func (w *world) run(t *testing.T) (*Registrar, func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	opts := w.opts
-	opts.Docker, opts.Events, opts.Agent = w, w.stream, w
-	opts.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
-	opts.Host = func(context.Context) (Host, error) {
-		return Host{Name: "vm", EngineID: "ENGINE", Networks: []string{"front"}}, nil
+	opts.Docker, opts.Events, opts.Agent = w, w.stream, w.Agent
+	opts.Log = slog.New(slog.NewTextHandler(&w.log, nil))
+	opts.Host = func(ctx context.Context) (label.Host, error) {
+		err := w.call(ctx, "host", "")
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.host, err
 	}
 	r := New(opts)
 	r.try = w.try
@@ -285,10 +258,10 @@ func (w *world) run(t *testing.T) (*Registrar, func()) {
 func (w *world) expect(t *testing.T, within time.Duration, want string) {
 	t.Helper()
 	deadline := time.Now().Add(within)
-	for synctest.Wait(); w.registered() != want && time.Now().Before(deadline); synctest.Wait() {
+	for synctest.Wait(); w.Registered() != want && time.Now().Before(deadline); synctest.Wait() {
 		time.Sleep(time.Millisecond) // of the bubble's time
 	}
-	if got := w.registered(); got != want {
+	if got := w.Registered(); got != want {
 		t.Fatalf("after %v registered: %q, want %q", within, got, want)
 	}
 }
@@ -349,7 +322,7 @@ func TestRegistrarRestarts(t *testing.T) {
 		w.do(func() {
 			delete(w.containers, "b")
 			delete(w.listening, "10.0.0.1:80")
-			w.consul.services["by-hand"] = &api.AgentService{ID: "by-hand"}
+			w.Services["by-hand"] = &api.AgentService{ID: "by-hand"}
 		})
 		w.listen("10.0.0.3:80")
 		w.start("c", "10.0.0.3")
@@ -367,7 +340,7 @@ func TestRemovedByHand(t *testing.T) {
 		w.listen("10.0.0.1:80")
 		w.start("a", "10.0.0.1")
 		w.expect(t, 10*time.Millisecond, "vm:a:80")
-		w.do(func() { w.consul = nothing() })
+		w.do(func() { w.Forget() })
 		w.expect(t, reread+time.Second, "vm:a:80")
 	})
 }
@@ -381,8 +354,8 @@ func TestConsulAway(t *testing.T) {
 		w.listen("10.0.0.2:80")
 		w.start("a", "10.0.0.1")
 		w.expect(t, 10*time.Millisecond, "vm:a:80")
-		w.do(func() { w.consulErr = errors.New("connection refused") })
-		before := w.called("consul")
+		w.do(func() { w.Err = errors.New("connection refused") })
+		before := w.called("all")
 		for i := range 100 { // a hundred come and go while Consul is away
 			id := fmt.Sprint("x", i)
 			w.start(id, "10.0.0.2")
@@ -395,10 +368,10 @@ func TestConsulAway(t *testing.T) {
 		if err := r.Ready(); err == nil || !strings.Contains(err.Error(), "connection refused") {
 			t.Errorf("Ready() = %v, want the reason", err)
 		}
-		if n := w.called("consul") - before; n > 3600/2 {
+		if n := w.called("all") - before; n > 3600/2 {
 			t.Errorf("%d calls to Consul in an hour away: that is a flood", n)
 		}
-		w.do(func() { w.consulErr = nil })
+		w.do(func() { w.Err = nil })
 		w.expect(t, 10*time.Second, "vm:b:80")
 		if err := r.Ready(); err != nil {
 			t.Errorf("not ready: %v", err)
@@ -444,7 +417,7 @@ func TestDockerAwayAtStart(t *testing.T) {
 		w := newWorld()
 		w.dockerErr = errors.New("no such socket")
 		in := owned("vm:a:80", "a", "ENGINE")
-		w.consul.put(wanted{Instance: in}.registration())
+		w.hold(in)
 		_, stop := w.run(t)
 		defer stop()
 		time.Sleep(time.Hour)
@@ -456,10 +429,10 @@ func TestDockerAwayAtStart(t *testing.T) {
 func TestBadNeighbours(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		w.refuse = "forbidden"
+		w.Fail["register vm:forbidden:80"] = api.StatusError{Code: 403, Body: "Permission denied"}
 		w.inspectErr["broken"] = errors.New("500 internal error")
 		in := owned("vm:broken:80", "broken", "ENGINE")
-		w.consul.put(wanted{Instance: in}.registration())
+		w.hold(in)
 		w.start("broken", "10.0.0.1")
 		w.start("forbidden", "10.0.0.2", "SERVICE_NAME=forbidden")
 		w.start("deaf", "10.0.0.3")
@@ -471,14 +444,14 @@ func TestBadNeighbours(t *testing.T) {
 			w.listen(fmt.Sprintf("10.0.0.%d:80", i))
 			w.start(fmt.Sprint("good", i), fmt.Sprintf("10.0.0.%d", i))
 			deadline := time.Now().Add(10 * time.Millisecond)
-			for synctest.Wait(); !strings.Contains(w.registered(), fmt.Sprintf("vm:good%d:80", i)); synctest.Wait() {
+			for synctest.Wait(); !strings.Contains(w.Registered(), fmt.Sprintf("vm:good%d:80", i)); synctest.Wait() {
 				if time.Now().After(deadline) {
-					t.Fatalf("good%d is not registered after 10 ms: %s", i, w.registered())
+					t.Fatalf("good%d is not registered after 10 ms: %s", i, w.Registered())
 				}
 				time.Sleep(time.Millisecond)
 			}
 		}
-		if !strings.Contains(w.registered(), "vm:broken:80") {
+		if !strings.Contains(w.Registered(), "vm:broken:80") {
 			t.Errorf("the container that could not be inspected was deregistered")
 		}
 		if n := w.called("register"); n > 60 {
@@ -498,13 +471,13 @@ func TestPausedIsOut(t *testing.T) {
 		w.listen("10.0.0.1:80")
 		w.start("a", "10.0.0.1")
 		w.expect(t, 10*time.Millisecond, "vm:a:80")
-		w.change("a", func(c *docker.Container) { c.State.Paused = true })
+		w.change("a", func(c *fsouza.Container) { c.State.Paused = true })
 		w.event("pause", "a")
 		w.expect(t, 0, "vm:a:80!")
-		if got := w.check(maintenanceID + "vm:a:80").Notes; got != "berth registrar: the container is paused" {
+		if got := w.Check(api.ServiceMaintPrefix + "vm:a:80").Notes; got != "berth registrar: the container is paused" {
 			t.Errorf("the reason is %q", got)
 		}
-		w.change("a", func(c *docker.Container) { c.State.Paused = false })
+		w.change("a", func(c *fsouza.Container) { c.State.Paused = false })
 		w.event("unpause", "a")
 		w.expect(t, 0, "vm:a:80")
 	})
@@ -654,13 +627,13 @@ func TestMaintenanceByHandStays(t *testing.T) {
 		w.listen("10.0.0.1:80")
 		w.start("a", "10.0.0.1")
 		w.expect(t, 10*time.Millisecond, "vm:a:80")
-		w.do(func() { w.consul.maintain("vm:a:80", "upgrade by Ann") })
+		w.do(func() { w.Maintain("vm:a:80", "upgrade by Ann") })
 		time.Sleep(10 * time.Minute)
-		w.change("a", func(c *docker.Container) { c.Config.Env = []string{"SERVICE_TAGS=new"} }) // makes it register anew
+		w.change("a", func(c *fsouza.Container) { c.Config.Env = []string{"SERVICE_TAGS=new"} }) // makes it register anew
 		w.event("rename", "a")
 		time.Sleep(10 * time.Minute)
 		w.expect(t, 0, "vm:a:80!")
-		if got := w.check(maintenanceID + "vm:a:80").Notes; got != "upgrade by Ann" {
+		if got := w.Check(api.ServiceMaintPrefix + "vm:a:80").Notes; got != "upgrade by Ann" {
 			t.Errorf("the reason is %q", got)
 		}
 	})
@@ -674,7 +647,7 @@ func TestNotReadyInTimeIsCritical(t *testing.T) {
 		time.Sleep(29 * time.Second)
 		w.expect(t, 0, "")
 		w.expect(t, 2*time.Second, "vm:a:80?")
-		if c := w.check("vm:a:80:ready"); c.Notes != "connection refused" {
+		if c := w.Check("vm:a:80:ready"); c.Notes != "connection refused" {
 			t.Errorf("the check says %q", c.Notes)
 		}
 		// A restart does not take it for one that was ready.
@@ -693,25 +666,25 @@ func TestHealthcheck(t *testing.T) {
 		w := newWorld()
 		_, stop := w.run(t)
 		c := w.create("a", "10.0.0.1")
-		c.Config.Healthcheck = &docker.HealthConfig{Test: []string{"CMD", "check"}}
-		c.State.Health = docker.Health{Status: "starting"}
+		c.Config.Healthcheck = &fsouza.HealthConfig{Test: []string{"CMD", "check"}}
+		c.State.Health = fsouza.Health{Status: "starting"}
 		w.event("start", "a")
 		time.Sleep(10 * time.Second)
 		w.expect(t, 0, "")
 		say := func(status, output string) {
-			w.change("a", func(c *docker.Container) {
-				c.State.Health = docker.Health{Status: status, Log: []docker.HealthCheck{{Output: output}}}
+			w.change("a", func(c *fsouza.Container) {
+				c.State.Health = fsouza.Health{Status: status, Log: []fsouza.HealthCheck{{Output: output}}}
 			})
 			w.event("health_status: "+status, "a")
 		}
 		say("healthy", "fine")
 		w.expect(t, 0, "vm:a:80")
-		if c := w.check("vm:a:80:check-1"); c.Status != api.HealthPassing || c.Output != "fine" {
+		if c := w.Check("vm:a:80:check-1"); c.Status != api.HealthPassing || c.Output != "fine" {
 			t.Errorf("the check is %s: %q", c.Status, c.Output)
 		}
 		say("unhealthy", "no database")
 		w.expect(t, 0, "vm:a:80?")
-		if c := w.check("vm:a:80:check-1"); c.Output != "no database" {
+		if c := w.Check("vm:a:80:check-1"); c.Output != "no database" {
 			t.Errorf("the check says %q", c.Output)
 		}
 		stop()
@@ -752,7 +725,7 @@ func TestKeepFailed(t *testing.T) {
 		w.opts.KeepFailed = true
 		_, stop := w.run(t)
 		end := func(id string, code int) {
-			w.change(id, func(c *docker.Container) { c.State = docker.State{Status: "exited", ExitCode: code} })
+			w.change(id, func(c *fsouza.Container) { c.State = fsouza.State{Status: "exited", ExitCode: code} })
 			w.event("die", id, "exitCode", fmt.Sprint(code))
 		}
 		for i, id := range []string{"ok", "failed", "signalled", "removed"} {
@@ -794,12 +767,12 @@ func TestHalfWay(t *testing.T) {
 		// Consul goes away between the two halves of a change.
 		w.die("c00")
 		w.start("new", "10.0.0.1")
-		w.do(func() { w.consulErr = errors.New("connection reset") })
+		w.do(func() { w.Err = errors.New("connection reset") })
 		time.Sleep(3 * time.Second)
-		w.do(func() { w.consulErr = nil; w.consul.remove("vm:c07:80") })
+		w.do(func() { w.Err = nil; w.Remove("vm:c07:80") })
 		time.Sleep(20 * time.Second)
 		synctest.Wait()
-		if got := w.registered(); strings.Count(got, "vm:") != 20 || strings.Contains(got, "c00") || !strings.Contains(got, "vm:new:80") {
+		if got := w.Registered(); strings.Count(got, "vm:") != 20 || strings.Contains(got, "c00") || !strings.Contains(got, "vm:new:80") {
 			t.Errorf("registered: %s", got)
 		}
 	})
@@ -814,10 +787,10 @@ func TestRename(t *testing.T) {
 		w.listen("10.0.0.1:80")
 		w.start("a", "10.0.0.1")
 		w.expect(t, 10*time.Millisecond, "vm:a:80")
-		w.change("a", func(c *docker.Container) { c.Name = "/b" })
+		w.change("a", func(c *fsouza.Container) { c.Name = "/b" })
 		w.event("rename", "a")
 		w.expect(t, 0, "vm:b:80")
-		if got := strings.Join(w.history, " "); got != "register deregister" && !strings.HasSuffix(got, "register register deregister") {
+		if got := strings.Join(w.History, " "); got != "register deregister" && !strings.HasSuffix(got, "register register deregister") {
 			t.Errorf("calls that change something: %s; want the new one registered before the old one goes", got)
 		}
 		if n := w.called("try"); n != 1 {
@@ -831,7 +804,7 @@ func TestTwoOnOneHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		in := owned("vm:theirs:80", "theirs", "ENGINE/other")
-		w.consul.put(wanted{Instance: in}.registration())
+		w.hold(in)
 		w.opts.Owner = "mine"
 		_, stop := w.run(t)
 		defer stop()
@@ -848,16 +821,16 @@ func TestAdoptionHasNoGap(t *testing.T) {
 		w := newWorld()
 		w.opts.Adopt = "vm"
 		for _, id := range []string{"vm:a:80", "vm:gone:80"} {
-			w.consul.services[id] = &api.AgentService{ID: id, Service: "app", Address: "192.0.2.1", Port: 32768}
+			w.Services[id] = &api.AgentService{ID: id, Service: "app", Address: "192.0.2.1", Port: 32768}
 		}
 		w.create("a", "10.0.0.1") // its port does not accept at the moment
 		_, stop := w.run(t)
 		defer stop()
 		w.expect(t, 0, "vm:a:80")
-		if got := w.consul.services["vm:a:80"]; got.Address != "10.0.0.1" || got.Meta[metaOwner] != "ENGINE" {
+		if got := w.Services["vm:a:80"]; got.Address != "10.0.0.1" || got.Meta[label.MetaOwner] != "ENGINE" {
 			t.Errorf("it is %+v", got)
 		}
-		if got := strings.Join(w.history, " "); got != "deregister register" {
+		if got := strings.Join(slices.Sorted(slices.Values(w.History)), " "); got != "deregister register" {
 			t.Errorf("calls that change something: %s, want one for each", got)
 		}
 	})

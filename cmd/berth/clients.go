@@ -8,10 +8,10 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -20,7 +20,6 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"berth/registrar"
-	"berth/registrar/label"
 	"berth/templater"
 )
 
@@ -95,22 +94,11 @@ func dockerClient() (*docker.Client, error) {
 	return client, nil
 }
 
-// hostDescription returns a function that describes the Docker host, for the registrar to ask at every resync. Without
-// networks given, they are those of the container that berth runs in: whoever deploys it puts it on the networks that
-// it shares with the load balancer. What the Consul agent says of itself is remembered for when it is away.
-func hostDescription(client *docker.Client, consul *api.Client, c Config) func(ctx context.Context) (label.Host, error) {
-	h := label.Host{Internal: c.Internal, Explicit: c.Explicit, IP: c.IP, TTL: c.TTL, Policy: c.Policy}
-	return func(ctx context.Context) (label.Host, error) {
-		var err error
-		if h.EngineID, h.Name, err = registrar.Engine(ctx, client); err != nil {
-			return h, err
-		}
-		h.Networks = c.Network
-		if len(h.Networks) == 0 {
-			if h.Networks, err = ownNetworks(ctx, client); err != nil {
-				return h, err
-			}
-		}
+// consulNode returns a function that says what the Consul agent's node is like. A token that may not ask for it is no
+// reason to ask again soon.
+func consulNode(consul *api.Client) func(ctx context.Context) (registrar.Node, error) {
+	var known registrar.Node
+	return func(ctx context.Context) (registrar.Node, error) {
 		var self struct {
 			Member      struct{ Addr string }
 			DebugConfig struct {
@@ -118,52 +106,19 @@ func hostDescription(client *docker.Client, consul *api.Client, c Config) func(c
 				TaggedAddresses          map[string]string
 			}
 		}
-		if _, err := consul.Raw().Query("/v1/agent/self", &self, new(api.QueryOptions).WithContext(ctx)); err == nil {
-			h.NodeAddress, h.Addresses = self.Member.Addr, nil
+		_, err := consul.Raw().Query("/v1/agent/self", &self, new(api.QueryOptions).WithContext(ctx))
+		var status api.StatusError
+		switch {
+		case err == nil:
+			known = registrar.Node{Address: self.Member.Addr, Scripts: self.DebugConfig.EnableRemoteScriptChecks}
 			for _, tag := range slices.Sorted(maps.Keys(self.DebugConfig.TaggedAddresses)) {
 				if a, err := netip.ParseAddr(self.DebugConfig.TaggedAddresses[tag]); err == nil {
-					h.Addresses = append(h.Addresses, a)
+					known.Addresses = append(known.Addresses, a)
 				}
 			}
-			h.Scripts = c.Scripts && self.DebugConfig.EnableRemoteScriptChecks
+		case errors.As(err, &status) && status.Code == http.StatusForbidden:
+			err = nil
 		}
-		return h, nil
+		return known, err
 	}
-}
-
-func ownNetworks(ctx context.Context, client *docker.Client) ([]string, error) {
-	id := ownContainer()
-	if id == "" {
-		return nil, nil
-	}
-	c, err := client.InspectContainerWithOptions(docker.InspectContainerOptions{Context: ctx, ID: id})
-	var none *docker.NoSuchContainer
-	if errors.As(err, &none) {
-		return nil, nil // in a container of another engine than the one it watches
-	}
-	if err != nil {
-		return nil, fmt.Errorf("inspect berth's own container: %w", err)
-	}
-	var names []string
-	for name := range c.NetworkSettings.Networks {
-		if name != "host" && name != "none" {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names, nil
-}
-
-// Docker mounts these files of its own into every container; the source tells the container's ID.
-var ownMount = regexp.MustCompile(`/containers/([0-9a-f]{64})/(?:hostname|hosts|resolv\.conf) `)
-
-func ownContainer() string {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return ""
-	}
-	if m := ownMount.FindSubmatch(mounts); m != nil {
-		return string(m[1])
-	}
-	return ""
 }

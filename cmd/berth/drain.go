@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 
 	"github.com/spf13/cobra"
 
 	"berth/registrar"
+	"berth/registrar/agent"
 )
 
 // drainCommand makes `berth drain` and, with on false, `berth undrain`.
@@ -32,8 +34,9 @@ requests, and stay so until berth undrain or the end of their container.`,
 			if err != nil {
 				return err
 			}
+			finder := registrar.Finder{Agent: agent.Agent{Client: consul.Agent(), Log: slog.New(slog.DiscardHandler)}, Docker: client}
 			for _, arg := range args {
-				if err := setDrain(cmd.Context(), cmd.OutOrStdout(), registrar.Finder{Agent: consul.Agent(), Docker: client}, arg, on, reason); err != nil {
+				if err := setDrain(cmd.Context(), cmd.OutOrStdout(), finder, arg, on, reason); err != nil {
 					return err
 				}
 			}

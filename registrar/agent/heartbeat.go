@@ -3,6 +3,8 @@ package agent
 import (
 	"cmp"
 	"time"
+
+	"github.com/hashicorp/consul/api"
 )
 
 // Heartbeat is what is to be said about a TTL check, now and again before its time is over.
@@ -12,7 +14,8 @@ type Heartbeat struct {
 	health                bool // it repeats what Docker's HEALTHCHECK says
 }
 
-// Heartbeats are those of an instance that the agent holds. output is for checks that say that berth is there.
+// Heartbeats are what is to be said about the TTL checks of an instance that the agent holds. output is for checks that
+// say that berth is there.
 func (d Desired) Heartbeats(have Registered, output string) (out []Heartbeat) {
 	for n, c := range d.Checks {
 		h := Heartbeat{checkID(d.ID, n), d.ttlStatus(c), output, c.TTL / 3, c.Health}
@@ -36,13 +39,12 @@ func (h Heartbeat) Due(have Registered, last time.Time) time.Time {
 	return last.Add(h.Every)
 }
 
-// Said takes note in what the agent holds that it was told so.
-func (h Heartbeat) Said(have Registered) (was string) {
-	if is := have.Checks[h.Check]; is != nil {
-		now := *is
+// Said takes note in what the agent holds that it was told so. It returns the check as it was, nil if there is none.
+func (h Heartbeat) Said(have Registered) (was *api.AgentCheck) {
+	if was = have.Checks[h.Check]; was != nil {
+		now := *was
 		now.Status, now.Output = h.Status, h.Output
 		have.Checks[h.Check] = &now
-		was = is.Status
 	}
 	return was
 }

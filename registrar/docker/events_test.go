@@ -1,4 +1,4 @@
-package registrar
+package docker
 
 import (
 	"context"
@@ -16,8 +16,8 @@ import (
 )
 
 func TestEventsThatMatter(t *testing.T) {
-	event := func(kind, action string, attributes ...string) Event {
-		e := Event{Type: kind, Action: action}
+	event := func(kind, action string, attributes ...string) Message {
+		e := Message{Type: kind, Action: action}
 		e.Actor.ID = "c"
 		e.Actor.Attributes = map[string]string{}
 		for i := 0; i < len(attributes); i += 2 {
@@ -25,31 +25,31 @@ func TestEventsThatMatter(t *testing.T) {
 		}
 		return e
 	}
-	ev := func(a action) containerEvent { return containerEvent{id: "c", action: a, exit: -1} }
+	ev := func(a Action) Event { return Event{ID: "c", Action: a, Exit: -1} }
 	for _, tt := range []struct {
-		in   Event
-		want containerEvent
+		in   Message
+		want Event
 	}{
-		{event("container", "start"), ev(arrived)},
-		{event("container", "kill", "signal", "15"), containerEvent{"c", killed, 15, -1}},
-		{event("container", "die", "exitCode", "137"), containerEvent{"c", gone, 0, 137}},
-		{event("container", "die"), ev(gone)},
-		{event("container", "destroy"), ev(removed)},
-		{event("container", "pause"), ev(changed)},
-		{event("container", "unpause"), ev(changed)},
-		{event("container", "rename"), ev(changed)},
-		{event("container", "health_status: healthy"), ev(changed)},
-		{event("network", "disconnect", "container", "c"), ev(changed)},
+		{event("container", "start"), ev(Started)},
+		{event("container", "kill", "signal", "15"), Event{"c", Killed, 15, -1}},
+		{event("container", "die", "exitCode", "137"), Event{"c", Died, 0, 137}},
+		{event("container", "die"), ev(Died)},
+		{event("container", "destroy"), ev(Removed)},
+		{event("container", "pause"), ev(Changed)},
+		{event("container", "unpause"), ev(Changed)},
+		{event("container", "rename"), ev(Changed)},
+		{event("container", "health_status: healthy"), ev(Changed)},
+		{event("network", "disconnect", "container", "c"), ev(Changed)},
 	} {
-		if got, relevant := tt.in.container(); !relevant || got != tt.want {
+		if got, relevant := tt.in.event(); !relevant || got != tt.want {
 			t.Errorf("%s %s: %+v, %v; want %+v", tt.in.Type, tt.in.Action, got, relevant, tt.want)
 		}
 	}
-	for _, e := range []Event{
+	for _, e := range []Message{
 		event("container", "create"), event("container", "stop"), event("container", "exec_create: sh"), event("container", "attach"),
 		event("network", "create"), event("network", "connect"), event("volume", "mount"), {Type: "container", Action: "start"},
 	} {
-		if got, relevant := e.container(); relevant {
+		if got, relevant := e.event(); relevant {
 			t.Errorf("%s %s is taken for %+v", e.Type, e.Action, got)
 		}
 	}
@@ -72,7 +72,7 @@ func daemon(t *testing.T, h http.HandlerFunc) *docker.Client {
 	return client
 }
 
-func TestDockerEvents(t *testing.T) {
+func TestEvents(t *testing.T) {
 	client := daemon(t, func(w http.ResponseWriter, r *http.Request) {
 		if got := r.URL.Query().Get("filters"); got != `{"type":["container","network"]}` {
 			t.Errorf("filters are %s", got)
@@ -83,7 +83,7 @@ func TestDockerEvents(t *testing.T) {
 	})
 	var got []string
 	connected := 0
-	err := DockerEvents(client)(t.Context(), func() { connected++ }, func(e Event) { got = append(got, e.Actor.ID) })
+	err := Events(client)(t.Context(), func() { connected++ }, func(e Message) { got = append(got, e.Actor.ID) })
 	if err == nil || !strings.Contains(err.Error(), "the daemon closed the stream") {
 		t.Errorf("error %v", err)
 	}
@@ -92,19 +92,19 @@ func TestDockerEvents(t *testing.T) {
 	}
 }
 
-func TestDockerEventsFails(t *testing.T) {
+func TestEventsFails(t *testing.T) {
 	for name, h := range map[string]http.HandlerFunc{
 		"500 Internal Server Error: no can do": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no can do", 500) },
 		"read docker events: invalid":          func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "nonsense") },
 	} {
-		err := DockerEvents(daemon(t, h))(t.Context(), func() {}, func(Event) {})
+		err := Events(daemon(t, h))(t.Context(), func() {}, func(Message) {})
 		if err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("error %v, want one that says %q", err, name)
 		}
 	}
 }
 
-func TestDockerEventsEndsWithItsContext(t *testing.T) {
+func TestEventsEndsWithItsContext(t *testing.T) {
 	release := make(chan struct{})
 	client := daemon(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.(http.Flusher).Flush()
@@ -113,7 +113,7 @@ func TestDockerEventsEndsWithItsContext(t *testing.T) {
 	defer close(release)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- DockerEvents(client)(ctx, cancel, func(Event) {}) }() // ends itself once it is connected
+	go func() { done <- Events(client)(ctx, cancel, func(Message) {}) }() // ends itself once it is connected
 	select {
 	case err := <-done:
 		if err == nil {
@@ -128,12 +128,12 @@ func TestEngine(t *testing.T) {
 	client := daemon(t, func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprint(w, `{"ID":"ENGINE","Name":"vm","Containers":3}`)
 	})
-	id, name, err := Engine(t.Context(), client)
+	id, name, err := engine(t.Context(), client)
 	if d := cmp.Diff([]any{"ENGINE", "vm", nil}, []any{id, name, err}); d != "" {
 		t.Error(d)
 	}
 	client = daemon(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{}`) })
-	if _, _, err := Engine(t.Context(), client); err == nil || !strings.Contains(err.Error(), "no engine ID") {
+	if _, _, err := engine(t.Context(), client); err == nil || !strings.Contains(err.Error(), "no engine ID") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -1,0 +1,164 @@
+package docker
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	docker "github.com/fsouza/go-dockerclient"
+)
+
+// Message is one message of Docker's event stream, as far as it matters here.
+type Message struct {
+	Type   string // "container" or "network"
+	Action string // "start", "die", "connect", ...
+	Actor  struct {
+		ID         string
+		Attributes map[string]string
+	}
+	TimeNano int64 `json:"timeNano"`
+}
+
+// Event is what happened to a container.
+type Event struct {
+	ID     string
+	Action Action
+	Signal int // of Killed
+	Exit   int // of Died, -1 if it is not known
+}
+
+// Action is a kind of Event.
+type Action string
+
+const (
+	Started Action = "started" // it runs: to be inspected
+	Changed Action = "changed" // to be inspected if it is known
+	Killed  Action = "killed"  // it was sent a signal
+	Died    Action = "died"    // which is certain without asking
+	Removed Action = "removed" // there is nothing left of it
+)
+
+// event says what happened to which container, if it is something that matters here. A dying container is not to be
+// inspected: Docker would block for 100 ms and then say what the event says.
+func (m Message) event() (ev Event, relevant bool) {
+	ev = Event{ID: m.Actor.ID, Exit: -1}
+	if m.Type == "network" {
+		ev.ID = m.Actor.Attributes["container"]
+	}
+	switch what := m.Type + " " + m.Action; {
+	case what == "container start":
+		ev.Action = Started
+	case what == "container kill":
+		ev.Action = Killed
+		ev.Signal, _ = strconv.Atoi(m.Actor.Attributes["signal"])
+	case what == "container die":
+		ev.Action = Died
+		if code, err := strconv.Atoi(m.Actor.Attributes["exitCode"]); err == nil {
+			ev.Exit = code
+		}
+	case what == "container destroy":
+		ev.Action = Removed
+	case what == "container pause", what == "container unpause", what == "container rename",
+		what == "network connect", what == "network disconnect", strings.HasPrefix(what, "container health_status"):
+		ev.Action = Changed
+	}
+	return ev, ev.Action != "" && ev.ID != ""
+}
+
+// Stream follows Docker's events until ctx is done or the stream breaks, and returns why. connected is called once
+// events from now on will arrive; each is then given to message, in order. Neither may block for long: a reader that
+// falls behind slows the Docker daemon down. A Stream that is called again, after it has returned, goes on where it was,
+// as far as Docker remembers.
+type Stream func(ctx context.Context, connected func(), message func(Message)) error
+
+// maxMessage is how long a message may be. It has all labels of its container; a longer one is skipped, and what it
+// would have said is found when Docker is asked for everything again.
+const maxMessage = 1 << 20
+
+// Events is a Stream over the client's own HTTP client. (The client's event listener drops and reorders events under load
+// and does not reconnect.)
+func Events(client *docker.Client) Stream {
+	var since time.Time // after the last message, by Docker's clock
+	return func(ctx context.Context, connected func(), message func(Message)) error {
+		path := "/events?filters=" + url.QueryEscape(`{"type":["container","network"]}`)
+		if !since.IsZero() {
+			path += fmt.Sprintf("&since=%d.%09d", since.Unix(), since.Nanosecond())
+		}
+		resp, err := get(ctx, client, path)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if now, err := http.ParseTime(resp.Header.Get("Date")); err == nil && since.IsZero() {
+			since = now.Add(time.Second) // the header has no fraction, and what came before is seen in Docker's list
+		}
+		connected()
+		lines := bufio.NewReaderSize(resp.Body, maxMessage)
+		for {
+			line, err := lines.ReadSlice('\n')
+			long := errors.Is(err, bufio.ErrBufferFull)
+			for errors.Is(err, bufio.ErrBufferFull) {
+				_, err = lines.ReadSlice('\n')
+			}
+			if len(line) > 0 && !long {
+				var m Message
+				if err := json.Unmarshal(line, &m); err != nil {
+					return fmt.Errorf("read docker events: %w", err)
+				}
+				if m.TimeNano > 0 {
+					since = time.Unix(0, m.TimeNano+1)
+				}
+				message(m)
+			}
+			if errors.Is(err, io.EOF) {
+				err = errors.New("the daemon closed the stream")
+			}
+			if err != nil {
+				return fmt.Errorf("read docker events: %w", err)
+			}
+		}
+	}
+}
+
+// get asks the daemon that client talks to, through the client's own transport.
+func get(ctx context.Context, client *docker.Client, path string) (*http.Response, error) {
+	scheme, host, _ := strings.Cut(client.Endpoint(), "://")
+	switch {
+	case scheme == "unix":
+		scheme, host = "http", "docker" // the transport dials the socket whatever the host
+	case client.TLSConfig != nil:
+		scheme = "https"
+	default:
+		scheme = "http"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+strings.TrimRight(host, "/")+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("docker: %w", err)
+	}
+	resp, err := client.HTTPClient.Do(req)
+	if err != nil {
+		var long *url.Error
+		if errors.As(err, &long) {
+			err = long.Err // without the encoded address
+		}
+		if errors.Is(err, os.ErrPermission) {
+			err = fmt.Errorf("%w: give berth's user the group of the socket (group_add in compose)", err)
+		}
+		return nil, fmt.Errorf("docker: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
+		return nil, fmt.Errorf("docker: %s: %s", resp.Status, strings.TrimSpace(string(why)))
+	}
+	return resp, nil
+}

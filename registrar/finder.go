@@ -1,0 +1,56 @@
+package registrar
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	fsouza "github.com/fsouza/go-dockerclient"
+
+	"berth/registrar/agent"
+	"berth/registrar/docker"
+)
+
+// Finder finds instances for an operator who names a container or an instance, and sets their maintenance mode.
+type Finder struct {
+	Agent  agent.Agent
+	Docker interface { // for names of containers; it need not answer
+		InspectContainerWithOptions(fsouza.InspectContainerOptions) (*fsouza.Container, error)
+	}
+}
+
+// Find returns the service IDs of the instance with this ID, or of the container with this name, ID or beginning of an
+// ID. It is an error if there is none.
+func (f Finder) Find(ctx context.Context, name string) ([]string, error) {
+	services, err := f.Agent.Read(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	if services[name].Held() {
+		return []string{name}, nil
+	}
+	container := docker.Find(ctx, f.Docker, name)
+	var ids []string
+	owners := map[string]bool{}
+	for _, id := range slices.Sorted(maps.Keys(services)) {
+		if is := services[id].Container(); is != "" && strings.HasPrefix(is, container) {
+			ids = append(ids, id)
+			owners[is] = true
+		}
+	}
+	switch {
+	case len(ids) == 0:
+		return nil, fmt.Errorf("%s is no container with a registered service and no service ID at this Consul agent", name)
+	case len(owners) > 1:
+		return nil, fmt.Errorf("%s is the beginning of the IDs of %d containers: give more of it", name, len(owners))
+	}
+	return ids, nil
+}
+
+// Maintain sets or ends the maintenance mode of an instance. The registrar leaves alone what was set so: its own reasons
+// begin with other words.
+func (f Finder) Maintain(ctx context.Context, id string, on bool, reason string) error {
+	return f.Agent.Apply(ctx, agent.Change{ID: id, Drain: on, Resume: !on, Desired: agent.Desired{Drain: "berth drain: " + reason}})
+}
