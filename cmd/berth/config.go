@@ -15,7 +15,7 @@ import (
 	"github.com/spf13/viper"
 
 	"berth/registrar"
-	"berth/templater"
+	"berth/templater/catalog"
 )
 
 // Config is the whole configuration. A key of the YAML file is the name of the flag, and the environment variable is
@@ -116,7 +116,7 @@ func templaterFlags(f *pflag.FlagSet) {
 	f.Bool("template-programs", false, "allow the template functions plugin and writeToFile, which run programs and write files")
 	f.String("tls-directory", "", "directory of certificates (PEM files with their keys) for the built-in template (default: no TLS)")
 	f.String("tcp-ports", "1024-65535", "ports that SERVICE_ROUTE_PORT may ask the built-in template for, like 5432,6000-6099, or none")
-	f.Int("consul-connections", templater.DefaultConnections, "connections to Consul that may be open at a time (Consul's own limit is 200)")
+	f.Int("consul-connections", catalog.DefaultConnections, "connections to Consul that may be open at a time (Consul's own limit is 200)")
 	f.Duration("consul-grace", 30*time.Second, "how long to keep what a Consul that failed or lost its state no longer lists")
 	f.Int("vanish-limit", 100, "percentage of a list that may vanish at once; if it is more, what is gone is kept for consul-grace")
 	f.StringArray("file", nil, "template:destination[:command], a plain file to render, and a shell command to run when it has changed")

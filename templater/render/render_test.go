@@ -1,10 +1,9 @@
-package templater
+package render
 
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
+	"log/slog"
 	"strings"
 	"testing"
 	texttemplate "text/template"
@@ -14,10 +13,10 @@ import (
 	"github.com/hashicorp/consul-template/template"
 )
 
-// bench is a source with a brain of its own, without a Consul.
+// bench is a template with a brain of its own, without a Consul.
 type bench struct {
 	t *testing.T
-	*source
+	*Template
 	brain    *template.Brain
 	executed []string // "main", or name and argument of a partial
 }
@@ -25,20 +24,28 @@ type bench struct {
 func newBench(t *testing.T, text string, funcs func(func(string)) texttemplate.FuncMap) *bench {
 	t.Helper()
 	b := &bench{t: t, brain: template.NewBrain()}
+	opts := &Options{Funcs: funcs, Log: slog.New(slog.DiscardHandler), Executed: func(partial string, arg any, _ time.Duration, _ error) {
+		name := "main"
+		if partial != "" {
+			name = fmt.Sprint(partial, " ", arg)
+		}
+		b.executed = append(b.executed, name)
+	}}
 	var err error
-	b.source, err = newSource(Template{Name: "out", Source: "out.ctmpl", FilePrefix: "/etc/x."}, text, &Options{Funcs: funcs}, b.brain,
-		func(_ *source, u *unit, _ time.Duration, _ error) {
-			name := "main"
-			if u.name != "" {
-				name = fmt.Sprint(u.name, " ", u.arg)
-			}
-			b.executed = append(b.executed, name)
-		})
-	if err != nil {
+	if b.Template, err = New(Spec{Name: "out", Source: "out.ctmpl", FilePrefix: "/etc/x.", Text: text}, opts, b.brain); err != nil {
 		t.Fatal(err)
 	}
 	return b
 }
+
+// update brings the text up to date, and says whether it is good and complete.
+func (b *bench) update() bool {
+	b.Update()
+	return b.main().rendered && b.main().complete()
+}
+
+func (b *bench) main() *fragment                     { return b.current.main }
+func (b *bench) partials() map[fragmentKey]*fragment { return b.current.partials }
 
 // service gives a service its ports.
 func (b *bench) service(name string, ports ...int) {
@@ -52,7 +59,7 @@ func (b *bench) service(name string, ports ...int) {
 		list = append(list, &dependency.HealthService{Node: "n", ID: fmt.Sprint(name, port), Name: name, Port: port})
 	}
 	b.brain.Remember(q, list)
-	b.changed(q.String(), time.Now())
+	b.Changed(q.String(), time.Now())
 }
 
 func (b *bench) services(names ...string) {
@@ -66,7 +73,7 @@ func (b *bench) services(names ...string) {
 		list = append(list, &dependency.CatalogSnippet{Name: name})
 	}
 	b.brain.Remember(q, list)
-	b.changed(q.String(), time.Now())
+	b.Changed(q.String(), time.Now())
 }
 
 // wants updates the text and compares it, and what it took.
@@ -74,10 +81,10 @@ func (b *bench) wants(text string, executed ...string) {
 	b.t.Helper()
 	b.executed = nil
 	if !b.update() {
-		b.t.Fatalf("not complete: %v %s", b.main.missing, b.main.failure)
+		b.t.Fatalf("not complete: %v %s", b.main().missing, b.main().failure)
 	}
-	if b.main.text != text {
-		b.t.Fatalf("text %q, want %q", b.main.text, text)
+	if b.main().text != text {
+		b.t.Fatalf("text %q, want %q", b.main().text, text)
 	}
 	if got := strings.Join(b.executed, ", "); got != strings.Join(executed, ", ") {
 		b.t.Errorf("executed %s, want %s", got, executed)
@@ -110,8 +117,8 @@ func TestPartialIsExecutedForWhatChanged(t *testing.T) {
 	b.wants("a: 1 \nb: 3 4 \n", "ports b")
 	b.services("b")
 	b.wants("b: 3 4 \n", "main")
-	if len(b.pieces) != 1 {
-		t.Errorf("%d partials are kept, want 1", len(b.pieces))
+	if len(b.partials()) != 1 {
+		t.Errorf("%d partials are kept, want 1", len(b.partials()))
 	}
 }
 
@@ -128,8 +135,8 @@ func TestPartialInPartial(t *testing.T) {
 	b.wants("<43><23>4", "inner a", "outer a", "main")
 	b.service("c", 5)
 	b.update()
-	if b.main.text != "<45><25>4" {
-		t.Errorf("text %q", b.main.text)
+	if b.main().text != "<45><25>4" {
+		t.Errorf("text %q", b.main().text)
 	}
 }
 
@@ -154,9 +161,9 @@ func TestPartialIsExecuteTemplate(t *testing.T) {
 				b.service("a", 1, 2)
 				b.service("b")
 				if !b.update() {
-					t.Fatalf("%v %s", b.main.missing, b.main.failure)
+					t.Fatalf("%v %s", b.main().missing, b.main().failure)
 				}
-				got[i] = b.main.text
+				got[i] = b.main().text
 			}
 			if got[0] != got[1] || got[0] == "" {
 				t.Errorf("partial %q, executeTemplate %q", got[0], got[1])
@@ -185,14 +192,14 @@ func TestPartialThatFails(t *testing.T) {
 	b.service("a", 10)
 	b.service("b", 11)
 	const failure = `partial "ports" of a: out.ctmpl:3:6: executing "ports" at <low .Port>: error calling low: too high`
-	if b.update() || b.main.failure != failure {
-		t.Fatalf("a partial that fails for all: %q, want %q", b.main.failure, failure)
+	if b.update() || b.main().failure != failure {
+		t.Fatalf("a partial that fails for all: %q, want %q", b.main().failure, failure)
 	}
 	b.service("b", 1)
 	b.update()
 	b.wants("a: \nb: 1 \n")
-	if !b.pieces[piece{"ports", "a"}].leftOut[failure] {
-		t.Errorf("left out %v", b.pieces[piece{"ports", "a"}].leftOut)
+	if !b.partials()[fragmentKey{"ports", "a"}].leftOut[failure] {
+		t.Errorf("left out %v", b.partials()[fragmentKey{"ports", "a"}].leftOut)
 	}
 	b.service("a", 2)
 	b.wants("a: 2 \nb: 1 \n", "ports a", "main")
@@ -214,8 +221,8 @@ func TestPartialRefuses(t *testing.T) {
 		`directory "x"`:              `"x" is not an absolute path`,
 	} {
 		b := newBench(t, `{{ define "p" }}{{ end }}{{ `+call+` }}`, nil)
-		if b.update() || !strings.Contains(b.main.failure, want) {
-			t.Errorf("%s: %q, want %q", call, b.main.failure, want)
+		if b.update() || !strings.Contains(b.main().failure, want) {
+			t.Errorf("%s: %q, want %q", call, b.main().failure, want)
 		}
 	}
 }
@@ -224,126 +231,8 @@ func TestAsFile(t *testing.T) {
 	b := newBench(t, `{{ define "one" }}{{ asFile "one.map" . }} {{ end }}{{ partial "one" "x" }}{{ asFile "routes" "y" }}`, nil)
 	const x, y = "/etc/x.one-2d711642b726b044.map", "/etc/x.routes-a1fce4363854ff88"
 	b.wants(x+" "+y, "one x", "main")
-	if files := b.files(); len(files) != 2 || files[x] != "x" || files[y] != "y" {
+	if files := b.current.files(); len(files) != 2 || files[x] != "x" || files[y] != "y" {
 		t.Errorf("files %v", files)
-	}
-}
-
-func TestDirectory(t *testing.T) {
-	dir := t.TempDir()
-	write := func(name, text string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("b.pem", "1")
-	write(".hidden", "1")
-	if err := os.Mkdir(filepath.Join(dir, "sub"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	r := newRig(t, newFakeConsul(t), Options{Templates: one(
-		`{{ with directory "` + dir + `" }}{{ join "," .Names }} {{ .Sum }}{{ end }}|{{ (directory "` + dir + `/none").Names }}`)}).run()
-	first := r.next()
-	if !strings.HasPrefix(first, "b.pem ") || !strings.HasSuffix(first, "|[]") {
-		t.Fatalf("%q", first)
-	}
-	write("b.pem", "23")
-	second := r.next()
-	if !strings.HasPrefix(second, "b.pem ") || first == second {
-		t.Errorf("changed: %q, before %q", second, first)
-	}
-	write("a.pem", "1")
-	if third := r.next(); !strings.HasPrefix(third, "a.pem,b.pem ") {
-		t.Errorf("one more: %q", third)
-	}
-}
-
-func TestTemplateFileIsReadAgain(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.ctmpl")
-	write := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(`1 {{ range service "web" }}{{ .Port }}{{ end }}`)
-	consul := newFakeConsul(t)
-	consul.set("web", 1)
-	consul.set("api", 2)
-	r := newRig(t, consul, Options{Templates: []Template{{Name: "out", File: path}}}).run()
-	r.want("1 1")
-
-	write("2\n{{ if }}")
-	r.waitLogged(path + ":2: missing value for if")
-	eventually(t, "the reason", func() bool {
-		err := r.Ready()
-		return err != nil && strings.Contains(err.Error(), "A changed template is not used: "+path+":2")
-	})
-	consul.set("web", 3)
-	r.want("1 3")
-
-	write(`3 {{ range service "api" }}{{ index .Tags 7 }}{{ end }}`)
-	r.waitLogged("the changed template fails, going on with the one before")
-	consul.set("web", 4)
-	r.want("1 4")
-
-	write(`4 {{ range service "api" }}{{ .Port }}{{ end }}`)
-	r.want("4 2")
-	r.waitReady()
-	consul.set("api", 5)
-	r.want("4 5")
-
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	r.Reread()
-	r.waitLogged("cannot read the template")
-	consul.set("api", 6)
-	r.want("4 6")
-	r.wantNothingMore()
-}
-
-func TestRereadAtOnce(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.ctmpl")
-	state := func() os.FileInfo {
-		info, err := os.Stat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return info
-	}
-	if err := os.WriteFile(path, []byte("a"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	r := newRig(t, newFakeConsul(t), Options{Templates: []Template{{Name: "out", File: path}}}).run()
-	r.want("a")
-	// An edit that shows in nothing but the content.
-	before := state()
-	if err := os.WriteFile(path, []byte("b"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chtimes(path, before.ModTime(), before.ModTime()); err != nil {
-		t.Fatal(err)
-	}
-	r.Reread()
-	r.want("b")
-}
-
-func TestOnce(t *testing.T) {
-	consul := newFakeConsul(t)
-	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: one(everyService)})
-	got, err := r.Once(t.Context())
-	if err != nil || got["out"].Text != "web:1 " {
-		t.Errorf("%q, %v", got, err)
-	}
-	if n := consul.asks("/v1/health/service/web"); n != 1 {
-		t.Errorf("%d queries for a service, want 1 that does not block", n)
-	}
-	r = newRig(t, consul, Options{Templates: one(`{{ range service "web" }}{{ index .Tags 7 }}{{ end }}`)})
-	if _, err := r.Once(t.Context()); err == nil || !strings.Contains(err.Error(), "out.ctmpl:1:28") {
-		t.Errorf("a template that fails: %v", err)
 	}
 }
 
@@ -354,8 +243,8 @@ func TestPartialThatCallsItself(t *testing.T) {
 	} {
 		b := newBench(t, text, nil)
 		for range 2 {
-			if b.update() || !strings.Contains(b.main.failure, `partial "a" of x calls itself`) {
-				t.Errorf("%s: %q", text, b.main.failure)
+			if b.update() || !strings.Contains(b.main().failure, `partial "a" of x calls itself`) {
+				t.Errorf("%s: %q", text, b.main().failure)
 			}
 			b.service("web", 1)
 		}
@@ -373,67 +262,28 @@ func TestPartialsOfAFailingTemplate(t *testing.T) {
 	b.service("b", 12)
 	b.update()
 	b.service("c", 13)
-	if b.update(); b.main.failure == "" {
+	if b.update(); b.main().failure == "" {
 		t.Fatal("it does not fail")
 	}
-	if len(b.pieces) != 2 {
-		t.Errorf("%d partials are kept, want 2", len(b.pieces))
+	if len(b.partials()) != 2 {
+		t.Errorf("%d partials are kept, want 2", len(b.partials()))
 	}
 	b.service("c", 4)
 	b.update()
-	if b.main.text != "1 4 2 " {
-		t.Errorf("%q, want the last good text of b", b.main.text)
+	if b.main().text != "1 4 2 " {
+		t.Errorf("%q, want the last good text of b", b.main().text)
 	}
 }
 
 func TestErrorsShowNoSecrets(t *testing.T) {
 	b := newBench(t, `{{ with secret "kv/data/x" }}{{ parseInt .Data.data.pin }}{{ end }}`, nil)
-	b.config = nil
 	q, err := dependency.NewVaultReadQuery("kv/data/x")
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.main.used = map[string]dependency.Dependency{q.String(): q}
+	b.main().used = map[string]dependency.Dependency{q.String(): q}
 	b.brain.Remember(q, &dependency.Secret{Data: map[string]any{"data": map[string]any{"pin": "hunter2", "list": []any{"deep"}}}})
-	if got := b.redacted("parsing hunter2 and deep"); got != "parsing [redacted] and [redacted]" {
+	if got := b.current.redacted("parsing hunter2 and deep"); got != "parsing [redacted] and [redacted]" {
 		t.Errorf("%q", got)
 	}
-}
-
-func TestTemplateMovedAwayAndBack(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.ctmpl")
-	if err := os.WriteFile(path, []byte("a"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	r := newRig(t, newFakeConsul(t), Options{Templates: []Template{{Name: "out", File: path}}}).run()
-	r.want("a")
-	if err := os.Rename(path, path+".away"); err != nil {
-		t.Fatal(err)
-	}
-	r.Reread()
-	eventually(t, "the reason", func() bool { return r.Ready() != nil && strings.Contains(r.Ready().Error(), "cannot read") })
-	if err := os.Rename(path+".away", path); err != nil {
-		t.Fatal(err)
-	}
-	r.waitReady()
-}
-
-func TestEditWhileTheTemplateFails(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.ctmpl")
-	write := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(`{{ range service "web" }}{{ index .Tags 7 }}{{ end }}`)
-	consul := newFakeConsul(t)
-	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: []Template{{Name: "out", File: path}}}).run()
-	r.waitLogged("template failed, nothing is published until it works")
-	write(`{{ range service "web" }}{{ index .Tags 8 }}{{ end }}`)
-	r.waitLogged("index .Tags 8")
-	write(`{{ range service "web" }}{{ .Port }}{{ end }}`)
-	r.want("1")
-	r.waitReady()
 }
