@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	texttemplate "text/template"
@@ -285,5 +286,115 @@ func TestErrorsShowNoSecrets(t *testing.T) {
 	b.brain.Remember(q, &dependency.Secret{Data: map[string]any{"data": map[string]any{"pin": "hunter2", "list": []any{"deep"}}}})
 	if got := b.current.redacted("parsing hunter2 and deep"); got != "parsing [redacted] and [redacted]" {
 		t.Errorf("%q", got)
+	}
+}
+
+// What fails is executed again only if something has changed that it used, which the library does not say of it.
+func TestWhatFailsIsExecutedForWhatChanged(t *testing.T) {
+	b := newBench(t, `{{ define "ports" }}{{ range service . }}{{ low .Port }}{{ range service "c" }}{{ low .Port }}{{ end }} {{ end }}{{ end -}}
+{{ partial "ports" "a" }}{{ partial "ports" "b" }}{{ range service "main" }}{{ .Port }}{{ end }}`, low)
+	b.service("a", 10)
+	b.service("b", 2)
+	b.service("c", 3)
+	b.service("main", 4)
+	b.wants("23 4", "ports a", "ports b", "main")
+	b.service("main", 5)
+	b.wants("23 5", "main")
+	b.service("a", 11) // it fails again, as before
+	b.wants("23 5", "ports a")
+	b.service("b", 12)
+	b.wants("23 5", "ports b", "main")
+	b.service("main", 6)
+	b.wants("23 6", "main")
+	b.service("a", 1)
+	b.wants("13 23 6", "ports a", "main")
+	// The text of b, that is kept, was made from c, too.
+	b.service("c", 13)
+	b.executed = nil
+	b.update()
+	if slices.Sort(b.executed); b.main().text != "13 23 6" || !slices.Equal(b.executed, []string{"main", "ports a", "ports b"}) {
+		t.Errorf("text %q, executed %q", b.main().text, b.executed)
+	}
+	b.service("b", 4) // it fails because of c now
+	b.wants("13 23 6", "ports b", "main")
+	b.service("main", 7)
+	b.wants("13 23 7", "main")
+	b.service("c", 5)
+	b.update()
+	if want := "15 45 7"; b.main().text != want {
+		t.Errorf("text %q, want %q", b.main().text, want)
+	}
+}
+
+// The line of an error is looked for once.
+func TestErrorIsLocatedOnce(t *testing.T) {
+	calls := 0
+	b := newBench(t, `{{ define "p" }}{{ range service . }}
+{{ bad .Port }}{{ end }}{{ end }}{{ partial "p" "a" }}`, func(func(string)) texttemplate.FuncMap {
+		return texttemplate.FuncMap{"bad": func(port int) (int, error) { calls++; return 0, errors.New("no good") }}
+	})
+	const failure = `partial "p" of a: out.ctmpl:2:3: executing "p" at <bad .Port>: error calling bad: no good`
+	for n, want := range []int{2, 3, 4} {
+		b.service("a", n)
+		if b.update(); b.main().failure != failure || calls != want {
+			t.Errorf("%q after %d calls, want %q after %d", b.main().failure, calls, failure, want)
+		}
+	}
+}
+
+// What a failing template would use is watched, though it is not there yet.
+func TestWhatAFailingTemplateUses(t *testing.T) {
+	b := newBench(t, `{{ (index (service "a") 0).Port }} {{ keyOrDefault "k" "none" }} {{ fail "x" }}`, func(func(string)) texttemplate.FuncMap {
+		return texttemplate.FuncMap{"fail": func(string) (string, error) { return "", errors.New("always") }}
+	})
+	used := func(want ...string) {
+		t.Helper()
+		var got []string
+		for key := range b.Used {
+			got = append(got, key)
+		}
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("used %q, want %q", got, want)
+		}
+	}
+	b.update()
+	used("health.service(a|passing)")
+	if !b.UsesOther() {
+		t.Error("nobody is told")
+	}
+	b.service("a", 1)
+	b.update()
+	used("health.service(a|passing)", "kv.get(k)")
+	if !strings.HasPrefix(b.main().failure, "out.ctmpl:1:68: executing") {
+		t.Errorf("%q", b.main().failure)
+	}
+}
+
+// The functions that note what is used return what consul-template's own do.
+func TestTraceReturnsTheSame(t *testing.T) {
+	text := `{{ range service "a" "any" }}{{ .Port }}{{ end }}{{ with $s := service "a" }}{{ len $s }}{{ (index $s 0).Name }}{{ end -}}
+{{ range services }}{{ .Name }}{{ end }}{{ keyOrDefault "k" "none" }}{{ service "a" | toJSON | len }}{{ if keyExists "k" }}yes{{ else }}no{{ end }}`
+	want := ""
+	for _, traced := range []bool{false, true} {
+		b := newBench(t, text, nil)
+		b.services("a", "b")
+		b.service("a", 1, 2)
+		b.service("a|any", 1, 2)
+		q, err := dependency.NewKVGetQuery("k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.brain.Remember(q, nil)
+		if traced {
+			b.main().failure = "so that it is traced"
+		}
+		if !b.update() {
+			t.Fatalf("%v %s", b.main().missing, b.main().failure)
+		}
+		if !traced {
+			want = b.main().text
+		} else if b.main().text != want || want == "" {
+			t.Errorf("%q, want %q", b.main().text, want)
+		}
 	}
 }
