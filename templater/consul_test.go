@@ -26,6 +26,7 @@ type fakeConsul struct {
 	listed   uint64 // index of the last change of the list of services
 	checks   uint64 // and of that of a check
 	down     bool
+	hidden   string         // what a path begins with that the token may not see; "" = none
 	limit    int            // of queries at a time, beyond which one is refused; 0 = none
 	open     int            // queries now
 	changed  chan struct{}  // closed and replaced on every change
@@ -97,6 +98,15 @@ func (f *fakeConsul) fail(name string, ports ...int) {
 		f.services[name] = &fakeService{f.index, ports}
 		f.checks = f.index
 	})
+}
+
+// hide hides what a path begins with; "" = nothing.
+func (f *fakeConsul) hide(path string) { f.change(func() { f.hidden = path }) }
+
+func (f *fakeConsul) hides(path string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.hidden != "" && strings.HasPrefix(path, f.hidden)
 }
 
 func (f *fakeConsul) asks(path string) int {
@@ -194,6 +204,13 @@ func (f *fakeConsul) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("X-Consul-Index", strconv.FormatUint(index, 10))
 			if r.URL.Query().Has("filter") {
 				body = []any{}
+			}
+			if f.hides(path) {
+				w.Header().Set("X-Consul-Results-Filtered-By-ACLs", "true")
+				body = map[string]any{}
+				if path != "/v1/catalog/services" {
+					body = []any{}
+				}
 			}
 			json.NewEncoder(w).Encode(body)
 			return

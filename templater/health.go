@@ -1,59 +1,61 @@
 package templater
 
 import (
+	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
-	"github.com/hashicorp/consul-template/dependency"
+	"berth/templater/catalog"
+	"berth/templater/render"
 )
 
 // note takes in how a query went and logs when that is news.
-func (t *Templater) note(o news) {
-	w := o.from
-	if o.err == nil && !o.well {
-		return
-	}
-	if w.Type() != dependency.TypeConsul {
-		t.noteOther(o)
-		return
-	}
-	if o.err == nil {
+func (t *Templater) note(u catalog.Update) {
+	w := u.Watch
+	switch {
+	case u.Err == nil && !u.Well:
+	case !w.InConsul():
+		t.noteOther(u)
+	case errors.As(u.Err, new(*catalog.HiddenError)):
+		t.succeeded(w)
+		t.hidden[w.Key] = true
+	case u.Err == nil:
 		t.answered = true
-		t.settle(w)
-		return
-	}
-	if t.consulErr == nil {
-		consequence := "keeping the last good configuration"
-		if t.unpublished() {
-			consequence = "waiting for it"
+		t.succeeded(w)
+	default:
+		if t.consulErr == nil {
+			consequence := "keeping the last good configuration"
+			if t.unpublished() {
+				consequence = "waiting for it"
+			}
+			t.log.Warn("consul failed, "+consequence, "err", u.Err)
 		}
-		t.log.Warn("consul failed, "+consequence, "err", o.err)
+		t.failing[w] = true
+		t.consulErr = u.Err
 	}
-	t.failing[w] = true
-	t.consulErr = o.err
 }
 
 // noteOther is note for what is not in Consul, such as a file that a template reads.
-func (t *Templater) noteOther(o news) {
-	was := t.failing[o.from]
+func (t *Templater) noteOther(u catalog.Update) {
+	failed := t.failing[u.Watch]
 	switch {
-	case o.err == nil:
-		delete(t.failing, o.from)
-		if was {
-			t.log.Info("can be read again", "dependency", o.from.key)
+	case u.Err == nil:
+		delete(t.failing, u.Watch)
+		if failed {
+			t.log.Info("can be read again", "dependency", u.Watch.Key)
 		}
-	case !was:
-		t.failing[o.from] = true
-		t.log.Warn("cannot be read, keeping the last good configuration", "dependency", o.from.key, "err", o.err)
+	case !failed:
+		t.failing[u.Watch] = true
+		t.log.Warn("cannot be read, keeping the last good configuration", "dependency", u.Watch.Key, "err", u.Err)
 	}
 }
 
-// settle forgets that w failed. Consul answers again when no query to it fails.
-func (t *Templater) settle(w *watched) {
+// succeeded forgets that a watch failed. Consul answers again when no query to it fails.
+func (t *Templater) succeeded(w *catalog.Watch) {
 	delete(t.failing, w)
+	delete(t.hidden, w.Key)
 	for other := range t.failing {
-		if other.Type() == dependency.TypeConsul {
+		if other.InConsul() {
 			return
 		}
 	}
@@ -63,45 +65,63 @@ func (t *Templater) settle(w *watched) {
 	}
 }
 
-// updateReady brings what the outside sees of the state up to date.
-func (t *Templater) updateReady() {
-	t.metrics.consulUp.Set(0)
-	if t.answered && t.consulErr == nil {
-		t.metrics.consulUp.Set(1)
+// hiddenErr says what the token should see and does not; nil if there is no such thing.
+func (t *Templater) hiddenErr() error {
+	if len(t.hidden) == 0 {
+		return nil
 	}
+	return &catalog.HiddenError{Dependency: andMore(t.hidden)}
+}
+
+// logHidden logs what the token does not see, in one line however much that is, until it sees all of it. It is called at
+// every look at the files: by the first, each query has had its answer.
+func (t *Templater) logHidden() {
+	err := t.hiddenErr()
+	switch {
+	case err != nil && !t.loggedHidden:
+		t.log.Error("consul hides what the templates need, waiting for it", "err", err)
+	case err == nil && t.loggedHidden:
+		t.log.Info("the token sees what the templates need")
+	}
+	t.loggedHidden = err != nil
+}
+
+// updateReady brings up to date what the outside sees of the state.
+func (t *Templater) updateReady() {
+	hidden, up := t.hiddenErr(), 0.0
+	if t.answered && t.consulErr == nil && hidden == nil {
+		up = 1
+	}
+	t.metrics.consulUp.Set(up)
 	switch {
 	case t.consulErr != nil:
 		t.notReady(fmt.Sprintf("Consul does not answer: %v", t.consulErr))
+	case hidden != nil:
+		t.notReady(fmt.Sprintf("Nothing is rendered from what Consul hides: %v", hidden))
 	case t.unpublished():
 		t.notReady(t.whyUnpublished())
-	case t.broken() != nil:
-		t.notReady("A changed template is not used: " + t.broken().Error())
-	case t.proving():
-		t.notReady("A changed template is not used yet: " + t.waitsFor())
 	default:
-		t.notReady("")
+		t.notReady(t.whyNotNewest())
 	}
 }
 
-// broken is why a template's newest version is not used.
-func (t *Templater) broken() error {
-	for _, p := range t.pages {
-		if p.broken != nil {
-			return p.broken
+// whyNotNewest says why a template's newest version is not used; "" = it is.
+func (t *Templater) whyNotNewest() string {
+	for _, tmpl := range t.templates {
+		if err := tmpl.Broken(); err != nil {
+			return "A changed template is not used: " + err.Error()
 		}
 	}
-	return nil
-}
-
-// proving says whether a template's newest version is not complete yet.
-func (t *Templater) proving() bool {
-	return slices.ContainsFunc(t.pages, func(p *page) bool { return p.next != nil })
+	if slices.ContainsFunc(t.templates, (*render.Template).Promoting) {
+		return "A changed template is not used yet: " + t.waitsFor()
+	}
+	return ""
 }
 
 func (t *Templater) whyUnpublished() string {
-	for _, p := range t.pages {
-		if u := p.current.main; u.failure != "" && !u.rendered {
-			return "A template fails: " + u.failure
+	for _, tmpl := range t.templates {
+		if err := tmpl.Failure(); err != nil {
+			return "A template fails: " + err.Error()
 		}
 	}
 	return "Nothing is rendered yet: " + t.waitsFor()
@@ -109,33 +129,33 @@ func (t *Templater) whyUnpublished() string {
 
 // waitsFor says what has not arrived.
 func (t *Templater) waitsFor() string {
-	first, n := "", len(t.waiting)
-	for w := range t.waiting {
-		if first == "" || w.key < first {
-			first = w.key
-		}
-	}
-	if n == 0 { // an empty list that the template does not take for an answer
-		missing := map[string]bool{}
-		for s := range t.sources {
-			for u := range s.units {
-				for _, key := range u.missing {
-					missing[key] = true
-				}
+	missing := t.waiting
+	if len(missing) == 0 { // an empty list that a template does not take for an answer
+		missing = map[string]bool{}
+		for _, tmpl := range t.templates {
+			for key := range tmpl.Missing {
+				missing[key] = true
 			}
 		}
-		if n = len(missing); n > 0 {
-			first = slices.Min(slices.Collect(maps.Keys(missing)))
+	}
+	if len(missing) == 0 {
+		return "waiting"
+	}
+	return "waiting for " + andMore(missing)
+}
+
+// andMore names the first of the keys, and says how many there are beside it.
+func andMore(keys map[string]bool) string {
+	first := ""
+	for key := range keys {
+		if first == "" || key < first {
+			first = key
 		}
 	}
-	switch n {
-	case 0:
-		return "waiting"
-	case 1:
-		return "waiting for " + first
-	default:
-		return fmt.Sprintf("waiting for %s and %d more", first, n-1)
+	if len(keys) == 1 {
+		return first
 	}
+	return fmt.Sprintf("%s and %d more", first, len(keys)-1)
 }
 
 func (t *Templater) notReady(why string) {

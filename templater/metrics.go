@@ -1,6 +1,8 @@
 package templater
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
@@ -35,5 +37,14 @@ func newMetrics(registry prometheus.Registerer) metrics {
 			Help:    "Time that one template execution takes.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 14), // 0.1 ms to 0.8 s
 		}),
+	}
+}
+
+// executed counts an execution of a template or a partial.
+func (m *metrics) executed(took time.Duration, err error) {
+	m.renders.Inc()
+	m.seconds.Observe(took.Seconds())
+	if err != nil {
+		m.renderErrors.Inc()
 	}
 }

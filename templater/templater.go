@@ -6,10 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -22,32 +20,22 @@ import (
 	"github.com/hashicorp/consul-template/template"
 	"github.com/hashicorp/consul/api"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"berth/templater/catalog"
+	"berth/templater/render"
 )
 
-// Template is one text to render, in consul-template's language.
-//
-// Beside its functions there are these: partial NAME ARG is the text of a {{ define }} for an argument, kept until
-// something changes that it was made from; asFile NAME TEXT is the path of a file with that text; directory PATH is what
-// a directory holds.
-//
-// A list that has not arrived yet is empty for a moment: a template that fails on an empty list (index (service "web")
-// 0) may never find out what it depends on.
-type Template struct {
-	Name        string // tells it from the others, in Published and to Explain
-	Source      string // what errors call it: a file path, or "the built-in template"
-	Text        string // if there is no File
-	File        string // is read, and again whenever it changes
-	Destination string // where the text goes: pkiCert looks there for a certificate that is still good
-	FilePrefix  string // what the paths of asFile begin with; "" = there is no such function
-}
+// lookEvery is how often the templates' files are looked at.
+const lookEvery = time.Second
 
-// Published is the newest good text of one template.
-type Published struct {
-	Name  string // of the template
-	Text  string
-	Files map[string]string // what the files hold that the text names, by path
-	Since time.Time         // when the oldest catalog change in the text arrived
-}
+type (
+	// Template is one text to render.
+	Template = render.Spec
+	// Published is the newest good text of one template.
+	Published = render.Published
+	// Line is a line of a text, with the data that it depends on.
+	Line = render.Line
+)
 
 // Options say what to render and who gets it.
 type Options struct {
@@ -58,7 +46,7 @@ type Options struct {
 	Programs    bool // the functions plugin and writeToFile are allowed
 
 	// Funcs returns extra template functions. They call report with one line for
-	// everything they set aside, and why. Called once per template; may be nil.
+	// everything they set aside, and why. Called once per version of a template; may be nil.
 	Funcs func(report func(string)) texttemplate.FuncMap
 
 	// Publish is called from Run's goroutine with every text that differs from the one before of its template. It must
@@ -82,39 +70,29 @@ type Templater struct {
 	opts     Options
 	log      *slog.Logger
 	metrics  metrics
-	consul   *consul
+	consul   *catalog.Client
 	library  *dependency.ClientSet
 	reread   chan struct{}
 	rerender chan struct{}
 	why      atomic.Pointer[string] // why Ready is not nil; "" = it is
 
 	// All below belongs to Run's goroutine.
-	pages     []*page
+	templates []*render.Template
 	brain     *template.Brain
-	watching  map[string]*watched // by the dependency's String
-	running   sync.WaitGroup      // the watches of what is in Consul
-	news      chan news
-	waiting   map[*watched]bool // no data yet
-	failing   map[*watched]bool
-	answered  bool  // Consul has answered at least once
-	consulErr error // nil while every query to Consul succeeds
-	uses      bool  // what is watched may not be what is used
-	unwatched bool  // something that is used could not be watched the last time
+	watches   map[string]*catalog.Watch // by the dependency's String
+	running   sync.WaitGroup            // the watches of what is in Consul
+	updates   chan catalog.Update
+	waiting   map[string]bool // no data yet, by the watch's Key
+	failing   map[*catalog.Watch]bool
+	hidden    map[string]bool // what the token does not see, by the watch's Key
+	answered  bool            // Consul has answered at least once
+	consulErr error           // nil while every query to Consul succeeds
+	rewatch   bool            // what is watched may not be what is used
+	unwatched bool            // something that is used could not be watched the last time
 	leftOut   map[string]bool
+	once      bool
 
-	once       bool
-	explaining bool
-}
-
-// page is a template with the version of it that is rendered, and a newer one that has yet to prove itself.
-type page struct {
-	Template
-	current *source
-	next    *source // nil = none
-	broken  error   // why the newest version is not used
-	state   fs.FileInfo
-
-	published *Published // nil = nothing so far
+	loggedHidden bool
 }
 
 // New parses every template and returns a Templater that has not dialled yet. A
@@ -127,10 +105,11 @@ func New(opts Options) (*Templater, error) {
 		opts:     opts,
 		log:      opts.Log,
 		brain:    template.NewBrain(),
-		watching: map[string]*watched{},
-		news:     make(chan news, 1024),
-		waiting:  map[*watched]bool{},
-		failing:  map[*watched]bool{},
+		watches:  map[string]*catalog.Watch{},
+		updates:  make(chan catalog.Update, 1024),
+		waiting:  map[string]bool{},
+		failing:  map[*catalog.Watch]bool{},
+		hidden:   map[string]bool{},
 		reread:   make(chan struct{}, 1),
 		rerender: make(chan struct{}, 1),
 	}
@@ -138,7 +117,7 @@ func New(opts Options) (*Templater, error) {
 		return nil, err
 	}
 	var err error
-	if t.consul, err = newConsul(opts.Consul, opts.Connections, opts.WaitTime, opts.Log); err != nil {
+	if t.consul, err = catalog.NewClient(opts.Consul, opts.Connections, opts.WaitTime, opts.Log); err != nil {
 		return nil, err
 	}
 	if opts.Library != nil {
@@ -158,49 +137,23 @@ func (t *Templater) parse() error {
 	if len(t.opts.Templates) == 0 {
 		return errors.New("there is no template to render")
 	}
+	opts := &render.Options{
+		Consul: t.opts.Consul, Library: t.opts.Library, Programs: t.opts.Programs, Funcs: t.opts.Funcs, Log: t.log,
+		Executed: func(_ string, _ any, took time.Duration, err error) { t.metrics.executed(took, err) },
+	}
 	named := map[string]string{}
-	for _, tmpl := range t.opts.Templates {
-		tmpl.Source = cmp.Or(tmpl.Source, tmpl.File)
+	for _, spec := range t.opts.Templates {
+		tmpl, err := render.New(spec, opts, t.brain)
+		if err != nil {
+			return err
+		}
 		if other, taken := named[tmpl.Name]; taken {
 			return fmt.Errorf("%s and %s are both named %q", other, tmpl.Source, tmpl.Name)
 		}
 		named[tmpl.Name] = tmpl.Source
-		p := &page{Template: tmpl}
-		text, _, err := p.read()
-		if err != nil {
-			return err
-		}
-		if p.current, err = t.newSource(tmpl, text); err != nil {
-			return err
-		}
-		t.pages = append(t.pages, p)
+		t.templates = append(t.templates, tmpl)
 	}
 	return nil
-}
-
-func (t *Templater) newSource(tmpl Template, text string) (*source, error) {
-	return newSource(tmpl, text, &t.opts, t.brain, t.executed)
-}
-
-// read returns the template's text, and whether its file has changed since the last time.
-func (p *page) read() (text string, changed bool, err error) {
-	if p.File == "" {
-		return p.Text, false, nil
-	}
-	state, err := os.Stat(p.File)
-	if err == nil && sameFile(state, p.state) {
-		return p.current.text, false, nil
-	}
-	var content []byte
-	if err == nil {
-		content, err = os.ReadFile(p.File)
-	}
-	if err != nil {
-		p.state = nil // it may come back as it was
-		return "", false, fmt.Errorf("cannot read the template: %w", err)
-	}
-	p.state = state
-	return string(content), true, nil
 }
 
 // Reread has the templates read again that are in files, changed or not. Safe from any goroutine.
@@ -209,6 +162,13 @@ func (t *Templater) Reread() { notify(t.reread) }
 // Rerender executes every template and every partial anew: for a template function whose answer has changed for another
 // reason than the catalog. Safe from any goroutine.
 func (t *Templater) Rerender() { notify(t.rerender) }
+
+func notify(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
 
 // Run watches the catalog, renders and publishes until ctx is done, then returns
 // nil. Consul being away is no reason to return. Call it or Once, once.
@@ -224,16 +184,26 @@ func (t *Templater) Once(ctx context.Context) (map[string]Published, error) {
 	var why error
 	t.loop(ctx, func() bool {
 		why = t.Ready()
-		return !t.unpublished() || len(t.waiting) == 0 && !t.incomplete()
+		return !t.unpublished() || len(t.waiting) == 0 && !slices.ContainsFunc(t.templates, (*render.Template).Waits)
 	})
 	if t.unpublished() {
 		return nil, why
 	}
 	texts := map[string]Published{}
-	for _, p := range t.pages {
-		texts[p.Name] = *p.published
+	for _, tmpl := range t.templates {
+		texts[tmpl.Name] = *tmpl.Published()
 	}
 	return texts, nil
+}
+
+// Explain returns the lines of a template's text; nil if there is no such template. Call it after Once.
+func (t *Templater) Explain(name string) []Line {
+	for _, tmpl := range t.templates {
+		if tmpl.Name == name {
+			return tmpl.Explain()
+		}
+	}
+	return nil
 }
 
 // loop runs until ctx is done or, after something was rendered, done says so.
@@ -241,8 +211,8 @@ func (t *Templater) loop(ctx context.Context, done func() bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer t.running.Wait()
 	defer cancel()
-	defer t.stopWatching()
-	t.running.Go(func() { t.consul.slots.run(ctx, t.consul.transport) })
+	defer t.stopWatches()
+	t.running.Go(func() { t.consul.Run(ctx) })
 	t.renewVaultToken(ctx)
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
@@ -257,18 +227,18 @@ func (t *Templater) loop(ctx context.Context, done func() bool) {
 		case <-ctx.Done():
 			t.notReady("the templater has stopped")
 			return
-		case n := <-t.news:
-			if t.take(n) {
+		case u := <-t.updates:
+			if t.take(u) {
 				t.render()
 			}
 		case <-look.C:
-			t.lookAtFiles(false)
+			t.logHidden()
+			t.readFiles(false)
 		case <-t.reread:
-			t.lookAtFiles(true)
+			t.readFiles(true)
 		case <-t.rerender:
-			now := time.Now()
-			for s := range t.sources {
-				s.outdated(now)
+			for _, tmpl := range t.templates {
+				tmpl.Outdated(time.Now())
 			}
 			t.render()
 		}
@@ -285,149 +255,62 @@ func (t *Templater) Ready() error {
 }
 
 // take takes in what has arrived, so that a burst costs one render, and says whether there is anything to render.
-func (t *Templater) take(n news) (changed bool) {
+func (t *Templater) take(u catalog.Update) (changed bool) {
 	for {
-		changed = t.remember(n) || changed
+		changed = t.remember(u) || changed
 		select {
-		case n = <-t.news:
+		case u = <-t.updates:
 		default:
 			return changed
 		}
 	}
 }
 
-// remember stores what a watch was told and marks the templates that use it.
-func (t *Templater) remember(n news) (changed bool) {
-	w := n.from
-	if t.watching[w.key] != w {
+// remember stores what a watch reports and marks the templates that use it.
+func (t *Templater) remember(u catalog.Update) (changed bool) {
+	w := u.Watch
+	if t.watches[w.Key] != w {
 		return false // removed while this was queued
 	}
-	t.note(n)
-	if !n.has {
+	t.note(u)
+	if !u.New {
 		return false
 	}
-	delete(t.waiting, w)
-	t.brain.Remember(w.Dependency, n.data)
+	delete(t.waiting, w.Key)
+	t.brain.Remember(w.Dependency, u.Data)
 	now := time.Now()
-	for _, p := range t.pages {
-		p.current.changed(w.key, now)
-		if p.next != nil {
-			p.next.changed(w.key, now)
-		}
+	for _, tmpl := range t.templates {
+		tmpl.Changed(w.Key, now)
 	}
 	return true
 }
 
+// render brings the texts up to date, watches what they use, and publishes those that differ. One that is not complete,
+// or does not work, is as it was, and the others do not wait for it.
 func (t *Templater) render() {
-	for _, p := range t.pages {
-		p.current.update()
-		if p.next != nil {
-			t.prove(p)
-		}
+	for _, tmpl := range t.templates {
+		tmpl.Update()
+		t.rewatch = tmpl.UsesOther() || t.rewatch
 	}
-	other := false
-	for s := range t.sources {
-		other, s.uses = other || s.uses, false
-	}
-	if other || t.uses {
-		t.uses = false
+	if t.rewatch {
 		t.watchWhatIsUsed()
 	}
 	t.reportLeftOut()
-	t.publish()
-}
-
-// prove puts the newest version of a template in the place of the one that is used, if it works.
-func (t *Templater) prove(p *page) {
-	complete := p.next.update()
-	was := p.broken
-	p.broken = p.next.newlyFails(p.current)
-	switch {
-	case p.broken != nil:
-		if was == nil || was.Error() != p.broken.Error() {
-			t.log.Error("the changed template fails, going on with the one before", "template", p.Source, "err", p.broken)
+	for _, tmpl := range t.templates {
+		if p, ok := tmpl.Publish(); ok {
+			t.opts.Publish(p)
 		}
-	case complete:
-		p.next.since = earlier(p.next.since, p.current.since)
-		p.current, p.next = p.next, nil
-		t.uses = true
-		t.log.Info("template read again", "template", p.Source)
 	}
 }
 
-// lookAtFiles reads the templates again whose files have changed.
-func (t *Templater) lookAtFiles(all bool) {
+// readFiles reads the templates again whose files have changed.
+func (t *Templater) readFiles(all bool) {
 	edited := false
-	for _, p := range t.pages {
-		if all {
-			p.state = nil
-		}
-		text, changed, err := p.read()
-		var next *source
-		if err == nil && changed {
-			newest := p.current
-			if p.next != nil {
-				newest = p.next
-			}
-			if text == newest.text && p.broken == nil {
-				continue
-			}
-			next, err = t.newSource(p.Template, text)
-		}
-		switch {
-		case err != nil && (p.broken == nil || p.broken.Error() != err.Error()):
-			p.broken, p.next, t.uses = err, nil, true
-			t.log.Error("the changed template is not used, going on with the one before", "template", p.Source, "err", err)
-		case err == nil && changed:
-			p.broken, p.next, edited, t.uses = nil, next, true, true
-			p.next.since = time.Now()
-		}
+	for _, tmpl := range t.templates {
+		edited = tmpl.Reread(all) || edited
 	}
-	if edited || t.uses {
+	if edited || t.rewatch {
 		t.render()
-	}
-}
-
-// executed is called after each execution of a template or a partial.
-func (t *Templater) executed(s *source, u *unit, took time.Duration, err error) {
-	t.metrics.renders.Inc()
-	t.metrics.seconds.Observe(took.Seconds())
-	if err != nil {
-		t.metrics.renderErrors.Inc()
-	}
-	if !t.isCurrent(s) || t.explaining { // prove reports, and Explain does not
-		return
-	}
-	switch {
-	case err != nil && u.failure != u.failedBefore:
-		consequence := "keeping the last good text"
-		if !u.rendered {
-			consequence = "nothing is published until it works"
-			if u.name != "" {
-				consequence = "left out"
-			}
-		}
-		t.log.Error("template failed, "+consequence, "template", s.Source, "err", err)
-	case err == nil && u.failedBefore != "" && len(u.missing) == 0:
-		t.log.Info("template works again", "template", s.Source, "was", u.failedBefore)
-	}
-}
-
-func (t *Templater) isCurrent(s *source) bool {
-	for _, p := range t.pages {
-		if p.current == s {
-			return true
-		}
-	}
-	return false
-}
-
-// sources are all versions of all templates.
-func (t *Templater) sources(yield func(*source) bool) {
-	for _, p := range t.pages {
-		if !yield(p.current) || p.next != nil && !yield(p.next) {
-			return
-		}
 	}
 }
 
@@ -435,54 +318,54 @@ func (t *Templater) sources(yield func(*source) bool) {
 // stops those that none uses any more.
 func (t *Templater) watchWhatIsUsed() {
 	used := map[string]dependency.Dependency{}
-	for s := range t.sources {
-		for u := range s.units {
-			maps.Copy(used, u.used)
-		}
+	strict := t.unpublished()
+	for _, tmpl := range t.templates {
+		maps.Insert(used, tmpl.Used)
+		strict = strict || tmpl.Promoting()
 	}
-	for key, w := range t.watching {
+	for key, w := range t.watches {
 		if used[key] == nil {
 			t.stopWatch(w)
 		}
 	}
-	failed := false
-	defer func() { t.unwatched = failed }()
+	t.rewatch = false
 	for key, d := range used {
-		if t.watching[key] != nil {
+		if t.watches[key] != nil {
 			continue
 		}
-		w, err := newWatched(d, settings{
-			wait: t.opts.WaitTime, once: t.once, tell: t.news, library: t.library, consul: t.consul,
-		}, doubts{grace: t.opts.Grace, share: t.opts.VanishLimit})
+		w, err := catalog.NewWatch(d, catalog.Options{
+			Wait: t.opts.WaitTime, Once: t.once, Updates: t.updates, Library: t.library, Consul: t.consul,
+			Policy: catalog.Policy{Grace: t.opts.Grace, VanishLimit: t.opts.VanishLimit, Strict: strict},
+		})
 		if err != nil {
-			t.uses = true // tried again at the next look at the files
+			t.rewatch = true // tried again at the next look at the files
 			if !t.unwatched {
 				t.log.Error("cannot watch what a template uses, trying again", "dependency", key, "err", err)
 			}
-			failed = true
 			continue
 		}
-		t.watching[key] = w
-		t.waiting[w] = true
-		if w.slot != nil {
-			t.running.Go(w.run)
+		t.watches[key] = w
+		t.waiting[w.Key] = true
+		if w.InConsul() {
+			t.running.Go(w.Run)
 		} else {
-			go w.run() // what is not in Consul may not hear at once that it is stopped
+			go w.Run() // it may not hear at once that it is stopped
 		}
 	}
+	t.unwatched = t.rewatch
 }
 
-func (t *Templater) stopWatch(w *watched) {
-	w.stop()
+func (t *Templater) stopWatch(w *catalog.Watch) {
+	w.Stop()
 	t.brain.Forget(w.Dependency)
-	delete(t.watching, w.key)
-	delete(t.waiting, w)
-	t.settle(w)
+	delete(t.watches, w.Key)
+	delete(t.waiting, w.Key)
+	t.succeeded(w)
 }
 
-func (t *Templater) stopWatching() {
-	for _, w := range t.watching {
-		w.stop()
+func (t *Templater) stopWatches() {
+	for _, w := range t.watches {
+		w.Stop()
 	}
 }
 
@@ -490,9 +373,9 @@ func (t *Templater) stopWatching() {
 // they no longer do.
 func (t *Templater) reportLeftOut() {
 	now := map[string]bool{}
-	for _, p := range t.pages {
-		for u := range p.current.units {
-			maps.Copy(now, u.leftOut)
+	for _, tmpl := range t.templates {
+		for reason := range tmpl.LeftOut {
+			now[reason] = true
 		}
 	}
 	for _, reason := range added(t.leftOut, now) {
@@ -505,42 +388,18 @@ func (t *Templater) reportLeftOut() {
 	t.metrics.leftOut.Set(float64(len(now)))
 }
 
-// publish hands over the texts that differ from the last. One that is not complete, or does not work, is as it was, and
-// the others do not wait for it.
-func (t *Templater) publish() {
-	for _, p := range t.pages {
-		main := p.current.main
-		if !main.rendered || !main.complete() {
-			continue
+// added returns, sorted, what is in after and not in before.
+func added(before, after map[string]bool) []string {
+	var diff []string
+	for _, s := range slices.Sorted(maps.Keys(after)) {
+		if !before[s] {
+			diff = append(diff, s)
 		}
-		since := p.current.since
-		if main.failure == "" {
-			p.current.since = time.Time{}
-		}
-		if p.published != nil && p.published.Text == main.text {
-			continue
-		}
-		if since.IsZero() { // a template that uses nothing from the catalog
-			since = time.Now()
-		}
-		p.published = &Published{Name: p.Name, Text: main.text, Files: p.current.files(), Since: since}
-		t.opts.Publish(*p.published)
 	}
-}
-
-// incomplete says whether there is a template that waits for data, and does not fail.
-func (t *Templater) incomplete() bool {
-	return slices.ContainsFunc(t.pages, func(p *page) bool { return p.current.main.failure == "" && !p.current.main.complete() })
+	return diff
 }
 
 // unpublished says whether there are templates without a text so far.
 func (t *Templater) unpublished() bool {
-	return slices.ContainsFunc(t.pages, func(p *page) bool { return p.published == nil })
-}
-
-func earlier(a, b time.Time) time.Time {
-	if a.IsZero() || (!b.IsZero() && b.Before(a)) {
-		return b
-	}
-	return a
+	return slices.ContainsFunc(t.templates, func(tmpl *render.Template) bool { return tmpl.Published() == nil })
 }

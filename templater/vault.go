@@ -24,7 +24,10 @@ func (t *Templater) renewVaultToken(ctx context.Context) {
 				return
 			}
 			t.log.Error("cannot renew Vault's token, trying again", "err", fmt.Errorf("%w", err), "retry_in", vaultPause)
-			sleep(ctx, vaultPause)
+			select {
+			case <-ctx.Done():
+			case <-time.After(vaultPause):
+			}
 		}
 	})
 }

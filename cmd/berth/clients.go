@@ -20,7 +20,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"berth/registrar"
-	"berth/templater"
+	"berth/templater/catalog"
 )
 
 // consulConfig is what the standard CONSUL_* variables say, with berth's own options over it, ready to be used: with an
@@ -33,7 +33,7 @@ func consulConfig(c Config) (*api.Config, error) {
 	if c.ConsulTokenFile != "" {
 		conf.TokenFile = c.ConsulTokenFile
 	}
-	templater.Tune(conf.Transport, cmp.Or(c.ConsulConnections, templater.DefaultConnections))
+	catalog.Tune(conf.Transport, cmp.Or(c.ConsulConnections, catalog.DefaultConnections))
 	if path, ok := strings.CutPrefix(conf.Address, "unix://"); ok {
 		// The client would open a connection for each request.
 		conf.Address = "localhost"
@@ -51,7 +51,7 @@ func consulConfig(c Config) (*api.Config, error) {
 		}
 	}
 	if conf.TokenFile != "" {
-		conf.HttpClient.Transport = templater.FollowToken(conf.HttpClient.Transport, conf)
+		conf.HttpClient.Transport = catalog.FollowToken(conf.HttpClient.Transport, conf)
 	}
 	return conf, nil
 }

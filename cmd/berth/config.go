@@ -15,7 +15,7 @@ import (
 
 	"berth/registrar/docker"
 	"berth/registrar/label"
-	"berth/templater"
+	"berth/templater/catalog"
 )
 
 // Config is the whole configuration. A key of the YAML file is the name of the flag, and the environment variable is
@@ -123,7 +123,7 @@ func (c *Config) templaterFlags(f *pflag.FlagSet) {
 	f.BoolVar(&c.TemplatePrograms, "template-programs", false, "allow the template functions plugin and writeToFile, which run programs and write files")
 	f.StringVar(&c.TLSDirectory, "tls-directory", "", "directory of certificates (PEM files with their keys) for the built-in template (default: no TLS)")
 	f.StringVar(&c.TCPPorts, "tcp-ports", "none", "ports that SERVICE_ROUTE_PORT may ask the built-in template for, like 5432,6000-6099, or none")
-	f.IntVar(&c.ConsulConnections, "consul-connections", templater.DefaultConnections, "connections to Consul that may be open at a time (Consul's own limit is 200)")
+	f.IntVar(&c.ConsulConnections, "consul-connections", catalog.DefaultConnections, "connections to Consul that may be open at a time (Consul's own limit is 200)")
 	f.DurationVar(&c.ConsulGrace, "consul-grace", 30*time.Second, "how long to keep what a Consul that failed or lost its state no longer lists")
 	f.IntVar(&c.VanishLimit, "vanish-limit", 100, "percentage of a list that may vanish at once; if it is more, what is gone is kept for consul-grace")
 	f.StringArrayVar(&c.File, "file", nil, "template:destination[:command], a plain file to render, and a shell command to run when it has changed")

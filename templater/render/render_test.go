@@ -1,10 +1,10 @@
-package templater
+package render
 
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
+	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	texttemplate "text/template"
@@ -14,10 +14,10 @@ import (
 	"github.com/hashicorp/consul-template/template"
 )
 
-// bench is a source with a brain of its own, without a Consul.
+// bench is a template with a brain of its own, without a Consul.
 type bench struct {
 	t *testing.T
-	*source
+	*Template
 	brain    *template.Brain
 	executed []string // "main", or name and argument of a partial
 }
@@ -25,20 +25,28 @@ type bench struct {
 func newBench(t *testing.T, text string, funcs func(func(string)) texttemplate.FuncMap) *bench {
 	t.Helper()
 	b := &bench{t: t, brain: template.NewBrain()}
+	opts := &Options{Funcs: funcs, Log: slog.New(slog.DiscardHandler), Executed: func(partial string, arg any, _ time.Duration, _ error) {
+		name := "main"
+		if partial != "" {
+			name = fmt.Sprint(partial, " ", arg)
+		}
+		b.executed = append(b.executed, name)
+	}}
 	var err error
-	b.source, err = newSource(Template{Name: "out", Source: "out.ctmpl", FilePrefix: "/etc/x."}, text, &Options{Funcs: funcs}, b.brain,
-		func(_ *source, u *unit, _ time.Duration, _ error) {
-			name := "main"
-			if u.name != "" {
-				name = fmt.Sprint(u.name, " ", u.arg)
-			}
-			b.executed = append(b.executed, name)
-		})
-	if err != nil {
+	if b.Template, err = New(Spec{Name: "out", Source: "out.ctmpl", FilePrefix: "/etc/x.", Text: text}, opts, b.brain); err != nil {
 		t.Fatal(err)
 	}
 	return b
 }
+
+// update brings the text up to date, and says whether it is good and complete.
+func (b *bench) update() bool {
+	b.Update()
+	return b.main().rendered && b.main().complete()
+}
+
+func (b *bench) main() *fragment                     { return b.current.main }
+func (b *bench) partials() map[fragmentKey]*fragment { return b.current.partials }
 
 // service gives a service its ports.
 func (b *bench) service(name string, ports ...int) {
@@ -52,7 +60,7 @@ func (b *bench) service(name string, ports ...int) {
 		list = append(list, &dependency.HealthService{Node: "n", ID: fmt.Sprint(name, port), Name: name, Port: port})
 	}
 	b.brain.Remember(q, list)
-	b.changed(q.String(), time.Now())
+	b.Changed(q.String(), time.Now())
 }
 
 func (b *bench) services(names ...string) {
@@ -66,7 +74,7 @@ func (b *bench) services(names ...string) {
 		list = append(list, &dependency.CatalogSnippet{Name: name})
 	}
 	b.brain.Remember(q, list)
-	b.changed(q.String(), time.Now())
+	b.Changed(q.String(), time.Now())
 }
 
 // wants updates the text and compares it, and what it took.
@@ -74,10 +82,10 @@ func (b *bench) wants(text string, executed ...string) {
 	b.t.Helper()
 	b.executed = nil
 	if !b.update() {
-		b.t.Fatalf("not complete: %v %s", b.main.missing, b.main.failure)
+		b.t.Fatalf("not complete: %v %s", b.main().missing, b.main().failure)
 	}
-	if b.main.text != text {
-		b.t.Fatalf("text %q, want %q", b.main.text, text)
+	if b.main().text != text {
+		b.t.Fatalf("text %q, want %q", b.main().text, text)
 	}
 	if got := strings.Join(b.executed, ", "); got != strings.Join(executed, ", ") {
 		b.t.Errorf("executed %s, want %s", got, executed)
@@ -110,8 +118,8 @@ func TestPartialIsExecutedForWhatChanged(t *testing.T) {
 	b.wants("a: 1 \nb: 3 4 \n", "ports b")
 	b.services("b")
 	b.wants("b: 3 4 \n", "main")
-	if len(b.pieces) != 1 {
-		t.Errorf("%d partials are kept, want 1", len(b.pieces))
+	if len(b.partials()) != 1 {
+		t.Errorf("%d partials are kept, want 1", len(b.partials()))
 	}
 }
 
@@ -128,8 +136,8 @@ func TestPartialInPartial(t *testing.T) {
 	b.wants("<43><23>4", "inner a", "outer a", "main")
 	b.service("c", 5)
 	b.update()
-	if b.main.text != "<45><25>4" {
-		t.Errorf("text %q", b.main.text)
+	if b.main().text != "<45><25>4" {
+		t.Errorf("text %q", b.main().text)
 	}
 }
 
@@ -154,9 +162,9 @@ func TestPartialIsExecuteTemplate(t *testing.T) {
 				b.service("a", 1, 2)
 				b.service("b")
 				if !b.update() {
-					t.Fatalf("%v %s", b.main.missing, b.main.failure)
+					t.Fatalf("%v %s", b.main().missing, b.main().failure)
 				}
-				got[i] = b.main.text
+				got[i] = b.main().text
 			}
 			if got[0] != got[1] || got[0] == "" {
 				t.Errorf("partial %q, executeTemplate %q", got[0], got[1])
@@ -185,14 +193,14 @@ func TestPartialThatFails(t *testing.T) {
 	b.service("a", 10)
 	b.service("b", 11)
 	const failure = `partial "ports" of a: out.ctmpl:3:6: executing "ports" at <low .Port>: error calling low: too high`
-	if b.update() || b.main.failure != failure {
-		t.Fatalf("a partial that fails for all: %q, want %q", b.main.failure, failure)
+	if b.update() || b.main().failure != failure {
+		t.Fatalf("a partial that fails for all: %q, want %q", b.main().failure, failure)
 	}
 	b.service("b", 1)
 	b.update()
 	b.wants("a: \nb: 1 \n")
-	if !b.pieces[piece{"ports", "a"}].leftOut[failure] {
-		t.Errorf("left out %v", b.pieces[piece{"ports", "a"}].leftOut)
+	if !b.partials()[fragmentKey{"ports", "a"}].leftOut[failure] {
+		t.Errorf("left out %v", b.partials()[fragmentKey{"ports", "a"}].leftOut)
 	}
 	b.service("a", 2)
 	b.wants("a: 2 \nb: 1 \n", "ports a", "main")
@@ -214,8 +222,8 @@ func TestPartialRefuses(t *testing.T) {
 		`directory "x"`:              `"x" is not an absolute path`,
 	} {
 		b := newBench(t, `{{ define "p" }}{{ end }}{{ `+call+` }}`, nil)
-		if b.update() || !strings.Contains(b.main.failure, want) {
-			t.Errorf("%s: %q, want %q", call, b.main.failure, want)
+		if b.update() || !strings.Contains(b.main().failure, want) {
+			t.Errorf("%s: %q, want %q", call, b.main().failure, want)
 		}
 	}
 }
@@ -224,126 +232,8 @@ func TestAsFile(t *testing.T) {
 	b := newBench(t, `{{ define "one" }}{{ asFile "one.map" . }} {{ end }}{{ partial "one" "x" }}{{ asFile "routes" "y" }}`, nil)
 	const x, y = "/etc/x.one-2d711642b726b044.map", "/etc/x.routes-a1fce4363854ff88"
 	b.wants(x+" "+y, "one x", "main")
-	if files := b.files(); len(files) != 2 || files[x] != "x" || files[y] != "y" {
+	if files := b.current.files(); len(files) != 2 || files[x] != "x" || files[y] != "y" {
 		t.Errorf("files %v", files)
-	}
-}
-
-func TestDirectory(t *testing.T) {
-	dir := t.TempDir()
-	write := func(name, text string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("b.pem", "1")
-	write(".hidden", "1")
-	if err := os.Mkdir(filepath.Join(dir, "sub"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	r := newRig(t, newFakeConsul(t), Options{Templates: one(
-		`{{ with directory "` + dir + `" }}{{ join "," .Names }} {{ .Sum }}{{ end }}|{{ (directory "` + dir + `/none").Names }}`)}).run()
-	first := r.next()
-	if !strings.HasPrefix(first, "b.pem ") || !strings.HasSuffix(first, "|[]") {
-		t.Fatalf("%q", first)
-	}
-	write("b.pem", "23")
-	second := r.next()
-	if !strings.HasPrefix(second, "b.pem ") || first == second {
-		t.Errorf("changed: %q, before %q", second, first)
-	}
-	write("a.pem", "1")
-	if third := r.next(); !strings.HasPrefix(third, "a.pem,b.pem ") {
-		t.Errorf("one more: %q", third)
-	}
-}
-
-func TestTemplateFileIsReadAgain(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.ctmpl")
-	write := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(`1 {{ range service "web" }}{{ .Port }}{{ end }}`)
-	consul := newFakeConsul(t)
-	consul.set("web", 1)
-	consul.set("api", 2)
-	r := newRig(t, consul, Options{Templates: []Template{{Name: "out", File: path}}}).run()
-	r.want("1 1")
-
-	write("2\n{{ if }}")
-	r.waitLogged(path + ":2: missing value for if")
-	eventually(t, "the reason", func() bool {
-		err := r.Ready()
-		return err != nil && strings.Contains(err.Error(), "A changed template is not used: "+path+":2")
-	})
-	consul.set("web", 3)
-	r.want("1 3")
-
-	write(`3 {{ range service "api" }}{{ index .Tags 7 }}{{ end }}`)
-	r.waitLogged("the changed template fails, going on with the one before")
-	consul.set("web", 4)
-	r.want("1 4")
-
-	write(`4 {{ range service "api" }}{{ .Port }}{{ end }}`)
-	r.want("4 2")
-	r.waitReady()
-	consul.set("api", 5)
-	r.want("4 5")
-
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	r.Reread()
-	r.waitLogged("cannot read the template")
-	consul.set("api", 6)
-	r.want("4 6")
-	r.wantNothingMore()
-}
-
-func TestRereadAtOnce(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.ctmpl")
-	state := func() os.FileInfo {
-		info, err := os.Stat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return info
-	}
-	if err := os.WriteFile(path, []byte("a"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	r := newRig(t, newFakeConsul(t), Options{Templates: []Template{{Name: "out", File: path}}}).run()
-	r.want("a")
-	// An edit that shows in nothing but the content.
-	before := state()
-	if err := os.WriteFile(path, []byte("b"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chtimes(path, before.ModTime(), before.ModTime()); err != nil {
-		t.Fatal(err)
-	}
-	r.Reread()
-	r.want("b")
-}
-
-func TestOnce(t *testing.T) {
-	consul := newFakeConsul(t)
-	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: one(everyService)})
-	got, err := r.Once(t.Context())
-	if err != nil || got["out"].Text != "web:1 " {
-		t.Errorf("%q, %v", got, err)
-	}
-	if n := consul.asks("/v1/health/service/web"); n != 1 {
-		t.Errorf("%d queries for a service, want 1 that does not block", n)
-	}
-	r = newRig(t, consul, Options{Templates: one(`{{ range service "web" }}{{ index .Tags 7 }}{{ end }}`)})
-	if _, err := r.Once(t.Context()); err == nil || !strings.Contains(err.Error(), "out.ctmpl:1:28") {
-		t.Errorf("a template that fails: %v", err)
 	}
 }
 
@@ -354,8 +244,8 @@ func TestPartialThatCallsItself(t *testing.T) {
 	} {
 		b := newBench(t, text, nil)
 		for range 2 {
-			if b.update() || !strings.Contains(b.main.failure, `partial "a" of x calls itself`) {
-				t.Errorf("%s: %q", text, b.main.failure)
+			if b.update() || !strings.Contains(b.main().failure, `partial "a" of x calls itself`) {
+				t.Errorf("%s: %q", text, b.main().failure)
 			}
 			b.service("web", 1)
 		}
@@ -373,67 +263,138 @@ func TestPartialsOfAFailingTemplate(t *testing.T) {
 	b.service("b", 12)
 	b.update()
 	b.service("c", 13)
-	if b.update(); b.main.failure == "" {
+	if b.update(); b.main().failure == "" {
 		t.Fatal("it does not fail")
 	}
-	if len(b.pieces) != 2 {
-		t.Errorf("%d partials are kept, want 2", len(b.pieces))
+	if len(b.partials()) != 2 {
+		t.Errorf("%d partials are kept, want 2", len(b.partials()))
 	}
 	b.service("c", 4)
 	b.update()
-	if b.main.text != "1 4 2 " {
-		t.Errorf("%q, want the last good text of b", b.main.text)
+	if b.main().text != "1 4 2 " {
+		t.Errorf("%q, want the last good text of b", b.main().text)
 	}
 }
 
 func TestErrorsShowNoSecrets(t *testing.T) {
 	b := newBench(t, `{{ with secret "kv/data/x" }}{{ parseInt .Data.data.pin }}{{ end }}`, nil)
-	b.config = nil
 	q, err := dependency.NewVaultReadQuery("kv/data/x")
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.main.used = map[string]dependency.Dependency{q.String(): q}
+	b.main().used = map[string]dependency.Dependency{q.String(): q}
 	b.brain.Remember(q, &dependency.Secret{Data: map[string]any{"data": map[string]any{"pin": "hunter2", "list": []any{"deep"}}}})
-	if got := b.redacted("parsing hunter2 and deep"); got != "parsing [redacted] and [redacted]" {
+	if got := b.current.redacted("parsing hunter2 and deep"); got != "parsing [redacted] and [redacted]" {
 		t.Errorf("%q", got)
 	}
 }
 
-func TestTemplateMovedAwayAndBack(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.ctmpl")
-	if err := os.WriteFile(path, []byte("a"), 0o600); err != nil {
-		t.Fatal(err)
+// What fails is executed again only if something has changed that it used, which the library does not say of it.
+func TestWhatFailsIsExecutedForWhatChanged(t *testing.T) {
+	b := newBench(t, `{{ define "ports" }}{{ range service . }}{{ low .Port }}{{ range service "c" }}{{ low .Port }}{{ end }} {{ end }}{{ end -}}
+{{ partial "ports" "a" }}{{ partial "ports" "b" }}{{ range service "main" }}{{ .Port }}{{ end }}`, low)
+	b.service("a", 10)
+	b.service("b", 2)
+	b.service("c", 3)
+	b.service("main", 4)
+	b.wants("23 4", "ports a", "ports b", "main")
+	b.service("main", 5)
+	b.wants("23 5", "main")
+	b.service("a", 11) // it fails again, as before
+	b.wants("23 5", "ports a")
+	b.service("b", 12)
+	b.wants("23 5", "ports b", "main")
+	b.service("main", 6)
+	b.wants("23 6", "main")
+	b.service("a", 1)
+	b.wants("13 23 6", "ports a", "main")
+	// The text of b, that is kept, was made from c, too.
+	b.service("c", 13)
+	b.executed = nil
+	b.update()
+	if slices.Sort(b.executed); b.main().text != "13 23 6" || !slices.Equal(b.executed, []string{"main", "ports a", "ports b"}) {
+		t.Errorf("text %q, executed %q", b.main().text, b.executed)
 	}
-	r := newRig(t, newFakeConsul(t), Options{Templates: []Template{{Name: "out", File: path}}}).run()
-	r.want("a")
-	if err := os.Rename(path, path+".away"); err != nil {
-		t.Fatal(err)
+	b.service("b", 4) // it fails because of c now
+	b.wants("13 23 6", "ports b", "main")
+	b.service("main", 7)
+	b.wants("13 23 7", "main")
+	b.service("c", 5)
+	b.update()
+	if want := "15 45 7"; b.main().text != want {
+		t.Errorf("text %q, want %q", b.main().text, want)
 	}
-	r.Reread()
-	eventually(t, "the reason", func() bool { return r.Ready() != nil && strings.Contains(r.Ready().Error(), "cannot read") })
-	if err := os.Rename(path+".away", path); err != nil {
-		t.Fatal(err)
-	}
-	r.waitReady()
 }
 
-func TestEditWhileTheTemplateFails(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.ctmpl")
-	write := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
+// The line of an error is looked for once.
+func TestErrorIsLocatedOnce(t *testing.T) {
+	calls := 0
+	b := newBench(t, `{{ define "p" }}{{ range service . }}
+{{ bad .Port }}{{ end }}{{ end }}{{ partial "p" "a" }}`, func(func(string)) texttemplate.FuncMap {
+		return texttemplate.FuncMap{"bad": func(port int) (int, error) { calls++; return 0, errors.New("no good") }}
+	})
+	const failure = `partial "p" of a: out.ctmpl:2:3: executing "p" at <bad .Port>: error calling bad: no good`
+	for n, want := range []int{2, 3, 4} {
+		b.service("a", n)
+		if b.update(); b.main().failure != failure || calls != want {
+			t.Errorf("%q after %d calls, want %q after %d", b.main().failure, calls, failure, want)
 		}
 	}
-	write(`{{ range service "web" }}{{ index .Tags 7 }}{{ end }}`)
-	consul := newFakeConsul(t)
-	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: []Template{{Name: "out", File: path}}}).run()
-	r.waitLogged("template failed, nothing is published until it works")
-	write(`{{ range service "web" }}{{ index .Tags 8 }}{{ end }}`)
-	r.waitLogged("index .Tags 8")
-	write(`{{ range service "web" }}{{ .Port }}{{ end }}`)
-	r.want("1")
-	r.waitReady()
+}
+
+// What a failing template would use is watched, though it is not there yet.
+func TestWhatAFailingTemplateUses(t *testing.T) {
+	b := newBench(t, `{{ (index (service "a") 0).Port }} {{ keyOrDefault "k" "none" }} {{ fail "x" }}`, func(func(string)) texttemplate.FuncMap {
+		return texttemplate.FuncMap{"fail": func(string) (string, error) { return "", errors.New("always") }}
+	})
+	used := func(want ...string) {
+		t.Helper()
+		var got []string
+		for key := range b.Used {
+			got = append(got, key)
+		}
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("used %q, want %q", got, want)
+		}
+	}
+	b.update()
+	used("health.service(a|passing)")
+	if !b.UsesOther() {
+		t.Error("nobody is told")
+	}
+	b.service("a", 1)
+	b.update()
+	used("health.service(a|passing)", "kv.get(k)")
+	if !strings.HasPrefix(b.main().failure, "out.ctmpl:1:68: executing") {
+		t.Errorf("%q", b.main().failure)
+	}
+}
+
+// The functions that note what is used return what consul-template's own do.
+func TestTraceReturnsTheSame(t *testing.T) {
+	text := `{{ range service "a" "any" }}{{ .Port }}{{ end }}{{ with $s := service "a" }}{{ len $s }}{{ (index $s 0).Name }}{{ end -}}
+{{ range services }}{{ .Name }}{{ end }}{{ keyOrDefault "k" "none" }}{{ service "a" | toJSON | len }}{{ if keyExists "k" }}yes{{ else }}no{{ end }}`
+	want := ""
+	for _, traced := range []bool{false, true} {
+		b := newBench(t, text, nil)
+		b.services("a", "b")
+		b.service("a", 1, 2)
+		b.service("a|any", 1, 2)
+		q, err := dependency.NewKVGetQuery("k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.brain.Remember(q, nil)
+		if traced {
+			b.main().failure = "so that it is traced"
+		}
+		if !b.update() {
+			t.Fatalf("%v %s", b.main().missing, b.main().failure)
+		}
+		if !traced {
+			want = b.main().text
+		} else if b.main().text != want || want == "" {
+			t.Errorf("%q, want %q", b.main().text, want)
+		}
+	}
 }

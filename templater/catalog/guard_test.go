@@ -1,4 +1,4 @@
-package templater
+package catalog
 
 import (
 	"fmt"
@@ -28,7 +28,7 @@ func ids(data any) string {
 	return strings.Join(all, " ")
 }
 
-func TestBelief(t *testing.T) {
+func TestGuard(t *testing.T) {
 	const grace = 30 * time.Second
 	type step struct {
 		after    time.Duration // since the step before
@@ -36,6 +36,7 @@ func TestBelief(t *testing.T) {
 		list     string
 		failed   bool
 		filtered bool
+		refused  bool
 		want     string
 	}
 	tests := []struct {
@@ -46,7 +47,10 @@ func TestBelief(t *testing.T) {
 		{"what is gone is gone", 100, []step{{index: 5, list: "a b c", want: "a b c"}, {index: 6, list: "b", want: "b"}, {index: 7, list: "", want: ""}}},
 		{"the same index is no news", 100, []step{{index: 5, list: "a b", want: "a b"}, {index: 5, list: "", want: "a b"}, {index: 6, list: "a", want: "a"}}},
 		{"the same index after an error", 100, []step{{index: 5, list: "a b", want: "a b"}, {index: 5, list: "a", failed: true, want: "a b"}, {after: grace, index: 5, list: "a", want: "a"}}},
-		{"the same index, and more", 100, []step{{index: 5, list: "", filtered: true, want: ""}, {index: 5, list: "a b", want: "a b"}}},
+		{"nothing at first because of the token", 100, []step{
+			{index: 5, list: "", filtered: true, refused: true}, {index: 5, list: "", filtered: true, failed: true, refused: true},
+			{index: 5, list: "a b", failed: true, want: "a b"}, {index: 6, list: "", want: ""}}},
+		{"the same index, and more", 100, []step{{index: 5, list: "", want: ""}, {index: 5, list: "a b", want: "a b"}}},
 		{"another state that happens to have the same index", 100, []step{
 			{index: 5, list: "a b", want: "a b"}, {index: 5, list: "c", failed: true, want: "a b c"}, {after: grace, index: 5, list: "c", want: "c"}}},
 		{"an error after which nothing is missing", 100, []step{
@@ -80,19 +84,24 @@ func TestBelief(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			var b belief
+			var b state
 			now := time.Unix(0, 0)
 			for n, s := range tt.steps {
 				now = now.Add(s.after)
-				before := ""
-				if n > 0 {
-					before = ids(b.data)
+				before, a := b, answer{data: instances(s.list), index: s.index, filtered: s.filtered}
+				policy := Policy{Grace: grace, VanishLimit: tt.share, Strict: true}
+				if got := policy.refuses(b, a); got != s.refused {
+					t.Fatalf("step %d: refused is %v", n, got)
 				}
-				changed := b.take(answer{data: instances(s.list), index: s.index, filtered: s.filtered}, s.failed, doubts{grace, tt.share}, now)
-				if got := ids(b.data); got != s.want {
+				if s.refused {
+					continue
+				}
+				b = policy.next(b, a, s.failed, now)
+				if got := ids(b.trusted); got != s.want {
 					t.Fatalf("step %d: %q, want %q", n, got, s.want)
 				}
-				if want := n == 0 || before != s.want; changed != want {
+				want := before.mode == unanswered || ids(before.trusted) != s.want
+				if changed := b.differs(before); changed != want {
 					t.Errorf("step %d: changed is %v", n, changed)
 				}
 			}
@@ -102,9 +111,9 @@ func TestBelief(t *testing.T) {
 
 // Whatever Consul says: what it lists is believed, nothing is invented, and what vanished with a moving index and no
 // error is gone.
-func TestBeliefProperties(t *testing.T) {
+func TestGuardProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		var b belief
+		var b state
 		now := time.Unix(0, 0)
 		index := uint64(10)
 		seen := map[string]bool{}
@@ -118,14 +127,14 @@ func TestBeliefProperties(t *testing.T) {
 			}
 			failed, filtered := rapid.Bool().Draw(t, "failed"), rapid.Bool().Draw(t, "filtered")
 			index += uint64(rapid.IntRange(-2, 3).Draw(t, "step"))
-			last, answered, before := b.index, b.answers > 0, b.data
+			last, answered, before := b.index, b.mode != unanswered, b.trusted
 			now = now.Add(time.Duration(rapid.IntRange(0, 20).Draw(t, "seconds")) * time.Second)
-			b.take(answer{data: instances(strings.Join(list, " ")), index: index, filtered: filtered}, failed, doubts{30 * time.Second, 100}, now)
+			b = Policy{Grace: 30 * time.Second, VanishLimit: 100}.next(b, answer{data: instances(strings.Join(list, " ")), index: index, filtered: filtered}, failed, now)
 			for _, id := range list {
 				seen[id] = true
 			}
 			calm = calm && !failed && !filtered && index > last
-			got := strings.Fields(ids(b.data))
+			got := strings.Fields(ids(b.trusted))
 			if !slices.IsSorted(got) {
 				t.Fatalf("%v is not sorted", got)
 			}
@@ -149,7 +158,7 @@ func TestBeliefProperties(t *testing.T) {
 	})
 }
 
-func TestBeliefInOtherData(t *testing.T) {
+func TestGuardOfOtherData(t *testing.T) {
 	pairs := func(paths ...string) []*dependency.KeyPair {
 		list := []*dependency.KeyPair{}
 		for _, p := range paths {

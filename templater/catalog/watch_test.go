@@ -1,4 +1,4 @@
-package templater
+package catalog
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 // After the last it hangs until it is stopped.
 type scripted struct {
 	mu      sync.Mutex
-	watched *watched
+	watch   *Watch
 	queries []query
 	asked   []string // the index of each query, and how long it may wait
 	stopped chan struct{}
@@ -36,8 +36,8 @@ func (s *scripted) Fetch(_ *dependency.ClientSet, o *dependency.QueryOptions) (a
 	select {
 	case <-time.After(q.takes):
 		return q.data, &dependency.ResponseMetadata{LastIndex: q.index}, q.err
-	case <-s.watched.asked.ctx.Done():
-		return nil, nil, context.Cause(s.watched.asked.ctx)
+	case <-s.watch.transport.ctx.Done():
+		return nil, nil, context.Cause(s.watch.transport.ctx)
 	case <-s.stopped:
 		return nil, nil, errors.New("too late")
 	}
@@ -65,18 +65,19 @@ func (s *scripted) Stop()                 { close(s.stopped) }
 func (s *scripted) Type() dependency.Type { return dependency.TypeConsul }
 
 // scriptedWatch is a watch of such a dependency. Both end with the test.
-func scriptedWatch(t *testing.T, queries []query, tell chan news) (*watched, *scripted) {
+func scriptedWatch(t *testing.T, queries []query, tell chan Update) (*Watch, *scripted) {
 	t.Helper()
-	consul, err := newConsul(&api.Config{Address: "127.0.0.1:1"}, 0, time.Minute, nil)
+	consul, err := NewClient(&api.Config{Address: "127.0.0.1:1"}, 0, time.Minute, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := &scripted{queries: queries, stopped: make(chan struct{})}
-	w, err := newWatched(d, settings{wait: time.Minute, tell: tell, consul: consul}, doubts{30 * time.Second, 100})
+	policy := Policy{Grace: 30 * time.Second, VanishLimit: 100, Strict: true}
+	w, err := NewWatch(d, Options{Wait: time.Minute, Updates: tell, Consul: consul, Policy: policy})
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.watched = w
+	d.watch = w
 	return w, d
 }
 
@@ -107,10 +108,10 @@ func TestWatch(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				tell := make(chan news, 10)
+				tell := make(chan Update, 10)
 				w, d := scriptedWatch(t, tt.queries, tell)
 				start := time.Now()
-				go w.run()
+				go w.Run()
 				for len(tell) < len(tt.told) || len(d.asking()) < len(tt.asked) {
 					time.Sleep(time.Millisecond)
 					synctest.Wait()
@@ -121,7 +122,7 @@ func TestWatch(t *testing.T) {
 				if took := time.Since(start); took > tt.tookMax+time.Millisecond {
 					t.Errorf("took %s, want at most %s", took, tt.tookMax)
 				}
-				w.stop()
+				w.Stop()
 				synctest.Wait()
 				if got := told(tell); !slices.Equal(got, tt.told) {
 					t.Errorf("told %q, want %q", got, tt.told)
@@ -140,17 +141,17 @@ func (s *scripted) asking() []string {
 	return slices.Clone(s.asked)
 }
 
-func told(tell chan news) []string {
+func told(tell chan Update) []string {
 	close(tell)
 	var all []string
 	for n := range tell {
 		switch {
-		case n.err != nil:
-			all = append(all, n.err.Error())
-		case n.has && n.well:
-			all = append(all, n.data.(string)+", well")
-		case n.has:
-			all = append(all, n.data.(string))
+		case n.Err != nil:
+			all = append(all, n.Err.Error())
+		case n.New && n.Well:
+			all = append(all, n.Data.(string)+", well")
+		case n.New:
+			all = append(all, n.Data.(string))
 		default:
 			all = append(all, "well")
 		}
@@ -164,9 +165,9 @@ func TestRetriesGoOnForEver(t *testing.T) {
 		for n := range queries {
 			queries[n] = query{err: errors.New("down")}
 		}
-		tell := make(chan news)
+		tell := make(chan Update)
 		w, _ := scriptedWatch(t, queries, tell)
-		go w.run()
+		go w.Run()
 		start, last, most := time.Now(), time.Now(), time.Duration(0)
 		for range queries {
 			<-tell
@@ -179,7 +180,7 @@ func TestRetriesGoOnForEver(t *testing.T) {
 		if time.Since(start) < 10*time.Minute {
 			t.Errorf("%d queries in %s", len(queries), time.Since(start))
 		}
-		w.stop()
+		w.Stop()
 		synctest.Wait()
 	})
 }
@@ -189,22 +190,22 @@ func TestWatchStops(t *testing.T) {
 		name    string
 		queries []query
 		heard   int // news that somebody takes
-		slots   int
+		leases  int
 	}{
 		{"while a query blocks", nil, 0, 1},
 		{"while nobody listens", []query{{err: errors.New("down")}}, 0, 1},
-		{"while it has no slot", []query{{index: 7, data: "a"}}, 1, 0},
+		{"while it has no lease", []query{{index: 7, data: "a"}}, 1, 0},
 		{"while it waits to try again", []query{{err: errors.New("down")}}, 1, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				tell := make(chan news, tt.heard)
+				tell := make(chan Update, tt.heard)
 				w, _ := scriptedWatch(t, tt.queries, tell)
-				w.slot.of.most = tt.slots
+				w.lease.of.most = tt.leases
 				ended := make(chan struct{})
-				go func() { defer close(ended); w.run() }()
+				go func() { defer close(ended); w.Run() }()
 				synctest.Wait()
-				w.stop()
+				w.Stop()
 				<-ended
 			})
 		})

@@ -1,12 +1,14 @@
-package templater
+package render
 
 import (
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/aymanbagabas/go-udiff"
+	"github.com/hashicorp/consul-template/dependency"
 )
 
 // Line is a line of a text, with the data that it depends on.
@@ -15,40 +17,30 @@ type Line struct {
 	Depends []string // as consul-template writes them, sorted: health.service(web|passing)
 }
 
-// Explain returns the lines of a template's text. To be called after Once. A line depends on what it would not be the
-// same without: each list, key, ... that the template uses is emptied in turn, and the text compared. Where the
-// template fails without, or wants other data then, all lines count that it may have been for.
-func (t *Templater) Explain(name string) []Line {
-	i := slices.IndexFunc(t.pages, func(p *page) bool { return p.Name == name })
-	if i < 0 {
-		return nil
-	}
-	s := t.pages[i].current
-	text := s.main.text
+// Explain returns the lines of the text. A line depends on what it would not be the same without: each list, key, ... that
+// the template uses is emptied in turn, and the text compared. Where the template fails without, or wants other data then,
+// all lines count that it may have been for.
+func (t *Template) Explain() []Line {
+	v := t.current
+	text := v.main.text
 	depends := make([]map[string]bool, strings.Count(text, "\n")+1)
-	used := map[string]bool{}
-	for u := range s.units {
-		for key := range u.used {
-			used[key] = true
-		}
+	used := map[string]dependency.Dependency{}
+	for f := range v.fragments {
+		maps.Copy(used, f.used)
 	}
 	t.explaining = true
 	defer func() { t.explaining = false }()
-	before := s.failures()
+	before := v.failures()
 	for _, key := range slices.Sorted(maps.Keys(used)) {
-		w := t.watching[key]
-		if w == nil {
-			continue
-		}
-		data, ok := t.brain.Recall(w.Dependency)
+		data, ok := t.brain.Recall(used[key])
 		if !ok {
 			continue
 		}
-		t.brain.Remember(w.Dependency, empty(data))
-		s.changed(key, time.Time{})
+		t.brain.Remember(used[key], empty(data))
+		v.changed(key, time.Time{})
 		var lines []int
-		if s.update() && s.failures() == before {
-			lines = changedLines(text, s.main.text)
+		if v.update() && v.failures() == before {
+			lines = changedLines(text, v.main.text)
 		} else {
 			lines = make([]int, len(depends))
 			for n := range lines {
@@ -61,9 +53,9 @@ func (t *Templater) Explain(name string) []Line {
 			}
 			depends[n][key] = true
 		}
-		t.brain.Remember(w.Dependency, data)
-		s.changed(key, time.Time{})
-		s.update()
+		t.brain.Remember(used[key], data)
+		v.changed(key, time.Time{})
+		v.update()
 	}
 	lines := []Line{}
 	for n, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n") {
@@ -73,11 +65,11 @@ func (t *Templater) Explain(name string) []Line {
 }
 
 // failures are all errors of what the text is made of.
-func (s *source) failures() string {
+func (v *version) failures() string {
 	var all []string
-	for u := range s.units {
-		if u.failure != "" {
-			all = append(all, u.failure)
+	for f := range v.fragments {
+		if f.failure != "" {
+			all = append(all, f.failure)
 		}
 	}
 	slices.Sort(all)
@@ -100,4 +92,24 @@ func changedLines(before, after string) []int {
 		}
 	}
 	return changed
+}
+
+// empty is a value like data that says that there is nothing.
+func empty(data any) any {
+	if data == nil {
+		return nil
+	}
+	t := reflect.TypeOf(data)
+	switch t.Kind() {
+	case reflect.String:
+		return nil // no such key
+	case reflect.Slice:
+		return reflect.MakeSlice(t, 0, 0).Interface()
+	case reflect.Map:
+		return reflect.MakeMap(t).Interface()
+	case reflect.Pointer:
+		return reflect.New(t.Elem()).Interface()
+	default:
+		return reflect.Zero(t).Interface()
+	}
 }

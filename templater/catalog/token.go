@@ -1,4 +1,4 @@
-package templater
+package catalog
 
 import (
 	"net/http"
@@ -21,7 +21,7 @@ type tokenFile struct {
 }
 
 // FollowToken wraps a transport so that each request has the token that is in config.TokenFile then; it begins with
-// config.Token. The client of consul/api reads the file once. New does this by itself; this is for other clients.
+// config.Token. The client of consul/api reads the file once. NewClient calls it; it is for other clients, too.
 func FollowToken(base http.RoundTripper, config *api.Config) http.RoundTripper {
 	return &tokenFile{base: base, path: config.TokenFile, token: config.Token}
 }

@@ -1,4 +1,4 @@
-package templater
+package render
 
 import (
 	"crypto/sha256"

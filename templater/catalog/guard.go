@@ -1,0 +1,230 @@
+package catalog
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul-template/dependency"
+)
+
+// Policy says when an answer is not trusted at once.
+type Policy struct {
+	Grace       time.Duration // how long what a doubtful answer lacks is kept
+	VanishLimit int           // the largest part of a list that may vanish at once, in percent; 100 = all
+	Strict      bool          // a first answer that shows nothing because of the token is an error
+}
+
+// HiddenError says that Consul's first answer is empty, and that the token may not see what there is.
+type HiddenError struct{ Dependency string }
+
+func (e *HiddenError) Error() string {
+	rights := "service:read and node:read"
+	if strings.HasPrefix(e.Dependency, "kv.") {
+		rights = "key:read"
+	}
+	return fmt.Sprintf("the token sees nothing of %s: give it %s", e.Dependency, rights)
+}
+
+// answer is Consul's answer to one query.
+type answer struct {
+	data     any
+	none     bool   // there is nothing, and nothing is no data: the template waits for a key, for example
+	index    uint64 // of the state that it tells of; 0 if there is no such thing
+	filtered bool   // Consul has left out what the token may not see
+}
+
+// A mode says what a guard hands on.
+type mode int
+
+const (
+	unanswered mode = iota // nothing: there was no answer so far
+	trusting               // the last answer
+	keeping                // the last answer and, for some time, what it lacks
+	hiding                 // the same for as long as Consul hides something from the token
+)
+
+// state is what a guard knows of one dependency. Consul's own word is not enough: a server that lost its state answers
+// with an empty list, and so does any server to a token that lost its rights. The evidence is an index that went back, a
+// list that is filtered all at once, or an error before it.
+//
+// What is no longer listed for a reason of that kind is kept beside what is listed: until it is back, or until the grace
+// is over, which is longer than a registrar takes to register everything again. It need not be missing at once: an agent
+// that was restarted turns TTL checks critical some time later.
+type state struct {
+	mode     mode
+	trusted  any       // for the templates
+	latest   any       // the last answer, while it is not what is trusted; nil is an answer, too: there is no such key
+	index    uint64    // of the last answer
+	filtered bool      // the last list that lacked nothing was filtered
+	wary     time.Time // until when what an answer lacks is kept, because of an error or a lost state
+	until    time.Time // until when what latest lacks is kept; zero = no such time
+}
+
+// refuses says whether an answer is an error: nothing is known yet, and it shows nothing because of the token.
+func (p Policy) refuses(s state, a answer) bool {
+	return p.Strict && s.mode == unanswered && a.filtered && (a.none || isEmpty(a.data))
+}
+
+// next returns the state after an answer that is not refused. failed is whether there was an error before it.
+func (p Policy) next(s state, a answer, failed bool, now time.Time) state {
+	switch {
+	case a.none:
+		s.index = a.index
+		return s
+	case s.mode == unanswered:
+		return state{mode: trusting, trusted: a.data, index: a.index, filtered: a.filtered}
+	}
+	lacks, of := missing(s.trusted, a.data)
+	if lacks > 0 && a.index == s.index && a.index != 0 && !failed {
+		// A state that is the same has the same content: a list that is less is one that the token sees less of. It may
+		// be another state only if Consul was away.
+		return s.expire(now)
+	}
+	if failed || a.index < s.index || lacks*100 > p.VanishLimit*of {
+		s.wary = now.Add(p.Grace)
+	}
+	s.latest, s.index = a.data, a.index
+	switch {
+	case lacks == 0:
+		s.mode, s.filtered = trusting, a.filtered
+	case a.filtered && !s.filtered:
+		s.mode = hiding
+	case !s.until.IsZero(): // it was doubted already
+		s.mode = keeping
+	case now.Before(s.wary):
+		s.mode, s.until = keeping, s.wary
+	default:
+		s.mode = trusting
+	}
+	if s.mode == trusting {
+		return s.trust()
+	}
+	s.trusted = joined(s.trusted, s.latest)
+	return s.expire(now)
+}
+
+// differs says whether the templates are to be told.
+func (s state) differs(before state) bool {
+	return s.mode != unanswered && (before.mode == unanswered || !reflect.DeepEqual(s.trusted, before.trusted))
+}
+
+// expire returns the state without what was kept for long enough.
+func (s state) expire(now time.Time) state {
+	if s.mode == keeping && !now.Before(s.until) {
+		return s.trust()
+	}
+	return s
+}
+
+// trust returns the state that trusts the last answer.
+func (s state) trust() state {
+	s.mode, s.trusted, s.latest, s.until = trusting, s.latest, nil, time.Time{}
+	return s
+}
+
+// patience returns how long the next query may block: what is kept is let go in time.
+func (s state) patience(wait time.Duration, now time.Time) time.Duration {
+	if s.mode != keeping {
+		return wait
+	}
+	return min(wait, max(s.until.Sub(now), time.Millisecond))
+}
+
+// missing returns how many of the old are not in the new, and how many old there are. A value that is no list counts as
+// one, which is missing if there is no new one.
+func missing(old, new any) (lacks, of int) {
+	switch o := old.(type) {
+	case []*dependency.HealthService:
+		return lacking(o, new, healthKey)
+	case []*dependency.CatalogSnippet:
+		return lacking(o, new, snippetKey)
+	case []*dependency.Node:
+		return lacking(o, new, nodeKey)
+	case []*dependency.KeyPair:
+		return lacking(o, new, pairKey)
+	}
+	if isEmpty(old) { // nothing can be missing
+		return 0, 0
+	}
+	if isEmpty(new) {
+		return 1, 1
+	}
+	return 0, 1
+}
+
+// joined returns the new and what it lacks of the old.
+func joined(old, new any) any {
+	switch o := old.(type) {
+	case []*dependency.HealthService:
+		return join(o, new, healthKey)
+	case []*dependency.CatalogSnippet:
+		return join(o, new, snippetKey)
+	case []*dependency.Node:
+		return join(o, new, nodeKey)
+	case []*dependency.KeyPair:
+		return join(o, new, pairKey)
+	}
+	if lacks, _ := missing(old, new); lacks > 0 {
+		return old
+	}
+	return new
+}
+
+func healthKey(s *dependency.HealthService) string   { return s.Node + "\x00" + s.ID }
+func snippetKey(s *dependency.CatalogSnippet) string { return s.Name }
+func nodeKey(n *dependency.Node) string              { return n.Node }
+func pairKey(p *dependency.KeyPair) string           { return p.Path }
+
+func lacking[T any](old []T, new any, key func(T) string) (lacks, of int) {
+	has := keys(new.([]T), key)
+	for _, o := range old {
+		if !has[key(o)] {
+			lacks++
+		}
+	}
+	return lacks, len(old)
+}
+
+// join keeps the order in which the library sorts its lists.
+func join[T any](old []T, new any, key func(T) string) []T {
+	all := slices.Clone(new.([]T))
+	has := keys(all, key)
+	for _, o := range old {
+		if !has[key(o)] {
+			all = append(all, o)
+		}
+	}
+	byKey := func(a, b T) int { return strings.Compare(key(a), key(b)) }
+	if slices.IsSortedFunc(old, byKey) { // if not, it is sorted by distance
+		slices.SortStableFunc(all, byKey)
+	}
+	return all
+}
+
+func keys[T any](list []T, key func(T) string) map[string]bool {
+	has := make(map[string]bool, len(list))
+	for _, s := range list {
+		has[key(s)] = true
+	}
+	return has
+}
+
+func isEmpty(v any) bool {
+	if v == nil {
+		return true
+	}
+	if node, ok := v.(*dependency.CatalogNode); ok {
+		return node == nil || node.Node == nil
+	}
+	switch r := reflect.ValueOf(v); r.Kind() {
+	case reflect.Slice, reflect.Map, reflect.String:
+		return r.Len() == 0
+	case reflect.Pointer:
+		return r.IsNil()
+	default:
+		return false
+	}
+}

@@ -1,0 +1,205 @@
+package catalog
+
+import (
+	"context"
+	"log/slog"
+	"math"
+	"net/http"
+	"sync"
+	"time"
+)
+
+const (
+	// DefaultConnections leaves room for others: Consul's own default is 200 for each client address.
+	DefaultConnections = 150
+	// spare is how many connections are left for queries that do not block.
+	spare = 16
+	// fewest is what no refusal takes away.
+	fewest = 8
+	// recovery is for how long a refusal counts.
+	recovery = 5 * time.Minute
+	// pollEvery is how often a watch without a lease asks if nothing tells it of a change.
+	pollEvery = 2 * time.Second
+)
+
+// mostOpen is how many of the connections may be open at a time. The rest is left for queries that Consul goes on with
+// though nobody waits for them any more, as after a restart of berth.
+func mostOpen(connections int) int { return connections - connections/5 }
+
+// limiter hands out leases: the right to a query that blocks, and so to a connection. A Consul agent takes 200
+// connections from one address by default, and answers 429 beyond that. Over HTTP/2 all queries share a few connections,
+// and each watch has a lease.
+//
+// Leases go to those that ask first, who keep them until they stop. The other watches share a few queries: see share.go.
+type limiter struct {
+	log  *slog.Logger
+	wait time.Duration // how long a query may block
+	look chan struct{} // look at the watches without a lease
+
+	mu        sync.Mutex
+	usual     int       // leases
+	most      int       // leases now: fewer for some time after Consul has refused a connection
+	refused   time.Time // when it did, last
+	unlimited bool      // over HTTP/2
+	held      int       // leases that nobody else can have
+	without   map[*lease]bool
+}
+
+// lease is the right of one watch to a query that blocks, which the watch has or has not.
+type lease struct {
+	of     *limiter
+	query  *transport
+	shares bool          // share.go tells it of changes while it is without
+	wake   chan struct{} // ask now, or see whether there is a lease
+
+	// Under limiter.mu:
+	held    bool
+	index   uint64    // of the last answer
+	changed time.Time // when an answer, except for the first, was news
+}
+
+func newLimiter(connections int, wait time.Duration, log *slog.Logger) *limiter {
+	most := max(mostOpen(connections)-spare, 1)
+	return &limiter{log: log, wait: wait, most: most, usual: most, look: make(chan struct{}, 1), without: map[*lease]bool{}}
+}
+
+func (l *limiter) newLease(query *transport, shares bool) *lease {
+	return &lease{of: l, query: query, shares: shares, wake: make(chan struct{}, 1)}
+}
+
+// limit returns how many leases there are now. Needs l.mu.
+func (l *limiter) limit() int {
+	if l.unlimited {
+		return math.MaxInt
+	}
+	if l.most < l.usual && time.Since(l.refused) > recovery {
+		l.most = l.usual // it may have been the queries of a berth that was restarted
+	}
+	return l.most
+}
+
+// forServices is how many of them watches may have that share.go tells of a change while they are without: an eighth is
+// kept for the others. Needs l.mu.
+func (l *limiter) forServices() int { return l.limit() - l.limit()/8 }
+
+// acquire gets the lease if there is one left.
+func (s *lease) acquire() bool {
+	l := s.of
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	limit := l.limit()
+	if s.held && l.held > limit { // there are fewer now
+		s.held = false
+		l.held--
+	}
+	if s.shares {
+		limit = l.forServices()
+	}
+	switch {
+	case s.held:
+	case l.held < limit:
+		s.held = true
+		l.held++
+		delete(l.without, s)
+		l.offer()
+	case !l.without[s]:
+		l.without[s] = true
+		notify(l.look)
+	}
+	return s.held
+}
+
+// offer wakes the watch that changed last if there is a lease left. Needs l.mu.
+func (l *limiter) offer() {
+	if l.held >= l.forServices() {
+		return
+	}
+	var next *lease
+	for s := range l.without {
+		if next == nil || s.changed.After(next.changed) {
+			next = s
+		}
+	}
+	if next != nil {
+		notify(next.wake)
+	}
+}
+
+// await returns when the watch may ask: with block if its query may block, without if it is to be answered at once,
+// because there is news, or most is over; 0 = no such time.
+func (s *lease) await(ctx context.Context, most time.Duration) (block bool, err error) {
+	if s.acquire() {
+		return true, nil
+	}
+	switch {
+	case !s.shares:
+		most = pollEvery
+	case most == 0:
+		most = 10 * lookEvery
+	}
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-s.wake:
+		return s.acquire(), nil
+	case <-timer.C:
+		return false, nil
+	}
+}
+
+// answered notes how a query went.
+func (s *lease) answered(index uint64, changed bool) {
+	s.of.mu.Lock()
+	defer s.of.mu.Unlock()
+	s.index = index
+	if changed {
+		s.changed = time.Now()
+	}
+}
+
+// release gives the lease back for good. Another watch can have it when Consul's wait is over: until then it goes on with
+// the query, and counts its connection.
+func (s *lease) release() {
+	l := s.of
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.without, s)
+	if s.held {
+		s.held = false
+		time.AfterFunc(longest(l.wait), l.free)
+	}
+}
+
+func (l *limiter) free() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held--
+	l.offer()
+}
+
+// observe learns from a response how many leases there are.
+func (l *limiter) observe(res *http.Response) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case res.ProtoMajor >= 2 && !l.unlimited:
+		l.unlimited = true
+		for s := range l.without {
+			notify(s.wake)
+		}
+	// Consul closes a connection beyond the limit. It has a limit of requests, too, and answers the same, but does not.
+	case res.StatusCode == http.StatusTooManyRequests && res.Close && l.most > fewest && time.Since(l.refused) > time.Second:
+		l.refused, l.most = time.Now(), max(min(l.most, max(l.held, 4*fewest))*3/4, fewest)
+		l.log.Warn("consul refuses connections (429), fewer are used from now on: raise limits.http_max_conns_per_client, "+
+			"or use https", "connections", l.most)
+	}
+}
+
+func notify(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

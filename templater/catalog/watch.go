@@ -1,0 +1,254 @@
+package catalog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/hashicorp/consul-template/dependency"
+)
+
+const (
+	// answerTime is what a query may take beyond the time it was told to wait.
+	answerTime = 10 * time.Second
+	// spuriousPause bounds how often a query is repeated whose answers are no news, as consul-template does.
+	spuriousPause = 100 * time.Millisecond
+	// The pause after an error grows between these, with jitter, for ever.
+	retryFirst, retryMost = 100 * time.Millisecond, 5 * time.Second
+)
+
+// Update is what a watch reports: data for the templates, or how its queries go.
+type Update struct {
+	Watch *Watch
+	New   bool // Data is new
+	Data  any
+	Err   error // the query failed
+	Well  bool  // the first query that worked, or the first after an error
+}
+
+// Options are those of a watch.
+type Options struct {
+	Wait    time.Duration // how long a query may block
+	Once    bool          // the first answer is all: a query that blocks would go on at Consul when nobody waits any more
+	Policy  Policy
+	Updates chan<- Update
+	Library *dependency.ClientSet // for what is not in Consul
+	Consul  *Client
+}
+
+// Watch asks for a dependency again and again, for ever.
+type Watch struct {
+	dependency.Dependency
+	Key       string // the dependency's String
+	options   Options
+	clients   *dependency.ClientSet
+	transport *transport // its way to Consul; nil if it is not in Consul
+	lease     *lease     // its right to block a connection; nil if it is not in Consul
+	next      uint64     // what the library waits for with what is not in Consul
+
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+// NewWatch returns a watch that asks nothing before Run.
+func NewWatch(d dependency.Dependency, o Options) (*Watch, error) {
+	w := &Watch{Dependency: d, Key: d.String(), clients: o.Library, options: o}
+	w.ctx, w.cancel = context.WithCancel(context.Background())
+	if !w.InConsul() {
+		w.options.Policy = Policy{VanishLimit: 100}
+		return w, nil
+	}
+	w.transport = &transport{base: o.Consul.transport, limiter: o.Consul.limiter}
+	var err error
+	if w.clients, err = o.Consul.clientSet(w.transport); err != nil {
+		return nil, err
+	}
+	_, shares := d.(*dependency.HealthServiceQuery)
+	w.lease = o.Consul.limiter.newLease(w.transport, shares)
+	return w, nil
+}
+
+// InConsul says whether Consul is asked. If not, Run may not notice at once that the watch was stopped.
+func (w *Watch) InConsul() bool { return w.Type() == dependency.TypeConsul }
+
+// Stop is called once; Run returns soon.
+func (w *Watch) Stop() {
+	w.cancel()
+	w.Dependency.Stop()
+}
+
+// Run asks until the watch is stopped.
+func (w *Watch) Run() {
+	if w.lease != nil {
+		defer w.lease.release()
+	}
+	var (
+		now          state
+		failed, well bool
+		pause        = newPause()
+	)
+	for {
+		began := time.Now()
+		a, err := w.ask(now, failed)
+		if err == nil && w.options.Policy.refuses(now, a) {
+			err = &HiddenError{w.Key}
+		}
+		switch {
+		case w.ctx.Err() != nil || errors.Is(err, dependency.ErrStopped):
+			return
+		case err != nil:
+			failed = true
+			if !w.report(Update{Err: err}) || !sleep(w.ctx, pause.NextBackOff()) {
+				return
+			}
+			continue
+		}
+		pause.Reset()
+		before := now
+		now = w.options.Policy.next(now, a, failed, time.Now())
+		changed := now.differs(before)
+		if !changed {
+			now.trusted = before.trusted
+		}
+		if !w.report(Update{New: changed, Data: now.trusted, Well: failed || !well}) {
+			return
+		}
+		failed, well = false, true
+		if w.options.Once && now.mode != unanswered {
+			<-w.ctx.Done()
+			return
+		}
+		if w.lease != nil {
+			w.lease.answered(a.index, changed && before.mode != unanswered)
+		}
+		if !changed && !sleep(w.ctx, spuriousPause-time.Since(began)) {
+			return
+		}
+	}
+}
+
+func newPause() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.Multiplier = retryFirst, retryMost, 2
+	return b
+}
+
+// report says false if the watch was stopped. What is no news is not sent.
+func (w *Watch) report(u Update) bool {
+	if !u.New && !u.Well && u.Err == nil {
+		return w.ctx.Err() == nil
+	}
+	u.Watch = w
+	if u.Err != nil {
+		u.Err = fmt.Errorf("%w", u.Err) // the library's errors log themselves with a stack trace
+	}
+	select {
+	case w.options.Updates <- u:
+		return true
+	case <-w.ctx.Done():
+		return false
+	}
+}
+
+// ask makes one query, which blocks until there is news if that is possible.
+func (w *Watch) ask(now state, failed bool) (answer, error) {
+	opts := dependency.QueryOptions{WaitIndex: now.index, WaitTime: now.patience(w.options.Wait, time.Now())}
+	if w.transport == nil {
+		opts.WaitIndex = w.next
+		if failed {
+			opts.WaitIndex = 0
+		}
+		return w.fetch(opts)
+	}
+	if failed {
+		opts.WaitIndex = 0 // answered at once, whether anything has changed or not
+		// While there is no leader, any server's word is better than none.
+		opts.AllowStale = now.mode == unanswered
+	}
+	if _, ok := w.Dependency.(*dependency.HealthServiceQuery); ok {
+		// Keeps an agent from answering out of its streaming cache, which learns of a change 75 ms late.
+		opts.Near = "_agent"
+	}
+	if opts.WaitIndex > 0 {
+		var most time.Duration
+		if opts.WaitTime < w.options.Wait {
+			most = opts.WaitTime
+		}
+		block, err := w.lease.await(w.ctx, most)
+		if err != nil {
+			return answer{}, err
+		}
+		if !block {
+			opts.WaitIndex = 0
+		}
+	}
+	limit := answerTime
+	if opts.WaitIndex > 0 {
+		limit += longest(opts.WaitTime)
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, limit)
+	defer cancel()
+	w.transport.begin(ctx)
+	a, err := w.fetch(opts)
+	switch {
+	case err == nil:
+	case w.ctx.Err() != nil:
+		return a, dependency.ErrStopped
+	case ctx.Err() != nil:
+		err = fmt.Errorf("%s: no answer in %s", w.Key, limit)
+	}
+	a.filtered = w.transport.wasFiltered()
+	return a, err
+}
+
+func (w *Watch) fetch(opts dependency.QueryOptions) (answer, error) {
+	data, meta, err := w.Fetch(w.clients, &opts)
+	if err != nil {
+		return answer{}, err
+	}
+	a := answer{data: unshared(data), none: data == nil && meta.BlockOnNil}
+	if w.transport != nil {
+		a.index = meta.LastIndex
+	} else {
+		w.next = meta.LastIndex // of Nomad's state; elsewhere it is the time
+	}
+	return a, nil
+}
+
+// unshared returns data that nobody writes to: the library does so to a secret of Vault's when it renews that.
+func unshared(data any) any {
+	s, ok := data.(*dependency.Secret)
+	if !ok || s == nil {
+		return data
+	}
+	c := *s
+	if s.Auth != nil {
+		auth := *s.Auth
+		c.Auth = &auth
+	}
+	if s.WrapInfo != nil {
+		wrap := *s.WrapInfo
+		c.WrapInfo = &wrap
+	}
+	return &c
+}
+
+// longest returns how long a query blocks at most that was told to wait: Consul adds a jitter of its own.
+func longest(wait time.Duration) time.Duration { return wait + wait/16 }
+
+// sleep reports false if ctx was done first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

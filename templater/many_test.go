@@ -1,0 +1,110 @@
+package templater
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// blockedServices are the services a query for which waits, by name.
+func (f *fakeConsul) blockedServices() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	names := map[string]bool{}
+	for key, waiting := range f.waiting {
+		path, index, _ := strings.Cut(key, " ")
+		if name, ok := strings.CutPrefix(path, "/v1/health/service/"); ok && waiting > 0 && index != "0" {
+			names[name] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// leases is how many queries may block in the tests with a crowd. An eighth is kept for other queries than those for a
+// service, of which there are four: one for the list of services and the three that are shared.
+const leases = 32
+
+// crowd is a rig with more services than leases.
+func crowd(t *testing.T) *rig {
+	consul := newFakeConsul(t)
+	consul.change(func() {
+		for n := range 60 {
+			consul.put(fmt.Sprintf("s%02d", n), 1)
+		}
+	})
+	// A fifth is left for queries that Consul does not know to have ended, 16 for those that do not block.
+	connections := (leases + 16) * 5 / 4
+	r := newRig(t, consul, Options{Templates: one(everyService), Connections: connections, WaitTime: 200 * time.Millisecond}).run()
+	if got := r.next(); strings.Count(got, ":1") != 60 {
+		t.Fatalf("first text %q", got)
+	}
+	eventually(t, "the shared queries to wait", func() bool {
+		return consul.blocked("/v1/catalog/services") == 2 && consul.blocked("/v1/health/state/critical") == 1 && consul.blocked("/v1/health/state/warning") == 1
+	})
+	return r
+}
+
+func TestMoreServicesThanConnections(t *testing.T) {
+	r := crowd(t)
+	// The list of services itself has a lease.
+	eventually(t, "all leases but that to be of services", func() bool { return len(r.consul.blockedServices()) == leases*7/8-1 })
+	for n := range 60 {
+		name := fmt.Sprintf("s%02d", n)
+		if n%2 == 0 {
+			r.consul.set(name, 2)
+		} else {
+			r.consul.fail(name, 2)
+		}
+		if got := r.next(); !strings.Contains(got, name+":2 ") {
+			t.Fatalf("%s is not in %q", name, got)
+		}
+	}
+	eventually(t, "the template's query for the list of services, and the shared one", func() bool {
+		return r.consul.blocked("/v1/catalog/services") == 2
+	})
+	// Consul goes on with the queries for services that are gone. Then others have their leases.
+	gone := r.consul.blockedServices()[:10]
+	for _, name := range gone {
+		r.consul.remove(name)
+		eventually(t, name+" to be gone", func() bool { return !strings.Contains(r.next(), name+":") })
+	}
+	eventually(t, "their leases to be taken", func() bool { return len(r.consul.blockedServices()) == leases*7/8-4 })
+	if has := r.consul.blockedServices(); slices.ContainsFunc(gone, func(name string) bool { return slices.Contains(has, name) }) {
+		t.Errorf("of %q some are asked for still: %q", gone, has)
+	}
+	r.wantLogged("more is watched than connections", 1)
+}
+
+func TestOutageWithMoreServicesThanConnections(t *testing.T) {
+	r := crowd(t)
+	r.consul.setDown(true)
+	r.waitLogged("consul failed")
+	r.consul.setDown(false)
+	r.waitReady()
+	r.consul.set("s03", 2)
+	eventually(t, "a quiet service's change", func() bool { return strings.Contains(r.next(), "s03:2") })
+}
+
+func TestRefusedConnections(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.change(func() {
+		for n := range 30 {
+			consul.put(fmt.Sprintf("s%02d", n), 1)
+		}
+	})
+	consul.limit = 20
+	r := newRig(t, consul, Options{Templates: one(everyService), Connections: 100, WaitTime: 200 * time.Millisecond}).run()
+	if got := r.next(); strings.Count(got, ":1") != 30 {
+		t.Fatalf("first text %q", got)
+	}
+	r.waitLogged("consul refuses connections (429)")
+	for n := range 30 {
+		name := fmt.Sprintf("s%02d", n)
+		consul.set(name, 2)
+		eventually(t, name, func() bool { return strings.Contains(r.next(), name+":2 ") })
+	}
+	eventually(t, "nothing to be refused any more", func() bool { return r.Ready() == nil })
+}

@@ -1,0 +1,67 @@
+package render
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+	"text/template/parse"
+)
+
+// defines returns the text of every {{ define }} in a template, as the parser writes it.
+func defines(text string) (map[string]string, error) {
+	tree := parse.New("")
+	tree.Mode = parse.SkipFuncCheck
+	all := map[string]*parse.Tree{}
+	if _, err := tree.Parse(text, "", "", all); err != nil {
+		return nil, err
+	}
+	texts := map[string]string{}
+	for name, t := range all {
+		if name != "" && t.Root != nil {
+			keepBraces(t.Root)
+			texts[name] = fmt.Sprintf("{{define %q}}%s{{end}}", name, t.Root)
+		}
+	}
+	return texts, nil
+}
+
+// keepBraces changes the text before an action that ends with a brace, as in "server {{{- with .X }}" without the blanks
+// that the parser has removed there: the two would be read as one.
+func keepBraces(list *parse.ListNode) {
+	if list == nil {
+		return
+	}
+	for _, node := range list.Nodes {
+		switch n := node.(type) {
+		case *parse.TextNode:
+			if rest, ends := bytes.CutSuffix(n.Text, []byte("{")); ends {
+				n.Text = append(bytes.Clone(rest), `{{"{"}}`...)
+			}
+		case *parse.IfNode:
+			keepBraces(n.List)
+			keepBraces(n.ElseList)
+		case *parse.WithNode:
+			keepBraces(n.List)
+			keepBraces(n.ElseList)
+		case *parse.RangeNode:
+			keepBraces(n.List)
+			keepBraces(n.ElseList)
+		}
+	}
+}
+
+// closure returns a {{ define }} and all that it may execute by name.
+func (v *version) closure(name string) []string {
+	need := []string{name}
+	for n := 0; n < len(need); n++ {
+		text := v.defines[need[n]]
+		for other := range v.defines {
+			if !slices.Contains(need, other) &&
+				(strings.Contains(text, fmt.Sprintf("{{template %q", other)) || strings.Contains(text, "executeTemplate")) {
+				need = append(need, other)
+			}
+		}
+	}
+	return need
+}

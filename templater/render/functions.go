@@ -1,0 +1,137 @@
+package render
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	texttemplate "text/template"
+
+	"github.com/hashicorp/consul-template/config"
+)
+
+// The functions that every template has beside consul-template'v.
+const (
+	funcPartial   = "partial"
+	funcAsFile    = "asFile"
+	funcDirectory = "directory"
+	// These are in no template of a user's: the argument of a partial, and the end of an execution.
+	funcArgument = "berthArgument"
+	funcStop     = "berthStop"
+)
+
+// functions are those beside consul-template's, and those that take the place of one of these.
+func (v *version) functions() texttemplate.FuncMap {
+	funcs := texttemplate.FuncMap{
+		funcPartial: v.partial, funcAsFile: v.asFile, funcDirectory: v.directory,
+		funcArgument: func() any { return v.running.arg },
+		funcStop:     func() (string, error) { return "", errStop },
+	}
+	maps.Copy(funcs, denied(v.opts))
+	if v.opts.Funcs != nil {
+		maps.Copy(funcs, v.opts.Funcs(func(reason string) { v.running.setAside[reason] = true }))
+	}
+	return funcs
+}
+
+// denied are the functions that fail: those that run programs or write files unless they are wanted, and those whose
+// client does not exist (the library would dereference nil).
+func denied(opts *Options) texttemplate.FuncMap {
+	funcs := texttemplate.FuncMap{}
+	deny := func(why string, names ...string) {
+		for _, name := range names {
+			funcs[name] = func(...any) (string, error) { return "", errors.New("function is disabled: " + why) }
+		}
+	}
+	if !opts.Programs {
+		deny("template-programs allows what runs programs and writes files", "plugin", "writeToFile")
+	}
+	if opts.Library == nil || !config.BoolVal(opts.Library.Vault.Enabled) {
+		deny("set VAULT_ADDR to the address of Vault", "secret", "secrets", "pkiCert")
+	}
+	if opts.Library == nil || !config.BoolVal(opts.Library.Nomad.Enabled) {
+		deny("set NOMAD_ADDR to the address of Nomad",
+			"nomadServices", "nomadService", "nomadVarList", "nomadVarListSafe", "nomadVar", "nomadVarExists")
+	}
+	return funcs
+}
+
+// environment is what consul-template gives its templates of its own configuration.
+func environment(opts *Options) []string {
+	if opts.Consul == nil {
+		return nil
+	}
+	return []string{
+		fmt.Sprint("CONSUL_HTTP_SSL=", opts.Consul.Scheme == "https"),
+		fmt.Sprint("CONSUL_HTTP_SSL_VERIFY=", !opts.Consul.TLSConfig.InsecureSkipVerify),
+	}
+}
+
+// partial is the template function: the text of a {{ define }} for an argument, executed only if something has changed
+// that it was made from.
+func (v *version) partial(name string, args ...any) (string, error) {
+	key := fragmentKey{name: name}
+	switch {
+	case len(args) > 1:
+		return "", fmt.Errorf("partial takes a name and one argument, not %d", len(args))
+	case len(args) == 1:
+		key.arg = args[0]
+	}
+	switch kind := reflect.ValueOf(key.arg).Kind(); kind {
+	case reflect.Invalid, reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Uint64, reflect.Float64:
+	default:
+		return "", fmt.Errorf("partial %q: its argument must be a string, a number or a bool, by which its text is kept, not %T", name, key.arg)
+	}
+	f := v.partials[key]
+	if f == nil {
+		compiled, err := v.compiledPartial(name)
+		if err != nil {
+			return "", err
+		}
+		f = &fragment{fragmentKey: key, compiled: compiled, dirty: true}
+		v.partials[key] = f
+	}
+	if f.refreshing {
+		return "", fmt.Errorf("partial %q of %v calls itself", name, key.arg)
+	}
+	v.refresh(f)
+	v.running.called[f] = f.generation
+	return f.text, nil
+}
+
+var fileName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}(\.[A-Za-z0-9_-]{1,20})?$`)
+
+// asFile is the template function: the path of a file that holds the text. Its name changes with the text, so that the
+// configuration does, and never shares a file with the one before it.
+func (v *version) asFile(name, text string) (string, error) {
+	if v.FilePrefix == "" {
+		return "", errors.New("asFile: there is no directory for files beside this text")
+	}
+	if !fileName.MatchString(name) {
+		return "", fmt.Errorf("asFile: %q must be a name like routes.map, of letters, digits, - and _", name)
+	}
+	ext := filepath.Ext(name)
+	sum := sha256.Sum256([]byte(text))
+	path := fmt.Sprintf("%s%s-%x%s", v.FilePrefix, strings.TrimSuffix(name, ext), sum[:8], ext)
+	v.running.made[path] = text
+	return path, nil
+}
+
+// directory is the template function: what a directory holds.
+func (v *version) directory(path string) (Directory, error) {
+	if !filepath.IsAbs(path) {
+		return Directory{}, fmt.Errorf("directory: %q is not an absolute path", path)
+	}
+	q := newDirectoryQuery(path)
+	v.running.extra[q.String()] = q
+	data, ok := v.brain.Recall(q)
+	if !ok {
+		v.running.absent = append(v.running.absent, q.String())
+		return Directory{Path: path}, nil
+	}
+	return data.(Directory), nil
+}

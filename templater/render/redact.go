@@ -1,0 +1,68 @@
+package render
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/hashicorp/consul-template/dependency"
+)
+
+// located puts the template's source where the library, which is given none, leaves a gap: "execute: template: :3:5:
+// executing" becomes "web.ctmpl:3:5: executing". Secrets are not in it.
+func (v *version) located(err error) error {
+	text := v.redacted(err.Error())
+	if _, message, found := strings.Cut(text, "template: :"); found {
+		return fmt.Errorf("%s:%s", v.Source, message)
+	}
+	return fmt.Errorf("%s: %s", v.Source, text)
+}
+
+// redacted is an error's text without the secrets that it may show. The library does this for values at the top level of
+// the data only, and not for what is traced.
+func (v *version) redacted(text string) string {
+	var pairs []string
+	for f := range v.fragments {
+		for _, used := range []map[string]dependency.Dependency{f.used, f.extra} {
+			for _, d := range used {
+				data, _ := v.brain.Recall(d)
+				switch data := data.(type) {
+				case *dependency.Secret:
+					if data != nil {
+						pairs = append(pairs, secrets(data.Data)...)
+					}
+				case *dependency.NomadVarItems:
+					if data != nil {
+						for _, value := range data.Values() {
+							pairs = append(pairs, secrets(value)...)
+						}
+					}
+				}
+			}
+		}
+	}
+	return strings.NewReplacer(pairs...).Replace(text)
+}
+
+// secrets returns the texts and numbers in the data of a secret, at any depth, each with what is shown instead.
+func secrets(data any) (pairs []string) {
+	switch v := data.(type) {
+	case map[string]any:
+		for _, inner := range v {
+			pairs = append(pairs, secrets(inner)...)
+		}
+	case []any:
+		for _, inner := range v {
+			pairs = append(pairs, secrets(inner)...)
+		}
+	case string:
+		if v != "" {
+			pairs = append(pairs, v, "[redacted]")
+		}
+	case json.Number: // a short one may be that of a line
+		if len(v) > 3 {
+			pairs = append(pairs, v.String(), "[redacted]")
+		}
+	}
+	return pairs
+}

@@ -1,0 +1,55 @@
+package render
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	texttemplate "text/template"
+)
+
+// dataFunctions are those of consul-template that ask for data.
+var dataFunctions = []string{
+	"caLeaf", "caRoots", "connect", "datacenters", "exportedServices", "file", "importedServices", "key", "keyExists",
+	"keyOrDefault", "ls", "node", "nodes", "nomadService", "nomadServices", "nomadVar", "nomadVarExists", "nomadVarList",
+	"nomadVarListSafe", "partitions", "peerings", "pkiCert", "safeLs", "safeTree", "secret", "secrets", "service", "services",
+	"tree",
+}
+
+// tracing returns the version's functions and others in the place of consul-template's dataFunctions. They return the
+// same, but note what an execution uses: the library says so only if it does not fail.
+func (v *version) tracing() texttemplate.FuncMap {
+	funcs := maps.Clone(v.funcs)
+	for _, name := range dataFunctions {
+		if funcs[name] == nil {
+			funcs[name] = func(args ...any) (any, error) { return v.trace(name, args) }
+		}
+	}
+	return funcs
+}
+
+// trace calls a function in a template of its own.
+func (v *version) trace(name string, args []any) (value any, err error) {
+	call := name
+	for n := range args {
+		call += fmt.Sprintf(" (argument %d)", n)
+	}
+	compiled, err := v.compile("{{ result ("+call+") }}", texttemplate.FuncMap{
+		"argument": func(n int) any { return args[n] },
+		"result":   func(v any) string { value = v; return "" },
+	})
+	if err != nil {
+		return nil, err
+	}
+	result, err := v.run(compiled)
+	if err != nil {
+		if _, cause, found := strings.Cut(err.Error(), "error calling "+name+": "); found {
+			err = errors.New(cause)
+		}
+		return nil, err
+	}
+	maps.Copy(v.running.extra, byString(result.Used))
+	v.running.absent = append(v.running.absent, slices.Sorted(maps.Keys(byString(result.Missing)))...)
+	return value, nil
+}
