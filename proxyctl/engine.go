@@ -47,6 +47,7 @@ type Engine[C any] struct {
 	want    Marked[C] // the same with its mark
 	fault   error     // why the text needs not even be shown to the proxy
 	refused bool      // the last Apply has not brought the proxy to its text
+	slowly  bool      // it was refused only after a while
 	has     Marked[C] // what the proxy was brought to last, or was seen to run
 	known   bool      // the driver knows the proxy's servers; else it has to be inspected
 
@@ -81,7 +82,9 @@ func (e *Engine[C]) Apply(ctx context.Context, c Config, mayReload bool) (Result
 	if err != nil {
 		return res, err
 	}
+	began := time.Now()
 	res, err = e.apply(ctx, again, mayReload)
+	e.slowly = errors.Is(err, ErrRefused) && time.Since(began) >= costly
 	res.Leaving = e.driver.Draining()
 	e.refused = err != nil
 	e.applied = e.applied || err == nil
@@ -193,6 +196,9 @@ func (e *Engine[C]) goal(last Marked[C]) (Marked[C], error) {
 	if left <= 0 {
 		return e.want, nil
 	}
+	if m, differs := e.mergedByReload(last, emptied); differs {
+		return m, &HoldError{emptied, left}
+	}
 	return e.merged(last, emptied), &HoldError{emptied, left}
 }
 
@@ -249,12 +255,22 @@ func (e *Engine[C]) bring(ctx context.Context, goal, there Marked[C], snap Snaps
 	before, early := e.driver.Before(base.Config), Result{}
 	sooner := common && (e.refused || !mayReload)
 	early = e.changeCommon(ctx, sooner)
+	if common && mayReload && e.slowly { // else what can be done waits for what cannot
+		if part := e.reloadCommon(ctx, snap); part.Action != "" {
+			early, snap.Generation = part, e.has.Generation
+		}
+	}
 	res, err := e.reload(ctx, goal, snap, why, mayReload)
 	switch {
 	case err != nil && !sooner && !errors.Is(err, ErrUnreachable):
 		early = e.changeCommon(ctx, common)
 	case err == nil && early.Action != "":
 		res.Changes = e.driver.Changes(before, goal.Config)
+	}
+	if common && errors.Is(err, ErrRefused) {
+		if part := e.reloadCommon(ctx, snap); part.Action != "" {
+			return part, err
+		}
 	}
 	if err != nil && early.Action != "" {
 		return early, err
@@ -315,13 +331,8 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 		return Result{}
 	}
 	for range mostTries {
-		if !e.known {
-			snap, err := e.driver.Inspect(ctx)
-			if err != nil || !e.has.Generation.SameShape(snap.Generation) {
-				return Result{} // the next look finds out
-			}
-			e.driver.Observe(e.has)
-			e.known = true
+		if !e.observe(ctx) {
+			return Result{} // the next look finds out
 		}
 		to := e.merged(e.has, nil)
 		res, why, err := e.change(ctx, to)
@@ -340,6 +351,19 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 	}
 	e.opts.Log.Warn(e.opts.Name + "'s servers are not as they were before a change that it refused")
 	return Result{}
+}
+
+// observe has the driver know what the proxy runs, which is e.has, and says whether that is so.
+func (e *Engine[C]) observe(ctx context.Context) bool {
+	if !e.known {
+		snap, err := e.driver.Inspect(ctx)
+		if err != nil || !e.has.Generation.SameShape(snap.Generation) {
+			return false
+		}
+		e.driver.Observe(e.has)
+		e.known = true
+	}
+	return true
 }
 
 // reload brings the proxy to a text by its file. why is the reason.
@@ -427,7 +451,7 @@ func (e *Engine[C]) prepare(ctx context.Context, to, there, last Marked[C], reas
 			return e.restore(there, last, err)
 		}
 		e.validated = true
-		if there.Text != "" && e.driver.Binary() == "" {
+		if there.Text != "" && e.driver.Binary() == "" && !e.startsWith(to, there) {
 			return e.restore(there, last, reason)
 		}
 		if there.Text != to.Text {
