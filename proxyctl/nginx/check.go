@@ -7,12 +7,13 @@ import (
 	"path/filepath"
 	"strings"
 
-	"berth/proxyctl/disk"
+	"berth/proxyctl"
+	"berth/proxyctl/configfile"
 )
 
 // check has the nginx program check a configuration file. The error wraps proxyctl.ErrRefused if it says no.
 func check(ctx context.Context, binary, file string) error {
-	return disk.Check(ctx, "nginx -t", complaints, binary, "-t", "-q", "-c", file)
+	return proxyctl.Check(ctx, "nginx -t", complaints, binary, "-t", "-q", "-c", file)
 }
 
 // complaints are the messages for which nginx refused a file, in one line. Without any it is all that nginx said.
@@ -43,7 +44,7 @@ func Check(ctx context.Context, binary, file, socket, text string, files map[str
 	defer os.RemoveAll(dir)
 	// Here may be no directory of the control socket, and nothing is to be written to it.
 	text = strings.ReplaceAll(text, filepath.Dir(absolute(socket))+"/", dir+"/")
-	text, err = disk.Elsewhere(dir, text, files)
+	text, err = configfile.Elsewhere(dir, text, files)
 	if err != nil {
 		return err
 	}
@@ -63,7 +64,7 @@ func Check(ctx context.Context, binary, file, socket, text string, files map[str
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(candidate, []byte(m.text), 0o600); err != nil {
+	if err := os.WriteFile(candidate, []byte(m.Text), 0o600); err != nil {
 		return err
 	}
 	return check(ctx, binary, candidate)

@@ -223,12 +223,12 @@ func (n *fakeNginx) set(f func()) {
 
 // proxy is a new berth for it. No other nginx of this machine is ever looked for.
 func (n *fakeNginx) proxy(set ...func(*Options)) *Proxy {
-	opts := Options{File: n.file, Socket: n.socket, Timeout: 10 * time.Second, Reload: n.reload, Log: slog.New(slog.DiscardHandler)}
+	opts := Options{File: n.file, Socket: n.socket, Timeout: 10 * time.Second, Reload: n.reload, Grace: -1, Log: slog.New(slog.DiscardHandler)}
 	for _, f := range set {
 		f(&opts)
 	}
 	p := New(opts)
-	p.find = func() (int, error) { return 0, nil }
+	p.driver.findMaster = func() (int, error) { return 0, nil }
 	n.t.Cleanup(p.Close)
 	return p
 }
@@ -275,5 +275,5 @@ func (n *fakeNginx) marked(text string) string {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	return m.text
+	return m.Text
 }

@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"berth/proxyctl/disk"
+	"berth/proxyctl/configfile"
 )
 
 // The mark of a text is a server of its own on a unix socket, at the end of the http block. It tells which configuration
@@ -18,19 +18,12 @@ const (
 	markLine       = "        server_name " + generationName + ";\n"
 )
 
-func markBlock(socket string, g disk.Generation) string {
+func markBlock(socket string, g configfile.Generation) string {
 	return markHead + "    server {\n" +
 		"        listen unix:" + socket + ";\n" + markLine +
 		"        access_log off;\n" +
 		"        return 200 \"" + g.String() + " $pid $nginx_version\\n\";\n" +
 		"    }\n" + markTail
-}
-
-// marked is a text with its mark, as it is written to the file.
-type marked struct {
-	text       string
-	generation disk.Generation
-	config     *config // of the text without the mark; nil if it is no configuration
 }
 
 // mark gives a text its mark.
@@ -42,20 +35,20 @@ func mark(text, socket string) (marked, error) {
 	if err != nil {
 		return marked{}, err
 	}
-	m := marked{generation: disk.NewGeneration(c.shape(), text), config: c}
+	m := marked{Generation: configfile.NewGeneration(c.shape(), text), Config: c}
 	at := len(text)
-	block := "\nhttp {" + markBlock(socket, m.generation) + "}\n"
+	block := "\nhttp {" + markBlock(socket, m.Generation) + "}\n"
 	for _, d := range c.top {
 		if d.is("http") {
 			at = strings.LastIndexByte(text[:d.close], '\n') + 1
 			if strings.TrimSpace(text[at:d.close]) != "" { // the brace is on a line with something else
 				at = d.close
 			}
-			block = markBlock(socket, m.generation)
+			block = markBlock(socket, m.Generation)
 			break
 		}
 	}
-	m.text = text[:at] + block + text[at:]
+	m.Text = text[:at] + block + text[at:]
 	return m, nil
 }
 
@@ -68,12 +61,12 @@ func unmark(file, socket string) marked {
 		if h, ok := strings.CutSuffix(head, "\nhttp {"); ok && tail == "}\n" {
 			text = h
 		}
-		if m, err := mark(text, socket); err == nil && m.text == file {
+		if m, err := mark(text, socket); err == nil && m.Text == file {
 			return m
 		}
 	}
 	c, _ := parse(file)
-	return marked{text: file, config: c}
+	return marked{Text: file, Config: c}
 }
 
 // isMarked says whether berth wrote the file, whatever became of it since.
@@ -82,19 +75,11 @@ func isMarked(file string) bool { return strings.Contains(file, markLine) }
 // Unmarked is the text that was rendered, of a file that berth has written for an nginx with this control socket: what
 // berth render compares.
 func Unmarked(file, socket string) string {
-	return unmark(file, absolute(socket)).withoutMark()
-}
-
-func (m marked) withoutMark() string {
-	if m.generation == (disk.Generation{}) {
-		return m.text
+	m := unmark(file, absolute(socket))
+	if m.Generation == (configfile.Generation{}) {
+		return file
 	}
-	head, rest, _ := strings.Cut(m.text, markHead)
-	_, tail, _ := strings.Cut(rest, markTail)
-	if h, ok := strings.CutSuffix(head, "\nhttp {"); ok && tail == "}\n" {
-		return h
-	}
-	return head + tail
+	return m.Config.text
 }
 
 // absolute is a path that means the same in nginx, which takes others from its prefix.

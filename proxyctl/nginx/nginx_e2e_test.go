@@ -29,8 +29,8 @@ func TestE2ENginxReload(t *testing.T) {
 		app := startApp(t)
 		load := traffic.Start(t, r.web)
 		res := r.apply(r.text("one"), proxyctl.Reload)
-		if !strings.Contains(res.Reason, "does not have berth's configuration yet") || onDisk(t, r.conf.Foreign()) != r.foreign() {
-			t.Errorf("adopted for %q; kept is\n%s", res.Reason, onDisk(t, r.conf.Foreign()))
+		if !strings.Contains(res.Reason, "does not have berth's configuration yet") || onDisk(t, r.file()+".before-berth") != r.foreign() {
+			t.Errorf("adopted for %q; kept is\n%s", res.Reason, onDisk(t, r.file()+".before-berth"))
 		}
 		r.serves("adopted", "one")
 		first := r.workers()
@@ -271,7 +271,7 @@ func TestE2ENginxGoneAndBack(t *testing.T) {
 		}
 		down(text)
 		r.eventually("the control socket is removed", func() bool {
-			r.Tend(t.Context())
+			r.driver.Tend(t.Context())
 			_, err := os.Stat(r.socket())
 			return err != nil
 		})
@@ -328,16 +328,16 @@ func TestE2ENginxDrift(t *testing.T) {
 			want   proxyctl.Action
 			reason string
 		}{
-			{"nothing", func() {}, proxyctl.None, ""},
-			{"reloaded", func() { load("one") }, proxyctl.None, ""},
-			{"edited", func() { write(t, r.file(), edited) }, proxyctl.Reload, "not as berth wrote it"},
-			{"edited and loaded", func() { write(t, r.file(), edited); load("edited") }, proxyctl.Reload, "not as berth wrote it"},
-			{"removed", func() { os.Remove(r.file()) }, proxyctl.Reload, "was removed"},
-			{"berth's earlier one", func() { write(t, r.file(), old) }, proxyctl.None, ""},
-			{"berth's earlier one loaded", func() { write(t, r.file(), old); load("old") }, proxyctl.Reload, ""},
-			{"somebody's", func() { write(t, r.file(), r.foreign()) }, proxyctl.Reload, "not as berth wrote it"},
-			{"somebody's, loaded", func() { write(t, r.file(), r.foreign()); load("foreign") }, proxyctl.Reload, "does not have berth's configuration"},
-			{"spoilt", func() { write(t, r.file(), "nonsense") }, proxyctl.Reload, "not as berth wrote it"},
+			{name: "nothing", do: func() {}, want: proxyctl.None},
+			{name: "reloaded", do: func() { load("one") }, want: proxyctl.None},
+			{name: "edited", do: func() { write(t, r.file(), edited) }, want: proxyctl.Reload, reason: "not as berth wrote it"},
+			{name: "edited and loaded", do: func() { write(t, r.file(), edited); load("edited") }, want: proxyctl.Reload, reason: "not as berth wrote it"},
+			{name: "removed", do: func() { os.Remove(r.file()) }, want: proxyctl.Reload, reason: "was removed"},
+			{name: "berth's earlier one", do: func() { write(t, r.file(), old) }, want: proxyctl.None},
+			{name: "berth's earlier one loaded", do: func() { write(t, r.file(), old); load("old") }, want: proxyctl.Reload},
+			{name: "somebody's", do: func() { write(t, r.file(), r.foreign()) }, want: proxyctl.Reload, reason: "not as berth wrote it"},
+			{name: "somebody's, loaded", do: func() { write(t, r.file(), r.foreign()); load("foreign") }, want: proxyctl.Reload, reason: "does not have berth's configuration"},
+			{name: "spoilt", do: func() { write(t, r.file(), "nonsense") }, want: proxyctl.Reload, reason: "not as berth wrote it"},
 		} {
 			d.do()
 			res, err := r.Apply(t.Context(), onlyText(text), true)
@@ -364,7 +364,7 @@ func TestE2ENginxDrift(t *testing.T) {
 
 // controlled runs a Controller until the end of the test.
 func (r *rig) controlled(interval time.Duration) *proxyctl.Controller {
-	c := proxyctl.New(proxyctl.Options{Proxy: r.Proxy, Interval: interval, Check: 50 * time.Millisecond, Log: r.opts.Log})
+	c := proxyctl.New(proxyctl.Options{Proxy: r.Proxy, Interval: interval, Check: 50 * time.Millisecond, Log: r.driver.opts.Log})
 	ctx, stop := context.WithCancel(r.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = c.Run(ctx) }()
@@ -397,13 +397,13 @@ func TestE2ENginxFrozen(t *testing.T) {
 		})
 		r.serves("it goes on", "two")
 		// It is frozen just as it is told to reload.
-		r.opts.Reload = func(ctx context.Context) error { r.docker("pause", r.name); return nil }
+		r.driver.opts.Reload = func(ctx context.Context) error { r.docker("pause", r.name); return nil }
 		good = onDisk(t, r.file())
 		if _, err := r.Apply(t.Context(), onlyText(r.text("three")), true); !errors.Is(err, proxyctl.ErrUnreachable) || onDisk(t, r.file()) != good {
 			t.Errorf("frozen as it is told to reload: %v", err)
 		}
 		r.docker("unpause", r.name)
-		r.opts.Reload = r.hup
+		r.driver.opts.Reload = r.hup
 		r.eventually("it goes on", func() bool {
 			_, err := r.Apply(t.Context(), onlyText(r.text("three")), true)
 			return err == nil

@@ -106,7 +106,7 @@ func (r *rig) berth(set ...func(*Options)) {
 		f(&opts)
 	}
 	r.Proxy = New(opts)
-	r.Proxy.find = func() (int, error) {
+	r.Proxy.driver.findMaster = func() (int, error) {
 		pid, err := strconv.Atoi(r.docker("inspect", "--format", "{{.State.Pid}}", r.name))
 		return pid, err
 	}
@@ -219,7 +219,7 @@ func (r *rig) refused(what, text, says string) {
 	if now := r.workers(); !slices.Equal(now, workers) {
 		r.Errorf("%s: the workers %d became %d", what, workers, now)
 	}
-	for _, left := range []string{r.conf.Good(), filepath.Join(r.dir, ".nginx.conf.candidate")} {
+	for _, left := range []string{r.file() + ".good", filepath.Join(r.dir, ".nginx.conf.candidate")} {
 		if onDisk(r, left) != "" {
 			r.Errorf("%s: %s is left behind", what, left)
 		}
@@ -229,7 +229,7 @@ func (r *rig) refused(what, text, says string) {
 // workers are the processes that serve.
 func (r *rig) workers() []int {
 	r.Helper()
-	v, err := r.control.look(r.Context())
+	v, err := r.driver.control.status(r.Context())
 	if err != nil || v.master == 0 {
 		r.Fatalf("nginx says %+v, %v", v, err)
 	}
@@ -241,11 +241,7 @@ func (r *rig) workers() []int {
 // settled are the workers that serve when those of before the last reload do no more.
 func (r *rig) settled() []int {
 	r.Helper()
-	v, err := r.control.look(r.Context())
-	if err != nil {
-		r.Fatal(err)
-	}
-	r.settle(r.Context(), v)
+	r.driver.waitForOverlap(r.Context())
 	return r.workers()
 }
 

@@ -58,7 +58,7 @@ func VersionHere(ctx context.Context, binary, socket string, timeout time.Durati
 	if binary != "" {
 		program, _ = VersionOf(ctx, binary)
 	}
-	v, _ := control{socket, timeout}.look(ctx)
+	v, _ := control{socket, timeout}.status(ctx)
 	return older(program, v.version)
 }
 
@@ -74,45 +74,52 @@ func older(a, b string) string {
 // renderTime is how long a text for another version is waited for.
 const renderTime = 2 * time.Second
 
-// programFile is by what another program of the same name is told.
-type programFile struct {
-	modified time.Time
-	size     int64
+// knownVersion is what is known of nginx's version.
+type knownVersion struct {
+	running  string      // of the nginx that runs, or ran until just now; "" if it is not known
+	binary   string      // of the program
+	program  os.FileInfo // that program
+	reported string
+	waits    time.Time // until then another text may come for the version
 }
 
 // setVersion takes in the version of the nginx that runs, "" if it is not known, and reports the one that texts must suit.
 // The error says that the text at hand is for another version: the right one is being rendered.
-func (p *Proxy) setVersion(ctx context.Context, running string) error {
-	p.running = running
-	p.askProgram(ctx)
-	if version := older(running, p.binary); version != p.version {
-		p.version = version
-		if p.opts.Version != nil && p.opts.Version(version) {
-			p.stale, p.another = p.asked, time.Now().Add(renderTime)
-			p.opts.Log.Info("the configuration is rendered again for nginx's version", "version", cmp.Or(version, "not known"))
+func (d *driver) setVersion(ctx context.Context, running string) error {
+	v := &d.version
+	v.running = running
+	d.askProgram(ctx)
+	if version := older(running, v.binary); version != v.reported {
+		v.reported = version
+		if d.opts.Version != nil && d.opts.Version(version) {
+			v.waits = time.Now().Add(renderTime)
+			d.opts.Log.Info("the configuration is rendered again for nginx's version", "version", cmp.Or(version, "not known"))
 		}
 	}
-	if p.stale == p.asked && time.Now().Before(p.another) {
-		return fmt.Errorf("%w: the configuration is being rendered for its version (%s)", proxyctl.ErrUnreachable, cmp.Or(p.version, "not known"))
+	if time.Now().Before(v.waits) {
+		return fmt.Errorf("%w: the configuration is being rendered for its version (%s)", proxyctl.ErrUnreachable, cmp.Or(v.reported, "not known"))
 	}
 	return nil
 }
 
 // askProgram asks nginx's program for its version when it is another one than before.
-func (p *Proxy) askProgram(ctx context.Context) {
-	info, err := os.Stat(p.opts.Binary)
-	if p.opts.Binary == "" || err != nil {
-		p.binary, p.program = "", programFile{}
+func (d *driver) askProgram(ctx context.Context) {
+	if d.opts.Binary == "" {
 		return
 	}
-	file := programFile{info.ModTime(), info.Size()}
-	if file == p.program {
+	v := &d.version
+	info, err := os.Stat(d.opts.Binary)
+	if err != nil {
+		v.binary, v.program = "", nil
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	if v.program != nil && os.SameFile(info, v.program) && info.ModTime().Equal(v.program.ModTime()) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.opts.Timeout)
 	defer cancel()
-	if p.binary, err = VersionOf(ctx, p.opts.Binary); err != nil {
-		p.opts.Log.Debug("nginx's program does not tell its version", "err", err)
+	if v.binary, err = VersionOf(ctx, d.opts.Binary); err != nil {
+		d.opts.Log.Debug("nginx's program does not tell its version", "err", err)
 	}
-	p.program, p.vouched = file, false
+	v.program = info
 }

@@ -17,15 +17,15 @@ func TestAtLeast(t *testing.T) {
 		version, other string
 		want           bool
 	}{
-		{"1.26.3", "1.26.3", true},
-		{"1.26.3", "1.27.4", false},
-		{"1.30.0", "1.27.4", true},
-		{"1.9.15", "1.10", false},
-		{"1.10", "1.9.15", true},
-		{"1.25", "1.25.1", false},
-		{"1.25.3.1", "1.25.3", true},
-		{"", "1.0", false},
-		{"new", "1.0", false},
+		{version: "1.26.3", other: "1.26.3", want: true},
+		{version: "1.26.3", other: "1.27.4"},
+		{version: "1.30.0", other: "1.27.4", want: true},
+		{version: "1.9.15", other: "1.10"},
+		{version: "1.10", other: "1.9.15", want: true},
+		{version: "1.25", other: "1.25.1"},
+		{version: "1.25.3.1", other: "1.25.3", want: true},
+		{version: "", other: "1.0"},
+		{version: "new", other: "1.0"},
 	} {
 		if got := AtLeast(tt.version, tt.other); got != tt.want {
 			t.Errorf("%q is at least %q: %v", tt.version, tt.other, got)
@@ -308,24 +308,24 @@ func TestVersionChanges(t *testing.T) {
 			os.Remove(n.socket)
 			if tt.program {
 				time.Sleep(2 * time.Millisecond) // so that the file of the program has another time
-				ofVersion(t, tt.after)(&p.opts)
+				ofVersion(t, tt.after)(&p.driver.opts)
 			}
 			if tt.restarted {
 				p.Close()
-				binary := p.opts.Binary
+				binary := p.driver.opts.Binary
 				*r = templates{}
 				p = n.proxy(set, func(o *Options) { o.Binary = binary })
 			}
 			if tt.more {
 				r.more = "worker_rlimit_nofile 9;\n"
 			}
-			p.opts.Reload = nil // nobody is there to be told
+			p.driver.opts.Reload = nil // nobody is there to be told
 			for range 2 {
 				if _, err := r.bring(t, p); !errors.Is(err, proxyctl.ErrUnreachable) {
 					t.Errorf("while it is down: %v", err)
 				}
 				if tt.long {
-					p.down = time.Now().Add(-2 * startTime)
+					p.driver.away = time.Now().Add(-2 * startTime)
 				}
 			}
 			if d := cmp.Diff(n.marked(tt.file), onDisk(t, n.file)); d != "" {
@@ -333,7 +333,7 @@ func TestVersionChanges(t *testing.T) {
 			}
 			know(tt.after)
 			n.start()
-			p.opts.Reload = n.reload
+			p.driver.opts.Reload = n.reload
 			if _, err := r.bring(t, p); err != nil || n.loads != tt.loads {
 				t.Errorf("when it is up: %v, %d reloads, want %d", err, n.loads, tt.loads)
 			}
@@ -352,7 +352,7 @@ func TestNoTextForVersion(t *testing.T) {
 	if _, err := p.Apply(t.Context(), onlyText(plainText), true); !errors.Is(err, proxyctl.ErrUnreachable) || !strings.Contains(err.Error(), "being rendered for its version (1.30.0)") || n.loads != 0 {
 		t.Errorf("%v, %d reloads", err, n.loads)
 	}
-	p.another = time.Now()
+	p.driver.version.waits = time.Now()
 	if res, err := p.Apply(t.Context(), onlyText(plainText), true); err != nil || res.Action != proxyctl.Reload {
 		t.Errorf("%+v, %v", res, err)
 	}
@@ -371,18 +371,18 @@ stream { server { listen 5432; } }
 		before, after string
 		want          bool
 	}{
-		"the same":                     {"", "", true},
-		"a directive less":             {"    keepalive_min_timeout 10s;\n", "", true},
-		"one less in a server":         {" http2 on;", "", true},
-		"a block less":                 {"stream { server { listen 5432; } }\n", "", true},
-		"other servers":                {"server 10.0.0.1:80;", "server 10.0.0.2:80; server 10.0.0.3:80 weight=2;", true},
-		"servers with names":           {"server 10.0.0.1:80;", "server db.example:80;", false},
-		"no servers":                   {"server 10.0.0.1:80;", "", false},
-		"another directive":            {"keepalive_min_timeout 10s", "keepalive_timeout 10s", false},
-		"another argument":             {"listen 80", "listen 81", false},
-		"another listener":             {"listen 5432;", "listen 5432; listen 5433;", false},
-		"another order":                {"listen 80; http2 on;", "http2 on; listen 80;", false},
-		"a server that serves is more": {"stream {", "stream { server { listen 5433; }", false},
+		"the same":                     {before: "", want: true},
+		"a directive less":             {before: "    keepalive_min_timeout 10s;\n", want: true},
+		"one less in a server":         {before: " http2 on;", want: true},
+		"a block less":                 {before: "stream { server { listen 5432; } }\n", want: true},
+		"other servers":                {before: "server 10.0.0.1:80;", after: "server 10.0.0.2:80; server 10.0.0.3:80 weight=2;", want: true},
+		"servers with names":           {before: "server 10.0.0.1:80;", after: "server db.example:80;"},
+		"no servers":                   {before: "server 10.0.0.1:80;"},
+		"another directive":            {before: "keepalive_min_timeout 10s", after: "keepalive_timeout 10s"},
+		"another argument":             {before: "listen 80", after: "listen 81"},
+		"another listener":             {before: "listen 5432;", after: "listen 5432; listen 5433;"},
+		"another order":                {before: "listen 80; http2 on;", after: "http2 on; listen 80;"},
+		"a server that serves is more": {before: "stream {", after: "stream { server { listen 5433; }"},
 	} {
 		if got := mustParse(t, strings.Replace(all, tt.before, tt.after, 1)).isLessThan(mustParse(t, all)); got != tt.want {
 			t.Errorf("%s: %v", name, got)
