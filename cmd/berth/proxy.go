@@ -86,6 +86,7 @@ func (c Config) haproxy() *proxy {
 				DrainTimeout:  c.HAProxyDrainTimeout,
 				TunnelTimeout: c.HAProxyTunnelTimeout,
 				ReloadOnly:    !c.Runtime,
+				Grace:         max(c.ConsulGrace, time.Nanosecond), // 0 is a default there
 				Reload:        reload,
 				Prepared:      p.prepared,
 				Log:           p.log,
