@@ -105,7 +105,14 @@ type Driver[C any] interface {
 }
 
 // ErrDown marks the error of an Inspect when the proxy does not run.
-var ErrDown = fmt.Errorf("%w", ErrUnreachable)
+var ErrDown = errors.New("proxy down")
+
+// Down marks an error with ErrDown, without other words.
+func Down(err error) error { return &downError{err} }
+
+type downError struct{ error }
+
+func (e *downError) Unwrap() []error { return []error{e.error, ErrDown} }
 
 // ErrUnexpected marks what the proxy says or does that it should not; a reload puts it right.
 var ErrUnexpected = errors.New("unexpected")

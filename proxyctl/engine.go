@@ -321,7 +321,7 @@ func (e *Engine[C]) change(ctx context.Context, to Marked[C]) (Result, string, e
 }
 
 // mostTries is how often it is tried to carry out what two texts have in common: each time the proxy may refuse another
-// server, of which the driver takes note.
+// server, of which the driver takes note. The last try is for nothing but the text that ran.
 const mostTries = 5
 
 // changeCommon carries out at run time what the running text and e.want have in common, and undoes what a change left that
@@ -330,20 +330,23 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 	if !may {
 		return Result{}
 	}
-	for range mostTries {
+	for try := range mostTries {
 		if !e.observe(ctx) {
 			return Result{} // the next look finds out
 		}
-		to := e.merged(e.has, nil)
+		to := e.has
+		if try < mostTries-1 {
+			to = e.merged(e.has, nil)
+		}
+		same := to.Text == e.has.Text
 		res, why, err := e.change(ctx, to)
 		switch {
 		case err != nil:
 			return Result{}
+		case why == "" && same && res.Action == None:
+			return Result{}
 		case why == "":
 			e.lazy.Put(ctx, to.Text, to.Generation)
-			if res.Action == None {
-				return Result{}
-			}
 			return res
 		case e.known: // it takes a reload
 			return Result{}

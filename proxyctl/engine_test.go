@@ -95,7 +95,7 @@ const (
 	bad  = "bind\nbogus\napp: a\nweb: x\n"
 )
 
-func unreachable(r *engineRig) { r.down = fmt.Errorf("%w: no such socket", ErrDown) }
+func unreachable(r *engineRig) { r.down = Down(fmt.Errorf("%w: no such socket", ErrUnreachable)) }
 func reachable(r *engineRig)   { r.down = nil }
 func withBinary(r *engineRig)  { r.binary = "proxy" }
 

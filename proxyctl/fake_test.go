@@ -151,7 +151,7 @@ func (d *fakeDriver) Inspect(ctx context.Context) (Snapshot, error) {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		<-ctx.Done()
-		return Snapshot{}, fmt.Errorf("%w: no answer", ErrDown)
+		return Snapshot{}, Down(fmt.Errorf("%w: no answer", ErrUnreachable))
 	}
 	if d.down != nil {
 		return Snapshot{}, d.down

@@ -9,7 +9,7 @@ import (
 
 	"berth/proxyctl"
 	"berth/proxyctl/haproxy"
-	"berth/proxyctl/peer"
+	"berth/proxyctl/unixcred"
 	"berth/templates"
 )
 
@@ -41,7 +41,7 @@ func (k *haproxyKind) command(args []string) ([]string, error) {
 	return haproxy.Command(args, k.File, k.Socket)
 }
 
-func (k *haproxyKind) running() (pid int, err error) { return peer.Running(k.Socket) }
+func (k *haproxyKind) running() (pid int, err error) { return unixcred.Running(k.Socket) }
 
 func (k *haproxyKind) unmarked(text string) string { return haproxy.Unmarked(text) }
 
@@ -49,17 +49,19 @@ func (k *haproxyKind) validate(ctx context.Context, binary, text string, files m
 	return haproxy.Check(ctx, binary, text, files)
 }
 
-func (k *haproxyKind) newProxy(p *process, binary string, reload func(context.Context) error, prepared func()) proxyctl.Proxy {
+func (k *haproxyKind) newProxy(o driverOptions) proxyctl.Proxy {
 	return haproxy.New(haproxy.Options{
 		File:          k.File,
 		Socket:        k.Socket,
-		Binary:        binary,
+		Binary:        o.binary,
 		Timeout:       k.Timeout,
 		DrainTimeout:  k.DrainTimeout,
 		TunnelTimeout: k.TunnelTimeout,
-		ReloadOnly:    !p.config.Runtime,
-		Reload:        reload,
-		Prepared:      prepared,
-		Log:           p.log,
+		ReloadOnly:    o.reloadOnly,
+		Reload:        o.reload,
+		Prepared:      o.prepared,
+		PortRefused:   o.portRefused,
+		Grace:         o.grace,
+		Log:           o.log,
 	})
 }

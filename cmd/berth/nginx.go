@@ -59,16 +59,18 @@ func (k *nginxKind) validate(ctx context.Context, binary, text string, files map
 	return nginx.Check(ctx, binary, k.File, k.Socket, text, files)
 }
 
-func (k *nginxKind) newProxy(p *process, binary string, reload func(context.Context) error, prepared func()) proxyctl.Proxy {
+func (k *nginxKind) newProxy(o driverOptions) proxyctl.Proxy {
 	return nginx.New(nginx.Options{
 		File:        k.File,
 		Socket:      k.Socket,
-		Binary:      binary,
+		Binary:      o.binary,
 		Timeout:     k.Timeout,
-		ReloadOnly:  !p.config.Runtime,
-		Reload:      reload,
-		Prepared:    prepared,
-		Log:         p.log,
+		ReloadOnly:  o.reloadOnly,
+		Reload:      o.reload,
+		Prepared:    o.prepared,
+		PortRefused: o.portRefused,
+		Grace:       o.grace,
+		Log:         o.log,
 		ClosingTime: k.ClosingTime,
 		Version:     k.version.learn,
 	})

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os/exec"
 	"path/filepath"
 	"syscall"
@@ -13,6 +14,7 @@ import (
 	"berth/proxyctl"
 	"berth/proxyctl/nginx"
 	"berth/templater"
+	"berth/templates/route"
 )
 
 // proxyKind is a kind of proxy with its options: what differs between HAProxy and nginx.
@@ -24,7 +26,7 @@ type proxyKind interface {
 	running() (pid int, err error)           // the process that listens on the socket, 0 if there is none
 	unmarked(text string) string             // the text of a configuration file as it was rendered
 	validate(ctx context.Context, binary, text string, files map[string]string) error
-	newProxy(p *process, binary string, reload func(context.Context) error, prepared func()) proxyctl.Proxy
+	newProxy(o driverOptions) proxyctl.Proxy
 }
 
 const (
@@ -69,6 +71,17 @@ func (o *proxyOptions) optionError(option string, err error) error {
 		return nil
 	}
 	return fmt.Errorf("%s-%s: %w", o.name, option, err)
+}
+
+// driverOptions are what the drivers of all kinds take beside the options of their kinds.
+type driverOptions struct {
+	binary      string
+	reload      func(context.Context) error // nil if the driver does it by itself
+	reloadOnly  bool
+	grace       time.Duration
+	prepared    func()
+	portRefused func(port int, reason string)
+	log         *slog.Logger
 }
 
 // kindOf returns the kind of proxy that is asked for, or that the command behind -- is.
@@ -116,9 +129,9 @@ func (p *process) validator() (string, error) {
 	return path, nil
 }
 
-// newController returns the controller of the proxy. It tells prepared when the proxy is down and finds a good
-// configuration.
-func (p *process) newController(prepared wake) (*proxyctl.Controller, error) {
+// newController returns the controller of the proxy. It tells prepared when the proxy is down and finds a good configuration,
+// and adds the ports that the proxy cannot open to refused.
+func (p *process) newController(prepared wake, refused *route.Refused) (*proxyctl.Controller, error) {
 	binary, err := p.validator()
 	if err != nil {
 		return nil, err
@@ -128,7 +141,15 @@ func (p *process) newController(prepared wake) (*proxyctl.Controller, error) {
 		return nil, err
 	}
 	return proxyctl.New(proxyctl.Options{
-		Proxy:    p.proxy.newProxy(p, binary, reload, prepared.up),
+		Proxy: p.proxy.newProxy(driverOptions{
+			binary:      binary,
+			reload:      reload,
+			reloadOnly:  !p.config.Runtime,
+			grace:       max(p.config.ConsulGrace, time.Nanosecond), // 0 is a default there
+			prepared:    prepared.up,
+			portRefused: refused.Refuse,
+			log:         p.log,
+		}),
 		Interval: p.config.ReloadInterval,
 		Log:      p.log,
 		Metrics:  p.metrics,

@@ -163,7 +163,7 @@ func (p *process) proxyOutput(command []string, refused *route.Refused, stopping
 		return output{}, nil, err
 	}
 	prepared := make(wake, 1)
-	ctl, err := p.newController(prepared)
+	ctl, err := p.newController(prepared, refused)
 	if err != nil {
 		return output{}, nil, err
 	}

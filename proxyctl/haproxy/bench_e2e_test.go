@@ -207,7 +207,7 @@ func (d *driver) apply(text string) proxyctl.Result {
 	return res
 }
 
-// settle returns when HAProxy has just these servers, and none that is leaving.
+// settle returns when HAProxy has just these servers, and none that is draining.
 func (d *driver) settle(want ...group) {
 	d.Helper()
 	for d.tended() {

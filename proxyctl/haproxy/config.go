@@ -3,9 +3,7 @@ package haproxy
 import (
 	"cmp"
 	"fmt"
-	"net"
 	"slices"
-	"strconv"
 	"strings"
 
 	"berth/proxyctl"
@@ -14,17 +12,20 @@ import (
 // config is what berth understands of a configuration text: its sections, and in these the servers. It knows as much
 // of the grammar as is needed to tell them apart, and leaves the judgement of the rest to HAProxy.
 type config struct {
-	sections []section
-	backends map[string]*backend // and listen sections
-	fixed    string              // why no server can be changed at run time, "" if they can
+	preamble     string // what stands before the first section
+	sections     []section
+	backends     map[string]*backend // and listen sections
+	reloadReason string              // why no server can be changed at run time, "" if they can
 }
 
 // backend is the servers of a section. It is never changed once it is read, so that the same pointer in two
-// configurations means the same servers.
+// configurations means the same servers. Nothing in it is a part of the text that it was read from, which may be
+// forgotten: names and lines are copies.
 type backend struct {
 	servers map[string]server
 	order   []string // their names, as they stand in the text
 	lines   map[serverLine]namedServer
+	opaque  []string // words of the servers that cannot be changed at run time: they may refer to others
 }
 
 // serverLine is a line and the default-server words that hold for it. A line that was read before need not be read
@@ -32,20 +33,28 @@ type backend struct {
 type serverLine struct{ inherited, text string }
 
 type namedServer struct {
-	name string
+	name, line string
 	server
 }
 
-// section is one section of a configuration without its server lines.
+// withServers returns the backend with other servers, of the same text.
+func (b *backend) withServers(servers map[string]server) *backend {
+	out := *b
+	out.servers = servers
+	return &out
+}
+
+// section is one section of a configuration without its server lines. All but text are copies of what was read.
 type section struct {
-	kind, name string
-	head       string     // its first line, blanks and comments aside
-	lines      [][]string // words of the others
-	raw        []string   // the same lines as they are written, blanks and comments aside
-	text       string     // the whole of it, servers too
-	inherited  string     // default-server words that hold at its beginning
-	fixed      string     // why its servers cannot be changed at run time
-	backend    *backend   // its servers, if it is a backend or listen section
+	kind, name   string
+	head         string     // its first line, blanks and comments aside
+	lines        [][]string // words of the others
+	raw          []string   // the same lines as they are written, blanks and comments aside
+	text         string     // the whole of it, servers too, as a part of the newest text
+	inherited    string     // default-server words that hold at its beginning
+	inherit      string     // those that hold at its end
+	reloadReason string     // why its servers cannot be changed at run time
+	backend      *backend   // its servers, if it is a backend or listen section
 }
 
 func (s section) String() string { return strings.TrimSpace(s.kind + " " + s.name) }
@@ -118,7 +127,7 @@ func sectionHead(line string) ([]string, bool) {
 
 // begin opens a section whose head begins at start. If it is as it was in the text before, it is not read again.
 func (p *parser) begin(w []string, start int) {
-	_, head := words(p.text[start:p.at])
+	w, head := words(strings.Clone(p.text[start:p.at]))
 	s := section{kind: w[0], head: head}
 	if len(w) > 1 {
 		s.name = w[1]
@@ -129,23 +138,21 @@ func (p *parser) begin(w []string, start int) {
 	} else if s.kind != "defaults" {
 		p.inherit = p.defaults[""]
 	}
-	if s.kind == "defaults" {
-		p.defaults[""], p.defaults[s.name] = p.inherit, p.inherit
-	}
 	s.inherited = p.inherit
-	if s.isProxy() {
-		if p.backends[s.name] != nil {
-			p.fixed = cmp.Or(p.fixed, "it has two sections "+s.name)
-		}
-		old, known := p.before[head]
+	if s.isProxy() && p.backends[s.name] != nil {
+		p.reloadReason = cmp.Or(p.reloadReason, "it has two sections "+s.name)
+	}
+	old, known := p.before[head]
+	if known && old.inherited == s.inherited && strings.HasPrefix(p.text[start:], old.text) && p.beginsSection(start+len(old.text)) {
+		s = old
+		p.at = start + len(old.text)
+		p.inherit = s.inherit
+		p.reloadReason = cmp.Or(p.reloadReason, s.reloadReason)
+	} else if s.isProxy() {
 		n := old.backend.count()
 		s.backend = &backend{servers: make(map[string]server, n), lines: make(map[serverLine]namedServer, n)}
-		if known && old.inherited == s.inherited && strings.HasPrefix(p.text[start:], old.text) && p.beginsSection(start+len(old.text)) {
-			s = old
-			s.text = p.text[start : start+len(old.text)] // so that the old text can be forgotten
-			p.at = start + len(old.text)
-			p.fixed = cmp.Or(p.fixed, s.fixed)
-		}
+	}
+	if s.isProxy() {
 		p.backends[s.name] = s.backend
 	}
 	p.sections = append(p.sections, s)
@@ -158,36 +165,42 @@ func (p *parser) beginsSection(at int) bool {
 	return is || at == len(p.text)
 }
 
-// end notes the text of the section that was read.
+// end notes the text of the section that was read, and what it hands on.
 func (p *parser) end(text string) {
-	if len(p.sections) > 0 {
-		p.sections[len(p.sections)-1].text = text
+	if len(p.sections) == 0 {
+		p.preamble = text
+		return
+	}
+	s := &p.sections[len(p.sections)-1]
+	s.text, s.inherit = text, p.inherit
+	if s.kind == "defaults" {
+		p.defaults[""], p.defaults[s.name] = p.inherit, p.inherit
 	}
 }
 
 // read takes in a line that opens no section.
 func (p *parser) read(line string) {
+	if first := strings.TrimLeft(line, " \t\r\n"); first == "" || first[0] == '#' {
+		return
+	}
 	if len(p.sections) == 0 {
-		if w, _ := words(line); len(w) == 0 {
-			return
-		}
 		p.sections = append(p.sections, section{})
 	}
 	s := &p.sections[len(p.sections)-1]
-	key := serverLine{p.inherit, line}
 	if s.backend != nil {
-		if known, ok := p.before[s.head].known(key); ok {
-			p.add(s, key, known)
+		if known, ok := p.before[s.head].known(serverLine{p.inherit, line}); ok {
+			p.add(s, known)
 			return
 		}
 	}
+	line = strings.Clone(line) // or what is kept of it would keep the whole text
 	w, raw := words(line)
 	if len(w) == 0 {
 		return
 	}
 	if strings.HasPrefix(w[0], ".") {
-		s.fixed = cmp.Or(s.fixed, "it has conditional blocks ("+w[0]+")")
-		p.fixed = cmp.Or(p.fixed, s.fixed)
+		s.reloadReason = cmp.Or(s.reloadReason, "it has conditional blocks ("+w[0]+")")
+		p.reloadReason = cmp.Or(p.reloadReason, s.reloadReason)
 	}
 	quoted := strings.ContainsAny(raw, `\\"'`) // HAProxy knows more of quotes and escapes than is known here
 	if s.backend != nil && w[0] == "server" && len(w) > 2 {
@@ -195,7 +208,7 @@ func (p *parser) read(line string) {
 		if quoted {
 			server.fix("it has quotes or escapes", raw)
 		}
-		p.add(s, key, namedServer{w[1], server})
+		p.add(s, namedServer{w[1], line, server})
 		return
 	}
 	if w[0] == "default-server" && (s.backend != nil || s.kind == "defaults") {
@@ -204,9 +217,6 @@ func (p *parser) read(line string) {
 			inherit = strings.Fields(raw)[1:] // quotes and all, which fixes every server that inherits them
 		}
 		p.inherit += separator + strings.Join(inherit, separator)
-		if s.kind == "defaults" {
-			p.defaults[""], p.defaults[s.name] = p.inherit, p.inherit
-		}
 	}
 	s.lines = append(s.lines, w)
 	s.raw = append(s.raw, raw)
@@ -218,14 +228,17 @@ const separator = "\x00"
 func isSeparator(r rune) bool { return r == 0 }
 
 // add adds a server to a section.
-func (p *parser) add(s *section, line serverLine, n namedServer) {
+func (p *parser) add(s *section, n namedServer) {
 	if _, twice := s.backend.servers[n.name]; twice {
-		s.fixed = cmp.Or(s.fixed, fmt.Sprintf("%s has two servers %s", s, n.name))
-		p.fixed = cmp.Or(p.fixed, s.fixed)
+		s.reloadReason = cmp.Or(s.reloadReason, fmt.Sprintf("%s has two servers %s", s, n.name))
+		p.reloadReason = cmp.Or(p.reloadReason, s.reloadReason)
 	}
 	s.backend.servers[n.name] = n.server
 	s.backend.order = append(s.backend.order, n.name)
-	s.backend.lines[line] = n
+	s.backend.lines[serverLine{p.inherit, n.line}] = n
+	if n.reloadReason != "" {
+		s.backend.opaque = append(s.backend.opaque, n.keywords)
+	}
 }
 
 func (s section) isProxy() bool { return s.kind == "backend" || s.kind == "listen" }
@@ -296,24 +309,33 @@ func words(line string) (cooked []string, raw string) {
 // refersTo says whether a line may mean this server: use-server, srv_is_up(app/a), track. HAProxy does not load a
 // configuration that refers to a server it does not have.
 func (c *config) refersTo(backend, name string) bool {
-	means := func(text string, here bool) bool {
-		if strings.Contains(text, backend+"/"+name) {
-			return true
-		}
-		return here && slices.Contains(strings.FieldsFunc(text, func(r rune) bool { return !inNames(r) }), name)
-	}
+	both := backend + "/" + name
 	for _, s := range c.sections {
 		here := s.isProxy() && s.name == backend
-		if slices.ContainsFunc(s.raw, func(line string) bool { return means(line, here) }) {
-			return true
-		}
-		for _, other := range s.backend.all() {
-			if other.fixed != "" && means(other.keywords, here) {
-				return true
+		for _, lines := range [][]string{s.raw, s.backend.opaqueLines()} {
+			for _, line := range lines {
+				if strings.Contains(line, both) || here && containsName(line, name) {
+					return true
+				}
 			}
 		}
 	}
 	return false
+}
+
+// containsName says whether a name stands in a line, not as a part of another one.
+func containsName(line, name string) bool {
+	for {
+		i := strings.Index(line, name)
+		if i < 0 {
+			return false
+		}
+		end := i + len(name)
+		if (i == 0 || !inNames(rune(line[i-1]))) && (end == len(line) || !inNames(rune(line[end]))) {
+			return true
+		}
+		line = line[i+1:]
+	}
 }
 
 // inNames says whether a character may stand in the name of a server.
@@ -350,60 +372,14 @@ func (c *config) global(keyword string) bool {
 	})
 }
 
-// binds are the addresses that the configuration listens on, as they are written there.
-func (c *config) binds() []string {
-	var out []string
+// text is the configuration as it was read.
+func (c *config) text() string {
+	var b strings.Builder
+	b.WriteString(c.preamble)
 	for _, s := range c.sections {
-		if s.kind != "frontend" && s.kind != "listen" {
-			continue
-		}
-		for _, l := range s.lines {
-			if l[0] == "bind" && len(l) > 1 {
-				out = append(out, strings.Split(l[1], ",")...)
-			}
-		}
+		b.WriteString(s.text)
 	}
-	return out
-}
-
-// tcpAddress turns a bind address into host and port for net.Listen. It is false for all that cannot be tried
-// that way: sockets of other families, port ranges, variables.
-func tcpAddress(bind string) (host string, port int, ok bool) {
-	bind = strings.TrimPrefix(strings.TrimPrefix(bind, "ipv4@"), "ipv6@")
-	i := strings.LastIndexByte(bind, ':')
-	if i < 0 || strings.ContainsAny(bind, "@/$") {
-		return "", 0, false
-	}
-	port, err := strconv.Atoi(bind[i+1:])
-	if err != nil || port < 1 || port > 65535 {
-		return "", 0, false
-	}
-	host = strings.Trim(bind[:i], "[]")
-	if host == "*" {
-		host = ""
-	}
-	if host != "" && net.ParseIP(host) == nil {
-		return "", 0, false
-	}
-	return host, port, true
-}
-
-// newAddresses are the TCP addresses that only after listens on, leaving out those whose port before has too: HAProxy
-// hands its own listening sockets over.
-func newAddresses(before, after *config) []string {
-	var ports []int
-	for _, b := range before.binds() {
-		if _, port, ok := tcpAddress(b); ok {
-			ports = append(ports, port)
-		}
-	}
-	var out []string
-	for _, b := range after.binds() {
-		if host, port, ok := tcpAddress(b); ok && !slices.Contains(ports, port) {
-			out = append(out, net.JoinHostPort(host, strconv.Itoa(port)))
-		}
-	}
-	return out
+	return b.String()
 }
 
 // changes says for each backend whose servers differ between two configurations how they differ.
@@ -423,7 +399,7 @@ func changes(before, after *config) []proxyctl.Change {
 		}
 		c := proxyctl.Change{Backend: name, After: is.count()}
 		for name, s := range was.all() {
-			if s.leaving {
+			if s.draining {
 				continue
 			}
 			c.Before++
@@ -432,7 +408,7 @@ func changes(before, after *config) []proxyctl.Change {
 			}
 		}
 		for name, s := range is.all() {
-			if old, was := was.get(name); !was || old.leaving || !old.equal(s) {
+			if old, was := was.get(name); !was || old.draining || !old.equal(s) {
 				c.Added++
 			}
 		}
@@ -442,6 +418,14 @@ func changes(before, after *config) []proxyctl.Change {
 	}
 	slices.SortFunc(out, func(a, b proxyctl.Change) int { return strings.Compare(a.Backend, b.Backend) })
 	return out
+}
+
+// opaqueLines are those of a backend that may refer to servers, none of a nil one.
+func (b *backend) opaqueLines() []string {
+	if b == nil {
+		return nil
+	}
+	return b.opaque
 }
 
 // all are the servers of a backend, none of a nil one.

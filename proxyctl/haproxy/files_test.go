@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"berth/proxyctl"
+	"berth/proxyctl/configfile"
 )
 
 // beside is the path of a file beside a configuration file, as the one who renders it makes it of its content.
@@ -49,7 +50,7 @@ func TestFiles(t *testing.T) {
 	m := startMaster(t, dir)
 	p := newProxy(dir)
 	defer p.Close()
-	p.opts.Binary = program(t, `grep -o "map([^)]*" "$3" | cut -c5- | while read -r f; do test -e "$f" || { echo "[ALERT] (7) : no $f" >&2; exit 1; }; done`)
+	p.driver.opts.Binary = program(t, `grep -o "map([^)]*" "$3" | cut -c5- | while read -r f; do test -e "$f" || { echo "[ALERT] (7) : no $f" >&2; exit 1; }; done`)
 	config := func(text, content string) proxyctl.Config { return withMap(m.file, text, content) }
 	name := func(content string) string { return filepath.Base(beside(m.file, "routes.map", content)) }
 	more := newText + "  server b 10.0.0.2:80\n"
@@ -84,7 +85,7 @@ func TestFiles(t *testing.T) {
 		if !errors.Is(err, step.err) || res.Action != step.action {
 			t.Fatalf("step %d: %+v, %v; want %s, %v", i, res, err, step.action, step.err)
 		}
-		p.Tend(t.Context())
+		p.driver.Tend(t.Context())
 		want := map[string]bool{}
 		for _, content := range step.files {
 			want[name(content)] = true
@@ -114,12 +115,12 @@ func TestFilesOfTheLastGoodText(t *testing.T) {
 	one, two, three := withMap(m.file, newText, "one"), withMap(m.file, newText, "two"), withMap(m.file, newText, "three")
 	p := newProxy(dir)
 	for _, c := range []proxyctl.Config{one, two, three} {
-		if err := p.conf.Place(c.Files, true); err != nil {
+		if err := (&configfile.File{Path: m.file}).WriteAux(c.Files, true); err != nil {
 			t.Fatal(err)
 		}
 	}
 	m.run(markText(one.Text))
-	write(t, p.conf.Good(), markText(one.Text))
+	write(t, p.driver.opts.File+".good", markText(one.Text))
 	write(t, m.file, markText(two.Text))
 	m.refuse = func(string) string { return "no" }
 	p = newProxy(dir)
@@ -128,7 +129,7 @@ func TestFilesOfTheLastGoodText(t *testing.T) {
 	if _, err := p.Apply(t.Context(), bad, true); !errors.Is(err, proxyctl.ErrRefused) {
 		t.Fatal(err)
 	}
-	p.Tend(t.Context())
+	p.driver.Tend(t.Context())
 	if got := onDisk(t, m.file); got != markText(one.Text) {
 		t.Fatalf("the file is\n%s", got)
 	}

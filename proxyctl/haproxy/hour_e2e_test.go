@@ -202,7 +202,7 @@ func (p *playing) live() {
 	}
 }
 
-// has sees whether HAProxy has the servers that are wanted, and no others but those that are leaving.
+// has sees whether HAProxy has the servers that are wanted, and no others but those that are draining.
 func (p *playing) has(when string) {
 	p.Helper()
 	has, err := p.servers()

@@ -3,7 +3,8 @@ package haproxy
 import (
 	"strings"
 
-	"berth/proxyctl/disk"
+	"berth/proxyctl"
+	"berth/proxyctl/configfile"
 )
 
 // markName is the environment variable by which a configuration written by berth is known, in the file and in the worker
@@ -15,12 +16,8 @@ const (
 	markLine = "    setenv " + markName + " "
 )
 
-// marked is a text with its mark, as it is written to the file.
-type marked struct {
-	text       string
-	generation disk.Generation
-	config     *config // of the text without the mark
-}
+// marked is a text with its mark, and what was read of it without.
+type marked = proxyctl.Marked[config]
 
 // mark appends to a text its own mark. HAProxy takes a last line without an end for a truncated file. before is as in
 // parse.
@@ -29,22 +26,27 @@ func mark(text string, before *config) marked {
 		text += "\n"
 	}
 	c := parse(text, before)
-	g := disk.NewGeneration(c.shape(), text)
-	return marked{text: text + markHead + markLine + g.String() + "\n", generation: g, config: c}
+	g := configfile.NewGeneration(c.shape(), text)
+	return marked{Text: text + markHead + markLine + g.String() + "\n", Generation: g, Config: c}
 }
 
 // unmark reads a file. The generation is the zero one if the file is not as berth wrote it.
 func unmark(file string, before *config) marked {
 	if text, _, found := strings.Cut(file, markHead); found {
-		if m := mark(text, before); m.text == file {
+		if m := mark(text, before); m.Text == file {
 			return m
 		}
 	}
-	return marked{text: file, config: parse(file, before)}
+	return marked{Text: file, Config: parse(file, before)}
 }
 
 // Unmarked is the text that was rendered, of a file that berth has written: what berth render compares.
-func Unmarked(file string) string { return unmark(file, nil).text }
+func Unmarked(file string) string {
+	if m := unmark(file, nil); m.Generation.Shape != "" {
+		return m.Config.text()
+	}
+	return file
+}
 
 // isMarked says whether berth wrote the file, whatever became of it since.
 func isMarked(file string) bool { return strings.Contains(file, markLine) }

@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"berth/proxyctl"
-	"berth/proxyctl/disk"
-	"berth/proxyctl/peer"
+	"berth/proxyctl/configfile"
+	"berth/proxyctl/unixcred"
 )
 
 // maxReply bounds what is read from the master's socket; `show servers state` of 10,000 servers is 0.7 MB.
@@ -57,9 +57,12 @@ func (m master) command(ctx context.Context, line string) (string, error) {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
 	defer stop()
-	reply, err := io.ReadAll(io.LimitReader(conn, maxReply))
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	reply, err := io.ReadAll(io.LimitReader(conn, maxReply+1))
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		return "", fmt.Errorf("%w: no answer to %q within %s", proxyctl.ErrUnreachable, shorten(line, 100), m.timeout)
+	case len(reply) > maxReply:
+		return "", fmt.Errorf("the answer to %q is longer than %d bytes", shorten(line, 100), maxReply)
 	}
 	return string(reply), nil
 }
@@ -115,22 +118,22 @@ func parseProcesses(reply string) processes {
 // reload makes the master load its configuration file, of this mark, into a new worker, and returns when that one
 // answers. HAProxy from 3.0 on says how it went; 2.6 says nothing, so it is looked at until it tells. tell is another way
 // to have it reload, nil for the socket.
-func (m master) reload(ctx context.Context, tell func(context.Context) error, want disk.Generation) (processes, error) {
-	before, _, err := m.glance(ctx, "")
+func (m master) reload(ctx context.Context, tell func(context.Context) error, want configfile.Generation) (processes, error) {
+	before, _, err := m.status(ctx, "")
 	if err != nil {
 		return before.processes, err
 	}
 	if tell == nil {
 		tell = m.tellReload
 	}
-	if err := tell(ctx); err != nil {
+	if err := proxyctl.Tell(ctx, m.timeout, tell); err != nil {
 		return before.processes, err
 	}
 	within, cancel := context.WithTimeout(ctx, m.timeout)
 	defer cancel()
 	reason := fmt.Errorf("worker %d is still the one that serves", before.worker)
 	for {
-		now, _, err := m.glance(within, "")
+		now, _, err := m.status(within, "")
 		switch {
 		case err == nil && (now.worker != before.worker || before.generation != want && now.generation == want):
 			// In a container that was restarted the worker has the number of its predecessor.
@@ -180,26 +183,26 @@ func (m master) worker(ctx context.Context, commands ...string) (string, error) 
 }
 
 // generation is the mark of the text that the serving worker has loaded, the zero one if it has none.
-func (m master) generation(ctx context.Context) (disk.Generation, error) {
+func (m master) generation(ctx context.Context) (configfile.Generation, error) {
 	reply, err := m.worker(ctx, "show env "+markName)
 	if err != nil {
-		return disk.Generation{}, err
+		return configfile.Generation{}, err
 	}
 	line, _ := nextLine(reply)
 	value, _ := strings.CutPrefix(line, markName+"=")
-	return disk.ParseGeneration(value), nil
+	return configfile.ParseGeneration(value), nil
 }
 
-// view is what a look at HAProxy shows.
-type view struct {
+// snapshot is what HAProxy shows of itself.
+type snapshot struct {
 	processes
-	generation disk.Generation // of the text that the serving worker has loaded
+	generation configfile.Generation // of the text that the serving worker has loaded
 	state      state
 }
 
-// look reads all there is to know, in one exchange.
-func (m master) look(ctx context.Context) (view, error) {
-	v, rest, err := m.glance(ctx, "; @1 show servers state")
+// inspect reads all there is to know, in one exchange.
+func (m master) inspect(ctx context.Context) (snapshot, error) {
+	v, rest, err := m.status(ctx, "; @1 show servers state")
 	if err == nil {
 		if v.state, err = parseState(rest); err != nil {
 			err = fmt.Errorf("%w: %w", proxyctl.ErrUnreachable, err)
@@ -208,11 +211,11 @@ func (m master) look(ctx context.Context) (view, error) {
 	return v, err
 }
 
-// glance reads everything but the servers; rest is what is answered to more.
-func (m master) glance(ctx context.Context, more string) (v view, rest string, err error) {
+// status reads everything but the servers; rest is what is answered to more.
+func (m master) status(ctx context.Context, more string) (v snapshot, rest string, err error) {
 	reply, err := m.command(ctx, "show proc; @1 show env "+markName+more)
 	if err != nil {
-		return view{}, "", err
+		return snapshot{}, "", err
 	}
 	const unset = "Variable not found"
 	at := strings.Index(reply, markName+"=")
@@ -220,12 +223,12 @@ func (m master) glance(ctx context.Context, more string) (v view, rest string, e
 		at = strings.Index(reply, unset)
 	}
 	if at < 0 {
-		return view{}, "", fmt.Errorf("%w: its worker does not answer: %s", proxyctl.ErrUnreachable, oneLine(reply))
+		return snapshot{}, "", fmt.Errorf("%w: its worker does not answer: %s", proxyctl.ErrUnreachable, oneLine(reply))
 	}
 	v.processes = parseProcesses(reply[:at])
 	env, rest := nextLine(reply[at:])
 	value, _ := strings.CutPrefix(env, markName+"=")
-	v.generation = disk.ParseGeneration(value)
+	v.generation = configfile.ParseGeneration(value)
 	return v, rest, nil
 }
 
@@ -236,7 +239,7 @@ func (m master) sharesNetwork(ctx context.Context) bool {
 		return false
 	}
 	defer conn.Close()
-	return peer.SharesNetwork(conn)
+	return unixcred.SharesNetwork(conn)
 }
 
 // alerts picks from HAProxy's messages the ones that say what is wrong, in one line.

@@ -37,7 +37,7 @@ type opKind string
 
 const (
 	opAdd    opKind = "add"
-	opBack   opKind = "put back" // into service, what was leaving or taken out by hand
+	opBack   opKind = "put back" // into service, what was draining or taken out by hand
 	opMaint  opKind = "take out" // of service
 	opMove   opKind = "move"     // to another address or port
 	opWeight opKind = "weigh"
@@ -68,8 +68,8 @@ func compare(before, after *config) plan {
 		}
 	}
 	for _, c := range []*config{before, after} {
-		if c.fixed != "" && (p.reload != "" || len(p.ops) > 0) {
-			return plan{reload: c.fixed}
+		if c.reloadReason != "" && (p.reload != "" || len(p.ops) > 0) {
+			return plan{reload: c.reloadReason}
 		}
 	}
 	return p
@@ -104,7 +104,7 @@ func compareBackend(backend string, was, is *backend) plan {
 	for _, name := range is.order {
 		new := is.servers[name]
 		old, there := was.get(name)
-		if there && !old.leaving && old.equal(new) {
+		if there && !old.draining && old.equal(new) {
 			continue
 		}
 		if why := immutable(old, new, there); why != "" {
@@ -115,21 +115,21 @@ func compareBackend(backend string, was, is *backend) plan {
 			do(opAdd)
 			continue
 		}
-		if old.fixed == "" && old.address != new.address {
+		if old.reloadReason == "" && old.address != new.address {
 			do(opMove)
 		}
-		if old.fixed == "" && old.weight != new.weight {
+		if old.reloadReason == "" && old.weight != new.weight {
 			do(opWeight)
 		}
-		switch out := old.leaving || old.disabled; {
+		switch out := old.draining || old.disabled; {
 		case out && !new.disabled:
 			do(opBack)
-		case old.leaving && new.disabled, !out && new.disabled:
+		case old.draining && new.disabled, !out && new.disabled:
 			do(opMaint)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(was.all())) {
-		if _, stays := is.servers[name]; stays || was.servers[name].leaving {
+		if _, stays := is.servers[name]; stays || was.servers[name].draining {
 			continue
 		}
 		ops = append(ops, op{kind: opRemove, backend: backend, name: name})
@@ -147,12 +147,12 @@ func immutable(old, new server, there bool) string {
 	switch {
 	case there && old.sameLine(new):
 		return ""
-	case new.fixed != "":
-		return new.fixed
+	case new.reloadReason != "":
+		return new.reloadReason
 	case !there:
 		return ""
-	case old.fixed != "":
-		return "changed: " + old.fixed
+	case old.reloadReason != "":
+		return "changed: " + old.reloadReason
 	case old.unknown:
 		return "HAProxy has one of that name that is not berth's"
 	}

@@ -128,13 +128,13 @@ func TestPlanLeadsThere(t *testing.T) {
 		a, b := texts(t)
 		before := parse(a, nil)
 		checkPlan(t, before, parse(b, before))
-		if (mark(a, nil).generation.Shape == mark(b, nil).generation.Shape) != (difference(before.sections, parse(b, nil).sections) == "") {
+		if (mark(a, nil).Generation.Shape == mark(b, nil).Generation.Shape) != (difference(before.sections, parse(b, nil).sections) == "") {
 			t.Fatalf("the mark does not tell the shapes of %q and %q apart, or where there is no difference", a, b)
 		}
 	})
 }
 
-// With servers of every kind in HAProxy (leaving, unknown, taken out), what is wanted is reached as well.
+// With servers of every kind in HAProxy (draining, unknown, taken out), what is wanted is reached as well.
 func TestPlanFromLiveState(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		line := func(name string) string {
@@ -149,17 +149,17 @@ func TestPlanFromLiveState(t *testing.T) {
 			return s
 		}
 		first, second := parse(text("first"), nil), parse(text("second"), nil)
-		now := second.with(first) // what is in first alone leaves
+		now := second.withDraining(first) // what is in first alone leaves
 		p := compare(now, second)
 		if p.reload != "" {
 			t.Fatalf("reload: %s", p.reload)
 		}
 		for _, o := range p.ops {
 			if o.kind == opAdd || o.kind == opRemove {
-				t.Fatalf("%v, though only leaving servers differ", o)
+				t.Fatalf("%v, though only draining servers differ", o)
 			}
 		}
-		back := compare(now, first.with(second))
+		back := compare(now, first.withDraining(second))
 		for _, o := range back.ops {
 			if _, leaves := second.backends["app"].get(o.name); o.kind == opRemove && !leaves {
 				t.Fatalf("%v, which comes back", o)

@@ -2,31 +2,30 @@ package haproxy
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
-	"berth/proxyctl/disk"
+	"berth/proxyctl"
+	"berth/proxyctl/configfile"
 )
 
-// errUnexpected is wrapped by what HAProxy says or does that it should not; a reload puts it right.
-var errUnexpected = errors.New("unexpected")
-
-// refusal is HAProxy's answer to a server that it does not add.
-type refusal struct{ server, words string }
+// refusal is HAProxy's answer to a server that it does not add, or not remove.
+type refusal struct{ does, server, words string }
 
 func (r *refusal) Error() string {
-	return fmt.Sprintf("HAProxy does not add %s: %s", r.server, r.words)
+	return fmt.Sprintf("HAProxy does not %s %s: %s", r.does, r.server, r.words)
 }
-func (r *refusal) Unwrap() error { return errUnexpected }
+func (r *refusal) Unwrap() error { return proxyctl.ErrUnexpected }
 
 // key is what else would be refused for the same reason: everything in the backend, or what has the same keywords. It is
 // "" for a reason that may pass.
 func (r *refusal) key(c *config) string {
 	backend, name, _ := strings.Cut(r.server, "/")
 	switch {
+	case r.does == "remove":
+		return removalKey(backend, name)
 	case strings.Contains(r.words, "dynamic load balancing"):
 		return backend
 	case strings.Contains(r.words, "lready"): // a server of that name, or an id
@@ -37,6 +36,7 @@ func (r *refusal) key(c *config) string {
 }
 
 func refusalKey(backend string, s server) string { return backend + " " + s.keywords }
+func removalKey(backend, name string) string     { return "remove " + backend + "/" + name }
 
 // answer is the kind of reply that a command must have. An error is one line that is not expected, and may follow any
 // command.
@@ -120,7 +120,7 @@ const (
 const mostShown = 20
 
 // exchange carries out ops in the worker whose mark has this shape, and returns the state of their backends afterwards.
-// What enters has entered before anything else is touched: HAProxy may refuse it. An error that wraps errUnexpected says
+// What enters has entered before anything else is touched: HAProxy may refuse it. An error that wraps proxyctl.ErrUnexpected says
 // what HAProxy did not take.
 func (m master) exchange(ctx context.Context, ops []op, nextID func(backend string) int, shape string) (state, error) {
 	backends := map[string]bool{}
@@ -162,7 +162,7 @@ func (m master) exchange(ctx context.Context, ops []op, nextID func(backend stri
 		if i == len(chunks)-1 {
 			st, err := parseState(reply)
 			if err != nil {
-				return nil, fmt.Errorf("%w: %w", errUnexpected, err)
+				return nil, fmt.Errorf("%w: %w", proxyctl.ErrUnexpected, err)
 			}
 			return st, nil
 		}
@@ -202,8 +202,8 @@ func nextLine(reply string) (line, rest string) {
 func checkMark(reply, shape string) (rest string, err error) {
 	line, rest := nextLine(reply)
 	value, _ := strings.CutPrefix(line, markName+"=")
-	if disk.ParseGeneration(value).Shape != shape {
-		return "", fmt.Errorf("%w: HAProxy runs another configuration: %s", errUnexpected, oneLine(line))
+	if configfile.ParseGeneration(value).Shape != shape {
+		return "", fmt.Errorf("%w: HAProxy runs another configuration: %s", proxyctl.ErrUnexpected, oneLine(line))
 	}
 	return rest, nil
 }
@@ -219,14 +219,16 @@ func checkReplies(commands []command, reply string) (rest string, err error) {
 		case c.answer.accepts(line):
 		case c.answer == answerAdded && line != "":
 			name, _, _ := strings.Cut(strings.TrimPrefix(c.text, "add server "), " ")
-			return "", &refusal{name, oneLine(line)}
+			return "", &refusal{"add", name, oneLine(line)}
+		case line == saidReferenced:
+			return "", &refusal{"remove", strings.TrimPrefix(c.text, "del server "), line}
 		default:
-			return "", fmt.Errorf("%w answer to %q: %q", errUnexpected, c.text, oneLine(line))
+			return "", fmt.Errorf("%w answer to %q: %q", proxyctl.ErrUnexpected, c.text, oneLine(line))
 		}
 		reply = rest
 	}
 	if line, _ := nextLine(reply); line != "" && line != "1" {
-		return "", fmt.Errorf("%w answer to one of %d commands: %q", errUnexpected, len(commands), oneLine(line))
+		return "", fmt.Errorf("%w answer to one of %d commands: %q", proxyctl.ErrUnexpected, len(commands), oneLine(line))
 	}
 	return reply, nil
 }

@@ -13,17 +13,17 @@ import (
 // server is what a server line says, with what it inherits from default-server lines: a server that is added at run
 // time inherits nothing.
 type server struct {
-	address  netip.AddrPort
-	weight   int
-	disabled bool
-	keywords string // all others and their values, sorted
-	checked  bool   // "check" is among them
-	ownID    bool   // "id" is among them
-	agent    bool   // an agent may weigh it and take it out of service
-	fixed    string // why it cannot be added or changed at run time, "" if it can; then keywords is the line as it is
+	address      netip.AddrPort
+	weight       int
+	disabled     bool
+	keywords     string // all others and their values, sorted
+	checked      bool   // "check" is among them
+	ownID        bool   // "id" is among them
+	agent        bool   // an agent may weigh it and take it out of service
+	reloadReason string // why it cannot be added or changed at run time, "" if it can; then keywords is the line as it is
 
-	leaving bool // it is in no text any more, and finishes what it has
-	unknown bool // it was found in HAProxy, so its keywords are not known
+	draining bool // it is in no text any more, and finishes what it has
+	unknown  bool // it was found in HAProxy, so its keywords are not known
 }
 
 // newServer reads a server line: its name, its address, and the words that it inherits, then its own.
@@ -42,7 +42,7 @@ func newServer(name, address string, words []string) server {
 }
 
 // fix makes the server one that cannot be added or changed at run time.
-func (s *server) fix(why, line string) { s.fixed, s.keywords = why, line }
+func (s *server) fix(why, line string) { s.reloadReason, s.keywords = why, line }
 
 // mostWords is what one command of HAProxy, and one line of its file, may have.
 const mostWords = 50
@@ -128,14 +128,14 @@ var keywordForms = func() map[string]*regexp.Regexp {
 	return forms
 }()
 
-// equal says whether two servers are the same; leaving is not looked at.
+// equal says whether two servers are the same; draining is not looked at.
 func (s server) equal(o server) bool {
 	return s.disabled == o.disabled && s.sameLine(o)
 }
 
 // sameLine says whether two servers differ at most in being in service.
 func (s server) sameLine(o server) bool {
-	return s.address == o.address && s.weight == o.weight && s.keywords == o.keywords && s.fixed == o.fixed && s.unknown == o.unknown
+	return s.address == o.address && s.weight == o.weight && s.keywords == o.keywords && s.reloadReason == o.reloadReason && s.unknown == o.unknown
 }
 
 // line is the server's address and keywords as the command "add server" takes them. id is left out if it is 0 or the

@@ -89,63 +89,63 @@ func fields(out []string, line string) []string {
 	}
 }
 
-// as is the configuration with its servers as HAProxy has them, in the backends that st is of. What st has and the
-// configuration has not is unknown, or leaving if it is in maintenance; backends of which st says nothing have none.
-// Servers that a server-template line makes are no concern of berth.
-func (c *config) as(st state, backends []string) *config {
+// withState returns the configuration with the servers that HAProxy has in these backends, of which st is. Servers that st
+// has and the configuration has not are unknown, and draining if they are in maintenance; backends of which st says
+// nothing have none. Servers that a server-template line makes are no concern of berth.
+func (c *config) withState(st state, backends []string) *config {
 	out := *c
 	out.backends = maps.Clone(c.backends)
 	for _, name := range backends {
-		if b := c.backends[name]; !b.is(st[name]) {
-			out.backends[name] = b.as(st[name], c.templates(name))
+		if b := c.backends[name]; !b.matches(st[name]) {
+			out.backends[name] = b.withState(st[name], c.templates(name))
 		}
 	}
 	return &out
 }
 
-// is says whether HAProxy has just these servers.
-func (b *backend) is(list []live) bool {
+// matches says whether HAProxy has just these servers.
+func (b *backend) matches(list []live) bool {
 	if len(list) != b.count() {
 		return false
 	}
 	for _, l := range list {
-		if s, known := b.servers[l.name]; !known || s.as(l) != s {
+		if s, known := b.servers[l.name]; !known || s.withState(l) != s {
 			return false
 		}
 	}
 	return true
 }
 
-func (b *backend) as(list []live, templates bool) *backend {
-	out := &backend{servers: map[string]server{}, order: b.order, lines: b.lines}
+func (b *backend) withState(list []live, templates bool) *backend {
+	servers := map[string]server{}
 	for _, l := range list {
 		s, known := b.servers[l.name]
 		switch {
 		case !known && templates:
 			continue
 		case !known:
-			s = server{unknown: true, leaving: l.disabled}
+			s = server{unknown: true, draining: l.disabled}
 		}
-		out.servers[l.name] = s.as(l)
+		servers[strings.Clone(l.name)] = s.withState(l)
 	}
-	return out
+	return b.withServers(servers)
 }
 
-// as is the server with what of it is read back.
-func (s server) as(l live) server {
+// withState returns the server with what of it was read back.
+func (s server) withState(l live) server {
 	if s.agent {
 		return s
 	}
-	if s.fixed == "" {
+	if s.reloadReason == "" {
 		s.address, s.weight = l.address, l.weight
 	}
 	s.disabled = l.disabled
-	s.leaving = s.leaving && l.disabled // what somebody enabled is not leaving
+	s.draining = s.draining && l.disabled // what somebody enabled does not drain
 	return s
 }
 
-// with is the configuration with those servers of before that it has no more, as leaving.
-func (c *config) with(before *config) *config {
+// withDraining returns the configuration with those servers of before that it has no more, draining.
+func (c *config) withDraining(before *config) *config {
 	out := *c
 	out.backends = maps.Clone(c.backends)
 	for name, was := range before.backends {
@@ -158,21 +158,28 @@ func (c *config) with(before *config) *config {
 				continue
 			}
 			if out.backends[name] == is {
-				out.backends[name] = &backend{servers: maps.Clone(is.servers), order: is.order, lines: is.lines}
+				out.backends[name] = is.withServers(maps.Clone(is.servers))
 			}
-			s.leaving = true
+			s.draining = true
 			out.backends[name].servers[server] = s
 		}
 	}
 	return &out
 }
 
-// forget takes a server that has left out of the configuration.
-func (c *config) forget(n serverName) {
-	b := c.backends[n.backend]
-	servers := maps.Clone(b.servers)
-	delete(servers, n.name)
-	c.backends[n.backend] = &backend{servers: servers, order: b.order, lines: b.lines}
+// without returns the configuration without draining servers that were deleted.
+func (c *config) without(deleted []serverName) *config {
+	out := *c
+	out.backends = maps.Clone(c.backends)
+	for _, n := range deleted {
+		b := out.backends[n.backend]
+		if s, there := b.get(n.name); there && s.draining {
+			servers := maps.Clone(b.servers)
+			delete(servers, n.name)
+			out.backends[n.backend] = b.withServers(servers)
+		}
+	}
+	return &out
 }
 
 func (c *config) templates(backend string) bool {

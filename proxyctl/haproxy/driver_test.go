@@ -20,7 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"berth/proxyctl"
-	"berth/proxyctl/disk"
+	"berth/proxyctl/configfile"
 )
 
 // masterSocket is a HAProxy master as 3.0 (or, silent, as 2.6) answers it, with one worker. It loads the file at a
@@ -284,12 +284,12 @@ const (
 func newProxy(dir string) *Proxy {
 	return New(Options{
 		File: filepath.Join(dir, "haproxy.cfg"), Socket: filepath.Join(dir, "master.sock"),
-		Timeout: 500 * time.Millisecond, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Timeout: 500 * time.Millisecond, Grace: -1, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 }
 
 // markText is a text as it is in the file.
-func markText(text string) string { return mark(text, nil).text }
+func markText(text string) string { return mark(text, nil).Text }
 
 func TestApply(t *testing.T) {
 	type step struct {
@@ -381,7 +381,7 @@ func TestApply(t *testing.T) {
 				write(t, m.file, tt.start)
 			}
 			if tt.good != "" {
-				write(t, p.conf.Good(), tt.good)
+				write(t, p.driver.opts.File+".good", tt.good)
 			}
 			for i, s := range tt.steps {
 				res, err := p.Apply(t.Context(), onlyText(s.text), true)
@@ -430,13 +430,13 @@ func TestApplyWhileDown(t *testing.T) {
 	if !errors.Is(err, proxyctl.ErrUnreachable) {
 		t.Fatalf("error %v", err)
 	}
-	if got := onDisk(t, p.opts.File); got != markText(oldText) {
+	if got := onDisk(t, p.driver.opts.File); got != markText(oldText) {
 		t.Errorf("the file is %q: without one HAProxy cannot start", got)
 	}
 	if _, err := p.Apply(t.Context(), onlyText(newText), true); !errors.Is(err, proxyctl.ErrUnreachable) {
 		t.Fatalf("error %v", err)
 	}
-	if got := onDisk(t, p.opts.File); got != markText(oldText) {
+	if got := onDisk(t, p.driver.opts.File); got != markText(oldText) {
 		t.Errorf("a file that nobody validated replaced the one that was there: %q", got)
 	}
 	startMaster(t, dir)
@@ -453,7 +453,7 @@ func TestRuntime(t *testing.T) {
 		action   proxyctl.Action
 		reason   string
 		commands []string
-		leaving  int
+		draining int
 	}
 	tests := []struct {
 		name          string
@@ -521,8 +521,8 @@ func TestRuntime(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if res.Action != tt.want.action || !strings.Contains(res.Reason, tt.want.reason) || res.Leaving != tt.want.leaving {
-				t.Errorf("%s because of %q, %d leaving; want %s because of %q, %d leaving", res.Action, res.Reason, res.Leaving, tt.want.action, tt.want.reason, tt.want.leaving)
+			if res.Action != tt.want.action || !strings.Contains(res.Reason, tt.want.reason) || res.Leaving != tt.want.draining {
+				t.Errorf("%s because of %q, %d draining; want %s because of %q, %d draining", res.Action, res.Reason, res.Leaving, tt.want.action, tt.want.reason, tt.want.draining)
 			}
 			if d := cmp.Diff(tt.want.commands, m.commands); d != "" && res.Action != proxyctl.Reload && len(m.commands) < mostAdded {
 				t.Errorf("commands (-want +got):\n%s", d)
@@ -675,7 +675,7 @@ func TestOddBackends(t *testing.T) {
 	}
 }
 
-// A new process of berth knows what the old one did from HAProxy and from the file, servers that are leaving too.
+// A new process of berth knows what the old one did from HAProxy and from the file, servers that are draining too.
 func TestTakeOver(t *testing.T) {
 	const one = "frontend f\n  bind :80\nbackend app\n  server a 10.0.0.1:80\n  server b 10.0.0.2:80\n"
 	const two = "frontend f\n  bind :80\nbackend app\n  server b 10.0.0.2:80\n  server c 10.0.0.3:80\n"
@@ -706,7 +706,7 @@ func TestTakeOver(t *testing.T) {
 	r := newProxy(dir)
 	defer r.Close()
 	if res, err := r.Apply(t.Context(), onlyText(two), true); err != nil || res.Action != proxyctl.None || res.Leaving != 1 {
-		t.Errorf("with a server that was leaving: %+v, %v", res, err)
+		t.Errorf("with a server that was draining: %+v, %v", res, err)
 	}
 }
 
@@ -730,7 +730,7 @@ func TestTend(t *testing.T) {
 		return m, p
 	}
 	due := func(p *Proxy) {
-		for _, l := range p.leaving {
+		for _, l := range p.driver.drains.list {
 			l.next = time.Now()
 		}
 	}
@@ -740,41 +740,41 @@ func TestTend(t *testing.T) {
 		m, p := start(t)
 		for range 3 {
 			due(p)
-			if again := p.Tend(t.Context()); again <= 0 || again > lastTry {
+			if again := p.driver.Tend(t.Context()); again <= 0 || again > lastTry {
 				t.Errorf("again in %v", again)
 			}
 		}
 		m.servers[0].busy = false
 		due(p)
-		if again := p.Tend(t.Context()); again != 0 || len(m.servers) != 1 || len(p.leaving) != 0 {
+		if again := p.driver.Tend(t.Context()); again != 0 || len(m.servers) != 1 || len(p.driver.drains.list) != 0 {
 			t.Errorf("again in %v, HAProxy has %v", again, m.servers)
 		}
 	})
 	t.Run("not before it is due", func(t *testing.T) {
 		m, p := start(t)
-		if again := p.Tend(t.Context()); again <= 0 || again > firstTry || len(m.commands) != 0 {
+		if again := p.driver.Tend(t.Context()); again <= 0 || again > firstTry || len(m.commands) != 0 {
 			t.Errorf("again in %v, after %v", again, m.commands)
 		}
 	})
 	t.Run("its time is over", func(t *testing.T) {
 		m, p := start(t)
-		p.leaving[app].since = time.Now().Add(-p.opts.DrainTimeout)
+		p.driver.drains.list[app].since = time.Now().Add(-p.driver.opts.DrainTimeout)
 		due(p)
-		if again := p.Tend(t.Context()); again != 0 || !slices.Contains(m.commands, "shutdown sessions server app/a") || len(m.servers) != 1 {
+		if again := p.driver.Tend(t.Context()); again != 0 || !slices.Contains(m.commands, "shutdown sessions server app/a") || len(m.servers) != 1 {
 			t.Errorf("again in %v, after %v", again, m.commands)
 		}
 	})
 	t.Run("a tunnel has longer", func(t *testing.T) {
 		m, p := start(t)
 		m.says["show sess"] = "0x1: proto=tcpv4 src=127.0.0.1:1 fe=f be=app srv=a ts=00 epoch=0 age=2s calls=3 rate=1 cpu=0 lat=0 rq[f=848001h,i=0,an=00h,ax=] rp[f=80048001h,i=0,an=00h,ax=] scf=[8,1000h,fd=14,rex=59m59s,wex=] exp=1m\n\n"
-		p.leaving[app].since = time.Now().Add(-p.opts.DrainTimeout)
+		p.driver.drains.list[app].since = time.Now().Add(-p.driver.opts.DrainTimeout)
 		due(p)
-		if again := p.Tend(t.Context()); again == 0 || slices.Contains(m.commands, "shutdown sessions server app/a") {
+		if again := p.driver.Tend(t.Context()); again == 0 || slices.Contains(m.commands, "shutdown sessions server app/a") {
 			t.Errorf("again in %v, after %v", again, m.commands)
 		}
-		p.leaving[app].since = time.Now().Add(-p.opts.TunnelTimeout)
+		p.driver.drains.list[app].since = time.Now().Add(-p.driver.opts.TunnelTimeout)
 		due(p)
-		if again := p.Tend(t.Context()); again != 0 || !slices.Contains(m.commands, "shutdown sessions server app/a") {
+		if again := p.driver.Tend(t.Context()); again != 0 || !slices.Contains(m.commands, "shutdown sessions server app/a") {
 			t.Errorf("again in %v, after %v", again, m.commands)
 		}
 	})
@@ -784,7 +784,7 @@ func TestTend(t *testing.T) {
 		if d := cmp.Diff([]string{"set server app/a addr 10.0.0.5 port 80", "set server app/a state ready"}, m.commands); err != nil || res.Action != proxyctl.Runtime || res.Leaving != 0 || d != "" {
 			t.Errorf("%+v, %v; commands (-want +got):\n%s", res, err, d)
 		}
-		if again := p.Tend(t.Context()); again != 0 {
+		if again := p.driver.Tend(t.Context()); again != 0 {
 			t.Errorf("again in %v", again)
 		}
 	})
@@ -803,15 +803,15 @@ func TestTend(t *testing.T) {
 	})
 	t.Run("after a change that got lost", func(t *testing.T) {
 		m, p := start(t)
-		path := p.master.path
-		p.master.path += ".gone"
+		path := p.driver.master.path
+		p.driver.master.path += ".gone"
 		if _, err := p.Apply(t.Context(), onlyText(one+"  server c 10.0.0.3:80\n"), true); !errors.Is(err, proxyctl.ErrUnreachable) {
 			t.Fatal(err)
 		}
-		p.master.path = path
+		p.driver.master.path = path
 		due(p)
-		if again := p.Tend(t.Context()); again != 0 || len(m.commands) != 0 {
-			t.Errorf("again in %v, after %v", again, m.commands)
+		if again := p.driver.Tend(t.Context()); again == 0 || !slices.Equal(m.commands, []string{"del server app/a"}) {
+			t.Errorf("again in %v, after %v", again, m.commands) // what drains does not wait for a change
 		}
 		if res, err := p.Apply(t.Context(), onlyText(one+"  server c 10.0.0.3:80\n"), true); err != nil || res.Action != proxyctl.Runtime || res.Leaving != 1 {
 			t.Errorf("%+v, %v", res, err)
@@ -819,9 +819,9 @@ func TestTend(t *testing.T) {
 	})
 	t.Run("HAProxy is gone", func(t *testing.T) {
 		m, p := start(t)
-		p.master.path += ".gone"
+		p.driver.master.path += ".gone"
 		due(p)
-		if again := p.Tend(t.Context()); again <= 0 || len(p.leaving) != 1 {
+		if again := p.driver.Tend(t.Context()); again <= 0 || len(p.driver.drains.list) != 1 {
 			t.Errorf("again in %v", again)
 		}
 		_ = m
@@ -906,7 +906,7 @@ func TestFileInStepIsValidated(t *testing.T) {
 	if _, err := p.Apply(t.Context(), onlyText(newText), true); err != nil {
 		t.Fatal(err)
 	}
-	p.opts.Binary = program(t, `echo "[ALERT]    (7) : config : no, thanks" >&2; exit 1`)
+	p.driver.opts.Binary = program(t, `echo "[ALERT]    (7) : config : no, thanks" >&2; exit 1`)
 	more := newText + "  server b 10.0.0.2:80\n"
 	if res, err := p.Apply(t.Context(), onlyText(more), true); err != nil || res.Action != proxyctl.Runtime {
 		t.Fatalf("%+v, %v", res, err)
@@ -919,7 +919,7 @@ func TestFileInStepIsValidated(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	p.Close()
-	p.opts.Binary = program(t, "exit 0")
+	p.driver.opts.Binary = program(t, "exit 0")
 	if _, err := p.Apply(t.Context(), onlyText(more), true); err == nil { // it is tried again, and known the next time
 		t.Error("the problem is forgotten before it is solved")
 	}
@@ -938,7 +938,7 @@ func TestWithoutSocket(t *testing.T) {
 		reloads int
 		fail    error
 	)
-	p := New(Options{File: file, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Reload: func(context.Context) error { reloads++; return fail }})
+	p := New(Options{File: file, Grace: -1, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Reload: func(context.Context) error { reloads++; return fail }})
 	defer p.Close()
 	for i, step := range []struct {
 		text    string
@@ -975,7 +975,7 @@ func TestValidate(t *testing.T) {
 	m := startMaster(t, dir)
 	write(t, m.file, oldText)
 	p := newProxy(dir)
-	p.opts.Binary = program(t, `if grep -q bogus "$3"; then echo "[ALERT]    (7) : config : unknown keyword 'bogus'" >&2; exit 1; fi`)
+	p.driver.opts.Binary = program(t, `if grep -q bogus "$3"; then echo "[ALERT]    (7) : config : unknown keyword 'bogus'" >&2; exit 1; fi`)
 	if _, err := p.Apply(t.Context(), onlyText(badText), true); !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "by haproxy -c (exit status 1): config : unknown keyword 'bogus'") {
 		t.Errorf("error %v", err)
 	}
@@ -991,7 +991,7 @@ func TestValidate(t *testing.T) {
 			t.Errorf("%s is left behind", f.Name())
 		}
 	}
-	p.opts.Binary = program(t, "exec sleep 60")
+	p.driver.opts.Binary = program(t, "exec sleep 60")
 	if _, err := p.Apply(t.Context(), onlyText(oldText), true); err == nil || !strings.Contains(err.Error(), "did not finish within") {
 		t.Errorf("error %v", err)
 	}
@@ -1048,10 +1048,10 @@ func TestForeignConfigurationIsKept(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := onDisk(t, p.conf.Foreign()); got != oldText {
+	if got := onDisk(t, p.driver.opts.File+".before-berth"); got != oldText {
 		t.Errorf("what was there before berth is kept as %q", got)
 	}
-	for _, file := range []string{m.file, p.conf.Foreign()} {
+	for _, file := range []string{m.file, p.driver.opts.File + ".before-berth"} {
 		if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o640 {
 			t.Errorf("%s has mode %v, %v; the configuration may hold secrets and had 0640", file, info.Mode(), err)
 		}
@@ -1061,12 +1061,10 @@ func TestForeignConfigurationIsKept(t *testing.T) {
 func TestUnwritableDirectory(t *testing.T) {
 	dir := t.TempDir()
 	startMaster(t, dir)
-	p := newProxy(dir)
-	p.opts.File = filepath.Join(dir, "nosuch", "haproxy.cfg")
-	p.conf.Path = p.opts.File
+	p := New(Options{File: filepath.Join(dir, "nosuch", "haproxy.cfg"), Socket: filepath.Join(dir, "master.sock"), Log: slog.New(slog.DiscardHandler)})
 	_, first := p.Apply(t.Context(), onlyText(newText), true)
 	_, second := p.Apply(t.Context(), onlyText(newText), true)
-	if first == nil || second == nil || first.Error() != second.Error() || !strings.Contains(first.Error(), p.opts.File) {
+	if first == nil || second == nil || first.Error() != second.Error() || !strings.Contains(first.Error(), p.driver.opts.File) {
 		t.Errorf("errors that are to be logged once: %v; %v", first, second)
 	}
 }
@@ -1076,7 +1074,7 @@ func TestCancelledWhileHAProxyHangs(t *testing.T) {
 	m := startMaster(t, dir)
 	m.hang["@1 show env "+markName] = true
 	p := newProxy(dir)
-	p.master.timeout = time.Minute
+	p.driver.master.timeout = time.Minute
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { _, err := p.Apply(ctx, onlyText(newText), true); done <- err }()
@@ -1094,20 +1092,20 @@ func TestCancelledWhileHAProxyHangs(t *testing.T) {
 func TestMark(t *testing.T) {
 	const a = "frontend f\n bind :80\nbackend b\n server s 10.0.0.1:80\n"
 	one, servers, lines := mark(a, nil), mark(strings.Replace(a, "10.0.0.1", "10.0.0.2", 1), nil), mark(strings.Replace(a, ":80", ":81", 1), nil)
-	if g := one.generation; !g.SameShape(servers.generation) || g == servers.generation || g.SameShape(lines.generation) || g.SameShape(disk.Generation{}) || (disk.Generation{}).SameShape(disk.Generation{}) {
-		t.Errorf("marks %v, with another server %v, with another line %v", one.generation, servers.generation, lines.generation)
+	if g := one.Generation; !g.SameShape(servers.Generation) || g == servers.Generation || g.SameShape(lines.Generation) || g.SameShape(configfile.Generation{}) || (configfile.Generation{}).SameShape(configfile.Generation{}) {
+		t.Errorf("marks %v, with another server %v, with another line %v", one.Generation, servers.Generation, lines.Generation)
 	}
-	if markText(strings.TrimSuffix(a, "\n")) != one.text {
+	if markText(strings.TrimSuffix(a, "\n")) != one.Text {
 		t.Error("a missing line end makes another text")
 	}
-	if got := unmark(one.text, nil); got.generation != one.generation || got.text != one.text || got.config.shape() != one.config.shape() {
-		t.Errorf("read from the file: %v, want %v", got.generation, one.generation)
+	if got := unmark(one.Text, nil); got.Generation != one.Generation || got.Text != one.Text || got.Config.shape() != one.Config.shape() {
+		t.Errorf("read from the file: %v, want %v", got.Generation, one.Generation)
 	}
 	for what, text := range map[string]string{
-		"no mark": a, "edited above the mark": strings.Replace(one.text, ":80", ":81", 1), "edited below it": one.text + "# x\n", "none": "",
+		"no mark": a, "edited above the mark": strings.Replace(one.Text, ":80", ":81", 1), "edited below it": one.Text + "# x\n", "none": "",
 	} {
-		if got := unmark(text, nil); got.generation != (disk.Generation{}) || got.text != text {
-			t.Errorf("%s: %v", what, got.generation)
+		if got := unmark(text, nil); got.Generation != (configfile.Generation{}) || got.Text != text {
+			t.Errorf("%s: %v", what, got.Generation)
 		}
 	}
 }

@@ -296,7 +296,7 @@ func TestE2EBackWhileLeaving(t *testing.T) {
 			h.tend()
 			_, replies := h.hold(a, 1)
 			if res := h.apply(h.servers(other)); res.Leaving != 1 || res.Action != proxyctl.Runtime {
-				t.Errorf("%s: leaving: %+v", back.name, res)
+				t.Errorf("%s: draining: %+v", back.name, res)
 			}
 			h.Tend(t.Context())
 			if r := h.get("/", ""); r.status != http.StatusServiceUnavailable {
@@ -311,7 +311,7 @@ func TestE2EBackWhileLeaving(t *testing.T) {
 			}
 			text := h.servers(back.line, other)
 			if res := h.apply(text); res.Action != back.want || res.Leaving != 0 {
-				t.Errorf("%s: %+v, want %s and none leaving", back.name, res, back.want)
+				t.Errorf("%s: %+v, want %s and none draining", back.name, res, back.want)
 			}
 			if r := h.get("/", ""); !r.ok("a") {
 				t.Errorf("%s: a new request: %+v", back.name, r)
@@ -483,7 +483,7 @@ func TestE2EManyLeave(t *testing.T) {
 			began := time.Now()
 			within("adding one", func() {
 				if res := h.apply(h.servers(stay...)); res.Action != proxyctl.Runtime || res.Leaving != len(on) {
-					t.Errorf("adding one meanwhile: %s for %q, %d leaving", res.Action, res.Reason, res.Leaving)
+					t.Errorf("adding one meanwhile: %s for %q, %d draining", res.Action, res.Reason, res.Leaving)
 				}
 			})
 			slowest = max(slowest, time.Since(began))

@@ -1,0 +1,78 @@
+package haproxy
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestNewAddresses(t *testing.T) {
+	after := strings.Replace(sample, "bind :8080", "bind :8080\n bind 10.0.0.9:8404\n bind :443 ssl crt /x\n bind ipv4@127.0.0.1:444\n bind ${IP}:445", 1)
+	var got []string
+	for _, a := range newAddresses(parse(sample, nil), parse(after, nil)) {
+		got = append(got, a.String())
+	}
+	want := []string{":443", "127.0.0.1:444"} // 8404 is HAProxy's own already
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	if all := newAddresses(&config{}, parse(sample, nil)); len(all) != 4 {
+		t.Errorf("%d new addresses in all, want 4: %v", len(all), all)
+	}
+}
+
+// An address is tried as HAProxy binds it: of IPv4, unless it is written otherwise.
+func TestAddressAsHAProxyBindsIt(t *testing.T) {
+	const on4, on6, onAll6 = "127.0.0.1:0", "[::1]:0", "[::]:0"
+	for _, tt := range []struct {
+		bind   string // with %d for the port
+		listen string // where another program does
+		inUse  bool
+	}{
+		{"bind :%d", on4, true},
+		{"bind *:%d", on4, true},
+		{"bind 0.0.0.0:%d", on4, true},
+		{"bind ipv4@:%d", on4, true},
+		{"bind 127.0.0.1:%d", on4, true},
+		{"bind 127.0.0.2:%d", on4, false},
+		{"bind :::%d v6only", on4, false},
+		{"bind :::%d", on4, true},
+		{"bind [::]:%d v4v6", on4, true},
+		{"bind [::1]:%d", on4, false},
+		{"bind :%d", on6, false},
+		{"bind *:%d", on6, false},
+		{"bind 127.0.0.1:%d", on6, false},
+		{"bind :%d", onAll6, false},
+		{"bind [::1]:%d", on6, true},
+		{"bind ipv6@:%d", on6, true},
+		{"bind :::%d v6only", on6, true},
+	} {
+		network := "tcp6"
+		if tt.listen == on4 {
+			network = "tcp4"
+		}
+		got := !tt.inUse
+		for range 5 { // somebody may happen to listen on the same port of the other family
+			l, err := net.Listen(network, tt.listen) // one for each try: the kernel remembers who else was on a port
+			if err != nil {
+				t.Fatal(err)
+			}
+			line := fmt.Sprintf(tt.bind, l.Addr().(*net.TCPAddr).Port)
+			addresses := newAddresses(&config{}, parse("frontend f\n "+line+"\n", nil))
+			if len(addresses) != 1 {
+				t.Fatalf("%s: addresses %v", line, addresses)
+			}
+			got = addresses[0].inUse(t.Context())
+			l.Close()
+			if got == tt.inUse {
+				break
+			}
+		}
+		if got != tt.inUse {
+			t.Errorf("%s with another program on %s: in use: %v", tt.bind, tt.listen, got)
+		}
+	}
+}

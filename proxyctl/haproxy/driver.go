@@ -1,0 +1,386 @@
+package haproxy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"berth/proxyctl"
+	"berth/proxyctl/configfile"
+)
+
+// driver is what the engine has to know of HAProxy.
+type driver struct {
+	opts   Options
+	master *master
+	drains *drains
+	warned bool // that no hard-stop-after is set
+
+	seen   snapshot              // by the last Inspect
+	now    *config               // what HAProxy has, with the servers that drain; nil if that must be read first
+	has    configfile.Generation // of the text of which now is
+	loaded configfile.Generation // of the text that its worker has loaded
+
+	lastID       map[string]int       // highest id of a server ever seen, by backend: a new one is never taken for an old one
+	unmanageable map[string]bool      // backends of which HAProxy showed other servers than it had just loaded
+	refused      map[string]string    // what HAProxy said when it did not add a server, by what it means; of the shape that is loaded
+	suspect      map[string]time.Time // when HAProxy did not take a change of a backend, or of another one with it
+	ports        map[int]refusedPort  // that HAProxy could not listen on
+}
+
+func newDriver(opts Options) *driver {
+	m := &master{opts.Socket, opts.Timeout}
+	return &driver{
+		opts: opts, master: m, drains: newDrains(m, opts),
+		lastID: map[string]int{}, refused: map[string]string{}, suspect: map[string]time.Time{}, ports: map[int]refusedPort{},
+	}
+}
+
+var errNoListener = fmt.Errorf("%w: it has no frontend or listen section with a bind line, so HAProxy would serve nothing", proxyctl.ErrRefused)
+
+// Mark implements proxyctl.Grammar.
+func (d *driver) Mark(text string, before *config) (marked, error) {
+	m := mark(text, before)
+	if len(m.Config.binds()) == 0 {
+		return m, errNoListener
+	}
+	return m, nil
+}
+
+// Unmark implements proxyctl.Grammar.
+func (d *driver) Unmark(file string, before *config) marked { return unmark(file, before) }
+
+// IsMarked implements proxyctl.Grammar.
+func (d *driver) IsMarked(file string) bool { return isMarked(file) }
+
+// Changes implements proxyctl.Grammar.
+func (d *driver) Changes(before, after *config) []proxyctl.Change { return changes(before, after) }
+
+// Binary implements proxyctl.Driver.
+func (d *driver) Binary() string { return d.opts.Binary }
+
+// Check implements proxyctl.Driver.
+func (d *driver) Check(ctx context.Context, file string) error {
+	return check(ctx, d.opts.Binary, file)
+}
+
+// Tend implements proxyctl.Driver.
+func (d *driver) Tend(ctx context.Context) time.Duration { return d.drains.tend(ctx) }
+
+// Draining implements proxyctl.Driver.
+func (d *driver) Draining() int { return d.drains.count() }
+
+const noSocket = "HAProxy has no master socket"
+
+// Inspect implements proxyctl.Driver. Without a socket it is the text that was loaded last.
+func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
+	if d.opts.Socket == "" {
+		s := proxyctl.Snapshot{Generation: d.loaded}
+		if d.loaded.Shape == "" {
+			s.Unmarked = noSocket // a restart of berth costs one reload
+		}
+		return s, nil
+	}
+	v, err := d.master.inspect(ctx)
+	if err != nil {
+		d.now = nil
+		return proxyctl.Snapshot{}, proxyctl.Down(err)
+	}
+	d.seen = v
+	return proxyctl.Snapshot{Generation: v.generation, OldWorkers: len(v.old)}, nil
+}
+
+// Observe implements proxyctl.Driver.
+func (d *driver) Observe(base marked) {
+	if d.now == nil || !d.has.SameShape(base.Generation) {
+		d.now, d.has = base.Config, base.Generation
+	}
+	if d.opts.Socket == "" {
+		return
+	}
+	d.loaded = d.seen.generation
+	d.observe(d.now.withState(d.seen.state, d.shown(d.now)), d.seen.state)
+}
+
+// observe takes over what was read of HAProxy's servers.
+func (d *driver) observe(now *config, st state) {
+	d.now = now
+	for backend, list := range st {
+		for _, l := range list {
+			if highest, known := d.lastID[backend]; !known || l.id > highest {
+				d.lastID[strings.Clone(backend)] = l.id
+			}
+		}
+	}
+}
+
+// shown are the backends of which HAProxy shows the servers as they are in the text.
+func (d *driver) shown(c *config) []string {
+	var out []string
+	for name := range c.backends {
+		if !d.unmanageable[name] {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+func (d *driver) nextID(backend string) int {
+	d.lastID[backend]++
+	return d.lastID[backend]
+}
+
+// plan is how to get from what HAProxy has to a text.
+func (d *driver) plan(to marked) plan {
+	if deleted := d.drains.takeDeleted(); len(deleted) > 0 {
+		d.now = d.now.without(deleted)
+	}
+	todo := compare(d.now, to.Config)
+	if d.opts.Socket == "" && d.has != to.Generation {
+		todo.reload = cmp.Or(todo.reload, noSocket)
+	}
+	if todo.reload == "" {
+		todo.reload = d.unfit(todo.ops, to.Config)
+	}
+	return todo
+}
+
+// Plan implements proxyctl.Driver.
+func (d *driver) Plan(to marked) proxyctl.Plan {
+	todo := d.plan(to)
+	if todo.reload != "" {
+		return proxyctl.Plan{Reload: todo.reload}
+	}
+	out := proxyctl.Plan{}
+	for _, o := range todo.ops {
+		out.Ops = append(out.Ops, o)
+	}
+	return out
+}
+
+// So much at once is done sooner by one reload: HAProxy takes one to two milliseconds for each server that comes or goes,
+// and goes through a backend's servers for each that is added to it.
+const (
+	mostAdded   = 250
+	mostRemoved = 500
+	mostWork    = 400_000 // servers added times servers in their backends
+)
+
+// unfit says why ops are not for the running HAProxy, "" if they are.
+func (d *driver) unfit(ops []op, to *config) string {
+	if d.opts.ReloadOnly && len(ops) > 0 {
+		return ops[0].String()
+	}
+	work, added, removed := 0, 0, 0
+	for _, o := range ops {
+		if d.unmanageable[o.backend] {
+			return fmt.Sprintf("HAProxy shows other servers in backend %s than it has loaded", o.backend)
+		}
+		if o.kind == opRemove {
+			removed++
+			if why := d.refused[removalKey(o.backend, o.name)]; why != "" {
+				return "earlier: " + why
+			}
+		}
+		if o.kind != opAdd {
+			continue
+		}
+		if why := cmp.Or(d.refused[o.backend], d.refused[refusalKey(o.backend, o.server)]); why != "" {
+			return "earlier: " + why
+		}
+		if to.dynamicCookies(o.backend) {
+			return fmt.Sprintf("backend %s: not every HAProxy gives a cookie to a server at run time", o.backend)
+		}
+		added++
+		work += to.backends[o.backend].count()
+	}
+	if added > mostAdded || removed > mostRemoved || work > mostWork {
+		return fmt.Sprintf("%d servers added and %d removed at once are sooner loaded", added, removed)
+	}
+	return ""
+}
+
+// Run implements proxyctl.Driver.
+func (d *driver) Run(ctx context.Context, to marked, p proxyctl.Plan) error {
+	if len(p.Ops) == 0 {
+		d.commit(to.Config.withDraining(d.now), to)
+		return nil
+	}
+	ops := make([]op, 0, len(p.Ops))
+	for _, o := range p.Ops {
+		ops = append(ops, o.(op))
+	}
+	// A draining server that comes back is not deleted any more, or it is added anew.
+	for d.drains.recall(ctx, ops) {
+		todo := d.plan(to)
+		if todo.reload != "" {
+			return fmt.Errorf("%w: %s", proxyctl.ErrUnexpected, todo.reload)
+		}
+		ops = todo.ops
+	}
+	st, err := d.master.exchange(ctx, ops, d.nextID, d.loaded.Shape)
+	if err == nil {
+		var backends []string
+		for _, o := range ops {
+			backends = append(backends, o.backend)
+		}
+		d.observe(to.Config.withDraining(d.now).withState(st, backends), st)
+		rest := compareServers(d.now, to.Config)
+		if rest.reload == "" && len(rest.ops) == 0 {
+			d.commit(d.now, to)
+			return nil
+		}
+		err = fmt.Errorf("%w: HAProxy took all commands, and yet there remains: %s", proxyctl.ErrUnexpected, rest)
+	}
+	d.now = nil
+	var no *refusal
+	switch {
+	case errors.As(err, &no) && no.key(to.Config) != "":
+		d.refused[no.key(to.Config)] = err.Error()
+	case errors.Is(err, proxyctl.ErrUnexpected):
+		for _, o := range ops {
+			d.suspect[o.backend] = time.Now()
+		}
+	}
+	return err
+}
+
+// commit notes that HAProxy runs a text, and has these servers.
+func (d *driver) commit(now *config, to marked) {
+	d.now, d.has = now, to.Generation
+	d.drains.set(now, to.Config)
+	if len(d.lastID) > len(to.Config.backends) {
+		maps.DeleteFunc(d.lastID, func(backend string, _ int) bool { return to.Config.backends[backend] == nil })
+	}
+}
+
+// Before implements proxyctl.Driver.
+func (d *driver) Before(last *config) *config {
+	if d.now != nil {
+		return d.now
+	}
+	return last
+}
+
+// Reload implements proxyctl.Driver.
+func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot, error) {
+	d.now = nil
+	if d.opts.Socket == "" {
+		if err := proxyctl.Tell(ctx, d.opts.Timeout, d.opts.Reload); err != nil {
+			return proxyctl.Snapshot{}, err
+		}
+		d.loaded = to.Generation
+		d.commit(to.Config, to)
+		return proxyctl.Snapshot{Generation: d.loaded}, nil
+	}
+	release := d.drains.hold(ctx)
+	defer release()
+	began := time.Now()
+	now, err := d.master.reload(ctx, d.opts.Reload, to.Generation)
+	if err == nil {
+		err = d.isRead(ctx, to)
+	}
+	if err != nil {
+		return proxyctl.Snapshot{}, d.portError(err, last.Config, to.Config, time.Since(began))
+	}
+	if !d.seen.generation.SameShape(to.Generation) {
+		clear(d.refused)
+	}
+	clear(d.suspect)
+	if d.warned = d.warned || to.Config.global("hard-stop-after"); !d.warned {
+		d.warned = true
+		d.opts.Log.Warn("the configuration sets no hard-stop-after: after a reload an old worker stays as long as its longest connection")
+	}
+	d.reconcile(ctx, to)
+	return proxyctl.Snapshot{Generation: to.Generation, OldWorkers: len(now.old)}, nil
+}
+
+// isRead is nil if the new worker runs the text in the file, and not that of another file.
+func (d *driver) isRead(ctx context.Context, to marked) error {
+	running, err := d.master.generation(ctx)
+	if err != nil {
+		return err
+	}
+	if running != to.Generation {
+		return fmt.Errorf("HAProxy reloaded, but not from %s: start it with -f %s, and share the directory, not the single file", d.opts.File, d.opts.File)
+	}
+	return nil
+}
+
+// reconcile looks at the servers of a new worker, and repairs what differs from the text that it has loaded. If that
+// cannot be (a section is disabled, .if blocks leave out servers), then HAProxy is believed to have what it loaded.
+func (d *driver) reconcile(ctx context.Context, to marked) {
+	v, err := d.master.inspect(ctx)
+	d.loaded, d.unmanageable = to.Generation, map[string]bool{}
+	if err != nil || !v.generation.SameShape(to.Generation) {
+		d.commit(to.Config, to) // the next look finds out
+		return
+	}
+	d.seen, d.has = v, configfile.Generation{}
+	d.Observe(to)
+	seen := d.now
+	p := d.Plan(to)
+	err = errors.New(p.Reload)
+	if p.Reload == "" {
+		err = d.Run(ctx, to, p)
+	}
+	switch {
+	case err == nil:
+		return
+	case errors.Is(err, proxyctl.ErrUnreachable):
+		d.commit(to.Config, to)
+		return
+	}
+	for name, b := range to.Config.backends {
+		if todo := compareBackend(name, seen.backends[name], b); todo.reload != "" || len(todo.ops) > 0 {
+			d.unmanageable[name] = true
+			d.opts.Log.Warn("HAProxy shows other servers than it has loaded: from now on changes of this backend take a reload", "backend", name, "difference", todo.String(), "reason", err)
+		}
+	}
+	d.commit(to.Config, to)
+}
+
+// suspectFor is how long a backend takes no part in a Merge after HAProxy did not take a change of it, or of others with it.
+const suspectFor = time.Minute
+
+// Merge implements proxyctl.Driver.
+func (d *driver) Merge(base, to *config, keep []string) string {
+	if d.opts.Socket == "" || d.opts.ReloadOnly || base.reloadReason != "" || to.reloadReason != "" {
+		return base.text()
+	}
+	now := d.Before(base)
+	left := map[string]bool{}
+	for _, name := range keep {
+		left[name] = true
+	}
+	heads := map[string]section{}
+	for _, s := range to.sections {
+		if s.isProxy() && !left[s.name] && time.Since(d.suspect[s.name]) > suspectFor {
+			heads[s.head] = s
+		}
+	}
+	merged := *base
+	merged.sections = nil
+	var ops []op
+	for _, s := range base.sections {
+		if is, ok := heads[s.head]; ok && s.isProxy() && s.text != is.text && s.inherited == is.inherited && slices.Equal(s.raw, is.raw) {
+			p := compareBackend(s.name, now.backends[s.name], is.backend)
+			for _, o := range p.ops {
+				if o.kind == opRemove && base.refersTo(o.backend, o.name) {
+					p.reload = "it is referred to"
+				}
+			}
+			all := append(ops, p.ops...)
+			if p.reload == "" && d.unfit(all, to) == "" {
+				ops, s.text = all, is.text
+			}
+		}
+		merged.sections = append(merged.sections, s)
+	}
+	return merged.text()
+}
