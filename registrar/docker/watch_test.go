@@ -113,10 +113,13 @@ func TestContainersThatHang(t *testing.T) {
 		}
 		time.Sleep(10 * time.Minute)
 		reported()
-		if n := e.inspects["c00"]; n < 10 || n > 62 {
+		e.mu.Lock()
+		n := e.inspects["c00"]
+		clear(e.hangs)
+		e.mu.Unlock()
+		if n < 10 || n > 62 {
 			t.Errorf("one that hangs was asked about %d times in ten minutes", n)
 		}
-		clear(e.hangs)
 		time.Sleep(20 * time.Second)
 		if got := inspectedOK(reported()); len(got) != 31 {
 			t.Errorf("%d are inspected in the end, want 31: %v", len(got), got)
@@ -135,7 +138,9 @@ func TestInspectedTooEarly(t *testing.T) {
 		e := newEngine("a")
 		reported := e.watch(t, e.stream)
 		reported()
+		e.mu.Lock()
 		e.hangs["a"] = true
+		e.mu.Unlock()
 		e.events <- startOf("a")
 		before := len(reported())
 		die := startOf("a")
@@ -190,4 +195,3 @@ func TestStreamIsOpenedAnew(t *testing.T) {
 		}
 	})
 }
-
