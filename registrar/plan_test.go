@@ -73,14 +73,11 @@ func TestPlanProperty(t *testing.T) {
 		for range rapid.IntRange(0, 5).Draw(t, "have") {
 			id := fmt.Sprint("id", id.Draw(t, "id"))
 			put(id, fmt.Sprint("c", container.Draw(t, "container")), "me", rapid.IntRange(80, 81).Draw(t, "port"))
-			delete(byHand, id)
 			switch reason := rapid.SampledFrom([]string{"", agent.Automatic + "paused", "by hand"}).Draw(t, "maintenance"); reason {
 			case "":
-			case "by hand":
-				byHand[id] = true
-				fallthrough
 			default:
 				fake.Maintain(id, reason)
+				byHand[id] = reason == "by hand"
 			}
 		}
 		others := map[string]*api.AgentService{}

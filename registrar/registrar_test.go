@@ -35,7 +35,7 @@ type world struct {
 	host       label.Host
 	events     chan docker.Message
 	broken     chan struct{} // closed: the event stream ends
-	silent     bool          // the event stream says nothing, until it is opened anew
+	silent     int           // so often the event stream has to be opened anew until it says what happened meanwhile
 	calls      map[string]int
 	signals    []string // "container signal after"
 	started    time.Time
@@ -203,18 +203,20 @@ func (w *world) stream(ctx context.Context, connected func(), message func(docke
 	}
 	connected()
 	for {
+		w.mu.Lock()
+		events := w.events
+		if w.silent > 0 {
+			events = nil
+		}
+		w.mu.Unlock()
 		select {
 		case <-ctx.Done():
+			w.do(func() { w.silent-- })
 			return ctx.Err()
 		case <-broken:
 			return errors.New("the daemon closed the stream")
-		case e := <-w.events:
-			w.mu.Lock()
-			silent := w.silent
-			w.mu.Unlock()
-			if !silent {
-				message(e)
-			}
+		case e := <-events:
+			message(e)
 		}
 	}
 }

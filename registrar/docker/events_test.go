@@ -1,12 +1,14 @@
 package docker
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +91,50 @@ func TestEvents(t *testing.T) {
 	}
 	if connected != 1 || len(got) != 5000 || got[0] != "c0" || got[4999] != "c4999" {
 		t.Errorf("connected %d times, %d events, the last of them in order up to the end of the stream: %v", connected, len(got), got[max(0, len(got)-2):])
+	}
+}
+
+// A stream that is opened again begins behind the last message, or where the first one began.
+func TestEventsGoOn(t *testing.T) {
+	var since []string
+	client := daemon(t, func(w http.ResponseWriter, r *http.Request) {
+		since = append(since, r.URL.Query().Get("since"))
+		w.Header().Set("Date", time.Unix(1e9, 0).UTC().Format(http.TimeFormat))
+		if len(since) == 2 {
+			fmt.Fprintln(w, `{"Type":"container","Action":"start","Actor":{"ID":"c"},"timeNano":1000000005000000041}`)
+		}
+	})
+	stream := Events(client)
+	for range 3 {
+		_ = stream(t.Context(), func() {}, func(Message) {})
+	}
+	if d := cmp.Diff([]string{"", "1000000001.000000000", "1000000005.000000042"}, since); d != "" {
+		t.Errorf("since (-want +got):\n%s", d)
+	}
+}
+
+// A message of any length costs a bounded amount of memory, and those behind it are heard.
+func TestEventsSkipsLongMessages(t *testing.T) {
+	chunk := bytes.Repeat([]byte("x"), 1<<20)
+	client := daemon(t, func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, `{"Type":"container","Action":"start","Actor":{"ID":"before"}}`)
+		fmt.Fprint(w, `{"Type":"container","Action":"start","Actor":{"ID":"long","Attributes":{"label":"`)
+		for range 64 {
+			_, _ = w.Write(chunk)
+		}
+		fmt.Fprintln(w, `"}}}`)
+		fmt.Fprintln(w, `{"Type":"container","Action":"start","Actor":{"ID":"after"}}`)
+	})
+	var got []string
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	err := Events(client)(t.Context(), func() {}, func(m Message) { got = append(got, m.Actor.ID) })
+	runtime.ReadMemStats(&after)
+	if err == nil || !strings.Contains(err.Error(), "the daemon closed the stream") || strings.Join(got, " ") != "before after" {
+		t.Errorf("%v, %v", got, err)
+	}
+	if used := after.TotalAlloc - before.TotalAlloc; used > 16<<20 {
+		t.Errorf("%d MB allocated for a message of 64 MB", used>>20)
 	}
 }
 

@@ -21,6 +21,7 @@ type Agent struct {
 	Err      error            // of every call
 	Fail     map[string]error // by the call, like "services", or by the call and its ID, like "drain vm:a:80"
 	Hang     map[string]bool  // likewise: blocks until the caller gives up
+	Lose     map[string]bool  // likewise: it says that it did it, and has not
 	Calls    map[string]int   // how often each call was made, by its name, and all together as "all"
 	History  []string         // calls that register or deregister
 }
@@ -129,7 +130,9 @@ func (a *Agent) call(ctx context.Context, name, id string, f func()) error {
 	if a.Fail[name] != nil {
 		return a.Fail[name]
 	}
-	f()
+	if !a.Lose[name+" "+id] {
+		f()
+	}
 	return nil
 }
 

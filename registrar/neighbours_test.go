@@ -1,0 +1,486 @@
+package registrar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	fsouza "github.com/fsouza/go-dockerclient"
+	"github.com/hashicorp/consul/api"
+
+	"berth/registrar/label"
+)
+
+// startDrainFirst starts a container whose stop signal is only a sign.
+func (w *world) startDrainFirst(id, address string) {
+	w.create(id, address, "SERVICE_STOP_SIGNAL=TERM").Config.StopSignal = "SIGCONT"
+	w.event("start", id)
+}
+
+// has says whether something is among what is registered.
+func (w *world) has(id string) bool { return slices.Contains(strings.Fields(w.Registered()), id) }
+
+// expectThat lets time pass until f is true, at most so long.
+func (w *world) expectThat(t *testing.T, within time.Duration, what string, f func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for synctest.Wait(); !f() && time.Now().Before(deadline); synctest.Wait() {
+		time.Sleep(time.Millisecond) // of the bubble's time
+	}
+	if !f() {
+		t.Fatalf("not within %v: %s; registered: %q", within, what, w.Registered())
+	}
+}
+
+// A call that hangs holds up only what it is for: drains go out at once, stop signals come in time, and what is new is
+// registered, now and after the next look at everything.
+func TestCallsThatHang(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		hangs     []string
+		registers bool // Consul takes registrations
+		drains    bool // and drains
+	}{
+		{name: "inspect of another container", hangs: []string{"inspect other"}, registers: true, drains: true},
+		{name: "list", hangs: []string{"list"}, registers: true, drains: true},
+		{name: "the host's description", hangs: []string{"host"}, registers: true, drains: true},
+		{name: "the node's description", hangs: []string{"node"}, registers: true, drains: true},
+		{name: "the stop signal of another container", hangs: []string{"kill other"}, registers: true, drains: true},
+		{name: "draining another instance", hangs: []string{"enable vm:other:80"}, registers: true, drains: true},
+		{name: "resuming another instance", hangs: []string{"disable vm:paused:80"}, registers: true, drains: true},
+		{name: "deregistering another instance", hangs: []string{"deregister vm:dead:80"}, registers: true, drains: true},
+		{name: "registering another instance", hangs: []string{"register vm:more:80"}, registers: true, drains: true},
+		{name: "the heartbeat of another instance", hangs: []string{"update vm:other:80:check-1"}, registers: true, drains: true},
+		{name: "reading what Consul holds", hangs: []string{"services", "checks"}, drains: true},
+		{name: "all of Consul", hangs: []string{"services", "checks", "node", "register", "deregister", "enable", "disable", "update"}},
+	} {
+		for _, after := range []time.Duration{0, 2 * time.Second, 90 * time.Second} {
+			t.Run(fmt.Sprint(tt.name, " for ", after), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld()
+					w.opts.Node = func(ctx context.Context) (Node, error) { return Node{Address: "192.0.2.1"}, w.call(ctx, "node", "") }
+					_, stop := w.run(t)
+					defer stop()
+					for i := range 7 {
+						w.listen(fmt.Sprintf("10.0.0.%d:80", i+1))
+					}
+					w.startDrainFirst("a", "10.0.0.1")
+					w.start("b", "10.0.0.2")
+					w.create("other", "10.0.0.4", "SERVICE_STOP_SIGNAL=TERM", "SERVICE_CHECK_TTL=30s").Config.StopSignal = "SIGCONT"
+					w.event("start", "other")
+					w.start("dead", "10.0.0.5")
+					w.start("paused", "10.0.0.6")
+					w.expect(t, 20*time.Millisecond, "vm:a:80 vm:b:80 vm:dead:80 vm:other:80 vm:paused:80")
+					w.change("paused", func(c *fsouza.Container) { c.State.Paused = true })
+					w.event("pause", "paused")
+					w.expect(t, 0, "vm:a:80 vm:b:80 vm:dead:80 vm:other:80 vm:paused:80!")
+
+					w.hang(true, tt.hangs...)
+					w.change("paused", func(c *fsouza.Container) { c.State.Paused = false })
+					w.event("unpause", "paused")
+					w.event("rename", "other") // makes it inspect
+					w.event("kill", "other", "signal", "18")
+					w.die("dead")
+					w.start("more", "10.0.0.7")
+					time.Sleep(after)
+					if tt.registers {
+						w.start("new", "10.0.0.3")
+						w.expectThat(t, 50*time.Millisecond, "a new container is registered", func() bool { return w.has("vm:new:80") })
+					}
+					sign := time.Now()
+					w.event("kill", "a", "signal", "18")
+					w.event("kill", "b", "signal", "15")
+					if tt.drains {
+						w.expectThat(t, 50*time.Millisecond, "both are out of service", func() bool { return w.has("vm:a:80!") && w.has("vm:b:80!") })
+					}
+					late := 2*time.Second + 50*time.Millisecond
+					w.expectThat(t, late-time.Since(sign), "the stop signal", func() bool {
+						return slices.ContainsFunc(w.sent(), func(s string) bool { return strings.HasPrefix(s, "a 15 ") })
+					})
+					if took := time.Since(sign); took < 2*time.Second {
+						t.Errorf("the stop signal came after %v, want 2s", took)
+					}
+					w.die("b")
+					if tt.registers {
+						w.expectThat(t, 50*time.Millisecond, "b is gone", func() bool { return !strings.Contains(w.Registered(), "vm:b:") })
+					}
+					w.hang(false, tt.hangs...)
+					w.expectThat(t, 20*time.Second, "all is right again", func() bool {
+						now := strings.TrimPrefix(w.Registered(), "vm:a:80! vm:more:80 ")
+						now = strings.TrimPrefix(now, "vm:new:80 ")
+						return now == "vm:other:80! vm:paused:80" || (after > 40*time.Second && now == "vm:other:80 vm:paused:80") // it runs on
+					})
+				})
+			})
+		}
+	}
+}
+
+// All of Docker hangs for a while: what was known of it goes on, and what came meanwhile is found.
+func TestDockerHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		defer stop()
+		for i := range 20 {
+			w.listen(fmt.Sprintf("10.0.0.%d:80", i))
+		}
+		for i := range 12 {
+			w.start(fmt.Sprintf("c%02d", i), fmt.Sprintf("10.0.0.%d", i))
+		}
+		w.expectThat(t, 20*time.Millisecond, "all twelve", func() bool { return len(strings.Fields(w.Registered())) == 12 })
+		w.hang(true, "list", "host", "inspect", "kill")
+		for i := range 12 {
+			w.event("rename", fmt.Sprintf("c%02d", i))
+		}
+		time.Sleep(5 * time.Minute)
+		w.event("kill", "c03", "signal", "15")
+		w.expectThat(t, 0, "a drain", func() bool { return w.has("vm:c03:80!") })
+		w.die("c03")
+		w.expectThat(t, 0, "its end", func() bool { return len(strings.Fields(w.Registered())) == 11 })
+		w.hang(false, "list", "host", "inspect", "kill")
+		w.start("new", "10.0.0.13")
+		w.expectThat(t, 10*time.Second, "a new one", func() bool { return w.has("vm:new:80") })
+	})
+}
+
+// A Consul that hangs from before the start keeps no stop signal from being sent.
+func TestConsulHangsAtTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.opts.Node = func(ctx context.Context) (Node, error) { return Node{}, w.call(ctx, "node", "") }
+		w.hang(true, "services", "checks", "node")
+		w.create("a", "10.0.0.1", "SERVICE_STOP_SIGNAL=TERM").Config.StopSignal = "SIGCONT"
+		_, stop := w.run(t)
+		defer stop()
+		w.event("kill", "a", "signal", "18")
+		w.expectThat(t, 2*time.Second, "the stop signal", func() bool { return len(w.sent()) == 1 })
+	})
+}
+
+// One thing that Consul always refuses keeps no heartbeat and no other instance waiting, and is said.
+func TestOperationThatKeepsFailing(t *testing.T) {
+	for _, operation := range []string{"deregister vm:b:80", "enable vm:b:80", "update vm:c:80:check-1"} {
+		t.Run(operation, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				w.opts.Node = nil
+				w.host.TTL = 15 * time.Second
+				r, stop := w.run(t)
+				defer stop()
+				for i, id := range []string{"a", "b", "c"} {
+					w.listen(fmt.Sprintf("10.0.0.%d:80", i+1))
+					w.start(id, fmt.Sprintf("10.0.0.%d", i+1))
+				}
+				w.expect(t, 20*time.Millisecond, "vm:a:80 vm:b:80 vm:c:80")
+				w.do(func() { w.Fail[operation] = api.StatusError{Code: 403, Body: "Permission denied"} })
+				w.event("kill", "b", "signal", "9")
+				synctest.Wait()
+				w.die("b")
+				before := w.Called("update")
+				time.Sleep(5 * time.Minute)
+				if n := w.Called("update") - before; n < 2*5*60/5-5 {
+					t.Errorf("%d heartbeats of two instances in five minutes, want one every 5 s of each", n)
+				}
+				if err := r.Ready(); operation != "enable vm:b:80" && (err == nil || !strings.Contains(err.Error(), "Permission denied")) {
+					t.Errorf("Ready() = %v, want the reason", err)
+				}
+				w.listen("10.0.0.4:80")
+				w.start("d", "10.0.0.4")
+				w.expectThat(t, 10*time.Millisecond, "a new container is registered", func() bool { return w.has("vm:d:80") })
+				w.do(func() { clear(w.Fail) })
+				w.expect(t, 10*time.Second, "vm:a:80 vm:c:80 vm:d:80")
+				w.expectThat(t, 10*time.Second, "it is ready", func() bool { return r.Ready() == nil })
+			})
+		})
+	}
+}
+
+// A registration that Consul refuses leaves the one that works, under the same ID or another.
+func TestRefusedChange(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(*fsouza.Container)
+		refuse string
+		then   string
+	}{
+		"of what is registered": {func(c *fsouza.Container) { c.Config.Env = []string{"SERVICE_TAGS=new"} }, "register vm:a:80", "vm:a:80"},
+		"of a new ID":           {func(c *fsouza.Container) { c.Name = "/b" }, "register vm:b:80", "vm:b:80"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				r, stop := w.run(t)
+				defer stop()
+				w.listen("10.0.0.1:80")
+				w.start("a", "10.0.0.1")
+				w.expect(t, 10*time.Millisecond, "vm:a:80")
+				w.do(func() { w.Fail[tt.refuse] = api.StatusError{Code: 400, Body: "Invalid check"} })
+				w.change("a", tt.change)
+				w.event("rename", "a")
+				time.Sleep(10 * time.Minute)
+				w.expect(t, 0, "vm:a:80")
+				if w.Called("deregister") != 0 {
+					t.Error("it was deregistered in between")
+				}
+				if n := w.Called("register"); n > 15 {
+					t.Errorf("%d calls to register in ten minutes: it is to be asked for at resyncs only", n)
+				}
+				if err := r.Ready(); err != nil {
+					t.Errorf("not ready: %v", err)
+				}
+				if !strings.Contains(w.log.String(), "consul refuses") {
+					t.Errorf("the log does not say so: %s", w.log.String())
+				}
+				w.do(func() { clear(w.Fail) })
+				w.expect(t, 61*time.Second, tt.then)
+			})
+		})
+	}
+}
+
+// A container that cannot be inspected at first is taken over when it can be, though it does not accept at that moment.
+func TestInspectedLateIsAdopted(t *testing.T) {
+	for _, hang := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld()
+			w.listen("10.0.0.1:80")
+			w.start("a", "10.0.0.1")
+			_, stop := w.run(t)
+			w.expect(t, 10*time.Millisecond, "vm:a:80")
+			stop()
+			w.do(func() { clear(w.listening); w.History = nil })
+			w.hang(hang, "inspect a")
+			w.do(func() {
+				if !hang {
+					w.inspectErr["a"] = errors.New("500 internal error")
+				}
+			})
+			_, stop = w.run(t)
+			defer stop()
+			time.Sleep(5 * time.Second)
+			w.expect(t, 0, "vm:a:80")
+			w.hang(false, "inspect a")
+			w.do(func() { clear(w.inspectErr) })
+			time.Sleep(time.Minute)
+			w.expect(t, 0, "vm:a:80")
+			if len(w.History) > 0 {
+				t.Errorf("calls that change something: %v", w.History)
+			}
+		})
+	}
+}
+
+// The node's address becomes known late: what is registered stays, and is not probed.
+func TestNodeKnownLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		known := false
+		w.opts.Node = func(context.Context) (n Node, err error) {
+			w.do(func() {
+				if n.Address = "192.0.2.1"; !known {
+					n, err = Node{}, errors.New("rpc error: no leader")
+				}
+			})
+			return n, err
+		}
+		w.create("a", "").HostConfig = &fsouza.HostConfig{NetworkMode: "host"}
+		_, stop := w.run(t)
+		defer stop()
+		w.event("start", "a")
+		w.expect(t, time.Second, "vm:a:80")
+		w.do(func() { w.History = nil; known = true })
+		time.Sleep(10 * time.Minute)
+		w.expect(t, 0, "vm:a:80")
+		if len(w.History) > 0 || w.called("try") > 0 {
+			t.Errorf("calls that change something: %v; %d probes", w.History, w.called("try"))
+		}
+		// One that starts from now on is probed there.
+		w.create("b", "").HostConfig = &fsouza.HostConfig{NetworkMode: "host"}
+		w.event("start", "b")
+		time.Sleep(time.Second)
+		w.expect(t, 0, "vm:a:80")
+		w.listen("192.0.2.1:80")
+		w.expect(t, time.Second, "vm:a:80 vm:b:80")
+	})
+}
+
+// Another address is registered when the instance is ready there. Until then what is registered stays.
+func TestAnotherAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		defer stop()
+		w.listen("10.0.0.1:80")
+		w.start("a", "10.0.0.1")
+		w.expect(t, 10*time.Millisecond, "vm:a:80")
+		w.change("a", func(c *fsouza.Container) {
+			c.NetworkSettings = &fsouza.NetworkSettings{Networks: map[string]fsouza.ContainerNetwork{"front": {IPAddress: "10.0.0.2"}}}
+		})
+		w.event("rename", "a")
+		address := func() (a string) {
+			w.do(func() {
+				if s := w.Services["vm:a:80"]; s != nil {
+					a = s.Address
+				}
+			})
+			return a
+		}
+		for range 100 {
+			time.Sleep(10 * time.Millisecond)
+			if got := address(); got != "10.0.0.1" {
+				t.Fatalf("it is registered at %q, before it is ready at the other address", got)
+			}
+		}
+		w.listen("10.0.0.2:80")
+		w.expectThat(t, time.Second, "the other address", func() bool { return address() == "10.0.0.2" })
+		if w.Called("deregister") != 0 {
+			t.Error("it was deregistered in between")
+		}
+	})
+}
+
+// Of several signals that come at once each counts.
+func TestSignalsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		defer stop()
+		w.listen("10.0.0.1:80")
+		w.start("a", "10.0.0.1")
+		w.expect(t, 10*time.Millisecond, "vm:a:80")
+		w.event("kill", "a", "signal", "15")
+		w.event("kill", "a", "signal", "10")
+		w.expect(t, 0, "vm:a:80!")
+	})
+}
+
+// An event stream that says nothing any more is opened anew, and then tells what it did not: a drain, and who started.
+func TestSilentEventStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		defer stop()
+		w.listen("10.0.0.1:80")
+		w.listen("10.0.0.2:80")
+		w.start("a", "10.0.0.1")
+		w.expect(t, 10*time.Millisecond, "vm:a:80")
+		w.do(func() { w.silent = 1 })
+		w.event("top", "a") // the last that is heard
+		time.Sleep(time.Second)
+		w.event("kill", "a", "signal", "15")
+		w.start("b", "10.0.0.2")
+		w.expect(t, 61*time.Second, "vm:a:80! vm:b:80")
+	})
+}
+
+// Registrations of this host from before its Docker engine got another ID are named, and left alone: they may be those of
+// a second engine.
+func TestOrphans(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.hold(owned("vm:old:80", "old", "ENGINE-BEFORE"))
+		w.hold(owned("vm:theirs:80", "theirs", "ENGINE/other"))
+		w.hold(owned("elsewhere:old:80", "old", "ENGINE-ELSEWHERE"))
+		_, stop := w.run(t)
+		defer stop()
+		time.Sleep(10 * time.Minute)
+		w.expect(t, 0, "elsewhere:old:80 vm:old:80 vm:theirs:80")
+		if n := strings.Count(w.log.String(), "another Docker engine"); n != 1 || !strings.Contains(w.log.String(), "instances=vm:old:80\n") {
+			t.Errorf("%d warnings, want one that names vm:old:80 alone: %s", n, w.log.String())
+		}
+	})
+}
+
+// What a registrar says of itself does not flicker while containers come and go, and many that come at once are
+// registered with few reads of what Consul holds.
+func TestManyAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		r, stop := w.run(t)
+		defer stop()
+		reads, lists := w.Called("services"), w.called("list")
+		for i := range 200 {
+			address := fmt.Sprintf("10.0.%d.%d", i/100, i%100)
+			w.listen(address + ":80")
+			w.start(fmt.Sprintf("c%03d", i), address)
+		}
+		for range 50 {
+			time.Sleep(time.Millisecond)
+			if err := r.Ready(); err != nil {
+				t.Fatalf("not ready in between: %v", err)
+			}
+		}
+		synctest.Wait()
+		if n := len(strings.Fields(w.Registered())); n != 200 {
+			t.Errorf("%d are registered, want 200", n)
+		}
+		if n := w.Called("services") - reads; n > 10 {
+			t.Errorf("what Consul holds was read %d times", n)
+		}
+		if n := w.called("inspect"); n != 200 || w.called("list") != lists {
+			t.Errorf("%d inspects and %d lists, want 200 and none", n, w.called("list")-lists)
+		}
+		time.Sleep(9 * time.Second)
+		reads = w.Called("services")
+		w.die("c100")
+		for range 20 {
+			time.Sleep(time.Millisecond)
+			if err := r.Ready(); err != nil {
+				t.Fatalf("not ready in between: %v", err)
+			}
+		}
+		if n := w.Called("services") - reads; n > 1 {
+			t.Errorf("what Consul holds was read %d times for one change", n)
+		}
+	})
+}
+
+// A write that Consul says it took and does not hold is found out, tried again at leisure, and said.
+func TestReadBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.do(func() { w.Lose = map[string]bool{"register vm:a:80": true} })
+		r, stop := w.run(t)
+		defer stop()
+		w.listen("10.0.0.1:80")
+		w.listen("10.0.0.2:80")
+		w.start("a", "10.0.0.1")
+		w.start("b", "10.0.0.2")
+		time.Sleep(time.Minute)
+		w.expect(t, 0, "vm:b:80")
+		if err := r.Ready(); err == nil || !strings.Contains(err.Error(), "vm:a:80: consul does not hold what was written") {
+			t.Errorf("Ready() = %v", err)
+		}
+		if n := w.Called("register"); n > 40 {
+			t.Errorf("%d registrations in a minute: that is a flood", n)
+		}
+		w.do(func() { w.Lose = nil })
+		w.expect(t, 10*time.Second, "vm:a:80 vm:b:80")
+		w.expectThat(t, 10*time.Second, "it is ready", func() bool { return r.Ready() == nil })
+	})
+}
+
+// Two containers that run already want one service ID: the older one gets it, whichever Docker tells of first.
+func TestOlderGetsTheID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.create("z-old", "10.0.0.1", "SERVICE_ID=www")
+		time.Sleep(time.Second)
+		w.create("a-young", "10.0.0.2", "SERVICE_ID=www")
+		w.listen("10.0.0.1:80")
+		w.listen("10.0.0.2:80")
+		_, stop := w.run(t)
+		defer stop()
+		w.expect(t, 10*time.Millisecond, "www")
+		w.do(func() {
+			if got := w.Services["www"].Meta[label.MetaContainer]; got != "z-old" {
+				t.Errorf("it is registered for %s", got)
+			}
+		})
+	})
+}
