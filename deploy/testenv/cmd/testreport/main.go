@@ -1,7 +1,7 @@
-// Command testreport runs the end-to-end tests and fails unless each of them ran and passed: go test alone is content with
+// Command testreport runs all end-to-end tests of a module and fails unless each of them ran and passed: go test alone is content with
 // a test that was skipped, and with one that nothing ran.
 //
-//	testreport [-allow-skips] [-json FILE] [packages]
+//	testreport [-allow-skips] [-json FILE]
 //
 // A test is an end-to-end test if its file needs the build tag e2e; its name begins with TestE2E. The output is like
 // go test -v prints it. The last line is "N passed, N failed, N skipped", subtests included.
@@ -22,11 +22,7 @@ func main() {
 	file := flag.String("json", "", "`file` that gets what go test -json prints")
 	allowSkips := flag.Bool("allow-skips", false, "do not fail if tests were skipped")
 	flag.Parse()
-	packages := flag.Args()
-	if len(packages) == 0 {
-		packages = []string{"./..."}
-	}
-	ok, err := run(os.Stdout, *file, *allowSkips, packages)
+	ok, err := run(os.Stdout, *file, *allowSkips)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "testreport:", err)
 	}
@@ -35,8 +31,8 @@ func main() {
 	}
 }
 
-func run(out io.Writer, file string, allowSkips bool, packages []string) (ok bool, err error) {
-	want, problems, err := findTests(".", packages)
+func run(out io.Writer, file string, allowSkips bool) (ok bool, err error) {
+	want, problems, err := findTests(".")
 	if err != nil {
 		return false, err
 	}
@@ -49,8 +45,7 @@ func run(out io.Writer, file string, allowSkips bool, packages []string) (ok boo
 		defer f.Close()
 		kept = f
 	}
-	cmd := exec.Command("go", append([]string{"test", "-json", "-tags", tag, "-run", "^" + prefix,
-		"-count=1", "-p=1", "-timeout=60m"}, packages...)...)
+	cmd := exec.Command("go", "test", "-json", "-tags", tag, "-run", "^"+prefix, "-count=1", "-p=1", "-timeout=60m", "./...")
 	cmd.Stderr = os.Stderr
 	events, err := cmd.StdoutPipe()
 	if err != nil {

@@ -28,10 +28,10 @@ type source struct {
 	tests    []string // its test functions
 }
 
-// findTests returns the end-to-end tests in the source of packages, and what keeps tests in it from being run: a name
-// that is not asked for, a file that no package has.
-func findTests(root string, packages []string) (tests []test, problems []string, err error) {
-	list := exec.Command("go", append([]string{"list", "-tags", tag, "-json=Dir,ImportPath,TestGoFiles,XTestGoFiles"}, packages...)...)
+// findTests returns the end-to-end tests in the source of a module, and what keeps others from being run: a name that go
+// test is not told of, a file that no package has.
+func findTests(root string) (tests []test, problems []string, err error) {
+	list := exec.Command("go", "list", "-tags", tag, "-json=Dir,ImportPath,TestGoFiles,XTestGoFiles", "./...")
 	list.Dir, list.Stderr = root, os.Stderr
 	out, err := list.Output()
 	if err != nil {
@@ -87,7 +87,7 @@ func leftOut(root string, run map[string]bool) (problems []string, err error) {
 		src, err := read(path)
 		if err == nil && src.endToEnd {
 			path, err = filepath.Rel(root, path)
-			problems = append(problems, path+": no package that is run has this file")
+			problems = append(problems, path+": no package has this file")
 		}
 		return err
 	})
