@@ -52,17 +52,13 @@ func (o *proxyOptions) common() *proxyOptions { return o }
 
 // flags declares the options. socket and container are help texts; insteadOf is what a reload command replaces.
 func (o *proxyOptions) flags(f *pflag.FlagSet, socket, insteadOf, container string) {
-	text := func(p *string, option, value, help string) { f.StringVar(p, o.name+"-"+option, value, help) }
-	duration := func(p *time.Duration, option string, value time.Duration, help string) {
-		f.DurationVar(p, o.name+"-"+option, value, help)
-	}
-	text(&o.File, "config", o.File, o.title+"'s configuration file, in a directory that berth may write to, or none")
-	text(&o.Socket, "socket", o.Socket, socket)
-	text(&o.ReloadCommand, "reload-command", "", "shell command that makes "+o.title+" load its file, instead of "+insteadOf)
-	text(&o.ReloadContainer, "reload-container", "", "container of "+container)
-	text(&o.Binary, "binary", o.name, "program to validate a configuration with before it is loaded, if it is here, or none")
-	duration(&o.Timeout, "timeout", 10*time.Second, "how long "+o.title+" may take to answer or to reload")
-	duration(&o.StopTimeout, "stop-timeout", 8*time.Second, "how long an "+o.title+" that berth runs may finish its connections when berth is stopped")
+	f.StringVar(&o.File, o.name+"-config", o.File, o.title+"'s configuration file, in a directory that berth may write to, or none")
+	f.StringVar(&o.Socket, o.name+"-socket", o.Socket, socket)
+	f.StringVar(&o.ReloadCommand, o.name+"-reload-command", "", "shell command that makes "+o.title+" load its file, instead of "+insteadOf)
+	f.StringVar(&o.ReloadContainer, o.name+"-reload-container", "", "container of "+container)
+	f.StringVar(&o.Binary, o.name+"-binary", o.name, "program to validate a configuration with before it is loaded, if it is here, or none")
+	f.DurationVar(&o.Timeout, o.name+"-timeout", 10*time.Second, "how long "+o.title+" may take to answer or to reload")
+	f.DurationVar(&o.StopTimeout, o.name+"-stop-timeout", 8*time.Second, "how long an "+o.title+" that berth runs may finish its connections when berth is stopped")
 }
 
 // optionError puts the name of an option in front of an error.
@@ -129,18 +125,28 @@ func (p *process) validator() (string, error) {
 	return path, nil
 }
 
-// newController returns the controller of the proxy. It tells prepared when the proxy is down and finds a good configuration,
-// and adds the ports that the proxy cannot open to refused.
-func (p *process) newController(prepared wake, refused *route.Refused) (*proxyctl.Controller, error) {
+// proxyOutput returns the output that brings the proxy to its texts and, if berth runs the proxy by this command, the proxy
+// as a child. The ports that the proxy cannot open become refused. stopping is called when the child is about to be told to
+// end.
+func (p *process) proxyOutput(command []string, refused *route.Refused, stopping func()) (output, *proxyChild, error) {
+	command, err := p.childCommand(command)
+	if err != nil {
+		return output{}, nil, err
+	}
+	tmpl, err := p.proxyTemplate()
+	if err != nil {
+		return output{}, nil, err
+	}
 	binary, err := p.validator()
 	if err != nil {
-		return nil, err
+		return output{}, nil, err
 	}
 	reload, err := p.proxy.common().reloader()
 	if err != nil {
-		return nil, err
+		return output{}, nil, err
 	}
-	return proxyctl.New(proxyctl.Options{
+	prepared := make(wake, 1)
+	ctl := proxyctl.New(proxyctl.Options{
 		Proxy: p.proxy.newProxy(driverOptions{
 			binary:      binary,
 			reload:      reload,
@@ -153,5 +159,7 @@ func (p *process) newController(prepared wake, refused *route.Refused) (*proxyct
 		Interval: p.config.ReloadInterval,
 		Log:      p.log,
 		Metrics:  p.metrics,
-	}), nil
+	})
+	out := output{ctl, tmpl, func(p templater.Published) { ctl.Set(proxyctl.Config{Text: p.Text, Files: p.Files}, p.Since) }}
+	return out, p.newChild(command, prepared, ctl.Check, stopping), nil
 }

@@ -108,12 +108,11 @@ func (p *process) render(ctx context.Context) (rendering, error) {
 		}
 		outputs = slices.Insert(outputs, 0, output{template: t})
 	}
-	opts, err := p.templaterOptions(outputs, nil)
-	if err != nil {
-		return rendering{}, err
+	r := rendering{process: p}
+	for _, o := range outputs {
+		r.templates = append(r.templates, o.template)
 	}
-	r := rendering{process: p, templates: opts.Templates}
-	if r.templater, err = templater.New(opts); err != nil {
+	if r.templater, err = p.newTemplater(outputs, nil); err != nil {
 		return rendering{}, err
 	}
 	r.texts, err = r.templater.Once(ctx)

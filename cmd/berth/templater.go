@@ -39,15 +39,15 @@ time through a balancer in Lua (--nginx-lua).`,
 	return cmd
 }
 
-// templaterOptions returns all options but Publish; refused may be nil.
-func (p *process) templaterOptions(outputs []output, refused *route.Refused) (templater.Options, error) {
+// newTemplater returns the templater of the outputs. It leaves out the ports that are refused; none are if that is nil.
+func (p *process) newTemplater(outputs []output, refused *route.Refused) (*templater.Templater, error) {
 	consul, err := consulConfig(p.config)
 	if err != nil {
-		return templater.Options{}, err
+		return nil, err
 	}
 	ports, err := route.ParsePorts(p.config.TCPPorts)
 	if err != nil {
-		return templater.Options{}, fmt.Errorf("tcp-ports: %w", err)
+		return nil, fmt.Errorf("tcp-ports: %w", err)
 	}
 	if _, port, err := net.SplitHostPort(p.config.Listen); err == nil {
 		if n, err := net.LookupPort("tcp", port); err == nil {
@@ -55,10 +55,12 @@ func (p *process) templaterOptions(outputs []output, refused *route.Refused) (te
 		}
 	}
 	var list []templater.Template
+	set := map[string]func(templater.Published){}
 	for _, o := range outputs {
 		list = append(list, o.template)
+		set[o.template.Name] = o.set
 	}
-	return templater.Options{
+	return templater.New(templater.Options{
 		Consul:      consul,
 		Connections: p.config.ConsulConnections,
 		Library:     libraryConfig(),
@@ -75,7 +77,8 @@ func (p *process) templaterOptions(outputs []output, refused *route.Refused) (te
 		}),
 		Grace:       max(p.config.ConsulGrace, time.Nanosecond), // 0 is a default there
 		VanishLimit: p.config.VanishLimit,
+		Publish:     func(p templater.Published) { set[p.Name](p) },
 		Log:         p.log,
 		Metrics:     p.metrics,
-	}, nil
+	})
 }

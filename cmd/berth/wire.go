@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"berth/proxyctl"
 	"berth/templater"
 	"berth/templates/route"
 )
@@ -148,41 +147,6 @@ func (p *process) run(ctx context.Context, want parts) error {
 	err := child.runBeside(ctx, g.Wait, stop)
 	p.log.Info("berth stops; registrations stay as they are")
 	return err
-}
-
-// proxyOutput returns the output that brings the proxy to its texts and, if berth runs the proxy by this command, the
-// proxy as a child. The ports that the proxy cannot open become refused. stopping is called when the child is about to be
-// told to end.
-func (p *process) proxyOutput(command []string, refused *route.Refused, stopping func()) (output, *proxyChild, error) {
-	command, err := p.childCommand(command)
-	if err != nil {
-		return output{}, nil, err
-	}
-	tmpl, err := p.proxyTemplate()
-	if err != nil {
-		return output{}, nil, err
-	}
-	prepared := make(wake, 1)
-	ctl, err := p.newController(prepared, refused)
-	if err != nil {
-		return output{}, nil, err
-	}
-	out := output{ctl, tmpl, func(p templater.Published) { ctl.Set(proxyctl.Config{Text: p.Text, Files: p.Files}, p.Since) }}
-	return out, p.newChild(command, prepared, ctl.Check, stopping), nil
-}
-
-// newTemplater returns the templater of the outputs' templates.
-func (p *process) newTemplater(outputs []output, refused *route.Refused) (*templater.Templater, error) {
-	opts, err := p.templaterOptions(outputs, refused)
-	if err != nil {
-		return nil, err
-	}
-	set := map[string]func(templater.Published){}
-	for _, o := range outputs {
-		set[o.template.Name] = o.set
-	}
-	opts.Publish = func(p templater.Published) { set[p.Name](p) }
-	return templater.New(opts)
 }
 
 func ready(runners []runner) error {
