@@ -85,8 +85,11 @@ func (r *Registrar) loop(ctx context.Context, enough func(plan) bool) {
 		}
 		r.adopt()
 		p := r.plan(time.Now())
-		r.carryOut(ctx, p)
-		r.explain(ctx, p)
+		r.ask(ctx, p)
+		if !r.dry {
+			r.carryOut(ctx, p)
+			r.explain(ctx, p)
+		}
 		if enough(p) {
 			return
 		}
@@ -173,6 +176,26 @@ func (r *Registrar) failed(err error) error {
 	return err
 }
 
+// ask asks Consul what is to be known.
+func (r *Registrar) ask(ctx context.Context, p plan) {
+	if p.read {
+		r.startRead()
+		r.work.Go(func() {
+			have, err := r.agent.Read(ctx, "")
+			r.updates.Add(heldNow{have, err})
+		})
+	}
+	if p.ask {
+		r.asking.Start()
+		r.work.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, agent.Timeout)
+			defer cancel()
+			node, err := r.opts.Node(ctx)
+			r.updates.Add(nodeNow{node, err})
+		})
+	}
+}
+
 // carryOut starts what is planned.
 func (r *Registrar) carryOut(ctx context.Context, p plan) {
 	for probe := range r.probing {
@@ -208,22 +231,6 @@ func (r *Registrar) carryOut(ctx context.Context, p plan) {
 			at := time.Now()
 			err := r.beatSlots.do(ctx, func() error { return r.agent.Beat(ctx, b.Heartbeat) })
 			r.updates.Add(beaten{b, at, err})
-		})
-	}
-	if p.read {
-		r.startRead()
-		r.work.Go(func() {
-			have, err := r.agent.Read(ctx, "")
-			r.updates.Add(heldNow{have, err})
-		})
-	}
-	if p.ask {
-		r.asking.Start()
-		r.work.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, agent.Timeout)
-			defer cancel()
-			node, err := r.opts.Node(ctx)
-			r.updates.Add(nodeNow{node, err})
 		})
 	}
 	// What was changed here may change the plan.

@@ -46,7 +46,8 @@ type plan struct {
 	orphans    []string // service IDs that another Docker engine has left behind
 	instances  int      // registered, or about to be
 	pending    int      // instances that have time yet to be ready
-	complete   bool     // all that exists is known, and Consul holds what it should as far as it can
+	known      bool     // Docker and Consul have told everything there is
+	complete   bool     // and Consul holds what it should, as far as it can
 	docker     error    // what does not work
 	consul     error
 	next       time.Time // when time alone changes any of this
@@ -349,7 +350,8 @@ func (p *planner) calls() {
 	}
 	p.plan.read = when(&p.reading, due)
 	p.plan.ask = p.outdated && when(&p.asking, p.now)
-	p.plan.complete = p.open(lane{}) && p.allInspected() && !busy && written.IsZero() && len(p.plan.changes) == 0 && !p.reading.Busy && !p.plan.read
+	p.plan.known = p.open(lane{}) && p.allInspected()
+	p.plan.complete = p.plan.known && !busy && written.IsZero() && len(p.plan.changes) == 0 && !p.reading.Busy && !p.plan.read
 }
 
 // status gathers what does not work.

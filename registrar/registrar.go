@@ -67,6 +67,7 @@ type Registrar struct {
 	opSlots, drainSlots, beatSlots slots
 	work                           sync.WaitGroup // that is under way
 
+	dry     bool            // nothing is carried out
 	synced  bool            // Consul once held all that it should
 	reasons map[string]bool // already in the log
 	orphans string          // likewise

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"text/template"
 	"time"
@@ -276,7 +275,7 @@ func (w *Watcher) ask(ctx context.Context) (next time.Time) {
 			ids = append(ids, id)
 		}
 	}
-	slices.SortFunc(ids, func(a, b string) int { return strings.Compare(a, b) })
+	slices.Sort(ids)
 	for _, id := range ids {
 		c := w.containers[id]
 		if failed := c.inspect.Err != nil; failed && again >= retried {
@@ -292,34 +291,6 @@ func (w *Watcher) ask(ctx context.Context) (next time.Time) {
 		w.work.Go(func() { w.updates.Add(inspection{w.inspect(ctx, id), c}) })
 	}
 	return next
-}
-
-// Look asks for everything once, and returns what Run would report.
-func (w *Watcher) Look(ctx context.Context) ([]Update, error) {
-	h, err := w.Host(ctx)
-	if err != nil {
-		return nil, err
-	}
-	ids, err := w.ids(ctx)
-	if err != nil {
-		return nil, err
-	}
-	updates := []Update{Described{Host: h}, Listed{IDs: ids}}
-	found := make([]Inspected, len(ids))
-	slots := make(chan struct{}, parallel)
-	for i, id := range ids {
-		slots <- struct{}{}
-		w.work.Go(func() {
-			found[i] = w.inspect(ctx, id)
-			<-slots
-		})
-	}
-	w.work.Wait()
-	for _, in := range found {
-		err = errors.Join(err, in.Err)
-		updates = append(updates, in)
-	}
-	return updates, err
 }
 
 func (w *Watcher) ids(ctx context.Context) ([]string, error) {
