@@ -219,6 +219,6 @@ func TestE2EConsulHangsLong(t *testing.T) {
 		}
 	}
 	l.docker("unpause", l.name+"-consul")
-	l.expectOf(30*time.Second)
+	l.expectOf(30 * time.Second)
 	l.eventually(soon, "the registrar is ready", r.Ready)
 }

@@ -312,10 +312,12 @@ func (p *planner) open(l lane) bool {
 	return true
 }
 
-// finished takes operations off the list that nothing is expected of any more.
+// finished takes operations off the list that nothing is expected of any more. While Consul does not answer it is kept
+// that they failed, so that they are not made again for each start and end of a container.
 func (p *planner) finished() {
 	for l, op := range p.ops {
-		if !p.looked[l] && !op.Busy && (op.change.Empty() || op.read) {
+		away := op.Err != nil && p.reading.Err != nil
+		if !p.looked[l] && !op.Busy && !away && (op.change.Empty() || op.read) {
 			p.plan.verified = append(p.plan.verified, l)
 		}
 	}
