@@ -34,9 +34,8 @@ type PlannedInstance struct {
 // Plan says for every container what it registers and what not, sorted by the containers' age. It changes nothing. An
 // error means that Docker or Consul could not be asked.
 func (r *Registrar) Plan(ctx context.Context) ([]Planned, error) {
-	r.dry = true
 	var err error
-	r.loop(ctx, func(p plan) bool {
+	r.loop(ctx, true, func(p plan) bool {
 		err = errors.Join(p.docker, p.consul)
 		return err != nil || p.known
 	})

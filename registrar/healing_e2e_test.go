@@ -188,11 +188,15 @@ func TestE2EConsulHangsLong(t *testing.T) {
 	client := dockerClient(t, "")
 	r := l.registrar(func(o *registrar.Options, h *label.Host) {
 		o.Resync, o.DrainTime = 3*time.Second, drain
-		o.Host = watch.Host(client, *h)
-		o.Node = func(ctx context.Context) (registrar.Node, error) {
-			var self struct{ Member struct{ Addr string } }
-			_, err := l.consul.Raw().Query("/v1/agent/self", &self, new(api.QueryOptions).WithContext(ctx))
-			return registrar.Node{Address: self.Member.Addr}, err
+		var self struct{ Member struct{ Addr string } }
+		describe := watch.Host(client, *h)
+		o.Host = func(ctx context.Context) (label.Host, error) {
+			second, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			_, _ = l.consul.Raw().Query("/v1/agent/self", &self, new(api.QueryOptions).WithContext(second))
+			host, err := describe(ctx)
+			host.NodeAddress = self.Member.Addr
+			return host, err
 		}
 	})
 	var apps []container
