@@ -1,9 +1,10 @@
 package registrar
 
 import (
+	"cmp"
 	"context"
+	"errors"
 
-	"berth/registrar/agent"
 	"berth/registrar/label"
 )
 
@@ -33,20 +34,12 @@ type PlannedInstance struct {
 // Plan says for every container what it registers and what not, sorted by the containers' age. It changes nothing. An
 // error means that Docker or Consul could not be asked.
 func (r *Registrar) Plan(ctx context.Context) ([]Planned, error) {
-	if r.opts.Node != nil {
-		ctx, cancel := context.WithTimeout(ctx, agent.Timeout)
-		node, err := r.opts.Node(ctx)
-		cancel()
-		r.observe(nodeNow{node, err})
-	}
-	updates, err := r.watcher.Look(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, u := range updates {
-		r.observe(u)
-	}
-	if r.consul, err = r.agent.Read(ctx, ""); err != nil {
+	var err error
+	r.loop(ctx, true, func(p plan) bool {
+		err = errors.Join(p.docker, p.consul)
+		return err != nil || p.known
+	})
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return nil, err
 	}
 	instances, rejections := r.all()

@@ -1,13 +1,12 @@
 package registrar
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
-
-	fsouza "github.com/fsouza/go-dockerclient"
 
 	"berth/registrar/agent"
 	"berth/registrar/docker"
@@ -16,9 +15,7 @@ import (
 // Finder finds instances for an operator who names a container or an instance, and sets their maintenance mode.
 type Finder struct {
 	Agent  agent.Agent
-	Docker interface { // for names of containers; it need not answer
-		InspectContainerWithOptions(fsouza.InspectContainerOptions) (*fsouza.Container, error)
-	}
+	Docker docker.Client // for names of containers; it need not answer
 }
 
 // Find returns the service IDs of the instance with this ID, or of the container with this name, ID or beginning of an
@@ -31,7 +28,10 @@ func (f Finder) Find(ctx context.Context, name string) ([]string, error) {
 	if services[name].Held() {
 		return []string{name}, nil
 	}
-	container := docker.Find(ctx, f.Docker, name)
+	container := name
+	if c, err := docker.Inspect(ctx, f.Docker, name, nil); err == nil {
+		container = cmp.Or(c.ID, name)
+	}
 	var ids []string
 	owners := map[string]bool{}
 	for _, id := range slices.Sorted(maps.Keys(services)) {

@@ -3,10 +3,13 @@
 package registrar_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/consul/api"
 
 	"berth/registrar"
 	watch "berth/registrar/docker"
@@ -175,4 +178,51 @@ func TestE2EEventStreamSilent(t *testing.T) {
 	f.silence(false)
 	l.app("heard")
 	l.expectOf(soon, "stays passing", "new passing", "heard passing")
+}
+
+// A Consul that hangs for so long that everything is looked at again, with the description of the real host, which asks
+// Consul too: docker stop takes no longer than its drain time.
+func TestE2EConsulHangsLong(t *testing.T) {
+	const drain, hangs = 500 * time.Millisecond, 12 * time.Second
+	l := newLab(t)
+	client := dockerClient(t, "")
+	r := l.registrar(func(o *registrar.Options, h *label.Host) {
+		o.Resync, o.DrainTime = 3*time.Second, drain
+		var self struct{ Member struct{ Addr string } }
+		describe := watch.Host(client, *h)
+		o.Host = func(ctx context.Context) (label.Host, error) {
+			second, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			_, _ = l.consul.Raw().Query("/v1/agent/self", &self, new(api.QueryOptions).WithContext(second))
+			host, err := describe(ctx)
+			host.NodeAddress = self.Member.Addr
+			return host, err
+		}
+	})
+	var apps []container
+	for _, service := range []string{"stopped", "killed"} {
+		apps = append(apps, l.app(service, "--stop-signal", "SIGCONT", "--env", "SERVICE_STOP_SIGNAL=SIGTERM"))
+	}
+	l.expectOf(soon, "stopped passing", "killed passing")
+
+	l.docker("pause", l.name+"-consul")
+	began := time.Now()
+	l.eventually(time.Minute, "Consul has hung over several resyncs", func() error {
+		if r.Ready() == nil || time.Since(began) < hangs {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	for _, c := range apps {
+		start := time.Now()
+		l.docker("stop", "--time", "20", c.id)
+		took := time.Since(start)
+		t.Logf("Consul hanging for %s: docker stop took %s", start.Sub(began).Round(time.Second), ms(took))
+		if took > drain+1500*time.Millisecond {
+			t.Errorf("docker stop took %s while Consul hangs, want little more than %s", ms(took), drain)
+		}
+	}
+	l.docker("unpause", l.name+"-consul")
+	l.expectOf(30 * time.Second)
+	l.eventually(soon, "the registrar is ready", r.Ready)
 }

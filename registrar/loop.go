@@ -14,63 +14,32 @@ import (
 	"berth/registrar/ready"
 )
 
-// What other goroutines tell the loop, beside Docker's updates.
+// What other goroutines tell the loop, beside docker.Event.
 type (
+	// connected says that Docker's events are heard, or why not.
+	connected struct{ err error }
 	// probed says that an instance is ready, or why it is not, though it should be.
 	probed struct {
 		*probe
 		late error
 	}
-	// applied is the end of an operation.
-	applied struct {
-		lane
-		agent.Change
-		err error
-	}
-	// beaten is the end of a heartbeat.
-	beaten struct {
-		beat
-		at  time.Time
-		err error
-	}
-	// heldNow is what Consul holds.
-	heldNow struct {
-		agent.State
-		err error
-	}
-	// nodeNow is what Consul's node is like.
-	nodeNow struct {
-		Node
-		err error
+	// ended is the end of a call, with what it was answered.
+	ended struct {
+		planned
+		*call
+		answer any
+		err    error
 	}
 )
 
-// Calls to Consul at the same time. Drains have theirs to themselves, and so have heartbeats.
-const (
-	parallel       = 8
-	parallelDrains = 32
-)
-
-// slots limit how many calls are made at the same time.
-type slots chan struct{}
-
-// do calls f when a slot is free, unless ctx is done before.
-func (s slots) do(ctx context.Context, f func() error) error {
-	select {
-	case s <- struct{}{}:
-		defer func() { <-s }()
-		return f()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// loop takes in updates, plans and carries out, until ctx is done or enough says so.
-func (r *Registrar) loop(ctx context.Context, enough func(plan) bool) {
+// loop takes in updates, plans and carries out, until ctx is done or enough says so. A dry one only asks.
+func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer r.work.Wait()
 	defer cancel()
-	r.work.Go(func() { r.watcher.Run(ctx, r.updates.Add) })
+	r.work.Go(func() {
+		docker.Follow(ctx, r.opts.Events, r.opts.Resync, func(err error) { r.updates.Add(connected{err}) }, func(ev docker.Event) { r.updates.Add(ev) })
+	})
 	wake := time.NewTimer(0)
 	defer wake.Stop()
 	for {
@@ -85,10 +54,17 @@ func (r *Registrar) loop(ctx context.Context, enough func(plan) bool) {
 		}
 		r.adopt()
 		p := r.plan(time.Now())
-		r.carryOut(ctx, p)
-		r.explain(ctx, p)
 		if enough(p) {
 			return
+		}
+		for _, c := range p.calls {
+			if !dry || !c.writes() {
+				r.make(ctx, c)
+			}
+		}
+		if !dry {
+			r.carryOut(ctx, p)
+			r.explain(ctx, p)
 		}
 		if !p.next.IsZero() {
 			wake.Reset(time.Until(p.next))
@@ -102,27 +78,11 @@ func (r *Registrar) observe(u any) {
 	case docker.Event:
 		r.metrics.events.Inc()
 		r.happened(u)
-	case docker.Connected:
-		r.settle("docker events", r.failed(u.Err))
-	case docker.Described:
-		if r.hostErr = r.failed(u.Err); u.Err == nil {
-			r.base, r.described = u.Host, true
-			r.describe()
+	case connected:
+		if u.err == nil || r.firstAt.IsZero() {
+			r.look() // for what happened before
 		}
-	case docker.Listed:
-		if r.listErr = r.failed(u.Err); u.Err == nil {
-			r.list(u.IDs)
-		}
-	case docker.Inspected:
-		u.Err = r.failed(u.Err)
-		r.inspected(u)
-	case nodeNow:
-		if r.asking.Done(u.err); u.err != nil {
-			r.asked = r.asked || (r.consul != nil && r.reading.Err == nil)
-			break
-		}
-		r.asked, r.outdated, r.node = true, false, u.Node
-		r.describe()
+		r.settle("docker events", r.failed(u.err))
 	case probed:
 		switch {
 		case u.cancel == nil: // nobody waits for it any more
@@ -131,38 +91,53 @@ func (r *Registrar) observe(u any) {
 		default:
 			u.probe.ready = true
 		}
-	case heldNow:
-		r.read(u.State, r.failed(u.err))
-	case applied:
-		r.applied(u)
-	case beaten:
-		b := r.beat(u.instance, u.Check)
-		if b.Done(r.failed(u.err)); u.err != nil {
-			r.stale = true
-			return
-		}
-		b.last = u.at
-		if was := u.Said(r.consul[u.instance]); was != nil && was.Status != u.Status {
-			r.opts.Log.Info("check is "+u.Status, "instance", u.instance, "check", was.Name, "was", was.Status)
+	case ended:
+		if r.calls[u.key] == u.call { // else it was for a container that is gone
+			r.ended(u)
 		}
 	}
 }
 
-// applied takes in the end of an operation. That Consul refuses one instance is no failure: it says so, and what was
-// registered before stays.
-func (r *Registrar) applied(u applied) {
+// ended takes in the end of a call. That Consul refuses a registration is no failure of it: the refusal is logged, and
+// what was registered before stays.
+func (r *Registrar) ended(u ended) {
+	u.call.ended = r.tick()
 	var refusal *agent.Refusal
-	if !errors.As(u.err, &refusal) {
-		r.done(u.lane, u.Change, r.failed(u.err))
+	if errors.As(u.err, &refusal) {
+		msg := "not registered: consul refuses it; berth asks again at the next resync"
+		if r.consul[u.id].Held() {
+			msg = "stays registered as it was: consul refuses the change; berth asks again at the next resync"
+		}
+		r.opts.Log.Error(msg, "service", u.change.Desired.Name, "instance", u.id, "err", errors.Unwrap(refusal.Err))
+		r.refused[u.id] = u.change.Desired.Instance
+		delete(r.calls, u.key)
 		return
 	}
-	msg := "not registered: consul refuses it; berth asks again at the next resync"
-	if r.consul[u.ID].Held() {
-		msg = "stays registered as it was: consul refuses the change; berth asks again at the next resync"
+	if u.err != nil {
+		if u.Done(r.failed(u.err)); u.kind.writes() {
+			r.read.wanted = r.tick()
+		}
+		return
 	}
-	r.opts.Log.Error(msg, "service", u.Desired.Name, "instance", u.ID, "err", errors.Unwrap(refusal.Err))
-	r.refused[u.ID] = u.Desired.Instance
-	delete(r.ops, u.lane)
+	u.at = time.Now()
+	switch u.kind {
+	case changing, draining:
+		r.applied(u.call, u.change)
+		return // its failures count until it is seen to have had its effect
+	case describing:
+		r.describe(u.answer.(label.Host), u.began)
+	case listing:
+		r.list(u.answer.([]string), u.began)
+	case inspecting:
+		r.inspected(r.containers[u.id], u.answer.(docker.Inspected), u.began)
+	case reading:
+		r.hold(u.answer.(agent.State), u.began)
+	case beating:
+		if was := u.beat.Said(r.consul[u.id]); was != nil && was.Status != u.beat.Status {
+			r.opts.Log.Info("check is "+u.beat.Status, "instance", u.id, "check", was.Name, "was", was.Status)
+		}
+	}
+	u.Done(nil)
 }
 
 // failed counts an error.
@@ -173,7 +148,35 @@ func (r *Registrar) failed(err error) error {
 	return err
 }
 
-// carryOut starts what is planned.
+// make makes a call in the background.
+func (r *Registrar) make(ctx context.Context, p planned) {
+	c := r.begin(p.key)
+	r.work.Go(func() {
+		answer, err := r.call(ctx, p)
+		r.updates.Add(ended{p, c, answer, err})
+	})
+}
+
+func (r *Registrar) call(ctx context.Context, p planned) (answer any, err error) {
+	switch p.kind {
+	case describing:
+		ctx, cancel := context.WithTimeout(ctx, hostTimeout)
+		defer cancel()
+		return r.opts.Host(ctx)
+	case listing:
+		return docker.List(ctx, r.opts.Docker, r.opts.KeepFailed)
+	case inspecting:
+		return docker.Inspect(ctx, r.opts.Docker, p.id, r.opts.Tags)
+	case reading:
+		return r.agent.Read(ctx, "")
+	case beating:
+		return nil, r.agent.Beat(ctx, p.beat)
+	default:
+		return nil, r.agent.Apply(ctx, p.change)
+	}
+}
+
+// carryOut does what is planned beside calls.
 func (r *Registrar) carryOut(ctx context.Context, p plan) {
 	for probe := range r.probing {
 		if !p.waiting[probe] {
@@ -192,43 +195,15 @@ func (r *Registrar) carryOut(ctx context.Context, p plan) {
 		r.opts.Log.Warn("back in service when it is ready: it was told to stop and runs on", "container", t.Name)
 		r.revive(t)
 	}
-	for _, l := range p.verified {
-		delete(r.ops, l)
+	for _, k := range p.settled {
+		delete(r.calls, k)
 	}
-	for _, l := range p.differs {
-		r.start(l)
-		r.done(l, agent.Change{}, r.failed(fmt.Errorf("%s: consul does not hold what was written", l.id)))
+	for _, k := range p.differs {
+		r.calls[k].applied = agent.Change{}
+		r.calls[k].Done(r.failed(fmt.Errorf("%s: consul does not hold what was written", k.id)))
 	}
-	for _, c := range p.changes {
-		r.apply(ctx, c)
-	}
-	for _, b := range p.beats {
-		r.beat(b.instance, b.Check).Start()
-		r.work.Go(func() {
-			at := time.Now()
-			err := r.beatSlots.do(ctx, func() error { return r.agent.Beat(ctx, b.Heartbeat) })
-			r.updates.Add(beaten{b, at, err})
-		})
-	}
-	if p.read {
-		r.startRead()
-		r.work.Go(func() {
-			have, err := r.agent.Read(ctx, "")
-			r.updates.Add(heldNow{have, err})
-		})
-	}
-	if p.ask {
-		r.asking.Start()
-		r.work.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, agent.Timeout)
-			defer cancel()
-			node, err := r.opts.Node(ctx)
-			r.updates.Add(nodeNow{node, err})
-		})
-	}
-	// What was changed here may change the plan.
-	if len(p.revive)+len(p.differs)+len(p.verified) > 0 {
-		r.updates.Add(nil)
+	if len(p.revive)+len(p.settled)+len(p.differs) > 0 {
+		r.updates.Add(nil) // with that the plan is another one
 	}
 }
 
@@ -263,25 +238,12 @@ func (r *Registrar) signal(ctx context.Context, t *tracked) {
 	})
 }
 
-// apply makes a change in the background.
-func (r *Registrar) apply(ctx context.Context, c agent.Change) {
-	l, slots := lane{c.ID, c.Drain}, r.opSlots
-	if c.Drain {
-		slots = r.drainSlots
-	}
-	r.start(l)
-	r.work.Go(func() {
-		err := slots.do(ctx, func() error { return r.agent.Apply(ctx, c) })
-		r.updates.Add(applied{l, c, err})
-	})
-}
-
 // explain shows how things are, in the metrics, in what Ready says, and in the log when it changes. Nobody is bothered
 // with containers that nobody meant to be registered; berth registrar --once --dry-run lists them all.
 func (r *Registrar) explain(ctx context.Context, p plan) {
 	running := 0
 	for _, t := range r.containers {
-		if t.inspected && t.failure == "" {
+		if t.inspected() && t.failure == "" {
 			running++
 		}
 	}
@@ -291,7 +253,7 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 	if ctx.Err() != nil {
 		return
 	}
-	if p.docker != nil || (r.described && r.seen()) {
+	if p.docker != nil || (r.described.got > 0 && r.known(true)) {
 		r.settle("docker", p.docker)
 	}
 	if p.consul != nil || p.complete || r.synced {
@@ -319,16 +281,6 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 			r.opts.Log.Warn("registrations with this host's name belong to another Docker engine and are left alone: if that engine is gone, deregister them", "instances", orphans)
 		}
 	}
-}
-
-// seen says whether all containers were inspected, or cannot be.
-func (s *state) seen() bool {
-	for _, t := range s.containers {
-		if !t.inspected && t.err == nil {
-			return false
-		}
-	}
-	return !s.listedAt.IsZero()
 }
 
 // verdict says what a reason means for a container that registers something, or nothing.

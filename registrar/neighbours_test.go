@@ -1,7 +1,6 @@
 package registrar
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -49,7 +48,6 @@ func TestCallsThatHang(t *testing.T) {
 		{name: "inspect of another container", hangs: []string{"inspect other"}, registers: true, drains: true},
 		{name: "list", hangs: []string{"list"}, registers: true, drains: true},
 		{name: "the host's description", hangs: []string{"host"}, registers: true, drains: true},
-		{name: "the node's description", hangs: []string{"node"}, registers: true, drains: true},
 		{name: "the stop signal of another container", hangs: []string{"kill other"}, registers: true, drains: true},
 		{name: "draining another instance", hangs: []string{"enable vm:other:80"}, registers: true, drains: true},
 		{name: "resuming another instance", hangs: []string{"disable vm:paused:80"}, registers: true, drains: true},
@@ -57,13 +55,12 @@ func TestCallsThatHang(t *testing.T) {
 		{name: "registering another instance", hangs: []string{"register vm:more:80"}, registers: true, drains: true},
 		{name: "the heartbeat of another instance", hangs: []string{"update vm:other:80:check-1"}, registers: true, drains: true},
 		{name: "reading what Consul holds", hangs: []string{"services", "checks"}, drains: true},
-		{name: "all of Consul", hangs: []string{"services", "checks", "node", "register", "deregister", "enable", "disable", "update"}},
+		{name: "all of Consul", hangs: []string{"services", "checks", "host", "register", "deregister", "enable", "disable", "update"}},
 	} {
 		for _, after := range []time.Duration{0, 2 * time.Second, 90 * time.Second} {
 			t.Run(fmt.Sprint(tt.name, " for ", after), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					w := newWorld()
-					w.opts.Node = func(ctx context.Context) (Node, error) { return Node{Address: "192.0.2.1"}, w.call(ctx, "node", "") }
 					_, stop := w.run(t)
 					defer stop()
 					for i := range 7 {
@@ -153,8 +150,7 @@ func TestDockerHangs(t *testing.T) {
 func TestConsulHangsAtTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		w.opts.Node = func(ctx context.Context) (Node, error) { return Node{}, w.call(ctx, "node", "") }
-		w.hang(true, "services", "checks", "node")
+		w.hang(true, "services", "checks")
 		w.create("a", "10.0.0.1", "SERVICE_STOP_SIGNAL=TERM").Config.StopSignal = "SIGCONT"
 		_, stop := w.run(t)
 		defer stop()
@@ -169,7 +165,6 @@ func TestOperationThatKeepsFailing(t *testing.T) {
 		t.Run(operation, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld()
-				w.opts.Node = nil
 				w.host.TTL = 15 * time.Second
 				r, stop := w.run(t)
 				defer stop()
@@ -279,21 +274,12 @@ func TestInspectedLateIsAdopted(t *testing.T) {
 func TestNodeKnownLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		known := false
-		w.opts.Node = func(context.Context) (n Node, err error) {
-			w.do(func() {
-				if n.Address = "192.0.2.1"; !known {
-					n, err = Node{}, errors.New("rpc error: no leader")
-				}
-			})
-			return n, err
-		}
 		w.create("a", "").HostConfig = &fsouza.HostConfig{NetworkMode: "host"}
 		_, stop := w.run(t)
 		defer stop()
 		w.event("start", "a")
 		w.expect(t, time.Second, "vm:a:80")
-		w.do(func() { w.History = nil; known = true })
+		w.do(func() { w.History = nil; w.host.NodeAddress = "192.0.2.1" })
 		time.Sleep(10 * time.Minute)
 		w.expect(t, 0, "vm:a:80")
 		if len(w.History) > 0 || w.called("try") > 0 {
@@ -482,5 +468,66 @@ func TestOlderGetsTheID(t *testing.T) {
 				t.Errorf("it is registered for %s", got)
 			}
 		})
+	})
+}
+
+// However many containers hang, all others are inspected, and those that hang are asked about rarely.
+func TestContainersThatHang(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		for i := range 31 {
+			w.listen(fmt.Sprintf("10.0.0.%d:80", i))
+		}
+		for i := range 30 {
+			id := fmt.Sprintf("c%02d", i)
+			w.create(id, fmt.Sprintf("10.0.0.%d", i))
+			w.hang(i < 7, "inspect "+id)
+		}
+		r, stop := w.run(t)
+		defer stop()
+		registered := func() int { return len(strings.Fields(w.Registered())) }
+		w.expectThat(t, patience+10*time.Millisecond, "the 23 that do not hang", func() bool { return registered() == 23 })
+		time.Sleep(15 * time.Second)
+		if err := r.Ready(); err == nil || !strings.Contains(err.Error(), "inspect container c00: context deadline exceeded") {
+			t.Errorf("Ready() = %v, want the reason", err)
+		}
+		w.start("new", "10.0.0.30")
+		w.expectThat(t, 10*time.Millisecond, "one that starts later", func() bool { return w.has("vm:new:80") })
+		before := w.called("inspect c00")
+		time.Sleep(10 * time.Minute)
+		if n := w.called("inspect c00") - before; n < 10 || n > 62 {
+			t.Errorf("one that hangs was asked about %d times in ten minutes", n)
+		}
+		for i := range 7 {
+			w.hang(false, fmt.Sprintf("inspect c%02d", i))
+		}
+		w.expectThat(t, 20*time.Second, "all", func() bool { return registered() == 31 })
+	})
+}
+
+// What Docker says of a container is not believed if the container has ended or started anew meanwhile.
+func TestInspectedTooEarly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		defer stop()
+		w.listen("10.0.0.1:80")
+		w.do(func() { w.slow = time.Second })
+		w.start("a", "10.0.0.1")
+		time.Sleep(10 * time.Millisecond)
+		w.event("die", "a")
+		time.Sleep(5 * time.Second)
+		w.expect(t, 0, "")
+		// The first of two answers is about what was before the change.
+		w.start("b", "10.0.0.9")
+		time.Sleep(10 * time.Millisecond)
+		w.change("b", func(c *fsouza.Container) {
+			c.NetworkSettings = &fsouza.NetworkSettings{Networks: map[string]fsouza.ContainerNetwork{"front": {IPAddress: "10.0.0.1"}}}
+		})
+		w.event("rename", "b")
+		w.expect(t, 3*time.Second, "vm:b:80")
+		if n := w.called("inspect b"); n != 2 {
+			t.Errorf("inspected %d times, want 2", n)
+		}
 	})
 }

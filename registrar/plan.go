@@ -24,6 +24,10 @@ const (
 	// together is how long what was written waits for more that is under way, to be read back together.
 	together = 50 * time.Millisecond
 
+	// Calls of one kind at the same time.
+	parallel       = 8
+	parallelDrains = 32
+
 	// patience is how long the first registrations wait for containers to be inspected, so that of several that want one
 	// service ID the oldest gets it.
 	patience = time.Second
@@ -31,31 +35,30 @@ const (
 
 // plan is what is to be done now, and what there is to say.
 type plan struct {
-	start    []*instance     // to be probed
-	waiting  map[*probe]bool // instances that are not ready; no other is to be probed
-	signals  []*tracked      // to be sent the signal of their drain
-	revive   []*tracked      // told to stop, and run on
-	changes  []agent.Change
-	verified []lane // Consul holds what was written
-	differs  []lane // it does not
-	beats    []beat
-	read     bool // Consul
-	ask      bool // about the node
+	start   []*instance     // to be probed
+	waiting map[*probe]bool // instances that are not ready; no other is to be probed
+	signals []*tracked      // to be sent the signal of their drain
+	revive  []*tracked      // told to stop, and run on
+	calls   []planned       // to be made
+	settled []key           // nothing is expected of these calls any more
+	differs []key           // Consul does not hold what these have written
 
 	rejections []rejection
 	orphans    []string // service IDs that another Docker engine has left behind
 	instances  int      // registered, or about to be
-	pending    int      // instances that have time yet to be ready
-	complete   bool     // all that exists is known, and Consul holds what it should as far as it can
+	unready    int      // instances that have time yet to be ready
+	known      bool     // Docker and Consul have told everything there is
+	complete   bool     // and Consul holds what it should, as far as it can
 	docker     error    // what does not work
 	consul     error
 	next       time.Time // when time alone changes any of this
 }
 
-// beat is a heartbeat that is due.
-type beat struct {
-	instance string
-	agent.Heartbeat
+// planned is a call to be made.
+type planned struct {
+	key
+	change agent.Change
+	beat   agent.Heartbeat
 }
 
 // rejection is why something of a container is not registered.
@@ -68,27 +71,30 @@ type planner struct {
 	now     time.Time
 	desired map[string]bool   // service IDs that stand or are to stand
 	holding map[*tracked]bool // what Consul holds of them stays until all of them is registered
-	looked  map[lane]bool
+	looked  map[key]bool      // changes for which there is a reason
+	busy    map[kind]int      // calls under way
+	again   map[kind]int      // of these, such as failed before
 }
 
 // plan says what is to be done. It starts nothing and changes nothing.
 func (s *state) plan(now time.Time) plan {
-	p := &planner{state: s, now: now, desired: map[string]bool{}, holding: map[*tracked]bool{}, looked: map[lane]bool{}}
+	p := &planner{state: s, now: now, desired: map[string]bool{}, holding: map[*tracked]bool{}, looked: map[key]bool{}, busy: map[kind]int{}, again: map[kind]int{}}
 	p.plan.waiting = map[*probe]bool{}
+	p.underWay()
 	p.drains()
+	p.questions()
 	instances, rejections := s.all()
 	p.plan.rejections = rejections
 	for _, i := range instances {
 		p.instance(i)
 	}
-	if s.described { // else it is not known which registrations are the registrar's own
+	if s.described.got > 0 { // else it is not known which registrations are the registrar's own
 		for _, id := range slices.Sorted(maps.Keys(s.consul)) {
 			p.registered(s.consul[id])
 		}
 	}
-	p.finished()
-	p.calls()
-	p.status()
+	p.reads()
+	p.ends()
 	return p.plan
 }
 
@@ -110,6 +116,91 @@ func (p *planner) drains() {
 				p.at(d.at)
 			}
 		}
+	}
+}
+
+// underWay counts the calls under way, and gathers what does not work, in the order of its words: what is logged would
+// change from one try to the next.
+func (p *planner) underWay() {
+	var docker, consul []error
+	for k, c := range p.calls {
+		if c.Busy {
+			p.busy[k.kind]++
+			if c.Err != nil {
+				p.again[k.kind]++
+			}
+		}
+		switch {
+		case c.Err == nil:
+		case slices.Contains([]kind{describing, listing, inspecting}, k.kind):
+			docker = append(docker, c.Err)
+		default:
+			consul = append(consul, c.Err)
+		}
+	}
+	byText := func(a, b error) int { return strings.Compare(a.Error(), b.Error()) }
+	slices.SortFunc(docker, byText)
+	slices.SortFunc(consul, byText)
+	p.plan.docker, p.plan.consul = errors.Join(docker...), errors.Join(consul...)
+}
+
+// call plans a call, unless it is under way, failed a moment ago, or there are too many of its kind. Calls that failed
+// before leave half of the places to others: they may hang again.
+func (p *planner) call(c planned) {
+	limit := parallel
+	if c.kind == draining {
+		limit = parallelDrains
+	}
+	last := p.calls[c.key]
+	failed := last != nil && last.Err != nil
+	switch {
+	case last != nil && last.Busy:
+	case last != nil && p.now.Before(last.At):
+		p.at(last.At)
+	case p.busy[c.kind] >= limit || (failed && p.again[c.kind] >= limit/2): // the end of one of them makes a new plan
+	default:
+		p.busy[c.kind]++
+		if failed {
+			p.again[c.kind]++
+		}
+		p.plan.calls = append(p.plan.calls, c)
+	}
+}
+
+// questions plans what Docker is to be asked.
+func (p *planner) questions() {
+	if p.described.stale() {
+		p.call(planned{key: key{kind: describing}})
+	}
+	// Every new event stream has everything listed. Without one it is done all the same, a little later.
+	if relist := p.listedAt.Add(p.opts.Resync * 5 / 4); p.listed.stale() || (!p.listedAt.IsZero() && !p.now.Before(relist)) {
+		p.call(planned{key: key{kind: listing}})
+	} else if !p.listedAt.IsZero() {
+		p.at(relist)
+	}
+	for _, id := range slices.Sorted(maps.Keys(p.containers)) {
+		if p.containers[id].seen.stale() {
+			p.call(planned{key: key{kind: inspecting, id: id}})
+		}
+	}
+}
+
+// reads plans when to read what Consul holds: now and then, and soon after it was changed.
+func (p *planner) reads() {
+	due := p.readAt.Add(reread)
+	for k, c := range p.calls {
+		switch written := c.at; {
+		case !p.pending(c):
+		case p.busy[k.kind] > 0:
+			due = async.Earliest(due, written.Add(together))
+		default:
+			due = async.Earliest(due, written)
+		}
+	}
+	if p.read.stale() || !p.now.Before(due) {
+		p.call(planned{key: key{kind: reading}})
+	} else {
+		p.at(due)
 	}
 }
 
@@ -166,9 +257,9 @@ func (p *planner) instance(i *instance) {
 		if ours {
 			p.plan.instances++
 		}
-		if op := p.ops[lane{id: d.ID}]; op != nil && op.change.Register && !op.read && !have.Held() {
+		if c := p.calls[key{kind: changing, id: d.ID}]; c != nil && c.applied.Register && p.pending(c) && !have.Held() {
 			d.Drain = reason // it was registered a moment ago
-			p.change(lane{d.ID, true}, agent.Change{ID: d.ID, Desired: d, Drain: true})
+			p.change(agent.Change{ID: d.ID, Desired: d, Drain: true})
 		}
 		return
 	}
@@ -178,7 +269,7 @@ func (p *planner) instance(i *instance) {
 			p.plan.start = append(p.plan.start, i)
 		}
 		if d.NotReady = p.overdue(i, t); d.NotReady == "" {
-			p.plan.pending++
+			p.plan.unready++
 			p.holding[t] = true
 			return
 		}
@@ -193,7 +284,7 @@ func (p *planner) instance(i *instance) {
 		p.plan.instances++
 	}
 	p.holding[t] = p.holding[t] || c.Register
-	p.change(lane{id: d.ID}, c)
+	p.change(c)
 }
 
 // overdue is why an instance is not ready though it should be, "" while there is time.
@@ -215,20 +306,14 @@ func (p *planner) overdue(i *instance, t *tracked) string {
 // heartbeats plans what is due about an instance's TTL checks.
 func (p *planner) heartbeats(d agent.Desired, have agent.Registered) {
 	for _, h := range d.Heartbeats(have, "the container runs") {
-		last := p.beats[h.Check]
-		if last == nil {
-			last = &heartbeat{}
+		k, last := key{beating, d.ID, h.Check}, time.Time{}
+		if c := p.calls[k]; c != nil {
+			last = c.at
 		}
-		due := h.Due(have, last.last)
-		if last.At.After(due) {
-			due = last.At
-		}
-		switch {
-		case last.Busy:
-		case due.After(p.now):
+		if due := h.Due(have, last); due.After(p.now) {
 			p.at(due)
-		default:
-			p.plan.beats = append(p.plan.beats, beat{d.ID, h})
+		} else {
+			p.call(planned{key: k, beat: h})
 		}
 	}
 }
@@ -243,135 +328,79 @@ func (p *planner) registered(have agent.Registered) {
 		}
 	case t != nil && t.outOfService() != "":
 		d := agent.Desired{Instance: label.Instance{ID: id, Name: have.Service}, Drain: t.outOfService()}
-		p.change(lane{id, true}, agent.Diff(d, have))
+		p.change(agent.Diff(d, have))
 	case p.desired[id]:
-	case t != nil && (t.unknown || t.ours && p.holding[t]):
-	case have.Container() == "" && !p.allInspected(): // Registrator's: it may belong to any container
+	case t != nil && (t.seen.stale() || t.ours && p.holding[t]):
+	case have.Container() == "" && !p.state.known(false): // Registrator's: it may belong to any container
 	default:
-		p.change(lane{id: id}, agent.Deregister(have.AgentService))
+		p.change(agent.Deregister(have.AgentService))
 	}
 }
 
 // isOrphan says whether a registration looks like one of this host from before its Docker engine got another ID.
 func (p *planner) isOrphan(s *api.AgentService) bool {
-	owner, engine := s.Meta[label.MetaOwner], p.base.EngineID
-	owner, _, _ = strings.Cut(owner, "/")
-	return p.allInspected() && owner != engine && s.Meta[label.MetaContainer] != "" && strings.HasPrefix(s.ID, p.host.Name+":")
+	owner, _, _ := strings.Cut(s.Meta[label.MetaOwner], "/")
+	engine, _, _ := strings.Cut(p.own.Owner, "/")
+	return p.state.known(false) && owner != engine && s.Meta[label.MetaContainer] != "" && strings.HasPrefix(s.ID, p.host.Name+":")
 }
 
-// allInspected says whether all containers that exist are known.
-func (p *planner) allInspected() bool {
-	for _, t := range p.containers {
-		if !t.inspected {
-			return false
-		}
+// change plans a change of an instance, if there is one to be made, when it is seen what became of the one before.
+func (p *planner) change(c agent.Change) {
+	k := key{kind: changing, id: c.ID}
+	if c.Drain || c.Desired.Drain != "" {
+		k.kind = draining
 	}
-	return !p.listedAt.IsZero()
-}
-
-// change plans a change of an instance if there is one to be made, and its lane is free.
-func (p *planner) change(l lane, c agent.Change) {
-	p.looked[l] = true
-	op := p.ops[l]
+	p.looked[k] = true
+	last := p.calls[k]
 	switch {
-	case op == nil && c.Empty():
-	case op == nil:
-		if p.open(l) {
-			p.plan.changes = append(p.plan.changes, c)
-		}
-	case op.Busy || (!op.change.Empty() && !op.read):
+	case last != nil && (last.Busy || p.pending(last)):
 	case c.Empty():
-		p.plan.verified = append(p.plan.verified, l)
-	case c.String() == op.change.String() && reflect.DeepEqual(c.Desired.Instance, op.change.Desired.Instance):
-		p.plan.differs = append(p.plan.differs, l)
-	case p.now.Before(op.At):
-		p.at(op.At)
-	case p.open(l):
-		p.plan.changes = append(p.plan.changes, c)
+		if last != nil {
+			p.plan.settled = append(p.plan.settled, k)
+		}
+	case last != nil && c.String() == last.applied.String() && reflect.DeepEqual(c.Desired.Instance, last.applied.Desired.Instance):
+		p.plan.differs = append(p.plan.differs, k)
+	case p.open(k):
+		p.call(planned{key: k, change: c})
 	}
 }
 
-// open says whether operations may be made. A drain needs nothing; after a failure it waits for an agent that answers.
-func (p *planner) open(l lane) bool {
-	answers := p.consul != nil && p.reading.Err == nil
-	if l.drain {
-		return answers || p.ops[l] == nil
+// answers says whether Consul answered when it was last read.
+func (p *planner) answers() bool {
+	c := p.calls[key{kind: reading}]
+	return p.consul != nil && (c == nil || c.Err == nil)
+}
+
+// open says whether a change may be made. A drain needs nothing; after a failure it waits for a Consul that answers.
+func (p *planner) open(k key) bool {
+	if k.kind == draining {
+		return p.answers() || p.calls[k] == nil
 	}
-	if p.listedAt.IsZero() || !p.described || !p.asked || !answers {
+	if p.firstAt.IsZero() || p.described.got == 0 || !p.answers() {
 		return false
 	}
-	if limit := p.listedAt.Add(patience); p.now.Before(limit) {
-		for _, t := range p.containers {
-			if !t.inspected && t.err == nil {
-				p.at(limit)
-				return false
-			}
-		}
+	if c := p.calls[key{kind: describing}]; p.described.got < p.gate && (c == nil || c.ended < p.gate) {
+		return false
 	}
-	return true
+	limit := p.firstAt.Add(patience)
+	if !p.now.Before(limit) || p.state.known(true) {
+		return true
+	}
+	p.at(limit)
+	return false
 }
 
-// finished takes operations off the list that nothing is expected of any more.
-func (p *planner) finished() {
-	for l, op := range p.ops {
-		if !p.looked[l] && !op.Busy && (op.change.Empty() || op.read) {
-			p.plan.verified = append(p.plan.verified, l)
+// ends plans for calls that have ended, and says how far everything is. While Consul does not answer it is kept that a
+// change failed, so that it is not made again for each start and end of its container.
+func (p *planner) ends() {
+	underWay := len(p.plan.calls) > 0
+	for k, c := range p.calls {
+		underWay = underWay || (c.Busy && k.kind != beating) || p.pending(c)
+		away := c.Err != nil && !p.answers()
+		if (k.kind == changing || k.kind == draining) && !p.looked[k] && !c.Busy && !away && !p.pending(c) {
+			p.plan.settled = append(p.plan.settled, k)
 		}
 	}
-}
-
-// calls plans what is to be asked for.
-func (p *planner) calls() {
-	busy, written := false, time.Time{}
-	for _, op := range p.ops {
-		busy = busy || op.Busy
-		if !op.Busy && !op.change.Empty() && !op.read {
-			written = async.Earliest(written, op.endedAt)
-		}
-	}
-	due := p.readAt.Add(reread)
-	switch {
-	case p.consul == nil || p.stale:
-		due = p.now
-	case !written.IsZero() && busy:
-		due = async.Earliest(due, written.Add(together))
-	case !written.IsZero():
-		due = p.now
-	}
-	when := func(a *async.Attempt, due time.Time) bool {
-		if a.At.After(due) {
-			due = a.At
-		}
-		if due.After(p.now) && !a.Busy {
-			p.at(due)
-		}
-		return !a.Busy && !due.After(p.now)
-	}
-	p.plan.read = when(&p.reading, due)
-	p.plan.ask = p.outdated && when(&p.asking, p.now)
-	p.plan.complete = p.open(lane{}) && p.allInspected() && !busy && written.IsZero() && len(p.plan.changes) == 0 && !p.reading.Busy && !p.plan.read
-}
-
-// status gathers what does not work.
-func (p *planner) status() {
-	var docker, consul []error
-	for _, t := range p.containers {
-		docker = append(docker, t.err)
-	}
-	for _, op := range p.ops {
-		consul = append(consul, op.Err)
-	}
-	for _, b := range p.beats {
-		consul = append(consul, b.Err)
-	}
-	p.plan.docker = errors.Join(p.hostErr, p.listErr, join(docker))
-	p.plan.consul = errors.Join(p.reading.Err, join(consul))
-}
-
-// join joins errors in the order of their words, and not in the order in which they came: what is logged would change
-// from one try to the next.
-func join(errs []error) error {
-	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
-	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	return errors.Join(errs...)
+	p.plan.known = p.open(key{kind: changing}) && p.state.known(false)
+	p.plan.complete = p.plan.known && !underWay
 }

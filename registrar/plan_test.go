@@ -2,6 +2,7 @@ package registrar
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -25,27 +26,26 @@ var me = agent.Ownership{Owner: "me"}
 func known(opts Options, containers ...label.Container) *state {
 	opts.ReadyTimeout = 30 * time.Second
 	s := newState(opts)
-	s.base, s.described = label.Host{Name: "vm", EngineID: "me", Networks: []string{"front"}}, true
-	s.describe()
+	s.describe(label.Host{Name: "vm", EngineID: "me", Networks: []string{"front"}, NodeAddress: "192.0.2.1"}, s.tick())
 	var ids []string
 	for _, c := range containers {
 		ids = append(ids, c.ID)
 	}
-	s.list(ids)
+	s.list(ids, s.tick())
 	for _, c := range containers {
-		s.inspected(docker.Inspected{ID: c.ID, Running: true, Container: c})
+		s.inspected(s.containers[c.ID], docker.Inspected{Running: true, Container: c}, s.tick())
 	}
 	return s
 }
 
 // holds has Consul hold something, by a read that has just come.
 func (s *state) holds(t interface{ Fatal(...any) }, fake *agenttest.Agent) {
-	s.startRead()
+	began := s.tick()
 	have, err := agent.Agent{Client: fake}.Read(context.Background(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.read(have, nil)
+	s.hold(have, began)
 	s.adopt()
 }
 
@@ -102,18 +102,27 @@ func TestPlanProperty(t *testing.T) {
 			s.holds(t, fake)
 			allReady(s)
 			p = s.plan(time.Now())
-			for _, l := range p.verified {
-				delete(s.ops, l)
+			for _, k := range p.settled {
+				delete(s.calls, k)
 			}
 			if len(p.differs) > 0 || n > 10 {
 				t.Fatalf("it does not end: %+v", p)
 			}
-			if len(p.changes)+len(p.verified) == 0 {
-				break
+			made := len(p.settled)
+			for _, c := range p.calls {
+				if !c.writes() {
+					continue
+				}
+				made++
+				call := s.begin(c.key)
+				if err := a.Apply(context.Background(), c.change); err != nil {
+					t.Fatal(err)
+				}
+				call.ended = s.tick()
+				s.applied(call, c.change)
 			}
-			for _, c := range p.changes {
-				s.start(lane{c.ID, c.Drain})
-				s.done(lane{c.ID, c.Drain}, c, a.Apply(context.Background(), c))
+			if made == 0 {
+				break
 			}
 		}
 		for id, was := range others {
@@ -197,8 +206,10 @@ func TestUnique(t *testing.T) {
 
 // changesOf are the changes of a plan in a few words.
 func changesOf(p plan) (out []string) {
-	for _, c := range p.changes {
-		out = append(out, c.String())
+	for _, c := range p.calls {
+		if c.writes() {
+			out = append(out, c.change.String())
+		}
 	}
 	slices.Sort(out)
 	return out
@@ -232,8 +243,8 @@ func TestPlanLeavesUnknownContainers(t *testing.T) {
 		_ = a.Apply(context.Background(), agent.Change{ID: id, Register: true, Desired: agent.Prepare(owned(id, container, "me"))})
 	}
 	s := known(Options{})
-	s.list([]string{"one"})
-	s.inspected(docker.Inspected{ID: "one", Err: fmt.Errorf("500 internal error")})
+	s.list([]string{"one"}, s.tick())
+	s.begin(key{kind: inspecting, id: "one"}).Done(errors.New("500 internal error"))
 	s.holds(t, fake)
 	if got := changesOf(s.plan(time.Now())); !slices.Equal(got, []string{"deregister b"}) {
 		t.Errorf("%v, want to deregister b alone: container one could not be inspected", got)

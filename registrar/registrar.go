@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/netip"
 	"sync"
 	"text/template"
 	"time"
@@ -29,10 +28,7 @@ type Options struct {
 	Docker docker.Client
 	Events docker.Stream
 	Host   func(ctx context.Context) (label.Host, error) // asked at every resync
-	// Node says what the agent's node is like, which Host need not know. It is asked at every resync, and again soon after
-	// an error, which leaves it as it was known before. nil = Host knows.
-	Node  func(ctx context.Context) (Node, error)
-	Agent agent.Client
+	Agent  agent.Client
 
 	Resync       time.Duration      // how often everything is looked at anew without an event; 0 = 1 minute
 	ReadyTimeout time.Duration      // after that what is not ready is registered as critical; 0 = 30 s
@@ -46,26 +42,20 @@ type Options struct {
 	Metrics prometheus.Registerer // may be nil
 }
 
-// Node is the node of a Consul agent.
-type Node struct {
-	Address   string
-	Addresses []netip.Addr // further ones
-	Scripts   bool         // its agent runs checks that are programs
-}
+// hostTimeout is the deadline of a description of the host, which takes several calls.
+const hostTimeout = 30 * time.Second
 
 // Registrar keeps a Consul agent's services equal to the containers of a Docker host. One goroutine, that of Run, owns
 // all of its state but what status guards.
 type Registrar struct {
 	*state
 	agent   agent.Agent
-	watcher *docker.Watcher
 	updates *async.Updates[any]
 	try     ready.Prober
 	metrics metrics
 
-	probing                        map[*probe]bool // under way
-	opSlots, drainSlots, beatSlots slots
-	work                           sync.WaitGroup // that is under way
+	probing map[*probe]bool // under way
+	work    sync.WaitGroup  // that is under way
 
 	synced  bool            // Consul once held all that it should
 	reasons map[string]bool // already in the log
@@ -83,11 +73,10 @@ func New(opts Options) *Registrar {
 	return &Registrar{
 		state:   newState(opts),
 		agent:   agent.Agent{Client: opts.Agent, Log: opts.Log},
-		watcher: &docker.Watcher{Client: opts.Docker, Stream: opts.Events, Host: opts.Host, Tags: opts.Tags, Ended: opts.KeepFailed, Resync: opts.Resync},
 		updates: async.NewUpdates[any](),
 		try:     ready.Try,
 		metrics: newMetrics(opts.Metrics),
-		probing: map[*probe]bool{}, opSlots: make(slots, parallel), drainSlots: make(slots, parallelDrains), beatSlots: make(slots, parallel),
+		probing: map[*probe]bool{},
 		status: map[string]error{
 			"docker":        errors.New("docker was not asked yet"),
 			"docker events": nil,
@@ -120,7 +109,7 @@ func (r *Registrar) settle(what string, err error) {
 // Run works until ctx is done, and then returns nil. It leaves the registrations in place: the containers go on
 // running.
 func (r *Registrar) Run(ctx context.Context) error {
-	r.loop(ctx, func(plan) bool { return false })
+	r.loop(ctx, false, func(plan) bool { return false })
 	return nil
 }
 
@@ -128,9 +117,9 @@ func (r *Registrar) Run(ctx context.Context) error {
 // error says what was not done.
 func (r *Registrar) Once(ctx context.Context) error {
 	var err error
-	r.loop(ctx, func(p plan) bool {
+	r.loop(ctx, false, func(p plan) bool {
 		err = errors.Join(p.docker, p.consul)
-		return err != nil || (p.complete && p.pending == 0)
+		return err != nil || (p.complete && p.unready == 0)
 	})
 	return cmp.Or(err, ctx.Err())
 }

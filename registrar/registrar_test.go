@@ -32,6 +32,7 @@ type world struct {
 	dockerErr  error
 	inspectErr map[string]error
 	hangs      map[string]bool // calls to Docker that block until the caller gives up: "list", "host", "inspect a", "kill a"
+	slow       time.Duration   // what inspect takes
 	host       label.Host
 	events     chan docker.Message
 	broken     chan struct{} // closed: the event stream ends
@@ -72,6 +73,9 @@ func (w *world) call(ctx context.Context, name, id string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.calls[name]++
+	if id != "" {
+		w.calls[name+" "+id]++
+	}
 	if w.hangs[name] || w.hangs[name+" "+id] {
 		w.mu.Unlock()
 		<-ctx.Done()
@@ -155,13 +159,17 @@ func (w *world) ListContainers(o fsouza.ListContainersOptions) ([]fsouza.APICont
 }
 
 func (w *world) InspectContainerWithOptions(o fsouza.InspectContainerOptions) (*fsouza.Container, error) {
+	w.mu.Lock()
+	c, ok := w.containers[o.ID]
+	slow := w.slow
+	w.mu.Unlock()
+	time.Sleep(slow)
 	err := w.call(o.Context, "inspect", o.ID)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := errors.Join(err, w.inspectErr[o.ID]); err != nil {
 		return nil, err
 	}
-	c, ok := w.containers[o.ID]
 	if !ok {
 		return nil, &fsouza.NoSuchContainer{ID: o.ID}
 	}

@@ -18,48 +18,85 @@ import (
 
 // state is all that is known of Docker, of what the instances say, and of Consul. The loop owns it.
 type state struct {
-	opts Options
-	own  agent.Ownership
+	opts  Options
+	own   agent.Ownership
+	clock int           // counts events, and beginnings and ends of calls: what came first
+	calls map[key]*call // under way, to be made again, or not seen to have had their effect
 
 	// Docker.
-	base       label.Host // as Docker describes it
-	node       Node       // of the Consul agent
-	host       label.Host // both together
-	described  bool       // base is known
-	listedAt   time.Time  // when all containers were known by their ID for the first time
+	host       label.Host
+	described  fresh
+	listed     fresh
+	listedAt   time.Time // the last time
+	firstAt    time.Time // the first time
 	containers map[string]*tracked
-	hostErr    error
-	listErr    error
 
 	// Consul.
-	asking   async.Attempt // about the node
-	asked    bool          // about the node: it is known, or Consul tells everything else but that
-	outdated bool          // the node may have changed
-	consul   agent.State   // nil until it was read
-	reading  async.Attempt
-	readAt   time.Time // when it was read
-	stale    bool      // it is to be read
-	clock    int       // counts ends of operations and beginnings of reads
-	began    int       // clock at the beginning of the last read
-	ops      map[lane]*operation
-	beats    map[string]*heartbeat     // by check ID
-	refused  map[string]label.Instance // by Consul, since the last list
+	consul  agent.State // nil until it was read
+	read    fresh
+	readAt  time.Time
+	gate    int                       // clock of the description of the host that registrations wait for
+	refused map[string]label.Instance // by Consul, since the last list
+}
+
+// fresh says whether something is to be asked for.
+type fresh struct {
+	wanted int // clock when there was a reason to; 0 = it was not asked for
+	got    int // clock at the beginning of the last call that succeeded; 0 = there was none
+}
+
+func (f fresh) stale() bool { return f.wanted > f.got }
+
+// kind is a kind of call.
+type kind string
+
+const (
+	describing kind = "describe the host"
+	listing    kind = "list"
+	inspecting kind = "inspect"
+	reading    kind = "read"
+	changing   kind = "change"
+	draining   kind = "drain"
+	beating    kind = "heartbeat"
+)
+
+// writes says whether a call changes what Consul holds.
+func (k kind) writes() bool { return k == changing || k == draining || k == beating }
+
+// key tells calls apart: of each there is one at a time. A drain does not wait for another change of its instance.
+type key struct {
+	kind
+	id    string // of the container or the instance; "" = for all
+	check string // of a heartbeat
+}
+
+// call is the last one of its key.
+type call struct {
+	async.Attempt
+	began, ended int // clock
+	at           time.Time
+	applied      agent.Change // what succeeded and is to be seen by a read that began after the end
 }
 
 // tracked is a container that runs or, with KeepFailed, has failed.
 type tracked struct {
 	id string
 	label.Container
-	inspected bool  // Container is known
-	unknown   bool  // it is to be inspected: until then its registrations stay
-	err       error // why it could not be inspected
+	seen      fresh // by inspecting it: while that is stale its registrations stay
+	since     int   // clock when it was known first
 	adopt     bool  // what Consul holds of it from before is to be looked at
 	ours      bool  // what Consul holds of it was made for its present run
 	failure   string
-	kills     []int // signals it was sent that are to be judged once enough is known
+	kills     []kill // that are to be judged once enough is known
 	drain     *drain
 	instances []*instance
 	reasons   []string // why some of it is not registered
+}
+
+// kill is a signal that a container was sent.
+type kill struct {
+	signal int
+	at     time.Time
 }
 
 // instance is one of a container's, prepared for comparison, with what it says.
@@ -84,28 +121,6 @@ type drain struct {
 	at     time.Time // when
 }
 
-// lane is where the operations on an instance queue. A drain does not queue behind another operation.
-type lane struct {
-	id    string
-	drain bool
-}
-
-// operation is the last operation on an instance. It ends when a read that began after it shows what it did.
-type operation struct {
-	async.Attempt
-	change  agent.Change // that was applied, empty if none was
-	ended   int          // clock at its end
-	endedAt time.Time
-	read    bool // Consul was read since
-}
-
-// heartbeat is the last word to Consul about a TTL check.
-type heartbeat struct {
-	async.Attempt
-	instance string
-	last     time.Time // when Consul heard it
-}
-
 const (
 	// stopping begins the reason for which a container that was told to stop is out of service.
 	stopping = "the container is being stopped by "
@@ -117,30 +132,41 @@ const (
 )
 
 func newState(opts Options) *state {
-	s := &state{
-		opts:       opts,
-		containers: map[string]*tracked{},
-		asked:      opts.Node == nil,
-		outdated:   opts.Node != nil,
-		stale:      true,
-		ops:        map[lane]*operation{},
-		beats:      map[string]*heartbeat{},
-		refused:    map[string]label.Instance{},
-	}
+	s := &state{opts: opts, calls: map[key]*call{}, containers: map[string]*tracked{}, refused: map[string]label.Instance{}}
+	s.read.wanted = s.tick()
 	if opts.Adopt != "" {
 		s.own.Adopt = agent.RegistratorIDs(opts.Adopt)
 	}
 	return s
 }
 
+func (s *state) tick() int {
+	s.clock++
+	return s.clock
+}
+
+// begin takes note of a call that is being made.
+func (s *state) begin(k key) *call {
+	c := s.calls[k]
+	if c == nil {
+		c = &call{}
+		s.calls[k] = c
+	}
+	c.Busy, c.began, c.applied = true, s.tick(), agent.Change{}
+	return c
+}
+
+// inspected says whether a container is known by more than its ID.
+func (t *tracked) inspected() bool { return t.seen.got > 0 }
+
+// look has Docker asked for everything.
+func (s *state) look() { s.listed.wanted, s.described.wanted = s.tick(), s.tick() }
+
 // describe takes in what the host is like. What changes with it is the containers' instances.
-func (s *state) describe() {
-	h := s.base
+func (s *state) describe(h label.Host, began int) {
+	s.described.got = began
 	if s.opts.Owner != "" {
 		h.EngineID += "/" + s.opts.Owner
-	}
-	if s.opts.Node != nil {
-		h.NodeAddress, h.Addresses, h.Scripts = s.node.Address, s.node.Addresses, h.Scripts && s.node.Scripts
 	}
 	if reflect.DeepEqual(h, s.host) {
 		return
@@ -152,25 +178,26 @@ func (s *state) describe() {
 	}
 }
 
-// list makes the containers that exist known, and drops all others.
-func (s *state) list(ids []string) {
+// list makes the containers that exist known, and drops all others, but for those that are newer than the list.
+func (s *state) list(ids []string, began int) {
 	there := map[string]bool{}
 	for _, id := range ids {
 		there[id] = true
 		if s.containers[id] == nil {
-			s.containers[id] = &tracked{id: id, adopt: true}
+			s.containers[id] = &tracked{id: id, since: s.tick(), adopt: true}
 		}
-		s.containers[id].unknown = true
+		s.containers[id].seen.wanted = s.tick()
 	}
-	for id := range s.containers {
-		if !there[id] {
+	for id, t := range s.containers {
+		if !there[id] && t.since < began {
 			s.drop(id)
 		}
 	}
-	if s.listedAt.IsZero() {
-		s.listedAt = time.Now()
+	s.listed.got, s.listedAt = began, time.Now()
+	if s.firstAt.IsZero() {
+		s.firstAt = s.listedAt
 	}
-	s.stale, s.outdated = true, s.opts.Node != nil
+	s.read.wanted = s.tick()
 	clear(s.refused)
 }
 
@@ -179,15 +206,20 @@ func (s *state) happened(ev docker.Event) {
 	t := s.containers[ev.ID]
 	switch {
 	case ev.Action == docker.Started: // whatever is known concerns a process that is gone
-		s.containers[ev.ID] = &tracked{id: ev.ID, unknown: true}
+		s.drop(ev.ID)
+		t = &tracked{id: ev.ID, since: s.tick()}
+		t.seen.wanted = t.since
+		s.containers[ev.ID] = t
 	case t == nil:
 	case ev.Action == docker.Changed:
-		t.unknown = true
+		t.seen.wanted = s.tick()
 	case ev.Action == docker.Killed:
-		t.kills = append(t.kills, ev.Signal)
+		t.kills = append(t.kills, kill{ev.Signal, time.Now()})
 		s.judge(t)
-	case ev.Action == docker.Died && t.inspected && s.keeps(ev.Exit):
+	case ev.Action == docker.Died && t.inspected() && s.keeps(ev.Exit):
 		t.fail(ev.Exit)
+		t.seen.wanted = t.seen.got
+		delete(s.calls, key{kind: inspecting, id: ev.ID}) // it would tell how it was
 	default:
 		s.drop(ev.ID)
 	}
@@ -196,6 +228,7 @@ func (s *state) happened(ev docker.Event) {
 // drop forgets a container. Those that use its network are not reached any more.
 func (s *state) drop(id string) {
 	delete(s.containers, id)
+	delete(s.calls, key{kind: inspecting, id: id})
 	s.answerWithin(id)
 }
 
@@ -203,37 +236,28 @@ func (s *state) drop(id string) {
 func (s *state) keeps(exit int) bool { return s.opts.KeepFailed && exit > 0 && exit < 128 }
 
 func (t *tracked) fail(exit int) {
-	t.unknown, t.drain, t.kills = false, nil, nil
+	t.drain, t.kills = nil, nil
 	t.failure = fmt.Sprintf("the container ended with exit code %d", exit)
 }
 
 // inspected takes in what Docker says of a container.
-func (s *state) inspected(in docker.Inspected) {
-	t := s.containers[in.ID]
-	if t == nil {
-		return
-	}
-	if t.err = in.Err; t.err != nil {
-		return
-	}
-	t.unknown = false
+func (s *state) inspected(t *tracked, in docker.Inspected, began int) {
 	switch {
 	case in.Running:
-		if t.inspected && !t.Started.Equal(in.Container.Started) { // it was restarted, and no event told of it
+		if t.inspected() && !t.Started.Equal(in.Started) { // it was restarted, and no event told of it
 			t.ours, t.drain, t.instances = false, nil, nil
 		}
-		t.failure = ""
-		t.Container = in.Container
-	case in.Exited && s.keeps(in.Container.ExitCode):
-		if !t.inspected { // its addresses are gone with its end
+		t.Container, t.failure = in.Container, ""
+	case in.Exited && s.keeps(in.ExitCode):
+		if !t.inspected() { // its addresses are gone with its end
 			t.Container = in.Container
 		}
-		t.fail(in.Container.ExitCode)
+		t.fail(in.ExitCode)
 	default:
-		s.drop(in.ID)
+		s.drop(t.id)
 		return
 	}
-	t.inspected = true
+	t.seen.got = began
 	s.judge(t)
 	s.answer(t)
 	s.answerWithin(t.id)
@@ -243,19 +267,18 @@ func (s *state) inspected(in docker.Inspected) {
 // service: its stop signal, and SIGKILL. If that signal is only a sign, and the real one is in SERVICE_STOP_SIGNAL, the
 // real one follows when the container is drained.
 func (s *state) judge(t *tracked) {
-	later := []int(nil)
-	for _, signal := range t.kills {
+	var later []kill
+	for _, k := range t.kills {
 		switch {
-		case t.drain != nil && signal == sigkill:
+		case t.drain != nil && k.signal == sigkill:
 			t.drain.signal = 0
-		case !(t.inspected && s.described) && signal != sigkill:
-			later = append(later, signal)
-		case t.drain == nil && (signal == sigkill || signal == t.StopSignal):
-			now := time.Now()
-			t.drain = &drain{reason: stopping + label.SignalName(signal), until: now.Add(t.StopTimeout + survives)}
-			if real := label.StopSignal(t.Container, s.host.Policy); signal == t.StopSignal && real != signal {
+		case !(t.inspected() && s.described.got > 0) && k.signal != sigkill:
+			later = append(later, k)
+		case t.drain == nil && (k.signal == sigkill || k.signal == t.StopSignal):
+			t.drain = &drain{reason: stopping + label.SignalName(k.signal), until: k.at.Add(t.StopTimeout + survives)}
+			if real := label.StopSignal(t.Container, s.host.Policy); k.signal == t.StopSignal && real != k.signal {
 				// Well inside the time after which Docker kills the container.
-				t.drain.signal, t.drain.at = real, now.Add(min(s.opts.DrainTime, t.StopTimeout/2))
+				t.drain.signal, t.drain.at = real, k.at.Add(min(s.opts.DrainTime, t.StopTimeout/2))
 			}
 		}
 	}
@@ -284,11 +307,11 @@ func (s *state) revive(t *tracked) {
 // answer works out what a container registers, with the probes of those of its instances that are as they were.
 func (s *state) answer(t *tracked) {
 	c := t.Container
-	if !t.inspected || !s.described {
+	if !t.inspected() || s.described.got == 0 {
 		return
 	}
 	if other := s.containers[c.NetworkOf]; other != nil {
-		if !other.inspected {
+		if !other.inspected() {
 			return
 		}
 		c = c.Within(other.Container)
@@ -312,7 +335,7 @@ func (s *state) answer(t *tracked) {
 // answerWithin works out anew what containers register that use another one's network.
 func (s *state) answerWithin(id string) {
 	for _, t := range s.containers {
-		if t.inspected && t.NetworkOf == id {
+		if t.NetworkOf == id {
 			s.answer(t)
 		}
 	}
@@ -337,11 +360,8 @@ func (s *state) carry(before []*instance, in label.Instance) *probe {
 // adopt takes over what is registered from before the registrar knew the containers: it was ready once and stays, so that
 // a restart of the registrar takes nothing away; and a container that was being stopped then is so still.
 func (s *state) adopt() {
-	if s.consul == nil || !s.described {
-		return
-	}
 	for _, t := range s.containers {
-		if !t.adopt || !t.inspected {
+		if !t.adopt || !t.inspected() || s.consul == nil || s.described.got == 0 {
 			continue
 		}
 		t.adopt, t.ours = false, true
@@ -361,76 +381,55 @@ func (s *state) adopt() {
 	}
 }
 
-// startRead takes note that Consul is being read.
-func (s *state) startRead() {
-	s.reading.Start()
-	s.clock++
-	s.stale, s.began = false, s.clock
-}
-
-// read takes in what Consul holds, but for instances with which something was done meanwhile: of these a later read tells.
-func (s *state) read(have agent.State, err error) {
-	if s.reading.Done(err); err != nil {
-		s.stale = true
-		return
+// hold takes in what Consul holds, but for instances with which something was done meanwhile: a later read tells of these.
+// If the host was described while Consul told nothing, of its node neither, it is to be described again.
+func (s *state) hold(have agent.State, began int) {
+	if s.consul == nil && s.described.got > 0 && s.host.NodeAddress == "" {
+		s.gate = s.tick()
+		s.described.wanted = s.gate
 	}
-	s.readAt = time.Now()
-	if !s.asked {
-		s.asking.At = time.Time{}
-	}
-	for l, op := range s.ops {
-		if op.Busy || op.ended > s.began {
-			if was, held := s.consul[l.id]; held {
-				have[l.id] = was
+	s.read.got, s.readAt = began, time.Now()
+	for k, c := range s.calls {
+		if (k.kind == changing || k.kind == draining) && (c.Busy || c.ended > began) {
+			if was, held := s.consul[k.id]; held {
+				have[k.id] = was
 			} else {
-				delete(have, l.id)
+				delete(have, k.id)
 			}
-		} else {
-			op.read = true
 		}
 	}
 	s.consul = have
-	maps.DeleteFunc(s.beats, func(check string, b *heartbeat) bool { return !b.Busy && have[b.instance].Checks[check] == nil })
+	maps.DeleteFunc(s.calls, func(k key, c *call) bool {
+		return k.kind == beating && !c.Busy && have[k.id].Checks[k.check] == nil
+	})
 }
 
-// start takes note of an operation that is being made.
-func (s *state) start(l lane) {
-	if s.ops[l] == nil {
-		s.ops[l] = &operation{}
-	}
-	s.ops[l].Start()
-	s.ops[l].change = agent.Change{}
-}
-
-// done takes note of how an operation ended. Without an error it is for the next read to tell.
-func (s *state) done(l lane, c agent.Change, err error) {
-	op := s.ops[l]
-	s.clock++
-	op.ended, op.endedAt, op.read = s.clock, time.Now(), false
-	if err != nil {
-		op.Done(err)
-		s.stale = true
-		return
-	}
-	op.Busy, op.change = false, c
-	if t := s.containers[c.Desired.Container]; t != nil && c.Register {
+// applied takes note of a change that was made. It is for the next read to tell that it was.
+func (s *state) applied(c *call, made agent.Change) {
+	c.Busy, c.applied = false, made
+	if t := s.containers[made.Desired.Container]; t != nil && made.Register {
 		t.ours = true
 	}
 }
 
-// beat returns the heartbeat of a check.
-func (s *state) beat(instance, check string) *heartbeat {
-	if s.beats[check] == nil {
-		s.beats[check] = &heartbeat{instance: instance}
-	}
-	return s.beats[check]
-}
+// pending says whether it is for a read to tell what became of a change.
+func (s *state) pending(c *call) bool { return !c.applied.Empty() && c.ended > s.read.got }
 
 // sorted are the inspected containers by their age, so that the oldest holder of a service ID keeps it.
 func (s *state) sorted() []*tracked {
-	known := slices.DeleteFunc(slices.Collect(maps.Values(s.containers)), func(t *tracked) bool { return !t.inspected })
+	known := slices.DeleteFunc(slices.Collect(maps.Values(s.containers)), func(t *tracked) bool { return !t.inspected() })
 	slices.SortFunc(known, func(a, b *tracked) int {
 		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.id, b.id))
 	})
 	return known
+}
+
+// known says whether all containers that exist were inspected, or with failed at least tried to.
+func (s *state) known(failed bool) bool {
+	for id, t := range s.containers {
+		if c := s.calls[key{kind: inspecting, id: id}]; !t.inspected() && !(failed && c != nil && c.Err != nil) {
+			return false
+		}
+	}
+	return !s.firstAt.IsZero()
 }

@@ -4,22 +4,22 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	docker "github.com/fsouza/go-dockerclient"
 	"github.com/hashicorp/consul-template/config"
 	"github.com/hashicorp/consul/api"
 
-	"berth/registrar"
+	registrardocker "berth/registrar/docker"
+	"berth/registrar/label"
 	"berth/templater/catalog"
 )
 
@@ -94,11 +94,12 @@ func dockerClient() (*docker.Client, error) {
 	return client, nil
 }
 
-// consulNode returns a function that says what the Consul agent's node is like. A token that may not ask for it is no
-// reason to ask again soon.
-func consulNode(consul *api.Client) func(ctx context.Context) (registrar.Node, error) {
-	var known registrar.Node
-	return func(ctx context.Context) (registrar.Node, error) {
+// hostDescription returns a function that describes the Docker host and its Consul agent's node. What the agent said of
+// itself counts while it does not answer, for which it is given a second: it may hang.
+func hostDescription(client *docker.Client, consul *api.Client, c Config) func(ctx context.Context) (label.Host, error) {
+	describe := registrardocker.Host(client, label.Host{Networks: c.Network, Internal: c.Internal, Explicit: c.Explicit, IP: c.IP, TTL: c.TTL, Policy: c.Policy})
+	var node label.Host
+	return func(ctx context.Context) (label.Host, error) {
 		var self struct {
 			Member      struct{ Addr string }
 			DebugConfig struct {
@@ -106,19 +107,18 @@ func consulNode(consul *api.Client) func(ctx context.Context) (registrar.Node, e
 				TaggedAddresses          map[string]string
 			}
 		}
-		_, err := consul.Raw().Query("/v1/agent/self", &self, new(api.QueryOptions).WithContext(ctx))
-		var status api.StatusError
-		switch {
-		case err == nil:
-			known = registrar.Node{Address: self.Member.Addr, Scripts: self.DebugConfig.EnableRemoteScriptChecks}
+		second, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if _, err := consul.Raw().Query("/v1/agent/self", &self, new(api.QueryOptions).WithContext(second)); err == nil {
+			node = label.Host{NodeAddress: self.Member.Addr, Scripts: c.Scripts && self.DebugConfig.EnableRemoteScriptChecks}
 			for _, tag := range slices.Sorted(maps.Keys(self.DebugConfig.TaggedAddresses)) {
 				if a, err := netip.ParseAddr(self.DebugConfig.TaggedAddresses[tag]); err == nil {
-					known.Addresses = append(known.Addresses, a)
+					node.Addresses = append(node.Addresses, a)
 				}
 			}
-		case errors.As(err, &status) && status.Code == http.StatusForbidden:
-			err = nil
 		}
-		return known, err
+		h, err := describe(ctx)
+		h.NodeAddress, h.Addresses, h.Scripts = node.NodeAddress, node.Addresses, node.Scripts
+		return h, err
 	}
 }

@@ -9,7 +9,6 @@ import (
 
 	"berth/registrar"
 	"berth/registrar/docker"
-	"berth/registrar/label"
 )
 
 func registrarCommand() *cobra.Command {
@@ -65,13 +64,10 @@ func (p *process) newRegistrar() (*registrar.Registrar, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tags: %w", err)
 	}
-	c := p.config
-	host := label.Host{Networks: c.Network, Internal: c.Internal, Explicit: c.Explicit, IP: c.IP, Scripts: c.Scripts, TTL: c.TTL, Policy: c.Policy}
 	return registrar.New(registrar.Options{
 		Docker:       client,
 		Events:       docker.Events(client),
-		Host:         docker.Host(client, host),
-		Node:         consulNode(consul),
+		Host:         hostDescription(client, consul, p.config),
 		Agent:        consul.Agent(),
 		Resync:       p.config.Resync,
 		ReadyTimeout: p.config.ReadyTimeout,

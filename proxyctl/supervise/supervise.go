@@ -38,7 +38,7 @@ const (
 	pollEvery = 20 * time.Millisecond
 )
 
-// Options describe the child. Only Command, StopSignal and Log are required.
+// Options describe the child. Command, Stdout, Stderr, StopSignal and Log are required.
 type Options struct {
 	Command        []string       // the program and its arguments
 	Env            []string       // its environment; nil is berth's
@@ -166,7 +166,9 @@ func (c *Child) start() (*Process, error) {
 	case err != nil && !errors.Is(err, os.ErrProcessDone):
 		return nil, fmt.Errorf("%s runs already and cannot be supervised: process %d: %w", c.name, pid, err)
 	default:
-		if p, err = Start(c.command(), c.opts.StopSignal); err != nil {
+		cmd := exec.Command(c.opts.Command[0], c.opts.Command[1:]...)
+		cmd.Env, cmd.Stdout, cmd.Stderr = c.opts.Env, c.opts.Stdout, c.opts.Stderr
+		if p, err = Start(cmd, c.opts.StopSignal); err != nil {
 			return nil, fmt.Errorf("cannot start %s: %w", c.name, err)
 		}
 		c.starts.Inc()
@@ -174,19 +176,6 @@ func (c *Child) start() (*Process, error) {
 	}
 	c.setStatus(nil)
 	return p, nil
-}
-
-func (c *Child) command() *exec.Cmd {
-	cmd := exec.Command(c.opts.Command[0], c.opts.Command[1:]...)
-	cmd.Env = c.opts.Env
-	// A nil *os.File would be an io.Writer that is not nil.
-	if c.opts.Stdout != nil {
-		cmd.Stdout = c.opts.Stdout
-	}
-	if c.opts.Stderr != nil {
-		cmd.Stderr = c.opts.Stderr
-	}
-	return cmd
 }
 
 // serving returns the process that serves as the proxy now, 0 if there is none.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -41,7 +42,7 @@ func Prepare(in label.Instance) Desired {
 }
 
 func readyCheckID(id string) string   { return id + ":ready" }
-func checkID(id string, n int) string { return fmt.Sprintf("%s:check-%d", id, n+1) }
+func checkID(id string, n int) string { return id + ":check-" + strconv.Itoa(n+1) }
 
 func (d Desired) ttlStatus(c label.Check) string {
 	if c.Health && d.Health != "healthy" {
@@ -181,12 +182,15 @@ func (d Desired) Same(s Registered) bool {
 // staleChecks are the checks that an instance has at the agent and should not have. A registration adds checks and keeps
 // those that are there; only so does it leave maintenance mode alone.
 func (d Desired) staleChecks(have Registered) (out []string) {
-	want := map[string]bool{maintenanceID + d.ID: true, readyCheckID(d.ID): d.NotReady != ""}
+	want := []string{maintenanceID + d.ID}
+	if d.NotReady != "" {
+		want = append(want, readyCheckID(d.ID))
+	}
 	for n := range d.Checks {
-		want[checkID(d.ID, n)] = true
+		want = append(want, checkID(d.ID, n))
 	}
 	for id := range have.Checks {
-		if !want[id] {
+		if !slices.Contains(want, id) {
 			out = append(out, id)
 		}
 	}

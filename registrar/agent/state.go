@@ -2,6 +2,7 @@ package agent
 
 import (
 	"regexp"
+	"strings"
 
 	"github.com/hashicorp/consul/api"
 
@@ -48,7 +49,7 @@ func (r Registered) Container() string {
 // Maintenance returns the reason for which the service is in maintenance mode, and whether it is.
 func (r Registered) Maintenance() (reason string, on bool) {
 	for id, c := range r.Checks {
-		if id == maintenanceID+c.ServiceID {
+		if strings.HasPrefix(id, maintenanceID) {
 			return c.Notes, true
 		}
 	}

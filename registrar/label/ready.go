@@ -3,9 +3,11 @@ package label
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/textproto"
+	"slices"
 	"strings"
 )
 
@@ -59,44 +61,48 @@ func (r Ready) Request(ctx context.Context) (*http.Request, error) {
 	return req, nil
 }
 
-// readiness returns how to tell whether an instance is ready: what its labels choose, else Docker's HEALTHCHECK if it is one
-// of the checks, else the first HTTP check, else whether the port accepts. at is where the registrar reaches the port;
-// without it, and on a port that is not TCP, an instance is ready when its container runs.
+// readiness returns how to tell whether an instance is ready. at is where the registrar reaches the port; without it, and
+// on a port that is not TCP, an instance that would be asked over TCP is ready when its container runs.
 func readiness(c Container, p Port, choice, at string, checks []Check) (Ready, error) {
+	r, err := chosenReadiness(c, choice, at, checks)
+	if (p.Protocol != "tcp" || at == "") && r.Kind != ReadyHealthcheck {
+		r = Ready{}
+	}
+	return r, err
+}
+
+func chosenReadiness(c Container, choice, at string, checks []Check) (Ready, error) {
 	scheme, path, _ := strings.Cut(choice, ":")
 	switch {
 	case choice == "":
-		return defaultReadiness(p, at, checks), nil
+		return defaultReadiness(at, checks), nil
 	case choice == "none":
 		return Ready{}, nil
 	case choice == "healthcheck":
 		if c.Health == "" {
-			return Ready{}, fmt.Errorf("SERVICE_READY=healthcheck: the container has no HEALTHCHECK: give it one, or use tcp or http:/path")
+			return Ready{}, errors.New("SERVICE_READY=healthcheck: the container has no HEALTHCHECK: give it one, or use tcp or http:/path")
 		}
 		return Ready{Kind: ReadyHealthcheck}, nil
 	case choice == "tcp":
-		return overTCP(p, Ready{Kind: ReadyTCP, Address: at}, at), nil
+		return Ready{Kind: ReadyTCP, Address: at}, nil
 	case (scheme == "http" || scheme == "https") && !strings.HasPrefix(path, "//"):
 		if err := validPath(path); err != nil {
 			return Ready{}, fmt.Errorf("SERVICE_READY: %w", err)
 		}
-		return overTCP(p, Ready{Kind: ReadyHTTP, URL: scheme + "://" + at + path, Insecure: scheme == "https"}, at), nil
+		return Ready{Kind: ReadyHTTP, URL: scheme + "://" + at + path, Insecure: scheme == "https"}, nil
 	}
 	return Ready{}, fmt.Errorf("SERVICE_READY=%s is not known: use tcp, http:/path, https:/path, healthcheck or none", quote(choice))
 }
 
-func defaultReadiness(p Port, at string, checks []Check) Ready {
-	for _, check := range checks {
-		if check.Health {
-			return Ready{Kind: ReadyHealthcheck}
-		}
+// defaultReadiness prefers Docker's HEALTHCHECK if it is one of the checks, then the first HTTP check, then a connection.
+func defaultReadiness(at string, checks []Check) Ready {
+	if slices.ContainsFunc(checks, func(c Check) bool { return c.Health }) {
+		return Ready{Kind: ReadyHealthcheck}
 	}
-	for _, check := range checks {
-		if check.Definition.HTTP != "" {
-			return overTCP(p, fromCheck(check, at), at)
-		}
+	if n := slices.IndexFunc(checks, func(c Check) bool { return c.Definition.HTTP != "" }); n >= 0 {
+		return fromCheck(checks[n], at)
 	}
-	return overTCP(p, Ready{Kind: ReadyTCP, Address: at}, at)
+	return Ready{Kind: ReadyTCP, Address: at}
 }
 
 // fromCheck returns the request of an HTTP check, but to the container itself. Whether to trust its certificate is for
@@ -111,13 +117,5 @@ func fromCheck(check Check, at string) Ready {
 	var lines strings.Builder
 	_ = header.Write(&lines) // sorted; a Builder takes everything
 	r.Headers = lines.String()
-	return r
-}
-
-// overTCP returns r if there is something to connect to, else what is ready at once.
-func overTCP(p Port, r Ready, at string) Ready {
-	if p.Protocol != "tcp" || at == "" {
-		return Ready{}
-	}
 	return r
 }

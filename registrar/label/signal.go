@@ -2,7 +2,6 @@ package label
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -14,32 +13,24 @@ import (
 func ParseSignal(s string) (int, error) {
 	n, err := signal.ParseSignal(s)
 	if err != nil {
-		n = fromOtherEnd(strings.TrimPrefix(strings.ToUpper(s), "SIG"))
+		n = realTimeSignal(strings.TrimPrefix(strings.ToUpper(s), "SIG"))
 	}
-	switch {
-	case n > 0 && SignalName(int(n)) != "":
-		return int(n), nil
-	case err == nil:
-		return 0, fmt.Errorf("there is no signal %s: use a name like SIGTERM", s)
+	if SignalName(int(n)) == "" {
+		return 0, fmt.Errorf("%s is no signal: use a name like SIGTERM or a number", quote(s))
 	}
-	return 0, fmt.Errorf("%s is no signal: use a name like SIGTERM or a number", quote(s))
+	return int(n), nil
 }
 
-// fromOtherEnd reads the names of real-time signals for which Docker counts from the other end of their range, like
-// RTMIN+30, which Docker calls RTMAX. It returns 0 for all others.
-func fromOtherEnd(name string) syscall.Signal {
+// realTimeSignal reads any RTMIN+n or RTMAX-n, and returns 0 for all others. Docker names each signal from the nearer end
+// of their range only.
+func realTimeSignal(name string) syscall.Signal {
 	first, last := signal.SignalMap["RTMIN"], signal.SignalMap["RTMAX"]
-	n, sign := first, syscall.Signal(1)
-	digits, ok := strings.CutPrefix(name, "RTMIN+")
-	if !ok {
-		n, sign = last, -1
-		digits, ok = strings.CutPrefix(name, "RTMAX-")
+	for n := first; n <= last; n++ {
+		if name == fmt.Sprintf("RTMIN+%d", n-first) || name == fmt.Sprintf("RTMAX-%d", last-n) {
+			return n
+		}
 	}
-	offset, err := strconv.ParseUint(digits, 10, 8)
-	if !ok || err != nil || syscall.Signal(offset) > last-first {
-		return 0
-	}
-	return n + sign*syscall.Signal(offset)
+	return 0
 }
 
 // SignalName returns the name of a signal that Docker understands, or "" if there is no such signal.
