@@ -562,7 +562,7 @@ func TestCopyFromAnotherVersion(t *testing.T) {
 		"whole":         `{{ $table := table "" }}{{ range servable services }}{{ claim $table . "http a.com/" }}{{ end }}`,
 	} {
 		_, err := engine(Options{}, &rendered{}, text).Execute(&template.ExecuteInput{Brain: brain})
-		if err == nil || !strings.Contains(err.Error(), "copy the built-in one again") {
+		if err == nil || !strings.Contains(err.Error(), "copy berth's built-in template again") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
