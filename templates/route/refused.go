@@ -9,14 +9,15 @@ import (
 
 // How long a port that was refused is not asked for: at first, and at most, after it was refused again and again.
 const (
-	firstRefusal   = time.Minute
-	longestRefusal = 10 * time.Minute
+	FirstRefusal   = time.Minute
+	LongestRefusal = 10 * time.Minute
 )
 
-// Refused is the set of TCP ports that the proxy could not open lately. Each refusal of a port in a row keeps it in the
-// set for twice as long as the one before. Methods may be called from any goroutine, and Reason of a nil set.
+// Refused is the set of TCP ports that the proxy could not open lately. Its methods may be called from any goroutine, and
+// Reason of a nil set.
 type Refused struct {
-	added chan struct{}
+	first, longest time.Duration
+	added          chan struct{}
 
 	mu    sync.Mutex
 	ports map[int]refusal
@@ -28,22 +29,24 @@ type refusal struct {
 	wait   time.Duration
 }
 
-// NewRefused returns an empty set.
-func NewRefused() *Refused { return &Refused{added: make(chan struct{}, 1), ports: map[int]refusal{}} }
+// NewRefused returns an empty set. Each refusal of a port in a row keeps it in the set for twice as long as the one before.
+func NewRefused(first, longest time.Duration) *Refused {
+	return &Refused{first: first, longest: longest, added: make(chan struct{}, 1), ports: map[int]refusal{}}
+}
 
 // Refuse has the claim of a port left out for a while. The reason is for the operator: "another program listens there".
 func (r *Refused) Refuse(port int, reason string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
-	maps.DeleteFunc(r.ports, func(_ int, old refusal) bool { return now.After(old.until.Add(longestRefusal)) })
+	maps.DeleteFunc(r.ports, func(_ int, old refusal) bool { return now.After(old.until.Add(r.longest)) })
 	old, again := r.ports[port]
 	if again && now.Before(old.until) {
 		return // said of a configuration from before
 	}
-	wait := firstRefusal
+	wait := r.first
 	if again {
-		wait = min(2*old.wait, longestRefusal)
+		wait = min(2*old.wait, r.longest)
 	}
 	r.ports[port] = refusal{reason, now.Add(wait), wait}
 	select {

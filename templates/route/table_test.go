@@ -62,7 +62,7 @@ func TestTable(t *testing.T) {
 // A refused port costs the claim of it, and nothing else of the service or of others.
 func TestTableWithoutRefusedPorts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		refused := NewRefused()
+		refused := NewRefused(FirstRefusal, LongestRefusal)
 		refused.Refuse(5432, "another program listens there (said by HAProxy)")
 		render := func() (routes int, ports []TCPPort, leftOut []string) {
 			var kept Fragments
@@ -85,7 +85,7 @@ func TestTableWithoutRefusedPorts(t *testing.T) {
 			t.Error(diff)
 		}
 
-		time.Sleep(time.Minute)
+		time.Sleep(FirstRefusal)
 		_, ports, leftOut = render()
 		if want := []TCPPort{{5432, "a"}, {5433, "a"}, {6000, "b"}}; !slices.Equal(ports, want) || !slices.Equal(leftOut, []string{belongs}) {
 			t.Errorf("later: ports %v, want %v; left out %q", ports, want, leftOut)
@@ -96,7 +96,7 @@ func TestTableWithoutRefusedPorts(t *testing.T) {
 // Each refusal in a row takes twice as long as the one before, up to a limit; a port that was open for long begins anew.
 func TestRefusedAgainAndAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := NewRefused()
+		r := NewRefused(time.Minute, 10*time.Minute)
 		for n, want := range []time.Duration{1, 2, 4, 8, 10, 10} {
 			r.Refuse(5432, "taken")
 			r.Refuse(5432, "taken, still") // of what was rendered before
@@ -132,7 +132,7 @@ func untilAllowed(r *Refused, port int) time.Duration {
 func TestRefusedAsksForRenderings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		r := NewRefused()
+		r := NewRefused(time.Minute, 10*time.Minute)
 		start := time.Now()
 		var got []string
 		done := make(chan struct{})
