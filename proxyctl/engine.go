@@ -340,7 +340,9 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 		case err != nil:
 			return Result{}
 		case why == "":
-			e.lazy.Put(ctx, to.Text, to.Generation)
+			if there, err := e.onDisk(); err != nil || there.Text != to.Text {
+				e.lazy.Put(ctx, to.Text, to.Generation)
+			}
 			if res.Action == None {
 				return Result{}
 			}
