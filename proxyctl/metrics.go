@@ -47,21 +47,28 @@ func newMetrics(reg prometheus.Registerer) metrics {
 func (m metrics) observe(res Result, err error, after time.Duration) {
 	unreachable := errors.Is(err, ErrUnreachable)
 	m.reachable.Set(number(!unreachable))
-	m.successful.Set(number(err == nil))
+	waits := errors.Is(err, ErrNotYet)
+	if !waits {
+		m.successful.Set(number(err == nil))
+	}
 	switch {
 	case unreachable:
 		m.applies.WithLabelValues("unreachable").Inc()
-	case err != nil:
+		return
+	case err != nil && !waits:
 		m.applies.WithLabelValues("failed").Inc()
 	default:
 		m.applies.WithLabelValues(string(res.Action)).Inc()
-		m.leaving.Set(float64(res.Leaving))
-		if res.Action != Runtime {
-			m.oldWorkers.Set(float64(res.OldWorkers)) // a change at run time does not look at them
-		}
-		if res.Action != None {
-			m.live.Observe(after.Seconds())
-		}
+	}
+	if res.Action == "" {
+		return // nothing was done
+	}
+	m.leaving.Set(float64(res.Leaving))
+	if res.Action != Runtime {
+		m.oldWorkers.Set(float64(res.OldWorkers)) // a change at run time does not look at them
+	}
+	if res.Action != None {
+		m.live.Observe(after.Seconds())
 	}
 }
 

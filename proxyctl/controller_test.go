@@ -24,7 +24,8 @@ type fakeProxy struct {
 	slow   time.Duration   // of one that comes too early
 	tend   []time.Duration // what the next calls of Tend return
 	tended []time.Duration // when it was called
-	closed bool
+	runs   int             // of Run
+	closed bool            // after all of them
 
 	mu      sync.Mutex
 	err     error
@@ -70,7 +71,13 @@ func (p *fakeProxy) Tend(context.Context) time.Duration {
 	return next
 }
 
-func (p *fakeProxy) Close() { p.closed = true }
+func (p *fakeProxy) Run(ctx context.Context) {
+	p.do(func() { p.runs++ })
+	<-ctx.Done()
+	p.do(func() { p.runs-- })
+}
+
+func (p *fakeProxy) Close() { p.do(func() { p.closed = p.runs == 0 }) }
 
 // pass lets the bubble's time pass and everything that happens then come to rest.
 func pass(d time.Duration) {
@@ -121,8 +128,8 @@ func TestFirstAtOnceThenPacedNewestWins(t *testing.T) {
 		c.Set(Config{Text: "c"}, time.Now())
 		pass(50 * time.Millisecond)
 		c.Set(Config{Text: "d"}, time.Now())
-		if c.Ready() == nil {
-			t.Error("ready though the newest configuration is not applied")
+		if err := c.Ready(); err != nil {
+			t.Errorf("not ready though the newest configuration is about to be applied: %v", err)
 		}
 		pass(time.Second)
 		want := []string{"0s a", "210ms d"}
@@ -167,14 +174,31 @@ func TestUnreachableIsTriedAgainSoon(t *testing.T) {
 	})
 }
 
-func TestRefusedIsTriedAgainSeldomButOnChangeAtOnce(t *testing.T) {
+// A refusal may have a cause that passes, so it is tried again within seconds; rarely where that costs the proxy something.
+func TestRefusedIsTriedAgainAndOnChangeAtOnce(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		err         error
+		least, most int // attempts in a minute
+	}{
+		{"costs nothing", fmt.Errorf("%w: unknown keyword 'bogus'", ErrRefused), 6, 12},
+		{"costs something", &costlyError{fmt.Errorf("%w: unknown keyword 'bogus'", ErrRefused)}, 2, 5},
+	} {
+		t.Run(tt.name, func(t *testing.T) { testRefused(t, tt.err, tt.least, tt.most) })
+	}
+}
+
+func testRefused(t *testing.T, refused error, least, most int) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &fakeProxy{running: "good", err: fmt.Errorf("%w: unknown keyword 'bogus'", ErrRefused)}
+		p := &fakeProxy{running: "good", err: refused}
 		c, out := run(t, p)
 		c.Set(Config{Text: "bad"}, time.Now())
 		pass(time.Minute)
-		if n := len(p.log); n < 2 || n > 5 {
+		if n := len(p.log); n < least || n > most {
 			t.Errorf("%d attempts in a minute", n)
+		}
+		if n := strings.Count(out.String(), "\n"); n != 1 {
+			t.Errorf("%d lines in the log, want one:\n%s", n, out)
 		}
 		if !strings.Contains(out.String(), "unknown keyword 'bogus'") {
 			t.Errorf("the log does not say why:\n%s", out)
@@ -261,8 +285,8 @@ func TestRuntimeChangesAreNotPaced(t *testing.T) {
 		pass(5 * time.Millisecond)
 		c.Set(Config{Text: "b"}, time.Now())
 		pass(5 * time.Millisecond)
-		if err := c.Ready(); !errors.Is(err, ErrNotYet) {
-			t.Errorf("Ready() = %v while a reload waits", err)
+		if err := c.Ready(); err != nil {
+			t.Errorf("Ready() = %v while a reload waits for a moment", err)
 		}
 		c.Set(Config{Text: "run 3"}, time.Now())
 		pass(5 * time.Millisecond)
@@ -329,4 +353,93 @@ func TestCheck(t *testing.T) {
 			t.Errorf("runs %q", p.running)
 		}
 	})
+}
+
+// Ready does not flap between a change and its being live; a failure shows at once, and what takes long is said.
+func TestReadyDoesNotFlap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakeProxy{takes: 20 * time.Millisecond}
+		c, _ := run(t, p)
+		c.Set(Config{Text: "a"}, time.Now())
+		pass(time.Second)
+		for i := range 200 { // reloads, of which most have to wait
+			c.Set(Config{Text: fmt.Sprint("text ", i)}, time.Now())
+			for range 5 {
+				if err := c.Ready(); err != nil {
+					t.Fatalf("change %d: %v", i, err)
+				}
+				pass(7 * time.Millisecond)
+			}
+		}
+		pass(time.Second)
+		p.answer(ErrRefused)
+		c.Set(Config{Text: "bad"}, time.Now())
+		pass(25 * time.Millisecond)
+		if err := c.Ready(); !errors.Is(err, ErrRefused) {
+			t.Errorf("Ready() = %v after a refusal", err)
+		}
+		c.Set(Config{Text: "bad too"}, time.Now())
+		if err := c.Ready(); !errors.Is(err, ErrRefused) {
+			t.Errorf("Ready() = %v before the next one is tried", err)
+		}
+		p.do(func() { p.err, p.takes = nil, time.Minute })
+		c.Set(Config{Text: "good"}, time.Now())
+		pass(2 * time.Minute)
+		if err := c.Ready(); err != nil {
+			t.Errorf("Ready() = %v", err)
+		}
+		c.Set(Config{Text: "slow"}, time.Now())
+		pass(3 * time.Second)
+		if err := c.Ready(); err == nil {
+			t.Error("ready, though nothing has come of the newest configuration for 3 s")
+		}
+		pass(2 * time.Minute)
+	})
+}
+
+// What was done of a text that was refused is told, and so is what is held back, once.
+func TestPartlyApplied(t *testing.T) {
+	now := time.Now()
+	change := Result{Action: Runtime, Reason: "add app/b", Changes: []Change{{Backend: "app", Before: 1, After: 2, Added: 1}}}
+	refused := fmt.Errorf("%w: no", ErrRefused)
+	held := &HoldError{[]string{"app"}, 20 * time.Second}
+	const ms = time.Millisecond
+	for _, tt := range []struct {
+		name     string
+		want     wanted
+		reloaded time.Duration // ago
+		res      Result
+		err      error
+		next     next
+		about    time.Duration // next.wait, give or take a fifth
+	}{
+		{"live", wanted{}, time.Hour, change, nil, next{}, 5 * time.Second},
+		{"live still", wanted{live: true}, time.Hour, Result{Action: None}, nil, next{drift: true, since: now.Add(-ms)}, 5 * time.Second},
+		{"not yet", wanted{}, 50 * ms, change, ErrNotYet, next{}, 150 * ms},
+		{"refused", wanted{}, time.Hour, change, refused, next{failure: "configuration refused: no"}, time.Second},
+		{"refused again", wanted{tried: true}, time.Hour, change, refused, next{failure: "configuration refused: no", since: now.Add(-ms)}, time.Second},
+		{"refused, and it cost something", wanted{}, time.Hour, change, &costlyError{refused}, next{failure: "configuration refused: no"}, 15 * time.Second},
+		{"held back", wanted{}, time.Hour, change, held, next{failure: held.Error()}, 5 * time.Second},
+		{"held back for a moment", wanted{}, time.Hour, change, &HoldError{[]string{"app"}, ms}, next{failure: held.Error()}, ms},
+		{"not reachable, just now", wanted{}, time.Hour, Result{}, ErrUnreachable, next{}, 100 * ms},
+		{"something else", wanted{}, time.Hour, Result{}, errors.New("no"), next{failure: "no"}, 100 * ms},
+	} {
+		p := newPace(200*ms, 5*time.Second)
+		p.reloaded = now.Add(-tt.reloaded)
+		tt.want.since = now.Add(-time.Second)
+		if tt.next.since.IsZero() {
+			tt.next.since = tt.want.since
+		}
+		got := p.after(tt.want, now.Add(-ms), now, tt.res, tt.err)
+		if got.wait < tt.about*8/10 || got.wait > tt.about*12/10 {
+			t.Errorf("%s: tried again in %v, want about %v", tt.name, got.wait, tt.about)
+		}
+		got.wait = 0
+		if got != tt.next {
+			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.next)
+		}
+		if again := p.after(tt.want, now, now, tt.res, tt.err); again.failure != "" {
+			t.Errorf("%s: told twice", tt.name)
+		}
+	}
 }

@@ -1,0 +1,46 @@
+package proxyctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"time"
+)
+
+// Check has a proxy's program check a configuration file, by this command. If it says no, the error wraps ErrRefused,
+// names the check, and has what complaints makes of the output.
+func Check(ctx context.Context, name string, complaints func(out string) string, command ...string) error {
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &exit):
+		return fmt.Errorf("%w by %s (%w): %s", ErrRefused, name, err, complaints(string(out)))
+	default:
+		return fmt.Errorf("validate: %w", err)
+	}
+}
+
+// Tell tells a proxy to reload by a func of which nothing is known, and does not wait for longer than timeout, whatever
+// the func does.
+func Tell(ctx context.Context, timeout time.Duration, reload func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- reload(ctx) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select { // it may have ended because of that
+	case err := <-done:
+		return err
+	case <-time.After(100 * time.Millisecond):
+	}
+	return fmt.Errorf("%w: telling it to reload took longer than %s", ErrUnreachable, timeout)
+}

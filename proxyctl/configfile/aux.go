@@ -1,0 +1,99 @@
+package configfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// auxName matches the name of an auxiliary file behind the name of the configuration file and a dot:
+// routes-0123456789abcdef.map, where the digits tell the content. No other file is written or removed. <name> has no dot:
+// what belongs to a configuration haproxy.cfg.b does not look as if it belonged to haproxy.cfg.
+var auxName = regexp.MustCompile(`^[A-Za-z0-9_-]+-[0-9a-f]{16}(\.[A-Za-z0-9_-]+)?$`)
+
+// isAux says whether a configuration may refer to a path.
+func (f *File) isAux(path string) bool {
+	file, err := filepath.Abs(f.Path)
+	rest, ok := strings.CutPrefix(path, file+".")
+	return err == nil && ok && auxName.MatchString(rest)
+}
+
+// WriteAux writes the auxiliary files of a configuration, path to content, that are not there yet, before anything reads
+// its text. With all, it checks the earlier ones, too: somebody may have removed one.
+func (f *File) WriteAux(files map[string]string, all bool) error {
+	for _, path := range slices.Sorted(maps.Keys(files)) {
+		if f.written[path] && !all {
+			continue
+		}
+		if !f.isAux(path) {
+			return fmt.Errorf("write %s: a file that the configuration refers to must be named %s.<name>-<16 hexadecimal digits>.<extension>, without another dot", path, f.Path)
+		}
+		has, err := os.ReadFile(path)
+		if err == nil && string(has) == files[path] {
+			continue
+		}
+		if f.written[path] {
+			f.Log.Warn("a file that the configuration refers to was changed or removed: it is written again", "file", path)
+		}
+		if err := f.Write(path, files[path]); err != nil {
+			return err
+		}
+	}
+	f.clean = f.clean && len(files) == len(f.written)
+	now := map[string]bool{}
+	for path := range files {
+		f.clean = f.clean && f.written[path]
+		now[path] = true
+	}
+	f.written = now
+	return nil
+}
+
+// HasStale says whether there may be auxiliary files that nothing refers to.
+func (f *File) HasStale() bool { return !f.clean }
+
+// RemoveStale removes the auxiliary files that nothing refers to any more: none of the texts, nor what the proxy would
+// start with or gets back. The proxy's workers have read theirs when they started.
+func (f *File) RemoveStale(texts ...string) {
+	for _, path := range []string{f.Path, f.Good(), f.Foreign()} {
+		text, err := Read(path)
+		if err != nil {
+			return // the next time
+		}
+		texts = append(texts, text)
+	}
+	entries, err := os.ReadDir(filepath.Dir(f.Path))
+	if err != nil {
+		return
+	}
+	f.clean = true
+	for _, e := range entries {
+		rest, ok := strings.CutPrefix(e.Name(), filepath.Base(f.Path)+".")
+		if !ok || !auxName.MatchString(rest) || !e.Type().IsRegular() ||
+			slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(text, e.Name()) }) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(filepath.Dir(f.Path), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			f.Log.Warn("cannot remove a file that no configuration refers to any more", "err", err)
+		}
+	}
+}
+
+// Elsewhere writes the auxiliary files of a text, path to content, to a directory, and returns the text that refers to
+// them there.
+func Elsewhere(dir, text string, files map[string]string) (string, error) {
+	for path, content := range files {
+		elsewhere := filepath.Join(dir, filepath.Base(path))
+		text = strings.ReplaceAll(text, path, elsewhere)
+		if err := os.WriteFile(elsewhere, []byte(content), 0o600); err != nil {
+			return "", err
+		}
+	}
+	return text, nil
+}

@@ -1,0 +1,147 @@
+package configfile
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const digits = "-0123456789abcdef.map"
+
+// Files are written before a text that refers to them, and again if somebody has changed or removed one.
+func TestWriteAux(t *testing.T) {
+	f := newFile(t)
+	a, b := f.Path+".a"+digits, f.Path+".b"+digits
+	place := func(all bool, paths ...string) {
+		t.Helper()
+		files := map[string]string{}
+		for _, path := range paths {
+			files[path] = "content"
+		}
+		if err := f.WriteAux(files, all); err != nil {
+			t.Fatal(err)
+		}
+	}
+	place(false, a)
+	has(t, a, "content")
+	put(t, a, "edited")
+	place(false, a)
+	has(t, a, "edited") // what is in place is not read for every text
+	place(true, a)
+	has(t, a, "content")
+	os.Remove(a)
+	place(false, b)
+	has(t, b, "content")
+	place(false, a, b)
+	has(t, a, "content")
+	before, err := os.Stat(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	place(true, a, b)
+	if after, err := os.Stat(a); err != nil || !os.SameFile(before, after) {
+		t.Error("what is right was written again")
+	}
+}
+
+// There is something to sweep after a start, and when a text refers to other files than the one before.
+func TestHasStale(t *testing.T) {
+	f := newFile(t)
+	a, b := f.Path+".a"+digits, f.Path+".b"+digits
+	for i, step := range []struct {
+		files    []string
+		littered bool
+	}{
+		{nil, true}, // of an earlier berth
+		{nil, false},
+		{[]string{a}, true},
+		{[]string{a}, false},
+		{[]string{b}, true},
+		{[]string{b}, false},
+		{nil, true},
+		{nil, false},
+	} {
+		files := map[string]string{}
+		for _, path := range step.files {
+			files[path] = "x"
+		}
+		if err := f.WriteAux(files, i%2 == 1); err != nil {
+			t.Fatal(err)
+		}
+		if got := f.HasStale(); got != step.littered {
+			t.Errorf("step %d: littered: %v", i, got)
+		}
+		f.RemoveStale(strings.Join(step.files, "\n"))
+	}
+}
+
+// What any text refers to that may be loaded still is kept, and nothing else.
+func TestRemoveStale(t *testing.T) {
+	f := newFile(t)
+	text := func(name string) string {
+		path := f.Path + "." + name + digits
+		put(t, path, name)
+		return "map " + path + "\n"
+	}
+	text("none")
+	put(t, f.Path, text("file"))
+	put(t, f.Good(), text("good"))
+	put(t, f.Foreign(), text("foreign"))
+	f.RemoveStale(text("wanted"), text("running"))
+	for _, name := range []string{"file", "good", "foreign", "wanted", "running"} {
+		has(t, f.Path+"."+name+digits, name)
+	}
+	has(t, f.Path+".none"+digits, "")
+	if f.HasStale() {
+		t.Error("it is to be done again")
+	}
+	// What cannot be read may refer to anything.
+	f = newFile(t)
+	text("unknown")
+	if err := os.MkdirAll(filepath.Join(f.Good(), "in the way"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f.RemoveStale()
+	has(t, f.Path+".unknown"+digits, "unknown")
+	if !f.HasStale() {
+		t.Error("it is not to be done again")
+	}
+}
+
+// Only what is named as a file of this configuration is written or removed.
+func TestFilesOfOthers(t *testing.T) {
+	f := newFile(t)
+	dir := filepath.Dir(f.Path)
+	t.Chdir(t.TempDir()) // a relative path would be in here
+	for _, path := range []string{
+		filepath.Join(t.TempDir(), "passwd"), filepath.Join(t.TempDir(), "proxy.cfg.x"+digits), "relative" + digits,
+		f.Path, f.Good(), f.Foreign(), f.Path + ".routes.map", f.Path + ".routes-0123.map", f.Path + "." + digits[1:],
+		f.Path + "./../x" + digits, f.Path + ".x/y" + digits, f.Path + ".." + digits, dir + "/x/../proxy.cfg.x" + digits,
+		f.Path + ".b.routes" + digits, f.Path + ".routes\n" + digits, dir + "/other.cfg.routes" + digits, f.Path + ".routes" + digits + ".good",
+	} {
+		if err := f.WriteAux(map[string]string{path: "x"}, true); err == nil || !strings.Contains(err.Error(), "must be named "+f.Path+".<name>-") {
+			t.Errorf("%q: error %v", path, err)
+		}
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("%v, %v", entries, err)
+	}
+	theirs := []string{
+		f.Path + ".routes.map", f.Path + ".routes-0123456789abcde.map", f.Path + ".routes-0123456789ABCDEF.map", f.Path + ".b.routes" + digits,
+		dir + "/routes" + digits, dir + "/other.cfg.routes" + digits, f.Path + ".routes" + digits + ".bak", f.Path + "routes" + digits, f.Path + "-routes" + digits,
+	}
+	for _, path := range theirs {
+		put(t, path, "theirs")
+	}
+	if err := os.Mkdir(f.Path+".routes"+digits, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(theirs[0], f.Path+".routes-l"+digits); err != nil {
+		t.Fatal(err)
+	}
+	f.RemoveStale()
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != len(theirs)+2 {
+		t.Errorf("what berth did not write was removed: %v, %v", entries, err)
+	}
+}

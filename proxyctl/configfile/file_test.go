@@ -1,0 +1,160 @@
+package configfile
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+const ours = "# berth's\n"
+
+func newFile(t *testing.T) *File {
+	return &File{
+		Path: filepath.Join(t.TempDir(), "proxy.cfg"), Log: slog.New(slog.DiscardHandler),
+		Marked: func(text string) bool { return strings.HasPrefix(text, ours) },
+	}
+}
+
+func put(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func has(t *testing.T, path, want string) {
+	t.Helper()
+	if got, err := Read(path); err != nil || got != want {
+		t.Errorf("%s has %q, %v; want %q", filepath.Base(path), got, err, want)
+	}
+}
+
+// A text replaces another, and the other goes back if it is not taken.
+func TestReplace(t *testing.T) {
+	no := errors.New("no")
+	for _, tt := range []struct {
+		name    string
+		last    string
+		failed  error
+		file    string // afterwards
+		foreign string
+	}{
+		{"taken", ours + "1", nil, ours + "2", ""},
+		{"not taken", ours + "1", no, ours + "1", ""},
+		{"the first, taken", "", nil, ours + "2", ""},
+		{"the first, not taken", "", no, "", ""}, // a restart must not meet what was refused
+		{"somebody's, taken", "theirs", nil, ours + "2", "theirs"},
+		{"somebody's, not taken", "theirs", no, "theirs", "theirs"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFile(t)
+			if tt.last != "" {
+				put(t, f.Path, tt.last)
+			}
+			if err := f.Replace(tt.last, ours+"2"); err != nil {
+				t.Fatal(err)
+			}
+			has(t, f.Path, ours+"2")
+			has(t, f.Good(), tt.last) // meanwhile
+			if f.InDoubt() != (tt.last != "") {
+				t.Errorf("in doubt: %v", f.InDoubt())
+			}
+			if err := f.Replaced(tt.last, tt.failed); err != tt.failed {
+				t.Errorf("error %v", err)
+			}
+			has(t, f.Path, tt.file)
+			has(t, f.Foreign(), tt.foreign)
+			if f.InDoubt() {
+				t.Error("in doubt for good")
+			}
+		})
+	}
+}
+
+// What somebody had is kept once, and not overwritten by what somebody writes later.
+func TestKeepForeign(t *testing.T) {
+	f := newFile(t)
+	for _, text := range []string{"", ours, "first", "second"} {
+		if err := f.KeepForeign(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has(t, f.Foreign(), "first")
+}
+
+// When the last good text cannot go back, both errors are told, and it can still go back later.
+func TestReplacedFails(t *testing.T) {
+	f := newFile(t)
+	if err := f.Replace(ours+"1", ours+"2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(f.Path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(f.Path, "in the way"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	no := errors.New("no")
+	err := f.Replaced(ours+"1", no)
+	if !errors.Is(err, no) || !strings.Contains(err.Error(), "write "+f.Path) {
+		t.Errorf("error %v", err)
+	}
+	has(t, f.Good(), ours+"1")
+}
+
+// All that is written has the permissions of the configuration, which may hold secrets.
+func TestMode(t *testing.T) {
+	f := newFile(t)
+	expect := func(path string, mode fs.FileMode) {
+		t.Helper()
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%s: %v, %v; want %v", path, info, err, mode)
+		}
+	}
+	if err := f.Write(f.Path, "first"); err != nil {
+		t.Fatal(err)
+	}
+	expect(f.Path, 0o644)
+	if err := os.Chmod(f.Path, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	path := f.Path + ".routes-0123456789abcdef.map"
+	if err := f.WriteAux(map[string]string{path: "x"}, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Replace("first", ours); err != nil {
+		t.Fatal(err)
+	}
+	candidate := ""
+	err := f.Validate(t.Context(), time.Minute, "the check", "candidate", func(_ context.Context, file string) error {
+		candidate = file
+		for _, p := range []string{f.Path, path, candidate, f.Good(), f.Foreign()} {
+			expect(p, 0o640)
+		}
+		has(t, candidate, "candidate")
+		return nil
+	})
+	if err != nil || candidate == "" {
+		t.Fatalf("%v, candidate %q", err, candidate)
+	}
+	has(t, candidate, "")
+}
+
+// An error of writing names the file, not a temporary one, and stays the same.
+func TestUnwritable(t *testing.T) {
+	f := newFile(t)
+	f.Path = filepath.Join(f.Path, "nosuch", "proxy.cfg")
+	first, second := f.Write(f.Path, "x"), f.Write(f.Path, "x")
+	if first == nil || second == nil || first.Error() != second.Error() || !strings.HasPrefix(first.Error(), "write "+f.Path+": ") {
+		t.Errorf("errors %v; %v", first, second)
+	}
+	if _, err := Read(filepath.Dir(filepath.Dir(filepath.Dir(f.Path)))); err == nil {
+		t.Error("a directory was read as a text")
+	}
+}

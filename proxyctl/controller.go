@@ -1,0 +1,322 @@
+// Package proxyctl brings a running proxy to a rendered configuration: the newest one wins, the first change goes
+// at once, bursts are coalesced, and what the proxy refuses never replaces what it runs, nor stops the rest. A Controller
+// says when something is done, an Engine how, and a driver for each kind of proxy what differs.
+package proxyctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Proxy is a running proxy. Apply is called from one goroutine, Run once from another.
+type Proxy interface {
+	// Apply returns when the proxy serves the configuration, or with the reason why it does not; then the proxy and its
+	// configuration file are as they were before, but for the servers that the Result tells of. Errors wrap ErrRefused or
+	// ErrUnreachable where that is the cause; the error is ErrNotYet if it takes a reload and mayReload is false, and a
+	// HoldError if the configuration is not believed yet. The same text again makes sure that the proxy still runs it.
+	Apply(ctx context.Context, c Config, mayReload bool) (Result, error)
+	// Run does what is left to do after an Apply and can wait, until ctx is done.
+	Run(ctx context.Context)
+	// Close finishes what an Apply has begun and nobody waits for. It is called once, at the end.
+	Close()
+}
+
+// Options configure a Controller.
+type Options struct {
+	Proxy    Proxy
+	Interval time.Duration // least time between two reloads; the first goes at once
+	Check    time.Duration // how often to see whether the proxy still runs the newest text; 0 = 5 s
+	Log      *slog.Logger
+	Metrics  prometheus.Registerer // may be nil
+}
+
+// Controller keeps a proxy at the newest configuration it was given.
+type Controller struct {
+	opts    Options
+	wake    chan struct{}
+	metrics metrics
+
+	mu      sync.Mutex
+	next    *wanted   // newest text given, until it is tried
+	current wanted    // what is tried, or was last
+	failure error     // why the proxy does not run the text that was tried last
+	pending time.Time // since when a text waits that is not known to fail; zero if none does
+}
+
+type wanted struct {
+	config  Config
+	since   time.Time
+	set     time.Time
+	tried   bool
+	waiting bool // it was tried and did not reach the proxy
+	live    bool // the proxy has run it
+}
+
+// New returns a Controller; Run does the work.
+func New(opts Options) *Controller {
+	if opts.Check == 0 {
+		opts.Check = 5 * time.Second
+	}
+	return &Controller{
+		opts:    opts,
+		wake:    make(chan struct{}, 1),
+		metrics: newMetrics(opts.Metrics),
+		failure: errors.New("no configuration was rendered yet"),
+	}
+}
+
+// Set makes config the configuration to run. It never blocks; one not applied yet is replaced. since is when the
+// change that led to it was noticed, and what "live after" is measured from.
+func (c *Controller) Set(config Config, since time.Time) {
+	c.mu.Lock()
+	if c.next != nil && c.next.since.Before(since) {
+		since = c.next.since // the older change waits to go live with this one
+	}
+	now := time.Now()
+	c.next = &wanted{config: config, since: since, set: now}
+	if c.pending.IsZero() {
+		c.pending = now
+	}
+	c.mu.Unlock()
+	c.Check()
+}
+
+// tolerance is how long a change may take until Ready says that it is not live: less is how things go.
+const tolerance = 2 * time.Second
+
+// Ready is nil when the proxy runs the newest configuration, or is about to, else the reason why it does not.
+func (c *Controller) Ready() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failure == nil && !c.pending.IsZero() && time.Since(c.pending) > tolerance {
+		return errors.New("the newest configuration is not applied yet")
+	}
+	return c.failure
+}
+
+// Check has the proxy looked at now: it may have been restarted.
+func (c *Controller) Check() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run applies what Set gives until ctx is done, and then returns nil.
+func (c *Controller) Run(ctx context.Context) error {
+	background, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { c.opts.Proxy.Run(background) })
+	defer func() {
+		cancel()
+		running.Wait()
+		c.opts.Proxy.Close()
+	}()
+	var (
+		pace  = newPace(c.opts.Interval, c.opts.Check)
+		retry <-chan time.Time
+		tend  <-chan time.Time
+	)
+	tender, _ := c.opts.Proxy.(interface { // until nginx has a driver
+		Tend(context.Context) time.Duration
+	})
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tend:
+			tend = after(tender.Tend(ctx))
+			continue
+		case <-c.wake:
+		case <-retry:
+		}
+		retry = nil
+		want, given := c.newest()
+		if !given {
+			continue
+		}
+		began := time.Now()
+		res, err := c.opts.Proxy.Apply(ctx, want.config, pace.mayReload(began))
+		if ctx.Err() != nil {
+			return nil
+		}
+		c.settle(err)
+		if tender != nil {
+			tend = after(tender.Tend(ctx))
+		}
+		next := pace.after(want, began, time.Now(), res, err)
+		retry = time.After(max(next.wait, 0))
+		if !errors.Is(err, ErrNotYet) || res.Action != "" {
+			c.metrics.observe(res, err, time.Since(next.since))
+		}
+		c.report(next, res, err)
+	}
+}
+
+// pace is what a Controller knows of how things went, and decides from it what follows.
+type pace struct {
+	interval, check time.Duration
+
+	reloaded time.Time // when the proxy was last reloaded, or that was tried
+	away     time.Time // since when the proxy is not reachable
+	reported string    // the failure that is already in the log
+	soon     *backoff.ExponentialBackOff
+	seldom   *backoff.ExponentialBackOff // a refused text costs the proxy nothing, and its cause may pass: a name, a port
+	rarely   *backoff.ExponentialBackOff // a refusal that costs the proxy something
+}
+
+func newPace(interval, check time.Duration) *pace {
+	return &pace{
+		interval: interval, check: check,
+		soon:   Delays(100*time.Millisecond, 5*time.Second),
+		seldom: Delays(time.Second, 15*time.Second),
+		rarely: Delays(15*time.Second, 10*time.Minute),
+	}
+}
+
+// next is what follows from an Apply.
+type next struct {
+	wait      time.Duration // until the same text is tried again
+	since     time.Time     // what is live now waited since then
+	drift     bool          // something had taken away what ran
+	recovered bool          // a failure that is in the log is over
+	failure   string        // to be told now, "" if there is none or it was told
+}
+
+func (p *pace) mayReload(now time.Time) bool { return now.Sub(p.reloaded) >= p.interval }
+
+// after says what follows from an Apply of want that took from began to now.
+func (p *pace) after(want wanted, began, now time.Time, res Result, err error) next {
+	n := next{since: want.since}
+	if errors.Is(err, ErrNotYet) {
+		n.wait = p.interval - now.Sub(p.reloaded) // which may be over by now
+		return n
+	}
+	if res.Action == Reload || errors.Is(err, ErrRefused) {
+		p.reloaded = now
+	}
+	if want.live && p.reported == "" {
+		n.drift, n.since = true, began // something took it away
+	}
+	if err != nil && want.tried && !want.waiting {
+		n.since = began // what was done of a refused text was not done before
+	}
+	if err == nil {
+		n.wait, n.recovered = p.check, p.reported != ""
+		p.reported, p.away = "", time.Time{}
+		p.soon.Reset()
+		p.seldom.Reset()
+		p.rarely.Reset()
+		return n
+	}
+	n.drift = false
+	var held *HoldError
+	switch {
+	case errors.As(err, &held):
+		n.wait = min(held.For, p.check)
+	case errors.Is(err, errCostly):
+		n.wait = p.rarely.NextBackOff()
+	case errors.Is(err, ErrRefused):
+		n.wait = p.seldom.NextBackOff()
+	default:
+		n.wait = p.soon.NextBackOff()
+	}
+	if !errors.Is(err, ErrUnreachable) {
+		p.away = time.Time{}
+	} else if p.away.IsZero() {
+		p.away = now
+	}
+	starting := !p.away.IsZero() && now.Sub(p.away) < startTime
+	if text := err.Error(); text != p.reported && !starting {
+		n.failure, p.reported = text, text
+	}
+	return n
+}
+
+// startTime is how long a proxy may take to start before it is said that it is not reachable.
+const startTime = 5 * time.Second
+
+// after is time.After, but never for no time.
+func after(d time.Duration) <-chan time.Time {
+	if d <= 0 {
+		return nil
+	}
+	return time.After(d)
+}
+
+// newest is the text to try now; given is false before the first Set.
+func (c *Controller) newest() (want wanted, given bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.next != nil {
+		if c.current.waiting && c.current.since.Before(c.next.since) {
+			c.next.since = c.current.since
+		}
+		c.current, c.next = *c.next, nil
+	}
+	return c.current, !c.current.since.IsZero()
+}
+
+// settle records what became of the current text.
+func (c *Controller) settle(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// The changes in a refused text are gone with it; in one that did not reach the proxy they still wait.
+	c.current.waiting = err != nil && !errors.Is(err, ErrRefused)
+	c.current.tried, c.current.live = true, c.current.live || err == nil
+	if errors.Is(err, ErrNotYet) {
+		return // it waits, and may go live soon
+	}
+	c.pending = time.Time{}
+	if c.next != nil {
+		c.pending = c.next.set
+	}
+	if err == nil || c.next == nil {
+		c.failure = err
+	}
+}
+
+func (c *Controller) report(n next, res Result, err error) {
+	if n.failure != "" {
+		var held *HoldError
+		if errors.As(err, &held) {
+			c.opts.Log.Warn("the configuration is not applied yet", "reason", n.failure, "for", held.For.Round(time.Second))
+		} else {
+			c.opts.Log.Error("proxy not brought to the newest configuration", "err", err, "retry_in", n.wait.Round(time.Millisecond))
+		}
+	}
+	if res.Action == None || res.Action == "" {
+		if n.recovered {
+			c.opts.Log.Info("proxy runs the newest configuration again")
+		}
+		return
+	}
+	if n.drift && !n.recovered {
+		c.opts.Log.Warn("the proxy did not run the newest configuration any more: repaired", "action", string(res.Action), "reason", res.Reason)
+	}
+	live := fmt.Sprintf("live after %d ms", time.Since(n.since).Milliseconds())
+	for _, ch := range res.Changes {
+		c.opts.Log.Info(ch.String()+", "+live, "backend", ch.Backend, "before", ch.Before, "after", ch.After,
+			"added", ch.Added, "removed", ch.Removed, "action", string(res.Action))
+	}
+	if res.Action == Reload {
+		c.opts.Log.Info("proxy reloaded, "+live, "reason", res.Reason, "old_workers", res.OldWorkers)
+	} else if len(res.Changes) == 0 {
+		c.opts.Log.Info("configuration changed, "+live, "action", string(res.Action), "reason", res.Reason)
+	}
+}
+
+// Delays is an exponential backoff with jitter that never gives up.
+func Delays(first, most time.Duration) *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.RandomizationFactor = first, most, 0.2
+	b.Reset()
+	return b
+}

@@ -1,0 +1,503 @@
+package proxyctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"berth/proxyctl/configfile"
+)
+
+// EngineOptions are what an Engine needs besides a driver.
+type EngineOptions struct {
+	Name    string        // of the proxy in messages: HAProxy
+	File    string        // its configuration file; the directory must be writable
+	Checks  string        // the argument that has its program check a file, for messages: -c
+	Timeout time.Duration // of a validation; 0 = 10 s
+	// Grace is for how long a first text is held back that takes all servers from a backend that the last good text has
+	// some for; 0 = 30 s, less is none.
+	Grace time.Duration
+	// Inspect has the proxy inspected before every change: what it answers to a change does not tell what it runs.
+	Inspect bool
+	// Prepared, if not nil, is called when the proxy is down and a good configuration is in place for its start.
+	Prepared func()
+	// PortRefused, if not nil, is called when a text is refused because of a port.
+	PortRefused func(port int, reason string)
+	Log         *slog.Logger
+}
+
+// Engine brings a proxy to configurations, once for all kinds of proxies: what differs is in its driver. It implements
+// Proxy. Apply is called from one goroutine, Run from another.
+//
+// An Apply goes: auxiliary files → mark → what does the proxy run → plan: nothing, changes at run time, or a reload and
+// why → do it and read it back → else restore. The same text again is a look at everything, and a repair of what differs.
+// While the proxy is down, a text replaces the file only if there is none, or if it was validated: a bad file would keep
+// the proxy from starting. What cannot be applied as a whole stops nothing else: servers of all that the running text and
+// the new one have in common come and go at run time all the same.
+type Engine[C any] struct {
+	opts   EngineOptions
+	driver Driver[C]
+	conf   *configfile.File
+	lazy   *configfile.LazyWriter
+	tend   chan struct{} // something was applied
+
+	asked   *string   // text of the last Apply
+	want    Marked[C] // the same with its mark
+	fault   error     // why the text needs not even be shown to the proxy
+	refused bool      // the last Apply has not brought the proxy to its text
+	slowly  bool      // it was refused only after a while
+	has     Marked[C] // what the proxy was brought to last, or was seen to run
+	known   bool      // the driver knows the proxy's servers; else it has to be inspected
+
+	applied   bool      // a text was applied as a whole since the start
+	holds     time.Time // since when a first text is held back
+	away      time.Time // since when the proxy does not say what it runs
+	validated bool      // the program has taken the file since then
+}
+
+// NewEngine returns an Engine; nothing is read or dialled before Apply.
+func NewEngine[C any](driver Driver[C], opts EngineOptions) *Engine[C] {
+	if opts.Timeout == 0 {
+		opts.Timeout = 10 * time.Second
+	}
+	if opts.Grace == 0 {
+		opts.Grace = 30 * time.Second
+	}
+	e := &Engine[C]{opts: opts, driver: driver, tend: make(chan struct{}, 1)}
+	e.conf = &configfile.File{Path: opts.File, Marked: driver.IsMarked, Log: opts.Log}
+	e.lazy = &configfile.LazyWriter{Proxy: opts.Name, Write: e.writeLazily}
+	return e
+}
+
+// Apply implements Proxy.
+func (e *Engine[C]) Apply(ctx context.Context, c Config, mayReload bool) (Result, error) {
+	again := e.asked != nil && *e.asked == c.Text
+	if !again {
+		e.asked = &c.Text
+		e.want, e.fault = e.driver.Mark(c.Text, e.want.Config)
+	}
+	res, err := Result{}, e.conf.WriteAux(c.Files, again)
+	if err != nil {
+		return res, err
+	}
+	began := time.Now()
+	res, err = e.apply(ctx, again, mayReload)
+	e.slowly = errors.Is(err, ErrRefused) && time.Since(began) >= costly
+	res.Leaving = e.driver.Draining()
+	e.refused = err != nil
+	e.applied = e.applied || err == nil
+	var port *PortError
+	if errors.As(err, &port) && e.opts.PortRefused != nil {
+		e.opts.PortRefused(port.Port, port.Reason)
+	}
+	if (err == nil || errors.Is(err, ErrRefused)) && e.conf.HasStale() && e.lazy.Idle() {
+		e.conf.RemoveStale(e.want.Text, e.has.Text)
+	}
+	select {
+	case e.tend <- struct{}{}:
+	default:
+	}
+	return res, err
+}
+
+// Run implements Proxy: it has the driver look after what can wait, until ctx is done.
+func (e *Engine[C]) Run(ctx context.Context) {
+	for {
+		again := after(e.driver.Tend(ctx))
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
+		case <-e.tend:
+		}
+	}
+}
+
+// Close returns when the configuration file is in step with what the proxy runs.
+func (e *Engine[C]) Close() { e.lazy.Flush() }
+
+// apply brings the proxy to e.want. again says that the Apply before was for the same text.
+func (e *Engine[C]) apply(ctx context.Context, again, mayReload bool) (Result, error) {
+	why := ""
+	if e.known && e.applied && e.fault == nil && !e.refused && !again && !e.opts.Inspect {
+		var (
+			res Result
+			err error
+		)
+		if res, why, err = e.change(ctx, e.want); why == "" {
+			if err == nil {
+				e.lazy.Put(ctx, e.want.Text, e.want.Generation)
+			}
+			return res, err
+		}
+	}
+	if e.fault != nil && e.want.Config == nil {
+		return Result{}, e.fault
+	}
+	there, err := e.onDisk()
+	if err != nil {
+		return Result{}, err
+	}
+	snap, err := e.driver.Inspect(ctx)
+	if err == nil && snap.Unmarked == "" {
+		e.away, e.validated = time.Time{}, false
+	} else {
+		e.known = false
+		if e.away.IsZero() {
+			e.away = time.Now()
+		}
+	}
+	if err != nil && !errors.Is(err, ErrDown) {
+		return Result{}, err
+	}
+	if err != nil && e.fault != nil {
+		return Result{}, e.fault
+	}
+	last := e.lastGood(there, snap.Generation)
+	goal, held := e.goal(last)
+	if err != nil {
+		return Result{}, e.prepare(ctx, goal, there, last, err)
+	}
+	if snap.Starting && there.Generation.Shape != "" && there.Text == last.Text && time.Since(e.away) < unmarkedTime {
+		return Result{}, e.prepare(ctx, goal, there, last, fmt.Errorf("%w: %s", ErrUnreachable, snap.Unmarked))
+	}
+	res, err := e.bring(ctx, goal, there, snap, why, mayReload)
+	if err != nil && snap.Unmarked != "" && errors.Is(err, ErrUnreachable) {
+		if there, readErr := e.onDisk(); readErr == nil {
+			return res, e.prepare(ctx, goal, there, e.lastGood(there, configfile.Generation{}), err)
+		}
+	}
+	if err == nil {
+		err = held
+	}
+	return res, err
+}
+
+// goal is what to bring the proxy to now, and why that is not what is wanted. last is the last good text.
+func (e *Engine[C]) goal(last Marked[C]) (Marked[C], error) {
+	if e.applied || e.opts.Grace < 0 || last.Generation.Shape == "" || e.want.Config == nil {
+		return e.want, nil
+	}
+	var emptied []string
+	for _, c := range e.driver.Changes(last.Config, e.want.Config) {
+		if c.Before > 0 && c.After == 0 {
+			emptied = append(emptied, c.Backend)
+		}
+	}
+	if len(emptied) == 0 {
+		return e.want, nil
+	}
+	if e.holds.IsZero() {
+		e.holds = time.Now()
+	}
+	left := e.opts.Grace - time.Since(e.holds)
+	if left <= 0 {
+		return e.want, nil
+	}
+	if m, differs := e.mergedByReload(last, emptied); differs {
+		return m, &HoldError{emptied, left}
+	}
+	return e.merged(last, emptied), &HoldError{emptied, left}
+}
+
+// merged is a text with the servers of what it has in common with e.want.
+func (e *Engine[C]) merged(base Marked[C], keep []string) Marked[C] {
+	text := e.driver.Merge(base.Config, e.want.Config, keep)
+	m, err := e.driver.Mark(text, base.Config)
+	if err != nil || !m.Generation.SameShape(base.Generation) {
+		return base
+	}
+	return m
+}
+
+// bring brings a proxy that has answered to goal. why is what speaks for a reload already.
+func (e *Engine[C]) bring(ctx context.Context, goal, there Marked[C], snap Snapshot, why string, mayReload bool) (Result, error) {
+	seen := e.has.Config != nil && e.has.Generation.SameShape(snap.Generation)
+	base := e.base(there, snap)
+	switch {
+	case why != "":
+	case snap.Unmarked != "":
+		why = snap.Unmarked
+	case there.Text == "":
+		why = "the configuration file was removed"
+	case there.Generation.Shape == "":
+		why = "the configuration file is not as berth wrote it"
+	case base.Config == nil:
+		why = e.opts.Name + " runs another configuration than its file"
+	case !seen && snap.Generation != there.Generation && e.conf.InDoubt():
+		why = "an earlier reload was cut short"
+	}
+	if base.Config != nil {
+		e.driver.Observe(base)
+		e.has, e.known = base, true
+	}
+	if e.fault == nil && why == "" {
+		var (
+			res Result
+			err error
+		)
+		if res, why, err = e.change(ctx, goal); why == "" {
+			res.OldWorkers = snap.OldWorkers
+			if err == nil && there.Text != goal.Text {
+				err = e.lazy.Problem(goal.Generation)
+				e.lazy.Put(ctx, goal.Text, goal.Generation)
+			}
+			return res, err
+		}
+	}
+	common := base.Config != nil && goal.Text == e.want.Text
+	if e.fault != nil {
+		return e.changeCommon(ctx, common), e.fault
+	}
+	// Where the text was refused before, or has to wait, its servers do not.
+	before, early := e.driver.Before(base.Config), Result{}
+	sooner := common && (e.refused || !mayReload)
+	early = e.changeCommon(ctx, sooner)
+	if common && mayReload && e.slowly { // else what can be done waits for what cannot
+		if part := e.reloadCommon(ctx, snap); part.Action != "" {
+			early, snap.Generation = part, e.has.Generation
+		}
+	}
+	res, err := e.reload(ctx, goal, snap, why, mayReload)
+	switch {
+	case err != nil && !sooner && !errors.Is(err, ErrUnreachable):
+		early = e.changeCommon(ctx, common)
+	case err == nil && early.Action != "":
+		res.Changes = e.driver.Changes(before, goal.Config)
+	}
+	if common && errors.Is(err, ErrRefused) {
+		if part := e.reloadCommon(ctx, snap); part.Action != "" {
+			return part, err
+		}
+	}
+	if err != nil && early.Action != "" {
+		return early, err
+	}
+	return res, err
+}
+
+// base is the text, as far as one is known, that the proxy runs but for its servers.
+func (e *Engine[C]) base(there Marked[C], snap Snapshot) Marked[C] {
+	if last := e.lastGood(there, snap.Generation); last.Generation.SameShape(snap.Generation) {
+		return last
+	}
+	return Marked[C]{}
+}
+
+// onDisk is the configuration file. Most of the time it is the text that is wanted.
+func (e *Engine[C]) onDisk() (Marked[C], error) {
+	text, err := configfile.Read(e.opts.File)
+	switch {
+	case err != nil, text == e.want.Text && e.fault == nil:
+		return e.want, err
+	case text == e.has.Text && e.has.Config != nil:
+		return e.has, nil
+	}
+	return e.driver.Unmark(text, e.want.Config), nil
+}
+
+// change brings the proxy to a text at run time. If that cannot be done, the string says why: then a reload has to do it.
+func (e *Engine[C]) change(ctx context.Context, to Marked[C]) (Result, string, error) {
+	plan := e.driver.Plan(to)
+	if plan.Reload != "" {
+		return Result{}, plan.Reload, nil
+	}
+	res := Result{Action: None}
+	if len(plan.Ops) > 0 {
+		res = Result{Action: Runtime, Reason: plan.String(), Changes: e.driver.Changes(e.driver.Before(e.has.Config), to.Config)}
+	}
+	err := e.driver.Run(ctx, to, plan)
+	e.known = err == nil
+	switch {
+	case errors.Is(err, ErrUnexpected):
+		return Result{}, err.Error(), nil
+	case err != nil:
+		return Result{}, "", err
+	}
+	e.has = to
+	return res, "", nil
+}
+
+// mostTries is how often it is tried to carry out what two texts have in common: each time the proxy may refuse another
+// server, of which the driver takes note.
+const mostTries = 5
+
+// changeCommon carries out at run time what the running text and e.want have in common, and undoes what a change left that
+// went half the way. The file follows. The Result has no Action if there was nothing to do, or it could not be done.
+func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
+	if !may {
+		return Result{}
+	}
+	for range mostTries {
+		if !e.observe(ctx) {
+			return Result{} // the next look finds out
+		}
+		to := e.merged(e.has, nil)
+		res, why, err := e.change(ctx, to)
+		switch {
+		case err != nil:
+			return Result{}
+		case why == "":
+			if there, err := e.onDisk(); err != nil || there.Text != to.Text {
+				e.lazy.Put(ctx, to.Text, to.Generation)
+			}
+			if res.Action == None {
+				return Result{}
+			}
+			return res
+		case e.known: // it takes a reload
+			return Result{}
+		}
+	}
+	e.opts.Log.Warn(e.opts.Name + "'s servers are not as they were before a change that it refused")
+	return Result{}
+}
+
+// observe has the driver know what the proxy runs, which is e.has, and says whether that is so.
+func (e *Engine[C]) observe(ctx context.Context) bool {
+	if !e.known {
+		snap, err := e.driver.Inspect(ctx)
+		if err != nil || !e.has.Generation.SameShape(snap.Generation) {
+			return false
+		}
+		e.driver.Observe(e.has)
+		e.known = true
+	}
+	return true
+}
+
+// reload brings the proxy to a text by its file. why is the reason.
+func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why string, mayReload bool) (Result, error) {
+	res := Result{Reason: why}
+	if !mayReload {
+		return res, ErrNotYet
+	}
+	e.lazy.Flush()
+	there, err := e.onDisk()
+	if err != nil {
+		return res, err
+	}
+	last := e.lastGood(there, snap.Generation)
+	if err := e.validate(ctx, to.Text); err != nil {
+		return res, err
+	}
+	if err := e.driver.Precheck(ctx, last, to); err != nil {
+		return res, err
+	}
+	changes := e.driver.Changes(e.driver.Before(last.Config), to.Config)
+	if err := e.conf.Replace(last.Text, to.Text); err != nil {
+		return res, err
+	}
+	began := time.Now()
+	e.known = false
+	now, err := e.driver.Reload(ctx, last, to)
+	var port *PortError
+	if errors.Is(err, ErrRefused) && !errors.As(err, &port) && time.Since(began) >= costly {
+		err = &costlyError{err}
+	}
+	if err = e.conf.Replaced(last.Text, err); err != nil {
+		var loaded *LoadedError
+		if errors.As(err, &loaded) && last.Text != "" {
+			if _, backErr := e.driver.Reload(ctx, to, last); backErr != nil {
+				err = fmt.Errorf("%w; and the last good configuration cannot be loaded again: %w", err, backErr)
+			}
+		}
+		return res, err
+	}
+	e.has, e.known = to, true
+	res.Action, res.Changes, res.OldWorkers = Reload, changes, now.OldWorkers
+	return res, nil
+}
+
+// costly is how long a reload takes at least that is refused only after listeners were closed for a while.
+const costly = time.Second
+
+type costlyError struct{ error }
+
+func (e *costlyError) Unwrap() []error { return []error{e.error, errCostly} }
+
+// lastGood is what the proxy goes on with if it does not take another text, as far as is known: the text that berth
+// brought it to, the file itself, or if berth was killed while the proxy judged that, the one before.
+func (e *Engine[C]) lastGood(there Marked[C], running configfile.Generation) Marked[C] {
+	switch {
+	case there.Text != "" && !e.driver.IsMarked(there.Text): // somebody else's
+		return there
+	case e.has.Config != nil && e.has.Generation.SameShape(running):
+		return e.has
+	case there.Generation.SameShape(running) && (there.Generation == running || !e.conf.InDoubt()):
+		return there
+	case running.Shape != "" && running == e.want.Generation:
+		return e.want
+	case !e.conf.InDoubt():
+		return there
+	}
+	good, err := configfile.Read(e.conf.Good())
+	if err != nil || good == "" {
+		return there
+	}
+	return e.driver.Unmark(good, e.want.Config)
+}
+
+// unmarkedTime is how long a proxy that has berth's file, as far as is known, may be starting before it is told to load it:
+// it may never have.
+const unmarkedTime = 10 * time.Second
+
+// prepare puts a text where a proxy that is down will find it when it starts, if that is safe, and returns the reason why
+// it is not live yet.
+func (e *Engine[C]) prepare(ctx context.Context, to, there, last Marked[C], reason error) error {
+	e.lazy.Flush()
+	if there.Text != to.Text || there.Text != last.Text || e.driver.Binary() != "" && !e.validated {
+		if err := e.validate(ctx, to.Text); err != nil {
+			return e.restore(there, last, err)
+		}
+		e.validated = true
+		if there.Text != "" && e.driver.Binary() == "" && !e.startsWith(to, there) {
+			return e.restore(there, last, reason)
+		}
+		if there.Text != to.Text {
+			if err := e.conf.KeepForeign(last.Text); err != nil {
+				return err
+			}
+			if err := e.conf.Write(e.opts.File, to.Text); err != nil {
+				return err
+			}
+			e.opts.Log.Info("configuration written, "+e.opts.Name+" will start with it", "file", e.opts.File)
+		}
+		e.conf.ForgetGood()
+	}
+	if e.opts.Prepared != nil {
+		e.opts.Prepared()
+	}
+	return reason
+}
+
+// restore puts the last good text in place of one that nobody has judged. It returns the reason, or what went wrong.
+func (e *Engine[C]) restore(there, last Marked[C], reason error) error {
+	if there.Text == last.Text {
+		return reason
+	}
+	if err := e.conf.Write(e.opts.File, last.Text); err != nil {
+		return err
+	}
+	e.conf.ForgetGood()
+	return reason
+}
+
+// validate has the proxy's program, if there is one, check a text as a candidate next to the file that it may replace.
+func (e *Engine[C]) validate(ctx context.Context, text string) error {
+	if e.driver.Binary() == "" {
+		return nil
+	}
+	return e.conf.Validate(ctx, e.opts.Timeout, e.driver.Binary()+" "+e.opts.Checks, text, e.driver.Check)
+}
+
+// writeLazily writes the file for servers that the proxy has already, unless its program refuses it.
+func (e *Engine[C]) writeLazily(ctx context.Context, text string) error {
+	if err := e.validate(ctx, text); err != nil {
+		return err
+	}
+	e.conf.ForgetGood() // of an earlier berth that was killed; the proxy has taken the file since
+	return e.conf.Write(e.opts.File, text)
+}

@@ -1,0 +1,492 @@
+package proxyctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// step is an Apply, and what is to come of it.
+type step struct {
+	set     func(*engineRig)
+	text    string
+	waits   bool // no reload is allowed
+	action  Action
+	reason  string // part of it
+	changes string // of backends
+	err     error  // that the error is
+	says    string // part of the error
+	file    string // the text in the file afterwards, with its mark, or theirs
+	live    string // the servers that the proxy has afterwards
+	loads   int    // reloads so far
+}
+
+func (r *engineRig) walk(steps []step) {
+	r.Helper()
+	for i, s := range steps {
+		if s.set != nil {
+			s.set(r)
+		}
+		res, err := r.engine.Apply(r.Context(), Config{Text: s.text}, !s.waits)
+		if (err != nil) != (s.err != nil || s.says != "") || s.err != nil && !errors.Is(err, s.err) || err != nil && !strings.Contains(err.Error(), s.says) {
+			r.Errorf("step %d: error %v; want %v saying %q", i, err, s.err, s.says)
+		}
+		if err == nil && s.action == "" {
+			s.action = None
+		}
+		if res.Action != s.action || !strings.Contains(res.Reason, s.reason) {
+			r.Errorf("step %d: %q for %q, want %q for %q", i, res.Action, res.Reason, s.action, s.reason)
+		}
+		if got := changed(res); s.changes != "" && got != s.changes {
+			r.Errorf("step %d: changes %q, want %q", i, got, s.changes)
+		}
+		r.engine.Close()
+		want := s.file
+		if !strings.HasPrefix(want, "theirs") && want != "" {
+			want = markFake(want)
+		}
+		if got := r.onDisk(r.file); got != want {
+			r.Errorf("step %d: the file is\n%s\nwant\n%s", i, got, want)
+		}
+		if got := r.servers(); s.live != "" && got != s.live {
+			r.Errorf("step %d: the proxy has %q, want %q", i, got, s.live)
+		}
+		if r.loads != s.loads {
+			r.Errorf("step %d: %d reloads so far, want %d", i, r.loads, s.loads)
+		}
+		for _, path := range []string{r.file + ".good", filepath.Join(filepath.Dir(r.file), ".proxy.cfg.candidate")} {
+			if _, err := os.Stat(path); err == nil {
+				r.Errorf("step %d: %s is left behind", i, path)
+			}
+		}
+	}
+}
+
+func changed(res Result) string {
+	var all []string
+	for _, c := range res.Changes {
+		all = append(all, c.String())
+	}
+	return strings.Join(all, "; ")
+}
+
+// servers are those that the proxy has: "app: a b; web: c".
+func (r *engineRig) servers() string {
+	var all []string
+	for name, servers := range r.live {
+		servers = slices.Sorted(slices.Values(servers))
+		all = append(all, strings.TrimSpace(name+": "+strings.Join(servers, " ")))
+	}
+	slices.Sort(all)
+	return strings.Join(all, "; ")
+}
+
+const (
+	one  = "bind\napp: a\nweb: x\n"
+	two  = "bind\napp: a b\nweb: x\n"
+	line = "bind\nmore\napp: a\nweb: x\n"
+	bad  = "bind\nbogus\napp: a\nweb: x\n"
+)
+
+func unreachable(r *engineRig) { r.down = fmt.Errorf("%w: no such socket", ErrDown) }
+func reachable(r *engineRig)   { r.down = nil }
+func withBinary(r *engineRig)  { r.binary = "proxy" }
+
+func TestEngine(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		running string // text that the proxy runs, and has in its file
+		set     func(*EngineOptions)
+		steps   []step
+	}{
+		{"nothing, run time, reload", one, nil, []step{
+			{text: one, action: None, file: one},
+			{text: two, action: Runtime, reason: "add app/b", changes: "app: 1 → 2 servers", file: two, live: "app: a b; web: x"},
+			{text: two, action: None, file: two},
+			{text: line, action: Reload, reason: "lines differ", changes: "app: 2 → 1 server", file: line, live: "app: a; web: x", loads: 1},
+		}},
+		{"always inspected", one, func(o *EngineOptions) { o.Inspect = true }, []step{
+			{text: one, action: None, file: one},
+			{set: func(r *engineRig) { r.live["web"] = nil }, text: two, action: Runtime, file: two, live: "app: a b; web: x"},
+		}},
+		{"no file yet", "", nil, []step{{text: one, action: Reload, reason: "removed", file: one, live: "app: a; web: x", loads: 1}}},
+		{"no file yet, and refused: none is left for a restart", "", nil, []step{{text: bad, err: ErrRefused, file: "", loads: 1}}},
+
+		// Drift.
+		{"what somebody changed is repaired", one, nil, []step{
+			{text: one, action: None, file: one},
+			{set: func(r *engineRig) { r.live["app"] = []string{"y"} }, text: one, action: Runtime, file: one, live: "app: a; web: x"},
+			{set: func(r *engineRig) { r.run("somebody else's") }, text: one, action: Reload, reason: "the proxy runs another configuration than its file", file: one, loads: 1},
+			{set: func(r *engineRig) { r.write(r.file, r.onDisk(r.file)+"edited\n") }, text: one, action: Reload, reason: "not as berth wrote it", file: one, loads: 2},
+			{set: func(r *engineRig) { os.Remove(r.file) }, text: two, action: Runtime, file: two, loads: 2},
+			{set: func(r *engineRig) { os.Remove(r.file) }, text: two, action: Reload, reason: "removed", file: two, loads: 3},
+		}},
+		{"a change at run time that goes half the way is reloaded", one, nil, []step{
+			{text: one, action: None, file: one},
+			{set: func(r *engineRig) { r.half = true }, text: "bind\napp: b c\nweb: x\n", action: Reload, reason: "half of it", file: "bind\napp: b c\nweb: x\n", live: "app: b c; web: x", loads: 1},
+		}},
+		{"or undone", one, nil, []step{
+			{text: one, action: None, file: one},
+			{
+				set:  func(r *engineRig) { r.half, r.elsewise = true, fmt.Errorf("%w: no", ErrRefused) },
+				text: "bind\napp: a !\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a\nweb: y\n", live: "app: a; web: y", loads: 1,
+			},
+		}},
+
+		// Refusals.
+		{"refused: the old file goes back", one, nil, []step{
+			{text: bad, err: ErrRefused, says: "bogus", file: one, live: "app: a; web: x", loads: 1},
+			{text: bad, err: ErrRefused, says: "bogus", file: one, live: "app: a; web: x", loads: 2},
+			{text: one, action: None, file: one, loads: 2},
+			{text: line, action: Reload, file: line, loads: 3},
+		}},
+		{"refused by its program", one, nil, []step{
+			{set: withBinary, text: "bind\nbogus here\napp: a b\nweb: x\n", err: ErrRefused, says: "by its program", action: Runtime, file: two, live: "app: a b; web: x"},
+		}},
+		{"its program hangs", one, nil, []step{
+			{set: func(r *engineRig) { r.binary, r.engine.opts.Timeout = "hangs", 20*time.Millisecond }, text: line, says: "hangs -c did not finish within 20ms", file: one},
+		}},
+		{"no configuration at all", one, nil, []step{
+			{text: "{", err: ErrRefused, says: "no configuration", file: one},
+			{text: "{", err: ErrRefused, says: "no configuration", file: one},
+			{text: one, action: None, file: one},
+		}},
+		{"it would serve nothing: its servers come and go", one, nil, []step{
+			{text: "app: a b\nweb: x\n", err: ErrRefused, says: "serve nothing", action: Runtime, file: two, live: "app: a b; web: x"},
+		}},
+		{"loaded, and of no use: the last good one is loaded again", one, nil, []step{
+			{set: func(r *engineRig) { r.loaded = fmt.Errorf("%w: no", ErrRefused) }, text: line, err: ErrRefused, file: one, live: "app: a; web: x", loads: 2},
+			{text: one, action: None, file: one, loads: 2},
+		}},
+		{"loaded, of no use, and there is no way back", one, nil, []step{
+			{set: func(r *engineRig) {
+				r.loaded = fmt.Errorf("%w: no", ErrRefused)
+				r.engine.driver = &stuckDriver{fakeDriver: r.fakeDriver}
+			}, text: line, err: ErrRefused, says: "and the last good configuration cannot be loaded again: stuck", file: one, loads: 1},
+		}},
+
+		// What is refused stops nothing else.
+		{"a bad line: servers of all backends come and go, and the file follows", two, nil, []step{
+			{text: "bind\nbogus\napp: a b\nweb: x y\n", err: ErrRefused, action: Runtime, changes: "web: 1 → 2 servers", file: "bind\napp: a b\nweb: x y\n", live: "app: a b; web: x y", loads: 1},
+			{text: "bind\nbogus\napp: b c\nweb: y\n", err: ErrRefused, action: Runtime, changes: "app: 2 servers, 1 replaced or changed; web: 2 → 1 server", file: "bind\napp: b c\nweb: y\n", live: "app: b c; web: y", loads: 2},
+			{set: func(r *engineRig) { r.run(r.onDisk(r.file)); r.start() }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 3},
+			{set: func(r *engineRig) { r.live["app"] = nil }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 4},
+			{text: "bind\napp: d\nweb: y\n", action: Runtime, file: "bind\napp: d\nweb: y\n", live: "app: d; web: y", loads: 4},
+		}},
+		{"a backend that is new waits, one that is gone stays", two, nil, []step{
+			{text: "bind\nbogus\nnew: n\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a b\nweb: y\n", live: "app: a b; web: y", loads: 1},
+		}},
+		{"a server that is not to be added holds up its own backend", two, nil, []step{
+			{text: "bind\napp: a b =\nweb: y\n", waits: true, err: ErrNotYet, action: Runtime, file: "bind\napp: a b\nweb: y\n", live: "app: a b; web: y"},
+			{text: "bind\nbogus\napp: c =\nweb: z\n", err: ErrRefused, action: Runtime, file: "bind\napp: a b\nweb: z\n", live: "app: a b; web: z", loads: 1},
+			{text: "bind\nbogus\napp: c !\nweb: u\n", err: ErrRefused, action: Runtime, file: "bind\napp: a b\nweb: u\n", live: "app: a b; web: u", loads: 2},
+		}},
+		{"a reload that has to wait: servers do not", one, nil, []step{
+			{text: one, action: None, file: one},
+			{text: "bind\nmore\napp: a b\nweb: x\n", waits: true, err: ErrNotYet, action: Runtime, changes: "app: 1 → 2 servers", file: two, live: "app: a b; web: x"},
+			{text: "bind\nmore\napp: a b c\nweb: x\n", action: Reload, changes: "app: 1 → 3 servers", file: "bind\nmore\napp: a b c\nweb: x\n", loads: 1, set: func(r *engineRig) { r.live["app"] = []string{"a"} }},
+		}},
+		{"a port in use", one, nil, []step{
+			{set: func(r *engineRig) { r.inUse = 81 }, text: "bind\nbind 81\napp: a b\nweb: x\n", err: ErrRefused, says: "bind :81: another program listens there", action: Runtime, file: two, live: "app: a b; web: x"},
+			{set: func(r *engineRig) { r.inUse = 0 }, text: "bind\nbind 81\napp: a b\nweb: x\n", action: Reload, file: "bind\nbind 81\napp: a b\nweb: x\n", loads: 1},
+		}},
+
+		// A proxy that is down, or hangs.
+		{"down: without a file it gets one", "", nil, []step{
+			{set: unreachable, text: one, err: ErrUnreachable, file: one},
+			{set: unreachable, text: two, err: ErrUnreachable, file: one}, // nobody has validated it
+			{set: withBinary, text: two, err: ErrUnreachable, file: two},
+			{text: "bind\nbogus here\n", err: ErrRefused, file: two},
+			{text: "app: a\n", err: ErrRefused, file: two},
+			{set: func(r *engineRig) { reachable(r); r.run(r.onDisk(r.file)) }, text: two, action: None, file: two, live: "app: a b; web: x"},
+		}},
+		{"down: somebody's file is kept", "", nil, []step{
+			{set: func(r *engineRig) { unreachable(r); withBinary(r); r.write(r.file, "theirs\n") }, text: one, err: ErrUnreachable, file: one},
+			{text: one, err: ErrUnreachable, file: one, set: func(r *engineRig) {
+				if got := r.onDisk(r.file + ".before-berth"); got != "theirs\n" {
+					r.Errorf("kept is %q", got)
+				}
+			}},
+		}},
+		{"it goes down with a change, and comes back with the file", one, nil, []step{
+			{text: one, action: None, file: one},
+			{set: unreachable, text: two, err: ErrUnreachable, file: one},
+			{set: reachable, text: two, action: Runtime, file: two, live: "app: a b; web: x"},
+		}},
+		{"it hangs", one, nil, []step{
+			{set: func(r *engineRig) { r.hang = true }, text: two, err: ErrUnreachable, says: "no answer", file: one},
+			{set: func(r *engineRig) { r.hang = false }, text: two, action: Runtime, file: two},
+		}},
+		{"a reload that gets lost is taken back", one, nil, []step{
+			{set: func(r *engineRig) { r.elsewise = fmt.Errorf("%w: no", ErrUnreachable) }, text: line, err: ErrUnreachable, file: one, live: "app: a; web: x", loads: 1},
+			{set: func(r *engineRig) { r.elsewise = nil }, text: line, action: Reload, file: line, loads: 2},
+		}},
+		{"who does not say that it is down is left alone", one, nil, []step{
+			{set: func(r *engineRig) { withBinary(r); r.down = fmt.Errorf("%w: a stranger", ErrUnreachable) }, text: two, err: ErrUnreachable, file: one},
+		}},
+		{"one that has nothing of berth's is brought to it", "", nil, []step{
+			{set: func(r *engineRig) { r.unmarked = "it is new"; r.write(r.file, "theirs\n") }, text: bad, err: ErrRefused, file: "theirs\n", loads: 1},
+			{text: one, action: Reload, reason: "it is new", file: one, live: "app: a; web: x", loads: 2},
+		}},
+		{"one that may be starting with berth's file gets time for that", one, nil, []step{
+			{set: func(r *engineRig) { r.unmarked, r.starting = "it is new", true }, text: one, err: ErrUnreachable, says: "it is new", file: one},
+			{set: func(r *engineRig) { r.engine.away = time.Now().Add(-unmarkedTime) }, text: one, action: Reload, file: one, loads: 1},
+		}},
+
+		// berth was killed.
+		{"killed before the proxy was told of a text", one, nil, []step{
+			{set: func(r *engineRig) { r.write(r.file, markFake(line)); r.write(r.file+".good", markFake(one)) }, text: line, action: Reload, file: line, loads: 1},
+		}},
+		{"killed before that of a bad one", one, nil, []step{
+			{set: func(r *engineRig) { r.write(r.file, markFake(bad)); r.write(r.file+".good", markFake(one)) }, text: bad, err: ErrRefused, file: one, live: "app: a; web: x", loads: 1},
+		}},
+		{"killed before that of a bad one, and the servers are others now", one, nil, []step{
+			{set: func(r *engineRig) { r.write(r.file, markFake(bad)); r.write(r.file+".good", markFake(one)) }, text: "bind\nbogus\napp: b\nweb: x\n", err: ErrRefused, action: Runtime, file: "bind\napp: b\nweb: x\n", live: "app: b; web: x", loads: 1},
+		}},
+		{"killed while it judged other servers", one, nil, []step{
+			{set: func(r *engineRig) { r.write(r.file, markFake(two)); r.write(r.file+".good", markFake(one)) }, text: two, action: Reload, reason: "cut short", file: two, loads: 1},
+		}},
+		{"killed when it had taken it", two, nil, []step{
+			{set: func(r *engineRig) { r.write(r.file+".good", markFake(one)) }, text: "bind\napp: c\nweb: x\n", action: Runtime, file: "bind\napp: c\nweb: x\n"},
+		}},
+		{"killed before the file followed", one, nil, []step{
+			{set: func(r *engineRig) { r.live["app"] = []string{"a", "b"} }, text: two, action: None, file: two, live: "app: a b; web: x"},
+		}},
+		{"killed while the proxy judged a bad one, which is down by now", one, nil, []step{
+			{set: func(r *engineRig) {
+				unreachable(r)
+				r.write(r.file, markFake(bad))
+				r.write(r.file+".good", markFake(one))
+			}, text: bad, err: ErrUnreachable, file: one},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t)
+			if tt.set != nil {
+				tt.set(&r.opts)
+				r.start()
+			}
+			if tt.running != "" {
+				r.hasText(tt.running)
+			}
+			r.walk(tt.steps)
+		})
+	}
+}
+
+// stuckDriver loads a text once.
+type stuckDriver struct{ *fakeDriver }
+
+func (d *stuckDriver) Reload(ctx context.Context, last, to Marked[fakeConfig]) (Snapshot, error) {
+	if d.loads > 0 {
+		return Snapshot{}, errors.New("stuck")
+	}
+	return d.fakeDriver.Reload(ctx, last, to)
+}
+
+// On the path of a change at run time there is no look at the proxy, no check by its program, and no reading of files.
+func TestFastPath(t *testing.T) {
+	r := newRig(t)
+	withBinary(r)
+	r.hasText(one)
+	r.walk([]step{{text: one, file: one}})
+	inspects := r.inspects
+	if _, err := r.engine.Apply(t.Context(), Config{Text: two}, true); err != nil {
+		t.Fatal(err)
+	}
+	if r.inspects != inspects {
+		t.Errorf("%d looks", r.inspects-inspects)
+	}
+	r.engine.Close()
+}
+
+// A port that costs a text is told, so that another text can do without it.
+func TestPortRefused(t *testing.T) {
+	var ports []int
+	r := newRig(t, func(o *EngineOptions) { o.PortRefused = func(port int, _ string) { ports = append(ports, port) } })
+	r.hasText(one)
+	r.inUse = 81
+	for range 2 {
+		_, err := r.engine.Apply(t.Context(), Config{Text: "bind\nbind 81\napp: a\nweb: x\n"}, true)
+		var port *PortError
+		if !errors.As(err, &port) || port.Port != 81 || !errors.Is(err, ErrRefused) {
+			t.Errorf("error %v", err)
+		}
+	}
+	if !slices.Equal(ports, []int{81, 81}) {
+		t.Errorf("told were %v", ports)
+	}
+}
+
+// A child is started as soon as a good configuration is in place, and not with one that its program refuses.
+func TestPrepared(t *testing.T) {
+	prepared := 0
+	r := newRig(t, func(o *EngineOptions) { o.Prepared = func() { prepared++ } })
+	withBinary(r)
+	unreachable(r)
+	for i, step := range []struct {
+		text   string
+		times  int
+		checks int
+	}{
+		{"bind\nbogus here\n", 0, 1},
+		{one, 1, 2},
+		{one, 2, 2}, // it is known to be good
+		{two, 3, 3},
+	} {
+		_, _ = r.engine.Apply(t.Context(), Config{Text: step.text}, true)
+		if prepared != step.times || r.checks != step.checks {
+			t.Errorf("step %d: prepared %d times after %d checks, want %d and %d", i, prepared, r.checks, step.times, step.checks)
+		}
+	}
+}
+
+// Auxiliary files are there before the proxy reads a text, and stay while the text that it runs refers to them.
+func TestAuxiliaryFiles(t *testing.T) {
+	r := newRig(t)
+	name := func(digit string) string { return r.file + ".routes-" + strings.Repeat(digit, 16) + ".map" }
+	config := func(text, digit string) Config {
+		return Config{Text: text + "map " + name(digit) + "\n", Files: map[string]string{name(digit): digit}}
+	}
+	r.hasText(one)
+	for i, step := range []struct {
+		config Config
+		err    error
+		files  string
+	}{
+		{config(one, "1"), nil, "1"},
+		{config(bad, "2"), ErrRefused, "12"},
+		{config("bind\nbogus\napp: b\nweb: x\n", "3"), ErrRefused, "13"},
+		{config(two, "4"), nil, "4"},
+		{Config{Text: one}, nil, ""},
+	} {
+		_, err := r.engine.Apply(t.Context(), step.config, true)
+		if !errors.Is(err, step.err) {
+			t.Errorf("step %d: error %v", i, err)
+		}
+		r.engine.Close()
+		_, _ = r.engine.Apply(t.Context(), step.config, true) // what was busy is idle now
+		has := ""
+		for _, digit := range []string{"1", "2", "3", "4"} {
+			if r.onDisk(name(digit)) == digit {
+				has += digit
+			}
+		}
+		if has != step.files {
+			t.Errorf("step %d: files %q, want %q", i, has, step.files)
+		}
+		r.engine.Close()
+	}
+}
+
+// The first text after a start takes no backend's last server, until the grace is over; all else comes and goes.
+func TestHold(t *testing.T) {
+	const (
+		empty   = "bind\napp:\nweb: x y\n"
+		lacking = "bind\nweb: x z\n"
+		full    = "bind\nmore\napp: n\nweb: x\n"
+		waited  = 31 * time.Second
+	)
+	hold := func(backends string) string { return "holding back: " + backends }
+	for _, tt := range []struct {
+		name    string
+		running string
+		steps   []step
+	}{
+		{"until all have servers again", one, []step{
+			{text: empty, says: hold("backend app would lose all its servers"), action: Runtime, changes: "web: 1 → 2 servers", file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y"},
+			{text: lacking, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x z\n", live: "app: a; web: x z"},
+			{text: lacking, says: hold("backend app"), action: None, file: "bind\napp: a\nweb: x z\n", live: "app: a; web: x z"},
+			{text: full, action: Reload, file: full, live: "app: n; web: x", loads: 1},
+			{text: empty, action: Reload, file: empty, live: "app:; web: x y", loads: 2}, // a later one is believed
+		}},
+		{"until the grace is over", one, []step{
+			{text: "bind\n", says: hold("backends app, web would lose all their servers"), action: None, file: one, live: "app: a; web: x"},
+			{set: func(*engineRig) { time.Sleep(waited) }, text: "bind\n", action: Reload, file: "bind\n", live: "", loads: 1},
+		}},
+		{"what was changed by hand is repaired meanwhile", one, []step{
+			{text: empty, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x y\n"},
+			{set: func(r *engineRig) { r.live["app"] = nil }, text: empty, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y"},
+		}},
+		{"a full text goes at once", one, []step{{text: full, action: Reload, file: full, loads: 1}}},
+		{"the proxy is down: its file stays", one, []step{
+			{set: func(r *engineRig) { unreachable(r); withBinary(r) }, text: empty, err: ErrUnreachable, file: "bind\napp: a\nweb: x y\n"},
+			{set: func(r *engineRig) { reachable(r); r.run(r.onDisk(r.file)) }, text: empty, says: hold("backend app"), action: None, file: "bind\napp: a\nweb: x y\n"},
+		}},
+		{"the proxy runs something else than its file: it gets the last good text", "", []step{
+			{set: func(r *engineRig) { r.write(r.file, markFake(one)) }, text: empty, says: hold("backend app"), action: Reload, file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y", loads: 1},
+		}},
+		{"somebody's own file says nothing", "", []step{
+			{set: func(r *engineRig) { r.write(r.file, "theirs\napp: a\n"); r.run("theirs\napp: a\n") }, text: "bind\n", action: Reload, file: "bind\n", loads: 1},
+		}},
+		{"a refused text is none that was applied", one, []step{
+			{text: bad, err: ErrRefused, file: one, loads: 1},
+			{text: empty, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x y\n", loads: 1},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, func(o *EngineOptions) { o.Grace = 0 })
+				if tt.running != "" {
+					r.hasText(tt.running)
+				}
+				r.walk(tt.steps)
+			})
+		})
+	}
+}
+
+// A controller says why a text is held back, once, and applies it when the time is over.
+func TestHoldIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *EngineOptions) { o.Grace = 0 })
+		r.hasText(one)
+		c := New(Options{Proxy: r.engine, Log: r.opts.Log})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- c.Run(ctx) }()
+		c.Set(Config{Text: "bind\napp:\nweb: x\n"}, time.Now())
+		pass(29 * time.Second)
+		if err := c.Ready(); err == nil || !strings.HasPrefix(err.Error(), "holding back: backend app would lose all its servers; ") {
+			t.Errorf("Ready() = %v", err)
+		}
+		if n := strings.Count(r.log.String(), "holding back"); n != 1 {
+			t.Errorf("told %d times:\n%s", n, r.log.String())
+		}
+		pass(2 * time.Second)
+		if err := c.Ready(); err != nil || r.servers() != "app:; web: x" {
+			t.Errorf("Ready() = %v, the proxy has %q", err, r.servers())
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A func that tells the proxy to reload and does not come back is not waited for.
+func TestTell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		began := time.Now()
+		err := Tell(t.Context(), 10*time.Second, func(context.Context) error { <-release; return nil })
+		if took := time.Since(began); !errors.Is(err, ErrUnreachable) || took > 11*time.Second {
+			t.Errorf("%v after %v", err, took)
+		}
+		close(release)
+		no := errors.New("no")
+		if err := Tell(t.Context(), time.Second, func(context.Context) error { return no }); err != no {
+			t.Errorf("error %v", err)
+		}
+		if err := Tell(t.Context(), time.Second, func(ctx context.Context) error { <-ctx.Done(); return no }); err != no {
+			t.Errorf("error %v", err)
+		}
+	})
+}
