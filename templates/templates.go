@@ -64,8 +64,9 @@ type Options struct {
 //
 //	servable SERVICES           names of those services that the "service" function takes, sorted
 //	routed NAME INSTANCES       the *route.Service, nil if it has no route
-//	keep SERVICE TEXT [STREAM]  a key, by which Table.Claim finds the service with these texts
+//	keep SERVICE TEXT [STREAM]  a key, by which assign finds the service with these texts
 //	table CERTIFICATES          an empty *route.Table; CERTIFICATES are empty if there is no TLS
+//	assign TABLE KEY            Table.Assign, for each service
 //	tlsDirectory                Options.TLSDirectory
 //
 // For HAProxy:
@@ -103,6 +104,7 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 				tls, _ := template.IsTrue(certificates)
 				return kept.NewTable(tls, o.Refused, report)
 			},
+			"assign":       (*route.Table).Assign,
 			"tlsDirectory": func() string { return o.TLSDirectory },
 
 			"backends":  haproxy.Backends,

@@ -20,7 +20,7 @@ type fragment struct {
 	Service
 	text   string
 	stream string // the text for TCP, where a proxy has that in another place
-	used   int    // the last rendering that made or claimed it
+	used   int    // the last rendering that made or used it
 }
 
 // Keep returns the key of a service with its text. Equal ones have equal keys.

@@ -34,9 +34,9 @@ type TCPPort struct {
 	Service string
 }
 
-// Claim gives the service of a key each route and port that it asks for, unless one that was added before has it. An
+// Assign gives the service of a key each route and port that it asks for, unless one that was added before has it. An
 // empty key is that of a service without a route. It returns "", so that a template can call it.
-func (t *Table) Claim(key string) (string, error) {
+func (t *Table) Assign(key string) (string, error) {
 	if key == "" {
 		return "", nil
 	}

@@ -26,11 +26,11 @@ func TestTable(t *testing.T) {
 		{Name: "only-tcp", Ports: []int{7000}, Settings: Settings{Redirect: true, Sticky: true}}, // which are for HTTP
 	}
 	for _, s := range services {
-		if _, err := table.Claim(kept.Keep(s, s.Name+" ", s.Name+"\n")); err != nil {
+		if _, err := table.Assign(kept.Keep(s, s.Name+" ", s.Name+"\n")); err != nil {
 			t.Error(err)
 		}
 	}
-	table.Claim("")
+	table.Assign("")
 	var claims []string
 	for _, c := range table.Claims {
 		claims = append(claims, c.Route.String()+" "+c.Service.Name)
@@ -67,8 +67,8 @@ func TestTableWithoutRefusedPorts(t *testing.T) {
 		render := func() (routes int, ports []TCPPort, leftOut []string) {
 			var kept Fragments
 			table := kept.NewTable(true, refused, func(reason string) { leftOut = append(leftOut, reason) })
-			table.Claim(kept.Keep(&Service{Name: "a", Routes: []Route{{Path: "/"}}, Ports: []int{5432, 5433}}, ""))
-			table.Claim(kept.Keep(&Service{Name: "b", Ports: []int{5432, 6000}}, ""))
+			table.Assign(kept.Keep(&Service{Name: "a", Routes: []Route{{Path: "/"}}, Ports: []int{5432, 5433}}, ""))
+			table.Assign(kept.Keep(&Service{Name: "b", Ports: []int{5432, 6000}}, ""))
 			return len(table.Claims), table.Ports(), leftOut
 		}
 		belongs := `service "b": the port 5432 belongs to service "a"; set another SERVICE_ROUTE_PORT`
@@ -174,7 +174,7 @@ func TestFragments(t *testing.T) {
 	render := func(complete bool, keys ...string) (missing int) {
 		table := table()
 		for _, key := range keys {
-			if _, err := table.Claim(key); err != nil {
+			if _, err := table.Assign(key); err != nil {
 				missing++
 			}
 		}
@@ -188,7 +188,7 @@ func TestFragments(t *testing.T) {
 	if again := k.Keep(service(), "text", "stream"); again != web || !strings.HasPrefix(web, "web-") {
 		t.Errorf("keys %s, %s", web, again)
 	}
-	if _, err := first.Claim(web); err != nil || first.Claims[0].Service.Name != "web" || first.Text() != "text" || first.Stream() != "stream" {
+	if _, err := first.Assign(web); err != nil || first.Claims[0].Service.Name != "web" || first.Text() != "text" || first.Stream() != "stream" {
 		t.Errorf("%v: %+v", err, first)
 	}
 	keys := map[string]string{web: "as it was"}
