@@ -338,15 +338,17 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 		if try < mostTries-1 {
 			to = e.merged(e.has, nil)
 		}
-		same := to.Text == e.has.Text
 		res, why, err := e.change(ctx, to)
 		switch {
 		case err != nil:
 			return Result{}
-		case why == "" && same && res.Action == None:
-			return Result{}
 		case why == "":
-			e.lazy.Put(ctx, to.Text, to.Generation)
+			if there, err := e.onDisk(); err != nil || there.Text != to.Text {
+				e.lazy.Put(ctx, to.Text, to.Generation)
+			}
+			if res.Action == None {
+				return Result{}
+			}
 			return res
 		case e.known: // it takes a reload
 			return Result{}

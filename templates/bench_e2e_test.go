@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"berth/templates/route"
 )
 
 // routed is a number of services with a host each, all of which one server answers for.
@@ -31,16 +33,16 @@ func host(n int) string { return fmt.Sprintf("service-%04d.example.com", n) }
 // asRules is a configuration with a use_backend rule for each route, tried one after the other, in place of the map.
 func asRules(r rendered) rendered {
 	type rule struct {
-		Route
+		route.Route
 		backend string
 	}
 	var rules []rule
 	for line := range strings.Lines(r.files["routes.map"]) {
 		key, backend, _ := strings.Cut(strings.TrimSpace(line), " ")
 		host, path, _ := strings.Cut(key, "/")
-		rules = append(rules, rule{Route{strings.TrimPrefix(host, "*"), "/" + path}, backend})
+		rules = append(rules, rule{route.Route{Host: strings.TrimPrefix(host, "*"), Path: "/" + path}, backend})
 	}
-	slices.SortFunc(rules, func(a, b rule) int { return compare(a.Route, b.Route) })
+	slices.SortFunc(rules, func(a, b rule) int { return route.Compare(a.Route, b.Route) })
 	var b strings.Builder
 	for line := range strings.Lines(r.text) {
 		switch {

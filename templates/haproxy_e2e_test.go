@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"berth/templates/route"
 )
 
 // theHAProxy is what the tests of all proxies need of HAProxy.

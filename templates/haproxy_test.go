@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"log"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -515,15 +516,64 @@ func checkReasons(t tb, leftOut []string) {
 	}
 }
 
+// The partials of services that did not change are not executed again, and the whole is as if all had been.
+func TestPartialsAreKept(t *testing.T) {
+	for proxy, text := range shipped() {
+		r := rendered{files: map[string]string{}, paths: map[string]string{}}
+		definitions, _, _ := strings.Cut(text, "{{- $certificates :=")
+		keys := map[string]string{} // what the partials returned, by service
+		funcs := shippedFuncs(Options{}, &r)
+		funcs["partial"] = func(_, service string) string { return keys[service] }
+		whole := compile(text, funcs)
+		c := manyServices()
+		changed := slices.Collect(maps.Keys(c))
+		label := func(service, key, value string) func() {
+			return func() { c[service][0].ServiceMeta[key] = value }
+		}
+		for _, step := range []struct {
+			change   string
+			services []string
+			do       func()
+			sameKey  bool
+		}{
+			{change: "nothing", do: func() {}},
+			{change: "a host, which is in no text of the service's own", services: []string{"cart"}, do: label("cart", route.KeyHost, "cart.example.com")},
+			{change: "a route of another's", services: []string{"cart"}, do: label("cart", route.KeyHost, "billing.example.com")},
+			{change: "a path", services: []string{"billing"}, do: label("billing", route.KeyPath, "/bills")},
+			{change: "a port", services: []string{"postgres"}, do: label("postgres", route.KeyPort, "5432")},
+			{change: "the port goes", services: []string{"postgres"}, do: label("postgres", route.KeyPort, "")},
+			{change: "the port is back", services: []string{"postgres"}, do: label("postgres", route.KeyPort, "5432")},
+			{change: "sticky", services: []string{"shop"}, do: label("shop", route.KeySticky, "true")},
+			{change: "an address", services: []string{"twin"}, do: func() { c["twin"][0].Address = "10.9.9.9" }},
+			{change: "a note", services: []string{"twin"}, do: label("twin", "note", "to nobody"), sameKey: true},
+			{change: "a service goes", do: func() { delete(c, "landing") }},
+			{change: "nothing more", do: func() {}},
+			{change: "it is back", services: []string{"landing"}, do: func() { c["landing"] = manyServices()["landing"] }, sameKey: true},
+		} {
+			step.do()
+			brain := c.brain(t, inOrder)
+			for _, service := range append(changed, step.services...) {
+				before := keys[service]
+				keys[service] = execute(t, compile(definitions+fmt.Sprintf("{{ executeTemplate `service` %q }}", service), funcs), brain)
+				if before != "" && (keys[service] == before) != step.sameKey {
+					t.Errorf("%s, %s: the key was %s and is %s", proxy, step.change, before, keys[service])
+				}
+			}
+			changed = nil
+			got, want := execute(t, whole, brain), renderTemplate(t, text, c, Options{}, inOrder)
+			if diff := cmp.Diff(want.text, got) + cmp.Diff(want.files, r.files); diff != "" {
+				t.Errorf("%s, %s:\n%s", proxy, step.change, diff)
+			}
+		}
+	}
+}
+
 // A port is opened only if the operator allows it; all else of the service is served.
 func TestNoPortIsOpenedByDefault(t *testing.T) {
 	c := catalog{}
 	c.with("web", "web-1", "10.0.0.1", 80, route.KeyPath, "/", route.KeyPort, "5432")
 	for proxy, text := range shipped() {
-		var r rendered
-		r.files, r.paths = map[string]string{}, map[string]string{}
-		funcs := shippedFuncs(Options{TCPPorts: route.Ports{}}, &r)
-		r.text = execute(t, compile(strings.ReplaceAll(text, `partial "`, `executeTemplate "`), funcs), c.brain(t, inOrder))
+		r := renderTemplate(t, text, c, Options{TCPPorts: route.Ports{}}, inOrder)
 		want := []string{`service "web", instance "web-1": its route_port "5432" is not allowed, as no ports are; give the templater --tcp-ports 5432`}
 		if diff := cmp.Diff(want, r.leftOut); diff != "" || strings.Contains(r.text, "5432") || !strings.Contains(r.text, "10.0.0.1:80") {
 			t.Errorf("%s: left out %s\n%s", proxy, diff, r.text)
@@ -562,7 +612,7 @@ func TestCopyFromAnotherVersion(t *testing.T) {
 		"whole":         `{{ $table := table "" }}{{ range servable services }}{{ claim $table . "http a.com/" }}{{ end }}`,
 	} {
 		_, err := engine(Options{}, &rendered{}, text).Execute(&template.ExecuteInput{Brain: brain})
-		if err == nil || !strings.Contains(err.Error(), "copy the built-in one again") {
+		if err == nil || !strings.Contains(err.Error(), "copy berth's built-in template again") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

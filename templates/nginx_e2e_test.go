@@ -20,6 +20,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"berth/templates/route"
 )
 
 // theNginx is what the tests of all proxies need of nginx. Its servers are another nginx in the same container.

@@ -27,6 +27,8 @@ import (
 	"berth/deploy/testenv"
 
 	"github.com/hashicorp/consul-template/dependency"
+
+	"berth/templates/route"
 )
 
 // kind is one of the proxies, with what its tests need. The tests below are for all of them.

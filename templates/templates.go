@@ -4,6 +4,7 @@ package templates
 
 import (
 	_ "embed"
+	"errors"
 	"fmt"
 	"path"
 	"regexp"
@@ -63,10 +64,9 @@ type Options struct {
 //
 //	servable SERVICES           names of those services that the "service" function takes, sorted
 //	routed NAME INSTANCES       the *route.Service, nil if it has no route
-//	keep SERVICE TEXT [STREAM]  a key, by which claim finds the service with these texts
+//	keep SERVICE TEXT [STREAM]  a key, by which assign finds the service with these texts
 //	table CERTIFICATES          an empty *route.Table; CERTIFICATES are empty if there is no TLS
-//	claim TABLE KEY             adds a service to the table
-//	fragments TABLE             the services that were added, with their texts; to be asked for last
+//	assign TABLE KEY            Table.Assign, for each service
 //	tlsDirectory                Options.TLSDirectory
 //
 // For HAProxy:
@@ -101,26 +101,10 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			},
 			"keep": kept.Keep,
 			"table": func(certificates any) *route.Table {
-				kept.Begin()
 				tls, _ := template.IsTrue(certificates)
-				return route.NewTable(tls, o.Refused, report)
+				return kept.NewTable(tls, o.Refused, report)
 			},
-			"claim": func(t *route.Table, keys ...string) (string, error) {
-				for _, key := range keys {
-					f := kept.Claim(key)
-					switch {
-					case f != nil:
-						t.Add(f)
-					case key != "": // the service has no route
-						return "", fmt.Errorf("%.100q is not from keep; %s", key, remedy)
-					}
-				}
-				return "", nil
-			},
-			"fragments": func(t *route.Table) []*route.Fragment {
-				kept.End()
-				return t.Fragments()
-			},
+			"assign":       (*route.Table).Assign,
 			"tlsDirectory": func() string { return o.TLSDirectory },
 
 			"backends":  haproxy.Backends,
@@ -143,18 +127,14 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			"lua":              func() bool { return o.Lua },
 			"luaBalancer":      func() string { return strings.TrimSuffix(balancer, "\n") },
 
-			"exposed": gone,
-			"proxied": gone,
+			"claim": gone, "exposed": gone, "proxied": gone,
 		}
 	}
 }
 
-// remedy is for those who have copied a template and come with the copy to another version.
-const remedy = "this template is a copy from another version of berth: copy the built-in one again, and make your changes there"
-
-// gone stands for the functions that templates had before.
+// gone stands for functions that templates had before.
 func gone(...any) (string, error) {
-	return "", fmt.Errorf("this function is no longer there; %s", remedy)
+	return "", errors.New("this function is no longer there: copy berth's built-in template again, and make your changes in the copy")
 }
 
 // controlDirectory is where the control socket is, "" without one.

@@ -506,3 +506,29 @@ func TestE2ENginxAnotherFile(t *testing.T) {
 		t.Errorf("the file is\n%s", onDisk(t, other))
 	}
 }
+
+// A text of which nginx refuses one part stops no other: servers of what the texts have in common come and go, by a reload.
+func TestE2ENginxRefusedPart(t *testing.T) {
+	eachImage(t, func(t *testing.T, image string) {
+		r := startRig(t, image)
+		apps := []string{startApp(t), startApp(t)}
+		r.apply(r.text("", to(apps[0])), proxyctl.Reload)
+		r.settled()
+		load := traffic.Start(t, r.web)
+		for name, part := range map[string]parts{
+			"an unknown directive":        {http: "bogus on;\n"},
+			"a host that is not resolved": {http: "upstream u { server nosuch.invalid:80; }\n"},
+		} {
+			for _, app := range []string{apps[1], apps[0]} {
+				res, err := r.Apply(t.Context(), onlyText(r.text("", to(app), part)), true)
+				if !errors.Is(err, proxyctl.ErrRefused) || res.Action != proxyctl.Reload || len(res.Changes) != 1 {
+					t.Errorf("%s: %+v, %v", name, res, err)
+				}
+				r.serves(name, app)
+			}
+		}
+		if all := load.End(); all.Failed() > 0 {
+			t.Errorf("%s%s", all, all.Failures())
+		}
+	})
+}

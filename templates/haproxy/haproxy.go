@@ -30,9 +30,11 @@ type Backend struct {
 
 // Server is one instance of a service.
 type Server struct {
-	route.Server
-	Cookie string // value that clients of the server send; "" = none
-	ID     int    // place in a hash; 0 = any
+	Name    string // unique in its backend
+	Address string // ip:port, [ip]:port for IPv6
+	Weight  int    // 2 to 256; 0 = the proxy's default, which is 1
+	Cookie  string // value that clients of the server send; "" = none
+	ID      int    // place in a hash; 0 = any
 }
 
 // Backends returns a service's backends: one for HTTP, one for TCP, as it has routes and ports.
@@ -64,7 +66,7 @@ func Backends(s *route.Service) []*Backend {
 func newBackend(s *route.Service, name, balance string) *Backend {
 	b := &Backend{Name: name, Balance: balance, Hash: route.IsHash(balance)}
 	for _, server := range s.Servers {
-		b.Servers = append(b.Servers, Server{Server: server})
+		b.Servers = append(b.Servers, Server{Name: server.Name, Address: server.Address, Weight: server.Weight})
 	}
 	if b.Hash {
 		numberServers(b.Servers)

@@ -58,21 +58,17 @@ func (l labels) leaveOut(i *Instance, why string) {
 	l.report(fmt.Sprintf("service %q, instance %.100q: %s", l.service, i.ID, why))
 }
 
-// each calls use for the first instance that has these values for these keys, if they are not all empty. Replicas
+// each calls use for the first instance that has these values for one or two keys, if they are not all empty. Replicas
 // share their labels, so that what is wrong with them is reported once.
-func (l labels) each(keys []string, use func(i *Instance, values []string)) {
-	seen := map[string]bool{"": true}
+func (l labels) each(keys []string, use func(i *Instance, values [2]string)) {
+	seen := map[[2]string]bool{{}: true}
 	for _, i := range l.instances {
-		values := make([]string, len(keys))
-		all := ""
+		var values [2]string
 		for n, key := range keys {
 			values[n] = i.ServiceMeta[key]
-			if values[n] != "" {
-				all += fmt.Sprintf("%d%q", n, values[n])
-			}
 		}
-		if !seen[all] {
-			seen[all] = true
+		if !seen[values] {
+			seen[values] = true
 			use(i, values)
 		}
 	}
@@ -85,7 +81,7 @@ func setting[T comparable](l labels, key string, parse func(string) (T, string))
 		value T
 		first *Instance
 	)
-	l.each([]string{key}, func(i *Instance, values []string) {
+	l.each([]string{key}, func(i *Instance, values [2]string) {
 		v, problem := parse(values[0])
 		switch {
 		case problem != "":
@@ -103,7 +99,7 @@ func setting[T comparable](l labels, key string, parse func(string) (T, string))
 // ports returns the TCP ports that any of the instances asks for, each once, in order.
 func (l labels) ports(allowed Ports) []int {
 	var all []int
-	l.each([]string{KeyPort}, func(i *Instance, values []string) {
+	l.each([]string{KeyPort}, func(i *Instance, values [2]string) {
 		port := parsePort(strings.TrimSpace(values[0]))
 		problem, remedy := "", "set another "+label(KeyPort)
 		switch {

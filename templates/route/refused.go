@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// How long a port that was refused is not asked for: first, and at most after having been refused again and again.
+// How long a port that was refused is not asked for: at first, and at most, after it was refused again and again.
 const (
 	FirstRefusal   = time.Minute
 	LongestRefusal = 10 * time.Minute

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // Table says which service has a route or a port. It is made anew for every configuration.
@@ -11,13 +12,14 @@ type Table struct {
 	Claims []Claim
 	Sticky bool // a client of one of the services stays with its server
 
-	tls       bool
-	refused   *Refused
-	report    func(string)
-	fragments []*Fragment
-	routes    map[Route]*Service
-	owners    map[int]*Service // by port
-	ports     []TCPPort
+	fragments      *Fragments
+	tls            bool
+	refused        *Refused
+	report         func(string)
+	routes         map[Route]*Service
+	owners         map[int]*Service // by port
+	ports          []TCPPort
+	texts, streams []string
 }
 
 // Claim is a route that a service has.
@@ -32,15 +34,19 @@ type TCPPort struct {
 	Service string
 }
 
-// NewTable returns a table in which no service has anything yet. Without tls there is no HTTPS to redirect to.
-func NewTable(tls bool, refused *Refused, report func(string)) *Table {
-	return &Table{tls: tls, refused: refused, report: report, routes: map[Route]*Service{}, owners: map[int]*Service{}}
-}
-
-// Add gives a service each route and port that it asks for, unless one that was added before has it.
-func (t *Table) Add(f *Fragment) {
-	t.fragments = append(t.fragments, f)
-	s := f.Service
+// Assign gives the service of a key each route and port that it asks for, unless one that was added before has it. An
+// empty key is that of a service without a route. It returns "", so that a template can call it.
+func (t *Table) Assign(key string) (string, error) {
+	if key == "" {
+		return "", nil
+	}
+	f := t.fragments.byKey[key]
+	if f == nil {
+		return "", fmt.Errorf("no service was kept under the key %.100q", key)
+	}
+	f.used = t.fragments.rendering
+	t.texts, t.streams = append(t.texts, f.text), append(t.streams, f.stream)
+	s := &f.Service
 	for _, r := range s.Routes {
 		if owner := t.routes[r]; owner != nil {
 			t.report(fmt.Sprintf("service %q: the route %s belongs to service %q; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", s.Name, r, owner.Name))
@@ -52,13 +58,13 @@ func (t *Table) Add(f *Fragment) {
 	for _, p := range s.Ports {
 		t.addPort(p, s)
 	}
-	if len(s.Routes) == 0 {
-		return
+	if len(s.Routes) > 0 {
+		t.Sticky = t.Sticky || s.Sticky
+		if s.Redirect && !t.tls {
+			t.report(fmt.Sprintf("service %q: its route_redirect is not followed, as there is no certificate for HTTPS; give berth one, or unset SERVICE_ROUTE_REDIRECT", s.Name))
+		}
 	}
-	t.Sticky = t.Sticky || s.Sticky
-	if s.Redirect && !t.tls {
-		t.report(fmt.Sprintf("service %q: its route_redirect is not followed, as there is no certificate for HTTPS; give berth one, or unset SERVICE_ROUTE_REDIRECT", s.Name))
-	}
+	return "", nil
 }
 
 // addPort leaves a refused port with its owner, so that it does not pass to another service and back.
@@ -81,5 +87,11 @@ func (t *Table) Ports() []TCPPort {
 	return t.ports
 }
 
-// Fragments returns what was added, in order.
-func (t *Table) Fragments() []*Fragment { return t.fragments }
+// Text returns the texts of all services, after the last one was added.
+func (t *Table) Text() string {
+	t.fragments.complete = t.fragments.rendering
+	return strings.Join(t.texts, "")
+}
+
+// Stream returns the texts of all services for TCP, where a proxy has these in another place.
+func (t *Table) Stream() string { return strings.Join(t.streams, "") }

@@ -16,7 +16,8 @@ func TestTable(t *testing.T) {
 	api, all := Route{Path: "/api/"}, Route{Path: "/"}
 	host, path := Route{Host: "a.com", Path: "/"}, Route{Host: "a.com", Path: "/api/v1/"}
 	var leftOut []string
-	table := NewTable(false, nil, func(reason string) { leftOut = append(leftOut, reason) })
+	var kept Fragments
+	table := kept.NewTable(false, nil, func(reason string) { leftOut = append(leftOut, reason) })
 	services := []*Service{
 		{Name: "w", Routes: []Route{host}, Ports: []int{6000}},
 		{Name: "x", Routes: []Route{path, host}},
@@ -25,8 +26,11 @@ func TestTable(t *testing.T) {
 		{Name: "only-tcp", Ports: []int{7000}, Settings: Settings{Redirect: true, Sticky: true}}, // which are for HTTP
 	}
 	for _, s := range services {
-		table.Add(&Fragment{Service: s})
+		if _, err := table.Assign(kept.Keep(s, s.Name+" ", s.Name+"\n")); err != nil {
+			t.Error(err)
+		}
 	}
+	table.Assign("")
 	var claims []string
 	for _, c := range table.Claims {
 		claims = append(claims, c.Route.String()+" "+c.Service.Name)
@@ -34,8 +38,8 @@ func TestTable(t *testing.T) {
 	if want := []string{"a.com/ w", "a.com/api/v1/ x", "*/api/ y", "*/ z"}; !slices.Equal(claims, want) {
 		t.Errorf("claims %q, want %q", claims, want)
 	}
-	if got := table.Fragments(); len(got) != len(services) || got[1].Service != services[1] {
-		t.Errorf("%d fragments", len(got))
+	if text, stream := table.Text(), table.Stream(); text != "w x y z only-tcp " || stream != "w\nx\ny\nz\nonly-tcp\n" {
+		t.Errorf("text %q, stream %q", text, stream)
 	}
 	if want := []TCPPort{{5000, "y"}, {6000, "w"}, {7000, "only-tcp"}}; !slices.Equal(table.Ports(), want) {
 		t.Errorf("ports %v, want %v", table.Ports(), want)
@@ -61,9 +65,10 @@ func TestTableWithoutRefusedPorts(t *testing.T) {
 		refused := NewRefused(FirstRefusal, LongestRefusal)
 		refused.Refuse(5432, "another program listens there (said by HAProxy)")
 		render := func() (routes int, ports []TCPPort, leftOut []string) {
-			table := NewTable(true, refused, func(reason string) { leftOut = append(leftOut, reason) })
-			table.Add(&Fragment{Service: &Service{Name: "a", Routes: []Route{{Path: "/"}}, Ports: []int{5432, 5433}}})
-			table.Add(&Fragment{Service: &Service{Name: "b", Ports: []int{5432, 6000}}})
+			var kept Fragments
+			table := kept.NewTable(true, refused, func(reason string) { leftOut = append(leftOut, reason) })
+			table.Assign(kept.Keep(&Service{Name: "a", Routes: []Route{{Path: "/"}}, Ports: []int{5432, 5433}}, ""))
+			table.Assign(kept.Keep(&Service{Name: "b", Ports: []int{5432, 6000}}, ""))
 			return len(table.Claims), table.Ports(), leftOut
 		}
 		belongs := `service "b": the port 5432 belongs to service "a"; set another SERVICE_ROUTE_PORT`
@@ -165,26 +170,26 @@ func TestRefusedAsksForRenderings(t *testing.T) {
 func TestFragments(t *testing.T) {
 	var k Fragments
 	service := func() *Service { return &Service{Name: "web", Routes: []Route{{Path: "/"}}} }
+	table := func() *Table { return k.NewTable(true, nil, refuse(t)) }
 	render := func(complete bool, keys ...string) (missing int) {
-		k.Begin()
+		table := table()
 		for _, key := range keys {
-			if k.Claim(key) == nil {
+			if _, err := table.Assign(key); err != nil {
 				missing++
 			}
 		}
 		if complete {
-			k.End()
+			table.Text()
 		}
 		return missing
 	}
-	k.Begin()
+	first := table()
 	web := k.Keep(service(), "text", "stream")
 	if again := k.Keep(service(), "text", "stream"); again != web || !strings.HasPrefix(web, "web-") {
 		t.Errorf("keys %s, %s", web, again)
 	}
-	f := k.Claim(web)
-	if f.Name != "web" || f.Text != "text" || f.Stream != "stream" {
-		t.Errorf("%+v", f)
+	if _, err := first.Assign(web); err != nil || first.Claims[0].Service.Name != "web" || first.Text() != "text" || first.Stream() != "stream" {
+		t.Errorf("%v: %+v", err, first)
 	}
 	keys := map[string]string{web: "as it was"}
 	for _, tt := range []struct {
@@ -209,7 +214,6 @@ func TestFragments(t *testing.T) {
 		}
 		keys[key] = tt.changed
 	}
-	k.End()
 
 	// A rendering that fails half-way forgets nothing.
 	app := k.Keep(&Service{Name: "app"}, "")
