@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"reflect"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,6 +25,7 @@ type Client struct {
 	config    api.Config
 	transport http.RoundTripper
 	limiter   *limiter
+	shared    *api.Client // for the limiter
 }
 
 // NewClient returns a Client that has not dialled yet. The standard CONSUL_* variables fill what config leaves empty.
@@ -44,11 +45,13 @@ func NewClient(config *api.Config, connections int, wait time.Duration, log *slo
 		c.transport = FollowToken(c.transport, &c.config)
 	}
 	c.config.TokenFile = "" // no more reading of it
-	return c, nil
+	var err error
+	c.shared, err = c.apiClient(c.transport)
+	return c, err
 }
 
 // Run looks after the watches that have no connection of their own until ctx is done.
-func (c *Client) Run(ctx context.Context) { c.limiter.run(ctx, c.transport) }
+func (c *Client) Run(ctx context.Context) { c.limiter.run(ctx, c.shared) }
 
 // Tune prepares a transport for so many connections at a time, on which most queries wait: the connections are kept, and
 // cost little memory. Compression is off, because to an agent that is near it costs more time than it saves: a quarter
@@ -61,13 +64,17 @@ func Tune(t *http.Transport, connections int) {
 	t.DisableCompression = true
 }
 
+func (c *Client) apiClient(t http.RoundTripper) (*api.Client, error) {
+	config := c.config
+	config.HttpClient = &http.Client{Transport: t}
+	return api.NewClient(&config)
+}
+
 // clientSet returns the clients that a dependency asks Consul with, through t. The library's own client does not show
 // the headers that tell how far an answer can be trusted, has no deadline, and opens a connection for each query even
 // over HTTP/2.
 func (c *Client) clientSet(t *transport) (*dependency.ClientSet, error) {
-	config := c.config
-	config.HttpClient = &http.Client{Transport: t}
-	client, err := api.NewClient(&config)
+	client, err := c.apiClient(t)
 	if err != nil {
 		return nil, err
 	}
@@ -124,17 +131,21 @@ func (t *transport) wasFiltered() bool {
 	return t.filtered
 }
 
-// lastQuery returns the URL of the last query without what makes it block, and its header; nil if there was none.
-func (t *transport) lastQuery() (url.URL, http.Header) {
+// scope is what makes Consul look at other services, and so at other lists of them.
+type scope struct{ datacenter, namespace, partition, peer, group string }
+
+func (s scope) options() api.QueryOptions {
+	return api.QueryOptions{Datacenter: s.datacenter, Namespace: s.namespace, Partition: s.partition, Peer: s.peer, SamenessGroup: s.group}
+}
+
+// last returns the path and the scope of the last query; false if there was none.
+func (t *transport) last() (path string, in scope, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.query == nil {
-		return url.URL{}, nil
+		return "", scope{}, false
 	}
-	u := *t.query.URL
-	q := u.Query()
-	q.Del("index")
-	q.Del("wait")
-	u.RawQuery = q.Encode()
-	return u, t.query.Header
+	_, path, _ = strings.Cut(t.query.URL.Path, "/v1/")
+	q := t.query.URL.Query()
+	return "/v1/" + path, scope{q.Get("dc"), q.Get("ns"), q.Get("partition"), q.Get("peer"), q.Get("sameness-group")}, true
 }

@@ -78,11 +78,7 @@ func (l *limiter) limit() int {
 	return l.most
 }
 
-// forServices is how many of them watches may have that share.go tells of a change while they are without: an eighth is
-// kept for the others. Needs l.mu.
-func (l *limiter) forServices() int { return l.limit() - l.limit()/8 }
-
-// acquire gets the lease if there is one left.
+// acquire gets the lease if there is one left. An eighth is kept for watches that nothing else tells of a change.
 func (s *lease) acquire() bool {
 	l := s.of
 	l.mu.Lock()
@@ -93,7 +89,7 @@ func (s *lease) acquire() bool {
 		l.held--
 	}
 	if s.shares {
-		limit = l.forServices()
+		limit -= limit / 8
 	}
 	switch {
 	case s.held:
@@ -101,28 +97,11 @@ func (s *lease) acquire() bool {
 		s.held = true
 		l.held++
 		delete(l.without, s)
-		l.offer()
 	case !l.without[s]:
 		l.without[s] = true
 		notify(l.look)
 	}
 	return s.held
-}
-
-// offer wakes the watch that changed last if there is a lease left. Needs l.mu.
-func (l *limiter) offer() {
-	if l.held >= l.forServices() {
-		return
-	}
-	var next *lease
-	for s := range l.without {
-		if next == nil || s.changed.After(next.changed) {
-			next = s
-		}
-	}
-	if next != nil {
-		notify(next.wake)
-	}
 }
 
 // await returns when the watch may ask: with block if its query may block, without if it is to be answered at once,
@@ -159,8 +138,8 @@ func (s *lease) answered(index uint64, changed bool) {
 	}
 }
 
-// release gives the lease back for good. Another watch can have it when Consul's wait is over: until then it goes on with
-// the query, and counts its connection.
+// release gives the lease back for good. Until Consul's wait is over it goes on with the query, and counts its connection.
+// Then the watch has the lease that asks next, which is one that changes.
 func (s *lease) release() {
 	l := s.of
 	l.mu.Lock()
@@ -168,15 +147,12 @@ func (s *lease) release() {
 	delete(l.without, s)
 	if s.held {
 		s.held = false
-		time.AfterFunc(longest(l.wait), l.free)
+		time.AfterFunc(longest(l.wait), func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.held--
+		})
 	}
-}
-
-func (l *limiter) free() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.held--
-	l.offer()
 }
 
 // observe learns from a response how many leases there are.

@@ -31,9 +31,9 @@ func (v *version) functions() texttemplate.FuncMap {
 		funcArgument: func() any { return v.running.arg },
 		funcStop:     func() (string, error) { return "", errStop },
 	}
-	maps.Copy(funcs, denied(v.opts))
-	if v.opts.Funcs != nil {
-		maps.Copy(funcs, v.opts.Funcs(func(reason string) { v.running.setAside[reason] = true }))
+	maps.Copy(funcs, denied(&v.set.opts))
+	if v.set.opts.Funcs != nil {
+		maps.Copy(funcs, v.set.opts.Funcs(func(reason string) { v.running.setAside[reason] = true }))
 	}
 	return funcs
 }
@@ -128,7 +128,7 @@ func (v *version) directory(path string) (Directory, error) {
 	}
 	q := newDirectoryQuery(path)
 	v.running.extra[q.String()] = q
-	data, ok := v.brain.Recall(q)
+	data, ok := v.set.brain.Recall(q)
 	if !ok {
 		v.running.absent = append(v.running.absent, q.String())
 		return Directory{Path: path}, nil

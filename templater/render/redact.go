@@ -25,7 +25,7 @@ func (v *version) redacted(text string) string {
 	for f := range v.fragments {
 		for _, used := range []map[string]dependency.Dependency{f.used, f.extra} {
 			for _, d := range used {
-				data, _ := v.brain.Recall(d)
+				data, _ := v.set.brain.Recall(d)
 				switch data := data.(type) {
 				case *dependency.Secret:
 					if data != nil {
