@@ -9,8 +9,6 @@ import (
 	"log/slog"
 	"net/http"
 	"reflect"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/consul-template/dependency"
@@ -88,64 +86,24 @@ func (c *Client) clientSet(t *transport) (*dependency.ClientSet, error) {
 	return set, nil
 }
 
-// transport is the http.RoundTripper of one watch. Its queries end with the context that begin was given last.
+// transport is the http.RoundTripper of one watch, whose queries come one after the other.
 type transport struct {
-	base    http.RoundTripper
-	limiter *limiter
+	base  http.RoundTripper
+	lease *lease
 
-	mu       sync.Mutex
-	ctx      context.Context
-	query    *http.Request // the last one
-	filtered bool          // an answer since begin was filtered by ACLs
+	// Of the query that runs:
+	ctx      context.Context // it ends with this
+	filtered bool            // an answer is filtered by ACLs
 }
 
-// begin sets the context of the queries to come.
-func (t *transport) begin(ctx context.Context) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.ctx, t.filtered = ctx, false
-}
-
-// RoundTrip notes what the headers of the answer say.
+// RoundTrip notes what is asked, and what the headers of the answer say.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	t.mu.Lock()
-	t.query = req
-	ctx := t.ctx
-	t.mu.Unlock()
-	res, err := t.base.RoundTrip(req.WithContext(ctx))
+	t.lease.asks(req.URL)
+	res, err := t.base.RoundTrip(req.WithContext(t.ctx))
 	if err != nil {
 		return nil, err
 	}
-	if res.Header.Get(filteredHeader) == "true" {
-		t.mu.Lock()
-		t.filtered = true
-		t.mu.Unlock()
-	}
-	t.limiter.observe(res)
+	t.filtered = t.filtered || res.Header.Get(filteredHeader) == "true"
+	t.lease.of.observe(res)
 	return res, nil
-}
-
-func (t *transport) wasFiltered() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.filtered
-}
-
-// scope is what makes Consul look at other services, and so at other lists of them.
-type scope struct{ datacenter, namespace, partition, peer, group string }
-
-func (s scope) options() api.QueryOptions {
-	return api.QueryOptions{Datacenter: s.datacenter, Namespace: s.namespace, Partition: s.partition, Peer: s.peer, SamenessGroup: s.group}
-}
-
-// last returns the path and the scope of the last query; false if there was none.
-func (t *transport) last() (path string, in scope, ok bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.query == nil {
-		return "", scope{}, false
-	}
-	_, path, _ = strings.Cut(t.query.URL.Path, "/v1/")
-	q := t.query.URL.Query()
-	return "/v1/" + path, scope{q.Get("dc"), q.Get("ns"), q.Get("partition"), q.Get("peer"), q.Get("sameness-group")}, true
 }

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
+	"net/url"
+	"strings"
 	"sync"
 	"time"
 )
@@ -48,12 +50,13 @@ type limiter struct {
 // lease is the right of one watch to a query that blocks, which the watch has or has not.
 type lease struct {
 	of     *limiter
-	query  *transport
 	shares bool          // share.go tells it of changes while it is without
 	wake   chan struct{} // ask now, or see whether there is a lease
 
 	// Under limiter.mu:
 	held    bool
+	path    string    // of the watch's queries
+	scope   scope     // likewise
 	index   uint64    // of the last answer
 	changed time.Time // when an answer, except for the first, was news
 }
@@ -63,8 +66,8 @@ func newLimiter(connections int, wait time.Duration, log *slog.Logger) *limiter 
 	return &limiter{log: log, wait: wait, most: most, usual: most, look: make(chan struct{}, 1), without: map[*lease]bool{}}
 }
 
-func (l *limiter) newLease(query *transport, shares bool) *lease {
-	return &lease{of: l, query: query, shares: shares, wake: make(chan struct{}, 1)}
+func (l *limiter) newLease(shares bool) *lease {
+	return &lease{of: l, shares: shares, wake: make(chan struct{}, 1)}
 }
 
 // limit returns how many leases there are now. Needs l.mu.
@@ -126,6 +129,16 @@ func (s *lease) await(ctx context.Context, most time.Duration) (block bool, err 
 	case <-timer.C:
 		return false, nil
 	}
+}
+
+// asks notes what the watch asks for.
+func (s *lease) asks(u *url.URL) {
+	_, path, _ := strings.Cut(u.Path, "/v1/")
+	q := u.Query()
+	s.of.mu.Lock()
+	defer s.of.mu.Unlock()
+	s.path = "/v1/" + path
+	s.scope = scope{q.Get("dc"), q.Get("ns"), q.Get("partition"), q.Get("peer"), q.Get("sameness-group")}
 }
 
 // answered notes how a query went.

@@ -18,6 +18,13 @@ const lookEvery = 5 * time.Minute
 // lists change, one or the other, with any instance of any service.
 var lists = []string{"/v1/catalog/services", "/v1/health/state/critical", "/v1/health/state/warning"}
 
+// scope is what makes Consul look at other services, and so at other lists of them.
+type scope struct{ datacenter, namespace, partition, peer, group string }
+
+func (s scope) options() api.QueryOptions {
+	return api.QueryOptions{Datacenter: s.datacenter, Namespace: s.namespace, Partition: s.partition, Peer: s.peer, SamenessGroup: s.group}
+}
+
 // run looks after the watches without a lease until ctx is done. They share a query that blocks for each of the lists.
 // When one of these returns, the index of each service is asked for, without the instances, and the watches wake whose
 // index has moved.
@@ -67,8 +74,8 @@ func (l *limiter) wakeChanged(ctx context.Context, client *api.Client) map[scope
 	var all []lease // copies: the state of now
 	l.mu.Lock()
 	for s := range l.without {
-		if _, in, ok := s.query.last(); s.shares && ok {
-			scopes[in] = true
+		if s.shares && s.path != "" {
+			scopes[s.scope] = true
 			all = append(all, *s)
 		}
 	}
@@ -79,10 +86,9 @@ func (l *limiter) wakeChanged(ctx context.Context, client *api.Client) map[scope
 	g.SetLimit(spare / 2)
 	for _, s := range all {
 		g.Go(func() error {
-			path, in, _ := s.query.last()
-			query := in.options()
+			query := s.scope.options()
 			query.Filter = `Service.ID == ""` // the index is all that is wanted
-			if index, err := indexOf(ctx, client, path, query); err != nil || index != s.index {
+			if index, err := indexOf(ctx, client, s.path, query); err != nil || index != s.index {
 				notify(s.wake) // it finds out what the error is
 			}
 			return nil
