@@ -85,7 +85,6 @@ type Templater struct {
 	hidden    map[string]bool // what the token does not see, by the watch's Key
 	answered  bool            // Consul has answered at least once
 	consulErr error           // nil while every query to Consul succeeds
-	rewatch   bool            // what is watched may not be what is used
 	unwatched bool            // something that is used could not be watched the last time
 	leftOut   map[string]bool
 	once      bool
@@ -102,7 +101,6 @@ func New(opts Options) (*Templater, error) {
 	t := &Templater{
 		opts:     opts,
 		log:      opts.Log,
-		metrics:  newMetrics(opts.Metrics),
 		watches:  map[string]*catalog.Watch{},
 		updates:  make(chan catalog.Update, 1024),
 		waiting:  map[string]bool{},
@@ -129,6 +127,7 @@ func New(opts Options) (*Templater, error) {
 		dependency.SetVaultDefaultLeaseDuration(config.TimeDurationVal(opts.Library.Vault.DefaultLeaseDuration))
 		dependency.SetVaultLeaseRenewalThreshold(*opts.Library.Vault.LeaseRenewalThreshold)
 	}
+	t.metrics = newMetrics(opts.Metrics)
 	t.notReady("the templater has not started yet")
 	return t, nil
 }
