@@ -33,7 +33,7 @@ func (t *Templater) note(u catalog.Update) {
 	}
 }
 
-// noteOther is note for what is not in Consul, such as a file that a template reads.
+// noteOther is note for a watch elsewhere than in Consul, such as of a file that a template reads.
 func (t *Templater) noteOther(u catalog.Update) {
 	failed := t.failing[u.Watch]
 	switch {

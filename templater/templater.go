@@ -78,7 +78,7 @@ type Templater struct {
 	// All below belongs to Run's goroutine.
 	templates *render.Set
 	watches   map[string]*catalog.Watch // by the dependency's String
-	running   sync.WaitGroup            // the watches of what is in Consul
+	running   sync.WaitGroup            // the watches in Consul
 	updates   chan catalog.Update
 	waiting   map[string]bool // no data yet, by the watch's Key
 	failing   map[*catalog.Watch]bool
@@ -262,7 +262,7 @@ func (t *Templater) readFiles(all bool) {
 }
 
 // watchWhatIsUsed starts a watch for every dependency that a template uses and
-// stops those that none uses any more.
+// stops the watches that none uses any more.
 func (t *Templater) watchWhatIsUsed() {
 	used := t.templates.Used()
 	notAll, _ := t.templates.Status()

@@ -31,7 +31,7 @@ type Client struct {
 func NewClient(config *api.Config, connections int, wait time.Duration, log *slog.Logger) (*Client, error) {
 	connections = cmp.Or(connections, DefaultConnections)
 	c := &Client{config: *config, limiter: newLimiter(connections, wait, log)}
-	// api.NewClient fills in what is not said, an http.Client among it.
+	// api.NewClient fills the empty fields, HttpClient among them.
 	if _, err := api.NewClient(&c.config); err != nil {
 		return nil, fmt.Errorf("create Consul client: %w", err)
 	}
@@ -96,7 +96,7 @@ type transport struct {
 	filtered bool            // an answer is filtered by ACLs
 }
 
-// RoundTrip notes what is asked, and what the headers of the answer say.
+// RoundTrip notes the query and what the headers of the answer say.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.lease.asks(req.URL)
 	res, err := t.base.RoundTrip(req.WithContext(t.ctx))

@@ -32,7 +32,7 @@ func mostOpen(connections int) int { return connections - connections/5 }
 // connections from one address by default, and answers 429 beyond that. Over HTTP/2 all queries share a few connections,
 // and each watch has a lease.
 //
-// Leases go to those that ask first, who keep them until they stop. The other watches share a few queries: see share.go.
+// The watches that ask first have a lease, and keep it until they stop. The others share a few queries: see share.go.
 type limiter struct {
 	log  *slog.Logger
 	wait time.Duration // how long a query may block
@@ -107,8 +107,8 @@ func (s *lease) acquire() bool {
 	return s.held
 }
 
-// await returns when the watch may ask: with block if its query may block, without if it is to be answered at once,
-// because there is news, or most is over; 0 = no such time.
+// await returns when the watch may ask. With block its query may block. Without, Consul shall answer at once, because there
+// is news, or most is over (0 = no such time).
 func (s *lease) await(ctx context.Context, most time.Duration) (block bool, err error) {
 	if s.acquire() {
 		return true, nil
@@ -152,7 +152,7 @@ func (s *lease) answered(index uint64, changed bool) {
 }
 
 // release gives the lease back for good. Until Consul's wait is over it goes on with the query, and counts its connection.
-// Then the watch has the lease that asks next, which is one that changes.
+// After that the next watch without a lease that has news gets it.
 func (s *lease) release() {
 	l := s.of
 	l.mu.Lock()

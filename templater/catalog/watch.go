@@ -28,13 +28,13 @@ type Update struct {
 	Well  bool  // the first query that worked, or the first after an error
 }
 
-// Options are those of a watch.
+// Options say how a watch asks, and whom it tells.
 type Options struct {
 	Wait    time.Duration // how long a query may block
 	Once    bool          // the first answer is all: a query that blocks would go on at Consul when nobody waits any more
 	Policy  Policy
 	Updates chan<- Update
-	Library *dependency.ClientSet // for what is not in Consul
+	Library *dependency.ClientSet // for Vault and Nomad
 	Consul  *Client
 }
 
@@ -46,7 +46,7 @@ type Watch struct {
 	clients   *dependency.ClientSet
 	transport *transport // its way to Consul; nil if it is not in Consul
 	lease     *lease     // its right to a query that blocks; likewise
-	next      uint64     // what the library waits for with what is not in Consul
+	next      uint64     // what the library waits for, if it is not in Consul
 
 	ctx    context.Context
 	cancel context.CancelFunc

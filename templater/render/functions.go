@@ -24,7 +24,7 @@ const (
 	funcStop     = "berthStop"
 )
 
-// functions are those beside consul-template's, and those that take the place of one of these.
+// functions returns berth's own template functions, some of which replace one of consul-template's.
 func (v *version) functions() texttemplate.FuncMap {
 	funcs := texttemplate.FuncMap{
 		funcPartial: v.partial, funcAsFile: v.asFile, funcDirectory: v.directory,
@@ -38,8 +38,8 @@ func (v *version) functions() texttemplate.FuncMap {
 	return funcs
 }
 
-// denied are the functions that fail: those that run programs or write files unless they are wanted, and those whose
-// client does not exist (the library would dereference nil).
+// denied returns functions that fail, in the place of consul-template's: of those which run programs or write files, unless
+// they are wanted, and of those whose client does not exist (the library would dereference nil).
 func denied(opts *Options) texttemplate.FuncMap {
 	funcs := texttemplate.FuncMap{}
 	deny := func(why string, names ...string) {
@@ -60,7 +60,7 @@ func denied(opts *Options) texttemplate.FuncMap {
 	return funcs
 }
 
-// environment is what consul-template gives its templates of its own configuration.
+// environment returns what consul-template tells its templates of its own configuration.
 func environment(opts *Options) []string {
 	if opts.Consul == nil {
 		return nil

@@ -110,7 +110,7 @@ func (s *Set) Reread(all bool) (edited bool) {
 	return edited
 }
 
-// Update executes what is marked, and what uses that. It says whether the dependencies may be others than before.
+// Update executes the marked fragments, and whatever uses them. It says whether the dependencies may be others than before.
 func (s *Set) Update() (usesOther bool) {
 	for _, t := range s.templates {
 		t.current.update()
@@ -203,7 +203,7 @@ func (s *Set) Status() (why string, waits bool) {
 	return why, waits
 }
 
-// versions yields those of all templates.
+// versions yields all versions of all templates.
 func (s *Set) versions(yield func(*version) bool) {
 	for _, t := range s.templates {
 		if !yield(t.current) || t.next != nil && !yield(t.next) {

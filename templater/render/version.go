@@ -21,7 +21,7 @@ type version struct {
 	text     string
 	env      []string // for the function of that name, beside the process's own
 	funcs    texttemplate.FuncMap
-	traced   texttemplate.FuncMap          // the same, and those of trace.go
+	traced   texttemplate.FuncMap          // the same, and more: see trace.go
 	defines  map[string]string             // the text of each {{ define }}
 	compiled map[string]*template.Template // what executes one
 	partials map[fragmentKey]*fragment
