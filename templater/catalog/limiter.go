@@ -131,12 +131,15 @@ func (s *lease) await(ctx context.Context, most time.Duration) (block bool, err 
 	}
 }
 
-// asks notes what the watch asks for.
+// asks notes what the watch asks for, the first time.
 func (s *lease) asks(u *url.URL) {
-	_, path, _ := strings.Cut(u.Path, "/v1/")
-	q := u.Query()
 	s.of.mu.Lock()
 	defer s.of.mu.Unlock()
+	if s.path != "" {
+		return
+	}
+	_, path, _ := strings.Cut(u.Path, "/v1/")
+	q := u.Query()
 	s.path = "/v1/" + path
 	s.scope = scope{q.Get("dc"), q.Get("ns"), q.Get("partition"), q.Get("peer"), q.Get("sameness-group")}
 }
@@ -149,6 +152,12 @@ func (s *lease) answered(index uint64, changed bool) {
 	if changed {
 		s.changed = time.Now()
 	}
+}
+
+func (s *lease) lastIndex() uint64 {
+	s.of.mu.Lock()
+	defer s.of.mu.Unlock()
+	return s.index
 }
 
 // release gives the lease back for good. Until Consul's wait is over it goes on with the query, and counts its connection.

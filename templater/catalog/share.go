@@ -3,6 +3,7 @@ package catalog
 import (
 	"context"
 	"encoding/json"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -25,6 +26,9 @@ func (s scope) options() api.QueryOptions {
 	return api.QueryOptions{Datacenter: s.datacenter, Namespace: s.namespace, Partition: s.partition, Peer: s.peer, SamenessGroup: s.group}
 }
 
+// few is how many watches that changed last are looked at before all others: they are likely to change again.
+const few = 16
+
 // run looks after the watches without a lease until ctx is done. They share a query that blocks for each of the lists.
 // When one of these returns, the index of each service is asked for, without the instances, and the watches wake whose
 // index has moved.
@@ -38,68 +42,80 @@ func (l *limiter) run(ctx context.Context, client *api.Client) {
 	}
 	l.log.Info("more is watched than connections to Consul may wait for news: what has none shares some, "+
 		"and its changes are seen a little later (consul-connections, or https, is for more)", "connections", l.most)
+	lookAtFew := make(chan struct{}, 1)
+	running.Go(func() { often(ctx, lookAtFew, func() { wakeChanged(ctx, client, l.shared(few)) }) })
 	watched := map[scope]bool{}
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
-	for {
-		began := time.Now()
-		for in := range l.wakeChanged(ctx, client) {
-			if watched[in] {
+	notify(l.look)
+	often(ctx, l.look, func() {
+		all := l.shared(math.MaxInt)
+		wakeChanged(ctx, client, all)
+		for _, s := range all {
+			if watched[s.scope] {
 				continue
 			}
-			watched[in] = true
+			watched[s.scope] = true
 			l.mu.Lock()
 			l.held += len(lists)
 			l.mu.Unlock()
 			for _, list := range lists {
-				running.Go(func() { l.watchList(ctx, client, list, in) })
+				running.Go(func() {
+					watchList(ctx, client, list, s.scope, func() { notify(lookAtFew); notify(l.look) })
+				})
 			}
 		}
-		// Looking takes half of the time at most, whatever happens in the catalog.
-		if !sleep(ctx, time.Since(began)) {
-			return
-		}
+	})
+}
+
+// often calls look when it is told to, and from time to time, until ctx is done. That takes half of the time at most,
+// whatever happens in the catalog.
+func often(ctx context.Context, told <-chan struct{}, look func()) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for ctx.Err() == nil {
 		select {
-		case <-l.look:
+		case <-told:
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
+		began := time.Now()
+		look()
+		sleep(ctx, time.Since(began))
 	}
 }
 
-// wakeChanged wakes the watches without a lease whose index has moved. It returns their scopes.
-func (l *limiter) wakeChanged(ctx context.Context, client *api.Client) map[scope]bool {
-	scopes := map[scope]bool{}
-	var all []lease // copies: the state of now
+// shared returns at most so many leases of watches without one, first those that changed last.
+func (l *limiter) shared(most int) (all []*lease) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	for s := range l.without {
 		if s.shares && s.path != "" {
-			scopes[s.scope] = true
-			all = append(all, *s)
+			all = append(all, s)
 		}
 	}
-	l.mu.Unlock()
-	// What changed last is likely to change again.
-	slices.SortFunc(all, func(a, b lease) int { return b.changed.Compare(a.changed) })
+	slices.SortFunc(all, func(a, b *lease) int { return b.changed.Compare(a.changed) })
+	return all[:min(len(all), most)]
+}
+
+// wakeChanged wakes the watches whose index has moved.
+func wakeChanged(ctx context.Context, client *api.Client, all []*lease) {
 	var g errgroup.Group
 	g.SetLimit(spare / 2)
 	for _, s := range all {
 		g.Go(func() error {
 			query := s.scope.options()
 			query.Filter = `Service.ID == ""` // the index is all that is wanted
-			if index, err := indexOf(ctx, client, s.path, query); err != nil || index != s.index {
+			if index, err := indexOf(ctx, client, s.path, query); err != nil || index != s.lastIndex() {
 				notify(s.wake) // it finds out what the error is
 			}
 			return nil
 		})
 	}
 	_ = g.Wait() // none returns an error
-	return scopes
 }
 
-// watchList has the watches without a lease looked at whenever a list may have changed, until ctx is done.
-func (l *limiter) watchList(ctx context.Context, client *api.Client, list string, in scope) {
+// watchList calls changed whenever a list may have changed, until ctx is done.
+func watchList(ctx context.Context, client *api.Client, list string, in scope, changed func()) {
 	pause := newPause()
 	query := in.options()
 	query.WaitTime = time.Minute
@@ -112,7 +128,7 @@ func (l *limiter) watchList(ctx context.Context, client *api.Client, list string
 			index, wait = 0, pause.NextBackOff()
 		case index != query.WaitIndex:
 			pause.Reset()
-			notify(l.look)
+			changed()
 			wait = 0
 		}
 		query.WaitIndex = index

@@ -97,7 +97,10 @@ func (s *Set) Forget(d dependency.Dependency) { s.brain.Forget(d) }
 func (s *Set) Outdated() {
 	now := time.Now()
 	for v := range s.versions {
-		v.outdated(now)
+		v.since = earlier(v.since, now)
+		for f := range v.fragments {
+			f.dirty = true
+		}
 	}
 }
 

@@ -110,15 +110,7 @@ func (v *version) changed(key string, now time.Time) {
 	}
 }
 
-// outdated marks everything for execution.
-func (v *version) outdated(now time.Time) {
-	for f := range v.fragments {
-		f.dirty = true
-	}
-	v.since = earlier(v.since, now)
-}
-
-// fragments are the template and its partials.
+// fragments yields the template and its partials.
 func (v *version) fragments(yield func(*fragment) bool) {
 	if !yield(v.main) {
 		return
