@@ -3,10 +3,8 @@ package templater
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"berth/templater/catalog"
-	"berth/templater/render"
 )
 
 // note takes in how a query went and logs when that is news.
@@ -35,7 +33,7 @@ func (t *Templater) note(u catalog.Update) {
 	}
 }
 
-// noteOther is note for what is not in Consul, such as a file that a template reads.
+// noteOther is note for a watch elsewhere than in Consul, such as of a file that a template reads.
 func (t *Templater) noteOther(u catalog.Update) {
 	failed := t.failing[u.Watch]
 	switch {
@@ -98,45 +96,20 @@ func (t *Templater) updateReady() {
 		t.notReady(fmt.Sprintf("Consul does not answer: %v", t.consulErr))
 	case hidden != nil:
 		t.notReady(fmt.Sprintf("Nothing is rendered from what Consul hides: %v", hidden))
-	case t.unpublished():
-		t.notReady(t.whyUnpublished())
 	default:
-		t.notReady(t.whyNotNewest())
-	}
-}
-
-// whyNotNewest says why a template's newest version is not used; "" = it is.
-func (t *Templater) whyNotNewest() string {
-	for _, tmpl := range t.templates {
-		if err := tmpl.Broken(); err != nil {
-			return "A changed template is not used: " + err.Error()
+		why, waits := t.templates.Status()
+		if waits {
+			why += ": " + t.waitsFor()
 		}
+		t.notReady(why)
 	}
-	if slices.ContainsFunc(t.templates, (*render.Template).Promoting) {
-		return "A changed template is not used yet: " + t.waitsFor()
-	}
-	return ""
-}
-
-func (t *Templater) whyUnpublished() string {
-	for _, tmpl := range t.templates {
-		if err := tmpl.Failure(); err != nil {
-			return "A template fails: " + err.Error()
-		}
-	}
-	return "Nothing is rendered yet: " + t.waitsFor()
 }
 
 // waitsFor says what has not arrived.
 func (t *Templater) waitsFor() string {
 	missing := t.waiting
 	if len(missing) == 0 { // an empty list that a template does not take for an answer
-		missing = map[string]bool{}
-		for _, tmpl := range t.templates {
-			for key := range tmpl.Missing {
-				missing[key] = true
-			}
-		}
+		missing = t.templates.Missing()
 	}
 	if len(missing) == 0 {
 		return "waiting"

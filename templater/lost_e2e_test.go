@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -206,6 +207,40 @@ func TestE2ETokenSeesLess(t *testing.T) {
 		}
 	}
 	w.want("a b x", "a c x", "a c d x", "a c d x y", "a c d")
+}
+
+// A token that sees nothing from the beginning is an error, and no empty catalog: nothing is rendered.
+func TestE2ETokenSeesNothingAtTheStart(t *testing.T) {
+	for _, tt := range []struct{ name, rules, sees string }{
+		{"no service", seesNone, "catalog.services"},
+		{"no node", `service_prefix "" { policy = "read" }`, "health.service(api|passing) and 1 more"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := startGuarded(t)
+			c.put("api", "x")
+			c.put("web", "a", "b")
+			p := c.policy(tt.rules)
+			w := run(t, &api.Config{Address: c.Address, Token: c.token(p, "").SecretID}, every, templater.Options{Grace: time.Second})
+			want := "the token sees nothing of " + tt.sees + ": give it service:read and node:read"
+			w.eventually(soon, want, func() error {
+				if why := w.Ready(); why == nil || !strings.HasSuffix(why.Error(), want) {
+					return fmt.Errorf("it says %v", why)
+				}
+				if n := strings.Count(w.log.String(), "the token sees nothing"); n != 1 {
+					return fmt.Errorf("%d lines in the log", n)
+				}
+				return nil
+			})
+			w.want()
+			c.change(p, seesAll)
+			w.await(soon, "a b x")
+			w.ready(soon)
+			w.want("a b x")
+			if n := strings.Count(w.log.String(), "the token sees nothing"); n != 1 {
+				t.Errorf("%d lines in the log", n)
+			}
+		})
+	}
 }
 
 // A token that was deleted is refused, and nothing changes until it is given back.

@@ -65,11 +65,17 @@ func TestMoreServicesThanConnections(t *testing.T) {
 	eventually(t, "the template's query for the list of services, and the shared one", func() bool {
 		return r.consul.blocked("/v1/catalog/services") == 2
 	})
-	// Consul goes on with the queries for services that are gone. Then others have their leases.
+	// Consul goes on with the queries for services that are gone. Then others that change have their leases.
 	gone := r.consul.blockedServices()[:10]
 	for _, name := range gone {
 		r.consul.remove(name)
 		eventually(t, name+" to be gone", func() bool { return !strings.Contains(r.next(), name+":") })
+	}
+	time.Sleep(300 * time.Millisecond) // the queries' wait, and its jitter
+	for n := range 60 {
+		if name := fmt.Sprintf("s%02d", n); !slices.Contains(gone, name) {
+			r.consul.set(name, 3)
+		}
 	}
 	eventually(t, "their leases to be taken", func() bool { return len(r.consul.blockedServices()) == leases*7/8-4 })
 	if has := r.consul.blockedServices(); slices.ContainsFunc(gone, func(name string) bool { return slices.Contains(has, name) }) {

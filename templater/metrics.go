@@ -30,7 +30,7 @@ func newMetrics(registry prometheus.Registerer) metrics {
 		}),
 		consulUp: with.NewGauge(prometheus.GaugeOpts{
 			Name: "berth_templater_consul_up",
-			Help: "1 while every query to Consul is answered.",
+			Help: "1 while every query to Consul is answered, and none is hidden from the token.",
 		}),
 		seconds: with.NewHistogram(prometheus.HistogramOpts{
 			Name:    "berth_templater_render_seconds",

@@ -17,7 +17,6 @@ import (
 	"github.com/hashicorp/consul-template/config"
 	"github.com/hashicorp/consul-template/dependency"
 	"github.com/hashicorp/consul-template/manager"
-	"github.com/hashicorp/consul-template/template"
 	"github.com/hashicorp/consul/api"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -77,17 +76,15 @@ type Templater struct {
 	why      atomic.Pointer[string] // why Ready is not nil; "" = it is
 
 	// All below belongs to Run's goroutine.
-	templates []*render.Template
-	brain     *template.Brain
+	templates *render.Set
 	watches   map[string]*catalog.Watch // by the dependency's String
-	running   sync.WaitGroup            // the watches of what is in Consul
+	running   sync.WaitGroup            // the watches in Consul
 	updates   chan catalog.Update
 	waiting   map[string]bool // no data yet, by the watch's Key
 	failing   map[*catalog.Watch]bool
 	hidden    map[string]bool // what the token does not see, by the watch's Key
 	answered  bool            // Consul has answered at least once
 	consulErr error           // nil while every query to Consul succeeds
-	rewatch   bool            // what is watched may not be what is used
 	unwatched bool            // something that is used could not be watched the last time
 	leftOut   map[string]bool
 	once      bool
@@ -104,7 +101,6 @@ func New(opts Options) (*Templater, error) {
 	t := &Templater{
 		opts:     opts,
 		log:      opts.Log,
-		brain:    template.NewBrain(),
 		watches:  map[string]*catalog.Watch{},
 		updates:  make(chan catalog.Update, 1024),
 		waiting:  map[string]bool{},
@@ -113,10 +109,13 @@ func New(opts Options) (*Templater, error) {
 		reread:   make(chan struct{}, 1),
 		rerender: make(chan struct{}, 1),
 	}
-	if err := t.parse(); err != nil {
+	var err error
+	if t.templates, err = render.NewSet(opts.Templates, render.Options{
+		Consul: opts.Consul, Library: opts.Library, Programs: opts.Programs, Funcs: opts.Funcs, Log: opts.Log,
+		Executed: func(_ string, _ any, took time.Duration, err error) { t.metrics.executed(took, err) },
+	}); err != nil {
 		return nil, err
 	}
-	var err error
 	if t.consul, err = catalog.NewClient(opts.Consul, opts.Connections, opts.WaitTime, opts.Log); err != nil {
 		return nil, err
 	}
@@ -131,29 +130,6 @@ func New(opts Options) (*Templater, error) {
 	t.metrics = newMetrics(opts.Metrics)
 	t.notReady("the templater has not started yet")
 	return t, nil
-}
-
-func (t *Templater) parse() error {
-	if len(t.opts.Templates) == 0 {
-		return errors.New("there is no template to render")
-	}
-	opts := &render.Options{
-		Consul: t.opts.Consul, Library: t.opts.Library, Programs: t.opts.Programs, Funcs: t.opts.Funcs, Log: t.log,
-		Executed: func(_ string, _ any, took time.Duration, err error) { t.metrics.executed(took, err) },
-	}
-	named := map[string]string{}
-	for _, spec := range t.opts.Templates {
-		tmpl, err := render.New(spec, opts, t.brain)
-		if err != nil {
-			return err
-		}
-		if other, taken := named[tmpl.Name]; taken {
-			return fmt.Errorf("%s and %s are both named %q", other, tmpl.Source, tmpl.Name)
-		}
-		named[tmpl.Name] = tmpl.Source
-		t.templates = append(t.templates, tmpl)
-	}
-	return nil
 }
 
 // Reread has the templates read again that are in files, changed or not. Safe from any goroutine.
@@ -184,27 +160,17 @@ func (t *Templater) Once(ctx context.Context) (map[string]Published, error) {
 	var why error
 	t.loop(ctx, func() bool {
 		why = t.Ready()
-		return !t.unpublished() || len(t.waiting) == 0 && !slices.ContainsFunc(t.templates, (*render.Template).Waits)
+		return !t.unpublished() || len(t.waiting) == 0 && !t.templates.Waits()
 	})
-	if t.unpublished() {
+	texts, all := t.templates.Texts()
+	if !all {
 		return nil, why
-	}
-	texts := map[string]Published{}
-	for _, tmpl := range t.templates {
-		texts[tmpl.Name] = *tmpl.Published()
 	}
 	return texts, nil
 }
 
 // Explain returns the lines of a template's text; nil if there is no such template. Call it after Once.
-func (t *Templater) Explain(name string) []Line {
-	for _, tmpl := range t.templates {
-		if tmpl.Name == name {
-			return tmpl.Explain()
-		}
-	}
-	return nil
-}
+func (t *Templater) Explain(name string) []Line { return t.templates.Explain(name) }
 
 // loop runs until ctx is done or, after something was rendered, done says so.
 func (t *Templater) loop(ctx context.Context, done func() bool) {
@@ -237,9 +203,7 @@ func (t *Templater) loop(ctx context.Context, done func() bool) {
 		case <-t.reread:
 			t.readFiles(true)
 		case <-t.rerender:
-			for _, tmpl := range t.templates {
-				tmpl.Outdated(time.Now())
-			}
+			t.templates.Outdated()
 			t.render()
 		}
 	}
@@ -277,68 +241,47 @@ func (t *Templater) remember(u catalog.Update) (changed bool) {
 		return false
 	}
 	delete(t.waiting, w.Key)
-	t.brain.Remember(w.Dependency, u.Data)
-	now := time.Now()
-	for _, tmpl := range t.templates {
-		tmpl.Changed(w.Key, now)
-	}
+	t.templates.Remember(w.Dependency, u.Data)
 	return true
 }
 
-// render brings the texts up to date, watches what they use, and publishes those that differ. One that is not complete,
-// or does not work, is as it was, and the others do not wait for it.
+// render brings the texts up to date, watches what they use, and publishes those that differ.
 func (t *Templater) render() {
-	for _, tmpl := range t.templates {
-		tmpl.Update()
-		t.rewatch = tmpl.UsesOther() || t.rewatch
-	}
-	if t.rewatch {
+	if t.templates.Update() || t.unwatched {
 		t.watchWhatIsUsed()
 	}
 	t.reportLeftOut()
-	for _, tmpl := range t.templates {
-		if p, ok := tmpl.Publish(); ok {
-			t.opts.Publish(p)
-		}
-	}
+	t.templates.Publish(t.opts.Publish)
 }
 
 // readFiles reads the templates again whose files have changed.
 func (t *Templater) readFiles(all bool) {
-	edited := false
-	for _, tmpl := range t.templates {
-		edited = tmpl.Reread(all) || edited
-	}
-	if edited || t.rewatch {
+	if t.templates.Reread(all) || t.unwatched {
 		t.render()
 	}
 }
 
 // watchWhatIsUsed starts a watch for every dependency that a template uses and
-// stops those that none uses any more.
+// stops the watches that none uses any more.
 func (t *Templater) watchWhatIsUsed() {
-	used := map[string]dependency.Dependency{}
-	strict := t.unpublished()
-	for _, tmpl := range t.templates {
-		maps.Insert(used, tmpl.Used)
-		strict = strict || tmpl.Promoting()
-	}
+	used := t.templates.Used()
+	notAll, _ := t.templates.Status()
 	for key, w := range t.watches {
 		if used[key] == nil {
 			t.stopWatch(w)
 		}
 	}
-	t.rewatch = false
+	failed := false
 	for key, d := range used {
 		if t.watches[key] != nil {
 			continue
 		}
 		w, err := catalog.NewWatch(d, catalog.Options{
 			Wait: t.opts.WaitTime, Once: t.once, Updates: t.updates, Library: t.library, Consul: t.consul,
-			Policy: catalog.Policy{Grace: t.opts.Grace, VanishLimit: t.opts.VanishLimit, Strict: strict},
+			Policy: catalog.Policy{Grace: t.opts.Grace, VanishLimit: t.opts.VanishLimit, Strict: notAll != ""},
 		})
 		if err != nil {
-			t.rewatch = true // tried again at the next look at the files
+			failed = true
 			if !t.unwatched {
 				t.log.Error("cannot watch what a template uses, trying again", "dependency", key, "err", err)
 			}
@@ -352,12 +295,12 @@ func (t *Templater) watchWhatIsUsed() {
 			go w.Run() // it may not hear at once that it is stopped
 		}
 	}
-	t.unwatched = t.rewatch
+	t.unwatched = failed
 }
 
 func (t *Templater) stopWatch(w *catalog.Watch) {
 	w.Stop()
-	t.brain.Forget(w.Dependency)
+	t.templates.Forget(w.Dependency)
 	delete(t.watches, w.Key)
 	delete(t.waiting, w.Key)
 	t.succeeded(w)
@@ -372,12 +315,7 @@ func (t *Templater) stopWatches() {
 // reportLeftOut logs what the template functions have newly set aside, and what
 // they no longer do.
 func (t *Templater) reportLeftOut() {
-	now := map[string]bool{}
-	for _, tmpl := range t.templates {
-		for reason := range tmpl.LeftOut {
-			now[reason] = true
-		}
-	}
+	now := t.templates.LeftOut()
 	for _, reason := range added(t.leftOut, now) {
 		t.log.Warn("left out", "reason", reason)
 	}
@@ -401,5 +339,6 @@ func added(before, after map[string]bool) []string {
 
 // unpublished says whether there are templates without a text so far.
 func (t *Templater) unpublished() bool {
-	return slices.ContainsFunc(t.templates, func(tmpl *render.Template) bool { return tmpl.Published() == nil })
+	_, all := t.templates.Texts()
+	return !all
 }

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 		goleak.IgnoreAnyFunction(library+"(*VaultWriteQuery).Fetch"), goleak.IgnoreAnyFunction(library+"(*VaultPKIQuery).Fetch"))
 }
 
-const deadline = 10 * time.Second
+const deadline = 30 * time.Second
 
 const everyService = `{{ range services }}{{ $name := .Name }}{{ range service .Name }}{{ $name }}:{{ .Port }} {{ end }}{{ end }}`
 
@@ -389,7 +389,7 @@ func TestConnectionsCut(t *testing.T) {
 func TestConsulThatLostItsStateIsNotBelievedAtOnce(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1, 2)
-	r := newRig(t, consul, Options{Templates: one(everyService), Grace: 5 * time.Second}).run()
+	r := newRig(t, consul, Options{Templates: one(everyService), Grace: 10 * time.Second}).run()
 	r.want("web:1 web:2 ")
 	consul.setDown(true)
 	r.waitLogged("consul failed")

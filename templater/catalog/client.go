@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"reflect"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/consul-template/dependency"
@@ -25,6 +23,7 @@ type Client struct {
 	config    api.Config
 	transport http.RoundTripper
 	limiter   *limiter
+	shared    *api.Client // for the limiter
 }
 
 // NewClient returns a Client that has not dialled yet. The standard CONSUL_* variables fill what config leaves empty.
@@ -32,7 +31,7 @@ type Client struct {
 func NewClient(config *api.Config, connections int, wait time.Duration, log *slog.Logger) (*Client, error) {
 	connections = cmp.Or(connections, DefaultConnections)
 	c := &Client{config: *config, limiter: newLimiter(connections, wait, log)}
-	// api.NewClient fills in what is not said, an http.Client among it.
+	// api.NewClient fills the empty fields, HttpClient among them.
 	if _, err := api.NewClient(&c.config); err != nil {
 		return nil, fmt.Errorf("create Consul client: %w", err)
 	}
@@ -44,11 +43,13 @@ func NewClient(config *api.Config, connections int, wait time.Duration, log *slo
 		c.transport = FollowToken(c.transport, &c.config)
 	}
 	c.config.TokenFile = "" // no more reading of it
-	return c, nil
+	var err error
+	c.shared, err = c.apiClient(c.transport)
+	return c, err
 }
 
 // Run looks after the watches that have no connection of their own until ctx is done.
-func (c *Client) Run(ctx context.Context) { c.limiter.run(ctx, c.transport) }
+func (c *Client) Run(ctx context.Context) { c.limiter.run(ctx, c.shared) }
 
 // Tune prepares a transport for so many connections at a time, on which most queries wait: the connections are kept, and
 // cost little memory. Compression is off, because to an agent that is near it costs more time than it saves: a quarter
@@ -61,13 +62,17 @@ func Tune(t *http.Transport, connections int) {
 	t.DisableCompression = true
 }
 
+func (c *Client) apiClient(t http.RoundTripper) (*api.Client, error) {
+	config := c.config
+	config.HttpClient = &http.Client{Transport: t}
+	return api.NewClient(&config)
+}
+
 // clientSet returns the clients that a dependency asks Consul with, through t. The library's own client does not show
 // the headers that tell how far an answer can be trusted, has no deadline, and opens a connection for each query even
 // over HTTP/2.
 func (c *Client) clientSet(t *transport) (*dependency.ClientSet, error) {
-	config := c.config
-	config.HttpClient = &http.Client{Transport: t}
-	client, err := api.NewClient(&config)
+	client, err := c.apiClient(t)
 	if err != nil {
 		return nil, err
 	}
@@ -81,60 +86,24 @@ func (c *Client) clientSet(t *transport) (*dependency.ClientSet, error) {
 	return set, nil
 }
 
-// transport is the http.RoundTripper of one watch. Its queries end with the context that begin was given last.
+// transport is the http.RoundTripper of one watch, whose queries come one after the other.
 type transport struct {
-	base    http.RoundTripper
-	limiter *limiter
+	base  http.RoundTripper
+	lease *lease
 
-	mu       sync.Mutex
-	ctx      context.Context
-	query    *http.Request // the last one
-	filtered bool          // an answer since begin was filtered by ACLs
+	// Of the query that runs:
+	ctx      context.Context // it ends with this
+	filtered bool            // an answer is filtered by ACLs
 }
 
-// begin sets the context of the queries to come.
-func (t *transport) begin(ctx context.Context) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.ctx, t.filtered = ctx, false
-}
-
-// RoundTrip notes what the headers of the answer say.
+// RoundTrip notes the query and what the headers of the answer say.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	t.mu.Lock()
-	t.query = req
-	ctx := t.ctx
-	t.mu.Unlock()
-	res, err := t.base.RoundTrip(req.WithContext(ctx))
+	t.lease.asks(req.URL)
+	res, err := t.base.RoundTrip(req.WithContext(t.ctx))
 	if err != nil {
 		return nil, err
 	}
-	if res.Header.Get(filteredHeader) == "true" {
-		t.mu.Lock()
-		t.filtered = true
-		t.mu.Unlock()
-	}
-	t.limiter.observe(res)
+	t.filtered = t.filtered || res.Header.Get(filteredHeader) == "true"
+	t.lease.of.observe(res)
 	return res, nil
-}
-
-func (t *transport) wasFiltered() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.filtered
-}
-
-// lastQuery returns the URL of the last query without what makes it block, and its header; nil if there was none.
-func (t *transport) lastQuery() (url.URL, http.Header) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.query == nil {
-		return url.URL{}, nil
-	}
-	u := *t.query.URL
-	q := u.Query()
-	q.Del("index")
-	q.Del("wait")
-	u.RawQuery = q.Encode()
-	return u, t.query.Header
 }

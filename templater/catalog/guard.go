@@ -136,36 +136,23 @@ func (s state) patience(wait time.Duration, now time.Time) time.Duration {
 // missing returns how many of the old are not in the new, and how many old there are. A value that is no list counts as
 // one, which is missing if there is no new one.
 func missing(old, new any) (lacks, of int) {
-	switch o := old.(type) {
-	case []*dependency.HealthService:
-		return lacking(o, new, healthKey)
-	case []*dependency.CatalogSnippet:
-		return lacking(o, new, snippetKey)
-	case []*dependency.Node:
-		return lacking(o, new, nodeKey)
-	case []*dependency.KeyPair:
-		return lacking(o, new, pairKey)
+	if l := listOf(old); l != nil {
+		return l.missing(new)
 	}
-	if isEmpty(old) { // nothing can be missing
+	switch {
+	case isEmpty(old): // nothing can be missing
 		return 0, 0
-	}
-	if isEmpty(new) {
+	case isEmpty(new):
 		return 1, 1
+	default:
+		return 0, 1
 	}
-	return 0, 1
 }
 
 // joined returns the new and what it lacks of the old.
 func joined(old, new any) any {
-	switch o := old.(type) {
-	case []*dependency.HealthService:
-		return join(o, new, healthKey)
-	case []*dependency.CatalogSnippet:
-		return join(o, new, snippetKey)
-	case []*dependency.Node:
-		return join(o, new, nodeKey)
-	case []*dependency.KeyPair:
-		return join(o, new, pairKey)
+	if l := listOf(old); l != nil {
+		return l.joined(new)
 	}
 	if lacks, _ := missing(old, new); lacks > 0 {
 		return old
@@ -173,43 +160,53 @@ func joined(old, new any) any {
 	return new
 }
 
+// listOf returns data as a list of what has a key; nil if it is none.
+func listOf(data any) interface {
+	missing(new any) (lacks, of int)
+	joined(new any) any
+} {
+	switch l := data.(type) {
+	case []*dependency.HealthService:
+		return list[*dependency.HealthService]{l, healthKey}
+	case []*dependency.CatalogSnippet:
+		return list[*dependency.CatalogSnippet]{l, snippetKey}
+	case []*dependency.Node:
+		return list[*dependency.Node]{l, nodeKey}
+	case []*dependency.KeyPair:
+		return list[*dependency.KeyPair]{l, pairKey}
+	}
+	return nil
+}
+
 func healthKey(s *dependency.HealthService) string   { return s.Node + "\x00" + s.ID }
 func snippetKey(s *dependency.CatalogSnippet) string { return s.Name }
 func nodeKey(n *dependency.Node) string              { return n.Node }
 func pairKey(p *dependency.KeyPair) string           { return p.Path }
 
-func lacking[T any](old []T, new any, key func(T) string) (lacks, of int) {
-	has := keys(new.([]T), key)
-	for _, o := range old {
-		if !has[key(o)] {
-			lacks++
-		}
-	}
-	return lacks, len(old)
+type list[T any] struct {
+	items []T
+	key   func(T) string
 }
 
-// join keeps the order in which the library sorts its lists.
-func join[T any](old []T, new any, key func(T) string) []T {
-	all := slices.Clone(new.([]T))
-	has := keys(all, key)
-	for _, o := range old {
-		if !has[key(o)] {
-			all = append(all, o)
-		}
+func (l list[T]) missing(new any) (lacks, of int) { return len(l.lacks(new.([]T))), len(l.items) }
+
+// lacks returns the items whose keys are not in another list.
+func (l list[T]) lacks(new []T) []T {
+	has := make(map[string]bool, len(new))
+	for _, item := range new {
+		has[l.key(item)] = true
 	}
-	byKey := func(a, b T) int { return strings.Compare(key(a), key(b)) }
-	if slices.IsSortedFunc(old, byKey) { // if not, it is sorted by distance
+	return slices.DeleteFunc(slices.Clone(l.items), func(item T) bool { return has[l.key(item)] })
+}
+
+// joined keeps the order in which the library sorts its lists.
+func (l list[T]) joined(new any) any {
+	all := append(slices.Clone(new.([]T)), l.lacks(new.([]T))...)
+	byKey := func(a, b T) int { return strings.Compare(l.key(a), l.key(b)) }
+	if slices.IsSortedFunc(l.items, byKey) { // if not, they are sorted by distance
 		slices.SortStableFunc(all, byKey)
 	}
 	return all
-}
-
-func keys[T any](list []T, key func(T) string) map[string]bool {
-	has := make(map[string]bool, len(list))
-	for _, s := range list {
-		has[key(s)] = true
-	}
-	return has
 }
 
 func isEmpty(v any) bool {

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
+	"net/url"
+	"strings"
 	"sync"
 	"time"
 )
@@ -30,7 +32,7 @@ func mostOpen(connections int) int { return connections - connections/5 }
 // connections from one address by default, and answers 429 beyond that. Over HTTP/2 all queries share a few connections,
 // and each watch has a lease.
 //
-// Leases go to those that ask first, who keep them until they stop. The other watches share a few queries: see share.go.
+// The watches that ask first have a lease, and keep it until they stop. The others share a few queries: see share.go.
 type limiter struct {
 	log  *slog.Logger
 	wait time.Duration // how long a query may block
@@ -48,12 +50,13 @@ type limiter struct {
 // lease is the right of one watch to a query that blocks, which the watch has or has not.
 type lease struct {
 	of     *limiter
-	query  *transport
 	shares bool          // share.go tells it of changes while it is without
 	wake   chan struct{} // ask now, or see whether there is a lease
 
 	// Under limiter.mu:
 	held    bool
+	path    string    // of the watch's queries
+	scope   scope     // likewise
 	index   uint64    // of the last answer
 	changed time.Time // when an answer, except for the first, was news
 }
@@ -63,8 +66,8 @@ func newLimiter(connections int, wait time.Duration, log *slog.Logger) *limiter 
 	return &limiter{log: log, wait: wait, most: most, usual: most, look: make(chan struct{}, 1), without: map[*lease]bool{}}
 }
 
-func (l *limiter) newLease(query *transport, shares bool) *lease {
-	return &lease{of: l, query: query, shares: shares, wake: make(chan struct{}, 1)}
+func (l *limiter) newLease(shares bool) *lease {
+	return &lease{of: l, shares: shares, wake: make(chan struct{}, 1)}
 }
 
 // limit returns how many leases there are now. Needs l.mu.
@@ -78,11 +81,7 @@ func (l *limiter) limit() int {
 	return l.most
 }
 
-// forServices is how many of them watches may have that share.go tells of a change while they are without: an eighth is
-// kept for the others. Needs l.mu.
-func (l *limiter) forServices() int { return l.limit() - l.limit()/8 }
-
-// acquire gets the lease if there is one left.
+// acquire gets the lease if there is one left. An eighth is kept for watches that nothing else tells of a change.
 func (s *lease) acquire() bool {
 	l := s.of
 	l.mu.Lock()
@@ -93,7 +92,7 @@ func (s *lease) acquire() bool {
 		l.held--
 	}
 	if s.shares {
-		limit = l.forServices()
+		limit -= limit / 8
 	}
 	switch {
 	case s.held:
@@ -101,7 +100,6 @@ func (s *lease) acquire() bool {
 		s.held = true
 		l.held++
 		delete(l.without, s)
-		l.offer()
 	case !l.without[s]:
 		l.without[s] = true
 		notify(l.look)
@@ -109,24 +107,8 @@ func (s *lease) acquire() bool {
 	return s.held
 }
 
-// offer wakes the watch that changed last if there is a lease left. Needs l.mu.
-func (l *limiter) offer() {
-	if l.held >= l.forServices() {
-		return
-	}
-	var next *lease
-	for s := range l.without {
-		if next == nil || s.changed.After(next.changed) {
-			next = s
-		}
-	}
-	if next != nil {
-		notify(next.wake)
-	}
-}
-
-// await returns when the watch may ask: with block if its query may block, without if it is to be answered at once,
-// because there is news, or most is over; 0 = no such time.
+// await returns when the watch may ask. With block its query may block. Without, Consul shall answer at once, because there
+// is news, or most is over (0 = no such time).
 func (s *lease) await(ctx context.Context, most time.Duration) (block bool, err error) {
 	if s.acquire() {
 		return true, nil
@@ -149,6 +131,19 @@ func (s *lease) await(ctx context.Context, most time.Duration) (block bool, err 
 	}
 }
 
+// asks notes what the watch asks for, the first time.
+func (s *lease) asks(u *url.URL) {
+	s.of.mu.Lock()
+	defer s.of.mu.Unlock()
+	if s.path != "" {
+		return
+	}
+	_, path, _ := strings.Cut(u.Path, "/v1/")
+	q := u.Query()
+	s.path = "/v1/" + path
+	s.scope = scope{q.Get("dc"), q.Get("ns"), q.Get("partition"), q.Get("peer"), q.Get("sameness-group")}
+}
+
 // answered notes how a query went.
 func (s *lease) answered(index uint64, changed bool) {
 	s.of.mu.Lock()
@@ -159,8 +154,14 @@ func (s *lease) answered(index uint64, changed bool) {
 	}
 }
 
-// release gives the lease back for good. Another watch can have it when Consul's wait is over: until then it goes on with
-// the query, and counts its connection.
+func (s *lease) lastIndex() uint64 {
+	s.of.mu.Lock()
+	defer s.of.mu.Unlock()
+	return s.index
+}
+
+// release gives the lease back for good. Until Consul's wait is over it goes on with the query, and counts its connection.
+// After that the next watch without a lease that has news gets it.
 func (s *lease) release() {
 	l := s.of
 	l.mu.Lock()
@@ -168,15 +169,12 @@ func (s *lease) release() {
 	delete(l.without, s)
 	if s.held {
 		s.held = false
-		time.AfterFunc(longest(l.wait), l.free)
+		time.AfterFunc(longest(l.wait), func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.held--
+		})
 	}
-}
-
-func (l *limiter) free() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.held--
-	l.offer()
 }
 
 // observe learns from a response how many leases there are.

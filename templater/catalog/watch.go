@@ -28,13 +28,13 @@ type Update struct {
 	Well  bool  // the first query that worked, or the first after an error
 }
 
-// Options are those of a watch.
+// Options say how a watch asks, and whom it tells.
 type Options struct {
 	Wait    time.Duration // how long a query may block
 	Once    bool          // the first answer is all: a query that blocks would go on at Consul when nobody waits any more
 	Policy  Policy
 	Updates chan<- Update
-	Library *dependency.ClientSet // for what is not in Consul
+	Library *dependency.ClientSet // for Vault and Nomad
 	Consul  *Client
 }
 
@@ -45,8 +45,8 @@ type Watch struct {
 	options   Options
 	clients   *dependency.ClientSet
 	transport *transport // its way to Consul; nil if it is not in Consul
-	lease     *lease     // its right to block a connection; nil if it is not in Consul
-	next      uint64     // what the library waits for with what is not in Consul
+	lease     *lease     // its right to a query that blocks; likewise
+	next      uint64     // what the library waits for, if it is not in Consul
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -60,14 +60,12 @@ func NewWatch(d dependency.Dependency, o Options) (*Watch, error) {
 		w.options.Policy = Policy{VanishLimit: 100}
 		return w, nil
 	}
-	w.transport = &transport{base: o.Consul.transport, limiter: o.Consul.limiter}
-	var err error
-	if w.clients, err = o.Consul.clientSet(w.transport); err != nil {
-		return nil, err
-	}
 	_, shares := d.(*dependency.HealthServiceQuery)
-	w.lease = o.Consul.limiter.newLease(w.transport, shares)
-	return w, nil
+	w.lease = o.Consul.limiter.newLease(shares)
+	w.transport = &transport{base: o.Consul.transport, lease: w.lease}
+	var err error
+	w.clients, err = o.Consul.clientSet(w.transport)
+	return w, err
 }
 
 // InConsul says whether Consul is asked. If not, Run may not notice at once that the watch was stopped.
@@ -190,7 +188,7 @@ func (w *Watch) ask(now state, failed bool) (answer, error) {
 	}
 	ctx, cancel := context.WithTimeout(w.ctx, limit)
 	defer cancel()
-	w.transport.begin(ctx)
+	w.transport.ctx, w.transport.filtered = ctx, false
 	a, err := w.fetch(opts)
 	switch {
 	case err == nil:
@@ -199,7 +197,7 @@ func (w *Watch) ask(now state, failed bool) (answer, error) {
 	case ctx.Err() != nil:
 		err = fmt.Errorf("%s: no answer in %s", w.Key, limit)
 	}
-	a.filtered = w.transport.wasFiltered()
+	a.filtered = w.transport.filtered
 	return a, err
 }
 

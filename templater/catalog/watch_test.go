@@ -25,16 +25,18 @@ type scripted struct {
 }
 
 type query struct {
-	index uint64
-	data  string
-	err   error
-	takes time.Duration
+	index    uint64
+	data     string
+	filtered bool
+	err      error
+	takes    time.Duration
 }
 
 func (s *scripted) Fetch(_ *dependency.ClientSet, o *dependency.QueryOptions) (any, *dependency.ResponseMetadata, error) {
 	q := s.next(o)
 	select {
 	case <-time.After(q.takes):
+		s.watch.transport.filtered = q.filtered
 		return q.data, &dependency.ResponseMetadata{LastIndex: q.index}, q.err
 	case <-s.watch.transport.ctx.Done():
 		return nil, nil, context.Cause(s.watch.transport.ctx)
@@ -82,6 +84,7 @@ func scriptedWatch(t *testing.T, queries []query, tell chan Update) (*Watch, *sc
 }
 
 func TestWatch(t *testing.T) {
+	const sees = "the token sees nothing of scripted: give it service:read and node:read"
 	down := errors.New("down")
 	tests := []struct {
 		name    string
@@ -102,6 +105,9 @@ func TestWatch(t *testing.T) {
 			[]string{"0 1m0s", "7 1m0s", "3 29.9s", "3 1m0s"}, []string{"a, well", ""}, 31 * time.Second},
 		{"any server's word while there was none", []query{{err: down}, {err: down}, {index: 9, data: "a"}},
 			[]string{"0 1m0s", "0 1m0s stale", "0 1m0s stale", "9 1m0s"}, []string{"down", "down", "a, well"}, 500 * time.Millisecond},
+		{"nothing at first because of the token", []query{{index: 8, filtered: true}, {index: 8, filtered: true}, {index: 9, data: "a"}, {index: 9, filtered: true}},
+			[]string{"0 1m0s", "0 1m0s stale", "0 1m0s stale", "9 1m0s", "9 1m0s"},
+			[]string{sees, sees, "a, well"}, 700 * time.Millisecond},
 		{"no answer", []query{{index: 8, data: "a"}, {takes: time.Hour}, {index: 8, data: "a"}},
 			[]string{"0 1m0s", "8 1m0s", "0 1m0s", "8 1m0s"}, []string{"a, well", "scripted: no answer in 1m13.75s", "well"}, 75 * time.Second},
 	}

@@ -17,26 +17,30 @@ type Line struct {
 	Depends []string // as consul-template writes them, sorted: health.service(web|passing)
 }
 
-// Explain returns the lines of the text. A line depends on what it would not be the same without: each list, key, ... that
+// Explain returns the lines of a template's text; nil if there is no such template. A line depends on what it would not be the same without: each list, key, ... that
 // the template uses is emptied in turn, and the text compared. Where the template fails without, or wants other data then,
 // all lines count that it may have been for.
-func (t *Template) Explain() []Line {
-	v := t.current
+func (s *Set) Explain(name string) []Line {
+	i := slices.IndexFunc(s.templates, func(t *tmpl) bool { return t.Name == name })
+	if i < 0 {
+		return nil
+	}
+	v := s.templates[i].current
 	text := v.main.text
 	depends := make([]map[string]bool, strings.Count(text, "\n")+1)
 	used := map[string]dependency.Dependency{}
 	for f := range v.fragments {
 		maps.Copy(used, f.used)
 	}
-	t.explaining = true
-	defer func() { t.explaining = false }()
+	s.explaining = true
+	defer func() { s.explaining = false }()
 	before := v.failures()
 	for _, key := range slices.Sorted(maps.Keys(used)) {
-		data, ok := t.brain.Recall(used[key])
+		data, ok := s.brain.Recall(used[key])
 		if !ok {
 			continue
 		}
-		t.brain.Remember(used[key], empty(data))
+		s.brain.Remember(used[key], empty(data))
 		v.changed(key, time.Time{})
 		var lines []int
 		if v.update() && v.failures() == before {
@@ -53,7 +57,7 @@ func (t *Template) Explain() []Line {
 			}
 			depends[n][key] = true
 		}
-		t.brain.Remember(used[key], data)
+		s.brain.Remember(used[key], data)
 		v.changed(key, time.Time{})
 		v.update()
 	}

@@ -24,22 +24,22 @@ const (
 	funcStop     = "berthStop"
 )
 
-// functions are those beside consul-template's, and those that take the place of one of these.
+// functions returns berth's own template functions, some of which replace one of consul-template's.
 func (v *version) functions() texttemplate.FuncMap {
 	funcs := texttemplate.FuncMap{
 		funcPartial: v.partial, funcAsFile: v.asFile, funcDirectory: v.directory,
 		funcArgument: func() any { return v.running.arg },
 		funcStop:     func() (string, error) { return "", errStop },
 	}
-	maps.Copy(funcs, denied(v.opts))
-	if v.opts.Funcs != nil {
-		maps.Copy(funcs, v.opts.Funcs(func(reason string) { v.running.setAside[reason] = true }))
+	maps.Copy(funcs, denied(&v.set.opts))
+	if v.set.opts.Funcs != nil {
+		maps.Copy(funcs, v.set.opts.Funcs(func(reason string) { v.running.setAside[reason] = true }))
 	}
 	return funcs
 }
 
-// denied are the functions that fail: those that run programs or write files unless they are wanted, and those whose
-// client does not exist (the library would dereference nil).
+// denied returns functions that fail, in the place of consul-template's: of those which run programs or write files, unless
+// they are wanted, and of those whose client does not exist (the library would dereference nil).
 func denied(opts *Options) texttemplate.FuncMap {
 	funcs := texttemplate.FuncMap{}
 	deny := func(why string, names ...string) {
@@ -60,7 +60,7 @@ func denied(opts *Options) texttemplate.FuncMap {
 	return funcs
 }
 
-// environment is what consul-template gives its templates of its own configuration.
+// environment returns what consul-template tells its templates of its own configuration.
 func environment(opts *Options) []string {
 	if opts.Consul == nil {
 		return nil
@@ -128,7 +128,7 @@ func (v *version) directory(path string) (Directory, error) {
 	}
 	q := newDirectoryQuery(path)
 	v.running.extra[q.String()] = q
-	data, ok := v.brain.Recall(q)
+	data, ok := v.set.brain.Recall(q)
 	if !ok {
 		v.running.absent = append(v.running.absent, q.String())
 		return Directory{Path: path}, nil

@@ -19,13 +19,13 @@ func (v *version) located(err error) error {
 }
 
 // redacted is an error's text without the secrets that it may show. The library does this for values at the top level of
-// the data only, and not for what is traced.
+// the data only, and not for traced functions.
 func (v *version) redacted(text string) string {
 	var pairs []string
 	for f := range v.fragments {
 		for _, used := range []map[string]dependency.Dependency{f.used, f.extra} {
 			for _, d := range used {
-				data, _ := v.brain.Recall(d)
+				data, _ := v.set.brain.Recall(d)
 				switch data := data.(type) {
 				case *dependency.Secret:
 					if data != nil {
@@ -59,7 +59,7 @@ func secrets(data any) (pairs []string) {
 		if v != "" {
 			pairs = append(pairs, v, "[redacted]")
 		}
-	case json.Number: // a short one may be that of a line
+	case json.Number: // a short one may be a line's
 		if len(v) > 3 {
 			pairs = append(pairs, v.String(), "[redacted]")
 		}

@@ -11,21 +11,19 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul-template/dependency"
-	"github.com/hashicorp/consul-template/template"
 )
 
-// bench is a template with a brain of its own, without a Consul.
+// bench is a template with data of its own, without a Consul.
 type bench struct {
 	t *testing.T
-	*Template
-	brain    *template.Brain
+	*Set
 	executed []string // "main", or name and argument of a partial
 }
 
 func newBench(t *testing.T, text string, funcs func(func(string)) texttemplate.FuncMap) *bench {
 	t.Helper()
-	b := &bench{t: t, brain: template.NewBrain()}
-	opts := &Options{Funcs: funcs, Log: slog.New(slog.DiscardHandler), Executed: func(partial string, arg any, _ time.Duration, _ error) {
+	b := &bench{t: t}
+	opts := Options{Funcs: funcs, Log: slog.New(slog.DiscardHandler), Executed: func(partial string, arg any, _ time.Duration, _ error) {
 		name := "main"
 		if partial != "" {
 			name = fmt.Sprint(partial, " ", arg)
@@ -33,7 +31,7 @@ func newBench(t *testing.T, text string, funcs func(func(string)) texttemplate.F
 		b.executed = append(b.executed, name)
 	}}
 	var err error
-	if b.Template, err = New(Spec{Name: "out", Source: "out.ctmpl", FilePrefix: "/etc/x.", Text: text}, opts, b.brain); err != nil {
+	if b.Set, err = NewSet([]Spec{{Name: "out", Source: "out.ctmpl", FilePrefix: "/etc/x.", Text: text}}, opts); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -45,8 +43,9 @@ func (b *bench) update() bool {
 	return b.main().rendered && b.main().complete()
 }
 
-func (b *bench) main() *fragment                     { return b.current.main }
-func (b *bench) partials() map[fragmentKey]*fragment { return b.current.partials }
+func (b *bench) version() *version                   { return b.templates[0].current }
+func (b *bench) main() *fragment                     { return b.version().main }
+func (b *bench) partials() map[fragmentKey]*fragment { return b.version().partials }
 
 // service gives a service its ports.
 func (b *bench) service(name string, ports ...int) {
@@ -59,8 +58,7 @@ func (b *bench) service(name string, ports ...int) {
 	for _, port := range ports {
 		list = append(list, &dependency.HealthService{Node: "n", ID: fmt.Sprint(name, port), Name: name, Port: port})
 	}
-	b.brain.Remember(q, list)
-	b.Changed(q.String(), time.Now())
+	b.Remember(q, list)
 }
 
 func (b *bench) services(names ...string) {
@@ -73,8 +71,7 @@ func (b *bench) services(names ...string) {
 	for _, name := range names {
 		list = append(list, &dependency.CatalogSnippet{Name: name})
 	}
-	b.brain.Remember(q, list)
-	b.Changed(q.String(), time.Now())
+	b.Remember(q, list)
 }
 
 // wants updates the text and compares it, and what it took.
@@ -232,7 +229,7 @@ func TestAsFile(t *testing.T) {
 	b := newBench(t, `{{ define "one" }}{{ asFile "one.map" . }} {{ end }}{{ partial "one" "x" }}{{ asFile "routes" "y" }}`, nil)
 	const x, y = "/etc/x.one-2d711642b726b044.map", "/etc/x.routes-a1fce4363854ff88"
 	b.wants(x+" "+y, "one x", "main")
-	if files := b.current.files(); len(files) != 2 || files[x] != "x" || files[y] != "y" {
+	if files := b.version().files(); len(files) != 2 || files[x] != "x" || files[y] != "y" {
 		t.Errorf("files %v", files)
 	}
 }
@@ -283,8 +280,8 @@ func TestErrorsShowNoSecrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.main().used = map[string]dependency.Dependency{q.String(): q}
-	b.brain.Remember(q, &dependency.Secret{Data: map[string]any{"data": map[string]any{"pin": "hunter2", "list": []any{"deep"}}}})
-	if got := b.current.redacted("parsing hunter2 and deep"); got != "parsing [redacted] and [redacted]" {
+	b.Remember(q, &dependency.Secret{Data: map[string]any{"data": map[string]any{"pin": "hunter2", "list": []any{"deep"}}}})
+	if got := b.version().redacted("parsing hunter2 and deep"); got != "parsing [redacted] and [redacted]" {
 		t.Errorf("%q", got)
 	}
 }
@@ -350,18 +347,18 @@ func TestWhatAFailingTemplateUses(t *testing.T) {
 	used := func(want ...string) {
 		t.Helper()
 		var got []string
-		for key := range b.Used {
+		for key := range b.Used() {
 			got = append(got, key)
 		}
 		if slices.Sort(got); !slices.Equal(got, want) {
 			t.Errorf("used %q, want %q", got, want)
 		}
 	}
-	b.update()
-	used("health.service(a|passing)")
-	if !b.UsesOther() {
+	b.usesOther = false
+	if !b.Update() {
 		t.Error("nobody is told")
 	}
+	used("health.service(a|passing)")
 	b.service("a", 1)
 	b.update()
 	used("health.service(a|passing)", "kv.get(k)")
@@ -384,7 +381,7 @@ func TestTraceReturnsTheSame(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.brain.Remember(q, nil)
+		b.Remember(q, nil)
 		if traced {
 			b.main().failure = "so that it is traced"
 		}

@@ -9,7 +9,7 @@ import (
 	texttemplate "text/template"
 )
 
-// dataFunctions are those of consul-template that ask for data.
+// dataFunctions names the functions of consul-template that ask for data.
 var dataFunctions = []string{
 	"caLeaf", "caRoots", "connect", "datacenters", "exportedServices", "file", "importedServices", "key", "keyExists",
 	"keyOrDefault", "ls", "node", "nodes", "nomadService", "nomadServices", "nomadVar", "nomadVarExists", "nomadVarList",

@@ -17,11 +17,11 @@ var errStop = errors.New("berth stops here")
 
 // version is one version of a template, with the texts that it has rendered.
 type version struct {
-	*Template
+	*tmpl
 	text     string
 	env      []string // for the function of that name, beside the process's own
 	funcs    texttemplate.FuncMap
-	traced   texttemplate.FuncMap          // the same, and those of trace.go
+	traced   texttemplate.FuncMap          // the same, and more: see trace.go
 	defines  map[string]string             // the text of each {{ define }}
 	compiled map[string]*template.Template // what executes one
 	partials map[fragmentKey]*fragment
@@ -30,16 +30,15 @@ type version struct {
 	since    time.Time // when the oldest change that is not published arrived
 
 	callsOther bool // partials may be called no more
-	usesOther  bool // what is used may have changed; for UsesOther
 }
 
 // newVersion parses a text.
-func newVersion(t *Template, text string) (*version, error) {
+func newVersion(t *tmpl, text string) (*version, error) {
 	if text == "" {
 		return nil, fmt.Errorf("%s: the template is empty", t.Source)
 	}
 	v := &version{
-		Template: t, text: text, env: environment(t.opts),
+		tmpl: t, text: text, env: environment(&t.set.opts),
 		compiled: map[string]*template.Template{}, partials: map[fragmentKey]*fragment{},
 	}
 	v.funcs = v.functions()
@@ -62,7 +61,7 @@ func (v *version) compile(text string, funcs texttemplate.FuncMap) (*template.Te
 
 // run executes it with what the brain holds.
 func (v *version) run(compiled *template.Template) (*template.ExecuteResult, error) {
-	return compiled.Execute(&template.ExecuteInput{Brain: v.brain, Env: v.env, Config: v.opts.Library})
+	return compiled.Execute(&template.ExecuteInput{Brain: v.set.brain, Env: v.env, Config: v.set.opts.Library})
 }
 
 // parse makes something to execute of a text, and finds its syntax errors.
@@ -111,15 +110,7 @@ func (v *version) changed(key string, now time.Time) {
 	}
 }
 
-// outdated marks everything for execution.
-func (v *version) outdated(now time.Time) {
-	for f := range v.fragments {
-		f.dirty = true
-	}
-	v.since = earlier(v.since, now)
-}
-
-// fragments are the template and its partials.
+// fragments yields the template and its partials.
 func (v *version) fragments(yield func(*fragment) bool) {
 	if !yield(v.main) {
 		return
@@ -140,7 +131,7 @@ func (v *version) update() bool {
 		v.main.reach(reached)
 		before := len(v.partials)
 		maps.DeleteFunc(v.partials, func(_ fragmentKey, f *fragment) bool { return !reached[f] })
-		v.usesOther = v.usesOther || len(v.partials) < before
+		v.set.usesOther = v.set.usesOther || len(v.partials) < before
 	}
 	return v.main.rendered && v.main.complete()
 }
@@ -185,14 +176,14 @@ func (v *version) execute(f *fragment) {
 	}
 	v.callsOther = v.callsOther || len(f.calls) > 0
 	f.calls = f.called
-	v.usesOther = v.usesOther || !maps.EqualFunc(used, f.used, func(_, _ dependency.Dependency) bool { return true })
+	v.set.usesOther = v.set.usesOther || !maps.EqualFunc(used, f.used, func(_, _ dependency.Dependency) bool { return true })
 	f.used = used
 	if err != nil {
 		f.fail(err)
 	} else {
 		f.finish(string(result.Output), missing)
 	}
-	v.executed(v, f, time.Since(start), err)
+	v.set.executed(v, f, time.Since(start), err)
 }
 
 // attempt executes f. Where it fails, and what it has used by then, is found by executing it once more, if that is not
