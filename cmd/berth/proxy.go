@@ -11,7 +11,7 @@ import (
 	"berth/proxyctl"
 	"berth/proxyctl/haproxy"
 	"berth/proxyctl/nginx"
-	"berth/proxyctl/peer"
+	"berth/proxyctl/unixcred"
 	"berth/templater"
 	"berth/templates"
 )
@@ -74,7 +74,7 @@ func (c Config) haproxy() *proxy {
 		command:    haproxyCommand,
 		checks:     []string{"-c"},
 		stopSignal: syscall.SIGUSR1,
-		running:    peer.Running,
+		running:    unixcred.Running,
 		unmarked:   haproxy.Unmarked,
 		validate:   haproxy.Check,
 		create: func(p *process, binary string, reload func(context.Context) error) proxyctl.Proxy {

@@ -212,7 +212,7 @@ func (h *realHAProxy) tendUntil(what string, done func() bool) {
 	ctx, cancel := context.WithTimeout(h.t.Context(), 20*time.Second)
 	defer cancel()
 	for !done() {
-		wait := h.Tend(ctx)
+		wait := h.driver.Tend(ctx)
 		if wait == 0 {
 			wait = 50 * time.Millisecond
 		}
@@ -251,7 +251,7 @@ func TestE2ELeave(t *testing.T) {
 			t.Errorf("%d requests reached the server after Apply had returned", n)
 		}
 		for range 20 {
-			if h.Tend(t.Context()) == 0 {
+			if h.driver.Tend(t.Context()) == 0 {
 				t.Fatal("nothing is left to tend to, and the server is not deleted")
 			}
 		}
@@ -298,7 +298,7 @@ func TestE2EBackWhileLeaving(t *testing.T) {
 			if res := h.apply(h.servers(other)); res.Leaving != 1 || res.Action != proxyctl.Runtime {
 				t.Errorf("%s: draining: %+v", back.name, res)
 			}
-			h.Tend(t.Context())
+			h.driver.Tend(t.Context())
 			if r := h.get("/", ""); r.status != http.StatusServiceUnavailable {
 				t.Errorf("%s: a request that none can serve: %+v", back.name, r)
 			}
@@ -488,7 +488,7 @@ func TestE2EManyLeave(t *testing.T) {
 			})
 			slowest = max(slowest, time.Since(began))
 			within("Tend", func() {
-				if h.Tend(t.Context()) == 0 {
+				if h.driver.Tend(t.Context()) == 0 {
 					t.Error("nothing left to tend to")
 				}
 			})

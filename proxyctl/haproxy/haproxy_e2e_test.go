@@ -72,7 +72,7 @@ func (h *realHAProxy) up(socket string) {
 
 // berth makes a new Proxy, as a start of berth does.
 func (h *realHAProxy) berth(set ...func(*Options)) {
-	opts := Options{File: h.dir + "/haproxy.cfg", Socket: h.dir + "/master.sock", Timeout: 10 * time.Second, Log: slog.New(slog.DiscardHandler)}
+	opts := Options{File: h.dir + "/haproxy.cfg", Socket: h.dir + "/master.sock", Timeout: 10 * time.Second, Grace: -1, Log: slog.New(slog.DiscardHandler)}
 	for _, f := range set {
 		f(&opts)
 	}
@@ -121,7 +121,7 @@ func testApply(t *testing.T, r release) {
 	if got := h.answer(); got != "second" {
 		t.Errorf("right after Apply HAProxy answers %q", got)
 	}
-	good := onDisk(t, h.opts.File)
+	good := onDisk(t, h.driver.opts.File)
 
 	refused := func(name, text, says string) {
 		t.Helper()
@@ -132,7 +132,7 @@ func testApply(t *testing.T, r release) {
 		if got := h.answer(); got != "second" {
 			t.Errorf("%s: HAProxy answers %q", name, got)
 		}
-		if onDisk(t, h.opts.File) != good {
+		if onDisk(t, h.driver.opts.File) != good {
 			t.Errorf("%s: the good file did not go back", name)
 		}
 	}
@@ -265,10 +265,9 @@ func TestE2EAnotherFile(t *testing.T) { eachRelease(t, testAnotherFile) }
 
 func testAnotherFile(t *testing.T, r release) {
 	h := startHAProxy(t, r.image)
-	h.opts.File = h.dir + "/other.cfg"
-	h.conf.Path = h.opts.File
+	h.berth(func(o *Options) { o.File = h.dir + "/other.cfg" })
 	_, err := h.Apply(t.Context(), onlyText(h.text("second", "")), true)
-	if err == nil || !strings.Contains(err.Error(), "not from "+h.opts.File) {
+	if err == nil || !strings.Contains(err.Error(), "not from "+h.driver.opts.File) {
 		t.Errorf("error %v", err)
 	}
 	if got := h.answer(); got != "first" {

@@ -220,7 +220,7 @@ func (l *loader) load(h *realHAProxy, text string) seen {
 func (l *loader) loads(h *realHAProxy) error {
 	l.t.Helper()
 	h.Close()
-	write(l.t, l.dir+"/candidate.cfg", onDisk(l.t, h.opts.File))
+	write(l.t, l.dir+"/candidate.cfg", onDisk(l.t, h.driver.opts.File))
 	out, err := exec.Command("docker", "exec", l.id, "haproxy", "-c", "-f", l.dir+"/candidate.cfg").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, out)
@@ -244,7 +244,7 @@ func (h *realHAProxy) tend() {
 	ctx, cancel := context.WithTimeout(h.t.Context(), 20*time.Second)
 	defer cancel()
 	for {
-		wait := h.Tend(ctx)
+		wait := h.driver.Tend(ctx)
 		if wait == 0 {
 			return
 		}

@@ -61,7 +61,7 @@ func startRig(tb testing.TB, image string) *rig {
 		if _, err := r.info("Version"); err != nil {
 			return err
 		}
-		_, err := master{dir + "/master.sock", time.Second}.look(tb.Context()) // it listens a moment later
+		_, err := master{dir + "/master.sock", time.Second}.inspect(tb.Context()) // it listens a moment later
 		return err
 	})
 	r.version, _ = r.info("Version")
@@ -79,7 +79,7 @@ func (r *rig) file() string { return filepath.Join(r.dir, "haproxy.cfg") }
 
 // options are those for a Proxy that berth itself uses.
 func (r *rig) options() Options {
-	return Options{File: r.file(), Socket: filepath.Join(r.dir, "master.sock"), Log: slog.New(slog.DiscardHandler)}
+	return Options{File: r.file(), Socket: filepath.Join(r.dir, "master.sock"), Grace: -1, Log: slog.New(slog.DiscardHandler)}
 }
 
 // until waits for f to be nil.

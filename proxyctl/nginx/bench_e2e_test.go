@@ -99,21 +99,13 @@ func (d *benchDriver) bring(b *testing.B, c *contender, servers []string) {
 	}
 }
 
-// pause tends to the proxy for a while.
-func (d *benchDriver) pause(b *testing.B, lasts time.Duration) {
-	for end := time.Now().Add(lasts); ; {
-		again, left := d.Tend(b.Context()), time.Until(end)
-		if again <= 0 || again > left {
-			time.Sleep(left)
-			return
-		}
-		time.Sleep(again)
-	}
-}
+// pause lets the proxy finish what it has begun.
+func (d *benchDriver) pause(_ *testing.B, lasts time.Duration) { time.Sleep(lasts) }
 
 // drive opens the way to change servers, and brings the proxy to those that there are.
 func (c *contender) drive(b *testing.B) *benchDriver {
 	d := &benchDriver{Proxy: c.open()}
+	go d.Run(b.Context())
 	d.bring(b, c, c.apps.inService())
 	d.pause(b, benchPace)
 	d.reloads = 0
@@ -222,6 +214,7 @@ func measureThroughput(b *testing.B, all []*contender) {
 
 func (c *contender) throughput(b *testing.B, origin []string) float64 {
 	d := &benchDriver{Proxy: c.open()}
+	go d.Run(b.Context())
 	defer d.Close()
 	d.bring(b, c, origin)
 	d.pause(b, benchPace)
@@ -237,7 +230,6 @@ func (c *contender) throughput(b *testing.B, origin []string) float64 {
 			}
 			i := n % len(origin)
 			d.bring(b, c, slices.Concat(origin[:i], origin[i+1:]))
-			d.Tend(b.Context())
 		}
 	}
 }
