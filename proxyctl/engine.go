@@ -314,6 +314,7 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 	if !may {
 		return Result{}
 	}
+	undo := !e.known // first: what a change left that went half the way is in the way of the same change
 	for try := range mostTries {
 		if !e.known {
 			snap, err := e.driver.Inspect(ctx)
@@ -324,7 +325,7 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 			e.known = true
 		}
 		to := e.has
-		if try < mostTries-1 {
+		if !undo && try < mostTries-1 {
 			to = e.merged(e.has, nil)
 		}
 		same := to.Text == e.has.Text
@@ -332,6 +333,8 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 		switch {
 		case err != nil:
 			return Result{}
+		case why == "" && undo:
+			undo = false
 		case why == "" && same && res.Action == None:
 			return Result{}
 		case why == "":

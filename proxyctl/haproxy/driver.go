@@ -31,6 +31,8 @@ type driver struct {
 	refused      map[string]string    // what HAProxy said when it did not add a server, by what it means; of the shape that is loaded
 	suspect      map[string]time.Time // when HAProxy did not take a change of a backend, or of another one with it
 	ports        map[int]refusedPort  // that HAProxy could not listen on
+
+	visible func(ctx context.Context) bool // says whether ports of HAProxy's network can be seen from here
 }
 
 func newDriver(opts Options) *driver {
@@ -38,6 +40,7 @@ func newDriver(opts Options) *driver {
 	return &driver{
 		opts: opts, master: m, drains: newDrains(m, opts),
 		lastID: map[string]int{}, refused: map[string]string{}, suspect: map[string]time.Time{}, ports: map[int]refusedPort{},
+		visible: m.sharesNetwork,
 	}
 }
 
