@@ -138,10 +138,13 @@ func (d *driver) nextID(backend string) int {
 	return d.lastID[backend]
 }
 
-// plan is how to get from what HAProxy has to a text.
-func (d *driver) plan(to marked) plan {
+// plan is how to get from what HAProxy has to a text. alike is as in Plan.
+func (d *driver) plan(to marked, alike *config) plan {
 	if deleted := d.drains.takeDeleted(); len(deleted) > 0 {
 		d.now = d.now.without(deleted)
+	}
+	if alike != nil {
+		d.now = d.now.assume(alike, to.Config)
 	}
 	todo := compare(d.now, to.Config)
 	if d.opts.Socket == "" && d.has != to.Generation {
@@ -154,8 +157,8 @@ func (d *driver) plan(to marked) plan {
 }
 
 // Plan implements proxyctl.Driver.
-func (d *driver) Plan(to marked) proxyctl.Plan {
-	todo := d.plan(to)
+func (d *driver) Plan(to marked, alike *config) proxyctl.Plan {
+	todo := d.plan(to, alike)
 	if todo.reload != "" {
 		return proxyctl.Plan{Reload: todo.reload}
 	}
@@ -220,7 +223,7 @@ func (d *driver) Run(ctx context.Context, to marked, p proxyctl.Plan) error {
 	}
 	// A draining server that comes back is not deleted any more, or it is added anew.
 	for d.drains.recall(ctx, ops) {
-		todo := d.plan(to)
+		todo := d.plan(to, nil)
 		if todo.reload != "" {
 			return fmt.Errorf("%w: %s", proxyctl.ErrUnexpected, todo.reload)
 		}
@@ -327,7 +330,7 @@ func (d *driver) reconcile(ctx context.Context, to marked) {
 	d.seen, d.has = v, configfile.Generation{}
 	d.Observe(to)
 	seen := d.now
-	p := d.Plan(to)
+	p := d.Plan(to, nil)
 	err = errors.New(p.Reload)
 	if p.Reload == "" {
 		err = d.Run(ctx, to, p)

@@ -178,6 +178,7 @@ func TestRefusedPortIsRemembered(t *testing.T) {
 				t.Errorf("HAProxy has %d servers, want the 3 of the refused text", got)
 			}
 			p.driver.ports[port] = refusedPort{time.Now().Add(-refusedFor - time.Second), ""}
+			bind += "  mode http\n" // another text is tried at once
 			if !tt.visible {
 				m.mu.Lock()
 				m.loaded = append(m.loaded, "", "")
