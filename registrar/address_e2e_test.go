@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	shared "berth/deploy/lab"
+	shared "berth/deploy/testenv"
 	"berth/registrar"
 )
 

@@ -18,7 +18,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/prometheus/client_golang/prometheus"
 
-	shared "berth/deploy/lab"
+	shared "berth/deploy/testenv"
 	"berth/registrar"
 )
 

@@ -11,7 +11,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 	"berth/templater"
 )
 
@@ -55,16 +55,16 @@ func TestE2ERemovedOnPurpose(t *testing.T) {
 // The services of another datacenter are followed through the agent of one's own. That datacenter away, or empty after
 // a restart, harms neither its servers nor those here.
 func TestE2ETwoDatacenters(t *testing.T) {
-	name, here, there := lab.Name(t), freeIP(t), freeIP(t)
-	c1 := newConsul(t, name+"-here", here, lab.ConsulOptions{Args: []string{"-dev", "-datacenter=dc1"}})
-	c2 := newConsul(t, name+"-there", there, lab.ConsulOptions{
+	name, here, there := testenv.Name(t), freeIP(t), freeIP(t)
+	c1 := newConsul(t, name+"-here", here, testenv.ConsulOptions{Args: []string{"-dev", "-datacenter=dc1"}})
+	c2 := newConsul(t, name+"-there", there, testenv.ConsulOptions{
 		Args: []string{"-dev", "-datacenter=dc2", "-retry-join-wan=" + here},
 	})
 	c1.Answers(t)
 	c2.Answers(t)
 	c1.put("web", "a")
 	c2.put("web", "x", "y")
-	lab.Eventually(t, soon, "the datacenters know each other", func() error {
+	testenv.Eventually(t, soon, "the datacenters know each other", func() error {
 		list, _, err := c1.Health().Service("web", "", true, &api.QueryOptions{Datacenter: "dc2"})
 		if err == nil && len(list) != 2 {
 			err = fmt.Errorf("%d instances there", len(list))

@@ -19,7 +19,7 @@ import (
 	"github.com/hashicorp/consul-template/manager"
 	"github.com/hashicorp/consul/api"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 	"berth/templater"
 	"berth/templates"
 )
@@ -37,9 +37,9 @@ type compat struct {
 func newCompat(t *testing.T) *compat {
 	t.Helper()
 	ip := freeIP(t)
-	name := lab.Name(t)
-	c := &compat{t: t, consul: newConsul(t, name+"-east", ip, lab.ConsulOptions{Args: []string{"-dev"}})}
-	west := newConsul(t, name+"-west", freeIP(t), lab.ConsulOptions{
+	name := testenv.Name(t)
+	c := &compat{t: t, consul: newConsul(t, name+"-east", ip, testenv.ConsulOptions{Args: []string{"-dev"}})}
+	west := newConsul(t, name+"-west", freeIP(t), testenv.ConsulOptions{
 		Args: []string{"-dev", "-datacenter=dc2", "-retry-join-wan=" + ip},
 	})
 	c.Answers(t)
@@ -55,7 +55,7 @@ func newCompat(t *testing.T) *compat {
 	west.must(west.Catalog().Register(&api.CatalogRegistration{
 		Node: "w1", Address: "10.2.0.1", Service: &api.AgentService{ID: "web-west", Service: "web", Port: 8000},
 	}, nil))
-	lab.Eventually(t, 30*time.Second, "the datacenters know each other", func() error {
+	testenv.Eventually(t, 30*time.Second, "the datacenters know each other", func() error {
 		dcs, err := c.Catalog().Datacenters()
 		if err == nil && len(dcs) < 2 {
 			err = fmt.Errorf("known: %q", dcs)
@@ -248,7 +248,7 @@ func (c *compat) byRunner(texts map[string]string) map[string]string {
 func (c *compat) tryBerth(texts map[string]string) (map[string]string, error) {
 	c.t.Helper()
 	dir := c.t.TempDir()
-	log := &lab.Log{}
+	log := &testenv.Log{}
 	c.t.Cleanup(func() {
 		if c.t.Failed() {
 			c.t.Logf("log of the templater:\n%s", log)

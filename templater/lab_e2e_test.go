@@ -26,7 +26,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 	"berth/templater"
 )
 
@@ -48,7 +48,7 @@ const (
 
 // consul is a real Consul in a container, on an IP address of its own in this host's network.
 type consul struct {
-	*lab.Consul
+	*testenv.Consul
 	t  testing.TB
 	ip string
 }
@@ -57,18 +57,18 @@ type consul struct {
 // usual ones, and waits until it answers.
 func startConsul(t testing.TB, args ...string) *consul {
 	t.Helper()
-	c := newConsul(t, lab.Name(t)+"-consul", freeIP(t), lab.ConsulOptions{Args: args})
+	c := newConsul(t, testenv.Name(t)+"-consul", freeIP(t), testenv.ConsulOptions{Args: args})
 	c.Answers(t)
 	return c
 }
 
 // newConsul starts an agent without waiting for it.
-func newConsul(t testing.TB, name, ip string, o lab.ConsulOptions) *consul {
+func newConsul(t testing.TB, name, ip string, o testenv.ConsulOptions) *consul {
 	t.Helper()
 	o.Name, o.Address = name, ip+":8500"
 	o.Docker = append([]string{"--network", "host"}, o.Docker...)
 	o.Args = append([]string{"-bind=" + ip, "-client=" + ip, "-node=" + name[strings.LastIndexByte(name, '-')+1:]}, o.Args...)
-	return &consul{lab.StartConsul(t, o), t, ip}
+	return &consul{testenv.StartConsul(t, o), t, ip}
 }
 
 // kept are the arguments of an agent that is its own server and keeps its state when it is restarted.
@@ -171,7 +171,7 @@ func (c *consul) index(service string) uint64 {
 type watch struct {
 	*templater.Templater
 	t       testing.TB
-	log     *lab.Log
+	log     *testenv.Log
 	metrics *prometheus.Registry
 	stop    func()
 
@@ -187,7 +187,7 @@ type published struct {
 // run starts a templater with one template. What is not set in opts is what tests want. It is stopped at the test's end.
 func run(t testing.TB, conf *api.Config, template string, opts templater.Options) *watch {
 	t.Helper()
-	w := &watch{t: t, log: &lab.Log{}, metrics: prometheus.NewRegistry()}
+	w := &watch{t: t, log: &testenv.Log{}, metrics: prometheus.NewRegistry()}
 	opts.Consul = conf
 	opts.Templates = []templater.Template{{Name: "out", Source: "out.ctmpl", Text: template}}
 	opts.Publish = func(r templater.Rendered) {
@@ -298,7 +298,7 @@ func (w *watch) ready(within time.Duration) {
 
 func (w *watch) eventually(within time.Duration, what string, f func() error) {
 	w.t.Helper()
-	lab.Eventually(w.t, within, what, f)
+	testenv.Eventually(w.t, within, what, f)
 }
 
 // front is between a templater and a real Consul and notes what Consul answers.
@@ -386,7 +386,7 @@ func (f *front) since(when time.Time, like func(told) bool) (out []told) {
 // has dealt with the first one.
 func (f *front) await(t testing.TB, when time.Time, what string, like func(told) bool) {
 	t.Helper()
-	lab.Eventually(t, soon, what, func() error {
+	testenv.Eventually(t, soon, what, func() error {
 		if n := len(f.since(when, like)); n < 2 {
 			return fmt.Errorf("%d times so far", n)
 		}

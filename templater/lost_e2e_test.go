@@ -11,7 +11,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 	"berth/templater"
 )
 
@@ -118,7 +118,7 @@ const (
 func startGuarded(t testing.TB, args ...string) *consul {
 	t.Helper()
 	args = append([]string{"-dev", "-hcl=" + guarded}, args...)
-	c := newConsul(t, lab.Name(t)+"-consul", freeIP(t), lab.ConsulOptions{Args: args, Token: root})
+	c := newConsul(t, testenv.Name(t)+"-consul", freeIP(t), testenv.ConsulOptions{Args: args, Token: root})
 	c.Answers(t)
 	return c
 }
@@ -127,7 +127,7 @@ func startGuarded(t testing.TB, args ...string) *consul {
 func (c *consul) policy(rules string) *api.ACLPolicy {
 	c.t.Helper()
 	var p *api.ACLPolicy
-	lab.Eventually(c.t, soon, "Consul makes a policy", func() (err error) {
+	testenv.Eventually(c.t, soon, "Consul makes a policy", func() (err error) {
 		p, _, err = c.ACL().PolicyCreate(&api.ACLPolicy{Name: "templater", Rules: rules}, nil)
 		return err
 	})

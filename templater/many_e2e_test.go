@@ -24,7 +24,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 	"berth/templater"
 )
 
@@ -188,7 +188,7 @@ func TestE2ETLSWithClientCertificate(t *testing.T) {
 	}
 	ip := freeIP(t)
 	makeCertificates(t, dir, ip)
-	c := newConsul(t, lab.Name(t)+"-consul", ip, lab.ConsulOptions{
+	c := newConsul(t, testenv.Name(t)+"-consul", ip, testenv.ConsulOptions{
 		Docker: []string{"--volume", dir + ":/certificates:ro"},
 		Args: []string{"-dev", "-hcl=ports { https = 8501 }", `-hcl=tls { https {
 			verify_incoming = true, ca_file = "/certificates/ca.pem"

@@ -13,7 +13,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 	"berth/templater"
 )
 
@@ -54,7 +54,7 @@ func TestE2EAgentRestarted(t *testing.T) {
 // lists waits until Consul lists so many passing instances of a service.
 func (c *consul) lists(service string, want int) {
 	c.t.Helper()
-	lab.Eventually(c.t, soon, fmt.Sprintf("Consul lists %d instances of %s", want, service), func() error {
+	testenv.Eventually(c.t, soon, fmt.Sprintf("Consul lists %d instances of %s", want, service), func() error {
 		list, _, err := c.Health().Service(service, "", true, nil)
 		if err == nil && len(list) != want {
 			err = fmt.Errorf("%d", len(list))
@@ -71,7 +71,7 @@ type cluster struct {
 
 func startCluster(t *testing.T) *cluster {
 	t.Helper()
-	name := lab.Name(t)
+	name := testenv.Name(t)
 	var ips, join []string
 	for range 3 {
 		ip := freeIP(t)
@@ -80,7 +80,7 @@ func startCluster(t *testing.T) *cluster {
 	cl := &cluster{t: t}
 	for i, ip := range ips {
 		args := slices.Concat([]string{"-server", "-bootstrap-expect=3", "-data-dir=/consul/data"}, join)
-		cl.servers = append(cl.servers, newConsul(t, fmt.Sprintf("%s-s%d", name, i), ip, lab.ConsulOptions{Args: args}))
+		cl.servers = append(cl.servers, newConsul(t, fmt.Sprintf("%s-s%d", name, i), ip, testenv.ConsulOptions{Args: args}))
 	}
 	for _, s := range cl.servers {
 		s.Answers(t)
@@ -91,7 +91,7 @@ func startCluster(t *testing.T) *cluster {
 // split returns the leader and the others.
 func (cl *cluster) split() (leader *consul, others []*consul) {
 	cl.t.Helper()
-	lab.Eventually(cl.t, soon, "there is a leader", func() error {
+	testenv.Eventually(cl.t, soon, "there is a leader", func() error {
 		at, err := cl.servers[0].Status().Leader()
 		if err != nil {
 			return err
@@ -115,7 +115,7 @@ func (cl *cluster) split() (leader *consul, others []*consul) {
 // put registers through a server that may be without a leader for a while.
 func (cl *cluster) put(through *consul, service, id string) {
 	cl.t.Helper()
-	lab.Eventually(cl.t, time.Minute, "the cluster takes "+id, func() error {
+	testenv.Eventually(cl.t, time.Minute, "the cluster takes "+id, func() error {
 		return through.try(api.TxnOps{set(service, id)})
 	})
 }
@@ -138,7 +138,7 @@ func TestE2ELeaderAndQuorumLost(t *testing.T) {
 
 	other.Do(t, "kill")
 	w.notReady(time.Minute)
-	lab.Eventually(t, soon, "the catalog cannot be read without a quorum", func() error {
+	testenv.Eventually(t, soon, "the catalog cannot be read without a quorum", func() error {
 		if _, _, err := mine.Health().Service("web", "", true, nil); err == nil {
 			return errors.New("it can")
 		}
@@ -212,7 +212,7 @@ func TestE2EConsulAway(t *testing.T) {
 	refused := func(a told) bool {
 		return a.path == "/v1/health/service/web" && a.status == http.StatusInternalServerError
 	}
-	lab.Eventually(t, 2*time.Minute, fmt.Sprintf("there were %d pauses of %s and more", enough, long), func() error {
+	testenv.Eventually(t, 2*time.Minute, fmt.Sprintf("there were %d pauses of %s and more", enough, long), func() error {
 		n := 0
 		attempts := f.since(began, refused)
 		for i, a := range attempts {
@@ -232,7 +232,7 @@ func TestE2EConsulAway(t *testing.T) {
 		}
 	}
 	if outage, err := time.ParseDuration(os.Getenv("BERTH_E2E_OUTAGE")); err == nil {
-		lab.Eventually(t, outage+time.Minute, "the outage is over", func() error {
+		testenv.Eventually(t, outage+time.Minute, "the outage is over", func() error {
 			if past := time.Since(began); past < outage {
 				return fmt.Errorf("it lasts for %s so far", past)
 			}

@@ -19,7 +19,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // stack is a HAProxy under requests, berth's templater beside it, and applications that answer in this process.
@@ -79,18 +79,18 @@ func startStack(c *consul, address string, env []string, ids ...string) *stack {
 	user := fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid())
 	common := []string{"run", "--detach", "--network", "host", "--user", user, "--volume", dir + ":" + dir, "--name"}
 	socket, file := dir+"/master.sock", dir+"/haproxy.cfg"
-	haproxy := []string{name + "-haproxy", lab.Image(t, "IMAGE_HAPROXY"), "haproxy", "-W", "-db", "-S", socket, "-f", file}
-	berth := slices.Concat([]string{name + "-berth"}, env, []string{lab.Image(t, "IMAGE_BERTH"), "templater",
+	haproxy := []string{name + "-haproxy", testenv.Image(t, "IMAGE_HAPROXY"), "haproxy", "-W", "-db", "-S", socket, "-f", file}
+	berth := slices.Concat([]string{name + "-berth"}, env, []string{testenv.Image(t, "IMAGE_BERTH"), "templater",
 		"--consul-address", address, "--listen", s.status, "--template", dir + "/haproxy.ctmpl",
 		"--haproxy-config", file, "--haproxy-socket", socket})
 	for _, args := range [][]string{haproxy, berth} {
-		if _, err := lab.Docker(append(common, args...)...); err != nil {
+		if _, err := testenv.Docker(append(common, args...)...); err != nil {
 			t.Fatal(err)
 		}
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			out, err := lab.Docker("logs", "--tail", "100", name+"-berth")
+			out, err := testenv.Docker("logs", "--tail", "100", name+"-berth")
 			t.Logf("log of berth: %s%v", out, err)
 		}
 	})
@@ -123,7 +123,7 @@ func (s *stack) put(id string) {
 
 func (s *stack) until(what string, f func() error) {
 	s.t.Helper()
-	lab.Eventually(s.t, 2*soon, what, f)
+	testenv.Eventually(s.t, 2*soon, what, f)
 }
 
 // ready asks berth.

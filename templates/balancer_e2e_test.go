@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 //go:embed balancer.lua
@@ -121,9 +121,9 @@ type balancerNginx struct {
 
 func startBalancer(t testing.TB, dictionary string) *balancerNginx {
 	t.Helper()
-	front, control := lab.FreePort(t), lab.FreePort(t)
+	front, control := testenv.FreePort(t), testenv.FreePort(t)
 	n := &balancerNginx{
-		t: t, name: lab.Name(t) + "-nginx", front: "http://127.0.0.1:" + front, control: "http://127.0.0.1:" + control + "/servers",
+		t: t, name: testenv.Name(t) + "-nginx", front: "http://127.0.0.1:" + front, control: "http://127.0.0.1:" + control + "/servers",
 		keepAlive: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
 		once:      &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}},
 	}
@@ -131,7 +131,7 @@ func startBalancer(t testing.TB, dictionary string) *balancerNginx {
 	n.create(strings.NewReplacer("DICTIONARY", dictionary, "BALANCER", balancerLua).Replace(balancerConf),
 		"--publish", "127.0.0.1:"+front+":80", "--publish", "127.0.0.1:"+control+":81",
 		"--sysctl", "net.ipv6.conf.all.disable_ipv6=0", "--sysctl", "net.ipv6.conf.lo.disable_ipv6=0")
-	if _, err := lab.Docker("start", n.name); err != nil {
+	if _, err := testenv.Docker("start", n.name); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.logIfFailed)
@@ -147,17 +147,17 @@ func (n *balancerNginx) create(conf string, options ...string) {
 		n.t.Fatal(err)
 	}
 	args := append([]string{"create", "--name", n.name, "--label", "SERVICE_IGNORE=1", "--user", "root", "--entrypoint", "sh"}, options...)
-	args = append(args, lab.Image(n.t, "IMAGE_NGINX_LUA"), "-c", "rm -f /run/berth.sock; exec nginx -c /tmp/nginx.conf -g 'daemon off;' 2>&1")
-	if _, err := lab.Docker(args...); err != nil {
+	args = append(args, testenv.Image(n.t, "IMAGE_NGINX_LUA"), "-c", "rm -f /run/berth.sock; exec nginx -c /tmp/nginx.conf -g 'daemon off;' 2>&1")
+	if _, err := testenv.Docker(args...); err != nil {
 		n.t.Fatal(err)
 	}
-	if _, err := lab.Docker("cp", file, n.name+":/tmp/nginx.conf"); err != nil {
+	if _, err := testenv.Docker("cp", file, n.name+":/tmp/nginx.conf"); err != nil {
 		n.t.Fatal(err)
 	}
 }
 
 func (n *balancerNginx) log() string {
-	out, err := lab.Docker("logs", "--tail", "30", n.name)
+	out, err := testenv.Docker("logs", "--tail", "30", n.name)
 	if err != nil {
 		n.t.Error(err)
 	}
@@ -172,7 +172,7 @@ func (n *balancerNginx) logIfFailed() {
 
 func (n *balancerNginx) answers() {
 	n.t.Helper()
-	lab.Eventually(n.t, 20*time.Second, "nginx answers", func() error {
+	testenv.Eventually(n.t, 20*time.Second, "nginx answers", func() error {
 		res, err := n.once.Get(n.control)
 		if err == nil {
 			res.Body.Close()
@@ -268,7 +268,7 @@ func (n *balancerNginx) list() string {
 func (n *balancerNginx) workers() []string {
 	n.t.Helper()
 	var workers []string
-	lab.Eventually(n.t, 10*time.Second, "two workers answer", func() error {
+	testenv.Eventually(n.t, 10*time.Second, "two workers answer", func() error {
 		if w := n.get(n.once, "/counts").worker; !slices.Contains(workers, w) {
 			workers = append(workers, w)
 		}
@@ -284,7 +284,7 @@ func (n *balancerNginx) workers() []string {
 func (n *balancerNginx) on(worker, path string) reply {
 	n.t.Helper()
 	var r reply
-	lab.Eventually(n.t, 10*time.Second, "worker "+worker+" takes a request", func() error {
+	testenv.Eventually(n.t, 10*time.Second, "worker "+worker+" takes a request", func() error {
 		if r = n.get(n.once, path); r.worker != worker {
 			return errors.New("another did")
 		}
@@ -577,11 +577,11 @@ func distinct(t testing.TB, r reply) {
 
 func TestE2EBalancerDeadServersCostNoRequest(t *testing.T) {
 	n := startBalancer(t, "16m")
-	if _, err := lab.Docker("exec", "--detach", n.name, "perl", "-MIO::Handle", "-e", blackhole); err != nil {
+	if _, err := testenv.Docker("exec", "--detach", n.name, "perl", "-MIO::Handle", "-e", blackhole); err != nil {
 		t.Fatal(err)
 	}
-	lab.Eventually(t, 10*time.Second, "the black hole is there", func() error {
-		_, err := lab.Docker("exec", n.name, "test", "-e", "/tmp/blackhole")
+	testenv.Eventually(t, 10*time.Second, "the black hole is there", func() error {
+		_, err := testenv.Docker("exec", n.name, "test", "-e", "/tmp/blackhole")
 		return err
 	})
 	dead := []string{"9021", "9031", "9022", "9011"}
@@ -645,7 +645,7 @@ func TestE2EBalancerComesBackToAServer(t *testing.T) {
 	n.post(append(lines("app", "9001", "9022"), lines("one", "9022")...)...)
 	workers := n.workers()
 	for _, worker := range workers {
-		lab.Eventually(t, 10*time.Second, "the worker found it dead", func() error {
+		testenv.Eventually(t, 10*time.Second, "the worker found it dead", func() error {
 			if r := n.on(worker, "/app"); len(r.tried) < 2 {
 				return errors.New(r.body)
 			}
@@ -655,18 +655,18 @@ func TestE2EBalancerComesBackToAServer(t *testing.T) {
 			t.Errorf("%d %s", r.status, r.body)
 		}
 	}
-	if _, err := lab.Docker("exec", "--detach", n.name, "perl", "-e", lateServer); err != nil {
+	if _, err := testenv.Docker("exec", "--detach", n.name, "perl", "-e", lateServer); err != nil {
 		t.Fatal(err)
 	}
 	// If it is the only one it is asked at once, else it has its two seconds.
-	lab.Eventually(t, 1*time.Second, "the server is back", func() error {
+	testenv.Eventually(t, 1*time.Second, "the server is back", func() error {
 		if r := n.get(n.once, "/one"); r.port != "9022" {
 			return errors.New(r.body)
 		}
 		return nil
 	})
 	for _, worker := range workers {
-		lab.Eventually(t, 5*time.Second, "it has its share again", func() error {
+		testenv.Eventually(t, 5*time.Second, "it has its share again", func() error {
 			if r := n.on(worker, "/app"); r.port != "9022" {
 				return errors.New(r.body)
 			}
@@ -750,10 +750,10 @@ func TestE2EBalancerListsSurviveAReload(t *testing.T) {
 	n := startBalancer(t, "16m")
 	n.post(lines("app", "9001", "9002")...)
 	list, old := n.list(), n.workers()
-	if _, err := lab.Docker("kill", "--signal", "HUP", n.name); err != nil {
+	if _, err := testenv.Docker("kill", "--signal", "HUP", n.name); err != nil {
 		t.Fatal(err)
 	}
-	lab.Eventually(t, 20*time.Second, "new workers answer", func() error {
+	testenv.Eventually(t, 20*time.Second, "new workers answer", func() error {
 		r := n.get(n.once, "/app")
 		if r.status != 200 || r.port != "9001" && r.port != "9002" {
 			t.Errorf("%d %s", r.status, r.body)
@@ -769,7 +769,7 @@ func TestE2EBalancerListsSurviveAReload(t *testing.T) {
 	if counts := n.share(n.once, "/app", 20); !near(counts["9001"], 10, 2) || !near(counts["9002"], 10, 2) {
 		t.Errorf("after a reload: %v", counts)
 	}
-	if _, err := lab.Docker("restart", "--time", "5", n.name); err != nil {
+	if _, err := testenv.Docker("restart", "--time", "5", n.name); err != nil {
 		t.Fatal(err)
 	}
 	n.keepAlive.CloseIdleConnections()
@@ -891,9 +891,9 @@ func TestE2EBalancerThousands(t *testing.T) {
 }
 
 func TestE2EBalancerNeedsItsDictionary(t *testing.T) {
-	n := &balancerNginx{t: t, name: lab.Name(t) + "-nginx"}
+	n := &balancerNginx{t: t, name: testenv.Name(t) + "-nginx"}
 	n.create(strings.NewReplacer("lua_shared_dict berth DICTIONARY;", "", "BALANCER", balancerLua).Replace(balancerConf))
-	if _, err := lab.Docker("start", "--attach", n.name); err == nil {
+	if _, err := testenv.Docker("start", "--attach", n.name); err == nil {
 		t.Error("nginx ran")
 	}
 	if log := n.log(); !strings.Contains(log, "add `lua_shared_dict berth 16m;` to the http section") {

@@ -24,7 +24,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 
 	"github.com/hashicorp/consul-template/dependency"
 )
@@ -179,7 +179,7 @@ func (k *kind) start(t testing.TB, image string, r rendered, o Options, servers 
 	r.text = k.adapt(t, image, r.text)
 	files := k.all(t, r, o)
 	k.beside(files, servers)
-	p := &proxy{tb: t, name: lab.Name(t) + "-proxy"}
+	p := &proxy{tb: t, name: testenv.Name(t) + "-proxy"}
 	options := []string{"--name", p.name}
 	if k.docker != nil {
 		options = append(options, k.docker(t)...)
@@ -781,7 +781,7 @@ func testWeights(t *testing.T, k *kind) {
 // bridge is the network of Docker's on which the proxies are.
 func bridge(t *testing.T) netip.Prefix {
 	t.Helper()
-	subnet, err := lab.Docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Subnet}}")
+	subnet, err := testenv.Docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Subnet}}")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,8 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
+	"berth/deploy/testenv/traffic"
 )
 
 // benchRate is the rate of the benchmark's requests. A new server has its turn after about four of them, so a low rate
@@ -49,8 +50,8 @@ func BenchmarkE2EStart(b *testing.B) {
 	for _, way := range ways {
 		s := startStack(b, way.env...)
 		s.scale(3)
-		s.eventually(20*time.Second, "HAProxy has three servers", func() error { return s.expectServers(3) })
-		apps, haproxy := s.containers("app"), s.haproxy()
+		s.Eventually(20*time.Second, "HAProxy has three servers", func() error { return s.expectServers(3) })
+		apps, haproxy := s.Containers("app"), s.haproxy()
 		for _, ready := range readinesses {
 			all = append(all, &series{stack: s, apps: apps, haproxy: haproxy, way: way.name, ready: ready.name, args: ready.args})
 		}
@@ -76,7 +77,7 @@ type series struct {
 	way, ready string
 	args       []string // of docker run
 	starts     []start
-	loads      []lab.Report
+	loads      []traffic.Report
 	spent      cpu // meanwhile
 }
 
@@ -95,20 +96,20 @@ type start struct {
 
 func (r *series) start(b *testing.B) {
 	s := r.stack
-	l := lab.StartLoad(b, r.haproxy, benchRate, lab.Kept)
-	s.eventually(10*time.Second, "all three answer", func() error { return l.ExpectAnswers(l.Began, r.apps...) })
+	l := traffic.ToApp(b, r.haproxy, benchRate, traffic.Kept)
+	s.Eventually(10*time.Second, "all three answer", func() error { return l.ExpectAnswers(l.Began, r.apps...) })
 	before := cpuTime()
 	st := start{run: time.Now()}
-	st.id = s.run(append(slices.Clone(r.args), "-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))...)
-	s.eventually(20*time.Second, "it answers", func() error { return l.ExpectAnswers(st.run, st.id) })
+	st.id = s.Run(append(slices.Clone(r.args), "-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))...)
+	s.Eventually(20*time.Second, "it answers", func() error { return l.ExpectAnswers(st.run, st.id) })
 	st.answered = l.Of(st.id).First
 	r.spent = r.spent.plus(cpuTime().minus(before))
-	s.eventually(5*time.Second, "it logs its first request", func() (err error) {
-		st.listening, st.first, err = stamps(s.docker("logs", st.id))
+	s.Eventually(5*time.Second, "it logs its first request", func() (err error) {
+		st.listening, st.first, err = stamps(s.Docker("logs", st.id))
 		return err
 	})
-	s.docker("rm", "--force", st.id)
-	s.eventually(20*time.Second, "it is gone", func() error { return s.expectServers(3) })
+	s.Docker("rm", "--force", st.id)
+	s.Eventually(20*time.Second, "it is gone", func() error { return s.expectServers(3) })
 	st.gone = time.Now()
 	r.starts = append(r.starts, st)
 	r.loads = append(r.loads, l.Finish())
@@ -116,8 +117,8 @@ func (r *series) start(b *testing.B) {
 
 // haproxy is the address of its container: the requests to it do not cost what Docker's proxy for published ports takes.
 func (s *stack) haproxy() string {
-	id := s.containers("haproxy")[0]
-	return s.docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}:8080", id)
+	id := s.Containers("haproxy")[0]
+	return s.Docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}:8080", id)
 }
 
 var stamped = regexp.MustCompile(`"first request through a proxy" after=(\S+) listening=(\d+)`)
@@ -150,7 +151,7 @@ type entry struct {
 }
 
 func (s *stack) log(service string) (entries []entry) {
-	for line := range strings.Lines(s.docker("logs", s.containers(service)[0])) {
+	for line := range strings.Lines(s.Docker("logs", s.Containers(service)[0])) {
 		var e entry
 		if json.Unmarshal([]byte(line), &e) == nil {
 			entries = append(entries, e)
@@ -167,7 +168,7 @@ func (r *series) readLogs() {
 	for i := range r.starts {
 		st := &r.starts[i]
 		for _, e := range registrar {
-			if e.Msg == "registered" && e.Container == lab.Hostname(st.id) {
+			if e.Msg == "registered" && e.Container == testenv.Hostname(st.id) {
 				st.registered = e.Time
 			}
 		}
@@ -218,7 +219,7 @@ func (r *series) report(b *testing.B) {
 	kind := r.way + "-" + r.ready
 	b.ReportMetric(median(r.took(toFirst)), kind+"-ms/median")
 	b.ReportMetric(most(r.took(toFirst)), kind+"-ms/max")
-	b.ReportMetric(float64(lab.Join(r.loads...).Failed()), kind+"-failed")
+	b.ReportMetric(float64(traffic.Join(r.loads...).Failed()), kind+"-failed")
 }
 
 // printSeries writes the tables for a reader.
@@ -237,7 +238,7 @@ by the application: three instances run under %d requests/s, one more is started
 				continue
 			}
 			of = append(of, r)
-			f, a, load := r.took(toFirst), r.took(toAnswer), lab.Join(r.loads...)
+			f, a, load := r.took(toFirst), r.took(toAnswer), traffic.Join(r.loads...)
 			fmt.Fprintf(t, "%s\t%s\t%.1f\t%.1f\t%d of %d\t%d\t%.0f\t%.0f\t%.0f %%\t\n", r.ready, r.way, median(f), most(f),
 				load.Failed(), load.Sent(), load.Within(1).Milliseconds(), median(a), most(a), 100*r.spent.busy())
 		}
@@ -267,7 +268,7 @@ by the application: three instances run under %d requests/s, one more is started
 
 	fmt.Fprint(w, "\nThe requests meanwhile:\n\n")
 	for _, r := range all {
-		fmt.Fprintf(w, "%s, %s: %s\n", r.ready, r.way, lab.Join(r.loads...))
+		fmt.Fprintf(w, "%s, %s: %s\n", r.ready, r.way, traffic.Join(r.loads...))
 	}
 	fmt.Fprintln(w)
 }

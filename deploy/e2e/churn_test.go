@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv/traffic"
 )
 
 // rounds is how often each kind of change is repeated.
@@ -15,25 +15,25 @@ const rounds = 10
 // The hardest for a load balancer: of ten addresses eight are gone at once, and nothing answers there any more.
 func TestE2EScaleTenTimes(t *testing.T) {
 	s := startStack(t)
-	var ups, downs []lab.Report
+	var ups, downs []traffic.Report
 	for round := range rounds {
 		l := startLoad(t, s)
 		s.scale(10)
-		apps := s.containers("app")
-		s.eventually(20*time.Second, "all ten answer", func() error { return l.ExpectAnswers(l.Began, apps...) })
+		apps := s.Containers("app")
+		s.Eventually(20*time.Second, "all ten answer", func() error { return l.ExpectAnswers(l.Began, apps...) })
 		up := l.Finish()
 
 		l = startLoad(t, s)
 		s.scale(2)
-		s.eventually(10*time.Second, "HAProxy has two servers", func() error { return s.expectServers(2) })
+		s.Eventually(10*time.Second, "HAProxy has two servers", func() error { return s.expectServers(2) })
 		down := l.Finish()
 		t.Logf("round %d\n1 → 10: %v\n10 → 2: %v", round+1, up, down)
 		ups, downs = append(ups, up), append(downs, down)
 
 		s.scale(1)
-		s.eventually(10*time.Second, "HAProxy has one server", func() error { return s.expectServers(1) })
+		s.Eventually(10*time.Second, "HAProxy has one server", func() error { return s.expectServers(1) })
 	}
-	up, down := lab.Join(ups...), lab.Join(downs...)
+	up, down := traffic.Join(ups...), traffic.Join(downs...)
 	t.Logf("all %d rounds\n1 → 10: %v\n10 → 2: %v", rounds, up, down)
 	up.ExpectNoneFailed(t, "1 → 10")
 	down.ExpectNoneFailed(t, "10 → 2")
@@ -42,7 +42,7 @@ func TestE2EScaleTenTimes(t *testing.T) {
 func TestE2EOneOfFour(t *testing.T) {
 	s := startStack(t)
 	s.scale(4)
-	s.eventually(20*time.Second, "HAProxy has four servers", func() error { return s.expectServers(4) })
+	s.Eventually(20*time.Second, "HAProxy has four servers", func() error { return s.expectServers(4) })
 	for _, how := range [][]string{{"stop"}, {"kill", "--signal", "KILL"}} {
 		t.Run(how[0], func(t *testing.T) {
 			s := s.in(t)
@@ -53,22 +53,22 @@ func TestE2EOneOfFour(t *testing.T) {
 
 // takeOneOfFour takes one of four applications away and brings it back, again and again, each of them in turn.
 func (s *stack) takeOneOfFour(how ...string) {
-	apps := s.containers("app")
-	var all []lab.Report
+	apps := s.Containers("app")
+	var all []traffic.Report
 	for round := range rounds {
 		id := apps[round%len(apps)]
-		l := startLoad(s.t, s)
-		s.eventually(10*time.Second, "all four answer", func() error { return l.ExpectAnswers(l.Began, apps...) })
-		s.docker(append(how, id)...)
-		s.eventually(10*time.Second, "HAProxy has three servers", func() error { return s.expectServers(3) })
+		l := startLoad(s, s)
+		s.Eventually(10*time.Second, "all four answer", func() error { return l.ExpectAnswers(l.Began, apps...) })
+		s.Docker(append(how, id)...)
+		s.Eventually(10*time.Second, "HAProxy has three servers", func() error { return s.expectServers(3) })
 		back := time.Now()
-		s.docker("start", id)
-		s.eventually(20*time.Second, "it answers again", func() error { return l.ExpectAnswers(back, id) })
+		s.Docker("start", id)
+		s.Eventually(20*time.Second, "it answers again", func() error { return l.ExpectAnswers(back, id) })
 		r := l.Finish()
-		s.t.Logf("round %d: %v", round+1, r)
+		s.Logf("round %d: %v", round+1, r)
 		all = append(all, r)
 	}
-	r := lab.Join(all...)
-	s.t.Logf("all %d rounds: %v", rounds, r)
-	r.ExpectNoneFailed(s.t, "docker "+how[0]+" of one of four")
+	r := traffic.Join(all...)
+	s.Logf("all %d rounds: %v", rounds, r)
+	r.ExpectNoneFailed(s, "docker "+how[0]+" of one of four")
 }

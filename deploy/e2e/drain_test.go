@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv/traffic"
 )
 
 // slow is how long the slow requests of TestE2EDrainFirst take: much less than the drain time.
@@ -37,7 +37,7 @@ func TestE2EDrainFirst(t *testing.T) {
 	if longest := slices.Max(took); longest > 6*time.Second {
 		t.Errorf("docker stop took %s, want well inside the 10 s that Docker gives", longest)
 	}
-	if err := s.expectCatalog(s.containers("app")); err != nil {
+	if err := s.expectCatalog(s.Containers("app")); err != nil {
 		t.Error(err)
 	}
 
@@ -48,32 +48,32 @@ func TestE2EDrainFirst(t *testing.T) {
 
 // stopUnderLoad starts five applications next to the stack's own, stops three of them one after the other and two at
 // once, and says how requests fared and how long each docker stop took.
-func (s *stack) stopUnderLoad(args ...string) (r lab.Report, p *posts, took []time.Duration) {
-	s.t.Helper()
-	ids := s.runApps(5, args...)
-	l := startLoad(s.t, s)
-	p = startPosts(s.t, s)
+func (s *stack) stopUnderLoad(args ...string) (r traffic.Report, p *posts, took []time.Duration) {
+	s.Helper()
+	ids := s.runApps(5, 1, args...)
+	l := startLoad(s, s)
+	p = startPosts(s, s)
 	for _, id := range ids[:3] {
 		took = append(took, s.stop(id)...)
 	}
 	took = append(took, s.stop(ids[3:]...)...)
-	s.eventually(10*time.Second, "only the stack's own app answers", func() error { return s.expectHosts(1) })
+	s.Eventually(10*time.Second, "only the stack's own app answers", func() error { return s.expectHosts(1) })
 	return l.Finish(), p.finish(), took
 }
 
-// runApps starts applications that die at once on SIGTERM, and waits until each of them answers.
-func (s *stack) runApps(n int, args ...string) (ids []string) {
-	s.t.Helper()
+// runApps starts applications that die at once on SIGTERM next to others, and waits until each of them answers.
+func (s *stack) runApps(n, others int, args ...string) (ids []string) {
+	s.Helper()
 	for range n {
-		ids = append(ids, s.run(append(slices.Clone(args), "-e", "SERVICE_NAME=app", "-e", "EXIT_AT_ONCE=1", os.Getenv("IMAGE_APP"))...))
+		ids = append(ids, s.Run(append(slices.Clone(args), "-e", "SERVICE_NAME=app", "-e", "EXIT_AT_ONCE=1", os.Getenv("IMAGE_APP"))...))
 	}
-	s.eventually(20*time.Second, "all hosts answer", func() error { return s.expectHosts(n + 1) })
+	s.Eventually(20*time.Second, "all hosts answer", func() error { return s.expectHosts(n + others) })
 	return ids
 }
 
 // stop stops containers at the same time, as docker-compose does, and says how long it took for each.
 func (s *stack) stop(ids ...string) []time.Duration {
-	s.t.Helper()
+	s.Helper()
 	took, errs := make([]time.Duration, len(ids)), make([]error, len(ids))
 	var all sync.WaitGroup
 	for i, id := range ids {
@@ -86,7 +86,7 @@ func (s *stack) stop(ids ...string) []time.Duration {
 	all.Wait()
 	for i, err := range errs {
 		if err != nil {
-			s.t.Fatalf("docker stop %.12s: %v", ids[i], err)
+			s.Fatalf("docker stop %.12s: %v", ids[i], err)
 		}
 	}
 	return took
@@ -107,7 +107,7 @@ func startPosts(t testing.TB, s *stack) *posts {
 	p := &posts{stop: make(chan struct{})}
 	transport := &http.Transport{MaxIdleConnsPerHost: 10}
 	t.Cleanup(transport.CloseIdleConnections)
-	client := &http.Client{Timeout: lab.LoadTimeout, Transport: transport}
+	client := &http.Client{Timeout: traffic.Timeout, Transport: transport}
 	for range 10 {
 		p.done.Go(func() { p.send(client, fmt.Sprintf("http://%s/?delay=%s", s.web, slow)) })
 	}
@@ -115,7 +115,7 @@ func startPosts(t testing.TB, s *stack) *posts {
 }
 
 func (p *posts) send(client *http.Client, url string) {
-	for end := time.Now().Add(lab.LoadMost); time.Now().Before(end); {
+	for end := time.Now().Add(traffic.Most); time.Now().Before(end); {
 		select {
 		case <-p.stop:
 			return

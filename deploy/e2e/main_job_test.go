@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"berth/deploy/testenv"
 )
 
 func TestE2EScale(t *testing.T) {
@@ -17,80 +19,80 @@ func TestE2EScale(t *testing.T) {
 
 	l := startLoad(t, s)
 	s.scale(5)
-	took := s.eventually(10*time.Second, "five hosts answer", func() error { return s.expectHosts(5) })
+	took := s.Eventually(10*time.Second, "five hosts answer", func() error { return s.expectHosts(5) })
 	up := l.Finish()
 	t.Logf("scale 1 → 5: %s; all five answered %v after compose was done", up, took.Round(time.Millisecond))
 	up.ExpectNoneFailed(t, "scaling up")
-	if err := s.expectCatalog(s.containers("app")); err != nil {
+	if err := s.expectCatalog(s.Containers("app")); err != nil {
 		t.Error(err)
 	}
 
 	l = startLoad(t, s)
 	s.scale(2)
-	took = s.eventually(time.Second, "two hosts answer, within a second of the last stop", func() error { return s.expectHosts(2) })
+	took = s.Eventually(time.Second, "two hosts answer, within a second of the last stop", func() error { return s.expectHosts(2) })
 	down := l.Finish()
 	t.Logf("scale 5 → 2: %s; only two answered %v after compose was done", down, took.Round(time.Millisecond))
 	down.ExpectNoneFailed(t, "scaling down")
-	s.eventually(time.Second, "two in Consul", func() error { return s.expectCatalog(s.containers("app")) })
+	s.Eventually(time.Second, "two in Consul", func() error { return s.expectCatalog(s.Containers("app")) })
 
 	// A container that compose knows nothing of joins as well, and leaves.
-	id := s.run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
-	s.eventually(10*time.Second, "it answers, too", func() error { return s.expectHosts(3) })
-	if hosts, err := s.hosts(); err != nil || !slices.Contains(hosts, id[:12]) {
+	id := s.Run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
+	s.Eventually(10*time.Second, "it answers, too", func() error { return s.expectHosts(3) })
+	if hosts, err := testenv.Hosts(s.web); err != nil || !slices.Contains(hosts, id[:12]) {
 		t.Errorf("%.12s is not among %v (%v)", id, hosts, err)
 	}
-	s.docker("kill", id)
-	s.eventually(10*time.Second, "it is gone", func() error { return s.expectHosts(2) })
-	s.logged("templater", "app: 2 → 3 servers, live after ")
+	s.Docker("kill", id)
+	s.Eventually(10*time.Second, "it is gone", func() error { return s.expectHosts(2) })
+	s.Logged("templater", "app: 2 → 3 servers, live after ")
 }
 
 // The whole of Consul's downtime is none for the clients, and what happened meanwhile is caught up with.
 func TestE2EConsulRestart(t *testing.T) {
 	s := startStack(t)
 	s.scale(2)
-	s.eventually(10*time.Second, "two hosts answer", func() error { return s.expectHosts(2) })
+	s.Eventually(10*time.Second, "two hosts answer", func() error { return s.expectHosts(2) })
 
 	l := startLoad(t, s)
-	s.compose("stop", "consul")
-	s.logged("templater", "consul failed, keeping the last good configuration")
-	id := s.run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
-	s.logged("registrar", "consul failed, everything stays registered as it is")
+	s.Do("stop", "consul")
+	s.Logged("templater", "consul failed, keeping the last good configuration")
+	id := s.Run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
+	s.Logged("registrar", "consul failed, everything stays registered as it is")
 	if err := s.expectHosts(2); err != nil {
 		t.Errorf("while Consul is down: %v", err)
 	}
-	s.compose("start", "consul")
-	took := s.eventually(time.Minute, "the one started meanwhile answers", func() error { return s.expectHosts(3) })
+	s.Do("start", "consul")
+	took := s.Eventually(time.Minute, "the one started meanwhile answers", func() error { return s.expectHosts(3) })
 	r := l.Finish()
 	t.Logf("Consul stopped and started: %s; what started meanwhile answered %v after its start", r, took.Round(time.Millisecond))
 	r.ExpectNoneFailed(t, "Consul stopped and started")
-	s.eventually(10*time.Second, "three in Consul", func() error { return s.expectCatalog(append(s.containers("app"), id)) })
+	s.Eventually(10*time.Second, "three in Consul", func() error { return s.expectCatalog(append(s.Containers("app"), id)) })
 }
 
 // Both halves of berth are killed; what happens meanwhile is repaired when they are back.
 func TestE2EBerthKilled(t *testing.T) {
 	s := startStack(t)
 	s.scale(3)
-	s.eventually(10*time.Second, "three hosts answer", func() error { return s.expectHosts(3) })
+	s.Eventually(10*time.Second, "three hosts answer", func() error { return s.expectHosts(3) })
 
 	l := startLoad(t, s)
 	for _, service := range []string{"registrar", "templater"} {
-		for _, id := range s.containers(service) {
+		for _, id := range s.Containers(service) {
 			// A container that was killed by hand is not restarted by its policy, so it stays down.
-			s.docker("kill", id)
+			s.Docker("kill", id)
 		}
 	}
-	before := s.containers("app")
-	id := s.run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP")) // first, or it would get the address of the other
-	s.docker("kill", before[0])
+	before := s.Containers("app")
+	id := s.Run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP")) // first, or it would get the address of the other
+	s.Docker("kill", before[0])
 	if err := s.expectHosts(2); err != nil {
 		t.Errorf("while berth is down: %v", err)
 	}
-	s.compose("start", "registrar", "templater")
-	took := s.eventually(20*time.Second, "the new one answers", func() error { return s.expectHosts(3) })
+	s.Do("start", "registrar", "templater")
+	took := s.Eventually(20*time.Second, "the new one answers", func() error { return s.expectHosts(3) })
 	r := l.Finish()
 	t.Logf("berth killed and started: %s; repaired %v after its start", r, took.Round(time.Millisecond))
 	r.ExpectNoneFailed(t, "berth killed and started")
-	s.eventually(10*time.Second, "Consul has what runs", func() error {
+	s.Eventually(10*time.Second, "Consul has what runs", func() error {
 		return s.expectCatalog(append(slices.Clone(before[1:]), id))
 	})
 }
@@ -99,19 +101,19 @@ func TestE2EBerthKilled(t *testing.T) {
 func TestE2EHAProxyKilled(t *testing.T) {
 	s := startStack(t)
 	s.scale(2)
-	s.eventually(10*time.Second, "two hosts answer", func() error { return s.expectHosts(2) })
-	s.docker("kill", s.containers("haproxy")[0])
-	id := s.run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
-	s.logged("templater", "proxy not reachable")
-	s.compose("start", "haproxy")
-	s.eventually(20*time.Second, "the one started meanwhile answers, too", func() error { return s.expectHosts(3) })
-	s.docker("kill", id)
-	s.eventually(10*time.Second, "it is gone", func() error { return s.expectHosts(2) })
+	s.Eventually(10*time.Second, "two hosts answer", func() error { return s.expectHosts(2) })
+	s.Docker("kill", s.Containers("haproxy")[0])
+	id := s.Run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
+	s.Logged("templater", "proxy not reachable")
+	s.Do("start", "haproxy")
+	s.Eventually(20*time.Second, "the one started meanwhile answers, too", func() error { return s.expectHosts(3) })
+	s.Docker("kill", id)
+	s.Eventually(10*time.Second, "it is gone", func() error { return s.expectHosts(2) })
 }
 
 func TestE2EBrokenTemplate(t *testing.T) {
 	s := startStack(t)
-	s.compose("stop", "templater")
+	s.Do("stop", "templater")
 
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o755); err != nil {
@@ -122,14 +124,14 @@ func TestE2EBrokenTemplate(t *testing.T) {
 			t.Fatal(err)
 		}
 		return []string{
-			"--network", s.project + "_default", "-e", "CONSUL_HTTP_ADDR=http://consul:8500",
-			"-v", s.project + "_haproxy-config:/etc/haproxy", "-v", s.project + "_haproxy-run:/run/haproxy", "-v", dir + ":/templates:ro",
+			"--network", s.Project + "_default", "-e", "CONSUL_HTTP_ADDR=http://consul:8500",
+			"-v", s.Project + "_haproxy-config:/etc/haproxy", "-v", s.Project + "_haproxy-run:/run/haproxy", "-v", dir + ":/templates:ro",
 			os.Getenv("IMAGE_BERTH"), "templater", "--template", "/templates/my.ctmpl",
 		}
 	}
 	config := func() string {
-		id := s.containers("haproxy")[0]
-		return s.docker("exec", id, "cat", "/etc/haproxy/haproxy.cfg")
+		id := s.Containers("haproxy")[0]
+		return s.Docker("exec", id, "cat", "/etc/haproxy/haproxy.cfg")
 	}
 	before := config()
 
@@ -155,9 +157,9 @@ func TestE2EBrokenTemplate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			args := sidecar(tt.text)
 			l := startLoad(t, s)
-			id := s.run(args[2:]...) // s.run names the network
-			s.eventually(20*time.Second, "it says why", func() error {
-				if out := s.docker("logs", id); !strings.Contains(out, tt.says) {
+			id := s.Run(args[2:]...) // s.run names the network
+			s.Eventually(20*time.Second, "it says why", func() error {
+				if out := s.Docker("logs", id); !strings.Contains(out, tt.says) {
 					return fmt.Errorf("its log:\n%s", out)
 				}
 				return nil
@@ -168,17 +170,17 @@ func TestE2EBrokenTemplate(t *testing.T) {
 			if got := config(); got != before {
 				t.Errorf("haproxy.cfg has become\n%s", got)
 			}
-			if state := s.docker("inspect", "--format", "{{.State.Running}}", id); state != "true" {
+			if state := s.Docker("inspect", "--format", "{{.State.Running}}", id); state != "true" {
 				t.Errorf("berth ended; it should wait for better input")
 			}
-			s.docker("rm", "--force", id)
+			s.Docker("rm", "--force", id)
 		})
 	}
 
 	// HAProxy restarted now comes up with the good configuration, and the built-in template takes over again.
-	s.compose("restart", "haproxy")
-	s.eventually(10*time.Second, "the app answers", func() error { return s.expectHosts(1) })
-	s.compose("start", "templater")
+	s.Do("restart", "haproxy")
+	s.Eventually(10*time.Second, "the app answers", func() error { return s.expectHosts(1) })
+	s.Do("start", "templater")
 	s.scale(2)
-	s.eventually(10*time.Second, "two hosts answer", func() error { return s.expectHosts(2) })
+	s.Eventually(10*time.Second, "two hosts answer", func() error { return s.expectHosts(2) })
 }

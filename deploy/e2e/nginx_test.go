@@ -7,20 +7,21 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
+	"berth/deploy/testenv/traffic"
 )
 
 // nginxStack is Consul, the registrar, nginx and the templater as containers of their own, one of them for both where
 // berth runs nginx itself.
 type nginxStack struct {
-	*stack
+	testing.TB
 	name  string
+	web   string // address of nginx
 	proxy string // the container in which nginx runs
 	berth string // the one that looks after it, which may be the same
 	apps  []string
@@ -41,33 +42,22 @@ func startNginx(t testing.TB, image, way string, options ...string) *nginxStack 
 	t.Helper()
 	withBerth := ""
 	if way == superviseIt {
-		withBerth = lab.WithBerth(t, image) // removed after what runs in it
+		withBerth = testenv.WithBerth(t, image) // removed after what runs in it
 	}
-	name := lab.Name(t)
-	ports := freePorts(t, 2)
-	s := &nginxStack{stack: &stack{t: t, web: "127.0.0.1:" + ports[0], consul: "127.0.0.1:" + ports[1]}, name: name}
-	s.docker("network", "create", name+"-net")
-	lab.StartConsul(t, lab.ConsulOptions{
+	name := testenv.Name(t)
+	consul := testenv.FreeAddress(t, "127.0.0.1")
+	s := &nginxStack{TB: t, name: name, web: testenv.FreeAddress(t, "127.0.0.1")}
+	s.Docker("network", "create", name+"-net")
+	testenv.StartConsul(t, testenv.ConsulOptions{
 		Name:    name + "-consul",
-		Address: s.consul,
-		Docker:  []string{"--network", name + "-net", "--publish", s.consul + ":8500"},
+		Address: consul,
+		Docker:  []string{"--network", name + "-net", "--publish", consul + ":8500"},
 		Args:    []string{"-dev", "-client=0.0.0.0"},
 	}).Answers(t)
-	berth := lab.Image(t, "IMAGE_BERTH")
+	berth := testenv.Image(t, "IMAGE_BERTH")
 	withDocker := []string{"--volume", "/var/run/docker.sock:/var/run/docker.sock"}
 	s.start("registrar", berth, withDocker, "registrar", "--explicit", "--owner", name)
 
-	for _, volume := range []string{"conf", "run"} {
-		s.docker("volume", "create", name+"-"+volume)
-	}
-	t.Cleanup(func() {
-		for _, id := range []string{s.proxy, s.berth} {
-			_, _ = lab.Docker("rm", "--force", id)
-		}
-		for _, volume := range []string{"conf", "run"} {
-			s.docker("volume", "rm", name+"-"+volume)
-		}
-	})
 	shared := []string{"--volume", name + "-conf:/etc/nginx", "--volume", name + "-run:/run/nginx"}
 	publish := append([]string{"--publish", s.web + ":8080"}, shared...)
 	templater := append([]string{"templater", "--proxy", "nginx"}, options...)
@@ -85,42 +75,54 @@ func startNginx(t testing.TB, image, way string, options ...string) *nginxStack 
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, id := range []string{name + "-registrar", s.berth, s.proxy} {
-				out, _ := exec.Command("docker", "logs", "--tail", "200", id).CombinedOutput()
-				t.Logf("log of %s:\n%s", id, lastLines(accesses.ReplaceAllString(string(out), ""), 60))
+				out, _ := testenv.Docker("logs", "--tail", "200", id)
+				t.Logf("log of %s:\n%s", id, testenv.LastLines(accesses.ReplaceAllString(out, ""), 60))
 			}
 		}
 	})
 	s.scaleApps(1)
-	s.eventually(time.Minute, "the application answers through nginx", func() error { return s.expectHosts(1) })
+	s.Eventually(time.Minute, "the application answers through nginx", func() error { return s.expectHosts(1) })
 	return s
 }
 
+func (s *nginxStack) Docker(args ...string) string {
+	s.Helper()
+	return testenv.MustDocker(s, args...)
+}
+
+func (s *nginxStack) Eventually(within time.Duration, what string, f func() error) {
+	s.Helper()
+	testenv.Eventually(s, within, what, f)
+}
+
+// expectHosts is nil when exactly n different hosts answer.
+func (s *nginxStack) expectHosts(n int) error { return testenv.ExpectHosts(s.web, n) }
+
 // start starts a container as root, as it is in nginx's image.
 func (s *nginxStack) start(name, image string, docker []string, command ...string) string {
-	s.t.Helper()
+	s.Helper()
 	args := []string{"run", "--detach", "--name", s.name + "-" + name, "--network", s.name + "-net", "--user", "0:0",
 		"--label", "SERVICE_IGNORE=1", "--env", "CONSUL_HTTP_ADDR=http://" + s.name + "-consul:8500"}
-	return s.docker(append(append(append(args, docker...), image), command...)...)
+	return s.Docker(append(append(append(args, docker...), image), command...)...)
 }
 
 // scaleApps starts or stops applications, the oldest first.
 func (s *nginxStack) scaleApps(n int) {
-	s.t.Helper()
+	s.Helper()
 	for len(s.apps) < n {
-		s.apps = append(s.apps, s.docker("run", "--detach", "--name", fmt.Sprintf("%s-app%d", s.name, time.Now().UnixNano()), "--network", s.name+"-net",
-			"--env", "SERVICE_NAME="+s.name, "--env", "SERVICE_ROUTE_PATH=/", lab.Image(s.t, "IMAGE_APP")))
+		s.apps = append(s.apps, s.Docker("run", "--detach", "--name", fmt.Sprintf("%s-app%d", s.name, time.Now().UnixNano()), "--network", s.name+"-net",
+			"--env", "SERVICE_NAME="+s.name, "--env", "SERVICE_ROUTE_PATH=/", testenv.Image(s, "IMAGE_APP")))
 	}
 	if gone := s.apps[:max(0, len(s.apps)-n)]; len(gone) > 0 {
 		s.apps = s.apps[len(gone):]
-		s.docker(append([]string{"stop"}, gone...)...)
-		s.docker(append([]string{"rm", "--volumes"}, gone...)...)
+		s.Docker(append([]string{"stop"}, gone...)...)
+		s.Docker(append([]string{"rm", "--volumes"}, gone...)...)
 	}
 }
 
 // expectPage is nil when nginx answers with a status and a text.
 func (s *nginxStack) expectPage(status int, text string) error {
-	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://" + s.web + "/")
+	resp, err := testenv.Client.Get("http://" + s.web + "/")
 	if err != nil {
 		return err
 	}
@@ -134,58 +136,58 @@ func (s *nginxStack) expectPage(status int, text string) error {
 
 // In each of the three ways the same: containers come and go, nginx is restarted and killed, berth is restarted.
 func TestE2ENginxStack(t *testing.T) {
-	image := lab.Image(t, "IMAGE_NGINX")
+	image := testenv.Image(t, "IMAGE_NGINX")
 	for _, way := range []string{superviseIt, sharePIDs, signalIt} {
 		t.Run(way, func(t *testing.T) {
 			s := startNginx(t, image, way)
-			l := lab.StartLoad(t, s.web, 100, lab.Fresh)
+			l := traffic.ToApp(t, s.web, 100, traffic.Fresh)
 			s.scaleApps(5)
-			s.eventually(20*time.Second, "five answer", func() error { return s.expectHosts(5) })
+			s.Eventually(20*time.Second, "five answer", func() error { return s.expectHosts(5) })
 			s.scaleApps(2)
-			s.eventually(20*time.Second, "two answer", func() error { return s.expectHosts(2) })
-			s.docker("kill", s.apps[0])
-			s.eventually(20*time.Second, "one answers", func() error { return s.expectHosts(1) })
+			s.Eventually(20*time.Second, "two answer", func() error { return s.expectHosts(2) })
+			s.Docker("kill", s.apps[0])
+			s.Eventually(20*time.Second, "one answers", func() error { return s.expectHosts(1) })
 			r := l.Finish()
 			t.Logf("1 → 5 → 2 → 1: %v", r)
 			r.ExpectNoneFailed(t, "1 → 5 → 2 → 1")
 			s.apps = s.apps[1:]
 
 			s.scaleApps(0)
-			s.eventually(20*time.Second, "nobody is there", func() error { return s.expectPage(http.StatusServiceUnavailable, "No ") })
+			s.Eventually(20*time.Second, "nobody is there", func() error { return s.expectPage(http.StatusServiceUnavailable, "No ") })
 			s.scaleApps(2)
-			s.eventually(20*time.Second, "two are back", func() error { return s.expectHosts(2) })
+			s.Eventually(20*time.Second, "two are back", func() error { return s.expectHosts(2) })
 
 			// Somebody has nginx load a configuration of their own, which tells berth nothing.
-			s.docker("exec", s.proxy, "sh", "-c", `printf 'events {}\nhttp { server { listen 8081; } }\n' >/etc/nginx/nginx.conf && nginx -s reload`)
-			s.eventually(20*time.Second, "nobody answers on the port any more", func() error {
+			s.Docker("exec", s.proxy, "sh", "-c", `printf 'events {}\nhttp { server { listen 8081; } }\n' >/etc/nginx/nginx.conf && nginx -s reload`)
+			s.Eventually(20*time.Second, "nobody answers on the port any more", func() error {
 				if s.expectPage(http.StatusOK, "") == nil {
 					return fmt.Errorf("somebody does")
 				}
 				return nil
 			})
-			s.eventually(60*time.Second, "berth's configuration is back", func() error { return s.expectHosts(len(s.apps)) })
+			s.Eventually(60*time.Second, "berth's configuration is back", func() error { return s.expectHosts(len(s.apps)) })
 
 			if way == superviseIt {
 				s.superviseEnds()
 				return
 			}
 			if way == signalIt {
-				l = lab.StartLoad(t, s.web, 100, lab.Fresh)
-				s.docker("restart", "--time", "5", s.berth)
+				l = traffic.ToApp(t, s.web, 100, traffic.Fresh)
+				s.Docker("restart", "--time", "5", s.berth)
 				s.scaleApps(3)
-				s.eventually(20*time.Second, "three answer", func() error { return s.expectHosts(3) })
+				s.Eventually(20*time.Second, "three answer", func() error { return s.expectHosts(3) })
 				r = l.Finish()
 				r.ExpectNoneFailed(t, "berth restarted")
 			}
 			// Killed, nginx leaves its control socket behind, with which it does not start again: berth removes it. A
 			// container whose processes berth shares takes it with it.
 			for range 2 {
-				s.docker("kill", s.proxy)
-				s.docker("start", s.proxy)
-				s.eventually(30*time.Second, "nginx starts", func() error { return s.running(s.proxy, way) })
-				s.eventually(20*time.Second, "all answer", func() error { return s.expectHosts(len(s.apps)) })
+				s.Docker("kill", s.proxy)
+				s.Docker("start", s.proxy)
+				s.Eventually(30*time.Second, "nginx starts", func() error { return s.running(s.proxy, way) })
+				s.Eventually(20*time.Second, "all answer", func() error { return s.expectHosts(len(s.apps)) })
 				s.scaleApps(len(s.apps) + 1)
-				s.eventually(20*time.Second, "one more answers", func() error { return s.expectHosts(len(s.apps)) })
+				s.Eventually(20*time.Second, "one more answers", func() error { return s.expectHosts(len(s.apps)) })
 			}
 		})
 	}
@@ -194,12 +196,12 @@ func TestE2ENginxStack(t *testing.T) {
 // running starts again what Docker does not by itself.
 func (s *nginxStack) running(proxy, way string) error {
 	if s.inspect(proxy, "{{.State.Running}}") != "true" {
-		if _, err := lab.Docker("start", proxy); err != nil {
+		if _, err := testenv.Docker("start", proxy); err != nil {
 			return err
 		}
 	}
 	if way == sharePIDs && s.inspect(s.berth, "{{.State.Running}}") != "true" {
-		if _, err := lab.Docker("start", s.berth); err != nil {
+		if _, err := testenv.Docker("start", s.berth); err != nil {
 			return err
 		}
 	}
@@ -207,14 +209,14 @@ func (s *nginxStack) running(proxy, way string) error {
 }
 
 func (s *nginxStack) inspect(id, format string) string {
-	s.t.Helper()
-	return s.docker("inspect", "--format", format, id)
+	s.Helper()
+	return s.Docker("inspect", "--format", format, id)
 }
 
 // superviseEnds has an nginx that berth runs killed, and then stops its container with a request in flight.
 func (s *nginxStack) superviseEnds() {
-	s.t.Helper()
-	top := s.docker("top", s.proxy, "-eo", "pid,args")
+	s.Helper()
+	top := s.Docker("top", s.proxy, "-eo", "pid,args")
 	var master string
 	for line := range strings.Lines(top) {
 		if strings.Contains(line, "nginx: master process") {
@@ -222,21 +224,18 @@ func (s *nginxStack) superviseEnds() {
 		}
 	}
 	for range 2 {
-		s.docker("exec", s.proxy, "sh", "-c", "for p in /proc/[0-9]*; do if grep -q '^nginx: master' $p/cmdline; then kill -9 ${p#/proc/}; fi; done; true")
-		s.eventually(20*time.Second, "nginx is back, with its servers", func() error { return s.expectHosts(len(s.apps)) })
+		s.Docker("exec", s.proxy, "sh", "-c", "for p in /proc/[0-9]*; do if grep -q '^nginx: master' $p/cmdline; then kill -9 ${p#/proc/}; fi; done; true")
+		s.Eventually(20*time.Second, "nginx is back, with its servers", func() error { return s.expectHosts(len(s.apps)) })
 	}
-	if again := s.docker("top", s.proxy, "-eo", "pid,args"); master == "" || strings.Contains(again, "\n"+master+" ") {
-		s.t.Errorf("the master process %q was not killed:\n%s", master, again)
+	if again := s.Docker("top", s.proxy, "-eo", "pid,args"); master == "" || strings.Contains(again, "\n"+master+" ") {
+		s.Errorf("the master process %q was not killed:\n%s", master, again)
 	}
 	done := make(chan error, 1)
 	go func() {
-		resp, err := (&http.Client{Timeout: 20 * time.Second}).Get("http://" + s.web + "/?delay=2s")
-		if err == nil {
-			_, err = lab.Host(resp)
-		}
+		_, err := testenv.AskApp("http://" + s.web + "/?delay=2s")
 		done <- err
 	}()
-	s.eventually(5*time.Second, "the request is in flight", func() error {
+	s.Eventually(5*time.Second, "the request is in flight", func() error {
 		for _, id := range s.apps {
 			// Connections to port 8080, in hexadecimal digits, that are established.
 			out, err := os.ReadFile("/proc/" + s.inspect(id, "{{.State.Pid}}") + "/net/tcp6")
@@ -247,15 +246,15 @@ func (s *nginxStack) superviseEnds() {
 		return fmt.Errorf("no application has it")
 	})
 	began := time.Now()
-	s.docker("stop", "--time", "10", s.proxy)
+	s.Docker("stop", "--time", "10", s.proxy)
 	if err := <-done; err != nil {
-		s.t.Errorf("a request in flight as the container was stopped: %v", err)
+		s.Errorf("a request in flight as the container was stopped: %v", err)
 	}
 	code := s.inspect(s.proxy, "{{.State.ExitCode}}")
-	s.t.Logf("docker stop with a request of 2 s in flight: %v, exit code %s", time.Since(began).Round(time.Millisecond), code)
+	s.Logf("docker stop with a request of 2 s in flight: %v, exit code %s", time.Since(began).Round(time.Millisecond), code)
 	if code != "0" {
-		s.t.Errorf("exit code %s", code)
+		s.Errorf("exit code %s", code)
 	}
-	s.docker("start", s.proxy)
-	s.eventually(20*time.Second, "all answer after a start", func() error { return s.expectHosts(len(s.apps)) })
+	s.Docker("start", s.proxy)
+	s.Eventually(20*time.Second, "all answer after a start", func() error { return s.expectHosts(len(s.apps)) })
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"berth/deploy/testenv"
 )
 
 // inside is the environment variable by which this program, in a container, knows which file to write.
@@ -46,10 +48,7 @@ func writeInside(path string) {
 
 // Where a file cannot be written, one line says what to do, and what was there stays.
 func TestE2ECannotWrite(t *testing.T) {
-	image := os.Getenv("IMAGE_HAPROXY")
-	if image == "" {
-		t.Fatal("IMAGE_HAPROXY is not set: run the tests with make test")
-	}
+	image := testenv.Image(t, "IMAGE_HAPROXY")
 	program, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

@@ -1,7 +1,6 @@
 package file
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +19,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"berth/deploy/testenv"
 )
 
 // application is who reads the file when it is told to.
@@ -52,24 +53,6 @@ func (a *application) told() []string {
 	return slices.Clone(a.read)
 }
 
-// log is one that can be read while it is written.
-type log struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 func read(path string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -79,9 +62,9 @@ func read(path string) string {
 }
 
 // start runs a File; end ends that.
-func start(t *testing.T, opts Options) (f *File, out *log, end func()) {
+func start(t *testing.T, opts Options) (f *File, out *testenv.Log, end func()) {
 	t.Helper()
-	out = new(log)
+	out = new(testenv.Log)
 	opts.Log = slog.New(slog.NewTextHandler(out, nil))
 	opts.ActionName = "told"
 	f = New(opts)

@@ -5,6 +5,7 @@ package haproxy
 import (
 	"context"
 	"io"
+	"log"
 	"maps"
 	"net"
 	"net/http"
@@ -51,7 +52,7 @@ type appProcess struct {
 const appEnv = "BERTH_TEST_APP"
 
 func startAppProcess(r *rig, address string) *appProcess {
-	p := &appProcess{address, exec.Command(os.Args[0], "-test.run", "^TestAppProcess$")}
+	p := &appProcess{address, exec.Command(os.Args[0])}
 	p.cmd.Env = append(os.Environ(), appEnv+"="+address)
 	if err := p.cmd.Start(); err != nil {
 		r.Fatal(err)
@@ -73,22 +74,27 @@ func (p *appProcess) end(sig os.Signal) {
 	_ = p.cmd.Wait()
 }
 
-// TestAppProcess is an appProcess. On SIGTERM it closes its listener at once, and finishes what it has.
-func TestAppProcess(t *testing.T) {
-	address := os.Getenv(appEnv)
-	if address == "" {
-		t.Skip("this is a program for other tests")
+// TestMain runs the tests, or an appProcess where the environment asks for one.
+func TestMain(m *testing.M) {
+	if address := os.Getenv(appEnv); address != "" {
+		if err := serveApp(address); err != nil {
+			log.Fatal(err)
+		}
+		return
 	}
-	ctx, stop := signal.NotifyContext(t.Context(), syscall.SIGTERM)
+	os.Exit(m.Run())
+}
+
+// serveApp is an appProcess. On SIGTERM it closes its listener at once, and finishes what it has.
+func serveApp(address string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	srv := app(address, 10*time.Millisecond)
 	go srv.Serve(l)
 	<-ctx.Done()
-	if err := srv.Shutdown(context.WithoutCancel(ctx)); err != nil {
-		t.Fatal(err)
-	}
+	return srv.Shutdown(context.WithoutCancel(ctx))
 }

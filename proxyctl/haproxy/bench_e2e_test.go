@@ -18,8 +18,8 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
+	"berth/deploy/testenv/traffic"
 	"berth/proxyctl"
-	"berth/proxyctl/internal/traffic"
 )
 
 // BenchmarkE2EProxy changes servers of a real HAProxy under steady requests, in all the ways there are, and prints what

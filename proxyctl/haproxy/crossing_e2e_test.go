@@ -11,7 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"berth/proxyctl/internal/traffic"
+	"berth/deploy/testenv/traffic"
 )
 
 // BenchmarkE2ECrossing looks for the number of servers from which on a reload is cheaper than to add them one after the

@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"berth/deploy/testenv/traffic"
 	"berth/proxyctl"
-	"berth/proxyctl/internal/traffic"
 )
 
 // TestE2EMixedHour plays all that happens to a proxy in an hour, in seconds, under steady requests: none fails, but for

@@ -15,16 +15,16 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
+	"berth/deploy/testenv/traffic"
 	"berth/proxyctl"
-	"berth/proxyctl/internal/traffic"
 )
 
 // startLuaRig starts an nginx with a configuration of berth's that has a Lua balancer with these servers.
 func startLuaRig(t *testing.T, servers []string, set ...func(*Options)) *rig {
 	t.Helper()
 	t.Parallel()
-	r := startRig(t, lab.Image(t, "IMAGE_NGINX_LUA"), set...)
+	r := startRig(t, testenv.Image(t, "IMAGE_NGINX_LUA"), set...)
 	r.apply(r.lua(servers...), proxyctl.Reload)
 	r.settled()
 	return r

@@ -17,8 +17,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"berth/deploy/testenv/traffic"
 	"berth/proxyctl"
-	"berth/proxyctl/internal/traffic"
 )
 
 const (

@@ -25,10 +25,10 @@ import (
 	"github.com/hashicorp/consul-template/template"
 	"github.com/hashicorp/consul/api"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
+	"berth/deploy/testenv/traffic"
 	"berth/proxyctl"
 	"berth/proxyctl/haproxy"
-	"berth/proxyctl/internal/traffic"
 	"berth/proxyctl/nginx"
 	"berth/templates"
 )
@@ -42,14 +42,14 @@ const (
 
 // startContenders starts each proxy in a container in this host's network.
 func startContenders(b *testing.B) []*contender {
-	usual := lab.Image(b, "IMAGE_NGINX")
+	usual := testenv.Image(b, "IMAGE_NGINX")
 	static := startNginx(b, "nginx, no changes", usual, false)
 	static.fixed = true
 	all := []*contender{startHAProxy(b, "HAProxy, run time"), static}
 	for _, image := range strings.Split(cmp.Or(os.Getenv("BENCH_NGINX"), usual), ",") {
 		all = append(all, startNginx(b, "nginx, HUP ("+image+")", image, false))
 	}
-	return append(all, startNginx(b, "nginx, Lua", lab.Image(b, "IMAGE_NGINX_LUA"), true))
+	return append(all, startNginx(b, "nginx, Lua", testenv.Image(b, "IMAGE_NGINX_LUA"), true))
 }
 
 func startHAProxy(b *testing.B, name string) *contender {
@@ -67,7 +67,7 @@ func startHAProxy(b *testing.B, name string) *contender {
 	}
 	writeBench(b, file, c.text(nil))
 	startBench(b, "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()), "--volume", dir+":"+dir,
-		lab.Image(b, "IMAGE_HAPROXY"), "haproxy", "-W", "-db", "-S", socket, "-f", file)
+		testenv.Image(b, "IMAGE_HAPROXY"), "haproxy", "-W", "-db", "-S", socket, "-f", file)
 	c.open = func() proxyctl.Proxy {
 		return haproxy.New(haproxy.Options{File: file, Socket: socket, Log: slog.New(slog.DiscardHandler)})
 	}
@@ -98,7 +98,7 @@ func startNginx(b *testing.B, name, image string, lua bool) *contender {
 	reload := func(context.Context) error {
 		err := syscall.Kill(master, syscall.SIGHUP)
 		if errors.Is(err, syscall.EPERM) {
-			_, err = lab.Docker("kill", "--signal", "HUP", id)
+			_, err = testenv.Docker("kill", "--signal", "HUP", id)
 		}
 		return err
 	}
@@ -153,7 +153,7 @@ func writeBench(b *testing.B, file string, c proxyctl.Config) {
 
 // startBench runs a container until the benchmark ends, and returns its ID.
 func startBench(b *testing.B, args ...string) string {
-	name := lab.Name(b) + "-bench"
+	name := testenv.Name(b) + "-bench"
 	id := benchDocker(b, append([]string{"run", "--detach", "--name", name, "--label", "SERVICE_IGNORE=1", "--network", "host",
 		"--log-opt", "max-size=10m"}, args...)...)
 	b.Cleanup(func() {
@@ -166,7 +166,7 @@ func startBench(b *testing.B, args ...string) string {
 
 func benchDocker(b *testing.B, args ...string) string {
 	b.Helper()
-	out, err := lab.Docker(args...)
+	out, err := testenv.Docker(args...)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -320,7 +320,7 @@ func startOrigin(b *testing.B) (addresses []string) {
 	text := "worker_processes auto;\nerror_log stderr;\nevents {\n    worker_connections 4096;\n}\nhttp {\n    access_log off;\n    keepalive_requests 1000000000;\n" +
 		"    server {\n" + listen.String() + "        return 200 \"Hello\\n\";\n    }\n}\n"
 	writeBench(b, file, proxyctl.Config{Text: text})
-	startBench(b, "--volume", dir+":"+dir, lab.Image(b, "IMAGE_NGINX"), "nginx", "-c", file, "-g", "daemon off;")
+	startBench(b, "--volume", dir+":"+dir, testenv.Image(b, "IMAGE_NGINX"), "nginx", "-c", file, "-g", "daemon off;")
 	benchUntil(b, "the origin answers", func() error {
 		_, err := traffic.Fetch(b.Context(), &http.Client{Timeout: time.Second}, "http://"+addresses[0]+"/")
 		return err

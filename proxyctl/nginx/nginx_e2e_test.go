@@ -16,9 +16,9 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
+	"berth/deploy/testenv/traffic"
 	"berth/proxyctl"
-	"berth/proxyctl/internal/traffic"
 )
 
 // From an nginx with a configuration of its own to berth's, from text to text, and through refusals, under requests of which
@@ -434,13 +434,13 @@ func TestE2ENginxReloadsLoseNothing(t *testing.T) {
 // and told by berth itself.
 func TestE2ENginxInTheBackground(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, lab.Image(t, "IMAGE_NGINX"))
+	r := newRig(t, testenv.Image(t, "IMAGE_NGINX"))
 	quit := []string{"exec", r.name, "nginx", "-c", r.file(), "-s", "stop"}
 	r.runWith([]string{"--pid", "host"}, "sh", "-c", "nginx -c "+r.file()+"; exec sleep 600")
-	t.Cleanup(func() { _, _ = lab.Docker(quit...) })
+	t.Cleanup(func() { _, _ = testenv.Docker(quit...) })
 	r.berth(func(o *Options) {
 		o.Reload = func(context.Context) error {
-			_, err := lab.Docker("exec", r.name, "nginx", "-c", r.file(), "-s", "reload")
+			_, err := testenv.Docker("exec", r.name, "nginx", "-c", r.file(), "-s", "reload")
 			return err
 		}
 	})
@@ -460,7 +460,7 @@ func TestE2ENginxInTheBackground(t *testing.T) {
 // The master process that is seen is told, also the first time.
 func TestE2ENginxSignal(t *testing.T) {
 	t.Parallel()
-	r := startRig(t, lab.Image(t, "IMAGE_NGINX"), func(o *Options) { o.Reload = nil })
+	r := startRig(t, testenv.Image(t, "IMAGE_NGINX"), func(o *Options) { o.Reload = nil })
 	r.apply(r.text("one"), proxyctl.Reload)
 	r.serves("adopted", "one")
 	r.apply(r.text("two"), proxyctl.Reload)
@@ -470,7 +470,7 @@ func TestE2ENginxSignal(t *testing.T) {
 // nginx that reads another file than berth writes is noticed.
 func TestE2ENginxAnotherFile(t *testing.T) {
 	t.Parallel()
-	r := startRig(t, lab.Image(t, "IMAGE_NGINX"))
+	r := startRig(t, testenv.Image(t, "IMAGE_NGINX"))
 	r.apply(r.text("one"), proxyctl.Reload)
 	other := filepath.Join(r.dir, "other.conf")
 	write(t, other, r.foreign())

@@ -19,7 +19,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 	"berth/proxyctl"
 )
 
@@ -36,7 +36,7 @@ type rig struct {
 	dir   string
 	name  string // of the container
 	web   string // where it is to serve
-	log   *lab.Log
+	log   *testenv.Log
 	*Proxy
 }
 
@@ -63,7 +63,7 @@ func newRig(t testing.TB, image string) *rig {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{TB: t, image: image, dir: dir, name: lab.Name(t) + "-nginx", web: freeAddress(t, webIP), log: &lab.Log{}}
+	r := &rig{TB: t, image: image, dir: dir, name: testenv.Name(t) + "-nginx", web: freeAddress(t, webIP), log: &testenv.Log{}}
 	write(t, r.file(), r.foreign())
 	return r
 }
@@ -86,7 +86,7 @@ func (r *rig) runWith(options []string, command ...string) {
 
 func (r *rig) docker(args ...string) string {
 	r.Helper()
-	out, err := lab.Docker(args...)
+	out, err := testenv.Docker(args...)
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func (r *rig) berth(set ...func(*Options)) {
 }
 
 func (r *rig) hup(context.Context) error {
-	_, err := lab.Docker("kill", "--signal", "HUP", r.name)
+	_, err := testenv.Docker("kill", "--signal", "HUP", r.name)
 	return err
 }
 
@@ -273,7 +273,7 @@ func get(url string) string {
 
 func (r *rig) eventually(what string, f func() bool) {
 	r.Helper()
-	lab.Eventually(r, 30*time.Second, what, func() error {
+	testenv.Eventually(r, 30*time.Second, what, func() error {
 		if !f() {
 			return errors.New("not yet")
 		}
@@ -321,7 +321,7 @@ func serve(t testing.TB, l net.Listener) {
 // eachImage runs a test with every nginx there is an image of.
 func eachImage(t *testing.T, test func(t *testing.T, image string)) {
 	t.Parallel()
-	for _, image := range strings.Split(lab.Image(t, "IMAGES_NGINX"), ",") {
+	for _, image := range strings.Split(testenv.Image(t, "IMAGES_NGINX"), ",") {
 		t.Run(image, func(t *testing.T) {
 			t.Parallel()
 			test(t, image)

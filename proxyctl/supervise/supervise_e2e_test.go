@@ -10,20 +10,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
-
-// imageWithBoth is HAProxy's image with berth in it.
-func imageWithBoth(t *testing.T) string {
-	t.Helper()
-	return lab.WithBerth(t, lab.Image(t, "IMAGE_HAPROXY"))
-}
 
 // box is a container in this host's network that shares a directory with the test.
 type box struct {
@@ -35,10 +28,7 @@ type box struct {
 }
 
 func newBox(t *testing.T) *box {
-	b := &box{t: t, dir: t.TempDir(), port: freePort(t)}
-	if err := os.Chmod(b.dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	b := &box{t: t, dir: testenv.Dir(t), port: testenv.FreePort(t)}
 	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		d, _ := time.ParseDuration(filepath.Base(r.URL.Path))
 		select {
@@ -78,15 +68,8 @@ func (b *box) berth(args ...string) []string {
 
 func (b *box) start(image string, command ...string) {
 	b.t.Helper()
-	args := []string{"run", "--detach", "--network", "host", "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()),
-		"--volume", b.dir + ":" + b.dir, image}
-	b.id = docker(b.t, append(args, command...)...)
-	b.t.Cleanup(func() {
-		if b.t.Failed() {
-			b.t.Log(docker(b.t, "logs", b.id))
-		}
-		docker(b.t, "rm", "--force", "--volumes", b.id)
-	})
+	args := []string{"--network", "host", "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()), "--volume", b.dir + ":" + b.dir, image}
+	b.id = testenv.Run(b.t, append(args, command...)...)
 }
 
 // serving starts a container in which berth is process 1 and runs a HAProxy that answers "first".
@@ -97,16 +80,7 @@ func (b *box) serving(image string, args ...string) {
 	b.eventually("HAProxy answers", func() bool { return b.get("/") == "first" })
 }
 
-func (b *box) get(path string) string {
-	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://127.0.0.1:" + b.port + path)
-	if err != nil {
-		return err.Error()
-	}
-	defer resp.Body.Close()
-	body, _ := io.ReadAll(resp.Body)
-	return string(body)
-}
+func (b *box) get(path string) string { return testenv.Answer("http://127.0.0.1:" + b.port + path) }
 
 // inFlight sends a request that is answered after d, and returns when HAProxy has it.
 func (b *box) inFlight(d time.Duration) (answer <-chan string) {
@@ -130,17 +104,13 @@ func (b *box) inFlight(d time.Duration) (answer <-chan string) {
 
 func (b *box) eventually(what string, f func() bool) {
 	b.t.Helper()
-	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			b.t.Fatalf("not within 20s: %s", what)
-		}
-	}
+	testenv.Until(b.t, 20*time.Second, what, f)
 }
 
 // ends waits for the container to end, and checks its exit code and how long that took since.
 func (b *box) ends(since time.Time, code string, within time.Duration) {
 	b.t.Helper()
-	if got := docker(b.t, "wait", b.id); got != code {
+	if got := testenv.MustDocker(b.t, "wait", b.id); got != code {
 		b.t.Errorf("exit code %s, want %s", got, code)
 	}
 	took := time.Since(since).Round(time.Millisecond)
@@ -154,7 +124,7 @@ func (b *box) ends(since time.Time, code string, within time.Duration) {
 func (b *box) logged(msg string) []map[string]any {
 	b.t.Helper()
 	var found []map[string]any
-	for line := range strings.Lines(docker(b.t, "logs", b.id)) {
+	for line := range strings.Lines(testenv.MustDocker(b.t, "logs", b.id)) {
 		var m map[string]any
 		if json.Unmarshal([]byte(line), &m) == nil && m["msg"] == msg {
 			found = append(found, m)
@@ -165,7 +135,7 @@ func (b *box) logged(msg string) []map[string]any {
 
 // processes are the container's: state and name.
 func (b *box) processes() []string {
-	lines := strings.Split(docker(b.t, "top", b.id, "-o", "pid,stat,comm"), "\n")
+	lines := strings.Split(testenv.MustDocker(b.t, "top", b.id, "-o", "pid,stat,comm"), "\n")
 	return lines[1:]
 }
 
@@ -195,14 +165,14 @@ func (b *box) worker() string {
 }
 
 func TestE2EOneContainer(t *testing.T) {
-	image := imageWithBoth(t)
+	image := testenv.WithBerth(t, testenv.Image(t, "IMAGE_HAPROXY"))
 
 	t.Run("stop", func(t *testing.T) {
 		b := newBox(t)
 		b.serving(image)
 		answer := b.inFlight(2 * time.Second)
 		began := time.Now()
-		docker(t, "stop", b.id)
+		testenv.MustDocker(t, "stop", b.id)
 		b.ends(began, "0", 5*time.Second)
 		if got := <-answer; !strings.HasPrefix(got, "HTTP/1.1 200") || !strings.Contains(got, "late") {
 			t.Errorf("the request in flight got %q", got)
@@ -213,7 +183,7 @@ func TestE2EOneContainer(t *testing.T) {
 		b := newBox(t)
 		b.serving(image)
 		began := time.Now()
-		docker(t, "stop", b.id)
+		testenv.MustDocker(t, "stop", b.id)
 		b.ends(began, "0", 3*time.Second)
 	})
 
@@ -222,7 +192,7 @@ func TestE2EOneContainer(t *testing.T) {
 		b.serving(image, "--haproxy-stop-timeout", "1s")
 		b.inFlight(time.Minute)
 		began := time.Now()
-		docker(t, "stop", b.id)
+		testenv.MustDocker(t, "stop", b.id)
 		b.ends(began, "0", 4*time.Second)
 		if len(b.logged("haproxy has not ended when told to, insisting")) != 1 {
 			t.Error("the log does not say that it insisted")
@@ -233,9 +203,9 @@ func TestE2EOneContainer(t *testing.T) {
 	t.Run("stop while it reloads", func(t *testing.T) {
 		b := newBox(t)
 		b.serving(image)
-		docker(t, "kill", "--signal", "USR2", b.id)
+		testenv.MustDocker(t, "kill", "--signal", "USR2", b.id)
 		began := time.Now()
-		docker(t, "stop", b.id)
+		testenv.MustDocker(t, "stop", b.id)
 		b.ends(began, "0", 5*time.Second)
 		if len(b.logged("haproxy has not ended when told to, insisting")) != 0 {
 			t.Error("it was not told again")
@@ -248,7 +218,7 @@ func TestE2EOneContainer(t *testing.T) {
 		b.serving(image, "--haproxy-stop-timeout", "0s")
 		answer := b.inFlight(2 * time.Second)
 		began := time.Now()
-		docker(t, "kill", "--signal", "USR1", b.id)
+		testenv.MustDocker(t, "kill", "--signal", "USR1", b.id)
 		b.ends(began, "0", 5*time.Second)
 		if got := <-answer; !strings.Contains(got, "late") {
 			t.Errorf("the request in flight got %q", got)
@@ -259,13 +229,13 @@ func TestE2EOneContainer(t *testing.T) {
 		b := newBox(t)
 		b.serving(image)
 		says := func(text string) func() bool {
-			return func() bool { return strings.Contains(docker(t, "logs", b.id), text) }
+			return func() bool { return strings.Contains(testenv.MustDocker(t, "logs", b.id), text) }
 		}
 		b.eventually("it has started", says("Loading success."))
 		b.eventually("the master answers", func() bool { return b.worker() != "" })
 		for range 2 {
 			before := b.worker()
-			docker(t, "kill", "--signal", "USR2", b.id)
+			testenv.MustDocker(t, "kill", "--signal", "USR2", b.id)
 			b.eventually("there is a new worker", func() bool { now := b.worker(); return now != "" && now != before })
 			// Before that the next signal would come while it reloads.
 			b.eventually("the old one has ended", says("Former worker ("+before+") exited"))
@@ -281,7 +251,7 @@ func TestE2EOneContainer(t *testing.T) {
 	t.Run("the master is killed", func(t *testing.T) {
 		b := newBox(t)
 		b.serving(image)
-		docker(t, "exec", b.id, "sh", "-c", "kill -9 "+b.master())
+		testenv.MustDocker(t, "exec", b.id, "sh", "-c", "kill -9 "+b.master())
 		killed := time.Now()
 		b.eventually("haproxy is started again", func() bool { return len(b.logged("haproxy started")) == 2 })
 		b.eventually("HAProxy answers", func() bool { return b.get("/") == "first" })
@@ -291,7 +261,7 @@ func TestE2EOneContainer(t *testing.T) {
 			return len(ps) == 4 && !strings.Contains(strings.Join(ps, "\n"), "Z")
 		})
 		began := time.Now()
-		docker(t, "stop", b.id)
+		testenv.MustDocker(t, "stop", b.id)
 		b.ends(began, "0", 3*time.Second)
 	})
 
@@ -300,7 +270,7 @@ func TestE2EOneContainer(t *testing.T) {
 		b.start(image, b.berth("--consul-address", "127.0.0.1:1", "--", "haproxy", "-W", "-db")...)
 		b.eventually("berth waits for Consul", func() bool { return len(b.logged("consul failed, waiting for it")) > 0 })
 		began := time.Now()
-		docker(t, "stop", b.id)
+		testenv.MustDocker(t, "stop", b.id)
 		b.ends(began, "0", 3*time.Second)
 		if len(b.logged("haproxy started")) != 0 {
 			t.Error("haproxy was started without a configuration")
@@ -319,7 +289,7 @@ func TestE2EOneContainer(t *testing.T) {
 		began := time.Now()
 		b.start(image, b.berth("--", "haproxyy", "-W", "-db")...)
 		b.ends(began, "1", 10*time.Second)
-		if got := docker(t, "logs", b.id); got != `berth: the command behind --: exec: "haproxyy": executable file not found in $PATH` {
+		if got := testenv.MustDocker(t, "logs", b.id); got != `berth: the command behind --: exec: "haproxyy": executable file not found in $PATH` {
 			t.Errorf("berth says %q", got)
 		}
 	})
@@ -329,10 +299,12 @@ func TestE2EOneContainer(t *testing.T) {
 		b.start(image, "sleep", "infinity")
 		berth := func(word string) {
 			command := b.berth("--template", b.file("template", b.text(word)), "--", "haproxy", "-W", "-db")
-			docker(t, "exec", "--detach", b.id, "sh", "-c", "echo $$ >"+b.file("pid", "")+"; exec "+strings.Join(command, " ")+" >>"+b.file("log", "")+" 2>&1")
+			testenv.MustDocker(t, "exec", "--detach", b.id, "sh", "-c", "echo $$ >"+b.file("pid", "")+"; exec "+strings.Join(command, " ")+" >>"+b.file("log", "")+" 2>&1")
 			b.eventually("HAProxy answers "+word, func() bool { return b.get("/") == word })
 		}
-		signal := func(s string) { docker(t, "exec", b.id, "sh", "-c", "kill -"+s+" $(cat "+b.file("pid", "")+")") }
+		signal := func(s string) {
+			testenv.MustDocker(t, "exec", b.id, "sh", "-c", "kill -"+s+" $(cat "+b.file("pid", "")+")")
+		}
 		log := func() string { all, _ := os.ReadFile(b.file("log", "")); return string(all) }
 		defer func() {
 			if t.Failed() {
@@ -358,23 +330,4 @@ func TestE2EOneContainer(t *testing.T) {
 		b.eventually("HAProxy is stopped", func() bool { return strings.Contains(b.get("/"), "refused") })
 		b.eventually("berth ends", func() bool { return strings.Contains(log(), "berth stops") })
 	})
-}
-
-func docker(t *testing.T, args ...string) string {
-	t.Helper()
-	out, err := exec.Command("docker", args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("docker %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return strings.TrimSpace(string(out))
-}
-
-func freePort(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
 }

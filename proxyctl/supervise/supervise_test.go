@@ -2,7 +2,6 @@ package supervise
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -23,6 +21,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"berth/deploy/testenv"
 )
 
 // programEnv makes this test binary one of the programs below.
@@ -191,30 +191,12 @@ func (o *output) expect(begin string) []int {
 	}
 }
 
-// logBuffer is a log that can be read while it is written.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // supervised is a Child that runs.
 type supervised struct {
 	*Child
 	t       *testing.T
 	out     *output
-	log     *logBuffer
+	log     *testenv.Log
 	signals chan os.Signal
 	cancel  func()
 	done    chan error
@@ -222,7 +204,7 @@ type supervised struct {
 
 // supervise runs a program as a Child; a function may change the options.
 func supervise(t *testing.T, program string, change func(*Options)) *supervised {
-	s := &supervised{t: t, out: newOutput(t), log: &logBuffer{}, signals: make(chan os.Signal), done: make(chan error, 1)}
+	s := &supervised{t: t, out: newOutput(t), log: &testenv.Log{}, signals: make(chan os.Signal), done: make(chan error, 1)}
 	opts := Options{
 		Command:     []string{os.Args[0]},
 		Env:         environment(program),
@@ -284,21 +266,12 @@ func (s *supervised) ends(code int) {
 
 func (s *supervised) eventually(what string, f func() bool) {
 	s.t.Helper()
-	eventually(s.t, what, f)
-}
-
-func eventually(t *testing.T, what string, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within 10s: %s", what)
-		}
-	}
+	testenv.Until(s.t, 10*time.Second, what, f)
 }
 
 func (s *supervised) says(text string) {
 	s.t.Helper()
-	s.eventually("the log says "+text, func() bool { return strings.Contains(s.log.String(), text) })
+	s.log.Wait(s.t, text)
 }
 
 func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
@@ -603,7 +576,7 @@ func TestInit(t *testing.T) {
 	if err := syscall.Kill(orphan, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the orphan is reaped", func() bool { return !exists(orphan) })
+	testenv.Until(t, 10*time.Second, "the orphan is reaped", func() bool { return !exists(orphan) })
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

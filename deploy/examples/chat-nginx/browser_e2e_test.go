@@ -17,13 +17,13 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/remote"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // Two users look at the chat in a real browser, while the instance that serves one of them goes, and then Redis.
 func TestE2EChatInBrowser(t *testing.T) {
 	s := startStack(t)
-	s.compose("up", "-d", "--no-recreate", "--scale", "chat=2")
+	s.Do("up", "-d", "--no-recreate", "--scale", "chat=2")
 	s.expectHosts(2)
 	browser := s.startBrowser()
 
@@ -40,7 +40,7 @@ func TestE2EChatInBrowser(t *testing.T) {
 
 	// The instance goes that sends Ben what is new. He gets it from the other one, and sees nothing of that but its name.
 	gone := ask(ben, chromedp.Text("#live"))
-	s.docker("stop", gone)
+	s.Docker("stop", gone)
 	ben.until("he is served by another instance",
 		fmt.Sprintf(`/^[0-9a-f]{12}$/.test(document.querySelector("#live").textContent) && document.querySelector("#live").textContent != %q`, gone))
 	s.expectHosts(1)
@@ -51,13 +51,13 @@ func TestE2EChatInBrowser(t *testing.T) {
 		tab.expectNotReloaded()
 	}
 
-	s.compose("stop", "redis")
+	s.Do("stop", "redis")
 	ben.until("he is told that nobody serves him", `document.querySelector("#live").textContent == "nobody just now"`)
 	ben.say("can you hear me?")
 	ben.until("he is told that it was not sent", `document.querySelector("#error").textContent == "Not sent. Please try again."`)
 	ann.run(chromedp.Navigate("http://nginx:8080/chat"))
 	ann.until("it says why", `document.body.innerText.includes("cannot be reached just now")`)
-	s.compose("start", "redis")
+	s.Do("start", "redis")
 	ann.until("it shows the messages, without being asked", `document.querySelectorAll("#messages li").length == 3`)
 	ben.run(chromedp.Click("#say button"))
 	ann.expectMessage("Ben can you hear me? through ")
@@ -69,21 +69,21 @@ func TestE2EChatInBrowser(t *testing.T) {
 type browser struct{ ctx context.Context }
 
 func (s *stack) startBrowser() *browser {
-	s.t.Helper()
-	port, name := lab.FreePort(s.t), s.project+"-chromium"
-	s.docker("run", "--detach", "--name", name, "--label", "SERVICE_IGNORE=1", "--network", s.project+"_default",
-		"--publish", "127.0.0.1:"+port+":9222", "--cap-drop", "ALL", lab.Image(s.t, "IMAGE_CHROMIUM"))
-	s.t.Cleanup(func() { s.docker("rm", "--force", name) })
+	s.Helper()
+	port, name := testenv.FreePort(s), s.Project+"-chromium"
+	s.Docker("run", "--detach", "--name", name, "--label", "SERVICE_IGNORE=1", "--network", s.Project+"_default",
+		"--publish", "127.0.0.1:"+port+":9222", "--cap-drop", "ALL", testenv.Image(s, "IMAGE_CHROMIUM"))
+	s.Cleanup(func() { s.Docker("rm", "--force", name) })
 	ctx, cancel := remote.NewAllocator(context.Background(), "http://127.0.0.1:"+port)
-	s.t.Cleanup(cancel)
+	s.Cleanup(cancel)
 	b := &browser{}
-	lab.Eventually(s.t, 30*time.Second, "Chromium answers", func() error {
+	s.Eventually(30*time.Second, "Chromium answers", func() error {
 		first, cancel := chromedp.NewContext(ctx)
 		if err := chromedp.Do(first); err != nil {
 			cancel()
 			return err
 		}
-		s.t.Cleanup(cancel)
+		s.Cleanup(cancel)
 		b.ctx = first
 		return nil
 	})
@@ -129,7 +129,7 @@ func ask[T any](tab *tab, action chromedp.Action[T]) T {
 // until waits until an expression of JavaScript is true, also of a page that comes next.
 func (tab *tab) until(what, expression string) {
 	tab.t.Helper()
-	lab.Eventually(tab.t, 30*time.Second, what, func() error {
+	testenv.Eventually(tab.t, 30*time.Second, what, func() error {
 		is, err := chromedp.Run(tab.ctx, chromedp.Evaluate[bool](expression))
 		if err == nil && !is {
 			var shown string

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // The chat is scaled up and down, and everybody sees what is said, whoever serves them.
@@ -28,7 +28,7 @@ func TestE2EChat(t *testing.T) {
 			t.Fatal(err)
 		}
 		host, page, err := hostOf(resp)
-		if err != nil || host != s.containers("chat")[0] || !strings.Contains(page, `action="/login"`) {
+		if err != nil || host != s.chats()[0] || !strings.Contains(page, `action="/login"`) {
 			t.Errorf("host %q, %v\n%s", host, err, page)
 		}
 	})
@@ -65,7 +65,7 @@ func TestE2EChat(t *testing.T) {
 
 	t.Run("scale command", func(t *testing.T) {
 		s := s.in(t)
-		if err := s.command("scale", "--help").Run(); err != nil {
+		if _, err := s.Try("scale", "--help"); err != nil {
 			t.Skip("this compose has no scale command: ", err)
 		}
 		s.scaleUnderLoad(5, "scale", "chat=5")
@@ -80,7 +80,7 @@ func TestE2EChat(t *testing.T) {
 		}
 		expect := func(status string) {
 			t.Helper()
-			lab.Eventually(t, 30*time.Second, "the chat answers "+status, func() error {
+			testenv.Eventually(t, 30*time.Second, "the chat answers "+status, func() error {
 				resp, err := u.Get("http://" + s.web + "/chat")
 				if err != nil {
 					return err
@@ -98,19 +98,19 @@ func TestE2EChat(t *testing.T) {
 			})
 		}
 		expect("200")
-		s.compose("stop", "redis")
+		s.Do("stop", "redis")
 		expect("503")
 		s.expectHosts(1) // the login page does without
-		s.compose("start", "redis")
+		s.Do("start", "redis")
 		expect("200")
 	})
 
 	// nginx comes back with the newest configuration, and berth goes on changing it.
 	t.Run("nginx is restarted", func(t *testing.T) {
 		s := s.in(t)
-		s.compose("restart", "nginx")
+		s.Do("restart", "nginx")
 		s.expectHosts(1)
-		s.compose("up", "-d", "--no-recreate", "--scale", "chat=2")
+		s.Do("up", "-d", "--no-recreate", "--scale", "chat=2")
 		s.expectHosts(2)
 	})
 }
@@ -118,32 +118,32 @@ func TestE2EChat(t *testing.T) {
 // scaleUnderLoad scales the chat while clients ask, and waits until everybody knows. No request fails but those that meet
 // a connection which nginx closes because of a reload, of a client that does not try again.
 func (s *stack) scaleUnderLoad(to int, command ...string) {
-	s.t.Helper()
+	s.Helper()
 	l, before := startLoad(s.web), s.reloads()
 	func() {
-		defer l.finish(s.t, strings.Join(command, " "))
-		s.compose(command...)
+		defer l.finish(s, strings.Join(command, " "))
+		s.Do(command...)
 		s.expectHosts(to)
 		s.expectPassing(to)
 	}()
 	reloads := s.reloads() - before
-	s.t.Logf("%d reloads of nginx", reloads)
+	s.Logf("%d reloads of nginx", reloads)
 	if reloads == 0 {
-		s.t.Error("nginx was not reloaded, or berth's log does not say so")
+		s.Error("nginx was not reloaded, or berth's log does not say so")
 	}
 	for _, kind := range []string{fresh, browsers} {
 		if n := len(l.failures[kind]); n > 0 {
-			s.t.Errorf("%d of %d requests failed, want 0: %s", n, l.sent[kind], kind)
+			s.Errorf("%d of %d requests failed, want 0: %s", n, l.sent[kind], kind)
 		}
 	}
 	for _, err := range l.failures[kept] {
 		if reused := new(reusedError); !errors.As(err, &reused) {
-			s.t.Errorf("a request on a new connection failed: %v", err)
+			s.Errorf("a request on a new connection failed: %v", err)
 		}
 	}
 	// The old workers of the reload before may still have been closing connections.
 	if n := len(l.failures[kept]); n > loadEach*(reloads+1) {
-		s.t.Errorf("%d requests failed on %d kept connections in %d reloads, want one for each at most", n, loadEach, reloads)
+		s.Errorf("%d requests failed on %d kept connections in %d reloads, want one for each at most", n, loadEach, reloads)
 	}
 }
 

@@ -73,7 +73,7 @@ func (l *load) run(kind string, ask func() error) {
 }
 
 // finish ends the load and prints what came of it.
-func (l *load) finish(t *testing.T, during string) {
+func (l *load) finish(t testing.TB, during string) {
 	t.Helper()
 	close(l.stop)
 	l.done.Wait()

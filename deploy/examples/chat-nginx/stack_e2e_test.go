@@ -3,31 +3,26 @@
 package chatnginx
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
-	"os"
-	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // stack is one running compose project of compose.yml.
 type stack struct {
-	t       *testing.T
-	project string
-	env     []string
-	web     string // address of nginx
-	consul  string // address of Consul's HTTP API
+	*testenv.Compose
+	web    string // address of nginx
+	consul string // address of Consul's HTTP API
 }
 
 // startStack brings the stack up on free ports with one chat, and waits until that answers through nginx. It is removed
@@ -35,74 +30,29 @@ type stack struct {
 func startStack(t *testing.T) *stack {
 	t.Helper()
 	for _, image := range []string{"BERTH", "CHAT", "NGINX", "REDIS", "CONSUL"} {
-		lab.Image(t, "IMAGE_"+image)
+		testenv.Image(t, "IMAGE_"+image)
 	}
-	web, consul := lab.FreePort(t), lab.FreePort(t)
-	s := &stack{t: t, project: lab.Name(t), web: "127.0.0.1:" + web, consul: "127.0.0.1:" + consul}
-	s.env = append(os.Environ(), "COMPOSE_PROJECT_NAME="+s.project, "BIND_ADDRESS=127.0.0.1", "HTTP_PORT="+web, "CONSUL_PORT="+consul)
-	t.Cleanup(s.remove)
-	s.compose("up", "-d")
+	s := &stack{web: testenv.FreeAddress(t, "127.0.0.1"), consul: testenv.FreeAddress(t, "127.0.0.1")}
+	s.Compose = testenv.NewCompose(t, testenv.ComposeOptions{
+		Env:  []string{"HTTP_PORT=" + testenv.Port(s.web), "CONSUL_PORT=" + testenv.Port(s.consul)},
+		Show: []string{"templater", "registrar", "chat"},
+	})
+	s.Do("up", "-d")
 	s.expectHosts(1)
 	return s
-}
-
-func (s *stack) remove() {
-	if s.t.Failed() {
-		out, _ := s.command("logs", "--no-color", "--tail", "40", "templater", "registrar", "chat").CombinedOutput()
-		s.t.Logf("logs of %s:\n%s", s.project, out)
-	}
-	if out, err := s.command("down", "--volumes", "--timeout", "1").CombinedOutput(); err != nil && !strings.Contains(string(out), "has active endpoints") {
-		s.t.Errorf("remove %s: %v\n%s", s.project, err, out)
-	}
 }
 
 // in is the same stack for a part of the test, whose failures are that part's.
 func (s *stack) in(t *testing.T) *stack {
 	part := *s
-	part.t = t
+	part.Compose = s.In(t)
 	return &part
-}
-
-func (s *stack) command(args ...string) *exec.Cmd {
-	tool := []string{"docker-compose"}
-	if exec.Command("docker", "compose", "version").Run() == nil {
-		tool = []string{"docker", "compose"}
-	}
-	cmd := exec.Command(tool[0], append(tool[1:], args...)...)
-	cmd.Env = s.env
-	return cmd
-}
-
-// compose runs a compose command, and ends the test if that fails.
-func (s *stack) compose(args ...string) string {
-	s.t.Helper()
-	out, err := s.command(args...).CombinedOutput()
-	if err != nil {
-		s.t.Fatalf("compose %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
-func (s *stack) docker(args ...string) string {
-	s.t.Helper()
-	out, err := lab.Docker(args...)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return out
-}
-
-// containers are the IDs of a service's running containers.
-func (s *stack) containers(service string) []string {
-	s.t.Helper()
-	return strings.Fields(s.docker("ps", "--quiet", "--filter", "label=com.docker.compose.project="+s.project,
-		"--filter", "label=com.docker.compose.service="+service))
 }
 
 // reloads is how often berth has reloaded nginx so far.
 func (s *stack) reloads() int {
-	s.t.Helper()
-	return strings.Count(s.compose("logs", "--no-color", "templater"), `"msg":"proxy reloaded`)
+	s.Helper()
+	return strings.Count(s.Logs("templater"), `"msg":"proxy reloaded`)
 }
 
 var hostedBy = regexp.MustCompile(`Hosted by ([0-9a-zA-Z.-]+)`)
@@ -128,10 +78,10 @@ type user struct {
 }
 
 func (s *stack) newUser() *user {
-	s.t.Helper()
+	s.Helper()
 	jar, err := cookiejar.New(nil)
 	if err != nil {
-		s.t.Fatal(err)
+		s.Fatal(err)
 	}
 	return &user{s, &http.Client{Jar: jar, Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}}
 }
@@ -162,16 +112,25 @@ func (u *user) everywhere(path string) (map[string]string, error) {
 	return pages, nil
 }
 
+// chats are the host names of the chat's containers, sorted.
+func (s *stack) chats() (hosts []string) {
+	s.Helper()
+	for _, id := range s.Containers("chat") {
+		hosts = append(hosts, testenv.Hostname(id))
+	}
+	slices.Sort(hosts)
+	return hosts
+}
+
 // expectHosts waits until as many hosts answer, and they are the chat's containers.
 func (s *stack) expectHosts(n int) {
-	s.t.Helper()
-	want := s.containers("chat")
-	slices.Sort(want)
+	s.Helper()
+	want := s.chats()
 	if len(want) != n {
-		s.t.Fatalf("there are %d containers of the chat, want %d", len(want), n)
+		s.Fatalf("there are %d containers of the chat, want %d", len(want), n)
 	}
 	u := s.newUser()
-	lab.Eventually(s.t, time.Minute, fmt.Sprintf("%d hosts answer", n), func() error {
+	s.Eventually(time.Minute, fmt.Sprintf("%d hosts answer", n), func() error {
 		pages, err := u.everywhere("/")
 		if err != nil {
 			return err
@@ -185,17 +144,12 @@ func (s *stack) expectHosts(n int) {
 
 // expectPassing waits until Consul has as many instances of the chat that pass their checks, and no other.
 func (s *stack) expectPassing(n int) {
-	s.t.Helper()
+	s.Helper()
 	count := func(query string) (int, error) {
-		resp, err := http.Get("http://" + s.consul + "/v1/health/service/chat" + query)
-		if err != nil {
-			return 0, err
-		}
-		defer resp.Body.Close()
 		var entries []struct {
 			Checks []struct{ Name, Status string }
 		}
-		if err := json.NewDecoder(resp.Body).Decode(&entries); err != nil {
+		if err := testenv.GetJSON("http://"+s.consul+"/v1/health/service/chat"+query, &entries); err != nil {
 			return 0, err
 		}
 		for _, e := range entries {
@@ -205,7 +159,7 @@ func (s *stack) expectPassing(n int) {
 		}
 		return len(entries), nil
 	}
-	lab.Eventually(s.t, 30*time.Second, fmt.Sprintf("Consul has %d instances that pass", n), func() error {
+	s.Eventually(30*time.Second, fmt.Sprintf("Consul has %d instances that pass", n), func() error {
 		passing, err := count("?passing")
 		if err != nil {
 			return err

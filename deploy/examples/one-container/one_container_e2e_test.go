@@ -3,14 +3,12 @@
 package onecontainer
 
 import (
-	"encoding/csv"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"regexp"
 	"slices"
 	"strconv"
@@ -18,7 +16,8 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
+	"berth/deploy/testenv/traffic"
 )
 
 // rate is that of the requests while something changes: half of them over kept connections, half over new ones.
@@ -27,7 +26,7 @@ const rate = 200
 // All that the README tells to try, one after the other on the same stack.
 func TestE2EOneContainerExample(t *testing.T) {
 	s := startStack(t)
-	lb, webs := s.containers("lb")[0], s.containers("web")
+	lb, webs := s.Containers("lb")[0], s.Containers("web")
 
 	t.Run("start", func(t *testing.T) {
 		s := s.in(t)
@@ -42,12 +41,12 @@ func TestE2EOneContainerExample(t *testing.T) {
 
 	t.Run("a container that compose knows nothing of", func(t *testing.T) {
 		s := s.in(t)
-		s.underLoad(func(l *lab.Load) {
-			third := s.docker("run", "--detach", "--name", s.project+"-web3", "--network", s.project+"_default",
-				"--env", "SERVICE_NAME=web", lab.Image(t, "IMAGE_APP"))
-			defer s.docker("rm", "--force", third)
+		s.underLoad(func(l *traffic.Load) {
+			third := s.Docker("run", "--detach", "--name", s.Project+"-web3", "--network", s.Project+"_default",
+				"--env", "SERVICE_NAME=web", testenv.Image(t, "IMAGE_APP"))
+			defer s.Docker("rm", "--force", third)
 			s.answers(l, append(webs, third)...)
-			s.docker("stop", third)
+			s.Docker("stop", third)
 			s.expectServers(2)
 			s.answers(l, webs...)
 		})
@@ -58,11 +57,11 @@ func TestE2EOneContainerExample(t *testing.T) {
 
 	t.Run("a web server is killed", func(t *testing.T) {
 		s := s.in(t)
-		s.underLoad(func(l *lab.Load) {
+		s.underLoad(func(l *traffic.Load) {
 			s.answers(l, webs...)
-			s.docker("kill", webs[0])
+			s.Docker("kill", webs[0])
 			s.expectServers(1)
-			s.docker("start", webs[0])
+			s.Docker("start", webs[0])
 			s.answers(l, webs...)
 		})
 		s.expectLog(lb)
@@ -70,10 +69,10 @@ func TestE2EOneContainerExample(t *testing.T) {
 
 	t.Run("scale", func(t *testing.T) {
 		s := s.in(t)
-		s.underLoad(func(l *lab.Load) {
-			s.compose("up", "-d", "--no-recreate", "--scale", "web=4")
-			s.answers(l, s.containers("web")...)
-			s.compose("up", "-d", "--no-recreate", "--scale", "web=2")
+		s.underLoad(func(l *traffic.Load) {
+			s.Do("up", "-d", "--no-recreate", "--scale", "web=4")
+			s.answers(l, s.Containers("web")...)
+			s.Do("up", "-d", "--no-recreate", "--scale", "web=2")
 			s.expectServers(2)
 		})
 		s.expectLog(lb)
@@ -81,11 +80,11 @@ func TestE2EOneContainerExample(t *testing.T) {
 
 	t.Run("Consul is restarted", func(t *testing.T) {
 		s := s.in(t)
-		s.underLoad(func(l *lab.Load) {
-			s.compose("restart", "consul")
-			s.compose("up", "-d", "--no-recreate", "--scale", "web=3")
-			s.answers(l, s.containers("web")...)
-			s.compose("up", "-d", "--no-recreate", "--scale", "web=2")
+		s.underLoad(func(l *traffic.Load) {
+			s.Do("restart", "consul")
+			s.Do("up", "-d", "--no-recreate", "--scale", "web=3")
+			s.answers(l, s.Containers("web")...)
+			s.Do("up", "-d", "--no-recreate", "--scale", "web=2")
 			s.expectServers(2)
 		})
 		s.expectLog(lb, "consul failed")
@@ -94,10 +93,10 @@ func TestE2EOneContainerExample(t *testing.T) {
 	t.Run("HAProxy is killed", func(t *testing.T) {
 		s := s.in(t)
 		s.expectFile(lb, 2)
-		s.docker("exec", lb, "sh", "-c", "kill -9 "+strconv.Itoa(s.last(lb, "haproxy started").PID))
-		lab.Eventually(t, 20*time.Second, "both answer", func() error { return s.expectHosts(2) })
+		s.Docker("exec", lb, "sh", "-c", "kill -9 "+strconv.Itoa(s.last(lb, "haproxy started").PID))
+		s.Eventually(20*time.Second, "both answer", func() error { return s.expectHosts(2) })
 		s.expectProcesses(lb)
-		if n := s.docker("inspect", "--format", "{{.RestartCount}}", lb); n != "0" {
+		if n := s.Docker("inspect", "--format", "{{.RestartCount}}", lb); n != "0" {
 			t.Errorf("the container was restarted %s times", n)
 		}
 		s.expectLog(lb, "the proxy does not run, starting it again")
@@ -115,7 +114,7 @@ func TestE2EOneContainerExample(t *testing.T) {
 
 	t.Run("stop all of it", func(t *testing.T) {
 		s := s.in(t)
-		s.compose("stop")
+		s.Do("stop")
 		s.expectEnded(lb)
 		s.expectLog(lb)
 	})
@@ -148,100 +147,47 @@ func TestE2EOneContainerExampleHasNoAddress(t *testing.T) {
 
 // stack is the example as a compose project of its own.
 type stack struct {
-	t          *testing.T
-	project    string
-	env        []string
+	*testenv.Compose
 	web, stats string // addresses
 	logged     int    // how much of the log has been looked at
-	*client
 }
 
 // startStack builds and starts the example by the command that the README tells, on ports of its own.
 func startStack(t *testing.T) *stack {
 	t.Helper()
-	s := &stack{
-		t:       t,
-		project: lab.Name(t) + "-one",
-		web:     "127.0.0.1:" + lab.FreePort(t),
-		stats:   "127.0.0.1:" + lab.FreePort(t),
-		client:  &client{},
-	}
-	s.env = append(os.Environ(), "PROJECT="+s.project, "BIND_ADDRESS=127.0.0.1", "CONSUL_PORT="+lab.FreePort(t),
-		"HTTP_PORT="+port(s.web), "STATS_PORT="+port(s.stats))
-	t.Cleanup(func() {
-		s.t = t
-		if t.Failed() {
-			t.Log(request.ReplaceAllString(s.run("logs", "--no-color", "lb"), ""))
-		}
-		s.compose("down", "--volumes", "--remove-orphans", "--rmi", "local", "--timeout", "1")
+	s := &stack{web: testenv.FreeAddress(t, "127.0.0.1"), stats: testenv.FreeAddress(t, "127.0.0.1")}
+	s.Compose = testenv.NewCompose(t, testenv.ComposeOptions{
+		Command: []string{"./compose.sh"},
+		Env:     []string{"CONSUL_PORT=" + testenv.FreePort(t), "HTTP_PORT=" + testenv.Port(s.web), "STATS_PORT=" + testenv.Port(s.stats)},
+		Down:    []string{"--rmi", "local"},
+		Show:    []string{"lb"},
 	})
-	s.compose("up", "-d", "--build")
-	lab.Eventually(t, time.Minute, "both answer", func() error { return s.expectHosts(2) })
+	s.Do("up", "-d", "--build")
+	s.Eventually(time.Minute, "both answer", func() error { return s.expectHosts(2) })
 	return s
 }
 
 // in is the same stack for a part of the test, whose failures are that part's.
 func (s *stack) in(t *testing.T) *stack {
-	s.t = t
+	s.Compose = s.In(t)
 	return s
 }
 
-func (s *stack) command(args ...string) *exec.Cmd {
-	cmd := exec.Command("./compose.sh", args...)
-	cmd.Env = s.env
-	return cmd
-}
-
-// run returns what a compose command prints, whether it fails or not.
-func (s *stack) run(args ...string) string {
-	out, _ := s.command(args...).CombinedOutput()
-	return string(out)
-}
-
-// compose runs a compose command, and ends the test if that fails.
-func (s *stack) compose(args ...string) string {
-	s.t.Helper()
-	out, err := s.command(args...).Output()
-	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			out = append(out, exit.Stderr...)
-		}
-		s.t.Fatalf("./compose.sh %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
-// containers are the IDs of a service's containers.
-func (s *stack) containers(service string) []string {
-	s.t.Helper()
-	return strings.Fields(s.compose("ps", "--quiet", service))
-}
-
-func (s *stack) docker(args ...string) string {
-	s.t.Helper()
-	out, err := lab.Docker(args...)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return out
-}
-
 // underLoad sends requests while f runs, of which none may fail.
-func (s *stack) underLoad(f func(l *lab.Load)) {
-	s.t.Helper()
-	l := lab.StartLoad(s.t, s.web, rate, lab.Kept, lab.Fresh)
+func (s *stack) underLoad(f func(l *traffic.Load)) {
+	s.Helper()
+	l := traffic.ToApp(s, s.web, rate, traffic.Kept, traffic.Fresh)
 	f(l)
 	r := l.Finish()
-	s.t.Log(r)
-	r.ExpectNoneFailed(s.t, s.t.Name())
+	s.Log(r)
+	r.ExpectNoneFailed(s, s.Name())
 }
 
 // answers waits until each of the containers has answered a request that is sent from now on.
-func (s *stack) answers(l *lab.Load, containers ...string) {
-	s.t.Helper()
+func (s *stack) answers(l *traffic.Load, containers ...string) {
+	s.Helper()
 	now := time.Now()
-	lab.Eventually(s.t, 20*time.Second, "they answer", func() error { return l.ExpectAnswers(now, containers...) })
+	s.Eventually(20*time.Second, "they answer", func() error { return l.ExpectAnswers(now, containers...) })
 }
 
 // slow is how many requests are in flight when the load balancer is stopped, and delay how long they take: enough for
@@ -253,56 +199,56 @@ const (
 
 // stopUnderLoad stops the load balancer while slow requests are in flight and others come.
 func (s *stack) stopUnderLoad(lb string, webs []string) {
-	s.t.Helper()
+	s.Helper()
 	answered := make(chan error, slow)
 	for range slow {
 		go func() {
-			_, err := s.get(fmt.Sprintf("http://%s/?delay=%s", s.web, delay))
+			_, err := testenv.AskApp(fmt.Sprintf("http://%s/?delay=%s", s.web, delay))
 			answered <- err
 		}()
 	}
-	lab.Eventually(s.t, delay, "they are in flight", func() error {
+	s.Eventually(delay, "they are in flight", func() error {
 		row, err := s.row("web", "BACKEND")
 		if err == nil && row["scur"] != strconv.Itoa(slow) {
 			err = fmt.Errorf("%s are", row["scur"])
 		}
 		return err
 	})
-	l := lab.StartLoad(s.t, s.web, rate, lab.Kept, lab.Fresh)
-	lab.Eventually(s.t, 5*time.Second, "the load begins", func() error {
+	l := traffic.ToApp(s, s.web, rate, traffic.Kept, traffic.Fresh)
+	s.Eventually(5*time.Second, "the load begins", func() error {
 		if l.Of(webs[0]).First.IsZero() && l.Of(webs[1]).First.IsZero() {
 			return errors.New("no answer yet")
 		}
 		return nil
 	})
 	if n := len(answered); n > 0 {
-		s.t.Fatalf("%d of the slow requests have ended already", n)
+		s.Fatalf("%d of the slow requests have ended already", n)
 	}
 
 	began := time.Now()
-	s.docker("stop", "--time", "15", lb)
+	s.Docker("stop", "--time", "15", lb)
 	all := time.Since(began)
 	s.expectEnded(lb)
 	for range slow {
 		if err := <-answered; err != nil {
-			s.t.Errorf("a request in flight was not answered: %v", err)
+			s.Errorf("a request in flight was not answered: %v", err)
 		}
 	}
 	l.Finish() // there is nobody to answer after the stop
 	took := s.last(lb, "berth stops").Time.Sub(began)
-	s.t.Logf("berth and HAProxy ended after %s, docker stop returned after %s", took.Round(time.Millisecond), all.Round(time.Millisecond))
+	s.Logf("berth and HAProxy ended after %s, docker stop returned after %s", took.Round(time.Millisecond), all.Round(time.Millisecond))
 	if took < 0 || took > delay+2*time.Second {
-		s.t.Errorf("they ended after %s, want not much more than the %s of the requests in flight", took, delay)
+		s.Errorf("they ended after %s, want not much more than the %s of the requests in flight", took, delay)
 	}
 }
 
 // start starts the load balancer again and waits until all of it is at work.
 func (s *stack) start(lb string) {
-	s.t.Helper()
+	s.Helper()
 	began := time.Now()
-	s.docker("start", lb)
-	lab.Eventually(s.t, 20*time.Second, "both answer", func() error { return s.expectHosts(2) })
-	lab.Eventually(s.t, 20*time.Second, "berth registers", func() error {
+	s.Docker("start", lb)
+	s.Eventually(20*time.Second, "both answer", func() error { return s.expectHosts(2) })
+	s.Eventually(20*time.Second, "berth registers", func() error {
 		if s.last(lb, "consul answers").Time.Before(began) {
 			return errors.New("it has not come to it")
 		}
@@ -311,32 +257,19 @@ func (s *stack) start(lb string) {
 }
 
 func (s *stack) expectEnded(lb string) {
-	s.t.Helper()
-	if got := s.docker("inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", lb); got != "exited 0" {
-		s.t.Errorf("the container is: %s, want exited 0", got)
+	s.Helper()
+	if got := s.Docker("inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", lb); got != "exited 0" {
+		s.Errorf("the container is: %s, want exited 0", got)
 	}
 }
 
 // expectHosts is nil when exactly n different web servers answer.
-func (s *stack) expectHosts(n int) error {
-	seen := map[string]bool{}
-	for range 20 {
-		host, err := s.get("http://" + s.web + "/")
-		if err != nil {
-			return err
-		}
-		seen[host] = true
-	}
-	if len(seen) != n {
-		return fmt.Errorf("%d hosts answer, want %d: %v", len(seen), n, seen)
-	}
-	return nil
-}
+func (s *stack) expectHosts(n int) error { return testenv.ExpectHosts(s.web, n) }
 
 // expectServers waits until HAProxy has exactly n servers that may get requests.
 func (s *stack) expectServers(n int) {
-	s.t.Helper()
-	lab.Eventually(s.t, 20*time.Second, fmt.Sprintf("HAProxy has %d servers", n), func() error {
+	s.Helper()
+	s.Eventually(20*time.Second, fmt.Sprintf("HAProxy has %d servers", n), func() error {
 		row, err := s.row("web", "BACKEND")
 		if err == nil && row["act"] != strconv.Itoa(n) {
 			err = fmt.Errorf("it has %s", row["act"])
@@ -347,54 +280,21 @@ func (s *stack) expectServers(n int) {
 
 // row is a line of HAProxy's statistics.
 func (s *stack) row(proxy, server string) (map[string]string, error) {
-	resp, err := s.http().Get("http://" + s.stats + "/stats;csv")
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	rows, err := csv.NewReader(resp.Body).ReadAll()
-	if err != nil || resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("statistics of HAProxy: %s, %w", resp.Status, err)
-	}
-	for _, fields := range rows {
-		if fields[0] != proxy || fields[1] != server {
-			continue
+	rows, err := testenv.HAProxyStats("http://" + s.stats + "/stats;csv")
+	for _, row := range rows {
+		if row["pxname"] == proxy && row["svname"] == server {
+			return row, nil
 		}
-		row := map[string]string{}
-		for i, name := range rows[0] {
-			row[name] = fields[i]
-		}
-		return row, nil
 	}
-	return nil, fmt.Errorf("HAProxy has no %s in %s", server, proxy)
-}
-
-// client opens a connection for each request, and leaves none.
-type client struct{}
-
-func (client) http() *http.Client {
-	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-}
-
-func (c client) get(url string) (host string, err error) {
-	resp, err := c.http().Get(url)
-	if err != nil {
-		return "", err
-	}
-	return lab.Host(resp)
-}
-
-func port(address string) string {
-	_, port, _ := strings.Cut(address, ":")
-	return port
+	return nil, cmp.Or(err, fmt.Errorf("HAProxy has no %s in %s", server, proxy))
 }
 
 // process is one of a container's, with the numbers that this host has for it.
 type process struct{ pid, parent, state, name string }
 
 func (s *stack) processes(id string) (all []process) {
-	s.t.Helper()
-	lines := strings.Split(s.docker("top", id, "-o", "pid,ppid,stat,args"), "\n")
+	s.Helper()
+	lines := strings.Split(s.Docker("top", id, "-o", "pid,ppid,stat,args"), "\n")
 	for _, line := range lines[1:] {
 		f := strings.Fields(line)
 		all = append(all, process{f[0], f[1], f[2], f[3]})
@@ -405,10 +305,10 @@ func (s *stack) processes(id string) (all []process) {
 // expectProcesses waits until there are berth as process 1, berth, HAProxy's master and its worker, each a child of the
 // one before, and no other process: no supervisord, no shell, no zombie.
 func (s *stack) expectProcesses(id string) {
-	s.t.Helper()
-	lab.Eventually(s.t, 10*time.Second, "its processes are berth and HAProxy", func() error {
+	s.Helper()
+	s.Eventually(10*time.Second, "its processes are berth and HAProxy", func() error {
 		all := s.processes(id)
-		parent := s.docker("inspect", "--format", "{{.State.Pid}}", id)
+		parent := s.Docker("inspect", "--format", "{{.State.Pid}}", id)
 		for i, want := range []string{"berth", "berth", "haproxy", "haproxy"} {
 			at := slices.IndexFunc(all, func(p process) bool { return (i == 0 && p.pid == parent) || (i > 0 && p.parent == parent) })
 			if at < 0 || all[at].name != want || strings.HasPrefix(all[at].state, "Z") || len(all) != 4 {
@@ -422,23 +322,23 @@ func (s *stack) expectProcesses(id string) {
 
 // expectLockedDown checks that the container has no more rights than it needs.
 func (s *stack) expectLockedDown(id string) {
-	s.t.Helper()
-	status := s.docker("exec", id, "cat", "/proc/1/status")
+	s.Helper()
+	status := s.Docker("exec", id, "cat", "/proc/1/status")
 	for _, want := range []string{`Uid:\s+99\s+99`, `CapEff:\s+0+\n`, `CapBnd:\s+0+\n`, `NoNewPrivs:\s+1`} {
 		if !regexp.MustCompile(want).MatchString(status) {
-			s.t.Errorf("process 1 is not %q:\n%s", want, status)
+			s.Errorf("process 1 is not %q:\n%s", want, status)
 		}
 	}
-	if _, err := lab.Docker("exec", id, "sh", "-c", "echo >/file"); err == nil {
-		s.t.Error("the root filesystem can be written to")
+	if _, err := testenv.Docker("exec", id, "sh", "-c", "echo >/file"); err == nil {
+		s.Error("the root filesystem can be written to")
 	}
 }
 
 // expectFile waits until HAProxy would start with n servers.
 func (s *stack) expectFile(id string, n int) {
-	s.t.Helper()
-	lab.Eventually(s.t, 20*time.Second, fmt.Sprintf("the configuration has %d servers", n), func() error {
-		text, err := lab.Docker("exec", id, "cat", "/etc/haproxy/haproxy.cfg")
+	s.Helper()
+	s.Eventually(20*time.Second, fmt.Sprintf("the configuration has %d servers", n), func() error {
+		text, err := testenv.Docker("exec", id, "cat", "/etc/haproxy/haproxy.cfg")
 		if got := strings.Count(text, "\n    server "); err == nil && got != n {
 			err = fmt.Errorf("it has %d:\n%s", got, text)
 		}
@@ -455,31 +355,20 @@ type entry struct {
 
 // last is the last line of berth's log whose message begins so.
 func (s *stack) last(id, msg string) (found entry) {
-	s.t.Helper()
-	for line := range strings.Lines(s.log(id)) {
+	s.Helper()
+	for line := range strings.Lines(s.Docker("logs", id)) {
 		var e entry
 		if json.Unmarshal([]byte(line), &e) == nil && strings.HasPrefix(e.Msg, msg) {
 			found = e
 		}
 	}
 	if found.Msg == "" {
-		s.t.Fatalf("berth's log does not say %q", msg)
+		s.Fatalf("berth's log does not say %q", msg)
 	}
 	return found
 }
 
-func (s *stack) log(id string) string {
-	s.t.Helper()
-	out, err := exec.Command("docker", "logs", id).CombinedOutput()
-	if err != nil {
-		s.t.Fatalf("docker logs: %v\n%s", err, out)
-	}
-	return string(out)
-}
-
 var (
-	// request is a line about a request that was answered.
-	request = regexp.MustCompile(`(?m)^.* http\.in web/\S+ \S+ 200 .*\n`)
 	// complaint is a line of berth's or HAProxy's that is more than a notice, or none of theirs.
 	complaint = regexp.MustCompile(`"level":"(WARN|ERROR)"|^\[(WARNING|ALERT|EMERG)\]|^berth: |panic|^goroutine `)
 	// told is what HAProxy calls a warning and is what it was told to do: come, go, end.
@@ -490,19 +379,19 @@ var (
 // expectLog returns what was logged since the last call. In it nobody complains, but with the given texts: each of those
 // has to be there.
 func (s *stack) expectLog(id string, provoked ...string) string {
-	s.t.Helper()
-	all := s.log(id)
+	s.Helper()
+	all := s.Docker("logs", id)
 	log := all[s.logged:]
 	s.logged = len(all)
 	for line := range strings.Lines(log) {
 		isProvoked := slices.ContainsFunc(provoked, func(text string) bool { return strings.Contains(line, text) })
 		if complaint.MatchString(line) && !told.MatchString(line) && !isProvoked && !s.isOfOthers(line) {
-			s.t.Errorf("logged: %s", line)
+			s.Errorf("logged: %s", line)
 		}
 	}
 	for _, text := range provoked {
 		if !strings.Contains(log, text) {
-			s.t.Errorf("the log does not say %q", text)
+			s.Errorf("the log does not say %q", text)
 		}
 	}
 	return log
@@ -511,5 +400,5 @@ func (s *stack) expectLog(id string, provoked ...string) string {
 // isOfOthers says whether a line is about a container of somebody else on this host: berth sees all of Docker's.
 func (s *stack) isOfOthers(line string) bool {
 	var e entry
-	return json.Unmarshal([]byte(line), &e) == nil && e.Container != "" && !strings.HasPrefix(e.Container, s.project)
+	return json.Unmarshal([]byte(line), &e) == nil && e.Container != "" && !strings.HasPrefix(e.Container, s.Project)
 }

@@ -6,9 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,8 +17,11 @@ import (
 	"testing"
 	"time"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
+
+// soon is the most that anything here takes.
+const soon = 30 * time.Second
 
 // Two of each serve; some are told to end, some are started, some are killed, and Consul forgets all of them.
 func TestE2EProcesses(t *testing.T) {
@@ -85,7 +86,7 @@ func TestE2EService(t *testing.T) {
 		s.expectRegistered("www-20001", s.hostname()+":www:20002", "data-20101")
 		s.underLoad(func() {
 			s.signal("TERM", service.berth)
-			s.eventually("it is taken out of service", func() error {
+			testenv.Eventually(s, soon, "it is taken out of service", func() error {
 				return expect(s.logged("out of service")["reason"], "the process was told to stop by SIGTERM")
 			})
 			s.expectEnded(service.berth, service.child)
@@ -126,26 +127,26 @@ func TestE2EService(t *testing.T) {
 // run.sh starts all of it, and ends it in order.
 func TestE2EProcessesRunScript(t *testing.T) {
 	s := newStack(t, "sh", "-c", "cp -r /example/. /stack && exec /stack/run.sh")
-	s.eventually("two of each answer", func() error {
+	testenv.Eventually(s, soon, "two of each answer", func() error {
 		www, data, err := s.pids()
 		if err == nil && (len(www) != 2 || len(data) != 2) {
 			err = fmt.Errorf("www %v, data %v answer", www, data)
 		}
 		return err
 	})
-	docker(t, "stop", "--time", "30", s.id)
-	out := docker(t, "logs", s.id)
+	testenv.MustDocker(t, "stop", "--time", "30", s.id)
+	out := testenv.MustDocker(t, "logs", s.id)
 	if n := strings.Count(out, ": deregistered"); n != 4 {
 		t.Errorf("%d of 4 processes deregistered", n)
 	}
-	if code := docker(t, "inspect", "--format", "{{.State.ExitCode}}", s.id); code != "0" {
+	if code := testenv.MustDocker(t, "inspect", "--format", "{{.State.ExitCode}}", s.id); code != "0" {
 		t.Errorf("exit code %s", code)
 	}
 }
 
 // stack is a container in which processes run next to each other.
 type stack struct {
-	t      *testing.T
+	testing.TB
 	id     string
 	host   string // address of the container
 	consul int    // its PID
@@ -166,24 +167,18 @@ func newStack(t *testing.T, command ...string) *stack {
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"run", "--detach", "--init", "--user", "0", "--stop-signal", "SIGTERM", "--workdir", "/stack",
+	args := []string{"--init", "--user", "0", "--stop-signal", "SIGTERM", "--workdir", "/stack",
 		"--volume", bin + ":/opt/bin:ro", "--volume", here + ":/example:ro",
 		"--env", "BIN=/opt/bin", "--env", "BIND_ADDRESS=0.0.0.0", image}
-	s := &stack{t: t, id: docker(t, append(args, command...)...)}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(docker(t, "logs", s.id))
-		}
-		docker(t, "rm", "--force", "--volumes", s.id)
-	})
-	s.host = docker(t, "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", s.id)
+	s := &stack{TB: t, id: testenv.Run(t, append(args, command...)...)}
+	s.host = testenv.MustDocker(t, "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", s.id)
 	return s
 }
 
 // image is HAProxy's image with Consul in it.
 func image(t *testing.T) string {
 	t.Helper()
-	return lab.Build(t, "FROM "+lab.Image(t, "IMAGE_CONSUL")+" AS consul\nFROM "+lab.Image(t, "IMAGE_HAPROXY")+
+	return testenv.Build(t, "FROM "+testenv.Image(t, "IMAGE_CONSUL")+" AS consul\nFROM "+testenv.Image(t, "IMAGE_HAPROXY")+
 		"\nCOPY --from=consul /bin/consul /usr/local/bin/consul\n")
 }
 
@@ -191,7 +186,7 @@ func image(t *testing.T) string {
 func startStack(t *testing.T) *stack {
 	t.Helper()
 	s := newStack(t, "sh", "-c", "cp -r /example/. /stack && mkdir -p /stack/run && touch /stack/ready && exec sleep infinity")
-	s.eventually("the container is ready", func() error {
+	testenv.Eventually(s, soon, "the container is ready", func() error {
 		return exec.Command("docker", "exec", s.id, "test", "-e", "/stack/ready").Run()
 	})
 	s.startConsul()
@@ -199,16 +194,16 @@ func startStack(t *testing.T) *stack {
 		" --haproxy-socket $PWD/run/master.sock -- haproxy -W -db")
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log(docker(t, "exec", s.id, "sh", "-c", "tail -n 40 /stack/*.log"))
+			t.Log(testenv.MustDocker(t, "exec", s.id, "sh", "-c", "tail -n 40 /stack/*.log"))
 		}
 	})
 	return s
 }
 
 func (s *stack) startConsul() {
-	s.t.Helper()
+	s.Helper()
 	s.consul = s.run("consul agent -dev -client 0.0.0.0 -log-level warn")
-	s.eventually("Consul answers", func() error {
+	testenv.Eventually(s, soon, "Consul answers", func() error {
 		var leader string
 		return s.get(":8500/v1/status/leader", &leader)
 	})
@@ -217,20 +212,20 @@ func (s *stack) startConsul() {
 // in is the same stack for a part of the test, whose failures are that part's.
 func (s *stack) in(t *testing.T) *stack {
 	part := *s
-	part.t = t
+	part.TB = t
 	return &part
 }
 
 // run starts a process and returns its PID in the container.
 func (s *stack) run(command string) int {
-	s.t.Helper()
+	s.Helper()
 	s.files++
-	name := fmt.Sprintf("/stack/%s-%d", filepath.Base(s.t.Name()), s.files)
+	name := fmt.Sprintf("/stack/%s-%d", filepath.Base(s.Name()), s.files)
 	// A shell that waits for it, so that it is no zombie, and notes its exit code.
-	docker(s.t, "exec", "--detach", s.id, "sh", "-c", fmt.Sprintf(
+	testenv.MustDocker(s, "exec", "--detach", s.id, "sh", "-c", fmt.Sprintf(
 		"%s >%[2]s.log 2>&1 & pid=$!; echo $pid >%[2]s.new; mv %[2]s.new %[2]s.pid; wait $pid; echo $? >/stack/$pid.code", command, name))
 	var pid int
-	s.eventually(command+" is started", func() error {
+	testenv.Eventually(s, soon, command+" is started", func() error {
 		out, err := exec.Command("docker", "exec", s.id, "cat", name+".pid").CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
@@ -242,15 +237,15 @@ func (s *stack) run(command string) int {
 }
 
 // start starts one of the example's programs.
-func (s *stack) start(command string) int { s.t.Helper(); return s.run("/opt/bin/" + command) }
+func (s *stack) start(command string) int { s.Helper(); return s.run("/opt/bin/" + command) }
 
 // service is a program with berth service around it: PIDs.
 type service struct{ berth, child int }
 
 func (s *stack) service(flags, command string) service {
-	s.t.Helper()
+	s.Helper()
 	of := service{berth: s.run("/opt/bin/berth service " + flags + " -- /opt/bin/" + command)}
-	s.eventually("berth starts it", func() error {
+	testenv.Eventually(s, soon, "berth starts it", func() error {
 		out, err := exec.Command("docker", "exec", s.id, "sh", "-c", fmt.Sprintf("cat /proc/%d/task/*/children", of.berth)).Output()
 		if err != nil {
 			return err
@@ -262,17 +257,17 @@ func (s *stack) service(flags, command string) service {
 }
 
 func (s *stack) signal(name string, pids ...int) {
-	s.t.Helper()
+	s.Helper()
 	args := []string{"exec", s.id, "sh", "-c", `kill -s "$@"`, "sh", name}
 	for _, pid := range pids {
 		args = append(args, strconv.Itoa(pid))
 	}
-	docker(s.t, args...)
+	testenv.MustDocker(s, args...)
 }
 
 func (s *stack) expectEnded(pids ...int) {
-	s.t.Helper()
-	s.eventually("they have ended", func() error {
+	s.Helper()
+	testenv.Eventually(s, soon, "they have ended", func() error {
 		for _, pid := range pids {
 			if exec.Command("docker", "exec", s.id, "sh", "-c", fmt.Sprint("kill -0 ", pid)).Run() == nil {
 				return fmt.Errorf("process %d runs", pid)
@@ -284,8 +279,8 @@ func (s *stack) expectEnded(pids ...int) {
 
 // expectCode waits for the exit code of what run has started.
 func (s *stack) expectCode(pid int, want string) {
-	s.t.Helper()
-	s.eventually("its exit code is "+want, func() error {
+	s.Helper()
+	testenv.Eventually(s, soon, "its exit code is "+want, func() error {
 		out, err := exec.Command("docker", "exec", s.id, "cat", fmt.Sprintf("/stack/%d.code", pid)).Output()
 		return errors.Join(err, expect(strings.TrimSpace(string(out)), want))
 	})
@@ -296,7 +291,7 @@ func (s *stack) hostname() string { return s.id[:12] }
 // logged is the last line with this message in the log of a berth.
 func (s *stack) logged(msg string) map[string]any {
 	var last map[string]any
-	for line := range strings.Lines(docker(s.t, "exec", s.id, "sh", "-c", "cat /stack/*.log")) {
+	for line := range strings.Lines(testenv.MustDocker(s, "exec", s.id, "sh", "-c", "cat /stack/*.log")) {
 		var m map[string]any
 		if json.Unmarshal([]byte(line), &m) == nil && m["msg"] == msg {
 			last = m
@@ -310,24 +305,9 @@ type answer struct {
 	WWW, Data struct{ PID, Port int }
 }
 
-// client opens a connection for each request, as curl does: every one may come to another process.
-var client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-
 // get asks the container.
 func (s *stack) get(url string, answer any) error {
-	resp, err := client.Get("http://" + s.host + url)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s: %s", url, resp.Status, body)
-	}
-	return json.Unmarshal(body, answer)
+	return testenv.GetJSON("http://"+s.host+url, answer)
 }
 
 // pids asks often enough for each process to be asked, and says which ones served a part.
@@ -345,9 +325,9 @@ func (s *stack) pids() (www, data []int, err error) {
 
 // expectPIDs waits until these processes serve, and no other.
 func (s *stack) expectPIDs(www, data []int) {
-	s.t.Helper()
+	s.Helper()
 	www, data = slices.Sorted(slices.Values(www)), slices.Sorted(slices.Values(data))
-	s.eventually("these processes answer", func() error {
+	testenv.Eventually(s, soon, "these processes answer", func() error {
 		gotWWW, gotData, err := s.pids()
 		return errors.Join(err, expect(gotWWW, www), expect(gotData, data))
 	})
@@ -355,9 +335,9 @@ func (s *stack) expectPIDs(www, data []int) {
 
 // expectRegistered waits until the agent holds these instances, and passes them all.
 func (s *stack) expectRegistered(ids ...string) {
-	s.t.Helper()
+	s.Helper()
 	slices.Sort(ids)
-	s.eventually("registered are "+fmt.Sprint(ids), func() error {
+	testenv.Eventually(s, soon, "registered are "+fmt.Sprint(ids), func() error {
 		var services map[string]any
 		var checks map[string]struct{ ServiceID, Status string }
 		if err := errors.Join(s.get(":8500/v1/agent/services", &services), s.get(":8500/v1/agent/checks", &checks)); err != nil {
@@ -374,27 +354,19 @@ func (s *stack) expectRegistered(ids ...string) {
 
 // expectServers waits until HAProxy has these servers, by its statistics.
 func (s *stack) expectServers(names ...string) {
-	s.t.Helper()
+	s.Helper()
 	slices.Sort(names)
-	s.eventually("HAProxy has "+fmt.Sprint(names), func() error {
-		resp, err := client.Get("http://" + s.host + ":8000/admin?stats;csv")
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			return err
-		}
+	testenv.Eventually(s, soon, "HAProxy has "+fmt.Sprint(names), func() error {
+		rows, err := testenv.HAProxyStats("http://" + s.host + ":8000/admin?stats;csv")
 		var got []string
-		for line := range strings.Lines(string(body)) {
-			fields := strings.Split(line, ",") // proxy, server, ..., status
-			if len(fields) > 17 && (fields[0] == "www" || fields[0] == "data") && fields[1] != "BACKEND" && !strings.HasPrefix(fields[17], "MAINT") {
-				got = append(got, fields[1])
+		for _, row := range rows {
+			proxy, server := row["pxname"], row["svname"]
+			if (proxy == "www" || proxy == "data") && server != "BACKEND" && !strings.HasPrefix(row["status"], "MAINT") {
+				got = append(got, server)
 			}
 		}
 		slices.Sort(got)
-		return expect(got, names)
+		return errors.Join(err, expect(got, names))
 	})
 }
 
@@ -407,7 +379,7 @@ func expect(got, want any) error {
 
 // underLoad sends requests while f runs, some at a time, of which none may fail.
 func (s *stack) underLoad(f func()) {
-	s.t.Helper()
+	s.Helper()
 	const clients, pause = 4, 20 * time.Millisecond
 	var (
 		stop  = make(chan struct{})
@@ -441,30 +413,8 @@ func (s *stack) underLoad(f func()) {
 		defer close(stop)
 		f()
 	}()
-	s.t.Logf("%d of %d requests failed", len(fails), sent)
+	s.Logf("%d of %d requests failed", len(fails), sent)
 	if len(fails) > 0 || sent < clients {
-		s.t.Errorf("%d of %d requests failed, want 0 of some: %v", len(fails), sent, errors.Join(fails[:min(len(fails), 5)]...))
+		s.Errorf("%d of %d requests failed, want 0 of some: %v", len(fails), sent, errors.Join(fails[:min(len(fails), 5)]...))
 	}
-}
-
-func (s *stack) eventually(what string, f func() error) {
-	s.t.Helper()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(end) {
-			s.t.Fatalf("not within 30s: %s: %v", what, err)
-		}
-	}
-}
-
-func docker(t *testing.T, args ...string) string {
-	t.Helper()
-	out, err := exec.Command("docker", args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("docker %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return strings.TrimSpace(string(out))
 }

@@ -13,24 +13,24 @@ import (
 
 	"github.com/redis/go-redis/v9/logging"
 
-	"berth/deploy/lab"
+	"berth/deploy/testenv"
 )
 
 // The room in a real Redis, which also goes away and comes back.
 func TestE2EChatRoom(t *testing.T) {
 	logging.Disable() // as main does
-	name := lab.Name(t) + "-redis"
-	port := lab.FreePort(t)
-	docker(t, "run", "--detach", "--name", name, "--label", "SERVICE_IGNORE=1", "--publish", "127.0.0.1:"+port+":6379",
-		lab.Image(t, "IMAGE_REDIS"), "redis-server", "--protected-mode", "no", "--appendonly", "yes")
-	log := &lab.Log{}
+	name := testenv.Name(t) + "-redis"
+	port := testenv.FreePort(t)
+	testenv.MustDocker(t, "run", "--detach", "--name", name, "--label", "SERVICE_IGNORE=1", "--publish", "127.0.0.1:"+port+":6379",
+		testenv.Image(t, "IMAGE_REDIS"), "redis-server", "--protected-mode", "no", "--appendonly", "yes")
+	log := &testenv.Log{}
 	open := func() *room {
 		return newRoom(net.JoinHostPort("127.0.0.1", port), slog.New(slog.NewTextHandler(log, nil)))
 	}
 	r, other := open(), open()
 	defer r.close()
 	defer other.close()
-	lab.Eventually(t, 10*time.Second, "Redis answers", func() error { _, err := r.since(t.Context(), ""); return err })
+	testenv.Eventually(t, 10*time.Second, "Redis answers", func() error { _, err := r.since(t.Context(), ""); return err })
 	ctx, stop := context.WithCancel(t.Context())
 	var following sync.WaitGroup
 	following.Go(func() { r.follow(ctx) })
@@ -69,7 +69,7 @@ func TestE2EChatRoom(t *testing.T) {
 		case <-time.After(10 * time.Second):
 			t.Fatalf("%q is not heard of", text)
 		}
-		lab.Eventually(t, 10*time.Second, "it is read", func() error {
+		testenv.Eventually(t, 10*time.Second, "it is read", func() error {
 			if said := since(t, r, last); len(said) != 1 || said[0].Text != text {
 				return fmt.Errorf("%v", said)
 			}
@@ -80,7 +80,7 @@ func TestE2EChatRoom(t *testing.T) {
 	hear("one more")
 
 	next := r.next()
-	docker(t, "stop", name)
+	testenv.MustDocker(t, "stop", name)
 	select {
 	case <-next:
 	case <-time.After(10 * time.Second):
@@ -92,8 +92,8 @@ func TestE2EChatRoom(t *testing.T) {
 	if err := other.say(t.Context(), message{Name: "Ben", Text: "lost"}); err == nil {
 		t.Error("a Redis that is away takes a message")
 	}
-	docker(t, "start", name)
-	lab.Eventually(t, 20*time.Second, "Redis is back", func() error { _, err := r.since(t.Context(), ""); return err })
+	testenv.MustDocker(t, "start", name)
+	testenv.Eventually(t, 20*time.Second, "Redis is back", func() error { _, err := r.since(t.Context(), ""); return err })
 	if said := since(t, r, ""); len(said) != keep || said[keep-1].ID != last {
 		t.Errorf("after a restart there are %d messages, want the same %d", len(said), keep)
 	}
@@ -108,11 +108,4 @@ func since(t *testing.T, r *room, id string) []message {
 		t.Fatal(err)
 	}
 	return said
-}
-
-func docker(t *testing.T, args ...string) {
-	t.Helper()
-	if _, err := lab.Docker(args...); err != nil {
-		t.Fatal(err)
-	}
 }

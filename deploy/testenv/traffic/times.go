@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Times are durations, sorted where that is said.
+// Times are durations, sorted where a method asks for it.
 type Times []time.Duration
 
 // Sorted sorts them in place.
@@ -39,7 +39,7 @@ func Ms(d time.Duration) string {
 // Millis is a duration in milliseconds.
 func Millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// LoadAverage is that of the machine, of the last minute.
+// LoadAverage returns the load average of the machine over the last minute.
 func LoadAverage() string {
 	b, err := os.ReadFile("/proc/loadavg")
 	if err != nil {

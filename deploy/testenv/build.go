@@ -1,6 +1,6 @@
 //go:build e2e
 
-package lab
+package testenv
 
 import (
 	"fmt"
@@ -13,7 +13,7 @@ import (
 // Build makes an image of a Dockerfile that needs no files, for one test, and returns its name.
 func Build(t testing.TB, dockerfile string) string {
 	t.Helper()
-	name := fmt.Sprintf("%simage:%d-%d", Prefix, os.Getpid(), labs.Add(1))
+	name := fmt.Sprintf("%simage:%d-%d", Prefix, os.Getpid(), names.Add(1))
 	build := exec.Command("docker", "build", "--force-rm", "-t", name, "-")
 	build.Stdin = strings.NewReader(dockerfile)
 	if out, err := build.CombinedOutput(); err != nil {

@@ -1,6 +1,6 @@
 //go:build e2e
 
-package lab
+package testenv
 
 import (
 	"errors"
@@ -13,10 +13,10 @@ import (
 
 // ConsulOptions say how to start a Consul agent.
 type ConsulOptions struct {
-	Name    string   // of its container, one that begins with a Name
-	Address string   // where its HTTP API is to be reached from here
+	Name    string   // of the container; it begins with a Name
+	Address string   // at which tests reach the HTTP API
 	Docker  []string // arguments of docker run: the network it is on, the port it publishes
-	Args    []string // arguments of consul agent: -dev or -server, its addresses, what is to be configured
+	Args    []string // arguments of consul agent: -dev or -server, addresses, configuration
 	Token   string   // for the Client
 }
 
@@ -26,7 +26,7 @@ type Consul struct {
 	ConsulOptions
 }
 
-// StartConsul starts an agent. Elections are quick; what is kept is in a volume. The agent may take a moment until it
+// StartConsul starts an agent. Elections are quick, and the data is in a volume. The agent may take a moment until it
 // answers.
 func StartConsul(t testing.TB, o ConsulOptions) *Consul {
 	t.Helper()
@@ -34,9 +34,7 @@ func StartConsul(t testing.TB, o ConsulOptions) *Consul {
 	args := append([]string{"run", "--detach", "--name", o.Name, "--label", "SERVICE_IGNORE=1"}, o.Docker...)
 	args = append(args, "--user", "100:1000", "--env", "CONSUL_DISABLE_PERM_MGMT=1", Image(t, "IMAGE_CONSUL"),
 		"agent", "-log-level=warn", "-hcl=disable_update_check = true", "-hcl=performance { raft_multiplier = 1 }")
-	if _, err := Docker(append(args, o.Args...)...); err != nil {
-		t.Fatal(err)
-	}
+	MustDocker(t, append(args, o.Args...)...)
 	transport := &http.Transport{MaxIdleConnsPerHost: 10}
 	t.Cleanup(transport.CloseIdleConnections)
 	client, err := api.NewClient(&api.Config{Address: o.Address, Token: o.Token, Transport: transport})
@@ -61,7 +59,5 @@ func (c *Consul) Answers(t testing.TB) time.Duration {
 // Do runs a docker command on the agent's container: Do(t, "restart", "--time", "5").
 func (c *Consul) Do(t testing.TB, command string, args ...string) {
 	t.Helper()
-	if _, err := Docker(append(append([]string{command}, args...), c.Name)...); err != nil {
-		t.Fatal(err)
-	}
+	MustDocker(t, append(append([]string{command}, args...), c.Name)...)
 }

@@ -1,0 +1,269 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"berth/deploy/testenv"
+	"berth/deploy/testenv/traffic"
+)
+
+// lasts waits until a fault has lasted for a while, during which the load goes on.
+func (s *stack) lasts(since time.Time, d time.Duration) {
+	s.Helper()
+	testenv.Until(s, d+5*time.Second, fmt.Sprintf("it lasts for %s", d), func() bool { return time.Since(since) >= d })
+}
+
+// ended ends a load, of which no request may have failed.
+func (s *stack) ended(l *traffic.Load, during string) {
+	s.Helper()
+	r := l.Finish()
+	s.Logf("%s: %s", during, r)
+	r.ExpectNoneFailed(s, during)
+}
+
+// up starts the stack with three apps.
+func (s *stack) up() {
+	s.Helper()
+	s.Do("up", "-d", "--scale", "app=3")
+	s.Eventually(time.Minute, "three apps answer", func() error { return s.expectHosts(3) })
+}
+
+// A Consul that takes connections and answers nothing, as one in a paused virtual machine, holds up no stop signal: the
+// container that drains first is stopped as soon as it is with a Consul that answers.
+func TestE2EConsulPaused(t *testing.T) {
+	s := newStack(t, `
+  registrar:
+    environment: { BERTH_RESYNC: 2s } # several while Consul is paused
+`)
+	s.up()
+	drains := s.runApps(2, 3, drainFirst...)
+	l := startLoad(t, s)
+	consul := s.Containers("consul")[0]
+	s.Docker("pause", consul)
+	t.Cleanup(func() { _, _ = testenv.Docker("unpause", consul) }) // compose could not stop it
+	s.lasts(time.Now(), 15*time.Second)
+	for _, id := range drains {
+		if took := s.stop(id)[0]; took > 5*time.Second {
+			t.Errorf("docker stop took %s, want little more than the 2 s of the drain", took)
+		}
+	}
+	s.Docker("unpause", consul)
+	s.Eventually(20*time.Second, "Consul has the three that run", func() error { return s.expectCatalog(s.Containers("app")) })
+	s.Eventually(20*time.Second, "HAProxy has three servers", func() error { return s.expectServers(3) })
+	s.ended(l, "Consul paused, two containers stopped")
+}
+
+const root = "11111111-1111-1111-1111-111111111111"
+
+// guarded is a Consul that wants a token, which the registrar and the templater read from files. The containers see the
+// directory of the files.
+const guarded = `
+  consul:
+    command:
+      - agent
+      - -dev
+      - -client=0.0.0.0
+      - -node=consul
+      - -log-level=warn
+      - '-hcl=acl { enabled = true, default_policy = "deny", tokens { initial_management = "` + root + `" } }'
+      - -hcl=limits { http_max_conns_per_client = -1 }
+  registrar:
+    environment: { CONSUL_HTTP_TOKEN_FILE: /tokens/registrar, BERTH_TTL: %[2]s }
+    volumes: ["%[1]s:/tokens:ro"]
+  templater:
+    environment: { CONSUL_HTTP_TOKEN_FILE: /tokens/templater, BERTH_LISTEN: "0.0.0.0:9652" }
+    volumes: ["%[1]s:/tokens:ro"]
+`
+
+// startGuarded starts the stack with a guarded Consul. The registrar gets a token with these rights, and the templater
+// one that sees everything.
+func startGuarded(t *testing.T, rights, ttl string) (s *stack, tokens string, consul *api.Client, policy *api.ACLPolicy) {
+	t.Helper()
+	tokens = testenv.Dir(t)
+	s = newStack(t, fmt.Sprintf(guarded, tokens, ttl))
+	consul, err := api.NewClient(&api.Config{Address: s.consul, Token: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Do("up", "-d", "consul")
+	s.Eventually(time.Minute, "Consul makes a policy", func() (err error) {
+		policy, _, err = consul.ACL().PolicyCreate(&api.ACLPolicy{Name: "registrar", Rules: rights}, nil)
+		return err
+	})
+	token := func(policies ...*api.ACLTokenPolicyLink) string {
+		made, _, err := consul.ACL().TokenCreate(&api.ACLToken{Policies: policies}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made.SecretID
+	}
+	testenv.File(t, tokens, "registrar", token(&api.ACLTokenPolicyLink{ID: policy.ID}))
+	testenv.File(t, tokens, "templater", root)
+	testenv.File(t, tokens, "blind", token())
+	s.up()
+	return s, tokens, consul, policy
+}
+
+const (
+	sees     = `node_prefix "" { policy = "read" } agent_prefix "" { policy = "read" } `
+	writes   = sees + `service_prefix "" { policy = "write" }`
+	writesNo = writes + ` service "gone" { policy = "read" }`
+)
+
+// A templater that starts with a token that sees nothing takes no server from a HAProxy that serves: it names the
+// fault, and goes on when it has a token that sees.
+func TestE2ETokenSeesNothing(t *testing.T) {
+	s, tokens, _, _ := startGuarded(t, writes, "0s")
+	l := startLoad(t, s)
+	seeing, err := os.ReadFile(tokens + "/templater")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blind, err := os.ReadFile(tokens + "/blind")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testenv.File(t, tokens, "templater", string(blind))
+	s.Do("restart", "--timeout", "5", "templater")
+	restarted := time.Now()
+	templater := s.Docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", s.Containers("templater")[0])
+	s.Eventually(20*time.Second, "/readyz says so", func() error {
+		body, err := testenv.Get("http://" + templater + ":9652/readyz")
+		if err == nil || !strings.Contains(body, "sees nothing") {
+			return fmt.Errorf("%v: %s", err, body)
+		}
+		return nil
+	})
+	s.Logged("templater", "sees nothing")
+	s.lasts(restarted, 15*time.Second)
+	if err := s.expectServers(3); err != nil {
+		t.Error(err)
+	}
+	s.ended(l, "the templater restarted with a token that sees nothing")
+	testenv.File(t, tokens, "templater", string(seeing))
+	s.scale(4)
+	s.Eventually(30*time.Second, "four answer", func() error { return s.expectHosts(4) })
+}
+
+// Consul loses its state, and the templater what it knew: what HAProxy serves counts for more than the first, empty list.
+func TestE2EConsulAndTemplaterRecreated(t *testing.T) {
+	s := newStack(t, `
+  consul:
+    command: [agent, -dev, -client=0.0.0.0, -node=consul, -log-level=warn, "-hcl=limits { http_max_conns_per_client = -1 }"]
+`)
+	s.up()
+	l := startLoad(t, s)
+	for range 2 {
+		s.Do("up", "-d", "--no-deps", "--force-recreate", "--timeout", "5", "consul", "templater")
+		s.Eventually(30*time.Second, "Consul has them again", func() error { return s.expectCatalog(s.Containers("app")) })
+		s.Logged("templater", "berth starts")
+	}
+	s.scale(4)
+	s.Eventually(30*time.Second, "four answer", func() error { return s.expectHosts(4) })
+	s.ended(l, "Consul and templater recreated")
+}
+
+// theirs is the template of a user who trusts what people write into labels.
+const theirs = `global
+    log stdout format raw local0
+    stats socket /run/haproxy/admin.sock mode 660 level admin
+    fd-hard-limit 65536
+defaults
+    mode http
+    timeout connect 300ms
+    timeout client 60s
+    timeout server 60s
+    retries 50
+    retry-on conn-failure empty-response
+    option redispatch 1
+    option idle-close-on-response
+frontend http.in
+    bind :8080
+    use_backend other if { path_beg /other }
+    default_backend app
+frontend stats.in
+    bind :8404
+    stats enable
+    stats uri /stats
+{{- define "backend" }}
+backend {{ . }}
+{{- range service . }}
+    server {{ .ID | replaceAll ":" "-" }} {{ .Address }}:{{ .Port }} {{ .ServiceMeta.options }}
+{{- end }}
+{{- end }}
+{{ partial "backend" "app" }}
+{{ partial "backend" "other" }}
+`
+
+// HAProxy refuses the whole text for one service's line in it. The servers of another come and go all the same.
+func TestE2EOneBadFragment(t *testing.T) {
+	dir := testenv.Dir(t)
+	testenv.File(t, dir, "haproxy.ctmpl", theirs)
+	s := newStack(t, fmt.Sprintf(`
+  templater:
+    command: templater --template /templates/haproxy.ctmpl
+    volumes: ["%s:/templates:ro"]
+`, dir))
+	s.up()
+	bad := s.Run("-e", "SERVICE_NAME=other", "--label", "SERVICE_OPTIONS=bogus", os.Getenv("IMAGE_APP"))
+	s.Logged("templater", "unknown keyword 'bogus'")
+
+	l := startLoad(t, s)
+	old := s.Containers("app")
+	var replaced []string
+	for range old {
+		replaced = append(replaced, s.Run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP")))
+	}
+	s.Eventually(20*time.Second, "the new ones answer", func() error { return l.ExpectAnswers(l.Began, replaced...) })
+	s.stop(old...)
+	s.Eventually(20*time.Second, "only the new ones answer", func() error { return s.expectHosts(len(replaced)) })
+	s.ended(l, "instances replaced next to a bad fragment")
+
+	s.Docker("rm", "--force", bad)
+	s.Run("-e", "SERVICE_NAME=other", os.Getenv("IMAGE_APP"))
+	s.Eventually(20*time.Second, "the other service answers without the bad line", func() error {
+		_, err := testenv.AskApp("http://" + s.web + "/other")
+		return err
+	})
+}
+
+// A registrar that may not deregister one instance any more goes on passing the checks of all others.
+func TestE2EDeregisterForbidden(t *testing.T) {
+	const ttl = 5 * time.Second
+	s, _, consul, policy := startGuarded(t, writes, ttl.String())
+	gone := s.Run("-e", "SERVICE_NAME=gone", os.Getenv("IMAGE_APP"))
+	passing := func(service string, n int) error {
+		entries, _, err := consul.Health().Service(service, "", true, nil)
+		if err == nil && len(entries) != n {
+			err = fmt.Errorf("%d instances of %s pass, want %d", len(entries), service, n)
+		}
+		return err
+	}
+	s.Eventually(20*time.Second, "it is registered", func() error { return passing("gone", 1) })
+	l := startLoad(t, s)
+	policy.Rules = writesNo
+	if _, _, err := consul.ACL().PolicyUpdate(policy, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.Docker("stop", gone)
+	s.Logged("registrar", "403")
+	forbidden := time.Now()
+	for time.Since(forbidden) < 4*ttl {
+		s.lasts(time.Now(), ttl/10)
+		if err := passing("app", 3); err != nil {
+			t.Errorf("%s after the stop: %v", time.Since(forbidden).Round(time.Second), err)
+			break
+		}
+	}
+	s.scale(4)
+	s.Eventually(20*time.Second, "a new one answers as well", func() error { return s.expectHosts(4) })
+	s.ended(l, "a deregistration forbidden")
+}

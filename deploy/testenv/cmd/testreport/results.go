@@ -1,0 +1,119 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// event is a line of go test -json, as cmd/test2json describes it.
+type event struct {
+	Action, Package, Test, Output string
+}
+
+// results are what became of the tests.
+type results struct {
+	actions map[test]string   // the last of run, pass, fail and skip
+	said    map[test][]string // the lines of tests that have not ended
+	why     map[test]string   // the reasons of tests that were skipped
+	ok      []string          // the lines of packages that passed
+}
+
+func newResults() *results {
+	return &results{actions: map[test]string{}, said: map[test][]string{}, why: map[test]string{}}
+}
+
+// add takes a line of go test -json and returns the part of it that is shown.
+func (r *results) add(line []byte) string {
+	var e event
+	if len(line) == 0 || json.Unmarshal(line, &e) != nil {
+		return string(line) // the go command itself has said something
+	}
+	t := test{e.Package, e.Test}
+	text := strings.TrimSpace(e.Output)
+	switch e.Action {
+	case "run", "pass", "fail", "skip":
+		if e.Test != "" {
+			r.actions[t] = e.Action
+		}
+		if e.Action == "skip" && e.Test != "" {
+			r.why[t] = strings.Join(r.said[t], " ")
+		}
+		if e.Action != "run" {
+			delete(r.said, t)
+		}
+	case "output":
+		if strings.HasPrefix(text, "=== ") || strings.HasSuffix(text, "[no test files]") || strings.HasSuffix(text, "[no tests to run]") {
+			return ""
+		}
+		if e.Test == "" && strings.HasPrefix(text, "ok ") {
+			r.ok = append(r.ok, text)
+		}
+		if e.Test != "" && text != "" && !strings.HasPrefix(text, "--- ") {
+			r.said[t] = append(r.said[t], text)
+		}
+	}
+	return e.Output
+}
+
+// count is how many tests ended so, subtests included.
+func (r *results) count(action string) (n int) {
+	for _, a := range r.actions {
+		if a == action {
+			n++
+		}
+	}
+	return n
+}
+
+// problems returns a line for each reason not to be content: a test that was skipped, did not end, or did not run at all,
+// and a package without any test.
+func (r *results) problems(want []test) (out []string) {
+	ran := map[string]bool{} // packages
+	for t, action := range r.actions {
+		ran[t.pkg] = true
+		switch {
+		case action == "fail":
+			out = append(out, fmt.Sprintf("%s failed", t))
+		case action == "run":
+			out = append(out, fmt.Sprintf("%s did not end", t))
+		case !strings.Contains(t.name, "/") && !slices.Contains(want, t):
+			out = append(out, fmt.Sprintf("%s ran, but is not in the source", t))
+		}
+	}
+	for _, t := range want {
+		switch {
+		case !ran[t.pkg]:
+			out = append(out, fmt.Sprintf("%s has end-to-end tests, but none ran", t.pkg))
+		case r.actions[t] == "":
+			out = append(out, fmt.Sprintf("%s did not run", t))
+		}
+	}
+	return out
+}
+
+// skipped returns a line for each test that was skipped, with the reason.
+func (r *results) skipped() (out []string) {
+	for _, t := range slices.SortedFunc(maps.Keys(r.why), compare) {
+		out = append(out, fmt.Sprintf("%s was skipped: %s", t, r.why[t]))
+	}
+	return out
+}
+
+// print writes the end of the report.
+func (r *results) print(out io.Writer, problems []string) {
+	fmt.Fprintln(out, "--- end-to-end tests, in short")
+	for _, line := range r.skipped() {
+		fmt.Fprintln(out, line)
+	}
+	for _, line := range problems {
+		fmt.Fprintln(out, "problem:", line)
+	}
+	for _, line := range r.ok {
+		fmt.Fprintln(out, line)
+	}
+	fmt.Fprintf(out, "%d passed, %d failed, %d skipped\n", r.count("pass"), r.count("fail"), r.count("skip"))
+}

@@ -1,0 +1,318 @@
+//go:build e2e
+
+package traffic
+
+import (
+	"cmp"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"berth/deploy/testenv"
+)
+
+// Load sends requests at a fixed rate, whether earlier ones are answered or not (open loop).
+type Load struct {
+	Began time.Time
+
+	rate  int // requests per second, of all kinds together
+	stop  <-chan struct{}
+	end   func() // closes stop
+	done  sync.WaitGroup
+	slots chan struct{} // one for each request in flight
+	gone  sync.Map      // by address, when the proxy stopped to have a server there
+
+	mu       sync.Mutex
+	requests Requests
+	answered map[string]Answers // by host
+}
+
+// Request is what became of one request.
+type Request struct {
+	Kept       bool // over a kept connection
+	Sent, Done time.Time
+	Late       time.Duration // sent so long after it was due
+	Answer     string        // who answered: the address, or the name of the host
+	Err        error
+	Resent     bool // by Go's HTTP client, which does so when a kept connection breaks under a request
+	Astray     bool // it was sent to a server that the proxy had no more
+}
+
+// Answers are the first and the last one of a host: when the first came, and when the request for the last was sent.
+type Answers struct{ First, Last time.Time }
+
+// The kinds of requests: over kept connections and over new ones.
+const (
+	Kept  = true
+	Fresh = false
+)
+
+// Rate is how many requests the Load of Start sends per second, half of them over kept connections and half over new ones.
+const Rate = 500
+
+const (
+	Timeout = 10 * time.Second // of one request
+	Most    = 10 * time.Minute // a Load ends by itself
+
+	inFlight = 2000 // requests; one that is due when there are as many has failed
+)
+
+// asker sends the nth request of a kind.
+type asker interface {
+	ask(n int) (answer string, resent bool, err error)
+	close()
+}
+
+// Start begins to ask for paths at an address, "/" if none are given, by Go's HTTP client. Who answers says at which
+// address it was asked. The load ends with the test at the latest.
+func Start(tb testing.TB, address string, paths ...string) *Load {
+	if len(paths) == 0 {
+		paths = []string{"/"}
+	}
+	urls := make([]string, len(paths))
+	for i, path := range paths {
+		urls[i] = "http://" + address + path
+	}
+	return start(tb, Rate, []bool{Kept, Fresh}, func(kept bool) asker {
+		// Proxies close an idle connection after a minute; the client goes first, or a request could meet that.
+		transport := &http.Transport{MaxIdleConnsPerHost: 200, IdleConnTimeout: 20 * time.Second, DisableKeepAlives: !kept}
+		return &httpClient{&http.Client{Timeout: Timeout, Transport: transport}, urls}
+	})
+}
+
+// ToApp begins to send so many requests per second to the demo app at an address, the same number of each kind. The load
+// ends with the test at the latest.
+func ToApp(tb testing.TB, address string, rate int, kinds ...bool) *Load {
+	return start(tb, rate, kinds, func(kept bool) asker { return &client{address: address, keep: kept} })
+}
+
+func start(tb testing.TB, rate int, kinds []bool, newClient func(kept bool) asker) *Load {
+	stop := make(chan struct{})
+	l := &Load{
+		Began:    time.Now(),
+		rate:     rate,
+		stop:     stop,
+		end:      sync.OnceFunc(func() { close(stop) }),
+		slots:    make(chan struct{}, inFlight),
+		answered: map[string]Answers{},
+	}
+	each := time.Second / time.Duration(rate)
+	for i, kept := range kinds {
+		first := l.Began.Add(time.Duration(i) * each)
+		l.done.Go(func() { l.send(newClient(kept), kept, first, time.Duration(len(kinds))*each) })
+	}
+	tb.Cleanup(func() { l.End() })
+	return l
+}
+
+// send sends requests of one kind. What comes late, because the machine was busy, is sent all the same.
+func (l *Load) send(c asker, kept bool, first time.Time, every time.Duration) {
+	defer c.close()
+	var requests sync.WaitGroup
+	defer requests.Wait()
+	tick := time.NewTimer(0)
+	defer tick.Stop()
+	due := first
+	for n := 0; due.Sub(first) < Most; n++ {
+		tick.Reset(time.Until(due))
+		select {
+		case <-l.stop:
+			return
+		case <-tick.C:
+		}
+		q := Request{Kept: kept, Sent: time.Now(), Late: time.Since(due)}
+		due = due.Add(every)
+		select {
+		case l.slots <- struct{}{}:
+		default:
+			q.Err = fmt.Errorf("not sent: %d requests are in flight", inFlight)
+			l.record(q)
+			continue
+		}
+		requests.Go(func() {
+			q.Sent = time.Now()
+			q.Answer, q.Resent, q.Err = c.ask(n)
+			<-l.slots
+			if when, ok := l.gone.Load(q.Answer); ok && q.Err == nil {
+				q.Astray = when.(time.Time).Before(q.Sent)
+			}
+			l.record(q)
+		})
+	}
+}
+
+func (l *Load) record(q Request) {
+	q.Done = time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.requests = append(l.requests, q)
+	if q.Err != nil {
+		return
+	}
+	a := l.answered[q.Answer]
+	a.First = cmp.Or(a.First, q.Done)
+	if q.Sent.After(a.Last) {
+		a.Last = q.Sent
+	}
+	l.answered[q.Answer] = a
+}
+
+// Left says that the proxy has no server at an address any more, and Came that it has one again.
+func (l *Load) Left(address string) { l.gone.LoadOrStore(address, time.Now()) }
+func (l *Load) Came(address string) { l.gone.Delete(address) }
+
+// Of returns what a container has answered so far, the zero value for nothing.
+func (l *Load) Of(container string) Answers {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.answered[testenv.Hostname(container)]
+}
+
+// ExpectAnswers is nil when each of the containers has answered a request sent after a moment.
+func (l *Load) ExpectAnswers(since time.Time, containers ...string) error {
+	var silent []string
+	for _, id := range containers {
+		if !l.Of(id).Last.After(since) {
+			silent = append(silent, testenv.Hostname(id))
+		}
+	}
+	if len(silent) > 0 {
+		return fmt.Errorf("no answer from %v", silent)
+	}
+	return nil
+}
+
+// ExpectSent is nil when so many requests have been answered or have failed, for a test that has to go on for a while.
+func (l *Load) ExpectSent(n int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.requests) < n {
+		return fmt.Errorf("%d requests are done, want %d", len(l.requests), n)
+	}
+	return nil
+}
+
+// End ends the requests, waits for the last answers, and returns all.
+func (l *Load) End() Requests {
+	l.end()
+	l.done.Wait()
+	return l.requests
+}
+
+// Finish is End with the rate, for a report.
+func (l *Load) Finish() Report {
+	lasted := time.Since(l.Began)
+	return Report{l.End(), l.rate, lasted}
+}
+
+// Requests are some of them, in any order.
+type Requests []Request
+
+// where returns the requests for which f is true.
+func (rs Requests) where(f func(Request) bool) Requests {
+	return slices.DeleteFunc(slices.Clone(rs), func(q Request) bool { return !f(q) })
+}
+
+// During returns the requests that were under way at some time between two moments, and the others.
+func (rs Requests) During(from, to time.Time) (in, others Requests) {
+	during := func(q Request) bool { return q.Sent.Before(to) && q.Done.After(from) }
+	return rs.where(during), rs.where(func(q Request) bool { return !during(q) })
+}
+
+// Failed is how many have failed.
+func (rs Requests) Failed() int { return len(rs.failures()) }
+
+func (rs Requests) failures() Requests {
+	return rs.where(func(q Request) bool { return q.Err != nil })
+}
+
+// Resent is how many the client had to send again.
+func (rs Requests) Resent() int { return len(rs.where(func(q Request) bool { return q.Resent })) }
+
+// Astray returns the requests that went to a server that was removed before they were sent.
+func (rs Requests) Astray() Requests { return rs.where(func(q Request) bool { return q.Astray }) }
+
+// Of returns the requests of one kind.
+func (rs Requests) Of(kept bool) Requests {
+	return rs.where(func(q Request) bool { return q.Kept == kept })
+}
+
+// Took is how long each took, sorted.
+func (rs Requests) Took() Times {
+	var out Times
+	for _, q := range rs {
+		out = append(out, q.Done.Sub(q.Sent))
+	}
+	return out.Sorted()
+}
+
+const noticeable = 500 * time.Millisecond // a request that takes longer is counted
+
+// String says how the requests fared. Failures has the reasons.
+func (rs Requests) String() string {
+	kept, fresh, took := rs.Of(Kept), rs.Of(Fresh), rs.Took()
+	var late time.Duration
+	for _, q := range rs {
+		late = max(late, q.Late)
+	}
+	slow, _ := slices.BinarySearch(took, noticeable+1)
+	return fmt.Sprintf("%d of %d requests over kept and %d of %d over new connections failed, %d resent by the client, %d slower than %v; p50 %s, p99 %s, slowest %s ms, at most %s ms late",
+		kept.Failed(), len(kept), fresh.Failed(), len(fresh), rs.Resent(), len(took)-slow, noticeable,
+		Ms(took.Within(0.5)), Ms(took.Within(0.99)), Ms(took.Within(1)), Ms(late))
+}
+
+// Failures describes the first few that failed, a line for each.
+func (rs Requests) Failures() (text string) {
+	failed := rs.failures()
+	slices.SortFunc(failed, func(a, b Request) int { return a.Sent.Compare(b.Sent) })
+	for i, q := range failed {
+		if i == 5 {
+			return text + fmt.Sprintf("\n  and %d more", len(failed)-i)
+		}
+		text += fmt.Sprintf("\n  %s, kept connection %t, after %s ms: %v", q.Sent.Format("15:04:05.000"), q.Kept, Ms(q.Done.Sub(q.Sent)), q.Err)
+	}
+	return text
+}
+
+// Report is what a load came to.
+type Report struct {
+	Requests
+	rate   int
+	lasted time.Duration
+}
+
+// Join is what several loads of the same rate, one after the other, came to.
+func Join(reports ...Report) (all Report) {
+	for _, r := range reports {
+		all.Requests = append(all.Requests, r.Requests...)
+		all.lasted += r.lasted
+		all.rate = r.rate
+	}
+	return all
+}
+
+// Sent is how many requests were sent.
+func (r Report) Sent() int { return len(r.Requests) }
+
+// Within is the time within which this share of the requests was done: 0.5 for the median, 1 for all.
+func (r Report) Within(share float64) time.Duration {
+	return r.Took().Within(share).Round(100 * time.Microsecond)
+}
+
+// ExpectNoneFailed makes what failed an error of the test, and a load that was not what it should have been.
+func (r Report) ExpectNoneFailed(t testing.TB, during string) {
+	t.Helper()
+	if failed := r.Failed(); failed > 0 {
+		t.Errorf("%s: %d of %d requests failed, want 0", during, failed, r.Sent())
+	}
+	if due := float64(r.rate) * r.lasted.Seconds(); float64(r.Sent()) < due/2 || due < 1 {
+		t.Errorf("%s: %d requests were sent in %v, %.0f should have been", during, r.Sent(), r.lasted, due)
+	}
+}
+
+func (r Report) String() string {
+	return fmt.Sprintf("%s (%.0f requests/s)%s", r.Requests, float64(r.Sent())/r.lasted.Seconds(), r.Failures())
+}

@@ -1,0 +1,130 @@
+package testenv
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Eventually waits until f returns nil, and returns how long that took. It ends the test after the time given.
+func Eventually(t testing.TB, within time.Duration, what string, f func() error) time.Duration {
+	t.Helper()
+	start := time.Now()
+	for {
+		err := f()
+		took := time.Since(start)
+		if err == nil {
+			return took
+		}
+		if took > within {
+			t.Fatalf("not within %s: %s: %v", within, what, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// Until is Eventually for a condition that has no reason to give.
+func Until(t testing.TB, within time.Duration, what string, ok func() bool) time.Duration {
+	t.Helper()
+	return Eventually(t, within, what, func() error {
+		if !ok() {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+}
+
+var handedOut sync.Map // the addresses that FreeAddress has returned
+
+// FreeAddress returns an IP address with a TCP port that nobody listens on, and never the same one twice.
+func FreeAddress(t testing.TB, ip string) string {
+	t.Helper()
+	for {
+		l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		address := l.Addr().String()
+		l.Close()
+		if _, again := handedOut.LoadOrStore(address, true); !again {
+			return address
+		}
+	}
+}
+
+// FreePort returns a TCP port of 127.0.0.1 that nobody listens on, and never the same one twice.
+func FreePort(t testing.TB) string {
+	t.Helper()
+	return Port(FreeAddress(t, "127.0.0.1"))
+}
+
+// Port returns the port of an address.
+func Port(address string) string {
+	_, port, _ := net.SplitHostPort(address)
+	return port
+}
+
+// Dir returns a directory for one test that containers of another user can read. Its name is short enough for the path of
+// a unix socket in it.
+func Dir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "berth")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// File writes a file that containers of another user can read, whole or not at all, and returns its path.
+func File(t testing.TB, dir, name, text string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	err := os.WriteFile(path+".new", []byte(text), 0o644)
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Log is a log that can be read while it is written.
+type Log struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *Log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// Wait waits until the log has a text.
+func (l *Log) Wait(t testing.TB, text string) {
+	t.Helper()
+	Eventually(t, 10*time.Second, "the log says "+strconv.Quote(text), func() error {
+		if all := l.String(); !strings.Contains(all, text) {
+			return errors.New("it is\n" + all)
+		}
+		return nil
+	})
+}
