@@ -18,6 +18,7 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
+	"berth/deploy/testenv"
 	"berth/deploy/testenv/traffic"
 	"berth/proxyctl"
 )
@@ -323,7 +324,7 @@ func (r *rig) ends(name string, sig syscall.Signal, count int) ends {
 	g := group{name: "app"}
 	var apps []*appProcess
 	for i := range 4 {
-		apps = append(apps, startAppProcess(r, freeAddress(r, appIP)))
+		apps = append(apps, startAppProcess(r, testenv.FreeAddress(r, appIP)))
 		g.servers = append(g.servers, listed{fmt.Sprint("app-", i), apps[i].address, 1})
 	}
 	d := r.drive(r.options())

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"berth/deploy/testenv"
 	"berth/proxyctl"
 )
 
@@ -194,7 +195,7 @@ func (h *realHAProxy) visitors() *visitors {
 func (tr *visitors) more(t testing.TB, n int64) {
 	t.Helper()
 	want := tr.sent.Load() + n
-	eventually(t, "requests are sent", func() bool { return tr.sent.Load() >= want })
+	testenv.Until(t, 20*time.Second, "requests are sent", func() bool { return tr.sent.Load() >= want })
 }
 
 func (tr *visitors) end(t testing.TB) {
@@ -402,7 +403,7 @@ func TestE2ELeaveTimeouts(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		const drain, tunnels = time.Second, 3 * time.Second
 		h := startHAProxy(t, r.image, func(o *Options) { o.DrainTimeout, o.TunnelTimeout = drain, tunnels })
-		a, echo, port := startApp(t), startEcho(t), freePort(t)
+		a, echo, port := startApp(t), startEcho(t), testenv.FreePort(t)
 		tcp := func(server string) string {
 			return fmt.Sprintf("listen tcp\n  mode tcp\n  timeout client 1m\n  timeout server 1m\n  bind 127.0.0.1:%s\n  %s\n", port, server)
 		}

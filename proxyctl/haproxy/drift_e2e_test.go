@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"berth/deploy/testenv"
 	"berth/proxyctl"
 )
 
@@ -62,13 +63,13 @@ func TestE2EDrift(t *testing.T) {
 			{"restarted with earlier servers", both(func() { write(t, h.driver.opts.File, old) }, h.restart), runtime, "add app/b"},
 			{"an earlier file", func() { write(t, h.driver.opts.File, old) }, none, ""},
 			{"reloaded", byHand, none, ""},
-			{"a bind added to the file", edit("frontend web\n", fmt.Sprintf("frontend web\n  bind 127.0.0.1:%s\n", freePort(t))), reload, "not as berth wrote it"},
-			{"a bind added to the file, reloaded", both(edit("frontend web\n", fmt.Sprintf("frontend web\n  bind 127.0.0.1:%s\n", freePort(t))), byHand), reload, "not as berth wrote it"},
+			{"a bind added to the file", edit("frontend web\n", fmt.Sprintf("frontend web\n  bind 127.0.0.1:%s\n", testenv.FreePort(t))), reload, "not as berth wrote it"},
+			{"a bind added to the file, reloaded", both(edit("frontend web\n", fmt.Sprintf("frontend web\n  bind 127.0.0.1:%s\n", testenv.FreePort(t))), byHand), reload, "not as berth wrote it"},
 			{"a server taken from the file", edit("  server b 127.0.0.1:9002\n", ""), reload, "not as berth wrote it"},
 			{"a server taken from the file, reloaded", both(edit("  server b 127.0.0.1:9002\n", ""), byHand), reload, "not as berth wrote it"},
 			{"keywords changed in the file, reloaded", both(edit("maxconn 7", "maxconn 8"), byHand), reload, "not as berth wrote it"},
 			{"a file of somebody else, restarted", both(func() { write(t, h.driver.opts.File, h.text("foreign", "")) }, h.restart), reload, "not as berth wrote it"},
-			{"the file deleted", both(func() { docker(t, "exec", h.id, "rm", h.driver.opts.File) }), reload, ""},
+			{"the file deleted", both(func() { testenv.MustDocker(t, "exec", h.id, "rm", h.driver.opts.File) }), reload, ""},
 			{"maintenance", say("set server app/a state maint"), runtime, "put back app/a"},
 			{"drained", say("set server app/a state drain"), runtime, "put back app/a"},
 			{"maintenance of one that is checked", say("set server checked/d state maint"), runtime, "put back checked/d"},
@@ -175,7 +176,7 @@ func TestE2ENoDrift(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image)
 		l := h.startLoader(r.image)
-		closed := freePort(t)
+		closed := testenv.FreePort(t)
 		text := func(disabled string) string {
 			return h.text("ok", fmt.Sprintf("backend down\n  server a 127.0.0.1:%s check inter 50ms fall 1 %s\n", closed, disabled)+
 				"backend off\n  disabled\n  server z 127.0.0.1:9001\n"+

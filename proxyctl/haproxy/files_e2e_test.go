@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"berth/deploy/testenv"
 	"berth/proxyctl"
 	"berth/proxyctl/configfile"
 )
@@ -100,13 +101,13 @@ func TestE2EAuxFiles(t *testing.T) {
 
 		// While HAProxy is away it starts with the last good one.
 		five := h.mapped("/ five\n", app)
-		docker(t, "kill", h.id)
+		testenv.MustDocker(t, "kill", h.id)
 		if _, err := h.Apply(t.Context(), five, true); !errors.Is(err, proxyctl.ErrUnreachable) {
 			t.Errorf("error %v", err)
 		}
 		h.tend()
 		h.has("away", others, four, five)
-		docker(t, "start", h.id)
+		testenv.MustDocker(t, "start", h.id)
 		h.up("master.sock")
 		if got := h.answer(); got != "four" {
 			t.Errorf("back, HAProxy answers %q", got)

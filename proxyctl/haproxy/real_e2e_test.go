@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"berth/deploy/testenv"
 	"berth/proxyctl"
 )
 
@@ -187,7 +188,7 @@ type loader struct {
 // startLoader starts a loader for the texts of h.
 func (h *realHAProxy) startLoader(image string) *loader {
 	h.t.Helper()
-	l := &loader{realHAProxy{t: h.t, dir: h.t.TempDir(), port: freePort(h.t)}, map[string]seen{}}
+	l := &loader{realHAProxy{t: h.t, dir: h.t.TempDir(), port: testenv.FreePort(h.t)}, map[string]seen{}}
 	if err := os.Chmod(l.dir, 0o755); err != nil {
 		h.t.Fatal(err)
 	}
@@ -267,7 +268,7 @@ func (h *realHAProxy) same(what string, want seen) {
 // restart kills HAProxy and starts it again.
 func (h *realHAProxy) restart() {
 	h.t.Helper()
-	docker(h.t, "restart", "--time", "0", h.id)
+	testenv.MustDocker(h.t, "restart", "--time", "0", h.id)
 	h.up("master.sock")
 }
 

@@ -15,13 +15,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"berth/deploy/testenv"
 	"berth/proxyctl"
 )
 
 // Old workers are counted while they have a connection.
 func TestE2EOldWorkers(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
-		h, echo, port := startHAProxy(t, r.image), startEcho(t), freePort(t)
+		h, echo, port := startHAProxy(t, r.image), startEcho(t), testenv.FreePort(t)
 		text := func(n int) string {
 			return h.text(fmt.Sprint("v", n), fmt.Sprintf("listen tcp\n  mode tcp\n  timeout client 1m\n  timeout server 1m\n  bind 127.0.0.1:%s\n  server t %s\n", port, echo))
 		}
@@ -87,7 +88,7 @@ func lives(t *testing.T, h *realHAProxy, text func(word string, servers ...strin
 }
 
 func imageOf(h *realHAProxy) string {
-	return docker(h.t, "inspect", "--format", "{{.Config.Image}}", h.id)
+	return testenv.MustDocker(h.t, "inspect", "--format", "{{.Config.Image}}", h.id)
 }
 
 func appServers(h *realHAProxy) func(word string, servers ...string) string {
@@ -237,7 +238,7 @@ func TestE2EStarting(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image, func(o *Options) { o.Timeout = 3 * time.Second })
 		for range 4 {
-			docker(t, "restart", "--time", "0", h.id)
+			testenv.MustDocker(t, "restart", "--time", "0", h.id)
 			h.eventually("the worker answers", func() bool {
 				for range 1000 {
 					began := time.Now()
