@@ -155,7 +155,7 @@ func TestSessionsAreReadRarely(t *testing.T) {
 			if n := count("shutdown sessions server app/a"); (n > 0) != tt.cut {
 				t.Errorf("its connections were closed %d times", n)
 			}
-			p.driver.drains.looked = time.Now().Add(-sessionsTime)
+			p.driver.drains.looked = time.Now().Add(-30 * time.Second)
 			p.overdue(p.driver.opts.DrainTimeout + time.Minute)
 			p.driver.Tend(t.Context())
 			if n := count("show sess"); n != 2 && !tt.cut {

@@ -222,7 +222,7 @@ func (d *driver) Run(ctx context.Context, to marked, p proxyctl.Plan) error {
 		ops = append(ops, o.(op))
 	}
 	// A draining server that comes back is not deleted any more, or it is added anew.
-	for d.drains.recall(ctx, ops) {
+	for d.drains.recall(ctx, serversOf(ops)) {
 		todo := d.plan(to, nil)
 		if todo.reload != "" {
 			return fmt.Errorf("%w: %s", proxyctl.ErrUnexpected, todo.reload)
@@ -284,8 +284,7 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 		d.commit(to.Config, to)
 		return proxyctl.Snapshot{Generation: d.loaded}, nil
 	}
-	release := d.drains.hold(ctx)
-	defer release()
+	d.drains.recall(ctx, d.drains.in(to.Config))
 	began := time.Now()
 	now, err := d.master.reload(ctx, d.opts.Reload, to.Generation)
 	if err == nil {

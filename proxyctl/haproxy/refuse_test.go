@@ -78,7 +78,7 @@ func TestRefusedTextStopsNobodyElse(t *testing.T) {
 					t.Errorf("the file%s is\n%s", again, got)
 				}
 				m.mu.Lock()
-				if got, want := serverList(m.servers), serverList(serversOf(tt.stays)); got != want {
+				if got, want := serverList(m.servers), serverList(serversIn(tt.stays)); got != want {
 					t.Errorf("HAProxy%s has %s, want %s", again, got, want)
 				}
 				m.mu.Unlock()
@@ -87,8 +87,8 @@ func TestRefusedTextStopsNobodyElse(t *testing.T) {
 	}
 }
 
-// serversOf are those that HAProxy has of a text.
-func serversOf(text string) []fakeServer {
+// serversIn are those that HAProxy has of a text.
+func serversIn(text string) []fakeServer {
 	var m masterSocket
 	m.run(text)
 	return m.servers
