@@ -168,8 +168,7 @@ type pace struct {
 	away     time.Time // since when the proxy is not reachable
 	reported string    // the failure that is already in the log
 	soon     *backoff.ExponentialBackOff
-	seldom   *backoff.ExponentialBackOff // a refused text costs the proxy nothing, and its cause may pass: a name, a port
-	rarely   *backoff.ExponentialBackOff // a refusal that costs the proxy something
+	seldom   *backoff.ExponentialBackOff // for a refused text, the cause of which may pass: a name, a port
 }
 
 func newPace(interval, check time.Duration) *pace {
@@ -177,7 +176,6 @@ func newPace(interval, check time.Duration) *pace {
 		interval: interval, check: check,
 		soon:   Delays(100*time.Millisecond, 5*time.Second),
 		seldom: Delays(time.Second, 15*time.Second),
-		rarely: Delays(15*time.Second, 10*time.Minute),
 	}
 }
 
@@ -213,7 +211,6 @@ func (p *pace) after(want wanted, began, now time.Time, res Result, err error) n
 		p.reported, p.away = "", time.Time{}
 		p.soon.Reset()
 		p.seldom.Reset()
-		p.rarely.Reset()
 		return n
 	}
 	n.drift = false
@@ -221,8 +218,6 @@ func (p *pace) after(want wanted, began, now time.Time, res Result, err error) n
 	switch {
 	case errors.As(err, &held):
 		n.wait = min(held.For, p.check)
-	case errors.Is(err, errCostly):
-		n.wait = p.rarely.NextBackOff()
 	case errors.Is(err, ErrRefused):
 		n.wait = p.seldom.NextBackOff()
 	default:

@@ -74,8 +74,9 @@ type Driver[C any] interface {
 	Inspect(ctx context.Context) (Snapshot, error)
 	// Observe says which text the proxy that was last inspected runs, but for its servers: Plan begins there.
 	Observe(base Marked[C])
-	// Plan says how to get to a text from what was observed, or from what the last Run or Reload left.
-	Plan(to Marked[C]) Plan
+	// Plan says how to get to a text from what was observed, or from what the last Run or Reload left. Backends that are the
+	// same in alike, if that is not nil, are taken to be right as they are.
+	Plan(to Marked[C], alike *C) Plan
 	// Run carries out the plan to a text, which may have nothing to do, and reads back what came of it. An error that wraps
 	// ErrUnexpected says what the proxy did not take: a reload puts it right. After any error the proxy has to be inspected.
 	Run(ctx context.Context, to Marked[C], plan Plan) error

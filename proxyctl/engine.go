@@ -48,7 +48,9 @@ type Engine[C any] struct {
 	fault   error     // why the text needs not even be shown to the proxy
 	refused bool      // the last Apply has not brought the proxy to its text
 	slowly  bool      // it was refused only after a while
+	refusal refusal   // by the proxy or its program, of the text that was tried last
 	has     Marked[C] // what the proxy was brought to last, or was seen to run
+	sure    bool      // it had just that, some time; else its servers may be newer than has, which is from a file
 	known   bool      // the driver knows the proxy's servers; else it has to be inspected
 
 	applied   bool      // a text was applied as a whole since the start
@@ -126,7 +128,7 @@ func (e *Engine[C]) apply(ctx context.Context, again, mayReload bool) (Result, e
 			res Result
 			err error
 		)
-		if res, why, err = e.change(ctx, e.want); why == "" {
+		if res, why, err = e.change(ctx, e.want, nil); why == "" {
 			if err == nil {
 				e.lazy.Put(ctx, e.want.Text, e.want.Generation)
 			}
@@ -232,13 +234,17 @@ func (e *Engine[C]) bring(ctx context.Context, goal, there Marked[C], snap Snaps
 	if base.Config != nil {
 		e.driver.Observe(base)
 		e.has, e.known = base, true
+		if !e.sure {
+			plan := e.driver.Plan(base, nil)
+			e.sure = plan.Reload == "" && len(plan.Ops) == 0
+		}
 	}
 	if e.fault == nil && why == "" {
 		var (
 			res Result
 			err error
 		)
-		if res, why, err = e.change(ctx, goal); why == "" {
+		if res, why, err = e.change(ctx, goal, nil); why == "" {
 			res.OldWorkers = snap.OldWorkers
 			if err == nil && there.Text != goal.Text {
 				err = e.lazy.Problem(goal.Generation)
@@ -299,8 +305,9 @@ func (e *Engine[C]) onDisk() (Marked[C], error) {
 }
 
 // change brings the proxy to a text at run time. If that cannot be done, the string says why: then a reload has to do it.
-func (e *Engine[C]) change(ctx context.Context, to Marked[C]) (Result, string, error) {
-	plan := e.driver.Plan(to)
+// alike is as in Driver.Plan.
+func (e *Engine[C]) change(ctx context.Context, to Marked[C], alike *C) (Result, string, error) {
+	plan := e.driver.Plan(to, alike)
 	if plan.Reload != "" {
 		return Result{}, plan.Reload, nil
 	}
@@ -316,7 +323,7 @@ func (e *Engine[C]) change(ctx context.Context, to Marked[C]) (Result, string, e
 	case err != nil:
 		return Result{}, "", err
 	}
-	e.has = to
+	e.has, e.sure = to, e.sure || alike == nil
 	return res, "", nil
 }
 
@@ -330,18 +337,26 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 	if !may {
 		return Result{}
 	}
+	// What a change left that went half the way is in the way of the same change. But a berth that has just been started
+	// knows of the other backends only what is in the file, and the proxy may have newer servers.
+	undo, alike := !e.known && e.sure, e.has.Config
+	if e.sure {
+		alike = nil
+	}
 	for try := range mostTries {
 		if !e.observe(ctx) {
 			return Result{} // the next look finds out
 		}
 		to := e.has
-		if try < mostTries-1 {
+		if !undo && try < mostTries-1 {
 			to = e.merged(e.has, nil)
 		}
-		res, why, err := e.change(ctx, to)
+		res, why, err := e.change(ctx, to, alike)
 		switch {
 		case err != nil:
 			return Result{}
+		case why == "" && undo:
+			undo = false
 		case why == "":
 			if there, err := e.onDisk(); err != nil || there.Text != to.Text {
 				e.lazy.Put(ctx, to.Text, to.Generation)
@@ -374,6 +389,9 @@ func (e *Engine[C]) observe(ctx context.Context) bool {
 // reload brings the proxy to a text by its file. why is the reason.
 func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why string, mayReload bool) (Result, error) {
 	res := Result{Reason: why}
+	if err := e.refusal.still(to.Generation.Shape); err != nil {
+		return res, err
+	}
 	if !mayReload {
 		return res, ErrNotYet
 	}
@@ -384,10 +402,10 @@ func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why
 	}
 	last := e.lastGood(there, snap.Generation)
 	if err := e.validate(ctx, to.Text); err != nil {
-		return res, err
+		return res, e.refusal.note(to.Generation.Shape, err, time.Second, 15*time.Second)
 	}
 	if err := e.driver.Precheck(ctx, last, to); err != nil {
-		return res, err
+		return res, e.refusal.note(to.Generation.Shape, err, time.Second, 15*time.Second)
 	}
 	changes := e.driver.Changes(e.driver.Before(last.Config), to.Config)
 	if err := e.conf.Replace(last.Text, to.Text); err != nil {
@@ -396,9 +414,10 @@ func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why
 	began := time.Now()
 	e.known = false
 	now, err := e.driver.Reload(ctx, last, to)
-	var port *PortError
-	if errors.Is(err, ErrRefused) && !errors.As(err, &port) && time.Since(began) >= costly {
-		err = &costlyError{err}
+	if err != nil && time.Since(began) < costly {
+		err = e.refusal.note(to.Generation.Shape, err, 2*time.Second, time.Minute)
+	} else if err != nil {
+		err = e.refusal.note(to.Generation.Shape, err, 15*time.Second, 10*time.Minute)
 	}
 	if err = e.conf.Replaced(last.Text, err); err != nil {
 		var loaded *LoadedError
@@ -409,7 +428,7 @@ func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why
 		}
 		return res, err
 	}
-	e.has, e.known = to, true
+	e.has, e.known, e.sure, e.refusal = to, true, true, refusal{}
 	res.Action, res.Changes, res.OldWorkers = Reload, changes, now.OldWorkers
 	return res, nil
 }
@@ -417,9 +436,40 @@ func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why
 // costly is how long a reload takes at least that is refused only after listeners were closed for a while.
 const costly = time.Second
 
-type costlyError struct{ error }
+// refusal is of the last text that was refused. What is but other servers in the same text is not shown to the proxy and
+// its program at every change: that costs the one a worker, which counts for mworker-max-reloads too, and the other a
+// processor. Something else in the text is tried at once.
+type refusal struct {
+	shape string
+	err   error
+	at    time.Time
+	wait  time.Duration // until it is tried again
+}
 
-func (e *costlyError) Unwrap() []error { return []error{e.error, errCostly} }
+// note takes note of an error, if it is a refusal, that takes this long until the next try at first, and at most.
+func (r *refusal) note(shape string, err error, first, most time.Duration) error {
+	var port *PortError
+	switch {
+	case !errors.Is(err, ErrRefused):
+		return err
+	case errors.As(err, &port): // the driver remembers it
+		first, most = time.Second, 15*time.Second
+	}
+	wait := first
+	if r.err != nil && r.shape == shape {
+		wait = min(max(2*r.wait, first), most)
+	}
+	*r = refusal{shape, err, time.Now(), wait}
+	return err
+}
+
+// still is the error of a text of this shape, if it is too early to try that again.
+func (r *refusal) still(shape string) error {
+	if r.err != nil && r.shape == shape && time.Since(r.at) < r.wait {
+		return r.err
+	}
+	return nil
+}
 
 // lastGood is what the proxy goes on with if it does not take another text, as far as is known: the text that berth
 // brought it to, the file itself, or if berth was killed while the proxy judged that, the one before.

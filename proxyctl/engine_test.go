@@ -99,6 +99,9 @@ func unreachable(r *engineRig) { r.down = Down(fmt.Errorf("%w: no such socket", 
 func reachable(r *engineRig)   { r.down = nil }
 func withBinary(r *engineRig)  { r.binary = "proxy" }
 
+// later makes a refusal one of a while ago.
+func later(r *engineRig) { r.engine.refusal.at = time.Now().Add(-time.Hour) }
+
 func TestEngine(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
@@ -143,7 +146,8 @@ func TestEngine(t *testing.T) {
 		// Refusals.
 		{"refused: the old file goes back", one, nil, []step{
 			{text: bad, err: ErrRefused, says: "bogus", file: one, live: "app: a; web: x", loads: 1},
-			{text: bad, err: ErrRefused, says: "bogus", file: one, live: "app: a; web: x", loads: 2},
+			{text: bad, err: ErrRefused, says: "bogus", file: one, live: "app: a; web: x", loads: 1},
+			{set: later, text: bad, err: ErrRefused, says: "bogus", file: one, live: "app: a; web: x", loads: 2},
 			{text: one, action: None, file: one, loads: 2},
 			{text: line, action: Reload, file: line, loads: 3},
 		}},
@@ -175,10 +179,10 @@ func TestEngine(t *testing.T) {
 		// What is refused stops nothing else.
 		{"a bad line: servers of all backends come and go, and the file follows", two, nil, []step{
 			{text: "bind\nbogus\napp: a b\nweb: x y\n", err: ErrRefused, action: Runtime, changes: "web: 1 → 2 servers", file: "bind\napp: a b\nweb: x y\n", live: "app: a b; web: x y", loads: 1},
-			{text: "bind\nbogus\napp: b c\nweb: y\n", err: ErrRefused, action: Runtime, changes: "app: 2 servers, 1 replaced or changed; web: 2 → 1 server", file: "bind\napp: b c\nweb: y\n", live: "app: b c; web: y", loads: 2},
-			{set: func(r *engineRig) { r.run(r.onDisk(r.file)); r.start() }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 3},
-			{set: func(r *engineRig) { r.live["app"] = nil }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 4},
-			{text: "bind\napp: d\nweb: y\n", action: Runtime, file: "bind\napp: d\nweb: y\n", live: "app: d; web: y", loads: 4},
+			{text: "bind\nbogus\napp: b c\nweb: y\n", err: ErrRefused, action: Runtime, changes: "app: 2 servers, 1 replaced or changed; web: 2 → 1 server", file: "bind\napp: b c\nweb: y\n", live: "app: b c; web: y", loads: 1},
+			{set: func(r *engineRig) { r.run(r.onDisk(r.file)); r.start() }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 2},
+			{set: func(r *engineRig) { r.live["app"] = nil }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 2},
+			{text: "bind\napp: d\nweb: y\n", action: Runtime, file: "bind\napp: d\nweb: y\n", live: "app: d; web: y", loads: 2},
 		}},
 		{"a backend that is new waits, one that is gone stays", two, nil, []step{
 			{text: "bind\nbogus\nnew: n\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a b\nweb: y\n", live: "app: a b; web: y", loads: 1},
@@ -186,7 +190,7 @@ func TestEngine(t *testing.T) {
 		{"a server that is not to be added holds up its own backend", two, nil, []step{
 			{text: "bind\napp: a b =\nweb: y\n", waits: true, err: ErrNotYet, action: Runtime, file: "bind\napp: a b\nweb: y\n", live: "app: a b; web: y"},
 			{text: "bind\nbogus\napp: c =\nweb: z\n", err: ErrRefused, action: Runtime, file: "bind\napp: a b\nweb: z\n", live: "app: a b; web: z", loads: 1},
-			{text: "bind\nbogus\napp: c !\nweb: u\n", err: ErrRefused, action: Runtime, file: "bind\napp: a b\nweb: u\n", live: "app: a b; web: u", loads: 2},
+			{text: "bind\nbogus\napp: c !\nweb: u\n", err: ErrRefused, action: Runtime, file: "bind\napp: a b\nweb: u\n", live: "app: a b; web: u", loads: 1},
 		}},
 		{"a reload that has to wait: servers do not", one, nil, []step{
 			{text: one, action: None, file: one},
@@ -195,7 +199,7 @@ func TestEngine(t *testing.T) {
 		}},
 		{"a port in use", one, nil, []step{
 			{set: func(r *engineRig) { r.inUse = 81 }, text: "bind\nbind 81\napp: a b\nweb: x\n", err: ErrRefused, says: "bind :81: another program listens there", action: Runtime, file: two, live: "app: a b; web: x"},
-			{set: func(r *engineRig) { r.inUse = 0 }, text: "bind\nbind 81\napp: a b\nweb: x\n", action: Reload, file: "bind\nbind 81\napp: a b\nweb: x\n", loads: 1},
+			{set: func(r *engineRig) { r.inUse = 0; later(r) }, text: "bind\nbind 81\napp: a b\nweb: x\n", action: Reload, file: "bind\nbind 81\napp: a b\nweb: x\n", loads: 1},
 		}},
 
 		// A proxy that is down, or hangs.
@@ -258,6 +262,12 @@ func TestEngine(t *testing.T) {
 		}},
 		{"killed before the file followed", one, nil, []step{
 			{set: func(r *engineRig) { r.live["app"] = []string{"a", "b"} }, text: two, action: None, file: two, live: "app: a b; web: x"},
+		}},
+		{"killed while it judged other servers, and now a bad one comes", one, nil, []step{
+			{set: func(r *engineRig) { r.write(r.file, markFake(two)); r.write(r.file+".good", markFake(one)) }, text: bad, err: ErrRefused, file: one, live: "app: a; web: x", loads: 1},
+		}},
+		{"killed before the file followed, and now a bad one comes", one, nil, []step{
+			{set: func(r *engineRig) { r.live["app"] = []string{"c"} }, text: "bind\nbogus\napp: a\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a\nweb: y\n", live: "app: c; web: y", loads: 1},
 		}},
 		{"killed while the proxy judged a bad one, which is down by now", one, nil, []step{
 			{set: func(r *engineRig) {
@@ -489,4 +499,51 @@ func TestTell(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	})
+}
+
+// A text that is refused is tried again within seconds at first, and when anything but servers is another.
+func TestRefusalIsTriedAgain(t *testing.T) {
+	const text = "bind\nbogus\napp: a\nweb: x\n"
+	for _, tt := range []struct {
+		name        string
+		set         func(*engineRig)
+		takes       time.Duration // a reload
+		least, most int           // tries in ten minutes of a change in each second
+	}{
+		{"by its program", func(r *engineRig) { r.binary = "proxy" }, 0, 35, 60},
+		{"by the proxy", nil, 0, 10, 20},
+		{"by the proxy, after a while without listeners", nil, 2 * time.Second, 4, 7},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t)
+				r.hasText(one)
+				r.takes = tt.takes
+				bogus := "bogus"
+				if tt.set != nil {
+					tt.set(r)
+					bogus = "bogus here"
+				}
+				apply := func(text string) {
+					if _, err := r.engine.Apply(t.Context(), Config{Text: strings.Replace(text, "bogus", bogus, 1)}, true); !errors.Is(err, ErrRefused) {
+						t.Fatalf("error %v", err)
+					}
+				}
+				tries := func() int { return r.loads + r.refusals }
+				for n := range 600 {
+					apply(fmt.Sprintf("%sother: s%d\n", text, n))
+					time.Sleep(time.Second)
+				}
+				if n := tries(); n < tt.least || n > tt.most {
+					t.Errorf("%d tries", n)
+				}
+				before := tries()
+				apply(text + "more\n")
+				if tries() != before+1 {
+					t.Error("another text was not tried at once")
+				}
+				r.engine.Close()
+			})
+		})
+	}
 }

@@ -36,7 +36,7 @@ func (e *Engine[C]) reloadCommon(ctx context.Context, snap Snapshot) Result {
 	if !differs || !e.observe(ctx) {
 		return Result{}
 	}
-	plan := e.driver.Plan(to)
+	plan := e.driver.Plan(to, nil)
 	if plan.Reload == "" {
 		return Result{}
 	}

@@ -16,9 +16,6 @@ var ErrUnreachable = errors.New("proxy not reachable")
 // ErrNotYet is what Apply returns when only a reload brings the proxy to the text, and none may be done yet.
 var ErrNotYet = errors.New("the newest configuration waits for the next reload")
 
-// errCostly marks a refusal that cost the proxy something: it must not be asked for again soon.
-var errCostly = errors.New("the proxy did not find out at once")
-
 // PortError is a refusal because of one address that the proxy cannot listen on. It wraps ErrRefused.
 type PortError struct {
 	Port    int

@@ -75,7 +75,7 @@ type driverOptions struct {
 	reload      func(context.Context) error // nil if the driver does it by itself
 	reloadOnly  bool
 	grace       time.Duration
-	prepared    func()
+	prepared    func() // nil if berth does not run the proxy
 	portRefused func(port int, reason string)
 	log         *slog.Logger
 }
@@ -145,17 +145,20 @@ func (p *process) proxyOutput(command []string, refused *route.Refused, stopping
 	if err != nil {
 		return output{}, nil, err
 	}
+	o := driverOptions{
+		binary:      binary,
+		reload:      reload,
+		reloadOnly:  !p.config.Runtime,
+		grace:       max(p.config.ConsulGrace, time.Nanosecond), // 0 is a default there
+		portRefused: refused.Refuse,
+		log:         p.log,
+	}
 	prepared := make(wake, 1)
+	if len(command) > 0 {
+		o.prepared = prepared.up
+	}
 	ctl := proxyctl.New(proxyctl.Options{
-		Proxy: p.proxy.newProxy(driverOptions{
-			binary:      binary,
-			reload:      reload,
-			reloadOnly:  !p.config.Runtime,
-			grace:       max(p.config.ConsulGrace, time.Nanosecond), // 0 is a default there
-			prepared:    prepared.up,
-			portRefused: refused.Refuse,
-			log:         p.log,
-		}),
+		Proxy:    p.proxy.newProxy(o),
 		Interval: p.config.ReloadInterval,
 		Log:      p.log,
 		Metrics:  p.metrics,

@@ -135,7 +135,7 @@ func (d *driver) Precheck(ctx context.Context, last, to proxyctl.Marked[config])
 	if len(addresses) == 0 {
 		return nil
 	}
-	visible := d.master.sharesNetwork(ctx)
+	visible := d.visible(ctx)
 	for _, a := range addresses {
 		refused, known := d.ports[a.port]
 		switch {

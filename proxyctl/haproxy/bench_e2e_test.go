@@ -18,6 +18,7 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
+	"berth/deploy/testenv"
 	"berth/deploy/testenv/traffic"
 	"berth/proxyctl"
 )
@@ -145,28 +146,28 @@ func (f *fleet) change() {
 	}
 }
 
-// driver calls a Proxy as the Controller does.
-type driver struct {
+// benchDriver calls a Proxy as the Controller does.
+type benchDriver struct {
 	*rig
 	proxy   *Proxy
 	tend    <-chan time.Time
 	reloads []string // why
 }
 
-func (r *rig) drive(opts Options) *driver {
-	d := &driver{rig: r, proxy: New(opts)}
+func (r *rig) drive(opts Options) *benchDriver {
+	d := &benchDriver{rig: r, proxy: New(opts)}
 	r.Cleanup(d.close)
 	return d
 }
 
-func (d *driver) close() {
+func (d *benchDriver) close() {
 	if d.proxy != nil {
 		d.proxy.Close()
 	}
 }
 
 // held closes the proxy, and says how much memory is free then, in MB.
-func (d *driver) held() float64 {
+func (d *benchDriver) held() float64 {
 	d.close()
 	before := heap()
 	d.proxy = nil
@@ -174,7 +175,7 @@ func (d *driver) held() float64 {
 }
 
 // wait tends to the proxy until a moment has come.
-func (d *driver) wait(until time.Time) {
+func (d *benchDriver) wait(until time.Time) {
 	for due := time.After(time.Until(until)); ; {
 		select {
 		case <-due:
@@ -186,16 +187,16 @@ func (d *driver) wait(until time.Time) {
 }
 
 // tended calls Tend, and says whether anything is left to tend to.
-func (d *driver) tended() bool {
+func (d *benchDriver) tended() bool {
 	d.tend = nil
-	if in := d.proxy.Tend(d.Context()); in > 0 {
+	if in := d.proxy.driver.Tend(d.Context()); in > 0 {
 		d.tend = time.After(in)
 	}
 	return d.tend != nil
 }
 
 // apply brings the proxy to a text, and returns when it has read that back.
-func (d *driver) apply(text string) proxyctl.Result {
+func (d *benchDriver) apply(text string) proxyctl.Result {
 	d.Helper()
 	res, err := d.proxy.Apply(d.Context(), onlyText(text), true)
 	if err != nil {
@@ -208,7 +209,7 @@ func (d *driver) apply(text string) proxyctl.Result {
 }
 
 // settle returns when HAProxy has just these servers, and none that is draining.
-func (d *driver) settle(want ...group) {
+func (d *benchDriver) settle(want ...group) {
 	d.Helper()
 	for d.tended() {
 		d.wait(time.Now().Add(5 * time.Millisecond))
@@ -323,7 +324,7 @@ func (r *rig) ends(name string, sig syscall.Signal, count int) ends {
 	g := group{name: "app"}
 	var apps []*appProcess
 	for i := range 4 {
-		apps = append(apps, startAppProcess(r, freeAddress(r, appIP)))
+		apps = append(apps, startAppProcess(r, testenv.FreeAddress(r, appIP)))
 		g.servers = append(g.servers, listed{fmt.Sprint("app-", i), apps[i].address, 1})
 	}
 	d := r.drive(r.options())

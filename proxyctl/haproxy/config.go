@@ -92,14 +92,13 @@ func parse(text string, before *config) *config {
 	for p.at < len(text) {
 		start := p.at
 		line := p.line()
-		head, isHead := sectionHead(line)
-		if !isHead {
+		if !opensSection(line) {
 			p.read(line)
 			continue
 		}
 		p.end(text[begin:start])
 		begin = start
-		p.begin(head, start)
+		p.begin(start)
 	}
 	p.end(text[begin:])
 	return &p.config
@@ -115,18 +114,18 @@ func (p *parser) line() string {
 	return rest
 }
 
-// sectionHead is the words of a line that opens a section.
-func sectionHead(line string) ([]string, bool) {
+// opensSection says whether a line does.
+func opensSection(line string) bool {
 	first, _, _ := strings.Cut(strings.TrimLeft(line, " \t\r\n"), " ")
 	if first = strings.TrimRight(first, "\r\n"); !sectionKinds[first] && !strings.ContainsAny(first, "\t\\\"'#") {
-		return nil, false
+		return false
 	}
 	w, _ := words(line)
-	return w, len(w) > 0 && sectionKinds[w[0]]
+	return len(w) > 0 && sectionKinds[w[0]]
 }
 
 // begin opens a section whose head begins at start. If it is as it was in the text before, it is not read again.
-func (p *parser) begin(w []string, start int) {
+func (p *parser) begin(start int) {
 	w, head := words(strings.Clone(p.text[start:p.at]))
 	s := section{kind: w[0], head: head}
 	if len(w) > 1 {
@@ -161,8 +160,7 @@ func (p *parser) begin(w []string, start int) {
 // beginsSection says whether nothing or a section begins at this place.
 func (p *parser) beginsSection(at int) bool {
 	line, _, _ := strings.Cut(p.text[at:], "\n")
-	_, is := sectionHead(line)
-	return is || at == len(p.text)
+	return at == len(p.text) || opensSection(line)
 }
 
 // end notes the text of the section that was read, and what it hands on.

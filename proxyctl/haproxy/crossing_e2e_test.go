@@ -21,7 +21,7 @@ func BenchmarkE2ECrossing(b *testing.B) {
 	for _, image := range images(b, "BENCH_HAPROXY", "IMAGES_HAPROXY", "IMAGE_HAPROXY") {
 		b.Run(strings.NewReplacer("/", "-", ":", "-").Replace(image), func(b *testing.B) {
 			r := startRig(b, image)
-			c := &crossing{driver: r.drive(reloadOnly(r.options())), apps: r.startApps(20)}
+			c := &crossing{benchDriver: r.drive(reloadOnly(r.options())), apps: r.startApps(20)}
 			var bySize, byExchange []crossed
 			for _, size := range []struct{ servers, others int }{{10, 0}, {100, 0}, {1000, 0}, {3000, 0}, {100, 9900}} {
 				for _, n := range []int{20, 100, 300, 1000} {
@@ -59,7 +59,7 @@ func reloadOnly(opts Options) Options {
 }
 
 type crossing struct {
-	*driver
+	*benchDriver
 	apps []string
 }
 
@@ -112,12 +112,12 @@ func (c *crossing) cross(m, others, n, each int) crossed {
 	for some := range slices.Chunk(ops, each) {
 		var lines []string
 		for _, o := range some {
-			for _, command := range o.commands(c.proxy.nextID("app")) {
+			for _, command := range o.commands(c.proxy.driver.nextID("app")) {
 				lines = append(lines, command.text)
 			}
 		}
 		start := time.Now()
-		reply, err := c.proxy.master.worker(c.Context(), lines...)
+		reply, err := c.proxy.driver.master.worker(c.Context(), lines...)
 		if err != nil || strings.Count(reply, saidAdded) != len(some) {
 			c.Fatalf("%d servers added, want %d, %v: %s", strings.Count(reply, saidAdded), len(some), err, oneLine(reply))
 		}

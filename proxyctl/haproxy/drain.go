@@ -22,10 +22,12 @@ type draining struct {
 }
 
 const (
-	firstTry     = 20 * time.Millisecond
-	lastTry      = time.Second
-	mostTries    = 20               // in one exchange: each delete stops all of HAProxy's threads for a moment
-	sessionsTime = 30 * time.Second // between two looks at HAProxy's sessions, of which there may be very many
+	firstTry  = 20 * time.Millisecond
+	lastTry   = time.Second
+	mostTries = 20 // in one exchange: each delete stops all of HAProxy's threads for a moment
+
+	// HAProxy may have very many sessions, so between two looks at them there is this part of the time for requests.
+	sessionsPart = 10
 )
 
 // drains are the servers that drain. They are looked after by tend, which has a goroutine and connections of its own: what
@@ -39,7 +41,6 @@ type drains struct {
 	deleted []serverName        // since takeDeleted
 	busy    map[serverName]bool // which are being deleted
 	idle    chan struct{}       // closed when none is any more; nil when none is
-	held    bool                // none is to be deleted
 
 	// Only tend uses these.
 	looked  time.Time           // at HAProxy's sessions, for the last time
@@ -88,14 +89,13 @@ func (d *drains) takeDeleted() []serverName {
 	return out
 }
 
-// recall takes the servers of changes from the list, and returns when none of them is being deleted. It says whether one
-// was: then it may be gone.
-func (d *drains) recall(ctx context.Context, ops []op) (deleted bool) {
+// recall takes servers from the list, and returns when none of them is being deleted. It says whether one was: then it may
+// be gone.
+func (d *drains) recall(ctx context.Context, names []serverName) (deleted bool) {
 	for {
 		d.mu.Lock()
 		var wait chan struct{}
-		for _, o := range ops {
-			n := serverName{o.backend, o.name}
+		for _, n := range names {
 			delete(d.list, n)
 			if d.busy[n] {
 				wait = d.idle
@@ -114,23 +114,16 @@ func (d *drains) recall(ctx context.Context, ops []op) (deleted bool) {
 	}
 }
 
-// hold keeps servers from being deleted until release is called: HAProxy is reloaded meanwhile.
-func (d *drains) hold(ctx context.Context) (release func()) {
+// in are the servers of the list that a configuration has.
+func (d *drains) in(c *config) (names []serverName) {
 	d.mu.Lock()
-	d.held = true
-	wait := d.idle
-	d.mu.Unlock()
-	if wait != nil {
-		select {
-		case <-wait:
-		case <-ctx.Done():
+	defer d.mu.Unlock()
+	for n := range d.list {
+		if _, has := c.backends[n.backend].get(n.name); has {
+			names = append(names, n)
 		}
 	}
-	return func() {
-		d.mu.Lock()
-		d.held = false
-		d.mu.Unlock()
-	}
+	return names
 }
 
 // tend deletes servers that have finished, and ends those whose time is over. It returns when to call it again, or 0 when
@@ -174,7 +167,7 @@ func (d *drains) overdue(ctx context.Context, due map[serverName]time.Time) map[
 		case time.Now().Before(ends):
 			continue
 		}
-		if time.Since(d.looked) >= sessionsTime {
+		if time.Since(d.looked) >= d.opts.DrainTimeout/sessionsPart {
 			d.look(ctx)
 		}
 		over[n] = d.tunnels != nil && !d.tunnels[n] && !d.looked.Before(ends)
@@ -200,25 +193,14 @@ func (d *drains) begin(due map[serverName]time.Time) map[serverName]time.Time {
 	out := map[serverName]time.Time{}
 	busy := map[serverName]bool{}
 	for n, since := range due {
-		if s := d.list[n]; s != nil && s.since.Equal(since) && !d.held {
+		if s := d.list[n]; s != nil && s.since.Equal(since) {
 			out[n], busy[n] = since, true
 		}
 	}
 	if len(out) > 0 {
 		d.busy, d.idle = busy, make(chan struct{})
-	} else if d.held {
-		d.postpone(due)
 	}
 	return out
-}
-
-// postpone has servers tried again later.
-func (d *drains) postpone(due map[serverName]time.Time) {
-	for n := range due {
-		if s := d.list[n]; s != nil {
-			s.next = time.Now().Add(lastTry)
-		}
-	}
 }
 
 // delete tries to delete servers, after cutting the connections of those whose time is over, and returns what HAProxy says
@@ -259,23 +241,21 @@ func (d *drains) end(due map[serverName]time.Time, said map[serverName]string) {
 	defer d.mu.Unlock()
 	for n := range due {
 		s := d.list[n]
-		switch line := said[n]; line {
+		if s == nil { // it was recalled, or HAProxy was reloaded
+			s = &draining{}
+		}
+		switch said[n] {
 		case saidDeleted, saidNoServer:
 			delete(d.list, n)
 			d.deleted = append(d.deleted, n)
-			continue
 		case saidReferenced:
-			if s != nil {
-				s.next = time.Time{}
-			}
+			s.next = time.Time{}
 			d.opts.Log.Info("HAProxy keeps a removed server, out of service, until it is reloaded: its configuration refers to it", "backend", n.backend, "server", n.name)
 		case saidConnected:
-			if s != nil {
-				s.wait = min(2*s.wait, lastTry)
-				s.next = time.Now().Add(s.wait)
-			}
+			s.wait = min(2*s.wait, lastTry)
+			s.next = time.Now().Add(s.wait)
 		default:
-			d.postpone(map[serverName]time.Time{n: {}})
+			s.next = time.Now().Add(lastTry)
 		}
 	}
 	close(d.idle)

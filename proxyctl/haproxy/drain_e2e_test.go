@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"berth/deploy/testenv"
 	"berth/proxyctl"
 )
 
@@ -194,7 +195,7 @@ func (h *realHAProxy) visitors() *visitors {
 func (tr *visitors) more(t testing.TB, n int64) {
 	t.Helper()
 	want := tr.sent.Load() + n
-	eventually(t, "requests are sent", func() bool { return tr.sent.Load() >= want })
+	testenv.Until(t, 20*time.Second, "requests are sent", func() bool { return tr.sent.Load() >= want })
 }
 
 func (tr *visitors) end(t testing.TB) {
@@ -212,7 +213,7 @@ func (h *realHAProxy) tendUntil(what string, done func() bool) {
 	ctx, cancel := context.WithTimeout(h.t.Context(), 20*time.Second)
 	defer cancel()
 	for !done() {
-		wait := h.Tend(ctx)
+		wait := h.driver.Tend(ctx)
 		if wait == 0 {
 			wait = 50 * time.Millisecond
 		}
@@ -251,7 +252,7 @@ func TestE2ELeave(t *testing.T) {
 			t.Errorf("%d requests reached the server after Apply had returned", n)
 		}
 		for range 20 {
-			if h.Tend(t.Context()) == 0 {
+			if h.driver.Tend(t.Context()) == 0 {
 				t.Fatal("nothing is left to tend to, and the server is not deleted")
 			}
 		}
@@ -298,7 +299,7 @@ func TestE2EBackWhileLeaving(t *testing.T) {
 			if res := h.apply(h.servers(other)); res.Leaving != 1 || res.Action != proxyctl.Runtime {
 				t.Errorf("%s: draining: %+v", back.name, res)
 			}
-			h.Tend(t.Context())
+			h.driver.Tend(t.Context())
 			if r := h.get("/", ""); r.status != http.StatusServiceUnavailable {
 				t.Errorf("%s: a request that none can serve: %+v", back.name, r)
 			}
@@ -402,7 +403,7 @@ func TestE2ELeaveTimeouts(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		const drain, tunnels = time.Second, 3 * time.Second
 		h := startHAProxy(t, r.image, func(o *Options) { o.DrainTimeout, o.TunnelTimeout = drain, tunnels })
-		a, echo, port := startApp(t), startEcho(t), freePort(t)
+		a, echo, port := startApp(t), startEcho(t), testenv.FreePort(t)
 		tcp := func(server string) string {
 			return fmt.Sprintf("listen tcp\n  mode tcp\n  timeout client 1m\n  timeout server 1m\n  bind 127.0.0.1:%s\n  %s\n", port, server)
 		}
@@ -488,7 +489,7 @@ func TestE2EManyLeave(t *testing.T) {
 			})
 			slowest = max(slowest, time.Since(began))
 			within("Tend", func() {
-				if h.Tend(t.Context()) == 0 {
+				if h.driver.Tend(t.Context()) == 0 {
 					t.Error("nothing left to tend to")
 				}
 			})

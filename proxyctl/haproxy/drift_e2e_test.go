@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"berth/deploy/testenv"
 	"berth/proxyctl"
 )
 
@@ -27,12 +28,12 @@ func TestE2EDrift(t *testing.T) {
 		text := strings.Replace(before, "  server c", "  server b 127.0.0.1:9002\n  server c", 1)
 		want := l.load(h, text)
 		h.apply(before)
-		old := onDisk(t, h.opts.File)
+		old := onDisk(t, h.driver.opts.File)
 		h.apply(text)
 		h.Close()
 		edit := func(from, to string) func() {
 			return func() {
-				write(t, h.opts.File, strings.Replace(onDisk(t, h.opts.File), from, to, 1))
+				write(t, h.driver.opts.File, strings.Replace(onDisk(t, h.driver.opts.File), from, to, 1))
 			}
 		}
 		byHand := func() {
@@ -59,16 +60,16 @@ func TestE2EDrift(t *testing.T) {
 		}{
 			{"nothing", func() {}, none, ""},
 			{"restarted", h.restart, none, ""},
-			{"restarted with earlier servers", both(func() { write(t, h.opts.File, old) }, h.restart), runtime, "add app/b"},
-			{"an earlier file", func() { write(t, h.opts.File, old) }, none, ""},
+			{"restarted with earlier servers", both(func() { write(t, h.driver.opts.File, old) }, h.restart), runtime, "add app/b"},
+			{"an earlier file", func() { write(t, h.driver.opts.File, old) }, none, ""},
 			{"reloaded", byHand, none, ""},
-			{"a bind added to the file", edit("frontend web\n", fmt.Sprintf("frontend web\n  bind 127.0.0.1:%s\n", freePort(t))), reload, "not as berth wrote it"},
-			{"a bind added to the file, reloaded", both(edit("frontend web\n", fmt.Sprintf("frontend web\n  bind 127.0.0.1:%s\n", freePort(t))), byHand), reload, "not as berth wrote it"},
+			{"a bind added to the file", edit("frontend web\n", fmt.Sprintf("frontend web\n  bind 127.0.0.1:%s\n", testenv.FreePort(t))), reload, "not as berth wrote it"},
+			{"a bind added to the file, reloaded", both(edit("frontend web\n", fmt.Sprintf("frontend web\n  bind 127.0.0.1:%s\n", testenv.FreePort(t))), byHand), reload, "not as berth wrote it"},
 			{"a server taken from the file", edit("  server b 127.0.0.1:9002\n", ""), reload, "not as berth wrote it"},
 			{"a server taken from the file, reloaded", both(edit("  server b 127.0.0.1:9002\n", ""), byHand), reload, "not as berth wrote it"},
 			{"keywords changed in the file, reloaded", both(edit("maxconn 7", "maxconn 8"), byHand), reload, "not as berth wrote it"},
-			{"a file of somebody else, restarted", both(func() { write(t, h.opts.File, h.text("foreign", "")) }, h.restart), reload, "not as berth wrote it"},
-			{"the file deleted", both(func() { docker(t, "exec", h.id, "rm", h.opts.File) }), reload, ""},
+			{"a file of somebody else, restarted", both(func() { write(t, h.driver.opts.File, h.text("foreign", "")) }, h.restart), reload, "not as berth wrote it"},
+			{"the file deleted", both(func() { testenv.MustDocker(t, "exec", h.id, "rm", h.driver.opts.File) }), reload, ""},
 			{"maintenance", say("set server app/a state maint"), runtime, "put back app/a"},
 			{"drained", say("set server app/a state drain"), runtime, "put back app/a"},
 			{"maintenance of one that is checked", say("set server checked/d state maint"), runtime, "put back checked/d"},
@@ -101,7 +102,7 @@ func TestE2EDrift(t *testing.T) {
 			}
 			h.steady(d.name, text)
 			h.Close()
-			if got := onDisk(t, h.opts.File); !strings.HasPrefix(got, text) {
+			if got := onDisk(t, h.driver.opts.File); !strings.HasPrefix(got, text) {
 				t.Errorf("%s: the file is not the text:\n%s", d.name, got)
 			}
 		}
@@ -137,7 +138,7 @@ func TestE2EDriftUnderChange(t *testing.T) {
 			{"deleted, changed in the text", func() { h.says("set server app/b state maint; @1 del server app/b") }, strings.Replace(first, "weight 3", "weight 4", 1)},
 			{"added, as in the text", func() { h.says("add server app/c 127.0.0.1:9003; @1 enable server app/c") }, text("  server c 127.0.0.1:9003\n")},
 			{"added, otherwise than in the text", func() { h.says("add server app/c 127.0.0.1:9004 weight 9") }, text("  server c 127.0.0.1:9003\n")},
-			{"another file", func() { write(t, h.opts.File, h.text("foreign", "")); h.restart() }, text("  server c 127.0.0.1:9003\n")},
+			{"another file", func() { write(t, h.driver.opts.File, h.text("foreign", "")); h.restart() }, text("  server c 127.0.0.1:9003\n")},
 		} {
 			d.do()
 			res, err := h.Apply(t.Context(), onlyText(d.next), true)
@@ -175,7 +176,7 @@ func TestE2ENoDrift(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image)
 		l := h.startLoader(r.image)
-		closed := freePort(t)
+		closed := testenv.FreePort(t)
 		text := func(disabled string) string {
 			return h.text("ok", fmt.Sprintf("backend down\n  server a 127.0.0.1:%s check inter 50ms fall 1 %s\n", closed, disabled)+
 				"backend off\n  disabled\n  server z 127.0.0.1:9001\n"+

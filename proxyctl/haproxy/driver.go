@@ -31,6 +31,8 @@ type driver struct {
 	refused      map[string]string    // what HAProxy said when it did not add a server, by what it means; of the shape that is loaded
 	suspect      map[string]time.Time // when HAProxy did not take a change of a backend, or of another one with it
 	ports        map[int]refusedPort  // that HAProxy could not listen on
+
+	visible func(ctx context.Context) bool // says whether ports of HAProxy's network can be seen from here
 }
 
 func newDriver(opts Options) *driver {
@@ -38,6 +40,7 @@ func newDriver(opts Options) *driver {
 	return &driver{
 		opts: opts, master: m, drains: newDrains(m, opts),
 		lastID: map[string]int{}, refused: map[string]string{}, suspect: map[string]time.Time{}, ports: map[int]refusedPort{},
+		visible: m.sharesNetwork,
 	}
 }
 
@@ -135,10 +138,13 @@ func (d *driver) nextID(backend string) int {
 	return d.lastID[backend]
 }
 
-// plan is how to get from what HAProxy has to a text.
-func (d *driver) plan(to marked) plan {
+// plan is how to get from what HAProxy has to a text. alike is as in Plan.
+func (d *driver) plan(to marked, alike *config) plan {
 	if deleted := d.drains.takeDeleted(); len(deleted) > 0 {
 		d.now = d.now.without(deleted)
+	}
+	if alike != nil {
+		d.now = d.now.assume(alike, to.Config)
 	}
 	todo := compare(d.now, to.Config)
 	if d.opts.Socket == "" && d.has != to.Generation {
@@ -151,8 +157,8 @@ func (d *driver) plan(to marked) plan {
 }
 
 // Plan implements proxyctl.Driver.
-func (d *driver) Plan(to marked) proxyctl.Plan {
-	todo := d.plan(to)
+func (d *driver) Plan(to marked, alike *config) proxyctl.Plan {
+	todo := d.plan(to, alike)
 	if todo.reload != "" {
 		return proxyctl.Plan{Reload: todo.reload}
 	}
@@ -216,8 +222,8 @@ func (d *driver) Run(ctx context.Context, to marked, p proxyctl.Plan) error {
 		ops = append(ops, o.(op))
 	}
 	// A draining server that comes back is not deleted any more, or it is added anew.
-	for d.drains.recall(ctx, ops) {
-		todo := d.plan(to)
+	for d.drains.recall(ctx, serversOf(ops)) {
+		todo := d.plan(to, nil)
 		if todo.reload != "" {
 			return fmt.Errorf("%w: %s", proxyctl.ErrUnexpected, todo.reload)
 		}
@@ -278,8 +284,7 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 		d.commit(to.Config, to)
 		return proxyctl.Snapshot{Generation: d.loaded}, nil
 	}
-	release := d.drains.hold(ctx)
-	defer release()
+	d.drains.recall(ctx, d.drains.in(to.Config))
 	began := time.Now()
 	now, err := d.master.reload(ctx, d.opts.Reload, to.Generation)
 	if err == nil {
@@ -324,7 +329,7 @@ func (d *driver) reconcile(ctx context.Context, to marked) {
 	d.seen, d.has = v, configfile.Generation{}
 	d.Observe(to)
 	seen := d.now
-	p := d.Plan(to)
+	p := d.Plan(to, nil)
 	err = errors.New(p.Reload)
 	if p.Reload == "" {
 		err = d.Run(ctx, to, p)

@@ -12,12 +12,14 @@ import (
 	"strings"
 	"testing"
 
+	"berth/deploy/testenv"
 	"berth/proxyctl"
+	"berth/proxyctl/configfile"
 )
 
 // mapped is a configuration whose frontend answers with what a map has for the path.
 func (h *realHAProxy) mapped(content, more string) proxyctl.Config {
-	path := beside(h.opts.File, "routes.map", content)
+	path := beside(h.driver.opts.File, "routes.map", content)
 	text := strings.Replace(h.text("WORD", more), "string WORD", fmt.Sprintf("lf-string %%[path,map_str(%s,none)]", path), 1)
 	return proxyctl.Config{Text: text, Files: map[string]string{path: content}}
 }
@@ -99,13 +101,13 @@ func TestE2EAuxFiles(t *testing.T) {
 
 		// While HAProxy is away it starts with the last good one.
 		five := h.mapped("/ five\n", app)
-		docker(t, "kill", h.id)
+		testenv.MustDocker(t, "kill", h.id)
 		if _, err := h.Apply(t.Context(), five, true); !errors.Is(err, proxyctl.ErrUnreachable) {
 			t.Errorf("error %v", err)
 		}
 		h.tend()
 		h.has("away", others, four, five)
-		docker(t, "start", h.id)
+		testenv.MustDocker(t, "start", h.id)
 		h.up("master.sock")
 		if got := h.answer(); got != "four" {
 			t.Errorf("back, HAProxy answers %q", got)
@@ -115,11 +117,11 @@ func TestE2EAuxFiles(t *testing.T) {
 
 		// berth is killed while HAProxy judges a text, and the next one is given another.
 		six := h.mapped("/ six\n", app)
-		if err := h.conf.Place(six.Files, true); err != nil {
+		if err := (&configfile.File{Path: h.driver.opts.File}).WriteAux(six.Files, true); err != nil {
 			t.Fatal(err)
 		}
-		write(t, h.conf.Good(), mark(five.Text, nil).text)
-		write(t, h.opts.File, mark(six.Text, nil).text)
+		write(t, h.driver.opts.File+".good", mark(five.Text, nil).Text)
+		write(t, h.driver.opts.File, mark(six.Text, nil).Text)
 		h.berth()
 		if _, err := h.Apply(t.Context(), badText, true); !errors.Is(err, proxyctl.ErrRefused) {
 			t.Errorf("error %v, want a refusal", err)

@@ -11,13 +11,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"berth/deploy/testenv"
 	"berth/proxyctl"
 )
 
@@ -36,7 +36,7 @@ func startHAProxy(t testing.TB, image string, set ...func(*Options)) *realHAProx
 	if image == "" {
 		t.Fatal("IMAGE_HAPROXY is not set: run the tests with make test")
 	}
-	h := &realHAProxy{t: t, dir: t.TempDir(), port: freePort(t)}
+	h := &realHAProxy{t: t, dir: t.TempDir(), port: testenv.FreePort(t)}
 	if err := os.Chmod(h.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -50,13 +50,13 @@ func startHAProxy(t testing.TB, image string, set ...func(*Options)) *realHAProx
 // run starts a container until the end of the test, and returns when the master in it answers.
 func (h *realHAProxy) run(image, file, socket string) {
 	h.t.Helper()
-	h.id = docker(h.t, "run", "--detach", "--network", "host", "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()),
+	h.id = testenv.MustDocker(h.t, "run", "--detach", "--network", "host", "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()),
 		"--volume", h.dir+":"+h.dir, image, "haproxy", "-W", "-db", "-S", h.dir+"/"+socket, "-f", h.dir+"/"+file)
 	h.t.Cleanup(func() {
 		if h.t.Failed() {
-			h.t.Log(docker(h.t, "logs", "--tail", "15", h.id))
+			h.t.Log(testenv.MustDocker(h.t, "logs", "--tail", "15", h.id))
 		}
-		docker(h.t, "rm", "--force", "--volumes", h.id)
+		testenv.MustDocker(h.t, "rm", "--force", "--volumes", h.id)
 	})
 	h.up(socket)
 }
@@ -72,7 +72,7 @@ func (h *realHAProxy) up(socket string) {
 
 // berth makes a new Proxy, as a start of berth does.
 func (h *realHAProxy) berth(set ...func(*Options)) {
-	opts := Options{File: h.dir + "/haproxy.cfg", Socket: h.dir + "/master.sock", Timeout: 10 * time.Second, Log: slog.New(slog.DiscardHandler)}
+	opts := Options{File: h.dir + "/haproxy.cfg", Socket: h.dir + "/master.sock", Timeout: 10 * time.Second, Grace: -1, Log: slog.New(slog.DiscardHandler)}
 	for _, f := range set {
 		f(&opts)
 	}
@@ -98,16 +98,7 @@ func (h *realHAProxy) answer() string {
 
 func (h *realHAProxy) eventually(what string, f func() bool) {
 	h.t.Helper()
-	eventually(h.t, what, f)
-}
-
-func eventually(t testing.TB, what string, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within 20s: %s", what)
-		}
-	}
+	testenv.Until(h.t, 20*time.Second, what, f)
 }
 
 func TestE2EApply(t *testing.T) { eachRelease(t, testApply) }
@@ -121,7 +112,7 @@ func testApply(t *testing.T, r release) {
 	if got := h.answer(); got != "second" {
 		t.Errorf("right after Apply HAProxy answers %q", got)
 	}
-	good := onDisk(t, h.opts.File)
+	good := onDisk(t, h.driver.opts.File)
 
 	refused := func(name, text, says string) {
 		t.Helper()
@@ -132,7 +123,7 @@ func testApply(t *testing.T, r release) {
 		if got := h.answer(); got != "second" {
 			t.Errorf("%s: HAProxy answers %q", name, got)
 		}
-		if onDisk(t, h.opts.File) != good {
+		if onDisk(t, h.driver.opts.File) != good {
 			t.Errorf("%s: the good file did not go back", name)
 		}
 	}
@@ -159,11 +150,11 @@ func TestE2EHAProxyGoneAndBack(t *testing.T) { eachRelease(t, testHAProxyGoneAnd
 
 func testHAProxyGoneAndBack(t *testing.T, r release) {
 	h := startHAProxy(t, r.image)
-	docker(t, "kill", h.id)
+	testenv.MustDocker(t, "kill", h.id)
 	if _, err := h.Apply(t.Context(), onlyText(h.text("second", "")), true); !errors.Is(err, proxyctl.ErrUnreachable) {
 		t.Errorf("error %v", err)
 	}
-	docker(t, "start", h.id)
+	testenv.MustDocker(t, "start", h.id)
 	h.eventually("a retry succeeds", func() bool {
 		_, err := h.Apply(t.Context(), onlyText(h.text("second", "")), true)
 		return err == nil
@@ -241,34 +232,14 @@ func testReloadsLoseNothing(t *testing.T, r release) {
 	}
 }
 
-func docker(t testing.TB, args ...string) string {
-	t.Helper()
-	out, err := exec.Command("docker", args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("docker %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return strings.TrimSpace(string(out))
-}
-
-func freePort(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
-}
-
 // HAProxy that reads another file than berth writes, by its -f or by a mount of the single file, is noticed.
 func TestE2EAnotherFile(t *testing.T) { eachRelease(t, testAnotherFile) }
 
 func testAnotherFile(t *testing.T, r release) {
 	h := startHAProxy(t, r.image)
-	h.opts.File = h.dir + "/other.cfg"
-	h.conf.Path = h.opts.File
+	h.berth(func(o *Options) { o.File = h.dir + "/other.cfg" })
 	_, err := h.Apply(t.Context(), onlyText(h.text("second", "")), true)
-	if err == nil || !strings.Contains(err.Error(), "not from "+h.opts.File) {
+	if err == nil || !strings.Contains(err.Error(), "not from "+h.driver.opts.File) {
 		t.Errorf("error %v", err)
 	}
 	if got := h.answer(); got != "first" {

@@ -129,7 +129,7 @@ func TestE2EHostile(t *testing.T) {
 		h.apply(plain)
 		h.Close()
 		want := l.load(h, plain)
-		file := onDisk(t, h.opts.File)
+		file := onDisk(t, h.driver.opts.File)
 		on, replies := h.hold(a, 1)
 		if on["keep"] != 1 {
 			t.Fatalf("held by %v", on)
@@ -149,7 +149,7 @@ func TestE2EHostile(t *testing.T) {
 				actions["refused"]++
 				h.same(fmt.Sprintf("%q refused", line), want)
 				h.Close()
-				if got := onDisk(t, h.opts.File); got != file {
+				if got := onDisk(t, h.driver.opts.File); got != file {
 					t.Errorf("%q is refused, and the file is another:\n%s", line, got)
 				}
 			case err != nil:
@@ -170,7 +170,7 @@ func TestE2EHostile(t *testing.T) {
 			h.tend()
 			h.same(fmt.Sprintf("after %q", line), want)
 			h.Close()
-			if got := onDisk(t, h.opts.File); got != file {
+			if got := onDisk(t, h.driver.opts.File); got != file {
 				t.Fatalf("after %q the file is another:\n%s", line, got)
 			}
 			select {

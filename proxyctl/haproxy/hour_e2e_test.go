@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"berth/deploy/testenv"
 	"berth/deploy/testenv/traffic"
 	"berth/proxyctl"
 )
@@ -275,8 +276,8 @@ func (p *playing) invalid() {
 func (p *playing) kill() {
 	p.live()
 	p.report.killed = time.Now()
-	docker(p, "kill", p.id)
-	docker(p, "start", p.id)
+	testenv.MustDocker(p, "kill", p.id)
+	testenv.MustDocker(p, "start", p.id)
 	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	p.until("HAProxy answers again", 20*time.Second, func() error {
 		_, err := traffic.Fetch(p.Context(), client, "http://"+p.web)

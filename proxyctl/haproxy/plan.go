@@ -55,6 +55,15 @@ func (o op) String() string {
 	return s
 }
 
+// serversOf are the servers of changes.
+func serversOf(ops []op) []serverName {
+	names := make([]serverName, len(ops))
+	for i, o := range ops {
+		names[i] = serverName{o.backend, o.name}
+	}
+	return names
+}
+
 // compare plans the way from one configuration to another. Comments, blank lines and the order of servers are no
 // difference; one in anything but servers takes a reload.
 func compare(before, after *config) plan {

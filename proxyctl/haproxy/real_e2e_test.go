@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"berth/deploy/testenv"
 	"berth/proxyctl"
 )
 
@@ -187,7 +188,7 @@ type loader struct {
 // startLoader starts a loader for the texts of h.
 func (h *realHAProxy) startLoader(image string) *loader {
 	h.t.Helper()
-	l := &loader{realHAProxy{t: h.t, dir: h.t.TempDir(), port: freePort(h.t)}, map[string]seen{}}
+	l := &loader{realHAProxy{t: h.t, dir: h.t.TempDir(), port: testenv.FreePort(h.t)}, map[string]seen{}}
 	if err := os.Chmod(l.dir, 0o755); err != nil {
 		h.t.Fatal(err)
 	}
@@ -220,7 +221,7 @@ func (l *loader) load(h *realHAProxy, text string) seen {
 func (l *loader) loads(h *realHAProxy) error {
 	l.t.Helper()
 	h.Close()
-	write(l.t, l.dir+"/candidate.cfg", onDisk(l.t, h.opts.File))
+	write(l.t, l.dir+"/candidate.cfg", onDisk(l.t, h.driver.opts.File))
 	out, err := exec.Command("docker", "exec", l.id, "haproxy", "-c", "-f", l.dir+"/candidate.cfg").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, out)
@@ -244,7 +245,7 @@ func (h *realHAProxy) tend() {
 	ctx, cancel := context.WithTimeout(h.t.Context(), 20*time.Second)
 	defer cancel()
 	for {
-		wait := h.Tend(ctx)
+		wait := h.driver.Tend(ctx)
 		if wait == 0 {
 			return
 		}
@@ -267,7 +268,7 @@ func (h *realHAProxy) same(what string, want seen) {
 // restart kills HAProxy and starts it again.
 func (h *realHAProxy) restart() {
 	h.t.Helper()
-	docker(h.t, "restart", "--time", "0", h.id)
+	testenv.MustDocker(h.t, "restart", "--time", "0", h.id)
 	h.up("master.sock")
 }
 

@@ -21,11 +21,11 @@ func (h *realHAProxy) refused(what, text, stays string, want seen) {
 	h.tend()
 	h.same(what+", refused", want)
 	h.Close()
-	if got := onDisk(h.t, h.opts.File); !strings.HasPrefix(got, stays) {
+	if got := onDisk(h.t, h.driver.opts.File); !strings.HasPrefix(got, stays) {
 		h.t.Errorf("%s: the file is not the last good text:\n%s", what, got)
 	}
-	if got := onDisk(h.t, h.conf.Good()); got != "" {
-		h.t.Errorf("%s: %s is left behind", what, h.conf.Good())
+	if got := onDisk(h.t, h.driver.opts.File+".good"); got != "" {
+		h.t.Errorf("%s: %s is left behind", what, h.driver.opts.File+".good")
 	}
 }
 
@@ -103,7 +103,7 @@ func TestE2ENotYet(t *testing.T) {
 		want := l.load(h, before)
 		h.apply(before)
 		h.Close()
-		file := onDisk(t, h.opts.File)
+		file := onDisk(t, h.driver.opts.File)
 		tr := h.visitors()
 		tr.more(t, 20)
 		after := static("c "+a.addr, "d "+a.addr)
@@ -114,7 +114,7 @@ func TestE2ENotYet(t *testing.T) {
 			h.tend()
 			h.same("not yet", want)
 			h.Close()
-			if got := onDisk(t, h.opts.File); got != file {
+			if got := onDisk(t, h.driver.opts.File); got != file {
 				t.Errorf("the file has changed:\n%s", got)
 			}
 			tr.more(t, 20)
@@ -160,8 +160,8 @@ func TestE2EKilled(t *testing.T) {
 		shape := strings.Replace(old, "backend app\n", "backend app\n  balance leastconn\n", 1)
 		bad := strings.Replace(old, "backend app\n", "backend app\n  bogus\n", 1)
 		third := strings.Replace(old, "server b 127.0.0.1:9002", "server d 127.0.0.1:9004 weight 4", 1)
-		marked := func(text string) string { return mark(text, nil).text }
-		good, file, candidate := h.opts.File+".good", h.opts.File, h.dir+"/.haproxy.cfg.candidate"
+		marked := func(text string) string { return mark(text, nil).Text }
+		good, file, candidate := h.driver.opts.File+".good", h.driver.opts.File, h.dir+"/.haproxy.cfg.candidate"
 		for i, k := range []struct {
 			name   string
 			killed func() // called when HAProxy and the file have old
@@ -215,7 +215,7 @@ func TestE2EKilled(t *testing.T) {
 					h.steady(name, then.text)
 					h.refused(name+", then a bad one", bad, then.text, l.load(h, then.text))
 				}
-				if got := onDisk(t, h.opts.File); strings.Contains(got, "bogus") {
+				if got := onDisk(t, h.driver.opts.File); strings.Contains(got, "bogus") {
 					t.Errorf("%s: the bad one is in the file", name)
 				}
 				os.Remove(candidate)
@@ -239,10 +239,10 @@ func TestE2EStaleCopy(t *testing.T) {
 		}
 		h.apply(text(1))
 		h.Close()
-		ancient := onDisk(t, h.opts.File)
+		ancient := onDisk(t, h.driver.opts.File)
 		h.apply(text(2))
 		h.Close()
-		write(t, h.conf.Good(), ancient)
+		write(t, h.driver.opts.File+".good", ancient)
 		h.berth()
 		h.steady("started", text(2))
 		newest := strings.Replace(text(2), "9002", "9003", 1)

@@ -15,13 +15,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"berth/deploy/testenv"
 	"berth/proxyctl"
 )
 
 // Old workers are counted while they have a connection.
 func TestE2EOldWorkers(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
-		h, echo, port := startHAProxy(t, r.image), startEcho(t), freePort(t)
+		h, echo, port := startHAProxy(t, r.image), startEcho(t), testenv.FreePort(t)
 		text := func(n int) string {
 			return h.text(fmt.Sprint("v", n), fmt.Sprintf("listen tcp\n  mode tcp\n  timeout client 1m\n  timeout server 1m\n  bind 127.0.0.1:%s\n  server t %s\n", port, echo))
 		}
@@ -87,7 +88,7 @@ func lives(t *testing.T, h *realHAProxy, text func(word string, servers ...strin
 }
 
 func imageOf(h *realHAProxy) string {
-	return docker(h.t, "inspect", "--format", "{{.Config.Image}}", h.id)
+	return testenv.MustDocker(h.t, "inspect", "--format", "{{.Config.Image}}", h.id)
 }
 
 func appServers(h *realHAProxy) func(word string, servers ...string) string {
@@ -138,12 +139,12 @@ func TestE2EReloadBySignal(t *testing.T) {
 		}
 		h.same("another word", l.load(h, text("two", "a 127.0.0.1:9001")))
 		// A signal that does not arrive.
-		file := onDisk(t, h.opts.File)
-		h.opts.Reload = func(context.Context) error { return errors.New("no such container") }
+		file := onDisk(t, h.driver.opts.File)
+		h.driver.opts.Reload = func(context.Context) error { return errors.New("no such container") }
 		if _, err := h.Apply(t.Context(), onlyText(text("three", "a 127.0.0.1:9001")), true); err == nil || !strings.Contains(err.Error(), "no such container") {
 			t.Errorf("error %v", err)
 		}
-		if got := onDisk(t, h.opts.File); got != file {
+		if got := onDisk(t, h.driver.opts.File); got != file {
 			t.Errorf("the file did not go back:\n%s", got)
 		}
 	})
@@ -154,12 +155,12 @@ func TestE2EReloadUnseen(t *testing.T) {
 		var h *realHAProxy
 		h = startHAProxy(t, r.image, func(o *Options) { o.Reload, o.Socket = usr2(&h), "" })
 		lives(t, h, appServers(h), false)
-		file := onDisk(t, h.opts.File)
-		h.opts.Reload = func(context.Context) error { return errors.New("no such container") }
+		file := onDisk(t, h.driver.opts.File)
+		h.driver.opts.Reload = func(context.Context) error { return errors.New("no such container") }
 		if _, err := h.Apply(t.Context(), onlyText(h.text("three", "")), true); err == nil || !strings.Contains(err.Error(), "no such container") {
 			t.Errorf("error %v", err)
 		}
-		if got := onDisk(t, h.opts.File); got != file {
+		if got := onDisk(t, h.driver.opts.File); got != file {
 			t.Errorf("the file did not go back:\n%s", got)
 		}
 	})
@@ -202,7 +203,7 @@ func TestE2ERestartUnderChange(t *testing.T) {
 			n++
 			began := time.Now()
 			_, err := h.Apply(t.Context(), onlyText(text(n)), true)
-			h.Tend(t.Context())
+			h.driver.Tend(t.Context())
 			slowest = max(slowest, time.Since(began))
 			return err == nil
 		}
@@ -237,11 +238,11 @@ func TestE2EStarting(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image, func(o *Options) { o.Timeout = 3 * time.Second })
 		for range 4 {
-			docker(t, "restart", "--time", "0", h.id)
+			testenv.MustDocker(t, "restart", "--time", "0", h.id)
 			h.eventually("the worker answers", func() bool {
 				for range 1000 {
 					began := time.Now()
-					reply, err := h.master.worker(t.Context(), "show info")
+					reply, err := h.driver.master.worker(t.Context(), "show info")
 					if d := time.Since(began); d > 2*time.Second {
 						t.Errorf("a command took %s: %v", d, err)
 					}
@@ -259,8 +260,8 @@ func TestE2EStarting(t *testing.T) {
 func TestE2EBinary(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image, func(o *Options) { o.Binary = o.File + ".check" })
-		write(t, h.opts.Binary, fmt.Sprintf("#!/bin/sh\nexec docker exec %s haproxy \"$@\"\n", h.id))
-		if err := os.Chmod(h.opts.Binary, 0o755); err != nil {
+		write(t, h.driver.opts.Binary, fmt.Sprintf("#!/bin/sh\nexec docker exec %s haproxy \"$@\"\n", h.id))
+		if err := os.Chmod(h.driver.opts.Binary, 0o755); err != nil {
 			t.Fatal(err)
 		}
 		l := h.startLoader(r.image)

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"berth/deploy/testenv"
 )
 
 // rig is a HAProxy in a container in this host's network that runs with the settings of the shipped template. All
@@ -47,21 +49,21 @@ func startRig(tb testing.TB, image string) *rig {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		tb.Fatal(err)
 	}
-	r := &rig{TB: tb, image: image, dir: dir, web: freeAddress(tb, webIP)}
+	r := &rig{TB: tb, image: image, dir: dir, web: testenv.FreeAddress(tb, webIP)}
 	write(tb, r.file(), r.text("", group{name: "app"}))
-	r.id = docker(tb, "run", "--detach", "--network", "host", "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()),
+	r.id = testenv.MustDocker(tb, "run", "--detach", "--network", "host", "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()),
 		"--log-opt", "max-size=10m", "--volume", dir+":"+dir, image, "haproxy", "-W", "-db", "-S", dir+"/master.sock", "-f", r.file())
 	tb.Cleanup(func() {
 		if tb.Failed() {
 			tb.Log(r.messages())
 		}
-		docker(tb, "rm", "--force", "--volumes", r.id)
+		testenv.MustDocker(tb, "rm", "--force", "--volumes", r.id)
 	})
 	r.until("HAProxy answers", 20*time.Second, func() error {
 		if _, err := r.info("Version"); err != nil {
 			return err
 		}
-		_, err := master{dir + "/master.sock", time.Second}.look(tb.Context()) // it listens a moment later
+		_, err := master{dir + "/master.sock", time.Second}.inspect(tb.Context()) // it listens a moment later
 		return err
 	})
 	r.version, _ = r.info("Version")
@@ -70,7 +72,7 @@ func startRig(tb testing.TB, image string) *rig {
 
 // messages are the last of HAProxy's log that are not of requests.
 func (r *rig) messages() string {
-	lines := strings.Split(docker(r, "logs", "--tail", "20000", r.id), "\n")
+	lines := strings.Split(testenv.MustDocker(r, "logs", "--tail", "20000", r.id), "\n")
 	lines = slices.DeleteFunc(lines, func(l string) bool { return strings.Contains(l, "] http.in ") })
 	return strings.Join(lines[max(0, len(lines)-30):], "\n")
 }
@@ -79,31 +81,13 @@ func (r *rig) file() string { return filepath.Join(r.dir, "haproxy.cfg") }
 
 // options are those for a Proxy that berth itself uses.
 func (r *rig) options() Options {
-	return Options{File: r.file(), Socket: filepath.Join(r.dir, "master.sock"), Log: slog.New(slog.DiscardHandler)}
+	return Options{File: r.file(), Socket: filepath.Join(r.dir, "master.sock"), Grace: -1, Log: slog.New(slog.DiscardHandler)}
 }
 
 // until waits for f to be nil.
 func (r *rig) until(what string, most time.Duration, f func() error) {
 	r.Helper()
-	for end := time.Now().Add(most); ; time.Sleep(2 * time.Millisecond) {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(end) {
-			r.Fatalf("not within %v: %s: %v", most, what, err)
-		}
-	}
-}
-
-// freeAddress is one that nobody listens on.
-func freeAddress(tb testing.TB, ip string) string {
-	l, err := net.Listen("tcp", ip+":0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	testenv.Eventually(r.TB, most, what, f)
 }
 
 // group is a backend, and listed one of its servers.
@@ -237,7 +221,7 @@ func differ(has map[string]string, backends ...group) error {
 
 // worker is the process that serves, as this machine numbers it; 0 where it cannot be seen.
 func (r *rig) worker() (pid int) {
-	main := docker(r, "inspect", "--format", "{{.State.Pid}}", r.id)
+	main := testenv.MustDocker(r, "inspect", "--format", "{{.State.Pid}}", r.id)
 	b, err := os.ReadFile("/proc/" + main + "/task/" + main + "/children")
 	if err != nil {
 		return 0

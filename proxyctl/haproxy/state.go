@@ -167,6 +167,18 @@ func (c *config) withDraining(before *config) *config {
 	return &out
 }
 
+// assume returns the configuration with those backends as in to that are the same in alike and to.
+func (c *config) assume(alike, to *config) *config {
+	out := *c
+	out.backends = maps.Clone(c.backends)
+	for name, b := range to.backends {
+		if alike.backends[name] == b {
+			out.backends[name] = b
+		}
+	}
+	return &out
+}
+
 // without returns the configuration without draining servers that were deleted.
 func (c *config) without(deleted []serverName) *config {
 	out := *c

@@ -228,7 +228,7 @@ func TestE2ETranscript(t *testing.T) {
 			h.same(name, want)
 			h.steady(name, text)
 			h.Close()
-			if got := onDisk(t, h.opts.File); !strings.HasPrefix(got, text) {
+			if got := onDisk(t, h.driver.opts.File); !strings.HasPrefix(got, text) {
 				t.Errorf("%s: the file is not the text:\n%s", name, got)
 			}
 			if i%3 == r.index%3 {
@@ -284,7 +284,7 @@ func TestE2ERandomTexts(t *testing.T) {
 			}
 			_, replies := h.hold(a, 2)
 			if rnd.IntN(2) == 0 {
-				h.Tend(t.Context())
+				h.driver.Tend(t.Context())
 				h.steady(what, text)
 			}
 			var next []string

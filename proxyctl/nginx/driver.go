@@ -169,12 +169,13 @@ func (d *driver) inspectUnmarked(ctx context.Context, reason error) (proxyctl.Sn
 }
 
 // Plan implements proxyctl.Driver: nginx is reloaded, unless nothing but servers of its Lua balancers differs.
-func (d *driver) Plan(to marked) proxyctl.Plan {
+func (d *driver) Plan(to marked, alike *config) proxyctl.Plan {
 	loaded := d.status.generation.Text == to.Generation.Text
 	switch {
 	case !d.status.generation.SameShape(to.Generation):
 		return proxyctl.Plan{Reload: cmp.Or(difference(d.running, to.Config), "the configuration changed")}
 	case !to.Config.hasLive():
+	case alike != nil && d.serversOf(alike) == d.serversOf(to.Config): // they are right as they are
 	case d.opts.ReloadOnly && !loaded:
 		return proxyctl.Plan{Reload: cmp.Or(difference(d.running, to.Config), balancerServers.String())}
 	case loaded && d.servers == "" && d.declined != "": // the file's serve
