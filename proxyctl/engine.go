@@ -44,10 +44,13 @@ type Engine[C any] struct {
 	tend   chan struct{} // something was applied
 
 	asked   *string   // text of the last Apply
+	again   bool      // it is that of the one before, too
 	want    Marked[C] // the same with its mark
 	fault   error     // why the text needs not even be shown to the proxy
 	refused bool      // the last Apply has not brought the proxy to its text
 	refusal refusal   // by the proxy or its program, of the text that was tried last
+	partly  refusal   // of what that has in common with the text that runs
+	slowly  bool      // it was refused only after a while
 	has     Marked[C] // what the proxy was brought to last, or was seen to run
 	sure    bool      // it had just that, some time; else its servers may be newer than has, which is from a file
 	known   bool      // the driver knows the proxy's servers; else it has to be inspected
@@ -74,16 +77,18 @@ func NewEngine[C any](driver Driver[C], opts EngineOptions) *Engine[C] {
 
 // Apply implements Proxy.
 func (e *Engine[C]) Apply(ctx context.Context, c Config, mayReload bool) (Result, error) {
-	again := e.asked != nil && *e.asked == c.Text
-	if !again {
+	e.again = e.asked != nil && *e.asked == c.Text
+	if !e.again {
 		e.asked = &c.Text
 		e.want, e.fault = e.driver.Mark(c.Text, e.want.Config)
 	}
-	res, err := Result{}, e.conf.WriteAux(c.Files, again)
+	res, err := Result{}, e.conf.WriteAux(c.Files, e.again)
 	if err != nil {
 		return res, err
 	}
-	res, err = e.apply(ctx, again, mayReload)
+	began := time.Now()
+	res, err = e.apply(ctx, mayReload)
+	e.slowly = errors.Is(err, ErrRefused) && time.Since(began) >= costly
 	res.Leaving = e.driver.Draining()
 	e.refused = err != nil
 	e.applied = e.applied || err == nil
@@ -117,10 +122,10 @@ func (e *Engine[C]) Run(ctx context.Context) {
 // Close returns when the configuration file is in step with what the proxy runs.
 func (e *Engine[C]) Close() { e.lazy.Flush() }
 
-// apply brings the proxy to e.want. again says that the Apply before was for the same text.
-func (e *Engine[C]) apply(ctx context.Context, again, mayReload bool) (Result, error) {
+// apply brings the proxy to e.want.
+func (e *Engine[C]) apply(ctx context.Context, mayReload bool) (Result, error) {
 	why := ""
-	if e.known && e.applied && e.fault == nil && !e.refused && !again && !e.opts.Inspect {
+	if e.known && e.applied && e.fault == nil && !e.refused && !e.again && !e.opts.Inspect {
 		var (
 			res Result
 			err error
@@ -195,6 +200,9 @@ func (e *Engine[C]) goal(last Marked[C]) (Marked[C], error) {
 	if left <= 0 {
 		return e.want, nil
 	}
+	if m, differs := e.mergedByReload(last, emptied); differs {
+		return m, &HoldError{emptied, left}
+	}
 	return e.merged(last, emptied), &HoldError{emptied, left}
 }
 
@@ -255,12 +263,22 @@ func (e *Engine[C]) bring(ctx context.Context, goal, there Marked[C], snap Snaps
 	before, early := e.driver.Before(base.Config), Result{}
 	sooner := common && (e.refused || !mayReload)
 	early = e.changeCommon(ctx, sooner)
-	res, err := e.reload(ctx, goal, snap, why, mayReload)
+	if common && mayReload && (e.slowly || !e.again && e.refusal.still(goal.Generation.Shape) != nil) { // else what can be done waits for what cannot
+		if part := e.reloadCommon(ctx, snap); part.Action != "" {
+			early, snap.Generation = part, e.has.Generation
+		}
+	}
+	res, err := e.reload(ctx, goal, snap, why, mayReload, &e.refusal)
 	switch {
 	case err != nil && !sooner && !errors.Is(err, ErrUnreachable):
 		early = e.changeCommon(ctx, common)
 	case err == nil && early.Action != "":
 		res.Changes = e.driver.Changes(before, goal.Config)
+	}
+	if common && errors.Is(err, ErrRefused) {
+		if part := e.reloadCommon(ctx, snap); part.Action != "" {
+			return part, err
+		}
 	}
 	if err != nil && early.Action != "" {
 		return early, err
@@ -328,29 +346,26 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 		alike = nil
 	}
 	for try := range mostTries {
-		if !e.known {
-			snap, err := e.driver.Inspect(ctx)
-			if err != nil || !e.has.Generation.SameShape(snap.Generation) {
-				return Result{} // the next look finds out
-			}
-			e.driver.Observe(e.has)
-			e.known = true
+		if !e.observe(ctx) {
+			return Result{} // the next look finds out
 		}
 		to := e.has
 		if !undo && try < mostTries-1 {
 			to = e.merged(e.has, nil)
 		}
-		same := to.Text == e.has.Text
 		res, why, err := e.change(ctx, to, alike)
 		switch {
 		case err != nil:
 			return Result{}
 		case why == "" && undo:
 			undo = false
-		case why == "" && same && res.Action == None:
-			return Result{}
 		case why == "":
-			e.lazy.Put(ctx, to.Text, to.Generation)
+			if there, err := e.onDisk(); err != nil || there.Text != to.Text {
+				e.lazy.Put(ctx, to.Text, to.Generation)
+			}
+			if res.Action == None {
+				return Result{}
+			}
 			return res
 		case e.known: // it takes a reload
 			return Result{}
@@ -360,10 +375,23 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 	return Result{}
 }
 
-// reload brings the proxy to a text by its file. why is the reason.
-func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why string, mayReload bool) (Result, error) {
+// observe has the driver know what the proxy runs, which is e.has, and says whether that is so.
+func (e *Engine[C]) observe(ctx context.Context) bool {
+	if !e.known {
+		snap, err := e.driver.Inspect(ctx)
+		if err != nil || !e.has.Generation.SameShape(snap.Generation) {
+			return false
+		}
+		e.driver.Observe(e.has)
+		e.known = true
+	}
+	return true
+}
+
+// reload brings the proxy to a text by its file. why is the reason, refused the last refusal of such a text.
+func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why string, mayReload bool, refused *refusal) (Result, error) {
 	res := Result{Reason: why}
-	if err := e.refusal.still(to.Generation.Shape); err != nil {
+	if err := refused.still(to.Generation.Shape); err != nil && !e.again {
 		return res, err
 	}
 	if !mayReload {
@@ -376,10 +404,10 @@ func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why
 	}
 	last := e.lastGood(there, snap.Generation)
 	if err := e.validate(ctx, to.Text); err != nil {
-		return res, e.refusal.note(to.Generation.Shape, err, time.Second, 15*time.Second)
+		return res, refused.note(to.Generation.Shape, err, time.Second, 15*time.Second)
 	}
 	if err := e.driver.Precheck(ctx, last, to); err != nil {
-		return res, e.refusal.note(to.Generation.Shape, err, time.Second, 15*time.Second)
+		return res, refused.note(to.Generation.Shape, err, time.Second, 15*time.Second)
 	}
 	changes := e.driver.Changes(e.driver.Before(last.Config), to.Config)
 	if err := e.conf.Replace(last.Text, to.Text); err != nil {
@@ -389,9 +417,9 @@ func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why
 	e.known = false
 	now, err := e.driver.Reload(ctx, last, to)
 	if err != nil && time.Since(began) < costly {
-		err = e.refusal.note(to.Generation.Shape, err, 2*time.Second, time.Minute)
+		err = refused.note(to.Generation.Shape, err, 2*time.Second, time.Minute)
 	} else if err != nil {
-		err = e.refusal.note(to.Generation.Shape, err, 15*time.Second, 10*time.Minute)
+		err = refused.note(to.Generation.Shape, err, 15*time.Second, 10*time.Minute)
 	}
 	if err = e.conf.Replaced(last.Text, err); err != nil {
 		var loaded *LoadedError
@@ -402,7 +430,7 @@ func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why
 		}
 		return res, err
 	}
-	e.has, e.known, e.sure, e.refusal = to, true, true, refusal{}
+	e.has, e.known, e.sure, *refused = to, true, true, refusal{}
 	res.Action, res.Changes, res.OldWorkers = Reload, changes, now.OldWorkers
 	return res, nil
 }
@@ -420,7 +448,8 @@ type refusal struct {
 	wait  time.Duration // until it is tried again
 }
 
-// note takes note of an error, if it is a refusal, that takes this long until the next try at first, and at most.
+// note takes note of an error, if it is a refusal, that takes this long until the next try at first, and at most. The error
+// that it returns is the same, and says when the next try is due.
 func (r *refusal) note(shape string, err error, first, most time.Duration) error {
 	var port *PortError
 	switch {
@@ -434,16 +463,24 @@ func (r *refusal) note(shape string, err error, first, most time.Duration) error
 		wait = min(max(2*r.wait, first), most)
 	}
 	*r = refusal{shape, err, time.Now(), wait}
-	return err
+	return &retryError{err, wait}
 }
 
 // still is the error of a text of this shape, if it is too early to try that again.
 func (r *refusal) still(shape string) error {
-	if r.err != nil && r.shape == shape && time.Since(r.at) < r.wait {
-		return r.err
+	if left := r.wait - time.Since(r.at); r.err != nil && r.shape == shape && left > 0 {
+		return &retryError{r.err, left}
 	}
 	return nil
 }
+
+// retryError says in what time to try again.
+type retryError struct {
+	error
+	after time.Duration
+}
+
+func (e *retryError) Unwrap() error { return e.error }
 
 // lastGood is what the proxy goes on with if it does not take another text, as far as is known: the text that berth
 // brought it to, the file itself, or if berth was killed while the proxy judged that, the one before.
@@ -480,7 +517,7 @@ func (e *Engine[C]) prepare(ctx context.Context, to, there, last Marked[C], reas
 			return e.restore(there, last, err)
 		}
 		e.validated = true
-		if there.Text != "" && e.driver.Binary() == "" {
+		if there.Text != "" && e.driver.Binary() == "" && !e.startsWith(to, there) {
 			return e.restore(there, last, reason)
 		}
 		if there.Text != to.Text {

@@ -330,6 +330,14 @@ func (s *source) changed(key string, now time.Time) {
 	}
 }
 
+// outdated marks everything for execution.
+func (s *source) outdated(now time.Time) {
+	for u := range s.units {
+		u.dirty = true
+	}
+	s.since = earlier(s.since, now)
+}
+
 // units are the template and its partials.
 func (s *source) units(yield func(*unit) bool) {
 	if !yield(s.main) {

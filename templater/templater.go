@@ -77,13 +77,14 @@ type Options struct {
 // Templater renders its templates whenever the part of the catalog that they use
 // has changed. What was published stays the truth while Consul is out of reach.
 type Templater struct {
-	opts    Options
-	log     *slog.Logger
-	metrics metrics
-	consul  *consul
-	library *dependency.ClientSet
-	reread  chan struct{}
-	why     atomic.Pointer[string] // why Ready is not nil; "" = it is
+	opts     Options
+	log      *slog.Logger
+	metrics  metrics
+	consul   *consul
+	library  *dependency.ClientSet
+	reread   chan struct{}
+	rerender chan struct{}
+	why      atomic.Pointer[string] // why Ready is not nil; "" = it is
 
 	// All below belongs to Run's goroutine.
 	pages     []*page
@@ -128,6 +129,7 @@ func New(opts Options) (*Templater, error) {
 		waiting:  map[*watched]bool{},
 		failing:  map[*watched]bool{},
 		reread:   make(chan struct{}, 1),
+		rerender: make(chan struct{}, 1),
 	}
 	if err := t.parse(); err != nil {
 		return nil, err
@@ -201,6 +203,10 @@ func (p *page) read() (text string, changed bool, err error) {
 // Reread has the templates read again that are in files, changed or not. Safe from any goroutine.
 func (t *Templater) Reread() { notify(t.reread) }
 
+// Rerender executes every template and every partial anew: for a template function whose answer has changed for another
+// reason than the catalog. Safe from any goroutine.
+func (t *Templater) Rerender() { notify(t.rerender) }
+
 // Run watches the catalog, renders and publishes until ctx is done, then returns
 // nil. Consul being away is no reason to return. Call it or Once, once.
 func (t *Templater) Run(ctx context.Context) error {
@@ -252,6 +258,12 @@ func (t *Templater) loop(ctx context.Context, done func() bool) {
 			t.lookAtFiles(false)
 		case <-t.reread:
 			t.lookAtFiles(true)
+		case <-t.rerender:
+			now := time.Now()
+			for s := range t.sources {
+				s.outdated(now)
+			}
+			t.render()
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	texttemplate "text/template"
 	"time"
@@ -649,4 +650,22 @@ func TestRunReturnsDuringAnOutage(t *testing.T) {
 	consul.setDown(true)
 	r.waitLogged("consul failed")
 	r.stop()
+}
+
+func TestRerender(t *testing.T) {
+	var answer atomic.Int64
+	funcs := func(func(string)) texttemplate.FuncMap { return texttemplate.FuncMap{"answer": answer.Load} }
+	consul := newFakeConsul(t)
+	consul.set("a", 1)
+	r := newRig(t, consul, Options{Funcs: funcs, Templates: one(
+		`{{ define "p" }}{{ answer }}{{ range service "a" }}:{{ .Port }} {{ end }}{{ end }}{{ partial "p" "x" }}{{ answer }}`)}).run()
+	r.want("0:1 0")
+	r.waitReady()
+	answer.Store(7)
+	before := time.Now()
+	r.Rerender()
+	set := r.nextSet()
+	if set.Texts["out"] != "7:1 7" || set.Since.Before(before) {
+		t.Errorf("published %+v", set)
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	goversion "go/version"
 	"io"
 	"net"
 	"net/http"
@@ -58,7 +59,13 @@ var unknown = struct {
 
 var unknownDirective = regexp.MustCompile(`unknown directive "([^"]*)"`)
 
-// withoutUnknown leaves out the optional directives that the image's nginx does not know, as berth does.
+// newDirectives are those of the template that not every nginx knows, with the version from which on one does.
+var newDirectives = []struct{ line, since string }{
+	{"keepalive_min_timeout 10s;", "1.27.4"},
+	{"http2 on;", "1.25.1"},
+}
+
+// withoutUnknown makes a text for the newest nginx one for the image's.
 func withoutUnknown(t testing.TB, image, text string) string {
 	t.Helper()
 	unknown.Lock()
@@ -66,32 +73,45 @@ func withoutUnknown(t testing.TB, image, text string) string {
 	if _, there := unknown.names[image]; !there {
 		unknown.names[image] = []string{}
 		const all = "include /etc/nginx/modules-enabled/*.conf;\nevents {}\nhttp {\n%s\n}\n"
-		for _, directive := range []string{"keepalive_min_timeout 10s;", "http2 on;"} {
-			out, _ := inImage(t, image, map[string]string{"/t.conf": fmt.Sprintf(all, directive)}, "nginx -t -c /t.conf", "--network", "none").CombinedOutput()
+		for _, directive := range newDirectives {
+			out, _ := inImage(t, image, map[string]string{"/t.conf": fmt.Sprintf(all, directive.line)}, "nginx -t -c /t.conf", "--network", "none").CombinedOutput()
 			if name := unknownDirective.FindSubmatch(out); name != nil {
 				unknown.names[image] = append(unknown.names[image], string(name[1]))
 			}
 		}
 	}
-	return without(text, unknown.names[image])
-}
-
-var optionalLine = regexp.MustCompile(`(?m)^( *)(\S+) .*# optional$`)
-
-// without leaves out the optional directives with these names.
-func without(text string, names []string) string {
-	for _, m := range optionalLine.FindAllStringSubmatch(text, -1) {
-		line, indent, name := m[0], m[1], m[2]
-		if !slices.Contains(names, name) {
-			continue
-		}
-		before, after, _ := strings.Cut(text, line)
-		if strings.HasSuffix(strings.TrimSuffix(line, " # optional"), "{") {
-			_, after, _ = strings.Cut(after, "\n"+indent+"}")
-		}
-		text = before + after
+	for _, name := range unknown.names[image] {
+		text = regexp.MustCompile(`(?m)^ *`+name+` .*;\n`).ReplaceAllString(text, "")
 	}
 	return text
+}
+
+// What the template has for a version is what nginx of that version takes, and all that it knows.
+func TestE2ENginxVersions(t *testing.T) {
+	k := theNginx()
+	directory := t.TempDir()
+	certify(t, filepath.Join(directory, "site.pem"), "site.com")
+	k.eachImage(t, func(t *testing.T, image string) {
+		out, err := inImage(t, image, nil, "nginx -v", "--network", "none").CombinedOutput()
+		said := regexp.MustCompile(`nginx/([0-9.]+)`).FindSubmatch(out)
+		if err != nil || said == nil {
+			t.Fatalf("nginx -v: %v, %s", err, out)
+		}
+		version := string(said[1])
+		atLeast := func(v string) bool { return goversion.Compare("go"+version, "go"+v) >= 0 }
+		o := Options{TLSDirectory: directory, NginxAtLeast: atLeast}
+		r := renderNginx(t, everyLabel(), o)
+		if adapted := k.adapt(t, image, r.text); adapted != r.text {
+			t.Errorf("nginx %s does not know all of\n%s", version, r.text)
+		}
+		for _, directive := range newDirectives {
+			name, _, _ := strings.Cut(directive.line, " ")
+			if known := !slices.Contains(unknown.names[image], name); known != atLeast(directive.since) || known != strings.Contains(r.text, directive.line) {
+				t.Errorf("nginx %s knows %s: %v", version, name, known)
+			}
+		}
+		k.accepted(t, image, k.all(t, r, o))
+	})
 }
 
 func TestE2ENginxAccepts(t *testing.T) {
@@ -284,17 +304,16 @@ func TestE2ENginxServesWithoutInstances(t *testing.T) {
 	})
 }
 
-// nginx without the stream module serves HTTP.
+// nginx without the stream module serves HTTP, as long as no service may have a port of its own.
 func TestE2ENginxWithoutStream(t *testing.T) {
 	e := newEchoes(theNginx())
 	e.echo("web", metaPath, "/", metaPort, "5432")
-	r := e.render(t, Options{})
-	text := without(r.text, []string{"stream"})
-	if text == r.text || strings.Contains(text, "5432") {
-		t.Errorf("not left out:\n%s", text)
+	r := e.render(t, Options{TCPPorts: Ports{}})
+	if strings.Contains(r.text, "5432") || strings.Contains(r.text, "stream {") {
+		t.Errorf("there is a port in\n%s", r.text)
 	}
 	e.eachImage(t, func(t *testing.T, image string) {
-		files := map[string]string{e.kind.config: strings.Replace(text, "include /etc/nginx/modules-enabled/*.conf;", "", 1)}
+		files := map[string]string{e.kind.config: strings.Replace(r.text, "include /etc/nginx/modules-enabled/*.conf;", "", 1)}
 		e.kind.accepted(t, image, files)
 	})
 }

@@ -15,8 +15,11 @@ import (
 
 const testSocket = "/run/nginx/berth.sock"
 
-// renderNginx executes the template for nginx as the templater does.
+// renderNginx executes the template for nginx as the templater does: unless the options say otherwise, for the newest.
 func renderNginx(t tb, c catalog, o Options) rendered {
+	if o.NginxAtLeast == nil {
+		o.NginxAtLeast = func(string) bool { return true }
+	}
 	if o.NginxSocket == "" {
 		o.NginxSocket, o.NginxClosing = testSocket, "/etc/nginx/nginx.conf.closing"
 	}
@@ -43,6 +46,49 @@ func TestNginxGolden(t *testing.T) {
 				t.Errorf("nothing is left out, but there is %s", reasons)
 			}
 		})
+	}
+}
+
+// What a version does not know is left out for it, and while the version is not known.
+func TestNginxVersions(t *testing.T) {
+	directory := t.TempDir()
+	certify(t, filepath.Join(directory, "site.pem"), "site.com")
+	for _, tt := range []struct {
+		name    string
+		atLeast func(string) bool
+		lacks   []string
+	}{
+		{
+			name:    "the newest",
+			atLeast: func(string) bool { return true },
+		},
+		{
+			name:    "1.26",
+			atLeast: func(version string) bool { return version == "1.25.1" },
+			lacks:   []string{"keepalive_min_timeout"},
+		},
+		{
+			name:    "1.22",
+			atLeast: func(string) bool { return false },
+			lacks:   []string{"http2", "keepalive_min_timeout"},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := renderNginx(t, everyLabel(), Options{TLSDirectory: directory, NginxAtLeast: tt.atLeast})
+			for _, directive := range []string{"http2", "keepalive_min_timeout", "stream"} {
+				has := regexp.MustCompile(`(?m)^ *` + directive + ` `).MatchString(r.text)
+				if has == slices.Contains(tt.lacks, directive) {
+					t.Errorf("%s is in the text: %v", directive, has)
+				}
+			}
+		})
+	}
+	unknown := renderTemplate(t, Nginx(), everyLabel(), Options{NginxSocket: testSocket}, inOrder)
+	if strings.Contains(unknown.text, "keepalive_min_timeout") {
+		t.Error("a version that is not known is taken for a new one")
+	}
+	if _, err := (Options{}).nginxAtLeast("1.x"); err == nil {
+		t.Error("what is no version is taken for one")
 	}
 }
 
@@ -327,13 +373,13 @@ func TestNginxCertificates(t *testing.T) {
 		}
 	}
 	want := []string{
-		"listen 8443 ssl default_server backlog=4096;", "http2 on; # optional", "server_name good.com;",
+		"listen 8443 ssl default_server backlog=4096;", "http2 on;", "server_name good.com;",
 		"ssl_certificate DIR/*.good.com.pem;", "ssl_certificate_key DIR/*.good.com.pem;",
-		"listen 8443 ssl;", "http2 on; # optional", "server_name *.other.com;",
+		"listen 8443 ssl;", "http2 on;", "server_name *.other.com;",
 		"ssl_certificate DIR/z-other.pem;", "ssl_certificate_key DIR/z-other.pem;",
-		"listen 8443 ssl;", "http2 on; # optional", "server_name pair.com;",
+		"listen 8443 ssl;", "http2 on;", "server_name pair.com;",
 		"ssl_certificate DIR/z-pair.crt;", "ssl_certificate_key DIR/z-pair.key;",
-		"listen 8443 ssl;", "http2 on; # optional", "server_name other.com;",
+		"listen 8443 ssl;", "http2 on;", "server_name other.com;",
 		"ssl_certificate DIR/z-same.pem;", "ssl_certificate_key DIR/z-same.pem;",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

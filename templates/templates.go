@@ -4,6 +4,8 @@ package templates
 
 import (
 	_ "embed"
+	"fmt"
+	"regexp"
 	"strings"
 	"text/template"
 
@@ -33,6 +35,9 @@ type Options struct {
 	// NginxClosing is the path of a file that is there while a reload of nginx is near: clients are then told to come back
 	// over new connections. "" = never.
 	NginxClosing string
+	// NginxAtLeast says whether nginx is of a version or a later one. It is called with numbers that dots separate. nil =
+	// the version is not known, and no nginx is.
+	NginxAtLeast func(version string) bool
 	// Lua has nginx pick servers by a balancer in Lua, which is told of them through NginxSocket, so that a change of
 	// them takes no reload. nginx needs the module lua-nginx-module.
 	Lua bool
@@ -59,6 +64,7 @@ type Options struct {
 //	serverCertificates PATH NAMES SUM  the []Certificate in a directory that nginx can load
 //	controlSocket, controlDirectory    Options.NginxSocket, and where it is
 //	closingFile                        Options.NginxClosing
+//	nginxAtLeast VERSION               Options.NginxAtLeast
 //	lua, luaBalancer                   Options.Lua, and the balancer
 func Funcs(o Options) func(report func(string)) template.FuncMap {
 	if o.TCPPorts == nil {
@@ -89,8 +95,18 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			"controlSocket":      func() string { return o.NginxSocket },
 			"controlDirectory":   func() string { return controlDirectory(o.NginxSocket) },
 			"closingFile":        func() string { return o.NginxClosing },
+			"nginxAtLeast":       o.nginxAtLeast,
 			"lua":                func() bool { return o.Lua },
 			"luaBalancer":        func() string { return strings.TrimSuffix(balancer, "\n") },
 		}
 	}
+}
+
+var versionNumber = regexp.MustCompile(`^[0-9]+(\.[0-9]+)*$`)
+
+func (o Options) nginxAtLeast(version string) (bool, error) {
+	if !versionNumber.MatchString(version) {
+		return false, fmt.Errorf("nginxAtLeast %q: a version is numbers and dots, as 1.27.4", version)
+	}
+	return o.NginxAtLeast != nil && o.NginxAtLeast(version), nil
 }

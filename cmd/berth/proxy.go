@@ -123,6 +123,13 @@ func (c Config) nginx() *proxy {
 				Log:        p.log,
 
 				ClosingTime: c.NginxClosingTime,
+				Version: func(version string) bool {
+					differs := p.nginxVersion.set(version)
+					if differs {
+						p.rerender()
+					}
+					return differs
+				},
 			})
 		},
 	}

@@ -54,7 +54,10 @@ type process struct {
 	prepared func()           // to be called when the child finds a good configuration; nil without a child
 	check    func()           // looks at the proxy
 	reread   func()           // reads the templates again
-	stop     func()           // ends all parts but the child
+	rerender func()           // executes them again
+
+	nginxVersion *nginxVersion
+	stop         func() // ends all parts but the child
 }
 
 // newProcess reads the configuration for a command.
@@ -63,7 +66,7 @@ func newProcess(cmd *cobra.Command) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{config: config, proxy: config.proxy(), log: newLogger(cmd.ErrOrStderr(), config), metrics: prometheus.NewRegistry()}
+	p := &process{config: config, proxy: config.proxy(), log: newLogger(cmd.ErrOrStderr(), config), metrics: prometheus.NewRegistry(), nginxVersion: &nginxVersion{}}
 	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return p, nil
 }

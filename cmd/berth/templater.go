@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"berth/proxyctl"
+	"berth/proxyctl/nginx"
 	"berth/templater"
 	"berth/templates"
 )
@@ -75,7 +77,7 @@ func (p *process) addTemplater() error {
 	if err != nil {
 		return err
 	}
-	p.reread = t.Reread
+	p.reread, p.rerender = t.Reread, t.Rerender
 	p.parts = append(p.parts, t)
 	return nil
 }
@@ -117,6 +119,10 @@ func (p *process) templaterOptions() (templater.Options, map[string]setter, erro
 			return none, nil, err
 		}
 		list = append(list, tmpl)
+		if p.proxy.needsSocket { // it is nginx: the first text is to be the one for its version
+			binary, _ := p.validator()
+			p.nginxVersion.set(nginx.VersionHere(context.Background(), binary, p.proxy.socket, 2*time.Second))
+		}
 	}
 	return templater.Options{
 		Consul:      consul,
@@ -130,6 +136,7 @@ func (p *process) templaterOptions() (templater.Options, map[string]setter, erro
 			NginxSocket:  p.config.controlSocket(),
 			NginxClosing: p.config.closingFile(),
 			Lua:          p.config.NginxLua,
+			NginxAtLeast: p.nginxVersion.atLeast,
 		}),
 		Grace:       max(p.config.ConsulGrace, time.Nanosecond), // 0 is a default there
 		VanishLimit: p.config.VanishLimit,

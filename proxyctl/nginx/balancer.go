@@ -1,7 +1,6 @@
 package nginx
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,90 +8,89 @@ import (
 	"berth/proxyctl"
 )
 
-// change gives the Lua balancers the servers of p.want, which are all in which it differs from what nginx has loaded. The
-// string says why that could not be done: then a reload has to do it.
-func (p *Proxy) change(ctx context.Context, there marked, v view) (proxyctl.Result, string, error) {
-	res := proxyctl.Result{Action: proxyctl.None, OldWorkers: p.oldWorkers(v)}
-	if p.want.config.hasLive() {
-		before := p.has.config
-		if before == nil {
-			before = there.config
-		}
-		loaded := v.generation.Text == p.want.generation.Text
-		if p.opts.ReloadOnly && !loaded {
-			return res, cmp.Or(difference(before, p.want.config), "servers of the Lua balancer"), nil
-		}
-		changed, err := p.bring(ctx)
-		switch {
-		case errors.Is(err, proxyctl.ErrUnreachable):
-			return res, "", err
-		case err != nil && !loaded:
-			return res, "the Lua balancer does not take servers: " + err.Error(), nil
-		case err != nil: // a reload would not help: the right servers are those in the file
-			if changed, err = p.flush(ctx, err); err != nil {
-				return res, "", err
-			}
-		default:
-			p.declined = ""
-		}
-		if changed {
-			res.Action, res.Reason = proxyctl.Runtime, "servers of the Lua balancer"
-			res.Changes = changes(before, p.want.config)
-		}
-	}
-	p.has = p.want
-	return res, "", nil
-}
+// balancerOp is the one change at run time: other servers for the Lua balancers.
+type balancerOp string
 
-// servers are what the Lua balancers of a configuration are to have. Without any, those in the file count.
-func (p *Proxy) servers(c *config) string {
-	if p.opts.ReloadOnly {
+func (o balancerOp) String() string { return string(o) }
+
+const balancerServers balancerOp = "servers of the Lua balancer"
+
+// errBalancer is why a reload has to do what a change at run time could not.
+type errBalancer struct{ error }
+
+func (e errBalancer) Error() string {
+	return "the Lua balancer does not take servers: " + e.error.Error()
+}
+func (e errBalancer) Unwrap() []error { return []error{e.error, proxyctl.ErrUnexpected} }
+
+// serversOf returns what the Lua balancers of a configuration are to have. Without any, those in the file count.
+func (d *driver) serversOf(c *config) string {
+	if d.opts.ReloadOnly {
 		return ""
 	}
 	return c.servers()
 }
 
-// bring gives the Lua balancers the servers of p.want, and says whether they had others.
-func (p *Proxy) bring(ctx context.Context) (changed bool, err error) {
-	want := p.servers(p.want.config)
-	has, err := p.control.servers(ctx)
-	if err != nil || has == want {
-		return false, err
+// inspectServers reads what servers the Lua balancers have, if there are any: else the answer means nothing.
+func (d *driver) inspectServers(ctx context.Context) error {
+	d.servers, d.serversErr = d.control.servers(ctx)
+	if errors.Is(d.serversErr, proxyctl.ErrUnreachable) {
+		return d.serversErr
 	}
-	return true, p.control.setServers(ctx, want)
+	return nil
 }
 
-// flush takes from the Lua balancers, which did not take servers for the reason given, those that they have, so that the
-// file's serve. It says whether they had any.
-func (p *Proxy) flush(ctx context.Context, reason error) (changed bool, err error) {
-	if has, err := p.control.servers(ctx); err != nil || has != "" {
-		changed = true
-		if err := p.control.setServers(ctx, ""); err != nil {
-			return false, fmt.Errorf("nginx's Lua balancer does not take servers: %w", reason)
+// Run implements proxyctl.Driver: it gives the Lua balancers the servers of a text that differs in nothing else from what
+// nginx has loaded.
+func (d *driver) Run(ctx context.Context, to marked, _ proxyctl.Plan) error {
+	if to.Config.hasLive() && d.servers != d.serversOf(to.Config) {
+		err := d.serversErr
+		if err == nil {
+			err = d.control.setServers(ctx, d.serversOf(to.Config))
+		}
+		switch {
+		case err == nil:
+			d.declined = ""
+		case errors.Is(err, proxyctl.ErrUnreachable):
+			return err
+		case d.status.generation.Text != to.Generation.Text:
+			return errBalancer{err}
+		default: // a reload would not help: the right servers are those in the file
+			if err := d.flush(ctx, err); err != nil {
+				return err
+			}
 		}
 	}
-	if reason.Error() != p.declined {
-		p.declined = reason.Error()
-		p.opts.Log.Warn("nginx's Lua balancer does not take servers: those in its file serve, and a change of them is a reload", "err", reason)
-	}
-	return changed, nil
+	d.running = to.Config
+	return nil
 }
 
-// startBalancer sees that the Lua balancers of a configuration that was just loaded run, and gives them their servers.
-func (p *Proxy) startBalancer(ctx context.Context) error {
-	if err := p.control.checkBalancer(ctx); err != nil {
-		return fmt.Errorf("%w: its Lua balancer does not work: %w; nginx's error log says more", proxyctl.ErrRefused, err)
+// flush takes from the Lua balancers, which did not take servers for the reason given, the ones that they have, so that
+// the file's serve.
+func (d *driver) flush(ctx context.Context, reason error) error {
+	if err := d.control.setServers(ctx, ""); err != nil {
+		return fmt.Errorf("nginx's Lua balancer does not take servers: %w", reason)
 	}
-	return p.fill(ctx, p.want.config)
+	if reason.Error() != d.declined {
+		d.declined = reason.Error()
+		d.opts.Log.Warn("nginx's Lua balancer does not take servers: those in its file serve, and a change of them is a reload", "err", reason)
+	}
+	return nil
 }
 
-// fill gives the Lua balancers the servers of the configuration that nginx has loaded, or leaves it to those in its file.
-func (p *Proxy) fill(ctx context.Context, c *config) error {
-	err := p.control.setServers(ctx, p.servers(c))
+// startBalancers gives the Lua balancers of a configuration that was just loaded their servers, or leaves it to those in
+// its file. If the configuration has not run before, it is checked that they work.
+func (d *driver) startBalancers(ctx context.Context, c *config, isNew bool) error {
+	if isNew {
+		if err := d.control.checkBalancer(ctx); err != nil {
+			return fmt.Errorf("%w: its Lua balancer does not work: %w; nginx's error log says more", proxyctl.ErrRefused, err)
+		}
+	}
+	err := d.control.setServers(ctx, d.serversOf(c))
 	if err == nil || errors.Is(err, proxyctl.ErrUnreachable) {
 		return err
 	}
-	if _, err = p.flush(ctx, err); err != nil {
+	if err = d.flush(ctx, err); err != nil {
 		return fmt.Errorf("%w: %w", proxyctl.ErrRefused, err)
 	}
 	return nil

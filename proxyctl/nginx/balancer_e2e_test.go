@@ -178,7 +178,7 @@ func TestE2ENginxLuaRestart(t *testing.T) {
 		if how == "kill" {
 			r.eventually("the control socket is removed", func() bool {
 				_, err := r.Apply(t.Context(), onlyText(r.lua(apps[1])), true)
-				r.Tend(t.Context())
+				r.driver.Tend(t.Context())
 				_, statErr := os.Stat(r.socket())
 				return errors.Is(err, proxyctl.ErrUnreachable) && statErr != nil
 			})
@@ -209,7 +209,7 @@ func TestE2ENginxLuaBroken(t *testing.T) {
 		"an error at run time":  `balancer_by_lua_block { require("berth").nosuch() }`,
 		"a module that is none": `balancer_by_lua_block { require("nosuch").check() }`,
 	} {
-		text := strings.Replace(r.lua(apps[0]), check, spoilt, 1)
+		text := strings.Replace(r.lua(apps[1]), check, spoilt, 1)
 		_, err := r.Apply(t.Context(), onlyText(text), true)
 		if !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "its Lua balancer does not work: nginx answers 500") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", name, err)
@@ -223,12 +223,19 @@ func TestE2ENginxLuaBroken(t *testing.T) {
 	}
 	// What nginx sees itself.
 	began := time.Now()
-	_, err := r.Apply(t.Context(), onlyText(strings.Replace(r.lua(apps[0]), "init_by_lua_block {", "init_by_lua_block {\nif then", 1)), true)
+	_, err := r.Apply(t.Context(), onlyText(strings.Replace(r.lua(apps[1]), "init_by_lua_block {", "init_by_lua_block {\nif then", 1)), true)
 	t.Logf("an error in init_by_lua_block, after %v: %v", time.Since(began), err)
 	if !errors.Is(err, proxyctl.ErrRefused) || onDisk(t, r.file()) != good {
 		t.Errorf("an error in init_by_lua_block: %v", err)
 	}
 	r.has("refused", listing(apps[1]), apps[1])
+	// Servers come all the same.
+	res, err := r.Apply(t.Context(), onlyText(strings.Replace(r.lua(apps[0]), check, `balancer_by_lua_block { if then }`, 1)), true)
+	if !errors.Is(err, proxyctl.ErrRefused) || res.Action != proxyctl.Runtime {
+		t.Errorf("refused, with other servers: %+v, %v", res, err)
+	}
+	r.has("refused, with other servers", listing(apps[0]), apps[0])
+	r.apply(r.lua(apps[1]), proxyctl.Runtime)
 	r.apply(r.lua(apps[0]), proxyctl.Runtime)
 	r.has("good again", listing(apps[0]), apps[0])
 }

@@ -81,6 +81,7 @@ func (c *contender) part() string {
 type benchDriver struct {
 	proxyctl.Proxy
 	reloads int
+	stop    func()
 }
 
 func (d *benchDriver) Apply(ctx context.Context, c proxyctl.Config, mayReload bool) (proxyctl.Result, error) {
@@ -99,15 +100,15 @@ func (d *benchDriver) bring(b *testing.B, c *contender, servers []string) {
 	}
 }
 
-// pause lets the proxy finish what it has begun.
-func (d *benchDriver) pause(_ *testing.B, lasts time.Duration) { time.Sleep(lasts) }
-
-// drive opens the way to change servers, and brings the proxy to those that there are.
-func (c *contender) drive(b *testing.B) *benchDriver {
+// drive opens the way to change servers, and brings the proxy to the first ones. What can wait is done beside.
+func (c *contender) drive(b *testing.B, servers []string) *benchDriver {
 	d := &benchDriver{Proxy: c.open()}
-	go d.Run(b.Context())
-	d.bring(b, c, c.apps.inService())
-	d.pause(b, benchPace)
+	ctx, stop := context.WithCancel(b.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); d.Run(ctx) }()
+	d.stop = func() { stop(); <-ended; d.Close() }
+	d.bring(b, c, servers)
+	time.Sleep(benchPace)
 	d.reloads = 0
 	return d
 }
@@ -118,8 +119,8 @@ func (c *contender) measureLive(b *testing.B) {
 	if c.fixed {
 		return
 	}
-	d := c.drive(b)
-	defer d.Close()
+	d := c.drive(b, c.apps.inService())
+	defer d.stop()
 	ctx, stop := context.WithCancel(b.Context())
 	var probe sync.WaitGroup
 	defer probe.Wait()
@@ -145,7 +146,7 @@ func (c *contender) measureLive(b *testing.B) {
 		case <-time.After(10 * time.Second):
 			b.Fatalf("%s: no request has reached the new server within 10 s", c.name)
 		}
-		d.pause(b, benchPace)
+		time.Sleep(benchPace)
 	}
 	c.arrived, c.applied = c.arrived.Sorted(), c.applied.Sorted()
 	b.ReportMetric(traffic.Millis(c.arrived.Within(0.5)), "ms/first-request")
@@ -157,14 +158,14 @@ func (c *contender) measureChanges(b *testing.B) {
 	if c.fixed {
 		return
 	}
-	d := c.drive(b)
-	defer d.Close()
+	d := c.drive(b, c.apps.inService())
+	defer d.stop()
 	t := traffic.Start(b, c.web)
-	d.pause(b, time.Second) // of requests, before the first change
+	time.Sleep(time.Second) // of requests, before the first change
 	for range benchChanges {
 		servers, _ := c.apps.replace()
 		d.bring(b, c, servers)
-		d.pause(b, benchPace)
+		time.Sleep(benchPace)
 	}
 	c.each = outcome{d.reloads, t.End()}
 	b.ReportMetric(float64(c.each.requests.Failed()), "failed")
@@ -176,7 +177,7 @@ func (c *contender) measureCoalesced(b *testing.B) {
 	if c.fixed {
 		return
 	}
-	d := c.drive(b)
+	d := c.drive(b, c.apps.inService())
 	controller := proxyctl.New(proxyctl.Options{Proxy: d, Interval: benchInterval, Log: slog.New(slog.DiscardHandler)})
 	ctx, stop := context.WithCancel(b.Context())
 	ended := make(chan error, 1)
@@ -213,11 +214,8 @@ func measureThroughput(b *testing.B, all []*contender) {
 }
 
 func (c *contender) throughput(b *testing.B, origin []string) float64 {
-	d := &benchDriver{Proxy: c.open()}
-	go d.Run(b.Context())
-	defer d.Close()
-	d.bring(b, c, origin)
-	d.pause(b, benchPace)
+	d := c.drive(b, origin)
+	defer d.stop()
 	rate := make(chan float64)
 	go func() { rate <- traffic.Throughput(b, c.web, benchConns, benchRound) }()
 	for n := 0; ; n++ {

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -75,21 +76,28 @@ func startHAProxy(b *testing.B, name string) *contender {
 	return c
 }
 
+var saysNginx = regexp.MustCompile(`nginx/([0-9.]+)`)
+
 func startNginx(b *testing.B, name, image string, lua bool) *contender {
 	dir := benchDir(b)
 	file, socket := filepath.Join(dir, "nginx.conf"), filepath.Join(dir, "berth.sock")
 	c := newContender(b, name)
 	stats := benchAddress(b, benchWebIP)
+	version := saysNginx.FindStringSubmatch(benchDocker(b, "run", "--rm", "--network", "none", image, "sh", "-c", "nginx -v 2>&1"))
+	if version == nil {
+		b.Fatalf("%s does not tell its version", name)
+	}
 	c.text = func(servers []string) proxyctl.Config {
 		return rendering{
 			template: templates.Nginx(),
-			options:  templates.Options{NginxSocket: socket, NginxClosing: nginx.ClosingFile(file), Lua: lua},
-			file:     file,
+			options: templates.Options{NginxSocket: socket, NginxClosing: nginx.ClosingFile(file), Lua: lua,
+				NginxAtLeast: func(v string) bool { return nginx.AtLeast(version[1], v) }},
+			file: file,
 			replace: []string{"listen 8080 ", "listen " + c.web + " ", "listen 8404;", "listen " + stats + ";",
 				"access_log /var/log/nginx/access.log berth;", "access_log off;"},
 		}.render(b, servers)
 	}
-	writeBench(b, file, proxyctl.Config{Text: "events {\n}\n"}) // what the template has for newer ones only, nginx would not start with
+	writeBench(b, file, proxyctl.Config{Text: "events {\n}\n"})
 	id := startBench(b, "--volume", dir+":"+dir, image, "nginx", "-c", file, "-g", "daemon off;")
 	master, err := strconv.Atoi(benchDocker(b, "inspect", "--format", "{{.State.Pid}}", id))
 	if err != nil || master == 0 {

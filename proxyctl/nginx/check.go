@@ -7,12 +7,13 @@ import (
 	"path/filepath"
 	"strings"
 
-	"berth/proxyctl/disk"
+	"berth/proxyctl"
+	"berth/proxyctl/configfile"
 )
 
 // check has the nginx program check a configuration file. The error wraps proxyctl.ErrRefused if it says no.
 func check(ctx context.Context, binary, file string) error {
-	return disk.Check(ctx, "nginx -t", complaints, binary, "-t", "-q", "-c", file)
+	return proxyctl.Check(ctx, "nginx -t", complaints, binary, "-t", "-q", "-c", file)
 }
 
 // complaints are the messages for which nginx refused a file, in one line. Without any it is all that nginx said.
@@ -43,7 +44,7 @@ func Check(ctx context.Context, binary, file, socket, text string, files map[str
 	defer os.RemoveAll(dir)
 	// Here may be no directory of the control socket, and nothing is to be written to it.
 	text = strings.ReplaceAll(text, filepath.Dir(absolute(socket))+"/", dir+"/")
-	text, err = disk.Elsewhere(dir, text, files)
+	text, err = configfile.Elsewhere(dir, text, files)
 	if err != nil {
 		return err
 	}
@@ -59,40 +60,12 @@ func Check(ctx context.Context, binary, file, socket, text string, files map[str
 		}
 	}
 	candidate := filepath.Join(dir, filepath.Base(file))
-	unknown := map[string]bool{}
-	for {
-		m, err := mark(text, filepath.Join(dir, "control.sock"), unknown)
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(candidate, []byte(m.text), 0o600); err != nil {
-			return err
-		}
-		err = check(ctx, binary, candidate)
-		if !learn(err, text, unknown) {
-			return err
-		}
+	m, err := mark(text, filepath.Join(dir, "control.sock"))
+	if err != nil {
+		return err
 	}
-}
-
-// learn notes a directive that nginx did not know, if the text may do without, and says whether it was one.
-func learn(err error, text string, unknown map[string]bool) bool {
-	if err == nil {
-		return false
+	if err := os.WriteFile(candidate, []byte(m.Text), 0o600); err != nil {
+		return err
 	}
-	name := unknownDirective(err.Error())
-	if name == "" || unknown[name] {
-		return false
-	}
-	top, parseErr := parseText(text)
-	if parseErr != nil {
-		return false
-	}
-	for _, o := range optionals(text, top) {
-		if o == name {
-			unknown[name] = true
-			return true
-		}
-	}
-	return false
+	return check(ctx, binary, candidate)
 }

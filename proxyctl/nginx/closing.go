@@ -17,29 +17,29 @@ func ClosingFile(file string) string { return absolute(file) + ".closing" }
 
 // announce tells the clients of nginx to come back over new connections, and returns after the time for that. ended is
 // called when a reload has succeeded or failed.
-func (p *Proxy) announce(ctx context.Context, running marked) (ended func()) {
-	path := ClosingFile(p.opts.File)
-	if running.config == nil || !strings.Contains(running.text, path) || running.config.keepsIdle() {
+func (d *driver) announce(ctx context.Context, running marked) (ended func()) {
+	path := ClosingFile(d.opts.File)
+	if running.Config == nil || !strings.Contains(running.Text, path) || running.Config.keepsIdle() {
 		return func() {}
 	}
-	if p.closing != nil {
-		p.closing.Stop()
+	if d.closing != nil {
+		d.closing.Stop()
 	}
-	if err := p.conf.Write(path, ""); err != nil {
-		p.opts.Log.Warn("clients are not told of a reload", "err", err)
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		d.opts.Log.Warn("clients are not told of a reload", "err", err)
 		return func() {}
 	}
-	if p.opts.ClosingTime > 0 {
+	if d.opts.ClosingTime > 0 {
 		select {
 		case <-ctx.Done():
-		case <-time.After(p.opts.ClosingTime):
+		case <-time.After(d.opts.ClosingTime):
 		}
 	}
-	return func() { p.closing = time.AfterFunc(overlap, func() { _ = os.Remove(path) }) }
+	return func() { d.closing = time.AfterFunc(overlap, func() { _ = os.Remove(path) }) }
 }
 
 // forgetClosing removes the file if an earlier berth has left it: without a reload nobody has to close connections.
-func (p *Proxy) forgetClosing() { _ = os.Remove(ClosingFile(p.opts.File)) }
+func (d *driver) forgetClosing() { _ = os.Remove(ClosingFile(d.opts.File)) }
 
 // keepsIdle says whether nginx itself takes care of connections that are idle when it is reloaded.
 func (c *config) keepsIdle() bool {

@@ -14,6 +14,7 @@ import (
 
 // config is what of a text matters here.
 type config struct {
+	text      string
 	top       []*directive
 	upstreams map[string]*upstream
 	serves    bool     // there is a server block, or an include that may have one
@@ -41,7 +42,7 @@ func parse(text string) (*config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", proxyctl.ErrRefused, err)
 	}
-	c := &config{top: top, upstreams: map[string]*upstream{}}
+	c := &config{text: text, top: top, upstreams: map[string]*upstream{}}
 	controlled := false
 	for _, d := range top {
 		if d.name() == "include" {
@@ -209,6 +210,77 @@ func (c *config) servers() string {
 		}
 	}
 	return b.String()
+}
+
+// isLessThan says whether a configuration only leaves out some of what another one has. Servers of upstreams may be others,
+// if they have IP addresses: they are no reason for nginx not to start.
+func (c *config) isLessThan(other *config) bool {
+	return other != nil && leavesOut(c.top, other.top, false)
+}
+
+func leavesOut(less, all []*directive, inUpstream bool) bool {
+	at := 0
+	for _, d := range less {
+		if inUpstream && d.name() == "server" {
+			continue
+		}
+		n := slices.IndexFunc(all[at:], func(o *directive) bool {
+			return slices.Equal(d.words, o.words) && d.isOpen == o.isOpen && d.body == o.body &&
+				leavesOut(d.block, o.block, d.is("upstream")) && (!d.is("upstream") || d.hasOnlyAddresses())
+		})
+		if n < 0 {
+			return false
+		}
+		at += n + 1
+	}
+	return true
+}
+
+// hasOnlyAddresses says whether the servers of an upstream, of which there must be one, all have IP addresses: names may
+// not resolve.
+func (d *directive) hasOnlyAddresses() bool {
+	servers := 0
+	for _, line := range d.block {
+		if line.name() != "server" || len(line.words) < 2 {
+			continue
+		}
+		if _, err := netip.ParseAddrPort(line.words[1]); err != nil {
+			return false
+		}
+		servers++
+	}
+	return servers > 0
+}
+
+// has says whether there is a directive of this name outside of all blocks.
+func (c *config) has(name string) bool {
+	return slices.ContainsFunc(c.top, func(d *directive) bool { return d.name() == name })
+}
+
+// merge returns the text of base with the servers that upstreams have in to, where they differ in nothing else, and may
+// have them.
+func merge(base, to *config, may func(upstream string) bool) string {
+	text := base.text
+	names := slices.SortedFunc(maps.Keys(base.upstreams), func(a, b string) int { // from the last one in the text on
+		return base.upstreams[b].block.open - base.upstreams[a].block.open
+	})
+	for _, name := range names {
+		old, other := base.upstreams[name].block, to.upstreams[name]
+		if other == nil || !may(name) || !sameButServers(old, other.block) {
+			continue
+		}
+		text = text[:old.open+1] + to.text[other.block.open+1:other.block.close] + text[old.close:]
+	}
+	return text
+}
+
+func sameButServers(a, b *directive) bool {
+	shape := func(d *directive) string {
+		var s strings.Builder
+		writeShape(&s, []*directive{d}, map[*directive]bool{d: true})
+		return s.String()
+	}
+	return shape(a) == shape(b)
 }
 
 // changes says what became of the servers.

@@ -5,10 +5,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
-	"berth/proxyctl/disk"
+	"berth/proxyctl/configfile"
 )
 
 const frame = `events {}
@@ -59,19 +58,19 @@ func mustParse(t testing.TB, text string) *config {
 
 func TestParseText(t *testing.T) {
 	for _, tt := range []struct{ text, want, wrong string }{
-		{"a b;c {d e;}", `["a" "b"] ["c"]{["d" "e"]}`, ""},
-		{"a 'b c' \"d;e\" f\\ g; # h {", `["a" "b c" "d;e" "f\\ g"]`, ""},
-		{"a b${c}d;", `["a" "b${c}d"]`, ""},
-		{"a \"x\\\"y\\n\";", `["a" "x\"y\n"]`, ""},
-		{"a_by_lua_block { if x then y = { z = '}' } end -- }\n --[[ } ]] local s = [==[ } ]==] } b;", `["a_by_lua_block"]lua ["b"]`, ""},
-		{"if ($a = 'b') { return 1; }", `["if" "($a" "=" "b" ")"]{["return" "1"]}`, ""},
-		{"a {\n b;\n", "", "line 1: a has no }"},
-		{"a;\n}", "", "line 2: a } too many"},
-		{"a\nb", "", "line 1: the last directive has no ; or }"},
-		{"a;\n;", "", "line 2: unexpected ';'"},
-		{"a 'b;\n", "", "line 1: a quote that is not closed"},
-		{"a_by_lua_block { { }", "", "line 1: a block of Lua code has no }"},
-		{"a_by_lua_block { 'x\n' }", "", "line 1: a string of Lua that is not closed"},
+		{text: "a b;c {d e;}", want: `["a" "b"] ["c"]{["d" "e"]}`},
+		{text: "a 'b c' \"d;e\" f\\ g; # h {", want: `["a" "b c" "d;e" "f\\ g"]`},
+		{text: "a b${c}d;", want: `["a" "b${c}d"]`},
+		{text: "a \"x\\\"y\\n\";", want: `["a" "x\"y\n"]`},
+		{text: "a_by_lua_block { if x then y = { z = '}' } end -- }\n --[[ } ]] local s = [==[ } ]==] } b;", want: `["a_by_lua_block"]lua ["b"]`},
+		{text: "if ($a = 'b') { return 1; }", want: `["if" "($a" "=" "b" ")"]{["return" "1"]}`},
+		{text: "a {\n b;\n", wrong: "line 1: a has no }"},
+		{text: "a;\n}", wrong: "line 2: a } too many"},
+		{text: "a\nb", wrong: "line 1: the last directive has no ; or }"},
+		{text: "a;\n;", wrong: "line 2: unexpected ';'"},
+		{text: "a 'b;\n", wrong: "line 1: a quote that is not closed"},
+		{text: "a_by_lua_block { { }", wrong: "line 1: a block of Lua code has no }"},
+		{text: "a_by_lua_block { 'x\n' }", wrong: "line 1: a string of Lua that is not closed"},
 	} {
 		all, err := parseText(tt.text)
 		if err != nil {
@@ -141,21 +140,21 @@ func TestServers(t *testing.T) {
 		live       bool
 		want       string // what the balancers get
 	}{
-		{"stock", text(frame, "10.0.0.1:80"), false, ""},
-		{"balanced", text(luaFrame, "10.0.0.1:80 weight=3 max_fails=1", "[fd00::1]:80 max_fails=1"), true, "app 10.0.0.1:80 3\napp [fd00::1]:80 1\n"},
-		{"none", text(luaFrame, "127.0.0.1:1 down"), true, "app\n"},
-		{"a name", text(luaFrame, "10.0.0.1:80", "db.example:80"), false, ""},
-		{"a parameter that a balancer has not", text(luaFrame, "10.0.0.1:80 backup"), false, ""},
-		{"parameters that do not count", text(luaFrame, "10.0.0.1:80 max_fails=1 fail_timeout=2s", "10.0.0.2:80"), true, "app 10.0.0.1:80 1\napp 10.0.0.2:80 1\n"},
-		{"an address in other words", text(luaFrame, "10.0.0.1:080 weight=07", "[FD00:0::1]:80"), true, "app 10.0.0.1:80 7\napp [fd00::1]:80 1\n"},
-		{"too much weight", text(luaFrame, "10.0.0.1:80 weight=65536"), false, ""},
-		{"no weight", text(luaFrame, "10.0.0.1:80 weight=0"), false, ""},
-		{"an odd name", strings.Replace(text(luaFrame, "10.0.0.1:80"), "upstream app", "upstream 'a p'", 1), false, ""},
-		{"servers elsewhere", strings.Replace(text(luaFrame, "10.0.0.1:80"), "keepalive 64;", "include servers.conf;", 1), false, ""},
-		{"of the same name for TCP", text(luaFrame, "10.0.0.1:80") + "stream { upstream app { server 10.0.0.9:80; } }\n", true, "app 10.0.0.1:80 1\n"},
-		{"of the same name for TCP, before", "stream { upstream app { server 10.0.0.9:80; } }\n" + text(luaFrame, "10.0.0.1:80"), false, ""},
-		{"for TCP", "stream { upstream tcp { server 10.0.0.9:80; balancer_by_lua_block { } } }\n" + text(luaFrame, "10.0.0.1:80"), true, "app 10.0.0.1:80 1\n"},
-		{"nobody takes the servers", strings.Replace(text(luaFrame, "10.0.0.1:80"), "server_name balancer", "server_name other", 1), false, ""},
+		{name: "stock", text: text(frame, "10.0.0.1:80")},
+		{name: "balanced", text: text(luaFrame, "10.0.0.1:80 weight=3 max_fails=1", "[fd00::1]:80 max_fails=1"), live: true, want: "app 10.0.0.1:80 3\napp [fd00::1]:80 1\n"},
+		{name: "none", text: text(luaFrame, "127.0.0.1:1 down"), live: true, want: "app\n"},
+		{name: "a name", text: text(luaFrame, "10.0.0.1:80", "db.example:80")},
+		{name: "a parameter that a balancer has not", text: text(luaFrame, "10.0.0.1:80 backup")},
+		{name: "parameters that do not count", text: text(luaFrame, "10.0.0.1:80 max_fails=1 fail_timeout=2s", "10.0.0.2:80"), live: true, want: "app 10.0.0.1:80 1\napp 10.0.0.2:80 1\n"},
+		{name: "an address in other words", text: text(luaFrame, "10.0.0.1:080 weight=07", "[FD00:0::1]:80"), live: true, want: "app 10.0.0.1:80 7\napp [fd00::1]:80 1\n"},
+		{name: "too much weight", text: text(luaFrame, "10.0.0.1:80 weight=65536")},
+		{name: "no weight", text: text(luaFrame, "10.0.0.1:80 weight=0")},
+		{name: "an odd name", text: strings.Replace(text(luaFrame, "10.0.0.1:80"), "upstream app", "upstream 'a p'", 1)},
+		{name: "servers elsewhere", text: strings.Replace(text(luaFrame, "10.0.0.1:80"), "keepalive 64;", "include servers.conf;", 1)},
+		{name: "of the same name for TCP", text: text(luaFrame, "10.0.0.1:80") + "stream { upstream app { server 10.0.0.9:80; } }\n", live: true, want: "app 10.0.0.1:80 1\n"},
+		{name: "of the same name for TCP, before", text: "stream { upstream app { server 10.0.0.9:80; } }\n" + text(luaFrame, "10.0.0.1:80")},
+		{name: "for TCP", text: "stream { upstream tcp { server 10.0.0.9:80; balancer_by_lua_block { } } }\n" + text(luaFrame, "10.0.0.1:80"), live: true, want: "app 10.0.0.1:80 1\n"},
+		{name: "nobody takes the servers", text: strings.Replace(text(luaFrame, "10.0.0.1:80"), "server_name balancer", "server_name other", 1)},
 	} {
 		c := mustParse(t, tt.text)
 		if c.hasLive() != tt.live || c.servers() != tt.want {
@@ -170,21 +169,21 @@ func TestShape(t *testing.T) {
 		name, a, b string
 		same       bool
 	}{
-		{"servers of a balancer", one, two, true},
-		{"no servers of a balancer", one, text(luaFrame, "127.0.0.1:1 down"), true},
-		{"servers of a stock upstream", text(frame, "10.0.0.1:80"), text(frame, "10.0.0.2:80"), false},
-		{"layout", one, strings.ReplaceAll("\n\n"+one, "    ", "\t"), true},
-		{"a comment, which may tell that a certificate is another", one, strings.Replace(one, "listen 8080;", "listen 8080; # sum 1\n", 1), false},
-		{"another comment", "# 1\n" + one, "# 2\n" + one, false},
-		{"a comment on a server of a balancer", one, strings.Replace(one, "10.0.0.1:80;", "10.0.0.1:80; # node", 1), true},
-		{"a comment on a server of a stock upstream", text(frame, "a:80"), strings.Replace(text(frame, "a:80"), "a:80;", "a:80; # node", 1), false},
-		{"servers for TCP of the same name", one + "stream { upstream app { server a:1; } }", one + "stream { upstream app { server b:1; } }", false},
-		{"the balancer's code", one, strings.Replace(one, `balance("app")`, `balance("app", 1)`, 1), false},
-		{"parameters that a balancer does not look at", one, text(luaFrame, "10.0.0.1:80 max_fails=2"), true},
-		{"no servers, and parameters that it does not look at", text(luaFrame, "127.0.0.1:1 down"), text(luaFrame, "10.0.0.1:80 max_fails=1 fail_timeout=2s"), true},
-		{"a directive", one, strings.Replace(one, "keepalive 64", "keepalive 65", 1), false},
-		{"what is quoted", "a 'b c';", "a b c;", false},
-		{"where a block ends", "a { b; } c;", "a { b; c; }", false},
+		{name: "servers of a balancer", a: one, b: two, same: true},
+		{name: "no servers of a balancer", a: one, b: text(luaFrame, "127.0.0.1:1 down"), same: true},
+		{name: "servers of a stock upstream", a: text(frame, "10.0.0.1:80"), b: text(frame, "10.0.0.2:80")},
+		{name: "layout", a: one, b: strings.ReplaceAll("\n\n"+one, "    ", "\t"), same: true},
+		{name: "a comment, which may tell that a certificate is another", a: one, b: strings.Replace(one, "listen 8080;", "listen 8080; # sum 1\n", 1)},
+		{name: "another comment", a: "# 1\n" + one, b: "# 2\n" + one},
+		{name: "a comment on a server of a balancer", a: one, b: strings.Replace(one, "10.0.0.1:80;", "10.0.0.1:80; # node", 1), same: true},
+		{name: "a comment on a server of a stock upstream", a: text(frame, "a:80"), b: strings.Replace(text(frame, "a:80"), "a:80;", "a:80; # node", 1)},
+		{name: "servers for TCP of the same name", a: one + "stream { upstream app { server a:1; } }", b: one + "stream { upstream app { server b:1; } }"},
+		{name: "the balancer's code", a: one, b: strings.Replace(one, `balance("app")`, `balance("app", 1)`, 1)},
+		{name: "parameters that a balancer does not look at", a: one, b: text(luaFrame, "10.0.0.1:80 max_fails=2"), same: true},
+		{name: "no servers, and parameters that it does not look at", a: text(luaFrame, "127.0.0.1:1 down"), b: text(luaFrame, "10.0.0.1:80 max_fails=1 fail_timeout=2s"), same: true},
+		{name: "a directive", a: one, b: strings.Replace(one, "keepalive 64", "keepalive 65", 1)},
+		{name: "what is quoted", a: "a 'b c';", b: "a b c;"},
+		{name: "where a block ends", a: "a { b; } c;", b: "a { b; c; }"},
 	} {
 		if same := mustParse(t, tt.a).shape() == mustParse(t, tt.b).shape(); same != tt.same {
 			t.Errorf("%s: the same shape: %v, want %v", tt.name, same, tt.same)
@@ -221,37 +220,37 @@ func TestMark(t *testing.T) {
 		"no http":                  "events {}\nstream { server { listen 80; } }\n",
 		"a comment after it":       "events {}\nhttp {\n server { listen 80; } } # http {\n",
 	} {
-		m, err := mark(text, socket, nil)
+		m, err := mark(text, socket)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		c := mustParse(t, m.text)
+		c := mustParse(t, m.Text)
 		found := 0
 		for _, d := range c.top {
 			for _, s := range d.block {
-				if d.is("http") && s.is("server") && len(s.block) == 4 && s.block[3].words[2] == m.generation.String()+" $pid $nginx_version\n" {
+				if d.is("http") && s.is("server") && len(s.block) == 4 && s.block[3].words[2] == m.Generation.String()+" $pid $nginx_version\n" {
 					found++
 				}
 			}
 		}
 		if found != 1 {
-			t.Errorf("%s: %d servers tell the generation in\n%s", name, found, m.text)
+			t.Errorf("%s: %d servers tell the generation in\n%s", name, found, m.Text)
 		}
-		if !isMarked(m.text) || isMarked(text) {
+		if !isMarked(m.Text) || isMarked(text) {
 			t.Errorf("%s: it is not to be seen who wrote it", name)
 		}
-		if u := unmark(m.text, socket); u.generation != m.generation || u.text != m.text {
-			t.Errorf("%s: it is not known again: %v", name, u.generation)
+		if u := unmark(m.Text, socket); u.Generation != m.Generation || u.Text != m.Text {
+			t.Errorf("%s: it is not known again: %v", name, u.Generation)
 		}
-		if got := Unmarked(m.text, socket); got != strings.TrimSuffix(text, "\n")+"\n" {
+		if got := Unmarked(m.Text, socket); got != strings.TrimSuffix(text, "\n")+"\n" {
 			t.Errorf("%s: without the mark it is\n%s", name, got)
 		}
-		edited := strings.Replace(m.text, "80", "81", 1)
-		if u := unmark(edited, socket); u.generation != (disk.Generation{}) || u.text != edited {
+		edited := strings.Replace(m.Text, "80", "81", 1)
+		if u := unmark(edited, socket); u.Generation != (configfile.Generation{}) || u.Text != edited {
 			t.Errorf("%s: an edit is not noticed", name)
 		}
 	}
-	if _, err := mark("events {", socket, nil); err == nil {
+	if _, err := mark("events {", socket); err == nil {
 		t.Error("what is no configuration gets a mark")
 	}
 }
@@ -268,77 +267,22 @@ func TestMarkProperty(t *testing.T) {
 		}), 0, 8, rapid.ID[string])
 		f := rapid.SampledFrom([]string{frame, luaFrame}).Draw(t, "frame")
 		a, b := servers.Draw(t, "a"), servers.Draw(t, "b")
-		ma, errA := mark(text(f, a...), "/s", nil)
-		mb, errB := mark(text(f, b...), "/s", nil)
+		ma, errA := mark(text(f, a...), "/s")
+		mb, errB := mark(text(f, b...), "/s")
 		if errA != nil || errB != nil {
 			t.Fatal(errA, errB)
 		}
-		if unmark(ma.text, "/s").generation != ma.generation {
+		if unmark(ma.Text, "/s").Generation != ma.Generation {
 			t.Fatal("the mark is not found again")
 		}
 		same := strings.Join(a, ",") == strings.Join(b, ",")
-		if (ma.generation == mb.generation) != same {
+		if (ma.Generation == mb.Generation) != same {
 			t.Fatalf("%v and %v: the same mark is %v", a, b, !same)
 		}
-		if f == luaFrame && !ma.generation.SameShape(mb.generation) {
+		if f == luaFrame && !ma.Generation.SameShape(mb.Generation) {
 			t.Fatalf("%v and %v: not the same shape", a, b)
 		}
 	})
-}
-
-func TestOptional(t *testing.T) {
-	const all = `events {}
-http {
-    keepalive_min_timeout 10s; # optional
-    http2 on;
-    server { listen 80; }
-    sub {
-        keepalive_min_timeout 10s; # optional, too
-    }
-}
-stream { # optional
-    server {
-        listen 5432;
-    }
-}
-`
-	const less = `events {}
-http {
-#unknown#     keepalive_min_timeout 10s; # optional
-    http2 on;
-    server { listen 80; }
-    sub {
-#unknown#         keepalive_min_timeout 10s; # optional, too
-    }
-}
-#unknown# stream { # optional
-#unknown#     server {
-#unknown#         listen 5432;
-#unknown#     }
-#unknown# }
-`
-	unknown := map[string]bool{"keepalive_min_timeout": true, "stream": true, "http2": true}
-	if d := cmp.Diff(less, leaveOut(all, mustParse(t, all).top, unknown)); d != "" {
-		t.Errorf("(-want +got)\n%s", d)
-	}
-	m, err := mark(all, "/s", unknown)
-	if err != nil || Unmarked(m.text, "/s") != all {
-		t.Errorf("%v: what was rendered is not known from\n%s", err, m.text)
-	}
-	known := map[string]bool{}
-	for _, tt := range []struct {
-		complaint string
-		learnt    bool
-	}{
-		{`refused: unknown directive "http2" in nginx.conf:4`, false}, // it is not optional
-		{`refused: unknown directive "stream" in nginx.conf:4`, true},
-		{`refused: unknown directive "stream" in nginx.conf:4`, false},
-		{`bind() failed`, false},
-	} {
-		if got := learn(fmt.Errorf("%s", tt.complaint), all, known); got != tt.learnt {
-			t.Errorf("%s: learnt %v", tt.complaint, got)
-		}
-	}
 }
 
 func TestCheckPath(t *testing.T) {

@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"berth/proxyctl"
-	"berth/proxyctl/disk"
-	"berth/proxyctl/peer"
+	"berth/proxyctl/configfile"
+	"berth/proxyctl/unixcred"
 )
 
 // control is the unix socket on which nginx says what it runs, and takes servers if it has a Lua balancer.
@@ -42,7 +42,7 @@ func (c control) ask(ctx context.Context, method, host, path, body string) (answ
 		return "", 0, c.unreachable(err)
 	}
 	defer conn.Close()
-	pid, _ = peer.Of(conn.(*net.UnixConn))
+	pid, _ = unixcred.Of(conn.(*net.UnixConn))
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(context.Context, string, string) (net.Conn, error) { return conn, nil },
@@ -90,42 +90,42 @@ func (c control) unreachable(err error) error {
 	return fmt.Errorf("%w: %w", proxyctl.ErrUnreachable, err)
 }
 
-// view is what a look at nginx shows.
-type view struct {
-	generation disk.Generation // of the text that the worker which answered has loaded
-	worker     int             // that worker, as nginx knows it
+// status is what nginx says of itself.
+type status struct {
+	generation configfile.Generation // of the text that the worker which answered has loaded
+	worker     int                   // that worker, as nginx knows it
 	version    string
 	master     int  // 0 if it cannot be seen from here
-	stranger   bool // it is no nginx at all
+	notNginx   bool // somebody else listens there
 }
 
 // errNotOurs is part of the error when somebody listens on the control socket, but not by berth's configuration.
 var errNotOurs = errors.New("who listens on the control socket is not the nginx that berth configures")
 
-// look asks what nginx runs. If that is nothing of berth's, the view has nginx's master process, as far as it is known.
-func (c control) look(ctx context.Context) (view, error) {
+// status asks what nginx runs. If that is nothing of berth's, the status has nginx's master process, as far as it is known.
+func (c control) status(ctx context.Context) (status, error) {
 	answer, pid, err := c.ask(ctx, http.MethodGet, generationName, "/", "")
-	var status *statusError
+	var said *statusError
 	fields := strings.Fields(answer)
 	switch {
-	case errors.As(err, &status):
-		answer = status.Error()
+	case errors.As(err, &said):
+		answer = said.Error()
 	case err != nil:
-		return view{}, err
+		return status{}, err
 	}
 	if len(fields) != 3 {
-		other := view{stranger: title(pid) != "" && !isMaster(pid)}
+		other := status{notNginx: title(pid) != "" && !isMaster(pid)}
 		if isMaster(pid) {
 			other.master = pid
 		}
 		return other, fmt.Errorf("%w: %w: it says %.100q", proxyctl.ErrUnreachable, errNotOurs, answer)
 	}
-	v := view{generation: disk.ParseGeneration(fields[0]), version: fields[2]}
-	if v.worker, err = strconv.Atoi(fields[1]); err != nil {
-		return view{}, fmt.Errorf("%w: nginx on %s calls its worker %.100q", proxyctl.ErrUnreachable, c.socket, fields[1])
+	s := status{generation: configfile.ParseGeneration(fields[0]), version: fields[2]}
+	if s.worker, err = strconv.Atoi(fields[1]); err != nil {
+		return status{}, fmt.Errorf("%w: nginx on %s calls its worker %.100q", proxyctl.ErrUnreachable, c.socket, fields[1])
 	}
-	v.master = masterOf(pid, v.worker)
-	return v, nil
+	s.master = masterOf(pid, s.worker)
+	return s, nil
 }
 
 // servers are those that the Lua balancers have.
@@ -168,7 +168,7 @@ const staleAfter = time.Second
 // left behind is removed, since no nginx starts while it is there. It is an error if one listens that is not to be seen
 // from here, as in another container.
 func Running(socket string) (pid int, err error) {
-	pid, err = peer.Running(socket)
+	pid, err = unixcred.Running(socket)
 	if pid == 0 && err == nil {
 		removeStale(socket)
 	}

@@ -223,12 +223,12 @@ func (n *fakeNginx) set(f func()) {
 
 // proxy is a new berth for it. No other nginx of this machine is ever looked for.
 func (n *fakeNginx) proxy(set ...func(*Options)) *Proxy {
-	opts := Options{File: n.file, Socket: n.socket, Timeout: 10 * time.Second, Reload: n.reload, Log: slog.New(slog.DiscardHandler)}
+	opts := Options{File: n.file, Socket: n.socket, Timeout: 10 * time.Second, Reload: n.reload, Grace: -1, Log: slog.New(slog.DiscardHandler)}
 	for _, f := range set {
 		f(&opts)
 	}
 	p := New(opts)
-	p.find = func() (int, error) { return 0, nil }
+	p.driver.findMaster = func() (int, error) { return 0, nil }
 	n.t.Cleanup(p.Close)
 	return p
 }
@@ -270,14 +270,10 @@ func onDisk(t testing.TB, path string) string {
 func onlyText(text string) proxyctl.Config { return proxyctl.Config{Text: text} }
 
 // marked is a text as it is in the file of n.
-func (n *fakeNginx) marked(text string, unknown ...string) string {
-	names := map[string]bool{}
-	for _, name := range unknown {
-		names[name] = true
-	}
-	m, err := mark(text, n.socket, names)
+func (n *fakeNginx) marked(text string) string {
+	m, err := mark(text, n.socket)
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	return m.text
+	return m.Text
 }

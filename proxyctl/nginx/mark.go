@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"berth/proxyctl/disk"
+	"berth/proxyctl/configfile"
 )
 
 // The mark of a text is a server of its own on a unix socket, at the end of the http block. It tells which configuration
@@ -18,7 +18,7 @@ const (
 	markLine       = "        server_name " + generationName + ";\n"
 )
 
-func markBlock(socket string, g disk.Generation) string {
+func markBlock(socket string, g configfile.Generation) string {
 	return markHead + "    server {\n" +
 		"        listen unix:" + socket + ";\n" + markLine +
 		"        access_log off;\n" +
@@ -26,16 +26,8 @@ func markBlock(socket string, g disk.Generation) string {
 		"    }\n" + markTail
 }
 
-// marked is a text with its mark, as it is written to the file.
-type marked struct {
-	text       string
-	generation disk.Generation
-	config     *config // of the text without the mark; nil if it is no configuration
-}
-
-// mark gives a text its mark. unknown are names of directives that nginx does not know: those that are optional are made
-// comments.
-func mark(text, socket string, unknown map[string]bool) (marked, error) {
+// mark gives a text its mark.
+func mark(text, socket string) (marked, error) {
 	if !strings.HasSuffix(text, "\n") {
 		text += "\n"
 	}
@@ -43,26 +35,20 @@ func mark(text, socket string, unknown map[string]bool) (marked, error) {
 	if err != nil {
 		return marked{}, err
 	}
-	if out := leaveOut(text, c.top, unknown); out != text {
-		text = out
-		if c, err = parse(text); err != nil {
-			return marked{}, err
-		}
-	}
-	m := marked{generation: disk.NewGeneration(c.shape(), text), config: c}
+	m := marked{Generation: configfile.NewGeneration(c.shape(), text), Config: c}
 	at := len(text)
-	block := "\nhttp {" + markBlock(socket, m.generation) + "}\n"
+	block := "\nhttp {" + markBlock(socket, m.Generation) + "}\n"
 	for _, d := range c.top {
 		if d.is("http") {
 			at = strings.LastIndexByte(text[:d.close], '\n') + 1
 			if strings.TrimSpace(text[at:d.close]) != "" { // the brace is on a line with something else
 				at = d.close
 			}
-			block = markBlock(socket, m.generation)
+			block = markBlock(socket, m.Generation)
 			break
 		}
 	}
-	m.text = text[:at] + block + text[at:]
+	m.Text = text[:at] + block + text[at:]
 	return m, nil
 }
 
@@ -75,12 +61,12 @@ func unmark(file, socket string) marked {
 		if h, ok := strings.CutSuffix(head, "\nhttp {"); ok && tail == "}\n" {
 			text = h
 		}
-		if m, err := mark(text, socket, nil); err == nil && m.text == file {
+		if m, err := mark(text, socket); err == nil && m.Text == file {
 			return m
 		}
 	}
 	c, _ := parse(file)
-	return marked{text: file, config: c}
+	return marked{Text: file, Config: c}
 }
 
 // isMarked says whether berth wrote the file, whatever became of it since.
@@ -89,20 +75,11 @@ func isMarked(file string) bool { return strings.Contains(file, markLine) }
 // Unmarked is the text that was rendered, of a file that berth has written for an nginx with this control socket: what
 // berth render compares.
 func Unmarked(file, socket string) string {
-	file = unmark(file, absolute(socket)).withoutMark()
-	return strings.ReplaceAll(file, unknownPrefix, "")
-}
-
-func (m marked) withoutMark() string {
-	if m.generation == (disk.Generation{}) {
-		return m.text
+	m := unmark(file, absolute(socket))
+	if m.Generation == (configfile.Generation{}) {
+		return file
 	}
-	head, rest, _ := strings.Cut(m.text, markHead)
-	_, tail, _ := strings.Cut(rest, markTail)
-	if h, ok := strings.CutSuffix(head, "\nhttp {"); ok && tail == "}\n" {
-		return h
-	}
-	return head + tail
+	return m.Config.text
 }
 
 // absolute is a path that means the same in nginx, which takes others from its prefix.
@@ -111,75 +88,6 @@ func absolute(path string) string {
 		return abs
 	}
 	return path
-}
-
-const (
-	optional      = "# optional"
-	unknownPrefix = "#unknown# "
-)
-
-// leaveOut makes comments of the directives with these names that are marked as optional, with their blocks.
-func leaveOut(text string, all []*directive, unknown map[string]bool) string {
-	if len(unknown) == 0 {
-		return text
-	}
-	var out strings.Builder
-	at := 0
-	var visit func([]*directive)
-	visit = func(list []*directive) {
-		for _, d := range list {
-			if !unknown[d.name()] || !d.optional(text) {
-				visit(d.block)
-				continue
-			}
-			start := strings.LastIndexByte(text[:d.start], '\n') + 1
-			end := d.end + strings.IndexByte(text[d.end:], '\n') + 1
-			out.WriteString(text[at:start])
-			for line := range strings.Lines(text[start:end]) {
-				out.WriteString(unknownPrefix + line)
-			}
-			at = end
-		}
-	}
-	visit(all)
-	out.WriteString(text[at:])
-	return out.String()
-}
-
-// optional says whether the comment on its line says that nginx may do without the directive. It must have its lines for
-// itself.
-func (d *directive) optional(text string) bool {
-	says := d.end
-	if d.isOpen {
-		says = d.open + 1
-	}
-	line, _, _ := strings.Cut(text[says:], "\n")
-	before := text[strings.LastIndexByte(text[:d.start], '\n')+1 : d.start]
-	after, _, _ := strings.Cut(text[d.end:], "\n")
-	after = strings.TrimSpace(after)
-	return strings.HasPrefix(strings.TrimSpace(line), optional) && strings.TrimSpace(before) == "" && (after == "" || after[0] == '#')
-}
-
-// optionals are the names of the directives that are marked as optional.
-func optionals(text string, all []*directive) []string {
-	var names []string
-	for _, d := range all {
-		if d.optional(text) {
-			names = append(names, d.name())
-		}
-		names = append(names, optionals(text, d.block)...)
-	}
-	return names
-}
-
-// unknownDirective is the name in nginx's complaint about a directive that it does not know, "" if it is another one.
-func unknownDirective(complaint string) string {
-	_, rest, found := strings.Cut(complaint, `unknown directive "`)
-	name, _, closed := strings.Cut(rest, `"`)
-	if !found || !closed {
-		return ""
-	}
-	return name
 }
 
 // CheckPath is nil for a path that can be written to a configuration as it is.

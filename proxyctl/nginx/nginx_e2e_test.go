@@ -29,8 +29,8 @@ func TestE2ENginxReload(t *testing.T) {
 		app := startApp(t)
 		load := traffic.Start(t, r.web)
 		res := r.apply(r.text("one"), proxyctl.Reload)
-		if !strings.Contains(res.Reason, "does not have berth's configuration yet") || onDisk(t, r.conf.Foreign()) != r.foreign() {
-			t.Errorf("adopted for %q; kept is\n%s", res.Reason, onDisk(t, r.conf.Foreign()))
+		if !strings.Contains(res.Reason, "does not have berth's configuration yet") || onDisk(t, r.file()+".before-berth") != r.foreign() {
+			t.Errorf("adopted for %q; kept is\n%s", res.Reason, onDisk(t, r.file()+".before-berth"))
 		}
 		r.serves("adopted", "one")
 		first := r.workers()
@@ -82,7 +82,7 @@ func testRefusals(t *testing.T, r *rig, text string) {
 	r.refused("a missing include", in("http", "include "+r.dir+"/missing.conf;\n"), "missing.conf\" failed (2: No such file or directory)")
 	r.refused("a missing certificate", in("http", "server { listen "+r.web+" ssl; server_name x; ssl_certificate /nonexistent; ssl_certificate_key /nonexistent; }\n"), "/nonexistent")
 	r.refused("a directive in the wrong place", in("http", "worker_processes 3;\n"), `"worker_processes" directive is not allowed here`)
-	r.refused("an optional directive that is known and wrong", in("http", "tcp_nopush maybe; # optional\n"), `invalid value "maybe"`)
+	r.refused("a directive that is known and wrong", in("http", "tcp_nopush maybe;\n"), `invalid value "maybe"`)
 	r.refused("no text", "", "no server block")
 	r.refused("no server", "events {}\nhttp {}\n", "no server block")
 	r.refused("no end", strings.TrimSpace(text)[:len(text)-5], "has no }")
@@ -135,7 +135,7 @@ func TestE2ENginxBinary(t *testing.T) {
 		if r.answer() != "foreign" || onDisk(t, r.file()) != r.foreign() {
 			t.Errorf("what was refused came through: nginx answers %q", r.answer())
 		}
-		text := r.text("one", parts{http: "    keepalive_min_timeout 10s; # optional\n"})
+		text := r.text("one")
 		r.apply(text, proxyctl.Reload)
 		r.settled()
 		hups := r.hups()
@@ -148,48 +148,72 @@ func TestE2ENginxBinary(t *testing.T) {
 	})
 }
 
-// Directives that a text can do without are left out for an nginx that does not know them, and only those.
-func TestE2ENginxOptional(t *testing.T) {
+// From a text that every nginx knows to one with all that this nginx knows, by one reload more than the first, and none for
+// a start of berth.
+func TestE2ENginxVersions(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
 		r := startRig(t, image)
-		text := r.text("one", parts{
-			http:   "    keepalive_min_timeout 10s; # optional\n",
-			server: "http2 on; # optional\n        ",
-			top:    "nosuch { # optional\n    bogus;\n}\n",
-		})
-		text = strings.Replace(text, "listen "+r.web, "\n        listen "+r.web, 1)
-		r.apply(text, proxyctl.Reload)
-		r.serves("adopted", "one")
-		check := func(what string) {
+		known := ""
+		text := func(word string) string {
+			var all parts
+			if AtLeast(known, "1.27.4") {
+				all.http = "    keepalive_min_timeout 10s;\n"
+			}
+			if AtLeast(known, "1.25.1") {
+				all.server = "http2 on;\n        "
+			}
+			return r.text(word, all)
+		}
+		loads := 0
+		berth := func(set ...func(*Options)) {
+			known, loads = "", 0
+			r.berth(append(set, func(o *Options) {
+				o.Version = func(version string) bool {
+					before := text("")
+					known = version
+					return text("") != before
+				}
+				o.Reload = func(ctx context.Context) error { loads++; return r.hup(ctx) }
+			})...)
+		}
+		bring := func(what, word string, most int) {
 			t.Helper()
-			file := onDisk(t, r.file())
-			for directive, known := range map[string]bool{
-				"    keepalive_min_timeout 10s; # optional\n": r.since("1.27.4"),
-				"        http2 on; # optional\n":              r.since("1.25.1"),
-				"nosuch { # optional\n":                       false,
-			} {
-				if left := strings.Contains(file, unknownPrefix+directive); left == known || !strings.Contains(file, directive) {
-					t.Errorf("%s: left out %q: %v in\n%s", what, directive, left, file)
+			for rendered := ""; rendered != text(word); {
+				rendered = text(word)
+				if _, err := r.Apply(t.Context(), onlyText(rendered), true); err != nil && rendered == text(word) {
+					t.Fatalf("%s: %v", what, err)
 				}
 			}
-			if Unmarked(file, r.socket()) != text {
-				t.Errorf("%s: the text is not known from\n%s", what, file)
+			if loads > most {
+				t.Errorf("%s: %d reloads", what, loads)
+			}
+			r.serves(what, word)
+			if got := Unmarked(onDisk(t, r.file()), r.socket()); got != text(word) {
+				t.Errorf("%s: the file is\n%s", what, got)
 			}
 		}
-		check("adopted")
+		berth()
+		bring("adopted", "one", 2)
+		if said, err := VersionOf(t.Context(), r.wrapper()); err != nil || said != known {
+			t.Errorf("it is %q by what it says, %q by its program, %v", known, said, err)
+		}
+		if said := VersionHere(t.Context(), "", r.socket(), time.Second); said != known {
+			t.Errorf("it is %q by what it says, %q when it is asked", known, said)
+		}
 		workers := r.settled()
-		r.berth()
-		r.apply(text, proxyctl.None)
-		r.apply(text, proxyctl.None)
-		check("a start of berth")
+		berth()
+		bring("a start of berth", "one", 0)
 		if now := r.workers(); !slices.Equal(now, workers) {
 			t.Errorf("a start of berth: the workers %d became %d", workers, now)
 		}
-		r.refused("not optional", strings.Replace(text, "http2 on; # optional", "http3 maybe; bogus on;", 1), "")
-		text = strings.Replace(text, "\"one", "\"two", 1)
-		r.apply(text, proxyctl.Reload)
-		r.serves("another", "two")
-		check("another")
+		bring("another", "two", 1)
+		write(t, r.file(), r.foreign())
+		if err := r.hup(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.eventually("it has nothing of berth's", func() bool { return r.answer() == "foreign" })
+		berth(r.program())
+		bring("adopted with its program", "three", 1)
 	})
 }
 
@@ -247,7 +271,7 @@ func TestE2ENginxGoneAndBack(t *testing.T) {
 		}
 		down(text)
 		r.eventually("the control socket is removed", func() bool {
-			r.Tend(t.Context())
+			r.driver.Tend(t.Context())
 			_, err := os.Stat(r.socket())
 			return err != nil
 		})
@@ -304,16 +328,16 @@ func TestE2ENginxDrift(t *testing.T) {
 			want   proxyctl.Action
 			reason string
 		}{
-			{"nothing", func() {}, proxyctl.None, ""},
-			{"reloaded", func() { load("one") }, proxyctl.None, ""},
-			{"edited", func() { write(t, r.file(), edited) }, proxyctl.Reload, "not as berth wrote it"},
-			{"edited and loaded", func() { write(t, r.file(), edited); load("edited") }, proxyctl.Reload, "not as berth wrote it"},
-			{"removed", func() { os.Remove(r.file()) }, proxyctl.Reload, "was removed"},
-			{"berth's earlier one", func() { write(t, r.file(), old) }, proxyctl.None, ""},
-			{"berth's earlier one loaded", func() { write(t, r.file(), old); load("old") }, proxyctl.Reload, ""},
-			{"somebody's", func() { write(t, r.file(), r.foreign()) }, proxyctl.Reload, "not as berth wrote it"},
-			{"somebody's, loaded", func() { write(t, r.file(), r.foreign()); load("foreign") }, proxyctl.Reload, "does not have berth's configuration"},
-			{"spoilt", func() { write(t, r.file(), "nonsense") }, proxyctl.Reload, "not as berth wrote it"},
+			{name: "nothing", do: func() {}, want: proxyctl.None},
+			{name: "reloaded", do: func() { load("one") }, want: proxyctl.None},
+			{name: "edited", do: func() { write(t, r.file(), edited) }, want: proxyctl.Reload, reason: "not as berth wrote it"},
+			{name: "edited and loaded", do: func() { write(t, r.file(), edited); load("edited") }, want: proxyctl.Reload, reason: "not as berth wrote it"},
+			{name: "removed", do: func() { os.Remove(r.file()) }, want: proxyctl.Reload, reason: "was removed"},
+			{name: "berth's earlier one", do: func() { write(t, r.file(), old) }, want: proxyctl.None},
+			{name: "berth's earlier one loaded", do: func() { write(t, r.file(), old); load("old") }, want: proxyctl.Reload},
+			{name: "somebody's", do: func() { write(t, r.file(), r.foreign()) }, want: proxyctl.Reload, reason: "not as berth wrote it"},
+			{name: "somebody's, loaded", do: func() { write(t, r.file(), r.foreign()); load("foreign") }, want: proxyctl.Reload, reason: "does not have berth's configuration"},
+			{name: "spoilt", do: func() { write(t, r.file(), "nonsense") }, want: proxyctl.Reload, reason: "not as berth wrote it"},
 		} {
 			d.do()
 			res, err := r.Apply(t.Context(), onlyText(text), true)
@@ -340,7 +364,7 @@ func TestE2ENginxDrift(t *testing.T) {
 
 // controlled runs a Controller until the end of the test.
 func (r *rig) controlled(interval time.Duration) *proxyctl.Controller {
-	c := proxyctl.New(proxyctl.Options{Proxy: r.Proxy, Interval: interval, Check: 50 * time.Millisecond, Log: r.opts.Log})
+	c := proxyctl.New(proxyctl.Options{Proxy: r.Proxy, Interval: interval, Check: 50 * time.Millisecond, Log: r.driver.opts.Log})
 	ctx, stop := context.WithCancel(r.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = c.Run(ctx) }()
@@ -373,13 +397,13 @@ func TestE2ENginxFrozen(t *testing.T) {
 		})
 		r.serves("it goes on", "two")
 		// It is frozen just as it is told to reload.
-		r.opts.Reload = func(ctx context.Context) error { r.docker("pause", r.name); return nil }
+		r.driver.opts.Reload = func(ctx context.Context) error { r.docker("pause", r.name); return nil }
 		good = onDisk(t, r.file())
 		if _, err := r.Apply(t.Context(), onlyText(r.text("three")), true); !errors.Is(err, proxyctl.ErrUnreachable) || onDisk(t, r.file()) != good {
 			t.Errorf("frozen as it is told to reload: %v", err)
 		}
 		r.docker("unpause", r.name)
-		r.opts.Reload = r.hup
+		r.driver.opts.Reload = r.hup
 		r.eventually("it goes on", func() bool {
 			_, err := r.Apply(t.Context(), onlyText(r.text("three")), true)
 			return err == nil
@@ -481,4 +505,30 @@ func TestE2ENginxAnotherFile(t *testing.T) {
 	if onDisk(t, other) != r.foreign() || r.answer() != "one" {
 		t.Errorf("the file is\n%s", onDisk(t, other))
 	}
+}
+
+// A text of which nginx refuses one part stops no other: servers of what the texts have in common come and go, by a reload.
+func TestE2ENginxRefusedPart(t *testing.T) {
+	eachImage(t, func(t *testing.T, image string) {
+		r := startRig(t, image)
+		apps := []string{startApp(t), startApp(t)}
+		r.apply(r.text("", to(apps[0])), proxyctl.Reload)
+		r.settled()
+		load := traffic.Start(t, r.web)
+		for name, part := range map[string]parts{
+			"an unknown directive":        {http: "bogus on;\n"},
+			"a host that is not resolved": {http: "upstream u { server nosuch.invalid:80; }\n"},
+		} {
+			for _, app := range []string{apps[1], apps[0]} {
+				res, err := r.Apply(t.Context(), onlyText(r.text("", to(app), part)), true)
+				if !errors.Is(err, proxyctl.ErrRefused) || res.Action != proxyctl.Reload || len(res.Changes) != 1 {
+					t.Errorf("%s: %+v, %v", name, res, err)
+				}
+				r.serves(name, app)
+			}
+		}
+		if all := load.End(); all.Failed() > 0 {
+			t.Errorf("%s%s", all, all.Failures())
+		}
+	})
 }

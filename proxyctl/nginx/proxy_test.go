@@ -19,8 +19,7 @@ import (
 var (
 	oldText     = text(frame, "10.0.0.1:80")
 	newText     = text(frame, "10.0.0.1:80", "10.0.0.2:80")
-	badText     = strings.Replace(newText, "http {\n", "http {\n    bogus on;\n", 1)
-	choosyText  = strings.Replace(newText, "http {\n", "http {\n    bogus on; # optional\n", 1)
+	badText     = strings.Replace(newText, "keepalive 64;\n", "keepalive 64;\n        bogus on;\n", 1) // it has nothing in common
 	foreignText = "events {}\nhttp { server { listen 80; } }\n"
 )
 
@@ -44,7 +43,7 @@ func (n *fakeNginx) walk(p *Proxy, steps []step) {
 		}
 		began := time.Now()
 		res, err := p.Apply(n.t.Context(), onlyText(s.text), true)
-		if took := time.Since(began); errors.Is(s.err, proxyctl.ErrUnreachable) && took > 2*p.opts.Timeout+5*time.Second {
+		if took := time.Since(began); errors.Is(s.err, proxyctl.ErrUnreachable) && took > 2*p.driver.opts.Timeout+5*time.Second {
 			n.t.Errorf("step %d: Apply took %v", i, took)
 		}
 		if (err != nil) != (s.err != nil || s.says != "") || s.err != nil && !errors.Is(err, s.err) || err != nil && !strings.Contains(err.Error(), s.says) {
@@ -68,7 +67,7 @@ func (n *fakeNginx) walk(p *Proxy, steps []step) {
 		if left, _ := filepath.Glob(filepath.Dir(n.file) + "/.nginx*"); len(left) > 0 {
 			n.t.Errorf("step %d: %s is left behind", i, left)
 		}
-		if good := onDisk(n.t, p.conf.Good()); good != "" {
+		if good := onDisk(n.t, p.driver.opts.File+".good"); good != "" {
 			n.t.Errorf("step %d: the copy of the last good text is left behind", i)
 		}
 	}
@@ -77,156 +76,140 @@ func (n *fakeNginx) walk(p *Proxy, steps []step) {
 func TestApply(t *testing.T) {
 	const none, reload = proxyctl.None, proxyctl.Reload
 	refused, unreachable := proxyctl.ErrRefused, proxyctl.ErrUnreachable
-	m := func(n *fakeNginx, text string, unknown ...string) string { return n.marked(text, unknown...) }
+	m := (*fakeNginx).marked
 	for _, tt := range []struct {
 		name    string
 		running string // text that nginx runs, and has in its file
 		options func(*Options)
 		steps   func(n *fakeNginx) []step
 	}{
-		{"reload, then nothing to do", oldText, nil, func(n *fakeNginx) []step {
+		{name: "reload, then nothing to do", running: oldText, steps: func(n *fakeNginx) []step {
 			return []step{
-				{nil, newText, reload, "upstream app: 1 → 2 servers", nil, "", m(n, newText), 1},
-				{nil, newText, none, "", nil, "", m(n, newText), 1},
-				{nil, oldText, reload, "upstream app: 2 → 1 server", nil, "", m(n, oldText), 2},
+				{text: newText, action: reload, reason: "upstream app: 1 → 2 servers", file: m(n, newText), loads: 1},
+				{text: newText, action: none, file: m(n, newText), loads: 1},
+				{text: oldText, action: reload, reason: "upstream app: 2 → 1 server", file: m(n, oldText), loads: 2},
 			}
 		}},
-		{"a restart of berth costs no reload", oldText, nil, func(n *fakeNginx) []step {
-			return []step{{nil, oldText, none, "", nil, "", m(n, oldText), 0}}
+		{name: "a restart of berth costs no reload", running: oldText, steps: func(n *fakeNginx) []step {
+			return []step{{text: oldText, action: none, file: m(n, oldText)}}
 		}},
-		{"layout is no change, and comes to the file", oldText, nil, func(n *fakeNginx) []step {
+		{name: "layout is no change, and comes to the file", running: oldText, steps: func(n *fakeNginx) []step {
 			return []step{
-				{nil, "\n" + oldText, none, "", nil, "", m(n, "\n"+oldText), 0},
-				{nil, "\n" + oldText, none, "", nil, "", m(n, "\n"+oldText), 0},
+				{text: "\n" + oldText, action: none, file: m(n, "\n"+oldText)},
+				{text: "\n" + oldText, action: none, file: m(n, "\n"+oldText)},
 			}
 		}},
-		{"a comment is a change: it may tell that a certificate is another", oldText, nil, func(n *fakeNginx) []step {
-			return []step{{nil, "# sum 2\n" + oldText, reload, "comments changed", nil, "", m(n, "# sum 2\n"+oldText), 1}}
+		{name: "a comment is a change: it may tell that a certificate is another", running: oldText, steps: func(n *fakeNginx) []step {
+			return []step{{text: "# sum 2\n" + oldText, action: reload, reason: "comments changed", file: m(n, "# sum 2\n"+oldText), loads: 1}}
 		}},
-		{"refused: the old file goes back", oldText, nil, func(n *fakeNginx) []step {
+		{name: "refused: the old file goes back", running: oldText, steps: func(n *fakeNginx) []step {
 			return []step{
-				{nil, newText, reload, "", nil, "", m(n, newText), 1},
-				{nil, badText, "", "", refused, `refused by nginx: unknown directive "bogus"`, m(n, newText), 2},
-				{nil, badText, "", "", refused, `refused by nginx: unknown directive "bogus"`, m(n, newText), 3},
-				{nil, newText, none, "", nil, "", m(n, newText), 3},
-				{nil, oldText, reload, "", nil, "", m(n, oldText), 4},
+				{text: newText, action: reload, file: m(n, newText), loads: 1},
+				{text: badText, err: refused, says: `refused by nginx: unknown directive "bogus"`, file: m(n, newText), loads: 2},
+				{text: badText, err: refused, says: `refused by nginx: unknown directive "bogus"`, file: m(n, newText), loads: 3},
+				{text: newText, action: none, file: m(n, newText), loads: 3},
+				{text: oldText, action: reload, file: m(n, oldText), loads: 4},
 			}
 		}},
-		{"what would serve nothing is not shown to nginx", oldText, nil, func(n *fakeNginx) []step {
+		{name: "what would serve nothing is not shown to nginx", running: oldText, steps: func(n *fakeNginx) []step {
 			return []step{
-				{nil, "", "", "", refused, "no server block", m(n, oldText), 0},
-				{nil, "events {}\nhttp { upstream a { server b:80; } }\n", "", "", refused, "no server block", m(n, oldText), 0},
-				{nil, "events {\n", "", "", refused, "line 1: events has no }", m(n, oldText), 0},
-				{nil, oldText, none, "", nil, "", m(n, oldText), 0},
+				{err: refused, says: "no server block", file: m(n, oldText)},
+				{text: "events {}\nhttp { upstream a { server b:80; } }\n", err: refused, says: "no server block", file: m(n, oldText)},
+				{text: "events {\n", err: refused, says: "line 1: events has no }", file: m(n, oldText)},
+				{text: oldText, action: none, file: m(n, oldText)},
 			}
 		}},
-		{"a reload that never takes", oldText, soon, func(n *fakeNginx) []step {
+		{name: "a reload that never takes", running: oldText, options: soon, steps: func(n *fakeNginx) []step {
 			return []step{
-				{func(n *fakeNginx) { n.deaf = true }, newText, "", "", refused, "did not load " + n.file + " within 400ms", m(n, oldText), 1},
-				{func(n *fakeNginx) { n.deaf = false }, newText, reload, "", nil, "", m(n, newText), 2},
+				{set: func(n *fakeNginx) { n.deaf = true }, text: newText, err: refused, says: "did not load " + n.file + " within 400ms", file: m(n, oldText), loads: 1},
+				{set: func(n *fakeNginx) { n.deaf = false }, text: newText, action: reload, file: m(n, newText), loads: 2},
 			}
 		}},
-		{"an address in use, of which nginx says no more than that", oldText, soon, func(n *fakeNginx) []step {
-			return []step{{func(n *fakeNginx) {
+		{name: "an address in use, of which nginx says no more than that", running: oldText, options: soon, steps: func(n *fakeNginx) []step {
+			return []step{{set: func(n *fakeNginx) {
 				n.refuse = func(string) { n.logs("bind() to 0.0.0.0:80 failed (98: Address already in use)") }
-			}, newText, "", "", refused, "refused by nginx: bind() to 0.0.0.0:80 failed (98: Address already in use)", m(n, oldText), 1}}
+			}, text: newText, err: refused, says: "refused by nginx: bind() to 0.0.0.0:80 failed (98: Address already in use)", file: m(n, oldText), loads: 1}}
 		}},
-		{"a reload by a command that fails", oldText, func(o *Options) {
+		{name: "a reload by a command that fails", running: oldText, options: func(o *Options) {
 			o.Reload = func(context.Context) error { return errors.New("no such container") }
-		}, func(n *fakeNginx) []step {
-			return []step{{nil, newText, "", "", unreachable, "no such container", m(n, oldText), 0}}
+		}, steps: func(n *fakeNginx) []step {
+			return []step{{text: newText, err: unreachable, says: "no such container", file: m(n, oldText)}}
 		}},
-		{"nobody to tell", oldText, func(o *Options) { o.Reload = nil }, func(n *fakeNginx) []step {
-			return []step{{nil, newText, "", "", unreachable, "cannot be seen from here", m(n, oldText), 0}}
+		{name: "nobody to tell", running: oldText, options: func(o *Options) { o.Reload = nil }, steps: func(n *fakeNginx) []step {
+			return []step{{text: newText, err: unreachable, says: "cannot be seen from here", file: m(n, oldText)}}
 		}},
-		{"one that hangs is reported, not waited for", oldText, soon, func(n *fakeNginx) []step {
+		{name: "one that hangs is reported, not waited for", running: oldText, options: soon, steps: func(n *fakeNginx) []step {
 			return []step{
-				{func(n *fakeNginx) { n.hang = true }, newText, "", "", unreachable, "does not answer on " + n.socket + " within 400ms", m(n, oldText), 0},
-				{func(n *fakeNginx) { n.hang = false }, newText, reload, "", nil, "", m(n, newText), 1},
+				{set: func(n *fakeNginx) { n.hang = true }, text: newText, err: unreachable, says: "does not answer on " + n.socket + " within 400ms", file: m(n, oldText)},
+				{set: func(n *fakeNginx) { n.hang = false }, text: newText, action: reload, file: m(n, newText), loads: 1},
 			}
 		}},
-		{"one that hangs as soon as it is told to reload", oldText, soon, func(n *fakeNginx) []step {
+		{name: "one that hangs as soon as it is told to reload", running: oldText, options: soon, steps: func(n *fakeNginx) []step {
 			return []step{
-				{func(n *fakeNginx) { n.refuse = func(string) { n.hang = true } }, newText, "", "", unreachable, "does not answer on " + n.socket + " within 400ms", m(n, oldText), 1},
+				{set: func(n *fakeNginx) { n.refuse = func(string) { n.hang = true } }, text: newText, err: unreachable, says: "does not answer on " + n.socket + " within 400ms", file: m(n, oldText), loads: 1},
 			}
 		}},
-		{"somebody else listens there", oldText, nil, func(n *fakeNginx) []step {
+		{name: "somebody else listens there", running: oldText, steps: func(n *fakeNginx) []step {
 			return []step{
-				{func(n *fakeNginx) { n.says = "<h1>It works!</h1>\n" }, newText, "", "", unreachable, "not the nginx that berth configures", m(n, oldText), 0},
-				{func(n *fakeNginx) { n.says = "a.b x 1.26" }, newText, "", "", unreachable, "calls its worker", m(n, oldText), 0},
-				{func(n *fakeNginx) { n.says = " \n" }, newText, "", "", unreachable, "not the nginx that berth configures", m(n, oldText), 0},
+				{set: func(n *fakeNginx) { n.says = "<h1>It works!</h1>\n" }, text: newText, err: unreachable, says: "not the nginx that berth configures", file: m(n, oldText)},
+				{set: func(n *fakeNginx) { n.says = "a.b x 1.26" }, text: newText, err: unreachable, says: "calls its worker", file: m(n, oldText)},
+				{set: func(n *fakeNginx) { n.says = " \n" }, text: newText, err: unreachable, says: "not the nginx that berth configures", file: m(n, oldText)},
 			}
 		}},
-		{"it runs another text than its file", oldText, nil, func(n *fakeNginx) []step {
-			return []step{{func(n *fakeNginx) { write(n.t, n.file, m(n, newText)) }, text(frame, "10.0.0.3:80"), reload, "another configuration than its file", nil, "", m(n, text(frame, "10.0.0.3:80")), 1}}
+		{name: "it runs another text than its file", running: oldText, steps: func(n *fakeNginx) []step {
+			return []step{{set: func(n *fakeNginx) { write(n.t, n.file, m(n, newText)) }, text: text(frame, "10.0.0.3:80"), action: reload, reason: "another configuration than its file", file: m(n, text(frame, "10.0.0.3:80")), loads: 1}}
 		}},
-		{"the right text in it and not in the file", oldText, nil, func(n *fakeNginx) []step {
-			return []step{{func(n *fakeNginx) { write(n.t, n.file, m(n, newText)) }, oldText, none, "", nil, "", m(n, oldText), 0}}
+		{name: "the right text in it and not in the file", running: oldText, steps: func(n *fakeNginx) []step {
+			return []step{{set: func(n *fakeNginx) { write(n.t, n.file, m(n, newText)) }, text: oldText, action: none, file: m(n, oldText)}}
 		}},
-		{"the right text in the file and not in it", oldText, nil, func(n *fakeNginx) []step {
-			return []step{{func(n *fakeNginx) { write(n.t, n.file, m(n, newText)) }, newText, reload, "another configuration than its file", nil, "", m(n, newText), 1}}
+		{name: "the right text in the file and not in it", running: oldText, steps: func(n *fakeNginx) []step {
+			return []step{{set: func(n *fakeNginx) { write(n.t, n.file, m(n, newText)) }, text: newText, action: reload, reason: "another configuration than its file", file: m(n, newText), loads: 1}}
 		}},
-		{"edited behind our back, and maybe loaded", oldText, nil, func(n *fakeNginx) []step {
+		{name: "edited behind our back, and maybe loaded", running: oldText, steps: func(n *fakeNginx) []step {
 			edit := func(n *fakeNginx) {
 				n.running = strings.Replace(onDisk(n.t, n.file), "keepalive 64", "keepalive 1", 1)
 				write(n.t, n.file, n.running)
 			}
 			return []step{
-				{edit, oldText, reload, "not as berth wrote it", nil, "", m(n, oldText), 1},
-				{nil, oldText, none, "", nil, "", m(n, oldText), 1},
-				{edit, newText, reload, "not as berth wrote it", nil, "", m(n, newText), 2},
-				{edit, badText, "", "", refused, "bogus", m(n, newText), 3}, // and not the edited one
+				{set: edit, text: oldText, action: reload, reason: "not as berth wrote it", file: m(n, oldText), loads: 1},
+				{text: oldText, action: none, file: m(n, oldText), loads: 1},
+				{set: edit, text: newText, action: reload, reason: "not as berth wrote it", file: m(n, newText), loads: 2},
+				{set: edit, text: badText, err: refused, says: "bogus", file: m(n, newText), loads: 3}, // and not the edited one
 			}
 		}},
-		{"edited behind our back, and nginx does not load the right one", oldText, nil, func(n *fakeNginx) []step {
-			return []step{{func(n *fakeNginx) {
+		{name: "edited behind our back, and nginx does not load the right one", running: oldText, steps: func(n *fakeNginx) []step {
+			return []step{{set: func(n *fakeNginx) {
 				write(n.t, n.file, strings.Replace(onDisk(n.t, n.file), "keepalive 64", "keepalive 1", 1))
 				n.refuse = func(string) { n.logs("no, thanks") }
-			}, oldText, "", "", refused, "refused by nginx: no, thanks", m(n, oldText), 1}}
+			}, text: oldText, err: refused, says: "refused by nginx: no, thanks", file: m(n, oldText), loads: 1}}
 		}},
-		{"removed behind our back", oldText, nil, func(n *fakeNginx) []step {
+		{name: "removed behind our back", running: oldText, steps: func(n *fakeNginx) []step {
 			remove := func(n *fakeNginx) { os.Remove(n.file) }
 			return []step{
-				{remove, oldText, reload, "the configuration file was removed", nil, "", m(n, oldText), 1},
-				{remove, newText, reload, "the configuration file was removed", nil, "", m(n, newText), 2},
-				{remove, badText, "", "", refused, "bogus", m(n, newText), 3},
+				{set: remove, text: oldText, action: reload, reason: "the configuration file was removed", file: m(n, oldText), loads: 1},
+				{set: remove, text: newText, action: reload, reason: "the configuration file was removed", file: m(n, newText), loads: 2},
+				{set: remove, text: badText, err: refused, says: "bogus", file: m(n, newText), loads: 3},
 			}
 		}},
-		{"replaced by somebody's own: that is kept, and goes back if ours is refused", oldText, nil, func(n *fakeNginx) []step {
+		{name: "replaced by somebody's own: that is kept, and goes back if ours is refused", running: oldText, steps: func(n *fakeNginx) []step {
 			foreign := func(n *fakeNginx) { write(n.t, n.file, foreignText) }
 			return []step{
-				{foreign, badText, "", "", refused, "bogus", foreignText, 1},
-				{foreign, oldText, reload, "not as berth wrote it", nil, "", m(n, oldText), 2},
+				{set: foreign, text: badText, err: refused, says: "bogus", file: foreignText, loads: 1},
+				{set: foreign, text: oldText, action: reload, reason: "not as berth wrote it", file: m(n, oldText), loads: 2},
 			}
 		}},
-		{"optional directives are left out, one after the other", oldText, nil, func(n *fakeNginx) []step {
-			both := strings.Replace(choosyText, "events {}", "dubious { # optional\n    a;\n}\nevents {}", 1)
+		{name: "its program refuses", running: oldText, options: program(t, knowsNoBogus), steps: func(n *fakeNginx) []step {
 			return []step{
-				{func(n *fakeNginx) { n.unknown = []string{"bogus", "dubious"} }, both, reload, "", nil, "", m(n, both, "bogus", "dubious"), 3},
-				{nil, both, none, "", nil, "", m(n, both, "bogus", "dubious"), 3},
-				{nil, "# 2\n" + both, reload, "", nil, "", m(n, "# 2\n"+both, "bogus", "dubious"), 4}, // they are known by now
-				{nil, strings.Replace(both, "bogus on; # optional", "bogus on;", 1), "", "", refused, `unknown directive "bogus"`, m(n, "# 2\n"+both, "bogus", "dubious"), 5},
-				{func(n *fakeNginx) { n.unknown, n.version = nil, "1.30.0" }, both, reload, "", nil, "", m(n, both), 6}, // another nginx may know them
+				{text: badText, err: refused, says: `by nginx -t (exit status 1): unknown directive "bogus" in `, file: m(n, oldText)},
+				{text: newText, action: reload, file: m(n, newText), loads: 1},
+				{text: newText, action: none, file: m(n, newText), loads: 1},
 			}
 		}},
-		{"what is only optional is no change for an nginx that does not know it", choosyText, nil, func(n *fakeNginx) []step {
-			return []step{
-				{func(n *fakeNginx) { n.running = m(n, choosyText, "bogus"); write(n.t, n.file, n.running) }, choosyText, none, "", nil, "", m(n, choosyText, "bogus"), 1},
-				{nil, choosyText, none, "", nil, "", m(n, choosyText, "bogus"), 1},
-			}
+		{name: "its program hangs", running: oldText, options: func(o *Options) { soon(o); program(t, "exec sleep 60")(o) }, steps: func(n *fakeNginx) []step {
+			return []step{{text: newText, says: "-t did not finish within 400ms", file: m(n, oldText)}}
 		}},
-		{"its program refuses", oldText, program(t, knowsNoBogus), func(n *fakeNginx) []step {
-			return []step{
-				{nil, badText, "", "", refused, `by nginx -t (exit status 1): unknown directive "bogus" in `, m(n, oldText), 0},
-				{nil, choosyText, reload, "", nil, "", m(n, choosyText, "bogus"), 1},
-				{nil, choosyText, none, "", nil, "", m(n, choosyText, "bogus"), 1},
-			}
-		}},
-		{"its program hangs", oldText, func(o *Options) { soon(o); program(t, "exec sleep 60")(o) }, func(n *fakeNginx) []step {
-			return []step{{nil, newText, "", "", nil, "-t did not finish within 400ms", m(n, oldText), 0}}
-		}},
-		{"its program is not there", oldText, func(o *Options) { o.Binary = "/nonexistent/nginx" }, func(n *fakeNginx) []step {
-			return []step{{nil, newText, "", "", nil, "validate: ", m(n, oldText), 0}}
+		{name: "its program is not there", running: oldText, options: func(o *Options) { o.Binary = "/nonexistent/nginx" }, steps: func(n *fakeNginx) []step {
+			return []step{{text: newText, says: "validate: ", file: m(n, oldText)}}
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -295,15 +278,15 @@ func TestErrorLog(t *testing.T) {
 		complaint     string
 		final         bool
 	}{
-		{"", "", "", false},
-		{line("old"), "", "", false},
-		{line("old"), line("old") + line(`unknown directive "x" in /f:1`) + line("second"), `unknown directive "x" in /f:1`, true},
-		{"", line("bind() to [::]:80 failed (98: in use)") + line("bind() to [::]:80 failed (98: in use)"), "bind() to [::]:80 failed (98: in use)", false},
-		{"", line("bind() to [::]:80 failed (98: in use)") + line("still could not bind()"), "bind() to [::]:80 failed (98: in use)", true},
-		{"", line("io_setup() failed (38: Function not implemented)"), "", false},
-		{"", "2026/01/02 03:04:05 [emerg] 7#7: not yet all of", "", false},
-		{"", "2026/01/02 03:04:05 [error] 7#7: *1 open() failed\n", "", false},
-		{line("a long one that is emptied"), line("new"), "new", true},
+		{before: ""},
+		{before: line("old")},
+		{before: line("old"), after: line("old") + line(`unknown directive "x" in /f:1`) + line("second"), complaint: `unknown directive "x" in /f:1`, final: true},
+		{before: "", after: line("bind() to [::]:80 failed (98: in use)") + line("bind() to [::]:80 failed (98: in use)"), complaint: "bind() to [::]:80 failed (98: in use)"},
+		{before: "", after: line("bind() to [::]:80 failed (98: in use)") + line("still could not bind()"), complaint: "bind() to [::]:80 failed (98: in use)", final: true},
+		{before: "", after: line("io_setup() failed (38: Function not implemented)")},
+		{before: "", after: "2026/01/02 03:04:05 [emerg] 7#7: not yet all of"},
+		{before: "", after: "2026/01/02 03:04:05 [error] 7#7: *1 open() failed\n"},
+		{before: line("a long one that is emptied"), after: line("new"), complaint: "new", final: true},
 	} {
 		write(t, l.path, tt.before)
 		l.begin()
@@ -330,17 +313,14 @@ func TestAdopt(t *testing.T) {
 		file    string
 		loads   int
 	}{
-		{"at once", newText, nil, nil, "", newText, 1},
-		{"what it may know comes second", choosyText, nil, nil, "", choosyText, 2},
-		{"what it does not know is left out", choosyText, []string{"bogus"}, nil, "", "left out", 2},
-		{"also at the end", newText + "dubious { # optional\n    a;\n}\n", []string{"dubious"}, nil, "", "left out", 2},
-		{"refused: what was there goes back", badText, []string{"bogus"}, nil, "no such file", "", 1},
-		{"the address is in use: its log is berth's by then", newText, nil, func(n *fakeNginx) {
+		{name: "at once", text: newText, file: newText, loads: 1},
+		{name: "refused: what was there goes back", text: badText, unknown: []string{"bogus"}, says: "no such file", loads: 1},
+		{name: "the address is in use: its log is berth's by then", text: newText, set: func(n *fakeNginx) {
 			n.refuse = func(string) {
 				n.logs("bind() to 0.0.0.0:80 failed (98: Address already in use)")
 				n.logs("still could not bind()")
 			}
-		}, "refused by nginx: bind() to", "", 1},
+		}, says: "refused by nginx: bind() to", loads: 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -369,13 +349,10 @@ func TestAdopt(t *testing.T) {
 			case err != nil || res.Action != proxyctl.Reload || !strings.Contains(res.Reason, "does not have berth's configuration yet") || len(res.Changes) != 1:
 				t.Errorf("%+v, %v", res, err)
 			}
-			if tt.file == "left out" {
-				file = n.marked(tt.text, tt.unknown...)
-			}
 			if d := cmp.Diff(file, onDisk(t, n.file)); d != "" || n.loads != tt.loads {
 				t.Errorf("%d reloads, want %d; the file (-want +got):\n%s", n.loads, tt.loads, d)
 			}
-			if got := onDisk(t, p.conf.Foreign()); got != foreignText {
+			if got := onDisk(t, p.driver.opts.File+".before-berth"); got != foreignText {
 				t.Errorf("what was there is kept as %q", got)
 			}
 			if tt.says != "" {
@@ -409,7 +386,6 @@ func TestDown(t *testing.T) {
 	const (
 		noBinary = iota
 		binary
-		knowing    // with one that knows all
 		supervised // with a program, and started by berth
 	)
 	for _, tt := range []struct {
@@ -419,30 +395,26 @@ func TestDown(t *testing.T) {
 		text  string
 		err   error
 		says  string
-		file  string // "there", "new", "old", "left out"
+		file  string // "there", "new", "old"
 		ready bool   // Prepared is called
 		kept  bool   // what was there is kept as somebody else's
 	}{
-		{"no file", noBinary, "", newText, proxyctl.ErrUnreachable, "no such file", "new", false, false},
-		{"no file, and nobody says what nginx does not know", noBinary, "", choosyText, proxyctl.ErrUnreachable, "no such file", "left out", false, false},
-		{"no file, and a program that does not know it", binary, "", choosyText, proxyctl.ErrUnreachable, "no such file", "left out", false, false},
-		{"no file, and a program that knows it", knowing, "", choosyText, proxyctl.ErrUnreachable, "no such file", "new", false, false},
-		{"no file, and a program", binary, "", newText, proxyctl.ErrUnreachable, "no such file", "new", false, false},
-		{"no file, and a bad text", binary, "", badText, proxyctl.ErrRefused, "bogus", "there", false, false},
-		{"what nobody judged replaces nothing", noBinary, "marked", newText, proxyctl.ErrUnreachable, "no such file", "there", false, false},
-		{"what its program takes replaces", binary, "marked", newText, proxyctl.ErrUnreachable, "no such file", "new", false, false},
-		{"what its program refuses does not", binary, "marked", badText, proxyctl.ErrRefused, `unknown directive "bogus"`, "there", false, false},
-		{"without what its program does not know", binary, "marked", choosyText, proxyctl.ErrUnreachable, "no such file", "left out", false, false},
-		{"somebody's file", noBinary, foreignText, newText, proxyctl.ErrUnreachable, "no such file", "there", false, false},
-		{"somebody's file, and a program", binary, foreignText, newText, proxyctl.ErrUnreachable, "no such file", "new", false, true},
-		{"the same text", noBinary, "marked", oldText, proxyctl.ErrUnreachable, "no such file", "there", false, false},
-		{"supervised", supervised, "marked", newText, proxyctl.ErrUnreachable, "no such file", "new", true, false},
-		{"supervised, somebody's file", supervised, foreignText, newText, proxyctl.ErrUnreachable, "no such file", "new", true, true},
-		{"supervised, a bad text", supervised, "marked", badText, proxyctl.ErrRefused, "bogus", "there", false, false},
-		{"supervised, the same", supervised, "marked", oldText, proxyctl.ErrUnreachable, "no such file", "there", true, false},
-		{"berth was killed while nginx judged the file", noBinary, "doubt", newText, proxyctl.ErrUnreachable, "no such file", "old", false, false},
-		{"and its program takes it", binary, "doubt", newText, proxyctl.ErrUnreachable, "no such file", "new", false, false},
-		{"and its program refuses it", binary, "doubt", badText, proxyctl.ErrRefused, "bogus", "old", false, false},
+		{name: "no file", how: noBinary, text: newText, err: proxyctl.ErrUnreachable, says: "no such file", file: "new"},
+		{name: "no file, and a program", how: binary, text: newText, err: proxyctl.ErrUnreachable, says: "no such file", file: "new"},
+		{name: "no file, and a bad text", how: binary, text: badText, err: proxyctl.ErrRefused, says: "bogus", file: "there"},
+		{name: "what nobody judged replaces nothing", how: noBinary, there: "marked", text: newText, err: proxyctl.ErrUnreachable, says: "no such file", file: "there"},
+		{name: "what its program takes replaces", how: binary, there: "marked", text: newText, err: proxyctl.ErrUnreachable, says: "no such file", file: "new"},
+		{name: "what its program refuses does not", how: binary, there: "marked", text: badText, err: proxyctl.ErrRefused, says: `unknown directive "bogus"`, file: "there"},
+		{name: "somebody's file", how: noBinary, there: foreignText, text: newText, err: proxyctl.ErrUnreachable, says: "no such file", file: "there"},
+		{name: "somebody's file, and a program", how: binary, there: foreignText, text: newText, err: proxyctl.ErrUnreachable, says: "no such file", file: "new", kept: true},
+		{name: "the same text", how: noBinary, there: "marked", text: oldText, err: proxyctl.ErrUnreachable, says: "no such file", file: "there"},
+		{name: "supervised", how: supervised, there: "marked", text: newText, err: proxyctl.ErrUnreachable, says: "no such file", file: "new", ready: true},
+		{name: "supervised, somebody's file", how: supervised, there: foreignText, text: newText, err: proxyctl.ErrUnreachable, says: "no such file", file: "new", ready: true, kept: true},
+		{name: "supervised, a bad text", how: supervised, there: "marked", text: badText, err: proxyctl.ErrRefused, says: "bogus", file: "there"},
+		{name: "supervised, the same", how: supervised, there: "marked", text: oldText, err: proxyctl.ErrUnreachable, says: "no such file", file: "there", ready: true},
+		{name: "berth was killed while nginx judged the file", how: noBinary, there: "doubt", text: newText, err: proxyctl.ErrUnreachable, says: "no such file", file: "old"},
+		{name: "and its program takes it", how: binary, there: "doubt", text: newText, err: proxyctl.ErrUnreachable, says: "no such file", file: "new"},
+		{name: "and its program refuses it", how: binary, there: "doubt", text: badText, err: proxyctl.ErrRefused, says: "bogus", file: "old"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -463,8 +435,6 @@ func TestDown(t *testing.T) {
 				o.Reload = nil
 				switch tt.how {
 				case noBinary:
-				case knowing:
-					program(t, "exit 0")(o)
 				default:
 					program(t, knowsNoBogus)(o)
 				}
@@ -472,7 +442,7 @@ func TestDown(t *testing.T) {
 					o.Prepared = func() { ready = true }
 				}
 			})
-			p.find = func() (int, error) { return 0, nil }
+			p.driver.findMaster = func() (int, error) { return 0, nil }
 			for range 2 {
 				if _, err := p.Apply(t.Context(), onlyText(tt.text), true); !errors.Is(err, tt.err) || !strings.Contains(err.Error(), tt.says) {
 					t.Errorf("error %v, want %v saying %q", err, tt.err, tt.says)
@@ -482,23 +452,21 @@ func TestDown(t *testing.T) {
 			switch tt.file {
 			case "new":
 				want = n.marked(tt.text)
-			case "left out":
-				want = n.marked(tt.text, "bogus")
 			}
 			if d := cmp.Diff(want, onDisk(t, n.file)); d != "" || ready != tt.ready {
 				t.Errorf("Prepared was called: %v, want %v; the file (-want +got):\n%s", ready, tt.ready, d)
 			}
-			if kept := onDisk(t, p.conf.Foreign()) == foreignText; kept != tt.kept {
+			if kept := onDisk(t, p.driver.opts.File+".before-berth") == foreignText; kept != tt.kept {
 				t.Errorf("what was there is kept: %v", kept)
 			}
-			if onDisk(t, p.conf.Good()) != "" {
+			if onDisk(t, p.driver.opts.File+".good") != "" {
 				t.Error("the copy of the last good text is left behind")
 			}
 			if tt.err == proxyctl.ErrRefused || there == foreignText && tt.how == noBinary {
 				return
 			}
 			n.start()
-			p.opts.Reload = n.reload
+			p.driver.opts.Reload = n.reload
 			if _, err := p.Apply(t.Context(), onlyText(tt.text), true); err != nil {
 				t.Errorf("once nginx is up: %v", err)
 			}
@@ -519,7 +487,7 @@ func TestStaleSocket(t *testing.T) {
 	if err := os.Chtimes(n.socket, old, old); err != nil {
 		t.Fatal(err)
 	}
-	if again := p.Tend(t.Context()); again != 0 || removeStale(n.socket) {
+	if again := p.driver.Tend(t.Context()); again != 0 || removeStale(n.socket) {
 		t.Errorf("the socket of an nginx that runs was removed, or is to be in %v", again)
 	}
 	n.kill()
@@ -539,7 +507,7 @@ func TestStaleSocket(t *testing.T) {
 	if err := os.Chtimes(n.socket, old, old); err != nil {
 		t.Fatal(err)
 	}
-	if again := p.Tend(t.Context()); again <= 0 {
+	if again := p.driver.Tend(t.Context()); again <= 0 {
 		t.Error("nobody looks after the socket any more")
 	}
 	if _, err := os.Stat(n.socket); err == nil {
@@ -549,14 +517,14 @@ func TestStaleSocket(t *testing.T) {
 	if err := os.Chtimes(n.socket, old, old); err != nil {
 		t.Fatal(err)
 	}
-	p.Tend(t.Context()) // that nginx is up is not known yet
+	p.driver.Tend(t.Context()) // that nginx is up is not known yet
 	if _, err := os.Stat(n.socket); err != nil {
 		t.Fatal("the socket of an nginx that runs was removed")
 	}
 	if res, err := p.Apply(t.Context(), onlyText(oldText), true); err != nil || res.Action != proxyctl.None {
 		t.Errorf("%+v, %v", res, err)
 	}
-	if again := p.Tend(t.Context()); again != 0 {
+	if again := p.driver.Tend(t.Context()); again != 0 {
 		t.Errorf("again in %v", again)
 	}
 	if err := os.Remove(n.socket); err != nil {
@@ -587,7 +555,7 @@ func TestRestart(t *testing.T) {
 	if n.loads != 0 || onDisk(t, n.file) != n.marked(oldText) {
 		t.Errorf("%d reloads, the file is\n%s", n.loads, onDisk(t, n.file))
 	}
-	p.down = time.Now().Add(-startTime) // it may run with another file, and never have loaded this one
+	p.driver.away = time.Now().Add(-startTime) // it may run with another file, and never have loaded this one
 	n.running = foreignText
 	if res, err := p.Apply(t.Context(), onlyText(newText), true); err != nil || res.Action != proxyctl.Reload || n.loads != 1 {
 		t.Errorf("%+v, %v, %d reloads", res, err, n.loads)
@@ -675,12 +643,11 @@ func TestUnwritableDirectory(t *testing.T) {
 	n := startFake(t, "")
 	write(t, n.file, n.marked(oldText))
 	n.start()
-	p := n.proxy()
-	p.conf.Path = filepath.Join(filepath.Dir(n.file), "nosuch", "nginx.conf")
-	p.opts.File = p.conf.Path
+	path := filepath.Join(filepath.Dir(n.file), "nosuch", "nginx.conf")
+	p := n.proxy(func(o *Options) { o.File = path })
 	_, first := p.Apply(t.Context(), onlyText(newText), true)
 	_, second := p.Apply(t.Context(), onlyText(newText), true)
-	if first == nil || second == nil || first.Error() != second.Error() || !strings.HasPrefix(first.Error(), "write "+p.conf.Path) || n.loads != 0 {
+	if first == nil || second == nil || first.Error() != second.Error() || !strings.HasPrefix(first.Error(), "write "+path) || n.loads != 0 {
 		t.Errorf("errors that are to be logged once: %v; %v; %d reloads", first, second, n.loads)
 	}
 }
@@ -695,7 +662,7 @@ func TestSocketDirectory(t *testing.T) {
 	if _, err := p.Apply(t.Context(), onlyText(newText), true); !errors.Is(err, proxyctl.ErrUnreachable) {
 		t.Errorf("error %v", err)
 	}
-	if info, err := os.Stat(filepath.Dir(p.opts.Socket)); err != nil || info.Mode().Perm()&0o007 != 0 {
+	if info, err := os.Stat(filepath.Dir(p.driver.opts.Socket)); err != nil || info.Mode().Perm()&0o007 != 0 {
 		t.Errorf("%v, %v", info, err)
 	}
 }
@@ -706,7 +673,7 @@ func TestSeveralMasters(t *testing.T) {
 	write(t, n.file, foreignText)
 	p := n.proxy(func(o *Options) { o.Reload = nil })
 	several := errors.New("there are 2 nginx master processes here")
-	p.find = func() (int, error) { return 0, several }
+	p.driver.findMaster = func() (int, error) { return 0, several }
 	if _, err := p.Apply(t.Context(), onlyText(newText), true); !errors.Is(err, several) || onDisk(t, n.file) != foreignText {
 		t.Errorf("error %v", err)
 	}

@@ -106,7 +106,7 @@ func (r *rig) berth(set ...func(*Options)) {
 		f(&opts)
 	}
 	r.Proxy = New(opts)
-	r.Proxy.find = func() (int, error) {
+	r.Proxy.driver.findMaster = func() (int, error) {
 		pid, err := strconv.Atoi(r.docker("inspect", "--format", "{{.State.Pid}}", r.name))
 		return pid, err
 	}
@@ -120,13 +120,19 @@ func (r *rig) hup(context.Context) error {
 
 // program makes the container's nginx the one that checks texts.
 func (r *rig) program() func(*Options) {
+	path := r.wrapper()
+	return func(o *Options) { o.Binary = path }
+}
+
+// wrapper is a program that runs the container's nginx.
+func (r *rig) wrapper() string {
 	path := filepath.Join(r.dir, "check")
 	syscall.ForkLock.RLock() // a process that is started meanwhile would have it open for writing, and then it cannot be run
 	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte("#!/bin/sh\nexec docker exec "+r.name+" nginx \"$@\"\n"), 0o755); err != nil {
 		r.Fatal(err)
 	}
-	return func(o *Options) { o.Binary = path }
+	return path
 }
 
 // freeAddress is one that nobody listens on.
@@ -213,7 +219,7 @@ func (r *rig) refused(what, text, says string) {
 	if now := r.workers(); !slices.Equal(now, workers) {
 		r.Errorf("%s: the workers %d became %d", what, workers, now)
 	}
-	for _, left := range []string{r.conf.Good(), filepath.Join(r.dir, ".nginx.conf.candidate")} {
+	for _, left := range []string{r.file() + ".good", filepath.Join(r.dir, ".nginx.conf.candidate")} {
 		if onDisk(r, left) != "" {
 			r.Errorf("%s: %s is left behind", what, left)
 		}
@@ -223,7 +229,7 @@ func (r *rig) refused(what, text, says string) {
 // workers are the processes that serve.
 func (r *rig) workers() []int {
 	r.Helper()
-	v, err := r.control.look(r.Context())
+	v, err := r.driver.control.status(r.Context())
 	if err != nil || v.master == 0 {
 		r.Fatalf("nginx says %+v, %v", v, err)
 	}
@@ -235,11 +241,7 @@ func (r *rig) workers() []int {
 // settled are the workers that serve when those of before the last reload do no more.
 func (r *rig) settled() []int {
 	r.Helper()
-	v, err := r.control.look(r.Context())
-	if err != nil {
-		r.Fatal(err)
-	}
-	r.settle(r.Context(), v)
+	r.driver.waitForOverlap(r.Context())
 	return r.workers()
 }
 
@@ -327,20 +329,4 @@ func eachImage(t *testing.T, test func(t *testing.T, image string)) {
 			test(t, image)
 		})
 	}
-}
-
-// since says whether this nginx is of a version or a later one.
-func (r *rig) since(version string) bool {
-	v, err := r.control.look(r.Context())
-	if err != nil {
-		r.Fatal(err)
-	}
-	number := func(s string) (n int) {
-		for i, f := range strings.Split(s, ".") {
-			part, _ := strconv.Atoi(f)
-			n += part * []int{1_000_000, 1000, 1}[i]
-		}
-		return n
-	}
-	return number(v.version) >= number(version)
 }

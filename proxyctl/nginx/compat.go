@@ -1,6 +1,0 @@
-package nginx
-
-import "context"
-
-// Run implements proxyctl.Proxy. The Controller calls Tend instead.
-func (p *Proxy) Run(ctx context.Context) { <-ctx.Done() }

@@ -1,0 +1,201 @@
+package nginx
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"berth/proxyctl"
+)
+
+type marked = proxyctl.Marked[config]
+
+// driver implements proxyctl.Driver for one nginx.
+type driver struct {
+	opts       Options
+	control    control
+	log        errorLog
+	findMaster func() (pid int, err error)
+
+	status     status  // of the last inspection or reload
+	servers    string  // what the Lua balancers had then
+	serversErr error   // why they did not say
+	running    *config // what nginx runs
+	inspects   bool    // it was inspected since the start
+	version    knownVersion
+	away       time.Time   // since when nginx does not say what it runs; zero if it does
+	down       atomic.Bool // nobody listens on the control socket
+
+	before   []int       // workers that served until the last reload
+	overlaps time.Time   // until then they may serve still, if they cannot be seen
+	closing  *time.Timer // ends an announcement of a reload
+	declined string      // what the Lua balancer said when it last took no servers
+	returns  bool        // the next reload brings the last good text back
+	warned   bool        // that there is no worker_shutdown_timeout
+}
+
+// startTime is how long an nginx that went may take to come back with the same version.
+const startTime = 10 * time.Second
+
+const notOurs = "nginx does not have berth's configuration yet"
+
+// Mark implements proxyctl.Grammar.
+func (d *driver) Mark(text string, _ *config) (marked, error) {
+	d.version.waits = time.Time{} // this is the other text, if one was to come
+	m, err := mark(text, d.opts.Socket)
+	if err == nil && !m.Config.serves {
+		err = fmt.Errorf("%w: it has no server block, so nginx would serve nothing", proxyctl.ErrRefused)
+	}
+	return m, err
+}
+
+// Unmark implements proxyctl.Grammar.
+func (d *driver) Unmark(file string, _ *config) marked { return unmark(file, d.opts.Socket) }
+
+// IsMarked implements proxyctl.Grammar.
+func (d *driver) IsMarked(file string) bool { return isMarked(file) }
+
+// Changes implements proxyctl.Grammar.
+func (d *driver) Changes(before, after *config) []proxyctl.Change { return changes(before, after) }
+
+// Before implements proxyctl.Driver.
+func (d *driver) Before(last *config) *config { return last }
+
+// Observe implements proxyctl.Driver.
+func (d *driver) Observe(base marked) { d.running = base.Config }
+
+// Binary implements proxyctl.Driver.
+func (d *driver) Binary() string { return d.opts.Binary }
+
+// Check implements proxyctl.Driver.
+func (d *driver) Check(ctx context.Context, file string) error {
+	return check(ctx, d.opts.Binary, file)
+}
+
+// Precheck implements proxyctl.Driver. nginx opens new listeners beside the old ones and finds out itself.
+func (d *driver) Precheck(context.Context, marked, marked) error { return nil }
+
+// Draining implements proxyctl.Driver. nginx does not say.
+func (d *driver) Draining() int { return 0 }
+
+// Tend implements proxyctl.Driver: the control socket of an nginx that was killed would keep it from starting.
+func (d *driver) Tend(context.Context) time.Duration {
+	if !d.down.Load() {
+		return 0
+	}
+	d.removeStale()
+	return staleAfter / 2
+}
+
+func (d *driver) removeStale() {
+	if removeStale(d.opts.Socket) {
+		d.opts.Log.Warn("removed the control socket of an nginx that was killed: no nginx starts while it is there", "socket", d.opts.Socket)
+	}
+}
+
+// Inspect implements proxyctl.Driver.
+func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
+	if !d.inspects {
+		d.inspects = true
+		d.forgetClosing()
+	}
+	// nginx makes the control socket for everybody: its directory is what keeps others away.
+	if err := os.MkdirAll(filepath.Dir(d.opts.Socket), 0o750); err != nil {
+		return proxyctl.Snapshot{}, fmt.Errorf("nginx's control socket: %w", err)
+	}
+	s, err := d.control.status(ctx)
+	if err == nil && s.generation != d.status.generation { // a worker of before the last reload does not count while it goes
+		d.waitForOverlap(ctx)
+		s, err = d.control.status(ctx)
+	}
+	d.status = s
+	d.down.Store(gone(err))
+	if err != nil {
+		return d.inspectUnmarked(ctx, err)
+	}
+	d.away = time.Time{}
+	if err := d.setVersion(ctx, s.version); err != nil {
+		return proxyctl.Snapshot{}, err
+	}
+	if err := d.inspectServers(ctx); err != nil {
+		return proxyctl.Snapshot{}, err
+	}
+	return proxyctl.Snapshot{Generation: s.generation, OldWorkers: d.oldWorkers()}, nil
+}
+
+// inspectUnmarked deals with an nginx that does not say what it runs, for a reason: it is down, or it has a configuration
+// that is not berth's.
+func (d *driver) inspectUnmarked(ctx context.Context, reason error) (proxyctl.Snapshot, error) {
+	foreign := errors.Is(reason, errNotOurs)
+	if !gone(reason) && !foreign || d.status.notNginx {
+		return proxyctl.Snapshot{}, reason
+	}
+	if !foreign {
+		d.removeStale()
+	}
+	if d.away.IsZero() {
+		d.away = time.Now()
+	}
+	restarts := !foreign && time.Since(d.away) < startTime
+	version := ""
+	if restarts { // else it may be another nginx that starts next
+		version = d.version.running
+	}
+	if err := d.setVersion(ctx, version); err != nil {
+		return proxyctl.Snapshot{}, err
+	}
+	supervised := d.opts.Prepared != nil
+	if d.status.master == 0 && d.opts.Reload == nil {
+		var err error
+		if d.status.master, err = d.findMaster(); err != nil {
+			return proxyctl.Snapshot{}, err
+		}
+	}
+	if d.status.master == 0 && (d.opts.Reload == nil || supervised) {
+		return proxyctl.Snapshot{}, proxyctl.Down(reason)
+	}
+	return proxyctl.Snapshot{Unmarked: notOurs, Starting: restarts && !supervised}, nil
+}
+
+// Plan implements proxyctl.Driver: nginx is reloaded, unless nothing but servers of its Lua balancers differs.
+func (d *driver) Plan(to marked, _ *config) proxyctl.Plan {
+	loaded := d.status.generation.Text == to.Generation.Text
+	switch {
+	case !d.status.generation.SameShape(to.Generation):
+		return proxyctl.Plan{Reload: cmp.Or(difference(d.running, to.Config), "the configuration changed")}
+	case !to.Config.hasLive():
+	case d.opts.ReloadOnly && !loaded:
+		return proxyctl.Plan{Reload: cmp.Or(difference(d.running, to.Config), balancerServers.String())}
+	case loaded && d.servers == "" && d.declined != "": // the file's serve
+	case d.servers != d.serversOf(to.Config):
+		return proxyctl.Plan{Ops: []proxyctl.Op{balancerServers}}
+	}
+	return proxyctl.Plan{}
+}
+
+// Merge implements proxyctl.Driver, with the servers of Lua balancers.
+func (d *driver) Merge(base, to *config, keep []string) string {
+	return merge(base, to, func(name string) bool {
+		return base.upstreams[name].live && to.upstreams[name].live && !slices.Contains(keep, name)
+	})
+}
+
+// MergeByReload implements proxyctl.ReloadMerger, with the servers of all upstreams. A name of a server may be what nginx
+// refused, as it does not resolve: it takes no part.
+func (d *driver) MergeByReload(base, to *config, keep []string) string {
+	return merge(base, to, func(name string) bool {
+		return !slices.Contains(keep, name) && to.upstreams[name].block.hasOnlyAddresses()
+	})
+}
+
+// StartsWith implements proxyctl.SafeStarter: an nginx that does not come up may be an older one, which does not know all
+// of what is in its file. Then a text that only leaves something out is safe.
+func (d *driver) StartsWith(to, there *config) bool {
+	return time.Since(d.away) > startTime && to.isLessThan(there)
+}
