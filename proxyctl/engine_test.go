@@ -99,9 +99,6 @@ func unreachable(r *engineRig) { r.down = Down(fmt.Errorf("%w: no such socket", 
 func reachable(r *engineRig)   { r.down = nil }
 func withBinary(r *engineRig)  { r.binary = "proxy" }
 
-// later makes a refusal one of a while ago.
-func later(r *engineRig) { r.engine.refusal.at = time.Now().Add(-time.Hour) }
-
 func TestEngine(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
