@@ -122,18 +122,11 @@ func (c *Controller) Run(ctx context.Context) error {
 	var (
 		pace  = newPace(c.opts.Interval, c.opts.Check)
 		retry <-chan time.Time
-		tend  <-chan time.Time
 	)
-	tender, _ := c.opts.Proxy.(interface { // until nginx has a driver
-		Tend(context.Context) time.Duration
-	})
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tend:
-			tend = after(tender.Tend(ctx))
-			continue
 		case <-c.wake:
 		case <-retry:
 		}
@@ -148,9 +141,6 @@ func (c *Controller) Run(ctx context.Context) error {
 			return nil
 		}
 		c.settle(err)
-		if tender != nil {
-			tend = after(tender.Tend(ctx))
-		}
 		next := pace.after(want, began, time.Now(), res, err)
 		retry = time.After(max(next.wait, 0))
 		if !errors.Is(err, ErrNotYet) || res.Action != "" {
@@ -214,10 +204,15 @@ func (p *pace) after(want wanted, began, now time.Time, res Result, err error) n
 		return n
 	}
 	n.drift = false
-	var held *HoldError
+	var (
+		held  *HoldError
+		retry *retryError
+	)
 	switch {
 	case errors.As(err, &held):
 		n.wait = min(held.For, p.check)
+	case errors.As(err, &retry):
+		n.wait = retry.after
 	case errors.Is(err, ErrRefused):
 		n.wait = p.seldom.NextBackOff()
 	default:

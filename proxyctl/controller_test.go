@@ -20,12 +20,10 @@ import (
 // fakeProxy takes what it is told to and remembers when. It reloads for every text that does not begin with "run".
 type fakeProxy struct {
 	start  time.Time
-	takes  time.Duration   // of one Apply
-	slow   time.Duration   // of one that comes too early
-	tend   []time.Duration // what the next calls of Tend return
-	tended []time.Duration // when it was called
-	runs   int             // of Run
-	closed bool            // after all of them
+	takes  time.Duration // of one Apply
+	slow   time.Duration // of one that comes too early
+	runs   int           // of Run
+	closed bool          // after all of them
 
 	mu      sync.Mutex
 	err     error
@@ -57,18 +55,6 @@ func (p *fakeProxy) Apply(_ context.Context, config Config, mayReload bool) (Res
 		return Result{Action: Runtime, Reason: "add app/b", Leaving: 3, Changes: []Change{{Backend: "app", Before: 1, After: 2, Added: 1}}}, nil
 	}
 	return Result{Action: Reload, Reason: "frontend web: bind line added", OldWorkers: 2, Changes: []Change{{Backend: "app", Before: 2, After: 5, Added: 3}}}, nil
-}
-
-func (p *fakeProxy) Tend(context.Context) time.Duration {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.tend) == 0 {
-		return 0
-	}
-	p.tended = append(p.tended, time.Since(p.start))
-	next := p.tend[0]
-	p.tend = p.tend[1:]
-	return next
 }
 
 func (p *fakeProxy) Run(ctx context.Context) {
@@ -307,20 +293,6 @@ func TestTooEarlyForLong(t *testing.T) {
 	})
 }
 
-// What Tend still has to do goes on between changes, when it asks for it.
-func TestTend(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &fakeProxy{tend: []time.Duration{30 * time.Millisecond, 40 * time.Millisecond, 0, 0}}
-		c, _ := run(t, p)
-		c.Set(Config{Text: "run"}, time.Now())
-		pass(time.Second)
-		want := []time.Duration{0, 30 * time.Millisecond, 70 * time.Millisecond}
-		if !slices.Equal(p.tended, want) {
-			t.Errorf("tended at %v, want %v", p.tended, want)
-		}
-	})
-}
-
 // Check has a look at the proxy at once, and does nothing before there is something to compare with.
 func TestCheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -405,6 +377,7 @@ func TestPartlyApplied(t *testing.T) {
 		{"not yet", wanted{}, 50 * ms, change, ErrNotYet, next{}, 150 * ms},
 		{"refused", wanted{}, time.Hour, change, refused, next{failure: "configuration refused: no"}, time.Second},
 		{"refused again", wanted{tried: true}, time.Hour, change, refused, next{failure: "configuration refused: no", since: now.Add(-ms)}, time.Second},
+		{"refused, and the engine knows when to try again", wanted{}, time.Hour, change, &retryError{refused, time.Minute}, next{failure: "configuration refused: no"}, time.Minute},
 		{"held back", wanted{}, time.Hour, change, held, next{failure: held.Error()}, 5 * time.Second},
 		{"held back for a moment", wanted{}, time.Hour, change, &HoldError{[]string{"app"}, ms}, next{failure: held.Error()}, ms},
 		{"not reachable, just now", wanted{}, time.Hour, Result{}, ErrUnreachable, next{}, 100 * ms},

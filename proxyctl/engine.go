@@ -44,11 +44,13 @@ type Engine[C any] struct {
 	tend   chan struct{} // something was applied
 
 	asked   *string   // text of the last Apply
+	again   bool      // it is that of the one before, too
 	want    Marked[C] // the same with its mark
 	fault   error     // why the text needs not even be shown to the proxy
 	refused bool      // the last Apply has not brought the proxy to its text
-	slowly  bool      // it was refused only after a while
 	refusal refusal   // by the proxy or its program, of the text that was tried last
+	partly  refusal   // of what that has in common with the text that runs
+	slowly  bool      // it was refused only after a while
 	has     Marked[C] // what the proxy was brought to last, or was seen to run
 	sure    bool      // it had just that, some time; else its servers may be newer than has, which is from a file
 	known   bool      // the driver knows the proxy's servers; else it has to be inspected
@@ -75,17 +77,17 @@ func NewEngine[C any](driver Driver[C], opts EngineOptions) *Engine[C] {
 
 // Apply implements Proxy.
 func (e *Engine[C]) Apply(ctx context.Context, c Config, mayReload bool) (Result, error) {
-	again := e.asked != nil && *e.asked == c.Text
-	if !again {
+	e.again = e.asked != nil && *e.asked == c.Text
+	if !e.again {
 		e.asked = &c.Text
 		e.want, e.fault = e.driver.Mark(c.Text, e.want.Config)
 	}
-	res, err := Result{}, e.conf.WriteAux(c.Files, again)
+	res, err := Result{}, e.conf.WriteAux(c.Files, e.again)
 	if err != nil {
 		return res, err
 	}
 	began := time.Now()
-	res, err = e.apply(ctx, again, mayReload)
+	res, err = e.apply(ctx, mayReload)
 	e.slowly = errors.Is(err, ErrRefused) && time.Since(began) >= costly
 	res.Leaving = e.driver.Draining()
 	e.refused = err != nil
@@ -120,10 +122,10 @@ func (e *Engine[C]) Run(ctx context.Context) {
 // Close returns when the configuration file is in step with what the proxy runs.
 func (e *Engine[C]) Close() { e.lazy.Flush() }
 
-// apply brings the proxy to e.want. again says that the Apply before was for the same text.
-func (e *Engine[C]) apply(ctx context.Context, again, mayReload bool) (Result, error) {
+// apply brings the proxy to e.want.
+func (e *Engine[C]) apply(ctx context.Context, mayReload bool) (Result, error) {
 	why := ""
-	if e.known && e.applied && e.fault == nil && !e.refused && !again && !e.opts.Inspect {
+	if e.known && e.applied && e.fault == nil && !e.refused && !e.again && !e.opts.Inspect {
 		var (
 			res Result
 			err error
@@ -261,12 +263,12 @@ func (e *Engine[C]) bring(ctx context.Context, goal, there Marked[C], snap Snaps
 	before, early := e.driver.Before(base.Config), Result{}
 	sooner := common && (e.refused || !mayReload)
 	early = e.changeCommon(ctx, sooner)
-	if common && mayReload && e.slowly { // else what can be done waits for what cannot
+	if common && mayReload && (e.slowly || !e.again && e.refusal.still(goal.Generation.Shape) != nil) { // else what can be done waits for what cannot
 		if part := e.reloadCommon(ctx, snap); part.Action != "" {
 			early, snap.Generation = part, e.has.Generation
 		}
 	}
-	res, err := e.reload(ctx, goal, snap, why, mayReload)
+	res, err := e.reload(ctx, goal, snap, why, mayReload, &e.refusal)
 	switch {
 	case err != nil && !sooner && !errors.Is(err, ErrUnreachable):
 		early = e.changeCommon(ctx, common)
@@ -386,10 +388,10 @@ func (e *Engine[C]) observe(ctx context.Context) bool {
 	return true
 }
 
-// reload brings the proxy to a text by its file. why is the reason.
-func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why string, mayReload bool) (Result, error) {
+// reload brings the proxy to a text by its file. why is the reason, refused the last refusal of such a text.
+func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why string, mayReload bool, refused *refusal) (Result, error) {
 	res := Result{Reason: why}
-	if err := e.refusal.still(to.Generation.Shape); err != nil {
+	if err := refused.still(to.Generation.Shape); err != nil && !e.again {
 		return res, err
 	}
 	if !mayReload {
@@ -402,10 +404,10 @@ func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why
 	}
 	last := e.lastGood(there, snap.Generation)
 	if err := e.validate(ctx, to.Text); err != nil {
-		return res, e.refusal.note(to.Generation.Shape, err, time.Second, 15*time.Second)
+		return res, refused.note(to.Generation.Shape, err, time.Second, 15*time.Second)
 	}
 	if err := e.driver.Precheck(ctx, last, to); err != nil {
-		return res, e.refusal.note(to.Generation.Shape, err, time.Second, 15*time.Second)
+		return res, refused.note(to.Generation.Shape, err, time.Second, 15*time.Second)
 	}
 	changes := e.driver.Changes(e.driver.Before(last.Config), to.Config)
 	if err := e.conf.Replace(last.Text, to.Text); err != nil {
@@ -415,9 +417,9 @@ func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why
 	e.known = false
 	now, err := e.driver.Reload(ctx, last, to)
 	if err != nil && time.Since(began) < costly {
-		err = e.refusal.note(to.Generation.Shape, err, 2*time.Second, time.Minute)
+		err = refused.note(to.Generation.Shape, err, 2*time.Second, time.Minute)
 	} else if err != nil {
-		err = e.refusal.note(to.Generation.Shape, err, 15*time.Second, 10*time.Minute)
+		err = refused.note(to.Generation.Shape, err, 15*time.Second, 10*time.Minute)
 	}
 	if err = e.conf.Replaced(last.Text, err); err != nil {
 		var loaded *LoadedError
@@ -428,7 +430,7 @@ func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why
 		}
 		return res, err
 	}
-	e.has, e.known, e.sure, e.refusal = to, true, true, refusal{}
+	e.has, e.known, e.sure, *refused = to, true, true, refusal{}
 	res.Action, res.Changes, res.OldWorkers = Reload, changes, now.OldWorkers
 	return res, nil
 }
@@ -446,7 +448,8 @@ type refusal struct {
 	wait  time.Duration // until it is tried again
 }
 
-// note takes note of an error, if it is a refusal, that takes this long until the next try at first, and at most.
+// note takes note of an error, if it is a refusal, that takes this long until the next try at first, and at most. The error
+// that it returns is the same, and says when the next try is due.
 func (r *refusal) note(shape string, err error, first, most time.Duration) error {
 	var port *PortError
 	switch {
@@ -460,16 +463,24 @@ func (r *refusal) note(shape string, err error, first, most time.Duration) error
 		wait = min(max(2*r.wait, first), most)
 	}
 	*r = refusal{shape, err, time.Now(), wait}
-	return err
+	return &retryError{err, wait}
 }
 
 // still is the error of a text of this shape, if it is too early to try that again.
 func (r *refusal) still(shape string) error {
-	if r.err != nil && r.shape == shape && time.Since(r.at) < r.wait {
-		return r.err
+	if left := r.wait - time.Since(r.at); r.err != nil && r.shape == shape && left > 0 {
+		return &retryError{r.err, left}
 	}
 	return nil
 }
+
+// retryError says in what time to try again.
+type retryError struct {
+	error
+	after time.Duration
+}
+
+func (e *retryError) Unwrap() error { return e.error }
 
 // lastGood is what the proxy goes on with if it does not take another text, as far as is known: the text that berth
 // brought it to, the file itself, or if berth was killed while the proxy judged that, the one before.

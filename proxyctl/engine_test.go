@@ -99,9 +99,6 @@ func unreachable(r *engineRig) { r.down = Down(fmt.Errorf("%w: no such socket", 
 func reachable(r *engineRig)   { r.down = nil }
 func withBinary(r *engineRig)  { r.binary = "proxy" }
 
-// later makes a refusal one of a while ago.
-func later(r *engineRig) { r.engine.refusal.at = time.Now().Add(-time.Hour) }
-
 func TestEngine(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
@@ -146,8 +143,9 @@ func TestEngine(t *testing.T) {
 		// Refusals.
 		{"refused: the old file goes back", one, nil, []step{
 			{text: bad, err: ErrRefused, says: "bogus", file: one, live: "app: a; web: x", loads: 1},
+			{text: "bind\nbogus\napp: a \nweb: x\n", err: ErrRefused, says: "bogus", file: one, live: "app: a; web: x", loads: 1}, // it is too early
 			{text: bad, err: ErrRefused, says: "bogus", file: one, live: "app: a; web: x", loads: 1},
-			{set: later, text: bad, err: ErrRefused, says: "bogus", file: one, live: "app: a; web: x", loads: 2},
+			{text: bad, err: ErrRefused, says: "bogus", file: one, live: "app: a; web: x", loads: 2},
 			{text: one, action: None, file: one, loads: 2},
 			{text: line, action: Reload, file: line, loads: 3},
 		}},
@@ -181,8 +179,8 @@ func TestEngine(t *testing.T) {
 			{text: "bind\nbogus\napp: a b\nweb: x y\n", err: ErrRefused, action: Runtime, changes: "web: 1 → 2 servers", file: "bind\napp: a b\nweb: x y\n", live: "app: a b; web: x y", loads: 1},
 			{text: "bind\nbogus\napp: b c\nweb: y\n", err: ErrRefused, action: Runtime, changes: "app: 2 servers, 1 replaced or changed; web: 2 → 1 server", file: "bind\napp: b c\nweb: y\n", live: "app: b c; web: y", loads: 1},
 			{set: func(r *engineRig) { r.run(r.onDisk(r.file)); r.start() }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 2},
-			{set: func(r *engineRig) { r.live["app"] = nil }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 2},
-			{text: "bind\napp: d\nweb: y\n", action: Runtime, file: "bind\napp: d\nweb: y\n", live: "app: d; web: y", loads: 2},
+			{set: func(r *engineRig) { r.live["app"] = nil }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 3},
+			{text: "bind\napp: d\nweb: y\n", action: Runtime, file: "bind\napp: d\nweb: y\n", live: "app: d; web: y", loads: 3},
 		}},
 		{"a backend that is new waits, one that is gone stays", two, nil, []step{
 			{text: "bind\nbogus\nnew: n\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a b\nweb: y\n", live: "app: a b; web: y", loads: 1},
@@ -199,7 +197,7 @@ func TestEngine(t *testing.T) {
 		}},
 		{"a port in use", one, nil, []step{
 			{set: func(r *engineRig) { r.inUse = 81 }, text: "bind\nbind 81\napp: a b\nweb: x\n", err: ErrRefused, says: "bind :81: another program listens there", action: Runtime, file: two, live: "app: a b; web: x"},
-			{set: func(r *engineRig) { r.inUse = 0; later(r) }, text: "bind\nbind 81\napp: a b\nweb: x\n", action: Reload, file: "bind\nbind 81\napp: a b\nweb: x\n", loads: 1},
+			{set: func(r *engineRig) { r.inUse = 0 }, text: "bind\nbind 81\napp: a b\nweb: x\n", action: Reload, file: "bind\nbind 81\napp: a b\nweb: x\n", loads: 1},
 		}},
 
 		// A proxy that is down, or hangs.
@@ -356,6 +354,33 @@ func TestPrepared(t *testing.T) {
 			t.Errorf("step %d: prepared %d times after %d checks, want %d and %d", i, prepared, r.checks, step.times, step.checks)
 		}
 	}
+}
+
+// What can wait is looked after in a goroutine of its own: when it is due, and after each Apply.
+func TestTend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.hasText(one)
+		r.tend = []time.Duration{30 * time.Millisecond, 40 * time.Millisecond, 0, time.Hour}
+		began := time.Now()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); r.engine.Run(ctx) }()
+		pass(time.Second)
+		if _, err := r.engine.Apply(t.Context(), Config{Text: one}, true); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Minute)
+		var at []time.Duration
+		for _, tended := range r.tended {
+			at = append(at, tended.Sub(began))
+		}
+		if want := []time.Duration{0, 30 * time.Millisecond, 70 * time.Millisecond, time.Second}; !slices.Equal(at, want) {
+			t.Errorf("tended at %v, want %v", at, want)
+		}
+		cancel()
+		<-done
+	})
 }
 
 // Auxiliary files are there before the proxy reads a text, and stay while the text that it runs refers to them.

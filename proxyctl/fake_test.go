@@ -77,6 +77,8 @@ type fakeDriver struct {
 	refusals int // of checks
 	inspects int
 	ran      []string
+	tend     []time.Duration // what the next calls of Tend return
+	tended   []time.Time     // when it was called
 
 	has  Marked[fakeConfig]
 	now  *fakeConfig
@@ -290,8 +292,17 @@ func (d *fakeDriver) run(file string) {
 	d.running, d.live, d.unmarked, d.sour = m.Generation, maps.Clone(m.Config.backends), "", map[string]bool{}
 }
 
-func (d *fakeDriver) Tend(context.Context) time.Duration { return 0 }
-func (d *fakeDriver) Draining() int                      { return 0 }
+func (d *fakeDriver) Tend(context.Context) time.Duration {
+	d.tended = append(d.tended, time.Now())
+	if len(d.tend) == 0 {
+		return 0
+	}
+	next := d.tend[0]
+	d.tend = d.tend[1:]
+	return next
+}
+
+func (d *fakeDriver) Draining() int { return 0 }
 
 // engineRig is an engine over a fakeDriver, and what it is to be told.
 type engineRig struct {

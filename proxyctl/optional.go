@@ -40,6 +40,6 @@ func (e *Engine[C]) reloadCommon(ctx context.Context, snap Snapshot) Result {
 	if plan.Reload == "" {
 		return Result{}
 	}
-	res, _ := e.reload(ctx, to, snap, plan.Reload, true)
+	res, _ := e.reload(ctx, to, snap, plan.Reload, true, &e.partly)
 	return res
 }

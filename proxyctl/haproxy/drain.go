@@ -129,134 +129,99 @@ func (d *drains) in(c *config) (names []serverName) {
 // tend deletes servers that have finished, and ends those whose time is over. It returns when to call it again, or 0 when
 // none drains. A call takes one short exchange, however many servers drain, and now and then a look at all sessions.
 func (d *drains) tend(ctx context.Context) time.Duration {
-	due := d.due(time.Now())
-	over := d.overdue(ctx, due)
-	if due = d.begin(due); len(due) > 0 {
-		d.end(due, d.delete(ctx, due, over))
+	if d.needsSessions() {
+		d.looked, d.tunnels = time.Now(), nil
+		if reply, err := d.master.worker(ctx, "show sess"); err == nil {
+			d.tunnels = tunnels(reply)
+		} else {
+			d.opts.Log.Debug("HAProxy's sessions cannot be read: any server that drains may have a tunnel", "err", err)
+		}
+	}
+	if names, lines := d.begin(); len(names) > 0 {
+		reply, err := d.master.worker(ctx, lines...)
+		d.end(names, reply, err)
 	}
 	return d.soonest()
 }
 
-// due are the servers to try next, and since when they drain.
-func (d *drains) due(now time.Time) map[serverName]time.Time {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var names []serverName
+// due are the servers to try next.
+func (d *drains) due() (names []serverName) {
 	for n, s := range d.list {
-		if !s.next.IsZero() && !s.next.After(now) {
+		if !s.next.IsZero() && !s.next.After(time.Now()) {
 			names = append(names, n)
 		}
 	}
 	slices.SortFunc(names, func(a, b serverName) int { return d.list[a].next.Compare(d.list[b].next) })
-	out := map[serverName]time.Time{}
-	for _, n := range names[:min(len(names), mostTries)] {
-		out[n] = d.list[n].since
-	}
-	return out
+	return names[:min(len(names), mostTries)]
 }
 
-// overdue are those servers whose time is over: the time for requests, or if one of them has a tunnel, that for tunnels.
-func (d *drains) overdue(ctx context.Context, due map[serverName]time.Time) map[serverName]bool {
-	over := map[serverName]bool{}
-	for n, since := range due {
-		ends := since.Add(d.opts.DrainTimeout)
-		switch {
-		case time.Since(since) >= d.opts.TunnelTimeout:
-			over[n] = true
-			continue
-		case time.Now().Before(ends):
-			continue
-		}
-		if time.Since(d.looked) >= d.opts.DrainTimeout/sessionsPart {
-			d.look(ctx)
-		}
-		over[n] = d.tunnels != nil && !d.tunnels[n] && !d.looked.Before(ends)
-	}
-	return over
-}
-
-// look reads HAProxy's sessions.
-func (d *drains) look(ctx context.Context) {
-	d.looked, d.tunnels = time.Now(), nil
-	reply, err := d.master.worker(ctx, "show sess")
-	if err != nil {
-		d.opts.Log.Debug("HAProxy's sessions cannot be read: any server that drains may have a tunnel", "err", err)
-		return
-	}
-	d.tunnels = tunnels(reply)
-}
-
-// begin returns those servers that are to be deleted still, and has others wait for that.
-func (d *drains) begin(due map[serverName]time.Time) map[serverName]time.Time {
+// needsSessions says whether HAProxy's sessions have to be read, to tell which servers have a tunnel.
+func (d *drains) needsSessions() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	out := map[serverName]time.Time{}
-	busy := map[serverName]bool{}
-	for n, since := range due {
-		if s := d.list[n]; s != nil && s.since.Equal(since) {
-			out[n], busy[n] = since, true
-		}
-	}
-	if len(out) > 0 {
-		d.busy, d.idle = busy, make(chan struct{})
-	}
-	return out
+	return time.Since(d.looked) >= d.opts.DrainTimeout/sessionsPart && slices.ContainsFunc(d.due(), func(n serverName) bool {
+		age := time.Since(d.list[n].since)
+		return age >= d.opts.DrainTimeout && age < d.opts.TunnelTimeout
+	})
 }
 
-// delete tries to delete servers, after cutting the connections of those whose time is over, and returns what HAProxy says
-// to each, or nothing if it does not say.
-func (d *drains) delete(ctx context.Context, due map[serverName]time.Time, over map[serverName]bool) map[serverName]string {
-	names := make([]serverName, 0, len(due))
-	lines := make([]string, 0, 2*len(due))
-	for n := range due {
-		if over[n] {
+// isOver says whether the time of a server is over: the time for requests, or if it may have a tunnel, that for tunnels.
+func (d *drains) isOver(n serverName) bool {
+	since := d.list[n].since
+	return time.Since(since) >= d.opts.TunnelTimeout ||
+		d.tunnels != nil && !d.tunnels[n] && d.looked.Sub(since) >= d.opts.DrainTimeout
+}
+
+// begin returns the commands to delete servers, after the connections of those whose time is over are cut.
+func (d *drains) begin() (names []serverName, lines []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	names = d.due()
+	if len(names) == 0 {
+		return nil, nil
+	}
+	d.busy, d.idle = map[serverName]bool{}, make(chan struct{})
+	for _, n := range names {
+		d.busy[n] = true
+		if d.isOver(n) {
 			d.opts.Log.Info("closing the connections of a server that left: its time is over", "backend", n.backend, "server", n.name)
 			lines = append(lines, "shutdown sessions server "+n.String())
 		}
-		lines, names = append(lines, "del server "+n.String()), append(names, n)
+		lines = append(lines, "del server "+n.String())
 	}
-	reply, err := d.master.worker(ctx, lines...)
-	out := map[serverName]string{}
-	for _, n := range names {
-		if err != nil {
-			break
-		}
-		line, rest := nextLine(reply)
-		switch line {
-		case saidDeleted, saidNoServer, saidReferenced, saidConnected:
-			out[n], reply = line, rest
-		default:
-			err = errors.New(oneLine(line))
-		}
-	}
-	if err != nil {
-		d.opts.Log.Debug("deleting servers that have left: they are tried again", "err", err)
-	}
-	return out
+	return names, lines
 }
 
-// end notes what HAProxy has said.
-func (d *drains) end(due map[serverName]time.Time, said map[serverName]string) {
+// end notes what HAProxy has said to each.
+func (d *drains) end(names []serverName, reply string, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for n := range due {
+	for _, n := range names {
 		s := d.list[n]
 		if s == nil { // it was recalled, or HAProxy was reloaded
 			s = &draining{}
 		}
-		switch said[n] {
-		case saidDeleted, saidNoServer:
+		line, rest := nextLine(reply)
+		reply = rest
+		switch {
+		case err == nil && (line == saidDeleted || line == saidNoServer):
 			delete(d.list, n)
 			d.deleted = append(d.deleted, n)
-		case saidReferenced:
+		case err == nil && line == saidReferenced:
 			s.next = time.Time{}
 			d.opts.Log.Info("HAProxy keeps a removed server, out of service, until it is reloaded: its configuration refers to it", "backend", n.backend, "server", n.name)
-		case saidConnected:
+		case err == nil && line == saidConnected:
 			s.wait = min(2*s.wait, lastTry)
 			s.next = time.Now().Add(s.wait)
+		case err == nil:
+			err = errors.New(oneLine(line))
+			fallthrough
 		default:
 			s.next = time.Now().Add(lastTry)
 		}
+	}
+	if err != nil {
+		d.opts.Log.Debug("deleting servers that have left: they are tried again", "err", err)
 	}
 	close(d.idle)
 	d.busy, d.idle = nil, nil

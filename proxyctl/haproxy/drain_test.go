@@ -86,7 +86,7 @@ func TestBackWhileDeleted(t *testing.T) {
 	m, p := startDraining(t)
 	p.overdue(time.Minute)
 	d := p.driver.drains
-	due := d.begin(d.due(time.Now()))
+	due, lines := d.begin()
 	if len(due) != 1 {
 		t.Fatalf("due is %v", due)
 	}
@@ -107,7 +107,8 @@ func TestBackWhileDeleted(t *testing.T) {
 	m.mu.Lock()
 	m.servers[0].busy = false
 	m.mu.Unlock()
-	d.end(due, d.delete(t.Context(), due, nil))
+	reply, err := d.master.worker(t.Context(), lines...)
+	d.end(due, reply, err)
 	if o := <-done; o.err != nil || o.res.Action != proxyctl.Runtime || o.res.Leaving != 0 {
 		t.Errorf("%+v, %v", o.res, o.err)
 	}

@@ -99,11 +99,6 @@ func (d *driver) removeStale() {
 	}
 }
 
-// downError is the error of an nginx that does not run, or cannot be told anything.
-type downError struct{ error }
-
-func (e downError) Unwrap() []error { return []error{e.error, proxyctl.ErrDown} }
-
 // Inspect implements proxyctl.Driver.
 func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 	if !d.inspects {
@@ -163,19 +158,18 @@ func (d *driver) inspectUnmarked(ctx context.Context, reason error) (proxyctl.Sn
 		}
 	}
 	if d.status.master == 0 && (d.opts.Reload == nil || supervised) {
-		return proxyctl.Snapshot{}, downError{reason}
+		return proxyctl.Snapshot{}, proxyctl.Down(reason)
 	}
 	return proxyctl.Snapshot{Unmarked: notOurs, Starting: restarts && !supervised}, nil
 }
 
 // Plan implements proxyctl.Driver: nginx is reloaded, unless nothing but servers of its Lua balancers differs.
-func (d *driver) Plan(to marked, alike *config) proxyctl.Plan {
+func (d *driver) Plan(to marked, _ *config) proxyctl.Plan {
 	loaded := d.status.generation.Text == to.Generation.Text
 	switch {
 	case !d.status.generation.SameShape(to.Generation):
 		return proxyctl.Plan{Reload: cmp.Or(difference(d.running, to.Config), "the configuration changed")}
 	case !to.Config.hasLive():
-	case alike != nil && d.serversOf(alike) == d.serversOf(to.Config): // they are right as they are
 	case d.opts.ReloadOnly && !loaded:
 		return proxyctl.Plan{Reload: cmp.Or(difference(d.running, to.Config), balancerServers.String())}
 	case loaded && d.servers == "" && d.declined != "": // the file's serve
