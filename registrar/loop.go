@@ -114,12 +114,12 @@ func (r *Registrar) ended(u ended) {
 		return
 	}
 	if u.err != nil {
-		if u.Done(r.failed(u.err)); u.kind.writes() {
+		if u.done(r.failed(u.err)); u.kind.writes() {
 			r.read.wanted = r.tick()
 		}
 		return
 	}
-	u.at = time.Now()
+	u.succeeded = time.Now()
 	switch u.kind {
 	case changing, draining:
 		r.applied(u.call, u.change)
@@ -137,7 +137,7 @@ func (r *Registrar) ended(u ended) {
 			r.opts.Log.Info("check is "+u.beat.Status, "instance", u.id, "check", was.Name, "was", was.Status)
 		}
 	}
-	u.Done(nil)
+	u.done(nil)
 }
 
 // failed counts an error.
@@ -199,8 +199,7 @@ func (r *Registrar) carryOut(ctx context.Context, p plan) {
 		delete(r.calls, k)
 	}
 	for _, k := range p.differs {
-		r.calls[k].applied = agent.Change{}
-		r.calls[k].Done(r.failed(fmt.Errorf("%s: consul does not hold what was written", k.id)))
+		r.calls[k].done(r.failed(fmt.Errorf("%s: consul does not hold what was written", k.id)))
 	}
 	if len(p.revive)+len(p.settled)+len(p.differs) > 0 {
 		r.updates.Add(nil) // with that the plan is another one

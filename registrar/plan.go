@@ -13,7 +13,6 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"berth/registrar/agent"
-	"berth/registrar/async"
 	"berth/registrar/label"
 )
 
@@ -99,7 +98,15 @@ func (s *state) plan(now time.Time) plan {
 }
 
 // at has the plan made anew at a time.
-func (p *planner) at(t time.Time) { p.plan.next = async.Earliest(p.plan.next, t) }
+func (p *planner) at(t time.Time) { p.plan.next = earliest(p.plan.next, t) }
+
+// earliest is the earlier of two times, of which the zero time is none.
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || (!b.IsZero() && b.Before(a)) {
+		return b
+	}
+	return a
+}
 
 // drains looks after containers that were told to stop.
 func (p *planner) drains() {
@@ -124,18 +131,18 @@ func (p *planner) drains() {
 func (p *planner) underWay() {
 	var docker, consul []error
 	for k, c := range p.calls {
-		if c.Busy {
+		if c.busy {
 			p.busy[k.kind]++
-			if c.Err != nil {
+			if c.err != nil {
 				p.again[k.kind]++
 			}
 		}
 		switch {
-		case c.Err == nil:
+		case c.err == nil:
 		case slices.Contains([]kind{describing, listing, inspecting}, k.kind):
-			docker = append(docker, c.Err)
+			docker = append(docker, c.err)
 		default:
-			consul = append(consul, c.Err)
+			consul = append(consul, c.err)
 		}
 	}
 	byText := func(a, b error) int { return strings.Compare(a.Error(), b.Error()) }
@@ -152,11 +159,11 @@ func (p *planner) call(c planned) {
 		limit = parallelDrains
 	}
 	last := p.calls[c.key]
-	failed := last != nil && last.Err != nil
+	failed := last != nil && last.err != nil
 	switch {
-	case last != nil && last.Busy:
-	case last != nil && p.now.Before(last.At):
-		p.at(last.At)
+	case last != nil && last.busy:
+	case last != nil && p.now.Before(last.retry):
+		p.at(last.retry)
 	case p.busy[c.kind] >= limit || (failed && p.again[c.kind] >= limit/2): // the end of one of them makes a new plan
 	default:
 		p.busy[c.kind]++
@@ -189,12 +196,12 @@ func (p *planner) questions() {
 func (p *planner) reads() {
 	due := p.readAt.Add(reread)
 	for k, c := range p.calls {
-		switch written := c.at; {
+		switch written := c.succeeded; {
 		case !p.pending(c):
 		case p.busy[k.kind] > 0:
-			due = async.Earliest(due, written.Add(together))
+			due = earliest(due, written.Add(together))
 		default:
-			due = async.Earliest(due, written)
+			due = earliest(due, written)
 		}
 	}
 	if p.read.stale() || !p.now.Before(due) {
@@ -308,7 +315,7 @@ func (p *planner) heartbeats(d agent.Desired, have agent.Registered) {
 	for _, h := range d.Heartbeats(have, "the container runs") {
 		k, last := key{beating, d.ID, h.Check}, time.Time{}
 		if c := p.calls[k]; c != nil {
-			last = c.at
+			last = c.succeeded
 		}
 		if due := h.Due(have, last); due.After(p.now) {
 			p.at(due)
@@ -353,7 +360,7 @@ func (p *planner) change(c agent.Change) {
 	p.looked[k] = true
 	last := p.calls[k]
 	switch {
-	case last != nil && (last.Busy || p.pending(last)):
+	case last != nil && (last.busy || p.pending(last)):
 	case c.Empty():
 		if last != nil {
 			p.plan.settled = append(p.plan.settled, k)
@@ -368,7 +375,7 @@ func (p *planner) change(c agent.Change) {
 // answers says whether Consul answered when it was last read.
 func (p *planner) answers() bool {
 	c := p.calls[key{kind: reading}]
-	return p.consul != nil && (c == nil || c.Err == nil)
+	return p.consul != nil && (c == nil || c.err == nil)
 }
 
 // open says whether a change may be made. A drain needs nothing; after a failure it waits for a Consul that answers.
@@ -395,9 +402,9 @@ func (p *planner) open(k key) bool {
 func (p *planner) ends() {
 	underWay := len(p.plan.calls) > 0
 	for k, c := range p.calls {
-		underWay = underWay || (c.Busy && k.kind != beating) || p.pending(c)
-		away := c.Err != nil && !p.answers()
-		if (k.kind == changing || k.kind == draining) && !p.looked[k] && !c.Busy && !away && !p.pending(c) {
+		underWay = underWay || (c.busy && k.kind != beating) || p.pending(c)
+		away := c.err != nil && !p.answers()
+		if (k.kind == changing || k.kind == draining) && !p.looked[k] && !c.busy && !away && !p.pending(c) {
 			p.plan.settled = append(p.plan.settled, k)
 		}
 	}

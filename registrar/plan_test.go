@@ -244,7 +244,7 @@ func TestPlanLeavesUnknownContainers(t *testing.T) {
 	}
 	s := known(Options{})
 	s.list([]string{"one"}, s.tick())
-	s.begin(key{kind: inspecting, id: "one"}).Done(errors.New("500 internal error"))
+	s.begin(key{kind: inspecting, id: "one"}).done(errors.New("500 internal error"))
 	s.holds(t, fake)
 	if got := changesOf(s.plan(time.Now())); !slices.Equal(got, []string{"deregister b"}) {
 		t.Errorf("%v, want to deregister b alone: container one could not be inspected", got)

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
+
 	"berth/registrar/agent"
 	"berth/registrar/async"
 	"berth/registrar/docker"
@@ -72,10 +74,26 @@ type key struct {
 
 // call is the last one of its key.
 type call struct {
-	async.Attempt
-	began, ended int // clock
-	at           time.Time
-	applied      agent.Change // what succeeded and is to be seen by a read that began after the end
+	busy         bool
+	began, ended int          // clock
+	succeeded    time.Time    // the last time
+	applied      agent.Change // what it has changed, which is to be seen by a read that began after its end
+	err          error        // of the last one whose effect is known
+	retry        time.Time    // not to be made before
+	delays       *backoff.ExponentialBackOff
+}
+
+// done takes note of how a call ended. After a failure it is made again, later each time.
+func (c *call) done(err error) {
+	c.busy, c.err, c.applied = false, err, agent.Change{}
+	if err == nil {
+		c.retry, c.delays = time.Time{}, nil
+		return
+	}
+	if c.delays == nil {
+		c.delays = async.Delays()
+	}
+	c.retry = time.Now().Add(c.delays.NextBackOff())
 }
 
 // tracked is a container that runs or, with KeepFailed, has failed.
@@ -152,7 +170,7 @@ func (s *state) begin(k key) *call {
 		c = &call{}
 		s.calls[k] = c
 	}
-	c.Busy, c.began, c.applied = true, s.tick(), agent.Change{}
+	c.busy, c.began, c.applied = true, s.tick(), agent.Change{}
 	return c
 }
 
@@ -390,7 +408,7 @@ func (s *state) hold(have agent.State, began int) {
 	}
 	s.read.got, s.readAt = began, time.Now()
 	for k, c := range s.calls {
-		if (k.kind == changing || k.kind == draining) && (c.Busy || c.ended > began) {
+		if (k.kind == changing || k.kind == draining) && (c.busy || c.ended > began) {
 			if was, held := s.consul[k.id]; held {
 				have[k.id] = was
 			} else {
@@ -400,13 +418,13 @@ func (s *state) hold(have agent.State, began int) {
 	}
 	s.consul = have
 	maps.DeleteFunc(s.calls, func(k key, c *call) bool {
-		return k.kind == beating && !c.Busy && have[k.id].Checks[k.check] == nil
+		return k.kind == beating && !c.busy && have[k.id].Checks[k.check] == nil
 	})
 }
 
 // applied takes note of a change that was made. It is for the next read to tell that it was.
 func (s *state) applied(c *call, made agent.Change) {
-	c.Busy, c.applied = false, made
+	c.busy, c.applied = false, made
 	if t := s.containers[made.Desired.Container]; t != nil && made.Register {
 		t.ours = true
 	}
@@ -427,7 +445,7 @@ func (s *state) sorted() []*tracked {
 // known says whether all containers that exist were inspected, or with failed at least tried to.
 func (s *state) known(failed bool) bool {
 	for id, t := range s.containers {
-		if c := s.calls[key{kind: inspecting, id: id}]; !t.inspected() && !(failed && c != nil && c.Err != nil) {
+		if c := s.calls[key{kind: inspecting, id: id}]; !t.inspected() && !(failed && c != nil && c.err != nil) {
 			return false
 		}
 	}
