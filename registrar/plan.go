@@ -72,13 +72,15 @@ type planner struct {
 	holding map[*tracked]bool // what Consul holds of them stays until all of them is registered
 	looked  map[key]bool      // changes for which there is a reason
 	busy    map[kind]int      // calls under way
-	again   map[kind]int      // of these, such as failed before
+	again   map[kind]int      // of these, those whose last one failed
+
+	allKnown bool // all containers that exist were inspected
 }
 
 // plan says what is to be done. It starts nothing and changes nothing.
 func (s *state) plan(now time.Time) plan {
 	p := &planner{state: s, now: now, desired: map[string]bool{}, holding: map[*tracked]bool{}, looked: map[key]bool{}, busy: map[kind]int{}, again: map[kind]int{}}
-	p.plan.waiting = map[*probe]bool{}
+	p.plan.waiting, p.allKnown = map[*probe]bool{}, s.known(false)
 	p.underWay()
 	p.drains()
 	p.questions()
@@ -270,18 +272,12 @@ func (p *planner) instance(i *instance) {
 		}
 		return
 	}
-	if !i.ready {
-		p.plan.waiting[i.probe] = true
-		if i.cancel == nil && d.Ready.Kind != label.ReadyHealthcheck {
-			p.plan.start = append(p.plan.start, i)
-		}
-		if d.NotReady = p.overdue(i, t); d.NotReady == "" {
-			p.plan.unready++
-			p.holding[t] = true
-			return
-		}
-		d.Waited = p.opts.ReadyTimeout
+	if d.NotReady = p.notReady(i, t); d.NotReady == tooEarly {
+		p.plan.unready++
+		p.holding[t] = true
+		return
 	}
+	d.Waited = p.opts.ReadyTimeout
 	p.desired[d.ID] = true
 	c := agent.Diff(d, have)
 	if in, refused := p.refused[d.ID]; refused && reflect.DeepEqual(in, d.Instance) {
@@ -294,10 +290,20 @@ func (p *planner) instance(i *instance) {
 	p.change(c)
 }
 
-// overdue is why an instance is not ready though it should be, "" while there is time.
-func (p *planner) overdue(i *instance, t *tracked) string {
+// tooEarly stands for a reason while an instance has time yet to be ready.
+const tooEarly = "too early to say"
+
+// notReady is why an instance is not ready though it should be, "" if it is ready.
+func (p *planner) notReady(i *instance, t *tracked) string {
+	if i.ready {
+		return ""
+	}
+	p.plan.waiting[i.probe] = true
 	if i.desired.Ready.Kind != label.ReadyHealthcheck {
-		return i.late
+		if i.cancel == nil {
+			p.plan.start = append(p.plan.start, i)
+		}
+		return cmp.Or(i.late, tooEarly)
 	}
 	deadline := i.since.Add(p.opts.ReadyTimeout)
 	switch {
@@ -307,7 +313,7 @@ func (p *planner) overdue(i *instance, t *tracked) string {
 		return "Docker's HEALTHCHECK does not say healthy: " + cmp.Or(t.HealthOutput, t.Health)
 	}
 	p.at(deadline)
-	return ""
+	return tooEarly
 }
 
 // heartbeats plans what is due about an instance's TTL checks.
@@ -338,7 +344,7 @@ func (p *planner) registered(have agent.Registered) {
 		p.change(agent.Diff(d, have))
 	case p.desired[id]:
 	case t != nil && (t.seen.stale() || t.ours && p.holding[t]):
-	case have.Container() == "" && !p.state.known(false): // Registrator's: it may belong to any container
+	case have.Container() == "" && !p.allKnown: // Registrator's: it may belong to any container
 	default:
 		p.change(agent.Deregister(have.AgentService))
 	}
@@ -348,7 +354,7 @@ func (p *planner) registered(have agent.Registered) {
 func (p *planner) isOrphan(s *api.AgentService) bool {
 	owner, _, _ := strings.Cut(s.Meta[label.MetaOwner], "/")
 	engine, _, _ := strings.Cut(p.own.Owner, "/")
-	return p.state.known(false) && owner != engine && s.Meta[label.MetaContainer] != "" && strings.HasPrefix(s.ID, p.host.Name+":")
+	return p.allKnown && owner != engine && s.Meta[label.MetaContainer] != "" && strings.HasPrefix(s.ID, p.host.Name+":")
 }
 
 // change plans a change of an instance, if there is one to be made, when it is seen what became of the one before.
@@ -408,6 +414,6 @@ func (p *planner) ends() {
 			p.plan.settled = append(p.plan.settled, k)
 		}
 	}
-	p.plan.known = p.open(key{kind: changing}) && p.state.known(false)
+	p.plan.known = p.open(key{kind: changing}) && p.allKnown
 	p.plan.complete = p.plan.known && !underWay
 }

@@ -445,7 +445,10 @@ func (s *state) sorted() []*tracked {
 // known says whether all containers that exist were inspected, or with failed at least tried to.
 func (s *state) known(failed bool) bool {
 	for id, t := range s.containers {
-		if c := s.calls[key{kind: inspecting, id: id}]; !t.inspected() && !(failed && c != nil && c.err != nil) {
+		if t.inspected() {
+			continue
+		}
+		if c := s.calls[key{kind: inspecting, id: id}]; !failed || c == nil || c.err == nil {
 			return false
 		}
 	}
