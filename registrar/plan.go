@@ -34,13 +34,13 @@ const (
 
 // plan is what is to be done now, and what there is to say.
 type plan struct {
-	start   []*instance     // to be probed
-	waiting map[*probe]bool // instances that are not ready; no other is to be probed
-	signals []*tracked      // to be sent the signal of their drain
-	revive  []*tracked      // told to stop, and run on
-	calls   []planned       // to be made
-	settled []key           // nothing is expected of these calls any more
-	differs []key           // Consul does not hold what these have written
+	start       []*instance     // to be probed
+	waiting     map[*probe]bool // instances that are not ready; no other is to be probed
+	signals     []*tracked      // to be sent the signal of their drain
+	revive      []*tracked      // told to stop, and run on
+	calls       []planned       // to be made
+	finished    []key           // nothing is expected of these calls any more
+	unconfirmed []key           // Consul does not hold what these have written
 
 	rejections []rejection
 	orphans    []string // service IDs that another Docker engine has left behind
@@ -66,20 +66,20 @@ type rejection struct{ container, reason string }
 // planner works out a plan from a state, which it does not change.
 type planner struct {
 	*state
-	plan    plan
-	now     time.Time
-	desired map[string]bool   // service IDs that stand or are to stand
-	holding map[*tracked]bool // what Consul holds of them stays until all of them is registered
-	looked  map[key]bool      // changes for which there is a reason
-	busy    map[kind]int      // calls under way
-	again   map[kind]int      // of these, those whose last one failed
+	plan       plan
+	now        time.Time
+	desired    map[string]bool   // service IDs that stand or are to stand
+	holding    map[*tracked]bool // what Consul holds of them stays until all of them is registered
+	considered map[key]bool      // changes for which there is a reason
+	busy       map[kind]int      // calls under way
+	retries    map[kind]int      // of these, those whose last one failed
 
 	allKnown bool // all containers that exist were inspected
 }
 
 // plan says what is to be done. It starts nothing and changes nothing.
 func (s *state) plan(now time.Time) plan {
-	p := &planner{state: s, now: now, desired: map[string]bool{}, holding: map[*tracked]bool{}, looked: map[key]bool{}, busy: map[kind]int{}, again: map[kind]int{}}
+	p := &planner{state: s, now: now, desired: map[string]bool{}, holding: map[*tracked]bool{}, considered: map[key]bool{}, busy: map[kind]int{}, retries: map[kind]int{}}
 	p.plan.waiting, p.allKnown = map[*probe]bool{}, s.known(false)
 	p.underWay()
 	p.drains()
@@ -136,7 +136,7 @@ func (p *planner) underWay() {
 		if c.busy {
 			p.busy[k.kind]++
 			if c.err != nil {
-				p.again[k.kind]++
+				p.retries[k.kind]++
 			}
 		}
 		switch {
@@ -166,11 +166,11 @@ func (p *planner) call(c planned) {
 	case last != nil && last.busy:
 	case last != nil && p.now.Before(last.retry):
 		p.at(last.retry)
-	case p.busy[c.kind] >= limit || (failed && p.again[c.kind] >= limit/2): // the end of one of them makes a new plan
+	case p.busy[c.kind] >= limit || (failed && p.retries[c.kind] >= limit/2): // the end of one of them makes a new plan
 	default:
 		p.busy[c.kind]++
 		if failed {
-			p.again[c.kind]++
+			p.retries[c.kind]++
 		}
 		p.plan.calls = append(p.plan.calls, c)
 	}
@@ -343,7 +343,7 @@ func (p *planner) registered(have agent.Registered) {
 		d := agent.Desired{Instance: label.Instance{ID: id, Name: have.Service}, Drain: t.outOfService()}
 		p.change(agent.Diff(d, have))
 	case p.desired[id]:
-	case t != nil && (t.seen.stale() || t.ours && p.holding[t]):
+	case t != nil && (t.seen.stale() || t.current && p.holding[t]):
 	case have.Container() == "" && !p.allKnown: // Registrator's: it may belong to any container
 	default:
 		p.change(agent.Deregister(have.AgentService))
@@ -363,16 +363,16 @@ func (p *planner) change(c agent.Change) {
 	if c.Drain || c.Desired.Drain != "" {
 		k.kind = draining
 	}
-	p.looked[k] = true
+	p.considered[k] = true
 	last := p.calls[k]
 	switch {
 	case last != nil && (last.busy || p.pending(last)):
 	case c.Empty():
 		if last != nil {
-			p.plan.settled = append(p.plan.settled, k)
+			p.plan.finished = append(p.plan.finished, k)
 		}
 	case last != nil && c.String() == last.applied.String() && reflect.DeepEqual(c.Desired.Instance, last.applied.Desired.Instance):
-		p.plan.differs = append(p.plan.differs, k)
+		p.plan.unconfirmed = append(p.plan.unconfirmed, k)
 	case p.open(k):
 		p.call(planned{key: k, change: c})
 	}
@@ -410,8 +410,8 @@ func (p *planner) ends() {
 	for k, c := range p.calls {
 		underWay = underWay || (c.busy && k.kind != beating) || p.pending(c)
 		away := c.err != nil && !p.answers()
-		if (k.kind == changing || k.kind == draining) && !p.looked[k] && !c.busy && !away && !p.pending(c) {
-			p.plan.settled = append(p.plan.settled, k)
+		if (k.kind == changing || k.kind == draining) && !p.considered[k] && !c.busy && !away && !p.pending(c) {
+			p.plan.finished = append(p.plan.finished, k)
 		}
 	}
 	p.plan.known = p.open(key{kind: changing}) && p.allKnown
