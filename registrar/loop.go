@@ -77,12 +77,12 @@ func (r *Registrar) observe(u any) {
 	switch u := u.(type) {
 	case docker.Event:
 		r.metrics.events.Inc()
-		r.happened(u)
+		r.event(u)
 	case connected:
 		if u.err == nil || r.firstAt.IsZero() {
-			r.look() // for what happened before
+			r.resync() // for what happened before
 		}
-		r.settle("docker events", r.failed(u.err))
+		r.setStatus("docker events", r.failed(u.err))
 	case probed:
 		switch {
 		case u.cancel == nil: // nobody waits for it any more
@@ -114,12 +114,12 @@ func (r *Registrar) ended(u ended) {
 		return
 	}
 	if u.err != nil {
-		if u.Done(r.failed(u.err)); u.kind.writes() {
+		if u.done(r.failed(u.err)); u.kind.writes() {
 			r.read.wanted = r.tick()
 		}
 		return
 	}
-	u.at = time.Now()
+	u.succeeded = time.Now()
 	switch u.kind {
 	case changing, draining:
 		r.applied(u.call, u.change)
@@ -131,13 +131,13 @@ func (r *Registrar) ended(u ended) {
 	case inspecting:
 		r.inspected(r.containers[u.id], u.answer.(docker.Inspected), u.began)
 	case reading:
-		r.hold(u.answer.(agent.State), u.began)
+		r.consulHolds(u.answer.(agent.State), u.began)
 	case beating:
 		if was := u.beat.Said(r.consul[u.id]); was != nil && was.Status != u.beat.Status {
 			r.opts.Log.Info("check is "+u.beat.Status, "instance", u.id, "check", was.Name, "was", was.Status)
 		}
 	}
-	u.Done(nil)
+	u.done(nil)
 }
 
 // failed counts an error.
@@ -195,14 +195,13 @@ func (r *Registrar) carryOut(ctx context.Context, p plan) {
 		r.opts.Log.Warn("back in service when it is ready: it was told to stop and runs on", "container", t.Name)
 		r.revive(t)
 	}
-	for _, k := range p.settled {
+	for _, k := range p.finished {
 		delete(r.calls, k)
 	}
-	for _, k := range p.differs {
-		r.calls[k].applied = agent.Change{}
-		r.calls[k].Done(r.failed(fmt.Errorf("%s: consul does not hold what was written", k.id)))
+	for _, k := range p.unconfirmed {
+		r.calls[k].done(r.failed(fmt.Errorf("%s: consul does not hold what was written", k.id)))
 	}
-	if len(p.revive)+len(p.settled)+len(p.differs) > 0 {
+	if len(p.revive)+len(p.finished)+len(p.unconfirmed) > 0 {
 		r.updates.Add(nil) // with that the plan is another one
 	}
 }
@@ -254,11 +253,11 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 		return
 	}
 	if p.docker != nil || (r.described.got > 0 && r.known(true)) {
-		r.settle("docker", p.docker)
+		r.setStatus("docker", p.docker)
 	}
 	if p.consul != nil || p.complete || r.synced {
 		r.synced = r.synced || p.complete
-		r.settle("consul", p.consul)
+		r.setStatus("consul", p.consul)
 	}
 	now := map[string]bool{}
 	for _, f := range p.rejections {

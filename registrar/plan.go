@@ -13,7 +13,6 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"berth/registrar/agent"
-	"berth/registrar/async"
 	"berth/registrar/label"
 )
 
@@ -35,13 +34,13 @@ const (
 
 // plan is what is to be done now, and what there is to say.
 type plan struct {
-	start   []*instance     // to be probed
-	waiting map[*probe]bool // instances that are not ready; no other is to be probed
-	signals []*tracked      // to be sent the signal of their drain
-	revive  []*tracked      // told to stop, and run on
-	calls   []planned       // to be made
-	settled []key           // nothing is expected of these calls any more
-	differs []key           // Consul does not hold what these have written
+	start       []*instance     // to be probed
+	waiting     map[*probe]bool // instances that are not ready; no other is to be probed
+	signals     []*tracked      // to be sent the signal of their drain
+	revive      []*tracked      // told to stop, and run on
+	calls       []planned       // to be made
+	finished    []key           // nothing is expected of these calls any more
+	unconfirmed []key           // Consul does not hold what these have written
 
 	rejections []rejection
 	orphans    []string // service IDs that another Docker engine has left behind
@@ -67,19 +66,21 @@ type rejection struct{ container, reason string }
 // planner works out a plan from a state, which it does not change.
 type planner struct {
 	*state
-	plan    plan
-	now     time.Time
-	desired map[string]bool   // service IDs that stand or are to stand
-	holding map[*tracked]bool // what Consul holds of them stays until all of them is registered
-	looked  map[key]bool      // changes for which there is a reason
-	busy    map[kind]int      // calls under way
-	again   map[kind]int      // of these, such as failed before
+	plan       plan
+	now        time.Time
+	desired    map[string]bool   // service IDs that stand or are to stand
+	holding    map[*tracked]bool // what Consul holds of them stays until all of them is registered
+	considered map[key]bool      // changes for which there is a reason
+	busy       map[kind]int      // calls under way
+	retries    map[kind]int      // of these, those whose last one failed
+
+	allKnown bool // all containers that exist were inspected
 }
 
 // plan says what is to be done. It starts nothing and changes nothing.
 func (s *state) plan(now time.Time) plan {
-	p := &planner{state: s, now: now, desired: map[string]bool{}, holding: map[*tracked]bool{}, looked: map[key]bool{}, busy: map[kind]int{}, again: map[kind]int{}}
-	p.plan.waiting = map[*probe]bool{}
+	p := &planner{state: s, now: now, desired: map[string]bool{}, holding: map[*tracked]bool{}, considered: map[key]bool{}, busy: map[kind]int{}, retries: map[kind]int{}}
+	p.plan.waiting, p.allKnown = map[*probe]bool{}, s.known(false)
 	p.underWay()
 	p.drains()
 	p.questions()
@@ -99,7 +100,15 @@ func (s *state) plan(now time.Time) plan {
 }
 
 // at has the plan made anew at a time.
-func (p *planner) at(t time.Time) { p.plan.next = async.Earliest(p.plan.next, t) }
+func (p *planner) at(t time.Time) { p.plan.next = earliest(p.plan.next, t) }
+
+// earliest is the earlier of two times, of which the zero time is none.
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || (!b.IsZero() && b.Before(a)) {
+		return b
+	}
+	return a
+}
 
 // drains looks after containers that were told to stop.
 func (p *planner) drains() {
@@ -124,18 +133,18 @@ func (p *planner) drains() {
 func (p *planner) underWay() {
 	var docker, consul []error
 	for k, c := range p.calls {
-		if c.Busy {
+		if c.busy {
 			p.busy[k.kind]++
-			if c.Err != nil {
-				p.again[k.kind]++
+			if c.err != nil {
+				p.retries[k.kind]++
 			}
 		}
 		switch {
-		case c.Err == nil:
+		case c.err == nil:
 		case slices.Contains([]kind{describing, listing, inspecting}, k.kind):
-			docker = append(docker, c.Err)
+			docker = append(docker, c.err)
 		default:
-			consul = append(consul, c.Err)
+			consul = append(consul, c.err)
 		}
 	}
 	byText := func(a, b error) int { return strings.Compare(a.Error(), b.Error()) }
@@ -152,16 +161,16 @@ func (p *planner) call(c planned) {
 		limit = parallelDrains
 	}
 	last := p.calls[c.key]
-	failed := last != nil && last.Err != nil
+	failed := last != nil && last.err != nil
 	switch {
-	case last != nil && last.Busy:
-	case last != nil && p.now.Before(last.At):
-		p.at(last.At)
-	case p.busy[c.kind] >= limit || (failed && p.again[c.kind] >= limit/2): // the end of one of them makes a new plan
+	case last != nil && last.busy:
+	case last != nil && p.now.Before(last.retry):
+		p.at(last.retry)
+	case p.busy[c.kind] >= limit || (failed && p.retries[c.kind] >= limit/2): // the end of one of them makes a new plan
 	default:
 		p.busy[c.kind]++
 		if failed {
-			p.again[c.kind]++
+			p.retries[c.kind]++
 		}
 		p.plan.calls = append(p.plan.calls, c)
 	}
@@ -189,12 +198,12 @@ func (p *planner) questions() {
 func (p *planner) reads() {
 	due := p.readAt.Add(reread)
 	for k, c := range p.calls {
-		switch written := c.at; {
+		switch written := c.succeeded; {
 		case !p.pending(c):
 		case p.busy[k.kind] > 0:
-			due = async.Earliest(due, written.Add(together))
+			due = earliest(due, written.Add(together))
 		default:
-			due = async.Earliest(due, written)
+			due = earliest(due, written)
 		}
 	}
 	if p.read.stale() || !p.now.Before(due) {
@@ -263,18 +272,12 @@ func (p *planner) instance(i *instance) {
 		}
 		return
 	}
-	if !i.ready {
-		p.plan.waiting[i.probe] = true
-		if i.cancel == nil && d.Ready.Kind != label.ReadyHealthcheck {
-			p.plan.start = append(p.plan.start, i)
-		}
-		if d.NotReady = p.overdue(i, t); d.NotReady == "" {
-			p.plan.unready++
-			p.holding[t] = true
-			return
-		}
-		d.Waited = p.opts.ReadyTimeout
+	if d.NotReady = p.notReady(i, t); d.NotReady == tooEarly {
+		p.plan.unready++
+		p.holding[t] = true
+		return
 	}
+	d.Waited = p.opts.ReadyTimeout
 	p.desired[d.ID] = true
 	c := agent.Diff(d, have)
 	if in, refused := p.refused[d.ID]; refused && reflect.DeepEqual(in, d.Instance) {
@@ -287,10 +290,20 @@ func (p *planner) instance(i *instance) {
 	p.change(c)
 }
 
-// overdue is why an instance is not ready though it should be, "" while there is time.
-func (p *planner) overdue(i *instance, t *tracked) string {
+// tooEarly stands for a reason while an instance has time yet to be ready.
+const tooEarly = "too early to say"
+
+// notReady is why an instance is not ready though it should be, "" if it is ready.
+func (p *planner) notReady(i *instance, t *tracked) string {
+	if i.ready {
+		return ""
+	}
+	p.plan.waiting[i.probe] = true
 	if i.desired.Ready.Kind != label.ReadyHealthcheck {
-		return i.late
+		if i.cancel == nil {
+			p.plan.start = append(p.plan.start, i)
+		}
+		return cmp.Or(i.late, tooEarly)
 	}
 	deadline := i.since.Add(p.opts.ReadyTimeout)
 	switch {
@@ -300,7 +313,7 @@ func (p *planner) overdue(i *instance, t *tracked) string {
 		return "Docker's HEALTHCHECK does not say healthy: " + cmp.Or(t.HealthOutput, t.Health)
 	}
 	p.at(deadline)
-	return ""
+	return tooEarly
 }
 
 // heartbeats plans what is due about an instance's TTL checks.
@@ -308,7 +321,7 @@ func (p *planner) heartbeats(d agent.Desired, have agent.Registered) {
 	for _, h := range d.Heartbeats(have, "the container runs") {
 		k, last := key{beating, d.ID, h.Check}, time.Time{}
 		if c := p.calls[k]; c != nil {
-			last = c.at
+			last = c.succeeded
 		}
 		if due := h.Due(have, last); due.After(p.now) {
 			p.at(due)
@@ -330,8 +343,8 @@ func (p *planner) registered(have agent.Registered) {
 		d := agent.Desired{Instance: label.Instance{ID: id, Name: have.Service}, Drain: t.outOfService()}
 		p.change(agent.Diff(d, have))
 	case p.desired[id]:
-	case t != nil && (t.seen.stale() || t.ours && p.holding[t]):
-	case have.Container() == "" && !p.state.known(false): // Registrator's: it may belong to any container
+	case t != nil && (t.seen.stale() || t.current && p.holding[t]):
+	case have.Container() == "" && !p.allKnown: // Registrator's: it may belong to any container
 	default:
 		p.change(agent.Deregister(have.AgentService))
 	}
@@ -341,7 +354,7 @@ func (p *planner) registered(have agent.Registered) {
 func (p *planner) isOrphan(s *api.AgentService) bool {
 	owner, _, _ := strings.Cut(s.Meta[label.MetaOwner], "/")
 	engine, _, _ := strings.Cut(p.own.Owner, "/")
-	return p.state.known(false) && owner != engine && s.Meta[label.MetaContainer] != "" && strings.HasPrefix(s.ID, p.host.Name+":")
+	return p.allKnown && owner != engine && s.Meta[label.MetaContainer] != "" && strings.HasPrefix(s.ID, p.host.Name+":")
 }
 
 // change plans a change of an instance, if there is one to be made, when it is seen what became of the one before.
@@ -350,16 +363,16 @@ func (p *planner) change(c agent.Change) {
 	if c.Drain || c.Desired.Drain != "" {
 		k.kind = draining
 	}
-	p.looked[k] = true
+	p.considered[k] = true
 	last := p.calls[k]
 	switch {
-	case last != nil && (last.Busy || p.pending(last)):
+	case last != nil && (last.busy || p.pending(last)):
 	case c.Empty():
 		if last != nil {
-			p.plan.settled = append(p.plan.settled, k)
+			p.plan.finished = append(p.plan.finished, k)
 		}
 	case last != nil && c.String() == last.applied.String() && reflect.DeepEqual(c.Desired.Instance, last.applied.Desired.Instance):
-		p.plan.differs = append(p.plan.differs, k)
+		p.plan.unconfirmed = append(p.plan.unconfirmed, k)
 	case p.open(k):
 		p.call(planned{key: k, change: c})
 	}
@@ -368,7 +381,7 @@ func (p *planner) change(c agent.Change) {
 // answers says whether Consul answered when it was last read.
 func (p *planner) answers() bool {
 	c := p.calls[key{kind: reading}]
-	return p.consul != nil && (c == nil || c.Err == nil)
+	return p.consul != nil && (c == nil || c.err == nil)
 }
 
 // open says whether a change may be made. A drain needs nothing; after a failure it waits for a Consul that answers.
@@ -395,12 +408,12 @@ func (p *planner) open(k key) bool {
 func (p *planner) ends() {
 	underWay := len(p.plan.calls) > 0
 	for k, c := range p.calls {
-		underWay = underWay || (c.Busy && k.kind != beating) || p.pending(c)
-		away := c.Err != nil && !p.answers()
-		if (k.kind == changing || k.kind == draining) && !p.looked[k] && !c.Busy && !away && !p.pending(c) {
-			p.plan.settled = append(p.plan.settled, k)
+		underWay = underWay || (c.busy && k.kind != beating) || p.pending(c)
+		away := c.err != nil && !p.answers()
+		if (k.kind == changing || k.kind == draining) && !p.considered[k] && !c.busy && !away && !p.pending(c) {
+			p.plan.finished = append(p.plan.finished, k)
 		}
 	}
-	p.plan.known = p.open(key{kind: changing}) && p.state.known(false)
+	p.plan.known = p.open(key{kind: changing}) && p.allKnown
 	p.plan.complete = p.plan.known && !underWay
 }

@@ -45,7 +45,7 @@ func (s *state) holds(t interface{ Fatal(...any) }, fake *agenttest.Agent) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.hold(have, began)
+	s.consulHolds(have, began)
 	s.adopt()
 }
 
@@ -102,13 +102,13 @@ func TestPlanProperty(t *testing.T) {
 			s.holds(t, fake)
 			allReady(s)
 			p = s.plan(time.Now())
-			for _, k := range p.settled {
+			for _, k := range p.finished {
 				delete(s.calls, k)
 			}
-			if len(p.differs) > 0 || n > 10 {
+			if len(p.unconfirmed) > 0 || n > 10 {
 				t.Fatalf("it does not end: %+v", p)
 			}
-			made := len(p.settled)
+			made := len(p.finished)
 			for _, c := range p.calls {
 				if !c.writes() {
 					continue
@@ -244,7 +244,7 @@ func TestPlanLeavesUnknownContainers(t *testing.T) {
 	}
 	s := known(Options{})
 	s.list([]string{"one"}, s.tick())
-	s.begin(key{kind: inspecting, id: "one"}).Done(errors.New("500 internal error"))
+	s.begin(key{kind: inspecting, id: "one"}).done(errors.New("500 internal error"))
 	s.holds(t, fake)
 	if got := changesOf(s.plan(time.Now())); !slices.Equal(got, []string{"deregister b"}) {
 		t.Errorf("%v, want to deregister b alone: container one could not be inspected", got)

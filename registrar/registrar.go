@@ -92,8 +92,8 @@ func (r *Registrar) Ready() error {
 	return errors.Join(r.status["docker"], r.status["docker events"], r.status["consul"])
 }
 
-// settle records how dealing with Docker or Consul went, and logs when that changes.
-func (r *Registrar) settle(what string, err error) {
+// setStatus records how dealing with Docker or Consul went, and logs when that changes.
+func (r *Registrar) setStatus(what string, err error) {
 	r.mu.Lock()
 	before := r.status[what]
 	r.status[what] = err

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
+
 	"berth/registrar/agent"
 	"berth/registrar/async"
 	"berth/registrar/docker"
@@ -72,10 +74,26 @@ type key struct {
 
 // call is the last one of its key.
 type call struct {
-	async.Attempt
-	began, ended int // clock
-	at           time.Time
-	applied      agent.Change // what succeeded and is to be seen by a read that began after the end
+	busy         bool
+	began, ended int          // clock
+	succeeded    time.Time    // the last time
+	applied      agent.Change // what it has changed, which is to be seen by a read that began after its end
+	err          error        // of the last one whose effect is known
+	retry        time.Time    // not to be made before
+	delays       *backoff.ExponentialBackOff
+}
+
+// done takes note of how a call ended. After a failure it is made again, later each time.
+func (c *call) done(err error) {
+	c.busy, c.err, c.applied = false, err, agent.Change{}
+	if err == nil {
+		c.retry, c.delays = time.Time{}, nil
+		return
+	}
+	if c.delays == nil {
+		c.delays = async.Delays()
+	}
+	c.retry = time.Now().Add(c.delays.NextBackOff())
 }
 
 // tracked is a container that runs or, with KeepFailed, has failed.
@@ -85,7 +103,7 @@ type tracked struct {
 	seen      fresh // by inspecting it: while that is stale its registrations stay
 	since     int   // clock when it was known first
 	adopt     bool  // what Consul holds of it from before is to be looked at
-	ours      bool  // what Consul holds of it was made for its present run
+	current   bool  // what Consul holds of it was made for its present run
 	failure   string
 	kills     []kill // that are to be judged once enough is known
 	drain     *drain
@@ -152,15 +170,15 @@ func (s *state) begin(k key) *call {
 		c = &call{}
 		s.calls[k] = c
 	}
-	c.Busy, c.began, c.applied = true, s.tick(), agent.Change{}
+	c.busy, c.began, c.applied = true, s.tick(), agent.Change{}
 	return c
 }
 
 // inspected says whether a container is known by more than its ID.
 func (t *tracked) inspected() bool { return t.seen.got > 0 }
 
-// look has Docker asked for everything.
-func (s *state) look() { s.listed.wanted, s.described.wanted = s.tick(), s.tick() }
+// resync has Docker asked for everything.
+func (s *state) resync() { s.listed.wanted, s.described.wanted = s.tick(), s.tick() }
 
 // describe takes in what the host is like. What changes with it is the containers' instances.
 func (s *state) describe(h label.Host, began int) {
@@ -173,8 +191,8 @@ func (s *state) describe(h label.Host, began int) {
 	}
 	s.host, s.own.Owner = h, h.EngineID
 	for _, t := range s.containers {
-		s.judge(t)
-		s.answer(t)
+		s.takeSignals(t)
+		s.evaluate(t)
 	}
 }
 
@@ -201,8 +219,8 @@ func (s *state) list(ids []string, began int) {
 	clear(s.refused)
 }
 
-// happened takes in an event.
-func (s *state) happened(ev docker.Event) {
+// event takes in an event.
+func (s *state) event(ev docker.Event) {
 	t := s.containers[ev.ID]
 	switch {
 	case ev.Action == docker.Started: // whatever is known concerns a process that is gone
@@ -215,7 +233,7 @@ func (s *state) happened(ev docker.Event) {
 		t.seen.wanted = s.tick()
 	case ev.Action == docker.Killed:
 		t.kills = append(t.kills, kill{ev.Signal, time.Now()})
-		s.judge(t)
+		s.takeSignals(t)
 	case ev.Action == docker.Died && t.inspected() && s.keeps(ev.Exit):
 		t.fail(ev.Exit)
 		t.seen.wanted = t.seen.got
@@ -229,7 +247,7 @@ func (s *state) happened(ev docker.Event) {
 func (s *state) drop(id string) {
 	delete(s.containers, id)
 	delete(s.calls, key{kind: inspecting, id: id})
-	s.answerWithin(id)
+	s.evaluateSharing(id)
 }
 
 // keeps says whether a container that ended like this stays registered: it ended by itself, and not well.
@@ -245,7 +263,7 @@ func (s *state) inspected(t *tracked, in docker.Inspected, began int) {
 	switch {
 	case in.Running:
 		if t.inspected() && !t.Started.Equal(in.Started) { // it was restarted, and no event told of it
-			t.ours, t.drain, t.instances = false, nil, nil
+			t.current, t.drain, t.instances = false, nil, nil
 		}
 		t.Container, t.failure = in.Container, ""
 	case in.Exited && s.keeps(in.ExitCode):
@@ -258,15 +276,15 @@ func (s *state) inspected(t *tracked, in docker.Inspected, began int) {
 		return
 	}
 	t.seen.got = began
-	s.judge(t)
-	s.answer(t)
-	s.answerWithin(t.id)
+	s.takeSignals(t)
+	s.evaluate(t)
+	s.evaluateSharing(t.id)
 }
 
-// judge takes note of signals that Docker has sent to a container. A signal that ends the container takes it out of
+// takeSignals takes note of signals that Docker has sent to a container. A signal that ends the container takes it out of
 // service: its stop signal, and SIGKILL. If that signal is only a sign, and the real one is in SERVICE_STOP_SIGNAL, the
 // real one follows when the container is drained.
-func (s *state) judge(t *tracked) {
+func (s *state) takeSignals(t *tracked) {
 	var later []kill
 	for _, k := range t.kills {
 		switch {
@@ -301,11 +319,11 @@ func (t *tracked) outOfService() string {
 // revive puts a container that was told to stop and runs on back to where it has to show that it is ready.
 func (s *state) revive(t *tracked) {
 	t.drain, t.instances = nil, nil
-	s.answer(t)
+	s.evaluate(t)
 }
 
-// answer works out what a container registers, with the probes of those of its instances that are as they were.
-func (s *state) answer(t *tracked) {
+// evaluate works out what a container registers, with the probes of those of its instances that are as they were.
+func (s *state) evaluate(t *tracked) {
 	c := t.Container
 	if !t.inspected() || s.described.got == 0 {
 		return
@@ -332,11 +350,11 @@ func (s *state) answer(t *tracked) {
 	}
 }
 
-// answerWithin works out anew what containers register that use another one's network.
-func (s *state) answerWithin(id string) {
+// evaluateSharing works out anew what containers register that use another one's network.
+func (s *state) evaluateSharing(id string) {
 	for _, t := range s.containers {
 		if t.NetworkOf == id {
-			s.answer(t)
+			s.evaluate(t)
 		}
 	}
 }
@@ -364,7 +382,7 @@ func (s *state) adopt() {
 		if !t.adopt || !t.inspected() || s.consul == nil || s.described.got == 0 {
 			continue
 		}
-		t.adopt, t.ours = false, true
+		t.adopt, t.current = false, true
 		for _, i := range t.instances {
 			in := i.desired.Instance
 			have := s.consul[in.ID]
@@ -381,16 +399,16 @@ func (s *state) adopt() {
 	}
 }
 
-// hold takes in what Consul holds, but for instances with which something was done meanwhile: a later read tells of these.
+// consulHolds takes in what Consul holds, but for instances with which something was done meanwhile: a later read tells of these.
 // If the host was described while Consul told nothing, of its node neither, it is to be described again.
-func (s *state) hold(have agent.State, began int) {
+func (s *state) consulHolds(have agent.State, began int) {
 	if s.consul == nil && s.described.got > 0 && s.host.NodeAddress == "" {
 		s.gate = s.tick()
 		s.described.wanted = s.gate
 	}
 	s.read.got, s.readAt = began, time.Now()
 	for k, c := range s.calls {
-		if (k.kind == changing || k.kind == draining) && (c.Busy || c.ended > began) {
+		if (k.kind == changing || k.kind == draining) && (c.busy || c.ended > began) {
 			if was, held := s.consul[k.id]; held {
 				have[k.id] = was
 			} else {
@@ -400,15 +418,15 @@ func (s *state) hold(have agent.State, began int) {
 	}
 	s.consul = have
 	maps.DeleteFunc(s.calls, func(k key, c *call) bool {
-		return k.kind == beating && !c.Busy && have[k.id].Checks[k.check] == nil
+		return k.kind == beating && !c.busy && have[k.id].Checks[k.check] == nil
 	})
 }
 
 // applied takes note of a change that was made. It is for the next read to tell that it was.
 func (s *state) applied(c *call, made agent.Change) {
-	c.Busy, c.applied = false, made
+	c.busy, c.applied = false, made
 	if t := s.containers[made.Desired.Container]; t != nil && made.Register {
-		t.ours = true
+		t.current = true
 	}
 }
 
@@ -427,7 +445,10 @@ func (s *state) sorted() []*tracked {
 // known says whether all containers that exist were inspected, or with failed at least tried to.
 func (s *state) known(failed bool) bool {
 	for id, t := range s.containers {
-		if c := s.calls[key{kind: inspecting, id: id}]; !t.inspected() && !(failed && c != nil && c.Err != nil) {
+		if t.inspected() {
+			continue
+		}
+		if c := s.calls[key{kind: inspecting, id: id}]; !failed || c == nil || c.err == nil {
 			return false
 		}
 	}

@@ -1,5 +1,4 @@
-// Package async has what loops share that never wait for a call: Updates, through which results come back, and Attempt,
-// the state of a call that is made in another goroutine.
+// Package async has what loops share that leave waiting to other goroutines.
 package async
 
 import (
@@ -40,46 +39,10 @@ func (u *Updates[T]) Drain() []T {
 	return batch
 }
 
-// Attempt is a call that is made again after a failure, later each time. The zero value is a call that was not made yet.
-type Attempt struct {
-	Busy bool      // it is being made
-	Err  error     // how it ended last
-	At   time.Time // not to be made before; zero = at any time
-
-	delays *backoff.ExponentialBackOff
-}
-
-// Allowed says whether the call may be made now.
-func (a *Attempt) Allowed(now time.Time) bool { return !a.Busy && !now.Before(a.At) }
-
-// Start takes note that the call is being made.
-func (a *Attempt) Start() { a.Busy = true }
-
-// Done takes note of how the call ended.
-func (a *Attempt) Done(err error) {
-	a.Busy, a.Err = false, err
-	if err == nil {
-		a.At, a.delays = time.Time{}, nil
-		return
-	}
-	if a.delays == nil {
-		a.delays = Delays()
-	}
-	a.At = time.Now().Add(a.delays.NextBackOff())
-}
-
 // Delays returns the pauses between attempts: exponential, with jitter, for ever.
 func Delays() *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval, b.RandomizationFactor = 100*time.Millisecond, 5*time.Second, 0.5
 	b.Reset()
 	return b
-}
-
-// Earliest returns the earlier of two times, of which the zero time is none.
-func Earliest(a, b time.Time) time.Time {
-	if a.IsZero() || (!b.IsZero() && b.Before(a)) {
-		return b
-	}
-	return a
 }
