@@ -1,5 +1,5 @@
-// Package templates holds the templates that berth ships, and the functions that
-// check what comes from the catalog before it reaches a proxy's configuration.
+// Package templates holds the templates that berth ships and the functions that they call, which check every value of the
+// catalog before it reaches a proxy's configuration.
 package templates
 
 import (
@@ -36,11 +36,11 @@ func HAProxy() string { return haproxyTemplate }
 // partial and directory.
 func Nginx() string { return nginxTemplate }
 
-// Options are what the operator says, not the catalog.
+// Options are the operator's choices.
 type Options struct {
 	// TLSDirectory is where the proxy and berth find certificates, an absolute path; "" = no TLS.
 	TLSDirectory string
-	// TCPPorts are those that services may ask for.
+	// TCPPorts are the ports that services may ask for.
 	TCPPorts route.Ports
 	// Refused are the ports that the proxy could not open lately; nil = none.
 	Refused *route.Refused
@@ -59,10 +59,10 @@ type Options struct {
 }
 
 // Funcs returns the template functions that shipped templates use. Everything in the catalog may have been written by a
-// stranger: what does not pass is left out, the rest is served, and report is called with one line that says what
-// and why. The functions are for one template; they must not be called at the same time.
+// stranger: a value that does not pass is left out, the rest is served, and report is called with one line that names the
+// value and the reason. The functions are for one template; they must not be called at the same time.
 //
-//	servable SERVICES           names of those services that the "service" function takes, sorted
+//	servable SERVICES           sorted names of the services that the "service" function takes
 //	routed NAME INSTANCES       the *route.Service, nil if it has no route
 //	keep SERVICE TEXT [STREAM]  a key, by which assign finds the service with these texts
 //	table CERTIFICATES          an empty *route.Table; CERTIFICATES are empty if there is no TLS
@@ -137,7 +137,7 @@ func gone(...any) (string, error) {
 	return "", errors.New("this function is no longer there: copy berth's built-in template again, and make your changes in the copy")
 }
 
-// controlDirectory is where the control socket is, "" without one.
+// controlDirectory returns the directory of the control socket, "" without one.
 func controlDirectory(socket string) string {
 	if socket == "" {
 		return ""

@@ -32,8 +32,8 @@ type File struct {
 	Readable  bool     // by berth
 }
 
-// List returns the files with these names in the directory that a proxy can load, as a single one that it cannot makes it
-// refuse the whole configuration. It reads them if the sum has changed, and reports those that are left out.
+// List returns the files with these names in the directory that a proxy can load: a single one that it cannot load makes
+// it refuse the whole configuration. It reads them if the sum has changed, and reports the files that it leaves out.
 func (s *Store) List(path string, names []string, sum string, report func(string)) []File {
 	if s.path != path || s.sum != sum {
 		*s = Store{path: path, sum: sum}

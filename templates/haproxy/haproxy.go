@@ -1,4 +1,4 @@
-// Package haproxy turns services with routes into what a configuration of HAProxy consists of.
+// Package haproxy turns services with routes into the values that fill a configuration of HAProxy.
 package haproxy
 
 import (
@@ -17,12 +17,12 @@ import (
 type Backend struct {
 	Name           string
 	TCP            bool     // connections, not requests
-	Servers        []Server // those that pass their checks, by name
+	Servers        []Server // by name
 	Balance        string   // algorithm; "" = the default
 	Hash           bool     // that algorithm is a hash
 	Cookie         string   // its name; "" = clients do not stay with a server
-	Check          string   // what health checks ask for; "" = whether the port accepts
-	CheckHost      string   // the host that they ask for; "" = none
+	Check          string   // the request of health checks; "" = they only connect
+	CheckHost      string   // the Host header of health checks; "" = none
 	ServerDefaults string   // keywords for all servers
 	Redirect       bool     // to https
 	Strip          []Strip
@@ -62,7 +62,7 @@ func Backends(s *route.Service) []*Backend {
 	return all
 }
 
-// newBackend returns what HTTP and TCP have in common.
+// newBackend returns a backend with the parts that HTTP and TCP have in common.
 func newBackend(s *route.Service, name, balance string) *Backend {
 	b := &Backend{Name: name, Balance: balance, Hash: route.IsHash(balance)}
 	for _, server := range s.Servers {

@@ -13,11 +13,11 @@ import (
 // RouteMap is the routes of one rank that have the same number of segments in their paths. A request has at most one.
 type RouteMap struct {
 	Name    string // for variables
-	Rank    string // of what the keys begin with: "$host", "$berth_domain", or "" for any host
+	Rank    string // the variable that the keys begin with: "$host", "$berth_domain", or "" for any host
 	Path    string // as many segments of the request's path
 	Entries []RouteEntry
 	Found   string // the variable of the upstream that was found in it or in the next maps
-	Next    string // that of the next map, "" = this is the last one
+	Next    string // the variable of the next map, "" = this is the last one
 }
 
 // RouteEntry is a key, in lower case, and the routes that it may stand for: nginx looks keys up without regard to the
@@ -28,10 +28,10 @@ type RouteEntry struct{ Key, Routes string }
 // request that has so many another look-up.
 const mostSegments = 16
 
-// level is what the routes of one map have in common.
+// level is the rank and the depth of the routes in one map.
 type level struct{ rank, depth int }
 
-// longestValue is less than what nginx takes for one word (NGX_CONF_BUFFER).
+// longestValue is less than nginx takes for one word (NGX_CONF_BUFFER).
 const longestValue = 4000
 
 // RouteMaps returns the maps in the order in which a request is to be looked up. The last one is for any host and path.
@@ -83,7 +83,7 @@ func RouteMaps(claims []route.Claim, report func(string)) []RouteMap {
 // depth returns the number of segments in a route's path.
 func depth(r route.Route) int { return strings.Count(r.Path, "/") - 1 }
 
-// flags returns what a service wants of the requests that come by its routes, separated by commas; "-" = nothing.
+// flags returns how requests for a service are changed or answered, separated by commas; "-" = not at all.
 func flags(s *route.Service) string {
 	var all []string
 	for _, f := range []struct {

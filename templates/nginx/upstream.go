@@ -1,4 +1,4 @@
-// Package nginx turns services with routes into what a configuration of nginx consists of.
+// Package nginx turns services with routes into the values that fill a configuration of nginx.
 package nginx
 
 import (
@@ -25,8 +25,8 @@ type Upstreams struct {
 	TCP  *Upstream // for connections to the service's ports, nil if it has none
 }
 
-// NewUpstreams returns a service's upstreams, and reports what it asks for and nginx has not. With lua, servers are chosen
-// by the balancer in Lua where it can.
+// NewUpstreams returns a service's upstreams, and reports the settings that nginx has no means for. With lua, the balancer
+// in Lua chooses servers where it can.
 func NewUpstreams(s *route.Service, lua bool, report func(string)) Upstreams {
 	for _, lacking := range []struct {
 		asked bool

@@ -7,8 +7,8 @@ import (
 )
 
 // Fragments hands services, with their routes and texts as they are, from the partials in which a template reads them to
-// the whole in which they meet. A partial is executed only when the instances of its service change, and what it returns
-// is text; so it returns a key, which changes with the service, and the fragment waits here.
+// the whole in which they meet. A partial is executed only when the instances of its service change, and returns
+// nothing but text; so it returns a key, which changes with the service, and the fragment waits here.
 type Fragments struct {
 	byKey     map[string]*fragment
 	rendering int // counts

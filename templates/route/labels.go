@@ -59,7 +59,7 @@ func (l labels) leaveOut(i *Instance, why string) {
 }
 
 // each calls use for the first instance that has these values for one or two keys, if they are not all empty. Replicas
-// share their labels, so that what is wrong with them is reported once.
+// share their labels, so that a mistake in them is reported once.
 func (l labels) each(keys []string, use func(i *Instance, values [2]string)) {
 	seen := map[[2]string]bool{{}: true}
 	for _, i := range l.instances {
@@ -74,8 +74,8 @@ func (l labels) each(keys []string, use func(i *Instance, values [2]string)) {
 	}
 }
 
-// setting returns the value of a key that is for the service as a whole: that of the first instance with a value that
-// makes sense. parse says what is wrong with one.
+// setting returns the value of a key that is for the service as a whole: the first instance with a value that makes sense
+// decides. parse returns the value or the problem with it.
 func setting[T comparable](l labels, key string, parse func(string) (T, string)) T {
 	var (
 		value T
@@ -230,7 +230,7 @@ func (l labels) parseFallback(s string) (string, string) {
 	return s, ""
 }
 
-// parseSlowStart takes what HAProxy counts in: whole seconds.
+// parseSlowStart rounds to whole seconds, in which HAProxy counts.
 func parseSlowStart(s string) (time.Duration, string) {
 	d, err := time.ParseDuration(strings.TrimSpace(s))
 	if err != nil || d < time.Second || d > time.Hour {

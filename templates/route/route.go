@@ -38,7 +38,7 @@ func Compare(a, b Route) int {
 	)
 }
 
-// routes returns those that any of the instances asks for, each once, in order.
+// routes returns the routes that any of the instances asks for, each once, in order.
 func (l labels) routes() []Route {
 	var all []Route
 	l.each([]string{KeyHost, KeyPath}, func(i *Instance, values [2]string) {

@@ -53,7 +53,7 @@ func servers(service string, instances []*Instance, report func(string)) []Serve
 }
 
 // addressOf returns an instance's ip:port, or the problem with it. Names are refused because HAProxy does not resolve
-// those of servers that are added at run time, and 0.0.0.0 because to HAProxy it means the address that the client
+// them for servers that are added at run time, and 0.0.0.0 because to HAProxy it means the address that the client
 // connected to.
 func addressOf(i *Instance) (address, problem string) {
 	ip, err := netip.ParseAddr(i.Address)

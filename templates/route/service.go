@@ -9,13 +9,13 @@ import (
 	"github.com/hashicorp/consul-template/dependency"
 )
 
-// Service is what the labels of a service's instances ask for.
+// Service is a service with the routes, ports and settings that the labels of its instances ask for.
 type Service struct {
 	Name   string
 	Routes []Route
 	Ports  []int
 	Settings
-	Servers []Server // those that pass their checks, by name; only known of a service that is exposed
+	Servers []Server // instances that pass their checks, by name; only known of a service that is exposed
 
 	report func(string)
 }

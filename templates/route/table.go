@@ -34,8 +34,8 @@ type TCPPort struct {
 	Service string
 }
 
-// Assign gives the service of a key each route and port that it asks for, unless one that was added before has it. An
-// empty key is that of a service without a route. It returns "", so that a template can call it.
+// Assign gives the service of a key each route and port that it asks for, unless a service before it has them. A service
+// without a route has no key, and gets nothing. Assign returns "", so that a template can call it.
 func (t *Table) Assign(key string) (string, error) {
 	if key == "" {
 		return "", nil
