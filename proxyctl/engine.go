@@ -521,6 +521,9 @@ func (e *Engine[C]) prepare(ctx context.Context, to, there, last Marked[C], reas
 			return e.restore(there, last, reason)
 		}
 		if there.Text != to.Text {
+			if err := e.driver.Precheck(ctx, there, to); err != nil {
+				return e.restore(there, last, err)
+			}
 			if err := e.conf.KeepForeign(last.Text); err != nil {
 				return err
 			}

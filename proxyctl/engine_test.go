@@ -335,24 +335,32 @@ func TestPortRefused(t *testing.T) {
 
 // A child is started as soon as a good configuration is in place, and not with one that its program refuses.
 func TestPrepared(t *testing.T) {
-	prepared := 0
-	r := newRig(t, func(o *EngineOptions) { o.Prepared = func() { prepared++ } })
+	prepared, ports := 0, []int(nil)
+	r := newRig(t, func(o *EngineOptions) {
+		o.Prepared = func() { prepared++ }
+		o.PortRefused = func(port int, _ string) { ports = append(ports, port) }
+	})
 	withBinary(r)
 	unreachable(r)
+	r.inUse = 81
 	for i, step := range []struct {
 		text   string
 		times  int
 		checks int
 	}{
 		{"bind\nbogus here\n", 0, 1},
-		{one, 1, 2},
-		{one, 2, 2}, // it is known to be good
-		{two, 3, 3},
+		{"bind\nbind 81\napp: a\nweb: x\n", 0, 2}, // another program listens there
+		{one, 1, 3},
+		{one, 2, 3}, // it is known to be good
+		{two, 3, 4},
 	} {
 		_, _ = r.engine.Apply(t.Context(), Config{Text: step.text}, true)
 		if prepared != step.times || r.checks != step.checks {
 			t.Errorf("step %d: prepared %d times after %d checks, want %d and %d", i, prepared, r.checks, step.times, step.checks)
 		}
+	}
+	if !slices.Equal(ports, []int{81}) {
+		t.Errorf("told were %v", ports)
 	}
 }
 

@@ -37,9 +37,9 @@ func TestE2EPortInUse(t *testing.T) {
 	register("taken", 8500, "route_port", "8600") // by Consul's DNS
 
 	dir := testenv.Dir(t)
-	id := testenv.Run(t, "--network", "container:"+consul.Name, "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()), "--volume", dir+":"+dir,
-		testenv.WithBerth(t, testenv.Image(t, "IMAGE_HAPROXY")), "berth", "templater", "--listen", "none", "--tcp-ports", "5432,8300,8600",
-		"--haproxy-config", filepath.Join(dir, "haproxy.cfg"), "--haproxy-socket", filepath.Join(dir, "master.sock"), "--", "haproxy", "-W", "-db")
+	id := testenv.Run(t, "--network", "container:"+consul.Name, "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()),
+		"--volume", dir+":/etc/haproxy", "--volume", testenv.Dir(t)+":/run/haproxy", testenv.WithBerth(t, testenv.Image(t, "IMAGE_HAPROXY")),
+		"berth", "templater", "--listen", "none", "--tcp-ports", "5432,8300,8600", "--", "haproxy", "-W", "-db")
 	expect := func(has, lacks []string) {
 		t.Helper()
 		testenv.Eventually(t, 20*time.Second, "web is served, and what has a free port", func() error {

@@ -86,9 +86,11 @@ func (b bind) tcp() (tcpAddress, bool) {
 // hands its own listening sockets over.
 func newAddresses(before, after *config) []tcpAddress {
 	var ports []int
-	for _, b := range before.binds() {
-		if a, ok := b.tcp(); ok {
-			ports = append(ports, a.port)
+	if before != nil {
+		for _, b := range before.binds() {
+			if a, ok := b.tcp(); ok {
+				ports = append(ports, a.port)
+			}
 		}
 	}
 	var out []tcpAddress

@@ -40,7 +40,7 @@ func newDriver(opts Options) *driver {
 	return &driver{
 		opts: opts, master: m, drains: newDrains(m, opts),
 		lastID: map[string]int{}, refused: map[string]string{}, suspect: map[string]time.Time{}, ports: map[int]refusedPort{},
-		visible: m.sharesNetwork,
+		visible: func(ctx context.Context) bool { return opts.Prepared != nil || m.sharesNetwork(ctx) }, // berth's child is here
 	}
 }
 
