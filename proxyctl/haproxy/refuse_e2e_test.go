@@ -3,11 +3,14 @@
 package haproxy
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"berth/proxyctl"
 )
@@ -259,6 +262,76 @@ func TestE2EStaleCopy(t *testing.T) {
 		h.restart()
 		if got := h.answer(); got != "v2" {
 			t.Errorf("restarted, HAProxy answers %q", got)
+		}
+	})
+}
+
+// A refused text stops nobody else: servers of another backend come and go, in HAProxy and in the file, and are still there
+// after a restart of HAProxy.
+func TestE2ERefusedPart(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r release) {
+		h := startHAProxy(t, r.image)
+		l := h.startLoader(r.image)
+		text := func(line string, web ...string) string {
+			return h.text("ok", "backend app\n  balance roundrobin\n"+line+"  server a 127.0.0.1:9001\nbackend web\n  server "+strings.Join(web, "\n  server ")+"\n")
+		}
+		h.apply(text("", "x 127.0.0.1:9101"))
+		for n, web := range [][]string{{"x 127.0.0.1:9101", "y 127.0.0.1:9102"}, {"y 127.0.0.1:9102"}, {"z 127.0.0.1:9103 weight 3"}} {
+			bad := text("  bogus\n", web...)
+			if n == 2 {
+				bad = text("  server b nosuch.invalid:80\n", web...)
+			}
+			res, err := h.Apply(t.Context(), onlyText(bad), true)
+			if !errors.Is(err, proxyctl.ErrRefused) || res.Action != proxyctl.Runtime {
+				t.Errorf("change %d: %+v, %v", n, res, err)
+			}
+			want := l.load(h, text("", web...))
+			h.tend()
+			h.same(fmt.Sprint("change ", n), want)
+			h.Close()
+			h.restart()
+			h.same(fmt.Sprint("change ", n, ", restarted"), want)
+		}
+		if res := h.apply(text("", "z 127.0.0.1:9103 weight 3", "u 127.0.0.1:9104")); res.Action != proxyctl.Runtime {
+			t.Errorf("good again: %+v", res)
+		}
+	})
+}
+
+// A port that another program listens on, where that cannot be seen from here, closes HAProxy's listeners for two seconds
+// once, and not at every change.
+func TestE2EPortInUse(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r release) {
+		h := startHAProxy(t, r.image)
+		var told []int
+		h.berth(func(o *Options) { o.PortRefused = func(port int, _ string) { told = append(told, port) } })
+		h.driver.visible = func(context.Context) bool { return false }
+		theirs, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer theirs.Close()
+		text := func(bind string, servers int) string {
+			return h.text("ok", bind+"backend app\n"+manyServers(servers))
+		}
+		bind := fmt.Sprintf("frontend tcp\n  bind %s\n", theirs.Addr())
+		h.apply(text("", 1))
+		for n := range 4 {
+			began := time.Now()
+			res, err := h.Apply(t.Context(), onlyText(text(bind, 2+n)), true)
+			var port *proxyctl.PortError
+			if !errors.As(err, &port) || port.Port != theirs.Addr().(*net.TCPAddr).Port || res.Action != proxyctl.Runtime {
+				t.Errorf("change %d: %+v, %v", n, res, err)
+			}
+			if took := time.Since(began); n > 0 && took > time.Second {
+				t.Errorf("change %d took %v", n, took)
+			}
+		}
+		if len(told) != 4 {
+			t.Errorf("told were the ports %v", told)
+		}
+		if servers := len(h.see()); servers != 5 {
+			t.Errorf("HAProxy has %d servers, want 5", servers)
 		}
 	})
 }
