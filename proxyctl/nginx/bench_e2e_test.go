@@ -17,6 +17,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"berth/deploy/testenv"
 	"berth/deploy/testenv/traffic"
 	"berth/proxyctl"
 )
@@ -189,7 +190,7 @@ func (c *contender) measureCoalesced(b *testing.B) {
 		controller.Set(c.text(servers), time.Now())
 		time.Sleep(benchFast)
 	}
-	benchUntil(b, "the last change is live", controller.Ready)
+	testenv.Eventually(b, 20*time.Second, "the last change is live", controller.Ready)
 	time.Sleep(benchPace) // old workers end
 	requests := t.End()
 	stop()
@@ -228,20 +229,6 @@ func (c *contender) throughput(b *testing.B, origin []string) float64 {
 			}
 			i := n % len(origin)
 			d.bring(b, c, slices.Concat(origin[:i], origin[i+1:]))
-		}
-	}
-}
-
-// benchUntil waits for f to be nil.
-func benchUntil(tb testing.TB, what string, f func() error) {
-	tb.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(end) {
-			tb.Fatalf("not within 20 s: %s: %v", what, err)
 		}
 	}
 }
