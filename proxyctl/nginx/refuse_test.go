@@ -1,6 +1,7 @@
 package nginx
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -132,5 +133,53 @@ func TestPortRefused(t *testing.T) {
 	p := n.proxy(func(o *Options) { o.PortRefused = func(n int, why string) { port, reason = n, why } })
 	if _, err := p.Apply(t.Context(), onlyText(newText), true); !errors.Is(err, proxyctl.ErrRefused) || port != 5432 || reason != "Address already in use" {
 		t.Errorf("%v, port %d: %s", err, port, reason)
+	}
+}
+
+// What a first text would empty is held back; servers of other upstreams come and go meanwhile.
+func TestHeldBack(t *testing.T) {
+	n := startFake(t, "")
+	with := func(text, servers string) string {
+		return strings.Replace(text, "    server {\n", "    upstream other { "+servers+" }\n    server {\n", 1)
+	}
+	const some, none = "server 10.0.0.9:80;", "server 127.0.0.1:1 down;"
+	write(t, n.file, n.marked(with(oldText, some)))
+	n.start()
+	p := n.proxy(func(o *Options) { o.Grace = time.Minute })
+	three := text(frame, "10.0.0.3:80")
+	for i, s := range []struct {
+		text, runs string
+		held       bool
+		loads      int
+	}{
+		{text: with(newText, none), held: true, runs: with(newText, some), loads: 1},
+		{text: with(newText, none), held: true, runs: with(newText, some), loads: 1},
+		{text: with(three, none), held: true, runs: with(three, some), loads: 2},
+		{text: with(three, some), runs: with(three, some), loads: 2},
+		{text: with(three, none), runs: with(three, none), loads: 3}, // it is no first text any more
+	} {
+		_, err := p.Apply(t.Context(), onlyText(s.text), true)
+		var held *proxyctl.HoldError
+		if errors.As(err, &held) != s.held || err != nil && !s.held {
+			t.Errorf("step %d: %v", i, err)
+		}
+		if n.running != n.marked(s.runs) || n.loads != s.loads {
+			t.Errorf("step %d: %d reloads, want %d; nginx runs\n%s", i, n.loads, s.loads, n.running)
+		}
+	}
+}
+
+// A way to tell nginx that hangs, whatever becomes of its context, holds up nobody.
+func TestReloadHangs(t *testing.T) {
+	n := startFake(t, "")
+	write(t, n.file, n.marked(oldText))
+	n.start()
+	p := n.proxy(soon, func(o *Options) { o.Reload = func(context.Context) error { <-n.released; return nil } })
+	began := time.Now()
+	if _, err := p.Apply(t.Context(), onlyText(newText), true); !errors.Is(err, proxyctl.ErrUnreachable) || time.Since(began) > 5*time.Second {
+		t.Errorf("after %s: %v", time.Since(began), err)
+	}
+	if onDisk(t, n.file) != n.marked(oldText) {
+		t.Error("the file has changed")
 	}
 }
