@@ -82,7 +82,7 @@ func (c *contender) part() string {
 type benchDriver struct {
 	proxyctl.Proxy
 	reloads int
-	stop    func()
+	rest    func() // ends what is done beside
 }
 
 func (d *benchDriver) Apply(ctx context.Context, c proxyctl.Config, mayReload bool) (proxyctl.Result, error) {
@@ -101,13 +101,18 @@ func (d *benchDriver) bring(b *testing.B, c *contender, servers []string) {
 	}
 }
 
+func (d *benchDriver) stop() {
+	d.rest()
+	d.Close()
+}
+
 // drive opens the way to change servers, and brings the proxy to the first ones. What can wait is done beside.
 func (c *contender) drive(b *testing.B, servers []string) *benchDriver {
 	d := &benchDriver{Proxy: c.open()}
 	ctx, stop := context.WithCancel(b.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); d.Run(ctx) }()
-	d.stop = func() { stop(); <-ended; d.Close() }
+	d.rest = func() { stop(); <-ended }
 	d.bring(b, c, servers)
 	time.Sleep(benchPace)
 	d.reloads = 0
@@ -179,6 +184,7 @@ func (c *contender) measureCoalesced(b *testing.B) {
 		return
 	}
 	d := c.drive(b, c.apps.inService())
+	d.rest() // the Controller sees to that
 	controller := proxyctl.New(proxyctl.Options{Proxy: d, Interval: benchInterval, Log: slog.New(slog.DiscardHandler)})
 	ctx, stop := context.WithCancel(b.Context())
 	ended := make(chan error, 1)
