@@ -113,6 +113,9 @@ func (r *Registrar) ended(u ended) {
 		delete(r.calls, u.key)
 		return
 	}
+	if u.kind.writes() && agent.IsNotFound(u.err) { // gone in the meantime, as the next read will tell
+		u.err, r.read.wanted = nil, r.tick()
+	}
 	if u.err != nil {
 		if u.done(r.failed(u.err)); u.kind.writes() {
 			r.read.wanted = r.tick()
