@@ -531,3 +531,26 @@ func TestInspectedTooEarly(t *testing.T) {
 		}
 	})
 }
+
+// A container may be gone before Consul was told that it is to be drained.
+func TestKilledAndDeadAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		r, stop := w.run(t)
+		defer stop()
+		for i := range 50 {
+			id, address := fmt.Sprintf("c%02d", i), fmt.Sprintf("10.0.0.%d", i)
+			w.listen(address + ":80")
+			w.start(id, address)
+		}
+		w.expectThat(t, 50*time.Millisecond, "all fifty", func() bool { return len(strings.Fields(w.Registered())) == 50 })
+		for i := range 50 {
+			w.event("kill", fmt.Sprintf("c%02d", i), "signal", "9")
+			w.die(fmt.Sprintf("c%02d", i))
+		}
+		w.expect(t, 10*time.Millisecond, "")
+		if strings.Contains(w.log.String(), "level=ERROR") || r.Ready() != nil {
+			t.Errorf("Ready() = %v, log:\n%s", r.Ready(), w.log.String())
+		}
+	})
+}

@@ -240,8 +240,8 @@ func TestRefusal(t *testing.T) {
 	}
 	fake := agenttest.New()
 	fake.Fail["deregister"] = api.StatusError{Code: 404, Body: "Unknown service ID"}
-	fake.Fail["check deregister"] = fake.Fail["deregister"]
-	for _, c := range []Change{Deregister(&api.AgentService{ID: "a"}), {ID: "a", Uncheck: []string{"a:ready"}}} {
+	fake.Fail["check deregister"], fake.Fail["disable"] = fake.Fail["deregister"], fake.Fail["deregister"]
+	for _, c := range []Change{Deregister(&api.AgentService{ID: "a"}), {ID: "a", Uncheck: []string{"a:ready"}}, {ID: "a", Drain: true}, {ID: "a", Resume: true}} {
 		if err := agentOf(fake).Apply(t.Context(), c); err != nil {
 			t.Errorf("what is gone already is no failure: %v", err)
 		}

@@ -169,7 +169,13 @@ func (a *Agent) CheckDeregisterOpts(id string, q *api.QueryOptions) error {
 }
 
 func (a *Agent) EnableServiceMaintenanceOpts(id, reason string, q *api.QueryOptions) error {
-	return a.call(q.Context(), "enable", id, func() { a.Maintain(id, reason) })
+	held := true
+	err := a.call(q.Context(), "enable", id, func() {
+		if held = a.Services[id] != nil; held {
+			a.Maintain(id, reason)
+		}
+	})
+	return unlessHeld(held, id, err)
 }
 
 func (a *Agent) DisableServiceMaintenanceOpts(id string, q *api.QueryOptions) error {
@@ -177,15 +183,20 @@ func (a *Agent) DisableServiceMaintenanceOpts(id string, q *api.QueryOptions) er
 }
 
 func (a *Agent) UpdateTTLOpts(id, output, status string, q *api.QueryOptions) error {
-	missing := false
+	held := true
 	err := a.call(q.Context(), "update", id, func() {
 		is := a.Checks[id]
-		if missing = is == nil; !missing {
+		if held = is != nil; held {
 			is.Status, is.Output = status, output
 		}
 	})
-	if missing {
-		return api.StatusError{Code: 404, Body: "Unknown check ID " + id}
+	return unlessHeld(held, id, err)
+}
+
+// unlessHeld is err, or what an agent answers that does not hold what is to be changed.
+func unlessHeld(held bool, id string, err error) error {
+	if !held {
+		return api.StatusError{Code: 404, Body: "Unknown ID " + id}
 	}
 	return err
 }
