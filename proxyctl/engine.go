@@ -50,7 +50,6 @@ type Engine[C any] struct {
 	refused bool      // the last Apply has not brought the proxy to its text
 	refusal refusal   // by the proxy or its program, of the text that was tried last
 	partly  refusal   // of what that has in common with the text that runs
-	slowly  bool      // it was refused only after a while
 	has     Marked[C] // what the proxy was brought to last, or was seen to run
 	sure    bool      // it had just that, some time; else its servers may be newer than has, which is from a file
 	known   bool      // the driver knows the proxy's servers; else it has to be inspected
@@ -86,9 +85,7 @@ func (e *Engine[C]) Apply(ctx context.Context, c Config, mayReload bool) (Result
 	if err != nil {
 		return res, err
 	}
-	began := time.Now()
 	res, err = e.apply(ctx, mayReload)
-	e.slowly = errors.Is(err, ErrRefused) && time.Since(began) >= costly
 	res.Leaving = e.driver.Draining()
 	e.refused = err != nil
 	e.applied = e.applied || err == nil
@@ -263,7 +260,7 @@ func (e *Engine[C]) bring(ctx context.Context, goal, there Marked[C], snap Snaps
 	before, early := e.driver.Before(base.Config), Result{}
 	sooner := common && (e.refused || !mayReload)
 	early = e.changeCommon(ctx, sooner)
-	if common && mayReload && (e.slowly || !e.again && e.refusal.still(goal.Generation.Shape) != nil) { // else what can be done waits for what cannot
+	if common && mayReload && (e.refusal.slow || !e.again && e.refusal.still(goal.Generation.Shape) != nil) { // else what can be done waits for what cannot
 		if part := e.reloadCommon(ctx, snap); part.Action != "" {
 			early, snap.Generation = part, e.has.Generation
 		}
@@ -420,6 +417,7 @@ func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why
 		err = refused.note(to.Generation.Shape, err, 2*time.Second, time.Minute)
 	} else if err != nil {
 		err = refused.note(to.Generation.Shape, err, 15*time.Second, 10*time.Minute)
+		refused.slow = errors.Is(err, ErrRefused)
 	}
 	if err = e.conf.Replaced(last.Text, err); err != nil {
 		var loaded *LoadedError
@@ -446,6 +444,7 @@ type refusal struct {
 	err   error
 	at    time.Time
 	wait  time.Duration // until it is tried again
+	slow  bool          // the proxy took its time for it
 }
 
 // note takes note of an error, if it is a refusal, that takes this long until the next try at first, and at most. The error
@@ -462,7 +461,7 @@ func (r *refusal) note(shape string, err error, first, most time.Duration) error
 	if r.err != nil && r.shape == shape {
 		wait = min(max(2*r.wait, first), most)
 	}
-	*r = refusal{shape, err, time.Now(), wait}
+	*r = refusal{shape: shape, err: err, at: time.Now(), wait: wait}
 	return &retryError{err, wait}
 }
 

@@ -106,21 +106,21 @@ func TestEngine(t *testing.T) {
 		set     func(*EngineOptions)
 		steps   []step
 	}{
-		{"nothing, run time, reload", one, nil, []step{
+		{name: "nothing, run time, reload", running: one, steps: []step{
 			{text: one, action: None, file: one},
 			{text: two, action: Runtime, reason: "add app/b", changes: "app: 1 → 2 servers", file: two, live: "app: a b; web: x"},
 			{text: two, action: None, file: two},
 			{text: line, action: Reload, reason: "lines differ", changes: "app: 2 → 1 server", file: line, live: "app: a; web: x", loads: 1},
 		}},
-		{"always inspected", one, func(o *EngineOptions) { o.Inspect = true }, []step{
+		{name: "always inspected", running: one, set: func(o *EngineOptions) { o.Inspect = true }, steps: []step{
 			{text: one, action: None, file: one},
 			{set: func(r *engineRig) { r.live["web"] = nil }, text: two, action: Runtime, file: two, live: "app: a b; web: x"},
 		}},
-		{"no file yet", "", nil, []step{{text: one, action: Reload, reason: "removed", file: one, live: "app: a; web: x", loads: 1}}},
-		{"no file yet, and refused: none is left for a restart", "", nil, []step{{text: bad, err: ErrRefused, file: "", loads: 1}}},
+		{name: "no file yet", steps: []step{{text: one, action: Reload, reason: "removed", file: one, live: "app: a; web: x", loads: 1}}},
+		{name: "no file yet, and refused: none is left for a restart", steps: []step{{text: bad, err: ErrRefused, file: "", loads: 1}}},
 
 		// Drift.
-		{"what somebody changed is repaired", one, nil, []step{
+		{name: "what somebody changed is repaired", running: one, steps: []step{
 			{text: one, action: None, file: one},
 			{set: func(r *engineRig) { r.live["app"] = []string{"y"} }, text: one, action: Runtime, file: one, live: "app: a; web: x"},
 			{set: func(r *engineRig) { r.run("somebody else's") }, text: one, action: Reload, reason: "the proxy runs another configuration than its file", file: one, loads: 1},
@@ -128,11 +128,11 @@ func TestEngine(t *testing.T) {
 			{set: func(r *engineRig) { os.Remove(r.file) }, text: two, action: Runtime, file: two, loads: 2},
 			{set: func(r *engineRig) { os.Remove(r.file) }, text: two, action: Reload, reason: "removed", file: two, loads: 3},
 		}},
-		{"a change at run time that goes half the way is reloaded", one, nil, []step{
+		{name: "a change at run time that goes half the way is reloaded", running: one, steps: []step{
 			{text: one, action: None, file: one},
 			{set: func(r *engineRig) { r.half = true }, text: "bind\napp: b c\nweb: x\n", action: Reload, reason: "half of it", file: "bind\napp: b c\nweb: x\n", live: "app: b c; web: x", loads: 1},
 		}},
-		{"or undone", one, nil, []step{
+		{name: "or undone", running: one, steps: []step{
 			{text: one, action: None, file: one},
 			{
 				set:  func(r *engineRig) { r.half, r.elsewise = true, fmt.Errorf("%w: no", ErrRefused) },
@@ -141,7 +141,7 @@ func TestEngine(t *testing.T) {
 		}},
 
 		// Refusals.
-		{"refused: the old file goes back", one, nil, []step{
+		{name: "refused: the old file goes back", running: one, steps: []step{
 			{text: bad, err: ErrRefused, says: "bogus", file: one, live: "app: a; web: x", loads: 1},
 			{text: "bind\nbogus\napp: a \nweb: x\n", err: ErrRefused, says: "bogus", file: one, live: "app: a; web: x", loads: 1}, // it is too early
 			{text: bad, err: ErrRefused, says: "bogus", file: one, live: "app: a; web: x", loads: 1},
@@ -149,25 +149,25 @@ func TestEngine(t *testing.T) {
 			{text: one, action: None, file: one, loads: 2},
 			{text: line, action: Reload, file: line, loads: 3},
 		}},
-		{"refused by its program", one, nil, []step{
+		{name: "refused by its program", running: one, steps: []step{
 			{set: withBinary, text: "bind\nbogus here\napp: a b\nweb: x\n", err: ErrRefused, says: "by its program", action: Runtime, file: two, live: "app: a b; web: x"},
 		}},
-		{"its program hangs", one, nil, []step{
+		{name: "its program hangs", running: one, steps: []step{
 			{set: func(r *engineRig) { r.binary, r.engine.opts.Timeout = "hangs", 20*time.Millisecond }, text: line, says: "hangs -c did not finish within 20ms", file: one},
 		}},
-		{"no configuration at all", one, nil, []step{
+		{name: "no configuration at all", running: one, steps: []step{
 			{text: "{", err: ErrRefused, says: "no configuration", file: one},
 			{text: "{", err: ErrRefused, says: "no configuration", file: one},
 			{text: one, action: None, file: one},
 		}},
-		{"it would serve nothing: its servers come and go", one, nil, []step{
+		{name: "it would serve nothing: its servers come and go", running: one, steps: []step{
 			{text: "app: a b\nweb: x\n", err: ErrRefused, says: "serve nothing", action: Runtime, file: two, live: "app: a b; web: x"},
 		}},
-		{"loaded, and of no use: the last good one is loaded again", one, nil, []step{
+		{name: "loaded, and of no use: the last good one is loaded again", running: one, steps: []step{
 			{set: func(r *engineRig) { r.loaded = fmt.Errorf("%w: no", ErrRefused) }, text: line, err: ErrRefused, file: one, live: "app: a; web: x", loads: 2},
 			{text: one, action: None, file: one, loads: 2},
 		}},
-		{"loaded, of no use, and there is no way back", one, nil, []step{
+		{name: "loaded, of no use, and there is no way back", running: one, steps: []step{
 			{set: func(r *engineRig) {
 				r.loaded = fmt.Errorf("%w: no", ErrRefused)
 				r.engine.driver = &stuckDriver{fakeDriver: r.fakeDriver}
@@ -175,33 +175,33 @@ func TestEngine(t *testing.T) {
 		}},
 
 		// What is refused stops nothing else.
-		{"a bad line: servers of all backends come and go, and the file follows", two, nil, []step{
+		{name: "a bad line: servers of all backends come and go, and the file follows", running: two, steps: []step{
 			{text: "bind\nbogus\napp: a b\nweb: x y\n", err: ErrRefused, action: Runtime, changes: "web: 1 → 2 servers", file: "bind\napp: a b\nweb: x y\n", live: "app: a b; web: x y", loads: 1},
 			{text: "bind\nbogus\napp: b c\nweb: y\n", err: ErrRefused, action: Runtime, changes: "app: 2 servers, 1 replaced or changed; web: 2 → 1 server", file: "bind\napp: b c\nweb: y\n", live: "app: b c; web: y", loads: 1},
 			{set: func(r *engineRig) { r.run(r.onDisk(r.file)); r.start() }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 2},
 			{set: func(r *engineRig) { r.live["app"] = nil }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 3},
 			{text: "bind\napp: d\nweb: y\n", action: Runtime, file: "bind\napp: d\nweb: y\n", live: "app: d; web: y", loads: 3},
 		}},
-		{"a backend that is new waits, one that is gone stays", two, nil, []step{
+		{name: "a backend that is new waits, one that is gone stays", running: two, steps: []step{
 			{text: "bind\nbogus\nnew: n\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a b\nweb: y\n", live: "app: a b; web: y", loads: 1},
 		}},
-		{"a server that is not to be added holds up its own backend", two, nil, []step{
+		{name: "a server that is not to be added holds up its own backend", running: two, steps: []step{
 			{text: "bind\napp: a b =\nweb: y\n", waits: true, err: ErrNotYet, action: Runtime, file: "bind\napp: a b\nweb: y\n", live: "app: a b; web: y"},
 			{text: "bind\nbogus\napp: c =\nweb: z\n", err: ErrRefused, action: Runtime, file: "bind\napp: a b\nweb: z\n", live: "app: a b; web: z", loads: 1},
 			{text: "bind\nbogus\napp: c !\nweb: u\n", err: ErrRefused, action: Runtime, file: "bind\napp: a b\nweb: u\n", live: "app: a b; web: u", loads: 1},
 		}},
-		{"a reload that has to wait: servers do not", one, nil, []step{
+		{name: "a reload that has to wait: servers do not", running: one, steps: []step{
 			{text: one, action: None, file: one},
 			{text: "bind\nmore\napp: a b\nweb: x\n", waits: true, err: ErrNotYet, action: Runtime, changes: "app: 1 → 2 servers", file: two, live: "app: a b; web: x"},
 			{text: "bind\nmore\napp: a b c\nweb: x\n", action: Reload, changes: "app: 1 → 3 servers", file: "bind\nmore\napp: a b c\nweb: x\n", loads: 1, set: func(r *engineRig) { r.live["app"] = []string{"a"} }},
 		}},
-		{"a port in use", one, nil, []step{
+		{name: "a port in use", running: one, steps: []step{
 			{set: func(r *engineRig) { r.inUse = 81 }, text: "bind\nbind 81\napp: a b\nweb: x\n", err: ErrRefused, says: "bind :81: another program listens there", action: Runtime, file: two, live: "app: a b; web: x"},
 			{set: func(r *engineRig) { r.inUse = 0 }, text: "bind\nbind 81\napp: a b\nweb: x\n", action: Reload, file: "bind\nbind 81\napp: a b\nweb: x\n", loads: 1},
 		}},
 
 		// A proxy that is down, or hangs.
-		{"down: without a file it gets one", "", nil, []step{
+		{name: "down: without a file it gets one", steps: []step{
 			{set: unreachable, text: one, err: ErrUnreachable, file: one},
 			{set: unreachable, text: two, err: ErrUnreachable, file: one}, // nobody has validated it
 			{set: withBinary, text: two, err: ErrUnreachable, file: two},
@@ -209,7 +209,7 @@ func TestEngine(t *testing.T) {
 			{text: "app: a\n", err: ErrRefused, file: two},
 			{set: func(r *engineRig) { reachable(r); r.run(r.onDisk(r.file)) }, text: two, action: None, file: two, live: "app: a b; web: x"},
 		}},
-		{"down: somebody's file is kept", "", nil, []step{
+		{name: "down: somebody's file is kept", steps: []step{
 			{set: func(r *engineRig) { unreachable(r); withBinary(r); r.write(r.file, "theirs\n") }, text: one, err: ErrUnreachable, file: one},
 			{text: one, err: ErrUnreachable, file: one, set: func(r *engineRig) {
 				if got := r.onDisk(r.file + ".before-berth"); got != "theirs\n" {
@@ -217,57 +217,57 @@ func TestEngine(t *testing.T) {
 				}
 			}},
 		}},
-		{"it goes down with a change, and comes back with the file", one, nil, []step{
+		{name: "it goes down with a change, and comes back with the file", running: one, steps: []step{
 			{text: one, action: None, file: one},
 			{set: unreachable, text: two, err: ErrUnreachable, file: one},
 			{set: reachable, text: two, action: Runtime, file: two, live: "app: a b; web: x"},
 		}},
-		{"it hangs", one, nil, []step{
+		{name: "it hangs", running: one, steps: []step{
 			{set: func(r *engineRig) { r.hang = true }, text: two, err: ErrUnreachable, says: "no answer", file: one},
 			{set: func(r *engineRig) { r.hang = false }, text: two, action: Runtime, file: two},
 		}},
-		{"a reload that gets lost is taken back", one, nil, []step{
+		{name: "a reload that gets lost is taken back", running: one, steps: []step{
 			{set: func(r *engineRig) { r.elsewise = fmt.Errorf("%w: no", ErrUnreachable) }, text: line, err: ErrUnreachable, file: one, live: "app: a; web: x", loads: 1},
 			{set: func(r *engineRig) { r.elsewise = nil }, text: line, action: Reload, file: line, loads: 2},
 		}},
-		{"who does not say that it is down is left alone", one, nil, []step{
+		{name: "who does not say that it is down is left alone", running: one, steps: []step{
 			{set: func(r *engineRig) { withBinary(r); r.down = fmt.Errorf("%w: a stranger", ErrUnreachable) }, text: two, err: ErrUnreachable, file: one},
 		}},
-		{"one that has nothing of berth's is brought to it", "", nil, []step{
+		{name: "one that has nothing of berth's is brought to it", steps: []step{
 			{set: func(r *engineRig) { r.unmarked = "it is new"; r.write(r.file, "theirs\n") }, text: bad, err: ErrRefused, file: "theirs\n", loads: 1},
 			{text: one, action: Reload, reason: "it is new", file: one, live: "app: a; web: x", loads: 2},
 		}},
-		{"one that may be starting with berth's file gets time for that", one, nil, []step{
+		{name: "one that may be starting with berth's file gets time for that", running: one, steps: []step{
 			{set: func(r *engineRig) { r.unmarked, r.starting = "it is new", true }, text: one, err: ErrUnreachable, says: "it is new", file: one},
 			{set: func(r *engineRig) { r.engine.away = time.Now().Add(-unmarkedTime) }, text: one, action: Reload, file: one, loads: 1},
 		}},
 
 		// berth was killed.
-		{"killed before the proxy was told of a text", one, nil, []step{
+		{name: "killed before the proxy was told of a text", running: one, steps: []step{
 			{set: func(r *engineRig) { r.write(r.file, markFake(line)); r.write(r.file+".good", markFake(one)) }, text: line, action: Reload, file: line, loads: 1},
 		}},
-		{"killed before that of a bad one", one, nil, []step{
+		{name: "killed before that of a bad one", running: one, steps: []step{
 			{set: func(r *engineRig) { r.write(r.file, markFake(bad)); r.write(r.file+".good", markFake(one)) }, text: bad, err: ErrRefused, file: one, live: "app: a; web: x", loads: 1},
 		}},
-		{"killed before that of a bad one, and the servers are others now", one, nil, []step{
+		{name: "killed before that of a bad one, and the servers are others now", running: one, steps: []step{
 			{set: func(r *engineRig) { r.write(r.file, markFake(bad)); r.write(r.file+".good", markFake(one)) }, text: "bind\nbogus\napp: b\nweb: x\n", err: ErrRefused, action: Runtime, file: "bind\napp: b\nweb: x\n", live: "app: b; web: x", loads: 1},
 		}},
-		{"killed while it judged other servers", one, nil, []step{
+		{name: "killed while it judged other servers", running: one, steps: []step{
 			{set: func(r *engineRig) { r.write(r.file, markFake(two)); r.write(r.file+".good", markFake(one)) }, text: two, action: Reload, reason: "cut short", file: two, loads: 1},
 		}},
-		{"killed when it had taken it", two, nil, []step{
+		{name: "killed when it had taken it", running: two, steps: []step{
 			{set: func(r *engineRig) { r.write(r.file+".good", markFake(one)) }, text: "bind\napp: c\nweb: x\n", action: Runtime, file: "bind\napp: c\nweb: x\n"},
 		}},
-		{"killed before the file followed", one, nil, []step{
+		{name: "killed before the file followed", running: one, steps: []step{
 			{set: func(r *engineRig) { r.live["app"] = []string{"a", "b"} }, text: two, action: None, file: two, live: "app: a b; web: x"},
 		}},
-		{"killed while it judged other servers, and now a bad one comes", one, nil, []step{
+		{name: "killed while it judged other servers, and now a bad one comes", running: one, steps: []step{
 			{set: func(r *engineRig) { r.write(r.file, markFake(two)); r.write(r.file+".good", markFake(one)) }, text: bad, err: ErrRefused, file: one, live: "app: a; web: x", loads: 1},
 		}},
-		{"killed before the file followed, and now a bad one comes", one, nil, []step{
+		{name: "killed before the file followed, and now a bad one comes", running: one, steps: []step{
 			{set: func(r *engineRig) { r.live["app"] = []string{"c"} }, text: "bind\nbogus\napp: a\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a\nweb: y\n", live: "app: c; web: y", loads: 1},
 		}},
-		{"killed while the proxy judged a bad one, which is down by now", one, nil, []step{
+		{name: "killed while the proxy judged a bad one, which is down by now", running: one, steps: []step{
 			{set: func(r *engineRig) {
 				unreachable(r)
 				r.write(r.file, markFake(bad))
@@ -443,33 +443,33 @@ func TestHold(t *testing.T) {
 		running string
 		steps   []step
 	}{
-		{"until all have servers again", one, []step{
+		{name: "until all have servers again", running: one, steps: []step{
 			{text: empty, says: hold("backend app would lose all its servers"), action: Runtime, changes: "web: 1 → 2 servers", file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y"},
 			{text: lacking, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x z\n", live: "app: a; web: x z"},
 			{text: lacking, says: hold("backend app"), action: None, file: "bind\napp: a\nweb: x z\n", live: "app: a; web: x z"},
 			{text: full, action: Reload, file: full, live: "app: n; web: x", loads: 1},
 			{text: empty, action: Reload, file: empty, live: "app:; web: x y", loads: 2}, // a later one is believed
 		}},
-		{"until the grace is over", one, []step{
+		{name: "until the grace is over", running: one, steps: []step{
 			{text: "bind\n", says: hold("backends app, web would lose all their servers"), action: None, file: one, live: "app: a; web: x"},
 			{set: func(*engineRig) { time.Sleep(waited) }, text: "bind\n", action: Reload, file: "bind\n", live: "", loads: 1},
 		}},
-		{"what was changed by hand is repaired meanwhile", one, []step{
+		{name: "what was changed by hand is repaired meanwhile", running: one, steps: []step{
 			{text: empty, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x y\n"},
 			{set: func(r *engineRig) { r.live["app"] = nil }, text: empty, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y"},
 		}},
-		{"a full text goes at once", one, []step{{text: full, action: Reload, file: full, loads: 1}}},
-		{"the proxy is down: its file stays", one, []step{
+		{name: "a full text goes at once", running: one, steps: []step{{text: full, action: Reload, file: full, loads: 1}}},
+		{name: "the proxy is down: its file stays", running: one, steps: []step{
 			{set: func(r *engineRig) { unreachable(r); withBinary(r) }, text: empty, err: ErrUnreachable, file: "bind\napp: a\nweb: x y\n"},
 			{set: func(r *engineRig) { reachable(r); r.run(r.onDisk(r.file)) }, text: empty, says: hold("backend app"), action: None, file: "bind\napp: a\nweb: x y\n"},
 		}},
-		{"the proxy runs something else than its file: it gets the last good text", "", []step{
+		{name: "the proxy runs something else than its file: it gets the last good text", steps: []step{
 			{set: func(r *engineRig) { r.write(r.file, markFake(one)) }, text: empty, says: hold("backend app"), action: Reload, file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y", loads: 1},
 		}},
-		{"somebody's own file says nothing", "", []step{
+		{name: "somebody's own file says nothing", steps: []step{
 			{set: func(r *engineRig) { r.write(r.file, "theirs\napp: a\n"); r.run("theirs\napp: a\n") }, text: "bind\n", action: Reload, file: "bind\n", loads: 1},
 		}},
-		{"a refused text is none that was applied", one, []step{
+		{name: "a refused text is none that was applied", running: one, steps: []step{
 			{text: bad, err: ErrRefused, file: one, loads: 1},
 			{text: empty, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x y\n", loads: 1},
 		}},

@@ -1,6 +1,11 @@
 package main
 
-import "testing"
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
 
 func TestNginxVersion(t *testing.T) {
 	v := &nginxVersion{rerender: make(wake, 1)}
@@ -33,6 +38,32 @@ func TestNginxVersion(t *testing.T) {
 		}
 		if got := v.atLeast("1.27.4"); got != step.atLeast127 {
 			t.Errorf("%q is at least 1.27.4: %v", step.known, got)
+		}
+	}
+}
+
+// What is rendered suits the nginx whose program checks it.
+func TestRenderForVersion(t *testing.T) {
+	dir := t.TempDir()
+	consul := smallCatalog(t)
+	for version, newer := range map[string]bool{"1.22.1": false, "1.30.0": true} {
+		program := filepath.Join(dir, "nginx-"+version)
+		script := "#!/bin/sh\nif [ \"$1\" = -v ]; then echo \"nginx version: nginx/" + version + "\" >&2; exit; fi\n"
+		if !newer {
+			script += "if grep -q keepalive_min_timeout \"$4\"; then echo \"nginx: [emerg] unknown directive\" >&2; exit 1; fi\n"
+		}
+		if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		render := func(args ...string) (string, error) {
+			return berthCommand(t, append([]string{"render", "--proxy", "nginx", "--consul-address", consul, "--nginx-binary", program,
+				"--nginx-config", filepath.Join(dir, "nginx.conf"), "--nginx-socket", filepath.Join(dir, "berth.sock")}, args...)...)
+		}
+		if out, err := render("--validate"); err != nil {
+			t.Errorf("nginx %s: %v\n%s", version, err, out)
+		}
+		if out, err := render(); err != nil || strings.Contains(out, "keepalive_min_timeout") != newer {
+			t.Errorf("nginx %s: %v\n%s", version, err, out)
 		}
 	}
 }

@@ -28,7 +28,7 @@ func (d *driver) serversOf(c *config) string {
 	if d.opts.ReloadOnly {
 		return ""
 	}
-	return c.servers()
+	return c.liveServers()
 }
 
 // inspectServers reads what servers the Lua balancers have, if there are any: else the answer means nothing.
@@ -43,7 +43,7 @@ func (d *driver) inspectServers(ctx context.Context) error {
 // Run implements proxyctl.Driver: it gives the Lua balancers the servers of a text that differs in nothing else from what
 // nginx has loaded.
 func (d *driver) Run(ctx context.Context, to marked, _ proxyctl.Plan) error {
-	if to.Config.hasLive() && d.servers != d.serversOf(to.Config) {
+	if to.Config.live && d.servers != d.serversOf(to.Config) {
 		err := d.serversErr
 		if err == nil {
 			err = d.control.setServers(ctx, d.serversOf(to.Config))

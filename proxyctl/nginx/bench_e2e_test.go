@@ -17,6 +17,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"berth/deploy/testenv"
 	"berth/deploy/testenv/traffic"
 	"berth/proxyctl"
 )
@@ -81,7 +82,7 @@ func (c *contender) part() string {
 type benchDriver struct {
 	proxyctl.Proxy
 	reloads int
-	stop    func()
+	rest    func() // ends what is done beside
 }
 
 func (d *benchDriver) Apply(ctx context.Context, c proxyctl.Config, mayReload bool) (proxyctl.Result, error) {
@@ -100,13 +101,18 @@ func (d *benchDriver) bring(b *testing.B, c *contender, servers []string) {
 	}
 }
 
+func (d *benchDriver) stop() {
+	d.rest()
+	d.Close()
+}
+
 // drive opens the way to change servers, and brings the proxy to the first ones. What can wait is done beside.
 func (c *contender) drive(b *testing.B, servers []string) *benchDriver {
 	d := &benchDriver{Proxy: c.open()}
 	ctx, stop := context.WithCancel(b.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); d.Run(ctx) }()
-	d.stop = func() { stop(); <-ended; d.Close() }
+	d.rest = func() { stop(); <-ended }
 	d.bring(b, c, servers)
 	time.Sleep(benchPace)
 	d.reloads = 0
@@ -178,6 +184,7 @@ func (c *contender) measureCoalesced(b *testing.B) {
 		return
 	}
 	d := c.drive(b, c.apps.inService())
+	d.rest() // the Controller sees to that
 	controller := proxyctl.New(proxyctl.Options{Proxy: d, Interval: benchInterval, Log: slog.New(slog.DiscardHandler)})
 	ctx, stop := context.WithCancel(b.Context())
 	ended := make(chan error, 1)
@@ -189,7 +196,7 @@ func (c *contender) measureCoalesced(b *testing.B) {
 		controller.Set(c.text(servers), time.Now())
 		time.Sleep(benchFast)
 	}
-	benchUntil(b, "the last change is live", controller.Ready)
+	testenv.Eventually(b, 20*time.Second, "the last change is live", controller.Ready)
 	time.Sleep(benchPace) // old workers end
 	requests := t.End()
 	stop()
@@ -228,20 +235,6 @@ func (c *contender) throughput(b *testing.B, origin []string) float64 {
 			}
 			i := n % len(origin)
 			d.bring(b, c, slices.Concat(origin[:i], origin[i+1:]))
-		}
-	}
-}
-
-// benchUntil waits for f to be nil.
-func benchUntil(tb testing.TB, what string, f func() error) {
-	tb.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(end) {
-			tb.Fatalf("not within 20 s: %s: %v", what, err)
 		}
 	}
 }

@@ -54,10 +54,10 @@ func startContenders(b *testing.B) []*contender {
 }
 
 func startHAProxy(b *testing.B, name string) *contender {
-	dir := benchDir(b)
+	dir := testenv.Dir(b)
 	file, socket := filepath.Join(dir, "haproxy.cfg"), filepath.Join(dir, "master.sock")
 	c := newContender(b, name)
-	stats := benchAddress(b, benchWebIP)
+	stats := testenv.FreeAddress(b, benchWebIP)
 	c.text = func(servers []string) proxyctl.Config {
 		return rendering{
 			template: templates.HAProxy(),
@@ -79,11 +79,11 @@ func startHAProxy(b *testing.B, name string) *contender {
 var saysNginx = regexp.MustCompile(`nginx/([0-9.]+)`)
 
 func startNginx(b *testing.B, name, image string, lua bool) *contender {
-	dir := benchDir(b)
+	dir := testenv.Dir(b)
 	file, socket := filepath.Join(dir, "nginx.conf"), filepath.Join(dir, "berth.sock")
 	c := newContender(b, name)
-	stats := benchAddress(b, benchWebIP)
-	version := saysNginx.FindStringSubmatch(benchDocker(b, "run", "--rm", "--network", "none", image, "sh", "-c", "nginx -v 2>&1"))
+	stats := testenv.FreeAddress(b, benchWebIP)
+	version := saysNginx.FindStringSubmatch(testenv.MustDocker(b, "run", "--rm", "--network", "none", image, "sh", "-c", "nginx -v 2>&1"))
 	if version == nil {
 		b.Fatalf("%s does not tell its version", name)
 	}
@@ -99,7 +99,7 @@ func startNginx(b *testing.B, name, image string, lua bool) *contender {
 	}
 	writeBench(b, file, proxyctl.Config{Text: "events {\n}\n"})
 	id := startBench(b, "--volume", dir+":"+dir, image, "nginx", "-c", file, "-g", "daemon off;")
-	master, err := strconv.Atoi(benchDocker(b, "inspect", "--format", "{{.State.Pid}}", id))
+	master, err := strconv.Atoi(testenv.MustDocker(b, "inspect", "--format", "{{.State.Pid}}", id))
 	if err != nil || master == 0 {
 		b.Fatalf("%s does not run: %v", name, err)
 	}
@@ -118,34 +118,21 @@ func startNginx(b *testing.B, name, image string, lua bool) *contender {
 }
 
 func newContender(b *testing.B, name string) *contender {
-	return &contender{name: name, web: benchAddress(b, benchWebIP), apps: startBenchApps(b)}
+	return &contender{name: name, web: testenv.FreeAddress(b, benchWebIP), apps: startBenchApps(b)}
 }
 
 // begin waits until the proxy has started, and brings it to its first servers.
 func (c *contender) begin(b *testing.B) {
 	p := c.open()
 	defer p.Close()
-	benchUntil(b, c.name+" has its first servers", func() error {
+	testenv.Eventually(b, 20*time.Second, c.name+" has its first servers", func() error {
 		_, err := p.Apply(b.Context(), c.text(c.apps.inService()), true)
 		return err
 	})
-	benchUntil(b, c.name+" serves", func() error {
+	testenv.Eventually(b, 20*time.Second, c.name+" serves", func() error {
 		_, err := traffic.Fetch(b.Context(), &http.Client{Timeout: time.Second}, "http://"+c.web+"/")
 		return err
 	})
-}
-
-// benchDir is a directory for a container.
-func benchDir(b *testing.B) string {
-	dir, err := os.MkdirTemp("", "berth") // short: it holds sockets
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil {
-		b.Fatal(err)
-	}
-	return dir
 }
 
 func writeBench(b *testing.B, file string, c proxyctl.Config) {
@@ -162,33 +149,14 @@ func writeBench(b *testing.B, file string, c proxyctl.Config) {
 // startBench runs a container until the benchmark ends, and returns its ID.
 func startBench(b *testing.B, args ...string) string {
 	name := testenv.Name(b) + "-bench"
-	id := benchDocker(b, append([]string{"run", "--detach", "--name", name, "--label", "SERVICE_IGNORE=1", "--network", "host",
+	id := testenv.MustDocker(b, append([]string{"run", "--detach", "--name", name, "--label", "SERVICE_IGNORE=1", "--network", "host",
 		"--log-opt", "max-size=10m"}, args...)...)
 	b.Cleanup(func() {
 		if b.Failed() {
-			b.Log(benchDocker(b, "logs", "--tail", "20", id))
+			b.Log(testenv.MustDocker(b, "logs", "--tail", "20", id))
 		}
 	})
 	return id
-}
-
-func benchDocker(b *testing.B, args ...string) string {
-	b.Helper()
-	out, err := testenv.Docker(args...)
-	if err != nil {
-		b.Fatal(err)
-	}
-	return out
-}
-
-// benchAddress is one that nobody listens on.
-func benchAddress(b *testing.B, ip string) string {
-	l, err := net.Listen("tcp", ip+":0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // rendering is a shipped template as the templater executes it.
@@ -317,10 +285,10 @@ func (a *benchApps) replace() (inService []string, arrival <-chan time.Time) {
 
 // startOrigin starts a server that answers on several addresses as fast as can be.
 func startOrigin(b *testing.B) (addresses []string) {
-	dir := benchDir(b)
+	dir := testenv.Dir(b)
 	var listen strings.Builder
 	for range benchServers {
-		address := benchAddress(b, benchOriginIP)
+		address := testenv.FreeAddress(b, benchOriginIP)
 		addresses = append(addresses, address)
 		fmt.Fprintf(&listen, "        listen %s;\n", address)
 	}
@@ -329,7 +297,7 @@ func startOrigin(b *testing.B) (addresses []string) {
 		"    server {\n" + listen.String() + "        return 200 \"Hello\\n\";\n    }\n}\n"
 	writeBench(b, file, proxyctl.Config{Text: text})
 	startBench(b, "--volume", dir+":"+dir, testenv.Image(b, "IMAGE_NGINX"), "nginx", "-c", file, "-g", "daemon off;")
-	benchUntil(b, "the origin answers", func() error {
+	testenv.Eventually(b, 20*time.Second, "the origin answers", func() error {
 		_, err := traffic.Fetch(b.Context(), &http.Client{Timeout: time.Second}, "http://"+addresses[0]+"/")
 		return err
 	})

@@ -16,7 +16,7 @@ func check(ctx context.Context, binary, file string) error {
 	return proxyctl.Check(ctx, "nginx -t", complaints, binary, "-t", "-q", "-c", file)
 }
 
-// complaints are the messages for which nginx refused a file, in one line. Without any it is all that nginx said.
+// complaints returns the messages for which nginx refused a file, in one line, or all that nginx said if there are none.
 func complaints(out string) string {
 	var all []string
 	for line := range strings.Lines(out) {

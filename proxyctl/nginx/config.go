@@ -12,19 +12,20 @@ import (
 	"berth/proxyctl"
 )
 
-// config is what of a text matters here.
+// config is a text as berth understands it.
 type config struct {
 	text      string
 	top       []*directive
 	upstreams map[string]*upstream
+	live      bool     // an upstream is live
 	serves    bool     // there is a server block, or an include that may have one
-	comments  []string // but those among the servers of a Lua balancer
+	comments  []string // all but the comments in live upstreams
 }
 
 // upstream is a group of servers.
 type upstream struct {
 	block   *directive
-	servers []server // those in service, in the order of the text
+	servers []server // in the order of the text, without the ones marked as down
 	live    bool     // its servers can be changed without a reload: a Lua balancer of the http block picks them
 }
 
@@ -66,6 +67,7 @@ func parse(text string) (*config, error) {
 	}
 	for _, u := range c.upstreams {
 		u.live = u.live && controlled
+		c.live = c.live || u.live
 	}
 	for _, comment := range p.comments {
 		if !c.isLive(comment.at) {
@@ -75,7 +77,7 @@ func parse(text string) (*config, error) {
 	return c, nil
 }
 
-// isLive says whether a place in the text is within an upstream whose servers can be changed without a reload.
+// isLive says whether a place in the text is within a live upstream.
 func (c *config) isLive(at int) bool {
 	for _, u := range c.upstreams {
 		if u.live && u.block.open < at && at < u.block.close {
@@ -85,7 +87,7 @@ func (c *config) isLive(at int) bool {
 	return false
 }
 
-// isBalancerControl says whether a server block is the one that takes the Lua balancers' servers.
+// isBalancerControl says whether a server block takes the servers of the Lua balancers.
 func isBalancerControl(d *directive) bool {
 	named, private := false, false
 	for _, line := range d.block {
@@ -114,7 +116,7 @@ func newUpstream(d *directive) *upstream {
 	return u
 }
 
-// What the Lua balancer takes: a name of an upstream, and a weight.
+// The Lua balancer takes names of upstreams and weights of these forms.
 var (
 	formName   = regexp.MustCompile(`^[^\s[:cntrl:]]{1,255}$`)
 	formWeight = regexp.MustCompile(`^[0-9]{1,5}$`)
@@ -122,7 +124,8 @@ var (
 
 const mostWeight = 65535
 
-// newServer says whether it is one that a Lua balancer can have: an address, a weight, and what does not count there.
+// newServer reads a server. plain says whether a Lua balancer takes it: it has nothing but an IP address, a weight, and
+// parameters that mean nothing to the balancer.
 func newServer(words []string) (s server, plain bool) {
 	s = server{address: words[0], weight: 1}
 	address, err := netip.ParseAddrPort(s.address)
@@ -149,8 +152,8 @@ func newServer(words []string) (s server, plain bool) {
 	return s, plain
 }
 
-// shape is all of the configuration but its layout, and the servers that come and go without a reload. Comments are of it:
-// a template may tell by one that a file has changed, as a certificate.
+// shape returns all of the configuration but its layout and the servers of live upstreams. Comments belong to it: a template
+// may tell by a comment that another file has changed, a certificate say.
 func (c *config) shape() string {
 	live := map[*directive]bool{}
 	for _, u := range c.upstreams {
@@ -184,18 +187,8 @@ func writeShape(b *strings.Builder, all []*directive, live map[*directive]bool) 
 	}
 }
 
-// hasLive says whether servers can be changed without a reload.
-func (c *config) hasLive() bool {
-	for _, u := range c.upstreams {
-		if u.live {
-			return true
-		}
-	}
-	return false
-}
-
-// servers are those of the Lua balancers, as their control server takes and shows them.
-func (c *config) servers() string {
+// liveServers lists the servers of live upstreams, as the balancers' control server takes and shows them.
+func (c *config) liveServers() string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(c.upstreams)) {
 		u := c.upstreams[name]
@@ -212,8 +205,8 @@ func (c *config) servers() string {
 	return b.String()
 }
 
-// isLessThan says whether a configuration only leaves out some of what another one has. Servers of upstreams may be others,
-// if they have IP addresses: they are no reason for nginx not to start.
+// isLessThan says whether a configuration has nothing that another one lacks, but for servers of upstreams: their IP
+// addresses are no reason for nginx not to start.
 func (c *config) isLessThan(other *config) bool {
 	return other != nil && leavesOut(c.top, other.top, false)
 }
@@ -236,8 +229,8 @@ func leavesOut(less, all []*directive, inUpstream bool) bool {
 	return true
 }
 
-// hasOnlyAddresses says whether the servers of an upstream, of which there must be one, all have IP addresses: names may
-// not resolve.
+// hasOnlyAddresses says whether an upstream has servers, and all of them by IP address: a name may not resolve, and nginx
+// takes no upstream without a server.
 func (d *directive) hasOnlyAddresses() bool {
 	servers := 0
 	for _, line := range d.block {
@@ -257,21 +250,25 @@ func (c *config) has(name string) bool {
 	return slices.ContainsFunc(c.top, func(d *directive) bool { return d.name() == name })
 }
 
-// merge returns the text of base with the servers that upstreams have in to, where they differ in nothing else, and may
-// have them.
-func merge(base, to *config, may func(upstream string) bool) string {
-	text := base.text
-	names := slices.SortedFunc(maps.Keys(base.upstreams), func(a, b string) int { // from the last one in the text on
-		return base.upstreams[b].block.open - base.upstreams[a].block.open
+// merge returns the text of base with the servers that its upstreams have in to, for the upstreams that differ in nothing
+// else, may change, and are not in keep.
+func merge(base, to *config, keep []string, may func(old, other *upstream) bool) string {
+	names := slices.SortedFunc(maps.Keys(base.upstreams), func(a, b string) int {
+		return base.upstreams[a].block.open - base.upstreams[b].block.open
 	})
+	var b strings.Builder
+	at := 0
 	for _, name := range names {
-		old, other := base.upstreams[name].block, to.upstreams[name]
-		if other == nil || !may(name) || !sameButServers(old, other.block) {
+		old, other := base.upstreams[name], to.upstreams[name]
+		if other == nil || slices.Contains(keep, name) || !may(old, other) || !sameButServers(old.block, other.block) {
 			continue
 		}
-		text = text[:old.open+1] + to.text[other.block.open+1:other.block.close] + text[old.close:]
+		b.WriteString(base.text[at : old.block.open+1])
+		b.WriteString(to.text[other.block.open+1 : other.block.close])
+		at = old.block.close
 	}
-	return text
+	b.WriteString(base.text[at:])
+	return b.String()
 }
 
 func sameButServers(a, b *directive) bool {
@@ -283,7 +280,7 @@ func sameButServers(a, b *directive) bool {
 	return shape(a) == shape(b)
 }
 
-// changes says what became of the servers.
+// changes counts for each upstream which servers came and went.
 func changes(before, after *config) []proxyctl.Change {
 	var all []proxyctl.Change
 	names := map[string]bool{}
@@ -311,7 +308,7 @@ func (c *config) serversOf(upstream string) []server {
 	return c.upstreams[upstream].servers
 }
 
-// missing is how many of is are not in was.
+// missing counts the servers of is that are not in was.
 func missing(was, is []server) (n int) {
 	count := map[server]int{}
 	for _, s := range was {
@@ -325,8 +322,11 @@ func missing(was, is []server) (n int) {
 	return n
 }
 
-// difference names the first thing in which two configurations differ, "" if it is nothing but their layout.
+// difference names the first thing in which two configurations differ, "" if that is only their layout.
 func difference(before, after *config) string {
+	if before == nil {
+		return ""
+	}
 	if ch := changes(before, after); len(ch) > 0 {
 		return "upstream " + ch[0].String()
 	}
@@ -358,7 +358,7 @@ func firstDifference(where string, before, after []*directive) string {
 	return ""
 }
 
-// title is how a reason names a directive.
+// title names a directive in a reason.
 func (d *directive) title() string {
 	if d.isOpen && len(d.words) == 2 && d.name() != "location" {
 		return fmt.Sprintf("%s %.60s", d.name(), d.words[1])

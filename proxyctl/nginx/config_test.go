@@ -157,8 +157,8 @@ func TestServers(t *testing.T) {
 		{name: "nobody takes the servers", text: strings.Replace(text(luaFrame, "10.0.0.1:80"), "server_name balancer", "server_name other", 1)},
 	} {
 		c := mustParse(t, tt.text)
-		if c.hasLive() != tt.live || c.servers() != tt.want {
-			t.Errorf("%s: live %v, %q; want %v, %q", tt.name, c.hasLive(), c.servers(), tt.live, tt.want)
+		if c.live != tt.live || c.liveServers() != tt.want {
+			t.Errorf("%s: live %v, %q; want %v, %q", tt.name, c.live, c.liveServers(), tt.live, tt.want)
 		}
 	}
 }
@@ -281,6 +281,37 @@ func TestMarkProperty(t *testing.T) {
 		}
 		if f == luaFrame && !ma.Generation.SameShape(mb.Generation) {
 			t.Fatalf("%v and %v: not the same shape", a, b)
+		}
+	})
+}
+
+// A merged text has the servers of the other one, and the rest of its own.
+func TestMergeProperty(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		servers := rapid.SliceOfNDistinct(rapid.Custom(func(t *rapid.T) string {
+			return fmt.Sprintf("10.0.0.%d:80", rapid.IntRange(1, 200).Draw(t, "host"))
+		}), 1, 5, rapid.ID[string])
+		f := rapid.SampledFrom([]string{frame, luaFrame}).Draw(t, "frame")
+		before, after := text(f, servers.Draw(t, "before")...), text(f, servers.Draw(t, "after")...)
+		other := strings.Replace(after, "listen 8080", "listen 8081", 1) + "stream { upstream more { server 10.0.1.1:80; } }\n"
+		base, errBase := parse(before)
+		to, errTo := parse(other)
+		if errBase != nil || errTo != nil {
+			t.Fatal(errBase, errTo)
+		}
+		d := &driver{}
+		if got := d.MergeByReload(base, to, nil); got != after {
+			t.Fatalf("merged by a reload:\n%s", got)
+		}
+		if got := d.MergeByReload(base, to, []string{"app"}); got != before {
+			t.Fatalf("merged, though the upstream is to be kept:\n%s", got)
+		}
+		want := before
+		if f == luaFrame {
+			want = after
+		}
+		if got := d.Merge(base, to, nil); got != want {
+			t.Fatalf("merged at run time:\n%s", got)
 		}
 	})
 }

@@ -28,12 +28,12 @@ type control struct {
 // balancerName is the host name of the server that takes the Lua balancers' servers.
 const balancerName = "balancer"
 
-// answers that are longer are no answer of the servers that are asked.
+// mostAnswer is how much of an answer is read.
 const mostAnswer = 64 << 20
 
-// ask makes one request on a connection of its own: each may reach another worker. peer is the process that listens
-// there, the master, 0 if it cannot be seen from here. Errors wrap proxyctl.ErrUnreachable where there is no nginx, or it
-// does not answer.
+// ask makes one request on a connection of its own: each may reach another worker. pid is the process that listens there,
+// nginx's master, or 0 if it cannot be seen from here. Errors wrap proxyctl.ErrUnreachable if no nginx is there, or it does
+// not answer.
 func (c control) ask(ctx context.Context, method, host, path, body string) (answer string, pid int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -66,7 +66,7 @@ func (c control) ask(ctx context.Context, method, host, path, body string) (answ
 	return string(b), pid, nil
 }
 
-// statusError is an answer that is none of 200.
+// statusError is an answer with another status than 200.
 type statusError struct {
 	code int
 	text string
@@ -99,7 +99,7 @@ type status struct {
 	notNginx   bool // somebody else listens there
 }
 
-// errNotOurs is part of the error when somebody listens on the control socket, but not by berth's configuration.
+// errNotOurs is part of the error when somebody listens on the control socket who does not have berth's configuration.
 var errNotOurs = errors.New("who listens on the control socket is not the nginx that berth configures")
 
 // status asks what nginx runs. If that is nothing of berth's, the status has nginx's master process, as far as it is known.
@@ -128,7 +128,7 @@ func (c control) status(ctx context.Context) (status, error) {
 	return s, nil
 }
 
-// servers are those that the Lua balancers have.
+// servers returns the servers that the Lua balancers have.
 func (c control) servers(ctx context.Context) (string, error) {
 	answer, _, err := c.ask(ctx, http.MethodGet, balancerName, "/servers", "")
 	return answer, err
@@ -143,9 +143,9 @@ func (c control) setServers(ctx context.Context, servers string) error {
 	return err
 }
 
-// checkBalancer has nginx make a request through its Lua balancer. What nginx -t does not see, an error in Lua code, shows
-// here, as status 500. That the server which the balancer chose cannot be reached (502) does not matter, and a template of
-// one's own need not offer this (404).
+// checkBalancer has nginx make a request through its Lua balancer. An error in Lua code, which nginx -t does not see, shows
+// here as status 500. It does not matter that the server which the balancer chose cannot be reached (502), and a user's own
+// template need not offer the check (404).
 func (c control) checkBalancer(ctx context.Context) error {
 	_, _, err := c.ask(ctx, http.MethodGet, balancerName, "/check", "")
 	var status *statusError
@@ -160,13 +160,12 @@ func gone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// staleAfter is how old a socket must be on which nobody listens, to be one that was left behind: nginx binds before it
-// listens.
+// staleAfter is the age from which a socket on which nobody listens was left behind: nginx binds before it listens.
 const staleAfter = time.Second
 
-// Running is the nginx master process that listens on a control socket, 0 if there is none. A socket that a killed nginx
-// left behind is removed, since no nginx starts while it is there. It is an error if one listens that is not to be seen
-// from here, as in another container.
+// Running returns the nginx master process that listens on a control socket, 0 if there is none. It removes a socket that a
+// killed nginx left behind, since no nginx starts while that is there. A process that listens but cannot be seen from here,
+// in another container say, is an error.
 func Running(socket string) (pid int, err error) {
 	pid, err = unixcred.Running(socket)
 	if pid == 0 && err == nil {

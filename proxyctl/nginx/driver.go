@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -169,7 +168,7 @@ func (d *driver) Plan(to marked, _ *config) proxyctl.Plan {
 	switch {
 	case !d.status.generation.SameShape(to.Generation):
 		return proxyctl.Plan{Reload: cmp.Or(difference(d.running, to.Config), "the configuration changed")}
-	case !to.Config.hasLive():
+	case !to.Config.live:
 	case d.opts.ReloadOnly && !loaded:
 		return proxyctl.Plan{Reload: cmp.Or(difference(d.running, to.Config), balancerServers.String())}
 	case loaded && d.servers == "" && d.declined != "": // the file's serve
@@ -179,19 +178,15 @@ func (d *driver) Plan(to marked, _ *config) proxyctl.Plan {
 	return proxyctl.Plan{}
 }
 
-// Merge implements proxyctl.Driver, with the servers of Lua balancers.
+// Merge implements proxyctl.Driver: it takes over the servers of live upstreams.
 func (d *driver) Merge(base, to *config, keep []string) string {
-	return merge(base, to, func(name string) bool {
-		return base.upstreams[name].live && to.upstreams[name].live && !slices.Contains(keep, name)
-	})
+	return merge(base, to, keep, func(old, other *upstream) bool { return old.live && other.live })
 }
 
-// MergeByReload implements proxyctl.ReloadMerger, with the servers of all upstreams. A name of a server may be what nginx
-// refused, as it does not resolve: it takes no part.
+// MergeByReload implements proxyctl.ReloadMerger: it takes over servers of all upstreams, but for servers with a name, which
+// may be what nginx refused because it does not resolve.
 func (d *driver) MergeByReload(base, to *config, keep []string) string {
-	return merge(base, to, func(name string) bool {
-		return !slices.Contains(keep, name) && to.upstreams[name].block.hasOnlyAddresses()
-	})
+	return merge(base, to, keep, func(_, other *upstream) bool { return other.block.hasOnlyAddresses() })
 }
 
 // StartsWith implements proxyctl.SafeStarter: an nginx that does not come up may be an older one, which does not know all

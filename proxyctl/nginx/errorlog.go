@@ -6,14 +6,14 @@ import (
 	"strings"
 )
 
-// errorLog is a file with nginx's messages of level emerg, as the built-in template has it next to the control socket:
-// the only place where nginx says why it did not load a configuration. Where there is none, nobody knows.
+// errorLog reads the file with nginx's messages of level emerg, which the built-in template puts beside the control socket:
+// nginx says nowhere else why it did not load a configuration.
 type errorLog struct {
 	path string
 	from int64 // where the messages about the newest reload begin
 }
 
-// begin is called before a reload.
+// begin notes where the messages about the next reload begin.
 func (l *errorLog) begin() {
 	l.from = 0
 	if info, err := os.Stat(l.path); err == nil {
@@ -24,8 +24,8 @@ func (l *errorLog) begin() {
 // mostMessages is how much of the log is read.
 const mostMessages = 64 << 10
 
-// refusal is nginx's first complaint since begin, and whether it has given up. An address that is taken it tries five
-// times.
+// refusal returns nginx's first complaint since begin, and whether nginx has given up: it tries five times to bind an address
+// that is in use.
 func (l *errorLog) refusal() (complaint string, final bool) {
 	f, err := os.Open(l.path)
 	if err != nil {

@@ -52,7 +52,7 @@ func mark(text, socket string) (marked, error) {
 	return m, nil
 }
 
-// unmark reads a file. The generation is the zero one if the file is not as berth wrote it.
+// unmark reads a file. The generation is zero if the file is not as berth wrote it.
 func unmark(file, socket string) marked {
 	head, rest, found := strings.Cut(file, markHead)
 	_, tail, closed := strings.Cut(rest, markTail)
@@ -69,11 +69,11 @@ func unmark(file, socket string) marked {
 	return marked{Text: file, Config: c}
 }
 
-// isMarked says whether berth wrote the file, whatever became of it since.
+// isMarked says whether berth wrote a file, even if somebody has edited it since.
 func isMarked(file string) bool { return strings.Contains(file, markLine) }
 
-// Unmarked is the text that was rendered, of a file that berth has written for an nginx with this control socket: what
-// berth render compares.
+// Unmarked returns the text that was rendered for a file, if berth wrote the file for an nginx with this control socket, or
+// else the file as it is: berth render compares it.
 func Unmarked(file, socket string) string {
 	m := unmark(file, absolute(socket))
 	if m.Generation == (configfile.Generation{}) {
@@ -82,7 +82,7 @@ func Unmarked(file, socket string) string {
 	return m.Config.text
 }
 
-// absolute is a path that means the same in nginx, which takes others from its prefix.
+// absolute returns a path that nginx does not look for below its prefix.
 func absolute(path string) string {
 	if abs, err := filepath.Abs(path); err == nil {
 		return abs
@@ -90,7 +90,7 @@ func absolute(path string) string {
 	return path
 }
 
-// CheckPath is nil for a path that can be written to a configuration as it is.
+// CheckPath returns an error for a path that cannot be written to a configuration without quotes.
 func CheckPath(path string) error {
 	if strings.ContainsAny(path, " \t\r\n;{}\"'\\$#:") {
 		return fmt.Errorf("the path %q must not have blanks, quotes, colons or any of ; { } \\ $ #", path)

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// directive is one of nginx's configuration, a simple one or a block, and where it is in the text.
+// directive is a directive of nginx's configuration, simple or with a block, and its place in the text.
 type directive struct {
 	words  []string // its name and arguments, without quotes
 	block  []*directive
@@ -29,13 +29,13 @@ type parser struct {
 	comments []comment
 }
 
-// comment is what is behind a #, and where.
+// comment is the text behind a #, and its place.
 type comment struct {
 	text string
 	at   int
 }
 
-// parseText returns the directives of a text. What is no configuration is an error that names the line.
+// parseText returns the directives of a text. The error for a text that is no configuration names the line.
 func parseText(text string) ([]*directive, error) { return (&parser{text: text}).parse() }
 
 func (p *parser) parse() ([]*directive, error) {
@@ -96,7 +96,7 @@ func (p *parser) directive() (*directive, error) {
 	}
 }
 
-// block reads what is behind the opening brace.
+// block reads on behind the opening brace.
 func (p *parser) block(d *directive) error {
 	if strings.HasSuffix(d.name(), "_by_lua_block") {
 		if err := p.skipLua(); err != nil {
@@ -175,7 +175,7 @@ func (p *parser) word() (string, error) {
 	return w.String(), nil
 }
 
-// unescape is what a backslash and this character stand for.
+// unescape returns what a backslash and a character stand for.
 func unescape(c byte) string {
 	switch c {
 	case '"', '\'', '\\':
@@ -228,7 +228,7 @@ func (p *parser) skipLua() error {
 	return p.problem(start, "a block of Lua code has no }")
 }
 
-// longBracket is the level of the long bracket that a text begins with, -1 if it begins with none.
+// longBracket returns the level of the long bracket that a text begins with, -1 if it begins with none.
 func longBracket(s string) int {
 	if !strings.HasPrefix(s, "[") {
 		return -1

@@ -12,14 +12,14 @@ import (
 	"berth/proxyctl"
 )
 
-// The titles that nginx gives its processes.
+// nginx gives its processes these titles.
 const (
 	titleMaster  = "nginx: master process"
 	titleWorker  = "nginx: worker process"
 	titleLeaving = "nginx: worker process is shutting down"
 )
 
-// title is that of a process, "" if there is none.
+// title returns the title of a process, "" if there is no such process.
 func title(pid int) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
@@ -32,9 +32,9 @@ func title(pid int) string {
 // isMaster says whether a process that can be seen from here is an nginx master process.
 func isMaster(pid int) bool { return pid > 0 && strings.HasPrefix(title(pid), titleMaster) }
 
-// masterOf is the master process of an nginx, 0 if it cannot be seen from here. listener is the process that began to listen
-// on the control socket, worker one that answers there, by the number that it has for itself. An nginx that has put itself
-// into the background listened before that, in a process that is gone.
+// masterOf returns the master process of an nginx, 0 if it cannot be seen from here. listener is the process that began to
+// listen on the control socket; worker is a process that answers there, by its number in its own process namespace. An nginx
+// that put itself into the background began to listen before that, in a process that is gone.
 func masterOf(listener, worker int) int {
 	if isMaster(listener) {
 		return listener
@@ -48,7 +48,7 @@ func masterOf(listener, worker int) int {
 	return 0
 }
 
-// parent is the process that started another one, 0 if there is none.
+// parent returns the process that started another one, 0 if there is none.
 func parent(pid int) int {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -74,8 +74,8 @@ func hangup(master int) error {
 	return err
 }
 
-// findMaster is the nginx master process that is to be seen from here: for an nginx that does not have berth's
-// configuration yet, and so does not say who it is. Where there are several, it is the one with the same files as berth.
+// findMaster returns the nginx master process that can be seen from here, 0 if there is none: an nginx that does not have
+// berth's configuration yet does not say who it is. Of several, it returns the one that shares berth's files.
 func findMaster() (pid int, err error) {
 	var all, near []int
 	entries, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -118,7 +118,7 @@ func sharesProcesses(pid int) bool {
 	return false
 }
 
-// childMaster is the nginx master process that is a child of berth's, 0 if there is none.
+// childMaster returns the nginx master process that berth has started, 0 if there is none.
 func childMaster() (pid int, err error) {
 	for _, n := range children(os.Getpid()) {
 		if isMaster(n) {
@@ -128,7 +128,7 @@ func childMaster() (pid int, err error) {
 	return 0, nil
 }
 
-// children are the child processes of all threads of a process.
+// children returns the child processes of all threads of a process.
 func children(pid int) (all []int) {
 	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*/children", pid))
 	for _, file := range files {
@@ -145,7 +145,7 @@ func children(pid int) (all []int) {
 	return all
 }
 
-// workers are the worker processes of a master, by whether they only finish their connections.
+// workers returns the worker processes of a master: those that serve, and those that only finish their connections.
 func workers(master int) (serving, leaving []int) {
 	for _, pid := range children(master) {
 		switch t := title(pid); {

@@ -35,7 +35,7 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 	if err := d.reloadAndVerify(ctx, to); err != nil {
 		return proxyctl.Snapshot{}, err
 	}
-	if to.Config.hasLive() {
+	if to.Config.live {
 		d.waitForOverlap(ctx) // an old worker may have no balancer
 		if err := d.startBalancers(ctx, to.Config, !back); err != nil {
 			d.returns = !back

@@ -55,15 +55,8 @@ func startRig(t testing.TB, image string, set ...func(*Options)) *rig {
 }
 
 func newRig(t testing.TB, image string) *rig {
-	dir, err := os.MkdirTemp("", "berth") // short: it holds a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	r := &rig{TB: t, image: image, dir: dir, name: testenv.Name(t) + "-nginx", web: freeAddress(t, webIP), log: &testenv.Log{}}
+	dir := testenv.Dir(t)
+	r := &rig{TB: t, image: image, dir: dir, name: testenv.Name(t) + "-nginx", web: testenv.FreeAddress(t, webIP), log: &testenv.Log{}}
 	write(t, r.file(), r.foreign())
 	return r
 }
@@ -86,11 +79,7 @@ func (r *rig) runWith(options []string, command ...string) {
 
 func (r *rig) docker(args ...string) string {
 	r.Helper()
-	out, err := testenv.Docker(args...)
-	if err != nil {
-		r.Fatal(err)
-	}
-	return out
+	return testenv.MustDocker(r, args...)
 }
 
 func (r *rig) file() string   { return filepath.Join(r.dir, "nginx.conf") }
@@ -133,16 +122,6 @@ func (r *rig) wrapper() string {
 		r.Fatal(err)
 	}
 	return path
-}
-
-// freeAddress is one that nobody listens on.
-func freeAddress(t testing.TB, ip string) string {
-	l, err := net.Listen("tcp", ip+":0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // text is a configuration whose server answers with a word. top, http and server are more lines for those parts.
@@ -257,30 +236,11 @@ func (r *rig) serves(what, word string) {
 }
 
 // answer is that to a request on a connection of its own.
-func (r *rig) answer() string { return get("http://" + r.web + "/") }
-
-func get(url string) string {
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get(url)
-	if err != nil {
-		return err.Error()
-	}
-	defer resp.Body.Close()
-	body, _ := io.ReadAll(resp.Body)
-	if resp.StatusCode != http.StatusOK {
-		return resp.Status
-	}
-	return strings.TrimSpace(string(body))
-}
+func (r *rig) answer() string { return testenv.Answer("http://" + r.web + "/") }
 
 func (r *rig) eventually(what string, f func() bool) {
 	r.Helper()
-	testenv.Eventually(r, 30*time.Second, what, func() error {
-		if !f() {
-			return errors.New("not yet")
-		}
-		return nil
-	})
+	testenv.Until(r, 30*time.Second, what, f)
 }
 
 // messages is what nginx logged with a configuration of berth.
@@ -323,7 +283,7 @@ func serve(t testing.TB, l net.Listener) {
 // eachImage runs a test with every nginx there is an image of.
 func eachImage(t *testing.T, test func(t *testing.T, image string)) {
 	t.Parallel()
-	for _, image := range strings.Split(testenv.Image(t, "IMAGES_NGINX"), ",") {
+	for _, image := range testenv.Images(t, "IMAGES_NGINX") {
 		t.Run(image, func(t *testing.T) {
 			t.Parallel()
 			test(t, image)

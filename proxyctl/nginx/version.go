@@ -31,7 +31,7 @@ func numbers(version string) (all []int) {
 	return all
 }
 
-// saysVersion is what nginx -v prints: nginx version: nginx/1.26.3.
+// saysVersion finds the version in the output of nginx -v: nginx version: nginx/1.26.3.
 var saysVersion = regexp.MustCompile(`/([0-9]+(?:\.[0-9]+)+)`)
 
 // VersionOf returns the version of an nginx program.
@@ -49,8 +49,8 @@ func VersionOf(ctx context.Context, binary string) (string, error) {
 	return string(said[1]), nil
 }
 
-// VersionHere returns the version that a text must suit, as far as an nginx program, if there is one, and the nginx that
-// listens on the control socket tell it in time; "" if neither does.
+// VersionHere returns the version that a text must suit. It asks the nginx program, if there is one, and the nginx that
+// listens on the control socket, and returns "" if neither answers in time.
 func VersionHere(ctx context.Context, binary, socket string, timeout time.Duration) string {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -62,8 +62,8 @@ func VersionHere(ctx context.Context, binary, socket string, timeout time.Durati
 	return older(program, v.version)
 }
 
-// older returns the older of two versions, of which one may not be known. A text must suit both the program that validates
-// it and the nginx that runs, which may have been started before the program was replaced.
+// older returns the older of two versions, or the known one. A text must suit both the program that validates it and the
+// nginx that runs, which may have been started before the program was replaced.
 func older(a, b string) string {
 	if b == "" || a != "" && AtLeast(b, a) {
 		return a
@@ -74,7 +74,7 @@ func older(a, b string) string {
 // renderTime is how long a text for another version is waited for.
 const renderTime = 2 * time.Second
 
-// knownVersion is what is known of nginx's version.
+// knownVersion holds what is known of nginx's version.
 type knownVersion struct {
 	running  string      // of the nginx that runs, or ran until just now; "" if it is not known
 	binary   string      // of the program
