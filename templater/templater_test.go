@@ -768,3 +768,16 @@ func TestConsulUpDoesNotFlicker(t *testing.T) {
 		t.Errorf("consul_up was set to %v", g.values)
 	}
 }
+
+func TestTemplateThatFailsOnAnEmptyList(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	r := newRig(t, consul, Options{Templates: one(`{{ (index (service "web") 0).Port }}`)}).run()
+	r.want("1")
+	r.waitReady()
+	consul.set("web")
+	r.waitLogged("template failed, keeping the last good text")
+	consul.set("web", 2)
+	r.want("2")
+	r.wantLogged("level=INFO msg=\"template works again\"", 2)
+}
