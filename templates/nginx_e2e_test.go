@@ -47,7 +47,7 @@ func theNginx() *kind {
 		reject:  "return 444;",
 		beside:  func(files map[string]string, servers string) { files[others] = head + servers + "}\n" },
 		adapt:   withoutUnknown,
-		options: Options{NginxSocket: testSocket, NginxClosing: path + ".closing"},
+		options: Options{NginxSocket: testSocket, NginxClosing: path + ".closing", NginxAtLeast: func(string) bool { return true }},
 		http2:   func(image string) bool { return !slices.Contains(unknown.names[image], "http2") },
 		asked:   "none.com/...",
 	}

@@ -161,8 +161,9 @@ func (e *echoes) echo(service string, meta ...string) *dependency.HealthService 
 
 // render executes the proxy's template.
 func (e *echoes) render(t tb, o Options) rendered {
-	o.Lua, o.NginxSocket, o.NginxClosing = e.kind.options.Lua, e.kind.options.NginxSocket, e.kind.options.NginxClosing
-	return renderTemplate(t, e.kind.template(), e.catalog, o, inOrder)
+	all := e.kind.options
+	all.TLSDirectory, all.TCPPorts = o.TLSDirectory, o.TCPPorts
+	return renderTemplate(t, e.kind.template(), e.catalog, all, inOrder)
 }
 
 // proxy is a running one.
