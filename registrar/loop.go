@@ -32,6 +32,9 @@ type (
 	}
 )
 
+// rest is how long the loop waits at most before it plans again: as long as it took, so that it takes in bursts together.
+const rest = 5 * time.Millisecond
+
 // loop takes in updates, plans and carries out, until ctx is done or enough says so. A dry one only asks.
 func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -49,11 +52,12 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 		case <-r.updates.Wake:
 		case <-wake.C:
 		}
+		began := time.Now()
 		for _, u := range r.updates.Drain() {
 			r.observe(u)
 		}
 		r.adopt()
-		p := r.plan(time.Now())
+		p := r.plan(began)
 		if enough(p) {
 			return
 		}
@@ -69,6 +73,7 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 		if !p.next.IsZero() {
 			wake.Reset(time.Until(p.next))
 		}
+		time.Sleep(min(time.Since(began), rest)) // of a burst, more comes meanwhile
 	}
 }
 
@@ -113,6 +118,9 @@ func (r *Registrar) ended(u ended) {
 		delete(r.calls, u.key)
 		return
 	}
+	if u.kind.writes() && agent.IsNotFound(u.err) { // gone in the meantime, as the next read will tell
+		u.err, r.read.wanted = nil, r.tick()
+	}
 	if u.err != nil {
 		if u.done(r.failed(u.err)); u.kind.writes() {
 			r.read.wanted = r.tick()
@@ -148,10 +156,16 @@ func (r *Registrar) failed(err error) error {
 	return err
 }
 
-// make makes a call in the background.
+// make makes a call in the background, when one of the places for its kind is free.
 func (r *Registrar) make(ctx context.Context, p planned) {
-	c := r.begin(p.key)
+	c, slots := r.begin(p.key), r.slots[p.kind]
 	r.work.Go(func() {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		case <-ctx.Done():
+			return
+		}
 		answer, err := r.call(ctx, p)
 		r.updates.Add(ended{p, c, answer, err})
 	})

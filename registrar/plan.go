@@ -23,10 +23,6 @@ const (
 	// together is how long what was written waits for more that is under way, to be read back together.
 	together = 50 * time.Millisecond
 
-	// Calls of one kind at the same time.
-	parallel       = 8
-	parallelDrains = 32
-
 	// patience is how long the first registrations wait for containers to be inspected, so that of several that want one
 	// service ID the oldest gets it.
 	patience = time.Second
@@ -153,20 +149,16 @@ func (p *planner) underWay() {
 	p.plan.docker, p.plan.consul = errors.Join(docker...), errors.Join(consul...)
 }
 
-// call plans a call, unless it is under way, failed a moment ago, or there are too many of its kind. Calls that failed
-// before leave half of the places to others: they may hang again.
+// call plans a call, unless it is under way or failed a moment ago. Of those that failed before some at a time are made, so
+// that they leave room for others: they may hang again.
 func (p *planner) call(c planned) {
-	limit := parallel
-	if c.kind == draining {
-		limit = parallelDrains
-	}
 	last := p.calls[c.key]
 	failed := last != nil && last.err != nil
 	switch {
 	case last != nil && last.busy:
 	case last != nil && p.now.Before(last.retry):
 		p.at(last.retry)
-	case p.busy[c.kind] >= limit || (failed && p.retries[c.kind] >= limit/2): // the end of one of them makes a new plan
+	case failed && p.retries[c.kind] >= parallel/2: // the end of one of them makes a new plan
 	default:
 		p.busy[c.kind]++
 		if failed {

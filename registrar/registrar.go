@@ -42,6 +42,12 @@ type Options struct {
 	Metrics prometheus.Registerer // may be nil
 }
 
+// Calls of one kind at the same time.
+const (
+	parallel       = 8
+	parallelDrains = 32
+)
+
 // hostTimeout is the deadline of a description of the host, which takes several calls.
 const hostTimeout = 30 * time.Second
 
@@ -55,7 +61,8 @@ type Registrar struct {
 	metrics metrics
 
 	probing map[*probe]bool // under way
-	work    sync.WaitGroup  // that is under way
+	slots   map[kind]chan struct{}
+	work    sync.WaitGroup // that is under way
 
 	synced  bool            // Consul once held all that it should
 	reasons map[string]bool // already in the log
@@ -70,19 +77,25 @@ func New(opts Options) *Registrar {
 	opts.Resync = cmp.Or(opts.Resync, time.Minute)
 	opts.ReadyTimeout = cmp.Or(opts.ReadyTimeout, 30*time.Second)
 	opts.DrainTime = cmp.Or(opts.DrainTime, 2*time.Second)
-	return &Registrar{
+	r := &Registrar{
 		state:   newState(opts),
 		agent:   agent.Agent{Client: opts.Agent, Log: opts.Log},
 		updates: async.NewUpdates[any](),
 		try:     ready.Try,
 		metrics: newMetrics(opts.Metrics),
 		probing: map[*probe]bool{},
+		slots:   map[kind]chan struct{}{},
 		status: map[string]error{
 			"docker":        errors.New("docker was not asked yet"),
 			"docker events": nil,
 			"consul":        errors.New("consul was not asked yet"),
 		},
 	}
+	for _, k := range []kind{describing, listing, inspecting, reading, changing, beating} {
+		r.slots[k] = make(chan struct{}, parallel)
+	}
+	r.slots[draining] = make(chan struct{}, parallelDrains)
+	return r
 }
 
 // Ready is nil while Docker and Consul answer and what is registered is what should be, else it says what is wrong.

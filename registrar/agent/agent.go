@@ -85,7 +85,7 @@ func (a Agent) Apply(ctx context.Context, c Change) error {
 	if c.Drain {
 		return call("drain "+c.ID, func(ctx context.Context) error {
 			if err := a.Client.EnableServiceMaintenanceOpts(c.ID, d.Drain, query(ctx)); err != nil {
-				return unlessNotFound(err)
+				return err
 			}
 			a.Log.Info("out of service", "service", d.Name, "instance", c.ID, "reason", strings.TrimPrefix(d.Drain, Automatic))
 			return nil
@@ -93,8 +93,8 @@ func (a Agent) Apply(ctx context.Context, c Change) error {
 	}
 	if s := c.Deregister; s != nil {
 		return call("deregister "+c.ID, func(ctx context.Context) error {
-			if err := a.Client.ServiceDeregisterOpts(c.ID, query(ctx)); err != nil {
-				return unlessNotFound(err)
+			if err := a.Client.ServiceDeregisterOpts(c.ID, query(ctx)); err != nil && !IsNotFound(err) {
+				return err
 			}
 			a.Log.Info("deregistered", "service", s.Service, "instance", c.ID)
 			return nil
@@ -109,15 +109,15 @@ func (a Agent) Apply(ctx context.Context, c Change) error {
 		}
 	}
 	for _, id := range c.Uncheck {
-		err := call("deregister check "+id, func(ctx context.Context) error { return unlessNotFound(a.Client.CheckDeregisterOpts(id, query(ctx))) })
-		if err != nil {
+		err := call("deregister check "+id, func(ctx context.Context) error { return a.Client.CheckDeregisterOpts(id, query(ctx)) })
+		if err != nil && !IsNotFound(err) {
 			return err
 		}
 	}
 	if c.Resume {
 		return call("resume "+c.ID, func(ctx context.Context) error {
 			if err := a.Client.DisableServiceMaintenanceOpts(c.ID, query(ctx)); err != nil {
-				return unlessNotFound(err)
+				return err
 			}
 			a.Log.Info("back in service", "instance", c.ID)
 			return nil
@@ -161,12 +161,8 @@ func isRefusal(err error) bool {
 	return errors.As(err, &status) && status.Code >= 400 && status.Code < 500 && status.Code != http.StatusTooManyRequests
 }
 
-// unlessNotFound is nil for the error of an agent that does not hold what is to be changed: something else removed it in
-// the meantime, and the next read tells.
-func unlessNotFound(err error) error {
+// IsNotFound says whether an error is the answer of an agent that does not hold what was to be changed.
+func IsNotFound(err error) bool {
 	var status api.StatusError
-	if errors.As(err, &status) && status.Code == http.StatusNotFound {
-		return nil
-	}
-	return err
+	return errors.As(err, &status) && status.Code == http.StatusNotFound
 }

@@ -240,10 +240,13 @@ func TestRefusal(t *testing.T) {
 	}
 	fake := agenttest.New()
 	fake.Fail["deregister"] = api.StatusError{Code: 404, Body: "Unknown service ID"}
-	fake.Fail["check deregister"], fake.Fail["disable"] = fake.Fail["deregister"], fake.Fail["deregister"]
-	for _, c := range []Change{Deregister(&api.AgentService{ID: "a"}), {ID: "a", Uncheck: []string{"a:ready"}}, {ID: "a", Drain: true}, {ID: "a", Resume: true}} {
+	fake.Fail["check deregister"] = fake.Fail["deregister"]
+	for _, c := range []Change{Deregister(&api.AgentService{ID: "a"}), {ID: "a", Uncheck: []string{"a:ready"}}} {
 		if err := agentOf(fake).Apply(t.Context(), c); err != nil {
 			t.Errorf("what is gone already is no failure: %v", err)
 		}
+	}
+	if err := agentOf(fake).Apply(t.Context(), Change{ID: "a", Drain: true}); !IsNotFound(err) {
+		t.Errorf("draining what is gone: %v, want an error that says so", err)
 	}
 }
