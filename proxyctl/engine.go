@@ -261,7 +261,7 @@ func (e *Engine[C]) bring(ctx context.Context, goal, there Marked[C], snap Snaps
 	sooner := common && (e.refused || !mayReload)
 	early = e.changeCommon(ctx, sooner)
 	if common && mayReload && (e.refusal.slow || !e.again && e.refusal.still(goal.Generation.Shape) != nil) { // else what can be done waits for what cannot
-		if part := e.reloadCommon(ctx, snap); part.Action != "" {
+		if part, _ := e.reloadCommon(ctx, snap, mayReload); part.Action != "" {
 			early, snap.Generation = part, e.has.Generation
 		}
 	}
@@ -273,7 +273,11 @@ func (e *Engine[C]) bring(ctx context.Context, goal, there Marked[C], snap Snaps
 		res.Changes = e.driver.Changes(before, goal.Config)
 	}
 	if common && errors.Is(err, ErrRefused) {
-		if part := e.reloadCommon(ctx, snap); part.Action != "" {
+		part, partErr := e.reloadCommon(ctx, snap, mayReload)
+		switch {
+		case errors.Is(partErr, ErrNotYet):
+			return early, ErrNotYet
+		case part.Action != "":
 			return part, err
 		}
 	}

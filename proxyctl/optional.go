@@ -31,15 +31,14 @@ func (e *Engine[C]) mergedByReload(base Marked[C], keep []string) (m Marked[C], 
 
 // reloadCommon has the proxy load the running text with the servers that it has in common with e.want, which was refused.
 // The Result has no Action if there was nothing to do, or it could not be done.
-func (e *Engine[C]) reloadCommon(ctx context.Context, snap Snapshot) Result {
+func (e *Engine[C]) reloadCommon(ctx context.Context, snap Snapshot, mayReload bool) (Result, error) {
 	to, differs := e.mergedByReload(e.has, nil)
 	if !differs || !e.observe(ctx) {
-		return Result{}
+		return Result{}, nil
 	}
 	plan := e.driver.Plan(to, nil)
 	if plan.Reload == "" {
-		return Result{}
+		return Result{}, nil
 	}
-	res, _ := e.reload(ctx, to, snap, plan.Reload, true, &e.partly)
-	return res
+	return e.reload(ctx, to, snap, plan.Reload, mayReload, &e.partly)
 }
