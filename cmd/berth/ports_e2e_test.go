@@ -66,9 +66,9 @@ func TestE2EPortInUse(t *testing.T) {
 	register("taken-too", 8500, "route_port", "8300") // by Consul's servers
 	testenv.Eventually(t, 20*time.Second, "both are said to be left out", func() error {
 		logs, err := testenv.Docker("logs", id)
-		for _, service := range []string{"taken", "taken-too"} {
-			if !strings.Contains(logs, "service "+service+": ") {
-				err = errors.Join(err, errors.New("nothing of "+service))
+		for _, says := range []string{`service \"taken\": port 8600: another program listens there`, `service \"taken-too\": port 8300: another program listens there`} {
+			if !strings.Contains(logs, says) {
+				err = errors.Join(err, errors.New("it does not say "+says))
 			}
 		}
 		return err
