@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -105,7 +106,8 @@ type counter struct {
 	*Proxy
 	actions      map[proxyctl.Action]int
 	refused      bool
-	began, ended time.Time // the first reload after a text was refused
+	began, ended time.Time              // the first reload after a text was refused
+	live         atomic.Pointer[string] // the text that was applied last, as a whole
 }
 
 func (c *counter) Apply(ctx context.Context, config proxyctl.Config, mayReload bool) (proxyctl.Result, error) {
@@ -116,6 +118,9 @@ func (c *counter) Apply(ctx context.Context, config proxyctl.Config, mayReload b
 		c.began, c.ended = began, time.Now()
 	}
 	c.refused = c.refused || errors.Is(err, proxyctl.ErrRefused)
+	if err == nil {
+		c.live.Store(&config.Text)
+	}
 	return res, err
 }
 
@@ -193,7 +198,12 @@ func (p *playing) set() { p.control.Set(onlyText(p.text()), time.Now()) }
 // live waits until berth says that the newest text is live, and has HAProxy itself say so, too.
 func (p *playing) live() {
 	p.Helper()
-	p.until("the newest text is live", 20*time.Second, p.control.Ready)
+	p.until("the newest text is live", 20*time.Second, func() error {
+		if live := p.counted.live.Load(); live == nil || *live != p.text() {
+			return fmt.Errorf("status %w", p.control.Ready())
+		}
+		return p.control.Ready()
+	})
 	p.has("when the newest text is live")
 	if p.load == nil {
 		return
@@ -278,6 +288,7 @@ func (p *playing) kill() {
 	p.report.killed = time.Now()
 	testenv.MustDocker(p, "kill", p.id)
 	testenv.MustDocker(p, "start", p.id)
+	p.counted.live.Store(nil)
 	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	p.until("HAProxy answers again", 20*time.Second, func() error {
 		_, err := traffic.Fetch(p.Context(), client, "http://"+p.web)
