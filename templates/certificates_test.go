@@ -8,16 +8,17 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
-	"berth/templates/certificate"
 	"berth/templates/route"
 )
 
@@ -193,9 +194,70 @@ func TestCertificateThatBerthMayNotRead(t *testing.T) {
 		if err := os.Chmod(filepath.Join(dir, name), 0); err != nil {
 			t.Fatal(err)
 		}
-		var store certificate.Store
-		if files := store.List(dir, []string{"a.crt", "a.key"}, "", refuse(t)); len(files) != 1 {
+		if files := certificateFiles(dir, []string{"a.crt", "a.key"}, refuse(t)); len(files) != 1 {
 			t.Errorf("%+v", files)
 		}
+	}
+}
+
+// The files are not read for changes of the catalog: what the templates make of them is in a partial.
+func TestCertificatesAreKept(t *testing.T) {
+	for proxy, text := range shipped() {
+		r := rendered{files: map[string]string{}, paths: map[string]string{}}
+		funcs := shippedFuncs(Options{TLSDirectory: "/tls"}, &r)
+		funcs["partial"] = func(name, argument string) string {
+			if name == "certificates" && argument == "/tls" {
+				return "# of the files"
+			}
+			return ""
+		}
+		funcs["directory"] = func(path string) any {
+			t.Errorf("%s: %s is read", proxy, path)
+			return nil
+		}
+		r.text = execute(t, compile(text, funcs), oneService().brain(t, inOrder))
+		if !strings.Contains(r.text+r.files["certificates.list"], "# of the files") {
+			t.Errorf("%s: %s", proxy, r.text)
+		}
+	}
+}
+
+// The reason follows what is in the file.
+func TestCertificateReasons(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "a.pem")
+	none := fmt.Sprintf("TLS: there is no certificate in %q, so HTTPS is off; put PEM files there, each with a certificate, its chain and its key", dir)
+	for _, tt := range []struct{ text, problem string }{
+		{"garbage", "there is no certificate in PEM form in it; remove it, or put one there"},
+		{"-----BEGIN CERTIFICATE-----", "it is cut off; copy it there again, and rename it into place"},
+	} {
+		write(t, file, tt.text)
+		var reports []string
+		files := certificateFiles(dir, []string{"a.pem", "a.key"}, func(reason string) { reports = append(reports, reason) })
+		if want := []string{certificateProblem(file, tt.problem), none}; len(files) > 0 || !slices.Equal(reports, want) {
+			t.Errorf("%d files, reports %q, want %q", len(files), reports, want)
+		}
+	}
+}
+
+// nginx is not told of certificates whose hosts are not known, but for the first.
+func TestCertificateWithoutKnownHosts(t *testing.T) {
+	var leftOut []string
+	files := []certificate{
+		{File: "/tls/a", Key: "/tls/a"},
+		{File: "/tls/b", Key: "/tls/b"},
+		{File: "/tls/c", Key: "/tls/c.key", Names: []string{"c.com"}, readable: true},
+	}
+	got := namedCertificates(files, func(reason string) { leftOut = append(leftOut, reason) })
+	want := []certificate{
+		{File: "/tls/a", Key: "/tls/a"},
+		{File: "/tls/c", Key: "/tls/c.key", Names: []string{"c.com"}, readable: true},
+	}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(certificate{})); diff != "" {
+		t.Error(diff)
+	}
+	reasons := []string{`certificate "b" in "/tls": berth may not read it and so does not know its hosts; make it readable for berth, and put its key into a file of its own`}
+	if diff := cmp.Diff(reasons, leftOut); diff != "" {
+		t.Error(diff)
 	}
 }

@@ -6,14 +6,12 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"path"
 	"regexp"
 	"strings"
 	"text/template"
 
 	"github.com/hashicorp/consul-template/dependency"
 
-	"berth/templates/certificate"
 	"berth/templates/haproxy"
 	"berth/templates/nginx"
 	"berth/templates/route"
@@ -62,32 +60,31 @@ type Options struct {
 // stranger: a value that does not pass is left out, the rest is served, and report is called with one line that names the
 // value and the reason. The functions are for one template; they must not be called at the same time.
 //
-//	servable SERVICES           sorted names of the services that the "service" function takes
-//	routed NAME INSTANCES       the *route.Service, nil if it has no route
-//	keep SERVICE TEXT [STREAM]  a key, by which assign finds the service with these texts
-//	table CERTIFICATES          an empty *route.Table; CERTIFICATES are empty if there is no TLS
-//	assign TABLE KEY            Table.Assign, for each service
-//	tlsDirectory                Options.TLSDirectory
+//	servable SERVICES            sorted names of the services that the "service" function takes
+//	routed NAME INSTANCES        the *route.Service, nil if it has no route
+//	keep SERVICE TEXT [STREAM]   a key, by which assign finds the service with these texts
+//	table CERTIFICATES           an empty *route.Table; CERTIFICATES are "" if there is no TLS
+//	assign TABLE KEY             Table.Assign, for each service
+//	tlsDirectory                 Options.TLSDirectory
 //
 // For HAProxy:
 //
 //	backends SERVICE             its []*haproxy.Backend
 //	routesMap TABLE              the routes in HAProxy's map
-//	certificates PATH NAMES SUM  the crt-list of the files in a directory that HAProxy can load, "" if there is none
+//	certificateFiles PATH NAMES  the files in a directory that HAProxy can load
 //
 // For nginx:
 //
 //	upstreams SERVICE                  its nginx.Upstreams
 //	upstreamName NAME                  the name of the upstream of a service
 //	routeMaps TABLE, pathDepths TABLE  the routes in nginx's maps
-//	serverCertificates PATH NAMES SUM  the []nginx.Certificate in a directory that nginx can load
-//	controlSocket, controlDirectory    Options.NginxSocket, and where it is
+//	namedCertificates PATH NAMES       the files in a directory that nginx can load, with their hosts
+//	controlSocket                      Options.NginxSocket
 //	closingFile                        Options.NginxClosing
 //	nginxAtLeast VERSION               Options.NginxAtLeast
 //	lua, luaBalancer                   Options.Lua, and the balancer
 func Funcs(o Options) func(report func(string)) template.FuncMap {
 	return func(report func(string)) template.FuncMap {
-		var store certificate.Store
 		var kept route.Fragments
 		return template.FuncMap{
 			"servable": func(services []*dependency.CatalogSnippet) []string {
@@ -100,34 +97,33 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 				return nil
 			},
 			"keep": kept.Keep,
-			"table": func(certificates any) *route.Table {
-				tls, _ := template.IsTrue(certificates)
-				return kept.NewTable(tls, o.Refused, report)
+			"table": func(certificates string) *route.Table {
+				return kept.NewTable(certificates != "", o.Refused, report)
 			},
 			"assign":       (*route.Table).Assign,
 			"tlsDirectory": func() string { return o.TLSDirectory },
+			"certificateFiles": func(path string, names []string) []certificate {
+				return certificateFiles(path, names, report)
+			},
 
 			"backends":  haproxy.Backends,
 			"routesMap": func(t *route.Table) string { return haproxy.Map(t.Claims) },
-			"certificates": func(path string, names []string, sum string) string {
-				return haproxy.CertificateList(store.List(path, names, sum, report), sum)
-			},
 
 			"upstreams":    func(s *route.Service) nginx.Upstreams { return nginx.NewUpstreams(s, o.Lua, report) },
 			"upstreamName": nginx.UpstreamName,
 			"routeMaps":    func(t *route.Table) []nginx.RouteMap { return nginx.RouteMaps(t.Claims, report) },
 			"pathDepths":   func(t *route.Table) []int { return nginx.PathDepths(t.Claims) },
-			"serverCertificates": func(path string, names []string, sum string) []nginx.Certificate {
-				return nginx.Certificates(store.List(path, names, sum, report), report)
+			"namedCertificates": func(path string, names []string) []certificate {
+				return namedCertificates(certificateFiles(path, names, report), report)
 			},
-			"controlSocket":    func() string { return o.NginxSocket },
-			"controlDirectory": func() string { return controlDirectory(o.NginxSocket) },
-			"closingFile":      func() string { return o.NginxClosing },
-			"nginxAtLeast":     o.nginxAtLeast,
-			"lua":              func() bool { return o.Lua },
-			"luaBalancer":      func() string { return strings.TrimSuffix(balancer, "\n") },
+			"controlSocket": func() string { return o.NginxSocket },
+			"closingFile":   func() string { return o.NginxClosing },
+			"nginxAtLeast":  o.nginxAtLeast,
+			"lua":           func() bool { return o.Lua },
+			"luaBalancer":   func() string { return strings.TrimSuffix(balancer, "\n") },
 
 			"claim": gone, "exposed": gone, "proxied": gone,
+			"certificates": gone, "serverCertificates": gone, "controlDirectory": gone,
 		}
 	}
 }
@@ -135,14 +131,6 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 // gone stands for functions that templates had before.
 func gone(...any) (string, error) {
 	return "", errors.New("this function is no longer there: copy berth's built-in template again, and make your changes in the copy")
-}
-
-// controlDirectory returns the directory of the control socket, "" without one.
-func controlDirectory(socket string) string {
-	if socket == "" {
-		return ""
-	}
-	return path.Dir(socket)
 }
 
 var versionNumber = regexp.MustCompile(`^[0-9]+(\.[0-9]+)*$`)

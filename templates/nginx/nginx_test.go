@@ -7,7 +7,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"berth/templates/certificate"
 	"berth/templates/route"
 )
 
@@ -123,27 +122,5 @@ func TestZoneHasRoomForAllServers(t *testing.T) {
 		if u := NewUpstreams(&s, false, refuse(t)); u.HTTP.Zone != tt.kilobytes {
 			t.Errorf("%d servers: %d", tt.servers, u.HTTP.Zone)
 		}
-	}
-}
-
-// nginx is not told of certificates whose hosts are not known, but for the first.
-func TestCertificateThatBerthMayNotRead(t *testing.T) {
-	var leftOut []string
-	files := []certificate.File{
-		{Path: "/tls/a", Key: "/tls/a"},
-		{Path: "/tls/b", Key: "/tls/b"},
-		{Path: "/tls/c", Key: "/tls/c.key", Names: []string{"c.com"}, Readable: true},
-	}
-	got := Certificates(files, func(reason string) { leftOut = append(leftOut, reason) })
-	want := []Certificate{
-		{File: "/tls/a", Key: "/tls/a"},
-		{File: "/tls/c", Key: "/tls/c.key", Names: []string{"c.com"}},
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
-	reasons := []string{`certificate "b" in "/tls": berth may not read it and so does not know its hosts; make it readable for berth, and put its key into a file of its own`}
-	if diff := cmp.Diff(reasons, leftOut); diff != "" {
-		t.Error(diff)
 	}
 }

@@ -37,7 +37,11 @@ const longestValue = 4000
 // RouteMaps returns the maps in the order in which a request is to be looked up. The last one is for any host and path.
 func RouteMaps(claims []route.Claim, report func(string)) []RouteMap {
 	entries := map[level][]RouteEntry{{2, 0}: nil}
-	index := map[level]map[string]int{} // of an entry, by its key
+	type place struct {
+		level
+		key string
+	}
+	index := map[place]int{} // of an entry
 	for _, c := range claims {
 		l := level{c.Rank(), depth(c.Route)}
 		if l.depth > mostSegments {
@@ -46,10 +50,7 @@ func RouteMaps(claims []route.Claim, report func(string)) []RouteMap {
 		}
 		key := strings.TrimPrefix(c.Host, "*.") + strings.ToLower(c.Path)
 		found := UpstreamName(c.Service.Name) + " " + flags(c.Service) + " " + c.Path
-		if index[l] == nil {
-			index[l] = map[string]int{}
-		}
-		if n, there := index[l][key]; there {
+		if n, there := index[place{l, key}]; there {
 			if len(entries[l][n].Routes)+len(found) >= longestValue {
 				report(fmt.Sprintf("service %q: for nginx, too many routes differ from its route %.100s only in the case of letters; set another SERVICE_ROUTE_PATH", c.Service.Name, c.Route))
 				continue
@@ -57,7 +58,7 @@ func RouteMaps(claims []route.Claim, report func(string)) []RouteMap {
 			entries[l][n].Routes += " " + found
 			continue
 		}
-		index[l][key] = len(entries[l])
+		index[place{l, key}] = len(entries[l])
 		entries[l] = append(entries[l], RouteEntry{key, found})
 	}
 	levels := slices.SortedFunc(maps.Keys(entries), func(a, b level) int {

@@ -43,10 +43,7 @@ func NewUpstreams(s *route.Service, lua bool, report func(string)) Upstreams {
 	var u Upstreams
 	if len(s.Routes) > 0 {
 		u.HTTP = newUpstream(s, UpstreamName(s.Name))
-		key := hashKey(s.Balance)
-		if s.Sticky {
-			key = "berth_sticky"
-		}
+		key := hashKey(s.Settings)
 		u.HTTP.Method = method(s.Balance, key)
 		if lua && s.MaxConn == 0 && u.HTTP.Method != leastConn {
 			u.HTTP.Method, u.HTTP.Lua = "", luaCall(u.HTTP.Name, s.Balance, key)
@@ -54,7 +51,8 @@ func NewUpstreams(s *route.Service, lua bool, report func(string)) Upstreams {
 	}
 	if len(s.Ports) > 0 {
 		u.TCP = newUpstream(s, UpstreamName(s.Name)+".tcp")
-		u.TCP.Method = method(s.TCPBalance(), hashKey(s.TCPBalance()))
+		tcp := s.ForTCP()
+		u.TCP.Method = method(tcp.Balance, hashKey(tcp))
 	}
 	return u
 }
@@ -92,15 +90,17 @@ func method(balance, key string) string {
 	return ""
 }
 
-// hashKey is the variable that an algorithm looks at, "" if it does not.
-func hashKey(balance string) string {
-	switch {
-	case balance == "source":
+// hashKey is the variable by which a server is chosen, "" if there is none.
+func hashKey(s route.Settings) string {
+	switch header := s.BalanceHeader(); {
+	case s.Sticky:
+		return "berth_sticky"
+	case s.Balance == "source":
 		return "remote_addr"
-	case balance == "uri":
+	case s.Balance == "uri":
 		return "berth_path"
-	case route.BalanceHeader(balance) != "":
-		return "http_" + strings.ReplaceAll(strings.ToLower(route.BalanceHeader(balance)), "-", "_")
+	case header != "":
+		return "http_" + strings.ReplaceAll(strings.ToLower(header), "-", "_")
 	}
 	return ""
 }

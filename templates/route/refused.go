@@ -17,7 +17,7 @@ const (
 // Reason of a nil set.
 type Refused struct {
 	first, longest time.Duration
-	added          chan struct{}
+	changed        chan struct{}
 
 	mu    sync.Mutex
 	ports map[int]refusal
@@ -31,7 +31,7 @@ type refusal struct {
 
 // NewRefused returns an empty set. Each refusal of a port in a row keeps it in the set for twice as long as the one before.
 func NewRefused(first, longest time.Duration) *Refused {
-	return &Refused{first: first, longest: longest, added: make(chan struct{}, 1), ports: map[int]refusal{}}
+	return &Refused{first: first, longest: longest, changed: make(chan struct{}, 1), ports: map[int]refusal{}}
 }
 
 // Refuse has the claim of a port left out for a while. The reason is for the operator: "another program listens there".
@@ -40,17 +40,19 @@ func (r *Refused) Refuse(port int, reason string) {
 	defer r.mu.Unlock()
 	now := time.Now()
 	maps.DeleteFunc(r.ports, func(_ int, old refusal) bool { return now.After(old.until.Add(r.longest)) })
-	old, again := r.ports[port]
-	if again && now.Before(old.until) {
+	old := r.ports[port]
+	if now.Before(old.until) {
 		return // said of a configuration from before
 	}
-	wait := r.first
-	if again {
-		wait = min(2*old.wait, r.longest)
-	}
+	wait := min(max(2*old.wait, r.first), r.longest)
 	r.ports[port] = refusal{reason, now.Add(wait), wait}
+	r.notify()
+	time.AfterFunc(wait, r.notify)
+}
+
+func (r *Refused) notify() {
 	select {
-	case r.added <- struct{}{}:
+	case r.changed <- struct{}{}:
 	default:
 	}
 }
@@ -70,31 +72,12 @@ func (r *Refused) Reason(port int) string {
 
 // Run calls rerender, which must not block, whenever Reason may return something else than before, until ctx is done.
 func (r *Refused) Run(ctx context.Context, rerender func()) {
-	rendered := time.Now()
 	for {
-		var expired <-chan time.Time
-		if next := r.nextExpiry(rendered); !next.IsZero() {
-			expired = time.After(time.Until(next))
-		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-r.added:
-		case <-expired:
-		}
-		rendered = time.Now()
-		rerender()
-	}
-}
-
-// nextExpiry returns when the first port after that time may be asked for again; zero = none was refused.
-func (r *Refused) nextExpiry(after time.Time) (next time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, p := range r.ports {
-		if p.until.After(after) && (next.IsZero() || p.until.Before(next)) {
-			next = p.until
+		case <-r.changed:
+			rerender()
 		}
 	}
-	return next
 }

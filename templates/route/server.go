@@ -42,8 +42,9 @@ func servers(service string, instances []*Instance, report func(string)) []Serve
 		weight := i.Weights.Passing
 		if weight < 0 || weight > 256 {
 			leaveOut(fmt.Sprintf("its weight %d is not between 1 and 256 and counts as 1; set SERVICE_WEIGHT", weight))
+			weight = 1
 		}
-		if weight < 2 || weight > 256 {
+		if weight == 1 {
 			weight = 0
 		}
 		list = append(list, Server{Name: names[n], Address: address, Weight: weight})

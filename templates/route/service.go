@@ -27,10 +27,10 @@ func New(name string, instances []*Instance, allowed Ports, report func(string))
 	if !IsServiceName(name) {
 		return s
 	}
-	l := labels{service: name, instances: tcpInstances(instances), report: report}
+	l := &labels{service: name, instances: tcpInstances(instances), report: report}
 	s.Routes, s.Ports, s.Settings = l.routes(), l.ports(allowed), l.settings()
 	l.reportUnknown()
-	s.reportIneffective(l)
+	l.reportIneffective(s)
 	if s.IsExposed() {
 		s.Servers = servers(name, l.instances, report)
 	}
@@ -70,42 +70,6 @@ func (s *Service) FallBack(instances []*Instance) string {
 	return ""
 }
 
-// TCPBalance returns the algorithm for connections, where there are no requests to look at; "" = the default.
-func (s *Service) TCPBalance() string {
-	if NeedsHTTP(s.Balance) {
-		return ""
-	}
-	return s.Balance
-}
-
-// reportIneffective reports the settings that need another label to have an effect.
-func (s *Service) reportIneffective(l labels) {
-	asked := slices.ContainsFunc(l.instances, func(i *Instance) bool {
-		return i.ServiceMeta[KeyHost]+i.ServiceMeta[KeyPath]+i.ServiceMeta[KeyPort] != ""
-	})
-	for _, setting := range []struct {
-		key      string
-		set, tcp bool
-	}{
-		{KeyStrip, s.Strip, false},
-		{KeyRedirect, s.Redirect, false},
-		{KeySticky, s.Sticky, false},
-		{KeyBalance, s.Balance != "", !NeedsHTTP(s.Balance)},
-		{KeyCheck, s.Check != "", true},
-		{KeyMaxConn, s.MaxConn != 0, true},
-		{KeySlowStart, s.SlowStart != 0, true},
-		{KeyFallback, s.Fallback != "", true},
-	} {
-		switch {
-		case !setting.set || len(s.Routes) > 0:
-		case !asked:
-			s.report(fmt.Sprintf("service %q: it has a %s but no route; set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT", s.Name, setting.key))
-		case len(s.Ports) > 0 && !setting.tcp:
-			s.report(fmt.Sprintf("service %q: its %s is for HTTP, and it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", s.Name, setting.key))
-		}
-	}
-}
-
 // Servable returns, sorted, the names of the services that can be looked up, and reports the others: consul-template's
 // "service" function takes a dot for the end of a tag, for example, and fails on a blank.
 func Servable(services []*dependency.CatalogSnippet, report func(string)) []string {
@@ -129,12 +93,7 @@ func IsServiceName(s string) bool { return consistsOf(s, "-_") }
 
 // consistsOf reports whether s is a name of ASCII letters, digits and the others.
 func consistsOf(s, others string) bool {
-	return s != "" && len(s) <= maxName && HasOnly(s, others)
-}
-
-// HasOnly reports whether s has no other characters than ASCII letters, digits and the others.
-func HasOnly(s, others string) bool {
-	return !strings.ContainsFunc(s, func(r rune) bool {
+	return s != "" && len(s) <= maxName && !strings.ContainsFunc(s, func(r rune) bool {
 		alphanumeric := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
 		return !alphanumeric && !strings.ContainsRune(others, r)
 	})

@@ -2,23 +2,65 @@ package route
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
 
+// Fragments hands services, with their routes and texts, from the partials in which a template reads them to the table in
+// which they meet. A partial is executed only when the instances of its service change, and returns nothing but text; so it
+// returns a key, which changes with the service, and the fragment waits here.
+type Fragments struct {
+	byKey     map[string]*fragment
+	rendering int // counts
+	complete  int // the last rendering that came to its end
+}
+
+// fragment is a service with the text that a template has made of it.
+type fragment struct {
+	Service
+	text, stream string // stream is the text for TCP, where a proxy has that in another place
+	used         int    // the last rendering that made or used it
+}
+
+// Keep returns the key of a service with its text. Equal ones have equal keys.
+func (k *Fragments) Keep(s *Service, text string, stream ...string) string {
+	f := &fragment{Service: *s, text: text, stream: strings.Join(stream, ""), used: k.rendering}
+	f.Servers, f.report = nil, nil // they are in the text
+	sum := sha256.Sum256(fmt.Append(nil, s.Routes, s.Ports, s.Settings, len(text), text, f.stream))
+	key := fmt.Sprintf("%s-%x", s.Name, sum[:16])
+	if k.byKey == nil {
+		k.byKey = map[string]*fragment{}
+	}
+	k.byKey[key] = f
+	return key
+}
+
+// NewTable begins a rendering with a table in which no service has anything yet, and forgets the fragments that the last
+// complete rendering did without. Without tls there is no HTTPS to redirect to. Refused ports are not opened.
+func (k *Fragments) NewTable(tls bool, refused *Refused, report func(string)) *Table {
+	maps.DeleteFunc(k.byKey, func(_ string, f *fragment) bool { return f.used < k.complete })
+	k.rendering++
+	return &Table{
+		Claims: make([]Claim, 0, len(k.byKey)), fragments: k, tls: tls, refused: refused, report: report,
+		routes: make(map[Route]*Service, len(k.byKey)), ports: map[int]*Service{},
+	}
+}
+
 // Table says which service has a route or a port. It is made anew for every configuration.
 type Table struct {
 	Claims []Claim
-	Sticky bool // a client of one of the services stays with its server
+	Ports  []TCPPort // the open ones, in order
+	Sticky bool      // a client of one of the services stays with its server
 
 	fragments      *Fragments
 	tls            bool
 	refused        *Refused
 	report         func(string)
 	routes         map[Route]*Service
-	owners         map[int]*Service // by port
-	ports          []TCPPort
+	ports          map[int]*Service
 	texts, streams []string
 }
 
@@ -69,22 +111,17 @@ func (t *Table) Assign(key string) (string, error) {
 
 // addPort leaves a refused port with its owner, so that it does not pass to another service and back.
 func (t *Table) addPort(port int, s *Service) {
-	if owner := t.owners[port]; owner != nil {
+	if owner := t.ports[port]; owner != nil {
 		t.report(fmt.Sprintf("service %q: the port %d belongs to service %q; set another SERVICE_ROUTE_PORT", s.Name, port, owner.Name))
 		return
 	}
-	t.owners[port] = s
+	t.ports[port] = s
 	if reason := t.refused.Reason(port); reason != "" {
 		t.report(fmt.Sprintf("service %q: port %d: %s; free it or set another SERVICE_ROUTE_PORT", s.Name, port, reason))
 		return
 	}
-	t.ports = append(t.ports, TCPPort{port, s.Name})
-}
-
-// Ports returns the open ports in order.
-func (t *Table) Ports() []TCPPort {
-	slices.SortFunc(t.ports, func(a, b TCPPort) int { return cmp.Compare(a.Port, b.Port) })
-	return t.ports
+	n, _ := slices.BinarySearchFunc(t.Ports, port, func(p TCPPort, port int) int { return cmp.Compare(p.Port, port) })
+	t.Ports = slices.Insert(t.Ports, n, TCPPort{port, s.Name})
 }
 
 // Text returns the texts of all services, after the last one was added.

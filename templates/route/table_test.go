@@ -41,8 +41,8 @@ func TestTable(t *testing.T) {
 	if text, stream := table.Text(), table.Stream(); text != "w x y z only-tcp " || stream != "w\nx\ny\nz\nonly-tcp\n" {
 		t.Errorf("text %q, stream %q", text, stream)
 	}
-	if want := []TCPPort{{5000, "y"}, {6000, "w"}, {7000, "only-tcp"}}; !slices.Equal(table.Ports(), want) {
-		t.Errorf("ports %v, want %v", table.Ports(), want)
+	if want := []TCPPort{{5000, "y"}, {6000, "w"}, {7000, "only-tcp"}}; !slices.Equal(table.Ports, want) {
+		t.Errorf("ports %v, want %v", table.Ports, want)
 	}
 	if table.Sticky {
 		t.Error("a service without a route is sticky")
@@ -69,7 +69,7 @@ func TestTableWithoutRefusedPorts(t *testing.T) {
 			table := kept.NewTable(true, refused, func(reason string) { leftOut = append(leftOut, reason) })
 			table.Assign(kept.Keep(&Service{Name: "a", Routes: []Route{{Path: "/"}}, Ports: []int{5432, 5433}}, ""))
 			table.Assign(kept.Keep(&Service{Name: "b", Ports: []int{5432, 6000}}, ""))
-			return len(table.Claims), table.Ports(), leftOut
+			return len(table.Claims), table.Ports, leftOut
 		}
 		belongs := `service "b": the port 5432 belongs to service "a"; set another SERVICE_ROUTE_PORT`
 

@@ -1,5 +1,4 @@
-// Package certificate finds the certificates in a directory that a proxy can load.
-package certificate
+package templates
 
 import (
 	"crypto/rsa"
@@ -11,78 +10,78 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
 	"berth/templates/route"
 )
 
-// Store lists the certificates in a directory. It remembers them, since to read 100 files takes milliseconds, and the
-// template asks whenever anything in the catalog changes.
-type Store struct {
-	path, sum string
-	files     []File // by name
-	reasons   []string
-}
-
-// File is a certificate that a proxy can load.
-type File struct {
-	Path, Key string   // of the files; they may be the same
+// certificate is a certificate that a proxy can load.
+type certificate struct {
+	File, Key string   // paths, which may be the same
 	Names     []string // of hosts, in lower case; none if berth may not read it
-	Readable  bool     // by berth
+	readable  bool     // by berth
 }
 
-// List returns the files with these names in the directory that a proxy can load: a single one that it cannot load makes
-// it refuse the whole configuration. It reads them if the sum has changed, and reports the files that it leaves out.
-func (s *Store) List(path string, names []string, sum string, report func(string)) []File {
-	if s.path != path || s.sum != sum {
-		*s = Store{path: path, sum: sum}
-		s.read(names)
-	}
-	for _, reason := range s.reasons {
-		report(reason)
-	}
-	return s.files
-}
-
-// Problem returns the line that reports a file.
-func Problem(file, why string) string {
-	return fmt.Sprintf("certificate %.200q in %q: %s", filepath.Base(file), filepath.Dir(file), why)
-}
-
-func (s *Store) read(names []string) {
+// certificateFiles returns the files with these names in a directory that a proxy can load, by name: a single one that it
+// cannot load makes it refuse the whole configuration. It reports the others.
+func certificateFiles(directory string, names []string, report func(string)) []certificate {
+	var all []certificate
 	for _, name := range slices.Sorted(slices.Values(names)) {
 		switch filepath.Ext(name) {
 		case ".key", ".ocsp", ".issuer", ".sctl":
 			continue // belongs to another file
 		}
-		file := filepath.Join(s.path, name)
-		if !isListedFile(file) {
-			s.reasons = append(s.reasons, Problem(file, "its path may only have letters, digits and _.*+@%=,~/-, to be named in a configuration; rename it"))
-			continue
-		}
-		c, problem := readCertificate(file)
+		c, problem := readCertificate(filepath.Join(directory, name))
 		if problem != "" {
-			s.reasons = append(s.reasons, Problem(file, problem))
+			report(certificateProblem(c.File, problem))
 			continue
 		}
-		s.files = append(s.files, c)
+		all = append(all, c)
 	}
-	if len(s.files) == 0 {
-		s.reasons = append(s.reasons, fmt.Sprintf("TLS: there is no certificate in %q, so HTTPS is off; put PEM files there, each with a certificate, its chain and its key", s.path))
+	if len(all) == 0 {
+		report(fmt.Sprintf("TLS: there is no certificate in %q, so HTTPS is off; put PEM files there, each with a certificate, its chain and its key", directory))
 	}
+	return all
 }
 
-// isListedFile says whether a crt-list takes a path as it is, where blanks end it and [ begins options, and nginx, to
-// which $ begins a variable.
-func isListedFile(path string) bool {
-	return strings.HasPrefix(path, "/") && route.HasOnly(path, "_.*+@%=,~/-")
+// namedCertificates returns the certificates that nginx serves, each with the names that no other before it has: the first
+// one, which is for clients that ask for another host, may have none. It reports a file whose hosts are not known.
+func namedCertificates(files []certificate, report func(string)) []certificate {
+	var all []certificate
+	taken := map[string]bool{}
+	for _, c := range files {
+		c.Names = slices.DeleteFunc(c.Names, func(name string) bool { return taken[name] })
+		for _, name := range c.Names {
+			taken[name] = true
+		}
+		switch {
+		case len(c.Names) > 0 || len(all) == 0:
+			all = append(all, c)
+		case !c.readable:
+			report(certificateProblem(c.File, "berth may not read it and so does not know its hosts; make it readable for berth, and put its key into a file of its own"))
+		}
+	}
+	return all
 }
+
+// certificateProblem returns the line that reports a file.
+func certificateProblem(file, why string) string {
+	return fmt.Sprintf("certificate %.200q in %q: %s", filepath.Base(file), filepath.Dir(file), why)
+}
+
+// listedFile matches a path that a crt-list takes as it is, where blanks end it and [ begins options, and nginx, to which $
+// begins a variable.
+var listedFile = regexp.MustCompile(`^/[A-Za-z0-9_.*+@%=,~/-]*$`)
 
 // readCertificate returns what is in a file, or why a proxy would not load it. What berth may not read it leaves to the
 // proxy, which may have been started by root.
-func readCertificate(file string) (c File, problem string) {
-	c = File{Path: file, Key: file}
+func readCertificate(file string) (c certificate, problem string) {
+	c = certificate{File: file, Key: file}
+	if !listedFile.MatchString(file) {
+		return c, "its path may only have letters, digits and _.*+@%=,~/-, to be named in a configuration; rename it"
+	}
 	keyFile := strings.TrimSuffix(file, ".crt") + ".key"
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrPermission) {
@@ -94,7 +93,7 @@ func readCertificate(file string) (c File, problem string) {
 	if err != nil {
 		return c, fmt.Sprintf("it cannot be read: %v", err)
 	}
-	c.Readable = true
+	c.readable = true
 	blocks, complete := pemBlocks(text)
 	key := text
 	if !slices.ContainsFunc(blocks, isPrivateKey) {
