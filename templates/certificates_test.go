@@ -211,9 +211,11 @@ func TestCertificatesAreKept(t *testing.T) {
 			}
 			return ""
 		}
-		funcs["directory"] = func(path string) any {
-			t.Errorf("%s: %s is read", proxy, path)
-			return nil
+		for _, name := range []string{"certificateFiles", "namedCertificates"} {
+			funcs[name] = func(path string, _ []string) any {
+				t.Errorf("%s: %s is read", proxy, path)
+				return nil
+			}
 		}
 		r.text = execute(t, compile(text, funcs), oneService().brain(t, inOrder))
 		if !strings.Contains(r.text+r.files["certificates.list"], "# of the files") {
