@@ -94,9 +94,9 @@ func readCertificate(file string) (c certificate, problem string) {
 		return c, fmt.Sprintf("it cannot be read: %v", err)
 	}
 	c.readable = true
-	blocks, complete := pemBlocks(text)
+	chain, hasKey, complete := parsePEM(text)
 	key := text
-	if !slices.ContainsFunc(blocks, isPrivateKey) {
+	if !hasKey {
 		c.Key = keyFile
 		key, err = os.ReadFile(keyFile)
 	}
@@ -104,7 +104,7 @@ func readCertificate(file string) (c certificate, problem string) {
 	switch {
 	case !complete:
 		return c, "it is cut off; copy it there again, and rename it into place"
-	case !slices.ContainsFunc(blocks, isCertificate):
+	case len(chain) == 0:
 		return c, "there is no certificate in PEM form in it; remove it, or put one there"
 	case err != nil && !notAllowed:
 		return c, fmt.Sprintf("it has no private key, and there is none in %s; put it there", filepath.Base(keyFile))
@@ -112,19 +112,17 @@ func readCertificate(file string) (c certificate, problem string) {
 	if _, err := tls.X509KeyPair(text, key); err != nil && !notAllowed {
 		return c, strings.TrimPrefix(err.Error(), "tls: ") + "; put the certificate there again, with its key"
 	}
-	for n, b := range slices.DeleteFunc(blocks, func(b *pem.Block) bool { return !isCertificate(b) }) {
-		parsed, err := x509.ParseCertificate(b.Bytes)
-		if err != nil {
-			return c, fmt.Sprintf("a certificate of its chain makes no sense (%v); put the chain there again", err)
-		}
+	certificates, err := x509.ParseCertificates(chain)
+	if err != nil {
+		return c, fmt.Sprintf("a certificate of its chain makes no sense (%v); put the chain there again", err)
+	}
+	for _, parsed := range certificates {
 		// What OpenSSL's default security level 2 takes.
 		if k, ok := parsed.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() < 2048 {
 			return c, fmt.Sprintf("the RSA key of %.100q has %d bits and OpenSSL asks for 2048; issue it anew", parsed.Subject, k.N.BitLen())
 		}
-		if n == 0 {
-			c.Names = certificateNames(parsed)
-		}
 	}
+	c.Names = certificateNames(certificates[0])
 	return c, ""
 }
 
@@ -144,18 +142,19 @@ func certificateNames(c *x509.Certificate) []string {
 	return all
 }
 
-// pemBlocks returns the blocks of a file, and whether the last one has its end.
-func pemBlocks(text []byte) (blocks []*pem.Block, complete bool) {
+// parsePEM returns the certificates of a file in DER form, whether it has a private key, and whether its last block has an
+// end.
+func parsePEM(text []byte) (chain []byte, hasKey, complete bool) {
 	for {
 		block, rest := pem.Decode(text)
-		if block == nil {
-			return blocks, !strings.Contains(string(rest), "-----BEGIN ")
+		switch {
+		case block == nil:
+			return chain, hasKey, !strings.Contains(string(rest), "-----BEGIN ")
+		case block.Type == "CERTIFICATE":
+			chain = append(chain, block.Bytes...)
+		case strings.HasSuffix(block.Type, "PRIVATE KEY"):
+			hasKey = true
 		}
-		blocks = append(blocks, block)
 		text = rest
 	}
 }
-
-func isCertificate(b *pem.Block) bool { return b.Type == "CERTIFICATE" }
-
-func isPrivateKey(b *pem.Block) bool { return strings.HasSuffix(b.Type, "PRIVATE KEY") }

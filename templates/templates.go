@@ -60,29 +60,7 @@ type Options struct {
 // stranger: a value that does not pass is left out, the rest is served, and report is called with one line that names the
 // value and the reason. The functions are for one template; they must not be called at the same time.
 //
-//	servable SERVICES            sorted names of the services that the "service" function takes
-//	routed NAME INSTANCES        the *route.Service, nil if it has no route
-//	keep SERVICE TEXT [STREAM]   a key, by which assign finds the service with these texts
-//	table CERTIFICATES           an empty *route.Table; CERTIFICATES are "" if there is no TLS
-//	assign TABLE KEY             Table.Assign, for each service
-//	tlsDirectory                 Options.TLSDirectory
-//
-// For HAProxy:
-//
-//	backends SERVICE             its []*haproxy.Backend
-//	routesMap TABLE              the routes in HAProxy's map
-//	certificateFiles PATH NAMES  the files in a directory that HAProxy can load
-//
-// For nginx:
-//
-//	upstreams SERVICE                  its nginx.Upstreams
-//	upstreamName NAME                  the name of the upstream of a service
-//	routeMaps TABLE, pathDepths TABLE  the routes in nginx's maps
-//	namedCertificates PATH NAMES       the files in a directory that nginx can load, with their hosts
-//	controlSocket                      Options.NginxSocket
-//	closingFile                        Options.NginxClosing
-//	nginxAtLeast VERSION               Options.NginxAtLeast
-//	lua, luaBalancer                   Options.Lua, and the balancer
+// The templates begin with a list of them.
 func Funcs(o Options) func(report func(string)) template.FuncMap {
 	return func(report func(string)) template.FuncMap {
 		var kept route.Fragments
@@ -111,8 +89,7 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 
 			"upstreams":    func(s *route.Service) nginx.Upstreams { return nginx.NewUpstreams(s, o.Lua, report) },
 			"upstreamName": nginx.UpstreamName,
-			"routeMaps":    func(t *route.Table) []nginx.RouteMap { return nginx.RouteMaps(t.Claims, report) },
-			"pathDepths":   func(t *route.Table) []int { return nginx.PathDepths(t.Claims) },
+			"nginxRoutes":  func(t *route.Table) nginx.Routes { return nginx.NewRoutes(t.Claims, report) },
 			"namedCertificates": func(path string, names []string) []certificate {
 				return namedCertificates(certificateFiles(path, names, report), report)
 			},
@@ -123,7 +100,7 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			"luaBalancer":   func() string { return strings.TrimSuffix(balancer, "\n") },
 
 			"claim": gone, "exposed": gone, "proxied": gone,
-			"certificates": gone, "serverCertificates": gone, "controlDirectory": gone,
+			"certificates": gone, "serverCertificates": gone, "controlDirectory": gone, "routeMaps": gone, "pathDepths": gone,
 		}
 	}
 }

@@ -14,7 +14,7 @@ func refuse(t *testing.T) func(string) {
 	return func(reason string) { t.Errorf("left out: %s", reason) }
 }
 
-func TestRouteMaps(t *testing.T) {
+func TestRoutes(t *testing.T) {
 	var leftOut []string
 	capital := &route.Service{Name: "App", Settings: route.Settings{Strip: true, Sticky: true}}
 	small, deeper := &route.Service{Name: "app"}, &route.Service{Name: "deep"}
@@ -28,7 +28,7 @@ func TestRouteMaps(t *testing.T) {
 		{Route: route.Route{Path: deep}, Service: deeper},
 		{Route: route.Route{Path: deep + "d/"}, Service: deeper},
 	}
-	got := RouteMaps(claims, func(reason string) { leftOut = append(leftOut, reason) })
+	got := NewRoutes(claims, func(reason string) { leftOut = append(leftOut, reason) })
 	app := UpstreamName("App")
 	want := []RouteMap{
 		{"host_1", "$host", "$berth_path_1", []RouteEntry{
@@ -39,18 +39,18 @@ func TestRouteMaps(t *testing.T) {
 		{"any_16", "", "$berth_path_16", []RouteEntry{{deep, "deep - " + deep}}, "berth_found_any_16", "berth_found_any_0"},
 		{"any_0", "", "/", []RouteEntry{{"/", app + " strip,sticky /"}}, "berth_found_any_0", ""},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got.Maps); diff != "" {
 		t.Error(diff)
 	}
-	if depths := PathDepths(claims); !slices.Equal(depths, []int{1, 2, 16}) {
-		t.Errorf("depths %v", depths)
+	if !slices.Equal(got.Depths, []int{1, 2, 16}) {
+		t.Errorf("depths %v", got.Depths)
 	}
 	tooDeep := `service "deep": the path of its route */` + strings.Repeat("d/", 17) +
 		` has more than 16 segments, which is too many for nginx; set a shorter SERVICE_ROUTE_PATH`
 	if !slices.Equal(leftOut, []string{tooDeep}) {
 		t.Errorf("left out %q", leftOut)
 	}
-	if maps := RouteMaps(nil, refuse(t)); len(maps) != 1 || maps[0].Found != "berth_found" || len(maps[0].Entries) != 0 {
+	if maps := NewRoutes(nil, refuse(t)).Maps; len(maps) != 1 || maps[0].Found != "berth_found" || len(maps[0].Entries) != 0 {
 		t.Errorf("without routes: %+v", maps)
 	}
 }

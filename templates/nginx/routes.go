@@ -10,6 +10,12 @@ import (
 	"berth/templates/route"
 )
 
+// Routes are the routes of all services in nginx's maps.
+type Routes struct {
+	Maps   []RouteMap // in the order in which a request is to be looked up; the last one is for any host and path
+	Depths []int      // the numbers of segments in their paths, but for 0
+}
+
 // RouteMap is the routes of one rank that have the same number of segments in their paths. A request has at most one.
 type RouteMap struct {
 	Name    string // for variables
@@ -34,8 +40,8 @@ type level struct{ rank, depth int }
 // longestValue is less than nginx takes for one word (NGX_CONF_BUFFER).
 const longestValue = 4000
 
-// RouteMaps returns the maps in the order in which a request is to be looked up. The last one is for any host and path.
-func RouteMaps(claims []route.Claim, report func(string)) []RouteMap {
+// NewRoutes returns the routes that services have, and reports those that nginx cannot have.
+func NewRoutes(claims []route.Claim, report func(string)) Routes {
 	entries := map[level][]RouteEntry{{2, 0}: nil}
 	type place struct {
 		level
@@ -65,7 +71,9 @@ func RouteMaps(claims []route.Claim, report func(string)) []RouteMap {
 		return cmp.Or(a.rank-b.rank, b.depth-a.depth)
 	})
 	all := make([]RouteMap, len(levels))
+	depths := map[int]bool{}
 	for n, l := range levels {
+		depths[l.depth] = true
 		all[n] = RouteMap{
 			Name:    fmt.Sprintf("%s_%d", [...]string{"host", "domain", "any"}[l.rank], l.depth),
 			Rank:    [...]string{"$host", "$berth_domain", ""}[l.rank],
@@ -78,7 +86,8 @@ func RouteMaps(claims []route.Claim, report func(string)) []RouteMap {
 			all[n-1].Next = all[n].Found
 		}
 	}
-	return all
+	delete(depths, 0)
+	return Routes{all, slices.Sorted(maps.Keys(depths))}
 }
 
 // depth returns the number of segments in a route's path.
@@ -104,16 +113,4 @@ func pathVariable(segments int) string {
 		return "/"
 	}
 	return fmt.Sprintf("$berth_path_%d", segments)
-}
-
-// PathDepths returns the numbers of segments, but for 0, for which there are routes.
-func PathDepths(claims []route.Claim) []int {
-	var all []int
-	for _, c := range claims {
-		if d := depth(c.Route); d > 0 && d <= mostSegments {
-			all = append(all, d)
-		}
-	}
-	slices.Sort(all)
-	return slices.Compact(all)
 }

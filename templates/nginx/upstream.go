@@ -42,23 +42,19 @@ func NewUpstreams(s *route.Service, lua bool, report func(string)) Upstreams {
 	}
 	var u Upstreams
 	if len(s.Routes) > 0 {
-		u.HTTP = newUpstream(s, UpstreamName(s.Name))
-		key := hashKey(s.Settings)
-		u.HTTP.Method = method(s.Balance, key)
+		u.HTTP = newUpstream(s, UpstreamName(s.Name), s.Settings)
 		if lua && s.MaxConn == 0 && u.HTTP.Method != leastConn {
-			u.HTTP.Method, u.HTTP.Lua = "", luaCall(u.HTTP.Name, s.Balance, key)
+			u.HTTP.Method, u.HTTP.Lua = "", luaCall(u.HTTP.Name, s.Settings)
 		}
 	}
 	if len(s.Ports) > 0 {
-		u.TCP = newUpstream(s, UpstreamName(s.Name)+".tcp")
-		tcp := s.ForTCP()
-		u.TCP.Method = method(tcp.Balance, hashKey(tcp))
+		u.TCP = newUpstream(s, UpstreamName(s.Name)+".tcp", s.ForTCP())
 	}
 	return u
 }
 
-func newUpstream(s *route.Service, name string) *Upstream {
-	u := &Upstream{Name: name, Servers: s.Servers, MaxConn: s.MaxConn}
+func newUpstream(s *route.Service, name string, settings route.Settings) *Upstream {
+	u := &Upstream{Name: name, Servers: s.Servers, MaxConn: s.MaxConn, Method: method(settings)}
 	if u.MaxConn > 0 {
 		// Without it each worker would count for itself. A server takes less than a kilobyte.
 		u.Zone = (len(u.Servers)/64 + 1) * 128
@@ -77,20 +73,31 @@ func UpstreamName(service string) string {
 
 const leastConn = "least_conn"
 
-// method is the directive for an algorithm. key is the variable that a hash is of.
-func method(balance, key string) string {
-	switch {
+// method returns the directive that chooses servers.
+func method(s route.Settings) string {
+	switch key := hashKey(s); {
 	case key != "":
 		return "hash $" + key + " consistent"
-	case balance == "leastconn":
+	case s.Balance == "leastconn":
 		return leastConn
-	case balance == "random":
+	case s.Balance == "random":
 		return "random two least_conn" // HAProxy's is the same
 	}
 	return ""
 }
 
-// hashKey is the variable by which a server is chosen, "" if there is none.
+// luaCall returns the call of balancer.lua that chooses a server of an upstream.
+func luaCall(upstream string, s route.Settings) string {
+	switch key := hashKey(s); {
+	case key != "":
+		return fmt.Sprintf("balance(%q, ngx.var.%s)", upstream, key)
+	case s.Balance == "random":
+		return fmt.Sprintf("random(%q)", upstream)
+	}
+	return fmt.Sprintf("balance(%q)", upstream)
+}
+
+// hashKey returns the variable by whose hash a server is chosen, "" if there is none.
 func hashKey(s route.Settings) string {
 	switch header := s.BalanceHeader(); {
 	case s.Sticky:
@@ -103,14 +110,4 @@ func hashKey(s route.Settings) string {
 		return "http_" + strings.ReplaceAll(strings.ToLower(header), "-", "_")
 	}
 	return ""
-}
-
-func luaCall(upstream, balance, key string) string {
-	switch {
-	case key != "":
-		return fmt.Sprintf("balance(%q, ngx.var.%s)", upstream, key)
-	case balance == "random":
-		return fmt.Sprintf("random(%q)", upstream)
-	}
-	return fmt.Sprintf("balance(%q)", upstream)
 }

@@ -3,6 +3,7 @@
 package route
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"regexp"
@@ -42,23 +43,35 @@ var keys = []string{KeyHost, KeyPath, KeyPort,
 // label is how a container spells a key.
 func label(key string) string { return "SERVICE_" + strings.ToUpper(key) }
 
-// labels reads the labels of a service's instances.
-type labels struct {
+// reader reads the instances of a service.
+type reader struct {
 	service   string
 	instances []*Instance // in order
 	report    func(string)
 	effective []string // the keys of the settings that are not the default
 }
 
-func (l *labels) leaveOut(i *Instance, why string) {
-	l.report(fmt.Sprintf("service %q, instance %.100q: %s", l.service, i.ID, why))
+// newReader leaves the instances out that are for another protocol than TCP.
+func newReader(service string, instances []*Instance, report func(string)) *reader {
+	list := slices.DeleteFunc(slices.Clone(instances), func(i *Instance) bool {
+		return slices.Contains(i.Tags, "udp") || slices.Contains(i.Tags, "sctp")
+	})
+	slices.SortFunc(list, func(a, b *Instance) int {
+		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node),
+			cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
+	})
+	return &reader{service: service, instances: list, report: report}
+}
+
+func (r *reader) leaveOut(i *Instance, why string) {
+	r.report(fmt.Sprintf("service %q, instance %.100q: %s", r.service, i.ID, why))
 }
 
 // each calls use for the first instance that has these values for one or two keys, if they are not all empty. Replicas
 // share their labels, so that a mistake in them is reported once.
-func (l *labels) each(keys []string, use func(i *Instance, values [2]string)) {
+func (r *reader) each(keys []string, use func(i *Instance, values [2]string)) {
 	seen := map[[2]string]bool{{}: true}
-	for _, i := range l.instances {
+	for _, i := range r.instances {
 		var values [2]string
 		for n, key := range keys {
 			values[n] = i.ServiceMeta[key]
@@ -72,33 +85,33 @@ func (l *labels) each(keys []string, use func(i *Instance, values [2]string)) {
 
 // setting returns the value of a key that is for the service as a whole: the first instance with a value that makes sense
 // decides. parse returns zero for a value that does not, and problem says why; "" = every value makes sense.
-func setting[T comparable](l *labels, key, problem string, parse func(string) T) T {
+func setting[T comparable](r *reader, key, problem string, parse func(string) T) T {
 	var (
 		value, zero T
 		first       *Instance
 	)
-	l.each([]string{key}, func(i *Instance, values [2]string) {
+	r.each([]string{key}, func(i *Instance, values [2]string) {
 		v := parse(strings.TrimSpace(values[0]))
 		switch {
 		case v == zero && problem != "":
-			l.leaveOut(i, fmt.Sprintf("its %s %.100q %s; set %s", key, values[0], problem, label(key)))
+			r.leaveOut(i, fmt.Sprintf("its %s %.100q %s; set %s", key, values[0], problem, label(key)))
 		case first == nil:
 			value, first = v, i
 		case v != value:
-			l.leaveOut(i, fmt.Sprintf("its %s %.100q does not count, as instance %.100q says %.100q; set the same %s for all",
+			r.leaveOut(i, fmt.Sprintf("its %s %.100q does not count, as instance %.100q says %.100q; set the same %s for all",
 				key, values[0], first.ID, first.ServiceMeta[key], label(key)))
 		}
 	})
 	if value != zero {
-		l.effective = append(l.effective, key)
+		r.effective = append(r.effective, key)
 	}
 	return value
 }
 
 // ports returns the TCP ports that any of the instances asks for, each once, in order.
-func (l *labels) ports(allowed Ports) []int {
+func (r *reader) ports(allowed Ports) []int {
 	var all []int
-	l.each([]string{KeyPort}, func(i *Instance, values [2]string) {
+	r.each([]string{KeyPort}, func(i *Instance, values [2]string) {
 		port := parsePort(strings.TrimSpace(values[0]))
 		problem, remedy := "", "set another "+label(KeyPort)
 		switch {
@@ -115,20 +128,20 @@ func (l *labels) ports(allowed Ports) []int {
 			all = append(all, port)
 			return
 		}
-		l.leaveOut(i, fmt.Sprintf("its %s %.100q %s; %s", KeyPort, values[0], problem, remedy))
+		r.leaveOut(i, fmt.Sprintf("its %s %.100q %s; %s", KeyPort, values[0], problem, remedy))
 	})
 	slices.Sort(all)
 	return slices.Compact(all)
 }
 
 // reportUnknown reports keys that mean nothing, which is often a slip of the pen.
-func (l *labels) reportUnknown() {
+func (r *reader) reportUnknown() {
 	seen := map[string]bool{}
-	for _, i := range l.instances {
+	for _, i := range r.instances {
 		for _, key := range slices.Sorted(maps.Keys(i.ServiceMeta)) {
 			if strings.HasPrefix(key, keyPrefix) && !slices.Contains(keys, key) && !seen[key] {
 				seen[key] = true
-				l.leaveOut(i, fmt.Sprintf("its %.100q is no label that means anything here; remove it, or spell it as the documentation does", key))
+				r.leaveOut(i, fmt.Sprintf("its %.100q is no label that means anything here; remove it, or spell it as the documentation does", key))
 			}
 		}
 	}
@@ -151,17 +164,17 @@ var (
 	checkPath = regexp.MustCompile(`^/[A-Za-z0-9_.~%+:@=/?&,;-]{0,511}$`)
 )
 
-func (l *labels) settings() Settings {
+func (r *reader) settings() Settings {
 	return Settings{
-		Strip:    setting(l, KeyStrip, "", isYes),
-		Redirect: setting(l, KeyRedirect, "is not https", func(s string) bool { return strings.ToLower(s) == "https" }),
-		Sticky:   setting(l, KeySticky, "", isYes),
-		Balance: setting(l, KeyBalance, "is none of roundrobin, leastconn, random, first, source, uri and hdr(<name>)",
+		Strip:    setting(r, KeyStrip, "", isYes),
+		Redirect: setting(r, KeyRedirect, "is not https", func(s string) bool { return strings.ToLower(s) == "https" }),
+		Sticky:   setting(r, KeySticky, "", isYes),
+		Balance: setting(r, KeyBalance, "is none of roundrobin, leastconn, random, first, source, uri and hdr(<name>)",
 			balances.FindString),
-		Check:     setting(l, KeyCheck, "is not a path like /health", checkPath.FindString),
-		MaxConn:   setting(l, KeyMaxConn, fmt.Sprintf("is not a number between 1 and %d", mostConnections), parseMaxConn),
-		SlowStart: setting(l, KeySlowStart, "is not a duration between 1s and 1h", parseSlowStart),
-		Fallback:  setting(l, KeyFallback, "is not the name of another service", l.parseFallback),
+		Check:     setting(r, KeyCheck, "is not a path like /health", checkPath.FindString),
+		MaxConn:   setting(r, KeyMaxConn, fmt.Sprintf("is not a number between 1 and %d", mostConnections), parseMaxConn),
+		SlowStart: setting(r, KeySlowStart, "is not a duration between 1s and 1h", parseSlowStart),
+		Fallback:  setting(r, KeyFallback, "is not the name of another service", r.parseFallback),
 	}
 }
 
@@ -188,27 +201,27 @@ func parseSlowStart(s string) time.Duration {
 }
 
 // parseFallback takes the name of any service that can be looked up. It may have no route.
-func (l *labels) parseFallback(s string) string {
-	if !IsServiceName(s) || s == l.service {
+func (r *reader) parseFallback(s string) string {
+	if !IsServiceName(s) || s == r.service {
 		return ""
 	}
 	return s
 }
 
 // reportIneffective reports the settings that need another label to have an effect.
-func (l *labels) reportIneffective(s *Service) {
+func (r *reader) reportIneffective(s *Service) {
 	if len(s.Routes) > 0 {
 		return
 	}
-	asked := slices.ContainsFunc(l.instances, func(i *Instance) bool {
+	asked := slices.ContainsFunc(r.instances, func(i *Instance) bool {
 		return i.ServiceMeta[KeyHost]+i.ServiceMeta[KeyPath]+i.ServiceMeta[KeyPort] != ""
 	})
-	for _, key := range l.effective {
+	for _, key := range r.effective {
 		switch {
 		case !asked:
-			l.report(fmt.Sprintf("service %q: it has a %s but no route; set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT", s.Name, key))
+			r.report(fmt.Sprintf("service %q: it has a %s but no route; set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT", s.Name, key))
 		case len(s.Ports) > 0 && (key == KeyStrip || key == KeyRedirect || key == KeySticky || key == KeyBalance && s.needsHTTP()):
-			l.report(fmt.Sprintf("service %q: its %s is for HTTP, and it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", s.Name, key))
+			r.report(fmt.Sprintf("service %q: its %s is for HTTP, and it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", s.Name, key))
 		}
 	}
 }

@@ -39,10 +39,10 @@ func Compare(a, b Route) int {
 }
 
 // routes returns the routes that any of the instances asks for, each once, in order.
-func (l *labels) routes() []Route {
+func (r *reader) routes() []Route {
 	var all []Route
-	l.each([]string{KeyHost, KeyPath}, func(i *Instance, values [2]string) {
-		all = append(all, parseRoutes(values[0], values[1], func(why string) { l.leaveOut(i, why) })...)
+	r.each([]string{KeyHost, KeyPath}, func(i *Instance, values [2]string) {
+		all = append(all, parseRoutes(values[0], values[1], func(why string) { r.leaveOut(i, why) })...)
 	})
 	slices.SortFunc(all, Compare)
 	return slices.Compact(all)

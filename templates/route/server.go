@@ -19,29 +19,25 @@ type Server struct {
 }
 
 // servers returns the instances that pass their checks and have a valid address.
-func servers(service string, instances []*Instance, report func(string)) []Server {
+func (r *reader) servers() []Server {
 	var list []Server
-	names, taken := serverNames(instances), map[string]bool{}
-	for n, i := range instances {
+	names, taken := serverNames(r.instances), map[string]bool{}
+	for n, i := range r.instances {
 		if i.Status != dependency.HealthPassing {
 			continue
 		}
-		leaveOut := func(why string) {
-			report(fmt.Sprintf("service %q, instance %.100q: %s", service, i.ID, why))
-		}
 		address, problem := addressOf(i)
-		switch {
-		case problem != "":
-			leaveOut(problem)
-			continue
-		case taken[names[n]]:
-			leaveOut("another instance has the same id on the same node; set SERVICE_ID")
+		if problem == "" && taken[names[n]] {
+			problem = "another instance has the same id on the same node; set SERVICE_ID"
+		}
+		if problem != "" {
+			r.leaveOut(i, problem)
 			continue
 		}
 		taken[names[n]] = true
 		weight := i.Weights.Passing
 		if weight < 0 || weight > 256 {
-			leaveOut(fmt.Sprintf("its weight %d is not between 1 and 256 and counts as 1; set SERVICE_WEIGHT", weight))
+			r.leaveOut(i, fmt.Sprintf("its weight %d is not between 1 and 256 and counts as 1; set SERVICE_WEIGHT", weight))
 			weight = 1
 		}
 		if weight == 1 {

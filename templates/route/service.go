@@ -1,7 +1,6 @@
 package route
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -27,26 +26,14 @@ func New(name string, instances []*Instance, allowed Ports, report func(string))
 	if !IsServiceName(name) {
 		return s
 	}
-	l := &labels{service: name, instances: tcpInstances(instances), report: report}
-	s.Routes, s.Ports, s.Settings = l.routes(), l.ports(allowed), l.settings()
-	l.reportUnknown()
-	l.reportIneffective(s)
+	r := newReader(name, instances, report)
+	s.Routes, s.Ports, s.Settings = r.routes(), r.ports(allowed), r.settings()
+	r.reportUnknown()
+	r.reportIneffective(s)
 	if s.IsExposed() {
-		s.Servers = servers(name, l.instances, report)
+		s.Servers = r.servers()
 	}
 	return s
-}
-
-// tcpInstances returns the instances that are not for another protocol, in order.
-func tcpInstances(all []*Instance) []*Instance {
-	list := slices.DeleteFunc(slices.Clone(all), func(i *Instance) bool {
-		return slices.Contains(i.Tags, "udp") || slices.Contains(i.Tags, "sctp")
-	})
-	slices.SortFunc(list, func(a, b *Instance) int {
-		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node),
-			cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
-	})
-	return list
 }
 
 // IsExposed says whether the service asks for a route or a port.
@@ -64,9 +51,9 @@ func (s *Service) NeedsFallback() string {
 // FallBack has the instances of another service, the one that NeedsFallback names, serve for this one. It returns "", so
 // that a template can call it.
 func (s *Service) FallBack(instances []*Instance) string {
-	s.Servers = servers(s.Fallback, tcpInstances(instances), func(reason string) {
+	s.Servers = newReader(s.Fallback, instances, func(reason string) {
 		s.report(fmt.Sprintf("service %q: of its route_fallback: %s", s.Name, reason))
-	})
+	}).servers()
 	return ""
 }
 
