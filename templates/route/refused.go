@@ -1,7 +1,6 @@
 package route
 
 import (
-	"context"
 	"maps"
 	"sync"
 	"time"
@@ -9,15 +8,15 @@ import (
 
 // How long a port that was refused is not asked for: at first, and at most, after it was refused again and again.
 const (
-	FirstRefusal   = time.Minute
-	LongestRefusal = 10 * time.Minute
+	firstRefusal   = time.Minute
+	longestRefusal = 10 * time.Minute
 )
 
 // Refused is the set of TCP ports that the proxy could not open lately. Its methods may be called from any goroutine, and
 // Reason of a nil set.
 type Refused struct {
-	first, longest time.Duration
-	changed        chan struct{}
+	// Changed receives when Reason may return something else than before.
+	Changed chan struct{}
 
 	mu    sync.Mutex
 	ports map[int]refusal
@@ -30,8 +29,8 @@ type refusal struct {
 }
 
 // NewRefused returns an empty set. Each refusal of a port in a row keeps it in the set for twice as long as the one before.
-func NewRefused(first, longest time.Duration) *Refused {
-	return &Refused{first: first, longest: longest, changed: make(chan struct{}, 1), ports: map[int]refusal{}}
+func NewRefused() *Refused {
+	return &Refused{Changed: make(chan struct{}, 1), ports: map[int]refusal{}}
 }
 
 // Refuse has the claim of a port left out for a while. The reason is for the operator: "another program listens there".
@@ -39,12 +38,12 @@ func (r *Refused) Refuse(port int, reason string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
-	maps.DeleteFunc(r.ports, func(_ int, old refusal) bool { return now.After(old.until.Add(r.longest)) })
+	maps.DeleteFunc(r.ports, func(_ int, old refusal) bool { return now.After(old.until.Add(longestRefusal)) })
 	old := r.ports[port]
 	if now.Before(old.until) {
 		return // said of a configuration from before
 	}
-	wait := min(max(2*old.wait, r.first), r.longest)
+	wait := min(max(2*old.wait, firstRefusal), longestRefusal)
 	r.ports[port] = refusal{reason, now.Add(wait), wait}
 	r.notify()
 	time.AfterFunc(wait, r.notify)
@@ -52,7 +51,7 @@ func (r *Refused) Refuse(port int, reason string) {
 
 func (r *Refused) notify() {
 	select {
-	case r.changed <- struct{}{}:
+	case r.Changed <- struct{}{}:
 	default:
 	}
 }
@@ -68,16 +67,4 @@ func (r *Refused) Reason(port int) string {
 		return p.reason
 	}
 	return ""
-}
-
-// Run calls rerender, which must not block, whenever Reason may return something else than before, until ctx is done.
-func (r *Refused) Run(ctx context.Context, rerender func()) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-r.changed:
-			rerender()
-		}
-	}
 }

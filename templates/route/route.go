@@ -77,31 +77,16 @@ func parseRoutes(hosts, path string, leaveOut func(string)) []Route {
 
 // IsHostName takes names as DNS has them, with underscores, which Docker uses.
 func IsHostName(s string) bool {
-	if len(s) > 253 {
-		return false
-	}
-	for label := range strings.SplitSeq(s, ".") {
-		if !consistsOf(label, "-_") || len(label) > 63 || strings.Trim(label, "-") != label {
-			return false
-		}
-	}
-	return true
+	return len(s) <= 253 && !slices.ContainsFunc(strings.Split(s, "."), func(label string) bool {
+		return !consistsOf(label, "-_") || len(label) > 63 || strings.Trim(label, "-") != label
+	})
 }
 
-// isPathPrefix takes /, and segments between slashes in characters that need no quotes
-// in a configuration. Proxies compare the path as the client sent it, where . and ..
-// do not occur.
+// isPathPrefix takes /, and segments between slashes in characters that need no quotes in a configuration. Proxies compare
+// the path as the client sent it, where . and .. do not occur. The last slash is there.
 func isPathPrefix(s string) bool {
-	if s == "/" {
-		return true
-	}
-	if len(s) > 512 || len(s) < 3 || s[0] != '/' || s[len(s)-1] != '/' {
-		return false
-	}
-	for segment := range strings.SplitSeq(s[1:len(s)-1], "/") {
-		if segment == "." || segment == ".." || !consistsOf(segment, "-_.~%+:@=") {
-			return false
-		}
-	}
-	return true
+	segments := strings.Split(strings.TrimSuffix(s, "/"), "/")
+	return len(s) <= 512 && segments[0] == "" && !slices.ContainsFunc(segments[1:], func(segment string) bool {
+		return segment == "." || segment == ".." || !consistsOf(segment, "-_.~%+:@=")
+	})
 }

@@ -62,7 +62,7 @@ func TestTable(t *testing.T) {
 // A refused port costs the claim of it, and nothing else of the service or of others.
 func TestTableWithoutRefusedPorts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		refused := NewRefused(FirstRefusal, LongestRefusal)
+		refused := NewRefused()
 		refused.Refuse(5432, "another program listens there (said by HAProxy)")
 		render := func() (routes int, ports []TCPPort, leftOut []string) {
 			var kept Fragments
@@ -85,7 +85,7 @@ func TestTableWithoutRefusedPorts(t *testing.T) {
 			t.Error(diff)
 		}
 
-		time.Sleep(FirstRefusal)
+		time.Sleep(time.Minute)
 		_, ports, leftOut = render()
 		if want := []TCPPort{{5432, "a"}, {5433, "a"}, {6000, "b"}}; !slices.Equal(ports, want) || !slices.Equal(leftOut, []string{belongs}) {
 			t.Errorf("later: ports %v, want %v; left out %q", ports, want, leftOut)
@@ -96,7 +96,7 @@ func TestTableWithoutRefusedPorts(t *testing.T) {
 // Each refusal in a row takes twice as long as the one before, up to a limit; a port that was open for long begins anew.
 func TestRefusedAgainAndAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := NewRefused(time.Minute, 10*time.Minute)
+		r := NewRefused()
 		for n, want := range []time.Duration{1, 2, 4, 8, 10, 10} {
 			r.Refuse(5432, "taken")
 			r.Refuse(5432, "taken, still") // of what was rendered before
@@ -132,15 +132,20 @@ func untilAllowed(r *Refused, port int) time.Duration {
 func TestRefusedAsksForRenderings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		r := NewRefused(time.Minute, 10*time.Minute)
+		r := NewRefused()
 		start := time.Now()
 		var got []string
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			r.Run(ctx, func() {
-				got = append(got, fmt.Sprintf("%v %t %t", time.Since(start), r.Reason(1000) != "", r.Reason(2000) != ""))
-			})
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-r.Changed:
+					got = append(got, fmt.Sprintf("%v %t %t", time.Since(start), r.Reason(1000) != "", r.Reason(2000) != ""))
+				}
+			}
 		}()
 		at := func(when time.Duration, port int) {
 			time.Sleep(when - time.Since(start))
