@@ -24,8 +24,8 @@ type certificate struct {
 	readable  bool     // by berth
 }
 
-// certificateFiles returns the files with these names in a directory that a proxy can load, by name: a single one that it
-// cannot load makes it refuse the whole configuration. It reports the others.
+// certificateFiles returns the certificates among the named files of a directory, sorted by name. It leaves out and reports
+// files that a proxy cannot load, because a single one of them would make it refuse the whole configuration.
 func certificateFiles(directory string, names []string, report func(string)) []certificate {
 	var all []certificate
 	for _, name := range slices.Sorted(slices.Values(names)) {
@@ -46,8 +46,8 @@ func certificateFiles(directory string, names []string, report func(string)) []c
 	return all
 }
 
-// namedCertificates returns the certificates that nginx serves, each with the names that no other before it has: the first
-// one, which is for clients that ask for another host, may have none. It reports a file whose hosts are not known.
+// namedCertificates returns the certificates that nginx serves, and gives each host name to the first certificate with it.
+// The first certificate may have no name: nginx also uses it for unknown hosts. Files whose hosts are unknown are reported.
 func namedCertificates(files []certificate, report func(string)) []certificate {
 	var all []certificate
 	taken := map[string]bool{}
@@ -66,17 +66,17 @@ func namedCertificates(files []certificate, report func(string)) []certificate {
 	return all
 }
 
-// certificateProblem returns the line that reports a file.
+// certificateProblem words the report on a file.
 func certificateProblem(file, why string) string {
 	return fmt.Sprintf("certificate %.200q in %q: %s", filepath.Base(file), filepath.Dir(file), why)
 }
 
-// listedFile matches a path that a crt-list takes as it is, where blanks end it and [ begins options, and nginx, to which $
+// listedFile matches the paths that need no quotes: in a crt-list, a blank ends a path and [ begins options, and in nginx, $
 // begins a variable.
 var listedFile = regexp.MustCompile(`^/[A-Za-z0-9_.*+@%=,~/-]*$`)
 
-// readCertificate returns what is in a file, or why a proxy would not load it. What berth may not read it leaves to the
-// proxy, which may have been started by root.
+// readCertificate reads a file, and returns why a proxy would not load it. It accepts a file that berth may not read: root
+// may have started the proxy.
 func readCertificate(file string) (c certificate, problem string) {
 	c = certificate{File: file, Key: file}
 	if !listedFile.MatchString(file) {
@@ -126,7 +126,7 @@ func readCertificate(file string) (c certificate, problem string) {
 	return c, ""
 }
 
-// certificateNames returns the hosts that a certificate is for, each once. Those that no client can ask for are left out.
+// certificateNames returns the hosts of a certificate, each once, without names that no client can ask for.
 func certificateNames(c *x509.Certificate) []string {
 	names := c.DNSNames
 	if len(names) == 0 {
@@ -142,8 +142,7 @@ func certificateNames(c *x509.Certificate) []string {
 	return all
 }
 
-// parsePEM returns the certificates of a file in DER form, whether it has a private key, and whether its last block has an
-// end.
+// parsePEM returns the certificates of a file in DER form, and says whether it has a private key and ends with a whole block.
 func parsePEM(text []byte) (chain []byte, hasKey, complete bool) {
 	for {
 		block, rest := pem.Decode(text)

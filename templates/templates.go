@@ -42,14 +42,14 @@ type Options struct {
 	TCPPorts route.Ports
 	// Refused are the ports that the proxy could not open lately; nil = none.
 	Refused *route.Refused
-	// NginxSocket is the path of berth's control socket in nginx, an absolute one that needs no quotes in a
+	// NginxSocket is the path of berth's control socket in nginx, absolute, with no need for quotes in a
 	// configuration; beside it is the log in which berth reads why nginx refused a configuration. "" = neither.
 	NginxSocket string
 	// NginxClosing is the path of a file that is there while a reload of nginx is near: clients are then told to come back
 	// over new connections. "" = never.
 	NginxClosing string
-	// NginxAtLeast says whether nginx is of a version or a later one. It is called with numbers that dots separate. nil =
-	// the version is not known, and no nginx is.
+	// NginxAtLeast says whether nginx has this version, as in "1.27.4", or a later one. nil = the version is unknown, and
+	// nothing is at least anything.
 	NginxAtLeast func(version string) bool
 	// Lua has nginx pick servers by a balancer in Lua, which is told of them through NginxSocket, so that a change of
 	// them takes no reload. nginx needs the module lua-nginx-module.
@@ -60,7 +60,7 @@ type Options struct {
 // stranger: a value that does not pass is left out, the rest is served, and report is called with one line that names the
 // value and the reason. The functions are for one template; they must not be called at the same time.
 //
-// The templates begin with a list of them.
+// The comment at the head of each template lists the functions that it calls.
 func Funcs(o Options) func(report func(string)) template.FuncMap {
 	return func(report func(string)) template.FuncMap {
 		var kept route.Fragments
@@ -105,7 +105,7 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 	}
 }
 
-// gone stands for functions that templates had before.
+// gone stands in for functions that older templates call.
 func gone(...any) (string, error) {
 	return "", errors.New("this function is no longer there: copy berth's built-in template again, and make your changes in the copy")
 }

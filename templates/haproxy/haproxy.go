@@ -12,8 +12,7 @@ import (
 	"berth/templates/route"
 )
 
-// Backend is a service as HAProxy has it, with the settings that apply. Every value may be written to a configuration as
-// it is.
+// Backend is a service in HAProxy, with the settings that apply. Every value may be written to a configuration as it is.
 type Backend struct {
 	Name    string
 	TCP     bool     // connections, not requests
@@ -41,8 +40,9 @@ func Backends(s *route.Service) []*Backend {
 		}
 		if s.Sticky {
 			b.Cookie = "berth-" + s.Name // services of one host share its cookies
-			for n := range b.Servers {
-				b.Servers[n].Cookie = cookieOf(b.Servers[n].Name)
+			for n, server := range b.Servers {
+				sum := sha256.Sum256([]byte(server.Name)) // clients need not know the name
+				b.Servers[n].Cookie = fmt.Sprintf("%x", sum[:8])
 			}
 		}
 		all = append(all, b)
@@ -70,14 +70,8 @@ func newBackend(s *route.Service, name string, settings route.Settings) *Backend
 	return b
 }
 
-// cookieOf returns a value that does not tell the server's name.
-func cookieOf(name string) string {
-	sum := sha256.Sum256([]byte(name))
-	return fmt.Sprintf("%x", sum[:8])
-}
-
-// numberServers gives each an ID of its own, made of its name: HAProxy places a server in a hash by its ID, and without
-// one by its place in the file, so that most clients would change servers whenever one comes or goes.
+// numberServers gives each server an ID made from its name. HAProxy places a server in a hash by its ID, and without an ID
+// by its line in the file, so that most clients would change servers whenever one comes or goes.
 func numberServers(servers []Server) {
 	taken := map[int]bool{}
 	for n := range servers {
@@ -101,8 +95,8 @@ type Strip struct {
 // mostPatterns is how many routes are compared in one line. HAProxy takes 64 words on one.
 const mostPatterns = 40
 
-// strips returns how to remove the prefix of the route that a request came by. The longest is the first, and the first
-// one that fits is the right one: txn.key begins with the host or wildcard by which the route was found.
+// strips returns the prefixes to remove, the longest first. The first prefix that fits is the right one, because txn.key
+// begins with the host or wildcard of the request's route.
 func strips(routes []route.Route) []Strip {
 	keys := map[string][]string{} // by path
 	for _, r := range routes {

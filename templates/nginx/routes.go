@@ -12,8 +12,8 @@ import (
 
 // Routes are the routes of all services in nginx's maps.
 type Routes struct {
-	Maps   []RouteMap // in the order in which a request is to be looked up; the last one is for any host and path
-	Depths []int      // the numbers of segments in their paths, but for 0
+	Maps   []RouteMap // in the order of look-up; the last map is for any host and path
+	Depths []int      // how many segments the paths of routes have, each number once, without 0
 }
 
 // RouteMap is the routes of one rank that have the same number of segments in their paths. A request has at most one.
@@ -40,7 +40,7 @@ type level struct{ rank, depth int }
 // longestValue is less than nginx takes for one word (NGX_CONF_BUFFER).
 const longestValue = 4000
 
-// NewRoutes returns the routes that services have, and reports those that nginx cannot have.
+// NewRoutes puts the routes of services into maps, and reports the routes that do not fit into any.
 func NewRoutes(claims []route.Claim, report func(string)) Routes {
 	entries := map[level][]RouteEntry{{2, 0}: nil}
 	type place struct {

@@ -25,8 +25,8 @@ type Upstreams struct {
 	TCP  *Upstream // for connections to the service's ports, nil if it has none
 }
 
-// NewUpstreams returns a service's upstreams, and reports the settings that nginx has no means for. With lua, the balancer
-// in Lua chooses servers where it can.
+// NewUpstreams returns a service's upstreams, and reports the settings that nginx cannot follow. With lua, the balancer in
+// Lua chooses servers where it can.
 func NewUpstreams(s *route.Service, lua bool, report func(string)) Upstreams {
 	for _, lacking := range []struct {
 		asked bool
@@ -62,7 +62,8 @@ func newUpstream(s *route.Service, name string, settings route.Settings) *Upstre
 	return u
 }
 
-// UpstreamName returns a name that is unique also for nginx, to which two names in other letters are the same. No service has a dot.
+// UpstreamName returns the name of a service's upstream. nginx takes App and app for the same name, so one with capitals gets
+// a suffix after a dot, which no service name has.
 func UpstreamName(service string) string {
 	if strings.ToLower(service) == service {
 		return service

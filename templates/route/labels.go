@@ -36,11 +36,11 @@ const (
 	KeyFallback  = "route_fallback"  // a service that serves while this one has no instance
 )
 
-// keys are all of them.
+// keys lists the known keys.
 var keys = []string{KeyHost, KeyPath, KeyPort,
 	KeyStrip, KeyRedirect, KeyBalance, KeySticky, KeyCheck, KeyMaxConn, KeySlowStart, KeyFallback}
 
-// label is how a container spells a key.
+// label returns the label of a container that sets a key.
 func label(key string) string { return "SERVICE_" + strings.ToUpper(key) }
 
 // reader reads the instances of a service.
@@ -51,7 +51,7 @@ type reader struct {
 	effective []string // the keys of the settings that are not the default
 }
 
-// newReader leaves the instances out that are for another protocol than TCP.
+// newReader sorts the instances and leaves out UDP and SCTP.
 func newReader(service string, instances []*Instance, report func(string)) *reader {
 	list := slices.DeleteFunc(slices.Clone(instances), func(i *Instance) bool {
 		return slices.Contains(i.Tags, "udp") || slices.Contains(i.Tags, "sctp")
@@ -67,8 +67,8 @@ func (r *reader) leaveOut(i *Instance, why string) {
 	r.report(fmt.Sprintf("service %q, instance %.100q: %s", r.service, i.ID, why))
 }
 
-// each calls use for the first instance that has these values for one or two keys, if they are not all empty. Replicas
-// share their labels, so that a mistake in them is reported once.
+// each calls use once for each combination of values of one or two keys, with the first instance that has it, unless all
+// values are empty. Replicas share their labels, and a mistake in them is reported once.
 func (r *reader) each(keys []string, use func(i *Instance, values [2]string)) {
 	seen := map[[2]string]bool{{}: true}
 	for _, i := range r.instances {
@@ -83,8 +83,8 @@ func (r *reader) each(keys []string, use func(i *Instance, values [2]string)) {
 	}
 }
 
-// setting returns the value of a key that is for the service as a whole: the first instance with a value that makes sense
-// decides. parse returns zero for a value that does not, and problem says why; "" = every value makes sense.
+// setting returns the value of a key for the service as a whole: the first instance with a valid value decides. parse
+// returns zero for an invalid value, and problem says why that is invalid; "" = every value is valid.
 func setting[T comparable](r *reader, key, problem string, parse func(string) T) T {
 	var (
 		value, zero T
@@ -108,7 +108,7 @@ func setting[T comparable](r *reader, key, problem string, parse func(string) T)
 	return value
 }
 
-// ports returns the TCP ports that any of the instances asks for, each once, in order.
+// ports returns the TCP ports that the instances ask for, each once, in order.
 func (r *reader) ports(allowed Ports) []int {
 	var all []int
 	r.each([]string{KeyPort}, func(i *Instance, values [2]string) {
@@ -134,7 +134,7 @@ func (r *reader) ports(allowed Ports) []int {
 	return slices.Compact(all)
 }
 
-// reportUnknown reports keys that mean nothing, which is often a slip of the pen.
+// reportUnknown reports unknown keys, which are often misspelt.
 func (r *reader) reportUnknown() {
 	seen := map[string]bool{}
 	for _, i := range r.instances {
@@ -159,7 +159,7 @@ type Settings struct {
 const mostConnections = 1_000_000
 
 var (
-	// balances has the algorithms with which servers can be added and removed at run time.
+	// balances matches the algorithms that let servers come and go at run time.
 	balances  = regexp.MustCompile(`^(roundrobin|leastconn|random|first|source|uri|hdr\([A-Za-z0-9-]{1,64}\))$`)
 	checkPath = regexp.MustCompile(`^/[A-Za-z0-9_.~%+:@=/?&,;-]{0,511}$`)
 )
@@ -178,7 +178,7 @@ func (r *reader) settings() Settings {
 	}
 }
 
-// isYes takes anything for yes that does not say no, as the registrar does.
+// isYes takes everything but a clear no for yes, as the registrar does.
 func isYes(s string) bool {
 	return !slices.Contains([]string{"", "false", "0", "no"}, strings.ToLower(s))
 }
@@ -200,7 +200,7 @@ func parseSlowStart(s string) time.Duration {
 	return d.Round(time.Second)
 }
 
-// parseFallback takes the name of any service that can be looked up. It may have no route.
+// parseFallback accepts the name of any other service, even of one without a route.
 func (r *reader) parseFallback(s string) string {
 	if !IsServiceName(s) || s == r.service {
 		return ""
@@ -235,7 +235,7 @@ func (s Settings) ForTCP() Settings {
 	return s
 }
 
-// IsHash says whether the algorithm sends requests that are alike to the same server.
+// IsHash says whether the algorithm sends equal requests to the same server.
 func (s Settings) IsHash() bool { return s.Balance == "source" || s.needsHTTP() }
 
 // needsHTTP says whether the algorithm looks at requests.

@@ -6,16 +6,16 @@ import (
 	"time"
 )
 
-// How long a port that was refused is not asked for: at first, and at most, after it was refused again and again.
+// A port that was refused is left alone for this long: at first, and at most, after many refusals in a row.
 const (
 	firstRefusal   = time.Minute
 	longestRefusal = 10 * time.Minute
 )
 
-// Refused is the set of TCP ports that the proxy could not open lately. Its methods may be called from any goroutine, and
-// Reason of a nil set.
+// Refused remembers the TCP ports that the proxy could not open lately. Any goroutine may call its methods. A nil Refused has
+// no port.
 type Refused struct {
-	// Changed receives when Reason may return something else than before.
+	// Changed receives a value when the answers of Reason may have changed.
 	Changed chan struct{}
 
 	mu    sync.Mutex
@@ -28,12 +28,12 @@ type refusal struct {
 	wait   time.Duration
 }
 
-// NewRefused returns an empty set. Each refusal of a port in a row keeps it in the set for twice as long as the one before.
+// NewRefused returns an empty set. Each refusal of a port in a row lasts twice as long as the one before.
 func NewRefused() *Refused {
 	return &Refused{Changed: make(chan struct{}, 1), ports: map[int]refusal{}}
 }
 
-// Refuse has the claim of a port left out for a while. The reason is for the operator: "another program listens there".
+// Refuse keeps a port closed for a while. The reason is for the operator: "another program listens there".
 func (r *Refused) Refuse(port int, reason string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

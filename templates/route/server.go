@@ -67,8 +67,8 @@ func addressOf(i *Instance) (address, problem string) {
 	return netip.AddrPortFrom(ip.Unmap(), uint16(i.Port)).String(), ""
 }
 
-// serverNames returns a name for every instance: its ID if that can be a server's name and no other has it, else one
-// made of it. An instance keeps its name, whatever the health of the others, as a new name costs a new server.
+// serverNames returns a name for every instance: its ID if that is unique and can name a server, else a name made from it.
+// An instance keeps its name, whatever the health of the others, as a new name costs a new server.
 func serverNames(instances []*Instance) []string {
 	count := map[string]int{}
 	for _, i := range instances {

@@ -19,8 +19,7 @@ type Service struct {
 	report func(string)
 }
 
-// New reads the labels of a service's instances, without those of another protocol than TCP. It calls report with a line
-// for each label that is left out.
+// New reads the labels of a service's TCP instances. It calls report with a line for each label that is left out.
 func New(name string, instances []*Instance, allowed Ports, report func(string)) *Service {
 	s := &Service{Name: name, report: report}
 	if !IsServiceName(name) {
@@ -39,8 +38,7 @@ func New(name string, instances []*Instance, allowed Ports, report func(string))
 // IsExposed says whether the service asks for a route or a port.
 func (s *Service) IsExposed() bool { return len(s.Routes)+len(s.Ports) > 0 }
 
-// NeedsFallback returns the name of the service whose instances FallBack should get, as this service has no server of its
-// own; "" = none.
+// NeedsFallback returns the name of the fallback service if this service has no server of its own, else "".
 func (s *Service) NeedsFallback() string {
 	if len(s.Servers) > 0 {
 		return ""
@@ -48,8 +46,8 @@ func (s *Service) NeedsFallback() string {
 	return s.Fallback
 }
 
-// FallBack has the instances of another service, the one that NeedsFallback names, serve for this one. It returns "", so
-// that a template can call it.
+// FallBack lets the instances of the service that NeedsFallback names serve for this one. It returns "", so that a template
+// can call it.
 func (s *Service) FallBack(instances []*Instance) string {
 	s.Servers = newReader(s.Fallback, instances, func(reason string) {
 		s.report(fmt.Sprintf("service %q: of its route_fallback: %s", s.Name, reason))

@@ -9,9 +9,8 @@ import (
 	"strings"
 )
 
-// Fragments hands services, with their routes and texts, from the partials in which a template reads them to the table in
-// which they meet. A partial is executed only when the instances of its service change, and returns nothing but text; so it
-// returns a key, which changes with the service, and the fragment waits here.
+// Fragments passes services from partials to the table. A partial is executed only when the instances of its service change,
+// and can return nothing but text. So it keeps the service here, and returns a key that changes whenever the service does.
 type Fragments struct {
 	byKey     map[string]*fragment
 	rendering int // counts
@@ -21,11 +20,11 @@ type Fragments struct {
 // fragment is a service with the text that a template has made of it.
 type fragment struct {
 	Service
-	text, stream string // stream is the text for TCP, where a proxy has that in another place
+	text, stream string // stream is the text for TCP, if the proxy needs that in another place
 	used         int    // the last rendering that made or used it
 }
 
-// Keep returns the key of a service with its text. Equal ones have equal keys.
+// Keep stores a service with its text and returns the key. The same service with the same text has the same key.
 func (k *Fragments) Keep(s *Service, text string, stream ...string) string {
 	f := &fragment{Service: *s, text: text, stream: strings.Join(stream, ""), used: k.rendering}
 	f.Servers, f.report = nil, nil // they are in the text
@@ -38,8 +37,8 @@ func (k *Fragments) Keep(s *Service, text string, stream ...string) string {
 	return key
 }
 
-// NewTable begins a rendering with a table in which no service has anything yet, and forgets the fragments that the last
-// complete rendering did without. Without tls there is no HTTPS to redirect to. Refused ports are not opened.
+// NewTable begins a rendering with an empty table, and forgets the fragments that the last complete rendering did not use.
+// Without tls there is no HTTPS to redirect to. Refused ports are not opened.
 func (k *Fragments) NewTable(tls bool, refused *Refused, report func(string)) *Table {
 	maps.DeleteFunc(k.byKey, func(_ string, f *fragment) bool { return f.used < k.complete })
 	k.rendering++
@@ -49,10 +48,10 @@ func (k *Fragments) NewTable(tls bool, refused *Refused, report func(string)) *T
 	}
 }
 
-// Table says which service has a route or a port. It is made anew for every configuration.
+// Table says which service owns a route or a port. Every rendering makes a new one.
 type Table struct {
 	Claims []Claim
-	Ports  []TCPPort // the open ones, in order
+	Ports  []TCPPort // in order, without refused ports
 	Sticky bool      // a client of one of the services stays with its server
 
 	fragments      *Fragments
@@ -109,7 +108,8 @@ func (t *Table) Assign(key string) (string, error) {
 	return "", nil
 }
 
-// addPort leaves a refused port with its owner, so that it does not pass to another service and back.
+// addPort gives a port to the first service that asks for it. A refused port keeps its owner, so that it does not pass to
+// another service and back.
 func (t *Table) addPort(port int, s *Service) {
 	if owner := t.ports[port]; owner != nil {
 		t.report(fmt.Sprintf("service %q: the port %d belongs to service %q; set another SERVICE_ROUTE_PORT", s.Name, port, owner.Name))
@@ -130,5 +130,5 @@ func (t *Table) Text() string {
 	return strings.Join(t.texts, "")
 }
 
-// Stream returns the texts of all services for TCP, where a proxy has these in another place.
+// Stream returns the TCP texts of all services, for a proxy that needs them in another place.
 func (t *Table) Stream() string { return strings.Join(t.streams, "") }
