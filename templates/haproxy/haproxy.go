@@ -14,10 +14,10 @@ import (
 
 // Backend is a service in HAProxy, with the settings that apply. Every value may be written to a configuration as it is.
 type Backend struct {
-	Name    string
-	TCP     bool     // connections, not requests
-	Servers []Server // by name
-	route.Settings
+	Name      string
+	TCP       bool     // connections, not requests
+	Servers   []Server // by name
+	Settings  route.Settings
 	Cookie    string // its name; "" = clients do not stay with a server
 	CheckHost string // the Host header of health checks; "" = none
 	Strips    []Strip
@@ -25,9 +25,10 @@ type Backend struct {
 
 // Server is one instance of a service.
 type Server struct {
-	route.Server
-	Cookie string // value that clients of the server send; "" = none
-	ID     int    // place in a hash; 0 = any
+	Name, Address string
+	Weight        int    // 0 = the default
+	Cookie        string // value that clients of the server send; "" = none
+	ID            int    // place in a hash; 0 = any
 }
 
 // Backends returns a service's backends: one for HTTP, one for TCP, as it has routes and ports.
@@ -59,9 +60,9 @@ func Backends(s *route.Service) []*Backend {
 func newBackend(s *route.Service, name string, settings route.Settings) *Backend {
 	b := &Backend{Name: name, Settings: settings}
 	for _, server := range s.Servers {
-		b.Servers = append(b.Servers, Server{Server: server})
+		b.Servers = append(b.Servers, Server{Name: server.Name, Address: server.Address, Weight: server.Weight})
 	}
-	if b.IsHash() {
+	if settings.IsHash() {
 		numberServers(b.Servers)
 	}
 	if len(s.Routes) > 0 && s.Routes[0].Rank() == 0 {
@@ -126,7 +127,9 @@ func strips(routes []route.Route) []Strip {
 func Map(claims []route.Claim) string {
 	var text strings.Builder
 	for _, c := range claims {
-		text.WriteString(c.Route.String() + " " + c.Service.Name + "\n")
+		for _, part := range [...]string{c.Route.String(), " ", c.Service.Name, "\n"} {
+			text.WriteString(part)
+		}
 	}
 	return text.String()
 }
