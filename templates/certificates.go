@@ -24,26 +24,38 @@ type certificate struct {
 	readable  bool     // by berth
 }
 
-// certificateFiles returns the certificates among the named files of a directory, sorted by name. It leaves out and reports
-// files that a proxy cannot load, because a single one of them would make it refuse the whole configuration.
-func certificateFiles(directory string, names []string, report func(string)) []certificate {
-	var all []certificate
-	for _, name := range slices.Sorted(slices.Values(names)) {
-		switch filepath.Ext(name) {
-		case ".key", ".ocsp", ".issuer", ".sctl":
-			continue // belongs to another file
+// certificates are the certificates of a directory. They are remembered, since to read 100 files takes milliseconds, and the
+// template asks for every change in the catalog.
+type certificates struct {
+	path, sum string
+	files     []certificate
+	problems  []string
+}
+
+// list returns the certificates among the named files of a directory, sorted by name. It reads them again if the sum has
+// changed. It leaves out and reports files that a proxy cannot load, because a single one of them would make it refuse the
+// whole configuration.
+func (s *certificates) list(path string, names []string, sum string, report func(string)) []certificate {
+	if s.path != path || s.sum != sum {
+		*s = certificates{path: path, sum: sum}
+		for _, name := range slices.Sorted(slices.Values(names)) {
+			if slices.Contains([]string{".key", ".ocsp", ".issuer", ".sctl"}, filepath.Ext(name)) {
+				continue // it belongs to another file
+			}
+			if c, problem := readCertificate(filepath.Join(path, name)); problem == "" {
+				s.files = append(s.files, c)
+			} else {
+				s.problems = append(s.problems, certificateProblem(c.File, problem))
+			}
 		}
-		c, problem := readCertificate(filepath.Join(directory, name))
-		if problem != "" {
-			report(certificateProblem(c.File, problem))
-			continue
+		if len(s.files) == 0 {
+			s.problems = append(s.problems, fmt.Sprintf("TLS: there is no certificate in %q, so HTTPS is off; put PEM files there, each with a certificate, its chain and its key", path))
 		}
-		all = append(all, c)
 	}
-	if len(all) == 0 {
-		report(fmt.Sprintf("TLS: there is no certificate in %q, so HTTPS is off; put PEM files there, each with a certificate, its chain and its key", directory))
+	for _, problem := range s.problems {
+		report(problem)
 	}
-	return all
+	return s.files
 }
 
 // namedCertificates returns the certificates that nginx serves, and gives each host name to the first certificate with it.
@@ -52,10 +64,11 @@ func namedCertificates(files []certificate, report func(string)) []certificate {
 	var all []certificate
 	taken := map[string]bool{}
 	for _, c := range files {
-		c.Names = slices.DeleteFunc(c.Names, func(name string) bool { return taken[name] })
-		for _, name := range c.Names {
+		c.Names = slices.DeleteFunc(slices.Clone(c.Names), func(name string) bool {
+			again := taken[name]
 			taken[name] = true
-		}
+			return again
+		})
 		switch {
 		case len(c.Names) > 0 || len(all) == 0:
 			all = append(all, c)
@@ -112,21 +125,21 @@ func readCertificate(file string) (c certificate, problem string) {
 	if _, err := tls.X509KeyPair(text, key); err != nil && !notAllowed {
 		return c, strings.TrimPrefix(err.Error(), "tls: ") + "; put the certificate there again, with its key"
 	}
-	certificates, err := x509.ParseCertificates(chain)
+	all, err := x509.ParseCertificates(chain)
 	if err != nil {
 		return c, fmt.Sprintf("a certificate of its chain makes no sense (%v); put the chain there again", err)
 	}
-	for _, parsed := range certificates {
+	for _, parsed := range all {
 		// What OpenSSL's default security level 2 takes.
 		if k, ok := parsed.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() < 2048 {
 			return c, fmt.Sprintf("the RSA key of %.100q has %d bits and OpenSSL asks for 2048; issue it anew", parsed.Subject, k.N.BitLen())
 		}
 	}
-	c.Names = certificateNames(certificates[0])
+	c.Names = certificateNames(all[0])
 	return c, ""
 }
 
-// certificateNames returns the hosts of a certificate, each once, without names that no client can ask for.
+// certificateNames returns the hosts of a certificate, without names that no client can ask for.
 func certificateNames(c *x509.Certificate) []string {
 	names := c.DNSNames
 	if len(names) == 0 {
@@ -135,7 +148,7 @@ func certificateNames(c *x509.Certificate) []string {
 	var all []string
 	for _, name := range names {
 		name = strings.ToLower(name)
-		if route.IsHostName(strings.TrimPrefix(name, "*.")) && !slices.Contains(all, name) {
+		if route.IsHostName(strings.TrimPrefix(name, "*.")) {
 			all = append(all, name)
 		}
 	}

@@ -194,52 +194,32 @@ func TestCertificateThatBerthMayNotRead(t *testing.T) {
 		if err := os.Chmod(filepath.Join(dir, name), 0); err != nil {
 			t.Fatal(err)
 		}
-		if files := certificateFiles(dir, []string{"a.crt", "a.key"}, refuse(t)); len(files) != 1 {
+		var all certificates
+		if files := all.list(dir, []string{"a.crt", "a.key"}, "", refuse(t)); len(files) != 1 {
 			t.Errorf("%+v", files)
 		}
 	}
 }
 
-// The files are not read for changes of the catalog: what the templates make of them is in a partial.
-func TestCertificatesAreKept(t *testing.T) {
-	for proxy, text := range shipped() {
-		r := rendered{files: map[string]string{}, paths: map[string]string{}}
-		funcs := shippedFuncs(Options{TLSDirectory: "/tls"}, &r)
-		funcs["partial"] = func(name, argument string) string {
-			if name == "certificates" && argument == "/tls" {
-				return "# of the files"
-			}
-			return ""
-		}
-		for _, name := range []string{"certificateFiles", "namedCertificates"} {
-			funcs[name] = func(path string, _ []string) any {
-				t.Errorf("%s: %s is read", proxy, path)
-				return nil
-			}
-		}
-		r.text = execute(t, compile(text, funcs), oneService().brain(t, inOrder))
-		if !strings.Contains(r.text+r.files["certificates.list"], "# of the files") {
-			t.Errorf("%s: %s", proxy, r.text)
-		}
-	}
-}
-
-// The reason follows what is in the file.
-func TestCertificateReasons(t *testing.T) {
+// Files are read again only when the sum changes; what is wrong with them is said every time.
+func TestCertificatesAreReadWhenTheSumChanges(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "a.pem")
 	none := fmt.Sprintf("TLS: there is no certificate in %q, so HTTPS is off; put PEM files there, each with a certificate, its chain and its key", dir)
-	for _, tt := range []struct{ text, problem string }{
-		{"garbage", "there is no certificate in PEM form in it; remove it, or put one there"},
-		{"-----BEGIN CERTIFICATE-----", "it is cut off; copy it there again, and rename it into place"},
-	} {
-		write(t, file, tt.text)
+	var all certificates
+	check := func(sum, problem string) {
+		t.Helper()
 		var reports []string
-		files := certificateFiles(dir, []string{"a.pem", "a.key"}, func(reason string) { reports = append(reports, reason) })
-		if want := []string{certificateProblem(file, tt.problem), none}; len(files) > 0 || !slices.Equal(reports, want) {
+		files := all.list(dir, []string{"a.pem", "a.key"}, sum, func(reason string) { reports = append(reports, reason) })
+		if want := []string{certificateProblem(file, problem), none}; len(files) > 0 || !slices.Equal(reports, want) {
 			t.Errorf("%d files, reports %q, want %q", len(files), reports, want)
 		}
 	}
+	write(t, file, "garbage")
+	check("1", "there is no certificate in PEM form in it; remove it, or put one there")
+	write(t, file, "-----BEGIN CERTIFICATE-----")
+	check("1", "there is no certificate in PEM form in it; remove it, or put one there")
+	check("2", "it is cut off; copy it there again, and rename it into place")
 }
 
 // nginx is not told of certificates whose hosts are not known, but for the first.

@@ -64,6 +64,7 @@ type Options struct {
 func Funcs(o Options) func(report func(string)) template.FuncMap {
 	return func(report func(string)) template.FuncMap {
 		var kept route.Fragments
+		var all certificates
 		return template.FuncMap{
 			"servable": func(services []*dependency.CatalogSnippet) []string {
 				return route.Servable(services, report)
@@ -75,29 +76,28 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 				return nil
 			},
 			"keep": kept.Keep,
-			"table": func(certificates string) *route.Table {
-				return kept.NewTable(certificates != "", o.Refused, report)
+			"table": func(certificates any) *route.Table {
+				tls, _ := template.IsTrue(certificates)
+				return kept.NewTable(tls, o.Refused, report)
 			},
 			"assign":       (*route.Table).Assign,
 			"tlsDirectory": func() string { return o.TLSDirectory },
-			"certificateFiles": func(path string, names []string) []certificate {
-				return certificateFiles(path, names, report)
+			"certificateFiles": func(path string, names []string, sum string) []certificate {
+				return all.list(path, names, sum, report)
 			},
 
 			"backends":  haproxy.Backends,
 			"routesMap": func(t *route.Table) string { return haproxy.Map(t.Claims) },
 
-			"upstreams":    func(s *route.Service) nginx.Upstreams { return nginx.NewUpstreams(s, o.Lua, report) },
-			"upstreamName": nginx.UpstreamName,
-			"nginxRoutes":  func(t *route.Table) nginx.Routes { return nginx.NewRoutes(t.Claims, report) },
-			"namedCertificates": func(path string, names []string) []certificate {
-				return namedCertificates(certificateFiles(path, names, report), report)
-			},
-			"controlSocket": func() string { return o.NginxSocket },
-			"closingFile":   func() string { return o.NginxClosing },
-			"nginxAtLeast":  o.nginxAtLeast,
-			"lua":           func() bool { return o.Lua },
-			"luaBalancer":   func() string { return strings.TrimSuffix(balancer, "\n") },
+			"upstreams":         func(s *route.Service) nginx.Upstreams { return nginx.NewUpstreams(s, o.Lua, report) },
+			"upstreamName":      nginx.UpstreamName,
+			"nginxRoutes":       func(t *route.Table) nginx.Routes { return nginx.NewRoutes(t.Claims, report) },
+			"namedCertificates": func(files []certificate) []certificate { return namedCertificates(files, report) },
+			"controlSocket":     func() string { return o.NginxSocket },
+			"closingFile":       func() string { return o.NginxClosing },
+			"nginxAtLeast":      o.nginxAtLeast,
+			"lua":               func() bool { return o.Lua },
+			"luaBalancer":       func() string { return strings.TrimSuffix(balancer, "\n") },
 
 			"claim": gone, "exposed": gone, "proxied": gone,
 			"certificates": gone, "serverCertificates": gone, "controlDirectory": gone, "routeMaps": gone, "pathDepths": gone,
