@@ -30,14 +30,15 @@ type certificates struct {
 	path, sum string
 	files     []certificate
 	problems  []string
+	report    func(string)
 }
 
 // list returns the certificates among the named files of a directory, sorted by name. It reads them again if the sum has
 // changed. It leaves out and reports files that a proxy cannot load, because a single one of them would make it refuse the
 // whole configuration.
-func (s *certificates) list(path string, names []string, sum string, report func(string)) []certificate {
+func (s *certificates) list(path string, names []string, sum string) []certificate {
 	if s.path != path || s.sum != sum {
-		*s = certificates{path: path, sum: sum}
+		*s = certificates{path: path, sum: sum, report: s.report}
 		for _, name := range slices.Sorted(slices.Values(names)) {
 			if slices.Contains([]string{".key", ".ocsp", ".issuer", ".sctl"}, filepath.Ext(name)) {
 				continue // it belongs to another file
@@ -53,7 +54,7 @@ func (s *certificates) list(path string, names []string, sum string, report func
 		}
 	}
 	for _, problem := range s.problems {
-		report(problem)
+		s.report(problem)
 	}
 	return s.files
 }

@@ -194,8 +194,8 @@ func TestCertificateThatBerthMayNotRead(t *testing.T) {
 		if err := os.Chmod(filepath.Join(dir, name), 0); err != nil {
 			t.Fatal(err)
 		}
-		var all certificates
-		if files := all.list(dir, []string{"a.crt", "a.key"}, "", refuse(t)); len(files) != 1 {
+		all := certificates{report: refuse(t)}
+		if files := all.list(dir, []string{"a.crt", "a.key"}, ""); len(files) != 1 {
 			t.Errorf("%+v", files)
 		}
 	}
@@ -210,7 +210,8 @@ func TestCertificatesAreReadWhenTheSumChanges(t *testing.T) {
 	check := func(sum, problem string) {
 		t.Helper()
 		var reports []string
-		files := all.list(dir, []string{"a.pem", "a.key"}, sum, func(reason string) { reports = append(reports, reason) })
+		all.report = func(reason string) { reports = append(reports, reason) }
+		files := all.list(dir, []string{"a.pem", "a.key"}, sum)
 		if want := []string{certificateProblem(file, problem), none}; len(files) > 0 || !slices.Equal(reports, want) {
 			t.Errorf("%d files, reports %q, want %q", len(files), reports, want)
 		}

@@ -64,7 +64,7 @@ type Options struct {
 func Funcs(o Options) func(report func(string)) template.FuncMap {
 	return func(report func(string)) template.FuncMap {
 		var kept route.Fragments
-		var all certificates
+		all := certificates{report: report}
 		return template.FuncMap{
 			"servable": func(services []*dependency.CatalogSnippet) []string {
 				return route.Servable(services, report)
@@ -80,11 +80,9 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 				tls, _ := template.IsTrue(certificates)
 				return kept.NewTable(tls, o.Refused, report)
 			},
-			"assign":       (*route.Table).Assign,
-			"tlsDirectory": func() string { return o.TLSDirectory },
-			"certificateFiles": func(path string, names []string, sum string) []certificate {
-				return all.list(path, names, sum, report)
-			},
+			"assign":           (*route.Table).Assign,
+			"tlsDirectory":     func() string { return o.TLSDirectory },
+			"certificateFiles": all.list,
 
 			"backends":  haproxy.Backends,
 			"routesMap": func(t *route.Table) string { return haproxy.Map(t.Claims) },

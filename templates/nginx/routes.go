@@ -20,7 +20,7 @@ type Routes struct {
 type RouteMap struct {
 	Name    string // for variables
 	Rank    string // the variable that the keys begin with: "$host", "$berth_domain", or "" for any host
-	Path    string // as many segments of the request's path
+	Path    string // the variable with as many segments of the request's path, and a slash before and after them; "/" = none
 	Entries []RouteEntry
 	Found   string // the variable of the upstream that was found in it or in the next maps
 	Next    string // the variable of the next map, "" = this is the last one
@@ -43,20 +43,16 @@ const longestValue = 4000
 // NewRoutes puts the routes of services into maps, and reports the routes that do not fit into any.
 func NewRoutes(claims []route.Claim, report func(string)) Routes {
 	entries := map[level][]RouteEntry{{2, 0}: nil}
-	type place struct {
-		level
-		key string
-	}
-	index := map[place]int{} // of an entry
+	index := map[string]int{} // of an entry in its map, by host and path
 	for _, c := range claims {
 		l := level{c.Rank(), depth(c.Route)}
 		if l.depth > mostSegments {
 			report(fmt.Sprintf("service %q: the path of its route %.100s has more than %d segments, which is too many for nginx; set a shorter SERVICE_ROUTE_PATH", c.Service.Name, c.Route, mostSegments))
 			continue
 		}
-		key := strings.TrimPrefix(c.Host, "*.") + strings.ToLower(c.Path)
+		key := c.Host + strings.ToLower(c.Path)
 		found := UpstreamName(c.Service.Name) + " " + flags(c.Service) + " " + c.Path
-		if n, there := index[place{l, key}]; there {
+		if n, there := index[key]; there {
 			if len(entries[l][n].Routes)+len(found) >= longestValue {
 				report(fmt.Sprintf("service %q: for nginx, too many routes differ from its route %.100s only in the case of letters; set another SERVICE_ROUTE_PATH", c.Service.Name, c.Route))
 				continue
@@ -64,8 +60,8 @@ func NewRoutes(claims []route.Claim, report func(string)) Routes {
 			entries[l][n].Routes += " " + found
 			continue
 		}
-		index[place{l, key}] = len(entries[l])
-		entries[l] = append(entries[l], RouteEntry{key, found})
+		index[key] = len(entries[l])
+		entries[l] = append(entries[l], RouteEntry{strings.TrimPrefix(key, "*."), found})
 	}
 	levels := slices.SortedFunc(maps.Keys(entries), func(a, b level) int {
 		return cmp.Or(a.rank-b.rank, b.depth-a.depth)
@@ -73,20 +69,22 @@ func NewRoutes(claims []route.Claim, report func(string)) Routes {
 	all := make([]RouteMap, len(levels))
 	depths := map[int]bool{}
 	for n, l := range levels {
-		depths[l.depth] = true
 		all[n] = RouteMap{
 			Name:    fmt.Sprintf("%s_%d", [...]string{"host", "domain", "any"}[l.rank], l.depth),
 			Rank:    [...]string{"$host", "$berth_domain", ""}[l.rank],
-			Path:    pathVariable(l.depth),
+			Path:    "/",
 			Entries: entries[l],
 			Found:   "berth_found",
+		}
+		if l.depth > 0 {
+			depths[l.depth] = true
+			all[n].Path = fmt.Sprintf("$berth_path_%d", l.depth)
 		}
 		if n > 0 {
 			all[n].Found += "_" + all[n].Name
 			all[n-1].Next = all[n].Found
 		}
 	}
-	delete(depths, 0)
 	return Routes{all, slices.Sorted(maps.Keys(depths))}
 }
 
@@ -105,12 +103,4 @@ func flags(s *route.Service) string {
 		}
 	}
 	return cmp.Or(strings.Join(all, ","), "-")
-}
-
-// pathVariable returns as many segments of a request's path, with a slash before and after them.
-func pathVariable(segments int) string {
-	if segments == 0 {
-		return "/"
-	}
-	return fmt.Sprintf("$berth_path_%d", segments)
 }

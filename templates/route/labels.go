@@ -86,10 +86,8 @@ func (r *reader) each(keys []string, use func(i *Instance, values [2]string)) {
 // setting returns the value of a key for the service as a whole: the first instance with a valid value decides. parse
 // returns zero for an invalid value, and problem says why that is invalid; "" = every value is valid.
 func setting[T comparable](r *reader, key, problem string, parse func(string) T) T {
-	var (
-		value, zero T
-		first       *Instance
-	)
+	var value, zero T
+	var first *Instance
 	r.each([]string{key}, func(i *Instance, values [2]string) {
 		v := parse(strings.TrimSpace(values[0]))
 		switch {
