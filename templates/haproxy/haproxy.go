@@ -18,6 +18,7 @@ type Backend struct {
 	TCP       bool     // connections, not requests
 	Servers   []Server // by name
 	Settings  route.Settings
+	Hash      bool   // the algorithm is a hash
 	Cookie    string // its name; "" = clients do not stay with a server
 	CheckHost string // the Host header of health checks; "" = none
 	Strips    []Strip
@@ -58,11 +59,11 @@ func Backends(s *route.Service) []*Backend {
 
 // newBackend returns a backend with the parts that HTTP and TCP have in common.
 func newBackend(s *route.Service, name string, settings route.Settings) *Backend {
-	b := &Backend{Name: name, Settings: settings}
+	b := &Backend{Name: name, Settings: settings, Hash: settings.IsHash()}
 	for _, server := range s.Servers {
 		b.Servers = append(b.Servers, Server{Name: server.Name, Address: server.Address, Weight: server.Weight})
 	}
-	if settings.IsHash() {
+	if b.Hash {
 		numberServers(b.Servers)
 	}
 	if len(s.Routes) > 0 && s.Routes[0].Rank() == 0 {

@@ -70,13 +70,13 @@ func (r *reader) leaveOut(i *Instance, why string) {
 // each calls use once for each combination of values of one or two keys, with the first instance that has it, unless all
 // values are empty. Replicas share their labels, and a mistake in them is reported once.
 func (r *reader) each(keys []string, use func(i *Instance, values [2]string)) {
-	seen := map[[2]string]bool{{}: true}
+	seen := map[[2]string]bool{}
 	for _, i := range r.instances {
 		var values [2]string
 		for n, key := range keys {
 			values[n] = i.ServiceMeta[key]
 		}
-		if !seen[values] {
+		if values != ([2]string{}) && !seen[values] {
 			seen[values] = true
 			use(i, values)
 		}

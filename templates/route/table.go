@@ -28,7 +28,7 @@ type fragment struct {
 func (k *Fragments) Keep(s *Service, text string, stream ...string) string {
 	f := &fragment{Service: *s, text: text, stream: strings.Join(stream, ""), used: k.rendering}
 	f.Servers, f.report = nil, nil // they are in the text
-	sum := sha256.Sum256(fmt.Append(nil, s.Routes, s.Ports, s.Settings, len(text), text, f.stream))
+	sum := sha256.Sum256(fmt.Append(nil, s.Routes, s.Ports, s.Strip, s.Redirect, s.Sticky, len(text), text, f.stream))
 	key := fmt.Sprintf("%s-%x", s.Name, sum[:16])
 	if k.byKey == nil {
 		k.byKey = map[string]*fragment{}
