@@ -154,12 +154,10 @@ type Settings struct {
 	Fallback                string // name of a service; "" = none
 }
 
-const mostConnections = 1_000_000
-
 var (
-	// balances matches the algorithms that let servers come and go at run time.
-	balances  = regexp.MustCompile(`^(roundrobin|leastconn|random|first|source|uri|hdr\([A-Za-z0-9-]{1,64}\))$`)
-	checkPath = regexp.MustCompile(`^/[A-Za-z0-9_.~%+:@=/?&,;-]{0,511}$`)
+	// parseBalance accepts the algorithms that let servers come and go at run time.
+	parseBalance = regexp.MustCompile(`^(roundrobin|leastconn|random|first|source|uri|hdr\([A-Za-z0-9-]{1,64}\))$`).FindString
+	parseCheck   = regexp.MustCompile(`^/[A-Za-z0-9_.~%+:@=/?&,;-]{0,511}$`).FindString
 )
 
 func (r *reader) settings() Settings {
@@ -168,9 +166,9 @@ func (r *reader) settings() Settings {
 		Redirect: setting(r, KeyRedirect, "is not https", func(s string) bool { return strings.ToLower(s) == "https" }),
 		Sticky:   setting(r, KeySticky, "", isYes),
 		Balance: setting(r, KeyBalance, "is none of roundrobin, leastconn, random, first, source, uri and hdr(<name>)",
-			balances.FindString),
-		Check:     setting(r, KeyCheck, "is not a path like /health", checkPath.FindString),
-		MaxConn:   setting(r, KeyMaxConn, fmt.Sprintf("is not a number between 1 and %d", mostConnections), parseMaxConn),
+			parseBalance),
+		Check:     setting(r, KeyCheck, "is not a path like /health", parseCheck),
+		MaxConn:   setting(r, KeyMaxConn, "is not a number between 1 and 1000000", parseMaxConn),
 		SlowStart: setting(r, KeySlowStart, "is not a duration between 1s and 1h", parseSlowStart),
 		Fallback:  setting(r, KeyFallback, "is not the name of another service", r.parseFallback),
 	}
@@ -183,7 +181,7 @@ func isYes(s string) bool {
 
 func parseMaxConn(s string) int {
 	n, err := strconv.Atoi(s)
-	if err != nil || n < 1 || n > mostConnections {
+	if err != nil || n < 1 || n > 1_000_000 {
 		return 0
 	}
 	return n
