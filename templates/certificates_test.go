@@ -8,16 +8,17 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
-	"berth/templates/certificate"
 	"berth/templates/route"
 )
 
@@ -193,9 +194,53 @@ func TestCertificateThatBerthMayNotRead(t *testing.T) {
 		if err := os.Chmod(filepath.Join(dir, name), 0); err != nil {
 			t.Fatal(err)
 		}
-		var store certificate.Store
-		if files := store.List(dir, []string{"a.crt", "a.key"}, "", refuse(t)); len(files) != 1 {
+		all := certificates{report: refuse(t)}
+		if files := all.list(dir, []string{"a.crt", "a.key"}, ""); len(files) != 1 {
 			t.Errorf("%+v", files)
 		}
+	}
+}
+
+// Files are read again only when the sum changes; what is wrong with them is said every time.
+func TestCertificatesAreReadWhenTheSumChanges(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "a.pem")
+	none := fmt.Sprintf("TLS: there is no certificate in %q, so HTTPS is off; put PEM files there, each with a certificate, its chain and its key", dir)
+	var all certificates
+	check := func(sum, problem string) {
+		t.Helper()
+		var reports []string
+		all.report = func(reason string) { reports = append(reports, reason) }
+		files := all.list(dir, []string{"a.pem", "a.key"}, sum)
+		if want := []string{certificateProblem(file, problem), none}; len(files) > 0 || !slices.Equal(reports, want) {
+			t.Errorf("%d files, reports %q, want %q", len(files), reports, want)
+		}
+	}
+	write(t, file, "garbage")
+	check("1", "there is no certificate in PEM form in it; remove it, or put one there")
+	write(t, file, "-----BEGIN CERTIFICATE-----")
+	check("1", "there is no certificate in PEM form in it; remove it, or put one there")
+	check("2", "it is cut off; copy it there again, and rename it into place")
+}
+
+// nginx is not told of certificates whose hosts are not known, but for the first.
+func TestCertificateWithoutKnownHosts(t *testing.T) {
+	var leftOut []string
+	files := []certificate{
+		{File: "/tls/a", Key: "/tls/a"},
+		{File: "/tls/b", Key: "/tls/b"},
+		{File: "/tls/c", Key: "/tls/c.key", Names: []string{"c.com"}, readable: true},
+	}
+	got := namedCertificates(files, func(reason string) { leftOut = append(leftOut, reason) })
+	want := []certificate{
+		{File: "/tls/a", Key: "/tls/a"},
+		{File: "/tls/c", Key: "/tls/c.key", Names: []string{"c.com"}, readable: true},
+	}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(certificate{})); diff != "" {
+		t.Error(diff)
+	}
+	reasons := []string{`certificate "b" in "/tls": berth may not read it and so does not know its hosts; make it readable for berth, and put its key into a file of its own`}
+	if diff := cmp.Diff(reasons, leftOut); diff != "" {
+		t.Error(diff)
 	}
 }

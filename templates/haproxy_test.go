@@ -589,7 +589,7 @@ func TestRefusedPortIsLeftOut(t *testing.T) {
 	c := catalog{}
 	c.with("db", "db-1", "10.0.0.1", 80, route.KeyPort, "5432")
 	c.with("web", "web-1", "10.0.0.2", 80, route.KeyPath, "/", route.KeyPort, "5433")
-	refused := route.NewRefused(route.FirstRefusal, route.LongestRefusal)
+	refused := route.NewRefused()
 	refused.Refuse(5432, "another program listens there (said by HAProxy)")
 	for proxy, lines := range map[string][]string{
 		"haproxy": {"\nfrontend tcp.5432.in ", "\nfrontend tcp.5433.in ", "\nbackend web\n"},

@@ -6,14 +6,12 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"path"
 	"regexp"
 	"strings"
 	"text/template"
 
 	"github.com/hashicorp/consul-template/dependency"
 
-	"berth/templates/certificate"
 	"berth/templates/haproxy"
 	"berth/templates/nginx"
 	"berth/templates/route"
@@ -44,14 +42,14 @@ type Options struct {
 	TCPPorts route.Ports
 	// Refused are the ports that the proxy could not open lately; nil = none.
 	Refused *route.Refused
-	// NginxSocket is the path of berth's control socket in nginx, an absolute one that needs no quotes in a
+	// NginxSocket is the path of berth's control socket in nginx, absolute, with no need for quotes in a
 	// configuration; beside it is the log in which berth reads why nginx refused a configuration. "" = neither.
 	NginxSocket string
 	// NginxClosing is the path of a file that is there while a reload of nginx is near: clients are then told to come back
 	// over new connections. "" = never.
 	NginxClosing string
-	// NginxAtLeast says whether nginx is of a version or a later one. It is called with numbers that dots separate. nil =
-	// the version is not known, and no nginx is.
+	// NginxAtLeast says whether nginx has this version, as in "1.27.4", or a later one. nil = the version is unknown, and
+	// nothing is at least anything.
 	NginxAtLeast func(version string) bool
 	// Lua has nginx pick servers by a balancer in Lua, which is told of them through NginxSocket, so that a change of
 	// them takes no reload. nginx needs the module lua-nginx-module.
@@ -62,33 +60,11 @@ type Options struct {
 // stranger: a value that does not pass is left out, the rest is served, and report is called with one line that names the
 // value and the reason. The functions are for one template; they must not be called at the same time.
 //
-//	servable SERVICES           sorted names of the services that the "service" function takes
-//	routed NAME INSTANCES       the *route.Service, nil if it has no route
-//	keep SERVICE TEXT [STREAM]  a key, by which assign finds the service with these texts
-//	table CERTIFICATES          an empty *route.Table; CERTIFICATES are empty if there is no TLS
-//	assign TABLE KEY            Table.Assign, for each service
-//	tlsDirectory                Options.TLSDirectory
-//
-// For HAProxy:
-//
-//	backends SERVICE             its []*haproxy.Backend
-//	routesMap TABLE              the routes in HAProxy's map
-//	certificates PATH NAMES SUM  the crt-list of the files in a directory that HAProxy can load, "" if there is none
-//
-// For nginx:
-//
-//	upstreams SERVICE                  its nginx.Upstreams
-//	upstreamName NAME                  the name of the upstream of a service
-//	routeMaps TABLE, pathDepths TABLE  the routes in nginx's maps
-//	serverCertificates PATH NAMES SUM  the []nginx.Certificate in a directory that nginx can load
-//	controlSocket, controlDirectory    Options.NginxSocket, and where it is
-//	closingFile                        Options.NginxClosing
-//	nginxAtLeast VERSION               Options.NginxAtLeast
-//	lua, luaBalancer                   Options.Lua, and the balancer
+// The comment at the head of each template lists the functions that it calls.
 func Funcs(o Options) func(report func(string)) template.FuncMap {
 	return func(report func(string)) template.FuncMap {
-		var store certificate.Store
 		var kept route.Fragments
+		all := certificates{report: report}
 		return template.FuncMap{
 			"servable": func(services []*dependency.CatalogSnippet) []string {
 				return route.Servable(services, report)
@@ -104,45 +80,32 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 				tls, _ := template.IsTrue(certificates)
 				return kept.NewTable(tls, o.Refused, report)
 			},
-			"assign":       (*route.Table).Assign,
-			"tlsDirectory": func() string { return o.TLSDirectory },
+			"assign":           (*route.Table).Assign,
+			"tlsDirectory":     func() string { return o.TLSDirectory },
+			"certificateFiles": all.list,
 
 			"backends":  haproxy.Backends,
 			"routesMap": func(t *route.Table) string { return haproxy.Map(t.Claims) },
-			"certificates": func(path string, names []string, sum string) string {
-				return haproxy.CertificateList(store.List(path, names, sum, report), sum)
-			},
 
-			"upstreams":    func(s *route.Service) nginx.Upstreams { return nginx.NewUpstreams(s, o.Lua, report) },
-			"upstreamName": nginx.UpstreamName,
-			"routeMaps":    func(t *route.Table) []nginx.RouteMap { return nginx.RouteMaps(t.Claims, report) },
-			"pathDepths":   func(t *route.Table) []int { return nginx.PathDepths(t.Claims) },
-			"serverCertificates": func(path string, names []string, sum string) []nginx.Certificate {
-				return nginx.Certificates(store.List(path, names, sum, report), report)
-			},
-			"controlSocket":    func() string { return o.NginxSocket },
-			"controlDirectory": func() string { return controlDirectory(o.NginxSocket) },
-			"closingFile":      func() string { return o.NginxClosing },
-			"nginxAtLeast":     o.nginxAtLeast,
-			"lua":              func() bool { return o.Lua },
-			"luaBalancer":      func() string { return strings.TrimSuffix(balancer, "\n") },
+			"upstreams":         func(s *route.Service) nginx.Upstreams { return nginx.NewUpstreams(s, o.Lua, report) },
+			"upstreamName":      nginx.UpstreamName,
+			"nginxRoutes":       func(t *route.Table) nginx.Routes { return nginx.NewRoutes(t.Claims, report) },
+			"namedCertificates": func(files []certificate) []certificate { return namedCertificates(files, report) },
+			"controlSocket":     func() string { return o.NginxSocket },
+			"closingFile":       func() string { return o.NginxClosing },
+			"nginxAtLeast":      o.nginxAtLeast,
+			"lua":               func() bool { return o.Lua },
+			"luaBalancer":       func() string { return strings.TrimSuffix(balancer, "\n") },
 
 			"claim": gone, "exposed": gone, "proxied": gone,
+			"certificates": gone, "serverCertificates": gone, "controlDirectory": gone, "routeMaps": gone, "pathDepths": gone,
 		}
 	}
 }
 
-// gone stands for functions that templates had before.
+// gone stands in for functions that older templates call.
 func gone(...any) (string, error) {
 	return "", errors.New("this function is no longer there: copy berth's built-in template again, and make your changes in the copy")
-}
-
-// controlDirectory returns the directory of the control socket, "" without one.
-func controlDirectory(socket string) string {
-	if socket == "" {
-		return ""
-	}
-	return path.Dir(socket)
 }
 
 var versionNumber = regexp.MustCompile(`^[0-9]+(\.[0-9]+)*$`)

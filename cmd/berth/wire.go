@@ -79,7 +79,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 
 	if want.templater {
 		// 2. The outputs, plain files and the proxy, and the proxy as a child.
-		refused := route.NewRefused(route.FirstRefusal, route.LongestRefusal)
+		refused := route.NewRefused()
 		outputs, err := p.plainFiles()
 		if err != nil {
 			return err
@@ -109,7 +109,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 		}
 		runners, reread = append(runners, t), t.Reread
 		runners = append(runners,
-			task(func(ctx context.Context) { refused.Run(ctx, t.Rerender) }),
+			task(func(ctx context.Context) { onEach(ctx, refused.Changed, t.Rerender) }),
 			task(func(ctx context.Context) { onEach(ctx, p.config.Nginx.version.rerender, t.Rerender) }))
 	}
 

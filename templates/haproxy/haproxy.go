@@ -9,53 +9,48 @@ import (
 	"slices"
 	"strings"
 
-	"berth/templates/certificate"
 	"berth/templates/route"
 )
 
-// Backend is a service as HAProxy has it. Every value may be written to a configuration as it is.
+// Backend is a service in HAProxy, with the settings that apply. Every value may be written to a configuration as it is.
 type Backend struct {
-	Name           string
-	TCP            bool     // connections, not requests
-	Servers        []Server // by name
-	Balance        string   // algorithm; "" = the default
-	Hash           bool     // that algorithm is a hash
-	Cookie         string   // its name; "" = clients do not stay with a server
-	Check          string   // the request of health checks; "" = they only connect
-	CheckHost      string   // the Host header of health checks; "" = none
-	ServerDefaults string   // keywords for all servers
-	Redirect       bool     // to https
-	Strip          []Strip
+	Name      string
+	TCP       bool     // connections, not requests
+	Servers   []Server // by name
+	Settings  route.Settings
+	Hash      bool   // the algorithm is a hash
+	Cookie    string // its name; "" = clients do not stay with a server
+	CheckHost string // the Host header of health checks; "" = none
+	Strips    []Strip
 }
 
 // Server is one instance of a service.
 type Server struct {
-	Name    string // unique in its backend
-	Address string // ip:port, [ip]:port for IPv6
-	Weight  int    // 2 to 256; 0 = the proxy's default, which is 1
-	Cookie  string // value that clients of the server send; "" = none
-	ID      int    // place in a hash; 0 = any
+	Name, Address string
+	Weight        int    // 0 = the default
+	Cookie        string // value that clients of the server send; "" = none
+	ID            int    // place in a hash; 0 = any
 }
 
 // Backends returns a service's backends: one for HTTP, one for TCP, as it has routes and ports.
 func Backends(s *route.Service) []*Backend {
 	var all []*Backend
 	if len(s.Routes) > 0 {
-		b := newBackend(s, s.Name, s.Balance)
-		b.Redirect = s.Redirect
+		b := newBackend(s, s.Name, s.Settings)
 		if s.Strip {
-			b.Strip = strips(s.Routes)
+			b.Strips = strips(s.Routes)
 		}
 		if s.Sticky {
 			b.Cookie = "berth-" + s.Name // services of one host share its cookies
-			for n := range b.Servers {
-				b.Servers[n].Cookie = cookieOf(b.Servers[n].Name)
+			for n, server := range b.Servers {
+				sum := sha256.Sum256([]byte(server.Name)) // clients need not know the name
+				b.Servers[n].Cookie = fmt.Sprintf("%x", sum[:8])
 			}
 		}
 		all = append(all, b)
 	}
 	if len(s.Ports) > 0 {
-		b := newBackend(s, s.Name+".tcp", s.TCPBalance())
+		b := newBackend(s, s.Name+".tcp", s.ForTCP())
 		b.TCP = true
 		all = append(all, b)
 	}
@@ -63,40 +58,22 @@ func Backends(s *route.Service) []*Backend {
 }
 
 // newBackend returns a backend with the parts that HTTP and TCP have in common.
-func newBackend(s *route.Service, name, balance string) *Backend {
-	b := &Backend{Name: name, Balance: balance, Hash: route.IsHash(balance)}
+func newBackend(s *route.Service, name string, settings route.Settings) *Backend {
+	b := &Backend{Name: name, Settings: settings, Hash: settings.IsHash()}
 	for _, server := range s.Servers {
 		b.Servers = append(b.Servers, Server{Name: server.Name, Address: server.Address, Weight: server.Weight})
 	}
 	if b.Hash {
 		numberServers(b.Servers)
 	}
-	if s.Check != "" {
-		b.Check = "GET " + s.Check
-		if len(s.Routes) > 0 && s.Routes[0].Rank() == 0 {
-			b.Check += " HTTP/1.1"
-			b.CheckHost = s.Routes[0].Host
-		}
+	if len(s.Routes) > 0 && s.Routes[0].Rank() == 0 {
+		b.CheckHost = s.Routes[0].Host
 	}
-	var defaults []string
-	if s.MaxConn > 0 {
-		defaults = append(defaults, fmt.Sprint("maxconn ", s.MaxConn))
-	}
-	if s.SlowStart > 0 {
-		defaults = append(defaults, fmt.Sprintf("slowstart %ds", int(s.SlowStart.Seconds())))
-	}
-	b.ServerDefaults = strings.Join(defaults, " ")
 	return b
 }
 
-// cookieOf returns a value that does not tell the server's name.
-func cookieOf(name string) string {
-	sum := sha256.Sum256([]byte(name))
-	return fmt.Sprintf("%x", sum[:8])
-}
-
-// numberServers gives each an ID of its own, made of its name: HAProxy places a server in a hash by its ID, and without
-// one by its place in the file, so that most clients would change servers whenever one comes or goes.
+// numberServers gives each server an ID made from its name. HAProxy places a server in a hash by its ID, and without an ID
+// by its line in the file, so that most clients would change servers whenever one comes or goes.
 func numberServers(servers []Server) {
 	taken := map[int]bool{}
 	for n := range servers {
@@ -120,8 +97,8 @@ type Strip struct {
 // mostPatterns is how many routes are compared in one line. HAProxy takes 64 words on one.
 const mostPatterns = 40
 
-// strips returns how to remove the prefix of the route that a request came by. The longest is the first, and the first
-// one that fits is the right one: txn.key begins with the host or wildcard by which the route was found.
+// strips returns the prefixes to remove, the longest first. The first prefix that fits is the right one, because txn.key
+// begins with the host or wildcard of the request's route.
 func strips(routes []route.Route) []Strip {
 	keys := map[string][]string{} // by path
 	for _, r := range routes {
@@ -151,23 +128,9 @@ func strips(routes []route.Route) []Strip {
 func Map(claims []route.Claim) string {
 	var text strings.Builder
 	for _, c := range claims {
-		text.WriteString(c.Route.String())
-		text.WriteByte(' ')
-		text.WriteString(c.Service.Name)
-		text.WriteByte('\n')
+		for _, part := range [...]string{c.Route.String(), " ", c.Service.Name, "\n"} {
+			text.WriteString(part)
+		}
 	}
 	return text.String()
-}
-
-// CertificateList returns the crt-list of files, "" if there is none. The sum, which changes with any of the files, is in
-// the text, so that a renewed certificate changes it.
-func CertificateList(files []certificate.File, sum string) string {
-	if len(files) == 0 {
-		return ""
-	}
-	var lines strings.Builder
-	for _, f := range files {
-		fmt.Fprintln(&lines, f.Path)
-	}
-	return fmt.Sprintf("# %x\n%s", sum, &lines)
 }

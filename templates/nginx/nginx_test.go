@@ -7,7 +7,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"berth/templates/certificate"
 	"berth/templates/route"
 )
 
@@ -15,7 +14,7 @@ func refuse(t *testing.T) func(string) {
 	return func(reason string) { t.Errorf("left out: %s", reason) }
 }
 
-func TestRouteMaps(t *testing.T) {
+func TestRoutes(t *testing.T) {
 	var leftOut []string
 	capital := &route.Service{Name: "App", Settings: route.Settings{Strip: true, Sticky: true}}
 	small, deeper := &route.Service{Name: "app"}, &route.Service{Name: "deep"}
@@ -29,7 +28,7 @@ func TestRouteMaps(t *testing.T) {
 		{Route: route.Route{Path: deep}, Service: deeper},
 		{Route: route.Route{Path: deep + "d/"}, Service: deeper},
 	}
-	got := RouteMaps(claims, func(reason string) { leftOut = append(leftOut, reason) })
+	got := NewRoutes(claims, func(reason string) { leftOut = append(leftOut, reason) })
 	app := UpstreamName("App")
 	want := []RouteMap{
 		{"host_1", "$host", "$berth_path_1", []RouteEntry{
@@ -40,18 +39,18 @@ func TestRouteMaps(t *testing.T) {
 		{"any_16", "", "$berth_path_16", []RouteEntry{{deep, "deep - " + deep}}, "berth_found_any_16", "berth_found_any_0"},
 		{"any_0", "", "/", []RouteEntry{{"/", app + " strip,sticky /"}}, "berth_found_any_0", ""},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got.Maps); diff != "" {
 		t.Error(diff)
 	}
-	if depths := PathDepths(claims); !slices.Equal(depths, []int{1, 2, 16}) {
-		t.Errorf("depths %v", depths)
+	if !slices.Equal(got.Depths, []int{1, 2, 16}) {
+		t.Errorf("depths %v", got.Depths)
 	}
 	tooDeep := `service "deep": the path of its route */` + strings.Repeat("d/", 17) +
 		` has more than 16 segments, which is too many for nginx; set a shorter SERVICE_ROUTE_PATH`
 	if !slices.Equal(leftOut, []string{tooDeep}) {
 		t.Errorf("left out %q", leftOut)
 	}
-	if maps := RouteMaps(nil, refuse(t)); len(maps) != 1 || maps[0].Found != "berth_found" || len(maps[0].Entries) != 0 {
+	if maps := NewRoutes(nil, refuse(t)).Maps; len(maps) != 1 || maps[0].Found != "berth_found" || len(maps[0].Entries) != 0 {
 		t.Errorf("without routes: %+v", maps)
 	}
 }
@@ -123,27 +122,5 @@ func TestZoneHasRoomForAllServers(t *testing.T) {
 		if u := NewUpstreams(&s, false, refuse(t)); u.HTTP.Zone != tt.kilobytes {
 			t.Errorf("%d servers: %d", tt.servers, u.HTTP.Zone)
 		}
-	}
-}
-
-// nginx is not told of certificates whose hosts are not known, but for the first.
-func TestCertificateThatBerthMayNotRead(t *testing.T) {
-	var leftOut []string
-	files := []certificate.File{
-		{Path: "/tls/a", Key: "/tls/a"},
-		{Path: "/tls/b", Key: "/tls/b"},
-		{Path: "/tls/c", Key: "/tls/c.key", Names: []string{"c.com"}, Readable: true},
-	}
-	got := Certificates(files, func(reason string) { leftOut = append(leftOut, reason) })
-	want := []Certificate{
-		{File: "/tls/a", Key: "/tls/a"},
-		{File: "/tls/c", Key: "/tls/c.key", Names: []string{"c.com"}},
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
-	reasons := []string{`certificate "b" in "/tls": berth may not read it and so does not know its hosts; make it readable for berth, and put its key into a file of its own`}
-	if diff := cmp.Diff(reasons, leftOut); diff != "" {
-		t.Error(diff)
 	}
 }

@@ -10,11 +10,17 @@ import (
 	"berth/templates/route"
 )
 
+// Routes are the routes of all services in nginx's maps.
+type Routes struct {
+	Maps   []RouteMap // in the order of look-up; the last map is for any host and path
+	Depths []int      // how many segments the paths of routes have, each number once, without 0
+}
+
 // RouteMap is the routes of one rank that have the same number of segments in their paths. A request has at most one.
 type RouteMap struct {
 	Name    string // for variables
 	Rank    string // the variable that the keys begin with: "$host", "$berth_domain", or "" for any host
-	Path    string // as many segments of the request's path
+	Path    string // the variable with as many segments of the request's path, and a slash before and after them; "/" = none
 	Entries []RouteEntry
 	Found   string // the variable of the upstream that was found in it or in the next maps
 	Next    string // the variable of the next map, "" = this is the last one
@@ -34,22 +40,19 @@ type level struct{ rank, depth int }
 // longestValue is less than nginx takes for one word (NGX_CONF_BUFFER).
 const longestValue = 4000
 
-// RouteMaps returns the maps in the order in which a request is to be looked up. The last one is for any host and path.
-func RouteMaps(claims []route.Claim, report func(string)) []RouteMap {
+// NewRoutes puts the routes of services into maps, and reports the routes that do not fit into any.
+func NewRoutes(claims []route.Claim, report func(string)) Routes {
 	entries := map[level][]RouteEntry{{2, 0}: nil}
-	index := map[level]map[string]int{} // of an entry, by its key
+	index := map[string]int{} // of an entry in its map, by host and path
 	for _, c := range claims {
 		l := level{c.Rank(), depth(c.Route)}
 		if l.depth > mostSegments {
 			report(fmt.Sprintf("service %q: the path of its route %.100s has more than %d segments, which is too many for nginx; set a shorter SERVICE_ROUTE_PATH", c.Service.Name, c.Route, mostSegments))
 			continue
 		}
-		key := strings.TrimPrefix(c.Host, "*.") + strings.ToLower(c.Path)
+		key := c.Host + strings.ToLower(c.Path)
 		found := UpstreamName(c.Service.Name) + " " + flags(c.Service) + " " + c.Path
-		if index[l] == nil {
-			index[l] = map[string]int{}
-		}
-		if n, there := index[l][key]; there {
+		if n, there := index[key]; there {
 			if len(entries[l][n].Routes)+len(found) >= longestValue {
 				report(fmt.Sprintf("service %q: for nginx, too many routes differ from its route %.100s only in the case of letters; set another SERVICE_ROUTE_PATH", c.Service.Name, c.Route))
 				continue
@@ -57,27 +60,32 @@ func RouteMaps(claims []route.Claim, report func(string)) []RouteMap {
 			entries[l][n].Routes += " " + found
 			continue
 		}
-		index[l][key] = len(entries[l])
-		entries[l] = append(entries[l], RouteEntry{key, found})
+		index[key] = len(entries[l])
+		entries[l] = append(entries[l], RouteEntry{strings.TrimPrefix(key, "*."), found})
 	}
 	levels := slices.SortedFunc(maps.Keys(entries), func(a, b level) int {
 		return cmp.Or(a.rank-b.rank, b.depth-a.depth)
 	})
 	all := make([]RouteMap, len(levels))
+	depths := map[int]bool{}
 	for n, l := range levels {
 		all[n] = RouteMap{
 			Name:    fmt.Sprintf("%s_%d", [...]string{"host", "domain", "any"}[l.rank], l.depth),
 			Rank:    [...]string{"$host", "$berth_domain", ""}[l.rank],
-			Path:    pathVariable(l.depth),
+			Path:    "/",
 			Entries: entries[l],
 			Found:   "berth_found",
+		}
+		if l.depth > 0 {
+			depths[l.depth] = true
+			all[n].Path = fmt.Sprintf("$berth_path_%d", l.depth)
 		}
 		if n > 0 {
 			all[n].Found += "_" + all[n].Name
 			all[n-1].Next = all[n].Found
 		}
 	}
-	return all
+	return Routes{all, slices.Sorted(maps.Keys(depths))}
 }
 
 // depth returns the number of segments in a route's path.
@@ -95,24 +103,4 @@ func flags(s *route.Service) string {
 		}
 	}
 	return cmp.Or(strings.Join(all, ","), "-")
-}
-
-// pathVariable returns as many segments of a request's path, with a slash before and after them.
-func pathVariable(segments int) string {
-	if segments == 0 {
-		return "/"
-	}
-	return fmt.Sprintf("$berth_path_%d", segments)
-}
-
-// PathDepths returns the numbers of segments, but for 0, for which there are routes.
-func PathDepths(claims []route.Claim) []int {
-	var all []int
-	for _, c := range claims {
-		if d := depth(c.Route); d > 0 && d <= mostSegments {
-			all = append(all, d)
-		}
-	}
-	slices.Sort(all)
-	return slices.Compact(all)
 }

@@ -25,8 +25,8 @@ type Upstreams struct {
 	TCP  *Upstream // for connections to the service's ports, nil if it has none
 }
 
-// NewUpstreams returns a service's upstreams, and reports the settings that nginx has no means for. With lua, the balancer
-// in Lua chooses servers where it can.
+// NewUpstreams returns a service's upstreams, and reports the settings that nginx cannot follow. With lua, the balancer in
+// Lua chooses servers where it can.
 func NewUpstreams(s *route.Service, lua bool, report func(string)) Upstreams {
 	for _, lacking := range []struct {
 		asked bool
@@ -42,25 +42,19 @@ func NewUpstreams(s *route.Service, lua bool, report func(string)) Upstreams {
 	}
 	var u Upstreams
 	if len(s.Routes) > 0 {
-		u.HTTP = newUpstream(s, UpstreamName(s.Name))
-		key := hashKey(s.Balance)
-		if s.Sticky {
-			key = "berth_sticky"
-		}
-		u.HTTP.Method = method(s.Balance, key)
+		u.HTTP = newUpstream(s, UpstreamName(s.Name), s.Settings)
 		if lua && s.MaxConn == 0 && u.HTTP.Method != leastConn {
-			u.HTTP.Method, u.HTTP.Lua = "", luaCall(u.HTTP.Name, s.Balance, key)
+			u.HTTP.Method, u.HTTP.Lua = "", luaCall(u.HTTP.Name, s.Settings)
 		}
 	}
 	if len(s.Ports) > 0 {
-		u.TCP = newUpstream(s, UpstreamName(s.Name)+".tcp")
-		u.TCP.Method = method(s.TCPBalance(), hashKey(s.TCPBalance()))
+		u.TCP = newUpstream(s, UpstreamName(s.Name)+".tcp", s.ForTCP())
 	}
 	return u
 }
 
-func newUpstream(s *route.Service, name string) *Upstream {
-	u := &Upstream{Name: name, Servers: s.Servers, MaxConn: s.MaxConn}
+func newUpstream(s *route.Service, name string, settings route.Settings) *Upstream {
+	u := &Upstream{Name: name, Servers: s.Servers, MaxConn: s.MaxConn, Method: method(settings)}
 	if u.MaxConn > 0 {
 		// Without it each worker would count for itself. A server takes less than a kilobyte.
 		u.Zone = (len(u.Servers)/64 + 1) * 128
@@ -68,7 +62,8 @@ func newUpstream(s *route.Service, name string) *Upstream {
 	return u
 }
 
-// UpstreamName returns a name that is unique also for nginx, to which two names in other letters are the same. No service has a dot.
+// UpstreamName returns the name of a service's upstream. nginx takes App and app for the same name, so one with capitals gets
+// a suffix after a dot, which no service name has.
 func UpstreamName(service string) string {
 	if strings.ToLower(service) == service {
 		return service
@@ -79,38 +74,41 @@ func UpstreamName(service string) string {
 
 const leastConn = "least_conn"
 
-// method is the directive for an algorithm. key is the variable that a hash is of.
-func method(balance, key string) string {
-	switch {
+// method returns the directive that chooses servers.
+func method(s route.Settings) string {
+	switch key := hashKey(s); {
 	case key != "":
 		return "hash $" + key + " consistent"
-	case balance == "leastconn":
+	case s.Balance == "leastconn":
 		return leastConn
-	case balance == "random":
+	case s.Balance == "random":
 		return "random two least_conn" // HAProxy's is the same
 	}
 	return ""
 }
 
-// hashKey is the variable that an algorithm looks at, "" if it does not.
-func hashKey(balance string) string {
-	switch {
-	case balance == "source":
-		return "remote_addr"
-	case balance == "uri":
-		return "berth_path"
-	case route.BalanceHeader(balance) != "":
-		return "http_" + strings.ReplaceAll(strings.ToLower(route.BalanceHeader(balance)), "-", "_")
-	}
-	return ""
-}
-
-func luaCall(upstream, balance, key string) string {
-	switch {
+// luaCall returns the call of balancer.lua that chooses a server of an upstream.
+func luaCall(upstream string, s route.Settings) string {
+	switch key := hashKey(s); {
 	case key != "":
 		return fmt.Sprintf("balance(%q, ngx.var.%s)", upstream, key)
-	case balance == "random":
+	case s.Balance == "random":
 		return fmt.Sprintf("random(%q)", upstream)
 	}
 	return fmt.Sprintf("balance(%q)", upstream)
+}
+
+// hashKey returns the variable by whose hash a server is chosen, "" if there is none.
+func hashKey(s route.Settings) string {
+	switch header := s.BalanceHeader(); {
+	case s.Sticky:
+		return "berth_sticky"
+	case s.Balance == "source":
+		return "remote_addr"
+	case s.Balance == "uri":
+		return "berth_path"
+	case header != "":
+		return "http_" + strings.ReplaceAll(strings.ToLower(header), "-", "_")
+	}
+	return ""
 }

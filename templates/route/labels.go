@@ -3,6 +3,7 @@
 package route
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"regexp"
@@ -35,71 +36,80 @@ const (
 	KeyFallback  = "route_fallback"  // a service that serves while this one has no instance
 )
 
-func isKnown(key string) bool {
-	switch key {
-	case KeyHost, KeyPath, KeyPort,
-		KeyStrip, KeyRedirect, KeyBalance, KeySticky, KeyCheck, KeyMaxConn, KeySlowStart, KeyFallback:
-		return true
-	}
-	return false
-}
+// keys lists the known keys.
+var keys = []string{KeyHost, KeyPath, KeyPort,
+	KeyStrip, KeyRedirect, KeyBalance, KeySticky, KeyCheck, KeyMaxConn, KeySlowStart, KeyFallback}
 
-// label is how a container spells a key.
+// label returns the label of a container that sets a key.
 func label(key string) string { return "SERVICE_" + strings.ToUpper(key) }
 
-// labels reads the labels of a service's instances.
-type labels struct {
+// reader reads the instances of a service.
+type reader struct {
 	service   string
 	instances []*Instance // in order
 	report    func(string)
+	effective []string // the keys of the settings that are not the default
 }
 
-func (l labels) leaveOut(i *Instance, why string) {
-	l.report(fmt.Sprintf("service %q, instance %.100q: %s", l.service, i.ID, why))
+// newReader sorts the instances and leaves out UDP and SCTP.
+func newReader(service string, instances []*Instance, report func(string)) *reader {
+	list := slices.DeleteFunc(slices.Clone(instances), func(i *Instance) bool {
+		return slices.Contains(i.Tags, "udp") || slices.Contains(i.Tags, "sctp")
+	})
+	slices.SortFunc(list, func(a, b *Instance) int {
+		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node),
+			cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
+	})
+	return &reader{service: service, instances: list, report: report}
 }
 
-// each calls use for the first instance that has these values for one or two keys, if they are not all empty. Replicas
-// share their labels, so that a mistake in them is reported once.
-func (l labels) each(keys []string, use func(i *Instance, values [2]string)) {
-	seen := map[[2]string]bool{{}: true}
-	for _, i := range l.instances {
+func (r *reader) leaveOut(i *Instance, why string) {
+	r.report(fmt.Sprintf("service %q, instance %.100q: %s", r.service, i.ID, why))
+}
+
+// each calls use once for each combination of values of one or two keys, with the first instance that has it, unless all
+// values are empty. Replicas share their labels, and a mistake in them is reported once.
+func (r *reader) each(keys []string, use func(i *Instance, values [2]string)) {
+	seen := map[[2]string]bool{}
+	for _, i := range r.instances {
 		var values [2]string
 		for n, key := range keys {
 			values[n] = i.ServiceMeta[key]
 		}
-		if !seen[values] {
+		if values != ([2]string{}) && !seen[values] {
 			seen[values] = true
 			use(i, values)
 		}
 	}
 }
 
-// setting returns the value of a key that is for the service as a whole: the first instance with a value that makes sense
-// decides. parse returns the value or the problem with it.
-func setting[T comparable](l labels, key string, parse func(string) (T, string)) T {
-	var (
-		value T
-		first *Instance
-	)
-	l.each([]string{key}, func(i *Instance, values [2]string) {
-		v, problem := parse(values[0])
+// setting returns the value of a key for the service as a whole: the first instance with a valid value decides. parse
+// returns zero for an invalid value, and problem says why that is invalid; "" = every value is valid.
+func setting[T comparable](r *reader, key, problem string, parse func(string) T) T {
+	var value, zero T
+	var first *Instance
+	r.each([]string{key}, func(i *Instance, values [2]string) {
+		v := parse(strings.TrimSpace(values[0]))
 		switch {
-		case problem != "":
-			l.leaveOut(i, fmt.Sprintf("its %s %.100q %s; set %s", key, values[0], problem, label(key)))
+		case v == zero && problem != "":
+			r.leaveOut(i, fmt.Sprintf("its %s %.100q %s; set %s", key, values[0], problem, label(key)))
 		case first == nil:
 			value, first = v, i
 		case v != value:
-			l.leaveOut(i, fmt.Sprintf("its %s %.100q does not count, as instance %.100q says %.100q; set the same %s for all",
+			r.leaveOut(i, fmt.Sprintf("its %s %.100q does not count, as instance %.100q says %.100q; set the same %s for all",
 				key, values[0], first.ID, first.ServiceMeta[key], label(key)))
 		}
 	})
+	if value != zero {
+		r.effective = append(r.effective, key)
+	}
 	return value
 }
 
-// ports returns the TCP ports that any of the instances asks for, each once, in order.
-func (l labels) ports(allowed Ports) []int {
+// ports returns the TCP ports that the instances ask for, each once, in order.
+func (r *reader) ports(allowed Ports) []int {
 	var all []int
-	l.each([]string{KeyPort}, func(i *Instance, values [2]string) {
+	r.each([]string{KeyPort}, func(i *Instance, values [2]string) {
 		port := parsePort(strings.TrimSpace(values[0]))
 		problem, remedy := "", "set another "+label(KeyPort)
 		switch {
@@ -116,20 +126,20 @@ func (l labels) ports(allowed Ports) []int {
 			all = append(all, port)
 			return
 		}
-		l.leaveOut(i, fmt.Sprintf("its %s %.100q %s; %s", KeyPort, values[0], problem, remedy))
+		r.leaveOut(i, fmt.Sprintf("its %s %.100q %s; %s", KeyPort, values[0], problem, remedy))
 	})
 	slices.Sort(all)
 	return slices.Compact(all)
 }
 
-// reportUnknown reports keys that mean nothing, which is often a slip of the pen.
-func (l labels) reportUnknown() {
+// reportUnknown reports unknown keys, which are often misspelt.
+func (r *reader) reportUnknown() {
 	seen := map[string]bool{}
-	for _, i := range l.instances {
+	for _, i := range r.instances {
 		for _, key := range slices.Sorted(maps.Keys(i.ServiceMeta)) {
-			if strings.HasPrefix(key, keyPrefix) && !isKnown(key) && !seen[key] {
+			if strings.HasPrefix(key, keyPrefix) && !slices.Contains(keys, key) && !seen[key] {
 				seen[key] = true
-				l.leaveOut(i, fmt.Sprintf("its %.100q is no label that means anything here; remove it, or spell it as the documentation does", key))
+				r.leaveOut(i, fmt.Sprintf("its %.100q is no label that means anything here; remove it, or spell it as the documentation does", key))
 			}
 		}
 	}
@@ -144,97 +154,91 @@ type Settings struct {
 	Fallback                string // name of a service; "" = none
 }
 
-func (l labels) settings() Settings {
+var (
+	// parseBalance accepts the algorithms that let servers come and go at run time.
+	parseBalance = regexp.MustCompile(`^(roundrobin|leastconn|random|first|source|uri|hdr\([A-Za-z0-9-]{1,64}\))$`).FindString
+	parseCheck   = regexp.MustCompile(`^/[A-Za-z0-9_.~%+:@=/?&,;-]{0,511}$`).FindString
+)
+
+func (r *reader) settings() Settings {
 	return Settings{
-		Strip:     setting(l, KeyStrip, parseYes),
-		Redirect:  setting(l, KeyRedirect, parseRedirect),
-		Sticky:    setting(l, KeySticky, parseYes),
-		Balance:   setting(l, KeyBalance, parseBalance),
-		Check:     setting(l, KeyCheck, parseCheck),
-		MaxConn:   setting(l, KeyMaxConn, parseMaxConn),
-		SlowStart: setting(l, KeySlowStart, parseSlowStart),
-		Fallback:  setting(l, KeyFallback, l.parseFallback),
+		Strip:    setting(r, KeyStrip, "", isYes),
+		Redirect: setting(r, KeyRedirect, "is not https", func(s string) bool { return strings.ToLower(s) == "https" }),
+		Sticky:   setting(r, KeySticky, "", isYes),
+		Balance: setting(r, KeyBalance, "is none of roundrobin, leastconn, random, first, source, uri and hdr(<name>)",
+			parseBalance),
+		Check:     setting(r, KeyCheck, "is not a path like /health", parseCheck),
+		MaxConn:   setting(r, KeyMaxConn, "is not a number between 1 and 1000000", parseMaxConn),
+		SlowStart: setting(r, KeySlowStart, "is not a duration between 1s and 1h", parseSlowStart),
+		Fallback:  setting(r, KeyFallback, "is not the name of another service", r.parseFallback),
 	}
 }
 
-// parseYes takes anything for yes that does not say no, as the registrar does.
-func parseYes(s string) (bool, string) {
-	switch strings.ToLower(strings.TrimSpace(s)) {
-	case "", "false", "0", "no":
-		return false, ""
-	}
-	return true, ""
+// isYes takes everything but a clear no for yes, as the registrar does.
+func isYes(s string) bool {
+	return !slices.Contains([]string{"", "false", "0", "no"}, strings.ToLower(s))
 }
 
-func parseRedirect(s string) (bool, string) {
-	if strings.ToLower(strings.TrimSpace(s)) != "https" {
-		return false, "is not https"
+func parseMaxConn(s string) int {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > 1_000_000 {
+		return 0
 	}
-	return true, ""
-}
-
-// byHeader is a hash of a header of the request.
-var byHeader = regexp.MustCompile(`^hdr\(([A-Za-z0-9-]{1,64})\)$`)
-
-// parseBalance takes the algorithms with which servers can be added and removed at run time.
-func parseBalance(s string) (string, string) {
-	s = strings.TrimSpace(s)
-	switch s {
-	case "roundrobin", "leastconn", "random", "first", "source", "uri":
-		return s, ""
-	}
-	if byHeader.MatchString(s) {
-		return s, ""
-	}
-	return "", "is none of roundrobin, leastconn, random, first, source, uri and hdr(<name>)"
-}
-
-// IsHash says whether an algorithm sends requests that are alike to the same server.
-func IsHash(balance string) bool { return balance == "source" || NeedsHTTP(balance) }
-
-// NeedsHTTP says whether an algorithm looks at requests.
-func NeedsHTTP(balance string) bool { return balance == "uri" || BalanceHeader(balance) != "" }
-
-// BalanceHeader returns the name of the header that an algorithm looks at, "" if it looks at none.
-func BalanceHeader(balance string) string {
-	if m := byHeader.FindStringSubmatch(balance); m != nil {
-		return m[1]
-	}
-	return ""
-}
-
-func parseCheck(s string) (string, string) {
-	s = strings.TrimSpace(s)
-	if !strings.HasPrefix(s, "/") || len(s) > 512 || !HasOnly(s, "-_.~%+:@=/?&,;") {
-		return "", "is not a path like /health"
-	}
-	return s, ""
-}
-
-const mostConnections = 1_000_000
-
-func parseMaxConn(s string) (int, string) {
-	n, err := strconv.Atoi(strings.TrimSpace(s))
-	if err != nil || n < 1 || n > mostConnections {
-		return 0, fmt.Sprintf("is not a number between 1 and %d", mostConnections)
-	}
-	return n, ""
-}
-
-// parseFallback takes the name of any service that can be looked up. It may have no route.
-func (l labels) parseFallback(s string) (string, string) {
-	s = strings.TrimSpace(s)
-	if !IsServiceName(s) || s == l.service {
-		return "", "is not the name of another service"
-	}
-	return s, ""
+	return n
 }
 
 // parseSlowStart rounds to whole seconds, in which HAProxy counts.
-func parseSlowStart(s string) (time.Duration, string) {
-	d, err := time.ParseDuration(strings.TrimSpace(s))
+func parseSlowStart(s string) time.Duration {
+	d, err := time.ParseDuration(s)
 	if err != nil || d < time.Second || d > time.Hour {
-		return 0, "is not a duration between 1s and 1h"
+		return 0
 	}
-	return d.Round(time.Second), ""
+	return d.Round(time.Second)
+}
+
+// parseFallback accepts the name of any other service, even of one without a route.
+func (r *reader) parseFallback(s string) string {
+	if !IsServiceName(s) || s == r.service {
+		return ""
+	}
+	return s
+}
+
+// reportIneffective reports the settings that need another label to have an effect.
+func (r *reader) reportIneffective(s *Service) {
+	if len(s.Routes) > 0 {
+		return
+	}
+	asked := slices.ContainsFunc(r.instances, func(i *Instance) bool {
+		return i.ServiceMeta[KeyHost]+i.ServiceMeta[KeyPath]+i.ServiceMeta[KeyPort] != ""
+	})
+	for _, key := range r.effective {
+		switch {
+		case !asked:
+			r.report(fmt.Sprintf("service %q: it has a %s but no route; set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT", s.Name, key))
+		case len(s.Ports) > 0 && (key == KeyStrip || key == KeyRedirect || key == KeySticky || key == KeyBalance && s.needsHTTP()):
+			r.report(fmt.Sprintf("service %q: its %s is for HTTP, and it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", s.Name, key))
+		}
+	}
+}
+
+// ForTCP returns the settings for connections, where there are no requests to look at.
+func (s Settings) ForTCP() Settings {
+	s.Strip, s.Redirect, s.Sticky = false, false, false
+	if s.needsHTTP() {
+		s.Balance = ""
+	}
+	return s
+}
+
+// IsHash says whether the algorithm sends equal requests to the same server.
+func (s Settings) IsHash() bool { return s.Balance == "source" || s.needsHTTP() }
+
+// needsHTTP says whether the algorithm looks at requests.
+func (s Settings) needsHTTP() bool { return s.Balance == "uri" || s.BalanceHeader() != "" }
+
+// BalanceHeader returns the name of the header that the algorithm looks at, "" if it looks at none.
+func (s Settings) BalanceHeader() string {
+	_, header, _ := strings.Cut(strings.TrimSuffix(s.Balance, ")"), "hdr(")
+	return header
 }

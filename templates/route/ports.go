@@ -55,15 +55,10 @@ func (p Ports) String() string {
 func (p Ports) Without(port int) Ports {
 	var rest Ports
 	for _, r := range p {
-		if port < r.First || r.Last < port {
-			rest = append(rest, r)
-			continue
-		}
-		if r.First < port {
-			rest = append(rest, PortRange{r.First, port - 1})
-		}
-		if port < r.Last {
-			rest = append(rest, PortRange{port + 1, r.Last})
+		for _, part := range []PortRange{{r.First, min(r.Last, port-1)}, {max(r.First, port+1), r.Last}} {
+			if part.First <= part.Last {
+				rest = append(rest, part)
+			}
 		}
 	}
 	return rest

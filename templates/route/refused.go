@@ -1,23 +1,22 @@
 package route
 
 import (
-	"context"
 	"maps"
 	"sync"
 	"time"
 )
 
-// How long a port that was refused is not asked for: at first, and at most, after it was refused again and again.
+// A port that was refused is left alone for this long: at first, and at most, after many refusals in a row.
 const (
-	FirstRefusal   = time.Minute
-	LongestRefusal = 10 * time.Minute
+	firstRefusal   = time.Minute
+	longestRefusal = 10 * time.Minute
 )
 
-// Refused is the set of TCP ports that the proxy could not open lately. Its methods may be called from any goroutine, and
-// Reason of a nil set.
+// Refused remembers the TCP ports that the proxy could not open lately. Any goroutine may call its methods. A nil Refused has
+// no port.
 type Refused struct {
-	first, longest time.Duration
-	added          chan struct{}
+	// Changed receives a value when the answers of Reason may have changed.
+	Changed chan struct{}
 
 	mu    sync.Mutex
 	ports map[int]refusal
@@ -29,28 +28,30 @@ type refusal struct {
 	wait   time.Duration
 }
 
-// NewRefused returns an empty set. Each refusal of a port in a row keeps it in the set for twice as long as the one before.
-func NewRefused(first, longest time.Duration) *Refused {
-	return &Refused{first: first, longest: longest, added: make(chan struct{}, 1), ports: map[int]refusal{}}
+// NewRefused returns an empty set. Each refusal of a port in a row lasts twice as long as the one before.
+func NewRefused() *Refused {
+	return &Refused{Changed: make(chan struct{}, 1), ports: map[int]refusal{}}
 }
 
-// Refuse has the claim of a port left out for a while. The reason is for the operator: "another program listens there".
+// Refuse keeps a port closed for a while. The reason is for the operator: "another program listens there".
 func (r *Refused) Refuse(port int, reason string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
-	maps.DeleteFunc(r.ports, func(_ int, old refusal) bool { return now.After(old.until.Add(r.longest)) })
-	old, again := r.ports[port]
-	if again && now.Before(old.until) {
+	maps.DeleteFunc(r.ports, func(_ int, old refusal) bool { return now.After(old.until.Add(longestRefusal)) })
+	old := r.ports[port]
+	if now.Before(old.until) {
 		return // said of a configuration from before
 	}
-	wait := r.first
-	if again {
-		wait = min(2*old.wait, r.longest)
-	}
+	wait := min(max(2*old.wait, firstRefusal), longestRefusal)
 	r.ports[port] = refusal{reason, now.Add(wait), wait}
+	r.notify()
+	time.AfterFunc(wait, r.notify)
+}
+
+func (r *Refused) notify() {
 	select {
-	case r.added <- struct{}{}:
+	case r.Changed <- struct{}{}:
 	default:
 	}
 }
@@ -66,35 +67,4 @@ func (r *Refused) Reason(port int) string {
 		return p.reason
 	}
 	return ""
-}
-
-// Run calls rerender, which must not block, whenever Reason may return something else than before, until ctx is done.
-func (r *Refused) Run(ctx context.Context, rerender func()) {
-	rendered := time.Now()
-	for {
-		var expired <-chan time.Time
-		if next := r.nextExpiry(rendered); !next.IsZero() {
-			expired = time.After(time.Until(next))
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-r.added:
-		case <-expired:
-		}
-		rendered = time.Now()
-		rerender()
-	}
-}
-
-// nextExpiry returns when the first port after that time may be asked for again; zero = none was refused.
-func (r *Refused) nextExpiry(after time.Time) (next time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, p := range r.ports {
-		if p.until.After(after) && (next.IsZero() || p.until.Before(next)) {
-			next = p.until
-		}
-	}
-	return next
 }

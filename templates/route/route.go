@@ -16,8 +16,8 @@ type Route struct {
 // String returns the name of a route in reports, which is its key in HAProxy's map.
 func (r Route) String() string { return cmp.Or(r.Host, "*") + r.Path }
 
-// Rank is 0 for a host, 1 for a wildcard, 2 for any host. A lower one goes before a higher one, whatever the paths, so
-// that nobody takes a path away from a host that is not his.
+// Rank returns 0 for a host, 1 for a wildcard, 2 for any host. The lower rank wins, whatever the paths: a service without a
+// host takes no path away from a service with one.
 func (r Route) Rank() int {
 	switch {
 	case r.Host == "":
@@ -28,7 +28,7 @@ func (r Route) Rank() int {
 	return 0
 }
 
-// Compare puts the route first that goes before the other where both fit a request.
+// Compare sorts routes: of two routes that fit a request, the first one wins.
 func Compare(a, b Route) int {
 	return cmp.Or(
 		cmp.Compare(a.Rank(), b.Rank()),
@@ -38,17 +38,17 @@ func Compare(a, b Route) int {
 	)
 }
 
-// routes returns the routes that any of the instances asks for, each once, in order.
-func (l labels) routes() []Route {
+// routes returns the routes that the instances ask for, each once, in order.
+func (r *reader) routes() []Route {
 	var all []Route
-	l.each([]string{KeyHost, KeyPath}, func(i *Instance, values [2]string) {
-		all = append(all, parseRoutes(values[0], values[1], func(why string) { l.leaveOut(i, why) })...)
+	r.each([]string{KeyHost, KeyPath}, func(i *Instance, values [2]string) {
+		all = append(all, parseRoutes(values[0], values[1], func(why string) { r.leaveOut(i, why) })...)
 	})
 	slices.SortFunc(all, Compare)
 	return slices.Compact(all)
 }
 
-// parseRoutes returns no route rather than a wider one than was asked for.
+// parseRoutes leaves a bad route out rather than return a wider one.
 func parseRoutes(hosts, path string, leaveOut func(string)) []Route {
 	prefix := strings.TrimSuffix(path, "/") + "/"
 	if !isPathPrefix(prefix) {
@@ -75,33 +75,18 @@ func parseRoutes(hosts, path string, leaveOut func(string)) []Route {
 	return all
 }
 
-// IsHostName takes names as DNS has them, with underscores, which Docker uses.
+// IsHostName accepts DNS names, and underscores in them, because Docker uses these.
 func IsHostName(s string) bool {
-	if len(s) > 253 {
-		return false
-	}
-	for label := range strings.SplitSeq(s, ".") {
-		if !consistsOf(label, "-_") || len(label) > 63 || strings.Trim(label, "-") != label {
-			return false
-		}
-	}
-	return true
+	return len(s) <= 253 && !slices.ContainsFunc(strings.Split(s, "."), func(label string) bool {
+		return !consistsOf(label, "-_") || len(label) > 63 || strings.Trim(label, "-") != label
+	})
 }
 
-// isPathPrefix takes /, and segments between slashes in characters that need no quotes
-// in a configuration. Proxies compare the path as the client sent it, where . and ..
-// do not occur.
+// isPathPrefix accepts / and segments between slashes, in characters that need no quotes in a configuration; s ends with a
+// slash. Proxies compare the path as the client sent it, without . and .. segments.
 func isPathPrefix(s string) bool {
-	if s == "/" {
-		return true
-	}
-	if len(s) > 512 || len(s) < 3 || s[0] != '/' || s[len(s)-1] != '/' {
-		return false
-	}
-	for segment := range strings.SplitSeq(s[1:len(s)-1], "/") {
-		if segment == "." || segment == ".." || !consistsOf(segment, "-_.~%+:@=") {
-			return false
-		}
-	}
-	return true
+	segments := strings.Split(strings.TrimSuffix(s, "/"), "/")
+	return len(s) <= 512 && segments[0] == "" && !slices.ContainsFunc(segments[1:], func(segment string) bool {
+		return segment == "." || segment == ".." || !consistsOf(segment, "-_.~%+:@=")
+	})
 }

@@ -19,31 +19,28 @@ type Server struct {
 }
 
 // servers returns the instances that pass their checks and have a valid address.
-func servers(service string, instances []*Instance, report func(string)) []Server {
+func (r *reader) servers() []Server {
 	var list []Server
-	names, taken := serverNames(instances), map[string]bool{}
-	for n, i := range instances {
+	names, taken := serverNames(r.instances), map[string]bool{}
+	for n, i := range r.instances {
 		if i.Status != dependency.HealthPassing {
 			continue
 		}
-		leaveOut := func(why string) {
-			report(fmt.Sprintf("service %q, instance %.100q: %s", service, i.ID, why))
-		}
 		address, problem := addressOf(i)
-		switch {
-		case problem != "":
-			leaveOut(problem)
-			continue
-		case taken[names[n]]:
-			leaveOut("another instance has the same id on the same node; set SERVICE_ID")
+		if problem == "" && taken[names[n]] {
+			problem = "another instance has the same id on the same node; set SERVICE_ID"
+		}
+		if problem != "" {
+			r.leaveOut(i, problem)
 			continue
 		}
 		taken[names[n]] = true
 		weight := i.Weights.Passing
 		if weight < 0 || weight > 256 {
-			leaveOut(fmt.Sprintf("its weight %d is not between 1 and 256 and counts as 1; set SERVICE_WEIGHT", weight))
+			r.leaveOut(i, fmt.Sprintf("its weight %d is not between 1 and 256 and counts as 1; set SERVICE_WEIGHT", weight))
+			weight = 1
 		}
-		if weight < 2 || weight > 256 {
+		if weight == 1 {
 			weight = 0
 		}
 		list = append(list, Server{Name: names[n], Address: address, Weight: weight})
@@ -70,8 +67,8 @@ func addressOf(i *Instance) (address, problem string) {
 	return netip.AddrPortFrom(ip.Unmap(), uint16(i.Port)).String(), ""
 }
 
-// serverNames returns a name for every instance: its ID if that can be a server's name and no other has it, else one
-// made of it. An instance keeps its name, whatever the health of the others, as a new name costs a new server.
+// serverNames returns a name for every instance: its ID if that is unique and can name a server, else a name made from it.
+// An instance keeps its name, whatever the health of the others, as a new name costs a new server.
 func serverNames(instances []*Instance) []string {
 	count := map[string]int{}
 	for _, i := range instances {

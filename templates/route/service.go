@@ -1,7 +1,6 @@
 package route
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,40 +19,26 @@ type Service struct {
 	report func(string)
 }
 
-// New reads the labels of a service's instances, without those of another protocol than TCP. It calls report with a line
-// for each label that is left out.
+// New reads the labels of a service's TCP instances. It calls report with a line for each label that is left out.
 func New(name string, instances []*Instance, allowed Ports, report func(string)) *Service {
 	s := &Service{Name: name, report: report}
 	if !IsServiceName(name) {
 		return s
 	}
-	l := labels{service: name, instances: tcpInstances(instances), report: report}
-	s.Routes, s.Ports, s.Settings = l.routes(), l.ports(allowed), l.settings()
-	l.reportUnknown()
-	s.reportIneffective(l)
+	r := newReader(name, instances, report)
+	s.Routes, s.Ports, s.Settings = r.routes(), r.ports(allowed), r.settings()
+	r.reportUnknown()
+	r.reportIneffective(s)
 	if s.IsExposed() {
-		s.Servers = servers(name, l.instances, report)
+		s.Servers = r.servers()
 	}
 	return s
-}
-
-// tcpInstances returns the instances that are not for another protocol, in order.
-func tcpInstances(all []*Instance) []*Instance {
-	list := slices.DeleteFunc(slices.Clone(all), func(i *Instance) bool {
-		return slices.Contains(i.Tags, "udp") || slices.Contains(i.Tags, "sctp")
-	})
-	slices.SortFunc(list, func(a, b *Instance) int {
-		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node),
-			cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
-	})
-	return list
 }
 
 // IsExposed says whether the service asks for a route or a port.
 func (s *Service) IsExposed() bool { return len(s.Routes)+len(s.Ports) > 0 }
 
-// NeedsFallback returns the name of the service whose instances FallBack should get, as this service has no server of its
-// own; "" = none.
+// NeedsFallback returns the name of the fallback service if this service has no server of its own, else "".
 func (s *Service) NeedsFallback() string {
 	if len(s.Servers) > 0 {
 		return ""
@@ -61,49 +46,13 @@ func (s *Service) NeedsFallback() string {
 	return s.Fallback
 }
 
-// FallBack has the instances of another service, the one that NeedsFallback names, serve for this one. It returns "", so
-// that a template can call it.
+// FallBack lets the instances of the service that NeedsFallback names serve for this one. It returns "", so that a template
+// can call it.
 func (s *Service) FallBack(instances []*Instance) string {
-	s.Servers = servers(s.Fallback, tcpInstances(instances), func(reason string) {
+	s.Servers = newReader(s.Fallback, instances, func(reason string) {
 		s.report(fmt.Sprintf("service %q: of its route_fallback: %s", s.Name, reason))
-	})
+	}).servers()
 	return ""
-}
-
-// TCPBalance returns the algorithm for connections, where there are no requests to look at; "" = the default.
-func (s *Service) TCPBalance() string {
-	if NeedsHTTP(s.Balance) {
-		return ""
-	}
-	return s.Balance
-}
-
-// reportIneffective reports the settings that need another label to have an effect.
-func (s *Service) reportIneffective(l labels) {
-	asked := slices.ContainsFunc(l.instances, func(i *Instance) bool {
-		return i.ServiceMeta[KeyHost]+i.ServiceMeta[KeyPath]+i.ServiceMeta[KeyPort] != ""
-	})
-	for _, setting := range []struct {
-		key      string
-		set, tcp bool
-	}{
-		{KeyStrip, s.Strip, false},
-		{KeyRedirect, s.Redirect, false},
-		{KeySticky, s.Sticky, false},
-		{KeyBalance, s.Balance != "", !NeedsHTTP(s.Balance)},
-		{KeyCheck, s.Check != "", true},
-		{KeyMaxConn, s.MaxConn != 0, true},
-		{KeySlowStart, s.SlowStart != 0, true},
-		{KeyFallback, s.Fallback != "", true},
-	} {
-		switch {
-		case !setting.set || len(s.Routes) > 0:
-		case !asked:
-			s.report(fmt.Sprintf("service %q: it has a %s but no route; set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT", s.Name, setting.key))
-		case len(s.Ports) > 0 && !setting.tcp:
-			s.report(fmt.Sprintf("service %q: its %s is for HTTP, and it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", s.Name, setting.key))
-		}
-	}
 }
 
 // Servable returns, sorted, the names of the services that can be looked up, and reports the others: consul-template's
@@ -129,12 +78,7 @@ func IsServiceName(s string) bool { return consistsOf(s, "-_") }
 
 // consistsOf reports whether s is a name of ASCII letters, digits and the others.
 func consistsOf(s, others string) bool {
-	return s != "" && len(s) <= maxName && HasOnly(s, others)
-}
-
-// HasOnly reports whether s has no other characters than ASCII letters, digits and the others.
-func HasOnly(s, others string) bool {
-	return !strings.ContainsFunc(s, func(r rune) bool {
+	return s != "" && len(s) <= maxName && !strings.ContainsFunc(s, func(r rune) bool {
 		alphanumeric := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
 		return !alphanumeric && !strings.ContainsRune(others, r)
 	})

@@ -41,8 +41,8 @@ func TestTable(t *testing.T) {
 	if text, stream := table.Text(), table.Stream(); text != "w x y z only-tcp " || stream != "w\nx\ny\nz\nonly-tcp\n" {
 		t.Errorf("text %q, stream %q", text, stream)
 	}
-	if want := []TCPPort{{5000, "y"}, {6000, "w"}, {7000, "only-tcp"}}; !slices.Equal(table.Ports(), want) {
-		t.Errorf("ports %v, want %v", table.Ports(), want)
+	if want := []TCPPort{{5000, "y"}, {6000, "w"}, {7000, "only-tcp"}}; !slices.Equal(table.Ports, want) {
+		t.Errorf("ports %v, want %v", table.Ports, want)
 	}
 	if table.Sticky {
 		t.Error("a service without a route is sticky")
@@ -62,14 +62,14 @@ func TestTable(t *testing.T) {
 // A refused port costs the claim of it, and nothing else of the service or of others.
 func TestTableWithoutRefusedPorts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		refused := NewRefused(FirstRefusal, LongestRefusal)
+		refused := NewRefused()
 		refused.Refuse(5432, "another program listens there (said by HAProxy)")
 		render := func() (routes int, ports []TCPPort, leftOut []string) {
 			var kept Fragments
 			table := kept.NewTable(true, refused, func(reason string) { leftOut = append(leftOut, reason) })
 			table.Assign(kept.Keep(&Service{Name: "a", Routes: []Route{{Path: "/"}}, Ports: []int{5432, 5433}}, ""))
 			table.Assign(kept.Keep(&Service{Name: "b", Ports: []int{5432, 6000}}, ""))
-			return len(table.Claims), table.Ports(), leftOut
+			return len(table.Claims), table.Ports, leftOut
 		}
 		belongs := `service "b": the port 5432 belongs to service "a"; set another SERVICE_ROUTE_PORT`
 
@@ -85,7 +85,7 @@ func TestTableWithoutRefusedPorts(t *testing.T) {
 			t.Error(diff)
 		}
 
-		time.Sleep(FirstRefusal)
+		time.Sleep(time.Minute)
 		_, ports, leftOut = render()
 		if want := []TCPPort{{5432, "a"}, {5433, "a"}, {6000, "b"}}; !slices.Equal(ports, want) || !slices.Equal(leftOut, []string{belongs}) {
 			t.Errorf("later: ports %v, want %v; left out %q", ports, want, leftOut)
@@ -96,7 +96,7 @@ func TestTableWithoutRefusedPorts(t *testing.T) {
 // Each refusal in a row takes twice as long as the one before, up to a limit; a port that was open for long begins anew.
 func TestRefusedAgainAndAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := NewRefused(time.Minute, 10*time.Minute)
+		r := NewRefused()
 		for n, want := range []time.Duration{1, 2, 4, 8, 10, 10} {
 			r.Refuse(5432, "taken")
 			r.Refuse(5432, "taken, still") // of what was rendered before
@@ -132,15 +132,20 @@ func untilAllowed(r *Refused, port int) time.Duration {
 func TestRefusedAsksForRenderings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		r := NewRefused(time.Minute, 10*time.Minute)
+		r := NewRefused()
 		start := time.Now()
 		var got []string
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			r.Run(ctx, func() {
-				got = append(got, fmt.Sprintf("%v %t %t", time.Since(start), r.Reason(1000) != "", r.Reason(2000) != ""))
-			})
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-r.Changed:
+					got = append(got, fmt.Sprintf("%v %t %t", time.Since(start), r.Reason(1000) != "", r.Reason(2000) != ""))
+				}
+			}
 		}()
 		at := func(when time.Duration, port int) {
 			time.Sleep(when - time.Since(start))
