@@ -14,8 +14,8 @@ import (
 	"github.com/hashicorp/consul/api"
 	"pgregory.net/rapid"
 
+	"berth/deploy/testenv/agenttest"
 	"berth/registrar/agent"
-	"berth/registrar/agent/agenttest"
 	"berth/registrar/docker"
 	"berth/registrar/label"
 )

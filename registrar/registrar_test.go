@@ -17,8 +17,8 @@ import (
 	fsouza "github.com/fsouza/go-dockerclient"
 	"github.com/hashicorp/consul/api"
 
+	"berth/deploy/testenv/agenttest"
 	"berth/registrar/agent"
-	"berth/registrar/agent/agenttest"
 	"berth/registrar/docker"
 	"berth/registrar/label"
 )

@@ -13,7 +13,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"pgregory.net/rapid"
 
-	"berth/registrar/agent/agenttest"
+	"berth/deploy/testenv/agenttest"
 	"berth/registrar/label"
 )
 
