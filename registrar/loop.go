@@ -3,7 +3,6 @@ package registrar
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -46,17 +45,25 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 	wake := time.NewTimer(0)
 	defer wake.Stop()
 	for {
+		news := false
 		select {
 		case <-ctx.Done():
 			return
 		case <-r.updates.Wake:
 		case <-wake.C:
+			news = true
 		}
 		began := time.Now()
 		for _, u := range r.updates.Drain() {
-			r.observe(u)
+			news = r.observe(u) || news
+		}
+		if !news {
+			continue
 		}
 		r.adopt()
+		for _, container := range r.revive(began) {
+			r.opts.Log.Warn("back in service when it is ready: it was told to stop and runs on", "container", container)
+		}
 		p := r.plan(began)
 		if enough(p) {
 			return
@@ -77,12 +84,12 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 	}
 }
 
-// observe takes in one update.
-func (r *Registrar) observe(u any) {
+// observe takes in one update, and reports whether it can change the plan: events of unknown containers do not.
+func (r *Registrar) observe(u any) bool {
 	switch u := u.(type) {
 	case docker.Event:
 		r.metrics.events.Inc()
-		r.event(u)
+		return r.event(u)
 	case connected:
 		if u.err == nil || r.firstAt.IsZero() {
 			r.resync() // for what happened before
@@ -101,6 +108,7 @@ func (r *Registrar) observe(u any) {
 			r.ended(u)
 		}
 	}
+	return true
 }
 
 // ended takes in the end of a call. That Consul refuses a registration is no failure of it: the refusal is logged, and
@@ -130,7 +138,7 @@ func (r *Registrar) ended(u ended) {
 	u.succeeded = time.Now()
 	switch u.kind {
 	case changing, draining:
-		r.applied(u.call, u.change)
+		r.applied(u.key, u.call, u.change)
 		return // its failures count until it is seen to have had its effect
 	case describing:
 		r.describe(u.answer.(label.Host), u.began)
@@ -139,7 +147,7 @@ func (r *Registrar) ended(u ended) {
 	case inspecting:
 		r.inspected(r.containers[u.id], u.answer.(docker.Inspected), u.began)
 	case reading:
-		r.consulHolds(u.answer.(agent.State), u.began)
+		r.metrics.errors.Add(float64(r.consulHolds(u.answer.(agent.State), u.began)))
 	case beating:
 		if was := u.beat.Said(r.consul[u.id]); was != nil && was.Status != u.beat.Status {
 			r.opts.Log.Info("check is "+u.beat.Status, "instance", u.id, "check", was.Name, "was", was.Status)
@@ -158,7 +166,8 @@ func (r *Registrar) failed(err error) error {
 
 // make makes a call in the background, when one of the places for its kind is free.
 func (r *Registrar) make(ctx context.Context, p planned) {
-	c, slots := r.begin(p.key), r.slots[p.kind]
+	c := r.begin(p.key)
+	slots := r.slots[lane{p.kind, c.err != nil}]
 	r.work.Go(func() {
 		select {
 		case slots <- struct{}{}:
@@ -193,44 +202,29 @@ func (r *Registrar) call(ctx context.Context, p planned) (answer any, err error)
 // carryOut does what is planned beside calls.
 func (r *Registrar) carryOut(ctx context.Context, p plan) {
 	for probe := range r.probing {
-		if !p.waiting[probe] {
+		if _, waits := p.waiting[probe]; !waits {
 			probe.cancel()
 			probe.cancel, probe.late = nil, ""
 			delete(r.probing, probe)
 		}
 	}
-	for _, i := range p.start {
-		r.probe(ctx, i)
+	for probe, ready := range p.waiting {
+		if probe.cancel == nil && ready.Kind != label.ReadyHealthcheck {
+			r.probe(ctx, probe, ready)
+		}
 	}
 	for _, t := range p.signals {
 		r.signal(ctx, t)
 	}
-	for _, t := range p.revive {
-		r.opts.Log.Warn("back in service when it is ready: it was told to stop and runs on", "container", t.Name)
-		r.revive(t)
-	}
-	for _, k := range p.finished {
-		delete(r.calls, k)
-	}
-	for _, k := range p.unconfirmed {
-		r.calls[k].done(r.failed(fmt.Errorf("%s: consul does not hold what was written", k.id)))
-	}
-	if len(p.revive)+len(p.finished)+len(p.unconfirmed) > 0 {
-		r.updates.Add(nil) // with that the plan is another one
-	}
 }
 
 // probe waits in the background until an instance is ready.
-func (r *Registrar) probe(ctx context.Context, i *instance) {
-	if i.cancel != nil {
-		return // another instance has the same one
-	}
-	ctx, i.cancel = context.WithCancel(ctx)
-	probe := i.probe
+func (r *Registrar) probe(ctx context.Context, probe *probe, how label.Ready) {
+	ctx, probe.cancel = context.WithCancel(ctx)
 	r.probing[probe] = true
 	r.work.Go(func() {
 		late := func(err error) { r.updates.Add(probed{probe, err}) }
-		if ready.Wait(ctx, r.try, i.desired.Ready, r.opts.ReadyTimeout, late) == nil {
+		if ready.Wait(ctx, r.try, how, r.opts.ReadyTimeout, late) == nil {
 			r.updates.Add(probed{probe, nil})
 		}
 	})

@@ -30,13 +30,9 @@ const (
 
 // plan is what is to be done now, and what there is to say.
 type plan struct {
-	start       []*instance     // to be probed
-	waiting     map[*probe]bool // instances that are not ready; no other is to be probed
-	signals     []*tracked      // to be sent the signal of their drain
-	revive      []*tracked      // told to stop, and run on
-	calls       []planned       // to be made
-	finished    []key           // nothing is expected of these calls any more
-	unconfirmed []key           // Consul does not hold what these have written
+	waiting map[*probe]label.Ready // of instances that are not ready; no other is to be probed
+	signals []*tracked             // to be sent the signal of their drain
+	calls   []planned              // to be made
 
 	rejections []rejection
 	orphans    []string // service IDs that another Docker engine has left behind
@@ -62,22 +58,17 @@ type rejection struct{ container, reason string }
 // planner works out a plan from a state, which it does not change.
 type planner struct {
 	*state
-	plan       plan
-	now        time.Time
-	desired    map[string]bool   // service IDs that stand or are to stand
-	holding    map[*tracked]bool // what Consul holds of them stays until all of them is registered
-	considered map[key]bool      // changes for which there is a reason
-	busy       map[kind]int      // calls under way
-	retries    map[kind]int      // of these, those whose last one failed
-
-	allKnown bool // all containers that exist were inspected
+	plan     plan
+	now      time.Time
+	allKnown bool              // all containers that exist were inspected
+	desired  map[string]bool   // service IDs that stand or are to stand
+	holding  map[*tracked]bool // what Consul holds of them stays until all of them is registered
 }
 
 // plan says what is to be done. It starts nothing and changes nothing.
 func (s *state) plan(now time.Time) plan {
-	p := &planner{state: s, now: now, desired: map[string]bool{}, holding: map[*tracked]bool{}, considered: map[key]bool{}, busy: map[kind]int{}, retries: map[kind]int{}}
-	p.plan.waiting, p.allKnown = map[*probe]bool{}, s.known(false)
-	p.underWay()
+	p := &planner{state: s, now: now, allKnown: s.known(false), desired: map[string]bool{}, holding: map[*tracked]bool{}}
+	p.plan.waiting = map[*probe]label.Ready{}
 	p.drains()
 	p.questions()
 	instances, rejections := s.all()
@@ -91,79 +82,44 @@ func (s *state) plan(now time.Time) plan {
 		}
 	}
 	p.reads()
-	p.ends()
 	return p.plan
 }
 
-// at has the plan made anew at a time.
-func (p *planner) at(t time.Time) { p.plan.next = earliest(p.plan.next, t) }
-
-// earliest is the earlier of two times, of which the zero time is none.
-func earliest(a, b time.Time) time.Time {
-	if a.IsZero() || (!b.IsZero() && b.Before(a)) {
-		return b
+// due reports whether a time has come. If not, the plan is made anew then.
+func (p *planner) due(t time.Time) bool {
+	if !t.After(p.now) {
+		return true
 	}
-	return a
+	if p.plan.next.IsZero() || t.Before(p.plan.next) {
+		p.plan.next = t
+	}
+	return false
 }
 
 // drains looks after containers that were told to stop.
 func (p *planner) drains() {
 	for _, t := range p.containers {
-		switch d := t.drain; {
-		case d == nil:
-		case !d.until.After(p.now):
-			p.plan.revive = append(p.plan.revive, t)
-		case d.signal != 0 && !d.at.After(p.now):
+		d := t.drain
+		if d == nil {
+			continue
+		}
+		p.due(d.until)
+		if d.signal != 0 && p.due(d.at) {
 			p.plan.signals = append(p.plan.signals, t)
-		default:
-			p.at(d.until)
-			if d.signal != 0 {
-				p.at(d.at)
-			}
 		}
 	}
 }
 
-// underWay counts the calls under way, and gathers what does not work, in the order of its words: what is logged would
-// change from one try to the next.
-func (p *planner) underWay() {
-	var docker, consul []error
-	for k, c := range p.calls {
-		if c.busy {
-			p.busy[k.kind]++
-			if c.err != nil {
-				p.retries[k.kind]++
-			}
-		}
-		switch {
-		case c.err == nil:
-		case slices.Contains([]kind{describing, listing, inspecting}, k.kind):
-			docker = append(docker, c.err)
-		default:
-			consul = append(consul, c.err)
-		}
-	}
-	byText := func(a, b error) int { return strings.Compare(a.Error(), b.Error()) }
-	slices.SortFunc(docker, byText)
-	slices.SortFunc(consul, byText)
-	p.plan.docker, p.plan.consul = errors.Join(docker...), errors.Join(consul...)
-}
-
-// call plans a call, unless it is under way or failed a moment ago. Of those that failed before some at a time are made, so
-// that they leave room for others: they may hang again.
+// call plans a call for which there is a reason, unless it is under way, failed a moment ago or may not be made yet.
 func (p *planner) call(c planned) {
-	last := p.calls[c.key]
-	failed := last != nil && last.err != nil
-	switch {
-	case last != nil && last.busy:
-	case last != nil && p.now.Before(last.retry):
-		p.at(last.retry)
-	case failed && p.retries[c.kind] >= parallel/2: // the end of one of them makes a new plan
+	last := p.last(c.key)
+	switch c.kind {
+	case describing, listing, inspecting:
+		p.plan.docker = errors.Join(p.plan.docker, last.err)
 	default:
-		p.busy[c.kind]++
-		if failed {
-			p.retries[c.kind]++
-		}
+		p.plan.consul = errors.Join(p.plan.consul, last.err)
+	}
+	if !last.busy && last.applied.Empty() && p.due(last.retry) && p.open(c.key) {
 		p.plan.calls = append(p.plan.calls, c)
 	}
 }
@@ -174,10 +130,8 @@ func (p *planner) questions() {
 		p.call(planned{key: key{kind: describing}})
 	}
 	// Every new event stream has everything listed. Without one it is done all the same, a little later.
-	if relist := p.listedAt.Add(p.opts.Resync * 5 / 4); p.listed.stale() || (!p.listedAt.IsZero() && !p.now.Before(relist)) {
+	if p.listed.stale() || (!p.listedAt.IsZero() && p.due(p.listedAt.Add(p.opts.Resync*5/4))) {
 		p.call(planned{key: key{kind: listing}})
-	} else if !p.listedAt.IsZero() {
-		p.at(relist)
 	}
 	for _, id := range slices.Sorted(maps.Keys(p.containers)) {
 		if p.containers[id].seen.stale() {
@@ -186,23 +140,29 @@ func (p *planner) questions() {
 	}
 }
 
-// reads plans when to read what Consul holds: now and then, and soon after it was changed.
+// reads plans when to read what Consul holds: now and then, and soon after it was changed. It says how far everything is.
 func (p *planner) reads() {
-	due := p.readAt.Add(reread)
+	writing := slices.ContainsFunc(p.plan.calls, func(c planned) bool { return c.writes() })
+	busy := len(p.plan.calls) > 0
 	for k, c := range p.calls {
-		switch written := c.succeeded; {
-		case !p.pending(c):
-		case p.busy[k.kind] > 0:
-			due = earliest(due, written.Add(together))
+		writing = writing || (c.busy && k.writes())
+		busy = busy || (c.busy && k.kind != beating) || !c.applied.Empty()
+	}
+	read := p.read.stale() || p.due(p.readAt.Add(reread))
+	for _, c := range p.calls {
+		switch {
+		case c.applied.Empty():
+		case writing:
+			read = p.due(c.succeeded.Add(together)) || read
 		default:
-			due = earliest(due, written)
+			read = true
 		}
 	}
-	if p.read.stale() || !p.now.Before(due) {
+	if read {
 		p.call(planned{key: key{kind: reading}})
-	} else {
-		p.at(due)
 	}
+	p.plan.known = p.open(key{kind: changing}) && p.allKnown
+	p.plan.complete = p.plan.known && !busy && !read
 }
 
 // all are the instances of the known containers, with what keeps some of them from being registered.
@@ -258,7 +218,7 @@ func (p *planner) instance(i *instance) {
 		if ours {
 			p.plan.instances++
 		}
-		if c := p.calls[key{kind: changing, id: d.ID}]; c != nil && c.applied.Register && p.pending(c) && !have.Held() {
+		if p.last(key{kind: changing, id: d.ID}).applied.Register && !have.Held() {
 			d.Drain = reason // it was registered a moment ago
 			p.change(agent.Change{ID: d.ID, Desired: d, Drain: true})
 		}
@@ -290,34 +250,22 @@ func (p *planner) notReady(i *instance, t *tracked) string {
 	if i.ready {
 		return ""
 	}
-	p.plan.waiting[i.probe] = true
-	if i.desired.Ready.Kind != label.ReadyHealthcheck {
-		if i.cancel == nil {
-			p.plan.start = append(p.plan.start, i)
-		}
-		return cmp.Or(i.late, tooEarly)
-	}
-	deadline := i.since.Add(p.opts.ReadyTimeout)
+	p.plan.waiting[i.probe] = i.desired.Ready
 	switch {
+	case i.desired.Ready.Kind != label.ReadyHealthcheck:
+		return cmp.Or(i.late, tooEarly)
 	case t.Health == "unhealthy":
 		return "Docker's HEALTHCHECK says unhealthy: " + cmp.Or(t.HealthOutput, "without a word")
-	case !p.now.Before(deadline):
+	case p.due(i.since.Add(p.opts.ReadyTimeout)):
 		return "Docker's HEALTHCHECK does not say healthy: " + cmp.Or(t.HealthOutput, t.Health)
 	}
-	p.at(deadline)
 	return tooEarly
 }
 
 // heartbeats plans what is due about an instance's TTL checks.
 func (p *planner) heartbeats(d agent.Desired, have agent.Registered) {
 	for _, h := range d.Heartbeats(have, "the container runs") {
-		k, last := key{beating, d.ID, h.Check}, time.Time{}
-		if c := p.calls[k]; c != nil {
-			last = c.succeeded
-		}
-		if due := h.Due(have, last); due.After(p.now) {
-			p.at(due)
-		} else {
+		if k := (key{beating, d.ID, h.Check}); p.due(h.Due(have, p.last(k).succeeded)) {
 			p.call(planned{key: k, beat: h})
 		}
 	}
@@ -349,63 +297,31 @@ func (p *planner) isOrphan(s *api.AgentService) bool {
 	return p.allKnown && owner != engine && s.Meta[label.MetaContainer] != "" && strings.HasPrefix(s.ID, p.host.Name+":")
 }
 
-// change plans a change of an instance, if there is one to be made, when it is seen what became of the one before.
+// change plans a change of an instance, if there is one to be made.
 func (p *planner) change(c agent.Change) {
 	k := key{kind: changing, id: c.ID}
-	if c.Drain || c.Desired.Drain != "" {
+	if c.Drain {
 		k.kind = draining
 	}
-	p.considered[k] = true
-	last := p.calls[k]
-	switch {
-	case last != nil && (last.busy || p.pending(last)):
-	case c.Empty():
-		if last != nil {
-			p.plan.finished = append(p.plan.finished, k)
-		}
-	case last != nil && c.String() == last.applied.String() && reflect.DeepEqual(c.Desired.Instance, last.applied.Desired.Instance):
-		p.plan.unconfirmed = append(p.plan.unconfirmed, k)
-	case p.open(k):
+	if !c.Empty() {
 		p.call(planned{key: k, change: c})
 	}
 }
 
 // answers says whether Consul answered when it was last read.
-func (p *planner) answers() bool {
-	c := p.calls[key{kind: reading}]
-	return p.consul != nil && (c == nil || c.err == nil)
-}
+func (p *planner) answers() bool { return p.consul != nil && p.last(key{kind: reading}).err == nil }
 
-// open says whether a change may be made. A drain needs nothing; after a failure it waits for a Consul that answers.
+// open says whether a call may be made. A drain needs nothing; after a failure it waits for a Consul that answers.
 func (p *planner) open(k key) bool {
-	if k.kind == draining {
+	switch {
+	case k.kind == draining:
 		return p.answers() || p.calls[k] == nil
-	}
-	if p.firstAt.IsZero() || p.described.got == 0 || !p.answers() {
-		return false
-	}
-	if c := p.calls[key{kind: describing}]; p.described.got < p.gate && (c == nil || c.ended < p.gate) {
-		return false
-	}
-	limit := p.firstAt.Add(patience)
-	if !p.now.Before(limit) || p.state.known(true) {
+	case k.kind != changing:
 		return true
+	case p.firstAt.IsZero() || p.described.got == 0 || !p.answers():
+		return false
+	case p.described.got < p.gate && p.last(key{kind: describing}).ended < p.gate:
+		return false
 	}
-	p.at(limit)
-	return false
-}
-
-// ends plans for calls that have ended, and says how far everything is. While Consul does not answer it is kept that a
-// change failed, so that it is not made again for each start and end of its container.
-func (p *planner) ends() {
-	underWay := len(p.plan.calls) > 0
-	for k, c := range p.calls {
-		underWay = underWay || (c.busy && k.kind != beating) || p.pending(c)
-		away := c.err != nil && !p.answers()
-		if (k.kind == changing || k.kind == draining) && !p.considered[k] && !c.busy && !away && !p.pending(c) {
-			p.plan.finished = append(p.plan.finished, k)
-		}
-	}
-	p.plan.known = p.open(key{kind: changing}) && p.allKnown
-	p.plan.complete = p.plan.known && !underWay
+	return p.state.known(true) || p.due(p.firstAt.Add(patience))
 }

@@ -42,11 +42,18 @@ type Options struct {
 	Metrics prometheus.Registerer // may be nil
 }
 
-// Calls of one kind at the same time.
+// Calls of one kind at the same time. Calls that failed the last time may hang again, so they leave others their places.
 const (
 	parallel       = 8
 	parallelDrains = 32
+	parallelAgain  = 4
 )
+
+// lane is what calls share their places with: others of their kind that failed the last time, or did not.
+type lane struct {
+	kind
+	again bool
+}
 
 // hostTimeout is the deadline of a description of the host, which takes several calls.
 const hostTimeout = 30 * time.Second
@@ -61,7 +68,7 @@ type Registrar struct {
 	metrics metrics
 
 	probing map[*probe]bool // under way
-	slots   map[kind]chan struct{}
+	slots   map[lane]chan struct{}
 	work    sync.WaitGroup // that is under way
 
 	synced  bool            // Consul once held all that it should
@@ -84,7 +91,7 @@ func New(opts Options) *Registrar {
 		try:     ready.Try,
 		metrics: newMetrics(opts.Metrics),
 		probing: map[*probe]bool{},
-		slots:   map[kind]chan struct{}{},
+		slots:   map[lane]chan struct{}{},
 		status: map[string]error{
 			"docker":        errors.New("docker was not asked yet"),
 			"docker events": nil,
@@ -92,9 +99,11 @@ func New(opts Options) *Registrar {
 		},
 	}
 	for _, k := range []kind{describing, listing, inspecting, reading, changing, beating} {
-		r.slots[k] = make(chan struct{}, parallel)
+		r.slots[lane{k, false}] = make(chan struct{}, parallel)
+		r.slots[lane{k, true}] = make(chan struct{}, parallelAgain)
 	}
-	r.slots[draining] = make(chan struct{}, parallelDrains)
+	r.slots[lane{draining, false}] = make(chan struct{}, parallelDrains)
+	r.slots[lane{draining, true}] = make(chan struct{}, parallelAgain)
 	return r
 }
 

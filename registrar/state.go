@@ -77,7 +77,7 @@ type call struct {
 	busy         bool
 	began, ended int          // clock
 	succeeded    time.Time    // the last time
-	applied      agent.Change // what it has changed, which is to be seen by a read that began after its end
+	applied      agent.Change // what it has changed, until a read that began after its end tells whether Consul holds that
 	err          error        // of the last one whose effect is known
 	retry        time.Time    // not to be made before
 	delays       *backoff.ExponentialBackOff
@@ -163,6 +163,14 @@ func (s *state) tick() int {
 	return s.clock
 }
 
+// last returns the last call of a key, which is the zero call if there was none.
+func (s *state) last(k key) call {
+	if c := s.calls[k]; c != nil {
+		return *c
+	}
+	return call{}
+}
+
 // begin takes note of a call that is being made.
 func (s *state) begin(k key) *call {
 	c := s.calls[k]
@@ -170,7 +178,7 @@ func (s *state) begin(k key) *call {
 		c = &call{}
 		s.calls[k] = c
 	}
-	c.busy, c.began, c.applied = true, s.tick(), agent.Change{}
+	c.busy, c.began = true, s.tick()
 	return c
 }
 
@@ -219,8 +227,8 @@ func (s *state) list(ids []string, began int) {
 	clear(s.refused)
 }
 
-// event takes in an event.
-func (s *state) event(ev docker.Event) {
+// event takes in an event, and reports whether it concerns a known container or a new one.
+func (s *state) event(ev docker.Event) bool {
 	t := s.containers[ev.ID]
 	switch {
 	case ev.Action == docker.Started: // whatever is known concerns a process that is gone
@@ -229,6 +237,7 @@ func (s *state) event(ev docker.Event) {
 		t.seen.wanted = t.since
 		s.containers[ev.ID] = t
 	case t == nil:
+		return false
 	case ev.Action == docker.Changed:
 		t.seen.wanted = s.tick()
 	case ev.Action == docker.Killed:
@@ -241,6 +250,7 @@ func (s *state) event(ev docker.Event) {
 	default:
 		s.drop(ev.ID)
 	}
+	return true
 }
 
 // drop forgets a container. Those that use its network are not reached any more.
@@ -316,10 +326,17 @@ func (t *tracked) outOfService() string {
 	return ""
 }
 
-// revive puts a container that was told to stop and runs on back to where it has to show that it is ready.
-func (s *state) revive(t *tracked) {
-	t.drain, t.instances = nil, nil
-	s.evaluate(t)
+// revive puts containers that were told to stop and run on back to where they have to show that they are ready. It
+// returns their names.
+func (s *state) revive(now time.Time) (names []string) {
+	for _, t := range s.containers {
+		if t.drain != nil && !t.drain.until.After(now) {
+			t.drain, t.instances = nil, nil
+			s.evaluate(t)
+			names = append(names, t.Name)
+		}
+	}
+	return names
 }
 
 // evaluate works out what a container registers, with the probes of those of its instances that are as they were.
@@ -399,39 +416,47 @@ func (s *state) adopt() {
 	}
 }
 
-// consulHolds takes in what Consul holds, but for instances with which something was done meanwhile: a later read tells of these.
-// If the host was described while Consul told nothing, of its node neither, it is to be described again.
-func (s *state) consulHolds(have agent.State, began int) {
+// consulHolds takes in what Consul holds. It returns how many changes that Consul said it made are missing there. What was
+// done after the read began is for the next one to tell. If the host was described while Consul told nothing, of its node
+// neither, it is to be described again.
+func (s *state) consulHolds(have agent.State, began int) (unconfirmed int) {
 	if s.consul == nil && s.described.got > 0 && s.host.NodeAddress == "" {
 		s.gate = s.tick()
 		s.described.wanted = s.gate
 	}
 	s.read.got, s.readAt = began, time.Now()
 	for k, c := range s.calls {
-		if (k.kind == changing || k.kind == draining) && (c.busy || c.ended > began) {
-			if was, held := s.consul[k.id]; held {
-				have[k.id] = was
-			} else {
-				delete(have, k.id)
+		switch {
+		case k.kind == beating:
+			if !c.busy && have[k.id].Checks[k.check] == nil {
+				delete(s.calls, k)
 			}
+		case !k.writes() || c.busy || c.ended > began:
+		case c.applied.Empty():
+			if c.retry.Add(reread).Before(s.readAt) { // it failed, and there is no reason for it any more
+				delete(s.calls, k)
+			}
+		case c.applied.Holds(have[k.id]):
+			delete(s.calls, k)
+		default:
+			c.done(fmt.Errorf("%s: consul does not hold what was written", k.id))
+			unconfirmed++
 		}
 	}
 	s.consul = have
-	maps.DeleteFunc(s.calls, func(k key, c *call) bool {
-		return k.kind == beating && !c.busy && have[k.id].Checks[k.check] == nil
-	})
+	return unconfirmed
 }
 
 // applied takes note of a change that was made. It is for the next read to tell that it was.
-func (s *state) applied(c *call, made agent.Change) {
+func (s *state) applied(k key, c *call, made agent.Change) {
 	c.busy, c.applied = false, made
 	if t := s.containers[made.Desired.Container]; t != nil && made.Register {
 		t.current = true
 	}
+	if other := s.calls[key{kind: changing, id: k.id}]; other != nil && k.kind == draining {
+		other.applied = agent.Change{} // it may have ended another drain
+	}
 }
-
-// pending says whether it is for a read to tell what became of a change.
-func (s *state) pending(c *call) bool { return !c.applied.Empty() && c.ended > s.read.got }
 
 // sorted are the inspected containers by their age, so that the oldest holder of a service ID keeps it.
 func (s *state) sorted() []*tracked {
@@ -448,7 +473,7 @@ func (s *state) known(failed bool) bool {
 		if t.inspected() {
 			continue
 		}
-		if c := s.calls[key{kind: inspecting, id: id}]; !failed || c == nil || c.err == nil {
+		if !failed || s.last(key{kind: inspecting, id: id}).err == nil {
 			return false
 		}
 	}

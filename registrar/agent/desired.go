@@ -123,16 +123,13 @@ func (c Change) Empty() bool {
 	return !c.Drain && c.Deregister == nil && !c.Register && !c.Resume && len(c.Uncheck) == 0
 }
 
-// String says what is done. Changes of an instance that do the same have the same text.
-func (c Change) String() string {
-	var out []string
-	for what, is := range map[string]bool{"drain": c.Drain, "deregister": c.Deregister != nil, "register": c.Register, "resume": c.Resume} {
-		if is {
-			out = append(out, what)
-		}
+// Holds says whether an agent that holds have of the instance has made the change.
+func (c Change) Holds(have Registered) bool {
+	if c.Deregister != nil {
+		return !have.Held()
 	}
-	slices.Sort(out)
-	return strings.Join(append(out, c.Uncheck...), " ") + " " + c.ID
+	left := Diff(c.Desired, have)
+	return !((c.Drain && left.Drain) || (c.Register && left.Register) || (c.Resume && left.Resume) || (len(c.Uncheck) > 0 && len(left.Uncheck) > 0))
 }
 
 // Deregister returns the change that removes a registration with its checks.
