@@ -40,7 +40,7 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 	defer r.work.Wait()
 	defer cancel()
 	r.work.Go(func() {
-		docker.Follow(ctx, r.opts.Events, r.opts.Resync, func(err error) { r.updates.Add(connected{err}) }, func(ev docker.Event) { r.updates.Add(ev) })
+		docker.Follow(ctx, r.opts.Events, r.opts.Resync, func(err error) { r.updates.add(connected{err}) }, func(ev docker.Event) { r.updates.add(ev) })
 	})
 	wake := time.NewTimer(0)
 	defer wake.Stop()
@@ -49,12 +49,12 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 		select {
 		case <-ctx.Done():
 			return
-		case <-r.updates.Wake:
+		case <-r.updates.wake:
 		case <-wake.C:
 			news = true
 		}
 		began := time.Now()
-		for _, u := range r.updates.Drain() {
+		for _, u := range r.updates.drain() {
 			news = r.observe(u) || news
 		}
 		if !news {
@@ -176,7 +176,7 @@ func (r *Registrar) make(ctx context.Context, p planned) {
 			return
 		}
 		answer, err := r.call(ctx, p)
-		r.updates.Add(ended{p, c, answer, err})
+		r.updates.add(ended{p, c, answer, err})
 	})
 }
 
@@ -223,9 +223,9 @@ func (r *Registrar) probe(ctx context.Context, probe *probe, how label.Ready) {
 	ctx, probe.cancel = context.WithCancel(ctx)
 	r.probing[probe] = true
 	r.work.Go(func() {
-		late := func(err error) { r.updates.Add(probed{probe, err}) }
+		late := func(err error) { r.updates.add(probed{probe, err}) }
 		if ready.Wait(ctx, r.try, how, r.opts.ReadyTimeout, late) == nil {
-			r.updates.Add(probed{probe, nil})
+			r.updates.add(probed{probe, nil})
 		}
 	})
 }

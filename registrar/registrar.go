@@ -17,7 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"berth/registrar/agent"
-	"berth/registrar/async"
 	"berth/registrar/docker"
 	"berth/registrar/label"
 	"berth/registrar/ready"
@@ -63,7 +62,7 @@ const hostTimeout = 30 * time.Second
 type Registrar struct {
 	*state
 	agent   agent.Agent
-	updates *async.Updates[any]
+	updates updates
 	try     ready.Prober
 	metrics metrics
 
@@ -87,7 +86,7 @@ func New(opts Options) *Registrar {
 	r := &Registrar{
 		state:   newState(opts),
 		agent:   agent.Agent{Client: opts.Agent, Log: opts.Log},
-		updates: async.NewUpdates[any](),
+		updates: updates{wake: make(chan struct{}, 1)},
 		try:     ready.Try,
 		metrics: newMetrics(opts.Metrics),
 		probing: map[*probe]bool{},

@@ -13,9 +13,9 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	"berth/registrar/agent"
-	"berth/registrar/async"
 	"berth/registrar/docker"
 	"berth/registrar/label"
+	"berth/registrar/retry"
 )
 
 // state is all that is known of Docker, of what the instances say, and of Consul. The loop owns it.
@@ -91,7 +91,7 @@ func (c *call) done(err error) {
 		return
 	}
 	if c.delays == nil {
-		c.delays = async.Delays()
+		c.delays = retry.Delays()
 	}
 	c.retry = time.Now().Add(c.delays.NextBackOff())
 }

@@ -11,8 +11,8 @@ import (
 
 	docker "github.com/fsouza/go-dockerclient"
 
-	"berth/registrar/async"
 	"berth/registrar/label"
+	"berth/registrar/retry"
 )
 
 // Client is the part of *docker.Client that is used.
@@ -71,7 +71,7 @@ func Kill(ctx context.Context, client Client, id string, signal int) error {
 // on, or why it does not. A stream that has died without a word is not noticed otherwise: so it is opened anew, where it
 // left off, at an interval.
 func Follow(ctx context.Context, stream Stream, every time.Duration, connected func(error), event func(Event)) {
-	delays := async.Delays()
+	delays := retry.Delays()
 	for ctx.Err() == nil {
 		err := followOnce(ctx, stream, every, func() { delays.Reset(); connected(nil) }, event)
 		if err == nil || ctx.Err() != nil {

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"berth/registrar/agent"
-	"berth/registrar/async"
 	"berth/registrar/label"
+	"berth/registrar/retry"
 )
 
 const (
@@ -113,7 +113,7 @@ func (r *registration) remove() {
 
 // repeat calls f every so often, and after failures with growing delays, until it is done or ctx is.
 func (r *registration) repeat(ctx context.Context, f func() (done bool)) {
-	delays := async.Delays()
+	delays := retry.Delays()
 	for !f() {
 		wait := r.every
 		if r.err != nil {
