@@ -85,20 +85,18 @@ func declared(c Container, p Port, keys portKeys, in Instance, h Host) (out []Ch
 		k := checkKeys{portKeys: keys, prefix: prefix, values: groups[prefix]}
 		for _, kind := range checkKinds {
 			value := k.values[kind]
-			network := kind == "http" || kind == "https" || kind == "tcp" || kind == "grpc"
 			if value == "" || ((kind == "tcp" || kind == "grpc") && isNo(value)) {
 				continue
 			}
-			k.err = nil
-			var check Check
-			if !network || p.Protocol == "tcp" {
-				check = k.check(kind, value, c, p, in, h)
-			} else if k.isOwn(prefix+kind) && !c.exposes(p.Number, "tcp") { // else it is meant for another port
-				k.fail("nothing answers it on a %s port", p.Protocol)
-			} else {
-				continue
+			connects := kind == "http" || kind == "https" || kind == "tcp" || kind == "grpc"
+			if connects && p.Protocol != "tcp" && (!k.isOwn(prefix+kind) || c.exposes(p.Number, "tcp")) {
+				continue // meant for another port
 			}
-			if k.err == nil {
+			k.err = nil
+			if connects && p.Protocol != "tcp" {
+				k.fail("nothing answers it on a %s port", p.Protocol)
+			}
+			if check := k.check(kind, value, c, p, in, h); k.err == nil {
 				out = append(out, check)
 			} else {
 				problems = append(problems, fmt.Sprintf("%s is left out: %v", k.spelling(kind), k.err))
@@ -213,6 +211,9 @@ func (k *checkKeys) header() http.Header {
 		if !ok {
 			continue
 		}
+		if header == nil {
+			header = http.Header{}
+		}
 		name = strings.ReplaceAll(name, "_", "-")
 		value := strings.TrimSpace(k.values[key])
 		switch {
@@ -220,12 +221,8 @@ func (k *checkKeys) header() http.Header {
 			k.fail("%s is no header's name", k.spelling(key))
 		case !isPlain(value):
 			k.fail("the value of %s has characters that are no text", k.spelling(key))
-		case header == nil:
-			header = http.Header{}
-			fallthrough
-		default:
-			header.Set(name, value)
 		}
+		header.Set(name, value)
 	}
 	return header
 }

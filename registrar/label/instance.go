@@ -141,8 +141,8 @@ func instance(c Container, p candidate, rule Rule, h Host, several bool) (*Insta
 	if in.Name, err = nameOf(c, p, several, h); err != nil {
 		return nil, []string{err.Error()}
 	}
-	if !rule.allows(in.Name) {
-		return nil, []string{fmt.Sprintf("the policy does not allow it the service %s", in.Name)}
+	if !matches(rule.Services, in.Name) {
+		return nil, []string{"the policy does not allow it the service " + in.Name}
 	}
 	if in.ID, err = idOf(c, p, h); err != nil {
 		return nil, []string{err.Error()}

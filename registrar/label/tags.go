@@ -2,34 +2,23 @@ package label
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 )
 
 // maxTag is how long a tag may be. Consul sets no limit; this one is DNS's for a name, which a tag can be a part of.
 const maxTag = 255
 
+var listItem = regexp.MustCompile(`(?:\\,|[^,])+`)
+
 // SplitTags splits a list at its commas; `\,` is a comma within a tag.
 func SplitTags(list string) []string {
 	var out []string
-	var tag strings.Builder
-	end := func() {
-		if t := strings.TrimSpace(tag.String()); t != "" {
-			out = append(out, t)
-		}
-		tag.Reset()
-	}
-	for i := 0; i < len(list); i++ {
-		switch {
-		case list[i] == '\\' && i+1 < len(list) && list[i+1] == ',':
-			tag.WriteByte(',')
-			i++
-		case list[i] == ',':
-			end()
-		default:
-			tag.WriteByte(list[i])
+	for _, item := range listItem.FindAllString(list, -1) {
+		if tag := strings.TrimSpace(strings.ReplaceAll(item, `\,`, ",")); tag != "" {
+			out = append(out, tag)
 		}
 	}
-	end()
 	return out
 }
 
