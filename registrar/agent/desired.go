@@ -168,24 +168,29 @@ func (d Desired) Same(s Registered) bool {
 			return false
 		}
 	}
-	for n := range d.Checks {
-		if s.Checks[checkID(d.ID, n)] == nil {
+	for _, id := range d.checkIDs() {
+		if s.Checks[id] == nil {
 			return false
 		}
 	}
-	return pairs == len(d.Meta) && (d.NotReady == "" || s.Checks[readyCheckID(d.ID)] != nil)
+	return pairs == len(d.Meta)
 }
 
-// staleChecks are the checks that an instance has at the agent and should not have. A registration adds checks and keeps
-// those that are there; only so does it leave maintenance mode alone.
-func (d Desired) staleChecks(have Registered) (out []string) {
-	want := []string{maintenanceID + d.ID}
-	if d.NotReady != "" {
-		want = append(want, readyCheckID(d.ID))
-	}
+// checkIDs returns the IDs of the instance's checks.
+func (d Desired) checkIDs() (ids []string) {
 	for n := range d.Checks {
-		want = append(want, checkID(d.ID, n))
+		ids = append(ids, checkID(d.ID, n))
 	}
+	if d.NotReady != "" {
+		ids = append(ids, readyCheckID(d.ID))
+	}
+	return ids
+}
+
+// staleChecks returns the checks that an instance has at the agent and should not have. A registration adds checks and
+// keeps existing ones: replacing them would end maintenance mode, which is a check, too.
+func (d Desired) staleChecks(have Registered) (out []string) {
+	want := append(d.checkIDs(), maintenanceID+d.ID)
 	for id := range have.Checks {
 		if !slices.Contains(want, id) {
 			out = append(out, id)
