@@ -211,7 +211,6 @@ func (p *planner) instance(i *instance) {
 		p.heartbeats(d, have)
 	}
 	if t.adopt {
-		p.desired[d.ID], p.holding[t] = true, true
 		return
 	}
 	if reason := t.outOfService(); reason != "" {
@@ -283,7 +282,7 @@ func (p *planner) registered(have agent.Registered) {
 		d := agent.Desired{Instance: label.Instance{ID: id, Name: have.Service}, Drain: t.outOfService()}
 		p.change(agent.Diff(d, have))
 	case p.desired[id]:
-	case t != nil && (t.seen.stale() || t.current && p.holding[t]):
+	case t != nil && (t.adopt || (t.seen.stale() && (t.inspected() || !p.ended[t.id])) || (t.current && p.holding[t])):
 	case have.Container() == "" && !p.allKnown: // Registrator's: it may belong to any container
 	default:
 		p.change(agent.Deregister(have.AgentService))

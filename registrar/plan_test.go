@@ -258,6 +258,28 @@ func TestPlanLeavesUnknownContainers(t *testing.T) {
 	}
 }
 
+// Events of containers that nobody knows of make no new plan, but for their start.
+func TestEventsOfUnknownContainers(t *testing.T) {
+	s := known(Options{}, containerOf("a", "10.0.0.1"))
+	for _, tt := range []struct {
+		action   docker.Action
+		id       string
+		concerns bool
+	}{
+		{action: docker.Changed, id: "x", concerns: false},
+		{action: docker.Killed, id: "x", concerns: false},
+		{action: docker.Died, id: "x", concerns: false},
+		{action: docker.Removed, id: "x", concerns: false},
+		{action: docker.Started, id: "x", concerns: true},
+		{action: docker.Changed, id: "a", concerns: true},
+		{action: docker.Died, id: "a", concerns: true},
+	} {
+		if got := s.event(docker.Event{ID: tt.id, Action: tt.action}); got != tt.concerns {
+			t.Errorf("%s %s concerns the plan: %v, want %v", tt.id, tt.action, got, tt.concerns)
+		}
+	}
+}
+
 // A key that is left out does not make a registered container one that is not.
 func TestVerdicts(t *testing.T) {
 	reasons := []string{`port 80/tcp: "SERVICE_A.B" is left out`}

@@ -32,6 +32,7 @@ type state struct {
 	listedAt   time.Time // the last time
 	firstAt    time.Time // the first time
 	containers map[string]*tracked
+	ended      map[string]bool // IDs of containers that have ended since the last list, and may run again
 
 	// Consul.
 	consul  agent.State // nil until it was read
@@ -150,7 +151,7 @@ const (
 )
 
 func newState(opts Options) *state {
-	s := &state{opts: opts, calls: map[key]*call{}, containers: map[string]*tracked{}, refused: map[string]label.Instance{}}
+	s := &state{opts: opts, calls: map[key]*call{}, containers: map[string]*tracked{}, ended: map[string]bool{}, refused: map[string]label.Instance{}}
 	s.read.wanted = s.tick()
 	if opts.Adopt != "" {
 		s.own.Adopt = agent.RegistratorIDs(opts.Adopt)
@@ -206,6 +207,7 @@ func (s *state) describe(h label.Host, began int) {
 
 // list makes the containers that exist known, and drops all others, but for those that are newer than the list.
 func (s *state) list(ids []string, began int) {
+	clear(s.ended)
 	there := map[string]bool{}
 	for _, id := range ids {
 		there[id] = true
@@ -255,6 +257,7 @@ func (s *state) event(ev docker.Event) bool {
 
 // drop forgets a container. Those that use its network are not reached any more.
 func (s *state) drop(id string) {
+	s.ended[id] = s.ended[id] || s.containers[id] != nil
 	delete(s.containers, id)
 	delete(s.calls, key{kind: inspecting, id: id})
 	s.evaluateSharing(id)
@@ -339,16 +342,19 @@ func (s *state) revive(now time.Time) (names []string) {
 	return names
 }
 
+// enoughKnown says whether enough is known to tell what a container registers.
+func (s *state) enoughKnown(t *tracked) bool {
+	other := s.containers[t.NetworkOf]
+	return t.inspected() && s.described.got > 0 && (other == nil || other.inspected())
+}
+
 // evaluate works out what a container registers, with the probes of those of its instances that are as they were.
 func (s *state) evaluate(t *tracked) {
-	c := t.Container
-	if !t.inspected() || s.described.got == 0 {
+	if !s.enoughKnown(t) {
 		return
 	}
+	c := t.Container
 	if other := s.containers[c.NetworkOf]; other != nil {
-		if !other.inspected() {
-			return
-		}
 		c = c.Within(other.Container)
 	}
 	before := t.instances
@@ -396,7 +402,7 @@ func (s *state) carry(before []*instance, in label.Instance) *probe {
 // a restart of the registrar takes nothing away; and a container that was being stopped then is so still.
 func (s *state) adopt() {
 	for _, t := range s.containers {
-		if !t.adopt || !t.inspected() || s.consul == nil || s.described.got == 0 {
+		if !t.adopt || s.consul == nil || !s.enoughKnown(t) {
 			continue
 		}
 		t.adopt, t.current = false, true
