@@ -121,8 +121,8 @@ func (r *Registrar) ended(u ended) {
 		if r.consul[u.id].Held() {
 			msg = "stays registered as it was: consul refuses the change; berth asks again at the next resync"
 		}
-		r.opts.Log.Error(msg, "service", u.change.Desired.Name, "instance", u.id, "err", errors.Unwrap(refusal.Err))
-		r.refused[u.id] = u.change.Desired.Instance
+		r.opts.Log.Error(msg, "service", u.change.Name, "instance", u.id, "err", errors.Unwrap(refusal.Err))
+		r.refused[u.id] = u.change.Instance
 		delete(r.calls, u.key)
 		return
 	}

@@ -219,7 +219,7 @@ func (p *planner) instance(i *instance) {
 		}
 		if p.last(key{kind: changing, id: d.ID}).applied.Register && !have.Held() {
 			d.Drain = reason // it was registered a moment ago
-			p.change(agent.Change{ID: d.ID, Desired: d, Drain: true})
+			p.change(agent.Change{Desired: d, Maintain: true})
 		}
 		return
 	}
@@ -279,13 +279,14 @@ func (p *planner) registered(have agent.Registered) {
 			p.plan.orphans = append(p.plan.orphans, id)
 		}
 	case t != nil && t.outOfService() != "":
-		d := agent.Desired{Instance: label.Instance{ID: id, Name: have.Service}, Drain: t.outOfService()}
+		d := have.Desired()
+		d.Drain = t.outOfService()
 		p.change(agent.Diff(d, have))
 	case p.desired[id]:
 	case t != nil && (t.adopt || (t.seen.stale() && (t.inspected() || !p.ended[t.id])) || (t.current && p.holding[t])):
 	case have.Container() == "" && !p.allKnown: // Registrator's: it may belong to any container
 	default:
-		p.change(agent.Deregister(have.AgentService))
+		p.change(agent.Change{Desired: have.Desired(), Deregister: true})
 	}
 }
 
@@ -299,7 +300,7 @@ func (p *planner) isOrphan(s *api.AgentService) bool {
 // change plans a change of an instance, if there is one to be made.
 func (p *planner) change(c agent.Change) {
 	k := key{kind: changing, id: c.ID}
-	if c.Drain {
+	if c.Maintain {
 		k.kind = draining
 	}
 	if !c.Empty() {

@@ -68,7 +68,7 @@ func TestPlanProperty(t *testing.T) {
 		put := func(id, container, owner string, port int) {
 			in := owned(id, container, owner)
 			in.Port = port
-			_ = a.Apply(context.Background(), agent.Change{ID: id, Register: true, Desired: agent.Prepare(in)})
+			_ = a.Apply(context.Background(), agent.Change{Register: true, Desired: agent.Prepare(in)})
 		}
 		id, container := rapid.IntRange(0, 8), rapid.IntRange(0, 4)
 		byHand := map[string]bool{}
@@ -210,7 +210,7 @@ func changesOf(p plan) (out []string) {
 			continue
 		}
 		words, c := []string{}, planned.change
-		for what, is := range map[string]bool{"drain": c.Drain, "deregister": c.Deregister != nil, "register": c.Register, "resume": c.Resume} {
+		for what, is := range map[string]bool{"drain": c.Maintain, "deregister": c.Deregister, "register": c.Register, "resume": c.Resume} {
 			if is {
 				words = append(words, what)
 			}
@@ -247,7 +247,7 @@ func TestPlanLeavesUnknownContainers(t *testing.T) {
 	fake := agenttest.New()
 	a := agent.Agent{Client: fake, Log: slog.New(slog.DiscardHandler)}
 	for id, container := range map[string]string{"a": "one", "b": "two"} {
-		_ = a.Apply(context.Background(), agent.Change{ID: id, Register: true, Desired: agent.Prepare(owned(id, container, "me"))})
+		_ = a.Apply(context.Background(), agent.Change{Register: true, Desired: agent.Prepare(owned(id, container, "me"))})
 	}
 	s := known(Options{})
 	s.list([]string{"one"}, s.tick())

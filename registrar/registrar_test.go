@@ -136,7 +136,7 @@ func (w *world) listen(address string) { w.do(func() { w.listening[address] = tr
 
 // hold has Consul hold an instance.
 func (w *world) hold(in label.Instance) {
-	if err := (agent.Agent{Client: w.Agent, Log: slog.New(slog.DiscardHandler)}).Apply(context.Background(), agent.Change{ID: in.ID, Register: true, Desired: agent.Prepare(in)}); err != nil {
+	if err := (agent.Agent{Client: w.Agent, Log: slog.New(slog.DiscardHandler)}).Apply(context.Background(), agent.Change{Register: true, Desired: agent.Prepare(in)}); err != nil {
 		panic(err)
 	}
 }

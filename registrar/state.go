@@ -442,7 +442,7 @@ func (s *state) consulHolds(have agent.State, began int) (unconfirmed int) {
 			if c.retry.Add(reread).Before(s.readAt) { // it failed, and there is no reason for it any more
 				delete(s.calls, k)
 			}
-		case c.applied.Holds(have[k.id]):
+		case c.applied.Made(have[k.id]):
 			delete(s.calls, k)
 		default:
 			c.done(fmt.Errorf("%s: consul does not hold what was written", k.id))
@@ -456,7 +456,7 @@ func (s *state) consulHolds(have agent.State, began int) (unconfirmed int) {
 // applied takes note of a change that was made. It is for the next read to tell that it was.
 func (s *state) applied(k key, c *call, made agent.Change) {
 	c.busy, c.applied = false, made
-	if t := s.containers[made.Desired.Container]; t != nil && made.Register {
+	if t := s.containers[made.Container]; t != nil && made.Register {
 		t.current = true
 	}
 	if other := s.calls[key{kind: changing, id: k.id}]; other != nil && k.kind == draining {

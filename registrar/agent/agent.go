@@ -73,32 +73,31 @@ func (r *Refusal) Unwrap() error { return r.Err }
 // Apply makes the calls of a change, one after the other, up to the first that fails. The error is a *Refusal when the
 // agent refuses the registration; what it held before then stays.
 func (a Agent) Apply(ctx context.Context, c Change) error {
-	d := c.Desired
-	if c.Drain {
-		err := a.call(ctx, "drain "+c.ID, func(q *api.QueryOptions) error { return a.Client.EnableServiceMaintenanceOpts(c.ID, d.Drain, q) })
+	if c.Maintain {
+		err := a.call(ctx, "drain "+c.ID, func(q *api.QueryOptions) error { return a.Client.EnableServiceMaintenanceOpts(c.ID, c.Drain, q) })
 		if err == nil {
-			a.Log.Info("out of service", "service", d.Name, "instance", c.ID, "reason", strings.TrimPrefix(d.Drain, Automatic))
+			a.Log.Info("out of service", "service", c.Name, "instance", c.ID, "reason", strings.TrimPrefix(c.Drain, Automatic))
 		}
 		return err
 	}
-	if s := c.Deregister; s != nil {
+	if c.Deregister {
 		err := a.call(ctx, "deregister "+c.ID, func(q *api.QueryOptions) error { return a.Client.ServiceDeregisterOpts(c.ID, q) })
 		if err != nil && !IsNotFound(err) {
 			return err
 		}
-		a.Log.Info("deregistered", "service", s.Service, "instance", c.ID)
+		a.Log.Info("deregistered", "service", c.Name, "instance", c.ID)
 		return nil
 	}
 	if c.Register {
 		err := a.call(ctx, "register "+c.ID, func(q *api.QueryOptions) error {
-			return a.Client.ServiceRegisterOpts(d.registration(), api.ServiceRegisterOpts{}.WithContext(q.Context()))
+			return a.Client.ServiceRegisterOpts(c.registration(), api.ServiceRegisterOpts{}.WithContext(q.Context()))
 		})
 		if status := statusOf(err); status >= 400 && status < 500 && status != http.StatusTooManyRequests {
 			return &Refusal{err}
 		} else if err != nil {
 			return err
 		}
-		a.logRegistered(ctx, d)
+		a.logRegistered(ctx, c.Desired)
 	}
 	for _, id := range c.Uncheck {
 		err := a.call(ctx, "deregister check "+id, func(q *api.QueryOptions) error { return a.Client.CheckDeregisterOpts(id, q) })

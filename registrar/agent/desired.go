@@ -106,42 +106,37 @@ func (d Desired) registration() *api.AgentServiceRegistration {
 	return r
 }
 
-// Change is what is to be done about one instance: into maintenance mode, or away, or some of the rest.
+// Change says what to do about one instance: to drain it, or to deregister it, or some of the rest.
 type Change struct {
-	ID         string
-	Desired    Desired // what is to stand there, but for Deregister
-	Drain      bool
-	Deregister *api.AgentService
-
-	Register bool
-	Uncheck  []string // IDs of checks that it has no more
-	Resume   bool     // out of maintenance mode
+	Desired             // the instance as it is to stand there; to deregister it, its ID and name
+	Maintain   bool     // put it into maintenance mode
+	Deregister bool     // remove it with its checks
+	Register   bool     // register it, with its checks
+	Uncheck    []string // remove the checks with these IDs
+	Resume     bool     // end its maintenance mode
 }
 
 // Empty says whether there is nothing to do.
 func (c Change) Empty() bool {
-	return !c.Drain && c.Deregister == nil && !c.Register && !c.Resume && len(c.Uncheck) == 0
+	return !c.Maintain && !c.Deregister && !c.Register && !c.Resume && len(c.Uncheck) == 0
 }
 
-// Holds says whether an agent that holds have of the instance has made the change.
-func (c Change) Holds(have Registered) bool {
-	if c.Deregister != nil {
+// Made says whether an agent that holds have of the instance has made the change.
+func (c Change) Made(have Registered) bool {
+	if c.Deregister {
 		return !have.Held()
 	}
 	left := Diff(c.Desired, have)
-	return !((c.Drain && left.Drain) || (c.Register && left.Register) || (c.Resume && left.Resume) || (len(c.Uncheck) > 0 && len(left.Uncheck) > 0))
+	return !((c.Maintain && left.Maintain) || (c.Register && left.Register) || (c.Resume && left.Resume) || (len(c.Uncheck) > 0 && len(left.Uncheck) > 0))
 }
-
-// Deregister returns the change that removes a registration with its checks.
-func Deregister(s *api.AgentService) Change { return Change{ID: s.ID, Deregister: s} }
 
 // Diff returns what to do so that the agent, which holds have of this instance, holds what is desired. An instance that
 // is to get no new requests is put into maintenance mode if it is registered, and left alone otherwise.
 func Diff(d Desired, have Registered) Change {
-	c := Change{ID: d.ID, Desired: d}
+	c := Change{Desired: d}
 	reason, maintained := have.Maintenance()
 	if d.Drain != "" {
-		c.Drain = have.Held() && !maintained
+		c.Maintain = have.Held() && !maintained
 		return c
 	}
 	c.Register = !d.Same(have)

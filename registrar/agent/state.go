@@ -38,6 +38,11 @@ func NewState(services map[string]*api.AgentService, checks map[string]*api.Agen
 // Held says whether the agent holds the service.
 func (r Registered) Held() bool { return r.AgentService != nil }
 
+// Desired returns the service as little more than a name: what it takes to drain or to deregister it.
+func (r Registered) Desired() Desired {
+	return Desired{Instance: label.Instance{ID: r.ID, Name: r.Service}}
+}
+
 // Container is the full ID of the container that the service is registered for, "" if it is none.
 func (r Registered) Container() string {
 	if !r.Held() {

@@ -176,7 +176,7 @@ func (r *registration) deregister(ctx context.Context) error {
 	if err != nil || !have.Held() || have.Meta[label.MetaOwner] != r.owner {
 		return err
 	}
-	return r.agent.Apply(ctx, agent.Deregister(have.AgentService))
+	return r.agent.Apply(ctx, agent.Change{Desired: have.Desired(), Deregister: true})
 }
 
 func (r *registration) read(ctx context.Context) (agent.Registered, error) {
