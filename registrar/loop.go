@@ -13,16 +13,16 @@ import (
 	"berth/registrar/ready"
 )
 
-// What other goroutines tell the loop, beside docker.Event.
+// Updates from other goroutines to the loop; docker.Event is another.
 type (
-	// connected says that Docker's events are heard, or why not.
+	// connected says that Docker's event stream is open, or why it is not.
 	connected struct{ err error }
-	// probed says that an instance is ready, or why it is not, though it should be.
+	// probed says that an instance is ready, or why it is late.
 	probed struct {
 		*probe
 		late error
 	}
-	// ended is the end of a call, with what it was answered.
+	// ended carries the answer or the error of a call.
 	ended struct {
 		planned
 		*call
@@ -31,10 +31,10 @@ type (
 	}
 )
 
-// rest is how long the loop waits at most before it plans again: as long as it took, so that it takes in bursts together.
+// rest limits the pause between two plans. The loop pauses for as long as the last plan took, so a burst is planned at once.
 const rest = 5 * time.Millisecond
 
-// loop takes in updates, plans and carries out, until ctx is done or enough says so. A dry one only asks.
+// loop observes updates, plans and carries out the plan until ctx is done or enough returns true. A dry loop only asks.
 func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer r.work.Wait()
@@ -80,11 +80,11 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 		if !p.next.IsZero() {
 			wake.Reset(time.Until(p.next))
 		}
-		time.Sleep(min(time.Since(began), rest)) // of a burst, more comes meanwhile
+		time.Sleep(min(time.Since(began), rest)) // the rest of a burst arrives meanwhile
 	}
 }
 
-// observe takes in one update, and reports whether it can change the plan: events of unknown containers do not.
+// observe records one update, and reports whether it can change the plan: events of unknown containers cannot.
 func (r *Registrar) observe(u any) bool {
 	switch u := u.(type) {
 	case docker.Event:
@@ -92,27 +92,27 @@ func (r *Registrar) observe(u any) bool {
 		return r.event(u)
 	case connected:
 		if u.err == nil || r.firstAt.IsZero() {
-			r.resync() // for what happened before
+			r.resync() // events before this moment may be missing
 		}
 		r.setStatus("docker events", r.failed(u.err))
 	case probed:
 		switch {
-		case u.cancel == nil: // nobody waits for it any more
+		case u.cancel == nil: // the probe was ended
 		case u.late != nil:
 			u.probe.late = u.late.Error()
 		default:
 			u.probe.ready = true
 		}
 	case ended:
-		if r.calls[u.key] == u.call { // else it was for a container that is gone
+		if r.calls[u.key] == u.call { // else its container is gone
 			r.ended(u)
 		}
 	}
 	return true
 }
 
-// ended takes in the end of a call. That Consul refuses a registration is no failure of it: the refusal is logged, and
-// what was registered before stays.
+// ended records the end of a call. A registration that Consul refuses does not count as a failure: it is logged, and the
+// previous registration stays.
 func (r *Registrar) ended(u ended) {
 	u.call.ended = r.tick()
 	var refusal *agent.Refusal
@@ -126,7 +126,7 @@ func (r *Registrar) ended(u ended) {
 		delete(r.calls, u.key)
 		return
 	}
-	if u.kind.writes() && agent.IsNotFound(u.err) { // gone in the meantime, as the next read will tell
+	if u.kind.writes() && agent.IsNotFound(u.err) { // gone in the meantime; the next read will show it
 		u.err, r.read.wanted = nil, r.tick()
 	}
 	if u.err != nil {
@@ -139,7 +139,7 @@ func (r *Registrar) ended(u ended) {
 	switch u.kind {
 	case changing, draining:
 		r.applied(u.key, u.call, u.change)
-		return // its failures count until it is seen to have had its effect
+		return // earlier failures count until a read confirms the change
 	case describing:
 		r.describe(u.answer.(label.Host), u.began)
 	case listing:
@@ -156,7 +156,7 @@ func (r *Registrar) ended(u ended) {
 	u.done(nil)
 }
 
-// failed counts an error.
+// failed counts an error and returns it.
 func (r *Registrar) failed(err error) error {
 	if err != nil {
 		r.metrics.errors.Inc()
@@ -164,7 +164,7 @@ func (r *Registrar) failed(err error) error {
 	return err
 }
 
-// make makes a call in the background, when one of the places for its kind is free.
+// make makes a call in the background, as soon as its lane has a free place.
 func (r *Registrar) make(ctx context.Context, p planned) {
 	c := r.begin(p.key)
 	slots := r.slots[lane{p.kind, c.err != nil}]
@@ -199,7 +199,7 @@ func (r *Registrar) call(ctx context.Context, p planned) (answer any, err error)
 	}
 }
 
-// carryOut does what is planned beside calls.
+// carryOut ends and starts probes, and sends signals.
 func (r *Registrar) carryOut(ctx context.Context, p plan) {
 	for probe := range r.probing {
 		if _, waits := p.waiting[probe]; !waits {
@@ -218,7 +218,7 @@ func (r *Registrar) carryOut(ctx context.Context, p plan) {
 	}
 }
 
-// probe waits in the background until an instance is ready.
+// probe probes an instance in the background until it is ready.
 func (r *Registrar) probe(ctx context.Context, probe *probe, how label.Ready) {
 	ctx, probe.cancel = context.WithCancel(ctx)
 	r.probing[probe] = true
@@ -230,8 +230,8 @@ func (r *Registrar) probe(ctx context.Context, probe *probe, how label.Ready) {
 	})
 }
 
-// signal has Docker send the signal of a container's drain. If that fails, Docker's own stop timeout ends the container
-// all the same.
+// signal has Docker send the signal that ends a drained container. If that fails, Docker's own stop timeout ends the
+// container.
 func (r *Registrar) signal(ctx context.Context, t *tracked) {
 	signal := t.drain.signal
 	t.drain.signal = 0
@@ -245,8 +245,8 @@ func (r *Registrar) signal(ctx context.Context, t *tracked) {
 	})
 }
 
-// explain shows how things are, in the metrics, in what Ready says, and in the log when it changes. Nobody is bothered
-// with containers that nobody meant to be registered; berth registrar --once --dry-run lists them all.
+// explain reports the state in metrics, in Ready, and in the log when it changes. Containers that nobody meant to register
+// are logged at debug level only; berth registrar --once --dry-run lists them all.
 func (r *Registrar) explain(ctx context.Context, p plan) {
 	running := 0
 	for _, t := range r.containers {
@@ -290,7 +290,7 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 	}
 }
 
-// verdict says what a reason means for a container that registers something, or nothing.
+// verdict prefixes a reason with its consequence for the container.
 func verdict(reason string, registers bool) string {
 	if registers {
 		return "registered, but " + reason

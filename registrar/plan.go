@@ -17,42 +17,42 @@ import (
 )
 
 const (
-	// reread is how often what Consul holds is read without a reason.
+	// reread is how often Consul is read without a reason.
 	reread = 10 * time.Second
 
-	// together is how long what was written waits for more that is under way, to be read back together.
+	// together is how long a write waits for other writes, to be confirmed by one read.
 	together = 50 * time.Millisecond
 
-	// patience is how long the first registrations wait for containers to be inspected, so that of several that want one
-	// service ID the oldest gets it.
+	// patience is how long the first registrations wait until all containers are inspected: if several want one service
+	// ID, the oldest gets it.
 	patience = time.Second
 )
 
-// plan is what is to be done now, and what there is to say.
+// plan lists what to do now and what to report.
 type plan struct {
-	waiting map[*probe]label.Ready // of instances that are not ready; no other is to be probed
-	signals []*tracked             // to be sent the signal of their drain
-	calls   []planned              // to be made
+	waiting map[*probe]label.Ready // probes of instances that are not ready; all others end
+	signals []*tracked             // containers due for the signal of their drain
+	calls   []planned              // calls to make
 
 	rejections []rejection
-	orphans    []string // service IDs that another Docker engine has left behind
+	orphans    []string // service IDs of another Docker engine with this host's name
 	instances  int      // registered, or about to be
-	unready    int      // instances that have time yet to be ready
-	known      bool     // Docker and Consul have told everything there is
-	complete   bool     // and Consul holds what it should, as far as it can
-	docker     error    // what does not work
+	unready    int      // instances that are not ready but have time left
+	known      bool     // Docker and Consul have answered everything
+	complete   bool     // and nothing is left to do
+	docker     error    // calls that keep failing
 	consul     error
-	next       time.Time // when time alone changes any of this
+	next       time.Time // when to plan again even if nothing happens
 }
 
-// planned is a call to be made.
+// planned describes a call to make.
 type planned struct {
 	key
 	change agent.Change
 	beat   agent.Heartbeat
 }
 
-// rejection is why something of a container is not registered.
+// rejection says why a port of a container is not registered.
 type rejection struct{ container, reason string }
 
 // planner works out a plan from a state, which it does not change.
@@ -60,12 +60,12 @@ type planner struct {
 	*state
 	plan     plan
 	now      time.Time
-	allKnown bool              // all containers that exist were inspected
+	allKnown bool              // all existing containers were inspected
 	desired  map[string]bool   // service IDs that stand or are to stand
-	holding  map[*tracked]bool // what Consul holds of them stays until all of them is registered
+	holding  map[*tracked]bool // containers whose old registrations stay until the new ones are made
 }
 
-// plan says what is to be done. It starts nothing and changes nothing.
+// plan works out what to do. It starts nothing and changes nothing.
 func (s *state) plan(now time.Time) plan {
 	p := &planner{state: s, now: now, allKnown: s.known(false), desired: map[string]bool{}, holding: map[*tracked]bool{}}
 	p.plan.waiting = map[*probe]label.Ready{}
@@ -85,7 +85,7 @@ func (s *state) plan(now time.Time) plan {
 	return p.plan
 }
 
-// due reports whether a time has come. If not, the plan is made anew then.
+// due reports whether a time has come. If not, the loop plans again at that time.
 func (p *planner) due(t time.Time) bool {
 	if !t.After(p.now) {
 		return true
@@ -96,7 +96,7 @@ func (p *planner) due(t time.Time) bool {
 	return false
 }
 
-// drains looks after containers that were told to stop.
+// drains plans the signals of containers that were told to stop.
 func (p *planner) drains() {
 	for _, t := range p.containers {
 		d := t.drain
@@ -110,7 +110,7 @@ func (p *planner) drains() {
 	}
 }
 
-// call plans a call for which there is a reason, unless it is under way, failed a moment ago or may not be made yet.
+// call plans a call unless it is under way, unconfirmed, backing off after a failure, or not open yet.
 func (p *planner) call(c planned) {
 	last := p.last(c.key)
 	switch c.kind {
@@ -124,12 +124,12 @@ func (p *planner) call(c planned) {
 	}
 }
 
-// questions plans what Docker is to be asked.
+// questions plans the calls to Docker.
 func (p *planner) questions() {
 	if p.described.stale() {
 		p.call(planned{key: key{kind: describing}})
 	}
-	// Every new event stream has everything listed. Without one it is done all the same, a little later.
+	// A new event stream causes a list. Without a new stream the list comes a little later.
 	if p.listed.stale() || (!p.listedAt.IsZero() && p.due(p.listedAt.Add(p.opts.Resync*5/4))) {
 		p.call(planned{key: key{kind: listing}})
 	}
@@ -140,7 +140,7 @@ func (p *planner) questions() {
 	}
 }
 
-// reads plans when to read what Consul holds: now and then, and soon after it was changed. It says how far everything is.
+// reads plans when to read Consul: now and then, and soon after a change. It also tells how complete everything is.
 func (p *planner) reads() {
 	writing := slices.ContainsFunc(p.plan.calls, func(c planned) bool { return c.writes() })
 	busy := len(p.plan.calls) > 0
@@ -165,7 +165,7 @@ func (p *planner) reads() {
 	p.plan.complete = p.plan.known && !busy && !read
 }
 
-// all are the instances of the known containers, with what keeps some of them from being registered.
+// all returns the instances of the known containers, and why others are not registered.
 func (s *state) all() (instances []*instance, rejections []rejection) {
 	for _, t := range s.sorted() {
 		instances = append(instances, t.instances...)
@@ -177,8 +177,8 @@ func (s *state) all() (instances []*instance, rejections []rejection) {
 	return instances, append(rejections, more...)
 }
 
-// unique drops instances whose ID another container holds, and says why. The holder is the one that is registered
-// already, else the container that comes first in containers' order of creation, which is the order of the instances.
+// unique drops instances whose ID another container holds, and says why. The holder is the registered container, or else
+// the oldest one; instances come in the order of their containers' creation.
 func unique(all []*instance, have agent.State, own agent.Ownership) (kept []*instance, rejections []rejection) {
 	holder := map[string]*instance{}
 	for _, i := range all {
@@ -201,7 +201,7 @@ func unique(all []*instance, have agent.State, own agent.Ownership) (kept []*ins
 	return kept, rejections
 }
 
-// instance plans for one that may have its service ID.
+// instance plans the changes and heartbeats of an instance.
 func (p *planner) instance(i *instance) {
 	d, t := i.desired, p.containers[i.desired.Container]
 	d.Health, d.Output = t.Health, t.HealthOutput
@@ -218,7 +218,7 @@ func (p *planner) instance(i *instance) {
 			p.plan.instances++
 		}
 		if p.last(key{kind: changing, id: d.ID}).applied.Register && !have.Held() {
-			d.Drain = reason // it was registered a moment ago
+			d.Drain = reason // registered a moment ago, and not read back yet
 			p.change(agent.Change{Desired: d, Maintain: true})
 		}
 		return
@@ -241,10 +241,10 @@ func (p *planner) instance(i *instance) {
 	p.change(c)
 }
 
-// tooEarly stands for a reason while an instance has time yet to be ready.
+// tooEarly takes the place of a reason while an instance still has time to become ready.
 const tooEarly = "too early to say"
 
-// notReady is why an instance is not ready though it should be, "" if it is ready.
+// notReady returns why an instance is not ready in time, or "" if it is ready.
 func (p *planner) notReady(i *instance, t *tracked) string {
 	if i.ready {
 		return ""
@@ -261,7 +261,7 @@ func (p *planner) notReady(i *instance, t *tracked) string {
 	return tooEarly
 }
 
-// heartbeats plans what is due about an instance's TTL checks.
+// heartbeats plans the due heartbeats of an instance.
 func (p *planner) heartbeats(d agent.Desired, have agent.Registered) {
 	for _, h := range d.Heartbeats(have, "the container runs") {
 		if k := (key{beating, d.ID, h.Check}); p.due(h.Due(have, p.last(k).succeeded)) {
@@ -270,7 +270,7 @@ func (p *planner) heartbeats(d agent.Desired, have agent.Registered) {
 	}
 }
 
-// registered plans for what Consul holds: its container may be out of service, or gone.
+// registered plans for a registration in Consul whose container may be out of service or gone.
 func (p *planner) registered(have agent.Registered) {
 	id, t := have.ID, p.containers[have.Container()]
 	switch {
@@ -290,14 +290,14 @@ func (p *planner) registered(have agent.Registered) {
 	}
 }
 
-// isOrphan says whether a registration looks like one of this host from before its Docker engine got another ID.
+// isOrphan reports whether a registration looks like this host's, made before its Docker engine got another ID.
 func (p *planner) isOrphan(s *api.AgentService) bool {
 	owner, _, _ := strings.Cut(s.Meta[label.MetaOwner], "/")
 	engine, _, _ := strings.Cut(p.own.Owner, "/")
 	return p.allKnown && owner != engine && s.Meta[label.MetaContainer] != "" && strings.HasPrefix(s.ID, p.host.Name+":")
 }
 
-// change plans a change of an instance, if there is one to be made.
+// change plans a change of an instance unless it is empty.
 func (p *planner) change(c agent.Change) {
 	k := key{kind: changing, id: c.ID}
 	if c.Maintain {
@@ -308,10 +308,11 @@ func (p *planner) change(c agent.Change) {
 	}
 }
 
-// answers says whether Consul answered when it was last read.
+// answers reports whether Consul answered the last read.
 func (p *planner) answers() bool { return p.consul != nil && p.last(key{kind: reading}).err == nil }
 
-// open says whether a call may be made. A drain needs nothing; after a failure it waits for a Consul that answers.
+// open reports whether a call may be made. Registrations wait until enough is known. A drain waits for nothing, except
+// after a failure, when it waits until Consul answers.
 func (p *planner) open(k key) bool {
 	switch {
 	case k.kind == draining:

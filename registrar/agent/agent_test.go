@@ -211,9 +211,11 @@ func TestDeadlines(t *testing.T) {
 		"register": func(a Agent, t *testing.T) error {
 			return a.Apply(t.Context(), Change{Desired: Prepare(in), Register: true})
 		},
-		"enable":     func(a Agent, t *testing.T) error { return a.Apply(t.Context(), Change{Desired: a1, Maintain: true}) },
-		"disable":    func(a Agent, t *testing.T) error { return a.Apply(t.Context(), Change{Desired: a1, Resume: true}) },
-		"deregister": func(a Agent, t *testing.T) error { return a.Apply(t.Context(), Change{Desired: Registered{AgentService: service}.Desired(), Deregister: true}) },
+		"enable":  func(a Agent, t *testing.T) error { return a.Apply(t.Context(), Change{Desired: a1, Maintain: true}) },
+		"disable": func(a Agent, t *testing.T) error { return a.Apply(t.Context(), Change{Desired: a1, Resume: true}) },
+		"deregister": func(a Agent, t *testing.T) error {
+			return a.Apply(t.Context(), Change{Desired: Registered{AgentService: service}.Desired(), Deregister: true})
+		},
 		"check deregister": func(a Agent, t *testing.T) error {
 			return a.Apply(t.Context(), Change{Desired: a1, Uncheck: []string{"a:ready"}})
 		},
