@@ -267,11 +267,10 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 		r.synced = r.synced || p.complete
 		r.setStatus("consul", p.consul)
 	}
-	now := map[string]bool{}
+	now := map[rejection]bool{}
 	for _, f := range p.rejections {
-		key := f.container + " " + f.reason
-		now[key] = true
-		if r.reasons[key] {
+		now[f] = true
+		if r.rejections[f] {
 			continue
 		}
 		t := r.containers[f.container]
@@ -281,7 +280,7 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 		}
 		r.opts.Log.Log(ctx, level, verdict(f.reason, len(t.instances) > 0), "container", t.Name)
 	}
-	r.reasons = now
+	r.rejections = now
 	if orphans := strings.Join(p.orphans, ", "); orphans != r.orphans {
 		r.orphans = orphans
 		if orphans != "" {

@@ -70,9 +70,9 @@ type Registrar struct {
 	slots   map[lane]chan struct{}
 	work    sync.WaitGroup // goroutines that Run started
 
-	synced  bool            // Consul once held all that it should
-	reasons map[string]bool // rejections that were logged
-	orphans string          // orphans that were logged
+	synced     bool               // Consul once held everything it should
+	rejections map[rejection]bool // logged
+	orphans    string             // logged
 
 	mu     sync.Mutex
 	status map[string]error // "docker", "docker events" and "consul": nil when in order

@@ -1,8 +1,8 @@
 // Package agent keeps registrations at a Consul agent: it reads what the agent holds, says how that differs from what is
 // desired, and applies the difference, one instance at a time. berth registrar and berth service both stand on it.
 //
-// Agent makes calls and waits for them, each with its deadline; everything else is pure. Who uses it decides what runs
-// at the same time. Nothing counts as done before a later Read shows it.
+// Agent makes calls, each with its deadline; everything else is pure. The caller decides which calls run at the same time.
+// Nothing counts as done before a later Read shows it.
 package agent
 
 import (
@@ -19,7 +19,7 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// Client is the part of *api.Agent that is used.
+// Client is the part of *api.Agent that berth uses.
 type Client interface {
 	ServicesWithFilterOpts(filter string, q *api.QueryOptions) (map[string]*api.AgentService, error)
 	ChecksWithFilterOpts(filter string, q *api.QueryOptions) (map[string]*api.AgentCheck, error)
@@ -40,7 +40,7 @@ type Agent struct {
 	Log    *slog.Logger // of changes that succeeded
 }
 
-// Read returns what the agent holds: everything, or with an ID what concerns that instance.
+// Read returns everything the agent holds, or with an ID only that instance.
 func (a Agent) Read(ctx context.Context, id string) (State, error) {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
@@ -57,21 +57,21 @@ func (a Agent) Read(ctx context.Context, id string) (State, error) {
 	both.Go(func() { services, failed = a.Client.ServicesWithFilterOpts(ofService, query(ctx)) })
 	both.Go(func() { checks, noChecks = a.Client.ChecksWithFilterOpts(ofChecks, query(ctx)) })
 	both.Wait()
-	// Not the one that failed first: what is logged would change from one try to the next.
+	// Always the same one of two errors: else the log line would change from one attempt to the next.
 	if err := cmp.Or(failed, noChecks); err != nil {
 		return nil, fmt.Errorf("read services and checks: %w", err)
 	}
 	return NewState(services, checks), nil
 }
 
-// Refusal is the error of an agent that answered that it will not take a registration. That says nothing about any other.
+// Refusal is the error of an agent that answers but does not accept a registration. It may accept others.
 type Refusal struct{ Err error }
 
 func (r *Refusal) Error() string { return r.Err.Error() }
 func (r *Refusal) Unwrap() error { return r.Err }
 
-// Apply makes the calls of a change, one after the other, up to the first that fails. The error is a *Refusal when the
-// agent refuses the registration; what it held before then stays.
+// Apply makes the calls of a change one after the other, up to the first failure. The error is a *Refusal if the agent
+// refuses the registration; the previous one then stays.
 func (a Agent) Apply(ctx context.Context, c Change) error {
 	if c.Maintain {
 		err := a.call(ctx, "drain "+c.ID, func(q *api.QueryOptions) error { return a.Client.EnableServiceMaintenanceOpts(c.ID, c.Drain, q) })
@@ -152,5 +152,5 @@ func statusOf(err error) int {
 	return status.Code
 }
 
-// IsNotFound says whether an error is the answer of an agent that does not hold what was to be changed.
+// IsNotFound reports whether the agent answered that it does not hold the service or check to change.
 func IsNotFound(err error) bool { return statusOf(err) == http.StatusNotFound }

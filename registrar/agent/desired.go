@@ -16,23 +16,24 @@ import (
 	"berth/registrar/label"
 )
 
-// Automatic begins the reasons for maintenance that berth gives and takes back. A maintenance mode set by hand, through
-// berth drain or Consul itself, is never taken back by it.
+// Automatic begins the reasons of maintenance modes that berth sets and ends by itself. It never ends one that was set by
+// hand, through berth drain or Consul itself.
 const Automatic = "berth registrar: "
 
-// Desired is an instance with what is to be said about it now.
+// Desired is an instance in its desired state.
 type Desired struct {
 	label.Instance
-	NotReady string        // why it is not ready, though it should be by now; "" = it is
-	Waited   time.Duration // with NotReady: for how long it was given time, for the log
-	Drain    string        // why it is to get no new requests, beginning with Automatic; "" = it may
+	NotReady string        // why it is not ready in time; "" = it is ready
+	Waited   time.Duration // how long NotReady was waited for, for the log
+	Drain    string        // why it gets no new requests, beginning with Automatic; "" = it gets some
 	Health   string        // what Docker's HEALTHCHECK says: "healthy", "unhealthy" or "starting"
 	Output   string        // of the HEALTHCHECK
 
 	fingerprints *[2]string // of the checks, without and with the one for NotReady; nil = not computed yet
 }
 
-// Prepare returns the instance as Desired, with what is costly to compute about it: to be called once, and copied.
+// Prepare returns the instance as Desired with its fingerprints, which are costly to compute: call it once and copy the
+// result.
 func Prepare(in label.Instance) Desired {
 	d := Desired{Instance: in}
 	late := d
@@ -51,7 +52,7 @@ func (d Desired) ttlStatus(c label.Check) string {
 	return api.HealthPassing
 }
 
-// checks are the definitions of the instance's checks.
+// checks returns the definitions of the instance's checks.
 func (d Desired) checks() (out api.AgentServiceChecks) {
 	for n, c := range d.Checks {
 		check := c.Definition
@@ -71,7 +72,7 @@ func (d Desired) checks() (out api.AgentServiceChecks) {
 	return out
 }
 
-// fingerprint changes when the definition of a check does, and not with its status. It is "" without checks.
+// fingerprint returns a hash of the definitions of all checks, without their status. It is "" without checks.
 func (d Desired) fingerprint() string {
 	switch {
 	case d.fingerprints != nil && d.NotReady == "":
@@ -93,7 +94,7 @@ func (d Desired) fingerprint() string {
 	return fmt.Sprintf("%x", sum.Sum(nil)[:8])
 }
 
-// registration is what is sent to the agent for an instance, with its checks in the same call.
+// registration returns the body of the call that registers the instance together with its checks.
 func (d Desired) registration() *api.AgentServiceRegistration {
 	r := &api.AgentServiceRegistration{
 		ID: d.ID, Name: d.Name, Tags: d.Tags, Meta: maps.Clone(d.Meta), Address: d.Address, Port: d.Port,
@@ -116,12 +117,12 @@ type Change struct {
 	Resume     bool     // end its maintenance mode
 }
 
-// Empty says whether there is nothing to do.
+// Empty reports whether there is nothing to do.
 func (c Change) Empty() bool {
 	return !c.Maintain && !c.Deregister && !c.Register && !c.Resume && len(c.Uncheck) == 0
 }
 
-// Made says whether an agent that holds have of the instance has made the change.
+// Made reports whether have, which the agent holds, shows the change.
 func (c Change) Made(have Registered) bool {
 	if c.Deregister {
 		return !have.Held()
@@ -130,8 +131,8 @@ func (c Change) Made(have Registered) bool {
 	return !((c.Maintain && left.Maintain) || (c.Register && left.Register) || (c.Resume && left.Resume) || (len(c.Uncheck) > 0 && len(left.Uncheck) > 0))
 }
 
-// Diff returns what to do so that the agent, which holds have of this instance, holds what is desired. An instance that
-// is to get no new requests is put into maintenance mode if it is registered, and left alone otherwise.
+// Diff returns the change that turns have, which the agent holds, into the desired state. An instance to be drained is put
+// into maintenance mode if it is registered, and left alone otherwise.
 func Diff(d Desired, have Registered) Change {
 	c := Change{Desired: d}
 	reason, maintained := have.Maintenance()
@@ -145,7 +146,7 @@ func Diff(d Desired, have Registered) Change {
 	return c
 }
 
-// Same says whether the agent holds the registration with all of its checks.
+// Same reports whether the agent holds the registration with all of its checks.
 func (d Desired) Same(s Registered) bool {
 	if !s.Held() || s.Service != d.Name || s.Address != d.Address || s.Port != d.Port ||
 		s.Weights != (api.AgentWeights{Passing: cmp.Or(d.Weight, 1), Warning: 1}) || !slices.Equal(s.Tags, d.Tags) {
@@ -182,7 +183,7 @@ func (d Desired) checkIDs() (ids []string) {
 	return ids
 }
 
-// staleChecks returns the checks that an instance has at the agent and should not have. A registration adds checks and
+// staleChecks returns the checks that the agent holds of the instance and should not hold. A registration adds checks and
 // keeps existing ones: replacing them would end maintenance mode, which is a check, too.
 func (d Desired) staleChecks(have Registered) (out []string) {
 	want := append(d.checkIDs(), maintenanceID+d.ID)

@@ -3,6 +3,7 @@ package label
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -25,20 +26,17 @@ func SplitTags(list string) []string {
 // validTags returns the tags of all lists, each once, and reasons for the ones that Consul and its readers cannot carry.
 func validTags(lists ...[]string) (out, problems []string) {
 	seen := map[string]bool{}
-	for _, list := range lists {
-		for _, tag := range list {
-			switch {
-			case seen[tag]:
-				continue
-			case !isPlain(tag):
-				problems = append(problems, fmt.Sprintf("tag %s is left out: it has characters that are no text", quote(tag)))
-			case len(tag) > maxTag:
-				problems = append(problems, fmt.Sprintf("tag %s is left out: it is longer than %d bytes", quote(tag), maxTag))
-			default:
-				out = append(out, tag)
-			}
-			seen[tag] = true
+	for _, tag := range slices.Concat(lists...) {
+		switch {
+		case seen[tag]:
+		case !isPlain(tag):
+			problems = append(problems, fmt.Sprintf("tag %s is left out: it has characters that are no text", quote(tag)))
+		case len(tag) > maxTag:
+			problems = append(problems, fmt.Sprintf("tag %s is left out: it is longer than %d bytes", quote(tag), maxTag))
+		default:
+			out = append(out, tag)
 		}
+		seen[tag] = true
 	}
 	return out, problems
 }
