@@ -29,17 +29,36 @@ type Desired struct {
 	Health   string        // what Docker's HEALTHCHECK says: "healthy", "unhealthy" or "starting"
 	Output   string        // of the HEALTHCHECK
 
-	fingerprints *[2]string // of the checks, without and with the one for NotReady; nil = not computed yet
+	prepared *prepared // nil = not computed yet
 }
 
-// Prepare returns the instance as Desired with its fingerprints, which are costly to compute: call it once and copy the
-// result.
+// prepared holds what is costly to compute about an instance.
+type prepared struct {
+	fingerprint, late string   // of the checks, without and with the one for NotReady
+	checkIDs          []string // the one for NotReady comes last
+}
+
+// Prepare returns the instance as Desired with everything that is costly to compute: call it once and copy the result.
 func Prepare(in label.Instance) Desired {
 	d := Desired{Instance: in}
-	late := d
-	late.NotReady = "late"
-	d.fingerprints = &[2]string{d.fingerprint(), late.fingerprint()}
+	d.prepared = d.prepare()
 	return d
+}
+
+func (d Desired) prepare() *prepared {
+	if d.prepared != nil {
+		return d.prepared
+	}
+	p := &prepared{}
+	for n := range d.Checks {
+		p.checkIDs = append(p.checkIDs, checkID(d.ID, n))
+	}
+	p.checkIDs = append(p.checkIDs, readyCheckID(d.ID))
+	d.NotReady = ""
+	p.fingerprint = fingerprint(d.checks())
+	d.NotReady = "late"
+	p.late = fingerprint(d.checks())
+	return p
 }
 
 func readyCheckID(id string) string   { return id + ":ready" }
@@ -72,18 +91,21 @@ func (d Desired) checks() (out api.AgentServiceChecks) {
 	return out
 }
 
-// fingerprint returns a hash of the definitions of all checks, without their status. It is "" without checks.
+// fingerprint returns the fingerprint of all checks.
 func (d Desired) fingerprint() string {
-	switch {
-	case d.fingerprints != nil && d.NotReady == "":
-		return d.fingerprints[0]
-	case d.fingerprints != nil:
-		return d.fingerprints[1]
-	case len(d.Checks) == 0 && d.NotReady == "":
+	if d.NotReady != "" {
+		return d.prepare().late
+	}
+	return d.prepare().fingerprint
+}
+
+// fingerprint returns a hash of the definitions of checks, without their status. It is "" without checks.
+func fingerprint(checks api.AgentServiceChecks) string {
+	if len(checks) == 0 {
 		return ""
 	}
 	sum := sha256.New()
-	for _, c := range d.checks() {
+	for _, c := range checks {
 		c.Status, c.Notes = "", ""
 		b, err := json.Marshal(c)
 		if err != nil {
@@ -173,12 +195,10 @@ func (d Desired) Same(s Registered) bool {
 }
 
 // checkIDs returns the IDs of the instance's checks.
-func (d Desired) checkIDs() (ids []string) {
-	for n := range d.Checks {
-		ids = append(ids, checkID(d.ID, n))
-	}
-	if d.NotReady != "" {
-		ids = append(ids, readyCheckID(d.ID))
+func (d Desired) checkIDs() []string {
+	ids := d.prepare().checkIDs
+	if d.NotReady == "" {
+		ids = ids[:len(d.Checks)]
 	}
 	return ids
 }
@@ -186,9 +206,9 @@ func (d Desired) checkIDs() (ids []string) {
 // staleChecks returns the checks that the agent holds of the instance and should not hold. A registration adds checks and
 // keeps existing ones: replacing them would end maintenance mode, which is a check, too.
 func (d Desired) staleChecks(have Registered) (out []string) {
-	want := append(d.checkIDs(), maintenanceID+d.ID)
+	want := d.checkIDs()
 	for id := range have.Checks {
-		if !slices.Contains(want, id) {
+		if !slices.Contains(want, id) && !strings.HasPrefix(id, maintenanceID) {
 			out = append(out, id)
 		}
 	}

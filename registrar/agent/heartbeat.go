@@ -17,8 +17,9 @@ type Heartbeat struct {
 // Heartbeats returns the heartbeats of the TTL checks that the agent holds of the instance. output goes with checks that
 // do not mirror a HEALTHCHECK.
 func (d Desired) Heartbeats(have Registered, output string) (out []Heartbeat) {
-	for n, c := range d.Checks {
-		h := Heartbeat{checkID(d.ID, n), d.ttlStatus(c), output, c.TTL / 3, c.Health}
+	for n, id := range d.prepare().checkIDs[:len(d.Checks)] {
+		c := d.Checks[n]
+		h := Heartbeat{id, d.ttlStatus(c), output, c.TTL / 3, c.Health}
 		if c.Health {
 			h.Output = cmp.Or(d.Output, "Docker says "+d.Health)
 		}
