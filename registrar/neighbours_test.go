@@ -599,3 +599,33 @@ func TestAdoptedWithinAnothersNetwork(t *testing.T) {
 		}
 	})
 }
+
+// A drain that follows a resume goes out before Consul was read again, and does not make the resume look lost.
+func TestDrainedRightAfterResume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		defer stop()
+		w.listen("10.0.0.1:80")
+		w.start("a", "10.0.0.1")
+		w.expect(t, 10*time.Millisecond, "vm:a:80")
+		pause := func(paused bool, action string) {
+			w.change("a", func(c *fsouza.Container) { c.State.Paused = paused })
+			w.event(action, "a")
+		}
+		pause(true, "pause")
+		w.expect(t, time.Second, "vm:a:80!")
+		time.Sleep(time.Second)
+		w.hang(true, "services")
+		pause(false, "unpause")
+		w.expect(t, time.Second, "vm:a:80")
+		w.event("kill", "a", "signal", "15")
+		w.expect(t, 0, "vm:a:80!")
+		w.hang(false, "services")
+		time.Sleep(10 * time.Second)
+		w.expect(t, 0, "vm:a:80!")
+		if strings.Contains(w.log.String(), "does not hold") {
+			t.Errorf("log:\n%s", w.log.String())
+		}
+	})
+}

@@ -217,8 +217,8 @@ func (p *planner) instance(i *instance) {
 		if ours {
 			p.plan.instances++
 		}
-		if p.last(key{kind: changing, id: d.ID}).applied.Register && !have.Held() {
-			d.Drain = reason // registered a moment ago, and not read back yet
+		if a := p.last(key{kind: changing, id: d.ID}).applied; a.Resume || (a.Register && !have.Held()) {
+			d.Drain = reason // it went into service a moment ago, and Consul was not read since
 			p.change(agent.Change{Desired: d, Maintain: true})
 		}
 		return

@@ -60,8 +60,8 @@ func (c Container) inside(network string, h Host) (address string, shared bool) 
 	return "", false
 }
 
-// atPublished returns the target of a port where the host publishes it. address is what is registered, "" for the
-// binding's.
+// atPublished returns the target of a port where the host publishes it. address replaces the address of the binding,
+// unless it is "".
 //
 // A published port accepts whether something listens in the container or not: the container itself is probed.
 func atPublished(p Port, address, probe string) (at target, reason string) {

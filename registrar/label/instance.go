@@ -1,6 +1,6 @@
 // Package label turns a container, as Docker describes it, into the instances that it registers in Consul, and into
 // reasons for what it does not register. It reads Registrator's SERVICE_* environment variables and labels and berth's
-// own, under the operator's policy. All of it is pure: it asks nobody and starts nothing.
+// own, under the operator's policy. Everything in it is pure: no I/O, no goroutines.
 package label
 
 import (

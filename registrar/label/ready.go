@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// Ready says what has to happen before an instance is registered as passing. It is comparable.
+// Ready is the condition on which an instance is registered as passing. It is comparable.
 type Ready struct {
 	Kind     ReadyKind
 	Address  string // host:port for ReadyTCP
@@ -27,7 +27,7 @@ type ReadyKind string
 
 // The ways of telling.
 const (
-	ReadyNone        ReadyKind = ""            // it is, as soon as its container runs
+	ReadyNone        ReadyKind = ""            // as soon as its container runs
 	ReadyTCP         ReadyKind = "tcp"         // its port accepts a connection
 	ReadyHTTP        ReadyKind = "http"        // it answers a request
 	ReadyHealthcheck ReadyKind = "healthcheck" // Docker's HEALTHCHECK says so
