@@ -257,7 +257,9 @@ func (s *state) event(ev docker.Event) bool {
 
 // drop forgets a container. Containers that use its network become unreachable.
 func (s *state) drop(id string) {
-	s.ended[id] = s.ended[id] || s.containers[id] != nil
+	if s.containers[id] != nil {
+		s.ended[id] = true
+	}
 	delete(s.containers, id)
 	delete(s.calls, key{kind: inspecting, id: id})
 	s.evaluateSharing(id)
