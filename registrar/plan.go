@@ -61,13 +61,14 @@ type planner struct {
 	plan     plan
 	now      time.Time
 	allKnown bool              // all existing containers were inspected
+	allTried bool              // or failed to be inspected
 	desired  map[string]bool   // service IDs that stand or are to stand
 	holding  map[*tracked]bool // containers whose old registrations stay until the new ones are made
 }
 
 // plan works out what to do. It starts nothing and changes nothing.
 func (s *state) plan(now time.Time) plan {
-	p := &planner{state: s, now: now, allKnown: s.known(false), desired: map[string]bool{}, holding: map[*tracked]bool{}}
+	p := &planner{state: s, now: now, allKnown: s.known(false), allTried: s.known(true), desired: map[string]bool{}, holding: map[*tracked]bool{}}
 	p.plan.waiting = map[*probe]label.Ready{}
 	p.drains()
 	p.questions()
@@ -324,5 +325,5 @@ func (p *planner) open(k key) bool {
 	case p.described.got < p.gate && p.last(key{kind: describing}).ended < p.gate:
 		return false
 	}
-	return p.state.known(true) || p.due(p.firstAt.Add(patience))
+	return p.allTried || p.due(p.firstAt.Add(patience))
 }
