@@ -10,6 +10,7 @@ import (
 
 	"berth/registrar/agent"
 	"berth/registrar/docker"
+	"berth/registrar/label"
 )
 
 // Finder finds instances for an operator who names a container or an instance, and sets their maintenance mode.
@@ -52,5 +53,5 @@ func (f Finder) Find(ctx context.Context, name string) ([]string, error) {
 // Maintain sets or ends the maintenance mode of an instance. The registrar leaves alone what was set so: its own reasons
 // begin with other words.
 func (f Finder) Maintain(ctx context.Context, id string, on bool, reason string) error {
-	return f.Agent.Apply(ctx, agent.Change{ID: id, Drain: on, Resume: !on, Desired: agent.Desired{Drain: "berth drain: " + reason}})
+	return f.Agent.Apply(ctx, agent.Change{Desired: agent.Desired{Instance: label.Instance{ID: id}, Drain: "berth drain: " + reason}, Maintain: on, Resume: !on})
 }

@@ -3,7 +3,6 @@ package registrar
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -14,16 +13,16 @@ import (
 	"berth/registrar/ready"
 )
 
-// What other goroutines tell the loop, beside docker.Event.
+// Updates from other goroutines to the loop; docker.Event is another.
 type (
-	// connected says that Docker's events are heard, or why not.
+	// connected says that Docker's event stream is open, or why it is not.
 	connected struct{ err error }
-	// probed says that an instance is ready, or why it is not, though it should be.
+	// probed says that an instance is ready, or why it is late.
 	probed struct {
 		*probe
 		late error
 	}
-	// ended is the end of a call, with what it was answered.
+	// ended carries the answer or the error of a call.
 	ended struct {
 		planned
 		*call
@@ -32,31 +31,39 @@ type (
 	}
 )
 
-// rest is how long the loop waits at most before it plans again: as long as it took, so that it takes in bursts together.
+// rest limits the pause between two plans. The loop pauses for as long as the last plan took, so a burst is planned at once.
 const rest = 5 * time.Millisecond
 
-// loop takes in updates, plans and carries out, until ctx is done or enough says so. A dry one only asks.
+// loop observes updates, plans and carries out the plan until ctx is done or enough returns true. A dry loop only asks.
 func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer r.work.Wait()
 	defer cancel()
 	r.work.Go(func() {
-		docker.Follow(ctx, r.opts.Events, r.opts.Resync, func(err error) { r.updates.Add(connected{err}) }, func(ev docker.Event) { r.updates.Add(ev) })
+		docker.Follow(ctx, r.opts.Events, r.opts.Resync, func(err error) { r.updates.add(connected{err}) }, func(ev docker.Event) { r.updates.add(ev) })
 	})
 	wake := time.NewTimer(0)
 	defer wake.Stop()
 	for {
+		news := false
 		select {
 		case <-ctx.Done():
 			return
-		case <-r.updates.Wake:
+		case <-r.updates.wake:
 		case <-wake.C:
+			news = true
 		}
 		began := time.Now()
-		for _, u := range r.updates.Drain() {
-			r.observe(u)
+		for _, u := range r.updates.drain() {
+			news = r.observe(u) || news
+		}
+		if !news {
+			continue
 		}
 		r.adopt()
+		for _, container := range r.revive(began) {
+			r.opts.Log.Warn("back in service when it is ready: it was told to stop and runs on", "container", container)
+		}
 		p := r.plan(began)
 		if enough(p) {
 			return
@@ -73,38 +80,39 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 		if !p.next.IsZero() {
 			wake.Reset(time.Until(p.next))
 		}
-		time.Sleep(min(time.Since(began), rest)) // of a burst, more comes meanwhile
+		time.Sleep(min(time.Since(began), rest)) // the rest of a burst arrives meanwhile
 	}
 }
 
-// observe takes in one update.
-func (r *Registrar) observe(u any) {
+// observe records one update, and reports whether it can change the plan: events of unknown containers cannot.
+func (r *Registrar) observe(u any) bool {
 	switch u := u.(type) {
 	case docker.Event:
 		r.metrics.events.Inc()
-		r.event(u)
+		return r.event(u)
 	case connected:
 		if u.err == nil || r.firstAt.IsZero() {
-			r.resync() // for what happened before
+			r.resync() // events before this moment may be missing
 		}
 		r.setStatus("docker events", r.failed(u.err))
 	case probed:
 		switch {
-		case u.cancel == nil: // nobody waits for it any more
+		case u.cancel == nil: // the probe was ended
 		case u.late != nil:
 			u.probe.late = u.late.Error()
 		default:
 			u.probe.ready = true
 		}
 	case ended:
-		if r.calls[u.key] == u.call { // else it was for a container that is gone
+		if r.calls[u.key] == u.call { // else its container is gone
 			r.ended(u)
 		}
 	}
+	return true
 }
 
-// ended takes in the end of a call. That Consul refuses a registration is no failure of it: the refusal is logged, and
-// what was registered before stays.
+// ended records the end of a call. A registration that Consul refuses does not count as a failure: it is logged, and the
+// previous registration stays.
 func (r *Registrar) ended(u ended) {
 	u.call.ended = r.tick()
 	var refusal *agent.Refusal
@@ -113,12 +121,12 @@ func (r *Registrar) ended(u ended) {
 		if r.consul[u.id].Held() {
 			msg = "stays registered as it was: consul refuses the change; berth asks again at the next resync"
 		}
-		r.opts.Log.Error(msg, "service", u.change.Desired.Name, "instance", u.id, "err", errors.Unwrap(refusal.Err))
-		r.refused[u.id] = u.change.Desired.Instance
+		r.opts.Log.Error(msg, "service", u.change.Name, "instance", u.id, "err", errors.Unwrap(refusal.Err))
+		r.refused[u.id] = u.change.Instance
 		delete(r.calls, u.key)
 		return
 	}
-	if u.kind.writes() && agent.IsNotFound(u.err) { // gone in the meantime, as the next read will tell
+	if u.kind.writes() && agent.IsNotFound(u.err) { // gone in the meantime; the next read will show it
 		u.err, r.read.wanted = nil, r.tick()
 	}
 	if u.err != nil {
@@ -130,8 +138,8 @@ func (r *Registrar) ended(u ended) {
 	u.succeeded = time.Now()
 	switch u.kind {
 	case changing, draining:
-		r.applied(u.call, u.change)
-		return // its failures count until it is seen to have had its effect
+		r.applied(u.key, u.call, u.change)
+		return // earlier failures count until a read confirms the change
 	case describing:
 		r.describe(u.answer.(label.Host), u.began)
 	case listing:
@@ -139,7 +147,7 @@ func (r *Registrar) ended(u ended) {
 	case inspecting:
 		r.inspected(r.containers[u.id], u.answer.(docker.Inspected), u.began)
 	case reading:
-		r.consulHolds(u.answer.(agent.State), u.began)
+		r.metrics.errors.Add(float64(r.consulHolds(u.answer.(agent.State), u.began)))
 	case beating:
 		if was := u.beat.Said(r.consul[u.id]); was != nil && was.Status != u.beat.Status {
 			r.opts.Log.Info("check is "+u.beat.Status, "instance", u.id, "check", was.Name, "was", was.Status)
@@ -148,7 +156,7 @@ func (r *Registrar) ended(u ended) {
 	u.done(nil)
 }
 
-// failed counts an error.
+// failed counts an error and returns it.
 func (r *Registrar) failed(err error) error {
 	if err != nil {
 		r.metrics.errors.Inc()
@@ -156,9 +164,10 @@ func (r *Registrar) failed(err error) error {
 	return err
 }
 
-// make makes a call in the background, when one of the places for its kind is free.
+// make makes a call in the background, as soon as its lane has a free place.
 func (r *Registrar) make(ctx context.Context, p planned) {
-	c, slots := r.begin(p.key), r.slots[p.kind]
+	c := r.begin(p.key)
+	slots := r.slots[lane{p.kind, c.err != nil}]
 	r.work.Go(func() {
 		select {
 		case slots <- struct{}{}:
@@ -167,7 +176,7 @@ func (r *Registrar) make(ctx context.Context, p planned) {
 			return
 		}
 		answer, err := r.call(ctx, p)
-		r.updates.Add(ended{p, c, answer, err})
+		r.updates.add(ended{p, c, answer, err})
 	})
 }
 
@@ -190,54 +199,39 @@ func (r *Registrar) call(ctx context.Context, p planned) (answer any, err error)
 	}
 }
 
-// carryOut does what is planned beside calls.
+// carryOut ends and starts probes, and sends signals.
 func (r *Registrar) carryOut(ctx context.Context, p plan) {
 	for probe := range r.probing {
-		if !p.waiting[probe] {
+		if _, waits := p.waiting[probe]; !waits {
 			probe.cancel()
 			probe.cancel, probe.late = nil, ""
 			delete(r.probing, probe)
 		}
 	}
-	for _, i := range p.start {
-		r.probe(ctx, i)
+	for probe, ready := range p.waiting {
+		if probe.cancel == nil && ready.Kind != label.ReadyHealthcheck {
+			r.probe(ctx, probe, ready)
+		}
 	}
 	for _, t := range p.signals {
 		r.signal(ctx, t)
 	}
-	for _, t := range p.revive {
-		r.opts.Log.Warn("back in service when it is ready: it was told to stop and runs on", "container", t.Name)
-		r.revive(t)
-	}
-	for _, k := range p.finished {
-		delete(r.calls, k)
-	}
-	for _, k := range p.unconfirmed {
-		r.calls[k].done(r.failed(fmt.Errorf("%s: consul does not hold what was written", k.id)))
-	}
-	if len(p.revive)+len(p.finished)+len(p.unconfirmed) > 0 {
-		r.updates.Add(nil) // with that the plan is another one
-	}
 }
 
-// probe waits in the background until an instance is ready.
-func (r *Registrar) probe(ctx context.Context, i *instance) {
-	if i.cancel != nil {
-		return // another instance has the same one
-	}
-	ctx, i.cancel = context.WithCancel(ctx)
-	probe := i.probe
+// probe probes an instance in the background until it is ready.
+func (r *Registrar) probe(ctx context.Context, probe *probe, how label.Ready) {
+	ctx, probe.cancel = context.WithCancel(ctx)
 	r.probing[probe] = true
 	r.work.Go(func() {
-		late := func(err error) { r.updates.Add(probed{probe, err}) }
-		if ready.Wait(ctx, r.try, i.desired.Ready, r.opts.ReadyTimeout, late) == nil {
-			r.updates.Add(probed{probe, nil})
+		late := func(err error) { r.updates.add(probed{probe, err}) }
+		if ready.Wait(ctx, r.try, how, r.opts.ReadyTimeout, late) == nil {
+			r.updates.add(probed{probe, nil})
 		}
 	})
 }
 
-// signal has Docker send the signal of a container's drain. If that fails, Docker's own stop timeout ends the container
-// all the same.
+// signal has Docker send the signal that ends a drained container. If that fails, Docker's own stop timeout ends the
+// container.
 func (r *Registrar) signal(ctx context.Context, t *tracked) {
 	signal := t.drain.signal
 	t.drain.signal = 0
@@ -251,8 +245,8 @@ func (r *Registrar) signal(ctx context.Context, t *tracked) {
 	})
 }
 
-// explain shows how things are, in the metrics, in what Ready says, and in the log when it changes. Nobody is bothered
-// with containers that nobody meant to be registered; berth registrar --once --dry-run lists them all.
+// explain reports the state in metrics, in Ready, and in the log when it changes. Containers that nobody meant to register
+// are logged at debug level only; berth registrar --once --dry-run lists them all.
 func (r *Registrar) explain(ctx context.Context, p plan) {
 	running := 0
 	for _, t := range r.containers {
@@ -273,11 +267,10 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 		r.synced = r.synced || p.complete
 		r.setStatus("consul", p.consul)
 	}
-	now := map[string]bool{}
+	now := map[rejection]bool{}
 	for _, f := range p.rejections {
-		key := f.container + " " + f.reason
-		now[key] = true
-		if r.reasons[key] {
+		now[f] = true
+		if r.rejections[f] {
 			continue
 		}
 		t := r.containers[f.container]
@@ -287,7 +280,7 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 		}
 		r.opts.Log.Log(ctx, level, verdict(f.reason, len(t.instances) > 0), "container", t.Name)
 	}
-	r.reasons = now
+	r.rejections = now
 	if orphans := strings.Join(p.orphans, ", "); orphans != r.orphans {
 		r.orphans = orphans
 		if orphans != "" {
@@ -296,7 +289,7 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 	}
 }
 
-// verdict says what a reason means for a container that registers something, or nothing.
+// verdict prefixes a reason with its consequence for the container.
 func verdict(reason string, registers bool) string {
 	if registers {
 		return "registered, but " + reason

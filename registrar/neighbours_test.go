@@ -554,3 +554,78 @@ func TestKilledAndDeadAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// A container that ends and starts again before the registrar looks is registered no more, though nothing more can be
+// learned of it yet.
+func TestRestartWhileInspectHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		defer stop()
+		w.listen("10.0.0.1:80")
+		w.start("a", "10.0.0.1")
+		w.expect(t, 10*time.Millisecond, "vm:a:80")
+		time.Sleep(patience)
+		w.hang(true, "inspect a")
+		w.die("a")
+		w.start("a", "10.0.0.1")
+		w.expect(t, 10*time.Millisecond, "")
+		w.hang(false, "inspect a")
+		w.expect(t, 20*time.Second, "vm:a:80")
+	})
+}
+
+// A container that uses another one's network is adopted when both are known.
+func TestAdoptedWithinAnothersNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.listen("10.0.0.1:80")
+		w.create("net", "10.0.0.1", "SERVICE_IGNORE=1")
+		w.create("side", "").HostConfig = &fsouza.HostConfig{NetworkMode: "container:net"}
+		_, stop := w.run(t)
+		w.expect(t, 10*time.Millisecond, "vm:side:80")
+		stop()
+		w.do(func() { clear(w.listening); w.History = nil })
+		w.hang(true, "inspect net")
+		_, stop = w.run(t)
+		defer stop()
+		time.Sleep(5 * time.Second)
+		w.expect(t, 0, "vm:side:80")
+		w.hang(false, "inspect net")
+		time.Sleep(time.Minute)
+		w.expect(t, 0, "vm:side:80")
+		if len(w.History) > 0 {
+			t.Errorf("calls that change something: %v", w.History)
+		}
+	})
+}
+
+// A drain that follows a resume goes out before Consul was read again, and does not make the resume look lost.
+func TestDrainedRightAfterResume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		_, stop := w.run(t)
+		defer stop()
+		w.listen("10.0.0.1:80")
+		w.start("a", "10.0.0.1")
+		w.expect(t, 10*time.Millisecond, "vm:a:80")
+		pause := func(paused bool, action string) {
+			w.change("a", func(c *fsouza.Container) { c.State.Paused = paused })
+			w.event(action, "a")
+		}
+		pause(true, "pause")
+		w.expect(t, time.Second, "vm:a:80!")
+		time.Sleep(time.Second)
+		w.hang(true, "services")
+		pause(false, "unpause")
+		w.expect(t, time.Second, "vm:a:80")
+		w.event("kill", "a", "signal", "15")
+		w.expect(t, 0, "vm:a:80!")
+		w.hang(false, "services")
+		time.Sleep(10 * time.Second)
+		w.expect(t, 0, "vm:a:80!")
+		if strings.Contains(w.log.String(), "does not hold") {
+			t.Errorf("log:\n%s", w.log.String())
+		}
+	})
+}

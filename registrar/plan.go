@@ -17,67 +17,59 @@ import (
 )
 
 const (
-	// reread is how often what Consul holds is read without a reason.
+	// reread is how often Consul is read without a reason.
 	reread = 10 * time.Second
 
-	// together is how long what was written waits for more that is under way, to be read back together.
+	// together is how long a write waits for other writes, to be confirmed by one read.
 	together = 50 * time.Millisecond
 
-	// patience is how long the first registrations wait for containers to be inspected, so that of several that want one
-	// service ID the oldest gets it.
+	// patience is how long the first registrations wait until all containers are inspected: if several want one service
+	// ID, the oldest gets it.
 	patience = time.Second
 )
 
-// plan is what is to be done now, and what there is to say.
+// plan lists what to do now and what to report.
 type plan struct {
-	start       []*instance     // to be probed
-	waiting     map[*probe]bool // instances that are not ready; no other is to be probed
-	signals     []*tracked      // to be sent the signal of their drain
-	revive      []*tracked      // told to stop, and run on
-	calls       []planned       // to be made
-	finished    []key           // nothing is expected of these calls any more
-	unconfirmed []key           // Consul does not hold what these have written
+	waiting map[*probe]label.Ready // probes of instances that are not ready; all others end
+	signals []*tracked             // containers due for the signal of their drain
+	calls   []planned              // calls to make
 
 	rejections []rejection
-	orphans    []string // service IDs that another Docker engine has left behind
+	orphans    []string // service IDs of another Docker engine with this host's name
 	instances  int      // registered, or about to be
-	unready    int      // instances that have time yet to be ready
-	known      bool     // Docker and Consul have told everything there is
-	complete   bool     // and Consul holds what it should, as far as it can
-	docker     error    // what does not work
+	unready    int      // instances that are not ready but have time left
+	known      bool     // Docker and Consul have answered everything
+	complete   bool     // and nothing is left to do
+	docker     error    // calls that keep failing
 	consul     error
-	next       time.Time // when time alone changes any of this
+	next       time.Time // when to plan again even if nothing happens
 }
 
-// planned is a call to be made.
+// planned describes a call to make.
 type planned struct {
 	key
 	change agent.Change
 	beat   agent.Heartbeat
 }
 
-// rejection is why something of a container is not registered.
+// rejection says why a port of a container is not registered.
 type rejection struct{ container, reason string }
 
 // planner works out a plan from a state, which it does not change.
 type planner struct {
 	*state
-	plan       plan
-	now        time.Time
-	desired    map[string]bool   // service IDs that stand or are to stand
-	holding    map[*tracked]bool // what Consul holds of them stays until all of them is registered
-	considered map[key]bool      // changes for which there is a reason
-	busy       map[kind]int      // calls under way
-	retries    map[kind]int      // of these, those whose last one failed
-
-	allKnown bool // all containers that exist were inspected
+	plan     plan
+	now      time.Time
+	allKnown bool              // all existing containers were inspected
+	allTried bool              // or failed to be inspected
+	desired  map[string]bool   // service IDs that stand or are to stand
+	holding  map[*tracked]bool // containers whose old registrations stay until the new ones are made
 }
 
-// plan says what is to be done. It starts nothing and changes nothing.
+// plan works out what to do. It starts nothing and changes nothing.
 func (s *state) plan(now time.Time) plan {
-	p := &planner{state: s, now: now, desired: map[string]bool{}, holding: map[*tracked]bool{}, considered: map[key]bool{}, busy: map[kind]int{}, retries: map[kind]int{}}
-	p.plan.waiting, p.allKnown = map[*probe]bool{}, s.known(false)
-	p.underWay()
+	p := &planner{state: s, now: now, allKnown: s.known(false), allTried: s.known(true), desired: map[string]bool{}, holding: map[*tracked]bool{}}
+	p.plan.waiting = map[*probe]label.Ready{}
 	p.drains()
 	p.questions()
 	instances, rejections := s.all()
@@ -91,93 +83,56 @@ func (s *state) plan(now time.Time) plan {
 		}
 	}
 	p.reads()
-	p.ends()
 	return p.plan
 }
 
-// at has the plan made anew at a time.
-func (p *planner) at(t time.Time) { p.plan.next = earliest(p.plan.next, t) }
-
-// earliest is the earlier of two times, of which the zero time is none.
-func earliest(a, b time.Time) time.Time {
-	if a.IsZero() || (!b.IsZero() && b.Before(a)) {
-		return b
+// due reports whether a time has come. If not, the loop plans again at that time.
+func (p *planner) due(t time.Time) bool {
+	if !t.After(p.now) {
+		return true
 	}
-	return a
+	if p.plan.next.IsZero() || t.Before(p.plan.next) {
+		p.plan.next = t
+	}
+	return false
 }
 
-// drains looks after containers that were told to stop.
+// drains plans the signals of containers that were told to stop.
 func (p *planner) drains() {
 	for _, t := range p.containers {
-		switch d := t.drain; {
-		case d == nil:
-		case !d.until.After(p.now):
-			p.plan.revive = append(p.plan.revive, t)
-		case d.signal != 0 && !d.at.After(p.now):
+		d := t.drain
+		if d == nil {
+			continue
+		}
+		p.due(d.until)
+		if d.signal != 0 && p.due(d.at) {
 			p.plan.signals = append(p.plan.signals, t)
-		default:
-			p.at(d.until)
-			if d.signal != 0 {
-				p.at(d.at)
-			}
 		}
 	}
 }
 
-// underWay counts the calls under way, and gathers what does not work, in the order of its words: what is logged would
-// change from one try to the next.
-func (p *planner) underWay() {
-	var docker, consul []error
-	for k, c := range p.calls {
-		if c.busy {
-			p.busy[k.kind]++
-			if c.err != nil {
-				p.retries[k.kind]++
-			}
-		}
-		switch {
-		case c.err == nil:
-		case slices.Contains([]kind{describing, listing, inspecting}, k.kind):
-			docker = append(docker, c.err)
-		default:
-			consul = append(consul, c.err)
-		}
-	}
-	byText := func(a, b error) int { return strings.Compare(a.Error(), b.Error()) }
-	slices.SortFunc(docker, byText)
-	slices.SortFunc(consul, byText)
-	p.plan.docker, p.plan.consul = errors.Join(docker...), errors.Join(consul...)
-}
-
-// call plans a call, unless it is under way or failed a moment ago. Of those that failed before some at a time are made, so
-// that they leave room for others: they may hang again.
+// call plans a call unless it is under way, unconfirmed, backing off after a failure, or not open yet.
 func (p *planner) call(c planned) {
-	last := p.calls[c.key]
-	failed := last != nil && last.err != nil
-	switch {
-	case last != nil && last.busy:
-	case last != nil && p.now.Before(last.retry):
-		p.at(last.retry)
-	case failed && p.retries[c.kind] >= parallel/2: // the end of one of them makes a new plan
+	last := p.last(c.key)
+	switch c.kind {
+	case describing, listing, inspecting:
+		p.plan.docker = errors.Join(p.plan.docker, last.err)
 	default:
-		p.busy[c.kind]++
-		if failed {
-			p.retries[c.kind]++
-		}
+		p.plan.consul = errors.Join(p.plan.consul, last.err)
+	}
+	if !last.busy && last.applied.Empty() && p.due(last.retry) && p.open(c.key) {
 		p.plan.calls = append(p.plan.calls, c)
 	}
 }
 
-// questions plans what Docker is to be asked.
+// questions plans the calls to Docker.
 func (p *planner) questions() {
 	if p.described.stale() {
 		p.call(planned{key: key{kind: describing}})
 	}
-	// Every new event stream has everything listed. Without one it is done all the same, a little later.
-	if relist := p.listedAt.Add(p.opts.Resync * 5 / 4); p.listed.stale() || (!p.listedAt.IsZero() && !p.now.Before(relist)) {
+	// A new event stream causes a list. Without a new stream the list comes a little later.
+	if p.listed.stale() || (!p.listedAt.IsZero() && p.due(p.listedAt.Add(p.opts.Resync*5/4))) {
 		p.call(planned{key: key{kind: listing}})
-	} else if !p.listedAt.IsZero() {
-		p.at(relist)
 	}
 	for _, id := range slices.Sorted(maps.Keys(p.containers)) {
 		if p.containers[id].seen.stale() {
@@ -186,26 +141,32 @@ func (p *planner) questions() {
 	}
 }
 
-// reads plans when to read what Consul holds: now and then, and soon after it was changed.
+// reads plans when to read Consul: now and then, and soon after a change. It also tells how complete everything is.
 func (p *planner) reads() {
-	due := p.readAt.Add(reread)
+	writing := slices.ContainsFunc(p.plan.calls, func(c planned) bool { return c.writes() })
+	busy := len(p.plan.calls) > 0
 	for k, c := range p.calls {
-		switch written := c.succeeded; {
-		case !p.pending(c):
-		case p.busy[k.kind] > 0:
-			due = earliest(due, written.Add(together))
+		writing = writing || (c.busy && k.writes())
+		busy = busy || (c.busy && k.kind != beating) || !c.applied.Empty()
+	}
+	read := p.read.stale() || p.due(p.readAt.Add(reread))
+	for _, c := range p.calls {
+		switch {
+		case c.applied.Empty():
+		case writing:
+			read = p.due(c.succeeded.Add(together)) || read
 		default:
-			due = earliest(due, written)
+			read = true
 		}
 	}
-	if p.read.stale() || !p.now.Before(due) {
+	if read {
 		p.call(planned{key: key{kind: reading}})
-	} else {
-		p.at(due)
 	}
+	p.plan.known = p.open(key{kind: changing}) && p.allKnown
+	p.plan.complete = p.plan.known && !busy && !read
 }
 
-// all are the instances of the known containers, with what keeps some of them from being registered.
+// all returns the instances of the known containers, and why others are not registered.
 func (s *state) all() (instances []*instance, rejections []rejection) {
 	for _, t := range s.sorted() {
 		instances = append(instances, t.instances...)
@@ -217,8 +178,8 @@ func (s *state) all() (instances []*instance, rejections []rejection) {
 	return instances, append(rejections, more...)
 }
 
-// unique drops instances whose ID another container holds, and says why. The holder is the one that is registered
-// already, else the container that comes first in containers' order of creation, which is the order of the instances.
+// unique drops instances whose ID another container holds, and says why. The holder is the registered container, or else
+// the oldest one; instances come in the order of their containers' creation.
 func unique(all []*instance, have agent.State, own agent.Ownership) (kept []*instance, rejections []rejection) {
 	holder := map[string]*instance{}
 	for _, i := range all {
@@ -241,7 +202,7 @@ func unique(all []*instance, have agent.State, own agent.Ownership) (kept []*ins
 	return kept, rejections
 }
 
-// instance plans for one that may have its service ID.
+// instance plans the changes and heartbeats of an instance.
 func (p *planner) instance(i *instance) {
 	d, t := i.desired, p.containers[i.desired.Container]
 	d.Health, d.Output = t.Health, t.HealthOutput
@@ -251,16 +212,15 @@ func (p *planner) instance(i *instance) {
 		p.heartbeats(d, have)
 	}
 	if t.adopt {
-		p.desired[d.ID], p.holding[t] = true, true
 		return
 	}
 	if reason := t.outOfService(); reason != "" {
 		if ours {
 			p.plan.instances++
 		}
-		if c := p.calls[key{kind: changing, id: d.ID}]; c != nil && c.applied.Register && p.pending(c) && !have.Held() {
-			d.Drain = reason // it was registered a moment ago
-			p.change(agent.Change{ID: d.ID, Desired: d, Drain: true})
+		if a := p.last(key{kind: changing, id: d.ID}).applied; a.Resume || (a.Register && !have.Held()) {
+			d.Drain = reason // it went into service a moment ago, and Consul was not read since
+			p.change(agent.Change{Desired: d, Maintain: true})
 		}
 		return
 	}
@@ -282,48 +242,36 @@ func (p *planner) instance(i *instance) {
 	p.change(c)
 }
 
-// tooEarly stands for a reason while an instance has time yet to be ready.
+// tooEarly takes the place of a reason while an instance still has time to become ready.
 const tooEarly = "too early to say"
 
-// notReady is why an instance is not ready though it should be, "" if it is ready.
+// notReady returns why an instance is not ready in time, or "" if it is ready.
 func (p *planner) notReady(i *instance, t *tracked) string {
 	if i.ready {
 		return ""
 	}
-	p.plan.waiting[i.probe] = true
-	if i.desired.Ready.Kind != label.ReadyHealthcheck {
-		if i.cancel == nil {
-			p.plan.start = append(p.plan.start, i)
-		}
-		return cmp.Or(i.late, tooEarly)
-	}
-	deadline := i.since.Add(p.opts.ReadyTimeout)
+	p.plan.waiting[i.probe] = i.desired.Ready
 	switch {
+	case i.desired.Ready.Kind != label.ReadyHealthcheck:
+		return cmp.Or(i.late, tooEarly)
 	case t.Health == "unhealthy":
 		return "Docker's HEALTHCHECK says unhealthy: " + cmp.Or(t.HealthOutput, "without a word")
-	case !p.now.Before(deadline):
+	case p.due(i.since.Add(p.opts.ReadyTimeout)):
 		return "Docker's HEALTHCHECK does not say healthy: " + cmp.Or(t.HealthOutput, t.Health)
 	}
-	p.at(deadline)
 	return tooEarly
 }
 
-// heartbeats plans what is due about an instance's TTL checks.
+// heartbeats plans the due heartbeats of an instance.
 func (p *planner) heartbeats(d agent.Desired, have agent.Registered) {
 	for _, h := range d.Heartbeats(have, "the container runs") {
-		k, last := key{beating, d.ID, h.Check}, time.Time{}
-		if c := p.calls[k]; c != nil {
-			last = c.succeeded
-		}
-		if due := h.Due(have, last); due.After(p.now) {
-			p.at(due)
-		} else {
+		if k := (key{beating, d.ID, h.Check}); p.due(h.Due(have, p.last(k).succeeded)) {
 			p.call(planned{key: k, beat: h})
 		}
 	}
 }
 
-// registered plans for what Consul holds: its container may be out of service, or gone.
+// registered plans for a registration in Consul whose container may be out of service or gone.
 func (p *planner) registered(have agent.Registered) {
 	id, t := have.ID, p.containers[have.Container()]
 	switch {
@@ -332,80 +280,50 @@ func (p *planner) registered(have agent.Registered) {
 			p.plan.orphans = append(p.plan.orphans, id)
 		}
 	case t != nil && t.outOfService() != "":
-		d := agent.Desired{Instance: label.Instance{ID: id, Name: have.Service}, Drain: t.outOfService()}
+		d := have.Desired()
+		d.Drain = t.outOfService()
 		p.change(agent.Diff(d, have))
 	case p.desired[id]:
-	case t != nil && (t.seen.stale() || t.current && p.holding[t]):
+	case t != nil && (t.adopt || (t.seen.stale() && (t.inspected() || !p.ended[t.id])) || (t.current && p.holding[t])):
 	case have.Container() == "" && !p.allKnown: // Registrator's: it may belong to any container
 	default:
-		p.change(agent.Deregister(have.AgentService))
+		p.change(agent.Change{Desired: have.Desired(), Deregister: true})
 	}
 }
 
-// isOrphan says whether a registration looks like one of this host from before its Docker engine got another ID.
+// isOrphan reports whether a registration looks like this host's, made before its Docker engine got another ID.
 func (p *planner) isOrphan(s *api.AgentService) bool {
 	owner, _, _ := strings.Cut(s.Meta[label.MetaOwner], "/")
 	engine, _, _ := strings.Cut(p.own.Owner, "/")
 	return p.allKnown && owner != engine && s.Meta[label.MetaContainer] != "" && strings.HasPrefix(s.ID, p.host.Name+":")
 }
 
-// change plans a change of an instance, if there is one to be made, when it is seen what became of the one before.
+// change plans a change of an instance unless it is empty.
 func (p *planner) change(c agent.Change) {
 	k := key{kind: changing, id: c.ID}
-	if c.Drain || c.Desired.Drain != "" {
+	if c.Maintain {
 		k.kind = draining
 	}
-	p.considered[k] = true
-	last := p.calls[k]
-	switch {
-	case last != nil && (last.busy || p.pending(last)):
-	case c.Empty():
-		if last != nil {
-			p.plan.finished = append(p.plan.finished, k)
-		}
-	case last != nil && c.String() == last.applied.String() && reflect.DeepEqual(c.Desired.Instance, last.applied.Desired.Instance):
-		p.plan.unconfirmed = append(p.plan.unconfirmed, k)
-	case p.open(k):
+	if !c.Empty() {
 		p.call(planned{key: k, change: c})
 	}
 }
 
-// answers says whether Consul answered when it was last read.
-func (p *planner) answers() bool {
-	c := p.calls[key{kind: reading}]
-	return p.consul != nil && (c == nil || c.err == nil)
-}
+// answers reports whether Consul answered the last read.
+func (p *planner) answers() bool { return p.consul != nil && p.last(key{kind: reading}).err == nil }
 
-// open says whether a change may be made. A drain needs nothing; after a failure it waits for a Consul that answers.
+// open reports whether a call may be made. Registrations wait until enough is known. A drain waits for nothing, except
+// after a failure, when it waits until Consul answers.
 func (p *planner) open(k key) bool {
-	if k.kind == draining {
+	switch {
+	case k.kind == draining:
 		return p.answers() || p.calls[k] == nil
-	}
-	if p.firstAt.IsZero() || p.described.got == 0 || !p.answers() {
-		return false
-	}
-	if c := p.calls[key{kind: describing}]; p.described.got < p.gate && (c == nil || c.ended < p.gate) {
-		return false
-	}
-	limit := p.firstAt.Add(patience)
-	if !p.now.Before(limit) || p.state.known(true) {
+	case k.kind != changing:
 		return true
+	case p.firstAt.IsZero() || p.described.got == 0 || !p.answers():
+		return false
+	case p.described.got < p.gate && p.last(key{kind: describing}).ended < p.gate:
+		return false
 	}
-	p.at(limit)
-	return false
-}
-
-// ends plans for calls that have ended, and says how far everything is. While Consul does not answer it is kept that a
-// change failed, so that it is not made again for each start and end of its container.
-func (p *planner) ends() {
-	underWay := len(p.plan.calls) > 0
-	for k, c := range p.calls {
-		underWay = underWay || (c.busy && k.kind != beating) || p.pending(c)
-		away := c.err != nil && !p.answers()
-		if (k.kind == changing || k.kind == draining) && !p.considered[k] && !c.busy && !away && !p.pending(c) {
-			p.plan.finished = append(p.plan.finished, k)
-		}
-	}
-	p.plan.known = p.open(key{kind: changing}) && p.allKnown
-	p.plan.complete = p.plan.known && !underWay
+	return p.allTried || p.due(p.firstAt.Add(patience))
 }

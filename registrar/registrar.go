@@ -1,7 +1,7 @@
 // Package registrar keeps the services of a Consul agent equal to the containers that run on a Docker host.
 //
 // One goroutine owns the state and waits for nobody: Docker is watched, Consul is called and instances are probed in
-// goroutines of their own, which tell it what they found. What is to be done is a pure function of the state (plan).
+// goroutines of their own, which tell it what they found. What to do is a pure function of the state (plan).
 // Docker's events only say where to look, but for the signals that containers are sent.
 package registrar
 
@@ -17,7 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"berth/registrar/agent"
-	"berth/registrar/async"
 	"berth/registrar/docker"
 	"berth/registrar/label"
 	"berth/registrar/ready"
@@ -30,9 +29,9 @@ type Options struct {
 	Host   func(ctx context.Context) (label.Host, error) // asked at every resync
 	Agent  agent.Client
 
-	Resync       time.Duration      // how often everything is looked at anew without an event; 0 = 1 minute
-	ReadyTimeout time.Duration      // after that what is not ready is registered as critical; 0 = 30 s
-	DrainTime    time.Duration      // from a sign to stop to the SERVICE_STOP_SIGNAL; 0 = 2 s
+	Resync       time.Duration      // interval of the full resync; 0 = 1 minute
+	ReadyTimeout time.Duration      // an instance that is not ready by then is registered as critical; 0 = 30 s
+	DrainTime    time.Duration      // from Docker's stop signal to the SERVICE_STOP_SIGNAL; 0 = 2 s
 	Tags         *template.Template // further tags, from what docker inspect says; may be nil
 	KeepFailed   bool               // a container that ended with an error stays registered, in maintenance mode
 	Owner        string             // tells this registrar from others on the same Docker host; may be empty
@@ -42,31 +41,38 @@ type Options struct {
 	Metrics prometheus.Registerer // may be nil
 }
 
-// Calls of one kind at the same time.
+// Limits on calls of one kind at the same time. Calls that failed before may hang again, so they have places of their own.
 const (
 	parallel       = 8
 	parallelDrains = 32
+	parallelAgain  = 4
 )
+
+// lane is a set of calls of one kind that share places: either calls that failed before, or all others.
+type lane struct {
+	kind
+	again bool
+}
 
 // hostTimeout is the deadline of a description of the host, which takes several calls.
 const hostTimeout = 30 * time.Second
 
-// Registrar keeps a Consul agent's services equal to the containers of a Docker host. One goroutine, that of Run, owns
-// all of its state but what status guards.
+// Registrar keeps a Consul agent's services equal to the containers of a Docker host. The goroutine of Run owns all of its
+// state except status, which mu guards.
 type Registrar struct {
 	*state
 	agent   agent.Agent
-	updates *async.Updates[any]
+	updates updates
 	try     ready.Prober
 	metrics metrics
 
-	probing map[*probe]bool // under way
-	slots   map[kind]chan struct{}
-	work    sync.WaitGroup // that is under way
+	probing map[*probe]bool // probes under way
+	slots   map[lane]chan struct{}
+	work    sync.WaitGroup // goroutines that Run started
 
-	synced  bool            // Consul once held all that it should
-	reasons map[string]bool // already in the log
-	orphans string          // likewise
+	synced     bool               // Consul once held everything it should
+	rejections map[rejection]bool // logged
+	orphans    string             // logged
 
 	mu     sync.Mutex
 	status map[string]error // "docker", "docker events" and "consul": nil when in order
@@ -80,11 +86,11 @@ func New(opts Options) *Registrar {
 	r := &Registrar{
 		state:   newState(opts),
 		agent:   agent.Agent{Client: opts.Agent, Log: opts.Log},
-		updates: async.NewUpdates[any](),
+		updates: updates{wake: make(chan struct{}, 1)},
 		try:     ready.Try,
 		metrics: newMetrics(opts.Metrics),
 		probing: map[*probe]bool{},
-		slots:   map[kind]chan struct{}{},
+		slots:   map[lane]chan struct{}{},
 		status: map[string]error{
 			"docker":        errors.New("docker was not asked yet"),
 			"docker events": nil,
@@ -92,20 +98,22 @@ func New(opts Options) *Registrar {
 		},
 	}
 	for _, k := range []kind{describing, listing, inspecting, reading, changing, beating} {
-		r.slots[k] = make(chan struct{}, parallel)
+		r.slots[lane{k, false}] = make(chan struct{}, parallel)
+		r.slots[lane{k, true}] = make(chan struct{}, parallelAgain)
 	}
-	r.slots[draining] = make(chan struct{}, parallelDrains)
+	r.slots[lane{draining, false}] = make(chan struct{}, parallelDrains)
+	r.slots[lane{draining, true}] = make(chan struct{}, parallelAgain)
 	return r
 }
 
-// Ready is nil while Docker and Consul answer and what is registered is what should be, else it says what is wrong.
+// Ready returns nil while Docker and Consul answer and all registrations are as desired, or else what is wrong.
 func (r *Registrar) Ready() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return errors.Join(r.status["docker"], r.status["docker events"], r.status["consul"])
 }
 
-// setStatus records how dealing with Docker or Consul went, and logs when that changes.
+// setStatus records whether Docker or Consul works, and logs changes.
 func (r *Registrar) setStatus(what string, err error) {
 	r.mu.Lock()
 	before := r.status[what]
@@ -126,8 +134,8 @@ func (r *Registrar) Run(ctx context.Context) error {
 	return nil
 }
 
-// Once brings Consul up to date one time, waiting for instances that are not ready as long as they have time for that. An
-// error says what was not done.
+// Once brings Consul up to date once. It waits for instances that are not ready until their time is over. The error says
+// what was not done.
 func (r *Registrar) Once(ctx context.Context) error {
 	var err error
 	r.loop(ctx, false, func(p plan) bool {

@@ -17,8 +17,8 @@ import (
 	fsouza "github.com/fsouza/go-dockerclient"
 	"github.com/hashicorp/consul/api"
 
+	"berth/deploy/testenv/agenttest"
 	"berth/registrar/agent"
-	"berth/registrar/agent/agenttest"
 	"berth/registrar/docker"
 	"berth/registrar/label"
 )
@@ -136,7 +136,7 @@ func (w *world) listen(address string) { w.do(func() { w.listening[address] = tr
 
 // hold has Consul hold an instance.
 func (w *world) hold(in label.Instance) {
-	if err := (agent.Agent{Client: w.Agent, Log: slog.New(slog.DiscardHandler)}).Apply(context.Background(), agent.Change{ID: in.ID, Register: true, Desired: agent.Prepare(in)}); err != nil {
+	if err := (agent.Agent{Client: w.Agent, Log: slog.New(slog.DiscardHandler)}).Apply(context.Background(), agent.Change{Register: true, Desired: agent.Prepare(in)}); err != nil {
 		panic(err)
 	}
 }
@@ -239,9 +239,8 @@ func (w *world) try(_ context.Context, r label.Ready) error {
 	return nil
 }
 
-// run starts a registrar in the world, and returns a function that stops it. To be called in a synctest bubble.
-func (w *world) run(t *testing.T) (*Registrar, func()) {
-	ctx, cancel := context.WithCancel(t.Context())
+// registrar returns a registrar in the world.
+func (w *world) registrar() *Registrar {
 	opts := w.opts
 	opts.Docker, opts.Events, opts.Agent = w, w.stream, w.Agent
 	opts.Log = slog.New(slog.NewTextHandler(&w.log, nil))
@@ -253,6 +252,13 @@ func (w *world) run(t *testing.T) (*Registrar, func()) {
 	}
 	r := New(opts)
 	r.try = w.try
+	return r
+}
+
+// run starts a registrar in the world, and returns a function that stops it. To be called in a synctest bubble.
+func (w *world) run(t *testing.T) (*Registrar, func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	r := w.registrar()
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
 	synctest.Wait()
@@ -295,6 +301,48 @@ func TestLifeOfAContainer(t *testing.T) {
 			t.Errorf("%d lists, want 1: events say where to look", n)
 		}
 	})
+}
+
+// Once waits for what Consul confirms and for instances that have time left, and for nothing else.
+func TestOnce(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		prepare    func(w *world)
+		registered string
+		took       time.Duration // at most
+		err        string
+	}{
+		{name: "all are ready", prepare: func(w *world) { w.listen("10.0.0.2:80") }, registered: "vm:a:80 vm:b:80", took: time.Second},
+		{name: "one is never ready", prepare: func(*world) {}, registered: "vm:a:80 vm:b:80?", took: 31 * time.Second},
+		{name: "no containers", prepare: func(w *world) { clear(w.containers) }, registered: "", took: time.Second},
+		{name: "Consul is away", prepare: func(w *world) { w.Err = errors.New("connection refused") }, took: 4 * time.Second, err: "connection refused"},
+		{name: "Docker is away", prepare: func(w *world) { w.dockerErr = errors.New("no daemon") }, took: 4 * time.Second, err: "no daemon"},
+		{
+			name: "Consul loses a registration", prepare: func(w *world) { w.Lose = map[string]bool{"register vm:a:80": true}; delete(w.containers, "b") },
+			registered: "", took: time.Second, err: "vm:a:80: consul does not hold what was written",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				w.listen("10.0.0.1:80")
+				w.create("a", "10.0.0.1")
+				w.create("b", "10.0.0.2")
+				tt.prepare(w)
+				began := time.Now()
+				err := w.registrar().Once(t.Context())
+				if (err == nil) != (tt.err == "") || (err != nil && !strings.Contains(err.Error(), tt.err)) {
+					t.Errorf("Once() = %v, want %q", err, tt.err)
+				}
+				if took := time.Since(began); took > tt.took {
+					t.Errorf("it took %v, want at most %v", took, tt.took)
+				}
+				if got := w.Registered(); got != tt.registered {
+					t.Errorf("registered %q, want %q", got, tt.registered)
+				}
+			})
+		})
+	}
 }
 
 func TestRestartHasToBeReadyAnew(t *testing.T) {

@@ -13,17 +13,17 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	"berth/registrar/agent"
-	"berth/registrar/async"
 	"berth/registrar/docker"
 	"berth/registrar/label"
+	"berth/registrar/retry"
 )
 
-// state is all that is known of Docker, of what the instances say, and of Consul. The loop owns it.
+// state holds everything known about Docker, the instances and Consul. The loop owns it.
 type state struct {
 	opts  Options
 	own   agent.Ownership
-	clock int           // counts events, and beginnings and ends of calls: what came first
-	calls map[key]*call // under way, to be made again, or not seen to have had their effect
+	clock int           // counts events, and starts and ends of calls, to tell which came first
+	calls map[key]*call // under way, failed, or not confirmed by a read yet
 
 	// Docker.
 	host       label.Host
@@ -32,24 +32,25 @@ type state struct {
 	listedAt   time.Time // the last time
 	firstAt    time.Time // the first time
 	containers map[string]*tracked
+	ended      map[string]bool // IDs of containers that have ended since the last list, and may run again
 
 	// Consul.
-	consul  agent.State // nil until it was read
+	consul  agent.State // nil until the first read
 	read    fresh
 	readAt  time.Time
-	gate    int                       // clock of the description of the host that registrations wait for
+	gate    int                       // registrations wait for a description of the host asked for at this clock
 	refused map[string]label.Instance // by Consul, since the last list
 }
 
-// fresh says whether something is to be asked for.
+// fresh tells whether an answer is up to date.
 type fresh struct {
-	wanted int // clock when there was a reason to; 0 = it was not asked for
-	got    int // clock at the beginning of the last call that succeeded; 0 = there was none
+	wanted int // clock of the last reason to ask; 0 = none yet
+	got    int // clock at the start of the last call that succeeded; 0 = none yet
 }
 
 func (f fresh) stale() bool { return f.wanted > f.got }
 
-// kind is a kind of call.
+// kind names a kind of call.
 type kind string
 
 const (
@@ -62,28 +63,28 @@ const (
 	beating    kind = "heartbeat"
 )
 
-// writes says whether a call changes what Consul holds.
+// writes reports whether a call changes what Consul holds.
 func (k kind) writes() bool { return k == changing || k == draining || k == beating }
 
-// key tells calls apart: of each there is one at a time. A drain does not wait for another change of its instance.
+// key identifies a call; only one call of a key runs at a time. A drain does not wait for another change of its instance.
 type key struct {
 	kind
-	id    string // of the container or the instance; "" = for all
+	id    string // of the container or instance; "" = all of them
 	check string // of a heartbeat
 }
 
-// call is the last one of its key.
+// call describes the latest call of its key.
 type call struct {
 	busy         bool
 	began, ended int          // clock
 	succeeded    time.Time    // the last time
-	applied      agent.Change // what it has changed, which is to be seen by a read that began after its end
-	err          error        // of the last one whose effect is known
-	retry        time.Time    // not to be made before
+	applied      agent.Change // the change it made, until a later read confirms it
+	err          error        // of the last attempt with a known outcome
+	retry        time.Time    // earliest time of the next attempt
 	delays       *backoff.ExponentialBackOff
 }
 
-// done takes note of how a call ended. After a failure it is made again, later each time.
+// done records how a call ended. After each failure the next attempt waits longer.
 func (c *call) done(err error) {
 	c.busy, c.err, c.applied = false, err, agent.Change{}
 	if err == nil {
@@ -91,7 +92,7 @@ func (c *call) done(err error) {
 		return
 	}
 	if c.delays == nil {
-		c.delays = async.Delays()
+		c.delays = retry.Delays()
 	}
 	c.retry = time.Now().Add(c.delays.NextBackOff())
 }
@@ -100,47 +101,47 @@ func (c *call) done(err error) {
 type tracked struct {
 	id string
 	label.Container
-	seen      fresh // by inspecting it: while that is stale its registrations stay
-	since     int   // clock when it was known first
-	adopt     bool  // what Consul holds of it from before is to be looked at
-	current   bool  // what Consul holds of it was made for its present run
+	seen      fresh // the last inspect; while it is stale, registrations stay
+	since     int   // clock when it became known
+	adopt     bool  // registrations from before this registrar started are yet to be taken over
+	current   bool  // its registrations were made for its present run
 	failure   string
-	kills     []kill // that are to be judged once enough is known
+	kills     []kill // not judged yet, because too little is known
 	drain     *drain
 	instances []*instance
-	reasons   []string // why some of it is not registered
+	reasons   []string // why some of its ports are not registered
 }
 
-// kill is a signal that a container was sent.
+// kill records a signal sent to a container.
 type kill struct {
 	signal int
 	at     time.Time
 }
 
-// instance is one of a container's, prepared for comparison, with what it says.
+// instance is an instance of a container, prepared for comparison, with its probe.
 type instance struct {
 	desired agent.Desired
 	*probe
 }
 
-// probe is the way of one instance to being ready, in one run of its container.
+// probe follows one instance until it is ready, in one run of its container.
 type probe struct {
 	since  time.Time
-	ready  bool               // it was once: since then its checks tell
-	late   string             // why it is not ready, though it should be
-	cancel context.CancelFunc // of the goroutine that tries; nil = there is none
+	ready  bool               // it has been ready once; from then on its checks decide
+	late   string             // why it is not ready in time
+	cancel context.CancelFunc // ends the goroutine that probes; nil = none runs
 }
 
-// drain is what becomes of a container that was told to stop and has not died yet.
+// drain describes a container that was told to stop and has not died yet.
 type drain struct {
 	reason string
-	until  time.Time // when it is taken for one that does not stop after all
-	signal int       // that is to follow; 0 = none is
-	at     time.Time // when
+	until  time.Time // from then on the container counts as one that ignored the signal
+	signal int       // sent when the container is drained; 0 = none
+	at     time.Time // when to send it
 }
 
 const (
-	// stopping begins the reason for which a container that was told to stop is out of service.
+	// stopping begins the maintenance reason of a container that was told to stop.
 	stopping = "the container is being stopped by "
 
 	// survives is how long a container may run on after the time that Docker gives it to stop.
@@ -150,7 +151,7 @@ const (
 )
 
 func newState(opts Options) *state {
-	s := &state{opts: opts, calls: map[key]*call{}, containers: map[string]*tracked{}, refused: map[string]label.Instance{}}
+	s := &state{opts: opts, calls: map[key]*call{}, containers: map[string]*tracked{}, ended: map[string]bool{}, refused: map[string]label.Instance{}}
 	s.read.wanted = s.tick()
 	if opts.Adopt != "" {
 		s.own.Adopt = agent.RegistratorIDs(opts.Adopt)
@@ -163,24 +164,32 @@ func (s *state) tick() int {
 	return s.clock
 }
 
-// begin takes note of a call that is being made.
+// last returns the latest call of a key, or the zero call if there was none.
+func (s *state) last(k key) call {
+	if c := s.calls[k]; c != nil {
+		return *c
+	}
+	return call{}
+}
+
+// begin records that a call starts.
 func (s *state) begin(k key) *call {
 	c := s.calls[k]
 	if c == nil {
 		c = &call{}
 		s.calls[k] = c
 	}
-	c.busy, c.began, c.applied = true, s.tick(), agent.Change{}
+	c.busy, c.began = true, s.tick()
 	return c
 }
 
-// inspected says whether a container is known by more than its ID.
+// inspected reports whether more than the ID of the container is known.
 func (t *tracked) inspected() bool { return t.seen.got > 0 }
 
-// resync has Docker asked for everything.
+// resync marks everything that Docker was asked for as stale.
 func (s *state) resync() { s.listed.wanted, s.described.wanted = s.tick(), s.tick() }
 
-// describe takes in what the host is like. What changes with it is the containers' instances.
+// describe records the host's description, and evaluates all containers again if it changed.
 func (s *state) describe(h label.Host, began int) {
 	s.described.got = began
 	if s.opts.Owner != "" {
@@ -196,8 +205,9 @@ func (s *state) describe(h label.Host, began int) {
 	}
 }
 
-// list makes the containers that exist known, and drops all others, but for those that are newer than the list.
+// list records which containers exist. It drops all others, except containers newer than the list.
 func (s *state) list(ids []string, began int) {
+	clear(s.ended)
 	there := map[string]bool{}
 	for _, id := range ids {
 		there[id] = true
@@ -219,8 +229,8 @@ func (s *state) list(ids []string, began int) {
 	clear(s.refused)
 }
 
-// event takes in an event.
-func (s *state) event(ev docker.Event) {
+// event records an event, and reports whether it concerns a known container or a new one.
+func (s *state) event(ev docker.Event) bool {
 	t := s.containers[ev.ID]
 	switch {
 	case ev.Action == docker.Started: // whatever is known concerns a process that is gone
@@ -229,6 +239,7 @@ func (s *state) event(ev docker.Event) {
 		t.seen.wanted = t.since
 		s.containers[ev.ID] = t
 	case t == nil:
+		return false
 	case ev.Action == docker.Changed:
 		t.seen.wanted = s.tick()
 	case ev.Action == docker.Killed:
@@ -241,16 +252,20 @@ func (s *state) event(ev docker.Event) {
 	default:
 		s.drop(ev.ID)
 	}
+	return true
 }
 
-// drop forgets a container. Those that use its network are not reached any more.
+// drop forgets a container. Containers that use its network become unreachable.
 func (s *state) drop(id string) {
+	if s.containers[id] != nil {
+		s.ended[id] = true
+	}
 	delete(s.containers, id)
 	delete(s.calls, key{kind: inspecting, id: id})
 	s.evaluateSharing(id)
 }
 
-// keeps says whether a container that ended like this stays registered: it ended by itself, and not well.
+// keeps reports whether a container stays registered after this exit code: it failed, and no signal ended it.
 func (s *state) keeps(exit int) bool { return s.opts.KeepFailed && exit > 0 && exit < 128 }
 
 func (t *tracked) fail(exit int) {
@@ -258,7 +273,7 @@ func (t *tracked) fail(exit int) {
 	t.failure = fmt.Sprintf("the container ended with exit code %d", exit)
 }
 
-// inspected takes in what Docker says of a container.
+// inspected records the result of inspecting a container.
 func (s *state) inspected(t *tracked, in docker.Inspected, began int) {
 	switch {
 	case in.Running:
@@ -281,9 +296,9 @@ func (s *state) inspected(t *tracked, in docker.Inspected, began int) {
 	s.evaluateSharing(t.id)
 }
 
-// takeSignals takes note of signals that Docker has sent to a container. A signal that ends the container takes it out of
-// service: its stop signal, and SIGKILL. If that signal is only a sign, and the real one is in SERVICE_STOP_SIGNAL, the
-// real one follows when the container is drained.
+// takeSignals judges the signals that Docker sent to a container. Its stop signal and SIGKILL take the container out of
+// service. If SERVICE_STOP_SIGNAL names another signal, the stop signal only announces the stop, and the named signal
+// follows when the container is drained.
 func (s *state) takeSignals(t *tracked) {
 	var later []kill
 	for _, k := range t.kills {
@@ -303,7 +318,7 @@ func (s *state) takeSignals(t *tracked) {
 	t.kills = later
 }
 
-// outOfService is why a container gets no new requests, "" if it does.
+// outOfService returns why a container gets no new requests, or "".
 func (t *tracked) outOfService() string {
 	switch {
 	case t.failure != "":
@@ -316,22 +331,32 @@ func (t *tracked) outOfService() string {
 	return ""
 }
 
-// revive puts a container that was told to stop and runs on back to where it has to show that it is ready.
-func (s *state) revive(t *tracked) {
-	t.drain, t.instances = nil, nil
-	s.evaluate(t)
+// revive ends the drain of containers that were told to stop and still run: they have to become ready again. It returns
+// their names.
+func (s *state) revive(now time.Time) (names []string) {
+	for _, t := range s.containers {
+		if t.drain != nil && !t.drain.until.After(now) {
+			t.drain, t.instances = nil, nil
+			s.evaluate(t)
+			names = append(names, t.Name)
+		}
+	}
+	return names
 }
 
-// evaluate works out what a container registers, with the probes of those of its instances that are as they were.
+// enoughKnown reports whether enough is known to tell what a container registers.
+func (s *state) enoughKnown(t *tracked) bool {
+	other := s.containers[t.NetworkOf]
+	return t.inspected() && s.described.got > 0 && (other == nil || other.inspected())
+}
+
+// evaluate works out what a container registers. Instances that did not change keep their probes.
 func (s *state) evaluate(t *tracked) {
-	c := t.Container
-	if !t.inspected() || s.described.got == 0 {
+	if !s.enoughKnown(t) {
 		return
 	}
+	c := t.Container
 	if other := s.containers[c.NetworkOf]; other != nil {
-		if !other.inspected() {
-			return
-		}
 		c = c.Within(other.Container)
 	}
 	before := t.instances
@@ -350,7 +375,7 @@ func (s *state) evaluate(t *tracked) {
 	}
 }
 
-// evaluateSharing works out anew what containers register that use another one's network.
+// evaluateSharing evaluates the containers that use a container's network.
 func (s *state) evaluateSharing(id string) {
 	for _, t := range s.containers {
 		if t.NetworkOf == id {
@@ -359,8 +384,8 @@ func (s *state) evaluateSharing(id string) {
 	}
 }
 
-// carry returns the probe that goes on for an instance, nil if it has to show anew that it is ready. It has not after a
-// change of its name or ID, nor if merely where it is probed has changed and it is registered as it is.
+// carry returns the probe that an instance keeps, or nil if it has to become ready again. It keeps its probe after a
+// change of name or ID, and stays ready if only the probed address changed and it is registered as it is.
 func (s *state) carry(before []*instance, in label.Instance) *probe {
 	for _, b := range before {
 		was := b.desired.Instance
@@ -375,11 +400,11 @@ func (s *state) carry(before []*instance, in label.Instance) *probe {
 	return nil
 }
 
-// adopt takes over what is registered from before the registrar knew the containers: it was ready once and stays, so that
-// a restart of the registrar takes nothing away; and a container that was being stopped then is so still.
+// adopt takes over registrations from before this registrar started. They count as ready, so restarting the registrar
+// takes no instance away, and a container that was being stopped stays out of service.
 func (s *state) adopt() {
 	for _, t := range s.containers {
-		if !t.adopt || !t.inspected() || s.consul == nil || s.described.got == 0 {
+		if !t.adopt || s.consul == nil || !s.enoughKnown(t) {
 			continue
 		}
 		t.adopt, t.current = false, true
@@ -399,41 +424,49 @@ func (s *state) adopt() {
 	}
 }
 
-// consulHolds takes in what Consul holds, but for instances with which something was done meanwhile: a later read tells of these.
-// If the host was described while Consul told nothing, of its node neither, it is to be described again.
-func (s *state) consulHolds(have agent.State, began int) {
+// consulHolds records what Consul holds, and returns how many changes it lacks although Consul acknowledged them. Changes
+// made after the read began wait for the next read. If the host was described before Consul answered, without the address
+// of its node, it is described again.
+func (s *state) consulHolds(have agent.State, began int) (unconfirmed int) {
 	if s.consul == nil && s.described.got > 0 && s.host.NodeAddress == "" {
 		s.gate = s.tick()
 		s.described.wanted = s.gate
 	}
 	s.read.got, s.readAt = began, time.Now()
 	for k, c := range s.calls {
-		if (k.kind == changing || k.kind == draining) && (c.busy || c.ended > began) {
-			if was, held := s.consul[k.id]; held {
-				have[k.id] = was
-			} else {
-				delete(have, k.id)
+		switch {
+		case k.kind == beating:
+			if !c.busy && have[k.id].Checks[k.check] == nil {
+				delete(s.calls, k)
 			}
+		case !k.writes() || c.busy || c.ended > began:
+		case c.applied.Empty():
+			if c.retry.Add(reread).Before(s.readAt) { // it failed, and there is no reason for it any more
+				delete(s.calls, k)
+			}
+		case c.applied.Made(have[k.id]):
+			delete(s.calls, k)
+		default:
+			c.done(fmt.Errorf("%s: consul does not hold what was written", k.id))
+			unconfirmed++
 		}
 	}
 	s.consul = have
-	maps.DeleteFunc(s.calls, func(k key, c *call) bool {
-		return k.kind == beating && !c.busy && have[k.id].Checks[k.check] == nil
-	})
+	return unconfirmed
 }
 
-// applied takes note of a change that was made. It is for the next read to tell that it was.
-func (s *state) applied(c *call, made agent.Change) {
+// applied records a change that Consul acknowledged. The next read has to confirm it.
+func (s *state) applied(k key, c *call, made agent.Change) {
 	c.busy, c.applied = false, made
-	if t := s.containers[made.Desired.Container]; t != nil && made.Register {
+	if t := s.containers[made.Container]; t != nil && made.Register {
 		t.current = true
+	}
+	if other := s.calls[key{kind: changing, id: k.id}]; other != nil && k.kind == draining {
+		other.applied = agent.Change{} // it may have ended another drain
 	}
 }
 
-// pending says whether it is for a read to tell what became of a change.
-func (s *state) pending(c *call) bool { return !c.applied.Empty() && c.ended > s.read.got }
-
-// sorted are the inspected containers by their age, so that the oldest holder of a service ID keeps it.
+// sorted returns the inspected containers by age: the oldest holder of a service ID keeps it.
 func (s *state) sorted() []*tracked {
 	known := slices.DeleteFunc(slices.Collect(maps.Values(s.containers)), func(t *tracked) bool { return !t.inspected() })
 	slices.SortFunc(known, func(a, b *tracked) int {
@@ -442,13 +475,13 @@ func (s *state) sorted() []*tracked {
 	return known
 }
 
-// known says whether all containers that exist were inspected, or with failed at least tried to.
+// known reports whether all containers that exist were inspected; with failed, failed attempts count as well.
 func (s *state) known(failed bool) bool {
 	for id, t := range s.containers {
 		if t.inspected() {
 			continue
 		}
-		if c := s.calls[key{kind: inspecting, id: id}]; !failed || c == nil || c.err == nil {
+		if !failed || s.last(key{kind: inspecting, id: id}).err == nil {
 			return false
 		}
 	}

@@ -16,7 +16,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"berth/registrar/agent/agenttest"
+	"berth/deploy/testenv/agenttest"
 	"berth/registrar/label"
 	service "berth/registrar/process"
 )

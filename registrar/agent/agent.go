@@ -1,8 +1,8 @@
 // Package agent keeps registrations at a Consul agent: it reads what the agent holds, says how that differs from what is
 // desired, and applies the difference, one instance at a time. berth registrar and berth service both stand on it.
 //
-// Agent makes calls and waits for them, each with its deadline; everything else is pure. Who uses it decides what runs
-// at the same time. Nothing counts as done before a later Read shows it.
+// Agent makes calls, each with its deadline; everything else is pure. The caller decides which calls run at the same time.
+// Nothing counts as done before a later Read shows it.
 package agent
 
 import (
@@ -19,7 +19,7 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// Client is the part of *api.Agent that is used.
+// Client is the part of *api.Agent that berth uses.
 type Client interface {
 	ServicesWithFilterOpts(filter string, q *api.QueryOptions) (map[string]*api.AgentService, error)
 	ChecksWithFilterOpts(filter string, q *api.QueryOptions) (map[string]*api.AgentCheck, error)
@@ -40,7 +40,7 @@ type Agent struct {
 	Log    *slog.Logger // of changes that succeeded
 }
 
-// Read returns what the agent holds: everything, or with an ID what concerns that instance.
+// Read returns everything the agent holds, or with an ID only that instance.
 func (a Agent) Read(ctx context.Context, id string) (State, error) {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
@@ -57,80 +57,65 @@ func (a Agent) Read(ctx context.Context, id string) (State, error) {
 	both.Go(func() { services, failed = a.Client.ServicesWithFilterOpts(ofService, query(ctx)) })
 	both.Go(func() { checks, noChecks = a.Client.ChecksWithFilterOpts(ofChecks, query(ctx)) })
 	both.Wait()
-	// Not the one that failed first: what is logged would change from one try to the next.
+	// Always the same one of two errors: else the log line would change from one attempt to the next.
 	if err := cmp.Or(failed, noChecks); err != nil {
 		return nil, fmt.Errorf("read services and checks: %w", err)
 	}
 	return NewState(services, checks), nil
 }
 
-// Refusal is the error of an agent that answered that it will not take a registration. That says nothing about any other.
+// Refusal is the error of an agent that answers but does not accept a registration. It may accept others.
 type Refusal struct{ Err error }
 
 func (r *Refusal) Error() string { return r.Err.Error() }
 func (r *Refusal) Unwrap() error { return r.Err }
 
-// Apply makes the calls of a change, one after the other, up to the first that fails. The error is a *Refusal when the
-// agent refuses the registration; what it held before then stays.
+// Apply makes the calls of a change one after the other, up to the first failure. The error is a *Refusal if the agent
+// refuses the registration; the previous one then stays.
 func (a Agent) Apply(ctx context.Context, c Change) error {
-	call := func(what string, f func(ctx context.Context) error) error {
-		ctx, cancel := context.WithTimeout(ctx, Timeout)
-		defer cancel()
-		if err := f(ctx); err != nil {
-			return fmt.Errorf("%s: %w", what, err)
+	if c.Maintain {
+		err := a.call(ctx, "drain "+c.ID, func(q *api.QueryOptions) error { return a.Client.EnableServiceMaintenanceOpts(c.ID, c.Drain, q) })
+		if err == nil {
+			a.Log.Info("out of service", "service", c.Name, "instance", c.ID, "reason", strings.TrimPrefix(c.Drain, Automatic))
 		}
-		return nil
+		return err
 	}
-	d := c.Desired
-	if c.Drain {
-		return call("drain "+c.ID, func(ctx context.Context) error {
-			if err := a.Client.EnableServiceMaintenanceOpts(c.ID, d.Drain, query(ctx)); err != nil {
-				return err
-			}
-			a.Log.Info("out of service", "service", d.Name, "instance", c.ID, "reason", strings.TrimPrefix(d.Drain, Automatic))
-			return nil
-		})
-	}
-	if s := c.Deregister; s != nil {
-		return call("deregister "+c.ID, func(ctx context.Context) error {
-			if err := a.Client.ServiceDeregisterOpts(c.ID, query(ctx)); err != nil && !IsNotFound(err) {
-				return err
-			}
-			a.Log.Info("deregistered", "service", s.Service, "instance", c.ID)
-			return nil
-		})
-	}
-	if c.Register {
-		if err := call("register "+c.ID, func(ctx context.Context) error { return a.register(ctx, d) }); err != nil {
-			if isRefusal(err) {
-				err = &Refusal{err}
-			}
+	if c.Deregister {
+		err := a.call(ctx, "deregister "+c.ID, func(q *api.QueryOptions) error { return a.Client.ServiceDeregisterOpts(c.ID, q) })
+		if err != nil && !IsNotFound(err) {
 			return err
 		}
+		a.Log.Info("deregistered", "service", c.Name, "instance", c.ID)
+		return nil
+	}
+	if c.Register {
+		err := a.call(ctx, "register "+c.ID, func(q *api.QueryOptions) error {
+			return a.Client.ServiceRegisterOpts(c.registration(), api.ServiceRegisterOpts{}.WithContext(q.Context()))
+		})
+		if status := statusOf(err); status >= 400 && status < 500 && status != http.StatusTooManyRequests {
+			return &Refusal{err}
+		} else if err != nil {
+			return err
+		}
+		a.logRegistered(ctx, c.Desired)
 	}
 	for _, id := range c.Uncheck {
-		err := call("deregister check "+id, func(ctx context.Context) error { return a.Client.CheckDeregisterOpts(id, query(ctx)) })
+		err := a.call(ctx, "deregister check "+id, func(q *api.QueryOptions) error { return a.Client.CheckDeregisterOpts(id, q) })
 		if err != nil && !IsNotFound(err) {
 			return err
 		}
 	}
 	if c.Resume {
-		return call("resume "+c.ID, func(ctx context.Context) error {
-			if err := a.Client.DisableServiceMaintenanceOpts(c.ID, query(ctx)); err != nil {
-				return err
-			}
-			a.Log.Info("back in service", "instance", c.ID)
-			return nil
-		})
+		err := a.call(ctx, "resume "+c.ID, func(q *api.QueryOptions) error { return a.Client.DisableServiceMaintenanceOpts(c.ID, q) })
+		if err != nil {
+			return err
+		}
+		a.Log.Info("back in service", "instance", c.ID)
 	}
 	return nil
 }
 
-// register keeps existing checks, and maintenance mode with them: replacing them would end that.
-func (a Agent) register(ctx context.Context, d Desired) error {
-	if err := a.Client.ServiceRegisterOpts(d.registration(), api.ServiceRegisterOpts{}.WithContext(ctx)); err != nil {
-		return err
-	}
+func (a Agent) logRegistered(ctx context.Context, d Desired) {
 	level, msg := slog.LevelInfo, "registered"
 	attrs := []any{"service", d.Name, "instance", d.ID, "address", d.Address, "port", d.Port}
 	if d.Container != "" {
@@ -141,28 +126,31 @@ func (a Agent) register(ctx context.Context, d Desired) error {
 		attrs = append(attrs, "reason", d.NotReady, "waited", d.Waited)
 	}
 	a.Log.Log(ctx, level, msg, attrs...)
-	return nil
 }
 
 // Beat tells Consul about a TTL check.
 func (a Agent) Beat(ctx context.Context, h Heartbeat) error {
+	return a.call(ctx, "update check "+h.Check, func(q *api.QueryOptions) error { return a.Client.UpdateTTLOpts(h.Check, h.Output, h.Status, q) })
+}
+
+// call makes one call with its deadline.
+func (a Agent) call(ctx context.Context, what string, f func(*api.QueryOptions) error) error {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
-	if err := a.Client.UpdateTTLOpts(h.Check, h.Output, h.Status, query(ctx)); err != nil {
-		return fmt.Errorf("update check %s: %w", h.Check, err)
+	if err := f(query(ctx)); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
 }
 
 func query(ctx context.Context) *api.QueryOptions { return new(api.QueryOptions).WithContext(ctx) }
 
-func isRefusal(err error) bool {
+// statusOf returns the status with which an agent answered an error, 0 if it did not answer.
+func statusOf(err error) int {
 	var status api.StatusError
-	return errors.As(err, &status) && status.Code >= 400 && status.Code < 500 && status.Code != http.StatusTooManyRequests
+	_ = errors.As(err, &status)
+	return status.Code
 }
 
-// IsNotFound says whether an error is the answer of an agent that does not hold what was to be changed.
-func IsNotFound(err error) bool {
-	var status api.StatusError
-	return errors.As(err, &status) && status.Code == http.StatusNotFound
-}
+// IsNotFound reports whether the agent answered that it does not hold the service or check to change.
+func IsNotFound(err error) bool { return statusOf(err) == http.StatusNotFound }

@@ -13,13 +13,16 @@ import (
 	"github.com/hashicorp/consul/api"
 	"pgregory.net/rapid"
 
-	"berth/registrar/agent/agenttest"
+	"berth/deploy/testenv/agenttest"
 	"berth/registrar/label"
 )
 
 func owned(id, container, owner string) label.Instance {
 	return label.Instance{ID: id, Name: "app", Port: 80, Container: container, Meta: map[string]string{label.MetaOwner: owner, label.MetaContainer: container}}
 }
+
+// a1 is the instance a as far as it takes to do something to it that is no registration.
+var a1 = Desired{Instance: label.Instance{ID: "a"}}
 
 func agentOf(fake *agenttest.Agent) Agent {
 	return Agent{Client: fake, Log: slog.New(slog.DiscardHandler)}
@@ -206,13 +209,15 @@ func TestDeadlines(t *testing.T) {
 		"services": func(a Agent, t *testing.T) error { _, err := a.Read(t.Context(), ""); return err },
 		"checks":   func(a Agent, t *testing.T) error { _, err := a.Read(t.Context(), "a"); return err },
 		"register": func(a Agent, t *testing.T) error {
-			return a.Apply(t.Context(), Change{ID: "a", Desired: Prepare(in), Register: true})
+			return a.Apply(t.Context(), Change{Desired: Prepare(in), Register: true})
 		},
-		"enable":     func(a Agent, t *testing.T) error { return a.Apply(t.Context(), Change{ID: "a", Drain: true}) },
-		"disable":    func(a Agent, t *testing.T) error { return a.Apply(t.Context(), Change{ID: "a", Resume: true}) },
-		"deregister": func(a Agent, t *testing.T) error { return a.Apply(t.Context(), Deregister(service)) },
+		"enable":  func(a Agent, t *testing.T) error { return a.Apply(t.Context(), Change{Desired: a1, Maintain: true}) },
+		"disable": func(a Agent, t *testing.T) error { return a.Apply(t.Context(), Change{Desired: a1, Resume: true}) },
+		"deregister": func(a Agent, t *testing.T) error {
+			return a.Apply(t.Context(), Change{Desired: Registered{AgentService: service}.Desired(), Deregister: true})
+		},
 		"check deregister": func(a Agent, t *testing.T) error {
-			return a.Apply(t.Context(), Change{ID: "a", Uncheck: []string{"a:ready"}})
+			return a.Apply(t.Context(), Change{Desired: a1, Uncheck: []string{"a:ready"}})
 		},
 		"update": func(a Agent, t *testing.T) error { return a.Beat(t.Context(), Heartbeat{Check: "a:check-1"}) },
 	} {
@@ -232,7 +237,7 @@ func TestRefusal(t *testing.T) {
 	for code, refused := range map[int]bool{400: true, 403: true, 429: false, 500: false} {
 		fake := agenttest.New()
 		fake.Fail["register"] = api.StatusError{Code: code, Body: "no"}
-		err := agentOf(fake).Apply(t.Context(), Change{ID: "a", Desired: Prepare(owned("a", "one", "me")), Register: true, Uncheck: []string{"a:ready"}})
+		err := agentOf(fake).Apply(t.Context(), Change{Desired: Prepare(owned("a", "one", "me")), Register: true, Uncheck: []string{"a:ready"}})
 		var refusal *Refusal
 		if got := errors.As(err, &refusal); err == nil || got != refused || fake.Called("check deregister") != 0 {
 			t.Errorf("%d: %v, refusal %v, %d checks removed; want an error, %v, 0", code, err, got, fake.Called("check deregister"), refused)
@@ -241,12 +246,12 @@ func TestRefusal(t *testing.T) {
 	fake := agenttest.New()
 	fake.Fail["deregister"] = api.StatusError{Code: 404, Body: "Unknown service ID"}
 	fake.Fail["check deregister"] = fake.Fail["deregister"]
-	for _, c := range []Change{Deregister(&api.AgentService{ID: "a"}), {ID: "a", Uncheck: []string{"a:ready"}}} {
+	for _, c := range []Change{{Desired: a1, Deregister: true}, {Desired: a1, Uncheck: []string{"a:ready"}}} {
 		if err := agentOf(fake).Apply(t.Context(), c); err != nil {
 			t.Errorf("what is gone already is no failure: %v", err)
 		}
 	}
-	if err := agentOf(fake).Apply(t.Context(), Change{ID: "a", Drain: true}); !IsNotFound(err) {
+	if err := agentOf(fake).Apply(t.Context(), Change{Desired: a1, Maintain: true}); !IsNotFound(err) {
 		t.Errorf("draining what is gone: %v, want an error that says so", err)
 	}
 }

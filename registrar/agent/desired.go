@@ -16,29 +16,49 @@ import (
 	"berth/registrar/label"
 )
 
-// Automatic begins the reasons for maintenance that berth gives and takes back. A maintenance mode set by hand, through
-// berth drain or Consul itself, is never taken back by it.
+// Automatic begins the reasons of maintenance modes that berth sets and ends by itself. It never ends one that was set by
+// hand, through berth drain or Consul itself.
 const Automatic = "berth registrar: "
 
-// Desired is an instance with what is to be said about it now.
+// Desired is an instance in its desired state.
 type Desired struct {
 	label.Instance
-	NotReady string        // why it is not ready, though it should be by now; "" = it is
-	Waited   time.Duration // with NotReady: for how long it was given time, for the log
-	Drain    string        // why it is to get no new requests, beginning with Automatic; "" = it may
+	NotReady string        // why it is not ready in time; "" = it is ready
+	Waited   time.Duration // how long NotReady was waited for, for the log
+	Drain    string        // why it gets no new requests, beginning with Automatic; "" = it gets some
 	Health   string        // what Docker's HEALTHCHECK says: "healthy", "unhealthy" or "starting"
 	Output   string        // of the HEALTHCHECK
 
-	fingerprints *[2]string // of the checks, without and with the one for NotReady; nil = not computed yet
+	prepared *prepared // nil = not computed yet
 }
 
-// Prepare returns the instance as Desired, with what is costly to compute about it: to be called once, and copied.
+// prepared holds what is costly to compute about an instance.
+type prepared struct {
+	fingerprint, late string   // of the checks, without and with the one for NotReady
+	checkIDs          []string // the one for NotReady comes last
+}
+
+// Prepare returns the instance as Desired with everything that is costly to compute: call it once and copy the result.
 func Prepare(in label.Instance) Desired {
 	d := Desired{Instance: in}
-	late := d
-	late.NotReady = "late"
-	d.fingerprints = &[2]string{d.fingerprint(), late.fingerprint()}
+	d.prepared = d.prepare()
 	return d
+}
+
+func (d Desired) prepare() *prepared {
+	if d.prepared != nil {
+		return d.prepared
+	}
+	p := &prepared{}
+	for n := range d.Checks {
+		p.checkIDs = append(p.checkIDs, checkID(d.ID, n))
+	}
+	p.checkIDs = append(p.checkIDs, readyCheckID(d.ID))
+	d.NotReady = ""
+	p.fingerprint = fingerprint(d.checks())
+	d.NotReady = "late"
+	p.late = fingerprint(d.checks())
+	return p
 }
 
 func readyCheckID(id string) string   { return id + ":ready" }
@@ -51,7 +71,7 @@ func (d Desired) ttlStatus(c label.Check) string {
 	return api.HealthPassing
 }
 
-// checks are the definitions of the instance's checks.
+// checks returns the definitions of the instance's checks.
 func (d Desired) checks() (out api.AgentServiceChecks) {
 	for n, c := range d.Checks {
 		check := c.Definition
@@ -71,18 +91,21 @@ func (d Desired) checks() (out api.AgentServiceChecks) {
 	return out
 }
 
-// fingerprint changes when the definition of a check does, and not with its status. It is "" without checks.
+// fingerprint returns the fingerprint of all checks.
 func (d Desired) fingerprint() string {
-	switch {
-	case d.fingerprints != nil && d.NotReady == "":
-		return d.fingerprints[0]
-	case d.fingerprints != nil:
-		return d.fingerprints[1]
-	case len(d.Checks) == 0 && d.NotReady == "":
+	if d.NotReady != "" {
+		return d.prepare().late
+	}
+	return d.prepare().fingerprint
+}
+
+// fingerprint returns a hash of the definitions of checks, without their status. It is "" without checks.
+func fingerprint(checks api.AgentServiceChecks) string {
+	if len(checks) == 0 {
 		return ""
 	}
 	sum := sha256.New()
-	for _, c := range d.checks() {
+	for _, c := range checks {
 		c.Status, c.Notes = "", ""
 		b, err := json.Marshal(c)
 		if err != nil {
@@ -93,7 +116,7 @@ func (d Desired) fingerprint() string {
 	return fmt.Sprintf("%x", sum.Sum(nil)[:8])
 }
 
-// registration is what is sent to the agent for an instance, with its checks in the same call.
+// registration returns the body of the call that registers the instance together with its checks.
 func (d Desired) registration() *api.AgentServiceRegistration {
 	r := &api.AgentServiceRegistration{
 		ID: d.ID, Name: d.Name, Tags: d.Tags, Meta: maps.Clone(d.Meta), Address: d.Address, Port: d.Port,
@@ -106,45 +129,37 @@ func (d Desired) registration() *api.AgentServiceRegistration {
 	return r
 }
 
-// Change is what is to be done about one instance: into maintenance mode, or away, or some of the rest.
+// Change says what to do about one instance: to drain it, or to deregister it, or some of the rest.
 type Change struct {
-	ID         string
-	Desired    Desired // what is to stand there, but for Deregister
-	Drain      bool
-	Deregister *api.AgentService
-
-	Register bool
-	Uncheck  []string // IDs of checks that it has no more
-	Resume   bool     // out of maintenance mode
+	Desired             // the instance as it is to stand there; to deregister it, its ID and name
+	Maintain   bool     // put it into maintenance mode
+	Deregister bool     // remove it with its checks
+	Register   bool     // register it, with its checks
+	Uncheck    []string // remove the checks with these IDs
+	Resume     bool     // end its maintenance mode
 }
 
-// Empty says whether there is nothing to do.
+// Empty reports whether there is nothing to do.
 func (c Change) Empty() bool {
-	return !c.Drain && c.Deregister == nil && !c.Register && !c.Resume && len(c.Uncheck) == 0
+	return !c.Maintain && !c.Deregister && !c.Register && !c.Resume && len(c.Uncheck) == 0
 }
 
-// String says what is done. Changes of an instance that do the same have the same text.
-func (c Change) String() string {
-	var out []string
-	for what, is := range map[string]bool{"drain": c.Drain, "deregister": c.Deregister != nil, "register": c.Register, "resume": c.Resume} {
-		if is {
-			out = append(out, what)
-		}
+// Made reports whether have, which the agent holds, shows the change.
+func (c Change) Made(have Registered) bool {
+	if c.Deregister {
+		return !have.Held()
 	}
-	slices.Sort(out)
-	return strings.Join(append(out, c.Uncheck...), " ") + " " + c.ID
+	left := Diff(c.Desired, have)
+	return !((c.Maintain && left.Maintain) || (c.Register && left.Register) || (c.Resume && left.Resume) || (len(c.Uncheck) > 0 && len(left.Uncheck) > 0))
 }
 
-// Deregister returns the change that removes a registration with its checks.
-func Deregister(s *api.AgentService) Change { return Change{ID: s.ID, Deregister: s} }
-
-// Diff returns what to do so that the agent, which holds have of this instance, holds what is desired. An instance that
-// is to get no new requests is put into maintenance mode if it is registered, and left alone otherwise.
+// Diff returns the change that turns have, which the agent holds, into the desired state. An instance to be drained is put
+// into maintenance mode if it is registered, and left alone otherwise.
 func Diff(d Desired, have Registered) Change {
-	c := Change{ID: d.ID, Desired: d}
+	c := Change{Desired: d}
 	reason, maintained := have.Maintenance()
 	if d.Drain != "" {
-		c.Drain = have.Held() && !maintained
+		c.Maintain = have.Held() && !maintained
 		return c
 	}
 	c.Register = !d.Same(have)
@@ -153,7 +168,7 @@ func Diff(d Desired, have Registered) Change {
 	return c
 }
 
-// Same says whether the agent holds the registration with all of its checks.
+// Same reports whether the agent holds the registration with all of its checks.
 func (d Desired) Same(s Registered) bool {
 	if !s.Held() || s.Service != d.Name || s.Address != d.Address || s.Port != d.Port ||
 		s.Weights != (api.AgentWeights{Passing: cmp.Or(d.Weight, 1), Warning: 1}) || !slices.Equal(s.Tags, d.Tags) {
@@ -171,26 +186,29 @@ func (d Desired) Same(s Registered) bool {
 			return false
 		}
 	}
-	for n := range d.Checks {
-		if s.Checks[checkID(d.ID, n)] == nil {
+	for _, id := range d.checkIDs() {
+		if s.Checks[id] == nil {
 			return false
 		}
 	}
-	return pairs == len(d.Meta) && (d.NotReady == "" || s.Checks[readyCheckID(d.ID)] != nil)
+	return pairs == len(d.Meta)
 }
 
-// staleChecks are the checks that an instance has at the agent and should not have. A registration adds checks and keeps
-// those that are there; only so does it leave maintenance mode alone.
+// checkIDs returns the IDs of the instance's checks.
+func (d Desired) checkIDs() []string {
+	ids := d.prepare().checkIDs
+	if d.NotReady == "" {
+		ids = ids[:len(d.Checks)]
+	}
+	return ids
+}
+
+// staleChecks returns the checks that the agent holds of the instance and should not hold. A registration adds checks and
+// keeps existing ones: replacing them would end maintenance mode, which is a check, too.
 func (d Desired) staleChecks(have Registered) (out []string) {
-	want := []string{maintenanceID + d.ID}
-	if d.NotReady != "" {
-		want = append(want, readyCheckID(d.ID))
-	}
-	for n := range d.Checks {
-		want = append(want, checkID(d.ID, n))
-	}
+	want := d.checkIDs()
 	for id := range have.Checks {
-		if !slices.Contains(want, id) {
+		if !slices.Contains(want, id) && !strings.HasPrefix(id, maintenanceID) {
 			out = append(out, id)
 		}
 	}

@@ -7,18 +7,19 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// Heartbeat is what is to be said about a TTL check, now and again before its time is over.
+// Heartbeat is the status of a TTL check that Consul has to hear again before the TTL is over.
 type Heartbeat struct {
 	Check, Status, Output string
 	Every                 time.Duration
-	health                bool // it repeats what Docker's HEALTHCHECK says
+	health                bool // it mirrors Docker's HEALTHCHECK
 }
 
-// Heartbeats are what is to be said about the TTL checks of an instance that the agent holds. output is for checks that
-// say that berth is there.
+// Heartbeats returns the heartbeats of the TTL checks that the agent holds of the instance. output goes with checks that
+// do not mirror a HEALTHCHECK.
 func (d Desired) Heartbeats(have Registered, output string) (out []Heartbeat) {
-	for n, c := range d.Checks {
-		h := Heartbeat{checkID(d.ID, n), d.ttlStatus(c), output, c.TTL / 3, c.Health}
+	for n, id := range d.prepare().checkIDs[:len(d.Checks)] {
+		c := d.Checks[n]
+		h := Heartbeat{id, d.ttlStatus(c), output, c.TTL / 3, c.Health}
 		if c.Health {
 			h.Output = cmp.Or(d.Output, "Docker says "+d.Health)
 		}
@@ -29,8 +30,8 @@ func (d Desired) Heartbeats(have Registered, output string) (out []Heartbeat) {
 	return out
 }
 
-// Due says when Consul is to hear this, if it was last told about the check at a time, which may be zero: after a third
-// of the TTL, and at once when the check says something else at the agent.
+// Due returns when the heartbeat is due after the last one, which may be the zero time: after a third of the TTL, and at
+// once if the agent holds another status.
 func (h Heartbeat) Due(have Registered, last time.Time) time.Time {
 	is := have.Checks[h.Check]
 	if is == nil || is.Status != h.Status || (h.health && is.Output != h.Output) {
@@ -39,7 +40,7 @@ func (h Heartbeat) Due(have Registered, last time.Time) time.Time {
 	return last.Add(h.Every)
 }
 
-// Said takes note in what the agent holds that it was told so. It returns the check as it was, nil if there is none.
+// Said records the heartbeat in have. It returns the check as it was before, or nil if there is none.
 func (h Heartbeat) Said(have Registered) (was *api.AgentCheck) {
 	if was = have.Checks[h.Check]; was != nil {
 		now := *was

@@ -12,7 +12,7 @@ import (
 // maintenanceID begins the ID of the check by which Consul keeps a service in maintenance mode.
 const maintenanceID = "_service_maintenance:"
 
-// State is what an agent holds, by service ID.
+// State holds the services of an agent by their ID.
 type State map[string]Registered
 
 // Registered is a service with its checks by their ID. The zero value stands for a service that the agent does not hold.
@@ -21,7 +21,7 @@ type Registered struct {
 	Checks map[string]*api.AgentCheck
 }
 
-// NewState returns the State of an agent that answers with these services and checks.
+// NewState returns the State that these answers of an agent describe.
 func NewState(services map[string]*api.AgentService, checks map[string]*api.AgentCheck) State {
 	s := State{}
 	for id, service := range services {
@@ -35,10 +35,15 @@ func NewState(services map[string]*api.AgentService, checks map[string]*api.Agen
 	return s
 }
 
-// Held says whether the agent holds the service.
+// Held reports whether the agent holds the service.
 func (r Registered) Held() bool { return r.AgentService != nil }
 
-// Container is the full ID of the container that the service is registered for, "" if it is none.
+// Desired returns just enough of the service to drain or deregister it.
+func (r Registered) Desired() Desired {
+	return Desired{Instance: label.Instance{ID: r.ID, Name: r.Service}}
+}
+
+// Container returns the full ID of the container that the service is registered for, or "".
 func (r Registered) Container() string {
 	if !r.Held() {
 		return ""
@@ -46,7 +51,7 @@ func (r Registered) Container() string {
 	return r.Meta[label.MetaContainer]
 }
 
-// Maintenance returns the reason for which the service is in maintenance mode, and whether it is.
+// Maintenance reports whether the service is in maintenance mode, and for which reason.
 func (r Registered) Maintenance() (reason string, on bool) {
 	for id, c := range r.Checks {
 		if strings.HasPrefix(id, maintenanceID) {
@@ -56,10 +61,10 @@ func (r Registered) Maintenance() (reason string, on bool) {
 	return "", false
 }
 
-// WasReady says whether the service has been ready since it was registered: it lacks the check that says otherwise.
+// WasReady reports whether the service has been ready since it was registered: it lacks the check that says otherwise.
 func (r Registered) WasReady() bool { return r.Held() && r.Checks[readyCheckID(r.ID)] == nil }
 
-// Serves says whether the service is registered for the instance's container, at the instance's address and port.
+// Serves reports whether the service is registered for the container, address and port of the instance.
 func (r Registered) Serves(in label.Instance) bool {
 	return r.Held() && r.Container() == in.Container && r.Address == in.Address && r.Port == in.Port
 }
@@ -70,14 +75,14 @@ type Ownership struct {
 	Adopt *regexp.Regexp // IDs of registrations without an owner that are taken over; nil = none
 }
 
-// Owns says whether a registration is the registrar's own.
+// Owns reports whether a registration is the registrar's own.
 func (o Ownership) Owns(s *api.AgentService) bool {
 	owner := s.Meta[label.MetaOwner]
 	return owner == o.Owner || (owner == "" && o.Adopt != nil && o.Adopt.MatchString(s.ID))
 }
 
-// MayTake says whether a registration may become that of an instance: it is the registrar's own, or it is one of
-// Registrator's under an ID that a label gave, to be taken over.
+// MayTake reports whether the instance may replace a registration: the registrar's own, or one of Registrator's under an
+// ID that a label gave.
 func (o Ownership) MayTake(s *api.AgentService, in label.Instance) bool {
 	return o.Owns(s) || (o.Adopt != nil && s.Meta[label.MetaOwner] == "" && s.Service == in.Name)
 }

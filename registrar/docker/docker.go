@@ -11,11 +11,11 @@ import (
 
 	docker "github.com/fsouza/go-dockerclient"
 
-	"berth/registrar/async"
 	"berth/registrar/label"
+	"berth/registrar/retry"
 )
 
-// Client is the part of *docker.Client that is used.
+// Client is the part of *docker.Client that berth uses.
 type Client interface {
 	ListContainers(docker.ListContainersOptions) ([]docker.APIContainers, error)
 	InspectContainerWithOptions(docker.InspectContainerOptions) (*docker.Container, error)
@@ -24,7 +24,7 @@ type Client interface {
 
 const callTimeout = 10 * time.Second // of one call
 
-// List returns the IDs of the containers that run, or with all also of those that have ended.
+// List returns the IDs of the running containers, or with all the IDs of stopped containers, too.
 func List(ctx context.Context, client Client, all bool) (ids []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -38,26 +38,34 @@ func List(ctx context.Context, client Client, all bool) (ids []string, err error
 	return ids, nil
 }
 
-// Inspected is what Docker says of a container. The zero value stands for one that is none that registers anything: it
-// was removed, or waits for its restart.
+// Inspected is the result of inspecting a container. The zero value stands for a container that was removed.
 type Inspected struct {
 	label.Container
 	Running, Exited bool
 }
 
 // Inspect asks Docker about a container. See FromInspect for tags.
-func Inspect(ctx context.Context, client Client, id string, tags *template.Template) (in Inspected, err error) {
+func Inspect(ctx context.Context, client Client, id string, tags *template.Template) (Inspected, error) {
+	c, err := inspect(ctx, client, id)
+	switch {
+	case err != nil:
+		return Inspected{}, fmt.Errorf("inspect container %.12s: %w", id, err)
+	case c == nil:
+		return Inspected{}, nil
+	}
+	return Inspected{FromInspect(c, tags), Running(c), c.State.Status == "exited"}, nil
+}
+
+// inspect returns what Docker says of a container, or nil if there is none with this ID.
+func inspect(ctx context.Context, client Client, id string) (*docker.Container, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	c, err := client.InspectContainerWithOptions(docker.InspectContainerOptions{Context: ctx, ID: id})
 	var none *docker.NoSuchContainer
-	switch {
-	case errors.As(err, &none):
-		return in, nil
-	case err != nil:
-		return in, fmt.Errorf("inspect container %.12s: %w", id, err)
+	if errors.As(err, &none) {
+		return nil, nil
 	}
-	return Inspected{FromInspect(c, tags), Running(c), c.State.Status == "exited"}, nil
+	return c, err
 }
 
 // Kill has Docker send a signal to a container.
@@ -67,11 +75,11 @@ func Kill(ctx context.Context, client Client, id string, signal int) error {
 	return client.KillContainer(docker.KillContainerOptions{Context: ctx, ID: id, Signal: docker.Signal(signal)})
 }
 
-// Follow tells event what happens to containers until ctx is done. It tells connected when it hears what happens from now
-// on, or why it does not. A stream that has died without a word is not noticed otherwise: so it is opened anew, where it
-// left off, at an interval.
+// Follow calls event for each event of a container until ctx is done. It calls connected with nil when the stream is open,
+// or with the reason why it is not. A connection that dies silently would go unnoticed, so Follow opens a new stream,
+// which continues where the last one ended, at an interval.
 func Follow(ctx context.Context, stream Stream, every time.Duration, connected func(error), event func(Event)) {
-	delays := async.Delays()
+	delays := retry.Delays()
 	for ctx.Err() == nil {
 		err := followOnce(ctx, stream, every, func() { delays.Reset(); connected(nil) }, event)
 		if err == nil || ctx.Err() != nil {
@@ -85,7 +93,7 @@ func Follow(ctx context.Context, stream Stream, every time.Duration, connected f
 	}
 }
 
-// followOnce follows one stream. The error is nil when it was heard until its time was over.
+// followOnce follows one stream. The error is nil if the stream was open until its time was over.
 func followOnce(ctx context.Context, stream Stream, every time.Duration, connected func(), event func(Event)) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

@@ -17,7 +17,7 @@ import (
 	docker "github.com/fsouza/go-dockerclient"
 )
 
-// Message is one message of Docker's event stream, as far as it matters here.
+// Message is one message of Docker's event stream, with the fields that berth needs.
 type Message struct {
 	Type   string // "container" or "network"
 	Action string // "start", "die", "connect", ...
@@ -28,7 +28,7 @@ type Message struct {
 	TimeNano int64 `json:"timeNano"`
 }
 
-// Event is what happened to a container.
+// Event tells what happened to a container.
 type Event struct {
 	ID     string
 	Action Action
@@ -36,19 +36,19 @@ type Event struct {
 	Exit   int // of Died, -1 if it is not known
 }
 
-// Action is a kind of Event.
+// Action names a kind of Event.
 type Action string
 
 const (
-	Started Action = "started" // it runs: to be inspected
-	Changed Action = "changed" // to be inspected if it is known
+	Started Action = "started" // it runs: inspect it
+	Changed Action = "changed" // inspect it if it is known
 	Killed  Action = "killed"  // it was sent a signal
-	Died    Action = "died"    // which is certain without asking
-	Removed Action = "removed" // there is nothing left of it
+	Died    Action = "died"    // no need to inspect it
+	Removed Action = "removed" // nothing is left of it
 )
 
-// event says what happened to which container, if it is something that matters here. A dying container is not to be
-// inspected: Docker would block for 100 ms and then say what the event says.
+// event returns the Event of a message, and whether it is relevant. A dying container is not inspected: Docker would block
+// for 100 ms and then say no more than the event.
 func (m Message) event() (ev Event, relevant bool) {
 	ev = Event{ID: m.Actor.ID, Exit: -1}
 	if m.Type == "network" {

@@ -14,9 +14,8 @@ import (
 	"berth/registrar/label"
 )
 
-// Host returns a function that describes the Docker host, on the basis of what is configured. Without networks given,
-// they are those of the container that berth runs in: whoever deploys it puts it on the networks that it shares with the
-// load balancer.
+// Host returns a function that describes the Docker host, starting from the configuration. The default networks are the
+// networks of berth's own container: whoever deploys berth attaches it to the networks it shares with the load balancer.
 func Host(client *docker.Client, configured label.Host) func(ctx context.Context) (label.Host, error) {
 	return func(ctx context.Context) (h label.Host, err error) {
 		h = configured
@@ -54,15 +53,12 @@ func ownNetworks(ctx context.Context, client *docker.Client) ([]string, error) {
 	if id == "" {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	c, err := client.InspectContainerWithOptions(docker.InspectContainerOptions{Context: ctx, ID: id})
-	var none *docker.NoSuchContainer
-	if errors.As(err, &none) {
-		return nil, nil // in a container of another engine than the one it watches
-	}
-	if err != nil {
+	c, err := inspect(ctx, client, id)
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("inspect berth's own container: %w", err)
+	case c == nil:
+		return nil, nil // berth runs in a container of another engine than the one it watches
 	}
 	var names []string
 	for name := range c.NetworkSettings.Networks {

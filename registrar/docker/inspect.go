@@ -33,7 +33,7 @@ func Running(c *docker.Container) bool {
 	return c.State.Running && !c.State.Restarting
 }
 
-// FromInspect converts an inspect answer of Docker's. Values that do not parse are left out: Docker wrote them. tags is
+// FromInspect converts Docker's answer to inspect. It leaves out values that do not parse, since Docker wrote them. tags is
 // the template of further tags, which may be nil.
 func FromInspect(in *docker.Container, tags *template.Template) label.Container {
 	c := label.Container{
@@ -63,9 +63,8 @@ func FromInspect(in *docker.Container, tags *template.Template) label.Container 
 	if in.HostConfig != nil {
 		mode := in.HostConfig.NetworkMode
 		c.HostNetwork = mode == "host"
-		c.NetworkOf, _ = strings.CutPrefix(mode, "container:")
-		if c.NetworkOf == mode {
-			c.NetworkOf = ""
+		if id, shared := strings.CutPrefix(mode, "container:"); shared {
+			c.NetworkOf = id
 		}
 		c.Network = mode
 		if mode == "default" {

@@ -35,48 +35,33 @@ func locate(c Container, p Port, keys portKeys, rule Rule, h Host) (at target, r
 		own = target{address: h.IP, port: int(p.Number), probe: hostPort(h.NodeAddress, p.Number)}
 	}
 	has := inside != "" || c.HostNetwork
-	switch choice {
-	case "internal":
-		if !has {
-			return at, "it has no address of its own: attach it to a network, or leave SERVICE_ADDRESS=internal away"
-		}
+	switch {
+	case choice != "" && choice != "internal" && choice != "published":
+		return atAddress(c, p, choice, own, rule, h)
+	case choice == "internal" && !has:
+		return at, "it has no address of its own: attach it to a network, or leave SERVICE_ADDRESS=internal away"
+	case choice == "internal", c.HostNetwork, choice == "" && (shared || (has && h.Internal)):
 		return own, ""
-	case "published":
-		if c.HostNetwork {
-			return own, ""
-		}
-		return atPublished(p, h.IP, own.probe)
-	case "":
-		if c.HostNetwork || shared || (has && h.Internal) {
-			return own, ""
-		}
-		if len(p.Published) == 0 {
-			return at, unreachable(c, h)
-		}
-		return atPublished(p, h.IP, own.probe)
+	case choice == "" && len(p.Published) == 0:
+		return at, unreachable(c, h)
 	}
-	return atAddress(c, p, choice, own, rule, h)
+	return atPublished(p, h.IP, own.probe)
 }
 
 // inside returns the container's own address: on the network that a label names, else on the host's first one that it
 // is on, else on the network it was started on, else on the first by name. shared says whether the network was chosen
 // by the label or the host.
 func (c Container) inside(network string, h Host) (address string, shared bool) {
-	for _, n := range append([]string{network}, h.Networks...) {
+	for i, n := range slices.Concat([]string{network}, h.Networks, []string{c.Network}, c.networkNames()) {
 		if a, on := c.Networks[n]; on {
-			return a[0].String(), true
-		}
-	}
-	for _, n := range append([]string{c.Network}, c.networkNames()...) {
-		if a, on := c.Networks[n]; on {
-			return a[0].String(), false
+			return a[0].String(), i <= len(h.Networks)
 		}
 	}
 	return "", false
 }
 
-// atPublished returns the target of a port where the host publishes it. address is what is registered, "" for the
-// binding's.
+// atPublished returns the target of a port where the host publishes it. address replaces the address of the binding,
+// unless it is "".
 //
 // A published port accepts whether something listens in the container or not: the container itself is probed.
 func atPublished(p Port, address, probe string) (at target, reason string) {

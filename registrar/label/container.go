@@ -47,14 +47,14 @@ type Port struct {
 // Within returns the container as it is reached when it uses other's network: at other's addresses, and where the host
 // publishes other's ports. The ports that it exposes itself stay.
 func (c Container) Within(other Container) Container {
-	published := map[portID][]netip.AddrPort{}
+	published := map[string][]netip.AddrPort{}
 	for _, p := range other.Ports {
-		published[p.id()] = p.Published
+		published[p.String()] = p.Published
 	}
 	c.NetworkOf, c.HostNetwork, c.Network, c.Networks = "", other.HostNetwork, other.Network, other.Networks
 	c.Ports = slices.Clone(c.Ports)
 	for i, p := range c.Ports {
-		c.Ports[i].Published = published[p.id()]
+		c.Ports[i].Published = published[p.String()]
 	}
 	return c
 }
@@ -72,14 +72,6 @@ func (c Container) hasAddress(a netip.Addr) bool {
 	return false
 }
 
-// portID identifies a port within its container.
-type portID struct {
-	number   uint16
-	protocol string
-}
-
-func (p Port) id() portID { return portID{p.Number, p.Protocol} }
-
 func (p Port) String() string { return fmt.Sprintf("port %d/%s", p.Number, p.Protocol) }
 
 // Compare orders ports by number, then by protocol.
@@ -89,5 +81,5 @@ func (p Port) Compare(q Port) int {
 
 // exposes reports whether the container has a port.
 func (c Container) exposes(number uint16, protocol string) bool {
-	return slices.ContainsFunc(c.Ports, func(p Port) bool { return p.id() == portID{number, protocol} })
+	return slices.ContainsFunc(c.Ports, func(p Port) bool { return p.Number == number && p.Protocol == protocol })
 }

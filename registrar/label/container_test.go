@@ -13,7 +13,7 @@ func TestWithin(t *testing.T) {
 	if got.NetworkOf != "" || got.Network != "front" || got.HostNetwork || !slices.Equal(got.Networks["front"], []netip.Addr{netip.MustParseAddr("10.0.0.2")}) {
 		t.Errorf("its network is %+v", got)
 	}
-	if want := []Port{tcp(80, "0.0.0.0:8080"), tcp(81)}; !slices.EqualFunc(got.Ports, want, func(a, b Port) bool { return a.id() == b.id() && slices.Equal(a.Published, b.Published) }) {
+	if want := []Port{tcp(80, "0.0.0.0:8080"), tcp(81)}; !slices.EqualFunc(got.Ports, want, func(a, b Port) bool { return a.String() == b.String() && slices.Equal(a.Published, b.Published) }) {
 		t.Errorf("its ports are %v, want %v", got.Ports, want)
 	}
 	if c.NetworkOf == "" || len(c.Ports[0].Published) != 0 {

@@ -1,6 +1,6 @@
 // Package label turns a container, as Docker describes it, into the instances that it registers in Consul, and into
 // reasons for what it does not register. It reads Registrator's SERVICE_* environment variables and labels and berth's
-// own, under the operator's policy. All of it is pure: it asks nobody and starts nothing.
+// own, under the operator's policy. Everything in it is pure: no I/O, no goroutines.
 package label
 
 import (
@@ -72,16 +72,17 @@ func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 		if keys.ignores(p.Number) {
 			continue
 		}
-		in, why := instance(c, p, rule, h, len(candidates) > 1)
-		if in != nil {
-			if other, taken := holder[in.ID]; taken {
-				in, why = nil, []string{fmt.Sprintf("%s has the service ID %s already: give each port its own (SERVICE_%d_ID)", other, in.ID, p.Number)}
-			} else {
-				holder[in.ID] = p.Port
-				instances = append(instances, *in)
-			}
+		in, problems, err := instance(c, p, rule, h, len(candidates) > 1)
+		if other, taken := holder[in.ID]; taken && err == nil {
+			problems, err = nil, fmt.Errorf("%s has the service ID %s already: give each port its own (SERVICE_%d_ID)", other, in.ID, p.Number)
 		}
-		reasons = append(reasons, prefixed(p.Port, why)...)
+		if err == nil {
+			holder[in.ID] = p.Port
+			instances = append(instances, in)
+		} else {
+			problems = append(problems, err.Error())
+		}
+		reasons = append(reasons, prefixed(p.Port, problems)...)
 	}
 	return instances, truncate(reasons)
 }
@@ -133,33 +134,29 @@ func candidatesOf(c Container, keys containerKeys, rule Rule, h Host) (out []can
 	return out, reasons
 }
 
-// instance returns the registration of one port, or nil if there is to be none. several says whether the container has
-// more ports.
-func instance(c Container, p candidate, rule Rule, h Host, several bool) (*Instance, []string) {
-	in := Instance{Address: p.address, Port: p.port, Container: c.ID, Started: c.Started}
-	var err error
+// instance returns the registration of one port, with the problems that it has all the same, or an error if there is to be
+// none. several says whether the container has more ports.
+func instance(c Container, p candidate, rule Rule, h Host, several bool) (in Instance, problems []string, err error) {
+	in = Instance{Address: p.address, Port: p.port, Container: c.ID, Started: c.Started}
 	if in.Name, err = nameOf(c, p, several, h); err != nil {
-		return nil, []string{err.Error()}
+		return in, nil, err
 	}
-	if !rule.allows(in.Name) {
-		return nil, []string{fmt.Sprintf("the policy does not allow it the service %s", in.Name)}
+	if !matches(rule.Services, in.Name) {
+		return in, nil, fmt.Errorf("the policy does not allow it the service %s", in.Name)
 	}
 	if in.ID, err = idOf(c, p, h); err != nil {
-		return nil, []string{err.Error()}
+		return in, nil, err
 	}
-	var problems, more []string
 	in.Checks, problems = checks(c, p.Port, p.keys, in, h)
 	if in.Ready, err = readiness(c, p.Port, p.keys.take("ready"), p.probe, in.Checks); err != nil {
-		return nil, append(problems, err.Error())
+		return in, problems, err
 	}
-
-	protocol := []string{p.Protocol}
-	if p.Protocol == "tcp" {
-		protocol = nil
+	var protocol, more []string
+	if p.Protocol != "tcp" {
+		protocol = []string{p.Protocol}
 	}
 	in.Tags, more = validTags(SplitTags(p.keys.take("tags")), c.ExtraTags, protocol)
 	problems = append(problems, more...)
-
 	if in.Weight, err = parseWeight(p.keys.take("weight")); err != nil {
 		problems = append(problems, err.Error())
 	}
@@ -170,7 +167,7 @@ func instance(c Container, p candidate, rule Rule, h Host, several bool) (*Insta
 	}
 	in.Meta, more = p.keys.meta()
 	in.Meta[MetaOwner], in.Meta[MetaContainer] = h.EngineID, c.ID
-	return &in, append(problems, more...)
+	return in, append(problems, more...), nil
 }
 
 // nameOf returns the name of the service: the given one or the image's, followed by the port if there are several and

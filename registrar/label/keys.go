@@ -14,7 +14,7 @@ const (
 	maxKeys = 256 // that apply to one port; a container with more means harm
 )
 
-// MentionsService reports whether whoever runs the container thought of registering it.
+// MentionsService reports whether the container has any SERVICE_ key: somebody meant to register it.
 func (c Container) MentionsService() bool {
 	for key := range c.Labels {
 		if strings.HasPrefix(key, keyPrefix) {
@@ -62,7 +62,7 @@ func dropExcess(values map[string]string) int {
 	return len(excess)
 }
 
-// descending sorts what may come in any order, upper case last.
+// descending sorts keys in descending order, so upper case comes last.
 func descending(seq func(yield func(string) bool)) []string {
 	return slices.SortedFunc(seq, func(a, b string) int { return strings.Compare(b, a) })
 }
@@ -123,7 +123,7 @@ func (k portKeys) isOwn(key string) bool {
 	return ok
 }
 
-// take returns a value and removes it, so that what is left over at the end becomes metadata.
+// take returns a value and removes it. The values left at the end become metadata.
 func (k portKeys) take(key string) string {
 	v := k.values[key]
 	delete(k.values, key)

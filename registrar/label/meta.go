@@ -32,7 +32,7 @@ var metaKey = regexp.MustCompile(`^[a-zA-Z0-9_-]+$`)
 func (k portKeys) meta() (meta map[string]string, problems []string) {
 	meta = map[string]string{}
 	for _, key := range slices.Sorted(maps.Keys(k.values)) {
-		if strings.HasPrefix(key, checkPrefix) || key == "ignore" {
+		if key == "ignore" {
 			continue
 		}
 		why := badMeta(key, k.values[key])

@@ -126,21 +126,12 @@ func ruleFor(c Container, policy []Rule) (rule Rule, reason string) {
 }
 
 func (r Rule) fits(c Container) bool {
-	return (len(r.Image) == 0 || matches(r.Image, c.Image) || matches(r.Image, untagged(c.Image))) &&
-		(len(r.Project) == 0 || matches(r.Project, c.Labels[projectLabel])) &&
+	return matches(r.Image, c.Image, untagged(c.Image)) && matches(r.Project, c.Labels[projectLabel]) &&
 		(len(r.Label) == 0 || slices.ContainsFunc(r.Label, func(pattern string) bool { return hasLabel(c, pattern) }))
-}
-
-// allows reports whether a service may be registered under this name.
-func (r Rule) allows(service string) bool {
-	return len(r.Services) == 0 || matches(r.Services, service)
 }
 
 // restrict deletes the keys that the rule does not allow, and returns a reason for each.
 func (r Rule) restrict(keys portKeys) (problems []string) {
-	if len(r.Keys) == 0 {
-		return nil
-	}
 	for _, key := range slices.Sorted(maps.Keys(keys.values)) {
 		if key != "ignore" && !matches(r.Keys, key) {
 			problems = append(problems, keys.spelling(key)+" is left out: the policy does not allow it for this container")
@@ -164,15 +155,16 @@ func hasLabel(c Container, pattern string) bool {
 // matchAcrossSlashes is path.Match for text in which a slash is a character like any other.
 func matchAcrossSlashes(pattern, s string) bool {
 	const stroke = "\x00"
-	ok, err := path.Match(strings.ReplaceAll(pattern, "/", stroke), strings.ReplaceAll(s, "/", stroke))
-	return ok && err == nil
+	ok, _ := path.Match(strings.ReplaceAll(pattern, "/", stroke), strings.ReplaceAll(s, "/", stroke))
+	return ok
 }
 
-func matches(patterns []string, s string) bool {
-	return slices.ContainsFunc(patterns, func(p string) bool {
-		ok, err := path.Match(p, s)
-		return ok && err == nil
-	})
+// matches reports whether one of the patterns fits one of the names, or there are no patterns.
+func matches(patterns []string, names ...string) bool {
+	fits := func(pattern string) bool {
+		return slices.ContainsFunc(names, func(name string) bool { ok, _ := path.Match(pattern, name); return ok })
+	}
+	return len(patterns) == 0 || slices.ContainsFunc(patterns, fits)
 }
 
 // untagged returns the name of an image without tag and digest. A colon before a slash belongs to a registry's port.

@@ -31,8 +31,8 @@ func (p Process) Target() string {
 	return net.JoinHostPort(cmp.Or(p.Address, loopback), strconv.Itoa(p.Port))
 }
 
-// Instance returns what the process registers, without its owner, or one line that says what is wrong with it, by the
-// names of berth's flags.
+// Instance returns the instance that the process registers, without its owner, or an error that names the invalid option
+// by its flag.
 func (p Process) Instance() (Instance, error) {
 	p.ID = cmp.Or(p.ID, fmt.Sprintf("%s:%s:%d", p.Host, p.Name, p.Port))
 	if err := p.validate(); err != nil {

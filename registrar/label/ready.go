@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// Ready says what has to happen before an instance is registered as passing. It is comparable.
+// Ready is the condition on which an instance is registered as passing. It is comparable.
 type Ready struct {
 	Kind     ReadyKind
 	Address  string // host:port for ReadyTCP
@@ -27,7 +27,7 @@ type ReadyKind string
 
 // The ways of telling.
 const (
-	ReadyNone        ReadyKind = ""            // it is, as soon as its container runs
+	ReadyNone        ReadyKind = ""            // as soon as its container runs
 	ReadyTCP         ReadyKind = "tcp"         // its port accepts a connection
 	ReadyHTTP        ReadyKind = "http"        // it answers a request
 	ReadyHealthcheck ReadyKind = "healthcheck" // Docker's HEALTHCHECK says so
@@ -63,35 +63,31 @@ func (r Ready) Request(ctx context.Context) (*http.Request, error) {
 
 // readiness returns how to tell whether an instance is ready. at is where the registrar reaches the port; without it, and
 // on a port that is not TCP, an instance that would be asked over TCP is ready when its container runs.
-func readiness(c Container, p Port, choice, at string, checks []Check) (Ready, error) {
-	r, err := chosenReadiness(c, choice, at, checks)
+func readiness(c Container, p Port, choice, at string, checks []Check) (r Ready, err error) {
+	scheme, path, _ := strings.Cut(choice, ":")
+	switch {
+	case choice == "":
+		r = defaultReadiness(at, checks)
+	case choice == "none":
+	case choice == "healthcheck":
+		r.Kind = ReadyHealthcheck
+		if c.Health == "" {
+			err = errors.New("SERVICE_READY=healthcheck: the container has no HEALTHCHECK: give it one, or use tcp or http:/path")
+		}
+	case choice == "tcp":
+		r = Ready{Kind: ReadyTCP, Address: at}
+	case (scheme == "http" || scheme == "https") && !strings.HasPrefix(path, "//"):
+		r = Ready{Kind: ReadyHTTP, URL: scheme + "://" + at + path, Insecure: scheme == "https"}
+		if bad := validPath(path); bad != nil {
+			err = fmt.Errorf("SERVICE_READY: %w", bad)
+		}
+	default:
+		err = fmt.Errorf("SERVICE_READY=%s is not known: use tcp, http:/path, https:/path, healthcheck or none", quote(choice))
+	}
 	if (p.Protocol != "tcp" || at == "") && r.Kind != ReadyHealthcheck {
 		r = Ready{}
 	}
 	return r, err
-}
-
-func chosenReadiness(c Container, choice, at string, checks []Check) (Ready, error) {
-	scheme, path, _ := strings.Cut(choice, ":")
-	switch {
-	case choice == "":
-		return defaultReadiness(at, checks), nil
-	case choice == "none":
-		return Ready{}, nil
-	case choice == "healthcheck":
-		if c.Health == "" {
-			return Ready{}, errors.New("SERVICE_READY=healthcheck: the container has no HEALTHCHECK: give it one, or use tcp or http:/path")
-		}
-		return Ready{Kind: ReadyHealthcheck}, nil
-	case choice == "tcp":
-		return Ready{Kind: ReadyTCP, Address: at}, nil
-	case (scheme == "http" || scheme == "https") && !strings.HasPrefix(path, "//"):
-		if err := validPath(path); err != nil {
-			return Ready{}, fmt.Errorf("SERVICE_READY: %w", err)
-		}
-		return Ready{Kind: ReadyHTTP, URL: scheme + "://" + at + path, Insecure: scheme == "https"}, nil
-	}
-	return Ready{}, fmt.Errorf("SERVICE_READY=%s is not known: use tcp, http:/path, https:/path, healthcheck or none", quote(choice))
 }
 
 // defaultReadiness prefers Docker's HEALTHCHECK if it is one of the checks, then the first HTTP check, then a connection.

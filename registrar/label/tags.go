@@ -2,54 +2,41 @@ package label
 
 import (
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
 )
 
 // maxTag is how long a tag may be. Consul sets no limit; this one is DNS's for a name, which a tag can be a part of.
 const maxTag = 255
 
+var listItem = regexp.MustCompile(`(?:\\,|[^,])+`)
+
 // SplitTags splits a list at its commas; `\,` is a comma within a tag.
 func SplitTags(list string) []string {
 	var out []string
-	var tag strings.Builder
-	end := func() {
-		if t := strings.TrimSpace(tag.String()); t != "" {
-			out = append(out, t)
-		}
-		tag.Reset()
-	}
-	for i := 0; i < len(list); i++ {
-		switch {
-		case list[i] == '\\' && i+1 < len(list) && list[i+1] == ',':
-			tag.WriteByte(',')
-			i++
-		case list[i] == ',':
-			end()
-		default:
-			tag.WriteByte(list[i])
+	for _, item := range listItem.FindAllString(list, -1) {
+		if tag := strings.TrimSpace(strings.ReplaceAll(item, `\,`, ",")); tag != "" {
+			out = append(out, tag)
 		}
 	}
-	end()
 	return out
 }
 
 // validTags returns the tags of all lists, each once, and reasons for the ones that Consul and its readers cannot carry.
 func validTags(lists ...[]string) (out, problems []string) {
 	seen := map[string]bool{}
-	for _, list := range lists {
-		for _, tag := range list {
-			switch {
-			case seen[tag]:
-				continue
-			case !isPlain(tag):
-				problems = append(problems, fmt.Sprintf("tag %s is left out: it has characters that are no text", quote(tag)))
-			case len(tag) > maxTag:
-				problems = append(problems, fmt.Sprintf("tag %s is left out: it is longer than %d bytes", quote(tag), maxTag))
-			default:
-				out = append(out, tag)
-			}
-			seen[tag] = true
+	for _, tag := range slices.Concat(lists...) {
+		switch {
+		case seen[tag]:
+		case !isPlain(tag):
+			problems = append(problems, fmt.Sprintf("tag %s is left out: it has characters that are no text", quote(tag)))
+		case len(tag) > maxTag:
+			problems = append(problems, fmt.Sprintf("tag %s is left out: it is longer than %d bytes", quote(tag), maxTag))
+		default:
+			out = append(out, tag)
 		}
+		seen[tag] = true
 	}
 	return out, problems
 }

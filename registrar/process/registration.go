@@ -9,34 +9,34 @@ import (
 	"time"
 
 	"berth/registrar/agent"
-	"berth/registrar/async"
 	"berth/registrar/label"
+	"berth/registrar/retry"
 )
 
 const (
-	// ownerPrefix begins the owner of a process's registration, where others have their Docker engine.
+	// ownerPrefix begins the owner in a process's registration; the owner of a container's is its Docker engine.
 	ownerPrefix = "process:"
 
-	// checkEvery is how often the agent is asked, at least: within so long what it has lost is registered again.
+	// checkEvery is the longest interval between two reads of the agent: a registration that it lost is back by then.
 	checkEvery = 3 * time.Second
 )
 
-// registration keeps one instance at a Consul agent as desired, whatever becomes of the agent. Its methods are for one
-// goroutine, and only remove waits for the agent.
+// registration keeps one instance registered at a Consul agent, even if the agent restarts or loses its state. One
+// goroutine calls its methods, and only remove waits for the agent.
 type registration struct {
 	agent   agent.Agent
 	log     *slog.Logger
 	owner   string        // in the metadata
-	every   time.Duration // between two looks at the agent
+	every   time.Duration // between two reads of the agent
 	output  string        // of its TTL check
 	desired agent.Desired
 
-	cancel context.CancelFunc // ends the goroutine of keep; nil = there was none yet
-	done   chan struct{}      // closed when it has ended
+	cancel context.CancelFunc // ends the goroutine of keep; nil = not started yet
+	done   chan struct{}      // closed when that goroutine has ended
 
 	// These belong to keep's goroutine, and to remove after its end.
-	registered bool  // it has registered once: what another one registers since is not taken over
-	err        error // how it went last
+	registered bool  // it has registered once, and from then on replaces no other process's registration
+	err        error // of the last attempt
 }
 
 func newRegistration(opts Options, in label.Instance, pid int) *registration {
@@ -53,7 +53,7 @@ func newRegistration(opts Options, in label.Instance, pid int) *registration {
 	}
 }
 
-// register has the agent hold the instance from now on, as critical if there is a reason why it is not ready.
+// register registers the instance, as critical if it is not ready.
 func (r *registration) register(notReady error) {
 	r.desired.NotReady = ""
 	if notReady != nil {
@@ -62,7 +62,7 @@ func (r *registration) register(notReady error) {
 	r.keep()
 }
 
-// drain takes the instance out of service, and reports whether that is worth waiting for: it was to be registered.
+// drain takes the instance out of service, and reports whether it was registered, so that draining makes sense.
 func (r *registration) drain(reason string) bool {
 	if r.cancel == nil {
 		return false
@@ -72,7 +72,7 @@ func (r *registration) drain(reason string) bool {
 	return true
 }
 
-// keep has the agent hold what is desired now. A call that is under way for what was desired before is given up.
+// keep makes the agent hold the current desired state from now on. It cancels a call for an earlier state.
 func (r *registration) keep() {
 	before, desired := r.done, r.desired
 	if r.cancel != nil {
@@ -93,7 +93,7 @@ func (r *registration) keep() {
 	}()
 }
 
-// remove deregisters, and gives up on that when the agent does not answer for a while: then the TTL ends what it holds.
+// remove deregisters the instance. It gives up if the agent does not answer for a while: the TTL then expires.
 func (r *registration) remove() {
 	if r.cancel == nil {
 		return
@@ -104,16 +104,16 @@ func (r *registration) remove() {
 	defer cancel()
 	r.repeat(ctx, func() (done bool) {
 		r.err = r.deregister(ctx)
-		return r.err == nil || !r.registered // it may have registered without an answer
+		return r.err == nil || !r.registered // even an unanswered call may have registered it
 	})
 	if r.err != nil && r.registered {
 		r.log.Error("not deregistered: Consul takes it for critical when its TTL is over", "err", r.err)
 	}
 }
 
-// repeat calls f every so often, and after failures with growing delays, until it is done or ctx is.
+// repeat calls f at an interval, and with growing delays after failures, until f returns true or ctx is done.
 func (r *registration) repeat(ctx context.Context, f func() (done bool)) {
-	delays := async.Delays()
+	delays := retry.Delays()
 	for !f() {
 		wait := r.every
 		if r.err != nil {
@@ -129,7 +129,7 @@ func (r *registration) repeat(ctx context.Context, f func() (done bool)) {
 	}
 }
 
-// record keeps how it went, and logs when that changes.
+// record records the outcome of an attempt, and logs changes.
 func (r *registration) record(ctx context.Context, err error) {
 	before := r.err
 	if r.err = err; ctx.Err() != nil {
@@ -143,8 +143,7 @@ func (r *registration) record(ctx context.Context, err error) {
 	}
 }
 
-// sync makes the agent hold what is desired, and passes its TTL check. A change that fails keeps no heartbeat from what
-// is registered already.
+// sync makes the agent hold the desired state, and passes its TTL check. The heartbeat goes out even if the change fails.
 func (r *registration) sync(ctx context.Context, desired agent.Desired) error {
 	have, err := r.read(ctx)
 	if err != nil {
@@ -157,7 +156,7 @@ func (r *registration) sync(ctx context.Context, desired agent.Desired) error {
 	err = r.agent.Apply(ctx, change)
 	if change.Register && err == nil {
 		r.registered = true
-		// At once, too: an agent keeps the state of a check over its restart only from the first heartbeat on.
+		// The first heartbeat follows at once: before it, an agent loses the state of the check when it restarts.
 		if have, err = r.read(ctx); err != nil {
 			return err
 		}
@@ -170,13 +169,13 @@ func (r *registration) sync(ctx context.Context, desired agent.Desired) error {
 	return err
 }
 
-// deregister removes the registration, if it is this process's.
+// deregister removes the registration if it belongs to this process.
 func (r *registration) deregister(ctx context.Context) error {
 	have, err := r.read(ctx)
 	if err != nil || !have.Held() || have.Meta[label.MetaOwner] != r.owner {
 		return err
 	}
-	return r.agent.Apply(ctx, agent.Deregister(have.AgentService))
+	return r.agent.Apply(ctx, agent.Change{Desired: have.Desired(), Deregister: true})
 }
 
 func (r *registration) read(ctx context.Context) (agent.Registered, error) {
@@ -184,7 +183,7 @@ func (r *registration) read(ctx context.Context) (agent.Registered, error) {
 	return state[r.desired.ID], err
 }
 
-// mayReplace reports whether a registration is this process's, or an earlier one's whose berth was killed.
+// mayReplace reports whether a registration belongs to this process, or to an earlier one whose berth was killed.
 func (r *registration) mayReplace(have agent.Registered) bool {
 	owner := have.Meta[label.MetaOwner]
 	return owner == r.owner || (!r.registered && strings.HasPrefix(owner, ownerPrefix))

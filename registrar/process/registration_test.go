@@ -9,8 +9,8 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
+	"berth/deploy/testenv/agenttest"
 	"berth/registrar/agent"
-	"berth/registrar/agent/agenttest"
 	"berth/registrar/label"
 )
 

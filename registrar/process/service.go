@@ -20,13 +20,13 @@ import (
 type Running interface {
 	PID() int
 	Signal(s syscall.Signal)
-	Tell(s syscall.Signal)  // to end; SIGKILL ends what the process has started, too
-	Ended() <-chan struct{} // closed when it has
-	Code() int              // once it has ended, as a shell has it; to end by a signal that Tell sent is as good as 0
+	Tell(s syscall.Signal)  // to end; SIGKILL also ends the processes it has started
+	Ended() <-chan struct{} // closed when it has ended
+	Code() int              // its exit code as in a shell, once it has ended; 0 if a signal sent by Tell ended it
 	String() string         // how it ended
 }
 
-// Options say what to run, and as what to register it. All but Process's optional fields and the times are required.
+// Options say what to run and how to register it. All are required, except Process's optional fields and the times.
 type Options struct {
 	Program string // its name, in logs
 	Start   func() (Running, error)
@@ -34,16 +34,16 @@ type Options struct {
 	// gets all others. Forward receives signals that it gets at any time.
 	Stop, Forward <-chan os.Signal
 
-	label.Process               // as what it is registered
-	ReadyTimeout  time.Duration // after that it is registered as critical until it is ready
-	DrainTime     time.Duration // from its being taken out of service to its SIGTERM
-	StopTimeout   time.Duration // from there to its SIGKILL
+	label.Process               // the instance to register
+	ReadyTimeout  time.Duration // from then on it is registered as critical until it is ready
+	DrainTime     time.Duration // between taking it out of service and SIGTERM
+	StopTimeout   time.Duration // between SIGTERM and SIGKILL
 
 	Consul agent.Client
 	Log    *slog.Logger
 }
 
-// killTime is how long a process may take to end by SIGKILL, which only one does that hangs in the kernel.
+// killTime limits the wait after SIGKILL; only a process that hangs in the kernel exceeds it.
 const killTime = 5 * time.Second
 
 // Service is a plain process with its registration.
@@ -52,16 +52,15 @@ type Service struct {
 	instance label.Instance
 }
 
-// New returns a Service, or one line that says what is wrong with the options, by the names of berth's flags. Nothing is
-// started or dialled before Run.
+// New returns a Service, or an error that names the invalid option by its flag. Nothing is started or dialled before Run.
 func New(opts Options) (*Service, error) {
 	instance, err := opts.Instance()
 	return &Service{opts, instance}, err
 }
 
-// Run starts the process and returns when it has ended, with its exit code as a shell has it. The process is registered
-// from when it is ready until it is told to stop or ends. Whether Consul answers makes no difference to it. A ctx that is
-// done stops the process like a SIGTERM.
+// Run starts the process and returns its exit code, as in a shell, when it has ended. The process is registered from the
+// moment it is ready until it is told to stop or ends, and runs on if Consul does not answer. A ctx that is done stops the
+// process like a SIGTERM.
 func (s *Service) Run(ctx context.Context) (code int, err error) {
 	if at := s.opts.Target(); s.instance.Ready.Kind != label.ReadyNone && ready.Try(ctx, label.Ready{Kind: label.ReadyTCP, Address: at}) == nil {
 		return 0, fmt.Errorf("%s accepts connections before %s is started: end what listens there, or choose another port", at, s.opts.Program)
@@ -83,7 +82,7 @@ func (s *Service) Run(ctx context.Context) (code int, err error) {
 	return p.Code(), nil
 }
 
-// attend registers the process when it is ready, and returns why it is to stop, or "" when it has ended by itself.
+// attend registers the process when it is ready. It returns why the process has to stop, or "" if it ended by itself.
 func (s *Service) attend(ctx context.Context, p Running, r *registration) (stop string) {
 	probing, enough := context.WithCancel(context.WithoutCancel(ctx))
 	var (
@@ -119,7 +118,7 @@ func (s *Service) attend(ctx context.Context, p Running, r *registration) (stop 
 	}
 }
 
-// stop takes the process out of service, and has it end when it is drained. What is not registered needs no draining.
+// stop takes the process out of service and ends it when it is drained. An unregistered process needs no draining.
 func (s *Service) stop(p Running, r *registration, reason string) {
 	log := s.opts.Log.With("pid", p.PID())
 	log.Info(s.opts.Program+" is to stop", "reason", reason)
@@ -135,8 +134,8 @@ func (s *Service) stop(p Running, r *registration, reason string) {
 	s.await(p, killTime, false)
 }
 
-// await waits at most so long until the process has ended, and reports whether it has. With short, a signal to stop ends
-// the waiting; all other signals are passed on.
+// await waits until the process has ended, at most for a time, and reports whether it has ended. With short, a signal to
+// stop ends the wait. The process receives all other signals.
 func (s *Service) await(p Running, most time.Duration, short bool) bool {
 	over := time.NewTimer(most)
 	defer over.Stop()

@@ -12,8 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"berth/deploy/testenv/agenttest"
 	"berth/registrar/agent"
-	"berth/registrar/agent/agenttest"
 	"berth/registrar/label"
 )
 

@@ -1,4 +1,4 @@
-// Package ready finds out whether an instance is ready.
+// Package ready probes instances until they are ready.
 package ready
 
 import (
@@ -12,16 +12,16 @@ import (
 	"berth/registrar/label"
 )
 
-// Probing begins fast, since most programs listen a few milliseconds after their start, and slows down, so that
-// one which never listens costs next to nothing.
+// Probing begins fast, since most programs listen a few milliseconds after their start. It slows down, so a program that
+// never listens costs next to nothing.
 const (
 	probeFirst   = time.Millisecond
-	probesFast   = 32 // so often
+	probesFast   = 32 // probes before it slows down
 	probeMost    = 500 * time.Millisecond
 	probeTimeout = time.Second
 )
 
-// Prober tries once whether an instance is ready. Tests have one that knows without a network.
+// Prober probes an instance once. Tests have a Prober without a network.
 type Prober func(ctx context.Context, r label.Ready) error
 
 // Try is the Prober of real instances.
@@ -43,7 +43,7 @@ func tryHTTP(ctx context.Context, r label.Ready) error {
 	if err != nil {
 		return err
 	}
-	// A connection of its own, no proxy, no redirects: what is asked is this very instance.
+	// A connection of its own, no proxy and no redirects, so exactly this instance answers.
 	transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: r.Insecure}}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
@@ -56,8 +56,8 @@ func tryHTTP(ctx context.Context, r label.Ready) error {
 	return nil
 }
 
-// Wait tries until an instance is ready and then returns nil, or ctx's error when that ends first. late is called once,
-// with the reason, if it takes longer than patience.
+// Wait probes an instance until it is ready, and returns nil then or the error of ctx if that ends first. It calls late
+// once, with the reason, if the instance takes longer than patience.
 func Wait(ctx context.Context, try Prober, r label.Ready, patience time.Duration, late func(error)) error {
 	started, told := time.Now(), false
 	wait := probeFirst

@@ -1,0 +1,16 @@
+// Package retry says how long to wait between attempts.
+package retry
+
+import (
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// Delays returns the pauses between attempts: exponential, with jitter, for ever.
+func Delays() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.RandomizationFactor = 100*time.Millisecond, 5*time.Second, 0.5
+	b.Reset()
+	return b
+}
