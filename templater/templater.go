@@ -85,7 +85,6 @@ type Templater struct {
 	hidden    map[string]bool // what the token does not see, by the watch's Key
 	answered  bool            // Consul has answered at least once
 	consulErr error           // nil while every query to Consul succeeds
-	unwatched bool            // something that is used could not be watched the last time
 	leftOut   map[string]bool
 	once      bool
 
@@ -247,7 +246,7 @@ func (t *Templater) remember(u catalog.Update) (changed bool) {
 
 // render brings the texts up to date, watches what they use, and publishes those that differ.
 func (t *Templater) render() {
-	if t.templates.Update() || t.unwatched {
+	if t.templates.Update() {
 		t.watchWhatIsUsed()
 	}
 	t.reportLeftOut()
@@ -256,7 +255,7 @@ func (t *Templater) render() {
 
 // readFiles reads the templates again whose files have changed.
 func (t *Templater) readFiles(all bool) {
-	if t.templates.Reread(all) || t.unwatched {
+	if t.templates.Reread(all) {
 		t.render()
 	}
 }
@@ -271,31 +270,22 @@ func (t *Templater) watchWhatIsUsed() {
 			t.stopWatch(w)
 		}
 	}
-	failed := false
 	for key, d := range used {
 		if t.watches[key] != nil {
 			continue
 		}
-		w, err := catalog.NewWatch(d, catalog.Options{
+		w := catalog.NewWatch(d, catalog.Options{
 			Wait: t.opts.WaitTime, Once: t.once, Updates: t.updates, Library: t.library, Consul: t.consul,
 			Policy: catalog.Policy{Grace: t.opts.Grace, VanishLimit: t.opts.VanishLimit, Strict: notAll != ""},
 		})
-		if err != nil {
-			failed = true
-			if !t.unwatched {
-				t.log.Error("cannot watch what a template uses, trying again", "dependency", key, "err", err)
-			}
-			continue
-		}
 		t.watches[key] = w
-		t.waiting[w.Key] = true
+		t.waiting[key] = true
 		if w.InConsul() {
 			t.running.Go(w.Run)
 		} else {
 			go w.Run() // it may not hear at once that it is stopped
 		}
 	}
-	t.unwatched = failed
 }
 
 func (t *Templater) stopWatch(w *catalog.Watch) {

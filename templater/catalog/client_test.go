@@ -41,10 +41,7 @@ func TestQueriesUseTheTransport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := NewWatch(d, Options{Wait: time.Minute, Consul: c})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := NewWatch(d, Options{Wait: time.Minute, Consul: c})
 	defer w.Stop()
 	a, err := w.ask(state{}, false)
 	if err != nil || got == nil {

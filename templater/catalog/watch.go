@@ -53,19 +53,17 @@ type Watch struct {
 }
 
 // NewWatch returns a watch that asks nothing before Run.
-func NewWatch(d dependency.Dependency, o Options) (*Watch, error) {
-	w := &Watch{Dependency: d, Key: d.String(), clients: o.Library, options: o}
+func NewWatch(d dependency.Dependency, o Options) *Watch {
+	w := &Watch{Dependency: d, Key: d.String(), options: o}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	if !w.InConsul() {
-		w.options.Policy = Policy{VanishLimit: 100}
-		return w, nil
+		w.clients, w.options.Policy = o.Library, Policy{VanishLimit: 100}
+		return w
 	}
 	_, shares := d.(*dependency.HealthServiceQuery)
 	w.lease = o.Consul.limiter.newLease(shares)
 	w.transport = &transport{base: o.Consul.transport, lease: w.lease}
-	var err error
-	w.clients, err = o.Consul.clientSet(w.transport)
-	return w, err
+	return w
 }
 
 // InConsul says whether Consul is asked. If not, Run may not notice at once that the watch was stopped.
@@ -159,6 +157,12 @@ func (w *Watch) ask(now state, failed bool) (answer, error) {
 			opts.WaitIndex = 0
 		}
 		return w.fetch(opts)
+	}
+	if w.clients == nil {
+		var err error
+		if w.clients, err = w.options.Consul.clientSet(w.transport); err != nil {
+			return answer{}, err
+		}
 	}
 	if failed {
 		opts.WaitIndex = 0 // answered at once, whether anything has changed or not

@@ -75,10 +75,7 @@ func scriptedWatch(t *testing.T, queries []query, tell chan Update) (*Watch, *sc
 	}
 	d := &scripted{queries: queries, stopped: make(chan struct{})}
 	policy := Policy{Grace: 30 * time.Second, VanishLimit: 100, Strict: true}
-	w, err := NewWatch(d, Options{Wait: time.Minute, Updates: tell, Consul: consul, Policy: policy})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := NewWatch(d, Options{Wait: time.Minute, Updates: tell, Consul: consul, Policy: policy})
 	d.watch = w
 	return w, d
 }

@@ -22,62 +22,81 @@ type fragment struct {
 	compiled *template.Template
 
 	dirty      bool
-	used       map[string]dependency.Dependency // by String
-	needed     map[string]dependency.Dependency // what the text was made from
-	missing    []string                         // used, but not received yet
-	calls      map[*fragment]int                // the partials in it, with the generation of each
-	generation int                              // counts what an outer text may have to follow
-	refreshing bool                             // a partial in it must not be itself
+	refreshing bool       // a partial in it must not be itself
+	good       *execution // made the text that is used; nil = none so far
+	failure    string     // why the last execution failed; "" = it did not
+	cause      string     // the same, as the library says it of the fragment alone
+	generation int        // counts what an outer text may have to follow
 
-	rendered bool // text is set
-	text     string
-	failure  string            // why the last execution failed; "" = it did not
-	cause    string            // the same, as the library says it of the fragment alone
-	leftOut  map[string]bool   // what the functions set aside for text
-	files    map[string]string // what asFile made for text
-
-	// Of the last execution:
-	failedBefore string // the failure of the one before it
-	setAside     map[string]bool
-	extra        map[string]dependency.Dependency // used, beside what the library knows of
-	absent       []string                         // missing, likewise
-	called       map[*fragment]int
-	made         map[string]string
+	// Of the last execution and, if that has ended early, of the good one:
+	used    map[string]dependency.Dependency // by String
+	missing []string                         // used, but not received yet
+	calls   map[*fragment]int                // the partials in it, with the generation of each
 }
 
-// begin forgets the last execution.
-func (f *fragment) begin() {
-	f.dirty, f.failedBefore = false, f.failure
-	f.extra, f.absent, f.called = map[string]dependency.Dependency{}, nil, map[*fragment]int{}
-	f.setAside, f.made = map[string]bool{}, map[string]string{}
+// execution is what one execution of a fragment uses and makes.
+type execution struct {
+	of      *fragment
+	outer   *execution // in the middle of which this one is
+	text    string
+	used    map[string]dependency.Dependency
+	missing []string
+	calls   map[*fragment]int
+	leftOut map[string]bool   // what the functions set aside
+	files   map[string]string // what asFile made
+}
+
+// uses takes in what the library knows of an execution.
+func (x *execution) uses(result *template.ExecuteResult) {
+	for _, d := range result.Used.List() {
+		x.used[d.String()] = d
+	}
+	for _, d := range result.Missing.List() {
+		x.missing = append(x.missing, d.String())
+	}
 }
 
 // fail takes in why an execution failed.
 func (f *fragment) fail(err error) {
 	f.missing = nil
-	if f.failure == err.Error() {
-		return
-	}
-	f.failure = err.Error()
-	f.generation++
-	if !f.rendered && f.name != "" {
-		f.leftOut = map[string]bool{f.failure: true}
+	if f.failure != err.Error() {
+		f.failure = err.Error()
+		f.generation++
 	}
 }
 
-// finish takes in what an execution has rendered, which counts if nothing is missing.
-func (f *fragment) finish(text string, missing []string) {
-	if (len(missing) == 0) != (len(f.missing) == 0) || f.failure != "" {
+// finish takes in an execution, which counts if nothing is missing.
+func (f *fragment) finish(x *execution) {
+	if (len(x.missing) == 0) != (len(f.missing) == 0) || f.failure != "" {
 		f.generation++
 	}
-	f.missing, f.failure = missing, ""
-	if len(missing) > 0 {
+	f.missing, f.failure = x.missing, ""
+	if len(x.missing) > 0 {
 		return
 	}
-	f.needed, f.leftOut, f.files = f.used, f.setAside, f.made
-	if !f.rendered || text != f.text {
+	if f.good == nil || x.text != f.good.text {
 		f.generation++
-		f.text, f.rendered = text, true
+	}
+	f.good = x
+}
+
+// text returns the text that is used.
+func (f *fragment) text() string {
+	if f.good == nil {
+		return ""
+	}
+	return f.good.text
+}
+
+// leftOut returns what the text lacks, and why.
+func (f *fragment) leftOut() map[string]bool {
+	switch {
+	case f.good != nil:
+		return f.good.leftOut
+	case f.failure != "" && f.name != "":
+		return map[string]bool{f.failure: true}
+	default:
+		return nil
 	}
 }
 
@@ -106,11 +125,11 @@ func (f *fragment) reach(reached map[*fragment]bool) {
 
 // failedPartial returns the error of a partial that failed for every argument. One that fails for some keeps its last text
 // for these, or they are left out if there is none: what is wrong with one service harms no other.
-func (f *fragment) failedPartial() error {
+func (x *execution) failedPartial() error {
 	failed, works := map[string]string{}, map[string]bool{}
-	for c := range f.called {
+	for c := range x.calls {
 		switch {
-		case c.rendered || len(c.missing) > 0:
+		case c.good != nil || len(c.missing) > 0:
 			works[c.name] = true
 		case failed[c.name] == "" || c.failure < failed[c.name]:
 			failed[c.name] = c.failure
@@ -122,12 +141,4 @@ func (f *fragment) failedPartial() error {
 		}
 	}
 	return nil
-}
-
-func byString(set *dependency.Set) map[string]dependency.Dependency {
-	m := map[string]dependency.Dependency{}
-	for _, d := range set.List() {
-		m[d.String()] = d
-	}
-	return m
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/hashicorp/consul-template/config"
 )
 
-// The functions that every template has beside consul-template'v.
+// The functions that every template has beside consul-template's.
 const (
 	funcPartial   = "partial"
 	funcAsFile    = "asFile"
@@ -28,12 +28,12 @@ const (
 func (v *version) functions() texttemplate.FuncMap {
 	funcs := texttemplate.FuncMap{
 		funcPartial: v.partial, funcAsFile: v.asFile, funcDirectory: v.directory,
-		funcArgument: func() any { return v.running.arg },
+		funcArgument: func() any { return v.running.of.arg },
 		funcStop:     func() (string, error) { return "", errStop },
 	}
 	maps.Copy(funcs, denied(&v.set.opts))
 	if v.set.opts.Funcs != nil {
-		maps.Copy(funcs, v.set.opts.Funcs(func(reason string) { v.running.setAside[reason] = true }))
+		maps.Copy(funcs, v.set.opts.Funcs(func(reason string) { v.running.leftOut[reason] = true }))
 	}
 	return funcs
 }
@@ -99,8 +99,8 @@ func (v *version) partial(name string, args ...any) (string, error) {
 		return "", fmt.Errorf("partial %q of %v calls itself", name, key.arg)
 	}
 	v.refresh(f)
-	v.running.called[f] = f.generation
-	return f.text, nil
+	v.running.calls[f] = f.generation
+	return f.text(), nil
 }
 
 var fileName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}(\.[A-Za-z0-9_-]{1,20})?$`)
@@ -117,7 +117,7 @@ func (v *version) asFile(name, text string) (string, error) {
 	ext := filepath.Ext(name)
 	sum := sha256.Sum256([]byte(text))
 	path := fmt.Sprintf("%s%s-%x%s", v.FilePrefix, strings.TrimSuffix(name, ext), sum[:8], ext)
-	v.running.made[path] = text
+	v.running.files[path] = text
 	return path, nil
 }
 
@@ -127,10 +127,10 @@ func (v *version) directory(path string) (Directory, error) {
 		return Directory{}, fmt.Errorf("directory: %q is not an absolute path", path)
 	}
 	q := newDirectoryQuery(path)
-	v.running.extra[q.String()] = q
+	v.running.used[q.String()] = q
 	data, ok := v.set.brain.Recall(q)
 	if !ok {
-		v.running.absent = append(v.running.absent, q.String())
+		v.running.missing = append(v.running.missing, q.String())
 		return Directory{Path: path}, nil
 	}
 	return data.(Directory), nil

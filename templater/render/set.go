@@ -53,11 +53,10 @@ type Options struct {
 
 // Set is the templates that are rendered from the same data. It is for one goroutine.
 type Set struct {
-	opts       Options
-	brain      *template.Brain
-	templates  []*tmpl
-	usesOther  bool // for Update
-	explaining bool
+	opts      Options
+	brain     *template.Brain
+	templates []*tmpl
+	usesOther bool // for Update
 }
 
 // NewSet parses the templates. A syntax error names the template's Source and the line.
@@ -86,7 +85,7 @@ func (s *Set) Remember(d dependency.Dependency, data any) {
 	s.brain.Remember(d, data)
 	now := time.Now()
 	for v := range s.versions {
-		v.changed(d.String(), now)
+		v.mark(d.String(), now)
 	}
 }
 
@@ -97,10 +96,7 @@ func (s *Set) Forget(d dependency.Dependency) { s.brain.Forget(d) }
 func (s *Set) Outdated() {
 	now := time.Now()
 	for v := range s.versions {
-		v.since = earlier(v.since, now)
-		for f := range v.fragments {
-			f.dirty = true
-		}
+		v.mark("", now)
 	}
 }
 
@@ -175,7 +171,7 @@ func (s *Set) LeftOut() map[string]bool {
 	leftOut := map[string]bool{}
 	for _, t := range s.templates {
 		for f := range t.current.fragments {
-			maps.Copy(leftOut, f.leftOut)
+			maps.Copy(leftOut, f.leftOut())
 		}
 	}
 	return leftOut
@@ -193,7 +189,7 @@ func (s *Set) Status() (why string, waits bool) {
 	for _, t := range s.templates {
 		main := t.current.main
 		switch {
-		case !all && main.failure != "" && !main.rendered:
+		case !all && main.failure != "" && main.good == nil:
 			return "A template fails: " + main.failure, false
 		case !all:
 			why, waits = "Nothing is rendered yet", true
@@ -216,24 +212,24 @@ func (s *Set) versions(yield func(*version) bool) {
 }
 
 // executed counts an execution, and logs it if it has failed, or does so no longer.
-func (s *Set) executed(v *version, f *fragment, took time.Duration, err error) {
+func (s *Set) executed(v *version, f *fragment, failedBefore string, took time.Duration, err error) {
 	if s.opts.Executed != nil {
 		s.opts.Executed(f.name, f.arg, took, err)
 	}
-	if v.current != v || s.explaining { // promote reports, and Explain does not
+	if v.current != v { // promote reports, and Explain does not
 		return
 	}
 	switch {
-	case err != nil && f.failure != f.failedBefore:
+	case err != nil && f.failure != failedBefore:
 		consequence := "keeping the last good text"
-		if !f.rendered {
+		if f.good == nil {
 			consequence = "nothing is published until it works"
 			if f.name != "" {
 				consequence = "left out"
 			}
 		}
 		s.opts.Log.Error("template failed, "+consequence, "template", v.Source, "err", err)
-	case err == nil && f.failedBefore != "" && len(f.missing) == 0:
-		s.opts.Log.Info("template works again", "template", v.Source, "was", f.failedBefore)
+	case err == nil && failedBefore != "" && len(f.missing) == 0:
+		s.opts.Log.Info("template works again", "template", v.Source, "was", failedBefore)
 	}
 }

@@ -91,20 +91,20 @@ func (t *tmpl) promote() {
 // publish sets published if the text is good, complete, and another one, and says so.
 func (t *tmpl) publish() bool {
 	main := t.current.main
-	if !main.rendered || !main.complete() {
+	if main.good == nil || !main.complete() {
 		return false
 	}
 	since := t.current.since
 	if main.failure == "" {
 		t.current.since = time.Time{}
 	}
-	if t.published != nil && t.published.Text == main.text {
+	if t.published != nil && t.published.Text == main.text() {
 		return false
 	}
 	if since.IsZero() { // a template that uses nothing from the catalog
 		since = time.Now()
 	}
-	t.published = &Published{Name: t.Name, Text: main.text, Files: t.current.files(), Since: since}
+	t.published = &Published{Name: t.Name, Text: main.text(), Files: t.current.files(), Since: since}
 	return true
 }
 
@@ -114,7 +114,7 @@ func (v *version) regressions(before *version) error {
 	var failures []string
 	for f := range v.fragments {
 		was := before.partials[f.fragmentKey]
-		asBefore := f != v.main && was != nil && was.failure != "" && was.rendered == f.rendered
+		asBefore := f != v.main && was != nil && was.failure != "" && (was.good == nil) == (f.good == nil)
 		if f.failure != "" && !asBefore {
 			failures = append(failures, f.failure)
 		}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 	texttemplate "text/template"
 )
@@ -35,21 +34,16 @@ func (v *version) trace(name string, args []any) (value any, err error) {
 	for n := range args {
 		call += fmt.Sprintf(" (argument %d)", n)
 	}
-	compiled, err := v.compile("{{ result ("+call+") }}", texttemplate.FuncMap{
+	result, err := v.run(v.compile("{{ result ("+call+") }}", texttemplate.FuncMap{
 		"argument": func(n int) any { return args[n] },
 		"result":   func(v any) string { value = v; return "" },
-	})
-	if err != nil {
-		return nil, err
-	}
-	result, err := v.run(compiled)
+	}))
 	if err != nil {
 		if _, cause, found := strings.Cut(err.Error(), "error calling "+name+": "); found {
 			err = errors.New(cause)
 		}
 		return nil, err
 	}
-	maps.Copy(v.running.extra, byString(result.Used))
-	v.running.absent = append(v.running.absent, slices.Sorted(maps.Keys(byString(result.Missing)))...)
+	v.running.uses(result)
 	return value, nil
 }
