@@ -77,7 +77,7 @@ func (p Policy) next(s state, a answer, failed bool, now time.Time) state {
 	case s.mode == unanswered:
 		return state{mode: trusting, trusted: a.data, index: a.index, filtered: a.filtered}
 	}
-	lacks, of := missing(s.trusted, a.data)
+	all, lacks, of := merge(s.trusted, a.data)
 	if lacks > 0 && a.index == s.index && a.index != 0 && !failed {
 		// A state that is the same has the same content: a list that is less is one that the token sees less of. It may
 		// be another state only if Consul was away.
@@ -102,7 +102,7 @@ func (p Policy) next(s state, a answer, failed bool, now time.Time) state {
 	if s.mode == trusting {
 		return s.trust()
 	}
-	s.trusted = joined(s.trusted, s.latest)
+	s.trusted = all
 	return s.expire(now)
 }
 
@@ -133,80 +133,47 @@ func (s state) patience(wait time.Duration, now time.Time) time.Duration {
 	return min(wait, max(s.until.Sub(now), time.Millisecond))
 }
 
-// missing returns how many of the old are not in the new, and how many old there are. A value that is no list counts as
-// one, which is missing if there is no new one.
-func missing(old, new any) (lacks, of int) {
-	if l := listOf(old); l != nil {
-		return l.missing(new)
+// merge returns the new and what it lacks of the old, how much that is, and how much there is of the old. A value that is
+// no list counts as one, which is missing if there is no new one.
+func merge(old, new any) (all any, lacks, of int) {
+	switch list := old.(type) {
+	case []*dependency.HealthService:
+		return mergeLists(list, new, func(s *dependency.HealthService) string { return s.Node + "\x00" + s.ID })
+	case []*dependency.CatalogSnippet:
+		return mergeLists(list, new, func(s *dependency.CatalogSnippet) string { return s.Name })
+	case []*dependency.Node:
+		return mergeLists(list, new, func(n *dependency.Node) string { return n.Node })
+	case []*dependency.KeyPair:
+		return mergeLists(list, new, func(p *dependency.KeyPair) string { return p.Path })
 	}
 	switch {
 	case isEmpty(old): // nothing can be missing
-		return 0, 0
+		return new, 0, 0
 	case isEmpty(new):
-		return 1, 1
+		return old, 1, 1
 	default:
-		return 0, 1
+		return new, 0, 1
 	}
 }
 
-// joined returns the new and what it lacks of the old.
-func joined(old, new any) any {
-	if l := listOf(old); l != nil {
-		return l.joined(new)
+// mergeLists is merge for lists whose items have keys. It keeps the order in which the library sorts its lists.
+func mergeLists[T any](old []T, new any, key func(T) string) (all any, lacks, of int) {
+	items := slices.Clone(new.([]T))
+	listed := make(map[string]bool, len(items))
+	for _, item := range items {
+		listed[key(item)] = true
 	}
-	if lacks, _ := missing(old, new); lacks > 0 {
-		return old
+	for _, item := range old {
+		if !listed[key(item)] {
+			items = append(items, item)
+			lacks++
+		}
 	}
-	return new
-}
-
-// listOf returns data as a list of what has a key; nil if it is none.
-func listOf(data any) interface {
-	missing(new any) (lacks, of int)
-	joined(new any) any
-} {
-	switch l := data.(type) {
-	case []*dependency.HealthService:
-		return list[*dependency.HealthService]{l, healthKey}
-	case []*dependency.CatalogSnippet:
-		return list[*dependency.CatalogSnippet]{l, snippetKey}
-	case []*dependency.Node:
-		return list[*dependency.Node]{l, nodeKey}
-	case []*dependency.KeyPair:
-		return list[*dependency.KeyPair]{l, pairKey}
+	byKey := func(a, b T) int { return strings.Compare(key(a), key(b)) }
+	if lacks > 0 && slices.IsSortedFunc(old, byKey) { // if not, they are sorted by distance
+		slices.SortStableFunc(items, byKey)
 	}
-	return nil
-}
-
-func healthKey(s *dependency.HealthService) string   { return s.Node + "\x00" + s.ID }
-func snippetKey(s *dependency.CatalogSnippet) string { return s.Name }
-func nodeKey(n *dependency.Node) string              { return n.Node }
-func pairKey(p *dependency.KeyPair) string           { return p.Path }
-
-type list[T any] struct {
-	items []T
-	key   func(T) string
-}
-
-func (l list[T]) missing(new any) (lacks, of int) { return len(l.lacks(new.([]T))), len(l.items) }
-
-// lacks returns the items whose keys are not in another list.
-func (l list[T]) lacks(new []T) []T {
-	has := make(map[string]bool, len(new))
-	for _, item := range new {
-		has[l.key(item)] = true
-	}
-	return slices.DeleteFunc(slices.Clone(l.items), func(item T) bool { return has[l.key(item)] })
-}
-
-// joined keeps the order in which the library sorts its lists.
-func (l list[T]) joined(new any) any {
-	all := append(slices.Clone(new.([]T)), l.lacks(new.([]T))...)
-	byKey := func(a, b T) int { return strings.Compare(l.key(a), l.key(b)) }
-	if slices.IsSortedFunc(l.items, byKey) { // if not, they are sorted by distance
-		slices.SortStableFunc(all, byKey)
-	}
-	return all
+	return items, lacks, len(old)
 }
 
 func isEmpty(v any) bool {

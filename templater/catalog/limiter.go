@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -37,6 +38,7 @@ type limiter struct {
 	log  *slog.Logger
 	wait time.Duration // how long a query may block
 	look chan struct{} // look at the watches without a lease
+	told sync.Once     // that there are such watches
 
 	mu        sync.Mutex
 	usual     int       // leases
@@ -52,12 +54,12 @@ type lease struct {
 	of     *limiter
 	shares bool          // share.go tells it of changes while it is without
 	wake   chan struct{} // ask now, or see whether there is a lease
+	index  atomic.Uint64 // of the last answer
 
 	// Under limiter.mu:
 	held    bool
 	path    string    // of the watch's queries
 	scope   scope     // likewise
-	index   uint64    // of the last answer
 	changed time.Time // when an answer, except for the first, was news
 }
 
@@ -102,33 +104,33 @@ func (s *lease) acquire() bool {
 		delete(l.without, s)
 	case !l.without[s]:
 		l.without[s] = true
+		l.told.Do(func() {
+			l.log.Info("more is watched than connections to Consul may wait for news: what has none shares some, "+
+				"and its changes are seen a little later (consul-connections, or https, is for more)", "connections", l.most)
+		})
 		notify(l.look)
 	}
 	return s.held
 }
 
-// await returns when the watch may ask. With block its query may block. Without, Consul shall answer at once, because there
-// is news, or most is over (0 = no such time).
-func (s *lease) await(ctx context.Context, most time.Duration) (block bool, err error) {
+// await returns when the watch may ask, and whether its query may block. If not, Consul shall answer at once, because there
+// is news, or most is over.
+func (s *lease) await(ctx context.Context, most time.Duration) (block bool) {
 	if s.acquire() {
-		return true, nil
+		return true
 	}
-	switch {
-	case !s.shares:
+	if !s.shares {
 		most = pollEvery
-	case most == 0:
-		most = 10 * lookEvery
 	}
 	timer := time.NewTimer(most)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
-		return false, ctx.Err()
 	case <-s.wake:
-		return s.acquire(), nil
+		return s.acquire()
 	case <-timer.C:
-		return false, nil
 	}
+	return false
 }
 
 // asks notes what the watch asks for, the first time.
@@ -146,18 +148,12 @@ func (s *lease) asks(u *url.URL) {
 
 // answered notes how a query went.
 func (s *lease) answered(index uint64, changed bool) {
-	s.of.mu.Lock()
-	defer s.of.mu.Unlock()
-	s.index = index
+	s.index.Store(index)
 	if changed {
+		s.of.mu.Lock()
+		defer s.of.mu.Unlock()
 		s.changed = time.Now()
 	}
-}
-
-func (s *lease) lastIndex() uint64 {
-	s.of.mu.Lock()
-	defer s.of.mu.Unlock()
-	return s.index
 }
 
 // release gives the lease back for good. Until Consul's wait is over it goes on with the query, and counts its connection.

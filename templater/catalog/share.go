@@ -35,17 +35,9 @@ const few = 16
 func (l *limiter) run(ctx context.Context, client *api.Client) {
 	var running sync.WaitGroup
 	defer running.Wait()
-	select {
-	case <-l.look:
-	case <-ctx.Done():
-		return
-	}
-	l.log.Info("more is watched than connections to Consul may wait for news: what has none shares some, "+
-		"and its changes are seen a little later (consul-connections, or https, is for more)", "connections", l.most)
 	lookAtFew := make(chan struct{}, 1)
 	running.Go(func() { often(ctx, lookAtFew, func() { wakeChanged(ctx, client, l.shared(few)) }) })
 	watched := map[scope]bool{}
-	notify(l.look)
 	often(ctx, l.look, func() {
 		all := l.shared(math.MaxInt)
 		wakeChanged(ctx, client, all)
@@ -105,7 +97,7 @@ func wakeChanged(ctx context.Context, client *api.Client, all []*lease) {
 		g.Go(func() error {
 			query := s.scope.options()
 			query.Filter = `Service.ID == ""` // the index is all that is wanted
-			if index, err := indexOf(ctx, client, s.path, query); err != nil || index != s.lastIndex() {
+			if index, err := indexOf(ctx, client, s.path, query); err != nil || index != s.index.Load() {
 				notify(s.wake) // it finds out what the error is
 			}
 			return nil

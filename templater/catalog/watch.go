@@ -2,7 +2,6 @@ package catalog
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -92,7 +91,7 @@ func (w *Watch) Run() {
 			err = &HiddenError{w.Key}
 		}
 		switch {
-		case w.ctx.Err() != nil || errors.Is(err, dependency.ErrStopped):
+		case w.ctx.Err() != nil:
 			return
 		case err != nil:
 			failed = true
@@ -174,15 +173,11 @@ func (w *Watch) ask(now state, failed bool) (answer, error) {
 		opts.Near = "_agent"
 	}
 	if opts.WaitIndex > 0 {
-		var most time.Duration
-		if opts.WaitTime < w.options.Wait {
+		most := 10 * lookEvery
+		if now.mode == keeping {
 			most = opts.WaitTime
 		}
-		block, err := w.lease.await(w.ctx, most)
-		if err != nil {
-			return answer{}, err
-		}
-		if !block {
+		if !w.lease.await(w.ctx, most) {
 			opts.WaitIndex = 0
 		}
 	}
@@ -194,11 +189,7 @@ func (w *Watch) ask(now state, failed bool) (answer, error) {
 	defer cancel()
 	w.transport.ctx, w.transport.filtered = ctx, false
 	a, err := w.fetch(opts)
-	switch {
-	case err == nil:
-	case w.ctx.Err() != nil:
-		return a, dependency.ErrStopped
-	case ctx.Err() != nil:
+	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("%s: no answer in %s", w.Key, limit)
 	}
 	a.filtered = w.transport.filtered
