@@ -220,28 +220,20 @@ func (t *Templater) Ready() error {
 // take takes in what has arrived, so that a burst costs one render, and says whether there is anything to render.
 func (t *Templater) take(u catalog.Update) (changed bool) {
 	for {
-		changed = t.remember(u) || changed
+		if w := u.Watch; t.watches[w.Key] == w { // else it was stopped while this was queued
+			t.note(u)
+			if u.New {
+				delete(t.waiting, w.Key)
+				t.templates.Remember(w.Dependency, u.Data)
+				changed = true
+			}
+		}
 		select {
 		case u = <-t.updates:
 		default:
 			return changed
 		}
 	}
-}
-
-// remember stores what a watch reports and marks the templates that use it.
-func (t *Templater) remember(u catalog.Update) (changed bool) {
-	w := u.Watch
-	if t.watches[w.Key] != w {
-		return false // removed while this was queued
-	}
-	t.note(u)
-	if !u.New {
-		return false
-	}
-	delete(t.waiting, w.Key)
-	t.templates.Remember(w.Dependency, u.Data)
-	return true
 }
 
 // render brings the texts up to date, watches what they use, and publishes those that differ.
