@@ -10,9 +10,9 @@ import (
 )
 
 const (
-	// answerTime is what a query may take beyond the time it was told to wait.
+	// answerTime is how long a query may take beyond its wait.
 	answerTime = 10 * time.Second
-	// spuriousPause bounds how often a query is repeated whose answers are no news, as consul-template does.
+	// spuriousPause separates queries whose answers are no news, as in consul-template.
 	spuriousPause = 100 * time.Millisecond
 	// The pause after an error grows between these, with jitter, for ever.
 	retryFirst, retryMost = 100 * time.Millisecond, 5 * time.Second
@@ -27,10 +27,10 @@ type Update struct {
 	Well  bool  // the first query that worked, or the first after an error
 }
 
-// Options say how a watch asks, and whom it tells.
+// Options say how a watch asks, and where it reports.
 type Options struct {
 	Wait    time.Duration // how long a query may block
-	Once    bool          // the first answer is all: a query that blocks would go on at Consul when nobody waits any more
+	Once    bool          // ask once: Consul would hold a blocking query that nobody waits for any more
 	Policy  Policy
 	Updates chan<- Update
 	Library *dependency.ClientSet // for Vault and Nomad
@@ -43,9 +43,9 @@ type Watch struct {
 	Key       string // the dependency's String
 	options   Options
 	clients   *dependency.ClientSet
-	transport *transport // its way to Consul; nil if it is not in Consul
-	lease     *lease     // its right to a query that blocks; likewise
-	next      uint64     // what the library waits for, if it is not in Consul
+	transport *transport // to Consul; nil if the dependency is elsewhere
+	lease     *lease     // likewise
+	next      uint64     // the index that the library waits for, if the dependency is elsewhere
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -65,7 +65,7 @@ func NewWatch(d dependency.Dependency, o Options) *Watch {
 	return w
 }
 
-// InConsul says whether Consul is asked. If not, Run may not notice at once that the watch was stopped.
+// InConsul says whether the dependency is in Consul. If not, Run may not notice at once that the watch was stopped.
 func (w *Watch) InConsul() bool { return w.Type() == dependency.TypeConsul }
 
 // Stop is called once; Run returns soon.
@@ -130,7 +130,7 @@ func newPause() *backoff.ExponentialBackOff {
 	return b
 }
 
-// report says false if the watch was stopped. What is no news is not sent.
+// report sends an update if it is news; it returns false if the watch was stopped.
 func (w *Watch) report(u Update) bool {
 	if !u.New && !u.Well && u.Err == nil {
 		return w.ctx.Err() == nil
@@ -210,7 +210,7 @@ func (w *Watch) fetch(opts dependency.QueryOptions) (answer, error) {
 	return a, nil
 }
 
-// unshared returns data that nobody writes to: the library does so to a secret of Vault's when it renews that.
+// unshared returns data that nobody else writes to: the library writes to a Vault secret when it renews it.
 func unshared(data any) any {
 	s, ok := data.(*dependency.Secret)
 	if !ok || s == nil {
@@ -228,7 +228,7 @@ func unshared(data any) any {
 	return &c
 }
 
-// longest returns how long a query blocks at most that was told to wait: Consul adds a jitter of its own.
+// longest returns how long a query with this wait blocks at most: Consul adds a jitter of its own.
 func longest(wait time.Duration) time.Duration { return wait + wait/16 }
 
 // sleep reports false if ctx was done first.
