@@ -69,7 +69,7 @@ func (s *Set) Explain(name string) []Line {
 	return lines
 }
 
-// failures are all errors of what the text is made of.
+// failures returns the errors of all fragments.
 func (v *version) failures() string {
 	var all []string
 	for f := range v.fragments {
@@ -81,7 +81,7 @@ func (v *version) failures() string {
 	return strings.Join(all, "\n")
 }
 
-// changedLines are the numbers, from 0, of the lines of before that are not in after.
+// changedLines returns the numbers, from 0, of the lines of before that after lacks.
 func changedLines(before, after string) []int {
 	var changed []int
 	for _, e := range udiff.Lines(before, after) {
@@ -99,7 +99,7 @@ func changedLines(before, after string) []int {
 	return changed
 }
 
-// empty is a value like data that says that there is nothing.
+// empty returns a value of the type of data that holds nothing.
 func empty(data any) any {
 	if data == nil {
 		return nil

@@ -15,18 +15,18 @@ type fragmentKey struct {
 	arg  any // comparable
 }
 
-// fragment is executed by itself: a template, or a partial of it for one argument. Its text stays good until something
-// changes that it was made from.
+// fragment is the unit of execution: a template, or one of its partials for one argument. Its text stays good until one of
+// its inputs changes.
 type fragment struct {
 	fragmentKey
 	compiled *template.Template
 
 	dirty      bool
-	refreshing bool       // a partial in it must not be itself
-	good       *execution // made the text that is used; nil = none so far
+	refreshing bool       // to notice a partial that calls itself
+	good       *execution // the last good one, whose text is used; nil = none so far
 	failure    string     // why the last execution failed; "" = it did not
-	cause      string     // the same, as the library says it of the fragment alone
-	generation int        // counts what an outer text may have to follow
+	cause      string     // the same in the library's words, with the fragment's own line numbers
+	generation int        // counts the changes that an outer text may have to follow
 
 	// Of the last execution and, if that has ended early, of the good one:
 	used    map[string]dependency.Dependency // by String
@@ -34,19 +34,19 @@ type fragment struct {
 	calls   map[*fragment]int                // the partials in it, with the generation of each
 }
 
-// execution is what one execution of a fragment uses and makes.
+// execution records what one execution of a fragment uses and makes.
 type execution struct {
 	of      *fragment
-	outer   *execution // in the middle of which this one is
+	outer   *execution // which called this one and goes on after it
 	text    string
 	used    map[string]dependency.Dependency
 	missing []string
 	calls   map[*fragment]int
-	leftOut map[string]bool   // what the functions set aside
-	files   map[string]string // what asFile made
+	leftOut map[string]bool   // the reasons of functions that left something out
+	files   map[string]string // made by asFile
 }
 
-// uses takes in what the library knows of an execution.
+// uses adds the dependencies that the library knows of.
 func (x *execution) uses(result *template.ExecuteResult) {
 	for _, d := range result.Used.List() {
 		x.used[d.String()] = d
@@ -56,7 +56,7 @@ func (x *execution) uses(result *template.ExecuteResult) {
 	}
 }
 
-// fail takes in why an execution failed.
+// fail takes in the error of an execution.
 func (f *fragment) fail(err error) {
 	f.missing = nil
 	if f.failure != err.Error() {
@@ -65,7 +65,7 @@ func (f *fragment) fail(err error) {
 	}
 }
 
-// finish takes in an execution, which counts if nothing is missing.
+// finish takes in an execution, whose text counts if no data is missing.
 func (f *fragment) finish(x *execution) {
 	if (len(x.missing) == 0) != (len(f.missing) == 0) || f.failure != "" {
 		f.generation++
@@ -88,7 +88,7 @@ func (f *fragment) text() string {
 	return f.good.text
 }
 
-// leftOut returns what the text lacks, and why.
+// leftOut returns the reasons why something is left out of the text.
 func (f *fragment) leftOut() map[string]bool {
 	switch {
 	case f.good != nil:
@@ -100,7 +100,7 @@ func (f *fragment) leftOut() map[string]bool {
 	}
 }
 
-// complete says whether nothing is missing that f is made of.
+// complete says whether all data of f and its partials is there.
 func (f *fragment) complete() bool {
 	if len(f.missing) > 0 {
 		return false
@@ -123,8 +123,8 @@ func (f *fragment) reach(reached map[*fragment]bool) {
 	}
 }
 
-// failedPartial returns the error of a partial that failed for every argument. One that fails for some keeps its last text
-// for these, or they are left out if there is none: what is wrong with one service harms no other.
+// failedPartial returns the error of a partial that failed for every argument. A partial that fails for some keeps its last
+// text for these, or leaves them out if there is none: one bad service harms no other.
 func (x *execution) failedPartial() error {
 	failed, works := map[string]string{}, map[string]bool{}
 	for c := range x.calls {

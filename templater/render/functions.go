@@ -19,7 +19,7 @@ const (
 	funcPartial   = "partial"
 	funcAsFile    = "asFile"
 	funcDirectory = "directory"
-	// These are in no template of a user's: the argument of a partial, and the end of an execution.
+	// Internal: the argument of a partial, and the end of an execution.
 	funcArgument = "berthArgument"
 	funcStop     = "berthStop"
 )
@@ -38,8 +38,8 @@ func (v *version) functions() texttemplate.FuncMap {
 	return funcs
 }
 
-// denied returns functions that fail, in the place of consul-template's: of those which run programs or write files, unless
-// they are wanted, and of those whose client does not exist (the library would dereference nil).
+// denied returns functions that fail in place of consul-template's that run programs or write files, unless they are
+// wanted, or that need a client that does not exist (the library would dereference nil).
 func denied(opts *Options) texttemplate.FuncMap {
 	funcs := texttemplate.FuncMap{}
 	deny := func(why string, names ...string) {
@@ -60,7 +60,7 @@ func denied(opts *Options) texttemplate.FuncMap {
 	return funcs
 }
 
-// environment returns what consul-template tells its templates of its own configuration.
+// environment returns the variables with which consul-template tells its templates of its configuration.
 func environment(opts *Options) []string {
 	if opts.Consul == nil {
 		return nil
@@ -71,8 +71,8 @@ func environment(opts *Options) []string {
 	}
 }
 
-// partial is the template function: the text of a {{ define }} for an argument, executed only if something has changed
-// that it was made from.
+// partial is the template function: it returns the text of a {{ define }} for an argument, and executes it only if one of
+// its inputs has changed.
 func (v *version) partial(name string, args ...any) (string, error) {
 	key := fragmentKey{name: name}
 	switch {
@@ -105,8 +105,8 @@ func (v *version) partial(name string, args ...any) (string, error) {
 
 var fileName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}(\.[A-Za-z0-9_-]{1,20})?$`)
 
-// asFile is the template function: the path of a file that holds the text. Its name changes with the text, so that the
-// configuration does, and never shares a file with the one before it.
+// asFile is the template function: it returns the path of a file that holds the text. The path changes with the text, so
+// the configuration changes, too, and never shares a file with the one before.
 func (v *version) asFile(name, text string) (string, error) {
 	if v.FilePrefix == "" {
 		return "", errors.New("asFile: there is no directory for files beside this text")
@@ -121,7 +121,7 @@ func (v *version) asFile(name, text string) (string, error) {
 	return path, nil
 }
 
-// directory is the template function: what a directory holds.
+// directory is the template function: it returns the names of a directory's files.
 func (v *version) directory(path string) (Directory, error) {
 	if !filepath.IsAbs(path) {
 		return Directory{}, fmt.Errorf("directory: %q is not an absolute path", path)

@@ -19,8 +19,8 @@ func (v *version) located(err error) error {
 	return fmt.Errorf("%s: %s", v.Source, text)
 }
 
-// redacted is an error's text without the secrets that it may show. The library does this for values at the top level of
-// the data only, and not for traced functions.
+// redacted returns an error's text without secrets. The library redacts only values at the top level of the data, and not
+// for traced functions.
 func (v *version) redacted(text string) string {
 	used := map[string]dependency.Dependency{}
 	for f := range v.fragments {
@@ -48,7 +48,7 @@ func (v *version) redacted(text string) string {
 	return strings.NewReplacer(pairs...).Replace(text)
 }
 
-// secrets returns the texts and numbers in the data of a secret, at any depth, each with what is shown instead.
+// secrets returns the texts and numbers in the data of a secret, at any depth, each followed by its replacement.
 func secrets(data any) (pairs []string) {
 	switch v := data.(type) {
 	case map[string]any:

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// tmpl is a template with the version of it that is rendered, and a newer one that has yet to prove itself.
+// tmpl is a template with its current version, and a newer one that has yet to prove itself.
 type tmpl struct {
 	Spec
 	set       *Set
@@ -71,7 +71,7 @@ func (t *tmpl) reread(again bool) bool {
 
 func sameError(a, b error) bool { return a != nil && b != nil && a.Error() == b.Error() }
 
-// promote puts the newest version in the place of the one that is used, if it works.
+// promote makes the newest version the current one if it works.
 func (t *tmpl) promote() {
 	complete := t.next.update()
 	before := t.broken
@@ -88,7 +88,7 @@ func (t *tmpl) promote() {
 	}
 }
 
-// publish sets published if the text is good, complete, and another one, and says so.
+// publish sets published, and returns true, if the text is good, complete, and has changed.
 func (t *tmpl) publish() bool {
 	main := t.current.main
 	if main.good == nil || !main.complete() {
@@ -108,8 +108,7 @@ func (t *tmpl) publish() bool {
 	return true
 }
 
-// regressions returns the first error that a version has and the one before it has not: it would be that one's text that
-// is lost.
+// regressions returns the first error of a version that the version before does not have: a text would be lost.
 func (v *version) regressions(before *version) error {
 	var failures []string
 	for f := range v.fragments {

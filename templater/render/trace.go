@@ -16,8 +16,8 @@ var dataFunctions = []string{
 	"tree",
 }
 
-// tracing returns the version's functions and others in the place of consul-template's dataFunctions. They return the
-// same, but note what an execution uses: the library says so only if it does not fail.
+// tracing returns the version's functions, and replacements for consul-template's dataFunctions. They return the same, and
+// note the dependencies: the library tells them only if the execution does not fail.
 func (v *version) tracing() texttemplate.FuncMap {
 	funcs := maps.Clone(v.funcs)
 	for _, name := range dataFunctions {

@@ -18,17 +18,17 @@ var errStop = errors.New("berth stops here")
 type version struct {
 	*tmpl
 	text     string
-	env      []string // for the function of that name, beside the process's own
+	env      []string // for the function env, beside the process's own
 	funcs    texttemplate.FuncMap
 	traced   texttemplate.FuncMap          // the same, and more: see trace.go
 	defines  map[string]string             // the text of each {{ define }}
-	compiled map[string]*template.Template // what executes one
+	compiled map[string]*template.Template // each {{ define }} that was executed, by name
 	partials map[fragmentKey]*fragment
 	main     *fragment
 	running  *execution // nil between executions
 	since    time.Time  // when the oldest change that is not published arrived
 
-	callsOther bool // partials may be called no more
+	callsOther bool // a partial may have lost its last caller
 }
 
 // newVersion parses a text.
@@ -43,7 +43,7 @@ func newVersion(t *tmpl, text string) (*version, error) {
 	v.funcs = v.functions()
 	v.traced = v.tracing()
 	v.main = &fragment{compiled: v.compile(text, v.funcs), dirty: true}
-	// To parse it takes an execution, which this keeps from going further.
+	// Only an execution parses; funcStop ends it before it does anything else.
 	if _, err := v.run(v.compile("{{"+funcStop+"}}"+text, v.funcs)); strings.HasPrefix(err.Error(), "parse: ") {
 		return nil, v.located(err)
 	}
@@ -54,19 +54,19 @@ func newVersion(t *tmpl, text string) (*version, error) {
 	return v, nil
 }
 
-// compile makes something to execute of a text, which the library parses only then.
+// compile prepares a text for run. The library parses it only then.
 func (v *version) compile(text string, funcs texttemplate.FuncMap) *template.Template {
 	compiled, _ := template.NewTemplate(&template.NewTemplateInput{Contents: text, Destination: v.Destination, ExtFuncMap: funcs})
 	return compiled // an empty text would be the only error
 }
 
-// run executes it with what the brain holds.
+// run executes a text with the data that the brain holds.
 func (v *version) run(compiled *template.Template) (*template.ExecuteResult, error) {
 	return compiled.Execute(&template.ExecuteInput{Brain: v.set.brain, Env: v.env, Config: v.set.opts.Library})
 }
 
-// compiledPartial returns what executes a {{ define }}: nothing but that and those it may use, as parsing costs more than
-// all else.
+// compiledPartial returns a {{ define }} to execute, with only the others that it may use: parsing costs more than all
+// else.
 func (v *version) compiledPartial(name string) (*template.Template, error) {
 	if compiled := v.compiled[name]; compiled != nil {
 		return compiled, nil
@@ -83,7 +83,7 @@ func (v *version) compiledPartial(name string) (*template.Template, error) {
 	return v.compiled[name], nil
 }
 
-// mark marks for execution what uses a dependency; "" = everything.
+// mark marks the fragments that use a dependency for execution; "" = all.
 func (v *version) mark(key string, now time.Time) {
 	for f := range v.fragments {
 		if key == "" || f.used[key] != nil {
@@ -119,7 +119,7 @@ func (v *version) update() bool {
 	return v.main.good != nil && v.main.complete()
 }
 
-// refresh executes f if anything has changed that it is made of, the inner before the outer.
+// refresh executes f if one of its inputs has changed, the inner fragments before the outer.
 func (v *version) refresh(f *fragment) {
 	f.refreshing = true
 	defer func() { f.refreshing = false }()
@@ -134,7 +134,7 @@ func (v *version) refresh(f *fragment) {
 	}
 }
 
-// execute renders f from what the brain holds. While data is missing, and after an error, its text stays what it was.
+// execute renders f from the data that the brain holds. Its text stays while data is missing, and after an error.
 func (v *version) execute(f *fragment) {
 	start, failedBefore := time.Now(), f.failure
 	x := &execution{
@@ -147,7 +147,7 @@ func (v *version) execute(f *fragment) {
 	f.dirty = false
 	err := v.attempt(x)
 	if err != nil || len(x.missing) > 0 {
-		// It may have ended early: what it did not reach is needed again.
+		// It may have ended early: the rest is needed again.
 		for c, generation := range f.calls {
 			if _, called := x.calls[c]; !called {
 				x.calls[c] = generation
@@ -168,8 +168,8 @@ func (v *version) execute(f *fragment) {
 	v.set.executed(v, f, failedBefore, time.Since(start), err)
 }
 
-// attempt executes a fragment. Where it fails, and what it has used by then, is found by executing it once more, if that is
-// not known from the last time: a partial in the whole template, to find the line.
+// attempt executes a fragment. If it fails in a new way, attempt executes it once more to find the line and the
+// dependencies: a partial within the whole template, as only that has the right line numbers.
 func (v *version) attempt(x *execution) error {
 	f := x.of
 	compiled := f.compiled
@@ -200,7 +200,7 @@ func (v *version) attempt(x *execution) error {
 	return cause
 }
 
-// files are all that asFile made for the text.
+// files returns the contents of all files that asFile made for the text, by path.
 func (v *version) files() map[string]string {
 	all := map[string]string{}
 	for f := range v.fragments {
