@@ -4,7 +4,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"berth/deploy/testenv"
 )
@@ -98,6 +100,25 @@ func TestRereadAtOnce(t *testing.T) {
 	}
 	r.Reread()
 	r.want("b")
+}
+
+// A pipe, as of a shell's <(...), is read once.
+func TestTemplateInAPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	go os.WriteFile(path, []byte(`{{ range service "web" }}{{ .Port }}{{ end }}`), 0o600)
+	r := newHarness(t, consul, Options{Templates: []Template{{Name: "out", File: path}}}).run()
+	r.want("1")
+	r.Reread()
+	time.Sleep(2 * lookEvery)
+	consul.set("web", 2)
+	r.want("2")
+	r.waitReady()
+	r.wantLogged("level=ERROR", 0)
 }
 
 func TestOnce(t *testing.T) {

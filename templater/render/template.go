@@ -37,7 +37,14 @@ func (t *tmpl) read() (string, error) {
 	if t.File == "" {
 		return t.Text, nil
 	}
-	text, err := os.ReadFile(t.File)
+	info, err := os.Stat(t.File)
+	if err == nil && !info.Mode().IsRegular() && t.tried != "" {
+		return t.tried, nil // a pipe can be read only once
+	}
+	var text []byte
+	if err == nil {
+		text, err = os.ReadFile(t.File)
+	}
 	if err != nil {
 		return "", fmt.Errorf("cannot read the template: %w", err)
 	}
