@@ -65,8 +65,7 @@ func newCompat(t *testing.T) *compat {
 		}
 		return err
 	})
-	file := filepath.Join(t.TempDir(), "file.json")
-	write(t, file, `{"name": "file", "lines": ["a", "b"]}`+"\n")
+	file := testenv.File(t, t.TempDir(), "file.json", `{"name": "file", "lines": ["a", "b"]}`+"\n")
 	t.Setenv("COMPAT_FILE", file)
 	t.Setenv("COMPAT_SET", "a value")
 	t.Setenv("COMPAT_EMPTY", "")
@@ -262,8 +261,7 @@ func (c *compat) tryBerth(texts map[string]string) (map[string]string, error) {
 		opts.Library, opts.Programs = c.library(), true
 	}
 	for name, text := range texts {
-		file := filepath.Join(dir, name+".ctmpl")
-		write(c.t, file, text)
+		file := testenv.File(c.t, dir, name+".ctmpl", text)
 		opts.Templates = append(opts.Templates, templater.Template{
 			Name: name, File: file, Destination: filepath.Join(dir, name),
 		})
@@ -307,8 +305,7 @@ func (c *compat) startRunner(texts map[string]string, once bool) *runner {
 		t.DisableKeepAlives = config.Bool(true) // it does not close its connections
 	}
 	for name, text := range texts {
-		file := filepath.Join(r.dir, name+".ctmpl")
-		write(c.t, file, text)
+		file := testenv.File(c.t, r.dir, name+".ctmpl", text)
 		*conf.Templates = append(*conf.Templates, &config.TemplateConfig{
 			Source: config.String(file), Destination: config.String(filepath.Join(r.dir, name)),
 		})

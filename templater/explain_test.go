@@ -12,7 +12,7 @@ func TestExplain(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1, 2)
 	consul.set("api", 3)
-	r := newRig(t, consul, Options{Templates: append(one(`head
+	r := newHarness(t, consul, Options{Templates: append(one(`head
 {{ define "ports" }}{{ range service . }}{{ .Port }}
 {{ end }}{{ end }}{{ range services }}[{{ .Name }}]
 {{ partial "ports" .Name }}{{ end }}{{ with service "web" }}{{ len . }} of web{{ else }}no web{{ end }}

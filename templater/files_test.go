@@ -4,23 +4,22 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"berth/deploy/testenv"
 )
 
 func TestDirectory(t *testing.T) {
 	dir := t.TempDir()
-	write := func(name, text string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	write := func(name, text string) { testenv.File(t, dir, name, text) }
 	write("b.pem", "1")
 	write(".hidden", "1")
 	if err := os.Mkdir(filepath.Join(dir, "sub"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	r := newRig(t, newFakeConsul(t), Options{Templates: one(
+	r := newHarness(t, newFakeConsul(t), Options{Templates: one(
 		`{{ with directory "` + dir + `" }}{{ join "," .Names }} {{ .Sum }}{{ end }}|{{ (directory "` + dir + `/none").Names }}`)}).run()
 	first := r.next()
 	if !strings.HasPrefix(first, "b.pem ") || !strings.HasSuffix(first, "|[]") {
@@ -39,22 +38,17 @@ func TestDirectory(t *testing.T) {
 
 func TestTemplateFileIsReadAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.ctmpl")
-	write := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	write := func(text string) { testenv.File(t, filepath.Dir(path), filepath.Base(path), text) }
 	write(`1 {{ range service "web" }}{{ .Port }}{{ end }}`)
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
 	consul.set("api", 2)
-	r := newRig(t, consul, Options{Templates: []Template{{Name: "out", File: path}}}).run()
+	r := newHarness(t, consul, Options{Templates: []Template{{Name: "out", File: path}}}).run()
 	r.want("1 1")
 
 	write("2\n{{ if }}")
 	r.waitLogged(path + ":2: missing value for if")
-	eventually(t, "the reason", func() bool {
+	testenv.Until(t, deadline, "the reason", func() bool {
 		err := r.Ready()
 		return err != nil && strings.Contains(err.Error(), "A changed template is not used: "+path+":2")
 	})
@@ -94,7 +88,7 @@ func TestRereadAtOnce(t *testing.T) {
 	if err := os.WriteFile(path, []byte("a"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r := newRig(t, newFakeConsul(t), Options{Templates: []Template{{Name: "out", File: path}}}).run()
+	r := newHarness(t, newFakeConsul(t), Options{Templates: []Template{{Name: "out", File: path}}}).run()
 	r.want("a")
 	// An edit that shows in nothing but the content.
 	before := state()
@@ -108,10 +102,29 @@ func TestRereadAtOnce(t *testing.T) {
 	r.want("b")
 }
 
+// A pipe, as of a shell's <(...), is read once.
+func TestTemplateInAPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	go os.WriteFile(path, []byte(`{{ range service "web" }}{{ .Port }}{{ end }}`), 0o600)
+	r := newHarness(t, consul, Options{Templates: []Template{{Name: "out", File: path}}}).run()
+	r.want("1")
+	r.Reread()
+	time.Sleep(2 * lookEvery)
+	consul.set("web", 2)
+	r.want("2")
+	r.waitReady()
+	r.wantLogged("level=ERROR", 0)
+}
+
 func TestOnce(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: one(everyService)})
+	r := newHarness(t, consul, Options{Templates: one(everyService)})
 	got, err := r.Once(t.Context())
 	if err != nil || got["out"].Text != "web:1 " {
 		t.Errorf("%q, %v", got, err)
@@ -119,7 +132,7 @@ func TestOnce(t *testing.T) {
 	if n := consul.asks("/v1/health/service/web"); n != 1 {
 		t.Errorf("%d queries for a service, want 1 that does not block", n)
 	}
-	r = newRig(t, consul, Options{Templates: one(`{{ range service "web" }}{{ index .Tags 7 }}{{ end }}`)})
+	r = newHarness(t, consul, Options{Templates: one(`{{ range service "web" }}{{ index .Tags 7 }}{{ end }}`)})
 	if _, err := r.Once(t.Context()); err == nil || !strings.Contains(err.Error(), "out.ctmpl:1:28") {
 		t.Errorf("a template that fails: %v", err)
 	}
@@ -130,13 +143,13 @@ func TestTemplateMovedAwayAndBack(t *testing.T) {
 	if err := os.WriteFile(path, []byte("a"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r := newRig(t, newFakeConsul(t), Options{Templates: []Template{{Name: "out", File: path}}}).run()
+	r := newHarness(t, newFakeConsul(t), Options{Templates: []Template{{Name: "out", File: path}}}).run()
 	r.want("a")
 	if err := os.Rename(path, path+".away"); err != nil {
 		t.Fatal(err)
 	}
 	r.Reread()
-	eventually(t, "the reason", func() bool { return r.Ready() != nil && strings.Contains(r.Ready().Error(), "cannot read") })
+	testenv.Until(t, deadline, "the reason", func() bool { return r.Ready() != nil && strings.Contains(r.Ready().Error(), "cannot read") })
 	if err := os.Rename(path+".away", path); err != nil {
 		t.Fatal(err)
 	}
@@ -145,16 +158,11 @@ func TestTemplateMovedAwayAndBack(t *testing.T) {
 
 func TestEditWhileTheTemplateFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.ctmpl")
-	write := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	write := func(text string) { testenv.File(t, filepath.Dir(path), filepath.Base(path), text) }
 	write(`{{ range service "web" }}{{ index .Tags 7 }}{{ end }}`)
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: []Template{{Name: "out", File: path}}}).run()
+	r := newHarness(t, consul, Options{Templates: []Template{{Name: "out", File: path}}}).run()
 	r.waitLogged("template failed, nothing is published until it works")
 	write(`{{ range service "web" }}{{ index .Tags 8 }}{{ end }}`)
 	r.waitLogged("index .Tags 8")

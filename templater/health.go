@@ -33,7 +33,7 @@ func (t *Templater) note(u catalog.Update) {
 	}
 }
 
-// noteOther is note for a watch elsewhere than in Consul, such as of a file that a template reads.
+// noteOther is note for a watch outside Consul, such as of a file that a template reads.
 func (t *Templater) noteOther(u catalog.Update) {
 	failed := t.failing[u.Watch]
 	switch {
@@ -63,7 +63,7 @@ func (t *Templater) succeeded(w *catalog.Watch) {
 	}
 }
 
-// hiddenErr says what the token should see and does not; nil if there is no such thing.
+// hiddenErr names the data that the token should see and does not; nil = it sees everything.
 func (t *Templater) hiddenErr() error {
 	if len(t.hidden) == 0 {
 		return nil
@@ -71,8 +71,8 @@ func (t *Templater) hiddenErr() error {
 	return &catalog.HiddenError{Dependency: andMore(t.hidden)}
 }
 
-// logHidden logs what the token does not see, in one line however much that is, until it sees all of it. It is called at
-// every look at the files: by the first, each query has had its answer.
+// logHidden logs once, in one line, what the token does not see, and then that it sees everything. It is called by the
+// clock: by the first tick each query has had its answer.
 func (t *Templater) logHidden() {
 	err := t.hiddenErr()
 	switch {
@@ -84,7 +84,7 @@ func (t *Templater) logHidden() {
 	t.loggedHidden = err != nil
 }
 
-// updateReady brings up to date what the outside sees of the state.
+// updateReady updates the answer of Ready and the metric of Consul's health.
 func (t *Templater) updateReady() {
 	hidden, up := t.hiddenErr(), 0.0
 	if t.answered && t.consulErr == nil && hidden == nil {
@@ -105,7 +105,7 @@ func (t *Templater) updateReady() {
 	}
 }
 
-// waitsFor says what has not arrived.
+// waitsFor names the data that has not arrived.
 func (t *Templater) waitsFor() string {
 	missing := t.waiting
 	if len(missing) == 0 { // an empty list that a template does not take for an answer
@@ -117,7 +117,7 @@ func (t *Templater) waitsFor() string {
 	return "waiting for " + andMore(missing)
 }
 
-// andMore names the first of the keys, and says how many there are beside it.
+// andMore names the first of the keys, and counts the others.
 func andMore(keys map[string]bool) string {
 	first := ""
 	for key := range keys {

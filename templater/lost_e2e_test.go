@@ -5,7 +5,6 @@ package templater_test
 import (
 	"fmt"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -276,13 +275,13 @@ func TestE2ETokenFileRenewed(t *testing.T) {
 	c.put("web", "a", "b")
 	p := c.policy(seesAll)
 	old := c.token(p, "")
-	file := filepath.Join(t.TempDir(), "token")
-	write(t, file, old.SecretID+"\n")
+	dir := t.TempDir()
+	file := testenv.File(t, dir, "token", old.SecretID+"\n")
 	w := run(t, &api.Config{Address: c.Address, TokenFile: file}, web, templater.Options{Grace: grace, WaitTime: time.Second})
 	w.await(soon, "a b")
 	w.ready(soon)
 
-	write(t, file, c.token(p, "").SecretID+"\n")
+	testenv.File(t, dir, "token", c.token(p, "").SecretID+"\n")
 	c.revoke(old)
 	c.put("web", "c")
 	w.await(soon, "a b c")
@@ -299,7 +298,7 @@ func TestE2ETokenFileRenewed(t *testing.T) {
 		}
 	}
 	w.notReady(soon)
-	write(t, file, c.token(p, "").SecretID)
+	testenv.File(t, dir, "token", c.token(p, "").SecretID)
 	w.ready(soon)
 	c.put("web", "d")
 	w.await(soon, "a b c d")

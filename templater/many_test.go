@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"berth/deploy/testenv"
 )
 
 // blockedServices are the services a query for which waits, by name.
@@ -27,8 +29,8 @@ func (f *fakeConsul) blockedServices() []string {
 // service, of which there are four: one for the list of services and the three that are shared.
 const leases = 32
 
-// crowd is a rig with more services than leases.
-func crowd(t *testing.T) *rig {
+// crowd is a harness with more services than leases.
+func crowd(t *testing.T) *harness {
 	consul := newFakeConsul(t)
 	consul.change(func() {
 		for n := range 60 {
@@ -37,11 +39,11 @@ func crowd(t *testing.T) *rig {
 	})
 	// A fifth is left for queries that Consul does not know to have ended, 16 for those that do not block.
 	connections := (leases + 16) * 5 / 4
-	r := newRig(t, consul, Options{Templates: one(everyService), Connections: connections, WaitTime: 200 * time.Millisecond}).run()
+	r := newHarness(t, consul, Options{Templates: one(everyService), Connections: connections, WaitTime: 200 * time.Millisecond}).run()
 	if got := r.next(); strings.Count(got, ":1") != 60 {
 		t.Fatalf("first text %q", got)
 	}
-	eventually(t, "the shared queries to wait", func() bool {
+	testenv.Until(t, deadline, "the shared queries to wait", func() bool {
 		return consul.blocked("/v1/catalog/services") == 2 && consul.blocked("/v1/health/state/critical") == 1 && consul.blocked("/v1/health/state/warning") == 1
 	})
 	return r
@@ -50,7 +52,7 @@ func crowd(t *testing.T) *rig {
 func TestMoreServicesThanConnections(t *testing.T) {
 	r := crowd(t)
 	// The list of services itself has a lease.
-	eventually(t, "all leases but that to be of services", func() bool { return len(r.consul.blockedServices()) == leases*7/8-1 })
+	testenv.Until(t, deadline, "all leases but that to be of services", func() bool { return len(r.consul.blockedServices()) == leases*7/8-1 })
 	for n := range 60 {
 		name := fmt.Sprintf("s%02d", n)
 		if n%2 == 0 {
@@ -62,14 +64,14 @@ func TestMoreServicesThanConnections(t *testing.T) {
 			t.Fatalf("%s is not in %q", name, got)
 		}
 	}
-	eventually(t, "the template's query for the list of services, and the shared one", func() bool {
+	testenv.Until(t, deadline, "the template's query for the list of services, and the shared one", func() bool {
 		return r.consul.blocked("/v1/catalog/services") == 2
 	})
 	// Consul goes on with the queries for services that are gone. Then others that change have their leases.
 	gone := r.consul.blockedServices()[:10]
 	for _, name := range gone {
 		r.consul.remove(name)
-		eventually(t, name+" to be gone", func() bool { return !strings.Contains(r.next(), name+":") })
+		testenv.Until(t, deadline, name+" to be gone", func() bool { return !strings.Contains(r.next(), name+":") })
 	}
 	time.Sleep(300 * time.Millisecond) // the queries' wait, and its jitter
 	for n := range 60 {
@@ -77,7 +79,7 @@ func TestMoreServicesThanConnections(t *testing.T) {
 			r.consul.set(name, 3)
 		}
 	}
-	eventually(t, "their leases to be taken", func() bool { return len(r.consul.blockedServices()) == leases*7/8-4 })
+	testenv.Until(t, deadline, "their leases to be taken", func() bool { return len(r.consul.blockedServices()) == leases*7/8-4 })
 	if has := r.consul.blockedServices(); slices.ContainsFunc(gone, func(name string) bool { return slices.Contains(has, name) }) {
 		t.Errorf("of %q some are asked for still: %q", gone, has)
 	}
@@ -91,7 +93,7 @@ func TestOutageWithMoreServicesThanConnections(t *testing.T) {
 	r.consul.setDown(false)
 	r.waitReady()
 	r.consul.set("s03", 2)
-	eventually(t, "a quiet service's change", func() bool { return strings.Contains(r.next(), "s03:2") })
+	testenv.Until(t, deadline, "a quiet service's change", func() bool { return strings.Contains(r.next(), "s03:2") })
 }
 
 func TestRefusedConnections(t *testing.T) {
@@ -102,7 +104,7 @@ func TestRefusedConnections(t *testing.T) {
 		}
 	})
 	consul.limit = 20
-	r := newRig(t, consul, Options{Templates: one(everyService), Connections: 100, WaitTime: 200 * time.Millisecond}).run()
+	r := newHarness(t, consul, Options{Templates: one(everyService), Connections: 100, WaitTime: 200 * time.Millisecond}).run()
 	if got := r.next(); strings.Count(got, ":1") != 30 {
 		t.Fatalf("first text %q", got)
 	}
@@ -110,7 +112,7 @@ func TestRefusedConnections(t *testing.T) {
 	for n := range 30 {
 		name := fmt.Sprintf("s%02d", n)
 		consul.set(name, 2)
-		eventually(t, name, func() bool { return strings.Contains(r.next(), name+":2 ") })
+		testenv.Until(t, deadline, name, func() bool { return strings.Contains(r.next(), name+":2 ") })
 	}
-	eventually(t, "nothing to be refused any more", func() bool { return r.Ready() == nil })
+	testenv.Until(t, deadline, "nothing to be refused any more", func() bool { return r.Ready() == nil })
 }

@@ -59,22 +59,15 @@ backend web
 func startStack(c *consul, address string, env []string, ids ...string) *stack {
 	t := c.t
 	t.Helper()
-	dir, err := os.MkdirTemp("", "berth") // short: it holds a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	dir := testenv.Dir(t)
 	s := &stack{t: t, consul: c, dir: dir, web: c.ip + ":8080", status: c.ip + ":9652", apps: map[string]*httptest.Server{}}
 	for _, id := range ids {
 		s.put(id)
 	}
 	template := fmt.Sprintf(proxyTemplate, s.web)
-	write(t, dir+"/haproxy.ctmpl", template)
+	testenv.File(t, dir, "haproxy.ctmpl", template)
 	head, _, _ := strings.Cut(template, "{{")
-	write(t, dir+"/haproxy.cfg", head)
+	testenv.File(t, dir, "haproxy.cfg", head)
 	name := strings.TrimSuffix(c.Name, "-consul")
 	user := fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid())
 	common := []string{"run", "--detach", "--network", "host", "--user", user, "--volume", dir + ":" + dir, "--name"}
@@ -128,17 +121,11 @@ func (s *stack) until(what string, f func() error) {
 
 // ready asks berth.
 func (s *stack) ready() error {
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
-	res, err := client.Get("http://" + s.status + "/readyz")
+	why, err := testenv.Get("http://" + s.status + "/readyz")
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %s", err, why)
 	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err == nil && res.StatusCode != http.StatusOK {
-		err = errors.New(string(body))
-	}
-	return err
+	return nil
 }
 
 // notReady waits until berth says that Consul does not answer as it should.

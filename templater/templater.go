@@ -24,7 +24,7 @@ import (
 	"berth/templater/render"
 )
 
-// lookEvery is how often the templates' files are looked at.
+// lookEvery is how often the templates' files are read.
 const lookEvery = time.Second
 
 type (
@@ -39,7 +39,7 @@ type (
 // Options say what to render and who gets it.
 type Options struct {
 	Consul      *api.Config    // how to reach it; the standard CONSUL_* variables fill what is empty
-	Connections int            // to Consul, at most, and not below 40; 0 = 150. Over HTTP/2 it takes a few only
+	Connections int            // to Consul, at most; 40 or more; 0 = 150. HTTP/2 needs only a few
 	Library     *config.Config // consul-template's own, finalized, for Vault and Nomad; nil = neither
 	Templates   []Template
 	Programs    bool // the functions plugin and writeToFile are allowed
@@ -48,15 +48,15 @@ type Options struct {
 	// everything they set aside, and why. Called once per version of a template; may be nil.
 	Funcs func(report func(string)) texttemplate.FuncMap
 
-	// Publish is called from Run's goroutine with every text that differs from the one before of its template. It must
-	// not block.
+	// Publish is called from Run's goroutine with every new text of a template that differs from its last one. It must not
+	// block.
 	Publish func(Published)
 
 	WaitTime time.Duration // how long a blocking query waits; 0 = 60s
-	// Grace is how long what Consul no longer lists is kept if there is reason to doubt that; 0 = 30s, three times
-	// what a registrar takes at most to notice that its registrations are gone.
+	// Grace is how long entries are kept that Consul no longer lists, if there is reason to doubt the list; 0 = 30s, three
+	// times as long as a registrar takes at most to notice that its registrations are gone.
 	Grace time.Duration
-	// VanishLimit is the largest part of a list, in percent, that may vanish at once and be believed at once; 0 = 100.
+	// VanishLimit is the largest share of a list, in percent, that may vanish at once without doubt; 0 = 100.
 	VanishLimit int
 
 	Log     *slog.Logger
@@ -64,7 +64,7 @@ type Options struct {
 }
 
 // Templater renders its templates whenever the part of the catalog that they use
-// has changed. What was published stays the truth while Consul is out of reach.
+// has changed. The published texts stay valid while Consul is out of reach.
 type Templater struct {
 	opts     Options
 	log      *slog.Logger
@@ -85,7 +85,6 @@ type Templater struct {
 	hidden    map[string]bool // what the token does not see, by the watch's Key
 	answered  bool            // Consul has answered at least once
 	consulErr error           // nil while every query to Consul succeeds
-	unwatched bool            // something that is used could not be watched the last time
 	leftOut   map[string]bool
 	once      bool
 
@@ -132,11 +131,11 @@ func New(opts Options) (*Templater, error) {
 	return t, nil
 }
 
-// Reread has the templates read again that are in files, changed or not. Safe from any goroutine.
+// Reread reads all template files at once, and tries a template again that was refused. Safe from any goroutine.
 func (t *Templater) Reread() { notify(t.reread) }
 
-// Rerender executes every template and every partial anew: for a template function whose answer has changed for another
-// reason than the catalog. Safe from any goroutine.
+// Rerender executes every template and every partial anew, because a template function's answer has changed while the
+// catalog has not. Safe from any goroutine.
 func (t *Templater) Rerender() { notify(t.rerender) }
 
 func notify(c chan struct{}) {
@@ -177,7 +176,11 @@ func (t *Templater) loop(ctx context.Context, done func() bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer t.running.Wait()
 	defer cancel()
-	defer t.stopWatches()
+	defer func() {
+		for _, w := range t.watches {
+			w.Stop()
+		}
+	}()
 	t.running.Go(func() { t.consul.Run(ctx) })
 	t.renewVaultToken(ctx)
 	look := time.NewTicker(lookEvery)
@@ -199,9 +202,13 @@ func (t *Templater) loop(ctx context.Context, done func() bool) {
 			}
 		case <-look.C:
 			t.logHidden()
-			t.readFiles(false)
+			if t.templates.Reread(false) {
+				t.render()
+			}
 		case <-t.reread:
-			t.readFiles(true)
+			if t.templates.Reread(true) {
+				t.render()
+			}
 		case <-t.rerender:
 			t.templates.Outdated()
 			t.render()
@@ -218,10 +225,18 @@ func (t *Templater) Ready() error {
 	return nil
 }
 
-// take takes in what has arrived, so that a burst costs one render, and says whether there is anything to render.
+// take takes in all updates that have arrived, so that a burst costs one render, and says whether there is anything to
+// render.
 func (t *Templater) take(u catalog.Update) (changed bool) {
 	for {
-		changed = t.remember(u) || changed
+		if w := u.Watch; t.watches[w.Key] == w { // else it was stopped while this was queued
+			t.note(u)
+			if u.New {
+				delete(t.waiting, w.Key)
+				t.templates.Remember(w.Dependency, u.Data)
+				changed = true
+			}
+		}
 		select {
 		case u = <-t.updates:
 		default:
@@ -230,40 +245,18 @@ func (t *Templater) take(u catalog.Update) (changed bool) {
 	}
 }
 
-// remember stores what a watch reports and marks the templates that use it.
-func (t *Templater) remember(u catalog.Update) (changed bool) {
-	w := u.Watch
-	if t.watches[w.Key] != w {
-		return false // removed while this was queued
-	}
-	t.note(u)
-	if !u.New {
-		return false
-	}
-	delete(t.waiting, w.Key)
-	t.templates.Remember(w.Dependency, u.Data)
-	return true
-}
-
-// render brings the texts up to date, watches what they use, and publishes those that differ.
+// render brings the texts up to date, watches their dependencies, and publishes the texts that have changed.
 func (t *Templater) render() {
-	if t.templates.Update() || t.unwatched {
-		t.watchWhatIsUsed()
+	if t.templates.Update() {
+		t.watchUsed()
 	}
 	t.reportLeftOut()
 	t.templates.Publish(t.opts.Publish)
 }
 
-// readFiles reads the templates again whose files have changed.
-func (t *Templater) readFiles(all bool) {
-	if t.templates.Reread(all) || t.unwatched {
-		t.render()
-	}
-}
-
-// watchWhatIsUsed starts a watch for every dependency that a template uses and
-// stops the watches that none uses any more.
-func (t *Templater) watchWhatIsUsed() {
+// watchUsed starts a watch for every dependency that a template uses, and stops
+// the watches that no template uses any more.
+func (t *Templater) watchUsed() {
 	used := t.templates.Used()
 	notAll, _ := t.templates.Status()
 	for key, w := range t.watches {
@@ -271,31 +264,22 @@ func (t *Templater) watchWhatIsUsed() {
 			t.stopWatch(w)
 		}
 	}
-	failed := false
 	for key, d := range used {
 		if t.watches[key] != nil {
 			continue
 		}
-		w, err := catalog.NewWatch(d, catalog.Options{
+		w := catalog.NewWatch(d, catalog.Options{
 			Wait: t.opts.WaitTime, Once: t.once, Updates: t.updates, Library: t.library, Consul: t.consul,
 			Policy: catalog.Policy{Grace: t.opts.Grace, VanishLimit: t.opts.VanishLimit, Strict: notAll != ""},
 		})
-		if err != nil {
-			failed = true
-			if !t.unwatched {
-				t.log.Error("cannot watch what a template uses, trying again", "dependency", key, "err", err)
-			}
-			continue
-		}
 		t.watches[key] = w
-		t.waiting[w.Key] = true
+		t.waiting[key] = true
 		if w.InConsul() {
 			t.running.Go(w.Run)
 		} else {
 			go w.Run() // it may not hear at once that it is stopped
 		}
 	}
-	t.unwatched = failed
 }
 
 func (t *Templater) stopWatch(w *catalog.Watch) {
@@ -306,14 +290,8 @@ func (t *Templater) stopWatch(w *catalog.Watch) {
 	t.succeeded(w)
 }
 
-func (t *Templater) stopWatches() {
-	for _, w := range t.watches {
-		w.Stop()
-	}
-}
-
-// reportLeftOut logs what the template functions have newly set aside, and what
-// they no longer do.
+// reportLeftOut logs what the template functions leave out now and did not
+// before, and the reverse.
 func (t *Templater) reportLeftOut() {
 	now := t.templates.LeftOut()
 	for _, reason := range added(t.leftOut, now) {
@@ -326,7 +304,7 @@ func (t *Templater) reportLeftOut() {
 	t.metrics.leftOut.Set(float64(len(now)))
 }
 
-// added returns, sorted, what is in after and not in before.
+// added returns the keys of after that before lacks, sorted.
 func added(before, after map[string]bool) []string {
 	var diff []string
 	for _, s := range slices.Sorted(maps.Keys(after)) {
@@ -337,7 +315,7 @@ func added(before, after map[string]bool) []string {
 	return diff
 }
 
-// unpublished says whether there are templates without a text so far.
+// unpublished says whether a template has no text so far.
 func (t *Templater) unpublished() bool {
 	_, all := t.templates.Texts()
 	return !all

@@ -1,7 +1,6 @@
 package templater
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	texttemplate "text/template"
@@ -22,6 +20,8 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+
+	"berth/deploy/testenv"
 )
 
 func TestMain(m *testing.M) {
@@ -37,39 +37,22 @@ const deadline = 30 * time.Second
 
 const everyService = `{{ range services }}{{ $name := .Name }}{{ range service .Name }}{{ $name }}:{{ .Port }} {{ end }}{{ end }}`
 
-// rig is a Templater that runs against a fake Consul.
-type rig struct {
+// harness is a Templater that runs against a fake Consul.
+type harness struct {
 	t *testing.T
 	*Templater
 	consul  *fakeConsul
 	updates chan Published
-	log     *lockedBuffer
+	log     *testenv.Log
 	metrics *prometheus.Registry
 	cancel  context.CancelFunc
 	done    chan error
 }
 
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func newRig(t *testing.T, consul *fakeConsul, opts Options) *rig {
+func newHarness(t *testing.T, consul *fakeConsul, opts Options) *harness {
 	t.Helper()
-	r := &rig{
-		t: t, consul: consul, updates: make(chan Published, 1000), log: &lockedBuffer{},
+	r := &harness{
+		t: t, consul: consul, updates: make(chan Published, 1000), log: &testenv.Log{},
 		metrics: prometheus.NewRegistry(), done: make(chan error, 1),
 	}
 	opts.Consul = &api.Config{Address: consul.URL, Token: "s3cret-token"}
@@ -85,7 +68,7 @@ func newRig(t *testing.T, consul *fakeConsul, opts Options) *rig {
 	return r
 }
 
-func (r *rig) run() *rig {
+func (r *harness) run() *harness {
 	var ctx context.Context
 	ctx, r.cancel = context.WithCancel(context.Background())
 	go func() { r.done <- r.Run(ctx) }()
@@ -93,7 +76,7 @@ func (r *rig) run() *rig {
 	return r
 }
 
-func (r *rig) stop() {
+func (r *harness) stop() {
 	if r.cancel == nil {
 		return
 	}
@@ -110,13 +93,13 @@ func (r *rig) stop() {
 }
 
 // next returns the next text of the template "out".
-func (r *rig) next() string {
+func (r *harness) next() string {
 	r.t.Helper()
 	return r.nextOf("out").Text
 }
 
 // nextOf returns what is published next of a template. The other templates' texts are passed over.
-func (r *rig) nextOf(name string) Published {
+func (r *harness) nextOf(name string) Published {
 	r.t.Helper()
 	for {
 		if p := r.nextAny(); p.Name == name {
@@ -125,7 +108,7 @@ func (r *rig) nextOf(name string) Published {
 	}
 }
 
-func (r *rig) nextAny() Published {
+func (r *harness) nextAny() Published {
 	r.t.Helper()
 	select {
 	case p := <-r.updates:
@@ -137,21 +120,21 @@ func (r *rig) nextAny() Published {
 }
 
 // wantNext compares what is published next with a text of a template.
-func (r *rig) wantNext(name, text string) {
+func (r *harness) wantNext(name, text string) {
 	r.t.Helper()
 	if p := r.nextAny(); p.Name != name || p.Text != text {
 		r.t.Errorf("published %q of %s, want %q of %s", p.Text, p.Name, text, name)
 	}
 }
 
-func (r *rig) want(text string) {
+func (r *harness) want(text string) {
 	r.t.Helper()
 	if got := r.next(); got != text {
 		r.t.Fatalf("published %q, want %q", got, text)
 	}
 }
 
-func (r *rig) wantNothingMore() {
+func (r *harness) wantNothingMore() {
 	r.t.Helper()
 	select {
 	case p := <-r.updates:
@@ -160,24 +143,24 @@ func (r *rig) wantNothingMore() {
 	}
 }
 
-func (r *rig) wantLogged(line string, times int) {
+func (r *harness) wantLogged(line string, times int) {
 	r.t.Helper()
 	if got := strings.Count(r.log.String(), line); got != times {
 		r.t.Errorf("%q logged %d times, want %d:\n%s", line, got, times, r.log)
 	}
 }
 
-func (r *rig) waitLogged(line string) {
+func (r *harness) waitLogged(line string) {
 	r.t.Helper()
-	eventually(r.t, "log line "+line, func() bool { return strings.Contains(r.log.String(), line) })
+	testenv.Until(r.t, deadline, "log line "+line, func() bool { return strings.Contains(r.log.String(), line) })
 }
 
-func (r *rig) waitReady() {
+func (r *harness) waitReady() {
 	r.t.Helper()
-	eventually(r.t, "ready", func() bool { return r.Ready() == nil })
+	testenv.Until(r.t, deadline, "ready", func() bool { return r.Ready() == nil })
 }
 
-func (r *rig) metric(name string) float64 {
+func (r *harness) metric(name string) float64 {
 	r.t.Helper()
 	families, err := r.metrics.Gather()
 	if err != nil {
@@ -193,15 +176,6 @@ func (r *rig) metric(name string) float64 {
 	return 0
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(deadline); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("timed out waiting for: %s", what)
-		}
-	}
-}
-
 func one(text string) []Template {
 	return []Template{{Name: "out", Source: "out.ctmpl", Text: text}}
 }
@@ -211,7 +185,7 @@ func TestFirstPublishIsComplete(t *testing.T) {
 	for i := range 20 {
 		consul.set(fmt.Sprintf("s%02d", i), 8000+i)
 	}
-	r := newRig(t, consul, Options{Templates: one(everyService)})
+	r := newHarness(t, consul, Options{Templates: one(everyService)})
 	if r.Ready() == nil {
 		t.Error("ready before Run")
 	}
@@ -237,7 +211,7 @@ func TestFirstPublishIsComplete(t *testing.T) {
 func TestChangeIsPublished(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: one(everyService)}).run()
+	r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
 	r.want("web:1 ")
 	before := time.Now()
 	consul.set("web", 1, 2)
@@ -252,18 +226,18 @@ func TestChangeIsPublished(t *testing.T) {
 func TestUnchangedTextIsNotPublished(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: one(`{{ len (service "web") }}`)}).run()
+	r := newHarness(t, consul, Options{Templates: one(`{{ len (service "web") }}`)}).run()
 	r.want("1")
 	renders := r.metric("berth_templater_renders_total")
 	consul.set("web", 2)
-	eventually(t, "second render", func() bool { return r.metric("berth_templater_renders_total") > renders })
+	testenv.Until(t, deadline, "second render", func() bool { return r.metric("berth_templater_renders_total") > renders })
 	consul.set("web", 2, 3)
 	r.want("2")
 }
 
 func TestTemplateWithoutDependencies(t *testing.T) {
 	start := time.Now()
-	r := newRig(t, newFakeConsul(t), Options{Templates: one("hello")}).run()
+	r := newHarness(t, newFakeConsul(t), Options{Templates: one("hello")}).run()
 	if p := r.nextAny(); p.Text != "hello" || p.Since.Before(start) {
 		t.Errorf("published %+v", p)
 	}
@@ -277,7 +251,7 @@ func TestBurstCostsOneRender(t *testing.T) {
 		consul.set(fmt.Sprintf("s%02d", i), 1)
 	}
 	updates, release := make(chan string, 100), make(chan struct{})
-	r := newRig(t, consul, Options{
+	r := newHarness(t, consul, Options{
 		Templates: one(everyService),
 		Publish: func(p Published) {
 			updates <- p.Text
@@ -295,7 +269,7 @@ func TestBurstCostsOneRender(t *testing.T) {
 		consul.set(fmt.Sprintf("s%02d", i), 3)
 	}
 	// A view asks again once its change is queued.
-	eventually(t, "all changes queued", func() bool {
+	testenv.Until(t, deadline, "all changes queued", func() bool {
 		for i := range n {
 			name := fmt.Sprintf("s%02d", i)
 			consul.mu.Lock()
@@ -320,16 +294,16 @@ func TestOutageKeepsTheLastText(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
 	consul.set("api", 2)
-	r := newRig(t, consul, Options{Templates: one(everyService)}).run()
+	r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
 	r.want("api:2 web:1 ")
 	r.waitReady()
 
 	consul.setDown(true)
-	eventually(t, "not ready", func() bool { return r.Ready() != nil })
+	testenv.Until(t, deadline, "not ready", func() bool { return r.Ready() != nil })
 	if err := r.Ready().Error(); !strings.Contains(err, "No cluster leader") {
 		t.Errorf("Ready: %s", err)
 	}
-	eventually(t, "repeated queries", func() bool { return consul.asks("/v1/health/service/web") > 4 })
+	testenv.Until(t, deadline, "repeated queries", func() bool { return consul.asks("/v1/health/service/web") > 4 })
 	if up := r.metric("berth_templater_consul_up"); up != 0 {
 		t.Errorf("consul_up %v", up)
 	}
@@ -349,11 +323,11 @@ func TestOutageKeepsTheLastText(t *testing.T) {
 func TestChangeDuringAnOutage(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: one(everyService), Grace: 100 * time.Millisecond}).run()
+	r := newHarness(t, consul, Options{Templates: one(everyService), Grace: 100 * time.Millisecond}).run()
 	r.want("web:1 ")
 	asked := consul.asks("/v1/health/service/web")
 	consul.setDown(true)
-	eventually(t, "the query for web to have failed", func() bool { return consul.asks("/v1/health/service/web") > asked+1 })
+	testenv.Until(t, deadline, "the query for web to have failed", func() bool { return consul.asks("/v1/health/service/web") > asked+1 })
 	consul.set("web", 2)
 	consul.setDown(false)
 	r.want("web:1 web:2 ")
@@ -364,7 +338,7 @@ func TestConsulDownAtTheStart(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
 	consul.setDown(true)
-	r := newRig(t, consul, Options{Templates: one(everyService)}).run()
+	r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
 	r.waitLogged("consul failed")
 	r.wantNothingMore()
 	consul.setDown(false)
@@ -376,20 +350,20 @@ func TestConnectionsCut(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
 	// A query may fail, and then what is gone is kept for the grace.
-	r := newRig(t, consul, Options{Templates: one(everyService), Grace: time.Millisecond}).run()
+	r := newHarness(t, consul, Options{Templates: one(everyService), Grace: time.Millisecond}).run()
 	r.want("web:1 ")
 	for port := 2; port < 5; port++ {
 		consul.CloseClientConnections()
 		consul.set("web", port)
 		want := fmt.Sprintf("web:%d ", port)
-		eventually(t, want, func() bool { return r.next() == want })
+		testenv.Until(t, deadline, want, func() bool { return r.next() == want })
 	}
 }
 
 func TestConsulThatLostItsStateIsNotBelievedAtOnce(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1, 2)
-	r := newRig(t, consul, Options{Templates: one(everyService), Grace: 10 * time.Second}).run()
+	r := newHarness(t, consul, Options{Templates: one(everyService), Grace: 10 * time.Second}).run()
 	r.want("web:1 web:2 ")
 	consul.setDown(true)
 	r.waitLogged("consul failed")
@@ -400,7 +374,7 @@ func TestConsulThatLostItsStateIsNotBelievedAtOnce(t *testing.T) {
 	consul.set("api", 3)
 	r.want("api:3 web:1 web:2 ")
 	consul.set("web", 1, 2)
-	eventually(t, "the state to be as before", func() bool { return consul.waits("/v1/health/service/web", 8) })
+	testenv.Until(t, deadline, "the state to be as before", func() bool { return consul.waits("/v1/health/service/web", 8) })
 	r.wantNothingMore()
 	// It is believed again, in the end.
 	consul.set("web", 1)
@@ -412,7 +386,7 @@ func TestConsulThatLostItsStateIsNotBelievedAtOnce(t *testing.T) {
 func TestConsulThatLostItsStateIsBelievedInTheEnd(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: one(everyService), Grace: 50 * time.Millisecond}).run()
+	r := newHarness(t, consul, Options{Templates: one(everyService), Grace: 50 * time.Millisecond}).run()
 	r.want("web:1 ")
 	consul.setDown(true)
 	r.waitLogged("consul failed")
@@ -421,37 +395,45 @@ func TestConsulThatLostItsStateIsBelievedInTheEnd(t *testing.T) {
 }
 
 func TestDependenciesComeAndGo(t *testing.T) {
+	// The names tell whether the list of services in a text is the newest.
+	const names = `{{ range services }}{{ .Name }} {{ end }}| `
 	for name, text := range map[string]string{
 		"whole": everyService,
 		"by partials": `{{ define "p" }}{{ $name := . }}{{ range service . }}{{ $name }}:{{ .Port }} {{ end }}{{ end }}` +
 			`{{ range services }}{{ partial "p" .Name }}{{ end }}`,
 	} {
-		t.Run(name, func(t *testing.T) { testDependenciesComeAndGo(t, text) })
+		t.Run(name, func(t *testing.T) { testDependenciesComeAndGo(t, names+text) })
 	}
 }
 
 func testDependenciesComeAndGo(t *testing.T, text string) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: one(text)}).run()
-	r.want("web:1 ")
+	r := newHarness(t, consul, Options{Templates: one(text)}).run()
+	r.want("web | web:1 ")
 	consul.set("api", 2)
-	r.want("api:2 web:1 ")
+	r.want("api web | api:2 web:1 ")
 	consul.remove("web")
-	r.want("api:2 ")
-
-	eventually(t, "web to be watched no more", func() bool { return r.consul.blocked("/v1/health/service/web") == 0 })
+	// Its own list may be answered first. The watch of that is stopped before a text without the name is published.
+	got := r.next()
+	if got == "api web | api:2 " {
+		got = r.next()
+	}
+	if got != "api | api:2 " {
+		t.Fatalf("published %q after web was removed", got)
+	}
+	testenv.Until(t, deadline, "the query for web to end", func() bool { return r.consul.blocked("/v1/health/service/web") == 0 })
 	consul.set("web", 3)
-	r.want("api:2 web:3 ")
+	r.want("api web | api:2 web:3 ")
 	consul.set("web", 4)
-	r.want("api:2 web:4 ")
+	r.want("api web | api:2 web:4 ")
 }
 
 func TestOnlyWhatUsesTheChangeIsExecuted(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("a", 1)
 	consul.set("b", 1)
-	r := newRig(t, consul, Options{Templates: []Template{
+	r := newHarness(t, consul, Options{Templates: []Template{
 		{Name: "a", Source: "a.ctmpl", Text: `{{ range service "a" }}{{ .Port }}{{ end }}`},
 		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ .Port }}{{ end }}`},
 	}}).run()
@@ -486,7 +468,7 @@ func TestFailingTemplateKeepsItsText(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("a", 2)
 	consul.set("b", 2)
-	r := newRig(t, consul, Options{Funcs: even, Templates: []Template{
+	r := newHarness(t, consul, Options{Funcs: even, Templates: []Template{
 		{Name: "a", Source: "a.ctmpl", Text: `{{ range service "a" }}{{ even .Port }}{{ end }}`},
 		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ even .Port }}{{ end }}`},
 	}}).run()
@@ -499,7 +481,7 @@ func TestFailingTemplateKeepsItsText(t *testing.T) {
 	r.wantNext("b", "4")
 	failures := r.metric("berth_templater_render_errors_total")
 	consul.set("a", 3, 4) // the same error again
-	eventually(t, "another failure", func() bool { return r.metric("berth_templater_render_errors_total") > failures })
+	testenv.Until(t, deadline, "another failure", func() bool { return r.metric("berth_templater_render_errors_total") > failures })
 	consul.set("a", 5)
 	r.waitLogged("port 5 is odd")
 	consul.set("a", 6)
@@ -513,13 +495,13 @@ func TestTemplateThatNeverWorkedHarmsNoOther(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("a", 2)
 	consul.set("b", 3)
-	r := newRig(t, consul, Options{Funcs: even, Templates: []Template{
+	r := newHarness(t, consul, Options{Funcs: even, Templates: []Template{
 		{Name: "a", Source: "a.ctmpl", Text: `{{ range service "a" }}{{ even .Port }}{{ end }}`},
 		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ even .Port }}{{ end }}`},
 	}}).run()
 	r.waitLogged("template failed, nothing is published until it works")
 	r.wantNext("a", "2")
-	eventually(t, "why not", func() bool { return strings.Contains(r.Ready().Error(), "port 3 is odd") })
+	testenv.Until(t, deadline, "why not", func() bool { return strings.Contains(r.Ready().Error(), "port 3 is odd") })
 	r.wantNothingMore()
 	consul.set("a", 6)
 	r.wantNext("a", "6")
@@ -547,7 +529,7 @@ func TestWhatIsLeftOutIsLoggedOnce(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1, 2000)
 	text := `{{ low (service "web") }}{{ low (service "web") }}`
-	r := newRig(t, consul, Options{Funcs: lowPortsOnly, Templates: []Template{
+	r := newHarness(t, consul, Options{Funcs: lowPortsOnly, Templates: []Template{
 		{Name: "out", Source: "out.ctmpl", Text: text},
 		{Name: "other", Source: "other.ctmpl", Text: text},
 	}}).run()
@@ -570,7 +552,7 @@ func TestWhatIsLeftOutIsLoggedOnce(t *testing.T) {
 
 func TestFileThatCannotBeRead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "motd")
-	r := newRig(t, newFakeConsul(t), Options{Templates: one(`{{ file "` + path + `" }}`)}).run()
+	r := newHarness(t, newFakeConsul(t), Options{Templates: one(`{{ file "` + path + `" }}`)}).run()
 	r.waitLogged("cannot be read, keeping the last good configuration")
 	if err := os.WriteFile(path, []byte("hello"), 0o600); err != nil {
 		t.Fatal(err)
@@ -621,7 +603,7 @@ func TestDisabledFunctions(t *testing.T) {
 	} {
 		name, _, _ := strings.Cut(call, " ")
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, newFakeConsul(t), Options{Templates: one("{{ " + call + " }}")}).run()
+			r := newHarness(t, newFakeConsul(t), Options{Templates: one("{{ " + call + " }}")}).run()
 			r.waitLogged("error calling " + name + ": function is disabled")
 			r.wantNothingMore()
 			if _, err := os.Stat(out); err == nil {
@@ -634,9 +616,9 @@ func TestDisabledFunctions(t *testing.T) {
 func TestRunReturnsWhileQueriesBlock(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: one(everyService), WaitTime: time.Hour}).run()
+	r := newHarness(t, consul, Options{Templates: one(everyService), WaitTime: time.Hour}).run()
 	r.want("web:1 ")
-	eventually(t, "blocked queries", func() bool {
+	testenv.Until(t, deadline, "blocked queries", func() bool {
 		consul.mu.Lock()
 		defer consul.mu.Unlock()
 		return consul.waiting[fmt.Sprint("/v1/health/service/web ", consul.services["web"].index)] > 0
@@ -656,7 +638,7 @@ func TestRunReturnsDuringAnOutage(t *testing.T) {
 	for i := range 50 {
 		consul.set(fmt.Sprint("s", i), 1)
 	}
-	r := newRig(t, consul, Options{Templates: one(everyService)}).run()
+	r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
 	r.next()
 	consul.setDown(true)
 	r.waitLogged("consul failed")
@@ -668,7 +650,7 @@ func TestRerender(t *testing.T) {
 	funcs := func(func(string)) texttemplate.FuncMap { return texttemplate.FuncMap{"answer": answer.Load} }
 	consul := newFakeConsul(t)
 	consul.set("a", 1)
-	r := newRig(t, consul, Options{Funcs: funcs, Templates: one(
+	r := newHarness(t, consul, Options{Funcs: funcs, Templates: one(
 		`{{ define "p" }}{{ answer }}{{ range service "a" }}:{{ .Port }} {{ end }}{{ end }}{{ partial "p" "x" }}{{ answer }}`)}).run()
 	r.want("0:1 0")
 	r.waitReady()
@@ -700,11 +682,11 @@ func TestTokenThatSeesNothingAtTheStart(t *testing.T) {
 				consul.set(fmt.Sprintf("s%02d", n), 1)
 			}
 			consul.hide(tt.hidden)
-			r := newRig(t, consul, Options{Templates: one(everyService)}).run()
-			eventually(t, tt.why, func() bool { return r.Ready() != nil && r.Ready().Error() == tt.why })
+			r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
+			testenv.Until(t, deadline, tt.why, func() bool { return r.Ready() != nil && r.Ready().Error() == tt.why })
 			r.waitLogged("consul hides what the templates need, waiting for it")
 			before := consul.asks("/v1/catalog/services") + consul.asks("/v1/health/service/s07")
-			eventually(t, "more queries", func() bool {
+			testenv.Until(t, deadline, "more queries", func() bool {
 				return consul.asks("/v1/catalog/services")+consul.asks("/v1/health/service/s07") > before+2
 			})
 			r.wantNothingMore()
@@ -729,11 +711,11 @@ func TestTokenThatSeesNothingAtTheStart(t *testing.T) {
 func TestHiddenServiceLater(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: one(everyService)}).run()
+	r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
 	r.want("web:1 ")
 	consul.hide("/v1/health/service/api")
 	consul.set("api", 2)
-	eventually(t, "a query for api", func() bool { return consul.blocked("/v1/health/service/api") > 0 })
+	testenv.Until(t, deadline, "a query for api", func() bool { return consul.blocked("/v1/health/service/api") > 0 })
 	consul.set("web", 3)
 	r.want("web:3 ")
 	r.waitReady()
@@ -753,7 +735,7 @@ func (g *gauge) Set(v float64) {
 func TestConsulUpDoesNotFlicker(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: one(everyService)})
+	r := newHarness(t, consul, Options{Templates: one(everyService)})
 	g := &gauge{Gauge: r.Templater.metrics.consulUp}
 	r.Templater.metrics.consulUp = g
 	r.run()
@@ -772,7 +754,7 @@ func TestConsulUpDoesNotFlicker(t *testing.T) {
 func TestTemplateThatFailsOnAnEmptyList(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
-	r := newRig(t, consul, Options{Templates: one(`{{ (index (service "web") 0).Port }}`)}).run()
+	r := newHarness(t, consul, Options{Templates: one(`{{ (index (service "web") 0).Port }}`)}).run()
 	r.want("1")
 	r.waitReady()
 	consul.set("web")

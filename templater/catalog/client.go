@@ -15,7 +15,7 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// filteredHeader says that a list lacks what the token may not see.
+// filteredHeader is "true" if a list lacks entries that the token may not see.
 const filteredHeader = "X-Consul-Results-Filtered-By-ACLs"
 
 // Client reaches Consul for all watches.
@@ -26,8 +26,8 @@ type Client struct {
 	shared    *api.Client // for the limiter
 }
 
-// NewClient returns a Client that has not dialled yet. The standard CONSUL_* variables fill what config leaves empty.
-// Connections are at most so many, 0 = DefaultConnections; a query that blocks does so for at most wait.
+// NewClient returns a Client that has not dialled yet. The standard CONSUL_* variables fill the empty fields of config. It
+// opens at most so many connections, 0 = DefaultConnections; a query blocks for at most wait.
 func NewClient(config *api.Config, connections int, wait time.Duration, log *slog.Logger) (*Client, error) {
 	connections = cmp.Or(connections, DefaultConnections)
 	c := &Client{config: *config, limiter: newLimiter(connections, wait, log)}
@@ -42,13 +42,13 @@ func NewClient(config *api.Config, connections int, wait time.Duration, log *slo
 	if _, follows := c.transport.(*tokenFile); c.config.TokenFile != "" && !follows {
 		c.transport = FollowToken(c.transport, &c.config)
 	}
-	c.config.TokenFile = "" // no more reading of it
+	c.config.TokenFile = "" // only the transport reads it
 	var err error
 	c.shared, err = c.apiClient(c.transport)
 	return c, err
 }
 
-// Run looks after the watches that have no connection of their own until ctx is done.
+// Run tells the watches that have no connection of their own of changes until ctx is done.
 func (c *Client) Run(ctx context.Context) { c.limiter.run(ctx, c.shared) }
 
 // Tune prepares a transport for so many connections at a time, on which most queries wait: the connections are kept, and
@@ -68,9 +68,8 @@ func (c *Client) apiClient(t http.RoundTripper) (*api.Client, error) {
 	return api.NewClient(&config)
 }
 
-// clientSet returns the clients that a dependency asks Consul with, through t. The library's own client does not show
-// the headers that tell how far an answer can be trusted, has no deadline, and opens a connection for each query even
-// over HTTP/2.
+// clientSet returns the library's clients, with one for Consul that uses t. The library's own Consul client hides the headers
+// that say how far an answer can be trusted, has no deadline, and opens a connection for each query even over HTTP/2.
 func (c *Client) clientSet(t *transport) (*dependency.ClientSet, error) {
 	client, err := c.apiClient(t)
 	if err != nil {
@@ -92,8 +91,8 @@ type transport struct {
 	lease *lease
 
 	// Of the query that runs:
-	ctx      context.Context // it ends with this
-	filtered bool            // an answer is filtered by ACLs
+	ctx      context.Context // ends the query
+	filtered bool            // the answer is filtered by ACLs
 }
 
 // RoundTrip notes the query and what the headers of the answer say.

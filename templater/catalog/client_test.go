@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -33,7 +34,7 @@ func TestQueriesUseTheTransport(t *testing.T) {
 	config := &api.Config{
 		Address: "consul.example:1234", Scheme: "https", Token: "s3cret", Namespace: "team", HttpClient: &http.Client{Transport: base},
 	}
-	c, err := NewClient(config, 0, time.Minute, nil)
+	c, err := NewClient(config, 0, time.Minute, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,10 +42,7 @@ func TestQueriesUseTheTransport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := NewWatch(d, Options{Wait: time.Minute, Consul: c})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := NewWatch(d, Options{Wait: time.Minute, Consul: c})
 	defer w.Stop()
 	a, err := w.ask(state{}, false)
 	if err != nil || got == nil {

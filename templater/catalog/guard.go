@@ -12,12 +12,12 @@ import (
 
 // Policy says when an answer is not trusted at once.
 type Policy struct {
-	Grace       time.Duration // how long what a doubtful answer lacks is kept
-	VanishLimit int           // the largest part of a list that may vanish at once, in percent; 100 = all
+	Grace       time.Duration // how long entries are kept that a doubtful answer lacks
+	VanishLimit int           // the largest share of a list that may vanish at once, in percent; 100 = all
 	Strict      bool          // a first answer that shows nothing because of the token is an error
 }
 
-// HiddenError says that Consul's first answer is empty, and that the token may not see what there is.
+// HiddenError says that Consul's first answer is empty because the token may not see the data.
 type HiddenError struct{ Dependency string }
 
 func (e *HiddenError) Error() string {
@@ -31,9 +31,9 @@ func (e *HiddenError) Error() string {
 // answer is Consul's answer to one query.
 type answer struct {
 	data     any
-	none     bool   // there is nothing, and nothing is no data: the template waits for a key, for example
-	index    uint64 // of the state that it tells of; 0 if there is no such thing
-	filtered bool   // Consul has left out what the token may not see
+	none     bool   // there is no data, and the template waits for it: for a key, for example
+	index    uint64 // Consul's index of the data; 0 = none
+	filtered bool   // Consul has left out data that the token may not see
 }
 
 // A mode says what a guard hands on.
@@ -46,13 +46,13 @@ const (
 	hiding                 // the same for as long as Consul hides something from the token
 )
 
-// state is what a guard knows of one dependency. Consul's own word is not enough: a server that lost its state answers
-// with an empty list, and so does any server to a token that lost its rights. The evidence is an index that went back, a
-// list that is filtered all at once, or an error before it.
+// state is what a guard knows of one dependency. Consul's word alone is not enough: a server that lost its state answers
+// with an empty list, and so does any server to a token that lost its rights. Reasons for doubt are an index that went
+// back, a list that is suddenly filtered, and an error before the answer.
 //
-// What is no longer listed for a reason of that kind is kept beside what is listed: until it is back, or until the grace
-// is over, which is longer than a registrar takes to register everything again. It need not be missing at once: an agent
-// that was restarted turns TTL checks critical some time later.
+// Entries that such an answer lacks are kept beside the listed ones until they are back, or until the grace is over, which
+// is longer than a registrar takes to register everything again. They need not be missing at once: an agent that was
+// restarted turns TTL checks critical some time later.
 type state struct {
 	mode     mode
 	trusted  any       // for the templates
@@ -63,12 +63,12 @@ type state struct {
 	until    time.Time // until when what latest lacks is kept; zero = no such time
 }
 
-// refuses says whether an answer is an error: nothing is known yet, and it shows nothing because of the token.
+// refuses says whether an answer counts as an error: it is the first, and shows nothing because of the token.
 func (p Policy) refuses(s state, a answer) bool {
 	return p.Strict && s.mode == unanswered && a.filtered && (a.none || isEmpty(a.data))
 }
 
-// next returns the state after an answer that is not refused. failed is whether there was an error before it.
+// next returns the state after an answer that is not refused; failed says that an error came before it.
 func (p Policy) next(s state, a answer, failed bool, now time.Time) state {
 	switch {
 	case a.none:
@@ -77,10 +77,10 @@ func (p Policy) next(s state, a answer, failed bool, now time.Time) state {
 	case s.mode == unanswered:
 		return state{mode: trusting, trusted: a.data, index: a.index, filtered: a.filtered}
 	}
-	lacks, of := missing(s.trusted, a.data)
+	all, lacks, of := merge(s.trusted, a.data)
 	if lacks > 0 && a.index == s.index && a.index != 0 && !failed {
-		// A state that is the same has the same content: a list that is less is one that the token sees less of. It may
-		// be another state only if Consul was away.
+		// The same index means the same catalog, so the token sees less of it. Only if Consul was away may it be another
+		// catalog.
 		return s.expire(now)
 	}
 	if failed || a.index < s.index || lacks*100 > p.VanishLimit*of {
@@ -102,16 +102,16 @@ func (p Policy) next(s state, a answer, failed bool, now time.Time) state {
 	if s.mode == trusting {
 		return s.trust()
 	}
-	s.trusted = joined(s.trusted, s.latest)
+	s.trusted = all
 	return s.expire(now)
 }
 
-// differs says whether the templates are to be told.
+// differs says whether the templates need the new data.
 func (s state) differs(before state) bool {
 	return s.mode != unanswered && (before.mode == unanswered || !reflect.DeepEqual(s.trusted, before.trusted))
 }
 
-// expire returns the state without what was kept for long enough.
+// expire returns the state without the entries that were kept for long enough.
 func (s state) expire(now time.Time) state {
 	if s.mode == keeping && !now.Before(s.until) {
 		return s.trust()
@@ -125,7 +125,7 @@ func (s state) trust() state {
 	return s
 }
 
-// patience returns how long the next query may block: what is kept is let go in time.
+// patience returns how long the next query may block: no longer than entries are kept.
 func (s state) patience(wait time.Duration, now time.Time) time.Duration {
 	if s.mode != keeping {
 		return wait
@@ -133,80 +133,47 @@ func (s state) patience(wait time.Duration, now time.Time) time.Duration {
 	return min(wait, max(s.until.Sub(now), time.Millisecond))
 }
 
-// missing returns how many of the old are not in the new, and how many old there are. A value that is no list counts as
-// one, which is missing if there is no new one.
-func missing(old, new any) (lacks, of int) {
-	if l := listOf(old); l != nil {
-		return l.missing(new)
+// merge returns the new and what it lacks of the old, how much that is, and how much there is of the old. A value that is
+// no list counts as one, which is missing if there is no new one.
+func merge(old, new any) (all any, lacks, of int) {
+	switch list := old.(type) {
+	case []*dependency.HealthService:
+		return mergeLists(list, new, func(s *dependency.HealthService) string { return s.Node + "\x00" + s.ID })
+	case []*dependency.CatalogSnippet:
+		return mergeLists(list, new, func(s *dependency.CatalogSnippet) string { return s.Name })
+	case []*dependency.Node:
+		return mergeLists(list, new, func(n *dependency.Node) string { return n.Node })
+	case []*dependency.KeyPair:
+		return mergeLists(list, new, func(p *dependency.KeyPair) string { return p.Path })
 	}
 	switch {
 	case isEmpty(old): // nothing can be missing
-		return 0, 0
+		return new, 0, 0
 	case isEmpty(new):
-		return 1, 1
+		return old, 1, 1
 	default:
-		return 0, 1
+		return new, 0, 1
 	}
 }
 
-// joined returns the new and what it lacks of the old.
-func joined(old, new any) any {
-	if l := listOf(old); l != nil {
-		return l.joined(new)
+// mergeLists is merge for lists whose items have keys. It keeps the order in which the library sorts its lists.
+func mergeLists[T any](old []T, new any, key func(T) string) (all any, lacks, of int) {
+	items := slices.Clone(new.([]T))
+	listed := make(map[string]bool, len(items))
+	for _, item := range items {
+		listed[key(item)] = true
 	}
-	if lacks, _ := missing(old, new); lacks > 0 {
-		return old
+	for _, item := range old {
+		if !listed[key(item)] {
+			items = append(items, item)
+			lacks++
+		}
 	}
-	return new
-}
-
-// listOf returns data as a list of what has a key; nil if it is none.
-func listOf(data any) interface {
-	missing(new any) (lacks, of int)
-	joined(new any) any
-} {
-	switch l := data.(type) {
-	case []*dependency.HealthService:
-		return list[*dependency.HealthService]{l, healthKey}
-	case []*dependency.CatalogSnippet:
-		return list[*dependency.CatalogSnippet]{l, snippetKey}
-	case []*dependency.Node:
-		return list[*dependency.Node]{l, nodeKey}
-	case []*dependency.KeyPair:
-		return list[*dependency.KeyPair]{l, pairKey}
+	byKey := func(a, b T) int { return strings.Compare(key(a), key(b)) }
+	if lacks > 0 && slices.IsSortedFunc(old, byKey) { // if not, they are sorted by distance
+		slices.SortStableFunc(items, byKey)
 	}
-	return nil
-}
-
-func healthKey(s *dependency.HealthService) string   { return s.Node + "\x00" + s.ID }
-func snippetKey(s *dependency.CatalogSnippet) string { return s.Name }
-func nodeKey(n *dependency.Node) string              { return n.Node }
-func pairKey(p *dependency.KeyPair) string           { return p.Path }
-
-type list[T any] struct {
-	items []T
-	key   func(T) string
-}
-
-func (l list[T]) missing(new any) (lacks, of int) { return len(l.lacks(new.([]T))), len(l.items) }
-
-// lacks returns the items whose keys are not in another list.
-func (l list[T]) lacks(new []T) []T {
-	has := make(map[string]bool, len(new))
-	for _, item := range new {
-		has[l.key(item)] = true
-	}
-	return slices.DeleteFunc(slices.Clone(l.items), func(item T) bool { return has[l.key(item)] })
-}
-
-// joined keeps the order in which the library sorts its lists.
-func (l list[T]) joined(new any) any {
-	all := append(slices.Clone(new.([]T)), l.lacks(new.([]T))...)
-	byKey := func(a, b T) int { return strings.Compare(l.key(a), l.key(b)) }
-	if slices.IsSortedFunc(l.items, byKey) { // if not, they are sorted by distance
-		slices.SortStableFunc(all, byKey)
-	}
-	return all
+	return items, lacks, len(old)
 }
 
 func isEmpty(v any) bool {

@@ -143,7 +143,7 @@ func TestGuardProperties(t *testing.T) {
 					t.Fatalf("%s was never listed", id)
 				}
 			}
-			if lacks, _ := missing(before, instances(strings.Join(list, " "))); answered && index == last && !failed && lacks > 0 {
+			if _, lacks, _ := merge(before, instances(strings.Join(list, " "))); answered && index == last && !failed && lacks > 0 {
 				continue
 			}
 			for _, id := range list {
@@ -183,17 +183,18 @@ func TestGuardOfOtherData(t *testing.T) {
 		{"value", any(nil), 1, "value"},
 	}
 	for _, tt := range tests {
-		if lacks, _ := missing(tt.old, tt.new); lacks != tt.lacks {
+		all, lacks, _ := merge(tt.old, tt.new)
+		if lacks != tt.lacks {
 			t.Errorf("%v lacks %d of %v, want %d", tt.new, lacks, tt.old, tt.lacks)
 		}
 		var got string
-		switch list := joined(tt.old, tt.new).(type) {
+		switch list := all.(type) {
 		case []*dependency.CatalogSnippet:
-			got = named(list, snippetKey)
+			got = named(list, func(s *dependency.CatalogSnippet) string { return s.Name })
 		case []*dependency.Node:
-			got = named(list, nodeKey)
+			got = named(list, func(n *dependency.Node) string { return n.Node })
 		case []*dependency.KeyPair:
-			got = named(list, pairKey)
+			got = named(list, func(p *dependency.KeyPair) string { return p.Path })
 		case *dependency.CatalogNode:
 			if list != tt.old {
 				got = "another node"

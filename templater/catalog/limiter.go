@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -16,7 +17,7 @@ const (
 	DefaultConnections = 150
 	// spare is how many connections are left for queries that do not block.
 	spare = 16
-	// fewest is what no refusal takes away.
+	// fewest is how many leases remain after any number of refusals.
 	fewest = 8
 	// recovery is for how long a refusal counts.
 	recovery = 5 * time.Minute
@@ -24,40 +25,41 @@ const (
 	pollEvery = 2 * time.Second
 )
 
-// mostOpen is how many of the connections may be open at a time. The rest is left for queries that Consul goes on with
+// mostOpen is how many of the connections may be open at a time. The rest is left for queries that Consul still holds
 // though nobody waits for them any more, as after a restart of berth.
 func mostOpen(connections int) int { return connections - connections/5 }
 
-// limiter hands out leases: the right to a query that blocks, and so to a connection. A Consul agent takes 200
+// limiter hands out leases. A lease is the right to a query that blocks, and so to a connection. A Consul agent takes 200
 // connections from one address by default, and answers 429 beyond that. Over HTTP/2 all queries share a few connections,
-// and each watch has a lease.
+// and every watch gets a lease.
 //
-// The watches that ask first have a lease, and keep it until they stop. The others share a few queries: see share.go.
+// The first watches that ask get the leases, and keep them until they stop. The others share a few queries: see share.go.
 type limiter struct {
 	log  *slog.Logger
 	wait time.Duration // how long a query may block
 	look chan struct{} // look at the watches without a lease
+	told sync.Once     // that there are such watches
 
 	mu        sync.Mutex
 	usual     int       // leases
 	most      int       // leases now: fewer for some time after Consul has refused a connection
 	refused   time.Time // when it did, last
 	unlimited bool      // over HTTP/2
-	held      int       // leases that nobody else can have
+	held      int       // leases that are taken
 	without   map[*lease]bool
 }
 
-// lease is the right of one watch to a query that blocks, which the watch has or has not.
+// lease is one watch's place in the limiter, with or without the right to a query that blocks.
 type lease struct {
 	of     *limiter
 	shares bool          // share.go tells it of changes while it is without
 	wake   chan struct{} // ask now, or see whether there is a lease
+	index  atomic.Uint64 // of the last answer
 
 	// Under limiter.mu:
 	held    bool
 	path    string    // of the watch's queries
 	scope   scope     // likewise
-	index   uint64    // of the last answer
 	changed time.Time // when an answer, except for the first, was news
 }
 
@@ -81,7 +83,7 @@ func (l *limiter) limit() int {
 	return l.most
 }
 
-// acquire gets the lease if there is one left. An eighth is kept for watches that nothing else tells of a change.
+// acquire takes a lease if one is left. An eighth is reserved for watches that cannot share.
 func (s *lease) acquire() bool {
 	l := s.of
 	l.mu.Lock()
@@ -102,36 +104,36 @@ func (s *lease) acquire() bool {
 		delete(l.without, s)
 	case !l.without[s]:
 		l.without[s] = true
+		l.told.Do(func() {
+			l.log.Info("more is watched than connections to Consul may wait for news: what has none shares some, "+
+				"and its changes are seen a little later (consul-connections, or https, is for more)", "connections", l.most)
+		})
 		notify(l.look)
 	}
 	return s.held
 }
 
-// await returns when the watch may ask. With block its query may block. Without, Consul shall answer at once, because there
-// is news, or most is over (0 = no such time).
-func (s *lease) await(ctx context.Context, most time.Duration) (block bool, err error) {
+// await returns when the watch may ask, and whether its query may block. Without a lease that is when the limiter wakes it,
+// or after most.
+func (s *lease) await(ctx context.Context, most time.Duration) (block bool) {
 	if s.acquire() {
-		return true, nil
+		return true
 	}
-	switch {
-	case !s.shares:
+	if !s.shares {
 		most = pollEvery
-	case most == 0:
-		most = 10 * lookEvery
 	}
 	timer := time.NewTimer(most)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
-		return false, ctx.Err()
 	case <-s.wake:
-		return s.acquire(), nil
+		return s.acquire()
 	case <-timer.C:
-		return false, nil
 	}
+	return false
 }
 
-// asks notes what the watch asks for, the first time.
+// asks notes the path and the scope of the watch's queries.
 func (s *lease) asks(u *url.URL) {
 	s.of.mu.Lock()
 	defer s.of.mu.Unlock()
@@ -144,24 +146,18 @@ func (s *lease) asks(u *url.URL) {
 	s.scope = scope{q.Get("dc"), q.Get("ns"), q.Get("partition"), q.Get("peer"), q.Get("sameness-group")}
 }
 
-// answered notes how a query went.
+// answered notes a query's index, and when its answer was a change.
 func (s *lease) answered(index uint64, changed bool) {
-	s.of.mu.Lock()
-	defer s.of.mu.Unlock()
-	s.index = index
+	s.index.Store(index)
 	if changed {
+		s.of.mu.Lock()
+		defer s.of.mu.Unlock()
 		s.changed = time.Now()
 	}
 }
 
-func (s *lease) lastIndex() uint64 {
-	s.of.mu.Lock()
-	defer s.of.mu.Unlock()
-	return s.index
-}
-
-// release gives the lease back for good. Until Consul's wait is over it goes on with the query, and counts its connection.
-// After that the next watch without a lease that has news gets it.
+// release gives the lease back for good. Consul holds the ended query, and counts its connection, until the query's wait is
+// over. Then the next watch without a lease that has news gets it.
 func (s *lease) release() {
 	l := s.of
 	l.mu.Lock()
@@ -177,7 +173,7 @@ func (s *lease) release() {
 	}
 }
 
-// observe learns from a response how many leases there are.
+// observe learns from a response how many leases there may be.
 func (l *limiter) observe(res *http.Response) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -187,7 +183,7 @@ func (l *limiter) observe(res *http.Response) {
 		for s := range l.without {
 			notify(s.wake)
 		}
-	// Consul closes a connection beyond the limit. It has a limit of requests, too, and answers the same, but does not.
+	// Consul closes a connection beyond the limit. Its limit of requests has the same status, but closes nothing.
 	case res.StatusCode == http.StatusTooManyRequests && res.Close && l.most > fewest && time.Since(l.refused) > time.Second:
 		l.refused, l.most = time.Now(), max(min(l.most, max(l.held, 4*fewest))*3/4, fewest)
 		l.log.Warn("consul refuses connections (429), fewer are used from now on: raise limits.http_max_conns_per_client, "+

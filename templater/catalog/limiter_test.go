@@ -14,7 +14,7 @@ func response(proto, status int) *http.Response {
 
 func TestLimiter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter((8+spare)*5/4, time.Minute, nil)
+		l := newLimiter((8+spare)*5/4, time.Minute, slog.New(slog.DiscardHandler))
 		// An eighth is for watches that nothing else tells of a change.
 		var services []*lease
 		for n := range 8 {
@@ -48,7 +48,7 @@ func TestLimiter(t *testing.T) {
 }
 
 func TestHTTP2HasALeaseForEach(t *testing.T) {
-	l := newLimiter((1+spare)*5/4, time.Minute, nil)
+	l := newLimiter((1+spare)*5/4, time.Minute, slog.New(slog.DiscardHandler))
 	all := []*lease{l.newLease(true), l.newLease(true)}
 	if !all[0].acquire() || all[1].acquire() {
 		t.Fatal("there is more or less than one lease")

@@ -12,40 +12,32 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// lookEvery is how often all watches without a lease are looked at, whether a list returned or not: none does so for a
-// node's new address.
+// lookEvery is how often all watches without a lease are checked even if no list has changed: none does for a node's new
+// address.
 const lookEvery = 5 * time.Minute
 
-// lists change, one or the other, with any instance of any service.
+// lists are the queries of which at least one changes with any instance of any service.
 var lists = []string{"/v1/catalog/services", "/v1/health/state/critical", "/v1/health/state/warning"}
 
-// scope is what makes Consul look at other services, and so at other lists of them.
+// scope is where a query looks for services. Each scope has lists of its own.
 type scope struct{ datacenter, namespace, partition, peer, group string }
 
 func (s scope) options() api.QueryOptions {
 	return api.QueryOptions{Datacenter: s.datacenter, Namespace: s.namespace, Partition: s.partition, Peer: s.peer, SamenessGroup: s.group}
 }
 
-// few is how many watches that changed last are looked at before all others: they are likely to change again.
+// few is how many of the watches that changed last are checked apart from the others: they are likely to change again, and
+// a check of all takes long.
 const few = 16
 
-// run looks after the watches without a lease until ctx is done. They share a query that blocks for each of the lists.
-// When one of these returns, the index of each service is asked for, without the instances, and the watches wake whose
-// index has moved.
+// run tells the watches without a lease of changes until ctx is done. They share one blocking query for each list. When one
+// of these returns, run asks for each watch's index, without the instances, and wakes the watches whose index has moved.
 func (l *limiter) run(ctx context.Context, client *api.Client) {
 	var running sync.WaitGroup
 	defer running.Wait()
-	select {
-	case <-l.look:
-	case <-ctx.Done():
-		return
-	}
-	l.log.Info("more is watched than connections to Consul may wait for news: what has none shares some, "+
-		"and its changes are seen a little later (consul-connections, or https, is for more)", "connections", l.most)
 	lookAtFew := make(chan struct{}, 1)
 	running.Go(func() { often(ctx, lookAtFew, func() { wakeChanged(ctx, client, l.shared(few)) }) })
 	watched := map[scope]bool{}
-	notify(l.look)
 	often(ctx, l.look, func() {
 		all := l.shared(math.MaxInt)
 		wakeChanged(ctx, client, all)
@@ -66,8 +58,8 @@ func (l *limiter) run(ctx context.Context, client *api.Client) {
 	})
 }
 
-// often calls look when it is told to, and from time to time, until ctx is done. That takes half of the time at most,
-// whatever happens in the catalog.
+// often calls look when it is told to, and from time to time, until ctx is done. It rests for as long as a look took,
+// however much the catalog changes.
 func often(ctx context.Context, told <-chan struct{}, look func()) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -84,7 +76,7 @@ func often(ctx context.Context, told <-chan struct{}, look func()) {
 	}
 }
 
-// shared returns at most so many leases of watches without one, first those that changed last.
+// shared returns at most so many of the watches without a lease, the last changed first.
 func (l *limiter) shared(most int) (all []*lease) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -104,9 +96,9 @@ func wakeChanged(ctx context.Context, client *api.Client, all []*lease) {
 	for _, s := range all {
 		g.Go(func() error {
 			query := s.scope.options()
-			query.Filter = `Service.ID == ""` // the index is all that is wanted
-			if index, err := indexOf(ctx, client, s.path, query); err != nil || index != s.lastIndex() {
-				notify(s.wake) // it finds out what the error is
+			query.Filter = `Service.ID == ""` // only the index is needed
+			if index, err := indexOf(ctx, client, s.path, query); err != nil || index != s.index.Load() {
+				notify(s.wake) // after an error, too: the watch reports it
 			}
 			return nil
 		})

@@ -1,53 +1,37 @@
 package catalog
 
 import (
+	"cmp"
 	"net/http"
 	"os"
 	"strings"
-	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/consul/api"
 )
 
-// tokenFile is an http.RoundTripper that adds the token in a file, which may change. While that cannot be read, the last
-// one is good.
+// tokenFile is an http.RoundTripper that adds the token in a file, which may change. While the file cannot be read, or is
+// empty, the last token is good.
 type tokenFile struct {
 	base http.RoundTripper
 	path string
-
-	mu    sync.Mutex
-	token string
-	state os.FileInfo
+	last atomic.Value // the last token
 }
 
-// FollowToken wraps a transport so that each request has the token that is in config.TokenFile then; it begins with
-// config.Token. The client of consul/api reads the file once. NewClient calls it; it is for other clients, too.
+// FollowToken wraps a transport so that each request carries the token that config.TokenFile holds at that moment; it
+// begins with config.Token. The client of consul/api reads the file once. NewClient calls FollowToken for itself.
 func FollowToken(base http.RoundTripper, config *api.Config) http.RoundTripper {
-	return &tokenFile{base: base, path: config.TokenFile, token: config.Token}
+	t := &tokenFile{base: base, path: config.TokenFile}
+	t.last.Store(config.Token)
+	return t
 }
 
-// RoundTrip sends the request with the token of now.
+// RoundTrip sends the request with the current token.
 func (t *tokenFile) RoundTrip(req *http.Request) (*http.Response, error) {
+	content, _ := os.ReadFile(t.path)
+	token := cmp.Or(strings.TrimSpace(string(content)), t.last.Load().(string))
+	t.last.Store(token)
 	req = req.Clone(req.Context())
-	req.Header.Set("X-Consul-Token", t.current())
+	req.Header.Set("X-Consul-Token", token)
 	return t.base.RoundTrip(req)
-}
-
-func (t *tokenFile) current() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	state, err := os.Stat(t.path)
-	if err != nil || sameFile(state, t.state) {
-		return t.token
-	}
-	content, err := os.ReadFile(t.path)
-	if token := strings.TrimSpace(string(content)); err == nil && token != "" {
-		t.token, t.state = token, state
-	}
-	return t.token
-}
-
-// sameFile says whether a file is as it was, by what a look at it tells; nothing is as it was before the first look.
-func sameFile(now, before os.FileInfo) bool {
-	return before != nil && os.SameFile(now, before) && now.Size() == before.Size() && now.ModTime().Equal(before.ModTime())
 }

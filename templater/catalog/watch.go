@@ -2,7 +2,6 @@ package catalog
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -11,9 +10,9 @@ import (
 )
 
 const (
-	// answerTime is what a query may take beyond the time it was told to wait.
+	// answerTime is how long a query may take beyond its wait.
 	answerTime = 10 * time.Second
-	// spuriousPause bounds how often a query is repeated whose answers are no news, as consul-template does.
+	// spuriousPause separates queries whose answers are no news, as in consul-template.
 	spuriousPause = 100 * time.Millisecond
 	// The pause after an error grows between these, with jitter, for ever.
 	retryFirst, retryMost = 100 * time.Millisecond, 5 * time.Second
@@ -28,10 +27,10 @@ type Update struct {
 	Well  bool  // the first query that worked, or the first after an error
 }
 
-// Options say how a watch asks, and whom it tells.
+// Options say how a watch asks, and where it reports.
 type Options struct {
 	Wait    time.Duration // how long a query may block
-	Once    bool          // the first answer is all: a query that blocks would go on at Consul when nobody waits any more
+	Once    bool          // ask once: Consul would hold a blocking query that nobody waits for any more
 	Policy  Policy
 	Updates chan<- Update
 	Library *dependency.ClientSet // for Vault and Nomad
@@ -44,31 +43,29 @@ type Watch struct {
 	Key       string // the dependency's String
 	options   Options
 	clients   *dependency.ClientSet
-	transport *transport // its way to Consul; nil if it is not in Consul
-	lease     *lease     // its right to a query that blocks; likewise
-	next      uint64     // what the library waits for, if it is not in Consul
+	transport *transport // to Consul; nil if the dependency is elsewhere
+	lease     *lease     // likewise
+	next      uint64     // the index that the library waits for, if the dependency is elsewhere
 
 	ctx    context.Context
 	cancel context.CancelFunc
 }
 
 // NewWatch returns a watch that asks nothing before Run.
-func NewWatch(d dependency.Dependency, o Options) (*Watch, error) {
-	w := &Watch{Dependency: d, Key: d.String(), clients: o.Library, options: o}
+func NewWatch(d dependency.Dependency, o Options) *Watch {
+	w := &Watch{Dependency: d, Key: d.String(), options: o}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	if !w.InConsul() {
-		w.options.Policy = Policy{VanishLimit: 100}
-		return w, nil
+		w.clients, w.options.Policy = o.Library, Policy{VanishLimit: 100}
+		return w
 	}
 	_, shares := d.(*dependency.HealthServiceQuery)
 	w.lease = o.Consul.limiter.newLease(shares)
 	w.transport = &transport{base: o.Consul.transport, lease: w.lease}
-	var err error
-	w.clients, err = o.Consul.clientSet(w.transport)
-	return w, err
+	return w
 }
 
-// InConsul says whether Consul is asked. If not, Run may not notice at once that the watch was stopped.
+// InConsul says whether the dependency is in Consul. If not, Run may not notice at once that the watch was stopped.
 func (w *Watch) InConsul() bool { return w.Type() == dependency.TypeConsul }
 
 // Stop is called once; Run returns soon.
@@ -94,7 +91,7 @@ func (w *Watch) Run() {
 			err = &HiddenError{w.Key}
 		}
 		switch {
-		case w.ctx.Err() != nil || errors.Is(err, dependency.ErrStopped):
+		case w.ctx.Err() != nil:
 			return
 		case err != nil:
 			failed = true
@@ -133,7 +130,7 @@ func newPause() *backoff.ExponentialBackOff {
 	return b
 }
 
-// report says false if the watch was stopped. What is no news is not sent.
+// report sends an update if it is news; it returns false if the watch was stopped.
 func (w *Watch) report(u Update) bool {
 	if !u.New && !u.Well && u.Err == nil {
 		return w.ctx.Err() == nil
@@ -160,6 +157,12 @@ func (w *Watch) ask(now state, failed bool) (answer, error) {
 		}
 		return w.fetch(opts)
 	}
+	if w.clients == nil {
+		var err error
+		if w.clients, err = w.options.Consul.clientSet(w.transport); err != nil {
+			return answer{}, err
+		}
+	}
 	if failed {
 		opts.WaitIndex = 0 // answered at once, whether anything has changed or not
 		// While there is no leader, any server's word is better than none.
@@ -170,15 +173,11 @@ func (w *Watch) ask(now state, failed bool) (answer, error) {
 		opts.Near = "_agent"
 	}
 	if opts.WaitIndex > 0 {
-		var most time.Duration
-		if opts.WaitTime < w.options.Wait {
+		most := 10 * lookEvery
+		if now.mode == keeping {
 			most = opts.WaitTime
 		}
-		block, err := w.lease.await(w.ctx, most)
-		if err != nil {
-			return answer{}, err
-		}
-		if !block {
+		if !w.lease.await(w.ctx, most) {
 			opts.WaitIndex = 0
 		}
 	}
@@ -190,11 +189,7 @@ func (w *Watch) ask(now state, failed bool) (answer, error) {
 	defer cancel()
 	w.transport.ctx, w.transport.filtered = ctx, false
 	a, err := w.fetch(opts)
-	switch {
-	case err == nil:
-	case w.ctx.Err() != nil:
-		return a, dependency.ErrStopped
-	case ctx.Err() != nil:
+	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("%s: no answer in %s", w.Key, limit)
 	}
 	a.filtered = w.transport.filtered
@@ -215,7 +210,7 @@ func (w *Watch) fetch(opts dependency.QueryOptions) (answer, error) {
 	return a, nil
 }
 
-// unshared returns data that nobody writes to: the library does so to a secret of Vault's when it renews that.
+// unshared returns data that nobody else writes to: the library writes to a Vault secret when it renews it.
 func unshared(data any) any {
 	s, ok := data.(*dependency.Secret)
 	if !ok || s == nil {
@@ -233,7 +228,7 @@ func unshared(data any) any {
 	return &c
 }
 
-// longest returns how long a query blocks at most that was told to wait: Consul adds a jitter of its own.
+// longest returns how long a query with this wait blocks at most: Consul adds a jitter of its own.
 func longest(wait time.Duration) time.Duration { return wait + wait/16 }
 
 // sleep reports false if ctx was done first.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"testing"
@@ -69,16 +70,13 @@ func (s *scripted) Type() dependency.Type { return dependency.TypeConsul }
 // scriptedWatch is a watch of such a dependency. Both end with the test.
 func scriptedWatch(t *testing.T, queries []query, tell chan Update) (*Watch, *scripted) {
 	t.Helper()
-	consul, err := NewClient(&api.Config{Address: "127.0.0.1:1"}, 0, time.Minute, nil)
+	consul, err := NewClient(&api.Config{Address: "127.0.0.1:1"}, 0, time.Minute, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := &scripted{queries: queries, stopped: make(chan struct{})}
 	policy := Policy{Grace: 30 * time.Second, VanishLimit: 100, Strict: true}
-	w, err := NewWatch(d, Options{Wait: time.Minute, Updates: tell, Consul: consul, Policy: policy})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := NewWatch(d, Options{Wait: time.Minute, Updates: tell, Consul: consul, Policy: policy})
 	d.watch = w
 	return w, d
 }
@@ -216,4 +214,27 @@ func TestWatchStops(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A certificate of Consul's that cannot be read now is no reason to give up.
+func TestWatchWhoseClientCannotBeMade(t *testing.T) {
+	tell := make(chan Update)
+	w, _ := scriptedWatch(t, []query{{index: 7, data: "a"}}, tell)
+	t.Setenv(api.HTTPCAFile, t.TempDir()+"/missing")
+	ended := make(chan struct{})
+	go func() { defer close(ended); w.Run() }()
+	if u := <-tell; u.Err == nil {
+		t.Errorf("told %+v, want an error", u)
+	}
+	t.Setenv(api.HTTPCAFile, "")
+	for u := range tell {
+		if u.Err == nil {
+			if u.Data != "a" {
+				t.Errorf("told %+v, want a", u)
+			}
+			break
+		}
+	}
+	w.Stop()
+	<-ended
 }

@@ -3,6 +3,7 @@ package render
 import (
 	"bytes"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"text/template/parse"
@@ -51,14 +52,18 @@ func keepBraces(list *parse.ListNode) {
 	}
 }
 
-// closure returns a {{ define }} and all that it may execute by name.
+// plainCall is a call of executeTemplate that says what it executes.
+var plainCall = regexp.MustCompile(`executeTemplate "[^"\\]*"`)
+
+// closure returns a {{ define }} and all that it may execute by name: every other one if it computes the name.
 func (v *version) closure(name string) []string {
 	need := []string{name}
 	for n := 0; n < len(need); n++ {
 		text := v.defines[need[n]]
+		computes := strings.Contains(plainCall.ReplaceAllString(text, ""), "executeTemplate")
 		for other := range v.defines {
-			if !slices.Contains(need, other) &&
-				(strings.Contains(text, fmt.Sprintf("{{template %q", other)) || strings.Contains(text, "executeTemplate")) {
+			called := strings.Contains(text, fmt.Sprintf("{{template %q", other)) || strings.Contains(text, fmt.Sprintf("executeTemplate %q", other))
+			if (computes || called) && !slices.Contains(need, other) {
 				need = append(need, other)
 			}
 		}

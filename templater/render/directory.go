@@ -12,13 +12,13 @@ import (
 	"github.com/hashicorp/consul-template/dependency"
 )
 
-// lookEvery is how often files that templates depend on, and templates themselves, are looked at.
+// lookEvery is how often a directory is read.
 const lookEvery = time.Second
 
-// Directory is what the template function of that name returns.
+// Directory is the result of the template function directory.
 type Directory struct {
 	Path  string
-	Names []string // of its regular files, sorted, without those that begin with a dot; none if it does not exist
+	Names []string // of its regular files, sorted, without names that begin with a dot; none if it does not exist
 	Sum   string   // changes with the names, sizes and times of modification
 }
 
@@ -33,8 +33,8 @@ func newDirectoryQuery(path string) *directoryQuery {
 	return &directoryQuery{path: path, stop: make(chan struct{})}
 }
 
-// Fetch returns at once for the first time, and then when something has changed and has been the same for two looks: a
-// file is not read while it is written.
+// Fetch returns at once the first time, and then when the directory has changed and two reads in a row agree: a file may
+// still be written.
 func (q *directoryQuery) Fetch(*dependency.ClientSet, *dependency.QueryOptions) (any, *dependency.ResponseMetadata, error) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()

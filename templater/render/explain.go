@@ -17,23 +17,24 @@ type Line struct {
 	Depends []string // as consul-template writes them, sorted: health.service(web|passing)
 }
 
-// Explain returns the lines of a template's text; nil if there is no such template. A line depends on what it would not be the same without: each list, key, ... that
-// the template uses is emptied in turn, and the text compared. Where the template fails without, or wants other data then,
-// all lines count that it may have been for.
+// Explain returns the lines of a template's text; nil if there is no such template, or no text. A line depends on what it
+// would not be the same without: each list, key, ... that the template uses is emptied in turn, and the text compared.
+// Where the template fails without, or wants other data then, all lines count that it may have been for.
 func (s *Set) Explain(name string) []Line {
 	i := slices.IndexFunc(s.templates, func(t *tmpl) bool { return t.Name == name })
 	if i < 0 {
 		return nil
 	}
-	v := s.templates[i].current
-	text := v.main.text
+	v, err := newVersion(s.templates[i], s.templates[i].current.text)
+	if err != nil || !v.update() {
+		return nil
+	}
+	text := v.main.text()
 	depends := make([]map[string]bool, strings.Count(text, "\n")+1)
 	used := map[string]dependency.Dependency{}
 	for f := range v.fragments {
 		maps.Copy(used, f.used)
 	}
-	s.explaining = true
-	defer func() { s.explaining = false }()
 	before := v.failures()
 	for _, key := range slices.Sorted(maps.Keys(used)) {
 		data, ok := s.brain.Recall(used[key])
@@ -41,10 +42,10 @@ func (s *Set) Explain(name string) []Line {
 			continue
 		}
 		s.brain.Remember(used[key], empty(data))
-		v.changed(key, time.Time{})
+		v.mark(key, time.Time{})
 		var lines []int
 		if v.update() && v.failures() == before {
-			lines = changedLines(text, v.main.text)
+			lines = changedLines(text, v.main.text())
 		} else {
 			lines = make([]int, len(depends))
 			for n := range lines {
@@ -58,7 +59,7 @@ func (s *Set) Explain(name string) []Line {
 			depends[n][key] = true
 		}
 		s.brain.Remember(used[key], data)
-		v.changed(key, time.Time{})
+		v.mark(key, time.Time{})
 		v.update()
 	}
 	lines := []Line{}
@@ -68,7 +69,7 @@ func (s *Set) Explain(name string) []Line {
 	return lines
 }
 
-// failures are all errors of what the text is made of.
+// failures returns the errors of all fragments.
 func (v *version) failures() string {
 	var all []string
 	for f := range v.fragments {
@@ -80,7 +81,7 @@ func (v *version) failures() string {
 	return strings.Join(all, "\n")
 }
 
-// changedLines are the numbers, from 0, of the lines of before that are not in after.
+// changedLines returns the numbers, from 0, of the lines of before that after lacks.
 func changedLines(before, after string) []int {
 	var changed []int
 	for _, e := range udiff.Lines(before, after) {
@@ -98,7 +99,7 @@ func changedLines(before, after string) []int {
 	return changed
 }
 
-// empty is a value like data that says that there is nothing.
+// empty returns a value of the type of data that holds nothing.
 func empty(data any) any {
 	if data == nil {
 		return nil

@@ -15,73 +15,92 @@ type fragmentKey struct {
 	arg  any // comparable
 }
 
-// fragment is executed by itself: a template, or a partial of it for one argument. Its text stays good until something
-// changes that it was made from.
+// fragment is the unit of execution: a template, or one of its partials for one argument. Its text stays good until one of
+// its inputs changes.
 type fragment struct {
 	fragmentKey
 	compiled *template.Template
 
 	dirty      bool
-	used       map[string]dependency.Dependency // by String
-	needed     map[string]dependency.Dependency // what the text was made from
-	missing    []string                         // used, but not received yet
-	calls      map[*fragment]int                // the partials in it, with the generation of each
-	generation int                              // counts what an outer text may have to follow
-	refreshing bool                             // a partial in it must not be itself
+	refreshing bool       // to notice a partial that calls itself
+	good       *execution // the last good one, whose text is used; nil = none so far
+	failure    string     // why the last execution failed; "" = it did not
+	cause      string     // the same in the library's words, with the fragment's own line numbers
+	generation int        // counts the changes that an outer text may have to follow
 
-	rendered bool // text is set
-	text     string
-	failure  string            // why the last execution failed; "" = it did not
-	cause    string            // the same, as the library says it of the fragment alone
-	leftOut  map[string]bool   // what the functions set aside for text
-	files    map[string]string // what asFile made for text
-
-	// Of the last execution:
-	failedBefore string // the failure of the one before it
-	setAside     map[string]bool
-	extra        map[string]dependency.Dependency // used, beside what the library knows of
-	absent       []string                         // missing, likewise
-	called       map[*fragment]int
-	made         map[string]string
+	// Of the last execution and, if that has ended early, of the good one:
+	used    map[string]dependency.Dependency // by String
+	missing []string                         // used, but not received yet
+	calls   map[*fragment]int                // the partials in it, with the generation of each
 }
 
-// begin forgets the last execution.
-func (f *fragment) begin() {
-	f.dirty, f.failedBefore = false, f.failure
-	f.extra, f.absent, f.called = map[string]dependency.Dependency{}, nil, map[*fragment]int{}
-	f.setAside, f.made = map[string]bool{}, map[string]string{}
+// execution records what one execution of a fragment uses and makes.
+type execution struct {
+	of      *fragment
+	outer   *execution // which called this one and goes on after it
+	text    string
+	used    map[string]dependency.Dependency
+	missing []string
+	calls   map[*fragment]int
+	leftOut map[string]bool   // the reasons of functions that left something out
+	files   map[string]string // made by asFile
 }
 
-// fail takes in why an execution failed.
+// uses adds the dependencies that the library knows of.
+func (x *execution) uses(result *template.ExecuteResult) {
+	for _, d := range result.Used.List() {
+		x.used[d.String()] = d
+	}
+	for _, d := range result.Missing.List() {
+		x.missing = append(x.missing, d.String())
+	}
+}
+
+// fail takes in the error of an execution.
 func (f *fragment) fail(err error) {
 	f.missing = nil
-	if f.failure == err.Error() {
-		return
-	}
-	f.failure = err.Error()
-	f.generation++
-	if !f.rendered && f.name != "" {
-		f.leftOut = map[string]bool{f.failure: true}
+	if f.failure != err.Error() {
+		f.failure = err.Error()
+		f.generation++
 	}
 }
 
-// finish takes in what an execution has rendered, which counts if nothing is missing.
-func (f *fragment) finish(text string, missing []string) {
-	if (len(missing) == 0) != (len(f.missing) == 0) || f.failure != "" {
+// finish takes in an execution, whose text counts if no data is missing.
+func (f *fragment) finish(x *execution) {
+	if (len(x.missing) == 0) != (len(f.missing) == 0) || f.failure != "" {
 		f.generation++
 	}
-	f.missing, f.failure = missing, ""
-	if len(missing) > 0 {
+	f.missing, f.failure = x.missing, ""
+	if len(x.missing) > 0 {
 		return
 	}
-	f.needed, f.leftOut, f.files = f.used, f.setAside, f.made
-	if !f.rendered || text != f.text {
+	if f.good == nil || x.text != f.good.text {
 		f.generation++
-		f.text, f.rendered = text, true
+	}
+	f.good = x
+}
+
+// text returns the text that is used.
+func (f *fragment) text() string {
+	if f.good == nil {
+		return ""
+	}
+	return f.good.text
+}
+
+// leftOut returns the reasons why something is left out of the text.
+func (f *fragment) leftOut() map[string]bool {
+	switch {
+	case f.good != nil:
+		return f.good.leftOut
+	case f.failure != "" && f.name != "":
+		return map[string]bool{f.failure: true}
+	default:
+		return nil
 	}
 }
 
-// complete says whether nothing is missing that f is made of.
+// complete says whether all data of f and its partials is there.
 func (f *fragment) complete() bool {
 	if len(f.missing) > 0 {
 		return false
@@ -104,13 +123,13 @@ func (f *fragment) reach(reached map[*fragment]bool) {
 	}
 }
 
-// failedPartial returns the error of a partial that failed for every argument. One that fails for some keeps its last text
-// for these, or they are left out if there is none: what is wrong with one service harms no other.
-func (f *fragment) failedPartial() error {
+// failedPartial returns the error of a partial that failed for every argument. A partial that fails for some keeps its last
+// text for these, or leaves them out if there is none: one bad service harms no other.
+func (x *execution) failedPartial() error {
 	failed, works := map[string]string{}, map[string]bool{}
-	for c := range f.called {
+	for c := range x.calls {
 		switch {
-		case c.rendered || len(c.missing) > 0:
+		case c.good != nil || len(c.missing) > 0:
 			works[c.name] = true
 		case failed[c.name] == "" || c.failure < failed[c.name]:
 			failed[c.name] = c.failure
@@ -122,12 +141,4 @@ func (f *fragment) failedPartial() error {
 		}
 	}
 	return nil
-}
-
-func byString(set *dependency.Set) map[string]dependency.Dependency {
-	m := map[string]dependency.Dependency{}
-	for _, d := range set.List() {
-		m[d.String()] = d
-	}
-	return m
 }

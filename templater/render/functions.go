@@ -14,12 +14,12 @@ import (
 	"github.com/hashicorp/consul-template/config"
 )
 
-// The functions that every template has beside consul-template'v.
+// The functions that every template has beside consul-template's.
 const (
 	funcPartial   = "partial"
 	funcAsFile    = "asFile"
 	funcDirectory = "directory"
-	// These are in no template of a user's: the argument of a partial, and the end of an execution.
+	// Internal: the argument of a partial, and the end of an execution.
 	funcArgument = "berthArgument"
 	funcStop     = "berthStop"
 )
@@ -28,18 +28,18 @@ const (
 func (v *version) functions() texttemplate.FuncMap {
 	funcs := texttemplate.FuncMap{
 		funcPartial: v.partial, funcAsFile: v.asFile, funcDirectory: v.directory,
-		funcArgument: func() any { return v.running.arg },
+		funcArgument: func() any { return v.running.of.arg },
 		funcStop:     func() (string, error) { return "", errStop },
 	}
 	maps.Copy(funcs, denied(&v.set.opts))
 	if v.set.opts.Funcs != nil {
-		maps.Copy(funcs, v.set.opts.Funcs(func(reason string) { v.running.setAside[reason] = true }))
+		maps.Copy(funcs, v.set.opts.Funcs(func(reason string) { v.running.leftOut[reason] = true }))
 	}
 	return funcs
 }
 
-// denied returns functions that fail, in the place of consul-template's: of those which run programs or write files, unless
-// they are wanted, and of those whose client does not exist (the library would dereference nil).
+// denied returns functions that fail in place of consul-template's that run programs or write files, unless they are
+// wanted, or that need a client that does not exist (the library would dereference nil).
 func denied(opts *Options) texttemplate.FuncMap {
 	funcs := texttemplate.FuncMap{}
 	deny := func(why string, names ...string) {
@@ -60,7 +60,7 @@ func denied(opts *Options) texttemplate.FuncMap {
 	return funcs
 }
 
-// environment returns what consul-template tells its templates of its own configuration.
+// environment returns the variables with which consul-template tells its templates of its configuration.
 func environment(opts *Options) []string {
 	if opts.Consul == nil {
 		return nil
@@ -71,8 +71,8 @@ func environment(opts *Options) []string {
 	}
 }
 
-// partial is the template function: the text of a {{ define }} for an argument, executed only if something has changed
-// that it was made from.
+// partial is the template function: it returns the text of a {{ define }} for an argument, and executes it only if one of
+// its inputs has changed.
 func (v *version) partial(name string, args ...any) (string, error) {
 	key := fragmentKey{name: name}
 	switch {
@@ -99,14 +99,14 @@ func (v *version) partial(name string, args ...any) (string, error) {
 		return "", fmt.Errorf("partial %q of %v calls itself", name, key.arg)
 	}
 	v.refresh(f)
-	v.running.called[f] = f.generation
-	return f.text, nil
+	v.running.calls[f] = f.generation
+	return f.text(), nil
 }
 
 var fileName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}(\.[A-Za-z0-9_-]{1,20})?$`)
 
-// asFile is the template function: the path of a file that holds the text. Its name changes with the text, so that the
-// configuration does, and never shares a file with the one before it.
+// asFile is the template function: it returns the path of a file that holds the text. The path changes with the text, so
+// the configuration changes, too, and never shares a file with the one before.
 func (v *version) asFile(name, text string) (string, error) {
 	if v.FilePrefix == "" {
 		return "", errors.New("asFile: there is no directory for files beside this text")
@@ -117,20 +117,20 @@ func (v *version) asFile(name, text string) (string, error) {
 	ext := filepath.Ext(name)
 	sum := sha256.Sum256([]byte(text))
 	path := fmt.Sprintf("%s%s-%x%s", v.FilePrefix, strings.TrimSuffix(name, ext), sum[:8], ext)
-	v.running.made[path] = text
+	v.running.files[path] = text
 	return path, nil
 }
 
-// directory is the template function: what a directory holds.
+// directory is the template function: it returns the names of a directory's files.
 func (v *version) directory(path string) (Directory, error) {
 	if !filepath.IsAbs(path) {
 		return Directory{}, fmt.Errorf("directory: %q is not an absolute path", path)
 	}
 	q := newDirectoryQuery(path)
-	v.running.extra[q.String()] = q
+	v.running.used[q.String()] = q
 	data, ok := v.set.brain.Recall(q)
 	if !ok {
-		v.running.absent = append(v.running.absent, q.String())
+		v.running.missing = append(v.running.missing, q.String())
 		return Directory{Path: path}, nil
 	}
 	return data.(Directory), nil

@@ -3,6 +3,7 @@ package render
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/hashicorp/consul-template/dependency"
@@ -18,25 +19,28 @@ func (v *version) located(err error) error {
 	return fmt.Errorf("%s: %s", v.Source, text)
 }
 
-// redacted is an error's text without the secrets that it may show. The library does this for values at the top level of
-// the data only, and not for traced functions.
+// redacted returns an error's text without secrets. The library redacts only values at the top level of the data, and not
+// for traced functions.
 func (v *version) redacted(text string) string {
-	var pairs []string
+	used := map[string]dependency.Dependency{}
 	for f := range v.fragments {
-		for _, used := range []map[string]dependency.Dependency{f.used, f.extra} {
-			for _, d := range used {
-				data, _ := v.set.brain.Recall(d)
-				switch data := data.(type) {
-				case *dependency.Secret:
-					if data != nil {
-						pairs = append(pairs, secrets(data.Data)...)
-					}
-				case *dependency.NomadVarItems:
-					if data != nil {
-						for _, value := range data.Values() {
-							pairs = append(pairs, secrets(value)...)
-						}
-					}
+		maps.Copy(used, f.used)
+	}
+	for x := v.running; x != nil; x = x.outer {
+		maps.Copy(used, x.used)
+	}
+	var pairs []string
+	for _, d := range used {
+		data, _ := v.set.brain.Recall(d)
+		switch data := data.(type) {
+		case *dependency.Secret:
+			if data != nil {
+				pairs = append(pairs, secrets(data.Data)...)
+			}
+		case *dependency.NomadVarItems:
+			if data != nil {
+				for _, value := range data.Values() {
+					pairs = append(pairs, secrets(value)...)
 				}
 			}
 		}
@@ -44,7 +48,7 @@ func (v *version) redacted(text string) string {
 	return strings.NewReplacer(pairs...).Replace(text)
 }
 
-// secrets returns the texts and numbers in the data of a secret, at any depth, each with what is shown instead.
+// secrets returns the texts and numbers in the data of a secret, at any depth, each followed by its replacement.
 func secrets(data any) (pairs []string) {
 	switch v := data.(type) {
 	case map[string]any:

@@ -40,7 +40,7 @@ func newBench(t *testing.T, text string, funcs func(func(string)) texttemplate.F
 // update brings the text up to date, and says whether it is good and complete.
 func (b *bench) update() bool {
 	b.Update()
-	return b.main().rendered && b.main().complete()
+	return b.main().good != nil && b.main().complete()
 }
 
 func (b *bench) version() *version                   { return b.templates[0].current }
@@ -81,8 +81,8 @@ func (b *bench) wants(text string, executed ...string) {
 	if !b.update() {
 		b.t.Fatalf("not complete: %v %s", b.main().missing, b.main().failure)
 	}
-	if b.main().text != text {
-		b.t.Fatalf("text %q, want %q", b.main().text, text)
+	if b.main().text() != text {
+		b.t.Fatalf("text %q, want %q", b.main().text(), text)
 	}
 	if got := strings.Join(b.executed, ", "); got != strings.Join(executed, ", ") {
 		b.t.Errorf("executed %s, want %s", got, executed)
@@ -133,8 +133,8 @@ func TestPartialInPartial(t *testing.T) {
 	b.wants("<43><23>4", "inner a", "outer a", "main")
 	b.service("c", 5)
 	b.update()
-	if b.main().text != "<45><25>4" {
-		t.Errorf("text %q", b.main().text)
+	if b.main().text() != "<45><25>4" {
+		t.Errorf("text %q", b.main().text())
 	}
 }
 
@@ -161,12 +161,33 @@ func TestPartialIsExecuteTemplate(t *testing.T) {
 				if !b.update() {
 					t.Fatalf("%v %s", b.main().missing, b.main().failure)
 				}
-				got[i] = b.main().text
+				got[i] = b.main().text()
 			}
 			if got[0] != got[1] || got[0] == "" {
 				t.Errorf("partial %q, executeTemplate %q", got[0], got[1])
 			}
 		})
+	}
+}
+
+// A partial is parsed with nothing but the texts that it may execute.
+func TestDefinesOfAPartial(t *testing.T) {
+	const others = `{{ define "b" }}{{ template "d" }}{{ end }}{{ define "c" }}{{ end }}{{ define "d" }}{{ end }}{{ define "e\"f" }}{{ end }}`
+	for call, want := range map[string]string{
+		`none`:                                             `a`,
+		`{{ template "c" }}`:                               `a c`,
+		`{{ executeTemplate "b" "x" }}`:                    `a b d`,
+		`{{ "x" | executeTemplate "c" }}`:                  `a c`,
+		`{{ "executeTemplate" }}`:                          `a b c d e"f`,
+		"{{ executeTemplate `c` }}":                        `a b c d e"f`,
+		`{{ executeTemplate "e\"f" }}`:                     `a b c d e"f`,
+		`{{ executeTemplate (print "c") }}`:                `a b c d e"f`,
+		`{{ executeTemplate "c" }}{{ executeTemplate . }}`: `a b c d e"f`,
+	} {
+		b := newBench(t, others+`{{ define "a" }}`+call+`{{ end }}`, nil)
+		if got := slices.Sorted(slices.Values(b.version().closure("a"))); strings.Join(got, " ") != want {
+			t.Errorf("%s: %q, want %s", call, got, want)
+		}
 	}
 }
 
@@ -196,8 +217,8 @@ func TestPartialThatFails(t *testing.T) {
 	b.service("b", 1)
 	b.update()
 	b.wants("a: \nb: 1 \n")
-	if !b.partials()[fragmentKey{"ports", "a"}].leftOut[failure] {
-		t.Errorf("left out %v", b.partials()[fragmentKey{"ports", "a"}].leftOut)
+	if !b.partials()[fragmentKey{"ports", "a"}].leftOut()[failure] {
+		t.Errorf("left out %v", b.partials()[fragmentKey{"ports", "a"}].leftOut())
 	}
 	b.service("a", 2)
 	b.wants("a: 2 \nb: 1 \n", "ports a", "main")
@@ -268,8 +289,8 @@ func TestPartialsOfAFailingTemplate(t *testing.T) {
 	}
 	b.service("c", 4)
 	b.update()
-	if b.main().text != "1 4 2 " {
-		t.Errorf("%q, want the last good text of b", b.main().text)
+	if b.main().text() != "1 4 2 " {
+		t.Errorf("%q, want the last good text of b", b.main().text())
 	}
 }
 
@@ -309,8 +330,8 @@ func TestWhatFailsIsExecutedForWhatChanged(t *testing.T) {
 	b.service("c", 13)
 	b.executed = nil
 	b.update()
-	if slices.Sort(b.executed); b.main().text != "13 23 6" || !slices.Equal(b.executed, []string{"main", "ports a", "ports b"}) {
-		t.Errorf("text %q, executed %q", b.main().text, b.executed)
+	if slices.Sort(b.executed); b.main().text() != "13 23 6" || !slices.Equal(b.executed, []string{"main", "ports a", "ports b"}) {
+		t.Errorf("text %q, executed %q", b.main().text(), b.executed)
 	}
 	b.service("b", 4) // it fails because of c now
 	b.wants("13 23 6", "ports b", "main")
@@ -318,8 +339,8 @@ func TestWhatFailsIsExecutedForWhatChanged(t *testing.T) {
 	b.wants("13 23 7", "main")
 	b.service("c", 5)
 	b.update()
-	if want := "15 45 7"; b.main().text != want {
-		t.Errorf("text %q, want %q", b.main().text, want)
+	if want := "15 45 7"; b.main().text() != want {
+		t.Errorf("text %q, want %q", b.main().text(), want)
 	}
 }
 
@@ -389,9 +410,9 @@ func TestTraceReturnsTheSame(t *testing.T) {
 			t.Fatalf("%v %s", b.main().missing, b.main().failure)
 		}
 		if !traced {
-			want = b.main().text
-		} else if b.main().text != want || want == "" {
-			t.Errorf("%q, want %q", b.main().text, want)
+			want = b.main().text()
+		} else if b.main().text() != want || want == "" {
+			t.Errorf("%q, want %q", b.main().text(), want)
 		}
 	}
 }

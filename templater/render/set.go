@@ -1,4 +1,4 @@
-// Package render executes templates in consul-template's language, and keeps what has not changed.
+// Package render executes templates in consul-template's language, and keeps the parts of a text that have not changed.
 package render
 
 import (
@@ -16,31 +16,31 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// Spec says what one template is.
+// Spec describes one template.
 //
-// Beside consul-template's functions there are these: partial NAME ARG is the text of a {{ define }} for an argument, kept
-// until something changes that it was made from; asFile NAME TEXT is the path of a file with that text; directory PATH is
-// what a directory holds.
+// It has three functions beside consul-template's: partial NAME ARG returns the text of a {{ define }} for an argument,
+// cached until one of its inputs changes; asFile NAME TEXT returns the path of a file with that text; directory PATH
+// returns a directory's file names.
 type Spec struct {
-	Name        string // tells it from the others
+	Name        string // unique
 	Source      string // what errors call it: a file path, or "the built-in template"
-	Text        string // if there is no File
-	File        string // is read, and again whenever it changes
+	Text        string // the template, if there is no File
+	File        string // holds the template, and is read again whenever it changes
 	Destination string // where the text goes: pkiCert looks there for a certificate that is still good
-	FilePrefix  string // what the paths of asFile begin with; "" = there is no such function
+	FilePrefix  string // begins the paths of asFile; "" = there is no such function
 }
 
 // Published is the newest good text of one template.
 type Published struct {
 	Name  string // of the template
 	Text  string
-	Files map[string]string // what the files hold that the text names, by path
+	Files map[string]string // the contents of the files that the text names, by path
 	Since time.Time         // when the oldest catalog change in the text arrived
 }
 
 // Options are the same for all templates.
 type Options struct {
-	Consul   *api.Config    // what some functions say of it
+	Consul   *api.Config    // for the functions that return its settings
 	Library  *config.Config // consul-template's own, finalized, for Vault and Nomad; nil = neither
 	Programs bool           // the functions plugin and writeToFile are allowed
 	// Funcs returns extra template functions. They call report with one line for
@@ -51,13 +51,12 @@ type Options struct {
 	Log      *slog.Logger
 }
 
-// Set is the templates that are rendered from the same data. It is for one goroutine.
+// Set renders templates from the same data. It is for one goroutine.
 type Set struct {
-	opts       Options
-	brain      *template.Brain
-	templates  []*tmpl
-	usesOther  bool // for Update
-	explaining bool
+	opts      Options
+	brain     *template.Brain
+	templates []*tmpl
+	usesOther bool // for Update
 }
 
 // NewSet parses the templates. A syntax error names the template's Source and the line.
@@ -81,30 +80,28 @@ func NewSet(specs []Spec, opts Options) (*Set, error) {
 	return s, nil
 }
 
-// Remember stores the data of a dependency, and marks what uses it for execution.
+// Remember stores the data of a dependency, and marks the fragments that use it for execution.
 func (s *Set) Remember(d dependency.Dependency, data any) {
 	s.brain.Remember(d, data)
 	now := time.Now()
 	for v := range s.versions {
-		v.changed(d.String(), now)
+		v.mark(d.String(), now)
 	}
 }
 
-// Forget is for a dependency that is used no more.
+// Forget drops the data of a dependency that is used no more.
 func (s *Set) Forget(d dependency.Dependency) { s.brain.Forget(d) }
 
 // Outdated marks everything for execution.
 func (s *Set) Outdated() {
 	now := time.Now()
 	for v := range s.versions {
-		v.since = earlier(v.since, now)
-		for f := range v.fragments {
-			f.dirty = true
-		}
+		v.mark("", now)
 	}
 }
 
-// Reread reads the templates again whose files have changed, or all. It says whether there is anything to render.
+// Reread reads the templates' files; with all it tries refused templates again that have not changed. It says whether there
+// is anything to render.
 func (s *Set) Reread(all bool) (edited bool) {
 	for _, t := range s.templates {
 		edited = t.reread(all) || edited
@@ -113,7 +110,7 @@ func (s *Set) Reread(all bool) (edited bool) {
 	return edited
 }
 
-// Update executes the marked fragments, and whatever uses them. It says whether the dependencies may be others than before.
+// Update executes the marked fragments, and the fragments that use those. It says whether the dependencies may have changed.
 func (s *Set) Update() (usesOther bool) {
 	for _, t := range s.templates {
 		t.current.update()
@@ -125,8 +122,8 @@ func (s *Set) Update() (usesOther bool) {
 	return usesOther
 }
 
-// Publish calls the func with each text that is good, complete, and not what it was called with before. One that is not
-// stays what it was, and the others do not wait for it.
+// Publish calls the func with each text that is good, complete, and not the same as before. A text that is not good yet
+// holds up no other.
 func (s *Set) Publish(publish func(Published)) {
 	for _, t := range s.templates {
 		if t.publish() {
@@ -135,7 +132,7 @@ func (s *Set) Publish(publish func(Published)) {
 	}
 }
 
-// Texts returns what Publish has called its func with last, by the names of the templates, and whether that are all.
+// Texts returns the last published texts, by the names of the templates, and whether every template has one.
 func (s *Set) Texts() (texts map[string]Published, all bool) {
 	texts = map[string]Published{}
 	for _, t := range s.templates {
@@ -170,30 +167,30 @@ func (s *Set) Missing() map[string]bool {
 	return missing
 }
 
-// LeftOut returns what the texts lack, and why.
+// LeftOut returns the reasons why something is left out of the texts.
 func (s *Set) LeftOut() map[string]bool {
 	leftOut := map[string]bool{}
 	for _, t := range s.templates {
 		for f := range t.current.fragments {
-			maps.Copy(leftOut, f.leftOut)
+			maps.Copy(leftOut, f.leftOut())
 		}
 	}
 	return leftOut
 }
 
-// Waits says whether a template waits for data, and does not fail.
+// Waits says whether a template that does not fail waits for data.
 func (s *Set) Waits() bool {
 	return slices.ContainsFunc(s.templates, func(t *tmpl) bool { return t.current.main.failure == "" && !t.current.main.complete() })
 }
 
-// Status says in a sentence why not all texts are there and of the newest versions, and whether that is because of missing
-// data; "" = they are.
+// Status says in a sentence why a text is missing or not of the newest version, and whether only data is missing; "" = all
+// texts are there.
 func (s *Set) Status() (why string, waits bool) {
 	_, all := s.Texts()
 	for _, t := range s.templates {
 		main := t.current.main
 		switch {
-		case !all && main.failure != "" && !main.rendered:
+		case !all && main.failure != "" && main.good == nil:
 			return "A template fails: " + main.failure, false
 		case !all:
 			why, waits = "Nothing is rendered yet", true
@@ -215,25 +212,25 @@ func (s *Set) versions(yield func(*version) bool) {
 	}
 }
 
-// executed counts an execution, and logs it if it has failed, or does so no longer.
-func (s *Set) executed(v *version, f *fragment, took time.Duration, err error) {
+// executed counts an execution, and logs a new failure, or its end.
+func (s *Set) executed(v *version, f *fragment, failedBefore string, took time.Duration, err error) {
 	if s.opts.Executed != nil {
 		s.opts.Executed(f.name, f.arg, took, err)
 	}
-	if v.current != v || s.explaining { // promote reports, and Explain does not
+	if v.current != v { // promote reports, and Explain does not
 		return
 	}
 	switch {
-	case err != nil && f.failure != f.failedBefore:
+	case err != nil && f.failure != failedBefore:
 		consequence := "keeping the last good text"
-		if !f.rendered {
+		if f.good == nil {
 			consequence = "nothing is published until it works"
 			if f.name != "" {
 				consequence = "left out"
 			}
 		}
 		s.opts.Log.Error("template failed, "+consequence, "template", v.Source, "err", err)
-	case err == nil && f.failedBefore != "" && len(f.missing) == 0:
-		s.opts.Log.Info("template works again", "template", v.Source, "was", f.failedBefore)
+	case err == nil && failedBefore != "" && len(f.missing) == 0:
+		s.opts.Log.Info("template works again", "template", v.Source, "was", failedBefore)
 	}
 }

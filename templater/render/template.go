@@ -4,88 +4,81 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"slices"
 	"time"
 )
 
-// tmpl is a template with the version of it that is rendered, and a newer one that has yet to prove itself.
+// tmpl is a template with its current version, and a newer one that has yet to prove itself.
 type tmpl struct {
 	Spec
 	set       *Set
 	current   *version
-	next      *version // nil = none
-	broken    error    // why the newest version is not used
-	state     fs.FileInfo
+	next      *version   // nil = none
+	broken    error      // why the newest version is not used
+	tried     string     // the text of the newest version; "" = read it again
 	published *Published // nil = nothing so far
 }
 
 func newTmpl(spec Spec, set *Set) (*tmpl, error) {
 	spec.Source = cmp.Or(spec.Source, spec.File)
 	t := &tmpl{Spec: spec, set: set}
-	text, _, err := t.read()
+	text, err := t.read()
 	if err != nil {
 		return nil, err
 	}
+	t.tried = text
 	t.current, err = newVersion(t, text)
 	return t, err
 }
 
-// read returns the template's text, and whether its file has changed since the last time.
-func (t *tmpl) read() (text string, changed bool, err error) {
+// read returns the template's text.
+func (t *tmpl) read() (string, error) {
 	if t.File == "" {
-		return t.Text, false, nil
+		return t.Text, nil
 	}
-	state, err := os.Stat(t.File)
-	if err == nil && t.state != nil && os.SameFile(state, t.state) && state.Size() == t.state.Size() && state.ModTime().Equal(t.state.ModTime()) {
-		return t.current.text, false, nil
+	info, err := os.Stat(t.File)
+	if err == nil && !info.Mode().IsRegular() && t.tried != "" {
+		return t.tried, nil // a pipe can be read only once
 	}
-	var content []byte
+	var text []byte
 	if err == nil {
-		content, err = os.ReadFile(t.File)
+		text, err = os.ReadFile(t.File)
 	}
 	if err != nil {
-		t.state = nil // it may come back as it was
-		return "", false, fmt.Errorf("cannot read the template: %w", err)
+		return "", fmt.Errorf("cannot read the template: %w", err)
 	}
-	t.state = state
-	return string(content), true, nil
+	return string(text), nil
 }
 
-// reread reads the template again if its file has changed, or anyway. It says whether there is anything to render.
-func (t *tmpl) reread(anyway bool) bool {
-	if anyway {
-		t.state = nil
+// reread reads the template again, and tries its text if that has changed, or if again is true and the last try failed. It
+// says whether there is anything to render.
+func (t *tmpl) reread(again bool) bool {
+	text, err := t.read()
+	if err == nil && text == t.tried && !(again && t.broken != nil) {
+		return false
 	}
-	text, changed, err := t.read()
+	t.tried = text // none after an error: the file may come back as it was
 	var next *version
-	if err == nil && changed {
-		newest := t.current
-		if t.next != nil {
-			newest = t.next
-		}
-		if text == newest.text && t.broken == nil {
-			return false
-		}
+	if err == nil {
 		next, err = newVersion(t, text)
 	}
-	switch {
-	case err != nil && !sameError(err, t.broken):
-		t.broken, t.next = err, nil
-		t.set.opts.Log.Error("the changed template is not used, going on with the one before", "template", t.Source, "err", err)
-		return true
-	case err == nil && changed:
+	if err == nil {
 		t.broken, t.next = nil, next
-		t.next.since = time.Now()
+		next.since = time.Now()
 		return true
 	}
-	return false
+	if sameError(err, t.broken) {
+		return false
+	}
+	t.broken, t.next = err, nil
+	t.set.opts.Log.Error("the changed template is not used, going on with the one before", "template", t.Source, "err", err)
+	return true
 }
 
 func sameError(a, b error) bool { return a != nil && b != nil && a.Error() == b.Error() }
 
-// promote puts the newest version in the place of the one that is used, if it works.
+// promote makes the newest version the current one if it works.
 func (t *tmpl) promote() {
 	complete := t.next.update()
 	before := t.broken
@@ -102,33 +95,32 @@ func (t *tmpl) promote() {
 	}
 }
 
-// publish sets published if the text is good, complete, and another one, and says so.
+// publish sets published, and returns true, if the text is good, complete, and has changed.
 func (t *tmpl) publish() bool {
 	main := t.current.main
-	if !main.rendered || !main.complete() {
+	if main.good == nil || !main.complete() {
 		return false
 	}
 	since := t.current.since
 	if main.failure == "" {
 		t.current.since = time.Time{}
 	}
-	if t.published != nil && t.published.Text == main.text {
+	if t.published != nil && t.published.Text == main.text() {
 		return false
 	}
 	if since.IsZero() { // a template that uses nothing from the catalog
 		since = time.Now()
 	}
-	t.published = &Published{Name: t.Name, Text: main.text, Files: t.current.files(), Since: since}
+	t.published = &Published{Name: t.Name, Text: main.text(), Files: t.current.files(), Since: since}
 	return true
 }
 
-// regressions returns the first error that a version has and the one before it has not: it would be that one's text that
-// is lost.
+// regressions returns the first error of a version that the version before does not have: a text would be lost.
 func (v *version) regressions(before *version) error {
 	var failures []string
 	for f := range v.fragments {
 		was := before.partials[f.fragmentKey]
-		asBefore := f != v.main && was != nil && was.failure != "" && was.rendered == f.rendered
+		asBefore := f != v.main && was != nil && was.failure != "" && (was.good == nil) == (f.good == nil)
 		if f.failure != "" && !asBefore {
 			failures = append(failures, f.failure)
 		}

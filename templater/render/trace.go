@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 	texttemplate "text/template"
 )
@@ -17,8 +16,8 @@ var dataFunctions = []string{
 	"tree",
 }
 
-// tracing returns the version's functions and others in the place of consul-template's dataFunctions. They return the
-// same, but note what an execution uses: the library says so only if it does not fail.
+// tracing returns the version's functions, and replacements for consul-template's dataFunctions. They return the same, and
+// note the dependencies: the library tells them only if the execution does not fail.
 func (v *version) tracing() texttemplate.FuncMap {
 	funcs := maps.Clone(v.funcs)
 	for _, name := range dataFunctions {
@@ -35,21 +34,16 @@ func (v *version) trace(name string, args []any) (value any, err error) {
 	for n := range args {
 		call += fmt.Sprintf(" (argument %d)", n)
 	}
-	compiled, err := v.compile("{{ result ("+call+") }}", texttemplate.FuncMap{
+	result, err := v.run(v.compile("{{ result ("+call+") }}", texttemplate.FuncMap{
 		"argument": func(n int) any { return args[n] },
 		"result":   func(v any) string { value = v; return "" },
-	})
-	if err != nil {
-		return nil, err
-	}
-	result, err := v.run(compiled)
+	}))
 	if err != nil {
 		if _, cause, found := strings.Cut(err.Error(), "error calling "+name+": "); found {
 			err = errors.New(cause)
 		}
 		return nil, err
 	}
-	maps.Copy(v.running.extra, byString(result.Used))
-	v.running.absent = append(v.running.absent, slices.Sorted(maps.Keys(byString(result.Missing)))...)
+	v.running.uses(result)
 	return value, nil
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 	texttemplate "text/template"
 	"time"
@@ -19,17 +18,17 @@ var errStop = errors.New("berth stops here")
 type version struct {
 	*tmpl
 	text     string
-	env      []string // for the function of that name, beside the process's own
+	env      []string // for the function env, beside the process's own
 	funcs    texttemplate.FuncMap
 	traced   texttemplate.FuncMap          // the same, and more: see trace.go
 	defines  map[string]string             // the text of each {{ define }}
-	compiled map[string]*template.Template // what executes one
+	compiled map[string]*template.Template // each {{ define }} that was executed, by name
 	partials map[fragmentKey]*fragment
 	main     *fragment
-	running  *fragment // the one that executes now
-	since    time.Time // when the oldest change that is not published arrived
+	running  *execution // nil between executions
+	since    time.Time  // when the oldest change that is not published arrived
 
-	callsOther bool // partials may be called no more
+	callsOther bool // a partial may have lost its last caller
 }
 
 // newVersion parses a text.
@@ -43,46 +42,31 @@ func newVersion(t *tmpl, text string) (*version, error) {
 	}
 	v.funcs = v.functions()
 	v.traced = v.tracing()
-	v.main = &fragment{dirty: true}
-	var err error
-	if v.main.compiled, err = v.parse(text); err != nil {
-		return nil, err
+	v.main = &fragment{compiled: v.compile(text, v.funcs), dirty: true}
+	// Only an execution parses; funcStop ends it before it does anything else.
+	if _, err := v.run(v.compile("{{"+funcStop+"}}"+text, v.funcs)); strings.HasPrefix(err.Error(), "parse: ") {
+		return nil, v.located(err)
 	}
+	var err error
 	if v.defines, err = defines(text); err != nil {
 		return nil, fmt.Errorf("%s: %w", t.Source, err)
 	}
 	return v, nil
 }
 
-// compile makes something to execute of a text, which the library parses only then.
-func (v *version) compile(text string, funcs texttemplate.FuncMap) (*template.Template, error) {
-	return template.NewTemplate(&template.NewTemplateInput{Contents: text, Destination: v.Destination, ExtFuncMap: funcs})
+// compile prepares a text for run. The library parses it only then.
+func (v *version) compile(text string, funcs texttemplate.FuncMap) *template.Template {
+	compiled, _ := template.NewTemplate(&template.NewTemplateInput{Contents: text, Destination: v.Destination, ExtFuncMap: funcs})
+	return compiled // an empty text would be the only error
 }
 
-// run executes it with what the brain holds.
+// run executes a text with the data that the brain holds.
 func (v *version) run(compiled *template.Template) (*template.ExecuteResult, error) {
 	return compiled.Execute(&template.ExecuteInput{Brain: v.set.brain, Env: v.env, Config: v.set.opts.Library})
 }
 
-// parse makes something to execute of a text, and finds its syntax errors.
-func (v *version) parse(text string) (*template.Template, error) {
-	compiled, err := v.compile(text, v.funcs)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", v.Source, err)
-	}
-	// To parse it takes an execution, which this keeps from going further.
-	check, err := v.compile("{{"+funcStop+"}}"+text, v.funcs)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", v.Source, err)
-	}
-	if _, err = v.run(check); strings.HasPrefix(err.Error(), "parse: ") {
-		return nil, v.located(err)
-	}
-	return compiled, nil
-}
-
-// compiledPartial returns what executes a {{ define }}: nothing but that and those it may use, as parsing costs more than
-// all else.
+// compiledPartial returns a {{ define }} to execute, with only the others that it may use: parsing costs more than all
+// else.
 func (v *version) compiledPartial(name string) (*template.Template, error) {
 	if compiled := v.compiled[name]; compiled != nil {
 		return compiled, nil
@@ -95,15 +79,14 @@ func (v *version) compiledPartial(name string) (*template.Template, error) {
 		text.WriteString(v.defines[needed])
 	}
 	fmt.Fprintf(&text, "{{template %q %s}}", name, funcArgument)
-	compiled, err := v.compile(text.String(), v.funcs)
-	v.compiled[name] = compiled
-	return compiled, err
+	v.compiled[name] = v.compile(text.String(), v.funcs)
+	return v.compiled[name], nil
 }
 
-// changed marks what uses a dependency for execution.
-func (v *version) changed(key string, now time.Time) {
+// mark marks the fragments that use a dependency for execution; "" = all.
+func (v *version) mark(key string, now time.Time) {
 	for f := range v.fragments {
-		if f.used[key] != nil {
+		if key == "" || f.used[key] != nil {
 			f.dirty = true
 			v.since = earlier(v.since, now)
 		}
@@ -133,10 +116,10 @@ func (v *version) update() bool {
 		maps.DeleteFunc(v.partials, func(_ fragmentKey, f *fragment) bool { return !reached[f] })
 		v.set.usesOther = v.set.usesOther || len(v.partials) < before
 	}
-	return v.main.rendered && v.main.complete()
+	return v.main.good != nil && v.main.complete()
 }
 
-// refresh executes f if anything has changed that it is made of, the inner before the outer.
+// refresh executes f if one of its inputs has changed, the inner fragments before the outer.
 func (v *version) refresh(f *fragment) {
 	f.refreshing = true
 	defer func() { f.refreshing = false }()
@@ -151,81 +134,79 @@ func (v *version) refresh(f *fragment) {
 	}
 }
 
-// execute renders f from what the brain holds. While data is missing, and after an error, its text stays what it was.
+// execute renders f from the data that the brain holds. Its text stays while data is missing, and after an error.
 func (v *version) execute(f *fragment) {
-	outer := v.running
-	v.running = f
-	defer func() { v.running = outer }()
-
-	start := time.Now()
-	f.begin()
-	result, err := v.attempt(f)
-	used, missing := f.extra, f.absent
-	if result != nil {
-		maps.Copy(used, byString(result.Used))
-		missing = append(slices.Sorted(maps.Keys(byString(result.Missing))), missing...)
+	start, failedBefore := time.Now(), f.failure
+	x := &execution{
+		of: f, outer: v.running, used: map[string]dependency.Dependency{}, calls: map[*fragment]int{},
+		leftOut: map[string]bool{}, files: map[string]string{},
 	}
-	if err != nil || len(missing) > 0 {
-		// It may have ended early: what it did not reach is needed again.
+	v.running = x
+	defer func() { v.running, x.outer = x.outer, nil }()
+
+	f.dirty = false
+	err := v.attempt(x)
+	if err != nil || len(x.missing) > 0 {
+		// It may have ended early: the rest is needed again.
 		for c, generation := range f.calls {
-			if _, called := f.called[c]; !called {
-				f.called[c] = generation
+			if _, called := x.calls[c]; !called {
+				x.calls[c] = generation
 			}
 		}
-		maps.Copy(used, f.needed)
+		if f.good != nil {
+			maps.Copy(x.used, f.good.used)
+		}
 	}
 	v.callsOther = v.callsOther || len(f.calls) > 0
-	f.calls = f.called
-	v.set.usesOther = v.set.usesOther || !maps.EqualFunc(used, f.used, func(_, _ dependency.Dependency) bool { return true })
-	f.used = used
+	v.set.usesOther = v.set.usesOther || !maps.EqualFunc(x.used, f.used, func(_, _ dependency.Dependency) bool { return true })
+	f.calls, f.used = x.calls, x.used
 	if err != nil {
 		f.fail(err)
 	} else {
-		f.finish(string(result.Output), missing)
+		f.finish(x)
 	}
-	v.set.executed(v, f, time.Since(start), err)
+	v.set.executed(v, f, failedBefore, time.Since(start), err)
 }
 
-// attempt executes f. Where it fails, and what it has used by then, is found by executing it once more, if that is not
-// known from the last time: a partial in the whole template, to find the line.
-func (v *version) attempt(f *fragment) (*template.ExecuteResult, error) {
+// attempt executes a fragment. If it fails in a new way, attempt executes it once more to find the line and the
+// dependencies: a partial within the whole template, as only that has the right line numbers.
+func (v *version) attempt(x *execution) error {
+	f := x.of
 	compiled := f.compiled
 	if f.failure != "" { // it may fail again
-		var err error
-		if compiled, err = v.compile(compiled.Contents(), v.traced); err != nil {
-			return nil, err
-		}
+		compiled = v.compile(compiled.Contents(), v.traced)
 	}
 	result, err := v.run(compiled)
 	if err == nil {
-		f.cause = ""
-		return result, f.failedPartial()
+		x.text, f.cause = string(result.Output), ""
+		x.uses(result)
+		return x.failedPartial()
 	}
 	cause := v.located(err)
 	if f.cause == cause.Error() {
-		return nil, errors.New(f.failure)
+		return errors.New(f.failure)
 	}
 	f.cause = cause.Error()
 	text := v.text
 	if f.name != "" {
 		text = fmt.Sprintf("{{template %q %s}}{{%s}}%s", f.name, funcArgument, funcStop, text)
 	}
-	if again, badTemplate := v.compile(text, v.traced); badTemplate == nil {
-		if _, err := v.run(again); err != nil && !strings.Contains(err.Error(), errStop.Error()) {
-			cause = v.located(err)
-		}
+	if _, err := v.run(v.compile(text, v.traced)); err != nil && !strings.Contains(err.Error(), errStop.Error()) {
+		cause = v.located(err)
 	}
 	if f.name != "" {
 		cause = fmt.Errorf("partial %q of %v: %w", f.name, f.arg, cause)
 	}
-	return nil, cause
+	return cause
 }
 
-// files are all that asFile made for the text.
+// files returns the contents of all files that asFile made for the text, by path.
 func (v *version) files() map[string]string {
 	all := map[string]string{}
 	for f := range v.fragments {
-		maps.Copy(all, f.files)
+		if f.good != nil {
+			maps.Copy(all, f.good.files)
+		}
 	}
 	return all
 }
