@@ -62,6 +62,9 @@ type Grammar[C any] interface {
 	IsMarked(file string) bool
 	// Changes says for each backend how its servers differ.
 	Changes(before, after *C) []Change
+	// SameFrame says whether two texts agree in what the catalog does not decide. If they do not, somebody has changed the
+	// template.
+	SameFrame(a, b *C) bool
 }
 
 // Driver is what differs between proxies. The engine calls its methods from one goroutine, but for Check, which is called

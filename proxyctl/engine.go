@@ -16,8 +16,8 @@ type EngineOptions struct {
 	File    string        // its configuration file; the directory must be writable
 	Checks  string        // the argument that has its program check a file, for messages: -c
 	Timeout time.Duration // of a validation; 0 = 10 s
-	// Grace is for how long a first text is held back that takes all servers from a backend that the last good text has
-	// some for; 0 = 30 s, less is none.
+	// Grace is for how long a first text of the same template is held back that takes all servers from a backend that the
+	// last good text has some for; 0 = 30 s, less is none.
 	Grace time.Duration
 	// Inspect has the proxy inspected before every change: what it answers to a change does not tell what it runs.
 	Inspect bool
@@ -176,9 +176,10 @@ func (e *Engine[C]) apply(ctx context.Context, mayReload bool) (Result, error) {
 	return res, err
 }
 
-// goal is what to bring the proxy to now, and why that is not what is wanted. last is the last good text.
+// goal is what to bring the proxy to now, and why that is not what is wanted. last is the last good text. A catalog that
+// has lost things takes servers, and nothing of the frame: a text with another one comes of another template.
 func (e *Engine[C]) goal(last Marked[C]) (Marked[C], error) {
-	if e.applied || e.opts.Grace < 0 || last.Generation.Shape == "" || e.want.Config == nil {
+	if e.applied || e.opts.Grace < 0 || last.Generation.Shape == "" || e.want.Config == nil || !e.driver.SameFrame(last.Config, e.want.Config) {
 		return e.want, nil
 	}
 	var emptied []string

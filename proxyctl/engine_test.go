@@ -466,6 +466,13 @@ func TestHold(t *testing.T) {
 		{name: "the proxy runs something else than its file: it gets the last good text", steps: []step{
 			{set: func(r *engineRig) { r.write(r.file, markFake(one)) }, text: empty, says: hold("backend app"), action: Reload, file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y", loads: 1},
 		}},
+		{name: "another template goes at once", running: one, steps: []step{
+			{text: "bind\nframe\n", action: Reload, file: "bind\nframe\n", loads: 1},
+		}},
+		{name: "another template is refused at once, and the one before is held back still", running: one, steps: []step{
+			{text: "bind\nframe\nbogus\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a\nweb: y\n", live: "app: a; web: y", loads: 1},
+			{text: empty, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y", loads: 1},
+		}},
 		{name: "somebody's own file says nothing", steps: []step{
 			{set: func(r *engineRig) { r.write(r.file, "theirs\napp: a\n"); r.run("theirs\napp: a\n") }, text: "bind\n", action: Reload, file: "bind\n", loads: 1},
 		}},

@@ -18,7 +18,7 @@ import (
 )
 
 // The texts of fakeDriver have lines, and backends with servers: "app: a b". A line "bogus" is refused by the proxy, one
-// "bogus here" by its program too. A text without a line "bind" serves nothing.
+// "bogus here" by its program too. Lines that begin with "frame" do not come from the catalog. A text without a line "bind" serves nothing.
 type fakeConfig struct {
 	lines    []string
 	order    []string
@@ -147,6 +147,13 @@ func (d *fakeDriver) Changes(before, after *fakeConfig) []Change {
 		}
 	}
 	return out
+}
+
+func (d *fakeDriver) SameFrame(a, b *fakeConfig) bool {
+	frame := func(c *fakeConfig) []string {
+		return slices.DeleteFunc(slices.Clone(c.lines), func(line string) bool { return !strings.HasPrefix(line, "frame") })
+	}
+	return slices.Equal(frame(a), frame(b))
 }
 
 func (d *fakeDriver) Inspect(ctx context.Context) (Snapshot, error) {

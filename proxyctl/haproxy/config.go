@@ -370,6 +370,16 @@ func (c *config) global(keyword string) bool {
 	})
 }
 
+// frame returns the sections that no service has a part in.
+func (c *config) frame() (frame []section) {
+	for _, s := range c.sections {
+		if s.kind == "global" || s.kind == "defaults" {
+			frame = append(frame, s)
+		}
+	}
+	return frame
+}
+
 // text is the configuration as it was read.
 func (c *config) text() string {
 	var b strings.Builder

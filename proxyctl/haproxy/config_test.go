@@ -228,3 +228,24 @@ func FuzzParse(f *testing.F) {
 		checkPlan(t, s, parse(b, s))
 	})
 }
+
+func TestSameFrame(t *testing.T) {
+	for _, tt := range []struct {
+		name, old, new string
+		same           bool
+	}{
+		{name: "the same", same: true},
+		{name: "servers", old: "    server a 10.0.0.1:80 check\n", same: true},
+		{name: "a backend", old: "backend app # the app\n    server a 10.0.0.1:80 check\n    server b 10.0.0.2:80 check\n", same: true},
+		{name: "a frontend's lines", old: "    bind :8080\n", same: true},
+		{name: "blanks and comments", old: "    mode http\n", new: "\n  mode   http # as always\n", same: true},
+		{name: "a line of global", old: "stats socket", new: "stats  maxconn 10\n    stats socket"},
+		{name: "no global", old: "global\n    stats socket /run/x.sock\n"},
+		{name: "a line of defaults", old: "    mode http\n", new: "    mode http\n    default-server check\n"},
+		{name: "another defaults", old: "frontend web\n", new: "defaults\nfrontend web\n"},
+	} {
+		if got := new(driver).SameFrame(parse(sample, nil), parse(strings.Replace(sample, tt.old, tt.new, 1), nil)); got != tt.same {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+}

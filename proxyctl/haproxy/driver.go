@@ -64,6 +64,9 @@ func (d *driver) IsMarked(file string) bool { return isMarked(file) }
 // Changes implements proxyctl.Grammar.
 func (d *driver) Changes(before, after *config) []proxyctl.Change { return changes(before, after) }
 
+// SameFrame implements proxyctl.Grammar: the frame is the global and defaults sections.
+func (d *driver) SameFrame(a, b *config) bool { return difference(a.frame(), b.frame()) == "" }
+
 // Binary implements proxyctl.Driver.
 func (d *driver) Binary() string { return d.opts.Binary }
 

@@ -323,3 +323,23 @@ func TestCheckPath(t *testing.T) {
 		}
 	}
 }
+
+func TestSameFrame(t *testing.T) {
+	const before = "worker_processes 2;\nevents { worker_connections 64; }\nhttp { upstream app { server 10.0.0.1; } }\nstream { server { listen 1; } }\n"
+	for _, tt := range []struct {
+		name, old, new string
+		same           bool
+	}{
+		{name: "the same", same: true},
+		{name: "http", old: "upstream app { server 10.0.0.1; }", new: "server_tokens off;", same: true},
+		{name: "no stream", old: "stream { server { listen 1; } }", same: true},
+		{name: "layout and comments", old: "events {", new: "# berth\nevents\n{", same: true},
+		{name: "a directive", old: "worker_processes 2", new: "worker_processes 3"},
+		{name: "one more directive", old: "events", new: "pcre_jit on;\nevents"},
+		{name: "in another block", old: "worker_connections 64", new: "worker_connections 65"},
+	} {
+		if got := new(driver).SameFrame(mustParse(t, before), mustParse(t, strings.Replace(before, tt.old, tt.new, 1))); got != tt.same {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+}

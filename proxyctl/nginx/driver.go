@@ -63,6 +63,9 @@ func (d *driver) IsMarked(file string) bool { return isMarked(file) }
 // Changes implements proxyctl.Grammar.
 func (d *driver) Changes(before, after *config) []proxyctl.Change { return changes(before, after) }
 
+// SameFrame implements proxyctl.Grammar.
+func (d *driver) SameFrame(a, b *config) bool { return a.frame() == b.frame() }
+
 // Before implements proxyctl.Driver.
 func (d *driver) Before(last *config) *config { return last }
 
