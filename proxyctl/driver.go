@@ -87,13 +87,17 @@ type Driver[C any] interface {
 	// as the driver knows better.
 	Before(last *C) *C
 	// Merge is the text of base with the servers that the backends have in to, where those are all that differs and the
-	// running proxy takes them. Backends in keep stay as they are in base.
-	Merge(base, to *C, keep []string) string
+	// running proxy takes them. Backends in keep stay as they are in base. With reload, the servers may be all that are safe
+	// to load: those of a proxy for which a change of servers may take a reload.
+	Merge(base, to *C, keep []string, reload bool) string
 
 	// Binary is the program that checks a file, "" if there is none.
 	Binary() string
 	// Check has the program check a file. The error wraps ErrRefused if it says no.
 	Check(ctx context.Context, file string) error
+	// StartsWith says whether a proxy that is down is known, without a program, to start with a text if it would with what
+	// is in the file.
+	StartsWith(to, there *C) bool
 	// Precheck finds out what the program does not see, before the file is replaced: an address in use, say.
 	Precheck(ctx context.Context, last, to Marked[C]) error
 	// Reload has the proxy load its file, which has this text by now, and returns when new workers serve with it. last is

@@ -55,7 +55,8 @@ type Engine[C any] struct {
 	known   bool      // the driver knows the proxy's servers; else it has to be inspected
 
 	applied   bool      // a text was applied as a whole since the start
-	holds     time.Time // since when a first text is held back
+	holds     time.Time // since when the first texts take all servers from a backend
+	keep      []string  // these backends, which keep their servers until the grace is over
 	away      time.Time // since when the proxy does not say what it runs
 	validated bool      // the program has taken the file since then
 }
@@ -94,7 +95,7 @@ func (e *Engine[C]) Apply(ctx context.Context, c Config, mayReload bool) (Result
 		e.opts.PortRefused(port.Port, port.Reason)
 	}
 	if (err == nil || errors.Is(err, ErrRefused)) && e.conf.HasStale() && e.lazy.Idle() {
-		e.conf.RemoveStale(e.want.Text, e.has.Text)
+		e.conf.RemoveStale(c.Text, e.has.Text)
 	}
 	select {
 	case e.tend <- struct{}{}:
@@ -142,13 +143,11 @@ func (e *Engine[C]) apply(ctx context.Context, mayReload bool) (Result, error) {
 		return Result{}, err
 	}
 	snap, err := e.driver.Inspect(ctx)
+	e.known = false
 	if err == nil && snap.Unmarked == "" {
 		e.away, e.validated = time.Time{}, false
-	} else {
-		e.known = false
-		if e.away.IsZero() {
-			e.away = time.Now()
-		}
+	} else if e.away.IsZero() {
+		e.away = time.Now()
 	}
 	if err != nil && !errors.Is(err, ErrDown) {
 		return Result{}, err
@@ -159,16 +158,14 @@ func (e *Engine[C]) apply(ctx context.Context, mayReload bool) (Result, error) {
 	last := e.lastGood(there, snap.Generation)
 	goal, held := e.goal(last)
 	if err != nil {
-		return Result{}, e.prepare(ctx, goal, there, last, err)
+		return Result{}, e.prepare(ctx, goal, err)
 	}
 	if snap.Starting && there.Generation.Shape != "" && there.Text == last.Text && time.Since(e.away) < unmarkedTime {
-		return Result{}, e.prepare(ctx, goal, there, last, fmt.Errorf("%w: %s", ErrUnreachable, snap.Unmarked))
+		return Result{}, e.prepare(ctx, goal, fmt.Errorf("%w: %s", ErrUnreachable, snap.Unmarked))
 	}
-	res, err := e.bring(ctx, goal, there, snap, why, mayReload)
+	res, err := e.bring(ctx, goal, there, last, snap, why, mayReload)
 	if err != nil && snap.Unmarked != "" && errors.Is(err, ErrUnreachable) {
-		if there, readErr := e.onDisk(); readErr == nil {
-			return res, e.prepare(ctx, goal, there, e.lastGood(there, configfile.Generation{}), err)
-		}
+		return res, e.prepare(ctx, goal, err)
 	}
 	if err == nil {
 		err = held
@@ -179,16 +176,16 @@ func (e *Engine[C]) apply(ctx context.Context, mayReload bool) (Result, error) {
 // goal is what to bring the proxy to now, and why that is not what is wanted. last is the last good text. A catalog that
 // has lost things takes servers, and nothing of the frame: a text with another one comes of another template.
 func (e *Engine[C]) goal(last Marked[C]) (Marked[C], error) {
-	if e.applied || e.opts.Grace < 0 || last.Generation.Shape == "" || e.want.Config == nil || !e.driver.SameFrame(last.Config, e.want.Config) {
+	e.keep = nil
+	if e.applied || e.opts.Grace < 0 || last.Generation.Shape == "" {
 		return e.want, nil
 	}
-	var emptied []string
 	for _, c := range e.driver.Changes(last.Config, e.want.Config) {
 		if c.Before > 0 && c.After == 0 {
-			emptied = append(emptied, c.Backend)
+			e.keep = append(e.keep, c.Backend)
 		}
 	}
-	if len(emptied) == 0 {
+	if len(e.keep) == 0 {
 		return e.want, nil
 	}
 	if e.holds.IsZero() {
@@ -196,28 +193,31 @@ func (e *Engine[C]) goal(last Marked[C]) (Marked[C], error) {
 	}
 	left := e.opts.Grace - time.Since(e.holds)
 	if left <= 0 {
+		e.keep = nil
+	}
+	if left <= 0 || !e.driver.SameFrame(last.Config, e.want.Config) {
 		return e.want, nil
 	}
-	if m, differs := e.mergedByReload(last, emptied); differs {
-		return m, &HoldError{emptied, left}
+	m := e.merged(last, true)
+	if m.Text == last.Text || m.Text == e.want.Text {
+		m = e.merged(last, false)
 	}
-	return e.merged(last, emptied), &HoldError{emptied, left}
+	return m, &HoldError{e.keep, left}
 }
 
-// merged is a text with the servers of what it has in common with e.want.
-func (e *Engine[C]) merged(base Marked[C], keep []string) Marked[C] {
-	text := e.driver.Merge(base.Config, e.want.Config, keep)
-	m, err := e.driver.Mark(text, base.Config)
-	if err != nil || !m.Generation.SameShape(base.Generation) {
+// merged is a text with the servers of what it has in common with e.want. reload is as in Driver.Merge.
+func (e *Engine[C]) merged(base Marked[C], reload bool) Marked[C] {
+	m, err := e.driver.Mark(e.driver.Merge(base.Config, e.want.Config, e.keep, reload), base.Config)
+	if err != nil || !reload && !m.Generation.SameShape(base.Generation) {
 		return base
 	}
 	return m
 }
 
 // bring brings a proxy that has answered to goal. why is what speaks for a reload already.
-func (e *Engine[C]) bring(ctx context.Context, goal, there Marked[C], snap Snapshot, why string, mayReload bool) (Result, error) {
+func (e *Engine[C]) bring(ctx context.Context, goal, there, last Marked[C], snap Snapshot, why string, mayReload bool) (Result, error) {
 	seen := e.has.Config != nil && e.has.Generation.SameShape(snap.Generation)
-	base := e.base(there, snap)
+	runs := last.Generation.SameShape(snap.Generation) // last, but for its servers
 	switch {
 	case why != "":
 	case snap.Unmarked != "":
@@ -226,16 +226,16 @@ func (e *Engine[C]) bring(ctx context.Context, goal, there Marked[C], snap Snaps
 		why = "the configuration file was removed"
 	case there.Generation.Shape == "":
 		why = "the configuration file is not as berth wrote it"
-	case base.Config == nil:
+	case !runs:
 		why = e.opts.Name + " runs another configuration than its file"
 	case !seen && snap.Generation != there.Generation && e.conf.InDoubt():
 		why = "an earlier reload was cut short"
 	}
-	if base.Config != nil {
-		e.driver.Observe(base)
-		e.has, e.known = base, true
+	if runs {
+		e.driver.Observe(last)
+		e.has, e.known = last, true
 		if !e.sure {
-			plan := e.driver.Plan(base, nil)
+			plan := e.driver.Plan(last, nil)
 			e.sure = plan.Reload == "" && len(plan.Ops) == 0
 		}
 	}
@@ -246,54 +246,55 @@ func (e *Engine[C]) bring(ctx context.Context, goal, there Marked[C], snap Snaps
 		)
 		if res, why, err = e.change(ctx, goal, nil); why == "" {
 			res.OldWorkers = snap.OldWorkers
-			if err == nil && there.Text != goal.Text {
+			switch {
+			case err != nil:
+			case there.Text == goal.Text:
+				e.conf.ForgetGood() // of an earlier berth that was killed
+			default:
 				err = e.lazy.Problem(goal.Generation)
 				e.lazy.Put(ctx, goal.Text, goal.Generation)
 			}
 			return res, err
 		}
 	}
-	common := base.Config != nil && goal.Text == e.want.Text
-	if e.fault != nil {
-		return e.changeCommon(ctx, common), e.fault
+	// What the text has in common with last does not wait for a text that was refused before, or has to wait.
+	common := runs && goal.Text == e.want.Text
+	sooner := common && (e.fault != nil || e.refused || !mayReload)
+	before, part := e.driver.Before(last.Config), Result{}
+	if sooner {
+		part = e.changeCommon(ctx)
 	}
-	// Where the text was refused before, or has to wait, its servers do not.
-	before, early := e.driver.Before(base.Config), Result{}
-	sooner := common && (e.refused || !mayReload)
-	early = e.changeCommon(ctx, sooner)
-	if common && mayReload && (e.refusal.slow || !e.again && e.refusal.still(goal.Generation.Shape) != nil) { // else what can be done waits for what cannot
-		if part, _ := e.reloadCommon(ctx, snap, mayReload); part.Action != "" {
-			early, snap.Generation = part, e.has.Generation
+	if e.fault != nil {
+		return part, e.fault
+	}
+	if common && mayReload && (e.refusal.slow || !e.again && e.refusal.still(goal.Generation.Shape) != nil) {
+		if res, _ := e.reloadCommon(ctx, snap, mayReload); res.Action != "" {
+			part, snap.Generation = res, e.has.Generation
 		}
 	}
 	res, err := e.reload(ctx, goal, snap, why, mayReload, &e.refusal)
-	switch {
-	case err != nil && !sooner && !errors.Is(err, ErrUnreachable):
-		early = e.changeCommon(ctx, common)
-	case err == nil && early.Action != "":
-		res.Changes = e.driver.Changes(before, goal.Config)
+	if err == nil {
+		if part.Action != "" {
+			res.Changes = e.driver.Changes(before, goal.Config)
+		}
+		return res, nil
+	}
+	if common && !sooner && !errors.Is(err, ErrUnreachable) {
+		part = e.changeCommon(ctx)
 	}
 	if common && errors.Is(err, ErrRefused) {
-		part, partErr := e.reloadCommon(ctx, snap, mayReload)
+		more, notYet := e.reloadCommon(ctx, snap, mayReload)
 		switch {
-		case errors.Is(partErr, ErrNotYet):
-			return early, ErrNotYet
-		case part.Action != "":
-			return part, err
+		case errors.Is(notYet, ErrNotYet):
+			return part, notYet
+		case more.Action != "":
+			part = more
 		}
 	}
-	if err != nil && early.Action != "" {
-		return early, err
+	if part.Action != "" {
+		res = part
 	}
 	return res, err
-}
-
-// base is the text, as far as one is known, that the proxy runs but for its servers.
-func (e *Engine[C]) base(there Marked[C], snap Snapshot) Marked[C] {
-	if last := e.lastGood(there, snap.Generation); last.Generation.SameShape(snap.Generation) {
-		return last
-	}
-	return Marked[C]{}
 }
 
 // onDisk is the configuration file. Most of the time it is the text that is wanted.
@@ -337,10 +338,7 @@ const mostTries = 5
 
 // changeCommon carries out at run time what the running text and e.want have in common, and undoes what a change left that
 // went half the way. The file follows. The Result has no Action if there was nothing to do, or it could not be done.
-func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
-	if !may {
-		return Result{}
-	}
+func (e *Engine[C]) changeCommon(ctx context.Context) Result {
 	// What a change left that went half the way is in the way of the same change. But a berth that has just been started
 	// knows of the other backends only what is in the file, and the proxy may have newer servers.
 	undo, alike := !e.known && e.sure, e.has.Config
@@ -353,7 +351,7 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 		}
 		to := e.has
 		if !undo && try < mostTries-1 {
-			to = e.merged(e.has, nil)
+			to = e.merged(e.has, false)
 		}
 		res, why, err := e.change(ctx, to, alike)
 		switch {
@@ -375,6 +373,20 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 	}
 	e.opts.Log.Warn(e.opts.Name + "'s servers are not as they were before a change that it refused")
 	return Result{}
+}
+
+// reloadCommon has the proxy load the running text with the servers that it has in common with e.want, where the driver
+// takes servers by a reload. The Result has no Action if there was nothing to do, or it could not be done.
+func (e *Engine[C]) reloadCommon(ctx context.Context, snap Snapshot, mayReload bool) (Result, error) {
+	to := e.merged(e.has, true)
+	if to.Text == e.has.Text || to.Text == e.want.Text || !e.observe(ctx) {
+		return Result{}, nil
+	}
+	plan := e.driver.Plan(to, nil)
+	if plan.Reload == "" {
+		return Result{}, nil
+	}
+	return e.reload(ctx, to, snap, plan.Reload, mayReload, &e.partly)
 }
 
 // observe has the driver know what the proxy runs, which is e.has, and says whether that is so.
@@ -514,14 +526,19 @@ const unmarkedTime = 10 * time.Second
 
 // prepare puts a text where a proxy that is down will find it when it starts, if that is safe, and returns the reason why
 // it is not live yet.
-func (e *Engine[C]) prepare(ctx context.Context, to, there, last Marked[C], reason error) error {
+func (e *Engine[C]) prepare(ctx context.Context, to Marked[C], reason error) error {
 	e.lazy.Flush()
+	there, err := e.onDisk()
+	if err != nil {
+		return err
+	}
+	last := e.lastGood(there, configfile.Generation{})
 	if there.Text != to.Text || there.Text != last.Text || e.driver.Binary() != "" && !e.validated {
 		if err := e.validate(ctx, to.Text); err != nil {
 			return e.restore(there, last, err)
 		}
-		e.validated = true
-		if there.Text != "" && e.driver.Binary() == "" && !e.startsWith(to, there) {
+		starts := e.driver.Binary() != "" || there.Text == "" || there.Generation.Shape != "" && e.driver.StartsWith(to.Config, there.Config)
+		if !starts {
 			return e.restore(there, last, reason)
 		}
 		if there.Text != to.Text {
@@ -537,6 +554,7 @@ func (e *Engine[C]) prepare(ctx context.Context, to, there, last Marked[C], reas
 			e.opts.Log.Info("configuration written, "+e.opts.Name+" will start with it", "file", e.opts.File)
 		}
 		e.conf.ForgetGood()
+		e.validated = true
 	}
 	if e.opts.Prepared != nil {
 		e.opts.Prepared()

@@ -209,6 +209,10 @@ func TestEngine(t *testing.T) {
 			{text: "app: a\n", err: ErrRefused, file: two},
 			{set: func(r *engineRig) { reachable(r); r.run(r.onDisk(r.file)) }, text: two, action: None, file: two, live: "app: a b; web: x"},
 		}},
+		{name: "down: a text for which the driver vouches replaces berth's file, and nobody else's", steps: []step{
+			{set: func(r *engineRig) { unreachable(r); r.vouches = true; r.write(r.file, markFake(one)) }, text: two, err: ErrUnreachable, file: two},
+			{set: func(r *engineRig) { r.write(r.file, "theirs\n") }, text: two, err: ErrUnreachable, file: "theirs\n"},
+		}},
 		{name: "down: somebody's file is kept", steps: []step{
 			{set: func(r *engineRig) { unreachable(r); withBinary(r); r.write(r.file, "theirs\n") }, text: one, err: ErrUnreachable, file: one},
 			{text: one, err: ErrUnreachable, file: one, set: func(r *engineRig) {
@@ -242,6 +246,16 @@ func TestEngine(t *testing.T) {
 			{set: func(r *engineRig) { r.engine.away = time.Now().Add(-unmarkedTime) }, text: one, action: Reload, file: one, loads: 1},
 		}},
 
+		// A proxy of which each change is a reload.
+		{name: "reloads: what a refused text has in common with the running one is loaded", running: one, steps: []step{
+			{set: func(r *engineRig) { r.reloading = true }, text: one, file: one, live: "app: a; web: x"},
+			{text: bad, err: ErrRefused, file: one, loads: 1},
+			{text: "bind\nbogus\napp: a b\nweb: x\n", err: ErrRefused, action: Reload, reason: "add app/b", file: two, live: "app: a b; web: x", loads: 2},
+			{text: "bind\nbogus\napp: a b c\nweb: x\n", waits: true, err: ErrNotYet, file: two, live: "app: a b; web: x", loads: 2},
+			{text: "bind\nbogus\napp: a b c\nweb: x\n", err: ErrRefused, action: Reload, reason: "add app/c", file: "bind\napp: a b c\nweb: x\n", live: "app: a b c; web: x", loads: 4},
+			{text: one, action: Reload, file: one, live: "app: a; web: x", loads: 5},
+		}},
+
 		// berth was killed.
 		{name: "killed before the proxy was told of a text", running: one, steps: []step{
 			{set: func(r *engineRig) { r.write(r.file, markFake(line)); r.write(r.file+".good", markFake(one)) }, text: line, action: Reload, file: line, loads: 1},
@@ -257,6 +271,10 @@ func TestEngine(t *testing.T) {
 		}},
 		{name: "killed when it had taken it", running: two, steps: []step{
 			{set: func(r *engineRig) { r.write(r.file+".good", markFake(one)) }, text: "bind\napp: c\nweb: x\n", action: Runtime, file: "bind\napp: c\nweb: x\n"},
+		}},
+		{name: "killed when it had taken it, and nothing changes; then it goes down", running: two, steps: []step{
+			{set: func(r *engineRig) { r.write(r.file+".good", markFake(one)) }, text: two, action: None, file: two},
+			{set: unreachable, text: two, err: ErrUnreachable, file: two},
 		}},
 		{name: "killed before the file followed", running: one, steps: []step{
 			{set: func(r *engineRig) { r.live["app"] = []string{"a", "b"} }, text: two, action: None, file: two, live: "app: a b; web: x"},
@@ -353,15 +371,57 @@ func TestPrepared(t *testing.T) {
 		{one, 1, 3},
 		{one, 2, 3}, // it is known to be good
 		{two, 3, 4},
+		{"bind\nbind 81\napp: a\nweb: x\n", 3, 5},
+		{two, 4, 5},
 	} {
 		_, _ = r.engine.Apply(t.Context(), Config{Text: step.text}, true)
 		if prepared != step.times || r.checks != step.checks {
 			t.Errorf("step %d: prepared %d times after %d checks, want %d and %d", i, prepared, r.checks, step.times, step.checks)
 		}
 	}
-	if !slices.Equal(ports, []int{81}) {
+	if !slices.Equal(ports, []int{81, 81}) {
 		t.Errorf("told were %v", ports)
 	}
+}
+
+// A file that was there before is not taken for a good one because its program has taken a text that does not replace it.
+func TestPreparedWithAFileThatWasThere(t *testing.T) {
+	prepared := 0
+	r := newRig(t, func(o *EngineOptions) { o.Prepared = func() { prepared++ } })
+	withBinary(r)
+	unreachable(r)
+	const refused = "bind\nbogus here\napp: a\n"
+	r.write(r.file, markFake(refused))
+	r.inUse = 81
+	for _, text := range []string{"bind\nbind 81\napp: a\n", refused} {
+		if _, err := r.engine.Apply(t.Context(), Config{Text: text}, true); !errors.Is(err, ErrRefused) || prepared != 0 {
+			t.Errorf("error %v, prepared %d times", err, prepared)
+		}
+	}
+}
+
+// A proxy that goes down just when the file follows is prepared with what is wanted, not with what the file had before.
+func TestPrepareWhileTheFileFollows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		withBinary(r)
+		r.hasText(one)
+		r.walk([]step{{text: one, file: one}})
+		r.checkTakes = time.Second / 2
+		defer r.engine.Close()
+		if _, err := r.engine.Apply(t.Context(), Config{Text: two}, true); err != nil {
+			t.Fatal(err)
+		}
+		unreachable(r)
+		for range 2 {
+			if _, err := r.engine.Apply(t.Context(), Config{Text: one}, true); !errors.Is(err, ErrUnreachable) {
+				t.Errorf("error %v", err)
+			}
+		}
+		if got := r.onDisk(r.file); got != markFake(one) {
+			t.Errorf("the file is\n%s", got)
+		}
+	})
 }
 
 // What can wait is looked after in a goroutine of its own: when it is due, and after each Apply.
@@ -429,6 +489,22 @@ func TestAuxiliaryFiles(t *testing.T) {
 	}
 }
 
+// The files of a text that is no configuration stay while it is tried again.
+func TestAuxiliaryFilesOfNoConfiguration(t *testing.T) {
+	r := newRig(t)
+	r.hasText(one)
+	name := r.file + ".routes-" + strings.Repeat("1", 16) + ".map"
+	for range 3 {
+		_, err := r.engine.Apply(t.Context(), Config{Text: "{ map " + name, Files: map[string]string{name: "1"}}, true)
+		if !errors.Is(err, ErrRefused) || r.onDisk(name) != "1" {
+			t.Errorf("error %v, the file has %q", err, r.onDisk(name))
+		}
+	}
+	if r.log.String() != "" {
+		t.Errorf("log:\n%s", r.log.String())
+	}
+}
+
 // The first text after a start takes no backend's last server, until the grace is over; all else comes and goes.
 func TestHold(t *testing.T) {
 	const (
@@ -472,6 +548,10 @@ func TestHold(t *testing.T) {
 		{name: "another template is refused at once, and the one before is held back still", running: one, steps: []step{
 			{text: "bind\nframe\nbogus\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a\nweb: y\n", live: "app: a; web: y", loads: 1},
 			{text: empty, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y", loads: 1},
+		}},
+		{name: "another template that is refused takes no last server until the grace is over", running: one, steps: []step{
+			{text: "bind\nframe\nbogus\napp:\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a\nweb: y\n", live: "app: a; web: y", loads: 1},
+			{set: func(*engineRig) { time.Sleep(waited) }, text: "bind\nframe\nbogus\napp:\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp:\nweb: y\n", live: "app:; web: y", loads: 2},
 		}},
 		{name: "somebody's own file says nothing", steps: []step{
 			{set: func(r *engineRig) { r.write(r.file, "theirs\napp: a\n"); r.run("theirs\napp: a\n") }, text: "bind\n", action: Reload, file: "bind\n", loads: 1},

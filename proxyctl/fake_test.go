@@ -69,16 +69,20 @@ type fakeDriver struct {
 	half     bool  // Run does the first thing only
 	inUse    int   // a port that is
 
-	running  configfile.Generation
-	live     map[string][]string
-	loads    int
-	takes    time.Duration // a reload
-	checks   int
-	refusals int // of checks
-	inspects int
-	ran      []string
-	tend     []time.Duration // what the next calls of Tend return
-	tended   []time.Time     // when it was called
+	vouches   bool // for any text that replaces the file while it is down
+	reloading bool // each change of servers is a reload
+
+	running    configfile.Generation
+	live       map[string][]string
+	loads      int
+	takes      time.Duration // a reload
+	checks     int
+	checkTakes time.Duration
+	refusals   int // of checks
+	inspects   int
+	ran        []string
+	tend       []time.Duration // what the next calls of Tend return
+	tended     []time.Time     // when it was called
 
 	has  Marked[fakeConfig]
 	now  *fakeConfig
@@ -202,6 +206,9 @@ func (d *fakeDriver) Plan(to Marked[fakeConfig], alike *fakeConfig) Plan {
 			}
 		}
 	}
+	if d.reloading && len(p.Ops) > 0 {
+		return Plan{Reload: p.Ops[0].String()}
+	}
 	return p
 }
 
@@ -236,7 +243,12 @@ func (d *fakeDriver) Before(last *fakeConfig) *fakeConfig {
 	return last
 }
 
-func (d *fakeDriver) Merge(base, to *fakeConfig, keep []string) string {
+func (d *fakeDriver) StartsWith(_, _ *fakeConfig) bool { return d.vouches }
+
+func (d *fakeDriver) Merge(base, to *fakeConfig, keep []string, reload bool) string {
+	if reload != d.reloading {
+		return base.text()
+	}
 	out := *base
 	out.backends = maps.Clone(base.backends)
 	for name := range base.backends {
@@ -254,6 +266,7 @@ func (d *fakeDriver) Check(ctx context.Context, file string) error {
 	if d.binary == "hangs" {
 		<-ctx.Done()
 	}
+	time.Sleep(d.checkTakes)
 	d.checks++
 	if text, _ := configfile.Read(file); strings.Contains(text, "bogus here") {
 		d.refusals++

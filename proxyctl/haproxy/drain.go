@@ -89,8 +89,8 @@ func (d *drains) takeDeleted() []serverName {
 	return out
 }
 
-// recall takes servers from the list, and returns when none of them is being deleted. It says whether one was: then it may
-// be gone.
+// recall takes servers from the list, and returns when none of them is being deleted. It says whether one was, or has been
+// since takeDeleted: then it may be gone.
 func (d *drains) recall(ctx context.Context, names []serverName) (deleted bool) {
 	for {
 		d.mu.Lock()
@@ -100,6 +100,7 @@ func (d *drains) recall(ctx context.Context, names []serverName) (deleted bool) 
 			if d.busy[n] {
 				wait = d.idle
 			}
+			deleted = deleted || slices.Contains(d.deleted, n)
 		}
 		d.mu.Unlock()
 		if wait == nil {

@@ -356,9 +356,12 @@ func (d *driver) reconcile(ctx context.Context, to marked) {
 // suspectFor is how long a backend takes no part in a Merge after HAProxy did not take a change of it, or of others with it.
 const suspectFor = time.Minute
 
-// Merge implements proxyctl.Driver.
-func (d *driver) Merge(base, to *config, keep []string) string {
-	if d.opts.Socket == "" || d.opts.ReloadOnly || base.reloadReason != "" || to.reloadReason != "" {
+// StartsWith implements proxyctl.Driver. A HAProxy that cannot be asked may refuse anything.
+func (d *driver) StartsWith(_, _ *config) bool { return false }
+
+// Merge implements proxyctl.Driver. Servers that take a reload wait until all of the text is loaded.
+func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
+	if reload || d.opts.Socket == "" || d.opts.ReloadOnly || base.reloadReason != "" || to.reloadReason != "" {
 		return base.text()
 	}
 	now := d.Before(base)

@@ -181,18 +181,15 @@ func (d *driver) Plan(to marked, _ *config) proxyctl.Plan {
 	return proxyctl.Plan{}
 }
 
-// Merge implements proxyctl.Driver: it takes over the servers of live upstreams.
-func (d *driver) Merge(base, to *config, keep []string) string {
-	return merge(base, to, keep, func(old, other *upstream) bool { return old.live && other.live })
+// Merge implements proxyctl.Driver: it takes over the servers of live upstreams. By a reload it takes over servers of all
+// upstreams, but for servers with a name, which may be what nginx refused because it does not resolve.
+func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
+	return merge(base, to, keep, func(old, other *upstream) bool {
+		return reload && other.block.hasOnlyAddresses() || !reload && old.live && other.live
+	})
 }
 
-// MergeByReload implements proxyctl.ReloadMerger: it takes over servers of all upstreams, but for servers with a name, which
-// may be what nginx refused because it does not resolve.
-func (d *driver) MergeByReload(base, to *config, keep []string) string {
-	return merge(base, to, keep, func(_, other *upstream) bool { return other.block.hasOnlyAddresses() })
-}
-
-// StartsWith implements proxyctl.SafeStarter: an nginx that does not come up may be an older one, which does not know all
+// StartsWith implements proxyctl.Driver: an nginx that does not come up may be an older one, which does not know all
 // of what is in its file. Then a text that only leaves something out is safe.
 func (d *driver) StartsWith(to, there *config) bool {
 	return time.Since(d.away) > startTime && to.isLessThan(there)
