@@ -23,18 +23,20 @@ type Snapshot struct {
 	// Unmarked says why the proxy does not say what it runs, though it can be told to load the file: it is brought to berth's
 	// configuration by a reload.
 	Unmarked string
+	// Down says that the proxy does not run, or cannot be told anything: the file is prepared for its start.
+	Down bool
 	// Starting says that an unmarked proxy may be on its way up with the file: if that is berth's, it gets some time first.
 	Starting bool
 }
 
 // Plan is how the running proxy gets to a text.
-type Plan struct {
+type Plan[O fmt.Stringer] struct {
 	Reload string // why nothing less than a reload does, "" if Ops do
-	Ops    []Op   // changes of servers at run time; none if the proxy has them all
+	Ops    []O    // changes of servers at run time; none if the proxy has them all
 }
 
 // String names the first thing to do.
-func (p Plan) String() string {
+func (p Plan[O]) String() string {
 	switch {
 	case p.Reload != "":
 		return p.Reload
@@ -45,9 +47,6 @@ func (p Plan) String() string {
 	}
 	return "nothing"
 }
-
-// Op is one change of one server at run time.
-type Op fmt.Stringer
 
 // Grammar is what a driver knows of its proxy's texts. Its methods have no effects, and none has a text pinned longer than
 // the configurations made from it.
@@ -67,22 +66,22 @@ type Grammar[C any] interface {
 	SameFrame(a, b *C) bool
 }
 
-// Driver is what differs between proxies. The engine calls its methods from one goroutine, but for Check, which is called
+// Driver is what differs between proxies, for configurations C and changes O of servers at run time. The engine calls its methods from one goroutine, but for Check, which is called
 // from another one meanwhile, and Tend, which has one of its own. Each call has its own deadline.
-type Driver[C any] interface {
+type Driver[C any, O fmt.Stringer] interface {
 	Grammar[C]
 
-	// Inspect asks the proxy what it runs. An error that wraps ErrDown says that it does not run, or cannot be told
-	// anything: the file is prepared for its start. The driver remembers the servers that it has seen, for Observe.
+	// Inspect asks the proxy what it runs. The error of one that is down says how that is known. The driver remembers the
+	// servers that it has seen, for Observe.
 	Inspect(ctx context.Context) (Snapshot, error)
 	// Observe says which text the proxy that was last inspected runs, but for its servers: Plan begins there.
 	Observe(base Marked[C])
 	// Plan says how to get to a text from what was observed, or from what the last Run or Reload left. Backends that are the
 	// same in alike, if that is not nil, are taken to be right as they are.
-	Plan(to Marked[C], alike *C) Plan
+	Plan(to Marked[C], alike *C) Plan[O]
 	// Run carries out the plan to a text, which may have nothing to do, and reads back what came of it. An error that wraps
 	// ErrUnexpected says what the proxy did not take: a reload puts it right. After any error the proxy has to be inspected.
-	Run(ctx context.Context, to Marked[C], plan Plan) error
+	Run(ctx context.Context, to Marked[C], plan Plan[O]) error
 	// Before is the configuration that the proxy has, from which Changes are counted: that of last, with its servers as far
 	// as the driver knows better.
 	Before(last *C) *C
@@ -111,16 +110,6 @@ type Driver[C any] interface {
 	// Draining is how many servers were removed and still finish their connections.
 	Draining() int
 }
-
-// ErrDown marks the error of an Inspect when the proxy does not run.
-var ErrDown = errors.New("proxy down")
-
-// Down marks an error with ErrDown, without other words.
-func Down(err error) error { return &downError{err} }
-
-type downError struct{ error }
-
-func (e *downError) Unwrap() []error { return []error{e.error, ErrDown} }
 
 // ErrUnexpected marks what the proxy says or does that it should not; a reload puts it right.
 var ErrUnexpected = errors.New("unexpected")

@@ -36,9 +36,9 @@ type EngineOptions struct {
 // While the proxy is down, a text replaces the file only if there is none, or if it was validated: a bad file would keep
 // the proxy from starting. What cannot be applied as a whole stops nothing else: servers of all that the running text and
 // the new one have in common come and go at run time all the same.
-type Engine[C any] struct {
+type Engine[C any, O fmt.Stringer] struct {
 	opts   EngineOptions
-	driver Driver[C]
+	driver Driver[C, O]
 	conf   *configfile.File
 	lazy   *configfile.LazyWriter
 	tend   chan struct{} // something was applied
@@ -62,21 +62,21 @@ type Engine[C any] struct {
 }
 
 // NewEngine returns an Engine; nothing is read or dialled before Apply.
-func NewEngine[C any](driver Driver[C], opts EngineOptions) *Engine[C] {
+func NewEngine[C any, O fmt.Stringer](driver Driver[C, O], opts EngineOptions) *Engine[C, O] {
 	if opts.Timeout == 0 {
 		opts.Timeout = 10 * time.Second
 	}
 	if opts.Grace == 0 {
 		opts.Grace = 30 * time.Second
 	}
-	e := &Engine[C]{opts: opts, driver: driver, tend: make(chan struct{}, 1)}
+	e := &Engine[C, O]{opts: opts, driver: driver, tend: make(chan struct{}, 1)}
 	e.conf = &configfile.File{Path: opts.File, Marked: driver.IsMarked, Log: opts.Log}
 	e.lazy = &configfile.LazyWriter{Proxy: opts.Name, Write: e.writeLazily}
 	return e
 }
 
 // Apply implements Proxy.
-func (e *Engine[C]) Apply(ctx context.Context, c Config, mayReload bool) (Result, error) {
+func (e *Engine[C, O]) Apply(ctx context.Context, c Config, mayReload bool) (Result, error) {
 	e.again = e.asked != nil && *e.asked == c.Text
 	if !e.again {
 		e.asked = &c.Text
@@ -105,7 +105,7 @@ func (e *Engine[C]) Apply(ctx context.Context, c Config, mayReload bool) (Result
 }
 
 // Run implements Proxy: it has the driver look after what can wait, until ctx is done.
-func (e *Engine[C]) Run(ctx context.Context) {
+func (e *Engine[C, O]) Run(ctx context.Context) {
 	for {
 		again := after(e.driver.Tend(ctx))
 		select {
@@ -118,10 +118,10 @@ func (e *Engine[C]) Run(ctx context.Context) {
 }
 
 // Close returns when the configuration file is in step with what the proxy runs.
-func (e *Engine[C]) Close() { e.lazy.Flush() }
+func (e *Engine[C, O]) Close() { e.lazy.Flush() }
 
 // apply brings the proxy to e.want.
-func (e *Engine[C]) apply(ctx context.Context, mayReload bool) (Result, error) {
+func (e *Engine[C, O]) apply(ctx context.Context, mayReload bool) (Result, error) {
 	why := ""
 	if e.known && e.applied && e.fault == nil && !e.refused && !e.again && !e.opts.Inspect {
 		var (
@@ -149,7 +149,7 @@ func (e *Engine[C]) apply(ctx context.Context, mayReload bool) (Result, error) {
 	} else if e.away.IsZero() {
 		e.away = time.Now()
 	}
-	if err != nil && !errors.Is(err, ErrDown) {
+	if err != nil && !snap.Down {
 		return Result{}, err
 	}
 	if err != nil && e.fault != nil {
@@ -175,7 +175,7 @@ func (e *Engine[C]) apply(ctx context.Context, mayReload bool) (Result, error) {
 
 // goal is what to bring the proxy to now, and why that is not what is wanted. last is the last good text. A catalog that
 // has lost things takes servers, and nothing of the frame: a text with another one comes of another template.
-func (e *Engine[C]) goal(last Marked[C]) (Marked[C], error) {
+func (e *Engine[C, O]) goal(last Marked[C]) (Marked[C], error) {
 	e.keep = nil
 	if e.applied || e.opts.Grace < 0 || last.Generation.Shape == "" {
 		return e.want, nil
@@ -206,7 +206,7 @@ func (e *Engine[C]) goal(last Marked[C]) (Marked[C], error) {
 }
 
 // merged is a text with the servers of what it has in common with e.want. reload is as in Driver.Merge.
-func (e *Engine[C]) merged(base Marked[C], reload bool) Marked[C] {
+func (e *Engine[C, O]) merged(base Marked[C], reload bool) Marked[C] {
 	m, err := e.driver.Mark(e.driver.Merge(base.Config, e.want.Config, e.keep, reload), base.Config)
 	if err != nil || !reload && !m.Generation.SameShape(base.Generation) {
 		return base
@@ -215,7 +215,7 @@ func (e *Engine[C]) merged(base Marked[C], reload bool) Marked[C] {
 }
 
 // bring brings a proxy that has answered to goal. why is what speaks for a reload already.
-func (e *Engine[C]) bring(ctx context.Context, goal, there, last Marked[C], snap Snapshot, why string, mayReload bool) (Result, error) {
+func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], snap Snapshot, why string, mayReload bool) (Result, error) {
 	seen := e.has.Config != nil && e.has.Generation.SameShape(snap.Generation)
 	runs := last.Generation.SameShape(snap.Generation) // last, but for its servers
 	switch {
@@ -298,7 +298,7 @@ func (e *Engine[C]) bring(ctx context.Context, goal, there, last Marked[C], snap
 }
 
 // onDisk is the configuration file. Most of the time it is the text that is wanted.
-func (e *Engine[C]) onDisk() (Marked[C], error) {
+func (e *Engine[C, O]) onDisk() (Marked[C], error) {
 	text, err := configfile.Read(e.opts.File)
 	switch {
 	case err != nil, text == e.want.Text && e.fault == nil:
@@ -311,7 +311,7 @@ func (e *Engine[C]) onDisk() (Marked[C], error) {
 
 // change brings the proxy to a text at run time. If that cannot be done, the string says why: then a reload has to do it.
 // alike is as in Driver.Plan.
-func (e *Engine[C]) change(ctx context.Context, to Marked[C], alike *C) (Result, string, error) {
+func (e *Engine[C, O]) change(ctx context.Context, to Marked[C], alike *C) (Result, string, error) {
 	plan := e.driver.Plan(to, alike)
 	if plan.Reload != "" {
 		return Result{}, plan.Reload, nil
@@ -338,7 +338,7 @@ const mostTries = 5
 
 // changeCommon carries out at run time what the running text and e.want have in common, and undoes what a change left that
 // went half the way. The file follows. The Result has no Action if there was nothing to do, or it could not be done.
-func (e *Engine[C]) changeCommon(ctx context.Context) Result {
+func (e *Engine[C, O]) changeCommon(ctx context.Context) Result {
 	// What a change left that went half the way is in the way of the same change. But a berth that has just been started
 	// knows of the other backends only what is in the file, and the proxy may have newer servers.
 	undo, alike := !e.known && e.sure, e.has.Config
@@ -377,7 +377,7 @@ func (e *Engine[C]) changeCommon(ctx context.Context) Result {
 
 // reloadCommon has the proxy load the running text with the servers that it has in common with e.want, where the driver
 // takes servers by a reload. The Result has no Action if there was nothing to do, or it could not be done.
-func (e *Engine[C]) reloadCommon(ctx context.Context, snap Snapshot, mayReload bool) (Result, error) {
+func (e *Engine[C, O]) reloadCommon(ctx context.Context, snap Snapshot, mayReload bool) (Result, error) {
 	to := e.merged(e.has, true)
 	if to.Text == e.has.Text || to.Text == e.want.Text || !e.observe(ctx) {
 		return Result{}, nil
@@ -390,7 +390,7 @@ func (e *Engine[C]) reloadCommon(ctx context.Context, snap Snapshot, mayReload b
 }
 
 // observe has the driver know what the proxy runs, which is e.has, and says whether that is so.
-func (e *Engine[C]) observe(ctx context.Context) bool {
+func (e *Engine[C, O]) observe(ctx context.Context) bool {
 	if !e.known {
 		snap, err := e.driver.Inspect(ctx)
 		if err != nil || !e.has.Generation.SameShape(snap.Generation) {
@@ -403,7 +403,7 @@ func (e *Engine[C]) observe(ctx context.Context) bool {
 }
 
 // reload brings the proxy to a text by its file. why is the reason, refused the last refusal of such a text.
-func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why string, mayReload bool, refused *refusal) (Result, error) {
+func (e *Engine[C, O]) reload(ctx context.Context, to Marked[C], snap Snapshot, why string, mayReload bool, refused *refusal) (Result, error) {
 	res := Result{Reason: why}
 	if err := refused.still(to.Generation.Shape); err != nil && !e.again {
 		return res, err
@@ -417,10 +417,10 @@ func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why
 		return res, err
 	}
 	last := e.lastGood(there, snap.Generation)
-	if err := e.validate(ctx, to.Text); err != nil {
-		return res, refused.note(to.Generation.Shape, err, time.Second, 15*time.Second)
+	if err = e.validate(ctx, to.Text); err == nil {
+		err = e.driver.Precheck(ctx, last, to)
 	}
-	if err := e.driver.Precheck(ctx, last, to); err != nil {
+	if err != nil {
 		return res, refused.note(to.Generation.Shape, err, time.Second, 15*time.Second)
 	}
 	changes := e.driver.Changes(e.driver.Before(last.Config), to.Config)
@@ -500,7 +500,7 @@ func (e *retryError) Unwrap() error { return e.error }
 
 // lastGood is what the proxy goes on with if it does not take another text, as far as is known: the text that berth
 // brought it to, the file itself, or if berth was killed while the proxy judged that, the one before.
-func (e *Engine[C]) lastGood(there Marked[C], running configfile.Generation) Marked[C] {
+func (e *Engine[C, O]) lastGood(there Marked[C], running configfile.Generation) Marked[C] {
 	switch {
 	case there.Text != "" && !e.driver.IsMarked(there.Text): // somebody else's
 		return there
@@ -526,7 +526,7 @@ const unmarkedTime = 10 * time.Second
 
 // prepare puts a text where a proxy that is down will find it when it starts, if that is safe, and returns the reason why
 // it is not live yet.
-func (e *Engine[C]) prepare(ctx context.Context, to Marked[C], reason error) error {
+func (e *Engine[C, O]) prepare(ctx context.Context, to Marked[C], reason error) error {
 	e.lazy.Flush()
 	there, err := e.onDisk()
 	if err != nil {
@@ -563,7 +563,7 @@ func (e *Engine[C]) prepare(ctx context.Context, to Marked[C], reason error) err
 }
 
 // restore puts the last good text in place of one that nobody has judged. It returns the reason, or what went wrong.
-func (e *Engine[C]) restore(there, last Marked[C], reason error) error {
+func (e *Engine[C, O]) restore(there, last Marked[C], reason error) error {
 	if there.Text == last.Text {
 		return reason
 	}
@@ -575,7 +575,7 @@ func (e *Engine[C]) restore(there, last Marked[C], reason error) error {
 }
 
 // validate has the proxy's program, if there is one, check a text as a candidate next to the file that it may replace.
-func (e *Engine[C]) validate(ctx context.Context, text string) error {
+func (e *Engine[C, O]) validate(ctx context.Context, text string) error {
 	if e.driver.Binary() == "" {
 		return nil
 	}
@@ -583,7 +583,7 @@ func (e *Engine[C]) validate(ctx context.Context, text string) error {
 }
 
 // writeLazily writes the file for servers that the proxy has already, unless its program refuses it.
-func (e *Engine[C]) writeLazily(ctx context.Context, text string) error {
+func (e *Engine[C, O]) writeLazily(ctx context.Context, text string) error {
 	if err := e.validate(ctx, text); err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ const (
 	bad  = "bind\nbogus\napp: a\nweb: x\n"
 )
 
-func unreachable(r *engineRig) { r.down = Down(fmt.Errorf("%w: no such socket", ErrUnreachable)) }
+func unreachable(r *engineRig) { r.down = fmt.Errorf("%w: no such socket", ErrUnreachable) }
 func reachable(r *engineRig)   { r.down = nil }
 func withBinary(r *engineRig)  { r.binary = "proxy" }
 
@@ -235,7 +235,11 @@ func TestEngine(t *testing.T) {
 			{set: func(r *engineRig) { r.elsewise = nil }, text: line, action: Reload, file: line, loads: 2},
 		}},
 		{name: "who does not say that it is down is left alone", running: one, steps: []step{
-			{set: func(r *engineRig) { withBinary(r); r.down = fmt.Errorf("%w: a stranger", ErrUnreachable) }, text: two, err: ErrUnreachable, file: one},
+			{set: func(r *engineRig) {
+				withBinary(r)
+				r.deaf = true
+				r.down = fmt.Errorf("%w: a stranger", ErrUnreachable)
+			}, text: two, err: ErrUnreachable, file: one},
 		}},
 		{name: "one that has nothing of berth's is brought to it", steps: []step{
 			{set: func(r *engineRig) { r.unmarked = "it is new"; r.write(r.file, "theirs\n") }, text: bad, err: ErrRefused, file: "theirs\n", loads: 1},

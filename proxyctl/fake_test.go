@@ -61,6 +61,7 @@ type fakeDriver struct {
 	binary string
 
 	down     error // of Inspect
+	deaf     bool  // it may run all the same
 	hang     bool  // nothing is answered until ctx is done, or the driver's own deadline is over
 	unmarked string
 	starting bool
@@ -166,10 +167,10 @@ func (d *fakeDriver) Inspect(ctx context.Context) (Snapshot, error) {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		<-ctx.Done()
-		return Snapshot{}, Down(fmt.Errorf("%w: no answer", ErrUnreachable))
+		return Snapshot{Down: true}, fmt.Errorf("%w: no answer", ErrUnreachable)
 	}
 	if d.down != nil {
-		return Snapshot{}, d.down
+		return Snapshot{Down: !d.deaf}, d.down
 	}
 	return Snapshot{Generation: d.running, OldWorkers: 1, Unmarked: d.unmarked, Starting: d.starting}, nil
 }
@@ -182,11 +183,11 @@ type fakeOp struct{ kind, backend, server string }
 
 func (o fakeOp) String() string { return o.kind + " " + o.backend + "/" + o.server }
 
-func (d *fakeDriver) Plan(to Marked[fakeConfig], alike *fakeConfig) Plan {
+func (d *fakeDriver) Plan(to Marked[fakeConfig], alike *fakeConfig) Plan[fakeOp] {
 	if d.now.shape() != to.Config.shape() {
-		return Plan{Reload: "lines differ"}
+		return Plan[fakeOp]{Reload: "lines differ"}
 	}
-	var p Plan
+	var p Plan[fakeOp]
 	for _, name := range to.Config.order {
 		was, is := d.now.backends[name], to.Config.backends[name]
 		if alike != nil && slices.Equal(alike.backends[name], is) {
@@ -197,7 +198,7 @@ func (d *fakeDriver) Plan(to Marked[fakeConfig], alike *fakeConfig) Plan {
 				p.Ops = append(p.Ops, fakeOp{"add", name, s})
 			}
 			if !slices.Contains(was, s) && (s[0] == '=' || d.sour[name]) {
-				return Plan{Reload: s + " cannot be added"}
+				return Plan[fakeOp]{Reload: s + " cannot be added"}
 			}
 		}
 		for _, s := range was {
@@ -207,17 +208,16 @@ func (d *fakeDriver) Plan(to Marked[fakeConfig], alike *fakeConfig) Plan {
 		}
 	}
 	if d.reloading && len(p.Ops) > 0 {
-		return Plan{Reload: p.Ops[0].String()}
+		return Plan[fakeOp]{Reload: p.Ops[0].String()}
 	}
 	return p
 }
 
-func (d *fakeDriver) Run(_ context.Context, to Marked[fakeConfig], plan Plan) error {
+func (d *fakeDriver) Run(_ context.Context, to Marked[fakeConfig], plan Plan[fakeOp]) error {
 	if d.down != nil {
 		return d.down
 	}
-	for i, o := range plan.Ops {
-		op := o.(fakeOp)
+	for i, op := range plan.Ops {
 		if op.kind == "add" && op.server[0] == '!' {
 			d.sour[op.backend] = true
 			return fmt.Errorf("%w: it does not take %s", ErrUnexpected, op)
@@ -329,7 +329,7 @@ type engineRig struct {
 	*testing.T
 	*fakeDriver
 	opts   EngineOptions
-	engine *Engine[fakeConfig]
+	engine *Engine[fakeConfig, fakeOp]
 	log    logged
 }
 

@@ -216,7 +216,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("bind\nfrontend\nbind\nbackend\nserver\nserver x\n\\", "backend b\nserver s 1.2.3.4:5 weight")
 	f.Fuzz(func(t *testing.T, a, b string) {
 		s := parse(a, nil)
-		if p := compare(s, parse(a, s)); p.reload != "" || len(p.ops) > 0 {
+		if p := compare(s, parse(a, s)); p.Reload != "" || len(p.Ops) > 0 {
 			t.Errorf("a text differs from itself: %v", p)
 		}
 		if c := changes(s, parse(a, nil)); c != nil {

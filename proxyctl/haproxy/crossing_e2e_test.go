@@ -101,7 +101,7 @@ func (c *crossing) cross(m, others, n, each int) crossed {
 	}
 	after := text(f)
 	c.apply(before)
-	ops := compare(parse(before, nil), parse(after, nil)).ops
+	ops := compare(parse(before, nil), parse(after, nil)).Ops
 	if len(ops) != n {
 		c.Fatalf("%d ops, want %d", len(ops), n)
 	}

@@ -30,7 +30,7 @@ const (
 	sessionsPart = 10
 )
 
-// drains are the servers that drain. They are looked after by tend, which has a goroutine and connections of its own: what
+// drains are the servers that drain. They are looked after by Tend, which has a goroutine and connections of its own: what
 // brings HAProxy to a text does not wait for it, unless just the server that is being deleted comes back.
 type drains struct {
 	master *master
@@ -42,7 +42,7 @@ type drains struct {
 	busy    map[serverName]bool // which are being deleted
 	idle    chan struct{}       // closed when none is any more; nil when none is
 
-	// Only tend uses these.
+	// Only Tend uses these.
 	looked  time.Time           // at HAProxy's sessions, for the last time
 	tunnels map[serverName]bool // servers with one then; nil if that could not be read, and any may have one
 }
@@ -74,7 +74,8 @@ func (d *drains) set(now, want *config) {
 	d.list = list
 }
 
-func (d *drains) count() int {
+// Draining implements proxyctl.Driver.
+func (d *drains) Draining() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.list)
@@ -127,9 +128,9 @@ func (d *drains) in(c *config) (names []serverName) {
 	return names
 }
 
-// tend deletes servers that have finished, and ends those whose time is over. It returns when to call it again, or 0 when
+// Tend implements proxyctl.Driver: it deletes servers that have finished, and ends the connections of servers whose time is over. It returns when to call it again, or 0 when
 // none drains. A call takes one short exchange, however many servers drain, and now and then a look at all sessions.
-func (d *drains) tend(ctx context.Context) time.Duration {
+func (d *drains) Tend(ctx context.Context) time.Duration {
 	if d.needsSessions() {
 		d.looked, d.tunnels = time.Now(), nil
 		if reply, err := d.master.worker(ctx, "show sess"); err == nil {

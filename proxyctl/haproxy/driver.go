@@ -18,7 +18,7 @@ import (
 type driver struct {
 	opts   Options
 	master *master
-	drains *drains
+	*drains
 	warned bool // that no hard-stop-after is set
 
 	seen   snapshot              // by the last Inspect
@@ -75,12 +75,6 @@ func (d *driver) Check(ctx context.Context, file string) error {
 	return check(ctx, d.opts.Binary, file)
 }
 
-// Tend implements proxyctl.Driver.
-func (d *driver) Tend(ctx context.Context) time.Duration { return d.drains.tend(ctx) }
-
-// Draining implements proxyctl.Driver.
-func (d *driver) Draining() int { return d.drains.count() }
-
 const noSocket = "HAProxy has no master socket"
 
 // Inspect implements proxyctl.Driver. Without a socket it is the text that was loaded last.
@@ -95,7 +89,7 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 	v, err := d.master.inspect(ctx)
 	if err != nil {
 		d.now = nil
-		return proxyctl.Snapshot{}, proxyctl.Down(err)
+		return proxyctl.Snapshot{Down: true}, err
 	}
 	d.seen = v
 	return proxyctl.Snapshot{Generation: v.generation, OldWorkers: len(v.old)}, nil
@@ -141,9 +135,9 @@ func (d *driver) nextID(backend string) int {
 	return d.lastID[backend]
 }
 
-// plan is how to get from what HAProxy has to a text. alike is as in Plan.
-func (d *driver) plan(to marked, alike *config) plan {
-	if deleted := d.drains.takeDeleted(); len(deleted) > 0 {
+// Plan implements proxyctl.Driver.
+func (d *driver) Plan(to marked, alike *config) plan {
+	if deleted := d.takeDeleted(); len(deleted) > 0 {
 		d.now = d.now.without(deleted)
 	}
 	if alike != nil {
@@ -151,25 +145,12 @@ func (d *driver) plan(to marked, alike *config) plan {
 	}
 	todo := compare(d.now, to.Config)
 	if d.opts.Socket == "" && d.has != to.Generation {
-		todo.reload = cmp.Or(todo.reload, noSocket)
+		todo.Reload = cmp.Or(todo.Reload, noSocket)
 	}
-	if todo.reload == "" {
-		todo.reload = d.unfit(todo.ops, to.Config)
+	if todo.Reload == "" {
+		todo.Reload = d.unfit(todo.Ops, to.Config)
 	}
 	return todo
-}
-
-// Plan implements proxyctl.Driver.
-func (d *driver) Plan(to marked, alike *config) proxyctl.Plan {
-	todo := d.plan(to, alike)
-	if todo.reload != "" {
-		return proxyctl.Plan{Reload: todo.reload}
-	}
-	out := proxyctl.Plan{}
-	for _, o := range todo.ops {
-		out.Ops = append(out.Ops, o)
-	}
-	return out
 }
 
 // So much at once is done sooner by one reload: HAProxy takes one to two milliseconds for each server that comes or goes,
@@ -215,32 +196,26 @@ func (d *driver) unfit(ops []op, to *config) string {
 }
 
 // Run implements proxyctl.Driver.
-func (d *driver) Run(ctx context.Context, to marked, p proxyctl.Plan) error {
+func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 	if len(p.Ops) == 0 {
 		d.commit(to.Config.withDraining(d.now), to)
 		return nil
 	}
-	ops := make([]op, 0, len(p.Ops))
-	for _, o := range p.Ops {
-		ops = append(ops, o.(op))
-	}
 	// A draining server that comes back is not deleted any more, or it is added anew.
-	for d.drains.recall(ctx, serversOf(ops)) {
-		todo := d.plan(to, nil)
-		if todo.reload != "" {
-			return fmt.Errorf("%w: %s", proxyctl.ErrUnexpected, todo.reload)
+	for d.recall(ctx, serversOf(p.Ops)) {
+		if p = d.Plan(to, nil); p.Reload != "" {
+			return fmt.Errorf("%w: %s", proxyctl.ErrUnexpected, p.Reload)
 		}
-		ops = todo.ops
 	}
-	st, err := d.master.exchange(ctx, ops, d.nextID, d.loaded.Shape)
+	st, err := d.master.exchange(ctx, p.Ops, d.nextID, d.loaded.Shape)
 	if err == nil {
 		var backends []string
-		for _, o := range ops {
+		for _, o := range p.Ops {
 			backends = append(backends, o.backend)
 		}
 		d.observe(to.Config.withDraining(d.now).withState(st, backends), st)
 		rest := compareServers(d.now, to.Config)
-		if rest.reload == "" && len(rest.ops) == 0 {
+		if rest.Reload == "" && len(rest.Ops) == 0 {
 			d.commit(d.now, to)
 			return nil
 		}
@@ -252,7 +227,7 @@ func (d *driver) Run(ctx context.Context, to marked, p proxyctl.Plan) error {
 	case errors.As(err, &no) && no.key(to.Config) != "":
 		d.refused[no.key(to.Config)] = err.Error()
 	case errors.Is(err, proxyctl.ErrUnexpected):
-		for _, o := range ops {
+		for _, o := range p.Ops {
 			d.suspect[o.backend] = time.Now()
 		}
 	}
@@ -262,7 +237,7 @@ func (d *driver) Run(ctx context.Context, to marked, p proxyctl.Plan) error {
 // commit notes that HAProxy runs a text, and has these servers.
 func (d *driver) commit(now *config, to marked) {
 	d.now, d.has = now, to.Generation
-	d.drains.set(now, to.Config)
+	d.set(now, to.Config)
 	if len(d.lastID) > len(to.Config.backends) {
 		maps.DeleteFunc(d.lastID, func(backend string, _ int) bool { return to.Config.backends[backend] == nil })
 	}
@@ -287,7 +262,7 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 		d.commit(to.Config, to)
 		return proxyctl.Snapshot{Generation: d.loaded}, nil
 	}
-	d.drains.recall(ctx, d.drains.in(to.Config))
+	d.recall(ctx, d.in(to.Config))
 	began := time.Now()
 	now, err := d.master.reload(ctx, d.opts.Reload, to.Generation)
 	if err == nil {
@@ -308,13 +283,13 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 	return proxyctl.Snapshot{Generation: to.Generation, OldWorkers: len(now.old)}, nil
 }
 
-// isRead is nil if the new worker runs the text in the file, and not that of another file.
+// isRead is nil if the new worker runs the text in the file, and not the text of another file.
 func (d *driver) isRead(ctx context.Context, to marked) error {
-	running, err := d.master.generation(ctx)
+	running, _, err := d.master.status(ctx, "")
 	if err != nil {
 		return err
 	}
-	if running != to.Generation {
+	if running.generation != to.Generation {
 		return fmt.Errorf("HAProxy reloaded, but not from %s: start it with -f %s, and share the directory, not the single file", d.opts.File, d.opts.File)
 	}
 	return nil
@@ -345,7 +320,7 @@ func (d *driver) reconcile(ctx context.Context, to marked) {
 		return
 	}
 	for name, b := range to.Config.backends {
-		if todo := compareBackend(name, seen.backends[name], b); todo.reload != "" || len(todo.ops) > 0 {
+		if todo := compareBackend(name, seen.backends[name], b); todo.Reload != "" || len(todo.Ops) > 0 {
 			d.unmanageable[name] = true
 			d.opts.Log.Warn("HAProxy shows other servers than it has loaded: from now on changes of this backend take a reload", "backend", name, "difference", todo.String(), "reason", err)
 		}
@@ -381,13 +356,13 @@ func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 	for _, s := range base.sections {
 		if is, ok := heads[s.head]; ok && s.isProxy() && s.text != is.text && s.inherited == is.inherited && slices.Equal(s.raw, is.raw) {
 			p := compareBackend(s.name, now.backends[s.name], is.backend)
-			for _, o := range p.ops {
+			for _, o := range p.Ops {
 				if o.kind == opRemove && base.refersTo(o.backend, o.name) {
-					p.reload = "it is referred to"
+					p.Reload = "it is referred to"
 				}
 			}
-			all := append(ops, p.ops...)
-			if p.reload == "" && d.unfit(all, to) == "" {
+			all := append(ops, p.Ops...)
+			if p.Reload == "" && d.unfit(all, to) == "" {
 				ops, s.text = all, is.text
 			}
 		}

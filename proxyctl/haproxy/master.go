@@ -182,17 +182,6 @@ func (m master) worker(ctx context.Context, commands ...string) (string, error) 
 	return reply, err
 }
 
-// generation is the mark of the text that the serving worker has loaded, the zero one if it has none.
-func (m master) generation(ctx context.Context) (configfile.Generation, error) {
-	reply, err := m.worker(ctx, "show env "+markName)
-	if err != nil {
-		return configfile.Generation{}, err
-	}
-	line, _ := nextLine(reply)
-	value, _ := strings.CutPrefix(line, markName+"=")
-	return configfile.ParseGeneration(value), nil
-}
-
 // snapshot is what HAProxy shows of itself.
 type snapshot struct {
 	processes

@@ -13,7 +13,10 @@ import (
 	"berth/proxyctl"
 )
 
-type marked = proxyctl.Marked[config]
+type (
+	marked = proxyctl.Marked[config]
+	plan   = proxyctl.Plan[balancerOp]
+)
 
 // driver implements proxyctl.Driver for one nginx.
 type driver struct {
@@ -160,25 +163,25 @@ func (d *driver) inspectUnmarked(ctx context.Context, reason error) (proxyctl.Sn
 		}
 	}
 	if d.status.master == 0 && (d.opts.Reload == nil || supervised) {
-		return proxyctl.Snapshot{}, proxyctl.Down(reason)
+		return proxyctl.Snapshot{Down: true}, reason
 	}
 	return proxyctl.Snapshot{Unmarked: notOurs, Starting: restarts && !supervised}, nil
 }
 
 // Plan implements proxyctl.Driver: nginx is reloaded, unless nothing but servers of its Lua balancers differs.
-func (d *driver) Plan(to marked, _ *config) proxyctl.Plan {
+func (d *driver) Plan(to marked, _ *config) plan {
 	loaded := d.status.generation.Text == to.Generation.Text
 	switch {
 	case !d.status.generation.SameShape(to.Generation):
-		return proxyctl.Plan{Reload: cmp.Or(difference(d.running, to.Config), "the configuration changed")}
+		return plan{Reload: cmp.Or(difference(d.running, to.Config), "the configuration changed")}
 	case !to.Config.live:
 	case d.opts.ReloadOnly && !loaded:
-		return proxyctl.Plan{Reload: cmp.Or(difference(d.running, to.Config), balancerServers.String())}
+		return plan{Reload: cmp.Or(difference(d.running, to.Config), balancerServers.String())}
 	case loaded && d.servers == "" && d.declined != "": // the file's serve
 	case d.servers != d.serversOf(to.Config):
-		return proxyctl.Plan{Ops: []proxyctl.Op{balancerServers}}
+		return plan{Ops: []balancerOp{balancerServers}}
 	}
-	return proxyctl.Plan{}
+	return plan{}
 }
 
 // Merge implements proxyctl.Driver: it takes over the servers of live upstreams. By a reload it takes over servers of all
