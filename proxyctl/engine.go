@@ -47,7 +47,7 @@ type Engine[C any, O fmt.Stringer] struct {
 	again   bool      // it is that of the one before, too
 	want    Marked[C] // the same with its mark
 	fault   error     // why the text needs not even be shown to the proxy
-	refused bool      // the last Apply has not brought the proxy to its text
+	behind  bool      // the last Apply has not brought the proxy to its text
 	refusal refusal   // by the proxy or its program, of the text that was tried last
 	partly  refusal   // of what that has in common with the text that runs
 	has     Marked[C] // what the proxy was brought to last, or was seen to run
@@ -88,7 +88,7 @@ func (e *Engine[C, O]) Apply(ctx context.Context, c Config, mayReload bool) (Res
 	}
 	res, err = e.apply(ctx, mayReload)
 	res.Leaving = e.driver.Draining()
-	e.refused = err != nil
+	e.behind = err != nil
 	e.applied = e.applied || err == nil
 	var port *PortError
 	if errors.As(err, &port) && e.opts.PortRefused != nil {
@@ -123,7 +123,7 @@ func (e *Engine[C, O]) Close() { e.lazy.Flush() }
 // apply brings the proxy to e.want.
 func (e *Engine[C, O]) apply(ctx context.Context, mayReload bool) (Result, error) {
 	why := ""
-	if e.known && e.applied && e.fault == nil && !e.refused && !e.again && !e.opts.Inspect {
+	if e.known && e.fault == nil && !e.behind && !e.again && !e.opts.Inspect {
 		var (
 			res Result
 			err error
@@ -259,7 +259,7 @@ func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], s
 	}
 	// What the text has in common with last does not wait for a text that was refused before, or has to wait.
 	common := runs && goal.Text == e.want.Text
-	sooner := common && (e.fault != nil || e.refused || !mayReload)
+	sooner := common && (e.fault != nil || e.behind || !mayReload)
 	before, part := e.driver.Before(last.Config), Result{}
 	if sooner {
 		part = e.changeCommon(ctx)

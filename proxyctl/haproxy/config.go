@@ -239,6 +239,13 @@ func (p *parser) add(s *section, n namedServer) {
 	}
 }
 
+// has says whether the section has a line that begins with keyword, with these words in it.
+func (s section) has(keyword string, words ...string) bool {
+	return slices.ContainsFunc(s.lines, func(l []string) bool {
+		return l[0] == keyword && !slices.ContainsFunc(words, func(w string) bool { return !slices.Contains(l, w) })
+	})
+}
+
 func (s section) isProxy() bool { return s.kind == "backend" || s.kind == "listen" }
 
 // known is the server that a line is known to mean.
@@ -345,9 +352,7 @@ func inNames(r rune) bool {
 // are added at run time.
 func (c *config) dynamicCookies(backend string) bool {
 	return slices.ContainsFunc(c.sections, func(s section) bool {
-		return (s.kind == "defaults" || s.isProxy() && s.name == backend) && slices.ContainsFunc(s.lines, func(l []string) bool {
-			return l[0] == "cookie" && slices.Contains(l, "dynamic")
-		})
+		return (s.kind == "defaults" || s.isProxy() && s.name == backend) && s.has("cookie", "dynamic")
 	})
 }
 
@@ -366,7 +371,7 @@ func (c *config) shape() string {
 // global says whether the global section has a line that begins with keyword.
 func (c *config) global(keyword string) bool {
 	return slices.ContainsFunc(c.sections, func(s section) bool {
-		return s.kind == "global" && slices.ContainsFunc(s.lines, func(l []string) bool { return l[0] == keyword })
+		return s.kind == "global" && s.has(keyword)
 	})
 }
 

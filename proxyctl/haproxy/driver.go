@@ -304,7 +304,7 @@ func (d *driver) reconcile(ctx context.Context, to marked) {
 		d.commit(to.Config, to) // the next look finds out
 		return
 	}
-	d.seen, d.has = v, configfile.Generation{}
+	d.seen = v
 	d.Observe(to)
 	seen := d.now
 	p := d.Plan(to, nil)

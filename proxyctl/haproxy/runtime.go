@@ -140,6 +140,7 @@ func (m master) exchange(ctx context.Context, ops []op, nextID func(backend stri
 			show = append(show, "show servers state "+backend)
 		}
 	}
+	reply := ""
 	chunks := slices.Concat(inChunks(enter), inChunks(rest))
 	for i, some := range chunks {
 		lines := []string{"show env " + markName}
@@ -149,8 +150,8 @@ func (m master) exchange(ctx context.Context, ops []op, nextID func(backend stri
 		if i == len(chunks)-1 {
 			lines = append(lines, show...)
 		}
-		reply, err := m.worker(ctx, lines...)
-		if err != nil {
+		var err error
+		if reply, err = m.worker(ctx, lines...); err != nil {
 			return nil, err
 		}
 		if reply, err = checkMark(reply, shape); err != nil {
@@ -159,37 +160,24 @@ func (m master) exchange(ctx context.Context, ops []op, nextID func(backend stri
 		if reply, err = checkReplies(some, reply); err != nil {
 			return nil, err
 		}
-		if i == len(chunks)-1 {
-			st, err := parseState(reply)
-			if err != nil {
-				return nil, fmt.Errorf("%w: %w", proxyctl.ErrUnexpected, err)
-			}
-			return st, nil
-		}
 	}
-	return state{}, nil // there was nothing to do
+	st, err := parseState(reply)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", proxyctl.ErrUnexpected, err)
+	}
+	return st, nil
 }
 
-// inChunks divides commands into those that go into one exchange each.
-func inChunks(commands []command) [][]command {
-	var out [][]command
-	for len(commands) > 0 {
-		n := chunk(commands)
-		out = append(out, commands[:n])
-		commands = commands[n:]
+// inChunks divides commands into chunks that go into one exchange each.
+func inChunks(commands []command) (out [][]command) {
+	size := 0
+	for _, c := range commands {
+		if size += len(c.text) + 5; len(out) == 0 || size > maxLine || len(out[len(out)-1]) == maxCommands {
+			out, size = append(out, nil), len(c.text)+5
+		}
+		out[len(out)-1] = append(out[len(out)-1], c)
 	}
 	return out
-}
-
-// chunk is how many of the commands go into one exchange.
-func chunk(commands []command) int {
-	size := 0
-	for i, c := range commands {
-		if size += len(c.text) + 5; i > 0 && (size > maxLine || i >= maxCommands) {
-			return i
-		}
-	}
-	return len(commands)
 }
 
 // nextLine cuts the first line that is not empty.
