@@ -9,14 +9,14 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// Marked is a text with its mark, as it is written to the file, and C, what a driver understands of it.
+// Marked is a text with its mark, as it is written to the file, and C, the configuration that a driver reads in it.
 type Marked[C any] struct {
 	Text       string
 	Generation configfile.Generation // the zero one for a file that is not as berth wrote it
 	Config     *C                    // nil if the text is no configuration
 }
 
-// Snapshot is what a proxy says that it runs.
+// Snapshot describes what a proxy runs, as the proxy says.
 type Snapshot struct {
 	Generation configfile.Generation // of the text that its worker has loaded; the zero one if that has no mark of berth's
 	OldWorkers int                   // workers of earlier configurations that still finish their connections
@@ -29,7 +29,7 @@ type Snapshot struct {
 	Starting bool
 }
 
-// Plan is how the running proxy gets to a text.
+// Plan says how the running proxy gets to a text.
 type Plan[O fmt.Stringer] struct {
 	Reload string // why nothing less than a reload does, "" if Ops do
 	Ops    []O    // changes of servers at run time; none if the proxy has them all
@@ -48,10 +48,10 @@ func (p Plan[O]) String() string {
 	return "nothing"
 }
 
-// Grammar is what a driver knows of its proxy's texts. Its methods have no effects, and none has a text pinned longer than
+// Grammar reads and compares a proxy's texts. Its methods have no effects, and none keeps a text in memory for longer than
 // the configurations made from it.
 type Grammar[C any] interface {
-	// Mark reads a text as it was rendered, and gives it its mark. before is what was read of a text much like it, or nil.
+	// Mark reads a text as it was rendered, and gives it its mark. before is the configuration of a similar text, or nil.
 	// The error wraps ErrRefused if the proxy would not take the text, or serve nothing with it; the Config is set as far as
 	// it can be read even so.
 	Mark(text string, before *C) (Marked[C], error)
@@ -66,8 +66,9 @@ type Grammar[C any] interface {
 	SameFrame(a, b *C) bool
 }
 
-// Driver is what differs between proxies, for configurations C and changes O of servers at run time. The engine calls its methods from one goroutine, but for Check, which is called
-// from another one meanwhile, and Tend, which has one of its own. Each call has its own deadline.
+// Driver does what differs between proxies, for configurations C and changes O of servers at run time. The engine calls its
+// methods from one goroutine, but for Check, which is called from another one meanwhile, and Tend, which has one of its own.
+// Each call has its own deadline.
 type Driver[C any, O fmt.Stringer] interface {
 	Grammar[C]
 
@@ -76,21 +77,21 @@ type Driver[C any, O fmt.Stringer] interface {
 	Inspect(ctx context.Context) (Snapshot, error)
 	// Observe says which text the proxy that was last inspected runs, but for its servers: Plan begins there.
 	Observe(base Marked[C])
-	// Plan says how to get to a text from what was observed, or from what the last Run or Reload left. Backends that are the
-	// same in alike, if that is not nil, are taken to be right as they are.
+	// Plan says how to get to a text from the servers that were observed, or that the last Run or Reload left. Backends that
+	// are the same in alike, unless it is nil, are taken to be right as they are.
 	Plan(to Marked[C], alike *C) Plan[O]
 	// Run carries out the plan to a text, which may have nothing to do, and reads back what came of it. An error that wraps
 	// ErrUnexpected says what the proxy did not take: a reload puts it right. After any error the proxy has to be inspected.
 	Run(ctx context.Context, to Marked[C], plan Plan[O]) error
-	// Before is the configuration that the proxy has, from which Changes are counted: that of last, with its servers as far
-	// as the driver knows better.
+	// Before returns the configuration from which Changes are counted: last, or the proxy's own servers where the driver
+	// knows them.
 	Before(last *C) *C
-	// Merge is the text of base with the servers that the backends have in to, where those are all that differs and the
-	// running proxy takes them. Backends in keep stay as they are in base. With reload, the servers may be all that are safe
-	// to load: those of a proxy for which a change of servers may take a reload.
+	// Merge returns the text of base with the servers that the backends have in to, where those are all that differs and the
+	// running proxy takes them. Backends in keep stay as they are in base. With reload, the result is to be loaded:
+	// it may have all servers that are safe to load, if only a reload changes them. A driver that has none returns base.
 	Merge(base, to *C, keep []string, reload bool) string
 
-	// Binary is the program that checks a file, "" if there is none.
+	// Binary returns the program that checks a file, "" if there is none.
 	Binary() string
 	// Check has the program check a file. The error wraps ErrRefused if it says no.
 	Check(ctx context.Context, file string) error
@@ -104,10 +105,10 @@ type Driver[C any, O fmt.Stringer] interface {
 	// then it is called once more, with the texts swapped.
 	Reload(ctx context.Context, last, to Marked[C]) (Snapshot, error)
 
-	// Tend does what is left to do and can wait: it looks after draining servers. It says in what time to call it again, 0
-	// for not before something was applied.
+	// Tend looks after draining servers, and whatever else can wait. It returns in what time to call it again, 0 for not
+	// before something was applied.
 	Tend(ctx context.Context) time.Duration
-	// Draining is how many servers were removed and still finish their connections.
+	// Draining returns how many servers were removed and still finish their connections.
 	Draining() int
 }
 

@@ -44,7 +44,7 @@ type Engine[C any, O fmt.Stringer] struct {
 	tend   chan struct{} // something was applied
 
 	asked   *string   // text of the last Apply
-	again   bool      // it is that of the one before, too
+	again   bool      // the Apply before had the same text
 	want    Marked[C] // the same with its mark
 	fault   error     // why the text needs not even be shown to the proxy
 	behind  bool      // the last Apply has not brought the proxy to its text
@@ -104,7 +104,7 @@ func (e *Engine[C, O]) Apply(ctx context.Context, c Config, mayReload bool) (Res
 	return res, err
 }
 
-// Run implements Proxy: it has the driver look after what can wait, until ctx is done.
+// Run implements Proxy: it calls Tend whenever that is due, until ctx is done.
 func (e *Engine[C, O]) Run(ctx context.Context) {
 	for {
 		again := after(e.driver.Tend(ctx))
@@ -173,8 +173,8 @@ func (e *Engine[C, O]) apply(ctx context.Context, mayReload bool) (Result, error
 	return res, err
 }
 
-// goal is what to bring the proxy to now, and why that is not what is wanted. last is the last good text. A catalog that
-// has lost things takes servers, and nothing of the frame: a text with another one comes of another template.
+// goal returns the text to bring the proxy to now, and the reason if that is not e.want. last is the last good text. A
+// catalog that has lost things takes servers, and nothing of the frame: a text with another frame comes of another template.
 func (e *Engine[C, O]) goal(last Marked[C]) (Marked[C], error) {
 	e.keep = nil
 	if e.applied || e.opts.Grace < 0 || last.Generation.Shape == "" {
@@ -205,7 +205,7 @@ func (e *Engine[C, O]) goal(last Marked[C]) (Marked[C], error) {
 	return m, &HoldError{e.keep, left}
 }
 
-// merged is a text with the servers of what it has in common with e.want. reload is as in Driver.Merge.
+// merged returns base with the servers of the backends that it has in common with e.want. reload is as in Driver.Merge.
 func (e *Engine[C, O]) merged(base Marked[C], reload bool) Marked[C] {
 	m, err := e.driver.Mark(e.driver.Merge(base.Config, e.want.Config, e.keep, reload), base.Config)
 	if err != nil || !reload && !m.Generation.SameShape(base.Generation) {
@@ -214,7 +214,7 @@ func (e *Engine[C, O]) merged(base Marked[C], reload bool) Marked[C] {
 	return m
 }
 
-// bring brings a proxy that has answered to goal. why is what speaks for a reload already.
+// bring brings a proxy that has answered to goal. why is a reason for a reload that is known already.
 func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], snap Snapshot, why string, mayReload bool) (Result, error) {
 	seen := e.has.Config != nil && e.has.Generation.SameShape(snap.Generation)
 	runs := last.Generation.SameShape(snap.Generation) // last, but for its servers
@@ -257,7 +257,7 @@ func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], s
 			return res, err
 		}
 	}
-	// What the text has in common with last does not wait for a text that was refused before, or has to wait.
+	// Servers do not wait for a text that was refused before, or has to wait itself.
 	common := runs && goal.Text == e.want.Text
 	sooner := common && (e.fault != nil || e.behind || !mayReload)
 	before, part := e.driver.Before(last.Config), Result{}
@@ -297,7 +297,7 @@ func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], s
 	return res, err
 }
 
-// onDisk is the configuration file. Most of the time it is the text that is wanted.
+// onDisk reads the configuration file. Most of the time it is e.want.
 func (e *Engine[C, O]) onDisk() (Marked[C], error) {
 	text, err := configfile.Read(e.opts.File)
 	switch {
@@ -332,15 +332,15 @@ func (e *Engine[C, O]) change(ctx context.Context, to Marked[C], alike *C) (Resu
 	return res, "", nil
 }
 
-// mostTries is how often it is tried to carry out what two texts have in common: each time the proxy may refuse another
-// server, of which the driver takes note. The last try is for nothing but the text that ran.
+// mostTries limits how often changeCommon tries: each time the proxy may refuse another server, which the driver notes. The
+// last try only brings back the text that ran.
 const mostTries = 5
 
-// changeCommon carries out at run time what the running text and e.want have in common, and undoes what a change left that
-// went half the way. The file follows. The Result has no Action if there was nothing to do, or it could not be done.
+// changeCommon brings the backends that the running text and e.want have in common to e.want at run time, after it has undone
+// a change that went half the way. The file follows. The Result has no Action if nothing was to be done, or could be.
 func (e *Engine[C, O]) changeCommon(ctx context.Context) Result {
-	// What a change left that went half the way is in the way of the same change. But a berth that has just been started
-	// knows of the other backends only what is in the file, and the proxy may have newer servers.
+	// A change that went half the way has left servers that are in the way of the same change. But a berth that has just been
+	// started knows the other backends from the file only, and the proxy may have newer servers.
 	undo, alike := !e.known && e.sure, e.has.Config
 	if e.sure {
 		alike = nil
@@ -376,7 +376,7 @@ func (e *Engine[C, O]) changeCommon(ctx context.Context) Result {
 }
 
 // reloadCommon has the proxy load the running text with the servers that it has in common with e.want, where the driver
-// takes servers by a reload. The Result has no Action if there was nothing to do, or it could not be done.
+// takes servers by a reload. The Result has no Action if nothing was to be done, or could be.
 func (e *Engine[C, O]) reloadCommon(ctx context.Context, snap Snapshot, mayReload bool) (Result, error) {
 	to := e.merged(e.has, true)
 	if to.Text == e.has.Text || to.Text == e.want.Text || !e.observe(ctx) {
@@ -389,7 +389,7 @@ func (e *Engine[C, O]) reloadCommon(ctx context.Context, snap Snapshot, mayReloa
 	return e.reload(ctx, to, snap, plan.Reload, mayReload, &e.partly)
 }
 
-// observe has the driver know what the proxy runs, which is e.has, and says whether that is so.
+// observe makes sure that the driver knows the proxy's servers. It is false if the proxy does not run e.has.
 func (e *Engine[C, O]) observe(ctx context.Context) bool {
 	if !e.known {
 		snap, err := e.driver.Inspect(ctx)
@@ -450,12 +450,12 @@ func (e *Engine[C, O]) reload(ctx context.Context, to Marked[C], snap Snapshot, 
 	return res, nil
 }
 
-// costly is how long a reload takes at least that is refused only after listeners were closed for a while.
+// costly is the least time of a refused reload that has kept listeners closed for a while.
 const costly = time.Second
 
-// refusal is of the last text that was refused. What is but other servers in the same text is not shown to the proxy and
-// its program at every change: that costs the one a worker, which counts for mworker-max-reloads too, and the other a
-// processor. Something else in the text is tried at once.
+// refusal remembers the last text that was refused. The same text with other servers is not shown to the proxy and its
+// program at every change: that costs a worker, which counts for mworker-max-reloads too, and a processor. A text that
+// differs in more is tried at once.
 type refusal struct {
 	shape string
 	err   error
@@ -482,7 +482,7 @@ func (r *refusal) note(shape string, err error, first, most time.Duration) error
 	return &retryError{err, wait}
 }
 
-// still is the error of a text of this shape, if it is too early to try that again.
+// still returns the error of a text of this shape while it is too early to try that again.
 func (r *refusal) still(shape string) error {
 	if left := r.wait - time.Since(r.at); r.err != nil && r.shape == shape && left > 0 {
 		return &retryError{r.err, left}
@@ -498,8 +498,8 @@ type retryError struct {
 
 func (e *retryError) Unwrap() error { return e.error }
 
-// lastGood is what the proxy goes on with if it does not take another text, as far as is known: the text that berth
-// brought it to, the file itself, or if berth was killed while the proxy judged that, the one before.
+// lastGood returns the text that the proxy goes on with if it does not take another one, as far as is known: the text that
+// berth brought it to, the file itself, or if berth was killed while the proxy judged the file, the copy of the one before.
 func (e *Engine[C, O]) lastGood(there Marked[C], running configfile.Generation) Marked[C] {
 	switch {
 	case there.Text != "" && !e.driver.IsMarked(there.Text): // somebody else's
@@ -520,8 +520,8 @@ func (e *Engine[C, O]) lastGood(there Marked[C], running configfile.Generation) 
 	return e.driver.Unmark(good, e.want.Config)
 }
 
-// unmarkedTime is how long a proxy that has berth's file, as far as is known, may be starting before it is told to load it:
-// it may never have.
+// unmarkedTime is how long a proxy that may have been started with berth's file gets to come up before it is told to load
+// the file.
 const unmarkedTime = 10 * time.Second
 
 // prepare puts a text where a proxy that is down will find it when it starts, if that is safe, and returns the reason why

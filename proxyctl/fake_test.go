@@ -18,7 +18,8 @@ import (
 )
 
 // The texts of fakeDriver have lines, and backends with servers: "app: a b". A line "bogus" is refused by the proxy, one
-// "bogus here" by its program too. Lines that begin with "frame" do not come from the catalog. A text without a line "bind" serves nothing.
+// "bogus here" by its program too. Lines that begin with "frame" do not come from the catalog. A text without a line "bind"
+// serves nothing.
 type fakeConfig struct {
 	lines    []string
 	order    []string

@@ -14,7 +14,7 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// driver is what the engine has to know of HAProxy.
+// driver tells the engine all that it has to know of HAProxy.
 type driver struct {
 	opts   Options
 	master *master
@@ -23,11 +23,11 @@ type driver struct {
 
 	seen   snapshot              // by the last Inspect
 	now    *config               // what HAProxy has, with the servers that drain; nil if that must be read first
-	has    configfile.Generation // of the text of which now is
+	has    configfile.Generation // of the text that now belongs to
 	loaded configfile.Generation // of the text that its worker has loaded
 
 	lastID       map[string]int       // highest id of a server ever seen, by backend: a new one is never taken for an old one
-	unmanageable map[string]bool      // backends of which HAProxy showed other servers than it had just loaded
+	unmanageable map[string]bool      // backends for which HAProxy showed other servers than it had just loaded
 	refused      map[string]string    // what HAProxy said when it did not add a server, by what it means; of the shape that is loaded
 	suspect      map[string]time.Time // when HAProxy did not take a change of a backend, or of another one with it
 	ports        map[int]refusedPort  // that HAProxy could not listen on
@@ -107,7 +107,7 @@ func (d *driver) Observe(base marked) {
 	d.observe(d.now.withState(d.seen.state, d.shown(d.now)), d.seen.state)
 }
 
-// observe takes over what was read of HAProxy's servers.
+// observe takes over the servers that were read from HAProxy.
 func (d *driver) observe(now *config, st state) {
 	d.now = now
 	for backend, list := range st {
@@ -119,7 +119,7 @@ func (d *driver) observe(now *config, st state) {
 	}
 }
 
-// shown are the backends of which HAProxy shows the servers as they are in the text.
+// shown returns the backends for which HAProxy shows the servers of the text.
 func (d *driver) shown(c *config) []string {
 	var out []string
 	for name := range c.backends {

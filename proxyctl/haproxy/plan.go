@@ -9,8 +9,8 @@ import (
 	"berth/proxyctl"
 )
 
-// plan is how to get from one configuration to another: by commands to the running HAProxy, of which the ones that enter
-// go before the ones that leave, so that no backend is empty in between, or by a reload.
+// plan says how to get from one configuration to another: by a reload, or by commands to the running HAProxy. Servers enter
+// before others leave, so that no backend is empty in between.
 type plan = proxyctl.Plan[op]
 
 // op is one change of one server.
@@ -24,7 +24,7 @@ type opKind string
 
 const (
 	opAdd    opKind = "add"
-	opBack   opKind = "put back" // into service, what was draining or taken out by hand
+	opBack   opKind = "put back" // into service, after draining or being taken out by hand
 	opMaint  opKind = "take out" // of service
 	opMove   opKind = "move"     // to another address or port
 	opWeight opKind = "weigh"
@@ -42,7 +42,7 @@ func (o op) String() string {
 	return s
 }
 
-// serversOf are the servers of changes.
+// serversOf returns the servers of changes.
 func serversOf(ops []op) []serverName {
 	names := make([]serverName, len(ops))
 	for i, o := range ops {
@@ -158,7 +158,7 @@ func immutable(old, new server, there bool) string {
 	return ""
 }
 
-// difference is the first one between two configurations without their servers, in words, "" if there is none.
+// difference names the first difference between two configurations without their servers, "" if there is none.
 func difference(before, after []section) string {
 	heads := func(sections []section) []string {
 		var out []string

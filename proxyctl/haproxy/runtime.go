@@ -19,8 +19,8 @@ func (r *refusal) Error() string {
 }
 func (r *refusal) Unwrap() error { return proxyctl.ErrUnexpected }
 
-// key is what else would be refused for the same reason: everything in the backend, or what has the same keywords. It is
-// "" for a reason that may pass.
+// key tells which other servers would be refused for the same reason: all in the backend, or all with the same keywords. It
+// is "" for a reason that may pass.
 func (r *refusal) key(c *config) string {
 	backend, name, _ := strings.Cut(r.server, "/")
 	switch {
@@ -78,7 +78,7 @@ func (a answer) accepts(line string) bool {
 	}
 }
 
-// commands are those that carry out an op. id is for a server that is added, 0 to leave it to HAProxy.
+// commands returns the commands that carry out an op. id is for a server that is added, 0 to leave it to HAProxy.
 func (o op) commands(id int) []command {
 	at := o.backend + "/" + o.name
 	switch o.kind {
@@ -112,7 +112,7 @@ func (o op) commands(id int) []command {
 // What one exchange may hold: HAProxy 3.2 refuses a line that is longer than its buffer, 16 kB by default, and every
 // "add server" stops all its threads for a moment.
 const (
-	maxLine     = 12000 // with room for what is shown at the end
+	maxLine     = 12000 // with room for the commands that show servers at the end
 	maxCommands = 60
 )
 
@@ -120,8 +120,8 @@ const (
 const mostShown = 20
 
 // exchange carries out ops in the worker whose mark has this shape, and returns the state of their backends afterwards.
-// What enters has entered before anything else is touched: HAProxy may refuse it. An error that wraps proxyctl.ErrUnexpected says
-// what HAProxy did not take.
+// What enters has entered before anything else is touched: HAProxy may refuse it. An error that wraps
+// proxyctl.ErrUnexpected says what HAProxy did not take.
 func (m master) exchange(ctx context.Context, ops []op, nextID func(backend string) int, shape string) (state, error) {
 	backends := map[string]bool{}
 	var enter, rest []command

@@ -96,9 +96,9 @@ func (c *config) clone() *config {
 	return &out
 }
 
-// withState returns the configuration with the servers that HAProxy has in these backends, of which st is. Servers that st
-// has and the configuration has not are unknown, and draining if they are in maintenance; backends of which st says
-// nothing have none. Servers that a server-template line makes are no concern of berth.
+// withState returns the configuration with the servers that HAProxy has in these backends, as st says. Servers that only st
+// has are unknown, and draining if they are in maintenance; backends without servers in st have none.
+// Servers that a server-template line makes are no concern of berth.
 func (c *config) withState(st state, backends []string) *config {
 	out := c.clone()
 	for _, name := range backends {
@@ -137,7 +137,7 @@ func (b *backend) withState(list []live, templates bool) *backend {
 	return b.withServers(servers)
 }
 
-// withState returns the server with what of it was read back.
+// withState returns the server as it was read back.
 func (s server) withState(l live) server {
 	if s.agent {
 		return s
@@ -150,7 +150,7 @@ func (s server) withState(l live) server {
 	return s
 }
 
-// withDraining returns the configuration with those servers of before that it has no more, draining.
+// withDraining returns the configuration with the servers that only before has, draining.
 func (c *config) withDraining(before *config) *config {
 	out := c.clone()
 	for name, was := range before.backends {
@@ -172,7 +172,7 @@ func (c *config) withDraining(before *config) *config {
 	return out
 }
 
-// assume returns the configuration with those backends as in to that are the same in alike and to.
+// assume returns the configuration with the backends of to that are the same in alike.
 func (c *config) assume(alike, to *config) *config {
 	out := c.clone()
 	for name, b := range to.backends {
