@@ -152,10 +152,10 @@ func (e *Engine[C, O]) apply(ctx context.Context, mayReload bool) (Result, error
 	if err != nil && !snap.Down {
 		return Result{}, err
 	}
-	if err != nil && e.fault != nil {
-		return Result{}, e.fault
-	}
 	last := e.lastGood(there, snap.Generation)
+	if err != nil && e.fault != nil {
+		return Result{}, e.restore(there, last, e.fault)
+	}
 	goal, held := e.goal(last)
 	if err != nil {
 		return Result{}, e.prepare(ctx, goal, err)

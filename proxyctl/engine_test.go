@@ -296,6 +296,13 @@ func TestEngine(t *testing.T) {
 				r.write(r.file+".good", markFake(one))
 			}, text: bad, err: ErrUnreachable, file: one},
 		}},
+		{name: "killed while the proxy judged a bad one, which is down by now, and there is nothing better", running: one, steps: []step{
+			{set: func(r *engineRig) {
+				unreachable(r)
+				r.write(r.file, markFake(bad))
+				r.write(r.file+".good", markFake(one))
+			}, text: "app: a\n", err: ErrRefused, says: "serve nothing", file: one},
+		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRig(t)
