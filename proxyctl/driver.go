@@ -88,7 +88,7 @@ type Driver[C any, O fmt.Stringer] interface {
 	Before(last *C) *C
 	// Merge returns the text of base with the servers that the backends have in to, where those are all that differs and the
 	// running proxy takes them. Backends in keep stay as they are in base. With reload, the result is to be loaded:
-	// it may have all servers that are safe to load, if only a reload changes them. A driver that has none returns base.
+	// it may have all servers that are safe to load, if only a reload changes them. "" stands for base as it is.
 	Merge(base, to *C, keep []string, reload bool) string
 
 	// Binary returns the program that checks a file, "" if there is none.

@@ -248,7 +248,7 @@ func (d *fakeDriver) StartsWith(_, _ *fakeConfig) bool { return d.vouches }
 
 func (d *fakeDriver) Merge(base, to *fakeConfig, keep []string, reload bool) string {
 	if reload != d.reloading {
-		return base.text()
+		return ""
 	}
 	out := *base
 	out.backends = maps.Clone(base.backends)
@@ -325,8 +325,8 @@ func (d *fakeDriver) Tend(context.Context) time.Duration {
 
 func (d *fakeDriver) Draining() int { return 0 }
 
-// engineRig is an engine over a fakeDriver, and what it is to be told.
-type engineRig struct {
+// harness is an engine over a fakeDriver, and what it is to be told.
+type harness struct {
 	*testing.T
 	*fakeDriver
 	opts   EngineOptions
@@ -352,8 +352,8 @@ func (l *logged) String() string {
 	return l.b.String()
 }
 
-func newRig(t *testing.T, set ...func(*EngineOptions)) *engineRig {
-	r := &engineRig{T: t, fakeDriver: &fakeDriver{file: filepath.Join(t.TempDir(), "proxy.cfg"), live: map[string][]string{}, sour: map[string]bool{}}}
+func newHarness(t *testing.T, set ...func(*EngineOptions)) *harness {
+	r := &harness{T: t, fakeDriver: &fakeDriver{file: filepath.Join(t.TempDir(), "proxy.cfg"), live: map[string][]string{}, sour: map[string]bool{}}}
 	r.opts = EngineOptions{Name: "the proxy", File: r.file, Checks: "-c", Timeout: time.Second, Grace: -1, Log: slog.New(slog.NewTextHandler(&r.log, nil))}
 	for _, f := range set {
 		f(&r.opts)
@@ -363,22 +363,22 @@ func newRig(t *testing.T, set ...func(*EngineOptions)) *engineRig {
 }
 
 // start starts a new berth.
-func (r *engineRig) start() { r.engine = NewEngine(r.fakeDriver, r.opts) }
+func (r *harness) start() { r.engine = NewEngine(r.fakeDriver, r.opts) }
 
 // has makes the proxy one that runs a text that berth has brought it to.
-func (r *engineRig) hasText(text string) {
+func (r *harness) hasText(text string) {
 	r.run(markFake(text))
 	r.write(r.file, markFake(text))
 }
 
-func (r *engineRig) write(path, text string) {
+func (r *harness) write(path, text string) {
 	r.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		r.Fatal(err)
 	}
 }
 
-func (r *engineRig) onDisk(path string) string {
+func (r *harness) onDisk(path string) string {
 	r.Helper()
 	text, err := configfile.Read(path)
 	if err != nil {

@@ -337,7 +337,7 @@ func (d *driver) StartsWith(_, _ *config) bool { return false }
 // Merge implements proxyctl.Driver. Servers that take a reload wait until all of the text is loaded.
 func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 	if reload || d.opts.Socket == "" || d.opts.ReloadOnly || base.reloadReason != "" || to.reloadReason != "" {
-		return base.text()
+		return ""
 	}
 	now := d.Before(base)
 	left := map[string]bool{}
