@@ -207,7 +207,11 @@ func (e *Engine[C, O]) goal(last Marked[C]) (Marked[C], error) {
 
 // merged returns base with the servers of the backends that it has in common with e.want. reload is as in Driver.Merge.
 func (e *Engine[C, O]) merged(base Marked[C], reload bool) Marked[C] {
-	m, err := e.driver.Mark(e.driver.Merge(base.Config, e.want.Config, e.keep, reload), base.Config)
+	text := e.driver.Merge(base.Config, e.want.Config, e.keep, reload)
+	if text == "" {
+		return base
+	}
+	m, err := e.driver.Mark(text, base.Config)
 	if err != nil || !reload && !m.Generation.SameShape(base.Generation) {
 		return base
 	}
@@ -587,6 +591,9 @@ func (e *Engine[C, O]) writeLazily(ctx context.Context, text string) error {
 	if err := e.validate(ctx, text); err != nil {
 		return err
 	}
-	e.conf.ForgetGood() // of an earlier berth that was killed; the proxy has taken the file since
-	return e.conf.Write(e.opts.File, text)
+	if err := e.conf.Write(e.opts.File, text); err != nil {
+		return err
+	}
+	e.conf.ForgetGood() // of an earlier berth that was killed
+	return nil
 }
