@@ -261,17 +261,22 @@ func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], s
 			return res, err
 		}
 	}
-	// Servers do not wait for a text that was refused before, or has to wait itself.
-	common := runs && goal.Text == e.want.Text
-	sooner := common && (e.fault != nil || e.behind || !mayReload)
+	return e.load(ctx, goal, last, snap, runs && goal.Text == e.want.Text, why, mayReload)
+}
+
+// load has the proxy load goal. With common, the proxy runs last but for its servers, and what goal has in common with that
+// does not wait for a text that was refused before, or has to wait itself.
+func (e *Engine[C, O]) load(ctx context.Context, goal, last Marked[C], snap Snapshot, common bool, why string, mayReload bool) (Result, error) {
 	before, part := e.driver.Before(last.Config), Result{}
+	sooner := common && (e.fault != nil || e.behind || !mayReload)
 	if sooner {
 		part = e.changeCommon(ctx)
 	}
 	if e.fault != nil {
 		return part, e.fault
 	}
-	if common && mayReload && (e.refusal.slow || !e.again && e.refusal.still(goal.Generation.Shape) != nil) {
+	waits := e.refusal.slow || !e.again && e.refusal.still(goal.Generation.Shape) != nil
+	if common && mayReload && waits {
 		if res, _ := e.reloadCommon(ctx, snap, mayReload); res.Action != "" {
 			part, snap.Generation = res, e.has.Generation
 		}
