@@ -612,6 +612,51 @@ func TestHoldIsTold(t *testing.T) {
 	})
 }
 
+// A text that needs a reload gets one although another text follows every few milliseconds, also after refusals.
+func TestReloadUnderChurn(t *testing.T) {
+	const interval = time.Second
+	for _, tt := range []struct{ name, before, after string }{
+		{"another shape", "", "more\n"},
+		{"two shapes, in turn", "", "more\n|another\n"},
+		{"a refused shape before", "bogus\n", "more\n"},
+		{"a refused shape between", "bogus\n", "more\n|bogus\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newHarness(t)
+				r.hasText(one)
+				c := New(Options{Proxy: r.engine, Interval: interval, Log: r.opts.Log})
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error)
+				go func() { done <- c.Run(ctx) }()
+				n := 0
+				churn := func(d time.Duration, lines string) {
+					for began := time.Now(); time.Since(began) < d; pass(10 * time.Millisecond) {
+						shapes := strings.Split(lines, "|")
+						n++
+						c.Set(Config{Text: fmt.Sprintf("bind\n%sapp: a s%d\nweb: x\n", shapes[n%len(shapes)], n)}, time.Now())
+					}
+				}
+				churn(5*time.Second, tt.before)
+				before := r.loads
+				churn(3*interval, tt.after)
+				if r.loads == before || r.loads > before+4 {
+					t.Errorf("%d reloads", r.loads-before)
+				}
+				churn(time.Second, "more\n")
+				pass(2 * interval)
+				if err := c.Ready(); err != nil || r.servers() != fmt.Sprintf("app: a s%d; web: x", n) {
+					t.Errorf("Ready() = %v, the proxy has %s", err, r.servers())
+				}
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
 // A func that tells the proxy to reload and does not come back is not waited for.
 func TestTell(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -395,8 +395,8 @@ func (c *config) text() string {
 	return b.String()
 }
 
-// changes says for each backend whose servers differ between two configurations how they differ.
-func changes(before, after *config) []proxyctl.Change {
+// Changes implements proxyctl.Grammar.
+func (d *driver) Changes(before, after *config) []proxyctl.Change {
 	names := map[string]bool{}
 	for name := range before.backends {
 		names[name] = true

@@ -66,10 +66,10 @@ func TestChanges(t *testing.T) {
 		{Backend: "app", Before: 2, After: 3, Added: 2, Removed: 1},
 		{Backend: "new", Before: 0, After: 1, Added: 1},
 	}
-	if d := cmp.Diff(want, changes(parse(sample, nil), parse(after, nil))); d != "" {
+	if d := cmp.Diff(want, new(driver).Changes(parse(sample, nil), parse(after, nil))); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	if got := changes(parse(sample, nil), parse(sample, nil)); got != nil {
+	if got := new(driver).Changes(parse(sample, nil), parse(sample, nil)); got != nil {
 		t.Errorf("no change is %v", got)
 	}
 }
@@ -219,7 +219,7 @@ func FuzzParse(f *testing.F) {
 		if p := compare(s, parse(a, s)); p.Reload != "" || len(p.Ops) > 0 {
 			t.Errorf("a text differs from itself: %v", p)
 		}
-		if c := changes(s, parse(a, nil)); c != nil {
+		if c := new(driver).Changes(s, parse(a, nil)); c != nil {
 			t.Errorf("a text differs from itself: %v", c)
 		}
 		if a := newAddresses(s, s); a != nil {

@@ -61,9 +61,6 @@ func (d *driver) Unmark(file string, before *config) marked { return unmark(file
 // IsMarked implements proxyctl.Grammar.
 func (d *driver) IsMarked(file string) bool { return isMarked(file) }
 
-// Changes implements proxyctl.Grammar.
-func (d *driver) Changes(before, after *config) []proxyctl.Change { return changes(before, after) }
-
 // SameFrame implements proxyctl.Grammar: the frame is the global and defaults sections.
 func (d *driver) SameFrame(a, b *config) bool { return difference(a.frame(), b.frame()) == "" }
 
