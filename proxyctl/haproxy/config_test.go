@@ -66,10 +66,10 @@ func TestChanges(t *testing.T) {
 		{Backend: "app", Before: 2, After: 3, Added: 2, Removed: 1},
 		{Backend: "new", Before: 0, After: 1, Added: 1},
 	}
-	if d := cmp.Diff(want, changes(parse(sample, nil), parse(after, nil))); d != "" {
+	if d := cmp.Diff(want, new(driver).Changes(parse(sample, nil), parse(after, nil))); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	if got := changes(parse(sample, nil), parse(sample, nil)); got != nil {
+	if got := new(driver).Changes(parse(sample, nil), parse(sample, nil)); got != nil {
 		t.Errorf("no change is %v", got)
 	}
 }
@@ -216,10 +216,10 @@ func FuzzParse(f *testing.F) {
 	f.Add("bind\nfrontend\nbind\nbackend\nserver\nserver x\n\\", "backend b\nserver s 1.2.3.4:5 weight")
 	f.Fuzz(func(t *testing.T, a, b string) {
 		s := parse(a, nil)
-		if p := compare(s, parse(a, s)); p.reload != "" || len(p.ops) > 0 {
+		if p := compare(s, parse(a, s)); p.Reload != "" || len(p.Ops) > 0 {
 			t.Errorf("a text differs from itself: %v", p)
 		}
-		if c := changes(s, parse(a, nil)); c != nil {
+		if c := new(driver).Changes(s, parse(a, nil)); c != nil {
 			t.Errorf("a text differs from itself: %v", c)
 		}
 		if a := newAddresses(s, s); a != nil {
@@ -227,4 +227,25 @@ func FuzzParse(f *testing.F) {
 		}
 		checkPlan(t, s, parse(b, s))
 	})
+}
+
+func TestSameFrame(t *testing.T) {
+	for _, tt := range []struct {
+		name, old, new string
+		same           bool
+	}{
+		{name: "the same", same: true},
+		{name: "servers", old: "    server a 10.0.0.1:80 check\n", same: true},
+		{name: "a backend", old: "backend app # the app\n    server a 10.0.0.1:80 check\n    server b 10.0.0.2:80 check\n", same: true},
+		{name: "a frontend's lines", old: "    bind :8080\n", same: true},
+		{name: "blanks and comments", old: "    mode http\n", new: "\n  mode   http # as always\n", same: true},
+		{name: "a line of global", old: "stats socket", new: "stats  maxconn 10\n    stats socket"},
+		{name: "no global", old: "global\n    stats socket /run/x.sock\n"},
+		{name: "a line of defaults", old: "    mode http\n", new: "    mode http\n    default-server check\n"},
+		{name: "another defaults", old: "frontend web\n", new: "defaults\nfrontend web\n"},
+	} {
+		if got := new(driver).SameFrame(parse(sample, nil), parse(strings.Replace(sample, tt.old, tt.new, 1), nil)); got != tt.same {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
 }

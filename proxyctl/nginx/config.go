@@ -167,6 +167,13 @@ func (c *config) shape() string {
 	return b.String()
 }
 
+// frame returns all of the configuration that no service has a part in: a stream block is there only if one needs it.
+func (c *config) frame() string {
+	var b strings.Builder
+	writeShape(&b, slices.DeleteFunc(slices.Clone(c.top), func(d *directive) bool { return d.is("http") || d.is("stream") }), nil)
+	return b.String()
+}
+
 func writeShape(b *strings.Builder, all []*directive, live map[*directive]bool) {
 	for _, d := range all {
 		for _, w := range d.words {

@@ -300,17 +300,17 @@ func TestMergeProperty(t *testing.T) {
 			t.Fatal(errBase, errTo)
 		}
 		d := &driver{}
-		if got := d.MergeByReload(base, to, nil); got != after {
+		if got := d.Merge(base, to, nil, true); got != after {
 			t.Fatalf("merged by a reload:\n%s", got)
 		}
-		if got := d.MergeByReload(base, to, []string{"app"}); got != before {
+		if got := d.Merge(base, to, []string{"app"}, true); got != before {
 			t.Fatalf("merged, though the upstream is to be kept:\n%s", got)
 		}
 		want := before
 		if f == luaFrame {
 			want = after
 		}
-		if got := d.Merge(base, to, nil); got != want {
+		if got := d.Merge(base, to, nil, false); got != want {
 			t.Fatalf("merged at run time:\n%s", got)
 		}
 	})
@@ -320,6 +320,26 @@ func TestCheckPath(t *testing.T) {
 	for path, good := range map[string]bool{"/run/nginx/berth.sock": true, "/run/my nginx/s": false, "/run/a;b": false, "/run/$x": false, "/run/a:b": false} {
 		if err := CheckPath(path); (err == nil) != good {
 			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+func TestSameFrame(t *testing.T) {
+	const before = "worker_processes 2;\nevents { worker_connections 64; }\nhttp { upstream app { server 10.0.0.1; } }\nstream { server { listen 1; } }\n"
+	for _, tt := range []struct {
+		name, old, new string
+		same           bool
+	}{
+		{name: "the same", same: true},
+		{name: "http", old: "upstream app { server 10.0.0.1; }", new: "server_tokens off;", same: true},
+		{name: "no stream", old: "stream { server { listen 1; } }", same: true},
+		{name: "layout and comments", old: "events {", new: "# berth\nevents\n{", same: true},
+		{name: "a directive", old: "worker_processes 2", new: "worker_processes 3"},
+		{name: "one more directive", old: "events", new: "pcre_jit on;\nevents"},
+		{name: "in another block", old: "worker_connections 64", new: "worker_connections 65"},
+	} {
+		if got := new(driver).SameFrame(mustParse(t, before), mustParse(t, strings.Replace(before, tt.old, tt.new, 1))); got != tt.same {
+			t.Errorf("%s: %v", tt.name, got)
 		}
 	}
 }

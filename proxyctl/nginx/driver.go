@@ -13,7 +13,10 @@ import (
 	"berth/proxyctl"
 )
 
-type marked = proxyctl.Marked[config]
+type (
+	marked = proxyctl.Marked[config]
+	plan   = proxyctl.Plan[balancerOp]
+)
 
 // driver implements proxyctl.Driver for one nginx.
 type driver struct {
@@ -62,6 +65,9 @@ func (d *driver) IsMarked(file string) bool { return isMarked(file) }
 
 // Changes implements proxyctl.Grammar.
 func (d *driver) Changes(before, after *config) []proxyctl.Change { return changes(before, after) }
+
+// SameFrame implements proxyctl.Grammar.
+func (d *driver) SameFrame(a, b *config) bool { return a.frame() == b.frame() }
 
 // Before implements proxyctl.Driver.
 func (d *driver) Before(last *config) *config { return last }
@@ -157,39 +163,36 @@ func (d *driver) inspectUnmarked(ctx context.Context, reason error) (proxyctl.Sn
 		}
 	}
 	if d.status.master == 0 && (d.opts.Reload == nil || supervised) {
-		return proxyctl.Snapshot{}, proxyctl.Down(reason)
+		return proxyctl.Snapshot{Down: true}, reason
 	}
 	return proxyctl.Snapshot{Unmarked: notOurs, Starting: restarts && !supervised}, nil
 }
 
 // Plan implements proxyctl.Driver: nginx is reloaded, unless nothing but servers of its Lua balancers differs.
-func (d *driver) Plan(to marked, _ *config) proxyctl.Plan {
+func (d *driver) Plan(to marked, _ *config) plan {
 	loaded := d.status.generation.Text == to.Generation.Text
 	switch {
 	case !d.status.generation.SameShape(to.Generation):
-		return proxyctl.Plan{Reload: cmp.Or(difference(d.running, to.Config), "the configuration changed")}
+		return plan{Reload: cmp.Or(difference(d.running, to.Config), "the configuration changed")}
 	case !to.Config.live:
 	case d.opts.ReloadOnly && !loaded:
-		return proxyctl.Plan{Reload: cmp.Or(difference(d.running, to.Config), balancerServers.String())}
+		return plan{Reload: cmp.Or(difference(d.running, to.Config), balancerServers.String())}
 	case loaded && d.servers == "" && d.declined != "": // the file's serve
 	case d.servers != d.serversOf(to.Config):
-		return proxyctl.Plan{Ops: []proxyctl.Op{balancerServers}}
+		return plan{Ops: []balancerOp{balancerServers}}
 	}
-	return proxyctl.Plan{}
+	return plan{}
 }
 
-// Merge implements proxyctl.Driver: it takes over the servers of live upstreams.
-func (d *driver) Merge(base, to *config, keep []string) string {
-	return merge(base, to, keep, func(old, other *upstream) bool { return old.live && other.live })
+// Merge implements proxyctl.Driver: it takes over the servers of live upstreams. By a reload it takes over servers of all
+// upstreams, but for servers with a name, which may be what nginx refused because it does not resolve.
+func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
+	return merge(base, to, keep, func(old, other *upstream) bool {
+		return reload && other.block.hasOnlyAddresses() || !reload && old.live && other.live
+	})
 }
 
-// MergeByReload implements proxyctl.ReloadMerger: it takes over servers of all upstreams, but for servers with a name, which
-// may be what nginx refused because it does not resolve.
-func (d *driver) MergeByReload(base, to *config, keep []string) string {
-	return merge(base, to, keep, func(_, other *upstream) bool { return other.block.hasOnlyAddresses() })
-}
-
-// StartsWith implements proxyctl.SafeStarter: an nginx that does not come up may be an older one, which does not know all
+// StartsWith implements proxyctl.Driver: an nginx that does not come up may be an older one, which does not know all
 // of what is in its file. Then a text that only leaves something out is safe.
 func (d *driver) StartsWith(to, there *config) bool {
 	return time.Since(d.away) > startTime && to.isLessThan(there)
