@@ -63,8 +63,10 @@ func (d *driver) IsMarked(file string) bool { return isMarked(file) }
 // Changes implements proxyctl.Grammar.
 func (d *driver) Changes(before, after *config) []proxyctl.Change { return changes(before, after) }
 
-// SameFrame implements proxyctl.Grammar.
-func (d *driver) SameFrame(a, b *config) bool { return a.frame() == b.frame() }
+// SameFrame implements proxyctl.Grammar. Services have a part in http and stream blocks only.
+func (d *driver) SameFrame(a, b *config) bool {
+	return firstDifference("", a.all.without("http", "stream"), b.all.without("http", "stream")) == ""
+}
 
 // Before implements proxyctl.Driver.
 func (d *driver) Before(last *config) *config { return last }
@@ -189,7 +191,7 @@ func (d *driver) Merge(base, to *config, keep []string) string {
 // MergeByReload implements proxyctl.ReloadMerger: it takes over servers of all upstreams, but for servers with a name, which
 // may be what nginx refused because it does not resolve.
 func (d *driver) MergeByReload(base, to *config, keep []string) string {
-	return merge(base, to, keep, func(_, other *upstream) bool { return other.block.hasOnlyAddresses() })
+	return merge(base, to, keep, func(_, other *upstream) bool { return other.hasOnlyAddresses() })
 }
 
 // StartsWith implements proxyctl.SafeStarter: an nginx that does not come up may be an older one, which does not know all

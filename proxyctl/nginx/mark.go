@@ -38,7 +38,7 @@ func mark(text, socket string) (marked, error) {
 	m := marked{Generation: configfile.NewGeneration(c.shape(), text), Config: c}
 	at := len(text)
 	block := "\nhttp {" + markBlock(socket, m.Generation) + "}\n"
-	for _, d := range c.top {
+	for _, d := range c.all.block {
 		if d.is("http") {
 			at = strings.LastIndexByte(text[:d.close], '\n') + 1
 			if strings.TrimSpace(text[at:d.close]) != "" { // the brace is on a line with something else
