@@ -15,13 +15,13 @@ func (o balancerOp) String() string { return string(o) }
 
 const balancerServers balancerOp = "servers of the Lua balancer"
 
-// errBalancer is why a reload has to do what a change at run time could not.
-type errBalancer struct{ error }
-
-func (e errBalancer) Error() string {
-	return "the Lua balancer does not take servers: " + e.error.Error()
+// tagged is an error that is another one, too, without its words.
+type tagged struct {
+	error
+	as error
 }
-func (e errBalancer) Unwrap() []error { return []error{e.error, proxyctl.ErrUnexpected} }
+
+func (e tagged) Unwrap() []error { return []error{e.error, e.as} }
 
 // serversOf returns what the Lua balancers of a configuration are to have. Without any, those in the file count.
 func (d *driver) serversOf(c *config) string {
@@ -29,15 +29,6 @@ func (d *driver) serversOf(c *config) string {
 		return ""
 	}
 	return c.liveServers()
-}
-
-// inspectServers reads what servers the Lua balancers have, if there are any: else the answer means nothing.
-func (d *driver) inspectServers(ctx context.Context) error {
-	d.servers, d.serversErr = d.control.servers(ctx)
-	if errors.Is(d.serversErr, proxyctl.ErrUnreachable) {
-		return d.serversErr
-	}
-	return nil
 }
 
 // Run implements proxyctl.Driver: it gives the Lua balancers the servers of a text that differs in nothing else from what
@@ -54,7 +45,7 @@ func (d *driver) Run(ctx context.Context, to marked, _ proxyctl.Plan) error {
 		case errors.Is(err, proxyctl.ErrUnreachable):
 			return err
 		case d.status.generation.Text != to.Generation.Text:
-			return errBalancer{err}
+			return tagged{fmt.Errorf("the Lua balancer does not take servers: %w", err), proxyctl.ErrUnexpected}
 		default: // a reload would not help: the right servers are those in the file
 			if err := d.flush(ctx, err); err != nil {
 				return err
@@ -79,12 +70,10 @@ func (d *driver) flush(ctx context.Context, reason error) error {
 }
 
 // startBalancers gives the Lua balancers of a configuration that was just loaded their servers, or leaves it to those in
-// its file. If the configuration has not run before, it is checked that they work.
-func (d *driver) startBalancers(ctx context.Context, c *config, isNew bool) error {
-	if isNew {
-		if err := d.control.checkBalancer(ctx); err != nil {
-			return fmt.Errorf("%w: its Lua balancer does not work: %w; nginx's error log says more", proxyctl.ErrRefused, err)
-		}
+// its file, if they work.
+func (d *driver) startBalancers(ctx context.Context, c *config) error {
+	if err := d.control.checkBalancer(ctx); err != nil {
+		return fmt.Errorf("%w: its Lua balancer does not work: %w; nginx's error log says more", proxyctl.ErrRefused, err)
 	}
 	err := d.control.setServers(ctx, d.serversOf(c))
 	if err == nil || errors.Is(err, proxyctl.ErrUnreachable) {

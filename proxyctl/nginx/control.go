@@ -96,6 +96,7 @@ type status struct {
 	worker     int                   // that worker, as nginx knows it
 	version    string
 	master     int  // 0 if it cannot be seen from here
+	replaces   bool // that master replaces another one, which runs still
 	notNginx   bool // somebody else listens there
 }
 
@@ -124,7 +125,7 @@ func (c control) status(ctx context.Context) (status, error) {
 	if s.worker, err = strconv.Atoi(fields[1]); err != nil {
 		return status{}, fmt.Errorf("%w: nginx on %s calls its worker %.100q", proxyctl.ErrUnreachable, c.socket, fields[1])
 	}
-	s.master = masterOf(pid, s.worker)
+	s.master, s.replaces = masterOf(pid, s.worker)
 	return s, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,7 +27,7 @@ type driver struct {
 	servers    string  // what the Lua balancers had then
 	serversErr error   // why they did not say
 	running    *config // what nginx runs
-	inspects   bool    // it was inspected since the start
+	started    sync.Once
 	version    knownVersion
 	away       time.Time   // since when nginx does not say what it runs; zero if it does
 	down       atomic.Bool // nobody listens on the control socket
@@ -35,7 +36,6 @@ type driver struct {
 	overlaps time.Time   // until then they may serve still, if they cannot be seen
 	closing  *time.Timer // ends an announcement of a reload
 	declined string      // what the Lua balancer said when it last took no servers
-	returns  bool        // the next reload brings the last good text back
 	warned   bool        // that there is no worker_shutdown_timeout
 }
 
@@ -105,10 +105,7 @@ func (d *driver) removeStale() {
 
 // Inspect implements proxyctl.Driver.
 func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
-	if !d.inspects {
-		d.inspects = true
-		d.forgetClosing()
-	}
+	d.started.Do(d.forgetClosing)
 	// nginx makes the control socket for everybody: its directory is what keeps others away.
 	if err := os.MkdirAll(filepath.Dir(d.opts.Socket), 0o750); err != nil {
 		return proxyctl.Snapshot{}, fmt.Errorf("nginx's control socket: %w", err)
@@ -124,13 +121,20 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 		return d.inspectUnmarked(ctx, err)
 	}
 	d.away = time.Time{}
-	if err := d.setVersion(ctx, s.version); err != nil {
+	if err := d.setVersion(ctx, s); err != nil {
 		return proxyctl.Snapshot{}, err
 	}
-	if err := d.inspectServers(ctx); err != nil {
-		return proxyctl.Snapshot{}, err
+	// What the answer means, the text says: without Lua balancers there are no servers either.
+	if d.servers, d.serversErr = d.control.servers(ctx); errors.Is(d.serversErr, proxyctl.ErrUnreachable) {
+		return proxyctl.Snapshot{}, d.serversErr
 	}
-	return proxyctl.Snapshot{Generation: s.generation, OldWorkers: d.oldWorkers()}, nil
+	return d.snapshot(), nil
+}
+
+// snapshot returns what nginx said last.
+func (d *driver) snapshot() proxyctl.Snapshot {
+	serve, finish := d.oldWorkers()
+	return proxyctl.Snapshot{Generation: d.status.generation, OldWorkers: serve + finish}
 }
 
 // inspectUnmarked deals with an nginx that does not say what it runs, for a reason: it is down, or it has a configuration
@@ -147,11 +151,11 @@ func (d *driver) inspectUnmarked(ctx context.Context, reason error) (proxyctl.Sn
 		d.away = time.Now()
 	}
 	restarts := !foreign && time.Since(d.away) < startTime
-	version := ""
+	var next status
 	if restarts { // else it may be another nginx that starts next
-		version = d.version.running
+		next.version = d.version.running
 	}
-	if err := d.setVersion(ctx, version); err != nil {
+	if err := d.setVersion(ctx, next); err != nil {
 		return proxyctl.Snapshot{}, err
 	}
 	supervised := d.opts.Prepared != nil

@@ -25,8 +25,6 @@ var errStarting = fmt.Errorf("%w: nginx is starting", proxyctl.ErrUnreachable)
 
 // Reload implements proxyctl.Driver.
 func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot, error) {
-	back := d.returns
-	d.returns = false
 	d.waitForOverlap(ctx)
 	if to.Generation == (configfile.Generation{}) { // what is not berth's does not say whether it is loaded
 		return proxyctl.Snapshot{}, d.signal(ctx)
@@ -37,18 +35,17 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 	}
 	if to.Config.live {
 		d.waitForOverlap(ctx) // an old worker may have no balancer
-		if err := d.startBalancers(ctx, to.Config, !back); err != nil {
-			d.returns = !back
+		if err := d.startBalancers(ctx, to.Config); err != nil {
 			return proxyctl.Snapshot{}, &proxyctl.LoadedError{Err: err}
 		}
 	}
 	d.running = to.Config
-	_ = d.setVersion(ctx, d.status.version) // if the text is not the one for it, that comes next
+	_ = d.setVersion(ctx, d.status) // if the text is not the one for it, that comes next
 	if !d.warned && !to.Config.all.has("worker_shutdown_timeout") {
 		d.warned = true
 		d.opts.Log.Warn("the configuration sets no worker_shutdown_timeout: after a reload an old worker stays as long as its longest connection")
 	}
-	return proxyctl.Snapshot{Generation: to.Generation, OldWorkers: d.oldWorkers()}, nil
+	return d.snapshot(), nil
 }
 
 // reloadAndVerify has nginx load its file, which has a text, and returns when a worker answers that has loaded it.
@@ -117,14 +114,6 @@ func (d *driver) await(ctx context.Context, want configfile.Generation) error {
 	}
 }
 
-// portRefusal is a refusal that names the port.
-type portRefusal struct {
-	error
-	port *proxyctl.PortError
-}
-
-func (e portRefusal) Unwrap() []error { return []error{e.error, e.port} }
-
 var refusedPort = regexp.MustCompile(`^bind\(\) to (\S+:([0-9]+)) failed \([0-9]+: (.*)\)$`)
 
 // refusal is the error of a text that nginx refused with a complaint.
@@ -135,7 +124,7 @@ func refusal(complaint string) error {
 		return err
 	}
 	port, _ := strconv.Atoi(m[2])
-	return portRefusal{err, &proxyctl.PortError{Port: port, Address: m[1], Reason: m[3]}}
+	return tagged{err, &proxyctl.PortError{Port: port, Address: m[1], Reason: m[3]}}
 }
 
 // isRenewed says whether there are workers of after a reload, as far as they can be seen. It is asked where nginx was told
@@ -150,7 +139,7 @@ func (d *driver) isRenewed(now status, began time.Time) bool {
 
 // waitForOverlap waits until workers of before the last reload take no new connections.
 func (d *driver) waitForOverlap(ctx context.Context) {
-	for began := time.Now(); d.overlapping() && time.Since(began) < time.Second; {
+	for end := time.Now().Add(time.Second); d.overlapping() && time.Now().Before(end); {
 		select {
 		case <-ctx.Done():
 			return
@@ -159,30 +148,26 @@ func (d *driver) waitForOverlap(ctx context.Context) {
 	}
 }
 
-// overlapping says whether workers of before the last reload may serve still, beside the new ones.
+// overlapping says whether workers of before the last reload serve still.
 func (d *driver) overlapping() bool {
 	if d.status.master == 0 || len(d.before) == 0 { // the workers of an nginx that had nothing of berth's were not seen
 		return time.Now().Before(d.overlaps)
 	}
-	return d.overlappers() > 0
+	serve, _ := d.oldWorkers()
+	return serve > 0
 }
 
-// overlappers is how many workers of before the last reload serve still.
-func (d *driver) overlappers() (n int) {
-	serving, _ := workers(d.status.master)
+// oldWorkers counts the workers of before the last reload that serve still, and the workers that only finish their
+// connections, as far as they can be seen.
+func (d *driver) oldWorkers() (serve, finish int) {
+	if d.status.master == 0 {
+		return 0, 0
+	}
+	serving, leaving := workers(d.status.master)
 	for _, pid := range serving {
 		if slices.Contains(d.before, pid) {
-			n++
+			serve++
 		}
 	}
-	return n
-}
-
-// oldWorkers is how many workers only finish their connections, as far as they can be seen.
-func (d *driver) oldWorkers() int {
-	if d.status.master == 0 {
-		return 0
-	}
-	_, leaving := workers(d.status.master)
-	return len(leaving) + d.overlappers()
+	return serve, len(leaving)
 }

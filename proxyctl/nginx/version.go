@@ -85,11 +85,14 @@ type knownVersion struct {
 
 // setVersion takes in the version of the nginx that runs, "" if it is not known, and reports the one that texts must suit.
 // The error says that the text at hand is for another version: the right one is being rendered.
-func (d *driver) setVersion(ctx context.Context, running string) error {
+func (d *driver) setVersion(ctx context.Context, s status) error {
 	v := &d.version
-	v.running = running
+	if s.replaces { // then workers of both answer by turns
+		s.version = older(v.running, s.version)
+	}
+	v.running = s.version
 	d.askProgram(ctx)
-	if version := older(running, v.binary); version != v.reported {
+	if version := older(v.running, v.binary); version != v.reported {
 		v.reported = version
 		if d.opts.Version != nil && d.opts.Version(version) {
 			v.waits = time.Now().Add(renderTime)
@@ -104,16 +107,13 @@ func (d *driver) setVersion(ctx context.Context, running string) error {
 
 // askProgram asks nginx's program for its version when it is another one than before.
 func (d *driver) askProgram(ctx context.Context) {
-	if d.opts.Binary == "" {
-		return
-	}
 	v := &d.version
 	info, err := os.Stat(d.opts.Binary)
-	if err != nil {
+	switch {
+	case err != nil: // there is none
 		v.binary, v.program = "", nil
 		return
-	}
-	if v.program != nil && os.SameFile(info, v.program) && info.ModTime().Equal(v.program.ModTime()) {
+	case v.program != nil && os.SameFile(info, v.program) && info.ModTime().Equal(v.program.ModTime()):
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.opts.Timeout)
