@@ -23,7 +23,7 @@ type tagged struct {
 
 func (e tagged) Unwrap() []error { return []error{e.error, e.as} }
 
-// serversOf returns what the Lua balancers of a configuration are to have. Without any, those in the file count.
+// serversOf returns the servers that the Lua balancers of a configuration are to have. Without any, they use the file's.
 func (d *driver) serversOf(c *config) string {
 	if d.opts.ReloadOnly {
 		return ""
@@ -46,7 +46,7 @@ func (d *driver) Run(ctx context.Context, to marked, _ proxyctl.Plan) error {
 			return err
 		case d.status.generation.Text != to.Generation.Text:
 			return tagged{fmt.Errorf("the Lua balancer does not take servers: %w", err), proxyctl.ErrUnexpected}
-		default: // a reload would not help: the right servers are those in the file
+		default: // a reload would not help: the file has the right servers
 			if err := d.flush(ctx, err); err != nil {
 				return err
 			}
@@ -56,8 +56,7 @@ func (d *driver) Run(ctx context.Context, to marked, _ proxyctl.Plan) error {
 	return nil
 }
 
-// flush takes from the Lua balancers, which did not take servers for the reason given, the ones that they have, so that
-// the file's serve.
+// flush empties the Lua balancers, which refused other servers for this reason: then they use the file's.
 func (d *driver) flush(ctx context.Context, reason error) error {
 	if err := d.control.setServers(ctx, ""); err != nil {
 		return fmt.Errorf("nginx's Lua balancer does not take servers: %w", reason)
@@ -69,8 +68,8 @@ func (d *driver) flush(ctx context.Context, reason error) error {
 	return nil
 }
 
-// startBalancers gives the Lua balancers of a configuration that was just loaded their servers, or leaves it to those in
-// its file, if they work.
+// startBalancers checks that the Lua balancers of a configuration that was just loaded work, and gives them their servers.
+// Balancers that refuse servers use the file's.
 func (d *driver) startBalancers(ctx context.Context, c *config) error {
 	if err := d.control.checkBalancer(ctx); err != nil {
 		return fmt.Errorf("%w: its Lua balancer does not work: %w; nginx's error log says more", proxyctl.ErrRefused, err)

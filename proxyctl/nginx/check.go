@@ -62,7 +62,7 @@ func Check(ctx context.Context, binary, file, socket, text string, files map[str
 	}
 	for _, path := range beside {
 		if name := filepath.Base(path); name != filepath.Base(file) {
-			_ = os.Symlink(absolute(path), filepath.Join(dir, name)) // but for those that are there by now
+			_ = os.Symlink(absolute(path), filepath.Join(dir, name)) // but for auxiliary files, which are there by now
 		}
 	}
 	candidate := filepath.Join(dir, filepath.Base(file))

@@ -25,7 +25,7 @@ type config struct {
 // upstream is a group of servers.
 type upstream struct {
 	*directive
-	servers []server // in the order of the text, without the ones marked as down
+	servers []server // in the order of the text, without any that is marked as down
 }
 
 // server is a line of an upstream block.
@@ -48,11 +48,9 @@ func parse(text string) (*config, error) {
 			switch {
 			case sub.is("upstream") && len(sub.words) == 2:
 				name, u := sub.words[1], newUpstream(sub)
-				if d.name() != "http" {
-					u.live = false
-				}
-				if c.upstreams[name] != nil { // one for http and one for stream may have the same
-					name, u.live = d.name()+" "+name, false
+				u.live = u.live && d.name() == "http" && c.upstreams[name] == nil
+				if c.upstreams[name] != nil { // http and stream may each have one of this name
+					name = d.name() + " " + name
 				}
 				c.upstreams[name] = u
 			case sub.is("server") && isBalancerControl(sub):

@@ -39,7 +39,7 @@ type driver struct {
 	warned   bool        // that there is no worker_shutdown_timeout
 }
 
-// startTime is how long an nginx that went may take to come back with the same version.
+// startTime is how long an nginx that went is expected to come back with the same version.
 const startTime = 10 * time.Second
 
 const notOurs = "nginx does not have berth's configuration yet"
@@ -111,7 +111,7 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 		return proxyctl.Snapshot{}, fmt.Errorf("nginx's control socket: %w", err)
 	}
 	s, err := d.control.status(ctx)
-	if err == nil && s.generation != d.status.generation { // a worker of before the last reload does not count while it goes
+	if err == nil && s.generation != d.status.generation { // it may be a worker from before the last reload, which goes
 		d.waitForOverlap(ctx)
 		s, err = d.control.status(ctx)
 	}
@@ -124,7 +124,7 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 	if err := d.setVersion(ctx, s); err != nil {
 		return proxyctl.Snapshot{}, err
 	}
-	// What the answer means, the text says: without Lua balancers there are no servers either.
+	// Without a Lua balancer the answer means nothing, and is not looked at.
 	if d.servers, d.serversErr = d.control.servers(ctx); errors.Is(d.serversErr, proxyctl.ErrUnreachable) {
 		return proxyctl.Snapshot{}, d.serversErr
 	}
@@ -137,8 +137,8 @@ func (d *driver) snapshot() proxyctl.Snapshot {
 	return proxyctl.Snapshot{Generation: d.status.generation, OldWorkers: serve + finish}
 }
 
-// inspectUnmarked deals with an nginx that does not say what it runs, for a reason: it is down, or it has a configuration
-// that is not berth's.
+// inspectUnmarked inspects an nginx that does not say what it runs, for a reason: it is down, or it has a foreign
+// configuration.
 func (d *driver) inspectUnmarked(ctx context.Context, reason error) (proxyctl.Snapshot, error) {
 	foreign := errors.Is(reason, errNotOurs)
 	if !gone(reason) && !foreign || d.status.notNginx {
@@ -192,14 +192,14 @@ func (d *driver) Merge(base, to *config, keep []string) string {
 	return merge(base, to, keep, func(old, other *upstream) bool { return old.live && other.live })
 }
 
-// MergeByReload implements proxyctl.ReloadMerger: it takes over servers of all upstreams, but for servers with a name, which
-// may be what nginx refused because it does not resolve.
+// MergeByReload implements proxyctl.ReloadMerger: it takes over the servers of all upstreams that have only IP addresses.
+// nginx may have refused a name because it does not resolve.
 func (d *driver) MergeByReload(base, to *config, keep []string) string {
 	return merge(base, to, keep, func(_, other *upstream) bool { return other.hasOnlyAddresses() })
 }
 
-// StartsWith implements proxyctl.SafeStarter: an nginx that does not come up may be an older one, which does not know all
-// of what is in its file. Then a text that only leaves something out is safe.
+// StartsWith implements proxyctl.SafeStarter: an nginx that does not come up may be an older one, which does not know
+// everything in its file. Then a text that only leaves something out is safe.
 func (d *driver) StartsWith(to, there *config) bool {
 	return time.Since(d.away) > startTime && to.isLessThan(there)
 }

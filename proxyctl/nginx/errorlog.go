@@ -34,7 +34,7 @@ func (l *errorLog) refusal() (first string, final bool) {
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err != nil || info.Size() < l.from {
-		l.from = 0 // somebody has emptied it
+		l.from = 0 // the file was emptied
 	}
 	b, err := io.ReadAll(io.NewSectionReader(f, l.from, mostMessages))
 	if err != nil {

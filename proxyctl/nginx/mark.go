@@ -69,7 +69,7 @@ func unmark(file, socket string) marked {
 	return marked{Text: file, Config: c}
 }
 
-// isMarked says whether berth wrote a file, even if somebody has edited it since.
+// isMarked says whether berth wrote a file, even if it was edited since.
 func isMarked(file string) bool { return strings.Contains(file, markLine) }
 
 // Unmarked returns the text that was rendered for a file, if berth wrote the file for an nginx with this control socket, or

@@ -35,7 +35,7 @@ func (d *directive) has(path ...string) bool {
 	})
 }
 
-// without returns the directives of the block but for those with one of these names.
+// without returns the directives of the block that have none of these names.
 func (d *directive) without(names ...string) []*directive {
 	return slices.DeleteFunc(slices.Clone(d.block), func(sub *directive) bool { return slices.Contains(names, sub.name()) })
 }

@@ -141,7 +141,7 @@ func children(pid int) (all []int) {
 	return all
 }
 
-// workers returns the worker processes of a master: those that serve, and those that only finish their connections.
+// workers returns the worker processes of a master that serve, and the ones that only finish their connections.
 func workers(master int) (serving, leaving []int) {
 	for _, pid := range children(master) {
 		switch t := title(pid); {

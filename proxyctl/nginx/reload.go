@@ -20,13 +20,13 @@ const overlap = 150 * time.Millisecond
 // poll is the time between two looks at an nginx that reloads.
 const poll = 3 * time.Millisecond
 
-// errStarting is the error when an nginx that seemed not to have berth's configuration was just starting with it.
+// errStarting is the error for an nginx that seemed not to have berth's configuration, and was just starting with it.
 var errStarting = fmt.Errorf("%w: nginx is starting", proxyctl.ErrUnreachable)
 
 // Reload implements proxyctl.Driver.
 func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot, error) {
 	d.waitForOverlap(ctx)
-	if to.Generation == (configfile.Generation{}) { // what is not berth's does not say whether it is loaded
+	if to.Generation == (configfile.Generation{}) { // a foreign text does not say whether it is loaded
 		return proxyctl.Snapshot{}, d.signal(ctx)
 	}
 	defer d.announce(ctx, last)()
@@ -48,7 +48,7 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 	return d.snapshot(), nil
 }
 
-// reloadAndVerify has nginx load its file, which has a text, and returns when a worker answers that has loaded it.
+// reloadAndVerify has nginx load its file, and returns when a worker answers that has loaded the text in it.
 func (d *driver) reloadAndVerify(ctx context.Context, to marked) error {
 	d.log.begin()
 	d.before, _ = workers(d.status.master)
@@ -116,7 +116,7 @@ func (d *driver) await(ctx context.Context, want configfile.Generation) error {
 
 var refusedPort = regexp.MustCompile(`^bind\(\) to (\S+:([0-9]+)) failed \([0-9]+: (.*)\)$`)
 
-// refusal is the error of a text that nginx refused with a complaint.
+// refusal returns the error for a text that nginx refused with this complaint.
 func refusal(complaint string) error {
 	err := fmt.Errorf("%w by nginx: %s", proxyctl.ErrRefused, complaint)
 	m := refusedPort.FindStringSubmatch(complaint)
@@ -127,8 +127,8 @@ func refusal(complaint string) error {
 	return tagged{err, &proxyctl.PortError{Port: port, Address: m[1], Reason: m[3]}}
 }
 
-// isRenewed says whether there are workers of after a reload, as far as they can be seen. It is asked where nginx was told
-// to load what it says that it runs.
+// isRenewed says whether nginx has started workers since a reload began, as far as they can be seen: where it was told to
+// load the text that it runs, its generation does not tell.
 func (d *driver) isRenewed(now status, began time.Time) bool {
 	if now.master == 0 {
 		return time.Since(began) > overlap
@@ -137,7 +137,7 @@ func (d *driver) isRenewed(now status, began time.Time) bool {
 	return slices.ContainsFunc(serving, func(pid int) bool { return !slices.Contains(d.before, pid) })
 }
 
-// waitForOverlap waits until workers of before the last reload take no new connections.
+// waitForOverlap waits until the workers from before the last reload take no new connections.
 func (d *driver) waitForOverlap(ctx context.Context) {
 	for end := time.Now().Add(time.Second); d.overlapping() && time.Now().Before(end); {
 		select {
@@ -148,7 +148,7 @@ func (d *driver) waitForOverlap(ctx context.Context) {
 	}
 }
 
-// overlapping says whether workers of before the last reload serve still.
+// overlapping says whether workers from before the last reload still serve.
 func (d *driver) overlapping() bool {
 	if d.status.master == 0 || len(d.before) == 0 { // the workers of an nginx that had nothing of berth's were not seen
 		return time.Now().Before(d.overlaps)
@@ -157,7 +157,7 @@ func (d *driver) overlapping() bool {
 	return serve > 0
 }
 
-// oldWorkers counts the workers of before the last reload that serve still, and the workers that only finish their
+// oldWorkers counts the workers from before the last reload that still serve, and the workers that only finish their
 // connections, as far as they can be seen.
 func (d *driver) oldWorkers() (serve, finish int) {
 	if d.status.master == 0 {

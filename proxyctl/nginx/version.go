@@ -15,7 +15,7 @@ import (
 	"berth/proxyctl"
 )
 
-// AtLeast says whether a version of nginx, "1.26.3", is another one or later. One that is not known, "", is not.
+// AtLeast says whether a version of nginx, "1.26.3", is another one or later. The unknown version, "", never is.
 func AtLeast(version, other string) bool {
 	return slices.Compare(numbers(version), numbers(other)) >= 0
 }
@@ -74,7 +74,7 @@ func older(a, b string) string {
 // renderTime is how long a text for another version is waited for.
 const renderTime = 2 * time.Second
 
-// knownVersion holds what is known of nginx's version.
+// knownVersion holds the versions of nginx that are known.
 type knownVersion struct {
 	running  string      // of the nginx that runs, or ran until just now; "" if it is not known
 	binary   string      // of the program
