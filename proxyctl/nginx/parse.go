@@ -154,7 +154,12 @@ func (p *parser) word() (string, error) {
 		switch {
 		case c == '\\' && p.at+1 < len(p.text):
 			p.at++
-			w.WriteString(unescape(p.text[p.at]))
+			escaped, known := escapes[p.text[p.at]]
+			if !known {
+				w.WriteByte(c)
+				escaped = p.text[p.at]
+			}
+			w.WriteByte(escaped)
 		case quoted && c == quote:
 			p.at++
 			return w.String(), nil
@@ -170,20 +175,8 @@ func (p *parser) word() (string, error) {
 	return w.String(), nil
 }
 
-// unescape returns what a backslash and a character stand for.
-func unescape(c byte) string {
-	switch c {
-	case '"', '\'', '\\':
-		return string(c)
-	case 't':
-		return "\t"
-	case 'r':
-		return "\r"
-	case 'n':
-		return "\n"
-	}
-	return "\\" + string(c)
-}
+// escapes are the characters to which a backslash gives a meaning. Before any other one it stands for itself.
+var escapes = map[byte]byte{'"': '"', '\'': '\'', '\\': '\\', 't': '\t', 'r': '\r', 'n': '\n'}
 
 // luaBlock reads a block of Lua code, up to behind the brace that closes it.
 func (p *parser) luaBlock(d *directive) error {

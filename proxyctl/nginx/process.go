@@ -34,8 +34,8 @@ func isMaster(pid int) bool { return pid > 0 && strings.HasPrefix(title(pid), ti
 
 // masterOf returns the master process of an nginx, 0 if it cannot be seen from here. listener is the process that began to
 // listen on the control socket; worker is a process that answers there, by its number in its own process namespace. An nginx
-// that put itself into the background began to listen before that, in a process that is gone. One that replaces another has
-// its control socket from that, which started it, and may run still: then replaces is true.
+// that put itself into the background began to listen before that, in a process that is gone. An nginx that replaces another
+// one in place was started by its master, and has the control socket from there; replaces says that both run.
 func masterOf(listener, worker int) (master int, replaces bool) {
 	if listener == 0 {
 		return 0, false
@@ -45,7 +45,7 @@ func masterOf(listener, worker int) (master int, replaces bool) {
 	}
 	switch {
 	case isMaster(master) && (!isMaster(listener) || parent(master) == listener):
-		return master, isMaster(listener)
+		return master, isMaster(parent(master))
 	case isMaster(listener):
 		return listener, false
 	}

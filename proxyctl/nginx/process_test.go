@@ -90,9 +90,9 @@ func TestMasterOf(t *testing.T) {
 		{name: "its own", listener: other[0], worker: other[1], master: other[0]},
 		{name: "a worker that is known by another number", listener: other[0], worker: 1 << 30, master: other[0]},
 		{name: "a number that is another nginx's worker here", listener: other[0], worker: all[2], master: other[0]},
-		{name: "it went into the background", listener: 1 << 30, worker: other[1], master: other[0]},
+		{name: "it went into the background, or the one that it replaced is gone", listener: 1 << 30, worker: other[1], master: other[0]},
 		{name: "upgraded in place, and the old one runs", listener: all[0], worker: all[2], master: all[1], replaces: true},
-		{name: "upgraded in place, and the old one is gone", listener: 1 << 30, worker: all[2], master: all[1]},
+		{name: "the same, and the old one went into the background", listener: 1 << 30, worker: all[2], master: all[1], replaces: true},
 		{name: "in another process namespace", worker: other[1]},
 	} {
 		if got, replaces := masterOf(tt.listener, tt.worker); got != tt.master || replaces != tt.replaces {
