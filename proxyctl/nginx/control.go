@@ -95,7 +95,6 @@ type status struct {
 	generation configfile.Generation // of the text that the worker which answered has loaded
 	version    string
 	master     int  // 0 if it cannot be seen from here
-	replaces   bool // that master replaces another one, which runs still
 	notNginx   bool // another program listens there
 }
 
@@ -103,7 +102,20 @@ type status struct {
 var errNotOurs = errors.New("who listens on the control socket is not the nginx that berth configures")
 
 // status asks what nginx runs. If that is nothing of berth's, the status has nginx's master process, as far as it is known.
+// Of an nginx that is being replaced in place and the new one, which answer by turns, the new one counts.
 func (c control) status(ctx context.Context) (status, error) {
+	for end := time.Now().Add(time.Second); ; time.Sleep(poll) {
+		s, err := c.askStatus(ctx)
+		if err != nil || !isReplaced(s.master) {
+			return s, err
+		}
+		if time.Now().After(end) {
+			return status{}, fmt.Errorf("%w: nginx is being replaced, and the new one does not answer yet", proxyctl.ErrUnreachable)
+		}
+	}
+}
+
+func (c control) askStatus(ctx context.Context) (status, error) {
 	answer, pid, err := c.ask(ctx, http.MethodGet, generationName, "/", "")
 	var said *statusError
 	fields := strings.Fields(answer)
@@ -125,7 +137,7 @@ func (c control) status(ctx context.Context) (status, error) {
 	if err != nil {
 		return status{}, fmt.Errorf("%w: nginx on %s calls its worker %.100q", proxyctl.ErrUnreachable, c.socket, fields[1])
 	}
-	s.master, s.replaces = masterOf(pid, worker)
+	s.master = masterOf(pid, worker)
 	return s, nil
 }
 

@@ -121,7 +121,7 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 		return d.inspectUnmarked(ctx, err)
 	}
 	d.away = time.Time{}
-	if err := d.setVersion(ctx, s); err != nil {
+	if err := d.setVersion(ctx, s.version); err != nil {
 		return proxyctl.Snapshot{}, err
 	}
 	// Without a Lua balancer the answer means nothing, and is not looked at.
@@ -151,11 +151,11 @@ func (d *driver) inspectUnmarked(ctx context.Context, reason error) (proxyctl.Sn
 		d.away = time.Now()
 	}
 	restarts := !foreign && time.Since(d.away) < startTime
-	var next status
+	version := ""
 	if restarts { // else it may be another nginx that starts next
-		next.version = d.version.running
+		version = d.version.running
 	}
-	if err := d.setVersion(ctx, next); err != nil {
+	if err := d.setVersion(ctx, version); err != nil {
 		return proxyctl.Snapshot{}, err
 	}
 	supervised := d.opts.Prepared != nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -35,22 +36,26 @@ func isMaster(pid int) bool { return pid > 0 && strings.HasPrefix(title(pid), ti
 // masterOf returns the master process of an nginx, 0 if it cannot be seen from here. listener is the process that began to
 // listen on the control socket; worker is a process that answers there, by its number in its own process namespace. An nginx
 // that put itself into the background began to listen before that, in a process that is gone. An nginx that replaces another
-// one in place was started by its master, and has the control socket from there; replaces says that both run.
-func masterOf(listener, worker int) (master int, replaces bool) {
+// one in place was started by its master, and has the control socket from there.
+func masterOf(listener, worker int) (master int) {
 	if listener == 0 {
-		return 0, false
+		return 0
 	}
 	if title(worker) == titleWorker {
 		master = parent(worker)
 	}
 	switch {
 	case isMaster(master) && (!isMaster(listener) || parent(master) == listener):
-		return master, isMaster(parent(master))
+		return master
 	case isMaster(listener):
-		return listener, false
+		return listener
 	}
-	return 0, false
+	return 0
 }
+
+// isReplaced says whether a master process has started another one, which is to replace it. Until that has happened both
+// serve, and the old one does not load its file any more: told to, it starts more workers.
+func isReplaced(master int) bool { return slices.ContainsFunc(children(master), isMaster) }
 
 // parent returns the process that started another one, 0 if there is none.
 func parent(pid int) (started int) {

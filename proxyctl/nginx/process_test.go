@@ -84,36 +84,20 @@ func TestMasterOf(t *testing.T) {
 	for _, tt := range []struct {
 		name             string
 		listener, worker int
-		master           int
-		replaces         bool
+		want             int
+		replaced         bool
 	}{
-		{name: "its own", listener: other[0], worker: other[1], master: other[0]},
-		{name: "a worker that is known by another number", listener: other[0], worker: 1 << 30, master: other[0]},
-		{name: "a number that is another nginx's worker here", listener: other[0], worker: all[2], master: other[0]},
-		{name: "it went into the background, or the one that it replaced is gone", listener: 1 << 30, worker: other[1], master: other[0]},
-		{name: "upgraded in place, and the old one runs", listener: all[0], worker: all[2], master: all[1], replaces: true},
-		{name: "the same, and the old one went into the background", listener: 1 << 30, worker: all[2], master: all[1], replaces: true},
+		{name: "its own", listener: other[0], worker: other[1], want: other[0]},
+		{name: "a worker that is known by another number", listener: other[0], worker: 1 << 30, want: other[0]},
+		{name: "a number that is another nginx's worker here", listener: other[0], worker: all[2], want: other[0]},
+		{name: "it went into the background, or the one that it replaced is gone", listener: 1 << 30, worker: other[1], want: other[0]},
+		{name: "it replaces another one", listener: all[0], worker: all[2], want: all[1]},
+		{name: "it replaces another one, which went into the background", listener: 1 << 30, worker: all[2], want: all[1]},
+		{name: "it is being replaced", listener: all[0], worker: 1 << 30, want: all[0], replaced: true},
 		{name: "in another process namespace", worker: other[1]},
 	} {
-		if got, replaces := masterOf(tt.listener, tt.worker); got != tt.master || replaces != tt.replaces {
-			t.Errorf("%s: %d, %v; want %d, %v", tt.name, got, replaces, tt.master, tt.replaces)
+		if got := masterOf(tt.listener, tt.worker); got != tt.want || isReplaced(got) != tt.replaced {
+			t.Errorf("%s: %d, replaced: %v; want %d, %v", tt.name, got, isReplaced(got), tt.want, tt.replaced)
 		}
-	}
-}
-
-// While workers of the old and the new nginx answer by turns, the text suits both.
-func TestVersionDuringUpgrade(t *testing.T) {
-	var said []string
-	n := startFake(t, "")
-	p := n.proxy(func(o *Options) { o.Version = func(v string) bool { said = append(said, v); return false } })
-	for range 3 {
-		for _, s := range []status{{version: "1.26.3"}, {version: "1.30.0", replaces: true}} {
-			if err := p.driver.setVersion(t.Context(), s); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-	if err := p.driver.setVersion(t.Context(), status{version: "1.30.0"}); err != nil || strings.Join(said, " ") != "1.26.3 1.30.0" {
-		t.Errorf("%v, told %q", err, said)
 	}
 }

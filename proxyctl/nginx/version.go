@@ -85,12 +85,9 @@ type knownVersion struct {
 
 // setVersion takes in the version of the nginx that runs, "" if it is not known, and reports the one that texts must suit.
 // The error says that the text at hand is for another version: the right one is being rendered.
-func (d *driver) setVersion(ctx context.Context, s status) error {
+func (d *driver) setVersion(ctx context.Context, running string) error {
 	v := &d.version
-	if s.replaces { // then workers of both answer by turns
-		s.version = older(v.running, s.version)
-	}
-	v.running = s.version
+	v.running = running
 	d.askProgram(ctx)
 	if version := older(v.running, v.binary); version != v.reported {
 		v.reported = version
