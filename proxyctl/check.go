@@ -25,8 +25,7 @@ func Check(ctx context.Context, name string, complaints func(out string) string,
 	}
 }
 
-// Tell tells a proxy to reload by a func of which nothing is known, and does not wait for longer than timeout, whatever
-// the func does.
+// Tell tells a proxy to reload by calling a func, and does not wait for longer than timeout, whatever the func does.
 func Tell(ctx context.Context, timeout time.Duration, reload func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

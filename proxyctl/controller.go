@@ -22,7 +22,7 @@ type Proxy interface {
 	// ErrUnreachable where that is the cause; the error is ErrNotYet if it takes a reload and mayReload is false, and a
 	// HoldError if the configuration is not believed yet. The same text again makes sure that the proxy still runs it.
 	Apply(ctx context.Context, c Config, mayReload bool) (Result, error)
-	// Run does what is left to do after an Apply and can wait, until ctx is done.
+	// Run does the work that an Apply leaves for later, until ctx is done.
 	Run(ctx context.Context)
 	// Close finishes what an Apply has begun and nobody waits for. It is called once, at the end.
 	Close()
@@ -45,7 +45,7 @@ type Controller struct {
 
 	mu      sync.Mutex
 	next    *wanted   // newest text given, until it is tried
-	current wanted    // what is tried, or was last
+	current wanted    // the text that is tried, or was last
 	failure error     // why the proxy does not run the text that was tried last
 	pending time.Time // since when a text waits that is not known to fail; zero if none does
 }
@@ -150,7 +150,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 }
 
-// pace is what a Controller knows of how things went, and decides from it what follows.
+// pace remembers how earlier Applies went, and decides from that when the next one is due.
 type pace struct {
 	interval, check time.Duration
 
@@ -158,7 +158,7 @@ type pace struct {
 	away     time.Time // since when the proxy is not reachable
 	reported string    // the failure that is already in the log
 	soon     *backoff.ExponentialBackOff
-	seldom   *backoff.ExponentialBackOff // for a refused text, the cause of which may pass: a name, a port
+	seldom   *backoff.ExponentialBackOff // for a refused text: its cause may pass (a name, a port)
 }
 
 func newPace(interval, check time.Duration) *pace {
@@ -169,10 +169,10 @@ func newPace(interval, check time.Duration) *pace {
 	}
 }
 
-// next is what follows from an Apply.
+// next says what follows from an Apply.
 type next struct {
 	wait      time.Duration // until the same text is tried again
-	since     time.Time     // what is live now waited since then
+	since     time.Time     // since when the text that is live now has waited
 	drift     bool          // something had taken away what ran
 	recovered bool          // a failure that is in the log is over
 	failure   string        // to be told now, "" if there is none or it was told
@@ -194,7 +194,7 @@ func (p *pace) after(want wanted, began, now time.Time, res Result, err error) n
 		n.drift, n.since = true, began // something took it away
 	}
 	if err != nil && want.tried && !want.waiting {
-		n.since = began // what was done of a refused text was not done before
+		n.since = began // the part of a refused text that is live now was not live before
 	}
 	if err == nil {
 		n.wait, n.recovered = p.check, p.reported != ""

@@ -9,32 +9,34 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// Marked is a text with its mark, as it is written to the file, and C, what a driver understands of it.
+// Marked is a text with its mark, as it is written to the file, and C, the configuration that a driver reads in it.
 type Marked[C any] struct {
 	Text       string
 	Generation configfile.Generation // the zero one for a file that is not as berth wrote it
 	Config     *C                    // nil if the text is no configuration
 }
 
-// Snapshot is what a proxy says that it runs.
+// Snapshot describes what a proxy runs, as the proxy says.
 type Snapshot struct {
 	Generation configfile.Generation // of the text that its worker has loaded; the zero one if that has no mark of berth's
 	OldWorkers int                   // workers of earlier configurations that still finish their connections
 	// Unmarked says why the proxy does not say what it runs, though it can be told to load the file: it is brought to berth's
 	// configuration by a reload.
 	Unmarked string
+	// Down says that the proxy does not run, or cannot be told anything: the file is prepared for its start.
+	Down bool
 	// Starting says that an unmarked proxy may be on its way up with the file: if that is berth's, it gets some time first.
 	Starting bool
 }
 
-// Plan is how the running proxy gets to a text.
-type Plan struct {
+// Plan says how the running proxy gets to a text.
+type Plan[O fmt.Stringer] struct {
 	Reload string // why nothing less than a reload does, "" if Ops do
-	Ops    []Op   // changes of servers at run time; none if the proxy has them all
+	Ops    []O    // changes of servers at run time; none if the proxy has them all
 }
 
 // String names the first thing to do.
-func (p Plan) String() string {
+func (p Plan[O]) String() string {
 	switch {
 	case p.Reload != "":
 		return p.Reload
@@ -46,13 +48,10 @@ func (p Plan) String() string {
 	return "nothing"
 }
 
-// Op is one change of one server at run time.
-type Op fmt.Stringer
-
-// Grammar is what a driver knows of its proxy's texts. Its methods have no effects, and none has a text pinned longer than
+// Grammar reads and compares a proxy's texts. Its methods have no effects, and none keeps a text in memory for longer than
 // the configurations made from it.
 type Grammar[C any] interface {
-	// Mark reads a text as it was rendered, and gives it its mark. before is what was read of a text much like it, or nil.
+	// Mark reads a text as it was rendered, and gives it its mark. before is the configuration of a similar text, or nil.
 	// The error wraps ErrRefused if the proxy would not take the text, or serve nothing with it; the Config is set as far as
 	// it can be read even so.
 	Mark(text string, before *C) (Marked[C], error)
@@ -67,33 +66,38 @@ type Grammar[C any] interface {
 	SameFrame(a, b *C) bool
 }
 
-// Driver is what differs between proxies. The engine calls its methods from one goroutine, but for Check, which is called
-// from another one meanwhile, and Tend, which has one of its own. Each call has its own deadline.
-type Driver[C any] interface {
+// Driver does what differs between proxies, for configurations C and changes O of servers at run time. The engine calls its
+// methods from one goroutine, but for Check, which is called from another one meanwhile, and Tend, which has one of its own.
+// Each call has its own deadline.
+type Driver[C any, O fmt.Stringer] interface {
 	Grammar[C]
 
-	// Inspect asks the proxy what it runs. An error that wraps ErrDown says that it does not run, or cannot be told
-	// anything: the file is prepared for its start. The driver remembers the servers that it has seen, for Observe.
+	// Inspect asks the proxy what it runs. The error of one that is down says how that is known. The driver remembers the
+	// servers that it has seen, for Observe.
 	Inspect(ctx context.Context) (Snapshot, error)
 	// Observe says which text the proxy that was last inspected runs, but for its servers: Plan begins there.
 	Observe(base Marked[C])
-	// Plan says how to get to a text from what was observed, or from what the last Run or Reload left. Backends that are the
-	// same in alike, if that is not nil, are taken to be right as they are.
-	Plan(to Marked[C], alike *C) Plan
+	// Plan says how to get to a text from the servers that were observed, or that the last Run or Reload left. Backends that
+	// are the same in alike, unless it is nil, are taken to be right as they are.
+	Plan(to Marked[C], alike *C) Plan[O]
 	// Run carries out the plan to a text, which may have nothing to do, and reads back what came of it. An error that wraps
 	// ErrUnexpected says what the proxy did not take: a reload puts it right. After any error the proxy has to be inspected.
-	Run(ctx context.Context, to Marked[C], plan Plan) error
-	// Before is the configuration that the proxy has, from which Changes are counted: that of last, with its servers as far
-	// as the driver knows better.
+	Run(ctx context.Context, to Marked[C], plan Plan[O]) error
+	// Before returns the configuration from which Changes are counted: last, or the proxy's own servers where the driver
+	// knows them.
 	Before(last *C) *C
-	// Merge is the text of base with the servers that the backends have in to, where those are all that differs and the
-	// running proxy takes them. Backends in keep stay as they are in base.
-	Merge(base, to *C, keep []string) string
+	// Merge returns the text of base with the servers that the backends have in to, where those are all that differs and the
+	// running proxy takes them. Backends in keep stay as they are in base. With reload, the result is to be loaded:
+	// it may have all servers that are safe to load, if only a reload changes them. "" stands for base as it is.
+	Merge(base, to *C, keep []string, reload bool) string
 
-	// Binary is the program that checks a file, "" if there is none.
+	// Binary returns the program that checks a file, "" if there is none.
 	Binary() string
 	// Check has the program check a file. The error wraps ErrRefused if it says no.
 	Check(ctx context.Context, file string) error
+	// StartsWith says whether a proxy that is down is known, without a program, to start with a text if it would with what
+	// is in the file.
+	StartsWith(to, there *C) bool
 	// Precheck finds out what the program does not see, before the file is replaced: an address in use, say.
 	Precheck(ctx context.Context, last, to Marked[C]) error
 	// Reload has the proxy load its file, which has this text by now, and returns when new workers serve with it. last is
@@ -101,22 +105,12 @@ type Driver[C any] interface {
 	// then it is called once more, with the texts swapped.
 	Reload(ctx context.Context, last, to Marked[C]) (Snapshot, error)
 
-	// Tend does what is left to do and can wait: it looks after draining servers. It says in what time to call it again, 0
-	// for not before something was applied.
+	// Tend looks after draining servers, and whatever else can wait. It returns in what time to call it again, 0 for not
+	// before something was applied.
 	Tend(ctx context.Context) time.Duration
-	// Draining is how many servers were removed and still finish their connections.
+	// Draining returns how many servers were removed and still finish their connections.
 	Draining() int
 }
-
-// ErrDown marks the error of an Inspect when the proxy does not run.
-var ErrDown = errors.New("proxy down")
-
-// Down marks an error with ErrDown, without other words.
-func Down(err error) error { return &downError{err} }
-
-type downError struct{ error }
-
-func (e *downError) Unwrap() []error { return []error{e.error, ErrDown} }
 
 // ErrUnexpected marks what the proxy says or does that it should not; a reload puts it right.
 var ErrUnexpected = errors.New("unexpected")

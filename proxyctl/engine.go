@@ -36,18 +36,18 @@ type EngineOptions struct {
 // While the proxy is down, a text replaces the file only if there is none, or if it was validated: a bad file would keep
 // the proxy from starting. What cannot be applied as a whole stops nothing else: servers of all that the running text and
 // the new one have in common come and go at run time all the same.
-type Engine[C any] struct {
+type Engine[C any, O fmt.Stringer] struct {
 	opts   EngineOptions
-	driver Driver[C]
+	driver Driver[C, O]
 	conf   *configfile.File
 	lazy   *configfile.LazyWriter
 	tend   chan struct{} // something was applied
 
 	asked   *string   // text of the last Apply
-	again   bool      // it is that of the one before, too
+	again   bool      // the Apply before had the same text
 	want    Marked[C] // the same with its mark
 	fault   error     // why the text needs not even be shown to the proxy
-	refused bool      // the last Apply has not brought the proxy to its text
+	behind  bool      // the last Apply has not brought the proxy to its text
 	refusal refusal   // by the proxy or its program, of the text that was tried last
 	partly  refusal   // of what that has in common with the text that runs
 	has     Marked[C] // what the proxy was brought to last, or was seen to run
@@ -55,27 +55,28 @@ type Engine[C any] struct {
 	known   bool      // the driver knows the proxy's servers; else it has to be inspected
 
 	applied   bool      // a text was applied as a whole since the start
-	holds     time.Time // since when a first text is held back
+	holds     time.Time // since when the first texts take all servers from a backend
+	keep      []string  // these backends, which keep their servers until the grace is over
 	away      time.Time // since when the proxy does not say what it runs
 	validated bool      // the program has taken the file since then
 }
 
 // NewEngine returns an Engine; nothing is read or dialled before Apply.
-func NewEngine[C any](driver Driver[C], opts EngineOptions) *Engine[C] {
+func NewEngine[C any, O fmt.Stringer](driver Driver[C, O], opts EngineOptions) *Engine[C, O] {
 	if opts.Timeout == 0 {
 		opts.Timeout = 10 * time.Second
 	}
 	if opts.Grace == 0 {
 		opts.Grace = 30 * time.Second
 	}
-	e := &Engine[C]{opts: opts, driver: driver, tend: make(chan struct{}, 1)}
+	e := &Engine[C, O]{opts: opts, driver: driver, tend: make(chan struct{}, 1)}
 	e.conf = &configfile.File{Path: opts.File, Marked: driver.IsMarked, Log: opts.Log}
 	e.lazy = &configfile.LazyWriter{Proxy: opts.Name, Write: e.writeLazily}
 	return e
 }
 
 // Apply implements Proxy.
-func (e *Engine[C]) Apply(ctx context.Context, c Config, mayReload bool) (Result, error) {
+func (e *Engine[C, O]) Apply(ctx context.Context, c Config, mayReload bool) (Result, error) {
 	e.again = e.asked != nil && *e.asked == c.Text
 	if !e.again {
 		e.asked = &c.Text
@@ -87,14 +88,14 @@ func (e *Engine[C]) Apply(ctx context.Context, c Config, mayReload bool) (Result
 	}
 	res, err = e.apply(ctx, mayReload)
 	res.Leaving = e.driver.Draining()
-	e.refused = err != nil
+	e.behind = err != nil
 	e.applied = e.applied || err == nil
 	var port *PortError
 	if errors.As(err, &port) && e.opts.PortRefused != nil {
 		e.opts.PortRefused(port.Port, port.Reason)
 	}
 	if (err == nil || errors.Is(err, ErrRefused)) && e.conf.HasStale() && e.lazy.Idle() {
-		e.conf.RemoveStale(e.want.Text, e.has.Text)
+		e.conf.RemoveStale(c.Text, e.has.Text)
 	}
 	select {
 	case e.tend <- struct{}{}:
@@ -103,8 +104,8 @@ func (e *Engine[C]) Apply(ctx context.Context, c Config, mayReload bool) (Result
 	return res, err
 }
 
-// Run implements Proxy: it has the driver look after what can wait, until ctx is done.
-func (e *Engine[C]) Run(ctx context.Context) {
+// Run implements Proxy: it calls Tend whenever that is due, until ctx is done.
+func (e *Engine[C, O]) Run(ctx context.Context) {
 	for {
 		again := after(e.driver.Tend(ctx))
 		select {
@@ -117,12 +118,12 @@ func (e *Engine[C]) Run(ctx context.Context) {
 }
 
 // Close returns when the configuration file is in step with what the proxy runs.
-func (e *Engine[C]) Close() { e.lazy.Flush() }
+func (e *Engine[C, O]) Close() { e.lazy.Flush() }
 
 // apply brings the proxy to e.want.
-func (e *Engine[C]) apply(ctx context.Context, mayReload bool) (Result, error) {
+func (e *Engine[C, O]) apply(ctx context.Context, mayReload bool) (Result, error) {
 	why := ""
-	if e.known && e.applied && e.fault == nil && !e.refused && !e.again && !e.opts.Inspect {
+	if e.known && e.fault == nil && !e.behind && !e.again && !e.opts.Inspect {
 		var (
 			res Result
 			err error
@@ -142,33 +143,29 @@ func (e *Engine[C]) apply(ctx context.Context, mayReload bool) (Result, error) {
 		return Result{}, err
 	}
 	snap, err := e.driver.Inspect(ctx)
+	e.known = false
 	if err == nil && snap.Unmarked == "" {
 		e.away, e.validated = time.Time{}, false
-	} else {
-		e.known = false
-		if e.away.IsZero() {
-			e.away = time.Now()
-		}
+	} else if e.away.IsZero() {
+		e.away = time.Now()
 	}
-	if err != nil && !errors.Is(err, ErrDown) {
+	if err != nil && !snap.Down {
 		return Result{}, err
 	}
-	if err != nil && e.fault != nil {
-		return Result{}, e.fault
-	}
 	last := e.lastGood(there, snap.Generation)
+	if err != nil && e.fault != nil {
+		return Result{}, e.restore(there, last, e.fault)
+	}
 	goal, held := e.goal(last)
 	if err != nil {
-		return Result{}, e.prepare(ctx, goal, there, last, err)
+		return Result{}, e.prepare(ctx, goal, err)
 	}
 	if snap.Starting && there.Generation.Shape != "" && there.Text == last.Text && time.Since(e.away) < unmarkedTime {
-		return Result{}, e.prepare(ctx, goal, there, last, fmt.Errorf("%w: %s", ErrUnreachable, snap.Unmarked))
+		return Result{}, e.prepare(ctx, goal, fmt.Errorf("%w: %s", ErrUnreachable, snap.Unmarked))
 	}
-	res, err := e.bring(ctx, goal, there, snap, why, mayReload)
+	res, err := e.bring(ctx, goal, there, last, snap, why, mayReload)
 	if err != nil && snap.Unmarked != "" && errors.Is(err, ErrUnreachable) {
-		if there, readErr := e.onDisk(); readErr == nil {
-			return res, e.prepare(ctx, goal, there, e.lastGood(there, configfile.Generation{}), err)
-		}
+		return res, e.prepare(ctx, goal, err)
 	}
 	if err == nil {
 		err = held
@@ -176,19 +173,19 @@ func (e *Engine[C]) apply(ctx context.Context, mayReload bool) (Result, error) {
 	return res, err
 }
 
-// goal is what to bring the proxy to now, and why that is not what is wanted. last is the last good text. A catalog that
-// has lost things takes servers, and nothing of the frame: a text with another one comes of another template.
-func (e *Engine[C]) goal(last Marked[C]) (Marked[C], error) {
-	if e.applied || e.opts.Grace < 0 || last.Generation.Shape == "" || e.want.Config == nil || !e.driver.SameFrame(last.Config, e.want.Config) {
+// goal returns the text to bring the proxy to now, and the reason if that is not e.want. last is the last good text. A
+// catalog that has lost things takes servers, and nothing of the frame: a text with another frame comes of another template.
+func (e *Engine[C, O]) goal(last Marked[C]) (Marked[C], error) {
+	e.keep = nil
+	if e.applied || e.opts.Grace < 0 || last.Generation.Shape == "" {
 		return e.want, nil
 	}
-	var emptied []string
 	for _, c := range e.driver.Changes(last.Config, e.want.Config) {
 		if c.Before > 0 && c.After == 0 {
-			emptied = append(emptied, c.Backend)
+			e.keep = append(e.keep, c.Backend)
 		}
 	}
-	if len(emptied) == 0 {
+	if len(e.keep) == 0 {
 		return e.want, nil
 	}
 	if e.holds.IsZero() {
@@ -196,28 +193,35 @@ func (e *Engine[C]) goal(last Marked[C]) (Marked[C], error) {
 	}
 	left := e.opts.Grace - time.Since(e.holds)
 	if left <= 0 {
+		e.keep = nil
+	}
+	if left <= 0 || !e.driver.SameFrame(last.Config, e.want.Config) {
 		return e.want, nil
 	}
-	if m, differs := e.mergedByReload(last, emptied); differs {
-		return m, &HoldError{emptied, left}
+	m := e.merged(last, true)
+	if m.Text == last.Text || m.Text == e.want.Text {
+		m = e.merged(last, false)
 	}
-	return e.merged(last, emptied), &HoldError{emptied, left}
+	return m, &HoldError{e.keep, left}
 }
 
-// merged is a text with the servers of what it has in common with e.want.
-func (e *Engine[C]) merged(base Marked[C], keep []string) Marked[C] {
-	text := e.driver.Merge(base.Config, e.want.Config, keep)
+// merged returns base with the servers of the backends that it has in common with e.want. reload is as in Driver.Merge.
+func (e *Engine[C, O]) merged(base Marked[C], reload bool) Marked[C] {
+	text := e.driver.Merge(base.Config, e.want.Config, e.keep, reload)
+	if text == "" {
+		return base
+	}
 	m, err := e.driver.Mark(text, base.Config)
-	if err != nil || !m.Generation.SameShape(base.Generation) {
+	if err != nil || !reload && !m.Generation.SameShape(base.Generation) {
 		return base
 	}
 	return m
 }
 
-// bring brings a proxy that has answered to goal. why is what speaks for a reload already.
-func (e *Engine[C]) bring(ctx context.Context, goal, there Marked[C], snap Snapshot, why string, mayReload bool) (Result, error) {
+// bring brings a proxy that has answered to goal. why is a reason for a reload that is known already.
+func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], snap Snapshot, why string, mayReload bool) (Result, error) {
 	seen := e.has.Config != nil && e.has.Generation.SameShape(snap.Generation)
-	base := e.base(there, snap)
+	runs := last.Generation.SameShape(snap.Generation) // last, but for its servers
 	switch {
 	case why != "":
 	case snap.Unmarked != "":
@@ -226,16 +230,16 @@ func (e *Engine[C]) bring(ctx context.Context, goal, there Marked[C], snap Snaps
 		why = "the configuration file was removed"
 	case there.Generation.Shape == "":
 		why = "the configuration file is not as berth wrote it"
-	case base.Config == nil:
+	case !runs:
 		why = e.opts.Name + " runs another configuration than its file"
 	case !seen && snap.Generation != there.Generation && e.conf.InDoubt():
 		why = "an earlier reload was cut short"
 	}
-	if base.Config != nil {
-		e.driver.Observe(base)
-		e.has, e.known = base, true
+	if runs {
+		e.driver.Observe(last)
+		e.has, e.known = last, true
 		if !e.sure {
-			plan := e.driver.Plan(base, nil)
+			plan := e.driver.Plan(last, nil)
 			e.sure = plan.Reload == "" && len(plan.Ops) == 0
 		}
 	}
@@ -246,58 +250,64 @@ func (e *Engine[C]) bring(ctx context.Context, goal, there Marked[C], snap Snaps
 		)
 		if res, why, err = e.change(ctx, goal, nil); why == "" {
 			res.OldWorkers = snap.OldWorkers
-			if err == nil && there.Text != goal.Text {
+			switch {
+			case err != nil:
+			case there.Text == goal.Text:
+				e.conf.ForgetGood() // of an earlier berth that was killed
+			default:
 				err = e.lazy.Problem(goal.Generation)
 				e.lazy.Put(ctx, goal.Text, goal.Generation)
 			}
 			return res, err
 		}
 	}
-	common := base.Config != nil && goal.Text == e.want.Text
-	if e.fault != nil {
-		return e.changeCommon(ctx, common), e.fault
+	return e.load(ctx, goal, last, snap, runs && goal.Text == e.want.Text, why, mayReload)
+}
+
+// load has the proxy load goal. With common, the proxy runs last but for its servers, and what goal has in common with that
+// does not wait for a text that was refused before, or has to wait itself.
+func (e *Engine[C, O]) load(ctx context.Context, goal, last Marked[C], snap Snapshot, common bool, why string, mayReload bool) (Result, error) {
+	before, part := e.driver.Before(last.Config), Result{}
+	sooner := common && (e.fault != nil || e.behind || !mayReload)
+	if sooner {
+		part = e.changeCommon(ctx)
 	}
-	// Where the text was refused before, or has to wait, its servers do not.
-	before, early := e.driver.Before(base.Config), Result{}
-	sooner := common && (e.refused || !mayReload)
-	early = e.changeCommon(ctx, sooner)
-	if common && mayReload && (e.refusal.slow || !e.again && e.refusal.still(goal.Generation.Shape) != nil) { // else what can be done waits for what cannot
-		if part, _ := e.reloadCommon(ctx, snap, mayReload); part.Action != "" {
-			early, snap.Generation = part, e.has.Generation
+	if e.fault != nil {
+		return part, e.fault
+	}
+	waits := e.refusal.slow || !e.again && e.refusal.still(goal.Generation.Shape) != nil
+	if common && mayReload && waits {
+		if res, _ := e.reloadCommon(ctx, snap, mayReload); res.Action != "" {
+			part, snap.Generation = res, e.has.Generation
 		}
 	}
 	res, err := e.reload(ctx, goal, snap, why, mayReload, &e.refusal)
-	switch {
-	case err != nil && !sooner && !errors.Is(err, ErrUnreachable):
-		early = e.changeCommon(ctx, common)
-	case err == nil && early.Action != "":
-		res.Changes = e.driver.Changes(before, goal.Config)
+	if err == nil {
+		if part.Action != "" {
+			res.Changes = e.driver.Changes(before, goal.Config)
+		}
+		return res, nil
+	}
+	if common && !sooner && !errors.Is(err, ErrUnreachable) {
+		part = e.changeCommon(ctx)
 	}
 	if common && errors.Is(err, ErrRefused) {
-		part, partErr := e.reloadCommon(ctx, snap, mayReload)
+		more, notYet := e.reloadCommon(ctx, snap, mayReload)
 		switch {
-		case errors.Is(partErr, ErrNotYet):
-			return early, ErrNotYet
-		case part.Action != "":
-			return part, err
+		case errors.Is(notYet, ErrNotYet):
+			return part, notYet
+		case more.Action != "":
+			part = more
 		}
 	}
-	if err != nil && early.Action != "" {
-		return early, err
+	if part.Action != "" {
+		res = part
 	}
 	return res, err
 }
 
-// base is the text, as far as one is known, that the proxy runs but for its servers.
-func (e *Engine[C]) base(there Marked[C], snap Snapshot) Marked[C] {
-	if last := e.lastGood(there, snap.Generation); last.Generation.SameShape(snap.Generation) {
-		return last
-	}
-	return Marked[C]{}
-}
-
-// onDisk is the configuration file. Most of the time it is the text that is wanted.
-func (e *Engine[C]) onDisk() (Marked[C], error) {
+// onDisk reads the configuration file. Most of the time it is e.want.
+func (e *Engine[C, O]) onDisk() (Marked[C], error) {
 	text, err := configfile.Read(e.opts.File)
 	switch {
 	case err != nil, text == e.want.Text && e.fault == nil:
@@ -310,7 +320,7 @@ func (e *Engine[C]) onDisk() (Marked[C], error) {
 
 // change brings the proxy to a text at run time. If that cannot be done, the string says why: then a reload has to do it.
 // alike is as in Driver.Plan.
-func (e *Engine[C]) change(ctx context.Context, to Marked[C], alike *C) (Result, string, error) {
+func (e *Engine[C, O]) change(ctx context.Context, to Marked[C], alike *C) (Result, string, error) {
 	plan := e.driver.Plan(to, alike)
 	if plan.Reload != "" {
 		return Result{}, plan.Reload, nil
@@ -331,18 +341,15 @@ func (e *Engine[C]) change(ctx context.Context, to Marked[C], alike *C) (Result,
 	return res, "", nil
 }
 
-// mostTries is how often it is tried to carry out what two texts have in common: each time the proxy may refuse another
-// server, of which the driver takes note. The last try is for nothing but the text that ran.
+// mostTries limits how often changeCommon tries: each time the proxy may refuse another server, which the driver notes. The
+// last try only brings back the text that ran.
 const mostTries = 5
 
-// changeCommon carries out at run time what the running text and e.want have in common, and undoes what a change left that
-// went half the way. The file follows. The Result has no Action if there was nothing to do, or it could not be done.
-func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
-	if !may {
-		return Result{}
-	}
-	// What a change left that went half the way is in the way of the same change. But a berth that has just been started
-	// knows of the other backends only what is in the file, and the proxy may have newer servers.
+// changeCommon brings the backends that the running text and e.want have in common to e.want at run time, after it has undone
+// a change that went half the way. The file follows. The Result has no Action if nothing was to be done, or could be.
+func (e *Engine[C, O]) changeCommon(ctx context.Context) Result {
+	// A change that went half the way has left servers that are in the way of the same change. But a berth that has just been
+	// started knows the other backends from the file only, and the proxy may have newer servers.
 	undo, alike := !e.known && e.sure, e.has.Config
 	if e.sure {
 		alike = nil
@@ -353,7 +360,7 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 		}
 		to := e.has
 		if !undo && try < mostTries-1 {
-			to = e.merged(e.has, nil)
+			to = e.merged(e.has, false)
 		}
 		res, why, err := e.change(ctx, to, alike)
 		switch {
@@ -377,8 +384,22 @@ func (e *Engine[C]) changeCommon(ctx context.Context, may bool) Result {
 	return Result{}
 }
 
-// observe has the driver know what the proxy runs, which is e.has, and says whether that is so.
-func (e *Engine[C]) observe(ctx context.Context) bool {
+// reloadCommon has the proxy load the running text with the servers that it has in common with e.want, where the driver
+// takes servers by a reload. The Result has no Action if nothing was to be done, or could be.
+func (e *Engine[C, O]) reloadCommon(ctx context.Context, snap Snapshot, mayReload bool) (Result, error) {
+	to := e.merged(e.has, true)
+	if to.Text == e.has.Text || to.Text == e.want.Text || !e.observe(ctx) {
+		return Result{}, nil
+	}
+	plan := e.driver.Plan(to, nil)
+	if plan.Reload == "" {
+		return Result{}, nil
+	}
+	return e.reload(ctx, to, snap, plan.Reload, mayReload, &e.partly)
+}
+
+// observe makes sure that the driver knows the proxy's servers. It is false if the proxy does not run e.has.
+func (e *Engine[C, O]) observe(ctx context.Context) bool {
 	if !e.known {
 		snap, err := e.driver.Inspect(ctx)
 		if err != nil || !e.has.Generation.SameShape(snap.Generation) {
@@ -391,7 +412,7 @@ func (e *Engine[C]) observe(ctx context.Context) bool {
 }
 
 // reload brings the proxy to a text by its file. why is the reason, refused the last refusal of such a text.
-func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why string, mayReload bool, refused *refusal) (Result, error) {
+func (e *Engine[C, O]) reload(ctx context.Context, to Marked[C], snap Snapshot, why string, mayReload bool, refused *refusal) (Result, error) {
 	res := Result{Reason: why}
 	if err := refused.still(to.Generation.Shape); err != nil && !e.again {
 		return res, err
@@ -405,10 +426,10 @@ func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why
 		return res, err
 	}
 	last := e.lastGood(there, snap.Generation)
-	if err := e.validate(ctx, to.Text); err != nil {
-		return res, refused.note(to.Generation.Shape, err, time.Second, 15*time.Second)
+	if err = e.validate(ctx, to.Text); err == nil {
+		err = e.driver.Precheck(ctx, last, to)
 	}
-	if err := e.driver.Precheck(ctx, last, to); err != nil {
+	if err != nil {
 		return res, refused.note(to.Generation.Shape, err, time.Second, 15*time.Second)
 	}
 	changes := e.driver.Changes(e.driver.Before(last.Config), to.Config)
@@ -438,57 +459,9 @@ func (e *Engine[C]) reload(ctx context.Context, to Marked[C], snap Snapshot, why
 	return res, nil
 }
 
-// costly is how long a reload takes at least that is refused only after listeners were closed for a while.
-const costly = time.Second
-
-// refusal is of the last text that was refused. What is but other servers in the same text is not shown to the proxy and
-// its program at every change: that costs the one a worker, which counts for mworker-max-reloads too, and the other a
-// processor. Something else in the text is tried at once.
-type refusal struct {
-	shape string
-	err   error
-	at    time.Time
-	wait  time.Duration // until it is tried again
-	slow  bool          // the proxy took its time for it
-}
-
-// note takes note of an error, if it is a refusal, that takes this long until the next try at first, and at most. The error
-// that it returns is the same, and says when the next try is due.
-func (r *refusal) note(shape string, err error, first, most time.Duration) error {
-	var port *PortError
-	switch {
-	case !errors.Is(err, ErrRefused):
-		return err
-	case errors.As(err, &port): // the driver remembers it
-		first, most = time.Second, 15*time.Second
-	}
-	wait := first
-	if r.err != nil && r.shape == shape {
-		wait = min(max(2*r.wait, first), most)
-	}
-	*r = refusal{shape: shape, err: err, at: time.Now(), wait: wait}
-	return &retryError{err, wait}
-}
-
-// still is the error of a text of this shape, if it is too early to try that again.
-func (r *refusal) still(shape string) error {
-	if left := r.wait - time.Since(r.at); r.err != nil && r.shape == shape && left > 0 {
-		return &retryError{r.err, left}
-	}
-	return nil
-}
-
-// retryError says in what time to try again.
-type retryError struct {
-	error
-	after time.Duration
-}
-
-func (e *retryError) Unwrap() error { return e.error }
-
-// lastGood is what the proxy goes on with if it does not take another text, as far as is known: the text that berth
-// brought it to, the file itself, or if berth was killed while the proxy judged that, the one before.
-func (e *Engine[C]) lastGood(there Marked[C], running configfile.Generation) Marked[C] {
+// lastGood returns the text that the proxy goes on with if it does not take another one, as far as is known: the text that
+// berth brought it to, the file itself, or if berth was killed while the proxy judged the file, the copy of the one before.
+func (e *Engine[C, O]) lastGood(there Marked[C], running configfile.Generation) Marked[C] {
 	switch {
 	case there.Text != "" && !e.driver.IsMarked(there.Text): // somebody else's
 		return there
@@ -508,20 +481,25 @@ func (e *Engine[C]) lastGood(there Marked[C], running configfile.Generation) Mar
 	return e.driver.Unmark(good, e.want.Config)
 }
 
-// unmarkedTime is how long a proxy that has berth's file, as far as is known, may be starting before it is told to load it:
-// it may never have.
+// unmarkedTime is how long a proxy that may have been started with berth's file gets to come up before it is told to load
+// the file.
 const unmarkedTime = 10 * time.Second
 
 // prepare puts a text where a proxy that is down will find it when it starts, if that is safe, and returns the reason why
 // it is not live yet.
-func (e *Engine[C]) prepare(ctx context.Context, to, there, last Marked[C], reason error) error {
+func (e *Engine[C, O]) prepare(ctx context.Context, to Marked[C], reason error) error {
 	e.lazy.Flush()
+	there, err := e.onDisk()
+	if err != nil {
+		return err
+	}
+	last := e.lastGood(there, configfile.Generation{})
 	if there.Text != to.Text || there.Text != last.Text || e.driver.Binary() != "" && !e.validated {
 		if err := e.validate(ctx, to.Text); err != nil {
 			return e.restore(there, last, err)
 		}
-		e.validated = true
-		if there.Text != "" && e.driver.Binary() == "" && !e.startsWith(to, there) {
+		starts := e.driver.Binary() != "" || there.Text == "" || there.Generation.Shape != "" && e.driver.StartsWith(to.Config, there.Config)
+		if !starts {
 			return e.restore(there, last, reason)
 		}
 		if there.Text != to.Text {
@@ -537,6 +515,7 @@ func (e *Engine[C]) prepare(ctx context.Context, to, there, last Marked[C], reas
 			e.opts.Log.Info("configuration written, "+e.opts.Name+" will start with it", "file", e.opts.File)
 		}
 		e.conf.ForgetGood()
+		e.validated = true
 	}
 	if e.opts.Prepared != nil {
 		e.opts.Prepared()
@@ -545,7 +524,7 @@ func (e *Engine[C]) prepare(ctx context.Context, to, there, last Marked[C], reas
 }
 
 // restore puts the last good text in place of one that nobody has judged. It returns the reason, or what went wrong.
-func (e *Engine[C]) restore(there, last Marked[C], reason error) error {
+func (e *Engine[C, O]) restore(there, last Marked[C], reason error) error {
 	if there.Text == last.Text {
 		return reason
 	}
@@ -557,7 +536,7 @@ func (e *Engine[C]) restore(there, last Marked[C], reason error) error {
 }
 
 // validate has the proxy's program, if there is one, check a text as a candidate next to the file that it may replace.
-func (e *Engine[C]) validate(ctx context.Context, text string) error {
+func (e *Engine[C, O]) validate(ctx context.Context, text string) error {
 	if e.driver.Binary() == "" {
 		return nil
 	}
@@ -565,10 +544,13 @@ func (e *Engine[C]) validate(ctx context.Context, text string) error {
 }
 
 // writeLazily writes the file for servers that the proxy has already, unless its program refuses it.
-func (e *Engine[C]) writeLazily(ctx context.Context, text string) error {
+func (e *Engine[C, O]) writeLazily(ctx context.Context, text string) error {
 	if err := e.validate(ctx, text); err != nil {
 		return err
 	}
-	e.conf.ForgetGood() // of an earlier berth that was killed; the proxy has taken the file since
-	return e.conf.Write(e.opts.File, text)
+	if err := e.conf.Write(e.opts.File, text); err != nil {
+		return err
+	}
+	e.conf.ForgetGood() // of an earlier berth that was killed
+	return nil
 }

@@ -15,7 +15,7 @@ import (
 
 // step is an Apply, and what is to come of it.
 type step struct {
-	set     func(*engineRig)
+	set     func(*harness)
 	text    string
 	waits   bool // no reload is allowed
 	action  Action
@@ -28,7 +28,7 @@ type step struct {
 	loads   int    // reloads so far
 }
 
-func (r *engineRig) walk(steps []step) {
+func (r *harness) walk(steps []step) {
 	r.Helper()
 	for i, s := range steps {
 		if s.set != nil {
@@ -78,7 +78,7 @@ func changed(res Result) string {
 }
 
 // servers are those that the proxy has: "app: a b; web: c".
-func (r *engineRig) servers() string {
+func (r *harness) servers() string {
 	var all []string
 	for name, servers := range r.live {
 		servers = slices.Sorted(slices.Values(servers))
@@ -95,9 +95,9 @@ const (
 	bad  = "bind\nbogus\napp: a\nweb: x\n"
 )
 
-func unreachable(r *engineRig) { r.down = Down(fmt.Errorf("%w: no such socket", ErrUnreachable)) }
-func reachable(r *engineRig)   { r.down = nil }
-func withBinary(r *engineRig)  { r.binary = "proxy" }
+func unreachable(r *harness) { r.down = fmt.Errorf("%w: no such socket", ErrUnreachable) }
+func reachable(r *harness)   { r.down = nil }
+func withBinary(r *harness)  { r.binary = "proxy" }
 
 func TestEngine(t *testing.T) {
 	for _, tt := range []struct {
@@ -114,7 +114,7 @@ func TestEngine(t *testing.T) {
 		}},
 		{name: "always inspected", running: one, set: func(o *EngineOptions) { o.Inspect = true }, steps: []step{
 			{text: one, action: None, file: one},
-			{set: func(r *engineRig) { r.live["web"] = nil }, text: two, action: Runtime, file: two, live: "app: a b; web: x"},
+			{set: func(r *harness) { r.live["web"] = nil }, text: two, action: Runtime, file: two, live: "app: a b; web: x"},
 		}},
 		{name: "no file yet", steps: []step{{text: one, action: Reload, reason: "removed", file: one, live: "app: a; web: x", loads: 1}}},
 		{name: "no file yet, and refused: none is left for a restart", steps: []step{{text: bad, err: ErrRefused, file: "", loads: 1}}},
@@ -122,20 +122,20 @@ func TestEngine(t *testing.T) {
 		// Drift.
 		{name: "what somebody changed is repaired", running: one, steps: []step{
 			{text: one, action: None, file: one},
-			{set: func(r *engineRig) { r.live["app"] = []string{"y"} }, text: one, action: Runtime, file: one, live: "app: a; web: x"},
-			{set: func(r *engineRig) { r.run("somebody else's") }, text: one, action: Reload, reason: "the proxy runs another configuration than its file", file: one, loads: 1},
-			{set: func(r *engineRig) { r.write(r.file, r.onDisk(r.file)+"edited\n") }, text: one, action: Reload, reason: "not as berth wrote it", file: one, loads: 2},
-			{set: func(r *engineRig) { os.Remove(r.file) }, text: two, action: Runtime, file: two, loads: 2},
-			{set: func(r *engineRig) { os.Remove(r.file) }, text: two, action: Reload, reason: "removed", file: two, loads: 3},
+			{set: func(r *harness) { r.live["app"] = []string{"y"} }, text: one, action: Runtime, file: one, live: "app: a; web: x"},
+			{set: func(r *harness) { r.run("somebody else's") }, text: one, action: Reload, reason: "the proxy runs another configuration than its file", file: one, loads: 1},
+			{set: func(r *harness) { r.write(r.file, r.onDisk(r.file)+"edited\n") }, text: one, action: Reload, reason: "not as berth wrote it", file: one, loads: 2},
+			{set: func(r *harness) { os.Remove(r.file) }, text: two, action: Runtime, file: two, loads: 2},
+			{set: func(r *harness) { os.Remove(r.file) }, text: two, action: Reload, reason: "removed", file: two, loads: 3},
 		}},
 		{name: "a change at run time that goes half the way is reloaded", running: one, steps: []step{
 			{text: one, action: None, file: one},
-			{set: func(r *engineRig) { r.half = true }, text: "bind\napp: b c\nweb: x\n", action: Reload, reason: "half of it", file: "bind\napp: b c\nweb: x\n", live: "app: b c; web: x", loads: 1},
+			{set: func(r *harness) { r.half = true }, text: "bind\napp: b c\nweb: x\n", action: Reload, reason: "half of it", file: "bind\napp: b c\nweb: x\n", live: "app: b c; web: x", loads: 1},
 		}},
 		{name: "or undone", running: one, steps: []step{
 			{text: one, action: None, file: one},
 			{
-				set:  func(r *engineRig) { r.half, r.elsewise = true, fmt.Errorf("%w: no", ErrRefused) },
+				set:  func(r *harness) { r.half, r.elsewise = true, fmt.Errorf("%w: no", ErrRefused) },
 				text: "bind\napp: a !\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a\nweb: y\n", live: "app: a; web: y", loads: 1,
 			},
 		}},
@@ -153,7 +153,7 @@ func TestEngine(t *testing.T) {
 			{set: withBinary, text: "bind\nbogus here\napp: a b\nweb: x\n", err: ErrRefused, says: "by its program", action: Runtime, file: two, live: "app: a b; web: x"},
 		}},
 		{name: "its program hangs", running: one, steps: []step{
-			{set: func(r *engineRig) { r.binary, r.engine.opts.Timeout = "hangs", 20*time.Millisecond }, text: line, says: "hangs -c did not finish within 20ms", file: one},
+			{set: func(r *harness) { r.binary, r.engine.opts.Timeout = "hangs", 20*time.Millisecond }, text: line, says: "hangs -c did not finish within 20ms", file: one},
 		}},
 		{name: "no configuration at all", running: one, steps: []step{
 			{text: "{", err: ErrRefused, says: "no configuration", file: one},
@@ -164,11 +164,11 @@ func TestEngine(t *testing.T) {
 			{text: "app: a b\nweb: x\n", err: ErrRefused, says: "serve nothing", action: Runtime, file: two, live: "app: a b; web: x"},
 		}},
 		{name: "loaded, and of no use: the last good one is loaded again", running: one, steps: []step{
-			{set: func(r *engineRig) { r.loaded = fmt.Errorf("%w: no", ErrRefused) }, text: line, err: ErrRefused, file: one, live: "app: a; web: x", loads: 2},
+			{set: func(r *harness) { r.loaded = fmt.Errorf("%w: no", ErrRefused) }, text: line, err: ErrRefused, file: one, live: "app: a; web: x", loads: 2},
 			{text: one, action: None, file: one, loads: 2},
 		}},
 		{name: "loaded, of no use, and there is no way back", running: one, steps: []step{
-			{set: func(r *engineRig) {
+			{set: func(r *harness) {
 				r.loaded = fmt.Errorf("%w: no", ErrRefused)
 				r.engine.driver = &stuckDriver{fakeDriver: r.fakeDriver}
 			}, text: line, err: ErrRefused, says: "and the last good configuration cannot be loaded again: stuck", file: one, loads: 1},
@@ -178,8 +178,8 @@ func TestEngine(t *testing.T) {
 		{name: "a bad line: servers of all backends come and go, and the file follows", running: two, steps: []step{
 			{text: "bind\nbogus\napp: a b\nweb: x y\n", err: ErrRefused, action: Runtime, changes: "web: 1 → 2 servers", file: "bind\napp: a b\nweb: x y\n", live: "app: a b; web: x y", loads: 1},
 			{text: "bind\nbogus\napp: b c\nweb: y\n", err: ErrRefused, action: Runtime, changes: "app: 2 servers, 1 replaced or changed; web: 2 → 1 server", file: "bind\napp: b c\nweb: y\n", live: "app: b c; web: y", loads: 1},
-			{set: func(r *engineRig) { r.run(r.onDisk(r.file)); r.start() }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 2},
-			{set: func(r *engineRig) { r.live["app"] = nil }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 3},
+			{set: func(r *harness) { r.run(r.onDisk(r.file)); r.start() }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 2},
+			{set: func(r *harness) { r.live["app"] = nil }, text: "bind\nbogus\napp: c\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: c\nweb: y\n", live: "app: c; web: y", loads: 3},
 			{text: "bind\napp: d\nweb: y\n", action: Runtime, file: "bind\napp: d\nweb: y\n", live: "app: d; web: y", loads: 3},
 		}},
 		{name: "a backend that is new waits, one that is gone stays", running: two, steps: []step{
@@ -193,11 +193,11 @@ func TestEngine(t *testing.T) {
 		{name: "a reload that has to wait: servers do not", running: one, steps: []step{
 			{text: one, action: None, file: one},
 			{text: "bind\nmore\napp: a b\nweb: x\n", waits: true, err: ErrNotYet, action: Runtime, changes: "app: 1 → 2 servers", file: two, live: "app: a b; web: x"},
-			{text: "bind\nmore\napp: a b c\nweb: x\n", action: Reload, changes: "app: 1 → 3 servers", file: "bind\nmore\napp: a b c\nweb: x\n", loads: 1, set: func(r *engineRig) { r.live["app"] = []string{"a"} }},
+			{text: "bind\nmore\napp: a b c\nweb: x\n", action: Reload, changes: "app: 1 → 3 servers", file: "bind\nmore\napp: a b c\nweb: x\n", loads: 1, set: func(r *harness) { r.live["app"] = []string{"a"} }},
 		}},
 		{name: "a port in use", running: one, steps: []step{
-			{set: func(r *engineRig) { r.inUse = 81 }, text: "bind\nbind 81\napp: a b\nweb: x\n", err: ErrRefused, says: "bind :81: another program listens there", action: Runtime, file: two, live: "app: a b; web: x"},
-			{set: func(r *engineRig) { r.inUse = 0 }, text: "bind\nbind 81\napp: a b\nweb: x\n", action: Reload, file: "bind\nbind 81\napp: a b\nweb: x\n", loads: 1},
+			{set: func(r *harness) { r.inUse = 81 }, text: "bind\nbind 81\napp: a b\nweb: x\n", err: ErrRefused, says: "bind :81: another program listens there", action: Runtime, file: two, live: "app: a b; web: x"},
+			{set: func(r *harness) { r.inUse = 0 }, text: "bind\nbind 81\napp: a b\nweb: x\n", action: Reload, file: "bind\nbind 81\napp: a b\nweb: x\n", loads: 1},
 		}},
 
 		// A proxy that is down, or hangs.
@@ -207,11 +207,15 @@ func TestEngine(t *testing.T) {
 			{set: withBinary, text: two, err: ErrUnreachable, file: two},
 			{text: "bind\nbogus here\n", err: ErrRefused, file: two},
 			{text: "app: a\n", err: ErrRefused, file: two},
-			{set: func(r *engineRig) { reachable(r); r.run(r.onDisk(r.file)) }, text: two, action: None, file: two, live: "app: a b; web: x"},
+			{set: func(r *harness) { reachable(r); r.run(r.onDisk(r.file)) }, text: two, action: None, file: two, live: "app: a b; web: x"},
+		}},
+		{name: "down: a text for which the driver vouches replaces berth's file, and nobody else's", steps: []step{
+			{set: func(r *harness) { unreachable(r); r.vouches = true; r.write(r.file, markFake(one)) }, text: two, err: ErrUnreachable, file: two},
+			{set: func(r *harness) { r.write(r.file, "theirs\n") }, text: two, err: ErrUnreachable, file: "theirs\n"},
 		}},
 		{name: "down: somebody's file is kept", steps: []step{
-			{set: func(r *engineRig) { unreachable(r); withBinary(r); r.write(r.file, "theirs\n") }, text: one, err: ErrUnreachable, file: one},
-			{text: one, err: ErrUnreachable, file: one, set: func(r *engineRig) {
+			{set: func(r *harness) { unreachable(r); withBinary(r); r.write(r.file, "theirs\n") }, text: one, err: ErrUnreachable, file: one},
+			{text: one, err: ErrUnreachable, file: one, set: func(r *harness) {
 				if got := r.onDisk(r.file + ".before-berth"); got != "theirs\n" {
 					r.Errorf("kept is %q", got)
 				}
@@ -223,60 +227,85 @@ func TestEngine(t *testing.T) {
 			{set: reachable, text: two, action: Runtime, file: two, live: "app: a b; web: x"},
 		}},
 		{name: "it hangs", running: one, steps: []step{
-			{set: func(r *engineRig) { r.hang = true }, text: two, err: ErrUnreachable, says: "no answer", file: one},
-			{set: func(r *engineRig) { r.hang = false }, text: two, action: Runtime, file: two},
+			{set: func(r *harness) { r.hang = true }, text: two, err: ErrUnreachable, says: "no answer", file: one},
+			{set: func(r *harness) { r.hang = false }, text: two, action: Runtime, file: two},
 		}},
 		{name: "a reload that gets lost is taken back", running: one, steps: []step{
-			{set: func(r *engineRig) { r.elsewise = fmt.Errorf("%w: no", ErrUnreachable) }, text: line, err: ErrUnreachable, file: one, live: "app: a; web: x", loads: 1},
-			{set: func(r *engineRig) { r.elsewise = nil }, text: line, action: Reload, file: line, loads: 2},
+			{set: func(r *harness) { r.elsewise = fmt.Errorf("%w: no", ErrUnreachable) }, text: line, err: ErrUnreachable, file: one, live: "app: a; web: x", loads: 1},
+			{set: func(r *harness) { r.elsewise = nil }, text: line, action: Reload, file: line, loads: 2},
 		}},
 		{name: "who does not say that it is down is left alone", running: one, steps: []step{
-			{set: func(r *engineRig) { withBinary(r); r.down = fmt.Errorf("%w: a stranger", ErrUnreachable) }, text: two, err: ErrUnreachable, file: one},
+			{set: func(r *harness) {
+				withBinary(r)
+				r.deaf = true
+				r.down = fmt.Errorf("%w: a stranger", ErrUnreachable)
+			}, text: two, err: ErrUnreachable, file: one},
 		}},
 		{name: "one that has nothing of berth's is brought to it", steps: []step{
-			{set: func(r *engineRig) { r.unmarked = "it is new"; r.write(r.file, "theirs\n") }, text: bad, err: ErrRefused, file: "theirs\n", loads: 1},
+			{set: func(r *harness) { r.unmarked = "it is new"; r.write(r.file, "theirs\n") }, text: bad, err: ErrRefused, file: "theirs\n", loads: 1},
 			{text: one, action: Reload, reason: "it is new", file: one, live: "app: a; web: x", loads: 2},
 		}},
 		{name: "one that may be starting with berth's file gets time for that", running: one, steps: []step{
-			{set: func(r *engineRig) { r.unmarked, r.starting = "it is new", true }, text: one, err: ErrUnreachable, says: "it is new", file: one},
-			{set: func(r *engineRig) { r.engine.away = time.Now().Add(-unmarkedTime) }, text: one, action: Reload, file: one, loads: 1},
+			{set: func(r *harness) { r.unmarked, r.starting = "it is new", true }, text: one, err: ErrUnreachable, says: "it is new", file: one},
+			{set: func(r *harness) { r.engine.away = time.Now().Add(-unmarkedTime) }, text: one, action: Reload, file: one, loads: 1},
+		}},
+
+		// A proxy of which each change is a reload.
+		{name: "reloads: what a refused text has in common with the running one is loaded", running: one, steps: []step{
+			{set: func(r *harness) { r.reloading = true }, text: one, file: one, live: "app: a; web: x"},
+			{text: bad, err: ErrRefused, file: one, loads: 1},
+			{text: "bind\nbogus\napp: a b\nweb: x\n", err: ErrRefused, action: Reload, reason: "add app/b", file: two, live: "app: a b; web: x", loads: 2},
+			{text: "bind\nbogus\napp: a b c\nweb: x\n", waits: true, err: ErrNotYet, file: two, live: "app: a b; web: x", loads: 2},
+			{text: "bind\nbogus\napp: a b c\nweb: x\n", err: ErrRefused, action: Reload, reason: "add app/c", file: "bind\napp: a b c\nweb: x\n", live: "app: a b c; web: x", loads: 4},
+			{text: one, action: Reload, file: one, live: "app: a; web: x", loads: 5},
 		}},
 
 		// berth was killed.
 		{name: "killed before the proxy was told of a text", running: one, steps: []step{
-			{set: func(r *engineRig) { r.write(r.file, markFake(line)); r.write(r.file+".good", markFake(one)) }, text: line, action: Reload, file: line, loads: 1},
+			{set: func(r *harness) { r.write(r.file, markFake(line)); r.write(r.file+".good", markFake(one)) }, text: line, action: Reload, file: line, loads: 1},
 		}},
 		{name: "killed before that of a bad one", running: one, steps: []step{
-			{set: func(r *engineRig) { r.write(r.file, markFake(bad)); r.write(r.file+".good", markFake(one)) }, text: bad, err: ErrRefused, file: one, live: "app: a; web: x", loads: 1},
+			{set: func(r *harness) { r.write(r.file, markFake(bad)); r.write(r.file+".good", markFake(one)) }, text: bad, err: ErrRefused, file: one, live: "app: a; web: x", loads: 1},
 		}},
 		{name: "killed before that of a bad one, and the servers are others now", running: one, steps: []step{
-			{set: func(r *engineRig) { r.write(r.file, markFake(bad)); r.write(r.file+".good", markFake(one)) }, text: "bind\nbogus\napp: b\nweb: x\n", err: ErrRefused, action: Runtime, file: "bind\napp: b\nweb: x\n", live: "app: b; web: x", loads: 1},
+			{set: func(r *harness) { r.write(r.file, markFake(bad)); r.write(r.file+".good", markFake(one)) }, text: "bind\nbogus\napp: b\nweb: x\n", err: ErrRefused, action: Runtime, file: "bind\napp: b\nweb: x\n", live: "app: b; web: x", loads: 1},
 		}},
 		{name: "killed while it judged other servers", running: one, steps: []step{
-			{set: func(r *engineRig) { r.write(r.file, markFake(two)); r.write(r.file+".good", markFake(one)) }, text: two, action: Reload, reason: "cut short", file: two, loads: 1},
+			{set: func(r *harness) { r.write(r.file, markFake(two)); r.write(r.file+".good", markFake(one)) }, text: two, action: Reload, reason: "cut short", file: two, loads: 1},
 		}},
 		{name: "killed when it had taken it", running: two, steps: []step{
-			{set: func(r *engineRig) { r.write(r.file+".good", markFake(one)) }, text: "bind\napp: c\nweb: x\n", action: Runtime, file: "bind\napp: c\nweb: x\n"},
+			{set: func(r *harness) { r.write(r.file+".good", markFake(one)) }, text: "bind\napp: c\nweb: x\n", action: Runtime, file: "bind\napp: c\nweb: x\n"},
+		}},
+		{name: "killed when it had taken it, and nothing changes; then it goes down", running: two, steps: []step{
+			{set: func(r *harness) { r.write(r.file+".good", markFake(one)) }, text: two, action: None, file: two},
+			{set: unreachable, text: two, err: ErrUnreachable, file: two},
 		}},
 		{name: "killed before the file followed", running: one, steps: []step{
-			{set: func(r *engineRig) { r.live["app"] = []string{"a", "b"} }, text: two, action: None, file: two, live: "app: a b; web: x"},
+			{set: func(r *harness) { r.live["app"] = []string{"a", "b"} }, text: two, action: None, file: two, live: "app: a b; web: x"},
 		}},
 		{name: "killed while it judged other servers, and now a bad one comes", running: one, steps: []step{
-			{set: func(r *engineRig) { r.write(r.file, markFake(two)); r.write(r.file+".good", markFake(one)) }, text: bad, err: ErrRefused, file: one, live: "app: a; web: x", loads: 1},
+			{set: func(r *harness) { r.write(r.file, markFake(two)); r.write(r.file+".good", markFake(one)) }, text: bad, err: ErrRefused, file: one, live: "app: a; web: x", loads: 1},
 		}},
 		{name: "killed before the file followed, and now a bad one comes", running: one, steps: []step{
-			{set: func(r *engineRig) { r.live["app"] = []string{"c"} }, text: "bind\nbogus\napp: a\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a\nweb: y\n", live: "app: c; web: y", loads: 1},
+			{set: func(r *harness) { r.live["app"] = []string{"c"} }, text: "bind\nbogus\napp: a\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a\nweb: y\n", live: "app: c; web: y", loads: 1},
 		}},
 		{name: "killed while the proxy judged a bad one, which is down by now", running: one, steps: []step{
-			{set: func(r *engineRig) {
+			{set: func(r *harness) {
 				unreachable(r)
 				r.write(r.file, markFake(bad))
 				r.write(r.file+".good", markFake(one))
 			}, text: bad, err: ErrUnreachable, file: one},
 		}},
+		{name: "killed while the proxy judged a bad one, which is down by now, and there is nothing better", running: one, steps: []step{
+			{set: func(r *harness) {
+				unreachable(r)
+				r.write(r.file, markFake(bad))
+				r.write(r.file+".good", markFake(one))
+			}, text: "app: a\n", err: ErrRefused, says: "serve nothing", file: one},
+		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := newRig(t)
+			r := newHarness(t)
 			if tt.set != nil {
 				tt.set(&r.opts)
 				r.start()
@@ -301,7 +330,7 @@ func (d *stuckDriver) Reload(ctx context.Context, last, to Marked[fakeConfig]) (
 
 // On the path of a change at run time there is no look at the proxy, no check by its program, and no reading of files.
 func TestFastPath(t *testing.T) {
-	r := newRig(t)
+	r := newHarness(t)
 	withBinary(r)
 	r.hasText(one)
 	r.walk([]step{{text: one, file: one}})
@@ -318,7 +347,7 @@ func TestFastPath(t *testing.T) {
 // A port that costs a text is told, so that another text can do without it.
 func TestPortRefused(t *testing.T) {
 	var ports []int
-	r := newRig(t, func(o *EngineOptions) { o.PortRefused = func(port int, _ string) { ports = append(ports, port) } })
+	r := newHarness(t, func(o *EngineOptions) { o.PortRefused = func(port int, _ string) { ports = append(ports, port) } })
 	r.hasText(one)
 	r.inUse = 81
 	for range 2 {
@@ -336,7 +365,7 @@ func TestPortRefused(t *testing.T) {
 // A child is started as soon as a good configuration is in place, and not with one that its program refuses.
 func TestPrepared(t *testing.T) {
 	prepared, ports := 0, []int(nil)
-	r := newRig(t, func(o *EngineOptions) {
+	r := newHarness(t, func(o *EngineOptions) {
 		o.Prepared = func() { prepared++ }
 		o.PortRefused = func(port int, _ string) { ports = append(ports, port) }
 	})
@@ -353,21 +382,63 @@ func TestPrepared(t *testing.T) {
 		{one, 1, 3},
 		{one, 2, 3}, // it is known to be good
 		{two, 3, 4},
+		{"bind\nbind 81\napp: a\nweb: x\n", 3, 5},
+		{two, 4, 5},
 	} {
 		_, _ = r.engine.Apply(t.Context(), Config{Text: step.text}, true)
 		if prepared != step.times || r.checks != step.checks {
 			t.Errorf("step %d: prepared %d times after %d checks, want %d and %d", i, prepared, r.checks, step.times, step.checks)
 		}
 	}
-	if !slices.Equal(ports, []int{81}) {
+	if !slices.Equal(ports, []int{81, 81}) {
 		t.Errorf("told were %v", ports)
 	}
+}
+
+// A file that was there before is not taken for a good one because its program has taken a text that does not replace it.
+func TestPreparedWithAFileThatWasThere(t *testing.T) {
+	prepared := 0
+	r := newHarness(t, func(o *EngineOptions) { o.Prepared = func() { prepared++ } })
+	withBinary(r)
+	unreachable(r)
+	const refused = "bind\nbogus here\napp: a\n"
+	r.write(r.file, markFake(refused))
+	r.inUse = 81
+	for _, text := range []string{"bind\nbind 81\napp: a\n", refused} {
+		if _, err := r.engine.Apply(t.Context(), Config{Text: text}, true); !errors.Is(err, ErrRefused) || prepared != 0 {
+			t.Errorf("error %v, prepared %d times", err, prepared)
+		}
+	}
+}
+
+// A proxy that goes down just when the file follows is prepared with what is wanted, not with what the file had before.
+func TestPrepareWhileTheFileFollows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newHarness(t)
+		withBinary(r)
+		r.hasText(one)
+		r.walk([]step{{text: one, file: one}})
+		r.checkTakes = time.Second / 2
+		defer r.engine.Close()
+		if _, err := r.engine.Apply(t.Context(), Config{Text: two}, true); err != nil {
+			t.Fatal(err)
+		}
+		unreachable(r)
+		for range 2 {
+			if _, err := r.engine.Apply(t.Context(), Config{Text: one}, true); !errors.Is(err, ErrUnreachable) {
+				t.Errorf("error %v", err)
+			}
+		}
+		if got := r.onDisk(r.file); got != markFake(one) {
+			t.Errorf("the file is\n%s", got)
+		}
+	})
 }
 
 // What can wait is looked after in a goroutine of its own: when it is due, and after each Apply.
 func TestTend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
+		r := newHarness(t)
 		r.hasText(one)
 		r.tend = []time.Duration{30 * time.Millisecond, 40 * time.Millisecond, 0, time.Hour}
 		began := time.Now()
@@ -393,7 +464,7 @@ func TestTend(t *testing.T) {
 
 // Auxiliary files are there before the proxy reads a text, and stay while the text that it runs refers to them.
 func TestAuxiliaryFiles(t *testing.T) {
-	r := newRig(t)
+	r := newHarness(t)
 	name := func(digit string) string { return r.file + ".routes-" + strings.Repeat(digit, 16) + ".map" }
 	config := func(text, digit string) Config {
 		return Config{Text: text + "map " + name(digit) + "\n", Files: map[string]string{name(digit): digit}}
@@ -429,6 +500,22 @@ func TestAuxiliaryFiles(t *testing.T) {
 	}
 }
 
+// The files of a text that is no configuration stay while it is tried again.
+func TestAuxiliaryFilesOfNoConfiguration(t *testing.T) {
+	r := newHarness(t)
+	r.hasText(one)
+	name := r.file + ".routes-" + strings.Repeat("1", 16) + ".map"
+	for range 3 {
+		_, err := r.engine.Apply(t.Context(), Config{Text: "{ map " + name, Files: map[string]string{name: "1"}}, true)
+		if !errors.Is(err, ErrRefused) || r.onDisk(name) != "1" {
+			t.Errorf("error %v, the file has %q", err, r.onDisk(name))
+		}
+	}
+	if r.log.String() != "" {
+		t.Errorf("log:\n%s", r.log.String())
+	}
+}
+
 // The first text after a start takes no backend's last server, until the grace is over; all else comes and goes.
 func TestHold(t *testing.T) {
 	const (
@@ -452,19 +539,19 @@ func TestHold(t *testing.T) {
 		}},
 		{name: "until the grace is over", running: one, steps: []step{
 			{text: "bind\n", says: hold("backends app, web would lose all their servers"), action: None, file: one, live: "app: a; web: x"},
-			{set: func(*engineRig) { time.Sleep(waited) }, text: "bind\n", action: Reload, file: "bind\n", live: "", loads: 1},
+			{set: func(*harness) { time.Sleep(waited) }, text: "bind\n", action: Reload, file: "bind\n", live: "", loads: 1},
 		}},
 		{name: "what was changed by hand is repaired meanwhile", running: one, steps: []step{
 			{text: empty, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x y\n"},
-			{set: func(r *engineRig) { r.live["app"] = nil }, text: empty, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y"},
+			{set: func(r *harness) { r.live["app"] = nil }, text: empty, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y"},
 		}},
 		{name: "a full text goes at once", running: one, steps: []step{{text: full, action: Reload, file: full, loads: 1}}},
 		{name: "the proxy is down: its file stays", running: one, steps: []step{
-			{set: func(r *engineRig) { unreachable(r); withBinary(r) }, text: empty, err: ErrUnreachable, file: "bind\napp: a\nweb: x y\n"},
-			{set: func(r *engineRig) { reachable(r); r.run(r.onDisk(r.file)) }, text: empty, says: hold("backend app"), action: None, file: "bind\napp: a\nweb: x y\n"},
+			{set: func(r *harness) { unreachable(r); withBinary(r) }, text: empty, err: ErrUnreachable, file: "bind\napp: a\nweb: x y\n"},
+			{set: func(r *harness) { reachable(r); r.run(r.onDisk(r.file)) }, text: empty, says: hold("backend app"), action: None, file: "bind\napp: a\nweb: x y\n"},
 		}},
 		{name: "the proxy runs something else than its file: it gets the last good text", steps: []step{
-			{set: func(r *engineRig) { r.write(r.file, markFake(one)) }, text: empty, says: hold("backend app"), action: Reload, file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y", loads: 1},
+			{set: func(r *harness) { r.write(r.file, markFake(one)) }, text: empty, says: hold("backend app"), action: Reload, file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y", loads: 1},
 		}},
 		{name: "another template goes at once", running: one, steps: []step{
 			{text: "bind\nframe\n", action: Reload, file: "bind\nframe\n", loads: 1},
@@ -473,8 +560,12 @@ func TestHold(t *testing.T) {
 			{text: "bind\nframe\nbogus\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a\nweb: y\n", live: "app: a; web: y", loads: 1},
 			{text: empty, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y", loads: 1},
 		}},
+		{name: "another template that is refused takes no last server until the grace is over", running: one, steps: []step{
+			{text: "bind\nframe\nbogus\napp:\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a\nweb: y\n", live: "app: a; web: y", loads: 1},
+			{set: func(*harness) { time.Sleep(waited) }, text: "bind\nframe\nbogus\napp:\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp:\nweb: y\n", live: "app:; web: y", loads: 2},
+		}},
 		{name: "somebody's own file says nothing", steps: []step{
-			{set: func(r *engineRig) { r.write(r.file, "theirs\napp: a\n"); r.run("theirs\napp: a\n") }, text: "bind\n", action: Reload, file: "bind\n", loads: 1},
+			{set: func(r *harness) { r.write(r.file, "theirs\napp: a\n"); r.run("theirs\napp: a\n") }, text: "bind\n", action: Reload, file: "bind\n", loads: 1},
 		}},
 		{name: "a refused text is none that was applied", running: one, steps: []step{
 			{text: bad, err: ErrRefused, file: one, loads: 1},
@@ -483,7 +574,7 @@ func TestHold(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRig(t, func(o *EngineOptions) { o.Grace = 0 })
+				r := newHarness(t, func(o *EngineOptions) { o.Grace = 0 })
 				if tt.running != "" {
 					r.hasText(tt.running)
 				}
@@ -496,7 +587,7 @@ func TestHold(t *testing.T) {
 // A controller says why a text is held back, once, and applies it when the time is over.
 func TestHoldIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, func(o *EngineOptions) { o.Grace = 0 })
+		r := newHarness(t, func(o *EngineOptions) { o.Grace = 0 })
 		r.hasText(one)
 		c := New(Options{Proxy: r.engine, Log: r.opts.Log})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -519,6 +610,51 @@ func TestHoldIsTold(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// A text that needs a reload gets one although another text follows every few milliseconds, also after refusals.
+func TestReloadUnderChurn(t *testing.T) {
+	const interval = time.Second
+	for _, tt := range []struct{ name, before, after string }{
+		{"another shape", "", "more\n"},
+		{"two shapes, in turn", "", "more\n|another\n"},
+		{"a refused shape before", "bogus\n", "more\n"},
+		{"a refused shape between", "bogus\n", "more\n|bogus\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newHarness(t)
+				r.hasText(one)
+				c := New(Options{Proxy: r.engine, Interval: interval, Log: r.opts.Log})
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error)
+				go func() { done <- c.Run(ctx) }()
+				n := 0
+				churn := func(d time.Duration, lines string) {
+					for began := time.Now(); time.Since(began) < d; pass(10 * time.Millisecond) {
+						shapes := strings.Split(lines, "|")
+						n++
+						c.Set(Config{Text: fmt.Sprintf("bind\n%sapp: a s%d\nweb: x\n", shapes[n%len(shapes)], n)}, time.Now())
+					}
+				}
+				churn(5*time.Second, tt.before)
+				before := r.loads
+				churn(3*interval, tt.after)
+				if r.loads == before || r.loads > before+4 {
+					t.Errorf("%d reloads", r.loads-before)
+				}
+				churn(time.Second, "more\n")
+				pass(2 * interval)
+				if err := c.Ready(); err != nil || r.servers() != fmt.Sprintf("app: a s%d; web: x", n) {
+					t.Errorf("Ready() = %v, the proxy has %s", err, r.servers())
+				}
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }
 
 // A func that tells the proxy to reload and does not come back is not waited for.
@@ -546,17 +682,17 @@ func TestRefusalIsTriedAgain(t *testing.T) {
 	const text = "bind\nbogus\napp: a\nweb: x\n"
 	for _, tt := range []struct {
 		name        string
-		set         func(*engineRig)
+		set         func(*harness)
 		takes       time.Duration // a reload
 		least, most int           // tries in ten minutes of a change in each second
 	}{
-		{"by its program", func(r *engineRig) { r.binary = "proxy" }, 0, 35, 60},
+		{"by its program", func(r *harness) { r.binary = "proxy" }, 0, 35, 60},
 		{"by the proxy", nil, 0, 10, 20},
 		{"by the proxy, after a while without listeners", nil, 2 * time.Second, 4, 7},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRig(t)
+				r := newHarness(t)
 				r.hasText(one)
 				r.takes = tt.takes
 				bogus := "bogus"

@@ -18,7 +18,8 @@ import (
 )
 
 // The texts of fakeDriver have lines, and backends with servers: "app: a b". A line "bogus" is refused by the proxy, one
-// "bogus here" by its program too. Lines that begin with "frame" do not come from the catalog. A text without a line "bind" serves nothing.
+// "bogus here" by its program too. Lines that begin with "frame" do not come from the catalog. A text without a line "bind"
+// serves nothing.
 type fakeConfig struct {
 	lines    []string
 	order    []string
@@ -61,6 +62,7 @@ type fakeDriver struct {
 	binary string
 
 	down     error // of Inspect
+	deaf     bool  // it may run all the same
 	hang     bool  // nothing is answered until ctx is done, or the driver's own deadline is over
 	unmarked string
 	starting bool
@@ -69,16 +71,20 @@ type fakeDriver struct {
 	half     bool  // Run does the first thing only
 	inUse    int   // a port that is
 
-	running  configfile.Generation
-	live     map[string][]string
-	loads    int
-	takes    time.Duration // a reload
-	checks   int
-	refusals int // of checks
-	inspects int
-	ran      []string
-	tend     []time.Duration // what the next calls of Tend return
-	tended   []time.Time     // when it was called
+	vouches   bool // for any text that replaces the file while it is down
+	reloading bool // each change of servers is a reload
+
+	running    configfile.Generation
+	live       map[string][]string
+	loads      int
+	takes      time.Duration // a reload
+	checks     int
+	checkTakes time.Duration
+	refusals   int // of checks
+	inspects   int
+	ran        []string
+	tend       []time.Duration // what the next calls of Tend return
+	tended     []time.Time     // when it was called
 
 	has  Marked[fakeConfig]
 	now  *fakeConfig
@@ -162,10 +168,10 @@ func (d *fakeDriver) Inspect(ctx context.Context) (Snapshot, error) {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		<-ctx.Done()
-		return Snapshot{}, Down(fmt.Errorf("%w: no answer", ErrUnreachable))
+		return Snapshot{Down: true}, fmt.Errorf("%w: no answer", ErrUnreachable)
 	}
 	if d.down != nil {
-		return Snapshot{}, d.down
+		return Snapshot{Down: !d.deaf}, d.down
 	}
 	return Snapshot{Generation: d.running, OldWorkers: 1, Unmarked: d.unmarked, Starting: d.starting}, nil
 }
@@ -178,11 +184,11 @@ type fakeOp struct{ kind, backend, server string }
 
 func (o fakeOp) String() string { return o.kind + " " + o.backend + "/" + o.server }
 
-func (d *fakeDriver) Plan(to Marked[fakeConfig], alike *fakeConfig) Plan {
+func (d *fakeDriver) Plan(to Marked[fakeConfig], alike *fakeConfig) Plan[fakeOp] {
 	if d.now.shape() != to.Config.shape() {
-		return Plan{Reload: "lines differ"}
+		return Plan[fakeOp]{Reload: "lines differ"}
 	}
-	var p Plan
+	var p Plan[fakeOp]
 	for _, name := range to.Config.order {
 		was, is := d.now.backends[name], to.Config.backends[name]
 		if alike != nil && slices.Equal(alike.backends[name], is) {
@@ -193,7 +199,7 @@ func (d *fakeDriver) Plan(to Marked[fakeConfig], alike *fakeConfig) Plan {
 				p.Ops = append(p.Ops, fakeOp{"add", name, s})
 			}
 			if !slices.Contains(was, s) && (s[0] == '=' || d.sour[name]) {
-				return Plan{Reload: s + " cannot be added"}
+				return Plan[fakeOp]{Reload: s + " cannot be added"}
 			}
 		}
 		for _, s := range was {
@@ -202,15 +208,17 @@ func (d *fakeDriver) Plan(to Marked[fakeConfig], alike *fakeConfig) Plan {
 			}
 		}
 	}
+	if d.reloading && len(p.Ops) > 0 {
+		return Plan[fakeOp]{Reload: p.Ops[0].String()}
+	}
 	return p
 }
 
-func (d *fakeDriver) Run(_ context.Context, to Marked[fakeConfig], plan Plan) error {
+func (d *fakeDriver) Run(_ context.Context, to Marked[fakeConfig], plan Plan[fakeOp]) error {
 	if d.down != nil {
 		return d.down
 	}
-	for i, o := range plan.Ops {
-		op := o.(fakeOp)
+	for i, op := range plan.Ops {
 		if op.kind == "add" && op.server[0] == '!' {
 			d.sour[op.backend] = true
 			return fmt.Errorf("%w: it does not take %s", ErrUnexpected, op)
@@ -236,7 +244,12 @@ func (d *fakeDriver) Before(last *fakeConfig) *fakeConfig {
 	return last
 }
 
-func (d *fakeDriver) Merge(base, to *fakeConfig, keep []string) string {
+func (d *fakeDriver) StartsWith(_, _ *fakeConfig) bool { return d.vouches }
+
+func (d *fakeDriver) Merge(base, to *fakeConfig, keep []string, reload bool) string {
+	if reload != d.reloading {
+		return ""
+	}
 	out := *base
 	out.backends = maps.Clone(base.backends)
 	for name := range base.backends {
@@ -254,6 +267,7 @@ func (d *fakeDriver) Check(ctx context.Context, file string) error {
 	if d.binary == "hangs" {
 		<-ctx.Done()
 	}
+	time.Sleep(d.checkTakes)
 	d.checks++
 	if text, _ := configfile.Read(file); strings.Contains(text, "bogus here") {
 		d.refusals++
@@ -311,12 +325,12 @@ func (d *fakeDriver) Tend(context.Context) time.Duration {
 
 func (d *fakeDriver) Draining() int { return 0 }
 
-// engineRig is an engine over a fakeDriver, and what it is to be told.
-type engineRig struct {
+// harness is an engine over a fakeDriver, and what it is to be told.
+type harness struct {
 	*testing.T
 	*fakeDriver
 	opts   EngineOptions
-	engine *Engine[fakeConfig]
+	engine *Engine[fakeConfig, fakeOp]
 	log    logged
 }
 
@@ -338,8 +352,8 @@ func (l *logged) String() string {
 	return l.b.String()
 }
 
-func newRig(t *testing.T, set ...func(*EngineOptions)) *engineRig {
-	r := &engineRig{T: t, fakeDriver: &fakeDriver{file: filepath.Join(t.TempDir(), "proxy.cfg"), live: map[string][]string{}, sour: map[string]bool{}}}
+func newHarness(t *testing.T, set ...func(*EngineOptions)) *harness {
+	r := &harness{T: t, fakeDriver: &fakeDriver{file: filepath.Join(t.TempDir(), "proxy.cfg"), live: map[string][]string{}, sour: map[string]bool{}}}
 	r.opts = EngineOptions{Name: "the proxy", File: r.file, Checks: "-c", Timeout: time.Second, Grace: -1, Log: slog.New(slog.NewTextHandler(&r.log, nil))}
 	for _, f := range set {
 		f(&r.opts)
@@ -349,22 +363,22 @@ func newRig(t *testing.T, set ...func(*EngineOptions)) *engineRig {
 }
 
 // start starts a new berth.
-func (r *engineRig) start() { r.engine = NewEngine(r.fakeDriver, r.opts) }
+func (r *harness) start() { r.engine = NewEngine(r.fakeDriver, r.opts) }
 
 // has makes the proxy one that runs a text that berth has brought it to.
-func (r *engineRig) hasText(text string) {
+func (r *harness) hasText(text string) {
 	r.run(markFake(text))
 	r.write(r.file, markFake(text))
 }
 
-func (r *engineRig) write(path, text string) {
+func (r *harness) write(path, text string) {
 	r.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		r.Fatal(err)
 	}
 }
 
-func (r *engineRig) onDisk(path string) string {
+func (r *harness) onDisk(path string) string {
 	r.Helper()
 	text, err := configfile.Read(path)
 	if err != nil {

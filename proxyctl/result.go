@@ -88,7 +88,7 @@ type Result struct {
 // Config is what a proxy is to run.
 type Config struct {
 	Text string
-	// Files are those that the text refers to, path to content. A path tells its content, so that another content makes
-	// another text: two configurations of the same text are the same.
+	// Files are the files that the text refers to, path to content. A path tells its content, so another content makes another
+	// text: two configurations of the same text are the same.
 	Files map[string]string
 }

@@ -82,7 +82,7 @@ func (f *File) Replace(last, text string) error {
 }
 
 // Replaced puts last back if the proxy did not take the text that replaced it; without a last one the file is removed,
-// so that no restart meets what was refused. It returns failed, and what else failed.
+// so that no restart meets a refused text. It returns failed, joined with the error of putting back.
 func (f *File) Replaced(last string, failed error) error {
 	switch {
 	case failed == nil:

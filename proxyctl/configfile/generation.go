@@ -25,7 +25,7 @@ func (g Generation) String() string { return g.Shape + "." + g.Text }
 // SameShape says whether two marks are of texts that differ in servers at most.
 func (g Generation) SameShape(o Generation) bool { return g.Shape != "" && g.Shape == o.Shape }
 
-// ParseGeneration reads what String wrote; what is none is the zero Generation.
+// ParseGeneration reads what String wrote. It returns the zero Generation for anything else.
 func ParseGeneration(s string) Generation {
 	shape, text, ok := strings.Cut(strings.TrimSpace(s), ".")
 	if !ok {

@@ -47,7 +47,7 @@ type tcpAddress struct {
 	network string // for net.Listen: tcp4 or tcp6
 	host    string // "" for all of that network
 	port    int
-	v6only  bool // else one of all addresses takes those of IPv4, too
+	v6only  bool // else a socket for all IPv6 addresses takes IPv4, too
 }
 
 func (a tcpAddress) String() string { return net.JoinHostPort(a.host, strconv.Itoa(a.port)) }

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"berth/deploy/testenv"
 )
 
 // app says which address it was asked at, after a moment's work.
@@ -27,7 +29,7 @@ func app(address string, work time.Duration) *http.Server {
 }
 
 // startApps serves n applications in this process, and returns their addresses.
-func (r *rig) startApps(n int) []string {
+func (r *harness) startApps(n int) []string {
 	r.apps = map[string]*http.Server{}
 	for range n {
 		l, err := net.Listen("tcp", appIP+":0")
@@ -51,14 +53,14 @@ type appProcess struct {
 
 const appEnv = "BERTH_TEST_APP"
 
-func startAppProcess(r *rig, address string) *appProcess {
+func startAppProcess(r *harness, address string) *appProcess {
 	p := &appProcess{address, exec.Command(os.Args[0])}
 	p.cmd.Env = append(os.Environ(), appEnv+"="+address)
 	if err := p.cmd.Start(); err != nil {
 		r.Fatal(err)
 	}
 	r.Cleanup(func() { p.end(syscall.SIGKILL) })
-	r.until("the application listens", 10*time.Second, func() error {
+	testenv.Eventually(r, 10*time.Second, "the application listens", func() error {
 		conn, err := net.Dial("tcp", address)
 		if err == nil {
 			conn.Close()

@@ -31,27 +31,27 @@ func BenchmarkE2EProxy(b *testing.B) {
 			p := printed{image: image, load: traffic.LoadAverage()}
 			b.Run("runtime", func(b *testing.B) {
 				for _, s := range []struct{ servers, changes int }{{10, 5000}, {1000, 5000}} {
-					p.part(b, s.servers, func(b *testing.B, r *rig) {
+					p.part(b, s.servers, func(b *testing.B, r *harness) {
 						p.series = append(p.series, r.changes("commands", s.servers, s.changes, 5*time.Millisecond))
 					})
 				}
 			})
 			b.Run("reload", func(b *testing.B) {
 				for _, s := range []struct{ servers, changes int }{{10, 100}, {1000, 30}} {
-					p.part(b, s.servers, func(b *testing.B, r *rig) {
+					p.part(b, s.servers, func(b *testing.B, r *harness) {
 						p.series = append(p.series, r.changes("verified reloads", s.servers, s.changes, 5*time.Millisecond))
 					})
 				}
 			})
 			b.Run("signal", func(b *testing.B) {
 				for _, s := range []struct{ servers, changes int }{{10, 100}, {1000, 30}} {
-					p.part(b, s.servers, func(b *testing.B, r *rig) {
+					p.part(b, s.servers, func(b *testing.B, r *harness) {
 						p.series = append(p.series, r.signals(s.servers, s.changes))
 					})
 				}
 			})
 			b.Run("hour", func(b *testing.B) {
-				r := startRig(b, image)
+				r := startHarness(b, image)
 				p.version = r.version
 				h := r.hour(hour{changes: 600, reloads: 50, pace: 20 * time.Millisecond})
 				b.ReportMetric(0, "ns/op")
@@ -61,7 +61,7 @@ func BenchmarkE2EProxy(b *testing.B) {
 			for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
 				name := unix.SignalName(sig)
 				b.Run(name, func(b *testing.B) {
-					r := startRig(b, image)
+					r := startHarness(b, image)
 					p.version = r.version
 					e := r.ends(name, sig, 10)
 					b.ReportMetric(0, "ns/op")
@@ -71,7 +71,7 @@ func BenchmarkE2EProxy(b *testing.B) {
 			}
 			for _, every := range []string{"1s", "10s"} {
 				b.Run("10000-checked-every-"+every, func(b *testing.B) {
-					r := startRig(b, image)
+					r := startHarness(b, image)
 					p.version = r.version
 					p.large = append(p.large, r.large(b, every))
 				})
@@ -92,9 +92,9 @@ type printed struct {
 }
 
 // part runs a series as a part of the benchmark, and reports its figures.
-func (p *printed) part(b *testing.B, servers int, f func(*testing.B, *rig)) {
+func (p *printed) part(b *testing.B, servers int, f func(*testing.B, *harness)) {
 	b.Run(fmt.Sprint(servers), func(b *testing.B) {
-		r := startRig(b, p.image)
+		r := startHarness(b, p.image)
 		p.version = r.version
 		f(b, r)
 		s := p.series[len(p.series)-1]
@@ -148,14 +148,14 @@ func (f *fleet) change() {
 
 // benchDriver calls a Proxy as the Controller does.
 type benchDriver struct {
-	*rig
+	*harness
 	proxy   *Proxy
 	tend    <-chan time.Time
 	reloads []string // why
 }
 
-func (r *rig) drive(opts Options) *benchDriver {
-	d := &benchDriver{rig: r, proxy: New(opts)}
+func (r *harness) drive(opts Options) *benchDriver {
+	d := &benchDriver{harness: r, proxy: New(opts)}
 	r.Cleanup(d.close)
 	return d
 }
@@ -214,7 +214,7 @@ func (d *benchDriver) settle(want ...group) {
 	for d.tended() {
 		d.wait(time.Now().Add(5 * time.Millisecond))
 	}
-	d.until("HAProxy has the servers that are wanted, and no others", 20*time.Second, func() error { return d.expect(want...) })
+	testenv.Eventually(d, 20*time.Second, "HAProxy has the servers that are wanted, and no others", func() error { return d.expect(want...) })
 }
 
 // series is changes of one server each.
@@ -231,7 +231,7 @@ type series struct {
 }
 
 // changes makes changes one after the other, with a gap between, by commands or by verified reloads.
-func (r *rig) changes(way string, servers, changes int, gap time.Duration) series {
+func (r *harness) changes(way string, servers, changes int, gap time.Duration) series {
 	opts := r.options()
 	opts.ReloadOnly = way != "commands"
 	d := r.drive(opts)
@@ -263,7 +263,7 @@ func (r *rig) changes(way string, servers, changes int, gap time.Duration) serie
 
 // signals makes changes as scripts do: a new file, and SIGUSR2 to the master. Nothing tells how that went, so they go on
 // at once, and look at every fifth change only.
-func (r *rig) signals(servers, changes int) series {
+func (r *harness) signals(servers, changes int) series {
 	const most = time.Second
 	f := newFleet("app", servers, r.startApps(20))
 	s := series{way: "SIGUSR2 and hope", servers: servers, reloads: changes}
@@ -320,7 +320,7 @@ type ends struct {
 
 // ends has one of four applications end, until HAProxy's checks have noticed, and come back, again and again. Nobody
 // tells HAProxy.
-func (r *rig) ends(name string, sig syscall.Signal, count int) ends {
+func (r *harness) ends(name string, sig syscall.Signal, count int) ends {
 	g := group{name: "app"}
 	var apps []*appProcess
 	for i := range 4 {
@@ -335,14 +335,14 @@ func (r *rig) ends(name string, sig syscall.Signal, count int) ends {
 		d.wait(time.Now().Add(500 * time.Millisecond)) // of requests to all
 		p := apps[n%len(apps)]
 		p.end(sig)
-		r.until("HAProxy notices that an application has ended", 10*time.Second, func() error {
+		testenv.Eventually(r, 10*time.Second, "HAProxy notices that an application has ended", func() error {
 			if r.expect(g) == nil {
 				return fmt.Errorf("all are up")
 			}
 			return nil
 		})
 		apps[n%len(apps)] = startAppProcess(r, p.address)
-		r.until("HAProxy notices that the application is back", 10*time.Second, func() error { return r.expect(g) })
+		testenv.Eventually(r, 10*time.Second, "HAProxy notices that the application is back", func() error { return r.expect(g) })
 	}
 	return ends{name, count, t.End()}
 }
@@ -365,7 +365,7 @@ type large struct {
 	heap  float64 // what the Proxy holds in the end, in MB
 }
 
-func (r *rig) large(b *testing.B, every string) large {
+func (r *harness) large(b *testing.B, every string) large {
 	apps := r.startApps(20)
 	var fleets []*fleet
 	var paths []string

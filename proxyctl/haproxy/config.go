@@ -52,7 +52,7 @@ type section struct {
 	raw          []string   // the same lines as they are written, blanks and comments aside
 	text         string     // the whole of it, servers too, as a part of the newest text
 	inherited    string     // default-server words that hold at its beginning
-	inherit      string     // those that hold at its end
+	inherit      string     // default-server words that hold at its end
 	reloadReason string     // why its servers cannot be changed at run time
 	backend      *backend   // its servers, if it is a backend or listen section
 }
@@ -70,11 +70,11 @@ var sectionKinds = map[string]bool{
 // parser is the state of reading one text.
 type parser struct {
 	config
-	before   map[string]section // those of the text that was read before, by head
+	before   map[string]section // the sections of the text that was read before, by head
 	text     string             // all of it
 	at       int                // where the line to read begins
 	defaults map[string]string  // default-server words by name of a defaults section; "" is the last one
-	inherit  string             // those that hold for the next server line
+	inherit  string             // default-server words that hold for the next server line
 }
 
 // parse reads a configuration. before is one that is much like it, or nil: what has not changed is taken from it.
@@ -191,7 +191,7 @@ func (p *parser) read(line string) {
 			return
 		}
 	}
-	line = strings.Clone(line) // or what is kept of it would keep the whole text
+	line = strings.Clone(line) // or its words would keep the whole text in memory
 	w, raw := words(line)
 	if len(w) == 0 {
 		return
@@ -239,9 +239,16 @@ func (p *parser) add(s *section, n namedServer) {
 	}
 }
 
+// has says whether the section has a line that begins with keyword, with these words in it.
+func (s section) has(keyword string, words ...string) bool {
+	return slices.ContainsFunc(s.lines, func(l []string) bool {
+		return l[0] == keyword && !slices.ContainsFunc(words, func(w string) bool { return !slices.Contains(l, w) })
+	})
+}
+
 func (s section) isProxy() bool { return s.kind == "backend" || s.kind == "listen" }
 
-// known is the server that a line is known to mean.
+// known returns the server that a line is known to mean.
 func (s section) known(line serverLine) (namedServer, bool) {
 	if s.backend == nil {
 		return namedServer{}, false
@@ -341,17 +348,15 @@ func inNames(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_.:-", r)
 }
 
-// dynamicCookies says whether a backend's servers get their cookies from HAProxy, which 2.6 does not give to those that
-// are added at run time.
+// dynamicCookies says whether a backend's servers get their cookies from HAProxy. 2.6 gives none to a server that is added
+// at run time.
 func (c *config) dynamicCookies(backend string) bool {
 	return slices.ContainsFunc(c.sections, func(s section) bool {
-		return (s.kind == "defaults" || s.isProxy() && s.name == backend) && slices.ContainsFunc(s.lines, func(l []string) bool {
-			return l[0] == "cookie" && slices.Contains(l, "dynamic")
-		})
+		return (s.kind == "defaults" || s.isProxy() && s.name == backend) && s.has("cookie", "dynamic")
 	})
 }
 
-// shape is the configuration without its servers: two texts with one shape differ in servers at most.
+// shape returns the configuration without its servers: two texts with one shape differ in servers at most.
 func (c *config) shape() string {
 	var b strings.Builder
 	for _, s := range c.sections {
@@ -366,11 +371,11 @@ func (c *config) shape() string {
 // global says whether the global section has a line that begins with keyword.
 func (c *config) global(keyword string) bool {
 	return slices.ContainsFunc(c.sections, func(s section) bool {
-		return s.kind == "global" && slices.ContainsFunc(s.lines, func(l []string) bool { return l[0] == keyword })
+		return s.kind == "global" && s.has(keyword)
 	})
 }
 
-// frame returns the sections that no service has a part in.
+// frame returns the sections that the catalog has no part in.
 func (c *config) frame() (frame []section) {
 	for _, s := range c.sections {
 		if s.kind == "global" || s.kind == "defaults" {
@@ -380,7 +385,7 @@ func (c *config) frame() (frame []section) {
 	return frame
 }
 
-// text is the configuration as it was read.
+// text returns the configuration as it was read.
 func (c *config) text() string {
 	var b strings.Builder
 	b.WriteString(c.preamble)
@@ -390,8 +395,8 @@ func (c *config) text() string {
 	return b.String()
 }
 
-// changes says for each backend whose servers differ between two configurations how they differ.
-func changes(before, after *config) []proxyctl.Change {
+// Changes implements proxyctl.Grammar.
+func (d *driver) Changes(before, after *config) []proxyctl.Change {
 	names := map[string]bool{}
 	for name := range before.backends {
 		names[name] = true
@@ -428,7 +433,7 @@ func changes(before, after *config) []proxyctl.Change {
 	return out
 }
 
-// opaqueLines are those of a backend that may refer to servers, none of a nil one.
+// opaqueLines returns the lines of a backend that may refer to servers, none of a nil one.
 func (b *backend) opaqueLines() []string {
 	if b == nil {
 		return nil
@@ -436,7 +441,7 @@ func (b *backend) opaqueLines() []string {
 	return b.opaque
 }
 
-// all are the servers of a backend, none of a nil one.
+// all returns the servers of a backend, none of a nil one.
 func (b *backend) all() map[string]server {
 	if b == nil {
 		return nil

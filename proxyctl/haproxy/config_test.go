@@ -66,10 +66,10 @@ func TestChanges(t *testing.T) {
 		{Backend: "app", Before: 2, After: 3, Added: 2, Removed: 1},
 		{Backend: "new", Before: 0, After: 1, Added: 1},
 	}
-	if d := cmp.Diff(want, changes(parse(sample, nil), parse(after, nil))); d != "" {
+	if d := cmp.Diff(want, new(driver).Changes(parse(sample, nil), parse(after, nil))); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	if got := changes(parse(sample, nil), parse(sample, nil)); got != nil {
+	if got := new(driver).Changes(parse(sample, nil), parse(sample, nil)); got != nil {
 		t.Errorf("no change is %v", got)
 	}
 }
@@ -216,10 +216,10 @@ func FuzzParse(f *testing.F) {
 	f.Add("bind\nfrontend\nbind\nbackend\nserver\nserver x\n\\", "backend b\nserver s 1.2.3.4:5 weight")
 	f.Fuzz(func(t *testing.T, a, b string) {
 		s := parse(a, nil)
-		if p := compare(s, parse(a, s)); p.reload != "" || len(p.ops) > 0 {
+		if p := compare(s, parse(a, s)); p.Reload != "" || len(p.Ops) > 0 {
 			t.Errorf("a text differs from itself: %v", p)
 		}
-		if c := changes(s, parse(a, nil)); c != nil {
+		if c := new(driver).Changes(s, parse(a, nil)); c != nil {
 			t.Errorf("a text differs from itself: %v", c)
 		}
 		if a := newAddresses(s, s); a != nil {

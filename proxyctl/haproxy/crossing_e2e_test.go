@@ -20,7 +20,7 @@ import (
 func BenchmarkE2ECrossing(b *testing.B) {
 	for _, image := range images(b, "BENCH_HAPROXY", "IMAGES_HAPROXY", "IMAGE_HAPROXY") {
 		b.Run(strings.NewReplacer("/", "-", ":", "-").Replace(image), func(b *testing.B) {
-			r := startRig(b, image)
+			r := startHarness(b, image)
 			c := &crossing{benchDriver: r.drive(reloadOnly(r.options())), apps: r.startApps(20)}
 			var bySize, byExchange []crossed
 			for _, size := range []struct{ servers, others int }{{10, 0}, {100, 0}, {1000, 0}, {3000, 0}, {100, 9900}} {
@@ -101,7 +101,7 @@ func (c *crossing) cross(m, others, n, each int) crossed {
 	}
 	after := text(f)
 	c.apply(before)
-	ops := compare(parse(before, nil), parse(after, nil)).ops
+	ops := compare(parse(before, nil), parse(after, nil)).Ops
 	if len(ops) != n {
 		c.Fatalf("%d ops, want %d", len(ops), n)
 	}

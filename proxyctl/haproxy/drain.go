@@ -30,8 +30,8 @@ const (
 	sessionsPart = 10
 )
 
-// drains are the servers that drain. They are looked after by tend, which has a goroutine and connections of its own: what
-// brings HAProxy to a text does not wait for it, unless just the server that is being deleted comes back.
+// drains keeps the servers that drain. Tend looks after them in a goroutine and with connections of its own: no change of
+// HAProxy waits for it, unless just the server that is being deleted comes back.
 type drains struct {
 	master *master
 	opts   Options
@@ -42,7 +42,7 @@ type drains struct {
 	busy    map[serverName]bool // which are being deleted
 	idle    chan struct{}       // closed when none is any more; nil when none is
 
-	// Only tend uses these.
+	// Only Tend uses these.
 	looked  time.Time           // at HAProxy's sessions, for the last time
 	tunnels map[serverName]bool // servers with one then; nil if that could not be read, and any may have one
 }
@@ -51,7 +51,7 @@ func newDrains(m *master, opts Options) *drains {
 	return &drains{master: m, opts: opts, list: map[serverName]*draining{}}
 }
 
-// set makes the servers that drain those of a configuration of which want is the text.
+// set lists the servers that drain in now, a configuration of HAProxy that has been brought to want.
 func (d *drains) set(now, want *config) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -59,7 +59,7 @@ func (d *drains) set(now, want *config) {
 	list := map[serverName]*draining{}
 	for backend, b := range now.backends {
 		if b == want.backends[backend] {
-			continue // what is wanted does not drain
+			continue // nothing in want drains
 		}
 		for name, s := range b.servers {
 			if !s.draining {
@@ -74,7 +74,8 @@ func (d *drains) set(now, want *config) {
 	d.list = list
 }
 
-func (d *drains) count() int {
+// Draining implements proxyctl.Driver.
+func (d *drains) Draining() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.list)
@@ -89,8 +90,8 @@ func (d *drains) takeDeleted() []serverName {
 	return out
 }
 
-// recall takes servers from the list, and returns when none of them is being deleted. It says whether one was: then it may
-// be gone.
+// recall takes servers from the list, and returns when none of them is being deleted. It says whether one was, or has been
+// since takeDeleted: then it may be gone.
 func (d *drains) recall(ctx context.Context, names []serverName) (deleted bool) {
 	for {
 		d.mu.Lock()
@@ -100,6 +101,7 @@ func (d *drains) recall(ctx context.Context, names []serverName) (deleted bool) 
 			if d.busy[n] {
 				wait = d.idle
 			}
+			deleted = deleted || slices.Contains(d.deleted, n)
 		}
 		d.mu.Unlock()
 		if wait == nil {
@@ -114,7 +116,7 @@ func (d *drains) recall(ctx context.Context, names []serverName) (deleted bool) 
 	}
 }
 
-// in are the servers of the list that a configuration has.
+// in returns the servers of the list that a configuration has.
 func (d *drains) in(c *config) (names []serverName) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -126,9 +128,9 @@ func (d *drains) in(c *config) (names []serverName) {
 	return names
 }
 
-// tend deletes servers that have finished, and ends those whose time is over. It returns when to call it again, or 0 when
-// none drains. A call takes one short exchange, however many servers drain, and now and then a look at all sessions.
-func (d *drains) tend(ctx context.Context) time.Duration {
+// Tend implements proxyctl.Driver: it deletes servers that have finished, and ends the connections of servers whose time is
+// over. It returns in what time to call it again, or 0 when none drains. A call takes one short exchange, however many servers drain, and now and then a look at all sessions.
+func (d *drains) Tend(ctx context.Context) time.Duration {
 	if d.needsSessions() {
 		d.looked, d.tunnels = time.Now(), nil
 		if reply, err := d.master.worker(ctx, "show sess"); err == nil {
@@ -144,7 +146,7 @@ func (d *drains) tend(ctx context.Context) time.Duration {
 	return d.soonest()
 }
 
-// due are the servers to try next.
+// due returns the servers to try next.
 func (d *drains) due() (names []serverName) {
 	for n, s := range d.list {
 		if !s.next.IsZero() && !s.next.After(time.Now()) {
@@ -227,7 +229,7 @@ func (d *drains) end(names []serverName, reply string, err error) {
 	d.busy, d.idle = nil, nil
 }
 
-// soonest is in what time the next server is to be tried, 0 if none is.
+// soonest returns in what time the next server is to be tried, 0 if none is.
 func (d *drains) soonest() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -243,7 +245,7 @@ func (d *drains) soonest() time.Duration {
 	return max(time.Until(soonest), time.Millisecond)
 }
 
-// tunnels are the servers that "show sess" lists a tunnel of: a TCP connection, or one that was upgraded, as for
+// tunnels returns the servers for which "show sess" lists a tunnel: a TCP connection, or one that was upgraded, as for
 // websockets. HAProxy analyses (an=) neither its requests nor its responses any more.
 func tunnels(reply string) map[serverName]bool {
 	out := map[serverName]bool{}

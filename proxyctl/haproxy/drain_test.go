@@ -117,6 +117,23 @@ func TestBackWhileDeleted(t *testing.T) {
 	}
 }
 
+// A server that comes back just after it was deleted, of which the plan did not know, is added anew.
+func TestBackWhenDeleted(t *testing.T) {
+	m, p := startDraining(t)
+	d := p.driver
+	to := mark("frontend f\n  bind :80\nbackend app\n  server a 10.0.0.1:80\n  server b 10.0.0.2:80\n", d.now)
+	plan := d.Plan(to, nil)
+	m.servers[0].busy = false
+	p.overdue(time.Minute)
+	d.Tend(t.Context())
+	if err := d.Run(t.Context(), to, plan); err != nil {
+		t.Error(err)
+	}
+	if want := []string{"del server app/a", "add server app/a 10.0.0.1:80 id 3", "enable server app/a"}; !slices.Equal(m.commands, want) {
+		t.Errorf("commands %q, want %q", m.commands, want)
+	}
+}
+
 // HAProxy's sessions are read when a server's time for requests is over, and rarely. What could not be read may be a tunnel.
 func TestSessionsAreReadRarely(t *testing.T) {
 	for _, tt := range []struct {

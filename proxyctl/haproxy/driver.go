@@ -14,20 +14,20 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// driver is what the engine has to know of HAProxy.
+// driver tells the engine all that it has to know of HAProxy.
 type driver struct {
 	opts   Options
 	master *master
-	drains *drains
+	*drains
 	warned bool // that no hard-stop-after is set
 
 	seen   snapshot              // by the last Inspect
 	now    *config               // what HAProxy has, with the servers that drain; nil if that must be read first
-	has    configfile.Generation // of the text of which now is
+	has    configfile.Generation // of the text that now belongs to
 	loaded configfile.Generation // of the text that its worker has loaded
 
 	lastID       map[string]int       // highest id of a server ever seen, by backend: a new one is never taken for an old one
-	unmanageable map[string]bool      // backends of which HAProxy showed other servers than it had just loaded
+	unmanageable map[string]bool      // backends for which HAProxy showed other servers than it had just loaded
 	refused      map[string]string    // what HAProxy said when it did not add a server, by what it means; of the shape that is loaded
 	suspect      map[string]time.Time // when HAProxy did not take a change of a backend, or of another one with it
 	ports        map[int]refusedPort  // that HAProxy could not listen on
@@ -61,9 +61,6 @@ func (d *driver) Unmark(file string, before *config) marked { return unmark(file
 // IsMarked implements proxyctl.Grammar.
 func (d *driver) IsMarked(file string) bool { return isMarked(file) }
 
-// Changes implements proxyctl.Grammar.
-func (d *driver) Changes(before, after *config) []proxyctl.Change { return changes(before, after) }
-
 // SameFrame implements proxyctl.Grammar: the frame is the global and defaults sections.
 func (d *driver) SameFrame(a, b *config) bool { return difference(a.frame(), b.frame()) == "" }
 
@@ -74,12 +71,6 @@ func (d *driver) Binary() string { return d.opts.Binary }
 func (d *driver) Check(ctx context.Context, file string) error {
 	return check(ctx, d.opts.Binary, file)
 }
-
-// Tend implements proxyctl.Driver.
-func (d *driver) Tend(ctx context.Context) time.Duration { return d.drains.tend(ctx) }
-
-// Draining implements proxyctl.Driver.
-func (d *driver) Draining() int { return d.drains.count() }
 
 const noSocket = "HAProxy has no master socket"
 
@@ -95,7 +86,7 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 	v, err := d.master.inspect(ctx)
 	if err != nil {
 		d.now = nil
-		return proxyctl.Snapshot{}, proxyctl.Down(err)
+		return proxyctl.Snapshot{Down: true}, err
 	}
 	d.seen = v
 	return proxyctl.Snapshot{Generation: v.generation, OldWorkers: len(v.old)}, nil
@@ -113,7 +104,7 @@ func (d *driver) Observe(base marked) {
 	d.observe(d.now.withState(d.seen.state, d.shown(d.now)), d.seen.state)
 }
 
-// observe takes over what was read of HAProxy's servers.
+// observe takes over the servers that were read from HAProxy.
 func (d *driver) observe(now *config, st state) {
 	d.now = now
 	for backend, list := range st {
@@ -125,7 +116,7 @@ func (d *driver) observe(now *config, st state) {
 	}
 }
 
-// shown are the backends of which HAProxy shows the servers as they are in the text.
+// shown returns the backends for which HAProxy shows the servers of the text.
 func (d *driver) shown(c *config) []string {
 	var out []string
 	for name := range c.backends {
@@ -141,9 +132,9 @@ func (d *driver) nextID(backend string) int {
 	return d.lastID[backend]
 }
 
-// plan is how to get from what HAProxy has to a text. alike is as in Plan.
-func (d *driver) plan(to marked, alike *config) plan {
-	if deleted := d.drains.takeDeleted(); len(deleted) > 0 {
+// Plan implements proxyctl.Driver.
+func (d *driver) Plan(to marked, alike *config) plan {
+	if deleted := d.takeDeleted(); len(deleted) > 0 {
 		d.now = d.now.without(deleted)
 	}
 	if alike != nil {
@@ -151,25 +142,12 @@ func (d *driver) plan(to marked, alike *config) plan {
 	}
 	todo := compare(d.now, to.Config)
 	if d.opts.Socket == "" && d.has != to.Generation {
-		todo.reload = cmp.Or(todo.reload, noSocket)
+		todo.Reload = cmp.Or(todo.Reload, noSocket)
 	}
-	if todo.reload == "" {
-		todo.reload = d.unfit(todo.ops, to.Config)
+	if todo.Reload == "" {
+		todo.Reload = d.unfit(todo.Ops, to.Config)
 	}
 	return todo
-}
-
-// Plan implements proxyctl.Driver.
-func (d *driver) Plan(to marked, alike *config) proxyctl.Plan {
-	todo := d.plan(to, alike)
-	if todo.reload != "" {
-		return proxyctl.Plan{Reload: todo.reload}
-	}
-	out := proxyctl.Plan{}
-	for _, o := range todo.ops {
-		out.Ops = append(out.Ops, o)
-	}
-	return out
 }
 
 // So much at once is done sooner by one reload: HAProxy takes one to two milliseconds for each server that comes or goes,
@@ -215,32 +193,26 @@ func (d *driver) unfit(ops []op, to *config) string {
 }
 
 // Run implements proxyctl.Driver.
-func (d *driver) Run(ctx context.Context, to marked, p proxyctl.Plan) error {
+func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 	if len(p.Ops) == 0 {
 		d.commit(to.Config.withDraining(d.now), to)
 		return nil
 	}
-	ops := make([]op, 0, len(p.Ops))
-	for _, o := range p.Ops {
-		ops = append(ops, o.(op))
-	}
 	// A draining server that comes back is not deleted any more, or it is added anew.
-	for d.drains.recall(ctx, serversOf(ops)) {
-		todo := d.plan(to, nil)
-		if todo.reload != "" {
-			return fmt.Errorf("%w: %s", proxyctl.ErrUnexpected, todo.reload)
+	for d.recall(ctx, serversOf(p.Ops)) {
+		if p = d.Plan(to, nil); p.Reload != "" {
+			return fmt.Errorf("%w: %s", proxyctl.ErrUnexpected, p.Reload)
 		}
-		ops = todo.ops
 	}
-	st, err := d.master.exchange(ctx, ops, d.nextID, d.loaded.Shape)
+	st, err := d.master.exchange(ctx, p.Ops, d.nextID, d.loaded.Shape)
 	if err == nil {
 		var backends []string
-		for _, o := range ops {
+		for _, o := range p.Ops {
 			backends = append(backends, o.backend)
 		}
 		d.observe(to.Config.withDraining(d.now).withState(st, backends), st)
 		rest := compareServers(d.now, to.Config)
-		if rest.reload == "" && len(rest.ops) == 0 {
+		if rest.Reload == "" && len(rest.Ops) == 0 {
 			d.commit(d.now, to)
 			return nil
 		}
@@ -252,7 +224,7 @@ func (d *driver) Run(ctx context.Context, to marked, p proxyctl.Plan) error {
 	case errors.As(err, &no) && no.key(to.Config) != "":
 		d.refused[no.key(to.Config)] = err.Error()
 	case errors.Is(err, proxyctl.ErrUnexpected):
-		for _, o := range ops {
+		for _, o := range p.Ops {
 			d.suspect[o.backend] = time.Now()
 		}
 	}
@@ -262,7 +234,7 @@ func (d *driver) Run(ctx context.Context, to marked, p proxyctl.Plan) error {
 // commit notes that HAProxy runs a text, and has these servers.
 func (d *driver) commit(now *config, to marked) {
 	d.now, d.has = now, to.Generation
-	d.drains.set(now, to.Config)
+	d.set(now, to.Config)
 	if len(d.lastID) > len(to.Config.backends) {
 		maps.DeleteFunc(d.lastID, func(backend string, _ int) bool { return to.Config.backends[backend] == nil })
 	}
@@ -287,7 +259,7 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 		d.commit(to.Config, to)
 		return proxyctl.Snapshot{Generation: d.loaded}, nil
 	}
-	d.drains.recall(ctx, d.drains.in(to.Config))
+	d.recall(ctx, d.in(to.Config))
 	began := time.Now()
 	now, err := d.master.reload(ctx, d.opts.Reload, to.Generation)
 	if err == nil {
@@ -308,13 +280,13 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 	return proxyctl.Snapshot{Generation: to.Generation, OldWorkers: len(now.old)}, nil
 }
 
-// isRead is nil if the new worker runs the text in the file, and not that of another file.
+// isRead is nil if the new worker runs the text in the file, and not the text of another file.
 func (d *driver) isRead(ctx context.Context, to marked) error {
-	running, err := d.master.generation(ctx)
+	running, _, err := d.master.status(ctx, "")
 	if err != nil {
 		return err
 	}
-	if running != to.Generation {
+	if running.generation != to.Generation {
 		return fmt.Errorf("HAProxy reloaded, but not from %s: start it with -f %s, and share the directory, not the single file", d.opts.File, d.opts.File)
 	}
 	return nil
@@ -329,7 +301,7 @@ func (d *driver) reconcile(ctx context.Context, to marked) {
 		d.commit(to.Config, to) // the next look finds out
 		return
 	}
-	d.seen, d.has = v, configfile.Generation{}
+	d.seen = v
 	d.Observe(to)
 	seen := d.now
 	p := d.Plan(to, nil)
@@ -345,7 +317,7 @@ func (d *driver) reconcile(ctx context.Context, to marked) {
 		return
 	}
 	for name, b := range to.Config.backends {
-		if todo := compareBackend(name, seen.backends[name], b); todo.reload != "" || len(todo.ops) > 0 {
+		if todo := compareBackend(name, seen.backends[name], b); todo.Reload != "" || len(todo.Ops) > 0 {
 			d.unmanageable[name] = true
 			d.opts.Log.Warn("HAProxy shows other servers than it has loaded: from now on changes of this backend take a reload", "backend", name, "difference", todo.String(), "reason", err)
 		}
@@ -356,10 +328,13 @@ func (d *driver) reconcile(ctx context.Context, to marked) {
 // suspectFor is how long a backend takes no part in a Merge after HAProxy did not take a change of it, or of others with it.
 const suspectFor = time.Minute
 
-// Merge implements proxyctl.Driver.
-func (d *driver) Merge(base, to *config, keep []string) string {
-	if d.opts.Socket == "" || d.opts.ReloadOnly || base.reloadReason != "" || to.reloadReason != "" {
-		return base.text()
+// StartsWith implements proxyctl.Driver. A HAProxy that cannot be asked may refuse anything.
+func (d *driver) StartsWith(_, _ *config) bool { return false }
+
+// Merge implements proxyctl.Driver. Servers that take a reload wait until all of the text is loaded.
+func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
+	if reload || d.opts.Socket == "" || d.opts.ReloadOnly || base.reloadReason != "" || to.reloadReason != "" {
+		return ""
 	}
 	now := d.Before(base)
 	left := map[string]bool{}
@@ -378,13 +353,13 @@ func (d *driver) Merge(base, to *config, keep []string) string {
 	for _, s := range base.sections {
 		if is, ok := heads[s.head]; ok && s.isProxy() && s.text != is.text && s.inherited == is.inherited && slices.Equal(s.raw, is.raw) {
 			p := compareBackend(s.name, now.backends[s.name], is.backend)
-			for _, o := range p.ops {
+			for _, o := range p.Ops {
 				if o.kind == opRemove && base.refersTo(o.backend, o.name) {
-					p.reload = "it is referred to"
+					p.Reload = "it is referred to"
 				}
 			}
-			all := append(ops, p.ops...)
-			if p.reload == "" && d.unfit(all, to) == "" {
+			all := append(ops, p.Ops...)
+			if p.Reload == "" && d.unfit(all, to) == "" {
 				ops, s.text = all, is.text
 			}
 		}

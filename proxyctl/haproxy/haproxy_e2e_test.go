@@ -36,10 +36,7 @@ func startHAProxy(t testing.TB, image string, set ...func(*Options)) *realHAProx
 	if image == "" {
 		t.Fatal("IMAGE_HAPROXY is not set: run the tests with make test")
 	}
-	h := &realHAProxy{t: t, dir: t.TempDir(), port: testenv.FreePort(t)}
-	if err := os.Chmod(h.dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	h := &realHAProxy{t: t, dir: testenv.Dir(t), port: testenv.FreePort(t)}
 	write(t, filepath.Join(h.dir, "haproxy.cfg"), h.text("first", ""))
 	h.run(image, "haproxy.cfg", "master.sock")
 	h.berth(set...)
@@ -50,14 +47,8 @@ func startHAProxy(t testing.TB, image string, set ...func(*Options)) *realHAProx
 // run starts a container until the end of the test, and returns when the master in it answers.
 func (h *realHAProxy) run(image, file, socket string) {
 	h.t.Helper()
-	h.id = testenv.MustDocker(h.t, "run", "--detach", "--network", "host", "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()),
+	h.id = testenv.Run(h.t, "--network", "host", "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()),
 		"--volume", h.dir+":"+h.dir, image, "haproxy", "-W", "-db", "-S", h.dir+"/"+socket, "-f", h.dir+"/"+file)
-	h.t.Cleanup(func() {
-		if h.t.Failed() {
-			h.t.Log(testenv.MustDocker(h.t, "logs", "--tail", "15", h.id))
-		}
-		testenv.MustDocker(h.t, "rm", "--force", "--volumes", h.id)
-	})
 	h.up(socket)
 }
 
@@ -85,16 +76,7 @@ func (h *realHAProxy) text(word, more string) string {
 		"frontend web\n  bind 127.0.0.1:%s\n  http-request return status 200 content-type text/plain string %s\n%s", h.port, word, more)
 }
 
-func (h *realHAProxy) answer() string {
-	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://127.0.0.1:" + h.port)
-	if err != nil {
-		return err.Error()
-	}
-	defer resp.Body.Close()
-	body, _ := io.ReadAll(resp.Body)
-	return string(body)
-}
+func (h *realHAProxy) answer() string { return testenv.Answer("http://127.0.0.1:" + h.port) }
 
 func (h *realHAProxy) eventually(what string, f func() bool) {
 	h.t.Helper()

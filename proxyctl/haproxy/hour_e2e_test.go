@@ -24,7 +24,7 @@ import (
 func TestE2EMixedHour(t *testing.T) {
 	for _, image := range images(t, "IMAGES_HAPROXY", "IMAGE_HAPROXY") {
 		t.Run(image, func(t *testing.T) {
-			r := startRig(t, image)
+			r := startHarness(t, image)
 			h := r.hour(hour{changes: 300, reloads: 25, pace: 10 * time.Millisecond})
 			t.Log(h)
 			if h.failed() > 0 {
@@ -90,7 +90,7 @@ func (h hourReport) String() string {
 
 // playing is an hour under way. A Controller brings HAProxy to the texts.
 type playing struct {
-	*rig
+	*harness
 	report  hourReport
 	control *proxyctl.Controller
 	load    *traffic.Load
@@ -125,9 +125,9 @@ func (c *counter) Apply(ctx context.Context, config proxyctl.Config, mayReload b
 }
 
 // hour ends the test at once if HAProxy is not brought to what is wanted.
-func (r *rig) hour(h hour) hourReport {
+func (r *harness) hour(h hour) hourReport {
 	opts := r.options()
-	p := &playing{rig: r, report: hourReport{hour: h, version: r.version}, rand: rand.New(rand.NewPCG(1, 2)), counted: &counter{Proxy: New(opts), actions: map[proxyctl.Action]int{}}}
+	p := &playing{harness: r, report: hourReport{hour: h, version: r.version}, rand: rand.New(rand.NewPCG(1, 2)), counted: &counter{Proxy: New(opts), actions: map[proxyctl.Action]int{}}}
 	p.control = proxyctl.New(proxyctl.Options{Proxy: p.counted, Interval: time.Millisecond, Check: 200 * time.Millisecond, Log: opts.Log})
 	ctx, cancel := context.WithCancel(r.Context())
 	done := make(chan error, 1)
@@ -154,7 +154,7 @@ func (r *rig) hour(h hour) hourReport {
 	for _, address := range p.free {
 		r.apps[address].SetKeepAlivesEnabled(false) // what HAProxy removed ends its connections, too
 	}
-	r.until("HAProxy has the servers that are wanted, and no others", 20*time.Second, func() error { return r.expect(p.fleet.group) })
+	testenv.Eventually(r, 20*time.Second, "HAProxy has the servers that are wanted, and no others", func() error { return r.expect(p.fleet.group) })
 	p.report.apart, p.report.others = p.load.End().During(p.report.killed, p.report.answered)
 	stop()
 	p.report.after, p.report.others = p.report.others.During(p.counted.began, p.counted.ended)
@@ -190,7 +190,7 @@ func (p *playing) play() {
 }
 
 func (p *playing) text() string {
-	return p.rig.text(fmt.Sprintf("    http-response set-header X-Shape %d\n", p.shape), p.fleet.group)
+	return p.harness.text(fmt.Sprintf("    http-response set-header X-Shape %d\n", p.shape), p.fleet.group)
 }
 
 func (p *playing) set() { p.control.Set(onlyText(p.text()), time.Now()) }
@@ -198,7 +198,7 @@ func (p *playing) set() { p.control.Set(onlyText(p.text()), time.Now()) }
 // live waits until berth says that the newest text is live, and has HAProxy itself say so, too.
 func (p *playing) live() {
 	p.Helper()
-	p.until("the newest text is live", 20*time.Second, func() error {
+	testenv.Eventually(p, 20*time.Second, "the newest text is live", func() error {
 		if live := p.counted.live.Load(); live == nil || *live != p.text() {
 			return fmt.Errorf("status %w", p.control.Ready())
 		}
@@ -271,7 +271,7 @@ func (p *playing) release(address string) { p.free = append(p.free, address) }
 func (p *playing) invalid() {
 	p.live()
 	p.control.Set(onlyText(strings.Replace(p.text(), "frontend http.in\n", "frontend http.in\n    no-such-keyword\n", 1)), time.Now())
-	p.until("the invalid text is refused", 20*time.Second, func() error {
+	testenv.Eventually(p, 20*time.Second, "the invalid text is refused", func() error {
 		if err := p.control.Ready(); !errors.Is(err, proxyctl.ErrRefused) {
 			return fmt.Errorf("status %w", err)
 		}
@@ -290,7 +290,7 @@ func (p *playing) kill() {
 	testenv.MustDocker(p, "start", p.id)
 	p.counted.live.Store(nil)
 	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	p.until("HAProxy answers again", 20*time.Second, func() error {
+	testenv.Eventually(p, 20*time.Second, "HAProxy answers again", func() error {
 		_, err := traffic.Fetch(p.Context(), client, "http://"+p.web)
 		return err
 	})

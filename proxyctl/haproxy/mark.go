@@ -16,7 +16,7 @@ const (
 	markLine = "    setenv " + markName + " "
 )
 
-// marked is a text with its mark, and what was read of it without.
+// marked is a text with its mark, and the configuration that was read from it without.
 type marked = proxyctl.Marked[config]
 
 // mark appends to a text its own mark. HAProxy takes a last line without an end for a truncated file. before is as in

@@ -182,18 +182,7 @@ func (m master) worker(ctx context.Context, commands ...string) (string, error) 
 	return reply, err
 }
 
-// generation is the mark of the text that the serving worker has loaded, the zero one if it has none.
-func (m master) generation(ctx context.Context) (configfile.Generation, error) {
-	reply, err := m.worker(ctx, "show env "+markName)
-	if err != nil {
-		return configfile.Generation{}, err
-	}
-	line, _ := nextLine(reply)
-	value, _ := strings.CutPrefix(line, markName+"=")
-	return configfile.ParseGeneration(value), nil
-}
-
-// snapshot is what HAProxy shows of itself.
+// snapshot holds what HAProxy shows of itself.
 type snapshot struct {
 	processes
 	generation configfile.Generation // of the text that the serving worker has loaded
@@ -211,7 +200,7 @@ func (m master) inspect(ctx context.Context) (snapshot, error) {
 	return v, err
 }
 
-// status reads everything but the servers; rest is what is answered to more.
+// status reads everything but the servers; rest is the answer to more.
 func (m master) status(ctx context.Context, more string) (v snapshot, rest string, err error) {
 	reply, err := m.command(ctx, "show proc; @1 show env "+markName+more)
 	if err != nil {
@@ -242,7 +231,7 @@ func (m master) sharesNetwork(ctx context.Context) bool {
 	return unixcred.SharesNetwork(conn)
 }
 
-// alerts picks from HAProxy's messages the ones that say what is wrong, in one line.
+// alerts picks the alerts from HAProxy's messages, in one line.
 func alerts(messages string) string {
 	var out []string
 	for line := range strings.Lines(messages) {

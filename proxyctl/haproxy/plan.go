@@ -5,26 +5,13 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"berth/proxyctl"
 )
 
-// plan is how to get from one configuration to another: by commands to the running HAProxy, or by a reload.
-type plan struct {
-	reload string // why commands do not do, "" if they do
-	ops    []op   // what enters before what leaves, so that no backend is empty in between
-}
-
-// String names the first thing to do.
-func (p plan) String() string {
-	switch {
-	case p.reload != "":
-		return p.reload
-	case len(p.ops) == 1:
-		return p.ops[0].String()
-	case len(p.ops) > 1:
-		return fmt.Sprintf("%s, and %d more", p.ops[0], len(p.ops)-1)
-	}
-	return "nothing"
-}
+// plan says how to get from one configuration to another: by a reload, or by commands to the running HAProxy. Servers enter
+// before others leave, so that no backend is empty in between.
+type plan = proxyctl.Plan[op]
 
 // op is one change of one server.
 type op struct {
@@ -37,7 +24,7 @@ type opKind string
 
 const (
 	opAdd    opKind = "add"
-	opBack   opKind = "put back" // into service, what was draining or taken out by hand
+	opBack   opKind = "put back" // into service, after draining or being taken out by hand
 	opMaint  opKind = "take out" // of service
 	opMove   opKind = "move"     // to another address or port
 	opWeight opKind = "weigh"
@@ -55,7 +42,7 @@ func (o op) String() string {
 	return s
 }
 
-// serversOf are the servers of changes.
+// serversOf returns the servers of changes.
 func serversOf(ops []op) []serverName {
 	names := make([]serverName, len(ops))
 	for i, o := range ops {
@@ -68,17 +55,17 @@ func serversOf(ops []op) []serverName {
 // difference; one in anything but servers takes a reload.
 func compare(before, after *config) plan {
 	if why := difference(before.sections, after.sections); why != "" {
-		return plan{reload: why}
+		return plan{Reload: why}
 	}
 	p := compareServers(before, after)
-	for _, o := range p.ops {
+	for _, o := range p.Ops {
 		if o.kind == opRemove && after.refersTo(o.backend, o.name) {
-			return plan{reload: fmt.Sprintf("backend %s: server %s removed, to which the configuration seems to refer", o.backend, o.name)}
+			return plan{Reload: fmt.Sprintf("backend %s: server %s removed, to which the configuration seems to refer", o.backend, o.name)}
 		}
 	}
 	for _, c := range []*config{before, after} {
-		if c.reloadReason != "" && (p.reload != "" || len(p.ops) > 0) {
-			return plan{reload: c.reloadReason}
+		if c.reloadReason != "" && (p.Reload != "" || len(p.Ops) > 0) {
+			return plan{Reload: c.reloadReason}
 		}
 	}
 	return p
@@ -88,10 +75,10 @@ func compareServers(before, after *config) plan {
 	var enter, change, leave []op
 	for _, name := range slices.Sorted(maps.Keys(after.backends)) {
 		p := compareBackend(name, before.backends[name], after.backends[name])
-		if p.reload != "" {
+		if p.Reload != "" {
 			return p
 		}
-		for _, o := range p.ops {
+		for _, o := range p.Ops {
 			switch o.kind {
 			case opAdd:
 				enter = append(enter, o)
@@ -102,7 +89,7 @@ func compareServers(before, after *config) plan {
 			}
 		}
 	}
-	return plan{ops: slices.Concat(enter, change, leave)}
+	return plan{Ops: slices.Concat(enter, change, leave)}
 }
 
 func compareBackend(backend string, was, is *backend) plan {
@@ -117,7 +104,7 @@ func compareBackend(backend string, was, is *backend) plan {
 			continue
 		}
 		if why := immutable(old, new, there); why != "" {
-			return plan{reload: fmt.Sprintf("backend %s: server %s: %s", backend, name, why)}
+			return plan{Reload: fmt.Sprintf("backend %s: server %s: %s", backend, name, why)}
 		}
 		do := func(kind opKind) { ops = append(ops, op{kind, backend, name, new}) }
 		if !there {
@@ -145,10 +132,10 @@ func compareBackend(backend string, was, is *backend) plan {
 	}
 	for _, o := range ops {
 		if !names.MatchString(o.name) || !names.MatchString(backend) {
-			return plan{reload: fmt.Sprintf("backend %s: no command can hold the name of server %s", backend, o.name)}
+			return plan{Reload: fmt.Sprintf("backend %s: no command can hold the name of server %s", backend, o.name)}
 		}
 	}
-	return plan{ops: ops}
+	return plan{Ops: ops}
 }
 
 // immutable says why a server cannot become another one at run time, "" if it can.
@@ -171,7 +158,7 @@ func immutable(old, new server, there bool) string {
 	return ""
 }
 
-// difference is the first one between two configurations without their servers, in words, "" if there is none.
+// difference names the first difference between two configurations without their servers, "" if there is none.
 func difference(before, after []section) string {
 	heads := func(sections []section) []string {
 		var out []string

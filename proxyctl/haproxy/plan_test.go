@@ -60,11 +60,11 @@ func TestCompare(t *testing.T) {
 			before := parse(tt.before, nil)
 			got := compare(before, parse(tt.after, before))
 			var ops []string
-			for _, o := range got.ops {
+			for _, o := range got.Ops {
 				ops = append(ops, o.String())
 			}
-			if d := cmp.Diff(tt.ops, ops); d != "" || got.reload != tt.reload {
-				t.Errorf("reload: %q, want %q; ops (-want +got):\n%s", got.reload, tt.reload, d)
+			if d := cmp.Diff(tt.ops, ops); d != "" || got.Reload != tt.reload {
+				t.Errorf("reload: %q, want %q; ops (-want +got):\n%s", got.Reload, tt.reload, d)
 			}
 			checkPlan(t, before, parse(tt.after, nil))
 		})
@@ -74,8 +74,8 @@ func TestCompare(t *testing.T) {
 // checkPlan carries out the plan between two configurations on a list of servers, and sees what comes of it.
 func checkPlan(t interface{ Fatalf(string, ...any) }, before, after *config) {
 	p := compare(before, after)
-	if p.reload != "" {
-		if len(p.ops) > 0 {
+	if p.Reload != "" {
+		if len(p.Ops) > 0 {
 			t.Fatalf("a reload and commands, too: %v", p)
 		}
 		return
@@ -88,7 +88,7 @@ func checkPlan(t interface{ Fatalf(string, ...any) }, before, after *config) {
 		if servers == nil {
 			servers = map[string]server{}
 		}
-		for _, o := range p.ops {
+		for _, o := range p.Ops {
 			if o.backend != name {
 				continue
 			}
@@ -117,7 +117,7 @@ func checkPlan(t interface{ Fatalf(string, ...any) }, before, after *config) {
 			}
 		}
 		if !maps.Equal(servers, b.servers) {
-			t.Fatalf("backend %s: %v makes of %v\n%v, want\n%v", name, p.ops, before.backends[name].all(), servers, b.servers)
+			t.Fatalf("backend %s: %v makes of %v\n%v, want\n%v", name, p.Ops, before.backends[name].all(), servers, b.servers)
 		}
 	}
 }
@@ -151,16 +151,16 @@ func TestPlanFromLiveState(t *testing.T) {
 		first, second := parse(text("first"), nil), parse(text("second"), nil)
 		now := second.withDraining(first) // what is in first alone leaves
 		p := compare(now, second)
-		if p.reload != "" {
-			t.Fatalf("reload: %s", p.reload)
+		if p.Reload != "" {
+			t.Fatalf("reload: %s", p.Reload)
 		}
-		for _, o := range p.ops {
+		for _, o := range p.Ops {
 			if o.kind == opAdd || o.kind == opRemove {
 				t.Fatalf("%v, though only draining servers differ", o)
 			}
 		}
 		back := compare(now, first.withDraining(second))
-		for _, o := range back.ops {
+		for _, o := range back.Ops {
 			if _, leaves := second.backends["app"].get(o.name); o.kind == opRemove && !leaves {
 				t.Fatalf("%v, which comes back", o)
 			}

@@ -35,7 +35,7 @@ type Options struct {
 
 // Proxy is one HAProxy. It implements proxyctl.Proxy.
 type Proxy struct {
-	*proxyctl.Engine[config]
+	*proxyctl.Engine[config, op]
 	driver *driver
 }
 

@@ -188,10 +188,7 @@ type loader struct {
 // startLoader starts a loader for the texts of h.
 func (h *realHAProxy) startLoader(image string) *loader {
 	h.t.Helper()
-	l := &loader{realHAProxy{t: h.t, dir: h.t.TempDir(), port: testenv.FreePort(h.t)}, map[string]seen{}}
-	if err := os.Chmod(l.dir, 0o755); err != nil {
-		h.t.Fatal(err)
-	}
+	l := &loader{realHAProxy{t: h.t, dir: testenv.Dir(h.t), port: testenv.FreePort(h.t)}, map[string]seen{}}
 	write(l.t, l.dir+"/haproxy.cfg", l.text("first", ""))
 	l.run(image, "haproxy.cfg", "master.sock")
 	return l

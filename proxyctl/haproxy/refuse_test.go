@@ -115,6 +115,11 @@ func TestFirstTextIsHeldBack(t *testing.T) {
 	opts.Grace = time.Minute
 	p := New(opts)
 	defer p.Close()
+	other := strings.Replace(empty, "backend app\n", "  bogus\n", 1)
+	if _, err := p.Apply(t.Context(), onlyText("defaults\n  mode http\n"+other), true); !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "unknown keyword 'bogus'") {
+		t.Errorf("another template, which HAProxy refuses: error %v", err)
+	}
+	m.servers[1].name, m.servers[1].addr = "x", "10.0.1.1"
 	var held *proxyctl.HoldError
 	res, err := p.Apply(t.Context(), onlyText(empty), true)
 	if !errors.As(err, &held) || res.Action != proxyctl.Runtime {

@@ -19,8 +19,8 @@ func (r *refusal) Error() string {
 }
 func (r *refusal) Unwrap() error { return proxyctl.ErrUnexpected }
 
-// key is what else would be refused for the same reason: everything in the backend, or what has the same keywords. It is
-// "" for a reason that may pass.
+// key tells which other servers would be refused for the same reason: all in the backend, or all with the same keywords. It
+// is "" for a reason that may pass.
 func (r *refusal) key(c *config) string {
 	backend, name, _ := strings.Cut(r.server, "/")
 	switch {
@@ -78,7 +78,7 @@ func (a answer) accepts(line string) bool {
 	}
 }
 
-// commands are those that carry out an op. id is for a server that is added, 0 to leave it to HAProxy.
+// commands returns the commands that carry out an op. id is for a server that is added, 0 to leave it to HAProxy.
 func (o op) commands(id int) []command {
 	at := o.backend + "/" + o.name
 	switch o.kind {
@@ -112,7 +112,7 @@ func (o op) commands(id int) []command {
 // What one exchange may hold: HAProxy 3.2 refuses a line that is longer than its buffer, 16 kB by default, and every
 // "add server" stops all its threads for a moment.
 const (
-	maxLine     = 12000 // with room for what is shown at the end
+	maxLine     = 12000 // with room for the commands that show servers at the end
 	maxCommands = 60
 )
 
@@ -120,8 +120,8 @@ const (
 const mostShown = 20
 
 // exchange carries out ops in the worker whose mark has this shape, and returns the state of their backends afterwards.
-// What enters has entered before anything else is touched: HAProxy may refuse it. An error that wraps proxyctl.ErrUnexpected says
-// what HAProxy did not take.
+// What enters has entered before anything else is touched: HAProxy may refuse it. An error that wraps
+// proxyctl.ErrUnexpected says what HAProxy did not take.
 func (m master) exchange(ctx context.Context, ops []op, nextID func(backend string) int, shape string) (state, error) {
 	backends := map[string]bool{}
 	var enter, rest []command
@@ -140,6 +140,7 @@ func (m master) exchange(ctx context.Context, ops []op, nextID func(backend stri
 			show = append(show, "show servers state "+backend)
 		}
 	}
+	reply := ""
 	chunks := slices.Concat(inChunks(enter), inChunks(rest))
 	for i, some := range chunks {
 		lines := []string{"show env " + markName}
@@ -149,8 +150,8 @@ func (m master) exchange(ctx context.Context, ops []op, nextID func(backend stri
 		if i == len(chunks)-1 {
 			lines = append(lines, show...)
 		}
-		reply, err := m.worker(ctx, lines...)
-		if err != nil {
+		var err error
+		if reply, err = m.worker(ctx, lines...); err != nil {
 			return nil, err
 		}
 		if reply, err = checkMark(reply, shape); err != nil {
@@ -159,37 +160,24 @@ func (m master) exchange(ctx context.Context, ops []op, nextID func(backend stri
 		if reply, err = checkReplies(some, reply); err != nil {
 			return nil, err
 		}
-		if i == len(chunks)-1 {
-			st, err := parseState(reply)
-			if err != nil {
-				return nil, fmt.Errorf("%w: %w", proxyctl.ErrUnexpected, err)
-			}
-			return st, nil
-		}
 	}
-	return state{}, nil // there was nothing to do
+	st, err := parseState(reply)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", proxyctl.ErrUnexpected, err)
+	}
+	return st, nil
 }
 
-// inChunks divides commands into those that go into one exchange each.
-func inChunks(commands []command) [][]command {
-	var out [][]command
-	for len(commands) > 0 {
-		n := chunk(commands)
-		out = append(out, commands[:n])
-		commands = commands[n:]
+// inChunks divides commands into chunks that go into one exchange each.
+func inChunks(commands []command) (out [][]command) {
+	size := 0
+	for _, c := range commands {
+		if size += len(c.text) + 5; len(out) == 0 || size > maxLine || len(out[len(out)-1]) == maxCommands {
+			out, size = append(out, nil), len(c.text)+5
+		}
+		out[len(out)-1] = append(out[len(out)-1], c)
 	}
 	return out
-}
-
-// chunk is how many of the commands go into one exchange.
-func chunk(commands []command) int {
-	size := 0
-	for i, c := range commands {
-		if size += len(c.text) + 5; i > 0 && (size > maxLine || i >= maxCommands) {
-			return i
-		}
-	}
-	return len(commands)
 }
 
 // nextLine cuts the first line that is not empty.

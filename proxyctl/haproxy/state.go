@@ -89,18 +89,24 @@ func fields(out []string, line string) []string {
 	}
 }
 
-// withState returns the configuration with the servers that HAProxy has in these backends, of which st is. Servers that st
-// has and the configuration has not are unknown, and draining if they are in maintenance; backends of which st says
-// nothing have none. Servers that a server-template line makes are no concern of berth.
-func (c *config) withState(st state, backends []string) *config {
+// clone returns a copy of the configuration, whose backends may be replaced.
+func (c *config) clone() *config {
 	out := *c
 	out.backends = maps.Clone(c.backends)
+	return &out
+}
+
+// withState returns the configuration with the servers that HAProxy has in these backends, as st says. Servers that only st
+// has are unknown, and draining if they are in maintenance; backends without servers in st have none.
+// Servers that a server-template line makes are no concern of berth.
+func (c *config) withState(st state, backends []string) *config {
+	out := c.clone()
 	for _, name := range backends {
 		if b := c.backends[name]; !b.matches(st[name]) {
 			out.backends[name] = b.withState(st[name], c.templates(name))
 		}
 	}
-	return &out
+	return out
 }
 
 // matches says whether HAProxy has just these servers.
@@ -131,7 +137,7 @@ func (b *backend) withState(list []live, templates bool) *backend {
 	return b.withServers(servers)
 }
 
-// withState returns the server with what of it was read back.
+// withState returns the server as it was read back.
 func (s server) withState(l live) server {
 	if s.agent {
 		return s
@@ -144,10 +150,9 @@ func (s server) withState(l live) server {
 	return s
 }
 
-// withDraining returns the configuration with those servers of before that it has no more, draining.
+// withDraining returns the configuration with the servers that only before has, draining.
 func (c *config) withDraining(before *config) *config {
-	out := *c
-	out.backends = maps.Clone(c.backends)
+	out := c.clone()
 	for name, was := range before.backends {
 		is := c.backends[name]
 		if is == nil || is == was {
@@ -164,25 +169,23 @@ func (c *config) withDraining(before *config) *config {
 			out.backends[name].servers[server] = s
 		}
 	}
-	return &out
+	return out
 }
 
-// assume returns the configuration with those backends as in to that are the same in alike and to.
+// assume returns the configuration with the backends of to that are the same in alike.
 func (c *config) assume(alike, to *config) *config {
-	out := *c
-	out.backends = maps.Clone(c.backends)
+	out := c.clone()
 	for name, b := range to.backends {
 		if alike.backends[name] == b {
 			out.backends[name] = b
 		}
 	}
-	return &out
+	return out
 }
 
 // without returns the configuration without draining servers that were deleted.
 func (c *config) without(deleted []serverName) *config {
-	out := *c
-	out.backends = maps.Clone(c.backends)
+	out := c.clone()
 	for _, n := range deleted {
 		b := out.backends[n.backend]
 		if s, there := b.get(n.name); there && s.draining {
@@ -191,12 +194,12 @@ func (c *config) without(deleted []serverName) *config {
 			out.backends[n.backend] = b.withServers(servers)
 		}
 	}
-	return &out
+	return out
 }
 
+// templates says whether a backend has servers that a server-template line makes.
 func (c *config) templates(backend string) bool {
 	return slices.ContainsFunc(c.sections, func(s section) bool {
-		return s.isProxy() && s.name == backend &&
-			slices.ContainsFunc(s.lines, func(l []string) bool { return l[0] == "server-template" })
+		return s.isProxy() && s.name == backend && s.has("server-template")
 	})
 }

@@ -33,7 +33,7 @@ func (d *driver) serversOf(c *config) string {
 
 // Run implements proxyctl.Driver: it gives the Lua balancers the servers of a text that differs in nothing else from what
 // nginx has loaded.
-func (d *driver) Run(ctx context.Context, to marked, _ proxyctl.Plan) error {
+func (d *driver) Run(ctx context.Context, to marked, _ plan) error {
 	if to.Config.live && d.servers != d.serversOf(to.Config) {
 		err := d.serversErr
 		if err == nil {

@@ -300,17 +300,17 @@ func TestMergeProperty(t *testing.T) {
 			t.Fatal(errBase, errTo)
 		}
 		d := &driver{}
-		if got := d.MergeByReload(base, to, nil); got != after {
+		if got := d.Merge(base, to, nil, true); got != after {
 			t.Fatalf("merged by a reload:\n%s", got)
 		}
-		if got := d.MergeByReload(base, to, []string{"app"}); got != before {
+		if got := d.Merge(base, to, []string{"app"}, true); got != before {
 			t.Fatalf("merged, though the upstream is to be kept:\n%s", got)
 		}
 		want := before
 		if f == luaFrame {
 			want = after
 		}
-		if got := d.Merge(base, to, nil); got != want {
+		if got := d.Merge(base, to, nil, false); got != want {
 			t.Fatalf("merged at run time:\n%s", got)
 		}
 	})

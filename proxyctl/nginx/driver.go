@@ -14,7 +14,10 @@ import (
 	"berth/proxyctl"
 )
 
-type marked = proxyctl.Marked[config]
+type (
+	marked = proxyctl.Marked[config]
+	plan   = proxyctl.Plan[balancerOp]
+)
 
 // driver implements proxyctl.Driver for one nginx.
 type driver struct {
@@ -166,40 +169,37 @@ func (d *driver) inspectUnmarked(ctx context.Context, reason error) (proxyctl.Sn
 		}
 	}
 	if d.status.master == 0 && (d.opts.Reload == nil || supervised) {
-		return proxyctl.Snapshot{}, proxyctl.Down(reason)
+		return proxyctl.Snapshot{Down: true}, reason
 	}
 	return proxyctl.Snapshot{Unmarked: notOurs, Starting: restarts && !supervised}, nil
 }
 
 // Plan implements proxyctl.Driver: nginx is reloaded, unless nothing but servers of its Lua balancers differs.
-func (d *driver) Plan(to marked, _ *config) proxyctl.Plan {
+func (d *driver) Plan(to marked, _ *config) plan {
 	loaded := d.status.generation.Text == to.Generation.Text
 	switch {
 	case !d.status.generation.SameShape(to.Generation):
-		return proxyctl.Plan{Reload: cmp.Or(difference(d.running, to.Config), "the configuration changed")}
+		return plan{Reload: cmp.Or(difference(d.running, to.Config), "the configuration changed")}
 	case !to.Config.live:
 	case d.opts.ReloadOnly && !loaded:
-		return proxyctl.Plan{Reload: cmp.Or(difference(d.running, to.Config), balancerServers.String())}
+		return plan{Reload: cmp.Or(difference(d.running, to.Config), balancerServers.String())}
 	case loaded && d.servers == "" && d.declined != "": // the file's serve
 	case d.servers != d.serversOf(to.Config):
-		return proxyctl.Plan{Ops: []proxyctl.Op{balancerServers}}
+		return plan{Ops: []balancerOp{balancerServers}}
 	}
-	return proxyctl.Plan{}
+	return plan{}
 }
 
-// Merge implements proxyctl.Driver: it takes over the servers of live upstreams.
-func (d *driver) Merge(base, to *config, keep []string) string {
-	return merge(base, to, keep, func(old, other *upstream) bool { return old.live && other.live })
+// Merge implements proxyctl.Driver: it takes over the servers of live upstreams, and by a reload of all upstreams that have
+// only IP addresses. nginx may have refused a name because it does not resolve.
+func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
+	return merge(base, to, keep, func(old, other *upstream) bool {
+		return reload && other.hasOnlyAddresses() || !reload && old.live && other.live
+	})
 }
 
-// MergeByReload implements proxyctl.ReloadMerger: it takes over the servers of all upstreams that have only IP addresses.
-// nginx may have refused a name because it does not resolve.
-func (d *driver) MergeByReload(base, to *config, keep []string) string {
-	return merge(base, to, keep, func(_, other *upstream) bool { return other.hasOnlyAddresses() })
-}
-
-// StartsWith implements proxyctl.SafeStarter: an nginx that does not come up may be an older one, which does not know
-// everything in its file. Then a text that only leaves something out is safe.
+// StartsWith implements proxyctl.Driver: an nginx that does not come up may be an older one, which does not know everything
+// in its file. Then a text that only leaves something out is safe.
 func (d *driver) StartsWith(to, there *config) bool {
 	return time.Since(d.away) > startTime && to.isLessThan(there)
 }

@@ -42,7 +42,7 @@ type Options struct {
 
 // Proxy is one nginx. It implements proxyctl.Proxy.
 type Proxy struct {
-	*proxyctl.Engine[config]
+	*proxyctl.Engine[config, balancerOp]
 	driver *driver
 }
 

@@ -4,7 +4,6 @@ package haproxy
 
 import (
 	"bufio"
-	"cmp"
 	"fmt"
 	"io"
 	"log/slog"
@@ -22,9 +21,9 @@ import (
 	"berth/deploy/testenv"
 )
 
-// rig is a HAProxy in a container in this host's network that runs with the settings of the shipped template. All
+// harness is a HAProxy in a container in this host's network that runs with the settings of the shipped template. All
 // listen on addresses of their own in 127.0.0.0/8, whose ports no outgoing connection takes.
-type rig struct {
+type harness struct {
 	testing.TB
 	image   string
 	version string
@@ -40,26 +39,18 @@ const (
 	appIP = "127.0.0.2"
 )
 
-func startRig(tb testing.TB, image string) *rig {
-	dir, err := os.MkdirTemp("", "berth") // short: it holds sockets
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil {
-		tb.Fatal(err)
-	}
-	r := &rig{TB: tb, image: image, dir: dir, web: testenv.FreeAddress(tb, webIP)}
+func startHarness(tb testing.TB, image string) *harness {
+	dir := testenv.Dir(tb)
+	r := &harness{TB: tb, image: image, dir: dir, web: testenv.FreeAddress(tb, webIP)}
 	write(tb, r.file(), r.text("", group{name: "app"}))
-	r.id = testenv.MustDocker(tb, "run", "--detach", "--network", "host", "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()),
+	r.id = testenv.Run(tb, "--network", "host", "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()),
 		"--log-opt", "max-size=10m", "--volume", dir+":"+dir, image, "haproxy", "-W", "-db", "-S", dir+"/master.sock", "-f", r.file())
 	tb.Cleanup(func() {
 		if tb.Failed() {
 			tb.Log(r.messages())
 		}
-		testenv.MustDocker(tb, "rm", "--force", "--volumes", r.id)
 	})
-	r.until("HAProxy answers", 20*time.Second, func() error {
+	testenv.Eventually(r, 20*time.Second, "HAProxy answers", func() error {
 		if _, err := r.info("Version"); err != nil {
 			return err
 		}
@@ -71,23 +62,17 @@ func startRig(tb testing.TB, image string) *rig {
 }
 
 // messages are the last of HAProxy's log that are not of requests.
-func (r *rig) messages() string {
+func (r *harness) messages() string {
 	lines := strings.Split(testenv.MustDocker(r, "logs", "--tail", "20000", r.id), "\n")
 	lines = slices.DeleteFunc(lines, func(l string) bool { return strings.Contains(l, "] http.in ") })
 	return strings.Join(lines[max(0, len(lines)-30):], "\n")
 }
 
-func (r *rig) file() string { return filepath.Join(r.dir, "haproxy.cfg") }
+func (r *harness) file() string { return filepath.Join(r.dir, "haproxy.cfg") }
 
 // options are those for a Proxy that berth itself uses.
-func (r *rig) options() Options {
+func (r *harness) options() Options {
 	return Options{File: r.file(), Socket: filepath.Join(r.dir, "master.sock"), Grace: -1, Log: slog.New(slog.DiscardHandler)}
-}
-
-// until waits for f to be nil.
-func (r *rig) until(what string, most time.Duration, f func() error) {
-	r.Helper()
-	testenv.Eventually(r.TB, most, what, f)
 }
 
 // group is a backend, and listed one of its servers.
@@ -104,7 +89,7 @@ type (
 
 // text is a configuration with the settings of the shipped template. more is for its frontend. The first backend gets
 // what no other one is asked for: each is at the path of its name.
-func (r *rig) text(more string, backends ...group) string {
+func (r *harness) text(more string, backends ...group) string {
 	rendered, err := os.ReadFile("../../templates/testdata/one.cfg")
 	if err != nil {
 		r.Fatal(err)
@@ -131,7 +116,7 @@ func (r *rig) text(more string, backends ...group) string {
 }
 
 // runtime asks HAProxy's worker over the socket of the shipped template, not as the code under test does.
-func (r *rig) runtime(command string) (string, error) {
+func (r *harness) runtime(command string) (string, error) {
 	conn, err := net.Dial("unix", filepath.Join(r.dir, "admin.sock"))
 	if err != nil {
 		return "", err
@@ -148,7 +133,7 @@ func (r *rig) runtime(command string) (string, error) {
 }
 
 // info is a figure of "show info".
-func (r *rig) info(name string) (string, error) {
+func (r *harness) info(name string) (string, error) {
 	reply, err := r.runtime("show info")
 	if err != nil {
 		return "", err
@@ -162,7 +147,7 @@ func (r *rig) info(name string) (string, error) {
 }
 
 // servers are those HAProxy has, by backend/name: address, weight, and what else is to say of them.
-func (r *rig) servers() (map[string]string, error) {
+func (r *harness) servers() (map[string]string, error) {
 	reply, err := r.runtime("show servers state")
 	if err != nil {
 		return nil, err
@@ -186,7 +171,7 @@ func (r *rig) servers() (map[string]string, error) {
 }
 
 // expect is nil if HAProxy has these servers, up, and no others.
-func (r *rig) expect(backends ...group) error {
+func (r *harness) expect(backends ...group) error {
 	has, err := r.servers()
 	if err != nil {
 		return err
@@ -220,7 +205,7 @@ func differ(has map[string]string, backends ...group) error {
 }
 
 // worker is the process that serves, as this machine numbers it; 0 where it cannot be seen.
-func (r *rig) worker() (pid int) {
+func (r *harness) worker() (pid int) {
 	main := testenv.MustDocker(r, "inspect", "--format", "{{.State.Pid}}", r.id)
 	b, err := os.ReadFile("/proc/" + main + "/task/" + main + "/children")
 	if err != nil {
@@ -266,14 +251,8 @@ func processorTime(pid int) time.Duration {
 	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
-// images are the HAProxys to test, from a variable that may hold several.
-func images(tb testing.TB, names ...string) []string {
-	var list string
-	for _, name := range names {
-		list = cmp.Or(list, os.Getenv(name))
-	}
-	if list == "" {
-		tb.Fatalf("none of %v is set: run it with make", names)
-	}
-	return strings.Split(list, ",")
+// images returns the HAProxys to test, from the first of these variables that is set; it may hold several.
+func images(tb testing.TB, variables ...string) []string {
+	set := slices.IndexFunc(variables, func(v string) bool { return os.Getenv(v) != "" })
+	return testenv.Images(tb, variables[max(set, 0)])
 }
