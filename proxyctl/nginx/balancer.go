@@ -15,29 +15,20 @@ func (o balancerOp) String() string { return string(o) }
 
 const balancerServers balancerOp = "servers of the Lua balancer"
 
-// errBalancer is why a reload has to do what a change at run time could not.
-type errBalancer struct{ error }
-
-func (e errBalancer) Error() string {
-	return "the Lua balancer does not take servers: " + e.error.Error()
+// tagged is an error that is another one, too, without its words.
+type tagged struct {
+	error
+	as error
 }
-func (e errBalancer) Unwrap() []error { return []error{e.error, proxyctl.ErrUnexpected} }
 
-// serversOf returns what the Lua balancers of a configuration are to have. Without any, those in the file count.
+func (e tagged) Unwrap() []error { return []error{e.error, e.as} }
+
+// serversOf returns the servers that the Lua balancers of a configuration are to have. Without any, they use the file's.
 func (d *driver) serversOf(c *config) string {
 	if d.opts.ReloadOnly {
 		return ""
 	}
 	return c.liveServers()
-}
-
-// inspectServers reads what servers the Lua balancers have, if there are any: else the answer means nothing.
-func (d *driver) inspectServers(ctx context.Context) error {
-	d.servers, d.serversErr = d.control.servers(ctx)
-	if errors.Is(d.serversErr, proxyctl.ErrUnreachable) {
-		return d.serversErr
-	}
-	return nil
 }
 
 // Run implements proxyctl.Driver: it gives the Lua balancers the servers of a text that differs in nothing else from what
@@ -54,8 +45,8 @@ func (d *driver) Run(ctx context.Context, to marked, _ plan) error {
 		case errors.Is(err, proxyctl.ErrUnreachable):
 			return err
 		case d.status.generation.Text != to.Generation.Text:
-			return errBalancer{err}
-		default: // a reload would not help: the right servers are those in the file
+			return tagged{fmt.Errorf("the Lua balancer does not take servers: %w", err), proxyctl.ErrUnexpected}
+		default: // a reload would not help: the file has the right servers
 			if err := d.flush(ctx, err); err != nil {
 				return err
 			}
@@ -65,8 +56,7 @@ func (d *driver) Run(ctx context.Context, to marked, _ plan) error {
 	return nil
 }
 
-// flush takes from the Lua balancers, which did not take servers for the reason given, the ones that they have, so that
-// the file's serve.
+// flush empties the Lua balancers, which refused other servers for this reason: then they use the file's.
 func (d *driver) flush(ctx context.Context, reason error) error {
 	if err := d.control.setServers(ctx, ""); err != nil {
 		return fmt.Errorf("nginx's Lua balancer does not take servers: %w", reason)
@@ -78,13 +68,11 @@ func (d *driver) flush(ctx context.Context, reason error) error {
 	return nil
 }
 
-// startBalancers gives the Lua balancers of a configuration that was just loaded their servers, or leaves it to those in
-// its file. If the configuration has not run before, it is checked that they work.
-func (d *driver) startBalancers(ctx context.Context, c *config, isNew bool) error {
-	if isNew {
-		if err := d.control.checkBalancer(ctx); err != nil {
-			return fmt.Errorf("%w: its Lua balancer does not work: %w; nginx's error log says more", proxyctl.ErrRefused, err)
-		}
+// startBalancers checks that the Lua balancers of a configuration that was just loaded work, and gives them their servers.
+// Balancers that refuse servers use the file's.
+func (d *driver) startBalancers(ctx context.Context, c *config) error {
+	if err := d.control.checkBalancer(ctx); err != nil {
+		return fmt.Errorf("%w: its Lua balancer does not work: %w; nginx's error log says more", proxyctl.ErrRefused, err)
 	}
 	err := d.control.setServers(ctx, d.serversOf(c))
 	if err == nil || errors.Is(err, proxyctl.ErrUnreachable) {

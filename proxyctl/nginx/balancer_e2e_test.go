@@ -20,22 +20,22 @@ import (
 	"berth/proxyctl"
 )
 
-// startLuaRig starts an nginx with a configuration of berth's that has a Lua balancer with these servers.
-func startLuaRig(t *testing.T, servers []string, set ...func(*Options)) *rig {
+// startLuaHarness starts an nginx with a configuration of berth's that has a Lua balancer with these servers.
+func startLuaHarness(t *testing.T, servers []string, set ...func(*Options)) *harness {
 	t.Helper()
 	t.Parallel()
-	r := startRig(t, testenv.Image(t, "IMAGE_NGINX_LUA"), set...)
-	r.apply(r.lua(servers...), proxyctl.Reload)
-	r.settled()
-	return r
+	h := startHarness(t, testenv.Image(t, "IMAGE_NGINX_LUA"), set...)
+	h.apply(h.lua(servers...), proxyctl.Reload)
+	h.settled()
+	return h
 }
 
 // lua is a text with a Lua balancer, as the shipped template has it.
-func (r *rig) lua(servers ...string) string {
-	r.Helper()
+func (h *harness) lua(servers ...string) string {
+	h.Helper()
 	code, err := os.ReadFile("../../templates/balancer.lua")
 	if err != nil {
-		r.Fatal(err)
+		h.Fatal(err)
 	}
 	if len(servers) == 0 {
 		servers = []string{"127.0.0.1:1 down"}
@@ -43,7 +43,7 @@ func (r *rig) lua(servers ...string) string {
 	forward := to(servers...)
 	forward.http = strings.Replace(forward.http, "        keepalive 32;", "        balancer_by_lua_block { require(\"berth\").balance(\"app\") }\n        keepalive 32;", 1)
 	forward.server = strings.Replace(forward.server, "location / {", "location / {\n            set_by_lua_block $empty { return require(\"berth\").empty(\"app\") }\n            if ($empty) { return 503; }", 1)
-	return r.text("", forward, parts{http: fmt.Sprintf(`    lua_shared_dict berth 1m;
+	return h.text("", forward, parts{http: fmt.Sprintf(`    lua_shared_dict berth 1m;
     init_by_lua_block {
 %[2]s
     }
@@ -60,16 +60,16 @@ func (r *rig) lua(servers ...string) string {
         location = /check { proxy_set_header Host balancer; proxy_pass http://berth.check/checked; }
         location = /checked { return 200 "checked\n"; }
     }
-`, r.socket(), code)})
+`, h.socket(), code)})
 }
 
 // balancers are the servers that the balancers have, or are given: asked for not as the code under test does.
-func (r *rig) balancers(give ...string) string {
-	r.Helper()
+func (h *harness) balancers(give ...string) string {
+	h.Helper()
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", r.socket())
+			return (&net.Dialer{}).DialContext(ctx, "unix", h.socket())
 		},
 	}}
 	method := http.MethodGet
@@ -78,7 +78,7 @@ func (r *rig) balancers(give ...string) string {
 	}
 	req, err := http.NewRequest(method, "http://balancer/servers", strings.NewReader(strings.Join(give, "")))
 	if err != nil {
-		r.Fatal(err)
+		h.Fatal(err)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
@@ -93,21 +93,21 @@ func (r *rig) balancers(give ...string) string {
 }
 
 // has checks which servers get the requests, and what the balancers say.
-func (r *rig) has(what, listed string, servers ...string) {
-	r.Helper()
-	if got := r.balancers(); got != listed {
-		r.Errorf("%s: the balancers have %q, want %q", what, got, listed)
+func (h *harness) has(what, listed string, servers ...string) {
+	h.Helper()
+	if got := h.balancers(); got != listed {
+		h.Errorf("%s: the balancers have %q, want %q", what, got, listed)
 	}
 	var got []string
 	for range 4 * max(len(servers), 1) {
-		if a := r.answer(); !slices.Contains(got, a) {
+		if a := h.answer(); !slices.Contains(got, a) {
 			got = append(got, a)
 		}
 	}
 	slices.Sort(got)
 	want := slices.Sorted(slices.Values(servers))
 	if !slices.Equal(got, want) {
-		r.Errorf("%s: requests reach %q, want %q", what, got, want)
+		h.Errorf("%s: requests reach %q, want %q", what, got, want)
 	}
 }
 
@@ -126,118 +126,118 @@ func listing(servers ...string) string {
 // Servers come and go without a reload, and every request finds those that are in service.
 func TestE2ENginxLua(t *testing.T) {
 	apps := []string{startApp(t), startApp(t), startApp(t)}
-	r := startLuaRig(t, apps[:1])
-	r.has("adopted", listing(apps[0]), apps[0])
-	workers, hups := r.workers(), r.hups()
-	load := traffic.Start(t, r.web)
+	h := startLuaHarness(t, apps[:1])
+	h.has("adopted", listing(apps[0]), apps[0])
+	workers, hups := h.workers(), h.hups()
+	load := traffic.Start(t, h.web)
 	for _, servers := range [][]string{apps[:2], apps[1:2], apps[1:], apps, apps[2:]} {
-		if res := r.apply(r.lua(servers...), proxyctl.Runtime); len(res.Changes) != 1 || res.Changes[0].Backend != "app" {
+		if res := h.apply(h.lua(servers...), proxyctl.Runtime); len(res.Changes) != 1 || res.Changes[0].Backend != "app" {
 			t.Errorf("%+v", res)
 		}
-		r.has(fmt.Sprint(servers), listing(servers...), servers...)
-		r.apply(r.lua(servers...), proxyctl.None)
+		h.has(fmt.Sprint(servers), listing(servers...), servers...)
+		h.apply(h.lua(servers...), proxyctl.None)
 	}
 	for n := range 100 {
-		r.apply(r.lua(apps[n%3], apps[(n+1)%3]), proxyctl.Runtime)
+		h.apply(h.lua(apps[n%3], apps[(n+1)%3]), proxyctl.Runtime)
 	}
 	if all := load.End(); all.Failed() > 0 || all.Resent() > 0 {
 		t.Errorf("%s%s", all, all.Failures())
 	}
-	r.apply(r.lua(), proxyctl.Runtime)
-	r.has("none", listing(), "503 Service Temporarily Unavailable")
-	r.apply(r.lua(apps[1]), proxyctl.Runtime)
-	r.has("one again", listing(apps[1]), apps[1])
-	r.balancers(listing(apps[2]))
-	r.has("changed behind berth's back", listing(apps[2]), apps[2])
-	r.apply(r.lua(apps[1]), proxyctl.Runtime)
-	r.has("repaired", listing(apps[1]), apps[1])
-	r.balancers("other 127.0.0.1:1 1\n", listing(apps[1]))
-	r.apply(r.lua(apps[1]), proxyctl.Runtime)
-	r.has("others added behind berth's back", listing(apps[1]), apps[1])
-	r.berth()
-	r.apply(r.lua(apps[1]), proxyctl.None)
-	r.apply(r.lua(apps[2]), proxyctl.Runtime)
-	r.has("by another berth", listing(apps[2]), apps[2])
-	if now := r.workers(); !slices.Equal(now, workers) || r.hups() != hups {
-		t.Errorf("the workers %d became %d by %d reloads", workers, now, r.hups()-hups)
+	h.apply(h.lua(), proxyctl.Runtime)
+	h.has("none", listing(), "503 Service Temporarily Unavailable")
+	h.apply(h.lua(apps[1]), proxyctl.Runtime)
+	h.has("one again", listing(apps[1]), apps[1])
+	h.balancers(listing(apps[2]))
+	h.has("changed behind berth's back", listing(apps[2]), apps[2])
+	h.apply(h.lua(apps[1]), proxyctl.Runtime)
+	h.has("repaired", listing(apps[1]), apps[1])
+	h.balancers("other 127.0.0.1:1 1\n", listing(apps[1]))
+	h.apply(h.lua(apps[1]), proxyctl.Runtime)
+	h.has("others added behind berth's back", listing(apps[1]), apps[1])
+	h.berth()
+	h.apply(h.lua(apps[1]), proxyctl.None)
+	h.apply(h.lua(apps[2]), proxyctl.Runtime)
+	h.has("by another berth", listing(apps[2]), apps[2])
+	if now := h.workers(); !slices.Equal(now, workers) || h.hups() != hups {
+		t.Errorf("the workers %d became %d by %d reloads", workers, now, h.hups()-hups)
 	}
 	// All else takes a reload, and keeps the servers.
-	r.apply(r.lua(apps[2])+"# another\n", proxyctl.Reload)
-	r.has("reloaded", listing(apps[2]), apps[2])
+	h.apply(h.lua(apps[2])+"# another\n", proxyctl.Reload)
+	h.has("reloaded", listing(apps[2]), apps[2])
 }
 
 // An nginx that was restarted has no servers in its balancers: those in the file serve, which are the newest, until berth
 // has given them.
 func TestE2ENginxLuaRestart(t *testing.T) {
 	apps := []string{startApp(t), startApp(t), startApp(t)}
-	r := startLuaRig(t, apps[:1])
-	r.apply(r.lua(apps[1]), proxyctl.Runtime)
-	r.Close()
+	h := startLuaHarness(t, apps[:1])
+	h.apply(h.lua(apps[1]), proxyctl.Runtime)
+	h.Close()
 	for _, how := range []string{"restart", "kill"} {
-		r.docker(how, r.name)
+		testenv.MustDocker(h, how, h.name)
 		if how == "kill" {
-			r.eventually("the control socket is removed", func() bool {
-				_, err := r.Apply(t.Context(), onlyText(r.lua(apps[1])), true)
-				r.driver.Tend(t.Context())
-				_, statErr := os.Stat(r.socket())
+			testenv.Until(h, patience, "the control socket is removed", func() bool {
+				_, err := h.Apply(t.Context(), onlyText(h.lua(apps[1])), true)
+				h.driver.Tend(t.Context())
+				_, statErr := os.Stat(h.socket())
 				return errors.Is(err, proxyctl.ErrUnreachable) && statErr != nil
 			})
-			r.docker("start", r.name)
+			testenv.MustDocker(h, "start", h.name)
 		}
-		r.eventually("nginx serves", func() bool { return r.balancers() == "" && r.answer() == apps[1] })
-		r.has("after a "+how, "", apps[1])
-		r.apply(r.lua(apps[1]), proxyctl.Runtime)
-		r.has("given again", listing(apps[1]), apps[1])
+		testenv.Until(h, patience, "nginx serves", func() bool { return h.balancers() == "" && h.answer() == apps[1] })
+		h.has("after a "+how, "", apps[1])
+		h.apply(h.lua(apps[1]), proxyctl.Runtime)
+		h.has("given again", listing(apps[1]), apps[1])
 	}
-	r.docker("restart", r.name)
-	r.eventually("nginx serves", func() bool { return r.answer() == apps[1] })
-	r.apply(r.lua(apps[2]), proxyctl.Runtime)
-	r.has("others after a restart", listing(apps[2]), apps[2])
+	testenv.MustDocker(h, "restart", h.name)
+	testenv.Until(h, patience, "nginx serves", func() bool { return h.answer() == apps[1] })
+	h.apply(h.lua(apps[2]), proxyctl.Runtime)
+	h.has("others after a restart", listing(apps[2]), apps[2])
 }
 
 // Errors in Lua code that nginx does not see when it loads a configuration are seen, and what was there is loaded again with
 // its servers.
 func TestE2ENginxLuaBroken(t *testing.T) {
 	apps := []string{startApp(t), startApp(t)}
-	r := startLuaRig(t, apps[:1])
-	r.apply(r.lua(apps[1]), proxyctl.Runtime)
-	r.Close()
-	good := onDisk(t, r.file())
+	h := startLuaHarness(t, apps[:1])
+	h.apply(h.lua(apps[1]), proxyctl.Runtime)
+	h.Close()
+	good := onDisk(t, h.file())
 	check := `balancer_by_lua_block { require("berth").check() }`
 	for name, spoilt := range map[string]string{
 		"a syntax error":        `balancer_by_lua_block { if then }`,
 		"an error at run time":  `balancer_by_lua_block { require("berth").nosuch() }`,
 		"a module that is none": `balancer_by_lua_block { require("nosuch").check() }`,
 	} {
-		text := strings.Replace(r.lua(apps[1]), check, spoilt, 1)
-		_, err := r.Apply(t.Context(), onlyText(text), true)
+		text := strings.Replace(h.lua(apps[1]), check, spoilt, 1)
+		_, err := h.Apply(t.Context(), onlyText(text), true)
 		if !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "its Lua balancer does not work: nginx answers 500") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", name, err)
 		}
-		r.settled()
-		r.has(name, listing(apps[1]), apps[1])
-		if onDisk(t, r.file()) != good {
+		h.settled()
+		h.has(name, listing(apps[1]), apps[1])
+		if onDisk(t, h.file()) != good {
 			t.Errorf("%s: the good file did not go back", name)
 		}
-		r.apply(r.lua(apps[1]), proxyctl.None)
+		h.apply(h.lua(apps[1]), proxyctl.None)
 	}
 	// What nginx sees itself.
 	began := time.Now()
-	_, err := r.Apply(t.Context(), onlyText(strings.Replace(r.lua(apps[1]), "init_by_lua_block {", "init_by_lua_block {\nif then", 1)), true)
+	_, err := h.Apply(t.Context(), onlyText(strings.Replace(h.lua(apps[1]), "init_by_lua_block {", "init_by_lua_block {\nif then", 1)), true)
 	t.Logf("an error in init_by_lua_block, after %v: %v", time.Since(began), err)
-	if !errors.Is(err, proxyctl.ErrRefused) || onDisk(t, r.file()) != good {
+	if !errors.Is(err, proxyctl.ErrRefused) || onDisk(t, h.file()) != good {
 		t.Errorf("an error in init_by_lua_block: %v", err)
 	}
-	r.has("refused", listing(apps[1]), apps[1])
+	h.has("refused", listing(apps[1]), apps[1])
 	// Servers come all the same.
-	res, err := r.Apply(t.Context(), onlyText(strings.Replace(r.lua(apps[0]), check, `balancer_by_lua_block { if then }`, 1)), true)
+	res, err := h.Apply(t.Context(), onlyText(strings.Replace(h.lua(apps[0]), check, `balancer_by_lua_block { if then }`, 1)), true)
 	if !errors.Is(err, proxyctl.ErrRefused) || res.Action != proxyctl.Runtime {
 		t.Errorf("refused, with other servers: %+v, %v", res, err)
 	}
-	r.has("refused, with other servers", listing(apps[0]), apps[0])
-	r.apply(r.lua(apps[1]), proxyctl.Runtime)
-	r.apply(r.lua(apps[0]), proxyctl.Runtime)
-	r.has("good again", listing(apps[0]), apps[0])
+	h.has("refused, with other servers", listing(apps[0]), apps[0])
+	h.apply(h.lua(apps[1]), proxyctl.Runtime)
+	h.apply(h.lua(apps[0]), proxyctl.Runtime)
+	h.has("good again", listing(apps[0]), apps[0])
 }
 
 // Where the balancers' memory is too small, a reload does it, and the right servers serve.
@@ -255,51 +255,51 @@ func TestE2ENginxLuaNoRoom(t *testing.T) {
 		}
 		return servers
 	}
-	r := startLuaRig(t, many(90, 2))
-	r.apply(small(r.lua(many(90, 2)...)), proxyctl.Reload)
-	r.settled()
-	r.has("few", listing(many(90, 2)...), many(90, 2)...)
-	res := r.apply(small(r.lua(many(91, 1000)...)), proxyctl.Reload)
+	h := startLuaHarness(t, many(90, 2))
+	h.apply(small(h.lua(many(90, 2)...)), proxyctl.Reload)
+	h.settled()
+	h.has("few", listing(many(90, 2)...), many(90, 2)...)
+	res := h.apply(small(h.lua(many(91, 1000)...)), proxyctl.Reload)
 	if !strings.Contains(res.Reason, "the dictionary is too small") {
 		t.Errorf("reloaded for %q", res.Reason)
 	}
 	only := func(what, net string) {
 		t.Helper()
-		r.settled()
+		h.settled()
 		for range 20 {
-			if got := r.answer(); !strings.HasPrefix(got, "127."+net+".") {
+			if got := h.answer(); !strings.HasPrefix(got, "127."+net+".") {
 				t.Errorf("%s: a request reaches %q", what, got)
 			}
 		}
 	}
 	only("many", "91")
-	if got := r.balancers(); got != "" {
+	if got := h.balancers(); got != "" {
 		t.Errorf("the balancers have %d bytes", len(got))
 	}
-	r.apply(small(r.lua(many(91, 1000)...)), proxyctl.None)
-	r.apply(small(r.lua(many(92, 1000)...)), proxyctl.Reload)
+	h.apply(small(h.lua(many(91, 1000)...)), proxyctl.None)
+	h.apply(small(h.lua(many(92, 1000)...)), proxyctl.Reload)
 	only("many others", "92")
-	r.apply(small(r.lua(many(93, 2)...)), proxyctl.Runtime)
-	r.has("few again", listing(many(93, 2)...), many(93, 2)...)
+	h.apply(small(h.lua(many(93, 2)...)), proxyctl.Runtime)
+	h.has("few again", listing(many(93, 2)...), many(93, 2)...)
 }
 
 // By reloads only, the servers are those in the file.
 func TestE2ENginxLuaReloadOnly(t *testing.T) {
 	apps := []string{startApp(t), startApp(t)}
-	r := startLuaRig(t, apps[:1])
-	r.apply(r.lua(apps[1]), proxyctl.Runtime)
-	r.Close()
-	r.berth(func(o *Options) { o.ReloadOnly = true })
-	r.apply(r.lua(apps[1]), proxyctl.Reload)
-	r.settled()
-	r.has("taken over", "", apps[1])
-	if res := r.apply(r.lua(apps...), proxyctl.Reload); !strings.Contains(res.Reason, "upstream app: 1 → 2 servers") {
+	h := startLuaHarness(t, apps[:1])
+	h.apply(h.lua(apps[1]), proxyctl.Runtime)
+	h.Close()
+	h.berth(func(o *Options) { o.ReloadOnly = true })
+	h.apply(h.lua(apps[1]), proxyctl.Reload)
+	h.settled()
+	h.has("taken over", "", apps[1])
+	if res := h.apply(h.lua(apps...), proxyctl.Reload); !strings.Contains(res.Reason, "upstream app: 1 → 2 servers") {
 		t.Errorf("reloaded for %q", res.Reason)
 	}
-	r.settled()
-	r.has("two", "", apps...)
-	r.apply(r.lua(apps...), proxyctl.None)
-	r.balancers(listing(apps[0]))
-	r.apply(r.lua(apps...), proxyctl.Runtime)
-	r.has("changed behind berth's back", "", apps...)
+	h.settled()
+	h.has("two", "", apps...)
+	h.apply(h.lua(apps...), proxyctl.None)
+	h.balancers(listing(apps[0]))
+	h.apply(h.lua(apps...), proxyctl.Runtime)
+	h.has("changed behind berth's back", "", apps...)
 }

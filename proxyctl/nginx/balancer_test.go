@@ -291,7 +291,7 @@ func TestFiles(t *testing.T) {
 	}
 	n.refuse = func(text string) {
 		all, _ := parseText(text)
-		for _, d := range all {
+		for _, d := range all.block {
 			for _, line := range d.block {
 				if _, err := os.Stat(line.words[len(line.words)-1]); line.name() == "include" && err != nil {
 					n.logs(err.Error())

@@ -17,7 +17,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"berth/deploy/testenv"
 	"berth/deploy/testenv/traffic"
 	"berth/proxyctl"
 )
@@ -191,12 +190,18 @@ func (c *contender) measureCoalesced(b *testing.B) {
 	go func() { ended <- controller.Run(ctx) }()
 	t := traffic.Start(b, c.web)
 	time.Sleep(time.Second) // of requests, before the first change
+	var live <-chan time.Time
 	for range benchChanges {
-		servers, _ := c.apps.replace()
+		var servers []string
+		servers, live = c.apps.replace()
 		controller.Set(c.text(servers), time.Now())
 		time.Sleep(benchFast)
 	}
-	testenv.Eventually(b, 20*time.Second, "the last change is live", controller.Ready)
+	select {
+	case <-live:
+	case <-time.After(20 * time.Second):
+		b.Fatalf("%s: the last change is not live within 20 s", c.name)
+	}
 	time.Sleep(benchPace) // old workers end
 	requests := t.End()
 	stop()

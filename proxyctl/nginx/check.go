@@ -20,17 +20,23 @@ func check(ctx context.Context, binary, file string) error {
 func complaints(out string) string {
 	var all []string
 	for line := range strings.Lines(out) {
-		if _, message, found := strings.Cut(line, "[emerg] "); found {
-			if process, rest, ok := strings.Cut(message, ": "); ok && strings.Trim(process, "0123456789#") == "" {
-				message = rest
-			}
-			all = append(all, oneLine(message))
+		if message := complaint(line); message != "" {
+			all = append(all, message)
 		}
 	}
 	if len(all) == 0 {
-		return fmt.Sprintf("%.500s", oneLine(out))
+		all = []string{oneLine(out)}
 	}
 	return fmt.Sprintf("%.500s", strings.Join(all, "; "))
+}
+
+// complaint returns the message in a line of nginx's if its level is emerg, without the process, and "" otherwise.
+func complaint(line string) string {
+	_, message, _ := strings.Cut(line, "[emerg] ")
+	if process, rest, ok := strings.Cut(message, ": "); ok && strings.Trim(process, "0123456789#") == "" {
+		message = rest
+	}
+	return oneLine(message)
 }
 
 // Check has the nginx program check a text and the files that it refers to, path to content, away from where they
@@ -56,7 +62,7 @@ func Check(ctx context.Context, binary, file, socket, text string, files map[str
 	}
 	for _, path := range beside {
 		if name := filepath.Base(path); name != filepath.Base(file) {
-			_ = os.Symlink(absolute(path), filepath.Join(dir, name)) // but for those that are there by now
+			_ = os.Symlink(absolute(path), filepath.Join(dir, name)) // but for auxiliary files, which are there by now
 		}
 	}
 	candidate := filepath.Join(dir, filepath.Base(file))

@@ -19,7 +19,7 @@ func ClosingFile(file string) string { return absolute(file) + ".closing" }
 // the reload has succeeded or failed.
 func (d *driver) announce(ctx context.Context, running marked) (ended func()) {
 	path := ClosingFile(d.opts.File)
-	if running.Config == nil || !strings.Contains(running.Text, path) || running.Config.keepsIdle() {
+	if running.Config == nil || !strings.Contains(running.Text, path) || running.Config.all.has("http", "keepalive_min_timeout") {
 		return func() {}
 	}
 	if d.closing != nil {
@@ -41,15 +41,3 @@ func (d *driver) announce(ctx context.Context, running marked) (ended func()) {
 // forgetClosing removes the file, which a berth that was killed may have left: without a reload nobody has to close
 // connections.
 func (d *driver) forgetClosing() { _ = os.Remove(ClosingFile(d.opts.File)) }
-
-// keepsIdle says whether nginx itself takes care of connections that are idle when it is reloaded.
-func (c *config) keepsIdle() bool {
-	for _, d := range c.top {
-		for _, sub := range d.block {
-			if d.is("http") && sub.name() == "keepalive_min_timeout" {
-				return true
-			}
-		}
-	}
-	return false
-}

@@ -61,7 +61,7 @@ func TestClosingTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := New(Options{File: dir + "/nginx.conf", Socket: dir + "/s", ClosingTime: time.Hour})
 		began := time.Now()
-		ended := p.driver.announce(t.Context(), marked{Text: "# " + ClosingFile(p.driver.opts.File), Config: &config{}})
+		ended := p.driver.announce(t.Context(), marked{Text: "# " + ClosingFile(p.driver.opts.File), Config: &config{all: &directive{}}})
 		if took := time.Since(began); took != time.Hour {
 			t.Errorf("it took %s", took)
 		}

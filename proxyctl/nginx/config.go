@@ -1,6 +1,7 @@
 package nginx
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -15,18 +16,16 @@ import (
 // config is a text as berth understands it.
 type config struct {
 	text      string
-	top       []*directive
+	all       *directive
 	upstreams map[string]*upstream
-	live      bool     // an upstream is live
-	serves    bool     // there is a server block, or an include that may have one
-	comments  []string // all but the comments in live upstreams
+	live      bool // an upstream is live
+	serves    bool // there is a server block, or an include that may have one
 }
 
 // upstream is a group of servers.
 type upstream struct {
-	block   *directive
-	servers []server // in the order of the text, without the ones marked as down
-	live    bool     // its servers can be changed without a reload: a Lua balancer of the http block picks them
+	*directive
+	servers []server // in the order of the text, without any that is marked as down
 }
 
 // server is a line of an upstream block.
@@ -38,26 +37,22 @@ type server struct {
 
 // parse reads a text. The error is the reason why nginx would not take it.
 func parse(text string) (*config, error) {
-	p := &parser{text: text}
-	top, err := p.parse()
+	all, err := parseText(text)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", proxyctl.ErrRefused, err)
 	}
-	c := &config{text: text, top: top, upstreams: map[string]*upstream{}}
+	c := &config{text: text, all: all, upstreams: map[string]*upstream{}}
 	controlled := false
-	for _, d := range top {
-		if d.name() == "include" {
-			continue // modules, as a rule
-		}
+	for _, d := range all.block {
 		for _, sub := range d.block {
 			switch {
 			case sub.is("upstream") && len(sub.words) == 2:
-				name := sub.words[1]
-				if c.upstreams[name] != nil { // one for http and one for stream may have the same
+				name, u := sub.words[1], newUpstream(sub)
+				u.live = u.live && d.name() == "http" && c.upstreams[name] == nil
+				if c.upstreams[name] != nil { // http and stream may each have one of this name
 					name = d.name() + " " + name
 				}
-				c.upstreams[name] = newUpstream(sub)
-				c.upstreams[name].live = c.upstreams[name].live && d.name() == "http" && sub.words[1] == name
+				c.upstreams[name] = u
 			case sub.is("server") && isBalancerControl(sub):
 				controlled = true
 			case sub.is("server"), sub.name() == "include" && slices.Contains([]string{"http", "stream", "mail"}, d.name()):
@@ -69,22 +64,7 @@ func parse(text string) (*config, error) {
 		u.live = u.live && controlled
 		c.live = c.live || u.live
 	}
-	for _, comment := range p.comments {
-		if !c.isLive(comment.at) {
-			c.comments = append(c.comments, comment.text)
-		}
-	}
 	return c, nil
-}
-
-// isLive says whether a place in the text is within a live upstream.
-func (c *config) isLive(at int) bool {
-	for _, u := range c.upstreams {
-		if u.live && u.block.open < at && at < u.block.close {
-			return true
-		}
-	}
-	return false
 }
 
 // isBalancerControl says whether a server block takes the servers of the Lua balancers.
@@ -98,7 +78,7 @@ func isBalancerControl(d *directive) bool {
 }
 
 func newUpstream(d *directive) *upstream {
-	u := &upstream{block: d}
+	u := &upstream{directive: d}
 	changeable := formName.MatchString(d.words[1])
 	for _, line := range d.block {
 		switch name := line.name(); {
@@ -155,42 +135,31 @@ func newServer(words []string) (s server, plain bool) {
 // shape returns all of the configuration but its layout and the servers of live upstreams. Comments belong to it: a template
 // may tell by a comment that another file has changed, a certificate say.
 func (c *config) shape() string {
-	live := map[*directive]bool{}
-	for _, u := range c.upstreams {
-		live[u.block] = u.live
-	}
 	var b strings.Builder
-	writeShape(&b, c.top, live)
-	for _, comment := range c.comments {
-		b.WriteString("#" + comment + "\n")
-	}
+	c.all.writeShape(&b)
 	return b.String()
 }
 
-// frame returns all of the configuration that no service has a part in: a stream block is there only if one needs it.
-func (c *config) frame() string {
-	var b strings.Builder
-	writeShape(&b, slices.DeleteFunc(slices.Clone(c.top), func(d *directive) bool { return d.is("http") || d.is("stream") }), nil)
-	return b.String()
-}
-
-func writeShape(b *strings.Builder, all []*directive, live map[*directive]bool) {
-	for _, d := range all {
-		for _, w := range d.words {
+func (d *directive) writeShape(b *strings.Builder) {
+	block, comments := d.block, d.comments
+	if d.live {
+		block, comments = d.without("server"), nil
+	}
+	for _, sub := range block {
+		for _, w := range sub.words {
 			b.WriteString(strconv.Quote(w))
 		}
-		b.WriteString(d.body)
-		if !d.isOpen {
+		b.WriteString(sub.body)
+		if !sub.isOpen() {
 			b.WriteByte('\n')
 			continue
 		}
-		block := d.block
-		if live[d] {
-			block = slices.DeleteFunc(slices.Clone(block), func(d *directive) bool { return d.name() == "server" })
-		}
 		b.WriteString("{\n")
-		writeShape(b, block, live)
+		sub.writeShape(b)
 		b.WriteString("}\n")
+	}
+	for _, comment := range comments {
+		b.WriteString("#" + comment + "\n")
 	}
 }
 
@@ -214,20 +183,21 @@ func (c *config) liveServers() string {
 
 // isLessThan says whether a configuration has nothing that another one lacks, but for servers of upstreams: their IP
 // addresses are no reason for nginx not to start.
-func (c *config) isLessThan(other *config) bool {
-	return other != nil && leavesOut(c.top, other.top, false)
-}
+func (c *config) isLessThan(other *config) bool { return other != nil && c.all.isLessThan(other.all) }
 
-func leavesOut(less, all []*directive, inUpstream bool) bool {
-	at := 0
-	for _, d := range less {
-		if inUpstream && d.name() == "server" {
-			continue
+func (d *directive) isLessThan(other *directive) bool {
+	if !slices.Equal(d.words, other.words) || d.isOpen() != other.isOpen() || d.body != other.body {
+		return false
+	}
+	block, at := d.block, 0
+	if d.is("upstream") {
+		if !d.hasOnlyAddresses() {
+			return false
 		}
-		n := slices.IndexFunc(all[at:], func(o *directive) bool {
-			return slices.Equal(d.words, o.words) && d.isOpen == o.isOpen && d.body == o.body &&
-				leavesOut(d.block, o.block, d.is("upstream")) && (!d.is("upstream") || d.hasOnlyAddresses())
-		})
+		block = d.without("server")
+	}
+	for _, sub := range block {
+		n := slices.IndexFunc(other.block[at:], sub.isLessThan)
 		if n < 0 {
 			return false
 		}
@@ -252,52 +222,34 @@ func (d *directive) hasOnlyAddresses() bool {
 	return servers > 0
 }
 
-// has says whether there is a directive of this name outside of all blocks.
-func (c *config) has(name string) bool {
-	return slices.ContainsFunc(c.top, func(d *directive) bool { return d.name() == name })
-}
-
 // merge returns the text of base with the servers that its upstreams have in to, for the upstreams that differ in nothing
 // else, may change, and are not in keep.
 func merge(base, to *config, keep []string, may func(old, other *upstream) bool) string {
 	names := slices.SortedFunc(maps.Keys(base.upstreams), func(a, b string) int {
-		return base.upstreams[a].block.open - base.upstreams[b].block.open
+		return base.upstreams[a].open - base.upstreams[b].open
 	})
 	var b strings.Builder
 	at := 0
 	for _, name := range names {
 		old, other := base.upstreams[name], to.upstreams[name]
-		if other == nil || slices.Contains(keep, name) || !may(old, other) || !sameButServers(old.block, other.block) {
+		if other == nil || slices.Contains(keep, name) || !may(old, other) ||
+			firstDifference("", old.without("server"), other.without("server")) != "" {
 			continue
 		}
-		b.WriteString(base.text[at : old.block.open+1])
-		b.WriteString(to.text[other.block.open+1 : other.block.close])
-		at = old.block.close
+		b.WriteString(base.text[at : old.open+1])
+		b.WriteString(to.text[other.open+1 : other.close])
+		at = old.close
 	}
 	b.WriteString(base.text[at:])
 	return b.String()
 }
 
-func sameButServers(a, b *directive) bool {
-	shape := func(d *directive) string {
-		var s strings.Builder
-		writeShape(&s, []*directive{d}, map[*directive]bool{d: true})
-		return s.String()
-	}
-	return shape(a) == shape(b)
-}
-
 // changes counts for each upstream which servers came and went.
-func changes(before, after *config) []proxyctl.Change {
-	var all []proxyctl.Change
-	names := map[string]bool{}
-	for _, c := range []*config{before, after} {
-		if c != nil {
-			for name := range c.upstreams {
-				names[name] = true
-			}
-		}
-	}
+func changes(before, after *config) (all []proxyctl.Change) {
+	before, after = cmp.Or(before, &config{}), cmp.Or(after, &config{})
+	names := map[string]*upstream{}
+	maps.Copy(names, before.upstreams)
+	maps.Copy(names, after.upstreams)
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		was, is := before.serversOf(name), after.serversOf(name)
 		c := proxyctl.Change{Backend: name, Before: len(was), After: len(is), Added: missing(was, is), Removed: missing(is, was)}
@@ -309,10 +261,10 @@ func changes(before, after *config) []proxyctl.Change {
 }
 
 func (c *config) serversOf(upstream string) []server {
-	if c == nil || c.upstreams[upstream] == nil {
-		return nil
+	if u := c.upstreams[upstream]; u != nil {
+		return u.servers
 	}
-	return c.upstreams[upstream].servers
+	return nil
 }
 
 // missing counts the servers of is that are not in was.
@@ -337,7 +289,7 @@ func difference(before, after *config) string {
 	if ch := changes(before, after); len(ch) > 0 {
 		return "upstream " + ch[0].String()
 	}
-	if d := firstDifference("", before.top, after.top); d != "" || slices.Equal(before.comments, after.comments) {
+	if d := firstDifference("", before.all.block, after.all.block); d != "" || before.shape() == after.shape() {
 		return d
 	}
 	return "comments changed"
@@ -353,7 +305,7 @@ func firstDifference(where string, before, after []*directive) string {
 		}
 		b, a := before[i], after[i]
 		switch {
-		case b.name() != a.name() || b.isOpen != a.isOpen || a.isOpen && !slices.Equal(b.words, a.words):
+		case b.name() != a.name() || b.isOpen() != a.isOpen() || a.isOpen() && !slices.Equal(b.words, a.words):
 			return fmt.Sprintf("%s%s in place of %s", where, a.title(), b.title())
 		case !slices.Equal(b.words, a.words) || b.body != a.body:
 			return fmt.Sprintf("%s%s changed", where, a.title())
@@ -367,7 +319,7 @@ func firstDifference(where string, before, after []*directive) string {
 
 // title names a directive in a reason.
 func (d *directive) title() string {
-	if d.isOpen && len(d.words) == 2 && d.name() != "location" {
+	if d.isOpen() && len(d.words) == 2 && d.name() != "location" {
 		return fmt.Sprintf("%s %.60s", d.name(), d.words[1])
 	}
 	return fmt.Sprintf("%.60s", d.name())

@@ -79,7 +79,7 @@ func TestParseText(t *testing.T) {
 			}
 			continue
 		}
-		if got := describe(all); got != tt.want {
+		if got := describe(all.block); got != tt.want {
 			t.Errorf("%q: %s, want %s", tt.text, got, tt.want)
 		}
 	}
@@ -92,7 +92,7 @@ func describe(all []*directive) string {
 		switch {
 		case d.body != "":
 			s += "lua"
-		case d.isOpen:
+		case d.isOpen():
 			s += "{" + describe(d.block) + "}"
 		}
 		parts = append(parts, s)
@@ -108,7 +108,7 @@ func FuzzParseText(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		all, err := parseText(s)
 		if err == nil {
-			within(t, s, all, 0, len(s))
+			within(t, s, all.block, 0, len(s))
 		}
 	})
 }
@@ -120,7 +120,7 @@ func within(t *testing.T, s string, all []*directive, from, to int) {
 			t.Fatalf("%q from %d to %d is not within %d to %d of %q", d.words, d.start, d.end, from, to, s)
 		}
 		last := byte(';')
-		if d.isOpen {
+		if d.isOpen() {
 			last = '}'
 			if s[d.open] != '{' || s[d.close] != '}' || d.close != d.end-1 {
 				t.Fatalf("the braces of %q are not at %d and %d of %q", d.words, d.open, d.close, s)
@@ -226,7 +226,7 @@ func TestMark(t *testing.T) {
 		}
 		c := mustParse(t, m.Text)
 		found := 0
-		for _, d := range c.top {
+		for _, d := range c.all.block {
 			for _, s := range d.block {
 				if d.is("http") && s.is("server") && len(s.block) == 4 && s.block[3].words[2] == m.Generation.String()+" $pid $nginx_version\n" {
 					found++

@@ -93,17 +93,29 @@ func (c control) unreachable(err error) error {
 // status is what nginx says of itself.
 type status struct {
 	generation configfile.Generation // of the text that the worker which answered has loaded
-	worker     int                   // that worker, as nginx knows it
 	version    string
 	master     int  // 0 if it cannot be seen from here
-	notNginx   bool // somebody else listens there
+	notNginx   bool // another program listens there
 }
 
-// errNotOurs is part of the error when somebody listens on the control socket who does not have berth's configuration.
+// errNotOurs is part of the error when the process that listens on the control socket does not have berth's configuration.
 var errNotOurs = errors.New("who listens on the control socket is not the nginx that berth configures")
 
 // status asks what nginx runs. If that is nothing of berth's, the status has nginx's master process, as far as it is known.
+// Of an nginx that is being replaced in place and the new one, which answer by turns, the new one counts.
 func (c control) status(ctx context.Context) (status, error) {
+	for end := time.Now().Add(time.Second); ; time.Sleep(poll) {
+		s, err := c.askStatus(ctx)
+		if err != nil || !isReplaced(s.master) {
+			return s, err
+		}
+		if time.Now().After(end) {
+			return status{}, fmt.Errorf("%w: nginx is being replaced, and the new one does not answer yet", proxyctl.ErrUnreachable)
+		}
+	}
+}
+
+func (c control) askStatus(ctx context.Context) (status, error) {
 	answer, pid, err := c.ask(ctx, http.MethodGet, generationName, "/", "")
 	var said *statusError
 	fields := strings.Fields(answer)
@@ -121,10 +133,11 @@ func (c control) status(ctx context.Context) (status, error) {
 		return other, fmt.Errorf("%w: %w: it says %.100q", proxyctl.ErrUnreachable, errNotOurs, answer)
 	}
 	s := status{generation: configfile.ParseGeneration(fields[0]), version: fields[2]}
-	if s.worker, err = strconv.Atoi(fields[1]); err != nil {
+	worker, err := strconv.Atoi(fields[1])
+	if err != nil {
 		return status{}, fmt.Errorf("%w: nginx on %s calls its worker %.100q", proxyctl.ErrUnreachable, c.socket, fields[1])
 	}
-	s.master = masterOf(pid, s.worker)
+	s.master = masterOf(pid, worker)
 	return s, nil
 }
 

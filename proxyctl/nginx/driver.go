@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,7 +30,7 @@ type driver struct {
 	servers    string  // what the Lua balancers had then
 	serversErr error   // why they did not say
 	running    *config // what nginx runs
-	inspects   bool    // it was inspected since the start
+	started    sync.Once
 	version    knownVersion
 	away       time.Time   // since when nginx does not say what it runs; zero if it does
 	down       atomic.Bool // nobody listens on the control socket
@@ -38,11 +39,10 @@ type driver struct {
 	overlaps time.Time   // until then they may serve still, if they cannot be seen
 	closing  *time.Timer // ends an announcement of a reload
 	declined string      // what the Lua balancer said when it last took no servers
-	returns  bool        // the next reload brings the last good text back
 	warned   bool        // that there is no worker_shutdown_timeout
 }
 
-// startTime is how long an nginx that went may take to come back with the same version.
+// startTime is how long an nginx that went is expected to come back with the same version.
 const startTime = 10 * time.Second
 
 const notOurs = "nginx does not have berth's configuration yet"
@@ -66,8 +66,10 @@ func (d *driver) IsMarked(file string) bool { return isMarked(file) }
 // Changes implements proxyctl.Grammar.
 func (d *driver) Changes(before, after *config) []proxyctl.Change { return changes(before, after) }
 
-// SameFrame implements proxyctl.Grammar.
-func (d *driver) SameFrame(a, b *config) bool { return a.frame() == b.frame() }
+// SameFrame implements proxyctl.Grammar. Services have a part in http and stream blocks only.
+func (d *driver) SameFrame(a, b *config) bool {
+	return firstDifference("", a.all.without("http", "stream"), b.all.without("http", "stream")) == ""
+}
 
 // Before implements proxyctl.Driver.
 func (d *driver) Before(last *config) *config { return last }
@@ -106,16 +108,13 @@ func (d *driver) removeStale() {
 
 // Inspect implements proxyctl.Driver.
 func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
-	if !d.inspects {
-		d.inspects = true
-		d.forgetClosing()
-	}
+	d.started.Do(d.forgetClosing)
 	// nginx makes the control socket for everybody: its directory is what keeps others away.
 	if err := os.MkdirAll(filepath.Dir(d.opts.Socket), 0o750); err != nil {
 		return proxyctl.Snapshot{}, fmt.Errorf("nginx's control socket: %w", err)
 	}
 	s, err := d.control.status(ctx)
-	if err == nil && s.generation != d.status.generation { // a worker of before the last reload does not count while it goes
+	if err == nil && s.generation != d.status.generation { // it may be a worker from before the last reload, which goes
 		d.waitForOverlap(ctx)
 		s, err = d.control.status(ctx)
 	}
@@ -128,14 +127,21 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 	if err := d.setVersion(ctx, s.version); err != nil {
 		return proxyctl.Snapshot{}, err
 	}
-	if err := d.inspectServers(ctx); err != nil {
-		return proxyctl.Snapshot{}, err
+	// Without a Lua balancer the answer means nothing, and is not looked at.
+	if d.servers, d.serversErr = d.control.servers(ctx); errors.Is(d.serversErr, proxyctl.ErrUnreachable) {
+		return proxyctl.Snapshot{}, d.serversErr
 	}
-	return proxyctl.Snapshot{Generation: s.generation, OldWorkers: d.oldWorkers()}, nil
+	return d.snapshot(), nil
 }
 
-// inspectUnmarked deals with an nginx that does not say what it runs, for a reason: it is down, or it has a configuration
-// that is not berth's.
+// snapshot returns what nginx said last.
+func (d *driver) snapshot() proxyctl.Snapshot {
+	serve, finish := d.oldWorkers()
+	return proxyctl.Snapshot{Generation: d.status.generation, OldWorkers: serve + finish}
+}
+
+// inspectUnmarked inspects an nginx that does not say what it runs, for a reason: it is down, or it has a foreign
+// configuration.
 func (d *driver) inspectUnmarked(ctx context.Context, reason error) (proxyctl.Snapshot, error) {
 	foreign := errors.Is(reason, errNotOurs)
 	if !gone(reason) && !foreign || d.status.notNginx {
@@ -184,16 +190,16 @@ func (d *driver) Plan(to marked, _ *config) plan {
 	return plan{}
 }
 
-// Merge implements proxyctl.Driver: it takes over the servers of live upstreams. By a reload it takes over servers of all
-// upstreams, but for servers with a name, which may be what nginx refused because it does not resolve.
+// Merge implements proxyctl.Driver: it takes over the servers of live upstreams, and by a reload of all upstreams that have
+// only IP addresses. nginx may have refused a name because it does not resolve.
 func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 	return merge(base, to, keep, func(old, other *upstream) bool {
-		return reload && other.block.hasOnlyAddresses() || !reload && old.live && other.live
+		return reload && other.hasOnlyAddresses() || !reload && old.live && other.live
 	})
 }
 
-// StartsWith implements proxyctl.Driver: an nginx that does not come up may be an older one, which does not know all
-// of what is in its file. Then a text that only leaves something out is safe.
+// StartsWith implements proxyctl.Driver: an nginx that does not come up may be an older one, which does not know everything
+// in its file. Then a text that only leaves something out is safe.
 func (d *driver) StartsWith(to, there *config) bool {
 	return time.Since(d.away) > startTime && to.isLessThan(there)
 }

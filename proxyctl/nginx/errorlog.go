@@ -1,6 +1,7 @@
 package nginx
 
 import (
+	"cmp"
 	"io"
 	"os"
 	"strings"
@@ -26,38 +27,27 @@ const mostMessages = 64 << 10
 
 // refusal returns nginx's first complaint since begin, and whether nginx has given up: it tries five times to bind an address
 // that is in use.
-func (l *errorLog) refusal() (complaint string, final bool) {
+func (l *errorLog) refusal() (first string, final bool) {
 	f, err := os.Open(l.path)
 	if err != nil {
 		return "", false
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err != nil || info.Size() < l.from {
-		l.from = 0 // somebody has emptied it
+		l.from = 0 // the file was emptied
 	}
 	b, err := io.ReadAll(io.NewSectionReader(f, l.from, mostMessages))
 	if err != nil {
 		return "", false
 	}
 	for line := range strings.Lines(string(b)) {
-		if !strings.HasSuffix(line, "\n") {
-			break
-		}
-		_, message, found := strings.Cut(line, "[emerg] ")
-		if !found {
+		message := complaint(line)
+		// A worker goes on without io_setup. The last line may not be complete yet.
+		if message == "" || !strings.HasSuffix(line, "\n") || strings.HasPrefix(message, "io_setup() failed") {
 			continue
 		}
-		if _, rest, ok := strings.Cut(message, ": "); ok { // behind the process
-			message = rest
-		}
-		message = oneLine(message)
-		if strings.HasPrefix(message, "io_setup() failed") { // of a worker, which goes on without it
-			continue
-		}
-		if complaint == "" {
-			complaint = message
-		}
+		first = cmp.Or(first, message)
 		final = final || !strings.HasPrefix(message, "bind() to ")
 	}
-	return complaint, final
+	return first, final
 }

@@ -149,14 +149,14 @@ func (n *fakeNginx) reload(context.Context) error {
 	return nil
 }
 
-func (n *fakeNginx) unknownIn(all []*directive) string {
-	for _, d := range all {
+func (n *fakeNginx) unknownIn(all *directive) string {
+	for _, d := range all.block {
 		for _, name := range n.unknown {
 			if d.name() == name {
 				return name
 			}
 		}
-		if name := n.unknownIn(d.block); name != "" {
+		if name := n.unknownIn(d); name != "" {
 			return name
 		}
 	}

@@ -38,7 +38,7 @@ func mark(text, socket string) (marked, error) {
 	m := marked{Generation: configfile.NewGeneration(c.shape(), text), Config: c}
 	at := len(text)
 	block := "\nhttp {" + markBlock(socket, m.Generation) + "}\n"
-	for _, d := range c.top {
+	for _, d := range c.all.block {
 		if d.is("http") {
 			at = strings.LastIndexByte(text[:d.close], '\n') + 1
 			if strings.TrimSpace(text[at:d.close]) != "" { // the brace is on a line with something else
@@ -69,7 +69,7 @@ func unmark(file, socket string) marked {
 	return marked{Text: file, Config: c}
 }
 
-// isMarked says whether berth wrote a file, even if somebody has edited it since.
+// isMarked says whether berth wrote a file, even if it was edited since.
 func isMarked(file string) bool { return strings.Contains(file, markLine) }
 
 // Unmarked returns the text that was rendered for a file, if berth wrote the file for an nginx with this control socket, or

@@ -28,7 +28,7 @@ type Options struct {
 	// Reload tells nginx to load its file anew. nil sends SIGHUP to its master process, which must be one that can be
 	// seen from here.
 	Reload func(context.Context) error
-	// ReloadOnly leaves Lua balancers alone: their servers are those in the file.
+	// ReloadOnly leaves Lua balancers alone: they use the servers in the file.
 	ReloadOnly bool
 	// Version, if not nil, is called with the version of nginx when that becomes known, changes, or, as "", is not known any
 	// more. It says whether another text is rendered for it.
@@ -74,7 +74,7 @@ func New(opts Options) *Proxy {
 	})}
 }
 
-// Close returns when the configuration file is in step with what nginx runs.
+// Close returns when the configuration file is in step with the servers that nginx has.
 func (p *Proxy) Close() {
 	p.Engine.Close()
 	p.driver.forgetClosing()

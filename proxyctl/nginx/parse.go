@@ -2,70 +2,85 @@ package nginx
 
 import (
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
 )
 
-// directive is a directive of nginx's configuration, simple or with a block, and its place in the text.
+// directive is a directive of nginx's configuration, simple or with a block, and its place in the text. A whole text is the
+// block of a directive without words.
 type directive struct {
-	words  []string // its name and arguments, without quotes
-	block  []*directive
-	isOpen bool   // it has a block, or a body
-	body   string // of a block of Lua code
+	words    []string // its name and arguments, without quotes
+	block    []*directive
+	comments []string // in its block, not in the blocks within that
+	body     string   // of a block of Lua code
+	live     bool     // an upstream whose servers change without a reload: a Lua balancer of the http block picks them
 
 	start, end  int // from its first word to behind the ; or }
-	open, close int // of the braces
+	open, close int // of the braces; both 0 without any
 }
 
 func (d *directive) name() string { return d.words[0] }
 
+// isOpen says whether the directive has a block, or a body.
+func (d *directive) isOpen() bool { return d.open > 0 }
+
 // is says whether the directive has this name and a block.
-func (d *directive) is(name string) bool { return d.isOpen && d.name() == name }
+func (d *directive) is(name string) bool { return d.isOpen() && d.name() == name }
+
+// has says whether the block has a directive, by its name and the names of the blocks around it.
+func (d *directive) has(path ...string) bool {
+	return slices.ContainsFunc(d.block, func(sub *directive) bool {
+		return sub.name() == path[0] && (len(path) == 1 || sub.has(path[1:]...))
+	})
+}
+
+// without returns the directives of the block that have none of these names.
+func (d *directive) without(names ...string) []*directive {
+	return slices.DeleteFunc(slices.Clone(d.block), func(sub *directive) bool { return slices.Contains(names, sub.name()) })
+}
 
 // parser reads the language as ngx_conf_read_token does. Lua blocks are read as lua-nginx-module does: up to the brace
 // that closes them, wherever Lua's strings and comments have others.
 type parser struct {
-	text     string
-	at       int
-	comments []comment
-}
-
-// comment is the text behind a #, and its place.
-type comment struct {
 	text string
 	at   int
+	in   *directive // whose block is read
 }
 
-// parseText returns the directives of a text. The error for a text that is no configuration names the line.
-func parseText(text string) ([]*directive, error) { return (&parser{text: text}).parse() }
-
-func (p *parser) parse() ([]*directive, error) {
-	all, closed, err := p.directives()
-	if err == nil && closed {
-		err = p.problem(p.at-1, "a } too many")
-	}
-	return all, err
+// parseText reads a text. The error for a text that is no configuration names the line.
+func parseText(text string) (*directive, error) {
+	all := &directive{}
+	return all, (&parser{text: text}).block(all)
 }
 
 func (p *parser) problem(at int, what string) error {
 	return fmt.Errorf("line %d: %s", 1+strings.Count(p.text[:min(at, len(p.text))], "\n"), what)
 }
 
-// directives reads up to the end of the text or of the block, and says which it was.
-func (p *parser) directives() (all []*directive, closed bool, err error) {
+// block reads the directives of a block, up to behind its closing brace, or to the end of the text.
+func (p *parser) block(d *directive) error {
+	outer := p.in
+	defer func() { p.in = outer }()
+	p.in = d
 	for {
 		p.skipSpace()
-		if p.at == len(p.text) {
-			return all, false, nil
-		}
-		if p.text[p.at] == '}' {
+		switch {
+		case p.at == len(p.text) && outer != nil:
+			return p.problem(d.start, d.name()+" has no }")
+		case p.at == len(p.text):
+			return nil
+		case p.text[p.at] == '}' && outer == nil:
+			return p.problem(p.at, "a } too many")
+		case p.text[p.at] == '}':
 			p.at++
-			return all, true, nil
+			return nil
 		}
-		d, err := p.directive()
+		sub, err := p.directive()
 		if err != nil {
-			return nil, false, err
+			return err
 		}
-		all = append(all, d)
+		d.block = append(d.block, sub)
 	}
 }
 
@@ -82,9 +97,15 @@ func (p *parser) directive() (*directive, error) {
 			d.end = p.at
 			return d, nil
 		case c == '{' && len(d.words) > 0:
-			d.isOpen, d.open = true, p.at
+			d.open = p.at
 			p.at++
-			return d, p.block(d)
+			read := p.block
+			if strings.HasSuffix(d.name(), "_by_lua_block") {
+				read = p.luaBlock
+			}
+			err := read(d)
+			d.close, d.end = p.at-1, p.at
+			return d, err
 		case c == ';' || c == '{' || c == '}':
 			return nil, p.problem(p.at, fmt.Sprintf("unexpected %q", c))
 		}
@@ -96,78 +117,57 @@ func (p *parser) directive() (*directive, error) {
 	}
 }
 
-// block reads on behind the opening brace.
-func (p *parser) block(d *directive) error {
-	if strings.HasSuffix(d.name(), "_by_lua_block") {
-		if err := p.skipLua(); err != nil {
-			return err
-		}
-		d.body = p.text[d.open+1 : p.at]
-		p.at++
-	} else {
-		block, closed, err := p.directives()
-		if err != nil {
-			return err
-		}
-		if !closed {
-			return p.problem(d.start, d.name()+" has no }")
-		}
-		d.block = block
-	}
-	d.close, d.end = p.at-1, p.at
-	return nil
-}
-
+// skipSpace goes to the next word or sign, and keeps the comments before that.
 func (p *parser) skipSpace() {
 	for p.at < len(p.text) {
 		switch p.text[p.at] {
 		case ' ', '\t', '\r', '\n':
 			p.at++
 		case '#':
-			from := p.at + 1
-			p.skipLine()
-			p.comments = append(p.comments, comment{strings.TrimSpace(p.text[from:p.at]), from})
+			line := p.text[p.at : p.at+lineLength(p.text[p.at:])]
+			p.in.comments = append(p.in.comments, strings.TrimSpace(line[1:]))
+			p.at += len(line)
 		default:
 			return
 		}
 	}
 }
 
-func (p *parser) skipLine() {
-	if n := strings.IndexByte(p.text[p.at:], '\n'); n >= 0 {
-		p.at += n
-		return
+// lineLength returns the length of the first line of a text, without its end.
+func lineLength(s string) int {
+	if n := strings.IndexByte(s, '\n'); n >= 0 {
+		return n
 	}
-	p.at = len(p.text)
+	return len(s)
 }
 
-// word reads one, quoted or not.
+// word reads a word, quoted or not.
 func (p *parser) word() (string, error) {
 	var w strings.Builder
-	quote := p.text[p.at]
+	start, quote := p.at, p.text[p.at]
 	quoted := quote == '"' || quote == '\''
-	start := p.at
 	if quoted {
 		p.at++
 	}
-	for p.at < len(p.text) {
+	for ; p.at < len(p.text); p.at++ {
 		c := p.text[p.at]
 		switch {
 		case c == '\\' && p.at+1 < len(p.text):
 			p.at++
-			w.WriteString(unescape(p.text[p.at]))
-			p.at++
-			continue
+			escaped, known := escapes[p.text[p.at]]
+			if !known {
+				w.WriteByte(c)
+				escaped = p.text[p.at]
+			}
+			w.WriteByte(escaped)
 		case quoted && c == quote:
 			p.at++
 			return w.String(), nil
-		case !quoted && strings.IndexByte(" \t\r\n;", c) >= 0:
+		case !quoted && strings.IndexByte(" \t\r\n;", c) >= 0, !quoted && c == '{' && !strings.HasSuffix(p.text[start:p.at], "$"):
 			return w.String(), nil
-		case !quoted && c == '{' && !strings.HasSuffix(p.text[start:p.at], "$"):
-			return w.String(), nil
+		default:
+			w.WriteByte(c)
 		}
-		w.WriteByte(c)
-		p.at++
 	}
 	if quoted {
 		return "", p.problem(start, "a quote that is not closed")
@@ -175,82 +175,53 @@ func (p *parser) word() (string, error) {
 	return w.String(), nil
 }
 
-// unescape returns what a backslash and a character stand for.
-func unescape(c byte) string {
-	switch c {
-	case '"', '\'', '\\':
-		return string(c)
-	case 't':
-		return "\t"
-	case 'r':
-		return "\r"
-	case 'n':
-		return "\n"
-	}
-	return "\\" + string(c)
-}
+// escapes are the characters to which a backslash gives a meaning. Before any other one it stands for itself.
+var escapes = map[byte]byte{'"': '"', '\'': '\'', '\\': '\\', 't': '\t', 'r': '\r', 'n': '\n'}
 
-// skipLua goes to the brace that closes a block of Lua code.
-func (p *parser) skipLua() error {
-	start, depth := p.at, 1
+// luaBlock reads a block of Lua code, up to behind the brace that closes it.
+func (p *parser) luaBlock(d *directive) error {
+	depth := 1
 	for p.at < len(p.text) {
-		rest := p.text[p.at:]
-		switch c := rest[0]; {
-		case strings.HasPrefix(rest, "--") && longBracket(rest[2:]) < 0:
-			p.skipLine()
-			continue
-		case strings.HasPrefix(rest, "--"):
-			p.at += 2
-			continue
-		case c == '[' && longBracket(rest) >= 0:
-			end := "]" + strings.Repeat("=", longBracket(rest)) + "]"
-			n := strings.Index(rest, end)
-			if n < 0 {
-				return p.problem(p.at, "a long bracket of Lua that is not closed")
-			}
-			p.at += n + len(end)
-			continue
-		case c == '"' || c == '\'':
-			if err := p.skipLuaString(c); err != nil {
-				return err
-			}
-			continue
+		n := luaToken(p.text[p.at:])
+		switch c := p.text[p.at]; {
+		case n == 0:
+			return p.problem(p.at, "a string of Lua that is not closed")
 		case c == '{':
 			depth++
 		case c == '}':
 			depth--
-			if depth == 0 {
-				return nil
-			}
 		}
-		p.at++
-	}
-	return p.problem(start, "a block of Lua code has no }")
-}
-
-// longBracket returns the level of the long bracket that a text begins with, -1 if it begins with none.
-func longBracket(s string) int {
-	if !strings.HasPrefix(s, "[") {
-		return -1
-	}
-	rest := strings.TrimLeft(s[1:], "=")
-	if !strings.HasPrefix(rest, "[") {
-		return -1
-	}
-	return len(s) - 1 - len(rest)
-}
-
-func (p *parser) skipLuaString(quote byte) error {
-	for n := p.at + 1; n < len(p.text); n++ {
-		switch p.text[n] {
-		case '\\':
-			n++
-		case '\n':
-			return p.problem(p.at, "a string of Lua that is not closed")
-		case quote:
-			p.at = n + 1
+		p.at += n
+		if depth == 0 {
+			d.body = p.text[d.open+1 : p.at-1]
 			return nil
 		}
 	}
-	return p.problem(p.at, "a string of Lua that is not closed")
+	return p.problem(d.open+1, "a block of Lua code has no }")
+}
+
+var (
+	luaString      = regexp.MustCompile(`(?s)^(?:"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')`)
+	luaLongBracket = regexp.MustCompile(`^(?:--)?\[(=*)\[`) // of a string or a comment of many lines
+)
+
+// luaToken returns the length of the string, comment or other character that Lua code begins with, 0 for a string or
+// comment that is not closed.
+func luaToken(code string) int {
+	switch code[0] {
+	case '"', '\'':
+		return len(luaString.FindString(code))
+	case '-', '[':
+		if m := luaLongBracket.FindStringSubmatch(code); m != nil {
+			before, _, closed := strings.Cut(code, "]"+m[1]+"]")
+			if !closed {
+				return 0
+			}
+			return len(before) + len(m[1]) + 2
+		}
+		if strings.HasPrefix(code, "--") {
+			return lineLength(code)
+		}
+	}
+	return 1
 }

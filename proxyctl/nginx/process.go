@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -34,32 +35,45 @@ func isMaster(pid int) bool { return pid > 0 && strings.HasPrefix(title(pid), ti
 
 // masterOf returns the master process of an nginx, 0 if it cannot be seen from here. listener is the process that began to
 // listen on the control socket; worker is a process that answers there, by its number in its own process namespace. An nginx
-// that put itself into the background began to listen before that, in a process that is gone.
-func masterOf(listener, worker int) int {
-	if isMaster(listener) {
-		return listener
-	}
-	if listener == 0 || title(worker) != titleWorker {
+// that put itself into the background began to listen before that, in a process that is gone. An nginx that replaces another
+// one in place was started by its master, and has the control socket from there.
+func masterOf(listener, worker int) (master int) {
+	if listener == 0 {
 		return 0
 	}
-	if master := parent(worker); isMaster(master) {
+	if title(worker) == titleWorker {
+		master = parent(worker)
+	}
+	switch {
+	case isMaster(master) && (!isMaster(listener) || parent(master) == listener):
 		return master
+	case isMaster(listener):
+		return listener
 	}
 	return 0
 }
 
+// isReplaced says whether a master process has started another one, which is to replace it. Until that has happened both
+// serve, and the old one does not load its file any more: told to, it starts more workers.
+func isReplaced(master int) bool { return slices.ContainsFunc(children(master), isMaster) }
+
 // parent returns the process that started another one, 0 if there is none.
-func parent(pid int) int {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+func parent(pid int) (started int) {
+	if f := processStatus(pid, "PPid"); len(f) == 1 {
+		started, _ = strconv.Atoi(f[0])
+	}
+	return started
+}
+
+// processStatus returns what the system says of a process under a heading, nothing if there is no such process.
+func processStatus(pid int, heading string) []string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return 0
+		return nil
 	}
-	_, rest, _ := strings.Cut(string(b), ") ") // behind its name, which has none
-	if f := strings.Fields(rest); len(f) > 1 {
-		n, _ := strconv.Atoi(f[1])
-		return n
-	}
-	return 0
+	_, rest, _ := strings.Cut(string(b), "\n"+heading+":")
+	line, _, _ := strings.Cut(rest, "\n")
+	return strings.Fields(line)
 }
 
 // hangup tells a master process to load its configuration anew.
@@ -77,19 +91,20 @@ func hangup(master int) error {
 // findMaster returns the nginx master process that can be seen from here, 0 if there is none: an nginx that does not have
 // berth's configuration yet does not say who it is. Of several, it returns the one that shares berth's files.
 func findMaster() (pid int, err error) {
-	var all, near []int
-	entries, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	entries, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return 0, err
 	}
 	own, _ := os.Readlink("/proc/self/ns/mnt")
+	var all, near []int
 	for _, e := range entries {
-		n, err := strconv.Atoi(filepath.Base(filepath.Dir(e)))
-		if err != nil || !isMaster(n) || !sharesProcesses(n) {
+		n, err := strconv.Atoi(filepath.Base(e))
+		// A process in a process namespace within berth's own, a container's, has a number in each of them.
+		if err != nil || !isMaster(n) || len(processStatus(n, "NSpid")) != 1 {
 			continue
 		}
 		all = append(all, n)
-		if its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", n)); err == nil && its == own {
+		if its, err := os.Readlink(e + "/ns/mnt"); err == nil && its == own {
 			near = append(near, n)
 		}
 	}
@@ -102,20 +117,6 @@ func findMaster() (pid int, err error) {
 		return 0, fmt.Errorf("%w: there are %d nginx master processes here: say how to reload the right one by nginx-reload-container or nginx-reload-command", proxyctl.ErrUnreachable, len(all))
 	}
 	return 0, nil
-}
-
-// sharesProcesses says whether a process is in berth's own process namespace, and not in one within that: a container's.
-func sharesProcesses(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "NSpid:"); ok {
-			return len(strings.Fields(rest)) == 1 // its number in each namespace that it has one in, from here on
-		}
-	}
-	return false
 }
 
 // childMaster returns the nginx master process that berth has started, 0 if there is none.
@@ -145,7 +146,7 @@ func children(pid int) (all []int) {
 	return all
 }
 
-// workers returns the worker processes of a master: those that serve, and those that only finish their connections.
+// workers returns the worker processes of a master that serve, and the ones that only finish their connections.
 func workers(master int) (serving, leaving []int) {
 	for _, pid := range children(master) {
 		switch t := title(pid); {

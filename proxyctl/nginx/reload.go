@@ -20,15 +20,13 @@ const overlap = 150 * time.Millisecond
 // poll is the time between two looks at an nginx that reloads.
 const poll = 3 * time.Millisecond
 
-// errStarting is the error when an nginx that seemed not to have berth's configuration was just starting with it.
+// errStarting is the error for an nginx that seemed not to have berth's configuration, and was just starting with it.
 var errStarting = fmt.Errorf("%w: nginx is starting", proxyctl.ErrUnreachable)
 
 // Reload implements proxyctl.Driver.
 func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot, error) {
-	back := d.returns
-	d.returns = false
 	d.waitForOverlap(ctx)
-	if to.Generation == (configfile.Generation{}) { // what is not berth's does not say whether it is loaded
+	if to.Generation == (configfile.Generation{}) { // a foreign text does not say whether it is loaded
 		return proxyctl.Snapshot{}, d.signal(ctx)
 	}
 	defer d.announce(ctx, last)()
@@ -37,21 +35,20 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 	}
 	if to.Config.live {
 		d.waitForOverlap(ctx) // an old worker may have no balancer
-		if err := d.startBalancers(ctx, to.Config, !back); err != nil {
-			d.returns = !back
+		if err := d.startBalancers(ctx, to.Config); err != nil {
 			return proxyctl.Snapshot{}, &proxyctl.LoadedError{Err: err}
 		}
 	}
 	d.running = to.Config
 	_ = d.setVersion(ctx, d.status.version) // if the text is not the one for it, that comes next
-	if !d.warned && !to.Config.has("worker_shutdown_timeout") {
+	if !d.warned && !to.Config.all.has("worker_shutdown_timeout") {
 		d.warned = true
 		d.opts.Log.Warn("the configuration sets no worker_shutdown_timeout: after a reload an old worker stays as long as its longest connection")
 	}
-	return proxyctl.Snapshot{Generation: to.Generation, OldWorkers: d.oldWorkers()}, nil
+	return d.snapshot(), nil
 }
 
-// reloadAndVerify has nginx load its file, which has a text, and returns when a worker answers that has loaded it.
+// reloadAndVerify has nginx load its file, and returns when a worker answers that has loaded the text in it.
 func (d *driver) reloadAndVerify(ctx context.Context, to marked) error {
 	d.log.begin()
 	d.before, _ = workers(d.status.master)
@@ -117,17 +114,9 @@ func (d *driver) await(ctx context.Context, want configfile.Generation) error {
 	}
 }
 
-// portRefusal is a refusal that names the port.
-type portRefusal struct {
-	error
-	port *proxyctl.PortError
-}
-
-func (e portRefusal) Unwrap() []error { return []error{e.error, e.port} }
-
 var refusedPort = regexp.MustCompile(`^bind\(\) to (\S+:([0-9]+)) failed \([0-9]+: (.*)\)$`)
 
-// refusal is the error of a text that nginx refused with a complaint.
+// refusal returns the error for a text that nginx refused with this complaint.
 func refusal(complaint string) error {
 	err := fmt.Errorf("%w by nginx: %s", proxyctl.ErrRefused, complaint)
 	m := refusedPort.FindStringSubmatch(complaint)
@@ -135,11 +124,11 @@ func refusal(complaint string) error {
 		return err
 	}
 	port, _ := strconv.Atoi(m[2])
-	return portRefusal{err, &proxyctl.PortError{Port: port, Address: m[1], Reason: m[3]}}
+	return tagged{err, &proxyctl.PortError{Port: port, Address: m[1], Reason: m[3]}}
 }
 
-// isRenewed says whether there are workers of after a reload, as far as they can be seen. It is asked where nginx was told
-// to load what it says that it runs.
+// isRenewed says whether nginx has started workers since a reload began, as far as they can be seen: where it was told to
+// load the text that it runs, its generation does not tell.
 func (d *driver) isRenewed(now status, began time.Time) bool {
 	if now.master == 0 {
 		return time.Since(began) > overlap
@@ -148,9 +137,9 @@ func (d *driver) isRenewed(now status, began time.Time) bool {
 	return slices.ContainsFunc(serving, func(pid int) bool { return !slices.Contains(d.before, pid) })
 }
 
-// waitForOverlap waits until workers of before the last reload take no new connections.
+// waitForOverlap waits until the workers from before the last reload take no new connections.
 func (d *driver) waitForOverlap(ctx context.Context) {
-	for began := time.Now(); d.overlapping() && time.Since(began) < time.Second; {
+	for end := time.Now().Add(time.Second); d.overlapping() && time.Now().Before(end); {
 		select {
 		case <-ctx.Done():
 			return
@@ -159,30 +148,26 @@ func (d *driver) waitForOverlap(ctx context.Context) {
 	}
 }
 
-// overlapping says whether workers of before the last reload may serve still, beside the new ones.
+// overlapping says whether workers from before the last reload still serve.
 func (d *driver) overlapping() bool {
 	if d.status.master == 0 || len(d.before) == 0 { // the workers of an nginx that had nothing of berth's were not seen
 		return time.Now().Before(d.overlaps)
 	}
-	return d.overlappers() > 0
+	serve, _ := d.oldWorkers()
+	return serve > 0
 }
 
-// overlappers is how many workers of before the last reload serve still.
-func (d *driver) overlappers() (n int) {
-	serving, _ := workers(d.status.master)
+// oldWorkers counts the workers from before the last reload that still serve, and the workers that only finish their
+// connections, as far as they can be seen.
+func (d *driver) oldWorkers() (serve, finish int) {
+	if d.status.master == 0 {
+		return 0, 0
+	}
+	serving, leaving := workers(d.status.master)
 	for _, pid := range serving {
 		if slices.Contains(d.before, pid) {
-			n++
+			serve++
 		}
 	}
-	return n
-}
-
-// oldWorkers is how many workers only finish their connections, as far as they can be seen.
-func (d *driver) oldWorkers() int {
-	if d.status.master == 0 {
-		return 0
-	}
-	_, leaving := workers(d.status.master)
-	return len(leaving) + d.overlappers()
+	return serve, len(leaving)
 }

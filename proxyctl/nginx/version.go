@@ -15,7 +15,7 @@ import (
 	"berth/proxyctl"
 )
 
-// AtLeast says whether a version of nginx, "1.26.3", is another one or later. One that is not known, "", is not.
+// AtLeast says whether a version of nginx, "1.26.3", is another one or later. The unknown version, "", never is.
 func AtLeast(version, other string) bool {
 	return slices.Compare(numbers(version), numbers(other)) >= 0
 }
@@ -74,7 +74,7 @@ func older(a, b string) string {
 // renderTime is how long a text for another version is waited for.
 const renderTime = 2 * time.Second
 
-// knownVersion holds what is known of nginx's version.
+// knownVersion holds the versions of nginx that are known.
 type knownVersion struct {
 	running  string      // of the nginx that runs, or ran until just now; "" if it is not known
 	binary   string      // of the program
@@ -89,7 +89,7 @@ func (d *driver) setVersion(ctx context.Context, running string) error {
 	v := &d.version
 	v.running = running
 	d.askProgram(ctx)
-	if version := older(running, v.binary); version != v.reported {
+	if version := older(v.running, v.binary); version != v.reported {
 		v.reported = version
 		if d.opts.Version != nil && d.opts.Version(version) {
 			v.waits = time.Now().Add(renderTime)
@@ -104,16 +104,13 @@ func (d *driver) setVersion(ctx context.Context, running string) error {
 
 // askProgram asks nginx's program for its version when it is another one than before.
 func (d *driver) askProgram(ctx context.Context) {
-	if d.opts.Binary == "" {
-		return
-	}
 	v := &d.version
 	info, err := os.Stat(d.opts.Binary)
-	if err != nil {
+	switch {
+	case err != nil: // there is none
 		v.binary, v.program = "", nil
 		return
-	}
-	if v.program != nil && os.SameFile(info, v.program) && info.ModTime().Equal(v.program.ModTime()) {
+	case v.program != nil && os.SameFile(info, v.program) && info.ModTime().Equal(v.program.ModTime()):
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.opts.Timeout)

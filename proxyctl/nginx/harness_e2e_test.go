@@ -29,8 +29,11 @@ const (
 	appIP = "127.0.0.9"
 )
 
-// rig is an nginx in a container in this host's network, with its files in a directory of the test, and a berth for it.
-type rig struct {
+// patience is how long a test waits for something before it fails.
+const patience = 30 * time.Second
+
+// harness is an nginx in a container in this host's network, with its files in a directory of the test, and a berth for it.
+type harness struct {
 	testing.TB
 	image string
 	dir   string
@@ -41,85 +44,80 @@ type rig struct {
 }
 
 // foreign is what an nginx runs that has nothing of berth's.
-func (r *rig) foreign() string {
-	return "include /etc/nginx/modules-enabled/*.conf;\nevents {}\nhttp {\n    server {\n        listen " + r.web + ";\n        return 200 \"foreign\\n\";\n    }\n}\n"
+func (h *harness) foreign() string {
+	return "include /etc/nginx/modules-enabled/*.conf;\nevents {}\nhttp {\n    server {\n        listen " + h.web + ";\n        return 200 \"foreign\\n\";\n    }\n}\n"
 }
 
-// startRig starts an nginx that runs a configuration of somebody else. set changes the options of the berth for it.
-func startRig(t testing.TB, image string, set ...func(*Options)) *rig {
+// startHarness starts an nginx that runs a configuration of somebody else. set changes the options of the berth for it.
+func startHarness(t testing.TB, image string, set ...func(*Options)) *harness {
 	t.Helper()
-	r := newRig(t, image)
-	r.run("nginx", "-c", r.file(), "-g", "daemon off;")
-	r.berth(set...)
-	return r
+	h := newHarness(t, image)
+	h.run("nginx", "-c", h.file(), "-g", "daemon off;")
+	h.berth(set...)
+	return h
 }
 
-func newRig(t testing.TB, image string) *rig {
+func newHarness(t testing.TB, image string) *harness {
 	dir := testenv.Dir(t)
-	r := &rig{TB: t, image: image, dir: dir, name: testenv.Name(t) + "-nginx", web: testenv.FreeAddress(t, webIP), log: &testenv.Log{}}
-	write(t, r.file(), r.foreign())
-	return r
+	h := &harness{TB: t, image: image, dir: dir, name: testenv.Name(t) + "-nginx", web: testenv.FreeAddress(t, webIP), log: &testenv.Log{}}
+	write(t, h.file(), h.foreign())
+	return h
 }
 
 // run starts the container until the end of the test, and returns when nginx serves.
-func (r *rig) run(command ...string) { r.runWith(nil, command...) }
+func (h *harness) run(command ...string) { h.runWith(nil, command...) }
 
-func (r *rig) runWith(options []string, command ...string) {
-	r.Helper()
-	args := append([]string{"run", "--detach", "--name", r.name, "--label", "SERVICE_IGNORE=1", "--network", "host", "--volume", r.dir + ":" + r.dir}, options...)
-	r.docker(append(append(args, r.image), command...)...)
-	r.Cleanup(func() {
-		if r.Failed() {
-			lines := strings.Split(r.messages(), "\n")
-			r.Logf("%s:\n%s\nberth:\n%s", r.image, strings.Join(lines[max(0, len(lines)-25):], "\n"), r.log)
+func (h *harness) runWith(options []string, command ...string) {
+	h.Helper()
+	args := append([]string{"run", "--detach", "--name", h.name, "--label", "SERVICE_IGNORE=1", "--network", "host", "--volume", h.dir + ":" + h.dir}, options...)
+	testenv.MustDocker(h, append(append(args, h.image), command...)...)
+	h.Cleanup(func() {
+		if h.Failed() {
+			lines := strings.Split(h.messages(), "\n")
+			h.Logf("%s:\n%s\nberth:\n%s", h.image, strings.Join(lines[max(0, len(lines)-25):], "\n"), h.log)
 		}
 	})
-	r.eventually("nginx serves", func() bool { return r.answer() == "foreign" })
+	testenv.Until(h, patience, "nginx serves", func() bool { return h.answer() == "foreign" })
 }
 
-func (r *rig) docker(args ...string) string {
-	r.Helper()
-	return testenv.MustDocker(r, args...)
-}
-
-func (r *rig) file() string   { return filepath.Join(r.dir, "nginx.conf") }
-func (r *rig) socket() string { return filepath.Join(r.dir, "run", "berth.sock") }
+func (h *harness) file() string   { return filepath.Join(h.dir, "nginx.conf") }
+func (h *harness) socket() string { return filepath.Join(h.dir, "run", "berth.sock") }
 
 // berth makes a new Proxy, as a start of berth does. No nginx is looked for on this machine, where there may be others.
-func (r *rig) berth(set ...func(*Options)) {
-	if r.Proxy != nil {
-		r.Proxy.Close() // two of them would write to one file
+func (h *harness) berth(set ...func(*Options)) {
+	if h.Proxy != nil {
+		h.Proxy.Close() // two of them would write to one file
 	}
-	opts := Options{File: r.file(), Socket: r.socket(), Reload: r.hup, Log: slog.New(slog.NewTextHandler(r.log, nil))}
+	opts := Options{File: h.file(), Socket: h.socket(), Reload: h.hup, Log: slog.New(slog.NewTextHandler(h.log, nil))}
 	for _, f := range set {
 		f(&opts)
 	}
-	r.Proxy = New(opts)
-	r.Proxy.driver.findMaster = func() (int, error) {
-		pid, err := strconv.Atoi(r.docker("inspect", "--format", "{{.State.Pid}}", r.name))
+	h.Proxy = New(opts)
+	h.Proxy.driver.findMaster = func() (int, error) {
+		pid, err := strconv.Atoi(testenv.MustDocker(h, "inspect", "--format", "{{.State.Pid}}", h.name))
 		return pid, err
 	}
-	r.Cleanup(r.Proxy.Close)
+	h.Cleanup(h.Proxy.Close)
 }
 
-func (r *rig) hup(context.Context) error {
-	_, err := testenv.Docker("kill", "--signal", "HUP", r.name)
+func (h *harness) hup(context.Context) error {
+	_, err := testenv.Docker("kill", "--signal", "HUP", h.name)
 	return err
 }
 
 // program makes the container's nginx the one that checks texts.
-func (r *rig) program() func(*Options) {
-	path := r.wrapper()
+func (h *harness) program() func(*Options) {
+	path := h.wrapper()
 	return func(o *Options) { o.Binary = path }
 }
 
 // wrapper is a program that runs the container's nginx.
-func (r *rig) wrapper() string {
-	path := filepath.Join(r.dir, "check")
+func (h *harness) wrapper() string {
+	path := filepath.Join(h.dir, "check")
 	syscall.ForkLock.RLock() // a process that is started meanwhile would have it open for writing, and then it cannot be run
 	defer syscall.ForkLock.RUnlock()
-	if err := os.WriteFile(path, []byte("#!/bin/sh\nexec docker exec "+r.name+" nginx \"$@\"\n"), 0o755); err != nil {
-		r.Fatal(err)
+	if err := os.WriteFile(path, []byte("#!/bin/sh\nexec docker exec "+h.name+" nginx \"$@\"\n"), 0o755); err != nil {
+		h.Fatal(err)
 	}
 	return path
 }
@@ -127,7 +125,7 @@ func (r *rig) wrapper() string {
 // text is a configuration whose server answers with a word. top, http and server are more lines for those parts.
 type parts struct{ top, http, server string }
 
-func (r *rig) text(word string, more ...parts) string {
+func (h *harness) text(word string, more ...parts) string {
 	var all parts
 	for _, m := range more {
 		all = parts{all.top + m.top, all.http + m.http, all.server + m.server}
@@ -151,7 +149,7 @@ http {
         listen %[4]s backlog=4096;
         %[5]s%[6]s    }
 }
-`, r.dir, all.top+shutdown("60s", all.top), all.http, r.web, all.server, location)
+`, h.dir, all.top+shutdown("60s", all.top), all.http, h.web, all.server, location)
 }
 
 // shutdown is how long old workers may stay, unless that is said already.
@@ -175,42 +173,42 @@ func to(servers ...string) parts {
 }
 
 // apply applies a text, which must work.
-func (r *rig) apply(text string, want proxyctl.Action) proxyctl.Result {
-	r.Helper()
-	res, err := r.Apply(r.Context(), onlyText(text), true)
+func (h *harness) apply(text string, want proxyctl.Action) proxyctl.Result {
+	h.Helper()
+	res, err := h.Apply(h.Context(), onlyText(text), true)
 	if err != nil || res.Action != want {
-		r.Fatalf("Apply: %+v, %v; want %s", res, err, want)
+		h.Fatalf("Apply: %+v, %v; want %s", res, err, want)
 	}
 	return res
 }
 
 // refused applies a text, which must be refused for a reason, and change nothing.
-func (r *rig) refused(what, text, says string) {
-	r.Helper()
-	before, workers := onDisk(r, r.file()), r.workers()
-	_, err := r.Apply(r.Context(), onlyText(text), true)
+func (h *harness) refused(what, text, says string) {
+	h.Helper()
+	before, workers := onDisk(h, h.file()), h.workers()
+	_, err := h.Apply(h.Context(), onlyText(text), true)
 	if !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "\n") {
-		r.Errorf("%s: error %v, want a refusal that says %q", what, err, says)
+		h.Errorf("%s: error %v, want a refusal that says %q", what, err, says)
 	}
-	if onDisk(r, r.file()) != before {
-		r.Errorf("%s: the file is not what it was", what)
+	if onDisk(h, h.file()) != before {
+		h.Errorf("%s: the file is not what it was", what)
 	}
-	if now := r.workers(); !slices.Equal(now, workers) {
-		r.Errorf("%s: the workers %d became %d", what, workers, now)
+	if now := h.workers(); !slices.Equal(now, workers) {
+		h.Errorf("%s: the workers %d became %d", what, workers, now)
 	}
-	for _, left := range []string{r.file() + ".good", filepath.Join(r.dir, ".nginx.conf.candidate")} {
-		if onDisk(r, left) != "" {
-			r.Errorf("%s: %s is left behind", what, left)
+	for _, left := range []string{h.file() + ".good", filepath.Join(h.dir, ".nginx.conf.candidate")} {
+		if onDisk(h, left) != "" {
+			h.Errorf("%s: %s is left behind", what, left)
 		}
 	}
 }
 
 // workers are the processes that serve.
-func (r *rig) workers() []int {
-	r.Helper()
-	v, err := r.driver.control.status(r.Context())
+func (h *harness) workers() []int {
+	h.Helper()
+	v, err := h.driver.control.status(h.Context())
 	if err != nil || v.master == 0 {
-		r.Fatalf("nginx says %+v, %v", v, err)
+		h.Fatalf("nginx says %+v, %v", v, err)
 	}
 	serving, _ := workers(v.master)
 	slices.Sort(serving)
@@ -218,36 +216,31 @@ func (r *rig) workers() []int {
 }
 
 // settled are the workers that serve when those of before the last reload do no more.
-func (r *rig) settled() []int {
-	r.Helper()
-	r.driver.waitForOverlap(r.Context())
-	return r.workers()
+func (h *harness) settled() []int {
+	h.Helper()
+	h.driver.waitForOverlap(h.Context())
+	return h.workers()
 }
 
 // serves checks that all requests are answered with a word, once the old workers take none.
-func (r *rig) serves(what, word string) {
-	r.Helper()
-	r.settled()
+func (h *harness) serves(what, word string) {
+	h.Helper()
+	h.settled()
 	for range 8 {
-		if got := r.answer(); got != word {
-			r.Errorf("%s: nginx answers %q, want %q", what, got, word)
+		if got := h.answer(); got != word {
+			h.Errorf("%s: nginx answers %q, want %q", what, got, word)
 		}
 	}
 }
 
 // answer is that to a request on a connection of its own.
-func (r *rig) answer() string { return testenv.Answer("http://" + r.web + "/") }
-
-func (r *rig) eventually(what string, f func() bool) {
-	r.Helper()
-	testenv.Until(r, 30*time.Second, what, f)
-}
+func (h *harness) answer() string { return testenv.Answer("http://" + h.web + "/") }
 
 // messages is what nginx logged with a configuration of berth.
-func (r *rig) messages() string { return onDisk(r, filepath.Join(r.dir, "nginx.log")) }
+func (h *harness) messages() string { return onDisk(h, filepath.Join(h.dir, "nginx.log")) }
 
 // hups is how often nginx was told to load its file, while it had one of berth's.
-func (r *rig) hups() int { return strings.Count(r.messages(), "(SIGHUP) received") }
+func (h *harness) hups() int { return strings.Count(h.messages(), "(SIGHUP) received") }
 
 // startApp starts a server whose answer is its address, "/slow" that never ends.
 func startApp(t testing.TB) string {
