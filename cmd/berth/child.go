@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -76,22 +77,24 @@ func programIn(command []string, name string) string {
 	return command[i]
 }
 
-// proxyChild is the proxy that berth runs. It starts as soon as it finds a good configuration: a new one, or the one that is
-// there already when no new one comes. While Consul is away, what was good before is better than nothing.
+// proxyChild is the proxy that berth runs. It starts as soon as there is a good configuration: a new one, or the old one
+// when no new one comes. While Consul is away, the last good configuration is better than nothing.
 type proxyChild struct {
 	process *supervise.Child
 	*proxyOptions
 	command, env []string
-	prepared     wake // a new configuration is in place
+	configured   <-chan struct{} // closed by configure
+	configure    func()
 	log          *slog.Logger
 }
 
-// newChild returns the proxy as a child of berth; nil without a command. prepared tells that a good configuration is in
-// place, started is called when the child serves, and stopping when it is about to be told to end.
-func (p *process) newChild(command []string, prepared wake, started, stopping func()) *proxyChild {
+// newChild returns the proxy as a child of berth; nil without a command. The child waits for configure to be called.
+// started is called when the child serves, and stopping when it is about to be told to end.
+func (p *process) newChild(command []string, started, stopping func()) *proxyChild {
 	if len(command) == 0 {
 		return nil
 	}
+	configured := make(chan struct{})
 	o := p.proxy.common()
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2, o.stopSignal)
@@ -108,6 +111,7 @@ func (p *process) newChild(command []string, prepared wake, started, stopping fu
 			Stderr:      os.Stderr,
 			StopSignal:  o.stopSignal,
 			StopTimeout: o.StopTimeout,
+			Configured:  configured,
 			Signals:     signals,
 			Serving:     p.proxy.running,
 			Started:     started,
@@ -115,33 +119,33 @@ func (p *process) newChild(command []string, prepared wake, started, stopping fu
 			Log:         p.log,
 			Metrics:     p.metrics,
 		}),
-		proxyOptions: o, command: command, env: env, prepared: prepared, log: p.log,
+		proxyOptions: o,
+		command:      command,
+		env:          env,
+		configured:   configured,
+		configure:    sync.OnceFunc(func() { close(configured) }),
+		log:          p.log,
 	}
 }
 
 // Ready is nil while the child runs.
 func (c *proxyChild) Ready() error { return c.process.Ready() }
 
-// Run waits for a good configuration and then lets the child start.
+// Run lets the child start with the configuration that is there, if no new one comes in time.
 func (c *proxyChild) Run(ctx context.Context) error {
-	late := time.After(headStart)
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-late:
-			if !c.hasOldOne(ctx) {
-				continue
-			}
+	select {
+	case <-ctx.Done():
+	case <-c.configured:
+	case <-time.After(headStart):
+		if c.hasOldOne(ctx) {
 			c.log.Info("no new configuration yet: the proxy starts with the one that is there", "file", c.File)
-		case <-c.prepared:
+			c.configure()
 		}
-		c.process.ConfigurationReady()
-		return nil
 	}
+	return nil
 }
 
-// hasOldOne says whether the child is to start with the configuration that is there.
+// hasOldOne reports whether the child is to start with the configuration that is there.
 func (c *proxyChild) hasOldOne(ctx context.Context) bool {
 	if _, err := os.Stat(c.File); err != nil || c.Ready() == nil {
 		return false

@@ -199,6 +199,7 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 	if c.Proxy, err = kindOf(c.Proxy, flags.Args()); err != nil {
 		return Config{}, err
 	}
+	c.ConsulGrace = max(c.ConsulGrace, time.Nanosecond) // to those who take it, 0 is the default
 	return c, c.validate()
 }
 
@@ -285,8 +286,10 @@ func (c *Config) validate() error {
 	if c.ConsulConnections != 0 && c.ConsulConnections < leastConnections {
 		return fmt.Errorf("consul-connections must be at least %d, not %d", leastConnections, c.ConsulConnections)
 	}
-	if err := c.proxy().check(); err != nil {
-		return err
+	if c.Proxy == kindNginx {
+		if err := c.Nginx.checkSocket(); err != nil {
+			return err
+		}
 	}
 	if err := label.ValidatePolicy(c.Policy); err != nil {
 		return fmt.Errorf("policy: %w", err)

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"net"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -75,7 +74,7 @@ func (p *process) newTemplater(outputs []output, refused *route.Refused) (*templ
 			Lua:          p.config.Nginx.Lua,
 			NginxAtLeast: p.config.Nginx.version.atLeast,
 		}),
-		Grace:       max(p.config.ConsulGrace, time.Nanosecond), // 0 is a default there
+		Grace:       p.config.ConsulGrace,
 		VanishLimit: p.config.VanishLimit,
 		Publish:     func(p templater.Published) { set[p.Name](p) },
 		Log:         p.log,

@@ -90,7 +90,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 		}
 		if there {
 			var proxy output
-			if proxy, child, err = p.proxyOutput(want.proxyCommand, refused, stop); err != nil {
+			if proxy, child, err = p.proxyOutput(ctx, want.proxyCommand, refused, stop); err != nil {
 				return err
 			}
 			outputs = append(outputs, proxy)
@@ -157,17 +157,7 @@ func ready(runners []runner) error {
 	return errors.Join(errs...)
 }
 
-// wake asks for something to be done, once however often that was asked for. It has a capacity of 1.
-type wake chan struct{}
-
-func (w wake) up() {
-	select {
-	case w <- struct{}{}:
-	default:
-	}
-}
-
-// onEach calls a func for each value, until ctx is done.
+// onEach calls do for each value, until ctx is done.
 func onEach[T any](ctx context.Context, values <-chan T, do func()) {
 	for {
 		select {

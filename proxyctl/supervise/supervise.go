@@ -38,7 +38,7 @@ const (
 	pollEvery = 20 * time.Millisecond
 )
 
-// Options describe the child. Command, Stdout, Stderr, StopSignal and Log are required.
+// Options describe the child. Command, Stdout, Stderr, StopSignal, Configured and Log are required.
 type Options struct {
 	Command        []string       // the program and its arguments
 	Env            []string       // its environment; nil is berth's
@@ -48,6 +48,8 @@ type Options struct {
 	Log            *slog.Logger
 	Metrics        prometheus.Registerer
 
+	// Configured is closed when a good configuration is in place: the child may start.
+	Configured <-chan struct{}
 	// Signals are passed on to the child. StopSignal among them ends Run, once the child has ended.
 	Signals <-chan os.Signal
 	// Serving is the process that serves as the proxy now; 0 is none. One that an earlier berth has left running is
@@ -61,11 +63,9 @@ type Options struct {
 
 // Child is a proxy that runs as a child process.
 type Child struct {
-	opts       Options
-	name       string
-	configured chan struct{}
-	configure  sync.Once
-	starts     prometheus.Counter
+	opts   Options
+	name   string
+	starts prometheus.Counter
 
 	mu     sync.Mutex
 	status error // nil while the child runs
@@ -79,9 +79,8 @@ func New(opts Options) *Child {
 		}
 	}
 	c := &Child{
-		opts:       opts,
-		name:       filepath.Base(opts.Command[0]),
-		configured: make(chan struct{}),
+		opts: opts,
+		name: filepath.Base(opts.Command[0]),
 		starts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "berth_proxy_starts_total", Help: "Starts of the proxy as a child process.",
 		}),
@@ -92,9 +91,6 @@ func New(opts Options) *Child {
 	}
 	return c
 }
-
-// ConfigurationReady lets the child start: it finds a good configuration. Only the first call counts.
-func (c *Child) ConfigurationReady() { c.configure.Do(func() { close(c.configured) }) }
 
 // Ready returns nil while the child runs, else the reason why it does not.
 func (c *Child) Ready() error {
@@ -117,10 +113,10 @@ type Exit struct {
 
 func (e *Exit) Error() string { return fmt.Sprintf("%s ended with code %d", e.Name, e.Code) }
 
-// Run keeps the child running from the first ConfigurationReady on until ctx is done or StopSignal is passed on, and
-// returns when it has ended: nil if it did so as it was told, else an *Exit. It never gives up starting it.
+// Run keeps the child running from Options.Configured on until ctx is done or StopSignal is passed on, and returns when
+// the child has ended: nil if it ended as it was told, else an *Exit. Run never gives up starting the child.
 func (c *Child) Run(ctx context.Context) error {
-	if pid, _ := c.serving(); pid == 0 && !wait(ctx, c, c.configured) {
+	if pid, _ := c.serving(); pid == 0 && !wait(ctx, c, c.opts.Configured) {
 		return nil
 	}
 	pause := proxyctl.Delays(100*time.Millisecond, 10*time.Second)
