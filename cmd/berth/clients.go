@@ -96,8 +96,8 @@ func dockerClient() (*docker.Client, error) {
 
 // hostDescription returns a function that describes the Docker host and its Consul agent's node. What the agent said of
 // itself counts while it does not answer, for which it is given a second: it may hang.
-func hostDescription(client *docker.Client, consul *api.Client, c Config) func(ctx context.Context) (label.Host, error) {
-	describe := registrardocker.Host(client, label.Host{Networks: c.Network, Internal: c.Internal, Explicit: c.Explicit, IP: c.IP, TTL: c.TTL, Policy: c.Policy})
+func hostDescription(client *docker.Client, consul *api.Client, configured label.Host) func(ctx context.Context) (label.Host, error) {
+	describe := registrardocker.Host(client, configured)
 	var node label.Host
 	return func(ctx context.Context) (label.Host, error) {
 		var self struct {
@@ -110,7 +110,7 @@ func hostDescription(client *docker.Client, consul *api.Client, c Config) func(c
 		second, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		if _, err := consul.Raw().Query("/v1/agent/self", &self, new(api.QueryOptions).WithContext(second)); err == nil {
-			node = label.Host{NodeAddress: self.Member.Addr, Scripts: c.Scripts && self.DebugConfig.EnableRemoteScriptChecks}
+			node = label.Host{NodeAddress: self.Member.Addr, Scripts: configured.Scripts && self.DebugConfig.EnableRemoteScriptChecks}
 			for _, tag := range slices.Sorted(maps.Keys(self.DebugConfig.TaggedAddresses)) {
 				if a, err := netip.ParseAddr(self.DebugConfig.TaggedAddresses[tag]); err == nil {
 					node.Addresses = append(node.Addresses, a)

@@ -27,28 +27,16 @@ type Config struct {
 	LogFormat       string
 	LogLevel        string
 
-	Network      []string
-	Internal     bool
-	Explicit     bool
-	IP           string
+	Host         label.Host // Policy is in the file only
 	Tags         string
 	Deregister   string
-	TTL          time.Duration
-	Scripts      bool
 	Adopt        string
 	Owner        string
 	Resync       time.Duration
 	ReadyTimeout time.Duration
 	DrainTime    time.Duration
-	Policy       []label.Rule // in the file only
 
-	Name        string
-	Port        int
-	ID          string
-	Address     string
-	Meta        []string
-	Weight      int
-	Ready       string
+	Process     label.Process // Tags and TTL are above
 	StopTimeout time.Duration
 
 	ConsulConnections int
@@ -91,14 +79,14 @@ func (c *Config) commonFlags(f *pflag.FlagSet, listen string) {
 }
 
 func (c *Config) registrarFlags(f *pflag.FlagSet) {
-	f.StringSliceVar(&c.Network, "network", nil, "networks on which the load balancer reaches containers, best first (default: those of berth's own container)")
-	f.BoolVar(&c.Internal, "internal", false, "register containers' own addresses and exposed ports, whatever the network")
-	f.BoolVar(&c.Explicit, "explicit", false, "register only what has a SERVICE_NAME")
-	f.StringVar(&c.IP, "ip", "", "address to register for published ports (default: none, so that Consul uses its node's)")
+	f.StringSliceVar(&c.Host.Networks, "network", nil, "networks on which the load balancer reaches containers, best first (default: those of berth's own container)")
+	f.BoolVar(&c.Host.Internal, "internal", false, "register containers' own addresses and exposed ports, whatever the network")
+	f.BoolVar(&c.Host.Explicit, "explicit", false, "register only what has a SERVICE_NAME")
+	f.StringVar(&c.Host.IP, "ip", "", "address to register for published ports (default: none, so that Consul uses its node's)")
 	f.StringVar(&c.Tags, "tags", "", "tags for everything, separated by commas; a Go template over what docker inspect says")
 	f.StringVar(&c.Deregister, "deregister", "always", "always, or on-success: what ended with an error stays registered, in maintenance mode")
-	f.DurationVar(&c.TTL, "ttl", 0, "let registrations turn critical when the registrar is away for so long (default: never)")
-	f.BoolVar(&c.Scripts, "scripts", false, "allow SERVICE_CHECK_SCRIPT and SERVICE_CHECK_CMD, if the Consul agent does, too")
+	f.DurationVar(&c.Host.TTL, "ttl", 0, "let registrations turn critical when the registrar is away for so long (default: never)")
+	f.BoolVar(&c.Host.Scripts, "scripts", false, "allow SERVICE_CHECK_SCRIPT and SERVICE_CHECK_CMD, if the Consul agent does, too")
 	f.StringVar(&c.Adopt, "adopt", "", "host name in the service IDs of a Registrator whose registrations to take over")
 	f.StringVar(&c.Owner, "owner", "", "a name of its own for each of several registrars on one Docker host")
 	f.DurationVar(&c.Resync, "resync", time.Minute, "how often to compare everything, whatever the events said")
@@ -108,13 +96,13 @@ func (c *Config) registrarFlags(f *pflag.FlagSet) {
 
 // serviceFlags declares what only berth service has.
 func (c *Config) serviceFlags(f *pflag.FlagSet) {
-	f.StringVar(&c.Name, "name", "", "name of the service")
-	f.IntVar(&c.Port, "port", 0, "port that the command listens on, over TCP")
-	f.StringVar(&c.ID, "id", "", "ID of this instance, which must be its own (default <host>:<name>:<port>)")
-	f.StringVar(&c.Address, "address", "", "IP address that it listens on and is registered with (default: none, so that Consul uses its node's)")
-	f.StringArrayVar(&c.Meta, "meta", nil, "service metadata as key=value, any number of times")
-	f.IntVar(&c.Weight, "weight", 0, "weight of this instance, 1 to 256 (default 1)")
-	f.StringVar(&c.Ready, "ready", "tcp", "register when: tcp its port accepts, http:/path or https:/path that answers 2xx, none at once")
+	f.StringVar(&c.Process.Name, "name", "", "name of the service")
+	f.IntVar(&c.Process.Port, "port", 0, "port that the command listens on, over TCP")
+	f.StringVar(&c.Process.ID, "id", "", "ID of this instance, which must be its own (default <host>:<name>:<port>)")
+	f.StringVar(&c.Process.Address, "address", "", "IP address that it listens on and is registered with (default: none, so that Consul uses its node's)")
+	f.StringArrayVar(&c.Process.Meta, "meta", nil, "service metadata as key=value, any number of times")
+	f.IntVar(&c.Process.Weight, "weight", 0, "weight of this instance, 1 to 256 (default 1)")
+	f.StringVar(&c.Process.Ready, "ready", "tcp", "register when: tcp its port accepts, http:/path or https:/path that answers 2xx, none at once")
 	f.DurationVar(&c.StopTimeout, "stop-timeout", 10*time.Second, "from the command's SIGTERM to its SIGKILL")
 }
 
@@ -179,7 +167,9 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 	}
 	only := viper.New()
 	only.Set("policy", v.Get("policy"))
-	err := only.UnmarshalExact(&c)
+	err := only.UnmarshalExact(&struct {
+		Policy *[]label.Rule `mapstructure:"policy"` // the name in errors
+	}{&c.Host.Policy})
 	if err != nil {
 		return Config{}, fmt.Errorf("configuration: %s", oneLine(err))
 	}
@@ -269,9 +259,9 @@ func (c *Config) validate() error {
 	if c.Deregister != "always" && c.Deregister != "on-success" {
 		return fmt.Errorf("deregister must be always or on-success, not %q", c.Deregister)
 	}
-	if c.IP != "" {
-		if _, err := netip.ParseAddr(c.IP); err != nil {
-			return fmt.Errorf("ip must be an IP address, not %q", c.IP)
+	if c.Host.IP != "" {
+		if _, err := netip.ParseAddr(c.Host.IP); err != nil {
+			return fmt.Errorf("ip must be an IP address, not %q", c.Host.IP)
 		}
 	}
 	if _, err := docker.ParseTags(c.Tags); err != nil {
@@ -291,7 +281,7 @@ func (c *Config) validate() error {
 			return err
 		}
 	}
-	if err := label.ValidatePolicy(c.Policy); err != nil {
+	if err := label.ValidatePolicy(c.Host.Policy); err != nil {
 		return fmt.Errorf("policy: %w", err)
 	}
 	return c.checkFiles()

@@ -135,12 +135,12 @@ func TestOrderOfConfiguration(t *testing.T) {
 	if c.Resync != 30*time.Second || c.ReadyTimeout != 20*time.Second || c.HAProxy.Timeout != 7*time.Second || c.LogLevel != "info" {
 		t.Errorf("flag over environment over file over default: %+v", c)
 	}
-	if strings.Join(c.Network, " ") != "a b" {
-		t.Errorf("network is %q", c.Network)
+	if strings.Join(c.Host.Networks, " ") != "a b" {
+		t.Errorf("network is %q", c.Host.Networks)
 	}
 	t.Setenv("BERTH_NETWORK", "c,d")
-	if c, err = readConfig(cmd.Flags()); err != nil || strings.Join(c.Network, " ") != "c d" {
-		t.Errorf("network from the environment is %q, %v", c.Network, err)
+	if c, err = readConfig(cmd.Flags()); err != nil || strings.Join(c.Host.Networks, " ") != "c d" {
+		t.Errorf("network from the environment is %q, %v", c.Host.Networks, err)
 	}
 }
 

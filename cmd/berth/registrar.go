@@ -67,7 +67,7 @@ func (p *process) newRegistrar() (*registrar.Registrar, error) {
 	return registrar.New(registrar.Options{
 		Docker:       client,
 		Events:       docker.Events(client),
-		Host:         hostDescription(client, consul, p.config),
+		Host:         hostDescription(client, consul, p.config.Host),
 		Agent:        consul.Agent(),
 		Resync:       p.config.Resync,
 		ReadyTimeout: p.config.ReadyTimeout,

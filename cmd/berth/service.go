@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"berth/proxyctl/supervise"
-	"berth/registrar/label"
 	service "berth/registrar/process"
 )
 
@@ -69,28 +68,17 @@ func runService(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	host, err := os.Hostname()
-	if err != nil {
+	c.Process.Tags, c.Process.TTL = c.Tags, c.Host.TTL
+	if c.Process.Host, err = os.Hostname(); err != nil {
 		return fmt.Errorf("name of this host: %w", err)
 	}
 	program := filepath.Base(args[0])
 	run, err := service.New(service.Options{
-		Program: program,
-		Start:   func() (service.Running, error) { return startProcess(args) },
-		Stop:    stop,
-		Forward: forward,
-		Process: label.Process{
-			Host:    host,
-			Name:    c.Name,
-			Port:    c.Port,
-			ID:      c.ID,
-			Address: c.Address,
-			Tags:    c.Tags,
-			Meta:    c.Meta,
-			Weight:  c.Weight,
-			Ready:   c.Ready,
-			TTL:     c.TTL,
-		},
+		Program:      program,
+		Start:        func() (service.Running, error) { return startProcess(args) },
+		Stop:         stop,
+		Forward:      forward,
+		Process:      c.Process,
 		ReadyTimeout: c.ReadyTimeout,
 		DrainTime:    c.DrainTime,
 		StopTimeout:  c.StopTimeout,
