@@ -22,10 +22,10 @@ import (
 
 const childUsage = "a proxy for berth to run goes behind --, as in: berth run -- haproxy -W -db"
 
-// headStart is how long a new configuration may take to come before the proxy starts with the one that is there.
+// headStart is how long the proxy waits for a new configuration before it starts with the old one.
 const headStart = 3 * time.Second
 
-// acceptsCommand lets a command be given another one behind --, and says so where that seems to be meant.
+// acceptsCommand makes a command accept another one behind --. Errors mention that where it seems to be meant.
 func acceptsCommand(cmd *cobra.Command) {
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		dash := cmd.ArgsLenAtDash()
@@ -48,7 +48,7 @@ func acceptsCommand(cmd *cobra.Command) {
 	})
 }
 
-// childCommand completes the command line of the proxy that berth runs, if it does. The same program validates
+// childCommand completes the command line of the proxy that berth is to run, if any. The same program validates
 // configurations, unless another one was asked for.
 func (p *process) childCommand(args []string) ([]string, error) {
 	if len(args) == 0 {
@@ -67,7 +67,7 @@ func (p *process) childCommand(args []string) ([]string, error) {
 	return command, nil
 }
 
-// programIn returns the program of this name in a command line, "" if it is not there. It may be behind another one:
+// programIn returns the program of this name in a command line, "" if there is none. Another program may start it, as in
 // setpriv --reuid 99 haproxy -W.
 func programIn(command []string, name string) string {
 	i := slices.IndexFunc(command, func(arg string) bool { return filepath.Base(arg) == name })
@@ -131,7 +131,7 @@ func (p *process) newChild(command []string, started, stopping func()) *proxyChi
 // Ready is nil while the child runs.
 func (c *proxyChild) Ready() error { return c.process.Ready() }
 
-// Run lets the child start with the configuration that is there, if no new one comes in time.
+// Run lets the child start with the old configuration if no new one comes in time.
 func (c *proxyChild) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -145,7 +145,7 @@ func (c *proxyChild) Run(ctx context.Context) error {
 	return nil
 }
 
-// hasOldOne reports whether the child is to start with the configuration that is there.
+// hasOldOne reports whether the child is to start with the old configuration: the child does not run, and the file is good.
 func (c *proxyChild) hasOldOne(ctx context.Context) bool {
 	if _, err := os.Stat(c.File); err != nil || c.Ready() == nil {
 		return false
@@ -162,8 +162,9 @@ func (c *proxyChild) hasOldOne(ctx context.Context) bool {
 	return err == nil
 }
 
-// runBeside runs the child beside the other parts, which have been started and for which others waits. The child is stopped
-// when they have ended, for a reload would make it go on; stopOthers ends them when an operator has stopped the child.
+// runBeside runs the child beside the other parts, which were started before; others waits for their end. The child is
+// stopped after the other parts, because a reload would keep it running. When an operator stops the child, stopOthers ends
+// the other parts.
 func (c *proxyChild) runBeside(ctx context.Context, others func() error, stopOthers func()) error {
 	childCtx, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()

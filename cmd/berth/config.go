@@ -18,8 +18,8 @@ import (
 	"berth/templater/catalog"
 )
 
-// Config is the whole configuration. A key of the YAML file is the name of the flag, and the environment variable is
-// BERTH_ and the name in capitals with _ for -.
+// Config is the whole configuration. A key of the YAML file is the name of a flag. The environment variable is BERTH_ and
+// the name in capitals with _ for -.
 type Config struct {
 	ConsulAddress   string
 	ConsulTokenFile string
@@ -48,7 +48,7 @@ type Config struct {
 	TLSDirectory     string
 	TCPPorts         string
 	File             []string
-	Files            []fileEntry // those of File, too
+	Files            []fileEntry // including the ones of File
 	Proxy            string      // kindHAProxy or kindNginx
 	HAProxy          *haproxyKind
 	Nginx            *nginxKind
@@ -61,7 +61,7 @@ func newConfig() Config { return Config{HAProxy: newHAProxy(), Nginx: newNginx()
 // kinds returns the kinds of proxies with their options.
 func (c *Config) kinds() []proxyKind { return []proxyKind{c.HAProxy, c.Nginx} }
 
-// proxy returns the kind of proxy that the configuration is about.
+// proxy returns the kind of proxy that the configuration has chosen.
 func (c *Config) proxy() proxyKind {
 	if c.Proxy == kindNginx {
 		return c.Nginx
@@ -94,7 +94,7 @@ func (c *Config) registrarFlags(f *pflag.FlagSet) {
 	f.DurationVar(&c.DrainTime, "drain-time", 2*time.Second, "from the sign to stop to the signal that SERVICE_STOP_SIGNAL names")
 }
 
-// serviceFlags declares what only berth service has.
+// serviceFlags declares the options that only berth service has.
 func (c *Config) serviceFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.Process.Name, "name", "", "name of the service")
 	f.IntVar(&c.Process.Port, "port", 0, "port that the command listens on, over TCP")
@@ -193,8 +193,8 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 	return c, c.validate()
 }
 
-// checkEnvironment names a variable that looks like an option and is none. An empty one counts as not given, as in a
-// compose file.
+// checkEnvironment returns an error that names a variable that looks like an option and is none. An empty variable counts
+// as not given, as in a compose file.
 func checkEnvironment(all *pflag.FlagSet, command string) error {
 	for _, kv := range os.Environ() {
 		name, value, _ := strings.Cut(kv, "=")
@@ -220,8 +220,8 @@ func readFile(v *viper.Viper, file string, all *pflag.FlagSet) error {
 	return nil
 }
 
-// setOption gives an option the value that v has for it, if any. Texts of several values are separated by commas, but for
-// the option file, whose commands may have commas.
+// setOption sets an option to its value in v, if there is one. A text of several values is separated by commas. The option
+// file is separated by line ends, because its commands may have commas.
 func setOption(f *pflag.Flag, v *viper.Viper) error {
 	value := v.Get(f.Name)
 	text := fmt.Sprint(value)

@@ -76,7 +76,7 @@ func (k *nginxKind) driver(p *process, o driverOptions) proxyctl.Proxy {
 	})
 }
 
-// controlSocket returns the socket's path as the configuration has it: nginx would take a relative one from its prefix.
+// controlSocket returns the absolute path of the socket: nginx would look for a relative one in its prefix.
 func (k *nginxKind) controlSocket() string {
 	path, err := filepath.Abs(k.Socket)
 	if err != nil || k.Socket == "" {

@@ -16,13 +16,13 @@ import (
 	"berth/templates/route"
 )
 
-// proxyKind is a kind of proxy with its options: what differs between HAProxy and nginx.
+// proxyKind is a kind of proxy with its options. It has what differs between HAProxy and nginx.
 type proxyKind interface {
 	common() *proxyOptions
 	flags(f *pflag.FlagSet)
 	command(args []string) ([]string, error) // completes the command line that runs the proxy as berth's child
-	running() (pid int, err error)           // the process that listens on the socket, 0 if there is none
-	unmarked(text string) string             // the text of a configuration file as it was rendered
+	running() (pid int, err error)           // returns the process that listens on the socket, 0 if there is none
+	unmarked(text string) string             // returns the text of a configuration file as it was rendered
 	validate(ctx context.Context, binary, text string, files map[string]string) error
 	driver(p *process, o driverOptions) proxyctl.Proxy
 }
@@ -32,7 +32,7 @@ const (
 	kindNginx   = "nginx"
 )
 
-// proxyOptions are the options that every kind has. The name of each begins with that of the kind.
+// proxyOptions are the options that every kind has. Their names begin with the name of the kind.
 type proxyOptions struct {
 	name           string         // of the kind, its options, its program, and its template
 	title          string         // in messages
@@ -59,7 +59,7 @@ func (o *proxyOptions) flags(f *pflag.FlagSet, socket, insteadOf, container stri
 	f.DurationVar(&o.StopTimeout, o.name+"-stop-timeout", 8*time.Second, "how long an "+o.title+" that berth runs may finish its connections when berth is stopped")
 }
 
-// optionError puts the name of an option in front of an error.
+// optionError puts the name of an option before an error.
 func (o *proxyOptions) optionError(option string, err error) error {
 	if err == nil {
 		return nil
@@ -75,7 +75,7 @@ type driverOptions struct {
 	portRefused func(port int, reason string)
 }
 
-// kindOf returns the kind of proxy that is asked for, or that the command behind -- is.
+// kindOf returns the kind of proxy that the option proxy asks for; by default, the kind that the command behind -- runs.
 func kindOf(asked string, command []string) (string, error) {
 	switch asked {
 	case kindHAProxy, kindNginx:
@@ -89,8 +89,8 @@ func kindOf(asked string, command []string) (string, error) {
 	return "", fmt.Errorf("proxy must be %s or %s, not %q", kindHAProxy, kindNginx, asked)
 }
 
-// proxyTemplate returns the template of the proxy's configuration: the option's, or the built-in one. It learns the version
-// of nginx, which the first text has to suit. binary is the proxy's program, if there is one.
+// proxyTemplate returns the template of the proxy's configuration, from the option or the built-in one. It learns the version
+// of nginx, because the first text has to suit it. binary is the proxy's program, if there is one.
 func (p *process) proxyTemplate(ctx context.Context, binary string) (templater.Template, error) {
 	o := p.proxy.common()
 	path, err := filepath.Abs(o.File)
@@ -104,7 +104,7 @@ func (p *process) proxyTemplate(ctx context.Context, binary string) (templater.T
 	return t, err
 }
 
-// validator returns the path of the proxy's program, "" if it is not here and was not asked for.
+// validator returns the path of the proxy's program, "" if berth does not find it and nobody asked for it.
 func (p *process) validator() (string, error) {
 	o := p.proxy.common()
 	if o.Binary == "" {

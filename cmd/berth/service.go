@@ -49,7 +49,7 @@ To be routed to by the built-in template it needs a route: --meta route_path=/ o
 }
 
 func runService(cmd *cobra.Command, args []string) error {
-	// Of two channels, because a full one drops signals: others must not push out a SIGTERM.
+	// There are two channels because a full one drops signals: the others must not push out a SIGTERM.
 	stop, forward := make(chan os.Signal, 2), make(chan os.Signal, 8)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
 	signal.Notify(forward, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
@@ -89,7 +89,7 @@ func runService(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	if cmd.Context().Err() != nil {
-		return nil // told to end so early that stop does not have it
+		return nil // the signal came before stop was there to receive it
 	}
 	code, err := run.Run(context.WithoutCancel(cmd.Context()))
 	if err == nil && code != 0 {
@@ -98,7 +98,7 @@ func runService(cmd *cobra.Command, args []string) error {
 	return err
 }
 
-// startProcess starts the command with berth's environment, CONSUL_HTTP_TOKEN included: it may have use for it.
+// startProcess starts the command with all of berth's environment. The operator's own program may need CONSUL_HTTP_TOKEN, too.
 func startProcess(args []string) (*supervise.Process, error) {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr

@@ -38,7 +38,7 @@ time through a balancer in Lua (--nginx-lua).`,
 	return cmd
 }
 
-// newTemplater returns the templater of the outputs. It leaves out the ports that are refused; none are if that is nil.
+// newTemplater returns the templater of the outputs. It leaves out the refused ports, if refused is not nil.
 func (p *process) newTemplater(outputs []output, refused *route.Refused) (*templater.Templater, error) {
 	consul, err := consulConfig(p.config)
 	if err != nil {
