@@ -58,9 +58,6 @@ type Config struct {
 
 func newConfig() Config { return Config{HAProxy: newHAProxy(), Nginx: newNginx()} }
 
-// kinds returns the kinds of proxies with their options.
-func (c *Config) kinds() []proxyKind { return []proxyKind{c.HAProxy, c.Nginx} }
-
 // proxy returns the kind of proxy that the configuration has chosen.
 func (c *Config) proxy() proxyKind {
 	if c.Proxy == kindNginx {
@@ -116,9 +113,8 @@ func (c *Config) templaterFlags(f *pflag.FlagSet) {
 	f.IntVar(&c.VanishLimit, "vanish-limit", 100, "percentage of a list that may vanish at once; if it is more, what is gone is kept for consul-grace")
 	f.StringArrayVar(&c.File, "file", nil, "template:destination[:command], a plain file to render, and a shell command to run when it has changed")
 	f.StringVar(&c.Proxy, "proxy", "", "haproxy or nginx (default: the one behind --, else haproxy)")
-	for _, kind := range c.kinds() {
-		kind.flags(f)
-	}
+	c.HAProxy.flags(f)
+	c.Nginx.flags(f)
 	f.BoolVar(&c.Runtime, "runtime", true, "change servers in the running HAProxy, or in nginx's Lua balancer; if false, every change is a reload")
 	f.DurationVar(&c.ReloadInterval, "reload-interval", 200*time.Millisecond, "least time between two reloads; the first is done at once")
 }
@@ -151,9 +147,7 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 	v.SetEnvPrefix(strings.TrimSuffix(envPrefix, "_"))
 	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
 	v.AutomaticEnv()
-	var errs []error
-	flags.VisitAll(func(f *pflag.Flag) { errs = append(errs, v.BindPFlag(f.Name, f)) })
-	if err := errors.Join(errs...); err != nil {
+	if err := v.BindPFlags(flags); err != nil {
 		return Config{}, err
 	}
 	if file := v.GetString("config"); file != "" {
@@ -161,6 +155,7 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 			return Config{}, err
 		}
 	}
+	var errs []error
 	all.VisitAll(func(f *pflag.Flag) { errs = append(errs, setOption(f, v)) })
 	if err := errors.Join(errs...); err != nil {
 		return Config{}, err
@@ -176,12 +171,8 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 	if c.Files, err = fileEntries(v.Get("files"), c.File); err != nil {
 		return Config{}, err
 	}
-	optional := []*string{&c.Listen}
-	for _, kind := range c.kinds() {
-		o := kind.common()
-		optional = append(optional, &o.File, &o.Socket, &o.Binary)
-	}
-	for _, s := range optional {
+	h, n := c.HAProxy, c.Nginx
+	for _, s := range []*string{&c.Listen, &h.File, &h.Socket, &h.Binary, &n.File, &n.Socket, &n.Binary} {
 		if *s == "none" {
 			*s = ""
 		}

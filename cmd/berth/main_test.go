@@ -35,7 +35,7 @@ func TestScript(t *testing.T) {
 func start(t *testing.T, args ...string) *testenv.Log {
 	var out testenv.Log
 	cmd := rootCommand()
-	cmd.SetArgs(append(args, "--listen", "none"))
+	cmd.SetArgs(append([]string{args[0], "--listen", "none"}, args[1:]...))
 	cmd.SetErr(&out)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context())) // it is done before the clean-up
 	done := make(chan error, 1)

@@ -19,7 +19,6 @@ import (
 // proxyKind is a kind of proxy with its options. It has what differs between HAProxy and nginx.
 type proxyKind interface {
 	common() *proxyOptions
-	flags(f *pflag.FlagSet)
 	command(args []string) ([]string, error) // completes the command line that runs the proxy as berth's child
 	running() (pid int, err error)           // returns the process that listens on the socket, 0 if there is none
 	unmarked(text string) string             // returns the text of a configuration file as it was rendered
