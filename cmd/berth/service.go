@@ -51,7 +51,7 @@ To be routed to by the built-in template it needs a route: --meta route_path=/ o
 func runService(cmd *cobra.Command, args []string) error {
 	// There are two channels because a full one drops signals: the others must not push out a SIGTERM.
 	stop, forward := make(chan os.Signal, 2), make(chan os.Signal, 8)
-	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT) // docker stop sends SIGQUIT to what was made FROM nginx
 	signal.Notify(forward, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
 	p, err := newProcess(cmd)
 	if err != nil {
