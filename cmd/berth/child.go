@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -21,10 +22,10 @@ import (
 
 const childUsage = "a proxy for berth to run goes behind --, as in: berth run -- haproxy -W -db"
 
-// headStart is how long a new configuration may take to come before the proxy starts with the one that is there.
+// headStart is how long the proxy waits for a new configuration before it starts with the old one.
 const headStart = 3 * time.Second
 
-// acceptsCommand lets a command be given another one behind --, and says so where that seems to be meant.
+// acceptsCommand makes a command accept another one behind --. Errors mention that where it seems to be meant.
 func acceptsCommand(cmd *cobra.Command) {
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		dash := cmd.ArgsLenAtDash()
@@ -47,7 +48,7 @@ func acceptsCommand(cmd *cobra.Command) {
 	})
 }
 
-// childCommand completes the command line of the proxy that berth runs, if it does. The same program validates
+// childCommand completes the command line of the proxy that berth is to run, if any. The same program validates
 // configurations, unless another one was asked for.
 func (p *process) childCommand(args []string) ([]string, error) {
 	if len(args) == 0 {
@@ -66,7 +67,7 @@ func (p *process) childCommand(args []string) ([]string, error) {
 	return command, nil
 }
 
-// programIn returns the program of this name in a command line, "" if it is not there. It may be behind another one:
+// programIn returns the program of this name in a command line, "" if there is none. Another program may start it, as in
 // setpriv --reuid 99 haproxy -W.
 func programIn(command []string, name string) string {
 	i := slices.IndexFunc(command, func(arg string) bool { return filepath.Base(arg) == name })
@@ -76,22 +77,24 @@ func programIn(command []string, name string) string {
 	return command[i]
 }
 
-// proxyChild is the proxy that berth runs. It starts as soon as it finds a good configuration: a new one, or the one that is
-// there already when no new one comes. While Consul is away, what was good before is better than nothing.
+// proxyChild is the proxy that berth runs. It starts as soon as there is a good configuration: a new one, or the old one
+// when no new one comes. While Consul is away, the last good configuration is better than nothing.
 type proxyChild struct {
 	process *supervise.Child
 	*proxyOptions
 	command, env []string
-	prepared     wake // a new configuration is in place
+	configured   <-chan struct{} // closed by configure
+	configure    func()
 	log          *slog.Logger
 }
 
-// newChild returns the proxy as a child of berth; nil without a command. prepared tells that a good configuration is in
-// place, started is called when the child serves, and stopping when it is about to be told to end.
-func (p *process) newChild(command []string, prepared wake, started, stopping func()) *proxyChild {
+// newChild returns the proxy as a child of berth; nil without a command. The child waits for configure to be called.
+// started is called when the child serves, and stopping when it is about to be told to end.
+func (p *process) newChild(command []string, started, stopping func()) *proxyChild {
 	if len(command) == 0 {
 		return nil
 	}
+	configured := make(chan struct{})
 	o := p.proxy.common()
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2, o.stopSignal)
@@ -108,6 +111,7 @@ func (p *process) newChild(command []string, prepared wake, started, stopping fu
 			Stderr:      os.Stderr,
 			StopSignal:  o.stopSignal,
 			StopTimeout: o.StopTimeout,
+			Configured:  configured,
 			Signals:     signals,
 			Serving:     p.proxy.running,
 			Started:     started,
@@ -115,33 +119,33 @@ func (p *process) newChild(command []string, prepared wake, started, stopping fu
 			Log:         p.log,
 			Metrics:     p.metrics,
 		}),
-		proxyOptions: o, command: command, env: env, prepared: prepared, log: p.log,
+		proxyOptions: o,
+		command:      command,
+		env:          env,
+		configured:   configured,
+		configure:    sync.OnceFunc(func() { close(configured) }),
+		log:          p.log,
 	}
 }
 
 // Ready is nil while the child runs.
 func (c *proxyChild) Ready() error { return c.process.Ready() }
 
-// Run waits for a good configuration and then lets the child start.
+// Run lets the child start with the old configuration if no new one comes in time.
 func (c *proxyChild) Run(ctx context.Context) error {
-	late := time.After(headStart)
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-late:
-			if !c.hasOldOne(ctx) {
-				continue
-			}
+	select {
+	case <-ctx.Done():
+	case <-c.configured:
+	case <-time.After(headStart):
+		if c.hasOldOne(ctx) {
 			c.log.Info("no new configuration yet: the proxy starts with the one that is there", "file", c.File)
-		case <-c.prepared:
+			c.configure()
 		}
-		c.process.ConfigurationReady()
-		return nil
 	}
+	return nil
 }
 
-// hasOldOne says whether the child is to start with the configuration that is there.
+// hasOldOne reports whether the child is to start with the old configuration: the child does not run, and the file is good.
 func (c *proxyChild) hasOldOne(ctx context.Context) bool {
 	if _, err := os.Stat(c.File); err != nil || c.Ready() == nil {
 		return false
@@ -158,8 +162,9 @@ func (c *proxyChild) hasOldOne(ctx context.Context) bool {
 	return err == nil
 }
 
-// runBeside runs the child beside the other parts, which have been started and for which others waits. The child is stopped
-// when they have ended, for a reload would make it go on; stopOthers ends them when an operator has stopped the child.
+// runBeside runs the child beside the other parts, which were started before; others waits for their end. The child is
+// stopped after the other parts, because a reload would keep it running. When an operator stops the child, stopOthers ends
+// the other parts.
 func (c *proxyChild) runBeside(ctx context.Context, others func() error, stopOthers func()) error {
 	childCtx, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()

@@ -23,8 +23,8 @@ import (
 	"berth/templater/catalog"
 )
 
-// consulConfig is what the standard CONSUL_* variables say, with berth's own options over it, ready to be used: with an
-// http.Client that follows the files of token and certificate, and speaks HTTP/2 where Consul does (over TLS).
+// consulConfig returns the configuration from the standard CONSUL_* variables and berth's own options, which come first. Its
+// http.Client follows changes of the files of token and certificate, and speaks HTTP/2 where Consul does (over TLS).
 func consulConfig(c Config) (*api.Config, error) {
 	conf := api.DefaultConfig()
 	if c.ConsulAddress != "" {
@@ -64,7 +64,8 @@ func consulClient(c Config) (*api.Client, error) {
 	return api.NewClient(conf)
 }
 
-// libraryConfig is what consul-template makes of the standard VAULT_* and NOMAD_* variables; nil without any.
+// libraryConfig returns consul-template's configuration from the standard VAULT_* and NOMAD_* variables, nil if neither has
+// an address.
 func libraryConfig() *config.Config {
 	if os.Getenv("VAULT_ADDR") == "" && os.Getenv("NOMAD_ADDR") == "" {
 		return nil
@@ -74,7 +75,7 @@ func libraryConfig() *config.Config {
 	return c
 }
 
-// dockerClient is a client for what the standard DOCKER_* variables say.
+// dockerClient returns a client for the Docker that the standard DOCKER_* variables name.
 func dockerClient() (*docker.Client, error) {
 	if os.Getenv("DOCKER_TLS_VERIFY") != "" {
 		dir := os.Getenv("DOCKER_CERT_PATH")
@@ -94,10 +95,10 @@ func dockerClient() (*docker.Client, error) {
 	return client, nil
 }
 
-// hostDescription returns a function that describes the Docker host and its Consul agent's node. What the agent said of
-// itself counts while it does not answer, for which it is given a second: it may hang.
-func hostDescription(client *docker.Client, consul *api.Client, c Config) func(ctx context.Context) (label.Host, error) {
-	describe := registrardocker.Host(client, label.Host{Networks: c.Network, Internal: c.Internal, Explicit: c.Explicit, IP: c.IP, TTL: c.TTL, Policy: c.Policy})
+// hostDescription returns a function that describes the Docker host and its Consul agent's node. The agent has a second to
+// answer, since it may hang; when it does not, its last answer counts.
+func hostDescription(client *docker.Client, consul *api.Client, configured label.Host) func(ctx context.Context) (label.Host, error) {
+	describe := registrardocker.Host(client, configured)
 	var node label.Host
 	return func(ctx context.Context) (label.Host, error) {
 		var self struct {
@@ -110,7 +111,7 @@ func hostDescription(client *docker.Client, consul *api.Client, c Config) func(c
 		second, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		if _, err := consul.Raw().Query("/v1/agent/self", &self, new(api.QueryOptions).WithContext(second)); err == nil {
-			node = label.Host{NodeAddress: self.Member.Addr, Scripts: c.Scripts && self.DebugConfig.EnableRemoteScriptChecks}
+			node = label.Host{NodeAddress: self.Member.Addr, Scripts: configured.Scripts && self.DebugConfig.EnableRemoteScriptChecks}
 			for _, tag := range slices.Sorted(maps.Keys(self.DebugConfig.TaggedAddresses)) {
 				if a, err := netip.ParseAddr(self.DebugConfig.TaggedAddresses[tag]); err == nil {
 					node.Addresses = append(node.Addresses, a)

@@ -46,7 +46,7 @@ func TestHostDescription(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	describe := hostDescription(client, consul, Config{Scripts: true, Network: []string{"front"}})
+	describe := hostDescription(client, consul, label.Host{Scripts: true, Networks: []string{"front"}})
 	want := label.Host{Name: "vm", EngineID: "ENGINE", NodeAddress: "192.0.2.1", Networks: []string{"front"}, Scripts: true}
 	for _, hang := range []bool{false, true} {
 		hangs.Store(hang)

@@ -18,8 +18,8 @@ import (
 	"berth/templater/catalog"
 )
 
-// Config is the whole configuration. A key of the YAML file is the name of the flag, and the environment variable is
-// BERTH_ and the name in capitals with _ for -.
+// Config is the whole configuration. A key of the YAML file is the name of a flag. The environment variable is BERTH_ and
+// the name in capitals with _ for -.
 type Config struct {
 	ConsulAddress   string
 	ConsulTokenFile string
@@ -27,28 +27,16 @@ type Config struct {
 	LogFormat       string
 	LogLevel        string
 
-	Network      []string
-	Internal     bool
-	Explicit     bool
-	IP           string
+	Host         label.Host // Policy is in the file only
 	Tags         string
 	Deregister   string
-	TTL          time.Duration
-	Scripts      bool
 	Adopt        string
 	Owner        string
 	Resync       time.Duration
 	ReadyTimeout time.Duration
 	DrainTime    time.Duration
-	Policy       []label.Rule // in the file only
 
-	Name        string
-	Port        int
-	ID          string
-	Address     string
-	Meta        []string
-	Weight      int
-	Ready       string
+	Process     label.Process // Tags and TTL are above
 	StopTimeout time.Duration
 
 	ConsulConnections int
@@ -60,7 +48,7 @@ type Config struct {
 	TLSDirectory     string
 	TCPPorts         string
 	File             []string
-	Files            []fileEntry // those of File, too
+	Files            []fileEntry // including the ones of File
 	Proxy            string      // kindHAProxy or kindNginx
 	HAProxy          *haproxyKind
 	Nginx            *nginxKind
@@ -70,10 +58,7 @@ type Config struct {
 
 func newConfig() Config { return Config{HAProxy: newHAProxy(), Nginx: newNginx()} }
 
-// kinds returns the kinds of proxies with their options.
-func (c *Config) kinds() []proxyKind { return []proxyKind{c.HAProxy, c.Nginx} }
-
-// proxy returns the kind of proxy that the configuration is about.
+// proxy returns the kind of proxy that the configuration has chosen.
 func (c *Config) proxy() proxyKind {
 	if c.Proxy == kindNginx {
 		return c.Nginx
@@ -91,14 +76,14 @@ func (c *Config) commonFlags(f *pflag.FlagSet, listen string) {
 }
 
 func (c *Config) registrarFlags(f *pflag.FlagSet) {
-	f.StringSliceVar(&c.Network, "network", nil, "networks on which the load balancer reaches containers, best first (default: those of berth's own container)")
-	f.BoolVar(&c.Internal, "internal", false, "register containers' own addresses and exposed ports, whatever the network")
-	f.BoolVar(&c.Explicit, "explicit", false, "register only what has a SERVICE_NAME")
-	f.StringVar(&c.IP, "ip", "", "address to register for published ports (default: none, so that Consul uses its node's)")
+	f.StringSliceVar(&c.Host.Networks, "network", nil, "networks on which the load balancer reaches containers, best first (default: those of berth's own container)")
+	f.BoolVar(&c.Host.Internal, "internal", false, "register containers' own addresses and exposed ports, whatever the network")
+	f.BoolVar(&c.Host.Explicit, "explicit", false, "register only what has a SERVICE_NAME")
+	f.StringVar(&c.Host.IP, "ip", "", "address to register for published ports (default: none, so that Consul uses its node's)")
 	f.StringVar(&c.Tags, "tags", "", "tags for everything, separated by commas; a Go template over what docker inspect says")
 	f.StringVar(&c.Deregister, "deregister", "always", "always, or on-success: what ended with an error stays registered, in maintenance mode")
-	f.DurationVar(&c.TTL, "ttl", 0, "let registrations turn critical when the registrar is away for so long (default: never)")
-	f.BoolVar(&c.Scripts, "scripts", false, "allow SERVICE_CHECK_SCRIPT and SERVICE_CHECK_CMD, if the Consul agent does, too")
+	f.DurationVar(&c.Host.TTL, "ttl", 0, "let registrations turn critical when the registrar is away for so long (default: never)")
+	f.BoolVar(&c.Host.Scripts, "scripts", false, "allow SERVICE_CHECK_SCRIPT and SERVICE_CHECK_CMD, if the Consul agent does, too")
 	f.StringVar(&c.Adopt, "adopt", "", "host name in the service IDs of a Registrator whose registrations to take over")
 	f.StringVar(&c.Owner, "owner", "", "a name of its own for each of several registrars on one Docker host")
 	f.DurationVar(&c.Resync, "resync", time.Minute, "how often to compare everything, whatever the events said")
@@ -106,15 +91,15 @@ func (c *Config) registrarFlags(f *pflag.FlagSet) {
 	f.DurationVar(&c.DrainTime, "drain-time", 2*time.Second, "from the sign to stop to the signal that SERVICE_STOP_SIGNAL names")
 }
 
-// serviceFlags declares what only berth service has.
+// serviceFlags declares the options that only berth service has.
 func (c *Config) serviceFlags(f *pflag.FlagSet) {
-	f.StringVar(&c.Name, "name", "", "name of the service")
-	f.IntVar(&c.Port, "port", 0, "port that the command listens on, over TCP")
-	f.StringVar(&c.ID, "id", "", "ID of this instance, which must be its own (default <host>:<name>:<port>)")
-	f.StringVar(&c.Address, "address", "", "IP address that it listens on and is registered with (default: none, so that Consul uses its node's)")
-	f.StringArrayVar(&c.Meta, "meta", nil, "service metadata as key=value, any number of times")
-	f.IntVar(&c.Weight, "weight", 0, "weight of this instance, 1 to 256 (default 1)")
-	f.StringVar(&c.Ready, "ready", "tcp", "register when: tcp its port accepts, http:/path or https:/path that answers 2xx, none at once")
+	f.StringVar(&c.Process.Name, "name", "", "name of the service")
+	f.IntVar(&c.Process.Port, "port", 0, "port that the command listens on, over TCP")
+	f.StringVar(&c.Process.ID, "id", "", "ID of this instance, which must be its own (default <host>:<name>:<port>)")
+	f.StringVar(&c.Process.Address, "address", "", "IP address that it listens on and is registered with (default: none, so that Consul uses its node's)")
+	f.StringArrayVar(&c.Process.Meta, "meta", nil, "service metadata as key=value, any number of times")
+	f.IntVar(&c.Process.Weight, "weight", 0, "weight of this instance, 1 to 256 (default 1)")
+	f.StringVar(&c.Process.Ready, "ready", "tcp", "register when: tcp its port accepts, http:/path or https:/path that answers 2xx, none at once")
 	f.DurationVar(&c.StopTimeout, "stop-timeout", 10*time.Second, "from the command's SIGTERM to its SIGKILL")
 }
 
@@ -128,9 +113,8 @@ func (c *Config) templaterFlags(f *pflag.FlagSet) {
 	f.IntVar(&c.VanishLimit, "vanish-limit", 100, "percentage of a list that may vanish at once; if it is more, what is gone is kept for consul-grace")
 	f.StringArrayVar(&c.File, "file", nil, "template:destination[:command], a plain file to render, and a shell command to run when it has changed")
 	f.StringVar(&c.Proxy, "proxy", "", "haproxy or nginx (default: the one behind --, else haproxy)")
-	for _, kind := range c.kinds() {
-		kind.flags(f)
-	}
+	c.HAProxy.flags(f)
+	c.Nginx.flags(f)
 	f.BoolVar(&c.Runtime, "runtime", true, "change servers in the running HAProxy, or in nginx's Lua balancer; if false, every change is a reload")
 	f.DurationVar(&c.ReloadInterval, "reload-interval", 200*time.Millisecond, "least time between two reloads; the first is done at once")
 }
@@ -163,9 +147,7 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 	v.SetEnvPrefix(strings.TrimSuffix(envPrefix, "_"))
 	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
 	v.AutomaticEnv()
-	var errs []error
-	flags.VisitAll(func(f *pflag.Flag) { errs = append(errs, v.BindPFlag(f.Name, f)) })
-	if err := errors.Join(errs...); err != nil {
+	if err := v.BindPFlags(flags); err != nil {
 		return Config{}, err
 	}
 	if file := v.GetString("config"); file != "" {
@@ -173,25 +155,24 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 			return Config{}, err
 		}
 	}
+	var errs []error
 	all.VisitAll(func(f *pflag.Flag) { errs = append(errs, setOption(f, v)) })
 	if err := errors.Join(errs...); err != nil {
 		return Config{}, err
 	}
 	only := viper.New()
 	only.Set("policy", v.Get("policy"))
-	err := only.UnmarshalExact(&c)
+	err := only.UnmarshalExact(&struct {
+		Policy *[]label.Rule `mapstructure:"policy"` // the name in errors
+	}{&c.Host.Policy})
 	if err != nil {
 		return Config{}, fmt.Errorf("configuration: %s", oneLine(err))
 	}
 	if c.Files, err = fileEntries(v.Get("files"), c.File); err != nil {
 		return Config{}, err
 	}
-	optional := []*string{&c.Listen}
-	for _, kind := range c.kinds() {
-		o := kind.common()
-		optional = append(optional, &o.File, &o.Socket, &o.Binary)
-	}
-	for _, s := range optional {
+	h, n := c.HAProxy, c.Nginx
+	for _, s := range []*string{&c.Listen, &h.File, &h.Socket, &h.Binary, &n.File, &n.Socket, &n.Binary} {
 		if *s == "none" {
 			*s = ""
 		}
@@ -199,11 +180,12 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 	if c.Proxy, err = kindOf(c.Proxy, flags.Args()); err != nil {
 		return Config{}, err
 	}
+	c.ConsulGrace = max(c.ConsulGrace, time.Nanosecond) // to those who take it, 0 is the default
 	return c, c.validate()
 }
 
-// checkEnvironment names a variable that looks like an option and is none. An empty one counts as not given, as in a
-// compose file.
+// checkEnvironment returns an error that names a variable that looks like an option and is none. An empty variable counts
+// as not given, as in a compose file.
 func checkEnvironment(all *pflag.FlagSet, command string) error {
 	for _, kv := range os.Environ() {
 		name, value, _ := strings.Cut(kv, "=")
@@ -229,8 +211,8 @@ func readFile(v *viper.Viper, file string, all *pflag.FlagSet) error {
 	return nil
 }
 
-// setOption gives an option the value that v has for it, if any. Texts of several values are separated by commas, but for
-// the option file, whose commands may have commas.
+// setOption sets an option to its value in v, if there is one. A text of several values is separated by commas. The option
+// file is separated by line ends, because its commands may have commas.
 func setOption(f *pflag.Flag, v *viper.Viper) error {
 	value := v.Get(f.Name)
 	text := fmt.Sprint(value)
@@ -268,9 +250,9 @@ func (c *Config) validate() error {
 	if c.Deregister != "always" && c.Deregister != "on-success" {
 		return fmt.Errorf("deregister must be always or on-success, not %q", c.Deregister)
 	}
-	if c.IP != "" {
-		if _, err := netip.ParseAddr(c.IP); err != nil {
-			return fmt.Errorf("ip must be an IP address, not %q", c.IP)
+	if c.Host.IP != "" {
+		if _, err := netip.ParseAddr(c.Host.IP); err != nil {
+			return fmt.Errorf("ip must be an IP address, not %q", c.Host.IP)
 		}
 	}
 	if _, err := docker.ParseTags(c.Tags); err != nil {
@@ -285,10 +267,12 @@ func (c *Config) validate() error {
 	if c.ConsulConnections != 0 && c.ConsulConnections < leastConnections {
 		return fmt.Errorf("consul-connections must be at least %d, not %d", leastConnections, c.ConsulConnections)
 	}
-	if err := c.proxy().check(); err != nil {
-		return err
+	if c.Proxy == kindNginx {
+		if err := c.Nginx.checkSocket(); err != nil {
+			return err
+		}
 	}
-	if err := label.ValidatePolicy(c.Policy); err != nil {
+	if err := label.ValidatePolicy(c.Host.Policy); err != nil {
 		return fmt.Errorf("policy: %w", err)
 	}
 	return c.checkFiles()

@@ -7,16 +7,18 @@ import (
 )
 
 var (
-	// secretName matches the names that secrets go by: a part of the name, or a whole word of it.
+	// secretName matches the names that secrets go by: anywhere in a name, at the end of a word (but for COMPASS and
+	// BYPASS), or as a whole word.
 	secretName = regexp.MustCompile(`(?i)TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|APIKEY|ACCESSKEY|PRIVATEKEY` +
-		`|(^|_)(PASS|PW|PWD|AUTH|KEY|KEYS|DSN|JWT|PAT)(_|$)`)
-	// secretValue matches a URL with a password in it.
-	secretValue = regexp.MustCompile(`://[^/@\s]*:[^/@\s]+@`)
+		`|((^|[^MY])PASS|PWD|AUTH|KEYS?)(_|$)|(^|_)(PW|DSN|JWT|PAT)(_|$)`)
+	// secretValue matches a password in a URL or before the address of a database, a setting for one, what an HTTP header
+	// authenticates with, and a private key.
+	secretValue = regexp.MustCompile(`(?i)(://|^)[^/@:\s]*:[^/@\s]+@|\b(password|passwd|pwd|token)=\S|\b(bearer|basic) +\S|PRIVATE KEY-----`)
 )
 
-// proxyEnvironment returns what a proxy that berth runs gets of an environment, and the names of the other variables, sorted.
-// The proxy faces the Internet, so it gets no secret of berth's, of Consul, Vault, Nomad, or of anything else. What is
-// named for the proxy is for it, and so is what does not look like a secret: configurations use variables.
+// proxyEnvironment returns the variables of an environment that a proxy run by berth gets, and the sorted names of the
+// others. The proxy faces the Internet, so it gets no secret of berth, Consul, Vault, Nomad or anything else. A variable
+// that is named for the proxy is passed on, as is one that does not look like a secret: configurations use variables.
 func proxyEnvironment(env []string) (passed, withheld []string) {
 	for _, kv := range env {
 		name, value, _ := strings.Cut(kv, "=")

@@ -21,7 +21,7 @@ import (
 	"berth/templater"
 )
 
-// fileEntry is one of the plain files in the configuration: a template, where its text goes, and what to do then.
+// fileEntry is a plain file in the configuration: a template, the file for its text, and what to do after a change.
 type fileEntry struct {
 	name           string // in errors
 	Template, File string
@@ -38,8 +38,7 @@ const (
 	defaultFileSignal  = "HUP"
 )
 
-// fileEntries returns the plain files to render: of the key files, as the configuration file has it, and of the option
-// file.
+// fileEntries returns the plain files to render, from the key files of the configuration file and from the option file.
 func fileEntries(raw any, options []string) ([]fileEntry, error) {
 	list, ok := raw.([]any)
 	if !ok && raw != nil {
@@ -72,8 +71,8 @@ func fileEntries(raw any, options []string) ([]fileEntry, error) {
 	return entries, nil
 }
 
-// decode reads an entry of the configuration file. It takes texts only, where a general decoder would take the mode 0640
-// for the number 416.
+// decode reads an entry of the configuration file. It accepts texts only: a general decoder would read the mode 0640 as
+// the number 416.
 func (e *fileEntry) decode(entry map[string]any) error {
 	var timeout string
 	keys := []string{"template", "file", "mode", "user", "group", "command", "container", "pid-file", "signal", "timeout"}
@@ -102,7 +101,7 @@ func (e *fileEntry) decode(entry map[string]any) error {
 	return nil
 }
 
-// checkFiles says what is wrong with the plain files, each by itself and beside the others.
+// checkFiles returns what is wrong with the first bad one of the plain files, by itself or together with the others.
 func (c *Config) checkFiles() error {
 	proxy := c.proxy().common()
 	for i, e := range c.Files {
@@ -124,7 +123,7 @@ func (c *Config) checkFiles() error {
 	return nil
 }
 
-// validate says what is wrong with an entry by itself.
+// validate returns what is wrong with an entry by itself.
 func (e fileEntry) validate() error {
 	actions := slices.DeleteFunc([]string{e.Command, e.Container, e.PIDFile}, func(s string) bool { return s == "" })
 	switch {
@@ -146,7 +145,7 @@ func (e fileEntry) validate() error {
 	return nil
 }
 
-// mode returns the file's mode, 0 if none is given or it is none.
+// mode returns the file's mode, 0 if none or a bad one is given.
 func (e fileEntry) mode() fs.FileMode {
 	mode, err := strconv.ParseUint(e.Mode, 8, 32)
 	if err != nil || mode > 0o777 {
@@ -155,52 +154,48 @@ func (e fileEntry) mode() fs.FileMode {
 	return fs.FileMode(mode)
 }
 
-// owner returns whom the file is to belong to, nil if that is left as it is.
+// owner returns the owner that the file is to have, nil to leave it as it is.
 func (e fileEntry) owner() (*file.Owner, error) {
 	if e.User == "" && e.Group == "" {
 		return nil, nil
 	}
-	o := file.Owner{UID: -1, GID: -1}
-	for _, who := range []struct {
-		what, name string
-		id         *int
-		lookup     func(name string) (id string, err error)
-	}{{"user", e.User, &o.UID, userID}, {"group", e.Group, &o.GID, groupID}} {
-		if who.name == "" {
-			continue
+	uid, err := accountID("user", e.User, func() (string, error) {
+		u, err := user.Lookup(e.User)
+		if err != nil {
+			return "", err
 		}
-		id := who.name
-		if _, err := strconv.ParseUint(id, 10, 31); err != nil {
-			if id, err = who.lookup(who.name); err != nil {
-				return nil, fmt.Errorf("%s %s is not known here, give its number: %w", who.what, who.name, err)
-			}
-		}
-		var err error
-		if *who.id, err = strconv.Atoi(id); err != nil {
-			return nil, err
-		}
-	}
-	return &o, nil
-}
-
-func userID(name string) (string, error) {
-	u, err := user.Lookup(name)
+		return u.Uid, nil
+	})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return u.Uid, nil
+	gid, err := accountID("group", e.Group, func() (string, error) {
+		g, err := user.LookupGroup(e.Group)
+		if err != nil {
+			return "", err
+		}
+		return g.Gid, nil
+	})
+	return &file.Owner{UID: uid, GID: gid}, err
 }
 
-func groupID(name string) (string, error) {
-	g, err := user.LookupGroup(name)
+// accountID returns the number of a user or a group, which may be named by it; -1 for no name.
+func accountID(kind, name string, lookUp func() (id string, err error)) (int, error) {
+	if name == "" {
+		return -1, nil
+	}
+	if id, err := strconv.ParseUint(name, 10, 31); err == nil {
+		return int(id), nil
+	}
+	id, err := lookUp()
 	if err != nil {
-		return "", err
+		return 0, fmt.Errorf("%s %s is not known here, give its number: %w", kind, name, err)
 	}
-	return g.Gid, nil
+	return strconv.Atoi(id)
 }
 
-// action returns what to do when the file has changed, and what the log calls it; nil for nothing.
-func (e fileEntry) action() (act func(context.Context) error, does string, err error) {
+// action returns what to do when the file has changed, nil for nothing, and its name for the log.
+func (e fileEntry) action() (act func(context.Context) error, name string, err error) {
 	timeout := cmp.Or(e.Timeout, defaultFileTimeout)
 	signal := cmp.Or(strings.ToUpper(e.Signal), defaultFileSignal)
 	switch {
@@ -266,11 +261,11 @@ func (p *process) plainFile(e fileEntry) (output, error) {
 	if err != nil {
 		return output{}, err
 	}
-	act, does, err := e.action()
+	act, name, err := e.action()
 	if err != nil {
 		return output{}, err
 	}
-	f := file.New(file.Options{Path: path, Mode: e.mode(), Owner: owner, Action: act, ActionName: does, Log: p.log, Metrics: p.metrics})
+	f := file.New(file.Options{Path: path, Mode: e.mode(), Owner: owner, Action: act, ActionName: name, Log: p.log, Metrics: p.metrics})
 	return output{
 		runner:   f,
 		template: templater.Template{Name: path, Source: e.Template, File: e.Template, Destination: path},
@@ -278,8 +273,8 @@ func (p *process) plainFile(e fileEntry) (output, error) {
 	}, nil
 }
 
-// looksAfterProxy says whether there is a proxy to look after; if not, there are only plain files. supervised is whether
-// berth is to run the proxy, too.
+// looksAfterProxy reports whether there is a proxy to look after, or plain files only. supervised tells that berth is to run
+// the proxy, too.
 func (p *process) looksAfterProxy(supervised bool) (bool, error) {
 	proxy := p.proxy.common()
 	switch {

@@ -35,9 +35,9 @@ func TestE2EFileSignalsContainer(t *testing.T) {
 	}
 	set, out := filesProcess(t, fileEntry{Template: tmpl, File: conf, Container: id})
 	set(conf, "one")
-	out.wait(t, "the file has the newest text, but its action failed: send HUP to container "+id)
+	out.Wait(t, "the file has the newest text, but its action failed: send HUP to container "+id)
 	testenv.MustDocker(t, "start", id)
-	out.wait(t, "action done, live after")
+	out.Wait(t, "action done, live after")
 	says("started") // that signal may have come before the shell could take one
 	set(conf, "two")
 	says("told of two")

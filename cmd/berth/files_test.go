@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"berth/deploy/testenv"
 	"berth/templater"
 )
 
@@ -101,9 +102,9 @@ func newTestProcess(c Config, out io.Writer) *process {
 }
 
 // filesProcess runs plain files until the end of the test.
-func filesProcess(t *testing.T, entries ...fileEntry) (set func(path, text string), out *syncBuffer) {
+func filesProcess(t *testing.T, entries ...fileEntry) (set func(path, text string), out *testenv.Log) {
 	t.Helper()
-	out = new(syncBuffer)
+	out = new(testenv.Log)
 	c := newConfig()
 	c.Files = entries
 	files, err := newTestProcess(c, out).plainFiles()
@@ -158,8 +159,8 @@ func TestFileActions(t *testing.T) {
 	set(a, "one\n")
 	set(b, "two\n")
 	set(c, "three\n")
-	out.wait(t, `msg="file written, live after`)
-	out.wait(t, "file="+a+` action="cat `+a)
+	out.Wait(t, `msg="file written, live after`)
+	out.Wait(t, "file="+a+` action="cat `+a)
 	if seen, err := os.ReadFile(a + ".seen"); err != nil || string(seen) != "one\n" {
 		t.Errorf("the command saw %q, %v", seen, err)
 	}
@@ -169,8 +170,8 @@ func TestFileActions(t *testing.T) {
 	if err := sleep.Wait(); err == nil || err.Error() != "signal: terminated" {
 		t.Errorf("the process ended with %v, want the signal", err)
 	}
-	out.wait(t, `action="TERM to the process in `+pid)
-	out.wait(t, "did not finish within 100ms")
+	out.Wait(t, `action="TERM to the process in `+pid)
+	out.Wait(t, "did not finish within 100ms")
 }
 
 func TestSignalByPIDFile(t *testing.T) {

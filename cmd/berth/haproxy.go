@@ -35,8 +35,6 @@ func (k *haproxyKind) flags(f *pflag.FlagSet) {
 	f.DurationVar(&k.TunnelTimeout, "haproxy-tunnel-timeout", time.Hour, "the same for TCP connections and websockets")
 }
 
-func (k *haproxyKind) check() error { return nil }
-
 func (k *haproxyKind) command(args []string) ([]string, error) {
 	return haproxy.Command(args, k.File, k.Socket)
 }
@@ -49,7 +47,7 @@ func (k *haproxyKind) validate(ctx context.Context, binary, text string, files m
 	return haproxy.Check(ctx, binary, text, files)
 }
 
-func (k *haproxyKind) newProxy(o driverOptions) proxyctl.Proxy {
+func (k *haproxyKind) driver(p *process, o driverOptions) proxyctl.Proxy {
 	return haproxy.New(haproxy.Options{
 		File:          k.File,
 		Socket:        k.Socket,
@@ -57,11 +55,11 @@ func (k *haproxyKind) newProxy(o driverOptions) proxyctl.Proxy {
 		Timeout:       k.Timeout,
 		DrainTimeout:  k.DrainTimeout,
 		TunnelTimeout: k.TunnelTimeout,
-		ReloadOnly:    o.reloadOnly,
+		ReloadOnly:    !p.config.Runtime,
 		Reload:        o.reload,
 		Prepared:      o.prepared,
 		PortRefused:   o.portRefused,
-		Grace:         o.grace,
-		Log:           o.log,
+		Grace:         p.config.ConsulGrace,
+		Log:           p.log,
 	})
 }

@@ -1,4 +1,4 @@
-// Command berth keeps a stock HAProxy in step with the containers of its Docker hosts, through Consul.
+// Command berth keeps a stock HAProxy or nginx in step with the containers of its Docker hosts, through Consul.
 package main
 
 import (
@@ -24,7 +24,7 @@ func main() {
 	os.Exit(berth())
 }
 
-// asInit runs berth behind a process 1 that reaps what HAProxy leaves, and returns its exit code.
+// asInit runs berth as a child of process 1, which reaps the orphans of HAProxy, and returns berth's exit code.
 func asInit() int {
 	code, err := supervise.Init(os.Args)
 	if err != nil {
@@ -36,8 +36,8 @@ func asInit() int {
 
 // berth runs the program and returns its exit code.
 func berth() int {
-	// consul-template writes its inner workings to the standard logger, several lines for each change. What an
-	// operator needs of it comes through berth's own log.
+	// consul-template writes several lines to the standard logger for each change. berth's own log has all that an operator
+	// needs.
 	log.SetOutput(io.Discard)
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -12,13 +11,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"berth/deploy/testenv"
 )
 
 func TestMain(m *testing.M) {
@@ -31,29 +31,11 @@ func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata/script"})
 }
 
-// syncBuffer is a log that can be read while it is written.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
-
 // start runs berth in this process until the test ends, and fails the test if it ends by itself.
-func start(t *testing.T, args ...string) *syncBuffer {
-	var out syncBuffer
+func start(t *testing.T, args ...string) *testenv.Log {
+	var out testenv.Log
 	cmd := rootCommand()
-	cmd.SetArgs(append(args, "--listen", "none"))
+	cmd.SetArgs(append([]string{args[0], "--listen", "none"}, args[1:]...))
 	cmd.SetErr(&out)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context())) // it is done before the clean-up
 	done := make(chan error, 1)
@@ -78,28 +60,19 @@ func start(t *testing.T, args ...string) *syncBuffer {
 	return &out
 }
 
-func (s *syncBuffer) wait(t *testing.T, text string) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !strings.Contains(s.String(), text); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("the log does not say %q:\n%s", text, s)
-		}
-	}
-}
-
 // What is not there is said, and waited for.
 func TestGoesOnWithout(t *testing.T) {
 	dir := t.TempDir()
 	t.Run("docker", func(t *testing.T) {
 		t.Setenv("DOCKER_HOST", "unix://"+filepath.Join(dir, "docker.sock"))
 		out := start(t, "registrar")
-		out.wait(t, "docker events failed, everything stays registered as it is; trying again")
-		out.wait(t, filepath.Join(dir, "docker.sock"))
+		out.Wait(t, "docker events failed, everything stays registered as it is; trying again")
+		out.Wait(t, filepath.Join(dir, "docker.sock"))
 	})
 	t.Run("consul", func(t *testing.T) {
 		out := start(t, "templater", "--consul-address", "127.0.0.1:1")
-		out.wait(t, "consul failed, waiting for it")
-		out.wait(t, "127.0.0.1:1")
+		out.Wait(t, "consul failed, waiting for it")
+		out.Wait(t, "127.0.0.1:1")
 	})
 	t.Run("haproxy", func(t *testing.T) {
 		consul := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -113,8 +86,8 @@ func TestGoesOnWithout(t *testing.T) {
 		t.Cleanup(consul.CloseClientConnections)
 		out := start(t, "templater", "--consul-address", consul.URL, "--haproxy-binary", "none",
 			"--haproxy-config", filepath.Join(dir, "haproxy.cfg"), "--haproxy-socket", filepath.Join(dir, "master.sock"))
-		out.wait(t, "proxy not reachable")
-		out.wait(t, filepath.Join(dir, "master.sock"))
+		out.Wait(t, "proxy not reachable")
+		out.Wait(t, filepath.Join(dir, "master.sock"))
 		if _, err := os.Stat(filepath.Join(dir, "haproxy.cfg")); err != nil {
 			t.Errorf("without a file HAProxy cannot start: %v", err)
 		}
@@ -162,12 +135,12 @@ func TestOrderOfConfiguration(t *testing.T) {
 	if c.Resync != 30*time.Second || c.ReadyTimeout != 20*time.Second || c.HAProxy.Timeout != 7*time.Second || c.LogLevel != "info" {
 		t.Errorf("flag over environment over file over default: %+v", c)
 	}
-	if strings.Join(c.Network, " ") != "a b" {
-		t.Errorf("network is %q", c.Network)
+	if strings.Join(c.Host.Networks, " ") != "a b" {
+		t.Errorf("network is %q", c.Host.Networks)
 	}
 	t.Setenv("BERTH_NETWORK", "c,d")
-	if c, err = readConfig(cmd.Flags()); err != nil || strings.Join(c.Network, " ") != "c d" {
-		t.Errorf("network from the environment is %q, %v", c.Network, err)
+	if c, err = readConfig(cmd.Flags()); err != nil || strings.Join(c.Host.Networks, " ") != "c d" {
+		t.Errorf("network from the environment is %q, %v", c.Host.Networks, err)
 	}
 }
 
@@ -247,13 +220,13 @@ func TestConsulVariables(t *testing.T) {
 
 // SIGHUP has the templates read again, and ends no part of berth, with templates or without.
 func TestHangup(t *testing.T) {
-	hangUp := func(out *syncBuffer, says string) {
+	hangUp := func(out *testenv.Log, says string) {
 		t.Helper()
-		out.wait(t, "berth starts")
+		out.Wait(t, "berth starts")
 		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
-		out.wait(t, says)
+		out.Wait(t, says)
 	}
 	t.Run("registrar", func(t *testing.T) {
 		t.Setenv("DOCKER_HOST", "unix://"+filepath.Join(t.TempDir(), "docker.sock"))
@@ -270,7 +243,7 @@ func TestHangup(t *testing.T) {
 		}
 		write("one")
 		out := start(t, "templater", "--consul-address", smallCatalog(t), "--haproxy-config", "none", "--file", tmpl+":"+filepath.Join(dir, "app.conf"))
-		out.wait(t, "file written")
+		out.Wait(t, "file written")
 		write("{{ broken")
 		hangUp(out, "app.ctmpl:1")
 	})

@@ -19,7 +19,7 @@ type nginxKind struct {
 	proxyOptions
 	ClosingTime time.Duration
 	Lua         bool
-	version     nginxVersion
+	version     *nginxVersion
 }
 
 func newNginx() *nginxKind {
@@ -27,7 +27,7 @@ func newNginx() *nginxKind {
 		name: kindNginx, title: "nginx", stopSignal: syscall.SIGQUIT, checkArguments: []string{"-t", "-q"},
 		template: templates.Nginx(),
 		File:     "/etc/nginx/nginx.conf", Socket: "/run/nginx/berth.sock", ReloadSignal: "HUP",
-	}, version: nginxVersion{rerender: make(wake, 1)}}
+	}, version: newNginxVersion()}
 }
 
 func (k *nginxKind) flags(f *pflag.FlagSet) {
@@ -37,9 +37,9 @@ func (k *nginxKind) flags(f *pflag.FlagSet) {
 	f.BoolVar(&k.Lua, "nginx-lua", false, "change servers without a reload by a balancer in Lua, in the built-in template (needs lua-nginx-module)")
 }
 
-// check refuses to look after an nginx whose configuration cannot name the control socket: there is no other way to see
-// what it runs.
-func (k *nginxKind) check() error {
+// checkSocket refuses to look after an nginx whose configuration cannot name the control socket: berth has no other way to
+// see what nginx runs.
+func (k *nginxKind) checkSocket() error {
 	if k.File == "" {
 		return nil
 	}
@@ -59,24 +59,24 @@ func (k *nginxKind) validate(ctx context.Context, binary, text string, files map
 	return nginx.Check(ctx, binary, k.File, k.Socket, text, files)
 }
 
-func (k *nginxKind) newProxy(o driverOptions) proxyctl.Proxy {
+func (k *nginxKind) driver(p *process, o driverOptions) proxyctl.Proxy {
 	return nginx.New(nginx.Options{
 		File:        k.File,
 		Socket:      k.Socket,
 		Binary:      o.binary,
 		Timeout:     k.Timeout,
-		ReloadOnly:  o.reloadOnly,
+		ReloadOnly:  !p.config.Runtime,
 		Reload:      o.reload,
 		Prepared:    o.prepared,
 		PortRefused: o.portRefused,
-		Grace:       o.grace,
-		Log:         o.log,
+		Grace:       p.config.ConsulGrace,
+		Log:         p.log,
 		ClosingTime: k.ClosingTime,
 		Version:     k.version.learn,
 	})
 }
 
-// controlSocket returns the socket's path as the configuration has it: nginx would take a relative one from its prefix.
+// controlSocket returns the absolute path of the socket: nginx would look for a relative one in its prefix.
 func (k *nginxKind) controlSocket() string {
 	path, err := filepath.Abs(k.Socket)
 	if err != nil || k.Socket == "" {

@@ -6,22 +6,23 @@ import (
 	"berth/proxyctl/nginx"
 )
 
-// nginxVersion is the version of nginx as far as it is known: what looks after nginx learns it, and templates ask for it.
+// nginxVersion is the version of nginx as far as it is known: the driver learns it, and templates ask for it.
 type nginxVersion struct {
-	rerender wake // templates would be told something else
+	rerender chan struct{} // of capacity 1: templates would be told something else
 
 	mu       sync.Mutex
 	known    string
-	answered map[string]bool // what templates were told, by the version they asked for
+	answered map[string]bool // to templates, by the version that they asked for
 }
 
-// atLeast says whether nginx is of a version or a later one.
+func newNginxVersion() *nginxVersion {
+	return &nginxVersion{rerender: make(chan struct{}, 1), answered: map[string]bool{}}
+}
+
+// atLeast reports whether nginx is of a version or a later one.
 func (v *nginxVersion) atLeast(version string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.answered == nil {
-		v.answered = map[string]bool{}
-	}
 	v.answered[version] = nginx.AtLeast(v.known, version)
 	return v.answered[version]
 }
@@ -34,8 +35,8 @@ func (v *nginxVersion) learn(known string) (rerenders bool) {
 	for version, was := range v.answered {
 		rerenders = rerenders || was != nginx.AtLeast(known, version)
 	}
-	if rerenders {
-		v.rerender.up()
+	if rerenders && len(v.rerender) == 0 { // only learn sends
+		v.rerender <- struct{}{}
 	}
 	return rerenders
 }

@@ -8,7 +8,7 @@ import (
 )
 
 func TestNginxVersion(t *testing.T) {
-	v := &nginxVersion{rerender: make(wake, 1)}
+	v := newNginxVersion()
 	if v.learn("1.26.3") {
 		t.Error("templates that ask for no version would be told something else")
 	}

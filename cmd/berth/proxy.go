@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"os/exec"
 	"path/filepath"
 	"syscall"
@@ -17,16 +16,14 @@ import (
 	"berth/templates/route"
 )
 
-// proxyKind is a kind of proxy with its options: what differs between HAProxy and nginx.
+// proxyKind is a kind of proxy with its options. It has what differs between HAProxy and nginx.
 type proxyKind interface {
 	common() *proxyOptions
-	flags(f *pflag.FlagSet)
-	check() error                            // of the options
 	command(args []string) ([]string, error) // completes the command line that runs the proxy as berth's child
-	running() (pid int, err error)           // the process that listens on the socket, 0 if there is none
-	unmarked(text string) string             // the text of a configuration file as it was rendered
+	running() (pid int, err error)           // returns the process that listens on the socket, 0 if there is none
+	unmarked(text string) string             // returns the text of a configuration file as it was rendered
 	validate(ctx context.Context, binary, text string, files map[string]string) error
-	newProxy(o driverOptions) proxyctl.Proxy
+	driver(p *process, o driverOptions) proxyctl.Proxy
 }
 
 const (
@@ -34,7 +31,7 @@ const (
 	kindNginx   = "nginx"
 )
 
-// proxyOptions are the options that every kind has. The name of each begins with that of the kind.
+// proxyOptions are the options that every kind has. Their names begin with the name of the kind.
 type proxyOptions struct {
 	name           string         // of the kind, its options, its program, and its template
 	title          string         // in messages
@@ -61,7 +58,7 @@ func (o *proxyOptions) flags(f *pflag.FlagSet, socket, insteadOf, container stri
 	f.DurationVar(&o.StopTimeout, o.name+"-stop-timeout", 8*time.Second, "how long an "+o.title+" that berth runs may finish its connections when berth is stopped")
 }
 
-// optionError puts the name of an option in front of an error.
+// optionError puts the name of an option before an error.
 func (o *proxyOptions) optionError(option string, err error) error {
 	if err == nil {
 		return nil
@@ -69,18 +66,15 @@ func (o *proxyOptions) optionError(option string, err error) error {
 	return fmt.Errorf("%s-%s: %w", o.name, option, err)
 }
 
-// driverOptions are what the drivers of all kinds take beside the options of their kinds.
+// driverOptions are what a driver takes besides the options of the configuration.
 type driverOptions struct {
 	binary      string
-	reload      func(context.Context) error // nil if the driver does it by itself
-	reloadOnly  bool
-	grace       time.Duration
-	prepared    func() // nil if berth does not run the proxy
+	reload      func(context.Context) error // nil if the driver reloads by itself
+	prepared    func()                      // nil if berth does not run the proxy
 	portRefused func(port int, reason string)
-	log         *slog.Logger
 }
 
-// kindOf returns the kind of proxy that is asked for, or that the command behind -- is.
+// kindOf returns the kind of proxy that the option proxy asks for; by default, the kind that the command behind -- runs.
 func kindOf(asked string, command []string) (string, error) {
 	switch asked {
 	case kindHAProxy, kindNginx:
@@ -94,13 +88,13 @@ func kindOf(asked string, command []string) (string, error) {
 	return "", fmt.Errorf("proxy must be %s or %s, not %q", kindHAProxy, kindNginx, asked)
 }
 
-// proxyTemplate returns the template of the proxy's configuration: the option's, or the built-in one.
-func (p *process) proxyTemplate() (templater.Template, error) {
+// proxyTemplate returns the template of the proxy's configuration, from the option or the built-in one. It learns the version
+// of nginx, because the first text has to suit it. binary is the proxy's program, if there is one.
+func (p *process) proxyTemplate(ctx context.Context, binary string) (templater.Template, error) {
 	o := p.proxy.common()
 	path, err := filepath.Abs(o.File)
-	if p.proxy == p.config.Nginx { // the first text is to suit its version
-		binary, _ := p.validator()
-		p.config.Nginx.version.learn(nginx.VersionHere(context.Background(), binary, o.Socket, 2*time.Second))
+	if p.proxy == p.config.Nginx {
+		p.config.Nginx.version.learn(nginx.VersionHere(ctx, binary, o.Socket, 2*time.Second))
 	}
 	t := templater.Template{Name: o.name, Destination: path, FilePrefix: path + "."}
 	if t.File = p.config.Template; t.File == "" {
@@ -109,7 +103,7 @@ func (p *process) proxyTemplate() (templater.Template, error) {
 	return t, err
 }
 
-// validator returns the path of the proxy's program, "" if it is not here and was not asked for.
+// validator returns the path of the proxy's program, "" if berth does not find it and nobody asked for it.
 func (p *process) validator() (string, error) {
 	o := p.proxy.common()
 	if o.Binary == "" {
@@ -126,43 +120,30 @@ func (p *process) validator() (string, error) {
 }
 
 // proxyOutput returns the output that brings the proxy to its texts and, if berth runs the proxy by this command, the proxy
-// as a child. The ports that the proxy cannot open become refused. stopping is called when the child is about to be told to
-// end.
-func (p *process) proxyOutput(command []string, refused *route.Refused, stopping func()) (output, *proxyChild, error) {
+// as a child. Ports that the proxy cannot open are added to refused. stopping is called when the child is about to be told
+// to end.
+func (p *process) proxyOutput(ctx context.Context, command []string, refused *route.Refused, stopping func()) (output, *proxyChild, error) {
 	command, err := p.childCommand(command)
 	if err != nil {
 		return output{}, nil, err
 	}
-	tmpl, err := p.proxyTemplate()
+	o := driverOptions{portRefused: refused.Refuse}
+	if o.binary, err = p.validator(); err != nil {
+		return output{}, nil, err
+	}
+	if o.reload, err = p.proxy.common().reloader(); err != nil {
+		return output{}, nil, err
+	}
+	tmpl, err := p.proxyTemplate(ctx, o.binary)
 	if err != nil {
 		return output{}, nil, err
 	}
-	binary, err := p.validator()
-	if err != nil {
-		return output{}, nil, err
+	var ctl *proxyctl.Controller
+	child := p.newChild(command, func() { ctl.Check() }, stopping)
+	if child != nil {
+		o.prepared = child.configure
 	}
-	reload, err := p.proxy.common().reloader()
-	if err != nil {
-		return output{}, nil, err
-	}
-	o := driverOptions{
-		binary:      binary,
-		reload:      reload,
-		reloadOnly:  !p.config.Runtime,
-		grace:       max(p.config.ConsulGrace, time.Nanosecond), // 0 is a default there
-		portRefused: refused.Refuse,
-		log:         p.log,
-	}
-	prepared := make(wake, 1)
-	if len(command) > 0 {
-		o.prepared = prepared.up
-	}
-	ctl := proxyctl.New(proxyctl.Options{
-		Proxy:    p.proxy.newProxy(o),
-		Interval: p.config.ReloadInterval,
-		Log:      p.log,
-		Metrics:  p.metrics,
-	})
-	out := output{ctl, tmpl, func(p templater.Published) { ctl.Set(proxyctl.Config{Text: p.Text, Files: p.Files}, p.Since) }}
-	return out, p.newChild(command, prepared, ctl.Check, stopping), nil
+	ctl = proxyctl.New(proxyctl.Options{Proxy: p.proxy.driver(p, o), Interval: p.config.ReloadInterval, Log: p.log, Metrics: p.metrics})
+	set := func(p templater.Published) { ctl.Set(proxyctl.Config{Text: p.Text, Files: p.Files}, p.Since) }
+	return output{ctl, tmpl, set}, child, nil
 }

@@ -67,7 +67,7 @@ func (p *process) newRegistrar() (*registrar.Registrar, error) {
 	return registrar.New(registrar.Options{
 		Docker:       client,
 		Events:       docker.Events(client),
-		Host:         hostDescription(client, consul, p.config),
+		Host:         hostDescription(client, consul, p.config.Host),
 		Agent:        consul.Agent(),
 		Resync:       p.config.Resync,
 		ReadyTimeout: p.config.ReadyTimeout,
@@ -81,7 +81,7 @@ func (p *process) newRegistrar() (*registrar.Registrar, error) {
 	}), nil
 }
 
-// printPlan prints a table with a line for each thing that a container registers or does not.
+// printPlan prints a table with a line for each instance, and for each reason why a container registers nothing.
 func printPlan(w io.Writer, plan []registrar.Planned) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "CONTAINER\tSERVICE\tINSTANCE\tADDRESS\tREADY WHEN\tSTATE")

@@ -14,7 +14,7 @@ import (
 	"berth/registrar/label"
 )
 
-// reloader returns how the proxy is told to load its file; nil if its driver does that by itself.
+// reloader returns a function that makes the proxy load its file, nil if the driver does that by itself.
 func (o *proxyOptions) reloader() (func(context.Context) error, error) {
 	switch {
 	case o.ReloadCommand != "" && o.ReloadContainer != "":
@@ -75,7 +75,7 @@ func reloadBySignal(container, name string, timeout time.Duration) (func(context
 	}, nil
 }
 
-// signalNumber returns the number of a signal, with or without SIG before its name, or 0 if there is none of that name.
+// signalNumber returns the number of a signal by its name, with or without SIG, or 0 if no signal has that name.
 func signalNumber(name string) syscall.Signal {
 	n, _ := label.ParseSignal(name) // 0 with an error
 	return syscall.Signal(n)

@@ -17,7 +17,7 @@ import (
 	"berth/templater"
 )
 
-// differs is what berth render --diff ends with when something differs: no failure, but an exit code of its own.
+// differs is how berth render --diff ends when something differs. It is no failure, but has an exit code of its own.
 type differs struct{}
 
 func (differs) Error() string { return "the rendered text differs from what is there" }
@@ -58,19 +58,15 @@ the proxy refuses with --validate.`,
 					return err
 				}
 			}
-			text := ""
-			switch {
+			switch out := cmd.OutOrStdout(); {
 			case diff:
-				text, err = r.diff()
+				return r.diff(out)
 			case explain:
-				text = r.explain()
+				return r.print(out, r.explained)
 			case !validate:
-				text = r.all()
+				return r.print(out, func(t templater.Template) string { return r.texts[t.Name].Text })
 			}
-			if _, printErr := io.WriteString(cmd.OutOrStdout(), text); printErr != nil {
-				return printErr
-			}
-			return err
+			return nil
 		},
 	}
 	c := newConfig()
@@ -83,7 +79,7 @@ the proxy refuses with --validate.`,
 	return cmd
 }
 
-// rendering is what was rendered once.
+// rendering holds texts that were rendered once.
 type rendering struct {
 	*process
 	templater *templater.Templater
@@ -102,7 +98,8 @@ func (p *process) render(ctx context.Context) (rendering, error) {
 		return rendering{}, err
 	}
 	if there {
-		t, err := p.proxyTemplate()
+		binary, _ := p.validator() // its error is for validate
+		t, err := p.proxyTemplate(ctx, binary)
 		if err != nil {
 			return rendering{}, err
 		}
@@ -119,60 +116,54 @@ func (p *process) render(ctx context.Context) (rendering, error) {
 	return r, err
 }
 
-// head returns the line before a text, "" if there is one text only.
-func (r rendering) head(t templater.Template) string {
-	if len(r.texts) == 1 {
-		return ""
-	}
-	return "==> " + t.Destination + " <==\n"
-}
-
-// all returns the texts as they are.
-func (r rendering) all() string {
-	var out strings.Builder
+// print writes the texts, each with its destination before it if there are several.
+func (r rendering) print(w io.Writer, text func(templater.Template) string) error {
 	for _, t := range r.templates {
-		out.WriteString(r.head(t) + r.texts[t.Name].Text)
+		head := ""
+		if len(r.templates) > 1 {
+			head = "==> " + t.Destination + " <==\n"
+		}
+		if _, err := io.WriteString(w, head+text(t)); err != nil {
+			return err
+		}
 	}
-	return out.String()
+	return nil
 }
 
-// diff returns what would change in the files that are there. The error is differs if that is anything.
-func (r rendering) diff() (string, error) {
+// diff writes what would change in the files that are there, and returns differs if anything would.
+func (r rendering) diff(w io.Writer) error {
 	var out strings.Builder
 	for _, t := range r.templates {
 		there, err := os.ReadFile(t.Destination)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return "", err
+			return err
 		}
 		before, after := string(there), r.texts[t.Name].Text
 		if t.Name == r.proxy.common().name {
 			before = r.proxy.unmarked(before)
-			if !strings.HasSuffix(after, "\n") { // berth ends it for the proxy
-				after += "\n"
-			}
+			after = strings.TrimSuffix(after, "\n") + "\n" // berth ends the last line for the proxy
 		}
 		out.WriteString(udiff.Unified(t.Destination, t.Destination+" (rendered)", before, after))
 	}
-	if out.Len() > 0 {
-		return out.String(), differs{}
+	if out.Len() == 0 {
+		return nil
 	}
-	return "", nil
+	if _, err := io.WriteString(w, out.String()); err != nil {
+		return err
+	}
+	return differs{}
 }
 
-// explain returns the lines with what they depend on, in groups that depend on the same.
-func (r rendering) explain() string {
+// explained returns a text with what its lines depend on, in groups that depend on the same.
+func (r rendering) explained(t templater.Template) string {
 	var out strings.Builder
-	for _, t := range r.templates {
-		out.WriteString(r.head(t))
-		var last []string
-		for n, line := range r.templater.Explain(t.Name) {
-			if n == 0 || !slices.Equal(last, line.Depends) {
-				last = line.Depends
-				depends := cmp.Or(strings.Join(last, ", "), "the template alone")
-				fmt.Fprintf(&out, "----- from line %d: %s\n", n+1, depends)
-			}
-			fmt.Fprintln(&out, line.Text)
+	var last []string
+	for n, line := range r.templater.Explain(t.Name) {
+		if n == 0 || !slices.Equal(last, line.Depends) {
+			last = line.Depends
+			fmt.Fprintf(&out, "----- from line %d: %s\n", n+1, cmp.Or(strings.Join(last, ", "), "the template alone"))
 		}
+		fmt.Fprintln(&out, line.Text)
 	}
 	return out.String()
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"berth/proxyctl/supervise"
-	"berth/registrar/label"
 	service "berth/registrar/process"
 )
 
@@ -50,9 +49,9 @@ To be routed to by the built-in template it needs a route: --meta route_path=/ o
 }
 
 func runService(cmd *cobra.Command, args []string) error {
-	// Of two channels, because a full one drops signals: others must not push out a SIGTERM.
+	// There are two channels because a full one drops signals: the others must not push out a SIGTERM.
 	stop, forward := make(chan os.Signal, 2), make(chan os.Signal, 8)
-	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT) // docker stop sends SIGQUIT to what was made FROM nginx
 	signal.Notify(forward, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
 	p, err := newProcess(cmd)
 	if err != nil {
@@ -69,28 +68,17 @@ func runService(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	host, err := os.Hostname()
-	if err != nil {
+	c.Process.Tags, c.Process.TTL = c.Tags, c.Host.TTL
+	if c.Process.Host, err = os.Hostname(); err != nil {
 		return fmt.Errorf("name of this host: %w", err)
 	}
 	program := filepath.Base(args[0])
 	run, err := service.New(service.Options{
-		Program: program,
-		Start:   func() (service.Running, error) { return startProcess(args) },
-		Stop:    stop,
-		Forward: forward,
-		Process: label.Process{
-			Host:    host,
-			Name:    c.Name,
-			Port:    c.Port,
-			ID:      c.ID,
-			Address: c.Address,
-			Tags:    c.Tags,
-			Meta:    c.Meta,
-			Weight:  c.Weight,
-			Ready:   c.Ready,
-			TTL:     c.TTL,
-		},
+		Program:      program,
+		Start:        func() (service.Running, error) { return startProcess(args) },
+		Stop:         stop,
+		Forward:      forward,
+		Process:      c.Process,
 		ReadyTimeout: c.ReadyTimeout,
 		DrainTime:    c.DrainTime,
 		StopTimeout:  c.StopTimeout,
@@ -101,7 +89,7 @@ func runService(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	if cmd.Context().Err() != nil {
-		return nil // told to end so early that stop does not have it
+		return nil // the signal came before stop was there to receive it
 	}
 	code, err := run.Run(context.WithoutCancel(cmd.Context()))
 	if err == nil && code != 0 {
@@ -110,7 +98,7 @@ func runService(cmd *cobra.Command, args []string) error {
 	return err
 }
 
-// startProcess starts the command with berth's environment, CONSUL_HTTP_TOKEN included: it may have use for it.
+// startProcess starts the command with all of berth's environment. The operator's own program may need CONSUL_HTTP_TOKEN, too.
 func startProcess(args []string) (*supervise.Process, error) {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr

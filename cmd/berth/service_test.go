@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
+	"berth/deploy/testenv"
 	"berth/deploy/testenv/agenttest"
 	"berth/registrar/label"
 	service "berth/registrar/process"
@@ -67,11 +69,12 @@ func runScript(t *testing.T, script string, change func(*service.Options)) *runn
 
 func (p *runningProcess) eventually(what string, f func() bool) {
 	p.t.Helper()
-	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			p.t.Fatalf("not within 20s: %s; registered: %q", what, p.Registered())
+	testenv.Eventually(p.t, 20*time.Second, what, func() error {
+		if !f() {
+			return fmt.Errorf("registered: %q", p.Registered())
 		}
-	}
+		return nil
+	})
 }
 
 // is waits until this is registered.

@@ -12,8 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// statusHandler answers /healthz (the process is alive), /readyz (all is as it should be, or the reasons why not) and
-// /metrics.
+// statusHandler answers /healthz (the process is alive), /readyz (all parts are ready, or the reasons why not) and /metrics.
 func statusHandler(metrics *prometheus.Registry, ready func() error) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"net"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -39,7 +38,7 @@ time through a balancer in Lua (--nginx-lua).`,
 	return cmd
 }
 
-// newTemplater returns the templater of the outputs. It leaves out the ports that are refused; none are if that is nil.
+// newTemplater returns the templater of the outputs. It leaves out the refused ports, if refused is not nil.
 func (p *process) newTemplater(outputs []output, refused *route.Refused) (*templater.Templater, error) {
 	consul, err := consulConfig(p.config)
 	if err != nil {
@@ -75,7 +74,7 @@ func (p *process) newTemplater(outputs []output, refused *route.Refused) (*templ
 			Lua:          p.config.Nginx.Lua,
 			NginxAtLeast: p.config.Nginx.version.atLeast,
 		}),
-		Grace:       max(p.config.ConsulGrace, time.Nanosecond), // 0 is a default there
+		Grace:       p.config.ConsulGrace,
 		VanishLimit: p.config.VanishLimit,
 		Publish:     func(p templater.Published) { set[p.Name](p) },
 		Log:         p.log,

@@ -17,10 +17,10 @@ import (
 	"berth/templates/route"
 )
 
-// process is what everything in one process shares.
+// process holds what all parts of one process share.
 type process struct {
 	config  Config
-	proxy   proxyKind // the one of the configuration
+	proxy   proxyKind // chosen by the configuration
 	log     *slog.Logger
 	metrics *prometheus.Registry
 }
@@ -41,7 +41,7 @@ func (t task) Run(ctx context.Context) error {
 
 func (t task) Ready() error { return nil }
 
-// parts says which halves of berth a command runs, and with which proxy as a child.
+// parts tells which halves of berth a command runs, and the proxy to run as a child.
 type parts struct {
 	registrar, templater bool
 	proxyCommand         []string // empty if berth does not run the proxy
@@ -58,7 +58,7 @@ func newProcess(cmd *cobra.Command) (*process, error) {
 	return p, nil
 }
 
-// output takes the texts of a template.
+// output takes the texts of a template to where they belong: a plain file or the proxy.
 type output struct {
 	runner
 	template templater.Template
@@ -67,11 +67,11 @@ type output struct {
 
 // run builds the parts in the order in which they need each other, and runs them until ctx is done or one of them fails.
 func (p *process) run(ctx context.Context, want parts) error {
-	// 1. The configuration, the log and the metrics are p's. Everything but the child ends with running, the child after it.
+	// 1. p has the configuration, the log and the metrics. Everything but the child ends with running; the child ends last.
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP) // which would end berth
+	signal.Notify(hangup, syscall.SIGHUP) // it would end berth
 	defer signal.Stop(hangup)
 	var runners []runner
 	var child *proxyChild
@@ -90,7 +90,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 		}
 		if there {
 			var proxy output
-			if proxy, child, err = p.proxyOutput(want.proxyCommand, refused, stop); err != nil {
+			if proxy, child, err = p.proxyOutput(ctx, want.proxyCommand, refused, stop); err != nil {
 				return err
 			}
 			outputs = append(outputs, proxy)
@@ -102,13 +102,13 @@ func (p *process) run(ctx context.Context, want parts) error {
 			runners = append(runners, o)
 		}
 
-		// 3. The templater, which gives them their texts: other ones, when ports were refused or nginx is another one.
+		// 3. The templater, which gives them their texts. It renders again when ports are refused or nginx's version changes.
 		t, err := p.newTemplater(outputs, refused)
 		if err != nil {
 			return err
 		}
-		runners, reread = append(runners, t), t.Reread
-		runners = append(runners,
+		reread = t.Reread
+		runners = append(runners, t,
 			task(func(ctx context.Context) { onEach(ctx, refused.Changed, t.Rerender) }),
 			task(func(ctx context.Context) { onEach(ctx, p.config.Nginx.version.rerender, t.Rerender) }))
 	}
@@ -133,7 +133,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 		}))
 	}
 
-	// 6. All of them run, and the child beside them.
+	// 6. Run all of them, and the child beside them.
 	p.log.Info("berth starts", "version", version)
 	g, running := errgroup.WithContext(running)
 	for _, r := range runners {
@@ -149,6 +149,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 	return err
 }
 
+// ready returns the reasons why runners are not ready, nil if all are.
 func ready(runners []runner) error {
 	var errs []error
 	for _, r := range runners {
@@ -157,17 +158,7 @@ func ready(runners []runner) error {
 	return errors.Join(errs...)
 }
 
-// wake asks for something to be done, once however often that was asked for. It has a capacity of 1.
-type wake chan struct{}
-
-func (w wake) up() {
-	select {
-	case w <- struct{}{}:
-	default:
-	}
-}
-
-// onEach calls a func for each value, until ctx is done.
+// onEach calls do for each value, until ctx is done.
 func onEach[T any](ctx context.Context, values <-chan T, do func()) {
 	for {
 		select {

@@ -1,5 +1,5 @@
-// Package file keeps a plain file, such as an application's own configuration, at the newest rendered text, and does what
-// makes the application notice.
+// Package file keeps a plain file, such as an application's own configuration, at the newest rendered text, and makes the
+// application notice changes.
 package file
 
 import (
@@ -15,13 +15,13 @@ import (
 	"berth/proxyctl"
 )
 
-// Options say which file it is.
+// Options describe the file.
 type Options struct {
 	Path  string      // a missing directory is created
-	Mode  fs.FileMode // 0 = that of the file that is there, else 0644
-	Owner *Owner      // nil = that of the file that is there
+	Mode  fs.FileMode // 0 = as the old file, else 0644
+	Owner *Owner      // nil = as the old file
 
-	// Action makes the file's readers notice a change; nil if nothing has to. At the end of Run it is given three seconds.
+	// Action makes the file's readers notice a change; nil if there is nothing to do. At the end of Run it has three seconds.
 	Action     func(context.Context) error
 	ActionName string // what the log calls it
 
@@ -60,8 +60,8 @@ func New(opts Options) *File {
 	}
 }
 
-// Set makes text what is to be in the file. It never blocks; a text that is not written yet is replaced, and the same
-// again is nothing. since is when the change that led to text was noticed.
+// Set sets the text that the file is to have. It never blocks, replaces a text that is not written yet, and does nothing if
+// the text is the same. since is when the change that led to text was noticed.
 func (f *File) Set(text string, since time.Time) {
 	f.mu.Lock()
 	if f.given && f.text == text {
@@ -85,11 +85,11 @@ func (f *File) Set(text string, since time.Time) {
 	}
 }
 
-// tolerance is how long a text may wait until Ready says that it is not written: less is how things go.
+// tolerance is how long a text may wait before Ready complains: usually it takes less.
 const tolerance = 2 * time.Second
 
-// Ready is nil when the newest text is in the file or about to be, else the reason why it is not. An action that fails is no such
-// reason: who waits for berth to be ready may be the one whom the action is for.
+// Ready returns nil when the newest text is in the file or about to be, else the reason why it is not. An action that fails
+// is no such reason: the application that the action is for may be waiting for berth to be ready.
 func (f *File) Ready() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -101,8 +101,8 @@ func (f *File) Ready() error {
 
 func (f *File) late() error { return fmt.Errorf("%s: the newest text is not written yet", f.opts.Path) }
 
-// Run writes what Set gives until ctx is done, and then returns nil. A file that has the text already is left alone,
-// without an action. What fails is tried again until it works or there is another text. An action that was due when berth
+// Run writes the texts of Set until ctx is done, and then returns nil. A file that has the text already is left alone,
+// without an action. A failure is tried again until it works or there is another text. An action that was due when berth
 // ended is done after the first text of the next Run.
 func (f *File) Run(ctx context.Context) error {
 	var (
@@ -148,8 +148,8 @@ func (f *File) Run(ctx context.Context) error {
 	}
 }
 
-// apply brings the file to the newest text, and does the action if there was a change. done is what to log, "" if there
-// was nothing to do.
+// apply brings the file to the newest text, and does the action if there was a change. It returns a message for the log, ""
+// if there was nothing to do.
 func (f *File) apply(ctx context.Context) (done string, err error) {
 	f.mu.Lock()
 	text, since := f.text, f.since
@@ -163,8 +163,8 @@ func (f *File) apply(ctx context.Context) (done string, err error) {
 		}
 	}()
 	acted := f.due
-	written, err := f.place(text)
-	f.settle(text, err)
+	written, err := f.write(text)
+	f.record(text, err)
 	if err != nil {
 		f.metrics.failures.WithLabelValues("write").Inc()
 		return "", err
@@ -189,8 +189,8 @@ func (f *File) apply(ctx context.Context) (done string, err error) {
 	return "", nil
 }
 
-// settle records what became of text.
-func (f *File) settle(text string, err error) {
+// record keeps the result of writing text.
+func (f *File) record(text string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.status = err

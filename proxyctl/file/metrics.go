@@ -8,7 +8,7 @@ type metrics struct {
 	successful prometheus.Gauge
 }
 
-// newMetrics makes the metrics of one file, which have its path as a label.
+// newMetrics returns the metrics of one file. They have its path as a label.
 func newMetrics(opts Options) metrics {
 	m := metrics{
 		writes: prometheus.NewCounter(prometheus.CounterOpts{
@@ -22,7 +22,7 @@ func newMetrics(opts Options) metrics {
 		}),
 	}
 	for _, step := range []string{"write", "action"} {
-		m.failures.WithLabelValues(step) // so that the first one is a step from 0
+		m.failures.WithLabelValues(step) // rates need a 0 before the first failure
 	}
 	if opts.Metrics != nil {
 		prometheus.WrapRegistererWith(prometheus.Labels{"file": opts.Path}, opts.Metrics).MustRegister(m.writes, m.failures, m.successful)

@@ -11,8 +11,8 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// place brings the file to text, and says whether its content had to be changed for that.
-func (f *File) place(text string) (written bool, err error) {
+// write brings the file to text, and reports whether its content had to change.
+func (f *File) write(text string) (written bool, err error) {
 	info, err := os.Stat(f.opts.Path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -46,7 +46,7 @@ func (f *File) place(text string) (written bool, err error) {
 	return true, nil
 }
 
-// replace puts a new file in the place of that described by old, if there is one.
+// replace writes a new file in place of the old one, if there is one.
 func (f *File) replace(text string, old fs.FileInfo) error {
 	mode := fs.FileMode(0o644)
 	if old != nil {
@@ -93,7 +93,8 @@ func (f *File) adjust(info fs.FileInfo) error {
 	return nil
 }
 
-// plain is an error without the names of temporary files, and with what to do about it: the same error is the same line.
+// plain returns an error without the names of temporary files, so that the same failure is the same line in the log, and adds
+// what to do about it.
 func plain(err error) error {
 	var (
 		at   *fs.PathError
@@ -114,8 +115,8 @@ func plain(err error) error {
 	return err
 }
 
-// notePath is an empty file next to the file: its action is due. It is for the case that berth ends before the action has
-// worked; where it cannot be written, the action of that case is lost.
+// notePath returns the path of an empty file next to the file, which says that the action is due. The next berth reads it
+// when this one ends before the action has worked. Where it cannot be written, that action is lost.
 func (f *File) notePath() string {
 	return filepath.Join(filepath.Dir(f.opts.Path), "."+filepath.Base(f.opts.Path)+".action-due")
 }

@@ -10,8 +10,8 @@ import (
 	"berth/proxyctl/supervise"
 )
 
-// Command completes a command line that runs HAProxy as berth's child: with its configuration file and master socket, and
-// so that it stays in the foreground. The error says what in the command line contradicts that.
+// Command completes a command line that runs HAProxy as berth's child: in the foreground, with its configuration file and
+// master socket. The error names the argument that contradicts that.
 func Command(args []string, file, socket string) ([]string, error) {
 	has := func(arg string) bool { return slices.Contains(args, arg) }
 	isSocket := func(value string) bool { return supervise.SamePath(socketPath(value), socket) }

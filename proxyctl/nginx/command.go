@@ -9,8 +9,8 @@ import (
 	"berth/proxyctl/supervise"
 )
 
-// Command completes a command line that runs nginx as berth's child: with its configuration file, and so that it stays in
-// the foreground. The error says what in the command line contradicts that.
+// Command completes a command line that runs nginx as berth's child: in the foreground, with its configuration file. The
+// error names the argument that contradicts that.
 func Command(args []string, file string) ([]string, error) {
 	files := supervise.OptionValues(args, "-c")
 	foreground := false
@@ -30,7 +30,7 @@ func Command(args []string, file string) ([]string, error) {
 		return nil, err
 	}
 	command := slices.Clone(args)
-	if last := lastValue(command, "-g"); !foreground && last >= 0 { // of several nginx takes the last
+	if last := lastValue(command, "-g"); !foreground && last >= 0 { // nginx takes the last of several
 		command[last] = strings.TrimRight(command[last], "; ") + "; daemon off;"
 	} else if !foreground {
 		command = append(command, "-g", "daemon off;")

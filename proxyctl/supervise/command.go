@@ -16,7 +16,7 @@ func OptionValues(args []string, option string) []string {
 	return values
 }
 
-// SamePath says whether two paths name the same place, without a look at links.
+// SamePath reports whether two paths are the same once they are absolute. It does not follow links.
 func SamePath(a, b string) bool {
 	a, errA := filepath.Abs(a)
 	b, errB := filepath.Abs(b)

@@ -22,8 +22,8 @@ type Process struct {
 }
 
 // Start starts a child that leads a process group of its own, so that ctrl-C in a terminal reaches berth alone. When the
-// child has ended, what it leaves in the group gets a signal: it could keep the ports of the next child. Input and output
-// have to be files, or nil.
+// child has ended, the rest of its group gets the signal leftovers: a process left over could hold the ports of the next
+// child. Input and output have to be files, or nil.
 func Start(cmd *exec.Cmd, leftovers syscall.Signal) (*Process, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -37,7 +37,7 @@ func Start(cmd *exec.Cmd, leftovers syscall.Signal) (*Process, error) {
 	return p, nil
 }
 
-// adopt returns the Process of one that is not berth's child. The error wraps os.ErrProcessDone if there is none.
+// adopt returns the Process for a process that is not berth's child. The error wraps os.ErrProcessDone if it has ended.
 func adopt(pid int, leftovers syscall.Signal) (*Process, error) {
 	found, err := os.FindProcess(pid)
 	if err != nil {
@@ -59,7 +59,7 @@ func adopt(pid int, leftovers syscall.Signal) (*Process, error) {
 	return p, nil
 }
 
-// poll reports whether a process ends within so many milliseconds; -1 is for ever.
+// poll reports whether a process ends within this many milliseconds; -1 waits for ever.
 func poll(p *os.Process, milliseconds int) (ended bool, err error) {
 	handleErr := p.WithHandle(func(pidfd uintptr) { // a file that can be read once the process has ended
 		var n int
@@ -86,7 +86,7 @@ func (p *Process) PID() int { return p.process.Pid }
 // Ended returns a channel that is closed when the process has ended.
 func (p *Process) Ended() <-chan struct{} { return p.ended }
 
-// Signal passes a signal on to the process alone: many programs stop their own children better than a signal does.
+// Signal passes a signal on to the process alone, not to its group: many programs stop their children themselves.
 func (p *Process) Signal(s syscall.Signal) { _ = p.process.Signal(s) }
 
 // Tell tells the process to end by a signal. SIGKILL goes to its whole group.
@@ -113,8 +113,8 @@ func (p *Process) insist(ctx context.Context, s syscall.Signal) bool {
 	}
 }
 
-// Code returns the exit code of a process that has ended, as a shell has it: 128 and the signal if one killed it. To die
-// of a signal that told it to end is as good as 0, but for SIGKILL, which means that it did not end as told.
+// Code returns the exit code of a process that has ended, as a shell has it: 128 and the signal if one killed it. The code
+// is 0 if the process died of a signal sent by Tell, except for SIGKILL: then it did not end when told to.
 func (p *Process) Code() int {
 	if p.state == nil {
 		return 0
@@ -126,7 +126,7 @@ func (p *Process) Code() int {
 	return code
 }
 
-// String says how a process ended that has ended.
+// String describes how a process has ended.
 func (p *Process) String() string {
 	if p.state == nil {
 		return "it was not berth's child, so nothing is known"

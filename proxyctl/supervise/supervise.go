@@ -4,10 +4,10 @@
 // The child leads its own process group. So ctrl-C in a terminal reaches berth alone, which then has the proxy finish its
 // connections, where the signal itself would have cut them.
 //
-// The child does not end with berth: when berth is killed, the proxy goes on serving what it runs. The next berth
-// finds it (Options.Serving) and supervises it as if it were its own child. A second one would share its ports, and the
-// first would go on with a configuration that nobody renews. systemd leaves the proxy alone with KillMode=process;
-// by default it would send SIGTERM to the proxy, too, and cut its connections. In a container all ends with berth.
+// The child does not end with berth: when berth is killed, the proxy goes on serving. The next berth finds the proxy
+// (Options.Serving) and supervises it like a child of its own. A second proxy would share the ports with the first one,
+// whose configuration nobody would renew. systemd leaves the proxy alone with KillMode=process; by default it would send
+// SIGTERM to the proxy, too, and cut its connections. In a container everything ends with berth.
 package supervise
 
 import (
@@ -30,30 +30,34 @@ import (
 const (
 	// stable is how long a child runs before its end counts as the first one again.
 	stable = 10 * time.Second
-	// killAfter is short because docker stop waits ten seconds for all: StopTimeout and twice this.
+	// killAfter is how long the proxy has after SIGTERM and after SIGKILL. docker stop waits for ten seconds in all, and
+	// StopTimeout is most of them.
 	killAfter = time.Second
-	// repeatAfter is when a signal to end is sent again, the first time: a HAProxy that reloads ignores it.
+	// repeatAfter is the first delay before a signal to end is sent again: a HAProxy that reloads ignores the signal.
 	repeatAfter = 200 * time.Millisecond
 	// pollEvery is how often Serving is asked whether a child that was started serves yet.
 	pollEvery = 20 * time.Millisecond
 )
 
-// Options describe the child. Command, Stdout, Stderr, StopSignal and Log are required.
+// Options describe the child. Command, Stdout, Stderr, StopSignal, Configured and Log are required.
 type Options struct {
 	Command        []string       // the program and its arguments
-	Env            []string       // its environment; nil is berth's
+	Env            []string       // its environment; nil = berth's
 	Stdout, Stderr *os.File       // given to it as they are
 	StopSignal     syscall.Signal // has it finish its connections and end; sent repeatedly
-	StopTimeout    time.Duration  // for that, before it gets SIGTERM, and SIGKILL a second later
+	StopTimeout    time.Duration  // from StopSignal to SIGTERM; SIGKILL comes a second later
 	Log            *slog.Logger
 	Metrics        prometheus.Registerer
 
+	// Configured is closed when a good configuration is in place: the child may start.
+	Configured <-chan struct{}
 	// Signals are passed on to the child. StopSignal among them ends Run, once the child has ended.
 	Signals <-chan os.Signal
-	// Serving is the process that serves as the proxy now; 0 is none. One that an earlier berth has left running is
-	// supervised in place of a child, with a configuration or not. On an error no child is started; it is asked again.
+	// Serving returns the process that serves as the proxy now, 0 if there is none. A proxy that an earlier berth has left
+	// running is supervised in place of a child, even before Configured. After an error no child is started, and Serving is
+	// called again later.
 	Serving func() (pid int, err error)
-	// Started is called each time the child serves after a start, so that somebody looks at it at once.
+	// Started is called each time the child serves after a start: the engine then inspects it at once.
 	Started func()
 	// Stopping is called when the child is about to be told to end: a reload would make it go on.
 	Stopping func()
@@ -61,11 +65,9 @@ type Options struct {
 
 // Child is a proxy that runs as a child process.
 type Child struct {
-	opts       Options
-	name       string
-	configured chan struct{}
-	configure  sync.Once
-	starts     prometheus.Counter
+	opts   Options
+	name   string
+	starts prometheus.Counter
 
 	mu     sync.Mutex
 	status error // nil while the child runs
@@ -79,9 +81,8 @@ func New(opts Options) *Child {
 		}
 	}
 	c := &Child{
-		opts:       opts,
-		name:       filepath.Base(opts.Command[0]),
-		configured: make(chan struct{}),
+		opts: opts,
+		name: filepath.Base(opts.Command[0]),
 		starts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "berth_proxy_starts_total", Help: "Starts of the proxy as a child process.",
 		}),
@@ -92,9 +93,6 @@ func New(opts Options) *Child {
 	}
 	return c
 }
-
-// ConfigurationReady lets the child start: it finds a good configuration. Only the first call counts.
-func (c *Child) ConfigurationReady() { c.configure.Do(func() { close(c.configured) }) }
 
 // Ready returns nil while the child runs, else the reason why it does not.
 func (c *Child) Ready() error {
@@ -117,10 +115,10 @@ type Exit struct {
 
 func (e *Exit) Error() string { return fmt.Sprintf("%s ended with code %d", e.Name, e.Code) }
 
-// Run keeps the child running from the first ConfigurationReady on until ctx is done or StopSignal is passed on, and
-// returns when it has ended: nil if it did so as it was told, else an *Exit. It never gives up starting it.
+// Run keeps the child running from Options.Configured on until ctx is done or StopSignal is passed on, and returns when
+// the child has ended: nil if it ended as it was told, else an *Exit. Run never gives up starting the child.
 func (c *Child) Run(ctx context.Context) error {
-	if pid, _ := c.serving(); pid == 0 && !wait(ctx, c, c.configured) {
+	if pid, _ := c.serving(); pid == 0 && !wait(ctx, c, c.opts.Configured) {
 		return nil
 	}
 	pause := proxyctl.Delays(100*time.Millisecond, 10*time.Second)
@@ -150,7 +148,7 @@ func (c *Child) Run(ctx context.Context) error {
 	}
 }
 
-// start starts the child, or takes over the one that an earlier berth has left.
+// start starts the child, or adopts the proxy that an earlier berth has left running.
 func (c *Child) start() (*Process, error) {
 	pid, err := c.serving()
 	if err != nil {
@@ -186,7 +184,7 @@ func (c *Child) serving() (pid int, err error) {
 	return c.opts.Serving()
 }
 
-// watch passes signals on, and reports whether p is to be stopped; if not, it has ended by itself.
+// watch passes signals on, and reports whether p is to be stopped; else p has ended by itself.
 func (c *Child) watch(ctx context.Context, p *Process) (stop bool) {
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
@@ -210,7 +208,7 @@ func (c *Child) watch(ctx context.Context, p *Process) (stop bool) {
 	}
 }
 
-// stop makes p end. Told by a signal, it may take its time until ctx is done.
+// stop makes p end. After a StopSignal passed on, p may take its time until ctx is done.
 func (c *Child) stop(ctx context.Context, p *Process) error {
 	c.setStatus(fmt.Errorf("%s is stopping", c.name))
 	c.opts.Stopping()
@@ -240,8 +238,8 @@ func (c *Child) stop(ctx context.Context, p *Process) error {
 	return nil
 }
 
-// wait waits while no child runs, and returns false if none is to be started any more. Of all signals only StopSignal
-// means something then.
+// wait waits until ready while no child runs, and returns false if no child is to be started any more. It ignores all signals
+// but StopSignal.
 func wait[T any](ctx context.Context, c *Child, ready <-chan T) bool {
 	for {
 		select {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -200,11 +201,15 @@ type supervised struct {
 	signals chan os.Signal
 	cancel  func()
 	done    chan error
+
+	configured func() // a good configuration is in place
 }
 
 // supervise runs a program as a Child; a function may change the options.
 func supervise(t *testing.T, program string, change func(*Options)) *supervised {
 	s := &supervised{t: t, out: newOutput(t), log: &testenv.Log{}, signals: make(chan os.Signal), done: make(chan error, 1)}
+	good := make(chan struct{})
+	s.configured = sync.OnceFunc(func() { close(good) })
 	opts := Options{
 		Command:     []string{os.Args[0]},
 		Env:         environment(program),
@@ -212,6 +217,7 @@ func supervise(t *testing.T, program string, change func(*Options)) *supervised 
 		Stderr:      os.Stderr,
 		StopSignal:  syscall.SIGUSR1,
 		StopTimeout: 10 * time.Second,
+		Configured:  good,
 		Signals:     s.signals,
 		Log:         slog.New(slog.NewTextHandler(s.log, nil)),
 	}
@@ -311,8 +317,8 @@ func TestRun(t *testing.T) {
 		o.Started = func() { started <- struct{}{} }
 		o.Stopping = func() { stopping++ }
 	})
-	s.ConfigurationReady()
-	s.ConfigurationReady()
+	s.configured()
+	s.configured()
 	up := s.out.expect("up")
 	if up[0] != up[1] {
 		t.Errorf("process %d is in group %d: ctrl-C would reach it", up[0], up[1])
@@ -357,7 +363,7 @@ func TestStops(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s within %s", tt.program, tt.within), func(t *testing.T) {
 			s := supervise(t, tt.program, func(o *Options) { o.StopTimeout = tt.within })
-			s.ConfigurationReady()
+			s.configured()
 			pid := s.out.expect("up")[0]
 			s.cancel()
 			s.ends(tt.code)
@@ -372,7 +378,7 @@ func TestStops(t *testing.T) {
 // An operator's own signal to stop ends Run, and has no time limit of its own.
 func TestToldToStopByASignal(t *testing.T) {
 	s := supervise(t, "busy until SIGUSR2", func(o *Options) { o.StopTimeout = 0 })
-	s.ConfigurationReady()
+	s.configured()
 	pid := s.out.expect("up")[0]
 	s.send(syscall.SIGUSR1)
 	for range 3 {
@@ -390,7 +396,7 @@ func TestToldToStopByASignal(t *testing.T) {
 
 	t.Run("and then berth to end", func(t *testing.T) {
 		s := supervise(t, "ends on SIGTERM", func(o *Options) { o.StopTimeout = 100 * time.Millisecond })
-		s.ConfigurationReady()
+		s.configured()
 		s.out.expect("up")
 		s.send(syscall.SIGUSR1)
 		s.out.expect("SIGUSR1")
@@ -400,7 +406,7 @@ func TestToldToStopByASignal(t *testing.T) {
 	})
 	t.Run("with a code", func(t *testing.T) {
 		s := supervise(t, "ends with 3", nil)
-		s.ConfigurationReady()
+		s.configured()
 		s.out.expect("up")
 		s.send(syscall.SIGUSR1)
 		s.ends(3)
@@ -410,7 +416,7 @@ func TestToldToStopByASignal(t *testing.T) {
 func TestStartsAgain(t *testing.T) {
 	t.Run("a killed one", func(t *testing.T) {
 		s := supervise(t, "proxy", nil)
-		s.ConfigurationReady()
+		s.configured()
 		first := s.out.expect("up")[0]
 		if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
@@ -425,7 +431,7 @@ func TestStartsAgain(t *testing.T) {
 	})
 	t.Run("one that ends at once", func(t *testing.T) {
 		s := supervise(t, "crashes", nil)
-		s.ConfigurationReady()
+		s.configured()
 		for range 3 {
 			s.out.expect("up")
 		}
@@ -436,7 +442,7 @@ func TestStartsAgain(t *testing.T) {
 	})
 	t.Run("what does not start", func(t *testing.T) {
 		s := supervise(t, "", func(o *Options) { o.Command = []string{filepath.Join(t.TempDir(), "nosuch")} })
-		s.ConfigurationReady()
+		s.configured()
 		s.says("cannot start nosuch: ")
 		s.send(syscall.SIGHUP)
 		s.cancel()
@@ -447,7 +453,7 @@ func TestStartsAgain(t *testing.T) {
 // What the child leaves in its group may hold the ports that the next one needs.
 func TestLeavesNothing(t *testing.T) {
 	s := supervise(t, "starts another", nil)
-	s.ConfigurationReady()
+	s.configured()
 	up := s.out.expect("up")
 	if err := syscall.Kill(up[1], syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -533,7 +539,7 @@ func TestTakesOver(t *testing.T) {
 		s := supervise(t, "proxy", func(o *Options) {
 			o.Serving = func() (int, error) { return cmd.Process.Pid, nil }
 		})
-		s.ConfigurationReady()
+		s.configured()
 		s.out.expect("up")
 		s.cancel()
 		s.ends(0)
@@ -548,7 +554,7 @@ func TestTakesOver(t *testing.T) {
 				return 0, nil
 			}
 		})
-		s.ConfigurationReady()
+		s.configured()
 		s.out.expect("up")
 		s.cancel()
 		s.ends(0)
