@@ -12,13 +12,13 @@ import (
 	"testing"
 	"time"
 
-	shared "berth/deploy/testenv"
+	"berth/deploy/testenv"
 	"berth/registrar"
 	"berth/registrar/label"
 )
 
 // expectAt waits until an instance is registered as passing at this address and port.
-func (l *lab) expectAt(c container, port int, want string) {
+func (l *harness) expectAt(c container, port int, want string) {
 	l.t.Helper()
 	l.eventually(soon, fmt.Sprintf("%s is at %s", c.instance(port), want), func() error {
 		in, err := l.instance(c.instance(port))
@@ -33,7 +33,7 @@ func (l *lab) expectAt(c container, port int, want string) {
 }
 
 // hostPort is the host's port that Docker publishes port 8080 of a container on, at this host address.
-func (l *lab) hostPort(c container, address string) string {
+func (l *harness) hostPort(c container, address string) string {
 	l.t.Helper()
 	for line := range strings.Lines(l.docker("port", c.id, "8080/tcp")) {
 		if port, ok := strings.CutPrefix(strings.TrimSpace(line), address+":"); ok {
@@ -45,7 +45,7 @@ func (l *lab) hostPort(c container, address string) string {
 }
 
 func TestE2ENetworks(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	second, off := l.name+"-second", l.name+"-off"
 	l.docker("network", "create", second)
 	l.docker("network", "create", off)
@@ -99,7 +99,7 @@ func TestE2ENetworks(t *testing.T) {
 	t.Run("the host's network", func(t *testing.T) {
 		l := l.in(t)
 		h := l.watch("host")
-		port := shared.FreePort(t)
+		port := testenv.FreePort(t)
 		number, _ := strconv.Atoi(port)
 		c := l.web("host", "await go; serve 200", "--network", "host", "--expose", port, "--env", "BIND=127.0.0.1:"+port)
 		other := l.app("beside")
@@ -127,7 +127,7 @@ func TestE2ENetworks(t *testing.T) {
 }
 
 func TestE2EIPv6(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	six := l.name + "-six"
 	prefix := fmt.Sprintf("fd00:be:%x", os.Getpid()&0xffff)
 	if _, err := l.try("network", "create", "--ipv6", "--subnet", prefix+"::/64", "--gateway", prefix+"::1", six); err != nil {

@@ -103,7 +103,7 @@ func (a timedAgent) ServiceRegisterOpts(s *api.AgentServiceRegistration, opts ap
 }
 
 // watchStarts starts a registrar, and the clock for it. Consul is asked at most once per gap.
-func watchStarts(l *lab, gap time.Duration) (*clock, *running) {
+func watchStarts(l *harness, gap time.Duration) (*clock, *running) {
 	c := &clock{received: map[string]time.Time{}, asked: map[string]time.Time{}, answered: map[string]time.Time{}, shown: map[string]time.Time{}}
 	r := l.registrar(func(o *registrar.Options, _ *label.Host) {
 		o.Resync = time.Hour
@@ -146,7 +146,7 @@ func watchStarts(l *lab, gap time.Duration) (*clock, *running) {
 }
 
 // await waits until Consul shows all of these containers.
-func (c *clock) await(l *lab, within time.Duration, ids ...string) {
+func (c *clock) await(l *harness, within time.Duration, ids ...string) {
 	l.t.Helper()
 	l.eventually(within, fmt.Sprintf("Consul shows %d containers", len(ids)), func() error {
 		c.mu.Lock()
@@ -169,10 +169,10 @@ func between(from, to map[string]time.Time, ids []string) (out []time.Duration) 
 }
 
 // start starts a container through Docker's API, which takes less of a small machine's time than the docker command.
-func (l *lab) start(client *docker.Client, service, network string, env ...string) (id string, err error) {
+func (l *harness) start(client *docker.Client, service, network string, env ...string) (id string, err error) {
 	c, err := client.CreateContainer(docker.CreateContainerOptions{
 		Name:       l.name + "-" + service,
-		Config:     &docker.Config{Image: os.Getenv("IMAGE_APP"), Env: env, Labels: map[string]string{labLabel: l.name}},
+		Config:     &docker.Config{Image: os.Getenv("IMAGE_APP"), Env: env, Labels: map[string]string{harnessLabel: l.name}},
 		HostConfig: &docker.HostConfig{NetworkMode: network},
 	})
 	if err != nil {
@@ -183,7 +183,7 @@ func (l *lab) start(client *docker.Client, service, network string, env ...strin
 
 // benchStart starts containers one after the other.
 func benchStart(b *testing.B, r *results) {
-	l := newLab(b)
+	l := newHarness(b)
 	clock, _ := watchStarts(l, 0)
 	client := dockerClient(b, "")
 	listening := map[string]time.Time{}
@@ -211,7 +211,7 @@ func benchStart(b *testing.B, r *results) {
 // benchAccepting does the same where the port accepts before the container starts: another one, whose network it uses,
 // listens there. So it is the registrar alone that takes time.
 func benchAccepting(b *testing.B, r *results) {
-	l := newLab(b)
+	l := newHarness(b)
 	clock, _ := watchStarts(l, 0)
 	client := dockerClient(b, "")
 	owner := l.app("owner", "--env", "SERVICE_IGNORE=1")
@@ -234,7 +234,7 @@ func benchAccepting(b *testing.B, r *results) {
 // benchCalls counts what the registrar asks Docker while containers come and go.
 func benchCalls(b *testing.B, r *results) {
 	const n = 10
-	l := newLab(b)
+	l := newHarness(b)
 	f := newFront(l)
 	l.registrar(through(l, f, time.Hour))
 	lists, inspects := f.count("list"), 0
@@ -252,7 +252,7 @@ func benchCalls(b *testing.B, r *results) {
 
 // benchTogether starts many containers as fast as Docker does it, and then lets them be.
 func benchTogether(b *testing.B, r *results) {
-	l := newLab(b)
+	l := newHarness(b)
 	clock, together := watchStarts(l, 20*time.Millisecond)
 	client := dockerClient(b, "")
 	ids := make([]string, benchCrowd)
@@ -282,7 +282,7 @@ func benchTogether(b *testing.B, r *results) {
 
 // benchIdleCPU lets the berth program itself register the containers that run, and measures what it costs that nothing
 // happens.
-func benchIdleCPU(b *testing.B, l *lab, r *results) {
+func benchIdleCPU(b *testing.B, l *harness, r *results) {
 	program := os.Getenv("BERTH")
 	if program == "" {
 		b.Fatal("BERTH is not set: run this with make bench-registrar, which builds the program and sets it")

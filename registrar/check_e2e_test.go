@@ -14,7 +14,7 @@ import (
 )
 
 // says waits until a check of an instance has this status and a text in its output.
-func (l *lab) says(within time.Duration, id, check, status, text string) {
+func (l *harness) says(within time.Duration, id, check, status, text string) {
 	l.t.Helper()
 	l.eventually(within, fmt.Sprintf("check %q is %s with %q", check, status, text), func() error {
 		in, err := l.instance(id)
@@ -34,7 +34,7 @@ func (l *lab) says(within time.Duration, id, check, status, text string) {
 
 // Docker's HEALTHCHECK decides: nothing passes before it says healthy, and what it says is seen in Consul.
 func TestE2EHealthcheck(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	l.registrar(nil)
 	health := []string{"--health-cmd", "if [ -e /tmp/healthy ]; then echo fine; else echo no database; exit 1; fi", "--health-interval", "1s", "--health-retries", "1"}
 	const name = "Docker HEALTHCHECK"
@@ -71,7 +71,7 @@ func TestE2EHealthcheck(t *testing.T) {
 }
 
 func TestE2EChecks(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	const ttl = 3 * time.Second
 	signOfLife := func(_ *registrar.Options, h *label.Host) { h.TTL = ttl }
 	r := l.registrar(signOfLife)
@@ -122,7 +122,7 @@ func TestE2EChecks(t *testing.T) {
 }
 
 func TestE2EReady(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	const timeout = time.Second
 	l.registrar(func(o *registrar.Options, _ *label.Host) { o.ReadyTimeout = timeout })
 

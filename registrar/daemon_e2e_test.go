@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	shared "berth/deploy/testenv"
+	"berth/deploy/testenv"
 	"berth/registrar"
 	watch "berth/registrar/docker"
 	"berth/registrar/label"
@@ -41,7 +41,7 @@ const (
 	daemonMark = "BERTH_E2E_DAEMON="
 )
 
-func newDaemon(l *lab) *daemon {
+func newDaemon(l *harness) *daemon {
 	l.t.Helper()
 	if os.Getuid() != 0 {
 		l.t.Skip("a Docker daemon of the test's own needs root")
@@ -178,14 +178,14 @@ func (d *daemon) load(image string) {
 func (d *daemon) app(service string) container {
 	d.t.Helper()
 	c := container{name: d.name + "-" + service, service: service}
-	c.id = d.docker("run", "--detach", "--name", c.name, "--label", labLabel+"="+d.name, "--env", "SERVICE_NAME="+service,
+	c.id = d.docker("run", "--detach", "--name", c.name, "--label", harnessLabel+"="+d.name, "--env", "SERVICE_NAME="+service,
 		"--env", daemonMark+d.name+daemonSuffix, os.Getenv("IMAGE_APP"))
 	return c
 }
 
 // removeDaemons ends the private daemons of such names with everything that they started, and removes what they kept.
 func removeDaemons(ours func(name string) bool) error {
-	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), shared.Prefix+"*"+daemonSuffix))
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), testenv.Prefix+"*"+daemonSuffix))
 	if err != nil {
 		return err
 	}
@@ -222,7 +222,7 @@ func removeDaemon(dir string) error {
 			_ = syscall.Unmount(fields[4], syscall.MNT_DETACH)
 		}
 	}
-	pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), shared.Prefix), "-")
+	pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), testenv.Prefix), "-")
 	if out, err := exec.Command("ip", "link", "delete", bridgePrefix+pid).CombinedOutput(); err != nil && !bytes.Contains(out, []byte("Cannot find device")) {
 		return fmt.Errorf("ip link delete: %w: %s", err, out)
 	}
@@ -250,7 +250,7 @@ func processesOf(dir string) (pids []int) {
 
 // The Docker daemon is killed and restarted, and meanwhile containers change, without an event about it.
 func TestE2EDockerRestart(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	d := newDaemon(l)
 	d.start(true)
 	d.load(os.Getenv("IMAGE_APP"))

@@ -28,7 +28,7 @@ type front struct {
 	streams  map[*stream]bool
 }
 
-func newFront(l *lab) *front {
+func newFront(l *harness) *front {
 	l.t.Helper()
 	real, ok := strings.CutPrefix(dockerClient(l.t, "").Endpoint(), "unix://")
 	if !ok {

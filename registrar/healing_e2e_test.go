@@ -22,7 +22,7 @@ import (
 const again = 15 * time.Second
 
 func TestE2ERemovedByHand(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	l.registrar(nil)
 	c := l.app("web", "--env", "SERVICE_CHECK_TTL=1m")
 	id := c.instance(8080)
@@ -51,7 +51,7 @@ func TestE2ERemovedByHand(t *testing.T) {
 }
 
 func TestE2EAgentRestart(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	r := l.registrar(nil)
 	var want []string
 	for i := range 5 {
@@ -80,7 +80,7 @@ func TestE2EAgentRestart(t *testing.T) {
 // While Consul is away containers come and go: the most recent state counts when it is back.
 func TestE2EAgentAway(t *testing.T) {
 	const away = 20 * time.Second
-	l := newLab(t)
+	l := newHarness(t)
 	r := l.registrar(nil)
 	l.app("stays")
 	goes := l.app("goes")
@@ -115,7 +115,7 @@ func TestE2EAgentAway(t *testing.T) {
 }
 
 // through makes a registrar reach Docker through a front.
-func through(l *lab, f *front, resync time.Duration) func(*registrar.Options, *label.Host) {
+func through(l *harness, f *front, resync time.Duration) func(*registrar.Options, *label.Host) {
 	client := dockerClient(l.t, "unix://"+f.socket)
 	return func(o *registrar.Options, _ *label.Host) {
 		o.Docker, o.Events, o.Resync = restrained{client, l}, watch.Events(client), resync
@@ -123,7 +123,7 @@ func through(l *lab, f *front, resync time.Duration) func(*registrar.Options, *l
 }
 
 func TestE2EEventStreamBroken(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	f := newFront(l)
 	r := l.registrar(through(l, f, 0))
 	l.app("stays")
@@ -164,7 +164,7 @@ func TestE2EEventStreamBroken(t *testing.T) {
 // A stream that is connected and says nothing is found out by the resync.
 func TestE2EEventStreamSilent(t *testing.T) {
 	const resync = 3 * time.Second
-	l := newLab(t)
+	l := newHarness(t)
 	f := newFront(l)
 	l.registrar(through(l, f, resync))
 	l.app("stays")
@@ -184,7 +184,7 @@ func TestE2EEventStreamSilent(t *testing.T) {
 // Consul too: docker stop takes no longer than its drain time.
 func TestE2EConsulHangsLong(t *testing.T) {
 	const drain, hangs = 500 * time.Millisecond, 12 * time.Second
-	l := newLab(t)
+	l := newHarness(t)
 	client := dockerClient(t, "")
 	r := l.registrar(func(o *registrar.Options, h *label.Host) {
 		o.Resync, o.DrainTime = 3*time.Second, drain

@@ -25,11 +25,11 @@ type happening struct {
 	what      string
 }
 
-// follow gathers what Docker says that happens to the lab's containers.
-func (l *lab) follow() {
+// follow gathers what Docker says that happens to the harness's containers.
+func (l *harness) follow() {
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, "docker", "events", "--since", strconv.FormatInt(time.Now().Unix(), 10),
-		"--filter", "type=container", "--filter", "label="+labLabel+"="+l.name, "--format", "{{json .}}")
+		"--filter", "type=container", "--filter", "label="+harnessLabel+"="+l.name, "--format", "{{json .}}")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // it would outlive a test that crashes
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -69,7 +69,7 @@ func (l *lab) follow() {
 }
 
 // dockerSaid are the times at which Docker did this to a container.
-func (l *lab) dockerSaid(c container, what string) (at []time.Time) {
+func (l *harness) dockerSaid(c container, what string) (at []time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, e := range l.events {
@@ -82,14 +82,14 @@ func (l *lab) dockerSaid(c container, what string) (at []time.Time) {
 
 // history is what happened to a container, and in Consul to its service, in the order of time.
 type history struct {
-	l      *lab
+	l      *harness
 	c      container
 	mu     sync.Mutex
 	consul []happening
 }
 
 // watch starts to gather the history of a service, before its container is there, or the containers.
-func (l *lab) watch(service string) *history {
+func (l *harness) watch(service string) *history {
 	h := &history{l: l, c: container{name: l.name + "-" + service, service: service}}
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup

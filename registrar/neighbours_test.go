@@ -16,16 +16,16 @@ import (
 )
 
 // startDrainFirst starts a container whose stop signal is only a sign.
-func (w *world) startDrainFirst(id, address string) {
+func (w *cluster) startDrainFirst(id, address string) {
 	w.create(id, address, "SERVICE_STOP_SIGNAL=TERM").Config.StopSignal = "SIGCONT"
 	w.event("start", id)
 }
 
 // has says whether something is among what is registered.
-func (w *world) has(id string) bool { return slices.Contains(strings.Fields(w.Registered()), id) }
+func (w *cluster) has(id string) bool { return slices.Contains(strings.Fields(w.Registered()), id) }
 
 // expectThat lets time pass until f is true, at most so long.
-func (w *world) expectThat(t *testing.T, within time.Duration, what string, f func() bool) {
+func (w *cluster) expectThat(t *testing.T, within time.Duration, what string, f func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(within)
 	for synctest.Wait(); !f() && time.Now().Before(deadline); synctest.Wait() {
@@ -60,7 +60,7 @@ func TestCallsThatHang(t *testing.T) {
 		for _, after := range []time.Duration{0, 2 * time.Second, 90 * time.Second} {
 			t.Run(fmt.Sprint(tt.name, " for ", after), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					w := newWorld()
+					w := newCluster()
 					_, stop := w.run(t)
 					defer stop()
 					for i := range 7 {
@@ -121,7 +121,7 @@ func TestCallsThatHang(t *testing.T) {
 // All of Docker hangs for a while: what was known of it goes on, and what came meanwhile is found.
 func TestDockerHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		for i := range 20 {
@@ -149,7 +149,7 @@ func TestDockerHangs(t *testing.T) {
 // A Consul that hangs from before the start keeps no stop signal from being sent.
 func TestConsulHangsAtTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		w.hang(true, "services", "checks")
 		w.create("a", "10.0.0.1", "SERVICE_STOP_SIGNAL=TERM").Config.StopSignal = "SIGCONT"
 		_, stop := w.run(t)
@@ -164,7 +164,7 @@ func TestOperationThatKeepsFailing(t *testing.T) {
 	for _, operation := range []string{"deregister vm:b:80", "enable vm:b:80", "update vm:c:80:check-1"} {
 		t.Run(operation, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld()
+				w := newCluster()
 				w.host.TTL = 15 * time.Second
 				r, stop := w.run(t)
 				defer stop()
@@ -208,7 +208,7 @@ func TestRefusedChange(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld()
+				w := newCluster()
 				r, stop := w.run(t)
 				defer stop()
 				w.listen("10.0.0.1:80")
@@ -242,7 +242,7 @@ func TestRefusedChange(t *testing.T) {
 func TestInspectedLateIsAdopted(t *testing.T) {
 	for _, hang := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			w := newWorld()
+			w := newCluster()
 			w.listen("10.0.0.1:80")
 			w.start("a", "10.0.0.1")
 			_, stop := w.run(t)
@@ -273,7 +273,7 @@ func TestInspectedLateIsAdopted(t *testing.T) {
 // The node's address becomes known late: what is registered stays, and is not probed.
 func TestNodeKnownLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		w.create("a", "").HostConfig = &fsouza.HostConfig{NetworkMode: "host"}
 		_, stop := w.run(t)
 		defer stop()
@@ -298,7 +298,7 @@ func TestNodeKnownLate(t *testing.T) {
 // Another address is registered when the instance is ready there. Until then what is registered stays.
 func TestAnotherAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		w.listen("10.0.0.1:80")
@@ -333,7 +333,7 @@ func TestAnotherAddress(t *testing.T) {
 // Of several signals that come at once each counts.
 func TestSignalsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		w.listen("10.0.0.1:80")
@@ -348,7 +348,7 @@ func TestSignalsAtOnce(t *testing.T) {
 // An event stream that says nothing any more is opened anew, and then tells what it did not: a drain, and who started.
 func TestSilentEventStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		w.listen("10.0.0.1:80")
@@ -368,7 +368,7 @@ func TestSilentEventStream(t *testing.T) {
 // a second engine.
 func TestOrphans(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		w.hold(owned("vm:old:80", "old", "ENGINE-BEFORE"))
 		w.hold(owned("vm:theirs:80", "theirs", "ENGINE/other"))
 		w.hold(owned("elsewhere:old:80", "old", "ENGINE-ELSEWHERE"))
@@ -386,7 +386,7 @@ func TestOrphans(t *testing.T) {
 // registered with few reads of what Consul holds.
 func TestManyAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		r, stop := w.run(t)
 		defer stop()
 		reads, lists := w.Called("services"), w.called("list")
@@ -429,7 +429,7 @@ func TestManyAtOnce(t *testing.T) {
 // A write that Consul says it took and does not hold is found out, tried again at leisure, and said.
 func TestReadBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		w.do(func() { w.Lose = map[string]bool{"register vm:a:80": true} })
 		r, stop := w.run(t)
 		defer stop()
@@ -454,7 +454,7 @@ func TestReadBack(t *testing.T) {
 // Two containers that run already want one service ID: the older one gets it, whichever Docker tells of first.
 func TestOlderGetsTheID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		w.create("z-old", "10.0.0.1", "SERVICE_ID=www")
 		time.Sleep(time.Second)
 		w.create("a-young", "10.0.0.2", "SERVICE_ID=www")
@@ -474,7 +474,7 @@ func TestOlderGetsTheID(t *testing.T) {
 // However many containers hang, all others are inspected, and those that hang are asked about rarely.
 func TestContainersThatHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		for i := range 31 {
 			w.listen(fmt.Sprintf("10.0.0.%d:80", i))
 		}
@@ -508,7 +508,7 @@ func TestContainersThatHang(t *testing.T) {
 // What Docker says of a container is not believed if the container has ended or started anew meanwhile.
 func TestInspectedTooEarly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		w.listen("10.0.0.1:80")
@@ -535,7 +535,7 @@ func TestInspectedTooEarly(t *testing.T) {
 // A container may be gone before Consul was told that it is to be drained.
 func TestKilledAndDeadAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		r, stop := w.run(t)
 		defer stop()
 		for i := range 50 {
@@ -559,7 +559,7 @@ func TestKilledAndDeadAtOnce(t *testing.T) {
 // learned of it yet.
 func TestRestartWhileInspectHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		w.listen("10.0.0.1:80")
@@ -578,7 +578,7 @@ func TestRestartWhileInspectHangs(t *testing.T) {
 // A container that uses another one's network is adopted when both are known.
 func TestAdoptedWithinAnothersNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		w.listen("10.0.0.1:80")
 		w.create("net", "10.0.0.1", "SERVICE_IGNORE=1")
 		w.create("side", "").HostConfig = &fsouza.HostConfig{NetworkMode: "container:net"}
@@ -603,7 +603,7 @@ func TestAdoptedWithinAnothersNetwork(t *testing.T) {
 // A drain that follows a resume goes out before Consul was read again, and does not make the resume look lost.
 func TestDrainedRightAfterResume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		w.listen("10.0.0.1:80")

@@ -22,7 +22,7 @@ import (
 const soon = 5 * time.Second
 
 func TestE2ELife(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	l.registrar(nil)
 
 	t.Run("ready before it is registered", func(t *testing.T) {
@@ -146,7 +146,7 @@ func TestE2ELife(t *testing.T) {
 // A container that ended with an error stays registered, out of service, if that is wanted; until it is removed or runs
 // again.
 func TestE2EKeepFailed(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	keep := func(o *registrar.Options, _ *label.Host) { o.KeepFailed = true }
 	r := l.registrar(keep)
 	failed, well := l.web("failed", "rm -f /tmp/end; serve 200"), l.web("well", "rm -f /tmp/end; trap 'exit 0' TERM; serve 200")
@@ -173,7 +173,7 @@ func TestE2EKeepFailed(t *testing.T) {
 // the real signal, the end.
 func TestE2EStopSignal(t *testing.T) {
 	const drain = 500 * time.Millisecond
-	l := newLab(t)
+	l := newHarness(t)
 	r := l.registrar(func(o *registrar.Options, _ *label.Host) { o.DrainTime = drain })
 	h := l.watch("drained")
 	c := l.app("drained", "--stop-signal", "SIGCONT", "--env", "SERVICE_STOP_SIGNAL=SIGTERM")
@@ -214,7 +214,7 @@ func TestE2EStopSignal(t *testing.T) {
 
 // Two registrars share an agent and leave alone what is not theirs.
 func TestE2EOwnership(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	second := l.name + "-second"
 	l.docker("network", "create", second)
 	agent := l.consul.Agent()
@@ -278,7 +278,7 @@ func TestE2EOwnership(t *testing.T) {
 // What Registrator left is taken over: what runs stays registered all the time, what does not is removed. What merely
 // looks similar is left alone.
 func TestE2EAdopt(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	c := l.app("web")
 	address := l.addressOn(c, l.network)
 	for id, s := range map[string]*api.AgentServiceRegistration{
@@ -330,7 +330,7 @@ func TestE2EAdopt(t *testing.T) {
 }
 
 func TestE2EFinder(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	l.registrar(nil)
 	c := l.web("two", "serve 200", "--expose", "8080", "--expose", "9090", "--env", "SERVICE_READY=none")
 	other := l.app("other")
@@ -390,7 +390,7 @@ func TestE2EFinder(t *testing.T) {
 
 // Plan lists every container that runs, and changes nothing.
 func TestE2EPlan(t *testing.T) {
-	l := newLab(t)
+	l := newHarness(t)
 	fine := l.app("fine", "--env", "SERVICE_TAGS=a,b")
 	ignored := l.app("ignored", "--env", "SERVICE_IGNORE=1")
 	elsewhere := l.app("elsewhere", "--network", "bridge")

@@ -23,8 +23,8 @@ import (
 	"berth/registrar/label"
 )
 
-// world is a Docker daemon, a Consul agent and a network. Its methods play what happens there.
-type world struct {
+// cluster is a Docker daemon, a Consul agent and a network. Its methods play what happens there.
+type cluster struct {
 	*agenttest.Agent
 	mu         sync.Mutex
 	containers map[string]*fsouza.Container
@@ -44,8 +44,8 @@ type world struct {
 	log        bytes.Buffer
 }
 
-func newWorld() *world {
-	return &world{
+func newCluster() *cluster {
+	return &cluster{
 		Agent: agenttest.New(), containers: map[string]*fsouza.Container{}, listening: map[string]bool{},
 		inspectErr: map[string]error{}, hangs: map[string]bool{}, events: make(chan docker.Message, 1000), broken: make(chan struct{}), calls: map[string]int{},
 		host:    label.Host{Name: "vm", EngineID: "ENGINE", Networks: []string{"front"}},
@@ -53,14 +53,14 @@ func newWorld() *world {
 	}
 }
 
-func (w *world) do(f func()) {
+func (w *cluster) do(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.Do(f)
 }
 
 // hang makes calls to Docker and to Consul hang, or work again.
-func (w *world) hang(hang bool, calls ...string) {
+func (w *cluster) hang(hang bool, calls ...string) {
 	w.do(func() {
 		for _, call := range calls {
 			w.hangs[call], w.Hang[call] = hang, hang
@@ -69,7 +69,7 @@ func (w *world) hang(hang bool, calls ...string) {
 }
 
 // call plays a call to Docker.
-func (w *world) call(ctx context.Context, name, id string) error {
+func (w *cluster) call(ctx context.Context, name, id string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.calls[name]++
@@ -85,7 +85,7 @@ func (w *world) call(ctx context.Context, name, id string) error {
 	return w.dockerErr
 }
 
-func (w *world) event(action, id string, attributes ...string) {
+func (w *cluster) event(action, id string, attributes ...string) {
 	e := docker.Message{Type: "container", Action: action}
 	e.Actor.ID = id
 	e.Actor.Attributes = map[string]string{}
@@ -95,12 +95,12 @@ func (w *world) event(action, id string, attributes ...string) {
 	w.events <- e
 }
 
-func (w *world) start(id, address string, env ...string) {
+func (w *cluster) start(id, address string, env ...string) {
 	w.create(id, address, env...)
 	w.event("start", id)
 }
 
-func (w *world) create(id, address string, env ...string) *fsouza.Container {
+func (w *cluster) create(id, address string, env ...string) *fsouza.Container {
 	c := inspectOf(id, address, env...)
 	w.do(func() {
 		c.Created, c.State.StartedAt = time.Now(), time.Now()
@@ -118,7 +118,7 @@ func inspectOf(id, address string, env ...string) *fsouza.Container {
 }
 
 // change changes what Docker says of a container.
-func (w *world) change(id string, f func(*fsouza.Container)) {
+func (w *cluster) change(id string, f func(*fsouza.Container)) {
 	w.do(func() {
 		c, config := *w.containers[id], *w.containers[id].Config
 		c.Config = &config
@@ -127,15 +127,15 @@ func (w *world) change(id string, f func(*fsouza.Container)) {
 	})
 }
 
-func (w *world) die(id string) {
+func (w *cluster) die(id string) {
 	w.do(func() { delete(w.containers, id) })
 	w.event("die", id, "exitCode", "0")
 }
 
-func (w *world) listen(address string) { w.do(func() { w.listening[address] = true }) }
+func (w *cluster) listen(address string) { w.do(func() { w.listening[address] = true }) }
 
 // hold has Consul hold an instance.
-func (w *world) hold(in label.Instance) {
+func (w *cluster) hold(in label.Instance) {
 	if err := (agent.Agent{Client: w.Agent, Log: slog.New(slog.DiscardHandler)}).Apply(context.Background(), agent.Change{Register: true, Desired: agent.Prepare(in)}); err != nil {
 		panic(err)
 	}
@@ -145,7 +145,7 @@ func owned(id, container, owner string) label.Instance {
 	return label.Instance{ID: id, Name: "app", Port: 80, Container: container, Meta: map[string]string{label.MetaOwner: owner, label.MetaContainer: container}}
 }
 
-func (w *world) ListContainers(o fsouza.ListContainersOptions) ([]fsouza.APIContainers, error) {
+func (w *cluster) ListContainers(o fsouza.ListContainersOptions) ([]fsouza.APIContainers, error) {
 	err := w.call(o.Context, "list", "")
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -158,7 +158,7 @@ func (w *world) ListContainers(o fsouza.ListContainersOptions) ([]fsouza.APICont
 	return out, err
 }
 
-func (w *world) InspectContainerWithOptions(o fsouza.InspectContainerOptions) (*fsouza.Container, error) {
+func (w *cluster) InspectContainerWithOptions(o fsouza.InspectContainerOptions) (*fsouza.Container, error) {
 	w.mu.Lock()
 	c, ok := w.containers[o.ID]
 	slow := w.slow
@@ -176,7 +176,7 @@ func (w *world) InspectContainerWithOptions(o fsouza.InspectContainerOptions) (*
 	return c, nil
 }
 
-func (w *world) KillContainer(o fsouza.KillContainerOptions) error {
+func (w *cluster) KillContainer(o fsouza.KillContainerOptions) error {
 	err := w.call(o.Context, "kill", o.ID)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -186,7 +186,7 @@ func (w *world) KillContainer(o fsouza.KillContainerOptions) error {
 	return err
 }
 
-func (w *world) called(what string) int {
+func (w *cluster) called(what string) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if n, docker := w.calls[what]; docker {
@@ -195,13 +195,13 @@ func (w *world) called(what string) int {
 	return w.Called(what)
 }
 
-func (w *world) sent() []string {
+func (w *cluster) sent() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.signals)
 }
 
-func (w *world) stream(ctx context.Context, connected func(), message func(docker.Message)) error {
+func (w *cluster) stream(ctx context.Context, connected func(), message func(docker.Message)) error {
 	w.mu.Lock()
 	err, broken := w.dockerErr, w.broken
 	w.calls["events"]++
@@ -229,7 +229,7 @@ func (w *world) stream(ctx context.Context, connected func(), message func(docke
 	}
 }
 
-func (w *world) try(_ context.Context, r label.Ready) error {
+func (w *cluster) try(_ context.Context, r label.Ready) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.calls["try"]++
@@ -239,8 +239,8 @@ func (w *world) try(_ context.Context, r label.Ready) error {
 	return nil
 }
 
-// registrar returns a registrar in the world.
-func (w *world) registrar() *Registrar {
+// registrar returns a registrar in the cluster.
+func (w *cluster) registrar() *Registrar {
 	opts := w.opts
 	opts.Docker, opts.Events, opts.Agent = w, w.stream, w.Agent
 	opts.Log = slog.New(slog.NewTextHandler(&w.log, nil))
@@ -255,8 +255,8 @@ func (w *world) registrar() *Registrar {
 	return r
 }
 
-// run starts a registrar in the world, and returns a function that stops it. To be called in a synctest bubble.
-func (w *world) run(t *testing.T) (*Registrar, func()) {
+// run starts a registrar in the cluster, and returns a function that stops it. To be called in a synctest bubble.
+func (w *cluster) run(t *testing.T) (*Registrar, func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	r := w.registrar()
 	done := make(chan error, 1)
@@ -271,7 +271,7 @@ func (w *world) run(t *testing.T) (*Registrar, func()) {
 }
 
 // expect lets time pass until what happened has settled, at most so long, and compares the registrations.
-func (w *world) expect(t *testing.T, within time.Duration, want string) {
+func (w *cluster) expect(t *testing.T, within time.Duration, want string) {
 	t.Helper()
 	deadline := time.Now().Add(within)
 	for synctest.Wait(); w.Registered() != want && time.Now().Before(deadline); synctest.Wait() {
@@ -284,7 +284,7 @@ func (w *world) expect(t *testing.T, within time.Duration, want string) {
 
 func TestLifeOfAContainer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		r, stop := w.run(t)
 		defer stop()
 		w.start("a", "10.0.0.1")
@@ -307,24 +307,24 @@ func TestLifeOfAContainer(t *testing.T) {
 func TestOnce(t *testing.T) {
 	for _, tt := range []struct {
 		name       string
-		prepare    func(w *world)
+		prepare    func(w *cluster)
 		registered string
 		took       time.Duration // at most
 		err        string
 	}{
-		{name: "all are ready", prepare: func(w *world) { w.listen("10.0.0.2:80") }, registered: "vm:a:80 vm:b:80", took: time.Second},
-		{name: "one is never ready", prepare: func(*world) {}, registered: "vm:a:80 vm:b:80?", took: 31 * time.Second},
-		{name: "no containers", prepare: func(w *world) { clear(w.containers) }, registered: "", took: time.Second},
-		{name: "Consul is away", prepare: func(w *world) { w.Err = errors.New("connection refused") }, took: 4 * time.Second, err: "connection refused"},
-		{name: "Docker is away", prepare: func(w *world) { w.dockerErr = errors.New("no daemon") }, took: 4 * time.Second, err: "no daemon"},
+		{name: "all are ready", prepare: func(w *cluster) { w.listen("10.0.0.2:80") }, registered: "vm:a:80 vm:b:80", took: time.Second},
+		{name: "one is never ready", prepare: func(*cluster) {}, registered: "vm:a:80 vm:b:80?", took: 31 * time.Second},
+		{name: "no containers", prepare: func(w *cluster) { clear(w.containers) }, registered: "", took: time.Second},
+		{name: "Consul is away", prepare: func(w *cluster) { w.Err = errors.New("connection refused") }, took: 4 * time.Second, err: "connection refused"},
+		{name: "Docker is away", prepare: func(w *cluster) { w.dockerErr = errors.New("no daemon") }, took: 4 * time.Second, err: "no daemon"},
 		{
-			name: "Consul loses a registration", prepare: func(w *world) { w.Lose = map[string]bool{"register vm:a:80": true}; delete(w.containers, "b") },
+			name: "Consul loses a registration", prepare: func(w *cluster) { w.Lose = map[string]bool{"register vm:a:80": true}; delete(w.containers, "b") },
 			registered: "", took: time.Second, err: "vm:a:80: consul does not hold what was written",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld()
+				w := newCluster()
 				w.listen("10.0.0.1:80")
 				w.create("a", "10.0.0.1")
 				w.create("b", "10.0.0.2")
@@ -347,7 +347,7 @@ func TestOnce(t *testing.T) {
 
 func TestRestartHasToBeReadyAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		w.listen("10.0.0.1:80")
@@ -366,7 +366,7 @@ func TestRestartHasToBeReadyAnew(t *testing.T) {
 
 func TestRegistrarRestarts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		w.listen("10.0.0.1:80")
 		w.listen("10.0.0.2:80")
@@ -392,7 +392,7 @@ func TestRegistrarRestarts(t *testing.T) {
 
 func TestRemovedByHand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		w.listen("10.0.0.1:80")
@@ -405,7 +405,7 @@ func TestRemovedByHand(t *testing.T) {
 
 func TestConsulAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		r, stop := w.run(t)
 		defer stop()
 		w.listen("10.0.0.1:80")
@@ -439,7 +439,7 @@ func TestConsulAway(t *testing.T) {
 
 func TestDockerAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		r, stop := w.run(t)
 		defer stop()
 		for i := range 4 {
@@ -472,7 +472,7 @@ func TestDockerAway(t *testing.T) {
 
 func TestDockerAwayAtStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		w.dockerErr = errors.New("no such socket")
 		in := owned("vm:a:80", "a", "ENGINE")
 		w.hold(in)
@@ -486,7 +486,7 @@ func TestDockerAwayAtStart(t *testing.T) {
 // One container that cannot be inspected, one that Consul refuses, and one that never listens keep no other waiting.
 func TestBadNeighbours(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		w.Fail["register vm:forbidden:80"] = api.StatusError{Code: 403, Body: "Permission denied"}
 		w.inspectErr["broken"] = errors.New("500 internal error")
 		in := owned("vm:broken:80", "broken", "ENGINE")
@@ -523,7 +523,7 @@ func TestBadNeighbours(t *testing.T) {
 
 func TestPausedIsOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		w.listen("10.0.0.1:80")
@@ -558,7 +558,7 @@ func TestDrainOnStop(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld()
+				w := newCluster()
 				_, stop := w.run(t)
 				defer stop()
 				w.listen("10.0.0.1:80")
@@ -585,7 +585,7 @@ func TestDrainOnStop(t *testing.T) {
 // One that was told to stop and does not is back in service once it shows that it is ready.
 func TestDrainOfOneThatDoesNotStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		w.listen("10.0.0.1:80")
@@ -601,7 +601,7 @@ func TestDrainOfOneThatDoesNotStop(t *testing.T) {
 
 func TestDrainFirstThenStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		w.opts.DrainTime = 3 * time.Second
 		_, stop := w.run(t)
 		w.listen("10.0.0.1:80")
@@ -638,7 +638,7 @@ func TestDrainFirstThenStop(t *testing.T) {
 
 func TestDrainTimeIsWellInsideTheStopTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		w.opts.DrainTime = time.Minute
 		_, stop := w.run(t)
 		defer stop()
@@ -657,7 +657,7 @@ func TestDrainTimeIsWellInsideTheStopTimeout(t *testing.T) {
 // The sign to stop came, and then the registrar was restarted: the container stays out, and gets its signal.
 func TestDrainSurvivesARestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		w.opts.DrainTime = 5 * time.Second
 		_, stop := w.run(t)
 		w.listen("10.0.0.1:80")
@@ -679,7 +679,7 @@ func TestDrainSurvivesARestart(t *testing.T) {
 
 func TestMaintenanceByHandStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		w.listen("10.0.0.1:80")
@@ -699,7 +699,7 @@ func TestMaintenanceByHandStays(t *testing.T) {
 
 func TestNotReadyInTimeIsCritical(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		w.start("a", "10.0.0.1")
 		time.Sleep(29 * time.Second)
@@ -721,7 +721,7 @@ func TestNotReadyInTimeIsCritical(t *testing.T) {
 
 func TestHealthcheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		c := w.create("a", "10.0.0.1")
 		c.Config.Healthcheck = &fsouza.HealthConfig{Test: []string{"CMD", "check"}}
@@ -764,7 +764,7 @@ func TestHealthcheck(t *testing.T) {
 
 func TestTTLIsKeptAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		w.listen("10.0.0.1:80")
 		w.start("a", "10.0.0.1", "SERVICE_CHECK_TTL=30s")
@@ -779,7 +779,7 @@ func TestTTLIsKeptAlive(t *testing.T) {
 
 func TestKeepFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		w.opts.KeepFailed = true
 		_, stop := w.run(t)
 		end := func(id string, code int) {
@@ -813,7 +813,7 @@ func TestKeepFailed(t *testing.T) {
 // A register that fails half-way ends in the right state all the same.
 func TestHalfWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		for i := range 20 {
@@ -839,7 +839,7 @@ func TestHalfWay(t *testing.T) {
 // A new name is a new service ID. The old one goes when the new one is there, and nothing is probed anew.
 func TestRename(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		w.listen("10.0.0.1:80")
@@ -860,7 +860,7 @@ func TestRename(t *testing.T) {
 // Two registrars of one Docker host, told apart by a name, live together on one agent.
 func TestTwoOnOneHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		in := owned("vm:theirs:80", "theirs", "ENGINE/other")
 		w.hold(in)
 		w.opts.Owner = "mine"
@@ -876,7 +876,7 @@ func TestTwoOnOneHost(t *testing.T) {
 // What Registrator registered is taken over without a gap, though its address may be another.
 func TestAdoptionHasNoGap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+		w := newCluster()
 		w.opts.Adopt = "vm"
 		for _, id := range []string{"vm:a:80", "vm:gone:80"} {
 			w.Services[id] = &api.AgentService{ID: id, Service: "app", Address: "192.0.2.1", Port: 32768}

@@ -18,14 +18,14 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/prometheus/client_golang/prometheus"
 
-	shared "berth/deploy/testenv"
+	"berth/deploy/testenv"
 	"berth/registrar"
 	watch "berth/registrar/docker"
 	"berth/registrar/label"
 )
 
-// labLabel is on all containers of a lab, with its name.
-const labLabel = "berth-e2e"
+// harnessLabel is on all containers of a harness, with its name.
+const harnessLabel = "berth-e2e"
 
 // engine is a Docker daemon.
 type engine struct {
@@ -37,7 +37,7 @@ func (e engine) try(args ...string) (string, error) {
 	if e.host != "" {
 		args = append([]string{"--host", e.host}, args...)
 	}
-	return shared.Docker(args...)
+	return testenv.Docker(args...)
 }
 
 // docker runs a docker command, and ends the test if that fails.
@@ -56,21 +56,21 @@ func (e engine) inspect(id, field string) string {
 	return e.docker("inspect", "--format", "{{"+field+"}}", id)
 }
 
-// lab is a network on real Docker with a real Consul agent on it. Nothing in it is shared with another test.
-type lab struct {
+// harness is a network on real Docker with a real Consul agent on it. Nothing in it is shared with another test.
+type harness struct {
 	engine
 	*world
 }
 
-// in is the lab for a subtest.
-func (l *lab) in(t *testing.T) *lab {
-	return &lab{engine{t, l.host}, l.world}
+// in is the harness for a subtest.
+func (l *harness) in(t *testing.T) *harness {
+	return &harness{engine{t, l.host}, l.world}
 }
 
 type world struct {
 	name    string // begins the names of all that is in it
 	network string
-	consul  *shared.Consul
+	consul  *testenv.Consul
 	port    string // of Consul's HTTP API on 127.0.0.1
 
 	mu     sync.Mutex
@@ -78,18 +78,18 @@ type world struct {
 }
 
 // daemonLeftovers removes the daemons that test processes left that are gone.
-var daemonLeftovers = sync.OnceValue(func() error { return removeDaemons(shared.Leftover) })
+var daemonLeftovers = sync.OnceValue(func() error { return removeDaemons(testenv.Leftover) })
 
-func newLab(t testing.TB) *lab {
+func newHarness(t testing.TB) *harness {
 	t.Helper()
 	for _, variable := range []string{"IMAGE_APP", "IMAGE_HAPROXY", "IMAGE_CONSUL"} {
-		shared.Image(t, variable)
+		testenv.Image(t, variable)
 	}
-	name := shared.Name(t)
+	name := testenv.Name(t)
 	if err := daemonLeftovers(); err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{engine{t: t}, &world{name: name, network: name + "-net", port: shared.FreePort(t)}}
+	l := &harness{engine{t: t}, &world{name: name, network: name + "-net", port: testenv.FreePort(t)}}
 	l.docker("network", "create", l.network)
 	l.follow()
 	l.startConsul()
@@ -97,9 +97,9 @@ func newLab(t testing.TB) *lab {
 }
 
 // startConsul starts an agent that is its own server, with its data in a volume, and waits until it works.
-func (l *lab) startConsul() {
+func (l *harness) startConsul() {
 	l.t.Helper()
-	l.consul = shared.StartConsul(l.t, shared.ConsulOptions{
+	l.consul = testenv.StartConsul(l.t, testenv.ConsulOptions{
 		Name:    l.name + "-consul",
 		Address: "127.0.0.1:" + l.port,
 		Docker:  []string{"--network", l.network, "--publish", "127.0.0.1:" + l.port + ":8500", "--label", "SERVICE_IGNORE=true"},
@@ -109,7 +109,7 @@ func (l *lab) startConsul() {
 	l.consul.Answers(l.t)
 }
 
-// container is one of a lab. It registers as the service that is the last part of its name.
+// container is one of a harness. It registers as the service that is the last part of its name.
 type container struct {
 	id, name, service string
 }
@@ -117,11 +117,11 @@ type container struct {
 // instance is the service ID that a port gets by default.
 func (c container) instance(port int) string { return fmt.Sprintf("e2e:%s:%d", c.name, port) }
 
-// run starts a container, on the lab's network if args name none.
-func (l *lab) run(service string, args ...string) container {
+// run starts a container, on the harness's network if args name none.
+func (l *harness) run(service string, args ...string) container {
 	l.t.Helper()
 	c := container{name: l.name + "-" + service, service: service}
-	all := []string{"run", "--detach", "--name", c.name, "--label", labLabel + "=" + l.name, "--env", "SERVICE_NAME=" + service}
+	all := []string{"run", "--detach", "--name", c.name, "--label", harnessLabel + "=" + l.name, "--env", "SERVICE_NAME=" + service}
 	if !slices.Contains(args, "--network") {
 		all = append(all, "--network", l.network)
 	}
@@ -130,7 +130,7 @@ func (l *lab) run(service string, args ...string) container {
 }
 
 // app starts the demo application.
-func (l *lab) app(service string, args ...string) container {
+func (l *harness) app(service string, args ...string) container {
 	l.t.Helper()
 	return l.run(service, append(args, os.Getenv("IMAGE_APP"))...)
 }
@@ -157,7 +157,7 @@ await() { until [ -e "/tmp/$1" ]; do sleep 0.02; done; }
 
 // web starts a container with a shell script as its application. It waits for the file end after the script, and then
 // exits with status 3.
-func (l *lab) web(service, script string, args ...string) container {
+func (l *harness) web(service, script string, args ...string) container {
 	l.t.Helper()
 	args = append(args, "--stop-signal", "SIGTERM", "--entrypoint", "sh")
 	if !slices.Contains(args, "--expose") {
@@ -167,17 +167,17 @@ func (l *lab) web(service, script string, args ...string) container {
 }
 
 // touch makes a file that a script of web waits for.
-func (l *lab) touch(c container, file string) {
+func (l *harness) touch(c container, file string) {
 	l.t.Helper()
 	l.docker("exec", c.id, "touch", "/tmp/"+file)
 }
 
-func (l *lab) unlink(c container, file string) {
+func (l *harness) unlink(c container, file string) {
 	l.t.Helper()
 	l.docker("exec", c.id, "rm", "/tmp/"+file)
 }
 
-// running is a registrar at work in a lab.
+// running is a registrar at work in a harness.
 type running struct {
 	*registrar.Registrar
 	log     *logText
@@ -185,8 +185,8 @@ type running struct {
 	stop    func()
 }
 
-// newRegistrar returns a registrar for the lab's network. change, which may be nil, changes what it is made with.
-func (l *lab) newRegistrar(change func(*registrar.Options, *label.Host)) *running {
+// newRegistrar returns a registrar for the harness's network. change, which may be nil, changes what it is made with.
+func (l *harness) newRegistrar(change func(*registrar.Options, *label.Host)) *running {
 	l.t.Helper()
 	client := dockerClient(l.t, "")
 	r := &running{log: &logText{}, metrics: prometheus.NewRegistry()}
@@ -207,7 +207,7 @@ func (l *lab) newRegistrar(change func(*registrar.Options, *label.Host)) *runnin
 }
 
 // registrar starts one, and waits until it knows Docker and Consul. It is stopped at the test's end, or by stop.
-func (l *lab) registrar(change func(*registrar.Options, *label.Host)) *running {
+func (l *harness) registrar(change func(*registrar.Options, *label.Host)) *running {
 	l.t.Helper()
 	r := l.newRegistrar(change)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -252,7 +252,7 @@ func (r *running) value(name string) float64 {
 // restrained is a Docker client that sends no signal to another's container, whatever its labels ask for.
 type restrained struct {
 	*docker.Client
-	l *lab
+	l *harness
 }
 
 func (r restrained) KillContainer(o docker.KillContainerOptions) error {
@@ -260,7 +260,7 @@ func (r restrained) KillContainer(o docker.KillContainerOptions) error {
 	if err != nil {
 		return err
 	}
-	if c.Config.Labels[labLabel] != r.l.name {
+	if c.Config.Labels[harnessLabel] != r.l.name {
 		return fmt.Errorf("%s is not of this test", c.Name)
 	}
 	return r.Client.KillContainer(o)
@@ -279,7 +279,7 @@ func dockerClient(t testing.TB, host string) *docker.Client {
 }
 
 // logText is the log of a registrar.
-type logText struct{ shared.Log }
+type logText struct{ testenv.Log }
 
 // without is the log without the lines that have one text and lack the other.
 func (l *logText) without(text, but string) (out string) {
@@ -300,13 +300,13 @@ type instance struct {
 	checks map[string]*api.AgentCheck
 }
 
-func (l *lab) instance(id string) (instance, error) {
+func (l *harness) instance(id string) (instance, error) {
 	all, err := l.instances()
 	return all[id], err
 }
 
 // instances are all that the agent holds.
-func (l *lab) instances() (map[string]instance, error) {
+func (l *harness) instances() (map[string]instance, error) {
 	services, err := l.consul.Agent().Services()
 	if err != nil {
 		return nil, err
@@ -337,7 +337,7 @@ func (l *lab) instances() (map[string]instance, error) {
 }
 
 // expect waits until an instance has this status, and says how long that took. "" stands for no such instance.
-func (l *lab) expect(within time.Duration, id, status string) time.Duration {
+func (l *harness) expect(within time.Duration, id, status string) time.Duration {
 	l.t.Helper()
 	return l.eventually(within, fmt.Sprintf("%s is %q", id, status), func() error {
 		in, err := l.instance(id)
@@ -348,9 +348,9 @@ func (l *lab) expect(within time.Duration, id, status string) time.Duration {
 	})
 }
 
-// expectOf waits until exactly these instances are registered for the lab's containers, with their statuses: "a
+// expectOf waits until exactly these instances are registered for the harness's containers, with their statuses: "a
 // passing", "b critical", in the order of the service IDs.
-func (l *lab) expectOf(within time.Duration, want ...string) time.Duration {
+func (l *harness) expectOf(within time.Duration, want ...string) time.Duration {
 	l.t.Helper()
 	want = slices.Sorted(slices.Values(want))
 	return l.eventually(within, fmt.Sprintf("%q are registered", want), func() error {
@@ -362,8 +362,8 @@ func (l *lab) expectOf(within time.Duration, want ...string) time.Duration {
 	})
 }
 
-// statuses are the names and statuses of what is registered for containers of the lab.
-func (l *lab) statuses() (out []string, err error) {
+// statuses are the names and statuses of what is registered for containers of the harness.
+func (l *harness) statuses() (out []string, err error) {
 	all, err := l.instances()
 	for _, id := range slices.Sorted(maps.Keys(all)) {
 		if strings.Contains(id, l.name) || all[id].Meta["berth-owner"] == l.name {
@@ -377,7 +377,7 @@ func (l *lab) statuses() (out []string, err error) {
 // eventually waits until f returns nil, and says how long that took. It ends the test after the time given.
 func (e engine) eventually(within time.Duration, what string, f func() error) time.Duration {
 	e.t.Helper()
-	return shared.Eventually(e.t, within, what, f)
+	return testenv.Eventually(e.t, within, what, f)
 }
 
 // ms is a duration as the tests' logs have it.
