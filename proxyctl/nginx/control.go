@@ -115,6 +115,7 @@ func (c control) status(ctx context.Context) (status, error) {
 	}
 }
 
+// askStatus returns the status that one worker tells, of whichever nginx.
 func (c control) askStatus(ctx context.Context) (status, error) {
 	answer, pid, err := c.ask(ctx, http.MethodGet, generationName, "/", "")
 	var said *statusError
