@@ -9,10 +9,10 @@ import (
 )
 
 // Check has a proxy's program check a configuration file, by this command. If it says no, the error wraps ErrRefused,
-// names the check, and has what complaints makes of the output.
-func Check(ctx context.Context, name string, complaints func(out string) string, command ...string) error {
+// names the check, and has what complaints makes of the output. env is the environment, nil for berth's own.
+func Check(ctx context.Context, env []string, name string, complaints func(out string) string, command ...string) error {
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
-	cmd.WaitDelay = time.Second
+	cmd.Env, cmd.WaitDelay = env, time.Second
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	switch {

@@ -52,6 +52,7 @@ func (k *haproxyKind) driver(p *process, o driverOptions) proxyctl.Proxy {
 		File:          k.File,
 		Socket:        k.Socket,
 		Binary:        o.binary,
+		Env:           o.env,
 		Timeout:       k.Timeout,
 		DrainTimeout:  k.DrainTimeout,
 		TunnelTimeout: k.TunnelTimeout,

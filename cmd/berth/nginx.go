@@ -64,6 +64,7 @@ func (k *nginxKind) driver(p *process, o driverOptions) proxyctl.Proxy {
 		File:        k.File,
 		Socket:      k.Socket,
 		Binary:      o.binary,
+		Env:         o.env,
 		Timeout:     k.Timeout,
 		ReloadOnly:  !p.config.Runtime,
 		Reload:      o.reload,

@@ -69,6 +69,7 @@ func (o *proxyOptions) optionError(option string, err error) error {
 // driverOptions are what a driver takes besides the options of the configuration.
 type driverOptions struct {
 	binary      string
+	env         []string                    // of that program; nil if berth does not run the proxy
 	reload      func(context.Context) error // nil if the driver reloads by itself
 	prepared    func()                      // nil if berth does not run the proxy
 	portRefused func(port int, reason string)
@@ -141,7 +142,7 @@ func (p *process) proxyOutput(ctx context.Context, command []string, refused *ro
 	var ctl *proxyctl.Controller
 	child := p.newChild(command, func() { ctl.Check() }, stopping)
 	if child != nil {
-		o.prepared = child.configure
+		o.prepared, o.env = child.configure, child.env
 	}
 	ctl = proxyctl.New(proxyctl.Options{Proxy: p.proxy.driver(p, o), Interval: p.config.ReloadInterval, Log: p.log, Metrics: p.metrics})
 	set := func(p templater.Published) { ctl.Set(proxyctl.Config{Text: p.Text, Files: p.Files}, p.Since) }

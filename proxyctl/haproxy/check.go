@@ -10,8 +10,8 @@ import (
 )
 
 // check has the haproxy program check a configuration file. The error wraps proxyctl.ErrRefused if it says no.
-func check(ctx context.Context, binary, file string) error {
-	return proxyctl.Check(ctx, "haproxy -c", alerts, binary, "-c", "-f", file)
+func check(ctx context.Context, env []string, binary, file string) error {
+	return proxyctl.Check(ctx, env, "haproxy -c", alerts, binary, "-c", "-f", file)
 }
 
 // Check has the haproxy program check a text and its auxiliary files, path to content, away from where they belong: berth
@@ -30,5 +30,5 @@ func Check(ctx context.Context, binary, text string, files map[string]string) er
 	if err := os.WriteFile(file, []byte(mark(text, nil).Text), 0o600); err != nil {
 		return err
 	}
-	return check(ctx, binary, file)
+	return check(ctx, nil, binary, file)
 }

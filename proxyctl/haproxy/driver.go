@@ -69,7 +69,7 @@ func (d *driver) Binary() string { return d.opts.Binary }
 
 // Check implements proxyctl.Driver.
 func (d *driver) Check(ctx context.Context, file string) error {
-	return check(ctx, d.opts.Binary, file)
+	return check(ctx, d.opts.Env, d.opts.Binary, file)
 }
 
 const noSocket = "HAProxy has no master socket"

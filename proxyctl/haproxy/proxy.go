@@ -15,6 +15,7 @@ type Options struct {
 	File          string        // its configuration file; the directory must be writable
 	Socket        string        // its master socket (haproxy -S); "" if there is none, and then Reload must be set
 	Binary        string        // haproxy program for validating a candidate; "" leaves that to the master
+	Env           []string      // environment of that program: the one HAProxy has, if berth runs it; nil = berth's own
 	Timeout       time.Duration // of one command, of a validation, and of a reload; 0 = 10 s
 	DrainTimeout  time.Duration // for requests in flight on a server that was removed; 0 = 5 min
 	TunnelTimeout time.Duration // for tunnels (TCP, websockets) on a server that was removed; 0 = 1 h

@@ -12,8 +12,8 @@ import (
 )
 
 // check has the nginx program check a configuration file. The error wraps proxyctl.ErrRefused if it says no.
-func check(ctx context.Context, binary, file string) error {
-	return proxyctl.Check(ctx, "nginx -t", complaints, binary, "-t", "-q", "-c", file)
+func check(ctx context.Context, env []string, binary, file string) error {
+	return proxyctl.Check(ctx, env, "nginx -t", complaints, binary, "-t", "-q", "-c", file)
 }
 
 // complaints returns the messages for which nginx refused a file, in one line, or all that nginx said if there are none.
@@ -73,5 +73,5 @@ func Check(ctx context.Context, binary, file, socket, text string, files map[str
 	if err := os.WriteFile(candidate, []byte(m.Text), 0o600); err != nil {
 		return err
 	}
-	return check(ctx, binary, candidate)
+	return check(ctx, nil, binary, candidate)
 }

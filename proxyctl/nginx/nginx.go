@@ -16,6 +16,7 @@ type Options struct {
 	File    string        // its configuration file; the directory must be writable
 	Socket  string        // control socket that nginx listens on; its directory is for nginx and berth alone
 	Binary  string        // nginx program for validating a candidate; "" leaves that to the running nginx
+	Env     []string      // environment of that program: the one nginx has, if berth runs it; nil = berth's own
 	Timeout time.Duration // of one exchange, of a validation, and of a reload; 0 = 10 s
 	Grace   time.Duration // of proxyctl.EngineOptions
 	Log     *slog.Logger
