@@ -176,6 +176,11 @@ func TestRefusedIsTriedAgainAndOnChangeAtOnce(t *testing.T) {
 		if !strings.Contains(out.String(), "unknown keyword 'bogus'") {
 			t.Errorf("the log does not say why:\n%s", out)
 		}
+		tries := func() (n int) { p.do(func() { n = len(p.log) }); return n }
+		for before := tries(); tries() == before; {
+			pass(10 * time.Millisecond)
+		}
+		pass(200 * time.Millisecond) // a refusal counts for the pace of reloads, and the next try is seconds away
 		p.answer(nil)
 		set := time.Now()
 		c.Set(Config{Text: "better"}, set)
