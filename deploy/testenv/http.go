@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"context"
 	"encoding/csv"
 	"encoding/json"
 	"errors"
@@ -19,7 +20,17 @@ var Client = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
 // Get sends one request and returns the body of the answer, without the space around it. The error of an answer other than
 // 200 is its status; the body is returned all the same.
 func Get(url string) (string, error) {
-	resp, err := Client.Get(url)
+	body, err := Fetch(context.Background(), Client, url)
+	return strings.TrimSpace(body), err
+}
+
+// Fetch is Get for a client of the caller's, and returns the body as it is.
+func Fetch(ctx context.Context, client *http.Client, url string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := client.Do(req)
 	if err != nil {
 		return "", err
 	}
@@ -28,7 +39,7 @@ func Get(url string) (string, error) {
 	if err == nil && resp.StatusCode != http.StatusOK {
 		err = errors.New(resp.Status)
 	}
-	return strings.TrimSpace(string(body)), err
+	return string(body), err
 }
 
 // Answer is Get for a comparison: the body, or the error as text.

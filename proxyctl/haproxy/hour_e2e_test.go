@@ -291,7 +291,7 @@ func (p *playing) kill() {
 	p.counted.live.Store(nil)
 	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	testenv.Eventually(p, 20*time.Second, "HAProxy answers again", func() error {
-		_, err := traffic.Fetch(p.Context(), client, "http://"+p.web)
+		_, err := testenv.Fetch(p.Context(), client, "http://"+p.web)
 		return err
 	})
 	p.report.answered = time.Now()

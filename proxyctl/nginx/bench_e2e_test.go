@@ -17,6 +17,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"berth/deploy/testenv"
 	"berth/deploy/testenv/traffic"
 	"berth/proxyctl"
 )
@@ -133,7 +134,7 @@ func (c *contender) measureLive(b *testing.B) {
 	probe.Go(func() {
 		client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 		for ctx.Err() == nil {
-			_, _ = traffic.Fetch(ctx, client, "http://"+c.web+"/")
+			_, _ = testenv.Fetch(ctx, client, "http://"+c.web+"/")
 		}
 	})
 	for range benchLive {

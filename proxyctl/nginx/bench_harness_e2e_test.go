@@ -27,7 +27,6 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"berth/deploy/testenv"
-	"berth/deploy/testenv/traffic"
 	"berth/proxyctl"
 	"berth/proxyctl/haproxy"
 	"berth/proxyctl/nginx"
@@ -130,7 +129,7 @@ func (c *contender) begin(b *testing.B) {
 		return err
 	})
 	testenv.Eventually(b, 20*time.Second, c.name+" serves", func() error {
-		_, err := traffic.Fetch(b.Context(), &http.Client{Timeout: time.Second}, "http://"+c.web+"/")
+		_, err := testenv.Fetch(b.Context(), &http.Client{Timeout: time.Second}, "http://"+c.web+"/")
 		return err
 	})
 }
@@ -298,7 +297,7 @@ func startOrigin(b *testing.B) (addresses []string) {
 	writeBench(b, file, proxyctl.Config{Text: text})
 	startBench(b, "--volume", dir+":"+dir, testenv.Image(b, "IMAGE_NGINX"), "nginx", "-c", file, "-g", "daemon off;")
 	testenv.Eventually(b, 20*time.Second, "the origin answers", func() error {
-		_, err := traffic.Fetch(b.Context(), &http.Client{Timeout: time.Second}, "http://"+addresses[0]+"/")
+		_, err := testenv.Fetch(b.Context(), &http.Client{Timeout: time.Second}, "http://"+addresses[0]+"/")
 		return err
 	})
 	return addresses

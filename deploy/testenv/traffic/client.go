@@ -5,7 +5,6 @@ package traffic
 import (
 	"bufio"
 	"context"
-	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -28,29 +27,11 @@ func (c *httpClient) ask(n int) (string, bool, error) {
 	ctx := httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { connections.Add(1) },
 	})
-	answer, err := Fetch(ctx, c.Client, c.urls[n%len(c.urls)])
+	answer, err := testenv.Fetch(ctx, c.Client, c.urls[n%len(c.urls)])
 	return answer, connections.Load() > 1, err
 }
 
 func (c *httpClient) close() { c.CloseIdleConnections() }
-
-// Fetch returns the answer to a request. It is an error if that is not 200.
-func Fetch(ctx context.Context, client *http.Client, url string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return "", err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = errors.New(resp.Status)
-	}
-	return string(body), err
-}
 
 // client sends requests over connections of its own. Go's HTTP client takes three times the CPU time, which the servers
 // need, and when a kept connection breaks under a request it sends that again and says nothing.
