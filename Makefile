@@ -14,6 +14,7 @@ help:
 	@echo "make bench-nginx  the same for nginx, by reloads and without, next to HAProxy"
 	@echo "make bench-registrar  how soon containers are registered, 200 at once too, and what the registrar costs when idle"
 	@echo "make bench-templater  how soon a change in Consul is rendered with 10,000 instances, next to consul-template's own loop"
+	@echo "make bench-groups  how soon 50 instances have a new configuration, what a rolling change and a new leader take, and memory, next to consul-template"
 	@echo "make images     build the images of the demo: 4 to 7 minutes once where none can be pulled"
 	@echo "make nginx-images  those and, for nginx and the chat example, theirs: 2 minutes more"
 	@echo "make test-images  those and, for the tests, images of the other versions of both proxies, and a browser: 4 minutes more"
@@ -52,11 +53,13 @@ check:
 	@cc=$$(go env CC) && race=-race && { command -v $${cc%% *} >/dev/null || { race=; echo "no C compiler here: the tests run without the race detector"; }; } && \
 	echo go test $$race ./... && go test $$race ./...
 
-# With CI in the environment a test that is skipped is a failure.
+# With CI in the environment a test that is skipped is a failure. Registrars register what they find in Docker, so the packages
+# with registrars are tested one after the other, those without beside them.
+E2E = ./cmd/...,./deploy/e2e/...,./deploy/examples/...,./registrar ./proxyctl/...,./registrar/group/...,./deploy/consul/...,./templater/...,./templates/...
 .PHONY: test
 test: check test-images
 	@mkdir -p build
-	@set -a && . deploy/.env && set +a && go run ./deploy/testenv/cmd/testreport -json build/e2e.json $(if $(CI),,-allow-skips)
+	@set -a && . deploy/.env && set +a && go run ./deploy/testenv/cmd/testreport -json build/e2e.json $(if $(CI),,-allow-skips) $(E2E)
 
 .PHONY: bench-e2e
 bench-e2e: images
@@ -79,6 +82,15 @@ bench-registrar: images
 .PHONY: bench-templater
 bench-templater: images
 	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2E -benchtime 1x -timeout 30m ./templater
+
+# consul-template is built from the version that berth has as a library.
+.PHONY: bench-groups
+bench-groups: images build
+	GOBIN=$(CURDIR)/build CGO_ENABLED=0 go install -trimpath -ldflags "-s -w" \
+		github.com/hashicorp/consul-template@$$(go list -m -f '{{.Version}}' github.com/hashicorp/consul-template)
+	@set -a && . deploy/.env && BERTH=$(CURDIR)/build/berth && DEMO_APP=$(CURDIR)/build/berth-app && \
+	CONSUL_TEMPLATE=$(CURDIR)/build/consul-template && set +a && \
+	go test -tags e2e -run '^$$' -bench E2EGroups -benchtime 1x -timeout 10m ./registrar/group/bench
 
 .PHONY: clean
 clean:

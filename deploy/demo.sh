@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 
 . ./docker.sh
 [ -f .env ] || fail "deploy/.env is missing: run 'make images' first."
-env_value() { sed -n "s/^$1=//p" .env; }
+env_value() { sed -n "s/^$1=//p" .env | tail -n 1; }
 project=${COMPOSE_PROJECT_NAME:-$(env_value COMPOSE_PROJECT_NAME)}
 app=${IMAGE_APP:-$(env_value IMAGE_APP)}
 network=${project}_default

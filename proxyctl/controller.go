@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -33,6 +34,7 @@ type Options struct {
 	Proxy    Proxy
 	Interval time.Duration // least time between two reloads; the first goes at once
 	Check    time.Duration // how often to see whether the proxy still runs the newest text; 0 = 5 s
+	Socket   string        // by which the proxy is reached, "" if there is none: when it appears, the proxy is looked at
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer // may be nil
 }
@@ -122,6 +124,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	var (
 		pace  = newPace(c.opts.Interval, c.opts.Check)
 		retry <-chan time.Time
+		look  <-chan time.Time // at the socket
+		seen  os.FileInfo      // of the socket, when the proxy was last found to be away
 	)
 	for {
 		select {
@@ -129,13 +133,20 @@ func (c *Controller) Run(ctx context.Context) error {
 			return nil
 		case <-c.wake:
 		case <-retry:
+		case <-look:
+			if now := stat(c.opts.Socket); !appeared(seen, now) {
+				look = time.After(lookTime)
+				continue
+			}
+			pace.soon.Reset() // it may not answer at once
 		}
-		retry = nil
+		retry, look = nil, nil
 		want, given := c.newest()
 		if !given {
 			continue
 		}
 		began := time.Now()
+		seen = stat(c.opts.Socket)
 		res, err := c.opts.Proxy.Apply(ctx, want.config, pace.mayReload(began))
 		if ctx.Err() != nil {
 			return nil
@@ -143,6 +154,9 @@ func (c *Controller) Run(ctx context.Context) error {
 		c.settle(err)
 		next := pace.after(want, began, time.Now(), res, err)
 		retry = time.After(max(next.wait, 0))
+		if errors.Is(err, ErrUnreachable) && c.opts.Socket != "" {
+			look = time.After(lookTime)
+		}
 		if !errors.Is(err, ErrNotYet) || res.Action != "" {
 			c.metrics.observe(res, err, time.Since(next.since))
 		}
@@ -150,13 +164,32 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 }
 
+// lookTime is how often to look whether the socket of a proxy that is away has appeared.
+const lookTime = 50 * time.Millisecond
+
+func stat(path string) os.FileInfo {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil
+	}
+	return info
+}
+
+// appeared says whether a socket is there that was not there before: a proxy that starts makes another one.
+func appeared(before, now os.FileInfo) bool {
+	return now != nil && (before == nil || !os.SameFile(before, now) || !before.ModTime().Equal(now.ModTime()))
+}
+
 // pace remembers how earlier Applies went, and decides from that when the next one is due.
 type pace struct {
 	interval, check time.Duration
 
-	reloaded time.Time // when the proxy was last reloaded, or that was tried
-	away     time.Time // since when the proxy is not reachable
-	reported string    // the failure that is already in the log
+	reloaded time.Time     // when the proxy was last reloaded, or that was tried
+	away     time.Time     // since when the proxy is not reachable
+	failing  time.Time     // since when all Applies failed
+	reported string        // the failure that is already in the log
+	repeat   time.Duration // for how long it has to last to be told again
+	told     bool          // that the proxy runs the newest configuration, once since the start
 	soon     *backoff.ExponentialBackOff
 	seldom   *backoff.ExponentialBackOff // for a refused text: its cause may pass (a name, a port)
 }
@@ -175,7 +208,9 @@ type next struct {
 	since     time.Time     // since when the text that is live now has waited
 	drift     bool          // something had taken away what ran
 	recovered bool          // a failure that is in the log is over
+	first     bool          // the first text since the start is live
 	failure   string        // to be told now, "" if there is none or it was told
+	lasts     time.Duration // for how long everything has failed, when that is told again or is over
 }
 
 func (p *pace) mayReload(now time.Time) bool { return now.Sub(p.reloaded) >= p.interval }
@@ -197,8 +232,11 @@ func (p *pace) after(want wanted, began, now time.Time, res Result, err error) n
 		n.since = began // the part of a refused text that is live now was not live before
 	}
 	if err == nil {
-		n.wait, n.recovered = p.check, p.reported != ""
-		p.reported, p.away = "", time.Time{}
+		n.wait, n.recovered, n.first = p.check, p.reported != "", !p.told
+		if n.recovered {
+			n.lasts = now.Sub(p.failing)
+		}
+		p.reported, p.away, p.failing, p.told = "", time.Time{}, time.Time{}, true
 		p.soon.Reset()
 		p.seldom.Reset()
 		return n
@@ -209,8 +247,10 @@ func (p *pace) after(want wanted, began, now time.Time, res Result, err error) n
 		retry *retryError
 	)
 	switch {
-	case errors.As(err, &held):
+	case errors.As(err, &held) && held.For > 0:
 		n.wait = min(held.For, p.check)
+	case held != nil && !errors.Is(err, ErrUnreachable):
+		n.wait = p.check
 	case errors.As(err, &retry):
 		n.wait = retry.after
 	case errors.Is(err, ErrRefused):
@@ -223,9 +263,23 @@ func (p *pace) after(want wanted, began, now time.Time, res Result, err error) n
 	} else if p.away.IsZero() {
 		p.away = now
 	}
+	if p.failing.IsZero() {
+		p.failing, p.repeat = now, time.Minute
+	}
 	starting := !p.away.IsZero() && now.Sub(p.away) < startTime
-	if text := err.Error(); text != p.reported && !starting {
+	lasts := now.Sub(p.failing)
+	switch text := err.Error(); {
+	case starting:
+		return n
+	case text != p.reported:
 		n.failure, p.reported = text, text
+	case lasts >= p.repeat:
+		n.failure, n.lasts = text, lasts
+	default:
+		return n
+	}
+	for p.repeat <= lasts { // after five minutes, ten, twenty, forty, and then every hour
+		p.repeat = max(5*time.Minute, min(2*p.repeat, p.repeat+time.Hour))
 	}
 	return n
 }
@@ -274,20 +328,31 @@ func (c *Controller) settle(err error) {
 }
 
 func (c *Controller) report(n next, res Result, err error) {
+	var lasted []any
+	if n.lasts >= time.Second {
+		lasted = []any{"for", n.lasts.Round(time.Second)}
+	}
 	if n.failure != "" {
+		tell, what := c.opts.Log.Error, "proxy not brought to the newest configuration"
+		args := []any{"err", err, "retry_in", n.wait.Round(time.Millisecond)}
 		var held *HoldError
 		if errors.As(err, &held) {
-			c.opts.Log.Warn("the configuration is not applied yet", "reason", n.failure, "for", held.For.Round(time.Second))
-		} else {
-			c.opts.Log.Error("proxy not brought to the newest configuration", "err", err, "retry_in", n.wait.Round(time.Millisecond))
+			tell, what, args = c.opts.Log.Warn, "the configuration is not applied yet", []any{"err", err}
+			if held.For > 0 {
+				args = append(args, "at_most", held.For.Round(time.Second))
+			}
 		}
+		tell(what, append(args, lasted...)...)
 	}
-	if res.Action == None || res.Action == "" {
-		if n.recovered {
-			c.opts.Log.Info("proxy runs the newest configuration again")
-		}
-		return
+	if res.Action != None && res.Action != "" {
+		c.reportChange(n, res)
 	}
+	if n.first || n.recovered {
+		c.opts.Log.Info("the proxy runs the newest configuration", append(lasted, "backends", res.Backends, "servers", res.Servers)...)
+	}
+}
+
+func (c *Controller) reportChange(n next, res Result) {
 	if n.drift && !n.recovered {
 		c.opts.Log.Warn("the proxy did not run the newest configuration any more: repaired", "action", string(res.Action), "reason", res.Reason)
 	}

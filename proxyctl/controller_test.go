@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -203,8 +205,104 @@ func TestBackToWhatRunsIsSaid(t *testing.T) {
 		p.answer(nil)
 		c.Set(Config{Text: "good"}, time.Now())
 		pass(time.Second)
-		if !strings.Contains(out.String(), "proxy runs the newest configuration again") {
-			t.Errorf("the log does not say that all is well again:\n%s", out)
+		if strings.Count(out.String(), "the proxy runs the newest configuration\"") != 2 {
+			t.Errorf("the log does not say that all is well, at the start and again:\n%s", out)
+		}
+	})
+}
+
+// A failure that lasts is told again, with how long it has lasted, more and more rarely.
+func TestLastingFailureIsRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakeProxy{err: errors.New("no")}
+		c, out := run(t, p)
+		c.Set(Config{Text: "a"}, time.Now())
+		pass(4 * time.Hour)
+		var at []string
+		for line := range strings.Lines(out.String()) {
+			_, lasts, _ := strings.Cut(strings.TrimSpace(line), " for=")
+			d, _ := time.ParseDuration(lasts)
+			at = append(at, d.Round(time.Minute).String())
+		}
+		want := []string{"0s", "1m0s", "5m0s", "10m0s", "20m0s", "40m0s", "1h20m0s", "2h20m0s", "3h20m0s"}
+		if !slices.Equal(at, want) {
+			t.Errorf("told after %v, want %v:\n%s", at, want, out)
+		}
+		p.answer(nil)
+		pass(time.Minute)
+		if !strings.Contains(out.String(), "the proxy runs the newest configuration\" for=4h0m") {
+			t.Errorf("the end does not say for how long it lasted:\n%s", out)
+		}
+		p.answer(errors.New("no"))
+		pass(time.Minute / 2)
+		if n := strings.Count(out.String(), "err=no"); n != len(want)+1 || strings.Count(out.String(), "the proxy runs the newest configuration") != 1 {
+			t.Errorf("a failure after all was well is not a new one:\n%s", out)
+		}
+	})
+}
+
+// A failure that is tried again seldom is told as rarely as any other one.
+func TestSeldomTriedFailureIsRepeated(t *testing.T) {
+	p := newPace(0, 5*time.Second)
+	refused := &retryError{ErrRefused, 10 * time.Minute}
+	var at []time.Duration
+	for began, lasts := time.Now(), time.Duration(0); lasts < 2*time.Hour; lasts += 10 * time.Minute {
+		now := began.Add(lasts)
+		if n := p.after(wanted{}, now, now, Result{}, refused); n.failure != "" {
+			at = append(at, n.lasts)
+		}
+	}
+	if want := []time.Duration{0, 10 * time.Minute, 20 * time.Minute, 40 * time.Minute, 80 * time.Minute}; !slices.Equal(at, want) {
+		t.Errorf("told after %v, want %v", at, want)
+	}
+}
+
+// What is held back is told by the same key as any failure, with the time that is left, if that is known.
+func TestHeldIsTold(t *testing.T) {
+	for _, tt := range []struct {
+		held *HoldError
+		want string
+	}{
+		{&HoldError{Backends: []string{"app"}, For: 20 * time.Second}, `consul-grace)" at_most=20s for=2m0s`},
+		{&HoldError{Backends: []string{"app"}, File: "proxy.cfg"}, `all the same" for=2m0s`},
+	} {
+		var out bytes.Buffer
+		c := New(Options{Log: slog.New(slog.NewTextHandler(&out, nil))})
+		c.report(next{failure: tt.held.Error(), lasts: 2 * time.Minute}, Result{Action: None}, tt.held)
+		if got := out.String(); !strings.Contains(got, `err="holding back: backend app`) || !strings.Contains(got, tt.want+"\n") {
+			t.Errorf("told as\n%s", got)
+		}
+	}
+}
+
+// A proxy whose socket appears is looked at at once, not when the next try is due.
+func TestSocketAppears(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "sock")
+	synctest.Test(t, func(t *testing.T) {
+		for _, there := range []bool{false, true} { // of a proxy that was killed
+			p := &fakeProxy{start: time.Now(), err: fmt.Errorf("%w: no such socket", ErrUnreachable)}
+			c := New(Options{Proxy: p, Socket: socket, Log: slog.New(slog.DiscardHandler)})
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() { done <- c.Run(ctx) }()
+			c.Set(Config{Text: "a"}, time.Now())
+			pass(time.Minute)
+			if n := len(p.log); n > 40 {
+				t.Errorf("%d tries in a minute", n)
+			}
+			if there {
+				os.Remove(socket)
+			}
+			p.answer(nil)
+			if err := os.WriteFile(socket, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			pass(2 * lookTime)
+			if p.running != "a" {
+				t.Errorf("socket there before: %v: nothing was tried within %v", there, 2*lookTime)
+			}
+			cancel()
+			<-done
 		}
 	})
 }
@@ -228,8 +326,8 @@ func TestDriftIsFoundAndRepaired(t *testing.T) {
 		c, out := run(t, p)
 		c.Set(Config{Text: "good"}, time.Now())
 		pass(time.Hour)
-		if n := strings.Count(out.String(), "\n"); n != 2 {
-			t.Errorf("%d lines in a quiet hour, want the two of the first reload:\n%s", n, out)
+		if n := strings.Count(out.String(), "\n"); n != 3 {
+			t.Errorf("%d lines in a quiet hour, want the two of the first reload, and that all is well:\n%s", n, out)
 		}
 		p.do(func() { p.running = "somebody else's" })
 		pass(6 * time.Second)
@@ -366,7 +464,8 @@ func TestPartlyApplied(t *testing.T) {
 	now := time.Now()
 	change := Result{Action: Runtime, Reason: "add app/b", Changes: []Change{{Backend: "app", Before: 1, After: 2, Added: 1}}}
 	refused := fmt.Errorf("%w: no", ErrRefused)
-	held := &HoldError{[]string{"app"}, 20 * time.Second}
+	held := &HoldError{Backends: []string{"app"}, For: 20 * time.Second}
+	theirs := &HoldError{Backends: []string{"app"}, File: "proxy.cfg"}
 	const ms = time.Millisecond
 	for _, tt := range []struct {
 		name     string
@@ -377,14 +476,16 @@ func TestPartlyApplied(t *testing.T) {
 		next     next
 		about    time.Duration // next.wait, give or take a fifth
 	}{
-		{"live", wanted{}, time.Hour, change, nil, next{}, 5 * time.Second},
-		{"live still", wanted{live: true}, time.Hour, Result{Action: None}, nil, next{drift: true, since: now.Add(-ms)}, 5 * time.Second},
+		{"live", wanted{}, time.Hour, change, nil, next{first: true}, 5 * time.Second},
+		{"live still", wanted{live: true}, time.Hour, Result{Action: None}, nil, next{drift: true, first: true, since: now.Add(-ms)}, 5 * time.Second},
 		{"not yet", wanted{}, 50 * ms, change, ErrNotYet, next{}, 150 * ms},
 		{"refused", wanted{}, time.Hour, change, refused, next{failure: "configuration refused: no"}, time.Second},
 		{"refused again", wanted{tried: true}, time.Hour, change, refused, next{failure: "configuration refused: no", since: now.Add(-ms)}, time.Second},
 		{"refused, and the engine knows when to try again", wanted{}, time.Hour, change, &retryError{refused, time.Minute}, next{failure: "configuration refused: no"}, time.Minute},
 		{"held back", wanted{}, time.Hour, change, held, next{failure: held.Error()}, 5 * time.Second},
-		{"held back for a moment", wanted{}, time.Hour, change, &HoldError{[]string{"app"}, ms}, next{failure: held.Error()}, ms},
+		{"held back for a moment", wanted{}, time.Hour, change, &HoldError{Backends: []string{"app"}, For: ms}, next{failure: held.Error()}, ms},
+		{"held back for good", wanted{}, time.Hour, Result{Action: None}, theirs, next{failure: theirs.Error()}, 5 * time.Second},
+		{"held back for good, and away", wanted{}, time.Hour, Result{}, fmt.Errorf("%w; %w", ErrUnreachable, theirs), next{}, 100 * ms},
 		{"not reachable, just now", wanted{}, time.Hour, Result{}, ErrUnreachable, next{}, 100 * ms},
 		{"something else", wanted{}, time.Hour, Result{}, errors.New("no"), next{failure: "no"}, 100 * ms},
 	} {
@@ -402,7 +503,7 @@ func TestPartlyApplied(t *testing.T) {
 		if got != tt.next {
 			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.next)
 		}
-		if again := p.after(tt.want, now, now, tt.res, tt.err); again.failure != "" {
+		if again := p.after(tt.want, now, now, tt.res, tt.err); again.first || again.failure != "" {
 			t.Errorf("%s: told twice", tt.name)
 		}
 	}

@@ -61,6 +61,9 @@ type Grammar[C any] interface {
 	IsMarked(file string) bool
 	// Changes says for each backend how its servers differ.
 	Changes(before, after *C) []Change
+	// Serves returns the names of what a text, which may be anybody's, passes requests to: of backends that have servers, and
+	// of whatever else has.
+	Serves(c *C) map[string]bool
 	// SameFrame says whether two texts agree in what the catalog does not decide. If they do not, somebody has changed the
 	// template.
 	SameFrame(a, b *C) bool

@@ -1,10 +1,13 @@
 package proxyctl
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"berth/proxyctl/configfile"
@@ -19,6 +22,9 @@ type EngineOptions struct {
 	// Grace is for how long a first text of the same template is held back that takes all servers from a backend that the
 	// last good text has some for; 0 = 30 s, less is none.
 	Grace time.Duration
+	// TakeOver lets the first text replace a file of somebody else's at once. Without it, that waits for as long as a backend
+	// which has servers in the file would have none.
+	TakeOver bool
 	// Inspect has the proxy inspected before every change: what it answers to a change does not tell what it runs.
 	Inspect bool
 	// Prepared, if not nil, is called when the proxy is down and a good configuration is in place for its start.
@@ -47,6 +53,7 @@ type Engine[C any, O fmt.Stringer] struct {
 	again   bool      // the Apply before had the same text
 	want    Marked[C] // the same with its mark
 	fault   error     // why the text needs not even be shown to the proxy
+	blocked error     // why the text cannot be loaded: a file that it refers to could not be written
 	behind  bool      // the last Apply has not brought the proxy to its text
 	refusal refusal   // by the proxy or its program, of the text that was tried last
 	partly  refusal   // of what that has in common with the text that runs
@@ -82,12 +89,18 @@ func (e *Engine[C, O]) Apply(ctx context.Context, c Config, mayReload bool) (Res
 		e.asked = &c.Text
 		e.want, e.fault = e.driver.Mark(c.Text, e.want.Config)
 	}
-	res, err := Result{}, e.conf.WriteAux(c.Files, e.again)
-	if err != nil {
-		return res, err
+	e.blocked = e.conf.WriteAux(c.Files, e.again)
+	res, err := e.apply(ctx, mayReload)
+	if err == nil {
+		err = e.blocked
 	}
-	res, err = e.apply(ctx, mayReload)
 	res.Leaving = e.driver.Draining()
+	if err == nil {
+		e.unwatch()
+		if e.behind || !e.applied {
+			res.Backends, res.Servers = e.count()
+		}
+	}
 	e.behind = err != nil
 	e.applied = e.applied || err == nil
 	var port *PortError
@@ -118,7 +131,26 @@ func (e *Engine[C, O]) Run(ctx context.Context) {
 }
 
 // Close returns when the configuration file is in step with what the proxy runs.
-func (e *Engine[C, O]) Close() { e.lazy.Flush() }
+func (e *Engine[C, O]) Close() {
+	e.lazy.Flush()
+	e.unwatch()
+}
+
+// unwatch gives up looking for names that did not resolve.
+func (e *Engine[C, O]) unwatch() {
+	e.refusal.unwatch()
+	e.partly.unwatch()
+}
+
+// count returns how many backends of e.want have servers, and how many servers these are.
+func (e *Engine[C, O]) count() (backends, servers int) {
+	var none C
+	for _, c := range e.driver.Changes(&none, e.want.Config) {
+		backends++
+		servers += c.After
+	}
+	return backends, servers
+}
 
 // apply brings the proxy to e.want.
 func (e *Engine[C, O]) apply(ctx context.Context, mayReload bool) (Result, error) {
@@ -156,6 +188,11 @@ func (e *Engine[C, O]) apply(ctx context.Context, mayReload bool) (Result, error
 	if err != nil && e.fault != nil {
 		return Result{}, e.restore(there, last, e.fault)
 	}
+	if theirs := e.theirs(last, snap); theirs != nil && err != nil {
+		return Result{}, fmt.Errorf("%w; %w", err, theirs)
+	} else if theirs != nil {
+		return Result{Action: None, OldWorkers: snap.OldWorkers}, theirs
+	}
 	goal, held := e.goal(last)
 	if err != nil {
 		return Result{}, e.prepare(ctx, goal, err)
@@ -173,6 +210,21 @@ func (e *Engine[C, O]) apply(ctx context.Context, mayReload bool) (Result, error
 	return res, err
 }
 
+// theirs returns why a file of somebody else's is not replaced yet, nil if it may be, or is not theirs. last is the last good
+// text. A proxy that runs berth's configuration has nothing to lose by a file.
+func (e *Engine[C, O]) theirs(last Marked[C], snap Snapshot) error {
+	if e.opts.TakeOver || e.applied || e.fault != nil || last.Text == "" || last.Config == nil ||
+		snap.Generation.Shape != "" || e.driver.IsMarked(last.Text) {
+		return nil
+	}
+	lost, serves := e.driver.Serves(last.Config), e.driver.Serves(e.want.Config)
+	maps.DeleteFunc(lost, func(name string, _ bool) bool { return serves[name] })
+	if len(lost) == 0 {
+		return nil
+	}
+	return &HoldError{Backends: slices.Sorted(maps.Keys(lost)), File: e.opts.File}
+}
+
 // goal returns the text to bring the proxy to now, and the reason if that is not e.want. last is the last good text. A
 // catalog that has lost things takes servers, and nothing of the frame: a text with another frame comes of another template.
 func (e *Engine[C, O]) goal(last Marked[C]) (Marked[C], error) {
@@ -180,8 +232,9 @@ func (e *Engine[C, O]) goal(last Marked[C]) (Marked[C], error) {
 	if e.applied || e.opts.Grace < 0 || last.Generation.Shape == "" {
 		return e.want, nil
 	}
+	serves := e.driver.Serves(e.want.Config)
 	for _, c := range e.driver.Changes(last.Config, e.want.Config) {
-		if c.Before > 0 && c.After == 0 {
+		if c.Before > 0 && c.After == 0 && !serves[c.Backend] {
 			e.keep = append(e.keep, c.Backend)
 		}
 	}
@@ -202,7 +255,7 @@ func (e *Engine[C, O]) goal(last Marked[C]) (Marked[C], error) {
 	if m.Text == last.Text || m.Text == e.want.Text {
 		m = e.merged(last, false)
 	}
-	return m, &HoldError{e.keep, left}
+	return m, &HoldError{Backends: e.keep, For: left}
 }
 
 // merged returns base with the servers of the backends that it has in common with e.want. reload is as in Driver.Merge.
@@ -226,6 +279,8 @@ func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], s
 	case why != "":
 	case snap.Unmarked != "":
 		why = snap.Unmarked
+	case !e.applied && snap.Generation.Shape == "" && there.Generation.Shape == "": // nothing is berth's
+		why = "first configuration by berth"
 	case there.Text == "":
 		why = "the configuration file was removed"
 	case there.Generation.Shape == "":
@@ -268,18 +323,19 @@ func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], s
 // does not wait for a text that was refused before, or has to wait itself.
 func (e *Engine[C, O]) load(ctx context.Context, goal, last Marked[C], snap Snapshot, common bool, why string, mayReload bool) (Result, error) {
 	before, part := e.driver.Before(last.Config), Result{}
-	sooner := common && (e.fault != nil || e.behind || !mayReload)
+	stopped := cmp.Or(e.fault, e.blocked)
+	sooner := common && (stopped != nil || e.behind || !mayReload)
 	if sooner {
 		part = e.changeCommon(ctx)
 	}
-	if e.fault != nil {
-		return part, e.fault
-	}
-	waits := e.refusal.slow || !e.again && e.refusal.still(goal.Generation.Shape) != nil
+	waits := stopped != nil || e.refusal.slow || !e.again && e.refusal.still(goal.Generation.Shape) != nil
 	if common && mayReload && waits {
 		if res, _ := e.reloadCommon(ctx, snap, mayReload); res.Action != "" {
 			part, snap.Generation = res, e.has.Generation
 		}
+	}
+	if stopped != nil {
+		return part, stopped
 	}
 	res, err := e.reload(ctx, goal, snap, why, mayReload, &e.refusal)
 	if err == nil {
@@ -414,7 +470,7 @@ func (e *Engine[C, O]) observe(ctx context.Context) bool {
 // reload brings the proxy to a text by its file. why is the reason, refused the last refusal of such a text.
 func (e *Engine[C, O]) reload(ctx context.Context, to Marked[C], snap Snapshot, why string, mayReload bool, refused *refusal) (Result, error) {
 	res := Result{Reason: why}
-	if err := refused.still(to.Generation.Shape); err != nil && !e.again {
+	if err := refused.still(to.Generation.Shape); err != nil && (!e.again || refused.name != nil) {
 		return res, err
 	}
 	if !mayReload {
@@ -439,7 +495,7 @@ func (e *Engine[C, O]) reload(ctx context.Context, to Marked[C], snap Snapshot, 
 	began := time.Now()
 	e.known = false
 	now, err := e.driver.Reload(ctx, last, to)
-	if err != nil && time.Since(began) < costly {
+	if err != nil && (time.Since(began) < costly || unresolved.MatchString(err.Error())) { // a resolver may take long
 		err = refused.note(to.Generation.Shape, err, 2*time.Second, time.Minute)
 	} else if err != nil {
 		err = refused.note(to.Generation.Shape, err, 15*time.Second, 10*time.Minute)
@@ -454,7 +510,8 @@ func (e *Engine[C, O]) reload(ctx context.Context, to Marked[C], snap Snapshot, 
 		}
 		return res, err
 	}
-	e.has, e.known, e.sure, *refused = to, true, true, refusal{}
+	refused.forget()
+	e.has, e.known, e.sure = to, true, true
 	res.Action, res.Changes, res.OldWorkers = Reload, changes, now.OldWorkers
 	return res, nil
 }
@@ -494,6 +551,9 @@ func (e *Engine[C, O]) prepare(ctx context.Context, to Marked[C], reason error) 
 		return err
 	}
 	last := e.lastGood(there, configfile.Generation{})
+	if e.blocked != nil {
+		return e.restore(there, last, fmt.Errorf("%w; %w", reason, e.blocked))
+	}
 	if there.Text != to.Text || there.Text != last.Text || e.driver.Binary() != "" && !e.validated {
 		if err := e.validate(ctx, to.Text); err != nil {
 			return e.restore(there, last, err)

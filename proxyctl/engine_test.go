@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,6 +27,30 @@ type step struct {
 	file    string // the text in the file afterwards, with its mark, or theirs
 	live    string // the servers that the proxy has afterwards
 	loads   int    // reloads so far
+}
+
+// walked is a walk from a text that the proxy runs, and has in its file.
+type walked struct {
+	name    string
+	running string               // "" for none
+	set     func(*EngineOptions) // nil for none
+	steps   []step
+}
+
+// run walks with a clock of its own: a slow disk must not make a refusal old.
+func (w walked) run(t *testing.T, set ...func(*EngineOptions)) {
+	if w.set != nil {
+		set = append(set, w.set)
+	}
+	t.Run(w.name, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r := newHarness(t, set...)
+			if w.running != "" {
+				r.hasText(w.running)
+			}
+			r.walk(w.steps)
+		})
+	})
 }
 
 func (r *harness) walk(steps []step) {
@@ -100,12 +125,7 @@ func reachable(r *harness)   { r.down = nil }
 func withBinary(r *harness)  { r.binary = "proxy" }
 
 func TestEngine(t *testing.T) {
-	for _, tt := range []struct {
-		name    string
-		running string // text that the proxy runs, and has in its file
-		set     func(*EngineOptions)
-		steps   []step
-	}{
+	for _, w := range []walked{
 		{name: "nothing, run time, reload", running: one, steps: []step{
 			{text: one, action: None, file: one},
 			{text: two, action: Runtime, reason: "add app/b", changes: "app: 1 → 2 servers", file: two, live: "app: a b; web: x"},
@@ -116,7 +136,7 @@ func TestEngine(t *testing.T) {
 			{text: one, action: None, file: one},
 			{set: func(r *harness) { r.live["web"] = nil }, text: two, action: Runtime, file: two, live: "app: a b; web: x"},
 		}},
-		{name: "no file yet", steps: []step{{text: one, action: Reload, reason: "removed", file: one, live: "app: a; web: x", loads: 1}}},
+		{name: "no file yet", steps: []step{{text: one, action: Reload, reason: "first configuration by berth", file: one, live: "app: a; web: x", loads: 1}}},
 		{name: "no file yet, and refused: none is left for a restart", steps: []step{{text: bad, err: ErrRefused, file: "", loads: 1}}},
 
 		// Drift.
@@ -259,6 +279,10 @@ func TestEngine(t *testing.T) {
 			{text: "bind\nbogus\napp: a b c\nweb: x\n", err: ErrRefused, action: Reload, reason: "add app/c", file: "bind\napp: a b c\nweb: x\n", live: "app: a b c; web: x", loads: 4},
 			{text: one, action: Reload, file: one, live: "app: a; web: x", loads: 5},
 		}},
+		{name: "reloads: what a text that need not be shown to the proxy has in common with the running one is loaded", running: one, steps: []step{
+			{set: func(r *harness) { r.reloading = true }, text: "app: a b\nweb: x\n", err: ErrRefused, says: "serve nothing", action: Reload, reason: "add app/b", file: two, live: "app: a b; web: x", loads: 1},
+			{text: "app: a b c\nweb: x\n", waits: true, err: ErrRefused, says: "serve nothing", file: two, live: "app: a b; web: x", loads: 1},
+		}},
 
 		// berth was killed.
 		{name: "killed before the proxy was told of a text", running: one, steps: []step{
@@ -304,19 +328,7 @@ func TestEngine(t *testing.T) {
 			}, text: "app: a\n", err: ErrRefused, says: "serve nothing", file: one},
 		}},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { // a slow disk must not make a refusal old
-				r := newHarness(t)
-				if tt.set != nil {
-					tt.set(&r.opts)
-					r.start()
-				}
-				if tt.running != "" {
-					r.hasText(tt.running)
-				}
-				r.walk(tt.steps)
-			})
-		})
+		w.run(t)
 	}
 }
 
@@ -502,6 +514,58 @@ func TestAuxiliaryFiles(t *testing.T) {
 	}
 }
 
+// An auxiliary file that cannot be written keeps a text from being loaded. Servers come and go all the same, and so they do
+// where the configuration itself cannot be written.
+func TestUnwritableFiles(t *testing.T) {
+	r := newHarness(t)
+	r.hasText(one)
+	name := r.file + ".routes-" + strings.Repeat("1", 16) + ".map"
+	apply := func(text string, files map[string]string, action Action, live, says string) {
+		t.Helper()
+		res, err := r.engine.Apply(t.Context(), Config{Text: text, Files: files}, true)
+		if res.Action != action || r.servers() != live || (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {
+			t.Errorf("%q, %v, the proxy has %q; want %q, an error that says %q, and %q", res.Action, err, r.servers(), action, says, live)
+		}
+		r.engine.Close()
+	}
+	blocked := "bind\nmap " + name + "\n"
+	files := map[string]string{name: "x"}
+	if err := os.MkdirAll(name+"/in the way", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	apply(one, nil, None, "app: a; web: x", "")
+	apply(blocked+"app: a b\nweb: x\n", files, Runtime, "app: a b; web: x", "write "+name)
+	apply(blocked+"app: b\nweb: x y\n", files, Runtime, "app: b; web: x y", "write "+name)
+	if r.loads != 0 || r.onDisk(r.file) != markFake("bind\napp: b\nweb: x y\n") {
+		t.Errorf("%d reloads, the file is\n%s", r.loads, r.onDisk(r.file))
+	}
+	unreachable(r)
+	withBinary(r)
+	apply(blocked+"app: b\nweb: x y\n", files, "", "app: b; web: x y", "write "+name)
+	if r.onDisk(r.file) != markFake("bind\napp: b\nweb: x y\n") {
+		t.Errorf("a proxy that is down would start with\n%s", r.onDisk(r.file))
+	}
+	reachable(r)
+	if err := os.RemoveAll(name); err != nil {
+		t.Fatal(err)
+	}
+	apply(blocked+"app: b\nweb: x y\n", files, Reload, "app: b; web: x y", "")
+
+	// The directory of the configuration is gone from under it.
+	dir := filepath.Dir(r.file)
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	apply(blocked+"app: c\nweb: x y\n", files, Runtime, "app: c; web: x y", "")
+	apply(blocked+"app: c\nweb: x y\n", files, "", "app: c; web: x y", "write "+name)
+	apply(blocked+"app: d\nweb: x y\n", files, Runtime, "app: d; web: x y", "write ")
+	apply("bind\nmore\napp: e\nweb: y\n", nil, Runtime, "app: e; web: y", "write ")
+	if err := os.Rename(dir+".away", dir); err != nil {
+		t.Fatal(err)
+	}
+	apply("bind\nmore\napp: e\nweb: y\n", nil, Reload, "app: e; web: y", "")
+}
+
 // The files of a text that is no configuration stay while it is tried again.
 func TestAuxiliaryFilesOfNoConfiguration(t *testing.T) {
 	r := newHarness(t)
@@ -527,11 +591,7 @@ func TestHold(t *testing.T) {
 		waited  = 31 * time.Second
 	)
 	hold := func(backends string) string { return "holding back: " + backends }
-	for _, tt := range []struct {
-		name    string
-		running string
-		steps   []step
-	}{
+	for _, w := range []walked{
 		{name: "until all have servers again", running: one, steps: []step{
 			{text: empty, says: hold("backend app would lose all its servers"), action: Runtime, changes: "web: 1 → 2 servers", file: "bind\napp: a\nweb: x y\n", live: "app: a; web: x y"},
 			{text: lacking, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x z\n", live: "app: a; web: x z"},
@@ -566,23 +626,59 @@ func TestHold(t *testing.T) {
 			{text: "bind\nframe\nbogus\napp:\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp: a\nweb: y\n", live: "app: a; web: y", loads: 1},
 			{set: func(*harness) { time.Sleep(waited) }, text: "bind\nframe\nbogus\napp:\nweb: y\n", err: ErrRefused, action: Runtime, file: "bind\napp:\nweb: y\n", live: "app:; web: y", loads: 2},
 		}},
-		{name: "somebody's own file says nothing", steps: []step{
-			{set: func(r *harness) { r.write(r.file, "theirs\napp: a\n"); r.run("theirs\napp: a\n") }, text: "bind\n", action: Reload, file: "bind\n", loads: 1},
-		}},
 		{name: "a refused text is none that was applied", running: one, steps: []step{
 			{text: bad, err: ErrRefused, file: one, loads: 1},
 			{text: empty, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x y\n", loads: 1},
 		}},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				r := newHarness(t, func(o *EngineOptions) { o.Grace = 0 })
-				if tt.running != "" {
-					r.hasText(tt.running)
-				}
-				r.walk(tt.steps)
-			})
-		})
+		w.run(t, func(o *EngineOptions) { o.Grace = 0 })
+	}
+}
+
+// A file that berth did not write is replaced by a text that has servers for all of its backends, or if that is asked for.
+func TestTakeOver(t *testing.T) {
+	const (
+		theirs  = "theirs\nbind\napp: a\nold: o p\nempty:\n"
+		lacking = "bind\napp: b\nold:\n"
+		full    = "bind\napp: b\nold: p\n"
+		hold    = "holding back: backend old would lose all its servers, which are in "
+	)
+	foreign := func(r *harness) { r.write(r.file, theirs); r.run(theirs) }
+	for _, w := range []walked{
+		{name: "held for as long as it takes", steps: []step{
+			{set: foreign, text: lacking, says: hold, action: None, file: theirs, live: "app: a; empty:; old: o p"},
+			{set: func(*harness) { time.Sleep(48 * time.Hour) }, text: lacking, says: "start berth with --take-over", action: None, file: theirs, live: "app: a; empty:; old: o p"},
+			{text: "bind\n", says: "backends app, old would lose all their servers", action: None, file: theirs},
+			{text: full, action: Reload, reason: "first configuration by berth", changes: "app: 1 server, 1 replaced or changed; old: 2 → 1 server", file: full, live: "app: b; old: p", loads: 1},
+			{text: lacking, action: Runtime, file: "bind\napp: b\nold:\n", live: "app: b; old:", loads: 1}, // a later one is believed
+		}},
+		{name: "without a grace", set: func(o *EngineOptions) { o.Grace = -1 }, steps: []step{
+			{set: foreign, text: lacking, says: hold, action: None, file: theirs},
+		}},
+		{name: "asked for", set: func(o *EngineOptions) { o.TakeOver = true }, steps: []step{
+			{set: foreign, text: lacking, action: Reload, reason: "first configuration by berth", changes: "app: 1 server, 1 replaced or changed; old: 2 → 0 servers", file: lacking, live: "app: b; old:", loads: 1},
+		}},
+		{name: "a restart of berth holds it, too", steps: []step{
+			{set: foreign, text: lacking, says: hold, action: None, file: theirs},
+			{set: func(r *harness) { r.start() }, text: lacking, says: hold, action: None, file: theirs},
+		}},
+		{name: "what is refused is said, rather than that it would be held", steps: []step{
+			{set: foreign, text: "app: b\n", err: ErrRefused, says: "serve nothing", file: theirs},
+		}},
+		{name: "a proxy that is down starts with the file that it had", steps: []step{
+			{set: func(r *harness) { foreign(r); unreachable(r); withBinary(r) }, text: lacking, err: ErrUnreachable, says: hold, file: theirs},
+			{text: full, err: ErrUnreachable, file: full},
+		}},
+		{name: "a proxy that runs berth's has nothing to lose by another's file", running: full, steps: []step{
+			{set: func(r *harness) { r.write(r.file, theirs) }, text: "bind\napp: b\nold:\n", action: Reload, reason: "not as berth wrote it", file: lacking, live: "app: b; old:", loads: 1},
+		}},
+		{name: "a file that replaces berth's while berth is there is replaced at once", running: full, steps: []step{
+			{text: lacking, says: "consul-grace", action: Runtime, file: "bind\napp: b\nold: p\n", live: "app: b; old: p", set: func(r *harness) { r.live["app"] = nil }},
+			{text: full, action: None, file: full},
+			{set: foreign, text: full, action: Reload, reason: "not as berth wrote it", file: full, loads: 1},
+		}},
+	} {
+		w.run(t, func(o *EngineOptions) { o.Grace = 0 })
 	}
 }
 
@@ -724,4 +820,110 @@ func TestRefusalIsTriedAgain(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A text with a name that does not resolve is tried again when it does, however often it was refused, and not more often than
+// any other one before.
+func TestNameThatDoesNotResolve(t *testing.T) {
+	const text = "bind\nbogus\napp: a\nweb: x\n"
+	for _, tt := range []struct {
+		name, says string
+		here       bool // it resolves for berth all the time
+		soon       bool
+	}{
+		{"HAProxy", "config : [haproxy.cfg:128] : 'server legacy/legacy' : could not resolve address 'legacy'.", false, true},
+		{"nginx", `host not found in upstream "legacy:3000" in /etc/nginx/nginx.conf:9`, false, true},
+		{"HAProxy, another resolver", "'server legacy/legacy' : could not resolve address 'legacy'.", true, false},
+		{"another reason", "no", false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var resolves atomic.Bool
+				resolves.Store(tt.here)
+				before := lookup
+				defer func() { lookup = before }()
+				lookup = func(_ context.Context, host string) ([]string, error) {
+					if host != "legacy" {
+						t.Errorf("looked up %q", host)
+					}
+					if resolves.Load() {
+						return []string{"10.0.0.1"}, nil
+					}
+					return nil, errors.New("no such host")
+				}
+				r := newHarness(t)
+				r.hasText(one)
+				r.takes, r.elsewise = 2*time.Second, fmt.Errorf("%w: %s", ErrRefused, tt.says)
+				counted := &countedDriver{fakeDriver: r.fakeDriver}
+				r.engine.driver = counted
+				tries := func() int { return int(counted.tries.Load()) }
+				c := New(Options{Proxy: r.engine, Log: r.opts.Log})
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error)
+				go func() { done <- c.Run(ctx) }()
+				c.Set(Config{Text: text}, time.Now())
+				pass(10 * time.Minute)
+				if n := tries(); n < 4 || n > 20 {
+					t.Errorf("%d tries in ten minutes", n)
+				}
+				for n := tries(); tries() == n; { // the next one is a while away
+					pass(time.Second)
+				}
+				pass(5 * time.Second)
+				n := tries()
+				resolves.Store(true)
+				pass(4 * time.Second)
+				if got := tries() > n; got != tt.soon {
+					t.Errorf("tried again soon after the name resolves: %v, want %v", got, tt.soon)
+				}
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// A name is looked up for as long as a text with it is wanted.
+func TestNameIsNotLookedUpForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lookups atomic.Int32
+		before := lookup
+		defer func() { lookup = before }()
+		lookup = func(context.Context, string) ([]string, error) {
+			lookups.Add(1)
+			return nil, errors.New("no such host")
+		}
+		r := newHarness(t)
+		defer func() { r.engine.Close() }()
+		r.hasText(one)
+		r.elsewise = fmt.Errorf("%w: could not resolve address 'legacy'", ErrRefused)
+		if _, err := r.engine.Apply(t.Context(), Config{Text: "bind\nbogus\napp: a\nweb: x\n"}, true); !errors.Is(err, ErrRefused) {
+			t.Fatal(err)
+		}
+		pass(5 * time.Second)
+		if n := lookups.Load(); n < 4 {
+			t.Errorf("%d lookups in five seconds", n)
+		}
+		if res, err := r.engine.Apply(t.Context(), Config{Text: one}, true); err != nil || res.Action != None {
+			t.Fatalf("%+v, %v", res, err)
+		}
+		n := lookups.Load()
+		pass(time.Minute)
+		if more := lookups.Load() - n; more > 1 {
+			t.Errorf("%d lookups after the text was given up", more)
+		}
+	})
+}
+
+// countedDriver counts reloads for another goroutine.
+type countedDriver struct {
+	*fakeDriver
+	tries atomic.Int32
+}
+
+func (d *countedDriver) Reload(ctx context.Context, last, to Marked[fakeConfig]) (Snapshot, error) {
+	d.tries.Add(1)
+	return d.fakeDriver.Reload(ctx, last, to)
 }

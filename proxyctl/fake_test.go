@@ -155,6 +155,16 @@ func (d *fakeDriver) Changes(before, after *fakeConfig) []Change {
 	return out
 }
 
+func (d *fakeDriver) Serves(c *fakeConfig) map[string]bool {
+	out := map[string]bool{}
+	for name, servers := range c.backends {
+		if len(servers) > 0 {
+			out[name] = true
+		}
+	}
+	return out
+}
+
 func (d *fakeDriver) SameFrame(a, b *fakeConfig) bool {
 	frame := func(c *fakeConfig) []string {
 		return slices.DeleteFunc(slices.Clone(c.lines), func(line string) bool { return !strings.HasPrefix(line, "frame") })

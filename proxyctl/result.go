@@ -3,6 +3,7 @@ package proxyctl
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -29,22 +30,44 @@ func (e *PortError) Error() string {
 
 func (e *PortError) Unwrap() error { return ErrRefused }
 
-// HoldError is what Apply returns for a first text that is not believed yet: it would take all servers from backends
-// that the last good text has servers for. Everything else that it says of servers is done.
+// HoldError is what Apply returns for a first text that is not believed yet: it would take all servers from backends that have
+// some in the last good text. If berth wrote that one, servers of all other backends come and go; a file that berth did not
+// write stays as it is.
 type HoldError struct {
 	Backends []string
-	For      time.Duration // how long it is held back still
+	File     string        // that berth did not write, and that has the servers; "" if berth wrote it
+	For      time.Duration // time left of the hold; 0 if it lasts until a text has servers for all, as with a File
 }
 
 func (e *HoldError) Error() string {
-	what := "backend " + e.Backends[0] + " would lose all its servers"
+	what := "backend " + e.Backends[0]
+	their, them := "its", "it"
 	if n := len(e.Backends); n > 1 {
-		what = fmt.Sprintf("backends %s would lose all their servers", strings.Join(e.Backends[:min(n, 5)], ", "))
+		what, their, them = "backends "+strings.Join(e.Backends[:min(n, 5)], ", "), "their", "all of them"
 		if n > 5 {
-			what = fmt.Sprintf("backends %s and %d more would lose all their servers", strings.Join(e.Backends[:5], ", "), n-5)
+			what += fmt.Sprintf(" and %d more", n-5)
 		}
 	}
-	return "holding back: " + what + "; the first configuration after a start is applied when it has servers for all that had some, or when the time for that is over (consul-grace)"
+	what = fmt.Sprintf("holding back: %s would lose all %s servers", what, their)
+	if e.File != "" {
+		return fmt.Sprintf("%s, which are in %s, a file that berth did not write: give the template servers for %s, or start berth with --take-over to replace the file all the same",
+			what, e.File, them)
+	}
+	return what + "; the first configuration after a start is applied when it has servers for all that had some, or when the time for that is over (consul-grace)"
+}
+
+// Ports reads a port or a range of ports, like 80 or 1000-1009; first is 0 for anything else.
+func Ports(s string) (first, last int) {
+	from, to, isRange := strings.Cut(s, "-")
+	if !isRange {
+		to = from
+	}
+	first, err := strconv.Atoi(from)
+	last, err2 := strconv.Atoi(to)
+	if err != nil || err2 != nil {
+		return 0, 0
+	}
+	return first, min(last, 65535)
 }
 
 // Action says what Apply did.
@@ -83,6 +106,9 @@ type Result struct {
 	Changes    []Change // sorted by backend
 	OldWorkers int      // workers of earlier configurations that still finish their connections; as of a reload, or of a look
 	Leaving    int      // servers that were removed and still finish their connections
+	// Backends and Servers count the backends that have servers, and these, when a configuration is live as a whole for the
+	// first time since a start or a failure.
+	Backends, Servers int
 }
 
 // Config is what a proxy is to run.

@@ -4,15 +4,71 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
 
+	"github.com/hashicorp/consul/api"
+
+	"berth/registrar/agent"
 	"berth/registrar/label"
+	"berth/templates/claim"
 )
+
+// Report says what a registrar makes of the containers of its host. docs/dry-run.md documents its JSON.
+type Report struct {
+	Containers []Planned `json:"containers"`         // by age; registrations of containers that are gone come last
+	Problems   []string  `json:"problems,omitempty"` // why the rest may be incomplete or out of date
+}
 
 // Planned is what a container registers, and why some of it, or nothing, is not registered.
 type Planned struct {
-	Container string // its name
-	Instances []PlannedInstance
-	Reasons   []string
+	Container      string            `json:"container"` // its name; "" if it is gone
+	ID             string            `json:"id"`        // the full one
+	ComposeService string            `json:"compose_service,omitempty"`
+	Instances      []PlannedInstance `json:"instances"`
+	Group          string            `json:"group,omitempty"` // what it takes up of the group of its first instance's service
+	Reasons        []string          `json:"reasons"`         // what is not registered or left out, and why
+}
+
+// PlannedInstance is an instance as it is, or is to be, registered.
+type PlannedInstance struct {
+	Service   string   `json:"service"`
+	ID        string   `json:"id"`
+	Endpoint  string   `json:"endpoint"` // host:port that clients are given, and why that
+	Tags      []string `json:"tags,omitempty"`
+	ReadyWhen string   `json:"ready_when"`
+	Routes    []string `json:"routes"`             // that its labels ask for
+	NoRoute   string   `json:"no_route,omitempty"` // why it takes part in no route
+	State     State    `json:"state"`
+	Reason    string   `json:"reason,omitempty"` // for the state
+}
+
+// State says how an instance stands with Consul.
+type State string
+
+// The states of an instance. All but the last five are registered.
+const (
+	Registered     State = "registered"
+	Warning        State = "warning"          // it gets requests if nothing passes, or fewer of them
+	Critical       State = "critical"         // it gets no requests: a check fails
+	OutOfService   State = "out of service"   // it gets no new requests: maintenance mode
+	ToBeChanged    State = "to be changed"    // its registration differs from what the container asks for
+	ToBeRegistered State = "to be registered" // when it is ready
+	Waiting        State = "waiting"          // until it is ready
+	NotRegistered  State = "not registered"
+	Unwanted       State = "to be deregistered"
+	LeftAlone      State = "left alone"
+)
+
+// String returns the state with its reason.
+func (i PlannedInstance) String() string {
+	if i.Reason == "" {
+		return string(i.State)
+	}
+	return string(i.State) + ": " + i.Reason
 }
 
 // Verdicts are the reasons as an operator reads them, in the words of the registrar's log.
@@ -24,58 +80,268 @@ func (p Planned) Verdicts() []string {
 	return out
 }
 
-// PlannedInstance is an instance as it would be registered.
-type PlannedInstance struct {
-	label.Instance
-	Endpoint string // host:port that clients are given, and why that
-	State    string // "registered", or what a running registrar would do
+// Only returns the report about the containers that the names are for, in their order: a name, the beginning of an ID, or
+// a service of a compose file, which may have several. The error names those that are for none.
+func (r Report) Only(names ...string) (Report, error) {
+	if len(names) == 0 {
+		return r, nil
+	}
+	out := Report{Problems: r.Problems}
+	var errs []error
+	for _, name := range names {
+		found, err := r.find(strings.TrimPrefix(name, "/"))
+		if err != nil {
+			errs = append(errs, err)
+		}
+		for _, p := range found {
+			if !slices.ContainsFunc(out.Containers, func(q Planned) bool { return q.ID == p.ID }) {
+				out.Containers = append(out.Containers, p)
+			}
+		}
+	}
+	return out, errors.Join(errs...)
 }
 
-// Plan says for every container what it registers and what not, sorted by the containers' age. It changes nothing. An
+func (r Report) find(name string) (found []Planned, err error) {
+	for _, is := range []func(Planned) bool{
+		func(p Planned) bool { return p.Container == name || p.ID == name },
+		func(p Planned) bool { return p.ComposeService == name },
+		func(p Planned) bool { return strings.HasPrefix(p.ID, name) },
+	} {
+		for _, p := range r.Containers {
+			if name != "" && is(p) {
+				found = append(found, p)
+			}
+		}
+		if len(found) > 0 {
+			break
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return nil, fmt.Errorf("no container with the name, the ID or the compose service %q runs here: see docker ps --all", name)
+	case len(found) > 1 && found[0].ComposeService != name:
+		return nil, fmt.Errorf("%d containers have an ID that begins with %s: give more of it", len(found), name)
+	}
+	return found, nil
+}
+
+// asked asks the loop for a report.
+type asked struct{ answer chan<- Report }
+
+// Report says what a running registrar makes of its containers, without asking Docker or Consul.
+func (r *Registrar) Report(ctx context.Context) (Report, error) {
+	answer := make(chan Report, 1)
+	r.updates.add(asked{answer})
+	select {
+	case report := <-answer:
+		return report, nil
+	case <-ctx.Done():
+		return Report{}, ctx.Err()
+	}
+}
+
+// Plan asks Docker and Consul, and says for every container what a registrar registers and what not. It changes nothing. An
 // error means that Docker or Consul could not be asked.
-func (r *Registrar) Plan(ctx context.Context) ([]Planned, error) {
+func (r *Registrar) Plan(ctx context.Context) (Report, error) {
 	var err error
 	r.loop(ctx, true, func(p plan) bool {
 		err = errors.Join(p.docker, p.consul)
 		return err != nil || p.known
 	})
 	if err := cmp.Or(err, ctx.Err()); err != nil {
-		return nil, err
+		return Report{}, err
 	}
-	instances, rejections := r.all()
-	var out []Planned
-	for _, t := range r.sorted() {
-		p := Planned{Container: t.Name}
-		for _, i := range instances {
-			if i.desired.Container == t.id {
-				p.Instances = append(p.Instances, PlannedInstance{i.desired.Instance, i.desired.Endpoint(t.Container), r.standing(i)})
-			}
-		}
-		for _, f := range rejections {
-			if f.container == t.id {
-				p.Reasons = append(p.Reasons, f.reason)
-			}
-		}
-		if len(p.Instances)+len(p.Reasons) == 0 {
-			p.Reasons = []string{"SERVICE_IGNORE is set"}
-		}
-		out = append(out, p)
+	return r.report(time.Now()), nil
+}
+
+// report says what is made of the containers, as far as is known now.
+func (r *Registrar) report(now time.Time) (out Report) {
+	p := r.planner(now)
+	place := map[string]int{}
+	for n, t := range slices.Concat(r.sorted(), r.uninspected()) {
+		place[t.id] = n
+		out.Containers = append(out.Containers, Planned{
+			Container: cmp.Or(t.Name, fmt.Sprintf("%.12s", t.id)), ID: t.id, ComposeService: t.Labels["com.docker.compose.service"],
+			Instances: []PlannedInstance{}, Reasons: []string{},
+		})
 	}
-	return out, nil
+	for _, i := range p.instances {
+		c := &out.Containers[place[i.desired.Container]]
+		if len(c.Instances) == 0 {
+			c.Group = i.desired.Group.String()
+		}
+		c.Instances = append(c.Instances, p.report(i))
+	}
+	for _, f := range p.plan.rejections {
+		c := &out.Containers[place[f.container]]
+		c.Reasons = append(c.Reasons, f.reason)
+	}
+	for n := range out.Containers {
+		if c := &out.Containers[n]; len(c.Instances)+len(c.Reasons) == 0 {
+			c.Reasons = append(c.Reasons, r.silent(r.containers[c.ID]))
+		}
+	}
+	out.Containers = append(out.Containers, r.leftovers(p.plan)...)
+	return out
+}
+
+// problems are what keeps a running registrar from its work.
+func (r *Registrar) problems() []string {
+	if err := r.Ready(); err != nil {
+		return strings.Split(err.Error(), "\n")
+	}
+	return nil
+}
+
+// uninspected returns the containers that Docker has named and not described yet.
+func (r *Registrar) uninspected() (out []*tracked) {
+	for _, id := range slices.Sorted(maps.Keys(r.containers)) {
+		if t := r.containers[id]; !t.inspected() {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// silent says why a container registers nothing if no reason was given.
+func (r *Registrar) silent(t *tracked) string {
+	switch err := r.last(key{kind: inspecting, id: t.id}).err; {
+	case err != nil:
+		return err.Error()
+	case !t.inspected():
+		return "Docker has not said yet what it is"
+	case !r.enoughKnown(t):
+		return fmt.Sprintf("it uses the network of container %.12s, and Docker has not said yet what that is", t.NetworkOf)
+	}
+	return "SERVICE_IGNORE is set"
+}
+
+// report describes an instance.
+func (p *planner) report(i *instance) PlannedInstance {
+	d, t := p.chosen(i), p.containers[i.desired.Container]
+	in := d.Instance
+	out := PlannedInstance{Service: in.Name, ID: in.ID, Endpoint: in.Endpoint(t.Container), Tags: in.Tags, ReadyWhen: in.Ready.String()}
+	out.Routes, out.NoRoute = append([]string{}, in.Routes()...), in.NoRoute()
+	out.State, out.Reason = p.standing(i, d, t)
+	return out
 }
 
 // standing says how an instance stands with Consul.
-func (r *Registrar) standing(i *instance) string {
-	have := r.consul[i.desired.ID]
-	reason, maintained := have.Maintenance()
+func (p *planner) standing(i *instance, d agent.Desired, t *tracked) (State, string) {
+	have := p.consul[d.ID]
+	why, maintained := have.Maintenance()
+	refused := p.refused[d.ID].why
+	reason := strings.TrimPrefix(cmp.Or(why, t.outOfService()), agent.Automatic)
 	switch {
+	case !have.Held() && refused != "":
+		return NotRegistered, "Consul refuses it: " + refused
+	case !have.Held() && reason != "":
+		return NotRegistered, reason
+	case !have.Held() && i.cancel != nil: // a registrar probes it
+		return Waiting, fmt.Sprintf("for %v; not ready: %s", p.now.Sub(i.since).Round(time.Second), cmp.Or(i.late, "waiting until "+d.Ready.String()))
+	case !have.Held() && d.Ready.Kind == label.ReadyHealthcheck && !i.ready:
+		return Waiting, fmt.Sprintf("Docker's HEALTHCHECK says %s", t.Health)
+	case !have.Held():
+		return ToBeRegistered, ""
 	case maintained:
-		return "registered, out of service: " + reason
-	case i.desired.Same(have) && have.Serves(i.desired.Instance):
-		return "registered"
-	case have.Held():
-		return "to be registered anew"
-	default:
-		return "to be registered when ready"
+		return OutOfService, reason
+	case reason != "":
+		return ToBeChanged, "it is to be taken out of service: " + reason
 	}
+	late := d
+	late.NotReady = "late" // the registration of one that was not ready in time has a check more
+	if !d.Same(have) && !late.Same(have) {
+		if refused != "" {
+			return Registered, "as it was before: Consul refuses the change: " + refused
+		}
+		if have.Meta[label.MetaOwner] == "" {
+			return ToBeChanged, "it is Registrator's, and is taken over"
+		}
+		return ToBeChanged, difference(d, have)
+	}
+	if d.Meta[claim.KeyWeight] == "0" {
+		reason = "its weight is 0, so it gets no new requests"
+	}
+	for _, status := range []string{api.HealthCritical, api.HealthWarning} {
+		if said := saidBy(have, status); said != "" {
+			return State(status), said
+		}
+	}
+	return Registered, reason
+}
+
+// saidBy returns what the checks with a status say.
+func saidBy(have agent.Registered, status string) string {
+	var said []string
+	for _, id := range slices.Sorted(maps.Keys(have.Checks)) {
+		c := have.Checks[id]
+		if c.Status != status {
+			continue
+		}
+		output := oneLine(cmp.Or(c.Output, c.Notes, "no output yet"))
+		name := c.Name
+		if !have.WasReady() && id == have.ID+":ready" {
+			name = "not ready in time"
+		}
+		said = append(said, name+": "+output)
+	}
+	return strings.Join(said, "; ")
+}
+
+// oneLine shortens the output of a check to what fits a line.
+func oneLine(s string) string {
+	const most = 200
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
+}
+
+// difference says what of a registration is to be changed.
+func difference(d agent.Desired, have agent.Registered) string {
+	switch {
+	case have.Service != d.Name:
+		return fmt.Sprintf("its service is %s", have.Service)
+	case have.Address != d.Address || have.Port != d.Port:
+		return fmt.Sprintf("its address is %s port %d", cmp.Or(have.Address, "the node's"), have.Port)
+	case have.Container() != d.Container:
+		return fmt.Sprintf("it stands for container %.12s", have.Container())
+	case !slices.Equal(have.Tags, d.Tags):
+		return "its tags differ"
+	}
+	for _, key := range slices.Sorted(maps.Keys(d.Meta)) {
+		if have.Meta[key] != d.Meta[key] {
+			return fmt.Sprintf("its metadata %s differs", key)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(have.Meta)) {
+		if _, wanted := d.Meta[key]; !wanted && key != label.MetaChecks && key != label.MetaStarted {
+			return fmt.Sprintf("its metadata %s is to go", key)
+		}
+	}
+	return "its weight or its checks differ"
+}
+
+// leftovers describes the registrations for containers that are gone, those of one container together.
+func (r *Registrar) leftovers(p plan) (out []Planned) {
+	add := func(have agent.Registered, state State, reason string) {
+		n := slices.IndexFunc(out, func(p Planned) bool { return p.ID == have.Container() })
+		if n < 0 {
+			n, out = len(out), append(out, Planned{ID: have.Container(), Reasons: []string{}})
+		}
+		out[n].Instances = append(out[n].Instances, PlannedInstance{
+			Service: have.Service, ID: have.ID, Endpoint: endpoint(have.Address, have.Port), Routes: []string{}, State: state, Reason: reason,
+		})
+	}
+	for _, c := range p.calls {
+		if have := r.consul[c.id]; c.change.Deregister && have.Held() {
+			add(have, Unwanted, "no container registers it any more")
+		}
+	}
+	for _, id := range p.orphans {
+		add(r.consul[id], LeftAlone, "it has this host's name and belongs to another Docker engine: if that is gone, deregister it")
+	}
+	return out
 }

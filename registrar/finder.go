@@ -3,6 +3,7 @@ package registrar
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -20,8 +21,11 @@ type Finder struct {
 }
 
 // Find returns the service IDs of the instance with this ID, or of the container with this name, ID or beginning of an
-// ID. It is an error if there is none.
+// ID. If there is none, the error says what to do.
 func (f Finder) Find(ctx context.Context, name string) ([]string, error) {
+	if name == "" { // an empty variable is the beginning of every ID
+		return nil, errors.New("the name is empty: give a container or a service ID")
+	}
 	services, err := f.Agent.Read(ctx, "")
 	if err != nil {
 		return nil, err
@@ -30,7 +34,8 @@ func (f Finder) Find(ctx context.Context, name string) ([]string, error) {
 		return []string{name}, nil
 	}
 	container := name
-	if c, err := docker.Inspect(ctx, f.Docker, name, nil); err == nil {
+	c, unasked := docker.Inspect(ctx, f.Docker, name, nil)
+	if unasked == nil {
 		container = cmp.Or(c.ID, name)
 	}
 	var ids []string
@@ -42,8 +47,12 @@ func (f Finder) Find(ctx context.Context, name string) ([]string, error) {
 		}
 	}
 	switch {
+	case len(ids) == 0 && unasked != nil:
+		return nil, fmt.Errorf("%s is no service ID at this Consul agent, and Docker cannot be asked for a container: %w", name, unasked)
+	case len(ids) == 0 && c.ID != "":
+		return nil, fmt.Errorf("%s is a container with no registered service: berth registrar --dry-run %s says why", name, name)
 	case len(ids) == 0:
-		return nil, fmt.Errorf("%s is no container with a registered service and no service ID at this Consul agent", name)
+		return nil, fmt.Errorf("%s is no container here and no service ID at this Consul agent: berth registrar --dry-run lists both", name)
 	case len(owners) > 1:
 		return nil, fmt.Errorf("%s is the beginning of the IDs of %d containers: give more of it", name, len(owners))
 	}

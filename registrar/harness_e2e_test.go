@@ -20,6 +20,7 @@ import (
 
 	"berth/deploy/testenv"
 	"berth/registrar"
+	"berth/registrar/agent"
 	watch "berth/registrar/docker"
 	"berth/registrar/label"
 )
@@ -80,7 +81,8 @@ type world struct {
 // daemonLeftovers removes the daemons that test processes left that are gone.
 var daemonLeftovers = sync.OnceValue(func() error { return removeDaemons(testenv.Leftover) })
 
-func newHarness(t testing.TB) *harness {
+// newHarness starts one. Further arguments are for consul agent.
+func newHarness(t testing.TB, consul ...string) *harness {
 	t.Helper()
 	for _, variable := range []string{"IMAGE_APP", "IMAGE_HAPROXY", "IMAGE_CONSUL"} {
 		testenv.Image(t, variable)
@@ -92,19 +94,23 @@ func newHarness(t testing.TB) *harness {
 	l := &harness{engine{t: t}, &world{name: name, network: name + "-net", port: testenv.FreePort(t)}}
 	l.docker("network", "create", l.network)
 	l.follow()
-	l.startConsul()
+	l.startConsul(consul...)
 	return l
 }
 
+// rootToken is a token that a harness's agent takes for anything, with ACLs and without.
+const rootToken = "11111111-1111-1111-1111-111111111111"
+
 // startConsul starts an agent that is its own server, with its data in a volume, and waits until it works.
-func (l *harness) startConsul() {
+func (l *harness) startConsul(args ...string) {
 	l.t.Helper()
 	l.consul = testenv.StartConsul(l.t, testenv.ConsulOptions{
 		Name:    l.name + "-consul",
 		Address: "127.0.0.1:" + l.port,
 		Docker:  []string{"--network", l.network, "--publish", "127.0.0.1:" + l.port + ":8500", "--label", "SERVICE_IGNORE=true"},
-		Args: []string{"-server", "-bootstrap-expect=1", "-node=e2e", "-client=0.0.0.0", `-advertise={{ GetInterfaceIP "eth0" }}`,
-			"-data-dir=/consul/data", "-hcl=limits { http_max_conns_per_client = -1 }"},
+		Args: append([]string{"-server", "-bootstrap-expect=1", "-node=e2e", "-client=0.0.0.0", `-advertise={{ GetInterfaceIP "eth0" }}`,
+			"-data-dir=/consul/data", "-hcl=limits { http_max_conns_per_client = -1 }"}, args...),
+		Token: rootToken,
 	})
 	l.consul.Answers(l.t)
 }
@@ -196,6 +202,7 @@ func (l *harness) newRegistrar(change func(*registrar.Options, *label.Host)) *ru
 		Events:  watch.Events(client),
 		Host:    func(context.Context) (label.Host, error) { return host, nil },
 		Agent:   l.consul.Agent(),
+		Catalog: agent.NewCatalog(l.consul.Client),
 		Log:     slog.New(slog.NewTextHandler(r.log, nil)),
 		Metrics: r.metrics,
 	}

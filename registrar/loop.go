@@ -3,7 +3,10 @@ package registrar
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
+	"strconv"
 	"strings"
 	"time"
 
@@ -11,6 +14,7 @@ import (
 	"berth/registrar/docker"
 	"berth/registrar/label"
 	"berth/registrar/ready"
+	"berth/registrar/retry"
 )
 
 // Updates from other goroutines to the loop; docker.Event is another.
@@ -28,6 +32,11 @@ type (
 		*call
 		answer any
 		err    error
+	}
+	// held is the answer of a read: what the agent holds, and a hash of the token that it was asked with.
+	held struct {
+		agent.State
+		token string
 	}
 )
 
@@ -61,6 +70,7 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 			continue
 		}
 		r.adopt()
+		r.overdue(began)
 		for _, container := range r.revive(began) {
 			r.opts.Log.Warn("back in service when it is ready: it was told to stop and runs on", "container", container)
 		}
@@ -69,7 +79,7 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 			return
 		}
 		for _, c := range p.calls {
-			if !dry || !c.writes() {
+			if !dry || !(c.writes() || c.kind == publishing) {
 				r.make(ctx, c)
 			}
 		}
@@ -90,6 +100,17 @@ func (r *Registrar) observe(u any) bool {
 	case docker.Event:
 		r.metrics.events.Inc()
 		return r.event(u)
+	case wish:
+		r.wishes(u)
+	case filled:
+		delete(r.placing, u.container)
+	case elected:
+		u.member.role = u.role
+	case asked:
+		report := r.report(time.Now())
+		report.Problems = r.problems()
+		u.answer <- report
+		return false
 	case connected:
 		if u.err == nil || r.firstAt.IsZero() {
 			r.resync() // events before this moment may be missing
@@ -111,23 +132,20 @@ func (r *Registrar) observe(u any) bool {
 	return true
 }
 
-// ended records the end of a call. A registration that Consul refuses does not count as a failure: it is logged, and the
-// previous registration stays.
+// ended records the end of a call.
 func (r *Registrar) ended(u ended) {
 	u.call.ended = r.tick()
-	var refusal *agent.Refusal
-	if errors.As(u.err, &refusal) {
-		msg := "not registered: consul refuses it; berth asks again at the next resync"
-		if r.consul[u.id].Held() {
-			msg = "stays registered as it was: consul refuses the change; berth asks again at the next resync"
-		}
-		r.opts.Log.Error(msg, "service", u.change.Name, "instance", u.id, "err", errors.Unwrap(refusal.Err))
-		r.refused[u.id] = u.change.Instance
-		delete(r.calls, u.key)
+	var refused *agent.Refusal
+	if errors.As(u.err, &refused) {
+		r.isRefused(u, refused)
 		return
 	}
 	if u.kind.writes() && agent.IsNotFound(u.err) { // gone in the meantime; the next read will show it
 		u.err, r.read.wanted = nil, r.tick()
+	}
+	if u.err != nil && (u.kind == comparing || u.kind == publishing) {
+		r.notPublished(u)
+		return
 	}
 	if u.err != nil {
 		if u.done(r.failed(u.err)); u.kind.writes() {
@@ -138,22 +156,106 @@ func (r *Registrar) ended(u ended) {
 	u.succeeded = time.Now()
 	switch u.kind {
 	case changing, draining:
-		r.applied(u.key, u.call, u.change)
+		r.applied(u.key, u.call, u.change, u.token)
+		if u.change.Deregister {
+			delete(r.lacking, u.id)
+		}
+		if u.change.Register {
+			r.isAccepted(u)
+		}
 		return // earlier failures count until a read confirms the change
 	case describing:
 		r.describe(u.answer.(label.Host), u.began)
 	case listing:
+		maps.DeleteFunc(r.refusals, func(id string, _ *retry.Lasting) bool { // the instance is gone, or asks for something else
+			return r.refused[id].why == "" && r.last(key{kind: changing, id: id}).began == 0
+		})
 		r.list(u.answer.([]string), u.began)
 	case inspecting:
 		r.inspected(r.containers[u.id], u.answer.(docker.Inspected), u.began)
 	case reading:
-		r.metrics.errors.Add(float64(r.consulHolds(u.answer.(agent.State), u.began)))
+		if u.call.err != nil {
+			r.dueAgain(changing, draining)
+		}
+		held := u.answer.(held)
+		r.token = held.token
+		r.metrics.errors.Add(float64(r.consulHolds(held.State, u.began)))
+	case comparing:
+		if u.call.err != nil {
+			r.dueAgain(publishing)
+		}
+		r.catalog, r.blind = u.answer.(agent.View), false
+	case publishing:
+		if have := u.answer.(agent.Registered); have.Held() {
+			msg := "put into Consul's catalog, which lacked it though the agent holds it"
+			if u.view.Services[u.id] {
+				msg = "put into Consul's catalog anew: what it has may date from another token"
+			}
+			r.opts.Log.Info(msg, "service", have.Service, "instance", u.id)
+		} else {
+			r.read.wanted = r.tick() // an agent that hung may do late what it was told before
+		}
+		delete(r.lacking, u.id)
+		e := r.entries[u.id]
+		e.published, e.stale = u.succeeded, false
+		r.entries[u.id] = e
 	case beating:
 		if was := u.beat.Said(r.consul[u.id]); was != nil && was.Status != u.beat.Status {
 			r.opts.Log.Info("check is "+u.beat.Status, "instance", u.id, "check", was.Name, "was", was.Status)
 		}
 	}
 	u.done(nil)
+}
+
+// isRefused records that Consul refuses to register an instance. That does not count as a failure: it is logged, and the
+// previous registration stays.
+func (r *Registrar) isRefused(u ended, refused *agent.Refusal) {
+	msg := "not registered: consul refuses it; berth asks again at the next resync"
+	if r.consul[u.id].Held() {
+		msg = "stays registered as it was: consul refuses the change; berth asks again at the next resync"
+	}
+	lasting := r.refusals[u.id]
+	if lasting == nil {
+		lasting = &retry.Lasting{}
+		r.refusals[u.id] = lasting
+	}
+	r.inStep = false
+	why := errors.Unwrap(refused.Err)
+	if tell, lasts := lasting.Tell(why.Error(), time.Now()); tell {
+		r.opts.Log.Error(msg, append(retry.For(lasts), "service", u.change.Name, "instance", u.id, "err", why)...)
+	}
+	r.refused[u.id] = refusal{u.change.Instance, why.Error()}
+	delete(r.calls, u.key)
+}
+
+// isAccepted records that Consul has registered an instance.
+func (r *Registrar) isAccepted(u ended) {
+	delete(r.refused, u.id)
+	if lasting := r.refusals[u.id]; lasting != nil {
+		_, lasted := lasting.Over(time.Now())
+		r.opts.Log.Info("consul refuses it no longer", append(retry.For(lasted), "service", u.change.Name, "instance", u.id)...)
+		delete(r.refusals, u.id)
+	}
+}
+
+// notPublished records that the catalog could not be read or written, which harms nothing: the agent itself hands on what
+// the catalog lacks, though later. What the token does not allow is logged once, and tried seldom.
+func (r *Registrar) notPublished(u ended) {
+	r.catalog.Index = 0
+	u.done(u.err)
+	if !agent.IsRefused(u.err) {
+		r.read.wanted = r.tick() // it may be the agent itself that went, and that comes back with nothing
+		return
+	}
+	u.retry = time.Now().Add(reread)
+	switch {
+	case u.kind == comparing && !r.blind:
+		r.blind = true
+		r.opts.Log.Info("Consul's catalog is not compared with what its agent holds, so an entry that the servers lose comes back after minutes only: give berth's token agent_prefix and node_prefix \"\" { policy = \"read\" }", "err", u.err)
+	case u.kind == publishing && r.lacking[u.id] != u.err.Error():
+		r.lacking[u.id] = u.err.Error()
+		r.opts.Log.Warn("Consul's catalog lacks what the agent holds and does not take it from berth; the agent hands it on within minutes", "instance", u.id, "err", u.err)
+	}
 }
 
 // failed counts an error and returns it.
@@ -191,7 +293,18 @@ func (r *Registrar) call(ctx context.Context, p planned) (answer any, err error)
 	case inspecting:
 		return docker.Inspect(ctx, r.opts.Docker, p.id, r.opts.Tags)
 	case reading:
-		return r.agent.Read(ctx, "")
+		token := agent.Mark(r.opts.Token)
+		have, err := r.agent.Read(ctx, "")
+		return held{have, token}, err
+	case comparing:
+		return r.opts.Catalog.Look(ctx, p.view)
+	case publishing:
+		all, err := r.agent.Read(ctx, p.id)
+		have := all[p.id]
+		if have.Held() {
+			err = r.opts.Catalog.Publish(ctx, p.view, have)
+		}
+		return have, err
 	case beating:
 		return nil, r.agent.Beat(ctx, p.beat)
 	default:
@@ -216,6 +329,7 @@ func (r *Registrar) carryOut(ctx context.Context, p plan) {
 	for _, t := range p.signals {
 		r.signal(ctx, t)
 	}
+	r.carryOutGroups(ctx, p)
 }
 
 // probe probes an instance in the background until it is ready.
@@ -246,7 +360,7 @@ func (r *Registrar) signal(ctx context.Context, t *tracked) {
 }
 
 // explain reports the state in metrics, in Ready, and in the log when it changes. Containers that nobody meant to register
-// are logged at debug level only; berth registrar --once --dry-run lists them all.
+// are logged at debug level only; berth registrar --dry-run lists them all.
 func (r *Registrar) explain(ctx context.Context, p plan) {
 	running := 0
 	for _, t := range r.containers {
@@ -267,6 +381,8 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 		r.synced = r.synced || p.complete
 		r.setStatus("consul", p.consul)
 	}
+	r.explainStep(p)
+	r.explainDisputes()
 	now := map[rejection]bool{}
 	for _, f := range p.rejections {
 		now[f] = true
@@ -281,11 +397,81 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 		r.opts.Log.Log(ctx, level, verdict(f.reason, len(t.instances) > 0), "container", t.Name)
 	}
 	r.rejections = now
+	r.explainRoutes(p.routed)
 	if orphans := strings.Join(p.orphans, ", "); orphans != r.orphans {
 		r.orphans = orphans
 		if orphans != "" {
 			r.opts.Log.Warn("registrations with this host's name belong to another Docker engine and are left alone: if that engine is gone, deregister them", "instances", orphans)
 		}
+	}
+}
+
+// explainStep logs once, after the start and after each failure, that everything is registered as it should be. What may
+// still become ready in time is not; what is late is, as critical. Nor is what Consul refuses or another program undoes.
+func (r *Registrar) explainStep(p plan) {
+	if r.inStep || !p.complete || p.unready > 0 || len(r.refused) > 0 || len(r.disputes.instances()) > 0 || r.Ready() != nil {
+		return
+	}
+	r.inStep = true
+	instances, containers := 0, map[string]bool{}
+	for _, have := range r.consul {
+		if r.own.Owns(have.AgentService) {
+			instances++
+			containers[have.Container()] = true
+		}
+	}
+	r.opts.Log.Info("all in step with Docker and Consul", "instances", instances, "containers", len(containers))
+}
+
+// explainDisputes warns of another program that undoes what this registrar does.
+func (r *Registrar) explainDisputes() {
+	ids := r.disputes.instances()
+	if len(ids) == 0 {
+		if was, lasted := r.undone.Over(time.Now()); was {
+			r.opts.Log.Info("nobody undoes registrations any more", retry.For(lasted)...)
+		}
+		return
+	}
+	const most = 5
+	list := strings.Join(ids[:min(len(ids), most)], ", ")
+	if n := len(ids) - most; n > 0 {
+		list += fmt.Sprintf(" and %d more", n)
+	}
+	if tell, lasts := r.undone.Tell("undone", time.Now()); tell {
+		r.opts.Log.Warn("another program undoes what this registrar does, again and again, so it holds back: is there a second registrar with the same owner? "+
+			"On one Docker host, stop one of them or give each its own --owner. Of cloned machines, stop Docker on one, remove /etc/docker/key.json and /var/lib/docker/engine-id, and start it",
+			append(retry.For(lasts), "instances", list, "owner", r.own.Owner)...)
+	}
+}
+
+// explainRoutes logs which port of a container has the route that is asked for on the whole container, when that changes.
+func (r *Registrar) explainRoutes(all map[*tracked]routed) {
+	before := r.routes
+	r.routes = map[string]uint16{}
+	for t, c := range all {
+		in := c.holder.desired.Instance
+		if !c.holder.ready {
+			if port, was := before[in.Container]; was {
+				r.routes[in.Container] = port
+			}
+			continue
+		}
+		r.routes[in.Container] = in.Inside
+		if before[in.Container] == in.Inside {
+			continue
+		}
+		level, msg := slog.LevelInfo, "a route that is asked for on a container with several ports goes to one of them"
+		if c.holder != c.contenders[0] {
+			level, msg = slog.LevelWarn, msg+"; those before it are not ready in time"
+		}
+		var others []string
+		for _, o := range c.contenders {
+			if o.desired.Inside != in.Inside {
+				others = append(others, strconv.Itoa(int(o.desired.Inside)))
+			}
+		}
+		r.opts.Log.Log(context.Background(), level, msg+"; SERVICE_<port>_ROUTE_HOST instead of SERVICE_ROUTE_HOST chooses another",
+			"container", t.Name, "port", in.Inside, "others", strings.Join(others, ","))
 	}
 }
 

@@ -270,6 +270,31 @@ func TestInspectedLateIsAdopted(t *testing.T) {
 	}
 }
 
+// A list may show a container before the event of its start arrives: that event alone costs it no registration.
+func TestStartAfterTheList(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newCluster()
+		w.hold(owned("vm:a:80", "a", "ENGINE"))
+		w.create("a", "10.0.0.1")
+		w.inspectErr["a"] = errors.New("500 internal error")
+		_, stop := w.run(t)
+		defer stop()
+		w.expect(t, time.Second, "vm:a:80")
+		w.event("start", "a")
+		time.Sleep(time.Minute)
+		w.expect(t, 0, "vm:a:80")
+
+		// That the run ended which was listed does.
+		w.event("die", "a", "exitCode", "0")
+		w.event("start", "a")
+		w.expect(t, time.Second, "")
+
+		w.do(func() { clear(w.inspectErr) })
+		w.listen("10.0.0.1:80")
+		w.expect(t, time.Minute, "vm:a:80")
+	})
+}
+
 // The node's address becomes known late: what is registered stays, and is not probed.
 func TestNodeKnownLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -295,17 +320,18 @@ func TestNodeKnownLate(t *testing.T) {
 	})
 }
 
-// Another address is registered when the instance is ready there. Until then what is registered stays.
+// Another address is registered when the instance is ready there. Until then what is registered stays, as long as the
+// container has that address.
 func TestAnotherAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
 		_, stop := w.run(t)
 		defer stop()
 		w.listen("10.0.0.1:80")
-		w.start("a", "10.0.0.1")
+		w.start("a", "10.0.0.1", "SERVICE_NAME=app")
 		w.expect(t, 10*time.Millisecond, "vm:a:80")
 		w.change("a", func(c *fsouza.Container) {
-			c.NetworkSettings = &fsouza.NetworkSettings{Networks: map[string]fsouza.ContainerNetwork{"front": {IPAddress: "10.0.0.2"}}}
+			c.NetworkSettings = &fsouza.NetworkSettings{Networks: map[string]fsouza.ContainerNetwork{"front": {IPAddress: "10.0.0.2"}, "old": {IPAddress: "10.0.0.1"}}}
 		})
 		w.event("rename", "a")
 		address := func() (a string) {
@@ -316,9 +342,9 @@ func TestAnotherAddress(t *testing.T) {
 			})
 			return a
 		}
-		for range 100 {
-			time.Sleep(10 * time.Millisecond)
-			if got := address(); got != "10.0.0.1" {
+		for range 1000 { // longer than it is waited for others
+			time.Sleep(100 * time.Millisecond)
+			if got := address(); got != "10.0.0.1" || w.Registered() != "vm:a:80" {
 				t.Fatalf("it is registered at %q, before it is ready at the other address", got)
 			}
 		}
@@ -327,7 +353,41 @@ func TestAnotherAddress(t *testing.T) {
 		if w.Called("deregister") != 0 {
 			t.Error("it was deregistered in between")
 		}
+		if n := strings.Count(w.log.String(), "vm:a:80 stays where it was, at 10.0.0.1:80, and not at 10.0.0.2:80: it is not ready there: connection refused"); n != 1 {
+			t.Errorf("the reason is said %d times: %s", n, w.log.String())
+		}
 	})
+}
+
+// What is registered at an address that the container does not have any more, which may be another's soon, is changed when
+// the instance is ready at the new one, or goes in a moment.
+func TestAddressThatIsGone(t *testing.T) {
+	for _, listens := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newCluster()
+			_, stop := w.run(t)
+			defer stop()
+			w.listen("10.0.0.1:80")
+			w.start("a", "10.0.0.1")
+			w.expect(t, 10*time.Millisecond, "vm:a:80")
+			w.change("a", func(c *fsouza.Container) {
+				c.NetworkSettings = &fsouza.NetworkSettings{Networks: map[string]fsouza.ContainerNetwork{"front": {IPAddress: "10.0.0.2"}}}
+			})
+			w.event("rename", "a")
+			if listens {
+				time.Sleep(patience / 2)
+				w.listen("10.0.0.2:80")
+				time.Sleep(time.Minute)
+				w.expect(t, 0, "vm:a:80")
+				if n := w.Called("deregister"); n > 0 {
+					t.Error("it was deregistered in between")
+				}
+				return
+			}
+			w.expect(t, patience+100*time.Millisecond, "")
+			w.expect(t, 31*time.Second, "vm:a:80?")
+		})
+	}
 }
 
 // Of several signals that come at once each counts.

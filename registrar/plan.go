@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,8 +25,14 @@ const (
 	// together is how long a write waits for other writes, to be confirmed by one read.
 	together = 50 * time.Millisecond
 
+	// watched is how often it is read while somebody waits for checks to pass.
+	watched = 250 * time.Millisecond
+
+	// settles is how long an agent may take until the catalog has what it was told.
+	settles = 3 * time.Second
+
 	// patience is how long the first registrations wait until all containers are inspected: if several want one service
-	// ID, the oldest gets it.
+	// ID, the oldest gets it. One that has moved is registered at an address which is gone for as long.
 	patience = time.Second
 )
 
@@ -35,12 +43,15 @@ type plan struct {
 	calls   []planned              // calls to make
 
 	rejections []rejection
-	orphans    []string // service IDs of another Docker engine with this host's name
-	instances  int      // registered, or about to be
-	unready    int      // instances that are not ready but have time left
-	known      bool     // Docker and Consul have answered everything
-	complete   bool     // and nothing is left to do
-	docker     error    // calls that keep failing
+	routed     map[*tracked]routed
+	members    []*instance // those that stand for their container in its group
+	granted    []granted   // wishes that came true, or do not
+	orphans    []string    // service IDs of another Docker engine with this host's name
+	instances  int         // registered, or about to be
+	unready    int         // instances that are not ready but have time left
+	known      bool        // Docker and Consul have answered everything
+	complete   bool        // and nothing is left to do
+	docker     error       // calls that keep failing
 	consul     error
 	next       time.Time // when to plan again even if nothing happens
 }
@@ -49,7 +60,9 @@ type plan struct {
 type planned struct {
 	key
 	change agent.Change
+	token  string // a hash of the one that change is made with, as far as is known
 	beat   agent.Heartbeat
+	view   agent.View // of the catalog
 }
 
 // rejection says why a port of a container is not registered.
@@ -64,17 +77,21 @@ type planner struct {
 	allTried bool              // or failed to be inspected
 	desired  map[string]bool   // service IDs that stand or are to stand
 	holding  map[*tracked]bool // containers whose old registrations stay until the new ones are made
+
+	instances []*instance
 }
 
 // plan works out what to do. It starts nothing and changes nothing.
-func (s *state) plan(now time.Time) plan {
+func (s *state) plan(now time.Time) plan { return s.planner(now).plan }
+
+func (s *state) planner(now time.Time) *planner {
 	p := &planner{state: s, now: now, allKnown: s.known(false), allTried: s.known(true), desired: map[string]bool{}, holding: map[*tracked]bool{}}
 	p.plan.waiting = map[*probe]label.Ready{}
 	p.drains()
 	p.questions()
-	instances, rejections := s.all()
-	p.plan.rejections = rejections
-	for _, i := range instances {
+	p.instances, p.plan.rejections = s.all()
+	p.route()
+	for _, i := range p.instances {
 		p.instance(i)
 	}
 	if s.described.got > 0 { // else it is not known which registrations are the registrar's own
@@ -82,8 +99,9 @@ func (s *state) plan(now time.Time) plan {
 			p.registered(s.consul[id])
 		}
 	}
+	p.members()
 	p.reads()
-	return p.plan
+	return p
 }
 
 // due reports whether a time has come. If not, the loop plans again at that time.
@@ -117,6 +135,7 @@ func (p *planner) call(c planned) {
 	switch c.kind {
 	case describing, listing, inspecting:
 		p.plan.docker = errors.Join(p.plan.docker, last.err)
+	case comparing, publishing: // not needed
 	default:
 		p.plan.consul = errors.Join(p.plan.consul, last.err)
 	}
@@ -147,9 +166,9 @@ func (p *planner) reads() {
 	busy := len(p.plan.calls) > 0
 	for k, c := range p.calls {
 		writing = writing || (c.busy && k.writes())
-		busy = busy || (c.busy && k.kind != beating) || !c.applied.Empty()
+		busy = busy || (c.busy && k.kind != beating && k.kind != comparing) || !c.applied.Empty()
 	}
-	read := p.read.stale() || p.due(p.readAt.Add(reread))
+	read := p.read.stale() || p.due(p.readAt.Add(reread)) || p.watching() && p.due(p.readAt.Add(watched))
 	for _, c := range p.calls {
 		switch {
 		case c.applied.Empty():
@@ -161,6 +180,10 @@ func (p *planner) reads() {
 	}
 	if read {
 		p.call(planned{key: key{kind: reading}})
+	}
+	// Consul holds its answer back until something changes, but not for a node that it does not know.
+	if p.opts.Catalog != nil && p.answers() && (p.catalog.There || p.due(p.last(key{kind: comparing}).succeeded.Add(time.Second))) {
+		p.call(planned{key: key{kind: comparing}, view: p.catalog})
 	}
 	p.plan.known = p.open(key{kind: changing}) && p.allKnown
 	p.plan.complete = p.plan.known && !busy && !read
@@ -204,7 +227,7 @@ func unique(all []*instance, have agent.State, own agent.Ownership) (kept []*ins
 
 // instance plans the changes and heartbeats of an instance.
 func (p *planner) instance(i *instance) {
-	d, t := i.desired, p.containers[i.desired.Container]
+	d, t := p.chosen(i), p.containers[i.desired.Container]
 	d.Health, d.Output = t.Health, t.HealthOutput
 	have := p.consul[d.ID]
 	ours := have.Container() == t.id
@@ -222,17 +245,34 @@ func (p *planner) instance(i *instance) {
 			d.Drain = reason // it went into service a moment ago, and Consul was not read since
 			p.change(agent.Change{Desired: d, Maintain: true})
 		}
+		if m := t.member; m.changes() && !m.dead && t.drain == nil && !i.ready { // it is to be ready before it comes back
+			p.plan.waiting[i.probe] = i.desired.Ready
+		}
 		return
 	}
-	if d.NotReady = p.notReady(i, t); d.NotReady == tooEarly {
+	if !i.ready {
+		p.plan.waiting[i.probe] = i.desired.Ready
+	}
+	d.NotReady = p.notReady(i, t)
+	switch {
+	case d.NotReady == tooEarly:
 		p.plan.unready++
+		p.holding[t] = true
+		return
+	case d.NotReady != "" && ours && t.begun(have) && have.WasReady() && !have.Serves(d.Instance) && p.has(t, have):
+		p.plan.rejections = append(p.plan.rejections, rejection{t.id, fmt.Sprintf("%s stays where it was, at %s, and not at %s: it is not ready there: %s",
+			d.ID, endpoint(have.Address, have.Port), endpoint(d.Address, d.Port), d.NotReady)})
+		p.plan.instances++
 		p.holding[t] = true
 		return
 	}
 	d.Waited = p.opts.ReadyTimeout
 	p.desired[d.ID] = true
 	c := agent.Diff(d, have)
-	if in, refused := p.refused[d.ID]; refused && reflect.DeepEqual(in, d.Instance) {
+	if p.entries[d.ID].token != p.token && p.token != "" {
+		c.Register = true // the agent goes on with the token that it was registered with, which may be gone
+	}
+	if in, refused := p.refused[d.ID]; refused && reflect.DeepEqual(in.Instance, d.Instance) {
 		c.Register, c.Uncheck = false, nil
 		p.holding[t] = p.holding[t] || !have.Held()
 	} else {
@@ -240,6 +280,24 @@ func (p *planner) instance(i *instance) {
 	}
 	p.holding[t] = p.holding[t] || c.Register
 	p.change(c)
+	if c.Empty() {
+		p.publish(d.ID)
+	}
+}
+
+// publish plans to put an instance into the catalog that the agent holds and the catalog lacks. An agent that was told of it
+// a moment ago is about to do that by itself.
+func (p *planner) publish(id string) {
+	e := p.entries[id]
+	lacks := !p.catalog.Services[id] && p.due(e.registered.Add(settles))
+	if p.catalog.Known() && p.last(key{kind: comparing}).err == nil && (lacks || e.stale) && p.due(e.published.Add(settles)) {
+		p.call(planned{key: key{publishing, id, ""}, view: p.catalog})
+	}
+}
+
+// endpoint is an address and port for an operator.
+func endpoint(address string, port int) string {
+	return net.JoinHostPort(cmp.Or(address, "<node>"), strconv.Itoa(port))
 }
 
 // tooEarly takes the place of a reason while an instance still has time to become ready.
@@ -250,9 +308,11 @@ func (p *planner) notReady(i *instance, t *tracked) string {
 	if i.ready {
 		return ""
 	}
-	p.plan.waiting[i.probe] = i.desired.Ready
 	switch {
 	case i.desired.Ready.Kind != label.ReadyHealthcheck:
+		if other := p.containers[t.NetworkOf]; other != nil && i.late != "" && other.renewed(t.Started) {
+			return fmt.Sprintf("%s; container %s, whose network it uses, was started after it: restart this one", i.late, other.Name)
+		}
 		return cmp.Or(i.late, tooEarly)
 	case t.Health == "unhealthy":
 		return "Docker's HEALTHCHECK says unhealthy: " + cmp.Or(t.HealthOutput, "without a word")
@@ -284,11 +344,29 @@ func (p *planner) registered(have agent.Registered) {
 		d.Drain = t.outOfService()
 		p.change(agent.Diff(d, have))
 	case p.desired[id]:
-	case t != nil && (t.adopt || (t.seen.stale() && (t.inspected() || !p.ended[t.id])) || (t.current && p.holding[t])):
-	case have.Container() == "" && !p.allKnown: // Registrator's: it may belong to any container
+	case t != nil && (t.adopt || (t.seen.stale() && (t.inspected() || !p.ended[t.id])) || (t.begun(have) && p.holding[t] && p.reaches(have, t))):
+	case have.Container() == "" && (!p.allKnown || p.awaits(have)): // Registrator's: it may belong to any container
 	default:
 		p.change(agent.Change{Desired: have.Desired(), Deregister: true})
 	}
+}
+
+// awaits reports whether one of Registrator's registrations stays until a container is registered: one of the name in its ID,
+// or one that registers the same service.
+func (p *planner) awaits(have agent.Registered) bool {
+	parts := strings.Split(have.ID, ":")
+	for t, holding := range p.holding {
+		if holding && ((len(parts) > 1 && parts[1] == t.Name) || slices.ContainsFunc(t.instances, func(i *instance) bool { return i.desired.Name == have.Service })) {
+			return true
+		}
+	}
+	return false
+}
+
+// reaches reports whether a registration still leads to its container. One that moved a moment ago, to an address at which it
+// is not ready yet, is given a little time, so that its registration only changes.
+func (p *planner) reaches(have agent.Registered, t *tracked) bool {
+	return p.has(t, have) || !p.due(t.moved.Add(patience))
 }
 
 // isOrphan reports whether a registration looks like this host's, made before its Docker engine got another ID.
@@ -304,8 +382,11 @@ func (p *planner) change(c agent.Change) {
 	if c.Maintain {
 		k.kind = draining
 	}
+	if (c.Deregister || (c.Register && p.consul[c.ID].Held())) && !p.due(p.disputes.from(c.ID)) {
+		return
+	}
 	if !c.Empty() {
-		p.call(planned{key: k, change: c})
+		p.call(planned{key: k, change: c, token: p.token})
 	}
 }
 
@@ -318,6 +399,11 @@ func (p *planner) open(k key) bool {
 	switch {
 	case k.kind == draining:
 		return p.answers() || p.calls[k] == nil
+	case k.kind == publishing:
+		last := p.last(key{kind: changing, id: k.id})
+		return !last.busy && last.applied.Empty()
+	case k.kind == changing && p.last(key{kind: publishing, id: k.id}).busy: // a late answer would undo a deregistration
+		return false
 	case k.kind != changing:
 		return true
 	case p.firstAt.IsZero() || p.described.got == 0 || !p.answers():

@@ -118,7 +118,7 @@ func TestPlanProperty(t *testing.T) {
 					t.Fatal(err)
 				}
 				call.ended = s.tick()
-				s.applied(c.key, call, c.change)
+				s.applied(c.key, call, c.change, c.token)
 			}
 			if made == 0 {
 				break
@@ -227,6 +227,7 @@ func TestAdoption(t *testing.T) {
 	for _, id := range []string{"vm:app_1:80", "vm:gone_1:53:udp", "other:app_1:80", "vm:by-hand", "vmm:app_1:80", "vm:app_1:80:tcp"} {
 		fake.Services[id] = &api.AgentService{ID: id, Service: "app"}
 	}
+	fake.Services["vm:gone_1:53:udp"].Service = "gone" // of the same service it would stay until the other one is registered
 	fake.Services["vm:theirs_1:80"] = &api.AgentService{ID: "vm:theirs_1:80", Meta: map[string]string{label.MetaOwner: "them"}}
 	for _, tt := range []struct {
 		adopt string

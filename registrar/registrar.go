@@ -9,7 +9,9 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"text/template"
 	"time"
@@ -20,6 +22,7 @@ import (
 	"berth/registrar/docker"
 	"berth/registrar/label"
 	"berth/registrar/ready"
+	"berth/registrar/retry"
 )
 
 // Options configure a Registrar. Docker, Events, Host, Agent and Log are required.
@@ -28,6 +31,10 @@ type Options struct {
 	Events docker.Stream
 	Host   func(ctx context.Context) (label.Host, error) // asked at every resync
 	Agent  agent.Client
+
+	Groups  *Groups        // nil = containers take no part in groups
+	Catalog *agent.Catalog // compared with what the agent holds; nil = not compared
+	Token   func() string  // with which Agent makes its calls at the moment, "" = none; nil = always the same one
 
 	Resync       time.Duration      // interval of the full resync; 0 = 1 minute
 	ReadyTimeout time.Duration      // an instance that is not ready by then is registered as critical; 0 = 30 s
@@ -66,13 +73,21 @@ type Registrar struct {
 	try     ready.Prober
 	metrics metrics
 
-	probing map[*probe]bool // probes under way
+	probing map[*probe]bool  // probes under way
+	members map[*member]bool // those that take part in their group
 	slots   map[lane]chan struct{}
 	work    sync.WaitGroup // goroutines that Run started
 
-	synced     bool               // Consul once held everything it should
-	rejections map[rejection]bool // logged
-	orphans    string             // logged
+	synced     bool                      // Consul once held everything it should
+	rejections map[rejection]bool        // logged
+	orphans    string                    // logged
+	lasting    map[string]*retry.Lasting // what failed last, by the names in status
+	refusals   map[string]*retry.Lasting // likewise, by the ID of an instance that Consul refuses
+	undone     retry.Lasting             // registrations, by another program
+	inStep     bool                      // logged that all is in step, and nothing has failed since
+	routes     map[string]uint16         // logged: the port of a container that has the route of all of its ports
+	blind      bool                      // logged that the catalog cannot be read
+	lacking    map[string]string         // logged: why an instance is not put into the catalog
 
 	mu     sync.Mutex
 	status map[string]error // "docker", "docker events" and "consul": nil when in order
@@ -90,14 +105,17 @@ func New(opts Options) *Registrar {
 		try:     ready.Try,
 		metrics: newMetrics(opts.Metrics),
 		probing: map[*probe]bool{},
+		members: map[*member]bool{},
 		slots:   map[lane]chan struct{}{},
+		lasting: map[string]*retry.Lasting{"docker": {}, "docker events": {}, "consul": {}},
+		lacking: map[string]string{}, refusals: map[string]*retry.Lasting{},
 		status: map[string]error{
 			"docker":        errors.New("docker was not asked yet"),
 			"docker events": nil,
 			"consul":        errors.New("consul was not asked yet"),
 		},
 	}
-	for _, k := range []kind{describing, listing, inspecting, reading, changing, beating} {
+	for _, k := range []kind{describing, listing, inspecting, reading, changing, beating, comparing, publishing} {
 		r.slots[lane{k, false}] = make(chan struct{}, parallel)
 		r.slots[lane{k, true}] = make(chan struct{}, parallelAgain)
 	}
@@ -113,18 +131,34 @@ func (r *Registrar) Ready() error {
 	return errors.Join(r.status["docker"], r.status["docker events"], r.status["consul"])
 }
 
-// setStatus records whether Docker or Consul works, and logs changes.
+// setStatus records whether Docker or Consul works. It logs changes, and now and then that what failed still does.
 func (r *Registrar) setStatus(what string, err error) {
 	r.mu.Lock()
 	before := r.status[what]
 	r.status[what] = err
 	r.mu.Unlock()
-	switch {
-	case err != nil && (before == nil || before.Error() != err.Error()):
-		r.opts.Log.Error(what+" failed, everything stays registered as it is; trying again", "err", err)
-	case err == nil && before != nil:
-		r.opts.Log.Info(what + " answers")
+	lasting := r.lasting[what]
+	if err != nil {
+		r.inStep = false
+		first, _, _ := strings.Cut(err.Error(), "\n") // each call that fails adds one
+		if tell, lasts := lasting.Tell(first, time.Now()); tell {
+			r.opts.Log.Error(what+" failed, everything stays registered as it is; trying again", append(retry.For(lasts), "err", oneError(err))...)
+		}
+		return
 	}
+	was, lasted := lasting.Over(time.Now())
+	if was || before != nil {
+		r.opts.Log.Info(what+" answers", retry.For(lasted)...)
+	}
+}
+
+// oneError keeps one of several errors to a line, and says how many more there are.
+func oneError(err error) error {
+	first, more, several := strings.Cut(err.Error(), "\n")
+	if !several {
+		return err
+	}
+	return fmt.Errorf("%s (and %d more)", first, 1+strings.Count(more, "\n"))
 }
 
 // Run works until ctx is done, and then returns nil. It leaves the registrations in place: the containers go on
@@ -138,6 +172,7 @@ func (r *Registrar) Run(ctx context.Context) error {
 // what was not done.
 func (r *Registrar) Once(ctx context.Context) error {
 	var err error
+	r.opts.Groups = nil // nobody would stay to take part
 	r.loop(ctx, false, func(p plan) bool {
 		err = errors.Join(p.docker, p.consul)
 		return err != nil || (p.complete && p.unready == 0)

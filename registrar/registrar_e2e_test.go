@@ -348,8 +348,8 @@ func TestE2EFinder(t *testing.T) {
 		"id":                   {arg: c.id, want: both},
 		"beginning of the id":  {arg: c.id[:12], want: both},
 		"service id":           {arg: c.instance(9090), want: both[1:]},
-		"nothing":              {arg: l.name + "-nosuch", err: "is no container with a registered service"},
-		"not registered":       {arg: l.name + "-consul", err: "is no container with a registered service"},
+		"nothing":              {arg: l.name + "-nosuch", err: "is no container here and no service ID"},
+		"not registered":       {arg: l.name + "-consul", err: "is a container with no registered service: berth registrar --dry-run "},
 		"another's service id": {arg: other.instance(8080), want: []string{other.instance(8080)}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -376,7 +376,7 @@ func TestE2EFinder(t *testing.T) {
 		t.Errorf("it is out for the reason %q (%v)", in.why, err)
 	}
 	plan := planOf(t, l.newRegistrar(nil), c)[0]
-	if len(plan.Instances) != 2 || plan.Instances[0].State != "registered, out of service: berth drain: new disk" || plan.Instances[1].State != "registered" {
+	if len(plan.Instances) != 2 || plan.Instances[0].String() != "out of service: berth drain: new disk" || plan.Instances[1].String() != "registered" {
 		t.Errorf("plan: %+v", plan)
 	}
 	if err := f.Maintain(t.Context(), both[0], false, ""); err != nil {
@@ -400,7 +400,7 @@ func TestE2EPlan(t *testing.T) {
 
 	r := l.newRegistrar(nil)
 	plans := planOf(t, r, fine, ignored, elsewhere, portless, badly, consul)
-	if in := plans[0].Instances; len(in) != 1 || in[0].ID != fine.instance(8080) || in[0].Name != "fine" || in[0].State != "to be registered when ready" ||
+	if in := plans[0].Instances; len(in) != 1 || in[0].ID != fine.instance(8080) || in[0].Service != "fine" || in[0].State != registrar.ToBeRegistered ||
 		!slices.Equal(in[0].Tags, []string{"a", "b"}) || !strings.HasPrefix(in[0].Endpoint, l.addressOn(fine, l.network)+":8080") {
 		t.Errorf("%+v", plans[0])
 	}
@@ -419,7 +419,7 @@ func TestE2EPlan(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.expectOf(0, "fine passing")
-	if in := planOf(t, l.newRegistrar(nil), fine)[0].Instances; len(in) != 1 || in[0].State != "registered" {
+	if in := planOf(t, l.newRegistrar(nil), fine)[0].Instances; len(in) != 1 || in[0].State != registrar.Registered {
 		t.Errorf("after Once: %+v", in)
 	}
 }
@@ -427,16 +427,16 @@ func TestE2EPlan(t *testing.T) {
 // planOf is the plan for these containers, in this order.
 func planOf(t *testing.T, r *running, containers ...container) (out []registrar.Planned) {
 	t.Helper()
-	plan, err := r.Plan(t.Context())
+	report, err := r.Plan(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range containers {
-		i := slices.IndexFunc(plan, func(p registrar.Planned) bool { return p.Container == c.name })
-		if i < 0 {
-			t.Fatalf("%s is not in the plan", c.name)
+		one, err := report.Only(c.name)
+		if err != nil {
+			t.Fatal(err)
 		}
-		out = append(out, plan[i])
+		out = append(out, one.Containers...)
 	}
 	return out
 }

@@ -1,7 +1,6 @@
 package registrar
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -17,6 +16,7 @@ import (
 	fsouza "github.com/fsouza/go-dockerclient"
 	"github.com/hashicorp/consul/api"
 
+	"berth/deploy/testenv"
 	"berth/deploy/testenv/agenttest"
 	"berth/registrar/agent"
 	"berth/registrar/docker"
@@ -41,7 +41,7 @@ type cluster struct {
 	signals    []string // "container signal after"
 	started    time.Time
 	opts       Options // more than the tests' usual ones
-	log        bytes.Buffer
+	log        testenv.Log
 }
 
 func newCluster() *cluster {
@@ -86,7 +86,7 @@ func (w *cluster) call(ctx context.Context, name, id string) error {
 }
 
 func (w *cluster) event(action, id string, attributes ...string) {
-	e := docker.Message{Type: "container", Action: action}
+	e := docker.Message{Type: "container", Action: action, TimeNano: time.Now().UnixNano()}
 	e.Actor.ID = id
 	e.Actor.Attributes = map[string]string{}
 	for i := 0; i < len(attributes); i += 2 {
@@ -426,7 +426,7 @@ func TestConsulAway(t *testing.T) {
 		if err := r.Ready(); err == nil || !strings.Contains(err.Error(), "connection refused") {
 			t.Errorf("Ready() = %v, want the reason", err)
 		}
-		if n := w.called("all") - before; n > 3600/2 {
+		if n := w.called("all") - before; n > 3600*6 {
 			t.Errorf("%d calls to Consul in an hour away: that is a flood", n)
 		}
 		w.do(func() { w.Err = nil })
@@ -762,6 +762,53 @@ func TestHealthcheck(t *testing.T) {
 	})
 }
 
+// Where SERVICE_READY says what ready is, an instance need not wait for the first run of its HEALTHCHECK.
+func TestReadyBeforeTheHealthcheckHasRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newCluster()
+		_, stop := w.run(t)
+		defer stop()
+		c := w.create("a", "10.0.0.1")
+		c.Config.Healthcheck = &fsouza.HealthConfig{Test: []string{"CMD", "check"}}
+		c.Config.Env = append(c.Config.Env, "SERVICE_READY=tcp")
+		c.State.Health = fsouza.Health{Status: "starting"}
+		w.event("start", "a")
+		time.Sleep(10 * time.Second)
+		w.expect(t, 0, "")
+		w.listen("10.0.0.1:80")
+		w.expect(t, time.Second, "vm:a:80")
+		time.Sleep(time.Minute)
+		w.expect(t, 0, "vm:a:80")
+		say := func(status string) {
+			w.change("a", func(c *fsouza.Container) { c.State.Health = fsouza.Health{Status: status} })
+			w.event("health_status: "+status, "a")
+		}
+		say("unhealthy")
+		w.expect(t, 0, "vm:a:80?")
+		say("healthy")
+		w.expect(t, 0, "vm:a:80")
+	})
+}
+
+// A declared check that cannot be made stands in Consul as a critical one, whatever else passes, until it is mended.
+func TestNotPassingWithoutItsCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newCluster()
+		_, stop := w.run(t)
+		w.listen("10.0.0.1:80")
+		w.start("a", "10.0.0.1", "SERVICE_CHECK_HTTP=/a b")
+		w.expect(t, time.Second, "vm:a:80?")
+		if c := w.Check("vm:a:80:check-1"); c.Status != api.HealthCritical {
+			t.Errorf("the check is %+v", c)
+		}
+		stop()
+		_, stop = w.run(t)
+		defer stop()
+		time.Sleep(25 * time.Hour)
+		w.expect(t, 0, "vm:a:80?")
+	})
+}
+
 func TestTTLIsKeptAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -890,6 +937,32 @@ func TestAdoptionHasNoGap(t *testing.T) {
 		}
 		if got := strings.Join(slices.Sorted(slices.Values(w.History)), " "); got != "deregister register" {
 			t.Errorf("calls that change something: %s, want one for each", got)
+		}
+	})
+}
+
+// Registrator ran under another host name, so its IDs are others: what it registered goes when berth's own stands.
+func TestAdoptionRegistersFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newCluster()
+		w.opts.Adopt = "registrator"
+		for _, id := range []string{"registrator:one:80", "registrator:before:80", "registrator:gone:80"} {
+			w.Services[id] = &api.AgentService{ID: id, Service: "app", Address: "192.0.2.1", Port: 32768}
+		}
+		w.Services["registrator:gone:80"].Service = "other"
+		w.create("one", "10.0.0.1")
+		w.create("two", "10.0.0.2") // it was called "before"
+		_, stop := w.run(t)
+		defer stop()
+		w.expect(t, 0, "registrator:before:80 registrator:one:80")
+		time.Sleep(10 * time.Second)
+		w.expect(t, 0, "registrator:before:80 registrator:one:80")
+		w.listen("10.0.0.1:80")
+		w.listen("10.0.0.2:80")
+		w.do(func() { w.History = nil })
+		w.expect(t, time.Second, "vm:one:80 vm:two:80")
+		if got := strings.Join(w.History, " "); got != "register register deregister deregister" {
+			t.Errorf("calls that change something: %s; want berth's own registered first", got)
 		}
 	})
 }

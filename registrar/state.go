@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -38,8 +39,30 @@ type state struct {
 	consul  agent.State // nil until the first read
 	read    fresh
 	readAt  time.Time
-	gate    int                       // registrations wait for a description of the host asked for at this clock
-	refused map[string]label.Instance // by Consul, since the last list
+	gate    int                // registrations wait for a description of the host asked for at this clock
+	refused map[string]refusal // by Consul, since the last list
+	token   string             // a hash of the token of the last read, "" = none
+
+	created []string        // IDs of containers that are to have files before they start
+	placing map[string]bool // likewise, and of those that are being given them
+
+	catalog  agent.View
+	entries  map[string]entry // by the ID of an instance
+	disputes disputes
+}
+
+// entry is what was done about an instance, as far as its entry in Consul's catalog depends on that.
+type entry struct {
+	registered time.Time // the last time
+	token      string    // a hash of the one it was registered with
+	published  time.Time // when it was put into the catalog the last time
+	stale      bool      // what the catalog holds of it may be old
+}
+
+// refusal is an instance that Consul refused to register, and why.
+type refusal struct {
+	label.Instance
+	why string
 }
 
 // fresh tells whether an answer is up to date.
@@ -61,6 +84,8 @@ const (
 	changing   kind = "change"
 	draining   kind = "drain"
 	beating    kind = "heartbeat"
+	comparing  kind = "compare with the catalog"
+	publishing kind = "put into the catalog"
 )
 
 // writes reports whether a call changes what Consul holds.
@@ -81,6 +106,7 @@ type call struct {
 	applied      agent.Change // the change it made, until a later read confirms it
 	err          error        // of the last attempt with a known outcome
 	retry        time.Time    // earliest time of the next attempt
+	patient      bool         // it need not be made again within a second
 	delays       *backoff.ExponentialBackOff
 }
 
@@ -93,6 +119,9 @@ func (c *call) done(err error) {
 	}
 	if c.delays == nil {
 		c.delays = retry.Delays()
+		if !c.patient {
+			c.delays.MaxInterval = soonest
+		}
 	}
 	c.retry = time.Now().Add(c.delays.NextBackOff())
 }
@@ -101,15 +130,17 @@ func (c *call) done(err error) {
 type tracked struct {
 	id string
 	label.Container
-	seen      fresh // the last inspect; while it is stale, registrations stay
-	since     int   // clock when it became known
-	adopt     bool  // registrations from before this registrar started are yet to be taken over
-	current   bool  // its registrations were made for its present run
+	seen      fresh     // the last inspect; while it is stale, registrations stay
+	since     int       // clock when it became known
+	adopt     bool      // registrations from before this registrar started are yet to be taken over
+	before    bool      // it runs since before this registrar started
+	moved     time.Time // when it was found at another address, or port
 	failure   string
 	kills     []kill // not judged yet, because too little is known
 	drain     *drain
 	instances []*instance
 	reasons   []string // why some of its ports are not registered
+	member    *member  // its part in its group; nil = none
 }
 
 // kill records a signal sent to a container.
@@ -140,6 +171,10 @@ type drain struct {
 	at     time.Time // when to send it
 }
 
+// soonest is how often at most berth asks whether Consul answers again: an agent that lost everything gets it back within
+// this time and half as much again.
+const soonest = 400 * time.Millisecond
+
 const (
 	// stopping begins the maintenance reason of a container that was told to stop.
 	stopping = "the container is being stopped by "
@@ -151,7 +186,10 @@ const (
 )
 
 func newState(opts Options) *state {
-	s := &state{opts: opts, calls: map[key]*call{}, containers: map[string]*tracked{}, ended: map[string]bool{}, refused: map[string]label.Instance{}}
+	s := &state{
+		opts: opts, calls: map[key]*call{}, containers: map[string]*tracked{}, ended: map[string]bool{}, refused: map[string]refusal{},
+		entries: map[string]entry{}, disputes: disputes{}, placing: map[string]bool{},
+	}
 	s.read.wanted = s.tick()
 	if opts.Adopt != "" {
 		s.own.Adopt = agent.RegistratorIDs(opts.Adopt)
@@ -176,7 +214,7 @@ func (s *state) last(k key) call {
 func (s *state) begin(k key) *call {
 	c := s.calls[k]
 	if c == nil {
-		c = &call{}
+		c = &call{patient: k.kind != reading && k.kind != comparing}
 		s.calls[k] = c
 	}
 	c.busy, c.began = true, s.tick()
@@ -200,8 +238,8 @@ func (s *state) describe(h label.Host, began int) {
 	}
 	s.host, s.own.Owner = h, h.EngineID
 	for _, t := range s.containers {
-		s.takeSignals(t)
 		s.evaluate(t)
+		s.takeSignals(t)
 	}
 }
 
@@ -217,7 +255,7 @@ func (s *state) list(ids []string, began int) {
 		s.containers[id].seen.wanted = s.tick()
 	}
 	for id, t := range s.containers {
-		if !there[id] && t.since < began {
+		if !there[id] && t.since < began && !t.member.changes() {
 			s.drop(id)
 		}
 	}
@@ -233,6 +271,22 @@ func (s *state) list(ids []string, began int) {
 func (s *state) event(ev docker.Event) bool {
 	t := s.containers[ev.ID]
 	switch {
+	case ev.Action == docker.Created:
+		if s.opts.Groups == nil {
+			return false
+		}
+		s.created = append(s.created, ev.ID)
+		s.placing[ev.ID] = true
+	case t != nil && t.member != nil && ev.Action != docker.Changed && ev.Action != docker.Removed && ev.At.Before(t.Started) && !ev.At.IsZero():
+		return false // it is about a process before this one, and comes late
+	case ev.Action == docker.Started && t != nil && t.member != nil: // else its end would have been seen: it is being replaced
+		if t.member.again = true; t.member.change == starting {
+			t.member.try()
+		}
+		t.seen.wanted = s.tick()
+	case ev.Action == docker.Started && t != nil && !t.inspected(): // it was only listed, perhaps in the run that begins here
+		t.seen.wanted = s.tick()
+		delete(s.calls, key{kind: inspecting, id: ev.ID}) // it may tell of a run before
 	case ev.Action == docker.Started: // whatever is known concerns a process that is gone
 		s.drop(ev.ID)
 		t = &tracked{id: ev.ID, since: s.tick()}
@@ -245,6 +299,8 @@ func (s *state) event(ev docker.Event) bool {
 	case ev.Action == docker.Killed:
 		t.kills = append(t.kills, kill{ev.Signal, time.Now()})
 		s.takeSignals(t)
+	case ev.Action == docker.Died && t.member.changes():
+		s.replaced(t)
 	case ev.Action == docker.Died && t.inspected() && s.keeps(ev.Exit):
 		t.fail(ev.Exit)
 		t.seen.wanted = t.seen.got
@@ -253,6 +309,17 @@ func (s *state) event(ev docker.Event) bool {
 		s.drop(ev.ID)
 	}
 	return true
+}
+
+// replaced records that a process ended which is being changed. Whether it is the former one, a look at the container tells.
+func (s *state) replaced(t *tracked) {
+	t.member.dead = true
+	delete(s.calls, key{kind: inspecting, id: t.id}) // it would tell how it was
+	if t.member.change == trying {
+		t.seen.wanted = s.tick()
+		return
+	}
+	t.drain, t.kills, t.seen.wanted = nil, nil, t.seen.got
 }
 
 // drop forgets a container. Containers that use its network become unreachable.
@@ -275,12 +342,18 @@ func (t *tracked) fail(exit int) {
 
 // inspected records the result of inspecting a container.
 func (s *state) inspected(t *tracked, in docker.Inspected, began int) {
+	m := t.member
 	switch {
 	case in.Running:
+		m.runs(in.Started)
 		if t.inspected() && !t.Started.Equal(in.Started) { // it was restarted, and no event told of it
-			t.current, t.drain, t.instances = false, nil, nil
+			t.before, t.drain, t.instances = false, nil, nil
 		}
 		t.Container, t.failure = in.Container, ""
+	case m.changes() && in.ID != "" && !(m.change == trying && t.drain != nil): // else somebody stopped it
+		m.ended(in.ExitCode)
+		t.seen.got = began
+		return
 	case in.Exited && s.keeps(in.ExitCode):
 		if !t.inspected() { // its addresses are gone with its end
 			t.Container = in.Container
@@ -291,31 +364,45 @@ func (s *state) inspected(t *tracked, in docker.Inspected, began int) {
 		return
 	}
 	t.seen.got = began
-	s.takeSignals(t)
 	s.evaluate(t)
+	s.takeSignals(t)
 	s.evaluateSharing(t.id)
 }
 
 // takeSignals judges the signals that Docker sent to a container. Its stop signal and SIGKILL take the container out of
-// service. If SERVICE_STOP_SIGNAL names another signal, the stop signal only announces the stop, and the named signal
-// follows when the container is drained.
+// service. If SERVICE_STOP_SIGNAL of a container that registers something names another signal, the stop signal only
+// announces the stop, and the named signal follows when the container is drained.
 func (s *state) takeSignals(t *tracked) {
 	var later []kill
 	for _, k := range t.kills {
 		switch {
 		case t.drain != nil && k.signal == sigkill:
 			t.drain.signal = 0
-		case !(t.inspected() && s.described.got > 0) && k.signal != sigkill:
+		case !s.enoughKnown(t) && k.signal != sigkill:
 			later = append(later, k)
 		case t.drain == nil && (k.signal == sigkill || k.signal == t.StopSignal):
 			t.drain = &drain{reason: stopping + label.SignalName(k.signal), until: k.at.Add(t.StopTimeout + survives)}
-			if real := label.StopSignal(t.Container, s.host.Policy); k.signal == t.StopSignal && real != k.signal {
+			if real := label.StopSignal(t.Container, s.host.Policy); k.signal == t.StopSignal && real != k.signal && s.registers(t) {
 				// Well inside the time after which Docker kills the container.
 				t.drain.signal, t.drain.at = real, k.at.Add(min(s.opts.DrainTime, t.StopTimeout/2))
+				if t.member.changes() { // it is drained
+					t.drain.at = k.at
+				}
 			}
 		}
 	}
 	t.kills = later
+}
+
+// registers reports whether a container registers something, or is registered.
+func (s *state) registers(t *tracked) bool {
+	instances, _ := s.all()
+	for _, have := range s.consul {
+		if have.Container() == t.id && s.own.Owns(have.AgentService) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(instances, func(i *instance) bool { return i.desired.Container == t.id })
 }
 
 // outOfService returns why a container gets no new requests, or "".
@@ -325,6 +412,8 @@ func (t *tracked) outOfService() string {
 		return agent.Automatic + t.failure
 	case t.drain != nil:
 		return agent.Automatic + t.drain.reason
+	case t.member != nil && t.member.out != "":
+		return agent.Automatic + t.member.out
 	case t.Paused:
 		return agent.Automatic + "the container is paused"
 	}
@@ -344,10 +433,45 @@ func (s *state) revive(now time.Time) (names []string) {
 	return names
 }
 
+// begun reports whether a registration was made for the present run of its container, which registers something. What does
+// not tell was made for it if the container has run since before this registrar started.
+func (t *tracked) begun(have agent.Registered) bool {
+	if len(t.instances) == 0 {
+		return false
+	}
+	same, known := have.Begun(t.instances[0].desired.Instance)
+	return same || (!known && t.before)
+}
+
+// renewed reports whether the container has got a network of its own since a process was started that uses its network.
+func (t *tracked) renewed(since time.Time) bool { return !t.HostNetwork && t.Started.After(since) }
+
 // enoughKnown reports whether enough is known to tell what a container registers.
 func (s *state) enoughKnown(t *tracked) bool {
 	other := s.containers[t.NetworkOf]
 	return t.inspected() && s.described.got > 0 && (other == nil || other.inspected())
+}
+
+// within returns the container as it is reached, which may be in the network of another one.
+func (s *state) within(t *tracked) label.Container {
+	c := t.Container
+	if other := s.containers[c.NetworkOf]; other != nil {
+		c = c.Within(other.Container)
+		if other.renewed(t.Started) {
+			c.Started = other.Started // a process that listens in a network which is gone is as good as none
+		}
+	}
+	return c
+}
+
+// has reports whether a registration's address still is one of the container's, or its port one that the host publishes for
+// the container.
+func (s *state) has(t *tracked, have agent.Registered) bool {
+	c := s.within(t)
+	address, _ := netip.ParseAddr(have.Address)
+	return c.HostNetwork || c.HasAddress(address) || slices.ContainsFunc(c.Ports, func(p label.Port) bool {
+		return slices.ContainsFunc(p.Published, func(at netip.AddrPort) bool { return int(at.Port()) == have.Port })
+	})
 }
 
 // evaluate works out what a container registers. Instances that did not change keep their probes.
@@ -355,11 +479,7 @@ func (s *state) evaluate(t *tracked) {
 	if !s.enoughKnown(t) {
 		return
 	}
-	c := t.Container
-	if other := s.containers[c.NetworkOf]; other != nil {
-		c = c.Within(other.Container)
-	}
-	before := t.instances
+	c, before := s.within(t), t.instances
 	t.instances = nil
 	var all []label.Instance
 	all, t.reasons = label.Instances(c, s.host)
@@ -372,6 +492,11 @@ func (s *state) evaluate(t *tracked) {
 			i.ready = true
 		}
 		t.instances = append(t.instances, i)
+		for _, b := range before {
+			if was := b.desired; was.ID == in.ID && (was.Address != in.Address || was.Port != in.Port) {
+				t.moved = time.Now()
+			}
+		}
 	}
 }
 
@@ -407,16 +532,16 @@ func (s *state) adopt() {
 		if !t.adopt || s.consul == nil || !s.enoughKnown(t) {
 			continue
 		}
-		t.adopt, t.current = false, true
+		t.adopt, t.before, t.moved = false, true, time.Now()
 		for _, i := range t.instances {
 			in := i.desired.Instance
 			have := s.consul[in.ID]
 			registrators := have.Held() && have.Meta[label.MetaOwner] == "" && s.own.MayTake(have.AgentService, in)
-			if (have.Serves(in) || registrators) && have.WasReady() {
+			if ((have.Serves(in) && t.begun(have)) || registrators) && have.WasReady() {
 				i.ready = true
 			}
 			reason, _ := have.Maintenance()
-			if have.Container() == t.id && t.outOfService() == "" && strings.HasPrefix(reason, agent.Automatic+stopping) {
+			if have.Container() == t.id && t.begun(have) && t.outOfService() == "" && strings.HasPrefix(reason, agent.Automatic+stopping) {
 				t.drain = &drain{reason: strings.TrimPrefix(reason, agent.Automatic), until: time.Now().Add(t.StopTimeout + survives)}
 				t.drain.signal = label.StopSignal(t.Container, s.host.Policy)
 			}
@@ -445,6 +570,7 @@ func (s *state) consulHolds(have agent.State, began int) (unconfirmed int) {
 				delete(s.calls, k)
 			}
 		case c.applied.Made(have[k.id]):
+			s.disputes.confirmed(c.applied, s.readAt)
 			delete(s.calls, k)
 		default:
 			c.done(fmt.Errorf("%s: consul does not hold what was written", k.id))
@@ -452,14 +578,32 @@ func (s *state) consulHolds(have agent.State, began int) (unconfirmed int) {
 		}
 	}
 	s.consul = have
+	s.disputes.compare(have, s.own, func(id string) bool { return s.calls[key{kind: changing, id: id}] != nil }, s.readAt)
 	return unconfirmed
 }
 
-// applied records a change that Consul acknowledged. The next read has to confirm it.
-func (s *state) applied(k key, c *call, made agent.Change) {
+// dueAgain makes calls that failed while Consul did not answer due at once.
+func (s *state) dueAgain(kinds ...kind) {
+	for k, c := range s.calls {
+		if slices.Contains(kinds, k.kind) {
+			c.retry = time.Time{}
+		}
+	}
+}
+
+// applied records a change that Consul acknowledged. The next read has to confirm it. What was held before, registered with
+// another token, may be out of date in the catalog.
+func (s *state) applied(k key, c *call, made agent.Change, token string) {
 	c.busy, c.applied = false, made
-	if t := s.containers[made.Container]; t != nil && made.Register {
-		t.current = true
+	switch {
+	case made.Register:
+		e := s.entries[k.id]
+		e.stale = e.stale || (token != "" && e.token != token && s.consul[k.id].Held())
+		e.registered, e.token = time.Now(), token
+		s.entries[k.id] = e
+	case made.Deregister:
+		delete(s.calls, key{kind: publishing, id: k.id})
+		delete(s.entries, k.id)
 	}
 	if other := s.calls[key{kind: changing, id: k.id}]; other != nil && k.kind == draining {
 		other.applied = agent.Change{} // it may have ended another drain

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	texttemplate "text/template"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -254,16 +255,19 @@ func (c *compat) tryBerth(texts map[string]string) (map[string]string, error) {
 		}
 	})
 	opts := templater.Options{
-		Consul: &api.Config{Address: c.consulAddress}, Funcs: templates.Funcs(templates.Options{}),
-		Log: slog.New(slog.NewTextHandler(log, nil)),
+		Consul: &api.Config{Address: c.consulAddress},
+		Log:    slog.New(slog.NewTextHandler(log, nil)),
 	}
 	if !c.bare {
 		opts.Library, opts.Programs = c.library(), true
 	}
+	shipped := func(report func(string), _ templater.Ask) texttemplate.FuncMap {
+		return templates.Funcs(templates.Options{})(report)
+	}
 	for name, text := range texts {
 		file := testenv.File(c.t, dir, name+".ctmpl", text)
 		opts.Templates = append(opts.Templates, templater.Template{
-			Name: name, File: file, Destination: filepath.Join(dir, name),
+			Name: name, File: file, Destination: filepath.Join(dir, name), Funcs: shipped,
 		})
 	}
 	tmpl, err := templater.New(opts)

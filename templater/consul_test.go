@@ -26,6 +26,10 @@ type fakeConsul struct {
 	listed   uint64 // index of the last change of the list of services
 	checks   uint64 // and of that of a check
 	down     bool
+	instead  http.HandlerFunc // answers in its place; nil = nobody
+	leader   string
+	left     bool           // the node of all services is not in the catalog
+	broken   string         // the service of which queries fail; "" = none
 	hidden   string         // what a path begins with that the token may not see; "" = none
 	limit    int            // of queries at a time, beyond which one is refused; 0 = none
 	open     int            // queries now
@@ -41,7 +45,7 @@ type fakeService struct {
 
 func newFakeConsul(t *testing.T) *fakeConsul {
 	f := &fakeConsul{
-		index: 10, listed: 10, checks: 10,
+		index: 10, listed: 10, checks: 10, leader: "10.0.0.1:8300",
 		services: map[string]*fakeService{},
 		changed:  make(chan struct{}),
 		asked:    map[string]int{},
@@ -149,7 +153,19 @@ func (f *fakeConsul) read(path string, asked uint64) (body any, index uint64, lo
 	if strings.HasPrefix(path, "/v1/health/state/") {
 		return []any{}, f.checks, lost, f.down, f.changed
 	}
+	if path == "/v1/status/leader" {
+		return f.leader, 0, lost, f.down, f.changed
+	}
+	if node, ok := strings.CutPrefix(path, "/v1/catalog/node/"); ok {
+		if f.left {
+			return nil, f.index, lost, f.down, f.changed
+		}
+		return api.CatalogNode{Node: &api.Node{Node: node}}, f.index, lost, f.down, f.changed
+	}
 	name := strings.TrimPrefix(path, "/v1/health/service/")
+	if name == f.broken {
+		return nil, 0, false, true, f.changed
+	}
 	entries := []*api.ServiceEntry{}
 	index = f.listed
 	if s := f.services[name]; s != nil {
@@ -187,6 +203,13 @@ func (f *fakeConsul) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer f.mu.Unlock()
 		f.open--
 	}()
+	f.mu.Lock()
+	instead := f.instead
+	f.mu.Unlock()
+	if instead != nil && path != "/elsewhere" {
+		instead(w, r)
+		return
+	}
 	if refuse {
 		w.Header().Set("Connection", "close")
 		http.Error(w, "too many", http.StatusTooManyRequests)

@@ -3,6 +3,7 @@ package templater
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"berth/templater/catalog"
 )
@@ -102,6 +103,19 @@ func (t *Templater) updateReady() {
 			why += ": " + t.waitsFor()
 		}
 		t.notReady(why)
+	}
+	why := t.Ready()
+	say, lasts := t.lasting.note(why == nil, time.Now())
+	var lasted []any
+	if lasts > 0 {
+		lasted = []any{"for", lasts.Round(time.Second)}
+	}
+	switch {
+	case !say:
+	case why != nil:
+		t.log.Warn("still not ready", append(lasted, "err", why)...)
+	case !t.once:
+		t.log.Info("all templates are rendered from the newest data", lasted...)
 	}
 }
 

@@ -3,16 +3,8 @@
 package templater_test
 
 import (
-	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -28,8 +20,8 @@ import (
 	"berth/templater"
 )
 
-// connections is how many TCP connections an agent has now. It keeps one that the client has closed for as long as a
-// query that blocks has not returned, and counts it.
+// connections is how many TCP connections to an agent are open now. The agent counts one that the client has closed until it has
+// noticed, which takes a busy machine a while; if that makes too many, it refuses some, and the log says so.
 func connections(t testing.TB, ip string, port int) (n int) {
 	t.Helper()
 	text, err := os.ReadFile("/proc/net/tcp")
@@ -38,10 +30,10 @@ func connections(t testing.TB, ip string, port int) (n int) {
 	}
 	b := net.ParseIP(ip).To4()
 	slices.Reverse(b) // as the kernel has it on every machine that Consul runs on
-	local := strings.ToUpper(hex.EncodeToString(b)) + fmt.Sprintf(":%04X", port)
-	const established, closeWait = "01", "08"
+	remote := strings.ToUpper(hex.EncodeToString(b)) + fmt.Sprintf(":%04X", port)
+	const established, synSent = "01", "02"
 	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); len(f) > 3 && f[1] == local && (f[3] == established || f[3] == closeWait) {
+		if f := strings.Fields(line); len(f) > 3 && f[2] == remote && (f[3] == established || f[3] == synSent) {
 			n++
 		}
 	}
@@ -178,16 +170,10 @@ func health(service, id, status string) *api.TxnOp {
 // Over TLS connections are shared: a thousand queries need few. The agent wants a certificate of the client.
 func TestE2ETLSWithClientCertificate(t *testing.T) {
 	const services = 1000
-	dir, err := os.MkdirTemp("", "berth")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil { // Consul is another user
-		t.Fatal(err)
-	}
-	ip := freeIP(t)
-	makeCertificates(t, dir, ip)
+	dir, ip := testenv.Dir(t), freeIP(t)
+	ca := testenv.NewCA(t, dir)
+	ca.Issue(t, "server", ip)
+	ca.Issue(t, "client")
 	c := newConsul(t, testenv.Name(t)+"-consul", ip, testenv.ConsulOptions{
 		Docker: []string{"--volume", dir + ":/certificates:ro"},
 		Args: []string{"-dev", "-hcl=ports { https = 8501 }", `-hcl=tls { https {
@@ -233,51 +219,5 @@ func TestE2ETLSWithClientCertificate(t *testing.T) {
 	t.Logf("%d connections to Consul, at most %d at a time", now, n)
 	if n > 200 {
 		t.Errorf("%d connections at a time", n)
-	}
-}
-
-// makeCertificates makes ca.pem, server.pem for an address, client.pem, and the keys of the latter two, in a directory.
-func makeCertificates(t testing.TB, dir, ip string) {
-	t.Helper()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	store := func(file, kind string, der []byte) {
-		t.Helper()
-		var b bytes.Buffer
-		must(pem.Encode(&b, &pem.Block{Type: kind, Bytes: der}))
-		must(os.WriteFile(filepath.Join(dir, file), b.Bytes(), 0o644))
-	}
-	template := func(n int64, name string) *x509.Certificate {
-		return &x509.Certificate{
-			SerialNumber: big.NewInt(n), Subject: pkix.Name{CommonName: name},
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-			KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
-		}
-	}
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(err)
-	ca := template(1, "ca")
-	ca.IsCA, ca.KeyUsage = true, x509.KeyUsageCertSign
-	der, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
-	must(err)
-	store("ca.pem", "CERTIFICATE", der)
-	for i, name := range []string{"server", "client"} {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		must(err)
-		c := template(int64(2+i), name)
-		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-		if name == "server" {
-			c.IPAddresses = []net.IP{net.ParseIP(ip)}
-		}
-		der, err := x509.CreateCertificate(rand.Reader, c, ca, &key.PublicKey, caKey)
-		must(err)
-		store(name+".pem", "CERTIFICATE", der)
-		der, err = x509.MarshalECPrivateKey(key)
-		must(err)
-		store(name+"-key.pem", "EC PRIVATE KEY", der)
 	}
 }

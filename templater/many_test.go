@@ -68,7 +68,12 @@ func TestMoreServicesThanConnections(t *testing.T) {
 		return r.consul.blocked("/v1/catalog/services") == 2
 	})
 	// Consul goes on with the queries for services that are gone. Then others that change have their leases.
-	gone := r.consul.blockedServices()[:10]
+	var gone []string
+	testenv.Until(t, deadline, "ten queries that wait", func() bool {
+		waiting := r.consul.blockedServices()
+		gone = waiting[:min(10, len(waiting))]
+		return len(gone) == 10
+	})
 	for _, name := range gone {
 		r.consul.remove(name)
 		testenv.Until(t, deadline, name+" to be gone", func() bool { return !strings.Contains(r.next(), name+":") })

@@ -9,7 +9,8 @@ import (
 
 type metrics struct {
 	renders, renderErrors prometheus.Counter
-	leftOut, consulUp     prometheus.Gauge
+	leftOut, failing      prometheus.Gauge
+	consulUp              prometheus.Gauge
 	seconds               prometheus.Histogram
 }
 
@@ -27,6 +28,10 @@ func newMetrics(registry prometheus.Registerer) metrics {
 		leftOut: with.NewGauge(prometheus.GaugeOpts{
 			Name: "berth_templater_left_out",
 			Help: "Things in the catalog that are left out of the rendered texts; the log says which and why.",
+		}),
+		failing: with.NewGauge(prometheus.GaugeOpts{
+			Name: "berth_templater_failing",
+			Help: "Templates and partials that fail on their data now: they keep their last text, or are left out.",
 		}),
 		consulUp: with.NewGauge(prometheus.GaugeOpts{
 			Name: "berth_templater_consul_up",

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	texttemplate "text/template"
 	"time"
 
 	"github.com/hashicorp/consul-template/config"
@@ -27,11 +26,18 @@ import (
 // lookEvery is how often the templates' files are read.
 const lookEvery = time.Second
 
+// lateAfter is for how long queries for new data may fail before what is rendered goes on without it.
+const lateAfter = 2 * time.Second
+
+var errNone = errors.New("it does not exist")
+
 type (
 	// Template is one text to render.
 	Template = render.Spec
 	// Published is the newest good text of one template.
 	Published = render.Published
+	// Ask is how the functions of a Template ask for a service's instances.
+	Ask = render.Ask
 	// Line is a line of a text, with the data that it depends on.
 	Line = render.Line
 )
@@ -44,12 +50,8 @@ type Options struct {
 	Templates   []Template
 	Programs    bool // the functions plugin and writeToFile are allowed
 
-	// Funcs returns extra template functions. They call report with one line for
-	// everything they set aside, and why. Called once per version of a template; may be nil.
-	Funcs func(report func(string)) texttemplate.FuncMap
-
 	// Publish is called from Run's goroutine with every new text of a template that differs from its last one. It must not
-	// block.
+	// block. nil = the texts are asked for, by Render or Once.
 	Publish func(Published)
 
 	WaitTime time.Duration // how long a blocking query waits; 0 = 60s
@@ -73,6 +75,9 @@ type Templater struct {
 	library  *dependency.ClientSet
 	reread   chan struct{}
 	rerender chan struct{}
+	orders   chan order
+	changed  chan struct{}
+	stopped  chan struct{}
 	why      atomic.Pointer[string] // why Ready is not nil; "" = it is
 
 	// All below belongs to Run's goroutine.
@@ -80,13 +85,18 @@ type Templater struct {
 	watches   map[string]*catalog.Watch // by the dependency's String
 	running   sync.WaitGroup            // the watches in Consul
 	updates   chan catalog.Update
-	waiting   map[string]bool // no data yet, by the watch's Key
+	waiting   map[string]bool              // no data yet, by the watch's Key
+	tried     map[*catalog.Watch]time.Time // of those that wait: when the first query failed
 	failing   map[*catalog.Watch]bool
 	hidden    map[string]bool // what the token does not see, by the watch's Key
 	answered  bool            // Consul has answered at least once
 	consulErr error           // nil while every query to Consul succeeds
 	leftOut   map[string]bool
+	unclean   map[string][]string // what the catalog holds and no template may see, by the watch's Key
 	once      bool
+	lasting   lasting
+	order     *order // of Render, not answered yet; nil = none
+	failure   string // of Behind after the last render
 
 	loggedHidden bool
 }
@@ -97,20 +107,28 @@ func New(opts Options) (*Templater, error) {
 	opts.WaitTime = cmp.Or(opts.WaitTime, 60*time.Second)
 	opts.Grace = cmp.Or(opts.Grace, 30*time.Second)
 	opts.VanishLimit = cmp.Or(opts.VanishLimit, 100)
+	if opts.Publish == nil {
+		opts.Publish = func(Published) {}
+	}
 	t := &Templater{
 		opts:     opts,
 		log:      opts.Log,
 		watches:  map[string]*catalog.Watch{},
 		updates:  make(chan catalog.Update, 1024),
 		waiting:  map[string]bool{},
+		unclean:  map[string][]string{},
+		tried:    map[*catalog.Watch]time.Time{},
 		failing:  map[*catalog.Watch]bool{},
 		hidden:   map[string]bool{},
 		reread:   make(chan struct{}, 1),
 		rerender: make(chan struct{}, 1),
+		orders:   make(chan order),
+		changed:  make(chan struct{}, 1),
+		stopped:  make(chan struct{}),
 	}
 	var err error
 	if t.templates, err = render.NewSet(opts.Templates, render.Options{
-		Consul: opts.Consul, Library: opts.Library, Programs: opts.Programs, Funcs: opts.Funcs, Log: opts.Log,
+		Consul: opts.Consul, Library: opts.Library, Programs: opts.Programs, Log: opts.Log,
 		Executed: func(_ string, _ any, took time.Duration, err error) { t.metrics.executed(took, err) },
 	}); err != nil {
 		return nil, err
@@ -181,6 +199,7 @@ func (t *Templater) loop(ctx context.Context, done func() bool) {
 			w.Stop()
 		}
 	}()
+	defer t.stop()
 	t.running.Go(func() { t.consul.Run(ctx) })
 	t.renewVaultToken(ctx)
 	look := time.NewTicker(lookEvery)
@@ -191,6 +210,10 @@ func (t *Templater) loop(ctx context.Context, done func() bool) {
 		t.updateReady()
 		if done() {
 			return
+		}
+		orders, late := t.orders, (<-chan struct{})(nil)
+		if t.order != nil { // one after the other
+			orders, late = nil, t.order.ctx.Done()
 		}
 		select {
 		case <-ctx.Done():
@@ -212,6 +235,10 @@ func (t *Templater) loop(ctx context.Context, done func() bool) {
 		case <-t.rerender:
 			t.templates.Outdated()
 			t.render()
+		case o := <-orders:
+			t.begin(o)
+		case <-late:
+			t.answer(nil, t.tooLate())
 		}
 	}
 }
@@ -231,6 +258,13 @@ func (t *Templater) take(u catalog.Update) (changed bool) {
 	for {
 		if w := u.Watch; t.watches[w.Key] == w { // else it was stopped while this was queued
 			t.note(u)
+			if u.LeftOutOther {
+				t.unclean[w.Key] = u.LeftOut
+				changed = true
+			}
+			if t.isLate(u) {
+				changed = t.templates.Late(w.Dependency, cmp.Or(u.Err, errNone)) || changed
+			}
 			if u.New {
 				delete(t.waiting, w.Key)
 				t.templates.Remember(w.Dependency, u.Data)
@@ -245,13 +279,35 @@ func (t *Templater) take(u catalog.Update) (changed bool) {
 	}
 }
 
-// render brings the texts up to date, watches their dependencies, and publishes the texts that have changed.
+// isLate says whether an update means that the data which is waited for does not come soon.
+func (t *Templater) isLate(u catalog.Update) bool {
+	w := u.Watch
+	switch {
+	case !t.waiting[w.Key] || u.New:
+		delete(t.tried, w)
+		return false
+	case u.Err == nil:
+		return u.Well
+	case t.tried[w].IsZero():
+		t.tried[w] = time.Now()
+	}
+	return time.Since(t.tried[w]) >= lateAfter
+}
+
+// render brings the texts up to date, watches their dependencies, publishes the texts that have changed, and answers who
+// waits for them.
 func (t *Templater) render() {
 	if t.templates.Update() {
 		t.watchUsed()
 	}
 	t.reportLeftOut()
-	t.templates.Publish(t.opts.Publish)
+	t.metrics.failing.Set(float64(t.templates.Failing()))
+	changed := false
+	t.templates.Publish(func(p Published) {
+		changed = true
+		t.opts.Publish(p)
+	})
+	t.rendered(changed)
 }
 
 // watchUsed starts a watch for every dependency that a template uses, and stops
@@ -287,6 +343,8 @@ func (t *Templater) stopWatch(w *catalog.Watch) {
 	t.templates.Forget(w.Dependency)
 	delete(t.watches, w.Key)
 	delete(t.waiting, w.Key)
+	delete(t.tried, w)
+	delete(t.unclean, w.Key)
 	t.succeeded(w)
 }
 
@@ -294,6 +352,11 @@ func (t *Templater) stopWatch(w *catalog.Watch) {
 // before, and the reverse.
 func (t *Templater) reportLeftOut() {
 	now := t.templates.LeftOut()
+	for _, reasons := range t.unclean {
+		for _, reason := range reasons {
+			now[reason] = true
+		}
+	}
 	for _, reason := range added(t.leftOut, now) {
 		t.log.Warn("left out", "reason", reason)
 	}

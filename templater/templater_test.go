@@ -7,6 +7,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -223,6 +224,27 @@ func TestChangeIsPublished(t *testing.T) {
 	r.want("")
 }
 
+// The function instances takes services that consul-template's own refuses, and a name that nobody can ask for harms none.
+func TestInstances(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("Web_App.v1", 1, 2)
+	consul.set("hc name", 3)
+	consul.set("a/../b", 4)
+	r := newHarness(t, consul, Options{Templates: one(`{{ range services }}{{ .Name }}:
+{{- range instances .Name }} {{ .Service.ID }}@{{ .Node.Address }}={{ .Checks.AggregatedStatus }}{{ end }}
+{{ end }}`)}).run()
+	const others = "Web_App.v1: Web_App.v1-1@10.0.0.1=passing Web_App.v1-2@10.0.0.1=passing\na/../b:\n"
+	r.want(others + "hc name: hc name-3@10.0.0.1=passing\n")
+	r.waitReady()
+	r.waitLogged(`Consul's API cannot be asked for a name like this`)
+	consul.set("hc name", 3, 5)
+	r.want(others + "hc name: hc name-3@10.0.0.1=passing hc name-5@10.0.0.1=passing\n")
+	consul.restartEmpty() // the guard knows these lists
+	consul.set("hc name", 5)
+	testenv.Until(t, deadline, "another query after the restart", func() bool { return consul.waits("/v1/health/service/hc name", 6) })
+	r.wantNothingMore()
+}
+
 func TestUnchangedTextIsNotPublished(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
@@ -394,6 +416,100 @@ func TestConsulThatLostItsStateIsBelievedInTheEnd(t *testing.T) {
 	r.want("")
 }
 
+// A node that leaves with all that it had is not believed at once, neither in the lists of its services nor in that of the
+// services.
+func TestNodeThatLeaves(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1, 2)
+	r := newHarness(t, consul, Options{Templates: one(everyService + `| {{ range services }}{{ .Name }} {{ end }}`), Grace: 2 * time.Second}).run()
+	r.want("web:1 web:2 | web ")
+	began := time.Now()
+	consul.change(func() {
+		consul.left = true
+		consul.put("web")
+		delete(consul.services, "web")
+	})
+	for got := ""; got != "| "; { // the service and its instances have each their own time
+		if got = r.next(); got != "| " && got != "| web " && got != "web:1 web:2 | " {
+			t.Fatalf("published %q", got)
+		}
+	}
+	if kept := time.Since(began); kept < 2*time.Second {
+		t.Errorf("it was kept for %s", kept)
+	}
+	r.wantLogged("a node has left Consul with all that it had", 1)
+
+	// What vanishes from a node that is there was removed on purpose.
+	consul.change(func() {
+		consul.left = false
+		consul.put("web", 1)
+	})
+	r.want("web:1 | web ")
+	began = time.Now()
+	consul.change(func() {
+		consul.put("web")
+		delete(consul.services, "web")
+	})
+	for got := ""; got != "| "; {
+		got = r.next()
+	}
+	if kept := time.Since(began); kept > time.Second {
+		t.Errorf("it was kept for %s", kept)
+	}
+}
+
+// Whatever is at Consul's address for a while: nothing of it is believed, and what Consul says then is seen.
+func TestSomethingElseAnswers(t *testing.T) {
+	for name, instead := range map[string]http.HandlerFunc{
+		"an error":          func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "oh", http.StatusInternalServerError) },
+		"too many requests": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "oh", http.StatusTooManyRequests) },
+		"a page":            func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>log in</html>") },
+		"an empty list":     func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "[]") },
+		"an empty object":   func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") },
+		"nothing":           func(http.ResponseWriter, *http.Request) {},
+		"a redirect":        func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) },
+		"a redirect to it":  func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) },
+		"half of the answer": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-Consul-Index", "99")
+			fmt.Fprint(w, `[{"Node": {"No`)
+		},
+		"an index of letters": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-Consul-Index", "x")
+			fmt.Fprint(w, `[]`)
+		},
+		"huge headers": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-Consul-Index", "99")
+			w.Header().Set("X-Huge", strings.Repeat("x", 20<<20))
+			fmt.Fprint(w, "[]")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			consul := newFakeConsul(t)
+			consul.set("web", 1)
+			r := newHarness(t, consul, Options{Templates: one(everyService), Grace: time.Millisecond}).run()
+			r.want("web:1 ")
+			r.waitReady()
+			// The query that waits is answered by Consul itself.
+			testenv.Until(t, deadline, "it waits", func() bool { return consul.waits("/v1/health/service/web", 11) })
+			consul.change(func() {
+				consul.put("web", 1, 2)
+				consul.instead = instead
+			})
+			r.want("web:1 web:2 ")
+			testenv.Until(t, deadline, "not ready", func() bool { return r.Ready() != nil })
+			consul.change(func() { consul.instead = nil })
+			r.waitReady()
+			consul.set("web", 3)
+			// A query that fails only now keeps for the grace what the next answer lacks.
+			for got := ""; got != "web:3 "; {
+				if got = r.next(); !strings.HasSuffix(got, "web:3 ") {
+					t.Fatalf("published %q", got)
+				}
+			}
+		})
+	}
+}
+
 func TestDependenciesComeAndGo(t *testing.T) {
 	// The names tell whether the list of services in a text is the newest.
 	const names = `{{ range services }}{{ .Name }} {{ end }}| `
@@ -455,7 +571,7 @@ func TestOnlyWhatUsesTheChangeIsExecuted(t *testing.T) {
 }
 
 // even fails on an odd port.
-func even(func(string)) texttemplate.FuncMap {
+func even(func(string), Ask) texttemplate.FuncMap {
 	return texttemplate.FuncMap{"even": func(port int) (int, error) {
 		if port%2 != 0 {
 			return 0, fmt.Errorf("port %d is odd", port)
@@ -468,9 +584,9 @@ func TestFailingTemplateKeepsItsText(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("a", 2)
 	consul.set("b", 2)
-	r := newHarness(t, consul, Options{Funcs: even, Templates: []Template{
-		{Name: "a", Source: "a.ctmpl", Text: `{{ range service "a" }}{{ even .Port }}{{ end }}`},
-		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ even .Port }}{{ end }}`},
+	r := newHarness(t, consul, Options{Templates: []Template{
+		{Name: "a", Source: "a.ctmpl", Text: `{{ range service "a" }}{{ even .Port }}{{ end }}`, Funcs: even},
+		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ even .Port }}{{ end }}`, Funcs: even},
 	}}).run()
 	r.nextAny()
 	r.nextAny()
@@ -486,18 +602,63 @@ func TestFailingTemplateKeepsItsText(t *testing.T) {
 	r.waitLogged("port 5 is odd")
 	consul.set("a", 6)
 	r.wantNext("a", "6")
-	r.wantLogged("level=ERROR msg=\"template failed, keeping the last good text\" template=a.ctmpl", 2)
+	r.wantLogged("level=ERROR msg=\"template failed, keeping the last good value of health.service(a|passing)\" template=a.ctmpl", 2)
 	r.wantLogged("err=\"a.ctmpl:1:", 2)
 	r.wantLogged("level=INFO msg=\"template works again\" template=a.ctmpl", 1)
+}
+
+// A service of a name that a template cannot ask for costs nothing but the services that came with it.
+func TestDataThatATemplateFailsOn(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
+	r.want("web:1 ")
+	r.waitReady()
+	consul.set("hc name", 9)
+	const says = "A template fails, keeping the last good value of catalog.services: out.ctmpl:1:"
+	testenv.Until(t, deadline, "not ready", func() bool { return r.Ready() != nil && strings.HasPrefix(r.Ready().Error(), says) })
+	if !strings.Contains(r.Ready().Error(), `"hc name"`) {
+		t.Errorf("not ready: %v", r.Ready())
+	}
+	if n := r.metric("berth_templater_failing"); n != 1 {
+		t.Errorf("%v fail", n)
+	}
+	consul.set("web", 1, 2)
+	r.want("web:1 web:2 ")
+	consul.remove("hc name")
+	r.waitReady()
+	if n := r.metric("berth_templater_failing"); n != 0 {
+		t.Errorf("%v fail", n)
+	}
+	consul.set("api", 3)
+	r.want("api:3 web:1 web:2 ")
+}
+
+// A datum that cannot be had, of another datacenter for example, holds up nothing that does not need it.
+func TestDataThatDoesNotCome(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	consul.change(func() { consul.broken = "nosuch" })
+	r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
+	r.want("web:1 ")
+	consul.set("nosuch", 9)
+	testenv.Until(t, deadline, "not ready", func() bool {
+		return r.Ready() != nil && strings.Contains(r.Ready().Error(), "health.service(nosuch|passing)")
+	})
+	consul.set("web", 1, 2)
+	r.want("web:1 web:2 ")
+	consul.change(func() { consul.broken = "" })
+	r.want("nosuch:9 web:1 web:2 ")
+	r.waitReady()
 }
 
 func TestTemplateThatNeverWorkedHarmsNoOther(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("a", 2)
 	consul.set("b", 3)
-	r := newHarness(t, consul, Options{Funcs: even, Templates: []Template{
-		{Name: "a", Source: "a.ctmpl", Text: `{{ range service "a" }}{{ even .Port }}{{ end }}`},
-		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ even .Port }}{{ end }}`},
+	r := newHarness(t, consul, Options{Templates: []Template{
+		{Name: "a", Source: "a.ctmpl", Text: `{{ range service "a" }}{{ even .Port }}{{ end }}`, Funcs: even},
+		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ even .Port }}{{ end }}`, Funcs: even},
 	}}).run()
 	r.waitLogged("template failed, nothing is published until it works")
 	r.wantNext("a", "2")
@@ -511,7 +672,7 @@ func TestTemplateThatNeverWorkedHarmsNoOther(t *testing.T) {
 }
 
 // lowPortsOnly sets ports from 1024 aside.
-func lowPortsOnly(report func(string)) texttemplate.FuncMap {
+func lowPortsOnly(report func(string), _ Ask) texttemplate.FuncMap {
 	return texttemplate.FuncMap{"low": func(instances []*dependency.HealthService) []int {
 		var ports []int
 		for _, i := range instances {
@@ -529,9 +690,9 @@ func TestWhatIsLeftOutIsLoggedOnce(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1, 2000)
 	text := `{{ low (service "web") }}{{ low (service "web") }}`
-	r := newHarness(t, consul, Options{Funcs: lowPortsOnly, Templates: []Template{
-		{Name: "out", Source: "out.ctmpl", Text: text},
-		{Name: "other", Source: "other.ctmpl", Text: text},
+	r := newHarness(t, consul, Options{Templates: []Template{
+		{Name: "out", Source: "out.ctmpl", Text: text, Funcs: lowPortsOnly},
+		{Name: "other", Source: "other.ctmpl", Text: text, Funcs: lowPortsOnly},
 	}}).run()
 	r.want("[1][1]")
 	consul.set("web", 1, 2, 2000, 3000)
@@ -647,11 +808,13 @@ func TestRunReturnsDuringAnOutage(t *testing.T) {
 
 func TestRerender(t *testing.T) {
 	var answer atomic.Int64
-	funcs := func(func(string)) texttemplate.FuncMap { return texttemplate.FuncMap{"answer": answer.Load} }
+	funcs := func(func(string), Ask) texttemplate.FuncMap { return texttemplate.FuncMap{"answer": answer.Load} }
 	consul := newFakeConsul(t)
 	consul.set("a", 1)
-	r := newHarness(t, consul, Options{Funcs: funcs, Templates: one(
-		`{{ define "p" }}{{ answer }}{{ range service "a" }}:{{ .Port }} {{ end }}{{ end }}{{ partial "p" "x" }}{{ answer }}`)}).run()
+	r := newHarness(t, consul, Options{Templates: []Template{{
+		Name: "out", Source: "out.ctmpl", Funcs: funcs,
+		Text: `{{ define "p" }}{{ answer }}{{ range service "a" }}:{{ .Port }} {{ end }}{{ end }}{{ partial "p" "x" }}{{ answer }}`,
+	}}}).run()
 	r.want("0:1 0")
 	r.waitReady()
 	answer.Store(7)
@@ -758,7 +921,7 @@ func TestTemplateThatFailsOnAnEmptyList(t *testing.T) {
 	r.want("1")
 	r.waitReady()
 	consul.set("web")
-	r.waitLogged("template failed, keeping the last good text")
+	r.waitLogged("template failed, keeping the last good value of health.service(web|passing)")
 	consul.set("web", 2)
 	r.want("2")
 	r.wantLogged("level=INFO msg=\"template works again\"", 2)

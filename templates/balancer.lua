@@ -18,7 +18,7 @@ local crc32, now = ngx.crc32_long, ngx.now
 local set_current_peer, set_more_tries = balancer.set_current_peer, balancer.set_more_tries
 local get_last_failure = balancer.get_last_failure
 
--- A server that failed a request gets no others from this worker for so many seconds, unless all have failed.
+-- A server that took no connection for a request gets no others from this worker for so many seconds, unless all have failed.
 local AVOID = 2
 -- So many servers are tried for one request.
 local TRIES = 32
@@ -356,7 +356,7 @@ end
 
 local function again(list, method, key, failure, status)
     local tried, last = tried_servers(list)
-    if last and failure == "failed" then
+    if last and failure == "failed" and not connected() then
         last.retry_at = now() + AVOID
     end
     local server = method(list, key, tried)

@@ -584,14 +584,15 @@ func TestE2EBalancerDeadServersCostNoRequest(t *testing.T) {
 		_, err := testenv.Docker("exec", n.name, "test", "-e", "/tmp/blackhole")
 		return err
 	})
-	dead := []string{"9021", "9031", "9022", "9011"}
+	dead := []string{"9021", "9031", "9022"}
+	const hangsUp = "127.0.0.1:9011" // takes the request, whose fault it may be
 	var all []string
 	for _, upstream := range []string{"app", "keyed", "chance"} {
-		all = append(all, lines(upstream, append(dead, "9001*2", "9002")...)...)
+		all = append(all, lines(upstream, append(dead, "9011", "9001*2", "9002")...)...)
 	}
 	n.post(all...)
 	for _, path := range []string{"/app", "/keyed?key=", "/keyed?key=abc", "/chance"} {
-		start, tries, slow := time.Now(), 0, 0
+		start, tries, slow, hungUp := time.Now(), 0, 0, 0
 		for i := range 200 {
 			url := path
 			if path == "/keyed?key=abc" {
@@ -606,14 +607,20 @@ func TestE2EBalancerDeadServersCostNoRequest(t *testing.T) {
 				if slices.Contains(dead, strings.TrimPrefix(server, "127.0.0.1:")) {
 					tries++
 				}
-				if server == "127.0.0.1:9031" {
+				switch server {
+				case "127.0.0.1:9031":
 					slow++
+				case hangsUp:
+					hungUp++
 				}
 			}
 		}
 		// Two workers ask each of the dead once in two seconds.
 		if most := 2 * len(dead) * (1 + int(time.Since(start)/(2*time.Second))); tries > most {
 			t.Errorf("%s: dead servers were tried %d times in %s", path, tries, time.Since(start))
+		}
+		if hungUp < 20 { // of 200 requests for a fifth of the weights, more would be
+			t.Errorf("%s: the one that takes connections was left out: tried %d times", path, hungUp)
 		}
 		if path == "/app" && slow == 0 {
 			t.Errorf("nobody found the black hole")

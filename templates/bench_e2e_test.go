@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"berth/templates/claim"
 	"berth/templates/route"
 )
 
@@ -33,16 +34,16 @@ func host(n int) string { return fmt.Sprintf("service-%04d.example.com", n) }
 // asRules is a configuration with a use_backend rule for each route, tried one after the other, in place of the map.
 func asRules(r rendered) rendered {
 	type rule struct {
-		route.Route
+		claim.Route
 		backend string
 	}
 	var rules []rule
 	for line := range strings.Lines(r.files["routes.map"]) {
 		key, backend, _ := strings.Cut(strings.TrimSpace(line), " ")
 		host, path, _ := strings.Cut(key, "/")
-		rules = append(rules, rule{route.Route{Host: strings.TrimPrefix(host, "*"), Path: "/" + path}, backend})
+		rules = append(rules, rule{claim.Route{Host: strings.TrimPrefix(host, "*"), Path: "/" + path}, backend})
 	}
-	slices.SortFunc(rules, func(a, b rule) int { return route.Compare(a.Route, b.Route) })
+	slices.SortFunc(rules, func(a, b rule) int { return claim.Compare(a.Route, b.Route) })
 	var b strings.Builder
 	for line := range strings.Lines(r.text) {
 		switch {

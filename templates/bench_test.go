@@ -68,8 +68,9 @@ func BenchmarkRenderMain(b *testing.B) {
 
 // What is read of one service.
 func BenchmarkService(b *testing.B) {
-	instances := thousand()["service-000"]
+	thousand().brain(b, inOrder)
+	ledger := route.NewLedger(0)
 	for b.Loop() {
-		route.New("service-000", instances, unprivileged, refuse(b))
+		route.New("service-000", listed["service-000"], unprivileged, ledger, refuse(b))
 	}
 }

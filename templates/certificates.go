@@ -14,7 +14,7 @@ import (
 	"slices"
 	"strings"
 
-	"berth/templates/route"
+	"berth/templates/claim"
 )
 
 // certificate is a certificate that a proxy can load.
@@ -149,7 +149,7 @@ func certificateNames(c *x509.Certificate) []string {
 	var all []string
 	for _, name := range names {
 		name = strings.ToLower(name)
-		if route.IsHostName(strings.TrimPrefix(name, "*.")) {
+		if claim.IsHostName(strings.TrimPrefix(name, "*.")) {
 			all = append(all, name)
 		}
 	}

@@ -7,13 +7,38 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/consul-template/dependency"
+	"github.com/hashicorp/consul/api"
+
+	"berth/proxyctl"
 	"berth/templates/route"
 )
+
+// haproxyVersions are the versions of HAProxy, by image: each is asked once.
+var haproxyVersions sync.Map
+
+// haproxyVersion returns the version of the HAProxy in an image.
+func haproxyVersion(t testing.TB, image string) string {
+	t.Helper()
+	if known, there := haproxyVersions.Load(image); there {
+		return known.(string)
+	}
+	out, err := inImage(t, image, nil, "haproxy -v", "--network", "none").CombinedOutput()
+	said := regexp.MustCompile(`version ([0-9]+(?:\.[0-9]+)+)`).FindSubmatch(out)
+	if err != nil || said == nil {
+		t.Fatalf("haproxy -v: %v, %s", err, out)
+	}
+	version := string(said[1])
+	haproxyVersions.Store(image, version)
+	return version
+}
 
 // theHAProxy is what the tests of all proxies need of HAProxy.
 func theHAProxy() *kind {
@@ -36,9 +61,14 @@ func theHAProxy() *kind {
 		answer: "return status 200 content-type text/plain string good",
 		reject: "reject",
 		beside: func(files map[string]string, servers string) { files[path] += servers },
-		adapt:  func(_ testing.TB, _, text string) string { return text },
-		http2:  func(string) bool { return true },
-		asked:  "none.com/?script?alert??x???/script????3Cb?3E",
+		adapt: func(t testing.TB, image, text string) string {
+			if !proxyctl.AtLeast(haproxyVersion(t, image), "3.2") {
+				return text
+			}
+			return strings.Replace(text, " sni var(", " pool-conn-name var(", 1)
+		},
+		http2: func(string) bool { return true },
+		asked: "none.com/?script?alert??x???/script????3Cb?3E",
 	}
 }
 
@@ -134,6 +164,43 @@ func TestE2EHAProxyChecksThePath(t *testing.T) {
 	})
 }
 
+// A host that is really dead, where Consul only says that its agent is cut off, is taken out by HAProxy within two seconds.
+func TestE2EHAProxyTakesOutADeadHost(t *testing.T) {
+	e := newEchoes(theHAProxy())
+	node := func(i *dependency.HealthService) {
+		i.Checks = append(i.Checks, &api.HealthCheck{CheckID: "serfHealth", Status: api.HealthCritical})
+	}
+	node(e.echo("web", route.KeyPath, "/"))
+	node(e.with("web", "dead", nobody(t), 80, route.KeyPath, "/"))
+	e.eachImage(t, func(t *testing.T, image string) {
+		p := e.start(t, image, Options{})
+		status := func() map[string]string {
+			all := map[string]string{}
+			for line := range strings.Lines(request("GET", p.address(8404), "any", "/stats;csv").body) {
+				if f := strings.Split(line, ","); len(f) > 36 && f[0] == "web" {
+					all[f[1]] = strings.Fields(f[17] + " -")[0]
+				}
+			}
+			return all
+		}
+		start := time.Now() // a little after HAProxy's
+		for status()["dead"] != "DOWN" {
+			if time.Since(start) > 10*time.Second {
+				t.Fatal(status())
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		took := time.Since(start)
+		t.Logf("out %v after HAProxy answers", took)
+		if took > 2*time.Second+500*time.Millisecond {
+			t.Errorf("it was taken out after %v", took)
+		}
+		if s := status(); s["web-9000"] != "UP" {
+			t.Errorf("%v", s)
+		}
+	})
+}
+
 func TestE2EHAProxyStatistics(t *testing.T) {
 	e := newEchoes(theHAProxy())
 	e.echo("web", route.KeyPath, "/")
@@ -167,4 +234,5 @@ func TestE2EHAProxySendsOnlyIdempotentRequestsTwice(t *testing.T) {
 func TestE2EHAProxyFallback(t *testing.T) { testFallback(t, theHAProxy()) }
 func TestE2EHAProxyCase(t *testing.T)     { testCase(t, theHAProxy()) }
 func TestE2EHAProxyWeights(t *testing.T)  { testWeights(t, theHAProxy()) }
+func TestE2EHAProxyGroups(t *testing.T)   { testGroups(t, theHAProxy()) }
 func TestE2EHAProxyStreams(t *testing.T)  { testStreams(t, theHAProxy()) }

@@ -85,6 +85,7 @@ func renderTemplate(t tb, text string, c catalog, o Options, shuffle func(n int,
 	text = execute(t, engine(o, &r, text), brain)
 	r.text = text
 	slices.Sort(r.leftOut)
+	r.leftOut = slices.Compact(r.leftOut) // as the templater does
 	return r
 }
 
@@ -96,18 +97,16 @@ func (c catalog) brain(t tb, shuffle func(n int, swap func(i, j int))) *template
 		t.Fatal(err)
 	}
 	names := []*dependency.CatalogSnippet{}
+	listed = map[string][]*api.ServiceEntry{}
 	for name, instances := range c {
 		names = append(names, &dependency.CatalogSnippet{Name: name})
-		query, err := dependency.NewHealthServiceQuery(name + "|any")
-		if err != nil {
-			continue // the template must not ask for it
-		}
 		instances = slices.Clone(instances)
 		shuffle(len(instances), func(i, j int) { instances[i], instances[j] = instances[j], instances[i] })
-		brain.Remember(query, instances)
+		entries := []*api.ServiceEntry{}
 		for _, i := range instances {
-			c.rememberNone(t, brain, strings.TrimSpace(i.ServiceMeta[route.KeyFallback]))
+			entries = append(entries, entry(i))
 		}
+		listed[name] = entries
 	}
 	slices.SortFunc(names, func(a, b *dependency.CatalogSnippet) int { return strings.Compare(a.Name, b.Name) })
 	shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
@@ -115,16 +114,20 @@ func (c catalog) brain(t tb, shuffle func(n int, swap func(i, j int))) *template
 	return brain
 }
 
-// rememberNone has a service that is not in the catalog be one without instances.
-func (c catalog) rememberNone(t tb, brain *template.Brain, service string) {
-	if _, there := c[service]; there || !route.IsServiceName(service) {
-		return
+// listed is what the function instances returns, from the newest brain.
+var listed map[string][]*api.ServiceEntry
+
+// entry is an instance as Consul describes it.
+func entry(i *dependency.HealthService) *api.ServiceEntry {
+	own := &api.HealthCheck{CheckID: "service:" + i.ID, ServiceID: "own", Status: i.Status}
+	if i.Status == api.HealthMaint {
+		own.CheckID, own.Status = api.ServiceMaintPrefix+i.ID, api.HealthCritical
 	}
-	query, err := dependency.NewHealthServiceQuery(service + "|any")
-	if err != nil {
-		t.Fatal(err)
+	return &api.ServiceEntry{
+		Node:    &api.Node{Node: i.Node},
+		Service: &api.AgentService{ID: i.ID, Service: i.Name, Address: i.Address, Port: i.Port, Tags: i.Tags, Meta: i.ServiceMeta, Weights: i.Weights},
+		Checks:  append(api.HealthChecks{own}, i.Checks...),
 	}
-	brain.Remember(query, []*dependency.HealthService{})
 }
 
 // engine is a shipped template with its functions and stand-ins for those of the templater.
@@ -138,6 +141,7 @@ func shippedFuncs(o Options, r *rendered) map[string]any {
 		o.TCPPorts = unprivileged
 	}
 	funcs := Funcs(o)(func(reason string) { r.leftOut = append(r.leftOut, reason) })
+	funcs["instances"] = func(service string) []*api.ServiceEntry { return listed[service] }
 	funcs["asFile"] = func(name, text string) string {
 		base, suffix, _ := strings.Cut(name, ".")
 		sum := sha256.Sum256([]byte(text))
@@ -354,6 +358,11 @@ func everyLabel() catalog {
 	pair("strip-encoded", "strip-encoded.example.com", route.KeyPath, "/a%20b", route.KeyStrip, "yes")
 	pair("redirect", "redirect.example.com", route.KeyRedirect, "HTTPS")
 
+	pair("leader", "leader.example.com", route.KeyTo, "leader", route.KeyPort, "7005")
+	c["leader"][0].Tags, c["leader"][1].Tags = []string{"follower"}, []string{"db", "leader"}
+	pair("no-leader", "no-leader.example.com", route.KeyTo, "Leader")
+	c["no-leader"][0].Tags, c["no-leader"][1].Tags = []string{"follower"}, []string{"follower"}
+
 	// Several prefixes, one in the other.
 	pair("nested", "a.example.com,b.example.com", route.KeyPath, "/api/v1", route.KeyStrip, "true")
 	c.with("nested", "nested-3", "10.0.1.3", 80, route.KeyHost, "a.example.com", route.KeyPath, "/api")
@@ -419,6 +428,7 @@ func hostileCatalog() catalog {
 				route.KeyHost: ok + ".example.net," + evil, route.KeyPath: "/x" + evil, route.KeyPort: "7777" + evil, route.KeyStrip: "true" + evil,
 				route.KeyRedirect: "https" + evil, route.KeyBalance: "hdr(" + evil + ")", route.KeySticky: "true" + evil, route.KeyCheck: "/health" + evil,
 				route.KeyMaxConn: "10" + evil, route.KeySlowStart: "10s" + evil, route.KeyFallback: "web" + evil,
+				route.KeyTo: "all" + evil,
 			}[key])
 		}
 		tagged := c.with(ok, "by-the-rest", "10.1.0.7", 80, evil, evil, "route_"+evil, evil)
@@ -439,10 +449,9 @@ func hostileCatalog() catalog {
 // grammar is all that a value from the catalog may become part of.
 func grammar() *regexp.Regexp {
 	const (
-		name   = `[A-Za-z0-9_-]{1,200}`
+		name   = `([A-Za-z0-9_-]{1,200}|[A-Za-z0-9._-]{1,200}\.[0-9a-f]{8})`
 		host   = `[a-z0-9._-]{1,253}`
 		prefix = `(/[A-Za-z0-9._~%+:@=-]+)+`
-		route  = `(\*|(\*\.)?` + host + `)(/[A-Za-z0-9._~%+:@=-]+)*/`
 		port   = `[1-9][0-9]{0,4}`
 	)
 	return regexp.MustCompile(`^(` + strings.Join([]string{
@@ -450,23 +459,26 @@ func grammar() *regexp.Regexp {
 		`    bind :` + port,
 		`    default_backend ` + name + `\.tcp`,
 		`backend ` + name + `(\.tcp from tcp\.defaults)?`,
+		`    tcp-response inspect-delay 1h`,
+		`    tcp-response content set-var\(txn\.sent\) var\(txn\.sent\),add\(1\)`,
+		`    tcp-response content accept if \{ (var\(txn\.sent\) -m int lt 3|status gt 0) \}`,
+		`    tcp-response content reject`,
 		`    balance (roundrobin|leastconn|random|first|source|uri|hdr\([A-Za-z0-9-]{1,64}\))`,
 		`    hash-type consistent`,
-		`    cookie berth-` + name + ` insert indirect nocache httponly`,
+		`    cookie berth-` + name + ` insert indirect nocache httponly attr SameSite=Lax`,
 		`    option httpchk GET /[A-Za-z0-9_.~%+:@=/?&,;-]{0,511}( HTTP/1\.1)?`,
 		`    http-check send hdr Host ` + host,
 		`    default-server( maxconn [1-9][0-9]{0,6})?( slowstart [1-9][0-9]{0,3}s)?`,
 		`    http-request redirect prefix https://%\[req\.fhdr\(host\),host_only\] code 308 if \{ var\(txn\.insecure\) -m found \}`,
-		`    http-request set-var\(txn\.prefix\) str\(` + prefix + `\)( if !\{ var\(txn\.prefix\) -m found \} \{ var\(txn\.key\) -m beg( ` + route + `)+ \})?`,
-		`    http-request set-path /%\[path,field\([0-9]+,/,0\)\] if \{ var\(txn\.prefix\) -m str ` + prefix + ` \}`,
-		`    http-request set-header X-Forwarded-Prefix %\[var\(txn\.prefix\)\] if \{ var\(txn\.prefix\) -m found \}`,
+		`    http-request set-path /%\[path,field\([0-9]+,/,0\)\]`,
+		`    http-request set-header X-Forwarded-Prefix %\[str\(` + prefix + `\)\]`,
 		`    server [A-Za-z0-9_.:-]{1,200} ([0-9.]+|\[[0-9a-f:]+\]):` + port + `( weight [0-9]{1,3})?( cookie [0-9a-f]{16})?( id [0-9]{1,9})?`,
 	}, "|") + `)$`)
 }
 
 // mapLine is all that a value may become part of in the map.
 func mapLine() *regexp.Regexp {
-	return regexp.MustCompile(`^(\*|(\*\.)?[a-z0-9_][a-z0-9._-]{0,252})(/[A-Za-z0-9._~%+:@=-]+)*/ [A-Za-z0-9_-]{1,200}$`)
+	return regexp.MustCompile(`^(\*|(\*\.)?[a-z0-9_][a-z0-9._-]{0,252})(/[A-Za-z0-9._~%+:@=-]+)*/ ([A-Za-z0-9_-]{1,200}|[A-Za-z0-9._-]{1,200}\.[0-9a-f]{8})$`)
 }
 
 // path is how the configuration names the map; it is the only line of its own that changes.
@@ -506,12 +518,9 @@ func checkText(t tb, r rendered, empty rendered) {
 }
 
 func checkReasons(t tb, leftOut []string) {
-	for n, reason := range leftOut {
+	for _, reason := range leftOut {
 		if strings.ContainsAny(reason, "\n\r\x1b\x00\u202e") || len(reason) > 600 {
 			t.Errorf("a reason is one short, printable line: %q", reason)
-		}
-		if n > 0 && reason == leftOut[n-1] {
-			t.Errorf("reported twice: %s", reason)
 		}
 	}
 }
@@ -528,7 +537,11 @@ func TestPartialsAreKept(t *testing.T) {
 		c := manyServices()
 		changed := slices.Collect(maps.Keys(c))
 		label := func(service, key, value string) func() {
-			return func() { c[service][0].ServiceMeta[key] = value }
+			return func() {
+				for _, i := range c[service] {
+					i.ServiceMeta[key] = value
+				}
+			}
 		}
 		for _, step := range []struct {
 			change   string
@@ -612,6 +625,7 @@ func TestCopyFromAnotherVersion(t *testing.T) {
 	for name, text := range map[string]string{
 		"partial":       `{{ with exposed "web" (service "web" "any") }}{{ .Claims }}{{ end }}`,
 		"nginx partial": `{{ with proxied "web" (service "web" "any") }}{{ .Claims }}{{ end }}`,
+		"instances":     `{{ range routed "web" (service "web" "any") }}{{ .Name }}{{ end }}`,
 		"whole":         `{{ $table := table "" }}{{ range servable services }}{{ claim $table . "http a.com/" }}{{ end }}`,
 	} {
 		_, err := engine(Options{}, &rendered{}, text).Execute(&template.ExecuteInput{Brain: brain})
@@ -672,5 +686,15 @@ func TestAnyCatalogStaysInTheGrammar(t *testing.T) {
 }
 
 func allKeys() []string {
-	return []string{route.KeyHost, route.KeyPath, route.KeyPort, route.KeyStrip, route.KeyRedirect, route.KeyBalance, route.KeySticky, route.KeyCheck, route.KeyMaxConn, route.KeySlowStart, route.KeyFallback}
+	return []string{route.KeyHost, route.KeyPath, route.KeyPort, route.KeyStrip, route.KeyRedirect, route.KeyBalance, route.KeySticky, route.KeyCheck, route.KeyMaxConn, route.KeySlowStart, route.KeyFallback, route.KeyTo}
+}
+
+// How connections to servers are told apart depends on the version.
+func TestHAProxyAtLeast(t *testing.T) {
+	for version, want := range map[string]string{"2.6": "sni", "3.1": "sni", "3.2": "pool-conn-name"} {
+		o := Options{HAProxyAtLeast: func(other string) bool { return version >= other }}
+		if text := renderWith(t, everyLabel(), o, inOrder).text; !strings.Contains(text, " "+want+" var(txn.sent)\n") {
+			t.Errorf("%s: the text has no %s", version, want)
+		}
+	}
 }

@@ -172,6 +172,7 @@ func TestE2ENginxSendsOnlyIdempotentRequestsTwice(t *testing.T) {
 func TestE2ENginxFallback(t *testing.T) { testFallback(t, theNginx()) }
 func TestE2ENginxCase(t *testing.T)     { testCase(t, theNginx()) }
 func TestE2ENginxWeights(t *testing.T)  { testWeights(t, theNginx()) }
+func TestE2ENginxGroups(t *testing.T)   { testGroups(t, theNginx()) }
 func TestE2ENginxStreams(t *testing.T)  { testStreams(t, theNginx()) }
 
 // Whatever the algorithm, all servers get requests; those of the same client, path or header go to the same one.
@@ -262,7 +263,7 @@ func TestE2ENginxMaxConn(t *testing.T) {
 		}
 	}, route.KeyPath, "/", route.KeyMaxConn, "2")
 	e.eachImage(t, func(t *testing.T, image string) {
-		address := e.start(t, image, Options{}).address(8080)
+		address := e.start(t, image, Options{ErrorDetails: true}).address(8080)
 		done := make(chan answer)
 		for range 2 {
 			go func() { done <- request("GET", address, "any", "/slow") }()
@@ -294,8 +295,8 @@ func TestE2ENginxServesWithoutInstances(t *testing.T) {
 		}
 	}
 	e.eachImage(t, func(t *testing.T, image string) {
-		e.kind.accepted(t, image, e.kind.all(t, e.render(t, Options{}), Options{}))
-		address := e.start(t, image, Options{}).address(8080)
+		e.kind.accepted(t, image, e.kind.all(t, e.render(t, Options{ErrorDetails: true}), Options{ErrorDetails: true}))
+		address := e.start(t, image, Options{ErrorDetails: true}).address(8080)
 		for name := range e.catalog {
 			for range 2 {
 				if a := request("POST", address, "any", "/"+name); a.status != 503 || !strings.Contains(a.body, "No instance of the service "+name) {
@@ -448,6 +449,7 @@ func (k *withLua) control(method, path, body string) answer {
 	return answer{resp.StatusCode, resp.Header, string(text)}
 }
 
+func TestE2ENginxLuaGroups(t *testing.T)       { testGroups(t, theNginxWithLua().kind) }
 func TestE2ENginxLuaRoutes(t *testing.T)       { testRoutes(t, theNginxWithLua().kind) }
 func TestE2ENginxLuaStickyCookie(t *testing.T) { testStickyCookie(t, theNginxWithLua().kind) }
 func TestE2ENginxLuaHashes(t *testing.T)       { testHashes(t, theNginxWithLua().kind) }
@@ -477,8 +479,8 @@ func TestE2ENginxLuaTakesServers(t *testing.T) {
 	e.echo("web", route.KeyPath, "/")
 	e.echo("other", route.KeyPath, "/other")
 	e.with("down", "down", "127.0.0.1", 80, route.KeyPath, "/down").Status = "critical"
-	text := e.render(t, Options{}).text
-	address := e.start(t, k.images(t)[0], Options{}).address(8080)
+	text := e.render(t, Options{ErrorDetails: true}).text
+	address := e.start(t, k.images(t)[0], Options{ErrorDetails: true}).address(8080)
 	check := func(path, service string) {
 		t.Helper()
 		a := request("GET", address, "any", path)

@@ -89,7 +89,7 @@ func TestNginxVersions(t *testing.T) {
 	if strings.Contains(unknown.text, "keepalive_min_timeout") {
 		t.Error("a version that is not known is taken for a new one")
 	}
-	if _, err := (Options{}).nginxAtLeast("1.x"); err == nil {
+	if _, err := atLeast("nginxAtLeast", nil)("1.x"); err == nil {
 		t.Error("what is no version is taken for one")
 	}
 }
@@ -121,7 +121,7 @@ func linesOnlyIn(text, other string) string {
 // nginxGrammar is all that a value from the catalog may become part of.
 func nginxGrammar() *regexp.Regexp {
 	const (
-		name     = `[A-Za-z0-9_-]{1,200}`
+		name     = `[A-Za-z0-9._-]{1,200}`
 		upstream = name + `(\.[0-9a-f]{8})?`
 		host     = `[a-z0-9_][a-z0-9._-]{0,252}`
 		path     = `(/[A-Za-z0-9._~%+:@=-]+)*/`
@@ -142,7 +142,7 @@ func nginxGrammar() *regexp.Regexp {
 		`    upstream ` + upstream + `(\.tcp)? \{`,
 		`        zone ` + upstream + `(\.tcp)?\.zone ` + number + `k;`,
 		`        (least_conn|random two least_conn|hash \$(remote_addr|berth_path|berth_sticky|http_[a-z0-9_]{1,64}) consistent);`,
-		`        server ` + address + `( weight=` + number + `)?( max_conns=` + number + `)? max_fails=1 fail_timeout=2s;`,
+		`        server ` + address + `( weight=` + number + `)?( max_conns=` + number + `)? max_fails=0;`,
 		`        server 127\.0\.0\.1:1 down;`,
 		`        listen ` + number + ` so_keepalive=60s:10s:6;`,
 		`        proxy_pass ` + upstream + `\.tcp;`,
@@ -270,18 +270,23 @@ func TestNginxWithoutSocket(t *testing.T) {
 func TestServiceWithoutARoute(t *testing.T) {
 	c := catalog{}
 	c.with("db", "db-1", "10.0.0.1", 80, route.KeyCheck, "/", route.KeyBalance, "first")
+	c.with("tcp", "tcp-1", "10.0.0.1", 80, route.KeyPort, "5432")
+	c.brain(t, inOrder)
 	var leftOut []string
-	routed := Funcs(Options{TCPPorts: unprivileged})(func(reason string) { leftOut = append(leftOut, reason) })["routed"].(func(string, []*route.Instance) *route.Service)
-	if s := routed("db", c["db"]); s != nil {
-		t.Errorf("%+v", s)
+	routed := Funcs(Options{TCPPorts: unprivileged})(func(reason string) { leftOut = append(leftOut, reason) })["routed"].(func(string, any) ([]*route.Group, error))
+	if groups, err := routed("db", listed["db"]); len(groups) != 0 || err != nil {
+		t.Errorf("%+v, %v", groups, err)
 	}
 	if len(leftOut) != 2 { // that there is no route, for each setting
 		t.Errorf("left out %q", leftOut)
 	}
-	c.with("tcp", "tcp-1", "10.0.0.1", 80, route.KeyPort, "5432")
-	s := routed("tcp", c["tcp"])
-	if u := nginx.NewUpstreams(s, true, refuse(t)); u.HTTP != nil || u.TCP == nil || !slices.Equal(s.Ports, []int{5432}) || len(s.Routes) != 0 {
-		t.Errorf("%+v of %+v", u, s)
+	groups, err := routed("tcp", listed["tcp"])
+	if err != nil || len(groups) != 1 {
+		t.Fatal(groups, err)
+	}
+	g := groups[0]
+	if u := nginx.NewUpstreams(g, true, refuse(t)); u.HTTP != nil || u.TCP == nil || !slices.Equal(g.Ports, []int{5432}) || len(g.Routes) != 0 {
+		t.Errorf("%+v of %+v", u, g)
 	}
 	if len(leftOut) != 2 {
 		t.Errorf("left out %q", leftOut)

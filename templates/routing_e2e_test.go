@@ -27,6 +27,7 @@ import (
 	"berth/deploy/testenv"
 
 	"github.com/hashicorp/consul-template/dependency"
+	"github.com/hashicorp/consul/api"
 
 	"berth/templates/route"
 )
@@ -162,7 +163,8 @@ func (e *echoes) echo(service string, meta ...string) *dependency.HealthService 
 // render executes the proxy's template.
 func (e *echoes) render(t tb, o Options) rendered {
 	all := e.kind.options
-	all.TLSDirectory, all.TCPPorts = o.TLSDirectory, o.TCPPorts
+	all.TLSDirectory, all.TCPPorts, all.IPv6 = o.TLSDirectory, o.TCPPorts, o.IPv6
+	all.TrustedProxies, all.ProxyProtocol, all.ErrorDetails = o.TrustedProxies, o.ProxyProtocol, o.ErrorDetails
 	return renderTemplate(t, e.kind.template(), e.catalog, all, inOrder)
 }
 
@@ -293,7 +295,7 @@ func testRoutes(t *testing.T, k *kind) {
 	e.echo("billing", route.KeyHost, "billing.example.com").Status = dependency.HealthCritical
 	e.with("refuses", "refuses-1", "127.0.0.1", 1, route.KeyHost, "refuses.example.com") // nothing listens there
 	k.eachImage(t, func(t *testing.T, image string) {
-		address := e.start(t, image, Options{}).address(8080)
+		address := e.start(t, image, Options{ErrorDetails: true}).address(8080)
 		tests := []struct {
 			host, path string
 			service    string // "" = none
@@ -352,7 +354,7 @@ func testRoutes(t *testing.T, k *kind) {
 		}
 		for _, tt := range tests {
 			a := request("GET", address, tt.host, tt.path)
-			if tt.service == "" && a.status != 503 && a.status != 400 || tt.service != "" && !a.says(tt.service) {
+			if tt.service == "" && a.status != 404 && a.status != 400 || tt.service != "" && !a.says(tt.service) {
 				t.Errorf("%q %s: %d %q, want %q", tt.host, tt.path, a.status, a.body, tt.service)
 			}
 		}
@@ -368,7 +370,7 @@ func testRoutes(t *testing.T, k *kind) {
 		if a := request("GET", address, "shop.example.com", "http://shop.example.com/cart/2"); !a.says("cart") {
 			t.Errorf("absolute: %d %q", a.status, a.body)
 		}
-		if a := request("OPTIONS", address, "shop.example.com", "*"); a.status != 503 && a.status != 400 {
+		if a := request("OPTIONS", address, "shop.example.com", "*"); a.status != 404 && a.status != 400 {
 			t.Errorf("OPTIONS *: %d %q", a.status, a.body)
 		}
 
@@ -381,14 +383,18 @@ func testRoutes(t *testing.T, k *kind) {
 }
 
 func pages(t *testing.T, k *kind, address string) {
-	for _, tt := range []struct{ host, path, says string }{
-		{"none.com", "/a/b?secret=1", "No service has a route for none.com/a/b\n"},
-		{"none.com", `/<script>alert('x')</script>"&%3Cb%3E`, "No service has a route for " + k.asked + "\n"},
-		{"billing.example.com", "/<b>", "No instance of the service billing answers."},
-		{"refuses.example.com", "/", "No instance of the service refuses answers."},
+	for _, tt := range []struct {
+		host, path string
+		status     int
+		says       string
+	}{
+		{"none.com", "/a/b?secret=1", 404, "No service has a route for none.com/a/b\n"},
+		{"none.com", `/<script>alert('x')</script>"&%3Cb%3E`, 404, "No service has a route for " + k.asked + "\n"},
+		{"billing.example.com", "/<b>", 503, "No instance of the service billing answers."},
+		{"refuses.example.com", "/", 503, "No instance of the service refuses answers."},
 	} {
 		a := request("GET", address, tt.host, tt.path)
-		if a.status != 503 || !strings.Contains(a.body, tt.says) || strings.ContainsAny(a.body, "<>") ||
+		if a.status != tt.status || !strings.Contains(a.body, tt.says) || strings.ContainsAny(a.body, "<>") ||
 			a.header.Get("Cache-Control") != "no-store" || a.header.Get("Content-Type") != "text/plain; charset=utf-8" {
 			t.Errorf("%s%s: %d %v\n%s", tt.host, tt.path, a.status, a.header, a.body)
 		}
@@ -403,15 +409,14 @@ func testStripsPrefixes(t *testing.T, k *kind) {
 	e.echo("all", route.KeyHost, "all.com", route.KeyStrip, "true")
 	e.echo("many", route.KeyHost, "a.com,b.com", route.KeyPath, "/api/v1", route.KeyStrip, "true")
 	for _, meta := range [][]string{{route.KeyHost, "a.com", route.KeyPath, "/api"}, {route.KeyHost, "c.com,*.d.com", route.KeyPath, "/v1"}, {route.KeyPath, "/any"}, {route.KeyHost, "e.com"}} {
-		i := e.with("many", fmt.Sprint("many-", meta), "127.0.0.1", 1, meta...)
-		i.Status = dependency.HealthCritical
+		e.echo("many", append(meta, route.KeyStrip, "true")...)
 	}
 	var hosts []string
 	for n := range 100 {
 		hosts = append(hosts, fmt.Sprintf("h%02d.com", n))
 	}
 	e.echo("hosts", route.KeyHost, strings.Join(hosts, ","), route.KeyPath, "/x", route.KeyStrip, "true")
-	e.with("hosts", "hosts-y", "127.0.0.1", 1, route.KeyHost, strings.Join(hosts, ","), route.KeyPath, "/x/y").Status = dependency.HealthCritical
+	e.echo("hosts", route.KeyHost, strings.Join(hosts, ","), route.KeyPath, "/x/y", route.KeyStrip, "true")
 	k.eachImage(t, func(t *testing.T, image string) {
 		address := e.start(t, image, Options{}).address(8080)
 		for _, tt := range []struct{ host, path, service, url, prefix string }{
@@ -468,7 +473,7 @@ func testForwards(t *testing.T, k *kind) {
 			{"[::1]:81", "host=[::1]:81", "81"},
 		} {
 			a := request("GET", p.address(8080), tt.host, "/", forged...)
-			if !a.says("proto=http", tt.says, "port="+tt.port, "prefix=", "for=192.0.2.1", "forged=") {
+			if !a.says("proto=http", tt.says, "port="+tt.port, "prefix=", "for=172.17.0.1", "forged=") {
 				t.Errorf("%s: %d %q", tt.host, a.status, a.body)
 			}
 		}
@@ -594,7 +599,7 @@ func testTCP(t *testing.T, k *kind) {
 		if a := request("GET", p.address(5432), "any", "/x"); !a.says("db", "url=/x", "proto=", "for=") {
 			t.Errorf("%d %q", a.status, a.body)
 		}
-		if a := request("GET", p.address(8080), "any", "/x"); a.status != 503 {
+		if a := request("GET", p.address(8080), "any", "/x"); a.status != 404 {
 			t.Errorf("by HTTP: %d %q", a.status, a.body)
 		}
 	})
@@ -613,7 +618,7 @@ func testStickyCookie(t *testing.T, k *kind) {
 			a := request("GET", address, "any", "/")
 			header := a.header.Get("Set-Cookie")
 			cookie, rest, _ := strings.Cut(header, ";")
-			if !strings.HasPrefix(cookie, "berth-web=") || !strings.Contains(rest, "HttpOnly") || strings.Contains(cookie, "web-9") {
+			if !strings.HasPrefix(cookie, "berth-web=") || !strings.Contains(rest, "HttpOnly") || !strings.Contains(rest, "SameSite=Lax") || strings.Contains(rest, "Secure") || strings.Contains(cookie, "web-9") {
 				t.Fatalf("cookie %q of %v %q", header, a.header, a.body)
 			}
 			on := strings.Fields(a.body)[1]
@@ -709,7 +714,7 @@ func testFallback(t *testing.T, k *kind) {
 	e.echo("sorry")
 	e.echo("gone").Status = dependency.HealthCritical
 	k.eachImage(t, func(t *testing.T, image string) {
-		p := e.start(t, image, Options{})
+		p := e.start(t, image, Options{ErrorDetails: true})
 		for host, service := range map[string]string{"down.com": "sorry", "up.com": "up"} {
 			if a := request("GET", p.address(8080), host, "/x"); !a.says(service, "url=/x") {
 				t.Errorf("%s: %d %q", host, a.status, a.body)
@@ -743,7 +748,7 @@ func testCase(t *testing.T, k *kind) {
 			{"a.com", "/api", "app", "/api"},
 		} {
 			a := request("GET", address, tt.host, tt.path)
-			if tt.service == "" && a.status != 503 || tt.service != "" && !a.says(tt.service, "url="+tt.url) {
+			if tt.service == "" && a.status != 404 || tt.service != "" && !a.says(tt.service, "url="+tt.url) {
 				t.Errorf("%s%s: %d %q, want %q", tt.host, tt.path, a.status, a.body, tt.service)
 			}
 		}
@@ -781,6 +786,36 @@ func testWeights(t *testing.T, k *kind) {
 	})
 }
 
+// Each host has its own instances, whatever their service is called; a warning serves, and what gets no new requests gets none.
+func testGroups(t *testing.T, k *kind) {
+	e := newEchoes(k)
+	prod := e.echo("shop", route.KeyHost, "prod.com")
+	staging := e.echo("shop", route.KeyHost, "staging.com")
+	dotted := e.echo("Web_App.v1", route.KeyHost, "dotted.com", route.KeySticky, "true")
+	warns := e.echo("warns", route.KeyHost, "warns.com")
+	warns.Status = "warning"
+	e.echo("drains", route.KeyHost, "drains.com").ServiceMeta["weight"] = "0"
+	rest := e.echo("drains", route.KeyHost, "drains.com")
+	e.echo("drained", route.KeyHost, "drained.com").ServiceMeta["weight"] = "0"
+	cut := e.echo("cut", route.KeyHost, "cut.com") // its node's agent is cut off
+	cut.Checks = append(cut.Checks, &api.HealthCheck{CheckID: "serfHealth", Status: api.HealthCritical})
+	dead := e.with("cut", "dead", nobody(t), 80, route.KeyHost, "cut.com") // its node is dead
+	dead.Checks = cut.Checks
+	k.eachImage(t, func(t *testing.T, image string) {
+		address := e.start(t, image, Options{}).address(8080)
+		for range 20 {
+			for host, i := range map[string]*dependency.HealthService{"prod.com": prod, "staging.com": staging, "dotted.com": dotted, "warns.com": warns, "drains.com": rest, "cut.com": cut} {
+				if a := request("GET", address, host, "/"); !a.says(fmt.Sprint("on=", i.Port)) {
+					t.Fatalf("%s: %d %q", host, a.status, a.body)
+				}
+			}
+		}
+		if a := request("GET", address, "drained.com", "/"); a.status != 503 {
+			t.Errorf("drained: %d %q", a.status, a.body)
+		}
+	})
+}
+
 // bridge is the network of Docker's on which the proxies are.
 func bridge(t *testing.T) netip.Prefix {
 	t.Helper()
@@ -812,12 +847,13 @@ func (e *echoes) withServer(t *testing.T, service string, handler http.HandlerFu
 		t.Fatal(err)
 	}
 	server := httptest.NewUnstartedServer(handler)
+	server.Config.MaxHeaderBytes = 1 << 20
 	server.Listener.Close()
 	server.Listener = l
 	server.Start()
 	t.Cleanup(server.Close)
 	address := l.Addr().(*net.TCPAddr)
-	e.with(service, service, address.IP.String(), address.Port, meta...)
+	e.with(service, fmt.Sprint(service, "-", address.Port), address.IP.String(), address.Port, meta...)
 	return server
 }
 

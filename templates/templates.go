@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"net/netip"
 	"regexp"
 	"strings"
 	"text/template"
@@ -40,6 +41,8 @@ type Options struct {
 	TLSDirectory string
 	// TCPPorts are the ports that services may ask for.
 	TCPPorts route.Ports
+	// Ledger remembers who has which route; nil = nothing is remembered, and no route is held for services that are gone.
+	Ledger *route.Ledger
 	// Refused are the ports that the proxy could not open lately; nil = none.
 	Refused *route.Refused
 	// NginxSocket is the path of berth's control socket in nginx, absolute, with no need for quotes in a
@@ -48,9 +51,18 @@ type Options struct {
 	// NginxClosing is the path of a file that is there while a reload of nginx is near: clients are then told to come back
 	// over new connections. "" = never.
 	NginxClosing string
-	// NginxAtLeast says whether nginx has this version, as in "1.27.4", or a later one. nil = the version is unknown, and
-	// nothing is at least anything.
-	NginxAtLeast func(version string) bool
+	// HAProxyAtLeast and NginxAtLeast say whether the proxy has this version, as in "1.27.4", or a later one. nil = the
+	// version is unknown, and nothing is at least anything.
+	HAProxyAtLeast, NginxAtLeast func(version string) bool
+	// IPv6 has the proxy listen on IPv6 as well as on IPv4. Without IPv6 in its kernel it would not start.
+	IPv6 bool
+	// TrustedProxies are the networks of the proxies in front whose word about a client is believed; nil = nobody's.
+	TrustedProxies []netip.Prefix
+	// ProxyProtocol are the ports on which trusted proxies speak the PROXY protocol.
+	ProxyProtocol route.Ports
+	// ErrorDetails has the pages for requests without an answer say what an operator can do about it. They name labels and
+	// services, which are not everybody's business.
+	ErrorDetails bool
 	// Lua has nginx pick servers by a balancer in Lua, which is told of them through NginxSocket, so that a change of
 	// them takes no reload. nginx needs the module lua-nginx-module.
 	Lua bool
@@ -63,17 +75,22 @@ type Options struct {
 // The comment at the head of each template lists the functions that it calls.
 func Funcs(o Options) func(report func(string)) template.FuncMap {
 	return func(report func(string)) template.FuncMap {
-		var kept route.Fragments
+		ledger := o.Ledger
+		if ledger == nil {
+			ledger = route.NewLedger(0)
+		}
+		kept := route.NewFragments(ledger)
 		all := certificates{report: report}
 		return template.FuncMap{
 			"servable": func(services []*dependency.CatalogSnippet) []string {
-				return route.Servable(services, report)
+				return kept.Servable(services, report)
 			},
-			"routed": func(name string, instances []*route.Instance) *route.Service {
-				if s := route.New(name, instances, o.TCPPorts, report); s.IsExposed() {
-					return s
+			"routed": func(name string, instances any) ([]*route.Group, error) {
+				list, is := instances.([]*route.Instance)
+				if !is { // of the function service
+					return nil, errGone
 				}
-				return nil
+				return kept.New(name, list, o.TCPPorts, report), nil
 			},
 			"keep": kept.Keep,
 			"table": func(certificates any) *route.Table {
@@ -81,19 +98,28 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 				return kept.NewTable(tls, o.Refused, report)
 			},
 			"assign":           (*route.Table).Assign,
+			"clientHeaders":    clientHeaderPattern,
+			"clientHeaderList": func() []string { return clientHeaders },
+			"hops":             hops,
+			"trustedProxies":   func() []netip.Prefix { return o.TrustedProxies },
+			"proxyProtocol":    o.ProxyProtocol.Contain,
+			"ipv6":             func() bool { return o.IPv6 },
+			"errorDetails":     func() bool { return o.ErrorDetails },
+			"departed":         (*route.Table).Departed,
 			"tlsDirectory":     func() string { return o.TLSDirectory },
 			"certificateFiles": all.list,
 
-			"backends":  haproxy.Backends,
-			"routesMap": func(t *route.Table) string { return haproxy.Map(t.Claims) },
+			"backends":       haproxy.Backends,
+			"haproxyAtLeast": atLeast("haproxyAtLeast", o.HAProxyAtLeast),
+			"routesMap":      func(t *route.Table) string { return haproxy.Map(t.Claims()) },
 
-			"upstreams":         func(s *route.Service) nginx.Upstreams { return nginx.NewUpstreams(s, o.Lua, report) },
+			"upstreams":         func(g *route.Group) nginx.Upstreams { return nginx.NewUpstreams(g, o.Lua, report) },
 			"upstreamName":      nginx.UpstreamName,
-			"nginxRoutes":       func(t *route.Table) nginx.Routes { return nginx.NewRoutes(t.Claims, report) },
+			"nginxRoutes":       func(t *route.Table) nginx.Routes { return nginx.NewRoutes(t.Claims(), report) },
 			"namedCertificates": func(files []certificate) []certificate { return namedCertificates(files, report) },
 			"controlSocket":     func() string { return o.NginxSocket },
 			"closingFile":       func() string { return o.NginxClosing },
-			"nginxAtLeast":      o.nginxAtLeast,
+			"nginxAtLeast":      atLeast("nginxAtLeast", o.NginxAtLeast),
 			"lua":               func() bool { return o.Lua },
 			"luaBalancer":       func() string { return strings.TrimSuffix(balancer, "\n") },
 
@@ -103,16 +129,19 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 	}
 }
 
-// gone stands in for functions that older templates call.
-func gone(...any) (string, error) {
-	return "", errors.New("this function is no longer there: copy berth's built-in template again, and make your changes in the copy")
-}
+// gone stands in for functions that older templates call, or call in another way.
+func gone(...any) (string, error) { return "", errGone }
+
+var errGone = errors.New("this function is no longer there: copy berth's built-in template again, and make your changes in the copy")
 
 var versionNumber = regexp.MustCompile(`^[0-9]+(\.[0-9]+)*$`)
 
-func (o Options) nginxAtLeast(version string) (bool, error) {
-	if !versionNumber.MatchString(version) {
-		return false, fmt.Errorf("nginxAtLeast %q: a version is numbers and dots, as 1.27.4", version)
+// atLeast returns the template function of a name that asks is, which is nil if the version is unknown.
+func atLeast(name string, is func(string) bool) func(string) (bool, error) {
+	return func(version string) (bool, error) {
+		if !versionNumber.MatchString(version) {
+			return false, fmt.Errorf("%s %q: a version is numbers and dots, as 1.27.4", name, version)
+		}
+		return is != nil && is(version), nil
 	}
-	return o.NginxAtLeast != nil && o.NginxAtLeast(version), nil
 }

@@ -27,12 +27,13 @@ import (
 // http.Client follows changes of the files of token and certificate, and speaks HTTP/2 where Consul does (over TLS).
 func consulConfig(c Config) (*api.Config, error) {
 	conf := api.DefaultConfig()
-	if c.ConsulAddress != "" {
-		conf.Address = c.ConsulAddress
+	if err := useAddress(conf, c); err != nil {
+		return nil, err
 	}
 	if c.ConsulTokenFile != "" {
 		conf.TokenFile = c.ConsulTokenFile
 	}
+	explainConsul(conf.Transport, c.ConsulAddress == "" && os.Getenv(api.HTTPAddrEnvName) == "")
 	catalog.Tune(conf.Transport, cmp.Or(c.ConsulConnections, catalog.DefaultConnections))
 	if path, ok := strings.CutPrefix(conf.Address, "unix://"); ok {
 		// The client would open a connection for each request.
@@ -50,10 +51,27 @@ func consulConfig(c Config) (*api.Config, error) {
 			return &pair, err
 		}
 	}
+	conf.HttpClient.Transport = catalog.ExplainTLS(conf.HttpClient.Transport, conf)
 	if conf.TokenFile != "" {
 		conf.HttpClient.Transport = catalog.FollowToken(conf.HttpClient.Transport, conf)
 	}
 	return conf, nil
+}
+
+// consulToken returns a function that returns the token of Consul's client at the moment.
+func consulToken(c Config) func() string {
+	conf := api.DefaultConfig()
+	if c.ConsulTokenFile != "" {
+		conf.TokenFile = c.ConsulTokenFile
+	}
+	last := conf.Token
+	return func() string {
+		if conf.TokenFile != "" {
+			content, _ := os.ReadFile(conf.TokenFile) // the last token is good until there is another one
+			last = cmp.Or(strings.TrimSpace(string(content)), last)
+		}
+		return last
+	}
 }
 
 func consulClient(c Config) (*api.Client, error) {
@@ -88,10 +106,15 @@ func dockerClient() (*docker.Client, error) {
 			return nil, fmt.Errorf("DOCKER_TLS_VERIFY is set, but the CA to verify with cannot be read: %w", err)
 		}
 	}
+	if err := checkDockerHost(); err != nil {
+		return nil, err
+	}
 	client, err := docker.NewClientFromEnv()
 	if err != nil {
 		return nil, fmt.Errorf("docker client: %w", err)
 	}
+	registrardocker.NoticeVanished(client)
+	explainDocker(client)
 	return client, nil
 }
 

@@ -1,14 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
@@ -16,6 +17,8 @@ import (
 	"berth/registrar/docker"
 	"berth/registrar/label"
 	"berth/templater/catalog"
+	"berth/templates"
+	"berth/templates/route"
 )
 
 // Config is the whole configuration. A key of the YAML file is the name of a flag. The environment variable is BERTH_ and
@@ -35,9 +38,11 @@ type Config struct {
 	Resync       time.Duration
 	ReadyTimeout time.Duration
 	DrainTime    time.Duration
+	ShowSecrets  bool
 
 	Process     label.Process // Tags and TTL are above
 	StopTimeout time.Duration
+	Member      memberConfig
 
 	ConsulConnections int
 	ConsulGrace       time.Duration
@@ -47,13 +52,21 @@ type Config struct {
 	TemplatePrograms bool
 	TLSDirectory     string
 	TCPPorts         string
+	IPv6             bool
+	TrustedProxies   string
+	ProxyProtocol    string
+	ErrorDetails     bool
+	RouteGrace       time.Duration
 	File             []string
 	Files            []fileEntry // including the ones of File
 	Proxy            string      // kindHAProxy or kindNginx
 	HAProxy          *haproxyKind
 	Nginx            *nginxKind
 	Runtime          bool
+	TakeOver         bool
 	ReloadInterval   time.Duration
+
+	origin func(option string) string // names an option by where its value is from, in errors
 }
 
 func newConfig() Config { return Config{HAProxy: newHAProxy(), Nginx: newNginx()} }
@@ -84,12 +97,16 @@ func (c *Config) registrarFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.Deregister, "deregister", "always", "always, or on-success: what ended with an error stays registered, in maintenance mode")
 	f.DurationVar(&c.Host.TTL, "ttl", 0, "let registrations turn critical when the registrar is away for so long (default: never)")
 	f.BoolVar(&c.Host.Scripts, "scripts", false, "allow SERVICE_CHECK_SCRIPT and SERVICE_CHECK_CMD, if the Consul agent does, too")
+	f.BoolVar(&c.Host.PublishSecrets, "publish-secrets", false, "publish labels as metadata even if their keys look like secrets (PASSWORD, TOKEN, KEY...)")
 	f.StringVar(&c.Adopt, "adopt", "", "host name in the service IDs of a Registrator whose registrations to take over")
 	f.StringVar(&c.Owner, "owner", "", "a name of its own for each of several registrars on one Docker host")
 	f.DurationVar(&c.Resync, "resync", time.Minute, "how often to compare everything, whatever the events said")
 	f.DurationVar(&c.ReadyTimeout, "ready-timeout", 30*time.Second, "how long an instance may take to be ready before it is registered as critical")
 	f.DurationVar(&c.DrainTime, "drain-time", 2*time.Second, "from the sign to stop to the signal that SERVICE_STOP_SIGNAL names")
+	f.BoolVar(&c.ShowSecrets, "show-secrets", false, showSecretsUsage)
 }
+
+const showSecretsUsage = "show values whose keys look like secrets (PASSWORD, TOKEN, KEY...) at the paths /services and /census"
 
 // serviceFlags declares the options that only berth service has.
 func (c *Config) serviceFlags(f *pflag.FlagSet) {
@@ -98,7 +115,7 @@ func (c *Config) serviceFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.Process.ID, "id", "", "ID of this instance, which must be its own (default <host>:<name>:<port>)")
 	f.StringVar(&c.Process.Address, "address", "", "IP address that it listens on and is registered with (default: none, so that Consul uses its node's)")
 	f.StringArrayVar(&c.Process.Meta, "meta", nil, "service metadata as key=value, any number of times")
-	f.IntVar(&c.Process.Weight, "weight", 0, "weight of this instance, 1 to 256 (default 1)")
+	f.IntVar(&c.Process.Weight, "weight", 1, "weight of this instance, 1 to 256; 0: no new requests")
 	f.StringVar(&c.Process.Ready, "ready", "tcp", "register when: tcp its port accepts, http:/path or https:/path that answers 2xx, none at once")
 	f.DurationVar(&c.StopTimeout, "stop-timeout", 10*time.Second, "from the command's SIGTERM to its SIGKILL")
 }
@@ -108,6 +125,11 @@ func (c *Config) templaterFlags(f *pflag.FlagSet) {
 	f.BoolVar(&c.TemplatePrograms, "template-programs", false, "allow the template functions plugin and writeToFile, which run programs and write files")
 	f.StringVar(&c.TLSDirectory, "tls-directory", "", "directory of certificates (PEM files with their keys) for the built-in template (default: no TLS)")
 	f.StringVar(&c.TCPPorts, "tcp-ports", "none", "ports that SERVICE_ROUTE_PORT may ask the built-in template for, like 5432,6000-6099, or none")
+	f.BoolVar(&c.IPv6, "ipv6", templates.KernelHasIPv6(), "have the built-in template listen on IPv6, too (default: true where the kernel has IPv6)")
+	f.StringVar(&c.TrustedProxies, "trusted-proxies", "", "networks of proxies in front, which the built-in template believes about clients, like 10.0.0.0/8,fd00::/8")
+	f.StringVar(&c.ProxyProtocol, "proxy-protocol", "none", "ports on which trusted proxies speak the PROXY protocol, like http,https,5432, or none")
+	f.BoolVar(&c.ErrorDetails, "error-details", false, "have error pages say what is missing, with names of services and labels: not for the public")
+	f.DurationVar(&c.RouteGrace, "route-grace", 5*time.Minute, "how long a route is held for a service that is gone, or whose instances do not serve; 0 = not at all")
 	f.IntVar(&c.ConsulConnections, "consul-connections", catalog.DefaultConnections, "connections to Consul that may be open at a time (Consul's own limit is 200)")
 	f.DurationVar(&c.ConsulGrace, "consul-grace", 30*time.Second, "how long to keep what a Consul that failed or lost its state no longer lists")
 	f.IntVar(&c.VanishLimit, "vanish-limit", 100, "percentage of a list that may vanish at once; if it is more, what is gone is kept for consul-grace")
@@ -116,7 +138,14 @@ func (c *Config) templaterFlags(f *pflag.FlagSet) {
 	c.HAProxy.flags(f)
 	c.Nginx.flags(f)
 	f.BoolVar(&c.Runtime, "runtime", true, "change servers in the running HAProxy, or in nginx's Lua balancer; if false, every change is a reload")
+	f.BoolVar(&c.TakeOver, "take-over", false, "replace a configuration that berth did not write even if backends in it lose all their servers")
 	f.DurationVar(&c.ReloadInterval, "reload-interval", 200*time.Millisecond, "least time between two reloads; the first is done at once")
+}
+
+// options returns the options of all commands, at their defaults.
+func options() *pflag.FlagSet {
+	c := newConfig()
+	return c.allFlags()
 }
 
 // allFlags declares the options of all commands: registrar and templater may share a file and an environment.
@@ -126,6 +155,7 @@ func (c *Config) allFlags() *pflag.FlagSet {
 	c.registrarFlags(all)
 	c.templaterFlags(all)
 	c.serviceFlags(all)
+	c.Member.flags(all)
 	return all
 }
 
@@ -140,36 +170,60 @@ const (
 func readConfig(flags *pflag.FlagSet) (Config, error) {
 	c := newConfig()
 	all := c.allFlags()
-	if err := checkEnvironment(all, flags.Name()); err != nil {
-		return Config{}, err
-	}
-	v := viper.New()
+	v, inFile := viper.New(), viper.New()
 	v.SetEnvPrefix(strings.TrimSuffix(envPrefix, "_"))
 	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
 	v.AutomaticEnv()
 	if err := v.BindPFlags(flags); err != nil {
 		return Config{}, err
 	}
-	if file := v.GetString("config"); file != "" {
-		if err := readFile(v, file, all); err != nil {
+	file := v.GetString("config")
+	if file != "" {
+		if err := readFile(inFile, file, all); err != nil {
+			return Config{}, err
+		}
+		if err := v.MergeConfigMap(inFile.AllSettings()); err != nil {
 			return Config{}, err
 		}
 	}
+	c.origin = func(option string) string {
+		switch f := flags.Lookup(option); {
+		case f != nil && f.Changed:
+			return option
+		case f != nil && os.Getenv(variableName(option)) != "":
+			return variableName(option)
+		case inFile.IsSet(option) && !fileOnly(option): // those can be from nowhere else
+			return file + ": " + option
+		}
+		return option
+	}
 	var errs []error
-	all.VisitAll(func(f *pflag.Flag) { errs = append(errs, setOption(f, v)) })
+	all.VisitAll(func(f *pflag.Flag) {
+		from := v
+		if flags.Lookup(f.Name) == nil {
+			// An option of another command. Its variable is not read: it may be what Docker's links say of a container
+			// called berth (BERTH_NAME, BERTH_PORT).
+			from = inFile
+		}
+		errs = append(errs, setOption(f, from))
+	})
 	if err := errors.Join(errs...); err != nil {
-		return Config{}, err
+		return Config{}, c.located(err)
 	}
 	only := viper.New()
-	only.Set("policy", v.Get("policy"))
+	only.Set("policy", inFile.Get("policy"))
 	err := only.UnmarshalExact(&struct {
 		Policy *[]label.Rule `mapstructure:"policy"` // the name in errors
 	}{&c.Host.Policy})
 	if err != nil {
 		return Config{}, fmt.Errorf("configuration: %s", oneLine(err))
 	}
-	if c.Files, err = fileEntries(v.Get("files"), c.File); err != nil {
-		return Config{}, err
+	entries := inFile.Get("files")
+	if _, isText := entries.(string); isText && flags.Lookup("files") != nil {
+		entries = nil // it is the directory of berth service
+	}
+	if c.Files, err = fileEntries(entries, c.File); err != nil {
+		return Config{}, c.located(err)
 	}
 	h, n := c.HAProxy, c.Nginx
 	for _, s := range []*string{&c.Listen, &h.File, &h.Socket, &h.Binary, &n.File, &n.Socket, &n.Binary} {
@@ -178,25 +232,30 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 		}
 	}
 	if c.Proxy, err = kindOf(c.Proxy, flags.Args()); err != nil {
-		return Config{}, err
+		return Config{}, c.located(err)
 	}
 	c.ConsulGrace = max(c.ConsulGrace, time.Nanosecond) // to those who take it, 0 is the default
-	return c, c.validate()
+	return c, c.located(c.validate())
 }
 
-// checkEnvironment returns an error that names a variable that looks like an option and is none. An empty variable counts
-// as not given, as in a compose file.
-func checkEnvironment(all *pflag.FlagSet, command string) error {
-	for _, kv := range os.Environ() {
-		name, value, _ := strings.Cut(kv, "=")
-		key, ours := strings.CutPrefix(name, envPrefix)
-		if ours && value != "" && all.Lookup(strings.ToLower(strings.ReplaceAll(key, "_", "-"))) == nil {
-			return fmt.Errorf("environment variable %s is no option of berth: see berth %s --help", name, command)
-		}
+// located returns errors that begin with the name of an option, and puts the variable or the file there that has its value.
+func (c *Config) located(err error) error {
+	if err == nil || c.origin == nil {
+		return err
 	}
-	return nil
+	var lines []string
+	for line := range strings.Lines(err.Error()) {
+		line = strings.TrimSpace(line)
+		option := line[:cmp.Or(max(strings.IndexAny(line, ": "), 0), len(line))]
+		lines = append(lines, c.origin(option)+line[len(option):])
+	}
+	return errors.New(strings.Join(lines, "; "))
 }
 
+// fileOnly reports whether an option is in the configuration file only.
+func fileOnly(option string) bool { return option == "policy" || option == "files" }
+
+// readFile reads a configuration file, which may have options of all commands.
 func readFile(v *viper.Viper, file string, all *pflag.FlagSet) error {
 	v.SetConfigFile(file)
 	v.SetConfigType("yaml")
@@ -204,40 +263,69 @@ func readFile(v *viper.Viper, file string, all *pflag.FlagSet) error {
 		return fmt.Errorf("configuration file %s: %s", file, oneLine(err))
 	}
 	for _, key := range slices.Sorted(slices.Values(v.AllKeys())) {
-		if v.InConfig(key) && all.Lookup(key) == nil && key != "policy" && key != "files" {
-			return fmt.Errorf("configuration file %s: unknown key %q: the keys are the names of the flags, see berth run --help", file, key)
+		if all.Lookup(key) == nil && !fileOnly(key) {
+			remedy := didYouMean(nearest("", key, all)...)
+			if remedy == "" {
+				remedy = ": the keys are the names of the flags, see 'berth run --help'"
+			}
+			return fmt.Errorf("configuration file %s: unknown key %q%s", file, key, remedy)
 		}
 	}
 	return nil
 }
 
-// setOption sets an option to its value in v, if there is one. A text of several values is separated by commas. The option
-// file is separated by line ends, because its commands may have commas.
+// setOption sets an option to its value in v, if there is one.
 func setOption(f *pflag.Flag, v *viper.Viper) error {
 	value := v.Get(f.Name)
 	text := fmt.Sprint(value)
+	_, isText := value.(string)
 	list, isList := f.Value.(pflag.SliceValue)
 	_, several := value.([]any)
+	if several && f.Name == "files" {
+		return nil // the templater's plain files, in a configuration file that it shares with berth service
+	}
 	kind := f.Value.Type()
 	switch d, _ := time.ParseDuration(text); {
 	case value == nil:
 		return nil
+	case isList && isText:
+		return list.Replace(split(f.Name, text))
 	case isList:
-		if text, one := value.(string); one && f.Name == "file" {
-			return list.Replace(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' }))
-		} else if one {
-			return list.Replace(strings.Split(text, ","))
-		}
 		return list.Replace(v.GetStringSlice(f.Name))
 	case several:
-		return fmt.Errorf("%s must be one value, not the list %v", f.Name, value)
+		return fmt.Errorf("%s must be one text, not the list %v: where it may name several, they are separated by commas", f.Name, value)
 	case kind == "duration" && d < 0:
 		return fmt.Errorf("%s must not be negative, it is %s", f.Name, text)
-	case f.Value.Set(text) != nil:
-		what := map[string]string{"duration": "a duration like 200ms, 30s or 1m", "int": "a whole number", "bool": "true or false"}
-		return fmt.Errorf("%s must be %s, not %q", f.Name, what[kind], text)
+	case kind == "bool":
+		text = boolean(text)
+	}
+	if f.Value.Set(text) != nil {
+		return fmt.Errorf("%s %s", f.Name, unfit(f, text))
 	}
 	return nil
+}
+
+// split returns the values in a text, which are separated by commas or whitespace. Commands may have both in them, so the
+// values of the option file are lines, and metadata may have blanks in it.
+func split(option, text string) []string {
+	values := strings.FieldsFunc(text, func(r rune) bool {
+		return r == '\n' || option != "file" && (r == ',' || option != "meta" && unicode.IsSpace(r))
+	})
+	for n, value := range values {
+		values[n] = strings.TrimSpace(value)
+	}
+	return slices.DeleteFunc(values, func(value string) bool { return value == "" })
+}
+
+// boolean returns true or false for the other words that people write in compose files, and what is neither as it is.
+func boolean(text string) string {
+	switch strings.ToLower(text) {
+	case "yes", "on", "enabled":
+		return "true"
+	case "no", "off", "disabled":
+		return "false"
+	}
+	return text
 }
 
 func (c *Config) validate() error {
@@ -251,8 +339,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("deregister must be always or on-success, not %q", c.Deregister)
 	}
 	if c.Host.IP != "" {
-		if _, err := netip.ParseAddr(c.Host.IP); err != nil {
-			return fmt.Errorf("ip must be an IP address, not %q", c.Host.IP)
+		if err := label.ValidateIP(c.Host.IP); err != nil {
+			return fmt.Errorf("ip: %w", err)
 		}
 	}
 	if _, err := docker.ParseTags(c.Tags); err != nil {
@@ -260,6 +348,9 @@ func (c *Config) validate() error {
 	}
 	if c.TLSDirectory != "" && !filepath.IsAbs(c.TLSDirectory) {
 		return fmt.Errorf("tls-directory must be an absolute path, as the proxy has it, not %q", c.TLSDirectory)
+	}
+	if _, err := c.templateOptions(); err != nil {
+		return err
 	}
 	if c.VanishLimit < 0 || c.VanishLimit > 100 {
 		return fmt.Errorf("vanish-limit is a percentage from 1 to 100, not %d", c.VanishLimit)
@@ -276,6 +367,26 @@ func (c *Config) validate() error {
 		return fmt.Errorf("policy: %w", err)
 	}
 	return c.checkFiles()
+}
+
+// templateOptions returns what the options tell the built-in templates.
+func (c *Config) templateOptions() (o templates.Options, err error) {
+	if o.TCPPorts, err = route.ParsePorts(c.TCPPorts); err != nil {
+		return o, fmt.Errorf("tcp-ports: %w", err)
+	}
+	if o.TrustedProxies, err = templates.ParseNetworks(c.TrustedProxies); err != nil {
+		return o, fmt.Errorf("trusted-proxies: %w", err)
+	}
+	if o.ProxyProtocol, err = templates.ParseListeners(c.ProxyProtocol); err != nil {
+		return o, fmt.Errorf("proxy-protocol: %w", err)
+	}
+	if len(o.ProxyProtocol) > 0 && len(o.TrustedProxies) == 0 {
+		return o, errors.New("proxy-protocol needs trusted-proxies: name the networks that may say by it who the client is")
+	}
+	o.TLSDirectory, o.IPv6, o.ErrorDetails = c.TLSDirectory, c.IPv6, c.ErrorDetails
+	o.NginxSocket, o.NginxClosing, o.Lua = c.Nginx.controlSocket(), c.Nginx.closingFile(), c.Nginx.Lua
+	o.HAProxyAtLeast, o.NginxAtLeast = c.HAProxy.version.atLeast, c.Nginx.version.atLeast
+	return o, nil
 }
 
 func oneLine(err error) string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -20,7 +21,8 @@ func drainCommand(on bool) *cobra.Command {
 		Short: "Take instances out of service: no new requests, what is in flight ends",
 		Long: `Put instances into Consul's maintenance mode, by container name or ID or by service ID. They get no new
 requests, and stay so until berth undrain or the end of their container.`,
-		Args: cobra.MinimumNArgs(1),
+		Args:              atLeastOne("CONTAINER or INSTANCE"),
+		ValidArgsFunction: completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := newProcess(cmd)
 			if err != nil {
@@ -35,12 +37,11 @@ requests, and stay so until berth undrain or the end of their container.`,
 				return err
 			}
 			finder := registrar.Finder{Agent: agent.Agent{Client: consul.Agent(), Log: slog.New(slog.DiscardHandler)}, Docker: client}
+			var errs []error // of one do not keep the others in or out of service
 			for _, arg := range args {
-				if err := setDrain(cmd.Context(), cmd.OutOrStdout(), finder, arg, on, reason); err != nil {
-					return err
-				}
+				errs = append(errs, setDrain(cmd.Context(), cmd.OutOrStdout(), finder, arg, on, reason))
 			}
-			return nil
+			return errors.Join(errs...)
 		},
 	}
 	if on {

@@ -23,15 +23,11 @@ import (
 // configured reads a configuration file with these lines, and flags.
 func configured(t *testing.T, yaml string, flags ...string) (Config, error) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "berth.yml")
-	if err := os.WriteFile(path, []byte(yaml), 0o644); err != nil {
-		t.Fatal(err)
-	}
 	cmd := templaterCommand()
-	if err := cmd.ParseFlags(append(flags, "--config", path)); err != nil {
+	if err := cmd.ParseFlags(flags); err != nil {
 		t.Fatal(err)
 	}
-	return readConfig(cmd.Flags())
+	return configOf(t, cmd, yaml)
 }
 
 func TestBadFiles(t *testing.T) {

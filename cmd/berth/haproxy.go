@@ -24,6 +24,7 @@ func newHAProxy() *haproxyKind {
 		name: kindHAProxy, title: "HAProxy", stopSignal: syscall.SIGUSR1, checkArguments: []string{"-c"},
 		template: templates.HAProxy(),
 		File:     "/etc/haproxy/haproxy.cfg", Socket: "/run/haproxy/master.sock",
+		version: newProxyVersion(),
 	}}
 }
 
@@ -60,7 +61,13 @@ func (k *haproxyKind) driver(p *process, o driverOptions) proxyctl.Proxy {
 		Reload:        o.reload,
 		Prepared:      o.prepared,
 		PortRefused:   o.portRefused,
+		Version:       k.version.learn,
 		Grace:         p.config.ConsulGrace,
+		TakeOver:      p.config.TakeOver,
 		Log:           p.log,
 	})
+}
+
+func (k *haproxyKind) versionHere(ctx context.Context, binary string) string {
+	return haproxy.VersionHere(ctx, binary, k.Socket, versionTime)
 }

@@ -40,37 +40,52 @@ func berth() int {
 	// needs.
 	log.SetOutput(io.Discard)
 
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := rootCommand().ExecuteContext(ctx); err != nil {
-		if errors.Is(err, differs{}) {
-			return exitDiffers
-		}
-		fmt.Fprintln(os.Stderr, "berth:", err)
-		var exit *supervise.Exit
-		if errors.As(err, &exit) {
-			return exit.Code
-		}
-		return 1
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		s := <-signals
+		signal.Stop(signals) // a second one ends berth at once, unless somebody else waits for it
+		cancel(interrupted{s.(syscall.Signal)})
+	}()
+	root := rootCommand()
+	cmd, err := root.ExecuteContextC(ctx)
+	if err != nil && cmd == root && !errors.As(err, new(usageError)) {
+		err = usageError{err, root.Name()} // it has found none of the commands
 	}
-	return 0
+	return exitCode(ctx, os.Stderr, err)
 }
 
 func rootCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "berth",
 		Short: "Keep HAProxy or nginx in step with your containers, through Consul",
-		Long: `berth registers the containers of a Docker host in Consul (registrar), renders the configuration of HAProxy or
-nginx from the Consul catalog, and brings the running proxy to it (templater).
+		Long: `berth keeps HAProxy or nginx in step with your containers. The registrar puts the containers of a Docker host into
+Consul. The templater renders the proxy's configuration from Consul's catalog, and brings the running proxy to it.
 
-Every option can be given as a flag, as an environment variable (--consul-address is BERTH_CONSUL_ADDRESS),
-or as a key in a YAML file (consul-address: ..., file named by --config), and counts in this order. The
-standard variables CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_CACERT, ..., DOCKER_HOST and
-DOCKER_TLS_VERIFY mean what they mean everywhere.`,
+Every option can be given as a flag (--consul-address), as an environment variable (BERTH_CONSUL_ADDRESS) or as a key of
+a YAML file (consul-address, in the file that --config names), in this order of precedence. The standard variables
+CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_CACERT, ..., DOCKER_HOST and DOCKER_TLS_VERIFY work as everywhere.
+
+The exit code is 0 for success, 1 for a failure, and 2 for a mistake in the call: an unknown command, flag or key, or a
+bad value. As in diff, render --diff and config diff exit with 1 when something differs and with 2 on any error.`,
+		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.CompletionOptions.HiddenDefaultCmd = true
-	cmd.AddCommand(runCommand(), registrarCommand(), templaterCommand(), renderCommand(), serviceCommand(), drainCommand(true), drainCommand(false), versionCommand())
+	cmd.SetVersionTemplate(versionLine())
+	cmd.AddCommand(runCommand(), registrarCommand(), templaterCommand(), renderCommand(), serviceCommand(), drainCommand(true), drainCommand(false),
+		configCommand(), fileCommand(), restartCommand(), templateCommand(), healthcheckCommand(), versionCommand(), environmentHelp())
+	cmd.SetHelpCommand(helpCommand(cmd))
+	cmd.InitDefaultHelpCmd()
+	cmd.InitDefaultCompletionCmd()
+	setHelp(cmd)
+	for _, c := range cmd.Commands() {
+		if c.Name() != "completion" && c.Name() != "help" {
+			setCompletion(c)
+		}
+	}
+	explainUsage(cmd)
 	return cmd
 }

@@ -9,7 +9,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,12 +25,28 @@ import (
 
 func TestMain(m *testing.M) {
 	log.SetOutput(io.Discard) // as main does
-	testscript.Main(m, map[string]func(){"berth": main})
+	testscript.Main(m, map[string]func(){"berth": main, "application": application})
 }
 
 // TestScript plays the files in testdata/script: what berth says to good and bad input, and how it exits.
 func TestScript(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "testdata/script"})
+	testscript.Run(t, testscript.Params{Dir: "testdata/script", Cmds: map[string]func(*testscript.TestScript, bool, []string){
+		// exits CODE COMMAND... fails if the command does not exit with this code, or says more than a line about a failure.
+		"exits": func(ts *testscript.TestScript, _ bool, args []string) {
+			err := ts.Exec(args[1], args[2:]...)
+			code := 0
+			if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+				code = exit.ExitCode()
+			}
+			stderr := ts.ReadFile("stderr")
+			if strconv.Itoa(code) != args[0] {
+				ts.Fatalf("%s exits with %d, want %s\n%s", args[1:], code, args[0], stderr)
+			}
+			if n := strings.Count(stderr, "berth: "); code != 0 && n != 1 {
+				ts.Fatalf("%s says %d lines:\n%s", args[1:], n, stderr)
+			}
+		},
+	}})
 }
 
 // start runs berth in this process until the test ends, and fails the test if it ends by itself.

@@ -19,7 +19,6 @@ type nginxKind struct {
 	proxyOptions
 	ClosingTime time.Duration
 	Lua         bool
-	version     *nginxVersion
 }
 
 func newNginx() *nginxKind {
@@ -27,7 +26,8 @@ func newNginx() *nginxKind {
 		name: kindNginx, title: "nginx", stopSignal: syscall.SIGQUIT, checkArguments: []string{"-t", "-q"},
 		template: templates.Nginx(),
 		File:     "/etc/nginx/nginx.conf", Socket: "/run/nginx/berth.sock", ReloadSignal: "HUP",
-	}, version: newNginxVersion()}
+		version: newProxyVersion(),
+	}}
 }
 
 func (k *nginxKind) flags(f *pflag.FlagSet) {
@@ -53,7 +53,7 @@ func (k *nginxKind) command(args []string) ([]string, error) { return nginx.Comm
 
 func (k *nginxKind) running() (pid int, err error) { return nginx.Running(k.Socket) }
 
-func (k *nginxKind) unmarked(text string) string { return nginx.Unmarked(text, k.Socket) }
+func (k *nginxKind) unmarked(text string) string { return nginx.Unmarked(text) }
 
 func (k *nginxKind) validate(ctx context.Context, binary, text string, files map[string]string) error {
 	return nginx.Check(ctx, binary, k.File, k.Socket, text, files)
@@ -71,10 +71,15 @@ func (k *nginxKind) driver(p *process, o driverOptions) proxyctl.Proxy {
 		Prepared:    o.prepared,
 		PortRefused: o.portRefused,
 		Grace:       p.config.ConsulGrace,
+		TakeOver:    p.config.TakeOver,
 		Log:         p.log,
 		ClosingTime: k.ClosingTime,
 		Version:     k.version.learn,
 	})
+}
+
+func (k *nginxKind) versionHere(ctx context.Context, binary string) string {
+	return nginx.VersionHere(ctx, binary, k.Socket, versionTime)
 }
 
 // controlSocket returns the absolute path of the socket: nginx would look for a relative one in its prefix.

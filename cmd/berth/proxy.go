@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"berth/proxyctl"
-	"berth/proxyctl/nginx"
 	"berth/templater"
 	"berth/templates/route"
 )
@@ -24,7 +23,11 @@ type proxyKind interface {
 	unmarked(text string) string             // returns the text of a configuration file as it was rendered
 	validate(ctx context.Context, binary, text string, files map[string]string) error
 	driver(p *process, o driverOptions) proxyctl.Proxy
+	versionHere(ctx context.Context, binary string) string // returns the version that a text must suit, "" if it is not known
 }
+
+// versionTime is how long the proxy is asked for its version before the first text.
+const versionTime = 2 * time.Second
 
 const (
 	kindHAProxy = "haproxy"
@@ -38,6 +41,7 @@ type proxyOptions struct {
 	stopSignal     syscall.Signal // makes the proxy finish its connections and end
 	checkArguments []string       // make the program check its configuration and end
 	template       string         // the one that berth ships
+	version        *proxyVersion
 
 	File, Socket, Binary           string // "" is none
 	Timeout, StopTimeout           time.Duration
@@ -90,13 +94,11 @@ func kindOf(asked string, command []string) (string, error) {
 }
 
 // proxyTemplate returns the template of the proxy's configuration, from the option or the built-in one. It learns the version
-// of nginx, because the first text has to suit it. binary is the proxy's program, if there is one.
+// of the proxy, because the first text has to suit it. binary is the proxy's program, if there is one.
 func (p *process) proxyTemplate(ctx context.Context, binary string) (templater.Template, error) {
 	o := p.proxy.common()
 	path, err := filepath.Abs(o.File)
-	if p.proxy == p.config.Nginx {
-		p.config.Nginx.version.learn(nginx.VersionHere(ctx, binary, o.Socket, 2*time.Second))
-	}
+	o.version.learn(p.proxy.versionHere(ctx, binary))
 	t := templater.Template{Name: o.name, Destination: path, FilePrefix: path + "."}
 	if t.File = p.config.Template; t.File == "" {
 		t.Source, t.Text = "the built-in template", o.template
@@ -126,14 +128,14 @@ func (p *process) validator() (string, error) {
 func (p *process) proxyOutput(ctx context.Context, command []string, refused *route.Refused, stopping func()) (output, *proxyChild, error) {
 	command, err := p.childCommand(command)
 	if err != nil {
-		return output{}, nil, err
+		return output{}, nil, asUsageError(err)
 	}
 	o := driverOptions{portRefused: refused.Refuse}
 	if o.binary, err = p.validator(); err != nil {
 		return output{}, nil, err
 	}
 	if o.reload, err = p.proxy.common().reloader(); err != nil {
-		return output{}, nil, err
+		return output{}, nil, asUsageError(err)
 	}
 	tmpl, err := p.proxyTemplate(ctx, o.binary)
 	if err != nil {
@@ -144,7 +146,9 @@ func (p *process) proxyOutput(ctx context.Context, command []string, refused *ro
 	if child != nil {
 		o.prepared, o.env = child.configure, child.env
 	}
-	ctl = proxyctl.New(proxyctl.Options{Proxy: p.proxy.driver(p, o), Interval: p.config.ReloadInterval, Log: p.log, Metrics: p.metrics})
+	ctl = proxyctl.New(proxyctl.Options{
+		Proxy: p.proxy.driver(p, o), Interval: p.config.ReloadInterval, Socket: p.proxy.common().Socket, Log: p.log, Metrics: p.metrics,
+	})
 	set := func(p templater.Published) { ctl.Set(proxyctl.Config{Text: p.Text, Files: p.Files}, p.Since) }
-	return output{ctl, tmpl, set}, child, nil
+	return output{runner: ctl, template: tmpl, set: set}, child, nil
 }

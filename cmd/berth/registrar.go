@@ -2,52 +2,56 @@ package main
 
 import (
 	"fmt"
-	"io"
-	"text/tabwriter"
 
+	"github.com/hashicorp/consul/api"
 	"github.com/spf13/cobra"
 
 	"berth/registrar"
+	"berth/registrar/agent"
 	"berth/registrar/docker"
 )
 
 func registrarCommand() *cobra.Command {
 	var once, dryRun bool
+	var format string
 	cmd := &cobra.Command{
-		Use:   "registrar",
+		Use:   "registrar [flags] [--dry-run [CONTAINER...]]",
 		Short: "Register the containers of this Docker host in Consul",
 		Long: `Watch Docker and keep the services of the Consul agent equal to the running containers: a container is
 registered when it is ready, taken out of service when it is told to stop, and deregistered when it dies.
 What is registered is said by the container's SERVICE_* environment variables and labels. Run one registrar
-on each Docker host.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+on each Docker host.
+
+With --dry-run, print what each container registers and is routed, and why or why not. Containers can be
+named by name, by the beginning of their ID, or by their service in a compose file. The registrar that runs
+at --listen is asked; if none does, or if options of the registrar are given, Docker and Consul are.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := newProcess(cmd)
-			if err != nil {
+			switch {
+			case err != nil:
 				return err
-			}
-			if !once && !dryRun {
+			case len(args) > 0 && !dryRun:
+				return asUsageError(fmt.Errorf("%s: a registrar registers all containers; with --dry-run it tells about those that are named", args[0]))
+			case format != formatTable && format != formatJSON:
+				return asUsageError(fmt.Errorf("format must be %s or %s, not %q", formatTable, formatJSON, format))
+			case dryRun:
+				return p.dryRun(cmd, args, format)
+			case !once:
 				return p.run(cmd.Context(), parts{registrar: true})
 			}
 			r, err := p.newRegistrar()
 			if err != nil {
 				return err
 			}
-			if dryRun {
-				plan, err := r.Plan(cmd.Context())
-				if err != nil {
-					return err
-				}
-				return printPlan(cmd.OutOrStdout(), plan)
-			}
 			return r.Once(cmd.Context())
 		},
 	}
 	c := newConfig()
-	c.commonFlags(cmd.Flags(), "127.0.0.1:9651")
+	c.commonFlags(cmd.Flags(), listenRegistrar)
 	c.registrarFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&once, "once", false, "bring Consul up to date once, and end")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only print what each container registers, and why or why not")
+	cmd.Flags().StringVar(&format, "format", formatTable, "of --dry-run: table, or json: an object in a line for each container")
 	return cmd
 }
 
@@ -60,6 +64,10 @@ func (p *process) newRegistrar() (*registrar.Registrar, error) {
 	if err != nil {
 		return nil, err
 	}
+	groups, err := groupsClient(p.config)
+	if err != nil {
+		return nil, err
+	}
 	tags, err := docker.ParseTags(p.config.Tags)
 	if err != nil {
 		return nil, fmt.Errorf("tags: %w", err)
@@ -69,6 +77,9 @@ func (p *process) newRegistrar() (*registrar.Registrar, error) {
 		Events:       docker.Events(client),
 		Host:         hostDescription(client, consul, p.config.Host),
 		Agent:        consul.Agent(),
+		Groups:       &registrar.Groups{Consul: groups, Archive: client, Restart: docker.Restart(client)},
+		Catalog:      agent.NewCatalog(consul),
+		Token:        consulToken(p.config),
 		Resync:       p.config.Resync,
 		ReadyTimeout: p.config.ReadyTimeout,
 		DrainTime:    p.config.DrainTime,
@@ -81,17 +92,14 @@ func (p *process) newRegistrar() (*registrar.Registrar, error) {
 	}), nil
 }
 
-// printPlan prints a table with a line for each instance, and for each reason why a container registers nothing.
-func printPlan(w io.Writer, plan []registrar.Planned) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "CONTAINER\tSERVICE\tINSTANCE\tADDRESS\tREADY WHEN\tSTATE")
-	for _, p := range plan {
-		for _, i := range p.Instances {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", p.Container, i.Name, i.ID, i.Endpoint, i.Ready, i.State)
-		}
-		for _, verdict := range p.Verdicts() {
-			fmt.Fprintf(t, "%s\t-\t-\t-\t-\t%s\n", p.Container, verdict)
-		}
+// groupsClient returns a client for the groups of containers. It opens as many connections as they need, for a call that waits for
+// one would let a session expire, and its watches are shared.
+func groupsClient(c Config) (*api.Client, error) {
+	conf, err := consulConfig(c)
+	if err != nil {
+		return nil, err
 	}
-	return t.Flush()
+	conf.Transport.MaxConnsPerHost = 0
+	conf.HttpClient.Transport = registrar.ShareWatches(conf.HttpClient.Transport)
+	return api.NewClient(conf)
 }

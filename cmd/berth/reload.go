@@ -11,6 +11,7 @@ import (
 
 	docker "github.com/fsouza/go-dockerclient"
 
+	registrardocker "berth/registrar/docker"
 	"berth/registrar/label"
 )
 
@@ -64,6 +65,7 @@ func reloadBySignal(container, name string, timeout time.Duration) (func(context
 	return func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
+		registrardocker.Settle(ctx, client, container)
 		err := client.KillContainer(docker.KillContainerOptions{ID: container, Signal: docker.Signal(signal), Context: ctx})
 		switch {
 		case errors.Is(ctx.Err(), context.DeadlineExceeded):

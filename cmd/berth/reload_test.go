@@ -100,7 +100,7 @@ func TestReloadThroughDockerThatHangs(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Fatal("the reload still waits for Docker")
 	}
-	if got := <-asked; got != "POST /containers/lb/kill" {
+	if got := <-asked; got != "GET /containers/lb/json" {
 		t.Errorf("Docker was asked for %s", got)
 	}
 }

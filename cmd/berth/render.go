@@ -17,13 +17,15 @@ import (
 	"berth/templater"
 )
 
-// differs is how berth render --diff ends when something differs. It is no failure, but has an exit code of its own.
+// differs is how berth render --diff ends when something differs: no failure, but with 1 as in diff.
 type differs struct{}
 
 func (differs) Error() string { return "the rendered text differs from what is there" }
 
-// exitDiffers is the exit code when something differs: not 1 as in diff, which is an error everywhere in berth.
-const exitDiffers = 2
+// diffFailed is an error of berth render --diff, which has 2 as its exit code as in diff.
+type diffFailed struct{ error }
+
+func (e diffFailed) Unwrap() error { return e.error }
 
 func renderCommand() *cobra.Command {
 	var diff, validate, explain bool
@@ -36,13 +38,18 @@ and no proxy is touched. Where there are several templates (--file), each text h
 before it.
 
 With --diff, print what would change in the files that are there, which berth keeps in step with what the proxy
-runs, and exit with 0 if nothing would, with 2 if something would. Any error exits with 1, as does a text that
-the proxy refuses with --validate.`,
+runs, and exit as diff does: with 0 if nothing would, with 1 if something would, with 2 on any error. What a
+running berth remembers of what is gone (--route-grace, --consul-grace) shows as a difference for that time.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if diff && explain {
-				return errors.New("--diff and --explain are two ways to print a text: choose one")
+				return asUsageError(errors.New("--diff and --explain are two ways to print a text: choose one"))
 			}
+			defer func() {
+				if diff && err != nil && !errors.Is(err, differs{}) {
+					err = diffFailed{err}
+				}
+			}()
 			p, err := newProcess(cmd)
 			if err != nil {
 				return err
@@ -95,7 +102,7 @@ func (p *process) render(ctx context.Context) (rendering, error) {
 	slices.SortFunc(outputs, func(a, b output) int { return strings.Compare(a.template.Name, b.template.Name) })
 	there, err := p.looksAfterProxy(false)
 	if err != nil {
-		return rendering{}, err
+		return rendering{}, asUsageError(err)
 	}
 	if there {
 		binary, _ := p.validator() // its error is for validate

@@ -4,7 +4,7 @@ import "github.com/spf13/cobra"
 
 func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "run [-- haproxy -W -db ...]",
+		Use:   "run [flags] [-- haproxy -W -db ...]",
 		Short: "Run registrar and templater in one process",
 		Long: `Run registrar and templater in one process, for a host that has both its containers and its HAProxy.
 
@@ -20,7 +20,7 @@ is started when there is a configuration, again when it ends, and finishes its c
 	}
 	acceptsCommand(cmd)
 	c := newConfig()
-	c.commonFlags(cmd.Flags(), "127.0.0.1:9651")
+	c.commonFlags(cmd.Flags(), listenRegistrar)
 	c.registrarFlags(cmd.Flags())
 	c.templaterFlags(cmd.Flags())
 	return cmd

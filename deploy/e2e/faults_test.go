@@ -3,14 +3,17 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/consul/api"
 
+	"berth/deploy/consul/policies"
 	"berth/deploy/testenv"
 	"berth/deploy/testenv/traffic"
 )
@@ -61,77 +64,49 @@ func TestE2EConsulPaused(t *testing.T) {
 	s.ended(l, "Consul paused, two containers stopped")
 }
 
-const root = "11111111-1111-1111-1111-111111111111"
-
-// guarded is a Consul that wants a token, which the registrar and the templater read from files. The containers see the
-// directory of the files.
+// guarded has the registrar and the templater use a secured Consul, with tokens from files.
 const guarded = `
-  consul:
-    command:
-      - agent
-      - -dev
-      - -client=0.0.0.0
-      - -node=consul
-      - -log-level=warn
-      - '-hcl=acl { enabled = true, default_policy = "deny", tokens { initial_management = "` + root + `" } }'
-      - -hcl=limits { http_max_conns_per_client = -1 }
   registrar:
-    environment: { CONSUL_HTTP_TOKEN_FILE: /tokens/registrar, BERTH_TTL: %[2]s }
-    volumes: ["%[1]s:/tokens:ro"]
+    environment: %[1]s
+    volumes: ["%[3]s:%[3]s:ro"]
   templater:
-    environment: { CONSUL_HTTP_TOKEN_FILE: /tokens/templater, BERTH_LISTEN: "0.0.0.0:9652" }
-    volumes: ["%[1]s:/tokens:ro"]
+    environment: %[2]s
+    volumes: ["%[3]s:%[3]s:ro"]
+networks:
+  default: { external: true, name: %[4]s }
 `
 
-// startGuarded starts the stack with a guarded Consul. The registrar gets a token with these rights, and the templater
-// one that sees everything.
-func startGuarded(t *testing.T, rights, ttl string) (s *stack, tokens string, consul *api.Client, policy *api.ACLPolicy) {
+// startGuarded starts the stack with a secured Consul, in whose Dir the files of the tokens are.
+func startGuarded(t *testing.T, ttl time.Duration) (s *stack, consul *testenv.Secured, registrar *api.ACLToken) {
 	t.Helper()
-	tokens = testenv.Dir(t)
-	s = newStack(t, fmt.Sprintf(guarded, tokens, ttl))
-	consul, err := api.NewClient(&api.Config{Address: s.consul, Token: root})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Do("up", "-d", "consul")
-	s.Eventually(time.Minute, "Consul makes a policy", func() (err error) {
-		policy, _, err = consul.ACL().PolicyCreate(&api.ACLPolicy{Name: "registrar", Rules: rights}, nil)
-		return err
-	})
-	token := func(policies ...*api.ACLTokenPolicyLink) string {
-		made, _, err := consul.ACL().TokenCreate(&api.ACLToken{Policies: policies}, nil)
+	consul = testenv.StartSecured(t)
+	registrar = testenv.NewToken(t, consul.Client, policies.Registrar)
+	templater := testenv.NewToken(t, consul.Client, policies.Templater)
+	environment := func(role string, token *api.ACLToken, more ...string) []byte {
+		file := testenv.File(t, consul.Dir, role, token.SecretID)
+		list, err := json.Marshal(append(consul.ContainerEnv(""), append(more, "CONSUL_HTTP_TOKEN_FILE="+file)...))
 		if err != nil {
 			t.Fatal(err)
 		}
-		return made.SecretID
+		return list
 	}
-	testenv.File(t, tokens, "registrar", token(&api.ACLTokenPolicyLink{ID: policy.ID}))
-	testenv.File(t, tokens, "templater", root)
-	testenv.File(t, tokens, "blind", token())
-	s.up()
-	return s, tokens, consul, policy
+	s = newStack(t, fmt.Sprintf(guarded, environment("registrar", registrar, "BERTH_TTL="+ttl.String()),
+		environment("templater", templater, "BERTH_LISTEN=0.0.0.0:9652"), consul.Dir, consul.Network))
+	s.Do("up", "-d", "--no-deps", "--scale", "app=3", "registrar", "templater", "haproxy", "app")
+	s.Eventually(time.Minute, "three apps answer", func() error { return s.expectHosts(3) })
+	return s, consul, registrar
 }
-
-const (
-	sees     = `node_prefix "" { policy = "read" } agent_prefix "" { policy = "read" } `
-	writes   = sees + `service_prefix "" { policy = "write" }`
-	writesNo = writes + ` service "gone" { policy = "read" }`
-)
 
 // A templater that starts with a token that sees nothing takes no server from a HAProxy that serves: it names the
 // fault, and goes on when it has a token that sees.
 func TestE2ETokenSeesNothing(t *testing.T) {
-	s, tokens, _, _ := startGuarded(t, writes, "0s")
+	s, consul, _ := startGuarded(t, 0)
 	l := startLoad(t, s)
-	seeing, err := os.ReadFile(tokens + "/templater")
+	seeing, err := os.ReadFile(filepath.Join(consul.Dir, "templater"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	blind, err := os.ReadFile(tokens + "/blind")
-	if err != nil {
-		t.Fatal(err)
-	}
-	testenv.File(t, tokens, "templater", string(blind))
+	testenv.File(t, consul.Dir, "templater", testenv.NewToken(t, consul.Client).SecretID)
 	s.Do("restart", "--timeout", "5", "templater")
 	restarted := time.Now()
 	templater := s.Docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", s.Containers("templater")[0])
@@ -148,9 +123,12 @@ func TestE2ETokenSeesNothing(t *testing.T) {
 		t.Error(err)
 	}
 	s.ended(l, "the templater restarted with a token that sees nothing")
-	testenv.File(t, tokens, "templater", string(seeing))
+	testenv.File(t, consul.Dir, "templater", string(seeing))
 	s.scale(4)
 	s.Eventually(30*time.Second, "four answer", func() error { return s.expectHosts(4) })
+	if log := s.Logs("registrar"); strings.Contains(log, "403") || strings.Contains(log, "node_prefix") {
+		t.Errorf("the registrar lacks a right:\n%s", log)
+	}
 }
 
 // Consul loses its state, and the templater what it knew: what HAProxy serves counts for more than the first, empty list.
@@ -238,8 +216,8 @@ func TestE2EOneBadFragment(t *testing.T) {
 // A registrar that may not deregister one instance any more goes on passing the checks of all others.
 func TestE2EDeregisterForbidden(t *testing.T) {
 	const ttl = 5 * time.Second
-	s, _, consul, policy := startGuarded(t, writes, ttl.String())
-	gone := s.Run("-e", "SERVICE_NAME=gone", os.Getenv("IMAGE_APP"))
+	s, consul, registrar := startGuarded(t, ttl)
+	gone := testenv.Run(t, "--network", consul.Network, "-e", "SERVICE_NAME=gone", os.Getenv("IMAGE_APP"))
 	passing := func(service string, n int) error {
 		entries, _, err := consul.Health().Service(service, "", true, nil)
 		if err == nil && len(entries) != n {
@@ -249,7 +227,11 @@ func TestE2EDeregisterForbidden(t *testing.T) {
 	}
 	s.Eventually(20*time.Second, "it is registered", func() error { return passing("gone", 1) })
 	l := startLoad(t, s)
-	policy.Rules = writesNo
+	policy, _, err := consul.ACL().PolicyRead(registrar.Policies[0].ID, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy.Rules += ` service "gone" { policy = "read" }`
 	if _, _, err := consul.ACL().PolicyUpdate(policy, nil); err != nil {
 		t.Fatal(err)
 	}

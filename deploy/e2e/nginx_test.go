@@ -153,7 +153,7 @@ func TestE2ENginxStack(t *testing.T) {
 			s.apps = s.apps[1:]
 
 			s.scaleApps(0)
-			s.Eventually(20*time.Second, "nobody is there", func() error { return s.expectPage(http.StatusServiceUnavailable, "No ") })
+			s.Eventually(20*time.Second, "nobody is there", func() error { return s.expectPage(http.StatusServiceUnavailable, "This service is not available") })
 			s.scaleApps(2)
 			s.Eventually(20*time.Second, "two are back", func() error { return s.expectHosts(2) })
 
@@ -230,15 +230,19 @@ func (s *nginxStack) superviseEnds() {
 	if again := s.Docker("top", s.proxy, "-eo", "pid,args"); master == "" || strings.Contains(again, "\n"+master+" ") {
 		s.Errorf("the master process %q was not killed:\n%s", master, again)
 	}
+	var connections []string // files with those of each application
+	for _, id := range s.apps {
+		connections = append(connections, "/proc/"+s.inspect(id, "{{.State.Pid}}")+"/net/tcp6")
+	}
 	done := make(chan error, 1)
 	go func() {
-		_, err := testenv.AskApp("http://" + s.web + "/?delay=2s")
+		_, err := testenv.AskApp("http://" + s.web + "/?delay=4s")
 		done <- err
 	}()
-	s.Eventually(5*time.Second, "the request is in flight", func() error {
-		for _, id := range s.apps {
+	s.Eventually(4*time.Second, "the request is in flight", func() error {
+		for _, path := range connections {
 			// Connections to port 8080, in hexadecimal digits, that are established.
-			out, err := os.ReadFile("/proc/" + s.inspect(id, "{{.State.Pid}}") + "/net/tcp6")
+			out, err := os.ReadFile(path)
 			if err == nil && regexp.MustCompile(`:1F90 [0-9A-F]+:[0-9A-F]+ 01 `).Match(out) {
 				return nil
 			}
@@ -251,7 +255,7 @@ func (s *nginxStack) superviseEnds() {
 		s.Errorf("a request in flight as the container was stopped: %v", err)
 	}
 	code := s.inspect(s.proxy, "{{.State.ExitCode}}")
-	s.Logf("docker stop with a request of 2 s in flight: %v, exit code %s", time.Since(began).Round(time.Millisecond), code)
+	s.Logf("docker stop with a request of 4 s in flight: %v, exit code %s", time.Since(began).Round(time.Millisecond), code)
 	if code != "0" {
 		s.Errorf("exit code %s", code)
 	}

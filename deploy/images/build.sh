@@ -93,6 +93,9 @@ make_berth() {
 	# Without these BuildKit would give /etc and /run to HAProxy's user too.
 	install -d -m 0755 "$context/root/etc" "$context/root/run"
 	install -d -m 1777 "$context/root/tmp"
+	# In the path, too: docker exec CONTAINER berth ...
+	install -d -m 0755 "$context/root/usr/local/bin"
+	ln -s /berth "$context/root/usr/local/bin/berth"
 	install -m 0644 "$images/berth/haproxy.cfg" "$context/etc/haproxy/haproxy.cfg"
 	docker_build "$image_berth"
 
@@ -196,32 +199,24 @@ make_consul() {
 	docker_build "$1"
 }
 
-# write_env keeps what an operator has added to the file (HTTP_PORT, say).
+# write_env writes deploy/.env, and keeps what an operator has added or changed there (HTTP_PORT, COMPOSE_PROJECT_NAME).
 write_env() {
 	socket=/var/run/docker.sock
 	case ${DOCKER_HOST:-} in unix://*) socket=${DOCKER_HOST#unix://} ;; esac
 	# A container sees another group than the host where Docker runs rootless or in a virtual machine: ask one.
 	gid=$(docker run --rm --network none --entrypoint stat -v "$socket:/docker.sock:ro" "$image_haproxy" \
 		-c %g /docker.sock) || fail "the Docker socket $socket cannot be mounted into a container."
-	env=$deploy/.env
-	ours='COMPOSE_PROJECT_NAME|IMAGE_BERTH|IMAGE_APP|IMAGE_HAPROXY|IMAGES_HAPROXY|IMAGE_CONSUL|DOCKER_SOCKET|DOCKER_GID'
-	ours=$ours$(printf '%s' "$images_more" | sed 's/^/|/; s/=.*//' | tr -d '\n')
-	{
-		cat <<-EOF
-			# From deploy/images/build.sh, which renews its own lines and keeps yours (HTTP_PORT, BIND_ADDRESS...).
-			COMPOSE_PROJECT_NAME=berth
-			IMAGE_BERTH=$image_berth
-			IMAGE_APP=$image_app
-			IMAGE_HAPROXY=$image_haproxy
-			IMAGES_HAPROXY=$images_haproxy
-			IMAGE_CONSUL=$image_consul
-			$images_more
-			DOCKER_SOCKET=$socket
-			DOCKER_GID=$gid
-		EOF
-		[ ! -f "$env" ] || grep -Ev "^(#|\$|($ours)=)" "$env" || true
-	} >"$env.new"
-	mv "$env.new" "$env"
+	"$images/env.sh" "$deploy/.env" <<-EOF
+		COMPOSE_PROJECT_NAME=berth
+		IMAGE_BERTH=$image_berth
+		IMAGE_APP=$image_app
+		IMAGE_HAPROXY=$image_haproxy
+		IMAGES_HAPROXY=$images_haproxy
+		IMAGE_CONSUL=$image_consul
+		$images_more
+		DOCKER_SOCKET=$socket
+		DOCKER_GID=$gid
+	EOF
 }
 
 mkdir -p "$build"

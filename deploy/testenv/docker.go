@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -71,7 +72,7 @@ func Remove(ours func(name string) bool) error {
 			}
 			// One by one: Docker 20.10 loses count of a network's endpoints when many go at once, and then keeps the
 			// network, without anything on it, until it is restarted. That is no reason to fail.
-			if _, err := Docker(append(kind.remove, name)...); err != nil && !stuck(err) {
+			if _, err := Docker(append(kind.remove, name)...); err != nil && !stuck(err) && !goneAlready(err) {
 				errs = append(errs, err)
 			}
 		}
@@ -80,6 +81,12 @@ func Remove(ours func(name string) bool) error {
 }
 
 func stuck(err error) bool { return strings.Contains(err.Error(), "has active endpoints") }
+
+// goneAlready says that somebody else removes it, or has: a test process beside this one finds the same leftovers.
+func goneAlready(err error) bool {
+	said := strings.ToLower(err.Error())
+	return slices.ContainsFunc([]string{"is already in progress", "no such ", "not found"}, func(s string) bool { return strings.Contains(said, s) })
+}
 
 // Docker runs a docker command and returns what it prints, without the space around: for docker logs both outputs of the
 // container, else what the command complains of is in the error only.

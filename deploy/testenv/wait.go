@@ -3,12 +3,14 @@ package testenv
 import (
 	"bytes"
 	"errors"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -41,25 +43,37 @@ func Until(t testing.TB, within time.Duration, what string, ok func() bool) time
 	})
 }
 
-var handedOut sync.Map // the addresses that FreeAddress has returned
+// The ports of tests are below those that the kernel gives to outgoing connections, from 32768 on: a connection could have
+// one between the moment it is chosen and the moment it is used. The examples have ports below 21000.
+const firstPort, lastPort = 21000, 32767
 
-// FreeAddress returns an IP address with a TCP port that nobody listens on, and never the same one twice.
+// FreeAddress returns an IP address with a TCP port that nobody listens on. Until the test ends no other one is given this
+// port, nor are tests of other packages that run at the same time.
 func FreeAddress(t testing.TB, ip string) string {
 	t.Helper()
 	for {
-		l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
-		if err != nil {
+		port := strconv.Itoa(firstPort + rand.IntN(lastPort-firstPort+1))
+		// A socket in the abstract namespace is seen by those who share the ports, and goes with its process.
+		held, err := net.Listen("unix", "@berth-test-port-"+port)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		} else if err != nil {
 			t.Fatal(err)
 		}
-		address := l.Addr().String()
-		l.Close()
-		if _, again := handedOut.LoadOrStore(address, true); !again {
+		t.Cleanup(func() { held.Close() })
+		address := net.JoinHostPort(ip, port)
+		l, err := net.Listen("tcp", address)
+		switch {
+		case err == nil:
+			l.Close()
 			return address
+		case !errors.Is(err, syscall.EADDRINUSE):
+			t.Fatal(err)
 		}
 	}
 }
 
-// FreePort returns a TCP port of 127.0.0.1 that nobody listens on, and never the same one twice.
+// FreePort returns a TCP port of 127.0.0.1 like FreeAddress.
 func FreePort(t testing.TB) string {
 	t.Helper()
 	return Port(FreeAddress(t, "127.0.0.1"))

@@ -38,11 +38,11 @@ func (f *File) WriteAux(files map[string]string, all bool) error {
 		if err == nil && string(has) == files[path] {
 			continue
 		}
-		if f.written[path] {
-			f.Log.Warn("a file that the configuration refers to was changed or removed: it is written again", "file", path)
-		}
 		if err := f.Write(path, files[path]); err != nil {
 			return err
+		}
+		if f.written[path] {
+			f.Log.Warn("a file that the configuration refers to was changed or removed: it is written again", "file", path)
 		}
 	}
 	f.clean = f.clean && len(files) == len(f.written)

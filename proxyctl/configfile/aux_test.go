@@ -1,6 +1,8 @@
 package configfile
 
 import (
+	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,6 +44,35 @@ func TestWriteAux(t *testing.T) {
 	place(true, a, b)
 	if after, err := os.Stat(a); err != nil || !os.SameFile(before, after) {
 		t.Error("what is right was written again")
+	}
+}
+
+// That a file is written again is said when it is.
+func TestAuxCannotBeWrittenAgain(t *testing.T) {
+	var out strings.Builder
+	f := newFile(t)
+	f.Log = slog.New(slog.NewTextHandler(&out, nil))
+	name := f.Path + ".a" + digits
+	files := map[string]string{name: "content"}
+	if err := f.WriteAux(files, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(name), os.MkdirAll(filepath.Join(name, "in the way"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := f.WriteAux(files, true); err == nil {
+			t.Error("no error")
+		}
+	}
+	if out.Len() > 0 {
+		t.Errorf("it is said:\n%s", &out)
+	}
+	if err := errors.Join(os.RemoveAll(name), f.WriteAux(files, true)); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(out.String(), "it is written again"); n != 1 {
+		t.Errorf("said %d times", n)
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -22,6 +24,7 @@ type File struct {
 	Marked func(text string) bool // says whether berth wrote a text, whatever became of it since
 	Log    *slog.Logger
 
+	unowned sync.Once       // it was said that the owner cannot be kept
 	written map[string]bool // auxiliary files of the newest text; they are in place
 	clean   bool            // there are no auxiliary files that nothing refers to
 }
@@ -39,26 +42,34 @@ func Read(path string) (string, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
+	if errors.Is(err, syscall.EISDIR) {
+		return "", fmt.Errorf("read configuration: %s is a directory: name one file in it, which is berth's", path)
+	}
 	if err != nil {
 		return "", fmt.Errorf("read configuration: %w", err)
 	}
 	return string(b), nil
 }
 
-// Write replaces a file at once. It gets the permissions of the configuration file, which may hold secrets.
+// Write replaces a file at once. It gets the permissions and the owner of the configuration file, which may hold secrets, and
+// which the proxy has to be able to read: berth may be root, and the proxy is not. A configuration that is a symbolic link stays
+// one. Other links are replaced, or whoever makes one here could have berth write to where it leads.
 func (f *File) Write(path, text string) error {
-	mode := fs.FileMode(0o644)
-	if info, err := os.Stat(f.Path); err == nil {
-		mode = info.Mode().Perm()
+	if to, err := filepath.EvalSymlinks(path); err == nil && path == f.Path {
+		path = to
 	}
-	err := renameio.WriteFile(path, []byte(text), mode)
+	err := f.write(path, text)
 	var (
 		at   *fs.PathError
 		link *os.LinkError
 	)
 	switch { // they name a temporary file
-	case errors.As(err, &at):
+	case errors.As(err, &at) && isForbidden(at.Err):
 		err = fmt.Errorf("%w: the directory must be writable for user %d", at.Err, os.Getuid())
+	case errors.As(err, &at):
+		err = at.Err
+	case errors.As(err, &link) && errors.Is(link.Err, syscall.EBUSY):
+		err = fmt.Errorf("put it in place: %w: share the directory that it is in, not the single file", link.Err)
 	case errors.As(err, &link):
 		err = fmt.Errorf("put it in place: %w", link.Err)
 	}
@@ -68,17 +79,74 @@ func (f *File) Write(path, text string) error {
 	return nil
 }
 
+func isForbidden(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS)
+}
+
+func (f *File) write(path, text string) error {
+	mode := fs.FileMode(0o644)
+	like, err := os.Stat(f.Path)
+	if err == nil {
+		mode = like.Mode().Perm()
+	}
+	file, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(mode))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Cleanup() }()
+	if uid, gid, ok := ownerOf(like); ok && (uid != os.Geteuid() || gid != os.Getegid()) {
+		f.give(file.Chown, uid, gid, mode)
+	}
+	if _, err := file.WriteString(text); err != nil {
+		return err
+	}
+	return file.CloseAtomicallyReplace()
+}
+
+// give hands a file to another owner. Without the right to do so, the group at least may be one of berth's.
+func (f *File) give(chown func(uid, gid int) error, uid, gid int, mode fs.FileMode) {
+	const group, others = 0o040, 0o004
+	err := chown(uid, gid)
+	if err == nil {
+		return
+	}
+	inGroup := chown(-1, gid) == nil
+	if mode&others != 0 || inGroup && mode&group != 0 {
+		return
+	}
+	f.unowned.Do(func() {
+		f.Log.Warn("the configuration cannot keep its owner: the proxy may not be allowed to read it when it starts again; run berth as root, or as that user",
+			"file", f.Path, "uid", uid, "gid", gid, "mode", mode, "err", err)
+	})
+}
+
+// ownerOf returns the user and the group of a file, if it is there.
+func ownerOf(info fs.FileInfo) (uid, gid int, ok bool) {
+	if info == nil {
+		return 0, 0, false
+	}
+	s, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, 0, false
+	}
+	return int(s.Uid), int(s.Gid), true
+}
+
 // Replace puts a text in place of last, which is kept until Replaced is called with how it went.
 func (f *File) Replace(last, text string) error {
+	if err := f.KeepForeign(last); err != nil {
+		return err
+	}
 	if last != "" {
 		if err := f.Write(f.Good(), last); err != nil {
 			return err
 		}
 	}
-	if err := f.KeepForeign(last); err != nil {
-		return err
+	err := f.Write(f.Path, text)
+	if err != nil {
+		f.ForgetGood() // nothing is judged
 	}
-	return f.Write(f.Path, text)
+	return err
 }
 
 // Replaced puts last back if the proxy did not take the text that replaced it; without a last one the file is removed,

@@ -1,6 +1,7 @@
 package configfile
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -157,4 +159,126 @@ func TestUnwritable(t *testing.T) {
 	if _, err := Read(filepath.Dir(filepath.Dir(filepath.Dir(f.Path)))); err == nil {
 		t.Error("a directory was read as a text")
 	}
+}
+
+// What replaces a file is its owner's, too: berth may be root, and the proxy has to read it when it starts again.
+func TestOwner(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root gives files away")
+	}
+	f := newFile(t)
+	put(t, f.Path, "theirs")
+	if err := errors.Join(os.Chmod(f.Path, 0o640), os.Chown(f.Path, 99, 98)); err != nil {
+		t.Fatal(err)
+	}
+	aux := f.Path + ".routes-0123456789abcdef.map"
+	if err := errors.Join(f.WriteAux(map[string]string{aux: "x"}, false), f.Replace("theirs", ours)); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{f.Path, aux, f.Good(), f.Foreign()} {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if uid, gid, _ := ownerOf(info); uid != 99 || gid != 98 || info.Mode().Perm() != 0o640 {
+			t.Errorf("%s is of user %d, group %d, mode %v", filepath.Base(path), uid, gid, info.Mode())
+		}
+	}
+}
+
+// A configuration that is a symbolic link stays one: the file that it leads to is replaced, and has its owner and mode.
+func TestSymbolicLink(t *testing.T) {
+	f := newFile(t)
+	target := filepath.Join(t.TempDir(), "real.cfg")
+	put(t, target, ours+"1")
+	if err := errors.Join(os.Chmod(target, 0o600), os.Symlink(target, f.Path)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.Replace(ours+"1", ours+"2"), f.Replaced(ours+"1", nil)); err != nil {
+		t.Fatal(err)
+	}
+	has(t, target, ours+"2")
+	info, err := os.Lstat(f.Path)
+	if err != nil || info.Mode().Type() != fs.ModeSymlink {
+		t.Errorf("%v, %v", info, err)
+	}
+	if info, err := os.Stat(target); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+}
+
+// A text that cannot be put in place leaves nothing in doubt.
+func TestReplaceFails(t *testing.T) {
+	f := newFile(t)
+	if err := os.MkdirAll(filepath.Join(f.Path, "in the way"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Replace(ours+"1", ours+"2"); err == nil {
+		t.Error("no error")
+	}
+	if f.InDoubt() {
+		t.Error("in doubt")
+	}
+	if _, err := Read(f.Path); err == nil || !strings.Contains(err.Error(), "is a directory: name one file in it") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// It is said if the proxy may not be able to read what replaces its file.
+func TestOwnerNotKept(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		user, group bool // may be given away
+		mode        fs.FileMode
+		said        bool
+	}{
+		{"given away", true, true, 0o600, false},
+		{"the group reads it", false, true, 0o640, false},
+		{"the group has no part in it", false, true, 0o600, true},
+		{"neither", false, false, 0o640, true},
+		{"all read it", false, false, 0o644, false},
+	} {
+		var out bytes.Buffer
+		f := newFile(t)
+		f.Log = slog.New(slog.NewTextHandler(&out, nil))
+		f.give(func(uid, _ int) error {
+			if uid >= 0 && !tt.user || !tt.group {
+				return syscall.EPERM
+			}
+			return nil
+		}, 99, 98, tt.mode)
+		if said := strings.Contains(out.String(), "cannot keep its owner"); said != tt.said {
+			t.Errorf("%s: said: %v, want %v:\n%s", tt.name, said, tt.said, &out)
+		}
+	}
+}
+
+// A link that somebody has put beside the configuration does not have berth write to where it leads.
+func TestPlantedLink(t *testing.T) {
+	f := newFile(t)
+	target := filepath.Join(t.TempDir(), "precious")
+	put(t, target, "precious")
+	put(t, f.Path, ours+"1")
+	if err := os.Symlink(target, f.Good()); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Replace(ours+"1", ours+"2"); err != nil {
+		t.Fatal(err)
+	}
+	has(t, target, "precious")
+	has(t, f.Good(), ours+"1")
+}
+
+// Somebody's configuration that cannot be kept is not replaced, and leaves nothing in doubt.
+func TestForeignCannotBeKept(t *testing.T) {
+	f := newFile(t)
+	f.Path = filepath.Join(t.TempDir(), strings.Repeat("x", 228)) // a temporary file with a longer ending has too long a name
+	put(t, f.Path, "theirs")
+	if err := f.Replace("theirs", ours+"1"); err == nil {
+		t.Error("no error")
+	}
+	if f.InDoubt() {
+		t.Error("in doubt")
+	}
+	has(t, f.Path, "theirs")
 }

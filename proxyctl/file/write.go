@@ -48,25 +48,14 @@ func (f *File) write(text string) (written bool, err error) {
 
 // replace writes a new file in place of the old one, if there is one.
 func (f *File) replace(text string, old fs.FileInfo) error {
-	mode := fs.FileMode(0o644)
-	if old != nil {
-		mode = old.Mode().Perm()
-	}
-	if f.opts.Mode != 0 {
-		mode = f.opts.Mode
-	}
-	t, err := renameio.NewPendingFile(f.opts.Path, renameio.WithTempDir(filepath.Dir(f.opts.Path)), renameio.WithStaticPermissions(mode))
+	t, unowned, err := pending(f.opts.Path, f.opts.Mode, old)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = t.Cleanup() }()
-	if old != nil {
-		if st, ok := old.Sys().(*syscall.Stat_t); ok {
-			if err := t.Chown(int(st.Uid), int(st.Gid)); err != nil && f.opts.Owner == nil && !f.warned {
-				f.warned = true
-				f.opts.Log.Warn("the file cannot keep its owner", "file", f.opts.Path, "uid", st.Uid, "gid", st.Gid, "err", plain(err))
-			}
-		}
+	if unowned != nil && f.opts.Owner == nil && !f.warned {
+		f.warned = true
+		f.opts.Log.Warn("the file cannot keep its owner", "file", f.opts.Path, "err", unowned)
 	}
 	if o := f.opts.Owner; o != nil {
 		if err := t.Chown(o.UID, o.GID); err != nil {
@@ -77,6 +66,28 @@ func (f *File) replace(text string, old fs.FileInfo) error {
 		return err
 	}
 	return t.CloseAtomicallyReplace()
+}
+
+// pending returns an empty file that is to replace the old one, if there is one, with its owner and, if mode is 0, its mode.
+// unowned says why it cannot have that owner.
+func pending(path string, mode fs.FileMode, old fs.FileInfo) (t *renameio.PendingFile, unowned, err error) {
+	switch {
+	case mode != 0:
+	case old != nil:
+		mode = old.Mode().Perm()
+	default:
+		mode = 0o644
+	}
+	t, err = renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(mode))
+	if err != nil || old == nil {
+		return t, nil, err
+	}
+	if st, ok := old.Sys().(*syscall.Stat_t); ok {
+		if err := t.Chown(int(st.Uid), int(st.Gid)); err != nil {
+			unowned = fmt.Errorf("give it to user %d, group %d: %w", st.Uid, st.Gid, plain(err))
+		}
+	}
+	return t, unowned, nil
 }
 
 // adjust gives a file that has the right text the mode and owner that are asked for.

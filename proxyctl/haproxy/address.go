@@ -3,6 +3,7 @@ package haproxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"regexp"
@@ -80,6 +81,61 @@ func (b bind) tcp() (tcpAddress, bool) {
 		a.host = ""
 	}
 	return a, true
+}
+
+// claimed is a frontend that the built-in template makes for a port that a service asks for, and templates that began as a
+// copy of it.
+var claimed = regexp.MustCompile(`^tcp\.([0-9]{1,5})\.in$`)
+
+// claimError is the refusal of a port that a service asks for and another section listens on, too: HAProxy lets both have it,
+// and each gets some of the connections.
+func (c *config) claimError() error {
+	claims := map[int]string{}
+	for _, s := range c.sections {
+		if m := claimed.FindStringSubmatch(s.name); s.kind == "frontend" && m != nil {
+			port, _ := strconv.Atoi(m[1])
+			claims[port] = s.name
+		}
+	}
+	if len(claims) == 0 {
+		return nil
+	}
+	for _, s := range c.sections {
+		for _, address := range s.listens() {
+			first, last := portsOf(address)
+			for port := first; port > 0 && port <= last; port++ {
+				if claim, asked := claims[port]; asked && claim != s.name {
+					return &proxyctl.PortError{Port: port, Address: address, Reason: fmt.Sprintf("the configuration listens there itself, in section %q", s)}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// listens returns the addresses that a section listens on, of any kind.
+func (s section) listens() (all []string) {
+	for _, l := range s.lines {
+		switch {
+		case l[0] == "bind" && len(l) > 1:
+			all = append(all, strings.Split(l[1], ",")...)
+		case s.kind == "global" && l[0] == "stats" && len(l) > 2 && l[1] == "socket":
+			all = append(all, l[2])
+		}
+	}
+	return all
+}
+
+// notTCP are what addresses of other kinds begin with.
+var notTCP = regexp.MustCompile(`^(?:(?:unix|abns|abnsz|fd|sockpair|udp[46]?|quic[46]|rhttp)@|.*/)`)
+
+// portsOf returns the TCP ports of an address like :80, 10.0.0.1:80 or *:1000-1009, and 0 for one without any.
+func portsOf(address string) (first, last int) {
+	i := strings.LastIndexByte(address, ':')
+	if i < 0 || notTCP.MatchString(address) {
+		return 0, 0
+	}
+	return proxyctl.Ports(address[i+1:])
 }
 
 // newAddresses are the TCP addresses that only after listens on, leaving out those whose port before has too: HAProxy

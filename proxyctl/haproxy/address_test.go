@@ -1,12 +1,15 @@
 package haproxy
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"berth/proxyctl"
 )
 
 func TestNewAddresses(t *testing.T) {
@@ -73,6 +76,35 @@ func TestAddressAsHAProxyBindsIt(t *testing.T) {
 		}
 		if got != tt.inUse {
 			t.Errorf("%s with another program on %s: in use: %v", tt.bind, tt.listen, got)
+		}
+	}
+}
+
+// A service does not get a port that the configuration listens on itself: HAProxy would let both have it.
+func TestClaimedPort(t *testing.T) {
+	const claim = "frontend tcp.9080.in\n bind :9080\n default_backend db.tcp\n"
+	for _, tt := range []struct {
+		other string
+		port  int // 0 for none
+	}{
+		{"frontend http.in\n bind :8080\n", 0},
+		{"frontend admin\n bind :9080\n", 9080},
+		{"frontend admin\n bind 127.0.0.1:8080,127.0.0.1:9080 ssl\n", 9080},
+		{"listen admin\n bind [::]:9080 v4v6\n", 9080},
+		{"listen admin\n bind *:9000-9100\n", 9080},
+		{"global\n stats socket ipv4@127.0.0.1:9080 level admin\n", 9080},
+		{"global\n stats socket /run/haproxy:9080 level admin\n", 0},
+		{"peers mine\n bind :9080\n", 9080},
+		{"frontend quic\n bind quic4@:9080 ssl\n", 0},
+		{"frontend admin\n bind unix@/run/x:9080\n bind :9079\n", 0},
+		{"frontend a\n bind :80\nfrontend b\n bind :80\n", 0}, // the operator's own business
+	} {
+		_, err := newDriver(Options{}).Mark(tt.other+claim, nil)
+		var port *proxyctl.PortError
+		switch {
+		case tt.port == 0 && err == nil:
+		case tt.port == 0 || !errors.As(err, &port) || port.Port != tt.port || !errors.Is(err, proxyctl.ErrRefused):
+			t.Errorf("%q: error %v, want one of port %d", tt.other, err, tt.port)
 		}
 	}
 }

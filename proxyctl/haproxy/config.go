@@ -433,6 +433,17 @@ func (d *driver) Changes(before, after *config) []proxyctl.Change {
 	return out
 }
 
+// Serves implements proxyctl.Grammar. What a server-template line makes are servers, too.
+func (d *driver) Serves(c *config) map[string]bool {
+	out := map[string]bool{}
+	for name, b := range c.backends {
+		if b.count() > 0 || c.templates(name) {
+			out[name] = true
+		}
+	}
+	return out
+}
+
 // opaqueLines returns the lines of a backend that may refer to servers, none of a nil one.
 func (b *backend) opaqueLines() []string {
 	if b == nil {

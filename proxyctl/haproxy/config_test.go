@@ -249,3 +249,33 @@ func TestSameFrame(t *testing.T) {
 		}
 	}
 }
+
+// Servers that a server-template line makes count as servers.
+func TestServes(t *testing.T) {
+	const text = "frontend f\n  bind :80\nbackend a\n  server x 10.0.0.1:80\nbackend b\n  server-template s 1-3 _app._tcp.service.consul resolvers consul\nlisten c\n  server y 10.0.0.2:80\nbackend none\n"
+	want := map[string]bool{"a": true, "b": true, "c": true}
+	if d := cmp.Diff(want, newDriver(Options{}).Serves(parse(text, nil))); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+// A file without its mark is the text that was rendered, whatever became of the file.
+func TestUnmarked(t *testing.T) {
+	file := mark(sample, nil).Text
+	edited := strings.Replace(sample, "bind :8080", "bind :8081", 1)
+	for _, tt := range []struct{ name, file, want string }{
+		{"as berth wrote it", file, sample},
+		{"without an end of its last line", mark(strings.TrimSuffix(sample, "\n"), nil).Text, sample},
+		{"edited", strings.Replace(file, "bind :8080", "bind :8081", 1), edited},
+		{"of a template that is a copy of the file, mark and all", mark(file, nil).Text, file},
+		{"with lines behind the mark", file + "listen more\n", file + "listen more\n"},
+		{"somebody else's", sample, sample},
+	} {
+		if got := Unmarked(tt.file); got != tt.want {
+			t.Errorf("%s: %s", tt.name, cmp.Diff(tt.want, got))
+		}
+	}
+	if m := mark(file, nil); unmark(m.Text, nil).Generation != m.Generation {
+		t.Error("the file of a template that is a copy of such a file is not known again")
+	}
+}

@@ -21,6 +21,8 @@ type driver struct {
 	*drains
 	warned bool // that no hard-stop-after is set
 
+	version proxyctl.Version
+
 	seen   snapshot              // by the last Inspect
 	now    *config               // what HAProxy has, with the servers that drain; nil if that must be read first
 	has    configfile.Generation // of the text that now belongs to
@@ -39,7 +41,8 @@ func newDriver(opts Options) *driver {
 	m := &master{opts.Socket, opts.Timeout}
 	return &driver{
 		opts: opts, master: m, drains: newDrains(m, opts),
-		lastID: map[string]int{}, refused: map[string]string{}, suspect: map[string]time.Time{}, ports: map[int]refusedPort{},
+		version: proxyctl.Version{Name: "HAProxy", Binary: opts.Binary, Timeout: opts.Timeout, Report: opts.Version, Log: opts.Log},
+		lastID:  map[string]int{}, refused: map[string]string{}, suspect: map[string]time.Time{}, ports: map[int]refusedPort{},
 		visible: func(ctx context.Context) bool { return opts.Prepared != nil || m.sharesNetwork(ctx) }, // berth's child is here
 	}
 }
@@ -48,11 +51,12 @@ var errNoListener = fmt.Errorf("%w: it has no frontend or listen section with a 
 
 // Mark implements proxyctl.Grammar.
 func (d *driver) Mark(text string, before *config) (marked, error) {
+	d.version.Rendered()
 	m := mark(text, before)
 	if len(m.Config.binds()) == 0 {
 		return m, errNoListener
 	}
-	return m, nil
+	return m, m.Config.claimError()
 }
 
 // Unmark implements proxyctl.Grammar.
@@ -89,6 +93,9 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 		return proxyctl.Snapshot{Down: true}, err
 	}
 	d.seen = v
+	if err := d.version.Set(ctx, v.version); err != nil {
+		return proxyctl.Snapshot{}, err
+	}
 	return proxyctl.Snapshot{Generation: v.generation, OldWorkers: len(v.old)}, nil
 }
 

@@ -1020,10 +1020,10 @@ func TestParseProcesses(t *testing.T) {
 		name, reply string
 		want        processes
 	}{
-		{"3.0", "#<PID> <type> <reloads> <uptime> <version>\n1 master 2 [failed: 0] 0d00h00m05s 3.0.11\n# workers\n9 worker 0 0d 3.0\n# old workers\n7 worker 1 0d 3.0\n8 worker 1 0d 3.0\n# programs\n\n", processes{9, 0, []int{7, 8}}},
-		{"2.6 after failures", "#<PID> <type>\n27823 master 5 [failed: 3] 0d 2.6.12\n# workers\n27983 worker 3 0d 2.6.12\n# programs\n", processes{27983, 3, nil}},
-		{"3.2 after a failure lists the serving worker as old", "#<PID> <type>\n12229 master 3 [failed: 1] 0d 3.2\n# workers\n# old workers\n4344 worker 1 0d 3.2\n", processes{4344, 1, nil}},
-		{"a reload under way", "#<PID> <type>\n1 master 3 [failed: 0] 0d 3.2\n# workers\n# old workers\n", processes{}},
+		{"3.0", "#<PID> <type> <reloads> <uptime> <version>\n1 master 2 [failed: 0] 0d00h00m05s 3.0.11-1+deb13u5\n# workers\n9 worker 0 0d 3.0\n# old workers\n7 worker 1 0d 3.0\n8 worker 1 0d 3.0\n# programs\n\n", processes{9, "3.0.11", 0, []int{7, 8}}},
+		{"2.6 after failures", "#<PID> <type>\n27823 master 5 [failed: 3] 0d 2.6.12\n# workers\n27983 worker 3 0d 2.6.12\n# programs\n", processes{27983, "2.6.12", 3, nil}},
+		{"3.2 after a failure lists the serving worker as old", "#<PID> <type>\n12229 master 3 [failed: 1] 0d 3.2\n# workers\n# old workers\n4344 worker 1 0d 3.2\n", processes{4344, "3.2", 1, nil}},
+		{"a reload under way", "#<PID> <type>\n1 master 3 [failed: 0] 0d 3.2\n# workers\n# old workers\n", processes{version: "3.2"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -1107,5 +1107,31 @@ func TestMark(t *testing.T) {
 		if got := unmark(text, nil); got.Generation != (configfile.Generation{}) || got.Text != text {
 			t.Errorf("%s: %v", what, got.Generation)
 		}
+	}
+}
+
+// A text that was rendered for another version is not loaded when the right one is on its way.
+func TestVersionIsReported(t *testing.T) {
+	dir := t.TempDir()
+	m := startMaster(t, dir)
+	write(t, m.file, oldText)
+	var reported []string
+	p := New(Options{
+		File: filepath.Join(dir, "haproxy.cfg"), Socket: filepath.Join(dir, "master.sock"),
+		Timeout: 500 * time.Millisecond, Grace: -1, Log: slog.New(slog.DiscardHandler),
+		Version: func(version string) bool { reported = append(reported, version); return true },
+	})
+	defer p.Close()
+	if _, err := p.Apply(t.Context(), onlyText(oldText), true); !errors.Is(err, proxyctl.ErrUnreachable) || !strings.Contains(err.Error(), "rendered for its version (3.0.11)") {
+		t.Errorf("the first text: %v", err)
+	}
+	if _, err := p.Apply(t.Context(), onlyText(newText), true); err != nil {
+		t.Errorf("the text for the version: %v", err)
+	}
+	if !slices.Equal(reported, []string{"3.0.11"}) {
+		t.Errorf("reported %q", reported)
+	}
+	if len(m.loaded) != 1 || !strings.HasPrefix(m.loaded[0], newText) {
+		t.Errorf("loaded: %q", m.loaded)
 	}
 }

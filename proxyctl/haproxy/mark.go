@@ -1,6 +1,7 @@
 package haproxy
 
 import (
+	"regexp"
 	"strings"
 
 	"berth/proxyctl"
@@ -32,7 +33,7 @@ func mark(text string, before *config) marked {
 
 // unmark reads a file. The generation is the zero one if the file is not as berth wrote it.
 func unmark(file string, before *config) marked {
-	if text, _, found := strings.Cut(file, markHead); found {
+	if text := Unmarked(file); text != file {
 		if m := mark(text, before); m.Text == file {
 			return m
 		}
@@ -40,13 +41,17 @@ func unmark(file string, before *config) marked {
 	return marked{Text: file, Config: parse(file, before)}
 }
 
-// Unmarked is the text that was rendered, of a file that berth has written: what berth render compares.
+// Unmarked returns a file without berth's mark at its end, whatever else became of it: what berth render compares. A template
+// may have begun as a copy of such a file, mark and all.
 func Unmarked(file string) string {
-	if m := unmark(file, nil); m.Generation.Shape != "" {
-		return m.Config.text()
+	at := strings.LastIndex(file, markHead)
+	if at < 0 || !onlyMark.MatchString(file[at+len(markHead):]) {
+		return file
 	}
-	return file
+	return file[:at]
 }
+
+var onlyMark = regexp.MustCompile("^" + markLine + `\S+\n?$`)
 
 // isMarked says whether berth wrote the file, whatever became of it since.
 func isMarked(file string) bool { return strings.Contains(file, markLine) }

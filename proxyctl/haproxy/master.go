@@ -69,10 +69,13 @@ func (m master) command(ctx context.Context, line string) (string, error) {
 
 // processes is what `show proc` says.
 type processes struct {
-	worker int   // the worker that serves new connections
-	failed int   // reloads that failed since the last that did not; 3.2 does not count them back to 0
-	old    []int // workers that only finish what they have
+	worker  int    // the worker that serves new connections
+	version string // of the master, which loads configurations: "3.0.11" of 3.0.11-1+deb13u5
+	failed  int    // reloads that failed since the last that did not; 3.2 does not count them back to 0
+	old     []int  // workers that only finish what they have
 }
+
+var leadingVersion = regexp.MustCompile(`^[0-9]+(\.[0-9]+)+`)
 
 var failedReloads = regexp.MustCompile(`\[failed: (\d+)\]`)
 
@@ -101,6 +104,7 @@ func parseProcesses(reply string) processes {
 			if sub := failedReloads.FindStringSubmatch(line); sub != nil {
 				p.failed, _ = strconv.Atoi(sub[1])
 			}
+			p.version = leadingVersion.FindString(f[len(f)-1])
 		case f[1] != "worker":
 		case old:
 			p.old = append(p.old, pid)
@@ -172,6 +176,15 @@ func (m master) answers(ctx context.Context, pid int) error {
 		return fmt.Errorf("the new worker %d does not answer yet", pid)
 	}
 	return nil
+}
+
+// VersionHere returns the version of HAProxy that a text must suit, as proxyctl.VersionHere does. It asks the HAProxy that
+// listens on the master socket.
+func VersionHere(ctx context.Context, binary, socket string, timeout time.Duration) string {
+	return proxyctl.VersionHere(ctx, binary, func(ctx context.Context) (string, error) {
+		reply, err := master{socket, timeout}.command(ctx, "show proc")
+		return parseProcesses(reply).version, err
+	}, timeout)
 }
 
 // worker sends commands to the worker that serves, in one exchange. One to the master goes first, or 3.2 may leave all

@@ -22,12 +22,14 @@ type Options struct {
 	ReloadOnly    bool          // never change servers at run time
 	Log           *slog.Logger
 
-	// Grace is for how long a first text is held back that takes all servers from a backend that the last good text has
-	// some for; 0 = 30 s, less is none.
-	Grace time.Duration
+	Grace    time.Duration // of proxyctl.EngineOptions
+	TakeOver bool          // of proxyctl.EngineOptions
+
 	// Reload tells HAProxy to load its file anew; nil does so over the socket. With a socket the result is read back,
 	// without one an error of Reload is all that tells of a failure.
 	Reload func(context.Context) error
+	// Version is Report of proxyctl.Version.
+	Version func(version string) (rendered bool)
 	// Prepared, if not nil, is called when HAProxy is down and a good configuration is in place for its start.
 	Prepared func()
 	// PortRefused, if not nil, is called when a text is refused because of an address that HAProxy cannot listen on.
@@ -49,7 +51,7 @@ func New(opts Options) *Proxy {
 	}
 	d := newDriver(opts)
 	return &Proxy{driver: d, Engine: proxyctl.NewEngine(d, proxyctl.EngineOptions{
-		Name: "HAProxy", File: opts.File, Checks: "-c", Timeout: opts.Timeout, Grace: opts.Grace,
+		Name: "HAProxy", File: opts.File, Checks: "-c", Timeout: opts.Timeout, Grace: opts.Grace, TakeOver: opts.TakeOver,
 		Prepared: opts.Prepared, PortRefused: opts.PortRefused, Log: opts.Log,
 	})}
 }

@@ -65,7 +65,7 @@ func transcript(r release) []turn {
 		"  default-server maxconn 7 inter 300ms rise 3 check\n  default-server fall 4\n" +
 		"defaults\n  mode http\n  timeout connect 1s\n  timeout client 5s\n  timeout server 5s\n"
 	return []turn{
-		{name: "first", shape: checked, want: reload, reason: "not as berth wrote it", edit: func(l lines) {
+		{name: "first", shape: checked, want: reload, reason: "first configuration by berth", edit: func(l lines) {
 			l.add("app", "balance roundrobin", "server a 127.0.0.1:9001", "server b 127.0.0.1:9002 weight 5")
 			l.add("checked from checked", "default-server weight 20 maxqueue 3", "server c1 127.0.0.1:9001", "default-server no-check")
 			l.add("sticky", "cookie SRV insert indirect nocache", "server s1 127.0.0.1:9001 cookie s1")

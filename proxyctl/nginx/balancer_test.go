@@ -349,11 +349,11 @@ func TestUnmarkedFile(t *testing.T) {
 	if _, err := p.Apply(t.Context(), onlyText(newText), true); err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(newText, Unmarked(onDisk(t, n.file), n.socket)); d != "" {
+	if d := cmp.Diff(newText, Unmarked(onDisk(t, n.file))); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 	for _, text := range []string{"", foreignText, "events {"} {
-		if got := Unmarked(text, n.socket); got != text {
+		if got := Unmarked(text); got != text {
 			t.Errorf("%q became %q", text, got)
 		}
 	}

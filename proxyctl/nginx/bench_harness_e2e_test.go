@@ -90,7 +90,7 @@ func startNginx(b *testing.B, name, image string, lua bool) *contender {
 		return rendering{
 			template: templates.Nginx(),
 			options: templates.Options{NginxSocket: socket, NginxClosing: nginx.ClosingFile(file), Lua: lua,
-				NginxAtLeast: func(v string) bool { return nginx.AtLeast(version[1], v) }},
+				NginxAtLeast: func(v string) bool { return proxyctl.AtLeast(version[1], v) }},
 			file: file,
 			replace: []string{"listen 8080 ", "listen " + c.web + " ", "listen 8404;", "listen " + stats + ";",
 				"access_log /var/log/nginx/access.log berth;", "access_log off;"},

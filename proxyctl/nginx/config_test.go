@@ -218,6 +218,9 @@ func TestMark(t *testing.T) {
 		"no last line end":         "events {}\nhttp { server { listen 80; } }",
 		"the brace on a full line": "events {}\nhttp {\n server { listen 80; }}\n",
 		"no http":                  "events {}\nstream { server { listen 80; } }\n",
+		"a log of its own":         "error_log stderr;\n" + text(frame, "10.0.0.1:80"),
+		"a log, and no http":       "error_log stderr;\nevents {}\nstream { server { listen 80; } }",
+		"berth's log":              "error_log stderr;\nerror_log /run/nginx/error.log emerg;\n" + text(frame, "10.0.0.1:80"),
 		"a comment after it":       "events {}\nhttp {\n server { listen 80; } } # http {\n",
 	} {
 		m, err := mark(text, socket)
@@ -242,12 +245,19 @@ func TestMark(t *testing.T) {
 		if u := unmark(m.Text, socket); u.Generation != m.Generation || u.Text != m.Text {
 			t.Errorf("%s: it is not known again: %v", name, u.Generation)
 		}
-		if got := Unmarked(m.Text, socket); got != strings.TrimSuffix(text, "\n")+"\n" {
+		logs := strings.Count(m.Text, "error_log /run/nginx/error.log emerg;")
+		if want := strings.Count(text, "error_log stderr"); logs != want {
+			t.Errorf("%s: %d logs for berth, want %d, in\n%s", name, logs, want, m.Text)
+		}
+		if got := Unmarked(m.Text); got != strings.TrimSuffix(text, "\n")+"\n" {
 			t.Errorf("%s: without the mark it is\n%s", name, got)
 		}
 		edited := strings.Replace(m.Text, "80", "81", 1)
 		if u := unmark(edited, socket); u.Generation != (configfile.Generation{}) || u.Text != edited {
 			t.Errorf("%s: an edit is not noticed", name)
+		}
+		if got := Unmarked(edited); strings.Contains(got, "By this server") {
+			t.Errorf("%s: what somebody edited has the mark still:\n%s", name, got)
 		}
 	}
 	if _, err := mark("events {", socket); err == nil {

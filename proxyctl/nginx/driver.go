@@ -31,7 +31,7 @@ type driver struct {
 	serversErr error   // why they did not say
 	running    *config // what nginx runs
 	started    sync.Once
-	version    knownVersion
+	version    proxyctl.Version
 	away       time.Time   // since when nginx does not say what it runs; zero if it does
 	down       atomic.Bool // nobody listens on the control socket
 
@@ -49,8 +49,11 @@ const notOurs = "nginx does not have berth's configuration yet"
 
 // Mark implements proxyctl.Grammar.
 func (d *driver) Mark(text string, _ *config) (marked, error) {
-	d.version.waits = time.Time{} // this is the other text, if one was to come
+	d.version.Rendered()
 	m, err := mark(text, d.opts.Socket)
+	if err == nil {
+		err = m.Config.claimError()
+	}
 	if err == nil && !m.Config.serves {
 		err = fmt.Errorf("%w: it has no server block, so nginx would serve nothing", proxyctl.ErrRefused)
 	}
@@ -124,7 +127,7 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 		return d.inspectUnmarked(ctx, err)
 	}
 	d.away = time.Time{}
-	if err := d.setVersion(ctx, s.version); err != nil {
+	if err := d.version.Set(ctx, s.version); err != nil {
 		return proxyctl.Snapshot{}, err
 	}
 	// Without a Lua balancer the answer means nothing, and is not looked at.
@@ -156,9 +159,9 @@ func (d *driver) inspectUnmarked(ctx context.Context, reason error) (proxyctl.Sn
 	restarts := !foreign && time.Since(d.away) < startTime
 	version := ""
 	if restarts { // else it may be another nginx that starts next
-		version = d.version.running
+		version = d.version.Running()
 	}
-	if err := d.setVersion(ctx, version); err != nil {
+	if err := d.version.Set(ctx, version); err != nil {
 		return proxyctl.Snapshot{}, err
 	}
 	supervised := d.opts.Prepared != nil

@@ -43,9 +43,13 @@ type harness struct {
 	*Proxy
 }
 
+// connections are as many as a load may have in flight, with those to servers: an nginx that runs out of them closes some that
+// wait for a request.
+const connections = "worker_connections 8192;"
+
 // foreign is what an nginx runs that has nothing of berth's.
 func (h *harness) foreign() string {
-	return "include /etc/nginx/modules-enabled/*.conf;\nevents {}\nhttp {\n    server {\n        listen " + h.web + ";\n        return 200 \"foreign\\n\";\n    }\n}\n"
+	return "include /etc/nginx/modules-enabled/*.conf;\nevents { " + connections + " }\nhttp {\n    server {\n        listen " + h.web + ";\n        return 200 \"foreign\\n\";\n    }\n}\n"
 }
 
 // startHarness starts an nginx that runs a configuration of somebody else. set changes the options of the berth for it.
@@ -139,7 +143,7 @@ worker_processes 2;
 error_log %[1]s/nginx.log notice;
 error_log %[1]s/run/error.log emerg;
 %[2]sevents {
-    worker_connections 1024;
+    %[7]s
 }
 http {
     access_log off;
@@ -149,7 +153,7 @@ http {
         listen %[4]s backlog=4096;
         %[5]s%[6]s    }
 }
-`, h.dir, all.top+shutdown("60s", all.top), all.http, h.web, all.server, location)
+`, h.dir, all.top+shutdown("60s", all.top), all.http, h.web, all.server, location, connections)
 }
 
 // shutdown is how long old workers may stay, unless that is said already.

@@ -26,6 +26,30 @@ func markBlock(socket string, g configfile.Generation) string {
 		"    }\n" + markTail
 }
 
+// Where a template keeps nginx's messages elsewhere, a line at the end has nginx write the worst of them for berth, too.
+const logHead = "\n# Here berth reads why a reload has failed.\nerror_log "
+
+// logLine returns this line, "" if a text needs none, or has no error_log of its own: then it would take the place of the
+// one that nginx was built with.
+func logLine(c *config, socket string) string {
+	path := errorLogPath(socket)
+	logs := false
+	for _, d := range c.all.block {
+		if d.name() == "error_log" && len(d.words) > 1 {
+			logs = true
+			if d.words[1] == path {
+				return ""
+			}
+		}
+	}
+	if !logs {
+		return ""
+	}
+	return logHead + path + " emerg;\n"
+}
+
+func errorLogPath(socket string) string { return filepath.Join(filepath.Dir(socket), "error.log") }
+
 // mark gives a text its mark.
 func mark(text, socket string) (marked, error) {
 	if !strings.HasSuffix(text, "\n") {
@@ -48,19 +72,13 @@ func mark(text, socket string) (marked, error) {
 			break
 		}
 	}
-	m.Text = text[:at] + block + text[at:]
+	m.Text = text[:at] + block + text[at:] + logLine(c, socket)
 	return m, nil
 }
 
 // unmark reads a file. The generation is zero if the file is not as berth wrote it.
 func unmark(file, socket string) marked {
-	head, rest, found := strings.Cut(file, markHead)
-	_, tail, closed := strings.Cut(rest, markTail)
-	if found && closed {
-		text := head + tail
-		if h, ok := strings.CutSuffix(head, "\nhttp {"); ok && tail == "}\n" {
-			text = h
-		}
+	if text := Unmarked(file); text != file {
 		if m, err := mark(text, socket); err == nil && m.Text == file {
 			return m
 		}
@@ -72,14 +90,24 @@ func unmark(file, socket string) marked {
 // isMarked says whether berth wrote a file, even if it was edited since.
 func isMarked(file string) bool { return strings.Contains(file, markLine) }
 
-// Unmarked returns the text that was rendered for a file, if berth wrote the file for an nginx with this control socket, or
-// else the file as it is: berth render compares it.
-func Unmarked(file, socket string) string {
-	m := unmark(file, absolute(socket))
-	if m.Generation == (configfile.Generation{}) {
+// Unmarked returns a file without berth's mark, whatever else became of it: what berth render compares.
+func Unmarked(file string) string {
+	marked := file
+	if log := strings.LastIndex(file, logHead); log >= 0 && strings.Count(file[log:], "\n") == 3 && strings.HasSuffix(file, " emerg;\n") {
+		marked = file[:log]
+	}
+	at := strings.LastIndex(marked, markHead)
+	if at < 0 {
 		return file
 	}
-	return m.Config.text
+	_, tail, closed := strings.Cut(marked[at:], markTail)
+	switch head, own := strings.CutSuffix(marked[:at], "\nhttp {"); {
+	case !closed:
+		return file
+	case own && tail == "}\n":
+		return head
+	}
+	return marked[:at] + tail
 }
 
 // absolute returns a path that nginx does not look for below its prefix.

@@ -5,7 +5,6 @@ package nginx
 import (
 	"context"
 	"log/slog"
-	"path/filepath"
 	"time"
 
 	"berth/proxyctl"
@@ -18,8 +17,10 @@ type Options struct {
 	Binary  string        // nginx program for validating a candidate; "" leaves that to the running nginx
 	Env     []string      // environment of that program: the one nginx has, if berth runs it; nil = berth's own
 	Timeout time.Duration // of one exchange, of a validation, and of a reload; 0 = 10 s
-	Grace   time.Duration // of proxyctl.EngineOptions
 	Log     *slog.Logger
+
+	Grace    time.Duration // of proxyctl.EngineOptions
+	TakeOver bool          // of proxyctl.EngineOptions
 
 	// ClosingTime is how long before a reload the clients of an nginx before 1.27.4 are told to come back over new
 	// connections, where the configuration can do that (see closing.go). Without it, the 100 ms in which old workers go on
@@ -31,8 +32,7 @@ type Options struct {
 	Reload func(context.Context) error
 	// ReloadOnly leaves Lua balancers alone: they use the servers in the file.
 	ReloadOnly bool
-	// Version, if not nil, is called with the version of nginx when that becomes known, changes, or, as "", is not known any
-	// more. It says whether another text is rendered for it.
+	// Version is Report of proxyctl.Version.
 	Version func(version string) (rendered bool)
 	// Prepared, if not nil, is called when nginx is down and a good configuration is in place for its start. nginx is then
 	// started by berth.
@@ -56,8 +56,11 @@ func New(opts Options) *Proxy {
 	d := &driver{
 		opts:       opts,
 		control:    control{opts.Socket, opts.Timeout},
-		log:        errorLog{path: filepath.Join(filepath.Dir(opts.Socket), "error.log")},
+		log:        errorLog{path: errorLogPath(opts.Socket)},
 		findMaster: findMaster,
+		version: proxyctl.Version{
+			Name: "nginx", Binary: opts.Binary, Timeout: opts.Timeout, Report: opts.Version, Log: opts.Log,
+		},
 	}
 	if opts.Prepared != nil {
 		d.findMaster = childMaster
@@ -68,6 +71,7 @@ func New(opts Options) *Proxy {
 		Checks:      "-t",
 		Timeout:     opts.Timeout,
 		Grace:       opts.Grace,
+		TakeOver:    opts.TakeOver,
 		Inspect:     true,
 		Prepared:    opts.Prepared,
 		PortRefused: opts.PortRefused,

@@ -156,10 +156,10 @@ func TestE2ENginxVersions(t *testing.T) {
 		known := ""
 		text := func(word string) string {
 			var all parts
-			if AtLeast(known, "1.27.4") {
+			if proxyctl.AtLeast(known, "1.27.4") {
 				all.http = "    keepalive_min_timeout 10s;\n"
 			}
-			if AtLeast(known, "1.25.1") {
+			if proxyctl.AtLeast(known, "1.25.1") {
 				all.server = "http2 on;\n        "
 			}
 			return h.text(word, all)
@@ -188,13 +188,13 @@ func TestE2ENginxVersions(t *testing.T) {
 				t.Errorf("%s: %d reloads", what, loads)
 			}
 			h.serves(what, word)
-			if got := Unmarked(onDisk(t, h.file()), h.socket()); got != text(word) {
+			if got := Unmarked(onDisk(t, h.file())); got != text(word) {
 				t.Errorf("%s: the file is\n%s", what, got)
 			}
 		}
 		berth()
 		bring("adopted", "one", 2)
-		if said, err := VersionOf(t.Context(), h.wrapper()); err != nil || said != known {
+		if said, err := proxyctl.VersionOf(t.Context(), h.wrapper()); err != nil || said != known {
 			t.Errorf("it is %q by what it says, %q by its program, %v", known, said, err)
 		}
 		if said := VersionHere(t.Context(), "", h.socket(), time.Second); said != known {
@@ -276,7 +276,7 @@ func TestE2ENginxGoneAndBack(t *testing.T) {
 			return err != nil
 		})
 		down(h.text("two"))
-		if !strings.HasPrefix(Unmarked(onDisk(t, h.file()), h.socket()), text) {
+		if !strings.HasPrefix(Unmarked(onDisk(t, h.file())), text) {
 			t.Error("what nobody judged is what nginx will start with")
 		}
 		testenv.MustDocker(h, "start", h.name)
@@ -376,9 +376,10 @@ func (h *harness) controlled(interval time.Duration) *proxyctl.Controller {
 // An nginx that is frozen is reported soon, and runs the newest text when it goes on.
 func TestE2ENginxFrozen(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
-		h := startHarness(t, image, func(o *Options) { o.Timeout = time.Second })
+		h := startHarness(t, image)
 		h.apply(h.text("one"), proxyctl.Reload)
 		h.settled()
+		h.driver.opts.Timeout, h.driver.control.timeout = time.Second, time.Second
 		good := onDisk(t, h.file())
 		testenv.MustDocker(h, "pause", h.name)
 		for _, word := range []string{"one", "two", "two"} {

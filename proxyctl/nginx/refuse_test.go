@@ -169,6 +169,20 @@ func TestHeldBack(t *testing.T) {
 	}
 }
 
+// A fixed address that is another one is no upstream that the catalog has emptied: nothing is held back for it.
+func TestFixedAddressIsNotHeldBack(t *testing.T) {
+	n := startFake(t, "")
+	fixed := func(address string) string {
+		return strings.Replace(oldText, "    server {\n", "    server {\n        location /fixed { proxy_pass http://"+address+"; }\n", 1)
+	}
+	write(t, n.file, n.marked(fixed("10.0.0.9:80")))
+	n.start()
+	p := n.proxy(func(o *Options) { o.Grace = time.Minute })
+	if _, err := p.Apply(t.Context(), onlyText(fixed("10.0.0.8:80")), true); err != nil || n.loads != 1 {
+		t.Errorf("%d reloads, %v", n.loads, err)
+	}
+}
+
 // A way to tell nginx that hangs, whatever becomes of its context, holds up nobody.
 func TestReloadHangs(t *testing.T) {
 	n := startFake(t, "")

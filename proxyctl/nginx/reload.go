@@ -40,7 +40,7 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 		}
 	}
 	d.running = to.Config
-	_ = d.setVersion(ctx, d.status.version) // if the text is not the one for it, that comes next
+	_ = d.version.Set(ctx, d.status.version) // if the text is not the one for it, that comes next
 	if !d.warned && !to.Config.all.has("worker_shutdown_timeout") {
 		d.warned = true
 		d.opts.Log.Warn("the configuration sets no worker_shutdown_timeout: after a reload an old worker stays as long as its longest connection")

@@ -12,47 +12,6 @@ import (
 	"berth/proxyctl"
 )
 
-func TestAtLeast(t *testing.T) {
-	for _, tt := range []struct {
-		version, other string
-		want           bool
-	}{
-		{version: "1.26.3", other: "1.26.3", want: true},
-		{version: "1.26.3", other: "1.27.4"},
-		{version: "1.30.0", other: "1.27.4", want: true},
-		{version: "1.9.15", other: "1.10"},
-		{version: "1.10", other: "1.9.15", want: true},
-		{version: "1.25", other: "1.25.1"},
-		{version: "1.25.3.1", other: "1.25.3", want: true},
-		{version: "", other: "1.0"},
-		{version: "new", other: "1.0"},
-	} {
-		if got := AtLeast(tt.version, tt.other); got != tt.want {
-			t.Errorf("%q is at least %q: %v", tt.version, tt.other, got)
-		}
-	}
-}
-
-func TestVersionOf(t *testing.T) {
-	for script, want := range map[string]string{
-		`echo "nginx version: nginx/1.26.3" >&2`:              "1.26.3",
-		`echo "nginx version: nginx/1.18.0 (Ubuntu)" >&2`:     "1.18.0",
-		`echo "nginx version: openresty/1.25.3.1" >&2`:        "1.25.3.1",
-		`echo "nginx version: nginx/1.26.3" >&2; exit 1`:      "",
-		`echo "no version" >&2`:                               "",
-		`test "$*" = -v && echo "nginx version: nginx/2.0.0"`: "2.0.0",
-	} {
-		var o Options
-		program(t, script)(&o)
-		if got, err := VersionOf(t.Context(), o.Binary); got != want || (err != nil) != (want == "") {
-			t.Errorf("%s: %q, %v; want %q", script, got, err, want)
-		}
-	}
-	if got, err := VersionOf(t.Context(), "/nonexistent/nginx"); got != "" || err == nil {
-		t.Errorf("no program: %q, %v", got, err)
-	}
-}
-
 // A text for an nginx from 1.27.4 on, and one for those before.
 var (
 	plainText = newText
@@ -68,17 +27,17 @@ type templates struct {
 }
 
 func (r *templates) text() string {
-	if AtLeast(r.version, "1.27.4") && !r.mute {
+	if proxyctl.AtLeast(r.version, "1.27.4") && !r.mute {
 		return r.more + fullText
 	}
 	return r.more + plainText
 }
 
 func (r *templates) set(version string) (rendered bool) {
-	before := AtLeast(r.version, "1.27.4")
+	before := proxyctl.AtLeast(r.version, "1.27.4")
 	r.version = version
 	r.calls++
-	return before != AtLeast(version, "1.27.4")
+	return before != proxyctl.AtLeast(version, "1.27.4")
 }
 
 // bring applies what is rendered until no other text is.
@@ -98,7 +57,7 @@ func (r *templates) bring(t *testing.T, p *Proxy) (proxyctl.Result, error) {
 // ofVersion makes a program that has a version, and knows what that knows.
 func ofVersion(t *testing.T, version string) func(*Options) {
 	script := `if [ "$1" = -v ]; then echo "nginx version: nginx/` + version + `" >&2; exit; fi; `
-	if !AtLeast(version, "1.27.4") {
+	if !proxyctl.AtLeast(version, "1.27.4") {
 		script += knowsNoBogus
 	}
 	return program(t, script)
@@ -185,7 +144,7 @@ func TestVersions(t *testing.T) {
 			t.Parallel()
 			n := startFake(t, "")
 			n.version = tt.version
-			if AtLeast(tt.version, "1.27.4") {
+			if proxyctl.AtLeast(tt.version, "1.27.4") {
 				n.unknown = nil
 			}
 			text := tt.there
@@ -286,7 +245,7 @@ func TestVersionChanges(t *testing.T) {
 			n := startFake(t, "")
 			know := func(version string) {
 				n.version, n.unknown = version, nil
-				if !AtLeast(version, "1.27.4") {
+				if !proxyctl.AtLeast(version, "1.27.4") {
 					n.unknown = []string{"bogus"}
 				}
 			}
@@ -309,6 +268,7 @@ func TestVersionChanges(t *testing.T) {
 			if tt.program {
 				time.Sleep(2 * time.Millisecond) // so that the file of the program has another time
 				ofVersion(t, tt.after)(&p.driver.opts)
+				p.driver.version.Binary = p.driver.opts.Binary
 			}
 			if tt.restarted {
 				p.Close()
@@ -352,7 +312,7 @@ func TestNoTextForVersion(t *testing.T) {
 	if _, err := p.Apply(t.Context(), onlyText(plainText), true); !errors.Is(err, proxyctl.ErrUnreachable) || !strings.Contains(err.Error(), "being rendered for its version (1.30.0)") || n.loads != 0 {
 		t.Errorf("%v, %d reloads", err, n.loads)
 	}
-	p.driver.version.waits = time.Now()
+	p.driver.version.Rendered()
 	if res, err := p.Apply(t.Context(), onlyText(plainText), true); err != nil || res.Action != proxyctl.Reload {
 		t.Errorf("%+v, %v", res, err)
 	}

@@ -288,7 +288,7 @@ func TestE2EOneContainer(t *testing.T) {
 		b := newBox(t)
 		began := time.Now()
 		b.start(image, b.berth("--", "haproxyy", "-W", "-db")...)
-		b.ends(began, "1", 10*time.Second)
+		b.ends(began, "2", 10*time.Second)
 		if got := testenv.MustDocker(t, "logs", b.id); got != `berth: the command behind --: exec: "haproxyy": executable file not found in $PATH` {
 			t.Errorf("berth says %q", got)
 		}

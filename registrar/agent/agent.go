@@ -8,6 +8,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -33,6 +34,9 @@ type Client interface {
 
 // Timeout is the deadline of every call.
 const Timeout = 3 * time.Second
+
+// maxRoutes is how many routes a line of the log names.
+const maxRoutes = 5
 
 // Agent is a Consul agent.
 type Agent struct {
@@ -64,6 +68,19 @@ func (a Agent) Read(ctx context.Context, id string) (State, error) {
 	return NewState(services, checks), nil
 }
 
+// Mark returns a hash of the token that a function returns, or "" if there is no token or no function. An agent keeps using
+// the token that a registration came with, so after a change of tokens it has to be registered again.
+func Mark(token func() string) string {
+	if token == nil {
+		return ""
+	}
+	now := token()
+	if now == "" {
+		return ""
+	}
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(now)))
+}
+
 // Refusal is the error of an agent that answers but does not accept a registration. It may accept others.
 type Refusal struct{ Err error }
 
@@ -92,7 +109,7 @@ func (a Agent) Apply(ctx context.Context, c Change) error {
 		err := a.call(ctx, "register "+c.ID, func(q *api.QueryOptions) error {
 			return a.Client.ServiceRegisterOpts(c.registration(), api.ServiceRegisterOpts{}.WithContext(q.Context()))
 		})
-		if status := statusOf(err); status >= 400 && status < 500 && status != http.StatusTooManyRequests {
+		if IsRefused(err) {
 			return &Refusal{err}
 		} else if err != nil {
 			return err
@@ -120,6 +137,15 @@ func (a Agent) logRegistered(ctx context.Context, d Desired) {
 	attrs := []any{"service", d.Name, "instance", d.ID, "address", d.Address, "port", d.Port}
 	if d.Container != "" {
 		attrs = append(attrs, "container", fmt.Sprintf("%.12s", d.Container))
+	}
+	switch routes, why := d.Routes(), d.NoRoute(); {
+	case why != "":
+		attrs = append(attrs, "route", "none: "+why)
+	case len(routes) > 0:
+		if n := len(routes) - maxRoutes; n > 0 {
+			routes = append(routes[:maxRoutes], fmt.Sprintf("and %d more", n))
+		}
+		attrs = append(attrs, "route", strings.Join(routes, ", "))
 	}
 	if d.NotReady != "" {
 		level, msg = slog.LevelWarn, "registered as critical: it is not ready"

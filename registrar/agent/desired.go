@@ -65,7 +65,7 @@ func readyCheckID(id string) string   { return id + ":ready" }
 func checkID(id string, n int) string { return id + ":check-" + strconv.Itoa(n+1) }
 
 func (d Desired) ttlStatus(c label.Check) string {
-	if c.Health && d.Health != "healthy" {
+	if c.Health && d.Health != "healthy" && !(c.Starting && d.Health == "starting") {
 		return api.HealthCritical
 	}
 	return api.HealthPassing
@@ -126,6 +126,9 @@ func (d Desired) registration() *api.AgentServiceRegistration {
 	if len(r.Checks) > 0 {
 		r.Meta[label.MetaChecks] = d.fingerprint()
 	}
+	if at := startMark(d.Instance); at != "" {
+		r.Meta[label.MetaStarted] = at
+	}
 	return r
 }
 
@@ -177,6 +180,12 @@ func (d Desired) Same(s Registered) bool {
 	pairs := len(s.Meta)
 	if mark := d.fingerprint(); mark != "" {
 		if s.Meta[label.MetaChecks] != mark {
+			return false
+		}
+		pairs--
+	}
+	if at := startMark(d.Instance); at != "" {
+		if s.Meta[label.MetaStarted] != at {
 			return false
 		}
 		pairs--

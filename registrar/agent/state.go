@@ -3,6 +3,7 @@ package agent
 import (
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/consul/api"
 
@@ -67,6 +68,23 @@ func (r Registered) WasReady() bool { return r.Held() && r.Checks[readyCheckID(r
 // Serves reports whether the service is registered for the container, address and port of the instance.
 func (r Registered) Serves(in label.Instance) bool {
 	return r.Held() && r.Container() == in.Container && r.Address == in.Address && r.Port == in.Port
+}
+
+// startMark returns the start of the instance's process as the metadata has it, "" if it is not known.
+func startMark(in label.Instance) string {
+	if in.Started.IsZero() {
+		return ""
+	}
+	return in.Started.UTC().Format(time.RFC3339Nano)
+}
+
+// Begun reports whether the service was registered for the process that the instance stands for now, and not for an
+// earlier one. known says whether the registration tells: those of Registrator and of early versions of berth do not.
+func (r Registered) Begun(in label.Instance) (same, known bool) {
+	if !r.Held() || r.Meta[label.MetaStarted] == "" {
+		return false, false
+	}
+	return r.Meta[label.MetaStarted] == startMark(in), true
 }
 
 // Ownership tells a registrar's own registrations from others.

@@ -3,9 +3,15 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
 	"text/template"
 	"time"
 
@@ -20,6 +26,17 @@ type Client interface {
 	ListContainers(docker.ListContainersOptions) ([]docker.APIContainers, error)
 	InspectContainerWithOptions(docker.InspectContainerOptions) (*docker.Container, error)
 	KillContainer(docker.KillContainerOptions) error
+}
+
+// NoticeVanished makes a client that reaches its daemon over the network notice within a quarter of a minute that the daemon's
+// host has vanished, though nothing is sent: the event stream would wait for a message.
+func NoticeVanished(client *docker.Client) {
+	if t, ok := client.HTTPClient.Transport.(*http.Transport); ok && !strings.HasPrefix(client.Endpoint(), "unix:") {
+		t.DialContext = (&net.Dialer{
+			Timeout:         callTimeout,
+			KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 3 * time.Second, Count: 3},
+		}).DialContext
+	}
 }
 
 const callTimeout = 10 * time.Second // of one call
@@ -42,6 +59,8 @@ func List(ctx context.Context, client Client, all bool) (ids []string, err error
 type Inspected struct {
 	label.Container
 	Running, Exited bool
+	Unstarted       bool     // it was created and never started
+	Tmpfs           []string // paths that no archive reaches
 }
 
 // Inspect asks Docker about a container. See FromInspect for tags.
@@ -53,7 +72,38 @@ func Inspect(ctx context.Context, client Client, id string, tags *template.Templ
 	case c == nil:
 		return Inspected{}, nil
 	}
-	return Inspected{FromInspect(c, tags), Running(c), c.State.Status == "exited"}, nil
+	return fromDocker(c, tags), nil
+}
+
+// InspectCreated asks Docker about a container that may not have been started, and so has no addresses yet: it gets one without
+// a meaning on each of its networks.
+func InspectCreated(ctx context.Context, client Client, id string) (Inspected, error) {
+	c, err := inspect(ctx, client, id)
+	if err != nil || c == nil {
+		return Inspected{}, err
+	}
+	if c.NetworkSettings != nil {
+		networks := map[string]docker.ContainerNetwork{}
+		for name, n := range c.NetworkSettings.Networks {
+			n.IPAddress = cmp.Or(n.IPAddress, "192.0.2.1")
+			networks[name] = n
+		}
+		c.NetworkSettings.Networks = networks
+	}
+	return fromDocker(c, nil), nil
+}
+
+func fromDocker(c *docker.Container, tags *template.Template) Inspected {
+	in := Inspected{Container: FromInspect(c, tags), Running: Running(c), Exited: c.State.Status == "exited", Unstarted: c.State.Status == "created"}
+	if c.HostConfig != nil {
+		in.Tmpfs = slices.Collect(maps.Keys(c.HostConfig.Tmpfs))
+		for _, m := range c.HostConfig.Mounts {
+			if m.Type == "tmpfs" {
+				in.Tmpfs = append(in.Tmpfs, m.Target)
+			}
+		}
+	}
+	return in
 }
 
 // inspect returns what Docker says of a container, or nil if there is none with this ID.
@@ -66,6 +116,27 @@ func inspect(ctx context.Context, client Client, id string) (*docker.Container, 
 		return nil, nil
 	}
 	return c, err
+}
+
+// settles is how long after its start a container gets its first notice. Docker calls it running before its process is there:
+// a SIGHUP in between ends runc's own process with exit code 2, and a process that has no handler yet ignores it.
+const settles = time.Second
+
+// Settle returns when a container may be sent a signal that is to tell it of something, not to end it: at once, unless it was
+// started within the last second. It is for whoever sends such a signal, and returns when ctx is done or Docker does not say, too.
+func Settle(ctx context.Context, client Client, id string) {
+	c, err := inspect(ctx, client, id)
+	if err != nil || c == nil || !Running(c) {
+		return
+	}
+	age := time.Since(c.State.StartedAt)
+	if age < 0 || age >= settles { // below 0: Docker's clock is another one
+		return
+	}
+	select {
+	case <-time.After(settles - age):
+	case <-ctx.Done():
+	}
 }
 
 // Kill has Docker send a signal to a container.

@@ -9,12 +9,13 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	docker "github.com/fsouza/go-dockerclient"
+
+	"berth/registrar/label"
 )
 
 // Message is one message of Docker's event stream, with the fields that berth needs.
@@ -32,8 +33,9 @@ type Message struct {
 type Event struct {
 	ID     string
 	Action Action
-	Signal int // of Killed
-	Exit   int // of Died, -1 if it is not known
+	Signal int       // of Killed
+	Exit   int       // of Died, -1 if it is not known
+	At     time.Time // by Docker's clock; zero = it is not known
 }
 
 // Action names a kind of Event.
@@ -45,18 +47,24 @@ const (
 	Killed  Action = "killed"  // it was sent a signal
 	Died    Action = "died"    // no need to inspect it
 	Removed Action = "removed" // nothing is left of it
+	Created Action = "created" // it is yet to be started, and a label asks for its group's configuration or files
 )
 
 // event returns the Event of a message, and whether it is relevant. A dying container is not inspected: Docker would block
 // for 100 ms and then say no more than the event.
 func (m Message) event() (ev Event, relevant bool) {
 	ev = Event{ID: m.Actor.ID, Exit: -1}
+	if m.TimeNano > 0 {
+		ev.At = time.Unix(0, m.TimeNano)
+	}
 	if m.Type == "network" {
 		ev.ID = m.Actor.Attributes["container"]
 	}
 	switch what := m.Type + " " + m.Action; {
 	case what == "container start":
 		ev.Action = Started
+	case what == "container create" && label.AsksForFiles(m.Actor.Attributes):
+		ev.Action = Created
 	case what == "container kill":
 		ev.Action = Killed
 		ev.Signal, _ = strconv.Atoi(m.Actor.Attributes["signal"])
@@ -75,21 +83,25 @@ func (m Message) event() (ev Event, relevant bool) {
 }
 
 // Stream follows Docker's events until ctx is done or the stream breaks, and returns why. connected is called once
-// events from now on will arrive; each is then given to message, in order. Neither may block for long: a reader that
-// falls behind slows the Docker daemon down. A Stream that is called again, after it has returned, goes on where it was,
-// as far as Docker remembers.
+// events from now on will arrive, and again when one was skipped; each is then given to message, in order. Neither may block
+// for long: a reader that falls behind slows the Docker daemon down. A Stream that is called again, after it has returned,
+// goes on where it was, as far as Docker remembers.
 type Stream func(ctx context.Context, connected func(), message func(Message)) error
 
-// maxMessage is how long a message may be. It has all labels of its container; a longer one is skipped, and what it
-// would have said is found when Docker is asked for everything again.
+// maxMessage is how long a message may be, with all labels of its container. A longer one is skipped, and Docker is asked for
+// everything instead.
 const maxMessage = 1 << 20
+
+// filters leaves out what berth does not look at, so that a container with many labels and a HEALTHCHECK, each run of which
+// makes three events, costs little.
+const filters = `{"type":["container","network"],"event":["create","start","kill","die","destroy","pause","unpause","rename","health_status","connect","disconnect"]}`
 
 // Events is a Stream over the client's own HTTP client. (The client's event listener drops and reorders events under load
 // and does not reconnect.)
 func Events(client *docker.Client) Stream {
 	var since time.Time // after the last message, by Docker's clock
 	return func(ctx context.Context, connected func(), message func(Message)) error {
-		path := "/events?filters=" + url.QueryEscape(`{"type":["container","network"]}`)
+		path := "/events?filters=" + url.QueryEscape(filters)
 		if !since.IsZero() {
 			path += fmt.Sprintf("&since=%d.%09d", since.Unix(), since.Nanosecond())
 		}
@@ -108,6 +120,9 @@ func Events(client *docker.Client) Stream {
 			long := errors.Is(err, bufio.ErrBufferFull)
 			for errors.Is(err, bufio.ErrBufferFull) {
 				_, err = lines.ReadSlice('\n')
+			}
+			if long {
+				connected()
 			}
 			if len(line) > 0 && !long {
 				var m Message
@@ -129,8 +144,12 @@ func Events(client *docker.Client) Stream {
 	}
 }
 
-// get asks the daemon that client talks to, through the client's own transport.
 func get(ctx context.Context, client *docker.Client, path string) (*http.Response, error) {
+	return ask(ctx, client, http.MethodGet, path)
+}
+
+// ask asks the daemon that client talks to, through the client's own transport.
+func ask(ctx context.Context, client *docker.Client, method, path string) (*http.Response, error) {
 	scheme, host, _ := strings.Cut(client.Endpoint(), "://")
 	switch {
 	case scheme == "unix":
@@ -140,7 +159,7 @@ func get(ctx context.Context, client *docker.Client, path string) (*http.Respons
 	default:
 		scheme = "http"
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+strings.TrimRight(host, "/")+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, scheme+"://"+strings.TrimRight(host, "/")+path, nil)
 	if err != nil {
 		return nil, fmt.Errorf("docker: %w", err)
 	}
@@ -150,12 +169,9 @@ func get(ctx context.Context, client *docker.Client, path string) (*http.Respons
 		if errors.As(err, &long) {
 			err = long.Err // without the encoded address
 		}
-		if errors.Is(err, os.ErrPermission) {
-			err = fmt.Errorf("%w: give berth's user the group of the socket (group_add in compose)", err)
-		}
 		return nil, fmt.Errorf("docker: %w", err)
 	}
-	if resp.StatusCode != http.StatusOK {
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusNoContent {
 		defer resp.Body.Close()
 		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
 		return nil, fmt.Errorf("docker: %s: %s", resp.Status, strings.TrimSpace(string(why)))

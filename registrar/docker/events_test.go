@@ -33,8 +33,8 @@ func TestEventsThatMatter(t *testing.T) {
 		want Event
 	}{
 		{event("container", "start"), ev(Started)},
-		{event("container", "kill", "signal", "15"), Event{"c", Killed, 15, -1}},
-		{event("container", "die", "exitCode", "137"), Event{"c", Died, 0, 137}},
+		{event("container", "kill", "signal", "15"), Event{ID: "c", Action: Killed, Signal: 15, Exit: -1}},
+		{event("container", "die", "exitCode", "137"), Event{ID: "c", Action: Died, Exit: 137}},
 		{event("container", "die"), ev(Died)},
 		{event("container", "destroy"), ev(Removed)},
 		{event("container", "pause"), ev(Changed)},
@@ -42,13 +42,15 @@ func TestEventsThatMatter(t *testing.T) {
 		{event("container", "rename"), ev(Changed)},
 		{event("container", "health_status: healthy"), ev(Changed)},
 		{event("network", "disconnect", "container", "c"), ev(Changed)},
+		{event("container", "create", "image", "app", "service_config", "/etc/c"), ev(Created)},
+		{event("container", "create", "SERVICE_FILES", "/etc"), ev(Created)},
 	} {
 		if got, relevant := tt.in.event(); !relevant || got != tt.want {
 			t.Errorf("%s %s: %+v, %v; want %+v", tt.in.Type, tt.in.Action, got, relevant, tt.want)
 		}
 	}
 	for _, e := range []Message{
-		event("container", "create"), event("container", "stop"), event("container", "exec_create: sh"), event("container", "attach"),
+		event("container", "create"), event("container", "create", "SERVICE_CONFIG_ON_CHANGE", "none"), event("container", "stop"), event("container", "exec_create: sh"), event("container", "attach"),
 		event("network", "create"), event("network", "connect"), event("volume", "mount"), {Type: "container", Action: "start"},
 	} {
 		if got, relevant := e.event(); relevant {
@@ -76,7 +78,7 @@ func daemon(t *testing.T, h http.HandlerFunc) *docker.Client {
 
 func TestEvents(t *testing.T) {
 	client := daemon(t, func(w http.ResponseWriter, r *http.Request) {
-		if got := r.URL.Query().Get("filters"); got != `{"type":["container","network"]}` {
+		if got := r.URL.Query().Get("filters"); got != filters {
 			t.Errorf("filters are %s", got)
 		}
 		for i := range 5000 {
@@ -128,10 +130,14 @@ func TestEventsSkipsLongMessages(t *testing.T) {
 	var got []string
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	err := Events(client)(t.Context(), func() {}, func(m Message) { got = append(got, m.Actor.ID) })
+	connected := 0
+	err := Events(client)(t.Context(), func() { connected++ }, func(m Message) { got = append(got, m.Actor.ID) })
 	runtime.ReadMemStats(&after)
 	if err == nil || !strings.Contains(err.Error(), "the daemon closed the stream") || strings.Join(got, " ") != "before after" {
 		t.Errorf("%v, %v", got, err)
+	}
+	if connected != 2 {
+		t.Errorf("connected was told %d times, want 2: something was left out", connected)
 	}
 	if used := after.TotalAlloc - before.TotalAlloc; used > 16<<20 {
 		t.Errorf("%d MB allocated for a message of 64 MB", used>>20)

@@ -21,10 +21,10 @@ const loopback = "127.0.0.1"
 
 // locate decides where a port is reached: as its container's labels choose, else as the host is configured, else at its
 // published port. reason says why it is not reached. The settings it reads are taken.
-func locate(c Container, p Port, keys portKeys, rule Rule, h Host) (at target, reason string) {
-	choice, network := keys.take("address"), keys.take("network")
+func locate(c Container, p Port, keys *portKeys, rule Rule, h Host) (at target, reason string) {
+	choice, network := strings.ToLower(keys.take("address")), keys.take("network")
 	if c.NetworkOf != "" {
-		return at, fmt.Sprintf("it uses the network of container %.12s, which does not run: start that one", c.NetworkOf)
+		return at, fmt.Sprintf("it uses the network of container %.12s, which does not run: start that one, or if it was removed, create this one anew", c.NetworkOf)
 	}
 	if _, on := c.Networks[network]; network != "" && !on {
 		return at, fmt.Sprintf("it is not on network %s: attach it, or name another (SERVICE_NETWORK)%s", quote(network), attached(c))
@@ -96,7 +96,7 @@ func atAddress(c Container, p Port, choice string, own target, rule Rule, h Host
 	own.address = a.String()
 	ofHost := configured || a == parseAddress(h.NodeAddress) || slices.Contains(h.Addresses, a)
 	switch {
-	case c.hasAddress(a), inPolicy && (c.HostNetwork || h.Internal || len(p.Published) == 0), c.HostNetwork && ofHost:
+	case c.HasAddress(a), inPolicy && (c.HostNetwork || h.Internal || len(p.Published) == 0), c.HostNetwork && ofHost:
 		return own, ""
 	}
 	// The binding on that very address, else one on all addresses, else one that something translates it to.
@@ -123,6 +123,18 @@ func atAddress(c Container, p Port, choice string, own target, rule Rule, h Host
 func parseAddress(s string) netip.Addr {
 	a, _ := netip.ParseAddr(s) // zero with an error
 	return a.Unmap()
+}
+
+// ValidateIP returns an error if an address cannot be registered for published ports.
+func ValidateIP(s string) error {
+	a, err := netip.ParseAddr(s)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%q is no IP address", s)
+	case !connectable(a.Unmap()):
+		return fmt.Errorf("%s is no address that clients can connect to: give the one at which they reach this host", s)
+	}
+	return nil
 }
 
 // connectable reports whether clients on several hosts can mean the same machine by an address.

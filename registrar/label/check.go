@@ -15,6 +15,8 @@ import (
 	"unicode"
 
 	"github.com/hashicorp/consul/api"
+
+	"berth/templates/claim"
 )
 
 // Check is a health check that is registered with an instance.
@@ -23,6 +25,7 @@ type Check struct {
 	Status     string                // in the beginning; "" = passing
 	TTL        time.Duration         // of a TTL check, which berth keeps alive while the container runs; 0 = another kind
 	Health     bool                  // a TTL check that mirrors Docker's HEALTHCHECK
+	Starting   bool                  // and passes while Docker says starting: something else says what ready is
 }
 
 const (
@@ -49,13 +52,17 @@ var (
 )
 
 // checks returns the health checks of an instance: what its labels declare, Docker's HEALTHCHECK, and the registrar's own
-// sign of life. A check that is declared badly is left out. The keys that declare checks are taken.
-func checks(c Container, p Port, keys portKeys, in Instance, h Host) (out []Check, problems []string) {
-	mirror := keys.take(checkPrefix + "docker")
+// sign of life. In place of a declared check that cannot be made there is one that is critical: the instance must not pass
+// without it. The keys that declare checks are taken. ready is SERVICE_READY.
+func checks(c Container, p Port, keys *portKeys, in Instance, ready string, h Host) (out []Check, problems []string) {
+	mirror := unquoted(keys.take(checkPrefix + "docker"))
 	out, problems = declared(c, p, keys, in, h)
-	if c.Health != "" && (mirror == "" || !isNo(mirror)) {
+	if isUnclear(mirror) {
+		problems = append(problems, fmt.Sprintf("%s=%s %s", keys.spelling(checkPrefix+"docker"), quote(mirror), neitherYesNorNo))
+	}
+	if c.Health != "" && !claim.IsNo(mirror) {
 		check := ttlCheck("Docker HEALTHCHECK", healthTTL)
-		check.Health = true
+		check.Health, check.Starting = true, ready != "" && !strings.EqualFold(ready, string(ReadyHealthcheck))
 		out = append(out, check)
 	}
 	if h.TTL > 0 {
@@ -64,13 +71,28 @@ func checks(c Container, p Port, keys portKeys, in Instance, h Host) (out []Chec
 	return out, problems
 }
 
+// impossible stands for a declared check that cannot be made. Nobody ever lets it pass.
+func impossible(key, why string) Check {
+	return Check{
+		Definition: api.AgentServiceCheck{Name: key + " is not as declared", TTL: healthTTL.String(), Notes: why},
+		Status:     api.HealthCritical,
+	}
+}
+
 func ttlCheck(name string, ttl time.Duration) Check {
 	return Check{Definition: api.AgentServiceCheck{Name: name, TTL: ttl.String()}, TTL: ttl}
 }
 
 // declared returns the checks that labels declare: SERVICE_CHECK_HTTP and so on, and up to nine more with all
 // options of their own, SERVICE_CHECK_1_HTTP to SERVICE_CHECK_9_HTTP.
-func declared(c Container, p Port, keys portKeys, in Instance, h Host) (out []Check, problems []string) {
+func declared(c Container, p Port, keys *portKeys, in Instance, h Host) (out []Check, problems []string) {
+	fail := func(key, why string) {
+		out = append(out, impossible(key, why))
+		problems = append(problems, fmt.Sprintf("%s: %s; critical until that is mended", key, why))
+	}
+	for _, key := range keys.noCheck {
+		fail(key, "the policy does not allow it for this container")
+	}
 	groups := map[string]map[string]string{} // by prefix
 	for _, key := range slices.Sorted(maps.Keys(keys.values)) {
 		if m := checkKey.FindStringSubmatch(key); m != nil {
@@ -83,11 +105,16 @@ func declared(c Container, p Port, keys portKeys, in Instance, h Host) (out []Ch
 	// "check_" sorts before "check_1_".
 	for _, prefix := range slices.Sorted(maps.Keys(groups)) {
 		k := checkKeys{portKeys: keys, prefix: prefix, values: groups[prefix]}
+		asked := false
 		for _, kind := range checkKinds {
-			value := k.values[kind]
-			if value == "" || ((kind == "tcp" || kind == "grpc") && isNo(value)) {
+			value, runs := k.values[kind], kind == "script" || kind == "cmd"
+			if value == "" || (!runs && claim.IsNo(unquoted(value))) {
 				continue
 			}
+			if !runs {
+				value = unquoted(value)
+			}
+			asked = true
 			connects := kind == "http" || kind == "https" || kind == "tcp" || kind == "grpc"
 			if connects && p.Protocol != "tcp" && (!k.isOwn(prefix+kind) || c.exposes(p.Number, "tcp")) {
 				continue // meant for another port
@@ -99,21 +126,47 @@ func declared(c Container, p Port, keys portKeys, in Instance, h Host) (out []Ch
 			if check := k.check(kind, value, c, p, in, h); k.err == nil {
 				out = append(out, check)
 			} else {
-				problems = append(problems, fmt.Sprintf("%s is left out: %v", k.spelling(kind), k.err))
+				fail(k.spelling(kind), k.err.Error())
 			}
 		}
 		for _, key := range slices.Sorted(maps.Keys(k.values)) {
-			if !slices.Contains(checkKinds, key) && !slices.Contains(checkOptions, key) && !strings.HasPrefix(key, "header_") {
-				problems = append(problems, k.spelling(key)+" is left out: there is no such key; a check is declared by HTTP, HTTPS, TCP, GRPC, SCRIPT, CMD or TTL")
+			if isCheckKey(prefix+key) || strings.HasPrefix(key, "header_") {
+				continue
+			}
+			kind := nearestKind(key)
+			why := "there is no such key: a check is declared by HTTP, HTTPS, TCP, GRPC, SCRIPT, CMD or TTL"
+			if kind != "" {
+				why = "there is no such key: did you mean " + k.spelling(kind) + "?"
+			}
+			if k.values[key] == "" || (asked && kind == "") { // an option, perhaps, of a check that is made
+				problems = append(problems, k.spelling(key)+" is left out: "+why)
+			} else {
+				fail(k.spelling(key), why)
 			}
 		}
 	}
 	return out, problems
 }
 
+// isCheckKey reports whether a key is one of a check, but for its headers.
+func isCheckKey(key string) bool {
+	m := checkKey.FindStringSubmatch(key)
+	return m != nil && (slices.Contains(checkKinds, m[2]) || slices.Contains(checkOptions, m[2]) || key == checkPrefix+"docker")
+}
+
+// nearestKind returns the kind of check that an unknown key is likely to be meant for, or "".
+func nearestKind(key string) string {
+	for _, kind := range checkKinds {
+		if len(key) < 30 && claim.Distance(key, kind) == 1 {
+			return kind
+		}
+	}
+	return ""
+}
+
 // checkKeys holds the keys that declare checks together: one of each kind, with the same interval, timeout and so on.
 type checkKeys struct {
-	portKeys
+	*portKeys
 	prefix string            // of the keys: "check_" or "check_1_"
 	values map[string]string // by what follows the prefix
 	err    error             // the first thing that is wrong with the check that is being read
@@ -131,17 +184,21 @@ func (k *checkKeys) fail(format string, args ...any) {
 func (k *checkKeys) check(kind, value string, c Container, p Port, in Instance, h Host) Check {
 	host, port := cmp.Or(in.Address, h.NodeAddress, loopback), strconv.Itoa(in.Port) // as the agent finds the instance
 	hostPort := net.JoinHostPort(host, port)
-	skipVerify := !isNo(k.values["tls_skip_verify"])
+	skipVerify := k.yes("tls_skip_verify")
 	var check Check
 	d := &check.Definition
 	switch kind {
 	case "http", "https":
 		*d = k.http(kind, hostPort, value)
 		d.TLSSkipVerify = kind == "https" && skipVerify
-	case "tcp":
-		d.Name, d.TCP = "TCP connect", hostPort
-	case "grpc":
-		d.Name, d.GRPC, d.GRPCUseTLS = "gRPC health", hostPort, !isNo(k.values["grpc_use_tls"])
+	case "tcp", "grpc":
+		if !claim.IsYes(value) {
+			k.fail("%s %s", quote(value), neitherYesNorNo)
+		}
+		if d.Name, d.TCP = "TCP connect", hostPort; kind == "tcp" {
+			break
+		}
+		d.Name, d.TCP, d.GRPC, d.GRPCUseTLS = "gRPC health", "", hostPort, k.yes("grpc_use_tls")
 		d.TLSSkipVerify = d.GRPCUseTLS && skipVerify
 	case "script": // nothing of the container's is put into it, only an address and a number
 		script := strings.NewReplacer("$SERVICE_IP", host, "$SERVICE_PORT", port).Replace(value)
@@ -149,7 +206,7 @@ func (k *checkKeys) check(kind, value string, c Container, p Port, in Instance, 
 	case "cmd": // Registrator's program check-cmd, which the agent has to find
 		d.Name, d.Args = "check-cmd", []string{"check-cmd", fmt.Sprintf("%.12s", c.ID), strconv.Itoa(int(p.Number)), value}
 	case "ttl":
-		ttl, err := time.ParseDuration(value)
+		ttl, err := parseDuration(value)
 		if err != nil || ttl < minInterval {
 			k.fail("%s is no duration of %v or more: write it like 30s", quote(value), minInterval)
 		}
@@ -167,7 +224,7 @@ func (k *checkKeys) check(kind, value string, c Container, p Port, in Instance, 
 		d.Timeout = k.duration("timeout", 0)
 	}
 	d.DeregisterCriticalServiceAfter = k.duration("deregister_after", minDeregister)
-	check.Status = k.values["initial_status"]
+	check.Status = strings.ToLower(k.option("initial_status"))
 	if !slices.Contains([]string{"", api.HealthPassing, api.HealthWarning, api.HealthCritical}, check.Status) {
 		k.fail("%s=%s is no status: use passing, warning or critical", k.spelling("initial_status"), quote(check.Status))
 	}
@@ -175,7 +232,8 @@ func (k *checkKeys) check(kind, value string, c Container, p Port, in Instance, 
 }
 
 func (k *checkKeys) http(scheme, hostPort, path string) api.AgentServiceCheck {
-	d := api.AgentServiceCheck{HTTP: scheme + "://" + hostPort + path, Method: k.values[scheme+"_method"]}
+	path = plainPath(path)
+	d := api.AgentServiceCheck{HTTP: scheme + "://" + hostPort + path, Method: strings.ToUpper(k.option(scheme + "_method"))}
 	d.Name = fmt.Sprintf("%s %s %s", strings.ToUpper(scheme), cmp.Or(d.Method, http.MethodGet), path)
 	if err := validPath(path); err != nil {
 		k.fail("%w", err)
@@ -190,10 +248,46 @@ func (k *checkKeys) http(scheme, hostPort, path string) api.AgentServiceCheck {
 	return d
 }
 
+// option returns the value of an option.
+func (k *checkKeys) option(key string) string { return unquoted(k.values[key]) }
+
+// yes reports whether an option says yes.
+func (k *checkKeys) yes(key string) bool {
+	value := k.option(key)
+	if isUnclear(value) {
+		k.fail("%s=%s %s", k.spelling(key), quote(value), neitherYesNorNo)
+	}
+	return claim.IsYes(value)
+}
+
+var (
+	bareNumber = regexp.MustCompile(`^[0-9]+$`)
+
+	// barePath is a path without its first slash, and no host.
+	barePath = regexp.MustCompile(`^[\pL\pN_~%.-]+([/?].*)?$`)
+)
+
+// parseDuration reads a duration; a number alone is seconds.
+func parseDuration(s string) (time.Duration, error) {
+	s = strings.ToLower(strings.Join(strings.Fields(s), ""))
+	if bareNumber.MatchString(s) {
+		s += "s"
+	}
+	return time.ParseDuration(s)
+}
+
+// plainPath adds the slash to a path that lacks it. What may be a whole URL, or no path at all, stays as it is.
+func plainPath(s string) string {
+	if barePath.MatchString(s) && !strings.Contains(s, "://") && !claim.IsYes(s) {
+		return "/" + s
+	}
+	return s
+}
+
 func validPath(path string) error {
 	switch {
 	case !strings.HasPrefix(path, "/"):
-		return fmt.Errorf("%s does not begin with /", quote(path))
+		return fmt.Errorf("%s is no path like /health", quote(path))
 	case !isPlain(path) || strings.ContainsFunc(path, unicode.IsSpace):
 		return fmt.Errorf("%s has blanks or characters that are no text: write them as %%20 and so on", quote(path))
 	case len(path) > maxPath:
@@ -229,11 +323,11 @@ func (k *checkKeys) header() http.Header {
 
 // duration returns the value of a key, "" if it is not given. A shorter one than least counts as least, as in Consul.
 func (k *checkKeys) duration(key string, least time.Duration) string {
-	value := k.values[key]
+	value := k.option(key)
 	if value == "" {
 		return ""
 	}
-	d, err := time.ParseDuration(value)
+	d, err := parseDuration(value)
 	if err != nil || d <= 0 {
 		k.fail("%s=%s is no duration: write it like 10s", k.spelling(key), quote(value))
 	}

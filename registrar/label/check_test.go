@@ -32,6 +32,16 @@ func ttl(name, d string) Check {
 	return Check{Definition: api.AgentServiceCheck{Name: name, TTL: d}, TTL: t}
 }
 
+// critical is what takes the place of a check that cannot be made as it is declared.
+func critical(keys ...string) func(*Instance) {
+	return func(in *Instance) {
+		in.Checks = nil
+		for _, key := range keys {
+			in.Checks = append(in.Checks, impossible(key, ""))
+		}
+	}
+}
+
 func dockerHealth() Check {
 	c := ttl("Docker HEALTHCHECK", "24h0m0s")
 	c.Health = true
@@ -65,8 +75,8 @@ func TestChecks(t *testing.T) {
 		// One kind each.
 		{"http", web(env("SERVICE_CHECK_HTTP=/health")), []Instance{inst(checked(httpCheck()), health)}, nil},
 		{"http of the port", web(env("SERVICE_8080_CHECK_HTTP=/health", "SERVICE_CHECK_HTTP=/all")), []Instance{inst(checked(httpCheck()), health)}, nil},
-		{"http of another port", web(env("SERVICE_80_CHECK_HTTP=/health")), []Instance{inst()}, nil},
-		{"an image's check switched off by a label", web(env("SERVICE_CHECK_HTTP=/health"), label("SERVICE_CHECK_HTTP", "")), []Instance{inst()}, nil},
+		{"http of another port", web(env("SERVICE_80_CHECK_HTTP=/health")), []Instance{inst()}, []string{"SERVICE_80_CHECK_HTTP has no effect, as no port 80 is exposed: expose it, or set SERVICE_80_NAME"}},
+		{"an image's check switched off by a label", web(env("SERVICE_CHECK_HTTP=/health"), label("SERVICE_CHECK_HTTP", "")), []Instance{inst()}, []string{"SERVICE_CHECK_HTTP is empty, so it counts as not given"}},
 		{"http with a query", web(env("SERVICE_CHECK_HTTP=/health?deep=1")), []Instance{inst(
 			checked(check(api.AgentServiceCheck{Name: "HTTP GET /health?deep=1", HTTP: "http://10.0.0.2:8080/health?deep=1"})), asks("http://10.0.0.2:8080/health?deep=1"))}, nil},
 		{"http with a method", web(env("SERVICE_CHECK_HTTP=/health", "SERVICE_CHECK_HTTP_METHOD=HEAD", "SERVICE_CHECK_HTTPS_METHOD=POST")), []Instance{inst(
@@ -88,8 +98,8 @@ func TestChecks(t *testing.T) {
 			checked(grpcCheck(skipVerify, definition(func(d *api.AgentServiceCheck) { d.GRPCUseTLS = true }))))}, nil},
 		{"grpc without TLS has nothing to verify", web(env("SERVICE_CHECK_GRPC=true", "SERVICE_CHECK_GRPC_USE_TLS=no", "SERVICE_CHECK_TLS_SKIP_VERIFY=1")), []Instance{inst(checked(grpcCheck()))}, nil},
 		{"ttl", web(env("SERVICE_CHECK_TTL=30s")), []Instance{inst(checked(ttl("TTL 30s", "30s")))}, nil},
-		{"script, not allowed", web(env("SERVICE_CHECK_SCRIPT=true")), []Instance{inst()}, []string{"SERVICE_CHECK_SCRIPT is left out: scripts run as the Consul agent, which the operator has to allow"}},
-		{"cmd, not allowed", web(env("SERVICE_8080_CHECK_CMD=true")), []Instance{inst()}, []string{"SERVICE_8080_CHECK_CMD is left out: scripts run"}},
+		{"script, not allowed", web(env("SERVICE_CHECK_SCRIPT=true")), []Instance{inst(critical("SERVICE_CHECK_SCRIPT"))}, []string{"SERVICE_CHECK_SCRIPT: scripts run as the Consul agent, which the operator has to allow"}},
+		{"cmd, not allowed", web(env("SERVICE_8080_CHECK_CMD=true")), []Instance{inst(critical("SERVICE_8080_CHECK_CMD"))}, []string{"SERVICE_8080_CHECK_CMD: scripts run"}},
 
 		// What they have in common.
 		{"interval and timeout", web(env("SERVICE_CHECK_HTTP=/health", "SERVICE_CHECK_INTERVAL=15s", "SERVICE_CHECK_TIMEOUT=500ms")), []Instance{inst(
@@ -123,31 +133,52 @@ func TestChecks(t *testing.T) {
 				ttl("TTL 30s", "30s"),
 				httpCheck(interval("5s"), definition(func(d *api.AgentServiceCheck) { d.Header = map[string][]string{"A": {"b"}} }))),
 			ready(Ready{Kind: ReadyHTTP, URL: "http://10.0.0.2:8080/health", Headers: "A: b\r\n"}))}, nil},
-		{"ten is too many", web(env("SERVICE_CHECK_10_HTTP=/health")), []Instance{inst()}, []string{"SERVICE_CHECK_10_HTTP is left out: there is no such key"}},
+		{"ten is too many", web(env("SERVICE_CHECK_10_HTTP=/health")), []Instance{inst(critical("SERVICE_CHECK_10_HTTP"))}, []string{"SERVICE_CHECK_10_HTTP: there is no such key"}},
 
 		// Bad ones.
-		{"misspelt", web(env("SERVICE_CHECK_HTPP=/health", "SERVICE_CHECK_2_URL=/")), []Instance{inst()}, []string{"SERVICE_CHECK_HTPP is left out: there is no such key", "SERVICE_CHECK_2_URL is left out"}},
-		{"path without slash", web(env("SERVICE_CHECK_HTTP=health", "SERVICE_CHECK_TCP=1")), []Instance{inst(checked(tcpCheck))}, []string{`SERVICE_CHECK_HTTP is left out: "health" does not begin with /`}},
-		{"path with another host", web(env("SERVICE_CHECK_HTTP=@evil.example/")), []Instance{inst()}, []string{"does not begin with /"}},
-		{"path with a blank", web(env("SERVICE_CHECK_HTTP=/a b")), []Instance{inst()}, []string{"has blanks"}},
-		{"path of several lines", web(env("SERVICE_CHECK_HTTP=/a\nb")), []Instance{inst()}, []string{"has blanks"}},
-		{"path with a bad escape", web(env("SERVICE_CHECK_HTTP=/a%zz")), []Instance{inst()}, []string{`"/a%zz" is no path of a URL`}},
-		{"long path", web(env("SERVICE_CHECK_HTTP=/" + strings.Repeat("x", maxPath))), []Instance{inst()}, []string{"is longer than 1024 bytes"}},
-		{"bad method", web(env("SERVICE_CHECK_HTTP=/", "SERVICE_CHECK_HTTP_METHOD=GET /")), []Instance{inst()}, []string{`SERVICE_CHECK_HTTP is left out: SERVICE_CHECK_HTTP_METHOD="GET /" is no HTTP method`}},
-		{"bad interval", web(env("SERVICE_CHECK_HTTP=/", "SERVICE_CHECK_INTERVAL=15", "SERVICE_CHECK_TTL=30s")), []Instance{inst(checked(ttl("TTL 30s", "30s")))}, []string{`SERVICE_CHECK_HTTP is left out: SERVICE_CHECK_INTERVAL="15" is no duration: write it like 10s`}},
-		{"bad timeout", web(env("SERVICE_CHECK_2_TCP=1", "SERVICE_CHECK_2_TIMEOUT=-1s")), []Instance{inst()}, []string{`SERVICE_CHECK_2_TCP is left out: SERVICE_CHECK_2_TIMEOUT="-1s" is no duration`}},
-		{"bad status", web(env("SERVICE_CHECK_TCP=1", "SERVICE_CHECK_INITIAL_STATUS=good")), []Instance{inst()}, []string{`SERVICE_CHECK_INITIAL_STATUS="good" is no status: use passing, warning or critical`}},
-		{"bad time to deregister", web(env("SERVICE_CHECK_TCP=1", "SERVICE_CHECK_DEREGISTER_AFTER=soon")), []Instance{inst()}, []string{`SERVICE_CHECK_DEREGISTER_AFTER="soon" is no duration`}},
-		{"bad ttl", web(env("SERVICE_CHECK_TTL=0s")), []Instance{inst()}, []string{`SERVICE_CHECK_TTL is left out: "0s" is no duration of 1s or more`}},
-		{"bad header", web(label("SERVICE_CHECK_HTTP", "/"), label("SERVICE_CHECK_HEADER_A:B", "x")), []Instance{inst()}, []string{"SERVICE_CHECK_HEADER_A:B is no header's name"}},
-		{"header without a name", web(label("SERVICE_CHECK_HTTP", "/"), label("SERVICE_CHECK_HEADER_", "x")), []Instance{inst()}, []string{"SERVICE_CHECK_HEADER_ is no header's name"}},
-		{"header with a line of its own", web(label("SERVICE_CHECK_HTTP", "/"), label("SERVICE_CHECK_HEADER_A", "x\r\nB: s3cret")), []Instance{inst()}, []string{"SERVICE_CHECK_HTTP is left out: the value of SERVICE_CHECK_HEADER_A has characters that are no text"}},
+		{"misspelt", web(env("SERVICE_CHECK_HTPP=/health", "SERVICE_CHECK_2_URL=/")), []Instance{inst(critical("SERVICE_CHECK_HTPP", "SERVICE_CHECK_2_URL"))}, []string{"SERVICE_CHECK_HTPP: there is no such key: did you mean SERVICE_CHECK_HTTP?; critical until", "SERVICE_CHECK_2_URL: there is no such key"}},
+		{"path without slash", web(env("SERVICE_CHECK_HTTP=health")), []Instance{inst(checked(httpCheck()), health)}, nil},
+		{"path in a block of YAML", web(label("SERVICE_CHECK_HTTP", " /health\n")), []Instance{inst(checked(httpCheck()), health)}, nil},
+		{"path in quotes", web(env(`SERVICE_CHECK_HTTP="/health"`)), []Instance{inst(checked(httpCheck()), health)}, nil},
+		{"a whole URL", web(env("SERVICE_CHECK_HTTP=http://localhost:8080/health")), []Instance{inst(critical("SERVICE_CHECK_HTTP"))}, []string{`"http://localhost:8080/health" is no path like /health`}},
+		{"host and port", web(env("SERVICE_CHECK_HTTP=localhost:8080/health")), []Instance{inst(critical("SERVICE_CHECK_HTTP"))}, []string{`is no path like /health`}},
+		{"yes is no path", web(env("SERVICE_CHECK_HTTP=true")), []Instance{inst(critical("SERVICE_CHECK_HTTP"))}, []string{`"true" is no path like /health`}},
+		{"no is no check", web(env("SERVICE_CHECK_HTTP=off", "SERVICE_CHECK_HTTPS=None", "SERVICE_CHECK_TCP=disabled", "SERVICE_CHECK_GRPC=n", "SERVICE_CHECK_TTL=0")), []Instance{inst()}, nil},
+		{"neither yes nor no", web(env("SERVICE_CHECK_TCP=8080")), []Instance{inst(critical("SERVICE_CHECK_TCP"))}, []string{`SERVICE_CHECK_TCP: "8080" says neither yes nor no: write true or false; critical until that is mended`}},
+		{"an option that says neither", web(env("SERVICE_CHECK_GRPC=on", "SERVICE_CHECK_GRPC_USE_TLS=maybe")), []Instance{inst(critical("SERVICE_CHECK_GRPC"))}, []string{`SERVICE_CHECK_GRPC: SERVICE_CHECK_GRPC_USE_TLS="maybe" says neither yes nor no`}},
+		{"one that is good beside a bad one", web(env("SERVICE_CHECK_HTTP=/a b", "SERVICE_CHECK_TCP=1")), []Instance{inst(checked(impossible("SERVICE_CHECK_HTTP", ""), tcpCheck))}, []string{"has blanks"}},
+		{"an unknown option of a good one", web(env("SERVICE_CHECK_HTTP=/health", "SERVICE_CHECK_RETRIES=3")), []Instance{inst(checked(httpCheck()), health)}, []string{"SERVICE_CHECK_RETRIES is left out: there is no such key"}},
+		{"path with another host", web(env("SERVICE_CHECK_HTTP=@evil.example/")), []Instance{inst(critical("SERVICE_CHECK_HTTP"))}, []string{`"@evil.example/" is no path like /health`}},
+		{"path with a blank", web(env("SERVICE_CHECK_HTTP=/a b")), []Instance{inst(critical("SERVICE_CHECK_HTTP"))}, []string{"has blanks"}},
+		{"path of several lines", web(env("SERVICE_CHECK_HTTP=/a\nb")), []Instance{inst(critical("SERVICE_CHECK_HTTP"))}, []string{"has blanks"}},
+		{"path with a bad escape", web(env("SERVICE_CHECK_HTTP=/a%zz")), []Instance{inst(critical("SERVICE_CHECK_HTTP"))}, []string{`"/a%zz" is no path of a URL`}},
+		{"long path", web(env("SERVICE_CHECK_HTTP=/" + strings.Repeat("x", maxPath))), []Instance{inst(critical("SERVICE_CHECK_HTTP"))}, []string{"is longer than 1024 bytes"}},
+		{"bad method", web(env("SERVICE_CHECK_HTTP=/", "SERVICE_CHECK_HTTP_METHOD=GET /")), []Instance{inst(critical("SERVICE_CHECK_HTTP"))}, []string{`SERVICE_CHECK_HTTP: SERVICE_CHECK_HTTP_METHOD="GET /" is no HTTP method`}},
+		{"seconds without a unit", web(env("SERVICE_CHECK_HTTP=/health", "SERVICE_CHECK_INTERVAL=15", "SERVICE_CHECK_TIMEOUT= 5 S", "SERVICE_CHECK_TTL=30")), []Instance{inst(
+			checked(httpCheck(interval("15s"), definition(func(d *api.AgentServiceCheck) { d.Timeout = "5s" })), ttl("TTL 30s", "30s")), health)}, nil},
+		{"bad interval", web(env("SERVICE_CHECK_HTTP=/", "SERVICE_CHECK_INTERVAL=often", "SERVICE_CHECK_TTL=30s")), []Instance{inst(checked(impossible("SERVICE_CHECK_HTTP", ""), ttl("TTL 30s", "30s")))}, []string{`SERVICE_CHECK_HTTP: SERVICE_CHECK_INTERVAL="often" is no duration: write it like 10s`}},
+		{"status and method in any case", web(env("SERVICE_CHECK_HTTP=/health", "SERVICE_CHECK_INITIAL_STATUS=Critical", "SERVICE_CHECK_HTTP_METHOD=head")), []Instance{inst(
+			checked(httpCheck(func(c *Check) {
+				c.Status, c.Definition.Method, c.Definition.Name = "critical", "HEAD", "HTTP HEAD /health"
+			})), ready(Ready{Kind: ReadyHTTP, URL: "http://10.0.0.2:8080/health", Method: "HEAD"}))}, nil},
+		{"bad timeout", web(env("SERVICE_CHECK_2_TCP=1", "SERVICE_CHECK_2_TIMEOUT=-1s")), []Instance{inst(critical("SERVICE_CHECK_2_TCP"))}, []string{`SERVICE_CHECK_2_TCP: SERVICE_CHECK_2_TIMEOUT="-1s" is no duration`}},
+		{"bad status", web(env("SERVICE_CHECK_TCP=1", "SERVICE_CHECK_INITIAL_STATUS=good")), []Instance{inst(critical("SERVICE_CHECK_TCP"))}, []string{`SERVICE_CHECK_INITIAL_STATUS="good" is no status: use passing, warning or critical`}},
+		{"bad time to deregister", web(env("SERVICE_CHECK_TCP=1", "SERVICE_CHECK_DEREGISTER_AFTER=soon")), []Instance{inst(critical("SERVICE_CHECK_TCP"))}, []string{`SERVICE_CHECK_DEREGISTER_AFTER="soon" is no duration`}},
+		{"bad ttl", web(env("SERVICE_CHECK_TTL=0s")), []Instance{inst(critical("SERVICE_CHECK_TTL"))}, []string{`SERVICE_CHECK_TTL: "0s" is no duration of 1s or more`}},
+		{"bad header", web(label("SERVICE_CHECK_HTTP", "/"), label("SERVICE_CHECK_HEADER_A:B", "x")), []Instance{inst(critical("SERVICE_CHECK_HTTP"))}, []string{"SERVICE_CHECK_HEADER_A:B is no header's name"}},
+		{"header without a name", web(label("SERVICE_CHECK_HTTP", "/"), label("SERVICE_CHECK_HEADER_", "x")), []Instance{inst(critical("SERVICE_CHECK_HTTP"))}, []string{"SERVICE_CHECK_HEADER_ is no header's name"}},
+		{"header with a line of its own", web(label("SERVICE_CHECK_HTTP", "/"), label("SERVICE_CHECK_HEADER_A", "x\r\nB: s3cret")), []Instance{inst(critical("SERVICE_CHECK_HTTP"))}, []string{"SERVICE_CHECK_HTTP: the value of SERVICE_CHECK_HEADER_A has characters that are no text"}},
 
 		// Docker's own.
 		{"healthcheck", web(healthIs("starting")), []Instance{inst(checked(dockerHealth()), healthy)}, nil},
 		{"healthcheck beside others", web(healthIs("healthy"), env("SERVICE_CHECK_HTTP=/health")), []Instance{inst(checked(httpCheck(), dockerHealth()), healthy)}, nil},
 		{"healthcheck not wanted", web(healthIs("unhealthy"), env("SERVICE_CHECK_DOCKER=no")), []Instance{inst()}, nil},
 		{"healthcheck wanted", web(healthIs("unhealthy"), env("SERVICE_CHECK_DOCKER=true")), []Instance{inst(checked(dockerHealth()), healthy)}, nil},
+		{"healthcheck, or not", web(healthIs("unhealthy"), env("SERVICE_CHECK_DOCKER=maybe")), []Instance{inst(checked(dockerHealth()), healthy)}, []string{`SERVICE_CHECK_DOCKER="maybe" says neither yes nor no`}},
+		{"healthcheck switched off in other words", web(healthIs("unhealthy"), env("SERVICE_CHECK_DOCKER=Off")), []Instance{inst()}, nil},
+		{"something else says what ready is", web(healthIs("starting"), env("SERVICE_READY=tcp")), []Instance{inst(checked(func() Check { c := dockerHealth(); c.Starting = true; return c }()))}, nil},
+		{"the healthcheck itself says what ready is, in capitals", web(healthIs("starting"), env("SERVICE_READY=HealthCheck")), []Instance{inst(checked(dockerHealth()), healthy)}, nil},
+		{"the healthcheck itself says what ready is", web(healthIs("starting"), env("SERVICE_READY=healthcheck")), []Instance{inst(checked(dockerHealth()), healthy)}, nil},
 		{"no healthcheck to want", web(env("SERVICE_CHECK_DOCKER=true")), []Instance{inst()}, nil},
 
 		// Not TCP.
@@ -155,8 +186,8 @@ func TestChecks(t *testing.T) {
 			inst(id("vm:web_1:53:udp"), tagged("udp"), at("10.0.0.2", 53, ""), checked(ttl("TTL 30s", "30s"))),
 		}, nil},
 		{"a check for this UDP port", web(ports(udp(53)), env("SERVICE_53_CHECK_TCP=1")), []Instance{
-			inst(id("vm:web_1:53:udp"), tagged("udp"), at("10.0.0.2", 53, "")),
-		}, []string{"port 53/udp: SERVICE_53_CHECK_TCP is left out: nothing answers it on a udp port"}},
+			inst(id("vm:web_1:53:udp"), tagged("udp"), at("10.0.0.2", 53, ""), critical("SERVICE_53_CHECK_TCP")),
+		}, []string{"port 53/udp: SERVICE_53_CHECK_TCP: nothing answers it on a udp port"}},
 		{"a check for its TCP twin", web(ports(tcp(53), udp(53)), env("SERVICE_53_CHECK_TCP=1", "SERVICE_53_NAME=dns")), []Instance{
 			inst(name("dns"), id("vm:web_1:53"), at("10.0.0.2", 53, "10.0.0.2:53"), checked(check(api.AgentServiceCheck{Name: "TCP connect", TCP: "10.0.0.2:53"}))),
 			inst(name("dns"), id("vm:web_1:53:udp"), tagged("udp"), at("10.0.0.2", 53, "")),
@@ -182,8 +213,8 @@ func TestScripts(t *testing.T) {
 		{"script for UDP", web(ports(udp(53)), env("SERVICE_CHECK_SCRIPT=dig")), []Instance{
 			inst(id("vm:web_1:53:udp"), tagged("udp"), at("10.0.0.2", 53, ""), script("/bin/sh", "-c", "dig"))}, nil},
 		{"cmd", web(env("SERVICE_CHECK_CMD=/bin/ok now")), []Instance{inst(script("check-cmd", "0123456789ab", "8080", "/bin/ok now"))}, nil},
-		{"NUL in a script", web(label("SERVICE_CHECK_SCRIPT", "a\x00b")), []Instance{inst()}, []string{"NUL"}},
-		{"NUL in a command", web(label("SERVICE_CHECK_CMD", "a\x00b")), []Instance{inst()}, []string{"NUL"}},
+		{"NUL in a script", web(label("SERVICE_CHECK_SCRIPT", "a\x00b")), []Instance{inst(critical("SERVICE_CHECK_SCRIPT"))}, []string{"NUL"}},
+		{"NUL in a command", web(label("SERVICE_CHECK_CMD", "a\x00b")), []Instance{inst(critical("SERVICE_CHECK_CMD"))}, []string{"NUL"}},
 		{"scripts have interval and timeout, too", web(env("SERVICE_CHECK_SCRIPT=true", "SERVICE_CHECK_INTERVAL=1m", "SERVICE_CHECK_TIMEOUT=2s")), []Instance{inst(
 			checked(check(api.AgentServiceCheck{Name: "script", Args: []string{"/bin/sh", "-c", "true"}, Interval: "1m0s", Timeout: "2s"})))}, nil},
 	} {

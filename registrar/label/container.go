@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"berth/templates/claim"
 )
 
 // Container holds the part of `docker inspect` that decides about a container's registrations.
@@ -24,6 +26,7 @@ type Container struct {
 	Network     string                  // the network it was started on; it may have joined others since
 	Networks    map[string][]netip.Addr // its addresses on each network, one at least, the one to register first
 	Ports       []Port                  // exposed or published, sorted
+	Shared      []Port                  // ports of the container whose network it uses
 
 	Paused       bool
 	Health       string // "starting", "healthy", "unhealthy", or "" without a HEALTHCHECK
@@ -42,6 +45,8 @@ type Port struct {
 	Number    uint16
 	Protocol  string // "tcp", "udp" or "sctp"
 	Published []netip.AddrPort
+
+	ByLabel bool // only a label names it
 }
 
 // Within returns the container as it is reached when it uses other's network: at other's addresses, and where the host
@@ -52,6 +57,7 @@ func (c Container) Within(other Container) Container {
 		published[p.String()] = p.Published
 	}
 	c.NetworkOf, c.HostNetwork, c.Network, c.Networks = "", other.HostNetwork, other.Network, other.Networks
+	c.Shared = other.Ports
 	c.Ports = slices.Clone(c.Ports)
 	for i, p := range c.Ports {
 		c.Ports[i].Published = published[p.String()]
@@ -62,8 +68,8 @@ func (c Container) Within(other Container) Container {
 // networkNames returns the names of the networks that the container is on, sorted.
 func (c Container) networkNames() []string { return slices.Sorted(maps.Keys(c.Networks)) }
 
-// hasAddress reports whether an address is the container's own.
-func (c Container) hasAddress(a netip.Addr) bool {
+// HasAddress reports whether an address is the container's own.
+func (c Container) HasAddress(a netip.Addr) bool {
 	for _, own := range c.Networks {
 		if slices.Contains(own, a) {
 			return true
@@ -83,3 +89,41 @@ func (p Port) Compare(q Port) int {
 func (c Container) exposes(number uint16, protocol string) bool {
 	return slices.ContainsFunc(c.Ports, func(p Port) bool { return p.Number == number && p.Protocol == protocol })
 }
+
+// exposesAny reports whether the container has a port of a protocol.
+func (c Container) exposesAny(protocol string) bool {
+	return slices.ContainsFunc(c.Ports, func(p Port) bool { return p.Protocol == protocol })
+}
+
+// withNamedPorts returns the ports of the container with those that a label names and the image does not: SERVICE_3000_NAME
+// says that something listens on 3000.
+func (c Container) withNamedPorts(keys containerKeys) []Port {
+	out, there := slices.Clone(c.Ports), numbers(c.Ports)
+	for number := range keys.ports {
+		if there[number] || !keys.opens(number) {
+			continue
+		}
+		p := Port{Number: number, Protocol: "tcp", ByLabel: true}
+		for _, other := range c.Shared {
+			if other.Number == p.Number && other.Protocol == p.Protocol {
+				p.Published = other.Published
+			}
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// numbers returns the numbers of ports.
+func numbers(ports []Port) map[uint16]bool {
+	out := make(map[uint16]bool, len(ports))
+	for _, p := range ports {
+		out[p.Number] = true
+	}
+	return out
+}
+
+// oneOffLabel is where compose says that a container was made by docker-compose run.
+const oneOffLabel = "com.docker.compose.oneoff"
+
+func (c Container) isOneOff() bool { return claim.IsYes(c.Labels[oneOffLabel]) }

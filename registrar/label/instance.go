@@ -4,14 +4,18 @@
 package label
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"berth/templates/claim"
 )
 
 // Instance is one port of one container as it is to stand in Consul.
@@ -26,18 +30,28 @@ type Instance struct {
 	Container string // full container ID
 	Started   time.Time
 	Ready     Ready
+
+	Inside   uint16 // the port within the container
+	Protocol string // "tcp", "udp" or "sctp"
+
+	// RouteChoice is 0 unless several ports of a container could have the route that is asked for on the container as a
+	// whole (SERVICE_ROUTE_HOST). Only one of them has it: 1 is the first choice. All others are registered WithoutRoutes.
+	RouteChoice int
+
+	Group Group // of its container
 }
 
 var (
-	// What Consul resolves by DNS and consul-template can query by name.
-	serviceName = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9_-]*[a-zA-Z0-9])?$`)
+	// What goes into a URL path, a configuration and a log line without harm.
+	serviceName = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_.-]*$`)
 	// What goes into a URL path, a server name and a log line without harm.
 	serviceID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.:@/-]*$`)
 )
 
 const (
-	maxName = 63  // DNS label
-	maxID   = 200 // HAProxy server name
+	maxName    = 200
+	maxDNSName = 63  // DNS label
+	maxID      = 200 // HAProxy server name
 
 	maxWeight = 256 // HAProxy's; Consul takes more
 
@@ -50,14 +64,24 @@ const (
 // another's network has to be resolved by Within first.
 func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 	keys := keysOf(c)
+	c.Ports = c.withNamedPorts(keys)
 	rule, reason := ruleFor(c, h.Policy)
 	switch {
 	case keys.ignoresAll(c.Ports):
-		return nil, nil // asked for, so there is nothing to explain
+		return nil, keys.ignoredAgainstTheWord() // otherwise that is what was asked for
+	case c.isOneOff() && !(claim.IsYes(keys.general["oneoff"]) && matches(rule.Keys, "oneoff")):
+		return nil, []string{"it is run once, by docker-compose run: set SERVICE_ONEOFF=true to have it registered all the same"}
 	case reason != "":
 		return nil, []string{reason}
 	case len(c.Ports) == 0:
-		return nil, []string{"it exposes no port: add EXPOSE to the image or publish one"}
+		return nil, []string{"it exposes no port: add EXPOSE to the image, publish one, or set SERVICE_<port>_NAME"}
+	}
+	reasons = slices.Concat(keys.problems, keys.ignoredAgainstTheWord(), keys.empty(), keys.idle(c.Ports))
+	if !h.PublishSecrets {
+		reasons = append(reasons, keys.withhold()...)
+	}
+	if word := keys.general["oneoff"]; isUnclear(word) {
+		reasons = append(reasons, fmt.Sprintf("SERVICE_ONEOFF=%s %s", quote(word), neitherYesNorNo))
 	}
 	if c.ExtraTagsErr != "" {
 		reasons = append(reasons, "the tags of --tags are left out: "+c.ExtraTagsErr)
@@ -72,7 +96,7 @@ func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 		if keys.ignores(p.Number) {
 			continue
 		}
-		in, problems, err := instance(c, p, rule, h, len(candidates) > 1)
+		in, problems, err := instance(c, p, rule, h, severalFor(p, candidates))
 		if other, taken := holder[in.ID]; taken && err == nil {
 			problems, err = nil, fmt.Errorf("%s has the service ID %s already: give each port its own (SERVICE_%d_ID)", other, in.ID, p.Number)
 		}
@@ -84,7 +108,27 @@ func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 		}
 		reasons = append(reasons, prefixed(p.Port, problems)...)
 	}
+	reasons = append(reasons, chooseRoutes(instances, keys)...)
+	reasons = append(reasons, joinGroup(instances, c, keys, rule)...)
 	return instances, truncate(reasons)
+}
+
+// joinGroup sets what a container's instances take up of their group. The group is that of the first one's service.
+func joinGroup(instances []Instance, c Container, keys containerKeys, rule Rule) (problems []string) {
+	g, problems := groupOf(c, keys, rule)
+	for i := range instances {
+		instances[i].Group = g
+	}
+	if g != (Group{}) && slices.ContainsFunc(instances, func(in Instance) bool { return in.Name != instances[0].Name }) {
+		problems = append(problems, fmt.Sprintf("it takes part in the group of %s only, the service of its lowest port", instances[0].Name))
+	}
+	return problems
+}
+
+// severalFor reports whether a port shares its container's name with others. A port that only a label names changes no
+// other port's name.
+func severalFor(p candidate, all []candidate) bool {
+	return slices.ContainsFunc(all, func(q candidate) bool { return q.Port.Compare(p.Port) != 0 && (p.ByLabel || !q.ByLabel) })
 }
 
 // prefixed returns reasons with the port that they are about.
@@ -106,7 +150,7 @@ func truncate(reasons []string) []string {
 // candidate is a port that can be reached.
 type candidate struct {
 	Port
-	keys portKeys
+	keys *portKeys
 	target
 }
 
@@ -116,7 +160,10 @@ func candidatesOf(c Container, keys containerKeys, rule Rule, h Host) (out []can
 	ports := slices.SortedFunc(slices.Values(c.Ports), Port.Compare)
 	if len(ports) > maxPorts {
 		reasons = append(reasons, fmt.Sprintf("it has %d ports, and only the first %d are looked at: expose fewer", len(ports), maxPorts))
-		ports = ports[:maxPorts]
+		slices.SortStableFunc(ports, func(p, q Port) int { // those that have keys of their own come first
+			return -cmp.Compare(len(keys.ports[p.Number]), len(keys.ports[q.Number]))
+		})
+		ports = slices.SortedFunc(slices.Values(ports[:maxPorts]), Port.Compare)
 	}
 	for _, p := range ports {
 		own := keys.forPort(p.Number)
@@ -137,7 +184,7 @@ func candidatesOf(c Container, keys containerKeys, rule Rule, h Host) (out []can
 // instance returns the registration of one port, with the problems that it has all the same, or an error if there is to be
 // none. several says whether the container has more ports.
 func instance(c Container, p candidate, rule Rule, h Host, several bool) (in Instance, problems []string, err error) {
-	in = Instance{Address: p.address, Port: p.port, Container: c.ID, Started: c.Started}
+	in = Instance{Address: p.address, Port: p.port, Container: c.ID, Started: c.Started, Inside: p.Number, Protocol: p.Protocol}
 	if in.Name, err = nameOf(c, p, several, h); err != nil {
 		return in, nil, err
 	}
@@ -147,27 +194,51 @@ func instance(c Container, p candidate, rule Rule, h Host, several bool) (in Ins
 	if in.ID, err = idOf(c, p, h); err != nil {
 		return in, nil, err
 	}
-	in.Checks, problems = checks(c, p.Port, p.keys, in, h)
-	if in.Ready, err = readiness(c, p.Port, p.keys.take("ready"), p.probe, in.Checks); err != nil {
+	problems = append(problems, undiscoverable(in.Name)...)
+	ready := p.keys.take("ready")
+	var more, protocol []string
+	in.Checks, more = checks(c, p.Port, p.keys, in, ready, h)
+	problems = append(problems, more...)
+	if in.Ready, err = readiness(c, p.Port, ready, p.probe, in.Checks); err != nil {
 		return in, problems, err
 	}
-	var protocol, more []string
 	if p.Protocol != "tcp" {
 		protocol = []string{p.Protocol}
 	}
 	in.Tags, more = validTags(SplitTags(p.keys.take("tags")), c.ExtraTags, protocol)
 	problems = append(problems, more...)
-	if in.Weight, err = parseWeight(p.keys.take("weight")); err != nil {
-		problems = append(problems, err.Error())
-	}
 	if signal := p.keys.take("stop_signal"); signal != "" {
 		if _, err := ParseSignal(signal); err != nil { // it has its effect on the container, see StopSignal
 			problems = append(problems, "SERVICE_STOP_SIGNAL is left out: "+err.Error())
 		}
 	}
-	in.Meta, more = p.keys.meta()
+	weight := p.keys.take("weight")
+	in.Weight, more = p.keys.weight(weight)
+	problems = append(problems, more...)
+	asked := p.keys.firstClaim()
+	loop := p.keys.loop(in, h)
+	if asked != "" && loop != "" {
+		p.keys.loseRoute("%s", loop)
+	}
+	in.Meta, more = p.keys.routeMeta()
+	problems = append(problems, more...)
+	if loop != "" {
+		in.Meta = unrouted(in.Meta, loop)
+	}
+	if isNoWeight(weight) {
+		in.Meta[claim.KeyWeight] = "0"
+	}
+	rest, more := p.keys.meta(len(in.Meta))
+	problems = append(problems, more...)
+	maps.Copy(in.Meta, rest)
+	switch {
+	case p.Protocol == "tcp" && (asked != "" || p.keys.noRoute != ""):
+		problems = append(problems, in.judge(p.keys.near)...)
+	case asked != "" && (p.keys.isOwn(asked) || !c.exposesAny("tcp")) && !c.exposes(p.Number, "tcp"):
+		problems = append(problems, p.keys.spelling(asked)+" is not routed: the proxy takes TCP")
+	}
 	in.Meta[MetaOwner], in.Meta[MetaContainer] = h.EngineID, c.ID
-	return in, append(problems, more...), nil
+	return in, problems, nil
 }
 
 // nameOf returns the name of the service: the given one or the image's, followed by the port if there are several and
@@ -187,13 +258,26 @@ func nameOf(c Container, p candidate, several bool, h Host) (string, error) {
 	if several && !given {
 		name += "-" + strconv.Itoa(int(p.Number))
 	}
+	name, err := p.keys.inGroup(name)
+	if err != nil {
+		return "", err
+	}
 	if !validName(name) {
-		return "", fmt.Errorf("%s is no service name: use up to %d letters, digits, - and _ (SERVICE_NAME)", quote(name), maxName)
+		return "", fmt.Errorf("%s is no service name: use up to %d letters, digits, -, _ and dots (SERVICE_NAME)", quote(name), maxName)
 	}
 	return name, nil
 }
 
 func validName(name string) bool { return serviceName.MatchString(name) && len(name) <= maxName }
+
+// undiscoverable warns of a name that Consul registers, but does not answer for by DNS. It does for underscores, whatever its
+// log says.
+func undiscoverable(name string) []string {
+	if !strings.Contains(name, ".") && len(name) <= maxDNSName {
+		return nil
+	}
+	return []string{fmt.Sprintf("Consul's DNS does not answer for a service of the name %s: for that use up to %d letters, digits, - and _ (SERVICE_NAME)", quote(name), maxDNSName)}
+}
 
 // imageName returns the service name that an image gives: its last part without tag and digest, with - for what DNS does
 // not have. An image that is known by its ID only gives none.
@@ -226,20 +310,39 @@ func validID(id string) bool {
 	return serviceID.MatchString(id) && len(id) <= maxID && path.Clean(id) == id
 }
 
-// parseWeight returns 0 for Consul's default.
-func parseWeight(s string) (int, error) {
-	if s == "" {
-		return 0, nil
-	}
+// isNoWeight reports whether a weight means no new requests. Consul's own weights begin at 1.
+func isNoWeight(s string) bool {
 	n, err := strconv.Atoi(s)
-	if err != nil || n < 1 || n > maxWeight {
-		return 0, fmt.Errorf("SERVICE_WEIGHT=%s is left out: a weight is a number from 1 to %d", quote(s), maxWeight)
+	return claim.IsNo(s) || (err == nil && n == 0)
+}
+
+// weight returns the weight of the instance, 0 for Consul's default. One that makes no sense may have been meant to close,
+// so it costs the route.
+func (k *portKeys) weight(s string) (weight int, problems []string) {
+	n, err := strconv.Atoi(s)
+	switch {
+	case s == "" || isNoWeight(s):
+		return 0, nil
+	case err != nil || n < 0:
+		k.loseRoute("%s=%s is no weight: use a number from 0, for no new requests, to %d", k.spelling("weight"), quote(s), maxWeight)
+		return 0, nil
+	case n > maxWeight:
+		return maxWeight, []string{fmt.Sprintf("%s=%s counts as %d, which is the most", k.spelling("weight"), quote(s), maxWeight)}
 	}
 	return n, nil
 }
 
-// StopSignal returns the signal in a container's SERVICE_STOP_SIGNAL, or 0 if there is none that the policy allows. The
-// signal counts for a container that registers nothing, too: nobody else would send it.
+// firstClaim returns the first key that asks for a route, or "".
+func (k *portKeys) firstClaim() string {
+	for _, key := range claimKeys {
+		if _, asked := k.values[key]; asked {
+			return key
+		}
+	}
+	return ""
+}
+
+// StopSignal returns the signal in a container's SERVICE_STOP_SIGNAL, or 0 if there is none that the policy allows.
 func StopSignal(c Container, policy []Rule) int {
 	rule, reason := ruleFor(c, policy)
 	keys := keysOf(c).forPort(0)

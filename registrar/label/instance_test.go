@@ -1,8 +1,10 @@
 package label
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -135,6 +137,10 @@ func (r row) run(t *testing.T, h Host) {
 			}
 			delete(got[i].Meta, MetaOwner)
 			delete(got[i].Meta, MetaContainer)
+			got[i].Inside, got[i].Protocol = 0, ""
+			for n := range got[i].Checks {
+				got[i].Checks[n].Definition.Notes = "" // the reason
+			}
 		}
 		if d := cmp.Diff(r.want, got, cmpopts.EquateEmpty()); d != "" {
 			t.Errorf("instances (-want +got):\n%s", d)
@@ -168,8 +174,9 @@ func TestInstances(t *testing.T) {
 		// Names.
 		{"name", web(env("SERVICE_NAME=app")), []Instance{inst(name("app"))}, nil},
 		{"name of the port", web(env("SERVICE_8080_NAME=app", "SERVICE_NAME=all")), []Instance{inst(name("app"))}, nil},
-		{"name of another port", web(env("SERVICE_80_NAME=app")), []Instance{inst()}, nil},
-		{"empty name", web(env("SERVICE_NAME=")), []Instance{inst()}, nil},
+		{"name of a port that is not exposed: it is there, and changes no other name", web(env("SERVICE_80_NAME=app")), []Instance{inst(name("app"), on(80)), inst()}, nil},
+		{"tags of a port that is not exposed", web(env("SERVICE_80_TAGS=app")), []Instance{inst()}, []string{"SERVICE_80_TAGS has no effect, as no port 80 is exposed: expose it, or set SERVICE_80_NAME"}},
+		{"empty name", web(env("SERVICE_NAME=")), []Instance{inst()}, []string{"SERVICE_NAME is empty, so it counts as not given"}},
 		{"name from an image without registry", web(image("redis")), []Instance{inst(name("redis"))}, nil},
 		{"name from an image with digest", web(image("shop@sha256:12")), []Instance{inst()}, nil},
 		{"name from an image with tag and digest", web(image("a/shop:v1@sha256:12")), []Instance{inst()}, nil},
@@ -177,8 +184,12 @@ func TestInstances(t *testing.T) {
 		{"image without a name", web(image("sha256:12345")), nil, []string{`image "sha256:12345" has no name to register: set SERVICE_NAME`}},
 		{"underscores", web(env("SERVICE_NAME=my_app")), []Instance{inst(name("my_app"))}, nil},
 		{"bad name", web(env("SERVICE_NAME=a/b")), nil, []string{`"a/b" is no service name`}},
-		{"name with a dot", web(env("SERVICE_NAME=a.b")), nil, []string{`"a.b" is no service name`}},
-		{"long name", web(env("SERVICE_NAME=" + long)), nil, []string{`is no service name: use up to 63`}},
+		{"name as Registrator has it", web(env("SERVICE_NAME=Web_App.v1")), []Instance{inst(name("Web_App.v1"))}, []string{`Consul's DNS does not answer for a service of the name "Web_App.v1"`}},
+		{"name longer than DNS has it", web(env("SERVICE_NAME=" + long[:200])), []Instance{inst(name(long[:200]))}, []string{`Consul's DNS does not answer`}},
+		{"long name", web(env("SERVICE_NAME=" + long[:201])), nil, []string{`is no service name: use up to 200`}},
+		{"name of dots", web(env("SERVICE_NAME=..")), nil, []string{`is no service name`}},
+		{"name with a blank", web(env("SERVICE_NAME=a b")), nil, []string{`"a b" is no service name`}},
+		{"name in quotes", web(env(`SERVICE_NAME="app" `)), []Instance{inst(name("app"))}, nil},
 		{"hostile name", web(env("SERVICE_NAME=a\n  server evil 1.2.3.4:80")), nil, []string{`"a\n  server evil 1.2.3.4:80" is no service name`}},
 
 		// IDs.
@@ -196,13 +207,15 @@ func TestInstances(t *testing.T) {
 		{"tags", web(env(`SERVICE_TAGS=a, b,, c\,d`)), []Instance{inst(tagged("a", "b", "c,d"))}, nil},
 		{"tags of the port", web(env(`SERVICE_TAGS=a`, `SERVICE_8080_TAGS=b`)), []Instance{inst(tagged("b"))}, nil},
 		{"a tag given twice", web(env("SERVICE_TAGS=a,b,a"), func(c *Container) { c.ExtraTags = []string{"b", "c"} }), []Instance{inst(tagged("a", "b", "c"))}, nil},
-		{"hostile tag", web(env("SERVICE_TAGS=a,b\nc")), []Instance{inst(tagged("a"))}, []string{`tag "b\nc" is left out: it has characters`}},
+		{"tags on lines of their own", web(label("SERVICE_TAGS", "a\nb\r\n,c\n")), []Instance{inst(tagged("a", "b", "c"))}, nil},
+		{"hostile tag", web(env("SERVICE_TAGS=a,b\x00c")), []Instance{inst(tagged("a"))}, []string{`tag "b\x00c" is left out: it has characters`}},
 		{"long tag", web(env("SERVICE_TAGS=a," + long)), []Instance{inst(tagged("a"))}, []string{`is left out: it is longer than 255 bytes`}},
 		{"tags template failed", web(func(c *Container) { c.ExtraTagsErr = "no such field" }), []Instance{inst()}, []string{"the tags of --tags are left out: no such field"}},
 
 		// Ignored.
 		{"ignore", web(env("SERVICE_IGNORE=true")), nil, nil},
-		{"ignore, whatever the value", web(env("SERVICE_IGNORE=false")), nil, nil},
+		{"ignore, whatever the value", web(env("SERVICE_IGNORE=false")), nil, []string{"SERVICE_IGNORE ignores with any value, with false too: remove it"}},
+		{"ignore a port, whatever the value", web(env("SERVICE_80_IGNORE=no"), ports(tcp(80), tcp(81))), []Instance{inst(name("shop-81"), on(81))}, []string{"SERVICE_80_IGNORE ignores with any value"}},
 		{"ignore, without a value", web(env("SERVICE_IGNORE=")), []Instance{inst()}, nil},
 		{"ignore without address", web(env("SERVICE_IGNORE=1"), networks()), nil, nil},
 		{"ignore without ports", web(env("SERVICE_IGNORE=1"), ports()), nil, nil},
@@ -226,7 +239,7 @@ func TestInstances(t *testing.T) {
 		}, nil},
 		{"a port's empty name is none", web(env("SERVICE_80_NAME="), ports(tcp(80), tcp(81))), []Instance{
 			inst(name("shop-80"), on(80)), inst(name("shop-81"), on(81)),
-		}, nil},
+		}, []string{"SERVICE_80_NAME is empty"}},
 		{"udp", web(env("SERVICE_TAGS=a"), ports(udp(53))), []Instance{
 			inst(id("vm:web_1:53:udp"), tagged("a", "udp"), at("10.0.0.2", 53, "")),
 		}, nil},
@@ -242,27 +255,31 @@ func TestInstances(t *testing.T) {
 		}, nil},
 
 		// Meta.
-		{"other keys", web(label("SERVICE_ROUTE_HOST", "a.example"), env("SERVICE_REGION=us-east", "SERVICE_8080_X=y")),
+		{"other keys", web(label("SERVICE_ROUTE_HOST", "a.example"), label("SERVICE_REGION", "us-east"), label("SERVICE_8080_X", "y")),
 			[]Instance{inst(meta("route_host", "a.example", "region", "us-east", "x", "y"))}, nil},
-		{"a value with =", web(env("SERVICE_X=a=b")), []Instance{inst(meta("x", "a=b"))}, nil},
-		{"no value", web(env("SERVICE_X=", "SERVICE_Y")), []Instance{inst(meta("x", ""))}, nil},
-		{"a number only", web(env("SERVICE_80=x")), []Instance{inst(meta("80", "x"))}, nil},
-		{"not quite ours", web(env("SERVICE=x", "SERVICES_NAME=y", "service_name=z"), label("MY_SERVICE_NAME", "q")), []Instance{inst()}, nil},
+		{"a value with =", web(label("SERVICE_X", "a=b")), []Instance{inst(meta("x", "a=b"))}, nil},
+		{"no value", web(label("SERVICE_X", "")), []Instance{inst(meta("x", ""))}, nil},
+		{"a number only", web(label("SERVICE_80", "x")), []Instance{inst(meta("80", "x"))}, nil},
+		{"not quite ours", web(env("SERVICE=x", "SERVICES_NAME=y"), label("MY_SERVICE_NAME", "q")), []Instance{inst()}, nil},
 		{"key with a dot", web(label("SERVICE_A.B", "x")), []Instance{inst()}, []string{`SERVICE_A.B is left out: Consul takes letters`}},
-		{"long value", web(env("SERVICE_X=" + strings.Repeat("x", 513))), []Instance{inst()}, []string{"SERVICE_X is left out: Consul takes at most 512 bytes in a value, this has 513"}},
-		{"long key", web(env("SERVICE_" + long + "=")), []Instance{inst()}, []string{"at most 128 of them"}},
-		{"several lines", web(env("SERVICE_8080_X=a\nb")), []Instance{inst()}, []string{"SERVICE_8080_X is left out: its value has characters that are no text"}},
-		{"no UTF-8", web(env("SERVICE_X=\xff")), []Instance{inst()}, []string{"SERVICE_X is left out: its value has characters that are no text"}},
+		{"long value", web(label("SERVICE_X", strings.Repeat("x", 513))), []Instance{inst()}, []string{"SERVICE_X is left out: Consul takes at most 512 bytes in a value, this has 513"}},
+		{"long key", web(label("SERVICE_"+long, "")), []Instance{inst()}, []string{"at most 128 of them"}},
+		{"several lines", web(label("SERVICE_8080_X", "a\nb")), []Instance{inst()}, []string{"SERVICE_8080_X is left out: its value has characters that are no text"}},
+		{"no UTF-8", web(label("SERVICE_X", "\xff")), []Instance{inst()}, []string{"SERVICE_X is left out: its value has characters that are no text"}},
 		{"hostile key", web(label("SERVICE_A\nB", "x")), []Instance{inst()}, []string{`"SERVICE_A\nB" is left out`}},
 		{"owner cannot be forged", web(label("SERVICE_BERTH-OWNER", "me")), []Instance{inst()}, []string{"berth's own"}},
 		{"what Consul keeps for itself", web(label("SERVICE_CONSUL-X", "me")), []Instance{inst()}, []string{"Consul keeps keys that begin with"}},
 
 		// Weight and stop signal.
 		{"weight", web(env("SERVICE_WEIGHT=256")), []Instance{inst(func(in *Instance) { in.Weight = 256 })}, nil},
-		{"no weight", web(env("SERVICE_WEIGHT=")), []Instance{inst()}, nil},
-		{"weight 0", web(env("SERVICE_WEIGHT=0")), []Instance{inst()}, []string{`SERVICE_WEIGHT="0" is left out: a weight is a number from 1 to 256`}},
-		{"weight 257", web(env("SERVICE_WEIGHT=257")), []Instance{inst()}, []string{`SERVICE_WEIGHT="257" is left out`}},
-		{"weight in words", web(env("SERVICE_WEIGHT=heavy")), []Instance{inst()}, []string{`SERVICE_WEIGHT="heavy" is left out`}},
+		{"no weight", web(env("SERVICE_WEIGHT=")), []Instance{inst()}, []string{"SERVICE_WEIGHT is empty"}},
+		{"weight 0", web(env("SERVICE_WEIGHT=0")), []Instance{inst(meta("weight", "0"))}, nil},
+		{"weight off", web(env("SERVICE_WEIGHT=Off")), []Instance{inst(meta("weight", "0"))}, nil},
+		{"weight 257", web(env("SERVICE_WEIGHT=257")), []Instance{inst(func(in *Instance) { in.Weight = 256 })}, []string{`SERVICE_WEIGHT="257" counts as 256`}},
+		{"weight in words", web(env("SERVICE_WEIGHT=heavy")), []Instance{inst(meta("berth-no-route", `SERVICE_WEIGHT="heavy" is no weight: use a number from 0, for no new requests, to 256`))},
+			[]string{`port 8080/tcp: no route: SERVICE_WEIGHT="heavy" is no weight`}},
+		{"weight below 0", web(env("SERVICE_8080_WEIGHT=-1")), []Instance{inst(meta("berth-no-route", `SERVICE_8080_WEIGHT="-1" is no weight: use a number from 0, for no new requests, to 256`))},
+			[]string{`no route: SERVICE_8080_WEIGHT="-1" is no weight`}},
 		{"stop signal", web(env("SERVICE_STOP_SIGNAL=term")), []Instance{inst()}, nil},
 		{"stop signal by number", web(env("SERVICE_STOP_SIGNAL=3")), []Instance{inst()}, nil},
 		{"no signal", web(env("SERVICE_STOP_SIGNAL=HALT")), []Instance{inst()}, []string{`SERVICE_STOP_SIGNAL is left out: "HALT" is no signal`}},
@@ -282,39 +299,106 @@ func TestInstancesExplicit(t *testing.T) {
 	}
 }
 
+// What berth needs comes first where there is too much: metadata has the room that is left.
 func TestMetaRoom(t *testing.T) {
-	c := web()
+	c := web(label("SERVICE_ROUTE_HOST", "z.example"), label("SERVICE_ROUTE_PATH", "/z"))
 	for i := range 70 {
 		label("SERVICE_K"+strings.Repeat("x", i), "v")(&c)
 	}
 	got, reasons := Instances(c, host)
-	if n := len(got[0].Meta); n+1 != maxMeta { // the fingerprint of the checks comes later
-		t.Fatalf("got %d pairs of metadata, want %d", n, maxMeta-1)
+	if n := len(got[0].Meta); n != maxMeta-ownMeta+2 { // with owner and container; the others come later
+		t.Fatalf("got %d pairs of metadata, want %d", n, maxMeta-ownMeta+2)
 	}
-	if want := 70 - (maxMeta - ownMeta); len(reasons) != want {
-		t.Errorf("got %d reasons, want one for each of %d pairs left out", len(reasons), want)
+	if routes := got[0].Routes(); len(routes) != 1 || routes[0] != "z.example/z/" {
+		t.Errorf("its routes are %q", routes)
+	}
+	want := fmt.Sprintf("SERVICE_K%s and %d more is left out: Consul takes at most", strings.Repeat("X", maxMeta-ownMeta+2), 72-(maxMeta-ownMeta)-mostNamed)
+	if len(reasons) != 1 || !strings.Contains(reasons[0], want) {
+		t.Errorf("reasons %q, want one that says %q", reasons, want)
+	}
+}
+
+// So do its keys.
+func TestManyKeys(t *testing.T) {
+	c := web(label("SERVICE_NAME", "app"), label("SERVICE_ROUTE_HOST", "a.example"), label("SERVICE_CHECK_TCP", "true"), label("SERVICE_WEIGHT", "7"))
+	for i := range 300 {
+		label(fmt.Sprintf("SERVICE_A%03d", i), "v")(&c)
+		label(fmt.Sprintf("SERVICE_CHECK_HEADER_A%03d", i), "v")(&c)
+	}
+	got, _ := Instances(c, host)
+	if len(got) != 1 || got[0].Name != "app" || got[0].Weight != 7 || len(got[0].Checks) != 1 || len(got[0].Routes()) != 1 {
+		t.Errorf("registers %+v", got)
 	}
 }
 
 // A container that asks for everything at once keeps nobody else waiting.
 func TestTooMuch(t *testing.T) {
-	c := web(ports())
+	every := web(ports())
 	for n := 65535; n > 0; n-- {
-		c.Ports = append(c.Ports, tcp(uint16(n)))
+		every.Ports = append(every.Ports, tcp(uint16(n)))
 	}
-	for i := range 1000 {
-		label("SERVICE_X."+strings.Repeat("x", i), "v")(&c)
+	policy := with(func(h *Host) { h.Policy = []Rule{{Keys: []string{"name"}}} })
+	for _, tt := range []struct {
+		name      string
+		key       func(i int) string
+		n         int
+		host      Host
+		instances int
+		reasons   []string
+	}{
+		{"keys that Consul does not take", func(i int) string { return "SERVICE_X." + strings.Repeat("x", i) }, 1000, host, maxPorts, []string{"744 of its SERVICE_ keys", "65535 ports"}},
+		{"metadata", func(i int) string { return fmt.Sprint("SERVICE_X", i) }, 1000, host, maxPorts, []string{"744 of its SERVICE_ keys", "65535 ports"}},
+		{"keys that the policy forbids", func(i int) string { return fmt.Sprint("SERVICE_X", i) }, 1000, policy, maxPorts, []string{"744 of its SERVICE_ keys", "65535 ports"}},
+		{"unknown keys of the length of known ones", func(i int) string { return fmt.Sprintf("SERVICE_ABCDE_%06d", i) }, 10000, host, maxPorts, []string{"9744 of its SERVICE_ keys", "65535 ports"}},
+		{"an unknown key of each port", func(i int) string { return fmt.Sprintf("SERVICE_%d_ABCDE_FGHIJ", i+1) }, 10000, host, maxPorts, []string{"65535 ports"}},
+		{"a known key of each port", func(i int) string { return fmt.Sprintf("SERVICE_%d_TAGS", i+1) }, 10000, host, maxPorts, []string{"65535 ports"}},
+		{"a name of each port", func(i int) string { return fmt.Sprintf("SERVICE_%d_NAME", i+1) }, 10000, host, maxPorts, []string{"65535 ports"}},
+		{"misspelt routes", func(i int) string { return fmt.Sprintf("SERVICE_%d_ROUT_HOST", i+1) }, 10000, host, maxPorts, []string{"65535 ports"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := every
+			for i := range tt.n {
+				label(tt.key(i), "v")(&c)
+			}
+			before := processorTime(t) // not the clock's, which other programs slow down
+			got, reasons := Instances(c, tt.host)
+			if took := processorTime(t) - before; took > 3*time.Second { // it takes a tenth of a second, and with -race ten times as long
+				t.Errorf("took %v of a processor", took)
+			}
+			if len(got) != tt.instances || got[len(got)-1].Port != maxPorts {
+				t.Errorf("%d instances, the last of which has port %d; want the first %d ports", len(got), got[len(got)-1].Port, maxPorts)
+			}
+			for i, want := range tt.reasons {
+				if len(reasons) <= i || !strings.Contains(reasons[i], want) {
+					t.Errorf("%d reasons, none of which is %q at %d: %.1000q", len(reasons), want, i, reasons)
+				}
+			}
+			if len(reasons) > maxReasons+1 {
+				t.Errorf("%d reasons", len(reasons))
+			}
+		})
 	}
-	started := time.Now() // it takes tens of milliseconds
-	got, reasons := Instances(c, host)
-	if took := time.Since(started); took > 5*time.Second {
-		t.Errorf("took %v", took)
+}
+
+// processorTime is what this process has used of the processors.
+func processorTime(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
 	}
-	if len(got) != maxPorts || got[maxPorts-1].Port != maxPorts {
-		t.Errorf("%d instances, the last of which has port %d; want the first %d ports", len(got), got[len(got)-1].Port, maxPorts)
-	}
-	if len(reasons) != maxReasons+1 || !strings.Contains(reasons[0], "744 of its SERVICE_ keys") || !strings.Contains(reasons[1], "65535 ports") || !strings.Contains(reasons[maxReasons], "reasons more") {
-		t.Errorf("%d reasons, from %q to %q", len(reasons), reasons[0], reasons[len(reasons)-1])
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// A container as compose makes it.
+func BenchmarkInstances(b *testing.B) {
+	c := web(ports(tcp(8080), tcp(9090)), env("PATH=/bin", "LANG=C", "SERVICE_PASSWORD_POSTGRES=x", "HOME=/root"),
+		label("SERVICE_NAME", "shop"), label("SERVICE_TAGS", "a,b"), label("SERVICE_ROUTE_HOST", "shop.example.com"), label("SERVICE_ROUTE_PATH", "/api"),
+		label("SERVICE_CHECK_HTTP", "/health"), label("SERVICE_CHECK_INTERVAL", "10s"), label("SERVICE_VERSION", "1.2"), label("SERVICE_TEAM", "a"),
+		label("com.docker.compose.project", "p"), label("com.docker.compose.service", "shop"), label("org.opencontainers.image.source", "x"))
+	b.ReportAllocs()
+	for b.Loop() {
+		Instances(c, host)
 	}
 }
 

@@ -1,65 +1,142 @@
 package label
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+
+	"berth/templates/claim"
 )
 
 const (
 	keyPrefix = "SERVICE_"
 
 	maxKeys = 256 // that apply to one port; a container with more means harm
+
+	maxUnknown = 4 * maxKeys // unknown keys of a container that are compared with the known ones
 )
 
-// MentionsService reports whether the container has any SERVICE_ key: somebody meant to register it.
-func (c Container) MentionsService() bool {
-	for key := range c.Labels {
-		if strings.HasPrefix(key, keyPrefix) {
-			return true
-		}
+var (
+	// claimKeys say which requests an instance asks for. One that is lost costs the whole route: without a host, a path is
+	// asked for on every host.
+	claimKeys = append(hostKeys(), claim.KeyPath, claim.KeyPort)
+
+	// restrictingKeys close something. One that is lost costs the route, too.
+	restrictingKeys = []string{claim.KeyCheck, claim.KeyRedirect, claim.KeyMaxConn, claim.KeyTo, claim.KeyWeight}
+
+	routeSettings = []string{claim.KeyStrip, claim.KeyRedirect, claim.KeyBalance, claim.KeySticky, claim.KeyCheck,
+		claim.KeyMaxConn, claim.KeySlowStart, claim.KeyFallback, claim.KeyTo}
+
+	// knownKeys mean something beside checkPrefix and what follows it. All others are metadata.
+	knownKeys = slices.Concat([]string{"name", "id", "tags", "ignore", "oneoff", "weight", "address", "network", "ready", "stop_signal", keyGroup},
+		partKeys, settingKeys, claimKeys, routeSettings)
+
+	// nearKeys are those that an unknown key may be meant for.
+	nearKeys = append(checkKeyNames(), knownKeys...)
+
+	// meantKeys maps other tools' names of keys to berth's. Such a name is a hint, and no misspelling that costs a route.
+	meantKeys = map[string]string{
+		"host": claim.KeyHost, "hosts": claim.KeyHost, "hostname": claim.KeyHost, "domain": claim.KeyHost, "vhost": claim.KeyHost,
+		"virtual_host": claim.KeyHost, "port": claim.KeyPort, "virtual_port": claim.KeyPort, "path": claim.KeyPath, "prefix": claim.KeyPath,
+		"check": "check_http", "health": "check_http", "healthcheck": "check_http", "ip": "address",
 	}
-	return slices.ContainsFunc(c.Env, func(kv string) bool { return strings.HasPrefix(kv, keyPrefix) })
+)
+
+func hostKeys() (out []string) {
+	for n := 1; n <= claim.LastHostKey; n++ {
+		out = append(out, claim.HostKey(n))
+	}
+	return out
+}
+
+func checkKeyNames() (out []string) {
+	for _, name := range slices.Concat(checkKinds, checkOptions) {
+		out = append(out, checkPrefix+name)
+	}
+	return out
+}
+
+func isKnown(key string) bool {
+	return slices.Contains(knownKeys, key) || strings.HasPrefix(key, checkPrefix)
+}
+
+// costsRoute reports whether a key that is lost costs the route.
+func costsRoute(key string) bool {
+	return slices.Contains(claimKeys, key) || slices.Contains(restrictingKeys, key)
+}
+
+// MentionsService reports whether the container has a key that berth knows, or any SERVICE_ label: somebody meant to
+// register it. What is run once is what its service's labels describe, but nobody meant that one.
+func (c Container) MentionsService() bool {
+	keys := keysOf(c)
+	return keys.mentioned && (!c.isOneOff() || keys.general["oneoff"] != "")
 }
 
 // containerKeys holds the SERVICE_* values of a container, keyed in lower case without prefix and port.
 type containerKeys struct {
-	general map[string]string            // SERVICE_NAME
-	ports   map[uint16]map[string]string // SERVICE_8080_NAME
-	dropped int                          // how many keys there were beyond maxKeys
+	general   map[string]string            // SERVICE_NAME
+	ports     map[uint16]map[string]string // SERVICE_8080_NAME
+	mentioned bool                         // there is a label, or a variable that is a known key or close to one
+	dropped   int                          // how many keys there were beyond maxKeys
+	problems  []string
+	noRoute   map[uint16]string // why a port, or with 0 all of them, gets no route: part of the claim is misspelt
+	near      map[string]string // the known key that an unknown one is near to, whatever its port
 }
 
-// keysOf reads SERVICE_* from environment and labels, as Registrator does: a label wins over the environment. Of keys
-// that differ in case only, the one in upper case counts.
+// keysOf reads SERVICE_* from environment and labels, as Registrator does: a label wins over the environment, and case does
+// not matter. Of keys that differ in case only, the one in upper case counts. A variable counts only if berth knows its key:
+// the environment is the program's, and full of what only looks like a label.
 func keysOf(c Container) containerKeys {
-	keys := containerKeys{general: map[string]string{}, ports: map[uint16]map[string]string{}}
+	keys := containerKeys{general: map[string]string{}, ports: map[uint16]map[string]string{}, noRoute: map[uint16]string{}, near: map[string]string{}}
+	var private []string
 	for _, kv := range descending(slices.Values(c.Env)) {
-		if key, value, ok := strings.Cut(kv, "="); ok {
+		name, value, _ := strings.Cut(kv, "=")
+		switch key := parseKey(name); {
+		case key.name == "":
+		case isKnown(key.name):
+			keys.mentioned = true
 			keys.set(key, value)
+		case keys.misspelt(key, value):
+			keys.mentioned = true
+		default:
+			private = append(private, key.spelling())
 		}
 	}
-	for _, key := range descending(maps.Keys(c.Labels)) {
-		keys.set(key, c.Labels[key])
+	for _, name := range descending(maps.Keys(c.Labels)) {
+		if key := parseKey(name); key.name != "" {
+			keys.mentioned = true
+			keys.misspelt(key, c.Labels[name])
+			keys.set(key, c.Labels[name])
+		}
 	}
-	keys.dropped = dropExcess(keys.general)
-	for _, own := range keys.ports {
-		keys.dropped += dropExcess(own)
+	slices.Sort(keys.problems)
+	keys.problems = slices.Compact(keys.problems)
+	if len(private) > 0 {
+		slices.Sort(private)
+		keys.problems = append(keys.problems, someOf(slices.Compact(private))+" in the environment: no key of berth's, so not published; metadata comes from labels")
+	}
+	keys.general, keys.dropped = withoutExcess(keys.general)
+	for port, own := range keys.ports {
+		kept, dropped := withoutExcess(own)
+		keys.ports[port] = kept
+		keys.dropped += dropped
 	}
 	return keys
 }
 
-// dropExcess deletes keys beyond maxKeys, and returns how many.
-func dropExcess(values map[string]string) int {
-	if len(values) <= maxKeys {
-		return 0
+// mostNamed is how many keys a reason names.
+const mostNamed = 5
+
+// someOf names the first of several keys.
+func someOf(names []string) string {
+	if n := len(names) - mostNamed; n > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:mostNamed], ", "), n)
 	}
-	excess := slices.Sorted(maps.Keys(values))[maxKeys:]
-	for _, key := range excess {
-		delete(values, key)
-	}
-	return len(excess)
+	return strings.Join(names, ", ")
 }
 
 // descending sorts keys in descending order, so upper case comes last.
@@ -67,23 +144,154 @@ func descending(seq func(yield func(string) bool)) []string {
 	return slices.SortedFunc(seq, func(a, b string) int { return strings.Compare(b, a) })
 }
 
-func (c containerKeys) set(key, value string) {
-	key, ok := strings.CutPrefix(key, keyPrefix)
-	if !ok || key == "" {
-		return
-	}
-	key = strings.ToLower(key)
-	number, rest, _ := strings.Cut(key, "_")
+// key is the name of a label or variable.
+type key struct {
+	name    string // in lower case, without prefix and port; "" = none of ours
+	port    uint16 // 0 = for all ports
+	badPort string // what stands where the port belongs, if that is none
+}
+
+// likePort is what somebody may have meant as a port.
+var likePort = regexp.MustCompile(`^[-+]?[0-9][^_]*$`)
+
+func parseKey(name string) key {
+	name, ours := strings.CutPrefix(strings.ToLower(strings.TrimSpace(name)), strings.ToLower(keyPrefix))
+	number, rest, _ := strings.Cut(name, "_")
 	n, err := strconv.Atoi(number)
 	switch {
-	case err != nil || rest == "":
-		c.general[key] = value
-	case n < 1 || n > 65535: // for a port that cannot be
-	case c.ports[uint16(n)] == nil:
-		c.ports[uint16(n)] = map[string]string{rest: value}
-	default:
-		c.ports[uint16(n)][rest] = value
+	case !ours:
+		return key{}
+	case err == nil && rest != "" && n >= 1 && n <= 65535:
+		return key{name: rest, port: uint16(n)}
+	case isKnown(rest) && likePort.MatchString(number):
+		return key{name: name, badPort: number}
+	case err == nil && rest != "": // for a port that cannot be
+		return key{}
 	}
+	return key{name: name}
+}
+
+func (k key) spelling() string { return spelling(k.port, k.name) }
+
+// spelling returns a key as it stands on the container.
+func spelling(port uint16, key string) string {
+	name := keyPrefix + strings.ToUpper(key)
+	if port != 0 {
+		name = fmt.Sprintf("%s%d_%s", keyPrefix, port, strings.ToUpper(key))
+	}
+	if isPlain(name) && len(name) <= maxMetaKey {
+		return name
+	}
+	return quote(name)
+}
+
+// set sets a value without the whitespace around it, and without the quotes where berth gives the value its meaning.
+func (c containerKeys) set(k key, value string) {
+	value = strings.TrimSpace(value)
+	if isKnown(k.name) && !strings.HasPrefix(k.name, checkPrefix) {
+		value = unquoted(value)
+	}
+	switch {
+	case k.port == 0:
+		c.general[k.name] = value
+	case c.ports[k.port] == nil:
+		c.ports[k.port] = map[string]string{k.name: value}
+	default:
+		c.ports[k.port][k.name] = value
+	}
+}
+
+// misspelt records a key that is close to a known one, and reports whether it is. If the known one is part of a claim, or
+// restricts it, the claim is not whole.
+func (c *containerKeys) misspelt(k key, value string) bool {
+	if isKnown(k.name) {
+		return false
+	}
+	near, called := meantKeys[k.name]
+	switch {
+	case k.badPort != "":
+		near = k.name[len(k.badPort)+1:]
+	case !called:
+		near = c.nearest(k.name)
+	}
+	if near == "" {
+		return false
+	}
+	problem := fmt.Sprintf("%s is an unknown key: did you mean %s?", k.spelling(), spelling(k.port, near))
+	if k.badPort != "" {
+		problem = fmt.Sprintf("%s is an unknown key, as %s is no port: did you mean %s<port>_%s?", k.spelling(), quote(k.badPort), keyPrefix, strings.ToUpper(near))
+	}
+	closes := costsRoute(near) && (near != claim.KeyWeight || isNoWeight(unquoted(strings.TrimSpace(value))))
+	if closes && !called && c.noRoute[k.port] == "" {
+		c.noRoute[k.port] = problem
+	} else {
+		c.problems = append(c.problems, problem)
+	}
+	return true
+}
+
+// nearest calls the function nearest once for each key of the container.
+func (c *containerKeys) nearest(key string) string {
+	near, done := c.near[key]
+	if !done && len(c.near) < maxUnknown {
+		near = nearest(key)
+		c.near[key] = near
+	}
+	return near
+}
+
+// nearest returns the known key that an unknown one is likely to be meant for, or "".
+func nearest(key string) string {
+	key = strings.ReplaceAll(key, "-", "_")
+	switch {
+	case isKnown(key):
+		return key
+	case strings.HasPrefix(key, claim.KeyHost): // route_hosts
+		return claim.KeyHost
+	case strings.HasPrefix(key, claim.KeyTo+"_"): // route_to_leader
+		return claim.KeyTo
+	case len(key) > 30:
+		return ""
+	}
+	best, least := "", 3
+	for _, known := range nearKeys {
+		if n := len(key) - len(known); n >= least || -n >= least {
+			continue // so many letters are missing
+		}
+		d := claim.Distance(key, known)
+		if d > 1 && !(len(known) > len(claim.KeyPath) && strings.HasPrefix(key, "route_")) {
+			continue // of four letters, two are many
+		}
+		if d < least {
+			best, least = known, d
+		}
+	}
+	return best
+}
+
+// withoutExcess returns the values without keys beyond maxKeys, and how many these were: metadata first, headers of checks
+// next. All others are known keys, and fewer than maxKeys. A map in which keys were deleted is as slow to copy as before.
+func withoutExcess(values map[string]string) (kept map[string]string, dropped int) {
+	if len(values) <= maxKeys {
+		return values, 0
+	}
+	rank := make(map[string]int, len(values))
+	for key := range values {
+		switch {
+		case slices.Contains(knownKeys, key) || isCheckKey(key):
+		case strings.HasPrefix(key, checkPrefix):
+			rank[key] = 1
+		default:
+			rank[key] = 2
+		}
+	}
+	kept = map[string]string{}
+	for _, key := range slices.SortedFunc(maps.Keys(values), func(a, b string) int {
+		return cmp.Or(cmp.Compare(rank[a], rank[b]), strings.Compare(a, b))
+	})[:maxKeys] {
+		kept[key] = values[key]
+	}
+	return kept, len(values) - maxKeys
 }
 
 // ignores reports whether a port is not to be registered. Any value means so, as with Registrator.
@@ -102,51 +310,165 @@ func (c containerKeys) ignoresAll(ports []Port) bool {
 	return !slices.ContainsFunc(ports, func(p Port) bool { return !c.ignores(p.Number) })
 }
 
+// ignoredAgainstTheWord says that a port is ignored though the value says no, or returns nil.
+func (c containerKeys) ignoredAgainstTheWord() []string {
+	var names []string
+	if claim.IsNo(c.general["ignore"]) {
+		names = append(names, spelling(0, "ignore"))
+	}
+	for _, port := range slices.Sorted(maps.Keys(c.ports)) {
+		if claim.IsNo(c.ports[port]["ignore"]) {
+			names = append(names, spelling(port, "ignore"))
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	return []string{someOf(names) + " ignores with any value, with false too: remove it to have the port registered"}
+}
+
+// names reports whether a port has a key of its own.
+func (c containerKeys) names(port uint16) bool {
+	return slices.ContainsFunc(slices.Collect(maps.Keys(c.ports[port])), func(key string) bool { return key != "ignore" && isKnown(key) })
+}
+
+// opens reports whether a port's own keys say that something is served there, whatever the image exposes.
+func (c containerKeys) opens(port uint16) bool {
+	return slices.ContainsFunc(append([]string{"name"}, claimKeys...), func(key string) bool { return c.ports[port][key] != "" })
+}
+
+// idle returns a reason for the keys of ports that are not there.
+func (c containerKeys) idle(ports []Port) (problems []string) {
+	there := numbers(ports)
+	for _, port := range slices.Sorted(maps.Keys(c.ports)) {
+		if there[port] {
+			continue
+		}
+		first := ""
+		for _, key := range slices.Sorted(maps.Keys(c.ports[port])) {
+			if first == "" && key != "ignore" && isKnown(key) && c.ports[port][key] != "" {
+				first = key
+			}
+		}
+		if first != "" {
+			problems = append(problems, fmt.Sprintf("%s has no effect, as no port %d is exposed: expose it, or set %s", spelling(port, first), port, spelling(port, "name")))
+		}
+	}
+	return problems
+}
+
+// empty returns a reason for important keys without a value: compose leaves them empty where a variable is not set.
+func (c containerKeys) empty() []string {
+	var names []string
+	look := func(port uint16, values map[string]string) {
+		for key, value := range values {
+			m := checkKey.FindStringSubmatch(key)
+			if value == "" && (key == "name" || key == "weight" || (m != nil && slices.Contains(checkKinds, m[2]))) {
+				names = append(names, spelling(port, key))
+			}
+		}
+	}
+	look(0, c.general)
+	for port, values := range c.ports {
+		look(port, values)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	slices.Sort(names)
+	return []string{someOf(names) + " is empty, so it counts as not given"}
+}
+
+// withhold deletes the keys that look like a secret, and returns a reason for all of them together.
+func (c containerKeys) withhold() []string {
+	var names []string
+	sift := func(port uint16, values map[string]string) {
+		for key, value := range values {
+			if !isKnown(key) && isSecret(key, value) {
+				names = append(names, spelling(port, key))
+				delete(values, key)
+			}
+		}
+	}
+	sift(0, c.general)
+	for port, values := range c.ports {
+		sift(port, values)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	slices.Sort(names)
+	return []string{someOf(names) + " is not published, as it looks like a secret, and whoever may read the catalog could read it: choose another key, or allow it with --publish-secrets"}
+}
+
+var (
+	secretWords = []string{"password", "passwords", "passwd", "passphrase", "pass", "pwd", "pw", "secret", "secrets", "token", "tokens", "key", "keys",
+		"apikey", "apikeys", "credential", "credentials", "creds", "private"}
+
+	// urlPassword is the address of something with the password in it.
+	urlPassword = regexp.MustCompile(`://[^/@\s]*:[^/@\s]+@`)
+)
+
+func isSecret(key, value string) bool {
+	words := strings.FieldsFunc(key, func(r rune) bool { return r == '_' || r == '-' || r == '.' })
+	return urlPassword.MatchString(value) || slices.ContainsFunc(words, func(word string) bool { return slices.Contains(secretWords, word) })
+}
+
 // portKeys holds the values that apply to one port of a container. A key for the port, SERVICE_8080_NAME, wins over the
 // key for all ports, SERVICE_NAME.
 type portKeys struct {
-	values map[string]string
-	own    map[string]string // given for this very port
-	port   uint16
+	values  map[string]string
+	own     map[string]string // given for this very port
+	port    uint16
+	near    map[string]string // keys that were compared with the known ones, as in containerKeys
+	noRoute string            // why the route is not kept whole; "" = it is
+	noCheck []string          // why checks are not made
+	noGroup string            // why it is not known which group this is; "" = it is
 }
 
 // forPort returns the keys of one port, or with port 0 the keys for all ports.
-func (c containerKeys) forPort(port uint16) portKeys {
-	k := portKeys{maps.Clone(c.general), c.ports[port], port}
+func (c containerKeys) forPort(port uint16) *portKeys {
+	k := &portKeys{values: maps.Clone(c.general), own: c.ports[port], port: port, near: c.near, noRoute: cmp.Or(c.noRoute[port], c.noRoute[0])}
+	if slices.ContainsFunc(hostKeys(), k.isOwn) { // a list is one value, in however many keys
+		for _, key := range hostKeys() {
+			delete(k.values, key)
+		}
+	}
 	maps.Copy(k.values, k.own)
 	return k
 }
 
 // isOwn reports whether a key was given for this very port.
-func (k portKeys) isOwn(key string) bool {
+func (k *portKeys) isOwn(key string) bool {
 	_, ok := k.own[key]
 	return ok
 }
 
 // take returns a value and removes it. The values left at the end become metadata.
-func (k portKeys) take(key string) string {
+func (k *portKeys) take(key string) string {
 	v := k.values[key]
 	delete(k.values, key)
 	return v
 }
 
 // spelling returns a key as it stands on the container.
-func (k portKeys) spelling(key string) string {
-	name := keyPrefix + strings.ToUpper(key)
+func (k *portKeys) spelling(key string) string {
 	if k.isOwn(key) {
-		name = fmt.Sprintf("%s%d_%s", keyPrefix, k.port, strings.ToUpper(key))
+		return spelling(k.port, key)
 	}
-	if isPlain(name) && len(name) <= maxMetaKey {
-		return name
-	}
-	return quote(name)
+	return spelling(0, key)
 }
 
-// isNo reports whether a value means no: Registrator takes any other for yes.
-func isNo(value string) bool {
-	switch strings.ToLower(strings.TrimSpace(value)) {
-	case "", "false", "0", "no":
-		return true
+// someOf names the first of several keys as they stand on the container.
+func (k *portKeys) someOf(keys []string) string {
+	names := slices.Clone(keys)
+	for i := range names[:min(len(names), mostNamed)] {
+		names[i] = k.spelling(names[i])
 	}
-	return false
+	return someOf(names)
+}
+
+// loseRoute records why the route is not kept whole. The first reason counts.
+func (k *portKeys) loseRoute(format string, args ...any) {
+	k.noRoute = cmp.Or(k.noRoute, fmt.Sprintf(format, args...))
 }

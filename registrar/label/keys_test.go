@@ -23,7 +23,7 @@ func TestKeys(t *testing.T) {
 		{"an empty label, too", web(env("SERVICE_NAME=a"), label("SERVICE_NAME", "")), map[string]string{"name": ""}},
 		{"the port wins over all", web(label("SERVICE_NAME", "a"), label("SERVICE_8080_NAME", "b")), map[string]string{"name": "b"}},
 		{"the port in the environment wins over a label for all", web(env("SERVICE_8080_NAME=b"), label("SERVICE_NAME", "a")), map[string]string{"name": "b"}},
-		{"other ports", web(label("SERVICE_80_NAME", "a"), label("SERVICE_99999_NAME", "b"), label("SERVICE_-1_NAME", "c")), map[string]string{}},
+		{"other ports", web(label("SERVICE_80_NAME", "a"), label("SERVICE_99999_NAME", "b"), label("SERVICE_-1_NAME", "c"), label("SERVICE_70000_X", "d")), map[string]string{"99999_name": "b", "-1_name": "c"}},
 		{"upper case wins", web(label("SERVICE_Name", "a"), label("SERVICE_NAME", "b"), label("SERVICE_name", "c")), map[string]string{"name": "b"}},
 		{"lower case will do", web(label("SERVICE_route_host", "a")), map[string]string{"route_host": "a"}},
 		{"nothing behind the prefix", web(label("SERVICE_", "a")), map[string]string{}},

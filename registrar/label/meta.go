@@ -3,9 +3,10 @@ package label
 import (
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
+
+	"berth/templates/claim"
 )
 
 // Metadata that berth writes with every registration. Owner and container decide whose registration it is.
@@ -14,36 +15,47 @@ const (
 	MetaOwner     = ownPrefix + "owner"     // Docker engine ID of the host whose registrar made the registration
 	MetaContainer = ownPrefix + "container" // full container ID
 	MetaChecks    = ownPrefix + "checks"    // fingerprint of the instance's checks, which the agent package writes
+	MetaStarted   = ownPrefix + "started"   // when its process was started (RFC 3339), likewise
 
-	ownMeta = 3 // how many pairs these are
+	ownMeta = 8 // how many pairs there may be of these and others like them, and of what berth works out
 )
 
 // What Consul's catalog takes as service metadata (Consul API, agent/service/register).
 const (
 	maxMeta        = 64
 	maxMetaKey     = 128
-	maxMetaValue   = 512
+	maxMetaValue   = claim.MaxValue
 	reservedPrefix = "consul-"
 )
 
-var metaKey = regexp.MustCompile(`^[a-zA-Z0-9_-]+$`)
+// isMetaKey reports whether Consul takes a key.
+func isMetaKey(key string) bool {
+	return key != "" && len(key) <= maxMetaKey && !strings.ContainsFunc(key, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-'
+	})
+}
 
-// meta returns the keys that nobody has taken as metadata, as far as Consul accepts them, and the reasons for the others.
-func (k portKeys) meta() (meta map[string]string, problems []string) {
+// meta returns the keys that nobody has taken as metadata, as far as Consul accepts them and there is room beside taken
+// pairs, and the reasons for the others.
+func (k *portKeys) meta(taken int) (meta map[string]string, problems []string) {
 	meta = map[string]string{}
+	left := map[string][]string{} // keys, by why they are left out
 	for _, key := range slices.Sorted(maps.Keys(k.values)) {
-		if key == "ignore" {
+		if key == "ignore" || key == "oneoff" || isGroupKey(key) {
 			continue
 		}
 		why := badMeta(key, k.values[key])
-		if why == "" && len(meta) == maxMeta-ownMeta {
+		if why == "" && taken+len(meta) >= maxMeta-ownMeta {
 			why = fmt.Sprintf("Consul takes at most %d pairs of metadata, and %d are berth's own", maxMeta, ownMeta)
 		}
 		if why != "" {
-			problems = append(problems, fmt.Sprintf("%s is left out: %s", k.spelling(key), why))
+			left[why] = append(left[why], key)
 			continue
 		}
 		meta[key] = k.values[key]
+	}
+	for _, why := range slices.Sorted(maps.Keys(left)) {
+		problems = append(problems, k.someOf(left[why])+" is left out: "+why)
 	}
 	return meta, problems
 }
@@ -55,7 +67,7 @@ func badMeta(key, value string) string {
 		return fmt.Sprintf("keys that begin with %q are berth's own", ownPrefix)
 	case strings.HasPrefix(key, reservedPrefix):
 		return fmt.Sprintf("Consul keeps keys that begin with %q for itself", reservedPrefix)
-	case !metaKey.MatchString(key) || len(key) > maxMetaKey:
+	case !isMetaKey(key):
 		return fmt.Sprintf("Consul takes letters, digits, - and _ in a key, at most %d of them", maxMetaKey)
 	case len(value) > maxMetaValue:
 		return fmt.Sprintf("Consul takes at most %d bytes in a value, this has %d", maxMetaValue, len(value))
@@ -77,6 +89,8 @@ func parseMeta(pairs []string) (map[string]string, error) {
 		switch {
 		case !ok:
 			why = "write it as key=value"
+		case value == "" && slices.Contains(claimKeys, key):
+			why = "it is empty: give it a value, or leave it away"
 		case strings.HasPrefix(key, checkPrefix), key == "ignore":
 			why = "this key means something for containers only"
 		}

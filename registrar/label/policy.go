@@ -8,6 +8,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"berth/templates/claim"
 )
 
 // Rule says what some containers may register. The first rule that fits a container decides; where there are rules and
@@ -130,13 +132,29 @@ func (r Rule) fits(c Container) bool {
 		(len(r.Label) == 0 || slices.ContainsFunc(r.Label, func(pattern string) bool { return hasLabel(c, pattern) }))
 }
 
-// restrict deletes the keys that the rule does not allow, and returns a reason for each.
-func (r Rule) restrict(keys portKeys) (problems []string) {
+// restrict deletes the keys that the rule does not allow, and returns a reason for them. What that costs is recorded in keys.
+func (r Rule) restrict(keys *portKeys) (problems []string) {
+	var left []string
 	for _, key := range slices.Sorted(maps.Keys(keys.values)) {
-		if key != "ignore" && !matches(r.Keys, key) {
-			problems = append(problems, keys.spelling(key)+" is left out: the policy does not allow it for this container")
-			delete(keys.values, key)
+		if key == "ignore" || matches(r.Keys, key) {
+			continue
 		}
+		value := keys.take(key)
+		m := checkKey.FindStringSubmatch(key)
+		switch {
+		case key == keyGroup && value != "" && value != "default":
+			keys.noGroup = fmt.Sprintf("the policy does not allow %s for this container, and without it this would be another group", keys.spelling(key))
+			continue // said with the name
+		case costsRoute(key):
+			keys.loseRoute("the policy does not allow %s for this container", keys.spelling(key))
+		case m != nil && slices.Contains(checkKinds, m[2]) && value != "" && !claim.IsNo(unquoted(value)):
+			keys.noCheck = append(keys.noCheck, keys.spelling(key))
+			continue // said with the check
+		}
+		left = append(left, key)
+	}
+	if len(left) > 0 {
+		problems = append(problems, keys.someOf(left)+" is left out: the policy does not allow it for this container")
 	}
 	return problems
 }

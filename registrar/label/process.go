@@ -40,7 +40,7 @@ func (p Process) Instance() (Instance, error) {
 	}
 	check := ttlCheck("berth service", p.TTL)
 	check.Definition.DeregisterCriticalServiceAfter = reapAfter.String()
-	in := Instance{ID: p.ID, Name: p.Name, Address: p.Address, Port: p.Port, Weight: p.Weight, Checks: []Check{check}}
+	in := Instance{ID: p.ID, Name: p.Name, Address: p.Address, Port: p.Port, Weight: p.Weight, Checks: []Check{check}, Inside: uint16(p.Port), Protocol: "tcp"}
 	var problems []string
 	if in.Tags, problems = validTags(SplitTags(p.Tags)); len(problems) > 0 {
 		return Instance{}, fmt.Errorf("tags: %s", problems[0])
@@ -50,7 +50,7 @@ func (p Process) Instance() (Instance, error) {
 		return Instance{}, err
 	}
 	// As one port of a container that has no HEALTHCHECK.
-	in.Ready, err = readiness(Container{}, Port{uint16(p.Port), "tcp", nil}, p.Ready, p.Target(), nil)
+	in.Ready, err = readiness(Container{}, Port{Number: uint16(p.Port), Protocol: "tcp"}, p.Ready, p.Target(), nil)
 	if err != nil || p.Ready == "healthcheck" {
 		return Instance{}, fmt.Errorf("ready must be tcp, http:/path, https:/path or none, not %s", quote(p.Ready))
 	}
@@ -62,7 +62,7 @@ func (p Process) validate() error {
 	case p.Name == "":
 		return errors.New("name is not given: say which service this is an instance of, as in --name www")
 	case !validName(p.Name):
-		return fmt.Errorf("name must be up to %d letters, digits, - and _, not %s", maxName, quote(p.Name))
+		return fmt.Errorf("name must be up to %d letters, digits, -, _ and dots, not %s", maxName, quote(p.Name))
 	case p.Port == 0:
 		return errors.New("port is not given: say which port the command listens on, as in --port 20001")
 	case p.Port < 1 || p.Port > 65535:
@@ -72,7 +72,7 @@ func (p Process) validate() error {
 	case p.Address != "" && !connectable(parseAddress(p.Address)):
 		return fmt.Errorf("address must be an IP address that HAProxy reaches this host at, not %s", quote(p.Address))
 	case p.Weight < 0 || p.Weight > maxWeight:
-		return fmt.Errorf("weight must be a number from 1 to %d, not %d", maxWeight, p.Weight)
+		return fmt.Errorf("weight must be a number from 0, for no new requests, to %d, not %d", maxWeight, p.Weight)
 	case p.TTL < minInterval:
 		return fmt.Errorf("ttl must be %v or more, not %v", minInterval, p.TTL)
 	}

@@ -65,6 +65,10 @@ func (r Ready) Request(ctx context.Context) (*http.Request, error) {
 // on a port that is not TCP, an instance that would be asked over TCP is ready when its container runs.
 func readiness(c Container, p Port, choice, at string, checks []Check) (r Ready, err error) {
 	scheme, path, _ := strings.Cut(choice, ":")
+	scheme, path = strings.ToLower(strings.TrimSpace(scheme)), plainPath(strings.TrimSpace(path))
+	if path == "" {
+		choice = scheme
+	}
 	switch {
 	case choice == "":
 		r = defaultReadiness(at, checks)
@@ -76,6 +80,8 @@ func readiness(c Container, p Port, choice, at string, checks []Check) (r Ready,
 		}
 	case choice == "tcp":
 		r = Ready{Kind: ReadyTCP, Address: at}
+	case choice == "http" || choice == "https":
+		err = fmt.Errorf("SERVICE_READY=%s has no path: write it like http:/health", choice)
 	case (scheme == "http" || scheme == "https") && !strings.HasPrefix(path, "//"):
 		r = Ready{Kind: ReadyHTTP, URL: scheme + "://" + at + path, Insecure: scheme == "https"}
 		if bad := validPath(path); bad != nil {

@@ -10,13 +10,13 @@ import (
 // maxTag is how long a tag may be. Consul sets no limit; this one is DNS's for a name, which a tag can be a part of.
 const maxTag = 255
 
-var listItem = regexp.MustCompile(`(?:\\,|[^,])+`)
+var listItem = regexp.MustCompile(`(?:\\,|[^,\r\n])+`)
 
-// SplitTags splits a list at its commas; `\,` is a comma within a tag.
+// SplitTags splits a list at its commas and line ends; `\,` is a comma within a tag.
 func SplitTags(list string) []string {
 	var out []string
 	for _, item := range listItem.FindAllString(list, -1) {
-		if tag := strings.TrimSpace(strings.ReplaceAll(item, `\,`, ",")); tag != "" {
+		if tag := unquoted(strings.TrimSpace(strings.ReplaceAll(item, `\,`, ","))); tag != "" {
 			out = append(out, tag)
 		}
 	}

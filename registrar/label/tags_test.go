@@ -12,6 +12,7 @@ func TestSplitTags(t *testing.T) {
 	}{
 		{"", nil}, {",", nil}, {" , ,", nil},
 		{"a", []string{"a"}}, {"a,b", []string{"a", "b"}}, {",a,,b,", []string{"a", "b"}}, {" a , b c ", []string{"a", "b c"}},
+		{`"a", 'b c',"d`, []string{"a", "b c", `"d`}}, {"a\nb\r\n", []string{"a", "b"}},
 		{`a\,b,c`, []string{"a,b", "c"}}, {`\,`, []string{","}}, {`a\b`, []string{`a\b`}}, {`a\`, []string{`a\`}}, {`a\\,b`, []string{`a\,b`}},
 		{`/(;\,:-_)/`, []string{"/(;,:-_)/"}}, // of Registrator's documentation
 	}

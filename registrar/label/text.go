@@ -5,7 +5,24 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"berth/templates/claim"
 )
+
+const neitherYesNorNo = "says neither yes nor no: write true or false"
+
+// isUnclear reports whether a value says something, and neither yes nor no: a mistake, and not a yes.
+func isUnclear(value string) bool { return value != "" && !claim.IsYes(value) && !claim.IsNo(value) }
+
+// unquoted returns a value without a pair of quotes around it: compose's list form of an environment and docker's
+// --env-file keep those that a shell would have removed.
+func unquoted(value string) string {
+	if n := len(value); n >= 2 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] &&
+		!strings.ContainsRune(value[1:n-1], rune(value[0])) {
+		return strings.TrimSpace(value[1 : n-1])
+	}
+	return value
+}
 
 // isPlain reports whether s means the same on its way through JSON, logs and configuration files: it is valid UTF-8
 // without control characters.

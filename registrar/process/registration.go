@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +20,15 @@ const (
 
 	// checkEvery is the longest interval between two reads of the agent: a registration that it lost is back by then.
 	checkEvery = 3 * time.Second
+
+	// checkMost is how long it waits at most to try again, and half as much more.
+	checkMost = 650 * time.Millisecond
+
+	// settles is how long an agent may take until the catalog has what it was told.
+	settles = 3 * time.Second
+
+	// leaveTime is how long what Options.Leave returned may take.
+	leaveTime = time.Second
 )
 
 // registration keeps one instance registered at a Consul agent, even if the agent restarts or loses its state. One
@@ -28,19 +38,42 @@ type registration struct {
 	log     *slog.Logger
 	owner   string        // in the metadata
 	every   time.Duration // between two reads of the agent
-	output  string        // of its TTL check
+	output  string        // of its TTL check: Consul may show it for minutes after a change, so it tells of berth alone
+	catalog *agent.Catalog
+	token   func() string
+	tags    []string  // the configured ones
+	begun   time.Time // when the process was started
 	desired agent.Desired
+	leave   func() (given func(context.Context))
+	given   func(context.Context) // to wait for before the agent is told that the instance is critical; nil = it is not
 
-	cancel context.CancelFunc // ends the goroutine of keep; nil = not started yet
-	done   chan struct{}      // closed when that goroutine has ended
+	cancel   context.CancelFunc // ends the goroutine of keep; nil = not started yet
+	done     chan struct{}      // closed when that goroutine has ended
+	outcomes chan outcome       // of its attempts: the newest one
+	latest   outcome            // that was taken from there
 
 	// These belong to keep's goroutine, and to remove after its end.
 	registered bool  // it has registered once, and from then on replaces no other process's registration
+	held       bool  // the agent held the instance when it was read the last time
 	err        error // of the last attempt
+	lasting    retry.Lasting
+	signed     string     // mark of the token of the last registration, "" = none
+	reason     string     // why it was not ready then
+	published  time.Time  // when it was registered, or put into the catalog, the last time
+	stale      bool       // the catalog may hold what another token left there
+	view       agent.View // of the catalog
 }
 
-func newRegistration(opts Options, in label.Instance, pid int) *registration {
-	owner := fmt.Sprintf("%s%s:%d", ownerPrefix, opts.Host, pid)
+// outcome is what came of an attempt to make the agent hold the desired state.
+type outcome struct {
+	told bool // the agent holds just that
+	held bool // it holds the instance, or did when it answered the last time
+}
+
+// newRegistration returns the registration of an instance. It belongs to a process of berth, which may restart the one that
+// it registers: only that berth knows what is true of the instance.
+func newRegistration(opts Options, in label.Instance, berth int) *registration {
+	owner := fmt.Sprintf("%s%s:%d", ownerPrefix, opts.Host, berth)
 	in.Meta = maps.Clone(in.Meta)
 	in.Meta[label.MetaOwner] = owner
 	return &registration{
@@ -48,46 +81,107 @@ func newRegistration(opts Options, in label.Instance, pid int) *registration {
 		log:     opts.Log.With("instance", in.ID),
 		owner:   owner,
 		every:   min(opts.TTL/3, checkEvery),
-		output:  fmt.Sprintf("process %d runs", pid),
-		desired: agent.Desired{Instance: in, Waited: opts.ReadyTimeout},
+		output:  fmt.Sprintf("berth service runs as process %d", berth),
+		catalog: opts.Catalog,
+		token:   opts.Token,
+		tags:    in.Tags,
+		desired: agent.Desired{Instance: in},
+		leave:   opts.Leave,
 	}
 }
+
+// active reports whether the instance is registered, or is to be.
+func (r *registration) active() bool { return r.cancel != nil }
 
 // register registers the instance, as critical if it is not ready.
-func (r *registration) register(notReady error) {
-	r.desired.NotReady = ""
+func (r *registration) register(notReady error) { r.registerAfter(0, notReady) }
+
+// registerAfter is register for a process that was waited for that long.
+func (r *registration) registerAfter(waited time.Duration, notReady error) {
+	r.desired.Started, r.desired.Waited, r.desired.NotReady = r.begun, waited, ""
+	r.given = nil
 	if notReady != nil {
 		r.desired.NotReady = notReady.Error()
+		r.leaves()
 	}
 	r.keep()
 }
 
-// drain takes the instance out of service, and reports whether it was registered, so that draining makes sense.
-func (r *registration) drain(reason string) bool {
-	if r.cancel == nil {
-		return false
+// leaves has given back what is held by the instance's checks.
+func (r *registration) leaves() {
+	if r.leave != nil {
+		r.given = r.leave()
 	}
+}
+
+// awaitGiven waits until it is given back.
+func awaitGiven(ctx context.Context, given func(context.Context)) {
+	if given == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
+	given(ctx)
+}
+
+// drain takes the instance out of service, and reports whether it was registered, so that draining makes sense. One that is
+// not is not registered until resume.
+func (r *registration) drain(reason string) bool {
 	r.desired.Drain = agent.Automatic + reason
-	r.keep()
-	return true
+	return r.change()
+}
+
+// resume puts the instance back in service.
+func (r *registration) resume() {
+	r.desired.Drain = ""
+	r.change()
+}
+
+// tag registers these tags in addition to the configured ones.
+func (r *registration) tag(tags []string) {
+	r.desired.Tags = slices.Clone(r.tags)
+	for _, t := range tags {
+		if !slices.Contains(r.desired.Tags, t) {
+			r.desired.Tags = append(r.desired.Tags, t)
+		}
+	}
+	r.change()
+}
+
+// change makes the agent hold the current desired state if it holds an earlier one, and reports whether it does.
+func (r *registration) change() bool {
+	if r.active() {
+		r.keep()
+	}
+	return r.active()
 }
 
 // keep makes the agent hold the current desired state from now on. It cancels a call for an earlier state.
 func (r *registration) keep() {
-	before, desired := r.done, r.desired
+	before, desired, given := r.done, r.desired, r.given
 	if r.cancel != nil {
 		r.cancel()
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	r.cancel, r.done = cancel, done
+	done, outcomes := make(chan struct{}), make(chan outcome, 1)
+	r.cancel, r.done, r.outcomes = cancel, done, outcomes
+	r.latest.told = false
 	go func() {
 		defer close(done)
 		if before != nil {
 			<-before
 		}
+		if awaitGiven(ctx, given); ctx.Err() != nil {
+			return
+		}
 		r.repeat(ctx, func() (done bool) {
-			r.record(ctx, r.sync(ctx, desired))
+			have, err := r.sync(ctx, desired)
+			r.record(ctx, err)
+			select {
+			case <-outcomes: // an older one, which nobody has taken
+			default:
+			}
+			outcomes <- outcome{told: err == nil && agent.Diff(desired, have).Empty(), held: r.held}
 			return false
 		})
 	}()
@@ -102,6 +196,8 @@ func (r *registration) remove() {
 	<-r.done
 	ctx, cancel := context.WithTimeout(context.Background(), agent.Timeout)
 	defer cancel()
+	r.leaves()
+	awaitGiven(ctx, r.given)
 	r.repeat(ctx, func() (done bool) {
 		r.err = r.deregister(ctx)
 		return r.err == nil || !r.registered // even an unanswered call may have registered it
@@ -114,6 +210,7 @@ func (r *registration) remove() {
 // repeat calls f at an interval, and with growing delays after failures, until f returns true or ctx is done.
 func (r *registration) repeat(ctx context.Context, f func() (done bool)) {
 	delays := retry.Delays()
+	delays.MaxInterval = checkMost
 	for !f() {
 		wait := r.every
 		if r.err != nil {
@@ -129,36 +226,43 @@ func (r *registration) repeat(ctx context.Context, f func() (done bool)) {
 	}
 }
 
-// record records the outcome of an attempt, and logs changes.
+// record records the outcome of an attempt, and logs changes, and now and then what lasts.
 func (r *registration) record(ctx context.Context, err error) {
-	before := r.err
 	if r.err = err; ctx.Err() != nil {
 		return // cut short, which says nothing
 	}
-	switch {
-	case err != nil && (before == nil || before.Error() != err.Error()):
-		r.log.Error("not registered as it should be, the process runs on; trying again", "err", err)
-	case err == nil && before != nil:
-		r.log.Info("registered as it should be again")
+	if err != nil {
+		if tell, lasts := r.lasting.Tell(err.Error(), time.Now()); tell {
+			r.log.Error("not registered as it should be, the process runs on; trying again", append(retry.For(lasts), "err", err)...)
+		}
+	} else if was, lasted := r.lasting.Over(time.Now()); was {
+		r.log.Info("registered as it should be again", retry.For(lasted)...)
 	}
 }
 
-// sync makes the agent hold the desired state, and passes its TTL check. The heartbeat goes out even if the change fails.
-func (r *registration) sync(ctx context.Context, desired agent.Desired) error {
-	have, err := r.read(ctx)
-	if err != nil {
-		return err
+// sync makes the agent hold the desired state, and passes its TTL check. The heartbeat goes out even if the change fails. It
+// returns what the agent holds then, as far as it is known.
+func (r *registration) sync(ctx context.Context, desired agent.Desired) (have agent.Registered, err error) {
+	if have, err = r.read(ctx); err != nil {
+		return have, err
 	}
 	if have.Held() && !r.mayReplace(have) {
-		return fmt.Errorf("service ID %s is held by another registration, of %q: choose another id or deregister it", have.ID, have.Meta[label.MetaOwner])
+		return agent.Registered{}, fmt.Errorf("service ID %s is held by another registration, of %q: choose another id or deregister it", have.ID, have.Meta[label.MetaOwner])
 	}
-	change := agent.Diff(desired, have)
+	change, token := agent.Diff(desired, have), agent.Mark(r.token)
+	// What agent.Diff does not see, or not while the instance is drained.
+	renewed := desired.Drain == "" && (token != r.signed || (desired.NotReady != "" && desired.NotReady != r.reason))
+	retagged := have.Held() && !change.Maintain && !slices.Equal(have.Tags, desired.Tags)
+	change.Register = change.Register || renewed || retagged
 	err = r.agent.Apply(ctx, change)
 	if change.Register && err == nil {
-		r.registered = true
+		r.stale = r.stale || (r.registered && token != r.signed)
+		r.registered, r.signed, r.reason = true, token, desired.NotReady
+	}
+	if !change.Empty() && err == nil {
 		// The first heartbeat follows at once: before it, an agent loses the state of the check when it restarts.
 		if have, err = r.read(ctx); err != nil {
-			return err
+			return have, err
 		}
 	}
 	for _, h := range desired.Heartbeats(have, r.output) {
@@ -166,7 +270,32 @@ func (r *registration) sync(ctx context.Context, desired agent.Desired) error {
 			err = failed
 		}
 	}
-	return err
+	if r.catalog != nil && err == nil && have.Held() {
+		r.publish(ctx, have)
+	}
+	return have, err
+}
+
+// publish puts the instance into the catalog if that lacks it or may hold something old. If that fails the agent does it,
+// though later. The next heartbeat must not wait for servers that do not answer.
+func (r *registration) publish(ctx context.Context, have agent.Registered) {
+	if time.Since(r.published) < settles && !r.stale {
+		return
+	}
+	if r.published.IsZero() {
+		r.published = time.Now() // the agent is about to do it
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.every)
+	defer cancel()
+	var err error
+	if r.view, err = r.catalog.Look(ctx, agent.View{Node: r.view.Node, There: r.view.There}); err != nil {
+		return
+	}
+	if (r.stale || !r.view.Services[have.ID]) && r.catalog.Publish(ctx, r.view, have) == nil {
+		r.published, r.stale = time.Now(), false
+		r.log.Info("put into Consul's catalog, as the agent holds it")
+	}
 }
 
 // deregister removes the registration if it belongs to this process.
@@ -180,7 +309,11 @@ func (r *registration) deregister(ctx context.Context) error {
 
 func (r *registration) read(ctx context.Context) (agent.Registered, error) {
 	state, err := r.agent.Read(ctx, r.desired.ID)
-	return state[r.desired.ID], err
+	have := state[r.desired.ID]
+	if err == nil {
+		r.held = have.Held() && have.Meta[label.MetaOwner] == r.owner
+	}
+	return have, err
 }
 
 // mayReplace reports whether a registration belongs to this process, or to an earlier one whose berth was killed.

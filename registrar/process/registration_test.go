@@ -1,21 +1,25 @@
 package process
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/consul/api"
 
+	"berth/deploy/testenv"
 	"berth/deploy/testenv/agenttest"
 	"berth/registrar/agent"
 	"berth/registrar/label"
 )
 
-// registrationAt returns the registration of process pid at a fake agent. To be called in a synctest bubble, and to be
-// removed there.
+// registrationAt returns a registration of the berth that is process pid at a fake agent. To be called in a synctest bubble,
+// and to be removed there.
 func registrationAt(t *testing.T, fake *agenttest.Agent, pid int) *registration {
 	t.Helper()
 	opts := Options{
@@ -27,6 +31,23 @@ func registrationAt(t *testing.T, fake *agenttest.Agent, pid int) *registration 
 		t.Fatal(err)
 	}
 	return newRegistration(opts, in, pid)
+}
+
+// catalogOf returns the catalog of the fake's node.
+func catalogOf(fake *agenttest.Agent) *agent.Catalog {
+	return &agent.Catalog{Client: fake, Self: func(context.Context) (agent.Node, error) { return agent.Node{Name: "node"}, nil }}
+}
+
+// registrationWithToken returns a registration that has been there for a minute, with a catalog and a token that may change.
+func registrationWithToken(t *testing.T, fake *agenttest.Agent, token *string) *registration {
+	t.Helper()
+	r := registrationAt(t, fake, 1)
+	r.catalog = catalogOf(fake)
+	r.token = func() string { return *token }
+	r.register(nil)
+	expect(t, fake, 0, "www-1")
+	time.Sleep(time.Minute)
+	return r
 }
 
 // expect lets time pass until this is registered, at most so long.
@@ -47,7 +68,7 @@ func TestRegistrationIsKept(t *testing.T) {
 		r := registrationAt(t, fake, 1)
 		r.register(nil)
 		expect(t, fake, 0, "www-1")
-		if c := fake.Check("www-1:check-1"); c.Output != "process 1 runs" {
+		if c := fake.Check("www-1:check-1"); c.Output != "berth service runs as process 1" {
 			t.Errorf("the TTL check was not passed at once: %+v", c)
 		}
 		fake.Do(func() { fake.Checks["www-1:check-1"].Status = api.HealthCritical })
@@ -73,7 +94,7 @@ func TestRegistrationWithoutConsul(t *testing.T) {
 		r := registrationAt(t, fake, 1)
 		r.register(nil)
 		time.Sleep(time.Hour)
-		if n := fake.Called("all"); n < 3600/10 || n > 3600/2 {
+		if n := fake.Called("all"); n < 3600/10 || n > 3600*4 {
 			t.Errorf("%d calls to Consul in an hour away, want one every few seconds", n)
 		}
 		fake.Do(func() { fake.Err = nil })
@@ -224,6 +245,7 @@ func TestRegistrationInMaintenance(t *testing.T) {
 		if r.drain("told to stop") {
 			t.Error("what is not registered needs draining")
 		}
+		r.resume()
 		r.register(nil)
 		expect(t, fake, 0, "www-1")
 		fake.Do(func() { fake.Maintain("www-1", "berth drain: by hand") })
@@ -257,5 +279,110 @@ func TestRegistrationNotReady(t *testing.T) {
 				t.Errorf("checks are left: %v", fake.Checks)
 			}
 		})
+	})
+}
+
+// What the catalog lost is put back, and a token that was replaced is given to the agent.
+func TestRegistrationInTheCatalog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := agenttest.New()
+		token := "a"
+		r := registrationWithToken(t, fake, &token)
+		if n, puts := fake.Called("register"), fake.Called("put"); n != 1 || puts != 0 {
+			t.Errorf("registered %d times and put into the catalog %d times, want 1 and 0", n, puts)
+		}
+		for n := range 2 {
+			fake.Do(func() { fake.Lost["www-1"] = true })
+			time.Sleep(checkEvery + settles)
+			if puts := fake.Called("put"); puts != n+1 {
+				t.Errorf("put into the catalog %d times, want %d", puts, n+1)
+			}
+		}
+		fake.Do(func() { token = "b" })
+		time.Sleep(time.Minute)
+		if n, puts := fake.Called("register"), fake.Called("put"); n != 2 || puts != 3 {
+			t.Errorf("with another token registered %d times and put into the catalog %d times, want 2 and 3", n, puts)
+		}
+		r.remove()
+		expect(t, fake, 0, "")
+	})
+}
+
+// What another token left in the catalog is replaced as soon as the catalog takes it, and once; not while it drains.
+func TestTokenReplacedWhileTheCatalogRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := agenttest.New()
+		token := "a"
+		r := registrationWithToken(t, fake, &token)
+		fake.Do(func() { token, fake.Fail["put"] = "b", errors.New("no leader") })
+		time.Sleep(time.Minute)
+		before := fake.Called("put")
+		fake.Do(func() { delete(fake.Fail, "put") })
+		time.Sleep(time.Minute + time.Second) // and no read of the agent is under way
+		if n := fake.Called("put") - before; n != 1 {
+			t.Errorf("put into the catalog %d times after it took that again, want 1", n)
+		}
+		before = fake.Called("put")
+		fake.Do(func() { token = "c" })
+		r.drain("it is stopped")
+		time.Sleep(time.Minute)
+		if n := fake.Called("put") - before; n > 0 {
+			t.Errorf("put into the catalog %d times while it drains", n)
+		}
+		r.remove()
+	})
+}
+
+// Servers that do not answer, through an agent that does, keep no heartbeat waiting.
+func TestCatalogHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := agenttest.New()
+		fake.Hang["catalog"] = true
+		r := registrationAt(t, fake, 1)
+		r.catalog = catalogOf(fake)
+		r.register(nil)
+		expect(t, fake, 0, "www-1")
+		silent, before := 0, 0
+		for range 120 {
+			time.Sleep(time.Second)
+			silent++
+			if n := fake.Called("update"); n > before {
+				silent, before = 0, n
+			}
+			if silent > 7 { // half of the TTL
+				t.Errorf("no heartbeat for %d s", silent)
+				break
+			}
+		}
+		if fake.Called("catalog") == 0 {
+			t.Error("the catalog was not asked")
+		}
+		r.remove()
+	})
+}
+
+// What keeps it from being registered is said again while it lasts, and does not fill the log if it is always another thing.
+func TestRegistrationFailsForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake, log := agenttest.New(), testenv.Log{}
+		r := registrationAt(t, fake, 1)
+		r.log = slog.New(slog.NewTextHandler(&log, nil))
+		r.register(nil)
+		expect(t, fake, 0, "www-1")
+		for n := range 11 * 60 {
+			fake.Do(func() { fake.Err = fmt.Errorf("read: port %d: connection reset", n) })
+			time.Sleep(time.Second)
+		}
+		fake.Do(func() { fake.Err = nil })
+		expect(t, fake, checkEvery, "www-1")
+		time.Sleep(checkEvery)
+		said := log.String()
+		if n := strings.Count(said, "not registered as it should be"); n < 5 || n > 10 || !strings.Contains(said, " for=10m") {
+			t.Errorf("said %d times in eleven minutes:\n%s", n, said)
+		}
+		if n := strings.Count(said, `"registered as it should be again" for=10m5`); n != 1 {
+			t.Errorf("said %d times that it is over:\n%s", n, said)
+		}
+		r.remove()
 	})
 }

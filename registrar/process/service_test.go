@@ -17,13 +17,23 @@ import (
 	"berth/registrar/label"
 )
 
-// fakeProcess is a Running that ends by one signal.
+// fakeProcess is a Running that ends by one signal, or by itself.
 type fakeProcess struct {
 	mu      sync.Mutex
+	pid     int
 	started time.Time
 	endsBy  syscall.Signal
+	lasts   time.Duration // 0 = it does not end by itself
+	code    int
 	signals []string // each with when it came
 	ended   chan struct{}
+}
+
+func (p *fakeProcess) end() { close(p.ended) }
+
+func (p *fakeProcess) exit(code int) {
+	p.code = code
+	p.end()
 }
 
 func (p *fakeProcess) receive(how string, s syscall.Signal) {
@@ -31,15 +41,15 @@ func (p *fakeProcess) receive(how string, s syscall.Signal) {
 	defer p.mu.Unlock()
 	p.signals = append(p.signals, fmt.Sprintf("%s %d after %v", how, s, time.Since(p.started)))
 	if s == p.endsBy {
-		close(p.ended)
+		p.end()
 	}
 }
 
-func (p *fakeProcess) PID() int                { return 1 }
+func (p *fakeProcess) PID() int                { return p.pid }
 func (p *fakeProcess) Signal(s syscall.Signal) { p.receive("signal", s) }
 func (p *fakeProcess) Tell(s syscall.Signal)   { p.receive("tell", s) }
 func (p *fakeProcess) Ended() <-chan struct{}  { return p.ended }
-func (p *fakeProcess) Code() int               { return 3 }
+func (p *fakeProcess) Code() int               { return p.code }
 func (p *fakeProcess) String() string          { return "" }
 
 // runFake runs a process that is ready at once, drains for 2 s and has 5 s to end. To be called in a synctest bubble.
@@ -73,7 +83,7 @@ func TestServiceStopsInTime(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				fake := agenttest.New()
 				fake.Hang[call] = true
-				p := &fakeProcess{endsBy: syscall.SIGKILL}
+				p := &fakeProcess{endsBy: syscall.SIGKILL, code: 3}
 				stop, _, code := runFake(t, fake, p)
 				stop <- syscall.SIGTERM
 				if n := <-code; n != 3 {

@@ -19,6 +19,9 @@ const (
 	probesFast   = 32 // probes before it slows down
 	probeMost    = 500 * time.Millisecond
 	probeTimeout = time.Second
+
+	// maxHeader is how much of an answer's headers is read, and nothing is read of its body.
+	maxHeader = 64 << 10
 )
 
 // Prober probes an instance once. Tests have a Prober without a network.
@@ -44,7 +47,7 @@ func tryHTTP(ctx context.Context, r label.Ready) error {
 		return err
 	}
 	// A connection of its own, no proxy and no redirects, so exactly this instance answers.
-	transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: r.Insecure}}
+	transport := &http.Transport{DisableKeepAlives: true, MaxResponseHeaderBytes: maxHeader, TLSClientConfig: &tls.Config{InsecureSkipVerify: r.Insecure}}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		return err

@@ -1,4 +1,4 @@
-// Package retry says how long to wait between attempts.
+// Package retry says how long to wait between attempts, and when to tell that they go on failing.
 package retry
 
 import (

@@ -5,10 +5,14 @@ package catalog
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"reflect"
+	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/consul-template/dependency"
@@ -18,12 +22,28 @@ import (
 // filteredHeader is "true" if a list lacks entries that the token may not see.
 const filteredHeader = "X-Consul-Results-Filtered-By-ACLs"
 
+const indexHeader = "X-Consul-Index"
+
+var errNoIndex = errors.New("this is not Consul's answer, it has no number as X-Consul-Index: is there something else at Consul's address, or a proxy that answers itself?")
+
+// hasIndex says whether Consul's answers at a path have an index, as all do that can be waited for.
+func hasIndex(path string) bool {
+	for _, prefix := range []string{"/v1/health/", "/v1/catalog/service", "/v1/catalog/node", "/v1/kv/"} {
+		if strings.HasPrefix(path, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
 // Client reaches Consul for all watches.
 type Client struct {
 	config    api.Config
 	transport http.RoundTripper
 	limiter   *limiter
-	shared    *api.Client // for the limiter
+	shared    *api.Client // for what is no watch's own query
+	nodes     nodes
+	anew      anew
 }
 
 // NewClient returns a Client that has not dialled yet. The standard CONSUL_* variables fill the empty fields of config. It
@@ -31,6 +51,7 @@ type Client struct {
 func NewClient(config *api.Config, connections int, wait time.Duration, log *slog.Logger) (*Client, error) {
 	connections = cmp.Or(connections, DefaultConnections)
 	c := &Client{config: *config, limiter: newLimiter(connections, wait, log)}
+	c.nodes.of, c.nodes.told = map[queried][]string{}, map[string]time.Time{}
 	// api.NewClient fills the empty fields, HttpClient among them.
 	if _, err := api.NewClient(&c.config); err != nil {
 		return nil, fmt.Errorf("create Consul client: %w", err)
@@ -38,6 +59,7 @@ func NewClient(config *api.Config, connections int, wait time.Duration, log *slo
 	c.transport = c.config.HttpClient.Transport
 	if t, ok := c.transport.(*http.Transport); ok {
 		Tune(t, connections)
+		c.transport = ExplainTLS(t, &c.config)
 	}
 	if _, follows := c.transport.(*tokenFile); c.config.TokenFile != "" && !follows {
 		c.transport = FollowToken(c.transport, &c.config)
@@ -48,8 +70,13 @@ func NewClient(config *api.Config, connections int, wait time.Duration, log *slo
 	return c, err
 }
 
-// Run tells the watches that have no connection of their own of changes until ctx is done.
-func (c *Client) Run(ctx context.Context) { c.limiter.run(ctx, c.shared) }
+// Run tells the watches that have no connection of their own of changes, and all of another leader, until ctx is done.
+func (c *Client) Run(ctx context.Context) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	running.Go(func() { followLeader(ctx, c.shared, c.anew.ask) })
+	c.limiter.run(ctx, c.shared, &c.anew)
+}
 
 // Tune prepares a transport for so many connections at a time, on which most queries wait: the connections are kept, and
 // cost little memory. Compression is off, because to an agent that is near it costs more time than it saves: a quarter
@@ -101,6 +128,14 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	res, err := t.base.RoundTrip(req.WithContext(t.ctx))
 	if err != nil {
 		return nil, err
+	}
+	if to, err := res.Location(); err == nil && res.StatusCode/100 == 3 && !strings.HasSuffix(to.Path, req.URL.Path) {
+		res.Body.Close()
+		return nil, fmt.Errorf("this is not Consul's answer, it leads to %s: is there something else at Consul's address?", to)
+	}
+	if _, err := strconv.ParseUint(res.Header.Get(indexHeader), 10, 64); err != nil && res.StatusCode == http.StatusOK && hasIndex(req.URL.Path) {
+		res.Body.Close()
+		return nil, errNoIndex // Consul's library takes it for 0, and an empty list of somebody else's would be believed in the end
 	}
 	t.filtered = t.filtered || res.Header.Get(filteredHeader) == "true"
 	t.lease.of.observe(res)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul-template/dependency"
+	"github.com/hashicorp/consul/api"
 )
 
 // Policy says when an answer is not trusted at once.
@@ -34,6 +35,9 @@ type answer struct {
 	none     bool   // there is no data, and the template waits for it: for a key, for example
 	index    uint64 // Consul's index of the data; 0 = none
 	filtered bool   // Consul has left out data that the token may not see
+	left     bool   // a node has left with all that it had
+
+	leftOut []string // what clean has left out, sorted
 }
 
 // A mode says what a guard hands on.
@@ -48,19 +52,27 @@ const (
 
 // state is what a guard knows of one dependency. Consul's word alone is not enough: a server that lost its state answers
 // with an empty list, and so does any server to a token that lost its rights. Reasons for doubt are an index that went
-// back, a list that is suddenly filtered, and an error before the answer.
+// back, a list that is suddenly filtered, a node that left with all that it had, and an error before the answer.
 //
 // Entries that such an answer lacks are kept beside the listed ones until they are back, or until the grace is over, which
 // is longer than a registrar takes to register everything again. They need not be missing at once: an agent that was
 // restarted turns TTL checks critical some time later.
+//
+// A limit for what may vanish at once only adds to that: what it keeps is apart, with a time of its own, so that a grace that
+// it began is not the grace of another doubt.
 type state struct {
+	trusted any // for the templates: what is believed and, beside it, what has vanished
+
 	mode     mode
-	trusted  any       // for the templates
-	latest   any       // the last answer, while it is not what is trusted; nil is an answer, too: there is no such key
+	believed any       // all but the limit considered
+	latest   any       // the last answer, while it is not what is believed; nil is an answer, too: there is no such key
 	index    uint64    // of the last answer
 	filtered bool      // the last list that lacked nothing was filtered
 	wary     time.Time // until when what an answer lacks is kept, because of an error or a lost state
 	until    time.Time // until when what latest lacks is kept; zero = no such time
+
+	vanished any       // what was trusted when more than the limit vanished; nil = nothing
+	back     time.Time // until when that may come back
 }
 
 // refuses says whether an answer counts as an error: it is the first, and shows nothing because of the token.
@@ -70,28 +82,43 @@ func (p Policy) refuses(s state, a answer) bool {
 
 // next returns the state after an answer that is not refused; failed says that an error came before it.
 func (p Policy) next(s state, a answer, failed bool, now time.Time) state {
-	switch {
-	case a.none:
+	if a.none {
 		s.index = a.index
 		return s
-	case s.mode == unanswered:
-		return state{mode: trusting, trusted: a.data, index: a.index, filtered: a.filtered}
 	}
-	all, lacks, of := merge(s.trusted, a.data)
-	if lacks > 0 && a.index == s.index && a.index != 0 && !failed {
+	before := s
+	s = p.believe(s, a, failed, now)
+	if p.VanishLimit < 100 && before.mode != unanswered && before.mode != keeping { // what was kept for the grace is not kept for another
+		if _, lacks, of := merge(before.believed, s.believed); lacks*100 > p.VanishLimit*of && s.vanished == nil {
+			s.vanished, s.back = before.trusted, now.Add(p.Grace)
+		}
+	}
+	return s.combine(now)
+}
+
+// believe returns the state after an answer, all but the limit considered.
+func (p Policy) believe(s state, a answer, failed bool, now time.Time) state {
+	if s.mode == unanswered {
+		s.mode, s.believed, s.index, s.filtered = trusting, a.data, a.index, a.filtered
+		return s
+	}
+	if _, lacks, _ := merge(s.last(), a.data); lacks > 0 && a.index == s.index && a.index != 0 && !failed {
 		// The same index means the same catalog, so the token sees less of it. Only if Consul was away may it be another
 		// catalog.
 		return s.expire(now)
 	}
-	if failed || a.index < s.index || lacks*100 > p.VanishLimit*of {
+	if failed || a.index < s.index {
 		s.wary = now.Add(p.Grace)
 	}
+	all, lacks, _ := merge(s.believed, a.data)
 	s.latest, s.index = a.data, a.index
 	switch {
 	case lacks == 0:
 		s.mode, s.filtered = trusting, a.filtered
 	case a.filtered && !s.filtered:
 		s.mode = hiding
+	case a.left: // again and again, if agents are restarted one after the other
+		s.mode, s.until = keeping, now.Add(p.Grace)
 	case !s.until.IsZero(): // it was doubted already
 		s.mode = keeping
 	case now.Before(s.wary):
@@ -102,8 +129,31 @@ func (p Policy) next(s state, a answer, failed bool, now time.Time) state {
 	if s.mode == trusting {
 		return s.trust()
 	}
-	s.trusted = all
+	s.believed = all
 	return s.expire(now)
+}
+
+// last returns the data of the last answer.
+func (s state) last() any {
+	if s.mode == trusting {
+		return s.believed
+	}
+	return s.latest
+}
+
+// combine sets what is trusted.
+func (s state) combine(now time.Time) state {
+	s.trusted = s.believed
+	if s.vanished == nil {
+		return s
+	}
+	all, lacks, _ := merge(s.vanished, s.believed)
+	if lacks == 0 || !now.Before(s.back) {
+		s.vanished, s.back = nil, time.Time{}
+		return s
+	}
+	s.trusted, s.vanished = all, all
+	return s
 }
 
 // differs says whether the templates need the new data.
@@ -121,16 +171,19 @@ func (s state) expire(now time.Time) state {
 
 // trust returns the state that trusts the last answer.
 func (s state) trust() state {
-	s.mode, s.trusted, s.latest, s.until = trusting, s.latest, nil, time.Time{}
+	s.mode, s.believed, s.latest, s.until = trusting, s.latest, nil, time.Time{}
 	return s
 }
 
 // patience returns how long the next query may block: no longer than entries are kept.
 func (s state) patience(wait time.Duration, now time.Time) time.Duration {
-	if s.mode != keeping {
-		return wait
+	if s.mode == keeping {
+		wait = min(wait, max(s.until.Sub(now), time.Millisecond))
 	}
-	return min(wait, max(s.until.Sub(now), time.Millisecond))
+	if s.vanished != nil {
+		wait = min(wait, max(s.back.Sub(now), time.Millisecond))
+	}
+	return wait
 }
 
 // merge returns the new and what it lacks of the old, how much that is, and how much there is of the old. A value that is
@@ -139,6 +192,8 @@ func merge(old, new any) (all any, lacks, of int) {
 	switch list := old.(type) {
 	case []*dependency.HealthService:
 		return mergeLists(list, new, func(s *dependency.HealthService) string { return s.Node + "\x00" + s.ID })
+	case []*api.ServiceEntry:
+		return mergeLists(list, new, func(e *api.ServiceEntry) string { return e.Node.Node + "\x00" + e.Service.ID })
 	case []*dependency.CatalogSnippet:
 		return mergeLists(list, new, func(s *dependency.CatalogSnippet) string { return s.Name })
 	case []*dependency.Node:

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul-template/dependency"
+	"github.com/hashicorp/consul/api"
 	"pgregory.net/rapid"
 )
 
@@ -36,6 +37,7 @@ func TestGuard(t *testing.T) {
 		list     string
 		failed   bool
 		filtered bool
+		left     bool
 		refused  bool
 		want     string
 	}
@@ -80,6 +82,17 @@ func TestGuard(t *testing.T) {
 		{"more than may vanish at once", 50, []step{
 			{index: 5, list: "a b c d", want: "a b c d"}, {index: 6, list: "a b", want: "a b"}, {index: 7, list: "", want: "a b"},
 			{after: grace + time.Second, index: 7, list: "", want: ""}}},
+		{"more than may vanish at once, and then an error", 50, []step{
+			{index: 5, list: "a b c", want: "a b c"}, {index: 6, list: "a", want: "a b c"}, {after: 20 * time.Second, index: 7, list: "", failed: true, want: "a b c"},
+			{after: 20 * time.Second, index: 7, list: "", want: "a"}, {after: 20 * time.Second, index: 7, list: "", want: ""}}},
+		{"more than may vanish at once, and back with the same index", 50, []step{
+			{index: 5, list: "a b c", want: "a b c"}, {index: 6, list: "", want: "a b c"}, {index: 6, list: "d", want: "a b c d"}}},
+		{"a node that left", 100, []step{
+			{index: 5, list: "a b", want: "a b"}, {index: 6, list: "a", left: true, want: "a b"}, {index: 7, list: "a b", want: "a b"},
+			{index: 8, list: "b", want: "b"}, {after: time.Second, index: 9, list: "", left: true, want: "b"}, {after: grace, index: 9, list: "", want: ""}}},
+		{"nodes that leave one after the other", 100, []step{
+			{index: 5, list: "a b c", want: "a b c"}, {index: 6, list: "b c", left: true, want: "a b c"}, {after: 20 * time.Second, index: 7, list: "c", left: true, want: "a b c"},
+			{after: 20 * time.Second, index: 7, list: "c", want: "a b c"}, {after: 20 * time.Second, index: 8, list: "c", want: "c"}}},
 		{"nothing at first", 100, []step{{index: 5, list: "", want: ""}, {index: 6, list: "a", want: "a"}}},
 	}
 	for _, tt := range tests {
@@ -88,7 +101,7 @@ func TestGuard(t *testing.T) {
 			now := time.Unix(0, 0)
 			for n, s := range tt.steps {
 				now = now.Add(s.after)
-				before, a := b, answer{data: instances(s.list), index: s.index, filtered: s.filtered}
+				before, a := b, answer{data: instances(s.list), index: s.index, filtered: s.filtered, left: s.left}
 				policy := Policy{Grace: grace, VanishLimit: tt.share, Strict: true}
 				if got := policy.refuses(b, a); got != s.refused {
 					t.Fatalf("step %d: refused is %v", n, got)
@@ -166,6 +179,14 @@ func TestGuardOfOtherData(t *testing.T) {
 		}
 		return list
 	}
+	entries := func(keys ...string) []*api.ServiceEntry {
+		list := []*api.ServiceEntry{}
+		for _, key := range keys {
+			node, id, _ := strings.Cut(key, " ")
+			list = append(list, &api.ServiceEntry{Node: &api.Node{Node: node}, Service: &api.AgentService{ID: id}})
+		}
+		return list
+	}
 	tests := []struct {
 		old, new any
 		lacks    int
@@ -173,6 +194,7 @@ func TestGuardOfOtherData(t *testing.T) {
 	}{
 		{[]*dependency.CatalogSnippet{{Name: "a"}, {Name: "c"}}, []*dependency.CatalogSnippet{{Name: "b"}}, 2, "a b c"},
 		{[]*dependency.Node{{Node: "a"}}, []*dependency.Node{{Node: "b"}}, 1, "a b"},
+		{entries("n1 a", "n1 b", "n2 a"), entries("n1 b", "n1 c"), 2, "n1 a, n1 b, n1 c, n2 a"},
 		{pairs("x/a", "x/b"), pairs("x/b", "x/c"), 1, "x/a x/b x/c"},
 		{[]string{"dc1"}, []string{}, 1, "[dc1]"},
 		{[]string{"dc1", "dc2"}, []string{"dc1"}, 0, "[dc1]"},
@@ -189,6 +211,12 @@ func TestGuardOfOtherData(t *testing.T) {
 		}
 		var got string
 		switch list := all.(type) {
+		case []*api.ServiceEntry:
+			var all []string
+			for _, e := range list {
+				all = append(all, e.Node.Node+" "+e.Service.ID)
+			}
+			got = strings.Join(all, ", ")
 		case []*dependency.CatalogSnippet:
 			got = named(list, func(s *dependency.CatalogSnippet) string { return s.Name })
 		case []*dependency.Node:
@@ -214,4 +242,45 @@ func named[T any](list []T, key func(T) string) string {
 		all = append(all, key(e))
 	}
 	return strings.Join(all, " ")
+}
+
+// A limit for what may vanish only ever keeps more: whatever Consul answers, what is trusted without a limit is trusted
+// with one. And when the catalog has been at rest for the grace, and nothing is hidden, both are what Consul lists.
+func TestLimitNeverMakesItWorse(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		const grace = 30 * time.Second
+		limited := Policy{Grace: grace, VanishLimit: rapid.IntRange(1, 99).Draw(t, "limit")}
+		free := Policy{Grace: grace, VanishLimit: 100}
+		var with, without state
+		now, index := time.Unix(0, 0), uint64(10)
+		take := func(a answer, failed bool, after time.Duration) {
+			now = now.Add(after)
+			with, without = limited.next(with, a, failed, now), free.next(without, a, failed, now)
+		}
+		var last string
+		for range rapid.IntRange(1, 15).Draw(t, "answers") {
+			var list []string
+			for _, id := range []string{"a", "b", "c", "d"} {
+				if rapid.Bool().Draw(t, id) {
+					list = append(list, id)
+				}
+			}
+			last = strings.Join(list, " ")
+			index += uint64(rapid.IntRange(-2, 3).Draw(t, "step"))
+			take(answer{data: instances(last), index: index, filtered: rapid.IntRange(0, 3).Draw(t, "filtered") == 0},
+				rapid.IntRange(0, 3).Draw(t, "failed") == 0, time.Duration(rapid.IntRange(0, 20).Draw(t, "seconds"))*time.Second)
+			got := strings.Fields(ids(with.trusted))
+			for _, id := range strings.Fields(ids(without.trusted)) {
+				if !slices.Contains(got, id) {
+					t.Fatalf("%v is trusted with the limit, and not %s", got, id)
+				}
+			}
+		}
+		for range 3 {
+			take(answer{data: instances(last), index: index + 1}, false, grace+time.Second)
+		}
+		if a, b := ids(with.trusted), ids(without.trusted); a != last || b != last {
+			t.Fatalf("in the end %q is trusted with the limit and %q without, want %q", a, b, last)
+		}
+	})
 }

@@ -146,6 +146,13 @@ func (s *lease) asks(u *url.URL) {
 	s.scope = scope{q.Get("dc"), q.Get("ns"), q.Get("partition"), q.Get("peer"), q.Get("sameness-group")}
 }
 
+// asked returns what the watch's queries ask for.
+func (s *lease) asked() queried {
+	s.of.mu.Lock()
+	defer s.of.mu.Unlock()
+	return queried{s.path, s.scope}
+}
+
 // answered notes a query's index, and when its answer was a change.
 func (s *lease) answered(index uint64, changed bool) {
 	s.index.Store(index)

@@ -32,15 +32,15 @@ const few = 16
 
 // run tells the watches without a lease of changes until ctx is done. They share one blocking query for each list. When one
 // of these returns, run asks for each watch's index, without the instances, and wakes the watches whose index has moved.
-func (l *limiter) run(ctx context.Context, client *api.Client) {
+func (l *limiter) run(ctx context.Context, client *api.Client, again *anew) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	lookAtFew := make(chan struct{}, 1)
-	running.Go(func() { often(ctx, lookAtFew, func() { wakeChanged(ctx, client, l.shared(few)) }) })
+	running.Go(func() { often(ctx, lookAtFew, func() { wakeChanged(ctx, client, again, l.shared(few)) }) })
 	watched := map[scope]bool{}
 	often(ctx, l.look, func() {
 		all := l.shared(math.MaxInt)
-		wakeChanged(ctx, client, all)
+		wakeChanged(ctx, client, again, all)
 		for _, s := range all {
 			if watched[s.scope] {
 				continue
@@ -51,7 +51,7 @@ func (l *limiter) run(ctx context.Context, client *api.Client) {
 			l.mu.Unlock()
 			for _, list := range lists {
 				running.Go(func() {
-					watchList(ctx, client, list, s.scope, func() { notify(lookAtFew); notify(l.look) })
+					watchList(ctx, client, again, list, s.scope, func() { notify(lookAtFew); notify(l.look) })
 				})
 			}
 		}
@@ -90,14 +90,14 @@ func (l *limiter) shared(most int) (all []*lease) {
 }
 
 // wakeChanged wakes the watches whose index has moved.
-func wakeChanged(ctx context.Context, client *api.Client, all []*lease) {
+func wakeChanged(ctx context.Context, client *api.Client, again *anew, all []*lease) {
 	var g errgroup.Group
 	g.SetLimit(spare / 2)
 	for _, s := range all {
 		g.Go(func() error {
 			query := s.scope.options()
 			query.Filter = `Service.ID == ""` // only the index is needed
-			if index, err := indexOf(ctx, client, s.path, query); err != nil || index != s.index.Load() {
+			if index, err := indexOf(ctx, client, again, s.path, query); err != nil || index != s.index.Load() {
 				notify(s.wake) // after an error, too: the watch reports it
 			}
 			return nil
@@ -107,13 +107,13 @@ func wakeChanged(ctx context.Context, client *api.Client, all []*lease) {
 }
 
 // watchList calls changed whenever a list may have changed, until ctx is done.
-func watchList(ctx context.Context, client *api.Client, list string, in scope, changed func()) {
+func watchList(ctx context.Context, client *api.Client, again *anew, list string, in scope, changed func()) {
 	pause := newPause()
 	query := in.options()
 	query.WaitTime = time.Minute
 	for {
 		began := time.Now()
-		index, err := indexOf(ctx, client, list, query)
+		index, err := indexOf(ctx, client, again, list, query)
 		wait := spuriousPause - time.Since(began)
 		switch {
 		case err != nil:
@@ -131,8 +131,8 @@ func watchList(ctx context.Context, client *api.Client, list string, in scope, c
 }
 
 // indexOf asks a query for the index of its answer.
-func indexOf(ctx context.Context, client *api.Client, path string, query api.QueryOptions) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, longest(query.WaitTime)+answerTime)
+func indexOf(ctx context.Context, client *api.Client, again *anew, path string, query api.QueryOptions) (uint64, error) {
+	ctx, cancel := again.context(ctx, longest(query.WaitTime)+answerTime)
 	defer cancel()
 	meta, err := client.Raw().Query(path, new(json.RawMessage), query.WithContext(ctx))
 	if err != nil {

@@ -3,6 +3,8 @@ package catalog
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -25,6 +27,9 @@ type Update struct {
 	Data  any
 	Err   error // the query failed
 	Well  bool  // the first query that worked, or the first after an error
+
+	LeftOut      []string // why things of the answer are not in Data, sorted
+	LeftOutOther bool     // not the same as before
 }
 
 // Options say how a watch asks, and where it reports.
@@ -59,8 +64,7 @@ func NewWatch(d dependency.Dependency, o Options) *Watch {
 		w.clients, w.options.Policy = o.Library, Policy{VanishLimit: 100}
 		return w
 	}
-	_, shares := d.(*dependency.HealthServiceQuery)
-	w.lease = o.Consul.limiter.newLease(shares)
+	w.lease = o.Consul.limiter.newLease(ofService(d))
 	w.transport = &transport{base: o.Consul.transport, lease: w.lease}
 	return w
 }
@@ -78,10 +82,12 @@ func (w *Watch) Stop() {
 func (w *Watch) Run() {
 	if w.lease != nil {
 		defer w.lease.release()
+		defer func() { w.options.Consul.nodes.forget(w.lease.asked()) }()
 	}
 	var (
 		now          state
 		failed, well bool
+		leftOut      []string
 		pause        = newPause()
 	)
 	for {
@@ -93,6 +99,11 @@ func (w *Watch) Run() {
 		switch {
 		case w.ctx.Err() != nil:
 			return
+		case err == errAnew: // with the same index: nothing says that what is there is no good
+			if !sleep(w.ctx, rand.N(anewWithin)) {
+				return
+			}
+			continue
 		case err != nil:
 			failed = true
 			if !w.report(Update{Err: err}) || !sleep(w.ctx, pause.NextBackOff()) {
@@ -102,14 +113,23 @@ func (w *Watch) Run() {
 		}
 		pause.Reset()
 		before := now
+		a.left = w.left(now, a)
 		now = w.options.Policy.next(now, a, failed, time.Now())
-		changed := now.differs(before)
-		if !changed {
-			now.trusted = before.trusted
+		if w.lease != nil {
+			w.options.Consul.nodes.note(w.lease.asked(), now.trusted)
 		}
-		if !w.report(Update{New: changed, Data: now.trusted, Well: failed || !well}) {
+		changed := now.differs(before)
+		if !changed { // one copy is enough
+			now.trusted = before.trusted
+			if now.vanished == nil {
+				now.believed = before.trusted
+			}
+		}
+		u := Update{New: changed, Data: now.trusted, Well: failed || !well, LeftOut: a.leftOut, LeftOutOther: !slices.Equal(a.leftOut, leftOut)}
+		if !w.report(u) {
 			return
 		}
+		leftOut = a.leftOut
 		failed, well = false, true
 		if w.options.Once && now.mode != unanswered {
 			<-w.ctx.Done()
@@ -132,7 +152,7 @@ func newPause() *backoff.ExponentialBackOff {
 
 // report sends an update if it is news; it returns false if the watch was stopped.
 func (w *Watch) report(u Update) bool {
-	if !u.New && !u.Well && u.Err == nil {
+	if !u.New && !u.Well && !u.LeftOutOther && u.Err == nil {
 		return w.ctx.Err() == nil
 	}
 	u.Watch = w
@@ -168,13 +188,13 @@ func (w *Watch) ask(now state, failed bool) (answer, error) {
 		// While there is no leader, any server's word is better than none.
 		opts.AllowStale = now.mode == unanswered
 	}
-	if _, ok := w.Dependency.(*dependency.HealthServiceQuery); ok {
+	if ofService(w.Dependency) {
 		// Keeps an agent from answering out of its streaming cache, which learns of a change 75 ms late.
 		opts.Near = "_agent"
 	}
 	if opts.WaitIndex > 0 {
 		most := 10 * lookEvery
-		if now.mode == keeping {
+		if opts.WaitTime < w.options.Wait {
 			most = opts.WaitTime
 		}
 		if !w.lease.await(w.ctx, most) {
@@ -185,10 +205,13 @@ func (w *Watch) ask(now state, failed bool) (answer, error) {
 	if opts.WaitIndex > 0 {
 		limit += longest(opts.WaitTime)
 	}
-	ctx, cancel := context.WithTimeout(w.ctx, limit)
+	ctx, cancel := w.options.Consul.anew.context(w.ctx, limit)
 	defer cancel()
 	w.transport.ctx, w.transport.filtered = ctx, false
 	a, err := w.fetch(opts)
+	if err != nil && isAnew(ctx) {
+		return answer{}, errAnew
+	}
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("%s: no answer in %s", w.Key, limit)
 	}
@@ -204,6 +227,8 @@ func (w *Watch) fetch(opts dependency.QueryOptions) (answer, error) {
 	a := answer{data: unshared(data), none: data == nil && meta.BlockOnNil}
 	if w.transport != nil {
 		a.index = meta.LastIndex
+		a.data, a.leftOut = clean(a.data)
+		slices.Sort(a.leftOut)
 	} else {
 		w.next = meta.LastIndex // of Nomad's state; elsewhere it is the time
 	}

@@ -26,6 +26,7 @@ type fragment struct {
 	good       *execution // the last good one, whose text is used; nil = none so far
 	failure    string     // why the last execution failed; "" = it did not
 	cause      string     // the same in the library's words, with the fragment's own line numbers
+	stale      bool       // the last execution failed, and nothing worked in its place: good lacks what it was for
 	generation int        // counts the changes that an outer text may have to follow
 
 	// Of the last execution and, if that has ended early, of the good one:
@@ -44,6 +45,18 @@ type execution struct {
 	calls   map[*fragment]int
 	leftOut map[string]bool   // the reasons of functions that left something out
 	files   map[string]string // made by asFile
+
+	read    map[string]*datum // of a good one: what used held then
+	held    map[string]*datum // what of it is older than the newest, which does not work
+	refused map[string]*datum // the newest of these
+	brain   *template.Brain   // with what is held, while it runs; nil = the set's
+}
+
+func newExecution(f *fragment, outer *execution) *execution {
+	return &execution{
+		of: f, outer: outer, used: map[string]dependency.Dependency{}, calls: map[*fragment]int{},
+		leftOut: map[string]bool{}, files: map[string]string{},
+	}
 }
 
 // uses adds the dependencies that the library knows of.
@@ -56,9 +69,15 @@ func (x *execution) uses(result *template.ExecuteResult) {
 	}
 }
 
-// fail takes in the error of an execution.
-func (f *fragment) fail(err error) {
-	f.missing = nil
+// fail takes in the error of an execution, and what works in its place; nil = nothing but the last good one.
+func (f *fragment) fail(err error, instead *execution) {
+	f.missing, f.stale = nil, instead == nil
+	if instead != nil {
+		if instead.text != f.good.text {
+			f.generation++
+		}
+		f.good = instead
+	}
 	if f.failure != err.Error() {
 		f.failure = err.Error()
 		f.generation++
@@ -70,7 +89,7 @@ func (f *fragment) finish(x *execution) {
 	if (len(x.missing) == 0) != (len(f.missing) == 0) || f.failure != "" {
 		f.generation++
 	}
-	f.missing, f.failure = x.missing, ""
+	f.missing, f.failure, f.stale = x.missing, "", false
 	if len(x.missing) > 0 {
 		return
 	}

@@ -12,6 +12,10 @@ import (
 	texttemplate "text/template"
 
 	"github.com/hashicorp/consul-template/config"
+	"github.com/hashicorp/consul-template/dependency"
+	"github.com/hashicorp/consul/api"
+
+	"berth/templater/catalog"
 )
 
 // The functions that every template has beside consul-template's.
@@ -19,6 +23,7 @@ const (
 	funcPartial   = "partial"
 	funcAsFile    = "asFile"
 	funcDirectory = "directory"
+	funcInstances = "instances"
 	// Internal: the argument of a partial, and the end of an execution.
 	funcArgument = "berthArgument"
 	funcStop     = "berthStop"
@@ -27,13 +32,13 @@ const (
 // functions returns berth's own template functions, some of which replace one of consul-template's.
 func (v *version) functions() texttemplate.FuncMap {
 	funcs := texttemplate.FuncMap{
-		funcPartial: v.partial, funcAsFile: v.asFile, funcDirectory: v.directory,
+		funcPartial: v.partial, funcAsFile: v.asFile, funcDirectory: v.directory, funcInstances: v.instances,
 		funcArgument: func() any { return v.running.of.arg },
 		funcStop:     func() (string, error) { return "", errStop },
 	}
 	maps.Copy(funcs, denied(&v.set.opts))
-	if v.set.opts.Funcs != nil {
-		maps.Copy(funcs, v.set.opts.Funcs(func(reason string) { v.running.leftOut[reason] = true }))
+	if v.Funcs != nil {
+		maps.Copy(funcs, v.Funcs(func(reason string) { v.running.leftOut[reason] = true }, v.instances))
 	}
 	return funcs
 }
@@ -126,12 +131,34 @@ func (v *version) directory(path string) (Directory, error) {
 	if !filepath.IsAbs(path) {
 		return Directory{}, fmt.Errorf("directory: %q is not an absolute path", path)
 	}
-	q := newDirectoryQuery(path)
-	v.running.used[q.String()] = q
-	data, ok := v.set.brain.Recall(q)
+	data, ok := v.recall(newDirectoryQuery(path))
 	if !ok {
-		v.running.missing = append(v.running.missing, q.String())
 		return Directory{Path: path}, nil
 	}
 	return data.(Directory), nil
+}
+
+// instances is the template function: it returns the instances of a service in every state of health.
+func (v *version) instances(service string) []*api.ServiceEntry {
+	if service == "" {
+		return nil // as consul-template's functions do
+	}
+	d, err := catalog.NewInstances(service)
+	if err != nil { // anybody can register a name
+		v.running.leftOut[err.Error()] = true
+		return nil
+	}
+	list, _ := v.recall(d)
+	instances, _ := list.([]*api.ServiceEntry)
+	return instances
+}
+
+// recall returns the data of a dependency, and notes that it is used.
+func (v *version) recall(d dependency.Dependency) (data any, ok bool) {
+	key := d.String()
+	v.running.used[key] = d
+	if data, ok = v.brain().Recall(d); !ok {
+		v.running.missing = append(v.running.missing, key)
+	}
+	return data, ok
 }

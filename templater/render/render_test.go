@@ -4,13 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	texttemplate "text/template"
 	"time"
 
 	"github.com/hashicorp/consul-template/dependency"
+	"pgregory.net/rapid"
 )
 
 // bench is a template with data of its own, without a Consul.
@@ -20,10 +23,10 @@ type bench struct {
 	executed []string // "main", or name and argument of a partial
 }
 
-func newBench(t *testing.T, text string, funcs func(func(string)) texttemplate.FuncMap) *bench {
+func newBench(t *testing.T, text string, funcs func(func(string), Ask) texttemplate.FuncMap) *bench {
 	t.Helper()
 	b := &bench{t: t}
-	opts := Options{Funcs: funcs, Log: slog.New(slog.DiscardHandler), Executed: func(partial string, arg any, _ time.Duration, _ error) {
+	opts := Options{Log: slog.New(slog.DiscardHandler), Executed: func(partial string, arg any, _ time.Duration, _ error) {
 		name := "main"
 		if partial != "" {
 			name = fmt.Sprint(partial, " ", arg)
@@ -31,7 +34,7 @@ func newBench(t *testing.T, text string, funcs func(func(string)) texttemplate.F
 		b.executed = append(b.executed, name)
 	}}
 	var err error
-	if b.Set, err = NewSet([]Spec{{Name: "out", Source: "out.ctmpl", FilePrefix: "/etc/x.", Text: text}}, opts); err != nil {
+	if b.Set, err = NewSet([]Spec{{Name: "out", Source: "out.ctmpl", FilePrefix: "/etc/x.", Text: text, Funcs: funcs}}, opts); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -192,7 +195,7 @@ func TestDefinesOfAPartial(t *testing.T) {
 }
 
 // low fails on a high port.
-func low(func(string)) texttemplate.FuncMap {
+func low(func(string), Ask) texttemplate.FuncMap {
 	return texttemplate.FuncMap{"low": func(port int) (int, error) {
 		if port > 9 {
 			return 0, errors.New("too high")
@@ -333,10 +336,10 @@ func TestWhatFailsIsExecutedForWhatChanged(t *testing.T) {
 	if slices.Sort(b.executed); b.main().text() != "13 23 6" || !slices.Equal(b.executed, []string{"main", "ports a", "ports b"}) {
 		t.Errorf("text %q, executed %q", b.main().text(), b.executed)
 	}
-	b.service("b", 4) // it fails because of c now
-	b.wants("13 23 6", "ports b", "main")
+	b.service("b", 4) // it fails because of c now, whose last good value is used
+	b.wants("13 43 6", "ports b", "main")
 	b.service("main", 7)
-	b.wants("13 23 7", "main")
+	b.wants("13 43 7", "main")
 	b.service("c", 5)
 	b.update()
 	if want := "15 45 7"; b.main().text() != want {
@@ -348,7 +351,7 @@ func TestWhatFailsIsExecutedForWhatChanged(t *testing.T) {
 func TestErrorIsLocatedOnce(t *testing.T) {
 	calls := 0
 	b := newBench(t, `{{ define "p" }}{{ range service . }}
-{{ bad .Port }}{{ end }}{{ end }}{{ partial "p" "a" }}`, func(func(string)) texttemplate.FuncMap {
+{{ bad .Port }}{{ end }}{{ end }}{{ partial "p" "a" }}`, func(func(string), Ask) texttemplate.FuncMap {
 		return texttemplate.FuncMap{"bad": func(port int) (int, error) { calls++; return 0, errors.New("no good") }}
 	})
 	const failure = `partial "p" of a: out.ctmpl:2:3: executing "p" at <bad .Port>: error calling bad: no good`
@@ -362,7 +365,7 @@ func TestErrorIsLocatedOnce(t *testing.T) {
 
 // What a failing template would use is watched, though it is not there yet.
 func TestWhatAFailingTemplateUses(t *testing.T) {
-	b := newBench(t, `{{ (index (service "a") 0).Port }} {{ keyOrDefault "k" "none" }} {{ fail "x" }}`, func(func(string)) texttemplate.FuncMap {
+	b := newBench(t, `{{ (index (service "a") 0).Port }} {{ keyOrDefault "k" "none" }} {{ fail "x" }}`, func(func(string), Ask) texttemplate.FuncMap {
 		return texttemplate.FuncMap{"fail": func(string) (string, error) { return "", errors.New("always") }}
 	})
 	used := func(want ...string) {
@@ -413,6 +416,206 @@ func TestTraceReturnsTheSame(t *testing.T) {
 			want = b.main().text()
 		} else if b.main().text() != want || want == "" {
 			t.Errorf("%q, want %q", b.main().text(), want)
+		}
+	}
+}
+
+// What the newest value of a dependency breaks is rendered with the last good one, and with the newest of all else.
+func TestBrokenDatumKeepsItsLastGoodValue(t *testing.T) {
+	const redirects, limits = "kv.block(lb/redirects)", "kv.block(lb/limits)"
+	b := newBench(t, `{{ range service "a" }}{{ low .Port }} {{ end }}{{ range service "b" }}{{ .Port }} {{ end -}}
+{{ with key "lb/redirects" | parseJSON }}{{ .to }}{{ end }} {{ with key "lb/limits" | parseJSON }}{{ .max }}{{ end }}`, low)
+	set := func(path, value string) {
+		t.Helper()
+		q, err := dependency.NewKVGetQuery(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.EnableBlocking()
+		b.Remember(q, value)
+	}
+	held := func(want ...string) {
+		t.Helper()
+		f := b.main()
+		if (f.failure != "") != (len(want) > 0) {
+			t.Errorf("failure %q", f.failure)
+		}
+		if got := slices.Sorted(maps.Keys(f.good.held)); !slices.Equal(got, want) {
+			t.Errorf("held %q, want %q", got, want)
+		}
+		why, _ := b.Status()
+		if len(want) > 0 && !strings.Contains(why, "keeping the last good value of "+strings.Join(want, ", ")+": out.ctmpl:") || len(want) == 0 && why != "" {
+			t.Errorf("status %q", why)
+		}
+	}
+	b.service("a", 1)
+	b.service("b", 2)
+	set("lb/redirects", `{"to": "x"}`)
+	set("lb/limits", `{"max": 7}`)
+	b.update()
+	b.Publish(func(Published) {})
+	b.wants("1 2 x 7")
+
+	set("lb/redirects", `{"to": "y"`)
+	b.wants("1 2 x 7", "main")
+	held(redirects)
+	b.service("a", 3)
+	b.wants("3 2 x 7", "main")
+	b.service("a", 3, 4)
+	b.service("b")
+	b.wants("3 4 x 7", "main")
+	held(redirects)
+	set("lb/limits", `{`)
+	b.service("b", 5)
+	b.wants("3 4 5 x 7", "main")
+	held(limits, redirects)
+	b.service("a", 11)
+	b.service("b", 6)
+	b.wants("3 4 6 x 7", "main")
+	held("health.service(a|passing)", limits, redirects)
+	set("lb/redirects", `{"to": "z"}`)
+	b.wants("3 4 6 z 7", "main")
+	held("health.service(a|passing)", limits)
+	b.service("a", 8)
+	set("lb/limits", `{"max": 9}`)
+	b.wants("8 6 z 9", "main")
+	held()
+}
+
+// A change that is rendered while a key is broken is as old as itself, not as the key's: how long it takes to go live is measured.
+func TestSinceIsOfWhatIsInTheText(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, `{{ range service "a" }}{{ low .Port }} {{ end }}{{ range service "b" }}{{ .Port }} {{ end }}`, low)
+		publish := func() (since time.Time) {
+			b.update()
+			b.Publish(func(p Published) { since = p.Since })
+			return since
+		}
+		b.service("a", 1)
+		b.service("b", 2)
+		publish()
+		b.service("a", 11)
+		publish()
+		time.Sleep(time.Hour)
+		b.service("b", 3)
+		if since := publish(); time.Since(since) != 0 {
+			t.Errorf("the change is %s old", time.Since(since))
+		}
+		time.Sleep(time.Hour)
+		b.service("a", 4)
+		if since := publish(); time.Since(since) != 0 {
+			t.Errorf("the change that mends it is %s old", time.Since(since))
+		}
+	})
+}
+
+// A partial that goes on with old data is as much a reason not to be ready as a template. One that has never worked is left out.
+func TestFailingPartialIsInTheStatus(t *testing.T) {
+	b := newBench(t, `{{ define "p" }}{{ range service . }}{{ low .Port }} {{ end }}{{ end }}{{ range services }}{{ partial "p" .Name }}{{ end }}`, low)
+	b.services("a", "b")
+	b.service("a", 1)
+	b.service("b", 12)
+	b.update()
+	b.Publish(func(Published) {})
+	if why, waits := b.Status(); why != "" || waits {
+		t.Errorf("%q", why)
+	}
+	b.service("a", 11)
+	b.update()
+	if why, waits := b.Status(); !strings.HasPrefix(why, `A partial fails, keeping the last good value of health.service(a|passing): partial "p" of a: out.ctmpl:1:`) || waits {
+		t.Errorf("%q", why)
+	}
+	b.service("a", 2)
+	b.update()
+	if why, _ := b.Status(); why != "" {
+		t.Errorf("%q", why)
+	}
+}
+
+// However many change at once, and however many of these are broken: the text is that of the broken ones as they were and
+// the others as they are.
+func TestBrokenDataProperties(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		var text strings.Builder
+		const services = 12
+		for n := range services {
+			fmt.Fprintf(&text, `{{ range service "s%d" }}{{ low .Port }} {{ end }}`, n)
+		}
+		b := newBench(t, text.String(), low)
+		want := make([]int, services)
+		for n := range services {
+			b.service(fmt.Sprint("s", n), 1)
+			want[n] = 1
+		}
+		b.update()
+		for range rapid.IntRange(1, 5).Draw(rt, "rounds") {
+			for n := range services {
+				switch rapid.IntRange(0, 2).Draw(rt, "change") {
+				case 1:
+					want[n] = rapid.IntRange(1, 9).Draw(rt, "port")
+					b.service(fmt.Sprint("s", n), want[n])
+				case 2:
+					b.service(fmt.Sprint("s", n), rapid.IntRange(10, 19).Draw(rt, "bad"))
+				}
+			}
+			b.update()
+			expected := strings.Trim(fmt.Sprint(want), "[]") + " "
+			if b.main().text() != expected {
+				rt.Fatalf("%q, want %q", b.main().text(), expected)
+			}
+		}
+	})
+}
+
+// Data that does not come holds up nothing that does not need it, once there was a text.
+func TestLateDataHoldsUpNothing(t *testing.T) {
+	for _, text := range []string{
+		`{{ range services }}{{ range service .Name }}{{ .Port }} {{ end }}{{ end }}`,
+		`{{ define "p" }}{{ range service . }}{{ .Port }} {{ end }}{{ end }}{{ range services }}{{ partial "p" .Name }}{{ end }}`,
+	} {
+		b := newBench(t, text, nil)
+		q, err := dependency.NewHealthServiceQuery("x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.services("a", "x")
+		b.service("a", 1)
+		b.update()
+		if b.Late(q, errors.New("no path to it")); b.update() {
+			t.Error("a first text without some of the data")
+		}
+		b.service("x")
+		b.update()
+		b.wants("1 ")
+		b.Publish(func(Published) {})
+		b.Forget(q)
+		b.services("a")
+		b.wants("1 ", "main")
+		b.services("a", "x")
+		b.update()
+		b.service("a", 2)
+		if b.update() {
+			t.Error("it is not waited for")
+		}
+		if !b.Late(q, errors.New("no path to it")) {
+			t.Error("nothing is to be rendered")
+		}
+		b.update()
+		if got := b.main().text(); got != "2 " || !b.main().complete() {
+			t.Errorf("%q", got)
+		}
+		b.service("a", 3)
+		b.update()
+		if got := b.main().text(); got != "3 " {
+			t.Errorf("%q", got)
+		}
+		if why, _ := b.Status(); !strings.Contains(why+strings.Join(slices.Collect(maps.Keys(b.LeftOut())), ""), "no data of health.service(x|passing): no path to it") {
+			t.Errorf("%q, left out %v", why, b.LeftOut())
+		}
+		b.service("x", 4)
+		b.update()
+		if got := b.main().text(); got != "3 4 " || b.Failing() != 0 {
+			t.Errorf("%q", got)
 		}
 	}
 }

@@ -2,6 +2,7 @@
 package render
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,9 +19,9 @@ import (
 
 // Spec describes one template.
 //
-// It has three functions beside consul-template's: partial NAME ARG returns the text of a {{ define }} for an argument,
+// It has four functions beside consul-template's: partial NAME ARG returns the text of a {{ define }} for an argument,
 // cached until one of its inputs changes; asFile NAME TEXT returns the path of a file with that text; directory PATH
-// returns a directory's file names.
+// returns a directory's file names; instances NAME returns a service's instances in every state of health.
 type Spec struct {
 	Name        string // unique
 	Source      string // what errors call it: a file path, or "the built-in template"
@@ -28,7 +29,15 @@ type Spec struct {
 	File        string // holds the template, and is read again whenever it changes
 	Destination string // where the text goes: pkiCert looks there for a certificate that is still good
 	FilePrefix  string // begins the paths of asFile; "" = there is no such function
+
+	// Funcs returns extra functions for this template. They call report with one line for everything they set aside, and
+	// why, and instances for those of a service. Called once per version; may be nil.
+	Funcs func(report func(string), instances Ask) texttemplate.FuncMap
 }
+
+// Ask returns the instances of a service in every state of health, which are then watched; none if they are not known yet:
+// what asked is executed again when they are. Nobody may change what it returns.
+type Ask = func(service string) []*api.ServiceEntry
 
 // Published is the newest good text of one template.
 type Published struct {
@@ -43,9 +52,6 @@ type Options struct {
 	Consul   *api.Config    // for the functions that return its settings
 	Library  *config.Config // consul-template's own, finalized, for Vault and Nomad; nil = neither
 	Programs bool           // the functions plugin and writeToFile are allowed
-	// Funcs returns extra template functions. They call report with one line for
-	// everything they set aside, and why. Called once per version; may be nil.
-	Funcs func(report func(string)) texttemplate.FuncMap
 	// Executed is called after each execution of a template, or of a partial of that name for an argument. May be nil.
 	Executed func(partial string, arg any, took time.Duration, err error)
 	Log      *slog.Logger
@@ -55,6 +61,8 @@ type Options struct {
 type Set struct {
 	opts      Options
 	brain     *template.Brain
+	data      map[string]*datum // the same as in the brain
+	late      map[string]error  // why there is no data of a dependency, if it will not come soon
 	templates []*tmpl
 	usesOther bool // for Update
 }
@@ -64,7 +72,7 @@ func NewSet(specs []Spec, opts Options) (*Set, error) {
 	if len(specs) == 0 {
 		return nil, errors.New("there is no template to render")
 	}
-	s := &Set{opts: opts, brain: template.NewBrain(), usesOther: true}
+	s := &Set{opts: opts, brain: template.NewBrain(), data: map[string]*datum{}, late: map[string]error{}, usesOther: true}
 	for _, spec := range specs {
 		t, err := newTmpl(spec, s)
 		if err != nil {
@@ -82,15 +90,50 @@ func NewSet(specs []Spec, opts Options) (*Set, error) {
 
 // Remember stores the data of a dependency, and marks the fragments that use it for execution.
 func (s *Set) Remember(d dependency.Dependency, data any) {
+	key := d.String()
 	s.brain.Remember(d, data)
+	s.data[key] = &datum{data}
+	delete(s.late, key)
 	now := time.Now()
 	for v := range s.versions {
-		v.mark(d.String(), now)
+		v.mark(key, now)
 	}
 }
 
+// Late says that there is no data of a dependency for now, and why: what is rendered goes on without. It says whether there
+// is anything to render.
+func (s *Set) Late(d dependency.Dependency, why error) bool {
+	key := d.String()
+	before := s.late[key]
+	s.late[key] = why
+	if s.data[key] != nil || sameError(why, before) {
+		return false
+	}
+	for v := range s.versions {
+		v.mark(key, time.Now())
+	}
+	return true
+}
+
 // Forget drops the data of a dependency that is used no more.
-func (s *Set) Forget(d dependency.Dependency) { s.brain.Forget(d) }
+func (s *Set) Forget(d dependency.Dependency) {
+	key := d.String()
+	s.brain.Forget(d)
+	delete(s.data, key)
+	delete(s.late, key)
+}
+
+// Failing counts the templates and partials that fail.
+func (s *Set) Failing() (n int) {
+	for _, t := range s.templates {
+		for f := range t.current.fragments {
+			if f.failure != "" {
+				n++
+			}
+		}
+	}
+	return n
+}
 
 // Outdated marks everything for execution.
 func (s *Set) Outdated() {
@@ -198,9 +241,57 @@ func (s *Set) Status() (why string, waits bool) {
 			return "A changed template is not used: " + t.broken.Error(), false
 		case t.next != nil:
 			why, waits = "A changed template is not used yet", true
+		case why != "":
+		case main.failure != "":
+			why = "A template fails, " + main.consequence() + ": " + main.failure
+		default:
+			if f := t.current.failingPartial(); f != nil {
+				why = "A partial fails, " + f.consequence() + ": " + f.failure
+			}
 		}
 	}
 	return why, waits
+}
+
+// Behind returns an error if a template fails, so that its text is not of the newest data or of its newest version, and says
+// whether one waits for data. Other than for Status, a partial that fails is an error even if the text goes on without it.
+func (s *Set) Behind() (waits bool, err error) {
+	for _, t := range s.templates {
+		failure := t.current.failure()
+		switch {
+		case t.broken != nil:
+			err = cmp.Or(err, fmt.Errorf("the changed template is not used: %w", t.broken))
+		case t.next != nil:
+			waits = true
+		case failure != "":
+			err = cmp.Or(err, errors.New(failure))
+		case !t.current.main.complete():
+			waits = true
+		}
+	}
+	return waits, err
+}
+
+// failure returns why the template or one of its partials fails; "" = none does.
+func (v *version) failure() string {
+	first := v.main.failure
+	for _, f := range v.partials {
+		if v.main.failure == "" && f.failure != "" && (first == "" || f.failure < first) {
+			first = f.failure
+		}
+	}
+	return first
+}
+
+// failingPartial returns a partial whose text is not of the newest data, the first by its failure; nil = there is none. One
+// that has never worked is not counted: it is left out, as a bad label is.
+func (v *version) failingPartial() (first *fragment) {
+	for _, f := range v.partials {
+		if f.failure != "" && f.good != nil && (first == nil || f.failure < first.failure) {
+			first = f
+		}
+	}
+	return first
 }
 
 // versions yields all versions of all templates.
@@ -222,14 +313,7 @@ func (s *Set) executed(v *version, f *fragment, failedBefore string, took time.D
 	}
 	switch {
 	case err != nil && f.failure != failedBefore:
-		consequence := "keeping the last good text"
-		if f.good == nil {
-			consequence = "nothing is published until it works"
-			if f.name != "" {
-				consequence = "left out"
-			}
-		}
-		s.opts.Log.Error("template failed, "+consequence, "template", v.Source, "err", err)
+		s.opts.Log.Error("template failed, "+f.consequence(), "template", v.Source, "err", err)
 	case err == nil && failedBefore != "" && len(f.missing) == 0:
 		s.opts.Log.Info("template works again", "template", v.Source, "was", failedBefore)
 	}

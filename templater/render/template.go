@@ -102,7 +102,7 @@ func (t *tmpl) publish() bool {
 		return false
 	}
 	since := t.current.since
-	if main.failure == "" {
+	if !main.stale {
 		t.current.since = time.Time{}
 	}
 	if t.published != nil && t.published.Text == main.text() {

@@ -62,7 +62,15 @@ func (v *version) compile(text string, funcs texttemplate.FuncMap) *template.Tem
 
 // run executes a text with the data that the brain holds.
 func (v *version) run(compiled *template.Template) (*template.ExecuteResult, error) {
-	return compiled.Execute(&template.ExecuteInput{Brain: v.set.brain, Env: v.env, Config: v.set.opts.Library})
+	return compiled.Execute(&template.ExecuteInput{Brain: v.brain(), Env: v.env, Config: v.set.opts.Library})
+}
+
+// brain holds the data for what runs.
+func (v *version) brain() *template.Brain {
+	if v.running != nil && v.running.brain != nil {
+		return v.running.brain
+	}
+	return v.set.brain
 }
 
 // compiledPartial returns a {{ define }} to execute, with only the others that it may use: parsing costs more than all
@@ -137,15 +145,21 @@ func (v *version) refresh(f *fragment) {
 // execute renders f from the data that the brain holds. Its text stays while data is missing, and after an error.
 func (v *version) execute(f *fragment) {
 	start, failedBefore := time.Now(), f.failure
-	x := &execution{
-		of: f, outer: v.running, used: map[string]dependency.Dependency{}, calls: map[*fragment]int{},
-		leftOut: map[string]bool{}, files: map[string]string{},
-	}
+	x := newExecution(f, v.running)
 	v.running = x
 	defer func() { v.running, x.outer = x.outer, nil }()
 
 	f.dirty = false
 	err := v.attempt(x)
+	var instead *execution
+	if err != nil {
+		instead = v.hold(x)
+	} else if late := v.set.lateFor(x); late != nil {
+		// At the start all of it is waited for.
+		if instead = v.hold(x); instead != nil || f.name != "" && v.published != nil && v.current == v {
+			err = late
+		}
+	}
 	if err != nil || len(x.missing) > 0 {
 		// It may have ended early: the rest is needed again.
 		for c, generation := range f.calls {
@@ -156,12 +170,16 @@ func (v *version) execute(f *fragment) {
 		if f.good != nil {
 			maps.Copy(x.used, f.good.used)
 		}
+		if instead != nil {
+			maps.Copy(x.used, instead.used)
+			maps.Copy(x.calls, instead.calls)
+		}
 	}
 	v.callsOther = v.callsOther || len(f.calls) > 0
 	v.set.usesOther = v.set.usesOther || !maps.EqualFunc(x.used, f.used, func(_, _ dependency.Dependency) bool { return true })
 	f.calls, f.used = x.calls, x.used
 	if err != nil {
-		f.fail(err)
+		f.fail(err, instead)
 	} else {
 		f.finish(x)
 	}
@@ -180,6 +198,7 @@ func (v *version) attempt(x *execution) error {
 	if err == nil {
 		x.text, f.cause = string(result.Output), ""
 		x.uses(result)
+		x.read = v.set.readings(x)
 		return x.failedPartial()
 	}
 	cause := v.located(err)

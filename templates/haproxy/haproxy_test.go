@@ -4,11 +4,12 @@ import (
 	"fmt"
 	"testing"
 
+	"berth/templates/claim"
 	"berth/templates/route"
 )
 
 func TestServersAreNumberedForHashes(t *testing.T) {
-	web := &route.Service{Name: "web", Routes: []route.Route{{Path: "/"}}, Settings: route.Settings{Balance: "uri"}}
+	web := &route.Group{Service: "web", Name: "web", Routes: []claim.Route{{Path: "/"}}, Settings: claim.Settings{Balance: "uri"}}
 	for n := range 20 {
 		web.Servers = append(web.Servers, route.Server{Name: fmt.Sprint("web-", n), Address: fmt.Sprint("10.0.0.1:", 80+n)})
 	}

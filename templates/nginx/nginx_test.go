@@ -6,7 +6,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/consul/api"
 
+	"berth/templates/claim"
 	"berth/templates/route"
 )
 
@@ -16,20 +18,20 @@ func refuse(t *testing.T) func(string) {
 
 func TestRoutes(t *testing.T) {
 	var leftOut []string
-	capital := &route.Service{Name: "App", Settings: route.Settings{Strip: true, Sticky: true}}
-	small, deeper := &route.Service{Name: "app"}, &route.Service{Name: "deep"}
+	capital := &route.Group{Service: "App", Name: "App", Settings: claim.Settings{Strip: true, Sticky: true}}
+	small, deeper := &route.Group{Service: "app", Name: "app"}, &route.Group{Service: "deep", Name: "deep"}
 	deep := "/" + strings.Repeat("d/", 16)
 	claims := []route.Claim{
-		{Route: route.Route{Host: "a.com", Path: "/X/"}, Service: capital},
-		{Route: route.Route{Path: "/"}, Service: capital},
-		{Route: route.Route{Host: "a.com", Path: "/x/"}, Service: small},
-		{Route: route.Route{Host: "b.com", Path: "/x/"}, Service: small},
-		{Route: route.Route{Host: "*.a.com", Path: "/x/y/"}, Service: small},
-		{Route: route.Route{Path: deep}, Service: deeper},
-		{Route: route.Route{Path: deep + "d/"}, Service: deeper},
+		{Route: claim.Route{Host: "a.com", Path: "/X/"}, Group: capital},
+		{Route: claim.Route{Path: "/"}, Group: capital},
+		{Route: claim.Route{Host: "a.com", Path: "/x/"}, Group: small},
+		{Route: claim.Route{Host: "b.com", Path: "/x/"}, Group: small},
+		{Route: claim.Route{Host: "*.a.com", Path: "/x/y/"}, Group: small},
+		{Route: claim.Route{Path: deep}, Group: deeper},
+		{Route: claim.Route{Path: deep + "d/"}, Group: deeper},
 	}
 	got := NewRoutes(claims, func(reason string) { leftOut = append(leftOut, reason) })
-	app := UpstreamName("App")
+	app := UpstreamName(capital)
 	want := []RouteMap{
 		{"host_1", "$host", "$berth_path_1", []RouteEntry{
 			{"a.com/x/", app + " strip,sticky /X/ app - /x/"},
@@ -58,7 +60,7 @@ func TestRoutes(t *testing.T) {
 func TestUpstreamNamesAreUnique(t *testing.T) {
 	seen := map[string]string{}
 	for _, service := range []string{"app", "App", "aPP", "APP", "app2", "berth", "BERTH", "a_b-c"} {
-		name := UpstreamName(service)
+		name := UpstreamName(&route.Group{Service: service, Name: service})
 		if other, there := seen[strings.ToLower(name)]; there || strings.Contains(service, strings.ToLower(service)) && name != service {
 			t.Errorf("%s: %s, as that of %s", service, name, other)
 		}
@@ -99,9 +101,9 @@ func TestUpstreams(t *testing.T) {
 		}
 		var leftOut []string
 		report := func(reason string) { leftOut = append(leftOut, reason) }
-		instance := &route.Instance{ID: "a", Address: "10.0.0.1", Port: 80, Status: "passing", ServiceMeta: meta}
-		s := route.New("App", []*route.Instance{instance}, route.Ports{{First: 5432, Last: 5432}}, report)
-		u := NewUpstreams(s, tt.lua, report)
+		instance := &route.Instance{Service: &api.AgentService{ID: "a", Address: "10.0.0.1", Port: 80, Meta: meta, Weights: api.AgentWeights{Passing: 1}}}
+		groups := route.New("App", []*route.Instance{instance}, route.Ports{{First: 5432, Last: 5432}}, route.NewLedger(0), report)
+		u := NewUpstreams(groups[0], tt.lua, report)
 		http, tcp := u.HTTP, u.TCP
 		if http.Method != tt.http || tcp.Method != tt.tcp || http.Lua != tt.call || tcp.Lua != "" {
 			t.Errorf("%v: %q %q, TCP %q %q", tt.labels, http.Method, http.Lua, tcp.Method, tcp.Lua)
@@ -116,7 +118,7 @@ func TestUpstreams(t *testing.T) {
 }
 
 func TestZoneHasRoomForAllServers(t *testing.T) {
-	s := route.Service{Routes: []route.Route{{Path: "/"}}, Settings: route.Settings{MaxConn: 1}}
+	s := route.Group{Routes: []claim.Route{{Path: "/"}}, Settings: claim.Settings{MaxConn: 1}}
 	for _, tt := range []struct{ servers, kilobytes int }{{0, 128}, {63, 128}, {64, 256}, {1000, 2048}} {
 		s.Servers = make([]route.Server, tt.servers)
 		if u := NewUpstreams(&s, false, refuse(t)); u.HTTP.Zone != tt.kilobytes {

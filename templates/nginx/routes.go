@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"berth/templates/claim"
 	"berth/templates/route"
 )
 
@@ -47,14 +48,14 @@ func NewRoutes(claims []route.Claim, report func(string)) Routes {
 	for _, c := range claims {
 		l := level{c.Rank(), depth(c.Route)}
 		if l.depth > mostSegments {
-			report(fmt.Sprintf("service %q: the path of its route %.100s has more than %d segments, which is too many for nginx; set a shorter SERVICE_ROUTE_PATH", c.Service.Name, c.Route, mostSegments))
+			report(fmt.Sprintf("service %q: the path of its route %.100s has more than %d segments, which is too many for nginx; set a shorter SERVICE_ROUTE_PATH", c.Group.Service, c.Route, mostSegments))
 			continue
 		}
 		key := c.Host + strings.ToLower(c.Path)
-		found := UpstreamName(c.Service.Name) + " " + flags(c.Service) + " " + c.Path
+		found := UpstreamName(c.Group) + " " + flags(c.Group) + " " + c.Path
 		if n, there := index[key]; there {
 			if len(entries[l][n].Routes)+len(found) >= longestValue {
-				report(fmt.Sprintf("service %q: for nginx, too many routes differ from its route %.100s only in the case of letters; set another SERVICE_ROUTE_PATH", c.Service.Name, c.Route))
+				report(fmt.Sprintf("service %q: for nginx, too many routes differ from its route %.100s only in the case of letters; set another SERVICE_ROUTE_PATH", c.Group.Service, c.Route))
 				continue
 			}
 			entries[l][n].Routes += " " + found
@@ -89,15 +90,15 @@ func NewRoutes(claims []route.Claim, report func(string)) Routes {
 }
 
 // depth returns the number of segments in a route's path.
-func depth(r route.Route) int { return strings.Count(r.Path, "/") - 1 }
+func depth(r claim.Route) int { return strings.Count(r.Path, "/") - 1 }
 
 // flags returns how requests for a service are changed or answered, separated by commas; "-" = not at all.
-func flags(s *route.Service) string {
+func flags(g *route.Group) string {
 	var all []string
 	for _, f := range []struct {
 		set  bool
 		name string
-	}{{s.Strip, "strip"}, {s.Redirect, "redirect"}, {s.Sticky, "sticky"}} {
+	}{{g.Strip, "strip"}, {g.Redirect, "redirect"}, {g.Sticky, "sticky"}} {
 		if f.set {
 			all = append(all, f.name)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"berth/templates/claim"
 	"berth/templates/route"
 )
 
@@ -19,42 +20,47 @@ type Upstream struct {
 	Lua     string // the function of balancer.lua that chooses one instead; "" = none
 }
 
-// Upstreams are the upstreams of a service.
+// Upstreams are the upstreams of a group.
 type Upstreams struct {
-	HTTP *Upstream // for requests, nil if the service has no route for them
-	TCP  *Upstream // for connections to the service's ports, nil if it has none
+	HTTP *Upstream // for requests, nil if the group has no route for them
+	TCP  *Upstream // for connections to the group's ports, nil if it has none
 }
 
-// NewUpstreams returns a service's upstreams, and reports the settings that nginx cannot follow. With lua, the balancer in
+// NewUpstreams returns a group's upstreams, and reports the settings that nginx cannot follow. With lua, the balancer in
 // Lua chooses servers where it can.
-func NewUpstreams(s *route.Service, lua bool, report func(string)) Upstreams {
+func NewUpstreams(g *route.Group, lua bool, report func(string)) Upstreams {
 	for _, lacking := range []struct {
 		asked bool
 		why   string
 	}{
-		{s.Balance == "first", "nginx has no balance first, so roundrobin is used; set another SERVICE_ROUTE_BALANCE"},
-		{s.Check != "", "nginx does not check servers, so its route_check has no effect; set SERVICE_CHECK_HTTP, by which Consul takes out what is ill"},
-		{s.SlowStart != 0, "nginx gives a server its full share at once, so its route_slowstart has no effect; unset SERVICE_ROUTE_SLOWSTART"},
+		{g.Balance == "first", "nginx has no balance first, so roundrobin is used; set another SERVICE_ROUTE_BALANCE"},
+		{g.Check != "", "nginx does not check servers, so its route_check has no effect; set SERVICE_CHECK_HTTP, by which Consul takes out what is ill"},
+		{g.SlowStart != 0, "nginx gives a server its full share at once, so its route_slowstart has no effect; unset SERVICE_ROUTE_SLOWSTART"},
 	} {
 		if lacking.asked {
-			report(fmt.Sprintf("service %q: %s", s.Name, lacking.why))
+			report(fmt.Sprintf("service %q: %s", g.Service, lacking.why))
 		}
 	}
 	var u Upstreams
-	if len(s.Routes) > 0 {
-		u.HTTP = newUpstream(s, UpstreamName(s.Name), s.Settings)
-		if lua && s.MaxConn == 0 && u.HTTP.Method != leastConn {
-			u.HTTP.Method, u.HTTP.Lua = "", luaCall(u.HTTP.Name, s.Settings)
+	if len(g.Routes) > 0 {
+		u.HTTP = newUpstream(g, UpstreamName(g), g.Settings)
+		if lua && g.MaxConn == 0 && u.HTTP.Method != leastConn {
+			u.HTTP.Method, u.HTTP.Lua = "", luaCall(u.HTTP.Name, g.Settings)
 		}
 	}
-	if len(s.Ports) > 0 {
-		u.TCP = newUpstream(s, UpstreamName(s.Name)+".tcp", s.ForTCP())
+	if len(g.Ports) > 0 {
+		u.TCP = newUpstream(g, UpstreamName(g)+".tcp", g.ForTCP())
 	}
 	return u
 }
 
-func newUpstream(s *route.Service, name string, settings route.Settings) *Upstream {
-	u := &Upstream{Name: name, Servers: s.Servers, MaxConn: s.MaxConn, Method: method(settings)}
+func newUpstream(g *route.Group, name string, settings claim.Settings) *Upstream {
+	u := &Upstream{Name: name, MaxConn: g.MaxConn, Method: method(settings)}
+	for _, server := range g.Servers {
+		if !server.Drained { // nginx has no weight 0
+			u.Servers = append(u.Servers, server)
+		}
+	}
 	if u.MaxConn > 0 {
 		// Without it each worker would count for itself. A server takes less than a kilobyte.
 		u.Zone = (len(u.Servers)/64 + 1) * 128
@@ -62,20 +68,20 @@ func newUpstream(s *route.Service, name string, settings route.Settings) *Upstre
 	return u
 }
 
-// UpstreamName returns the name of a service's upstream. nginx takes App and app for the same name, so one with capitals gets
-// a suffix after a dot, which no service name has.
-func UpstreamName(service string) string {
-	if strings.ToLower(service) == service {
-		return service
+// UpstreamName returns the name of a group's upstream. nginx takes App and app for the same name, so one with capitals gets a
+// suffix after a dot, if it has none.
+func UpstreamName(g *route.Group) string {
+	if strings.ToLower(g.Name) == g.Name || g.Name != g.Service {
+		return g.Name
 	}
-	sum := sha256.Sum256([]byte(service))
-	return fmt.Sprintf("%s.%x", service, sum[:4])
+	sum := sha256.Sum256([]byte(g.Name))
+	return fmt.Sprintf("%s.%x", g.Name, sum[:4])
 }
 
 const leastConn = "least_conn"
 
 // method returns the directive that chooses servers.
-func method(s route.Settings) string {
+func method(s claim.Settings) string {
 	switch key := hashKey(s); {
 	case key != "":
 		return "hash $" + key + " consistent"
@@ -88,7 +94,7 @@ func method(s route.Settings) string {
 }
 
 // luaCall returns the call of balancer.lua that chooses a server of an upstream.
-func luaCall(upstream string, s route.Settings) string {
+func luaCall(upstream string, s claim.Settings) string {
 	switch key := hashKey(s); {
 	case key != "":
 		return fmt.Sprintf("balance(%q, ngx.var.%s)", upstream, key)
@@ -99,7 +105,7 @@ func luaCall(upstream string, s route.Settings) string {
 }
 
 // hashKey returns the variable by whose hash a server is chosen, "" if there is none.
-func hashKey(s route.Settings) string {
+func hashKey(s claim.Settings) string {
 	switch header := s.BalanceHeader(); {
 	case s.Sticky:
 		return "berth_sticky"

@@ -1,244 +1,191 @@
 // Package route turns the labels of services into routes, ports, settings and servers, the same for every proxy, and says
-// which service has which route and port.
+// which instances serve which route.
 package route
 
 import (
 	"cmp"
 	"fmt"
-	"maps"
-	"regexp"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
-	"github.com/hashicorp/consul-template/dependency"
+	"github.com/hashicorp/consul/api"
+
+	"berth/templates/claim"
 )
 
-// Instance is an instance of a service, as consul-template hands it to a template.
-type Instance = dependency.HealthService
+// Instance is an instance of a service, as Consul describes it.
+type Instance = api.ServiceEntry
 
-// The Meta keys of an instance that say how its service is served. Each is the label SERVICE_<key>, in lower case.
+// The Meta keys of an instance that are labels.
 const (
-	keyPrefix = "route_"
-
-	KeyHost = "route_host" // host names, separated by commas
-	KeyPath = "route_path" // a path prefix
-	KeyPort = "route_port" // a TCP port
-
-	KeyStrip     = "route_strip"     // remove the path prefix
-	KeyRedirect  = "route_redirect"  // https
-	KeyBalance   = "route_balance"   // an algorithm
-	KeySticky    = "route_sticky"    // a client stays with its server
-	KeyCheck     = "route_check"     // a path that healthy servers answer
-	KeyMaxConn   = "route_maxconn"   // connections or requests that a server takes at once
-	KeySlowStart = "route_slowstart" // time in which a server that is back gets its full share
-	KeyFallback  = "route_fallback"  // a service that serves while this one has no instance
+	KeyHost      = claim.KeyHost
+	KeyPath      = claim.KeyPath
+	KeyPort      = claim.KeyPort
+	KeyStrip     = claim.KeyStrip
+	KeyRedirect  = claim.KeyRedirect
+	KeyBalance   = claim.KeyBalance
+	KeySticky    = claim.KeySticky
+	KeyCheck     = claim.KeyCheck
+	KeyMaxConn   = claim.KeyMaxConn
+	KeySlowStart = claim.KeySlowStart
+	KeyFallback  = claim.KeyFallback
+	KeyTo        = claim.KeyTo
 )
 
-// keys lists the known keys.
-var keys = []string{KeyHost, KeyPath, KeyPort,
-	KeyStrip, KeyRedirect, KeyBalance, KeySticky, KeyCheck, KeyMaxConn, KeySlowStart, KeyFallback}
+// The tags of the instances of a service that has a leader.
+const (
+	tagLeader   = "leader"
+	tagFollower = "follower"
+)
 
-// label returns the label of a container that sets a key.
-func label(key string) string { return "SERVICE_" + strings.ToUpper(key) }
+// instance is an instance that was read.
+type instance struct {
+	*claim.Claim // one for all instances that say the same
+	id, node     string
+	address      string // ip:port
+	name         string // of its server; "" = it cannot be one
+	problem      string // why it cannot, though it is well
+	status       string // of its own checks, in Consul's words
+	weights      api.AgentWeights
+	drained      bool // gets no new requests
+	started      time.Time
+	created      uint64 // the index in Consul at which it was registered
+	meta         map[string]string
+	leads        bool // it is the service's leader
+}
 
 // reader reads the instances of a service.
 type reader struct {
 	service   string
-	instances []*Instance // in order
+	instances []*instance // in order
+	hasRoles  bool        // one has a tag that says whether it leads
 	report    func(string)
-	effective []string // the keys of the settings that are not the default
 }
 
-// newReader sorts the instances and leaves out UDP and SCTP.
-func newReader(service string, instances []*Instance, report func(string)) *reader {
-	list := slices.DeleteFunc(slices.Clone(instances), func(i *Instance) bool {
-		return slices.Contains(i.Tags, "udp") || slices.Contains(i.Tags, "sctp")
-	})
-	slices.SortFunc(list, func(a, b *Instance) int {
-		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Node, b.Node),
-			cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
-	})
-	return &reader{service: service, instances: list, report: report}
-}
-
-func (r *reader) leaveOut(i *Instance, why string) {
-	r.report(fmt.Sprintf("service %q, instance %.100q: %s", r.service, i.ID, why))
-}
-
-// each calls use once for each combination of values of one or two keys, with the first instance that has it, unless all
-// values are empty. Replicas share their labels, and a mistake in them is reported once.
-func (r *reader) each(keys []string, use func(i *Instance, values [2]string)) {
-	seen := map[[2]string]bool{}
-	for _, i := range r.instances {
-		var values [2]string
-		for n, key := range keys {
-			values[n] = i.ServiceMeta[key]
+// newReader reads the instances of a service that are not for UDP or SCTP. It reports nothing twice.
+func newReader(service string, entries []*Instance, report func(string)) *reader {
+	reported := map[string]bool{}
+	r := &reader{service: service, instances: make([]*instance, 0, len(entries)), report: func(reason string) {
+		if !reported[reason] {
+			reported[reason] = true
+			report(reason)
 		}
-		if values != ([2]string{}) && !seen[values] {
-			seen[values] = true
-			use(i, values)
+	}}
+	list := slices.DeleteFunc(slices.Clone(entries), func(e *Instance) bool {
+		return e == nil || e.Service == nil || slices.Contains(e.Service.Tags, "udp") || slices.Contains(e.Service.Tags, "sctp")
+	})
+	all := make([]instance, len(list))
+	leader := leaderOf(list)
+	for n, e := range list {
+		s, i := e.Service, &all[n]
+		*i = instance{
+			id: s.ID, weights: s.Weights, created: s.CreateIndex, meta: s.Meta,
+			status:  ownStatus(e.Checks),
+			drained: s.Meta[claim.KeyWeight] == "0",
+			leads:   e == leader,
+		}
+		r.hasRoles = r.hasRoles || i.leads || slices.Contains(s.Tags, tagFollower)
+		if i.weights == (api.AgentWeights{}) { // it was registered without any
+			i.weights = api.AgentWeights{Passing: 1, Warning: 1}
+		}
+		if started := s.Meta[claim.KeyStarted]; started != "" {
+			i.started, _ = time.Parse(time.RFC3339, started)
+		}
+		host := s.Address
+		if e.Node != nil {
+			i.node, host = e.Node.Node, cmp.Or(host, e.Node.Address)
+		}
+		i.address, i.problem = addressOf(host, s.Port)
+		r.instances = append(r.instances, i)
+	}
+	slices.SortFunc(r.instances, func(a, b *instance) int {
+		return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.node, b.node), cmp.Compare(a.address, b.address), cmp.Compare(a.problem, b.problem))
+	})
+	nameServers(r.instances)
+	return r
+}
+
+// leaderOf returns the instance that leads a service, nil if none does. When the lead changes, the old leader may keep its tag
+// until its own agent has replaced it. Then the instance whose registration changed last leads, whatever its health: two must
+// never get requests at once, and one that has lost the lead must not get it back because the new leader is ill.
+func leaderOf(entries []*Instance) (leader *Instance) {
+	for _, e := range entries {
+		if slices.Contains(e.Service.Tags, tagLeader) && (leader == nil || compareLeaders(e, leader) < 0) {
+			leader = e
 		}
 	}
+	return leader
 }
 
-// setting returns the value of a key for the service as a whole: the first instance with a valid value decides. parse
-// returns zero for an invalid value, and problem says why that is invalid; "" = every value is valid.
-func setting[T comparable](r *reader, key, problem string, parse func(string) T) T {
-	var value, zero T
-	var first *Instance
-	r.each([]string{key}, func(i *Instance, values [2]string) {
-		v := parse(strings.TrimSpace(values[0]))
-		switch {
-		case v == zero && problem != "":
-			r.leaveOut(i, fmt.Sprintf("its %s %.100q %s; set %s", key, values[0], problem, label(key)))
-		case first == nil:
-			value, first = v, i
-		case v != value:
-			r.leaveOut(i, fmt.Sprintf("its %s %.100q does not count, as instance %.100q says %.100q; set the same %s for all",
-				key, values[0], first.ID, first.ServiceMeta[key], label(key)))
+func compareLeaders(a, b *Instance) int {
+	node := func(e *Instance) string {
+		if e.Node == nil {
+			return ""
 		}
-	})
-	if value != zero {
-		r.effective = append(r.effective, key)
+		return e.Node.Node
 	}
-	return value
+	return cmp.Or(
+		cmp.Compare(b.Service.ModifyIndex, a.Service.ModifyIndex),
+		cmp.Compare(b.Service.CreateIndex, a.Service.CreateIndex),
+		cmp.Compare(a.Service.ID, b.Service.ID),
+		cmp.Compare(node(a), node(b)),
+	)
 }
 
-// ports returns the TCP ports that the instances ask for, each once, in order.
-func (r *reader) ports(allowed Ports) []int {
-	var all []int
-	r.each([]string{KeyPort}, func(i *Instance, values [2]string) {
-		port := parsePort(strings.TrimSpace(values[0]))
-		problem, remedy := "", "set another "+label(KeyPort)
-		switch {
-		case port == 0:
-			problem = "is not a port between 1 and 65535"
-		case port == 8080 || port == 8443 || port == 8404:
-			problem = "is a port of the proxy's own"
-		case len(allowed) == 0:
-			problem, remedy = "is not allowed, as no ports are", fmt.Sprintf("give the templater --tcp-ports %d", port)
-		case !allowed.contain(port):
-			problem = fmt.Sprintf("is not one of the ports that may be asked for (%s)", allowed)
-			remedy += fmt.Sprintf(", or give the templater --tcp-ports %s,%d", allowed, port)
-		default:
-			all = append(all, port)
-			return
-		}
-		r.leaveOut(i, fmt.Sprintf("its %s %.100q %s; %s", KeyPort, values[0], problem, remedy))
+// ownStatus returns what the checks of the instance itself say, in Consul's words. Those of its node are another matter: a
+// node whose agent is cut off has failed by Consul's word, while all its instances may go on. The proxy's own checks find the
+// node that is really dead. Maintenance is somebody's word, also that of the node.
+func ownStatus(checks api.HealthChecks) string {
+	own := slices.DeleteFunc(slices.Clone(checks), func(c *api.HealthCheck) bool {
+		return c == nil || c.ServiceID == "" && c.CheckID != api.NodeMaint
 	})
-	slices.Sort(all)
-	return slices.Compact(all)
+	return own.AggregatedStatus()
 }
 
-// reportUnknown reports unknown keys, which are often misspelt.
-func (r *reader) reportUnknown() {
+func (r *reader) leaveOut(i *instance, why string) {
+	r.report(fmt.Sprintf("service %q, instance %.100q: %s", r.service, i.id, why))
+}
+
+// parse reads what the instances ask for, and reports each problem once: replicas share their labels, and a mistake in them.
+// What they share is read once.
+func (r *reader) parse(allowed Ports) {
 	seen := map[string]bool{}
+	var distinct []*instance
 	for _, i := range r.instances {
-		for _, key := range slices.Sorted(maps.Keys(i.ServiceMeta)) {
-			if strings.HasPrefix(key, keyPrefix) && !slices.Contains(keys, key) && !seen[key] {
-				seen[key] = true
-				r.leaveOut(i, fmt.Sprintf("its %.100q is no label that means anything here; remove it, or spell it as the documentation does", key))
+		if n := slices.IndexFunc(distinct, func(d *instance) bool { return claim.Same(d.meta, i.meta) }); n >= 0 {
+			i.Claim = distinct[n].Claim
+			continue
+		}
+		i.Claim = r.claim(i.meta, allowed)
+		if len(distinct) < mostDistinct {
+			distinct = append(distinct, i)
+		}
+		for _, problem := range i.Problems {
+			if !seen[problem] {
+				seen[problem] = true
+				r.leaveOut(i, problem)
 			}
 		}
 	}
 }
 
-// Settings say how a service as a whole is served.
-type Settings struct {
-	Strip, Redirect, Sticky bool
-	Balance, Check          string // "" = not said
-	MaxConn                 int    // 0 = not said
-	SlowStart               time.Duration
-	Fallback                string // name of a service; "" = none
-}
+// mostDistinct bounds the claims that an instance's is compared with: beyond it, reading costs less.
+const mostDistinct = 4
 
-var (
-	// parseBalance accepts the algorithms that let servers come and go at run time.
-	parseBalance = regexp.MustCompile(`^(roundrobin|leastconn|random|first|source|uri|hdr\([A-Za-z0-9-]{1,64}\))$`).FindString
-	parseCheck   = regexp.MustCompile(`^/[A-Za-z0-9_.~%+:@=/?&,;-]{0,511}$`).FindString
-)
-
-func (r *reader) settings() Settings {
-	return Settings{
-		Strip:    setting(r, KeyStrip, "", isYes),
-		Redirect: setting(r, KeyRedirect, "is not https", func(s string) bool { return strings.ToLower(s) == "https" }),
-		Sticky:   setting(r, KeySticky, "", isYes),
-		Balance: setting(r, KeyBalance, "is none of roundrobin, leastconn, random, first, source, uri and hdr(<name>)",
-			parseBalance),
-		Check:     setting(r, KeyCheck, "is not a path like /health", parseCheck),
-		MaxConn:   setting(r, KeyMaxConn, "is not a number between 1 and 1000000", parseMaxConn),
-		SlowStart: setting(r, KeySlowStart, "is not a duration between 1s and 1h", parseSlowStart),
-		Fallback:  setting(r, KeyFallback, "is not the name of another service", r.parseFallback),
-	}
-}
-
-// isYes takes everything but a clear no for yes, as the registrar does.
-func isYes(s string) bool {
-	return !slices.Contains([]string{"", "false", "0", "no"}, strings.ToLower(s))
-}
-
-func parseMaxConn(s string) int {
-	n, err := strconv.Atoi(s)
-	if err != nil || n < 1 || n > 1_000_000 {
-		return 0
-	}
-	return n
-}
-
-// parseSlowStart rounds to whole seconds, in which HAProxy counts.
-func parseSlowStart(s string) time.Duration {
-	d, err := time.ParseDuration(s)
-	if err != nil || d < time.Second || d > time.Hour {
-		return 0
-	}
-	return d.Round(time.Second)
-}
-
-// parseFallback accepts the name of any other service, even of one without a route.
-func (r *reader) parseFallback(s string) string {
-	if !IsServiceName(s) || s == r.service {
-		return ""
-	}
-	return s
-}
-
-// reportIneffective reports the settings that need another label to have an effect.
-func (r *reader) reportIneffective(s *Service) {
-	if len(s.Routes) > 0 {
-		return
-	}
-	asked := slices.ContainsFunc(r.instances, func(i *Instance) bool {
-		return i.ServiceMeta[KeyHost]+i.ServiceMeta[KeyPath]+i.ServiceMeta[KeyPort] != ""
-	})
-	for _, key := range r.effective {
-		switch {
-		case !asked:
-			r.report(fmt.Sprintf("service %q: it has a %s but no route; set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT", s.Name, key))
-		case len(s.Ports) > 0 && (key == KeyStrip || key == KeyRedirect || key == KeySticky || key == KeyBalance && s.needsHTTP()):
-			r.report(fmt.Sprintf("service %q: its %s is for HTTP, and it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", s.Name, key))
+// claim reads what metadata asks for, without what this service may not have.
+func (r *reader) claim(meta map[string]string, allowed Ports) *claim.Claim {
+	c := claim.Parse(meta)
+	c.Routes = slices.DeleteFunc(c.Routes, func(route claim.Route) bool {
+		problem := allowed.problem(route.Port)
+		if problem != "" {
+			c.Problems = append(c.Problems, problem)
 		}
+		return problem != ""
+	})
+	if c.Settings.Fallback == r.service {
+		c.Settings.Fallback = ""
+		c.Says = slices.DeleteFunc(c.Says, func(key string) bool { return key == KeyFallback })
+		c.Problems = append(c.Problems, fmt.Sprintf("its %s %.100q is not the name of another service; set %s", KeyFallback, r.service, claim.Label(KeyFallback)))
 	}
-}
-
-// ForTCP returns the settings for connections, where there are no requests to look at.
-func (s Settings) ForTCP() Settings {
-	s.Strip, s.Redirect, s.Sticky = false, false, false
-	if s.needsHTTP() {
-		s.Balance = ""
-	}
-	return s
-}
-
-// IsHash says whether the algorithm sends equal requests to the same server.
-func (s Settings) IsHash() bool { return s.Balance == "source" || s.needsHTTP() }
-
-// needsHTTP says whether the algorithm looks at requests.
-func (s Settings) needsHTTP() bool { return s.Balance == "uri" || s.BalanceHeader() != "" }
-
-// BalanceHeader returns the name of the header that the algorithm looks at, "" if it looks at none.
-func (s Settings) BalanceHeader() string {
-	_, header, _ := strings.Cut(strings.TrimSuffix(s.Balance, ")"), "hdr(")
-	return header
+	return &c
 }

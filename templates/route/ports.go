@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"berth/templates/claim"
 )
 
 // Ports are ranges of TCP ports.
@@ -26,7 +28,7 @@ func ParsePorts(s string) (Ports, error) {
 		if !isRange {
 			last = first
 		}
-		r := PortRange{parsePort(first), parsePort(last)}
+		r := PortRange{claim.ParsePort(first), claim.ParsePort(last)}
 		if r.First == 0 || r.Last < r.First {
 			return nil, fmt.Errorf("%q is no port between 1 and 65535 and no range of ports like 6000-6999", part)
 		}
@@ -64,15 +66,27 @@ func (p Ports) Without(port int) Ports {
 	return rest
 }
 
-func (p Ports) contain(port int) bool {
+// Contain reports whether a port is one of them.
+func (p Ports) Contain(port int) bool {
 	return slices.ContainsFunc(p, func(r PortRange) bool { return r.First <= port && port <= r.Last })
 }
 
-// parsePort returns 0 if s is no port. It takes digits only, where Atoi takes a sign.
-func parsePort(s string) int {
-	n, err := strconv.ParseUint(s, 10, 16)
-	if err != nil || s[0] == '+' {
-		return 0
+// problem says why a port may not be asked for, "" if it may.
+func (p Ports) problem(port int) string {
+	if port == 0 { // requests
+		return ""
 	}
-	return int(n)
+	problem, remedy := "", "set another "+claim.Label(KeyPort)
+	switch {
+	case port == 8080 || port == 8443 || port == 8404:
+		problem = "is a port of the proxy's own"
+	case len(p) == 0:
+		problem, remedy = "is not allowed, as no ports are", fmt.Sprintf("give the templater --tcp-ports %d", port)
+	case !p.Contain(port):
+		problem = fmt.Sprintf("is not one of the ports that may be asked for (%s)", p)
+		remedy += fmt.Sprintf(", or give the templater --tcp-ports %s,%d", p, port)
+	default:
+		return ""
+	}
+	return fmt.Sprintf("its %s %q %s; %s", KeyPort, strconv.Itoa(port), problem, remedy)
 }

@@ -8,7 +8,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/hashicorp/consul-template/dependency"
+	"github.com/hashicorp/consul/api"
+
+	"berth/templates/claim"
 )
 
 // Server is one instance of a service. Every value may be written to a configuration as it is.
@@ -16,83 +18,106 @@ type Server struct {
 	Name    string // unique in its service
 	Address string // ip:port, [ip]:port for IPv6
 	Weight  int    // 2 to 256; 0 = the proxy's default, which is 1
+	Drained bool   // gets no new requests
 }
 
-// servers returns the instances that pass their checks and have a valid address.
-func (r *reader) servers() []Server {
-	var list []Server
-	names, taken := serverNames(r.instances), map[string]bool{}
-	for n, i := range r.instances {
-		if i.Status != dependency.HealthPassing {
-			continue
-		}
-		address, problem := addressOf(i)
-		if problem == "" && taken[names[n]] {
-			problem = "another instance has the same id on the same node; set SERVICE_ID"
-		}
-		if problem != "" {
-			r.leaveOut(i, problem)
-			continue
-		}
-		taken[names[n]] = true
-		weight := i.Weights.Passing
-		if weight < 0 || weight > 256 {
-			r.leaveOut(i, fmt.Sprintf("its weight %d is not between 1 and 256 and counts as 1; set SERVICE_WEIGHT", weight))
-			weight = 1
-		}
-		if weight == 1 {
-			weight = 0
-		}
-		list = append(list, Server{Name: names[n], Address: address, Weight: weight})
+// serving returns the members that serve, and their servers, by name. An instance with a warning serves with Consul's weight for
+// warnings. That may be 0: then it serves only while no other does.
+func (r *reader) serving(members []*instance) ([]*instance, []Server) {
+	usable := func(status string) []*instance {
+		return slices.DeleteFunc(slices.Clone(members), func(i *instance) bool { return i.status != status || i.name == "" })
 	}
-	slices.SortFunc(list, func(a, b Server) int { return cmp.Compare(a.Name, b.Name) })
-	return list
+	passing, warning := usable(api.HealthPassing), usable(api.HealthWarning)
+	all := passing
+	for _, i := range warning {
+		if len(passing) == 0 || i.weights.Warning > 0 {
+			all = append(all, i)
+		}
+	}
+	slices.SortFunc(all, func(a, b *instance) int { return cmp.Compare(a.name, b.name) })
+	servers := make([]Server, len(all))
+	for n, i := range all {
+		servers[n] = Server{Name: i.name, Address: i.address, Weight: r.weight(i), Drained: i.drained}
+	}
+	return all, servers
+}
+
+// weight returns the share of an instance in its state of health.
+func (r *reader) weight(i *instance) int {
+	weight := i.weights.Passing
+	if i.status == api.HealthWarning {
+		weight = max(i.weights.Warning, 1)
+	}
+	if weight < 0 || weight > 256 {
+		r.leaveOut(i, fmt.Sprintf("its weight %d is not between 0 and 256 and counts as 1; set SERVICE_WEIGHT", weight))
+	}
+	if weight < 2 || weight > 256 {
+		return 0
+	}
+	return weight
+}
+
+// takesRequests says whether a server takes new ones.
+func takesRequests(servers []Server) bool {
+	return slices.ContainsFunc(servers, func(s Server) bool { return !s.Drained })
 }
 
 // addressOf returns an instance's ip:port, or the problem with it. Names are refused because HAProxy does not resolve
 // them for servers that are added at run time, and 0.0.0.0 because to HAProxy it means the address that the client
 // connected to.
-func addressOf(i *Instance) (address, problem string) {
-	ip, err := netip.ParseAddr(i.Address)
+func addressOf(host string, port int) (address, problem string) {
+	ip, err := netip.ParseAddr(host)
 	switch {
 	case err != nil:
-		return "", fmt.Sprintf("its address %.100q is not an IP address; set SERVICE_ADDRESS to one", i.Address)
+		return "", fmt.Sprintf("its address %.100q is not an IP address; set SERVICE_ADDRESS to one", host)
 	case ip.Zone() != "":
-		return "", fmt.Sprintf("its address %.100q has a zone, which only its own host knows; set SERVICE_ADDRESS", i.Address)
+		return "", fmt.Sprintf("its address %.100q has a zone, which only its own host knows; set SERVICE_ADDRESS", host)
 	case ip.Unmap().IsUnspecified() || ip.Unmap().IsMulticast():
-		return "", fmt.Sprintf("its address %.100q is no server's; set SERVICE_ADDRESS", i.Address)
-	case i.Port < 1 || i.Port > 65535:
-		return "", fmt.Sprintf("its port %d is not between 1 and 65535; register the port it listens on", i.Port)
+		return "", fmt.Sprintf("its address %.100q is no server's; set SERVICE_ADDRESS", host)
+	case port < 1 || port > 65535:
+		return "", fmt.Sprintf("its port %d is not between 1 and 65535; register the port it listens on", port)
 	}
-	return netip.AddrPortFrom(ip.Unmap(), uint16(i.Port)).String(), ""
+	return netip.AddrPortFrom(ip.Unmap(), uint16(port)).String(), ""
 }
 
-// serverNames returns a name for every instance: its ID if that is unique and can name a server, else a name made from it.
-// An instance keeps its name, whatever the health of the others, as a new name costs a new server.
-func serverNames(instances []*Instance) []string {
+// nameServers gives every instance that can be a server the name of it: its ID if that is unique and can name a server, else
+// a name made from it. An instance keeps its name, whatever the health of the others, as a new name costs a new server.
+func nameServers(instances []*instance) {
 	count := map[string]int{}
 	for _, i := range instances {
-		count[i.ID]++
+		count[i.id]++
 	}
-	names := make([]string, len(instances))
-	for n, i := range instances {
-		names[n] = i.ID
-		if count[i.ID] > 1 || !isServerName(i.ID) {
-			names[n] = madeUpName(i)
+	taken := map[string]bool{}
+	for _, i := range instances {
+		name := i.id
+		if count[i.id] > 1 || !isServerName(i.id) {
+			name = madeUpName(i)
+		}
+		switch {
+		case i.problem != "":
+		case i.isWell() && taken[name]:
+			i.problem = "another instance has the same id on the same node; set SERVICE_ID"
+		default:
+			i.name = name
+			taken[name] = taken[name] || i.isWell()
 		}
 	}
-	return names
 }
 
-func madeUpName(i *Instance) string {
+// isWell says whether an instance serves by its state of health.
+func (i *instance) isWell() bool {
+	return i.status == api.HealthPassing || i.status == api.HealthWarning
+}
+
+func madeUpName(i *instance) string {
 	base := strings.Map(func(r rune) rune {
 		if isServerName(string(r)) {
 			return r
 		}
 		return '_'
-	}, i.ID)
-	sum := sha256.Sum256([]byte(i.Node + "\x00" + i.ID))
+	}, i.id)
+	sum := sha256.Sum256([]byte(i.node + "\x00" + i.id))
 	return fmt.Sprintf("%.180s-%x", base, sum[:4])
 }
 
-func isServerName(s string) bool { return consistsOf(s, "-_.:") }
+func isServerName(s string) bool { return claim.ConsistsOf(s, "-_.:") }

@@ -7,33 +7,73 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
+
+	"github.com/hashicorp/consul-template/dependency"
+
+	"berth/templates/claim"
 )
 
-// Fragments passes services from partials to the table. A partial is executed only when the instances of its service change,
-// and can return nothing but text. So it keeps the service here, and returns a key that changes whenever the service does.
+// Fragments passes groups from partials to the table. A partial is executed only when the instances of its service change,
+// and can return nothing but text. So it keeps the groups here, and returns keys that change whenever a group does.
 type Fragments struct {
 	byKey     map[string]*fragment
 	rendering int // counts
 	complete  int // the last rendering that came to its end
+	ledger    *Ledger
+	listed    []string             // the services in the catalog
+	unknown   map[string]bool      // services that were read, by name: true if no instance was found
+	departed  map[string]*fragment // of services that are gone, by the group's name
 }
 
-// fragment is a service with the text that a template has made of it.
+// NewFragments returns an empty set, whose tables use the ledger.
+func NewFragments(l *Ledger) *Fragments {
+	return &Fragments{byKey: map[string]*fragment{}, ledger: l, unknown: map[string]bool{}, departed: map[string]*fragment{}}
+}
+
+// Servable does what the func Servable does.
+func (k *Fragments) Servable(services []*dependency.CatalogSnippet, report func(string)) []string {
+	k.listed = Servable(services, report)
+	if len(k.unknown) > len(k.listed) {
+		maps.DeleteFunc(k.unknown, func(service string, _ bool) bool {
+			_, there := slices.BinarySearch(k.listed, service)
+			return !there
+		})
+	}
+	return k.listed
+}
+
+// New does what the func New does, with the names that the ledger knows.
+func (k *Fragments) New(service string, instances []*Instance, allowed Ports, report func(string)) []*Group {
+	k.unknown[service] = len(instances) == 0
+	return New(service, instances, allowed, k.ledger, report)
+}
+
+// knowsAll says whether the instances of all services have been read. An empty list of services may not have been read itself.
+func (k *Fragments) knowsAll() bool {
+	return len(k.listed) > 0 && !slices.ContainsFunc(k.listed, func(service string) bool {
+		unknown, read := k.unknown[service]
+		return unknown || !read
+	})
+}
+
+// fragment is a group with the text that a template has made of it.
 type fragment struct {
-	Service
+	Group
 	text, stream string // stream is the text for TCP, if the proxy needs that in another place
 	used         int    // the last rendering that made or used it
 }
 
-// Keep stores a service with its text and returns the key. The same service with the same text has the same key.
-func (k *Fragments) Keep(s *Service, text string, stream ...string) string {
-	f := &fragment{Service: *s, text: text, stream: strings.Join(stream, ""), used: k.rendering}
+// Keep stores a group with its text and returns the key. The same group with the same text has the same key.
+func (k *Fragments) Keep(g *Group, text string, stream ...string) string {
+	f := &fragment{Group: *g, text: text, stream: strings.Join(stream, ""), used: k.rendering}
 	f.Servers, f.report = nil, nil // they are in the text
-	sum := sha256.Sum256(fmt.Append(nil, s.Routes, s.Ports, s.Strip, s.Redirect, s.Sticky, len(text), text, f.stream))
-	key := fmt.Sprintf("%s-%x", s.Name, sum[:16])
-	if k.byKey == nil {
-		k.byKey = map[string]*fragment{}
-	}
+	sum := sha256.Sum256(fmt.Append(nil, g.Name, g.Routes, g.Ports, g.Settings, g.created, g.serves, g.departed, len(text), text, f.stream))
+	key := fmt.Sprintf("%s-%x", g.Service, sum[:16])
 	k.byKey[key] = f
+	if g.departed {
+		k.departed[g.Name] = f
+	}
 	return key
 }
 
@@ -43,92 +83,265 @@ func (k *Fragments) NewTable(tls bool, refused *Refused, report func(string)) *T
 	maps.DeleteFunc(k.byKey, func(_ string, f *fragment) bool { return f.used < k.complete })
 	k.rendering++
 	return &Table{
-		Claims: make([]Claim, 0, len(k.byKey)), fragments: k, tls: tls, refused: refused, report: report,
-		routes: make(map[Route]*Service, len(k.byKey)), ports: map[int]*Service{},
+		fragments: k, tls: tls, refused: refused, report: report,
+		assigned: make([]*fragment, 0, len(k.byKey)),
 	}
 }
 
-// Table says which service owns a route or a port. Every rendering makes a new one.
+// Table says which group has a route or a port. Every rendering makes a new one. Who gets what is decided when all groups have
+// been assigned, at the first call of another method.
 type Table struct {
-	Claims []Claim
-	Ports  []TCPPort // in order, without refused ports
-	Sticky bool      // a client of one of the services stays with its server
+	fragments *Fragments
+	tls       bool
+	refused   *Refused
+	report    func(string)
 
-	fragments      *Fragments
-	tls            bool
-	refused        *Refused
-	report         func(string)
-	routes         map[Route]*Service
-	ports          map[int]*Service
-	texts, streams []string
+	assigned  []*fragment
+	isSettled bool
+	lost      map[claim.Route]map[*Group]bool // the groups that ask for a route and do not get it
+	departed  []*Group
+	claims    []Claim
+	ports     []TCPPort
+	sticky    bool
+	isReady   bool // claims, ports and sticky are there
 }
 
-// Claim is a route that a service has.
+// Claim is a route of requests that a group has.
 type Claim struct {
-	Route
-	Service *Service
+	claim.Route
+	Group *Group
 }
 
-// TCPPort is a port on which connections are for one service.
+// TCPPort is a port on which connections are for one group.
 type TCPPort struct {
-	Port    int
-	Service string
+	Port  int
+	Group *Group
 }
 
-// Assign gives the service of a key each route and port that it asks for, unless a service before it has them. A service
-// without a route has no key, and gets nothing. Assign returns "", so that a template can call it.
-func (t *Table) Assign(key string) (string, error) {
-	if key == "" {
-		return "", nil
-	}
-	f := t.fragments.byKey[key]
-	if f == nil {
-		return "", fmt.Errorf("no service was kept under the key %.100q", key)
-	}
-	f.used = t.fragments.rendering
-	t.texts, t.streams = append(t.texts, f.text), append(t.streams, f.stream)
-	s := &f.Service
-	for _, r := range s.Routes {
-		if owner := t.routes[r]; owner != nil {
-			t.report(fmt.Sprintf("service %q: the route %s belongs to service %q; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", s.Name, r, owner.Name))
-			continue
+// Assign adds the groups of keys, which are separated by blanks. A service without a route has no key. Assign returns "", so
+// that a template can call it.
+func (t *Table) Assign(keys string) (string, error) {
+	for key := range strings.FieldsSeq(keys) {
+		f := t.fragments.byKey[key]
+		if f == nil {
+			return "", fmt.Errorf("no service was kept under the key %.100q", key)
 		}
-		t.routes[r] = s
-		t.Claims = append(t.Claims, Claim{r, s})
-	}
-	for _, p := range s.Ports {
-		t.addPort(p, s)
-	}
-	if len(s.Routes) > 0 {
-		t.Sticky = t.Sticky || s.Sticky
-		if s.Redirect && !t.tls {
-			t.report(fmt.Sprintf("service %q: its route_redirect is not followed, as there is no certificate for HTTPS; give berth one, or unset SERVICE_ROUTE_REDIRECT", s.Name))
-		}
+		f.used = t.fragments.rendering
+		t.assigned = append(t.assigned, f)
+		t.isReady = false
 	}
 	return "", nil
 }
 
-// addPort gives a port to the first service that asks for it. A refused port keeps its owner, so that it does not pass to
-// another service and back.
-func (t *Table) addPort(port int, s *Service) {
-	if owner := t.ports[port]; owner != nil {
-		t.report(fmt.Sprintf("service %q: the port %d belongs to service %q; set another SERVICE_ROUTE_PORT", s.Name, port, owner.Name))
+// Departed returns the groups of routes that are held for services that are gone, for the template to make texts of, and to
+// assign. Those whose texts were made in another rendering are assigned already.
+func (t *Table) Departed() []*Group {
+	t.settle()
+	return t.departed
+}
+
+// settle decides who of those that were assigned gets what.
+func (t *Table) settle() {
+	if t.isSettled {
 		return
 	}
-	t.ports[port] = s
+	t.isSettled = true
+	l, now := t.fragments.ledger, time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	counts := l.begin(t.fragments.knowsAll, now)
+
+	first := make(map[claim.Route]*Group, len(t.assigned))
+	contested := map[claim.Route][]*Group{}
+	each := func(do func(r claim.Route, g *Group)) {
+		for _, f := range t.assigned {
+			for _, r := range f.Routes {
+				do(r, &f.Group)
+			}
+			for _, p := range f.Ports {
+				do(claim.Route{Port: p}, &f.Group)
+			}
+		}
+	}
+	slices.SortFunc(t.assigned, compareFragments)
+	each(func(r claim.Route, g *Group) {
+		if one := first[r]; one == nil {
+			first[r] = g
+		} else if contested[r] == nil {
+			contested[r] = []*Group{one, g}
+		} else {
+			contested[r] = append(contested[r], g)
+		}
+	})
+	t.lost = map[claim.Route]map[*Group]bool{}
+	each(func(r claim.Route, g *Group) {
+		if first[r] != g {
+			return
+		}
+		askers := contested[r]
+		if h := l.held[r]; askers == nil && (h == nil || h.service == g.Service) { // as it is most of the time
+			if counts {
+				l.hold(r, g, now)
+			}
+			return
+		}
+		if askers == nil {
+			askers = []*Group{g}
+		}
+		winner, why := l.decide(r, askers, now)
+		if winner != nil && counts {
+			l.hold(r, winner, now)
+		}
+		for _, loser := range askers {
+			if loser != winner {
+				if t.lost[r] == nil {
+					t.lost[r] = map[*Group]bool{}
+				}
+				t.lost[r][loser] = true
+				t.reportLost(loser, r, winner, why)
+			}
+		}
+	})
+	if !counts {
+		return
+	}
+	t.departed = l.depart(now)
+	names := map[string]bool{}
+	if len(t.departed) > 0 {
+		for _, f := range t.assigned {
+			names[f.Name] = true
+		}
+	}
+	for _, g := range t.departed {
+		g.report = t.report
+		if names[g.Name] { // another group of its service has it
+			l.rename(g, freeName(g, names))
+		}
+		names[g.Name] = true
+	}
+	l.prune(t.assigned)
+	t.departed = t.fragments.assignDeparted(t, t.departed)
+	l.wake(now)
+}
+
+// assignDeparted assigns the groups that are as they were when a text was made of them, and returns the others. With a fallback,
+// whose instances come and go, a text is made each time.
+func (k *Fragments) assignDeparted(t *Table, groups []*Group) (others []*Group) {
+	still := make(map[string]*fragment, len(groups))
+	for _, g := range groups {
+		f := k.departed[g.Name]
+		if f == nil || g.Fallback != "" || f.Service != g.Service || f.Settings != g.Settings ||
+			!slices.Equal(f.Routes, g.Routes) || !slices.Equal(f.Ports, g.Ports) {
+			others = append(others, g)
+			continue
+		}
+		still[g.Name] = f
+		f.used = k.rendering
+		t.assigned = append(t.assigned, f)
+	}
+	k.departed = still
+	return others
+}
+
+// reportLost reports that a group does not get a route. winner is nil if the route is held for a service that is gone.
+func (t *Table) reportLost(g *Group, r claim.Route, winner *Group, why string) {
+	what, labels := "the route "+r.String(), "SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH"
+	if r.Port != 0 {
+		what, labels = "the "+r.String(), "SERVICE_ROUTE_PORT"
+	}
+	var owner, remedy string
+	if winner != nil {
+		owner, remedy = winner.Service, fmt.Sprintf("stop %q", winner.Service)
+	} else {
+		owner, remedy = t.fragments.ledger.held[r].service, fmt.Sprintf("have an instance of %q pass its checks", g.Service)
+	}
+	t.report(fmt.Sprintf("service %q: %s belongs to service %q, %s; set another %s, or %s", g.Service, what, owner, why, labels, remedy))
+}
+
+func compareFragments(a, b *fragment) int {
+	return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Name, b.Name))
+}
+
+// ready makes the lists, in an order that does not depend on when groups were assigned.
+func (t *Table) ready() {
+	if t.isReady {
+		return
+	}
+	t.settle()
+	t.isReady = true
+	slices.SortFunc(t.assigned, compareFragments)
+	t.claims, t.ports, t.sticky = make([]Claim, 0, len(t.assigned)), nil, false
+	for _, f := range t.assigned {
+		g := &f.Group
+		for _, r := range g.Routes {
+			if !t.lost[r][g] {
+				t.claims = append(t.claims, Claim{r, g})
+			}
+		}
+		for _, p := range g.Ports {
+			if !t.lost[claim.Route{Port: p}][g] {
+				t.addPort(p, g)
+			}
+		}
+		if len(g.Routes) > 0 {
+			t.sticky = t.sticky || g.Sticky
+			if g.Redirect && !t.tls {
+				t.report(fmt.Sprintf("service %q: its route_redirect is not followed, as there is no certificate for HTTPS; give berth one, or unset SERVICE_ROUTE_REDIRECT", g.Service))
+			}
+		}
+	}
+	slices.SortFunc(t.ports, func(a, b TCPPort) int { return cmp.Compare(a.Port, b.Port) })
+}
+
+// addPort adds a port. A refused port keeps its owner, so that it does not pass to another service and back.
+func (t *Table) addPort(port int, g *Group) {
 	if reason := t.refused.Reason(port); reason != "" {
-		t.report(fmt.Sprintf("service %q: port %d: %s; free it or set another SERVICE_ROUTE_PORT", s.Name, port, reason))
+		t.report(fmt.Sprintf("service %q: port %d: %s; free it or set another SERVICE_ROUTE_PORT", g.Service, port, reason))
 		return
 	}
-	n, _ := slices.BinarySearchFunc(t.Ports, port, func(p TCPPort, port int) int { return cmp.Compare(p.Port, port) })
-	t.Ports = slices.Insert(t.Ports, n, TCPPort{port, s.Name})
+	t.ports = append(t.ports, TCPPort{port, g})
 }
 
-// Text returns the texts of all services, after the last one was added.
+// Claims returns the routes of requests, by group.
+func (t *Table) Claims() []Claim {
+	t.ready()
+	return t.claims
+}
+
+// Ports returns the ports, in order, without refused ones.
+func (t *Table) Ports() []TCPPort {
+	t.ready()
+	return t.ports
+}
+
+// Sticky says whether a client of one of the groups stays with its server.
+func (t *Table) Sticky() bool {
+	t.ready()
+	return t.sticky
+}
+
+// Text returns the texts of all groups.
 func (t *Table) Text() string {
+	t.ready()
 	t.fragments.complete = t.fragments.rendering
-	return strings.Join(t.texts, "")
+	size := 0
+	for _, f := range t.assigned {
+		size += len(f.text)
+	}
+	var all strings.Builder
+	all.Grow(size)
+	for _, f := range t.assigned {
+		all.WriteString(f.text)
+	}
+	return all.String()
 }
 
-// Stream returns the TCP texts of all services, for a proxy that needs them in another place.
-func (t *Table) Stream() string { return strings.Join(t.streams, "") }
+// Stream returns the TCP texts of all groups, for a proxy that needs them in another place.
+func (t *Table) Stream() string {
+	t.ready()
+	var all strings.Builder
+	for _, f := range t.assigned {
+		all.WriteString(f.stream)
+	}
+	return all.String()
+}

@@ -10,20 +10,22 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"berth/templates/claim"
 )
 
 func TestTable(t *testing.T) {
-	api, all := Route{Path: "/api/"}, Route{Path: "/"}
-	host, path := Route{Host: "a.com", Path: "/"}, Route{Host: "a.com", Path: "/api/v1/"}
+	api, all := claim.Route{Path: "/api/"}, claim.Route{Path: "/"}
+	host, path := claim.Route{Host: "a.com", Path: "/"}, claim.Route{Host: "a.com", Path: "/api/v1/"}
 	var leftOut []string
-	var kept Fragments
+	kept := NewFragments(NewLedger(0))
 	table := kept.NewTable(false, nil, func(reason string) { leftOut = append(leftOut, reason) })
-	services := []*Service{
-		{Name: "w", Routes: []Route{host}, Ports: []int{6000}},
-		{Name: "x", Routes: []Route{path, host}},
-		{Name: "y", Routes: []Route{api}, Ports: []int{6000, 5000}, Settings: Settings{Strip: true}},
-		{Name: "z", Routes: []Route{host, all}, Settings: Settings{Redirect: true}},
-		{Name: "only-tcp", Ports: []int{7000}, Settings: Settings{Redirect: true, Sticky: true}}, // which are for HTTP
+	services := []*Group{
+		{Service: "w", Name: "w", Routes: []claim.Route{host}, Ports: []int{6000}},
+		{Service: "x", Name: "x", Routes: []claim.Route{path, host}},
+		{Service: "y", Name: "y", Routes: []claim.Route{api}, Ports: []int{6000, 5000}, Settings: claim.Settings{Strip: true}},
+		{Service: "z", Name: "z", Routes: []claim.Route{host, all}, Settings: claim.Settings{Redirect: true}},
+		{Service: "only-tcp", Name: "only-tcp", Ports: []int{7000}, Settings: claim.Settings{Redirect: true, Sticky: true}}, // which are for HTTP
 	}
 	for _, s := range services {
 		if _, err := table.Assign(kept.Keep(s, s.Name+" ", s.Name+"\n")); err != nil {
@@ -32,26 +34,26 @@ func TestTable(t *testing.T) {
 	}
 	table.Assign("")
 	var claims []string
-	for _, c := range table.Claims {
-		claims = append(claims, c.Route.String()+" "+c.Service.Name)
+	for _, c := range table.Claims() {
+		claims = append(claims, c.Route.String()+" "+c.Group.Name)
 	}
 	if want := []string{"a.com/ w", "a.com/api/v1/ x", "*/api/ y", "*/ z"}; !slices.Equal(claims, want) {
 		t.Errorf("claims %q, want %q", claims, want)
 	}
-	if text, stream := table.Text(), table.Stream(); text != "w x y z only-tcp " || stream != "w\nx\ny\nz\nonly-tcp\n" {
+	if text, stream := table.Text(), table.Stream(); text != "only-tcp w x y z " || stream != "only-tcp\nw\nx\ny\nz\n" {
 		t.Errorf("text %q, stream %q", text, stream)
 	}
-	if want := []TCPPort{{5000, "y"}, {6000, "w"}, {7000, "only-tcp"}}; !slices.Equal(table.Ports, want) {
-		t.Errorf("ports %v, want %v", table.Ports, want)
+	if got, want := ports(table), []string{"5000 y", "6000 w", "7000 only-tcp"}; !slices.Equal(got, want) {
+		t.Errorf("ports %v, want %v", got, want)
 	}
-	if table.Sticky {
+	if table.Sticky() {
 		t.Error("a service without a route is sticky")
 	}
-	const taken = `: the route a.com/ belongs to service "w"; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH`
+	const taken = `: the route a.com/ belongs to service "w", which asked for it first; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH, or stop "w"`
 	want := []string{
 		`service "x"` + taken,
-		`service "y": the port 6000 belongs to service "w"; set another SERVICE_ROUTE_PORT`,
 		`service "z"` + taken,
+		`service "y": the port 6000 belongs to service "w", which asked for it first; set another SERVICE_ROUTE_PORT, or stop "w"`,
 		`service "z": its route_redirect is not followed, as there is no certificate for HTTPS; give berth one, or unset SERVICE_ROUTE_REDIRECT`,
 	}
 	if diff := cmp.Diff(want, leftOut); diff != "" {
@@ -59,36 +61,43 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func ports(t *Table) (all []string) {
+	for _, p := range t.Ports() {
+		all = append(all, fmt.Sprint(p.Port, " ", p.Group.Name))
+	}
+	return all
+}
+
 // A refused port costs the claim of it, and nothing else of the service or of others.
 func TestTableWithoutRefusedPorts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		refused := NewRefused()
 		refused.Refuse(5432, "another program listens there (said by HAProxy)")
-		render := func() (routes int, ports []TCPPort, leftOut []string) {
-			var kept Fragments
+		render := func() (routes int, open []string, leftOut []string) {
+			kept := NewFragments(NewLedger(0))
 			table := kept.NewTable(true, refused, func(reason string) { leftOut = append(leftOut, reason) })
-			table.Assign(kept.Keep(&Service{Name: "a", Routes: []Route{{Path: "/"}}, Ports: []int{5432, 5433}}, ""))
-			table.Assign(kept.Keep(&Service{Name: "b", Ports: []int{5432, 6000}}, ""))
-			return len(table.Claims), table.Ports, leftOut
+			table.Assign(kept.Keep(&Group{Service: "a", Name: "a", Routes: []claim.Route{{Path: "/"}}, Ports: []int{5432, 5433}}, ""))
+			table.Assign(kept.Keep(&Group{Service: "b", Name: "b", Ports: []int{5432, 6000}}, ""))
+			return len(table.Claims()), ports(table), leftOut
 		}
-		belongs := `service "b": the port 5432 belongs to service "a"; set another SERVICE_ROUTE_PORT`
+		belongs := `service "b": the port 5432 belongs to service "a", which asked for it first; set another SERVICE_ROUTE_PORT, or stop "a"`
 
-		routes, ports, leftOut := render()
-		if want := []TCPPort{{5433, "a"}, {6000, "b"}}; routes != 1 || !slices.Equal(ports, want) {
-			t.Errorf("%d routes, ports %v, want %v", routes, ports, want)
+		routes, open, leftOut := render()
+		if want := []string{"5433 a", "6000 b"}; routes != 1 || !slices.Equal(open, want) {
+			t.Errorf("%d routes, ports %v, want %v", routes, open, want)
 		}
 		want := []string{
-			`service "a": port 5432: another program listens there (said by HAProxy); free it or set another SERVICE_ROUTE_PORT`,
 			belongs,
+			`service "a": port 5432: another program listens there (said by HAProxy); free it or set another SERVICE_ROUTE_PORT`,
 		}
 		if diff := cmp.Diff(want, leftOut); diff != "" {
 			t.Error(diff)
 		}
 
 		time.Sleep(time.Minute)
-		_, ports, leftOut = render()
-		if want := []TCPPort{{5432, "a"}, {5433, "a"}, {6000, "b"}}; !slices.Equal(ports, want) || !slices.Equal(leftOut, []string{belongs}) {
-			t.Errorf("later: ports %v, want %v; left out %q", ports, want, leftOut)
+		_, open, leftOut = render()
+		if want := []string{"5432 a", "5433 a", "6000 b"}; !slices.Equal(open, want) || !slices.Equal(leftOut, []string{belongs}) {
+			t.Errorf("later: ports %v, want %v; left out %q", open, want, leftOut)
 		}
 	})
 }
@@ -173,8 +182,8 @@ func TestRefusedAsksForRenderings(t *testing.T) {
 }
 
 func TestFragments(t *testing.T) {
-	var k Fragments
-	service := func() *Service { return &Service{Name: "web", Routes: []Route{{Path: "/"}}} }
+	k := NewFragments(NewLedger(0))
+	service := func() *Group { return &Group{Service: "web", Name: "web", Routes: []claim.Route{{Path: "/"}}} }
 	table := func() *Table { return k.NewTable(true, nil, refuse(t)) }
 	render := func(complete bool, keys ...string) (missing int) {
 		table := table()
@@ -193,23 +202,23 @@ func TestFragments(t *testing.T) {
 	if again := k.Keep(service(), "text", "stream"); again != web || !strings.HasPrefix(web, "web-") {
 		t.Errorf("keys %s, %s", web, again)
 	}
-	if _, err := first.Assign(web); err != nil || first.Claims[0].Service.Name != "web" || first.Text() != "text" || first.Stream() != "stream" {
+	if _, err := first.Assign(web); err != nil || first.Claims()[0].Group.Name != "web" || first.Text() != "text" || first.Stream() != "stream" {
 		t.Errorf("%v: %+v", err, first)
 	}
 	keys := map[string]string{web: "as it was"}
 	for _, tt := range []struct {
 		changed string
-		service func(*Service)
+		service func(*Group)
 		texts   []string
 	}{
-		{changed: "name", service: func(s *Service) { s.Name = "app" }, texts: []string{"text", "stream"}},
-		{changed: "routes", service: func(s *Service) { s.Routes = append(s.Routes, Route{"a.com", "/"}) }, texts: []string{"text", "stream"}},
-		{changed: "ports", service: func(s *Service) { s.Ports = []int{5432} }, texts: []string{"text", "stream"}},
-		{changed: "strip", service: func(s *Service) { s.Strip = true }, texts: []string{"text", "stream"}},
-		{changed: "redirect", service: func(s *Service) { s.Redirect = true }, texts: []string{"text", "stream"}},
-		{changed: "sticky", service: func(s *Service) { s.Sticky = true }, texts: []string{"text", "stream"}},
-		{changed: "text", service: func(*Service) {}, texts: []string{"texts", "tream"}},
-		{changed: "stream", service: func(*Service) {}, texts: []string{"text"}},
+		{changed: "name", service: func(s *Group) { s.Service, s.Name = "app", "app" }, texts: []string{"text", "stream"}},
+		{changed: "routes", service: func(s *Group) { s.Routes = append(s.Routes, claim.Route{Host: "a.com", Path: "/"}) }, texts: []string{"text", "stream"}},
+		{changed: "ports", service: func(s *Group) { s.Ports = []int{5432} }, texts: []string{"text", "stream"}},
+		{changed: "strip", service: func(s *Group) { s.Strip = true }, texts: []string{"text", "stream"}},
+		{changed: "redirect", service: func(s *Group) { s.Redirect = true }, texts: []string{"text", "stream"}},
+		{changed: "sticky", service: func(s *Group) { s.Sticky = true }, texts: []string{"text", "stream"}},
+		{changed: "text", service: func(*Group) {}, texts: []string{"texts", "tream"}},
+		{changed: "stream", service: func(*Group) {}, texts: []string{"text"}},
 	} {
 		s := service()
 		tt.service(s)
@@ -221,7 +230,7 @@ func TestFragments(t *testing.T) {
 	}
 
 	// A rendering that fails half-way forgets nothing.
-	app := k.Keep(&Service{Name: "app"}, "")
+	app := k.Keep(&Group{Service: "app", Name: "app"}, "")
 	for _, tt := range []struct {
 		name     string
 		complete bool

@@ -145,7 +145,13 @@ func (s *stack) scaleUnderLoad(to int, command ...string) {
 	if n := len(l.failures[kept]); n > loadEach*(reloads+1) {
 		s.Errorf("%d requests failed on %d kept connections in %d reloads, want one for each at most", n, loadEach, reloads)
 	}
+	if s.Failed() {
+		s.Logf("nginx's errors:\n%s", strings.Join(serverError.FindAllString(s.Logs("nginx"), -1), "\n"))
+	}
 }
+
+// serverError is a line of nginx's access log.
+var serverError = regexp.MustCompile(`(?m)^.*" 50\d .*$`)
 
 // Nobody has to tell the stack an address of the host.
 func TestE2EChatHasNoAddress(t *testing.T) {

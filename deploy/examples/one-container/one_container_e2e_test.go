@@ -191,10 +191,11 @@ func (s *stack) answers(l *traffic.Load, containers ...string) {
 }
 
 // slow is how many requests are in flight when the load balancer is stopped, and delay how long they take: enough for
-// the load to begin meanwhile.
+// the load to begin meanwhile, and less than the stopTimeout after which HAProxy ends them.
 const (
-	slow  = 10
-	delay = 4 * time.Second
+	slow        = 10
+	delay       = 5 * time.Second
+	stopTimeout = 8 * time.Second
 )
 
 // stopUnderLoad stops the load balancer while slow requests are in flight and others come.
@@ -237,8 +238,8 @@ func (s *stack) stopUnderLoad(lb string, webs []string) {
 	l.Finish() // there is nobody to answer after the stop
 	took := s.last(lb, "berth stops").Time.Sub(began)
 	s.Logf("berth and HAProxy ended after %s, docker stop returned after %s", took.Round(time.Millisecond), all.Round(time.Millisecond))
-	if took < 0 || took > delay+2*time.Second {
-		s.Errorf("they ended after %s, want not much more than the %s of the requests in flight", took, delay)
+	if took < 0 || took >= stopTimeout {
+		s.Errorf("they ended after %s, and not with the requests in flight, which take %s", took, delay)
 	}
 }
 
@@ -371,8 +372,10 @@ func (s *stack) last(id, msg string) (found entry) {
 var (
 	// complaint is a line of berth's or HAProxy's that is more than a notice, or none of theirs.
 	complaint = regexp.MustCompile(`"level":"(WARN|ERROR)"|^\[(WARNING|ALERT|EMERG)\]|^berth: |panic|^goroutine `)
-	// told is what HAProxy calls a warning and is what it was told to do: come, go, end.
+	// told is what HAProxy calls a warning and is what it was told to do: come, go, end. One that goes has closed its port before
+	// berth says so, and HAProxy's check, one each second, may fall in between.
 	told = regexp.MustCompile(`^\[WARNING\] +\(\d+\) : ((CLI : )?Server \S+ is (UP/READY \(leaving forced maintenance\)|going DOWN for maintenance)` +
+		`|Server \S+ is DOWN, reason: Layer4 (connection problem|timeout)|Server \S+ was DOWN and now enters maintenance` +
 		`|Proxy \S+ stopped|Exiting Master process|(Current|Former) worker \(\d+\) exited with code 0 |All workers exited\. Exiting\.\.\. \(0\))`)
 )
 

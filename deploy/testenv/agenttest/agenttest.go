@@ -24,13 +24,16 @@ type Agent struct {
 	Lose     map[string]bool  // likewise: it says that it did it, and has not
 	Calls    map[string]int   // how often each call was made, by its name, and all together as "all"
 	History  []string         // calls that register or deregister
+	Lost     map[string]bool  // services that the catalog lacks
+	NoNode   bool             // the catalog lacks the agent's node
+	Hidden   bool             // the token may not read the node
 }
 
 // New returns an Agent that holds nothing.
 func New() *Agent {
 	return &Agent{
 		Services: map[string]*api.AgentService{}, Checks: map[string]*api.AgentCheck{},
-		Fail: map[string]error{}, Hang: map[string]bool{}, Calls: map[string]int{},
+		Fail: map[string]error{}, Hang: map[string]bool{}, Calls: map[string]int{}, Lost: map[string]bool{},
 	}
 }
 
@@ -199,4 +202,38 @@ func unlessHeld(held bool, id string, err error) error {
 		return api.StatusError{Code: 404, Body: "Unknown ID " + id}
 	}
 	return err
+}
+
+// NodeServiceList and Register are those of *api.Catalog. It has what the agent holds, but for what is lost.
+func (a *Agent) NodeServiceList(_ string, q *api.QueryOptions) (list *api.CatalogNodeServiceList, meta *api.QueryMeta, err error) {
+	for end := time.Now().Add(q.WaitTime); ; {
+		list, meta = &api.CatalogNodeServiceList{}, &api.QueryMeta{LastIndex: 1}
+		err = a.call(q.Context(), "catalog", "", func() {
+			meta.ResultsFilteredByACLs = a.Hidden
+			if a.NoNode || a.Hidden {
+				return
+			}
+			list.Node = &api.Node{Node: "node"}
+			for id, s := range a.Services {
+				if meta.LastIndex++; !a.Lost[id] {
+					list.Services = append(list.Services, s)
+					meta.LastIndex += 1000
+				}
+			}
+		})
+		if err != nil || q.Context().Err() != nil || meta.LastIndex != q.WaitIndex || !time.Now().Before(end) {
+			return list, meta, err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (a *Agent) Register(r *api.CatalogRegistration, q *api.WriteOptions) (*api.WriteMeta, error) {
+	return nil, a.call(q.Context(), "put", r.Service.ID, func() {
+		if r.SkipNodeUpdate && a.NoNode || r.SkipNodeUpdate == (r.Address != "") {
+			panic("without its node a service cannot be put into the catalog")
+		}
+		a.NoNode = false
+		delete(a.Lost, r.Service.ID)
+	})
 }

@@ -29,15 +29,38 @@ const (
 	passes = "func TestE2EPasses(t *testing.T) { t.Run(\"part\", func(t *testing.T) {}) }\n"
 )
 
+// meets is a test that passes only if another package's, with the names exchanged, runs meanwhile.
+func meets(mine, other string) string {
+	return "func TestE2EMeets(t *testing.T) {\n" +
+		"\tif err := os.WriteFile(\"../" + mine + "\", nil, 0o644); err != nil {\n\t\tt.Fatal(err)\n\t}\n" +
+		"\tfor end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {\n" +
+		"\t\tif _, err := os.Stat(\"../" + other + "\"); err == nil {\n\t\t\treturn\n\t\t}\n\t}\n\tt.Fatal(\"alone\")\n}\n"
+}
+
 func TestRun(t *testing.T) {
 	for name, tt := range map[string]struct {
 		files      map[string]string
 		allowSkips bool
+		lanes      []string
 		want       []string // lines of the report's end, in short
 	}{
 		"all pass": {
 			files: map[string]string{"a/a_test.go": header + passes, "b/b.go": "package b\n", "c/c_test.go": "package c\n\nimport \"testing\"\n\nfunc TestUnit(t *testing.T) { t.Skip() }\n"},
 			want:  []string{"ok m/a", "2 passed, 0 failed, 0 skipped"},
+		},
+		"two at the same time": {
+			files: map[string]string{
+				"a/a_test.go": strings.Replace(header, "\"testing\"", "(\n\t\"os\"\n\t\"testing\"\n\t\"time\"\n)", 1) + meets("mine", "other"),
+				"b/b_test.go": strings.Replace(header, "\"testing\"", "(\n\t\"os\"\n\t\"testing\"\n\t\"time\"\n)", 1) + meets("other", "mine"),
+				"c/c_test.go": header + passes,
+			},
+			lanes: []string{"./a,./c", "./b"},
+			want:  []string{"ok m/a", "ok m/b", "ok m/c", "4 passed, 0 failed, 0 skipped"},
+		},
+		"a package is in no argument": {
+			files: map[string]string{"a/a_test.go": header + passes, "b/b_test.go": header + passes},
+			lanes: []string{"./a"},
+			want:  []string{"problem: m/b has end-to-end tests, but none ran", "ok m/a", "2 passed, 0 failed, 0 skipped"},
 		},
 		"a test is skipped": {
 			files: map[string]string{"a/a_test.go": header + passes + "func TestE2ESkipped(t *testing.T) { t.Skip(\"needs root\") }\n"},
@@ -71,6 +94,14 @@ func TestRun(t *testing.T) {
 			files: map[string]string{"a/a_test.go": header + passes, "b/b_test.go": "//go:build e2e\n\npackage b\n"},
 			want:  []string{"problem: m/b has files with the tag e2e, but no test in them", "ok m/a", "2 passed, 0 failed, 0 skipped"},
 		},
+		"a package has benchmarks only": {
+			files: map[string]string{
+				"a/a_test.go":    header + passes,
+				"b/b_test.go":    "//go:build e2e\n\npackage b\n\nimport \"testing\"\n\nfunc BenchmarkB(*testing.B) {}\n",
+				"b/help_test.go": "//go:build e2e\n\npackage b\n",
+			},
+			want: []string{"ok m/a", "2 passed, 0 failed, 0 skipped"},
+		},
 		"a test has another name": {
 			files: map[string]string{"a/a_test.go": header + passes + "func TestOther(t *testing.T) {}\n"},
 			want: []string{
@@ -92,7 +123,7 @@ func TestRun(t *testing.T) {
 		},
 		"a test fails": {
 			files: map[string]string{"a/a_test.go": header + passes + "func TestE2EFails(t *testing.T) { t.Fatal(\"no\") }\n"},
-			want:  []string{"problem: go test: exit status 1", "problem: m/a TestE2EFails failed", "2 passed, 1 failed, 0 skipped"},
+			want:  []string{"    a_test.go:8: no", "problem: go test: exit status 1", "problem: m/a TestE2EFails failed", "2 passed, 1 failed, 0 skipped"},
 		},
 		"a test does not end": {
 			files: map[string]string{"a/a_test.go": strings.Replace(header, "\"testing\"", "(\n\t\"os\"\n\t\"testing\"\n)", 1) + passes + "func TestE2EZ(t *testing.T) { os.Exit(1) }\n"},
@@ -106,13 +137,19 @@ func TestRun(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			module(t, tt.files)
 			var out strings.Builder
-			ok, err := run(&out, "e2e.json", tt.allowSkips)
+			if tt.lanes == nil {
+				tt.lanes = []string{"./..."}
+			}
+			ok, err := run(&out, "e2e.json", tt.allowSkips, tt.lanes)
 			if err != nil {
 				t.Fatal(err)
 			}
 			_, end, _ := strings.Cut(out.String(), "--- end-to-end tests, in short\n")
 			end = regexp.MustCompile(`(?m)^ok\s+(\S+).*`).ReplaceAllString(end, "ok $1")
-			if got := strings.Split(strings.TrimSpace(end), "\n"); !slices.Equal(got, tt.want) {
+			got := strings.Split(strings.TrimSpace(end), "\n")
+			slices.Sort(got[:len(got)-1]) // packages end in any order
+			slices.Sort(tt.want[:len(tt.want)-1])
+			if !slices.Equal(got, tt.want) {
 				t.Errorf("the report ends with\n%s\nwant\n%s", end, strings.Join(tt.want, "\n"))
 			}
 			if want := !strings.Contains(end, "problem:"); ok != want {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -18,15 +19,17 @@ type event struct {
 type results struct {
 	actions map[test]string   // the last of run, pass, fail and skip
 	said    map[test][]string // the lines of tests that have not ended
+	shown   map[test]string   // what is shown of top-level tests when they end
 	why     map[test]string   // the reasons of tests that were skipped
+	last    map[test][]string // the last messages of tests that failed
 	ok      []string          // the lines of packages that passed
 }
 
 func newResults() *results {
-	return &results{actions: map[test]string{}, said: map[test][]string{}, why: map[test]string{}}
+	return &results{actions: map[test]string{}, said: map[test][]string{}, shown: map[test]string{}, why: map[test]string{}, last: map[test][]string{}}
 }
 
-// add takes a line of go test -json and returns the part of it that is shown.
+// add takes a line of go test -json and returns what is to be shown now: all of a top-level test when it has ended.
 func (r *results) add(line []byte) string {
 	var e event
 	if len(line) == 0 || json.Unmarshal(line, &e) != nil {
@@ -42,6 +45,9 @@ func (r *results) add(line []byte) string {
 		if e.Action == "skip" && e.Test != "" {
 			r.why[t] = strings.Join(r.said[t], " ")
 		}
+		if e.Action == "fail" && e.Test != "" {
+			r.last[t] = messages(r.said[t])
+		}
 		if e.Action != "run" {
 			delete(r.said, t)
 		}
@@ -56,7 +62,39 @@ func (r *results) add(line []byte) string {
 			r.said[t] = append(r.said[t], text)
 		}
 	}
-	return e.Output
+	top, _, isPart := strings.Cut(e.Test, "/")
+	whole := test{e.Package, top}
+	text = r.shown[whole] + e.Output
+	if ended := !isPart && (e.Action == "pass" || e.Action == "fail" || e.Action == "skip"); e.Test != "" && !ended {
+		r.shown[whole] = text
+		return ""
+	}
+	delete(r.shown, whole)
+	return text
+}
+
+// mostMessages is how many messages of a test that failed are repeated at the end, and mostBytes how much of each.
+const mostMessages, mostBytes = 6, 300
+
+// place begins the first line of a message of a test.
+var place = regexp.MustCompile(`^[^\s:]+\.go:\d+: `)
+
+// messages returns the first lines of the last messages of a test. Which of them are errors, go test does not tell.
+func messages(said []string) (out []string) {
+	for _, line := range said {
+		if place.MatchString(line) {
+			out = append(out, line[:min(len(line), mostBytes)])
+		}
+	}
+	return out[max(0, len(out)-mostMessages):]
+}
+
+// rest returns what is to be shown of tests that have not ended.
+func (r *results) rest() (out string) {
+	for _, t := range slices.SortedFunc(maps.Keys(r.shown), compare) {
+		out += r.shown[t]
+	}
+	return out
 }
 
 // count is how many tests ended so, subtests included.
@@ -77,7 +115,7 @@ func (r *results) problems(want []test) (out []string) {
 		ran[t.pkg] = true
 		switch {
 		case action == "fail":
-			out = append(out, fmt.Sprintf("%s failed", t))
+			out = append(out, strings.Join(append([]string{fmt.Sprintf("%s failed", t)}, r.last[t]...), "\n    "))
 		case action == "run":
 			out = append(out, fmt.Sprintf("%s did not end", t))
 		case !strings.Contains(t.name, "/") && !slices.Contains(want, t):

@@ -24,8 +24,9 @@ const (
 
 // source is a test file.
 type source struct {
-	endToEnd bool     // it is compiled with the tag only
-	tests    []string // its test functions
+	endToEnd   bool     // it is compiled with the tag only
+	tests      []string // its test functions
+	benchmarks bool     // it has some, which nobody runs as tests
 }
 
 // findTests returns the end-to-end tests in the source of a module, and what keeps others from being run: a name that go
@@ -48,7 +49,7 @@ func findTests(root string) (tests []test, problems []string, err error) {
 		} else if err != nil {
 			return nil, nil, err
 		}
-		before, endToEnd := len(tests), false
+		before, endToEnd, benchmarks := len(tests), false, false
 		for _, name := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
 			path := filepath.Join(p.Dir, name)
 			run[path] = true
@@ -56,7 +57,7 @@ func findTests(root string) (tests []test, problems []string, err error) {
 			if err != nil {
 				return nil, nil, err
 			}
-			endToEnd = endToEnd || src.endToEnd
+			endToEnd, benchmarks = endToEnd || src.endToEnd, benchmarks || src.benchmarks
 			for _, name := range src.tests {
 				switch e2e := strings.HasPrefix(name, prefix); {
 				case e2e:
@@ -66,7 +67,7 @@ func findTests(root string) (tests []test, problems []string, err error) {
 				}
 			}
 		}
-		if endToEnd && len(tests) == before {
+		if endToEnd && !benchmarks && len(tests) == before {
 			problems = append(problems, fmt.Sprintf("%s has files with the tag %s, but no test in them", p.ImportPath, tag))
 		}
 	}
@@ -114,6 +115,9 @@ func read(path string) (s source, err error) {
 	}
 	for _, d := range file.Decls {
 		f, ok := d.(*ast.FuncDecl)
+		if ok && f.Recv == nil && strings.HasPrefix(f.Name.Name, "Benchmark") {
+			s.benchmarks = true
+		}
 		if ok && f.Recv == nil && strings.HasPrefix(f.Name.Name, "Test") && f.Name.Name != "TestMain" {
 			s.tests = append(s.tests, f.Name.Name)
 		}

@@ -3,11 +3,11 @@ package main
 import (
 	"sync"
 
-	"berth/proxyctl/nginx"
+	"berth/proxyctl"
 )
 
-// nginxVersion is the version of nginx as far as it is known: the driver learns it, and templates ask for it.
-type nginxVersion struct {
+// proxyVersion is the version of a proxy as far as it is known: the driver learns it, and templates ask for it.
+type proxyVersion struct {
 	rerender chan struct{} // of capacity 1: templates would be told something else
 
 	mu       sync.Mutex
@@ -15,25 +15,25 @@ type nginxVersion struct {
 	answered map[string]bool // to templates, by the version that they asked for
 }
 
-func newNginxVersion() *nginxVersion {
-	return &nginxVersion{rerender: make(chan struct{}, 1), answered: map[string]bool{}}
+func newProxyVersion() *proxyVersion {
+	return &proxyVersion{rerender: make(chan struct{}, 1), answered: map[string]bool{}}
 }
 
-// atLeast reports whether nginx is of a version or a later one.
-func (v *nginxVersion) atLeast(version string) bool {
+// atLeast reports whether the proxy is of a version or a later one.
+func (v *proxyVersion) atLeast(version string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.answered[version] = nginx.AtLeast(v.known, version)
+	v.answered[version] = proxyctl.AtLeast(v.known, version)
 	return v.answered[version]
 }
 
 // learn makes a version the known one, and has the templates rendered again if they would be told something else now.
-func (v *nginxVersion) learn(known string) (rerenders bool) {
+func (v *proxyVersion) learn(known string) (rerenders bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.known = known
 	for version, was := range v.answered {
-		rerenders = rerenders || was != nginx.AtLeast(known, version)
+		rerenders = rerenders || was != proxyctl.AtLeast(known, version)
 	}
 	if rerenders && len(v.rerender) == 0 { // only learn sends
 		v.rerender <- struct{}{}

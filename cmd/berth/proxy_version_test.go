@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-func TestNginxVersion(t *testing.T) {
-	v := newNginxVersion()
+func TestProxyVersion(t *testing.T) {
+	v := newProxyVersion()
 	if v.learn("1.26.3") {
 		t.Error("templates that ask for no version would be told something else")
 	}

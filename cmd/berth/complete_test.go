@@ -1,0 +1,132 @@
+package main
+
+import (
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+)
+
+// completed returns what a shell is offered for the last word, and the directive that says what else.
+func completed(t *testing.T, words ...string) (offered []string, directive string) {
+	t.Helper()
+	var out strings.Builder
+	cmd := rootCommand()
+	cmd.SetArgs(append([]string{"__complete"}, words...))
+	cmd.SetOut(&out)
+	cmd.SetErr(new(strings.Builder))
+	if err := cmd.ExecuteContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(out.String()) {
+		word, _, _ := strings.Cut(strings.TrimSpace(line), "\t")
+		if d, ok := strings.CutPrefix(word, ":"); ok {
+			return offered, d
+		}
+		offered = append(offered, word)
+	}
+	t.Fatalf("no directive: %s", out.String())
+	return nil, ""
+}
+
+func TestCompletion(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	daemon := httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/containers/json"):
+			_, _ = w.Write([]byte(`[{"Id":"1","Image":"shop:1","Names":["/shop-1","/other/shop"]},{"Id":"2","Image":"shop:1","Names":["/shop-2"]}]`))
+		case strings.HasSuffix(r.URL.Path, "/networks"):
+			_, _ = w.Write([]byte(`[{"Name":"front"},{"Name":"bridge"}]`))
+		}
+	})}}
+	daemon.Start()
+	defer daemon.Close()
+	t.Setenv("DOCKER_HOST", "unix://"+path)
+
+	const files, nothingElse, extensions, directories = "0", "4", "8", "16"
+	for _, tt := range []struct{ words, offered, directive string }{
+		{"templater --proxy ", "haproxy nginx", nothingElse},
+		{"registrar --deregister ", "always on-success", nothingElse},
+		{"run --log-level ", "debug info warn error", nothingElse},
+		{"run --log-format ", "auto text json", nothingElse},
+		{"run --network ", "front bridge", nothingElse},
+		{"run --resync ", "", nothingElse},
+		{"run --template ", "", files},
+		{"run --file ", "", files},
+		{"run --haproxy-config ", "", files},
+		{"run --haproxy-reload-container ", "shop-1 shop-2", nothingElse},
+		{"run --tls-directory ", "", directories},
+		{"run --config ", "yml yaml", extensions},
+		{"drain ", "shop-1 shop-2", nothingElse},
+		{"undrain shop-1 ", "shop-2", nothingElse},
+		{"template ", "haproxy nginx", nothingElse},
+		{"healthcheck ", "", nothingElse},
+		{"run -- ", "", files},
+		{"completion ", "bash fish powershell zsh", nothingElse},
+		{"config ", "apply diff get history rollback status", nothingElse},
+		{"config apply app ", "", files},
+		{"config apply app x.toml ", "", nothingElse},
+		{"config apply --strategy ", "rolling at-once none", nothingElse},
+		{"file history --format ", "table json", nothingElse},
+	} {
+		offered, directive := completed(t, strings.Split(tt.words, " ")...)
+		if got := strings.Join(offered, " "); got != tt.offered || directive != tt.directive {
+			t.Errorf("%q: %q :%s, want %q :%s", tt.words, got, directive, tt.offered, tt.directive)
+		}
+	}
+	if offered, _ := completed(t, ""); !slices.Contains(offered, "completion") || !slices.Contains(offered, "healthcheck") {
+		t.Errorf("commands are %q", offered)
+	}
+	t.Setenv("DOCKER_HOST", "unix:///nosuch.sock")
+	if offered, directive := completed(t, "drain", ""); offered != nil || directive != nothingElse {
+		t.Errorf("without Docker: %q :%s", offered, directive)
+	}
+}
+
+// Every flag of every command has its place in --help, and every command an example.
+func TestFlagsAreInGroups(t *testing.T) {
+	commands := rootCommand().Commands()
+	for n := 0; n < len(commands); n++ {
+		cmd := commands[n]
+		if cmd.Name() == "completion" {
+			continue
+		}
+		commands = append(commands, cmd.Commands()...)
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if title, _ := placeOf(f.Name); title == "" && !f.Hidden {
+				t.Errorf("%s --%s: add it to a group in flagGroups", cmd.CommandPath(), f.Name)
+			}
+		})
+		if cmd.Runnable() && cmd.Example == "" && !slices.Contains([]string{"version", "help"}, cmd.Name()) {
+			t.Errorf("%s: add an example to examples", cmd.CommandPath())
+		}
+	}
+}
+
+// What the examples call is there.
+func TestExamples(t *testing.T) {
+	for name, text := range examples {
+		for line := range strings.Lines(text) {
+			_, call, found := strings.Cut(line, "berth ")
+			if !found || strings.HasPrefix(line, "#") {
+				continue
+			}
+			cmd, args, err := rootCommand().Find(strings.Fields(call))
+			if err == nil {
+				err = cmd.ParseFlags(args)
+			}
+			if err != nil || !strings.HasPrefix(cmd.CommandPath(), "berth "+name) {
+				t.Errorf("example of %s: %q: %v", name, line, err)
+			}
+		}
+	}
+}

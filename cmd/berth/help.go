@@ -1,0 +1,409 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+)
+
+// flagGroups are the groups in which --help shows flags. An entry is the name of a flag and what stands for its value.
+var flagGroups = []struct {
+	title string
+	flags []string
+}{
+	{"This command", []string{
+		"name NAME", "port PORT", "id ID", "address IP", "meta KEY=VALUE", "weight NUMBER", "ready WHEN", "stop-timeout TIME",
+		"once", "dry-run", "format FORMAT", "diff", "validate", "explain", "version NUMBER", "raw", "strategy STRATEGY", "wait TIME",
+		"timeout TIME", "reason TEXT", "live",
+	}},
+	{"Registration", []string{
+		"network NAME,...", "internal", "explicit", "ip IP", "tags TAG,...", "ready-timeout TIME", "drain-time TIME",
+		"deregister WHEN", "ttl TIME", "resync TIME", "scripts", "publish-secrets", "show-secrets", "adopt HOST", "owner NAME",
+	}},
+	{"Group", []string{
+		"group NAME", "render TEMPLATE:FILE", "defaults FILE", "user-config FILE", "on-change REACTION", "restart WHEN",
+		"files DIRECTORY", "on-file REACTION", "bind NAME:SERVICE", "binding-mode MODE", "topology KIND", "priority NUMBER",
+	}},
+	{"Templates and routes", []string{
+		"template FILE", "template-programs", "tls-directory DIRECTORY", "tcp-ports PORTS", "route-grace TIME",
+		"trusted-proxies NETWORK,...", "proxy-protocol PORTS", "ipv6", "error-details",
+		"file TEMPLATE:FILE[:COMMAND]",
+	}},
+	{"Proxy", []string{"proxy KIND", "runtime", "reload-interval TIME", "take-over"}},
+	{"HAProxy", []string{
+		"haproxy-config FILE", "haproxy-socket SOCKET", "haproxy-binary PROGRAM", "haproxy-timeout TIME", "haproxy-stop-timeout TIME",
+		"haproxy-drain-timeout TIME", "haproxy-tunnel-timeout TIME", "haproxy-reload-command COMMAND",
+		"haproxy-reload-container CONTAINER", "haproxy-reload-signal SIGNAL",
+	}},
+	{"nginx", []string{
+		"nginx-config FILE", "nginx-socket SOCKET", "nginx-binary PROGRAM", "nginx-timeout TIME", "nginx-stop-timeout TIME",
+		"nginx-closing-time TIME", "nginx-reload-command COMMAND", "nginx-reload-container CONTAINER", "nginx-lua",
+	}},
+	{"Consul", []string{
+		"consul-address ADDRESS", "consul-token-file FILE", "consul-connections NUMBER", "consul-grace TIME", "vanish-limit PERCENT",
+	}},
+	{"General", []string{"config FILE", "listen ADDRESS", "log-format FORMAT", "log-level LEVEL", "help", "version"}},
+}
+
+// commandGroups are the groups in which berth --help shows commands.
+var commandGroups = []struct {
+	title    string
+	commands []string
+}{
+	{"Run it", []string{"registrar", "templater", "run", "service"}},
+	{"See what it does", []string{"render", "template", "healthcheck"}},
+	{"Change something", []string{"drain", "undrain"}},
+	{"Service groups", []string{"config", "file", "restart"}},
+	{"Other commands", []string{"version", "completion", "help"}},
+}
+
+// examples are shown in --help, by the path of the command below berth.
+var examples = map[string]string{
+	"registrar": `# Register the containers of this host, reached on the network front:
+berth registrar --consul-address http://127.0.0.1:8500 --network front
+
+# Only print what would be registered, and why or why not; in a compose stack, for one of its services:
+docker compose exec registrar berth registrar --dry-run
+docker compose exec registrar berth registrar --dry-run --format json web`,
+	"templater": `# Beside a HAProxy that was started by haproxy -W -S /run/haproxy/master.sock ...:
+berth templater --consul-address http://127.0.0.1:8500
+
+# With a template of your own:
+berth templater --template /etc/berth/haproxy.ctmpl`,
+	"run": `# On a host with HAProxy from Debian's package:
+berth run --haproxy-socket /run/haproxy-master.sock --network bridge
+
+# With HAProxy as berth's child, in one container:
+berth run -- haproxy -W -db`,
+	"service": `berth service --name www --port 20001 --meta route_path=/ -- ./www 20001
+
+# With a configuration that 'berth config apply www' changes while it runs, and Redis:
+berth service --name www --port 20001 --defaults default.toml --render www.ctmpl:/etc/www.toml \
+  --bind redis:redis --binding-mode strict -- ./www /etc/www.toml`,
+	"render": `# What would change in the proxy's configuration?
+berth render --diff
+
+# In a compose stack, with a template that is being edited:
+docker compose exec templater berth render --template /etc/berth/haproxy.ctmpl`,
+	"template": `# Start a template of your own from the built-in one:
+berth template haproxy > haproxy.ctmpl`,
+	"healthcheck": `# In compose.yml:
+#   healthcheck: {test: [CMD, berth, healthcheck], interval: 10s}
+docker compose exec templater berth healthcheck`,
+	"drain":   `berth drain shop-app-3 --reason "disk is replaced"`,
+	"undrain": `berth undrain shop-app-3`,
+	"config": `berth config apply app config.toml --wait 60s
+berth config status app`,
+	"config apply": `# The next version, and wait until every instance runs it:
+berth config apply app config.toml --wait 60s
+
+# The group prod of app, from standard input:
+echo 'greeting = "Hi"' | berth config apply app.prod -`,
+	"config status":   `berth config status app --format json`,
+	"config get":      `berth config get app 7 > config.toml`,
+	"config history":  `berth config history app`,
+	"config diff":     `berth config diff app 5 7`,
+	"config rollback": `berth config rollback app 5 --wait 60s`,
+	"file": `berth file put app logo.png
+berth file list app`,
+	"file put":     `berth file put app build/logo-2.png --name logo.png`,
+	"file get":     `berth file get app logo.png > logo.png`,
+	"file list":    `berth file list app`,
+	"file rm":      `berth file rm app logo.png`,
+	"file history": `berth file history app logo.png`,
+	"restart":      `berth restart app --wait 5m`,
+	"completion": `# bash, for this user:
+berth completion bash > ~/.local/share/bash-completion/completions/berth`,
+}
+
+// setHelp gives a command and all below it their help texts.
+func setHelp(root *cobra.Command) {
+	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
+		w := cmd.OutOrStdout()
+		writeWrapped(w, cmp.Or(cmd.Long, cmd.Short+"."), helpWidth())
+		fmt.Fprintln(w)
+		writeUsage(w, cmd)
+	})
+	root.SetUsageFunc(func(cmd *cobra.Command) error {
+		writeUsage(cmd.OutOrStderr(), cmd)
+		return nil
+	})
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "completion" {
+			cmd.Short = "Print the script that completes berth's commands in a shell"
+			cmd.Long = "Print the script that completes berth's commands, flags, values and containers in a shell. See its command's --help for how to install it."
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+		completeHelp(cmd)
+	}
+}
+
+// completeHelp gives a command and those below it their examples, and hides what they do not use.
+func completeHelp(cmd *cobra.Command) {
+	_, path, _ := strings.Cut(cmd.CommandPath(), " ")
+	cmd.Example = examples[path]
+	// The commands that end share a file and an environment with those that listen.
+	if f := cmd.Flags().Lookup("listen"); f != nil && f.DefValue == "none" {
+		f.Hidden = true
+	}
+	for _, below := range cmd.Commands() {
+		completeHelp(below)
+	}
+}
+
+// helpCommand replaces cobra's, for which an unknown command is no error.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Help about a command",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil {
+				return usageError{err, root.Name()}
+			}
+			if len(rest) > 0 {
+				return usageError{fmt.Errorf("there is no help on %q", strings.Join(args, " ")), root.Name()}
+			}
+			cmd.InitDefaultHelpFlag()
+			cmd.InitDefaultVersionFlag()
+			return cmd.Help()
+		},
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+			if len(args) == 0 {
+				for _, cmd := range root.Commands() {
+					names = append(names, cobra.CompletionWithDesc(cmd.Name(), cmd.Short))
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+}
+
+// environmentHelp is the topic environment of berth help.
+func environmentHelp() *cobra.Command {
+	cmd := &cobra.Command{Use: "environment", Short: "Environment variables that berth reads"}
+	cmd.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
+		w := cmd.OutOrStdout()
+		writeWrapped(w, `Every option can be set by a variable: BERTH_ and its name in capitals, with _ for -. A flag goes before its variable, and
+the variable before the file. An empty variable counts as not set. Lists are separated by commas (BERTH_FILE by line ends).`, helpWidth())
+		fmt.Fprintln(w)
+		known := options()
+		for _, g := range flagGroups {
+			var lines [][2]string
+			for _, entry := range g.flags {
+				name, _, _ := strings.Cut(entry, " ")
+				if f := known.Lookup(name); f != nil {
+					lines = append(lines, [2]string{variableName(name), f.Usage})
+				}
+			}
+			if lines != nil {
+				fmt.Fprintln(w, g.title+":")
+				writeColumns(w, lines, 34)
+				fmt.Fprintln(w)
+			}
+		}
+		fmt.Fprintln(w, "Standard variables:")
+		writeColumns(w, [][2]string{
+			{"CONSUL_HTTP_ADDR", "Consul agent, as http://consul:8500"},
+			{"CONSUL_HTTP_TOKEN", "ACL token; CONSUL_HTTP_TOKEN_FILE names a file with it"},
+			{"CONSUL_HTTP_SSL, CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY", "TLS to Consul"},
+			{"CONSUL_NAMESPACE, CONSUL_PARTITION", "of Consul Enterprise"},
+			{"DOCKER_HOST", "Docker's socket (default unix:///var/run/docker.sock)"},
+			{"DOCKER_TLS_VERIFY, DOCKER_CERT_PATH", "TLS to Docker"},
+			{"VAULT_*, NOMAD_*", "for templates that read secrets or Nomad's services"},
+		}, 34)
+	})
+	return cmd
+}
+
+// writeUsage writes how a command is called, with its flags in groups.
+func writeUsage(w io.Writer, cmd *cobra.Command) {
+	fmt.Fprintln(w, "Usage:")
+	if cmd.Runnable() {
+		fmt.Fprintln(w, " ", cmd.UseLine())
+	}
+	if cmd.HasAvailableSubCommands() {
+		fmt.Fprintln(w, " ", cmd.CommandPath(), "COMMAND")
+	}
+	if cmd.Example != "" {
+		fmt.Fprintf(w, "\nExamples:\n")
+		for line := range strings.Lines(strings.TrimRight(cmd.Example, "\n")) {
+			fmt.Fprintln(w, strings.TrimRight("  "+strings.TrimRight(line, "\n"), " "))
+		}
+	}
+	writeCommands(w, cmd)
+	writeFlags(w, cmd.Flags())
+	if cmd.HasAvailableSubCommands() {
+		fmt.Fprintf(w, "\nSee '%s COMMAND --help' for a command", cmd.CommandPath())
+		if !cmd.HasParent() {
+			fmt.Fprintf(w, ", and '%s help environment' for the variables", cmd.CommandPath())
+		}
+		fmt.Fprintln(w, ".")
+	}
+}
+
+func writeCommands(w io.Writer, parent *cobra.Command) {
+	left := map[string]*cobra.Command{}
+	for _, cmd := range parent.Commands() {
+		if cmd.IsAvailableCommand() || cmd.Name() == "help" {
+			left[cmd.Name()] = cmd
+		}
+	}
+	write := func(title string, names []string) {
+		var lines [][2]string
+		for _, name := range names {
+			if cmd := left[name]; cmd != nil {
+				lines = append(lines, [2]string{name, cmd.Short})
+				delete(left, name)
+			}
+		}
+		if lines != nil {
+			fmt.Fprintf(w, "\n%s:\n", title)
+			writeColumns(w, lines, 12)
+		}
+	}
+	if !parent.HasParent() {
+		for _, g := range commandGroups {
+			write(g.title, g.commands)
+		}
+	}
+	var rest []string
+	for _, cmd := range parent.Commands() {
+		rest = append(rest, cmd.Name())
+	}
+	write("Commands", rest)
+}
+
+// writeFlags writes flags in their groups, and those that are in none at the end.
+func writeFlags(w io.Writer, flags *pflag.FlagSet) {
+	left := map[string]*pflag.Flag{}
+	flags.VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden {
+			left[f.Name] = f
+		}
+	})
+	type group struct {
+		title string
+		lines [][2]string
+	}
+	var groups []group
+	column := 0
+	add := func(title string, entries []string) {
+		g := group{title: title}
+		for _, entry := range entries {
+			name, _, valued := strings.Cut(entry, " ")
+			f := left[name]
+			if f == nil || name == "version" && valued == (f.Value.Type() == "bool") { // that of berth, and those with a number
+				continue
+			}
+			delete(left, name)
+			usage := f.Usage + defaultOf(f)
+			switch entry { // cobra says "help for templater"
+			case "help":
+				entry, usage = entry+", -h", "print this help"
+			case "version":
+				usage = "print the version"
+			}
+			g.lines = append(g.lines, [2]string{"--" + entry, usage})
+			column = max(column, min(len(entry), 30)+2)
+		}
+		if g.lines != nil {
+			groups = append(groups, g)
+		}
+	}
+	for _, g := range flagGroups {
+		add(g.title, g.flags)
+	}
+	var rest []string
+	flags.VisitAll(func(f *pflag.Flag) { rest = append(rest, f.Name) })
+	add("Other options", rest)
+	for _, g := range groups {
+		fmt.Fprintf(w, "\n%s:\n", g.title)
+		writeColumns(w, g.lines, column)
+	}
+}
+
+// defaultOf returns what to say about the default of a flag, "" if its text says it or there is none.
+func defaultOf(f *pflag.Flag) string {
+	if strings.Contains(f.Usage, "(default") || slices.Contains([]string{"", "false", "0", "0s", "[]"}, f.DefValue) {
+		return ""
+	}
+	value := f.DefValue
+	if f.Value.Type() == "duration" { // 5m0s
+		if short, ok := strings.CutSuffix(value, "m0s"); ok {
+			value = short + "m"
+		}
+		if short, ok := strings.CutSuffix(value, "h0m"); ok {
+			value = short + "h"
+		}
+	}
+	return " (default " + value + ")"
+}
+
+// writeColumns writes lines of a name and a text, whose lines begin at a column.
+func writeColumns(w io.Writer, lines [][2]string, column int) {
+	for _, line := range lines {
+		head := "  " + line[0]
+		text := wrap(line[1], max(30, helpWidth()-column-4))
+		if utf8.RuneCountInString(head) > column+2 {
+			fmt.Fprintln(w, head)
+			head = ""
+		}
+		for i, part := range text {
+			if i > 0 {
+				head = ""
+			}
+			fmt.Fprintln(w, head+strings.Repeat(" ", column+4-utf8.RuneCountInString(head))+part)
+		}
+	}
+}
+
+// writeWrapped writes paragraphs. Lines that are indented stay as they are.
+func writeWrapped(w io.Writer, text string, width int) {
+	for i, paragraph := range strings.Split(strings.TrimSpace(text), "\n\n") {
+		if i > 0 {
+			fmt.Fprintln(w)
+		}
+		if strings.HasPrefix(paragraph, " ") {
+			fmt.Fprintln(w, paragraph)
+			continue
+		}
+		for _, line := range wrap(paragraph, width) {
+			fmt.Fprintln(w, line)
+		}
+	}
+}
+
+// wrap breaks a text into lines of a width.
+func wrap(text string, width int) []string {
+	var lines []string
+	line := ""
+	for _, word := range strings.Fields(text) {
+		switch {
+		case line == "":
+			line = word
+		case utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width:
+			lines = append(lines, line)
+			line = word
+		default:
+			line += " " + word
+		}
+	}
+	return append(lines, line)
+}
+
+// helpWidth returns the width of the terminal, within limits, and 80 where there is none.
+func helpWidth() int {
+	if width, _, err := term.GetSize(int(os.Stdout.Fd())); err == nil && width > 0 {
+		return min(max(width, 60), 110)
+	}
+	return 80
+}

@@ -1,0 +1,29 @@
+// Package policies has the rights that each part of berth needs in Consul, for the tests, which run with no others.
+package policies
+
+import (
+	_ "embed"
+	"strings"
+)
+
+// Registrar are the rights of berth registrar, Templater those of berth templater.
+var (
+	//go:embed registrar.hcl
+	Registrar string
+	//go:embed templater.hcl
+	Templater string
+
+	//go:embed service.hcl
+	service string
+	//go:embed operator.hcl
+	operator string
+)
+
+// Service are the rights of berth service for a service.
+func Service(name string) string { return of(service, name) }
+
+// Operator are the rights of the operator of a service.
+func Operator(name string) string { return of(operator, name) }
+
+// of fills a service into a policy, as the comment in its file tells users to.
+func of(policy, service string) string { return strings.ReplaceAll(policy, "SERVICE", service) }

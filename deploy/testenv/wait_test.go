@@ -1,0 +1,38 @@
+package testenv
+
+import (
+	"errors"
+	"net"
+	"strconv"
+	"syscall"
+	"testing"
+)
+
+// A port is its test's until the test ends, and not one that the kernel gives to connections.
+func TestFreeAddress(t *testing.T) {
+	hold := func(port string) error {
+		l, err := net.Listen("unix", "@berth-test-port-"+port) // as a test of another package does
+		if err == nil {
+			l.Close()
+		}
+		return err
+	}
+	seen := map[string]bool{}
+	t.Run("while the test runs", func(t *testing.T) {
+		for range 100 {
+			port := FreePort(t)
+			if n, err := strconv.Atoi(port); err != nil || n < firstPort || n > lastPort || seen[port] {
+				t.Errorf("port %s, %v", port, err)
+			}
+			if err := hold(port); !errors.Is(err, syscall.EADDRINUSE) {
+				t.Errorf("another process can have port %s: %v", port, err)
+			}
+			seen[port] = true
+		}
+	})
+	for port := range seen {
+		if err := hold(port); err != nil {
+			t.Errorf("after the test: %v", err)
+		}
+	}
+}

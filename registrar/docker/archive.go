@@ -1,0 +1,143 @@
+package docker
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"path"
+	"strings"
+	"time"
+
+	docker "github.com/fsouza/go-dockerclient"
+)
+
+// Archive is the part of *docker.Client that reads and writes the files of a container, whether it runs or not.
+type Archive interface {
+	UploadToContainer(id string, opts docker.UploadToContainerOptions) error
+	DownloadFromContainer(id string, opts docker.DownloadFromContainerOptions) error
+}
+
+const (
+	// MaxFile is how long a file may be that berth replaces, since it keeps what it may have to put back.
+	MaxFile = 1 << 20
+	// defaultMode is that of a file which was not there before.
+	defaultMode = 0o644
+)
+
+// File is a file in a container.
+type File struct {
+	Name     string // without its directory
+	Text     []byte
+	Mode     int64 // 0 = that of a new file
+	UID, GID int
+	Modified time.Time
+}
+
+// ReadFile returns a file of a container, nil if there is none.
+func ReadFile(ctx context.Context, a Archive, id, name string) (*File, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var stream limited
+	err := a.DownloadFromContainer(id, docker.DownloadFromContainerOptions{Context: ctx, Path: name, OutputStream: &stream})
+	var answer *docker.Error
+	switch {
+	case stream.full:
+		return nil, fmt.Errorf("%s has more than %d bytes, or is a directory: berth does not replace that", name, MaxFile)
+	case errors.As(err, &answer) && answer.Status == http.StatusNotFound && !strings.Contains(strings.ToLower(answer.Message), "no such container"):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("read %s in the container: %w", name, err)
+	}
+	archive := tar.NewReader(&stream.taken)
+	header, err := archive.Next()
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read %s in the container: %w", name, err)
+	case header.Typeflag == tar.TypeDir:
+		return nil, fmt.Errorf("%s is a directory: name a file in it", name)
+	case header.Typeflag != tar.TypeReg:
+		return nil, fmt.Errorf("%s is a link or no plain file: name the file itself", name)
+	}
+	text, err := io.ReadAll(archive)
+	if err != nil {
+		return nil, fmt.Errorf("read %s in the container: %w", name, err)
+	}
+	return &File{path.Base(name), text, header.Mode, header.Uid, header.Gid, header.ModTime}, nil
+}
+
+// limited is a buffer for one file of MaxFile bytes.
+type limited struct {
+	taken bytes.Buffer // not embedded: its ReadFrom would know no limit
+	full  bool
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	if l.taken.Len()+len(p) > MaxFile+16<<10 { // the headers and the padding of tar
+		l.full = true
+		return 0, errors.New("too long")
+	}
+	return l.taken.Write(p)
+}
+
+// WriteFiles puts files into a directory of a container, which has to be there. The error says what can be done about it.
+func WriteFiles(ctx context.Context, a Archive, id, dir string, files []File) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var stream bytes.Buffer
+	archive := tar.NewWriter(&stream)
+	for _, f := range files {
+		header := tar.Header{
+			Typeflag: tar.TypeReg, Name: f.Name, Size: int64(len(f.Text)), Mode: f.Mode, Uid: f.UID, Gid: f.GID, ModTime: f.Modified, Format: tar.FormatPAX,
+		}
+		if header.Mode == 0 {
+			header.Mode = defaultMode
+		}
+		if err := archive.WriteHeader(&header); err != nil {
+			return fmt.Errorf("pack %s: %w", f.Name, err)
+		}
+		if _, err := archive.Write(f.Text); err != nil {
+			return fmt.Errorf("pack %s: %w", f.Name, err)
+		}
+	}
+	if err := archive.Close(); err != nil {
+		return fmt.Errorf("pack files: %w", err)
+	}
+	err := a.UploadToContainer(id, docker.UploadToContainerOptions{Context: ctx, Path: dir, InputStream: &stream})
+	if err != nil {
+		return fmt.Errorf("write into %s of the container: %w", dir, withRemedy(err, dir))
+	}
+	return nil
+}
+
+// withRemedy says what to do about Docker's refusal to write.
+func withRemedy(err error, dir string) error {
+	text := strings.ToLower(err.Error())
+	for _, r := range []struct{ says, remedy string }{
+		{"no such container", ""},
+		{"could not find", "the directory does not exist: create it in the image, or mount a volume there"},
+		{"not a directory", "it is no directory: choose another path"},
+		{"read-only", "it is read-only: mount a volume there that can be written"},
+		{"busy", "the file is a mount of its own, which cannot be replaced: mount the directory " + dir + " instead"},
+	} {
+		if strings.Contains(text, r.says) && r.remedy != "" {
+			return fmt.Errorf("%s (Docker: %w)", r.remedy, err)
+		}
+	}
+	return err
+}
+
+// Restart returns a function that has Docker restart a container with its own stop signal and timeout, and that returns when it
+// runs again. ctx has to have a deadline: a container may take its time to stop. (The client's own call takes no context.)
+func Restart(client *docker.Client) func(ctx context.Context, id string) error {
+	return func(ctx context.Context, id string) error {
+		resp, err := ask(ctx, client, http.MethodPost, "/containers/"+id+"/restart")
+		if err != nil {
+			return err
+		}
+		return resp.Body.Close()
+	}
+}

@@ -1,0 +1,538 @@
+// Package leader elects one instance of a service to lead it, by a lock in Consul. Two instances suffice.
+//
+// Who leads believes it for five seconds after Consul's servers said so last, and asks them every second. It also watches the
+// lock, and its own instance at the local agent, so that it mostly knows within milliseconds that it has lost the lock.
+//
+// The value of the lock says whether its last holder is known to lead no longer: a holder that lets go leaves it empty, and one
+// that was deprived of it empties it. Else, because the holder is dead or cut off, the candidates wait until its belief must
+// have ended. That covers whatever costs a session its life: a check that turns critical, a node that Serf declares failed or
+// that leaves, the end of the TTL, an operator.
+package leader
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"berth/registrar/agent"
+	"berth/registrar/group/session"
+	"berth/registrar/group/store"
+	"berth/registrar/retry"
+)
+
+const (
+	// every is how often the local agent is asked about the own instance: well within session.LockDelay.
+	every = 500 * time.Millisecond
+	// Grace is how long a candidate leaves a free lock to those of each higher priority.
+	Grace = 500 * time.Millisecond
+	// timeout is for giving the lock back, and for a look at it.
+	timeout = 2500 * time.Millisecond
+
+	// confirms is how often the leader makes sure that it has the lock, and sure how long it believes so from then on.
+	confirms = time.Second
+	sure     = 5 * time.Second
+)
+
+// candidates begins the keys of a service's candidates. A session holds each while the candidate is passing; its value is the
+// priority.
+func candidates(service string) string { return "berth/leader/" + service + "/" }
+
+// Leader is who leads.
+type Leader struct {
+	ID      string `json:"id"` // service ID
+	Address string `json:"address"`
+	Port    int    `json:"port"`
+}
+
+// State is what an instance knows of its group.
+type State struct {
+	Leads  bool   // the instance itself does
+	Leader Leader // the zero Leader = nobody, as far as is known
+}
+
+// Tag returns the tag that the instance has in Consul: leader or follower.
+func (s State) Tag() string {
+	if s.Leads {
+		return "leader"
+	}
+	return "follower"
+}
+
+// Options say who stands for election.
+type Options struct {
+	Consul   *api.Client // of the agent that the instance is registered at
+	Service  string      // in Consul
+	ID       string      // of the instance: its service ID
+	Priority int         // among the candidates for a free lock the highest goes first; a leader stays whoever joins
+	Log      *slog.Logger
+	// Changed is called with the first State and each other one, in order. It must not block: while it does, the instance
+	// cannot stop to lead.
+	Changed func(State)
+}
+
+// Election makes one instance stand for election, for as long as it is registered and passing.
+type Election struct {
+	o Options
+
+	mu       sync.Mutex
+	lock     *api.KVPair   // as it was seen last
+	seen     int           // how often it was seen to change; 0 = not seen yet
+	freed    time.Time     // when it was seen to become free
+	vanished bool          // it was held, and somebody deleted it
+	news     chan struct{} // closed at the next change
+	own      string        // the instance's session, its last one
+	leads    bool
+	me       Leader
+	told     bool
+	state    State
+	resigned bool
+	campaign *campaign // nil = it does not stand
+}
+
+// campaign is the time during which an instance stands with the same registration.
+type campaign struct {
+	in   instance
+	end  context.CancelFunc
+	done chan struct{}
+	err  error // why the lock was perhaps not given back; once done is closed
+}
+
+// instance is the own one as the local agent has it; the zero value does not stand.
+type instance struct {
+	passing bool
+	checks  []string // their IDs, sorted
+	Leader
+}
+
+func (i instance) same(j instance) bool {
+	return i.passing == j.passing && i.Leader == j.Leader && slices.Equal(i.checks, j.checks)
+}
+
+// New returns an Election. It does nothing before Run.
+func New(o Options) *Election {
+	o.Log = o.Log.With("service", o.Service, "instance", o.ID)
+	return &Election{o: o, news: make(chan struct{})}
+}
+
+// Run follows who leads and makes the instance stand, until ctx is done. Then it gives the lock back if it has it, and waits
+// a few seconds for that at most.
+func (e *Election) Run(ctx context.Context) {
+	var all sync.WaitGroup
+	defer all.Wait()
+	all.Go(func() {
+		_ = session.Watch(ctx, e.o.Consul, e.o.Log, store.LeaderKey(e.o.Service), func(lock *api.KVPair) bool { e.see(lock); return false })
+	})
+	local, lasting := agent.Agent{Client: e.o.Consul.Agent()}, retry.Lasting{}
+	for pause(ctx, 0); ctx.Err() == nil; pause(ctx, every-rand.N(every/5)) {
+		in, err := look(ctx, local, e.o.ID)
+		switch {
+		case ctx.Err() != nil:
+		case err != nil: // nothing is known, and the session ends by itself if need be
+			if tell, lasts := lasting.Tell(err.Error(), time.Now()); tell {
+				e.o.Log.Error("cannot look at the own instance in Consul, trying again", append(retry.For(lasts), "err", err)...)
+			}
+		default:
+			lasting.Over(time.Now())
+			e.stand(ctx, &all, in)
+		}
+	}
+}
+
+// look reads the own instance from the local agent.
+func look(ctx context.Context, local agent.Agent, id string) (instance, error) {
+	state, err := local.Read(ctx, id)
+	have := state[id]
+	if err != nil || !have.Held() {
+		return instance{}, err
+	}
+	for _, check := range have.Checks { // maintenance mode is one, too
+		if check.Status != api.HealthPassing {
+			return instance{}, nil
+		}
+	}
+	return instance{true, slices.Sorted(maps.Keys(have.Checks)), Leader{id, have.Address, have.Port}}, nil
+}
+
+// stand makes the instance stand if it is passing, anew if it is registered in another way.
+func (e *Election) stand(ctx context.Context, all *sync.WaitGroup, in instance) {
+	e.mu.Lock()
+	was := e.campaign
+	e.mu.Unlock()
+	if was != nil && !was.in.same(in) {
+		was.end()
+		<-was.done
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.campaign != nil || e.resigned || !in.passing {
+		return
+	}
+	ctx, end := context.WithCancel(ctx)
+	c := &campaign{in: in, end: end, done: make(chan struct{})}
+	e.campaign = c
+	all.Go(func() {
+		defer end()
+		c.err = e.run(ctx, in)
+		e.mu.Lock()
+		e.campaign = nil
+		e.mu.Unlock()
+		close(c.done)
+	})
+}
+
+// StepDown is Resign, and waits until another can have the lock.
+func (e *Election) StepDown(ctx context.Context) error { return e.Resign()(ctx) }
+
+// Resign makes the instance give up the lock if it has it, and not stand until Stand: before it is drained or stopped. The
+// instance has stopped to lead when Resign returns, which does not wait for Consul. The func that it returns does so when
+// another can have the lock, or with an error if Consul did not answer or ctx was done before.
+func (e *Election) Resign() (given func(ctx context.Context) error) {
+	e.mu.Lock()
+	e.resigned = true
+	c := e.campaign
+	e.mu.Unlock()
+	if c == nil {
+		return func(context.Context) error { return nil }
+	}
+	c.end()
+	e.follow()
+	return func(ctx context.Context) error {
+		select {
+		case <-c.done:
+			return c.err
+		case <-ctx.Done():
+			return fmt.Errorf("step down as the leader of %s: %w", e.o.Service, context.Cause(ctx))
+		}
+	}
+}
+
+// Stand takes a Resign or StepDown back.
+func (e *Election) Stand() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.resigned = false
+}
+
+// run stands with one registration until ctx is done.
+func (e *Election) run(ctx context.Context, in instance) error {
+	keeper := session.New(session.Options{Consul: e.o.Consul, Name: "berth leader " + e.o.ID, Behavior: api.SessionBehaviorRelease,
+		Checks: in.checks, Log: e.o.Log})
+	keeping, stop := context.WithCancel(context.WithoutCancel(ctx)) // the session is there until the lock was given back
+	var kept sync.WaitGroup
+	kept.Go(func() { keeper.Run(keeping) })
+	defer kept.Wait()
+	defer stop()
+	for {
+		s, err := keeper.Session(ctx)
+		if err != nil {
+			return nil
+		}
+		e.mu.Lock()
+		e.own = s.ID
+		e.mu.Unlock()
+		e.serve(ctx, keeper, s, in)
+		if ctx.Err() != nil {
+			return e.leave(context.WithoutCancel(ctx), keeper, s)
+		}
+	}
+}
+
+// leave gives back what the session holds.
+func (e *Election) leave(ctx context.Context, keeper *session.Keeper, s *session.Session) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	// First, lest those of a lower priority wait for this one.
+	if _, err := e.o.Consul.KV().Delete(e.candidate(), new(api.WriteOptions).WithContext(ctx)); err != nil {
+		return fmt.Errorf("withdraw as a candidate of %s: %w", e.o.Service, err)
+	}
+	if err := keeper.Release(ctx, s, store.LeaderKey(e.o.Service), []byte{}); err != nil && !errors.Is(err, session.ErrLost) {
+		return err
+	}
+	return e.clear(ctx)
+}
+
+// clear empties the lock if nobody holds it and the instance held it last: it is known to lead no longer.
+func (e *Election) clear(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	lock, _, err := e.o.Consul.KV().Get(store.LeaderKey(e.o.Service), new(api.QueryOptions).WithContext(ctx))
+	if err == nil && lock != nil && !held(lock) && leaderOf(lock).ID == e.o.ID {
+		lock.Value = nil
+		_, _, err = e.o.Consul.KV().CAS(lock, new(api.WriteOptions).WithContext(ctx))
+	}
+	if err != nil {
+		return fmt.Errorf("give back the lock of %s: %w", e.o.Service, err)
+	}
+	return nil
+}
+
+func (e *Election) candidate() string { return candidates(e.o.Service) + url.PathEscape(e.o.ID) }
+
+// serve stands and leads with one session, until it is lost or ctx is done.
+func (e *Election) serve(ctx context.Context, keeper *session.Keeper, s *session.Session, in instance) {
+	ctx, cancel := s.While(ctx)
+	defer cancel()
+	if err := keeper.Put(ctx, s, e.candidate(), []byte(strconv.Itoa(e.o.Priority))); err != nil {
+		return
+	}
+	value, err := json.Marshal(in.Leader)
+	if err != nil {
+		panic(err) // strings and a number
+	}
+	delays, lasting := retry.Delays(), retry.Lasting{}
+	for ctx.Err() == nil {
+		lock, seen, freed, clean := e.await(ctx)
+		if !clean {
+			// Its last holder may believe that it leads.
+			if lock != nil && leaderOf(lock).ID == e.o.ID {
+				_ = e.clear(ctx)
+			}
+			if rest := time.Until(freed.Add(sure)); rest > 0 {
+				e.changed(ctx, seen, rest)
+				continue
+			}
+		}
+		wait := rand.N(session.Spread) + time.Duration(e.higher(ctx))*Grace
+		if e.changed(ctx, seen, wait) {
+			continue
+		}
+		begun := time.Now()
+		got, err := e.take(ctx, lock, s, value)
+		switch {
+		case ctx.Err() != nil:
+		case got:
+			lasting.Over(time.Now())
+			delays.Reset()
+			e.lead(ctx, keeper, s, seen, begun, in.Leader)
+		case err != nil:
+			if strings.Contains(err.Error(), "invalid session") {
+				keeper.Gone()
+			}
+			if tell, lasts := lasting.Tell(err.Error(), time.Now()); tell {
+				e.o.Log.Error("cannot stand for election, trying again", append(retry.For(lasts), "err", err)...)
+			}
+			pause(ctx, delays.NextBackOff())
+		default: // somebody was quicker, or else it is the lock-delay
+			wait := time.Until(freed.Add(session.LockDelay))
+			if wait <= 0 {
+				wait = session.LockDelay
+			}
+			e.changed(ctx, seen, wait)
+		}
+	}
+}
+
+// take makes one attempt to take the lock, if it is still as it was seen. An attempt that arrives late does no harm.
+func (e *Election) take(ctx context.Context, lock *api.KVPair, s *session.Session, value []byte) (got bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	check := &api.KVTxnOp{Verb: api.KVCheckNotExists, Key: store.LeaderKey(e.o.Service)}
+	if lock != nil {
+		check = &api.KVTxnOp{Verb: api.KVCheckIndex, Key: store.LeaderKey(e.o.Service), Index: lock.ModifyIndex}
+	}
+	got, answer, _, err := e.o.Consul.Txn().Txn(api.TxnOps{{KV: check}, {KV: &api.KVTxnOp{Verb: api.KVLock, Key: store.LeaderKey(e.o.Service),
+		Value: value, Session: s.ID}}}, new(api.QueryOptions).WithContext(ctx))
+	if err != nil || got {
+		return got, err
+	}
+	for _, failed := range answer.Errors {
+		expected := func(text string) bool { return strings.Contains(failed.What, text) }
+		if !slices.ContainsFunc([]string{"lock delay", "already held", "index check", "exist"}, expected) {
+			return false, errors.New(failed.What)
+		}
+	}
+	return false, nil
+}
+
+// await waits until the lock is free, or held by the own session: by an attempt that was not answered. It returns the lock,
+// when it was seen to become free, and whether its last holder is known to lead no longer.
+func (e *Election) await(ctx context.Context) (lock *api.KVPair, seen int, freed time.Time, clean bool) {
+	for {
+		e.mu.Lock()
+		lock, seen, freed = e.lock, e.seen, e.freed
+		clean = held(lock) || (lock == nil && !e.vanished) || (lock != nil && len(lock.Value) == 0)
+		ready, news := seen > 0 && (!held(lock) || lock.Session == e.own), e.news
+		e.mu.Unlock()
+		if ready {
+			return lock, seen, freed, clean
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return lock, seen, freed, clean
+		}
+	}
+}
+
+// changed waits until the lock is seen to change, for a time at most, and reports whether it was.
+func (e *Election) changed(ctx context.Context, seen int, wait time.Duration) (changed bool) {
+	e.mu.Lock()
+	now, news := e.seen, e.news
+	e.mu.Unlock()
+	if now != seen {
+		return true
+	}
+	select {
+	case <-news:
+		return true
+	case <-ctx.Done():
+	case <-time.After(wait):
+	}
+	return false
+}
+
+// higher returns how many higher priorities there are among the candidates, and removes what dead candidates left.
+func (e *Election) higher(ctx context.Context) int {
+	ctx, cancel := context.WithTimeout(ctx, Grace)
+	defer cancel()
+	// After an error the attempt fails, too, or nobody is waited for.
+	pairs, _, _ := e.o.Consul.KV().List(candidates(e.o.Service), new(api.QueryOptions).WithContext(ctx))
+	higher := map[int]bool{}
+	for _, pair := range pairs {
+		if !held(pair) {
+			_, _, _ = e.o.Consul.KV().DeleteCAS(pair, new(api.WriteOptions).WithContext(ctx))
+		} else if priority, err := strconv.Atoi(string(pair.Value)); err == nil && priority > e.o.Priority {
+			higher[priority] = true
+		}
+	}
+	return len(higher)
+}
+
+// lead leads until the lock is another's, the session is lost or ctx is done. The lock was taken at a time since begun; seen
+// is from before.
+func (e *Election) lead(ctx context.Context, keeper *session.Keeper, s *session.Session, seen int, begun time.Time, me Leader) {
+	var confirming sync.WaitGroup
+	defer confirming.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer func() {
+		e.follow()
+		_ = e.clear(context.WithoutCancel(ctx)) // if that fails, others wait until this instance must have stopped
+	}()
+	confirmed := make(chan time.Time)
+	confirming.Go(func() {
+		for pause(ctx, 0); ctx.Err() == nil; pause(ctx, confirms) {
+			sent := time.Now()
+			if e.holds(ctx, s) {
+				select {
+				case confirmed <- sent:
+				case <-ctx.Done():
+				}
+			}
+		}
+	})
+	for until := begun.Add(sure); ; {
+		leads := e.believe(ctx, until, me)
+		e.mu.Lock()
+		taken, news := e.seen != seen && (e.lock == nil || e.lock.Session != s.ID), e.news
+		e.mu.Unlock()
+		if taken {
+			keeper.Gone()
+			return
+		}
+		var end <-chan time.Time
+		if leads {
+			end = time.After(time.Until(until))
+		}
+		select {
+		case <-news:
+		case sent := <-confirmed:
+			until = sent.Add(sure)
+		case <-end:
+			e.o.Log.Warn("Consul has not confirmed for too long that this instance leads")
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// holds reports whether Consul's servers say that the session holds the lock. They ask each other whether they are up to date.
+func (e *Election) holds(ctx context.Context, s *session.Session) bool {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	lock, _, err := e.o.Consul.KV().Get(store.LeaderKey(e.o.Service), (&api.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+	return err == nil && lock != nil && lock.Session == s.ID
+}
+
+// see records the lock as it is.
+func (e *Election) see(lock *api.KVPair) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.vanished = lock == nil && (e.vanished || held(e.lock)); !held(lock) {
+		e.freed = time.Now()
+	}
+	e.lock = lock
+	e.seen++
+	close(e.news)
+	e.news = make(chan struct{})
+	e.tell()
+}
+
+// believe makes the instance lead until ctx is done or that time is over, and reports whether it leads.
+func (e *Election) believe(ctx context.Context, until time.Time, me Leader) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.set(ctx.Err() == nil && time.Now().Before(until), me)
+	return e.leads
+}
+
+// follow makes the instance lead no longer.
+func (e *Election) follow() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.set(false, Leader{})
+}
+
+func (e *Election) set(leads bool, me Leader) {
+	if leads != e.leads {
+		e.o.Log.Info(map[bool]string{true: "leads", false: "leads no longer"}[leads])
+	}
+	e.leads, e.me = leads, me
+	e.tell()
+}
+
+// tell calls Changed if there is something to tell. It is called with e.mu held, so that what is told is in order.
+func (e *Election) tell() {
+	state := State{Leads: e.leads}
+	switch {
+	case e.leads:
+		state.Leader = e.me
+	case held(e.lock) && e.lock.Session != e.own: // the own session holds it when it was lost, or the answer is on its way
+		state.Leader = leaderOf(e.lock)
+	}
+	if e.seen == 0 || (e.told && state == e.state) {
+		return
+	}
+	e.told, e.state = true, state
+	e.o.Changed(state)
+}
+
+func held(pair *api.KVPair) bool { return pair != nil && pair.Session != "" }
+
+// leaderOf returns who holds or held a lock, the zero Leader if that was some other program.
+func leaderOf(lock *api.KVPair) (l Leader) {
+	if err := json.Unmarshal(lock.Value, &l); err != nil {
+		return Leader{}
+	}
+	return l
+}
+
+// pause waits, or until ctx is done.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}

@@ -1,0 +1,92 @@
+package group
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"berth/registrar/group/session"
+	"berth/registrar/group/store"
+	"berth/registrar/retry"
+)
+
+// owed is the group's lock, which has to be given back.
+type owed struct {
+	session *session.Session
+	halted  *store.Halt // to leave there
+}
+
+// lost reports whether another may have the lock by now.
+func (o *owed) lost() bool {
+	select {
+	case <-o.session.Lost():
+		return true
+	default:
+		return false
+	}
+}
+
+// take tries to take the group's lock, which was free when it was read last, and reports whether this instance has it. The
+// transaction keeps a Halt from being lost that another instance has left there since.
+func (a *Applier) take(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	s, err := a.opts.Sessions.Session(ctx)
+	if err != nil {
+		return false
+	}
+	now := lock{Roll: store.Roll{Holder: a.opts.Instance, Held: true, Since: time.Now().UTC(), Halted: a.lock.Halted}, session: s.ID}
+	value, err := json.Marshal(now.Roll)
+	if err != nil {
+		panic(err) // nothing in it can fail
+	}
+	same := &api.KVTxnOp{Verb: api.KVCheckIndex, Key: store.RollingKey(a.opts.Service), Index: a.lock.index}
+	if a.lock.index == 0 {
+		same = &api.KVTxnOp{Verb: api.KVCheckNotExists, Key: store.RollingKey(a.opts.Service)}
+	}
+	number, sent := a.asked.Add(1), time.Now()
+	taken, answer, _, err := a.kv.Txn(api.KVTxnOps{same, {Verb: api.KVLock, Key: store.RollingKey(a.opts.Service), Value: value, Session: s.ID}},
+		(&api.QueryOptions{}).WithContext(ctx))
+	if !taken && err == nil { // another was faster, or the lock-delay after the end of a session is not over
+		for _, e := range answer.Errors {
+			if strings.Contains(e.What, "invalid session") {
+				a.opts.Sessions.Gone()
+			}
+		}
+		return false
+	}
+	a.owed, a.mine = &owed{s, a.lock.Halted}, s             // after an error it may have been taken all the same
+	if err != nil || time.Since(sent) > session.LockDelay { // a late answer may be of the past
+		return false
+	}
+	a.known.lock, a.lock = number, now
+	return true
+}
+
+// giveBack releases the group's lock, and reports whether that is settled. It has a deadline of its own: ctx may be done.
+func (a *Applier) giveBack(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
+	defer cancel()
+	value, err := json.Marshal(store.Roll{Halted: a.owed.halted, Since: time.Now().UTC()})
+	if err != nil {
+		panic(err) // nothing in it can fail
+	}
+	held, _, err := a.kv.Release(&api.KVPair{Key: store.RollingKey(a.opts.Service), Value: value, Session: a.owed.session.ID}, (&api.WriteOptions{}).WithContext(ctx))
+	if err != nil {
+		if tell, lasts := a.stuck.Tell(err.Error(), time.Now()); tell {
+			a.log.Warn("cannot give the lock of the rolling change back; trying again", append(retry.For(lasts), "err", err)...)
+		}
+		return false
+	}
+	if was, lasted := a.stuck.Over(time.Now()); was {
+		a.log.Info("the lock of the rolling change is given back", retry.For(lasted)...)
+	}
+	if h := a.owed.halted; !held && h != nil && h.Instance == a.opts.Instance {
+		a.unsaid = h
+	}
+	a.owed, a.gave = nil, a.asked.Add(1)
+	return true
+}

@@ -1,0 +1,271 @@
+// Package session holds locks and keys in Consul that vanish with their holder.
+//
+// A holder has to know by itself when it no longer holds anything: it may be cut off from Consul, which then gives the lock
+// to another. So a Session ends by the holder's own monotonic clock, before Consul's servers can take it for expired.
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"berth/registrar/retry"
+)
+
+const (
+	// TTL is for how long Consul keeps a session after a renewal, at least. It takes up to twice as long to notice that a
+	// holder is gone.
+	TTL = 10 * time.Second
+	// LockDelay is for how long nobody gets a key whose session was invalidated. It does not apply to a key that was released.
+	LockDelay = time.Second
+
+	margin    = time.Second             // from the end of a Session to the end of its TTL
+	timeout   = 2500 * time.Millisecond // of each call
+	quick     = 700 * time.Millisecond  // an answer that took longer says nothing of now: less than LockDelay
+	quiet     = time.Second             // a failure that is over by then is not told: the catalog gets checks a moment after the agent
+	mostDelay = time.Second             // between two attempts
+)
+
+// ErrLost is the error of calls for a Session that must no longer be relied on.
+var ErrLost = errors.New("the session in Consul is lost")
+
+// Options say what a session is like.
+type Options struct {
+	Consul   *api.Client
+	Name     string // of the session in Consul: berth app-3
+	Behavior string // api.SessionBehaviorDelete: its keys vanish with it
+	// Checks are those of the local agent's services that the session depends on, besides the node's health: it is
+	// invalidated when one turns critical or is deregistered.
+	Checks []string
+	Log    *slog.Logger
+}
+
+// Keeper keeps a session: it makes one when it is asked for one, renews it every third of its TTL, and makes another when it was lost.
+type Keeper struct {
+	o      Options
+	verify chan struct{} // somebody has reason to believe that the session is gone
+
+	mu      sync.Mutex
+	current *Session      // nil = none
+	made    chan struct{} // closed when there is a current one
+	wanted  chan struct{} // closed when somebody has asked for one
+
+	// These belong to Run's goroutine.
+	former  string    // ID of a session that may still be there
+	failing time.Time // since when; zero = not
+	lasting retry.Lasting
+}
+
+// New returns a Keeper. It does nothing before Run.
+func New(o Options) *Keeper {
+	return &Keeper{o: o, verify: make(chan struct{}, 1), made: make(chan struct{}), wanted: make(chan struct{})}
+}
+
+// Session is a session in Consul, from the moment it was made until it was lost. One that no Keeper made is never lost.
+type Session struct {
+	ID   string
+	ctx  context.Context
+	lose context.CancelFunc
+}
+
+// Lost returns a channel that is closed when the session must no longer be relied on: it is gone, or its TTL may be over by
+// the time that Consul answers again, or its Keeper's Run has ended. A holder that is cut off from Consul does not see that
+// a check or its node's health ends the session sooner: Serf takes at least five seconds to declare a node failed.
+func (s *Session) Lost() <-chan struct{} { return s.life().Done() }
+
+func (s *Session) life() context.Context {
+	if s.ctx == nil {
+		return context.Background()
+	}
+	return s.ctx
+}
+
+// While returns a context that is done when the session is lost, with ErrLost for its cause, or when ctx is.
+func (s *Session) While(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(s.life(), func() { cancel(ErrLost) })
+	return ctx, func() { stop(); cancel(nil) }
+}
+
+// Session returns the current session, or waits for one. It returns the error of ctx if that is done before.
+func (k *Keeper) Session(ctx context.Context) (*Session, error) {
+	for {
+		k.mu.Lock()
+		s, made := k.current, k.made
+		if k.wanted != nil {
+			close(k.wanted)
+			k.wanted = nil
+		}
+		k.mu.Unlock()
+		if s != nil {
+			return s, nil
+		}
+		select {
+		case <-made:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for a session in Consul: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// Run keeps a session, from the first call of Session on, until ctx is done. Then it destroys the session, and gives up after a few seconds if Consul does not
+// answer: the TTL then ends it. Keys that it holds are subject to LockDelay, unless they were released before.
+func (k *Keeper) Run(ctx context.Context) {
+	k.mu.Lock()
+	wanted := k.wanted
+	k.mu.Unlock()
+	if wanted != nil {
+		select {
+		case <-wanted:
+		case <-ctx.Done():
+		}
+	}
+	delays := newDelays()
+	for ctx.Err() == nil {
+		s, until, err := k.create(ctx)
+		k.record(ctx, err)
+		if err != nil {
+			pause(ctx, delays.NextBackOff())
+			continue
+		}
+		delays.Reset()
+		k.set(s)
+		gone := k.renew(ctx, s.ID, until)
+		k.set(nil)
+		s.lose()
+		if !gone {
+			k.former = s.ID
+		}
+	}
+	if err := k.destroyFormer(context.WithoutCancel(ctx)); err != nil {
+		k.o.Log.Warn("session in Consul not destroyed: it expires by its TTL", "err", err)
+	}
+}
+
+// set makes s the current session.
+func (k *Keeper) set(s *Session) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.current = s; s != nil {
+		close(k.made)
+	} else {
+		k.made = make(chan struct{})
+	}
+}
+
+// create makes a session, and returns until when it can be relied on. If it fails, a session may have been made that nobody
+// knows of: it holds nothing and expires.
+func (k *Keeper) create(ctx context.Context) (s *Session, until time.Time, err error) {
+	// What a former session holds would not be free before its TTL is over.
+	if err := k.destroyFormer(ctx); err != nil {
+		return nil, until, err
+	}
+	entry := &api.SessionEntry{Name: k.o.Name, Behavior: k.o.Behavior, TTL: TTL.String(), LockDelay: LockDelay}
+	for _, id := range k.o.Checks {
+		entry.ServiceChecks = append(entry.ServiceChecks, api.ServiceCheck{ID: id})
+	}
+	sent := time.Now()
+	s = &Session{}
+	err = call(ctx, func(ctx context.Context) (err error) {
+		s.ID, _, err = k.o.Consul.Session().Create(entry, write(ctx))
+		return err
+	})
+	if err != nil {
+		return nil, until, fmt.Errorf("make a session: %w", err)
+	}
+	s.ctx, s.lose = context.WithCancel(context.Background())
+	return s, sent.Add(TTL - margin), nil
+}
+
+// renew renews a session until it is gone, or cannot be relied on, or ctx is done.
+func (k *Keeper) renew(ctx context.Context, id string, until time.Time) (gone bool) {
+	delays := newDelays()
+	wait := TTL / 3
+	var err error
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-k.verify:
+		case <-time.After(min(wait, time.Until(until))):
+		}
+		if !time.Now().Before(until) {
+			k.o.Log.Warn("session in Consul could not be renewed in time, it is given up", "session", id, "err", err)
+			return false
+		}
+		sent, there := time.Now(), false
+		within, cancel := context.WithDeadline(ctx, until)
+		err = call(within, func(ctx context.Context) error {
+			entry, _, err := k.o.Consul.Session().Renew(id, write(ctx))
+			there = entry != nil
+			return err
+		})
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return false
+		case err == nil && !there:
+			k.o.Log.Warn("session is gone in Consul", "session", id)
+			return true
+		case err == nil:
+			until, wait = sent.Add(TTL-margin), TTL/3
+			delays.Reset()
+		default:
+			err = fmt.Errorf("renew the session: %w", err)
+			wait = delays.NextBackOff()
+		}
+		k.record(ctx, err)
+	}
+}
+
+// Gone tells the Keeper that its session seems to be gone. It then looks at once, and not when the next renewal is due.
+func (k *Keeper) Gone() {
+	select {
+	case k.verify <- struct{}{}:
+	default:
+	}
+}
+
+// destroyFormer destroys a session that may still be there. Destroying one that is gone is no error.
+func (k *Keeper) destroyFormer(ctx context.Context) error {
+	if k.former == "" {
+		return nil
+	}
+	err := call(ctx, func(ctx context.Context) error {
+		_, err := k.o.Consul.Session().Destroy(k.former, write(ctx))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("destroy the former session: %w", err)
+	}
+	k.former = ""
+	return nil
+}
+
+// record logs the outcome of an attempt, if that is news.
+func (k *Keeper) record(ctx context.Context, err error) {
+	now := time.Now()
+	switch {
+	case ctx.Err() != nil: // cut short, which says nothing
+	case err == nil:
+		k.failing = time.Time{}
+		if was, lasted := k.lasting.Over(now); was {
+			k.o.Log.Info("session in Consul is kept again", retry.For(lasted)...)
+		}
+	default:
+		if k.failing.IsZero() {
+			k.failing = now
+		}
+		if now.Sub(k.failing) < quiet {
+			return
+		}
+		if tell, lasts := k.lasting.Tell(err.Error(), now); tell {
+			k.o.Log.Error("no session in Consul, or it cannot be renewed; trying again", append(retry.For(lasts), "err", err)...)
+		}
+	}
+}

@@ -1,0 +1,103 @@
+// Package store keeps in Consul's KV what operators decide for a service, and what its instances say of it.
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+)
+
+const (
+	// Limit is how many bytes a text may have: Consul takes 512 KB for a value, and the entry in the history begins with a line
+	// of its own.
+	Limit = 512<<10 - maxHeader
+	// Kept is how many versions the history of an item has, the current one included.
+	Kept = 20
+
+	maxHeader = 1 << 10
+	timeout   = 5 * time.Second // of a call
+)
+
+// ErrNone is returned for an item or a version that does not exist.
+var ErrNone = errors.New("there is none")
+
+// Sum returns what tells texts with the same version apart: the first 12 hexadecimal digits of their SHA-256.
+func Sum(text []byte) string {
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:6])
+}
+
+// Store reads and writes through a Consul agent. Its methods may be called from any goroutine; each makes its calls within
+// ctx, which has to have a deadline where Consul may be away. Their errors say whether Consul refused something, and what, or
+// did not answer, and where.
+type Store struct{ consul *api.Client }
+
+// New returns a Store. It makes no call.
+func New(consul *api.Client) *Store { return &Store{consul} }
+
+// awayError says that Consul did not answer, or that it could not do its part. What was asked for may have been done.
+type awayError struct{ error }
+
+func (e *awayError) Unwrap() error { return e.error }
+
+// refusedError says that Consul answered that it will not do it.
+type refusedError struct{ error }
+
+func (e *refusedError) Unwrap() error { return e.error }
+
+// read makes a call that reads, with its deadline.
+func read[T any](ctx context.Context, what string, f func(*api.QueryOptions) (T, *api.QueryMeta, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	out, meta, err := f(new(api.QueryOptions).WithContext(ctx))
+	if err == nil && meta != nil && meta.ResultsFilteredByACLs {
+		return out, &refusedError{fmt.Errorf("%s: the token may not see all of it", what)}
+	}
+	return out, explain("read "+what, err)
+}
+
+// get returns a key, nil if it does not exist.
+func (s *Store) get(ctx context.Context, key string) (*api.KVPair, error) {
+	return read(ctx, key, func(q *api.QueryOptions) (*api.KVPair, *api.QueryMeta, error) { return s.consul.KV().Get(key, q) })
+}
+
+// list returns the keys under a prefix.
+func (s *Store) list(ctx context.Context, prefix string) (api.KVPairs, error) {
+	return read(ctx, prefix, func(q *api.QueryOptions) (api.KVPairs, *api.QueryMeta, error) { return s.consul.KV().List(prefix, q) })
+}
+
+// cas writes a key if its index is still that of pair. It reports whether it was.
+func (s *Store) cas(ctx context.Context, pair *api.KVPair) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	ok, _, err := s.consul.KV().CAS(pair, new(api.WriteOptions).WithContext(ctx))
+	return ok, explain("write "+pair.Key, err)
+}
+
+// explain says in a user's words what went wrong with a call.
+func explain(what string, err error) error {
+	var status api.StatusError
+	var failed *url.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &status) && status.Code < 500 && status.Code != http.StatusTooManyRequests:
+		return &refusedError{fmt.Errorf("%s: Consul refuses it: %s", what, status.Body)}
+	case errors.As(err, &status):
+		return &awayError{fmt.Errorf("%s: Consul cannot do it now: %s", what, status.Body)}
+	case errors.As(err, &failed):
+		host := failed.URL
+		if u, bad := url.Parse(failed.URL); bad == nil {
+			host = u.Host
+		}
+		return &awayError{fmt.Errorf("%s: Consul at %s does not answer: %w", what, host, failed.Err)}
+	}
+	return &awayError{fmt.Errorf("%s: Consul does not answer as it should: %w", what, err)}
+}

@@ -1,0 +1,255 @@
+package label
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"berth/templates/claim"
+)
+
+// Routes returns the routes that an instance asks for, as reports name them.
+func (in Instance) Routes() (out []string) {
+	if in.Protocol != "tcp" {
+		return nil
+	}
+	for _, r := range claim.Parse(in.Meta).Routes {
+		out = append(out, r.String())
+	}
+	return out
+}
+
+// NoRoute returns why an instance takes part in no route, not even in one that others of its service ask for, or "".
+func (in Instance) NoRoute() string {
+	if reason := in.Meta[claim.KeyNoRoute]; reason != "" || in.Protocol != "tcp" {
+		return reason
+	}
+	if c := claim.Parse(in.Meta); c.Restricted && len(c.Routes) == 0 {
+		return strings.Join(c.Problems, "; ")
+	}
+	return ""
+}
+
+// WithoutRoutes returns the instance as it is registered if the route that is asked for on the whole container goes to
+// another of its ports: it takes part in no route.
+func (in Instance) WithoutRoutes(to Instance) Instance {
+	key := claim.KeyHost
+	for _, k := range claimKeys {
+		if _, asked := in.Meta[k]; asked {
+			key = k
+			break
+		}
+	}
+	in.Meta = unrouted(in.Meta, fmt.Sprintf("%s goes to port %d: set %s for this one", spelling(0, key), to.Inside, spelling(in.Inside, key)))
+	in.RouteChoice = 0
+	return in
+}
+
+// unrouted returns metadata without what asks for a route, and with the reason.
+func unrouted(meta map[string]string, reason string) map[string]string {
+	meta = maps.Clone(meta)
+	maps.DeleteFunc(meta, func(key, _ string) bool {
+		return slices.Contains(claimKeys, key) || slices.Contains(routeSettings, key)
+	})
+	if len(reason) > claim.MaxValue { // without half a character at the end
+		reason = strings.ToValidUTF8(reason[:claim.MaxValue], "")
+	}
+	meta[claim.KeyNoRoute] = reason
+	return meta
+}
+
+// routeMeta takes the keys by which an instance is routed and returns them as metadata, with the reasons for what is left
+// out of them. Of a route that cannot be kept whole nothing is left but the reason.
+func (k *portKeys) routeMeta() (meta map[string]string, problems []string) {
+	meta = map[string]string{}
+	k.routeHosts(meta)
+	for _, key := range slices.Concat([]string{claim.KeyPath, claim.KeyPort}, routeSettings) {
+		value, given := k.values[key]
+		delete(k.values, key)
+		why := badMeta(key, value)
+		switch {
+		case !given:
+		case value == "" && slices.Contains(claimKeys, key):
+			k.loseRoute("%s is empty: set it, or remove it", k.spelling(key))
+		case value == "": // a label takes back what the image's environment says
+		case why != "" && costsRoute(key):
+			k.loseRoute("%s cannot be kept: %s", k.spelling(key), why)
+		case why != "":
+			problems = append(problems, fmt.Sprintf("%s is left out: %s", k.spelling(key), why))
+		case key == claim.KeyPath:
+			meta[key] = plainPath(value)
+		default:
+			meta[key] = value
+		}
+	}
+	if k.noRoute != "" {
+		meta = unrouted(meta, k.noRoute)
+	}
+	return meta, problems
+}
+
+// routeHosts takes the hosts, and spreads them over as many keys as they need.
+func (k *portKeys) routeHosts(meta map[string]string) {
+	var hosts []string
+	first := ""
+	for _, key := range hostKeys() {
+		value, given := k.values[key]
+		delete(k.values, key)
+		if !given {
+			continue
+		}
+		first = cmp.Or(first, key)
+		for _, host := range claim.Hosts(value) {
+			if host = plainHost(host); !slices.Contains(hosts, host) {
+				hosts = append(hosts, host)
+			}
+		}
+	}
+	if first != "" && len(hosts) == 0 {
+		k.loseRoute("%s is empty: set it, or remove it", k.spelling(first))
+	}
+	n := 1
+	for _, host := range hosts {
+		list := host
+		if before := meta[claim.HostKey(n)]; before != "" {
+			list = before + "," + host
+		}
+		if len(list) > claim.MaxValue && list != host {
+			n, list = n+1, host
+		}
+		switch {
+		case n > claim.LastHostKey:
+			k.loseRoute("%s cannot be kept: Consul takes at most %d bytes in a value, and %d values are taken", k.spelling(first), claim.MaxValue, claim.LastHostKey)
+			return
+		case badMeta(claim.KeyHost, list) != "":
+			k.loseRoute("%s cannot be kept: %s", k.spelling(first), badMeta(claim.KeyHost, list))
+			return
+		}
+		meta[claim.HostKey(n)] = list
+	}
+}
+
+// plainHost returns the name in what people write for it: in quotes, as the URL that a browser shows, with DNS's dot at the
+// end. What names more than a host, like a port or a path, stays as it is: without it the route would be wider.
+func plainHost(s string) string {
+	host := unquoted(s)
+	for _, scheme := range []string{"http://", "https://"} {
+		if len(host) > len(scheme) && strings.EqualFold(host[:len(scheme)], scheme) {
+			host = host[len(scheme):]
+		}
+	}
+	host = strings.TrimSuffix(strings.TrimSuffix(host, "/"), ".")
+	if claim.IsHostName(strings.TrimPrefix(host, "*.")) {
+		return host
+	}
+	return s
+}
+
+// judge returns why the templater will leave out routes of the instance, or settings. What it will say of a key that is near
+// to a known one was told of the container's keys.
+func (in Instance) judge(near map[string]string) (problems []string) {
+	meta := maps.Clone(in.Meta)
+	maps.DeleteFunc(meta, func(key, _ string) bool { return near[key] != "" })
+	c := claim.Parse(meta)
+	_, said := in.Meta[claim.KeyNoRoute]
+	for _, problem := range c.Problems {
+		if strings.HasPrefix(problem, "its "+claim.KeyHost+" ") && strings.ContainsFunc(problem, func(r rune) bool { return r > unicode.MaxASCII }) {
+			problem += " in the form that DNS carries (xn--…)"
+		}
+		switch {
+		case said: // it is the only problem that counts
+			return []string{"no route: " + in.Meta[claim.KeyNoRoute]}
+		case c.Restricted && len(c.Routes) == 0:
+			problem = "no route: " + problem
+		}
+		problems = append(problems, problem)
+	}
+	return problems
+}
+
+// proxyPorts are those that the proxy listens on with a built-in template.
+var proxyPorts = []int{8080, 8443, 8404}
+
+// loop says why an instance may be the proxy itself, or returns "": with a loopback address and a port of the proxy's own it
+// is that on the proxy's host, and in its container, and each request would go round and round.
+func (k *portKeys) loop(in Instance, h Host) string {
+	address := cmp.Or(in.Address, h.NodeAddress)
+	if !parseAddress(address).IsLoopback() || !(slices.Contains(proxyPorts, in.Port) || claim.ParsePort(k.values[claim.KeyPort]) == in.Port) {
+		return ""
+	}
+	return fmt.Sprintf("its address is %s, where the proxy itself listens, and requests would go round in circles: publish another port, or register another address",
+		net.JoinHostPort(address, strconv.Itoa(in.Port)))
+}
+
+// chooseRoutes decides which of a container's ports gets the route that is asked for on the container as a whole. A port
+// with a route of its own (SERVICE_8080_ROUTE_HOST) keeps that, and if it takes part of it from the general one, no other
+// port gets the general one. Else one of the others does: RouteChoice ranks them, and the registrar, which knows which of
+// them are ready, picks the first of these.
+func chooseRoutes(instances []Instance, keys containerKeys) (problems []string) {
+	var holder *Instance
+	var contenders []*Instance
+	for i := range instances {
+		in := &instances[i]
+		if in.Protocol != "tcp" || in.Meta[claim.KeyNoRoute] != "" {
+			continue
+		}
+		own, general := keys.asks(in.Inside)
+		switch {
+		case own && general && holder == nil:
+			holder = in
+		case !own && general:
+			contenders = append(contenders, in)
+		}
+	}
+	if holder != nil {
+		for _, in := range contenders {
+			*in = in.WithoutRoutes(*holder)
+			problems = append(problems, fmt.Sprintf("port %d/tcp: no route: %s", in.Inside, in.NoRoute()))
+		}
+		return problems
+	}
+	if len(contenders) < 2 {
+		return nil
+	}
+	named := 0
+	for _, in := range contenders {
+		if keys.names(in.Inside) {
+			named++
+		}
+	}
+	rank := func(in *Instance) int {
+		switch {
+		case named == 1 && keys.names(in.Inside):
+			return 0
+		case in.Inside == 80:
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(contenders, func(a, b *Instance) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Inside, b.Inside))
+	})
+	for n, in := range contenders {
+		in.RouteChoice = n + 1
+	}
+	return nil
+}
+
+// asks reports whether a port asks for a route with keys of its own, and with keys for all ports.
+func (c containerKeys) asks(port uint16) (own, general bool) {
+	given := func(values map[string]string, key string) bool { _, ok := values[key]; return ok }
+	for _, key := range claimKeys {
+		own = own || given(c.ports[port], key)
+	}
+	ownHosts := slices.ContainsFunc(hostKeys(), func(key string) bool { return given(c.ports[port], key) })
+	for _, key := range claimKeys {
+		overridden := given(c.ports[port], key) || (ownHosts && slices.Contains(hostKeys(), key))
+		general = general || (given(c.general, key) && !overridden)
+	}
+	return own, general
+}

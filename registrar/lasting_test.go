@@ -1,0 +1,125 @@
+package registrar
+
+import (
+	"errors"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// logged counts the lines of the log that match.
+func (w *cluster) logged(pattern string) int {
+	return len(regexp.MustCompile(pattern).FindAllString(w.log.String(), -1))
+}
+
+// What fails for long is said again and again, but less and less often; when all is well again it is said once.
+func TestLastingFailures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newCluster()
+		w.listen("10.0.0.1:80")
+		w.create("a", "10.0.0.1")
+		w.create("b", "10.0.0.2")
+		_, stop := w.run(t)
+		defer stop()
+		time.Sleep(5*time.Minute + 8*time.Second) // not just when Consul is read, or the event stream opened anew
+		if n := w.logged(`level=INFO msg="all in step with Docker and Consul" instances=`); n != 1 {
+			t.Fatalf("said %d times that all is in step:\n%s", n, w.log.String())
+		}
+		for _, tt := range []struct {
+			name       string
+			fail, mend func()
+			line       string
+			said       int // at once, after 1, 5, 10 and 20 minutes, and with another reason
+		}{
+			{"Consul", func() { w.Err = errors.New("connection refused") }, func() { w.Err = nil }, `consul failed, .* trying again"`, 5},
+			{"Docker", func() { w.dockerErr = errors.New("no daemon"); close(w.broken) }, func() { w.dockerErr = nil; w.broken = make(chan struct{}) }, `"docker events failed, .* trying again"`, 6},
+		} {
+			before, steps := w.logged(tt.line), w.logged("all in step")
+			w.do(tt.fail)
+			time.Sleep(21*time.Minute + 5*time.Second)
+			if n := w.logged(tt.line) - before; n != tt.said {
+				t.Errorf("%s was away for 21 minutes, and that was said %d times:\n%s", tt.name, n, w.log.String())
+			}
+			if w.logged(tt.line+` for=20m`) == 0 {
+				t.Errorf("%s: not said for how long:\n%s", tt.name, w.log.String())
+			}
+			w.do(tt.mend)
+			time.Sleep(2 * time.Minute)
+			if n := w.logged("all in step") - steps; n != 1 {
+				t.Errorf("%s: said %d times that all is in step again:\n%s", tt.name, n, w.log.String())
+			}
+		}
+		if n := w.logged("(docker events|consul) answers\" for=21m"); n != 2 {
+			t.Errorf("said %d times for how long it was away:\n%s", n, w.log.String())
+		}
+	})
+}
+
+// A registration that Consul refuses is asked for at every resync, and told of less and less often.
+func TestLastingRefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newCluster()
+		w.listen("10.0.0.1:80")
+		w.do(func() { w.Fail["register vm:a:80"] = api.StatusError{Code: 403, Body: "Permission denied"} })
+		w.create("a", "10.0.0.1")
+		r, stop := w.run(t)
+		defer stop()
+		time.Sleep(21*time.Minute + 8*time.Second) // not just at a resync, when berth asks again
+		const line = "not registered: consul refuses it"
+		if n := w.logged(line); n < 4 || n > 5 {
+			t.Errorf("said %d times in 21 minutes:\n%s", n, w.log.String())
+		}
+		if w.logged("all in step") > 0 {
+			t.Errorf("said that all is in step:\n%s", w.log.String())
+		}
+		report, err := r.Report(t.Context())
+		if err != nil || !strings.HasPrefix(lines(report)[0], "a [] not registered: Consul refuses it: ") {
+			t.Errorf("%q, %v", lines(report), err)
+		}
+		w.do(func() { delete(w.Fail, "register vm:a:80") })
+		time.Sleep(2 * time.Minute)
+		if w.logged("all in step") != 1 || w.logged(`consul refuses it no longer" for=2\dm.* instance=vm:a:80`) != 1 {
+			t.Errorf("not said that it is over, and that all is in step:\n%s", w.log.String())
+		}
+	})
+}
+
+// All is in step when nothing that is wanted is missing: what may become ready in time is, what is late stands as critical.
+func TestInStep(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		after time.Duration // from then on its port accepts; 0 = never
+		said  time.Duration // when all is in step
+	}{
+		{"ready in time", 10 * time.Second, 10 * time.Second},
+		{"late", 0, 30 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newCluster()
+				w.listen("10.0.0.1:80")
+				w.create("a", "10.0.0.1")
+				w.create("b", "10.0.0.2")
+				_, stop := w.run(t)
+				defer stop()
+				if tt.after > 0 {
+					time.AfterFunc(tt.after, func() { w.listen("10.0.0.2:80") })
+				}
+				time.Sleep(tt.said - 100*time.Millisecond)
+				synctest.Wait()
+				if w.logged("all in step") > 0 {
+					t.Errorf("said too early:\n%s", w.log.String())
+				}
+				time.Sleep(5 * time.Second)
+				synctest.Wait()
+				if w.logged(`all in step with Docker and Consul" instances=2 containers=2`) != 1 {
+					t.Errorf("not said:\n%s", w.log.String())
+				}
+			})
+		})
+	}
+}

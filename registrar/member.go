@@ -1,0 +1,438 @@
+package registrar
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"berth/registrar/agent"
+	"berth/registrar/docker"
+	"berth/registrar/group"
+	"berth/registrar/group/leader"
+	"berth/registrar/group/session"
+	"berth/registrar/group/store"
+	"berth/registrar/label"
+)
+
+// Groups is what containers need to take part in the groups of their services.
+type Groups struct {
+	Consul  *api.Client // of the same agent, without a limit on connections, and best with ShareWatches
+	Archive docker.Archive
+	Restart func(ctx context.Context, id string) error // see docker.Restart
+}
+
+// member is a container's part in its group, from the moment it is registered, or about to be, until its process ends by
+// another's doing. What says who it is never changes; the loop owns the rest.
+type member struct {
+	container string
+	service   string
+	instance  string // service ID
+	label.Group
+
+	cancel   context.CancelFunc
+	election *leader.Election // nil = it does not stand
+	resigned bool             // it does not stand for now
+	role     string           // a tag: leader or follower; "" = not known, or it does not stand
+
+	out    string // why its Applier keeps it out of service; "" = it does not
+	change step
+	until  time.Time // from then on, what happens to the container is no longer taken for the change's doing
+	before time.Time // when the process was started that is replaced
+	again  bool      // another one was started since
+	dead   bool      // no process runs, and another one is to come
+	run    time.Time // when the process was started that is tried; zero = not known yet
+	failed string    // why that one will not do
+	wish   *wish     // nil = its Applier waits for nothing
+}
+
+// step says how far a change of a container's process is, which is not taken for the container's end meanwhile.
+type step int
+
+const (
+	settled   step = iota // there is none
+	replacing             // Docker stops the process and starts another
+	starting              // it says that it did, and its events about that are on their way
+	trying                // the process is there, and may turn out not to work
+)
+
+// changes reports whether the container's process is being changed.
+func (m *member) changes() bool { return m != nil && m.change != settled }
+
+// wish is what a target asks of the loop. The answer comes when it is so, or will not be.
+type wish struct {
+	*member
+	is     wanted
+	reason string        // of drained
+	limit  time.Duration // of replaced and tried: how long the change may take
+	until  time.Time     // of inService: when to give up; the loop sets it
+	answer chan error    // has room for one
+}
+
+// wanted is what a target wants.
+type wanted int
+
+const (
+	drained   wanted = iota // it is in maintenance mode
+	replaced                // what happens from now on is that its process is replaced
+	tried                   // from now on it is tried out what the process, the same one, does
+	isReady                 // the new process is ready
+	readyAnew               // the same process is ready again
+	inService               // its maintenance mode is over, and it passes
+)
+
+// elected says what an instance is in its group.
+type elected struct {
+	*member
+	role string
+}
+
+// filled says that a new container has its files, or does not get them before its start. Until then it takes no part in its
+// group: what is being written looks as if its process had read it.
+type filled struct{ container string }
+
+// wishes takes up what a target asks for.
+func (s *state) wishes(w wish) {
+	m, t := w.member, s.containers[w.container]
+	if t == nil || t.member != m {
+		w.answer <- group.ErrStopping
+		return
+	}
+	m.wish = &w
+	switch w.is {
+	case drained:
+		m.out = w.reason
+	case replaced: // to take a change back, when it was in service
+		m.out = cmp.Or(m.out, "it is restarted")
+		m.change, m.failed, m.until = replacing, "", time.Now().Add(w.limit)
+		m.before, m.again = t.Started, false
+	case tried:
+		m.change, m.failed, m.until, m.run = trying, "", time.Now().Add(w.limit), t.Started
+	case isReady:
+		if m.change = starting; m.again {
+			m.try()
+		}
+		t.seen.wanted = s.tick()
+	case readyAnew:
+		for _, i := range t.instances {
+			i.probe = &probe{since: time.Now()}
+		}
+		s.evaluate(t)
+		t.seen.wanted = s.tick()
+	case inService:
+		m.out, w.until = "", time.Now().Add(s.opts.ReadyTimeout)
+	}
+}
+
+// overdue ends changes that take too long: from then on it counts what happened to the container.
+func (s *state) overdue(now time.Time) {
+	for id, t := range s.containers {
+		if m := t.member; m.changes() && !m.until.After(now) {
+			m.change = settled
+			if m.dead {
+				s.drop(id)
+			}
+		}
+	}
+}
+
+// runs records that the container runs, in a process that was started at a time.
+func (m *member) runs(started time.Time) {
+	if !m.changes() {
+		return
+	}
+	m.dead = false
+	if m.change == starting && !started.Equal(m.before) { // the event is late, or lost
+		m.try()
+	}
+	if m.change == trying {
+		if !m.run.IsZero() && !m.run.Equal(started) {
+			m.failed = cmp.Or(m.failed, "the container ended, and was started again")
+		}
+		m.run = started
+	}
+}
+
+// try records that it is the new process now that counts.
+func (m *member) try() { m.change, m.run = trying, time.Time{} }
+
+// ended records that the container does not run while it is changed.
+func (m *member) ended(exit int) {
+	if m.dead = true; m.change == trying {
+		m.failed = cmp.Or(m.failed, fmt.Sprintf("the container ended with exit code %d", exit))
+	}
+}
+
+// granted is the answer to a member's wish.
+type granted struct {
+	*member
+	err error
+}
+
+// members plans which containers take part in their group, and answers their wishes.
+func (p *planner) members() {
+	first := map[*tracked]bool{}
+	for _, i := range p.instances {
+		t := p.containers[i.desired.Container]
+		if !first[t] && i.desired.Group != (label.Group{}) && t.failure == "" && t.drain == nil && !p.placing[t.id] {
+			p.plan.members = append(p.plan.members, i)
+		}
+		first[t] = true
+	}
+	for _, t := range p.containers {
+		m := t.member
+		if m.changes() {
+			p.due(m.until)
+		}
+		if m == nil || m.wish == nil {
+			continue
+		}
+		if over, err := p.grant(t, m); over {
+			p.plan.granted = append(p.plan.granted, granted{m, err})
+		}
+	}
+}
+
+// grant reports whether a wish is over, with an error if it does not come true.
+func (p *planner) grant(t *tracked, m *member) (over bool, err error) {
+	failed := func() (bool, error) { return true, errors.New(m.failed) }
+	switch m.wish.is {
+	case replaced, tried:
+		return true, nil
+	case drained:
+		return p.isDrained(t), nil
+	case isReady, readyAnew:
+		if m.failed != "" {
+			return failed()
+		}
+		if m.change != trying || m.dead || t.seen.stale() || len(t.instances) == 0 {
+			return false, nil
+		}
+		late, wait := p.late(t)
+		if late != "" {
+			return true, errors.New(late)
+		}
+		return !wait, nil
+	}
+	if m.failed != "" {
+		return failed()
+	}
+	why := p.notInService(t)
+	if why != "" && p.due(m.wish.until) {
+		return true, errors.New(why)
+	}
+	return why == "", nil
+}
+
+// late says why an instance of a container is not ready in time, and whether one has time left.
+func (p *planner) late(t *tracked) (why string, wait bool) {
+	for _, i := range t.instances {
+		switch reason := p.notReady(i, t); {
+		case reason == tooEarly:
+			wait = true
+		case reason != "":
+			return "it is not ready: " + reason, false
+		}
+	}
+	return "", wait
+}
+
+// isSettled reports whether nothing is being done about an instance.
+func (p *planner) isSettled(id string) bool {
+	for _, k := range []kind{changing, draining} {
+		if c := p.last(key{kind: k, id: id}); c.busy || !c.applied.Empty() {
+			return false
+		}
+	}
+	return true
+}
+
+// isDrained reports whether all that Consul holds of a container is in maintenance mode.
+func (p *planner) isDrained(t *tracked) bool {
+	if p.consul == nil {
+		return false
+	}
+	for _, have := range p.consul {
+		if have.Container() != t.id || !p.own.Owns(have.AgentService) {
+			continue
+		}
+		if _, on := have.Maintenance(); !on {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(t.instances, func(i *instance) bool { return !p.isSettled(i.desired.ID) })
+}
+
+// notInService says why a container does not get requests yet, or returns "". What an operator took out of service stays so.
+func (p *planner) notInService(t *tracked) string {
+	if reason := t.outOfService(); reason != "" {
+		return strings.TrimPrefix(reason, agent.Automatic)
+	}
+	for _, i := range p.instances {
+		if i.desired.Container != t.id {
+			continue
+		}
+		d := p.chosen(i)
+		have := p.consul[d.ID]
+		reason, on := have.Maintenance()
+		if why := p.notReady(i, t); why != "" {
+			return "it is not ready: " + why
+		}
+		if refused := p.refused[d.ID].why; refused != "" {
+			return "Consul refuses to register it: " + refused
+		}
+		if have.Container() != t.id || !d.Same(have) || (on && strings.HasPrefix(reason, agent.Automatic)) {
+			return "Consul has not registered it yet"
+		}
+		for _, c := range have.Checks {
+			if c.Status == api.HealthCritical && !strings.HasPrefix(c.CheckID, api.ServiceMaintPrefix) {
+				return fmt.Sprintf("its check %s is critical: %s", c.Name, oneLine(cmp.Or(c.Output, c.Notes, "no output yet")))
+			}
+		}
+	}
+	if len(t.instances) == 0 {
+		return "it is not known yet what it registers"
+	}
+	return ""
+}
+
+// watching reports whether a member waits for its checks.
+func (p *planner) watching() bool {
+	for _, t := range p.containers {
+		if t.member != nil && t.member.wish != nil && t.member.wish.is == inService {
+			return true
+		}
+	}
+	return false
+}
+
+// reply answers the wish of a member.
+func (m *member) reply(err error) {
+	if m.wish == nil {
+		return
+	}
+	if m.wish.is == inService && err == nil {
+		m.change = settled
+	}
+	m.wish.answer <- err
+	m.wish = nil
+}
+
+// carryOutGroups has containers take part in their groups, and answers wishes.
+func (r *Registrar) carryOutGroups(ctx context.Context, p plan) {
+	if r.opts.Groups == nil {
+		return
+	}
+	for _, g := range p.granted {
+		g.reply(g.err)
+	}
+	for m := range r.members {
+		t := r.containers[m.container]
+		switch {
+		case t == nil || t.member != m:
+			r.leave(m)
+		case t.failure != "":
+			r.leave(m)
+			t.member = nil
+		case m.election != nil:
+			r.stand(m, t.outOfService() == "")
+		}
+	}
+	for _, i := range p.members {
+		in, t := i.desired.Instance, r.containers[i.desired.Container]
+		if m := t.member; m != nil && (m.service != in.Name || m.instance != in.ID || m.Group != in.Group) && !m.changes() {
+			r.leave(m)
+			t.member = nil
+		}
+		if t.member == nil {
+			r.join(ctx, t, in)
+		}
+	}
+	for _, id := range r.created {
+		host := r.host
+		r.work.Go(func() {
+			r.place(ctx, id, host)
+			r.updates.add(filled{id})
+		})
+	}
+	r.created = nil
+}
+
+// join has a container take part in its group.
+func (r *Registrar) join(ctx context.Context, t *tracked, in label.Instance) {
+	ctx, cancel := context.WithCancel(ctx)
+	m := &member{container: t.id, service: in.Name, instance: in.ID, Group: in.Group, cancel: cancel}
+	t.member, r.members[m] = m, true
+	log := r.opts.Log.With("container", t.Name)
+	if m.Strategy != "" {
+		sessions := session.New(session.Options{Consul: r.opts.Groups.Consul, Name: "berth " + in.ID, Behavior: api.SessionBehaviorDelete, Log: log})
+		kv := store.New(r.opts.Groups.Consul)
+		applier := group.New(group.Options{
+			Service: in.Name, Instance: in.ID, Strategy: m.Strategy, Started: t.Started,
+			Timeout:  r.opts.DrainTime + r.changeTime(t.Container),
+			Target:   &target{registrar: r, member: m, container: t.Container, store: kv, log: log, known: map[string]string{}},
+			Consul:   r.opts.Groups.Consul,
+			Store:    kv,
+			Sessions: sessions,
+			Log:      log,
+		})
+		r.work.Go(func() {
+			var kept sync.WaitGroup
+			keeping, stop := context.WithCancel(context.WithoutCancel(ctx)) // the Applier gives its lock back at its end
+			kept.Go(func() { sessions.Run(keeping) })
+			applier.Run(ctx)
+			stop()
+			kept.Wait()
+		})
+	}
+	if m.Leader {
+		m.election = leader.New(leader.Options{
+			Consul: r.opts.Groups.Consul, Service: in.Name, ID: in.ID, Priority: m.Priority, Log: log,
+			Changed: func(s leader.State) { r.updates.add(elected{m, s.Tag()}) },
+		})
+		r.work.Go(func() { m.election.Run(ctx) })
+	}
+}
+
+// changeTime is how long a container may take to stop, to start and to be ready.
+func (r *Registrar) changeTime(c label.Container) time.Duration {
+	const (
+		spare    = 15 * time.Second
+		mostStop = 10 * time.Minute // of one that Docker would wait for as long as it takes
+	)
+	return min(c.StopTimeout, mostStop) + r.opts.ReadyTimeout + spare
+}
+
+// leave ends a container's part in its group: its report vanishes, and others can have the locks that it holds.
+func (r *Registrar) leave(m *member) {
+	m.reply(group.ErrStopping)
+	m.cancel()
+	delete(r.members, m)
+}
+
+// stand has an instance stand for election while it is in service.
+func (r *Registrar) stand(m *member, is bool) {
+	switch {
+	case is && m.resigned:
+		m.election.Stand()
+	case !is && !m.resigned:
+		now, cancel := context.WithCancel(context.Background())
+		cancel() // the loop does not wait until the lock is given back
+		_ = m.election.StepDown(now)
+	}
+	m.resigned = !is
+}
+
+// withRole returns an instance with the tag of what it is in its group.
+func (m *member) withRole(d agent.Desired) agent.Desired {
+	if m != nil && m.role != "" && m.instance == d.ID && !slices.Contains(d.Tags, m.role) {
+		d.Tags = append(slices.Clone(d.Tags), m.role)
+	}
+	return d
+}

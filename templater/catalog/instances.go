@@ -1,0 +1,74 @@
+package catalog
+
+import (
+	"cmp"
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+
+	"github.com/hashicorp/consul-template/dependency"
+	"github.com/hashicorp/consul/api"
+)
+
+// Instances is the dependency on the instances of a service, in whatever state of health, as Consul itself describes them:
+// a []*api.ServiceEntry, sorted by node and ID. consul-template's own service takes fewer names, and leaves out when an
+// instance was registered.
+type Instances struct{ service, datacenter string }
+
+// instancesRe splits web@dc2. Any name will do but for that: a catalog can hold services of any name.
+var instancesRe = regexp.MustCompile(`(?s)\A(.+?)(?:@([\w.-]+))?\z`)
+
+// NewInstances returns the dependency on a service, such as web or web@dc2.
+func NewInstances(name string) (*Instances, error) {
+	m := instancesRe.FindStringSubmatch(name)
+	if m == nil || path.Clean("/"+m[1]) != "/"+m[1] {
+		return nil, fmt.Errorf("service %.100q: Consul's API cannot be asked for a name like this; register it by another", name)
+	}
+	return &Instances{service: m[1], datacenter: m[2]}, nil
+}
+
+// Fetch asks Consul.
+func (i *Instances) Fetch(clients *dependency.ClientSet, o *dependency.QueryOptions) (any, *dependency.ResponseMetadata, error) {
+	o = o.Merge(&dependency.QueryOptions{Datacenter: i.datacenter})
+	list, meta, err := clients.Consul().Health().Service(i.service, "", false, o.ToConsulOpts())
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", i, err)
+	}
+	if list == nil {
+		list = []*api.ServiceEntry{}
+	}
+	list = slices.DeleteFunc(list, func(e *api.ServiceEntry) bool { return e == nil || e.Node == nil || e.Service == nil })
+	slices.SortStableFunc(list, func(a, b *api.ServiceEntry) int {
+		return cmp.Or(cmp.Compare(a.Node.Node, b.Node.Node), cmp.Compare(a.Service.ID, b.Service.ID))
+	})
+	return list, &dependency.ResponseMetadata{LastIndex: meta.LastIndex, LastContact: meta.LastContact}, nil
+}
+
+// CanShare says that the answer is the same for everybody.
+func (i *Instances) CanShare() bool { return true }
+
+// String returns the template's call.
+func (i *Instances) String() string {
+	name := i.service
+	if i.datacenter != "" {
+		name += "@" + i.datacenter
+	}
+	return "instances(" + name + ")"
+}
+
+// Stop does nothing: the context of the query ends it.
+func (i *Instances) Stop() {}
+
+// Type returns where the data is.
+func (i *Instances) Type() dependency.Type { return dependency.TypeConsul }
+
+// ofService says whether a dependency is the list of a service's instances.
+func ofService(d dependency.Dependency) bool {
+	switch d.(type) {
+	case *Instances, *dependency.HealthServiceQuery:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,171 @@
+package claim
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Settings say how routes are served.
+type Settings struct {
+	Strip, Redirect, Sticky bool
+	Balance, Check          string // "" = not said
+	MaxConn                 int    // 0 = not said
+	SlowStart               time.Duration
+	Fallback                string // name of a service; "" = none
+	ToLeader                bool   // nobody but the service's leader serves
+}
+
+// The values of KeyTo.
+const (
+	toLeader = "leader"
+	toAll    = "all"
+)
+
+var (
+	// parseBalance accepts the algorithms that let servers come and go at run time.
+	parseBalance = regexp.MustCompile(`^(roundrobin|leastconn|random|first|source|uri|hdr\([A-Za-z0-9-]{1,64}\))$`).FindString
+	parseCheck   = regexp.MustCompile(`^/[A-Za-z0-9_.~%+:@=/?&,;-]{0,511}$`).FindString
+)
+
+// settings reads how the routes are served. Without a bad setting that restricts, more would be served than its author
+// meant, so it costs all routes; any other bad setting is left out.
+func (p *parser) settings() {
+	s := &p.Settings
+	s.Strip = p.yes(KeyStrip)
+	s.Sticky = p.yes(KeySticky)
+	if value := p.setting(KeyRedirect); value != "" {
+		yes, no := IsYes(value), IsNo(value)
+		s.Redirect = yes || strings.EqualFold(value, "https")
+		if s.Redirect || no {
+			p.says(KeyRedirect)
+		} else {
+			p.drop("its %s %.100q is neither https nor a no, so it has no route; set %s", KeyRedirect, value, Label(KeyRedirect))
+		}
+	}
+	if value := p.setting(KeyCheck); value != "" {
+		if s.Check = parseCheck(value); s.Check != "" {
+			p.says(KeyCheck)
+		} else {
+			p.drop("its %s %.100q is not a path like /health, so it has no route; set %s", KeyCheck, value, Label(KeyCheck))
+		}
+	}
+	if value := p.setting(KeyMaxConn); value != "" {
+		n, err := strconv.ParseUint(value, 10, 32)
+		if err == nil && n <= 1_000_000 {
+			s.MaxConn = int(n)
+			p.says(KeyMaxConn)
+		} else {
+			p.drop("its %s %.100q is not a number between 0 and 1000000, so it has no route; set %s", KeyMaxConn, value, Label(KeyMaxConn))
+		}
+	}
+	if value := p.setting(KeyTo); value != "" {
+		s.ToLeader = !strings.EqualFold(value, toAll) // also by a value that is neither: as a fallback the instance serves without a route
+		if !s.ToLeader || strings.EqualFold(value, toLeader) {
+			p.says(KeyTo)
+		} else {
+			p.drop("its %s %.100q is neither leader nor all, so it has no route; %s", KeyTo, value, meantTo(value))
+		}
+	}
+	if value := p.setting(KeyBalance); value != "" {
+		if s.Balance = parseBalance(value); s.Balance != "" {
+			p.says(KeyBalance)
+		} else {
+			p.problem("its %s %.100q is none of roundrobin, leastconn, random, first, source, uri and hdr(<name>); set %s", KeyBalance, value, Label(KeyBalance))
+		}
+	}
+	if value := p.setting(KeySlowStart); value != "" {
+		if s.SlowStart = parseSlowStart(value); s.SlowStart != 0 {
+			p.says(KeySlowStart)
+		} else {
+			p.problem("its %s %.100q is not a duration between 1s and 1h; set %s", KeySlowStart, value, Label(KeySlowStart))
+		}
+	}
+	if value := p.setting(KeyFallback); value != "" {
+		if IsServiceName(value) {
+			s.Fallback = value
+			p.says(KeyFallback)
+		} else {
+			p.problem("its %s %.100q is not the name of another service; set %s", KeyFallback, value, Label(KeyFallback))
+		}
+	}
+}
+
+// meantTo returns the remedy for a value of KeyTo that is none.
+func meantTo(value string) string {
+	value = strings.ToLower(value)
+	switch {
+	case len(value) > 2*len(toLeader):
+	case strings.HasPrefix(value, toLeader) || Distance(value, toLeader) <= 2:
+		return "did you mean " + Label(KeyTo) + "=" + toLeader + "?"
+	case Distance(value, toAll) == 1:
+		return "did you mean " + Label(KeyTo) + "=" + toAll + "?"
+	}
+	return fmt.Sprintf("set %s to %s, or remove it", Label(KeyTo), toLeader)
+}
+
+// setting returns a trimmed value. One that is there and empty says nothing, which is a problem to know of.
+func (p *parser) setting(key string) string {
+	value, there := p.meta[key]
+	value = strings.TrimSpace(value)
+	if there && value == "" {
+		p.problem("its %s is empty and says nothing; set %s, or remove it", key, Label(key))
+	}
+	return value
+}
+
+func (p *parser) yes(key string) bool {
+	value := p.setting(key)
+	yes := IsYes(value)
+	if yes || IsNo(value) {
+		p.says(key)
+	} else if value != "" {
+		p.problem("its %s %.100q is neither yes nor no and counts as no; set %s to true or false", key, value, Label(key))
+	}
+	return yes
+}
+
+func (p *parser) says(key string) { p.Says = append(p.Says, key) }
+
+// IsYes reports whether a word is a yes, in either case.
+func IsYes(s string) bool {
+	return slices.Contains([]string{"yes", "true", "on", "1", "y", "t", "enabled", "enable"}, strings.ToLower(strings.TrimSpace(s)))
+}
+
+// IsNo reports whether a word is a no, in either case.
+func IsNo(s string) bool {
+	return slices.Contains([]string{"no", "false", "off", "0", "n", "f", "disabled", "disable", "none"}, strings.ToLower(strings.TrimSpace(s)))
+}
+
+// parseSlowStart rounds to whole seconds, in which HAProxy counts.
+func parseSlowStart(s string) time.Duration {
+	d, err := time.ParseDuration(s)
+	if err != nil || d < time.Second || d > time.Hour {
+		return 0
+	}
+	return d.Round(time.Second)
+}
+
+// ForTCP returns the settings for connections, where there are no requests to look at.
+func (s Settings) ForTCP() Settings {
+	s.Strip, s.Redirect, s.Sticky = false, false, false
+	if s.NeedsHTTP() {
+		s.Balance = ""
+	}
+	return s
+}
+
+// IsHash says whether the algorithm sends equal requests to the same server.
+func (s Settings) IsHash() bool { return s.Balance == "source" || s.NeedsHTTP() }
+
+// NeedsHTTP says whether the algorithm looks at requests.
+func (s Settings) NeedsHTTP() bool { return s.Balance == "uri" || s.BalanceHeader() != "" }
+
+// BalanceHeader returns the name of the header that the algorithm looks at, "" if it looks at none.
+func (s Settings) BalanceHeader() string {
+	_, header, _ := strings.Cut(strings.TrimSuffix(s.Balance, ")"), "hdr(")
+	return header
+}

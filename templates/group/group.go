@@ -1,0 +1,55 @@
+// Package group has the functions for the templates of an application whose instances are a group in Consul: what the group's
+// configuration says (cfg), where the services are that it needs (bind), and who is in it (svc).
+package group
+
+import (
+	"text/template"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// Ask returns the instances of a service in every state of health, as Consul describes them; none if they are not known yet.
+type Ask = func(service string) []*api.ServiceEntry
+
+// Options say what the functions tell of.
+type Options struct {
+	// Config returns the merged configuration: tables are map[string]any, lists []any. It is called at each execution and must
+	// not block; nobody may change what it has returned. nil = there is none.
+	Config func() map[string]any
+	Binds  []Binding
+	Self   func() Identity // called like Config
+}
+
+// Funcs returns the template functions:
+//
+//	cfg "db" "host"                    the value of a key of the configuration; cfg "db.host" is the same, cfg all of it
+//	cfgOrDefault "db" "host" "::1"     the same, or the last argument if there is no such key
+//	bind "redis"                       a *Bind; nil if the service has no instance that is well
+//	svc                                a Service: this one
+//
+// A key that does not exist, and a bind that nobody declared, are errors. Only the services of the binds and groups that a
+// template asks for are watched.
+func Funcs(o Options) func(report func(string), ask Ask) template.FuncMap {
+	config := func() map[string]any {
+		if o.Config == nil {
+			return nil
+		}
+		return o.Config()
+	}
+	return func(_ func(string), ask Ask) template.FuncMap {
+		return template.FuncMap{
+			"cfg": func(keys ...string) (any, error) { return lookUp(config(), keys) },
+			"cfgOrDefault": func(key string, rest ...any) (any, error) {
+				return lookUpOr(config(), key, rest)
+			},
+			"bind": func(name string) (*Bind, error) {
+				b, err := find(o.Binds, name)
+				if err != nil {
+					return nil, err
+				}
+				return b.bind(ask), nil
+			},
+			"svc": func() Service { return newService(o.Self(), ask) },
+		}
+	}
+}
