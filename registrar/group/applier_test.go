@@ -64,6 +64,7 @@ type instance struct {
 	hangs    string // in which call it waits until ctx is done
 
 	// The world's mutex guards these.
+	gone     bool
 	runs     Wanted
 	data     int // that it runs with
 	wants    int // the newest data
@@ -129,11 +130,21 @@ func (w *world) end() {
 // dies ends an instance as a power cut does: nothing is given back.
 func (in *instance) dies() {
 	in.wire.Break(sessiontest.Hang)
-	in.kill()
-	<-in.done
+	in.goes(in.kill)
+}
+
+// stops ends an instance that can give back what it has.
+func (in *instance) stops() { in.goes(in.stop) }
+
+// goes ends an instance. From that moment on it counts neither as serving nor as out of service, though its goroutines may
+// take until after the end of its session to return.
+func (in *instance) goes(end context.CancelFunc) {
 	in.mu.Lock()
+	in.gone = true
 	delete(in.out, in.id)
 	in.mu.Unlock()
+	end()
+	<-in.done
 	delete(in.instances, in.id)
 }
 
@@ -153,9 +164,11 @@ func (in *instance) Prepare(_ context.Context, w Wanted) (Change, error) {
 
 func (in *instance) Drain(ctx context.Context, reason string) error {
 	in.mu.Lock()
-	in.out[in.id] = true
-	in.most = max(in.most, len(in.out))
-	in.events = append(in.events, in.id+" out")
+	if !in.gone {
+		in.out[in.id] = true
+		in.most = max(in.most, len(in.out))
+		in.events = append(in.events, in.id+" out")
+	}
 	in.mu.Unlock()
 	return in.wait(ctx, "drain", drainTime)
 }
@@ -475,10 +488,7 @@ func TestHolderStops(t *testing.T) {
 		w.within(time.Second, "somebody applies", func() bool { return w.roll().Held })
 		in := w.instances[w.roll().Holder]
 		began := time.Now()
-		in.stop()
-		<-in.done
-		delete(w.instances, in.id)
-		delete(w.out, in.id)
+		in.stops()
 		w.within(500*time.Millisecond, "the next applies", func() bool { return w.roll().Held && w.roll().Holder != in.id })
 		if r := w.report(in.id); r.Instance != "" {
 			t.Errorf("still reports %+v", r)

@@ -90,12 +90,7 @@ func play(t *testing.T, acts []act) (problem, logs string) {
 		case act.what == "kill":
 			in.dies()
 		case act.what == "stop":
-			in.stop()
-			<-in.done
-			w.mu.Lock()
-			delete(w.out, in.id)
-			w.mu.Unlock()
-			delete(w.instances, in.id)
+			in.stops()
 		case act.what == "hang":
 			brief(sessiontest.Hang)
 		case act.what == "lose":
