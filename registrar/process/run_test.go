@@ -489,14 +489,14 @@ func TestRestartPolicy(t *testing.T) {
 func TestLeave(t *testing.T) {
 	for _, tt := range []struct {
 		name, policy string
-		takes, waits time.Duration
+		takes, waits time.Duration // less than the shortest pause before a start, 50 ms, if there is one
 		event        func(*underTest)
 		before, then string // registered until it is given back, and then
 	}{
 		{"ended for good", RestartNo, 300 * time.Millisecond, 300 * time.Millisecond, func(u *underTest) { u.processes[0].exit(1) }, "www-1", ""},
-		{"ended and started again", RestartAlways, 50 * time.Millisecond, 50 * time.Millisecond, func(u *underTest) { u.processes[0].exit(1) }, "www-1", "www-1?"},
+		{"ended and started again", RestartAlways, 20 * time.Millisecond, 20 * time.Millisecond, func(u *underTest) { u.processes[0].exit(1) }, "www-1", "www-1?"},
 		{"it hangs", RestartNo, time.Minute, leaveTime, func(u *underTest) { u.processes[0].exit(1) }, "www-1", ""},
-		{"other changes meanwhile", RestartAlways, 50 * time.Millisecond, 50 * time.Millisecond, func(u *underTest) {
+		{"other changes meanwhile", RestartAlways, 20 * time.Millisecond, 20 * time.Millisecond, func(u *underTest) {
 			u.processes[0].exit(1)
 			synctest.Wait()
 			_ = u.SetTags([]string{"follower"})
