@@ -357,10 +357,11 @@ func TestE2EBalancerReplacedListsStarveNobody(t *testing.T) {
 		}
 		counts[n.served(n.keepAlive, "/app")]++
 	}
-	// 200 requests have three servers to go to, 200 have four.
-	for port, want := range map[string]int{"9001": 117, "9002": 117, "9003": 117, "9005": 50} {
-		if !near(counts[port], want, 40) {
-			t.Errorf("%s answered %d times instead of about %d: %v", port, counts[port], want, counts)
+	// 200 requests have three servers to go to, 200 have four. The fourth begins anew each time, somewhere in the round. If
+	// the others stand close together there, it is the next one every second time that it is in the list.
+	for port, want := range map[string]struct{ least, most int }{"9001": {95, 125}, "9002": {95, 125}, "9003": {95, 125}, "9005": {40, 105}} {
+		if got := counts[port]; got < want.least || got > want.most {
+			t.Errorf("%s answered %d times, want %d to %d: %v", port, got, want.least, want.most, counts)
 		}
 	}
 }
