@@ -359,11 +359,37 @@ func (c containerKeys) idle(ports []Port) (problems []string) {
 
 // empty returns a reason for important keys without a value: compose leaves them empty where a variable is not set.
 func (c containerKeys) empty() []string {
+	names := c.choose(func(_ map[string]string, key, value string) bool {
+		m := checkKey.FindStringSubmatch(key)
+		return value == "" && (key == "name" || key == "weight" || (m != nil && slices.Contains(checkKinds, m[2])))
+	})
+	if len(names) == 0 {
+		return nil
+	}
+	return []string{someOf(names) + " is empty, so it counts as not given"}
+}
+
+// withhold deletes the keys that look like a secret, and returns a reason for all of them together.
+func (c containerKeys) withhold() []string {
+	names := c.choose(func(values map[string]string, key, value string) bool {
+		secret := !isKnown(key) && isSecret(key, value)
+		if secret {
+			delete(values, key)
+		}
+		return secret
+	})
+	if len(names) == 0 {
+		return nil
+	}
+	return []string{someOf(names) + " is not published, as it looks like a secret, and whoever may read the catalog could read it: choose another key, or allow it with --publish-secrets"}
+}
+
+// choose returns the labels of the keys that f chooses, sorted. f may delete a key from the values that it is in.
+func (c containerKeys) choose(f func(values map[string]string, key, value string) bool) []string {
 	var names []string
 	look := func(port uint16, values map[string]string) {
 		for key, value := range values {
-			m := checkKey.FindStringSubmatch(key)
-			if value == "" && (key == "name" || key == "weight" || (m != nil && slices.Contains(checkKinds, m[2]))) {
+			if f(values, key, value) {
 				names = append(names, spelling(port, key))
 			}
 		}
@@ -372,33 +398,8 @@ func (c containerKeys) empty() []string {
 	for port, values := range c.ports {
 		look(port, values)
 	}
-	if len(names) == 0 {
-		return nil
-	}
 	slices.Sort(names)
-	return []string{someOf(names) + " is empty, so it counts as not given"}
-}
-
-// withhold deletes the keys that look like a secret, and returns a reason for all of them together.
-func (c containerKeys) withhold() []string {
-	var names []string
-	sift := func(port uint16, values map[string]string) {
-		for key, value := range values {
-			if !isKnown(key) && isSecret(key, value) {
-				names = append(names, spelling(port, key))
-				delete(values, key)
-			}
-		}
-	}
-	sift(0, c.general)
-	for port, values := range c.ports {
-		sift(port, values)
-	}
-	if len(names) == 0 {
-		return nil
-	}
-	slices.Sort(names)
-	return []string{someOf(names) + " is not published, as it looks like a secret, and whoever may read the catalog could read it: choose another key, or allow it with --publish-secrets"}
+	return names
 }
 
 var (
