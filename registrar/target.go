@@ -17,6 +17,7 @@ import (
 	"berth/registrar/group"
 	"berth/registrar/group/store"
 	"berth/registrar/label"
+	"berth/registrar/retry"
 )
 
 // signalSettles is how long after a signal the container is looked at: one that dies of it has done so by then.
@@ -52,12 +53,8 @@ func (t *target) Drain(ctx context.Context, reason string) error {
 	if err := t.ask(ctx, wish{is: drained, reason: "it takes up " + reason}); err != nil {
 		return err
 	}
-	select {
-	case <-time.After(t.registrar.opts.DrainTime):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	retry.Pause(ctx, t.registrar.opts.DrainTime)
+	return ctx.Err()
 }
 
 // Resume puts the container back into service.
@@ -256,9 +253,7 @@ func (c *change) react(ctx context.Context) error {
 				return fmt.Errorf("send %s: %w", label.SignalName(signal), err)
 			}
 		}
-		select {
-		case <-time.After(signalSettles):
-		case <-ctx.Done():
+		if !retry.Pause(ctx, signalSettles) {
 			return ctx.Err()
 		}
 		return c.ask(ctx, wish{is: readyAnew})

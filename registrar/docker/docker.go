@@ -133,10 +133,7 @@ func Settle(ctx context.Context, client Client, id string) {
 	if age < 0 || age >= settles { // below 0: Docker's clock is another one
 		return
 	}
-	select {
-	case <-time.After(settles - age):
-	case <-ctx.Done():
-	}
+	retry.Pause(ctx, settles-age)
 }
 
 // Kill has Docker send a signal to a container.
@@ -157,10 +154,7 @@ func Follow(ctx context.Context, stream Stream, every time.Duration, connected f
 			continue
 		}
 		connected(err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(delays.NextBackOff()):
-		}
+		retry.Pause(ctx, delays.NextBackOff())
 	}
 }
 

@@ -133,7 +133,7 @@ func (a *Applier) First(ctx context.Context) (Wanted, error) {
 			a.carried, a.told = a.order.Number, first.Restart
 			return first, nil
 		}
-		pause(ctx, delays.NextBackOff())
+		retry.Pause(ctx, delays.NextBackOff())
 		if ctx.Err() != nil {
 			return Wanted{}, fmt.Errorf("read what is wanted of %s: %w", a.opts.Service, err)
 		}

@@ -17,6 +17,7 @@ import (
 	"berth/deploy/testenv"
 	"berth/registrar/group/session"
 	"berth/registrar/group/store"
+	"berth/registrar/retry"
 )
 
 // stand is a target in this process: it drains for 100 ms and starts for 200 ms.
@@ -58,7 +59,7 @@ func (s *stand) Resume(context.Context) error {
 }
 
 func lasts(ctx context.Context, d time.Duration) error {
-	pause(ctx, d)
+	retry.Pause(ctx, d)
 	return ctx.Err()
 }
 

@@ -78,7 +78,7 @@ func watch[T any](ctx context.Context, a *Applier, what string, idle time.Durati
 			return
 		case err != nil:
 			a.unread.failed(a, what, err)
-			pause(ctx, delays.NextBackOff())
+			retry.Pause(ctx, delays.NextBackOff())
 			continue
 		}
 		a.unread.succeeded(a, what)
@@ -88,7 +88,7 @@ func watch[T any](ctx context.Context, a *Applier, what string, idle time.Durati
 		}
 		if still {
 			if time.Since(sent) < idle {
-				pause(ctx, idle+rand.N(idle))
+				retry.Pause(ctx, idle+rand.N(idle))
 			}
 			continue
 		}
@@ -125,14 +125,6 @@ func (u *unread) succeeded(a *Applier, what string) {
 	}
 	if was, lasted := u.lasting.Over(time.Now()); was {
 		a.log.Info("can read in Consul again what is wanted", retry.For(lasted)...)
-	}
-}
-
-// pause waits for a time, or until ctx is done.
-func pause(ctx context.Context, most time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(most):
 	}
 }
 

@@ -218,10 +218,8 @@ func (r *registration) repeat(ctx context.Context, f func() (done bool)) {
 		} else {
 			delays.Reset()
 		}
-		select {
-		case <-ctx.Done():
+		if !retry.Pause(ctx, wait) {
 			return
-		case <-time.After(wait):
 		}
 	}
 }

@@ -2,6 +2,7 @@
 package retry
 
 import (
+	"context"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -13,4 +14,13 @@ func Delays() *backoff.ExponentialBackOff {
 	b.InitialInterval, b.MaxInterval, b.RandomizationFactor = 100*time.Millisecond, 5*time.Second, 0.5
 	b.Reset()
 	return b
+}
+
+// Pause waits, at most until ctx is done, and reports whether it is not.
+func Pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+	return ctx.Err() == nil
 }

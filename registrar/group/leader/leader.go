@@ -135,7 +135,7 @@ func (e *Election) Run(ctx context.Context) {
 		_ = session.Watch(ctx, e.o.Consul, e.o.Log, store.LeaderKey(e.o.Service), func(lock *api.KVPair) bool { e.see(lock); return false })
 	})
 	local, lasting := agent.Agent{Client: e.o.Consul.Agent()}, retry.Lasting{}
-	for pause(ctx, 0); ctx.Err() == nil; pause(ctx, every-rand.N(every/5)) {
+	for retry.Pause(ctx, 0); ctx.Err() == nil; retry.Pause(ctx, every-rand.N(every/5)) {
 		in, err := look(ctx, local, e.o.ID)
 		switch {
 		case ctx.Err() != nil:
@@ -323,7 +323,7 @@ func (e *Election) serve(ctx context.Context, keeper *session.Keeper, s *session
 			if tell, lasts := lasting.Tell(err.Error(), time.Now()); tell {
 				e.o.Log.Error("cannot stand for election, trying again", append(retry.For(lasts), "err", err)...)
 			}
-			pause(ctx, delays.NextBackOff())
+			retry.Pause(ctx, delays.NextBackOff())
 		default: // somebody was quicker, or else it is the lock-delay
 			wait := time.Until(freed.Add(session.LockDelay))
 			if wait <= 0 {
@@ -423,7 +423,7 @@ func (e *Election) lead(ctx context.Context, keeper *session.Keeper, s *session.
 	}()
 	confirmed := make(chan time.Time)
 	confirming.Go(func() {
-		for pause(ctx, 0); ctx.Err() == nil; pause(ctx, confirms) {
+		for retry.Pause(ctx, 0); ctx.Err() == nil; retry.Pause(ctx, confirms) {
 			sent := time.Now()
 			if e.holds(ctx, s) {
 				select {
@@ -527,12 +527,4 @@ func leaderOf(lock *api.KVPair) (l Leader) {
 		return Leader{}
 	}
 	return l
-}
-
-// pause waits, or until ctx is done.
-func pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
 }

@@ -38,7 +38,7 @@ func (k *Keeper) Put(ctx context.Context, s *Session, key string, value []byte) 
 		if err == nil {
 			err = k.evict(ctx, s, key)
 		}
-		if !pause(ctx, delays.NextBackOff()) {
+		if !retry.Pause(ctx, delays.NextBackOff()) {
 			return ended(ctx, "write "+key, err)
 		}
 	}
@@ -89,11 +89,11 @@ func (k *Keeper) Acquire(ctx context.Context, s *Session, key string, value []by
 		switch {
 		case waited: // then it is looked at again: somebody else may have been quicker
 			refused = false
-			pause(ctx, rand.N(Spread))
+			retry.Pause(ctx, rand.N(Spread))
 			continue
 		case refused: // though it is free: that is the lock-delay
 			refused = false
-			pause(ctx, time.Until(freed.Add(LockDelay+rand.N(Spread))))
+			retry.Pause(ctx, time.Until(freed.Add(LockDelay+rand.N(Spread))))
 			freed = time.Time{}
 			continue
 		}
@@ -109,7 +109,7 @@ func (k *Keeper) Acquire(ctx context.Context, s *Session, key string, value []by
 		if tell, lasts := lasting.Tell(last.Error(), time.Now()); tell && ctx.Err() == nil {
 			log.Error("cannot take a lock in Consul, trying again", append(retry.For(lasts), "err", last)...)
 		}
-		if !pause(ctx, delays.NextBackOff()) {
+		if !retry.Pause(ctx, delays.NextBackOff()) {
 			return ended(ctx, "acquire "+key, last)
 		}
 	}
@@ -166,7 +166,7 @@ func (k *Keeper) Release(ctx context.Context, s *Session, key string, value []by
 		if err == nil {
 			return nil
 		}
-		if !pause(ctx, delays.NextBackOff()) {
+		if !retry.Pause(ctx, delays.NextBackOff()) {
 			return ended(ctx, "release "+key, err)
 		}
 	}
@@ -196,7 +196,7 @@ func Watch(ctx context.Context, consul *api.Client, log *slog.Logger, key string
 			if tell, lasts := lasting.Tell(err.Error(), time.Now()); tell {
 				log.Error("cannot read a key in Consul, trying again", append(retry.For(lasts), "key", key, "err", err)...)
 			}
-			pause(ctx, delays.NextBackOff())
+			retry.Pause(ctx, delays.NextBackOff())
 			continue
 		}
 		delays.Reset()
@@ -213,7 +213,7 @@ func Watch(ctx context.Context, consul *api.Client, log *slog.Logger, key string
 				return nil
 			}
 		} else if time.Since(sent) < idle {
-			pause(ctx, idle+rand.N(idle)) // while the key is not there, other keys' changes wake us up, too
+			retry.Pause(ctx, idle+rand.N(idle)) // while the key is not there, other keys' changes wake us up, too
 		}
 		if meta.LastIndex < index {
 			index = 0 // the servers began anew
@@ -229,15 +229,6 @@ func newDelays() *backoff.ExponentialBackOff {
 	delays.InitialInterval, delays.MaxInterval = 50*time.Millisecond, mostDelay
 	delays.Reset()
 	return delays
-}
-
-// pause waits, and reports whether ctx is not done.
-func pause(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
-	return ctx.Err() == nil
 }
 
 // ended is the error of what ended with ctx, with what failed last.

@@ -130,7 +130,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		s, until, err := k.create(ctx)
 		k.record(ctx, err)
 		if err != nil {
-			pause(ctx, delays.NextBackOff())
+			retry.Pause(ctx, delays.NextBackOff())
 			continue
 		}
 		delays.Reset()

@@ -137,9 +137,7 @@ func (s *Store) carryOut(ctx context.Context, o *order) (Header, error) {
 				return h, err
 			}
 		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
+		if !retry.Pause(ctx, pause) {
 			if o.sent.Version > 0 && away != nil {
 				err = fmt.Errorf("%w (version %d may have been written: look before you try again)", err, o.sent.Version)
 			}

@@ -78,9 +78,7 @@ func (s *Store) Watch(ctx context.Context, service string, f func(Status) (done 
 		case last == nil && errors.As(err, &refused):
 			return err
 		default:
-			select {
-			case <-time.After(delays.NextBackOff()):
-			case <-ctx.Done():
+			if !retry.Pause(ctx, delays.NextBackOff()) {
 				return ended(ctx, err)
 			}
 		}
@@ -123,9 +121,6 @@ func watch(ctx context.Context, query func(*api.QueryOptions) (*api.QueryMeta, e
 				index = max(1, meta.LastIndex)
 			}
 		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-		}
+		retry.Pause(ctx, pause)
 	}
 }
