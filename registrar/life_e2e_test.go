@@ -283,6 +283,11 @@ func TestE2ELeaderCutOff(t *testing.T) {
 		}
 		return nil
 	})
+	// What it was handing on then may still wait for an answer, and until it gives up it locks what it has registered.
+	l.eventually(time.Minute, "the agent takes registrations", func() error {
+		_, err := l.instances()
+		return err
+	})
 	c, began := l.app("new"), time.Now()
 	l.expect(soon, c.instance(8080), "passing") // at the agent
 	l.eventually(20*time.Second, "the agent has given up", func() error {
