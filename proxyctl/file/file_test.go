@@ -64,20 +64,30 @@ func read(path string) string {
 // start runs a File; end ends that.
 func start(t *testing.T, opts Options) (f *File, out *testenv.Log, end func()) {
 	t.Helper()
+	f, out = create(opts)
+	return f, out, run(t, f)
+}
+
+// create returns a File that does not run yet.
+func create(opts Options) (f *File, out *testenv.Log) {
 	out = new(testenv.Log)
 	opts.Log = slog.New(slog.NewTextHandler(out, nil))
 	opts.ActionName = "told"
-	f = New(opts)
+	return New(opts), out
+}
+
+// run runs f; end ends that.
+func run(t *testing.T, f *File) (end func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- f.Run(ctx) }()
-	end = func() {
+	return func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
 		}
 	}
-	return f, out, end
 }
 
 // pass lets the bubble's time pass and everything that happens then come to rest.
@@ -106,17 +116,19 @@ func TestWrittenAndToldOfChanges(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "etc", "app", "app.conf")
 		app := &application{path: path}
 		reg := prometheus.NewRegistry()
-		f, out, end := start(t, Options{Path: path, Action: app.act, Metrics: reg})
+		f, out := create(Options{Path: path, Action: app.act, Metrics: reg})
 		if f.Ready() == nil {
 			t.Error("ready before there was a text")
 		}
 		began := time.Now()
 		time.Sleep(12 * time.Millisecond)
+		// Run begins only now, or it might write the first text before the second came.
 		f.Set("never seen\n", began)
 		f.Set("one\n", time.Now())
 		if f.Ready() == nil {
 			t.Error("ready though the newest text is not written")
 		}
+		end := run(t, f)
 		synctest.Wait()
 		for _, text := range []string{"one\n", "two\n", "two\n", ""} {
 			f.Set(text, time.Now())
