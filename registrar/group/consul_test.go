@@ -4,10 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -17,18 +17,15 @@ import (
 	"berth/registrar/group/session/sessiontest"
 )
 
-// consul adds to sessiontest's what a store and the group's lock need: flags, lists of keys, and transactions.
+// consul adds to sessiontest's what a store and the group's lock need: lists of keys, and transactions.
 type consul struct {
 	*sessiontest.Consul
-	plain http.RoundTripper // a link without faults
-
-	writes sync.Mutex // one write at a time, so that transactions are atomic
-	mu     sync.Mutex
-	flags  map[string]uint64
+	plain  http.RoundTripper // a link without faults
+	writes sync.Mutex        // one write at a time, so that none comes into a transaction
 }
 
 func newConsul() *consul {
-	c := &consul{Consul: sessiontest.New(), flags: map[string]uint64{}}
+	c := &consul{Consul: sessiontest.New()}
 	c.plain, _ = c.Consul.Link()
 	return c
 }
@@ -65,14 +62,14 @@ func (w *wire) breakWrites(f sessiontest.Fault) {
 }
 
 func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
-	key, isKey := strings.CutPrefix(req.URL.Path, "/v1/kv/")
+	isKey := strings.HasPrefix(req.URL.Path, "/v1/kv/")
 	switch {
 	case req.URL.Path == "/v1/txn":
 		return w.txn(req)
 	case isKey && req.Method == http.MethodGet:
 		return w.get(req)
 	case isKey:
-		return w.write(req, func() (*http.Response, error) { return w.c.put(req, key) })
+		return w.write(req, func() (*http.Response, error) { return w.c.put(req) })
 	}
 	return w.Link.RoundTrip(req)
 }
@@ -101,12 +98,9 @@ func (w *wire) write(req *http.Request, f func() (*http.Response, error)) (*http
 	return answer, err
 }
 
-func (c *consul) put(req *http.Request, key string) (*http.Response, error) {
+func (c *consul) put(req *http.Request) (*http.Response, error) {
 	c.writes.Lock()
 	defer c.writes.Unlock()
-	if n, err := strconv.ParseUint(req.URL.Query().Get("flags"), 10, 64); err == nil {
-		c.setFlags(key, n)
-	}
 	return c.plain.RoundTrip(req)
 }
 
@@ -116,20 +110,14 @@ func (w *wire) putsOf(key string) int {
 	return w.puts[key]
 }
 
-func (c *consul) setFlags(key string, n uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.flags[key] = n
-}
-
 func (w *wire) get(req *http.Request) (*http.Response, error) {
 	query := req.URL.Query()
-	keys := query.Has("keys")
-	if keys {
-		query.Set("recurse", "")
-		req = req.Clone(req.Context())
-		req.URL.RawQuery = query.Encode()
+	if !query.Has("keys") {
+		return w.Link.RoundTrip(req)
 	}
+	query.Set("recurse", "")
+	req = req.Clone(req.Context())
+	req.URL.RawQuery = query.Encode()
 	resp, err := w.Link.RoundTrip(req)
 	if err != nil || resp.StatusCode != http.StatusOK {
 		return resp, err
@@ -138,27 +126,18 @@ func (w *wire) get(req *http.Request) (*http.Response, error) {
 	if err := json.NewDecoder(resp.Body).Decode(&pairs); err != nil {
 		return nil, err
 	}
-	var body any = pairs
-	if keys {
-		var names []string
-		prefix := strings.TrimPrefix(req.URL.Path, "/v1/kv/")
-		for _, p := range pairs {
-			name := p.Key
-			if rest := strings.TrimPrefix(name, prefix); query.Get("separator") != "" && strings.Contains(rest, "/") {
-				name = prefix + rest[:strings.IndexByte(rest, '/')+1]
-			}
-			if !slices.Contains(names, name) {
-				names = append(names, name)
-			}
-		}
-		body = names
-	}
-	w.c.mu.Lock()
+	var names []string
+	prefix := strings.TrimPrefix(req.URL.Path, "/v1/kv/")
 	for _, p := range pairs {
-		p.Flags = w.c.flags[p.Key]
+		name := p.Key
+		if rest := strings.TrimPrefix(name, prefix); query.Get("separator") != "" && strings.Contains(rest, "/") {
+			name = prefix + rest[:strings.IndexByte(rest, '/')+1]
+		}
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
 	}
-	w.c.mu.Unlock()
-	text, err := json.Marshal(body)
+	text, err := json.Marshal(names)
 	resp.Body = io.NopCloser(bytes.NewReader(text))
 	return resp, err
 }
@@ -197,21 +176,19 @@ func (c *consul) carryOut(req *http.Request, ops []struct{ KV *api.KVTxnOp }) (*
 		if failed != nil {
 			break
 		}
-		path, method := "http://consul/v1/kv/"+op.KV.Key, http.MethodPut
+		path, method := fmt.Sprintf("http://consul/v1/kv/%s?flags=%d", op.KV.Key, op.KV.Flags), http.MethodPut
 		switch op.KV.Verb {
 		case api.KVCheckNotExists, api.KVCheckIndex:
 			continue
 		case api.KVGet:
 			if have := c.Key(op.KV.Key); have != nil {
-				p := *have
-				p.Flags = c.flags[p.Key]
-				results = append(results, map[string]*api.KVPair{"KV": &p})
+				results = append(results, map[string]*api.KVPair{"KV": have})
 			} else {
 				failed = append(failed, &api.TxnError{OpIndex: i, What: "key \"" + op.KV.Key + "\" doesn't exist"})
 			}
 			continue
 		case api.KVLock:
-			path += "?acquire=" + op.KV.Session
+			path += "&acquire=" + op.KV.Session
 		case api.KVDelete, api.KVDeleteCAS:
 			method = http.MethodDelete
 		case api.KVSet, api.KVCAS:
@@ -231,7 +208,6 @@ func (c *consul) carryOut(req *http.Request, ops []struct{ KV *api.KVTxnOp }) (*
 			failed = append(failed, &api.TxnError{OpIndex: i, What: "failed: " + string(text)})
 			break
 		}
-		c.setFlags(op.KV.Key, op.KV.Flags)
 		if p := c.Key(op.KV.Key); p != nil {
 			results = append(results, map[string]*api.KVPair{"KV": p})
 		}

@@ -370,6 +370,7 @@ func (c *Consul) write(key string, pair *api.KVPair) {
 func (c *Consul) put(req *http.Request, key string, value []byte) *http.Response {
 	q, have := req.URL.Query(), c.keys[key]
 	pair := &api.KVPair{Key: key, Value: value}
+	pair.Flags, _ = strconv.ParseUint(q.Get("flags"), 10, 64)
 	if have != nil {
 		pair.Session, pair.LockIndex = have.Session, have.LockIndex
 	}
