@@ -122,10 +122,15 @@ func (s *Store) carryOut(ctx context.Context, o *order) (Header, error) {
 		return Header{}, err
 	}
 	delays := retry.Delays()
+	var before error // of the attempt before
 	for {
 		h, err := s.try(ctx, o)
 		pause := delays.NextBackOff()
 		var away *awayError
+		if before != nil && errors.As(err, &away) && ctx.Err() != nil {
+			err = before // this attempt had not even its time: the one before says more
+		}
+		before = err
 		switch err.(type) {
 		case *lostError:
 			if o.small() {

@@ -209,7 +209,22 @@ func TestApplyWhileAway(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "write berth/config/app: Consul cannot do it now") || f.writes < 2 {
 		t.Errorf("%v after %d writes", err, f.writes)
 	}
-	f.set(func() { f.refuse, f.writes = 403, 0 })
+	// That the time was over while it waited for an answer says less than the answer before.
+	ctx, over := context.WithCancel(t.Context())
+	f.set(func() {
+		f.writes = 0
+		f.hang = func(write int) bool {
+			if write == 2 {
+				over()
+			}
+			return write == 2
+		}
+	})
+	_, err = s.Apply(ctx, i, Change{Text: []byte("two")})
+	if err == nil || !strings.Contains(err.Error(), "write berth/config/app: Consul cannot do it now: Permission denied (version 2 may have been written") || f.writes != 2 {
+		t.Errorf("%v after %d writes", err, f.writes)
+	}
+	f.set(func() { f.refuse, f.hang, f.writes = 403, nil, 0 })
 	for size, text := range sizes {
 		f.set(func() { f.writes = 0 })
 		_, err = s.Apply(bounded(t, soon), i, Change{Text: text})

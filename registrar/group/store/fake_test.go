@@ -28,6 +28,7 @@ type fakeConsul struct {
 	away          bool // nothing is answered
 	refuse        int  // the status of every answer to a write, if it is not 0
 	writes        int
+	hang          func(write int) bool // whether that write is never answered; nil = none
 }
 
 func newFake(t *testing.T) (*fakeConsul, *Store) {
@@ -79,13 +80,18 @@ func (f *fakeConsul) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	f.mu.Lock()
-	away, refuse := f.away, f.refuse
+	away, refuse, hang := f.away, f.refuse, false
 	if r.Method != http.MethodGet {
 		f.writes++
+		hang = f.hang != nil && f.hang(f.writes)
 	} else {
 		refuse = 0
 	}
 	f.mu.Unlock()
+	if hang {
+		<-r.Context().Done()
+		return
+	}
 	if away {
 		lose()
 	}
