@@ -40,8 +40,8 @@ func TestE2EKeyWithATypo(t *testing.T) {
 	w.await(soon, "a a=1 b old->new")
 	put("lb/maps/a", "2")
 	w.await(soon, "a a=2 b old->new")
-	if err := w.Ready().Error(); !strings.Contains(err, "keeping the last good value of kv.block(lb/redirects): out.ctmpl:2:") {
-		t.Errorf("not ready: %s", err)
+	if err := w.Ready(); err == nil || !strings.Contains(err.Error(), "keeping the last good value of kv.block(lb/redirects): out.ctmpl:2:") {
+		t.Errorf("not ready: %v", err)
 	}
 	// Binary, large, and gone and back.
 	put("lb/redirects", strings.Repeat("\x00\xff", 200_000))

@@ -149,7 +149,7 @@ func TestTemplateMovedAwayAndBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Reread()
-	testenv.Until(t, deadline, "the reason", func() bool { return r.Ready() != nil && strings.Contains(r.Ready().Error(), "cannot read") })
+	r.waitNotReady("cannot read")
 	if err := os.Rename(path+".away", path); err != nil {
 		t.Fatal(err)
 	}

@@ -161,6 +161,19 @@ func (r *harness) waitReady() {
 	testenv.Until(r.t, deadline, "ready", func() bool { return r.Ready() == nil })
 }
 
+// waitNotReady waits until the templater is not ready for a reason that has this in it, and returns the reason.
+func (r *harness) waitNotReady(because string) (reason string) {
+	r.t.Helper()
+	testenv.Until(r.t, deadline, "not ready: "+because, func() bool {
+		err := r.Ready()
+		if err != nil {
+			reason = err.Error()
+		}
+		return err != nil && strings.Contains(reason, because)
+	})
+	return reason
+}
+
 func (r *harness) metric(name string) float64 {
 	r.t.Helper()
 	families, err := r.metrics.Gather()
@@ -321,10 +334,7 @@ func TestOutageKeepsTheLastText(t *testing.T) {
 	r.waitReady()
 
 	consul.setDown(true)
-	testenv.Until(t, deadline, "not ready", func() bool { return r.Ready() != nil })
-	if err := r.Ready().Error(); !strings.Contains(err, "No cluster leader") {
-		t.Errorf("Ready: %s", err)
-	}
+	r.waitNotReady("No cluster leader")
 	testenv.Until(t, deadline, "repeated queries", func() bool { return consul.asks("/v1/health/service/web") > 4 })
 	if up := r.metric("berth_templater_consul_up"); up != 0 {
 		t.Errorf("consul_up %v", up)
@@ -616,9 +626,8 @@ func TestDataThatATemplateFailsOn(t *testing.T) {
 	r.waitReady()
 	consul.set("hc name", 9)
 	const says = "A template fails, keeping the last good value of catalog.services: out.ctmpl:1:"
-	testenv.Until(t, deadline, "not ready", func() bool { return r.Ready() != nil && strings.HasPrefix(r.Ready().Error(), says) })
-	if !strings.Contains(r.Ready().Error(), `"hc name"`) {
-		t.Errorf("not ready: %v", r.Ready())
+	if why := r.waitNotReady(says); !strings.HasPrefix(why, says) || !strings.Contains(why, `"hc name"`) {
+		t.Errorf("not ready: %s", why)
 	}
 	if n := r.metric("berth_templater_failing"); n != 1 {
 		t.Errorf("%v fail", n)
@@ -642,9 +651,7 @@ func TestDataThatDoesNotCome(t *testing.T) {
 	r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
 	r.want("web:1 ")
 	consul.set("nosuch", 9)
-	testenv.Until(t, deadline, "not ready", func() bool {
-		return r.Ready() != nil && strings.Contains(r.Ready().Error(), "health.service(nosuch|passing)")
-	})
+	r.waitNotReady("health.service(nosuch|passing)")
 	consul.set("web", 1, 2)
 	r.want("web:1 web:2 ")
 	consul.change(func() { consul.broken = "" })
@@ -662,7 +669,7 @@ func TestTemplateThatNeverWorkedHarmsNoOther(t *testing.T) {
 	}}).run()
 	r.waitLogged("template failed, nothing is published until it works")
 	r.wantNext("a", "2")
-	testenv.Until(t, deadline, "why not", func() bool { return strings.Contains(r.Ready().Error(), "port 3 is odd") })
+	r.waitNotReady("port 3 is odd")
 	r.wantNothingMore()
 	consul.set("a", 6)
 	r.wantNext("a", "6")
@@ -846,7 +853,7 @@ func TestTokenThatSeesNothingAtTheStart(t *testing.T) {
 			}
 			consul.hide(tt.hidden)
 			r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
-			testenv.Until(t, deadline, tt.why, func() bool { return r.Ready() != nil && r.Ready().Error() == tt.why })
+			testenv.Until(t, deadline, tt.why, func() bool { err := r.Ready(); return err != nil && err.Error() == tt.why })
 			r.waitLogged("consul hides what the templates need, waiting for it")
 			before := consul.asks("/v1/catalog/services") + consul.asks("/v1/health/service/s07")
 			testenv.Until(t, deadline, "more queries", func() bool {

@@ -35,10 +35,10 @@ func writeInside(path string) {
 	done := make(chan error, 1)
 	go func() { done <- f.Run(ctx) }()
 	f.Set(strings.Repeat("new", 100_000), time.Now())
-	for end := time.Now().Add(10 * time.Second); f.Ready() != nil && strings.HasSuffix(f.Ready().Error(), "not written yet") && time.Now().Before(end); {
+	err := f.Ready()
+	for end := time.Now().Add(10 * time.Second); err != nil && strings.HasSuffix(err.Error(), "not written yet") && time.Now().Before(end); err = f.Ready() {
 		time.Sleep(time.Millisecond)
 	}
-	err := f.Ready()
 	cancel()
 	<-done
 	fmt.Printf("%v\n%.3s", err, read(path))
