@@ -161,7 +161,7 @@ func (r *harness) waitReady() {
 	testenv.Until(r.t, deadline, "ready", func() bool { return r.Ready() == nil })
 }
 
-// waitNotReady waits until the templater is not ready for a reason that has this in it, and returns the reason.
+// waitNotReady waits until the templater is not ready for a reason that has this in it, "" for any, and returns the reason.
 func (r *harness) waitNotReady(because string) (reason string) {
 	r.t.Helper()
 	testenv.Until(r.t, deadline, "not ready: "+because, func() bool {
@@ -334,7 +334,9 @@ func TestOutageKeepsTheLastText(t *testing.T) {
 	r.waitReady()
 
 	consul.setDown(true)
-	r.waitNotReady("No cluster leader")
+	if why := r.waitNotReady(""); !strings.Contains(why, "No cluster leader") {
+		t.Errorf("not ready: %s", why)
+	}
 	testenv.Until(t, deadline, "repeated queries", func() bool { return consul.asks("/v1/health/service/web") > 4 })
 	if up := r.metric("berth_templater_consul_up"); up != 0 {
 		t.Errorf("consul_up %v", up)
