@@ -34,7 +34,7 @@ func newBench(t *testing.T, text string, funcs func(func(string), Ask) texttempl
 		b.executed = append(b.executed, name)
 	}}
 	var err error
-	if b.Set, err = NewSet([]Spec{{Name: "out", Source: "out.ctmpl", FilePrefix: "/etc/x.", Text: text, Funcs: funcs}}, opts); err != nil {
+	if b.Set, err = NewSet([]Spec{{Name: "out", Source: "out.ctmpl", FilePrefix: "/etc/x.", MapPrefix: "/etc/x.", Text: text, Funcs: funcs}}, opts); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -253,8 +253,16 @@ func TestAsFile(t *testing.T) {
 	b := newBench(t, `{{ define "one" }}{{ asFile "one.map" . }} {{ end }}{{ partial "one" "x" }}{{ asFile "routes" "y" }}`, nil)
 	const x, y = "/etc/x.one-2d711642b726b044.map", "/etc/x.routes-a1fce4363854ff88"
 	b.wants(x+" "+y, "one x", "main")
-	if files := b.version().files(); len(files) != 2 || files[x] != "x" || files[y] != "y" {
+	if files, _ := b.version().files(); len(files) != 2 || files[x] != "x" || files[y] != "y" {
 		t.Errorf("files %v", files)
+	}
+}
+
+func TestAsMap(t *testing.T) {
+	b := newBench(t, `{{ define "one" }}{{ range services }}{{ asMap "routes.map" (printf "%s %s\n" .Name .Name) }}{{ end }}{{ end }}{{ partial "one" "x" }}`, nil)
+	b.wants("/etc/x.routes.map", "one x", "main")
+	if _, m := b.version().files(); len(m) != 1 || m["/etc/x.routes.map"] != "web web\n" {
+		t.Errorf("maps %v", m)
 	}
 }
 
