@@ -10,6 +10,7 @@ import (
 	"berth/proxyctl"
 	"berth/proxyctl/haproxy"
 	"berth/proxyctl/unixcred"
+	"berth/templater"
 	"berth/templates"
 )
 
@@ -22,8 +23,8 @@ type haproxyKind struct {
 func newHAProxy() *haproxyKind {
 	return &haproxyKind{proxyOptions: proxyOptions{
 		name: kindHAProxy, title: "HAProxy", stopSignal: syscall.SIGUSR1, checkArguments: []string{"-c"},
-		template: templates.HAProxy(),
-		File:     "/etc/haproxy/haproxy.cfg", Socket: "/run/haproxy/master.sock",
+		template: templates.HAProxy(), maps: true,
+		File: "/etc/haproxy/haproxy.cfg", Socket: "/run/haproxy/master.sock",
 		version: newProxyVersion(),
 	}}
 }
@@ -41,6 +42,8 @@ func (k *haproxyKind) command(args []string) ([]string, error) {
 }
 
 func (k *haproxyKind) running() (pid int, err error) { return unixcred.Running(k.Socket) }
+
+func (k *haproxyKind) text(p templater.Published) string { return haproxy.WithMaps(p.Text, p.Maps) }
 
 func (k *haproxyKind) unmarked(text string) string { return haproxy.Unmarked(text) }
 

@@ -200,15 +200,19 @@ type snapshot struct {
 	processes
 	generation configfile.Generation // of the text that the serving worker has loaded
 	state      state
+	maps       map[string]entries // by path
 }
 
-// inspect reads all there is to know, in one exchange.
-func (m master) inspect(ctx context.Context) (snapshot, error) {
+// inspect reads all there is to know. file is the configuration file.
+func (m master) inspect(ctx context.Context, file string) (snapshot, error) {
 	v, rest, err := m.status(ctx, "; @1 show servers state")
 	if err == nil {
 		if v.state, err = parseState(rest); err != nil {
 			err = fmt.Errorf("%w: %w", proxyctl.ErrUnreachable, err)
 		}
+	}
+	if err == nil {
+		v.maps, err = m.maps(ctx, file)
 	}
 	return v, err
 }
