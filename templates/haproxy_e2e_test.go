@@ -73,6 +73,8 @@ func theHAProxy() *kind {
 	}
 }
 
+var checksPath = regexp.MustCompile(`/etc/haproxy/haproxy\.cfg\.checks-[0-9a-f]+\.map`)
+
 func TestE2EHAProxyAccepts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.cfg")
 	if err != nil || len(files) == 0 {
@@ -96,6 +98,8 @@ func TestE2EHAProxyAccepts(t *testing.T) {
 						files[path] = read(strings.TrimSuffix(file, ".cfg") + ".map")
 					case strings.HasSuffix(path, ".lua"):
 						files[path] = pause
+					case checksPath.MatchString(path):
+						files[path] = "server /health\n"
 					default:
 						files[path] = ""
 					}
@@ -156,25 +160,35 @@ func TestE2EHAProxyChecksThePath(t *testing.T) {
 	e.add("host", answers("{ hdr(host) -m str a.com }"), route.KeyHost, "a.com,b.com", route.KeyCheck, check)
 	e.add("ill", "return status 500", route.KeyHost, "ill.com", route.KeyCheck, "/")
 	e.add("tcp", answers(""), route.KeyPort, "5432", route.KeyCheck, check)
+	for _, service := range []string{"moved", "added"} { // in a rollout each is asked for its own
+		e.add(service, answers(""), route.KeyHost, service+".com", route.KeyCheck, check)
+	}
+	e.add("moved", "return status 200 if { url /old }\n    http-request return status 404", route.KeyHost, "moved.com", route.KeyCheck, "/old")
+	e.add("moved", "return status 200", route.KeyHost, "moved.com")
+	e.add("added", "return status 404", route.KeyHost, "added.com")
 	e.eachImage(t, func(t *testing.T, image string) {
 		p := e.start(t, image, Options{})
-		status := func(backend string) string {
+		status := func(server string) string {
 			a := request("GET", p.address(8404), "any", "/stats;csv")
 			for line := range strings.Lines(a.body) {
 				f := strings.Split(line, ",")
-				if len(f) > 36 && f[0] == backend && f[1] != "BACKEND" {
+				if len(f) > 36 && f[0]+"/"+f[1] == server {
 					return f[17] + " " + f[36]
 				}
 			}
 			return a.body
 		}
-		for backend, want := range map[string]string{"any": "UP L7OK", "host": "UP L7OK", "ill": "DOWN L7STS", "tcp.tcp": "UP L7OK"} {
+		for server, want := range map[string]string{
+			"any/any-9000": "UP L7OK", "host/host-9001": "UP L7OK", "ill/ill-9002": "DOWN L7STS", "tcp.tcp/tcp-9003": "UP L7OK",
+			"moved/moved-9004": "UP L7OK", "moved/moved-9006": "UP L7OK", "moved/moved-9007": "no check ",
+			"added/added-9005": "UP L7OK", "added/added-9008": "no check ",
+		} {
 			got := ""
 			for end := time.Now().Add(20 * time.Second); got != want && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-				got = status(backend)
+				got = status(server)
 			}
 			if got != want {
-				t.Errorf("%s: %s, want %s", backend, got, want)
+				t.Errorf("%s: %s, want %s", server, got, want)
 			}
 		}
 	})

@@ -477,11 +477,13 @@ func grammar() *regexp.Regexp {
 		`    cookie berth-` + name + ` insert indirect nocache httponly attr SameSite=Lax`,
 		`    option httpchk GET /[A-Za-z0-9_.~%+:@=/?&,;-]{0,511}( HTTP/1\.1)?`,
 		`    http-check send hdr Host ` + host,
+		`    option httpchk`,
+		`    http-check send meth GET uri-lf "%\[srv_name,map\(/etc/haproxy/haproxy\.cfg\.checks-[0-9a-f]{16}\.map\)\]"( ver HTTP/1\.1 hdr Host ` + host + `)?`,
 		`    default-server( maxconn [1-9][0-9]{0,6})?( slowstart [1-9][0-9]{0,3}s)?`,
 		`    http-request redirect prefix https://%\[req\.fhdr\(host\),host_only\] code 308 if \{ var\(txn\.insecure\) -m found \}`,
 		`    http-request set-path /%\[path,field\([0-9]+,/,0\)\]`,
 		`    http-request set-header X-Forwarded-Prefix %\[str\(` + prefix + `\)\]`,
-		`    server [A-Za-z0-9_.:-]{1,200} ([0-9.]+|\[[0-9a-f:]+\]):` + port + `( weight [0-9]{1,3})?( cookie [0-9a-f]{16})?( id [0-9]{1,9})?`,
+		`    server [A-Za-z0-9_.:-]{1,200} ([0-9.]+|\[[0-9a-f:]+\]):` + port + `( weight [0-9]{1,3})?( no-check)?( cookie [0-9a-f]{16})?( id [0-9]{1,9})?`,
 	}, "|") + `)$`)
 }
 
@@ -519,6 +521,12 @@ func checkText(t tb, r rendered, empty rendered) {
 			t.Errorf("no route, or one that was there already: %q", line)
 		}
 		keys[key] = true
+	}
+	checks := regexp.MustCompile(`^[A-Za-z0-9_.:-]{1,200} /[A-Za-z0-9_.~%+:@=/?&,;-]{0,511}\n$`)
+	for line := range strings.Lines(r.files["checks.map"]) {
+		if !checks.MatchString(line) {
+			t.Errorf("no check of a server: %q", line)
+		}
 	}
 	checkReasons(t, r.leftOut)
 }

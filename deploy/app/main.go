@@ -4,9 +4,12 @@
 //	/?delay=100ms     the same, that much later (10s at most): a request to watch while something changes
 //	/health           ok
 //
-// Every other path answers like /. PORT sets the port (8080). On SIGTERM it stops accepting at once, finishes what is
-// in flight and exits 0. With EXIT_AT_ONCE=1 it exits 0 without finishing anything, as many programs do: requests in
-// flight die with it.
+// Every other path answers like /. The header Asked of an answer says what was asked for, and Received what came with it. PORT
+// sets the port (8080). On SIGTERM it stops accepting at once, finishes what is in flight and exits 0. With EXIT_AT_ONCE=1 it
+// exits 0 without finishing anything, as many programs do: requests in flight die with it.
+//
+// For tests: MISSING=/path answers 404 there, READY_AFTER=3s answers 503 at /health for so long, and LOG_POSTS=1 logs each POST
+// when its head has come.
 //
 // "app get URL" prints the first line of a page instead: the demo's script asks with it, since a host may have no curl.
 package main
@@ -16,6 +19,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"log/slog"
 	"net"
@@ -93,7 +97,54 @@ func listenAndServe(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	listening := time.Now()
-	return serve(ctx, l, logFirst(newHandler(host), listening, log), log)
+	h := newHandler(host)
+	if path := os.Getenv("MISSING"); path != "" {
+		h = without(h, path)
+	}
+	if text := os.Getenv("READY_AFTER"); text != "" {
+		after, err := time.ParseDuration(text)
+		if err != nil {
+			return fmt.Errorf("READY_AFTER: %w", err)
+		}
+		h = readyAfter(h, after)
+	}
+	if os.Getenv("LOG_POSTS") == "1" {
+		h = logPosts(h, log)
+	}
+	return serve(ctx, l, logFirst(h, listening, log), log)
+}
+
+// without answers 404 at a path.
+func without(h http.Handler, path string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == path {
+			http.NotFound(w, r)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// readyAfter answers 503 at /health until so long from now.
+func readyAfter(h http.Handler, after time.Duration) http.Handler {
+	ready := time.Now().Add(after)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/health" && time.Now().Before(ready) {
+			http.Error(w, "not ready", http.StatusServiceUnavailable)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// logPosts logs each POST before its body is read.
+func logPosts(h http.Handler, log *slog.Logger) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			log.Info("received", "post", r.URL.String())
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // logFirst logs the first request that came through a proxy, which adds X-Forwarded-For, and so not from a health check.
@@ -141,6 +192,7 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 	return nil
 }
 
+// newHandler answers for a host.
 func newHandler(host string) http.Handler {
 	var answered atomic.Uint64
 	mux := http.NewServeMux()
@@ -151,10 +203,19 @@ func newHandler(host string) http.Handler {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
+		sum := crc32.NewIEEE()
+		length, err := io.Copy(sum, r.Body)
+		if err != nil {
+			return
+		}
 		select {
 		case <-time.After(delay):
 		case <-r.Context().Done():
 			return
+		}
+		w.Header().Set("Asked", r.Method+" "+r.URL.Path)
+		if length > 0 {
+			w.Header().Set("Received", fmt.Sprintf("%d bytes, CRC-32 %08x", length, sum.Sum32()))
 		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("Cache-Control", "no-store")

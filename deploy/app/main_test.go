@@ -38,6 +38,43 @@ func TestHandler(t *testing.T) {
 	}
 }
 
+func TestHeaders(t *testing.T) {
+	h := newHandler("web1")
+	for _, tt := range []struct{ method, target, body, asked, received string }{
+		{"GET", "/a/b?c=d", "", "GET /a/b", ""},
+		{"POST", "/", "123456789", "POST /", "9 bytes, CRC-32 cbf43926"},
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(tt.method, tt.target, strings.NewReader(tt.body)))
+		if asked, received := w.Header().Get("Asked"), w.Header().Get("Received"); asked != tt.asked || received != tt.received {
+			t.Errorf("%s %s: asked %q, received %q, want %q and %q", tt.method, tt.target, asked, received, tt.asked, tt.received)
+		}
+	}
+}
+
+func TestForTests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out strings.Builder
+		h := logPosts(readyAfter(without(newHandler("web1"), "/gone"), 3*time.Second), slog.New(slog.NewTextHandler(&out, nil)))
+		expect := func(method, target string, code int) {
+			t.Helper()
+			w := httptest.NewRecorder()
+			if h.ServeHTTP(w, httptest.NewRequest(method, target, nil)); w.Code != code {
+				t.Errorf("%s %s: %d, want %d", method, target, w.Code, code)
+			}
+		}
+		expect("GET", "/gone", 404)
+		expect("GET", "/gone/not", 200)
+		expect("GET", "/health", 503)
+		expect("POST", "/?n=1", 200)
+		time.Sleep(3 * time.Second)
+		expect("GET", "/health", 200)
+		if _, got, _ := strings.Cut(out.String(), "level=INFO "); got != "msg=received post=\"/?n=1\"\n" {
+			t.Errorf("the log is %q", got)
+		}
+	})
+}
+
 func TestDelayIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()

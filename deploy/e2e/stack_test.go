@@ -85,19 +85,21 @@ func (s *stack) scale(n int) {
 func (s *stack) expectHosts(n int) error { return testenv.ExpectHosts(s.web, n) }
 
 // expectServers is nil when HAProxy has exactly n servers for the app that may get requests.
-func (s *stack) expectServers(n int) error {
+func (s *stack) expectServers(n int) error { return s.expectServersOf("app", n) }
+
+func (s *stack) expectServersOf(service string, n int) error {
 	rows, err := testenv.HAProxyStats("http://" + s.stats + "/stats;csv")
 	if err != nil {
 		return err
 	}
 	var servers []string
 	for _, row := range rows {
-		if row["pxname"] == "app" && row["svname"] != "BACKEND" && row["status"] != "MAINT" {
+		if row["pxname"] == service && row["svname"] != "BACKEND" && row["status"] != "MAINT" {
 			servers = append(servers, row["svname"]+" "+row["status"])
 		}
 	}
 	if len(servers) != n {
-		return fmt.Errorf("HAProxy has %d servers, want %d: %v", len(servers), n, servers)
+		return fmt.Errorf("HAProxy has %d servers for %s, want %d: %v", len(servers), service, n, servers)
 	}
 	return nil
 }

@@ -133,12 +133,13 @@ make_base() {
 	rm -f "$build/base.tar"
 }
 
-# make_haproxy IMAGE SUITE VERSION; the version is a regular expression that the package's must begin with.
+# make_haproxy IMAGE SUITE VERSION [SUITE]; the version is a regular expression that the package's must begin with. The last
+# suite is one that has no base of its own: the package is taken from there.
 make_haproxy() {
 	make_base "$2"
 	say "building $1 from Debian's package (half a minute, once)"
 	context haproxy
-	docker_build "$1" --build-arg DEBIAN="$2" --build-arg HAPROXY="$3"
+	docker_build "$1" --build-arg DEBIAN="$2" --build-arg HAPROXY="$3" --build-arg SUITE="${4:-}"
 }
 
 # make_nginx IMAGE SUITE VERSION [PACKAGES], as make_haproxy; the packages are those of more modules.
@@ -175,11 +176,11 @@ make_chat() {
 	docker_build "$image_chat"
 }
 
-# other PROXY OFFICIAL STAND-IN SUITE VERSION adds one to $images_others: without --all only if it is here already.
+# other PROXY OFFICIAL STAND-IN SUITE VERSION [SUITE] adds one to $images_others: without --all only if it is here already.
 other() {
 	if ! pick "$2" "$3"; then
 		[ -n "$all" ] || return 0
-		"make_$1" "$3" "$4" "$5"
+		"make_$1" "$3" "$4" "$5" ${6:+"$6"}
 	fi
 	images_others=$images_others,$picked
 }
@@ -243,12 +244,13 @@ if [ -n "$all" ]; then
 	have "$image_chromium" || make_chromium "$image_chromium"
 fi
 
-# The default comes first, then the others. sid's is named after the suite, since its version moves; to get a newer one:
-# docker rmi berth-haproxy:sid berth-nginx:sid debian:sid-slim
+# The default comes first, then the others. Those of sid and experimental are named after the suite, since their versions
+# move; to get newer ones: docker rmi berth-haproxy:sid berth-haproxy:experimental berth-nginx:sid debian:sid-slim
 [ -n "$all" ] || no_registry=1
 images_others=$image_haproxy
 other haproxy haproxy:2.6 berth-haproxy:2.6 bookworm 2.6
 other haproxy haproxy:3.2 berth-haproxy:sid sid '[0-9]*'
+other haproxy haproxy:3.4 berth-haproxy:experimental sid '[0-9]*' experimental
 images_haproxy=$images_others
 images_more=
 if [ -n "$with_nginx" ]; then

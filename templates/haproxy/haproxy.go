@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 
 	"berth/templates/claim"
@@ -14,13 +15,14 @@ import (
 // Backend is a group of routes in HAProxy, with the settings that apply. Every value may be written to a configuration as it is.
 type Backend struct {
 	Name      string
-	TCP       bool     // connections, not requests
-	Servers   []Server // by name
-	Settings  claim.Settings
-	Hash      bool   // the algorithm is a hash
-	Cookie    string // its name; "" = clients do not stay with a server
-	CheckHost string // the Host header of health checks; "" = none
-	Strip     *Strip // nil = the path stays as it is
+	TCP       bool           // connections, not requests
+	Servers   []Server       // by name
+	Settings  claim.Settings // Check is that of all servers that have one
+	Checks    string         // a map of the servers' names to their checks, if these differ; "" = they do not
+	Hash      bool           // the algorithm is a hash
+	Cookie    string         // its name; "" = clients do not stay with a server
+	CheckHost string         // the Host header of health checks; "" = none
+	Strip     *Strip         // nil = the path stays as it is
 }
 
 // Server is one instance of a service.
@@ -28,6 +30,7 @@ type Server struct {
 	Name, Address string
 	Weight        int    // 0 = the default
 	Drained       bool   // gets no new requests
+	Unchecked     bool   // the backend's checks are not for it
 	Cookie        string // value that clients of the server send; "" = none
 	ID            int    // place in a hash; 0 = any
 }
@@ -69,7 +72,37 @@ func newBackend(g *route.Group, name string, settings claim.Settings) *Backend {
 	if len(g.Routes) > 0 && g.Routes[0].Rank() == 0 {
 		b.CheckHost = g.Routes[0].Host
 	}
+	b.setChecks(g.Servers)
 	return b
+}
+
+// setChecks has each server asked for its own path. A backend has one kind of check, so servers that name no path are not
+// checked beside those that do.
+func (b *Backend) setChecks(servers []route.Server) {
+	var paths []string
+	unnamed := 0
+	for _, s := range servers {
+		if s.Check == "" {
+			unnamed++
+		} else if !slices.Contains(paths, s.Check) {
+			paths = append(paths, s.Check)
+		}
+	}
+	if len(servers) > 0 {
+		b.Settings.Check = ""
+	}
+	if len(paths) == 1 {
+		b.Settings.Check = paths[0]
+	}
+	if len(paths) == 0 || len(paths) == 1 && unnamed == 0 {
+		return
+	}
+	for n, s := range servers {
+		b.Servers[n].Unchecked = s.Check == ""
+		if s.Check != "" && len(paths) > 1 {
+			b.Checks += s.Name + " " + s.Check + "\n"
+		}
+	}
 }
 
 // numberServers gives each server an ID made from its name. HAProxy places a server in a hash by its ID, and without an ID

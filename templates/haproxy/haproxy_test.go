@@ -2,6 +2,7 @@ package haproxy
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"berth/templates/claim"
@@ -33,5 +34,36 @@ func TestServersAreNumberedForHashes(t *testing.T) {
 		if all[name] != id {
 			t.Errorf("%s had the ID %d and has %d", name, all[name], id)
 		}
+	}
+}
+
+func TestEachServerHasItsCheck(t *testing.T) {
+	for _, tt := range []struct{ checks, path, table, unchecked string }{
+		{checks: ""},
+		{checks: "- -"},
+		{checks: "/a /a", path: "/a"},
+		{checks: "/a -", path: "/a", unchecked: "2"},
+		{checks: "/a /b /a", table: "1 /a\n2 /b\n3 /a\n"},
+		{checks: "/a /b -", table: "1 /a\n2 /b\n", unchecked: "3"},
+	} {
+		g := &route.Group{Name: "web", Routes: []claim.Route{{Path: "/"}}}
+		for n, check := range strings.Fields(tt.checks) {
+			g.Servers = append(g.Servers, route.Server{Name: fmt.Sprint(n + 1), Check: strings.TrimPrefix(check, "-")})
+		}
+		b := Backends(g)[0]
+		var unchecked []string
+		for _, s := range b.Servers {
+			if s.Unchecked {
+				unchecked = append(unchecked, s.Name)
+			}
+		}
+		if got := strings.Join(unchecked, " "); b.Settings.Check != tt.path || b.Checks != tt.table || got != tt.unchecked {
+			t.Errorf("%q: check %q, map %q, unchecked %q; want %q, %q, %q", tt.checks, b.Settings.Check, b.Checks, got, tt.path, tt.table, tt.unchecked)
+		}
+	}
+
+	down := &route.Group{Name: "web", Routes: []claim.Route{{Path: "/"}}, Settings: claim.Settings{Check: "/a"}}
+	if b := Backends(down)[0]; b.Settings.Check != "/a" { // so that a server that comes changes nothing but servers
+		t.Errorf("without servers the check is %q", b.Settings.Check)
 	}
 }

@@ -147,7 +147,21 @@ func (r *reader) settle(g *Group, route claim.Route) []*instance {
 		sortNewestFirst(newestFirst)
 	}
 	r.set(g, newestFirst)
+	for n, i := range serving {
+		g.Servers[n].Check = i.check(g.Check)
+	}
 	return members
+}
+
+// check returns the path by which an instance is checked: its own, and of one that names no route that of the group. While a
+// service is rolled out, one version may not answer what the other is asked for.
+func (i *instance) check(ofGroup string) string {
+	switch {
+	case i.drained || !i.Restricted && !slices.Contains(i.Says, KeyCheck):
+		return ofGroup
+	default:
+		return i.Settings.Check
+	}
 }
 
 // candidates returns the members that may be servers if they are well, and whether only the leader may. One that has a say is
@@ -223,6 +237,9 @@ func (r *reader) set(g *Group, newestFirst []*instance) {
 				setting.copy(&g.Settings, &i.Settings)
 				continue
 			}
+			if setting.key == KeyCheck { // each is asked for its own
+				break
+			}
 			value := setting.get(&i.Settings)
 			if value != setting.get(&from.Settings) && !others[value] {
 				if others == nil {
@@ -242,18 +259,17 @@ func (r *reader) set(g *Group, newestFirst []*instance) {
 			r.report(fmt.Sprintf("service %q: its %s is for HTTP, and it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", r.service, setting.key))
 		}
 		if setting.key == KeyCheck && isSet {
-			r.reportUnasked(from, newestFirst)
+			r.reportUnchecked(from, newestFirst)
 		}
 	}
 }
 
-// reportUnasked names an instance that is checked by what another one says, though it has routes of its own and might have
-// said so itself.
-func (r *reader) reportUnasked(from *instance, serving []*instance) {
+// reportUnchecked names an instance that has routes of its own and no check, beside others that have one.
+func (r *reader) reportUnchecked(from *instance, serving []*instance) {
 	for _, i := range serving {
 		if i.Restricted && !slices.Contains(i.Says, KeyCheck) {
-			r.leaveOut(i, fmt.Sprintf("it has no %s, and is asked for the %q of instance %.100q; set the same %s for all",
-				KeyCheck, from.Settings.Check, from.id, claim.Label(KeyCheck)))
+			r.leaveOut(i, fmt.Sprintf("it has no %s, so HAProxy does not check it beside instance %.100q, which has one; set a %s for all",
+				KeyCheck, from.id, claim.Label(KeyCheck)))
 			return
 		}
 	}
@@ -302,6 +318,9 @@ func (g *Group) FallBack(instances []*Instance) string {
 	})
 	members, _ = r.candidates(members)
 	_, g.Servers = r.serving(members)
+	for n := range g.Servers {
+		g.Servers[n].Check = g.Check
+	}
 	return ""
 }
 

@@ -198,15 +198,15 @@ func TestWhoSetsTheRules(t *testing.T) {
 		{"none is served", func(c catalog) {
 			is(c.with("web", "v1", "10.0.0.1", 80, KeyPath, "/", KeyCheck, "/old"), "critical")
 			is(c.with("web", "v2", "10.0.0.2", 80, KeyPath, "/", KeyCheck, "/new"), "critical").Service.CreateIndex = 9
-		}, claim.Settings{Check: "/new"}, 1},
+		}, claim.Settings{Check: "/new"}, 0},
 		{"both are served", func(c catalog) {
 			c.with("web", "v1", "10.0.0.1", 80, KeyPath, "/", KeyCheck, "/old", KeyStrip, "true").Service.CreateIndex = 1
 			c.with("web", "v2", "10.0.0.2", 80, KeyPath, "/", KeyCheck, "/new", KeyStrip, "no").Service.CreateIndex = 2
-		}, claim.Settings{Check: "/new"}, 2},
+		}, claim.Settings{Check: "/new"}, 1},
 		{"the newest by its start", func(c catalog) {
 			c.with("web", "v1", "10.0.0.1", 80, KeyPath, "/", KeyCheck, "/old", claim.KeyStarted, "2026-11-02T00:00:00Z").Service.CreateIndex = 1
 			c.with("web", "v2", "10.0.0.2", 80, KeyPath, "/", KeyCheck, "/new", claim.KeyStarted, "2026-11-01T23:00:00Z").Service.CreateIndex = 2
-		}, claim.Settings{Check: "/old"}, 1},
+		}, claim.Settings{Check: "/old"}, 0},
 		{"the newest with a hold says how long, even if that is not at all", func(c catalog) {
 			c.with("web", "v1", "10.0.0.1", 80, KeyPath, "/", KeyHold, "30s").Service.CreateIndex = 1
 			c.with("web", "v2", "10.0.0.2", 80, KeyPath, "/", KeyHold, "off").Service.CreateIndex = 2
@@ -230,6 +230,53 @@ func TestWhoSetsTheRules(t *testing.T) {
 		g := one(t, "web", c["web"], func(reason string) { leftOut = append(leftOut, reason) })
 		if diff := cmp.Diff(tt.want, g.Settings); diff != "" || len(leftOut) != tt.problems {
 			t.Errorf("%s: %s%q", tt.name, diff, leftOut)
+		}
+	}
+}
+
+// Each server is asked for what its own instance names. What an instance that is drained names is for nobody.
+func TestChecks(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		add  func(c catalog)
+		want string // check of each server
+	}{
+		{"moved", func(c catalog) {
+			c.with("web", "v1", "10.0.0.1", 80, KeyPath, "/", KeyCheck, "/old")
+			c.with("web", "v2", "10.0.0.2", 80, KeyPath, "/", KeyCheck, "/new").Service.CreateIndex = 9
+		}, "/old /new"},
+		{"added", func(c catalog) {
+			c.with("web", "v1", "10.0.0.1", 80, KeyPath, "/")
+			c.with("web", "v2", "10.0.0.2", 80, KeyPath, "/", KeyCheck, "/new").Service.CreateIndex = 9
+		}, "- /new"},
+		{"removed", func(c catalog) {
+			c.with("web", "v1", "10.0.0.1", 80, KeyPath, "/", KeyCheck, "/old")
+			c.with("web", "v2", "10.0.0.2", 80, KeyPath, "/").Service.CreateIndex = 9
+		}, "/old -"},
+		{"one names no route", func(c catalog) {
+			c.with("web", "v1", "10.0.0.1", 80)
+			c.with("web", "v2", "10.0.0.2", 80, KeyPath, "/", KeyCheck, "/new")
+		}, "/new /new"},
+		{"one names no route, but a check", func(c catalog) {
+			c.with("web", "v1", "10.0.0.1", 80, KeyCheck, "/own")
+			c.with("web", "v2", "10.0.0.2", 80, KeyPath, "/", KeyCheck, "/new").Service.CreateIndex = 9
+		}, "/own /new"},
+		{"one is drained", func(c catalog) {
+			c.with("web", "v1", "10.0.0.1", 80, KeyPath, "/")
+			c.with("web", "v2", "10.0.0.2", 80, KeyPath, "/", KeyCheck, "/new", claim.KeyWeight, "0").Service.CreateIndex = 9
+		}, "- -"},
+	} {
+		c := catalog{}
+		tt.add(c)
+		var got []string
+		for _, s := range one(t, "web", c["web"], func(string) {}).Servers {
+			if s.Check == "" {
+				s.Check = "-"
+			}
+			got = append(got, s.Check)
+		}
+		if got := strings.Join(got, " "); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
 		}
 	}
 }

@@ -19,6 +19,7 @@ type Server struct {
 	Address string // ip:port, [ip]:port for IPv6
 	Weight  int    // 2 to 256; 0 = the proxy's default, which is 1
 	Drained bool   // gets no new requests
+	Check   string // a path that it answers while it is healthy; "" = it names none
 }
 
 // serving returns the members that serve, and their servers, by name. An instance with a warning serves with Consul's weight for

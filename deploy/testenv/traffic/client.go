@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,13 +23,15 @@ type httpClient struct {
 	urls []string
 }
 
-func (c *httpClient) ask(n int) (string, bool, error) {
+func (c *httpClient) ask(n int, q *Request) {
 	var connections atomic.Int32
 	ctx := httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { connections.Add(1) },
 	})
-	answer, err := testenv.Fetch(ctx, c.Client, c.urls[n%len(c.urls)])
-	return answer, connections.Load() > 1, err
+	url := c.urls[n%len(c.urls)]
+	q.Method, q.Path = http.MethodGet, url
+	q.Answer, q.Err = testenv.Fetch(ctx, c.Client, url)
+	q.Resent = connections.Load() > 1
 }
 
 func (c *httpClient) close() { c.CloseIdleConnections() }
@@ -38,6 +41,7 @@ func (c *httpClient) close() { c.CloseIdleConnections() }
 type client struct {
 	address string
 	keep    bool
+	next    func(n int) Exchange
 
 	mu   sync.Mutex
 	idle []*conn // the one used last is at the end
@@ -52,21 +56,33 @@ type conn struct {
 // idleMost is less than the minute after which HAProxy closes an idle connection, maybe under the next request.
 const idleMost = 20 * time.Second
 
-// ask sends a request and returns the host that answered.
-func (c *client) ask(int) (host string, _ bool, err error) {
+// Exchange is a request to send, and what its answer has to be.
+type Exchange struct {
+	Method, Host, Path string
+	Header             string // more lines, each with its end
+	Body               string
+	// Judge returns the host that answered, or what is wrong with the answer. It reads the body; nil: that of the demo app is
+	// right.
+	Judge func(*http.Response) (host string, err error)
+}
+
+func (x Exchange) String() string { return x.Method + " " + x.Host + x.Path }
+
+func (c *client) ask(n int, q *Request) {
+	q.Exchange = c.next(n)
 	conn, err := c.conn()
 	if err != nil {
-		return "", false, err
+		q.Err = err
+		return
 	}
-	host, again, err := conn.ask(c.keep)
-	if err != nil || !again {
+	var again bool
+	if q.Answer, again, q.Err = conn.ask(q.Exchange, c.keep); q.Err != nil || !again {
 		conn.Close()
-		return host, false, err
+		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.idle = append(c.idle, conn)
-	return host, false, nil
 }
 
 // conn is a connection for one request.
@@ -96,22 +112,29 @@ func (c *client) close() {
 }
 
 // ask sends a request and returns the host that answered, and whether the connection may be used again.
-func (c *conn) ask(keep bool) (host string, again bool, err error) {
+func (c *conn) ask(x Exchange, keep bool) (host string, again bool, err error) {
 	c.used = time.Now()
 	if err := c.SetDeadline(c.used.Add(Timeout)); err != nil {
 		return "", false, err
 	}
-	request := "GET / HTTP/1.1\r\nHost: app\r\n\r\n"
-	if !keep {
-		request = "GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n"
+	request := x.Method + " " + x.Path + " HTTP/1.1\r\nHost: " + x.Host + "\r\n" + x.Header
+	if x.Method != http.MethodGet {
+		request += "Content-Length: " + strconv.Itoa(len(x.Body)) + "\r\n"
 	}
-	if _, err := io.WriteString(c, request); err != nil {
+	if !keep {
+		request += "Connection: close\r\n"
+	}
+	if _, err := io.WriteString(c, request+"\r\n"+x.Body); err != nil {
 		return "", false, err
 	}
 	resp, err := http.ReadResponse(c.answers, nil)
 	if err != nil {
 		return "", false, err
 	}
-	host, err = testenv.Host(resp)
+	judge := x.Judge
+	if judge == nil {
+		judge = testenv.Host
+	}
+	host, err = judge(resp)
 	return host, keep && !resp.Close, err
 }

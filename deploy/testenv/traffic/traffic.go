@@ -35,6 +35,7 @@ type Load struct {
 
 // Request is what became of one request.
 type Request struct {
+	Exchange
 	Kept       bool // over a kept connection
 	Sent, Done time.Time
 	Late       time.Duration // sent so long after it was due
@@ -63,9 +64,9 @@ const (
 	inFlight = 2000 // requests; one that is due when there are as many is left out
 )
 
-// asker sends the nth request of a kind.
+// asker sends the nth request of a kind, and fills in what became of it.
 type asker interface {
-	ask(n int) (answer string, resent bool, err error)
+	ask(n int, q *Request)
 	close()
 }
 
@@ -89,7 +90,15 @@ func Start(tb testing.TB, address string, paths ...string) *Load {
 // ToApp begins to send so many requests per second to the demo app at an address, the same number of each kind. The load
 // ends with the test at the latest.
 func ToApp(tb testing.TB, address string, rate int, kinds ...bool) *Load {
-	return start(tb, rate, kinds, func(kept bool) asker { return &client{address: address, keep: kept} })
+	get := Exchange{Method: http.MethodGet, Host: "app", Path: "/"}
+	return Send(tb, address, rate, func(bool, int) Exchange { return get }, kinds...)
+}
+
+// Send is ToApp with requests of the caller's: next returns the nth of a kind.
+func Send(tb testing.TB, address string, rate int, next func(kept bool, n int) Exchange, kinds ...bool) *Load {
+	return start(tb, rate, kinds, func(kept bool) asker {
+		return &client{address: address, keep: kept, next: func(n int) Exchange { return next(kept, n) }}
+	})
 }
 
 func start(tb testing.TB, rate int, kinds []bool, newClient func(kept bool) asker) *Load {
@@ -136,7 +145,7 @@ func (l *Load) send(c asker, kept bool, first time.Time, every time.Duration) {
 		}
 		requests.Go(func() {
 			q.Sent = time.Now()
-			q.Answer, q.Resent, q.Err = c.ask(n)
+			c.ask(n, &q)
 			<-l.slots
 			if when, ok := l.gone.Load(q.Answer); ok && q.Err == nil {
 				q.Astray = when.(time.Time).Before(q.Sent)
@@ -213,33 +222,33 @@ func (l *Load) Finish() Report {
 // Requests are some of them, in any order.
 type Requests []Request
 
-// where returns the requests for which f is true.
-func (rs Requests) where(f func(Request) bool) Requests {
+// Where returns the requests for which f is true.
+func (rs Requests) Where(f func(Request) bool) Requests {
 	return slices.DeleteFunc(slices.Clone(rs), func(q Request) bool { return !f(q) })
 }
 
 // During returns the requests that were under way at some time between two moments, and the others.
 func (rs Requests) During(from, to time.Time) (in, others Requests) {
 	during := func(q Request) bool { return q.Sent.Before(to) && q.Done.After(from) }
-	return rs.where(during), rs.where(func(q Request) bool { return !during(q) })
+	return rs.Where(during), rs.Where(func(q Request) bool { return !during(q) })
 }
 
 // Failed is how many have failed.
 func (rs Requests) Failed() int { return len(rs.failures()) }
 
 func (rs Requests) failures() Requests {
-	return rs.where(func(q Request) bool { return q.Err != nil })
+	return rs.Where(func(q Request) bool { return q.Err != nil })
 }
 
 // Resent is how many the client had to send again.
-func (rs Requests) Resent() int { return len(rs.where(func(q Request) bool { return q.Resent })) }
+func (rs Requests) Resent() int { return len(rs.Where(func(q Request) bool { return q.Resent })) }
 
 // Astray returns the requests that went to a server that was removed before they were sent.
-func (rs Requests) Astray() Requests { return rs.where(func(q Request) bool { return q.Astray }) }
+func (rs Requests) Astray() Requests { return rs.Where(func(q Request) bool { return q.Astray }) }
 
 // Of returns the requests of one kind.
 func (rs Requests) Of(kept bool) Requests {
-	return rs.where(func(q Request) bool { return q.Kept == kept })
+	return rs.Where(func(q Request) bool { return q.Kept == kept })
 }
 
 // Took is how long each took, sorted.
@@ -274,7 +283,7 @@ func (rs Requests) Failures() (text string) {
 		if i == 5 {
 			return text + fmt.Sprintf("\n  and %d more", len(failed)-i)
 		}
-		text += fmt.Sprintf("\n  %s, kept connection %t, after %s ms: %v", q.Sent.Format("15:04:05.000"), q.Kept, Ms(q.Done.Sub(q.Sent)), q.Err)
+		text += fmt.Sprintf("\n  %s, %s, kept connection %t, after %s ms: %v", q.Sent.Format("15:04:05.000"), q.Exchange, q.Kept, Ms(q.Done.Sub(q.Sent)), q.Err)
 	}
 	return text
 }
