@@ -686,7 +686,7 @@ func TestAnyCatalogStaysInTheGrammar(t *testing.T) {
 }
 
 func allKeys() []string {
-	return []string{route.KeyHost, route.KeyPath, route.KeyPort, route.KeyStrip, route.KeyRedirect, route.KeyBalance, route.KeySticky, route.KeyCheck, route.KeyMaxConn, route.KeySlowStart, route.KeyFallback, route.KeyTo}
+	return []string{route.KeyHost, route.KeyPath, route.KeyPort, route.KeyStrip, route.KeyRedirect, route.KeyBalance, route.KeySticky, route.KeyCheck, route.KeyMaxConn, route.KeySlowStart, route.KeyFallback, route.KeyTo, route.KeyHold}
 }
 
 // How connections to servers are told apart depends on the version.

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"text/template"
+	"time"
 
 	"github.com/hashicorp/consul-template/dependency"
 
@@ -34,6 +35,9 @@ func HAProxy() string { return haproxyTemplate }
 // Nginx returns the template for nginx 1.22 to 1.30, in consul-template's language. It needs Funcs, and of the templater
 // partial and directory.
 func Nginx() string { return nginxTemplate }
+
+// MostHeld is the highest Options.HoldMax: each request that waits takes memory of the proxy.
+const MostHeld = 20_000
 
 // Options are the operator's choices.
 type Options struct {
@@ -63,6 +67,10 @@ type Options struct {
 	// ErrorDetails has the pages for requests without an answer say what an operator can do about it. They name labels and
 	// services, which are not everybody's business.
 	ErrorDetails bool
+	// Hold is how long requests wait for a service without a server, where its instances do not say; 0 = not at all. HoldMax is
+	// how many may wait at once, at most MostHeld.
+	Hold    time.Duration
+	HoldMax int
 	// Lua has nginx pick servers by a balancer in Lua, which is told of them through NginxSocket, so that a change of
 	// them takes no reload. nginx needs the module lua-nginx-module.
 	Lua bool

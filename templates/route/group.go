@@ -205,6 +205,7 @@ var settings = []struct {
 	{KeyMaxConn, func(to, from *claim.Settings) { to.MaxConn = from.MaxConn }, func(s *claim.Settings) any { return s.MaxConn }},
 	{KeySlowStart, func(to, from *claim.Settings) { to.SlowStart = from.SlowStart }, func(s *claim.Settings) any { return s.SlowStart }},
 	{KeyFallback, func(to, from *claim.Settings) { to.Fallback = from.Fallback }, func(s *claim.Settings) any { return s.Fallback }},
+	{KeyHold, func(to, from *claim.Settings) { to.Hold = from.Hold }, func(s *claim.Settings) any { return s.Hold }},
 }
 
 // set takes each setting from the newest instance that says it.
