@@ -302,9 +302,12 @@ func (p *planner) notInService(t *tracked) string {
 	return ""
 }
 
-// watching reports whether a member waits for its checks.
+// watching reports whether somebody waits for checks to pass.
 func (p *planner) watching() bool {
 	for _, t := range p.containers {
+		if x := t.successor; x != nil && x.started && x.over.IsZero() && x.since.IsZero() {
+			return true
+		}
 		if t.member != nil && t.member.wish != nil && t.member.wish.is == inService {
 			return true
 		}
