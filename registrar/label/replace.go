@@ -14,7 +14,8 @@ const (
 	keyReplace = "replace"
 	keySingle  = "single"
 
-	startFirst = "start-first"
+	// StartFirst is the value of SERVICE_REPLACE with which a container is started before the one that it replaces.
+	StartFirst = "start-first"
 	stopFirst  = "stop-first"
 
 	// Where compose says what a container belongs to, and by which version it was made.
@@ -81,8 +82,8 @@ func startsFirst(c Container, keys containerKeys, policy []Rule) (asked bool, wh
 	signal := StopSignal(c, policy)
 	single := keys.general[keySingle]
 	switch {
-	case value != startFirst:
-		why = fmt.Sprintf("it is no way to replace a container: use %s or %s", startFirst, stopFirst)
+	case value != StartFirst:
+		why = fmt.Sprintf("it is no way to replace a container: use %s or %s", StartFirst, stopFirst)
 	case !matches(rule.Keys, keyReplace):
 		why = "the policy does not allow it for this container"
 	case !AsksToStartFirst(c.Labels):
