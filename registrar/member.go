@@ -281,7 +281,11 @@ func (p *planner) notInService(t *tracked) string {
 		d := p.chosen(i)
 		have := p.consul[d.ID]
 		reason, on := have.Maintenance()
-		if why := p.notReady(i, t); why != "" {
+		switch why := p.notReady(i, t); why {
+		case "":
+		case tooEarly:
+			return "it is not ready: waiting until " + i.desired.Ready.String()
+		default:
 			return "it is not ready: " + why
 		}
 		if refused := p.refused[d.ID].why; refused != "" {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -140,11 +139,12 @@ type handover struct {
 
 // handovers plans what is to be done about successors.
 func (p *planner) handovers() {
-	for _, id := range slices.Sorted(maps.Keys(p.containers)) {
-		if t := p.containers[id]; t.successor != nil && t.successor.over.IsZero() && t.drain == nil && p.enoughKnown(t) {
+	for _, t := range p.containers {
+		if t.successor != nil && t.successor.over.IsZero() && t.drain == nil && p.enoughKnown(t) {
 			p.plan.handovers = append(p.plan.handovers, p.handover(t))
 		}
 	}
+	slices.SortFunc(p.plan.handovers, func(a, b handover) int { return strings.Compare(a.id, b.id) })
 }
 
 func (p *planner) handover(t *tracked) handover {

@@ -175,7 +175,7 @@ func TestSuccessorNeverServes(t *testing.T) {
 		plays func(w *cluster) // from the creation on
 		why   string
 	}{
-		"it is never ready": {func(w *cluster) { w.recreate(nil) }, "it is not ready"},
+		"it is never ready": {func(w *cluster) { w.recreate(nil) }, "it is not ready: waiting until 10.0.0.2:80 accepts"},
 		"it ends":           {func(w *cluster) { w.recreate(nil); time.Sleep(time.Millisecond); w.die(newID) }, "it has ended"},
 		"its start hangs":   {func(w *cluster) { w.hang(true, "start"); w.recreate(nil) }, "Docker has not started it yet"},
 		"its inspect hangs": {func(w *cluster) { w.hang(true, "inspect "+newID); w.recreate(nil) }, "Docker has not said yet what it is"},
@@ -450,6 +450,28 @@ func TestDryRunStartsNothing(t *testing.T) {
 		}
 		if n := w.called("start"); n > 0 {
 			t.Errorf("started %d times", n)
+		}
+	})
+}
+
+// The report says which containers are started first, and why others that ask for it are not.
+func TestStartFirstInTheReport(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, r, stop := withOld(t, nil)
+		defer stop()
+		w.composed(newID, "shop-app-2", "10.0.0.2").Config.Labels["SERVICE_SINGLE"] = "true"
+		w.event("start", newID)
+		w.listen("10.0.0.2:80")
+		w.expect(t, time.Second, oldInstance+" vm:shop-app-2:80")
+		report, err := r.Report(t.Context())
+		if err != nil || len(report.Containers) != 2 {
+			t.Fatalf("%+v, %v", report, err)
+		}
+		if is := report.Containers[0]; is.Replace != label.StartFirst || len(is.Reasons) > 0 {
+			t.Errorf("%+v", is)
+		}
+		if is := report.Containers[1]; is.Replace != "" || !strings.Contains(strings.Join(is.Reasons, ""), "SERVICE_REPLACE=\"start-first\" has no effect: SERVICE_SINGLE") {
+			t.Errorf("%+v", is)
 		}
 	})
 }

@@ -234,7 +234,7 @@ func TestE2EComposeCannotStartFirst(t *testing.T) {
 	killed, died, started := s.happened(before[0], "kill"), s.happened(before[0], "die"), s.happened(after[0], "start")
 	r := l.Finish()
 	// Of eight seconds, the old one waits 4.4, and has two to drain.
-	if waited := died.at.Sub(killed.at); waited < 6*time.Second || waited > 7500*time.Millisecond || !started.at.Before(died.at.Add(-5*time.Second)) {
+	if waited := died.at.Sub(killed.at); waited < 6*time.Second || waited > 7500*time.Millisecond || !started.at.Before(died.at.Add(-time.Second)) {
 		t.Errorf("the old one died %v after its stop signal, the new one was started %v before", waited, died.at.Sub(started.at))
 	}
 	served, _ := r.During(began, killed.at.Add(4*time.Second))
