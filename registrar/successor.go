@@ -230,7 +230,7 @@ func (r *Registrar) launch(ctx context.Context, id string) (refused string, err 
 	err = r.opts.Start(ctx, id)
 	var refusal *docker.Refusal
 	if errors.As(err, &refusal) {
-		return "Docker refuses to start it: " + refusal.Why, nil
+		return fmt.Sprintf("Docker refuses to start it beside the old one: %s: leave ipv4_address away, and whatever else only one of two can have", refusal.Why), nil
 	}
 	return "", err
 }

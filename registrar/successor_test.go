@@ -256,7 +256,7 @@ func TestStartFirstDoesNotFit(t *testing.T) {
 		"another service":     {new: set("com.docker.compose.service", "db"), why: "not of the same service", signals: true},
 		"another project":     {new: set("com.docker.compose.project", "theirs"), why: "not of the same service", signals: true},
 		"a short grace":       {old: func(c *fsouza.Container) { c.Config.StopTimeout = 2 }, why: "stop_grace_period of 2s leaves no time", signals: true},
-		"Docker refuses":      {start: refusal, why: "Docker refuses to start it: Address already in use", signals: true},
+		"Docker refuses":      {start: refusal, why: "Docker refuses to start it beside the old one: Address already in use: leave ipv4_address away", signals: true},
 		"the old is not so":   {old: set("SERVICE_STOP_SIGNAL", ""), why: "the next time it works"},
 		"the old is not ours": {old: set("SERVICE_NAME", "no name"), why: "the old one is not registered"},
 	} {
