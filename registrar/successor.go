@@ -163,7 +163,8 @@ func (p *planner) handover(t *tracked) handover {
 
 // notServing says why the successor of a container is not in service, or returns "". What it takes to bring it there is planned.
 //
-// In service means that Consul's catalog has it as passing. Whoever knows whether the balancers serve it, asks here.
+// In service means that Consul's catalog has it as passing, with its routes. What a balancer itself says about it belongs here, as
+// one more reason.
 func (p *planner) notServing(t *tracked) string {
 	x := t.successor
 	next := p.containers[x.id]
@@ -188,6 +189,9 @@ func (p *planner) notServing(t *tracked) string {
 		return why
 	}
 	for _, i := range next.instances {
+		if why := i.desired.NoRoute(); why != "" {
+			return "it gets no requests: " + why
+		}
 		if p.catalog.Known() && !p.catalog.Services[i.desired.ID] && p.last(key{kind: comparing}).err == nil {
 			return "Consul's catalog does not have it yet"
 		}

@@ -190,6 +190,10 @@ func TestSuccessorNeverServes(t *testing.T) {
 			w.listen("10.0.0.2:80")
 			w.recreate(nil)
 		}, "Consul has not registered it yet"},
+		"its route is no good": {func(w *cluster) {
+			w.listen("10.0.0.2:80")
+			w.recreate(func(c *fsouza.Container) { c.Config.Labels["SERVICE_ROUTE_PATH"] = "no path" })
+		}, "it gets no requests: "},
 		"its check is critical": {func(w *cluster) {
 			w.listen("10.0.0.2:80")
 			w.recreate(func(c *fsouza.Container) {
