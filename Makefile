@@ -17,7 +17,7 @@ help:
 	@echo "make bench-groups  how soon 50 instances have a new configuration, what a rolling change and a new leader take, and memory, next to consul-template"
 	@echo "make images     build the images of the demo: 4 to 7 minutes once where none can be pulled"
 	@echo "make nginx-images  those and, for nginx and the chat example, theirs: 2 minutes more"
-	@echo "make test-images  those and, for the tests, images of the other versions of both proxies, and a browser: 4 minutes more"
+	@echo "make test-images  those and, for the tests, images of the other versions of both proxies, a browser, and compose v2: 9 minutes more"
 	@echo "make clean      remove build/ (images and the demo stay)"
 
 .PHONY: build

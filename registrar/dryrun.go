@@ -29,8 +29,9 @@ type Planned struct {
 	ID             string            `json:"id"`        // the full one
 	ComposeService string            `json:"compose_service,omitempty"`
 	Instances      []PlannedInstance `json:"instances"`
-	Group          string            `json:"group,omitempty"` // what it takes up of the group of its first instance's service
-	Reasons        []string          `json:"reasons"`         // what is not registered or left out, and why
+	Group          string            `json:"group,omitempty"`   // what it takes up of the group of its first instance's service
+	Replace        string            `json:"replace,omitempty"` // "start-first": it is started before the container that it replaces
+	Reasons        []string          `json:"reasons"`           // what is not registered or left out, and why
 }
 
 // PlannedInstance is an instance as it is, or is to be, registered.
@@ -170,6 +171,7 @@ func (r *Registrar) report(now time.Time) (out Report) {
 		c := &out.Containers[place[i.desired.Container]]
 		if len(c.Instances) == 0 {
 			c.Group = i.desired.Group.String()
+			c.Replace = r.replaces(r.containers[c.ID])
 		}
 		c.Instances = append(c.Instances, p.report(i))
 	}
@@ -184,6 +186,14 @@ func (r *Registrar) report(now time.Time) (out Report) {
 	}
 	out.Containers = append(out.Containers, r.leftovers(p.plan)...)
 	return out
+}
+
+// replaces says how a container replaces another one, where that is not by being started after it.
+func (r *Registrar) replaces(t *tracked) string {
+	if asked, why := label.StartsFirst(t.Container, r.host.Policy); !asked || why != "" {
+		return ""
+	}
+	return label.StartFirst
 }
 
 // problems are what keeps a running registrar from its work.

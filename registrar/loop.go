@@ -33,6 +33,11 @@ type (
 		answer any
 		err    error
 	}
+	// listed is the answer of a list: IDs, and of those that are to be started before others the first digits of these others' IDs.
+	listed struct {
+		ids       []string
+		replacing map[string]string
+	}
 	// held is the answer of a read: what the agent holds, and a hash of the token that it was asked with.
 	held struct {
 		agent.State
@@ -75,11 +80,14 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 			r.opts.Log.Warn("back in service when it is ready: it was told to stop and runs on", "container", container)
 		}
 		p := r.plan(began)
+		if !dry && r.handOver(p.handovers, began) {
+			p = r.plan(began)
+		}
 		if enough(p) {
 			return
 		}
 		for _, c := range p.calls {
-			if !dry || !(c.writes() || c.kind == publishing) {
+			if !dry || !(c.writes() || c.kind == publishing || c.kind == launching) {
 				r.make(ctx, c)
 			}
 		}
@@ -170,9 +178,21 @@ func (r *Registrar) ended(u ended) {
 		maps.DeleteFunc(r.refusals, func(id string, _ *retry.Lasting) bool { // the instance is gone, or asks for something else
 			return r.refused[id].why == "" && r.last(key{kind: changing, id: id}).began == 0
 		})
-		r.list(u.answer.([]string), u.began)
+		listed := u.answer.(listed)
+		r.list(listed.ids, u.began)
+		for id, old := range listed.replacing {
+			r.succeed(id, old, true)
+		}
 	case inspecting:
 		r.inspected(r.containers[u.id], u.answer.(docker.Inspected), u.began)
+	case judging, launching:
+		delete(r.calls, u.key)
+		if t := r.replacedBy(u.id); t != nil && u.kind == judging {
+			r.judge(t, u.answer.(docker.Inspected), u.succeeded)
+		} else if t != nil {
+			r.launched(t, u.answer.(string))
+		}
+		return
 	case reading:
 		if u.call.err != nil {
 			r.dueAgain(changing, draining)
@@ -289,9 +309,17 @@ func (r *Registrar) call(ctx context.Context, p planned) (answer any, err error)
 		defer cancel()
 		return r.opts.Host(ctx)
 	case listing:
-		return docker.List(ctx, r.opts.Docker, r.opts.KeepFailed)
+		var l listed
+		if l.ids, err = docker.List(ctx, r.opts.Docker, r.opts.KeepFailed); err == nil && r.opts.Start != nil {
+			l.replacing, err = docker.Replacements(ctx, r.opts.Docker)
+		}
+		return l, err
 	case inspecting:
 		return docker.Inspect(ctx, r.opts.Docker, p.id, r.opts.Tags)
+	case judging:
+		return docker.InspectCreated(ctx, r.opts.Docker, p.id)
+	case launching:
+		return r.launch(ctx, p.id)
 	case reading:
 		token := agent.Mark(r.opts.Token)
 		have, err := r.agent.Read(ctx, "")

@@ -281,7 +281,11 @@ func (p *planner) notInService(t *tracked) string {
 		d := p.chosen(i)
 		have := p.consul[d.ID]
 		reason, on := have.Maintenance()
-		if why := p.notReady(i, t); why != "" {
+		switch why := p.notReady(i, t); why {
+		case "":
+		case tooEarly:
+			return "it is not ready: waiting until " + i.desired.Ready.String()
+		default:
 			return "it is not ready: " + why
 		}
 		if refused := p.refused[d.ID].why; refused != "" {
@@ -302,9 +306,12 @@ func (p *planner) notInService(t *tracked) string {
 	return ""
 }
 
-// watching reports whether a member waits for its checks.
+// watching reports whether somebody waits for checks to pass.
 func (p *planner) watching() bool {
 	for _, t := range p.containers {
+		if x := t.successor; x != nil && x.started && x.over.IsZero() && x.since.IsZero() {
+			return true
+		}
 		if t.member != nil && t.member.wish != nil && t.member.wish.is == inService {
 			return true
 		}

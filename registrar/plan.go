@@ -46,12 +46,13 @@ type plan struct {
 	routed     map[*tracked]routed
 	members    []*instance // those that stand for their container in its group
 	granted    []granted   // wishes that came true, or do not
-	orphans    []string    // service IDs of another Docker engine with this host's name
-	instances  int         // registered, or about to be
-	unready    int         // instances that are not ready but have time left
-	known      bool        // Docker and Consul have answered everything
-	complete   bool        // and nothing is left to do
-	docker     error       // calls that keep failing
+	handovers  []handover
+	orphans    []string // service IDs of another Docker engine with this host's name
+	instances  int      // registered, or about to be
+	unready    int      // instances that are not ready but have time left
+	known      bool     // Docker and Consul have answered everything
+	complete   bool     // and nothing is left to do
+	docker     error    // calls that keep failing
 	consul     error
 	next       time.Time // when to plan again even if nothing happens
 }
@@ -100,6 +101,7 @@ func (s *state) planner(now time.Time) *planner {
 		}
 	}
 	p.members()
+	p.handovers()
 	p.reads()
 	return p
 }
@@ -133,7 +135,7 @@ func (p *planner) drains() {
 func (p *planner) call(c planned) {
 	last := p.last(c.key)
 	switch c.kind {
-	case describing, listing, inspecting:
+	case describing, listing, inspecting, judging, launching:
 		p.plan.docker = errors.Join(p.plan.docker, last.err)
 	case comparing, publishing: // not needed
 	default:

@@ -32,9 +32,10 @@ type Options struct {
 	Host   func(ctx context.Context) (label.Host, error) // asked at every resync
 	Agent  agent.Client
 
-	Groups  *Groups        // nil = containers take no part in groups
-	Catalog *agent.Catalog // compared with what the agent holds; nil = not compared
-	Token   func() string  // with which Agent makes its calls at the moment, "" = none; nil = always the same one
+	Groups  *Groups                                    // nil = containers take no part in groups
+	Start   func(ctx context.Context, id string) error // see docker.Start; nil = no container is started before the one that it replaces
+	Catalog *agent.Catalog                             // compared with what the agent holds; nil = not compared
+	Token   func() string                              // with which Agent makes its calls at the moment, "" = none; nil = always the same one
 
 	Resync       time.Duration      // interval of the full resync; 0 = 1 minute
 	ReadyTimeout time.Duration      // an instance that is not ready by then is registered as critical; 0 = 30 s
@@ -115,7 +116,7 @@ func New(opts Options) *Registrar {
 			"consul":        errors.New("consul was not asked yet"),
 		},
 	}
-	for _, k := range []kind{describing, listing, inspecting, reading, changing, beating, comparing, publishing} {
+	for _, k := range []kind{describing, listing, inspecting, reading, changing, beating, comparing, publishing, judging, launching} {
 		r.slots[lane{k, false}] = make(chan struct{}, parallel)
 		r.slots[lane{k, true}] = make(chan struct{}, parallelAgain)
 	}
@@ -172,7 +173,7 @@ func (r *Registrar) Run(ctx context.Context) error {
 // what was not done.
 func (r *Registrar) Once(ctx context.Context) error {
 	var err error
-	r.opts.Groups = nil // nobody would stay to take part
+	r.opts.Groups, r.opts.Start = nil, nil // nobody would stay to see it through
 	r.loop(ctx, false, func(p plan) bool {
 		err = errors.Join(p.docker, p.consul)
 		return err != nil || (p.complete && p.unready == 0)

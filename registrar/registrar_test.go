@@ -30,6 +30,7 @@ type cluster struct {
 	containers map[string]*fsouza.Container
 	listening  map[string]bool // addresses that accept
 	dockerErr  error
+	startErr   error // Docker's answer to a start
 	inspectErr map[string]error
 	hangs      map[string]bool // calls to Docker that block until the caller gives up: "list", "host", "inspect a", "kill a"
 	slow       time.Duration   // what inspect takes
@@ -151,8 +152,9 @@ func (w *cluster) ListContainers(o fsouza.ListContainersOptions) ([]fsouza.APICo
 	defer w.mu.Unlock()
 	var out []fsouza.APIContainers
 	for id, c := range w.containers {
-		if c.State.Running || o.All {
-			out = append(out, fsouza.APIContainers{ID: id})
+		_, labelled := c.Config.Labels[strings.Join(o.Filters["label"], "")]
+		if (c.State.Running || o.All) && (o.Filters == nil || labelled && slices.Contains(o.Filters["status"], c.State.Status)) {
+			out = append(out, fsouza.APIContainers{ID: id, Names: []string{c.Name}, Labels: c.Config.Labels})
 		}
 	}
 	return out, err
@@ -173,7 +175,12 @@ func (w *cluster) InspectContainerWithOptions(o fsouza.InspectContainerOptions) 
 	if !ok {
 		return nil, &fsouza.NoSuchContainer{ID: o.ID}
 	}
-	return c, nil
+	is := *c // the caller may do with it what it likes
+	if c.NetworkSettings != nil {
+		network := *c.NetworkSettings
+		is.NetworkSettings = &network
+	}
+	return &is, nil
 }
 
 func (w *cluster) KillContainer(o fsouza.KillContainerOptions) error {

@@ -86,6 +86,8 @@ const (
 	beating    kind = "heartbeat"
 	comparing  kind = "compare with the catalog"
 	publishing kind = "put into the catalog"
+	judging    kind = "inspect a successor"
+	launching  kind = "start a successor"
 )
 
 // writes reports whether a call changes what Consul holds.
@@ -141,6 +143,7 @@ type tracked struct {
 	instances []*instance
 	reasons   []string // why some of its ports are not registered
 	member    *member  // its part in its group; nil = none
+	successor *successor
 }
 
 // kill records a signal sent to a container.
@@ -272,11 +275,15 @@ func (s *state) event(ev docker.Event) bool {
 	t := s.containers[ev.ID]
 	switch {
 	case ev.Action == docker.Created:
-		if s.opts.Groups == nil {
-			return false
+		files := ev.Files && s.opts.Groups != nil
+		if files {
+			s.created = append(s.created, ev.ID)
+			s.placing[ev.ID] = true
 		}
-		s.created = append(s.created, ev.ID)
-		s.placing[ev.ID] = true
+		return (ev.Old != "" && s.opts.Start != nil && s.succeed(ev.ID, ev.Old, false)) || files
+	case ev.Action == docker.Removed && s.replacedBy(ev.ID) != nil:
+		s.replacedBy(ev.ID).successor.unfit = "it was removed again"
+		s.drop(ev.ID)
 	case t != nil && t.member != nil && ev.Action != docker.Changed && ev.Action != docker.Removed && ev.At.Before(t.Started) && !ev.At.IsZero():
 		return false // it is about a process before this one, and comes late
 	case ev.Action == docker.Started && t != nil && t.member != nil: // else its end would have been seen: it is being replaced
@@ -324,8 +331,12 @@ func (s *state) replaced(t *tracked) {
 
 // drop forgets a container. Containers that use its network become unreachable.
 func (s *state) drop(id string) {
-	if s.containers[id] != nil {
+	if t := s.containers[id]; t != nil {
 		s.ended[id] = true
+		if x := t.successor; x != nil {
+			delete(s.calls, key{kind: judging, id: x.id})
+			delete(s.calls, key{kind: launching, id: x.id})
+		}
 	}
 	delete(s.containers, id)
 	delete(s.calls, key{kind: inspecting, id: id})
@@ -371,7 +382,7 @@ func (s *state) inspected(t *tracked, in docker.Inspected, began int) {
 
 // takeSignals judges the signals that Docker sent to a container. Its stop signal and SIGKILL take the container out of
 // service. If SERVICE_STOP_SIGNAL of a container that registers something names another signal, the stop signal only
-// announces the stop, and the named signal follows when the container is drained.
+// announces the stop, and the named signal follows when the container is drained. That waits for a successor.
 func (s *state) takeSignals(t *tracked) {
 	var later []kill
 	for _, k := range t.kills {
@@ -380,11 +391,16 @@ func (s *state) takeSignals(t *tracked) {
 			t.drain.signal = 0
 		case !s.enoughKnown(t) && k.signal != sigkill:
 			later = append(later, k)
+		case t.drain == nil && k.signal == t.StopSignal && s.waits(t):
+			later = append(later, k)
 		case t.drain == nil && (k.signal == sigkill || k.signal == t.StopSignal):
 			t.drain = &drain{reason: stopping + label.SignalName(k.signal), until: k.at.Add(t.StopTimeout + survives)}
 			if real := label.StopSignal(t.Container, s.host.Policy); k.signal == t.StopSignal && real != k.signal && s.registers(t) {
-				// Well inside the time after which Docker kills the container.
-				t.drain.signal, t.drain.at = real, k.at.Add(min(s.opts.DrainTime, t.StopTimeout/2))
+				from := k.at
+				if x := t.successor; x != nil && x.over.After(from) {
+					from = x.over
+				}
+				t.drain.signal, t.drain.at = real, from.Add(s.drainTime(t))
 				if t.member.changes() { // it is drained
 					t.drain.at = k.at
 				}

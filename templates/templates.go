@@ -144,7 +144,6 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			"nginxAtLeast":      atLeast("nginxAtLeast", o.NginxAtLeast),
 			"lua":               func() bool { return o.Lua },
 			"holdSeconds":       func() string { return strconv.FormatFloat(o.Hold.Seconds(), 'f', -1, 64) },
-			"holdMax":           func() int { return o.HoldMax },
 			"luaBalancer":       func() string { return strings.TrimSuffix(balancer, "\n") },
 
 			"claim": gone, "exposed": gone, "proxied": gone,

@@ -159,6 +159,9 @@ func printReport(w io.Writer, report registrar.Report, routed map[string]bool) e
 		if p.Group != "" {
 			fmt.Fprintf(t, "%s\t%s\t-\t-\t-\t-\ttakes part in its group: %s\n", name, p.Instances[0].Service, p.Group)
 		}
+		if p.Replace != "" {
+			fmt.Fprintf(t, "%s\t%s\t-\t-\t-\t-\treplaces others: %s\n", name, p.Instances[0].Service, p.Replace)
+		}
 		for _, verdict := range p.Verdicts() {
 			fmt.Fprintf(t, "%s\t-\t-\t-\t-\t-\t%s\n", name, verdict)
 		}

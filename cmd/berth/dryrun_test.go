@@ -22,7 +22,7 @@ import (
 func running(context.Context) (registrar.Report, error) {
 	return registrar.Report{
 		Containers: []registrar.Planned{
-			{Container: "shop_web_1", ID: "aaa1", ComposeService: "web", Reasons: []string{"its tag is left out"}, Instances: []registrar.PlannedInstance{
+			{Container: "shop_web_1", ID: "aaa1", ComposeService: "web", Replace: "start-first", Reasons: []string{"its tag is left out"}, Instances: []registrar.PlannedInstance{
 				{Service: "web", ID: "vm:shop_web_1:80", Endpoint: "10.0.0.1:80", ReadyWhen: "at once", Routes: []string{"shop.example.com/"}, State: registrar.Registered},
 			}},
 			{Container: "shop_web_2", ID: "aaa2", ComposeService: "web", Instances: []registrar.PlannedInstance{
@@ -60,6 +60,7 @@ func TestDryRunAsksTheRunningRegistrar(t *testing.T) {
 	out, said, err := dryRunOf(t, "--listen", address)
 	want := `CONTAINER   SERVICE  INSTANCE          ADDRESS      READY WHEN  ROUTES             STATE
 shop_web_1  web      vm:shop_web_1:80  10.0.0.1:80  at once     shop.example.com/  registered
+shop_web_1  web      -                 -            -           -                  replaces others: start-first
 shop_web_1  -        -                 -            -           -                  registered, but its tag is left out
 shop_web_2  web      vm:shop_web_2:80               -           its service's      critical: HTTP GET: 500
 shop_web_2  db       vm:shop_web_2:90               -           no route           registered

@@ -78,6 +78,7 @@ func (p *process) newRegistrar() (*registrar.Registrar, error) {
 		Host:         hostDescription(client, consul, p.config.Host),
 		Agent:        consul.Agent(),
 		Groups:       &registrar.Groups{Consul: groups, Archive: client, Restart: docker.Restart(client)},
+		Start:        docker.Start(client),
 		Catalog:      agent.NewCatalog(consul),
 		Token:        consulToken(p.config),
 		Resync:       p.config.Resync,

@@ -6,7 +6,7 @@
 # is kept, so running it again takes seconds. Details of every step: build/*.log.
 #
 # With --nginx it also provides nginx, and what the chat example needs. With --all, the other versions of both proxies that
-# Debian offers, too, for the tests (IMAGES_HAPROXY and IMAGES_NGINX in deploy/.env).
+# Debian offers, too, for the tests (IMAGES_HAPROXY and IMAGES_NGINX in deploy/.env), and compose v2 (COMPOSE_V2).
 set -eu
 
 images=$(cd "$(dirname "$0")" && pwd)
@@ -14,12 +14,13 @@ deploy=$(dirname "$images")
 root=$(dirname "$deploy")
 build=$root/build
 
-# All the versions there are, but for the other proxies' at the end. Consul's is the one that consul/go.mod builds.
+# All the versions there are, but for the other proxies' at the end. Consul's and compose's are those that their go.mod build.
 debian=trixie
 haproxy=3.0
 nginx=1.26
 redis=8
 consul=$(sed -n 's|^require github.com/hashicorp/consul v||p' "$images/consul/go.mod")
+compose=$(sed -n 's|^.*github.com/docker/compose/v2 \(v[^ ]*\).*|\1|p' "$images/compose/go.mod")
 
 # shellcheck source=deploy/docker.sh
 . "$deploy/docker.sh"
@@ -200,6 +201,15 @@ make_consul() {
 	docker_build "$1"
 }
 
+# make_compose compiles compose v2, which the tests use whichever this machine has.
+make_compose() {
+	"$build/docker-compose" docker-cli-plugin-metadata 2>/dev/null | grep -q "\"Version\": *\"$compose\"" && return
+	say "building compose $compose from source (4 to 5 minutes on 2 cores, once)"
+	logged compose env CGO_ENABLED=0 go build -C "$images/compose" -trimpath \
+		-ldflags "-s -w -X github.com/docker/compose/v2/internal.Version=$compose" \
+		-o "$build/docker-compose" github.com/docker/compose/v2/cmd
+}
+
 # write_env writes deploy/.env, and keeps what an operator has added or changed there (HTTP_PORT, COMPOSE_PROJECT_NAME).
 write_env() {
 	socket=/var/run/docker.sock
@@ -242,6 +252,7 @@ fi
 if [ -n "$all" ]; then
 	image_chromium=berth-chromium:$debian
 	have "$image_chromium" || make_chromium "$image_chromium"
+	make_compose
 fi
 
 # The default comes first, then the others. Those of sid and experimental are named after the suite, since their versions
@@ -264,7 +275,8 @@ IMAGE_REDIS=$image_redis
 IMAGE_CHAT=$image_chat"
 fi
 [ -z "$all" ] || images_more="$images_more
-IMAGE_CHROMIUM=$image_chromium"
+IMAGE_CHROMIUM=$image_chromium
+COMPOSE_V2=$build/docker-compose"
 write_env
 say "images: $image_berth $image_app $image_haproxy $image_consul (named in deploy/.env)"
 if [ -n "$all" ]; then

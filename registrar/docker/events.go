@@ -35,6 +35,8 @@ type Event struct {
 	Action Action
 	Signal int       // of Killed
 	Exit   int       // of Died, -1 if it is not known
+	Files  bool      // of Created: a label asks for its group's configuration or files
+	Old    string    // of Created: first digits of the ID of the container that it replaces, and is to be started before; "" = none
 	At     time.Time // by Docker's clock; zero = it is not known
 }
 
@@ -47,7 +49,7 @@ const (
 	Killed  Action = "killed"  // it was sent a signal
 	Died    Action = "died"    // no need to inspect it
 	Removed Action = "removed" // nothing is left of it
-	Created Action = "created" // it is yet to be started, and a label asks for its group's configuration or files
+	Created Action = "created" // it is yet to be started, and a label asks for something to be done before
 )
 
 // event returns the Event of a message, and whether it is relevant. A dying container is not inspected: Docker would block
@@ -63,8 +65,14 @@ func (m Message) event() (ev Event, relevant bool) {
 	switch what := m.Type + " " + m.Action; {
 	case what == "container start":
 		ev.Action = Started
-	case what == "container create" && label.AsksForFiles(m.Actor.Attributes):
-		ev.Action = Created
+	case what == "container create":
+		ev.Files = label.AsksForFiles(m.Actor.Attributes)
+		if label.AsksToStartFirst(m.Actor.Attributes) {
+			ev.Old, _ = label.Replaces(m.Actor.Attributes["name"], m.Actor.Attributes)
+		}
+		if ev.Files || ev.Old != "" {
+			ev.Action = Created
+		}
 	case what == "container kill":
 		ev.Action = Killed
 		ev.Signal, _ = strconv.Atoi(m.Actor.Attributes["signal"])
@@ -174,7 +182,7 @@ func ask(ctx context.Context, client *docker.Client, method, path string) (*http
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusNoContent {
 		defer resp.Body.Close()
 		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
-		return nil, fmt.Errorf("docker: %s: %s", resp.Status, strings.TrimSpace(string(why)))
+		return nil, refusal(resp.StatusCode, why)
 	}
 	return resp, nil
 }

@@ -27,6 +27,9 @@ func TestEventsThatMatter(t *testing.T) {
 		}
 		return e
 	}
+	replacement := func(attributes ...string) Message {
+		return event("container", "create", append([]string{"com.docker.compose.replace", "app-1", "SERVICE_REPLACE", "start-first"}, attributes...)...)
+	}
 	ev := func(a Action) Event { return Event{ID: "c", Action: a, Exit: -1} }
 	for _, tt := range []struct {
 		in   Message
@@ -42,15 +45,17 @@ func TestEventsThatMatter(t *testing.T) {
 		{event("container", "rename"), ev(Changed)},
 		{event("container", "health_status: healthy"), ev(Changed)},
 		{event("network", "disconnect", "container", "c"), ev(Changed)},
-		{event("container", "create", "image", "app", "service_config", "/etc/c"), ev(Created)},
-		{event("container", "create", "SERVICE_FILES", "/etc"), ev(Created)},
+		{event("container", "create", "image", "app", "service_config", "/etc/c"), Event{ID: "c", Action: Created, Files: true, Exit: -1}},
+		{event("container", "create", "SERVICE_FILES", "/etc"), Event{ID: "c", Action: Created, Files: true, Exit: -1}},
+		{replacement("name", "0123456789ab_shop-app-1"), Event{ID: "c", Action: Created, Old: "0123456789ab", Exit: -1}},
+		{replacement("name", "0123456789ab_shop-app-1", "SERVICE_FILES", "/etc"), Event{ID: "c", Action: Created, Files: true, Old: "0123456789ab", Exit: -1}},
 	} {
 		if got, relevant := tt.in.event(); !relevant || got != tt.want {
 			t.Errorf("%s %s: %+v, %v; want %+v", tt.in.Type, tt.in.Action, got, relevant, tt.want)
 		}
 	}
 	for _, e := range []Message{
-		event("container", "create"), event("container", "create", "SERVICE_CONFIG_ON_CHANGE", "none"), event("container", "stop"), event("container", "exec_create: sh"), event("container", "attach"),
+		event("container", "create"), replacement("name", "shop-app-1"), replacement("name", "0123456789ab_a", "SERVICE_REPLACE", "stop-first"), event("container", "create", "SERVICE_CONFIG_ON_CHANGE", "none"), event("container", "stop"), event("container", "exec_create: sh"), event("container", "attach"),
 		event("network", "create"), event("network", "connect"), event("volume", "mount"), {Type: "container", Action: "start"},
 	} {
 		if got, relevant := e.event(); relevant {

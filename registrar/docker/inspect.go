@@ -66,6 +66,7 @@ func FromInspect(in *docker.Container, tags *template.Template) label.Container 
 		if id, shared := strings.CutPrefix(mode, "container:"); shared {
 			c.NetworkOf = id
 		}
+		c.HostPorts = hostPorts(in.HostConfig.PortBindings)
 		c.Network = mode
 		if mode == "default" {
 			c.Network = "bridge"
@@ -112,6 +113,19 @@ func portsOf(in *docker.Container) []label.Port {
 		}
 	}
 	return slices.SortedFunc(maps.Values(ports), label.Port.Compare)
+}
+
+// hostPorts returns the ports of the host that are given one by one. Docker chooses from a range, or by itself.
+func hostPorts(all map[docker.Port][]docker.PortBinding) (out []uint16) {
+	for _, bindings := range all {
+		for _, b := range bindings {
+			if n, err := strconv.ParseUint(b.HostPort, 10, 16); err == nil && n > 0 {
+				out = append(out, uint16(n))
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // published returns the bindings in the order of preference: an address that other hosts reach before loopback, IPv4

@@ -26,6 +26,7 @@ type Container struct {
 	Network     string                  // the network it was started on; it may have joined others since
 	Networks    map[string][]netip.Addr // its addresses on each network, one at least, the one to register first
 	Ports       []Port                  // exposed or published, sorted
+	HostPorts   []uint16                // ports of the host that it is to have, and no others in their place, sorted
 	Shared      []Port                  // ports of the container whose network it uses
 
 	Paused       bool

@@ -66,6 +66,9 @@ func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 	keys := keysOf(c)
 	c.Ports = c.withNamedPorts(keys)
 	rule, reason := ruleFor(c, h.Policy)
+	if asked, why := startsFirst(c, keys, h.Policy); asked && why == "" {
+		c.Name = c.besideOld()
+	}
 	switch {
 	case keys.ignoresAll(c.Ports):
 		return nil, keys.ignoredAgainstTheWord() // otherwise that is what was asked for
@@ -110,6 +113,7 @@ func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 	}
 	reasons = append(reasons, chooseRoutes(instances, keys)...)
 	reasons = append(reasons, joinGroup(instances, c, keys, rule)...)
+	reasons = append(reasons, keys.replacement(c, rule, h.Policy)...)
 	return instances, truncate(reasons)
 }
 

@@ -33,7 +33,7 @@ var (
 
 	// knownKeys mean something beside checkPrefix and what follows it. All others are metadata.
 	knownKeys = slices.Concat([]string{"name", "id", "tags", "ignore", "oneoff", "weight", "address", "network", "ready", "stop_signal", keyGroup},
-		partKeys, settingKeys, claimKeys, routeSettings)
+		partKeys, settingKeys, replaceKeys, claimKeys, routeSettings)
 
 	// nearKeys are those that an unknown key may be meant for.
 	nearKeys = append(checkKeyNames(), knownKeys...)

@@ -55,8 +55,9 @@ func TestOrderDoesNotMatter(t *testing.T) {
 		"SERVICE_NAME", "SERVICE_Name", "SERVICE_80_NAME", "SERVICE_ID", "SERVICE_TAGS", "SERVICE_81_IGNORE", "SERVICE_X", "SERVICE_81_X",
 		"SERVICE_CHECK_HTTP", "SERVICE_CHECK_TCP", "SERVICE_80_CHECK_HTTPS", "SERVICE_CHECK_2_HTTP", "SERVICE_CHECK_INTERVAL", "SERVICE_CHECK_HTPP",
 		"SERVICE_CHECK_HEADER_A", "SERVICE_CHECK_HEADER_B", "SERVICE_READY", "SERVICE_NETWORK", "SERVICE_ADDRESS", "SERVICE_WEIGHT", "SERVICE_STOP_SIGNAL",
+		"SERVICE_REPLACE", "SERVICE_81_REPLACE", "SERVICE_SINGLE",
 	}
-	values := []string{"", "a", "b", "/", "10s", "tcp", "front", "internal", "published", "10.0.0.9", "9", "x\n"}
+	values := []string{"", "a", "b", "/", "10s", "tcp", "front", "internal", "published", "10.0.0.9", "9", "x\n", "start-first"}
 	rapid.Check(t, func(t *rapid.T) {
 		c := web(ports())
 		set := rapid.MapOfN(rapid.SampledFrom(keys), rapid.SampledFrom(values), 0, 12)

@@ -41,7 +41,7 @@ func (k *portKeys) meta(taken int) (meta map[string]string, problems []string) {
 	meta = map[string]string{}
 	left := map[string][]string{} // keys, by why they are left out
 	for _, key := range slices.Sorted(maps.Keys(k.values)) {
-		if key == "ignore" || key == "oneoff" || isGroupKey(key) {
+		if key == "ignore" || key == "oneoff" || isGroupKey(key) || slices.Contains(replaceKeys, key) {
 			continue
 		}
 		why := badMeta(key, k.values[key])

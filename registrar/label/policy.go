@@ -29,7 +29,7 @@ type Rule struct {
 	// Services are the names that may be registered, in their final form, with a port's suffix.
 	Services []string `mapstructure:"services"`
 	// Keys are the SERVICE_* keys that count, in lower case without prefix and port: "tags", "check_*", "route_*".
-	// SERVICE_IGNORE always counts.
+	// SERVICE_IGNORE and SERVICE_SINGLE always count.
 	Keys []string `mapstructure:"keys"`
 	// Addresses are IP addresses and networks, "203.0.113.7" or "203.0.113.0/24", that SERVICE_ADDRESS may name beside
 	// the container's and the host's own. Unlike the lists above, an empty one allows none. Loopback and link-local
@@ -136,7 +136,7 @@ func (r Rule) fits(c Container) bool {
 func (r Rule) restrict(keys *portKeys) (problems []string) {
 	var left []string
 	for _, key := range slices.Sorted(maps.Keys(keys.values)) {
-		if key == "ignore" || matches(r.Keys, key) {
+		if key == "ignore" || key == keySingle || matches(r.Keys, key) {
 			continue
 		}
 		value := keys.take(key)

@@ -1,0 +1,125 @@
+package label
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	"berth/templates/claim"
+)
+
+const (
+	keyReplace = "replace"
+	keySingle  = "single"
+
+	// StartFirst is the value of SERVICE_REPLACE with which a container is started before the one that it replaces.
+	StartFirst = "start-first"
+	stopFirst  = "stop-first"
+
+	// Where compose says what a container belongs to, and by which version it was made.
+	serviceLabel = "com.docker.compose.service"
+	versionLabel = "com.docker.compose.version"
+
+	// ReplaceLabel is what compose (v2) puts on a container that it creates to replace another one. It stays there for good.
+	ReplaceLabel = "com.docker.compose.replace"
+)
+
+// replaceKeys are for containers, not for ports.
+var replaceKeys = []string{keyReplace, keySingle}
+
+// temporaryName is the one that compose gives a container that is to replace another: until that one is gone, the first twelve
+// digits of its ID come before the name.
+var temporaryName = regexp.MustCompile(`^([0-9a-f]{12})_(.+)$`)
+
+// Replaces returns the first digits of the ID of the container that compose (v2) has created one to replace, by its name and
+// labels, and the name that it gets afterwards. The digits are "" if it replaces none, or has done so.
+func Replaces(name string, labels map[string]string) (old, later string) {
+	m := temporaryName.FindStringSubmatch(name)
+	if _, marked := labels[ReplaceLabel]; !marked || m == nil {
+		return "", name
+	}
+	return m[1], m[2]
+}
+
+// AsksToStartFirst reports whether labels ask for a container to be started before the one that it replaces, well or badly.
+func AsksToStartFirst(labels map[string]string) bool {
+	for name, value := range labels {
+		if k := parseKey(name); k.name == keyReplace && k.port == 0 {
+			value = unquoted(strings.TrimSpace(value))
+			return value != "" && value != stopFirst
+		}
+	}
+	return false
+}
+
+// SameService reports whether compose has made two containers for the same service of one project.
+func (c Container) SameService(other Container) bool {
+	same := func(name string) bool { return c.Labels[name] != "" && c.Labels[name] == other.Labels[name] }
+	return same(projectLabel) && same(serviceLabel)
+}
+
+// besideOld is what stands for a container in default service IDs that is registered while the one that it replaces is, whose name
+// it gets afterwards. It stays the same when it gets that.
+func (c Container) besideOld() string {
+	_, later := Replaces(c.Name, c.Labels)
+	return fmt.Sprintf("%s-%.12s", later, c.ID)
+}
+
+// StartsFirst reports whether a container asks to be started before the one that it replaces, and why that does not fit it, "" if
+// it does.
+func StartsFirst(c Container, policy []Rule) (asked bool, why string) {
+	return startsFirst(c, keysOf(c), policy)
+}
+
+func startsFirst(c Container, keys containerKeys, policy []Rule) (asked bool, why string) {
+	value := keys.general[keyReplace]
+	if value == "" || value == stopFirst {
+		return false, ""
+	}
+	rule, _ := ruleFor(c, policy)
+	signal := StopSignal(c, policy)
+	single := keys.general[keySingle]
+	switch {
+	case value != StartFirst:
+		why = fmt.Sprintf("it is no way to replace a container: use %s or %s", StartFirst, stopFirst)
+	case !matches(rule.Keys, keyReplace):
+		why = "the policy does not allow it for this container"
+	case !AsksToStartFirst(c.Labels):
+		why = "it stands in the environment: make it a label"
+	case strings.HasPrefix(c.Labels[versionLabel], "1."):
+		why = "docker-compose 1.29 stops the old container before it creates the new one: use docker compose (v2)"
+	case c.Labels[projectLabel] == "" || c.Labels[serviceLabel] == "":
+		why = "docker compose did not make this container, and only that replaces one"
+	case signal == 0 || signal == c.StopSignal:
+		why = "the old container has to go on serving after Docker's stop signal: set stop_signal: SIGCONT, and the real one in SERVICE_STOP_SIGNAL"
+	case single != "" && !claim.IsNo(single):
+		why = "SERVICE_SINGLE says that two of it must not run at the same time"
+	case len(c.HostPorts) > 0:
+		why = fmt.Sprintf("two containers cannot have the host's port %d: publish the proxy's port only, or leave the host's port away", c.HostPorts[0])
+	case c.HostNetwork || c.NetworkOf != "":
+		why = "two containers cannot have the same port in one network namespace: give it a network of its own"
+	case slices.ContainsFunc(append(slices.Collect(maps.Values(keys.ports)), keys.general), func(k map[string]string) bool { return k["id"] != "" }):
+		why = "two instances cannot have the same SERVICE_ID: leave it away"
+	}
+	return true, why
+}
+
+// replacement returns the reasons why SERVICE_REPLACE has no effect.
+func (c containerKeys) replacement(of Container, rule Rule, policy []Rule) (problems []string) {
+	for _, port := range sortedPorts(c) {
+		for _, key := range replaceKeys {
+			if c.ports[port][key] != "" {
+				problems = append(problems, fmt.Sprintf("%s is left out: it is for the whole container: set %s", spelling(port, key), spelling(0, key)))
+			}
+		}
+	}
+	if asked, why := startsFirst(of, c, policy); asked && why != "" && matches(rule.Keys, keyReplace) { // else that was said
+		problems = append(problems, fmt.Sprintf("%s=%s has no effect: %s", spelling(0, keyReplace), quote(c.general[keyReplace]), why))
+	}
+	if single := c.general[keySingle]; isUnclear(single) {
+		problems = append(problems, fmt.Sprintf("%s=%s %s", spelling(0, keySingle), quote(single), neitherYesNorNo))
+	}
+	return problems
+}

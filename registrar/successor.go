@@ -1,0 +1,249 @@
+package registrar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"berth/registrar/docker"
+	"berth/registrar/label"
+)
+
+// successor is the container that compose (v2) has created to replace another one, which is to serve until this one does
+// (SERVICE_REPLACE=start-first). compose creates it, stops the old one, and starts it once that is gone, unless it runs. So the
+// registrar starts it before, and leaves the old one's harmless stop signal unheeded for the time being: compose waits meanwhile.
+type successor struct {
+	id      string
+	name    string // as Docker had it before its start
+	unheard bool   // whether Docker told the old one to stop is not known: berth learned of the successor from a list
+
+	created time.Time // zero = Docker has not said yet what it is
+	started bool      // Docker has said that it runs
+	unfit   string    // why the old one does not wait for it; "" = it does
+
+	since time.Time // from when on it is in service; zero = it is not
+	over  time.Time // from when on the old one waits no longer; zero = it does
+}
+
+// takenUp is how long a successor is in service before the old container is drained. A balancer takes up what is in the catalog
+// within tens of milliseconds, 200 when it has to reload; and it learns of the drain on the same way, later. What takes longer
+// has the drain time, in which the old container still answers.
+const takenUp = 200 * time.Millisecond
+
+// succeed records that a container was created to replace another one, and reports whether that is known. old is the beginning
+// of that one's ID.
+func (s *state) succeed(id, old string, unheard bool) bool {
+	for _, t := range s.containers {
+		if !strings.HasPrefix(t.id, old) {
+			continue
+		}
+		if x := t.successor; x == nil || (!unheard && x.id != id) {
+			t.successor = &successor{id: id, name: fmt.Sprintf("%.12s", id), unheard: unheard}
+		}
+		return true
+	}
+	return false
+}
+
+// replacedBy returns the container that another one is to replace, or nil.
+func (s *state) replacedBy(id string) *tracked {
+	for _, t := range s.containers {
+		if t.successor != nil && t.successor.id == id {
+			return t
+		}
+	}
+	return nil
+}
+
+// drainsFirst reports whether a container goes on serving after Docker's stop signal until it gets its real one.
+func (s *state) drainsFirst(t *tracked) bool {
+	real := label.StopSignal(t.Container, s.host.Policy)
+	return real != 0 && real != t.StopSignal
+}
+
+// waits reports whether a container that is told to stop serves on until its successor does.
+func (s *state) waits(t *tracked) bool {
+	return t.successor != nil && t.successor.over.IsZero() && s.drainsFirst(t) && s.registers(t)
+}
+
+// drainTime is how long a container is drained before it gets its real stop signal: well inside the time after which Docker
+// kills it.
+func (s *state) drainTime(t *tracked) time.Duration { return min(s.opts.DrainTime, t.StopTimeout/2) }
+
+// patience is how long after Docker's stop signal a container may wait for its successor: then it still has its drain time,
+// and some more for its end, before Docker kills it.
+func (s *state) patience(t *tracked) time.Duration {
+	margin := min(max(t.StopTimeout/5, time.Second), 10*time.Second)
+	return t.StopTimeout - s.drainTime(t) - margin
+}
+
+// judge records what Docker says of a successor before its start, and whether it fits.
+func (s *state) judge(t *tracked, in docker.Inspected, now time.Time) {
+	x := t.successor
+	if in.ID == "" {
+		x.unfit = "it was removed again"
+		return
+	}
+	x.created, x.name, x.started = in.Created, in.Name, in.Running
+	if x.unheard {
+		x.unheard = false
+		if age := now.Sub(in.Created); age > t.StopTimeout || t.Started.After(in.Created) || !s.drainsFirst(t) {
+			t.successor = nil // compose was interrupted then
+			return
+		}
+		at := in.Created // compose stops the old one right after that
+		if at.After(now) {
+			at = now
+		}
+		t.kills = append(t.kills, kill{t.StopSignal, at})
+	}
+	x.unfit = s.unfit(t, in)
+	s.takeSignals(t)
+}
+
+// unfit says why a container does not wait for the one that is to replace it, or returns "".
+func (s *state) unfit(t *tracked, in docker.Inspected) string {
+	asked, why := label.StartsFirst(in.Container, s.host.Policy)
+	host := s.host
+	host.Internal = true // it has no address yet
+	instances, _ := label.Instances(in.Container, host)
+	switch {
+	case !asked:
+		return "SERVICE_REPLACE does not ask for it"
+	case why != "":
+		return why
+	case !in.SameService(t.Container):
+		return "the two are not of the same service of a compose project"
+	case len(instances) == 0:
+		return "it registers nothing"
+	case !s.drainsFirst(t):
+		return "the old one has no stop_signal: SIGCONT with the real one in SERVICE_STOP_SIGNAL: the next time it works"
+	case !s.registers(t):
+		return "the old one is not registered"
+	case s.patience(t) <= 0:
+		return fmt.Sprintf("the old one's stop_grace_period of %v leaves no time for a start: make it longer", t.StopTimeout)
+	}
+	return ""
+}
+
+// handover is how things stand between a container and its successor.
+type handover struct {
+	*tracked        // the old one
+	serves   bool   // the successor is in service
+	over     bool   // the old one waits no longer
+	why      string // it does not serve, where the old one waits no longer
+}
+
+// handovers plans what is to be done about successors.
+func (p *planner) handovers() {
+	for _, t := range p.containers {
+		if t.successor != nil && t.successor.over.IsZero() && t.drain == nil && p.enoughKnown(t) {
+			p.plan.handovers = append(p.plan.handovers, p.handover(t))
+		}
+	}
+	slices.SortFunc(p.plan.handovers, func(a, b handover) int { return strings.Compare(a.id, b.id) })
+}
+
+func (p *planner) handover(t *tracked) handover {
+	x := t.successor
+	if x.unfit != "" {
+		return handover{t, false, true, x.unfit}
+	}
+	why := p.notServing(t)
+	h := handover{t, why == "", false, why}
+	h.over = h.serves && !x.since.IsZero() && p.due(x.since.Add(takenUp))
+	for _, k := range t.kills {
+		h.over = k.signal == t.StopSignal && p.due(k.at.Add(p.patience(t))) || h.over
+	}
+	return h
+}
+
+// notServing says why the successor of a container is not in service, or returns "". What it takes to bring it there is planned.
+//
+// In service means that Consul's catalog has it as passing, with its routes. What a balancer itself says about it belongs here, as
+// one more reason.
+func (p *planner) notServing(t *tracked) string {
+	x := t.successor
+	next := p.containers[x.id]
+	switch {
+	case x.created.IsZero():
+		p.call(planned{key: key{kind: judging, id: x.id}})
+		return "Docker has not said yet what it is"
+	case p.placing[x.id]:
+		return "it is being given its group's configuration and files"
+	case !x.started:
+		p.call(planned{key: key{kind: launching, id: x.id}})
+		if err := p.last(key{kind: launching, id: x.id}).err; err != nil {
+			return "it could not be started: " + err.Error()
+		}
+		return "Docker has not started it yet"
+	case next == nil:
+		return "it has ended"
+	case !p.enoughKnown(next):
+		return "Docker has not said yet what it is"
+	}
+	if why := p.notInService(next); why != "" {
+		return why
+	}
+	for _, i := range next.instances {
+		if why := i.desired.NoRoute(); why != "" {
+			return "it gets no requests: " + why
+		}
+		if p.catalog.Known() && !p.catalog.Services[i.desired.ID] && p.last(key{kind: comparing}).err == nil {
+			return "Consul's catalog does not have it yet"
+		}
+	}
+	return ""
+}
+
+// handOver carries out what was planned about successors, and reports whether that changes the plan.
+func (r *Registrar) handOver(all []handover, now time.Time) (changed bool) {
+	for _, h := range all {
+		x := h.successor
+		switch {
+		case h.over:
+			x.over = now
+			log := r.opts.Log.With("container", x.name, "replaces", fmt.Sprintf("%s (%.12s)", h.Name, h.id))
+			switch {
+			case h.serves:
+				log.Info("serves, so the container that it replaces is drained")
+			case x.unfit != "":
+				log.Warn("is not started before the container that it replaces has stopped: " + x.unfit)
+			default:
+				log.Warn(fmt.Sprintf("does not serve, and the container that it replaces is drained all the same, as Docker kills it %v after its stop signal: "+
+					"see why it does not, or make its stop_grace_period longer", h.StopTimeout), "err", h.why)
+			}
+			r.takeSignals(h.tracked)
+		case h.serves == x.since.IsZero():
+			if x.since = (time.Time{}); h.serves {
+				x.since = now
+			}
+		default:
+			continue
+		}
+		changed = true
+	}
+	return changed
+}
+
+// launch has Docker start a successor, and returns why it does not want to.
+func (r *Registrar) launch(ctx context.Context, id string) (refused string, err error) {
+	err = r.opts.Start(ctx, id)
+	var refusal *docker.Refusal
+	if errors.As(err, &refusal) {
+		return fmt.Sprintf("Docker refuses to start it beside the old one: %s: leave ipv4_address away, and whatever else only one of two can have", refusal.Why), nil
+	}
+	return "", err
+}
+
+// launched records that a successor was started, or that Docker refuses that.
+func (r *Registrar) launched(t *tracked, refused string) {
+	if t.successor.started = refused == ""; !t.successor.started {
+		t.successor.unfit = refused
+		return
+	}
+	r.opts.Log.Info("started before the container that it replaces is stopped", "container", t.successor.name, "replaces", fmt.Sprintf("%s (%.12s)", t.Name, t.id))
+}
