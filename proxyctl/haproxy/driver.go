@@ -19,7 +19,8 @@ type driver struct {
 	opts   Options
 	master *master
 	*drains
-	warned bool // that no hard-stop-after is set
+	counter *counter
+	warned  bool // that no hard-stop-after is set
 
 	version proxyctl.Version
 
@@ -40,7 +41,7 @@ type driver struct {
 func newDriver(opts Options) *driver {
 	m := &master{opts.Socket, opts.Timeout}
 	return &driver{
-		opts: opts, master: m, drains: newDrains(m, opts),
+		opts: opts, master: m, drains: newDrains(m, opts), counter: &counter{master: m, opts: opts},
 		version: proxyctl.Version{Name: "HAProxy", Binary: opts.Binary, Timeout: opts.Timeout, Report: opts.Version, Log: opts.Log},
 		lastID:  map[string]int{}, refused: map[string]string{}, suspect: map[string]time.Time{}, ports: map[int]refusedPort{},
 		visible: func(ctx context.Context) bool { return opts.Prepared != nil || m.sharesNetwork(ctx) }, // berth's child is here
@@ -261,6 +262,7 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 func (d *driver) commit(now *config, to marked) {
 	d.now, d.has = now, to.Generation
 	d.set(now, to.Config)
+	d.counter.set(to.Config)
 	if len(d.lastID) > len(to.Config.backends) {
 		maps.DeleteFunc(d.lastID, func(backend string, _ int) bool { return to.Config.backends[backend] == nil })
 	}

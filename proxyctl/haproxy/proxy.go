@@ -5,6 +5,7 @@ package haproxy
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"berth/proxyctl"
@@ -56,4 +57,12 @@ func New(opts Options) *Proxy {
 		Name: "HAProxy", File: opts.File, Checks: "-c", Timeout: opts.Timeout, Grace: opts.Grace, TakeOver: opts.TakeOver,
 		Prepared: opts.Prepared, PortRefused: opts.PortRefused, Log: opts.Log,
 	})}
+}
+
+// Run implements proxyctl.Proxy. It also tells of requests that wait.
+func (p *Proxy) Run(ctx context.Context) {
+	var all sync.WaitGroup
+	all.Go(func() { p.driver.counter.run(ctx) })
+	p.Engine.Run(ctx)
+	all.Wait()
 }
