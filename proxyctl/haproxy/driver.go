@@ -19,7 +19,7 @@ type driver struct {
 	opts   Options
 	master *master
 	*drains
-	counter *counter
+	counter *waitCounter
 	warned  bool // that no hard-stop-after is set
 
 	version proxyctl.Version
@@ -41,7 +41,7 @@ type driver struct {
 func newDriver(opts Options) *driver {
 	m := &master{opts.Socket, opts.Timeout}
 	return &driver{
-		opts: opts, master: m, drains: newDrains(m, opts), counter: &counter{master: m, opts: opts},
+		opts: opts, master: m, drains: newDrains(m, opts), counter: &waitCounter{master: m, opts: opts},
 		version: proxyctl.Version{Name: "HAProxy", Binary: opts.Binary, Timeout: opts.Timeout, Report: opts.Version, Log: opts.Log},
 		lastID:  map[string]int{}, refused: map[string]string{}, suspect: map[string]time.Time{}, ports: map[int]refusedPort{},
 		visible: func(ctx context.Context) bool { return opts.Prepared != nil || m.sharesNetwork(ctx) }, // berth's child is here

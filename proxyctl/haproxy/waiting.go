@@ -27,8 +27,8 @@ const (
 // pausedMap is the name of the map of the backends that somebody has paused.
 const pausedMap = "paused.map"
 
-// counter tells of the requests that wait in the worker that serves, in a goroutine of its own: no change of HAProxy waits for it.
-type counter struct {
+// waitCounter tells of the requests that wait in the worker that serves, in a goroutine of its own: no change of HAProxy waits for it.
+type waitCounter struct {
 	master *master
 	opts   Options
 
@@ -38,7 +38,7 @@ type counter struct {
 }
 
 // set notes which text HAProxy runs.
-func (c *counter) set(is *config) {
+func (c *waitCounter) set(is *config) {
 	sections := map[string]bool{}
 	for _, s := range is.sections {
 		if s.isProxy() {
@@ -56,13 +56,13 @@ func (c *counter) set(is *config) {
 }
 
 // run looks at the tables until ctx is done.
-func (c *counter) run(ctx context.Context) {
+func (c *waitCounter) run(ctx context.Context) {
 	for c.opts.Waiting != nil && pause(ctx, c.look(ctx)) {
 	}
 }
 
 // look reads the tables once, and returns in what time to do so again. A HAProxy that does not answer has told nothing.
-func (c *counter) look(ctx context.Context) time.Duration {
+func (c *waitCounter) look(ctx context.Context) time.Duration {
 	c.mu.Lock()
 	counts, paused := c.counts, c.paused
 	c.mu.Unlock()
