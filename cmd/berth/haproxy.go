@@ -61,6 +61,8 @@ func (k *haproxyKind) driver(p *process, o driverOptions) proxyctl.Proxy {
 		DrainTimeout:  k.DrainTimeout,
 		TunnelTimeout: k.TunnelTimeout,
 		ReloadOnly:    !p.config.Runtime,
+		RouteHold:     p.config.RouteHold.Round(time.Millisecond),
+		Waiting:       o.waiting,
 		Reload:        o.reload,
 		Prepared:      o.prepared,
 		PortRefused:   o.portRefused,

@@ -42,6 +42,11 @@ type drains struct {
 	busy    map[serverName]bool // which are being deleted
 	idle    chan struct{}       // closed when none is any more; nil when none is
 
+	lingering map[string]*lingering // by backend
+	ended     int                   // how often Tend has ended one's time
+	planned   int                   // ended when linger was called
+	ending    chan struct{}         // closed when it has; nil when it is not about to
+
 	// Only Tend uses these.
 	looked  time.Time           // at HAProxy's sessions, for the last time
 	tunnels map[serverName]bool // servers with one then; nil if that could not be read, and any may have one
@@ -66,6 +71,9 @@ func (d *drains) set(now, want *config) {
 				continue
 			}
 			n := serverName{backend, name}
+			if d.lingering[backend].has(name) {
+				continue
+			}
 			if list[n] = d.list[n]; list[n] == nil {
 				list[n] = &draining{since: began, next: began.Add(firstTry), wait: firstTry}
 			}
@@ -129,8 +137,10 @@ func (d *drains) in(c *config) (names []serverName) {
 }
 
 // Tend implements proxyctl.Driver: it deletes servers that have finished, and ends the connections of servers whose time is
-// over. It returns in what time to call it again, or 0 when none drains. A call takes one short exchange, however many servers drain, and now and then a look at all sessions.
+// over. It also ends the time of servers that linger. It returns in what time to call it again, or 0 when none drains or lingers. A
+// call takes one short exchange, however many servers drain, and now and then a look at all sessions.
 func (d *drains) Tend(ctx context.Context) time.Duration {
+	d.endHolds(ctx)
 	if d.needsSessions() {
 		d.looked, d.tunnels = time.Now(), nil
 		if reply, err := d.master.worker(ctx, "show sess"); err == nil {
@@ -237,6 +247,11 @@ func (d *drains) soonest() time.Duration {
 	for _, s := range d.list {
 		if !s.next.IsZero() && (soonest.IsZero() || s.next.Before(soonest)) {
 			soonest = s.next
+		}
+	}
+	for _, l := range d.lingering {
+		if !l.until.IsZero() && (soonest.IsZero() || l.until.Before(soonest)) {
+			soonest = l.until
 		}
 	}
 	if soonest.IsZero() {

@@ -19,7 +19,8 @@ type driver struct {
 	opts   Options
 	master *master
 	*drains
-	warned bool // that no hard-stop-after is set
+	counter *waitCounter
+	warned  bool // that no hard-stop-after is set
 
 	version proxyctl.Version
 
@@ -40,7 +41,7 @@ type driver struct {
 func newDriver(opts Options) *driver {
 	m := &master{opts.Socket, opts.Timeout}
 	return &driver{
-		opts: opts, master: m, drains: newDrains(m, opts),
+		opts: opts, master: m, drains: newDrains(m, opts), counter: &waitCounter{master: m, opts: opts},
 		version: proxyctl.Version{Name: "HAProxy", Binary: opts.Binary, Timeout: opts.Timeout, Report: opts.Version, Log: opts.Log},
 		lastID:  map[string]int{}, refused: map[string]string{}, suspect: map[string]time.Time{}, ports: map[int]refusedPort{},
 		visible: func(ctx context.Context) bool { return opts.Prepared != nil || m.sharesNetwork(ctx) }, // berth's child is here
@@ -111,7 +112,10 @@ func (d *driver) Observe(base marked) {
 		return
 	}
 	d.loaded = d.seen.generation
-	d.observe(d.now.withState(d.seen.state, d.shown(d.now)).withMaps(d.seen.maps), d.seen.state)
+	path, shown := d.now.held(), d.shown(d.now)
+	st, found := d.disguise(d.now, d.seen.state, shown, path, d.seen.maps[path])
+	d.setLingering(found, nil, d.now)
+	d.observe(d.now.withState(st, shown).withMaps(d.seen.maps), st)
 }
 
 // observe takes over the servers that were read from HAProxy.
@@ -155,6 +159,7 @@ func (d *driver) Plan(to marked, alike *config) plan {
 		todo.Reload = cmp.Or(todo.Reload, noSocket)
 	}
 	if todo.Reload == "" {
+		todo.Ops = d.linger(todo.Ops, to.Config)
 		todo.Reload = d.unfit(todo.Ops, to.Config)
 	}
 	return todo
@@ -209,7 +214,7 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 		return nil
 	}
 	// A draining server that comes back is not deleted any more, or it is added anew.
-	for d.recall(ctx, serversOf(p.Ops)) {
+	for d.recall(ctx, serversOf(p.Ops)) || d.claim(ctx, p.Ops) {
 		if p = d.Plan(to, nil); p.Reload != "" {
 			return fmt.Errorf("%w: %s", proxyctl.ErrUnexpected, p.Reload)
 		}
@@ -220,13 +225,19 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 		has, err = d.master.entries(ctx, changedMaps(p.Ops))
 	}
 	if err == nil {
-		var backends []string
+		backends := []string{}
 		for _, o := range p.Ops {
 			if !o.isMap() {
 				backends = append(backends, o.backend)
 			}
 		}
-		d.observe(to.Config.withDraining(d.now).withState(st, backends).withMaps(has), st)
+		now, path := to.Config.withDraining(d.now), to.Config.held()
+		held, read := has[path]
+		st, found := d.disguise(now, st, backends, path, held)
+		if read {
+			d.setLingering(found, backends, to.Config)
+		}
+		d.observe(now.withState(st, backends).withMaps(has), st)
 		rest := compareServers(d.now, to.Config)
 		if rest.Reload == "" && len(rest.Ops) == 0 {
 			d.commit(d.now, to)
@@ -251,6 +262,7 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 func (d *driver) commit(now *config, to marked) {
 	d.now, d.has = now, to.Generation
 	d.set(now, to.Config)
+	d.counter.set(to.Config)
 	if len(d.lastID) > len(to.Config.backends) {
 		maps.DeleteFunc(d.lastID, func(backend string, _ int) bool { return to.Config.backends[backend] == nil })
 	}
@@ -276,6 +288,7 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 		return proxyctl.Snapshot{Generation: d.loaded}, nil
 	}
 	d.recall(ctx, d.in(to.Config))
+	d.claim(ctx, nil)
 	began := time.Now()
 	now, err := d.master.reload(ctx, d.opts.Reload, to.Generation)
 	if err == nil {
@@ -312,6 +325,7 @@ func (d *driver) isRead(ctx context.Context, to marked) error {
 // reconcile looks at the servers of a new worker, and repairs what differs from the text that it has loaded. If that
 // cannot be (a section is disabled, .if blocks leave out servers), then HAProxy is believed to have what it loaded.
 func (d *driver) reconcile(ctx context.Context, to marked) {
+	d.setLingering(nil, nil, to.Config)
 	v, err := d.master.inspect(ctx, d.opts.File)
 	d.loaded, d.unmanageable = to.Generation, map[string]bool{}
 	if err != nil || !v.generation.SameShape(to.Generation) {

@@ -47,7 +47,7 @@ type masterSocket struct {
 
 type fakeServer struct {
 	backend, name, addr, port string
-	weight, admin, id         int
+	weight, admin, id, check  int
 	busy                      bool // has connections
 }
 
@@ -105,6 +105,9 @@ func (m *masterSocket) run(text string) {
 			}
 			if w == "disabled" {
 				s.admin = 5
+			}
+			if w == "check" {
+				s.check = checkConfigured | checkEnabled
 			}
 		}
 		m.servers = append(m.servers, s)
@@ -211,7 +214,7 @@ func (m *masterSocket) toWorker(conn io.Writer, command string) {
 			if s.admin != 0 {
 				op = 0
 			}
-			fmt.Fprintf(conn, "2 %s %d %s %s %d %d %d 1 44 8 2 0 6 0 0 0 - %s - 0 0 - - 0\n", s.backend, s.id, s.name, s.addr, op, s.admin, s.weight, s.port)
+			fmt.Fprintf(conn, "2 %s %d %s %s %d %d %d 1 44 8 2 0 %d 0 0 0 - %s - 0 0 - - 0\n", s.backend, s.id, s.name, s.addr, op, s.admin, s.weight, s.check, s.port)
 		}
 		io.WriteString(conn, "\n")
 	case "add server":
@@ -227,6 +230,8 @@ func (m *masterSocket) toWorker(conn io.Writer, command string) {
 				s.weight, _ = strconv.Atoi(w[i+1])
 			case "id":
 				s.id, _ = strconv.Atoi(w[i+1])
+			case "check":
+				s.check = checkConfigured
 			}
 		}
 		m.servers = append(m.servers, s)
@@ -243,7 +248,15 @@ func (m *masterSocket) toWorker(conn io.Writer, command string) {
 			m.servers = slices.DeleteFunc(m.servers, func(s fakeServer) bool { return s == *at })
 			io.WriteString(conn, "Server deleted.\n\n")
 		}
-	case "enable health":
+	case "enable health", "disable health":
+		if at == nil || at.check == 0 {
+			io.WriteString(conn, "Health check was not configured on this server, cannot enable.\n\n")
+			return
+		}
+		at.check = checkConfigured
+		if w[0] == "enable" {
+			at.check |= checkEnabled
+		}
 		io.WriteString(conn, "\n")
 	case "enable server":
 		at.admin = 0
@@ -281,11 +294,17 @@ func (m *masterSocket) toWorker(conn io.Writer, command string) {
 			}
 		}
 		io.WriteString(conn, "\n")
-	case "add map", "set map":
-		m.maps[w[2]][w[3]] = w[4]
+	case "set map", "del map":
+		if _, there := m.maps[w[2]][w[3]]; !there {
+			io.WriteString(conn, "Key not found.\n\n")
+			return
+		}
+		if delete(m.maps[w[2]], w[3]); w[0] == "set" {
+			m.maps[w[2]][w[3]] = w[4]
+		}
 		io.WriteString(conn, "\n")
-	case "del map":
-		delete(m.maps[w[2]], w[3])
+	case "add map":
+		m.maps[w[2]][w[3]] = w[4]
 		io.WriteString(conn, "\n")
 	default:
 		fmt.Fprintf(conn, "Unknown command: %q, but maybe one of the following ones is a better match:\n  help\n\n", command)

@@ -250,8 +250,12 @@ func (c *config) withMaps(has map[string]entries) *config {
 // changedMaps returns the maps that changes are of.
 func changedMaps(ops []op) (paths []string) {
 	for _, o := range ops {
-		if o.isMap() && !slices.Contains(paths, o.backend) {
-			paths = append(paths, o.backend)
+		path := o.backend
+		if o.kind == opLinger {
+			path = o.value
+		}
+		if (o.isMap() || o.kind == opLinger) && !slices.Contains(paths, path) {
+			paths = append(paths, path)
 		}
 	}
 	return paths

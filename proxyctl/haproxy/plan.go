@@ -19,7 +19,8 @@ type op struct {
 	kind          opKind
 	backend, name string // of a map: its path and the key
 	server        server // as it shall be
-	value         string // of an entry, as it shall be
+	value         string // of an entry, as it shall be; of a server that lingers: the path of held.map
+	again         bool   // a server that lingers does so already, or another one of its backend does
 }
 
 type opKind string
@@ -31,6 +32,8 @@ const (
 	opMove   opKind = "move"     // to another address or port
 	opWeight opKind = "weigh"
 	opRemove opKind = "remove"
+	opLinger opKind = "let linger" // while requests wait for another one
+	opCheck  opKind = "check"      // again, after it has lingered
 
 	opMapAdd    opKind = "add to map"
 	opMapSet    opKind = "change in map"

@@ -5,6 +5,7 @@ package haproxy
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"berth/proxyctl"
@@ -12,14 +13,16 @@ import (
 
 // Options say where the HAProxy is.
 type Options struct {
-	File          string        // its configuration file; the directory must be writable
-	Socket        string        // its master socket (haproxy -S); "" if there is none, and then Reload must be set
-	Binary        string        // haproxy program for validating a candidate; "" leaves that to the master
-	Env           []string      // environment of that program: the one HAProxy has, if berth runs it; nil = berth's own
-	Timeout       time.Duration // of one command, of a validation, and of a reload; 0 = 10 s
-	DrainTimeout  time.Duration // for requests in flight on a server that was removed; 0 = 5 min
-	TunnelTimeout time.Duration // for tunnels (TCP, websockets) on a server that was removed; 0 = 1 h
-	ReloadOnly    bool          // never change servers at run time
+	File          string            // its configuration file; the directory must be writable
+	Socket        string            // its master socket (haproxy -S); "" if there is none, and then Reload must be set
+	Binary        string            // haproxy program for validating a candidate; "" leaves that to the master
+	Env           []string          // environment of that program: the one HAProxy has, if berth runs it; nil = berth's own
+	Timeout       time.Duration     // of one command, of a validation, and of a reload; 0 = 10 s
+	DrainTimeout  time.Duration     // for requests in flight on a server that was removed; 0 = 5 min
+	TunnelTimeout time.Duration     // for tunnels (TCP, websockets) on a server that was removed; 0 = 1 h
+	ReloadOnly    bool              // never change servers at run time
+	RouteHold     time.Duration     // how long requests wait for a server, where hold.map has nothing else; 0 = not at all
+	Waiting       *proxyctl.Waiting // is told of the requests that wait; nil = nobody is
 	Log           *slog.Logger
 
 	Grace    time.Duration // of proxyctl.EngineOptions
@@ -56,4 +59,12 @@ func New(opts Options) *Proxy {
 		Name: "HAProxy", File: opts.File, Checks: "-c", Timeout: opts.Timeout, Grace: opts.Grace, TakeOver: opts.TakeOver,
 		Prepared: opts.Prepared, PortRefused: opts.PortRefused, Log: opts.Log,
 	})}
+}
+
+// Run implements proxyctl.Proxy. It also tells of requests that wait.
+func (p *Proxy) Run(ctx context.Context) {
+	var all sync.WaitGroup
+	all.Go(func() { p.driver.counter.run(ctx) })
+	p.Engine.Run(ctx)
+	all.Wait()
 }

@@ -108,6 +108,18 @@ func (o op) commands(id int) []command {
 		return []command{{fmt.Sprintf("set server %s weight %d", at, o.server.weight), answerNothing}}
 	case opBack:
 		return []command{{"set server " + at + " state ready", answerNothing}}
+	case opLinger:
+		entry := "add map"
+		if o.again {
+			entry = "set map"
+		}
+		out := []command{{fmt.Sprintf("%s %s %s 1", entry, o.value, o.backend), answerNothing}}
+		if o.server.checked {
+			out = append(out, command{"disable health " + at, answerNothing}) // or it is down soon
+		}
+		return out
+	case opCheck:
+		return []command{{"enable health " + at, answerNothing}, {"set server " + at + " health up", answerNothing}}
 	case opMaint:
 		return []command{{"set server " + at + " state maint", answerNothing}}
 	default:

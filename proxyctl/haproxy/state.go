@@ -16,6 +16,8 @@ type live struct {
 	weight   int
 	disabled bool // in maintenance or draining, by command or configuration
 	id       int
+	checked  bool // it has health checks
+	checking bool // and they are enabled
 }
 
 // state is what "show servers state" says, by backend.
@@ -28,8 +30,14 @@ const (
 	adminForcedDrain = 0x08
 )
 
+// The bits of srv_check_state (include/haproxy/check-t.h).
+const (
+	checkConfigured = 0x02
+	checkEnabled    = 0x04
+)
+
 // stateColumns are the ones that are read; the rest may come and go with the versions.
-var stateColumns = []string{"be_name", "srv_id", "srv_name", "srv_addr", "srv_admin_state", "srv_uweight", "srv_port"}
+var stateColumns = []string{"be_name", "srv_id", "srv_name", "srv_addr", "srv_admin_state", "srv_uweight", "srv_port", "srv_check_state"}
 
 // parseState reads what "show servers state" says, of one backend or of all, once or several times in a row.
 func parseState(reply string) (state, error) {
@@ -56,8 +64,8 @@ func parseState(reply string) (state, error) {
 		case at == nil || len(f) <= slices.Max(at):
 			return nil, fmt.Errorf("not the state of a server: %s", oneLine(line))
 		}
-		var n [4]int // id, admin state, weight, port
-		for i, column := range []int{1, 4, 5, 6} {
+		var n [5]int // id, admin state, weight, port, check state
+		for i, column := range []int{1, 4, 5, 6, 7} {
 			var err error
 			if n[i], err = strconv.Atoi(f[at[column]]); err != nil {
 				return nil, fmt.Errorf("not the state of a server: %s", oneLine(line))
@@ -65,6 +73,7 @@ func parseState(reply string) (state, error) {
 		}
 		l := live{name: f[at[2]], id: n[0], weight: n[2]}
 		l.disabled = n[1]&(adminForcedMaint|adminForcedDrain) != 0
+		l.checked, l.checking = n[4]&checkConfigured != 0, n[4]&checkEnabled != 0
 		if ip, err := netip.ParseAddr(f[at[3]]); err == nil && n[3] > 0 && n[3] < 1<<16 {
 			l.address = netip.AddrPortFrom(ip, uint16(n[3]))
 		}
@@ -130,7 +139,7 @@ func (b *backend) withState(list []live, templates bool) *backend {
 		case !known && templates:
 			continue
 		case !known:
-			s = server{unknown: true, draining: l.disabled}
+			s = server{unknown: true, draining: l.disabled, checked: l.checked}
 		}
 		servers[strings.Clone(l.name)] = s.withState(l)
 	}

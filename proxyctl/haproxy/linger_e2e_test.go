@@ -1,0 +1,199 @@
+//go:build e2e
+
+package haproxy
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"berth/deploy/testenv"
+	"berth/proxyctl"
+)
+
+// holding is a configuration whose requests wait while the backend app has no server, as those of the shipped template do. A
+// worker that stops waits no longer: it hands its requests over to the one that serves. more is for the frontend.
+func (h *realHAProxy) holding(r release, more, server string) proxyctl.Config {
+	pause, load := "lua.pause 100", "global\n  lua-load "+h.dir+"/pause.lua\n"
+	if r.since("3.2") {
+		pause, load = "pause 100ms", ""
+	}
+	write(h.t, h.dir+"/pause.lua", `core.register_action("pause", { "http-req" }, function(txn, ms) core.msleep(tonumber(ms)) end, 1)`)
+	held, again := h.dir+"/haproxy.cfg.held.map", "unix@"+h.dir+"/again.sock"
+	text := load + "defaults\n  mode http\n  timeout connect 300ms\n  retries 50\n  retry-on conn-failure empty-response\n  option redispatch 1\n" +
+		"  timeout client 60s\n  timeout server 60s\n  http-reuse never\n  default-server check inter 1s fall 2 rise 1\n" +
+		"frontend web\n  bind 127.0.0.1:" + h.port + "\n  bind " + again + " accept-proxy\n" + more +
+		"  http-request set-var(txn.backend) str(app)\n" +
+		"  acl waits var(txn.backend),nbsrv eq 0\n  acl waits var(txn.backend),map(" + held + ") -m found\n" +
+		strings.Repeat("  http-request "+pause+" if waits !{ stopping }\n", 100) +
+		"  use_backend hold.again if waits { stopping }\n  default_backend app\n" +
+		"backend hold.again\n  server again " + again + " send-proxy-v2\nbackend app\n"
+	if server != "" {
+		text += "  server " + server + "\n"
+	}
+	return onlyText(WithMaps(text, map[string]string{held: ""}))
+}
+
+// load sends requests until it is ended.
+type load struct {
+	t            *testing.T
+	methods      []string // in turn
+	sent, failed atomic.Int64
+	pending      atomic.Int64
+	first        atomic.Pointer[string] // failure
+	stop         chan struct{}
+	all          sync.WaitGroup
+}
+
+func (h *realHAProxy) load(t *testing.T, perSecond int, methods ...string) *load {
+	l := &load{t: t, methods: methods, stop: make(chan struct{})}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 30 * time.Second}
+	l.all.Go(func() {
+		tick := time.NewTicker(time.Second / time.Duration(perSecond))
+		defer tick.Stop()
+		for n := 0; ; n++ {
+			select {
+			case <-l.stop:
+				return
+			case <-tick.C:
+			}
+			l.all.Go(func() { l.one(client, n, "http://127.0.0.1:"+h.port+"/") })
+		}
+	})
+	return l
+}
+
+func (l *load) one(client *http.Client, n int, url string) {
+	l.pending.Add(1)
+	defer l.pending.Add(-1)
+	l.sent.Add(1)
+	method := l.methods[n%len(l.methods)]
+	body := 0
+	if method == http.MethodPost {
+		body = 100_000
+	}
+	req, err := http.NewRequest(method, url, strings.NewReader(strings.Repeat("x", body)))
+	if err != nil {
+		panic(err)
+	}
+	began := time.Now()
+	resp, err := client.Do(req)
+	why := fmt.Sprint(err)
+	if err == nil {
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if why = fmt.Sprintf("%d after %v: %.100s", resp.StatusCode, time.Since(began), body); resp.StatusCode == 200 {
+			return
+		}
+	}
+	why = req.Method + ": " + why
+	l.failed.Add(1)
+	l.first.CompareAndSwap(nil, &why)
+}
+
+// until returns when so many requests have no answer yet.
+func (l *load) until(pending int64) {
+	l.t.Helper()
+	testenv.Until(l.t, 20*time.Second, fmt.Sprint(pending, " requests wait"), func() bool { return l.pending.Load() >= pending })
+}
+
+func (l *load) end() {
+	close(l.stop)
+	l.all.Wait()
+}
+
+func (l *load) says() string {
+	s := fmt.Sprintf("%d of %d requests failed", l.failed.Load(), l.sent.Load())
+	if why := l.first.Load(); why != nil {
+		s += ", the first: " + *why
+	}
+	return s
+}
+
+// reader is a server that reads a request to its end before it answers.
+func reader(t *testing.T) (s *http.Server, address string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		_, _ = io.WriteString(w, "ok")
+	})}
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() { s.Close() })
+	return s, l.Addr().String()
+}
+
+// bring brings HAProxy to a text at run time, or by a reload.
+func (h *realHAProxy) bring(c proxyctl.Config, action proxyctl.Action) {
+	h.t.Helper()
+	if res, err := h.Apply(h.t.Context(), c, true); err != nil || res.Action != action {
+		h.t.Fatalf("%s because of %q, %v, want %s", res.Action, res.Reason, err, action)
+	}
+}
+
+// Requests that HAProxy has given to the last server, which is gone by then, are answered by the next one. Where servers do not
+// linger, they are the ones that fail.
+func TestE2ELinger(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r release) {
+		for _, hold := range []time.Duration{0, 10 * time.Second} {
+			h := startHAProxy(t, r.image, func(o *Options) { o.RouteHold = hold })
+			server, address := reader(t)
+			h.bring(h.holding(r, "", "s0 "+address), proxyctl.Reload)
+			load := h.load(t, 100, http.MethodGet) // what a server has begun to read when it is gone is sent again only if it is idempotent
+			for n := range 3 {
+				last := load.sent.Load()
+				testenv.Until(t, 10*time.Second, "requests are answered", func() bool {
+					return load.sent.Load() > last+50 && load.pending.Load() < 50
+				})
+				if err := server.Shutdown(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				load.until(3)
+				h.bring(h.holding(r, "", ""), proxyctl.Runtime)
+				load.until(250) // in which HAProxy tries several times, and two checks fail
+				server, address = reader(t)
+				h.bring(h.holding(r, "", fmt.Sprintf("s%d %s", n+1, address)), proxyctl.Runtime)
+			}
+			load.end()
+			t.Logf("hold %v: %s", hold, load.says())
+			if failed := load.failed.Load(); hold > 0 && failed > 0 || hold == 0 && failed == 0 {
+				t.Errorf("hold %v: %s", hold, load.says())
+			}
+			h.tendUntil("only the last server is there", h.gone("app/s2"))
+			if reply, err := ask(h.dir+"/master.sock", "show proc; @1 show map "+h.dir+"/haproxy.cfg.held.map"); err != nil || strings.Contains(reply, "0x") {
+				t.Errorf("held.map: %s, %v", reply, err)
+			}
+			h.Close()
+		}
+	})
+}
+
+// Requests that wait in a worker that was replaced by a reload get the server that came after it.
+func TestE2EWaitOverReload(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r release) {
+		h := startHAProxy(t, r.image, func(o *Options) { o.RouteHold = 10 * time.Second })
+		h.bring(h.holding(r, "", ""), proxyctl.Reload)
+		load := h.load(t, 100, http.MethodGet, http.MethodPost)
+		load.until(20)
+		h.bring(h.holding(r, "  option httplog\n", ""), proxyctl.Reload)
+		load.until(60)
+		h.bring(h.holding(r, "", ""), proxyctl.Reload)
+		load.until(90)
+		_, address := reader(t)
+		h.bring(h.holding(r, "", "s "+address), proxyctl.Runtime)
+		testenv.Until(t, 20*time.Second, "requests are answered", func() bool { return load.pending.Load() < 20 })
+		load.end()
+		t.Log(load.says())
+		if load.failed.Load() > 0 {
+			t.Error(load.says())
+		}
+	})
+}
