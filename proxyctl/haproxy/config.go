@@ -26,6 +26,7 @@ type backend struct {
 	order   []string // their names, as they stand in the text
 	lines   map[serverLine]namedServer
 	opaque  []string // words of the servers that cannot be changed at run time: they may refer to others
+	off     bool     // it is disabled
 }
 
 // serverLine is a line and the default-server words that hold for it. A line that was read before need not be read
@@ -215,6 +216,14 @@ func (p *parser) read(line string) {
 			inherit = strings.Fields(raw)[1:] // quotes and all, which fixes every server that inherits them
 		}
 		p.inherit += separator + strings.Join(inherit, separator)
+	}
+	if w[0] == "disabled" {
+		if s.backend != nil {
+			s.backend.off = true
+		} else if s.kind == "defaults" {
+			s.reloadReason = cmp.Or(s.reloadReason, s.String()+" disables what it is for")
+			p.reloadReason = cmp.Or(p.reloadReason, s.reloadReason)
+		}
 	}
 	s.lines = append(s.lines, w)
 	s.raw = append(s.raw, raw)

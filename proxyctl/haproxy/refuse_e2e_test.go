@@ -275,7 +275,7 @@ func TestE2ERefusedPart(t *testing.T) {
 		h := startHAProxy(t, r.image)
 		l := h.startLoader(r.image)
 		text := func(line string, web ...string) string {
-			return h.text("ok", "backend app\n  balance roundrobin\n"+line+"  server a 127.0.0.1:9001\nbackend web\n  server "+strings.Join(web, "\n  server ")+"\n")
+			return h.text("ok", "backend app\n  balance roundrobin\n"+line+"  server a 127.0.0.1:9001\nbackend other\n  server "+strings.Join(web, "\n  server ")+"\n")
 		}
 		h.apply(text("", "x 127.0.0.1:9101"))
 		for n, web := range [][]string{{"x 127.0.0.1:9101", "y 127.0.0.1:9102"}, {"y 127.0.0.1:9102"}, {"z 127.0.0.1:9103 weight 3"}} {
