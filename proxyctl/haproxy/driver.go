@@ -56,6 +56,9 @@ func (d *driver) Mark(text string, before *config) (marked, error) {
 	if len(m.Config.binds()) == 0 {
 		return m, errNoListener
 	}
+	if err := lexicalError(text); err != nil {
+		return m, err
+	}
 	return m, m.Config.claimError()
 }
 

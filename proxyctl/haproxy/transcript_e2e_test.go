@@ -231,7 +231,7 @@ func TestE2ETranscript(t *testing.T) {
 			if got := onDisk(t, h.driver.opts.File); !strings.HasPrefix(got, text) {
 				t.Errorf("%s: the file is not the text:\n%s", name, got)
 			}
-			if i%3 == r.index%3 {
+			if i%r.of == r.index {
 				h.restart()
 				h.same(name+", restarted", want)
 			}
