@@ -60,12 +60,12 @@ type section struct {
 
 func (s section) String() string { return strings.TrimSpace(s.kind + " " + s.name) }
 
-// sectionKinds are the keywords that open a section (HAProxy configuration manual, 2.6 to 3.2).
+// sectionKinds are the keywords that open a section (HAProxy configuration manual, 2.6 to 3.4).
 var sectionKinds = map[string]bool{
 	"global": true, "defaults": true, "frontend": true, "backend": true, "listen": true, "peers": true,
 	"resolvers": true, "userlist": true, "mailers": true, "cache": true, "program": true, "http-errors": true,
 	"ring": true, "log-forward": true, "log-profile": true, "fcgi-app": true, "crt-store": true, "traces": true,
-	"acme": true,
+	"acme": true, "healthcheck": true,
 }
 
 // parser is the state of reading one text.
