@@ -244,7 +244,7 @@ if [ -n "$all" ]; then
 	have "$image_chromium" || make_chromium "$image_chromium"
 fi
 
-# The default comes first, then the others. Those of sid and experimental are named after the suite, since their versions
+# The default comes first, then the others, the oldest first. Those of sid and experimental are named after the suite, since their versions
 # move; to get newer ones: docker rmi berth-haproxy:sid berth-haproxy:experimental berth-nginx:sid debian:sid-slim
 [ -n "$all" ] || no_registry=1
 images_others=$image_haproxy
