@@ -80,7 +80,9 @@ func (k *kind) eachImage(t *testing.T, do func(t *testing.T, image string)) {
 	k.each(t, testenv.Edges(k.images(t)), do)
 }
 
-func (k *kind) everyImage(t *testing.T, do func(t *testing.T, image string)) { k.each(t, k.images(t), do) }
+func (k *kind) everyImage(t *testing.T, do func(t *testing.T, image string)) {
+	k.each(t, k.images(t), do)
+}
 
 func (k *kind) each(t *testing.T, images []string, do func(t *testing.T, image string)) {
 	for _, image := range images {
