@@ -10,6 +10,7 @@ help:
 	@echo "make check      formatting, vet, staticcheck and the unit tests: needs no Docker"
 	@echo "make test       check, then the end-to-end tests with real Docker, Consul and HAProxy"
 	@echo "make bench-e2e  how long a new container takes to its first request through HAProxy, without and with reloads"
+	@echo "make bench-replace  what the replacement of the only instance costs requests, ten times each way with every version of HAProxy"
 	@echo "make bench-proxy  what a change of servers takes and costs in HAProxy under load, at run time and by reloads"
 	@echo "make bench-nginx  the same for nginx, by reloads and without, next to HAProxy"
 	@echo "make bench-registrar  how soon containers are registered, 200 at once too, and what the registrar costs when idle"
@@ -63,7 +64,12 @@ test: check test-images
 
 .PHONY: bench-e2e
 bench-e2e: images
-	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2E -benchtime 25x -timeout 20m ./deploy/e2e
+	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2EStart -benchtime 25x -timeout 20m ./deploy/e2e
+
+# BENCH_HAPROXY=image,image takes some of the HAProxys only.
+.PHONY: bench-replace
+bench-replace: test-images
+	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2EReplace -benchtime 1x -timeout 30m ./deploy/e2e
 
 # BENCH_HAPROXY=image,image takes other HAProxys than the usual one.
 .PHONY: bench-proxy

@@ -89,7 +89,7 @@ func TestE2EHAProxyAccepts(t *testing.T) {
 		return string(text)
 	}
 	k := theHAProxy()
-	k.eachImage(t, func(t *testing.T, image string) {
+	k.everyImage(t, func(t *testing.T, image string) {
 		for _, file := range files {
 			t.Run(filepath.Base(file), func(t *testing.T) {
 				files := map[string]string{k.config: read(file)}
@@ -142,7 +142,7 @@ func TestE2EHAProxyRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	k := theHAProxy()
-	k.eachImage(t, func(t *testing.T, image string) {
+	k.everyImage(t, func(t *testing.T, image string) {
 		files := map[string]string{k.config: string(config)}
 		out, err := inImage(t, image, files, k.check, "--network", "none").CombinedOutput()
 		if err == nil || !bytes.Contains(out, []byte("unknown keyword 'no-such-keyword'")) {
@@ -167,7 +167,7 @@ func TestE2EHAProxyChecksThePath(t *testing.T) {
 	e.add("moved", "return status 200 if { url /old }\n    http-request return status 404", route.KeyHost, "moved.com", route.KeyCheck, "/old")
 	e.add("moved", "return status 200", route.KeyHost, "moved.com")
 	e.add("added", "return status 404", route.KeyHost, "added.com")
-	e.eachImage(t, func(t *testing.T, image string) {
+	e.everyImage(t, func(t *testing.T, image string) {
 		p := e.start(t, image, Options{})
 		status := func(server string) string {
 			a := request("GET", p.address(8404), "any", "/stats;csv")

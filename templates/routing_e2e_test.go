@@ -75,8 +75,17 @@ func (k *kind) images(t testing.TB) []string {
 	return all
 }
 
+// eachImage runs a test with the usual version of the proxy, the oldest and the newest, and everyImage with all.
 func (k *kind) eachImage(t *testing.T, do func(t *testing.T, image string)) {
-	for _, image := range k.images(t) {
+	k.each(t, testenv.Edges(k.images(t)), do)
+}
+
+func (k *kind) everyImage(t *testing.T, do func(t *testing.T, image string)) {
+	k.each(t, k.images(t), do)
+}
+
+func (k *kind) each(t *testing.T, images []string, do func(t *testing.T, image string)) {
+	for _, image := range images {
 		_, name, _ := strings.Cut(image, ":")
 		t.Run(name, func(t *testing.T) { do(t, image) })
 	}

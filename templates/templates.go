@@ -32,7 +32,7 @@ var pause string
 //go:embed balancer.lua
 var balancer string
 
-// HAProxy returns the template for HAProxy 2.6 to 3.2, in consul-template's language. It needs Funcs, and of the
+// HAProxy returns the template for HAProxy 2.6 to 3.4, in consul-template's language. It needs Funcs, and of the
 // templater partial, asFile, asMap and directory.
 func HAProxy() string { return haproxyTemplate }
 

@@ -255,8 +255,8 @@ if [ -n "$all" ]; then
 	make_compose
 fi
 
-# The default comes first, then the others. Those of sid and experimental are named after the suite, since their versions
-# move; to get newer ones: docker rmi berth-haproxy:sid berth-haproxy:experimental berth-nginx:sid debian:sid-slim
+# The default comes first, then the others, the oldest first. Those of sid and experimental are named after the suite, since
+# their versions move; to get newer ones: docker rmi berth-haproxy:sid berth-haproxy:experimental berth-nginx:sid debian:sid-slim
 [ -n "$all" ] || no_registry=1
 images_others=$image_haproxy
 other haproxy haproxy:2.6 berth-haproxy:2.6 bookworm 2.6

@@ -143,5 +143,14 @@ func Images(t testing.TB, variable string) []string {
 	return strings.Split(Image(t, variable), ",")
 }
 
+// Edges returns the usual version of several, which is first, the oldest, and the newest: what a version between two does both
+// of these do, in all but words.
+func Edges(images []string) []string {
+	if len(images) <= 3 {
+		return images
+	}
+	return []string{images[0], images[1], images[len(images)-1]}
+}
+
 // Hostname returns the name that Docker gives a container, which is what the demo app calls itself.
 func Hostname(container string) string { return container[:min(12, len(container))] }

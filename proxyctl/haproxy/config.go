@@ -27,6 +27,7 @@ type backend struct {
 	order   []string // their names, as they stand in the text
 	lines   map[serverLine]namedServer
 	opaque  []string // words of the servers that cannot be changed at run time: they may refer to others
+	off     bool     // it is disabled
 }
 
 // serverLine is a line and the default-server words that hold for it. A line that was read before need not be read
@@ -60,12 +61,12 @@ type section struct {
 
 func (s section) String() string { return strings.TrimSpace(s.kind + " " + s.name) }
 
-// sectionKinds are the keywords that open a section (HAProxy configuration manual, 2.6 to 3.2).
+// sectionKinds are the keywords that open a section (HAProxy configuration manual, 2.6 to 3.4).
 var sectionKinds = map[string]bool{
 	"global": true, "defaults": true, "frontend": true, "backend": true, "listen": true, "peers": true,
 	"resolvers": true, "userlist": true, "mailers": true, "cache": true, "program": true, "http-errors": true,
 	"ring": true, "log-forward": true, "log-profile": true, "fcgi-app": true, "crt-store": true, "traces": true,
-	"acme": true,
+	"acme": true, "healthcheck": true,
 }
 
 // parser is the state of reading one text.
@@ -217,6 +218,14 @@ func (p *parser) read(line string) {
 			inherit = strings.Fields(raw)[1:] // quotes and all, which fixes every server that inherits them
 		}
 		p.inherit += separator + strings.Join(inherit, separator)
+	}
+	if w[0] == "disabled" {
+		if s.backend != nil {
+			s.backend.off = true
+		} else if s.kind == "defaults" {
+			s.reloadReason = cmp.Or(s.reloadReason, s.String()+" disables what it is for")
+			p.reloadReason = cmp.Or(p.reloadReason, s.reloadReason)
+		}
 	}
 	s.lines = append(s.lines, w)
 	s.raw = append(s.raw, raw)

@@ -57,6 +57,9 @@ func (d *driver) Mark(text string, before *config) (marked, error) {
 	if len(m.Config.binds()) == 0 {
 		return m, errNoListener
 	}
+	if err := lexicalError(text); err != nil {
+		return m, err
+	}
 	if err := d.mapsError(m.Config); err != nil {
 		return m, err
 	}

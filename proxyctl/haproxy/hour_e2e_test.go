@@ -22,7 +22,7 @@ import (
 // TestE2EMixedHour plays all that happens to a proxy in an hour, in seconds, under steady requests: none fails, but for
 // those that meet HAProxy dead, and in the end HAProxy has just the servers that are wanted.
 func TestE2EMixedHour(t *testing.T) {
-	for _, image := range images(t, "IMAGES_HAPROXY", "IMAGE_HAPROXY") {
+	for _, image := range testenv.Edges(images(t, "IMAGES_HAPROXY", "IMAGE_HAPROXY")) {
 		t.Run(image, func(t *testing.T) {
 			r := startHarness(t, image)
 			h := r.hour(hour{changes: 300, reloads: 25, pace: 10 * time.Millisecond})

@@ -153,6 +153,9 @@ func compareBackend(backend string, was, is *backend) plan {
 			return plan{Reload: fmt.Sprintf("backend %s: no command can hold the name of server %s", backend, o.name)}
 		}
 	}
+	if is.off && len(ops) > 0 { // HAProxy 3.4.7 dies of a server that is added there
+		return plan{Reload: fmt.Sprintf("backend %s is disabled", backend)}
+	}
 	return plan{Ops: ops}
 }
 

@@ -53,6 +53,10 @@ func TestCompare(t *testing.T) {
 		{name: "removed, and tracked", before: app(two + " server t 10.0.0.3:80 track a\n"), after: app(" server b 10.0.0.2:80\n server t 10.0.0.3:80 track a\n"), reload: "backend app: server a removed, to which the configuration seems to refer"},
 		{name: "removed, and a word elsewhere is none of it", before: app(two) + "backend other\n use-server a if TRUE\n server a 10.0.0.1:80\n", after: app(" server b 10.0.0.2:80\n") + "backend other\n use-server a if TRUE\n server a 10.0.0.1:80\n", ops: []string{"remove app/a"}},
 		{name: "nor taken out", before: app(` server "a;b" 10.0.0.1:80` + "\n"), after: app(` server "a;b" 10.0.0.1:80 disabled` + "\n"), reload: `backend app: server a;b: it has quotes or escapes`},
+		{name: "a disabled backend", before: app(" disabled\n" + two), after: app(" disabled\n" + two + " server c 10.0.0.3:80\n"), reload: "backend app is disabled"},
+		{name: "nothing to do in a disabled backend", before: app(" disabled\n" + two), after: app("\n disabled\n" + two)},
+		{name: "one that may be disabled", before: "defaults d\n disabled\n" + app(two), after: "defaults d\n disabled\n" + app(two+" server c 10.0.0.3:80\n"), reload: "defaults d disables what it is for"},
+		{name: "a keyword that all releases take", before: app(two), after: app(two + " server c 10.0.0.3:80 pool-conn-name var(txn.sent)\n"), ops: []string{"add app/c"}},
 		{name: "listen sections have servers, too", before: frame + "listen l\n server a 10.0.0.1:80\n", after: frame + "listen l\n server b 10.0.0.1:80\n", ops: []string{"add l/b", "remove l/a"}},
 	}
 	for _, tt := range tests {

@@ -29,18 +29,19 @@ import (
 // release is a HAProxy to test with.
 type release struct {
 	version, image string
-	index          int
+	index, of      int // which one of how many
 }
 
 var releases = sync.OnceValues(func() ([]release, error) {
 	var out []release
-	for image := range strings.SplitSeq(os.Getenv("IMAGES_HAPROXY"), ",") {
+	images := strings.Split(os.Getenv("IMAGES_HAPROXY"), ",")
+	for _, image := range images {
 		said, err := exec.Command("docker", "run", "--rm", "--network", "none", image, "haproxy", "-v").CombinedOutput()
 		version := regexp.MustCompile(`version ([0-9]+\.[0-9]+)`).FindSubmatch(said)
 		if err != nil || version == nil {
 			return nil, fmt.Errorf("haproxy -v in the image %q of IMAGES_HAPROXY: %w: %s", image, err, said)
 		}
-		out = append(out, release{string(version[1]), image, len(out)})
+		out = append(out, release{string(version[1]), image, len(out), len(images)})
 	}
 	return out, nil
 })

@@ -193,7 +193,7 @@ func TestE2EKilled(t *testing.T) {
 			{"before a server was removed", func() { h.says("add server app/c 127.0.0.1:9003; @1 enable server app/c") }, servers},
 		} {
 			for j, then := range []struct{ name, text string }{{"with the same", k.next}, {"with the one before", old}, {"with a third", third}, {"with a bad one", bad}} {
-				if (i+j)%3 != r.index%3 {
+				if (i+j)%r.of != r.index {
 					continue // one of the releases does it
 				}
 				name := "killed " + k.name + ", started " + then.name
@@ -275,7 +275,7 @@ func TestE2ERefusedPart(t *testing.T) {
 		h := startHAProxy(t, r.image)
 		l := h.startLoader(r.image)
 		text := func(line string, web ...string) string {
-			return h.text("ok", "backend app\n  balance roundrobin\n"+line+"  server a 127.0.0.1:9001\nbackend web\n  server "+strings.Join(web, "\n  server ")+"\n")
+			return h.text("ok", "backend app\n  balance roundrobin\n"+line+"  server a 127.0.0.1:9001\nbackend other\n  server "+strings.Join(web, "\n  server ")+"\n")
 		}
 		h.apply(text("", "x 127.0.0.1:9101"))
 		for n, web := range [][]string{{"x 127.0.0.1:9101", "y 127.0.0.1:9102"}, {"y 127.0.0.1:9102"}, {"z 127.0.0.1:9103 weight 3"}} {

@@ -55,7 +55,7 @@ type command struct {
 	answer answer
 }
 
-// The words of HAProxy 2.6 to 3.2.
+// The words of HAProxy 2.6 to 3.4.
 const (
 	saidAdded      = "New server registered."
 	saidDeleted    = "Server deleted."

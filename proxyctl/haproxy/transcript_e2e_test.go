@@ -61,13 +61,13 @@ func transcript(r release) []turn {
 	add := func(backend string, list ...string) func(lines) {
 		return func(l lines) { l.add(backend, list...) }
 	}
-	const checked = "defaults checked\n  mode http\n  timeout connect 1s\n  timeout client 5s\n  timeout server 5s\n" +
+	const checked = "defaults checks\n  mode http\n  timeout connect 1s\n  timeout client 5s\n  timeout server 5s\n" +
 		"  default-server maxconn 7 inter 300ms rise 3 check\n  default-server fall 4\n" +
 		"defaults\n  mode http\n  timeout connect 1s\n  timeout client 5s\n  timeout server 5s\n"
 	return []turn{
 		{name: "first", shape: checked, want: reload, reason: "first configuration by berth", edit: func(l lines) {
 			l.add("app", "balance roundrobin", "server a 127.0.0.1:9001", "server b 127.0.0.1:9002 weight 5")
-			l.add("checked from checked", "default-server weight 20 maxqueue 3", "server c1 127.0.0.1:9001", "default-server no-check")
+			l.add("checked from checks", "default-server weight 20 maxqueue 3", "server c1 127.0.0.1:9001", "default-server no-check")
 			l.add("sticky", "cookie SRV insert indirect nocache", "server s1 127.0.0.1:9001 cookie s1")
 			l.add("plain", "cookie SRV insert", "server p1 127.0.0.1:9001")
 			l.add("static", "balance static-rr", "server t1 127.0.0.1:9001", "server t2 127.0.0.1:9002")
@@ -109,19 +109,19 @@ func transcript(r release) []turn {
 		{name: "enabled again", want: runtime, edit: edit("app", "a", "server a 127.0.0.1:9009 weight 9")},
 		{name: "one that is disabled comes", want: runtime, edit: add("app", "server off 127.0.0.1:9004 disabled weight 3")},
 		{name: "and is enabled", want: runtime, edit: edit("app", "off", "server off 127.0.0.1:9004 weight 3")},
-		{name: "one that is checked and disabled comes", want: runtime, edit: add("checked from checked", "server coff 127.0.0.1:9004 disabled")},
-		{name: "and is enabled", want: runtime, edit: edit("checked from checked", "coff", "server coff 127.0.0.1:9004")},
+		{name: "one that is checked and disabled comes", want: runtime, edit: add("checked from checks", "server coff 127.0.0.1:9004 disabled")},
+		{name: "and is enabled", want: runtime, edit: edit("checked from checks", "coff", "server coff 127.0.0.1:9004")},
 		{name: "what default-server lines say holds for one that comes", want: runtime, edit: func(l lines) {
-			l["checked from checked"] = slices.Insert(l["checked from checked"], 1, "server c2 127.0.0.1:9002",
+			l["checked from checks"] = slices.Insert(l["checked from checks"], 1, "server c2 127.0.0.1:9002",
 				"server c3 127.0.0.1:9003 no-check weight 6", "server c4 127.0.0.1:9004 maxconn 8 rise 1 port 9999 addr 127.0.0.3")
-			l.add("checked from checked", "server c5 127.0.0.1:9005", "server c6 127.0.0.1:9006 check backup")
+			l.add("checked from checks", "server c5 127.0.0.1:9005", "server c6 127.0.0.1:9006 check backup")
 		}},
 		{name: "more of them", want: runtime, edit: func(l lines) {
-			l["checked from checked"] = slices.Insert(l["checked from checked"], 2, "server c7 127.0.0.1:9007", "server c8 127.0.0.1:9008 no-check backup")
-			l.add("checked from checked", "server c9 127.0.0.1:9009", "server c10 127.0.0.1:9010 check weight 0 slowstart 1s")
+			l["checked from checks"] = slices.Insert(l["checked from checks"], 2, "server c7 127.0.0.1:9007", "server c8 127.0.0.1:9008 no-check backup")
+			l.add("checked from checks", "server c9 127.0.0.1:9009", "server c10 127.0.0.1:9010 check weight 0 slowstart 1s")
 		}},
-		{name: "a checked one moves", want: runtime, edit: edit("checked from checked", "c7", "server c7 127.0.0.2:9107 weight 1")},
-		{name: "keywords", want: reload, edit: edit("checked from checked", "c7", "server c7 127.0.0.2:9107 weight 1 maxconn 77"), reason: "maxconn"},
+		{name: "a checked one moves", want: runtime, edit: edit("checked from checks", "c7", "server c7 127.0.0.2:9107 weight 1")},
+		{name: "keywords", want: reload, edit: edit("checked from checks", "c7", "server c7 127.0.0.2:9107 weight 1 maxconn 77"), reason: "maxconn"},
 		{name: "a server with a cookie", want: cookie, edit: add("sticky", "server s2 127.0.0.1:9002 cookie s2")},
 		{name: "another", want: cookie, edit: add("sticky", "server s3 127.0.0.1:9003 cookie s3")},
 		{name: "a cookie goes", want: runtime, edit: edit("sticky", "s2", "")},
@@ -231,7 +231,7 @@ func TestE2ETranscript(t *testing.T) {
 			if got := onDisk(t, h.driver.opts.File); !strings.HasPrefix(got, text) {
 				t.Errorf("%s: the file is not the text:\n%s", name, got)
 			}
-			if i%3 == r.index%3 {
+			if i%r.of == r.index {
 				h.restart()
 				h.same(name+", restarted", want)
 			}
