@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"text/template"
+	"time"
 
 	"github.com/hashicorp/consul-template/dependency"
 
@@ -93,9 +94,13 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 				return kept.New(name, list, o.TCPPorts, report), nil
 			},
 			"keep": kept.Keep,
-			"table": func(certificates any) *route.Table {
+			"table": func(certificates any, paused ...map[string]time.Duration) *route.Table {
 				tls, _ := template.IsTrue(certificates)
-				return kept.NewTable(tls, o.Refused, report)
+				t := kept.NewTable(tls, o.Refused, report)
+				for _, services := range paused { // older templates say nothing of it
+					t.Pause(services)
+				}
+				return t
 			},
 			"assign":           (*route.Table).Assign,
 			"clientHeaders":    clientHeaderPattern,
@@ -112,6 +117,7 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			"backends":       haproxy.Backends,
 			"haproxyAtLeast": atLeast("haproxyAtLeast", o.HAProxyAtLeast),
 			"routesMap":      func(t *route.Table) string { return haproxy.Map(t.Claims()) },
+			"pausedMap":      func(t *route.Table) string { return haproxy.PausedMap(t.Paused()) },
 
 			"upstreams":         func(g *route.Group) nginx.Upstreams { return nginx.NewUpstreams(g, o.Lua, report) },
 			"upstreamName":      nginx.UpstreamName,

@@ -50,12 +50,15 @@ func Backends(g *route.Group) []*Backend {
 		all = append(all, b)
 	}
 	if len(g.Ports) > 0 {
-		b := newBackend(g, g.Name+".tcp", g.ForTCP())
+		b := newBackend(g, tcpName(g), g.ForTCP())
 		b.TCP = true
 		all = append(all, b)
 	}
 	return all
 }
+
+// tcpName returns the name of a group's backend for TCP.
+func tcpName(g *route.Group) string { return g.Name + ".tcp" }
 
 // newBackend returns a backend with the parts that HTTP and TCP have in common.
 func newBackend(g *route.Group, name string, settings claim.Settings) *Backend {
@@ -109,6 +112,21 @@ func Map(claims []route.Claim) string {
 	for _, c := range claims {
 		for _, part := range [...]string{c.Route.String(), " ", c.Group.Name, "\n"} {
 			text.WriteString(part)
+		}
+	}
+	return text.String()
+}
+
+// PausedMap returns the backends of groups that are paused by hand, each with the milliseconds that a request waits, as
+// HAProxy's map_str_int reads them: "cart 30000".
+func PausedMap(groups []*route.Group) string {
+	var text strings.Builder
+	for _, g := range groups {
+		if len(g.Routes) > 0 {
+			fmt.Fprintf(&text, "%s %d\n", g.Name, g.Paused.Milliseconds())
+		}
+		if len(g.Ports) > 0 {
+			fmt.Fprintf(&text, "%s %d\n", tcpName(g), g.Paused.Milliseconds())
 		}
 	}
 	return text.String()

@@ -3,6 +3,7 @@ package haproxy
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"berth/templates/claim"
 	"berth/templates/route"
@@ -33,5 +34,19 @@ func TestServersAreNumberedForHashes(t *testing.T) {
 		if all[name] != id {
 			t.Errorf("%s had the ID %d and has %d", name, all[name], id)
 		}
+	}
+}
+
+// A paused group's requests and its connections wait for as long as each other, in milliseconds.
+func TestPausedMap(t *testing.T) {
+	groups := []*route.Group{
+		{Name: "app", Routes: []claim.Route{{Path: "/"}}, Ports: []int{5000}, Paused: 30 * time.Second},
+		{Name: "db", Ports: []int{5432, 5433}, Paused: 1500 * time.Millisecond},
+	}
+	if got, want := PausedMap(groups), "app 30000\napp.tcp 30000\ndb.tcp 1500\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := PausedMap(nil); got != "" {
+		t.Errorf("%q of nothing", got)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/consul-template/dependency"
 
@@ -23,6 +24,9 @@ type Group struct {
 	Ports   []int         // in order
 	claim.Settings
 	Servers []Server // instances that serve, by name
+	// Paused is how long a request waits, as the service is paused by hand; 0 = it is not. Only groups that come from a Table
+	// have it: a partial is not executed for a pause.
+	Paused time.Duration
 
 	created  uint64 // the least index in Consul of the instances that ask for the routes
 	serves   bool   // its own instances take new requests

@@ -88,12 +88,16 @@ func (k *Fragments) NewTable(tls bool, refused *Refused, report func(string)) *T
 	}
 }
 
+// Pause says which services are paused by hand, and how long a request for each waits.
+func (t *Table) Pause(services map[string]time.Duration) { t.paused = services }
+
 // Table says which group has a route or a port. Every rendering makes a new one. Who gets what is decided when all groups have
 // been assigned, at the first call of another method.
 type Table struct {
 	fragments *Fragments
 	tls       bool
 	refused   *Refused
+	paused    map[string]time.Duration
 	report    func(string)
 
 	assigned  []*fragment
@@ -273,6 +277,7 @@ func (t *Table) ready() {
 	t.claims, t.ports, t.sticky = make([]Claim, 0, len(t.assigned)), nil, false
 	for _, f := range t.assigned {
 		g := &f.Group
+		g.Paused = t.paused[g.Service]
 		for _, r := range g.Routes {
 			if !t.lost[r][g] {
 				t.claims = append(t.claims, Claim{r, g})
@@ -312,6 +317,17 @@ func (t *Table) Claims() []Claim {
 func (t *Table) Ports() []TCPPort {
 	t.ready()
 	return t.ports
+}
+
+// Paused returns the groups of services that are paused by hand.
+func (t *Table) Paused() (groups []*Group) {
+	t.ready()
+	for _, f := range t.assigned {
+		if f.Group.Paused > 0 {
+			groups = append(groups, &f.Group)
+		}
+	}
+	return groups
 }
 
 // Sticky says whether a client of one of the groups stays with its server.
