@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/consul-template/dependency"
@@ -142,6 +143,7 @@ func shippedFuncs(o Options, r *rendered) map[string]any {
 	}
 	funcs := Funcs(o)(func(reason string) { r.leftOut = append(r.leftOut, reason) })
 	funcs["instances"] = func(service string) []*api.ServiceEntry { return listed[service] }
+	funcs["paused"] = func() map[string]time.Duration { return nil }
 	funcs["asFile"] = func(name, text string) string {
 		base, suffix, _ := strings.Cut(name, ".")
 		sum := sha256.Sum256([]byte(text))
