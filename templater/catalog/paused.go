@@ -47,6 +47,14 @@ func (p Pause) Pair() *api.KVPair {
 
 // ParsePause returns the pause that a key under PausedPrefix stands for. Anybody may have written it.
 func ParsePause(pair *api.KVPair) (Pause, error) {
+	p, err := parsePause(pair)
+	if err != nil {
+		err = fmt.Errorf("the key %.200q pauses nothing: %w; delete it, or write it by berth pause", pair.Key, err)
+	}
+	return p, err
+}
+
+func parsePause(pair *api.KVPair) (Pause, error) {
 	service := strings.TrimPrefix(pair.Key, PausedPrefix)
 	if service == "" || strings.Contains(service, "/") {
 		return Pause{}, errors.New("it names no service")
@@ -92,7 +100,7 @@ func (a pausedAnswer) clean() (pauses []*Pause, leftOut []string) {
 	for _, pair := range a.pairs {
 		p, err := ParsePause(pair)
 		if err != nil {
-			leftOut = append(leftOut, fmt.Sprintf("the key %.200q pauses nothing: %v; delete it, or write it by berth pause", pair.Key, err))
+			leftOut = append(leftOut, err.Error())
 			continue
 		}
 		pauses = append(pauses, &p)
