@@ -220,7 +220,7 @@ func TestGolden(t *testing.T) {
 		"fallback": fallbacks(),
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := render(t, c)
+			r := renderWith(t, c, Options{Hold: 10 * time.Second, HoldMax: 2000}, inOrder)
 			golden(t, filepath.Join("testdata", name+".cfg"), r.text)
 			golden(t, filepath.Join("testdata", name+".map"), r.files["routes.map"])
 			reasons := filepath.Join("testdata", name+".left-out")
@@ -364,6 +364,8 @@ func everyLabel() catalog {
 	pair("strip-all", "strip-all.example.com", route.KeyStrip, "1")
 	pair("strip-encoded", "strip-encoded.example.com", route.KeyPath, "/a%20b", route.KeyStrip, "yes")
 	pair("redirect", "redirect.example.com", route.KeyRedirect, "HTTPS")
+	pair("hold", "hold.example.com", route.KeyHold, "30s", route.KeyPort, "7006")
+	pair("no-hold", "no-hold.example.com", route.KeyHold, "no")
 
 	pair("leader", "leader.example.com", route.KeyTo, "leader", route.KeyPort, "7005")
 	c["leader"][0].Tags, c["leader"][1].Tags = []string{"follower"}, []string{"db", "leader"}
@@ -435,7 +437,7 @@ func hostileCatalog() catalog {
 				route.KeyHost: ok + ".example.net," + evil, route.KeyPath: "/x" + evil, route.KeyPort: "7777" + evil, route.KeyStrip: "true" + evil,
 				route.KeyRedirect: "https" + evil, route.KeyBalance: "hdr(" + evil + ")", route.KeySticky: "true" + evil, route.KeyCheck: "/health" + evil,
 				route.KeyMaxConn: "10" + evil, route.KeySlowStart: "10s" + evil, route.KeyFallback: "web" + evil,
-				route.KeyTo: "all" + evil,
+				route.KeyTo: "all" + evil, route.KeyHold: "30s" + evil,
 			}[key])
 		}
 		tagged := c.with(ok, "by-the-rest", "10.1.0.7", 80, evil, evil, "route_"+evil, evil)
@@ -462,9 +464,10 @@ func grammar() *regexp.Regexp {
 		port   = `[1-9][0-9]{0,4}`
 	)
 	return regexp.MustCompile(`^(` + strings.Join([]string{
-		`frontend tcp\.` + port + `\.in from tcp\.defaults`,
+		`frontend tcp\.` + port + `\.in from tcp\.in\.defaults`,
 		`    bind :` + port,
 		`    default_backend ` + name + `\.tcp`,
+		`    tcp-request session set-var\(sess\.backend\) str\(` + name + `\.tcp\)`,
 		`backend ` + name + `(\.tcp from tcp\.defaults)?`,
 		`    tcp-response inspect-delay 1h`,
 		`    tcp-response content set-var\(txn\.sent\) var\(txn\.sent\),add\(1\)`,
@@ -487,9 +490,6 @@ func grammar() *regexp.Regexp {
 func mapLine() *regexp.Regexp {
 	return regexp.MustCompile(`^(\*|(\*\.)?[a-z0-9_][a-z0-9._-]{0,252})(/[A-Za-z0-9._~%+:@=-]+)*/ ([A-Za-z0-9_-]{1,200}|[A-Za-z0-9._-]{1,200}\.[0-9a-f]{8})$`)
 }
-
-// routesPath is how the configuration names the map.
-var routesPath = regexp.MustCompile(`/etc/haproxy/haproxy\.cfg\.routes\.map`)
 
 func checkText(t tb, r rendered, empty rendered) {
 	if strings.HasSuffix(r.text, "\n\n") || !strings.HasSuffix(r.text, "\n") || strings.HasPrefix(r.text, "\n") {
@@ -693,7 +693,7 @@ func TestAnyCatalogStaysInTheGrammar(t *testing.T) {
 }
 
 func allKeys() []string {
-	return []string{route.KeyHost, route.KeyPath, route.KeyPort, route.KeyStrip, route.KeyRedirect, route.KeyBalance, route.KeySticky, route.KeyCheck, route.KeyMaxConn, route.KeySlowStart, route.KeyFallback, route.KeyTo}
+	return []string{route.KeyHost, route.KeyPath, route.KeyPort, route.KeyStrip, route.KeyRedirect, route.KeyBalance, route.KeySticky, route.KeyCheck, route.KeyMaxConn, route.KeySlowStart, route.KeyFallback, route.KeyTo, route.KeyHold}
 }
 
 // How connections to servers are told apart depends on the version.

@@ -18,6 +18,7 @@ import (
 	"berth/registrar/label"
 	"berth/templater/catalog"
 	"berth/templates"
+	"berth/templates/claim"
 	"berth/templates/route"
 )
 
@@ -57,6 +58,8 @@ type Config struct {
 	ProxyProtocol    string
 	ErrorDetails     bool
 	RouteGrace       time.Duration
+	RouteHold        time.Duration
+	RouteHoldMax     int
 	File             []string
 	Files            []fileEntry // including the ones of File
 	Proxy            string      // kindHAProxy or kindNginx
@@ -130,6 +133,8 @@ func (c *Config) templaterFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.ProxyProtocol, "proxy-protocol", "none", "ports on which trusted proxies speak the PROXY protocol, like http,https,5432, or none")
 	f.BoolVar(&c.ErrorDetails, "error-details", false, "have error pages say what is missing, with names of services and labels: not for the public")
 	f.DurationVar(&c.RouteGrace, "route-grace", 5*time.Minute, "how long a route is held for a service that is gone, or whose instances do not serve; 0 = not at all")
+	f.DurationVar(&c.RouteHold, "route-hold", 10*time.Second, "how long requests and connections wait for a service without a server, where no SERVICE_ROUTE_HOLD says so, up to 5m; 0 = not at all")
+	f.IntVar(&c.RouteHoldMax, "route-hold-max", 2000, "how many may wait at once in the proxy; the others get the 503 page at once")
 	f.IntVar(&c.ConsulConnections, "consul-connections", catalog.DefaultConnections, "connections to Consul that may be open at a time (Consul's own limit is 200)")
 	f.DurationVar(&c.ConsulGrace, "consul-grace", 30*time.Second, "how long to keep what a Consul that failed or lost its state no longer lists")
 	f.IntVar(&c.VanishLimit, "vanish-limit", 100, "percentage of a list that may vanish at once; if it is more, what is gone is kept for consul-grace")
@@ -383,8 +388,16 @@ func (c *Config) templateOptions() (o templates.Options, err error) {
 	if len(o.ProxyProtocol) > 0 && len(o.TrustedProxies) == 0 {
 		return o, errors.New("proxy-protocol needs trusted-proxies: name the networks that may say by it who the client is")
 	}
+	if c.RouteHold > claim.MaxHold {
+		return o, fmt.Errorf("route-hold must be from 0 to 5m, not %s", c.RouteHold)
+	}
+	if c.RouteHoldMax < 0 || c.RouteHoldMax > templates.MostHeld {
+		return o, fmt.Errorf("route-hold-max must be from 0 to %d, not %d", templates.MostHeld, c.RouteHoldMax)
+	}
+	o.Hold, o.HoldMax = c.RouteHold.Round(time.Millisecond), c.RouteHoldMax
 	o.TLSDirectory, o.IPv6, o.ErrorDetails = c.TLSDirectory, c.IPv6, c.ErrorDetails
 	o.NginxSocket, o.NginxClosing, o.Lua = c.Nginx.controlSocket(), c.Nginx.closingFile(), c.Nginx.Lua
+	o.HAProxyLua = c.HAProxy.version.lua
 	o.HAProxyAtLeast, o.NginxAtLeast = c.HAProxy.version.atLeast, c.Nginx.version.atLeast
 	return o, nil
 }

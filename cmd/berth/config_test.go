@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -113,6 +114,36 @@ func TestOptionsOfProxiesInFront(t *testing.T) {
 		err := c.validate()
 		if tt.err == "" && err != nil || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
 			t.Errorf("%+v: %v", tt, err)
+		}
+	}
+}
+
+// How long requests wait, and how many, are bounded.
+func TestRouteHold(t *testing.T) {
+	for _, tt := range []struct {
+		yaml, err string
+		hold      time.Duration
+		most      int
+	}{
+		{"", "", 10 * time.Second, 2000},
+		{"route-hold: 0\nroute-hold-max: 0\n", "", 0, 0},
+		{"route-hold: 5m\nroute-hold-max: 20000\n", "", 5 * time.Minute, 20000},
+		{"route-hold: 301s\n", "route-hold must be from 0 to 5m, not 5m1s", 0, 0},
+		{"route-hold-max: -1\n", "route-hold-max must be from 0 to 20000, not -1", 0, 0},
+		{"route-hold-max: 20001\n", "route-hold-max must be from 0 to 20000, not 20001", 0, 0},
+	} {
+		c, err := configOf(t, templaterCommand(), tt.yaml)
+		if tt.err != "" {
+			if err == nil || !strings.HasSuffix(err.Error(), tt.err) {
+				t.Errorf("%q: %v", tt.yaml, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o, err := c.templateOptions(); err != nil || o.Hold != tt.hold || o.HoldMax != tt.most {
+			t.Errorf("%q: %v, %d, %v", tt.yaml, o.Hold, o.HoldMax, err)
 		}
 	}
 }

@@ -65,12 +65,20 @@ func (k *haproxyKind) driver(p *process, o driverOptions) proxyctl.Proxy {
 		Prepared:      o.prepared,
 		PortRefused:   o.portRefused,
 		Version:       k.version.learn,
-		Grace:         p.config.ConsulGrace,
-		TakeOver:      p.config.TakeOver,
-		Log:           p.log,
+		WithoutLua: func(reason string) {
+			if k.version.withoutLua() {
+				p.log.Info("the configuration is rendered again without Lua", "reason", reason)
+			}
+		},
+		Grace:    p.config.ConsulGrace,
+		TakeOver: p.config.TakeOver,
+		Log:      p.log,
 	})
 }
 
 func (k *haproxyKind) versionHere(ctx context.Context, binary string) string {
+	if !haproxy.LuaHere(ctx, binary, versionTime) {
+		k.version.withoutLua()
+	}
 	return haproxy.VersionHere(ctx, binary, k.Socket, versionTime)
 }

@@ -33,7 +33,7 @@ var flagGroups = []struct {
 		"files DIRECTORY", "on-file REACTION", "bind NAME:SERVICE", "binding-mode MODE", "topology KIND", "priority NUMBER",
 	}},
 	{"Templates and routes", []string{
-		"template FILE", "template-programs", "tls-directory DIRECTORY", "tcp-ports PORTS", "route-grace TIME",
+		"template FILE", "template-programs", "tls-directory DIRECTORY", "tcp-ports PORTS", "route-grace TIME", "route-hold TIME", "route-hold-max NUMBER",
 		"trusted-proxies NETWORK,...", "proxy-protocol PORTS", "ipv6", "error-details",
 		"file TEMPLATE:FILE[:COMMAND]",
 	}},

@@ -76,7 +76,7 @@ func (d *driver) Binary() string { return d.opts.Binary }
 
 // Check implements proxyctl.Driver.
 func (d *driver) Check(ctx context.Context, file string) error {
-	return check(ctx, d.opts.Env, d.opts.Binary, file)
+	return d.judgeLua(check(ctx, d.opts.Env, d.opts.Binary, file), false)
 }
 
 const noSocket = "HAProxy has no master socket"
@@ -282,7 +282,8 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 		err = d.isRead(ctx, to)
 	}
 	if err != nil {
-		return proxyctl.Snapshot{}, d.portError(err, last.Config, to.Config, time.Since(began))
+		err = d.portError(err, last.Config, to.Config, time.Since(began))
+		return proxyctl.Snapshot{}, d.judgeLua(err, to.Config.loadsLua() && !last.Config.loadsLua())
 	}
 	if !d.seen.generation.SameShape(to.Generation) {
 		clear(d.refused)

@@ -29,7 +29,7 @@ var (
 	restrictingKeys = []string{claim.KeyCheck, claim.KeyRedirect, claim.KeyMaxConn, claim.KeyTo, claim.KeyWeight}
 
 	routeSettings = []string{claim.KeyStrip, claim.KeyRedirect, claim.KeyBalance, claim.KeySticky, claim.KeyCheck,
-		claim.KeyMaxConn, claim.KeySlowStart, claim.KeyFallback, claim.KeyTo}
+		claim.KeyMaxConn, claim.KeySlowStart, claim.KeyFallback, claim.KeyTo, claim.KeyHold}
 
 	// knownKeys mean something beside checkPrefix and what follows it. All others are metadata.
 	knownKeys = slices.Concat([]string{"name", "id", "tags", "ignore", "oneoff", "weight", "address", "network", "ready", "stop_signal", keyGroup},

@@ -25,6 +25,7 @@ const (
 	KeySlowStart = "route_slowstart" // time in which a server that is back gets its full share
 	KeyFallback  = "route_fallback"  // a service that serves while this one has no instance
 	KeyTo        = "route_to"        // leader, or all
+	KeyHold      = "route_hold"      // time for which requests wait for a server
 )
 
 // The Meta keys that berth's registrar writes and that are no labels.
@@ -55,7 +56,7 @@ var hostKeys = func() []string {
 const MaxValue = 512
 
 var keys = []string{KeyHost, KeyPath, KeyPort,
-	KeyStrip, KeyRedirect, KeyBalance, KeySticky, KeyCheck, KeyMaxConn, KeySlowStart, KeyFallback, KeyTo}
+	KeyStrip, KeyRedirect, KeyBalance, KeySticky, KeyCheck, KeyMaxConn, KeySlowStart, KeyFallback, KeyTo, KeyHold}
 
 // Label returns the label of a container that sets a key.
 func Label(key string) string { return "SERVICE_" + strings.ToUpper(key) }

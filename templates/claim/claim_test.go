@@ -179,6 +179,9 @@ func TestParseSettings(t *testing.T) {
 			[]string{"-1", "1000001", "10x", "1e3", "0x10", "+1"}},
 		{KeySlowStart, map[string]Settings{"1s": {SlowStart: time.Second}, "1m30s": {SlowStart: 90 * time.Second}, "1499ms": {SlowStart: time.Second}, "1h": {SlowStart: time.Hour}},
 			[]string{"10", "0s", "-10s", "999ms", "61m", "10 s", "1d"}, nil},
+		{KeyHold, map[string]Settings{"30s": {Hold: 30 * time.Second}, " 1m30s": {Hold: 90 * time.Second}, "5m": {Hold: 5 * time.Minute}, "1.5s": {Hold: 1500 * time.Millisecond},
+			"1ns": {Hold: time.Millisecond}, "1001us": {Hold: 2 * time.Millisecond}, "0": {Hold: NoHold}, "0s": {Hold: NoHold}, "no": {Hold: NoHold}, "OFF": {Hold: NoHold}},
+			[]string{"", "30", "-1s", "5m1ns", "5m1s", "10 s", "yes", "1d", "true"}, nil},
 		{KeyFallback, map[string]Settings{"sorry": {Fallback: "sorry"}, " Web_App.v1": {Fallback: "Web_App.v1"}}, []string{"no service", ".", "a/b", "é"}, nil},
 	} {
 		check := func(value string, want Settings, problems, routes int) {
@@ -195,6 +198,14 @@ func TestParseSettings(t *testing.T) {
 		}
 		for _, value := range tt.worse {
 			check(value, Settings{}, 1, 0)
+		}
+	}
+}
+
+func TestHoldOr(t *testing.T) {
+	for hold, want := range map[time.Duration]time.Duration{0: 10 * time.Second, NoHold: 0, time.Minute: time.Minute} {
+		if got := (Settings{Hold: hold}).HoldOr(10 * time.Second); got != want {
+			t.Errorf("%d: %v, want %v", hold, got, want)
 		}
 	}
 }

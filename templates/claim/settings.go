@@ -15,9 +15,16 @@ type Settings struct {
 	Balance, Check          string // "" = not said
 	MaxConn                 int    // 0 = not said
 	SlowStart               time.Duration
-	Fallback                string // name of a service; "" = none
-	ToLeader                bool   // nobody but the service's leader serves
+	Fallback                string        // name of a service; "" = none
+	ToLeader                bool          // nobody but the service's leader serves
+	Hold                    time.Duration // how long requests wait while there is no server; NoHold = not at all, 0 = not said
 }
+
+// NoHold is a Settings.Hold by which no request waits.
+const NoHold = time.Duration(-1)
+
+// MaxHold is the longest time for which a request may wait.
+const MaxHold = 5 * time.Minute
 
 // The values of KeyTo.
 const (
@@ -84,6 +91,13 @@ func (p *parser) settings() {
 			p.problem("its %s %.100q is not a duration between 1s and 1h; set %s", KeySlowStart, value, Label(KeySlowStart))
 		}
 	}
+	if value := p.setting(KeyHold); value != "" {
+		if s.Hold = parseHold(value); s.Hold != 0 {
+			p.says(KeyHold)
+		} else {
+			p.problem("its %s %.100q is not a duration between 0 and 5m, as 30s; set %s", KeyHold, value, Label(KeyHold))
+		}
+	}
 	if value := p.setting(KeyFallback); value != "" {
 		if IsServiceName(value) {
 			s.Fallback = value
@@ -147,6 +161,32 @@ func parseSlowStart(s string) time.Duration {
 		return 0
 	}
 	return d.Round(time.Second)
+}
+
+// parseHold rounds up to milliseconds, in which proxies count. It returns 0 for what is no duration that may be waited for.
+func parseHold(s string) time.Duration {
+	if IsNo(s) {
+		return NoHold
+	}
+	d, err := time.ParseDuration(s)
+	switch {
+	case err != nil || d < 0 || d > MaxHold:
+		return 0
+	case d == 0:
+		return NoHold
+	}
+	return (d + time.Millisecond - 1).Truncate(time.Millisecond)
+}
+
+// HoldOr returns how long requests wait while there is no server: as the service says, or else the standard time.
+func (s Settings) HoldOr(standard time.Duration) time.Duration {
+	switch {
+	case s.Hold == 0:
+		return standard
+	case s.Hold < 0:
+		return 0
+	}
+	return s.Hold
 }
 
 // ForTCP returns the settings for connections, where there are no requests to look at.

@@ -116,18 +116,3 @@ func Map(claims []route.Claim) string {
 	}
 	return text.String()
 }
-
-// PausedMap returns the backends of groups that are paused by hand, each with the milliseconds that a request waits, as
-// HAProxy's map_str_int reads them: "cart 30000".
-func PausedMap(groups []*route.Group) string {
-	var text strings.Builder
-	for _, g := range groups {
-		if len(g.Routes) > 0 {
-			fmt.Fprintf(&text, "%s %d\n", g.Name, g.Paused.Milliseconds())
-		}
-		if len(g.Ports) > 0 {
-			fmt.Fprintf(&text, "%s %d\n", tcpName(g), g.Paused.Milliseconds())
-		}
-	}
-	return text.String()
-}

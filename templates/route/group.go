@@ -31,6 +31,7 @@ type Group struct {
 	created  uint64 // the least index in Consul of the instances that ask for the routes
 	serves   bool   // its own instances take new requests
 	departed bool   // it has none, and waits for them to come back
+	drained  bool   // it has servers, and none takes new requests; set when it is kept
 	report   func(string)
 }
 
@@ -209,6 +210,7 @@ var settings = []struct {
 	{KeyMaxConn, func(to, from *claim.Settings) { to.MaxConn = from.MaxConn }, func(s *claim.Settings) any { return s.MaxConn }},
 	{KeySlowStart, func(to, from *claim.Settings) { to.SlowStart = from.SlowStart }, func(s *claim.Settings) any { return s.SlowStart }},
 	{KeyFallback, func(to, from *claim.Settings) { to.Fallback = from.Fallback }, func(s *claim.Settings) any { return s.Fallback }},
+	{KeyHold, func(to, from *claim.Settings) { to.Hold = from.Hold }, func(s *claim.Settings) any { return s.Hold }},
 }
 
 // set takes each setting from the newest instance that says it.
@@ -276,6 +278,9 @@ func (r *reader) reportIneffective() {
 	}
 	report(KeyTo, wantsLeader)
 }
+
+// Drained reports whether a group of a table has servers, of which none takes new requests.
+func (g *Group) Drained() bool { return g.drained }
 
 // NeedsFallback returns the name of the fallback service if this group has no server of its own, else "".
 func (g *Group) NeedsFallback() string {

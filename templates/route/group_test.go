@@ -207,6 +207,14 @@ func TestWhoSetsTheRules(t *testing.T) {
 			c.with("web", "v1", "10.0.0.1", 80, KeyPath, "/", KeyCheck, "/old", claim.KeyStarted, "2026-11-02T00:00:00Z").Service.CreateIndex = 1
 			c.with("web", "v2", "10.0.0.2", 80, KeyPath, "/", KeyCheck, "/new", claim.KeyStarted, "2026-11-01T23:00:00Z").Service.CreateIndex = 2
 		}, claim.Settings{Check: "/old"}, 1},
+		{"the newest with a hold says how long, even if that is not at all", func(c catalog) {
+			c.with("web", "v1", "10.0.0.1", 80, KeyPath, "/", KeyHold, "30s").Service.CreateIndex = 1
+			c.with("web", "v2", "10.0.0.2", 80, KeyPath, "/", KeyHold, "off").Service.CreateIndex = 2
+			c.with("web", "v3", "10.0.0.3", 80, KeyPath, "/").Service.CreateIndex = 3
+		}, claim.Settings{Hold: claim.NoHold}, 1},
+		{"a bad hold is left out, and its route stays", func(c catalog) {
+			c.with("web", "v1", "10.0.0.1", 80, KeyPath, "/", KeyHold, "1h")
+		}, claim.Settings{}, 1},
 		{"one has no check, though it has labels", func(c catalog) {
 			c.with("web", "v1", "10.0.0.1", 80, KeyPath, "/")
 			c.with("web", "v2", "10.0.0.2", 80, KeyPath, "/", KeyCheck, "/new")

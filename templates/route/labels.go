@@ -30,6 +30,7 @@ const (
 	KeySlowStart = claim.KeySlowStart
 	KeyFallback  = claim.KeyFallback
 	KeyTo        = claim.KeyTo
+	KeyHold      = claim.KeyHold
 )
 
 // The tags of the instances of a service that has a leader.
