@@ -59,6 +59,8 @@ type Grammar[C any] interface {
 	Unmark(file string, before *C) Marked[C]
 	// IsMarked says whether berth wrote a file, whatever became of it since.
 	IsMarked(file string) bool
+	// Beside returns the contents of the files that a text has beside it under names that stay the same, by path. nil = none.
+	Beside(text string) map[string]string
 	// Changes says for each backend how its servers differ.
 	Changes(before, after *C) []Change
 	// Serves returns the names of what a text, which may be anybody's, passes requests to: of backends that have servers, and

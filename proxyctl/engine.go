@@ -77,7 +77,7 @@ func NewEngine[C any, O fmt.Stringer](driver Driver[C, O], opts EngineOptions) *
 		opts.Grace = 30 * time.Second
 	}
 	e := &Engine[C, O]{opts: opts, driver: driver, tend: make(chan struct{}, 1)}
-	e.conf = &configfile.File{Path: opts.File, Marked: driver.IsMarked, Log: opts.Log}
+	e.conf = &configfile.File{Path: opts.File, Marked: driver.IsMarked, Beside: driver.Beside, Log: opts.Log}
 	e.lazy = &configfile.LazyWriter{Proxy: opts.Name, Write: e.writeLazily}
 	return e
 }
@@ -307,7 +307,7 @@ func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], s
 			res.OldWorkers = snap.OldWorkers
 			switch {
 			case err != nil:
-			case there.Text == goal.Text:
+			case there.Text == goal.Text && e.conf.InStep(goal.Text):
 				e.conf.ForgetGood() // of an earlier berth that was killed
 			default:
 				err = e.lazy.Problem(goal.Generation)
@@ -554,7 +554,8 @@ func (e *Engine[C, O]) prepare(ctx context.Context, to Marked[C], reason error) 
 	if e.blocked != nil {
 		return e.restore(there, last, fmt.Errorf("%w; %w", reason, e.blocked))
 	}
-	if there.Text != to.Text || there.Text != last.Text || e.driver.Binary() != "" && !e.validated {
+	inStep := there.Text == to.Text && e.conf.InStep(to.Text)
+	if !inStep || there.Text != last.Text || e.driver.Binary() != "" && !e.validated {
 		if err := e.validate(ctx, to.Text); err != nil {
 			return e.restore(there, last, err)
 		}
@@ -562,7 +563,7 @@ func (e *Engine[C, O]) prepare(ctx context.Context, to Marked[C], reason error) 
 		if !starts {
 			return e.restore(there, last, reason)
 		}
-		if there.Text != to.Text {
+		if !inStep {
 			if err := e.driver.Precheck(ctx, there, to); err != nil {
 				return e.restore(there, last, err)
 			}

@@ -119,6 +119,8 @@ func (d *fakeDriver) Unmark(file string, _ *fakeConfig) Marked[fakeConfig] {
 	return Marked[fakeConfig]{Text: file, Config: parseFake(text)}
 }
 
+func (d *fakeDriver) Beside(string) map[string]string { return nil }
+
 func (d *fakeDriver) IsMarked(file string) bool { return strings.Contains(file, fakeMark) }
 
 func (d *fakeDriver) Changes(before, after *fakeConfig) []Change {

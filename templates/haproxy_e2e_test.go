@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"berth/proxyctl"
+	"berth/templates/claim"
 	"berth/templates/route"
 )
 
@@ -88,15 +89,30 @@ func TestE2EHAProxyAccepts(t *testing.T) {
 	k.eachImage(t, func(t *testing.T, image string) {
 		for _, file := range files {
 			t.Run(filepath.Base(file), func(t *testing.T) {
-				config := read(file)
-				k.accepted(t, image, map[string]string{
-					k.config: config, routesPath.FindString(config): read(strings.TrimSuffix(file, ".cfg") + ".map"),
-				})
+				files := map[string]string{k.config: read(file)}
+				for _, path := range besideHAProxy.FindAllString(files[k.config], -1) {
+					switch {
+					case strings.HasSuffix(path, ".routes.map"):
+						files[path] = read(strings.TrimSuffix(file, ".cfg") + ".map")
+					case strings.HasSuffix(path, ".lua"):
+						files[path] = pause
+					default:
+						files[path] = ""
+					}
+				}
+				k.accepted(t, image, files)
 			})
 		}
-		t.Run("longest", func(t *testing.T) { k.accepted(t, image, k.all(t, render(t, longest()), Options{})) })
+		version := haproxyVersion(t, image)
+		o := Options{Hold: claim.MaxHold, HoldMax: MostHeld, HAProxyAtLeast: func(other string) bool { return proxyctl.AtLeast(version, other) }}
+		t.Run("longest", func(t *testing.T) { k.accepted(t, image, k.all(t, renderWith(t, longest(), o, inOrder), o)) })
+		o.HAProxyLua = func() bool { return false }
+		t.Run("without Lua", func(t *testing.T) { k.accepted(t, image, k.all(t, renderWith(t, everyLabel(), o, inOrder), o)) })
 	})
 }
+
+// besideHAProxy are the paths of the files that a configuration names.
+var besideHAProxy = regexp.MustCompile(`/etc/haproxy/haproxy\.cfg\.[A-Za-z0-9.-]+`)
 
 // longest has as much in every line as there can be.
 func longest() catalog {

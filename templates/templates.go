@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
-	"strconv"
 	"strings"
 	"text/template"
 	"time"
@@ -26,11 +25,14 @@ var haproxyTemplate string
 //go:embed nginx.conf.ctmpl
 var nginxTemplate string
 
+//go:embed pause.lua
+var pause string
+
 //go:embed balancer.lua
 var balancer string
 
 // HAProxy returns the template for HAProxy 2.6 to 3.2, in consul-template's language. It needs Funcs, and of the
-// templater partial, asFile and directory.
+// templater partial, asFile, asMap and directory.
 func HAProxy() string { return haproxyTemplate }
 
 // Nginx returns the template for nginx 1.22 to 1.30, in consul-template's language. It needs Funcs, and of the templater
@@ -59,6 +61,8 @@ type Options struct {
 	// HAProxyAtLeast and NginxAtLeast say whether the proxy has this version, as in "1.27.4", or a later one. nil = the
 	// version is unknown, and nothing is at least anything.
 	HAProxyAtLeast, NginxAtLeast func(version string) bool
+	// HAProxyLua says whether HAProxy has Lua; nil = it has.
+	HAProxyLua func() bool
 	// IPv6 has the proxy listen on IPv6 as well as on IPv4. Without IPv6 in its kernel it would not start.
 	IPv6 bool
 	// TrustedProxies are the networks of the proxies in front whose word about a client is believed; nil = nobody's.
@@ -121,6 +125,14 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			"backends":       haproxy.Backends,
 			"haproxyAtLeast": atLeast("haproxyAtLeast", o.HAProxyAtLeast),
 			"routesMap":      func(t *route.Table) string { return haproxy.Map(t.Claims()) },
+			"hold":           func() int64 { return o.Hold.Milliseconds() },
+			"holdMap":        func(t *route.Table) string { return haproxy.HoldMap(t, o.Hold) },
+			"holdMax":        func() int { return o.HoldMax },
+			"pausedMap":      haproxy.PausedMap,
+			"pauses":         haproxy.Pauses,
+			"haproxyLua":     func() bool { return haproxyLua(o, report) },
+			"luaPause":       func() string { return pause },
+			"tcpPorts":       func() route.Ports { return o.TCPPorts },
 
 			"upstreams":         func(g *route.Group) nginx.Upstreams { return nginx.NewUpstreams(g, o.Lua, report) },
 			"upstreamName":      nginx.UpstreamName,
@@ -130,14 +142,27 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			"closingFile":       func() string { return o.NginxClosing },
 			"nginxAtLeast":      atLeast("nginxAtLeast", o.NginxAtLeast),
 			"lua":               func() bool { return o.Lua },
-			"holdSeconds":       func() string { return strconv.FormatFloat(o.Hold.Seconds(), 'f', -1, 64) },
-			"holdMax":           func() int { return o.HoldMax },
 			"luaBalancer":       func() string { return strings.TrimSuffix(balancer, "\n") },
 
 			"claim": gone, "exposed": gone, "proxied": gone,
 			"certificates": gone, "serverCertificates": gone, "controlDirectory": gone, "routeMaps": gone, "pathDepths": gone,
 		}
 	}
+}
+
+// haproxyLua reports whether HAProxy has Lua, and what it does without.
+func haproxyLua(o Options, report func(string)) bool {
+	if o.HAProxyLua == nil || o.HAProxyLua() {
+		return true
+	}
+	what := "requests and TCP connections"
+	if o.HAProxyAtLeast != nil && o.HAProxyAtLeast("3.2") {
+		what = "TCP connections"
+	}
+	if what != "TCP connections" || len(o.TCPPorts) > 0 {
+		report("HAProxy was built without Lua, so " + what + " do not wait for a service without a server (SERVICE_ROUTE_HOLD); run a HAProxy with Lua, as the official image and Debian's package are")
+	}
+	return false
 }
 
 // gone stands in for functions that older templates call, or call in another way.

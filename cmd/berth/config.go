@@ -397,6 +397,7 @@ func (c *Config) templateOptions() (o templates.Options, err error) {
 	o.Hold, o.HoldMax = c.RouteHold.Round(time.Millisecond), c.RouteHoldMax
 	o.TLSDirectory, o.IPv6, o.ErrorDetails = c.TLSDirectory, c.IPv6, c.ErrorDetails
 	o.NginxSocket, o.NginxClosing, o.Lua = c.Nginx.controlSocket(), c.Nginx.closingFile(), c.Nginx.Lua
+	o.HAProxyLua = c.HAProxy.version.lua
 	o.HAProxyAtLeast, o.NginxAtLeast = c.HAProxy.version.atLeast, c.Nginx.version.atLeast
 	return o, nil
 }

@@ -10,6 +10,7 @@ import (
 	"berth/proxyctl"
 	"berth/proxyctl/haproxy"
 	"berth/proxyctl/unixcred"
+	"berth/templater"
 	"berth/templates"
 )
 
@@ -22,8 +23,8 @@ type haproxyKind struct {
 func newHAProxy() *haproxyKind {
 	return &haproxyKind{proxyOptions: proxyOptions{
 		name: kindHAProxy, title: "HAProxy", stopSignal: syscall.SIGUSR1, checkArguments: []string{"-c"},
-		template: templates.HAProxy(),
-		File:     "/etc/haproxy/haproxy.cfg", Socket: "/run/haproxy/master.sock",
+		template: templates.HAProxy(), maps: true,
+		File: "/etc/haproxy/haproxy.cfg", Socket: "/run/haproxy/master.sock",
 		version: newProxyVersion(),
 	}}
 }
@@ -41,6 +42,8 @@ func (k *haproxyKind) command(args []string) ([]string, error) {
 }
 
 func (k *haproxyKind) running() (pid int, err error) { return unixcred.Running(k.Socket) }
+
+func (k *haproxyKind) text(p templater.Published) string { return haproxy.WithMaps(p.Text, p.Maps) }
 
 func (k *haproxyKind) unmarked(text string) string { return haproxy.Unmarked(text) }
 
@@ -62,12 +65,20 @@ func (k *haproxyKind) driver(p *process, o driverOptions) proxyctl.Proxy {
 		Prepared:      o.prepared,
 		PortRefused:   o.portRefused,
 		Version:       k.version.learn,
-		Grace:         p.config.ConsulGrace,
-		TakeOver:      p.config.TakeOver,
-		Log:           p.log,
+		WithoutLua: func(reason string) {
+			if k.version.withoutLua() {
+				p.log.Info("the configuration is rendered again without Lua", "reason", reason)
+			}
+		},
+		Grace:    p.config.ConsulGrace,
+		TakeOver: p.config.TakeOver,
+		Log:      p.log,
 	})
 }
 
 func (k *haproxyKind) versionHere(ctx context.Context, binary string) string {
+	if !haproxy.LuaHere(ctx, binary, versionTime) {
+		k.version.withoutLua()
+	}
 	return haproxy.VersionHere(ctx, binary, k.Socket, versionTime)
 }

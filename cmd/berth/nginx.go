@@ -11,6 +11,7 @@ import (
 
 	"berth/proxyctl"
 	"berth/proxyctl/nginx"
+	"berth/templater"
 	"berth/templates"
 )
 
@@ -52,6 +53,8 @@ func (k *nginxKind) checkSocket() error {
 func (k *nginxKind) command(args []string) ([]string, error) { return nginx.Command(args, k.File) }
 
 func (k *nginxKind) running() (pid int, err error) { return nginx.Running(k.Socket) }
+
+func (k *nginxKind) text(p templater.Published) string { return p.Text }
 
 func (k *nginxKind) unmarked(text string) string { return nginx.Unmarked(text) }
 

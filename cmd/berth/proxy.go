@@ -20,7 +20,8 @@ type proxyKind interface {
 	common() *proxyOptions
 	command(args []string) ([]string, error) // completes the command line that runs the proxy as berth's child
 	running() (pid int, err error)           // returns the process that listens on the socket, 0 if there is none
-	unmarked(text string) string             // returns the text of a configuration file as it was rendered
+	text(templater.Published) string         // returns a text as it is handed to the driver
+	unmarked(text string) string             // returns the text of a configuration file as it was handed over
 	validate(ctx context.Context, binary, text string, files map[string]string) error
 	driver(p *process, o driverOptions) proxyctl.Proxy
 	versionHere(ctx context.Context, binary string) string // returns the version that a text must suit, "" if it is not known
@@ -41,6 +42,7 @@ type proxyOptions struct {
 	stopSignal     syscall.Signal // makes the proxy finish its connections and end
 	checkArguments []string       // make the program check its configuration and end
 	template       string         // the one that berth ships
+	maps           bool           // it has maps that change while it runs
 	version        *proxyVersion
 
 	File, Socket, Binary           string // "" is none
@@ -101,6 +103,9 @@ func (p *process) proxyTemplate(ctx context.Context, binary string) (templater.T
 	path, err := filepath.Abs(o.File)
 	o.version.learn(p.proxy.versionHere(ctx, binary))
 	t := templater.Template{Name: o.name, Destination: path, FilePrefix: path + "."}
+	if o.maps {
+		t.MapPrefix = path + "."
+	}
 	if t.File = p.config.Template; t.File == "" {
 		t.Source, t.Text = "the built-in template", o.template
 	}
@@ -150,6 +155,6 @@ func (p *process) proxyOutput(ctx context.Context, command []string, refused *ro
 	ctl = proxyctl.New(proxyctl.Options{
 		Proxy: p.proxy.driver(p, o), Interval: p.config.ReloadInterval, Socket: p.proxy.common().Socket, Log: p.log, Metrics: p.metrics,
 	})
-	set := func(p templater.Published) { ctl.Set(proxyctl.Config{Text: p.Text, Files: p.Files}, p.Since) }
+	set := func(t templater.Published) { ctl.Set(proxyctl.Config{Text: p.proxy.text(t), Files: t.Files}, t.Since) }
 	return output{runner: ctl, template: tmpl, set: set}, child, nil
 }

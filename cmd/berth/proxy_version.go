@@ -6,13 +6,16 @@ import (
 	"berth/proxyctl"
 )
 
-// proxyVersion is the version of a proxy as far as it is known: the driver learns it, and templates ask for it.
+// proxyVersion is the version of a proxy as far as it is known, and whether HAProxy was built with Lua: the driver learns it, and
+// templates ask for it.
 type proxyVersion struct {
 	rerender chan struct{} // of capacity 1: templates would be told something else
 
 	mu       sync.Mutex
 	known    string
 	answered map[string]bool // to templates, by the version that they asked for
+	lualess  bool            // HAProxy was built without Lua
+	askedLua bool            // a template asked
 }
 
 func newProxyVersion() *proxyVersion {
@@ -35,8 +38,38 @@ func (v *proxyVersion) learn(known string) (rerenders bool) {
 	for version, was := range v.answered {
 		rerenders = rerenders || was != proxyctl.AtLeast(known, version)
 	}
-	if rerenders && len(v.rerender) == 0 { // only learn sends
-		v.rerender <- struct{}{}
+	if rerenders {
+		v.notify()
 	}
 	return rerenders
+}
+
+// notify has the templates rendered again. The caller holds the lock.
+func (v *proxyVersion) notify() {
+	if len(v.rerender) == 0 { // nobody else sends
+		v.rerender <- struct{}{}
+	}
+}
+
+// lua reports whether HAProxy has Lua, as nearly every one has.
+func (v *proxyVersion) lua() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.askedLua = true
+	return !v.lualess
+}
+
+// withoutLua notes that HAProxy was built without Lua, and has the templates rendered again if one asked for it. It reports
+// whether that was new.
+func (v *proxyVersion) withoutLua() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.lualess {
+		return false
+	}
+	v.lualess = true
+	if v.askedLua {
+		v.notify()
+	}
+	return true
 }

@@ -42,6 +42,18 @@ func TestProxyVersion(t *testing.T) {
 	}
 }
 
+// Templates are rendered again once for a HAProxy without Lua, if one has asked.
+func TestWithoutLua(t *testing.T) {
+	v := newProxyVersion()
+	if !v.withoutLua() || len(v.rerender) > 0 || v.lua() {
+		t.Error("no template asked, and HAProxy has no Lua")
+	}
+	v = newProxyVersion()
+	if !v.lua() || !v.withoutLua() || len(v.rerender) != 1 || v.lua() || v.withoutLua() {
+		t.Error("a template asked: it is to be rendered again without Lua")
+	}
+}
+
 // What is rendered suits the nginx whose program checks it.
 func TestRenderForVersion(t *testing.T) {
 	dir := t.TempDir()

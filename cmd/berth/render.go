@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -71,7 +72,7 @@ running berth remembers of what is gone (--route-grace, --consul-grace) shows as
 			case explain:
 				return r.print(out, r.explained)
 			case !validate:
-				return r.print(out, func(t templater.Template) string { return r.texts[t.Name].Text })
+				return r.print(out, r.text)
 			}
 			return nil
 		},
@@ -145,7 +146,7 @@ func (r rendering) diff(w io.Writer) error {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		before, after := string(there), r.texts[t.Name].Text
+		before, after := string(there), r.text(t)
 		if t.Name == r.proxy.common().name {
 			before = r.proxy.unmarked(before)
 			after = strings.TrimSuffix(after, "\n") + "\n" // berth ends the last line for the proxy
@@ -159,6 +160,14 @@ func (r rendering) diff(w io.Writer) error {
 		return err
 	}
 	return differs{}
+}
+
+// text returns a text as it goes to where it belongs.
+func (r rendering) text(t templater.Template) string {
+	if t.Name == r.proxy.common().name {
+		return r.proxy.text(r.texts[t.Name])
+	}
+	return r.texts[t.Name].Text
 }
 
 // explained returns a text with what its lines depend on, in groups that depend on the same.
@@ -189,5 +198,7 @@ func (r rendering) validate(ctx context.Context) error {
 	if binary == "" {
 		return fmt.Errorf("--validate needs the %[1]s program: say where it is with --%[1]s-binary, or run berth where it is", name)
 	}
-	return r.proxy.validate(ctx, binary, rendered.Text, rendered.Files)
+	files := maps.Clone(rendered.Files)
+	maps.Copy(files, rendered.Maps)
+	return r.proxy.validate(ctx, binary, rendered.Text, files)
 }

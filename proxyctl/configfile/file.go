@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -23,6 +25,9 @@ type File struct {
 	Path   string                 // its directory must be writable
 	Marked func(text string) bool // says whether berth wrote a text, whatever became of it since
 	Log    *slog.Logger
+	// Beside, if not nil, returns the contents of the files that a text has beside it under names that stay the same, by path.
+	// They are written right before the text.
+	Beside func(text string) map[string]string
 
 	unowned sync.Once       // it was said that the owner cannot be kept
 	written map[string]bool // auxiliary files of the newest text; they are in place
@@ -54,7 +59,14 @@ func Read(path string) (string, error) {
 // Write replaces a file at once. It gets the permissions and the owner of the configuration file, which may hold secrets, and
 // which the proxy has to be able to read: berth may be root, and the proxy is not. A configuration that is a symbolic link stays
 // one. Other links are replaced, or whoever makes one here could have berth write to where it leads.
+//
+// A text in place of the configuration file has its files beside it first.
 func (f *File) Write(path, text string) error {
+	if path == f.Path {
+		if err := f.writeBeside(text, func(has string, err error, wants string) bool { return err != nil || has != wants }); err != nil {
+			return err
+		}
+	}
 	if to, err := filepath.EvalSymlinks(path); err == nil && path == f.Path {
 		path = to
 	}
@@ -77,6 +89,37 @@ func (f *File) Write(path, text string) error {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
+}
+
+// writeBeside writes the files that a text has beside it, those that differ.
+func (f *File) writeBeside(text string, differ func(has string, err error, wants string) bool) error {
+	if f.Beside == nil {
+		return nil
+	}
+	files := f.Beside(text)
+	for _, path := range slices.Sorted(maps.Keys(files)) {
+		has, err := os.ReadFile(path)
+		if !differ(string(has), err, files[path]) {
+			continue
+		}
+		if err := f.Write(path, files[path]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// InStep says whether the files that a text has beside it are there, with the right contents.
+func (f *File) InStep(text string) bool {
+	if f.Beside == nil {
+		return true
+	}
+	for path, wants := range f.Beside(text) {
+		if has, err := os.ReadFile(path); err != nil || string(has) != wants {
+			return false
+		}
+	}
+	return true
 }
 
 func isForbidden(err error) bool {
@@ -198,6 +241,11 @@ func (f *File) KeepForeign(text string) error {
 // Validate has check look at a text as a candidate next to the file that it may replace, for so long at most. name is
 // what the check is called in the error when it takes longer.
 func (f *File) Validate(ctx context.Context, timeout time.Duration, name, text string, check func(ctx context.Context, path string) error) error {
+	// The files beside it belong to the text that is there: only those are written that this has not.
+	missing := func(_ string, err error, _ string) bool { return errors.Is(err, fs.ErrNotExist) }
+	if err := f.writeBeside(text, missing); err != nil {
+		return err
+	}
 	candidate := filepath.Join(filepath.Dir(f.Path), "."+filepath.Base(f.Path)+".candidate")
 	if err := f.Write(candidate, text); err != nil {
 		return err

@@ -12,7 +12,8 @@ import (
 // config is what berth understands of a configuration text: its sections, and in these the servers. It knows as much
 // of the grammar as is needed to tell them apart, and leaves the judgement of the rest to HAProxy.
 type config struct {
-	preamble     string // what stands before the first section
+	preamble     string             // what stands before the first section
+	maps         map[string]entries // by path
 	sections     []section
 	backends     map[string]*backend // and listen sections
 	reloadReason string              // why no server can be changed at run time, "" if they can
@@ -101,6 +102,7 @@ func parse(text string, before *config) *config {
 		p.begin(start)
 	}
 	p.end(text[begin:])
+	p.maps = readMaps(p.preamble, before)
 	return &p.config
 }
 

@@ -56,6 +56,9 @@ func (d *driver) Mark(text string, before *config) (marked, error) {
 	if len(m.Config.binds()) == 0 {
 		return m, errNoListener
 	}
+	if err := d.mapsError(m.Config); err != nil {
+		return m, err
+	}
 	return m, m.Config.claimError()
 }
 
@@ -73,7 +76,7 @@ func (d *driver) Binary() string { return d.opts.Binary }
 
 // Check implements proxyctl.Driver.
 func (d *driver) Check(ctx context.Context, file string) error {
-	return check(ctx, d.opts.Env, d.opts.Binary, file)
+	return d.judgeLua(check(ctx, d.opts.Env, d.opts.Binary, file), false)
 }
 
 const noSocket = "HAProxy has no master socket"
@@ -87,7 +90,7 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 		}
 		return s, nil
 	}
-	v, err := d.master.inspect(ctx)
+	v, err := d.master.inspect(ctx, d.opts.File)
 	if err != nil {
 		d.now = nil
 		return proxyctl.Snapshot{Down: true}, err
@@ -108,7 +111,7 @@ func (d *driver) Observe(base marked) {
 		return
 	}
 	d.loaded = d.seen.generation
-	d.observe(d.now.withState(d.seen.state, d.shown(d.now)), d.seen.state)
+	d.observe(d.now.withState(d.seen.state, d.shown(d.now)).withMaps(d.seen.maps), d.seen.state)
 }
 
 // observe takes over the servers that were read from HAProxy.
@@ -212,12 +215,18 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 		}
 	}
 	st, err := d.master.exchange(ctx, p.Ops, d.nextID, d.loaded.Shape)
+	var has map[string]entries
+	if err == nil {
+		has, err = d.master.entries(ctx, changedMaps(p.Ops))
+	}
 	if err == nil {
 		var backends []string
 		for _, o := range p.Ops {
-			backends = append(backends, o.backend)
+			if !o.isMap() {
+				backends = append(backends, o.backend)
+			}
 		}
-		d.observe(to.Config.withDraining(d.now).withState(st, backends), st)
+		d.observe(to.Config.withDraining(d.now).withState(st, backends).withMaps(has), st)
 		rest := compareServers(d.now, to.Config)
 		if rest.Reload == "" && len(rest.Ops) == 0 {
 			d.commit(d.now, to)
@@ -232,7 +241,7 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 		d.refused[no.key(to.Config)] = err.Error()
 	case errors.Is(err, proxyctl.ErrUnexpected):
 		for _, o := range p.Ops {
-			d.suspect[o.backend] = time.Now()
+			d.suspect[o.backend] = time.Now() // of a map it is the path, which no backend has for a name
 		}
 	}
 	return err
@@ -273,7 +282,8 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 		err = d.isRead(ctx, to)
 	}
 	if err != nil {
-		return proxyctl.Snapshot{}, d.portError(err, last.Config, to.Config, time.Since(began))
+		err = d.portError(err, last.Config, to.Config, time.Since(began))
+		return proxyctl.Snapshot{}, d.judgeLua(err, to.Config.loadsLua() && !last.Config.loadsLua())
 	}
 	if !d.seen.generation.SameShape(to.Generation) {
 		clear(d.refused)
@@ -302,7 +312,7 @@ func (d *driver) isRead(ctx context.Context, to marked) error {
 // reconcile looks at the servers of a new worker, and repairs what differs from the text that it has loaded. If that
 // cannot be (a section is disabled, .if blocks leave out servers), then HAProxy is believed to have what it loaded.
 func (d *driver) reconcile(ctx context.Context, to marked) {
-	v, err := d.master.inspect(ctx)
+	v, err := d.master.inspect(ctx, d.opts.File)
 	d.loaded, d.unmanageable = to.Generation, map[string]bool{}
 	if err != nil || !v.generation.SameShape(to.Generation) {
 		d.commit(to.Config, to) // the next look finds out
@@ -356,6 +366,11 @@ func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 	}
 	merged := *base
 	merged.sections = nil
+	if maps.EqualFunc(base.maps, to.maps, func(_, _ entries) bool { return true }) {
+		if p := compareMaps(base, to); p.Reload == "" {
+			merged.preamble = to.preamble
+		}
+	}
 	var ops []op
 	for _, s := range base.sections {
 		if is, ok := heads[s.head]; ok && s.isProxy() && s.text != is.text && s.inherited == is.inherited && slices.Equal(s.raw, is.raw) {

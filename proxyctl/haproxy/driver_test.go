@@ -37,6 +37,7 @@ type masterSocket struct {
 	mu       sync.Mutex
 	running  string // text of the serving worker
 	servers  []fakeServer
+	maps     map[string]entries
 	worker   int
 	failed   int
 	loaded   []string
@@ -81,7 +82,12 @@ func startMaster(t *testing.T, dir string) *masterSocket {
 
 // run makes the worker one that has loaded text.
 func (m *masterSocket) run(text string) {
-	m.running, m.servers = text, nil
+	m.running, m.servers, m.maps = text, nil, map[string]entries{}
+	contents, _ := cutMaps(text)
+	for path := range contents {
+		content, _ := os.ReadFile(path)
+		m.maps[path] = parseEntries(string(content))
+	}
 	backend := ""
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
@@ -165,7 +171,7 @@ const stateHead = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_
 func (m *masterSocket) toWorker(conn io.Writer, command string) {
 	w := strings.Fields(command)
 	what := strings.Join(w[:min(2, len(w))], " ")
-	if what != "show env" && what != "show info" && what != "show servers" {
+	if what != "show map" && what != "show env" && what != "show info" && what != "show servers" {
 		m.commands = append(m.commands, command)
 	}
 	for begin, says := range m.says {
@@ -262,6 +268,24 @@ func (m *masterSocket) toWorker(conn io.Writer, command string) {
 		}
 		io.WriteString(conn, "\n")
 	case "show sess":
+		io.WriteString(conn, "\n")
+	case "show map":
+		if len(w) == 2 {
+			io.WriteString(conn, "# id (file) description\n")
+			for path := range m.maps {
+				fmt.Fprintf(conn, "-1 (%s) pattern loaded from file '%[1]s' used by map at file 'haproxy.cfg' line 3. curr_ver=0 next_ver=0 entry_cnt=1\n", path)
+			}
+		} else {
+			for key, value := range m.maps[w[2]] {
+				fmt.Fprintf(conn, "0x55d0c8a1b2c0 %s %s\n", key, value)
+			}
+		}
+		io.WriteString(conn, "\n")
+	case "add map", "set map":
+		m.maps[w[2]][w[3]] = w[4]
+		io.WriteString(conn, "\n")
+	case "del map":
+		delete(m.maps[w[2]], w[3])
 		io.WriteString(conn, "\n")
 	default:
 		fmt.Fprintf(conn, "Unknown command: %q, but maybe one of the following ones is a better match:\n  help\n\n", command)

@@ -54,7 +54,7 @@ func startHarness(tb testing.TB, image string) *harness {
 		if _, err := r.info("Version"); err != nil {
 			return err
 		}
-		_, err := master{dir + "/master.sock", time.Second}.inspect(tb.Context()) // it listens a moment later
+		_, err := master{dir + "/master.sock", time.Second}.inspect(tb.Context(), dir+"/haproxy.cfg") // it listens a moment later
 		return err
 	})
 	r.version, _ = r.info("Version")

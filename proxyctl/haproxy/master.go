@@ -119,6 +119,9 @@ func parseProcesses(reply string) processes {
 	return p
 }
 
+// errSilent is a refusal without a reason, as HAProxy before 3.0 gives none.
+var errSilent = fmt.Errorf("%w by haproxy: the reload failed, its log says why", proxyctl.ErrRefused)
+
 // reload makes the master load its configuration file, of this mark, into a new worker, and returns when that one
 // answers. HAProxy from 3.0 on says how it went; 2.6 says nothing, so it is looked at until it tells. tell is another way
 // to have it reload, nil for the socket.
@@ -146,7 +149,7 @@ func (m master) reload(ctx context.Context, tell func(context.Context) error, wa
 				return now.processes, nil
 			}
 		case err == nil && now.failed > before.failed:
-			return now.processes, fmt.Errorf("%w by haproxy: the reload failed, its log says why", proxyctl.ErrRefused)
+			return now.processes, errSilent
 		}
 		if err != nil && within.Err() == nil {
 			reason = err
@@ -200,15 +203,19 @@ type snapshot struct {
 	processes
 	generation configfile.Generation // of the text that the serving worker has loaded
 	state      state
+	maps       map[string]entries // by path
 }
 
-// inspect reads all there is to know, in one exchange.
-func (m master) inspect(ctx context.Context) (snapshot, error) {
+// inspect reads all there is to know. file is the configuration file.
+func (m master) inspect(ctx context.Context, file string) (snapshot, error) {
 	v, rest, err := m.status(ctx, "; @1 show servers state")
 	if err == nil {
 		if v.state, err = parseState(rest); err != nil {
 			err = fmt.Errorf("%w: %w", proxyctl.ErrUnreachable, err)
 		}
+	}
+	if err == nil {
+		v.maps, err = m.maps(ctx, file)
 	}
 	return v, err
 }

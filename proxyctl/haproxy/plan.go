@@ -3,6 +3,7 @@ package haproxy
 import (
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -13,11 +14,12 @@ import (
 // before others leave, so that no backend is empty in between.
 type plan = proxyctl.Plan[op]
 
-// op is one change of one server.
+// op is one change of one server, or of one entry of a map.
 type op struct {
 	kind          opKind
-	backend, name string
+	backend, name string // of a map: its path and the key
 	server        server // as it shall be
+	value         string // of an entry, as it shall be
 }
 
 type opKind string
@@ -29,9 +31,19 @@ const (
 	opMove   opKind = "move"     // to another address or port
 	opWeight opKind = "weigh"
 	opRemove opKind = "remove"
+
+	opMapAdd    opKind = "add to map"
+	opMapSet    opKind = "change in map"
+	opMapDelete opKind = "delete from map"
 )
 
+// isMap says whether it is a change of a map.
+func (o op) isMap() bool { return o.kind == opMapAdd || o.kind == opMapSet || o.kind == opMapDelete }
+
 func (o op) String() string {
+	if o.isMap() {
+		return fmt.Sprintf("%s %s: %s", o.kind, filepath.Base(o.backend), strings.TrimSpace(o.name+" "+o.value))
+	}
 	s := fmt.Sprintf("%s %s/%s", o.kind, o.backend, o.name)
 	switch o.kind {
 	case opMove:
@@ -43,10 +55,11 @@ func (o op) String() string {
 }
 
 // serversOf returns the servers of changes.
-func serversOf(ops []op) []serverName {
-	names := make([]serverName, len(ops))
-	for i, o := range ops {
-		names[i] = serverName{o.backend, o.name}
+func serversOf(ops []op) (names []serverName) {
+	for _, o := range ops {
+		if !o.isMap() {
+			names = append(names, serverName{o.backend, o.name})
+		}
 	}
 	return names
 }
@@ -71,6 +84,7 @@ func compare(before, after *config) plan {
 	return p
 }
 
+// compareServers plans the changes of servers and of the entries of maps.
 func compareServers(before, after *config) plan {
 	var enter, change, leave []op
 	for _, name := range slices.Sorted(maps.Keys(after.backends)) {
@@ -89,7 +103,8 @@ func compareServers(before, after *config) plan {
 			}
 		}
 	}
-	return plan{Ops: slices.Concat(enter, change, leave)}
+	inMaps := compareMaps(before, after)
+	return plan{Reload: inMaps.Reload, Ops: slices.Concat(enter, change, inMaps.Ops, leave)}
 }
 
 func compareBackend(backend string, was, is *backend) plan {
@@ -106,7 +121,7 @@ func compareBackend(backend string, was, is *backend) plan {
 		if why := immutable(old, new, there); why != "" {
 			return plan{Reload: fmt.Sprintf("backend %s: server %s: %s", backend, name, why)}
 		}
-		do := func(kind opKind) { ops = append(ops, op{kind, backend, name, new}) }
+		do := func(kind opKind) { ops = append(ops, op{kind: kind, backend: backend, name: name, server: new}) }
 		if !there {
 			do(opAdd)
 			continue

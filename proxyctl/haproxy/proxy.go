@@ -30,6 +30,8 @@ type Options struct {
 	Reload func(context.Context) error
 	// Version is Report of proxyctl.Version.
 	Version func(version string) (rendered bool)
+	// WithoutLua, if not nil, is called when HAProxy refuses a text since it was built without Lua, with what it said.
+	WithoutLua func(reason string)
 	// Prepared, if not nil, is called when HAProxy is down and a good configuration is in place for its start.
 	Prepared func()
 	// PortRefused, if not nil, is called when a text is refused because of an address that HAProxy cannot listen on.

@@ -82,6 +82,12 @@ func (a answer) accepts(line string) bool {
 func (o op) commands(id int) []command {
 	at := o.backend + "/" + o.name
 	switch o.kind {
+	case opMapAdd:
+		return []command{{fmt.Sprintf("add map %s %s %s", o.backend, o.name, o.value), answerNothing}}
+	case opMapSet:
+		return []command{{fmt.Sprintf("set map %s %s %s", o.backend, o.name, o.value), answerNothing}}
+	case opMapDelete:
+		return []command{{fmt.Sprintf("del map %s %s", o.backend, o.name), answerNothing}}
 	case opAdd:
 		out := []command{{"add server " + at + " " + o.server.line(id), answerAdded}}
 		if o.server.checked {
@@ -126,7 +132,9 @@ func (m master) exchange(ctx context.Context, ops []op, nextID func(backend stri
 	backends := map[string]bool{}
 	var enter, rest []command
 	for _, o := range ops {
-		backends[o.backend] = true
+		if !o.isMap() {
+			backends[o.backend] = true
+		}
 		if o.kind == opAdd {
 			enter = append(enter, o.commands(nextID(o.backend))...)
 		} else {

@@ -67,6 +67,9 @@ func (d *driver) Unmark(file string, _ *config) marked { return unmark(file, d.o
 // IsMarked implements proxyctl.Grammar.
 func (d *driver) IsMarked(file string) bool { return isMarked(file) }
 
+// Beside implements proxyctl.Grammar.
+func (d *driver) Beside(string) map[string]string { return nil }
+
 // Changes implements proxyctl.Grammar.
 func (d *driver) Changes(before, after *config) []proxyctl.Change { return changes(before, after) }
 

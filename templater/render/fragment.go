@@ -45,6 +45,7 @@ type execution struct {
 	calls   map[*fragment]int
 	leftOut map[string]bool   // the reasons of functions that left something out
 	files   map[string]string // made by asFile
+	maps    map[string]string // made by asMap
 
 	read    map[string]*datum // of a good one: what used held then
 	held    map[string]*datum // what of it is older than the newest, which does not work
@@ -55,7 +56,7 @@ type execution struct {
 func newExecution(f *fragment, outer *execution) *execution {
 	return &execution{
 		of: f, outer: outer, used: map[string]dependency.Dependency{}, calls: map[*fragment]int{},
-		leftOut: map[string]bool{}, files: map[string]string{},
+		leftOut: map[string]bool{}, files: map[string]string{}, maps: map[string]string{},
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 const (
 	funcPartial   = "partial"
 	funcAsFile    = "asFile"
+	funcAsMap     = "asMap"
 	funcDirectory = "directory"
 	funcInstances = "instances"
 	// Internal: the argument of a partial, and the end of an execution.
@@ -32,7 +33,7 @@ const (
 // functions returns berth's own template functions, some of which replace one of consul-template's.
 func (v *version) functions() texttemplate.FuncMap {
 	funcs := texttemplate.FuncMap{
-		funcPartial: v.partial, funcAsFile: v.asFile, funcDirectory: v.directory, funcInstances: v.instances,
+		funcPartial: v.partial, funcAsFile: v.asFile, funcAsMap: v.asMap, funcDirectory: v.directory, funcInstances: v.instances,
 		funcArgument: func() any { return v.running.of.arg },
 		funcStop:     func() (string, error) { return "", errStop },
 	}
@@ -123,6 +124,25 @@ func (v *version) asFile(name, text string) (string, error) {
 	sum := sha256.Sum256([]byte(text))
 	path := fmt.Sprintf("%s%s-%x%s", v.FilePrefix, strings.TrimSuffix(name, ext), sum[:8], ext)
 	v.running.files[path] = text
+	return path, nil
+}
+
+var mapName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}\.map$`)
+
+// asMap is the template function: it returns the path of a map that holds the text. The path stays the same, so that another
+// content does not change the configuration: the proxy is given it while it runs.
+func (v *version) asMap(name, text string) (string, error) {
+	if v.MapPrefix == "" {
+		return "", errors.New("asMap: nothing but HAProxy's configuration has maps that change while it runs")
+	}
+	if !mapName.MatchString(name) {
+		return "", fmt.Errorf("asMap: %q must be a name like routes.map, of letters, digits, - and _", name)
+	}
+	path := v.MapPrefix + name
+	if was, twice := v.running.maps[path]; twice && was != text {
+		return "", fmt.Errorf("asMap: %s is made twice, with different texts", name)
+	}
+	v.running.maps[path] = text
 	return path, nil
 }
 

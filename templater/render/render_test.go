@@ -34,7 +34,7 @@ func newBench(t *testing.T, text string, funcs func(func(string), Ask) texttempl
 		b.executed = append(b.executed, name)
 	}}
 	var err error
-	if b.Set, err = NewSet([]Spec{{Name: "out", Source: "out.ctmpl", FilePrefix: "/etc/x.", Text: text, Funcs: funcs}}, opts); err != nil {
+	if b.Set, err = NewSet([]Spec{{Name: "out", Source: "out.ctmpl", FilePrefix: "/etc/x.", MapPrefix: "/etc/x.", Text: text, Funcs: funcs}}, opts); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -253,8 +253,31 @@ func TestAsFile(t *testing.T) {
 	b := newBench(t, `{{ define "one" }}{{ asFile "one.map" . }} {{ end }}{{ partial "one" "x" }}{{ asFile "routes" "y" }}`, nil)
 	const x, y = "/etc/x.one-2d711642b726b044.map", "/etc/x.routes-a1fce4363854ff88"
 	b.wants(x+" "+y, "one x", "main")
-	if files := b.version().files(); len(files) != 2 || files[x] != "x" || files[y] != "y" {
+	if files, _ := b.version().files(); len(files) != 2 || files[x] != "x" || files[y] != "y" {
 		t.Errorf("files %v", files)
+	}
+}
+
+func TestAsMap(t *testing.T) {
+	b := newBench(t, `{{ define "one" }}{{ range services }}{{ asMap "routes.map" .Name }}{{ end }}{{ end }}{{ partial "one" "x" }}`, nil)
+	published := ""
+	for _, name := range []string{"shop", "shop", "cart"} {
+		b.services(name)
+		b.update()
+		b.Publish(func(p Published) { published += p.Text + ":" + p.Maps["/etc/x.routes.map"] + " " })
+	}
+	if want := "/etc/x.routes.map:shop /etc/x.routes.map:cart "; published != want {
+		t.Errorf("published %q, want %q: the map has changed, and the text has not", published, want)
+	}
+	for text, want := range map[string]string{
+		`{{ asMap "routes" "y" }}`:                       "must be a name like routes.map",
+		`{{ asMap "../routes.map" "y" }}`:                "must be a name like routes.map",
+		`{{ asMap "a.map" "y" }}{{ asMap "a.map" "z" }}`: "made twice, with different texts",
+	} {
+		b := newBench(t, text, nil)
+		if b.update() || !strings.Contains(b.main().failure, want) {
+			t.Errorf("%s: %q, want %q", text, b.main().failure, want)
+		}
 	}
 }
 

@@ -19,9 +19,10 @@ import (
 
 // Spec describes one template.
 //
-// It has four functions beside consul-template's: partial NAME ARG returns the text of a {{ define }} for an argument,
-// cached until one of its inputs changes; asFile NAME TEXT returns the path of a file with that text; directory PATH
-// returns a directory's file names; instances NAME returns a service's instances in every state of health.
+// It has five functions beside consul-template's: partial NAME ARG returns the text of a {{ define }} for an argument,
+// cached until one of its inputs changes; asFile NAME TEXT returns the path of a file with that text; asMap NAME TEXT that of
+// a map that changes without the text; directory PATH returns a directory's file names; instances NAME returns a service's
+// instances in every state of health.
 type Spec struct {
 	Name        string // unique
 	Source      string // what errors call it: a file path, or "the built-in template"
@@ -29,6 +30,7 @@ type Spec struct {
 	File        string // holds the template, and is read again whenever it changes
 	Destination string // where the text goes: pkiCert looks there for a certificate that is still good
 	FilePrefix  string // begins the paths of asFile; "" = there is no such function
+	MapPrefix   string // begins the paths of asMap; "" = there is no such function
 
 	// Funcs returns extra functions for this template. They call report with one line for everything they set aside, and
 	// why, and instances for those of a service. Called once per version; may be nil.
@@ -44,6 +46,7 @@ type Published struct {
 	Name  string // of the template
 	Text  string
 	Files map[string]string // the contents of the files that the text names, by path
+	Maps  map[string]string // the contents of the maps that the text names, by path
 	Since time.Time         // when the oldest catalog change in the text arrived
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -105,13 +106,14 @@ func (t *tmpl) publish() bool {
 	if !main.stale {
 		t.current.since = time.Time{}
 	}
-	if t.published != nil && t.published.Text == main.text() {
+	files, inMaps := t.current.files()
+	if t.published != nil && t.published.Text == main.text() && maps.Equal(t.published.Maps, inMaps) {
 		return false
 	}
 	if since.IsZero() { // a template that uses nothing from the catalog
 		since = time.Now()
 	}
-	t.published = &Published{Name: t.Name, Text: main.text(), Files: t.current.files(), Since: since}
+	t.published = &Published{Name: t.Name, Text: main.text(), Files: files, Maps: inMaps, Since: since}
 	return true
 }
 

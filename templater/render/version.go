@@ -219,13 +219,14 @@ func (v *version) attempt(x *execution) error {
 	return cause
 }
 
-// files returns the contents of all files that asFile made for the text, by path.
-func (v *version) files() map[string]string {
-	all := map[string]string{}
+// files returns the contents of all files that asFile made for the text, and of all maps that asMap made, by path.
+func (v *version) files() (files, inMaps map[string]string) {
+	files, inMaps = map[string]string{}, map[string]string{}
 	for f := range v.fragments {
 		if f.good != nil {
-			maps.Copy(all, f.good.files)
+			maps.Copy(files, f.good.files)
+			maps.Copy(inMaps, f.good.maps)
 		}
 	}
-	return all
+	return files, inMaps
 }

@@ -27,6 +27,7 @@ type Group struct {
 	created  uint64 // the least index in Consul of the instances that ask for the routes
 	serves   bool   // its own instances take new requests
 	departed bool   // it has none, and waits for them to come back
+	drained  bool   // it has servers, and none takes new requests; set when it is kept
 	report   func(string)
 }
 
@@ -273,6 +274,9 @@ func (r *reader) reportIneffective() {
 	}
 	report(KeyTo, wantsLeader)
 }
+
+// Drained reports whether a group of a table has servers, of which none takes new requests.
+func (g *Group) Drained() bool { return g.drained }
 
 // NeedsFallback returns the name of the fallback service if this group has no server of its own, else "".
 func (g *Group) NeedsFallback() string {

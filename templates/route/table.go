@@ -67,8 +67,9 @@ type fragment struct {
 // Keep stores a group with its text and returns the key. The same group with the same text has the same key.
 func (k *Fragments) Keep(g *Group, text string, stream ...string) string {
 	f := &fragment{Group: *g, text: text, stream: strings.Join(stream, ""), used: k.rendering}
+	f.drained = len(g.Servers) > 0 && !takesRequests(g.Servers)
 	f.Servers, f.report = nil, nil // they are in the text
-	sum := sha256.Sum256(fmt.Append(nil, g.Name, g.Routes, g.Ports, g.Settings, g.created, g.serves, g.departed, len(text), text, f.stream))
+	sum := sha256.Sum256(fmt.Append(nil, g.Name, g.Routes, g.Ports, g.Settings, g.created, g.serves, g.departed, f.drained, len(text), text, f.stream))
 	key := fmt.Sprintf("%s-%x", g.Service, sum[:16])
 	k.byKey[key] = f
 	if g.departed {

@@ -1,0 +1,258 @@
+package haproxy
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"berth/proxyctl"
+)
+
+// A text may begin with the contents of maps, each for a file that has its name from the configuration file. These files are
+// berth's, and change together with the running HAProxy, without a reload. The contents are part of the text, so that
+// whatever happens to a text happens to its maps: kept, compared, put back.
+const (
+	mapsHead  = "# These maps are changed in the running HAProxy. Each is in the file beside this one that it is named after.\n"
+	mapsBegin = "#map "
+	mapsEntry = "#  "
+	mapsEnd   = "#end of maps\n"
+)
+
+// WithMaps returns a text with the contents of its maps, by path, before it.
+func WithMaps(text string, contents map[string]string) string {
+	if len(contents) == 0 {
+		return text
+	}
+	var b strings.Builder
+	b.WriteString(mapsHead)
+	for _, path := range slices.Sorted(maps.Keys(contents)) {
+		b.WriteString(mapsBegin + path + "\n")
+		for line := range strings.Lines(contents[path]) {
+			b.WriteString(mapsEntry + strings.TrimSuffix(line, "\n") + "\n")
+		}
+	}
+	b.WriteString(mapsEnd)
+	b.WriteString(text)
+	return b.String()
+}
+
+// cutMaps returns the contents of the maps that a text begins with, by path, and the rest of it.
+func cutMaps(text string) (contents map[string]string, rest string) {
+	rest, ok := strings.CutPrefix(text, mapsHead)
+	if !ok {
+		return nil, text
+	}
+	contents = map[string]string{}
+	path, content := "", ""
+	end := func() {
+		if path != "" {
+			contents[path] = content
+		}
+		content = ""
+	}
+	for {
+		line, after, _ := strings.Cut(rest, "\n")
+		switch entry, isEntry := strings.CutPrefix(line, mapsEntry); {
+		case strings.HasPrefix(line, mapsBegin):
+			end()
+			path = strings.TrimPrefix(line, mapsBegin)
+		case isEntry && path != "":
+			content += entry + "\n"
+		case line+"\n" == mapsEnd:
+			end()
+			return contents, after
+		default: // somebody has changed it
+			return nil, text
+		}
+		rest = after
+	}
+}
+
+var mapFile = regexp.MustCompile(`^[A-Za-z0-9_-]+\.map$`)
+
+// isMap says whether a path is that of a map of a configuration file.
+func isMap(file, path string) bool {
+	file, err := filepath.Abs(file)
+	name, ok := strings.CutPrefix(path, file+".")
+	return err == nil && ok && mapFile.MatchString(name)
+}
+
+// Beside implements proxyctl.Grammar: it returns the maps of a text.
+func (d *driver) Beside(text string) map[string]string {
+	contents, _ := cutMaps(text)
+	maps.DeleteFunc(contents, func(path, _ string) bool { return !isMap(d.opts.File, path) })
+	return contents
+}
+
+// entries are the keys of a map with their values. They are never changed once they are read.
+type entries map[string]string
+
+// parseEntries reads a map as HAProxy does: of two lines with the same key, the first counts.
+func parseEntries(content string) entries {
+	out := entries{}
+	for line := range strings.Lines(content) {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		key, value := line, ""
+		if at := strings.IndexAny(line, " \t"); at >= 0 {
+			key, value = line[:at], strings.TrimLeft(line[at:], " \t")
+		}
+		if _, twice := out[key]; !twice {
+			out[strings.Clone(key)] = strings.Clone(value)
+		}
+	}
+	return out
+}
+
+// readMaps returns the maps that a text begins with. before has those of a similar text, or is nil: what has not changed is
+// taken from it.
+func readMaps(preamble string, before *config) map[string]entries {
+	if before != nil && before.preamble == preamble {
+		return before.maps
+	}
+	contents, _ := cutMaps(preamble)
+	out := map[string]entries{}
+	for path, content := range contents {
+		out[strings.Clone(path)] = parseEntries(content)
+	}
+	return out
+}
+
+// mapsError returns what is wrong with the maps of a text; nil = nothing.
+func (d *driver) mapsError(c *config) error {
+	for _, path := range slices.Sorted(maps.Keys(c.maps)) {
+		if !isMap(d.opts.File, path) {
+			return fmt.Errorf("%w: a map must be in a file named %s.<name>.map, not %s", proxyctl.ErrRefused, d.opts.File, path)
+		}
+		for _, key := range slices.Sorted(maps.Keys(c.maps[path])) {
+			if c.maps[path][key] == "" {
+				return fmt.Errorf("%w: %s: key %.100q has no value", proxyctl.ErrRefused, filepath.Base(path), key)
+			}
+		}
+	}
+	return nil
+}
+
+// inCommands matches what a command can hold as a key or a value of a map.
+var inCommands = regexp.MustCompile(`^[A-Za-z0-9_.:/*@%+~=,&!?()\[\]{}|^$-][A-Za-z0-9_.:/*@%+~=,&!?()\[\]{}|^$#-]*$`)
+
+// compareMaps plans the way from the maps of one configuration to those of another.
+func compareMaps(before, after *config) plan {
+	var ops []op
+	for _, path := range slices.Sorted(maps.Keys(after.maps)) {
+		was, known := before.maps[path]
+		is := after.maps[path]
+		if !known {
+			return plan{Reload: "map " + filepath.Base(path) + " added"}
+		}
+		if ownMap(path) {
+			continue
+		}
+		var gone []op
+		for _, key := range slices.Sorted(maps.Keys(is)) {
+			old, there := was[key]
+			if there && old == is[key] {
+				continue
+			}
+			kind := opMapAdd
+			if there {
+				kind = opMapSet
+			}
+			ops = append(ops, op{kind: kind, backend: path, name: key, value: is[key]})
+		}
+		for _, key := range slices.Sorted(maps.Keys(was)) {
+			if _, stays := is[key]; !stays {
+				gone = append(gone, op{kind: opMapDelete, backend: path, name: key})
+			}
+		}
+		ops = append(ops, gone...)
+	}
+	for _, o := range ops {
+		if !inCommands.MatchString(o.name) || o.value != "" && !inCommands.MatchString(o.value) {
+			return plan{Reload: fmt.Sprintf("map %s: no command can hold the entry of %.100q", filepath.Base(o.backend), o.name)}
+		}
+	}
+	return plan{Ops: ops}
+}
+
+// heldMap is the name of the map whose entries are the driver's own: backends whose last server has left, while requests wait
+// for the next one. It has none in a text.
+const heldMap = "held.map"
+
+// ownMap says whether the entries of a map are the driver's own.
+func ownMap(path string) bool { return strings.HasSuffix(path, "."+heldMap) }
+
+// readEntries reads what "show map" says of one map: an address, the key, and the value on each line.
+func readEntries(reply string) entries {
+	out := entries{}
+	for line := range strings.Lines(reply) {
+		address, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		key, value, _ := strings.Cut(rest, " ")
+		if !strings.HasPrefix(address, "0x") || key == "" {
+			continue
+		}
+		if _, twice := out[key]; !twice {
+			out[strings.Clone(key)] = strings.Clone(value)
+		}
+	}
+	return out
+}
+
+// loadedMaps finds the paths in what "show map" lists: 0 (/etc/haproxy/haproxy.cfg.routes.map) pattern loaded from file ...
+var loadedMaps = regexp.MustCompile(`(?m)^-?[0-9]+ \(([^)\n]+)\) `)
+
+// maps reads the maps of a configuration file that HAProxy has.
+func (m master) maps(ctx context.Context, file string) (map[string]entries, error) {
+	reply, err := m.worker(ctx, "show map")
+	if err != nil {
+		return nil, err
+	}
+	var paths []string
+	for _, sub := range loadedMaps.FindAllStringSubmatch(reply, -1) {
+		if isMap(file, sub[1]) && !slices.Contains(paths, sub[1]) {
+			paths = append(paths, strings.Clone(sub[1]))
+		}
+	}
+	return m.entries(ctx, paths)
+}
+
+// entries reads these maps.
+func (m master) entries(ctx context.Context, paths []string) (map[string]entries, error) {
+	out := map[string]entries{}
+	for _, path := range paths {
+		reply, err := m.worker(ctx, "show map "+path)
+		if err != nil {
+			return nil, err
+		}
+		out[path] = readEntries(reply)
+	}
+	return out, nil
+}
+
+// withMaps returns the configuration with the maps that HAProxy has, of those in the text.
+func (c *config) withMaps(has map[string]entries) *config {
+	out := *c
+	out.maps = maps.Clone(c.maps)
+	for path := range out.maps {
+		if is, there := has[path]; there {
+			out.maps[path] = is
+		}
+	}
+	return &out
+}
+
+// changedMaps returns the maps that changes are of.
+func changedMaps(ops []op) (paths []string) {
+	for _, o := range ops {
+		if o.isMap() && !slices.Contains(paths, o.backend) {
+			paths = append(paths, o.backend)
+		}
+	}
+	return paths
+}
