@@ -4,7 +4,9 @@
 --
 -- The dictionary has, for an upstream, the number of its present list ("v:app" = 7; 0: none yet) and that list's text
 -- ("l:7:app" = "app 10.0.0.1:80 1\napp 10.0.0.2:80 1\n", or "app\n"). A number is overwritten in place, which needs no memory
--- and cannot fail, so a new list is seen as a whole or not at all, and the old one is deleted only after that.
+-- and cannot fail, so a new list is seen as a whole or not at all, and the old one is deleted only after that. "posted" is
+-- there once lists were posted. Of requests that wait for a server it has how many there are ("waiting"), and by upstream how many
+-- ("w:app"), how many there ever were ("t:app"), and for how many seconds the longest has waited ("m:app").
 
 local balancer = require "ngx.balancer"
 local bit = require "bit"
@@ -14,7 +16,7 @@ local concat, sort = table.concat, table.sort
 local find, gmatch, match, sub = string.find, string.gmatch, string.match, string.sub
 local band, bxor, lshift, rshift, tobit = bit.band, bit.bxor, bit.lshift, bit.rshift, bit.tobit
 local floor, log, max, min = math.floor, math.log, math.max, math.min
-local crc32, now = ngx.crc32_long, ngx.now
+local crc32, now, sleep = ngx.crc32_long, ngx.now, ngx.sleep
 local set_current_peer, set_more_tries = balancer.set_current_peer, balancer.set_more_tries
 local get_last_failure = balancer.get_last_failure
 
@@ -26,10 +28,29 @@ local TRIES = 32
 -- once more, and if none is left, the same one is as good as before. So often.
 local REPEATS = 3
 local MAX_WEIGHT = 65535
+-- What can be posted for an upstream besides its servers.
+local SETTINGS = { hold = true, paused = true }
 -- So many addresses are remembered.
 local NAMES = 50000
 -- nginx's word for "no live upstreams", which Lua has no name for.
 local BUSY = -3
+-- For so many seconds at most a request can be made to wait.
+local MAX_HOLD = 300
+-- A request that waits looks for a server after so many seconds, and after each look by so much later, so that it waits only
+-- a little longer than it has to.
+local FIRST_STEP, GROWTH = 0.02, 1.08
+-- A counter of waiting requests outlives by so many seconds a worker that was killed amid them.
+local LEASE = MAX_HOLD + 30
+-- So many times a request that no server has taken is passed on again.
+local ROUNDS = 3
+-- As nginx does, a request is sent to so many servers, if it may be sent again at all.
+local MOST_SENT = 3
+-- So many milliseconds a server has for taking a connection, as proxy_connect_timeout, when it is only asked whether it does.
+local CONNECT_MS = 300
+-- Servers that took no connection are asked again after so many seconds, while requests wait for them.
+local ASK_AGAIN = 0.05
+-- A body of so many bytes is read before a server is chosen; it fits into nginx's buffer (client_body_buffer_size).
+local SHORT_BODY = 65536
 -- Who replaces the lists excludes others; if its worker dies meanwhile, for so many seconds.
 local LOCK_SECONDS = 10
 
@@ -159,8 +180,9 @@ local function fill(list, text)
     local before, by_name, servers, n = list.by_name, {}, {}, 0
     for address, weight in gmatch(text, " (%S+) (%d+)\n") do
         local name = canonical(address)
-        local server = by_name[name]
-        if server then
+        local server = name and by_name[name]
+        if not name then -- hold or paused
+        elseif server then
             server.weight = server.weight + tonumber(weight)
         else
             server = before[name]
@@ -196,12 +218,15 @@ local function fill(list, text)
     end
     list.by_name, list.servers, list.in_order = by_name, servers, in_order
     list.n, list.total, list.equal = n, total, equal
+    local hold, paused = match(text, " hold (%d+)\n"), match(text, " paused (%d+)\n")
+    list.hold, list.paused = hold and hold / 1000, paused and paused / 1000
 end
 
 local function new_list(name)
     return {
         name = name, key = "v:" .. name, version = 0,
         by_name = {}, servers = {}, in_order = {}, n = 0, total = 0, equal = true, clock = 0,
+        waiting = 0, asks = false,
     }
 end
 
@@ -367,7 +392,7 @@ local function again(list, method, key, failure, status)
 end
 
 local function use(list, method, key)
-    if list.n == 0 then
+    if list.n == 0 or list.paused then
         return ngx.exit(BUSY)
     end
     local failure, status = get_last_failure()
@@ -415,6 +440,265 @@ function M.empty(upstream)
     end
 end
 
+-- Requests that wait. No server has got anything of them, so it does not matter what they are.
+
+-- Returns whether a server takes a connection now.
+local function takes(server)
+    local host, port = match(server.name, "^(.*):(%d+)$")
+    local socket = ngx.socket.tcp()
+    socket:settimeout(CONNECT_MS)
+    local ok = socket:connect(host, tonumber(port))
+    socket:close()
+    server.retry_at = ok and 0 or now() + AVOID
+    return ok
+end
+
+local function takes_any(list)
+    for i = 1, min(list.n, TRIES) do
+        if list.in_order[i] and takes(list.in_order[i]) then
+            return true
+        end
+    end
+    return false
+end
+
+-- Returns whether a server of the list did not fail lately.
+local function has_good(list)
+    local servers, time = list.servers, now()
+    for i = 1, list.n do
+        if servers[i].retry_at <= time then
+            return true
+        end
+    end
+    return false
+end
+
+-- Asks servers of which all have failed until one takes a connection, while requests of this worker wait for them.
+local function ask(premature, list)
+    while not premature and list.waiting > 0 and list.n > 0 and not takes_any(list) do
+        sleep(ASK_AGAIN)
+    end
+    list.asks = false
+end
+
+-- Returns whether the upstream has a server that may take requests.
+local function usable(list)
+    if not list or list.n == 0 or list.paused then
+        return false
+    elseif has_good(list) then
+        return true
+    end
+    if list.waiting > 0 and not list.asks then
+        list.asks = ngx.timer.at(0, ask, list)
+    end
+    return false
+end
+
+-- Counts what is not to push anything else out of the dictionary. Without room it is not counted.
+local function count(key, lease)
+    dict:safe_add(key, 0, lease)
+    local n = dict:incr(key, 1)
+    if n and lease then
+        dict:expire(key, lease)
+    end
+    return n
+end
+
+-- Counts a request that begins to wait. Returns false if there are too many.
+local function enter(upstream, most)
+    local n = count("waiting", LEASE)
+    if not n or n > most then
+        if n then
+            dict:incr("waiting", -1)
+        end
+        return false
+    end
+    if count("w:" .. upstream, LEASE) == 1 then
+        dict:safe_set("m:" .. upstream, 0)
+    end
+    count("t:" .. upstream)
+    lists[upstream].waiting = lists[upstream].waiting + 1
+    return true
+end
+
+local function leave(upstream, since)
+    lists[upstream].waiting = lists[upstream].waiting - 1
+    dict:incr("waiting", -1)
+    dict:incr("w:" .. upstream, -1)
+    local waited = now() - since
+    if waited > (dict:get("m:" .. upstream) or waited) then
+        dict:safe_set("m:" .. upstream, waited)
+    end
+end
+
+-- Returns the parts of $upstream_addr and the like, which may be empty, and for each whether nginx goes on to something else after
+-- it, such as an error_page: there is a colon, and one where the balancer had no server.
+local function split(s)
+    local parts, ends, n = {}, {}, 0
+    for part, separator in gmatch(s .. ", ", "([^ ,]*) ?([,:]) ") do
+        n = n + 1
+        parts[n], ends[n] = part, separator == ":"
+    end
+    return parts, ends
+end
+
+-- Returns how often a server may have got this request, which servers these are, and how often it was passed on to the upstream.
+-- The servers that took no connection the last time are avoided from now on.
+local function history(list)
+    local times = ngx.var.upstream_connect_time
+    if not times then
+        return 0, {}, 0
+    end
+    local sent, got, rounds, refused, ended = 0, {}, 0, {}, true
+    local addresses = split(ngx.var.upstream_addr or "")
+    local parts, ends = split(times)
+    for i, time in ipairs(parts) do
+        local address = addresses[i] or ""
+        if time ~= "" then
+            if ended then
+                rounds, refused = rounds + 1, {}
+            end
+            if time ~= "-" then
+                sent, got[address] = sent + 1, true
+            else
+                refused[#refused + 1] = address
+            end
+            ended = ends[i]
+        end
+    end
+    for _, address in ipairs(refused) do
+        local server = list and list.by_name[address]
+        if server then
+            server.retry_at = now() + AVOID
+        end
+    end
+    return sent, got, rounds
+end
+
+local function has_other(list, got)
+    for i = 1, list.n do
+        if not got[list.in_order[i].name] then
+            return true
+        end
+    end
+    return false
+end
+
+local idempotent = { GET = true, HEAD = true, OPTIONS = true, PUT = true, DELETE = true }
+
+-- Returns the length of the request's body: 0 = none, nil = nobody knows.
+local function body_length()
+    local length = ngx.var.http_content_length
+    if length or ngx.var.http_transfer_encoding then
+        return tonumber(length)
+    end
+    local method = ngx.req.get_method()
+    if ngx.req.http_version() < 2 or method == "GET" or method == "HEAD" or method == "OPTIONS" then
+        return 0
+    end
+end
+
+-- Returns whether the request's body is there to be sent, and was not given away as it came.
+local function has_body(length)
+    if length == 0 then
+        return true
+    end
+    local data = ngx.req.get_body_data()
+    return data ~= nil and #data == length
+end
+
+-- Returns how many seconds requests for the upstream may wait: 0 = not at all. After a start of nginx nothing is posted yet;
+-- an upstream that is never posted has its servers by reloads, which no request waits for.
+local function hold_of(list, milliseconds)
+    if not list then
+        return dict:get("posted") and 0 or milliseconds / 1000
+    end
+    return list.paused or list.hold or milliseconds / 1000
+end
+
+-- Returns "1" if a request that has failed is to be passed on once more, when the upstream has a server: nobody has got it,
+-- or it may be sent again. For set_by_lua_block where error_page leads; what it says goes on where `wait` is called with `again`.
+function M.again(upstream, milliseconds)
+    local list = current(upstream)
+    local sent, _, rounds = history(list)
+    local till = tonumber(ngx.var.berth_wait_until)
+    if rounds == 0 or rounds > ROUNDS or hold_of(list, milliseconds) == 0 or till and till <= now() then
+        return
+    end
+    local length = body_length()
+    if has_body(length) and (sent == 0 or length == 0 and sent < MOST_SENT and idempotent[ngx.req.get_method()]) then
+        return "1"
+    end
+end
+
+-- Returns 503 if the request found no server in time, or too many wait.
+local function await(upstream, hold, most)
+    local start = now()
+    local till = tonumber(ngx.var.berth_wait_until) or start + hold
+    ngx.var.berth_wait_until = till
+    if till <= start or not enter(upstream, most) then
+        return 503
+    end
+    ngx.ctx.berth_waits = { upstream, start }
+    local step, found = FIRST_STEP, false
+    repeat
+        sleep(max(min(step, till - now()), 0.001))
+        step = step * GROWTH
+        found = usable(current(upstream))
+    until found or now() >= till
+    ngx.ctx.berth_waits = nil
+    leave(upstream, start)
+    return not found and 503 or nil
+end
+
+-- Returns the status with which the request is to end, or nil if it is to go on.
+local function admit(upstream, milliseconds, most, again)
+    local list = current(upstream)
+    local hold = hold_of(list, milliseconds)
+    if hold == 0 then
+        return
+    end
+    local sent, got, rounds = history(list)
+    if again and sent > 0 and list and not list.paused and not has_other(list, got) and takes_any(list) then
+        ngx.var.berth_wait_until = 0 -- the servers are there: what one has got is not sent to it once more
+        return 502
+    end
+    if rounds == 0 and not list then
+        return
+    end
+    local length = rounds == 0 and body_length() or 0
+    local short = length and length <= SHORT_BODY
+    if not (usable(list) and (short or takes_any(list))) then
+        local status = await(upstream, hold, most)
+        if status then
+            return status
+        end
+    end
+    if short and length > 0 then
+        ngx.req.read_body()
+    end
+end
+
+-- Makes a request wait until the upstream has a server, for so many milliseconds at most unless something else was posted for it,
+-- and ends it with status 503 then. If more than `most` requests would wait at once, it ends at once. For access_by_lua_block.
+--
+-- nginx passes a body on as it comes, and does not have it for another server if the first one takes no connection. So a
+-- short one is read before, and with a long one a server is asked first whether it takes connections.
+function M.wait(upstream, milliseconds, most, again)
+    local status = admit(upstream, milliseconds, most, again)
+    if status then
+        return ngx.exit(status)
+    end
+end
+
+-- For log_by_lua_block where requests wait: counts those that have ended meanwhile.
+function M.waited()
+    local waits = ngx.ctx.berth_waits
+    if waits then
+        leave(waits[1], waits[2])
+    end
+end
+
 local checks = {}
 
 -- For the balancer of an upstream that only proves that this code runs: it goes the same way, to the one server given, or
@@ -436,9 +720,18 @@ end
 -- The control socket.
 
 -- Reads the line at a position of the body. Returns the position of the next line, the upstream's name unless the line is
--- blank, and the address if it has one; or nil and what is wrong with the line.
+-- blank, and the address, or the word for a setting, if it has one; or nil and what is wrong with the line.
 local function parse_line(body, at)
-    local _, stop, name, address, weight = find(body, "^([^%s%c]+) (%S+) ([1-9]%d?%d?%d?%d?)\n", at)
+    local _, stop, name, address, weight = find(body, "^([^%s%c]+) (%l+) (%d+)\n", at)
+    if address and SETTINGS[address] then
+        if #name > 255 then
+            return nil, "the upstream's name has more than 255 characters"
+        elseif #weight > 6 or tonumber(weight) > MAX_HOLD * 1000 then
+            return nil, address .. " is not 0 to " .. MAX_HOLD * 1000 .. " milliseconds"
+        end
+        return stop + 1, name, address
+    end
+    _, stop, name, address, weight = find(body, "^([^%s%c]+) (%S+) ([1-9]%d?%d?%d?%d?)\n", at)
     if not stop then
         _, stop, name = find(body, "^([^%s%c]*)\n", at)
     end
@@ -522,8 +815,8 @@ end
 -- replace them left.
 local function sweep(versions)
     for _, key in ipairs(dict:get_keys(0)) do
-        local kind, rest = match(key, "^([vl]):(.+)$")
-        if kind == "v" and not versions[rest] then
+        local kind, rest = match(key, "^([vltm]):(.+)$")
+        if kind and kind ~= "l" and not versions[rest] then
             dict:delete(key)
         elseif kind == "l" then
             local version, name = match(rest, "^(%d+):(.+)$")
@@ -572,6 +865,7 @@ local function replace(texts)
     for name, version in pairs(changed) do
         dict:set("v:" .. name, version)
     end
+    dict:safe_set("posted", true)
     sweep(now_versions)
     return listing()
 end
@@ -652,6 +946,22 @@ function M.servers()
             .. dict:capacity() / 1048576 .. "m that it has\n")
     end
     return answer(500, err .. "\n")
+end
+
+-- The content of /waiting: a line for each upstream for which requests have waited: how many wait, how many have ever done so,
+-- for how many milliseconds at most since none did, and "paused" if it is.
+function M.waiting()
+    local lines = {}
+    for _, key in ipairs(dict:get_keys(0)) do
+        local name = match(key, "^t:(.+)$")
+        if name then
+            local list = current(name)
+            lines[#lines + 1] = concat({ name, dict:get("w:" .. name) or 0, dict:get(key) or 0,
+                floor((dict:get("m:" .. name) or 0) * 1000), list and list.paused and "paused" or nil }, " ") .. "\n"
+        end
+    end
+    sort(lines)
+    return answer(200, concat(lines))
 end
 
 package.loaded["berth"] = M

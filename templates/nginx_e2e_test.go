@@ -20,6 +20,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"berth/templates/route"
 )
@@ -387,7 +388,7 @@ type withLua struct {
 func theNginxWithLua() *withLua {
 	k := &withLua{kind: theNginx()}
 	k.name = "NGINX_LUA"
-	k.options.Lua = true
+	k.options.Lua, k.options.Hold, k.options.HoldMax = true, 200*time.Millisecond, 100
 	k.docker = func(t testing.TB) []string {
 		k.directory = t.TempDir()
 		if err := os.Chmod(k.directory, 0o777); err != nil {

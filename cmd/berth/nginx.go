@@ -78,6 +78,7 @@ func (k *nginxKind) driver(p *process, o driverOptions) proxyctl.Proxy {
 		Log:         p.log,
 		ClosingTime: k.ClosingTime,
 		Version:     k.version.learn,
+		Waiting:     o.waiting,
 	})
 }
 

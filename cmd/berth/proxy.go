@@ -79,6 +79,7 @@ type driverOptions struct {
 	reload      func(context.Context) error // nil if the driver reloads by itself
 	prepared    func()                      // nil if berth does not run the proxy
 	portRefused func(port int, reason string)
+	waiting     *proxyctl.Waiting
 }
 
 // kindOf returns the kind of proxy that the option proxy asks for; by default, the kind that the command behind -- runs.
@@ -135,7 +136,7 @@ func (p *process) proxyOutput(ctx context.Context, command []string, refused *ro
 	if err != nil {
 		return output{}, nil, asUsageError(err)
 	}
-	o := driverOptions{portRefused: refused.Refuse}
+	o := driverOptions{portRefused: refused.Refuse, waiting: proxyctl.NewWaiting(p.metrics, p.log)}
 	if o.binary, err = p.validator(); err != nil {
 		return output{}, nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"berth/proxyctl"
 )
@@ -52,7 +53,7 @@ func (d *driver) Run(ctx context.Context, to marked, _ plan) error {
 			}
 		}
 	}
-	d.running = to.Config
+	d.runs(to.Config)
 	return nil
 }
 
@@ -82,4 +83,53 @@ func (d *driver) startBalancers(ctx context.Context, c *config) error {
 		return fmt.Errorf("%w: %w", proxyctl.ErrRefused, err)
 	}
 	return nil
+}
+
+// Requests may wait in an nginx with Lua balancers, as a server may take no connections. They do if there is none.
+const (
+	mayWait = 1 + iota
+	doWait
+)
+
+// runs notes what nginx runs.
+func (d *driver) runs(c *config) {
+	d.running = c
+	waits := int32(0)
+	for _, u := range c.upstreams {
+		switch {
+		case u.live && (len(u.servers) == 0 || u.isPaused()):
+			waits = doWait
+		case u.live:
+			waits = max(waits, mayWait)
+		}
+	}
+	d.waits.Store(waits)
+}
+
+// How often requests that wait are counted while there are any, or seem to be, and while there are none.
+const (
+	oftenWaiting  = 250 * time.Millisecond
+	seldomWaiting = 2 * time.Second
+)
+
+// tellWaiting tells of requests that wait. It returns in what time to do so again, 0 if none can wait.
+func (d *driver) tellWaiting(ctx context.Context) time.Duration {
+	waits := d.waits.Load()
+	if waits == 0 || d.opts.Waiting == nil {
+		return 0
+	}
+	counts, err := d.control.waiting(ctx)
+	if err != nil {
+		return seldomWaiting // the next Apply says what is wrong
+	}
+	d.opts.Waiting.Observe(counts)
+	for _, c := range counts {
+		if c.Now > 0 {
+			waits = doWait
+		}
+	}
+	if waits == doWait {
+		return oftenWaiting
+	}
+	return seldomWaiting
 }

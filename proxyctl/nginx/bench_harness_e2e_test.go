@@ -41,7 +41,7 @@ const (
 )
 
 // startContenders starts each proxy in a container in this host's network.
-func startContenders(b *testing.B) []*contender {
+func startContenders(b testing.TB) []*contender {
 	usual := testenv.Image(b, "IMAGE_NGINX")
 	static := startNginx(b, "nginx, no changes", usual, false)
 	static.fixed = true
@@ -52,7 +52,7 @@ func startContenders(b *testing.B) []*contender {
 	return append(all, startNginx(b, "nginx, Lua", testenv.Image(b, "IMAGE_NGINX_LUA"), true))
 }
 
-func startHAProxy(b *testing.B, name string) *contender {
+func startHAProxy(b testing.TB, name string) *contender {
 	dir := testenv.Dir(b)
 	file, socket := filepath.Join(dir, "haproxy.cfg"), filepath.Join(dir, "master.sock")
 	c := newContender(b, name)
@@ -77,7 +77,7 @@ func startHAProxy(b *testing.B, name string) *contender {
 
 var saysNginx = regexp.MustCompile(`nginx/([0-9.]+)`)
 
-func startNginx(b *testing.B, name, image string, lua bool) *contender {
+func startNginx(b testing.TB, name, image string, lua bool) *contender {
 	dir := testenv.Dir(b)
 	file, socket := filepath.Join(dir, "nginx.conf"), filepath.Join(dir, "berth.sock")
 	c := newContender(b, name)
@@ -116,12 +116,12 @@ func startNginx(b *testing.B, name, image string, lua bool) *contender {
 	return c
 }
 
-func newContender(b *testing.B, name string) *contender {
+func newContender(b testing.TB, name string) *contender {
 	return &contender{name: name, web: testenv.FreeAddress(b, benchWebIP), apps: startBenchApps(b)}
 }
 
 // begin waits until the proxy has started, and brings it to its first servers.
-func (c *contender) begin(b *testing.B) {
+func (c *contender) begin(b testing.TB) {
 	p := c.open()
 	defer p.Close()
 	testenv.Eventually(b, 20*time.Second, c.name+" has its first servers", func() error {
@@ -134,7 +134,7 @@ func (c *contender) begin(b *testing.B) {
 	})
 }
 
-func writeBench(b *testing.B, file string, c proxyctl.Config) {
+func writeBench(b testing.TB, file string, c proxyctl.Config) {
 	for path, content := range c.Files {
 		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 			b.Fatal(err)
@@ -146,7 +146,7 @@ func writeBench(b *testing.B, file string, c proxyctl.Config) {
 }
 
 // startBench runs a container until the benchmark ends, and returns its ID.
-func startBench(b *testing.B, args ...string) string {
+func startBench(b testing.TB, args ...string) string {
 	name := testenv.Name(b) + "-bench"
 	id := testenv.MustDocker(b, append([]string{"run", "--detach", "--name", name, "--label", "SERVICE_IGNORE=1", "--network", "host",
 		"--log-opt", "max-size=10m"}, args...)...)
@@ -167,7 +167,7 @@ type rendering struct {
 }
 
 // render renders a catalog of one service with these servers.
-func (r rendering) render(b *testing.B, servers []string) proxyctl.Config {
+func (r rendering) render(b testing.TB, servers []string) proxyctl.Config {
 	c := proxyctl.Config{Files: map[string]string{}}
 	funcs := templates.Funcs(r.options)(func(reason string) { b.Errorf("the template leaves out: %s", reason) })
 	funcs["asFile"] = func(name, text string) string {
@@ -177,6 +177,7 @@ func (r rendering) render(b *testing.B, servers []string) proxyctl.Config {
 		c.Files[path] = text
 		return path
 	}
+	funcs["instances"] = func(string) []*api.ServiceEntry { return benchInstances(servers) }
 	funcs["directory"] = func(string) (any, error) { return nil, nil }
 	t, err := template.NewTemplate(&template.NewTemplateInput{
 		Contents:   strings.ReplaceAll(r.template, `partial "`, `executeTemplate "`),
@@ -185,7 +186,7 @@ func (r rendering) render(b *testing.B, servers []string) proxyctl.Config {
 	if err != nil {
 		b.Fatal(err)
 	}
-	result, err := t.Execute(&template.ExecuteInput{Brain: benchCatalog(b, servers)})
+	result, err := t.Execute(&template.ExecuteInput{Brain: benchCatalog(b)})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -199,29 +200,35 @@ func (r rendering) render(b *testing.B, servers []string) proxyctl.Config {
 	return c
 }
 
-// benchCatalog has one service, which is at the path /.
-func benchCatalog(b *testing.B, servers []string) *template.Brain {
+// benchCatalog has one service.
+func benchCatalog(b testing.TB) *template.Brain {
 	brain := template.NewBrain()
 	all, err := dependency.NewCatalogServicesQuery("")
 	if err != nil {
 		b.Fatal(err)
 	}
-	query, err := dependency.NewHealthServiceQuery("app|any")
-	if err != nil {
-		b.Fatal(err)
-	}
-	instances := []*dependency.HealthService{}
-	for _, s := range servers {
-		host, port, _ := net.SplitHostPort(s)
-		number, _ := strconv.Atoi(port)
-		instances = append(instances, &dependency.HealthService{
-			Node: "node", ID: "app-" + s, Name: "app", Address: host, Port: number, Status: dependency.HealthPassing,
-			Weights: api.AgentWeights{Passing: 1, Warning: 1}, ServiceMeta: map[string]string{"route_path": "/"},
-		})
-	}
-	brain.Remember(query, instances)
 	brain.Remember(all, []*dependency.CatalogSnippet{{Name: "app"}})
 	return brain
+}
+
+// benchInstances are the instances of the service, which is at the path /. One with "away" behind it does not pass its check.
+func benchInstances(servers []string) (instances []*api.ServiceEntry) {
+	for _, s := range servers {
+		address, away := strings.CutSuffix(s, " away")
+		status := api.HealthPassing
+		if away {
+			status = api.HealthCritical
+		}
+		host, port, _ := net.SplitHostPort(address)
+		number, _ := strconv.Atoi(port)
+		instances = append(instances, &api.ServiceEntry{
+			Node: &api.Node{Node: "node"},
+			Service: &api.AgentService{ID: "app-" + address, Service: "app", Address: host, Port: number,
+				Meta: map[string]string{"route_path": "/"}, Weights: api.AgentWeights{Passing: 1, Warning: 1}},
+			Checks: api.HealthChecks{{CheckID: "service:app-" + address, ServiceID: "app-" + address, Status: status}},
+		})
+	}
+	return instances
 }
 
 // benchApps are applications in this process, of which some are in service.
@@ -234,7 +241,7 @@ type benchApps struct {
 	arrival chan time.Time // of that request
 }
 
-func startBenchApps(b *testing.B) *benchApps {
+func startBenchApps(b testing.TB) *benchApps {
 	a := &benchApps{}
 	for range 5 * benchServers {
 		l, err := net.Listen("tcp", benchAppIP+":0")
@@ -283,7 +290,7 @@ func (a *benchApps) replace() (inService []string, arrival <-chan time.Time) {
 }
 
 // startOrigin starts a server that answers on several addresses as fast as can be.
-func startOrigin(b *testing.B) (addresses []string) {
+func startOrigin(b testing.TB) (addresses []string) {
 	dir := testenv.Dir(b)
 	var listen strings.Builder
 	for range benchServers {

@@ -26,6 +26,7 @@ type config struct {
 type upstream struct {
 	*directive
 	servers []server // in the order of the text, without any that is marked as down
+	posted  []string // what its Lua balancer is told besides: comments like "hold 30000", in order
 }
 
 // server is a line of an upstream block.
@@ -93,13 +94,26 @@ func newUpstream(d *directive) *upstream {
 		}
 	}
 	u.live = u.live && changeable
+	for _, comment := range d.comments {
+		if formPosted.MatchString(comment) {
+			u.posted = append(u.posted, comment)
+		}
+	}
+	slices.Sort(u.posted)
+	u.posted = slices.Compact(u.posted)
 	return u
+}
+
+// isPaused says whether requests wait although there are servers.
+func (u *upstream) isPaused() bool {
+	return slices.ContainsFunc(u.posted, func(line string) bool { return strings.HasPrefix(line, "paused ") })
 }
 
 // The Lua balancer takes names of upstreams and weights of these forms.
 var (
 	formName   = regexp.MustCompile(`^[^\s[:cntrl:]]{1,255}$`)
 	formWeight = regexp.MustCompile(`^[0-9]{1,5}$`)
+	formPosted = regexp.MustCompile(`^(hold|paused) [0-9]{1,6}$`)
 )
 
 const mostWeight = 65535
@@ -163,19 +177,22 @@ func (d *directive) writeShape(b *strings.Builder) {
 	}
 }
 
-// liveServers lists the servers of live upstreams, as the balancers' control server takes and shows them.
+// liveServers lists the servers of live upstreams, and what else is posted for these, as the balancers' control server takes and shows them.
 func (c *config) liveServers() string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(c.upstreams)) {
 		u := c.upstreams[name]
-		switch {
-		case !u.live:
-		case len(u.servers) == 0:
+		if !u.live {
+			continue
+		}
+		if len(u.posted)+len(u.servers) == 0 {
 			fmt.Fprintf(&b, "%s\n", name)
-		default:
-			for _, s := range u.servers {
-				fmt.Fprintf(&b, "%s %s %d\n", name, s.address, s.weight)
-			}
+		}
+		for _, line := range u.posted {
+			fmt.Fprintf(&b, "%s %s\n", name, line)
+		}
+		for _, s := range u.servers {
+			fmt.Fprintf(&b, "%s %s %d\n", name, s.address, s.weight)
 		}
 	}
 	return b.String()

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -155,6 +156,40 @@ func (c control) setServers(ctx context.Context, servers string) error {
 		err = errors.New("nginx shows other servers than it was given")
 	}
 	return err
+}
+
+// suffix is what the shipped template adds to a service's name in that of an upstream, to tell upstreams apart.
+var suffix = regexp.MustCompile(`\.[0-9a-f]{8}$`)
+
+// waiting returns, by service, how many requests wait for a server of the Lua balancers, or have waited. A user's own template
+// need not say: the error is then a statusError.
+func (c control) waiting(ctx context.Context) (map[string]proxyctl.WaitingCount, error) {
+	answer, _, err := c.ask(ctx, http.MethodGet, balancerName, "/waiting", "")
+	if err != nil {
+		return nil, err
+	}
+	counts := map[string]proxyctl.WaitingCount{}
+	for line := range strings.Lines(answer) {
+		fields := strings.Fields(line)
+		if len(fields) < 4 {
+			return nil, fmt.Errorf("nginx says %.100q of requests that wait", line)
+		}
+		var numbers [3]int
+		for i := range numbers {
+			if numbers[i], err = strconv.Atoi(fields[1+i]); err != nil {
+				return nil, fmt.Errorf("nginx says %.100q of requests that wait", line)
+			}
+		}
+		service := suffix.ReplaceAllString(fields[0], "")
+		sum := counts[service]
+		counts[service] = proxyctl.WaitingCount{
+			Now:     sum.Now + numbers[0],
+			Total:   sum.Total + numbers[1],
+			Longest: max(sum.Longest, time.Duration(numbers[2])*time.Millisecond),
+			Paused:  sum.Paused || len(fields) > 4,
+		}
+	}
+	return counts, nil
 }
 
 // checkBalancer has nginx make a request through its Lua balancer. An error in Lua code, which nginx -t does not see, shows

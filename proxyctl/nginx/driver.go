@@ -32,8 +32,9 @@ type driver struct {
 	running    *config // what nginx runs
 	started    sync.Once
 	version    proxyctl.Version
-	away       time.Time   // since when nginx does not say what it runs; zero if it does
-	down       atomic.Bool // nobody listens on the control socket
+	away       time.Time    // since when nginx does not say what it runs; zero if it does
+	down       atomic.Bool  // nobody listens on the control socket
+	waits      atomic.Int32 // whether requests may wait for a server: mayWait, doWait or neither
 
 	before   []int       // workers that served until the last reload
 	overlaps time.Time   // until then they may serve still, if they cannot be seen
@@ -97,10 +98,11 @@ func (d *driver) Precheck(context.Context, marked, marked) error { return nil }
 // Draining implements proxyctl.Driver. nginx does not say.
 func (d *driver) Draining() int { return 0 }
 
-// Tend implements proxyctl.Driver: the control socket of an nginx that was killed would keep it from starting.
-func (d *driver) Tend(context.Context) time.Duration {
+// Tend implements proxyctl.Driver: the control socket of an nginx that was killed would keep it from starting, and requests
+// that wait are to be seen.
+func (d *driver) Tend(ctx context.Context) time.Duration {
 	if !d.down.Load() {
-		return 0
+		return d.tellWaiting(ctx)
 	}
 	d.removeStale()
 	return staleAfter / 2

@@ -32,6 +32,8 @@ type Options struct {
 	Reload func(context.Context) error
 	// ReloadOnly leaves Lua balancers alone: they use the servers in the file.
 	ReloadOnly bool
+	// Waiting is told of requests that wait for a server of a Lua balancer; nil = nobody is.
+	Waiting *proxyctl.Waiting
 	// Version is Report of proxyctl.Version.
 	Version func(version string) (rendered bool)
 	// Prepared, if not nil, is called when nginx is down and a good configuration is in place for its start. nginx is then

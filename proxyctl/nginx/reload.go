@@ -39,7 +39,8 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 			return proxyctl.Snapshot{}, &proxyctl.LoadedError{Err: err}
 		}
 	}
-	d.running = to.Config
+	d.runs(to.Config)
+	d.down.Store(false)
 	_ = d.version.Set(ctx, d.status.version) // if the text is not the one for it, that comes next
 	if !d.warned && !to.Config.all.has("worker_shutdown_timeout") {
 		d.warned = true

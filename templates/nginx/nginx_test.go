@@ -75,6 +75,7 @@ func TestUpstreams(t *testing.T) {
 		http, tcp     string // method
 		call          string
 		zone, maxConn int
+		posted        []string
 		reports       []string // what each names
 	}{
 		{},
@@ -93,6 +94,11 @@ func TestUpstreams(t *testing.T) {
 		{labels: []string{route.KeyBalance, "leastconn", route.KeySticky, "1"}, lua: true, tcp: "least_conn", call: `balance("App.0d04bfeb", ngx.var.berth_sticky)`},
 		{labels: []string{route.KeyMaxConn, "7"}, lua: true, zone: 128, maxConn: 7},
 		{labels: []string{route.KeyBalance, "first"}, reports: []string{"balance first"}},
+		{labels: []string{route.KeyHold, "30s"}, reports: []string{"no request waits in nginx without Lua"}},
+		{labels: []string{route.KeyHold, "0"}},
+		{labels: []string{route.KeyHold, "30s"}, lua: true, call: `balance("App.0d04bfeb")`, posted: []string{"hold 30000"}},
+		{labels: []string{route.KeyHold, "0"}, lua: true, call: `balance("App.0d04bfeb")`, posted: []string{"hold 0"}},
+		{labels: []string{route.KeyHold, "30s", route.KeyMaxConn, "7"}, lua: true, zone: 128, maxConn: 7, reports: []string{"nginx itself picks its servers"}},
 		{labels: []string{route.KeyCheck, "/", route.KeySlowStart, "10s"}, reports: []string{"SERVICE_CHECK_HTTP", "SERVICE_ROUTE_SLOWSTART"}},
 	} {
 		meta := map[string]string{route.KeyPath: "/", route.KeyPort: "5432"}
@@ -107,6 +113,9 @@ func TestUpstreams(t *testing.T) {
 		http, tcp := u.HTTP, u.TCP
 		if http.Method != tt.http || tcp.Method != tt.tcp || http.Lua != tt.call || tcp.Lua != "" {
 			t.Errorf("%v: %q %q, TCP %q %q", tt.labels, http.Method, http.Lua, tcp.Method, tcp.Lua)
+		}
+		if !slices.Equal(http.Posted, tt.posted) || len(tcp.Posted) > 0 {
+			t.Errorf("%v: %q, TCP %q are posted", tt.labels, http.Posted, tcp.Posted)
 		}
 		if http.Zone != tt.zone || tcp.Zone != tt.zone || http.MaxConn != tt.maxConn || tcp.Name != "App.0d04bfeb.tcp" {
 			t.Errorf("%v: %+v, %+v", tt.labels, http, tcp)

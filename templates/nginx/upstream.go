@@ -14,10 +14,11 @@ import (
 type Upstream struct {
 	Name    string // unique, whatever the case of letters
 	Servers []route.Server
-	MaxConn int    // connections that a server gets at once; 0 = no limit
-	Zone    int    // kilobytes of memory that all workers share; 0 = none is needed
-	Method  string // how a server is chosen; "" = the default, which is roundrobin
-	Lua     string // the function of balancer.lua that chooses one instead; "" = none
+	MaxConn int      // connections that a server gets at once; 0 = no limit
+	Zone    int      // kilobytes of memory that all workers share; 0 = none is needed
+	Method  string   // how a server is chosen; "" = the default, which is roundrobin
+	Lua     string   // the function of balancer.lua that chooses one instead; "" = none
+	Posted  []string // what balancer.lua is told besides the servers, as "hold 30000"
 }
 
 // Upstreams are the upstreams of a group.
@@ -46,12 +47,31 @@ func NewUpstreams(g *route.Group, lua bool, report func(string)) Upstreams {
 		u.HTTP = newUpstream(g, UpstreamName(g), g.Settings)
 		if lua && g.MaxConn == 0 && u.HTTP.Method != leastConn {
 			u.HTTP.Method, u.HTTP.Lua = "", luaCall(u.HTTP.Name, g.Settings)
+			u.HTTP.Posted = posted(g)
 		}
+	}
+	switch holds := u.HTTP != nil && u.HTTP.Lua != ""; {
+	case g.Hold <= 0 || holds:
+	case !lua:
+		report(fmt.Sprintf("service %q: no request waits in nginx without Lua, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD, or see --nginx-lua", g.Service))
+	case u.HTTP == nil:
+		report(fmt.Sprintf("service %q: no connection to a TCP port waits in nginx, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD", g.Service))
+	default:
+		report(fmt.Sprintf("service %q: nginx itself picks its servers, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD, or SERVICE_ROUTE_MAXCONN and SERVICE_ROUTE_BALANCE=leastconn", g.Service))
 	}
 	if len(g.Ports) > 0 {
 		u.TCP = newUpstream(g, UpstreamName(g)+".tcp", g.ForTCP())
 	}
 	return u
+}
+
+// posted returns what balancer.lua is told of a group besides its servers: for how many milliseconds requests wait for one,
+// where the service says so.
+func posted(g *route.Group) (lines []string) {
+	if g.Hold != 0 {
+		lines = append(lines, fmt.Sprintf("hold %d", g.HoldOr(0).Milliseconds()))
+	}
+	return lines
 }
 
 func newUpstream(g *route.Group, name string, settings claim.Settings) *Upstream {

@@ -1,0 +1,107 @@
+package proxyctl
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// WaitingCount is what a proxy says of the requests, or connections, for a service that wait for a server.
+type WaitingCount struct {
+	Now     int           // that wait
+	Total   int           // that have begun to wait; less than before means that the proxy has begun to count anew
+	Longest time.Duration // that one has waited since the first of these had to; 0 = the proxy does not say
+	Paused  bool          // they wait because somebody has paused the service
+}
+
+// Waiting tells of requests that wait while their service has no server: by metrics, and by a line in the log for each service
+// when waiting begins and when it ends. One goroutine at a time may use it. A nil Waiting tells nobody.
+type Waiting struct {
+	log   *slog.Logger
+	now   *prometheus.GaugeVec
+	total *prometheus.CounterVec
+	seen  map[string]*waitingSpell // by service
+}
+
+// waitingSpell is a time in which requests for a service wait.
+type waitingSpell struct {
+	last    WaitingCount
+	began   time.Time // zero if none waits
+	before  int       // Total when it began
+	longest time.Duration
+}
+
+// NewWaiting returns a Waiting. reg may be nil.
+func NewWaiting(reg prometheus.Registerer, log *slog.Logger) *Waiting {
+	w := &Waiting{
+		log: log,
+		now: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "berth_waiting_requests", Help: "Requests that wait in the proxy because their service has no server.",
+		}, []string{"service"}),
+		total: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "berth_held_requests_total", Help: "Requests that had to wait in the proxy because their service had no server.",
+		}, []string{"service"}),
+		seen: map[string]*waitingSpell{},
+	}
+	if reg != nil {
+		reg.MustRegister(w.now, w.total)
+	}
+	return w
+}
+
+// Observe takes what the proxy says at this moment of all services for which requests wait or have waited. One that is missing
+// has none that wait, and is forgotten by the proxy. A spell that began and ended since the last call is told of when it is over.
+func (w *Waiting) Observe(counts map[string]WaitingCount) {
+	if w == nil {
+		return
+	}
+	for _, service := range slices.Sorted(maps.Keys(counts)) {
+		if w.seen[service] == nil {
+			w.seen[service] = &waitingSpell{}
+		}
+		w.observe(service, w.seen[service], counts[service])
+	}
+	for _, service := range slices.Sorted(maps.Keys(w.seen)) {
+		if _, there := counts[service]; !there {
+			w.observe(service, w.seen[service], WaitingCount{Total: w.seen[service].last.Total})
+			delete(w.seen, service)
+			w.now.DeleteLabelValues(service)
+		}
+	}
+}
+
+func (w *Waiting) observe(service string, s *waitingSpell, c WaitingCount) {
+	before := s.last.Total
+	if c.Total < before { // it counts anew
+		before, s.before = 0, 0
+	}
+	s.last = c
+	w.now.WithLabelValues(service).Set(float64(c.Now))
+	w.total.WithLabelValues(service).Add(float64(c.Total - before))
+	waited := c.Now > 0 || c.Total > before
+	if s.began.IsZero() && waited {
+		s.began, s.before, s.longest = time.Now(), before, 0
+		if c.Now > 0 {
+			why := "it has no server"
+			if c.Paused {
+				why = "it is paused"
+			}
+			w.log.Info(fmt.Sprintf("requests for %s wait: %s", service, why), "service", service)
+		}
+	}
+	if s.began.IsZero() {
+		return
+	}
+	s.longest = max(s.longest, c.Longest)
+	if c.Now == 0 {
+		longest := cmp.Or(s.longest, time.Since(s.began))
+		w.log.Info(fmt.Sprintf("requests for %s no longer wait: %d waited, %.1fs at most", service, c.Total-s.before, longest.Seconds()),
+			"service", service, "waited", c.Total-s.before, "longest", longest.Round(time.Millisecond))
+		s.began = time.Time{}
+	}
+}
