@@ -992,7 +992,7 @@ func TestPausedHoldsUpNothing(t *testing.T) {
 			r.waitReady()
 			if name == "refused" {
 				testenv.Until(t, deadline, "it is said again", func() bool {
-					return strings.Count(r.log.String(), `give the token key_prefix \"berth/paused/\" { policy = \"read\" }`) == 2
+					return strings.Count(r.log.String(), `give the token key_prefix \"berth/paused/\" { policy = \"list\" }`) == 2
 				})
 			}
 		})

@@ -98,12 +98,18 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			"servable": func(services []*dependency.CatalogSnippet) []string {
 				return kept.Servable(services, report)
 			},
-			"routed": func(name string, instances any) ([]*route.Group, error) {
+			"routed": func(name string, instances any, paused ...map[string]time.Duration) ([]*route.Group, error) {
 				list, is := instances.([]*route.Instance)
 				if !is { // of the function service
 					return nil, errGone
 				}
-				return kept.New(name, list, o.TCPPorts, report), nil
+				groups := kept.New(name, list, o.TCPPorts, report)
+				for _, services := range paused { // for a proxy whose text of a group says it
+					for _, g := range groups {
+						g.Paused = services[name]
+					}
+				}
+				return groups, nil
 			},
 			"keep": kept.Keep,
 			"table": func(certificates any, paused ...map[string]time.Duration) *route.Table {

@@ -20,7 +20,7 @@ const PausedPrefix = "berth/paused/"
 const MinPause, MaxPause = time.Second, 5 * time.Minute
 
 // pausedRule is what a token needs that reads the pauses.
-const pausedRule = `key_prefix "` + PausedPrefix + `" { policy = "read" }`
+const pausedRule = `key_prefix "` + PausedPrefix + `" { policy = "list" }`
 
 // Pause says that requests for a service wait, whether it has instances or not, until it is resumed.
 type Pause struct {

@@ -55,7 +55,7 @@ func TestCleanPauses(t *testing.T) {
 		}
 	}
 	data, leftOut := clean(pausedAnswer{filtered: true})
-	if len(data.([]*Pause)) != 0 || len(leftOut) != 1 || !strings.Contains(leftOut[0], `give it key_prefix "berth/paused/" { policy = "read" }`) {
+	if len(data.([]*Pause)) != 0 || len(leftOut) != 1 || !strings.Contains(leftOut[0], `give it key_prefix "berth/paused/" { policy = "list" }`) {
 		t.Error(data, leftOut)
 	}
 }

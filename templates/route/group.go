@@ -24,8 +24,8 @@ type Group struct {
 	Ports   []int         // in order
 	claim.Settings
 	Servers []Server // instances that serve, by name
-	// Paused is how long a request waits, as the service is paused by hand; 0 = it is not. Only groups that come from a Table
-	// have it: a partial is not executed for a pause.
+	// Paused is how long a request waits, as the service is paused by hand; 0 = it is not. A Table sets it, so that texts that
+	// do not depend on it need not be made again.
 	Paused time.Duration
 
 	created  uint64 // the least index in Consul of the instances that ask for the routes

@@ -219,6 +219,7 @@ func (t *Table) settle() {
 	}
 	for _, g := range t.departed {
 		g.report = t.report
+		g.Paused = t.paused[g.Service]
 		if names[g.Name] { // another group of its service has it
 			l.rename(g, freeName(g, names))
 		}
@@ -235,7 +236,7 @@ func (k *Fragments) assignDeparted(t *Table, groups []*Group) (others []*Group) 
 	still := make(map[string]*fragment, len(groups))
 	for _, g := range groups {
 		f := k.departed[g.Name]
-		if f == nil || g.Fallback != "" || f.Service != g.Service || f.Settings != g.Settings ||
+		if f == nil || g.Fallback != "" || f.Service != g.Service || f.Settings != g.Settings || f.Paused != g.Paused ||
 			!slices.Equal(f.Routes, g.Routes) || !slices.Equal(f.Ports, g.Ports) {
 			others = append(others, g)
 			continue
