@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,7 +27,10 @@ type fakeConsul struct {
 	listed   uint64 // index of the last change of the list of services
 	checks   uint64 // and of that of a check
 	down     bool
-	instead  http.HandlerFunc // answers in its place; nil = nobody
+	instead  http.HandlerFunc                              // answers in its place; nil = nobody
+	before   func(http.ResponseWriter, *http.Request) bool // answers in its place if it returns true; nil = it does not
+	paused   map[string]string                             // values of the keys under berth/paused/
+	kv       uint64                                        // index of the last change of these
 	leader   string
 	left     bool           // the node of all services is not in the catalog
 	broken   string         // the service of which queries fail; "" = none
@@ -47,9 +51,10 @@ func newFakeConsul(t *testing.T) *fakeConsul {
 	f := &fakeConsul{
 		index: 10, listed: 10, checks: 10, leader: "10.0.0.1:8300",
 		services: map[string]*fakeService{},
-		changed:  make(chan struct{}),
-		asked:    map[string]int{},
-		waiting:  map[string]int{},
+		paused:   map[string]string{}, kv: 10,
+		changed: make(chan struct{}),
+		asked:   map[string]int{},
+		waiting: map[string]int{},
 	}
 	f.Server = httptest.NewServer(f)
 	t.Cleanup(func() {
@@ -83,6 +88,18 @@ func (f *fakeConsul) remove(name string) {
 	f.change(func() {
 		delete(f.services, name)
 		f.listed = f.index
+	})
+}
+
+// pause writes a key under berth/paused/.
+func (f *fakeConsul) pause(name, value string) {
+	f.change(func() { f.paused[name], f.kv = value, f.index })
+}
+
+func (f *fakeConsul) resume(name string) {
+	f.change(func() {
+		delete(f.paused, name)
+		f.kv = f.index
 	})
 }
 
@@ -156,6 +173,13 @@ func (f *fakeConsul) read(path string, asked uint64) (body any, index uint64, lo
 	if path == "/v1/status/leader" {
 		return f.leader, 0, lost, f.down, f.changed
 	}
+	if path == "/v1/kv/berth/paused/" {
+		pairs := api.KVPairs{}
+		for _, name := range slices.Sorted(maps.Keys(f.paused)) {
+			pairs = append(pairs, &api.KVPair{Key: "berth/paused/" + name, Value: []byte(f.paused[name])})
+		}
+		return pairs, f.kv, lost, f.down, f.changed
+	}
 	if node, ok := strings.CutPrefix(path, "/v1/catalog/node/"); ok {
 		if f.left {
 			return nil, f.index, lost, f.down, f.changed
@@ -204,8 +228,11 @@ func (f *fakeConsul) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.open--
 	}()
 	f.mu.Lock()
-	instead := f.instead
+	instead, before := f.instead, f.before
 	f.mu.Unlock()
+	if before != nil && before(w, r) {
+		return
+	}
 	if instead != nil && path != "/elsewhere" {
 		instead(w, r)
 		return
@@ -225,6 +252,8 @@ func (f *fakeConsul) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		if asked == 0 || index > asked || waited || lost {
 			w.Header().Set("X-Consul-Index", strconv.FormatUint(index, 10))
+			w.Header().Set("X-Consul-Lastcontact", "0") // without it the client reads no header behind it
+			w.Header().Set("X-Consul-Knownleader", "true")
 			if r.URL.Query().Has("filter") {
 				body = []any{}
 			}

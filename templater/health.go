@@ -14,7 +14,11 @@ func (t *Templater) note(u catalog.Update) {
 	switch {
 	case u.Err == nil && !u.Well:
 	case !w.InConsul():
-		t.noteOther(u)
+		t.noteOther(u, "keeping the last good configuration")
+	case w.Optional():
+		if u.Err == nil || t.fails(u.Err) {
+			t.noteOther(u, "going on without news of it")
+		}
 	case errors.As(u.Err, new(*catalog.HiddenError)):
 		t.succeeded(w)
 		t.hidden[w.Key] = true
@@ -34,8 +38,13 @@ func (t *Templater) note(u catalog.Update) {
 	}
 }
 
-// noteOther is note for a watch outside Consul, such as of a file that a template reads.
-func (t *Templater) noteOther(u catalog.Update) {
+// fails says whether an error of an optional dependency is its own, and not that Consul is away as a whole.
+func (t *Templater) fails(err error) bool {
+	return catalog.IsRefusal(err) || t.answered && t.consulErr == nil
+}
+
+// noteOther is note for a watch outside Consul, such as of a file that a template reads, and for an optional one.
+func (t *Templater) noteOther(u catalog.Update, consequence string) {
 	failed := t.failing[u.Watch]
 	switch {
 	case u.Err == nil:
@@ -45,7 +54,7 @@ func (t *Templater) noteOther(u catalog.Update) {
 		}
 	case !failed:
 		t.failing[u.Watch] = true
-		t.log.Warn("cannot be read, keeping the last good configuration", "dependency", u.Watch.Key, "err", u.Err)
+		t.log.Warn("cannot be read, "+consequence, "dependency", u.Watch.Key, "err", u.Err)
 	}
 }
 
@@ -54,7 +63,7 @@ func (t *Templater) succeeded(w *catalog.Watch) {
 	delete(t.failing, w)
 	delete(t.hidden, w.Key)
 	for other := range t.failing {
-		if other.InConsul() {
+		if other.InConsul() && !other.Optional() {
 			return
 		}
 	}

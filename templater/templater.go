@@ -264,6 +264,9 @@ func (t *Templater) take(u catalog.Update) (changed bool) {
 			}
 			if t.isLate(u) {
 				changed = t.templates.Late(w.Dependency, cmp.Or(u.Err, errNone)) || changed
+				if w.Optional() { // what is rendered without it is complete
+					delete(t.waiting, w.Key)
+				}
 			}
 			if u.New {
 				delete(t.waiting, w.Key)
@@ -286,6 +289,8 @@ func (t *Templater) isLate(u catalog.Update) bool {
 	case !t.waiting[w.Key] || u.New:
 		delete(t.tried, w)
 		return false
+	case w.Optional():
+		return u.Err != nil && t.fails(u.Err)
 	case u.Err == nil:
 		return u.Well
 	case t.tried[w].IsZero():

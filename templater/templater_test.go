@@ -23,6 +23,7 @@ import (
 	"go.uber.org/goleak"
 
 	"berth/deploy/testenv"
+	"berth/templater/catalog"
 )
 
 func TestMain(m *testing.M) {
@@ -891,6 +892,144 @@ func TestHiddenServiceLater(t *testing.T) {
 	consul.set("web", 3)
 	r.want("web:3 ")
 	r.waitReady()
+}
+
+const pausedAndWeb = `{{ range $s, $max := paused }}{{ $s }}={{ $max }} {{ end }}|{{ range service "web" }}{{ .Port }} {{ end }}`
+
+// What is paused by hand is in the text from the first one on, and changes with Consul.
+func TestPaused(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	consul.pause("shop", `{"max": "30s"}`)
+	r := newHarness(t, consul, Options{Templates: one(pausedAndWeb), VanishLimit: 10}).run()
+	r.want("shop=30s |1 ")
+	consul.pause("app", `{"max": "5m0s", "reason": "x", "other": 1}`)
+	r.want("app=5m0s shop=30s |1 ")
+	consul.pause("shop", `{"max": "1s"}`)
+	r.want("app=5m0s shop=1s |1 ")
+	consul.pause("bad", `{"max": "6m"}`)
+	r.waitLogged(`the key \"berth/paused/bad\" pauses nothing: its max \"6m\" is not a duration from 1s to 5m`)
+	consul.setDown(true)
+	r.waitNotReady("Consul does not answer")
+	consul.resume("shop")
+	consul.setDown(false)
+	r.want("app=5m0s |1 ")
+	consul.resume("bad")
+	consul.resume("app")
+	r.want("|1 ")
+	r.waitReady()
+	r.waitLogged("no longer left out")
+}
+
+// A pause that cannot be read costs nothing but itself.
+func TestPausedHoldsUpNothing(t *testing.T) {
+	const path = "/v1/kv/berth/paused/"
+	for name, instead := range map[string]func(w http.ResponseWriter, r *http.Request){
+		"refused": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "Permission denied", http.StatusForbidden) },
+		"fails":   func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "oops", http.StatusInternalServerError) },
+		"garbage": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-Consul-Index", "7")
+			fmt.Fprint(w, "{}")
+		},
+		"no Consul": func(w http.ResponseWriter, _ *http.Request) { http.NotFound(w, nil) },
+		"hangs":     nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lifted := make(chan struct{})
+			if instead == nil {
+				instead = func(_ http.ResponseWriter, r *http.Request) {
+					select {
+					case <-r.Context().Done():
+					case <-lifted:
+					}
+				}
+			}
+			consul := newFakeConsul(t)
+			consul.set("web", 1)
+			consul.pause("shop", `{"max": "30s"}`)
+			broken := func(w http.ResponseWriter, r *http.Request) bool {
+				if r.URL.Path == path {
+					instead(w, r)
+				}
+				return r.URL.Path == path
+			}
+			consul.change(func() { consul.before = broken })
+			r := newHarness(t, consul, Options{Templates: one(pausedAndWeb)})
+			begun := time.Now()
+			r.run()
+			r.want("|1 ")
+			if took := time.Since(begun); took > catalog.OptionalTime+2*time.Second {
+				t.Errorf("the first text took %v", took)
+			}
+			r.waitReady()
+			consul.set("web", 2)
+			r.want("|2 ")
+			ctx, cancel := context.WithTimeout(t.Context(), deadline)
+			defer cancel()
+			if texts, err := r.Render(ctx); err != nil || texts["out"].Text != "|2 " {
+				t.Errorf("%v, %v", texts, err)
+			}
+			if up := r.metric("berth_templater_consul_up"); up != 1 {
+				t.Errorf("consul_up %v", up)
+			}
+			asked := consul.asks(path)
+			testenv.Until(t, deadline, "more queries", func() bool { return consul.asks(path) > asked })
+			r.waitReady()
+			consul.change(func() { consul.before = nil })
+			close(lifted)
+			r.want("shop=30s |2 ")
+			r.waitLogged("can be read again")
+			r.wantLogged("level=WARN", 1)
+			r.wantLogged("cannot be read, going on without news of it", 1)
+
+			testenv.Until(t, deadline, "a query that waits", func() bool { return consul.blocked(path) > 0 })
+			consul.change(func() { consul.before = broken })
+			consul.pause("shop", `{"max": "10s"}`)
+			r.want("shop=10s |2 ")
+			consul.set("web", 3)
+			r.want("shop=10s |3 ")
+			r.waitReady()
+			if name == "refused" {
+				testenv.Until(t, deadline, "it is said again", func() bool {
+					return strings.Count(r.log.String(), `give the token key_prefix \"berth/paused/\" { policy = \"list\" }`) == 2
+				})
+			}
+		})
+	}
+}
+
+// Without the right, and without an error, a list of pauses is empty.
+func TestPausedThatTheTokenDoesNotSee(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	consul.hide("/v1/kv/")
+	consul.pause("shop", `{"max": "30s"}`)
+	r := newHarness(t, consul, Options{Templates: one(pausedAndWeb)}).run()
+	r.want("|1 ")
+	r.waitReady()
+	r.waitLogged("the token does not see all that is paused by hand")
+	consul.hide("")
+	consul.pause("shop", `{"max": "20s"}`)
+	r.want("shop=20s |1 ")
+	r.waitLogged("no longer left out")
+	r.wantLogged("level=WARN", 1)
+}
+
+// A berth that starts while Consul is away waits for the pauses as for all else.
+func TestPausedWhileConsulIsAwayAtTheStart(t *testing.T) {
+	consul := newFakeConsul(t)
+	consul.set("web", 1)
+	consul.pause("shop", `{"max": "30s"}`)
+	consul.setDown(true)
+	r := newHarness(t, consul, Options{Templates: one(pausedAndWeb)}).run()
+	r.waitNotReady("Consul does not answer")
+	asked := consul.asks("/v1/kv/berth/paused/")
+	testenv.Until(t, deadline, "more queries", func() bool { return consul.asks("/v1/kv/berth/paused/") > asked+2 })
+	consul.setDown(false)
+	r.want("shop=30s |1 ")
+	r.waitReady()
+	r.wantLogged("cannot be read", 0)
 }
 
 // gauge notes what it is set to.

@@ -609,20 +609,20 @@ end
 
 -- Returns how many seconds requests for the upstream may wait: 0 = not at all. After a start of nginx nothing is posted yet;
 -- an upstream that is never posted has its servers by reloads, which no request waits for.
-local function hold_of(list, default)
+local function hold_of(list, milliseconds)
     if not list then
-        return dict:get("posted") and 0 or default
+        return dict:get("posted") and 0 or milliseconds / 1000
     end
-    return list.paused or list.hold or default
+    return list.paused or list.hold or milliseconds / 1000
 end
 
 -- Returns "1" if a request that has failed is to be passed on once more, when the upstream has a server: nobody has got it,
 -- or it may be sent again. For set_by_lua_block where error_page leads; what it says goes on where `wait` is called with `again`.
-function M.again(upstream, seconds)
+function M.again(upstream, milliseconds)
     local list = current(upstream)
     local sent, _, rounds = history(list)
     local till = tonumber(ngx.var.berth_wait_until)
-    if rounds == 0 or rounds > ROUNDS or hold_of(list, seconds) == 0 or till and till <= now() then
+    if rounds == 0 or rounds > ROUNDS or hold_of(list, milliseconds) == 0 or till and till <= now() then
         return
     end
     local length = body_length()
@@ -652,9 +652,9 @@ local function await(upstream, hold, most)
 end
 
 -- Returns the status with which the request is to end, or nil if it is to go on.
-local function admit(upstream, seconds, most, again)
+local function admit(upstream, milliseconds, most, again)
     local list = current(upstream)
-    local hold = hold_of(list, seconds)
+    local hold = hold_of(list, milliseconds)
     if hold == 0 then
         return
     end
@@ -679,13 +679,13 @@ local function admit(upstream, seconds, most, again)
     end
 end
 
--- Makes a request wait until the upstream has a server, for so many seconds at most unless something else was posted for it, and
--- ends it with status 503 then. If more than `most` requests would wait at once, it ends at once. For access_by_lua_block.
+-- Makes a request wait until the upstream has a server, for so many milliseconds at most unless something else was posted for it,
+-- and ends it with status 503 then. If more than `most` requests would wait at once, it ends at once. For access_by_lua_block.
 --
 -- nginx passes a body on as it comes, and does not have it for another server if the first one takes no connection. So a
 -- short one is read before, and with a long one a server is asked first whether it takes connections.
-function M.wait(upstream, seconds, most, again)
-    local status = admit(upstream, seconds, most, again)
+function M.wait(upstream, milliseconds, most, again)
+    local status = admit(upstream, milliseconds, most, again)
     if status then
         return ngx.exit(status)
     end

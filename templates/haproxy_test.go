@@ -143,6 +143,7 @@ func shippedFuncs(o Options, r *rendered) map[string]any {
 	}
 	funcs := Funcs(o)(func(reason string) { r.leftOut = append(r.leftOut, reason) })
 	funcs["instances"] = func(service string) []*api.ServiceEntry { return listed[service] }
+	funcs["paused"] = func() map[string]time.Duration { return nil }
 	funcs["asFile"] = func(name, text string) string {
 		base, suffix, _ := strings.Cut(name, ".")
 		sum := sha256.Sum256([]byte(text))

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -94,10 +95,11 @@ func TestNginxVersions(t *testing.T) {
 	}
 }
 
-// With Lua, other lines differ only by what has to.
+// With Lua, other lines differ only by what has to, and nothing more is left out but that no request waits.
 func TestNginxLua(t *testing.T) {
-	stock, lua := renderNginx(t, everyLabel(), Options{}), renderNginx(t, everyLabel(), Options{Lua: true})
-	if !slices.Equal(stock.leftOut, lua.leftOut) {
+	stock, lua := renderNginx(t, everyLabel(), Options{}), renderNginx(t, everyLabel(), Options{Lua: true, Hold: 10 * time.Second, HoldMax: 2000})
+	held := slices.DeleteFunc(slices.Clone(stock.leftOut), func(reason string) bool { return strings.Contains(reason, route.KeyHold) })
+	if len(held) != len(stock.leftOut)-1 || !slices.Equal(held, lua.leftOut) {
 		t.Errorf("left out: %q, and with Lua %q", stock.leftOut, lua.leftOut)
 	}
 	before, rest, found := strings.Cut(lua.text, strings.TrimSuffix(balancer, "\n"))
@@ -144,6 +146,8 @@ func nginxGrammar() *regexp.Regexp {
 		`        (least_conn|random two least_conn|hash \$(remote_addr|berth_path|berth_sticky|http_[a-z0-9_]{1,64}) consistent);`,
 		`        server ` + address + `( weight=` + number + `)?( max_conns=` + number + `)? max_fails=0;`,
 		`        server 127\.0\.0\.1:1 down;`,
+		`        # hold [0-9]{1,6}`,
+		`        balancer_by_lua_block \{ require\("berth"\)\.(balance|random)\("` + upstream + `"(, ngx\.var\.[a-z0-9_]+)?\) \}`,
 		`        listen ` + number + ` so_keepalive=60s:10s:6;`,
 		`        proxy_pass ` + upstream + `\.tcp;`,
 	}, "|") + `)$`)
@@ -191,7 +195,9 @@ func checkNginx(t tb, r, empty rendered) {
 
 func TestNginxHostileValuesStayOut(t *testing.T) {
 	for _, c := range []catalog{hostileCatalog(), everyLabel(), manyServices(), ipv6(), fallbacks()} {
-		checkNginx(t, renderNginx(t, c, Options{}), renderNginx(t, catalog{}, Options{}))
+		for _, o := range []Options{{}, {Lua: true}} {
+			checkNginx(t, renderNginx(t, c, o), renderNginx(t, catalog{}, o))
+		}
 	}
 }
 

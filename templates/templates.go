@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
-	"strconv"
 	"strings"
 	"text/template"
 	"time"
@@ -99,17 +98,27 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			"servable": func(services []*dependency.CatalogSnippet) []string {
 				return kept.Servable(services, report)
 			},
-			"routed": func(name string, instances any) ([]*route.Group, error) {
+			"routed": func(name string, instances any, paused ...map[string]time.Duration) ([]*route.Group, error) {
 				list, is := instances.([]*route.Instance)
 				if !is { // of the function service
 					return nil, errGone
 				}
-				return kept.New(name, list, o.TCPPorts, report), nil
+				groups := kept.New(name, list, o.TCPPorts, report)
+				for _, services := range paused { // for a proxy whose text of a group says it
+					for _, g := range groups {
+						g.Paused = services[name]
+					}
+				}
+				return groups, nil
 			},
 			"keep": kept.Keep,
-			"table": func(certificates any) *route.Table {
+			"table": func(certificates any, paused ...map[string]time.Duration) *route.Table {
 				tls, _ := template.IsTrue(certificates)
-				return kept.NewTable(tls, o.Refused, report)
+				t := kept.NewTable(tls, o.Refused, report)
+				for _, services := range paused { // older templates say nothing of it
+					t.Pause(services)
+				}
+				return t
 			},
 			"assign":           (*route.Table).Assign,
 			"clientHeaders":    clientHeaderPattern,
@@ -143,7 +152,6 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			"closingFile":       func() string { return o.NginxClosing },
 			"nginxAtLeast":      atLeast("nginxAtLeast", o.NginxAtLeast),
 			"lua":               func() bool { return o.Lua },
-			"holdSeconds":       func() string { return strconv.FormatFloat(o.Hold.Seconds(), 'f', -1, 64) },
 			"luaBalancer":       func() string { return strings.TrimSuffix(balancer, "\n") },
 
 			"claim": gone, "exposed": gone, "proxied": gone,

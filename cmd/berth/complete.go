@@ -9,6 +9,7 @@ import (
 	"time"
 
 	docker "github.com/fsouza/go-dockerclient"
+	"github.com/hashicorp/consul/api"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -126,6 +127,25 @@ func completeGroup(names []string) cobra.CompletionFunc {
 			offered = append(offered, cobra.CompletionWithDesc(strconv.FormatUint(h.Version, 10), when(h.At)+" "+visible(h.By, "")))
 		}
 		return offered, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
+	}
+}
+
+// completeServices offers services that are not named yet.
+func completeServices(names func(context.Context, *api.Client) []string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) (offered []string, _ cobra.ShellCompDirective) {
+		c, err := readConfig(cmd.Flags())
+		g := &groupStore{}
+		if err != nil || g.connect(c) != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), time.Second) // a shell waits for it
+		defer cancel()
+		for _, name := range slices.Sorted(slices.Values(names(ctx, g.consul))) {
+			if store.ValidService(name) == nil && !slices.Contains(args, name) {
+				offered = append(offered, name)
+			}
+		}
+		return offered, cobra.ShellCompDirectiveNoFileComp
 	}
 }
 

@@ -38,34 +38,40 @@ type groupStore struct {
 
 // groupCommand makes a command whose first argument is a service. Where args has brackets, an argument may be left away.
 func groupCommand(name, short, long string, args []string, run func(ctx context.Context, g *groupStore, args []string) error) *cobra.Command {
-	var timeout time.Duration
 	args = append([]string{"SERVICE"}, args...)
-	cmd := &cobra.Command{
+	return onConsul(&cobra.Command{
 		Use:               name + " " + strings.Join(args, " "),
 		Short:             short,
 		Long:              long,
 		Args:              arguments(args...),
 		ValidArgsFunction: completeGroup(args),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := newProcess(cmd)
-			if err != nil {
-				return err
-			}
-			if timeout <= 0 {
-				return asUsageError(fmt.Errorf("--timeout must be longer than %s", timeout))
-			}
-			g := &groupStore{timeout: timeout, stdin: cmd.InOrStdin(), out: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr()}
-			if g.service, err = store.ParseService(args[0]); err != nil {
-				return asUsageError(err)
-			}
-			if err := g.connect(p.config); err != nil {
-				return err
-			}
-			if err := run(cmd.Context(), g, args[1:]); err != nil {
-				return harmless{err}
-			}
-			return nil
-		},
+	}, func(ctx context.Context, g *groupStore, args []string) (err error) {
+		if g.service, err = store.ParseService(args[0]); err != nil {
+			return asUsageError(err)
+		}
+		return run(ctx, g, args[1:])
+	})
+}
+
+// onConsul makes a command run with a connection to Consul.
+func onConsul(cmd *cobra.Command, run func(ctx context.Context, g *groupStore, args []string) error) *cobra.Command {
+	var timeout time.Duration
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		p, err := newProcess(cmd)
+		if err != nil {
+			return err
+		}
+		if timeout <= 0 {
+			return asUsageError(fmt.Errorf("--timeout must be longer than %s", timeout))
+		}
+		g := &groupStore{timeout: timeout, stdin: cmd.InOrStdin(), out: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr()}
+		if err := g.connect(p.config); err != nil {
+			return err
+		}
+		if err := run(cmd.Context(), g, args); err != nil {
+			return harmless{err}
+		}
+		return nil
 	}
 	c := newConfig()
 	c.commonFlags(cmd.Flags(), "none")

@@ -22,7 +22,7 @@ var flagGroups = []struct {
 	{"This command", []string{
 		"name NAME", "port PORT", "id ID", "address IP", "meta KEY=VALUE", "weight NUMBER", "ready WHEN", "stop-timeout TIME",
 		"once", "dry-run", "format FORMAT", "diff", "validate", "explain", "version NUMBER", "raw", "strategy STRATEGY", "wait TIME",
-		"timeout TIME", "reason TEXT", "live",
+		"timeout TIME", "max TIME", "reason TEXT", "list", "live",
 	}},
 	{"Registration", []string{
 		"network NAME,...", "internal", "explicit", "ip IP", "tags TAG,...", "ready-timeout TIME", "drain-time TIME",
@@ -60,7 +60,7 @@ var commandGroups = []struct {
 }{
 	{"Run it", []string{"registrar", "templater", "run", "service"}},
 	{"See what it does", []string{"render", "template", "healthcheck"}},
-	{"Change something", []string{"drain", "undrain"}},
+	{"Change something", []string{"drain", "undrain", "pause", "resume"}},
 	{"Service groups", []string{"config", "file", "restart"}},
 	{"Other commands", []string{"version", "completion", "help"}},
 }
@@ -100,6 +100,12 @@ berth template haproxy > haproxy.ctmpl`,
 docker compose exec templater berth healthcheck`,
 	"drain":   `berth drain shop-app-3 --reason "disk is replaced"`,
 	"undrain": `berth undrain shop-app-3`,
+	"pause": `# Requests wait, for up to a minute each, while the data is moved:
+berth pause shop --max 60s --reason "new database"
+./migrate.sh && berth resume shop
+
+berth pause --list`,
+	"resume": `berth resume shop`,
 	"config": `berth config apply app config.toml --wait 60s
 berth config status app`,
 	"config apply": `# The next version, and wait until every instance runs it:

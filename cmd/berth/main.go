@@ -76,6 +76,7 @@ bad value. As in diff, render --diff and config diff exit with 1 when something 
 	}
 	cmd.SetVersionTemplate(versionLine())
 	cmd.AddCommand(runCommand(), registrarCommand(), templaterCommand(), renderCommand(), serviceCommand(), drainCommand(true), drainCommand(false),
+		pauseCommand(), resumeCommand(),
 		configCommand(), fileCommand(), restartCommand(), templateCommand(), healthcheckCommand(), versionCommand(), environmentHelp())
 	cmd.SetHelpCommand(helpCommand(cmd))
 	cmd.InitDefaultHelpCmd()

@@ -4,11 +4,13 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -37,6 +39,11 @@ func startLua(t *testing.T, set ...func(*Options)) (*fakeNginx, *Proxy) {
 		t.Fatal(err)
 	}
 	return n, p
+}
+
+// holding is a text whose upstream has a hold.
+func holding(text string) string {
+	return strings.Replace(text, "upstream app {\n", "upstream app {\n        # hold 30000\n", 1)
 }
 
 // luaStep is an Apply to an nginx with a Lua balancer, and what is to come of it.
@@ -73,6 +80,12 @@ func TestLua(t *testing.T) {
 			{text: other, action: reload, says: "keepalive changed", loads: 1, dict: inThree, file: other},
 			{text: lua("db.example:80"), action: reload, says: "upstream app: 1 server, 1 replaced", loads: 2, dict: inThree, file: lua("db.example:80")},
 			{text: three, action: reload, says: "upstream app: 1 server, 1 replaced", loads: 3, dict: inThree, file: three},
+		}},
+		{name: "for how long requests wait changes without a reload", steps: []luaStep{
+			{text: holding(one), action: runtime, says: "servers of the Lua balancer", dict: "app hold 30000\n" + inOne, file: holding(one)},
+			{text: holding(two), action: runtime, dict: "app hold 30000\n" + inTwo, file: holding(two)},
+			{text: holding(lua("127.0.0.1:1 down")), action: runtime, dict: "app hold 30000\n", file: holding(lua("127.0.0.1:1 down"))},
+			{text: two, action: runtime, dict: inTwo, file: two},
 		}},
 		{name: "other servers than it was given", steps: []luaStep{
 			{text: two, action: runtime, dict: inTwo, file: two},
@@ -388,5 +401,39 @@ func TestCheck(t *testing.T) {
 	}
 	if onDisk(t, file) != "what is there" {
 		t.Error("the file was changed")
+	}
+}
+
+// Requests that wait are counted often while there are some, or no server, and seldom while there is no reason to.
+func TestLuaWaiting(t *testing.T) {
+	var log strings.Builder
+	n, p := startLua(t, func(o *Options) {
+		o.Waiting = proxyctl.NewWaiting(nil, slog.New(slog.NewTextHandler(&log, nil)))
+	})
+	for _, tt := range []struct {
+		text, waiting string
+		again         time.Duration
+		log           string // newly
+	}{
+		{lua("10.0.0.1:80"), "", seldomWaiting, ""},
+		{lua("127.0.0.1:1 down"), "", oftenWaiting, ""},
+		{lua("127.0.0.1:1 down"), "app 2 3 40\napp.0123abcd 1 1 70\n", oftenWaiting, "requests for app wait: it has no server"},
+		{lua("10.0.0.1:80"), "app 2 3 50\napp.0123abcd 0 2 1500\n", oftenWaiting, ""},
+		{lua("10.0.0.1:80"), "nonsense\n", seldomWaiting, ""},
+		{lua("10.0.0.1:80"), "app 0 3 60\napp.0123abcd 0 2 1500\n", seldomWaiting, "requests for app no longer wait: 5 waited, 1.5s at most"},
+		{strings.Replace(holding(lua("10.0.0.1:80")), "hold", "paused", 1), "app 1 4 0 paused\n", oftenWaiting, "requests for app wait: it is paused"},
+		{text(frame, "10.0.0.1:80"), "", 0, ""},
+	} {
+		log.Reset()
+		n.set(func() { n.waiting = tt.waiting })
+		if _, err := p.Apply(t.Context(), onlyText(tt.text), true); err != nil {
+			t.Fatal(err)
+		}
+		if again := p.driver.Tend(t.Context()); again != tt.again {
+			t.Errorf("%q: again in %v, want %v", tt.waiting, again, tt.again)
+		}
+		if !strings.Contains(log.String(), tt.log) || tt.log == "" && log.Len() > 0 {
+			t.Errorf("%q: log %q, want %q", tt.waiting, &log, tt.log)
+		}
 	}
 }

@@ -154,6 +154,10 @@ func TestServers(t *testing.T) {
 		{name: "of the same name for TCP", text: text(luaFrame, "10.0.0.1:80") + "stream { upstream app { server 10.0.0.9:80; } }\n", live: true, want: "app 10.0.0.1:80 1\n"},
 		{name: "of the same name for TCP, before", text: "stream { upstream app { server 10.0.0.9:80; } }\n" + text(luaFrame, "10.0.0.1:80")},
 		{name: "for TCP", text: "stream { upstream tcp { server 10.0.0.9:80; balancer_by_lua_block { } } }\n" + text(luaFrame, "10.0.0.1:80"), live: true, want: "app 10.0.0.1:80 1\n"},
+		{name: "a hold", text: text(strings.Replace(luaFrame, "%s", "# hold 30000\n%s", 1), "10.0.0.1:80"), live: true, want: "app hold 30000\napp 10.0.0.1:80 1\n"},
+		{name: "a hold and a pause, without servers", text: text(strings.Replace(luaFrame, "%s", "# paused 5000\n#hold 0\n# hold 0\n%s", 1), "127.0.0.1:1 down"), live: true, want: "app hold 0\napp paused 5000\n"},
+		{name: "comments that are none", text: text(strings.Replace(luaFrame, "%s", "# hold on\n# we hold 3\n# paused\n# hold 1234567\n%s", 1), "10.0.0.1:80"), live: true, want: "app 10.0.0.1:80 1\n"},
+		{name: "a hold without a balancer", text: text(strings.Replace(frame, "%s", "# hold 30000\n%s", 1), "10.0.0.1:80")},
 		{name: "nobody takes the servers", text: strings.Replace(text(luaFrame, "10.0.0.1:80"), "server_name balancer", "server_name other", 1)},
 	} {
 		c := mustParse(t, tt.text)
@@ -176,6 +180,7 @@ func TestShape(t *testing.T) {
 		{name: "a comment, which may tell that a certificate is another", a: one, b: strings.Replace(one, "listen 8080;", "listen 8080; # sum 1\n", 1)},
 		{name: "another comment", a: "# 1\n" + one, b: "# 2\n" + one},
 		{name: "a comment on a server of a balancer", a: one, b: strings.Replace(one, "10.0.0.1:80;", "10.0.0.1:80; # node", 1), same: true},
+		{name: "a hold", a: one, b: text(strings.Replace(luaFrame, "%s", "# hold 30000\n%s", 1), "10.0.0.1:80"), same: true},
 		{name: "a comment on a server of a stock upstream", a: text(frame, "a:80"), b: strings.Replace(text(frame, "a:80"), "a:80;", "a:80; # node", 1)},
 		{name: "servers for TCP of the same name", a: one + "stream { upstream app { server a:1; } }", b: one + "stream { upstream app { server b:1; } }"},
 		{name: "the balancer's code", a: one, b: strings.Replace(one, `balance("app")`, `balance("app", 1)`, 1)},

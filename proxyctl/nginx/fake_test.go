@@ -38,6 +38,7 @@ type fakeNginx struct {
 	hang     bool              // it answers nothing
 	says     string            // its answer on the control socket, if it is another one
 	dict     string            // the servers of its Lua balancers
+	waiting  string            // what they say of requests that wait
 	room     int               // how long those may be, 0 for any length
 	broken   func(text string) bool
 	apart    bool // its workers cannot connect to the control socket
@@ -199,6 +200,8 @@ func (n *fakeNginx) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			n.dict = string(body)
 		}
 		io.WriteString(w, n.dict)
+	case r.Host == balancerName && hasLua && r.URL.Path == "/waiting":
+		io.WriteString(w, n.waiting)
 	case r.Host == balancerName && hasLua && r.URL.Path == "/check":
 		if n.broken != nil && n.broken(n.running) {
 			http.Error(w, "500 Internal Server Error", http.StatusInternalServerError)

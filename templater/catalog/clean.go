@@ -29,6 +29,8 @@ func clean(data any) (cleaned any, leftOut []string) {
 		return true
 	}
 	switch list := data.(type) {
+	case pausedAnswer:
+		return list.clean()
 	case []*dependency.HealthService:
 		data = slices.DeleteFunc(list, func(s *dependency.HealthService) bool {
 			s.Tags = blanks(s.Tags)

@@ -16,6 +16,7 @@ type Policy struct {
 	Grace       time.Duration // how long entries are kept that a doubtful answer lacks
 	VanishLimit int           // the largest share of a list that may vanish at once, in percent; 100 = all
 	Strict      bool          // a first answer that shows nothing because of the token is an error
+	ByIndex     bool          // only an index that went back is a reason for doubt, and an error before the answer is none
 }
 
 // HiddenError says that Consul's first answer is empty because the token may not see the data.
@@ -102,12 +103,13 @@ func (p Policy) believe(s state, a answer, failed bool, now time.Time) state {
 		s.mode, s.believed, s.index, s.filtered = trusting, a.data, a.index, a.filtered
 		return s
 	}
-	if _, lacks, _ := merge(s.last(), a.data); lacks > 0 && a.index == s.index && a.index != 0 && !failed {
+	_, lacks, _ := merge(s.last(), a.data)
+	if lacks > 0 && a.index == s.index && a.index != 0 && !failed {
 		// The same index means the same catalog, so the token sees less of it. Only if Consul was away may it be another
 		// catalog.
 		return s.expire(now)
 	}
-	if failed || a.index < s.index {
+	if doubtful := failed || a.index < s.index; doubtful && !p.ByIndex || a.index < s.index && lacks > 0 {
 		s.wary = now.Add(p.Grace)
 	}
 	all, lacks, _ := merge(s.believed, a.data)
@@ -198,6 +200,8 @@ func merge(old, new any) (all any, lacks, of int) {
 		return mergeLists(list, new, func(s *dependency.CatalogSnippet) string { return s.Name })
 	case []*dependency.Node:
 		return mergeLists(list, new, func(n *dependency.Node) string { return n.Node })
+	case []*Pause:
+		return mergeLists(list, new, func(p *Pause) string { return p.Service })
 	case []*dependency.KeyPair:
 		return mergeLists(list, new, func(p *dependency.KeyPair) string { return p.Path })
 	}

@@ -171,6 +171,48 @@ func TestGuardProperties(t *testing.T) {
 	})
 }
 
+// What is paused by hand is kept only if Consul has lost it: it is resumed at once, also after an outage.
+func TestGuardOfPauses(t *testing.T) {
+	const grace = 30 * time.Second
+	type step struct {
+		after    time.Duration // since the step before
+		index    uint64
+		list     string
+		failed   bool
+		filtered bool
+		want     string
+	}
+	for name, steps := range map[string][]step{
+		"resumed":                       {{index: 5, list: "a b", want: "a b"}, {index: 6, list: "b", want: "b"}, {index: 7, want: ""}},
+		"resumed while Consul was away": {{index: 5, list: "a b", want: "a b"}, {index: 6, list: "b", failed: true, want: "b"}, {index: 7, want: ""}},
+		"resumed after an outage":       {{index: 5, list: "a", want: "a"}, {index: 5, list: "a", failed: true, want: "a"}, {after: time.Second, index: 6, want: ""}},
+		"the index goes back, no more":  {{index: 9, list: "a", want: "a"}, {index: 5, list: "a", want: "a"}, {after: time.Second, index: 6, want: ""}},
+		"a lost state":                  {{index: 9, list: "a", want: "a"}, {index: 3, failed: true, want: "a"}, {after: grace / 2, index: 4, want: "a"}, {after: grace, index: 4, want: ""}},
+		"a lost state that comes back":  {{index: 9, list: "a", want: "a"}, {index: 3, want: "a"}, {index: 9, list: "a", want: "a"}},
+		"the token has lost its right":  {{index: 5, list: "a", want: "a"}, {index: 6, filtered: true, want: "a"}, {after: time.Hour, index: 7, filtered: true, want: "a"}},
+		"the token does not see others": {{index: 5, list: "a", filtered: true, want: "a"}, {index: 6, filtered: true, want: ""}},
+		"another max":                   {{index: 5, list: "a", want: "a"}, {index: 6, list: "a b", want: "a b"}},
+	} {
+		var b state
+		now := time.Unix(0, 0)
+		for n, s := range steps {
+			now = now.Add(s.after)
+			list := []*Pause{}
+			for _, service := range strings.Fields(s.list) {
+				list = append(list, &Pause{Service: service})
+			}
+			b = Policy{Grace: grace, VanishLimit: 100, ByIndex: true}.next(b, answer{data: list, index: s.index, filtered: s.filtered}, s.failed, now)
+			var got []string
+			for _, p := range b.trusted.([]*Pause) {
+				got = append(got, p.Service)
+			}
+			if strings.Join(got, " ") != s.want {
+				t.Errorf("%s, step %d: %q, want %q", name, n, got, s.want)
+			}
+		}
+	}
+}
+
 func TestGuardOfOtherData(t *testing.T) {
 	pairs := func(paths ...string) []*dependency.KeyPair {
 		list := []*dependency.KeyPair{}

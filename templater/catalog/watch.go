@@ -11,6 +11,9 @@ import (
 	"github.com/hashicorp/consul-template/dependency"
 )
 
+// OptionalTime is how long the first query for what is optional may take: the texts wait for it.
+const OptionalTime = 3 * time.Second
+
 const (
 	// answerTime is how long a query may take beyond its wait.
 	answerTime = 10 * time.Second
@@ -64,6 +67,9 @@ func NewWatch(d dependency.Dependency, o Options) *Watch {
 		w.clients, w.options.Policy = o.Library, Policy{VanishLimit: 100}
 		return w
 	}
+	if w.Optional() { // nobody writes again what Consul has lost of it, as registrars do
+		w.options.Policy = Policy{Grace: o.Policy.Grace, VanishLimit: 100, ByIndex: true}
+	}
 	w.lease = o.Consul.limiter.newLease(ofService(d))
 	w.transport = &transport{base: o.Consul.transport, lease: w.lease}
 	return w
@@ -71,6 +77,12 @@ func NewWatch(d dependency.Dependency, o Options) *Watch {
 
 // InConsul says whether the dependency is in Consul. If not, Run may not notice at once that the watch was stopped.
 func (w *Watch) InConsul() bool { return w.Type() == dependency.TypeConsul }
+
+// Optional says whether the texts do without the dependency where it cannot be had, as with a token that lacks the right.
+func (w *Watch) Optional() bool {
+	_, is := w.Dependency.(*Paused)
+	return is
+}
 
 // Stop is called once; Run returns soon.
 func (w *Watch) Stop() {
@@ -202,6 +214,9 @@ func (w *Watch) ask(now state, failed bool) (answer, error) {
 		}
 	}
 	limit := answerTime
+	if w.Optional() && now.mode == unanswered && !failed {
+		limit = OptionalTime
+	}
 	if opts.WaitIndex > 0 {
 		limit += longest(opts.WaitTime)
 	}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	texttemplate "text/template"
+	"time"
 
 	"github.com/hashicorp/consul-template/config"
 	"github.com/hashicorp/consul-template/dependency"
@@ -25,6 +26,7 @@ const (
 	funcAsMap     = "asMap"
 	funcDirectory = "directory"
 	funcInstances = "instances"
+	funcPaused    = "paused"
 	// Internal: the argument of a partial, and the end of an execution.
 	funcArgument = "berthArgument"
 	funcStop     = "berthStop"
@@ -33,7 +35,7 @@ const (
 // functions returns berth's own template functions, some of which replace one of consul-template's.
 func (v *version) functions() texttemplate.FuncMap {
 	funcs := texttemplate.FuncMap{
-		funcPartial: v.partial, funcAsFile: v.asFile, funcAsMap: v.asMap, funcDirectory: v.directory, funcInstances: v.instances,
+		funcPartial: v.partial, funcAsFile: v.asFile, funcAsMap: v.asMap, funcDirectory: v.directory, funcInstances: v.instances, funcPaused: v.paused,
 		funcArgument: func() any { return v.running.of.arg },
 		funcStop:     func() (string, error) { return "", errStop },
 	}
@@ -171,6 +173,24 @@ func (v *version) instances(service string) []*api.ServiceEntry {
 	list, _ := v.recall(d)
 	instances, _ := list.([]*api.ServiceEntry)
 	return instances
+}
+
+// paused is the template function: it returns the services that are paused by hand, and how long a request for each waits. It
+// is as if none was while that cannot be known.
+func (v *version) paused() map[string]time.Duration {
+	d := &catalog.Paused{}
+	key := d.String()
+	v.running.used[key] = d
+	data, ok := v.brain().Recall(d)
+	if !ok && v.set.late[key] == nil {
+		v.running.missing = append(v.running.missing, key)
+	}
+	list, _ := data.([]*catalog.Pause)
+	services := map[string]time.Duration{}
+	for _, p := range list {
+		services[p.Service] = p.Max
+	}
+	return services
 }
 
 // recall returns the data of a dependency, and notes that it is used.

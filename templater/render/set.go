@@ -19,10 +19,10 @@ import (
 
 // Spec describes one template.
 //
-// It has five functions beside consul-template's: partial NAME ARG returns the text of a {{ define }} for an argument,
+// It has six functions beside consul-template's: partial NAME ARG returns the text of a {{ define }} for an argument,
 // cached until one of its inputs changes; asFile NAME TEXT returns the path of a file with that text; asMap NAME TEXT that of
 // a map that changes without the text; directory PATH returns a directory's file names; instances NAME returns a service's
-// instances in every state of health.
+// instances in every state of health; paused returns the services that are paused by hand.
 type Spec struct {
 	Name        string // unique
 	Source      string // what errors call it: a file path, or "the built-in template"

@@ -53,12 +53,15 @@ func Backends(g *route.Group) []*Backend {
 		all = append(all, b)
 	}
 	if len(g.Ports) > 0 {
-		b := newBackend(g, g.Name+".tcp", g.ForTCP())
+		b := newBackend(g, tcpName(g), g.ForTCP())
 		b.TCP = true
 		all = append(all, b)
 	}
 	return all
 }
+
+// tcpName returns the name of a group's backend for TCP.
+func tcpName(g *route.Group) string { return g.Name + ".tcp" }
 
 // newBackend returns a backend with the parts that HTTP and TCP have in common.
 func newBackend(g *route.Group, name string, settings claim.Settings) *Backend {

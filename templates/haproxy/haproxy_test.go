@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"berth/templates/claim"
 	"berth/templates/route"
@@ -65,5 +66,30 @@ func TestEachServerHasItsCheck(t *testing.T) {
 	down := &route.Group{Name: "web", Routes: []claim.Route{{Path: "/"}}, Settings: claim.Settings{Check: "/a"}}
 	if b := Backends(down)[0]; b.Settings.Check != "/a" { // so that a server that comes changes nothing but servers
 		t.Errorf("without servers the check is %q", b.Settings.Check)
+	}
+}
+
+// A paused group's requests and its connections wait for as long as each other, in milliseconds.
+func TestPausedMap(t *testing.T) {
+	pausedMap := func(paused map[string]time.Duration) string {
+		kept := route.NewFragments(route.NewLedger(0))
+		table := kept.NewTable(false, nil, func(reason string) { t.Error(reason) })
+		table.Pause(paused)
+		for _, g := range []*route.Group{
+			{Service: "app", Name: "app", Routes: []claim.Route{{Path: "/"}}, Ports: []int{5000}},
+			{Service: "db", Name: "db", Ports: []int{5432, 5433}},
+			{Service: "web", Name: "web", Routes: []claim.Route{{Path: "/web/"}}},
+		} {
+			if _, err := table.Assign(kept.Keep(g, "")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return PausedMap(table)
+	}
+	if got, want := pausedMap(map[string]time.Duration{"db": 1500 * time.Millisecond, "app": 30 * time.Second}), "app 30000\napp.tcp 30000\ndb.tcp 1500\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := pausedMap(nil); got != "" {
+		t.Errorf("%q of nothing", got)
 	}
 }

@@ -46,11 +46,22 @@ func HoldMap(t *route.Table, standard time.Duration) string {
 		add(c.Group.Name, hold)
 	}
 	for _, p := range t.Ports() {
-		add(p.Group.Name+".tcp", p.Group.HoldOr(standard))
+		add(tcpName(p.Group), p.Group.HoldOr(standard))
 	}
 	return text.String()
 }
 
 // PausedMap returns the backends that somebody has paused, with the milliseconds for which requests and connections wait in
 // them.
-func PausedMap(*route.Table) string { return "" }
+func PausedMap(t *route.Table) string {
+	var text strings.Builder
+	for _, g := range t.Paused() {
+		if len(g.Routes) > 0 {
+			fmt.Fprintf(&text, "%s %d\n", g.Name, g.Paused.Milliseconds())
+		}
+		if len(g.Ports) > 0 {
+			fmt.Fprintf(&text, "%s %d\n", tcpName(g), g.Paused.Milliseconds())
+		}
+	}
+	return text.String()
+}

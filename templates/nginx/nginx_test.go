@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/consul/api"
@@ -71,10 +72,12 @@ func TestUpstreamNamesAreUnique(t *testing.T) {
 func TestUpstreams(t *testing.T) {
 	for _, tt := range []struct {
 		labels        []string
+		paused        time.Duration
 		lua           bool
 		http, tcp     string // method
 		call          string
 		zone, maxConn int
+		posted        []string
 		reports       []string // what each names
 	}{
 		{},
@@ -93,6 +96,13 @@ func TestUpstreams(t *testing.T) {
 		{labels: []string{route.KeyBalance, "leastconn", route.KeySticky, "1"}, lua: true, tcp: "least_conn", call: `balance("App.0d04bfeb", ngx.var.berth_sticky)`},
 		{labels: []string{route.KeyMaxConn, "7"}, lua: true, zone: 128, maxConn: 7},
 		{labels: []string{route.KeyBalance, "first"}, reports: []string{"balance first"}},
+		{labels: []string{route.KeyHold, "30s"}, reports: []string{"no request waits in nginx without Lua"}},
+		{labels: []string{route.KeyHold, "0"}},
+		{paused: time.Second, reports: []string{"no request for it waits in nginx"}},
+		{labels: []string{route.KeyHold, "30s"}, lua: true, call: `balance("App.0d04bfeb")`, posted: []string{"hold 30000"}},
+		{labels: []string{route.KeyHold, "30s"}, paused: 90 * time.Second, lua: true, call: `balance("App.0d04bfeb")`, posted: []string{"hold 30000", "paused 90000"}},
+		{labels: []string{route.KeyHold, "0"}, lua: true, call: `balance("App.0d04bfeb")`, posted: []string{"hold 0"}},
+		{labels: []string{route.KeyHold, "30s", route.KeyMaxConn, "7"}, lua: true, zone: 128, maxConn: 7, reports: []string{"nginx itself picks its servers"}},
 		{labels: []string{route.KeyCheck, "/", route.KeySlowStart, "10s"}, reports: []string{"SERVICE_CHECK_HTTP", "SERVICE_ROUTE_SLOWSTART"}},
 	} {
 		meta := map[string]string{route.KeyPath: "/", route.KeyPort: "5432"}
@@ -103,10 +113,14 @@ func TestUpstreams(t *testing.T) {
 		report := func(reason string) { leftOut = append(leftOut, reason) }
 		instance := &route.Instance{Service: &api.AgentService{ID: "a", Address: "10.0.0.1", Port: 80, Meta: meta, Weights: api.AgentWeights{Passing: 1}}}
 		groups := route.New("App", []*route.Instance{instance}, route.Ports{{First: 5432, Last: 5432}}, route.NewLedger(0), report)
+		groups[0].Paused = tt.paused
 		u := NewUpstreams(groups[0], tt.lua, report)
 		http, tcp := u.HTTP, u.TCP
 		if http.Method != tt.http || tcp.Method != tt.tcp || http.Lua != tt.call || tcp.Lua != "" {
 			t.Errorf("%v: %q %q, TCP %q %q", tt.labels, http.Method, http.Lua, tcp.Method, tcp.Lua)
+		}
+		if !slices.Equal(http.Posted, tt.posted) || len(tcp.Posted) > 0 {
+			t.Errorf("%v: %q, TCP %q are posted", tt.labels, http.Posted, tcp.Posted)
 		}
 		if http.Zone != tt.zone || tcp.Zone != tt.zone || http.MaxConn != tt.maxConn || tcp.Name != "App.0d04bfeb.tcp" {
 			t.Errorf("%v: %+v, %+v", tt.labels, http, tcp)

@@ -59,6 +59,9 @@ func NewUpstreams(g *route.Group, lua bool, report func(string)) Upstreams {
 	default:
 		report(fmt.Sprintf("service %q: nginx itself picks its servers, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD, or SERVICE_ROUTE_MAXCONN and SERVICE_ROUTE_BALANCE=leastconn", g.Service))
 	}
+	if g.Paused > 0 && (u.HTTP == nil || u.HTTP.Lua == "") {
+		report(fmt.Sprintf("service %q: it is paused, and no request for it waits in nginx: that takes --nginx-lua, a route of requests, and neither SERVICE_ROUTE_MAXCONN nor SERVICE_ROUTE_BALANCE=leastconn", g.Service))
+	}
 	if len(g.Ports) > 0 {
 		u.TCP = newUpstream(g, UpstreamName(g)+".tcp", g.ForTCP())
 	}
@@ -66,10 +69,13 @@ func NewUpstreams(g *route.Group, lua bool, report func(string)) Upstreams {
 }
 
 // posted returns what balancer.lua is told of a group besides its servers: for how many milliseconds requests wait for one,
-// where the service says so.
+// where the service says so, or because it is paused.
 func posted(g *route.Group) (lines []string) {
 	if g.Hold != 0 {
 		lines = append(lines, fmt.Sprintf("hold %d", g.HoldOr(0).Milliseconds()))
+	}
+	if g.Paused > 0 {
+		lines = append(lines, fmt.Sprintf("paused %d", g.Paused.Milliseconds()))
 	}
 	return lines
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/consul-template/dependency"
 
@@ -23,6 +24,9 @@ type Group struct {
 	Ports   []int         // in order
 	claim.Settings
 	Servers []Server // instances that serve, by name
+	// Paused is how long a request waits, as the service is paused by hand; 0 = it is not. A Table sets it, so that texts that
+	// do not depend on it need not be made again.
+	Paused time.Duration
 
 	created  uint64 // the least index in Consul of the instances that ask for the routes
 	serves   bool   // its own instances take new requests

@@ -89,12 +89,16 @@ func (k *Fragments) NewTable(tls bool, refused *Refused, report func(string)) *T
 	}
 }
 
+// Pause says which services are paused by hand, and how long a request for each waits.
+func (t *Table) Pause(services map[string]time.Duration) { t.paused = services }
+
 // Table says which group has a route or a port. Every rendering makes a new one. Who gets what is decided when all groups have
 // been assigned, at the first call of another method.
 type Table struct {
 	fragments *Fragments
 	tls       bool
 	refused   *Refused
+	paused    map[string]time.Duration
 	report    func(string)
 
 	assigned  []*fragment
@@ -215,6 +219,7 @@ func (t *Table) settle() {
 	}
 	for _, g := range t.departed {
 		g.report = t.report
+		g.Paused = t.paused[g.Service]
 		if names[g.Name] { // another group of its service has it
 			l.rename(g, freeName(g, names))
 		}
@@ -231,7 +236,7 @@ func (k *Fragments) assignDeparted(t *Table, groups []*Group) (others []*Group) 
 	still := make(map[string]*fragment, len(groups))
 	for _, g := range groups {
 		f := k.departed[g.Name]
-		if f == nil || g.Fallback != "" || f.Service != g.Service || f.Settings != g.Settings ||
+		if f == nil || g.Fallback != "" || f.Service != g.Service || f.Settings != g.Settings || f.Paused != g.Paused ||
 			!slices.Equal(f.Routes, g.Routes) || !slices.Equal(f.Ports, g.Ports) {
 			others = append(others, g)
 			continue
@@ -274,6 +279,7 @@ func (t *Table) ready() {
 	t.claims, t.ports, t.sticky = make([]Claim, 0, len(t.assigned)), nil, false
 	for _, f := range t.assigned {
 		g := &f.Group
+		g.Paused = t.paused[g.Service]
 		for _, r := range g.Routes {
 			if !t.lost[r][g] {
 				t.claims = append(t.claims, Claim{r, g})
@@ -313,6 +319,17 @@ func (t *Table) Claims() []Claim {
 func (t *Table) Ports() []TCPPort {
 	t.ready()
 	return t.ports
+}
+
+// Paused returns the groups of services that are paused by hand.
+func (t *Table) Paused() (groups []*Group) {
+	t.ready()
+	for _, f := range t.assigned {
+		if f.Group.Paused > 0 {
+			groups = append(groups, &f.Group)
+		}
+	}
+	return groups
 }
 
 // Sticky says whether a client of one of the groups stays with its server.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/consul-template/dependency"
 
 	"berth/templates/claim"
 )
@@ -66,6 +67,63 @@ func ports(t *Table) (all []string) {
 		all = append(all, fmt.Sprint(p.Port, " ", p.Group.Name))
 	}
 	return all
+}
+
+// A pause is of all groups of its service, also of one that has lost its route or whose instances are gone. It does not outlive
+// the table: the groups' texts do.
+func TestPausedGroups(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kept := NewFragments(NewLedger(time.Minute))
+		app := &Group{Service: "app", Name: "app", Routes: []claim.Route{{Path: "/"}}, Settings: claim.Settings{Check: "/up"}, serves: true}
+		other := &Group{Service: "app", Name: "app.x", Ports: []int{5000}, serves: true}
+		late := &Group{Service: "late", Name: "late", Routes: []claim.Route{{Path: "/"}}, created: 1, serves: true}
+		free := &Group{Service: "web", Name: "web", Routes: []claim.Route{{Path: "/web/"}}, serves: true}
+		paused := func(services map[string]time.Duration, groups ...*Group) (all []string) {
+			kept.Servable([]*dependency.CatalogSnippet{{Name: "app"}, {Name: "late"}, {Name: "web"}}, nil)
+			for _, service := range kept.listed {
+				kept.unknown[service] = false
+			}
+			table := kept.NewTable(false, nil, func(string) {})
+			table.Pause(services)
+			for _, g := range groups {
+				if _, err := table.Assign(kept.Keep(g, g.Name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, g := range table.Departed() {
+				if _, err := table.Assign(kept.Keep(g, g.Name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, g := range table.Paused() {
+				all = append(all, fmt.Sprint(g.Name, " ", g.Paused))
+			}
+			for _, c := range table.Claims() {
+				if c.Group.Paused != services[c.Group.Service] {
+					t.Errorf("%s is paused for %v, want %v", c.Group.Name, c.Group.Paused, services[c.Group.Service])
+				}
+			}
+			return all
+		}
+		half := map[string]time.Duration{"app": 30 * time.Second, "late": time.Second, "nobody": time.Minute}
+		for _, tt := range []struct {
+			name     string
+			services map[string]time.Duration
+			groups   []*Group
+			want     []string
+		}{
+			{"nothing", nil, []*Group{app, other, late, free}, nil},
+			{"two services, one unknown", half, []*Group{free, late, other, app}, []string{"app 30s", "app.x 30s", "late 1s"}},
+			{"a longer pause", map[string]time.Duration{"app": time.Minute}, []*Group{app, other, late, free}, []string{"app 1m0s", "app.x 1m0s"}},
+			{"the instances are gone", half, []*Group{free}, []string{"app 30s", "app.x 30s"}},
+			{"resumed without instances", map[string]time.Duration{}, []*Group{free}, nil},
+			{"back", nil, []*Group{app, other, late, free}, nil},
+		} {
+			if diff := cmp.Diff(tt.want, paused(tt.services, tt.groups...)); diff != "" {
+				t.Errorf("%s: %s", tt.name, diff)
+			}
+		}
+	})
 }
 
 // A refused port costs the claim of it, and nothing else of the service or of others.

@@ -1,4 +1,4 @@
-# Rights of the operator of one service: berth config, berth file and berth restart. Replace SERVICE by its name in Consul:
+# Rights of the operator of one service: berth config, file, restart, pause and resume. Replace SERVICE by its name in Consul:
 # app, or app-prod for the group prod.
 #
 #   sed s/SERVICE/app/ operator.hcl | consul acl policy create -name berth-operator-app -rules -
@@ -11,6 +11,9 @@ key "berth/config/SERVICE" { policy = "write" }
 key_prefix "berth/history/SERVICE/" { policy = "write" }
 key_prefix "berth/files/SERVICE/" { policy = "write" }
 key "berth/restart/SERVICE" { policy = "write" }
+
+# Whether its requests wait. For all services, and for berth pause --list: key_prefix "berth/paused/" { policy = "write" }
+key "berth/paused/SERVICE" { policy = "write" }
 
 # What they run, and who changes now.
 key_prefix "berth/applied/SERVICE/" { policy = "list" }

@@ -319,7 +319,7 @@ func (s *Store) writeSmall(ctx context.Context, o *order, w write) error {
 	var status api.StatusError
 	var answer api.TxnResponse
 	if !errors.As(err, &status) || status.Code != http.StatusConflict || json.Unmarshal([]byte(status.Body), &answer) != nil {
-		return explain("write "+w.pair.Key, err)
+		return Explain("write "+w.pair.Key, err)
 	}
 	for _, e := range answer.Errors {
 		if !strings.Contains(e.What, "index is stale") {
@@ -377,7 +377,7 @@ func (s *Store) unclaim(ctx context.Context, i Item, h Header) (bool, error) {
 	defer cancel()
 	key := i.HistoryKey(h.Version)
 	_, _, err = s.consul.KV().DeleteCAS(&api.KVPair{Key: key, ModifyIndex: e.index}, new(api.WriteOptions).WithContext(ctx))
-	return err == nil, explain("remove "+key, err)
+	return err == nil, Explain("remove "+key, err)
 }
 
 // base returns the number that a new version has to be above, and whether the key itself has one. A key that was deleted, or

@@ -60,7 +60,7 @@ func read[T any](ctx context.Context, what string, f func(*api.QueryOptions) (T,
 	if err == nil && meta != nil && meta.ResultsFilteredByACLs {
 		return out, &refusedError{fmt.Errorf("%s: the token may not see all of it", what)}
 	}
-	return out, explain("read "+what, err)
+	return out, Explain("read "+what, err)
 }
 
 // get returns a key, nil if it does not exist.
@@ -78,11 +78,11 @@ func (s *Store) cas(ctx context.Context, pair *api.KVPair) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	ok, _, err := s.consul.KV().CAS(pair, new(api.WriteOptions).WithContext(ctx))
-	return ok, explain("write "+pair.Key, err)
+	return ok, Explain("write "+pair.Key, err)
 }
 
-// explain says in a user's words what went wrong with a call.
-func explain(what string, err error) error {
+// Explain says in a user's words what went wrong with a call.
+func Explain(what string, err error) error {
 	var status api.StatusError
 	var failed *url.Error
 	switch {

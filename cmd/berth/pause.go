@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+	"github.com/spf13/cobra"
+
+	"berth/registrar/group/store"
+	"berth/templater/catalog"
+)
+
+func pauseCommand() *cobra.Command {
+	var pause catalog.Pause
+	var list bool
+	var form string
+	cmd := onConsul(&cobra.Command{
+		Use:   "pause SERVICE...",
+		Short: "Have requests for a service wait until it is resumed",
+		Long: `Have new requests for services wait at the proxy, by their names in Consul, until berth resume: for a migration of their
+data, say. A request that has waited for --max gets a page with the status 503. What a service has begun to answer goes on.
+A pause is in Consul and lasts over restarts. One of a service that is paused already replaces it.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if list {
+				return arguments()(cmd, args)
+			}
+			return atLeastOne("SERVICE")(cmd, args)
+		},
+		ValidArgsFunction: completeServices(serviceNames),
+	}, func(ctx context.Context, g *groupStore, services []string) error {
+		if err := checkFormat(form); err != nil {
+			return err
+		}
+		if list {
+			return g.listPaused(ctx, form)
+		}
+		if pause.Max < catalog.MinPause || pause.Max > catalog.MaxPause {
+			return asUsageError(fmt.Errorf("--max must be from 1s to 5m, not %s", pause.Max))
+		}
+		if err := validServices(services); err != nil {
+			return err
+		}
+		pause.Since, pause.By = time.Now().UTC().Truncate(time.Second), operator()
+		var errs []error // of one do not keep the others in or out of service
+		for _, service := range services {
+			p := pause
+			p.Service = service
+			errs = append(errs, g.pause(ctx, p))
+		}
+		return errors.Join(errs...)
+	})
+	cmd.Flags().DurationVar(&pause.Max, "max", 30*time.Second, "how long one request waits, from 1s to 5m")
+	cmd.Flags().StringVar(&pause.Reason, "reason", "paused by hand", "shown by --list")
+	cmd.Flags().BoolVar(&list, "list", false, "list what is paused")
+	formatFlag(cmd, &form)
+	cmd.Flags().Lookup("format").Usage = "of --list: table or json"
+	return cmd
+}
+
+func resumeCommand() *cobra.Command {
+	return onConsul(&cobra.Command{
+		Use:               "resume SERVICE...",
+		Short:             "Have requests for a paused service served again, those that wait first",
+		Long:              "End the pause of services, by their names in Consul: requests that wait go on at once. A service that is not paused stays as it is.",
+		Args:              atLeastOne("SERVICE"),
+		ValidArgsFunction: completeServices(pausedNames),
+	}, func(ctx context.Context, g *groupStore, services []string) error {
+		if err := validServices(services); err != nil {
+			return err
+		}
+		var errs []error
+		for _, service := range services {
+			errs = append(errs, g.resume(ctx, service))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// validServices returns an error of usage for a name that no service has.
+func validServices(services []string) error {
+	for _, service := range services {
+		if err := store.ValidService(service); err != nil {
+			return asUsageError(err)
+		}
+	}
+	return nil
+}
+
+// pause writes a pause. Of one that is there already, it keeps the time.
+func (g *groupStore) pause(ctx context.Context, p catalog.Pause) error {
+	before, err := g.pausedPair(ctx, p.Service)
+	if err != nil {
+		return fmt.Errorf("%s: %w", p.Service, err)
+	}
+	if before == nil {
+		var listed map[string][]string
+		err := g.try(ctx, func(ctx context.Context) (err error) {
+			listed, _, err = g.consul.Catalog().Services(new(api.QueryOptions).WithContext(ctx))
+			return store.Explain("read the services", err)
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.Service, err)
+		}
+		if _, there := listed[p.Service]; !there {
+			return fmt.Errorf("%s: Consul has no such service%s; pause it while an instance of it is registered", p.Service,
+				didYouMean(closest(p.Service, slices.Collect(maps.Keys(listed)))...))
+		}
+	} else if old, err := catalog.ParsePause(before); err == nil {
+		p.Since = old.Since
+	}
+	err = g.try(ctx, func(ctx context.Context) error {
+		_, err := g.consul.KV().Put(p.Pair(), new(api.WriteOptions).WithContext(ctx))
+		return store.Explain("write "+p.Pair().Key, err)
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", p.Service, err)
+	}
+	_, err = fmt.Fprintf(g.out, "%s: paused, a request waits up to %s\n", p.Service, p.Max)
+	return err
+}
+
+// resume ends a pause.
+func (g *groupStore) resume(ctx context.Context, service string) error {
+	pair, err := g.pausedPair(ctx, service)
+	if err != nil {
+		return fmt.Errorf("%s: %w", service, err)
+	}
+	if pair == nil {
+		limited, cancel := context.WithTimeout(ctx, time.Second) // it is an extra, and Consul has answered just now
+		defer cancel()
+		_, err := fmt.Fprintf(g.out, "%s: not paused%s\n", service, didYouMean(closest(service, pausedNames(limited, g.consul))...))
+		return err
+	}
+	err = g.try(ctx, func(ctx context.Context) error {
+		_, err := g.consul.KV().Delete(pair.Key, new(api.WriteOptions).WithContext(ctx))
+		return store.Explain("delete "+pair.Key, err)
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", service, err)
+	}
+	_, err = fmt.Fprintf(g.out, "%s: resumed\n", service)
+	return err
+}
+
+// pausedPair returns the key of a service's pause, nil if it is not paused.
+func (g *groupStore) pausedPair(ctx context.Context, service string) (pair *api.KVPair, err error) {
+	err = g.try(ctx, func(ctx context.Context) (err error) {
+		pair, _, err = g.consul.KV().Get(catalog.PausedPrefix+service, new(api.QueryOptions).WithContext(ctx))
+		return store.Explain("read "+catalog.PausedPrefix+service, err)
+	})
+	return pair, err
+}
+
+// pausedJSON is a paused service in a list.
+type pausedJSON struct {
+	Service string    `json:"service"`
+	Max     string    `json:"max"`
+	Since   time.Time `json:"since"`
+	By      string    `json:"by"`
+	Reason  string    `json:"reason"`
+}
+
+// listPaused prints what is paused. A key that pauses nothing is an error.
+func (g *groupStore) listPaused(ctx context.Context, form string) error {
+	var pairs api.KVPairs
+	var meta *api.QueryMeta
+	err := g.try(ctx, func(ctx context.Context) (err error) {
+		pairs, meta, err = g.consul.KV().List(catalog.PausedPrefix, new(api.QueryOptions).WithContext(ctx))
+		return store.Explain("read "+catalog.PausedPrefix, err)
+	})
+	if err != nil {
+		return err
+	}
+	var list []pausedJSON
+	var errs []error
+	if meta.ResultsFilteredByACLs {
+		errs = append(errs, errors.New("the token does not see all that is paused"))
+	}
+	for _, pair := range pairs {
+		p, err := catalog.ParsePause(pair)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		list = append(list, pausedJSON{p.Service, p.Max.String(), p.Since, p.By, p.Reason})
+	}
+	switch {
+	case form == formatJSON:
+		err = encodeLines(g.out, list)
+	case len(pairs) == 0 && len(errs) == 0:
+		_, err = fmt.Fprintln(g.out, "nothing is paused")
+	case len(list) > 0:
+		t := tabwriter.NewWriter(g.out, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "SERVICE\tMAX\tSINCE\tBY\tREASON")
+		for _, p := range list {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", cell(p.Service), p.Max, when(p.Since), cell(p.By), cell(p.Reason))
+		}
+		err = t.Flush()
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+// pausedNames returns the services that are paused.
+func pausedNames(ctx context.Context, consul *api.Client) (names []string) {
+	pairs, _, _ := consul.KV().List(catalog.PausedPrefix, new(api.QueryOptions).WithContext(ctx))
+	for _, pair := range pairs {
+		if p, err := catalog.ParsePause(pair); err == nil {
+			names = append(names, p.Service)
+		}
+	}
+	return names
+}
