@@ -154,9 +154,11 @@ func (p *planner) handover(t *tracked) handover {
 	}
 	why := p.notServing(t)
 	h := handover{t, why == "", false, why}
-	h.over = h.serves && !x.since.IsZero() && p.due(x.since.Add(takenUp))
+	long := h.serves && !x.since.IsZero() && p.due(x.since.Add(takenUp))
 	for _, k := range t.kills {
-		h.over = k.signal == t.StopSignal && p.due(k.at.Add(p.patience(t))) || h.over
+		if k.signal == t.StopSignal { // else compose was interrupted before it told the old one to stop, and both may serve
+			h.over = h.over || long || p.due(k.at.Add(p.patience(t)))
+		}
 	}
 	return h
 }

