@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -71,6 +72,12 @@ func (c *Compose) In(t testing.TB) *Compose {
 	part.TB = t
 	return &part
 }
+
+// Env returns the environment in which compose runs.
+func (c *Compose) Env() []string { return slices.Clone(c.env) }
+
+// Command returns the compose command with its files.
+func (c *Compose) Command() []string { return slices.Clone(c.command) }
 
 // Try runs a compose command and returns what it prints to both of its outputs.
 func (c *Compose) Try(args ...string) (string, error) {

@@ -35,7 +35,6 @@ type Rollout struct {
 
 	started  map[string]time.Time // when new containers were started that are ready
 	restarts map[string]int
-	begun    time.Time            // with the batch's ready phase
 	seen     map[string]time.Time // when a container's instances passed first
 	relevant map[string]time.Time // when balancers that have had an instance of the service were last heard of
 	told     map[string]bool      // what is said once
@@ -378,8 +377,7 @@ func (f *failure) Error() string { return f.reason }
 
 // awaitReady returns when all new containers serve, or with a *failure when one never will, or has not in time.
 func (r *Rollout) awaitReady(ctx context.Context) error {
-	r.begun = time.Now()
-	deadline := r.begun.Add(r.State.Options.ReadyTimeout)
+	deadline := time.Now().Add(r.State.Options.ReadyTimeout)
 	for {
 		look, err := r.look(ctx)
 		if err != nil && (ctx.Err() != nil || time.Now().After(deadline)) {
@@ -395,7 +393,7 @@ func (r *Rollout) awaitReady(ctx context.Context) error {
 		if err == nil && look.ready() {
 			for _, c := range look.containers {
 				r.started[c.ID], r.restarts[c.ID] = c.Started, c.Restarts
-				r.Say("%s: %s serves, after %s", r.Service, c.short(), time.Since(r.begun).Round(100*time.Millisecond))
+				r.Say("%s: %s serves, %s after its start", r.Service, c.short(), time.Since(c.Started).Round(100*time.Millisecond))
 			}
 			return nil
 		}

@@ -1,4 +1,4 @@
-# Rights of a berth templater: it reads the catalog and writes nothing.
+# Rights of a berth templater: it reads the catalog, and tells rollouts what its proxy serves.
 #
 #   consul acl policy create -name berth-templater -rules @templater.hcl
 #
@@ -7,3 +7,10 @@
 # Which services there are, their instances and checks. An instance that the token may not read gets no requests.
 service_prefix "" { policy = "read" }
 node_prefix "" { policy = "read" }
+
+# While berth rollout runs: what it asks for, and what the proxy serves, which vanishes with a session. Without these three rules
+# everything else works as well, and a rollout goes by Consul's checks and by time. Sessions belong to the agent's node: with a
+# token for each node, session "node-1" { policy = "write" } is enough.
+key_prefix "berth/rollout/" { policy = "list" }
+key_prefix "berth/serving/" { policy = "write" }
+session_prefix "" { policy = "write" }
