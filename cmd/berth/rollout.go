@@ -66,7 +66,7 @@ depend on each other.`,
 				return err
 			}
 			finder := registrar.Finder{Agent: agent.Agent{Client: consul.Agent(), Log: slog.New(slog.DiscardHandler)}, Docker: client}
-			c := &rolling{rolloutFlags: f, flags: cmd.Flags(), consul: consul, docker: client,
+			c := &rolling{rolloutFlags: f, flags: cmd.Flags(), consul: consul, docker: client, images: registrardocker.ImageEvents(client),
 				catalog: rollout.AgentCatalog{Finder: finder, Consul: consul}, out: cmd.OutOrStdout(), log: p.log}
 			return c.run(cmd.Context(), args)
 		},
@@ -139,7 +139,8 @@ type rolling struct {
 	rolloutFlags
 	flags   *pflag.FlagSet
 	consul  *api.Client
-	docker  *docker.Client
+	docker  rollout.Docker
+	images  registrardocker.Stream // of what gives a name to another image
 	catalog rollout.Catalog
 	out     io.Writer
 	log     *slog.Logger
@@ -379,9 +380,9 @@ func (c *rolling) follow(ctx context.Context, compose rollout.Compose, services 
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		delays, events := retry.Delays(), registrardocker.ImageEvents(c.docker)
+		delays := retry.Delays()
 		for following.Err() == nil {
-			err := events(following, func() { delays.Reset(); notice() }, func(registrardocker.Message) { notice() })
+			err := c.images(following, func() { delays.Reset(); notice() }, func(registrardocker.Message) { notice() })
 			c.log.Debug("docker events failed, trying again", "err", err)
 			retry.Pause(following, delays.NextBackOff())
 		}

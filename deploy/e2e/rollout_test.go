@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -64,8 +65,8 @@ func TestE2ERollout(t *testing.T) {
 		if !strings.Contains(out.String(), "balancers that tell what they serve") {
 			t.Errorf("the balancer does not tell:\n%s", out)
 		}
-		cmd := exec.Command(s.Command()[0], append(s.Command()[1:], "up", "-d", "--scale", "app=5", "app")...)
-		cmd.Env = append(s.Env(), "IMAGE_APP="+v2)
+		cmd := s.Command("up", "-d", "--scale", "app=5", "app")
+		cmd.Env = append(cmd.Env, "IMAGE_APP="+v2)
 		if text, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%v\n%s", err, text)
 		}
@@ -151,6 +152,55 @@ func TestE2ERollout(t *testing.T) {
 	})
 }
 
+// The same with compose v2, as a plugin of docker: compose made the containers, and berth calls it by the labels that it has set.
+func TestE2ERolloutV2(t *testing.T) {
+	berth := testenv.Berth(t)
+	v2 := testenv.Build(t, "FROM "+os.Getenv("IMAGE_APP")+"\nENV VERSION=2\n")
+	s := newStackOf(t, testenv.ComposeOptions{}.V2(t), rolled)
+	plugins := filepath.Join(dockerConfig(s.Env()), "cli-plugins")
+	if err := os.Symlink(berth, filepath.Join(plugins, "docker-berth")); err != nil {
+		t.Fatal(err)
+	}
+	s.Do("up", "-d", "--scale", "app=3")
+	s.Eventually(time.Minute, "three apps answer", func() error { return s.expectHosts(3) })
+	before := s.Containers("app")
+	watched := s.watch()
+	out := s.rollout("docker", v2, "--parallelism", "0", "app")
+	if err := out.ends(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	watched.expectNoneFailed(out)
+	after := s.Containers("app")
+	for _, id := range after {
+		if slices.Contains(before, id) {
+			t.Errorf("%.12s is an old one", id)
+		}
+	}
+	cmd := s.Command("up", "-d", "--scale", "app=3", "app")
+	cmd.Env = append(cmd.Env, "IMAGE_APP="+v2)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, text)
+	}
+	if now := s.Containers("app"); len(now) != 3 || !slices.Equal(now, after) {
+		t.Errorf("up -d after the rollout changes %.12s to %.12s", after, now)
+	}
+	again := s.rollout("docker", v2, "app")
+	if err := again.ends(); err != nil || !strings.Contains(again.String(), "nothing to replace") {
+		t.Errorf("%v\n%s", err, again)
+	}
+}
+
+// dockerConfig returns the directory that DOCKER_CONFIG names.
+func dockerConfig(env []string) string {
+	dir := ""
+	for _, variable := range env {
+		if value, is := strings.CutPrefix(variable, "DOCKER_CONFIG="); is {
+			dir = value
+		}
+	}
+	return dir
+}
+
 // expectSame says that the app has just these containers, which are all in service.
 func (s *stack) expectSame(containers []string) {
 	s.Helper()
@@ -173,11 +223,15 @@ type running struct {
 
 func (r *running) String() string { return r.out.String() }
 
-// rollout starts berth rollout for the app with an image.
+// rollout starts berth rollout with an image of the app, by berth itself or as a plugin of docker.
 func (s *stack) rollout(berth, image string, args ...string) *running {
 	s.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
-	r := &running{stack: s, cmd: exec.CommandContext(ctx, berth, append([]string{"rollout", "--project-name", s.Project}, args...)...), ended: make(chan error, 1)}
+	args = append([]string{"rollout", "--project-name", s.Project}, args...)
+	if berth == "docker" {
+		args = append([]string{"berth"}, args...)
+	}
+	r := &running{stack: s, cmd: exec.CommandContext(ctx, berth, args...), ended: make(chan error, 1)}
 	r.cmd.Env = append(s.Env(), "IMAGE_APP="+image, "CONSUL_HTTP_ADDR=http://"+s.consul)
 	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.out
 	if err := r.cmd.Start(); err != nil {

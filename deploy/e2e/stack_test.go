@@ -45,6 +45,12 @@ func startStack(t testing.TB, env ...string) *stack {
 // newStack is the stack before anything is started. What services has is added to the services of compose.yml.
 func newStack(t testing.TB, services string, env ...string) *stack {
 	t.Helper()
+	return newStackOf(t, testenv.ComposeOptions{Env: env}, services)
+}
+
+// newStackOf is newStack with other options, whose files come after the stack's own.
+func newStackOf(t testing.TB, o testenv.ComposeOptions, services string) *stack {
+	t.Helper()
 	for _, variable := range []string{"IMAGE_BERTH", "IMAGE_APP", "IMAGE_HAPROXY", "IMAGE_CONSUL", "DOCKER_GID"} {
 		testenv.Image(t, variable)
 	}
@@ -54,11 +60,10 @@ func newStack(t testing.TB, services string, env ...string) *stack {
 	}
 	http, consul, stats := testenv.FreePort(t), testenv.FreePort(t), testenv.FreePort(t)
 	s := &stack{web: "127.0.0.1:" + http, consul: "127.0.0.1:" + consul, stats: "127.0.0.1:" + stats}
-	s.Compose = testenv.NewCompose(t, testenv.ComposeOptions{
-		Files: files,
-		Env:   append([]string{"HTTP_PORT=" + http, "CONSUL_PORT=" + consul, "STATS_PORT=" + stats}, env...),
-		Show:  []string{"registrar", "templater"},
-	})
+	o.Files = append(files, o.Files...)
+	o.Env = append([]string{"HTTP_PORT=" + http, "CONSUL_PORT=" + consul, "STATS_PORT=" + stats}, o.Env...)
+	o.Show = []string{"registrar", "templater"}
+	s.Compose = testenv.NewCompose(t, o)
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, _ := s.Try("logs", "--no-color", "haproxy")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -40,6 +41,23 @@ var composeCommand = sync.OnceValue(func() []string {
 	}
 	return []string{"docker-compose"}
 })
+
+// V2 makes a project one of compose v2, run as a plugin of the docker command, whichever compose this machine has.
+func (o ComposeOptions) V2(t testing.TB) ComposeOptions {
+	t.Helper()
+	plugin := Image(t, "COMPOSE_V2")
+	config := t.TempDir()
+	plugins := filepath.Join(config, "cli-plugins")
+	err := os.Mkdir(plugins, 0o755)
+	if err == nil {
+		err = os.Symlink(plugin, filepath.Join(plugins, "docker-compose"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Command, o.Env = []string{"docker", "compose"}, append(o.Env, "DOCKER_CONFIG="+config)
+	return o
+}
 
 // NewCompose returns a project without starting anything. The variables COMPOSE_PROJECT_NAME and PROJECT have its name. What
 // is started in it is removed at the end of the test.
@@ -76,14 +94,16 @@ func (c *Compose) In(t testing.TB) *Compose {
 // Env returns the environment in which compose runs.
 func (c *Compose) Env() []string { return slices.Clone(c.env) }
 
-// Command returns the compose command with its files.
-func (c *Compose) Command() []string { return slices.Clone(c.command) }
+// Command returns a compose command that is yet to be run.
+func (c *Compose) Command(args ...string) *exec.Cmd {
+	cmd := exec.Command(c.command[0], append(c.command[1:len(c.command):len(c.command)], args...)...)
+	cmd.Env = c.env
+	return cmd
+}
 
 // Try runs a compose command and returns what it prints to both of its outputs.
 func (c *Compose) Try(args ...string) (string, error) {
-	cmd := exec.Command(c.command[0], append(c.command[1:len(c.command):len(c.command)], args...)...)
-	cmd.Env = c.env
-	out, err := cmd.CombinedOutput()
+	out, err := c.Command(args...).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("compose %s: %w\n%s", strings.Join(args, " "), err, out)
 	}

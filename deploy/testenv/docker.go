@@ -127,7 +127,7 @@ func Run(t testing.TB, args ...string) string {
 	return id
 }
 
-// Image is the image that an environment variable names. The test ends if that is not set.
+// Image is the image, or another thing for the tests, that an environment variable names. The test ends if that is not set.
 func Image(t testing.TB, variable string) string {
 	t.Helper()
 	name := os.Getenv(variable)
