@@ -62,7 +62,7 @@ func TestE2ERollout(t *testing.T) {
 		if len(after) != 5 {
 			t.Errorf("%d containers", len(after))
 		}
-		if !strings.Contains(out.String(), "balancers that tell what they serve") {
+		if !strings.Contains(out.String(), ":/etc/haproxy/haproxy.cfg") {
 			t.Errorf("the balancer does not tell:\n%s", out)
 		}
 		cmd := s.Command("up", "-d", "--scale", "app=5", "app")

@@ -143,7 +143,9 @@ func (s State) after() Phase {
 // --abort can go on from there.
 func (r *Rollout) Run(ctx context.Context) (left bool, err error) {
 	r.begin()
-	if err := r.introduce(ctx); err != nil {
+	if err := r.introduce(ctx); err != nil && r.State.Phase == PhaseNext {
+		return false, err // nothing is half done
+	} else if err != nil {
 		return true, r.cut(ctx, err)
 	}
 	for {
@@ -228,20 +230,20 @@ func (r *Rollout) introduce(ctx context.Context) error {
 		return err
 	}
 	if len(r.State.Services) == 0 {
-		r.once("%s: no instance of it is in Consul: its containers only have to be healthy", r.Service)
+		for _, c := range list {
+			if c.Running() && asksForService(c.Labels) {
+				return fmt.Errorf("%s is not registered at this Consul agent, though its labels ask for that: does the registrar run, and is it this agent that it uses?", c.short())
+			}
+		}
+		r.once("%s: no instance of it is registered at this Consul agent: its containers only have to be healthy, and are not drained", r.Service)
 		return nil
 	}
 	for deadline := time.Now().Add(appearTime); ; {
-		tell, err := r.Balancers(ctx)
-		if err == nil && len(tell) > 0 {
-			names := []string{}
-			for _, s := range tell {
-				names = append(names, s.Balancer)
-			}
-			r.once("%s: balancers that tell what they serve: %s", r.Service, strings.Join(names, ", "))
-			return nil
-		}
-		if time.Now().After(deadline) {
+		all, err := r.Balancers(ctx)
+		have, telling := r.telling(ctx)
+		late := time.Now().After(deadline)
+		switch {
+		case err != nil && (isDenied(err) || late), err == nil && len(all) == 0 && late:
 			why := "none of them tells what it serves"
 			if err != nil {
 				why = err.Error()
@@ -249,11 +251,46 @@ func (r *Rollout) introduce(ctx context.Context) error {
 			r.once("%s: warning: the balancers are not known (%s): a new container counts as served when it has passed its checks in Consul for %s, and an old one drains for %s",
 				r.Service, why, settleTime, min(blindTime, r.State.Options.DrainTimeout))
 			return nil
+		case err == nil && telling == nil && len(all) > 0 && (late || r.haveTold(all)):
+			if len(have) == 0 {
+				r.once("%s: no balancer has it", r.Service)
+				return nil
+			}
+			var names []string
+			for _, s := range have {
+				names = append(names, s.Balancer)
+			}
+			r.once("%s: served by %s", r.Service, strings.Join(names, ", "))
+			return nil
 		}
 		if !retry.Pause(ctx, pollTime) {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// asksForService reports whether labels ask for a container to be registered.
+func asksForService(labels map[string]string) (asks bool) {
+	for key := range labels {
+		key = strings.ToUpper(key)
+		if key == "SERVICE_IGNORE" {
+			return false
+		}
+		asks = asks || strings.HasPrefix(key, "SERVICE_") && (strings.HasSuffix(key, "_NAME") || strings.Contains(key, "_ROUTE_"))
+	}
+	return asks
+}
+
+// haveTold reports whether balancers have told of all addresses of the service, or why they cannot.
+func (r *Rollout) haveTold(balancers []Serving) bool {
+	for _, s := range balancers {
+		for _, address := range r.State.Addresses {
+			if _, told := s.Servers[address]; !told && s.Error == "" {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // once says a thing once.
@@ -583,7 +620,7 @@ func (r *Rollout) served(c Container, instances []Instance, balancers []Serving)
 
 // drain takes containers out of service, and returns when the balancers have nothing in flight for them, or their time is over.
 func (r *Rollout) drain(ctx context.Context, containers []string) error {
-	instances, err := r.Catalog.Instances(ctx, containers)
+	instances, err := r.instances(ctx, containers)
 	if err != nil {
 		return err
 	}
@@ -596,7 +633,7 @@ func (r *Rollout) drain(ctx context.Context, containers []string) error {
 			if in.Maintenance != "" {
 				continue
 			}
-			if err := r.Catalog.Maintain(ctx, in.ID, true, r.why()); err != nil {
+			if err := r.maintain(ctx, in.ID, true); err != nil {
 				return err
 			}
 		}
@@ -609,7 +646,11 @@ func (r *Rollout) drain(ctx context.Context, containers []string) error {
 	}
 	began := time.Now()
 	for {
-		balancers, err := r.telling(ctx)
+		var balancers []Serving
+		err := insist(ctx, func() (err error) {
+			balancers, err = r.telling(ctx)
+			return err
+		})
 		if err != nil {
 			return err
 		}
@@ -629,6 +670,31 @@ func (r *Rollout) drain(ctx context.Context, containers []string) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// patience is how long Consul may be away while containers are taken out of service or put back.
+const patience = 30 * time.Second
+
+// insist calls f until it succeeds, for as long as there is patience.
+func insist(ctx context.Context, f func() error) error {
+	for deadline := time.Now().Add(patience); ; {
+		err := f()
+		if err == nil || isDenied(err) || time.Now().After(deadline) || !retry.Pause(ctx, 2*pollTime) {
+			return err
+		}
+	}
+}
+
+func (r *Rollout) instances(ctx context.Context, containers []string) (of map[string][]Instance, err error) {
+	err = insist(ctx, func() error {
+		of, err = r.Catalog.Instances(ctx, containers)
+		return err
+	})
+	return of, err
+}
+
+func (r *Rollout) maintain(ctx context.Context, id string, on bool) error {
+	return insist(ctx, func() error { return r.Catalog.Maintain(ctx, id, on, r.why()) })
 }
 
 // why is the reason of a maintenance mode that the rollout sets.
@@ -746,7 +812,7 @@ func (r *Rollout) leaveOut(ctx context.Context, bad []string) error {
 
 // drop drains containers and removes them.
 func (r *Rollout) drop(ctx context.Context, containers []string) error {
-	if err := r.drain(ctx, containers); err != nil {
+	if err := r.drain(ctx, containers); err != nil && !isDenied(err) { // without the right, the registrar does it when they are stopped
 		return err
 	}
 	return r.remove(ctx, containers)
@@ -805,7 +871,7 @@ func (r *Rollout) present(list []Container) (out []string) {
 
 // undrain puts containers back into service, and returns those that were out of it.
 func (r *Rollout) undrain(ctx context.Context, containers []string) (back []string, err error) {
-	instances, err := r.Catalog.Instances(ctx, containers)
+	instances, err := r.instances(ctx, containers)
 	if err != nil {
 		return nil, err
 	}
@@ -814,7 +880,7 @@ func (r *Rollout) undrain(ctx context.Context, containers []string) (back []stri
 			if !strings.HasSuffix(in.Maintenance, r.why()) { // it is not out of service, or by hand
 				continue
 			}
-			if err := r.Catalog.Maintain(ctx, in.ID, false, ""); err != nil {
+			if err := r.maintain(ctx, in.ID, false); err != nil {
 				return nil, err
 			}
 			back = append(back, id)

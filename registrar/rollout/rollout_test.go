@@ -370,3 +370,66 @@ func TestNewPlan(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 }
+
+// A Consul that is away for a moment while an old one leaves costs that moment; one that refuses ends the rollout.
+func TestConsulIsAway(t *testing.T) {
+	for name, tt := range map[string]struct {
+		err     error
+		outcome string
+		within  time.Duration
+	}{
+		"for a moment": {errors.New("no leader"), "2 2", 40 * time.Second},
+		"refused":      {errors.New("Unexpected response code: 403 (Permission denied)"), "1 1", 20 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 2)
+				w.abrupt = isDenied(tt.err)
+				began := time.Now()
+				var since time.Time
+				w.onCall = func(_ int, what string) error {
+					if what == "maintain" && since.IsZero() {
+						since = time.Now()
+					}
+					if !since.IsZero() && time.Since(since) < 5*time.Second && (what == "maintain" || what == "instances" && !isDenied(tt.err)) {
+						return tt.err
+					}
+					return nil
+				}
+				left, err := w.begin(Defaults()).Run(t.Context())
+				if left || isDenied(tt.err) != (err != nil) {
+					t.Error(left, err)
+				}
+				if w.versions() != tt.outcome {
+					t.Errorf("containers are %q", w.versions())
+				}
+				if took := time.Since(began); took > tt.within {
+					t.Errorf("it took %s", took)
+				}
+			})
+		})
+	}
+}
+
+// Where nothing is registered, a service that has asked for it is not touched; another one only has to be healthy.
+func TestNotRegistered(t *testing.T) {
+	for label, refused := range map[string]bool{"SERVICE_NAME": true, "service_8080_name": true, "SERVICE_ROUTE_PATH": true, "SERVICE_TAGS": false, "": false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 2)
+			w.nobody, w.telling = true, nil
+			w.boxes[0].Config.Labels[label] = "x"
+			for _, b := range w.boxes {
+				b.work = 0 // nobody sends it requests
+				b.drained = b.started
+			}
+			w.least = 0
+			left, err := w.begin(Defaults()).Run(t.Context())
+			switch {
+			case refused && (left || err == nil || !strings.Contains(err.Error(), "is not registered at this Consul agent") || len(w.boxes) != 2):
+				t.Errorf("%s: %t %v", label, left, err)
+			case !refused && (err != nil || w.versions() != "2 2"):
+				t.Errorf("%s: %v, containers are %q", label, err, w.versions())
+			}
+		})
+	}
+}

@@ -60,6 +60,7 @@ func Balancers(ctx context.Context, consul *api.Client) ([]Serving, error) {
 	for _, pair := range pairs {
 		var s Serving
 		if json.Unmarshal(pair.Value, &s) == nil && pair.Session != "" {
+			s.Balancer, s.Error = strings.Map(printable, s.Balancer), strings.Map(printable, s.Error)
 			out = append(out, s)
 		}
 	}

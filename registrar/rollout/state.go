@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -153,6 +154,7 @@ func take(ctx context.Context, consul *api.Client, keeper *session.Keeper, proje
 			if err := json.Unmarshal(pair.Value, found); err != nil {
 				return nil, fmt.Errorf("%s in Consul is no rollout of this version of berth: %w", l.key, err)
 			}
+			found.By, found.Reason = strings.Map(printable, found.By), strings.Map(printable, found.Reason)
 			if pair.Session != "" && pair.Session != s.ID {
 				return nil, &HeldError{*found}
 			}
