@@ -226,7 +226,7 @@ func (r *running) String() string { return r.out.String() }
 // rollout starts berth rollout with an image of the app, by berth itself or as a plugin of docker.
 func (s *stack) rollout(berth, image string, args ...string) *running {
 	s.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	args = append([]string{"rollout", "--project-name", s.Project}, args...)
 	if berth == "docker" {
 		args = append([]string{"berth"}, args...)
@@ -249,7 +249,7 @@ func (s *stack) rollout(berth, image string, args ...string) *running {
 
 func (r *running) says(text string) {
 	r.Helper()
-	r.Eventually(time.Minute, "it says "+text, func() error {
+	r.Eventually(2*time.Minute, "it says "+text, func() error {
 		if out := r.String(); !strings.Contains(out, text) {
 			return errors.New(out)
 		}
@@ -271,7 +271,7 @@ type watched struct {
 
 func (s *stack) watch() *watched {
 	s.Helper()
-	return &watched{startLoad(s, s), startPosts(s, s), startTunnels(s, s)}
+	return &watched{traffic.ToApp(s, s.web, 200, traffic.Kept, traffic.Fresh), startPosts(s, s), startTunnels(s, s)}
 }
 
 func (w *watched) expectNoneFailed(out *running) {

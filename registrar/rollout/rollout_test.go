@@ -73,11 +73,13 @@ func TestRollback(t *testing.T) {
 		makes func(w *world, b *box)
 		says  string
 	}{
-		"never healthy":       {func(_ *world, b *box) { b.healthy = -1 }, "is unhealthy"},
-		"dies soon":           {func(_ *world, b *box) { b.dies = 200 * time.Millisecond }, "has exited with code 3"},
-		"dies when it serves": {func(_ *world, b *box) { b.dies = 4 * time.Second }, "has exited with code 3"},
-		"takes too long":      {func(_ *world, b *box) { b.healthy = time.Hour }, "has not been healthy, 2m0s after its start"},
-		"is not taken up":     {func(w *world, _ *box) { w.deaf = "lb-2" }, "the balancer lb-2 does not serve shop_app_4"},
+		"never healthy":               {func(_ *world, b *box) { b.healthy = -1 }, "is unhealthy"},
+		"dies soon":                   {func(_ *world, b *box) { b.dies = 200 * time.Millisecond }, "has exited with code 3"},
+		"dies when it serves":         {func(_ *world, b *box) { b.dies = 4 * time.Second }, "has exited with code 3"},
+		"is restarted when it serves": {func(_ *world, b *box) { b.again = 4 * time.Second }, "was restarted"},
+		"is restarted all the time":   {func(_ *world, b *box) { b.healthy, b.again = time.Hour, time.Second }, "was restarted 3 times"},
+		"takes too long":              {func(_ *world, b *box) { b.healthy = time.Hour }, "has not been healthy, 2m0s after its start"},
+		"is not taken up":             {func(w *world, _ *box) { w.deaf = "lb-2" }, "the balancer lb-2 does not serve shop_app_4"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -187,7 +189,81 @@ func TestStopFirst(t *testing.T) {
 					t.Error(left, err)
 				}
 				w.expect(tt.expect)
+				if !left {
+					return
+				}
+				if err := w.rollout(w.saved[len(w.saved)-1]).Undo(t.Context()); err != nil {
+					t.Error(err)
+				}
+				w.expect(tt.expect) // the old one is gone
 			})
+		})
+	}
+}
+
+// A balancer that is away is waited for, as long as its berth may take to come back.
+func TestBalancerIsAway(t *testing.T) {
+	for name, tt := range map[string]struct {
+		gone     bool
+		lasts    time.Duration
+		min, max time.Duration
+		says     string
+	}{
+		"its proxy does not answer": {false, 20 * time.Second, 20 * time.Second, 40 * time.Second, ""},
+		"its berth is restarted":    {true, 20 * time.Second, 20 * time.Second, 40 * time.Second, ""},
+		"it is gone for good":       {true, time.Hour, 30 * time.Second, 50 * time.Second, "the balancer lb-2 is gone, and not waited for any more"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 1)
+				r := w.begin(Defaults())
+				var began time.Time
+				w.onCall = func(_ int, what string) error {
+					if strings.HasPrefix(what, "up ") {
+						began = time.Now()
+					}
+					return nil
+				}
+				w.lost = func(name string) (bool, string) {
+					if name != "lb-2" || began.IsZero() || time.Since(began) > tt.lasts {
+						return false, ""
+					}
+					if tt.gone {
+						return true, ""
+					}
+					return false, "no socket"
+				}
+				if left, err := r.Run(t.Context()); left || err != nil {
+					t.Fatal(left, err)
+				}
+				w.expect("2")
+				if took := time.Since(began); took < tt.min || took > tt.max {
+					t.Errorf("it took %s", took)
+				}
+				if !strings.Contains(w.said.String(), tt.says) {
+					t.Error(w.said.String())
+				}
+			})
+		})
+	}
+}
+
+// A container that is registered as several services is waited for until it is as all of them, or until it is plain that the new
+// one is not.
+func TestServices(t *testing.T) {
+	for late, within := range map[time.Duration]time.Duration{3 * time.Second: 3 * time.Second, 0: 1*time.Second + namesTime} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 1)
+			w.boxes[0].late = time.Second
+			w.makes = func(b *box) { b.late = late }
+			o := Defaults()
+			o.Monitor = 0
+			if left, err := w.begin(o).Run(t.Context()); left || err != nil {
+				t.Fatal(left, err)
+			}
+			if took := time.Since(w.boxes[0].started); took < within || took > within+3*time.Second {
+				t.Errorf("after %s", took)
+			}
 		})
 	}
 }
@@ -198,8 +274,13 @@ func TestBlind(t *testing.T) {
 		w := newWorld(t, 1)
 		w.telling = nil
 		w.boxes[0].work = 9 * time.Second
-		if left, err := w.begin(Defaults()).Run(t.Context()); left || err != nil {
+		o := Defaults()
+		o.Monitor = 0
+		if left, err := w.begin(o).Run(t.Context()); left || err != nil {
 			t.Fatal(left, err)
+		}
+		if took := time.Since(w.boxes[0].started); took < time.Second+settleTime+blindTime {
+			t.Errorf("it took %s", took)
 		}
 		w.expect("2")
 		if !strings.Contains(w.said.String(), "warning: the balancers are not known") {
@@ -333,6 +414,41 @@ func TestDrainedByHand(t *testing.T) {
 			t.Fatal(left, err)
 		}
 		w.expect("1d 1")
+		w.least = 0
+
+		// Nor is it touched when all of them leave.
+		w.makes = nil
+		o := Defaults()
+		o.Parallelism = 0
+		r := w.begin(o)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		w.onCall = func(_ int, what string) error {
+			if what == "maintain" {
+				cancel()
+			}
+			return nil
+		}
+		if left, err := r.Run(ctx); left || err == nil {
+			t.Fatal(left, err)
+		}
+		w.expect("1d 1")
+	})
+}
+
+// A proxy that does not say what it has in flight has it for a while.
+func TestBlindBalancer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1)
+		w.blind, w.boxes[0].work = true, 9*time.Second
+		began := time.Now()
+		if left, err := w.begin(Defaults()).Run(t.Context()); left || err != nil {
+			t.Fatal(left, err)
+		}
+		w.expect("2")
+		if took := time.Since(began); took < blindTime || took > blindTime+10*time.Second {
+			t.Errorf("it took %s", took)
+		}
 	})
 }
 

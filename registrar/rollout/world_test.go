@@ -22,17 +22,19 @@ type world struct {
 
 	boxes   []*box
 	made    int
-	version string                         // of what compose makes
-	makes   func(b *box)                   // changes a box that compose makes
-	lag     time.Duration                  // from a change to the balancers' doing it
-	telling []string                       // names of the balancers that tell
-	abrupt  bool                           // what is stopped need not be drained before
-	nobody  bool                           // nothing is registered
-	deaf    string                         // a balancer that takes no new servers
-	saved   []State                        // nil = none yet
-	calls   int                            // so far
-	onCall  func(n int, what string) error // before a call
-	least   int                            // usable containers that there must always be
+	version string                                            // of what compose makes
+	makes   func(b *box)                                      // changes a box that compose makes
+	lag     time.Duration                                     // from a change to the balancers' doing it
+	telling []string                                          // names of the balancers that tell
+	lost    func(balancer string) (gone bool, problem string) // what has become of a balancer
+	blind   bool                                              // the balancers do not say what they have in flight
+	abrupt  bool                                              // what is stopped need not be drained before
+	nobody  bool                                              // nothing is registered
+	deaf    string                                            // a balancer that takes no new servers
+	saved   []State                                           // nil = none yet
+	calls   int                                               // so far
+	onCall  func(n int, what string) error                    // before a call
+	least   int                                               // usable containers that there must always be
 	said    strings.Builder
 }
 
@@ -47,6 +49,8 @@ type box struct {
 	drained time.Time
 	reason  string
 	resumed time.Time
+	again   time.Duration // after its start it is restarted, and then as often; 0 = never
+	late    time.Duration // after its start it is registered as the service admin, too; 0 = never
 	stopped bool
 }
 
@@ -165,6 +169,10 @@ func (w *world) InspectContainerWithOptions(o docker.InspectContainerOptions) (*
 	}
 	c := b.Container
 	c.State = docker.State{Status: "exited", ExitCode: 3, StartedAt: b.started, Health: docker.Health{Status: "unhealthy"}}
+	if b.again > 0 {
+		c.RestartCount = int(time.Since(b.started) / b.again)
+		c.State.StartedAt = b.started.Add(time.Duration(c.RestartCount) * b.again)
+	}
 	if b.runs() {
 		c.State.Status, c.State.Running = "running", true
 		switch {
@@ -235,6 +243,10 @@ func (w *world) Instances(_ context.Context, containers []string) (map[string][]
 			in.Maintenance = "berth drain: " + b.reason
 		}
 		out[id] = append(out[id], in)
+		if b.late > 0 && time.Since(b.started) >= b.late {
+			in.ID, in.Service = "j"+id, "admin"
+			out[id] = append(out[id], in)
+		}
 	}
 	return out, nil
 }
@@ -260,14 +272,24 @@ func (w *world) balancers(context.Context) (out []Serving, _ error) {
 	}
 	for _, name := range w.telling {
 		s := Serving{Balancer: name, Servers: map[string]Server{}}
+		if w.lost != nil {
+			gone, problem := w.lost(name)
+			if s.Error = problem; gone || problem != "" {
+				if !gone {
+					out = append(out, s)
+				}
+				continue
+			}
+		}
 		for _, address := range known {
 			s.Servers[address] = Server{}
 		}
+		s.Blind = w.blind
 		for _, b := range w.boxes {
 			busy := !b.drained.IsZero() && time.Since(b.drained) < b.work
 			if slices.Contains(known, b.address()) {
-				is := Server{There: w.usable(b, name) || busy, Usable: w.usable(b, name)}
-				if busy {
+				is := Server{There: w.usable(b, name) || busy && !w.blind, Usable: w.usable(b, name)}
+				if busy && !w.blind {
 					is.InFlight = 2
 				}
 				s.Servers[b.address()] = is
