@@ -16,7 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Proxy is a running proxy. Apply is called from one goroutine, Run once from another.
+// Proxy is a running proxy. Apply is called from one goroutine, Run once from another, and Servers from any.
 type Proxy interface {
 	// Apply returns when the proxy serves the configuration, or with the reason why it does not; then the proxy and its
 	// configuration file are as they were before, but for the servers that the Result tells of. Errors wrap ErrRefused or
@@ -25,6 +25,9 @@ type Proxy interface {
 	Apply(ctx context.Context, c Config, mayReload bool) (Result, error)
 	// Run does the work that an Apply leaves for later, until ctx is done.
 	Run(ctx context.Context)
+	// Servers asks the proxy for all servers that it has, those that drain included. They are what it runs, whatever the text
+	// says that it is to run.
+	Servers(ctx context.Context) ([]Server, error)
 	// Close finishes what an Apply has begun and nobody waits for. It is called once, at the end.
 	Close()
 }

@@ -65,6 +65,8 @@ func (p *fakeProxy) Run(ctx context.Context) {
 	p.do(func() { p.runs-- })
 }
 
+func (p *fakeProxy) Servers(context.Context) ([]Server, error) { return nil, nil }
+
 func (p *fakeProxy) Close() { p.do(func() { p.closed = p.runs == 0 }) }
 
 // pass lets the bubble's time pass and everything that happens then come to rest.

@@ -72,7 +72,7 @@ type Grammar[C any] interface {
 }
 
 // Driver does what differs between proxies, for configurations C and changes O of servers at run time. The engine calls its
-// methods from one goroutine, but for Check, which is called from another one meanwhile, and Tend, which has one of its own.
+// methods from one goroutine, but for Check and Servers, which are called from others meanwhile, and Tend, which has one of its own.
 // Each call has its own deadline.
 type Driver[C any, O fmt.Stringer] interface {
 	Grammar[C]
@@ -115,6 +115,9 @@ type Driver[C any, O fmt.Stringer] interface {
 	Tend(ctx context.Context) time.Duration
 	// Draining returns how many servers were removed and still finish their connections.
 	Draining() int
+
+	// Servers is that of Proxy.
+	Servers(ctx context.Context) ([]Server, error)
 }
 
 // ErrUnexpected marks what the proxy says or does that it should not; a reload puts it right.

@@ -35,7 +35,7 @@ type EngineOptions struct {
 }
 
 // Engine brings a proxy to configurations, once for all kinds of proxies: what differs is in its driver. It implements
-// Proxy. Apply is called from one goroutine, Run from another.
+// Proxy. Apply is called from one goroutine, Run from another, Servers from any.
 //
 // An Apply goes: auxiliary files → mark → what does the proxy run → plan: nothing, changes at run time, or a reload and
 // why → do it and read it back → else restore. The same text again is a look at everything, and a repair of what differs.
@@ -129,6 +129,9 @@ func (e *Engine[C, O]) Run(ctx context.Context) {
 		}
 	}
 }
+
+// Servers implements Proxy.
+func (e *Engine[C, O]) Servers(ctx context.Context) ([]Server, error) { return e.driver.Servers(ctx) }
 
 // Close returns when the configuration file is in step with what the proxy runs.
 func (e *Engine[C, O]) Close() {

@@ -325,6 +325,8 @@ func (d *fakeDriver) run(file string) {
 	d.running, d.live, d.unmarked, d.sour = m.Generation, maps.Clone(m.Config.backends), "", map[string]bool{}
 }
 
+func (d *fakeDriver) Servers(context.Context) ([]Server, error) { return nil, nil }
+
 func (d *fakeDriver) Tend(context.Context) time.Duration {
 	d.tended = append(d.tended, time.Now())
 	if len(d.tend) == 0 {

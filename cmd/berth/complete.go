@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"berth/registrar/group/store"
+	"berth/registrar/rollout"
 )
 
 // flagValues are the values that a shell offers for flags that have few.
@@ -25,6 +26,8 @@ var flagValues = map[string][]string{
 	"log-level":             {"debug", "info", "warn", "error"},
 	"haproxy-reload-signal": {"USR2", "HUP", "USR1"},
 	"strategy":              {"rolling", "at-once", "none"},
+	"order":                 {rollout.StartFirst, rollout.StopFirst},
+	"failure-action":        {rollout.Pause, rollout.Continue, rollout.Rollback},
 	"ready":                 {"tcp", "http:/", "https:/", "none"},
 	"listen":                {"127.0.0.1:9651", "127.0.0.1:9652", "0.0.0.0:9651", "0.0.0.0:9652", "none"},
 }

@@ -48,18 +48,18 @@ func parentCommand(name, short, long string, below ...*cobra.Command) *cobra.Com
 	return cmd
 }
 
-// rollout is how a change goes to the instances, and whether to wait for them.
-type rollout struct {
+// pacing is how a change goes to the instances, and whether to wait for them.
+type pacing struct {
 	strategy string
 	wait     time.Duration
 }
 
-func (r *rollout) flags(cmd *cobra.Command) {
+func (r *pacing) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&r.strategy, "strategy", "", "rolling: one instance after the other, at-once, or none: when they are restarted (default: what each instance has)")
 	cmd.Flags().DurationVar(&r.wait, "wait", 0, "wait so long until every instance has done it and is ready; exit with 1 and the reason if one has not")
 }
 
-func (r *rollout) check() error {
+func (r *pacing) check() error {
 	if r.wait < 0 {
 		return asUsageError(fmt.Errorf("--wait must not be negative, it is %s", r.wait))
 	}
@@ -67,7 +67,7 @@ func (r *rollout) check() error {
 }
 
 // pace says how the instances come to a change.
-func (r *rollout) pace() string {
+func (r *pacing) pace() string {
 	switch r.strategy {
 	case "rolling":
 		return "one after the other"
@@ -82,7 +82,7 @@ func (r *rollout) pace() string {
 func configApplyCommand() *cobra.Command {
 	var number versionNumber
 	var raw bool
-	var how rollout
+	var how pacing
 	cmd := groupCommand("apply", "Make a text the configuration of a service",
 		`Make the text of FILE, or of standard input for -, the next version of the configuration of a service. TOML, YAML and
 JSON are checked first: the ending of FILE says which it is, or the text itself. Any other text goes with --raw.
@@ -117,7 +117,7 @@ version, unless --version gives it a number. Exits with 1 if the text or the ver
 
 // applyConfig applies a configuration, says what came of it, and waits for the instances if that is wanted. The note says
 // what the text is.
-func (g *groupStore) applyConfig(ctx context.Context, c store.Change, how rollout, note string) error {
+func (g *groupStore) applyConfig(ctx context.Context, c store.Change, how pacing, note string) error {
 	c.By = operator()
 	h, applied, err := g.put(ctx, store.Item{Service: g.service}, c)
 	if err != nil {
@@ -135,7 +135,7 @@ func (g *groupStore) applyConfig(ctx context.Context, c store.Change, how rollou
 }
 
 // announce says that something was done, and for whom; and warns if nobody would follow.
-func (g *groupStore) announce(ctx context.Context, done string, how rollout) error {
+func (g *groupStore) announce(ctx context.Context, done string, how pacing) error {
 	s, err := g.status(ctx)
 	registered, reporting := 0, 0
 	for _, m := range s.Members {
@@ -289,7 +289,7 @@ func title(i store.Item, v store.Version) string {
 }
 
 func configRollbackCommand() *cobra.Command {
-	var how rollout
+	var how pacing
 	cmd := groupCommand("rollback", "Apply an older version of a service's configuration again",
 		`Make an older text the next version of the configuration of a service: that of VERSION, or the one that the current version
 has replaced.`,

@@ -160,7 +160,7 @@ func printStatusJSON(w io.Writer, s store.Status) error {
 }
 
 func restartCommand() *cobra.Command {
-	var how rollout
+	var how pacing
 	cmd := groupCommand("restart", "Restart the instances of a service",
 		`Have the instances of a service restarted, for a new program behind the same path or a change of what only a start reads:
 where the strategy is rolling, one after the other, each out of service meanwhile, and the next one when it is ready again.`,

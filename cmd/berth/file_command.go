@@ -49,7 +49,7 @@ one is refused, with exit code 1. What is the current version already is no new 
 				_, err := fmt.Fprintf(g.out, "%s: %s is this file already\n", named(i), numbered(h))
 				return err
 			}
-			return g.announce(ctx, fmt.Sprintf("%s: %s applied", named(i), numbered(h)), rollout{})
+			return g.announce(ctx, fmt.Sprintf("%s: %s applied", named(i), numbered(h)), pacing{})
 		})
 	cmd.Flags().StringVar(&name, "name", "", "name of the file at the instances (default: that of FILE)")
 	cmd.Flags().Var(&number, "version", "number of the version, which must be newer than the current one (default: the next)")

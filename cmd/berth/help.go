@@ -23,6 +23,8 @@ var flagGroups = []struct {
 		"name NAME", "port PORT", "id ID", "address IP", "meta KEY=VALUE", "weight NUMBER", "ready WHEN", "stop-timeout TIME",
 		"once", "dry-run", "format FORMAT", "diff", "validate", "explain", "version NUMBER", "raw", "strategy STRATEGY", "wait TIME",
 		"timeout TIME", "max TIME", "reason TEXT", "list", "live",
+		"project-name NAME", "compose COMMAND", "parallelism NUMBER", "delay TIME", "order ORDER", "monitor TIME", "failure-action ACTION",
+		"max-failure-ratio RATIO", "drain-timeout TIME", "pull", "build", "force", "watch", "resume", "abort",
 	}},
 	{"Registration", []string{
 		"network NAME,...", "internal", "explicit", "ip IP", "tags TAG,...", "ready-timeout TIME", "drain-time TIME",
@@ -60,7 +62,7 @@ var commandGroups = []struct {
 }{
 	{"Run it", []string{"registrar", "templater", "run", "service"}},
 	{"See what it does", []string{"render", "template", "healthcheck"}},
-	{"Change something", []string{"drain", "undrain", "pause", "resume"}},
+	{"Change something", []string{"rollout", "drain", "undrain", "pause", "resume"}},
 	{"Service groups", []string{"config", "file", "restart"}},
 	{"Other commands", []string{"version", "completion", "help"}},
 }
@@ -98,6 +100,19 @@ berth template haproxy > haproxy.ctmpl`,
 	"healthcheck": `# In compose.yml:
 #   healthcheck: {test: [CMD, berth, healthcheck], interval: 10s}
 docker compose exec templater berth healthcheck`,
+	"rollout": `# After a change of the compose file or of the image, in the directory of the compose file:
+berth rollout app
+berth rollout --pull --parallelism 2 app worker
+
+# When a rollout was cut short:
+berth rollout --resume app
+berth rollout --abort app
+
+# Whenever 'docker tag' or 'docker pull' has given the image's name to another image:
+berth rollout --watch app
+
+# As a plugin of the docker command (docker berth rollout app):
+ln -s "$(command -v berth)" ~/.docker/cli-plugins/docker-berth`,
 	"drain":   `berth drain shop-app-3 --reason "disk is replaced"`,
 	"undrain": `berth undrain shop-app-3`,
 	"pause": `# Requests wait, for up to a minute each, while the data is moved:

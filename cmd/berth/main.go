@@ -50,6 +50,9 @@ func berth() int {
 		cancel(interrupted{s.(syscall.Signal)})
 	}()
 	root := rootCommand()
+	if asPlugin(root, os.Args) {
+		return 0
+	}
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && cmd == root && !errors.As(err, new(usageError)) {
 		err = usageError{err, root.Name()} // it has found none of the commands
@@ -75,7 +78,7 @@ bad value. As in diff, render --diff and config diff exit with 1 when something 
 		SilenceErrors: true,
 	}
 	cmd.SetVersionTemplate(versionLine())
-	cmd.AddCommand(runCommand(), registrarCommand(), templaterCommand(), renderCommand(), serviceCommand(), drainCommand(true), drainCommand(false),
+	cmd.AddCommand(runCommand(), registrarCommand(), templaterCommand(), renderCommand(), serviceCommand(), rolloutCommand(), drainCommand(true), drainCommand(false),
 		pauseCommand(), resumeCommand(),
 		configCommand(), fileCommand(), restartCommand(), templateCommand(), healthcheckCommand(), versionCommand(), environmentHelp())
 	cmd.SetHelpCommand(helpCommand(cmd))

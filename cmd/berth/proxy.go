@@ -152,9 +152,10 @@ func (p *process) proxyOutput(ctx context.Context, command []string, refused *ro
 	if child != nil {
 		o.prepared, o.env = child.configure, child.env
 	}
+	proxy := p.proxy.driver(p, o)
 	ctl = proxyctl.New(proxyctl.Options{
-		Proxy: p.proxy.driver(p, o), Interval: p.config.ReloadInterval, Socket: p.proxy.common().Socket, Log: p.log, Metrics: p.metrics,
+		Proxy: proxy, Interval: p.config.ReloadInterval, Socket: p.proxy.common().Socket, Log: p.log, Metrics: p.metrics,
 	})
 	set := func(t templater.Published) { ctl.Set(proxyctl.Config{Text: p.proxy.text(t), Files: t.Files}, t.Since) }
-	return output{runner: ctl, template: tmpl, set: set}, child, nil
+	return output{runner: ctl, template: tmpl, set: set, proxy: proxy}, child, nil
 }

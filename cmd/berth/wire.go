@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"berth/proxyctl"
 	"berth/templater"
 	"berth/templates/route"
 )
@@ -67,7 +68,8 @@ type output struct {
 	runner
 	template templater.Template
 	set      func(templater.Published)
-	ledger   *route.Ledger // of the routes in its texts; nil = none is held
+	ledger   *route.Ledger  // of the routes in its texts; nil = none is held
+	proxy    proxyctl.Proxy // nil = it is a plain file
 }
 
 // run builds the parts in the order in which they need each other, and runs them until ctx is done or one of them fails.
@@ -104,6 +106,11 @@ func (p *process) run(ctx context.Context, want parts) error {
 				return err
 			}
 			outputs = append(outputs, proxy)
+			publisher, err := p.newPublisher(proxy)
+			if err != nil {
+				return err
+			}
+			runners = append(runners, task(publisher.Run))
 			if child != nil {
 				runners = append(runners, child)
 			}

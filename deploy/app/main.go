@@ -3,6 +3,7 @@
 //	/                 "Hosted by <hostname>" and how many requests this process has answered
 //	/?delay=100ms     the same, that much later (10s at most): a request to watch while something changes
 //	/health           ok
+//	/echo             upgrades to a websocket, and sends its bytes back as they come: a tunnel to watch
 //
 // Every other path answers like /. The header Asked of an answer says what was asked for, and Received what came with it. PORT
 // sets the port (8080). On SIGTERM it stops accepting at once, finishes what is in flight and exits 0. With EXIT_AT_ONCE=1 it
@@ -17,6 +18,8 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/sha1"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -27,6 +30,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -197,6 +201,7 @@ func newHandler(host string) http.Handler {
 	var answered atomic.Uint64
 	mux := http.NewServeMux()
 	mux.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/echo", echo)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		delay, err := parseDelay(r.URL.Query().Get("delay"))
 		if err != nil {
@@ -222,6 +227,27 @@ func newHandler(host string) http.Handler {
 		fmt.Fprintf(w, "Hosted by %s\nRequest %d of this process\n", host, answered.Add(1))
 	})
 	return mux
+}
+
+// echo upgrades a connection as for websockets, and sends back what comes until one of the two closes it.
+func echo(w http.ResponseWriter, r *http.Request) {
+	key := r.Header.Get("Sec-WebSocket-Key")
+	if key == "" || !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+		http.Error(w, "only for websockets", http.StatusUpgradeRequired)
+		return
+	}
+	conn, in, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer conn.Close()
+	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11")) // RFC 6455, 4.2.2
+	_, err = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: %s\r\n\r\n",
+		base64.StdEncoding.EncodeToString(sum[:]))
+	if err == nil {
+		_, _ = io.Copy(conn, in) // until one of the two has had enough
+	}
 }
 
 func parseDelay(s string) (time.Duration, error) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -203,5 +204,37 @@ func TestFetch(t *testing.T) {
 	}
 	if err := fetch(t.Context(), srv.URL+"/?delay=soon", &out); err == nil || err.Error() != "400 Bad Request" {
 		t.Errorf("a bad answer gives %v", err)
+	}
+}
+
+// A websocket is a tunnel: what is sent comes back.
+func TestEcho(t *testing.T) {
+	server := httptest.NewServer(newHandler("web1"))
+	defer server.Close()
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	// The key and its answer are the example of RFC 6455, 1.3.
+	fmt.Fprint(conn, "GET /echo HTTP/1.1\r\nHost: app\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\nhello\n")
+	in := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if accept := resp.Header.Get("Sec-WebSocket-Accept"); resp.StatusCode != http.StatusSwitchingProtocols || accept != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
+		t.Errorf("%s, accept %q", resp.Status, accept)
+	}
+	if line, err := in.ReadString('\n'); line != "hello\n" || err != nil {
+		t.Errorf("%q, %v", line, err)
+	}
+	plain, err := http.Get(server.URL + "/echo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain.Body.Close()
+	if plain.StatusCode != http.StatusUpgradeRequired {
+		t.Error(plain.Status)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -31,4 +32,13 @@ func Build(t testing.TB, dockerfile string) string {
 func WithBerth(t testing.TB, image string) string {
 	t.Helper()
 	return Build(t, "FROM "+Image(t, "IMAGE_BERTH")+" AS berth\nFROM "+image+"\nCOPY --from=berth /berth /usr/local/bin/berth\nSTOPSIGNAL SIGTERM\n")
+}
+
+// Berth copies the program out of berth's image, and returns its path.
+func Berth(t testing.TB) string {
+	t.Helper()
+	id := MustDocker(t, "create", "--name", Name(t)+"-berth", "--label", "SERVICE_IGNORE=1", Image(t, "IMAGE_BERTH"))
+	path := filepath.Join(Dir(t), "berth")
+	MustDocker(t, "cp", id+":/berth", path)
+	return path
 }

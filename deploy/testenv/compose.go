@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -89,6 +90,9 @@ func (c *Compose) In(t testing.TB) *Compose {
 	part.TB = t
 	return &part
 }
+
+// Env returns the environment in which compose runs.
+func (c *Compose) Env() []string { return slices.Clone(c.env) }
 
 // Command returns a compose command that is yet to be run.
 func (c *Compose) Command(args ...string) *exec.Cmd {

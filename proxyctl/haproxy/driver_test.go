@@ -33,6 +33,7 @@ type masterSocket struct {
 	refuse     func(text string) string
 	elsewhere  bool   // it reads another file than berth's
 	hide       string // a server that it does not show
+	oldSays    string // what the old worker answers, whatever the command
 
 	mu       sync.Mutex
 	running  string // text of the serving worker
@@ -131,6 +132,8 @@ func (m *masterSocket) serve(conn net.Conn) {
 		}
 		if worker, ok := strings.CutPrefix(command, "@1 "); ok {
 			m.toWorker(conn, worker)
+		} else if strings.HasPrefix(command, fmt.Sprintf("@!%d ", m.worker-1)) {
+			io.WriteString(conn, m.oldSays)
 		} else {
 			m.toMaster(conn, command)
 		}

@@ -104,9 +104,17 @@ const maxMessage = 1 << 20
 // makes three events, costs little.
 const filters = `{"type":["container","network"],"event":["create","start","kill","die","destroy","pause","unpause","rename","health_status","connect","disconnect"]}`
 
+// imageFilters is for what gives a name to another image.
+const imageFilters = `{"type":["image"],"event":["tag","pull","load","import"]}`
+
 // Events is a Stream over the client's own HTTP client. (The client's event listener drops and reorders events under load
 // and does not reconnect.)
-func Events(client *docker.Client) Stream {
+func Events(client *docker.Client) Stream { return stream(client, filters) }
+
+// ImageEvents is Events of images that may have got a name.
+func ImageEvents(client *docker.Client) Stream { return stream(client, imageFilters) }
+
+func stream(client *docker.Client, filters string) Stream {
 	var since time.Time // after the last message, by Docker's clock
 	return func(ctx context.Context, connected func(), message func(Message)) error {
 		path := "/events?filters=" + url.QueryEscape(filters)

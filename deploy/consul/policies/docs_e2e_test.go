@@ -29,7 +29,7 @@ func TestE2ESecurityDocs(t *testing.T) {
 	}
 	work := testenv.Dir(t)
 	testenv.File(t, work, "commands.sh", script)
-	for _, name := range []string{"registrar", "templater", "service", "operator"} {
+	for _, name := range []string{"registrar", "templater", "service", "operator", "rollout"} {
 		policy, err := os.ReadFile(name + ".hcl")
 		if err != nil {
 			t.Fatal(err)
@@ -67,6 +67,10 @@ func TestE2ESecurityDocs(t *testing.T) {
 		{"registrar.token", "service/app/leader", true},
 		{"registrar.token", "berth/config/app", false},
 		{"templater.token", "berth/config/app", false},
+		{"templater.token", "berth/serving/lb-1", true},
+		{"templater.token", "berth/rollout/shop/app", false},
+		{"rollout.token", "berth/rollout/shop/app", true},
+		{"rollout.token", "berth/config/app", false},
 	} {
 		if _, err := as(tt.file).KV().Put(&api.KVPair{Key: tt.key}, nil); tt.may != (err == nil) || !tt.may && !refused(err) {
 			t.Errorf("%s writes %s: %v", tt.file, tt.key, err)

@@ -17,6 +17,8 @@ var (
 	service string
 	//go:embed operator.hcl
 	operator string
+	//go:embed rollout.hcl
+	rollout string
 )
 
 // Service are the rights of berth service for a service.
@@ -24,6 +26,9 @@ func Service(name string) string { return of(service, name) }
 
 // Operator are the rights of the operator of a service.
 func Operator(name string) string { return of(operator, name) }
+
+// Rollout are the rights of who rolls out a service.
+func Rollout(name string) string { return of(rollout, name) }
 
 // of fills a service into a policy, as the comment in its file tells users to.
 func of(policy, service string) string { return strings.ReplaceAll(policy, "SERVICE", service) }

@@ -25,6 +25,7 @@ var roles = map[string][]string{
 	"service":   {policies.Service("app")},
 	"operator":  {policies.Operator("app")},
 	"narrow":    {strings.Replace(policies.Service("app"), `session_prefix ""`, `session "agent-1"`, 1)}, // as service.hcl advises
+	"rollout":   {policies.Rollout("app")},
 	"nobody":    nil,
 }
 
@@ -50,6 +51,8 @@ var keys = []struct{ key, read, write string }{
 	{"berth/leader/app2/host%3Aapp2%3A80", "registrar", "registrar"},
 	{"service/app/leader", "registrar service narrow", "registrar service narrow"},
 	{"service/app2/leader", "registrar", "registrar"},
+	{"berth/rollout/shop/app", "templater rollout", "rollout"},
+	{"berth/serving/lb-1", "templater rollout", "templater"},
 	{"berth/config", "", ""},
 	{"somebody/else", "", ""},
 }
@@ -66,6 +69,8 @@ var lists = []struct{ prefix, who string }{
 	{"berth/paused/", "templater"},
 	{"berth/leader/app/", "registrar service narrow"},
 	{"berth/leader/app2/", "registrar"},
+	{"berth/rollout/", "templater rollout"},
+	{"berth/serving/", "templater rollout"},
 	{"berth/", ""},
 	{"", ""},
 }
@@ -83,20 +88,20 @@ var calls = []struct {
 	do   func(c caller) error
 	who  string
 }{
-	{"register app", register("app-2", "app"), "registrar service narrow"},
+	{"register app", register("app-2", "app"), "registrar service narrow rollout"},
 	{"register app2", register("app2-2", "app2"), "registrar"},
 	{"take over the ID of app2", register("app2-1", "app"), "registrar"},
-	{"deregister app", deregister("app"), "registrar service narrow"},
+	{"deregister app", deregister("app"), "registrar service narrow rollout"},
 	{"deregister app2", deregister("app2"), "registrar"},
-	{"pass the check of app", pass("app-1"), "registrar service narrow"},
+	{"pass the check of app", pass("app-1"), "registrar service narrow rollout"},
 	{"pass the check of app2", pass("app2-1"), "registrar"},
-	{"app in maintenance", maintenance("app-1"), "registrar service narrow"},
+	{"app in maintenance", maintenance("app-1"), "registrar service narrow rollout"},
 	{"app2 in maintenance", maintenance("app2-1"), "registrar"},
-	{"put app into the catalog", publish("app"), "registrar service narrow"},
+	{"put app into the catalog", publish("app"), "registrar service narrow rollout"},
 	{"put app2 into the catalog", publish("app2"), "registrar"},
-	{"see app on the agent", onAgent("app-1"), "registrar templater service narrow operator"},
+	{"see app on the agent", onAgent("app-1"), "registrar templater service narrow operator rollout"},
 	{"see app2 on the agent", onAgent("app2-1"), "registrar templater"},
-	{"see app in the catalog", inCatalog("app"), "registrar templater service narrow operator"},
+	{"see app in the catalog", inCatalog("app"), "registrar templater service narrow operator rollout"},
 	{"see app2 in the catalog", inCatalog("app2"), "registrar templater"},
 	{"see the node in the catalog", func(c caller) error {
 		node, _, err := c.Catalog().NodeServiceList("agent-1", nil)
@@ -104,12 +109,12 @@ var calls = []struct {
 			return errHidden
 		}
 		return err
-	}, "registrar templater service narrow operator"},
+	}, "registrar templater service narrow operator rollout"},
 	{"ask the agent for itself", func(c caller) error { _, err := c.Agent().Self(); return err }, "registrar service narrow"},
-	{"have a session on the node", session("agent-1"), "registrar service narrow"},
-	{"have a session on another node", session("server"), "registrar service"},
-	{"end a session of the node", end("agent-1"), "registrar service narrow"},
-	{"end a session of another node", end("server"), "registrar service"},
+	{"have a session on the node", session("agent-1"), "registrar service narrow rollout templater"},
+	{"have a session on another node", session("server"), "registrar service rollout templater"},
+	{"end a session of the node", end("agent-1"), "registrar service narrow rollout templater"},
+	{"end a session of another node", end("server"), "registrar service rollout templater"},
 	{"report for app", report("app"), "registrar service narrow"},
 	{"report for app2", report("app2"), "registrar"},
 	{"apply to app", apply("app"), "operator"},

@@ -1,4 +1,4 @@
-# Rights of a berth templater: it reads the catalog and writes nothing.
+# Rights of a berth templater: it reads the catalog, and tells rollouts what its proxy serves.
 #
 #   consul acl policy create -name berth-templater -rules @templater.hcl
 #
@@ -11,3 +11,10 @@ node_prefix "" { policy = "read" }
 # Which services are paused by hand. Without this right it is as if none was. The policy list is for a Consul with
 # enable_key_list_policy, and includes the right to read.
 key_prefix "berth/paused/" { policy = "list" }
+
+# While berth rollout runs: what it asks for, and what the proxy serves, which vanishes with a session. Without these three rules
+# everything else works as well, and a rollout goes by Consul's checks and by time. Sessions belong to the agent's node: with a
+# token for each node, session "node-1" { policy = "write" } is enough.
+key_prefix "berth/rollout/" { policy = "list" }
+key_prefix "berth/serving/" { policy = "write" }
+session_prefix "" { policy = "write" }

@@ -1,0 +1,444 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	docker "github.com/fsouza/go-dockerclient"
+	"github.com/hashicorp/consul/api"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"berth/registrar"
+	"berth/registrar/agent"
+	registrardocker "berth/registrar/docker"
+	"berth/registrar/group/session"
+	"berth/registrar/retry"
+	"berth/registrar/rollout"
+)
+
+// rolloutFlags are the flags of berth rollout.
+type rolloutFlags struct {
+	options                                  rollout.Options // those that are set count, for the file's
+	project, compose                         string
+	pull, build, force, watch, resume, abort bool
+}
+
+func rolloutCommand() *cobra.Command {
+	f := rolloutFlags{options: rollout.Defaults()}
+	cmd := &cobra.Command{
+		Use:   "rollout SERVICE...",
+		Short: "Replace the containers of compose services one after the other, without a failed request",
+		Long: `Replace the containers of compose services by new ones, after a change of the compose file or of an image. For one
+container after the other, or --parallelism at a time: compose makes the new one; when it is healthy, registered in Consul
+and served by every balancer, and has been so for the time of --monitor, the old one is drained until its last request has ended,
+stopped and removed.
+
+A new one that does not work goes again, and the old one stays: then berth exits with 1 and says why, with the end of the
+new one's log. The same happens on ^C.
+
+SERVICE is a service of a compose file, whose project is found by its containers. What deploy.update_config says in the file
+counts, unless a flag of the same name says something else. Several services are rolled out in the order in which they
+depend on each other.`,
+		Args: atLeastOne("SERVICE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := newProcess(cmd)
+			if err != nil {
+				return err
+			}
+			if err := f.check(cmd.Flags()); err != nil {
+				return asUsageError(err)
+			}
+			consul, err := consulClient(p.config)
+			if err != nil {
+				return err
+			}
+			client, err := dockerClient()
+			if err != nil {
+				return err
+			}
+			finder := registrar.Finder{Agent: agent.Agent{Client: consul.Agent(), Log: slog.New(slog.DiscardHandler)}, Docker: client}
+			c := &rolling{rolloutFlags: f, flags: cmd.Flags(), consul: consul, docker: client, images: registrardocker.ImageEvents(client),
+				catalog: rollout.AgentCatalog{Finder: finder, Consul: consul}, out: cmd.OutOrStdout(), log: p.log}
+			return c.run(cmd.Context(), args)
+		},
+		ValidArgsFunction: completeCompose,
+	}
+	f.flags(cmd.Flags())
+	c := newConfig()
+	c.commonFlags(cmd.Flags(), "none")
+	return cmd
+}
+
+func (f *rolloutFlags) flags(flags *pflag.FlagSet) {
+	o := &f.options
+	flags.StringVarP(&f.project, "project-name", "p", "", "compose project (default: the one in this directory, or the only one that has the service)")
+	flags.StringVar(&f.compose, "compose", "", "how compose is called, like 'docker compose -f FILE' (default: the version that made the containers)")
+	flags.IntVar(&o.Parallelism, "parallelism", o.Parallelism, "how many at a time; 0 = all at once")
+	flags.DurationVar(&o.Delay, "delay", o.Delay, "pause between two batches")
+	flags.StringVar(&o.Order, "order", o.Order, "start-first, or stop-first for what cannot run twice at a time")
+	flags.DurationVar(&o.Monitor, "monitor", o.Monitor, "how long a new container is watched before the old one leaves")
+	flags.StringVar(&o.FailureAction, "failure-action", o.FailureAction, "rollback, pause: leave all as it is for --resume or --abort, or continue with the others")
+	flags.Float64Var(&o.MaxFailureRatio, "max-failure-ratio", o.MaxFailureRatio, "part of the new containers that may fail, from 0 to 1, before that is done")
+	flags.DurationVar(&o.ReadyTimeout, "ready-timeout", o.ReadyTimeout, "how long a new container may take to serve")
+	flags.DurationVar(&o.DrainTimeout, "drain-timeout", o.DrainTimeout, "how long requests and websockets may go on at an old container")
+	flags.BoolVar(&f.pull, "pull", false, "pull the images first; with --watch, every minute")
+	flags.BoolVar(&f.build, "build", false, "build the images first")
+	flags.BoolVar(&f.force, "force", false, "replace containers that are as the file says, too")
+	flags.BoolVar(&f.watch, "watch", false, "stay, and roll out whenever the image's name stands for another image here")
+	flags.BoolVar(&f.resume, "resume", false, "go on with a rollout that was cut short")
+	flags.BoolVar(&f.abort, "abort", false, "take back the last step of a rollout that was cut short: the old containers that are there serve again")
+}
+
+// check says which flags do not go together.
+func (f *rolloutFlags) check(flags *pflag.FlagSet) error {
+	var set []string
+	for _, name := range []string{"resume", "abort", "watch"} {
+		if flags.Changed(name) {
+			set = append(set, "--"+name)
+		}
+	}
+	if len(set) > 1 {
+		return fmt.Errorf("%s exclude each other", strings.Join(set, " and "))
+	}
+	if err := f.options.Validate(); err != nil {
+		return fmt.Errorf("--%w", err)
+	}
+	return nil
+}
+
+// understand returns the options of a service: those in its file, and what flags say instead.
+func (f *rolloutFlags) understand(flags *pflag.FlagSet, o rollout.Options) rollout.Options {
+	for name, take := range map[string]func(){
+		"parallelism":       func() { o.Parallelism = f.options.Parallelism },
+		"delay":             func() { o.Delay = f.options.Delay },
+		"order":             func() { o.Order = f.options.Order },
+		"monitor":           func() { o.Monitor = f.options.Monitor },
+		"failure-action":    func() { o.FailureAction = f.options.FailureAction },
+		"max-failure-ratio": func() { o.MaxFailureRatio = f.options.MaxFailureRatio },
+		"ready-timeout":     func() { o.ReadyTimeout = f.options.ReadyTimeout },
+		"drain-timeout":     func() { o.DrainTimeout = f.options.DrainTimeout },
+	} {
+		if flags.Changed(name) {
+			take()
+		}
+	}
+	return o
+}
+
+// rolling is a call of berth rollout.
+type rolling struct {
+	rolloutFlags
+	flags   *pflag.FlagSet
+	consul  *api.Client
+	docker  rollout.Docker
+	images  registrardocker.Stream // of what gives a name to another image
+	catalog rollout.Catalog
+	out     io.Writer
+	log     *slog.Logger
+
+	name   string // of the project
+	labels map[string]string
+}
+
+func (c *rolling) say(format string, args ...any) { fmt.Fprintf(c.out, format+"\n", args...) }
+
+func (c *rolling) run(ctx context.Context, services []string) error {
+	slices.Sort(services)
+	services = slices.Compact(services)
+	for _, service := range services {
+		if err := c.find(ctx, service); err != nil {
+			return err
+		}
+	}
+	compose, err := rollout.NewCompose(c.labels, c.compose)
+	if err != nil {
+		return err
+	}
+	switch {
+	case c.resume || c.abort:
+		for _, service := range services {
+			if err := c.finish(ctx, compose, service); err != nil {
+				return fmt.Errorf("%s: %w", service, err)
+			}
+		}
+		return nil
+	case c.watch:
+		return c.follow(ctx, compose, services)
+	}
+	return c.all(ctx, compose, services)
+}
+
+// find finds the project of a service, which must be that of the services before.
+func (c *rolling) find(ctx context.Context, service string) error {
+	projects, err := rollout.Find(ctx, c.docker, service)
+	if err != nil {
+		return err
+	}
+	name := c.project
+	if name == "" {
+		name = c.name
+	}
+	if name == "" {
+		dir, _ := os.Getwd()
+		name = rollout.ProjectOf(dir, projects)
+	}
+	names := slices.Sorted(maps.Keys(projects))
+	switch {
+	case name == "" && len(names) == 1:
+		name = names[0]
+	case name == "" && len(names) > 1:
+		return fmt.Errorf("%s is a service of the projects %s: say which by --project-name", service, strings.Join(names, ", "))
+	case name == "":
+		return fmt.Errorf("no container of a service %s is here: start it by 'docker compose up -d %s'", service, service)
+	case projects[name] == nil:
+		return fmt.Errorf("no container of the service %s of the project %s is here: start it by 'docker compose up -d %s'", service, name, service)
+	}
+	c.name, c.labels = name, projects[name]
+	return nil
+}
+
+// all rolls services out, one after the other.
+func (c *rolling) all(ctx context.Context, compose rollout.Compose, services []string) error {
+	for _, service := range services {
+		if c.pull {
+			if err := compose.Pull(ctx, service); err != nil {
+				return err
+			}
+		}
+		if c.build {
+			if err := compose.Build(ctx, service); err != nil {
+				return err
+			}
+		}
+	}
+	file, err := compose.Config(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range services { // all of them before anything is done
+		s, there := file[name]
+		s.Options = c.understand(c.flags, s.Options)
+		file[name] = s
+		switch {
+		case !there:
+			errs = append(errs, fmt.Errorf("%s is not in the file of the project %s any more: remove it by 'docker compose up -d --remove-orphans'", name, c.name))
+		case s.Alone != "" && s.Options.Order != rollout.StopFirst:
+			errs = append(errs, errors.New(s.Alone))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	for _, name := range rollout.Sort(services, file) {
+		if err := c.one(ctx, compose, file[name]); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// one rolls a service out.
+func (c *rolling) one(ctx context.Context, compose rollout.Compose, s rollout.Service) error {
+	return c.locked(ctx, compose, s.Name, func(ctx context.Context, keeper *session.Keeper) (*rollout.Lock, rollout.State, error) {
+		begin := rollout.Plan{}.Begin(operator(), s.Options)
+		lock, err := rollout.Take(ctx, c.consul, keeper, c.name, s.Name, begin)
+		return lock, begin, err
+	}, func(ctx context.Context, r *rollout.Rollout) (left bool, err error) {
+		plan, err := c.plan(ctx, compose, s)
+		if err != nil {
+			return false, err
+		}
+		if plan.Empty() {
+			c.say("%s: nothing to replace, its containers are as the file says (--force replaces them all the same)", s.Name)
+			return false, nil
+		}
+		r.State = plan.Begin(operator(), s.Options)
+		if err := r.Save(ctx, r.State); err != nil {
+			return false, err
+		}
+		how := "one after the other"
+		switch n := s.Options.Parallelism; {
+		case r.State.Total == 1:
+			how = "the new one first"
+		case n == 0 || n >= r.State.Total:
+			how = "all at once"
+		case n > 1:
+			how = fmt.Sprintf("%d at a time", n)
+		}
+		if s.Options.Order == rollout.StopFirst {
+			how += ", the old one is stopped first"
+		}
+		c.say("%s: %d to replace, %s", s.Name, r.State.Total, how)
+		return r.Run(ctx)
+	})
+}
+
+// plan says what there is to replace.
+func (c *rolling) plan(ctx context.Context, compose rollout.Compose, s rollout.Service) (rollout.Plan, error) {
+	containers, err := rollout.Containers(ctx, c.docker, c.name, s.Name)
+	if err != nil {
+		return rollout.Plan{}, err
+	}
+	hash, err := compose.Hash(ctx, s.Name)
+	if err != nil {
+		return rollout.Plan{}, err
+	}
+	image, err := rollout.ImageOf(c.docker, s, containers)
+	if err != nil {
+		return rollout.Plan{}, err
+	}
+	return rollout.NewPlan(containers, hash, image, max(len(containers), s.Replicas), c.force), nil
+}
+
+// finish goes on with a rollout that was cut short, or takes it back.
+func (c *rolling) finish(ctx context.Context, compose rollout.Compose, service string) error {
+	return c.locked(ctx, compose, service, func(ctx context.Context, keeper *session.Keeper) (*rollout.Lock, rollout.State, error) {
+		return rollout.TakeOver(ctx, c.consul, keeper, c.name, service, operator(), func(held *rollout.HeldError) {
+			c.say("%s: waiting until Consul sees that the rollout of %s has ended", service, held.By)
+		})
+	}, func(ctx context.Context, r *rollout.Rollout) (left bool, err error) {
+		if c.resume {
+			c.say("%s: going on, %d of %d were replaced before", service, r.State.Replaced, r.State.Total)
+			return r.Run(ctx)
+		}
+		if err := r.Undo(ctx); err != nil {
+			return true, err
+		}
+		c.say("%s: aborted: %d of %d are replaced, the others are the old ones, and serve", service, r.State.Replaced, r.State.Total)
+		return false, nil
+	})
+}
+
+const (
+	// lockTime is how long Consul may take to say whether the service is being rolled out.
+	lockTime = 15 * time.Second
+	// endTime is how long the end of a rollout may take in Consul.
+	endTime = 10 * time.Second
+)
+
+// locked does something with a service's rollout in its hands.
+func (c *rolling) locked(ctx context.Context, compose rollout.Compose, service string,
+	take func(context.Context, *session.Keeper) (*rollout.Lock, rollout.State, error),
+	do func(context.Context, *rollout.Rollout) (left bool, err error)) error {
+	keeper := session.New(session.Options{Consul: c.consul, Name: "berth rollout " + c.name + "/" + service, Behavior: api.SessionBehaviorRelease, Log: c.log})
+	keeping, stop := context.WithCancel(context.WithoutCancel(ctx)) // it ends after what ^C has begun
+	ended := make(chan struct{})
+	go func() { defer close(ended); keeper.Run(keeping) }()
+	defer func() { stop(); <-ended }()
+
+	limited, cancel := ctx, context.CancelFunc(func() {})
+	if !c.resume && !c.abort { // these wait
+		limited, cancel = context.WithTimeout(ctx, lockTime)
+	}
+	lock, state, err := take(limited, keeper)
+	cancel()
+	if err != nil {
+		return err
+	}
+	held, release := lock.Session.While(ctx)
+	defer release()
+	r := &rollout.Rollout{
+		Project: c.name, Service: service, State: state,
+		Up: compose.Up, Docker: c.docker, Catalog: c.catalog, Save: lock.Save, Say: c.say,
+		Balancers: func(ctx context.Context) ([]rollout.Serving, error) { return rollout.Balancers(ctx, c.consul) },
+	}
+	left, err := do(held, r)
+	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
+	defer cancel()
+	if left {
+		if leave := lock.Leave(after); leave != nil && !errors.Is(leave, session.ErrLost) {
+			err = errors.Join(err, leave)
+		}
+		return err
+	}
+	return errors.Join(err, lock.Finish(after))
+}
+
+// watchInterval is how often to look at the images without a sign from Docker.
+const watchInterval = time.Minute
+
+// follow rolls services out whenever their image's name stands for another image than their containers have.
+func (c *rolling) follow(ctx context.Context, compose rollout.Compose, services []string) error {
+	wake := make(chan struct{}, 1)
+	notice := func() {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
+	following, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		delays := retry.Delays()
+		for following.Err() == nil {
+			err := c.images(following, func() { delays.Reset(); notice() }, func(registrardocker.Message) { notice() })
+			c.log.Debug("docker events failed, trying again", "err", err)
+			retry.Pause(following, delays.NextBackOff())
+		}
+	}()
+	defer func() { stop(); <-ended }()
+	c.say("watching the images of %s", strings.Join(services, ", "))
+	failed := map[string]string{} // images that did not work, by service
+	for {
+		if err := c.followOnce(ctx, compose, services, failed); err != nil && ctx.Err() == nil {
+			c.log.Error("rollout failed, watching goes on", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-wake:
+		case <-time.After(watchInterval):
+		}
+	}
+}
+
+// followOnce rolls out what has another image by now, but for images that did not work.
+func (c *rolling) followOnce(ctx context.Context, compose rollout.Compose, services []string, failed map[string]string) error {
+	file, err := compose.Config(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range rollout.Sort(services, file) {
+		if c.pull {
+			errs = append(errs, compose.Pull(ctx, name))
+		}
+		containers, err := rollout.Containers(ctx, c.docker, c.name, name)
+		if err != nil {
+			return err
+		}
+		image, err := rollout.ImageOf(c.docker, file[name], containers)
+		if err != nil || image == "" || image == failed[name] ||
+			!slices.ContainsFunc(containers, func(is rollout.Container) bool { return is.ImageID != image }) {
+			errs = append(errs, err)
+			continue
+		}
+		pull := c.pull
+		c.pull = false
+		if err = c.all(ctx, compose, []string{name}); err != nil && ctx.Err() == nil {
+			failed[name] = image
+		}
+		c.pull = pull
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// completeCompose offers the services of the compose projects that run here.
+func completeCompose(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	names := askDocker(func(ctx context.Context, client *docker.Client) []string {
+		return rollout.Services(ctx, client)
+	})
+	return slices.DeleteFunc(names, func(name string) bool { return slices.Contains(args, name) }), cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,119 @@
+package haproxy
+
+import (
+	"context"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"berth/proxyctl"
+)
+
+// showServers shows the statistics of all servers.
+const showServers = "show stat -1 4 -1"
+
+// Servers implements proxyctl.Driver. What old workers still have counts as in flight.
+func (d *driver) Servers(ctx context.Context) ([]proxyctl.Server, error) {
+	if d.opts.Socket == "" {
+		return nil, errors.New(noSocket)
+	}
+	reply, err := d.master.command(ctx, "show proc; @1 "+showServers)
+	if err != nil {
+		return nil, err
+	}
+	head, now, _ := strings.Cut(reply, "\n\n")
+	servers, err := parseServers(now)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", proxyctl.ErrUnreachable, err)
+	}
+	old := parseProcesses(head).old
+	if len(old) == 0 {
+		return servers, nil
+	}
+	line := "show proc"
+	for _, pid := range old {
+		line += fmt.Sprintf("; @!%d %s", pid, showServers)
+	}
+	if reply, err = d.master.command(ctx, line); err != nil {
+		return nil, err
+	}
+	_, before, _ := strings.Cut(reply, "\n\n")
+	theirs, _ := parseServers(before) // a worker that has just ended has none
+	return addInFlight(servers, theirs), nil
+}
+
+// addInFlight adds what old workers have in flight.
+func addInFlight(servers, old []proxyctl.Server) []proxyctl.Server {
+	at := map[serverName]int{}
+	for i, s := range servers {
+		at[serverName{s.Backend, s.Name}] = i
+	}
+	for _, s := range old {
+		n := serverName{s.Backend, s.Name}
+		i, there := at[n]
+		switch {
+		case s.InFlight == 0:
+		case there && servers[i].Address == s.Address:
+			servers[i].InFlight += s.InFlight
+		default: // it has left since, or has another address now
+			s.Usable = false
+			servers = append(servers, s)
+		}
+	}
+	return servers
+}
+
+// serverColumns are the ones of "show stat" that are read.
+var serverColumns = []string{"pxname", "svname", "scur", "status", "weight", "addr"}
+
+// parseServers reads what "show stat" says of servers, of one worker or of several in a row.
+func parseServers(reply string) (servers []proxyctl.Server, err error) {
+	at := strings.Index(reply, "# pxname,")
+	if at < 0 {
+		return nil, fmt.Errorf("not the statistics of servers: %s", oneLine(reply))
+	}
+	lines := csv.NewReader(strings.NewReader(reply[at:]))
+	lines.FieldsPerRecord, lines.LazyQuotes, lines.ReuseRecord = -1, true, true
+	var columns []int
+	for {
+		f, err := lines.Read()
+		switch {
+		case errors.Is(err, io.EOF):
+			return servers, nil
+		case err != nil:
+			return nil, fmt.Errorf("the statistics of servers: %w", err)
+		case strings.HasPrefix(f[0], "# "):
+			f[0] = strings.TrimPrefix(f[0], "# ")
+			columns = nil
+			for _, name := range serverColumns {
+				i := slices.Index(f, name)
+				if i < 0 {
+					return nil, fmt.Errorf("the statistics of servers have no column %s", name)
+				}
+				columns = append(columns, i)
+			}
+			continue
+		case len(f) <= slices.Max(columns): // what a worker says that has no such command, or an empty line
+			continue
+		}
+		field := func(n int) string { return f[columns[n]] }
+		s := proxyctl.Server{Backend: strings.Clone(field(0)), Name: strings.Clone(field(1))}
+		if s.InFlight, err = strconv.Atoi(field(2)); err != nil {
+			return nil, fmt.Errorf("the statistics of servers: the sessions of %s/%s are %q", s.Backend, s.Name, field(2))
+		}
+		s.Address, _ = netip.ParseAddrPort(field(5))
+		s.Usable = usable(field(3)) && field(4) != "0"
+		servers = append(servers, s)
+	}
+}
+
+// usable says whether a server with this status gets new requests: "UP", "UP 1/3" (going down), "no check", but not "DOWN 1/2",
+// "MAINT", "MAINT (via b/s)", "DRAIN", "NOLB".
+func usable(status string) bool {
+	return status == "no check" || status == "UP" || strings.HasPrefix(status, "UP ")
+}

@@ -1,0 +1,84 @@
+package haproxy
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"berth/proxyctl"
+)
+
+const statHead = "# pxname,svname,qcur,qmax,scur,status,weight,last_chk,addr,\n"
+
+func TestParseServers(t *testing.T) {
+	at := netip.MustParseAddrPort
+	got, err := parseServers(statHead +
+		"app,a,0,0,3,no check,1,,10.0.0.1:80,\n" +
+		"app,b,0,0,0,UP,256,\"L4OK, in 0ms\",[::1]:81,\n" +
+		"app,c,0,0,0,UP 1/2,1,,10.0.0.3:80,\n" +
+		"app,d,0,0,0,DOWN 1/2,1,,10.0.0.4:80,\n" +
+		"app,e,0,0,2,MAINT,1,,10.0.0.5:80,\n" +
+		"app,f,0,0,0,MAINT (via app/e),1,,10.0.0.6:80,\n" +
+		"app,g,0,0,0,DRAIN,0,,10.0.0.7:80,\n" +
+		"app,h,0,0,0,NOLB 1/2,1,,10.0.0.8:80,\n" +
+		"app,i,0,0,0,UP,0,,10.0.0.9:80,\n" +
+		"app,j,0,0,0,no check,1,,/run/app.sock,\n\n")
+	want := []proxyctl.Server{
+		{Backend: "app", Name: "a", Address: at("10.0.0.1:80"), Usable: true, InFlight: 3},
+		{Backend: "app", Name: "b", Address: at("[::1]:81"), Usable: true},
+		{Backend: "app", Name: "c", Address: at("10.0.0.3:80"), Usable: true},
+		{Backend: "app", Name: "d", Address: at("10.0.0.4:80")},
+		{Backend: "app", Name: "e", Address: at("10.0.0.5:80"), InFlight: 2},
+		{Backend: "app", Name: "f", Address: at("10.0.0.6:80")},
+		{Backend: "app", Name: "g", Address: at("10.0.0.7:80")},
+		{Backend: "app", Name: "h", Address: at("10.0.0.8:80")},
+		{Backend: "app", Name: "i", Address: at("10.0.0.9:80")},
+		{Backend: "app", Name: "j", Usable: true},
+	}
+	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{})); d != "" || err != nil {
+		t.Errorf("%v (-want +got):\n%s", err, d)
+	}
+	for _, bad := range []string{"", "Unknown command\n", "# pxname,svname,scur\n", statHead + "app,a,0,0,many,UP,1,,10.0.0.1:80,\n"} {
+		if got, err := parseServers(bad); err == nil {
+			t.Errorf("%q: %+v", bad, got)
+		}
+	}
+}
+
+// What old workers have in flight counts, for servers that left, too.
+func TestAddInFlight(t *testing.T) {
+	at := netip.MustParseAddrPort
+	now := []proxyctl.Server{{Backend: "app", Name: "a", Address: at("10.0.0.1:80"), Usable: true, InFlight: 1}, {Backend: "app", Name: "b", Address: at("10.0.0.9:80"), Usable: true}}
+	old := []proxyctl.Server{
+		{Backend: "app", Name: "a", Address: at("10.0.0.1:80"), Usable: true, InFlight: 2}, {Backend: "app", Name: "a", Address: at("10.0.0.1:80"), InFlight: 4},
+		{Backend: "app", Name: "b", Address: at("10.0.0.2:80"), Usable: true, InFlight: 5}, {Backend: "app", Name: "c", Address: at("10.0.0.3:80"), Usable: true},
+	}
+	want := []proxyctl.Server{
+		{Backend: "app", Name: "a", Address: at("10.0.0.1:80"), Usable: true, InFlight: 7}, {Backend: "app", Name: "b", Address: at("10.0.0.9:80"), Usable: true},
+		{Backend: "app", Name: "b", Address: at("10.0.0.2:80"), InFlight: 5},
+	}
+	if d := cmp.Diff(want, addInFlight(now, old), cmpopts.EquateComparable(netip.AddrPort{})); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+// HAProxy is asked for what its worker and the old one have, in two exchanges.
+func TestServersOfProxy(t *testing.T) {
+	dir := t.TempDir()
+	m, p := startMaster(t, dir), newProxy(dir)
+	m.says = map[string]string{showServers: statHead + "app,a,0,0,1,UP,1,,10.0.0.1:80,\n\n"}
+	m.oldSays = statHead + "app,a,0,0,2,UP,1,,10.0.0.1:80,\n\n"
+	servers, err := p.Servers(t.Context())
+	if err != nil || len(servers) != 1 || servers[0].InFlight != 3 || !servers[0].Usable {
+		t.Errorf("%+v, %v", servers, err)
+	}
+	m.says[showServers] = "Permission denied\n\n"
+	if servers, err := p.Servers(t.Context()); err == nil {
+		t.Errorf("%+v", servers)
+	}
+	if servers, err := New(Options{}).Servers(t.Context()); err == nil {
+		t.Errorf("without a socket: %+v", servers)
+	}
+}

@@ -1,0 +1,37 @@
+package nginx
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"berth/proxyctl"
+)
+
+// Servers implements proxyctl.Driver: the servers in the file, which is in step with what nginx runs, or a moment behind its Lua
+// balancers. nginx does not say which requests it has in flight.
+func (d *driver) Servers(ctx context.Context) (servers []proxyctl.Server, err error) {
+	text, err := os.ReadFile(d.opts.File)
+	if err != nil {
+		return nil, err
+	}
+	file := unmark(string(text), d.opts.Socket)
+	if file.Config == nil {
+		return nil, fmt.Errorf("%s is no configuration", d.opts.File)
+	}
+	now, err := d.control.status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !now.generation.SameShape(file.Generation) || !file.Config.live && now.generation.Text != file.Generation.Text {
+		return nil, fmt.Errorf("nginx does not run what is in %s yet", d.opts.File)
+	}
+	for name, u := range file.Config.upstreams {
+		for _, s := range u.servers {
+			address, _ := netip.ParseAddrPort(s.address)
+			servers = append(servers, proxyctl.Server{Backend: name, Name: s.address, Address: address, Usable: true, InFlight: proxyctl.UnknownInFlight})
+		}
+	}
+	return servers, nil
+}

@@ -1,0 +1,183 @@
+package rollout
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// The labels that compose gives to containers.
+const (
+	labelProject = "com.docker.compose.project"
+	labelService = "com.docker.compose.service"
+	labelNumber  = "com.docker.compose.container-number"
+	labelOneOff  = "com.docker.compose.oneoff"
+	labelHash    = "com.docker.compose.config-hash"
+	labelVersion = "com.docker.compose.version"
+	labelFiles   = "com.docker.compose.project.config_files"
+	labelDir     = "com.docker.compose.project.working_dir"
+	labelEnv     = "com.docker.compose.project.environment_file"
+)
+
+// Compose runs the compose command for a project.
+type Compose struct {
+	Command []string // with the options that go before a subcommand
+	Dir     string   // to run it in
+}
+
+// upTime is how long compose may take to make containers, images to pull included.
+const upTime = 15 * time.Minute
+
+// NewCompose returns the command for the project of a container, by the container's labels: the version of compose that made it, or the one
+// that there is. command, unless it is "", is used instead; options in it that name files count in place of the labels'.
+func NewCompose(labels map[string]string, command string) (Compose, error) {
+	c := Compose{Dir: labels[labelDir]}
+	if c.Command = strings.Fields(command); len(c.Command) == 0 {
+		c.Command = installed(labels[labelVersion])
+	}
+	if len(c.Command) == 0 {
+		return c, errors.New("neither docker compose nor docker-compose is here: install one, or say how it is called by --compose")
+	}
+	project := labels[labelProject]
+	if info, err := os.Stat(c.Dir); err != nil || !info.IsDir() {
+		return c, fmt.Errorf("the directory %s of the project %s is not here: run berth where its compose file is", c.Dir, project)
+	}
+	names := slices.ContainsFunc(c.Command, func(word string) bool {
+		return word == "--file" || strings.HasPrefix(word, "--file=") || strings.HasPrefix(word, "-f")
+	})
+	c.Command = append(c.Command, "--project-name", project, "--project-directory", c.Dir)
+	if names {
+		c.Dir = "" // they are relative to where berth runs
+		return c, nil
+	}
+	for _, name := range split(labels[labelFiles]) {
+		file, err := findFile(c.Dir, name)
+		if err != nil {
+			return c, fmt.Errorf("the file %s of the project %s is not here: say which it is by --compose 'docker compose -f FILE'", name, project)
+		}
+		c.Command = append(c.Command, "--file", file)
+	}
+	for _, name := range split(labels[labelEnv]) {
+		file, err := findFile(c.Dir, name)
+		if err != nil {
+			return c, fmt.Errorf("the environment file %s of the project %s is not here", name, project)
+		}
+		c.Command = append(c.Command, "--env-file", file)
+	}
+	return c, nil
+}
+
+func split(label string) []string {
+	return slices.DeleteFunc(strings.Split(label, ","), func(s string) bool { return s == "" })
+}
+
+// installed returns the compose that is here, the one of a version if there are both.
+func installed(version string) []string {
+	_, noV1 := exec.LookPath("docker-compose")
+	v2 := exec.Command("docker", "compose", "version").Run() == nil
+	switch {
+	case noV1 == nil && (strings.HasPrefix(version, "1.") || !v2):
+		return []string{"docker-compose"}
+	case v2:
+		return []string{"docker", "compose"}
+	}
+	return nil
+}
+
+// findFile returns the path of a file that a label names. docker-compose 1.29 has it as it was written, relative to where it was called: there,
+// or in a directory above the project's.
+func findFile(dir, name string) (string, error) {
+	if filepath.IsAbs(name) {
+		_, err := os.Stat(name)
+		return name, err
+	}
+	for at := dir; ; at = filepath.Dir(at) {
+		path := filepath.Join(at, name)
+		if info, err := os.Stat(path); err == nil && !info.IsDir() {
+			return path, nil
+		}
+		if at == filepath.Dir(at) {
+			break
+		}
+	}
+	path := filepath.Join(dir, filepath.Base(name)) // it was called in a directory below
+	_, err := os.Stat(path)
+	return path, err
+}
+
+// Config returns what the file says of its services.
+func (c Compose) Config(ctx context.Context) (map[string]Service, error) {
+	out, err := c.run(ctx, "config")
+	if err != nil {
+		return nil, err
+	}
+	return ParseFile([]byte(out))
+}
+
+// Hash returns the label that a container of a service would get for its configuration.
+func (c Compose) Hash(ctx context.Context, service string) (string, error) {
+	out, err := c.run(ctx, "config", "--hash", service)
+	_, hash, found := strings.Cut(strings.TrimSpace(out), " ")
+	if err == nil && !found {
+		err = fmt.Errorf("compose config --hash %s says %q", service, out)
+	}
+	return strings.TrimSpace(hash), err
+}
+
+// Pull pulls the image of a service.
+func (c Compose) Pull(ctx context.Context, service string) error {
+	_, err := c.run(ctx, "pull", service)
+	return err
+}
+
+// Build builds the image of a service.
+func (c Compose) Build(ctx context.Context, service string) error {
+	_, err := c.run(ctx, "build", service)
+	return err
+}
+
+// Up makes containers until a service has so many. It does not end before compose has, whatever becomes of ctx: what compose
+// has made must be known.
+func (c Compose) Up(ctx context.Context, service string, n int) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), upTime)
+	defer cancel()
+	_, err := c.run(ctx, "up", "--detach", "--no-deps", "--no-recreate", "--scale", fmt.Sprintf("%s=%d", service, n), service)
+	return err
+}
+
+// run runs a subcommand and returns what it prints. The error has the end of what it complains of.
+func (c Compose) run(ctx context.Context, args ...string) (string, error) {
+	var stdout, stderr bytes.Buffer
+	words := append(c.Command[1:len(c.Command):len(c.Command)], args...)
+	cmd := exec.CommandContext(ctx, c.Command[0], words...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = c.Dir, &stdout, &stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // the terminal's ^C is for berth, which decides
+	cmd.WaitDelay = 5 * time.Second
+	err := cmd.Run()
+	switch {
+	case ctx.Err() != nil:
+		return "", fmt.Errorf("compose %s: %w", args[0], context.Cause(ctx))
+	case err != nil:
+		return "", fmt.Errorf("compose %s: %w: %s", strings.Join(args, " "), err, lastLines(stderr.String()+stdout.String(), 5))
+	}
+	return stdout.String(), nil
+}
+
+// lastLines returns the last lines of a text, joined by semicolons.
+func lastLines(text string, n int) string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines[max(0, len(lines)-n):], "; ")
+}

@@ -1,0 +1,209 @@
+package rollout
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	docker "github.com/fsouza/go-dockerclient"
+
+	registrardocker "berth/registrar/docker"
+	"berth/registrar/label"
+)
+
+// Docker is the part of *docker.Client that a rollout uses.
+type Docker interface {
+	ListContainers(docker.ListContainersOptions) ([]docker.APIContainers, error)
+	InspectContainerWithOptions(docker.InspectContainerOptions) (*docker.Container, error)
+	StopContainerWithContext(id string, timeout uint, ctx context.Context) error
+	RemoveContainer(docker.RemoveContainerOptions) error
+	Logs(docker.LogsOptions) error
+	InspectImage(name string) (*docker.Image, error)
+}
+
+const callTime = 10 * time.Second // of one call to Docker that does not wait for a container
+
+// Container is a container of a service.
+type Container struct {
+	label.Container
+	Number   int
+	Hash     string // of its configuration, by compose
+	ImageID  string
+	Status   string // created, running, restarting, exited, ...
+	Restarts int
+	TTY      bool
+}
+
+// Running reports whether it runs, and is not between two starts.
+func (c Container) Running() bool { return c.Status == "running" }
+
+// short is what a container is called in messages.
+func (c Container) short() string { return fmt.Sprintf("%s (%.12s)", c.Name, c.ID) }
+
+// Find returns the labels of a container of each project that has a service, by the project's name.
+func Find(ctx context.Context, client Docker, service string) (map[string]map[string]string, error) {
+	list, err := listed(ctx, client, labelService+"="+service)
+	if err != nil {
+		return nil, err
+	}
+	projects := map[string]map[string]string{}
+	slices.SortFunc(list, func(a, b docker.APIContainers) int { return cmp.Compare(a.Created, b.Created) })
+	for _, c := range list { // the newest one counts
+		projects[c.Labels[labelProject]] = c.Labels
+	}
+	return projects, nil
+}
+
+// ProjectOf returns the project in a directory, of those that Find has found, "" if it is none or several.
+func ProjectOf(dir string, projects map[string]map[string]string) (project string) {
+	for name, labels := range projects {
+		if labels[labelDir] == dir {
+			if project != "" {
+				return ""
+			}
+			project = name
+		}
+	}
+	return project
+}
+
+// listed lists the containers with labels, whatever their state, but not those of compose run.
+func listed(ctx context.Context, client Docker, labels ...string) ([]docker.APIContainers, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	list, err := client.ListContainers(docker.ListContainersOptions{Context: ctx, All: true, Filters: map[string][]string{"label": labels}})
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	return slices.DeleteFunc(list, func(c docker.APIContainers) bool {
+		return strings.EqualFold(c.Labels[labelOneOff], "true") || c.Labels[labelProject] == ""
+	}), nil
+}
+
+// Containers returns the containers of a service by their number.
+func Containers(ctx context.Context, client Docker, project, service string) (out []Container, err error) {
+	list, err := listed(ctx, client, labelProject+"="+project, labelService+"="+service)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range list {
+		in, err := inspect(ctx, client, c.ID)
+		if err != nil {
+			return nil, err
+		}
+		if in != nil {
+			out = append(out, *in)
+		}
+	}
+	slices.SortFunc(out, func(a, b Container) int { return cmp.Or(cmp.Compare(a.Number, b.Number), cmp.Compare(a.ID, b.ID)) })
+	return out, nil
+}
+
+// inspect returns a container, nil if there is none.
+func inspect(ctx context.Context, client Docker, id string) (*Container, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	in, err := client.InspectContainerWithOptions(docker.InspectContainerOptions{Context: ctx, ID: id})
+	var none *docker.NoSuchContainer
+	switch {
+	case errors.As(err, &none):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("inspect container %.12s: %w", id, err)
+	}
+	c := &Container{Container: registrardocker.FromInspect(in, nil), ImageID: in.Image, Restarts: in.RestartCount, Status: in.State.Status}
+	c.Number, _ = strconv.Atoi(c.Labels[labelNumber])
+	c.Hash = c.Labels[labelHash]
+	c.TTY = in.Config != nil && in.Config.Tty
+	return c, nil
+}
+
+// ImageOf returns the ID of the image that a new container of a service would have, "" if it is not here. The name of one that is built is
+// that of the containers' image.
+func ImageOf(client Docker, s Service, containers []Container) (id string, err error) {
+	name := s.Image
+	if name == "" && len(containers) > 0 {
+		name = containers[len(containers)-1].Image
+	}
+	if name == "" {
+		return "", nil
+	}
+	return imageID(client, name)
+}
+
+// Services returns the names of the compose services that have containers here, sorted.
+func Services(ctx context.Context, client Docker) (names []string) {
+	list, err := listed(ctx, client, labelService)
+	if err != nil {
+		return nil
+	}
+	for _, c := range list {
+		names = append(names, c.Labels[labelService])
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// imageID returns the ID of the image that a name stands for, "" if it is not here.
+func imageID(client Docker, name string) (string, error) {
+	image, err := client.InspectImage(name)
+	switch {
+	case errors.Is(err, docker.ErrNoSuchImage):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("image %s: %w", name, err)
+	}
+	return image.ID, nil
+}
+
+// end stops a container in its own time and removes it. It is no error if it is gone.
+func end(ctx context.Context, client Docker, c Container) error {
+	var none *docker.NoSuchContainer
+	var stopped *docker.ContainerNotRunning
+	seconds := max(c.StopTimeout, 0) / time.Second
+	err := client.StopContainerWithContext(c.ID, uint(seconds), ctx)
+	if err != nil && !errors.As(err, &none) && !errors.As(err, &stopped) {
+		return fmt.Errorf("stop %s: %w", c.short(), err)
+	}
+	err = client.RemoveContainer(docker.RemoveContainerOptions{Context: ctx, ID: c.ID, Force: true})
+	if err != nil && !errors.As(err, &none) {
+		return fmt.Errorf("remove %s: %w", c.short(), err)
+	}
+	return nil
+}
+
+// logLines is how much of a container's log is shown when it has failed.
+const logLines = 10
+
+// lastLog returns the last lines of a container's log.
+func lastLog(ctx context.Context, client Docker, c Container) []string {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	var out bytes.Buffer
+	err := client.Logs(docker.LogsOptions{Context: ctx, Container: c.ID, OutputStream: &out, ErrorStream: &out, Stdout: true, Stderr: true,
+		Tail: strconv.Itoa(logLines), RawTerminal: c.TTY})
+	if err != nil {
+		return []string{"its log cannot be read: " + err.Error()}
+	}
+	var lines []string
+	for line := range strings.Lines(strings.ToValidUTF8(out.String(), "\uFFFD")) {
+		if line = strings.Map(printable, strings.TrimSpace(line)); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// printable keeps a foreign text from doing things to a terminal.
+func printable(r rune) rune {
+	if r < ' ' && r != '\t' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+		return '\uFFFD'
+	}
+	return r
+}

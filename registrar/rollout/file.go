@@ -1,0 +1,234 @@
+package rollout
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+)
+
+// Options say how a service is rolled out. They are those of deploy.update_config in a compose file.
+type Options struct {
+	Parallelism     int           `json:"parallelism"` // how many at a time; 0 = all at once
+	Delay           time.Duration `json:"delay"`       // between two batches
+	Order           string        `json:"order"`       // StartFirst or StopFirst
+	Monitor         time.Duration `json:"monitor"`     // how long new ones are watched before old ones leave
+	FailureAction   string        `json:"failureAction"`
+	MaxFailureRatio float64       `json:"maxFailureRatio"` // of all that are to be replaced
+
+	ReadyTimeout time.Duration `json:"readyTimeout"` // for a new one to serve
+	DrainTimeout time.Duration `json:"drainTimeout"` // for what an old one has in flight
+}
+
+// The values of Options.Order and Options.FailureAction.
+const (
+	StartFirst = "start-first"
+	StopFirst  = "stop-first"
+
+	Pause    = "pause"
+	Continue = "continue"
+	Rollback = "rollback"
+)
+
+// Defaults are the Options of a service whose file says nothing.
+func Defaults() Options {
+	return Options{Parallelism: 1, Order: StartFirst, Monitor: 5 * time.Second, FailureAction: Rollback, ReadyTimeout: 2 * time.Minute, DrainTimeout: 5 * time.Minute}
+}
+
+// Validate says what is no good, by the names of the options.
+func (o Options) Validate() error {
+	switch {
+	case o.Parallelism < 0:
+		return fmt.Errorf("parallelism must be 0, for all at once, or more, not %d", o.Parallelism)
+	case o.Order != StartFirst && o.Order != StopFirst:
+		return fmt.Errorf("order must be %s or %s, not %q", StartFirst, StopFirst, o.Order)
+	case !slices.Contains([]string{Pause, Continue, Rollback}, o.FailureAction):
+		return fmt.Errorf("failure-action must be %s, %s or %s, not %q", Pause, Continue, Rollback, o.FailureAction)
+	case !(o.MaxFailureRatio >= 0 && o.MaxFailureRatio <= 1):
+		return fmt.Errorf("max-failure-ratio must be from 0 to 1, not %v", o.MaxFailureRatio)
+	case o.Delay < 0 || o.Monitor < 0 || o.ReadyTimeout <= 0 || o.DrainTimeout < 0:
+		return fmt.Errorf("delay, monitor and drain-timeout must not be negative, and ready-timeout must be more than 0")
+	}
+	return nil
+}
+
+// Service is what a compose file says of a service.
+type Service struct {
+	Name     string
+	Image    string // "" if it is built and has no name of its own
+	Replicas int    // 1 if the file does not say
+	After    []string
+	Options  Options
+	// Alone says why two of its containers cannot run at a time, and what to do about it. It is "" if they can.
+	Alone string
+}
+
+// ParseFile reads the services in what "compose config" prints.
+func ParseFile(text []byte) (map[string]Service, error) {
+	var file struct {
+		Services map[string]map[string]any `yaml:"services"`
+	}
+	if err := yaml.Unmarshal(text, &file); err != nil {
+		return nil, fmt.Errorf("read what compose says of the file: %s", yaml.FormatError(err, false, false))
+	}
+	services := map[string]Service{}
+	for name, in := range file.Services {
+		s := Service{Name: name, Replicas: 1, Alone: alone(name, in), After: names(in["depends_on"])}
+		s.Image, _ = in["image"].(string)
+		deploy, _ := in["deploy"].(map[string]any)
+		for _, n := range []any{deploy["replicas"], in["scale"]} {
+			if count, err := strconv.Atoi(fmt.Sprint(n)); err == nil {
+				s.Replicas = count
+			}
+		}
+		update, _ := deploy["update_config"].(map[string]any)
+		var err error
+		if s.Options, err = options(update); err != nil {
+			return nil, fmt.Errorf("%s: deploy.update_config: %w", name, err)
+		}
+		services[name] = s
+	}
+	return services, nil
+}
+
+// options reads an update_config.
+func options(in map[string]any) (Options, error) {
+	o := Defaults()
+	for key, value := range in {
+		text := fmt.Sprint(value)
+		var err error
+		switch key {
+		case "parallelism":
+			o.Parallelism, err = strconv.Atoi(text)
+		case "delay":
+			o.Delay, err = time.ParseDuration(text)
+		case "monitor":
+			o.Monitor, err = time.ParseDuration(text)
+		case "order":
+			o.Order = text
+		case "failure_action":
+			o.FailureAction = text
+		case "max_failure_ratio":
+			o.MaxFailureRatio, err = strconv.ParseFloat(text, 64)
+		}
+		if err != nil {
+			return o, fmt.Errorf("%s is %q", key, text)
+		}
+	}
+	return o, o.Validate()
+}
+
+// alone returns Service.Alone.
+func alone(name string, in map[string]any) string {
+	const order = "or replace it by --order stop-first: requests then wait for the new one as long as SERVICE_ROUTE_HOLD says"
+	if text, _ := in["container_name"].(string); text != "" {
+		return fmt.Sprintf("%s has the container_name %s, and two containers cannot share it: take it out of the file, %s", name, text, order)
+	}
+	for _, port := range list(in["ports"]) {
+		if host := hostPort(port); host != "" {
+			return fmt.Sprintf("%s publishes the host's port %s, and two containers cannot share it: leave the host's port out and let the proxy route to it, %s", name, host, order)
+		}
+	}
+	networks, _ := in["networks"].(map[string]any)
+	for _, network := range sortedKeys(networks) {
+		settings, _ := networks[network].(map[string]any)
+		for _, key := range []string{"ipv4_address", "ipv6_address"} {
+			if address := settings[key]; address != nil {
+				return fmt.Sprintf("%s has the fixed address %v on the network %s, and two containers cannot share it: take %s out of the file, %s", name, address, network, key, order)
+			}
+		}
+	}
+	if mode, _ := in["network_mode"].(string); mode == "host" || strings.HasPrefix(mode, "service:") || strings.HasPrefix(mode, "container:") {
+		return fmt.Sprintf("%s has network_mode %s, and two containers cannot listen on one port there: give it a network of its own, %s", name, mode, order)
+	}
+	if value, has := labels(in["labels"])["SERVICE_SINGLE"]; has && !slices.Contains([]string{"", "0", "false", "no", "off"}, strings.ToLower(value)) {
+		return fmt.Sprintf("%s is marked by SERVICE_SINGLE=%s: only one container may use its volumes at a time: %s", name, value, strings.TrimPrefix(order, "or "))
+	}
+	return ""
+}
+
+// hostPort returns the host's port that a port of a service names, "" if Docker chooses one or may choose from several.
+func hostPort(port any) string {
+	host := ""
+	switch p := port.(type) {
+	case map[string]any:
+		if p["published"] != nil {
+			host = fmt.Sprint(p["published"])
+		}
+	default:
+		text, _, _ := strings.Cut(fmt.Sprint(p), "/")
+		if at := strings.LastIndex(text, ":"); at >= 0 {
+			host = text[:at]
+			host = host[strings.LastIndex(host, ":")+1:]
+		}
+	}
+	if host == "0" || strings.Contains(host, "-") {
+		return ""
+	}
+	return host
+}
+
+// labels reads labels, which are a map or a list of NAME=VALUE.
+func labels(in any) map[string]string {
+	out := map[string]string{}
+	if m, ok := in.(map[string]any); ok {
+		for key, value := range m {
+			out[key] = fmt.Sprint(value)
+		}
+	}
+	for _, entry := range list(in) {
+		key, value, _ := strings.Cut(fmt.Sprint(entry), "=")
+		out[key] = value
+	}
+	return out
+}
+
+// names reads names, which are a list or the keys of a map.
+func names(in any) (out []string) {
+	if m, ok := in.(map[string]any); ok {
+		return sortedKeys(m)
+	}
+	for _, entry := range list(in) {
+		out = append(out, fmt.Sprint(entry))
+	}
+	return out
+}
+
+func list(in any) []any {
+	l, _ := in.([]any)
+	return l
+}
+
+func sortedKeys(m map[string]any) (keys []string) {
+	for key := range m {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// Sort puts services into the order in which to roll them out: each after those that it depends on, directly or not, and else
+// as they were given.
+func Sort(given []string, file map[string]Service) (sorted []string) {
+	seen := map[string]bool{}
+	var visit func(string)
+	visit = func(name string) {
+		if seen[name] {
+			return
+		}
+		seen[name] = true
+		for _, before := range file[name].After {
+			visit(before)
+		}
+		if slices.Contains(given, name) {
+			sorted = append(sorted, name)
+		}
+	}
+	for _, name := range given {
+		visit(name)
+	}
+	return sorted
+}

@@ -1,0 +1,205 @@
+package rollout
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func parse(t *testing.T, text string) map[string]Service {
+	t.Helper()
+	file, err := ParseFile([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// What docker-compose 1.29 and compose v2 print of one file.
+func TestParseFile(t *testing.T) {
+	for name, text := range map[string]string{
+		"1.29": `services:
+  app:
+    depends_on:
+      db:
+        condition: service_started
+    deploy:
+      replicas: 3
+      update_config: {delay: 10s, failure_action: pause, max_failure_ratio: 0.25, monitor: 1m, order: stop-first, parallelism: 2}
+    image: app:2
+    ports:
+    - 8080/tcp
+  db:
+    build: {context: /src}
+    scale: 2
+version: '3.9'
+`,
+		"v2": `name: shop
+services:
+  app:
+    depends_on:
+      db:
+        condition: service_started
+        required: true
+    deploy:
+      replicas: 3
+      update_config:
+        parallelism: 2
+        delay: 10s
+        failure_action: pause
+        monitor: 1m0s
+        max_failure_ratio: 0.25
+        order: stop-first
+    image: app:2
+    ports:
+      - mode: ingress
+        target: 8080
+        protocol: tcp
+  db:
+    build: {context: /src}
+    scale: 2
+`} {
+		t.Run(name, func(t *testing.T) {
+			file := parse(t, text)
+			app, db := file["app"], file["db"]
+			want := Defaults()
+			want.Parallelism, want.Delay, want.FailureAction, want.MaxFailureRatio, want.Monitor, want.Order = 2, 10*time.Second, Pause, 0.25, time.Minute, StopFirst
+			if app.Options != want || app.Image != "app:2" || app.Replicas != 3 || app.Alone != "" || !slices.Equal(app.After, []string{"db"}) {
+				t.Errorf("%+v", app)
+			}
+			if db.Options != Defaults() || db.Image != "" || db.Replicas != 2 {
+				t.Errorf("%+v", db)
+			}
+		})
+	}
+}
+
+func TestParseFileRefuses(t *testing.T) {
+	for _, tt := range []struct{ update, says string }{
+		{"{parallelism: many}", `app: deploy.update_config: parallelism is "many"`},
+		{"{delay: 10}", `app: deploy.update_config: delay is "10"`},
+		{"{order: both}", `order must be start-first or stop-first, not "both"`},
+		{"{failure_action: cry}", `failure-action must be pause, continue or rollback, not "cry"`},
+		{"{max_failure_ratio: 1.5}", "max-failure-ratio must be from 0 to 1, not 1.5"},
+		{"{max_failure_ratio: NaN}", "max-failure-ratio must be from 0 to 1"},
+		{"{parallelism: -1}", "parallelism must be 0, for all at once, or more, not -1"},
+	} {
+		_, err := ParseFile([]byte("services: {app: {deploy: {update_config: " + tt.update + "}}}"))
+		if err == nil || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %v", tt.update, err)
+		}
+	}
+	if _, err := ParseFile([]byte("services: [")); err == nil {
+		t.Error("no file")
+	}
+}
+
+// What two containers cannot have at a time is said with its remedy.
+func TestAlone(t *testing.T) {
+	for _, tt := range []struct{ service, says string }{
+		{"{image: a}", ""},
+		{"{container_name: shop}", "container_name shop"},
+		{`{ports: ["8080"]}`, ""},
+		{`{ports: ["8080-8081/udp"]}`, ""},
+		{`{ports: ["80:8080"]}`, "host's port 80,"},
+		{`{ports: ["127.0.0.1:80:8080/tcp"]}`, "host's port 80,"},
+		{`{ports: ["[::1]:80:8080"]}`, "host's port 80,"},
+		{`{ports: ["9000-9010:8080"]}`, ""},
+		{`{ports: ["127.0.0.1::8080"]}`, ""},
+		{`{ports: [{target: 8080}]}`, ""},
+		{`{ports: [{target: 8080, published: 80}]}`, "host's port 80,"},
+		{`{ports: [{target: 8080, published: "80"}]}`, "host's port 80,"},
+		{`{ports: [{target: 8080, published: "0"}]}`, ""},
+		{`{ports: [{target: 8080, published: "9000-9010"}]}`, ""},
+		{`{networks: {front: null}}`, ""},
+		{`{networks: [front]}`, ""},
+		{`{networks: {front: {ipv4_address: 172.20.0.5}}}`, "address 172.20.0.5 on the network front"},
+		{`{networks: {front: {ipv6_address: "fd00::5"}}}`, "address fd00::5 on the network front"},
+		{`{network_mode: bridge}`, ""},
+		{`{network_mode: host}`, "network_mode host"},
+		{`{network_mode: "service:vpn"}`, "network_mode service:vpn"},
+		{`{labels: {SERVICE_SINGLE: "true"}}`, "SERVICE_SINGLE=true"},
+		{`{labels: [SERVICE_SINGLE=yes]}`, "SERVICE_SINGLE=yes"},
+		{`{labels: {SERVICE_SINGLE: "false"}}`, ""},
+	} {
+		got := parse(t, "services: {app: "+tt.service+"}")["app"].Alone
+		if !strings.Contains(got, tt.says) || (tt.says == "") != (got == "") {
+			t.Errorf("%s: %q, want %q", tt.service, got, tt.says)
+		}
+		if got != "" && !strings.Contains(got, "--order stop-first") {
+			t.Errorf("%s: no remedy: %s", tt.service, got)
+		}
+	}
+}
+
+func TestSort(t *testing.T) {
+	file := parse(t, `services: {a: {depends_on: [c]}, b: {}, c: {depends_on: {d: {}}}, d: {depends_on: [b]}, x: {depends_on: [y]}, y: {depends_on: [x]}}`)
+	for _, tt := range []struct{ given, want string }{
+		{"a b c", "b c a"}, {"b a", "b a"}, {"a b", "b a"}, {"a", "a"}, {"x y", "y x"},
+	} {
+		if got := strings.Join(Sort(strings.Fields(tt.given), file), " "); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.given, got, tt.want)
+		}
+	}
+}
+
+// docker-compose 1.29 says how files were named where it was called: in the project's directory, above or below it, or elsewhere.
+func TestFiles(t *testing.T) {
+	top := t.TempDir()
+	dir := filepath.Join(top, "deploy")
+	for _, name := range []string{"deploy/compose.yml", "deploy/more.yml", "other.yml", "deploy/sub/x"} {
+		path := filepath.Join(top, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{
+		"compose.yml":                         "deploy/compose.yml",
+		"deploy/compose.yml":                  "deploy/compose.yml",
+		"../compose.yml":                      "deploy/compose.yml",
+		"../other.yml":                        "other.yml",
+		"other.yml":                           "other.yml",
+		filepath.Join(top, "deploy/more.yml"): "deploy/more.yml",
+		"none.yml":                            "",
+	} {
+		got, err := findFile(dir, name)
+		if want == "" && err == nil || want != "" && (err != nil || got != filepath.Join(top, want)) {
+			t.Errorf("%s: %s, %v, want %s", name, got, err, want)
+		}
+	}
+
+	labels := map[string]string{labelProject: "shop", labelDir: dir, labelFiles: "compose.yml,../other.yml", labelEnv: "more.yml"}
+	c, err := NewCompose(labels, "docker compose")
+	want := "docker compose --project-name shop --project-directory " + dir + " --file " + dir + "/compose.yml --file " + top + "/other.yml --env-file " + dir + "/more.yml"
+	if got := strings.Join(c.Command, " "); err != nil || got != want || c.Dir != dir {
+		t.Errorf("%s in %s, %v\nwant %s", got, c.Dir, err, want)
+	}
+	c, err = NewCompose(labels, "docker-compose -f mine.yml")
+	if got := strings.Join(c.Command, " "); err != nil || got != "docker-compose -f mine.yml --project-name shop --project-directory "+dir || c.Dir != "" {
+		t.Errorf("%s in %q, %v", got, c.Dir, err)
+	}
+	for label, says := range map[string]string{labelFiles: "the file none.yml of the project shop is not here", labelEnv: "the environment file none.yml", labelDir: "the directory none.yml"} {
+		bad := map[string]string{labelProject: "shop", labelDir: dir}
+		bad[label] = "none.yml"
+		if _, err := NewCompose(bad, "docker compose"); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", label, err)
+		}
+	}
+}
+
+func TestCompose(t *testing.T) {
+	c := Compose{Command: []string{"sh", "-c", `echo "$@" >&2; echo "app f00d"; case "$*" in *up*) exit 3;; esac`, "compose"}, Dir: t.TempDir()}
+	if hash, err := c.Hash(t.Context(), "app"); hash != "f00d" || err != nil {
+		t.Errorf("%q, %v", hash, err)
+	}
+	err := c.Up(t.Context(), "app", 3)
+	if err == nil || !strings.Contains(err.Error(), "exit status 3: up --detach --no-deps --no-recreate --scale app=3 app; app f00d") {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,225 @@
+package rollout
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"berth/registrar/group/session"
+	"berth/registrar/retry"
+)
+
+// ServingPrefix begins the keys by which balancers tell rollouts what they serve. They are there while a rollout runs.
+const ServingPrefix = "berth/serving/"
+
+// Serving is what a balancer tells of the instances of services that are rolled out.
+type Serving struct {
+	Balancer string `json:"balancer"`
+	Error    string `json:"error,omitempty"` // why it cannot tell
+	Blind    bool   `json:"blind,omitempty"` // it does not know what its servers have in flight
+	// Servers says what its proxy has at each address that a rollout has asked for. It is yet to tell of others.
+	Servers map[string]Server `json:"servers"`
+}
+
+// Server is a server of a proxy.
+type Server struct {
+	There  bool `json:"there"`  // the proxy has it
+	Usable bool `json:"usable"` // it gets new requests
+	// InFlight is how many requests and tunnels it has, of one that gets no new requests; less than 0 if it is not known.
+	InFlight int `json:"inFlight"`
+}
+
+// has reports whether a balancer has one of the servers.
+func (s Serving) has() bool {
+	for _, is := range s.Servers {
+		if is.There {
+			return true
+		}
+	}
+	return false
+}
+
+// Balancers returns what the balancers tell.
+func Balancers(ctx context.Context, consul *api.Client) ([]Serving, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	pairs, _, err := consul.KV().List(ServingPrefix, new(api.QueryOptions).WithContext(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("read what the balancers serve: %w", err)
+	}
+	var out []Serving
+	for _, pair := range pairs {
+		var s Serving
+		if json.Unmarshal(pair.Value, &s) == nil && pair.Session != "" {
+			s.Balancer, s.Error = strings.Map(printable, s.Balancer), strings.Map(printable, s.Error)
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+const (
+	lookTime  = 100 * time.Millisecond // between two looks at the proxy, at least
+	lookPart  = 10                     // a look may take this part of the time
+	mostTold  = 2000                   // addresses
+	watchTime = 5 * time.Minute        // of one query
+	denied    = time.Minute            // between two attempts with a token that lacks the right
+)
+
+// Publisher tells rollouts what one proxy serves. Without a rollout it has one query open and does nothing else.
+type Publisher struct {
+	Consul   *api.Client
+	Balancer string // a name of its own
+	// Servers returns the servers that the proxy has, by address.
+	Servers func(context.Context) (map[string]Server, error)
+	Log     *slog.Logger
+}
+
+// Run tells rollouts until ctx is done. Nothing else depends on it: what fails is tried again.
+func (p *Publisher) Run(ctx context.Context) {
+	addresses := make(chan []string)
+	go func() {
+		defer close(addresses)
+		p.watch(ctx, func(list []string) {
+			select {
+			case addresses <- list:
+			case <-ctx.Done():
+			}
+		})
+	}()
+	for list := range addresses {
+		for len(list) > 0 {
+			list = p.tell(ctx, list, addresses)
+		}
+	}
+}
+
+// watch calls changed with the addresses in all rollouts that run, whenever they change.
+func (p *Publisher) watch(ctx context.Context, changed func([]string)) {
+	delays := retry.Delays()
+	var lasting retry.Lasting
+	var index uint64
+	var last []string
+	for ctx.Err() == nil {
+		sent := time.Now()
+		limited, cancel := context.WithTimeout(ctx, watchTime+watchTime/16+callTime)
+		pairs, meta, err := p.Consul.KV().List(Prefix, (&api.QueryOptions{WaitIndex: index, WaitTime: watchTime}).WithContext(limited))
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			wait, level := delays.NextBackOff(), slog.LevelDebug // the templater says that Consul is away
+			if strings.Contains(err.Error(), "403") {
+				wait, level = denied, slog.LevelInfo
+			}
+			if tell, _ := lasting.Tell(err.Error(), time.Now()); tell {
+				p.Log.Log(ctx, level, "rollouts are not told what this proxy serves", "err", err)
+			}
+			retry.Pause(ctx, wait)
+			continue
+		}
+		delays.Reset()
+		lasting.Over(time.Now())
+		if meta.LastIndex < index {
+			index = 0 // the servers began anew
+		} else {
+			index = meta.LastIndex
+		}
+		if now := addressesIn(pairs); !slices.Equal(now, last) {
+			last = now
+			changed(now)
+		} else if time.Since(sent) < lookTime {
+			retry.Pause(ctx, lookTime+rand.N(lookTime)) // while no key is there, other keys' changes wake us up, too
+		}
+	}
+}
+
+// addressesIn returns the addresses in the states of rollouts that somebody runs, sorted.
+func addressesIn(pairs api.KVPairs) (out []string) {
+	for _, pair := range pairs {
+		var s State
+		if pair.Session == "" || json.Unmarshal(pair.Value, &s) != nil {
+			continue
+		}
+		out = append(out, s.Addresses...)
+		if len(s.Addresses) == 0 {
+			out = append(out, "") // it will name some: this balancer is there
+		}
+	}
+	slices.Sort(out)
+	out = slices.Compact(out)
+	return out[:min(len(out), mostTold)]
+}
+
+// tell tells of addresses, and of those that come from changes instead, until none is left or ctx is done. Then the key is gone.
+func (p *Publisher) tell(ctx context.Context, list []string, changes <-chan []string) []string {
+	keeping, stop := context.WithCancel(ctx)
+	keeper := session.New(session.Options{Consul: p.Consul, Name: "berth serving " + p.Balancer, Behavior: api.SessionBehaviorDelete, Log: p.Log})
+	done := make(chan struct{})
+	go func() { defer close(done); keeper.Run(keeping) }()
+	defer func() { stop(); <-done }()
+	key := ServingPrefix + url.PathEscape(p.Balancer)
+	var told []byte
+	var by *session.Session
+	for {
+		began := time.Now()
+		value := p.value(ctx, list)
+		limited, cancel := context.WithTimeout(ctx, callTime)
+		s, err := keeper.Session(limited)
+		if err == nil && (s != by || !bytes.Equal(value, told)) {
+			if err = keeper.Put(limited, s, key, value); err == nil {
+				by, told = s, value
+			}
+		}
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			p.Log.Debug("rollouts are not told what this proxy serves", "err", err)
+		}
+		select {
+		case <-time.After(max(lookTime, lookPart*time.Since(began))):
+		case next, open := <-changes:
+			if list = next; !open || len(list) == 0 {
+				return nil
+			}
+		}
+	}
+}
+
+// value is what the key says of addresses.
+func (p *Publisher) value(ctx context.Context, list []string) []byte {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	s := Serving{Balancer: p.Balancer, Servers: map[string]Server{}}
+	servers, err := p.Servers(ctx)
+	if err != nil {
+		s.Error = err.Error()
+	}
+	for _, is := range servers {
+		s.Blind = s.Blind || is.InFlight < 0
+	}
+	if err != nil {
+		list = nil
+	}
+	for _, address := range list {
+		is := servers[address]
+		if is.Usable {
+			is.InFlight = 0 // it changes all the time, and nobody waits for it
+		}
+		s.Servers[address] = is
+	}
+	value, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // nothing in it can fail
+	}
+	return value
+}

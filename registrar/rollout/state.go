@@ -1,0 +1,207 @@
+package rollout
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"berth/registrar/group/session"
+	"berth/registrar/retry"
+)
+
+// Prefix begins the keys of rollouts in Consul. They are there while one runs, or after it was cut short.
+const Prefix = "berth/rollout/"
+
+// Key returns the key of the rollout of a service. Its value is a State; whoever runs the rollout holds it by a session.
+func Key(project, service string) string {
+	return Prefix + url.PathEscape(project) + "/" + url.PathEscape(service)
+}
+
+// Phase is what a rollout does.
+type Phase string
+
+// The phases of a batch. With stop-first, PhaseDrain and PhaseRemove come first.
+const (
+	PhaseCreate  Phase = "create"
+	PhaseReady   Phase = "ready"
+	PhaseMonitor Phase = "monitor"
+	PhaseDrain   Phase = "drain"
+	PhaseRemove  Phase = "remove"
+	PhaseNext    Phase = "next" // the batch is done
+)
+
+// State is how far a rollout is. It is all that is needed to go on with it, or to take its last batch back.
+type State struct {
+	By    string    `json:"by"` // user@host
+	Since time.Time `json:"since"`
+
+	Options Options `json:"options"`
+	Phase   Phase   `json:"phase"`
+
+	Total int      `json:"total"` // containers to replace
+	Todo  []string `json:"todo"`  // those left for later batches
+	// The batch: the containers that there were before, those of them that leave, and how many are to come beyond one for each that leaves.
+	Before []string `json:"before,omitempty"`
+	Old    []string `json:"old,omitempty"`
+	Extra  int      `json:"extra,omitempty"`
+	// New are the batch's containers that count: none that has failed and was removed.
+	New []string `json:"new,omitempty"`
+
+	Replaced int      `json:"replaced"`
+	Failed   int      `json:"failed"`
+	Reason   string   `json:"reason,omitempty"`   // why it paused
+	Services []string `json:"services,omitempty"` // in Consul, of the old ones
+
+	// Addresses are those of the service's instances, of which the balancers tell.
+	Addresses []string `json:"addresses"`
+}
+
+// HeldError says that somebody else rolls the service out.
+type HeldError struct{ State }
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("%s has been rolling it out since %s: wait for that to end", e.By, e.Since.Format(time.RFC3339))
+}
+
+// ErrNone says that no rollout was cut short.
+var ErrNone = errors.New("no rollout of it was cut short")
+
+// UnfinishedError says that a rollout was cut short.
+type UnfinishedError struct{ State }
+
+func (e *UnfinishedError) Error() string {
+	why := ""
+	if e.Reason != "" {
+		why = ": " + e.Reason
+	}
+	return fmt.Sprintf("the rollout that %s began at %s was cut short%s: go on with it by --resume, or take its last step back by --abort", e.By, e.Since.Format(time.RFC3339), why)
+}
+
+// Lock is the right to roll a service out, and where its State is kept.
+type Lock struct {
+	Session *session.Session
+
+	key    string
+	consul *api.Client
+	keeper *session.Keeper
+}
+
+// settled is for how long an attempt to take a lock is repeated that nobody seems to hold.
+const settled = 3 * time.Second
+
+// Take takes the lock of a service and writes the state there. The error is a *HeldError if somebody else has it, and an *UnfinishedError if there is what
+// another one has left.
+func Take(ctx context.Context, consul *api.Client, keeper *session.Keeper, project, service string, begin State) (*Lock, error) {
+	return take(ctx, consul, keeper, project, service, func(found *State) (State, error) {
+		if found != nil {
+			return State{}, &UnfinishedError{*found}
+		}
+		return begin, nil
+	})
+}
+
+// TakeOver takes the lock of a service whose rollout was cut short, and returns its State; ErrNone if there is none. It waits until
+// the session of a berth that was killed is over.
+func TakeOver(ctx context.Context, consul *api.Client, keeper *session.Keeper, project, service, by string, waiting func(*HeldError)) (l *Lock, s State, err error) {
+	deadline := time.Now().Add(2*session.TTL + session.LockDelay + settled)
+	told := false
+	for {
+		l, err = take(ctx, consul, keeper, project, service, func(found *State) (State, error) {
+			if found == nil {
+				return State{}, ErrNone
+			}
+			s = *found
+			s.By, s.Reason = by, ""
+			return s, nil
+		})
+		var held *HeldError
+		if !errors.As(err, &held) || !time.Now().Before(deadline) {
+			return l, s, err
+		}
+		if !told {
+			told = true
+			waiting(held)
+		}
+		if !retry.Pause(ctx, 200*time.Millisecond) {
+			return nil, s, context.Cause(ctx)
+		}
+	}
+}
+
+// take takes a lock if decide, which is given the state that is there, returns what to write.
+func take(ctx context.Context, consul *api.Client, keeper *session.Keeper, project, service string, decide func(*State) (State, error)) (*Lock, error) {
+	s, err := keeper.Session(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l := &Lock{Session: s, key: Key(project, service), consul: consul, keeper: keeper}
+	deadline := time.Now().Add(settled)
+	for {
+		pair, _, err := consul.KV().Get(l.key, new(api.QueryOptions).WithContext(ctx))
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", l.key, err)
+		}
+		var found *State
+		same := &api.KVTxnOp{Verb: api.KVCheckNotExists, Key: l.key}
+		if pair != nil {
+			found = &State{}
+			if err := json.Unmarshal(pair.Value, found); err != nil {
+				return nil, fmt.Errorf("%s in Consul is no rollout of this version of berth: %w", l.key, err)
+			}
+			found.By, found.Reason = strings.Map(printable, found.By), strings.Map(printable, found.Reason)
+			if pair.Session != "" && pair.Session != s.ID {
+				return nil, &HeldError{*found}
+			}
+			same = &api.KVTxnOp{Verb: api.KVCheckIndex, Key: l.key, Index: pair.ModifyIndex}
+		}
+		state, err := decide(found)
+		if err != nil {
+			return nil, err
+		}
+		value, err := json.Marshal(state)
+		if err != nil {
+			return nil, err
+		}
+		taken, answer, _, err := consul.KV().Txn(api.KVTxnOps{same, {Verb: api.KVLock, Key: l.key, Value: value, Session: s.ID}}, new(api.QueryOptions).WithContext(ctx))
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("take %s: %w", l.key, err)
+		case taken:
+			return l, nil
+		case time.Now().After(deadline):
+			return nil, fmt.Errorf("take %s: %s", l.key, answer.Errors[0].What)
+		}
+		// Another was faster, which the next look shows; or the lock-delay after the end of a session is not over.
+		if !retry.Pause(ctx, 100*time.Millisecond) {
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// Save writes the state.
+func (l *Lock) Save(ctx context.Context, s State) error {
+	value, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return l.keeper.Acquire(ctx, l.Session, l.key, value)
+}
+
+// Leave gives the lock back, and leaves the state for --resume and --abort.
+func (l *Lock) Leave(ctx context.Context) error {
+	return l.keeper.Release(ctx, l.Session, l.key, nil)
+}
+
+// Finish ends the rollout: nothing is left of it.
+func (l *Lock) Finish(ctx context.Context) error {
+	if _, err := l.consul.KV().Delete(l.key, new(api.WriteOptions).WithContext(ctx)); err != nil {
+		return fmt.Errorf("delete %s: %w", l.key, err)
+	}
+	return nil
+}
