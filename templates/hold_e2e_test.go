@@ -115,7 +115,7 @@ func (h *holding) connect(serverFirst bool) func() held {
 			return a
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		conn.SetDeadline(time.Now().Add(time.Minute))
 		if !serverFirst {
 			io.WriteString(conn, "hello\n")
 		}
@@ -186,7 +186,8 @@ func TestE2EHAProxyHolds(t *testing.T) {
 		one := func(request func() held) held { return h.ask(request)()[0] }
 		isPage := func(a held, least, most time.Duration) {
 			t.Helper()
-			if a.status != 503 || a.header.Get("Retry-After") != "5" || a.took < least || a.took > most {
+			const busy = time.Second // for a machine that is
+			if a.status != 503 || a.header.Get("Retry-After") != "5" || a.took < least || a.took > most+busy {
 				t.Errorf("%s: %d %v after %v, want the page within %v and %v", a.what, a.status, a.header, a.took, least, most)
 			}
 		}
@@ -213,7 +214,11 @@ func TestE2EHAProxyHolds(t *testing.T) {
 		for n, a := range wait() {
 			want := []string{"good 0", "good 100", "good 3000000", "welcome\nhello\n", "welcome\nhello\n"}[n]
 			t.Logf("gap %v: %s took %v", gap, a.what, a.took)
-			if a.status != 200 || a.body != want || a.took > atMost(gap) {
+			longest := atMost(gap)
+			if n >= 3 && !proxyctl.AtLeast(version, "3.0") {
+				longest = 40 * time.Second // a connection may miss the end of the gap
+			}
+			if a.status != 200 || a.body != want || a.took > longest {
 				t.Errorf("gap %v: %s: %d %q after %v", gap, a.what, a.status, a.body, a.took)
 			}
 		}
