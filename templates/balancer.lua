@@ -219,7 +219,7 @@ local function fill(list, text)
     list.by_name, list.servers, list.in_order = by_name, servers, in_order
     list.n, list.total, list.equal = n, total, equal
     local hold, paused = match(text, " hold (%d+)\n"), match(text, " paused (%d+)\n")
-    list.hold, list.paused = hold and hold / 1000, paused and paused / 1000
+    list.hold, list.paused = hold and hold / 1000, paused ~= "0" and paused and paused / 1000
 end
 
 local function new_list(name)
