@@ -666,7 +666,10 @@ local function admit(upstream, milliseconds, most, again)
     if rounds == 0 and not list then
         return
     end
-    local length = rounds == 0 and body_length() or 0
+    local length = 0
+    if rounds == 0 then
+        length = body_length()
+    end
     local short = length and length <= SHORT_BODY
     if not (usable(list) and (short or takes_any(list))) then
         local status = await(upstream, hold, most)
