@@ -66,6 +66,7 @@ func theHAProxy() *kind {
 			if !proxyctl.AtLeast(haproxyVersion(t, image), "3.2") {
 				return text
 			}
+			text = strings.Replace(text, "by this.\n    lua-load ", "by this.\n    tune.lua.bool-sample-conversion normal\n    lua-load ", 1)
 			return strings.Replace(text, " sni var(", " pool-conn-name var(", 1)
 		},
 		http2: func(string) bool { return true },

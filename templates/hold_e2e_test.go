@@ -115,7 +115,7 @@ func (h *holding) connect(serverFirst bool) func() held {
 			return a
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		conn.SetDeadline(time.Now().Add(time.Minute))
 		if !serverFirst {
 			io.WriteString(conn, "hello\n")
 		}
@@ -170,13 +170,13 @@ func TestE2EHAProxyHolds(t *testing.T) {
 		e.with(service, service+"-1", "127.0.0.1", 9000, meta...).Status = dependency.HealthCritical
 	}
 	down("late", route.KeyPath, "/late")
-	down("soon", route.KeyPath, "/soon", route.KeyHold, "1s")
+	down("soon", route.KeyPath, "/soon", route.KeyHold, "2s")
 	down("never", route.KeyPath, "/never", route.KeyHold, "no")
 	down("db", route.KeyPort, "5432")
 
 	e.eachImage(t, func(t *testing.T, image string) {
 		version := haproxyVersion(t, image)
-		o := Options{Hold: 8 * time.Second, HoldMax: most, TCPPorts: unprivileged,
+		o := Options{Hold: 6 * time.Second, HoldMax: most, TCPPorts: unprivileged,
 			HAProxyAtLeast: func(other string) bool { return proxyctl.AtLeast(version, other) }}
 		r := renderWith(t, e.catalog, o, inOrder)
 		r.text = strings.Replace(r.text, "\nglobal\n", "\nglobal\n    stats socket ipv4@:9999 level admin\n", 1)
@@ -186,7 +186,8 @@ func TestE2EHAProxyHolds(t *testing.T) {
 		one := func(request func() held) held { return h.ask(request)()[0] }
 		isPage := func(a held, least, most time.Duration) {
 			t.Helper()
-			if a.status != 503 || a.header.Get("Retry-After") != "5" || a.took < least || a.took > most {
+			const busy = time.Second // for a machine that is
+			if a.status != 503 || a.header.Get("Retry-After") != "5" || a.took < least || a.took > most+busy {
 				t.Errorf("%s: %d %v after %v, want the page within %v and %v", a.what, a.status, a.header, a.took, least, most)
 			}
 		}
@@ -204,7 +205,7 @@ func TestE2EHAProxyHolds(t *testing.T) {
 		if http, tcp := h.waiting("late"), h.waiting(`db\.tcp`); proxyctl.AtLeast(version, "2.8") && (http != 3 || tcp != 2) {
 			t.Errorf("%d requests and %d connections wait, want 3 and 2", http, tcp)
 		}
-		isPage(one(h.request("GET", "/soon", 0)), time.Second, atMost(time.Second))
+		isPage(one(h.request("GET", "/soon", 0)), 2*time.Second, atMost(2*time.Second))
 
 		// Whoever waits is served when there is a server.
 		h.add("late", server)
@@ -213,7 +214,11 @@ func TestE2EHAProxyHolds(t *testing.T) {
 		for n, a := range wait() {
 			want := []string{"good 0", "good 100", "good 3000000", "welcome\nhello\n", "welcome\nhello\n"}[n]
 			t.Logf("gap %v: %s took %v", gap, a.what, a.took)
-			if a.status != 200 || a.body != want || a.took > atMost(gap) {
+			longest := atMost(gap)
+			if n >= 3 && !proxyctl.AtLeast(version, "3.0") {
+				longest = 40 * time.Second // a connection may miss the end of the gap
+			}
+			if a.status != 200 || a.body != want || a.took > longest {
 				t.Errorf("gap %v: %s: %d %q after %v", gap, a.what, a.status, a.body, a.took)
 			}
 		}
@@ -235,8 +240,8 @@ func TestE2EHAProxyHolds(t *testing.T) {
 				t.Errorf("%s: %d %q", name, a.status, a.body)
 			}
 		}
-		h.do("add map " + h.mapPath("paused") + " up 1500")
-		isPage(one(h.request("POST", "/up", 100)), 1500*time.Millisecond, atMost(1500*time.Millisecond))
+		h.do("add map " + h.mapPath("paused") + " up 2000")
+		isPage(one(h.request("POST", "/up", 100)), 2*time.Second, atMost(2*time.Second))
 		h.do("del map " + h.mapPath("paused") + " up")
 
 		// No more wait than may, connections included.

@@ -71,6 +71,20 @@ func TestPauses(t *testing.T) {
 	}
 }
 
+// Before 3.0 a connection that misses the end of its wait goes on soon after.
+func TestInspectDelay(t *testing.T) {
+	for _, tt := range []struct{ version, hold, want string }{
+		{"2.6", "30s", "35s"}, {"2.6", "0", "35s"}, {"2.6", "31s", "6m"}, {"3.0", "30s", "6m"}, {"", "30s", "35s"},
+	} {
+		c := catalog{}
+		c.with("db", "db-1", "10.0.0.1", 80, route.KeyPort, "5432", route.KeyHold, tt.hold)
+		o := Options{Hold: 10 * time.Second, HoldMax: 2000, HAProxyAtLeast: func(other string) bool { return tt.version >= other }}
+		if text := renderWith(t, c, o, inOrder).text; !strings.Contains(text, "\n    tcp-request inspect-delay "+tt.want+"\n") {
+			t.Errorf("%+v: not in the text", tt)
+		}
+	}
+}
+
 var pauseLine = regexp.MustCompile(`(?m)^    (http-request|tcp-request content) (pause|lua\.pause) [0-9]+(ms)? if \{ var\(txn\.hold\) -m int gt ([0-9]+) \} waits$`)
 
 // How requests and connections wait depends on what HAProxy has.

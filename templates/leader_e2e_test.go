@@ -183,11 +183,15 @@ func TestE2EHAProxyRouteToLeader(t *testing.T) {
 	t.Cleanup(tending.Wait)
 	apply := func(r rendered, mayReload bool) (proxyctl.Result, error) {
 		r = here(r)
-		inMaps := map[string]string{}
+		files, inMaps := map[string]string{}, map[string]string{}
 		for name, path := range r.paths {
-			inMaps[path] = r.files[name]
+			if strings.HasSuffix(path, ".map") {
+				inMaps[path] = r.files[name]
+			} else {
+				files[path] = r.files[name]
+			}
 		}
-		c := proxyctl.Config{Text: haproxyctl.WithMaps(k.adapt(t, image, r.text), inMaps)}
+		c := proxyctl.Config{Text: haproxyctl.WithMaps(k.adapt(t, image, r.text), inMaps), Files: files}
 		return proxy.Apply(t.Context(), c, mayReload)
 	}
 	// The text gets berth's mark by a reload. The master listens a moment after its worker does.

@@ -128,6 +128,7 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			"hold":           func() int64 { return o.Hold.Milliseconds() },
 			"holdMap":        func(t *route.Table) string { return haproxy.HoldMap(t, o.Hold) },
 			"holdMax":        func() int { return o.HoldMax },
+			"inspectDelay":   func(t *route.Table) string { return haproxy.InspectDelay(t, o.Hold) },
 			"pausedMap":      haproxy.PausedMap,
 			"pauses":         haproxy.Pauses,
 			"haproxyLua":     func() bool { return haproxyLua(o, report) },

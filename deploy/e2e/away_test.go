@@ -99,7 +99,8 @@ func goesAndComes(t testing.TB, web string, run func() string, answers func()) {
 	}
 }
 
-var apiLabels = []string{"-e", "SERVICE_NAME=api", "-e", "SERVICE_ROUTE_HOST=" + awayHost, "-e", "SERVICE_ROUTE_PATH=/api"}
+// No request waits, so that each says who answers it.
+var apiLabels = []string{"-e", "SERVICE_NAME=api", "-e", "SERVICE_ROUTE_HOST=" + awayHost, "-e", "SERVICE_ROUTE_PATH=/api", "-e", "SERVICE_ROUTE_HOLD=0"}
 
 // The only instance of a service goes and comes: its route waits for it, and HAProxy is not reloaded for that.
 func TestE2EOnlyInstanceAway(t *testing.T) {

@@ -135,7 +135,15 @@ func (c *contender) begin(b testing.TB) {
 	})
 }
 
+// beginsMap begins the contents of a map in a text for HAProxy.
+var beginsMap = regexp.MustCompile(`(?m)^#map (\S+)$`)
+
 func writeBench(b testing.TB, file string, c proxyctl.Config) {
+	for _, m := range beginsMap.FindAllStringSubmatch(c.Text, -1) {
+		if err := os.WriteFile(m[1], nil, 0o644); err != nil { // HAProxy is told what is in it
+			b.Fatal(err)
+		}
+	}
 	for path, content := range c.Files {
 		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 			b.Fatal(err)
@@ -179,6 +187,12 @@ func (r rendering) render(b testing.TB, servers []string) proxyctl.Config {
 		return path
 	}
 	funcs["instances"] = func(string) []*api.ServiceEntry { return benchInstances(servers) }
+	contents := map[string]string{}
+	funcs["asMap"] = func(name, text string) string {
+		path := r.file + "." + name
+		contents[path] = text
+		return path
+	}
 	funcs["directory"] = func(string) (any, error) { return nil, nil }
 	t, err := template.NewTemplate(&template.NewTemplateInput{
 		Contents:   strings.ReplaceAll(r.template, `partial "`, `executeTemplate "`),
@@ -198,6 +212,7 @@ func (r rendering) render(b testing.TB, servers []string) proxyctl.Config {
 		}
 		c.Text = strings.ReplaceAll(c.Text, r.replace[i], r.replace[i+1])
 	}
+	c.Text = haproxy.WithMaps(c.Text, contents)
 	return c
 }
 

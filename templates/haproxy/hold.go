@@ -51,6 +51,16 @@ func HoldMap(t *route.Table, standard time.Duration) string {
 	return text.String()
 }
 
+// InspectDelay returns how long a connection may wait at most: 35s, as long as that is enough for all of a table, else 6m.
+func InspectDelay(t *route.Table, standard time.Duration) string {
+	for _, p := range t.Ports() {
+		if p.Group.HoldOr(standard) > 30*time.Second {
+			return "6m"
+		}
+	}
+	return "35s"
+}
+
 // PausedMap returns the backends that somebody has paused, with the milliseconds for which requests and connections wait in
 // them.
 func PausedMap(*route.Table) string { return "" }
