@@ -219,7 +219,7 @@ local function fill(list, text)
     list.by_name, list.servers, list.in_order = by_name, servers, in_order
     list.n, list.total, list.equal = n, total, equal
     local hold, paused = match(text, " hold (%d+)\n"), match(text, " paused (%d+)\n")
-    list.hold, list.paused = hold and hold / 1000, paused and paused / 1000
+    list.hold, list.paused = hold and hold / 1000, paused ~= "0" and paused and paused / 1000
 end
 
 local function new_list(name)
@@ -666,7 +666,10 @@ local function admit(upstream, milliseconds, most, again)
     if rounds == 0 and not list then
         return
     end
-    local length = rounds == 0 and body_length() or 0
+    local length = 0
+    if rounds == 0 then
+        length = body_length()
+    end
     local short = length and length <= SHORT_BODY
     if not (usable(list) and (short or takes_any(list))) then
         local status = await(upstream, hold, most)

@@ -62,6 +62,8 @@ type contender struct {
 	fixed bool                                   // its servers stay as they are
 	apps  *benchApps
 
+	master int // process of nginx
+
 	arrived, applied traffic.Times // from the text to the first request at the new server, and until Apply returned
 	each, coalesced  outcome
 	rates            traffic.Rates

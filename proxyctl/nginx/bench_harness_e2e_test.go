@@ -89,7 +89,7 @@ func startNginx(b testing.TB, name, image string, lua bool) *contender {
 	c.text = func(servers []string) proxyctl.Config {
 		return rendering{
 			template: templates.Nginx(),
-			options: templates.Options{NginxSocket: socket, NginxClosing: nginx.ClosingFile(file), Lua: lua,
+			options: templates.Options{NginxSocket: socket, NginxClosing: nginx.ClosingFile(file), Lua: lua, Hold: 10 * time.Second, HoldMax: 2000,
 				NginxAtLeast: func(v string) bool { return proxyctl.AtLeast(version[1], v) }},
 			file: file,
 			replace: []string{"listen 8080 ", "listen " + c.web + " ", "listen 8404;", "listen " + stats + ";",
@@ -109,6 +109,7 @@ func startNginx(b testing.TB, name, image string, lua bool) *contender {
 		}
 		return err
 	}
+	c.master = master
 	c.open = func() proxyctl.Proxy {
 		return nginx.New(nginx.Options{File: file, Socket: socket, Reload: reload, ClosingTime: benchClosing, Log: slog.New(slog.DiscardHandler)})
 	}
