@@ -9,8 +9,8 @@
 // sets the port (8080). On SIGTERM it stops accepting at once, finishes what is in flight and exits 0. With EXIT_AT_ONCE=1 it
 // exits 0 without finishing anything, as many programs do: requests in flight die with it.
 //
-// For tests: MISSING=/path answers 404 there, READY_AFTER=3s answers 503 at /health for so long, and LOG_POSTS=1 logs each POST
-// when its head has come.
+// For tests: MISSING=/path answers 404 there, READY_AFTER=3s answers 503 at /health for so long, LOG_POSTS=1 logs each POST
+// when its head has come, and with STOP_AFTER=100ms it goes on for so long after SIGTERM: until then a balancer has heard of it.
 //
 // "app get URL" prints the first line of a page instead: the demo's script asks with it, since a host may have no curl.
 package main
@@ -115,7 +115,22 @@ func listenAndServe(ctx context.Context, log *slog.Logger) error {
 	if os.Getenv("LOG_POSTS") == "1" {
 		h = logPosts(h, log)
 	}
+	context.AfterFunc(ctx, func() { log.Info("told to stop") })
+	if text := os.Getenv("STOP_AFTER"); text != "" {
+		after, err := time.ParseDuration(text)
+		if err != nil {
+			return fmt.Errorf("STOP_AFTER: %w", err)
+		}
+		ctx = later(ctx, after)
+	}
 	return serve(ctx, l, logFirst(h, listening, log), log)
+}
+
+// later returns a context that ends so long after another.
+func later(ctx context.Context, after time.Duration) context.Context {
+	later, end := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() { time.AfterFunc(after, end) })
+	return later
 }
 
 // without answers 404 at a path.

@@ -76,6 +76,19 @@ func TestForTests(t *testing.T) {
 	})
 }
 
+func TestLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		start, end := time.Now(), later(ctx, time.Second)
+		time.Sleep(time.Second)
+		cancel()
+		<-end.Done()
+		if took := time.Since(start); took != 2*time.Second {
+			t.Errorf("it ended after %s, want 2s", took)
+		}
+	})
+}
+
 func TestDelayIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()

@@ -25,7 +25,7 @@ import (
 // replacement is a way in which the only instance of a service is replaced, without one beside it.
 type replacement struct {
 	name string
-	// replace does it to the container, and returns since when the old process takes no connections.
+	// replace does it to the container, and returns when the old process was told to stop, or was killed.
 	replace func(r *replaced, container string) time.Time
 }
 
@@ -33,7 +33,7 @@ var replacements = []replacement{
 	{"recreate", func(r *replaced, container string) time.Time {
 		log := follow(r, container) // it goes with the container
 		r.Do("up", "-d", "--force-recreate", "app")
-		return lastLogged(r, log.String(), "stopping")
+		return lastLogged(r, log.String(), "told to stop")
 	}},
 	{"crash", func(r *replaced, container string) time.Time {
 		// Docker would not start it again after docker kill, and nothing in the container's own namespace can kill it.
@@ -48,7 +48,7 @@ var replacements = []replacement{
 	}},
 	{"restart", func(r *replaced, container string) time.Time {
 		r.Docker("restart", container)
-		return lastLogged(r, r.Docker("logs", container), "stopping")
+		return lastLogged(r, r.Docker("logs", container), "told to stop")
 	}},
 }
 
@@ -89,12 +89,14 @@ type replaced struct {
 	posts string // body of POSTs, more than HAProxy has in its memory of one request
 }
 
+// startReplaced starts a stack with an application that goes on for a moment after SIGTERM: one that closes its connections in
+// that very instant loses the POSTs that are on their way to it, whoever balances, unless it drains first.
 func startReplaced(t testing.TB, haproxy string) *replaced {
 	t.Helper()
 	s := newStack(t, `
   app:
     restart: always
-    environment: { LOG_POSTS: "1" }
+    environment: { LOG_POSTS: "1", STOP_AFTER: 100ms }
 `, "IMAGE_HAPROXY="+haproxy)
 	s.Do("up", "-d")
 	s.Eventually(time.Minute, "the app answers", func() error { return s.expectHosts(1) })
@@ -104,7 +106,7 @@ func startReplaced(t testing.TB, haproxy string) *replaced {
 // outcome is how requests fared while the instance was replaced.
 type outcome struct {
 	traffic.Report
-	gap     time.Duration    // from the moment that the old process takes no connections to the moment that the new one does
+	gap     time.Duration    // from the moment that the old process is told to stop, or killed, to the moment that the new one listens
 	longest time.Duration    // of all requests, with their answers
 	failed  traffic.Requests // but for those that are lost by nature
 	// POSTs that were lost with the process that was killed: it had begun to read them, or HAProxy had sent them to it.
@@ -125,7 +127,7 @@ func (r *replaced) round(how replacement) *outcome {
 	old := r.Containers("app")[0]
 	sum := fmt.Sprintf("%d bytes, CRC-32 %08x", len(r.posts), crc32.ChecksumIEEE([]byte(r.posts)))
 	l := traffic.Send(r, r.web, 200, func(kept bool, n int) traffic.Exchange {
-		x := traffic.Exchange{Method: http.MethodGet, Host: "app", Path: fmt.Sprintf("/?n=%d&kept=%t&delay=10ms", n, kept)}
+		x := traffic.Exchange{Method: http.MethodGet, Host: "app", Path: fmt.Sprintf("/?n=%d&kept=%t&delay=10ms", n, kept), Timeout: 30 * time.Second}
 		if n%2 == 1 {
 			x.Method, x.Body = http.MethodPost, r.posts
 			x.Judge = func(resp *http.Response) (string, error) {

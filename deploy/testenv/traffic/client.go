@@ -4,6 +4,7 @@ package traffic
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"io"
 	"net"
@@ -61,6 +62,7 @@ type Exchange struct {
 	Method, Host, Path string
 	Header             string // more lines, each with its end
 	Body               string
+	Timeout            time.Duration // 0 = Timeout
 	// Judge returns the host that answered, or what is wrong with the answer. It reads the body; nil: that of the demo app is
 	// right.
 	Judge func(*http.Response) (host string, err error)
@@ -114,7 +116,7 @@ func (c *client) close() {
 // ask sends a request and returns the host that answered, and whether the connection may be used again.
 func (c *conn) ask(x Exchange, keep bool) (host string, again bool, err error) {
 	c.used = time.Now()
-	if err := c.SetDeadline(c.used.Add(Timeout)); err != nil {
+	if err := c.SetDeadline(c.used.Add(cmp.Or(x.Timeout, Timeout))); err != nil {
 		return "", false, err
 	}
 	request := x.Method + " " + x.Path + " HTTP/1.1\r\nHost: " + x.Host + "\r\n" + x.Header
