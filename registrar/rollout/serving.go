@@ -69,7 +69,7 @@ func Balancers(ctx context.Context, consul *api.Client) ([]Serving, error) {
 
 const (
 	lookTime  = 100 * time.Millisecond // between two looks at the proxy, at least
-	lookPart  = 10                     // a look may take this part of the time
+	lookPart  = 4                      // between two looks there is so many times what one took
 	mostTold  = 2000                   // addresses
 	watchTime = 5 * time.Minute        // of one query
 	denied    = time.Minute            // between two attempts with a token that lacks the right
@@ -174,6 +174,7 @@ func (p *Publisher) tell(ctx context.Context, list []string, changes <-chan []st
 	for {
 		began := time.Now()
 		value := p.value(ctx, list)
+		pause := max(lookTime, lookPart*time.Since(began))
 		limited, cancel := context.WithTimeout(ctx, callTime)
 		s, err := keeper.Session(limited)
 		if err == nil && (s != by || !bytes.Equal(value, told)) {
@@ -186,7 +187,7 @@ func (p *Publisher) tell(ctx context.Context, list []string, changes <-chan []st
 			p.Log.Debug("rollouts are not told what this proxy serves", "err", err)
 		}
 		select {
-		case <-time.After(max(lookTime, lookPart*time.Since(began))):
+		case <-time.After(pause):
 		case next, open := <-changes:
 			if list = next; !open || len(list) == 0 {
 				return nil
