@@ -28,7 +28,7 @@ func TestProgramIn(t *testing.T) {
 func fakeHAProxy(t *testing.T, dir string, good int) (program string) {
 	t.Helper()
 	program = filepath.Join(dir, "haproxy")
-	script := fmt.Sprintf("#!/bin/sh\nfor a; do [ $a = -c ] && exit %d; [ $a = -v ] && exit; done\ntrap 'exit 0' USR1\nenv >%[2]s/env.new\nmv %[2]s/env.new %[2]s/env\nwhile :; do sleep 0.01; done\n", good, dir)
+	script := fmt.Sprintf("#!/bin/sh\nfor a; do [ $a = -c ] && exit %d; [ $a = -v ] && exit; [ $a = -vv ] && exit; done\ntrap 'exit 0' USR1\nenv >%[2]s/env.new\nmv %[2]s/env.new %[2]s/env\nwhile :; do sleep 0.01; done\n", good, dir)
 	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
