@@ -11,8 +11,8 @@ type Plan struct {
 	Extra int      // to make besides
 }
 
-// NewPlan says which containers to replace: those that are not of this configuration and image, or with force all. An image or a hash
-// that is not known ("") is another one. Those that do not run go first. target is how many there are to be.
+// NewPlan says which containers to replace: those that are not of this configuration and image, or with force all. An image
+// or a hash that is not known ("") is another one. Those that do not run go first. target is how many there are to be.
 func NewPlan(containers []Container, hash, image string, target int, force bool) (p Plan) {
 	for _, running := range []bool{false, true} {
 		for _, c := range containers {

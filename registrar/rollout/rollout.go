@@ -15,8 +15,8 @@ import (
 	"berth/registrar/retry"
 )
 
-// Rollout rolls one service out. Its calls of Docker, compose and Consul can be made again: a rollout that was cut short goes on from its
-// State, or is taken back by it.
+// Rollout rolls one service out. Its calls of Docker, compose and Consul can be made again: a rollout that was cut short
+// goes on from its State, or is taken back by it.
 type Rollout struct {
 	Project, Service string
 
@@ -65,8 +65,8 @@ func (e *FailedError) Error() string {
 	return strings.Join(append([]string{e.Reason + "; " + e.Outcome}, e.Details...), "\n")
 }
 
-// Run goes on until everything is replaced. The error is a *FailedError if new containers do not work. Left says whether --resume and
-// --abort can go on from there.
+// Run goes on until everything is replaced. The error is a *FailedError if new containers do not work. Left says whether
+// --resume and --abort can go on from there.
 func (r *Rollout) Run(ctx context.Context) (left bool, err error) {
 	r.begin()
 	if err := r.introduce(ctx); err != nil && r.State.Phase == PhaseNext {
