@@ -26,7 +26,7 @@ import (
 
 // rolled is a service of the stack with what a rollout looks at.
 const rolled = `  app:
-    healthcheck: {test: [CMD, /app, get, "http://127.0.0.1:8080/health"], interval: 1s, timeout: 2s, retries: 3}
+    healthcheck: {test: [CMD, /app, get, "http://127.0.0.1:8080/health"], interval: 1s, timeout: 20s, retries: 3}
     deploy: {update_config: {parallelism: 2, monitor: 1s}}
 `
 
@@ -271,7 +271,7 @@ type watched struct {
 
 func (s *stack) watch() *watched {
 	s.Helper()
-	return &watched{traffic.ToApp(s, s.web, 200, traffic.Kept, traffic.Fresh), startPosts(s, s), startTunnels(s, s)}
+	return &watched{traffic.ToApp(s, s.web, 100, traffic.Kept, traffic.Fresh), startPosts(s, s), startTunnels(s, s)}
 }
 
 func (w *watched) expectNoneFailed(out *running) {

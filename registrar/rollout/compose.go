@@ -36,8 +36,9 @@ type Compose struct {
 // upTime is how long compose may take to make containers, images to pull included.
 const upTime = 15 * time.Minute
 
-// NewCompose returns the command for the project of a container, by the container's labels: the version of compose that made it, or the one
-// that there is. command, unless it is "", is used instead; options in it that name files count in place of the labels'.
+// NewCompose returns the command for the project of a container, by the container's labels: the version of compose that
+// made it, or the one that there is. command, unless it is "", is used instead; options in it that name files count in
+// place of the labels'.
 func NewCompose(labels map[string]string, command string) (Compose, error) {
 	c := Compose{Dir: labels[labelDir]}
 	if c.Command = strings.Fields(command); len(c.Command) == 0 {
@@ -92,8 +93,8 @@ func installed(version string) []string {
 	return nil
 }
 
-// findFile returns the path of a file that a label names. docker-compose 1.29 has it as it was written, relative to where it was called: there,
-// or in a directory above the project's.
+// findFile returns the path of a file that a label names. docker-compose 1.29 has it as it was written, relative to where
+// it was called: there, or in a directory above the project's.
 func findFile(dir, name string) (string, error) {
 	if filepath.IsAbs(name) {
 		_, err := os.Stat(name)

@@ -124,8 +124,8 @@ func inspect(ctx context.Context, client Docker, id string) (*Container, error) 
 	return c, nil
 }
 
-// ImageOf returns the ID of the image that a new container of a service would have, "" if it is not here. The name of one that is built is
-// that of the containers' image.
+// ImageOf returns the ID of the image that a new container of a service would have, "" if it is not here. The name of one
+// that is built is that of the containers' image.
 func ImageOf(client Docker, s Service, containers []Container) (id string, err error) {
 	name := s.Image
 	if name == "" && len(containers) > 0 {

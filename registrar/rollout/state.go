@@ -46,7 +46,8 @@ type State struct {
 
 	Total int      `json:"total"` // containers to replace
 	Todo  []string `json:"todo"`  // those left for later batches
-	// The batch: the containers that there were before, those of them that leave, and how many are to come beyond one for each that leaves.
+	// The batch: the containers that there were before, those of them that leave, and how many are to come beyond one for each
+	// that leaves.
 	Before []string `json:"before,omitempty"`
 	Old    []string `json:"old,omitempty"`
 	Extra  int      `json:"extra,omitempty"`
@@ -95,8 +96,8 @@ type Lock struct {
 // settled is for how long an attempt to take a lock is repeated that nobody seems to hold.
 const settled = 3 * time.Second
 
-// Take takes the lock of a service and writes the state there. The error is a *HeldError if somebody else has it, and an *UnfinishedError if there is what
-// another one has left.
+// Take takes the lock of a service and writes the state there. The error is a *HeldError if somebody else has it, and an
+// *UnfinishedError if there is what another one has left.
 func Take(ctx context.Context, consul *api.Client, keeper *session.Keeper, project, service string, begin State) (*Lock, error) {
 	return take(ctx, consul, keeper, project, service, func(found *State) (State, error) {
 		if found != nil {

@@ -1,0 +1,233 @@
+package rollout
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"berth/registrar/retry"
+)
+
+// verdict is how far a new container is.
+type verdict struct {
+	ready  bool
+	failed bool   // for good
+	reason string // unless it is ready
+}
+
+// failure is that new containers of the batch do not work.
+type failure struct {
+	bad    []string // containers
+	reason string   // of the first of them
+}
+
+func (f *failure) Error() string { return f.reason }
+
+// awaitReady returns when all new containers serve, or with a *failure when one never will, or has not in time.
+func (r *Rollout) awaitReady(ctx context.Context) error {
+	deadline := time.Now().Add(r.State.Options.ReadyTimeout)
+	for {
+		look, err := r.look(ctx)
+		if err != nil && (ctx.Err() != nil || time.Now().After(deadline)) {
+			return err
+		}
+		late := time.Now().After(deadline)
+		if f := look.failure(late); f != nil && err == nil {
+			if late {
+				f.reason += fmt.Sprintf(", %s after its start", r.State.Options.ReadyTimeout)
+			}
+			return f
+		}
+		if err == nil && look.ready() {
+			for _, c := range look.containers {
+				r.started[c.ID], r.restarts[c.ID] = c.Started, c.Restarts
+				r.Say("%s: %s serves, %s after its start", r.Service, c.short(), time.Since(c.Started).Round(100*time.Millisecond))
+			}
+			return nil
+		}
+		if !retry.Pause(ctx, pollTime) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// monitor watches the new containers for a while.
+func (r *Rollout) monitor(ctx context.Context) error {
+	end := time.Now().Add(r.State.Options.Monitor)
+	for {
+		look, err := r.look(ctx)
+		over := !time.Now().Before(end)
+		switch {
+		case err != nil && (ctx.Err() != nil || over):
+			return err
+		case err == nil:
+			if f := look.failure(over); f != nil {
+				return f
+			}
+			if over {
+				return nil
+			}
+		}
+		if !retry.Pause(ctx, min(pollTime, max(time.Until(end), time.Millisecond))) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// look is what a look at the new containers has shown.
+type look struct {
+	containers []Container
+	verdicts   map[string]verdict // of all in State.New
+	order      []string
+}
+
+func (l look) ready() bool {
+	for _, v := range l.verdicts {
+		if !v.ready {
+			return false
+		}
+	}
+	return true
+}
+
+// failure returns which containers have failed, or with late are not ready; nil if none.
+func (l look) failure(late bool) *failure {
+	var f *failure
+	for _, id := range l.order {
+		v := l.verdicts[id]
+		if !v.failed && !(late && !v.ready) {
+			continue
+		}
+		if f == nil {
+			f = &failure{reason: v.reason}
+		}
+		f.bad = append(f.bad, id)
+	}
+	return f
+}
+
+// look looks at the new containers: in Docker, in Consul, and at what the balancers say.
+func (r *Rollout) look(ctx context.Context) (look, error) {
+	l := look{verdicts: map[string]verdict{}, order: r.State.New}
+	for _, id := range r.State.New {
+		c, err := inspect(ctx, r.Docker, id)
+		if err != nil {
+			return l, err
+		}
+		if c == nil {
+			l.verdicts[id] = verdict{failed: true, reason: fmt.Sprintf("the new container %.12s was removed", id)}
+			continue
+		}
+		l.containers = append(l.containers, *c)
+		l.verdicts[id] = r.health(*c)
+	}
+	instances, err := r.Catalog.Instances(ctx, r.State.New)
+	if err != nil {
+		return l, err
+	}
+	if err := r.know(ctx, instances); err != nil {
+		return l, err
+	}
+	balancers, err := r.telling(ctx)
+	if err != nil {
+		return l, err
+	}
+	for _, c := range l.containers {
+		if v := l.verdicts[c.ID]; v.ready {
+			l.verdicts[c.ID] = r.served(c, instances[c.ID], balancers)
+		}
+	}
+	return l, nil
+}
+
+// telling returns the balancers that the service concerns: those that have, or have had, an instance of it.
+func (r *Rollout) telling(ctx context.Context) (out []Serving, err error) {
+	all, err := r.Balancers(ctx)
+	if err != nil && !isDenied(err) {
+		return nil, err
+	}
+	now := time.Now()
+	there := map[string]bool{}
+	for _, s := range all {
+		there[s.Balancer] = true
+		if s.has() || !r.relevant[s.Balancer].IsZero() {
+			r.relevant[s.Balancer] = now
+			out = append(out, s)
+		} else if s.Error != "" {
+			r.once("%s: warning: the balancer %s does not say what it serves, and is not waited for: %s", r.Service, s.Balancer, s.Error)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.relevant)) {
+		switch {
+		case there[name]:
+		case now.Sub(r.relevant[name]) < goneTime:
+			out = append(out, Serving{Balancer: name, Error: "it does not tell any more"})
+		default:
+			r.once("%s: warning: the balancer %s is gone, and not waited for any more", r.Service, name)
+		}
+	}
+	return out, nil
+}
+
+func isDenied(err error) bool { return strings.Contains(err.Error(), "403") }
+
+// health is what Docker says of a new container.
+func (r *Rollout) health(c Container) verdict {
+	started, known := r.started[c.ID]
+	switch {
+	case c.Status == "exited" || c.Status == "dead":
+		return verdict{failed: true, reason: fmt.Sprintf("%s has exited with code %d", c.short(), c.ExitCode)}
+	case c.Health == "unhealthy":
+		return verdict{failed: true, reason: fmt.Sprintf("%s is unhealthy", c.short())}
+	case known && (c.Restarts > r.restarts[c.ID] || !c.Started.Equal(started)):
+		return verdict{failed: true, reason: fmt.Sprintf("%s was restarted", c.short())}
+	case c.Restarts >= mostRestarts && !known:
+		return verdict{failed: true, reason: fmt.Sprintf("%s was restarted %d times, the last time with exit code %d", c.short(), c.Restarts, c.ExitCode)}
+	case !c.Running():
+		return verdict{reason: fmt.Sprintf("%s is %s", c.short(), c.Status)}
+	case c.Paused:
+		return verdict{reason: c.short() + " is paused"}
+	case c.Health == "starting":
+		return verdict{reason: c.short() + " has not been healthy"}
+	}
+	return verdict{ready: true}
+}
+
+// served says whether a healthy container is registered and the balancers serve it.
+func (r *Rollout) served(c Container, instances []Instance, balancers []Serving) verdict {
+	if len(instances) == 0 && len(r.State.Services) > 0 {
+		return verdict{reason: c.short() + " is not registered in Consul (berth registrar --dry-run says why)"}
+	}
+	var names []string
+	for _, in := range instances {
+		names = append(names, in.Service)
+		if !in.Passing {
+			delete(r.seen, c.ID)
+			return verdict{reason: fmt.Sprintf("%s: %s", c.short(), in.Why)}
+		}
+		for _, s := range balancers {
+			switch {
+			case s.Error != "":
+				return verdict{reason: fmt.Sprintf("the balancer %s does not say whether it serves %s: %s", s.Balancer, c.short(), s.Error)}
+			case !s.Servers[in.Address].Usable:
+				return verdict{reason: fmt.Sprintf("the balancer %s does not serve %s", s.Balancer, c.short())}
+			}
+		}
+	}
+	if r.seen[c.ID].IsZero() {
+		r.seen[c.ID] = time.Now()
+	}
+	since := time.Since(r.seen[c.ID])
+	if len(balancers) == 0 && since < settleTime {
+		return verdict{reason: c.short() + " has not passed its checks for long enough"}
+	}
+	for _, name := range r.State.Services {
+		if !slices.Contains(names, name) && since < namesTime {
+			return verdict{reason: fmt.Sprintf("%s is not registered as %s", c.short(), name)}
+		}
+	}
+	return verdict{ready: true}
+}
