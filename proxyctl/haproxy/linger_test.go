@@ -255,11 +255,17 @@ func TestLinger(t *testing.T) {
 		"longer if HAProxy does not answer": func(l *lingers) {
 			l.apply(l.text(""), lingersA...)
 			l.over()
-			l.hang["@1 show map "+l.file+".held.map"] = true
+			hangs := "@1 show map " + l.file + ".held.map"
+			hang := func(is bool) {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				l.hang[hangs] = is
+			}
+			hang(true)
 			if n := l.driver.Tend(l.Context()); n < lastTry/2 || n > lastTry {
 				l.Errorf("the next try is in %v", n)
 			}
-			l.hang = nil
+			hang(false)
 			l.apply(l.text(serverB), slices.Concat(entersB, leavesA)...)
 		},
 		"in a merge of what is refused": func(l *lingers) {
