@@ -119,7 +119,7 @@ var keywordForms = func() map[string]*regexp.Regexp {
 		formNumber: "error-limit fall id maxconn maxqueue minconn pool-low-conn pool-max-conn port rise weight",
 		formTime:   "downinter fastinter inter pool-purge-delay slowstart",
 		formWord: "addr alpn ca-file check-alpn check-proto check-sni ciphers ciphersuites cookie crl-file crt guid hash-key init-state " +
-			"npn observe on-error on-marked-down on-marked-up proto proxy-v2-options sni ssl-max-ver ssl-min-ver verify verifyhost ws",
+			"npn observe on-error on-marked-down on-marked-up pool-conn-name proto proxy-v2-options sni ssl-max-ver ssl-min-ver verify verifyhost ws",
 	} {
 		for word := range strings.FieldsSeq(list) {
 			forms[word] = form
