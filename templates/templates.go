@@ -27,8 +27,8 @@ var nginxTemplate string
 //go:embed balancer.lua
 var balancer string
 
-// HAProxy returns the template for HAProxy 2.6 to 3.2, in consul-template's language. It needs Funcs, and of the
-// templater partial, asFile and directory.
+// HAProxy returns the template for HAProxy 2.6 to 3.4, in consul-template's language. It needs Funcs, and of the
+// templater partial, asFile, asMap and directory.
 func HAProxy() string { return haproxyTemplate }
 
 // Nginx returns the template for nginx 1.22 to 1.30, in consul-template's language. It needs Funcs, and of the templater
@@ -81,6 +81,7 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 		}
 		kept := route.NewFragments(ledger)
 		all := certificates{report: report}
+		var defaults haproxy.DefaultsInUse
 		return template.FuncMap{
 			"servable": func(services []*dependency.CatalogSnippet) []string {
 				return kept.Servable(services, report)
@@ -112,6 +113,10 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			"backends":       haproxy.Backends,
 			"haproxyAtLeast": atLeast("haproxyAtLeast", o.HAProxyAtLeast),
 			"routesMap":      func(t *route.Table) string { return haproxy.Map(t.Claims()) },
+			"redirectMap":    func(t *route.Table) string { return haproxy.RedirectMap(t.Groups()) },
+			"stripMap":       func(t *route.Table) string { return haproxy.StripMap(t.Groups()) },
+			"stripDepths":    func(t *route.Table) []int { return haproxy.StripDepths(t.Groups()) },
+			"defaultsInUse":  func(t *route.Table) []haproxy.Defaults { return defaults.Of(t.Groups()) },
 
 			"upstreams":         func(g *route.Group) nginx.Upstreams { return nginx.NewUpstreams(g, o.Lua, report) },
 			"upstreamName":      nginx.UpstreamName,
