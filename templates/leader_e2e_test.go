@@ -183,10 +183,11 @@ func TestE2EHAProxyRouteToLeader(t *testing.T) {
 	t.Cleanup(tending.Wait)
 	apply := func(r rendered, mayReload bool) (proxyctl.Result, error) {
 		r = here(r)
-		c := proxyctl.Config{Text: k.adapt(t, image, r.text), Files: map[string]string{}}
+		inMaps := map[string]string{}
 		for name, path := range r.paths {
-			c.Files[path] = r.files[name]
+			inMaps[path] = r.files[name]
 		}
+		c := proxyctl.Config{Text: haproxyctl.WithMaps(k.adapt(t, image, r.text), inMaps)}
 		return proxy.Apply(t.Context(), c, mayReload)
 	}
 	// The text gets berth's mark by a reload. The master listens a moment after its worker does.

@@ -259,10 +259,25 @@ func TestAsFile(t *testing.T) {
 }
 
 func TestAsMap(t *testing.T) {
-	b := newBench(t, `{{ define "one" }}{{ range services }}{{ asMap "routes.map" (printf "%s %s\n" .Name .Name) }}{{ end }}{{ end }}{{ partial "one" "x" }}`, nil)
-	b.wants("/etc/x.routes.map", "one x", "main")
-	if _, m := b.version().files(); len(m) != 1 || m["/etc/x.routes.map"] != "web web\n" {
-		t.Errorf("maps %v", m)
+	b := newBench(t, `{{ define "one" }}{{ range services }}{{ asMap "routes.map" .Name }}{{ end }}{{ end }}{{ partial "one" "x" }}`, nil)
+	published := ""
+	for _, name := range []string{"shop", "shop", "cart"} {
+		b.services(name)
+		b.update()
+		b.Publish(func(p Published) { published += p.Text + ":" + p.Maps["/etc/x.routes.map"] + " " })
+	}
+	if want := "/etc/x.routes.map:shop /etc/x.routes.map:cart "; published != want {
+		t.Errorf("published %q, want %q: the map has changed, and the text has not", published, want)
+	}
+	for text, want := range map[string]string{
+		`{{ asMap "routes" "y" }}`:                       "must be a name like routes.map",
+		`{{ asMap "../routes.map" "y" }}`:                "must be a name like routes.map",
+		`{{ asMap "a.map" "y" }}{{ asMap "a.map" "z" }}`: "made twice, with different texts",
+	} {
+		b := newBench(t, text, nil)
+		if b.update() || !strings.Contains(b.main().failure, want) {
+			t.Errorf("%s: %q, want %q", text, b.main().failure, want)
+		}
 	}
 }
 
