@@ -454,30 +454,26 @@ func hostileCatalog() catalog {
 // grammar is all that a value from the catalog may become part of.
 func grammar() *regexp.Regexp {
 	const (
-		name   = `([A-Za-z0-9_-]{1,200}|[A-Za-z0-9._-]{1,200}\.[0-9a-f]{8})`
-		host   = `[a-z0-9._-]{1,253}`
-		prefix = `(/[A-Za-z0-9._~%+:@=-]+)+`
-		port   = `[1-9][0-9]{0,4}`
+		name = `([A-Za-z0-9_-]{1,200}|[A-Za-z0-9._-]{1,200}\.[0-9a-f]{8})`
+		host = `[a-z0-9._-]{1,253}`
+		port = `[1-9][0-9]{0,4}`
+
+		balance = `(roundrobin|leastconn|random|first|source|uri|hdr-[A-Za-z0-9-]{1,64})`
 	)
 	return regexp.MustCompile(`^(` + strings.Join([]string{
 		`frontend tcp\.` + port + `\.in from tcp\.defaults`,
 		`    bind :` + port,
 		`    default_backend ` + name + `\.tcp`,
-		`backend ` + name + `(\.tcp from tcp\.defaults)?`,
-		`    tcp-response inspect-delay 1h`,
-		`    tcp-response content set-var\(txn\.sent\) var\(txn\.sent\),add\(1\)`,
-		`    tcp-response content accept if \{ (var\(txn\.sent\) -m int lt 3|status gt 0) \}`,
-		`    tcp-response content reject`,
+		`backend ` + name + ` from http\.` + balance,
+		`backend ` + name + `\.tcp from tcp\.(defaults|` + balance + `)`,
+		`defaults (http\.` + balance + ` from http|tcp\.` + balance + ` from tcp)\.defaults`,
 		`    balance (roundrobin|leastconn|random|first|source|uri|hdr\([A-Za-z0-9-]{1,64}\))`,
 		`    hash-type consistent`,
 		`    cookie berth-` + name + ` insert indirect nocache httponly attr SameSite=Lax`,
 		`    option httpchk GET /[A-Za-z0-9_.~%+:@=/?&,;-]{0,511}( HTTP/1\.1)?`,
 		`    http-check send hdr Host ` + host,
-		`    default-server( maxconn [1-9][0-9]{0,6})?( slowstart [1-9][0-9]{0,3}s)?`,
-		`    http-request redirect prefix https://%\[req\.fhdr\(host\),host_only\] code 308 if \{ var\(txn\.insecure\) -m found \}`,
-		`    http-request set-path /%\[path,field\([0-9]+,/,0\)\]`,
-		`    http-request set-header X-Forwarded-Prefix %\[str\(` + prefix + `\)\]`,
-		`    server [A-Za-z0-9_.:-]{1,200} ([0-9.]+|\[[0-9a-f:]+\]):` + port + `( weight [0-9]{1,3})?( cookie [0-9a-f]{16})?( id [0-9]{1,9})?`,
+		`    http-request set-path /%\[path,field\(3,/,0\)\] if \{ var\(txn\.strip\),field\(1,/\) -m int ge [0-9]+ \}`,
+		`    server [A-Za-z0-9_.:-]{1,200} ([0-9.]+|\[[0-9a-f:]+\]):` + port + `( weight [0-9]{1,3})?( cookie [0-9a-f]{16})?( maxconn [1-9][0-9]{0,6})?( slowstart [1-9][0-9]{0,3}s)?( id [0-9]{1,9})?`,
 	}, "|") + `)$`)
 }
 
@@ -507,6 +503,16 @@ func checkText(t tb, r rendered, empty rendered) {
 		}
 		if !own[line] && !allowed.MatchString(line) {
 			t.Errorf("neither the template's own nor one of a service: %q", line)
+		}
+	}
+	for name, form := range map[string]string{
+		"redirect.map": `^[A-Za-z0-9._-]{1,209} 1$`,
+		"strip.map":    `^[A-Za-z0-9._-]{1,209} [1-9][0-9]{0,2}(/[A-Za-z0-9._~%+:@=-]+)+$`,
+	} {
+		for line := range strings.Lines(r.files[name]) {
+			if !regexp.MustCompile(form).MatchString(strings.TrimSuffix(line, "\n")) {
+				t.Errorf("not a line of %s: %q", name, line)
+			}
 		}
 	}
 	keys := map[string]bool{}
@@ -610,7 +616,7 @@ func TestRefusedPortIsLeftOut(t *testing.T) {
 	refused := route.NewRefused()
 	refused.Refuse(5432, "another program listens there (said by HAProxy)")
 	for proxy, lines := range map[string][]string{
-		"haproxy": {"\nfrontend tcp.5432.in ", "\nfrontend tcp.5433.in ", "\nbackend web\n"},
+		"haproxy": {"\nfrontend tcp.5432.in ", "\nfrontend tcp.5433.in ", "\nbackend web from http.roundrobin\n"},
 		"nginx":   {"        listen 5432 ", "        listen 5433 ", "    upstream web {\n"},
 	} {
 		r := renderTemplate(t, shipped()[proxy], c, Options{Refused: refused}, inOrder)

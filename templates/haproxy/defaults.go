@@ -36,7 +36,8 @@ func (d Defaults) Base() string {
 func newDefaults(s claim.Settings, tcp bool) Defaults {
 	d := Defaults{TCP: tcp, Balance: cmp.Or(s.Balance, "roundrobin"), Hash: s.IsHash()}
 	kind, _, _ := strings.Cut(d.Base(), ".")
-	d.Name = kind + "." + strings.TrimSuffix(strings.ReplaceAll(d.Balance, "(", "."), ")")
+	// No backend has a name like these, which have no number in hexadecimals at their end.
+	d.Name = kind + "." + strings.TrimSuffix(strings.ReplaceAll(d.Balance, "(", "-"), ")")
 	if tcp && d.Balance == "roundrobin" {
 		d.Name = baseTCP
 	}

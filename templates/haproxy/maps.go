@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 
-	"berth/templates/claim"
 	"berth/templates/route"
 )
 
