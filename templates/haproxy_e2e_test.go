@@ -17,7 +17,6 @@ import (
 	"github.com/hashicorp/consul-template/dependency"
 	"github.com/hashicorp/consul/api"
 
-	"berth/proxyctl"
 	"berth/templates/route"
 )
 
@@ -53,7 +52,7 @@ func theHAProxy() *kind {
 		check: "haproxy -c -f " + path,
 		run:   "exec haproxy -db -f " + path,
 		server: func(port int, action string) string {
-			return fmt.Sprintf("\nfrontend echo-%d\n    bind 127.0.0.1:%d\n    http-request %s\n", port, port, action)
+			return fmt.Sprintf("\nfrontend echo-%d from http.defaults\n    bind 127.0.0.1:%d\n    http-request %s\n", port, port, action)
 		},
 		echo: func(service string) string {
 			return `return status 200 content-type text/plain lf-string "` + service + " on=%fp" + told + `"`
@@ -62,15 +61,15 @@ func theHAProxy() *kind {
 		reject: "reject",
 		beside: func(files map[string]string, servers string) { files[path] += servers },
 		adapt: func(t testing.TB, image, text string) string {
-			if !proxyctl.AtLeast(haproxyVersion(t, image), "3.2") {
-				return text
-			}
-			return strings.Replace(text, " sni var(", " pool-conn-name var(", 1)
+			return forVersion(text, haproxyVersion(t, image))
 		},
 		http2: func(string) bool { return true },
 		asked: "none.com/?script?alert??x???/script????3Cb?3E",
 	}
 }
+
+// mapPath is how a configuration names a map.
+var mapPath = regexp.MustCompile(`/etc/haproxy/haproxy\.cfg\.[a-z]+\.map`)
 
 func TestE2EHAProxyAccepts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.cfg")
@@ -89,9 +88,12 @@ func TestE2EHAProxyAccepts(t *testing.T) {
 		for _, file := range files {
 			t.Run(filepath.Base(file), func(t *testing.T) {
 				config := read(file)
-				k.accepted(t, image, map[string]string{
-					k.config: config, routesPath.FindString(config): read(strings.TrimSuffix(file, ".cfg") + ".map"),
-				})
+				files := map[string]string{k.config: config}
+				for _, path := range mapPath.FindAllString(config, -1) {
+					files[path] = ""
+				}
+				files[k.config+".routes.map"] = read(strings.TrimSuffix(file, ".cfg") + ".map")
+				k.accepted(t, image, files)
 			})
 		}
 		t.Run("longest", func(t *testing.T) { k.accepted(t, image, k.all(t, render(t, longest()), Options{})) })

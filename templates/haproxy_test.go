@@ -22,6 +22,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"pgregory.net/rapid"
 
+	"berth/proxyctl"
 	"berth/templates/route"
 )
 
@@ -466,6 +467,10 @@ func grammar() *regexp.Regexp {
 		`    default_backend ` + name + `\.tcp`,
 		`backend ` + name + ` from http\.` + balance,
 		`backend ` + name + `\.tcp from tcp\.(defaults|` + balance + `)`,
+		`    tcp-response inspect-delay 1h`,
+		`    tcp-response content set-var\(txn\.sent\) var\(txn\.sent\),add\(1\)`,
+		`    tcp-response content accept if \{ (var\(txn\.sent\) -m int lt 3|status gt 0) \}`,
+		`    tcp-response content reject`,
 		`defaults (http\.` + balance + ` from http|tcp\.` + balance + ` from tcp)\.defaults`,
 		`    balance (roundrobin|leastconn|random|first|source|uri|hdr\([A-Za-z0-9-]{1,64}\))`,
 		`    hash-type consistent`,
@@ -481,9 +486,6 @@ func grammar() *regexp.Regexp {
 func mapLine() *regexp.Regexp {
 	return regexp.MustCompile(`^(\*|(\*\.)?[a-z0-9_][a-z0-9._-]{0,252})(/[A-Za-z0-9._~%+:@=-]+)*/ ([A-Za-z0-9_-]{1,200}|[A-Za-z0-9._-]{1,200}\.[0-9a-f]{8})$`)
 }
-
-// routesPath is how the configuration names the map.
-var routesPath = regexp.MustCompile(`/etc/haproxy/haproxy\.cfg\.routes\.map`)
 
 func checkText(t tb, r rendered, empty rendered) {
 	if strings.HasSuffix(r.text, "\n\n") || !strings.HasSuffix(r.text, "\n") || strings.HasPrefix(r.text, "\n") {
@@ -700,12 +702,46 @@ func allKeys() []string {
 	return []string{route.KeyHost, route.KeyPath, route.KeyPort, route.KeyStrip, route.KeyRedirect, route.KeyBalance, route.KeySticky, route.KeyCheck, route.KeyMaxConn, route.KeySlowStart, route.KeyFallback, route.KeyTo}
 }
 
-// How connections to servers are told apart depends on the version.
+// rulesInBackends are those that from HAProxy 3.4 on are in defaults sections, in another form.
+const rulesInBackends = "    tcp-response inspect-delay 1h\n    tcp-response content set-var(txn.sent) var(txn.sent),add(1)\n" +
+	"    tcp-response content accept if { var(txn.sent) -m int lt 3 }\n    tcp-response content accept if { status gt 0 }\n    tcp-response content reject\n"
+
+var defaultsOfHTTP = regexp.MustCompile(`(?m)^defaults http\.[A-Za-z0-9-]+ from http\.defaults\n    balance .*\n(    hash-type .*\n)?`)
+
+// forVersion returns a text for no particular HAProxy as it is rendered for a version.
+func forVersion(text, version string) string {
+	if proxyctl.AtLeast(version, "3.2") {
+		text = strings.Replace(text, " sni var(", " pool-conn-name var(", 1)
+	}
+	if proxyctl.AtLeast(version, "3.4") {
+		text = strings.ReplaceAll(text, rulesInBackends, "")
+		text = defaultsOfHTTP.ReplaceAllString(text, "$0    tcp-response content set-var(txn.sent) var(txn.sent),add(1)\n    tcp-response content reject if { var(txn.sent) -m int ge 3 }\n")
+	}
+	return text
+}
+
+// From HAProxy 3.4 on a backend of HTTP has no line of its own but for what no other backend has.
+func TestBackendsAreBare(t *testing.T) {
+	o := Options{HAProxyAtLeast: func(other string) bool { return proxyctl.AtLeast("3.4.7", other) }}
+	r := renderWith(t, everyLabel(), o, inOrder)
+	_, backends, _ := strings.Cut(r.text, "\nbackend balance-first from http.first\n")
+	for line := range strings.Lines(backends) {
+		form := `^(|backend \S+ from \S+|    (server|cookie|option httpchk|http-check) .*)\n$`
+		if !regexp.MustCompile(form).MatchString(line) {
+			t.Errorf("a line of its own: %q", line)
+		}
+	}
+}
+
+// What differs is how connections to servers are told apart, and where what is sent is counted.
 func TestHAProxyAtLeast(t *testing.T) {
-	for version, want := range map[string]string{"2.6": "sni", "3.1": "sni", "3.2": "pool-conn-name"} {
-		o := Options{HAProxyAtLeast: func(other string) bool { return version >= other }}
-		if text := renderWith(t, everyLabel(), o, inOrder).text; !strings.Contains(text, " "+want+" var(txn.sent)\n") {
-			t.Errorf("%s: the text has no %s", version, want)
+	for _, version := range []string{"2.6", "3.2", "3.4.7"} {
+		o := Options{HAProxyAtLeast: func(other string) bool { return proxyctl.AtLeast(version, other) }}
+		for name, c := range map[string]catalog{"all labels": everyLabel(), "none": {}} {
+			want := forVersion(render(t, c).text, version)
+			if diff := cmp.Diff(want, renderWith(t, c, o, inOrder).text); diff != "" {
+				t.Errorf("%s, %s: (-want +got)\n%s", version, name, diff)
+			}
 		}
 	}
 }
