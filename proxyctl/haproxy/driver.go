@@ -43,7 +43,7 @@ func newDriver(opts Options) *driver {
 	return &driver{
 		opts: opts, master: m, drains: newDrains(m, opts),
 		version: proxyctl.Version{Name: "HAProxy", Binary: opts.Binary, Timeout: opts.Timeout, Report: opts.Version, Log: opts.Log},
-		own: map[string]string{}, lastID: map[string]int{}, refused: map[string]string{}, suspect: map[string]time.Time{}, ports: map[int]refusedPort{},
+		own:     map[string]string{}, lastID: map[string]int{}, refused: map[string]string{}, suspect: map[string]time.Time{}, ports: map[int]refusedPort{},
 		visible: func(ctx context.Context) bool { return opts.Prepared != nil || m.sharesNetwork(ctx) }, // berth's child is here
 	}
 }
