@@ -37,7 +37,7 @@ type newServices struct {
 	requests traffic.Requests
 }
 
-const manyServices = 500
+const manyServices = 60
 
 // services adds services at run time where HAProxy takes them, and by reloads, and then many one by one.
 func (r *harness) services(b *testing.B) services {

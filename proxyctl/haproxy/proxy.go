@@ -1,5 +1,5 @@
 // Package haproxy brings a running HAProxy to a configuration text through its master socket and its configuration
-// file, for HAProxy 2.6 to 3.2 in master-worker mode.
+// file, for HAProxy 2.6 to 3.4 in master-worker mode.
 package haproxy
 
 import (
