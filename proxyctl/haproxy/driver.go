@@ -238,7 +238,7 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 			return fmt.Errorf("%w: %s", proxyctl.ErrUnexpected, p.Reload)
 		}
 	}
-	touched := d.claim(p.Ops)
+	touched := d.noteOwn(p.Ops)
 	st, err := d.master.exchange(ctx, p.Ops, d.nextID, d.loaded.Shape)
 	var has map[string]entries
 	if err == nil {
@@ -296,8 +296,8 @@ func (d *driver) dynamic() bool {
 	return d.opts.Socket != "" && !d.opts.ReloadOnly && proxyctl.AtLeast(d.version.Running(), dynamicBackends)
 }
 
-// claim notes that the bare backends which come or go are berth's, and returns those that do.
-func (d *driver) claim(ops []op) (touched []string) {
+// noteOwn notes that the bare backends which come or go are berth's, and returns those that do.
+func (d *driver) noteOwn(ops []op) (touched []string) {
 	for _, o := range ops {
 		if !o.isBackend() {
 			continue
