@@ -37,7 +37,7 @@ type newServices struct {
 	requests traffic.Requests
 }
 
-const manyServices = 60
+const manyServices = 500
 
 // services adds services at run time where HAProxy takes them, and by reloads, and then many one by one.
 func (r *harness) services(b *testing.B) services {
