@@ -733,14 +733,19 @@ func TestBackendsAreBare(t *testing.T) {
 	}
 }
 
-// What differs is how connections to servers are told apart, and where what is sent is counted.
+// How connections to servers are told apart depends on the version, and where what is sent is counted.
 func TestHAProxyAtLeast(t *testing.T) {
-	for _, version := range []string{"2.6", "3.2", "3.4.7"} {
+	const defaults = "\n# What backends of services have in common."
+	for version, name := range map[string]string{"2.6": "sni", "3.1": "sni", "3.2": "pool-conn-name", "3.4.7": "pool-conn-name"} {
 		o := Options{HAProxyAtLeast: func(other string) bool { return proxyctl.AtLeast(version, other) }}
-		for name, c := range map[string]catalog{"all labels": everyLabel(), "none": {}} {
-			want := forVersion(render(t, c).text, version)
-			if diff := cmp.Diff(want, renderWith(t, c, o, inOrder).text); diff != "" {
-				t.Errorf("%s, %s: (-want +got)\n%s", version, name, diff)
+		for of, c := range map[string]catalog{"all labels": everyLabel(), "none": {}} {
+			head, backends, _ := strings.Cut(renderWith(t, c, o, inOrder).text, defaults)
+			_, want, _ := strings.Cut(forVersion(render(t, c).text, version), defaults)
+			if diff := cmp.Diff(want, backends); diff != "" || want == "" {
+				t.Errorf("%s, %s: (-want +got)\n%s", version, of, diff)
+			}
+			if !strings.Contains(head, " "+name+" var(txn.sent)\n") {
+				t.Errorf("%s, %s: the text has no %s", version, of, name)
 			}
 		}
 	}
