@@ -17,8 +17,8 @@ import (
 	"berth/proxyctl"
 )
 
-// bare is a configuration as the shipped template renders it for HAProxy 3.4: each backend is at the path of its name, by a map.
-// The first is at / as well.
+// bare is a configuration as the shipped template renders it for HAProxy 3.4: each backend is at the path of its name, by a map,
+// and nothing is anywhere else.
 func (r *harness) bare(backends ...group) string {
 	settings, _, _ := strings.Cut(r.text("", backends...), "\nfrontend ")
 	routes := r.file() + ".routes.map"
@@ -38,7 +38,6 @@ defaults http.roundrobin from http.defaults
     tcp-response content set-var(txn.sent) var(txn.sent),add(1)
     tcp-response content reject if { var(txn.sent) -m int ge 3 }
 `, settings, r.web, routes)
-	fmt.Fprintf(&entries, "/ %s\n", backends[0].name)
 	for _, g := range backends {
 		fmt.Fprintf(&text, "backend %s from http.roundrobin\n", g.name)
 		for _, s := range g.servers {
@@ -54,14 +53,14 @@ func (r *harness) first(client *http.Client, path string) time.Time {
 	r.Helper()
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
 		resp, err := client.Get("http://" + r.web + path)
-		if err != nil {
-			continue
+		if err == nil {
+			_, _ = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return time.Now()
+			}
 		}
-		_, _ = io.Copy(io.Discard, resp.Body)
-		resp.Body.Close()
-		if resp.StatusCode == http.StatusOK {
-			return time.Now()
-		}
+		time.Sleep(time.Millisecond)
 	}
 	r.Fatalf("no answer at %s", path)
 	return time.Time{}
@@ -119,7 +118,7 @@ func TestE2EBackendsComeAndGo(t *testing.T) {
 					return nil
 				})
 			}
-			load := traffic.Start(t, r.web)
+			load := traffic.Start(t, r.web, "/svc0/")
 			for n := range 4 {
 				all = append(all, service(n+1))
 				has("a new service", want)

@@ -59,7 +59,7 @@ func (r *harness) services(b *testing.B) services {
 		d.settle(all...)
 		d.reloads = nil
 		w := newServices{way: way}
-		load := traffic.Start(r, r.web)
+		load := traffic.Start(r, r.web, "/app/")
 		d.wait(time.Now().Add(time.Second)) // of requests, before the first change
 		for n := range 30 {
 			all = append(all, service(n))
@@ -87,7 +87,7 @@ func (r *harness) services(b *testing.B) services {
 	d.reloads = nil
 	pid := r.worker()
 	s.memory[0] = memory(pid, "VmRSS")
-	load := traffic.Start(r, r.web)
+	load := traffic.Start(r, r.web, "/app/")
 	change := func() {
 		text := r.bare(all...)
 		begun := time.Now()
