@@ -54,7 +54,7 @@ func theHAProxy() *kind {
 		check: "haproxy -c -f " + path,
 		run:   "exec haproxy -db -f " + path,
 		server: func(port int, action string) string {
-			return fmt.Sprintf("\nfrontend echo-%d\n    bind 127.0.0.1:%d\n    http-request %s\n", port, port, action)
+			return fmt.Sprintf("\nfrontend echo-%d from http.defaults\n    bind 127.0.0.1:%d\n    http-request %s\n", port, port, action)
 		},
 		echo: func(service string) string {
 			return `return status 200 content-type text/plain lf-string "` + service + " on=%fp" + told + `"`
@@ -63,11 +63,7 @@ func theHAProxy() *kind {
 		reject: "reject",
 		beside: func(files map[string]string, servers string) { files[path] += servers },
 		adapt: func(t testing.TB, image, text string) string {
-			if !proxyctl.AtLeast(haproxyVersion(t, image), "3.2") {
-				return text
-			}
-			text = strings.Replace(text, "by this.\n    lua-load ", "by this.\n    tune.lua.bool-sample-conversion normal\n    lua-load ", 1)
-			return strings.Replace(text, " sni var(", " pool-conn-name var(", 1)
+			return forVersion(text, haproxyVersion(t, image))
 		},
 		http2: func(string) bool { return true },
 		asked: "none.com/?script?alert??x???/script????3Cb?3E",

@@ -23,6 +23,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"pgregory.net/rapid"
 
+	"berth/proxyctl"
 	"berth/templates/route"
 )
 
@@ -458,21 +459,24 @@ func hostileCatalog() catalog {
 // grammar is all that a value from the catalog may become part of.
 func grammar() *regexp.Regexp {
 	const (
-		name   = `([A-Za-z0-9_-]{1,200}|[A-Za-z0-9._-]{1,200}\.[0-9a-f]{8})`
-		host   = `[a-z0-9._-]{1,253}`
-		prefix = `(/[A-Za-z0-9._~%+:@=-]+)+`
-		port   = `[1-9][0-9]{0,4}`
+		name = `([A-Za-z0-9_-]{1,200}|[A-Za-z0-9._-]{1,200}\.[0-9a-f]{8})`
+		host = `[a-z0-9._-]{1,253}`
+		port = `[1-9][0-9]{0,4}`
+
+		balance = `(roundrobin|leastconn|random|first|source|uri|hdr-[A-Za-z0-9-]{1,64})`
 	)
 	return regexp.MustCompile(`^(` + strings.Join([]string{
 		`frontend tcp\.` + port + `\.in from tcp\.in\.defaults`,
 		`    bind :` + port,
 		`    default_backend ` + name + `\.tcp`,
 		`    tcp-request session set-var\(sess\.backend\) str\(` + name + `\.tcp\)`,
-		`backend ` + name + `(\.tcp from tcp\.defaults)?`,
+		`backend ` + name + ` from http\.` + balance,
+		`backend ` + name + `\.tcp from tcp\.(defaults|` + balance + `)`,
 		`    tcp-response inspect-delay 1h`,
 		`    tcp-response content set-var\(txn\.sent\) var\(txn\.sent\),add\(1\)`,
 		`    tcp-response content accept if \{ (var\(txn\.sent\) -m int lt 3|status gt 0) \}`,
 		`    tcp-response content reject`,
+		`defaults (http\.` + balance + ` from http|tcp\.` + balance + ` from tcp)\.defaults`,
 		`    balance (roundrobin|leastconn|random|first|source|uri|hdr\([A-Za-z0-9-]{1,64}\))`,
 		`    hash-type consistent`,
 		`    cookie berth-` + name + ` insert indirect nocache httponly attr SameSite=Lax`,
@@ -480,11 +484,8 @@ func grammar() *regexp.Regexp {
 		`    http-check send hdr Host ` + host,
 		`    option httpchk`,
 		`    http-check send meth GET uri-lf "%\[srv_name,map\(/etc/haproxy/haproxy\.cfg\.checks-[0-9a-f]{16}\.map\)\]"( ver HTTP/1\.1 hdr Host ` + host + `)?`,
-		`    default-server( maxconn [1-9][0-9]{0,6})?( slowstart [1-9][0-9]{0,3}s)?`,
-		`    http-request redirect prefix https://%\[req\.fhdr\(host\),host_only\] code 308 if \{ var\(txn\.insecure\) -m found \}`,
-		`    http-request set-path /%\[path,field\([0-9]+,/,0\)\]`,
-		`    http-request set-header X-Forwarded-Prefix %\[str\(` + prefix + `\)\]`,
-		`    server [A-Za-z0-9_.:-]{1,200} ([0-9.]+|\[[0-9a-f:]+\]):` + port + `( weight [0-9]{1,3})?( no-check)?( cookie [0-9a-f]{16})?( id [0-9]{1,9})?`,
+		`    http-request set-path /%\[path,field\(3,/,0\)\] if \{ var\(txn\.strip\),field\(1,/\) -m int ge [0-9]+ \}`,
+		`    server [A-Za-z0-9_.:-]{1,200} ([0-9.]+|\[[0-9a-f:]+\]):` + port + `( weight [0-9]{1,3})?( no-check)?( cookie [0-9a-f]{16})?( maxconn [1-9][0-9]{0,6})?( slowstart [1-9][0-9]{0,3}s)?( id [0-9]{1,9})?`,
 	}, "|") + `)$`)
 }
 
@@ -511,6 +512,16 @@ func checkText(t tb, r rendered, empty rendered) {
 		}
 		if !own[line] && !allowed.MatchString(line) {
 			t.Errorf("neither the template's own nor one of a service: %q", line)
+		}
+	}
+	for name, form := range map[string]string{
+		"redirect.map": `^[A-Za-z0-9._-]{1,209} 1$`,
+		"strip.map":    `^[A-Za-z0-9._-]{1,209} [1-9][0-9]{0,2}(/[A-Za-z0-9._~%+:@=-]+)+$`,
+	} {
+		for line := range strings.Lines(r.files[name]) {
+			if !regexp.MustCompile(form).MatchString(strings.TrimSuffix(line, "\n")) {
+				t.Errorf("not a line of %s: %q", name, line)
+			}
 		}
 	}
 	keys := map[string]bool{}
@@ -620,7 +631,7 @@ func TestRefusedPortIsLeftOut(t *testing.T) {
 	refused := route.NewRefused()
 	refused.Refuse(5432, "another program listens there (said by HAProxy)")
 	for proxy, lines := range map[string][]string{
-		"haproxy": {"\nfrontend tcp.5432.in ", "\nfrontend tcp.5433.in ", "\nbackend web\n"},
+		"haproxy": {"\nfrontend tcp.5432.in ", "\nfrontend tcp.5433.in ", "\nbackend web from http.roundrobin\n"},
 		"nginx":   {"        listen 5432 ", "        listen 5433 ", "    upstream web {\n"},
 	} {
 		r := renderTemplate(t, shipped()[proxy], c, Options{Refused: refused}, inOrder)
@@ -704,12 +715,52 @@ func allKeys() []string {
 	return []string{route.KeyHost, route.KeyPath, route.KeyPort, route.KeyStrip, route.KeyRedirect, route.KeyBalance, route.KeySticky, route.KeyCheck, route.KeyMaxConn, route.KeySlowStart, route.KeyFallback, route.KeyTo, route.KeyHold}
 }
 
-// How connections to servers are told apart depends on the version.
+// rulesInBackends are those that from HAProxy 3.4 on are in defaults sections, in another form.
+const rulesInBackends = "    tcp-response inspect-delay 1h\n    tcp-response content set-var(txn.sent) var(txn.sent),add(1)\n" +
+	"    tcp-response content accept if { var(txn.sent) -m int lt 3 }\n    tcp-response content accept if { status gt 0 }\n    tcp-response content reject\n"
+
+var defaultsOfHTTP = regexp.MustCompile(`(?m)^defaults http\.[A-Za-z0-9-]+ from http\.defaults\n    balance .*\n(    hash-type .*\n)?`)
+
+// forVersion returns a text for no particular HAProxy as it is rendered for a version.
+func forVersion(text, version string) string {
+	if proxyctl.AtLeast(version, "3.2") {
+		text = strings.Replace(text, "by this.\n    lua-load ", "by this.\n    tune.lua.bool-sample-conversion normal\n    lua-load ", 1)
+		text = strings.Replace(text, " sni var(", " pool-conn-name var(", 1)
+	}
+	if proxyctl.AtLeast(version, "3.4") {
+		text = strings.ReplaceAll(text, rulesInBackends, "")
+		text = defaultsOfHTTP.ReplaceAllString(text, "$0    tcp-response content set-var(txn.sent) var(txn.sent),add(1)\n    tcp-response content reject if { var(txn.sent) -m int ge 3 }\n")
+	}
+	return text
+}
+
+// From HAProxy 3.4 on a backend of HTTP has no line of its own but for what no other backend has.
+func TestBackendsAreBare(t *testing.T) {
+	o := Options{HAProxyAtLeast: func(other string) bool { return proxyctl.AtLeast("3.4.7", other) }}
+	r := renderWith(t, everyLabel(), o, inOrder)
+	_, backends, _ := strings.Cut(r.text, "\nbackend balance-first from http.first\n")
+	for line := range strings.Lines(backends) {
+		form := `^(|backend \S+ from \S+|    (server|cookie|option httpchk|http-check) .*)\n$`
+		if !regexp.MustCompile(form).MatchString(line) {
+			t.Errorf("a line of its own: %q", line)
+		}
+	}
+}
+
+// How connections to servers are told apart depends on the version, and where what is sent is counted.
 func TestHAProxyAtLeast(t *testing.T) {
-	for version, want := range map[string]string{"2.6": "sni", "3.1": "sni", "3.2": "pool-conn-name"} {
-		o := Options{HAProxyAtLeast: func(other string) bool { return version >= other }}
-		if text := renderWith(t, everyLabel(), o, inOrder).text; !strings.Contains(text, " "+want+" var(txn.sent)\n") {
-			t.Errorf("%s: the text has no %s", version, want)
+	const defaults = "\n# What backends of services have in common."
+	for version, name := range map[string]string{"2.6": "sni", "3.1": "sni", "3.2": "pool-conn-name", "3.4.7": "pool-conn-name"} {
+		o := Options{HAProxyAtLeast: func(other string) bool { return proxyctl.AtLeast(version, other) }}
+		for of, c := range map[string]catalog{"all labels": everyLabel(), "none": {}} {
+			head, backends, _ := strings.Cut(renderWith(t, c, o, inOrder).text, defaults)
+			_, want, _ := strings.Cut(forVersion(render(t, c).text, version), defaults)
+			if diff := cmp.Diff(want, backends); diff != "" || want == "" {
+				t.Errorf("%s, %s: (-want +got)\n%s", version, of, diff)
+			}
+			if !strings.Contains(head, " "+name+" var(txn.sent)\n") {
+				t.Errorf("%s, %s: the text has no %s", version, of, name)
+			}
 		}
 	}
 }

@@ -94,6 +94,7 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 		}
 		kept := route.NewFragments(ledger)
 		all := certificates{report: report}
+		var defaults haproxy.DefaultsInUse
 		return template.FuncMap{
 			"servable": func(services []*dependency.CatalogSnippet) []string {
 				return kept.Servable(services, report)
@@ -144,6 +145,10 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			"haproxyLua":     func() bool { return haproxyLua(o, report) },
 			"luaPause":       func() string { return pause },
 			"tcpPorts":       func() route.Ports { return o.TCPPorts },
+			"redirectMap":    func(t *route.Table) string { return haproxy.RedirectMap(t.Groups()) },
+			"stripMap":       func(t *route.Table) string { return haproxy.StripMap(t.Groups()) },
+			"stripDepths":    func(t *route.Table) []int { return haproxy.StripDepths(t.Groups()) },
+			"defaultsInUse":  func(t *route.Table) []haproxy.Defaults { return defaults.Of(t.Groups()) },
 
 			"upstreams":         func(g *route.Group) nginx.Upstreams { return nginx.NewUpstreams(g, o.Lua, report) },
 			"upstreamName":      nginx.UpstreamName,

@@ -76,6 +76,12 @@ func BenchmarkE2EProxy(b *testing.B) {
 					p.large = append(p.large, r.large(b, every))
 				})
 			}
+			b.Run("services", func(b *testing.B) {
+				r := startHarness(b, image)
+				p.version = r.version
+				s := r.services(b)
+				p.services = &s
+			})
 			p.print(os.Stdout)
 		})
 	}
@@ -89,6 +95,7 @@ type printed struct {
 	hour           *hourReport
 	ends           []ends
 	large          []large
+	services       *services
 }
 
 // part runs a series as a part of the benchmark, and reports its figures.
@@ -508,6 +515,9 @@ func (p *printed) print(w io.Writer) {
 		}
 		t.Flush()
 		fmt.Fprintf(w, "In the end the Proxy holds %.1f MB.\n", l.heap)
+	}
+	if p.services != nil {
+		p.services.print(w)
 	}
 }
 

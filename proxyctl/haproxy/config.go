@@ -16,6 +16,7 @@ type config struct {
 	maps         map[string]entries // by path
 	sections     []section
 	backends     map[string]*backend // and listen sections
+	bare         map[string]bare     // those of the backends that may come and go at run time
 	reloadReason string              // why no server can be changed at run time, "" if they can
 }
 
@@ -50,6 +51,8 @@ func (b *backend) withServers(servers map[string]server) *backend {
 type section struct {
 	kind, name   string
 	head         string     // its first line, blanks and comments aside
+	from         string     // the defaults section that its head names
+	bare         bool       // it is one of config.bare
 	lines        [][]string // words of the others
 	raw          []string   // the same lines as they are written, blanks and comments aside
 	text         string     // the whole of it, servers too, as a part of the newest text
@@ -104,6 +107,7 @@ func parse(text string, before *config) *config {
 	}
 	p.end(text[begin:])
 	p.maps = readMaps(p.preamble, before)
+	p.findBare()
 	return &p.config
 }
 
@@ -136,7 +140,8 @@ func (p *parser) begin(start int) {
 	}
 	p.inherit = ""
 	if from := slices.Index(w, "from"); from >= 0 && from+1 < len(w) {
-		p.inherit = p.defaults[w[from+1]]
+		s.from = w[from+1]
+		p.inherit = p.defaults[s.from]
 	} else if s.kind != "defaults" {
 		p.inherit = p.defaults[""]
 	}
@@ -367,10 +372,13 @@ func (c *config) dynamicCookies(backend string) bool {
 	})
 }
 
-// shape returns the configuration without its servers: two texts with one shape differ in servers at most.
+// shape returns the configuration without its servers and bare backends: two texts with one shape differ in these at most.
 func (c *config) shape() string {
 	var b strings.Builder
 	for _, s := range c.sections {
+		if s.bare {
+			continue
+		}
 		b.WriteString(s.head + "\n")
 		for _, l := range s.raw {
 			b.WriteString("\t" + l + "\n")
@@ -386,10 +394,13 @@ func (c *config) global(keyword string) bool {
 	})
 }
 
-// frame returns the sections that the catalog has no part in.
-func (c *config) frame() (frame []section) {
+// frame returns the sections that the catalog has no part in, of those with a name the ones that o has, too.
+func (c *config) frame(o *config) (frame []section) {
 	for _, s := range c.sections {
-		if s.kind == "global" || s.kind == "defaults" {
+		inBoth := func() bool {
+			return s.name == "" || slices.ContainsFunc(o.sections, func(is section) bool { return is.kind == s.kind && is.name == s.name })
+		}
+		if s.kind == "global" || s.kind == "defaults" && inBoth() {
 			frame = append(frame, s)
 		}
 	}
@@ -469,6 +480,14 @@ func (b *backend) all() map[string]server {
 		return nil
 	}
 	return b.servers
+}
+
+// names returns the names of a backend's servers, as they stand in the text, none of a nil one.
+func (b *backend) names() []string {
+	if b == nil {
+		return nil
+	}
+	return b.order
 }
 
 func (b *backend) get(name string) (server, bool) { s, ok := b.all()[name]; return s, ok }

@@ -9,12 +9,15 @@ import (
 	"time"
 )
 
-// serverName is a server and its backend.
+// serverName is a server and its backend. Without a name it is the backend itself.
 type serverName struct{ backend, name string }
 
 func (n serverName) String() string { return n.backend + "/" + n.name }
 
-// draining is a server that is in no text any more. It gets no new requests, finishes what it has, and is deleted then.
+func (n serverName) isBackend() bool { return n.name == "" }
+
+// draining is a server, or a backend, that is in no text any more. It gets no new requests, finishes what it has, and is
+// deleted then, a backend after its servers.
 type draining struct {
 	since time.Time     // when it began to drain
 	next  time.Time     // when to try to delete it; never again if it is zero
@@ -66,17 +69,21 @@ func (d *drains) set(now, want *config) {
 		if b == want.backends[backend] {
 			continue // nothing in want drains
 		}
-		for name, s := range b.servers {
-			if !s.draining {
-				continue
-			}
-			n := serverName{backend, name}
-			if d.lingering[backend].has(name) {
-				continue
+		add := func(n serverName) {
+			if d.lingering[n.backend].has(n.name) {
+				return
 			}
 			if list[n] = d.list[n]; list[n] == nil {
 				list[n] = &draining{since: began, next: began.Add(firstTry), wait: firstTry}
 			}
+		}
+		for name, s := range b.servers {
+			if s.draining {
+				add(serverName{backend, name})
+			}
+		}
+		if now.bare[backend].leaving {
+			add(serverName{backend, ""})
 		}
 	}
 	d.list = list
@@ -86,10 +93,16 @@ func (d *drains) set(now, want *config) {
 func (d *drains) Draining() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return len(d.list)
+	servers := 0
+	for n := range d.list {
+		if !n.isBackend() {
+			servers++
+		}
+	}
+	return servers
 }
 
-// takeDeleted returns the servers that were deleted since it was called last.
+// takeDeleted returns the servers and backends that were deleted since it was called last.
 func (d *drains) takeDeleted() []serverName {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -98,8 +111,8 @@ func (d *drains) takeDeleted() []serverName {
 	return out
 }
 
-// recall takes servers from the list, and returns when none of them is being deleted. It says whether one was, or has been
-// since takeDeleted: then it may be gone.
+// recall takes servers and backends from the list, and returns when none of them is being deleted. It says whether one was, or
+// has been since takeDeleted: then it may be gone.
 func (d *drains) recall(ctx context.Context, names []serverName) (deleted bool) {
 	for {
 		d.mu.Lock()
@@ -124,21 +137,21 @@ func (d *drains) recall(ctx context.Context, names []serverName) (deleted bool) 
 	}
 }
 
-// in returns the servers of the list that a configuration has.
+// in returns the servers and backends of the list that a configuration has.
 func (d *drains) in(c *config) (names []serverName) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for n := range d.list {
-		if _, has := c.backends[n.backend].get(n.name); has {
+		if _, has := c.backends[n.backend].get(n.name); has || n.isBackend() && c.backends[n.backend] != nil {
 			names = append(names, n)
 		}
 	}
 	return names
 }
 
-// Tend implements proxyctl.Driver: it deletes servers that have finished, and ends the connections of servers whose time is
-// over. It also ends the time of servers that linger. It returns in what time to call it again, or 0 when none drains or lingers. A
-// call takes one short exchange, however many servers drain, and now and then a look at all sessions.
+// Tend implements proxyctl.Driver: it deletes servers that have finished, and backends without servers, and ends the connections
+// of servers whose time is over. It also ends the time of servers that linger. It returns in what time to call it again, or 0 when
+// none drains or lingers. A call takes one short exchange, however many servers drain, and now and then a look at all sessions.
 func (d *drains) Tend(ctx context.Context) time.Duration {
 	d.endHolds(ctx)
 	if d.needsSessions() {
@@ -156,10 +169,22 @@ func (d *drains) Tend(ctx context.Context) time.Duration {
 	return d.soonest()
 }
 
-// due returns the servers to try next.
+// withServers returns the backends of servers in the list: they can be deleted after these.
+func (d *drains) withServers() map[string]bool {
+	out := map[string]bool{}
+	for n := range d.list {
+		if !n.isBackend() {
+			out[n.backend] = true
+		}
+	}
+	return out
+}
+
+// due returns the servers and backends to try next.
 func (d *drains) due() (names []serverName) {
+	inUse := d.withServers()
 	for n, s := range d.list {
-		if !s.next.IsZero() && !s.next.After(time.Now()) {
+		if !s.next.IsZero() && !s.next.After(time.Now()) && !(n.isBackend() && inUse[n.backend]) {
 			names = append(names, n)
 		}
 	}
@@ -173,7 +198,7 @@ func (d *drains) needsSessions() bool {
 	defer d.mu.Unlock()
 	return time.Since(d.looked) >= d.opts.DrainTimeout/sessionsPart && slices.ContainsFunc(d.due(), func(n serverName) bool {
 		age := time.Since(d.list[n].since)
-		return age >= d.opts.DrainTimeout && age < d.opts.TunnelTimeout
+		return !n.isBackend() && age >= d.opts.DrainTimeout && age < d.opts.TunnelTimeout
 	})
 }
 
@@ -195,6 +220,10 @@ func (d *drains) begin() (names []serverName, lines []string) {
 	d.busy, d.idle = map[serverName]bool{}, make(chan struct{})
 	for _, n := range names {
 		d.busy[n] = true
+		if n.isBackend() {
+			lines = append(lines, "del backend "+n.backend)
+			continue
+		}
 		if d.isOver(n) {
 			d.opts.Log.Info("closing the connections of a server that left: its time is over", "backend", n.backend, "server", n.name)
 			lines = append(lines, "shutdown sessions server "+n.String())
@@ -214,11 +243,21 @@ func (d *drains) end(names []serverName, reply string, err error) {
 			s = &draining{}
 		}
 		line, rest := nextLine(reply)
+		if n.isBackend() {
+			line, rest = lastLine(reply)
+		}
 		reply = rest
 		switch {
-		case err == nil && (line == saidDeleted || line == saidNoServer):
+		case err == nil && (line == saidDeleted || line == saidNoServer || line == saidBackendDeleted || line == saidNoBackend && n.isBackend()):
 			delete(d.list, n)
 			d.deleted = append(d.deleted, n)
+		case err == nil && line == saidPointedTo:
+			s.next = time.Time{}
+			d.opts.Log.Info("HAProxy keeps a removed backend, without requests, until it is reloaded: its configuration refers to it", "backend", n.backend)
+		case err == nil && n.isBackend(): // it has streams yet
+			s.wait = min(2*s.wait, lastTry)
+			s.next = time.Now().Add(s.wait)
+			d.opts.Log.Debug("HAProxy does not delete a backend that has left yet: it is tried again", "backend", n.backend, "said", oneLine(line))
 		case err == nil && line == saidReferenced:
 			s.next = time.Time{}
 			d.opts.Log.Info("HAProxy keeps a removed server, out of service, until it is reloaded: its configuration refers to it", "backend", n.backend, "server", n.name)
@@ -239,12 +278,16 @@ func (d *drains) end(names []serverName, reply string, err error) {
 	d.busy, d.idle = nil, nil
 }
 
-// soonest returns in what time the next server is to be tried, 0 if none is.
+// soonest returns in what time the next server or backend is to be tried, 0 if none is.
 func (d *drains) soonest() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var soonest time.Time
-	for _, s := range d.list {
+	inUse := d.withServers()
+	for n, s := range d.list {
+		if n.isBackend() && inUse[n.backend] {
+			continue
+		}
 		if !s.next.IsZero() && (soonest.IsZero() || s.next.Before(soonest)) {
 			soonest = s.next
 		}

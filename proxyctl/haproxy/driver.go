@@ -29,6 +29,7 @@ type driver struct {
 	has    configfile.Generation // of the text that now belongs to
 	loaded configfile.Generation // of the text that its worker has loaded
 
+	own          map[string]string    // backends that HAProxy may have and no text has, with the defaults sections they were made from
 	lastID       map[string]int       // highest id of a server ever seen, by backend: a new one is never taken for an old one
 	unmanageable map[string]bool      // backends for which HAProxy showed other servers than it had just loaded
 	refused      map[string]string    // what HAProxy said when it did not add a server, by what it means; of the shape that is loaded
@@ -43,7 +44,7 @@ func newDriver(opts Options) *driver {
 	return &driver{
 		opts: opts, master: m, drains: newDrains(m, opts), counter: &waitCounter{master: m, opts: opts},
 		version: proxyctl.Version{Name: "HAProxy", Binary: opts.Binary, Timeout: opts.Timeout, Report: opts.Version, Log: opts.Log},
-		lastID:  map[string]int{}, refused: map[string]string{}, suspect: map[string]time.Time{}, ports: map[int]refusedPort{},
+		own:     map[string]string{}, lastID: map[string]int{}, refused: map[string]string{}, suspect: map[string]time.Time{}, ports: map[int]refusedPort{},
 		visible: func(ctx context.Context) bool { return opts.Prepared != nil || m.sharesNetwork(ctx) }, // berth's child is here
 	}
 }
@@ -72,8 +73,9 @@ func (d *driver) Unmark(file string, before *config) marked { return unmark(file
 // IsMarked implements proxyctl.Grammar.
 func (d *driver) IsMarked(file string) bool { return isMarked(file) }
 
-// SameFrame implements proxyctl.Grammar: the frame is the global and defaults sections.
-func (d *driver) SameFrame(a, b *config) bool { return difference(a.frame(), b.frame()) == "" }
+// SameFrame implements proxyctl.Grammar: the frame is the global and defaults sections, but for defaults sections with a name that
+// only one has: they may come with the settings in use.
+func (d *driver) SameFrame(a, b *config) bool { return difference(a.frame(b), b.frame(a)) == "" }
 
 // Binary implements proxyctl.Driver.
 func (d *driver) Binary() string { return d.opts.Binary }
@@ -115,10 +117,11 @@ func (d *driver) Observe(base marked) {
 		return
 	}
 	d.loaded = d.seen.generation
-	path, shown := d.now.held(), d.shown(d.now)
-	st, found := d.disguise(d.now, d.seen.state, shown, path, d.seen.maps[path])
-	d.setLingering(found, nil, d.now)
-	d.observe(d.now.withState(st, shown).withMaps(d.seen.maps), st)
+	now := d.now.withBackends(d.seen.backends, d.own, d.unmanageable)
+	path, shown := now.held(), d.shown(now)
+	st, found := d.disguise(now, d.seen.state, shown, path, d.seen.maps[path])
+	d.setLingering(found, nil, now)
+	d.observe(now.withState(st, shown).withMaps(d.seen.maps), st)
 }
 
 // observe takes over the servers that were read from HAProxy.
@@ -153,6 +156,12 @@ func (d *driver) nextID(backend string) int {
 func (d *driver) Plan(to marked, alike *config) plan {
 	if deleted := d.takeDeleted(); len(deleted) > 0 {
 		d.now = d.now.without(deleted)
+		for _, n := range deleted {
+			if n.isBackend() {
+				delete(d.own, n.backend)
+				delete(d.seen.backends, n.backend)
+			}
+		}
 	}
 	if alike != nil {
 		d.now = d.now.assume(alike, to.Config)
@@ -185,6 +194,21 @@ func (d *driver) unfit(ops []op, to *config) string {
 	for _, o := range ops {
 		if d.unmanageable[o.backend] {
 			return fmt.Sprintf("HAProxy shows other servers in backend %s than it has loaded", o.backend)
+		}
+		if o.isBackend() && !d.dynamic() {
+			return o.String()
+		}
+		switch o.kind {
+		case opCreate:
+			if _, there := d.seen.backends[o.backend]; there {
+				return fmt.Sprintf("HAProxy has a backend %s that is in no text", o.backend)
+			}
+			if why := d.refused[creationKey(o.value)]; why != "" {
+				return "earlier: " + why
+			}
+			added++
+		case opUnpublish:
+			removed++
 		}
 		if o.kind == opRemove {
 			removed++
@@ -222,10 +246,14 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 			return fmt.Errorf("%w: %s", proxyctl.ErrUnexpected, p.Reload)
 		}
 	}
+	touched := d.noteOwn(p.Ops)
 	st, err := d.master.exchange(ctx, p.Ops, d.nextID, d.loaded.Shape)
 	var has map[string]entries
 	if err == nil {
 		has, err = d.master.entries(ctx, changedMaps(p.Ops))
+	}
+	if err == nil && len(touched) > 0 {
+		err = d.readBackends(ctx, touched)
 	}
 	if err == nil {
 		backends := []string{}
@@ -235,6 +263,9 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 			}
 		}
 		now, path := to.Config.withDraining(d.now), to.Config.held()
+		if len(touched) > 0 {
+			now = now.withBackends(d.seen.backends, d.own, d.unmanageable)
+		}
 		held, read := has[path]
 		st, found := d.disguise(now, st, backends, path, held)
 		if read {
@@ -250,6 +281,9 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 	}
 	d.now = nil
 	var no *refusal
+	if errors.As(err, &no) && no.does == "add backend" {
+		delete(d.own, no.server)
+	}
 	switch {
 	case errors.As(err, &no) && no.key(to.Config) != "":
 		d.refused[no.key(to.Config)] = err.Error()
@@ -267,8 +301,45 @@ func (d *driver) commit(now *config, to marked) {
 	d.set(now, to.Config)
 	d.counter.set(to.Config)
 	if len(d.lastID) > len(to.Config.backends) {
-		maps.DeleteFunc(d.lastID, func(backend string, _ int) bool { return to.Config.backends[backend] == nil })
+		maps.DeleteFunc(d.lastID, func(backend string, _ int) bool { return now.backends[backend] == nil })
 	}
+}
+
+// dynamic says whether backends come and go at run time.
+func (d *driver) dynamic() bool {
+	return d.opts.Socket != "" && !d.opts.ReloadOnly && proxyctl.AtLeast(d.version.Running(), dynamicBackends)
+}
+
+// noteOwn notes that the bare backends which come or go are berth's, and returns those that do.
+func (d *driver) noteOwn(ops []op) (touched []string) {
+	for _, o := range ops {
+		if !o.isBackend() {
+			continue
+		}
+		touched = append(touched, o.backend)
+		if b, there := d.now.bare[o.backend]; there {
+			d.own[o.backend] = b.from
+		} else {
+			d.own[o.backend] = o.value
+		}
+	}
+	return touched
+}
+
+// readBackends reads what HAProxy has of these backends.
+func (d *driver) readBackends(ctx context.Context, names []string) error {
+	has, err := d.master.backends(ctx, names...)
+	if err != nil {
+		return err
+	}
+	if d.seen.backends == nil {
+		d.seen.backends = map[string]bool{}
+	}
+	for _, name := range names {
+		delete(d.seen.backends, name)
+	}
+	maps.Copy(d.seen.backends, has)
+	return nil
 }
 
 // Before implements proxyctl.Driver.
@@ -331,6 +402,7 @@ func (d *driver) reconcile(ctx context.Context, to marked) {
 	d.setLingering(nil, nil, to.Config)
 	v, err := d.master.inspect(ctx, d.opts.File)
 	d.loaded, d.unmanageable = to.Generation, map[string]bool{}
+	clear(d.own)
 	if err != nil || !v.generation.SameShape(to.Generation) {
 		d.commit(to.Config, to) // the next look finds out
 		return
@@ -351,7 +423,9 @@ func (d *driver) reconcile(ctx context.Context, to marked) {
 		return
 	}
 	for name, b := range to.Config.backends {
-		if todo := compareBackend(name, seen.backends[name], b); todo.Reload != "" || len(todo.Ops) > 0 {
+		_, isBare := to.Config.bare[name]
+		_, there := seen.bare[name]
+		if todo := compareBackend(name, seen.backends[name], b); todo.Reload != "" || len(todo.Ops) > 0 || isBare != there {
 			d.unmanageable[name] = true
 			d.opts.Log.Warn("HAProxy shows other servers than it has loaded: from now on changes of this backend take a reload", "backend", name, "difference", todo.String(), "reason", err)
 		}
@@ -365,7 +439,7 @@ const suspectFor = time.Minute
 // StartsWith implements proxyctl.Driver. A HAProxy that cannot be asked may refuse anything.
 func (d *driver) StartsWith(_, _ *config) bool { return false }
 
-// Merge implements proxyctl.Driver. Servers that take a reload wait until all of the text is loaded.
+// Merge implements proxyctl.Driver. Servers and backends that take a reload wait until all of the text is loaded.
 func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 	if reload || d.opts.Socket == "" || d.opts.ReloadOnly || base.reloadReason != "" || to.reloadReason != "" {
 		return ""
@@ -383,13 +457,16 @@ func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 	}
 	merged := *base
 	merged.sections = nil
-	if maps.EqualFunc(base.maps, to.maps, func(_, _ entries) bool { return true }) {
-		if p := compareMaps(base, to); p.Reload == "" {
-			merged.preamble = to.preamble
-		}
-	}
 	var ops []op
 	for _, s := range base.sections {
+		if s.bare && to.backends[s.name] == nil && !left[s.name] && now.backends[s.name] != nil && !base.refersToBackend(s.name) {
+			p := compareBackend(s.name, now.backends[s.name], nil)
+			all := slices.Concat(ops, []op{{kind: opUnpublish, backend: s.name}}, p.Ops)
+			if p.Reload == "" && d.unfit(all, to) == "" {
+				ops = all
+				continue
+			}
+		}
 		if is, ok := heads[s.head]; ok && s.isProxy() && s.text != is.text && s.inherited == is.inherited && slices.Equal(s.raw, is.raw) {
 			p := compareBackend(s.name, now.backends[s.name], is.backend)
 			for _, o := range p.Ops {
@@ -403,6 +480,22 @@ func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 			}
 		}
 		merged.sections = append(merged.sections, s)
+	}
+	for _, s := range to.sections {
+		if !s.bare || base.backends[s.name] != nil || now.backends[s.name] != nil || time.Since(d.suspect[s.name]) <= suspectFor || !base.sameDefaults(s.from, to) {
+			continue
+		}
+		p := compareBackend(s.name, nil, s.backend)
+		all := slices.Concat(ops, []op{{kind: opCreate, backend: s.name, value: s.from}}, p.Ops)
+		if p.Reload == "" && d.unfit(all, to) == "" {
+			ops = all
+			merged.sections = append(merged.sections, s)
+		}
+	}
+	if maps.EqualFunc(base.maps, to.maps, func(_, _ entries) bool { return true }) {
+		if p := compareMaps(base, to); p.Reload == "" {
+			merged.preamble = mergeMaps(base, to, left, merged.lacks(to))
+		}
 	}
 	return merged.text()
 }

@@ -27,6 +27,7 @@ import (
 // reload, and carries out the commands that change servers.
 type masterSocket struct {
 	path, file string
+	version    string
 	silent     bool              // 2.6: no reply to reload
 	hang       map[string]bool   // commands that are never answered
 	says       map[string]string // what is answered instead, and nothing done, by the beginning of a command
@@ -38,6 +39,7 @@ type masterSocket struct {
 	mu       sync.Mutex
 	running  string // text of the serving worker
 	servers  []fakeServer
+	backends map[string]bool // published
 	maps     map[string]entries
 	worker   int
 	failed   int
@@ -54,7 +56,7 @@ type fakeServer struct {
 
 func startMaster(t *testing.T, dir string) *masterSocket {
 	m := &masterSocket{
-		path: filepath.Join(dir, "master.sock"), file: filepath.Join(dir, "haproxy.cfg"),
+		path: filepath.Join(dir, "master.sock"), file: filepath.Join(dir, "haproxy.cfg"), version: "3.0.11",
 		hang: map[string]bool{}, says: map[string]string{}, worker: 100, release: make(chan struct{}),
 		refuse: func(text string) string {
 			if strings.Contains(text, "bogus") {
@@ -83,7 +85,7 @@ func startMaster(t *testing.T, dir string) *masterSocket {
 
 // run makes the worker one that has loaded text.
 func (m *masterSocket) run(text string) {
-	m.running, m.servers, m.maps = text, nil, map[string]entries{}
+	m.running, m.servers, m.maps, m.backends = text, nil, map[string]entries{}, map[string]bool{}
 	contents, _ := cutMaps(text)
 	for path := range contents {
 		content, _ := os.ReadFile(path)
@@ -92,8 +94,9 @@ func (m *masterSocket) run(text string) {
 	backend := ""
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
-		if len(f) == 2 && f[0] == "backend" {
+		if len(f) > 1 && f[0] == "backend" {
 			backend = f[1]
+			m.backends[backend] = true
 		}
 		if len(f) < 3 || f[0] != "server" {
 			continue
@@ -144,9 +147,9 @@ func (m *masterSocket) toMaster(conn io.Writer, command string) {
 	switch command {
 	case "show proc":
 		fmt.Fprintf(conn, "#<PID>          <type>          <reloads>       <uptime>        <version>\n"+
-			"1               master          5 [failed: %d]     0d00h00m05s     3.0.11\n# workers\n"+
-			"%d               worker          0               0d00h00m04s     3.0.11\n# old workers\n"+
-			"%d               worker          1               0d00h00m09s     3.0.11\n# programs\n\n", m.failed, m.worker, m.worker-1)
+			"1               master          5 [failed: %d]     0d00h00m05s     %[4]s\n# workers\n"+
+			"%[2]d               worker          0               0d00h00m04s     %[4]s\n# old workers\n"+
+			"%[3]d               worker          1               0d00h00m09s     %[4]s\n# programs\n\n", m.failed, m.worker, m.worker-1, m.version)
 	case "reload":
 		text, _ := os.ReadFile(m.file)
 		m.loaded = append(m.loaded, string(text))
@@ -177,7 +180,7 @@ const stateHead = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_
 func (m *masterSocket) toWorker(conn io.Writer, command string) {
 	w := strings.Fields(command)
 	what := strings.Join(w[:min(2, len(w))], " ")
-	if what != "show map" && what != "show env" && what != "show info" && what != "show servers" {
+	if what != "show map" && what != "show stat" && what != "show env" && what != "show info" && what != "show servers" {
 		m.commands = append(m.commands, command)
 	}
 	for begin, says := range m.says {
@@ -220,6 +223,40 @@ func (m *masterSocket) toWorker(conn io.Writer, command string) {
 			fmt.Fprintf(conn, "2 %s %d %s %s %d %d %d 1 44 8 2 0 %d 0 0 0 - %s - 0 0 - - 0\n", s.backend, s.id, s.name, s.addr, op, s.admin, s.weight, s.check, s.port)
 		}
 		io.WriteString(conn, "\n")
+	case "show stat":
+		io.WriteString(conn, "# pxname,svname,status,\n")
+		for name, published := range m.backends {
+			if w[2] == "-1" || w[2] == name {
+				fmt.Fprintf(conn, "%s,BACKEND,UP%s,\n", name, map[bool]string{false: " (UNPUB)"}[published])
+			}
+		}
+		io.WriteString(conn, "\n")
+	case "add backend":
+		if _, taken := m.backends[backend]; taken {
+			fmt.Fprintf(conn, "Error during backend creation : name is already used by other proxy 'backend %s'.\n\n", backend)
+			return
+		}
+		m.backends[backend] = false
+		io.WriteString(conn, "New backend registered.\n\n")
+	case "publish backend", "unpublish backend":
+		if _, there := m.backends[backend]; !there {
+			io.WriteString(conn, "No such backend.\n\n")
+			return
+		}
+		m.backends[backend] = w[0] == "publish"
+		fmt.Fprintf(conn, "Backend %sed.\n\n", w[0])
+	case "del backend":
+		switch published, there := m.backends[backend]; {
+		case !there:
+			io.WriteString(conn, "No such backend.\n\n")
+		case published:
+			io.WriteString(conn, "Backend must be unpublished prior to its deletion.\n\n")
+		case slices.ContainsFunc(m.servers, func(s fakeServer) bool { return s.backend == backend }):
+			io.WriteString(conn, "Only a backend without server can be deleted.\n\n")
+		default:
+			delete(m.backends, backend)
+			io.WriteString(conn, "Server x/y is going DOWN for maintenance.\nBackend deleted.\n\n")
+		}
 	case "add server":
 		if at != nil {
 			io.WriteString(conn, "Already exists a server with the same name in backend.\n\n")

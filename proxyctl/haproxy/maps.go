@@ -139,6 +139,41 @@ func (d *driver) mapsError(c *config) error {
 	return nil
 }
 
+// mergeMaps returns the contents of the maps of to, to stand before a text of base. What names backends in keep stays in them as
+// it is in base, and what names backends in lacks, which the text does not have, is not passed to these.
+func mergeMaps(base, to *config, keep, lacks map[string]bool) string {
+	if len(keep)+len(lacks) == 0 {
+		return to.preamble
+	}
+	contents, rest := cutMaps(to.preamble)
+	for path, is := range to.maps {
+		was, all := base.maps[path], maps.Clone(is)
+		for key, value := range was {
+			if _, there := all[key]; !there && (keep[key] || keep[value]) {
+				all[key] = value
+			}
+		}
+		for key, value := range is {
+			if !lacks[key] && !lacks[value] {
+				continue
+			}
+			delete(all, key)
+			if old, there := was[key]; there {
+				all[key] = old
+			}
+		}
+		if maps.Equal(all, is) {
+			continue
+		}
+		var b strings.Builder
+		for _, key := range slices.Sorted(maps.Keys(all)) {
+			b.WriteString(key + " " + all[key] + "\n")
+		}
+		contents[path] = b.String()
+	}
+	return WithMaps(rest, contents)
+}
+
 // inCommands matches what a command can hold as a key or a value of a map.
 var inCommands = regexp.MustCompile(`^[A-Za-z0-9_.:/*@%+~=,&!?()\[\]{}|^$-][A-Za-z0-9_.:/*@%+~=,&!?()\[\]{}|^$#-]*$`)
 

@@ -204,6 +204,7 @@ type snapshot struct {
 	generation configfile.Generation // of the text that the serving worker has loaded
 	state      state
 	maps       map[string]entries // by path
+	backends   map[string]bool    // whether requests may go to each
 }
 
 // inspect reads all there is to know. file is the configuration file.
@@ -216,6 +217,9 @@ func (m master) inspect(ctx context.Context, file string) (snapshot, error) {
 	}
 	if err == nil {
 		v.maps, err = m.maps(ctx, file)
+	}
+	if err == nil {
+		v.backends, err = m.backends(ctx)
 	}
 	return v, err
 }

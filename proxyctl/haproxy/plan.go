@@ -14,12 +14,12 @@ import (
 // before others leave, so that no backend is empty in between.
 type plan = proxyctl.Plan[op]
 
-// op is one change of one server, or of one entry of a map.
+// op is one change of one server, of a bare backend, or of one entry of a map.
 type op struct {
 	kind          opKind
-	backend, name string // of a map: its path and the key
+	backend, name string // of a map: its path and the key; a backend has no name beside its own
 	server        server // as it shall be
-	value         string // of an entry, as it shall be; of a server that lingers: the path of held.map
+	value         string // of an entry, as it shall be; of a server that lingers: the path of held.map; of a backend, its defaults section
 	again         bool   // a server that lingers does so already, or another one of its backend does
 }
 
@@ -35,6 +35,10 @@ const (
 	opLinger opKind = "let linger" // while requests wait for another one
 	opCheck  opKind = "check"      // again, after it has lingered
 
+	opCreate    opKind = "add backend"
+	opPublish   opKind = "publish backend" // requests may go to it
+	opUnpublish opKind = "remove backend"  // requests no longer go to it, and it is deleted when it has finished
+
 	opMapAdd    opKind = "add to map"
 	opMapSet    opKind = "change in map"
 	opMapDelete opKind = "delete from map"
@@ -43,7 +47,15 @@ const (
 // isMap says whether it is a change of a map.
 func (o op) isMap() bool { return o.kind == opMapAdd || o.kind == opMapSet || o.kind == opMapDelete }
 
+// isBackend says whether it is a change of a backend itself.
+func (o op) isBackend() bool {
+	return o.kind == opCreate || o.kind == opPublish || o.kind == opUnpublish
+}
+
 func (o op) String() string {
+	if o.isBackend() {
+		return strings.TrimSuffix(fmt.Sprintf("%s %s from %s", o.kind, o.backend, o.value), " from ")
+	}
 	if o.isMap() {
 		return fmt.Sprintf("%s %s: %s", o.kind, filepath.Base(o.backend), strings.TrimSpace(o.name+" "+o.value))
 	}
@@ -57,7 +69,7 @@ func (o op) String() string {
 	return s
 }
 
-// serversOf returns the servers of changes.
+// serversOf returns the servers of changes, and the backends.
 func serversOf(ops []op) (names []serverName) {
 	for _, o := range ops {
 		if !o.isMap() {
@@ -67,14 +79,17 @@ func serversOf(ops []op) (names []serverName) {
 	return names
 }
 
-// compare plans the way from one configuration to another. Comments, blank lines and the order of servers are no
-// difference; one in anything but servers takes a reload.
+// compare plans the way from one configuration to another. Comments, blank lines and the order of servers and of bare
+// backends are no difference; one in anything but these takes a reload.
 func compare(before, after *config) plan {
-	if why := difference(before.sections, after.sections); why != "" {
+	if why := difference(before.fixed(), after.fixed()); why != "" {
 		return plan{Reload: why}
 	}
 	p := compareServers(before, after)
 	for _, o := range p.Ops {
+		if o.kind == opUnpublish && after.refersToBackend(o.backend) {
+			return plan{Reload: fmt.Sprintf("backend %s removed, to which the configuration seems to refer", o.backend)}
+		}
 		if o.kind == opRemove && after.refersTo(o.backend, o.name) {
 			return plan{Reload: fmt.Sprintf("backend %s: server %s removed, to which the configuration seems to refer", o.backend, o.name)}
 		}
@@ -87,10 +102,20 @@ func compare(before, after *config) plan {
 	return p
 }
 
-// compareServers plans the changes of servers and of the entries of maps.
+// compareServers plans the changes of servers, of bare backends, and of the entries of maps. Nothing is routed to a backend
+// before it has servers, and none is gone before nothing is routed to it.
 func compareServers(before, after *config) plan {
+	come, publish, away, why := compareBare(before.bare, after.bare)
+	if why != "" {
+		return plan{Reload: why}
+	}
 	var enter, change, leave []op
-	for _, name := range slices.Sorted(maps.Keys(after.backends)) {
+	changed := slices.Collect(maps.Keys(after.backends))
+	for _, o := range away {
+		changed = append(changed, o.backend)
+	}
+	slices.Sort(changed)
+	for _, name := range changed {
 		p := compareBackend(name, before.backends[name], after.backends[name])
 		if p.Reload != "" {
 			return p
@@ -107,7 +132,7 @@ func compareServers(before, after *config) plan {
 		}
 	}
 	inMaps := compareMaps(before, after)
-	return plan{Reload: inMaps.Reload, Ops: slices.Concat(enter, change, inMaps.Ops, leave)}
+	return plan{Reload: inMaps.Reload, Ops: slices.Concat(come, enter, publish, change, inMaps.Ops, away, leave)}
 }
 
 func compareBackend(backend string, was, is *backend) plan {
@@ -115,7 +140,7 @@ func compareBackend(backend string, was, is *backend) plan {
 		return plan{}
 	}
 	var ops []op
-	for _, name := range is.order {
+	for _, name := range is.names() {
 		new := is.servers[name]
 		old, there := was.get(name)
 		if there && !old.draining && old.equal(new) {
@@ -143,7 +168,7 @@ func compareBackend(backend string, was, is *backend) plan {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(was.all())) {
-		if _, stays := is.servers[name]; stays || was.servers[name].draining {
+		if _, stays := is.get(name); stays || was.servers[name].draining {
 			continue
 		}
 		ops = append(ops, op{kind: opRemove, backend: backend, name: name})
@@ -153,7 +178,7 @@ func compareBackend(backend string, was, is *backend) plan {
 			return plan{Reload: fmt.Sprintf("backend %s: no command can hold the name of server %s", backend, o.name)}
 		}
 	}
-	if is.off && len(ops) > 0 { // HAProxy 3.4.7 dies of a server that is added there
+	if is != nil && is.off && len(ops) > 0 { // HAProxy 3.4.7 dies of a server that is added there
 		return plan{Reload: fmt.Sprintf("backend %s is disabled", backend)}
 	}
 	return plan{Ops: ops}

@@ -11,7 +11,7 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// refusal is HAProxy's answer to a server that it does not add, or not remove.
+// refusal is HAProxy's answer to a server or a backend that it does not add, or not remove.
 type refusal struct{ does, server, words string }
 
 func (r *refusal) Error() string {
@@ -26,6 +26,10 @@ func (r *refusal) key(c *config) string {
 	switch {
 	case r.does == "remove":
 		return removalKey(backend, name)
+	case name == "" && !strings.Contains(r.words, "already used"):
+		return creationKey(c.bare[backend].from)
+	case name == "":
+		return ""
 	case strings.Contains(r.words, "dynamic load balancing"):
 		return backend
 	case strings.Contains(r.words, "lready"): // a server of that name, or an id
@@ -37,6 +41,7 @@ func (r *refusal) key(c *config) string {
 
 func refusalKey(backend string, s server) string { return backend + " " + s.keywords }
 func removalKey(backend, name string) string     { return "remove " + backend + "/" + name }
+func creationKey(from string) string             { return "from " + from }
 
 // answer is the kind of reply that a command must have. An error is one line that is not expected, and may follow any
 // command.
@@ -47,6 +52,9 @@ const (
 	answerAdded
 	answerMoved
 	answerDeleted // now, or not deletable yet
+	answerCreated
+	answerPublished
+	answerUnpublished
 )
 
 // command is one command to the worker.
@@ -57,6 +65,13 @@ type command struct {
 
 // The words of HAProxy 2.6 to 3.4.
 const (
+	saidCreated        = "New backend registered."
+	saidPublished      = "Backend published."
+	saidUnpublished    = "Backend unpublished."
+	saidBackendDeleted = "Backend deleted."
+	saidNoBackend      = "No such backend."
+	saidPointedTo      = "This proxy cannot be removed at runtime due to other configuration elements pointing to it."
+
 	saidAdded      = "New server registered."
 	saidDeleted    = "Server deleted."
 	saidNoServer   = "No such server."
@@ -71,6 +86,12 @@ func (a answer) accepts(line string) bool {
 		return line == saidAdded
 	case answerMoved:
 		return strings.HasSuffix(line, "by 'stats socket command'") || line == "nothing changed"
+	case answerCreated:
+		return line == saidCreated
+	case answerPublished:
+		return line == saidPublished
+	case answerUnpublished:
+		return line == saidUnpublished
 	case answerDeleted:
 		return line == saidDeleted || line == saidNoServer || line == saidConnected
 	default:
@@ -82,6 +103,12 @@ func (a answer) accepts(line string) bool {
 func (o op) commands(id int) []command {
 	at := o.backend + "/" + o.name
 	switch o.kind {
+	case opCreate:
+		return []command{{fmt.Sprintf("add backend %s from %s", o.backend, o.value), answerCreated}}
+	case opPublish:
+		return []command{{"publish backend " + o.backend, answerPublished}}
+	case opUnpublish:
+		return []command{{"unpublish backend " + o.backend, answerUnpublished}}
 	case opMapAdd:
 		return []command{{fmt.Sprintf("add map %s %s %s", o.backend, o.name, o.value), answerNothing}}
 	case opMapSet:
@@ -147,9 +174,12 @@ func (m master) exchange(ctx context.Context, ops []op, nextID func(backend stri
 		if !o.isMap() {
 			backends[o.backend] = true
 		}
-		if o.kind == opAdd {
+		switch o.kind {
+		case opAdd:
 			enter = append(enter, o.commands(nextID(o.backend))...)
-		} else {
+		case opCreate:
+			enter = append(enter, o.commands(0)...)
+		default:
 			rest = append(rest, o.commands(0)...)
 		}
 	}
@@ -206,6 +236,13 @@ func nextLine(reply string) (line, rest string) {
 	return strings.TrimSpace(line), rest
 }
 
+// lastLine cuts the first reply, and returns the last line of that: HAProxy puts what it has logged meanwhile before its answer to
+// "del backend".
+func lastLine(reply string) (line, rest string) {
+	one, rest, _ := strings.Cut(strings.TrimLeft(reply, "\n"), "\n\n")
+	return strings.TrimSpace(one[strings.LastIndexByte(one, '\n')+1:]), rest
+}
+
 // checkMark reads the reply to "show env" and returns what follows it.
 func checkMark(reply, shape string) (rest string, err error) {
 	line, rest := nextLine(reply)
@@ -228,6 +265,9 @@ func checkReplies(commands []command, reply string) (rest string, err error) {
 		case c.answer == answerAdded && line != "":
 			name, _, _ := strings.Cut(strings.TrimPrefix(c.text, "add server "), " ")
 			return "", &refusal{"add", name, oneLine(line)}
+		case c.answer == answerCreated && line != "":
+			name, _, _ := strings.Cut(strings.TrimPrefix(c.text, "add backend "), " ")
+			return "", &refusal{"add backend", name, oneLine(line)}
 		case line == saidReferenced:
 			return "", &refusal{"remove", strings.TrimPrefix(c.text, "del server "), line}
 		default:

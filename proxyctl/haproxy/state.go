@@ -101,7 +101,7 @@ func fields(out []string, line string) []string {
 // clone returns a copy of the configuration, whose backends may be replaced.
 func (c *config) clone() *config {
 	out := *c
-	out.backends = maps.Clone(c.backends)
+	out.backends, out.bare = maps.Clone(c.backends), maps.Clone(c.bare)
 	return &out
 }
 
@@ -159,9 +159,21 @@ func (s server) withState(l live) server {
 	return s
 }
 
-// withDraining returns the configuration with the servers that only before has, draining.
+// withDraining returns the configuration with the servers and the bare backends that only before has, draining.
 func (c *config) withDraining(before *config) *config {
 	out := c.clone()
+	for name, b := range before.bare {
+		if c.backends[name] != nil {
+			continue
+		}
+		servers := maps.Clone(before.backends[name].all())
+		for server, s := range servers {
+			s.draining = true
+			servers[server] = s
+		}
+		b.leaving = true
+		out.bare[name], out.backends[name] = b, before.backends[name].withServers(servers)
+	}
 	for name, was := range before.backends {
 		is := c.backends[name]
 		if is == nil || is == was {
@@ -185,17 +197,24 @@ func (c *config) withDraining(before *config) *config {
 func (c *config) assume(alike, to *config) *config {
 	out := c.clone()
 	for name, b := range to.backends {
-		if alike.backends[name] == b {
+		if alike.backends[name] == b && c.backends[name] != nil {
 			out.backends[name] = b
 		}
 	}
 	return out
 }
 
-// without returns the configuration without draining servers that were deleted.
+// without returns the configuration without draining servers and leaving backends that were deleted.
 func (c *config) without(deleted []serverName) *config {
 	out := c.clone()
 	for _, n := range deleted {
+		if n.isBackend() {
+			if out.bare[n.backend].leaving {
+				delete(out.bare, n.backend)
+				delete(out.backends, n.backend)
+			}
+			continue
+		}
 		b := out.backends[n.backend]
 		if s, there := b.get(n.name); there && s.draining {
 			servers := maps.Clone(b.servers)

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
-	"strings"
 
 	"berth/templates/claim"
 	"berth/templates/route"
@@ -19,10 +18,9 @@ type Backend struct {
 	Servers   []Server       // by name
 	Settings  claim.Settings // Check is that of all servers that have one
 	Checks    string         // a map of the servers' names to their checks, if these differ; "" = they do not
-	Hash      bool           // the algorithm is a hash
+	Defaults  Defaults       // the section that it takes other settings from
 	Cookie    string         // its name; "" = clients do not stay with a server
 	CheckHost string         // the Host header of health checks; "" = none
-	Strip     *Strip         // nil = the path stays as it is
 }
 
 // Server is one instance of a service.
@@ -39,10 +37,7 @@ type Server struct {
 func Backends(g *route.Group) []*Backend {
 	var all []*Backend
 	if len(g.Routes) > 0 {
-		b := newBackend(g, g.Name, g.Settings)
-		if g.Strip {
-			b.Strip = strip(g.Routes[0])
-		}
+		b := newBackend(g, g.Name, g.Settings, false)
 		if g.Sticky {
 			b.Cookie = "berth-" + g.Name // services of one host share its cookies
 			for n, server := range b.Servers {
@@ -53,9 +48,7 @@ func Backends(g *route.Group) []*Backend {
 		all = append(all, b)
 	}
 	if len(g.Ports) > 0 {
-		b := newBackend(g, tcpName(g), g.ForTCP())
-		b.TCP = true
-		all = append(all, b)
+		all = append(all, newBackend(g, tcpName(g), g.ForTCP(), true))
 	}
 	return all
 }
@@ -64,12 +57,12 @@ func Backends(g *route.Group) []*Backend {
 func tcpName(g *route.Group) string { return g.Name + ".tcp" }
 
 // newBackend returns a backend with the parts that HTTP and TCP have in common.
-func newBackend(g *route.Group, name string, settings claim.Settings) *Backend {
-	b := &Backend{Name: name, Settings: settings, Hash: settings.IsHash()}
+func newBackend(g *route.Group, name string, settings claim.Settings, tcp bool) *Backend {
+	b := &Backend{Name: name, TCP: tcp, Settings: settings, Defaults: newDefaults(settings, tcp)}
 	for _, server := range g.Servers {
 		b.Servers = append(b.Servers, Server{Name: server.Name, Address: server.Address, Weight: server.Weight, Drained: server.Drained})
 	}
-	if b.Hash {
+	if b.Defaults.Hash {
 		numberServers(b.Servers)
 	}
 	if len(g.Routes) > 0 && g.Routes[0].Rank() == 0 {
@@ -121,31 +114,4 @@ func numberServers(servers []Server) {
 		taken[id] = true
 		servers[n].ID = id
 	}
-}
-
-// Strip is how a path prefix is removed from requests.
-type Strip struct {
-	Prefix string // without the slash at its end
-	Field  int    // number of the field of the path that follows it, where / separates fields and the first is empty
-}
-
-// strip returns the prefix to remove for a group with this route, nil for none. All routes of a group have the same path, as
-// an instance names one path only.
-func strip(r claim.Route) *Strip {
-	prefix := strings.TrimSuffix(r.Path, "/")
-	if prefix == "" {
-		return nil
-	}
-	return &Strip{Prefix: prefix, Field: strings.Count(r.Path, "/") + 1}
-}
-
-// Map returns the routes as HAProxy's map_beg reads them: "shop.example.com/cart/ cart".
-func Map(claims []route.Claim) string {
-	var text strings.Builder
-	for _, c := range claims {
-		for _, part := range [...]string{c.Route.String(), " ", c.Group.Name, "\n"} {
-			text.WriteString(part)
-		}
-	}
-	return text.String()
 }

@@ -315,6 +315,16 @@ func (t *Table) Claims() []Claim {
 	return t.claims
 }
 
+// Groups returns all groups, in order.
+func (t *Table) Groups() []*Group {
+	t.ready()
+	groups := make([]*Group, len(t.assigned))
+	for n, f := range t.assigned {
+		groups[n] = &f.Group
+	}
+	return groups
+}
+
 // Ports returns the ports, in order, without refused ones.
 func (t *Table) Ports() []TCPPort {
 	t.ready()
