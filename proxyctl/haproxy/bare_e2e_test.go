@@ -136,7 +136,10 @@ func TestE2EBackendsComeAndGo(t *testing.T) {
 			has("another berth", proxyctl.None)
 			d.proxy.Close()
 			testenv.MustDocker(t, "restart", "--time", "0", r.id)
-			testenv.Eventually(t, 20*time.Second, "HAProxy answers", func() error { _, err := r.info("Version"); return err })
+			testenv.Eventually(t, 20*time.Second, "HAProxy's master answers", func() error {
+				_, err := ask(r.dir+"/master.sock", "show proc")
+				return err
+			})
 			for _, g := range all {
 				r.first(http.DefaultClient, "/"+g.name+"/")
 			}

@@ -492,7 +492,7 @@ func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 			merged.sections = append(merged.sections, s)
 		}
 	}
-	if maps.EqualFunc(base.maps, to.maps, func(_, _ entries) bool { return true }) {
+	if len(to.maps) > 0 && maps.EqualFunc(base.maps, to.maps, func(_, _ entries) bool { return true }) {
 		if p := compareMaps(base, to); p.Reload == "" {
 			merged.preamble = mergeMaps(base, to, left, merged.lacks(to))
 		}
