@@ -117,7 +117,7 @@ ln -s "$(command -v berth)" ~/.docker/cli-plugins/docker-berth`,
 	"undrain": `berth undrain shop-app-3`,
 	"pause": `# Requests wait, for up to a minute each, while the data is moved:
 berth pause shop --max 60s --reason "new database"
-./migrate.sh && berth resume shop
+# Afterwards: berth resume shop
 
 berth pause --list`,
 	"resume": `berth resume shop`,
