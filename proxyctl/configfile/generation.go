@@ -7,7 +7,7 @@ import (
 )
 
 // Generation is the mark of a text, by which a running proxy tells what it has loaded: one fingerprint of all but the
-// servers, which may come and go in the running proxy, and one of the whole.
+// servers, and whatever else may come and go in the running proxy, and one of the whole.
 type Generation struct{ Shape, Text string }
 
 // NewGeneration makes the mark of a text of this shape.
@@ -22,7 +22,7 @@ func fingerprint(s string) string {
 
 func (g Generation) String() string { return g.Shape + "." + g.Text }
 
-// SameShape says whether two marks are of texts that differ in servers at most.
+// SameShape says whether two marks are of texts that differ in such things at most.
 func (g Generation) SameShape(o Generation) bool { return g.Shape != "" && g.Shape == o.Shape }
 
 // ParseGeneration reads what String wrote. It returns the zero Generation for anything else.
