@@ -89,7 +89,7 @@ type (
 )
 
 // ofHolding is what the settings have for connections that wait: it needs files beside them.
-var ofHolding = regexp.MustCompile(`(?ms)^    lua-load [^\n]*\n|^defaults tcp\.in\.defaults .*?\n\n`)
+var ofHolding = regexp.MustCompile(`(?ms)^    lua-load [^\n]*\n|^defaults tcp\.in\.defaults .*?^(# For all|defaults http)`)
 
 // text is a configuration with the settings of the shipped template. more is for its frontend. The first backend gets
 // what no other one is asked for: each is at the path of its name.
@@ -103,7 +103,7 @@ func (r *harness) text(more string, backends ...group) string {
 	if !ok {
 		r.Fatal("the shipped template renders no global section before its first frontend")
 	}
-	settings = ofHolding.ReplaceAllString(settings, "")
+	settings = ofHolding.ReplaceAllString(settings, "$1")
 	var b strings.Builder
 	fmt.Fprintf(&b, "global\n%s\nfrontend http.in\n    bind %s\n", strings.ReplaceAll(settings, "/run/haproxy/", r.dir+"/"), r.web)
 	b.WriteString("    http-request disable-l7-retry unless { method GET HEAD OPTIONS TRACE PUT DELETE }\n" + more)
