@@ -279,7 +279,7 @@ func TestServiceWithoutARoute(t *testing.T) {
 	c.with("tcp", "tcp-1", "10.0.0.1", 80, route.KeyPort, "5432")
 	c.brain(t, inOrder)
 	var leftOut []string
-	routed := Funcs(Options{TCPPorts: unprivileged})(func(reason string) { leftOut = append(leftOut, reason) })["routed"].(func(string, any) ([]*route.Group, error))
+	routed := Funcs(Options{TCPPorts: unprivileged})(func(reason string) { leftOut = append(leftOut, reason) })["routed"].(func(string, any, ...map[string]time.Duration) ([]*route.Group, error))
 	if groups, err := routed("db", listed["db"]); len(groups) != 0 || err != nil {
 		t.Errorf("%+v, %v", groups, err)
 	}
