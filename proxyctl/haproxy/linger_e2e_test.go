@@ -3,6 +3,7 @@
 package haproxy
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net"
@@ -192,8 +193,9 @@ func TestE2ELinger(t *testing.T) {
 	})
 }
 
-// shipped is what the shipped template makes of one service at the path /, with these server lines. more is for its frontend.
-func (h *realHAProxy) shipped(r release, more string, servers ...string) proxyctl.Config {
+// shipped is what the shipped template makes of one service at the path / and one at a TCP port, with or without a server. more
+// is for the frontend of the first.
+func (h *realHAProxy) shipped(r release, more, tcpPort, web, tcp string) proxyctl.Config {
 	read := func(path string) string {
 		text, err := os.ReadFile(path)
 		if err != nil {
@@ -201,13 +203,19 @@ func (h *realHAProxy) shipped(r release, more string, servers ...string) proxyct
 		}
 		return string(text)
 	}
-	text := read("../../templates/testdata/one.cfg")
+	text, _, one := strings.Cut(read("../../templates/testdata/one.cfg"), "    server host:")
+	_, port, labels := strings.Cut(read("../../templates/testdata/labels.cfg"), "\nfrontend tcp.5432.in ")
+	port, _, next := strings.Cut(port, "\nfrontend tcp.")
+	if !one || !labels || !next {
+		h.t.Fatal("the shipped template no longer renders servers of host, or TCP ports")
+	}
+	text += web + "\nfrontend tcp.5432.in " + port + "\nbackend late.tcp from tcp.defaults\n" + tcp
 	if r.since("3.2") {
 		text = regexp.MustCompile(`http-request lua\.pause ([0-9]+)`).ReplaceAllString(text, "http-request pause ${1}ms")
 	}
 	replace := []string{
 		"    bind :8080\n", "    bind 127.0.0.1:" + h.port + "\n" + more, "    bind :8404\n", "    bind unix@" + h.dir + "/stats.sock\n",
-		"/run/haproxy/", h.dir + "/", "/etc/haproxy/", h.dir + "/",
+		"    bind :5432\n", "    bind 127.0.0.1:" + tcpPort + "\n", "/run/haproxy/", h.dir + "/", "/etc/haproxy/", h.dir + "/",
 	}
 	if r.since("3.2") {
 		replace = append(replace, " sni var(", " pool-conn-name var(", "    lua-load ", "    tune.lua.bool-sample-conversion normal\n    lua-load ")
@@ -218,13 +226,6 @@ func (h *realHAProxy) shipped(r release, more string, servers ...string) proxyct
 		}
 	}
 	text = strings.NewReplacer(replace...).Replace(text)
-	text, _, ok := strings.Cut(text, "    server host:")
-	if !ok {
-		h.t.Fatal("the shipped template no longer renders servers")
-	}
-	for _, s := range servers {
-		text += "    server " + s + "\n"
-	}
 	c, contents := proxyctl.Config{Files: map[string]string{}}, map[string]string{}
 	for _, path := range regexp.MustCompile(regexp.QuoteMeta(h.dir)+`/haproxy\.cfg\.[a-z0-9.-]+`).FindAllString(text, -1) {
 		switch {
@@ -240,17 +241,19 @@ func (h *realHAProxy) shipped(r release, more string, servers ...string) proxyct
 	return c
 }
 
-// Requests that wait in a worker that was replaced by a reload get the server that came after it, and it is told what it would
-// have been told by that worker.
+// Requests and connections that wait in a worker that was replaced by a reload get the server that came after it, which is told
+// what that worker would have told it.
 func TestE2EWaitOverReload(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image, func(o *Options) { o.RouteHold = 10 * time.Second })
-		h.bring(h.shipped(r, ""), proxyctl.Reload)
+		tcpPort := testenv.FreePort(t)
+		h.bring(h.shipped(r, "", tcpPort, "", ""), proxyctl.Reload)
+		connections := h.connections(4, tcpPort)
 		load := h.load(t, 100, http.MethodGet, http.MethodPost)
 		load.until(20)
-		h.bring(h.shipped(r, "    no log\n"), proxyctl.Reload)
+		h.bring(h.shipped(r, "    no log\n", tcpPort, "", ""), proxyctl.Reload)
 		load.until(60)
-		h.bring(h.shipped(r, ""), proxyctl.Reload)
+		h.bring(h.shipped(r, "", tcpPort, "", ""), proxyctl.Reload)
 		load.until(90)
 		host := "127.0.0.1:" + h.port
 		s, address := reader(t)
@@ -268,7 +271,7 @@ func TestE2EWaitOverReload(t *testing.T) {
 				http.Error(w, told, http.StatusBadRequest)
 			}
 		})
-		h.bring(h.shipped(r, "", "s "+address), proxyctl.Runtime)
+		h.bring(h.shipped(r, "", tcpPort, "    server s "+address+"\n", "    server s "+greeter(t)+"\n"), proxyctl.Runtime)
 		testenv.Until(t, 20*time.Second, "requests are answered", func() bool { return load.pending.Load() < 20 })
 		again := h.requests("again.in")
 		load.end()
@@ -276,7 +279,61 @@ func TestE2EWaitOverReload(t *testing.T) {
 		if load.failed.Load() > 0 || again < 20 {
 			t.Error(load.says())
 		}
+		for range cap(connections) {
+			if got := <-connections; got != "welcome\nhello\n" {
+				t.Errorf("a connection got %q", got)
+			}
+		}
 	})
+}
+
+// connections makes connections to a port, and returns what they are told: every other one waits for that before it says anything.
+func (h *realHAProxy) connections(n int, port string) <-chan string {
+	told := make(chan string, n)
+	for i := range n {
+		conn, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		go func() {
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(time.Minute)) // on 2.6 a connection may miss the end of its wait
+			if i%2 == 0 {
+				_, _ = io.WriteString(conn, "hello\n")
+			}
+			lines := bufio.NewReader(conn)
+			greeting, _ := lines.ReadString('\n')
+			if i%2 != 0 {
+				_, _ = io.WriteString(conn, "hello\n")
+			}
+			reply, _ := lines.ReadString('\n')
+			told <- greeting + reply
+		}()
+	}
+	return told
+}
+
+// greeter is a server that speaks first, and then says what it is told.
+func greeter(t *testing.T) (address string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				_, _ = io.WriteString(conn, "welcome\n")
+				_, _ = io.Copy(conn, conn)
+			}()
+		}
+	}()
+	return l.Addr().String()
 }
 
 // requests is how many a frontend of the worker that serves has had.
