@@ -468,7 +468,11 @@ func grammar() *regexp.Regexp {
 	return regexp.MustCompile(`^(` + strings.Join([]string{
 		`frontend tcp\.` + port + `\.in from tcp\.in\.defaults`,
 		`    bind :` + port,
+		`    bind unix@/run/haproxy/again\.` + port + `\.sock mode 600 accept-proxy`,
+		`    use_backend hold\.again\.` + port + ` if \{ var\(sess\.backend\) -m str again \}`,
 		`    default_backend ` + name + `\.tcp`,
+		`backend hold\.again\.` + port + ` from tcp\.defaults`,
+		`    server again unix@/run/haproxy/again\.` + port + `\.sock send-proxy-v2 no-check`,
 		`    tcp-request session set-var\(sess\.backend\) str\(` + name + `\.tcp\)`,
 		`backend ` + name + ` from http\.` + balance,
 		`backend ` + name + `\.tcp from tcp\.(defaults|` + balance + `)`,

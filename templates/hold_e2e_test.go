@@ -69,7 +69,7 @@ func (h *holding) waiting(key string) int {
 func (h *holding) untilWaiting(n int) {
 	h.tb.Helper()
 	testenv.Eventually(h.tb, 10*time.Second, fmt.Sprint(n, " wait"), func() error {
-		if is := h.waiting("all"); is != n {
+		if is := h.waiting(`\*`); is != n {
 			return fmt.Errorf("%d wait", is)
 		}
 		return nil

@@ -38,8 +38,8 @@ func TestHoldMap(t *testing.T) {
 		if diff := cmp.Diff(want, strings.Join(lines, "")); diff != "" {
 			t.Errorf("%v: %s", hold, diff)
 		}
-		if line := fmt.Sprintf("map_str_int(/etc/haproxy/haproxy.cfg.hold.map,%d)", hold.Milliseconds()); strings.Count(r.text, line) != 2 {
-			t.Errorf("%v: %s is not in the text for requests and connections", hold, line)
+		if line := fmt.Sprintf("map_str_int(/etc/haproxy/haproxy.cfg.hold.map,%d)", hold.Milliseconds()); strings.Count(r.text, line) != 3 {
+			t.Errorf("%v: %s is not in the text for requests, those of the worker before, and connections", hold, line)
 		}
 	}
 }
@@ -85,7 +85,7 @@ func TestInspectDelay(t *testing.T) {
 	}
 }
 
-var pauseLine = regexp.MustCompile(`(?m)^    (http-request|tcp-request content) (pause|lua\.pause) [0-9]+(ms)? if \{ var\(txn\.hold\) -m int gt ([0-9]+) \} waits$`)
+var pauseLine = regexp.MustCompile(`(?m)^    (http-request|tcp-request content) (pause|lua\.pause) [0-9]+(ms)? if \{ var\(txn\.hold\) -m int gt ([0-9]+) \} waits( !\{ stopping \})?$`)
 
 // How requests and connections wait depends on what HAProxy has.
 func TestHowRequestsWait(t *testing.T) {

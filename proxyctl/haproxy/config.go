@@ -417,6 +417,10 @@ func (c *config) text() string {
 	return b.String()
 }
 
+// again is what the names of backends begin with by which a worker that a reload has replaced hands over what waits: their servers
+// are the next worker.
+const again = "hold.again"
+
 // Changes implements proxyctl.Grammar.
 func (d *driver) Changes(before, after *config) []proxyctl.Change {
 	names := map[string]bool{}
@@ -429,7 +433,7 @@ func (d *driver) Changes(before, after *config) []proxyctl.Change {
 	var out []proxyctl.Change
 	for name := range names {
 		was, is := before.backends[name], after.backends[name]
-		if was == is {
+		if was == is || strings.HasPrefix(name, again) {
 			continue
 		}
 		c := proxyctl.Change{Backend: name, After: is.count()}

@@ -60,7 +60,7 @@ func TestChanges(t *testing.T) {
 	after := strings.NewReplacer(
 		"    server b 10.0.0.2:80 check\n", "    server c 10.0.0.3:80 check\n    server d 10.0.0.4:80 check\n",
 		"server a 10.0.0.1:80 check", "server  a  10.0.0.1:80   check # same",
-		"backend empty\n", "backend new\n  server n 10.0.0.5:80\n",
+		"backend empty\n", "backend new\n  server n 10.0.0.5:80\nbackend hold.again\n  server again unix@/run/haproxy/again.sock\n",
 	).Replace(sample)
 	want := []proxyctl.Change{
 		{Backend: "app", Before: 2, After: 3, Added: 2, Removed: 1},

@@ -3,10 +3,14 @@
 package haproxy
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,23 +21,22 @@ import (
 	"berth/proxyctl"
 )
 
-// holding is a configuration whose requests wait while the backend app has no server, as those of the shipped template do. A
-// worker that stops waits no longer: it hands its requests over to the one that serves. more is for the frontend.
+// holding is a configuration whose requests wait while the backend app has no server, as those of the shipped template do. more
+// is for the frontend.
 func (h *realHAProxy) holding(r release, more, server string) proxyctl.Config {
 	pause, load := "lua.pause 100", "global\n  lua-load "+h.dir+"/pause.lua\n"
 	if r.since("3.2") {
 		pause, load = "pause 100ms", ""
 	}
 	write(h.t, h.dir+"/pause.lua", `core.register_action("pause", { "http-req" }, function(txn, ms) core.msleep(tonumber(ms)) end, 1)`)
-	held, again := h.dir+"/haproxy.cfg.held.map", "unix@"+h.dir+"/again.sock"
+	held := h.dir + "/haproxy.cfg.held.map"
 	text := load + "defaults\n  mode http\n  timeout connect 300ms\n  retries 50\n  retry-on conn-failure empty-response\n  option redispatch 1\n" +
 		"  timeout client 60s\n  timeout server 60s\n  http-reuse never\n  default-server check inter 1s fall 2 rise 1\n" +
-		"frontend web\n  bind 127.0.0.1:" + h.port + "\n  bind " + again + " accept-proxy\n" + more +
+		"frontend web\n  bind 127.0.0.1:" + h.port + "\n" + more +
 		"  http-request set-var(txn.backend) str(app)\n" +
 		"  acl waits var(txn.backend),nbsrv eq 0\n  acl waits var(txn.backend),map(" + held + ") -m found\n" +
-		strings.Repeat("  http-request "+pause+" if waits !{ stopping }\n", 100) +
-		"  use_backend hold.again if waits { stopping }\n  default_backend app\n" +
-		"backend hold.again\n  server again " + again + " send-proxy-v2\nbackend app\n"
+		strings.Repeat("  http-request "+pause+" if waits\n", 100) +
+		"  default_backend app\nbackend app\n"
 	if server != "" {
 		text += "  server " + server + "\n"
 	}
@@ -190,24 +193,161 @@ func TestE2ELinger(t *testing.T) {
 	})
 }
 
-// Requests that wait in a worker that was replaced by a reload get the server that came after it.
+// shipped is what the shipped template makes of one service at the path / and one at a TCP port, with or without a server. more
+// is for the frontend of the first.
+func (h *realHAProxy) shipped(r release, more, tcpPort, web, tcp string) proxyctl.Config {
+	read := func(path string) string {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		return string(text)
+	}
+	text, _, one := strings.Cut(read("../../templates/testdata/one.cfg"), "    server host:")
+	_, port, labels := strings.Cut(read("../../templates/testdata/labels.cfg"), "\nfrontend tcp.5432.in ")
+	port, _, next := strings.Cut(port, "\nfrontend tcp.")
+	if !one || !labels || !next {
+		h.t.Fatal("the shipped template no longer renders servers of host, or TCP ports")
+	}
+	text += web + "\nfrontend tcp.5432.in " + port + "\nbackend late.tcp from tcp.defaults\n" + tcp
+	if r.since("3.2") {
+		text = regexp.MustCompile(`http-request lua\.pause ([0-9]+)`).ReplaceAllString(text, "http-request pause ${1}ms")
+	}
+	replace := []string{
+		"    bind :8080\n", "    bind 127.0.0.1:" + h.port + "\n" + more, "    bind :8404\n", "    bind unix@" + h.dir + "/stats.sock\n",
+		"    bind :5432\n", "    bind 127.0.0.1:" + tcpPort + "\n", "/run/haproxy/", h.dir + "/", "/etc/haproxy/", h.dir + "/",
+	}
+	if r.since("3.2") {
+		replace = append(replace, " sni var(", " pool-conn-name var(", "    lua-load ", "    tune.lua.bool-sample-conversion normal\n    lua-load ")
+	}
+	for i := 0; i < len(replace); i += 2 {
+		if !strings.Contains(text, replace[i]) {
+			h.t.Fatalf("the shipped template no longer renders %q", replace[i])
+		}
+	}
+	text = strings.NewReplacer(replace...).Replace(text)
+	c, contents := proxyctl.Config{Files: map[string]string{}}, map[string]string{}
+	for _, path := range regexp.MustCompile(regexp.QuoteMeta(h.dir)+`/haproxy\.cfg\.[a-z0-9.-]+`).FindAllString(text, -1) {
+		switch {
+		case strings.HasSuffix(path, ".lua"):
+			c.Files[path] = read("../../templates/pause.lua")
+		case strings.HasSuffix(path, ".routes.map"):
+			contents[path] = read("../../templates/testdata/one.map")
+		default:
+			contents[path] = ""
+		}
+	}
+	c.Text = WithMaps(text, contents)
+	return c
+}
+
+// Requests and connections that wait in a worker that was replaced by a reload get the server that came after it, which is told
+// what that worker would have told it.
 func TestE2EWaitOverReload(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image, func(o *Options) { o.RouteHold = 10 * time.Second })
-		h.bring(h.holding(r, "", ""), proxyctl.Reload)
+		tcpPort := testenv.FreePort(t)
+		h.bring(h.shipped(r, "", tcpPort, "", ""), proxyctl.Reload)
+		connections := h.connections(4, tcpPort)
 		load := h.load(t, 100, http.MethodGet, http.MethodPost)
 		load.until(20)
-		h.bring(h.holding(r, "  option httplog\n", ""), proxyctl.Reload)
+		h.bring(h.shipped(r, "    no log\n", tcpPort, "", ""), proxyctl.Reload)
 		load.until(60)
-		h.bring(h.holding(r, "", ""), proxyctl.Reload)
+		h.bring(h.shipped(r, "", tcpPort, "", ""), proxyctl.Reload)
 		load.until(90)
-		_, address := reader(t)
-		h.bring(h.holding(r, "", "s "+address), proxyctl.Runtime)
+		host := "127.0.0.1:" + h.port
+		s, address := reader(t)
+		s.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			n, _ := io.Copy(io.Discard, req.Body)
+			told := fmt.Sprintf("%s %s %d %q", req.Host, req.URL, n, req.Header)
+			for name, want := range map[string]string{
+				"X-Forwarded-For": "127.0.0.1", "X-Real-Ip": "127.0.0.1", "X-Forwarded-Proto": "http", "X-Forwarded-Host": host, "X-Forwarded-Port": h.port,
+			} {
+				if v := req.Header[name]; len(v) != 1 || v[0] != want {
+					http.Error(w, told, http.StatusBadRequest)
+				}
+			}
+			if req.Host != host || req.URL.Path != "/" || n != req.ContentLength || req.Header["X-Berth-Again"] != nil {
+				http.Error(w, told, http.StatusBadRequest)
+			}
+		})
+		h.bring(h.shipped(r, "", tcpPort, "    server s "+address+"\n", "    server s "+greeter(t)+"\n"), proxyctl.Runtime)
 		testenv.Until(t, 20*time.Second, "requests are answered", func() bool { return load.pending.Load() < 20 })
+		again := h.requests("again.in")
 		load.end()
-		t.Log(load.says())
-		if load.failed.Load() > 0 {
+		t.Logf("%s; %d were handed over to the last worker", load.says(), again)
+		if load.failed.Load() > 0 || again < 20 {
 			t.Error(load.says())
 		}
+		for range cap(connections) {
+			if got := <-connections; got != "welcome\nhello\n" {
+				t.Errorf("a connection got %q", got)
+			}
+		}
 	})
+}
+
+// connections makes connections to a port, and returns what they are told: every other one waits for that before it says anything.
+func (h *realHAProxy) connections(n int, port string) <-chan string {
+	told := make(chan string, n)
+	for i := range n {
+		conn, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		go func() {
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(time.Minute)) // on 2.6 a connection may miss the end of its wait
+			if i%2 == 0 {
+				_, _ = io.WriteString(conn, "hello\n")
+			}
+			lines := bufio.NewReader(conn)
+			greeting, _ := lines.ReadString('\n')
+			if i%2 != 0 {
+				_, _ = io.WriteString(conn, "hello\n")
+			}
+			reply, _ := lines.ReadString('\n')
+			told <- greeting + reply
+		}()
+	}
+	return told
+}
+
+// greeter is a server that speaks first, and then says what it is told.
+func greeter(t *testing.T) (address string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				_, _ = io.WriteString(conn, "welcome\n")
+				_, _ = io.Copy(conn, conn)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// requests is how many a frontend of the worker that serves has had.
+func (h *realHAProxy) requests(frontend string) int64 {
+	h.t.Helper()
+	for line := range strings.Lines(h.says("show stat " + frontend + " 1 -1 typed")) {
+		if name, value, _ := strings.Cut(line, ":"); strings.Contains(name, ".req_tot.") {
+			n, err := strconv.ParseInt(strings.TrimSpace(value[strings.LastIndex(value, ":")+1:]), 10, 64)
+			if err != nil {
+				h.t.Fatal(err)
+			}
+			return n
+		}
+	}
+	h.t.Fatalf("no figures of %s", frontend)
+	return 0
 }

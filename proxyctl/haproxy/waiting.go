@@ -15,7 +15,7 @@ import (
 const (
 	waitingTable  = "hold.waiting"
 	releasedTable = "hold.released"
-	everyBackend  = "all"
+	everyBackend  = "*" // which no backend is called
 )
 
 // How often the tables are read.

@@ -18,7 +18,7 @@ func TestCountWaiting(t *testing.T) {
 	const (
 		waiting = "# table: hold.waiting, type: string, size:10240, used:3\n" +
 			"0x55f6263d9528: key=app use=4 exp=598464 conn_cnt=14 conn_cur=4\n0x55f6263d9529: key=db.tcp use=4 exp=598464 conn_cnt=2 conn_cur=1\n" +
-			"0x55f6263d9530: key=all use=5 exp=598464 conn_cnt=16 conn_cur=5\n\n"
+			"0x55f6263d9530: key=* use=5 exp=598464 conn_cnt=16 conn_cur=5\n\n"
 		head = "# table: hold.released, type: string, size:10240, used:0\n"
 	)
 	for _, tt := range []struct {
@@ -26,10 +26,10 @@ func TestCountWaiting(t *testing.T) {
 		app, db        int
 	}{
 		{"none has gone on", "", 4, 1},
-		{"3.0", "0x7f437c382808: key=app use=3 exp=599138 shard=0 conn_cnt=11 conn_cur=1\n0x7f437c382809: key=all use=3 exp=599138 shard=0 conn_cnt=11 conn_cur=1\n", 3, 1},
-		{"2.6", "0x7f437c382809: key=all use=3 exp=599138 conn_cnt=11 conn_cur=2\n", 3, 1},
-		{"2.6, all have", "0x7f437c382809: key=all use=3 exp=599138 conn_cnt=16 conn_cur=5\n", 0, 0},
-		{"read in between", "0x7f437c382809: key=all use=3 exp=599138 conn_cnt=17 conn_cur=6\n", 0, 0},
+		{"3.0", "0x7f437c382808: key=app use=3 exp=599138 shard=0 conn_cnt=11 conn_cur=1\n0x7f437c382809: key=* use=3 exp=599138 shard=0 conn_cnt=11 conn_cur=1\n", 3, 1},
+		{"2.6", "0x7f437c382809: key=* use=3 exp=599138 conn_cnt=11 conn_cur=2\n", 3, 1},
+		{"2.6, all have", "0x7f437c382809: key=* use=3 exp=599138 conn_cnt=16 conn_cur=5\n", 0, 0},
+		{"read in between", "0x7f437c382809: key=* use=3 exp=599138 conn_cnt=17 conn_cur=6\n", 0, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			want := map[string]proxyctl.WaitingCount{"app": {Now: tt.app, Total: 14}, "db.tcp": {Now: tt.db, Total: 2}}
