@@ -51,6 +51,7 @@ func (c *labelChange) compose(name string, v version) string {
     image: %s
     scale: 2
     stop_signal: SIGCONT
+    stop_grace_period: 20s
     environment: { %s }
     labels: { SERVICE_STOP_SIGNAL: SIGTERM, SERVICE_NAME: %s, SERVICE_ROUTE_HOST: %s, SERVICE_ROUTE_PATH: "%s/"%s }
 `, name, "${IMAGE_APP}", v.environment, c.name, c.host(), c.path, strings.TrimSuffix(", "+v.labels, ", "))
@@ -128,6 +129,7 @@ func (c *labelChange) expect(s *stack, labels string) error {
 func TestE2ELabelsChange(t *testing.T) {
 	var services strings.Builder
 	services.WriteString("  templater:\n    environment: { BERTH_TRUSTED_PROXIES: '10.0.0.0/8,172.16.0.0/12,192.168.0.0/16' }\n")
+	services.WriteString("  registrar:\n    environment: { BERTH_DRAIN_TIME: 6s }\n") // ten services change at once, each by a reload
 	var old, new []string
 	for _, c := range labelChanges {
 		old, new = append(old, c.name+"-old"), append(new, c.name+"-new")
@@ -151,7 +153,7 @@ func TestE2ELabelsChange(t *testing.T) {
 	each("HAProxy has the old servers", servers(2))
 	each("the old labels count", func(c *labelChange) error { return c.expectOld(s) })
 
-	l := traffic.Send(t, s.web, 300, func(kept bool, n int) traffic.Exchange {
+	l := traffic.Send(t, s.web, 200, func(kept bool, n int) traffic.Exchange {
 		return labelChanges[n%len(labelChanges)].exchange(n / len(labelChanges))
 	}, traffic.Kept, traffic.Fresh)
 	began := time.Now()

@@ -193,6 +193,7 @@ func (r rendering) render(b testing.TB, servers []string) proxyctl.Config {
 		contents[path] = text
 		return path
 	}
+	funcs["paused"] = func() map[string]time.Duration { return nil }
 	funcs["directory"] = func(string) (any, error) { return nil, nil }
 	t, err := template.NewTemplate(&template.NewTemplateInput{
 		Contents:   strings.ReplaceAll(r.template, `partial "`, `executeTemplate "`),
