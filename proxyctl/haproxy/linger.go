@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"berth/proxyctl"
 )
 
 // When a backend has no server any more, HAProxy answers the requests that it has given to it already with 503 at once, those
@@ -26,9 +28,10 @@ type lingering struct {
 
 // lingerer is one server that lingers.
 type lingerer struct {
-	name  string
-	gone  bool     // it is in no text, and will drain
-	leave []string // commands that take it out of service
+	name    string
+	checked bool
+	gone    bool     // it is in no text, and will drain
+	leave   []string // commands that take it out of service
 }
 
 // has says whether a server lingers, of the backend with this entry, which may be nil.
@@ -125,6 +128,7 @@ func (d *driver) linger(ops []op, to *config) []op {
 			}
 			switch {
 			case !stays:
+				has.checked = s.checked // it may be back before it is deleted
 				do(opRemove)
 			case has.disabled:
 				do(opMaint)
@@ -206,14 +210,14 @@ func (d *driver) disguise(c *config, st state, backends []string, path string, h
 			}
 			s, known := c.backends[backend].get(was.name)
 			at := backend + "/" + was.name
-			is := lingerer{name: strings.Clone(was.name), gone: !known || s.draining, leave: []string{"set server " + at + " state maint"}}
+			is := lingerer{name: strings.Clone(was.name), checked: was.checked, gone: !known || s.draining, leave: []string{"set server " + at + " state maint"}}
 			if known && !s.draining && !s.disabled && s.weight == 0 {
 				was.weight = 0
 				is.leave = []string{"set server " + at + " weight 0"}
 			} else {
 				was.disabled = true
 			}
-			if !is.gone && s.checked {
+			if is.checked {
 				is.leave = append(is.leave, "enable health "+at)
 			}
 			l.servers = append(l.servers, is)
@@ -244,6 +248,17 @@ func (d *driver) setLingering(found map[string]*lingering, only []string, c *con
 			l.until = l.since.Add(c.hold(backend, d.opts.RouteHold))
 		}
 		d.lingering[backend] = l
+	}
+}
+
+// hideLingering makes the servers that linger ones that get no requests.
+func (d *drains) hideLingering(servers []proxyctl.Server) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, s := range servers {
+		if d.lingering[s.Backend].has(s.Name) {
+			servers[i].Usable = false
+		}
 	}
 }
 

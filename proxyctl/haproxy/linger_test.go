@@ -106,7 +106,7 @@ const (
 
 var (
 	lingersA = []string{"add map HELD app 1", "disable health app/a"}
-	leavesA  = []string{"set server app/a state maint", "del server app/a", "del map HELD app"}
+	leavesA  = []string{"enable health app/a", "set server app/a state maint", "del server app/a", "del map HELD app"}
 	entersB  = []string{"add server app/b 10.0.0.2:80 id 2 check", "enable health app/b", "enable server app/b"}
 )
 
@@ -177,7 +177,7 @@ func TestLinger(t *testing.T) {
 		"not at an address that another service has by now": func(l *lingers) {
 			l.apply(l.text(""), lingersA...)
 			l.apply(l.text("", "x 10.0.0.1:80"), "add server other/x 10.0.0.1:80 id 1", "enable server other/x",
-				"set server app/a state maint", "del server app/a", "del map HELD app")
+				"enable health app/a", "set server app/a state maint", "del server app/a", "del map HELD app")
 		},
 		"over a restart of berth": func(l *lingers) {
 			l.apply(l.text(""), lingersA...)
@@ -231,7 +231,7 @@ func TestLinger(t *testing.T) {
 			l.masterSocket.servers[0].busy = true
 			l.commands = nil
 			l.driver.Tend(l.Context())
-			l.expect("set server app/a state maint", "del map HELD app", "del server app/a")
+			l.expect("set server app/a state maint", "enable health app/a", "del map HELD app", "del server app/a")
 			if n := l.driver.Draining(); n != 1 {
 				l.Errorf("%d servers drain", n)
 			}
@@ -267,6 +267,36 @@ func TestLinger(t *testing.T) {
 			}
 			hang(false)
 			l.apply(l.text(serverB), slices.Concat(entersB, leavesA)...)
+		},
+		"and drains, and is back with its checks": func(l *lingers) {
+			l.apply(l.text(""), lingersA...)
+			l.masterSocket.servers[0].busy = true
+			l.apply(l.text(serverB), slices.Concat(entersB, leavesA)...)
+			l.apply(l.text(serverB+", "+serverA), "set server app/a state ready")
+			if s := l.masterSocket.servers[0]; s.name != "a" || s.check&checkEnabled == 0 {
+				l.Errorf("%+v has no checks", s)
+			}
+		},
+		"as long as requests wait, and is back with its checks": func(l *lingers) {
+			l.apply(l.text(""), lingersA...)
+			l.masterSocket.servers[0].busy = true
+			l.over()
+			l.driver.Tend(l.Context())
+			l.apply(l.text(serverA), "set server app/a state ready")
+			if s := l.masterSocket.servers[0]; s.name != "a" || s.check&checkEnabled == 0 {
+				l.Errorf("%+v has no checks", s)
+			}
+		},
+		"and gets no requests": func(l *lingers) {
+			l.says["show stat -1 4 -1"] = "# pxname,svname,scur,status,weight,addr\napp,a,1,no check,1,10.0.0.1:80\n\n"
+			usable := func(want bool) {
+				if servers, err := l.Servers(l.Context()); err != nil || len(servers) != 1 || servers[0].Usable != want {
+					l.Errorf("%+v, %v, want usable %v", servers, err, want)
+				}
+			}
+			usable(true)
+			l.apply(l.text(""), lingersA...)
+			usable(false)
 		},
 		"in a merge of what is refused": func(l *lingers) {
 			l.refuse = func(text string) string {
@@ -329,7 +359,7 @@ func TestHoldEndsUnderAChange(t *testing.T) {
 			if err := d.Run(t.Context(), to, p); err != nil {
 				t.Fatal(err)
 			}
-			l.expect(slices.Concat([]string{"set server app/a state maint", "del map HELD app"}, entersB)...)
+			l.expect(slices.Concat([]string{"set server app/a state maint", "enable health app/a", "del map HELD app"}, entersB)...)
 		})
 	}
 }
