@@ -457,13 +457,16 @@ func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 	}
 	merged := *base
 	merged.sections = nil
-	var ops []op
+	var (
+		ops  []op
+		away []string
+	)
 	for _, s := range base.sections {
 		if s.bare && to.backends[s.name] == nil && !left[s.name] && now.backends[s.name] != nil && !base.refersToBackend(s.name) {
 			p := compareBackend(s.name, now.backends[s.name], nil)
 			all := slices.Concat(ops, []op{{kind: opUnpublish, backend: s.name}}, p.Ops)
 			if p.Reload == "" && d.unfit(all, to) == "" {
-				ops = all
+				ops, away = all, append(away, s.name)
 				continue
 			}
 		}
@@ -496,6 +499,9 @@ func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 		if p := compareMaps(base, to); p.Reload == "" {
 			merged.preamble = mergeMaps(base, to, left, merged.lacks(to))
 		}
+	}
+	if routed := routedTo(away, readMaps(merged.preamble, base)); len(routed) > 0 {
+		return d.Merge(base, to, slices.Concat(keep, routed), reload) // they stay for as long as their routes
 	}
 	return merged.text()
 }
