@@ -96,7 +96,12 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 		}
 		return s, nil
 	}
+	begun := d.awaitEnds(ctx)
 	v, err := d.master.inspect(ctx, d.opts.File)
+	for now := d.awaitEnds(ctx); err == nil && now != begun && ctx.Err() == nil; now = d.awaitEnds(ctx) {
+		begun = now
+		v, err = d.master.inspect(ctx, d.opts.File) // what was read before and after does not go together
+	}
 	if err != nil {
 		d.now = nil
 		return proxyctl.Snapshot{Down: true}, err

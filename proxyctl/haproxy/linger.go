@@ -290,6 +290,23 @@ func (d *drains) claim(ctx context.Context, ops []op) (changed bool) {
 	}
 }
 
+// awaitEnds returns when Tend is not about to end the time of any servers, and how often it has begun to.
+func (d *drains) awaitEnds(ctx context.Context) (begun int) {
+	for {
+		d.mu.Lock()
+		wait, begun := d.ending, d.begun
+		d.mu.Unlock()
+		if wait == nil {
+			return begun
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return begun
+		}
+	}
+}
+
 // endHolds has servers leave that have lingered for as long as requests wait.
 func (d *drains) endHolds(ctx context.Context) {
 	due, lines := d.beginEnds()
@@ -337,6 +354,7 @@ func (d *drains) beginEnds() (due map[string]string, lines map[string][]string) 
 		lines[backend] = append(lines[backend], "del map "+l.path+" "+backend)
 	}
 	if len(due) > 0 {
+		d.begun++
 		d.ending = make(chan struct{})
 	}
 	return due, lines

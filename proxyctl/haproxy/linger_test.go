@@ -298,6 +298,17 @@ func TestLinger(t *testing.T) {
 			l.apply(l.text(""), lingersA...)
 			usable(false)
 		},
+		"as long as requests wait, and berth looks meanwhile": func(l *lingers) {
+			l.apply(l.text("a 10.0.0.1:80 check weight 0"), lingersA...)
+			l.mu.Lock()
+			l.first = map[string]func(){"@1 show map": func() { l.over(); l.driver.endHolds(l.Context()) }}
+			l.mu.Unlock()
+			l.commands = nil
+			if res, err := l.Apply(l.Context(), onlyText(l.text("a 10.0.0.1:80 check weight 0")), true); err != nil || res.Action != proxyctl.None {
+				l.Error(res, err)
+			}
+			l.expect("set server app/a weight 0", "enable health app/a", "del map HELD app")
+		},
 		"in a merge of what is refused": func(l *lingers) {
 			l.refuse = func(text string) string {
 				if strings.Contains(text, "bogus") {
