@@ -374,3 +374,41 @@ func TestHoldEndsUnderAChange(t *testing.T) {
 		})
 	}
 }
+
+// A service that goes while its last server lingers takes that and its entry along, and may come back at any time.
+func TestLingersInABackendThatGoes(t *testing.T) {
+	for name, busy := range map[string]bool{"is deleted": false, "is leaving": true} {
+		t.Run(name, func(t *testing.T) {
+			l := startLingers(t)
+			l.version = "3.4.7"
+			text := func(backends string) string {
+				return WithMaps("defaults rr\n  mode http\nfrontend f from rr\n  bind :80\n"+backends, map[string]string{l.file + ".held.map": "", l.file + ".routes.map": map[bool]string{true: "/ app\n"}[backends != ""]})
+			}
+			const app = "backend app from rr\n"
+			l.load(text(app + "  server " + serverA + "\n"))
+			l.apply(text(app), lingersA...)
+			l.masterSocket.servers[0].busy = busy
+			l.apply(text(""), "del map "+l.file+".routes.map /", "unpublish backend app",
+				"enable health app/a", "set server app/a state maint", "del server app/a", "del map HELD app")
+			if len(l.driver.lingering) > 0 {
+				t.Error(l.driver.lingering)
+			}
+			l.overdue(time.Minute)
+			l.driver.Tend(l.Context())
+			if _, there := l.backends["app"]; there != busy {
+				t.Errorf("backends %v", l.backends)
+			}
+			want := []string{"publish backend app", "set server app/a state ready"}
+			if !busy {
+				want = []string{"add backend app from rr", "add server app/a 10.0.0.1:80 id 2 check", "enable health app/a", "enable server app/a", "publish backend app"}
+			}
+			l.apply(text(app+"  server "+serverA+"\n"), append(want, "add map "+l.file+".routes.map / app")...)
+			l.overdue(time.Minute)
+			l.driver.Tend(l.Context())
+			if s := l.masterSocket.servers; len(s) != 1 || s[0].admin != 0 || s[0].check&checkEnabled == 0 {
+				t.Errorf("%+v", s)
+			}
+			l.apply(text(app), lingersA...)
+		})
+	}
+}
