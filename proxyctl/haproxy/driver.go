@@ -367,6 +367,7 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 		return proxyctl.Snapshot{Generation: d.loaded}, nil
 	}
 	d.recall(ctx, d.in(to.Config))
+	ends := d.ends()
 	d.claim(ctx, nil)
 	began := time.Now()
 	now, err := d.master.reload(ctx, d.opts.Reload, to.Generation)
@@ -374,6 +375,7 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 		err = d.isRead(ctx, to)
 	}
 	if err != nil {
+		d.unclaim(ends)
 		err = d.portError(err, last.Config, to.Config, time.Since(began))
 		return proxyctl.Snapshot{}, d.judgeLua(err, to.Config.loadsLua() && !last.Config.loadsLua())
 	}

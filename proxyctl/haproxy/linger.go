@@ -290,6 +290,30 @@ func (d *drains) claim(ctx context.Context, ops []op) (changed bool) {
 	}
 }
 
+// ends returns when the time of servers that linger ends, by backend.
+func (d *drains) ends() map[string]time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	ends := map[string]time.Time{}
+	for backend, l := range d.lingering {
+		if !l.until.IsZero() {
+			ends[backend] = l.until
+		}
+	}
+	return ends
+}
+
+// unclaim has Tend end the time of servers that linger when it was to end before claim, as nothing has changed since.
+func (d *drains) unclaim(ends map[string]time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for backend, until := range ends {
+		if l := d.lingering[backend]; l != nil {
+			l.until = until
+		}
+	}
+}
+
 // awaitEnds returns when Tend is not about to end the time of any servers, and how often it has begun to.
 func (d *drains) awaitEnds(ctx context.Context) (begun int) {
 	for {

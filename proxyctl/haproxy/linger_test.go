@@ -309,6 +309,17 @@ func TestLinger(t *testing.T) {
 			}
 			l.expect("set server app/a weight 0", "enable health app/a", "del map HELD app")
 		},
+		"no longer than requests wait while a text is refused": func(l *lingers) {
+			text := onlyText(l.text("") + "backend bad\n  bogus\n")
+			for range 3 {
+				if _, err := l.Apply(l.Context(), text, true); err == nil {
+					l.Error("it is not refused")
+				}
+				if n := l.driver.Tend(l.Context()); n < 8*time.Second || n > 10*time.Second {
+					l.Errorf("the next look is in %v, and requests wait for 10s", n)
+				}
+			}
+		},
 		"in a merge of what is refused": func(l *lingers) {
 			l.refuse = func(text string) string {
 				if strings.Contains(text, "bogus") {
