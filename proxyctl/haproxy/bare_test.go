@@ -439,3 +439,24 @@ func TestRoutesComeLast(t *testing.T) {
 		}
 	}
 }
+
+// A backend that is wanted again while it leaves does not wait for a text that is refused.
+func TestBackendComesBackWhileATextIsRefused(t *testing.T) {
+	b := newBareBench(t, "3.4.7")
+	b.apply(proxyctl.Reload, "a", "b")
+	b.m.mu.Lock()
+	b.m.servers[0].busy = true
+	b.m.mu.Unlock()
+	for _, names := range [][]string{{"b"}, {"a", "b"}} {
+		text := bareText(b.file, names...) + "backend odd\n  bogus\n"
+		if _, err := b.p.Apply(t.Context(), proxyctl.Config{Text: text}, true); !errors.Is(err, proxyctl.ErrRefused) {
+			t.Fatal(err)
+		}
+	}
+	b.has("a", "b")
+	b.m.mu.Lock()
+	defer b.m.mu.Unlock()
+	if s := b.m.servers[0]; s.name != "a-1" || s.admin != 0 || b.m.maps[b.file+".routes.map"]["/a/"] != "a" {
+		t.Errorf("%+v, %v", s, b.m.maps)
+	}
+}

@@ -492,11 +492,17 @@ func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 		merged.sections = append(merged.sections, s)
 	}
 	for _, s := range to.sections {
-		if !s.bare || base.backends[s.name] != nil || now.backends[s.name] != nil || time.Since(d.suspect[s.name]) <= suspectFor || !base.sameDefaults(s.from, to) {
+		was, come := now.backends[s.name], op{kind: opCreate, backend: s.name, value: s.from}
+		if now.bare[s.name] == (bare{s.from, true}) {
+			come = op{kind: opPublish, backend: s.name}
+		} else if was != nil {
 			continue
 		}
-		p := compareBackend(s.name, nil, s.backend)
-		all := slices.Concat(ops, []op{{kind: opCreate, backend: s.name, value: s.from}}, p.Ops)
+		if !s.bare || base.backends[s.name] != nil || time.Since(d.suspect[s.name]) <= suspectFor || !base.sameDefaults(s.from, to) {
+			continue
+		}
+		p := compareBackend(s.name, was, s.backend)
+		all := slices.Concat(ops, []op{come}, p.Ops)
 		if p.Reload == "" && d.unfit(all, to) == "" {
 			ops = all
 			merged.sections = append(merged.sections, s)
