@@ -380,3 +380,83 @@ func TestParseBackends(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// A backend that only a reload brings has its routes when that is done. Until then they are for the backend that had them before,
+// which stays as long.
+func TestBackendStaysWhileItHasRoutes(t *testing.T) {
+	for name, tt := range map[string]struct {
+		maps map[string]string // of the new text
+		more string            // for it
+	}{
+		"until another one is loaded": {map[string]string{"routes": "/a/ c\n/b/ b\n"}, "backend c from rr\n  option httpchk\n  server c-1 10.0.0.3:80\n"},
+		"until another map is loaded": {map[string]string{"routes": "/b/ b\n", "strip": ""}, ""},
+		"until an entry is loaded":    {map[string]string{"routes": "/b/ b\n/b;c/ b\n"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBareBench(t, "3.4.7")
+			b.apply(proxyctl.Reload, "a", "b")
+			contents := map[string]string{}
+			for name, content := range tt.maps {
+				contents[b.file+"."+name+".map"] = content
+			}
+			_, rest := cutMaps(bareText(b.file, "b"))
+			text := WithMaps(rest+tt.more, contents)
+			if _, err := b.p.Apply(t.Context(), proxyctl.Config{Text: text}, false); !errors.Is(err, proxyctl.ErrNotYet) {
+				t.Fatal(err)
+			}
+			if to := b.m.maps[b.file+".routes.map"]["/a/"]; to != "a" || !b.m.backends["a"] {
+				t.Errorf("/a/ is for %q, and the backends are %v", to, b.m.backends)
+			}
+			if res, err := b.p.Apply(t.Context(), proxyctl.Config{Text: text}, true); err != nil || res.Action != proxyctl.Reload {
+				t.Error(res, err)
+			}
+		})
+	}
+}
+
+// A request that a new route leads to a backend finds all that is known of this in the other maps.
+func TestRoutesComeLast(t *testing.T) {
+	with := func(more string, contents ...string) *config {
+		return parse(WithMaps(newText+more, map[string]string{
+			"/h.cfg.routes.map": contents[0], "/h.cfg.redirect.map": contents[1], "/h.cfg.strip.map": contents[2],
+		}), nil)
+	}
+	const other = "backend other\n  server o 10.0.0.9:80\n"
+	one, both := with(other, "/a/ app\n", "", ""), with(other, "/a/ app\n/b/ other\n", "other 1\n", "other 1/b\n")
+	for _, tt := range []struct {
+		before, after *config
+		want          []string
+	}{
+		{one, both, []string{"add to map h.cfg.redirect.map: other 1", "add to map h.cfg.strip.map: other 1/b", "add to map h.cfg.routes.map: /b/ other"}},
+		{both, one, []string{"delete from map h.cfg.routes.map: /b/", "delete from map h.cfg.redirect.map: other", "delete from map h.cfg.strip.map: other"}},
+	} {
+		var got []string
+		for _, o := range compareMaps(tt.before, tt.after).Ops {
+			got = append(got, o.String())
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
+// A backend that is wanted again while it leaves does not wait for a text that is refused.
+func TestBackendComesBackWhileATextIsRefused(t *testing.T) {
+	b := newBareBench(t, "3.4.7")
+	b.apply(proxyctl.Reload, "a", "b")
+	b.m.mu.Lock()
+	b.m.servers[0].busy = true
+	b.m.mu.Unlock()
+	for _, names := range [][]string{{"b"}, {"a", "b"}} {
+		text := bareText(b.file, names...) + "backend odd\n  bogus\n"
+		if _, err := b.p.Apply(t.Context(), proxyctl.Config{Text: text}, true); !errors.Is(err, proxyctl.ErrRefused) {
+			t.Fatal(err)
+		}
+	}
+	b.has("a", "b")
+	b.m.mu.Lock()
+	defer b.m.mu.Unlock()
+	if s := b.m.servers[0]; s.name != "a-1" || s.admin != 0 || b.m.maps[b.file+".routes.map"]["/a/"] != "a" {
+		t.Errorf("%+v, %v", s, b.m.maps)
+	}
+}

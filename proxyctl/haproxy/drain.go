@@ -46,7 +46,8 @@ type drains struct {
 	idle    chan struct{}       // closed when none is any more; nil when none is
 
 	lingering map[string]*lingering // by backend
-	ended     int                   // how often Tend has ended one's time
+	begun     int                   // how often Tend has begun to end the time of some
+	ended     int                   // how often it has ended one's
 	planned   int                   // ended when linger was called
 	ending    chan struct{}         // closed when it has; nil when it is not about to
 

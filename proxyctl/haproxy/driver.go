@@ -96,7 +96,12 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 		}
 		return s, nil
 	}
+	begun := d.awaitEnds(ctx)
 	v, err := d.master.inspect(ctx, d.opts.File)
+	for now := d.awaitEnds(ctx); err == nil && now != begun && ctx.Err() == nil; now = d.awaitEnds(ctx) {
+		begun = now
+		v, err = d.master.inspect(ctx, d.opts.File) // what was read before and after does not go together
+	}
 	if err != nil {
 		d.now = nil
 		return proxyctl.Snapshot{Down: true}, err
@@ -362,6 +367,7 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 		return proxyctl.Snapshot{Generation: d.loaded}, nil
 	}
 	d.recall(ctx, d.in(to.Config))
+	ends := d.ends()
 	d.claim(ctx, nil)
 	began := time.Now()
 	now, err := d.master.reload(ctx, d.opts.Reload, to.Generation)
@@ -369,6 +375,7 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 		err = d.isRead(ctx, to)
 	}
 	if err != nil {
+		d.unclaim(ends)
 		err = d.portError(err, last.Config, to.Config, time.Since(began))
 		return proxyctl.Snapshot{}, d.judgeLua(err, to.Config.loadsLua() && !last.Config.loadsLua())
 	}
@@ -457,13 +464,16 @@ func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 	}
 	merged := *base
 	merged.sections = nil
-	var ops []op
+	var (
+		ops  []op
+		away []string
+	)
 	for _, s := range base.sections {
 		if s.bare && to.backends[s.name] == nil && !left[s.name] && now.backends[s.name] != nil && !base.refersToBackend(s.name) {
 			p := compareBackend(s.name, now.backends[s.name], nil)
 			all := slices.Concat(ops, []op{{kind: opUnpublish, backend: s.name}}, p.Ops)
 			if p.Reload == "" && d.unfit(all, to) == "" {
-				ops = all
+				ops, away = all, append(away, s.name)
 				continue
 			}
 		}
@@ -482,11 +492,17 @@ func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 		merged.sections = append(merged.sections, s)
 	}
 	for _, s := range to.sections {
-		if !s.bare || base.backends[s.name] != nil || now.backends[s.name] != nil || time.Since(d.suspect[s.name]) <= suspectFor || !base.sameDefaults(s.from, to) {
+		was, come := now.backends[s.name], op{kind: opCreate, backend: s.name, value: s.from}
+		if now.bare[s.name] == (bare{s.from, true}) {
+			come = op{kind: opPublish, backend: s.name}
+		} else if was != nil {
 			continue
 		}
-		p := compareBackend(s.name, nil, s.backend)
-		all := slices.Concat(ops, []op{{kind: opCreate, backend: s.name, value: s.from}}, p.Ops)
+		if !s.bare || base.backends[s.name] != nil || time.Since(d.suspect[s.name]) <= suspectFor || !base.sameDefaults(s.from, to) {
+			continue
+		}
+		p := compareBackend(s.name, was, s.backend)
+		all := slices.Concat(ops, []op{come}, p.Ops)
 		if p.Reload == "" && d.unfit(all, to) == "" {
 			ops = all
 			merged.sections = append(merged.sections, s)
@@ -496,6 +512,9 @@ func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 		if p := compareMaps(base, to); p.Reload == "" {
 			merged.preamble = mergeMaps(base, to, left, merged.lacks(to))
 		}
+	}
+	if routed := routedTo(away, readMaps(merged.preamble, base)); len(routed) > 0 {
+		return d.Merge(base, to, slices.Concat(keep, routed), reload) // they stay for as long as their routes
 	}
 	return merged.text()
 }

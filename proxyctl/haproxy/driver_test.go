@@ -32,9 +32,10 @@ type masterSocket struct {
 	hang       map[string]bool   // commands that are never answered
 	says       map[string]string // what is answered instead, and nothing done, by the beginning of a command
 	refuse     func(text string) string
-	elsewhere  bool   // it reads another file than berth's
-	hide       string // a server that it does not show
-	oldSays    string // what the old worker answers, whatever the command
+	elsewhere  bool              // it reads another file than berth's
+	hide       string            // a server that it does not show
+	oldSays    string            // what the old worker answers, whatever the command
+	first      map[string]func() // what happens before a command is answered for the first time
 
 	mu       sync.Mutex
 	running  string // text of the serving worker
@@ -132,6 +133,12 @@ func (m *masterSocket) serve(conn net.Conn) {
 			<-m.release
 			m.mu.Lock()
 			return
+		}
+		if do := m.first[command]; do != nil {
+			delete(m.first, command)
+			m.mu.Unlock()
+			do()
+			m.mu.Lock()
 		}
 		if worker, ok := strings.CutPrefix(command, "@1 "); ok {
 			m.toWorker(conn, worker)

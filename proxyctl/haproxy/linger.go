@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"berth/proxyctl"
 )
 
 // When a backend has no server any more, HAProxy answers the requests that it has given to it already with 503 at once, those
@@ -26,9 +28,10 @@ type lingering struct {
 
 // lingerer is one server that lingers.
 type lingerer struct {
-	name  string
-	gone  bool     // it is in no text, and will drain
-	leave []string // commands that take it out of service
+	name    string
+	checked bool
+	gone    bool     // it is in no text, and will drain
+	leave   []string // commands that take it out of service
 }
 
 // has says whether a server lingers, of the backend with this entry, which may be nil.
@@ -125,6 +128,7 @@ func (d *driver) linger(ops []op, to *config) []op {
 			}
 			switch {
 			case !stays:
+				has.checked = s.checked // it may be back before it is deleted
 				do(opRemove)
 			case has.disabled:
 				do(opMaint)
@@ -206,14 +210,14 @@ func (d *driver) disguise(c *config, st state, backends []string, path string, h
 			}
 			s, known := c.backends[backend].get(was.name)
 			at := backend + "/" + was.name
-			is := lingerer{name: strings.Clone(was.name), gone: !known || s.draining, leave: []string{"set server " + at + " state maint"}}
+			is := lingerer{name: strings.Clone(was.name), checked: was.checked, gone: !known || s.draining, leave: []string{"set server " + at + " state maint"}}
 			if known && !s.draining && !s.disabled && s.weight == 0 {
 				was.weight = 0
 				is.leave = []string{"set server " + at + " weight 0"}
 			} else {
 				was.disabled = true
 			}
-			if !is.gone && s.checked {
+			if is.checked {
 				is.leave = append(is.leave, "enable health "+at)
 			}
 			l.servers = append(l.servers, is)
@@ -247,6 +251,17 @@ func (d *driver) setLingering(found map[string]*lingering, only []string, c *con
 	}
 }
 
+// hideLingering makes the servers that linger ones that get no requests.
+func (d *drains) hideLingering(servers []proxyctl.Server) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, s := range servers {
+		if d.lingering[s.Backend].has(s.Name) {
+			servers[i].Usable = false
+		}
+	}
+}
+
 // claim keeps Tend from ending the time of servers that linger in the backends of these changes, or in all if there are
 // none, and returns when it is not about to. It says whether it has ended any since linger was called.
 func (d *drains) claim(ctx context.Context, ops []op) (changed bool) {
@@ -271,6 +286,47 @@ func (d *drains) claim(ctx context.Context, ops []op) (changed bool) {
 		case <-wait:
 		case <-ctx.Done():
 			return false
+		}
+	}
+}
+
+// ends returns when the time of servers that linger ends, by backend.
+func (d *drains) ends() map[string]time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	ends := map[string]time.Time{}
+	for backend, l := range d.lingering {
+		if !l.until.IsZero() {
+			ends[backend] = l.until
+		}
+	}
+	return ends
+}
+
+// unclaim has Tend end the time of servers that linger when it was to end before claim, as nothing has changed since.
+func (d *drains) unclaim(ends map[string]time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for backend, until := range ends {
+		if l := d.lingering[backend]; l != nil {
+			l.until = until
+		}
+	}
+}
+
+// awaitEnds returns when Tend is not about to end the time of any servers, and how often it has begun to.
+func (d *drains) awaitEnds(ctx context.Context) (begun int) {
+	for {
+		d.mu.Lock()
+		wait, begun := d.ending, d.begun
+		d.mu.Unlock()
+		if wait == nil {
+			return begun
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return begun
 		}
 	}
 }
@@ -322,6 +378,7 @@ func (d *drains) beginEnds() (due map[string]string, lines map[string][]string) 
 		lines[backend] = append(lines[backend], "del map "+l.path+" "+backend)
 	}
 	if len(due) > 0 {
+		d.begun++
 		d.ending = make(chan struct{})
 	}
 	return due, lines

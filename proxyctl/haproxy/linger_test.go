@@ -106,7 +106,7 @@ const (
 
 var (
 	lingersA = []string{"add map HELD app 1", "disable health app/a"}
-	leavesA  = []string{"set server app/a state maint", "del server app/a", "del map HELD app"}
+	leavesA  = []string{"enable health app/a", "set server app/a state maint", "del server app/a", "del map HELD app"}
 	entersB  = []string{"add server app/b 10.0.0.2:80 id 2 check", "enable health app/b", "enable server app/b"}
 )
 
@@ -177,7 +177,7 @@ func TestLinger(t *testing.T) {
 		"not at an address that another service has by now": func(l *lingers) {
 			l.apply(l.text(""), lingersA...)
 			l.apply(l.text("", "x 10.0.0.1:80"), "add server other/x 10.0.0.1:80 id 1", "enable server other/x",
-				"set server app/a state maint", "del server app/a", "del map HELD app")
+				"enable health app/a", "set server app/a state maint", "del server app/a", "del map HELD app")
 		},
 		"over a restart of berth": func(l *lingers) {
 			l.apply(l.text(""), lingersA...)
@@ -231,7 +231,7 @@ func TestLinger(t *testing.T) {
 			l.masterSocket.servers[0].busy = true
 			l.commands = nil
 			l.driver.Tend(l.Context())
-			l.expect("set server app/a state maint", "del map HELD app", "del server app/a")
+			l.expect("set server app/a state maint", "enable health app/a", "del map HELD app", "del server app/a")
 			if n := l.driver.Draining(); n != 1 {
 				l.Errorf("%d servers drain", n)
 			}
@@ -267,6 +267,58 @@ func TestLinger(t *testing.T) {
 			}
 			hang(false)
 			l.apply(l.text(serverB), slices.Concat(entersB, leavesA)...)
+		},
+		"and drains, and is back with its checks": func(l *lingers) {
+			l.apply(l.text(""), lingersA...)
+			l.masterSocket.servers[0].busy = true
+			l.apply(l.text(serverB), slices.Concat(entersB, leavesA)...)
+			l.apply(l.text(serverB+", "+serverA), "set server app/a state ready")
+			if s := l.masterSocket.servers[0]; s.name != "a" || s.check&checkEnabled == 0 {
+				l.Errorf("%+v has no checks", s)
+			}
+		},
+		"as long as requests wait, and is back with its checks": func(l *lingers) {
+			l.apply(l.text(""), lingersA...)
+			l.masterSocket.servers[0].busy = true
+			l.over()
+			l.driver.Tend(l.Context())
+			l.apply(l.text(serverA), "set server app/a state ready")
+			if s := l.masterSocket.servers[0]; s.name != "a" || s.check&checkEnabled == 0 {
+				l.Errorf("%+v has no checks", s)
+			}
+		},
+		"and gets no requests": func(l *lingers) {
+			l.says["show stat -1 4 -1"] = "# pxname,svname,scur,status,weight,addr\napp,a,1,no check,1,10.0.0.1:80\n\n"
+			usable := func(want bool) {
+				if servers, err := l.Servers(l.Context()); err != nil || len(servers) != 1 || servers[0].Usable != want {
+					l.Errorf("%+v, %v, want usable %v", servers, err, want)
+				}
+			}
+			usable(true)
+			l.apply(l.text(""), lingersA...)
+			usable(false)
+		},
+		"as long as requests wait, and berth looks meanwhile": func(l *lingers) {
+			l.apply(l.text("a 10.0.0.1:80 check weight 0"), lingersA...)
+			l.mu.Lock()
+			l.first = map[string]func(){"@1 show map": func() { l.over(); l.driver.endHolds(l.Context()) }}
+			l.mu.Unlock()
+			l.commands = nil
+			if res, err := l.Apply(l.Context(), onlyText(l.text("a 10.0.0.1:80 check weight 0")), true); err != nil || res.Action != proxyctl.None {
+				l.Error(res, err)
+			}
+			l.expect("set server app/a weight 0", "enable health app/a", "del map HELD app")
+		},
+		"no longer than requests wait while a text is refused": func(l *lingers) {
+			text := onlyText(l.text("") + "backend bad\n  bogus\n")
+			for range 3 {
+				if _, err := l.Apply(l.Context(), text, true); err == nil {
+					l.Error("it is not refused")
+				}
+				if n := l.driver.Tend(l.Context()); n < 8*time.Second || n > 10*time.Second {
+					l.Errorf("the next look is in %v, and requests wait for 10s", n)
+				}
+			}
 		},
 		"in a merge of what is refused": func(l *lingers) {
 			l.refuse = func(text string) string {
@@ -329,7 +381,45 @@ func TestHoldEndsUnderAChange(t *testing.T) {
 			if err := d.Run(t.Context(), to, p); err != nil {
 				t.Fatal(err)
 			}
-			l.expect(slices.Concat([]string{"set server app/a state maint", "del map HELD app"}, entersB)...)
+			l.expect(slices.Concat([]string{"set server app/a state maint", "enable health app/a", "del map HELD app"}, entersB)...)
+		})
+	}
+}
+
+// A service that goes while its last server lingers takes that and its entry along, and may come back at any time.
+func TestLingersInABackendThatGoes(t *testing.T) {
+	for name, busy := range map[string]bool{"is deleted": false, "is leaving": true} {
+		t.Run(name, func(t *testing.T) {
+			l := startLingers(t)
+			l.version = "3.4.7"
+			text := func(backends string) string {
+				return WithMaps("defaults rr\n  mode http\nfrontend f from rr\n  bind :80\n"+backends, map[string]string{l.file + ".held.map": "", l.file + ".routes.map": map[bool]string{true: "/ app\n"}[backends != ""]})
+			}
+			const app = "backend app from rr\n"
+			l.load(text(app + "  server " + serverA + "\n"))
+			l.apply(text(app), lingersA...)
+			l.masterSocket.servers[0].busy = busy
+			l.apply(text(""), "del map "+l.file+".routes.map /", "unpublish backend app",
+				"enable health app/a", "set server app/a state maint", "del server app/a", "del map HELD app")
+			if len(l.driver.lingering) > 0 {
+				t.Error(l.driver.lingering)
+			}
+			l.overdue(time.Minute)
+			l.driver.Tend(l.Context())
+			if _, there := l.backends["app"]; there != busy {
+				t.Errorf("backends %v", l.backends)
+			}
+			want := []string{"publish backend app", "set server app/a state ready"}
+			if !busy {
+				want = []string{"add backend app from rr", "add server app/a 10.0.0.1:80 id 2 check", "enable health app/a", "enable server app/a", "publish backend app"}
+			}
+			l.apply(text(app+"  server "+serverA+"\n"), append(want, "add map "+l.file+".routes.map / app")...)
+			l.overdue(time.Minute)
+			l.driver.Tend(l.Context())
+			if s := l.masterSocket.servers; len(s) != 1 || s[0].admin != 0 || s[0].check&checkEnabled == 0 {
+				t.Errorf("%+v", s)
+			}
+			l.apply(text(app), lingersA...)
 		})
 	}
 }

@@ -174,12 +174,32 @@ func mergeMaps(base, to *config, keep, lacks map[string]bool) string {
 	return WithMaps(rest, contents)
 }
 
+// routedTo returns which of these backends maps lead to.
+func routedTo(backends []string, of map[string]entries) (routed []string) {
+	if len(backends) == 0 {
+		return nil
+	}
+	values := map[string]bool{}
+	for _, is := range of {
+		for _, value := range is {
+			values[value] = true
+		}
+	}
+	for _, name := range backends {
+		if values[name] {
+			routed = append(routed, name)
+		}
+	}
+	return routed
+}
+
 // inCommands matches what a command can hold as a key or a value of a map.
 var inCommands = regexp.MustCompile(`^[A-Za-z0-9_.:/*@%+~=,&!?()\[\]{}|^$-][A-Za-z0-9_.:/*@%+~=,&!?()\[\]{}|^$#-]*$`)
 
-// compareMaps plans the way from the maps of one configuration to those of another.
+// compareMaps plans the way from the maps of one configuration to those of another. What is known of a backend otherwise comes
+// before the entries that lead to it, and goes after them.
 func compareMaps(before, after *config) plan {
-	var ops []op
+	var ops, routes, unrouted, gone []op
 	for _, path := range slices.Sorted(maps.Keys(after.maps)) {
 		was, known := before.maps[path]
 		is := after.maps[path]
@@ -189,7 +209,6 @@ func compareMaps(before, after *config) plan {
 		if ownMap(path) {
 			continue
 		}
-		var gone []op
 		for _, key := range slices.Sorted(maps.Keys(is)) {
 			old, there := was[key]
 			if there && old == is[key] {
@@ -199,15 +218,24 @@ func compareMaps(before, after *config) plan {
 			if there {
 				kind = opMapSet
 			}
-			ops = append(ops, op{kind: kind, backend: path, name: key, value: is[key]})
+			list := &ops
+			if _, leads := after.backends[is[key]]; leads {
+				list = &routes
+			}
+			*list = append(*list, op{kind: kind, backend: path, name: key, value: is[key]})
 		}
 		for _, key := range slices.Sorted(maps.Keys(was)) {
-			if _, stays := is[key]; !stays {
-				gone = append(gone, op{kind: opMapDelete, backend: path, name: key})
+			if _, stays := is[key]; stays {
+				continue
 			}
+			list := &gone
+			if _, leads := before.backends[was[key]]; leads {
+				list = &unrouted
+			}
+			*list = append(*list, op{kind: opMapDelete, backend: path, name: key})
 		}
-		ops = append(ops, gone...)
 	}
+	ops = slices.Concat(ops, routes, unrouted, gone)
 	for _, o := range ops {
 		if !inCommands.MatchString(o.name) || o.value != "" && !inCommands.MatchString(o.value) {
 			return plan{Reload: fmt.Sprintf("map %s: no command can hold the entry of %.100q", filepath.Base(o.backend), o.name)}

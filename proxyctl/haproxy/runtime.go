@@ -150,7 +150,11 @@ func (o op) commands(id int) []command {
 	case opMaint:
 		return []command{{"set server " + at + " state maint", answerNothing}}
 	default:
-		return []command{{"set server " + at + " state maint", answerNothing}, {"del server " + at, answerDeleted}}
+		var out []command
+		if o.server.checked { // it has lingered without its checks
+			out = append(out, command{"enable health " + at, answerNothing})
+		}
+		return append(out, command{"set server " + at + " state maint", answerNothing}, command{"del server " + at, answerDeleted})
 	}
 }
 

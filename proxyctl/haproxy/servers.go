@@ -31,6 +31,7 @@ func (d *driver) Servers(ctx context.Context) ([]proxyctl.Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", proxyctl.ErrUnreachable, err)
 	}
+	d.hideLingering(servers)
 	old := parseProcesses(head).old
 	if len(old) == 0 {
 		return servers, nil
