@@ -30,7 +30,7 @@ func (f *failure) Error() string { return f.reason }
 func (r *Rollout) awaitReady(ctx context.Context) error {
 	deadline := time.Now().Add(r.State.Options.ReadyTimeout)
 	for {
-		look, err := r.look(ctx)
+		look, err := r.look(ctx, r.State.New)
 		if err != nil && (ctx.Err() != nil || time.Now().After(deadline)) {
 			return err
 		}
@@ -58,7 +58,7 @@ func (r *Rollout) awaitReady(ctx context.Context) error {
 func (r *Rollout) monitor(ctx context.Context) error {
 	end := time.Now().Add(r.State.Options.Monitor)
 	for {
-		look, err := r.look(ctx)
+		look, err := r.look(ctx, r.State.New)
 		over := !time.Now().Before(end)
 		switch {
 		case err != nil && (ctx.Err() != nil || over):
@@ -80,7 +80,7 @@ func (r *Rollout) monitor(ctx context.Context) error {
 // look is what a look at the new containers has shown.
 type look struct {
 	containers []Container
-	verdicts   map[string]verdict // of all in State.New
+	verdicts   map[string]verdict // of all that were looked at
 	order      []string
 }
 
@@ -109,10 +109,10 @@ func (l look) failure(late bool) *failure {
 	return f
 }
 
-// look looks at the new containers: in Docker, in Consul, and at what the balancers say.
-func (r *Rollout) look(ctx context.Context) (look, error) {
-	l := look{verdicts: map[string]verdict{}, order: r.State.New}
-	for _, id := range r.State.New {
+// look looks at containers: in Docker, in Consul, and at what the balancers say.
+func (r *Rollout) look(ctx context.Context, containers []string) (look, error) {
+	l := look{verdicts: map[string]verdict{}, order: containers}
+	for _, id := range containers {
 		c, err := inspect(ctx, r.Docker, id)
 		if err != nil {
 			return l, err
@@ -124,7 +124,7 @@ func (r *Rollout) look(ctx context.Context) (look, error) {
 		l.containers = append(l.containers, *c)
 		l.verdicts[id] = r.health(*c)
 	}
-	instances, err := r.Catalog.Instances(ctx, r.State.New)
+	instances, err := r.Catalog.Instances(ctx, containers)
 	if err != nil {
 		return l, err
 	}
@@ -153,6 +153,11 @@ func (r *Rollout) telling(ctx context.Context) (out []Serving, err error) {
 	there := map[string]bool{}
 	for _, s := range all {
 		there[s.Balancer] = true
+		for address, is := range s.Servers {
+			if is.There {
+				r.routed[routed{s.Balancer, r.names[address]}] = true
+			}
+		}
 		if s.has() || !r.relevant[s.Balancer].IsZero() {
 			r.relevant[s.Balancer] = now
 			out = append(out, s)
@@ -208,13 +213,14 @@ func (r *Rollout) served(c Container, instances []Instance, balancers []Serving)
 			delete(r.seen, c.ID)
 			return verdict{reason: fmt.Sprintf("%s: %s", c.short(), in.Why)}
 		}
-		for _, s := range balancers {
-			switch {
-			case s.Error != "":
-				return verdict{reason: fmt.Sprintf("the balancer %s does not say whether it serves %s: %s", s.Balancer, c.short(), s.Error)}
-			case !s.Servers[in.Address].Usable:
-				return verdict{reason: fmt.Sprintf("the balancer %s does not serve %s", s.Balancer, c.short())}
-			}
+	}
+	for _, s := range balancers {
+		switch {
+		case len(instances) == 0:
+		case s.Error != "":
+			return verdict{reason: fmt.Sprintf("the balancer %s does not say whether it serves %s: %s", s.Balancer, c.short(), s.Error)}
+		case !r.serves(s, instances):
+			return verdict{reason: fmt.Sprintf("the balancer %s does not serve %s", s.Balancer, c.short())}
 		}
 	}
 	if r.seen[c.ID].IsZero() {
@@ -230,4 +236,17 @@ func (r *Rollout) served(c Container, instances []Instance, balancers []Serving)
 		}
 	}
 	return verdict{ready: true}
+}
+
+// serves reports whether a balancer serves the instances of a container: one at least, and all of services that it has. A port of a
+// container may have no route, or one at another balancer.
+func (r *Rollout) serves(s Serving, instances []Instance) (serves bool) {
+	for _, in := range instances {
+		usable := s.Servers[in.Address].Usable
+		if !usable && r.routed[routed{s.Balancer, in.Service}] {
+			return false
+		}
+		serves = serves || usable
+	}
+	return serves
 }
