@@ -297,6 +297,9 @@ func (c *rolling) plan(ctx context.Context, compose rollout.Compose, s rollout.S
 	if err != nil {
 		return rollout.Plan{}, err
 	}
+	if why := s.Fits(containers, image); why != "" {
+		return rollout.Plan{}, errors.New(why)
+	}
 	return rollout.NewPlan(containers, hash, image, max(len(containers), s.Replicas), c.force), nil
 }
 
@@ -426,7 +429,7 @@ func (c *rolling) followOnce(ctx context.Context, compose rollout.Compose, servi
 		}
 		pull := c.pull
 		c.pull = false
-		if err = c.all(ctx, compose, []string{name}); err != nil && ctx.Err() == nil {
+		if err = c.all(ctx, compose, []string{name}); errors.As(err, new(*rollout.FailedError)) { // else it may work the next time
 			failed[name] = image
 		}
 		c.pull = pull
