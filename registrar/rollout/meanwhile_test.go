@@ -163,3 +163,18 @@ func TestCauseOfTheEnd(t *testing.T) {
 		w.expect("1")
 	})
 }
+
+// A new container that has got the maintenance mode of the old one, with its service ID, does not keep it.
+func TestInheritedMaintenance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1)
+		w.least = 0
+		w.makes = func(b *box) { b.drained, b.reason = time.Now(), "rollout of shop/app" }
+		o := Defaults()
+		o.Order = StopFirst
+		if left, err := w.begin(o).Run(t.Context()); left || err != nil {
+			t.Error(left, err)
+		}
+		w.expect("2")
+	})
+}

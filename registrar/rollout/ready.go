@@ -34,6 +34,11 @@ func (r *Rollout) awaitReady(ctx context.Context) error {
 		if err != nil && (ctx.Err() != nil || time.Now().After(deadline)) {
 			return err
 		}
+		for _, id := range look.drained {
+			if err := r.maintain(ctx, id, false); err != nil {
+				return err
+			}
+		}
 		late := time.Now().After(deadline)
 		if f := look.failure(late); f != nil && err == nil {
 			if late {
@@ -82,6 +87,9 @@ type look struct {
 	containers []Container
 	verdicts   map[string]verdict // of all that were looked at
 	order      []string
+	// drained are instances that this rollout has taken out of service: a new container may have the service ID of an old one, whose
+	// maintenance mode it has got if Consul was away at that one's end, or it was about to be taken back.
+	drained []string
 }
 
 func (l look) ready() bool {
@@ -130,6 +138,13 @@ func (r *Rollout) look(ctx context.Context, containers []string) (look, error) {
 	}
 	if err := r.know(ctx, instances); err != nil {
 		return l, err
+	}
+	for _, of := range instances {
+		for _, in := range of {
+			if strings.HasSuffix(in.Maintenance, r.why()) {
+				l.drained = append(l.drained, in.ID)
+			}
+		}
 	}
 	balancers, err := r.telling(ctx)
 	if err != nil {
