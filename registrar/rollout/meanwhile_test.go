@@ -3,10 +3,13 @@ package rollout
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/consul/api"
 )
 
 // ^C while new containers that have failed are left out takes the batch back like any other.
@@ -173,6 +176,28 @@ func TestInheritedMaintenance(t *testing.T) {
 		o := Defaults()
 		o.Order = StopFirst
 		if left, err := w.begin(o).Run(t.Context()); left || err != nil {
+			t.Error(left, err)
+		}
+		w.expect("2")
+	})
+}
+
+// What is refused is told by Consul's answer, not by an instance's port.
+func TestNumberOfAPort(t *testing.T) {
+	if !isDenied(fmt.Errorf("drain x: %w", api.StatusError{Code: 403, Body: "Permission denied"})) {
+		t.Error("it is not refused")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1)
+		failed := 0
+		w.onCall = func(_ int, what string) error {
+			if what == "maintain" && failed < 5 {
+				failed++
+				return errors.New("drain vm:shop-app-1:8403: connection refused")
+			}
+			return nil
+		}
+		if left, err := w.begin(Defaults()).Run(t.Context()); left || err != nil {
 			t.Error(left, err)
 		}
 		w.expect("2")

@@ -192,7 +192,8 @@ func (r *Rollout) telling(ctx context.Context) (out []Serving, err error) {
 	return out, nil
 }
 
-func isDenied(err error) bool { return strings.Contains(err.Error(), "403") }
+// isDenied reports whether Consul has refused a call because of the token. An address or an ID may have a 403 in it, too.
+func isDenied(err error) bool { return strings.Contains(err.Error(), "Unexpected response code: 403") }
 
 // health is what Docker says of a new container.
 func (r *Rollout) health(c Container) verdict {
