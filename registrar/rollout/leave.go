@@ -15,7 +15,7 @@ import (
 
 // drain takes containers out of service, and returns when the balancers have nothing in flight for them, or their time is over.
 func (r *Rollout) drain(ctx context.Context, containers []string) error {
-	instances, err := r.instances(ctx, containers)
+	instances, err := r.registrations(ctx, containers)
 	if err != nil {
 		return err
 	}
@@ -86,6 +86,31 @@ func (r *Rollout) instances(ctx context.Context, containers []string) (of map[st
 		return err
 	})
 	return of, err
+}
+
+// registrations returns the instances of containers that are to be drained. It waits for those of containers that run and were
+// registered before: an agent that has come back without its state gets them again within seconds.
+func (r *Rollout) registrations(ctx context.Context, containers []string) (map[string][]Instance, error) {
+	for deadline := time.Now().Add(againTime); ; {
+		of, err := r.instances(ctx, containers)
+		if err != nil || time.Now().After(deadline) || !r.lacks(ctx, of, containers) {
+			return of, err
+		}
+		if !retry.Pause(ctx, pollTime) {
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// lacks reports whether Consul lacks a container that runs and was registered before.
+func (r *Rollout) lacks(ctx context.Context, instances map[string][]Instance, containers []string) bool {
+	return slices.ContainsFunc(containers, func(id string) bool {
+		if !r.registered[id] || slices.ContainsFunc(instances[id], func(in Instance) bool { return in.Address != "" }) {
+			return false
+		}
+		c, err := inspect(ctx, r.Docker, id)
+		return err == nil && c != nil && c.Running()
+	})
 }
 
 func (r *Rollout) maintain(ctx context.Context, id string, on bool) error {

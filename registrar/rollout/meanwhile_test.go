@@ -203,3 +203,22 @@ func TestNumberOfAPort(t *testing.T) {
 		w.expect("2")
 	})
 }
+
+// An agent that comes back without its state when an old container is to be drained costs the time until it has it again.
+func TestAgentLosesItsState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1)
+		var since time.Time
+		w.onCall = func(_ int, what string) error {
+			if since.IsZero() && what == "instances" && len(w.saved) > 0 && w.saved[len(w.saved)-1].Phase == PhaseDrain {
+				since = time.Now()
+			}
+			w.nobody = !since.IsZero() && time.Since(since) < 8*time.Second
+			return nil
+		}
+		if left, err := w.begin(Defaults()).Run(t.Context()); left || err != nil {
+			t.Error(left, err)
+		}
+		w.expect("2")
+	})
+}

@@ -36,6 +36,8 @@ type Rollout struct {
 	told     map[string]bool      // what is said once
 	names    map[string]string    // services by the addresses of their instances
 	routed   map[routed]bool
+
+	registered map[string]bool // containers that were once
 }
 
 // routed is a service of which a balancer has, or has had, an instance.
@@ -53,6 +55,8 @@ const (
 	blindTime = 10 * time.Second
 	// goneTime is how long a balancer that does not tell any more is waited for: its berth may have been restarted.
 	goneTime = 30 * time.Second
+	// againTime is how long an old container may take to be registered again where the agent has lost its state.
+	againTime = 15 * time.Second
 	// mostRestarts is how often a new container may be restarted before it is ready.
 	mostRestarts = 3
 	// undoTime is how long it may take to take a batch back, besides the time for what is in flight.
@@ -105,7 +109,7 @@ func (r *Rollout) Run(ctx context.Context) (left bool, err error) {
 func (r *Rollout) begin() {
 	r.started, r.restarts, r.seen = map[string]time.Time{}, map[string]int{}, map[string]time.Time{}
 	r.relevant, r.told = map[string]time.Time{}, map[string]bool{}
-	r.names, r.routed = map[string]string{}, map[routed]bool{}
+	r.names, r.routed, r.registered = map[string]string{}, map[routed]bool{}, map[string]bool{}
 }
 
 // stop takes the batch back after an error or ^C. Without the lock or without Consul, and where old ones were stopped first, it leaves
@@ -254,8 +258,9 @@ func (r *Rollout) once(format string, args ...any) {
 // know saves the addresses of instances, so that the balancers tell of them.
 func (r *Rollout) know(ctx context.Context, instances map[string][]Instance) error {
 	known := len(r.State.Addresses)
-	for _, of := range instances {
+	for container, of := range instances {
 		for _, in := range of {
+			r.registered[container] = true
 			r.names[in.Address] = in.Service
 			if in.Address != "" && !slices.Contains(r.State.Addresses, in.Address) {
 				r.State.Addresses = append(r.State.Addresses, in.Address)
