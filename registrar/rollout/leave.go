@@ -278,8 +278,8 @@ func (r *Rollout) Undo(ctx context.Context) error {
 	}
 	// Old ones that are gone have new ones in their place.
 	stays := len(r.State.Old) - len(r.present(list))
-	if stays > len(fresh) && r.State.Options.Order == StopFirst {
-		return fmt.Errorf("%d of the old containers are gone, and there are no new ones in their place: go on by 'berth rollout --resume %s'", stays-len(fresh), r.Service)
+	if missing := len(r.State.Old) - len(old) - len(fresh); r.State.Options.Order == StopFirst && r.State.Phase != PhaseDrain && missing > 0 {
+		return fmt.Errorf("%d of the old containers are stopped or gone, and there are no new ones in their place: go on by 'berth rollout --resume %s'", missing, r.Service)
 	}
 	return r.drop(ctx, fresh[min(len(fresh), stays):])
 }

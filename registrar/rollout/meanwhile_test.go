@@ -222,3 +222,60 @@ func TestAgentLosesItsState(t *testing.T) {
 		w.expect("2")
 	})
 }
+
+// Whenever berth is killed or interrupted with stop-first, --resume gets everything replaced, and --abort leaves as many as there were or
+// says that it does not.
+func TestStopFirstIsCutShort(t *testing.T) {
+	for _, interrupted := range []bool{false, true} {
+		for _, resume := range []bool{true, false} {
+			each(t, func(t *testing.T, n int) (happened bool) {
+				w := newWorld(t, 2)
+				w.least = 0
+				w.abrupt = true
+				o := Defaults()
+				o.Order = StopFirst
+				r := w.begin(o)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				calls := w.calls
+				w.onCall = func(call int, _ string) error {
+					switch {
+					case call < calls+n:
+						return nil
+					case !interrupted:
+						happened = true
+						return errKilled
+					case call == calls+n:
+						happened = true
+						cancel()
+					}
+					return nil
+				}
+				left, err := r.Run(ctx)
+				w.onCall = nil
+				if !happened {
+					return false
+				}
+				if !left {
+					if got := w.versions(); got != "1 1" && got != "1 2" && got != "2 2" {
+						t.Errorf("call %d: %q though nothing is left to do: %v", n, got, err)
+					}
+					return true
+				}
+				again := w.rollout(w.saved[len(w.saved)-1])
+				if resume {
+					if left, err := again.Run(t.Context()); left || err != nil {
+						t.Errorf("call %d: %t %v", n, left, err)
+					}
+					w.expect("2 2")
+					return true
+				}
+				err = again.Undo(t.Context())
+				if got := w.versions(); err == nil && got != "1 1" && got != "1 2" && got != "2 2" {
+					t.Errorf("call %d: %q", n, got)
+				}
+				return true
+			})
+		}
+	}
+}
