@@ -117,6 +117,8 @@ func (s *state) unfit(t *tracked, in docker.Inspected) string {
 		return why
 	case !in.SameService(t.Container):
 		return "the two are not of the same service of a compose project"
+	case label.Single(t.Container) != "":
+		return "SERVICE_SINGLE of the old one says that two of it must not run at the same time"
 	case len(instances) == 0:
 		return "it registers nothing"
 	case !s.drainsFirst(t):

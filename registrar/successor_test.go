@@ -248,6 +248,7 @@ func TestStartFirstDoesNotFit(t *testing.T) {
 		},
 		"the host's network": {new: func(c *fsouza.Container) { c.HostConfig = &fsouza.HostConfig{NetworkMode: "host"} }, why: "a network of its own", signals: true},
 		"a single writer":    {new: set("SERVICE_SINGLE", "true"), why: "SERVICE_SINGLE", signals: true},
+		"the old is single":  {old: set("SERVICE_SINGLE", "true"), why: "SERVICE_SINGLE of the old one", signals: true},
 		"a service ID":       {new: set("SERVICE_ID", "x"), why: "the same SERVICE_ID", signals: true},
 		"docker-compose 1":   {new: set("com.docker.compose.version", "1.29.2"), why: "use docker compose (v2)", signals: true},
 		"no drain first": {

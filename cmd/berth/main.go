@@ -50,8 +50,8 @@ func berth() int {
 		cancel(interrupted{s.(syscall.Signal)})
 	}()
 	root := rootCommand()
-	if asPlugin(root, os.Args) {
-		return 0
+	if done, err := asPlugin(root, os.Args); done || err != nil {
+		return exitCode(ctx, os.Stderr, asUsageError(err))
 	}
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && cmd == root && !errors.As(err, new(usageError)) {

@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -12,16 +14,24 @@ import (
 const pluginName = "docker-berth"
 
 // asPlugin prepares the command for being called as a plugin, and reports whether all that docker wanted was to be told about it.
-func asPlugin(root *cobra.Command, args []string) (done bool) {
+// An option of docker that says which Docker is an error: berth would use another.
+func asPlugin(root *cobra.Command, args []string) (done bool, err error) {
 	if filepath.Base(args[0]) != pluginName || len(args) < 2 {
-		return false
+		return false, nil
 	}
 	if args[1] == "docker-cli-plugin-metadata" {
 		about := map[string]string{"SchemaVersion": "0.1.0", "Vendor": "berth", "Version": version, "ShortDescription": root.Short}
-		return json.NewEncoder(root.OutOrStdout()).Encode(about) == nil
+		return json.NewEncoder(root.OutOrStdout()).Encode(about) == nil, nil
 	}
 	if at := slices.Index(args, "berth"); at > 0 { // options of docker itself go before it
+		for _, word := range args[1:at] {
+			name, _, _ := strings.Cut(word, "=")
+			long := strings.HasPrefix(name, "--")
+			if long && slices.Contains([]string{"--host", "--context"}, name) || !long && (strings.HasPrefix(name, "-H") || strings.HasPrefix(name, "-c")) {
+				return false, fmt.Errorf("docker's option %s does not count for berth: set DOCKER_HOST instead", name)
+			}
+		}
 		root.SetArgs(args[at+1:])
 	}
-	return false
+	return false, nil
 }

@@ -43,7 +43,7 @@ and served by every balancer, and has been so for the time of --monitor, the old
 stopped and removed.
 
 A new one that does not work goes again, and the old one stays: then berth exits with 1 and says why, with the end of the
-new one's log. The same happens on ^C.
+new one's log. On ^C it goes, too. With --order stop-first nothing goes back: --resume goes on.
 
 SERVICE is a service of a compose file, whose project is found by its containers. What deploy.update_config says in the file
 counts, unless a flag of the same name says something else. Several services are rolled out in the order in which they
@@ -297,6 +297,9 @@ func (c *rolling) plan(ctx context.Context, compose rollout.Compose, s rollout.S
 	if err != nil {
 		return rollout.Plan{}, err
 	}
+	if why := s.Fits(containers, image); why != "" {
+		return rollout.Plan{}, errors.New(why)
+	}
 	return rollout.NewPlan(containers, hash, image, max(len(containers), s.Replicas), c.force), nil
 }
 
@@ -426,7 +429,7 @@ func (c *rolling) followOnce(ctx context.Context, compose rollout.Compose, servi
 		}
 		pull := c.pull
 		c.pull = false
-		if err = c.all(ctx, compose, []string{name}); err != nil && ctx.Err() == nil {
+		if err = c.all(ctx, compose, []string{name}); errors.As(err, new(*rollout.FailedError)) { // else it may work the next time
 			failed[name] = image
 		}
 		c.pull = pull

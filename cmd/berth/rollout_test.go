@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -99,24 +100,34 @@ func TestPlugin(t *testing.T) {
 	var out bytes.Buffer
 	root := rootCommand()
 	root.SetOut(&out)
-	if !asPlugin(root, []string{"/root/.docker/cli-plugins/docker-berth", "docker-cli-plugin-metadata"}) {
+	if done, err := asPlugin(root, []string{"/root/.docker/cli-plugins/docker-berth", "docker-cli-plugin-metadata"}); !done || err != nil {
 		t.Error("it goes on")
 	}
 	about := map[string]string{}
 	if err := json.Unmarshal(out.Bytes(), &about); err != nil || about["SchemaVersion"] != "0.1.0" || about["Vendor"] == "" || about["ShortDescription"] == "" {
 		t.Errorf("%s, %v", out.Bytes(), err)
 	}
-	for args, want := range map[string]bool{"docker-berth berth version": true, "docker-berth --context x berth version": true, "berth berth version": false} {
+	for args, want := range map[string]bool{"docker-berth berth version": true, "docker-berth --debug berth version": true, "berth berth version": false} {
 		root := rootCommand()
 		out.Reset()
 		root.SetOut(&out)
 		root.SetErr(&out)
 		words := strings.Fields(args)
 		root.SetArgs(words[1:])
-		if asPlugin(root, words) {
-			t.Errorf("%s: it does nothing", args)
+		if done, err := asPlugin(root, words); done || err != nil {
+			t.Errorf("%s: it does nothing: %v", args, err)
 		}
 		if err := root.Execute(); (err == nil) != want {
+			t.Errorf("%s: %v", args, err)
+		}
+	}
+}
+
+// Which Docker is meant must not be misunderstood.
+func TestPluginOfAnotherDocker(t *testing.T) {
+	for _, args := range []string{"--context x", "--context=x", "-c x", "-cx", "--host tcp://x", "--host=tcp://x", "-H tcp://x"} {
+		words := slices.Concat([]string{"docker-berth"}, strings.Fields(args), []string{"berth", "rollout", "app"})
+		if _, err := asPlugin(rootCommand(), words); err == nil || !strings.Contains(err.Error(), "set DOCKER_HOST instead") {
 			t.Errorf("%s: %v", args, err)
 		}
 	}

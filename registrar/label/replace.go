@@ -80,7 +80,6 @@ func startsFirst(c Container, keys containerKeys, policy []Rule) (asked bool, wh
 	}
 	rule, _ := ruleFor(c, policy)
 	signal := StopSignal(c, policy)
-	single := keys.general[keySingle]
 	switch {
 	case value != StartFirst:
 		why = fmt.Sprintf("it is no way to replace a container: use %s or %s", StartFirst, stopFirst)
@@ -94,7 +93,7 @@ func startsFirst(c Container, keys containerKeys, policy []Rule) (asked bool, wh
 		why = "docker compose did not make this container, and only that replaces one"
 	case signal == 0 || signal == c.StopSignal:
 		why = "the old container has to go on serving after Docker's stop signal: set stop_signal: SIGCONT, and the real one in SERVICE_STOP_SIGNAL"
-	case single != "" && !claim.IsNo(single):
+	case keys.single() != "":
 		why = "SERVICE_SINGLE says that two of it must not run at the same time"
 	case len(c.HostPorts) > 0:
 		why = fmt.Sprintf("two containers cannot have the host's port %d: publish the proxy's port only, or leave the host's port away", c.HostPorts[0])
@@ -104,6 +103,16 @@ func startsFirst(c Container, keys containerKeys, policy []Rule) (asked bool, wh
 		why = "two instances cannot have the same SERVICE_ID: leave it away"
 	}
 	return true, why
+}
+
+// Single returns the value of SERVICE_SINGLE, by which a container says that two of it must not run at the same time, "" if it does not.
+func Single(c Container) string { return keysOf(c).single() }
+
+func (c containerKeys) single() string {
+	if value := c.general[keySingle]; !claim.IsNo(value) {
+		return value
+	}
+	return ""
 }
 
 // replacement returns the reasons why SERVICE_REPLACE has no effect.

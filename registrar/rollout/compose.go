@@ -161,6 +161,9 @@ func (c Compose) run(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, c.Command[0], words...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = c.Dir, &stdout, &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // the terminal's ^C is for berth, which decides
+	if args[0] == "config" {                              // else compose v2 leaves services out that have profiles; it does not when they are named to up
+		cmd.Env = append(os.Environ(), "COMPOSE_PROFILES=*")
+	}
 	cmd.WaitDelay = 5 * time.Second
 	err := cmd.Run()
 	switch {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+
+	"berth/registrar/label"
 )
 
 // Options say how a service is rolled out. They are those of deploy.update_config in a compose file.
@@ -144,10 +146,36 @@ func alone(name string, in map[string]any) string {
 	if mode, _ := in["network_mode"].(string); mode == "host" || strings.HasPrefix(mode, "service:") || strings.HasPrefix(mode, "container:") {
 		return fmt.Sprintf("%s has network_mode %s, and two containers cannot listen on one port there: give it a network of its own, %s", name, mode, order)
 	}
-	if value, has := labels(in["labels"])["SERVICE_SINGLE"]; has && !slices.Contains([]string{"", "0", "false", "no", "off"}, strings.ToLower(value)) {
-		return fmt.Sprintf("%s is marked by SERVICE_SINGLE=%s: only one container may use its volumes at a time: %s", name, value, strings.TrimPrefix(order, "or "))
+	marked := label.Container{Labels: labels(in["labels"])}
+	for key, value := range labels(in["environment"]) {
+		marked.Env = append(marked.Env, key+"="+value)
+	}
+	return single(name, marked)
+}
+
+// single is alone as far as SERVICE_SINGLE says it.
+func single(name string, c label.Container) string {
+	if value := label.Single(c); value != "" {
+		return fmt.Sprintf("%s is marked by SERVICE_SINGLE=%s: only one container may use its volumes at a time: replace it by --order stop-first: requests then wait for the new one as long as SERVICE_ROUTE_HOLD says", name, value)
 	}
 	return ""
+}
+
+// Fits says why a service cannot be rolled out in the order that its Options say, and what to do about it; "" if it can. Its image is
+// an ID, "" if it is not here. The containers may be marked by their image, of which the file says nothing.
+func (s Service) Fits(containers []Container, image string) string {
+	switch {
+	case s.Options.Order == StopFirst && image == "":
+		return "its image is not here, and the old one would be stopped before it is: call it with --pull or --build, too"
+	case s.Options.Order == StopFirst:
+		return ""
+	}
+	for _, c := range containers {
+		if why := single(c.short(), c.Container); why != "" {
+			return why
+		}
+	}
+	return s.Alone
 }
 
 // hostPort returns the host's port that a port of a service names, "" if Docker chooses one or may choose from several.
@@ -171,7 +199,7 @@ func hostPort(port any) string {
 	return host
 }
 
-// labels reads labels, which are a map or a list of NAME=VALUE.
+// labels reads labels, or an environment, which are a map or a list of NAME=VALUE.
 func labels(in any) map[string]string {
 	out := map[string]string{}
 	if m, ok := in.(map[string]any); ok {

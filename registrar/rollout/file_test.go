@@ -198,8 +198,41 @@ func TestCompose(t *testing.T) {
 	if hash, err := c.Hash(t.Context(), "app"); hash != "f00d" || err != nil {
 		t.Errorf("%q, %v", hash, err)
 	}
+	c.Command[2] = `echo "app $COMPOSE_PROFILES"; case "$*" in *up*) exit 3;; esac`
+	if hash, err := c.Hash(t.Context(), "app"); hash != "*" || err != nil {
+		t.Errorf("services with a profile are left out: %q, %v", hash, err)
+	}
+	c.Command[2] = `echo "$@" >&2; echo "app f00d"; case "$*" in *up*) exit 3;; esac`
 	err := c.Up(t.Context(), "app", 3)
 	if err == nil || !strings.Contains(err.Error(), "exit status 3: up --detach --no-deps --no-recreate --scale app=3 app; app f00d") {
 		t.Error(err)
+	}
+}
+
+// SERVICE_SINGLE counts wherever it counts for the registrar: in the environment and in the image, too.
+func TestSingle(t *testing.T) {
+	for text, alone := range map[string]bool{
+		"services: {db: {environment: {SERVICE_SINGLE: 'true'}}}":                            true,
+		"services: {db: {environment: [SERVICE_SINGLE=yes]}}":                                true,
+		"services: {db: {labels: {service_single: 'true'}}}":                                 true,
+		"services: {db: {labels: {SERVICE_SINGLE: 'disabled'}}}":                             false,
+		"services: {db: {labels: {SERVICE_SINGLE: 'no'}, environment: {SERVICE_SINGLE: 1}}}": false,
+	} {
+		if s := parse(t, text)["db"]; (s.Alone != "") != alone {
+			t.Errorf("%s: %q", text, s.Alone)
+		}
+	}
+	s := parse(t, "services: {db: {image: db}}")["db"]
+	c := Container{}
+	c.Name, c.ID, c.Labels = "shop-db-1", "abcdef", map[string]string{"SERVICE_SINGLE": "true"}
+	if why := s.Fits([]Container{c}, "sha256:1"); !strings.Contains(why, "shop-db-1 (abcdef) is marked by SERVICE_SINGLE=true") {
+		t.Errorf("%q", why)
+	}
+	s.Options.Order = StopFirst
+	if why := s.Fits([]Container{c}, "sha256:1"); why != "" {
+		t.Errorf("%q", why)
+	}
+	if why := s.Fits([]Container{c}, ""); !strings.Contains(why, "--pull") {
+		t.Errorf("the old one is stopped before the image is there: %q", why)
 	}
 }

@@ -15,7 +15,7 @@ import (
 
 // drain takes containers out of service, and returns when the balancers have nothing in flight for them, or their time is over.
 func (r *Rollout) drain(ctx context.Context, containers []string) error {
-	instances, err := r.instances(ctx, containers)
+	instances, err := r.registrations(ctx, containers)
 	if err != nil {
 		return err
 	}
@@ -88,6 +88,31 @@ func (r *Rollout) instances(ctx context.Context, containers []string) (of map[st
 	return of, err
 }
 
+// registrations returns the instances of containers that are to be drained. It waits for those of containers that run and were
+// registered before: an agent that has come back without its state gets them again within seconds.
+func (r *Rollout) registrations(ctx context.Context, containers []string) (map[string][]Instance, error) {
+	for deadline := time.Now().Add(againTime); ; {
+		of, err := r.instances(ctx, containers)
+		if err != nil || time.Now().After(deadline) || !r.lacks(ctx, of, containers) {
+			return of, err
+		}
+		if !retry.Pause(ctx, pollTime) {
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// lacks reports whether Consul lacks a container that runs and was registered before.
+func (r *Rollout) lacks(ctx context.Context, instances map[string][]Instance, containers []string) bool {
+	return slices.ContainsFunc(containers, func(id string) bool {
+		if !r.registered[id] || slices.ContainsFunc(instances[id], func(in Instance) bool { return in.Address != "" }) {
+			return false
+		}
+		c, err := inspect(ctx, r.Docker, id)
+		return err == nil && c != nil && c.Running()
+	})
+}
+
 func (r *Rollout) maintain(ctx context.Context, id string, on bool) error {
 	return insist(ctx, func() error { return r.Catalog.Maintain(ctx, id, on, r.why()) })
 }
@@ -141,7 +166,7 @@ func (r *Rollout) remove(ctx context.Context, containers []string) error {
 	return g.Wait()
 }
 
-// fail does what is to be done about new containers that do not work. It returns no error if the rollout goes on.
+// fail does what is to be done about new containers that do not work. It returns no error if the rollout goes on without them.
 func (r *Rollout) fail(ctx context.Context, f *failure) (left bool, err error) {
 	o := r.State.Options
 	out := &FailedError{Reason: f.reason, Details: r.details(ctx, f.bad[0])}
@@ -153,7 +178,7 @@ func (r *Rollout) fail(ctx context.Context, f *failure) (left bool, err error) {
 		return true, errors.Join(out, r.Save(ctx, r.State))
 	case tolerated || o.FailureAction == Continue:
 		r.Say("%s: %s; going on with the others", r.Service, strings.ReplaceAll(strings.Join(append([]string{f.reason}, out.Details...), "; "), "\n", "; "))
-		return false, r.leaveOut(ctx, f.bad)
+		return false, nil
 	case o.FailureAction == Pause:
 		out.Outcome = fmt.Sprintf("paused: the old ones serve on. Go on by 'berth rollout --resume %[1]s', or take it back by 'berth rollout --abort %[1]s'", r.Service)
 		r.State.Reason = f.reason
@@ -190,12 +215,14 @@ func (r *Rollout) details(ctx context.Context, id string) (lines []string) {
 // leaveOut removes new containers that have failed, and goes on with the others: as many old ones fewer leave. If the old ones
 // have left already, the new ones stay as they are.
 func (r *Rollout) leaveOut(ctx context.Context, bad []string) error {
-	r.State.Failed += len(bad)
-	r.State.New = slices.DeleteFunc(slices.Clone(r.State.New), func(id string) bool { return slices.Contains(bad, id) })
-	if r.State.Options.Order != StopFirst {
+	if r.State.Options.Order != StopFirst { // until that is done, all of them may have to be taken back
 		if err := r.drop(ctx, bad); err != nil {
 			return err
 		}
+	}
+	r.State.Failed += len(bad)
+	r.State.New = slices.DeleteFunc(slices.Clone(r.State.New), func(id string) bool { return slices.Contains(bad, id) })
+	if r.State.Options.Order != StopFirst {
 		r.State.Old = r.State.Old[:max(0, min(len(r.State.Old), len(r.State.New)-r.State.Extra))]
 	}
 	r.State.Phase = PhaseReady // of the others
@@ -223,7 +250,7 @@ func (r *Rollout) Undo(ctx context.Context) error {
 	switch {
 	case r.State.Phase == PhaseNext:
 		return nil
-	case r.State.Phase == PhaseRemove && r.State.Options.Order != StopFirst:
+	case r.State.Phase == PhaseRemove && r.State.Options.Order != StopFirst && !r.oldIsBetter(ctx):
 		r.State.Replaced += len(r.State.New)
 		return r.remove(ctx, r.State.Old) // they may have been told to stop, and the new ones serve
 	}
@@ -234,7 +261,7 @@ func (r *Rollout) Undo(ctx context.Context) error {
 	var old, fresh []string
 	for _, c := range list {
 		switch {
-		case !slices.Contains(r.State.Before, c.ID):
+		case slices.Contains(r.State.New, c.ID), r.State.Phase == PhaseCreate && !slices.Contains(r.State.Before, c.ID): // it is not known yet which are new
 			fresh = append(fresh, c.ID)
 		case slices.Contains(r.State.Old, c.ID) && c.Running():
 			old = append(old, c.ID)
@@ -251,7 +278,24 @@ func (r *Rollout) Undo(ctx context.Context) error {
 	}
 	// Old ones that are gone have new ones in their place.
 	stays := len(r.State.Old) - len(r.present(list))
+	if missing := len(r.State.Old) - len(old) - len(fresh); r.State.Options.Order == StopFirst && r.State.Phase != PhaseDrain && missing > 0 {
+		return fmt.Errorf("%d of the old containers are stopped or gone, and there are no new ones in their place: go on by 'berth rollout --resume %s'", missing, r.Service)
+	}
 	return r.drop(ctx, fresh[min(len(fresh), stays):])
+}
+
+// oldIsBetter reports whether new ones of the batch have failed, and all old ones still run.
+func (r *Rollout) oldIsBetter(ctx context.Context) bool {
+	look, err := r.look(ctx, r.State.New)
+	if err != nil || look.failure(false) == nil {
+		return false
+	}
+	for _, id := range r.State.Old {
+		if c, err := inspect(ctx, r.Docker, id); err != nil || c == nil || !c.Running() {
+			return false
+		}
+	}
+	return true
 }
 
 // present returns the old ones of the batch that are still there, running or not.
@@ -287,12 +331,9 @@ func (r *Rollout) undrain(ctx context.Context, containers []string) (back []stri
 
 // awaitOld returns when containers that were put back into service serve.
 func (r *Rollout) awaitOld(ctx context.Context, containers []string) error {
-	fresh := r.State.New
-	defer func() { r.State.New = fresh }()
-	r.State.New = containers
 	deadline := time.Now().Add(undoTime / 2)
 	for {
-		look, err := r.look(ctx)
+		look, err := r.look(ctx, containers)
 		late := time.Now().After(deadline)
 		switch {
 		case err != nil && late:

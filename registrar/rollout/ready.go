@@ -30,9 +30,14 @@ func (f *failure) Error() string { return f.reason }
 func (r *Rollout) awaitReady(ctx context.Context) error {
 	deadline := time.Now().Add(r.State.Options.ReadyTimeout)
 	for {
-		look, err := r.look(ctx)
+		look, err := r.look(ctx, r.State.New)
 		if err != nil && (ctx.Err() != nil || time.Now().After(deadline)) {
 			return err
+		}
+		for _, id := range look.drained {
+			if err := r.maintain(ctx, id, false); err != nil {
+				return err
+			}
 		}
 		late := time.Now().After(deadline)
 		if f := look.failure(late); f != nil && err == nil {
@@ -58,7 +63,7 @@ func (r *Rollout) awaitReady(ctx context.Context) error {
 func (r *Rollout) monitor(ctx context.Context) error {
 	end := time.Now().Add(r.State.Options.Monitor)
 	for {
-		look, err := r.look(ctx)
+		look, err := r.look(ctx, r.State.New)
 		over := !time.Now().Before(end)
 		switch {
 		case err != nil && (ctx.Err() != nil || over):
@@ -80,8 +85,11 @@ func (r *Rollout) monitor(ctx context.Context) error {
 // look is what a look at the new containers has shown.
 type look struct {
 	containers []Container
-	verdicts   map[string]verdict // of all in State.New
+	verdicts   map[string]verdict // of all that were looked at
 	order      []string
+	// drained are instances that this rollout has taken out of service: a new container may have the service ID of an old one, whose
+	// maintenance mode it has got if Consul was away at that one's end, or it was about to be taken back.
+	drained []string
 }
 
 func (l look) ready() bool {
@@ -109,10 +117,10 @@ func (l look) failure(late bool) *failure {
 	return f
 }
 
-// look looks at the new containers: in Docker, in Consul, and at what the balancers say.
-func (r *Rollout) look(ctx context.Context) (look, error) {
-	l := look{verdicts: map[string]verdict{}, order: r.State.New}
-	for _, id := range r.State.New {
+// look looks at containers: in Docker, in Consul, and at what the balancers say.
+func (r *Rollout) look(ctx context.Context, containers []string) (look, error) {
+	l := look{verdicts: map[string]verdict{}, order: containers}
+	for _, id := range containers {
 		c, err := inspect(ctx, r.Docker, id)
 		if err != nil {
 			return l, err
@@ -124,12 +132,19 @@ func (r *Rollout) look(ctx context.Context) (look, error) {
 		l.containers = append(l.containers, *c)
 		l.verdicts[id] = r.health(*c)
 	}
-	instances, err := r.Catalog.Instances(ctx, r.State.New)
+	instances, err := r.Catalog.Instances(ctx, containers)
 	if err != nil {
 		return l, err
 	}
 	if err := r.know(ctx, instances); err != nil {
 		return l, err
+	}
+	for _, of := range instances {
+		for _, in := range of {
+			if strings.HasSuffix(in.Maintenance, r.why()) {
+				l.drained = append(l.drained, in.ID)
+			}
+		}
 	}
 	balancers, err := r.telling(ctx)
 	if err != nil {
@@ -153,6 +168,11 @@ func (r *Rollout) telling(ctx context.Context) (out []Serving, err error) {
 	there := map[string]bool{}
 	for _, s := range all {
 		there[s.Balancer] = true
+		for address, is := range s.Servers {
+			if is.There {
+				r.routed[routed{s.Balancer, r.names[address]}] = true
+			}
+		}
 		if s.has() || !r.relevant[s.Balancer].IsZero() {
 			r.relevant[s.Balancer] = now
 			out = append(out, s)
@@ -172,7 +192,8 @@ func (r *Rollout) telling(ctx context.Context) (out []Serving, err error) {
 	return out, nil
 }
 
-func isDenied(err error) bool { return strings.Contains(err.Error(), "403") }
+// isDenied reports whether Consul has refused a call because of the token. An address or an ID may have a 403 in it, too.
+func isDenied(err error) bool { return strings.Contains(err.Error(), "Unexpected response code: 403") }
 
 // health is what Docker says of a new container.
 func (r *Rollout) health(c Container) verdict {
@@ -208,13 +229,14 @@ func (r *Rollout) served(c Container, instances []Instance, balancers []Serving)
 			delete(r.seen, c.ID)
 			return verdict{reason: fmt.Sprintf("%s: %s", c.short(), in.Why)}
 		}
-		for _, s := range balancers {
-			switch {
-			case s.Error != "":
-				return verdict{reason: fmt.Sprintf("the balancer %s does not say whether it serves %s: %s", s.Balancer, c.short(), s.Error)}
-			case !s.Servers[in.Address].Usable:
-				return verdict{reason: fmt.Sprintf("the balancer %s does not serve %s", s.Balancer, c.short())}
-			}
+	}
+	for _, s := range balancers {
+		switch {
+		case len(instances) == 0:
+		case s.Error != "":
+			return verdict{reason: fmt.Sprintf("the balancer %s does not say whether it serves %s: %s", s.Balancer, c.short(), s.Error)}
+		case !r.serves(s, instances):
+			return verdict{reason: fmt.Sprintf("the balancer %s does not serve %s", s.Balancer, c.short())}
 		}
 	}
 	if r.seen[c.ID].IsZero() {
@@ -230,4 +252,17 @@ func (r *Rollout) served(c Container, instances []Instance, balancers []Serving)
 		}
 	}
 	return verdict{ready: true}
+}
+
+// serves reports whether a balancer serves the instances of a container: one at least, and all of services that it has. A port of a
+// container may have no route, or one at another balancer.
+func (r *Rollout) serves(s Serving, instances []Instance) (serves bool) {
+	for _, in := range instances {
+		usable := s.Servers[in.Address].Usable
+		if !usable && r.routed[routed{s.Balancer, in.Service}] {
+			return false
+		}
+		serves = serves || usable
+	}
+	return serves
 }

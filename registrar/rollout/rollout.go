@@ -34,7 +34,14 @@ type Rollout struct {
 	seen     map[string]time.Time // when a container's instances passed first
 	relevant map[string]time.Time // when balancers that have had an instance of the service were last heard of
 	told     map[string]bool      // what is said once
+	names    map[string]string    // services by the addresses of their instances
+	routed   map[routed]bool
+
+	registered map[string]bool // containers that were once
 }
+
+// routed is a service of which a balancer has, or has had, an instance.
+type routed struct{ balancer, service string }
 
 const (
 	pollTime = 100 * time.Millisecond
@@ -48,6 +55,8 @@ const (
 	blindTime = 10 * time.Second
 	// goneTime is how long a balancer that does not tell any more is waited for: its berth may have been restarted.
 	goneTime = 30 * time.Second
+	// againTime is how long an old container may take to be registered again where the agent has lost its state.
+	againTime = 15 * time.Second
 	// mostRestarts is how often a new container may be restarted before it is ready.
 	mostRestarts = 3
 	// undoTime is how long it may take to take a batch back, besides the time for what is in flight.
@@ -82,12 +91,15 @@ func (r *Rollout) Run(ctx context.Context) (left bool, err error) {
 			if left, err := r.fail(ctx, failed); err != nil {
 				return left, err
 			}
+			if err := r.leaveOut(ctx, failed.bad); err != nil {
+				return r.stop(ctx, err)
+			}
 		case err != nil:
 			return r.stop(ctx, err)
 		case done && r.State.Failed > 0 && r.State.Options.Order == StopFirst:
-			return false, fmt.Errorf("%d of %d new containers do not work, and stay as they are", r.State.Failed, r.State.Total)
+			return false, &FailedError{Reason: fmt.Sprintf("%d of %d new containers do not work", r.State.Failed, r.State.Total), Outcome: "they stay as they are"}
 		case done && r.State.Failed > 0:
-			return false, fmt.Errorf("%d of %d new containers have failed and were removed; as many old ones serve on", r.State.Failed, r.State.Total)
+			return false, &FailedError{Reason: fmt.Sprintf("%d of %d new containers have failed and were removed", r.State.Failed, r.State.Total), Outcome: "as many old ones serve on"}
 		case done:
 			return false, nil
 		}
@@ -97,18 +109,21 @@ func (r *Rollout) Run(ctx context.Context) (left bool, err error) {
 func (r *Rollout) begin() {
 	r.started, r.restarts, r.seen = map[string]time.Time{}, map[string]int{}, map[string]time.Time{}
 	r.relevant, r.told = map[string]time.Time{}, map[string]bool{}
+	r.names, r.routed, r.registered = map[string]string{}, map[routed]bool{}, map[string]bool{}
 }
 
-// stop takes the batch back after an error or ^C. Without the lock or without Consul it leaves everything for --abort.
+// stop takes the batch back after an error or ^C. Without the lock or without Consul, and where old ones were stopped first, it leaves
+// everything for --resume.
 func (r *Rollout) stop(ctx context.Context, err error) (left bool, _ error) {
-	if errors.Is(context.Cause(ctx), session.ErrLost) {
+	begun := r.State.Phase != PhaseNext && r.State.Phase != PhaseDrain
+	if errors.Is(context.Cause(ctx), session.ErrLost) || r.State.Options.Order == StopFirst && begun {
 		return true, r.cut(ctx, err)
 	}
 	r.Say("%s: %s; taking the last step back", r.Service, reason(ctx, err))
 	if undone := r.Undo(ctx); undone != nil {
 		return true, errors.Join(r.cut(ctx, err), undone)
 	}
-	return false, fmt.Errorf("%w; %s", err, r.outcome())
+	return false, fmt.Errorf("%w; %s", caused(ctx, err), r.outcome())
 }
 
 func reason(ctx context.Context, err error) string {
@@ -118,9 +133,22 @@ func reason(ctx context.Context, err error) string {
 	return err.Error()
 }
 
+// caused returns an error with the cause of the end of ctx, if that has ended.
+func caused(ctx context.Context, err error) error {
+	switch cause := context.Cause(ctx); {
+	case cause == nil || errors.Is(err, cause):
+		return err
+	case errors.Is(err, context.Canceled):
+		return cause
+	default:
+		return fmt.Errorf("%w: %w", err, cause)
+	}
+}
+
 func (r *Rollout) cut(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-		err = fmt.Errorf("%w: %w", err, cause)
+	err = caused(ctx, err)
+	if r.State.Options.Order == StopFirst {
+		return fmt.Errorf("%w; old ones may be stopped already: go on by 'berth rollout --resume %s'", err, r.Service)
 	}
 	return fmt.Errorf("%w; go on by 'berth rollout --resume %s', or take the last step back by --abort", err, r.Service)
 }
@@ -230,8 +258,10 @@ func (r *Rollout) once(format string, args ...any) {
 // know saves the addresses of instances, so that the balancers tell of them.
 func (r *Rollout) know(ctx context.Context, instances map[string][]Instance) error {
 	known := len(r.State.Addresses)
-	for _, of := range instances {
+	for container, of := range instances {
 		for _, in := range of {
+			r.registered[container] = true
+			r.names[in.Address] = in.Service
 			if in.Address != "" && !slices.Contains(r.State.Addresses, in.Address) {
 				r.State.Addresses = append(r.State.Addresses, in.Address)
 			}
@@ -282,7 +312,14 @@ func (r *Rollout) nextBatch(ctx context.Context) (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	next, more := r.State.next(ids(list))
+	there := ids(list)
+	todo := len(r.State.Todo)
+	r.State.Todo = slices.DeleteFunc(slices.Clone(r.State.Todo), func(id string) bool { return !slices.Contains(there, id) })
+	if gone := todo - len(r.State.Todo); gone > 0 {
+		r.State.Total -= gone
+		r.Say("%s: %d of those to replace have gone meanwhile, and are not replaced", r.Service, gone)
+	}
+	next, more := r.State.next(there)
 	if !more {
 		return true, nil
 	}

@@ -119,7 +119,7 @@ func (p *Publisher) watch(ctx context.Context, changed func([]string)) {
 		}
 		if err != nil {
 			wait, level := delays.NextBackOff(), slog.LevelDebug // the templater says that Consul is away
-			if strings.Contains(err.Error(), "403") {
+			if isDenied(err) {
 				wait, level = denied, slog.LevelInfo
 			}
 			if tell, _ := lasting.Tell(err.Error(), time.Now()); tell {

@@ -199,9 +199,22 @@ func (l *Lock) Leave(ctx context.Context) error {
 	return l.keeper.Release(ctx, l.Session, l.key, nil)
 }
 
-// Finish ends the rollout: nothing is left of it.
+// Finish ends the rollout: nothing is left of it. One that another has taken over meanwhile is its business.
 func (l *Lock) Finish(ctx context.Context) error {
-	if _, err := l.consul.KV().Delete(l.key, new(api.WriteOptions).WithContext(ctx)); err != nil {
+	pair, _, err := l.consul.KV().Get(l.key, new(api.QueryOptions).WithContext(ctx))
+	switch {
+	case err != nil:
+		return fmt.Errorf("read %s: %w", l.key, err)
+	case pair == nil:
+		return nil
+	case pair.Session != "" && pair.Session != l.Session.ID:
+		return fmt.Errorf("delete %s: another rollout has it by now: %w", l.key, session.ErrLost)
+	}
+	deleted, _, err := l.consul.KV().DeleteCAS(pair, new(api.WriteOptions).WithContext(ctx))
+	if err == nil && !deleted {
+		err = errors.New("it has changed meanwhile")
+	}
+	if err != nil {
 		return fmt.Errorf("delete %s: %w", l.key, err)
 	}
 	return nil

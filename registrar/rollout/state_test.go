@@ -104,6 +104,29 @@ func TestTakeOverOfKilled(t *testing.T) {
 	})
 }
 
+// Whoever has lost the lock leaves it to the one who has taken it over.
+func TestFinishOfLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		consul := sessiontest.New()
+		defer consul.Close()
+		a, b := newCaller(t, consul), newCaller(t, consul)
+		lock, err := a.take(t.Context(), "ada")
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.link.Set(sessiontest.Refuse)
+		if _, _, err := TakeOver(t.Context(), b.Client, b.Keeper, "shop", "app", "bob", func(*HeldError) {}); err != nil {
+			t.Fatal(err)
+		}
+		a.link.Set(sessiontest.None)
+		if err := lock.Finish(t.Context()); !errors.Is(err, session.ErrLost) || consul.Key(Key("shop", "app")) == nil {
+			t.Errorf("ada deletes bob's: %v", err)
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
 // balancer is a Publisher with its proxy.
 type balancer struct {
 	caller

@@ -30,6 +30,7 @@ type world struct {
 	blind   bool                                              // the balancers do not say what they have in flight
 	abrupt  bool                                              // what is stopped need not be drained before
 	nobody  bool                                              // nothing is registered
+	metrics bool                                              // containers are registered for a port that no balancer has, too
 	deaf    string                                            // a balancer that takes no new servers
 	saved   []State                                           // nil = none yet
 	calls   int                                               // so far
@@ -243,6 +244,10 @@ func (w *world) Instances(_ context.Context, containers []string) (map[string][]
 			in.Maintenance = "berth drain: " + b.reason
 		}
 		out[id] = append(out[id], in)
+		if w.metrics {
+			in.ID, in.Service, in.Address = "m"+id, "app-9090", strings.TrimSuffix(b.address(), ":80")+":9090"
+			out[id] = append(out[id], in)
+		}
 		if b.late > 0 && time.Since(b.started) >= b.late {
 			in.ID, in.Service = "j"+id, "admin"
 			out[id] = append(out[id], in)

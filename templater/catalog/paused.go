@@ -61,7 +61,7 @@ func parsePause(pair *api.KVPair) (Pause, error) {
 	}
 	var value pauseJSON
 	if err := json.Unmarshal(pair.Value, &value); err != nil {
-		return Pause{}, err
+		return Pause{}, fmt.Errorf("%.200s", err.Error()) // it may have all of the value in it
 	}
 	most, err := time.ParseDuration(value.Max)
 	if err != nil || most < MinPause || most > MaxPause {

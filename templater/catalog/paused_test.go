@@ -60,6 +60,16 @@ func TestCleanPauses(t *testing.T) {
 	}
 }
 
+// However long a value is, the log line is not.
+func TestLongPause(t *testing.T) {
+	for _, value := range []string{`{"max": "30s", "since": "%s"}`, `{"max": "%s"}`, `{"max": %s}`, "%s"} {
+		value = strings.Replace(value, "%s", strings.Repeat("9", 100000), 1)
+		if _, err := ParsePause(&api.KVPair{Key: PausedPrefix + "app", Value: []byte(value)}); err == nil || len(err.Error()) > 1000 {
+			t.Errorf("%.40s: %.300s", value, fmt.Sprint(err))
+		}
+	}
+}
+
 func TestIsRefusal(t *testing.T) {
 	for code, want := range map[int]bool{403: true, 404: false, 500: false} {
 		if got := IsRefusal(fmt.Errorf("x: %w", api.StatusError{Code: code})); got != want {
