@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -130,16 +131,29 @@ func TestFinishOfLost(t *testing.T) {
 // balancer is a Publisher with its proxy.
 type balancer struct {
 	caller
+	stop func()
+
+	mu      sync.Mutex
 	servers map[string]Server
 	err     error
-	stop    func()
+}
+
+// says sets what the proxy says of its servers.
+func (b *balancer) says(servers map[string]Server, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.servers, b.err = servers, err
 }
 
 func newBalancer(t *testing.T, consul *sessiontest.Consul) *balancer {
 	b := &balancer{servers: map[string]Server{"10.0.0.1:80": {There: true, Usable: true, InFlight: 7}, "10.9.9.9:80": {There: true, Usable: true}}}
 	b.link, b.Client = consul.Link()
 	p := &Publisher{Consul: b.Client, Balancer: "lb/1", Log: slog.New(slog.DiscardHandler),
-		Servers: func(context.Context) (map[string]Server, error) { return b.servers, b.err }}
+		Servers: func(context.Context) (map[string]Server, error) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return b.servers, b.err
+		}}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); p.Run(ctx) }()
@@ -188,17 +202,17 @@ func TestPublisher(t *testing.T) {
 			t.Fatalf("it tells %+v", s)
 		}
 		writes := b.link.Calls("PUT /v1/kv/")
-		b.servers = map[string]Server{"10.0.0.1:80": {There: true, Usable: true, InFlight: 9}}
+		b.says(map[string]Server{"10.0.0.1:80": {There: true, Usable: true, InFlight: 9}}, nil)
 		time.Sleep(time.Minute)
 		if n := b.link.Calls("PUT /v1/kv/"); n != writes {
 			t.Errorf("%d writes though nothing has changed", n-writes)
 		}
-		b.servers = map[string]Server{"10.0.0.1:80": {There: true, InFlight: 3}}
+		b.says(map[string]Server{"10.0.0.1:80": {There: true, InFlight: 3}}, nil)
 		time.Sleep(200 * time.Millisecond)
 		if is := b.tells(t, consul).Servers["10.0.0.1:80"]; is.InFlight != 3 || is.Usable {
 			t.Errorf("a server that leaves: %+v", is)
 		}
-		b.err = errors.New("no socket")
+		b.says(nil, errors.New("no socket"))
 		time.Sleep(200 * time.Millisecond)
 		if s := b.tells(t, consul); s.Error != "no socket" || len(s.Servers) > 0 {
 			t.Errorf("a proxy that is away: %+v", s)
