@@ -45,20 +45,15 @@ const holdMap = "hold.map"
 
 // held returns the path of the map of the backends that are held, "" if the configuration has none.
 func (c *config) held() string {
-	for path := range c.maps {
-		if ownMap(path) {
-			return path
-		}
-	}
-	return ""
+	path, _ := c.mapNamed(heldMap)
+	return path
 }
 
 // hold returns how long requests wait for a server of a backend.
 func (c *config) hold(backend string, standard time.Duration) time.Duration {
-	for path, is := range c.maps {
-		if ms, err := strconv.Atoi(is[backend]); err == nil && ms >= 0 && strings.HasSuffix(path, "."+holdMap) {
-			return time.Duration(ms) * time.Millisecond
-		}
+	_, is := c.mapNamed(holdMap)
+	if ms, err := strconv.Atoi(is[backend]); err == nil && ms >= 0 {
+		return time.Duration(ms) * time.Millisecond
 	}
 	return standard
 }

@@ -251,6 +251,16 @@ const heldMap = "held.map"
 // ownMap says whether the entries of a map are the driver's own.
 func ownMap(path string) bool { return strings.HasSuffix(path, "."+heldMap) }
 
+// mapNamed returns the path and the entries of the map of this name, "" and none if the configuration has no such map.
+func (c *config) mapNamed(name string) (path string, is entries) {
+	for path, is := range c.maps {
+		if strings.HasSuffix(path, "."+name) {
+			return path, is
+		}
+	}
+	return "", nil
+}
+
 // readEntries reads what "show map" says of one map: an address, the key, and the value on each line.
 func readEntries(reply string) entries {
 	out := entries{}

@@ -47,12 +47,8 @@ func (c *waitCounter) set(is *config) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.counts, c.paused = sections[waitingTable] && sections[releasedTable], nil
-	for path, entries := range is.maps {
-		if strings.HasSuffix(path, "."+pausedMap) {
-			c.paused = entries
-		}
-	}
+	c.counts = sections[waitingTable] && sections[releasedTable]
+	_, c.paused = is.mapNamed(pausedMap)
 }
 
 // run looks at the tables until ctx is done.
