@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"regexp"
 	"strconv"
 	"strings"
@@ -132,29 +131,6 @@ func (h *holding) connect(serverFirst bool) func() held {
 	}
 }
 
-// greeter is a server that speaks first and then says what it is told.
-func greeter(t *testing.T) (address string) {
-	l, err := net.Listen("tcp", netip.AddrPortFrom(bridge(t).Addr().Next(), 0).String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				io.WriteString(conn, "welcome\n")
-				io.Copy(conn, conn)
-			}()
-		}
-	}()
-	return l.Addr().String()
-}
-
 // Requests and connections wait while there is no server, as long as their service says, and no more of them than may.
 func TestE2EHAProxyHolds(t *testing.T) {
 	const most = 8
@@ -165,7 +141,7 @@ func TestE2EHAProxyHolds(t *testing.T) {
 		fmt.Fprintf(w, "good %d", n)
 	}, route.KeyPath, "/up")
 	server := up.Listener.Addr().String()
-	db := greeter(t)
+	db := testenv.Echo(t, bridge(t).Addr().Next().String(), "welcome\n")
 	down := func(service string, meta ...string) {
 		e.with(service, service+"-1", "127.0.0.1", 9000, meta...).Status = dependency.HealthCritical
 	}

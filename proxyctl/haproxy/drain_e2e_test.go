@@ -376,34 +376,12 @@ func (tn *tunnel) echo() error {
 	return err
 }
 
-// startEcho serves TCP connections that get back what they send.
-func startEcho(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				_, _ = io.Copy(conn, conn)
-			}()
-		}
-	}()
-	return l.Addr().String()
-}
-
 // What does not end by itself is cut: requests after DrainTimeout, tunnels after TunnelTimeout.
 func TestE2ELeaveTimeouts(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		const drain, tunnels = time.Second, 3 * time.Second
 		h := startHAProxy(t, r.image, func(o *Options) { o.DrainTimeout, o.TunnelTimeout = drain, tunnels })
-		a, echo, port := startApp(t), startEcho(t), testenv.FreePort(t)
+		a, echo, port := startApp(t), testenv.Echo(t, "127.0.0.1", ""), testenv.FreePort(t)
 		tcp := func(server string) string {
 			return fmt.Sprintf("listen tcp\n  mode tcp\n  timeout client 1m\n  timeout server 1m\n  bind 127.0.0.1:%s\n  %s\n", port, server)
 		}

@@ -271,7 +271,7 @@ func TestE2EWaitOverReload(t *testing.T) {
 				http.Error(w, told, http.StatusBadRequest)
 			}
 		})
-		h.bring(h.shipped(r, "", tcpPort, "    server s "+address+"\n", "    server s "+greeter(t)+"\n"), proxyctl.Runtime)
+		h.bring(h.shipped(r, "", tcpPort, "    server s "+address+"\n", "    server s "+testenv.Echo(t, "127.0.0.1", "welcome\n")+"\n"), proxyctl.Runtime)
 		testenv.Until(t, 20*time.Second, "requests are answered", func() bool { return load.pending.Load() < 20 })
 		again := h.requests("again.in")
 		load.end()
@@ -311,29 +311,6 @@ func (h *realHAProxy) connections(n int, port string) <-chan string {
 		}()
 	}
 	return told
-}
-
-// greeter is a server that speaks first, and then says what it is told.
-func greeter(t *testing.T) (address string) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				_, _ = io.WriteString(conn, "welcome\n")
-				_, _ = io.Copy(conn, conn)
-			}()
-		}
-	}()
-	return l.Addr().String()
 }
 
 // requests is how many a frontend of the worker that serves has had.

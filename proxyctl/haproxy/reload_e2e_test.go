@@ -22,7 +22,7 @@ import (
 // Old workers are counted while they have a connection.
 func TestE2EOldWorkers(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
-		h, echo, port := startHAProxy(t, r.image), startEcho(t), testenv.FreePort(t)
+		h, echo, port := startHAProxy(t, r.image), testenv.Echo(t, "127.0.0.1", ""), testenv.FreePort(t)
 		text := func(n int) string {
 			return h.text(fmt.Sprint("v", n), fmt.Sprintf("listen tcp\n  mode tcp\n  timeout client 1m\n  timeout server 1m\n  bind 127.0.0.1:%s\n  server t %s\n", port, echo))
 		}
