@@ -62,7 +62,7 @@ func onConsul(cmd *cobra.Command, run func(ctx context.Context, g *groupStore, a
 			return err
 		}
 		if timeout <= 0 {
-			return asUsageError(fmt.Errorf("--timeout must be longer than %s", timeout))
+			return asUsageError(fmt.Errorf("--timeout must be longer than 0s, not %s", timeout))
 		}
 		g := &groupStore{timeout: timeout, stdin: cmd.InOrStdin(), out: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr()}
 		if err := g.connect(p.config); err != nil {

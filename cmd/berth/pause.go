@@ -99,17 +99,13 @@ func (g *groupStore) pause(ctx context.Context, p catalog.Pause) error {
 		return fmt.Errorf("%s: %w", p.Service, err)
 	}
 	if before == nil {
-		var listed map[string][]string
-		err := g.try(ctx, func(ctx context.Context) (err error) {
-			listed, _, err = g.consul.Catalog().Services(new(api.QueryOptions).WithContext(ctx))
-			return store.Explain("read the services", err)
-		})
+		listed, err := g.services(ctx)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.Service, err)
 		}
-		if _, there := listed[p.Service]; !there {
+		if !slices.Contains(listed, p.Service) {
 			return fmt.Errorf("%s: Consul has no such service%s; pause it while an instance of it is registered", p.Service,
-				didYouMean(closest(p.Service, slices.Collect(maps.Keys(listed)))...))
+				didYouMean(closest(p.Service, listed)...))
 		}
 	} else if old, err := catalog.ParsePause(before); err == nil {
 		p.Since = old.Since
@@ -125,16 +121,24 @@ func (g *groupStore) pause(ctx context.Context, p catalog.Pause) error {
 	return err
 }
 
-// resume ends a pause.
+// resume ends a pause. A service that has none may be one that somebody else has resumed, but a name that nobody has is a mistake.
 func (g *groupStore) resume(ctx context.Context, service string) error {
 	pair, err := g.pausedPair(ctx, service)
 	if err != nil {
 		return fmt.Errorf("%s: %w", service, err)
 	}
 	if pair == nil {
+		listed, err := g.services(ctx)
+		if err != nil {
+			return fmt.Errorf("%s: %w", service, err)
+		}
 		limited, cancel := context.WithTimeout(ctx, time.Second) // it is an extra, and Consul has answered just now
 		defer cancel()
-		_, err := fmt.Fprintf(g.out, "%s: not paused%s\n", service, didYouMean(closest(service, pausedNames(limited, g.consul))...))
+		meant := didYouMean(closest(service, pausedNames(limited, g.consul))...)
+		if !slices.Contains(listed, service) {
+			return fmt.Errorf("%s: not paused, and Consul has no such service%s; berth pause --list shows what is paused", service, meant)
+		}
+		_, err = fmt.Fprintf(g.out, "%s: not paused%s\n", service, meant)
 		return err
 	}
 	err = g.try(ctx, func(ctx context.Context) error {
@@ -148,11 +152,22 @@ func (g *groupStore) resume(ctx context.Context, service string) error {
 	return err
 }
 
+// services returns the names of the services in Consul.
+func (g *groupStore) services(ctx context.Context) (names []string, err error) {
+	err = g.try(ctx, func(ctx context.Context) error {
+		listed, meta, err := g.consul.Catalog().Services(new(api.QueryOptions).WithContext(ctx))
+		names = slices.Collect(maps.Keys(listed))
+		return store.ExplainRead("the services", meta, err)
+	})
+	return names, err
+}
+
 // pausedPair returns the key of a service's pause, nil if it is not paused.
 func (g *groupStore) pausedPair(ctx context.Context, service string) (pair *api.KVPair, err error) {
 	err = g.try(ctx, func(ctx context.Context) (err error) {
-		pair, _, err = g.consul.KV().Get(catalog.PausedPrefix+service, new(api.QueryOptions).WithContext(ctx))
-		return store.Explain("read "+catalog.PausedPrefix+service, err)
+		var meta *api.QueryMeta
+		pair, meta, err = g.consul.KV().Get(catalog.PausedPrefix+service, new(api.QueryOptions).WithContext(ctx))
+		return store.ExplainRead(catalog.PausedPrefix+service, meta, err)
 	})
 	return pair, err
 }
@@ -172,7 +187,7 @@ func (g *groupStore) listPaused(ctx context.Context, form string) error {
 	var meta *api.QueryMeta
 	err := g.try(ctx, func(ctx context.Context) (err error) {
 		pairs, meta, err = g.consul.KV().List(catalog.PausedPrefix, new(api.QueryOptions).WithContext(ctx))
-		return store.Explain("read "+catalog.PausedPrefix, err)
+		return store.ExplainRead(catalog.PausedPrefix, meta, err)
 	})
 	if err != nil {
 		return err

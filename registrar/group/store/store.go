@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -60,7 +61,7 @@ func read[T any](ctx context.Context, what string, f func(*api.QueryOptions) (T,
 	if err == nil && meta != nil && meta.ResultsFilteredByACLs {
 		return out, &refusedError{fmt.Errorf("%s: the token may not see all of it", what)}
 	}
-	return out, Explain("read "+what, err)
+	return out, ExplainRead(what, meta, err)
 }
 
 // get returns a key, nil if it does not exist.
@@ -81,6 +82,15 @@ func (s *Store) cas(ctx context.Context, pair *api.KVPair) (bool, error) {
 	return ok, Explain("write "+pair.Key, err)
 }
 
+// ExplainRead is Explain for a query of what is called so. Its meta says whether it is Consul that has answered: the client takes
+// anybody's 404 for a key that does not exist.
+func ExplainRead(what string, meta *api.QueryMeta, err error) error {
+	if err == nil && meta.LastIndex == 0 {
+		return &awayError{fmt.Errorf("read %s: something else than Consul answers there; check Consul's address, and any proxy before it", what)}
+	}
+	return Explain("read "+what, err)
+}
+
 // Explain says in a user's words what went wrong with a call.
 func Explain(what string, err error) error {
 	var status api.StatusError
@@ -89,9 +99,9 @@ func Explain(what string, err error) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &status) && status.Code < 500 && status.Code != http.StatusTooManyRequests:
-		return &refusedError{fmt.Errorf("%s: Consul refuses it: %s", what, status.Body)}
+		return &refusedError{fmt.Errorf("%s: Consul refuses it: %s", what, oneLine(status.Body))}
 	case errors.As(err, &status):
-		return &awayError{fmt.Errorf("%s: Consul cannot do it now: %s", what, status.Body)}
+		return &awayError{fmt.Errorf("%s: Consul cannot do it now: %s", what, oneLine(status.Body))}
 	case errors.As(err, &failed):
 		host := failed.URL
 		if u, bad := url.Parse(failed.URL); bad == nil {
@@ -100,4 +110,13 @@ func Explain(what string, err error) error {
 		return &awayError{fmt.Errorf("%s: Consul at %s does not answer: %w", what, host, failed.Err)}
 	}
 	return &awayError{fmt.Errorf("%s: Consul does not answer as it should: %w", what, err)}
+}
+
+// oneLine is what somebody has answered, who may have sent a whole page, for a message.
+func oneLine(text string) string {
+	const most = 300
+	if text = strings.Join(strings.Fields(text), " "); len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	return text
 }
