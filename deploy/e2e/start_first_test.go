@@ -4,16 +4,21 @@ package e2e
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/consul/api"
 
 	"berth/deploy/testenv"
 	"berth/deploy/testenv/traffic"
@@ -25,7 +30,8 @@ const soon = 20 * time.Second
 // SIGTERM.
 type replacing struct {
 	*stack
-	file string // of compose, with what changes from one version to the next
+	file    string // of compose, with what changes from one version to the next
+	metrics string // address of the templater's
 
 	mu     sync.Mutex
 	events []event
@@ -40,13 +46,17 @@ type event struct {
 
 func startReplacing(t *testing.T, grace string) *replacing {
 	t.Helper()
-	r := &replacing{file: testenv.File(t, testenv.Dir(t), "version.yml", "")}
+	metrics := testenv.FreePort(t)
+	r := &replacing{file: testenv.File(t, testenv.Dir(t), "version.yml", ""), metrics: "127.0.0.1:" + metrics}
 	r.write(t, "VERSION: one")
 	r.stack = newStackOf(t, testenv.ComposeOptions{Files: []string{r.file}}.V2(t), `
   app:
     stop_signal: SIGCONT
     stop_grace_period: `+grace+`
     labels: {SERVICE_STOP_SIGNAL: SIGTERM, SERVICE_REPLACE: start-first}
+  templater:
+    environment: {BERTH_LISTEN: "0.0.0.0:9652"}
+    ports: ["${BIND_ADDRESS}:`+metrics+`:9652"]
 `)
 	r.follow()
 	r.Do("up", "-d")
@@ -110,6 +120,61 @@ func (r *replacing) happened(id, what string) (e event) {
 	return e
 }
 
+// held returns how many requests for a service have had to wait, as the templater's metrics say.
+func (r *replacing) held(service string) (n int, err error) {
+	text, err := testenv.Get("http://" + r.metrics + "/metrics")
+	if err != nil {
+		return 0, fmt.Errorf("metrics of the templater: %w", err)
+	}
+	for line := range strings.Lines(text) {
+		if value, is := strings.CutPrefix(line, `berth_held_requests_total{service="`+service+`"} `); is {
+			return strconv.Atoi(strings.TrimSpace(value))
+		}
+	}
+	return 0, nil // of a service for which none has waited there is no line
+}
+
+// heldByNow is held for the app with all that have waited until now. The metric is read from HAProxy's table now and then, so a
+// request for a service without an instance waits, and what is counted when it is has all those before it.
+func (r *replacing) heldByNow() (n int) {
+	r.Helper()
+	const service = "nobody"
+	before, err := r.held(service)
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Eventually(soon, "a request for a service without an instance waits, and is counted", func() error {
+		req, err := http.NewRequest(http.MethodGet, "http://"+r.web+"/", nil)
+		if err != nil {
+			return err
+		}
+		req.Host = service
+		resp, err := testenv.Client.Do(req)
+		if err != nil {
+			return err
+		}
+		resp.Body.Close()
+		if after, err := r.held(service); err != nil || after <= before {
+			return cmp.Or(err, fmt.Errorf("%s, and %d have waited as before", resp.Status, after))
+		}
+		n, err = r.held("app")
+		return err
+	})
+	return n
+}
+
+// addNobody registers the service without an instance that serves, for heldByNow.
+func (r *replacing) addNobody() {
+	r.Helper()
+	err := testenv.ConsulClient(r, r.consul, func() string { return "" }).Agent().ServiceRegister(&api.AgentServiceRegistration{
+		Name: "nobody", Address: "127.0.0.1", Port: 9, Meta: map[string]string{"route_host": "nobody", "route_hold": "20ms"},
+		Check: &api.AgentServiceCheck{TTL: "1h", Status: api.HealthCritical},
+	})
+	if err != nil {
+		r.Fatal(err)
+	}
+}
+
 // write writes the next version of the app: variables of its environment, and other keys of its service.
 func (r *replacing) write(t testing.TB, variables string, keys ...string) {
 	t.Helper()
@@ -155,10 +220,18 @@ func (r *replacing) startsFirst(l *traffic.Load, args ...string) {
 	}
 }
 
-// Plain docker compose up -d of compose v2 replaces the only instance, and then each of three, without a failed request, though
-// the application dies at once on SIGTERM; and it mends what is left after it was cut off half-way.
+// Plain docker compose up -d of compose v2 replaces the only instance, and then each of three, without a request that fails or has
+// to wait, though the application dies at once on SIGTERM; and it mends what is left after it was cut off half-way.
 func TestE2EComposeStartsFirst(t *testing.T) {
 	s := startReplacing(t, "25s") // most of which a busy machine may need for a start
+	s.addNobody()
+	held := s.heldByNow()
+	noneHeld := func() {
+		t.Helper()
+		if now := s.heldByNow(); now > held {
+			t.Errorf("%d requests had to wait, want 0: there was an instance all the time", now-held)
+		}
+	}
 	l, p := traffic.ToApp(t, s.web, 120, traffic.Kept, traffic.Fresh), startPosts(t, s.stack)
 	image := s.Docker("image", "inspect", "--format", "{{.Id}}", os.Getenv("IMAGE_APP"))
 	for _, keys := range [][]string{nil, {"image: " + image}} {
@@ -172,8 +245,10 @@ func TestE2EComposeStartsFirst(t *testing.T) {
 	s.Do("up", "-d", "--scale", "app=1")
 	s.Eventually(soon, "one answers", func() error { return s.expectHosts(1) })
 
+	noneHeld()
 	s.cutOff()
 	s.startsFirst(l, "--force-recreate", "--no-deps", "app")
+	noneHeld()
 
 	r := l.Finish()
 	t.Logf("replaced: %s; %s", r, p.finish())
@@ -224,9 +299,14 @@ func (r *replacing) cutOff() {
 }
 
 // A new version that never gets ready does not take the old one away before that one's grace period is nearly over, and the log
-// says so. One with a fixed port of the host is not started first, and the log says why.
+// says so. One with a fixed port of the host is not started first, and the log says why. Either way the service is without an
+// instance for a while, and its requests wait, as they are meant to.
 func TestE2EComposeCannotStartFirst(t *testing.T) {
 	s := startReplacing(t, "8s")
+	held, err := s.held("app")
+	if err != nil {
+		t.Fatal(err)
+	}
 	l := traffic.ToApp(t, s.web, 120, traffic.Kept, traffic.Fresh)
 	s.write(t, "PORT: \"9\"") // nobody listens on 8080
 	began := time.Now()
@@ -243,6 +323,12 @@ func TestE2EComposeCannotStartFirst(t *testing.T) {
 		t.Errorf("%d of %d requests failed while the old one waits, want 0 of some", served.Failed(), len(served))
 	}
 	s.Logged("registrar", "does not serve, and the container that it replaces is drained all the same")
+	s.Eventually(soon, "requests had to wait since the old one died, and are counted", func() error {
+		if now, err := s.held("app"); err != nil || now <= held {
+			return cmp.Or(err, fmt.Errorf("%d have waited as before", now))
+		}
+		return nil
+	})
 
 	s.write(t, "VERSION: two")
 	s.up()
