@@ -164,24 +164,48 @@ func (c Compose) run(ctx context.Context, args ...string) (string, error) {
 	if args[0] == "config" {                              // else compose v2 leaves services out that have profiles; it does not when they are named to up
 		cmd.Env = append(os.Environ(), "COMPOSE_PROFILES=*")
 	}
+	// docker starts its plugin compose as another process, which would build on.
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
 	err := cmd.Run()
 	switch {
 	case ctx.Err() != nil:
 		return "", fmt.Errorf("compose %s: %w", args[0], context.Cause(ctx))
 	case err != nil:
-		return "", fmt.Errorf("compose %s: %w: %s", strings.Join(args, " "), err, lastLines(stderr.String()+stdout.String(), 5))
+		return "", fmt.Errorf("compose %s: %w: %s", strings.Join(args, " "), err, complaint(stderr.String(), stdout.String()))
 	}
 	return stdout.String(), nil
 }
 
-// lastLines returns the last lines of a text, joined by semicolons.
-func lastLines(text string, n int) string {
-	var lines []string
+// complaint is the end of what compose says when it fails, in one line. The steps of a build go to stdout, and would hide the reason.
+func complaint(stderr, stdout string) string {
+	lines := complaints(stderr)
+	if len(lines) == 0 {
+		lines = complaints(stdout)
+	}
+	return strings.Join(lines[max(0, len(lines)-5):], "; ")
+}
+
+// complaints returns the lines of a text from its first error on, without warnings and what a line before has said already.
+func complaints(text string) (lines []string) {
+	warning, failed := false, false
 	for line := range strings.Lines(text) {
-		if line = strings.TrimSpace(line); line != "" {
+		indented := strings.HasPrefix(line, " ")
+		if line = strings.Map(printable, strings.TrimSpace(line)); line == "" {
+			continue
+		}
+		// docker-compose 1.29 warns of update_config, compose v2 of a missing buildx, and docker of its builder in several lines.
+		warning = warning && indented || strings.Contains(line, "level=warning") || strings.Contains(line, "deploy sub-keys are not supported") ||
+			strings.HasPrefix(line, "DEPRECATED:")
+		if warning {
+			continue
+		}
+		if !failed && strings.HasPrefix(strings.ToUpper(line), "ERROR") {
+			lines, failed = nil, true // before it there is how far compose got
+		}
+		if len(lines) == 0 || !strings.Contains(lines[len(lines)-1], line) {
 			lines = append(lines, line)
 		}
 	}
-	return strings.Join(lines[max(0, len(lines)-n):], "; ")
+	return lines
 }

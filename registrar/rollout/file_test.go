@@ -1,10 +1,13 @@
 package rollout
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -204,7 +207,49 @@ func TestCompose(t *testing.T) {
 	}
 	c.Command[2] = `echo "$@" >&2; echo "app f00d"; case "$*" in *up*) exit 3;; esac`
 	err := c.Up(t.Context(), "app", 3)
-	if err == nil || !strings.Contains(err.Error(), "exit status 3: up --detach --no-deps --no-recreate --scale app=3 app; app f00d") {
+	if err == nil || !strings.Contains(err.Error(), "exit status 3: up --detach --no-deps --no-recreate --scale app=3 app") || strings.Contains(err.Error(), "f00d") {
+		t.Error(err)
+	}
+}
+
+// Of what compose prints when it fails the error has the reason, in one line: not how far it got, its warnings, or a build's steps.
+func TestComplaint(t *testing.T) {
+	const offline = `Get "https://registry-1.docker.io/v2/": dial tcp: no such host`
+	const ignored = "The following deploy sub-keys are not supported and have been ignored: update_config\n"
+	for name, tt := range map[string]struct{ stderr, stdout, want string }{
+		"1.29 pulls": {ignored + "Pulling app ... \r\nPulling app ... error\r\n\nERROR: for app  " + offline + "\n" + offline + "\n", "", "ERROR: for app  " + offline},
+		"v2 pulls":   {" app Pulling \n app Error " + offline + "\nError response from daemon: " + offline + "\n", "", "Error response from daemon: " + offline},
+		"1.29 builds": {ignored + "Building app\nDEPRECATED: The legacy builder is deprecated.\n            Install the buildx component.\n\n" +
+			"COPY failed: stat nothing: file does not exist\nService 'app' failed to build : Build failed\n", "Step 2/2 : COPY nothing /\n",
+			"Building app; COPY failed: stat nothing: file does not exist; Service 'app' failed to build : Build failed"},
+		"v2 builds": {"time=\"2026-01-01T00:00:00Z\" level=warning msg=\"buildx isn't installed\"\nfailed to solve: \"/nothing\": not found\n",
+			"#6 [app 2/2] COPY nothing /\n------\n", "failed to solve: \"/nothing\": not found"},
+		"on stdout only": {"", "it is\n\x1b[1mbroken\n", "it is; \uFFFD[1mbroken"},
+		"many lines":     {"1\n2\n3\n4\n5\n6\n", "", "2; 3; 4; 5; 6"},
+	} {
+		if got := complaint(tt.stderr, tt.stdout); got != tt.want {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+	}
+}
+
+// A build that is ended by ^C ends with all of its processes: docker starts compose as another one.
+func TestComposeIsEnded(t *testing.T) {
+	dir := t.TempDir()
+	started, ended := filepath.Join(dir, "started"), filepath.Join(dir, "ended")
+	if err := syscall.Mkfifo(started, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := Compose{Command: []string{"sh", "-c", `sh -c 'trap "echo > ended; exit" TERM; echo > started; while :; do sleep 0.05; done'; :`}, Dir: dir}
+	ctx, stop := context.WithCancelCause(t.Context())
+	go func() {
+		_, _ = os.ReadFile(started)
+		stop(errKilled)
+	}()
+	if err := c.Build(ctx, "app"); !errors.Is(err, errKilled) {
+		t.Error(err)
+	}
+	if _, err := os.Stat(ended); err != nil {
 		t.Error(err)
 	}
 }
