@@ -109,10 +109,31 @@ func (f *rolloutFlags) check(flags *pflag.FlagSet) error {
 	if len(set) > 1 {
 		return fmt.Errorf("%s exclude each other", strings.Join(set, " and "))
 	}
+	if err := f.checkUsed(flags); err != nil {
+		return err
+	}
 	if err := f.options.Validate(); err != nil {
 		return fmt.Errorf("--%w", err)
 	}
 	return nil
+}
+
+// checkUsed says which flag would be of no effect: what was cut short goes on as it was begun.
+func (f *rolloutFlags) checkUsed(flags *pflag.FlagSet) (err error) {
+	flags.Visit(func(flag *pflag.Flag) {
+		switch name := flag.Name; {
+		case f.watch && name == "build":
+			err = errors.New("--watch and --build exclude each other: it follows what is built")
+		case (f.resume || f.abort) && begins(name):
+			err = fmt.Errorf("--%s does not go with --resume or --abort: these go by the options that the rollout was begun with", name)
+		}
+	})
+	return err
+}
+
+// begins reports whether a flag says how a rollout is begun.
+func begins(name string) bool {
+	return slices.Contains([]string{"pull", "build", "force", "parallelism", "delay", "order", "monitor", "failure-action", "max-failure-ratio", "ready-timeout", "drain-timeout"}, name)
 }
 
 // understand returns the options of a service: those in its file, and what flags say instead.
@@ -210,11 +231,13 @@ func (c *rolling) find(ctx context.Context, service string) error {
 func (c *rolling) all(ctx context.Context, compose rollout.Compose, services []string) error {
 	for _, service := range services {
 		if c.pull {
+			c.say("%s: pulling its image", service)
 			if err := compose.Pull(ctx, service); err != nil {
 				return err
 			}
 		}
 		if c.build {
+			c.say("%s: building its image", service)
 			if err := compose.Build(ctx, service); err != nil {
 				return err
 			}
@@ -266,21 +289,28 @@ func (c *rolling) one(ctx context.Context, compose rollout.Compose, s rollout.Se
 		if err := r.Save(ctx, r.State); err != nil {
 			return false, err
 		}
-		how := "one after the other"
-		switch n := s.Options.Parallelism; {
-		case r.State.Total == 1:
-			how = "the new one first"
-		case n == 0 || n >= r.State.Total:
-			how = "all at once"
-		case n > 1:
-			how = fmt.Sprintf("%d at a time", n)
-		}
-		if s.Options.Order == rollout.StopFirst {
-			how += ", the old one is stopped first"
-		}
-		c.say("%s: %d to replace, %s", s.Name, r.State.Total, how)
+		c.say("%s: %d to replace, %s", s.Name, r.State.Total, how(r.State.Total, s.Options))
 		return r.Run(ctx)
 	})
+}
+
+// how says in which order so many containers are replaced.
+func how(total int, o rollout.Options) string {
+	first := ", the old one is stopped first"
+	if o.Order != rollout.StopFirst {
+		first = ""
+	}
+	switch n := o.Parallelism; {
+	case total == 1 && first == "":
+		return "the new one first"
+	case total == 1:
+		return strings.TrimPrefix(first, ", ")
+	case n == 0 || n >= total:
+		return "all at once" + strings.Replace(first, "one is", "ones are", 1)
+	case n > 1:
+		return fmt.Sprintf("%d at a time", n) + strings.Replace(first, "one is", "ones are", 1)
+	}
+	return "one after the other" + first
 }
 
 // plan says what there is to replace.

@@ -95,6 +95,48 @@ func TestRolloutFlags(t *testing.T) {
 	}
 }
 
+// Flags that would be of no effect are refused.
+func TestRolloutFlagsExclude(t *testing.T) {
+	for args, says := range map[string]string{
+		"--resume --abort":             "exclude each other",
+		"--resume --build":             "--build does not go with --resume or --abort",
+		"--abort --parallelism 2":      "--parallelism does not go with",
+		"--resume --project-name shop": "",
+		"--watch --build":              "--watch and --build exclude each other",
+		"--watch --pull --force":       "",
+	} {
+		f := rolloutFlags{}
+		flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+		f.options = rollout.Defaults()
+		f.flags(flags)
+		if err := flags.Parse(strings.Fields(args)); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.check(flags); (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", args, err)
+		}
+	}
+}
+
+// What is begun is said with its order.
+func TestRolloutHow(t *testing.T) {
+	for want, tt := range map[string]struct {
+		total, parallelism int
+		order              string
+	}{
+		"the new one first":                                 {1, 1, rollout.StartFirst},
+		"the old one is stopped first":                      {1, 0, rollout.StopFirst},
+		"one after the other":                               {3, 1, rollout.StartFirst},
+		"one after the other, the old one is stopped first": {3, 1, rollout.StopFirst},
+		"2 at a time":                                       {3, 2, rollout.StartFirst},
+		"all at once, the old ones are stopped first":       {3, 0, rollout.StopFirst},
+	} {
+		if got := how(tt.total, rollout.Options{Parallelism: tt.parallelism, Order: tt.order}); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 // Docker asks a plugin what it is, and calls it by its name.
 func TestPlugin(t *testing.T) {
 	var out bytes.Buffer

@@ -207,7 +207,7 @@ func (r *Rollout) introduce(ctx context.Context) error {
 			return nil
 		case err == nil && telling == nil && len(all) > 0 && (late || r.haveTold(all)):
 			if len(have) == 0 {
-				r.once("%s: no balancer has it", r.Service)
+				r.once("%s: no balancer has it: an old one drains for %s", r.Service, min(blindTime, r.State.Options.DrainTimeout))
 				return nil
 			}
 			var names []string
