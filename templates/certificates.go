@@ -2,6 +2,8 @@ package templates
 
 import (
 	"crypto/rsa"
+	"crypto/sha1" //nolint:gosec // it is how HAProxy names a certificate
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -21,7 +23,10 @@ import (
 type certificate struct {
 	File, Key string   // paths, which may be the same
 	Names     []string // of hosts, in lower case; none if berth may not read it
-	readable  bool     // by berth
+	// Now changes with the files. It is the comment before the certificate in a crt-list: where HAProxy can be given the certificate
+	// while it runs, it begins with the certificate's SHA1 fingerprint and ends with the files to give it (proxyctl/haproxy).
+	Now      string
+	readable bool // by berth
 }
 
 // certificates are the certificates of a directory. They are remembered, since to read 100 files takes milliseconds, and the
@@ -44,6 +49,10 @@ func (s *certificates) list(path string, names []string, sum string) []certifica
 				continue // it belongs to another file
 			}
 			if c, problem := readCertificate(filepath.Join(path, name)); problem == "" {
+				more := func(ext string) bool { return slices.Contains(names, name+ext) }
+				if c.Now == "" || slices.ContainsFunc([]string{".ocsp", ".issuer", ".sctl"}, more) {
+					c.Now = "changes with the directory: " + sum
+				}
 				s.files = append(s.files, c)
 			} else {
 				s.problems = append(s.problems, certificateProblem(c.File, problem))
@@ -137,6 +146,13 @@ func readCertificate(file string) (c certificate, problem string) {
 		}
 	}
 	c.Names = certificateNames(all[0])
+	if !notAllowed {
+		digest := sha256.Sum256(slices.Concat(text, key))
+		c.Now = fmt.Sprintf("%X/%x %s", sha1.Sum(all[0].Raw), digest[:8], file) //nolint:gosec // it is HAProxy's fingerprint
+		if !hasKey {
+			c.Now += " " + c.Key
+		}
+	}
 	return c, ""
 }
 

@@ -152,10 +152,12 @@ func shippedFuncs(o Options, r *rendered) map[string]any {
 		r.files[name], r.paths[name] = text, path
 		return path
 	}
-	funcs["asMap"] = func(name, text string) string {
-		path := "/etc/haproxy/haproxy.cfg." + name
-		r.files[name], r.paths[name] = text, path
-		return path
+	for _, function := range []string{"asMap", "asCrtList"} {
+		funcs[function] = func(name, text string) string {
+			path := "/etc/haproxy/haproxy.cfg." + name
+			r.files[name], r.paths[name] = text, path
+			return path
+		}
 	}
 	funcs["directory"] = func(path string) (*certificateDirectory, error) {
 		d := &certificateDirectory{Path: path}

@@ -185,7 +185,7 @@ func TestE2EHAProxyRouteToLeader(t *testing.T) {
 		r = here(r)
 		files, inMaps := map[string]string{}, map[string]string{}
 		for name, path := range r.paths {
-			if strings.HasSuffix(path, ".map") {
+			if strings.HasSuffix(path, ".map") || strings.HasSuffix(path, ".crt-list") {
 				inMaps[path] = r.files[name]
 			} else {
 				files[path] = r.files[name]

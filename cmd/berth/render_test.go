@@ -76,7 +76,7 @@ func TestRender(t *testing.T) {
 	if got, err := render("--template", path("h.ctmpl")); err != nil || got != text {
 		t.Errorf("%q, %v", got, err)
 	}
-	if got, err := render(); err != nil || !strings.Contains(got, "server web-2 10.0.0.2:80") || !strings.HasPrefix(got, "# These maps ") || !strings.Contains(got, "\n# Rendered by berth") {
+	if got, err := render(); err != nil || !strings.Contains(got, "server web-2 10.0.0.2:80") || !strings.HasPrefix(got, "# These files ") || !strings.Contains(got, "\n# Rendered by berth") {
 		t.Errorf("the built-in template: %v\n%s", err, got)
 	}
 

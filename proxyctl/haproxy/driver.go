@@ -188,6 +188,8 @@ const (
 	mostAdded   = 250
 	mostRemoved = 500
 	mostWork    = 400_000 // servers added times servers in their backends
+
+	mostCertified = 100
 )
 
 // unfit says why ops are not for the running HAProxy, "" if they are.
@@ -195,7 +197,7 @@ func (d *driver) unfit(ops []op, to *config) string {
 	if d.opts.ReloadOnly && len(ops) > 0 {
 		return ops[0].String()
 	}
-	work, added, removed := 0, 0, 0
+	work, added, removed, certificates := 0, 0, 0, 0
 	for _, o := range ops {
 		if d.unmanageable[o.backend] {
 			return fmt.Sprintf("HAProxy shows other servers in backend %s than it has loaded", o.backend)
@@ -204,6 +206,11 @@ func (d *driver) unfit(ops []op, to *config) string {
 			return o.String()
 		}
 		switch o.kind {
+		case opCertificateAdd, opCertificateSet:
+			if why := d.refused[certificateKey(o.name, o.value)]; why != "" {
+				return "earlier: " + why
+			}
+			certificates++
 		case opCreate:
 			if _, there := d.seen.backends[o.backend]; there {
 				return fmt.Sprintf("HAProxy has a backend %s that is in no text", o.backend)
@@ -232,6 +239,9 @@ func (d *driver) unfit(ops []op, to *config) string {
 		}
 		added++
 		work += to.backends[o.backend].count()
+	}
+	if certificates > mostCertified {
+		return fmt.Sprintf("%d certificates at once are sooner loaded", certificates)
 	}
 	if added > mostAdded || removed > mostRemoved || work > mostWork {
 		return fmt.Sprintf("%d servers added and %d removed at once are sooner loaded", added, removed)
@@ -263,7 +273,7 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 	if err == nil {
 		backends := []string{}
 		for _, o := range p.Ops {
-			if !o.isMap() {
+			if !o.isEntry() {
 				backends = append(backends, o.backend)
 			}
 		}
@@ -508,6 +518,7 @@ func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 			merged.sections = append(merged.sections, s)
 		}
 	}
+	to = d.withoutUnfit(base, to)
 	if len(to.maps) > 0 && maps.EqualFunc(base.maps, to.maps, func(_, _ entries) bool { return true }) {
 		if p := compareMaps(base, to); p.Reload == "" {
 			merged.preamble = mergeMaps(base, to, left, merged.lacks(to))

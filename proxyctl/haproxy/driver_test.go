@@ -187,7 +187,7 @@ const stateHead = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_
 func (m *masterSocket) toWorker(conn io.Writer, command string) {
 	w := strings.Fields(command)
 	what := strings.Join(w[:min(2, len(w))], " ")
-	if what != "show map" && what != "show stat" && what != "show env" && what != "show info" && what != "show servers" {
+	if what != "show map" && what != "show stat" && what != "show env" && what != "show ssl" && what != "show info" && what != "show servers" {
 		m.commands = append(m.commands, command)
 	}
 	for begin, says := range m.says {
@@ -328,6 +328,8 @@ func (m *masterSocket) toWorker(conn io.Writer, command string) {
 		}
 		io.WriteString(conn, "\n")
 	case "show sess":
+		io.WriteString(conn, "\n")
+	case "show ssl":
 		io.WriteString(conn, "\n")
 	case "show map":
 		if len(w) == 2 {

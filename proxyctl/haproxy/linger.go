@@ -97,7 +97,7 @@ func (d *driver) linger(ops []op, to *config) []op {
 		touched[backend] = false
 	}
 	for _, o := range ops {
-		if !o.isMap() && path != "" {
+		if !o.isEntry() && path != "" {
 			touched[o.backend] = true
 		}
 	}

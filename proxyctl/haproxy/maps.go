@@ -12,17 +12,17 @@ import (
 	"berth/proxyctl"
 )
 
-// A text may begin with the contents of maps, each for a file that has its name from the configuration file. These files are
-// berth's, and change together with the running HAProxy, without a reload. The contents are part of the text, so that
-// whatever happens to a text happens to its maps: kept, compared, put back.
+// A text may begin with the contents of maps and crt-lists, each for a file that has its name from the configuration file. These
+// files are berth's, and change together with the running HAProxy, without a reload. The contents are part of the text, so that
+// whatever happens to a text happens to them: kept, compared, put back.
 const (
-	mapsHead  = "# These maps are changed in the running HAProxy. Each is in the file beside this one that it is named after.\n"
+	mapsHead  = "# These files are changed in the running HAProxy. Each is beside this one.\n"
 	mapsBegin = "#map "
 	mapsEntry = "#  "
 	mapsEnd   = "#end of maps\n"
 )
 
-// WithMaps returns a text with the contents of its maps, by path, before it.
+// WithMaps returns a text with the contents of its maps and crt-lists, by path, before it.
 func WithMaps(text string, contents map[string]string) string {
 	if len(contents) == 0 {
 		return text
@@ -40,7 +40,7 @@ func WithMaps(text string, contents map[string]string) string {
 	return b.String()
 }
 
-// cutMaps returns the contents of the maps that a text begins with, by path, and the rest of it.
+// cutMaps returns the contents of the maps and crt-lists that a text begins with, by path, and the rest of it.
 func cutMaps(text string) (contents map[string]string, rest string) {
 	rest, ok := strings.CutPrefix(text, mapsHead)
 	if !ok {
@@ -72,23 +72,24 @@ func cutMaps(text string) (contents map[string]string, rest string) {
 	}
 }
 
-var mapFile = regexp.MustCompile(`^[A-Za-z0-9_-]+\.map$`)
+var besideFile = regexp.MustCompile(`^[A-Za-z0-9_-]+\.(map|crt-list)$`)
 
-// isMap says whether a path is that of a map of a configuration file.
-func isMap(file, path string) bool {
+// isBeside says whether a path is that of a map or a crt-list of a configuration file.
+func isBeside(file, path string) bool {
 	file, err := filepath.Abs(file)
 	name, ok := strings.CutPrefix(path, file+".")
-	return err == nil && ok && mapFile.MatchString(name)
+	return err == nil && ok && besideFile.MatchString(name)
 }
 
-// Beside implements proxyctl.Grammar: it returns the maps of a text.
+// Beside implements proxyctl.Grammar: it returns the maps and crt-lists of a text.
 func (d *driver) Beside(text string) map[string]string {
 	contents, _ := cutMaps(text)
-	maps.DeleteFunc(contents, func(path, _ string) bool { return !isMap(d.opts.File, path) })
+	maps.DeleteFunc(contents, func(path, _ string) bool { return !isBeside(d.opts.File, path) })
 	return contents
 }
 
-// entries are the keys of a map with their values. They are never changed once they are read.
+// entries are the keys of a map with their values, or the certificates of a crt-list with what is known of them. They are never
+// changed once they are read.
 type entries map[string]string
 
 // parseEntries reads a map as HAProxy does: of two lines with the same key, the first counts.
@@ -119,16 +120,23 @@ func readMaps(preamble string, before *config) map[string]entries {
 	contents, _ := cutMaps(preamble)
 	out := map[string]entries{}
 	for path, content := range contents {
-		out[strings.Clone(path)] = parseEntries(content)
+		if isList(path) {
+			out[strings.Clone(path)] = parseList(content)
+		} else {
+			out[strings.Clone(path)] = parseEntries(content)
+		}
 	}
 	return out
 }
 
-// mapsError returns what is wrong with the maps of a text; nil = nothing.
+// mapsError returns what is wrong with the maps and crt-lists of a text; nil = nothing.
 func (d *driver) mapsError(c *config) error {
 	for _, path := range slices.Sorted(maps.Keys(c.maps)) {
-		if !isMap(d.opts.File, path) {
-			return fmt.Errorf("%w: a map must be in a file named %s.<name>.map, not %s", proxyctl.ErrRefused, d.opts.File, path)
+		if !isBeside(d.opts.File, path) {
+			return fmt.Errorf("%w: a map must be in a file named %s.<name>.map, or %[2]s.<name>%s for certificates, not %s", proxyctl.ErrRefused, d.opts.File, listExt, path)
+		}
+		if isList(path) {
+			continue
 		}
 		for _, key := range slices.Sorted(maps.Keys(c.maps[path])) {
 			if c.maps[path][key] == "" {
@@ -199,12 +207,20 @@ var inCommands = regexp.MustCompile(`^[A-Za-z0-9_.:/*@%+~=,&!?()\[\]{}|^$-][A-Za
 // compareMaps plans the way from the maps of one configuration to those of another. What is known of a backend otherwise comes
 // before the entries that lead to it, and goes after them.
 func compareMaps(before, after *config) plan {
-	var ops, routes, unrouted, gone []op
+	var come, ops, routes, unrouted, gone []op
 	for _, path := range slices.Sorted(maps.Keys(after.maps)) {
 		was, known := before.maps[path]
 		is := after.maps[path]
 		if !known {
 			return plan{Reload: "map " + filepath.Base(path) + " added"}
+		}
+		if isList(path) {
+			certificates, removed, why := compareList(path, was, is)
+			if why != "" {
+				return plan{Reload: why}
+			}
+			come, gone = append(come, certificates...), append(gone, removed...)
+			continue
 		}
 		if ownMap(path) {
 			continue
@@ -235,8 +251,11 @@ func compareMaps(before, after *config) plan {
 			*list = append(*list, op{kind: opMapDelete, backend: path, name: key})
 		}
 	}
-	ops = slices.Concat(ops, routes, unrouted, gone)
+	ops = slices.Concat(come, ops, routes, unrouted, gone)
 	for _, o := range ops {
+		if o.isCertificate() {
+			continue
+		}
 		if !inCommands.MatchString(o.name) || o.value != "" && !inCommands.MatchString(o.value) {
 			return plan{Reload: fmt.Sprintf("map %s: no command can hold the entry of %.100q", filepath.Base(o.backend), o.name)}
 		}
@@ -280,7 +299,7 @@ func readEntries(reply string) entries {
 // loadedMaps finds the paths in what "show map" lists: 0 (/etc/haproxy/haproxy.cfg.routes.map) pattern loaded from file ...
 var loadedMaps = regexp.MustCompile(`(?m)^-?[0-9]+ \(([^)\n]+)\) `)
 
-// maps reads the maps of a configuration file that HAProxy has.
+// maps reads the maps and crt-lists of a configuration file that HAProxy has.
 func (m master) maps(ctx context.Context, file string) (map[string]entries, error) {
 	reply, err := m.worker(ctx, "show map")
 	if err != nil {
@@ -288,17 +307,31 @@ func (m master) maps(ctx context.Context, file string) (map[string]entries, erro
 	}
 	var paths []string
 	for _, sub := range loadedMaps.FindAllStringSubmatch(reply, -1) {
-		if isMap(file, sub[1]) && !slices.Contains(paths, sub[1]) {
+		if isBeside(file, sub[1]) && !slices.Contains(paths, sub[1]) {
 			paths = append(paths, strings.Clone(sub[1]))
 		}
 	}
-	return m.entries(ctx, paths)
+	out, err := m.entries(ctx, paths)
+	if err != nil {
+		return nil, err
+	}
+	lists, err := m.lists(ctx, file)
+	maps.Copy(out, lists)
+	return out, err
 }
 
-// entries reads these maps.
+// entries reads these maps and crt-lists.
 func (m master) entries(ctx context.Context, paths []string) (map[string]entries, error) {
 	out := map[string]entries{}
 	for _, path := range paths {
+		if isList(path) {
+			is, err := m.list(ctx, path)
+			if err != nil {
+				return nil, err
+			}
+			out[path] = is
+			continue
+		}
 		reply, err := m.worker(ctx, "show map "+path)
 		if err != nil {
 			return nil, err
@@ -308,26 +341,30 @@ func (m master) entries(ctx context.Context, paths []string) (map[string]entries
 	return out, nil
 }
 
-// withMaps returns the configuration with the maps that HAProxy has, of those in the text.
+// withMaps returns the configuration with the maps and crt-lists that HAProxy has, of those in the text.
 func (c *config) withMaps(has map[string]entries) *config {
 	out := *c
 	out.maps = maps.Clone(c.maps)
-	for path := range out.maps {
-		if is, there := has[path]; there {
+	for path, text := range out.maps {
+		is, there := has[path]
+		if there && isList(path) {
+			is = text.withFound(is)
+		}
+		if there {
 			out.maps[path] = is
 		}
 	}
 	return &out
 }
 
-// changedMaps returns the maps that changes are of.
+// changedMaps returns the maps and crt-lists that changes are of.
 func changedMaps(ops []op) (paths []string) {
 	for _, o := range ops {
 		path := o.backend
 		if o.kind == opLinger {
 			path = o.value
 		}
-		if (o.isMap() || o.kind == opLinger) && !slices.Contains(paths, path) {
+		if (o.isEntry() || o.kind == opLinger) && !slices.Contains(paths, path) {
 			paths = append(paths, path)
 		}
 	}

@@ -35,7 +35,7 @@ func (m master) dial(ctx context.Context) (*net.UnixConn, error) {
 	return conn.(*net.UnixConn), nil
 }
 
-// command sends one line and returns the whole reply. A connection that breaks after the command was sent is no
+// command sends one line, which may have a payload after it, and returns the whole reply. A connection that breaks after the command was sent is no
 // error but an incomplete reply: a master that executes itself anew closes its sockets.
 func (m master) command(ctx context.Context, line string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.timeout)
@@ -49,20 +49,22 @@ func (m master) command(ctx context.Context, line string) (string, error) {
 	if err := conn.SetDeadline(deadline); err != nil {
 		return "", fmt.Errorf("%w: %w", proxyctl.ErrUnreachable, err)
 	}
+	told, _, _ := strings.Cut(line, "\n") // what follows may be a key
+	told = shorten(told, 100)
 	if _, err := io.WriteString(conn, line+"\n"); err != nil {
-		return "", fmt.Errorf("%w: send %q: %w", proxyctl.ErrUnreachable, line, err)
+		return "", fmt.Errorf("%w: send %q: %w", proxyctl.ErrUnreachable, told, err)
 	}
 	if err := conn.CloseWrite(); err != nil {
-		return "", fmt.Errorf("%w: send %q: %w", proxyctl.ErrUnreachable, line, err)
+		return "", fmt.Errorf("%w: send %q: %w", proxyctl.ErrUnreachable, told, err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
 	defer stop()
 	reply, err := io.ReadAll(io.LimitReader(conn, maxReply+1))
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return "", fmt.Errorf("%w: no answer to %q within %s", proxyctl.ErrUnreachable, shorten(line, 100), m.timeout)
+		return "", fmt.Errorf("%w: no answer to %q within %s", proxyctl.ErrUnreachable, told, m.timeout)
 	case len(reply) > maxReply:
-		return "", fmt.Errorf("the answer to %q is longer than %d bytes", shorten(line, 100), maxReply)
+		return "", fmt.Errorf("the answer to %q is longer than %d bytes", told, maxReply)
 	}
 	return string(reply), nil
 }

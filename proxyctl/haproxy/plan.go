@@ -14,10 +14,10 @@ import (
 // before others leave, so that no backend is empty in between.
 type plan = proxyctl.Plan[op]
 
-// op is one change of one server, of a bare backend, or of one entry of a map.
+// op is one change of one server, of a bare backend, or of one entry of a map or a crt-list.
 type op struct {
 	kind          opKind
-	backend, name string // of a map: its path and the key; a backend has no name beside its own
+	backend, name string // of a map or crt-list: its path and the key; a backend has no name beside its own
 	server        server // as it shall be
 	value         string // of an entry, as it shall be; of a server that lingers: the path of held.map; of a backend, its defaults section
 	again         bool   // a server that lingers does so already, or another one of its backend does
@@ -42,10 +42,21 @@ const (
 	opMapAdd    opKind = "add to map"
 	opMapSet    opKind = "change in map"
 	opMapDelete opKind = "delete from map"
+
+	opCertificateAdd    opKind = "add certificate"
+	opCertificateSet    opKind = "renew certificate"
+	opCertificateDelete opKind = "remove certificate"
 )
 
-// isMap says whether it is a change of a map.
-func (o op) isMap() bool { return o.kind == opMapAdd || o.kind == opMapSet || o.kind == opMapDelete }
+// isEntry says whether it is a change of an entry of a map or of a crt-list.
+func (o op) isEntry() bool {
+	return o.kind == opMapAdd || o.kind == opMapSet || o.kind == opMapDelete || o.isCertificate()
+}
+
+// isCertificate says whether it is a change of an entry of a crt-list.
+func (o op) isCertificate() bool {
+	return o.kind == opCertificateAdd || o.kind == opCertificateSet || o.kind == opCertificateDelete
+}
 
 // isBackend says whether it is a change of a backend itself.
 func (o op) isBackend() bool {
@@ -56,7 +67,10 @@ func (o op) String() string {
 	if o.isBackend() {
 		return strings.TrimSuffix(fmt.Sprintf("%s %s from %s", o.kind, o.backend, o.value), " from ")
 	}
-	if o.isMap() {
+	if o.isCertificate() {
+		return fmt.Sprintf("%s %s", o.kind, o.name)
+	}
+	if o.isEntry() {
 		return fmt.Sprintf("%s %s: %s", o.kind, filepath.Base(o.backend), strings.TrimSpace(o.name+" "+o.value))
 	}
 	s := fmt.Sprintf("%s %s/%s", o.kind, o.backend, o.name)
@@ -72,7 +86,7 @@ func (o op) String() string {
 // serversOf returns the servers of changes, and the backends.
 func serversOf(ops []op) (names []serverName) {
 	for _, o := range ops {
-		if !o.isMap() {
+		if !o.isEntry() {
 			names = append(names, serverName{o.backend, o.name})
 		}
 	}

@@ -11,7 +11,7 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// refusal is HAProxy's answer to a server or a backend that it does not add, or not remove.
+// refusal is HAProxy's answer to a server, a backend or a certificate that it does not add, or not remove.
 type refusal struct{ does, server, words string }
 
 func (r *refusal) Error() string {
@@ -24,6 +24,10 @@ func (r *refusal) Unwrap() error { return proxyctl.ErrUnexpected }
 func (r *refusal) key(c *config) string {
 	backend, name, _ := strings.Cut(r.server, "/")
 	switch {
+	case r.does == string(opCertificateAdd) || r.does == string(opCertificateSet):
+		return certificateKey(r.server, c.certificate(r.server))
+	case r.does == string(opCertificateDelete):
+		return ""
 	case r.does == "remove":
 		return removalKey(backend, name)
 	case name == "" && !strings.Contains(r.words, "already used"):
@@ -174,11 +178,16 @@ const mostShown = 20
 func (m master) exchange(ctx context.Context, ops []op, nextID func(backend string) int, shape string) (state, error) {
 	backends := map[string]bool{}
 	var enter, rest []command
+	var certificates, gone []op
 	for _, o := range ops {
-		if !o.isMap() {
+		if !o.isEntry() {
 			backends[o.backend] = true
 		}
 		switch o.kind {
+		case opCertificateAdd, opCertificateSet:
+			certificates = append(certificates, o)
+		case opCertificateDelete:
+			gone = append(gone, o)
 		case opAdd:
 			enter = append(enter, o.commands(nextID(o.backend))...)
 		case opCreate:
@@ -194,8 +203,14 @@ func (m master) exchange(ctx context.Context, ops []op, nextID func(backend stri
 			show = append(show, "show servers state "+backend)
 		}
 	}
+	if err := m.changeLists(ctx, certificates, shape); err != nil {
+		return nil, err
+	}
 	reply := ""
 	chunks := slices.Concat(inChunks(enter), inChunks(rest))
+	if len(chunks) == 0 {
+		return state{}, m.changeLists(ctx, gone, shape)
+	}
 	for i, some := range chunks {
 		lines := []string{"show env " + markName}
 		for _, c := range some {
@@ -219,7 +234,7 @@ func (m master) exchange(ctx context.Context, ops []op, nextID func(backend stri
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", proxyctl.ErrUnexpected, err)
 	}
-	return st, nil
+	return st, m.changeLists(ctx, gone, shape)
 }
 
 // inChunks divides commands into chunks that go into one exchange each.

@@ -45,7 +45,7 @@ type execution struct {
 	calls   map[*fragment]int
 	leftOut map[string]bool   // the reasons of functions that left something out
 	files   map[string]string // made by asFile
-	maps    map[string]string // made by asMap
+	maps    map[string]string // made by asMap and asCrtList
 
 	read    map[string]*datum // of a good one: what used held then
 	held    map[string]*datum // what of it is older than the newest, which does not work

@@ -24,6 +24,7 @@ const (
 	funcPartial   = "partial"
 	funcAsFile    = "asFile"
 	funcAsMap     = "asMap"
+	funcAsCrtList = "asCrtList"
 	funcDirectory = "directory"
 	funcInstances = "instances"
 	funcPaused    = "paused"
@@ -35,7 +36,7 @@ const (
 // functions returns berth's own template functions, some of which replace one of consul-template's.
 func (v *version) functions() texttemplate.FuncMap {
 	funcs := texttemplate.FuncMap{
-		funcPartial: v.partial, funcAsFile: v.asFile, funcAsMap: v.asMap, funcDirectory: v.directory, funcInstances: v.instances, funcPaused: v.paused,
+		funcPartial: v.partial, funcAsFile: v.asFile, funcAsMap: v.asMap, funcAsCrtList: v.asCrtList, funcDirectory: v.directory, funcInstances: v.instances, funcPaused: v.paused,
 		funcArgument: func() any { return v.running.of.arg },
 		funcStop:     func() (string, error) { return "", errStop },
 	}
@@ -129,20 +130,31 @@ func (v *version) asFile(name, text string) (string, error) {
 	return path, nil
 }
 
-var mapName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}\.map$`)
-
 // asMap is the template function: it returns the path of a map that holds the text. The path stays the same, so that another
 // content does not change the configuration: the proxy is given it while it runs.
 func (v *version) asMap(name, text string) (string, error) {
+	return v.asLive(funcAsMap, ".map", "routes", name, text)
+}
+
+// asCrtList is the template function: it returns the path of a list of certificates (HAProxy's crt-list) that holds the text, as
+// asMap does.
+func (v *version) asCrtList(name, text string) (string, error) {
+	return v.asLive(funcAsCrtList, ".crt-list", "certificates", name, text)
+}
+
+var liveName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}$`)
+
+// asLive returns the path of a file with this extension, whose content may change without a change of the path.
+func (v *version) asLive(function, ext, example, name, text string) (string, error) {
 	if v.MapPrefix == "" {
-		return "", errors.New("asMap: nothing but HAProxy's configuration has maps that change while it runs")
+		return "", fmt.Errorf("%s: nothing but HAProxy's configuration has files that change while it runs", function)
 	}
-	if !mapName.MatchString(name) {
-		return "", fmt.Errorf("asMap: %q must be a name like routes.map, of letters, digits, - and _", name)
+	if base, ok := strings.CutSuffix(name, ext); !ok || !liveName.MatchString(base) {
+		return "", fmt.Errorf("%s: %q must be a name like %s%s, of letters, digits, - and _", function, name, example, ext)
 	}
 	path := v.MapPrefix + name
 	if was, twice := v.running.maps[path]; twice && was != text {
-		return "", fmt.Errorf("asMap: %s is made twice, with different texts", name)
+		return "", fmt.Errorf("%s: %s is made twice, with different texts", function, name)
 	}
 	v.running.maps[path] = text
 	return path, nil

@@ -30,7 +30,7 @@ type Spec struct {
 	File        string // holds the template, and is read again whenever it changes
 	Destination string // where the text goes: pkiCert looks there for a certificate that is still good
 	FilePrefix  string // begins the paths of asFile; "" = there is no such function
-	MapPrefix   string // begins the paths of asMap; "" = there is no such function
+	MapPrefix   string // begins the paths of asMap and asCrtList; "" = there are no such functions
 
 	// Funcs returns extra functions for this template. They call report with one line for everything they set aside, and
 	// why, and instances for those of a service. Called once per version; may be nil.

@@ -219,7 +219,7 @@ func (v *version) attempt(x *execution) error {
 	return cause
 }
 
-// files returns the contents of all files that asFile made for the text, and of all maps that asMap made, by path.
+// files returns the contents of all files that asFile made for the text, and of all maps and crt-lists that asMap and asCrtList made, by path.
 func (v *version) files() (files, inMaps map[string]string) {
 	files, inMaps = map[string]string{}, map[string]string{}
 	for f := range v.fragments {
