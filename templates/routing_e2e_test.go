@@ -576,7 +576,7 @@ func testTLS(t *testing.T, k *kind) {
 	})
 }
 
-// A renewed certificate has the configuration change, and the new one is served.
+// A renewed certificate has the configuration change, or HAProxy's list of certificates, and the new one is served.
 func testRenewedCertificate(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	e.echo("web", route.KeyPath, "/")
@@ -585,10 +585,11 @@ func testRenewedCertificate(t *testing.T, k *kind) {
 	for range 2 {
 		pool := certify(t, filepath.Join(o.TLSDirectory, "a.pem"), "a.com")
 		r := e.render(t, o)
-		if r.text == before {
-			t.Error("the text did not change")
+		now := r.text + r.files["certificates.crt-list"]
+		if now == before {
+			t.Error("neither the text nor the list of certificates changed")
 		}
-		before = r.text
+		before = now
 		p := k.start(t, k.images(t)[0], r, o, e.config.String())
 		conn, err := tls.Dial("tcp", p.address(8443), &tls.Config{RootCAs: pool, ServerName: "a.com"})
 		if err != nil {

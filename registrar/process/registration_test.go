@@ -43,7 +43,7 @@ func registrationWithToken(t *testing.T, fake *agenttest.Agent, token *string) *
 	t.Helper()
 	r := registrationAt(t, fake, 1)
 	r.catalog = catalogOf(fake)
-	r.token = func() string { return *token }
+	r.token = func() (s string) { fake.Do(func() { s = *token }); return s }
 	r.register(nil)
 	expect(t, fake, 0, "www-1")
 	time.Sleep(time.Minute)
