@@ -38,6 +38,9 @@ type certificates struct {
 	report    func(string)
 }
 
+// besideCertificate are the extensions of what HAProxy reads with a certificate, but for its key.
+var besideCertificate = []string{".ocsp", ".issuer", ".sctl"}
+
 // list returns the certificates among the named files of a directory, sorted by name. It reads them again if the sum has
 // changed. It leaves out and reports files that a proxy cannot load, because a single one of them would make it refuse the
 // whole configuration.
@@ -45,12 +48,12 @@ func (s *certificates) list(path string, names []string, sum string) []certifica
 	if s.path != path || s.sum != sum {
 		*s = certificates{path: path, sum: sum, report: s.report}
 		for _, name := range slices.Sorted(slices.Values(names)) {
-			if slices.Contains([]string{".key", ".ocsp", ".issuer", ".sctl"}, filepath.Ext(name)) {
+			if ext := filepath.Ext(name); ext == ".key" || slices.Contains(besideCertificate, ext) {
 				continue // it belongs to another file
 			}
 			if c, problem := readCertificate(filepath.Join(path, name)); problem == "" {
 				more := func(ext string) bool { return slices.Contains(names, name+ext) }
-				if c.Now == "" || slices.ContainsFunc([]string{".ocsp", ".issuer", ".sctl"}, more) {
+				if c.Now == "" || slices.ContainsFunc(besideCertificate, more) {
 					c.Now = "changes with the directory: " + sum
 				}
 				s.files = append(s.files, c)

@@ -338,14 +338,21 @@ func listBlocks(content string) iter.Seq2[string, string] {
 
 // withoutUnfit returns the configuration with the certificates that HAProxy does not take at run time as they are in base.
 func (d *driver) withoutUnfit(base, to *config) *config {
+	var changed []string
+	for path, is := range to.maps {
+		if was, there := base.maps[path]; there && isList(path) && !maps.Equal(was, is) {
+			changed = append(changed, path)
+		}
+	}
+	if len(changed) == 0 {
+		return to
+	}
 	out := *to
+	out.maps = maps.Clone(to.maps)
 	contents, rest := cutMaps(to.preamble)
 	before, _ := cutMaps(base.preamble)
-	for path, is := range to.maps {
-		was, there := base.maps[path]
-		if !there || !isList(path) || maps.Equal(was, is) {
-			continue
-		}
+	for _, path := range changed {
+		was, is := base.maps[path], to.maps[path]
 		come, _, why := compareList(path, was, is)
 		keep := map[string]bool{}
 		for _, o := range come {
@@ -356,7 +363,6 @@ func (d *driver) withoutUnfit(base, to *config) *config {
 			content = before[path]
 		}
 		contents[path] = content
-		out.maps = maps.Clone(out.maps)
 		out.maps[path] = parseList(content)
 	}
 	out.preamble = WithMaps(rest, contents)
