@@ -125,6 +125,9 @@ func (o *outcome) String() string {
 func (r *replaced) round(how replacement) *outcome {
 	r.Helper()
 	old := r.Containers("app")[0]
+	if how.name == "crash" {
+		r.settles(old)
+	}
 	sum := fmt.Sprintf("%d bytes, CRC-32 %08x", len(r.posts), crc32.ChecksumIEEE([]byte(r.posts)))
 	l := traffic.Send(r, r.web, 200, func(kept bool, n int) traffic.Exchange {
 		x := traffic.Exchange{Method: http.MethodGet, Host: "app", Path: fmt.Sprintf("/?n=%d&kept=%t&delay=10ms", n, kept), Timeout: 30 * time.Second}
@@ -181,6 +184,19 @@ func (r *replaced) round(how replacement) *outcome {
 		}
 	}
 	return o
+}
+
+// settles waits until Docker starts the container again at once when it ends: its pause doubles with each end that comes within
+// ten seconds of the start.
+func (r *replaced) settles(container string) {
+	r.Helper()
+	r.Eventually(30*time.Second, "Docker forgets the last end of "+container, func() error {
+		began, err := time.Parse(time.RFC3339Nano, r.Docker("inspect", "--format", "{{.State.StartedAt}}", container))
+		if up := time.Since(began); err == nil && up < 11*time.Second {
+			err = fmt.Errorf("up for %v", up)
+		}
+		return err
+	})
 }
 
 // connected says whether HAProxy had a connection to a server for a request to which no answer came: by then it was sent.

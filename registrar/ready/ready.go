@@ -66,7 +66,7 @@ func Wait(ctx context.Context, try Prober, r label.Ready, patience time.Duration
 	wait := probeFirst
 	for n := 1; ; n++ {
 		if n > probesFast {
-			wait = min(wait+wait/8+1, probeMost)
+			wait = min(wait+wait/32, probeMost)
 		}
 		err := try(ctx, r)
 		if err == nil {
