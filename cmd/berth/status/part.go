@@ -1,0 +1,76 @@
+package status
+
+import "time"
+
+// The roles of berths that publish a part.
+const (
+	RoleRegistrar = "registrar"
+	RoleTemplater = "templater"
+)
+
+// Part is what one berth publishes under Prefix: what it alone knows. What is in order is in the catalog and left away here, as
+// far as that is needed to keep a part small.
+type Part struct {
+	Berth Berth `json:"berth"`
+
+	// Of a registrar: its containers, those with something to be said first.
+	Host       string          `json:"host,omitempty"`
+	Containers []PartContainer `json:"containers,omitempty"`
+
+	// Of a templater.
+	Proxy   *Proxy         `json:"proxy,omitempty"`
+	Routes  []PartRoute    `json:"routes,omitempty"`
+	LeftOut []LeftOut      `json:"left_out,omitempty"`
+	Servers []PartServer   `json:"servers,omitempty"` // those that get no new requests
+	Missing []string       `json:"missing,omitempty"` // addresses that are rendered and that the proxy does not have
+	Waiting map[string]int `json:"waiting,omitempty"` // requests that wait, by service
+
+	Events []Event `json:"events,omitempty"` // the last ones, oldest first
+	Left   int     `json:"left,omitempty"`   // things that are left away because the part would be too big
+}
+
+// PartContainer is a container of a registrar's host.
+type PartContainer struct {
+	Name      string         `json:"name"`
+	ID        string         `json:"id"`
+	Service   string         `json:"service,omitempty"` // in the compose file
+	Started   time.Time      `json:"started,omitzero"`
+	Meant     bool           `json:"meant,omitempty"`
+	Instances []PartInstance `json:"instances,omitempty"`
+	Reasons   []string       `json:"reasons,omitempty"`
+}
+
+// PartInstance is an instance that a container registers, or is to.
+type PartInstance struct {
+	Service    string    `json:"service"`
+	ID         string    `json:"id"`
+	Address    string    `json:"address,omitempty"`
+	State      string    `json:"state"` // as berth registrar --dry-run has it
+	Reason     string    `json:"reason,omitempty"`
+	NoRoute    string    `json:"no_route,omitempty"`
+	Ready      time.Time `json:"ready,omitzero"`
+	Registered time.Time `json:"registered,omitzero"`
+}
+
+// PartRoute is a route that a service asks for, in the texts of one proxy.
+type PartRoute struct {
+	Route   string `json:"route"`
+	Service string `json:"service"`
+	Backend string `json:"backend,omitempty"`
+	Strip   bool   `json:"strip,omitempty"`
+	Lost    string `json:"lost,omitempty"`   // why another service has it
+	Holder  string `json:"holder,omitempty"` // that other service
+}
+
+// LeftOut is what no text of a templater has, and why.
+type LeftOut struct {
+	Service  string `json:"service,omitempty"` // "" if it is about no service
+	Instance string `json:"instance,omitempty"`
+	Reason   string `json:"reason"` // the sentence of the log
+}
+
+// PartServer is a Server with its address.
+type PartServer struct {
+	Address string `json:"address"`
+	Server
+}
