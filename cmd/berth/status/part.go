@@ -18,12 +18,13 @@ type Part struct {
 	Containers []PartContainer `json:"containers,omitempty"`
 
 	// Of a templater.
-	Proxy   *Proxy         `json:"proxy,omitempty"`
-	Routes  []PartRoute    `json:"routes,omitempty"`
-	LeftOut []LeftOut      `json:"left_out,omitempty"`
-	Servers []PartServer   `json:"servers,omitempty"` // those that get no new requests
-	Missing []string       `json:"missing,omitempty"` // addresses that are rendered and that the proxy does not have
-	Waiting map[string]int `json:"waiting,omitempty"` // requests that wait, by service
+	Proxy    *Proxy         `json:"proxy,omitempty"`
+	Routes   []PartRoute    `json:"routes,omitempty"`
+	LeftOut  []LeftOut      `json:"left_out,omitempty"`
+	Servers  []PartServer   `json:"servers,omitempty"`  // those that get no new requests
+	Missing  []string       `json:"missing,omitempty"`  // addresses that are rendered and that the proxy does not have
+	Services map[string]int `json:"services,omitempty"` // how many servers of each service get new requests
+	Waiting  map[string]int `json:"waiting,omitempty"`  // requests that wait, by service
 
 	Events []Event `json:"events,omitempty"` // the last ones, oldest first
 	Left   int     `json:"left,omitempty"`   // things that are left away because the part would be too big
