@@ -57,11 +57,11 @@ func TestHoldChangesNoText(t *testing.T) {
 	}
 }
 
-// Whoever waits looks for a server so often that it is seen within 10 % and 50 ms, and no longer than it may.
+// Whoever waits looks for a server so often that it is seen within 5 % and 20 ms, and no longer than it may.
 func TestPauses(t *testing.T) {
 	after := 0
 	for n, p := range haproxy.Pauses() {
-		if p.After != after || p.Milliseconds > after/10+50 || p.Milliseconds < 20 {
+		if p.After != after || p.Milliseconds > after/20+20 || p.Milliseconds < 10 {
 			t.Errorf("pause %d: %+v after %d ms", n, p, after)
 		}
 		after += p.Milliseconds

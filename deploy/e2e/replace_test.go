@@ -39,7 +39,7 @@ var replacements = []replacement{
 		// Docker would not start it again after docker kill, and nothing in the container's own namespace can kill it.
 		pid := r.Docker("inspect", "--format", "{{.State.Pid}}", container)
 		said := r.Docker("run", "--rm", "--label", "SERVICE_IGNORE=1", "--network", "none", "--pid", "host", "--user", "root", "--entrypoint", "sh",
-			testenv.Image(r, "IMAGE_HAPROXY"), "-c", "date +%s%N; kill -9 "+pid)
+			testenv.Image(r, "IMAGE_HAPROXY"), "-c", "kill -9 "+pid+"; date +%s%N")
 		killed, err := strconv.ParseInt(said, 10, 64)
 		if err != nil {
 			r.Fatalf("kill says %q: %v", said, err)

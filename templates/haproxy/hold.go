@@ -15,12 +15,12 @@ type Pause struct {
 	After        int // the milliseconds of all pauses before
 }
 
-// Pauses returns the pauses of the longest hold. Each is 6 % longer than the one before, so that nobody waits much longer than
+// Pauses returns the pauses of the longest hold. Each is 4 % longer than the one before, so that nobody waits much longer than
 // until there is a server, and yet few lines of the configuration are enough.
 func Pauses() []Pause {
 	var all []Pause
 	after := 0
-	for next := 20.0; after < int(claim.MaxHold.Milliseconds()); next *= 1.06 {
+	for next := 10.0; after < int(claim.MaxHold.Milliseconds()); next *= 1.04 {
 		all = append(all, Pause{Milliseconds: int(next), After: after})
 		after += int(next)
 	}
