@@ -6,12 +6,14 @@ import (
 	"strings"
 )
 
-// Registrar are the rights of berth registrar, Templater those of berth templater.
+// Registrar are the rights of berth registrar, Templater those of berth templater, and Viewer those of who only looks.
 var (
 	//go:embed registrar.hcl
 	Registrar string
 	//go:embed templater.hcl
 	Templater string
+	//go:embed viewer.hcl
+	Viewer string
 
 	//go:embed service.hcl
 	service string

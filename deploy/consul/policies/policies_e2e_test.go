@@ -26,6 +26,7 @@ var roles = map[string][]string{
 	"operator":  {policies.Operator("app")},
 	"narrow":    {strings.Replace(policies.Service("app"), `session_prefix ""`, `session "agent-1"`, 1)}, // as service.hcl advises
 	"rollout":   {policies.Rollout("app")},
+	"viewer":    {policies.Viewer},
 	"nobody":    nil,
 }
 
@@ -41,8 +42,10 @@ var keys = []struct{ key, read, write string }{
 	{"berth/files/app2/logo.png", "registrar", ""},
 	{"berth/restart/app", "registrar service narrow operator", "operator"},
 	{"berth/restart/app2", "registrar", ""},
-	{"berth/paused/app", "templater operator", "operator"},
-	{"berth/paused/app2", "templater", ""},
+	{"berth/paused/app", "registrar templater operator viewer", "operator"},
+	{"berth/paused/app2", "registrar templater viewer", ""},
+	{"berth/status/registrar/host-1", "registrar templater viewer", "registrar"},
+	{"berth/status/templater/lb-1", "registrar templater viewer", "templater"},
 	{"berth/applied/app/host%3Aapp%3A80", "registrar service narrow operator", "registrar service narrow"},
 	{"berth/applied/app2/host%3Aapp2%3A80", "registrar", "registrar"},
 	{"berth/rolling/app", "registrar service narrow operator", "registrar service narrow"},
@@ -66,7 +69,8 @@ var lists = []struct{ prefix, who string }{
 	{"berth/files/app2/", "registrar"},
 	{"berth/applied/app/", "registrar service narrow operator"},
 	{"berth/applied/app2/", "registrar"},
-	{"berth/paused/", "templater"},
+	{"berth/paused/", "registrar templater viewer"},
+	{"berth/status/", "registrar templater viewer"},
 	{"berth/leader/app/", "registrar service narrow"},
 	{"berth/leader/app2/", "registrar"},
 	{"berth/rollout/", "templater rollout"},

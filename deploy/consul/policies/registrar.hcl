@@ -27,3 +27,9 @@ key_prefix "berth/applied/" { policy = "write" }
 key_prefix "berth/rolling/" { policy = "write" }
 key_prefix "berth/leader/" { policy = "write" }
 key_prefix "service/" { policy = "write" }
+
+# What this berth knows and why, for berth status, the page and other berths; what the others say; and which services are paused, for
+# its own page. Without these three rules everything else works as well.
+key_prefix "berth/status/registrar/" { policy = "write" }
+key_prefix "berth/status/" { policy = "list" }
+key_prefix "berth/paused/" { policy = "list" }

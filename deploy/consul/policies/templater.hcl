@@ -18,3 +18,8 @@ key_prefix "berth/paused/" { policy = "list" }
 key_prefix "berth/rollout/" { policy = "list" }
 key_prefix "berth/serving/" { policy = "write" }
 session_prefix "" { policy = "write" }
+
+# What this berth knows and why, for berth status, the page and other berths, which vanishes with a session too; and what the others
+# say. Without these two rules everything else works as well.
+key_prefix "berth/status/templater/" { policy = "write" }
+key_prefix "berth/status/" { policy = "list" }
