@@ -40,6 +40,12 @@ type Options struct {
 	Socket   string        // by which the proxy is reached, "" if there is none: when it appears, the proxy is looked at
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer // may be nil
+
+	// Live is called from Run's goroutine with the servers that have come to the running proxy and gone, as soon as it was read back.
+	// At the first look of a berth, those that the proxy had already are none of them. It must not block; nil = nobody.
+	Live func([]Change)
+	// Changed is called likewise when Status may say something else.
+	Changed func()
 }
 
 // Controller keeps a proxy at the newest configuration it was given.
@@ -53,6 +59,7 @@ type Controller struct {
 	current wanted    // the text that is tried, or was last
 	failure error     // why the proxy does not run the text that was tried last
 	pending time.Time // since when a text waits that is not known to fail; zero if none does
+	status  Status
 }
 
 type wanted struct {
@@ -160,6 +167,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		if errors.Is(err, ErrUnreachable) && c.opts.Socket != "" {
 			look = time.After(lookTime)
 		}
+		c.note(next, res, err)
 		if !errors.Is(err, ErrNotYet) || res.Action != "" {
 			c.metrics.observe(res, err, time.Since(next.since))
 		}
@@ -360,16 +368,20 @@ func (c *Controller) reportChange(n next, res Result) {
 		c.opts.Log.Warn("the proxy did not run the newest configuration any more: repaired", "action", string(res.Action), "reason", res.Reason)
 	}
 	live := fmt.Sprintf("live after %d ms", time.Since(n.since).Milliseconds())
+	took := time.Since(n.since).Round(time.Millisecond)
 	for _, ch := range res.Changes {
 		c.opts.Log.Info(ch.String()+", "+live, "backend", ch.Backend, "before", ch.Before, "after", ch.After,
-			"added", ch.Added, "removed", ch.Removed, "action", string(res.Action))
+			"added", ch.Added, "removed", ch.Removed, "action", string(res.Action), "took", took)
 	}
 	if res.Action == Reload {
-		c.opts.Log.Info("proxy reloaded, "+live, "reason", res.Reason, "old_workers", res.OldWorkers)
+		c.opts.Log.Info("proxy reloaded, "+live, "reason", res.Reason, "old_workers", res.OldWorkers, "took", took)
 	} else if len(res.Changes) == 0 {
-		c.opts.Log.Info("configuration changed, "+live, "action", string(res.Action), "reason", res.Reason)
+		c.opts.Log.Info("configuration changed, "+live, "action", string(res.Action), "reason", res.Reason, "took", took)
 	}
 }
+
+func isNotYet(err error) bool  { return errors.Is(err, ErrNotYet) }
+func isRefused(err error) bool { return errors.Is(err, ErrRefused) }
 
 // Delays is an exponential backoff with jitter that never gives up.
 func Delays(first, most time.Duration) *backoff.ExponentialBackOff {

@@ -95,6 +95,7 @@ func (e *Engine[C, O]) Apply(ctx context.Context, c Config, mayReload bool) (Res
 		err = e.blocked
 	}
 	res.Leaving = e.driver.Draining()
+	res.Generation = e.has.Generation.Text
 	if err == nil {
 		e.unwatch()
 		if e.behind || !e.applied {
@@ -104,6 +105,9 @@ func (e *Engine[C, O]) Apply(ctx context.Context, c Config, mayReload bool) (Res
 	e.behind = err != nil
 	e.applied = e.applied || err == nil
 	var port *PortError
+	if errors.Is(err, ErrRefused) {
+		res.AtFault = atFault(e.want.Text, err.Error())
+	}
 	if errors.As(err, &port) && e.opts.PortRefused != nil {
 		e.opts.PortRefused(port.Port, port.Reason)
 	}

@@ -149,7 +149,7 @@ func (d *fakeDriver) Changes(before, after *fakeConfig) []Change {
 		if after != nil {
 			is = after.backends[name]
 		}
-		c := Change{name, len(was), len(is), count(is, was), count(was, is)}
+		c := Change{Backend: name, Before: len(was), After: len(is), Added: count(is, was), Removed: count(was, is)}
 		if c.Added+c.Removed > 0 {
 			out = append(out, c)
 		}

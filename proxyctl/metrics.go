@@ -14,6 +14,9 @@ type metrics struct {
 	oldWorkers prometheus.Gauge
 	leaving    prometheus.Gauge
 	live       prometheus.Histogram
+
+	refusals, drifts, generations prometheus.Counter
+	generationTime                prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) metrics {
@@ -38,7 +41,17 @@ func newMetrics(reg prometheus.Registerer) metrics {
 			Buckets: []float64{.002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10},
 		}),
 	}
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "berth_proxy_" + name, Help: help})
+	}
+	m.refusals = counter("refusals_total", "Configurations that the proxy refused.")
+	m.drifts = counter("drift_repairs_total", "Times that the proxy did not run what it was brought to, and was repaired.")
+	m.generations = counter("generations_total", "Configurations that became live.")
+	m.generationTime = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "berth_proxy_generation_timestamp_seconds", Help: "When the configuration that runs became live.",
+	})
 	if reg != nil {
+		reg.MustRegister(m.refusals, m.drifts, m.generations, m.generationTime)
 		reg.MustRegister(m.applies, m.successful, m.reachable, m.oldWorkers, m.leaving, m.live)
 	}
 	return m

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net"
 	"regexp"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -127,4 +129,38 @@ func watchName(host string) *name {
 		}
 	}()
 	return n
+}
+
+var (
+	// faultLine matches the line that HAProxy or nginx complains of, but for one of a map beside the configuration.
+	faultLine = regexp.MustCompile(`(?:\[[^\]\s]*:|in /\S*:|\bline )(\d+)\b`)
+	// faultBackend matches a backend, or a backend with a server, that HAProxy names.
+	faultBackend = regexp.MustCompile(`(?:backend|proxy|server) '([^'/\s]+)[/']`)
+	// section matches the head of a part of a configuration: of HAProxy's, and of nginx's upstreams.
+	section = regexp.MustCompile(`^(?:([a-z-]+)(?:\s+(\S+))?|\s+upstream\s+(\S+)\s*\{.*)`)
+)
+
+// atFault returns the backend whose text a proxy refuses, as far as its complaint says that; "" if it is none.
+func atFault(text, complaint string) string {
+	if m := faultLine.FindStringSubmatch(complaint); m != nil {
+		line, _ := strconv.Atoi(m[1])
+		lines := strings.SplitN(text, "\n", line+1)
+		for i := min(line, len(lines)) - 1; i >= 0; i-- {
+			m := section.FindStringSubmatch(lines[i])
+			switch {
+			case m == nil:
+			case m[3] != "":
+				return m[3]
+			case m[1] == "backend" || m[1] == "listen":
+				return m[2]
+			default:
+				return ""
+			}
+		}
+		return ""
+	}
+	if m := faultBackend.FindStringSubmatch(complaint); m != nil {
+		return m[1]
+	}
+	return ""
 }

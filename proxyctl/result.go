@@ -85,6 +85,8 @@ type Change struct {
 	Backend        string
 	Before, After  int // number of servers
 	Added, Removed int
+	// In and Out are the addresses, as in the text, of servers that the backend has got, and no longer gives new requests.
+	In, Out []string
 }
 
 // String is the sentence an operator reads: "app: 2 → 5 servers".
@@ -109,6 +111,8 @@ type Result struct {
 	// Backends and Servers count the backends that have servers, and these, when a configuration is live as a whole for the
 	// first time since a start or a failure.
 	Backends, Servers int
+	Generation        string // the mark of the text that the proxy runs, "" if it is not known
+	AtFault           string // of a refusal: the backend whose text is at fault, as far as the proxy says that
 }
 
 // Config is what a proxy is to run.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,12 +21,16 @@ type WaitingCount struct {
 }
 
 // Waiting tells of requests that wait while their service has no server: by metrics, and by a line in the log for each service
-// when waiting begins and when it ends. One goroutine at a time may use it. A nil Waiting tells nobody.
+// when waiting begins and when it ends. One goroutine at a time may call Observe. A nil Waiting tells nobody.
 type Waiting struct {
 	log   *slog.Logger
 	now   *prometheus.GaugeVec
 	total *prometheus.CounterVec
 	seen  map[string]*waitingSpell // by service
+	last  time.Time                // of the last Observe; zero before the first
+
+	mu    sync.Mutex
+	waits map[string]int // requests that wait now, by service
 }
 
 // waitingSpell is a time in which requests for a service wait.
@@ -60,9 +65,23 @@ func (w *Waiting) Observe(counts map[string]WaitingCount) {
 	if w == nil {
 		return
 	}
+	defer func() {
+		w.last = time.Now()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.waits = map[string]int{}
+		for service, c := range counts {
+			if c.Now > 0 {
+				w.waits[service] = c.Now
+			}
+		}
+	}()
 	for _, service := range slices.Sorted(maps.Keys(counts)) {
 		if w.seen[service] == nil {
 			w.seen[service] = &waitingSpell{}
+			if c := counts[service]; w.last.IsZero() { // the proxy has counted since before this berth started
+				w.seen[service].last.Total = c.Total - c.Now
+			}
 		}
 		w.observe(service, w.seen[service], counts[service])
 	}
@@ -75,17 +94,28 @@ func (w *Waiting) Observe(counts map[string]WaitingCount) {
 	}
 }
 
+// Now returns how many requests wait at this time, by service. It may be called from any goroutine.
+func (w *Waiting) Now() map[string]int {
+	if w == nil {
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.waits)
+}
+
 func (w *Waiting) observe(service string, s *waitingSpell, c WaitingCount) {
 	before := s.last.Total
 	if c.Total < before { // it counts anew
 		before, s.before = 0, 0
 	}
 	s.last = c
+	began := time.Now()
 	w.now.WithLabelValues(service).Set(float64(c.Now))
 	w.total.WithLabelValues(service).Add(float64(c.Total - before))
 	waited := c.Now > 0 || c.Total > before
 	if s.began.IsZero() && waited {
-		s.began, s.before, s.longest = time.Now(), before, 0
+		s.began, s.before, s.longest = began, before, 0
 		if c.Now > 0 {
 			why := "it has no server"
 			if c.Paused {
@@ -100,6 +130,9 @@ func (w *Waiting) observe(service string, s *waitingSpell, c WaitingCount) {
 	s.longest = max(s.longest, c.Longest)
 	if c.Now == 0 {
 		longest := cmp.Or(s.longest, time.Since(s.began))
+		if s.began.Equal(began) { // between this look and the last one
+			longest = cmp.Or(s.longest, began.Sub(w.last))
+		}
 		w.log.Info(fmt.Sprintf("requests for %s no longer wait: %d waited, %.1fs at most", service, c.Total-s.before, longest.Seconds()),
 			"service", service, "waited", c.Total-s.before, "longest", longest.Round(time.Millisecond))
 		s.began = time.Time{}

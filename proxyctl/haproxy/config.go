@@ -442,18 +442,30 @@ func (d *driver) Changes(before, after *config) []proxyctl.Change {
 				continue
 			}
 			c.Before++
-			if new, stays := is.get(name); !stays || !new.equal(s) {
+			new, stays := is.get(name)
+			if !stays || !new.equal(s) {
 				c.Removed++
+			}
+			if s.usable() && s.address.IsValid() && !(stays && new.usable() && new.address == s.address) {
+				c.Out = append(c.Out, s.address.String())
 			}
 		}
 		for name, s := range is.all() {
-			if old, was := was.get(name); !was || old.draining || !old.equal(s) {
+			old, was := was.get(name)
+			if !was || old.draining || !old.equal(s) {
 				c.Added++
+			}
+			if s.usable() && s.address.IsValid() && !(was && old.usable() && old.address == s.address) {
+				c.In = append(c.In, s.address.String())
 			}
 		}
 		if c.Added+c.Removed > 0 {
 			out = append(out, c)
 		}
+	}
+	for i := range out {
+		slices.Sort(out[i].In)
+		slices.Sort(out[i].Out)
 	}
 	slices.SortFunc(out, func(a, b proxyctl.Change) int { return strings.Compare(a.Backend, b.Backend) })
 	return out

@@ -63,8 +63,8 @@ func TestChanges(t *testing.T) {
 		"backend empty\n", "backend new\n  server n 10.0.0.5:80\nbackend hold.again\n  server again unix@/run/haproxy/again.sock\n",
 	).Replace(sample)
 	want := []proxyctl.Change{
-		{Backend: "app", Before: 2, After: 3, Added: 2, Removed: 1},
-		{Backend: "new", Before: 0, After: 1, Added: 1},
+		{Backend: "app", Before: 2, After: 3, Added: 2, Removed: 1, In: []string{"10.0.0.3:80", "10.0.0.4:80"}, Out: []string{"10.0.0.2:80"}},
+		{Backend: "new", Before: 0, After: 1, Added: 1, In: []string{"10.0.0.5:80"}},
 	}
 	if d := cmp.Diff(want, new(driver).Changes(parse(sample, nil), parse(after, nil))); d != "" {
 		t.Errorf("(-want +got):\n%s", d)

@@ -288,7 +288,7 @@ func TestLinger(t *testing.T) {
 			}
 		},
 		"and gets no requests": func(l *lingers) {
-			l.says["show stat -1 4 -1"] = "# pxname,svname,scur,status,weight,addr\napp,a,1,no check,1,10.0.0.1:80\n\n"
+			l.says["show stat -1 4 -1"] = "# pxname,svname,scur,status,weight,addr,check_status,last_chk\napp,a,1,no check,1,10.0.0.1:80,,\n\n"
 			usable := func(want bool) {
 				if servers, err := l.Servers(l.Context()); err != nil || len(servers) != 1 || servers[0].Usable != want {
 					l.Errorf("%+v, %v, want usable %v", servers, err, want)

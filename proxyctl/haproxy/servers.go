@@ -70,7 +70,7 @@ func addInFlight(servers, old []proxyctl.Server) []proxyctl.Server {
 }
 
 // serverColumns are the ones of "show stat" that are read.
-var serverColumns = []string{"pxname", "svname", "scur", "status", "weight", "addr"}
+var serverColumns = []string{"pxname", "svname", "scur", "status", "weight", "addr", "check_status", "last_chk"}
 
 // parseServers reads what "show stat" says of servers, of one worker or of several in a row.
 func parseServers(reply string) (servers []proxyctl.Server, err error) {
@@ -108,7 +108,14 @@ func parseServers(reply string) (servers []proxyctl.Server, err error) {
 			return nil, fmt.Errorf("the statistics of servers: the sessions of %s/%s are %q", s.Backend, s.Name, field(2))
 		}
 		s.Address, _ = netip.ParseAddrPort(field(5))
-		s.Usable = usable(field(3)) && field(4) != "0"
+		s.State = strings.Clone(field(3))
+		if s.Weight, err = strconv.Atoi(field(4)); err != nil {
+			s.Weight = proxyctl.UnknownWeight
+		}
+		s.Usable = usable(s.State) && s.Weight != 0
+		if strings.HasPrefix(s.State, "DOWN") {
+			s.Check = oneLine(strings.Trim(strings.TrimPrefix(field(6), "* ")+": "+field(7), ": "))
+		}
 		servers = append(servers, s)
 	}
 }

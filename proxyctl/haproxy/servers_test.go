@@ -10,7 +10,7 @@ import (
 	"berth/proxyctl"
 )
 
-const statHead = "# pxname,svname,qcur,qmax,scur,status,weight,last_chk,addr,\n"
+const statHead = "# pxname,svname,qcur,qmax,scur,status,weight,last_chk,addr,check_status,\n"
 
 func TestParseServers(t *testing.T) {
 	at := netip.MustParseAddrPort
@@ -18,7 +18,7 @@ func TestParseServers(t *testing.T) {
 		"app,a,0,0,3,no check,1,,10.0.0.1:80,\n" +
 		"app,b,0,0,0,UP,256,\"L4OK, in 0ms\",[::1]:81,\n" +
 		"app,c,0,0,0,UP 1/2,1,,10.0.0.3:80,\n" +
-		"app,d,0,0,0,DOWN 1/2,1,,10.0.0.4:80,\n" +
+		"app,d,0,0,0,DOWN 1/2,1,Connection refused,10.0.0.4:80,* L4CON,\n" +
 		"app,e,0,0,2,MAINT,1,,10.0.0.5:80,\n" +
 		"app,f,0,0,0,MAINT (via app/e),1,,10.0.0.6:80,\n" +
 		"app,g,0,0,0,DRAIN,0,,10.0.0.7:80,\n" +
@@ -26,16 +26,16 @@ func TestParseServers(t *testing.T) {
 		"app,i,0,0,0,UP,0,,10.0.0.9:80,\n" +
 		"app,j,0,0,0,no check,1,,/run/app.sock,\n\n")
 	want := []proxyctl.Server{
-		{Backend: "app", Name: "a", Address: at("10.0.0.1:80"), Usable: true, InFlight: 3},
-		{Backend: "app", Name: "b", Address: at("[::1]:81"), Usable: true},
-		{Backend: "app", Name: "c", Address: at("10.0.0.3:80"), Usable: true},
-		{Backend: "app", Name: "d", Address: at("10.0.0.4:80")},
-		{Backend: "app", Name: "e", Address: at("10.0.0.5:80"), InFlight: 2},
-		{Backend: "app", Name: "f", Address: at("10.0.0.6:80")},
-		{Backend: "app", Name: "g", Address: at("10.0.0.7:80")},
-		{Backend: "app", Name: "h", Address: at("10.0.0.8:80")},
-		{Backend: "app", Name: "i", Address: at("10.0.0.9:80")},
-		{Backend: "app", Name: "j", Usable: true},
+		{Backend: "app", Name: "a", State: "no check", Weight: 1, Address: at("10.0.0.1:80"), Usable: true, InFlight: 3},
+		{Backend: "app", Name: "b", State: "UP", Weight: 256, Address: at("[::1]:81"), Usable: true},
+		{Backend: "app", Name: "c", State: "UP 1/2", Weight: 1, Address: at("10.0.0.3:80"), Usable: true},
+		{Backend: "app", Name: "d", State: "DOWN 1/2", Weight: 1, Check: "L4CON: Connection refused", Address: at("10.0.0.4:80")},
+		{Backend: "app", Name: "e", State: "MAINT", Weight: 1, Address: at("10.0.0.5:80"), InFlight: 2},
+		{Backend: "app", Name: "f", State: "MAINT (via app/e)", Weight: 1, Address: at("10.0.0.6:80")},
+		{Backend: "app", Name: "g", State: "DRAIN", Address: at("10.0.0.7:80")},
+		{Backend: "app", Name: "h", State: "NOLB 1/2", Weight: 1, Address: at("10.0.0.8:80")},
+		{Backend: "app", Name: "i", State: "UP", Address: at("10.0.0.9:80")},
+		{Backend: "app", Name: "j", State: "no check", Weight: 1, Usable: true},
 	}
 	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{})); d != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, d)

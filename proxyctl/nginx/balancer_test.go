@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -214,7 +215,9 @@ func TestLuaBackFails(t *testing.T) {
 func TestLuaReportsChanges(t *testing.T) {
 	_, p := startLua(t)
 	res, err := p.Apply(t.Context(), onlyText(lua("10.0.0.2:80", "10.0.0.3:80")), true)
-	if err != nil || len(res.Changes) != 1 || res.Changes[0] != (proxyctl.Change{Backend: "app", Before: 1, After: 2, Added: 2, Removed: 1}) {
+	if err != nil || len(res.Changes) != 1 || !reflect.DeepEqual(res.Changes[0], proxyctl.Change{
+		Backend: "app", Before: 1, After: 2, Added: 2, Removed: 1, In: []string{"10.0.0.2:80", "10.0.0.3:80"}, Out: []string{"10.0.0.1:80"},
+	}) {
 		t.Errorf("%+v, %v", res, err)
 	}
 }

@@ -269,7 +269,8 @@ func changes(before, after *config) (all []proxyctl.Change) {
 	maps.Copy(names, after.upstreams)
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		was, is := before.serversOf(name), after.serversOf(name)
-		c := proxyctl.Change{Backend: name, Before: len(was), After: len(is), Added: missing(was, is), Removed: missing(is, was)}
+		c := proxyctl.Change{Backend: name, Before: len(was), After: len(is), Added: missing(was, is), Removed: missing(is, was),
+			In: missingAddresses(was, is), Out: missingAddresses(is, was)}
 		if c.Added+c.Removed > 0 {
 			all = append(all, c)
 		}
@@ -282,6 +283,22 @@ func (c *config) serversOf(upstream string) []server {
 		return u.servers
 	}
 	return nil
+}
+
+// missingAddresses returns the addresses of is that are not in was, sorted.
+func missingAddresses(was, is []server) (out []string) {
+	there := map[string]bool{}
+	for _, s := range was {
+		there[s.address] = true
+	}
+	for _, s := range is {
+		if !there[s.address] {
+			there[s.address] = true
+			out = append(out, s.address)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // missing counts the servers of is that are not in was.
