@@ -155,5 +155,7 @@ func andMore(keys map[string]bool) string {
 }
 
 func (t *Templater) notReady(why string) {
-	t.why.Store(&why)
+	if before := t.why.Swap(&why); before == nil || *before != why {
+		t.opts.Changed()
+	}
 }

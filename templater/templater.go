@@ -61,6 +61,14 @@ type Options struct {
 	// VanishLimit is the largest share of a list, in percent, that may vanish at once without doubt; 0 = 100.
 	VanishLimit int
 
+	// Services is called from Run's goroutine with the names of all services in the catalog, when a template uses the list, and
+	// Instances with the instances of one service that a template uses; nil if none uses them any more. They must not block, and
+	// the lists stay as they are. nil = nobody.
+	Services  func(names []string)
+	Instances func(service string, list []*api.ServiceEntry)
+	// Changed is called likewise when LeftOut or Ready may say something else.
+	Changed func()
+
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // may be nil
 }
@@ -79,6 +87,7 @@ type Templater struct {
 	changed  chan struct{}
 	stopped  chan struct{}
 	why      atomic.Pointer[string] // why Ready is not nil; "" = it is
+	left     atomic.Pointer[[]string]
 
 	// All below belongs to Run's goroutine.
 	templates *render.Set
@@ -107,6 +116,9 @@ func New(opts Options) (*Templater, error) {
 	opts.WaitTime = cmp.Or(opts.WaitTime, 60*time.Second)
 	opts.Grace = cmp.Or(opts.Grace, 30*time.Second)
 	opts.VanishLimit = cmp.Or(opts.VanishLimit, 100)
+	if opts.Changed == nil {
+		opts.Changed = func() {}
+	}
 	if opts.Publish == nil {
 		opts.Publish = func(Published) {}
 	}
@@ -271,6 +283,7 @@ func (t *Templater) take(u catalog.Update) (changed bool) {
 			if u.New {
 				delete(t.waiting, w.Key)
 				t.templates.Remember(w.Dependency, u.Data)
+				t.tell(w.Dependency, u.Data)
 				changed = true
 			}
 		}
@@ -346,12 +359,47 @@ func (t *Templater) watchUsed() {
 func (t *Templater) stopWatch(w *catalog.Watch) {
 	w.Stop()
 	t.templates.Forget(w.Dependency)
+	t.tell(w.Dependency, nil)
 	delete(t.watches, w.Key)
 	delete(t.waiting, w.Key)
 	delete(t.tried, w)
 	delete(t.unclean, w.Key)
 	t.succeeded(w)
 }
+
+// LeftOut returns why things are left out of the texts now, sorted: the sentences of the log. It may be called from any goroutine.
+func (t *Templater) LeftOut() []string {
+	if list := t.left.Load(); list != nil {
+		return *list
+	}
+	return nil
+}
+
+// tell tells of the services, or of the instances of one, as they are given to templates; data is nil if nobody watches them any
+// more.
+func (t *Templater) tell(d dependency.Dependency, data any) {
+	switch d := d.(type) {
+	case *dependency.CatalogServicesQuery:
+		list, is := data.([]*dependency.CatalogSnippet)
+		if t.opts.Services == nil || !is || d.String() != allServices {
+			return
+		}
+		names := make([]string, 0, len(list))
+		for _, s := range list {
+			names = append(names, s.Name)
+		}
+		t.opts.Services(names)
+	case *catalog.Instances:
+		if t.opts.Instances == nil || d.Elsewhere() {
+			return
+		}
+		list, _ := data.([]*api.ServiceEntry)
+		t.opts.Instances(d.Service(), list)
+	}
+}
+
+// allServices is the dependency on the services of the agent's own datacenter, as consul-template writes it.
+const allServices = "catalog.services"
 
 // reportLeftOut logs what the template functions leave out now and did not
 // before, and the reverse.
@@ -367,6 +415,11 @@ func (t *Templater) reportLeftOut() {
 	}
 	for _, reason := range added(now, t.leftOut) {
 		t.log.Info("no longer left out", "reason", reason)
+	}
+	if !maps.Equal(t.leftOut, now) || t.left.Load() == nil {
+		list := slices.Sorted(maps.Keys(now))
+		t.left.Store(&list)
+		defer t.opts.Changed()
 	}
 	t.leftOut = now
 	t.metrics.leftOut.Set(float64(len(now)))

@@ -45,6 +45,12 @@ func (i *Instances) Fetch(clients *dependency.ClientSet, o *dependency.QueryOpti
 	return list, &dependency.ResponseMetadata{LastIndex: meta.LastIndex, LastContact: meta.LastContact}, nil
 }
 
+// Service returns the name of the service.
+func (i *Instances) Service() string { return i.service }
+
+// Elsewhere says whether the instances are those of another datacenter than the agent's.
+func (i *Instances) Elsewhere() bool { return i.datacenter != "" }
+
 // CanShare says that the answer is the same for everybody.
 func (i *Instances) CanShare() bool { return true }
 

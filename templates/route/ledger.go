@@ -27,6 +27,8 @@ type Ledger struct {
 	warm  bool                              // a rendering knew all services
 	timer *time.Timer
 	due   time.Time // when the timer fires
+
+	standing []Standing // of the last complete rendering
 }
 
 // holding says who has a route.

@@ -104,6 +104,7 @@ type Table struct {
 	assigned  []*fragment
 	isSettled bool
 	lost      map[claim.Route]map[*Group]bool // the groups that ask for a route and do not get it
+	lostTo    []Standing                      // likewise, with the reason
 	departed  []*Group
 	claims    []Claim
 	ports     []TCPPort
@@ -261,7 +262,9 @@ func (t *Table) reportLost(g *Group, r claim.Route, winner *Group, why string) {
 	} else {
 		owner, remedy = t.fragments.ledger.held[r].service, fmt.Sprintf("have an instance of %q pass its checks", g.Service)
 	}
-	t.report(fmt.Sprintf("service %q: %s belongs to service %q, %s; set another %s, or %s", g.Service, what, owner, why, labels, remedy))
+	reason := fmt.Sprintf("service %q: %s belongs to service %q, %s; set another %s, or %s", g.Service, what, owner, why, labels, remedy)
+	t.report(reason)
+	t.lostTo = append(t.lostTo, Standing{Route: r, Service: g.Service, Backend: g.Name, Strip: g.Strip, Lost: reason, Holder: owner})
 }
 
 func compareFragments(a, b *fragment) int {
@@ -303,7 +306,9 @@ func (t *Table) ready() {
 // addPort adds a port. A refused port keeps its owner, so that it does not pass to another service and back.
 func (t *Table) addPort(port int, g *Group) {
 	if reason := t.refused.Reason(port); reason != "" {
-		t.report(fmt.Sprintf("service %q: port %d: %s; free it or set another SERVICE_ROUTE_PORT", g.Service, port, reason))
+		why := fmt.Sprintf("service %q: port %d: %s; free it or set another SERVICE_ROUTE_PORT", g.Service, port, reason)
+		t.report(why)
+		t.lostTo = append(t.lostTo, Standing{Route: claim.Route{Port: port}, Service: g.Service, Backend: g.Name, Lost: why})
 		return
 	}
 	t.ports = append(t.ports, TCPPort{port, g})
@@ -352,6 +357,10 @@ func (t *Table) Sticky() bool {
 func (t *Table) Text() string {
 	t.ready()
 	t.fragments.complete = t.fragments.rendering
+	standing := t.standing()
+	t.fragments.ledger.mu.Lock()
+	t.fragments.ledger.standing = standing
+	t.fragments.ledger.mu.Unlock()
 	size := 0
 	for _, f := range t.assigned {
 		size += len(f.text)
