@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 
 // Report says what a registrar makes of the containers of its host. docs/dry-run.md documents its JSON.
 type Report struct {
+	Host       string    `json:"host,omitempty"`     // its name
 	Containers []Planned `json:"containers"`         // by age; registrations of containers that are gone come last
 	Problems   []string  `json:"problems,omitempty"` // why the rest may be incomplete or out of date
 }
@@ -32,6 +35,13 @@ type Planned struct {
 	Group          string            `json:"group,omitempty"`   // what it takes up of the group of its first instance's service
 	Replace        string            `json:"replace,omitempty"` // "start-first": it is started before the container that it replaces
 	Reasons        []string          `json:"reasons"`           // what is not registered or left out, and why
+
+	Image    string            `json:"image,omitempty"`
+	Started  time.Time         `json:"started,omitzero"`
+	Networks []string          `json:"networks,omitempty"` // with its addresses on each
+	Health   string            `json:"health,omitempty"`   // what its HEALTHCHECK says
+	Meant    bool              `json:"meant,omitempty"`    // somebody gave it SERVICE_* labels or variables
+	Asks     map[string]string `json:"asks,omitempty"`     // these, without values that look like secrets
 }
 
 // PlannedInstance is an instance as it is, or is to be, registered.
@@ -45,6 +55,10 @@ type PlannedInstance struct {
 	NoRoute   string   `json:"no_route,omitempty"` // why it takes part in no route
 	State     State    `json:"state"`
 	Reason    string   `json:"reason,omitempty"` // for the state
+
+	Address    string    `json:"address,omitempty"`   // host:port of the registration; the host is "" if it is the node's
+	ReadyAt    time.Time `json:"ready_at,omitzero"`   // when it was found to be ready
+	Registered time.Time `json:"registered,omitzero"` // when this registrar last registered it
 }
 
 // State says how an instance stands with Consul.
@@ -87,7 +101,7 @@ func (r Report) Only(names ...string) (Report, error) {
 	if len(names) == 0 {
 		return r, nil
 	}
-	out := Report{Problems: r.Problems}
+	out := Report{Host: r.Host, Problems: r.Problems}
 	var errs []error
 	for _, name := range names {
 		found, err := r.find(strings.TrimPrefix(name, "/"))
@@ -156,8 +170,17 @@ func (r *Registrar) Plan(ctx context.Context) (Report, error) {
 	return r.report(time.Now()), nil
 }
 
+// health is what a container's HEALTHCHECK says, in a line; "" without one.
+func health(t *tracked) string {
+	if t.Health == "" || t.HealthOutput == "" {
+		return t.Health
+	}
+	return t.Health + ": " + oneLine(t.HealthOutput)
+}
+
 // report says what is made of the containers, as far as is known now.
 func (r *Registrar) report(now time.Time) (out Report) {
+	out.Host = r.host.Name
 	p := r.planner(now)
 	place := map[string]int{}
 	for n, t := range slices.Concat(r.sorted(), r.uninspected()) {
@@ -165,6 +188,7 @@ func (r *Registrar) report(now time.Time) (out Report) {
 		out.Containers = append(out.Containers, Planned{
 			Container: cmp.Or(t.Name, fmt.Sprintf("%.12s", t.id)), ID: t.id, ComposeService: t.Labels["com.docker.compose.service"],
 			Instances: []PlannedInstance{}, Reasons: []string{},
+			Image: t.Image, Started: t.Started, Networks: r.within(t).NetworkAddresses(), Health: health(t), Meant: t.MentionsService(), Asks: t.Asks(),
 		})
 	}
 	for _, i := range p.instances {
@@ -234,6 +258,7 @@ func (p *planner) report(i *instance) PlannedInstance {
 	out := PlannedInstance{Service: in.Name, ID: in.ID, Endpoint: in.Endpoint(t.Container), Tags: in.Tags, ReadyWhen: in.Ready.String()}
 	out.Routes, out.NoRoute = append([]string{}, in.Routes()...), in.NoRoute()
 	out.State, out.Reason = p.standing(i, d, t)
+	out.Address, out.ReadyAt, out.Registered = net.JoinHostPort(in.Address, strconv.Itoa(in.Port)), i.at, p.entries[in.ID].registered
 	return out
 }
 
@@ -327,7 +352,7 @@ func difference(d agent.Desired, have agent.Registered) string {
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(have.Meta)) {
-		if _, wanted := d.Meta[key]; !wanted && key != label.MetaChecks && key != label.MetaStarted {
+		if _, wanted := d.Meta[key]; !wanted && !slices.Contains([]string{label.MetaChecks, label.MetaStarted, claim.MetaReadyAt}, key) {
 			return fmt.Sprintf("its metadata %s is to go", key)
 		}
 	}

@@ -74,6 +74,10 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 		if !news {
 			continue
 		}
+		select {
+		case r.changed <- struct{}{}:
+		default:
+		}
 		r.adopt()
 		r.overdue(began)
 		for _, container := range r.revive(began) {
@@ -130,7 +134,7 @@ func (r *Registrar) observe(u any) bool {
 		case u.late != nil:
 			u.probe.late = u.late.Error()
 		default:
-			u.probe.ready = true
+			u.probe.becomesReady(time.Now())
 		}
 	case ended:
 		if r.calls[u.key] == u.call { // else its container is gone

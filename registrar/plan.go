@@ -255,7 +255,7 @@ func (p *planner) instance(i *instance) {
 	if !i.ready {
 		p.plan.waiting[i.probe] = i.desired.Ready
 	}
-	d.NotReady = p.notReady(i, t)
+	d.NotReady, d.ReadyAt = p.notReady(i, t), i.at
 	switch {
 	case d.NotReady == tooEarly:
 		p.plan.unready++

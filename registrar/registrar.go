@@ -71,6 +71,7 @@ type Registrar struct {
 	*state
 	agent   agent.Agent
 	updates updates
+	changed chan struct{} // Report may say something else
 	try     ready.Prober
 	metrics metrics
 
@@ -103,6 +104,7 @@ func New(opts Options) *Registrar {
 		state:   newState(opts),
 		agent:   agent.Agent{Client: opts.Agent, Log: opts.Log},
 		updates: updates{wake: make(chan struct{}, 1)},
+		changed: make(chan struct{}, 1),
 		try:     ready.Try,
 		metrics: newMetrics(opts.Metrics),
 		probing: map[*probe]bool{},
@@ -131,6 +133,9 @@ func (r *Registrar) Ready() error {
 	defer r.mu.Unlock()
 	return errors.Join(r.status["docker"], r.status["docker events"], r.status["consul"])
 }
+
+// Changed returns a channel that has a value when Report may say something else than before.
+func (r *Registrar) Changed() <-chan struct{} { return r.changed }
 
 // setStatus records whether Docker or Consul works. It logs changes, and now and then that what failed still does.
 func (r *Registrar) setStatus(what string, err error) {

@@ -17,6 +17,7 @@ import (
 	"berth/registrar/docker"
 	"berth/registrar/label"
 	"berth/registrar/retry"
+	"berth/templates/claim"
 )
 
 // state holds everything known about Docker, the instances and Consul. The loop owns it.
@@ -162,8 +163,16 @@ type instance struct {
 type probe struct {
 	since  time.Time
 	ready  bool               // it has been ready once; from then on its checks decide
+	at     time.Time          // when it was found to be ready; zero = it is not known
 	late   string             // why it is not ready in time
 	cancel context.CancelFunc // ends the goroutine that probes; nil = none runs
+}
+
+// becomesReady records that an instance is ready, for the first time in this run of its container.
+func (p *probe) becomesReady(now time.Time) {
+	if !p.ready {
+		p.ready, p.at = true, now
+	}
 }
 
 // drain describes a container that was told to stop and has not died yet.
@@ -394,7 +403,7 @@ func (s *state) takeSignals(t *tracked) {
 		case t.drain == nil && k.signal == t.StopSignal && s.waits(t):
 			later = append(later, k)
 		case t.drain == nil && (k.signal == sigkill || k.signal == t.StopSignal):
-			t.drain = &drain{reason: stopping + label.SignalName(k.signal), until: k.at.Add(t.StopTimeout + survives)}
+			t.drain = &drain{reason: claim.WithStop(stopping+label.SignalName(k.signal), k.at), until: k.at.Add(t.StopTimeout + survives)}
 			if real := label.StopSignal(t.Container, s.host.Policy); k.signal == t.StopSignal && real != k.signal && s.registers(t) {
 				from := k.at
 				if x := t.successor; x != nil && x.over.After(from) {
@@ -505,7 +514,7 @@ func (s *state) evaluate(t *tracked) {
 			i.probe = &probe{since: time.Now()}
 		}
 		if in.Ready.Kind == label.ReadyNone || (in.Ready.Kind == label.ReadyHealthcheck && c.Health == "healthy") {
-			i.ready = true
+			i.becomesReady(time.Now())
 		}
 		t.instances = append(t.instances, i)
 		for _, b := range before {
@@ -535,7 +544,7 @@ func (s *state) carry(before []*instance, in label.Instance) *probe {
 		case was.Ready == in.Ready:
 			return b.probe
 		case b.ready && was.ID == in.ID && s.consul[in.ID].Serves(in):
-			return &probe{since: b.since, ready: true}
+			return &probe{since: b.since, ready: true, at: b.at}
 		}
 	}
 	return nil
@@ -555,6 +564,7 @@ func (s *state) adopt() {
 			registrators := have.Held() && have.Meta[label.MetaOwner] == "" && s.own.MayTake(have.AgentService, in)
 			if ((have.Serves(in) && t.begun(have)) || registrators) && have.WasReady() {
 				i.ready = true
+				i.at, _ = claim.ReadyAt(have.Meta)
 			}
 			reason, _ := have.Maintenance()
 			if have.Container() == t.id && t.begun(have) && t.outOfService() == "" && strings.HasPrefix(reason, agent.Automatic+stopping) {

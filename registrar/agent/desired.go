@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"berth/registrar/label"
+	"berth/templates/claim"
 )
 
 // Automatic begins the reasons of maintenance modes that berth sets and ends by itself. It never ends one that was set by
@@ -24,6 +25,7 @@ const Automatic = "berth registrar: "
 type Desired struct {
 	label.Instance
 	NotReady string        // why it is not ready in time; "" = it is ready
+	ReadyAt  time.Time     // when it was found to be ready; zero = it is not known. It makes no difference by itself
 	Waited   time.Duration // how long NotReady was waited for, for the log
 	Drain    string        // why it gets no new requests, beginning with Automatic; "" = it gets some
 	Health   string        // what Docker's HEALTHCHECK says: "healthy", "unhealthy" or "starting"
@@ -129,6 +131,9 @@ func (d Desired) registration() *api.AgentServiceRegistration {
 	if at := startMark(d.Instance); at != "" {
 		r.Meta[label.MetaStarted] = at
 	}
+	if d.NotReady == "" && !d.ReadyAt.IsZero() {
+		r.Meta[claim.MetaReadyAt] = claim.Stamp(d.ReadyAt)
+	}
 	return r
 }
 
@@ -188,6 +193,9 @@ func (d Desired) Same(s Registered) bool {
 		if s.Meta[label.MetaStarted] != at {
 			return false
 		}
+		pairs--
+	}
+	if _, told := s.Meta[claim.MetaReadyAt]; told {
 		pairs--
 	}
 	for key, value := range d.Meta {

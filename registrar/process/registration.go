@@ -100,6 +100,9 @@ func (r *registration) register(notReady error) { r.registerAfter(0, notReady) }
 func (r *registration) registerAfter(waited time.Duration, notReady error) {
 	r.desired.Started, r.desired.Waited, r.desired.NotReady = r.begun, waited, ""
 	r.given = nil
+	if notReady == nil && r.desired.ReadyAt.Before(r.begun) {
+		r.desired.ReadyAt = time.Now()
+	}
 	if notReady != nil {
 		r.desired.NotReady = notReady.Error()
 		r.leaves()

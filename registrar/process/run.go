@@ -15,6 +15,7 @@ import (
 	"berth/registrar/label"
 	"berth/registrar/ready"
 	"berth/registrar/retry"
+	"berth/templates/claim"
 )
 
 const (
@@ -389,7 +390,7 @@ func (r *run) drain(reason string) (registered bool) {
 	if r.drained.IsZero() {
 		r.drained, r.because = time.Now(), reason
 	}
-	return r.reg.drain(r.because)
+	return r.reg.drain(claim.WithStop(r.because, r.drained))
 }
 
 func (r *run) resume() error {
