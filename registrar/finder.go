@@ -59,6 +59,18 @@ func (f Finder) Find(ctx context.Context, name string) ([]string, error) {
 	return ids, nil
 }
 
+// MaintainInstance is Maintain for an instance that the agent may not hold: then the error says where it is to be done.
+func (f Finder) MaintainInstance(ctx context.Context, id string, on bool, reason string) error {
+	all, err := f.Agent.Read(ctx, id)
+	if err != nil {
+		return err
+	}
+	if !all[id].Held() {
+		return fmt.Errorf("%s is not registered at the Consul agent of this berth: do it on the host of the instance, by berth drain %[1]s", id)
+	}
+	return f.Maintain(ctx, id, on, reason)
+}
+
 // Maintain sets or ends the maintenance mode of an instance. The registrar leaves alone what was set so: its own reasons
 // begin with other words.
 func (f Finder) Maintain(ctx context.Context, id string, on bool, reason string) error {

@@ -28,6 +28,7 @@ type Config struct {
 	ConsulAddress   string
 	ConsulTokenFile string
 	Listen          string
+	AdminTokenFile  string
 	LogFormat       string
 	LogLevel        string
 
@@ -86,7 +87,8 @@ func (c *Config) commonFlags(f *pflag.FlagSet, listen string) {
 	f.String("config", "", "YAML file with further options")
 	f.StringVar(&c.ConsulAddress, "consul-address", "", "Consul agent, like http://127.0.0.1:8500 or unix:///run/consul.sock (default $CONSUL_HTTP_ADDR)")
 	f.StringVar(&c.ConsulTokenFile, "consul-token-file", "", "file that holds the Consul ACL token (default $CONSUL_HTTP_TOKEN_FILE)")
-	f.StringVar(&c.Listen, "listen", listen, "address of /healthz, /readyz and /metrics, or none")
+	f.StringVar(&c.Listen, "listen", listen, "address of the status page, /healthz, /readyz and /metrics, or none")
+	f.StringVar(&c.AdminTokenFile, "listen-admin-token-file", "", "file with the token by which the status page may drain and pause; without it, it only shows")
 	f.StringVar(&c.LogFormat, "log-format", "auto", "text, json, or auto: text on a terminal")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 }

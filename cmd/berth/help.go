@@ -22,7 +22,7 @@ var flagGroups = []struct {
 	{"This command", []string{
 		"name NAME", "port PORT", "id ID", "address IP", "meta KEY=VALUE", "weight NUMBER", "ready WHEN", "stop-timeout TIME",
 		"once", "dry-run", "format FORMAT", "diff", "validate", "explain", "version NUMBER", "raw", "strategy STRATEGY", "wait TIME",
-		"timeout TIME", "max TIME", "reason TEXT", "list", "live",
+		"timeout TIME", "max TIME", "reason TEXT", "list", "live", "json", "check", "follow",
 		"project-name NAME", "compose COMMAND", "parallelism NUMBER", "delay TIME", "order ORDER", "monitor TIME", "failure-action ACTION",
 		"max-failure-ratio RATIO", "drain-timeout TIME", "pull", "build", "force", "watch", "resume", "abort",
 	}},
@@ -52,7 +52,7 @@ var flagGroups = []struct {
 	{"Consul", []string{
 		"consul-address ADDRESS", "consul-token-file FILE", "consul-connections NUMBER", "consul-grace TIME", "vanish-limit PERCENT",
 	}},
-	{"General", []string{"config FILE", "listen ADDRESS", "log-format FORMAT", "log-level LEVEL", "help", "version"}},
+	{"General", []string{"config FILE", "listen ADDRESS", "listen-admin-token-file FILE", "log-format FORMAT", "log-level LEVEL", "help", "version"}},
 }
 
 // commandGroups are the groups in which berth --help shows commands.
@@ -61,7 +61,7 @@ var commandGroups = []struct {
 	commands []string
 }{
 	{"Run it", []string{"registrar", "templater", "run", "service"}},
-	{"See what it does", []string{"render", "template", "healthcheck"}},
+	{"See what it does", []string{"status", "explain", "events", "render", "template", "healthcheck"}},
 	{"Change something", []string{"rollout", "drain", "undrain", "pause", "resume"}},
 	{"Service groups", []string{"config", "file", "restart"}},
 	{"Other commands", []string{"version", "completion", "help"}},
@@ -97,6 +97,16 @@ berth render --diff
 docker compose exec templater berth render --template /etc/berth/haproxy.ctmpl`,
 	"template": `# Start a template of your own from the built-in one:
 berth template haproxy > haproxy.ctmpl`,
+	"status": `# Everything, on all hosts; then one service:
+berth status
+docker compose exec templater berth status shop
+
+# For a monitoring system:
+berth status --check`,
+	"explain": `berth explain shop_web_1
+berth explain shop
+berth explain https://shop.example.com/cart`,
+	"events": `berth events --follow`,
 	"healthcheck": `# In compose.yml:
 #   healthcheck: {test: [CMD, berth, healthcheck], interval: 10s}
 docker compose exec templater berth healthcheck`,

@@ -78,7 +78,7 @@ bad value. As in diff, render --diff and config diff exit with 1 when something 
 		SilenceErrors: true,
 	}
 	cmd.SetVersionTemplate(versionLine())
-	cmd.AddCommand(runCommand(), registrarCommand(), templaterCommand(), renderCommand(), serviceCommand(), rolloutCommand(), drainCommand(true), drainCommand(false),
+	cmd.AddCommand(runCommand(), registrarCommand(), templaterCommand(), renderCommand(), serviceCommand(), statusCommand(), explainCommand(), eventsCommand(), rolloutCommand(), drainCommand(true), drainCommand(false),
 		pauseCommand(), resumeCommand(),
 		configCommand(), fileCommand(), restartCommand(), templateCommand(), healthcheckCommand(), versionCommand(), environmentHelp())
 	cmd.SetHelpCommand(helpCommand(cmd))

@@ -131,7 +131,7 @@ func (p *process) validator() (string, error) {
 // proxyOutput returns the output that brings the proxy to its texts and, if berth runs the proxy by this command, the proxy
 // as a child. Ports that the proxy cannot open are added to refused. stopping is called when the child is about to be told
 // to end.
-func (p *process) proxyOutput(ctx context.Context, command []string, refused *route.Refused, stopping func()) (output, *proxyChild, error) {
+func (p *process) proxyOutput(ctx context.Context, command []string, refused *route.Refused, report *reporter, stopping func()) (output, *proxyChild, error) {
 	command, err := p.childCommand(command)
 	if err != nil {
 		return output{}, nil, asUsageError(err)
@@ -155,7 +155,8 @@ func (p *process) proxyOutput(ctx context.Context, command []string, refused *ro
 	proxy := p.proxy.driver(p, o)
 	ctl = proxyctl.New(proxyctl.Options{
 		Proxy: proxy, Interval: p.config.ReloadInterval, Socket: p.proxy.common().Socket, Log: p.log, Metrics: p.metrics,
+		Live: report.live.changed, Changed: report.proxyChanged,
 	})
 	set := func(t templater.Published) { ctl.Set(proxyctl.Config{Text: p.proxy.text(t), Files: t.Files}, t.Since) }
-	return output{runner: ctl, template: tmpl, set: set, proxy: proxy}, child, nil
+	return output{runner: ctl, template: tmpl, set: set, proxy: proxy, ctl: ctl, waiting: o.waiting}, child, nil
 }

@@ -30,6 +30,13 @@ func (v *proxyVersion) atLeast(version string) bool {
 	return v.answered[version]
 }
 
+// now returns the version, "" if it is not known.
+func (v *proxyVersion) now() string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.known
+}
+
 // learn makes a version the known one, and has the templates rendered again if they would be told something else now.
 func (v *proxyVersion) learn(known string) (rerenders bool) {
 	v.mu.Lock()

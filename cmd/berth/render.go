@@ -117,7 +117,7 @@ func (p *process) render(ctx context.Context) (rendering, error) {
 	for _, o := range outputs {
 		r.templates = append(r.templates, o.template)
 	}
-	if r.templater, err = p.newTemplater(outputs, nil); err != nil {
+	if r.templater, err = p.newTemplater(outputs, nil, nil); err != nil {
 		return rendering{}, err
 	}
 	r.texts, err = r.templater.Once(ctx)

@@ -38,8 +38,9 @@ time through a balancer in Lua (--nginx-lua).`,
 	return cmd
 }
 
-// newTemplater returns the templater of the outputs. It leaves out the refused ports, if refused is not nil.
-func (p *process) newTemplater(outputs []output, refused *route.Refused) (*templater.Templater, error) {
+// newTemplater returns the templater of the outputs. It leaves out the refused ports, if refused is not nil, and tells report what
+// it knows, likewise.
+func (p *process) newTemplater(outputs []output, refused *route.Refused, report *reporter) (*templater.Templater, error) {
 	consul, err := consulConfig(p.config)
 	if err != nil {
 		return nil, err
@@ -65,7 +66,7 @@ func (p *process) newTemplater(outputs []output, refused *route.Refused) (*templ
 		list = append(list, o.template)
 		set[o.template.Name] = o.set
 	}
-	return templater.New(templater.Options{
+	o := templater.Options{
 		Consul:      consul,
 		Connections: p.config.ConsulConnections,
 		Library:     libraryConfig(),
@@ -76,5 +77,9 @@ func (p *process) newTemplater(outputs []output, refused *route.Refused) (*templ
 		Publish:     func(p templater.Published) { set[p.Name](p) },
 		Log:         p.log,
 		Metrics:     p.metrics,
-	})
+	}
+	if report != nil {
+		o.Services, o.Instances, o.Changed = report.live.setServices, report.live.setInstances, report.changed
+	}
+	return templater.New(o)
 }

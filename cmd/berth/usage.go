@@ -59,9 +59,15 @@ func exitCode(ctx context.Context, w io.Writer, err error) int {
 	var stop interrupted
 	var child *supervise.Exit
 	var usage usageError
+	var own code
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &own):
+		if own.error != nil {
+			fmt.Fprintln(w, "berth:", oneLine(own))
+		}
+		return own.exit
 	case errors.Is(err, differs{}):
 		return exitFailed
 	case errors.As(context.Cause(ctx), &stop) && !errors.As(err, &child):

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"berth/cmd/berth/status"
 	"berth/proxyctl"
 	"berth/templater"
 	"berth/templates/route"
@@ -25,6 +26,7 @@ type process struct {
 	proxy   proxyKind // chosen by the configuration
 	log     *slog.Logger
 	metrics *prometheus.Registry
+	events  *status.Events // what the log tells
 }
 
 // runner is a long-running part of berth.
@@ -55,7 +57,8 @@ func newProcess(cmd *cobra.Command) (*process, error) {
 	if err != nil {
 		return nil, asUsageError(err)
 	}
-	p := &process{config: config, proxy: config.proxy(), log: newLogger(cmd.ErrOrStderr(), config), metrics: prometheus.NewRegistry()}
+	p := &process{config: config, proxy: config.proxy(), metrics: prometheus.NewRegistry(), events: status.NewEvents()}
+	p.log = slog.New(p.events.Handler(newLogger(cmd.ErrOrStderr(), config).Handler()))
 	for _, warning := range unknownVariables(options()) {
 		p.log.Warn(warning)
 	}
@@ -70,6 +73,8 @@ type output struct {
 	set      func(templater.Published)
 	ledger   *route.Ledger  // of the routes in its texts; nil = none is held
 	proxy    proxyctl.Proxy // nil = it is a plain file
+	ctl      *proxyctl.Controller
+	waiting  *proxyctl.Waiting
 }
 
 // run builds the parts in the order in which they need each other, and runs them until ctx is done or one of them fails.
@@ -86,13 +91,17 @@ func (p *process) run(ctx context.Context, want parts) error {
 	}
 	var runners []runner
 	var outputs []output
+	report, err := p.newReporter()
+	if err != nil {
+		return err
+	}
 	var child *proxyChild
 	reread := func() { p.log.Info("there are no templates to read again: SIGHUP changes nothing") }
 
 	if want.templater {
 		// 2. The outputs, plain files and the proxy, and the proxy as a child.
 		refused := route.NewRefused()
-		var err error
+		report.live = newLiveTimes(p.metrics)
 		if outputs, err = p.plainFiles(); err != nil {
 			return err
 		}
@@ -102,7 +111,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 		}
 		if there {
 			var proxy output
-			if proxy, child, err = p.proxyOutput(ctx, want.proxyCommand, refused, stop); err != nil {
+			if proxy, child, err = p.proxyOutput(ctx, want.proxyCommand, refused, report, stop); err != nil {
 				return err
 			}
 			outputs = append(outputs, proxy)
@@ -119,14 +128,17 @@ func (p *process) run(ctx context.Context, want parts) error {
 			outputs[i].ledger = route.NewLedger(p.config.RouteGrace)
 			runners = append(runners, outputs[i])
 		}
+		if there {
+			report.lookAt(outputs[len(outputs)-1])
+		}
 
 		// 3. The templater, which gives them their texts. It renders again when ports are refused, when routes are no longer
 		// held, or when the proxy's version changes.
-		t, err := p.newTemplater(outputs, refused)
+		t, err := p.newTemplater(outputs, refused, report)
 		if err != nil {
 			return err
 		}
-		reread = t.Reread
+		reread, report.templater = t.Reread, t
 		runners = append(runners, t,
 			task(func(ctx context.Context) { onEach(ctx, refused.Changed, t.Rerender) }),
 			task(func(ctx context.Context) { onEach(ctx, p.proxy.common().version.rerender, t.Rerender) }))
@@ -142,25 +154,32 @@ func (p *process) run(ctx context.Context, want parts) error {
 		if err != nil {
 			return err
 		}
-		runners = append(runners, r)
+		runners, report.registrar = append(runners, r), r
+		runners = append(runners, task(func(ctx context.Context) { onEach(ctx, r.Changed(), report.changed) }))
 		handler.Handle("GET "+reportPath, reportHandler(r.Report))
 		if err := p.handleCensus(handler, localInstances(r.Report), nil); err != nil {
 			return err
 		}
 	}
 
-	// 5. Signals, health checks and metrics.
+	// 5. What is: for those who ask this berth, and for the other berths.
+	report.ready = func() error { return ready(runners) }
+	runners = append(runners, report.tasks()...)
+
+	// 6. Signals, health checks and metrics.
 	runners = append(runners, task(func(ctx context.Context) { onEach(ctx, hangup, reread) }))
 	if p.config.Listen != "" {
+		answers := &statusAnswers{hub: report.hub, live: report.live, actions: report.actions()}
+		answers.handle(handler)
 		handler.Handle("/", statusHandler(p.metrics, func() error { return ready(runners) }))
 		runners = append(runners, task(func(ctx context.Context) {
 			if err := serve(ctx, p.config.Listen, handler); err != nil {
-				p.log.Error("no health checks and metrics: choose another address with --listen", "err", err)
+				p.log.Error("no health checks, metrics and status: choose another address with --listen", "err", err)
 			}
 		}))
 	}
 
-	// 6. Run all of them, and the child beside them.
+	// 7. Run all of them, and the child beside them.
 	p.warnOfMounts(outputs)
 	p.log.Info("berth starts", "version", version)
 	g, running := errgroup.WithContext(running)
@@ -172,7 +191,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 		p.log.Info("berth stops; registrations and proxy stay as they are")
 		return err
 	}
-	err := child.runBeside(ctx, g.Wait, stop)
+	err = child.runBeside(ctx, g.Wait, stop)
 	p.log.Info("berth stops; registrations stay as they are")
 	return err
 }

@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"berth/registrar"
+	"berth/registrar/agent"
 	"berth/registrar/label"
+	"berth/templates/claim"
 )
 
 // Input is what a Document is made of.
@@ -34,7 +36,6 @@ type builder struct {
 	names     map[string]string         // of containers, by ID
 	leftOut   map[string][]string       // by service and instance
 	proxies   []*proxyView
-	routes    map[string][]Route // by service
 }
 
 // proxyView is a proxy's part, by what is looked up in it.
@@ -49,7 +50,7 @@ type proxyView struct {
 func Build(in Input) Document {
 	b := &builder{
 		in: in, services: map[string]*Service{}, instances: map[string]*PartInstance{}, of: map[string]*PartContainer{},
-		host: map[string]string{}, names: map[string]string{}, leftOut: map[string][]string{}, routes: map[string][]Route{},
+		host: map[string]string{}, names: map[string]string{}, leftOut: map[string][]string{},
 	}
 	b.doc = Document{At: in.At, Services: []Service{}, Containers: []Container{}, Proxies: []Proxy{}, Berths: []Berth{}, Incomplete: slices.Clone(in.Incomplete)}
 	b.readParts()
@@ -155,14 +156,14 @@ func (b *builder) readRoutes() {
 		losers := map[string][]string{}
 		for _, r := range v.Routes {
 			if r.Lost != "" {
-				losers[r.Route] = append(losers[r.Route], r.Service)
+				losers[r.String()] = append(losers[r.String()], r.Service)
 			}
 		}
 		for _, r := range v.Routes {
-			out := Route{Route: r.Route, Proxy: v.Proxy.Name, Backend: r.Backend, Strip: r.Strip, Lost: r.Lost, Holder: r.Holder}
+			out := Route{Route: r.String(), Host: r.Host, Path: r.Path, Port: r.Port, Proxy: v.Proxy.Name, Backend: r.Backend, Strip: r.Strip, Lost: r.Lost, Holder: r.Holder}
 			if r.Lost == "" {
 				v.routed[r.Service] = true
-				out.Losers = losers[r.Route]
+				out.Losers = losers[out.Route]
 			}
 			s := b.service(r.Service)
 			s.Routes = append(s.Routes, out)
@@ -173,7 +174,7 @@ func (b *builder) readRoutes() {
 // entry describes an instance in the catalog.
 func (b *builder) entry(e *Entry) Instance {
 	out := Instance{ID: e.ID, Node: e.Node, Address: e.Address, ContainerID: e.Meta[label.MetaContainer], Reached: StepCatalog}
-	out.Times.Started, out.Times.Ready = e.metaTime(label.MetaStarted), e.metaTime(metaReadyAt)
+	out.Times.Started, out.Times.Ready = e.metaTime(label.MetaStarted), e.metaTime(claim.MetaReadyAt)
 	out.Times.Live = b.in.Live[e.Address]
 	known := b.instances[e.ID]
 	if c := b.of[e.ID]; c != nil {
@@ -188,7 +189,7 @@ func (b *builder) entry(e *Entry) Instance {
 	failing := e.failing()
 	switch {
 	case maintained:
-		out.State, out.Reason = Draining, strings.TrimPrefix(reason, "berth: ")
+		out.State, out.Reason = Draining, strings.TrimPrefix(reason, agent.Automatic)
 		if out.Reached == StepServing {
 			out.Reached = StepProxy
 		}
@@ -359,6 +360,3 @@ func (b *builder) judge(s *Service) {
 		s.Reason = s.Paused
 	}
 }
-
-// metaReadyAt is the metadata by which a registration tells when its instance was ready.
-const metaReadyAt = "berth-ready-at"

@@ -17,7 +17,7 @@ func entry(service, id, address string, checks ...Check) Entry {
 func balancer(change func(*Part)) Part {
 	p := Part{
 		Berth: Berth{Role: RoleTemplater, Name: "lb"}, Proxy: &Proxy{Name: "lb", Kind: "haproxy"},
-		Routes:   []PartRoute{{Route: "app.example.com/", Service: "app", Backend: "app"}},
+		Routes:   []PartRoute{{Host: "app.example.com", Path: "/", Service: "app", Backend: "app"}},
 		Services: map[string]int{"app": 1},
 	}
 	if change != nil {
@@ -54,7 +54,7 @@ func TestBuildFollowsTheChain(t *testing.T) {
 		"ready, not in the catalog yet":         {Catalog{}, []Part{told(registrar.Registered, "", nil), balancer(nil)}, nil, Down, StepRegistered, "catalog", Down},
 		"critical": {Catalog{"app": {entry("app", "app-1", "10.0.0.1:80", Check{ID: "x", Name: "http", Status: "critical", Output: "got 500"})}},
 			[]Part{balancer(nil)}, nil, Down, StepProxy, "http: got 500", Down},
-		"maintenance": {Catalog{"app": {entry("app", "app-1", "10.0.0.1:80", Check{ID: "_service_maintenance:app-1", Status: "critical", Notes: "berth: told to stop"})}},
+		"maintenance": {Catalog{"app": {entry("app", "app-1", "10.0.0.1:80", Check{ID: "_service_maintenance:app-1", Status: "critical", Notes: "berth registrar: told to stop"})}},
 			[]Part{balancer(nil)}, nil, Draining, StepProxy, "told to stop", Draining},
 		"the proxy refuses": {registered, []Part{balancer(func(p *Part) {
 			p.Missing, p.Proxy.Failure = []string{"10.0.0.1:80"}, "configuration refused: line 7"
@@ -71,7 +71,7 @@ func TestBuildFollowsTheChain(t *testing.T) {
 			p.LeftOut = []LeftOut{{Service: "app", Instance: "app-1", Reason: `service "app", instance "app-1": its route_host is none`}}
 		})}, nil, Down, StepCatalog, "its route_host is none", Down},
 		"another has its route": {registered, []Part{balancer(func(p *Part) {
-			p.Routes = []PartRoute{{Route: "a/", Service: "app", Lost: "it belongs to web", Holder: "web"}, {Route: "a/", Service: "web", Backend: "web"}}
+			p.Routes = []PartRoute{{Host: "a", Path: "/", Service: "app", Lost: "it belongs to web", Holder: "web"}, {Host: "a", Path: "/", Service: "web", Backend: "web"}}
 			p.Services = map[string]int{"web": 1}
 			p.LeftOut = []LeftOut{{Service: "app", Reason: "it belongs to web"}}
 		})}, nil, Down, StepCatalog, "it belongs to web", Down},

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
+
+	"berth/templates/claim"
 )
 
 // Entry is an instance as Consul's catalog has it.
@@ -147,6 +149,20 @@ func oneLine(s string) string {
 		s = strings.ToValidUTF8(s[:most], "") + "…"
 	}
 	return s
+}
+
+// Stopped returns when the instance was told to stop; false if it was not, or nobody tells.
+func (e *Entry) Stopped() (time.Time, bool) {
+	reason, is := e.maintenance()
+	if !is {
+		return time.Time{}, false
+	}
+	return claim.StoppedAt(reason)
+}
+
+// Passing says whether the instance is to get requests: no check is critical.
+func (e *Entry) Passing() bool {
+	return !slices.ContainsFunc(e.Checks, func(c Check) bool { return c.Status == api.HealthCritical })
 }
 
 // metaTime reads a time in an instance's metadata.

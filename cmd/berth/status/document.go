@@ -47,8 +47,11 @@ const (
 
 // Route is a route that a service asks for.
 type Route struct {
-	Route   string   `json:"route"` // www.example.com/path, or port 5432
-	Proxy   string   `json:"proxy"` // the name of the Proxy
+	Route   string   `json:"route"`          // www.example.com/path/, */path/ or port 5432
+	Host    string   `json:"host,omitempty"` // "" = any, *.example.com = any one label before it
+	Path    string   `json:"path,omitempty"` // a prefix, with a slash at its end
+	Port    int      `json:"port,omitempty"` // a TCP port; 0 = requests
+	Proxy   string   `json:"proxy"`          // the name of the Proxy
 	Backend string   `json:"backend,omitempty"`
 	Strip   bool     `json:"strip,omitempty"`  // the path is taken off before a server sees the request
 	Lost    string   `json:"lost,omitempty"`   // why another service has it

@@ -21,11 +21,12 @@ type Events struct {
 	next    int
 	seen    map[string]bool // of others, by what tells two apart
 	changed chan struct{}   // closed, and made anew, with each event
+	added   func()
 }
 
 // Numbered is an event with the place that it has in the sequence of events of this berth.
 type Numbered struct {
-	ID int `json:"-"`
+	ID int `json:"id"`
 	Event
 }
 
@@ -37,8 +38,19 @@ func NewEvents() *Events {
 // Add adds an event of this berth.
 func (e *Events) Add(ev Event) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.add(ev)
+	added := e.added
+	e.mu.Unlock()
+	if added != nil {
+		added()
+	}
+}
+
+// Added has a function called after each event of this berth; it must not block.
+func (e *Events) Added(do func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.added = do
 }
 
 func (e *Events) add(ev Event) {
@@ -72,10 +84,14 @@ func (n Numbered) key() string {
 	return n.Role + "\x00" + n.Berth + "\x00" + n.At.Format(time.RFC3339Nano) + "\x00" + n.Message
 }
 
-// After returns the events with an ID above id, oldest first, and a channel that is closed when there are more.
+// After returns the events with an ID above id, oldest first, and a channel that is closed when there are more. An ID that was
+// never given stands for none.
 func (e *Events) After(id int) ([]Numbered, <-chan struct{}) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if id >= e.next { // it is from before a restart
+		id = 0
+	}
 	i := slices.IndexFunc(e.own, func(n Numbered) bool { return n.ID > id })
 	if i < 0 {
 		return nil, e.changed

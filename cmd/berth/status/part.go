@@ -1,6 +1,10 @@
 package status
 
-import "time"
+import (
+	"time"
+
+	"berth/templates/claim"
+)
 
 // The roles of berths that publish a part.
 const (
@@ -55,12 +59,19 @@ type PartInstance struct {
 
 // PartRoute is a route that a service asks for, in the texts of one proxy.
 type PartRoute struct {
-	Route   string `json:"route"`
+	Host    string `json:"host,omitempty"` // as in claim.Route
+	Path    string `json:"path,omitempty"`
+	Port    int    `json:"port,omitempty"`
 	Service string `json:"service"`
 	Backend string `json:"backend,omitempty"`
 	Strip   bool   `json:"strip,omitempty"`
 	Lost    string `json:"lost,omitempty"`   // why another service has it
 	Holder  string `json:"holder,omitempty"` // that other service
+}
+
+// String returns the name of the route.
+func (r PartRoute) String() string {
+	return claim.Route{Host: r.Host, Path: r.Path, Port: r.Port}.String()
 }
 
 // LeftOut is what no text of a templater has, and why.

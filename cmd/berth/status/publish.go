@@ -180,10 +180,11 @@ func RegistrarPart(report registrar.Report) (out []PartContainer) {
 		if c.Container == "" {
 			continue // it is gone
 		}
-		p := PartContainer{Name: c.Container, ID: c.ID, Service: c.ComposeService, Reasons: clip(c.Reasons)}
+		p := PartContainer{Name: c.Container, ID: c.ID, Service: c.ComposeService, Started: c.Started, Meant: c.Meant, Reasons: clip(c.Reasons)}
 		for _, i := range c.Instances {
 			p.Instances = append(p.Instances, PartInstance{
 				Service: i.Service, ID: i.ID, State: string(i.State), Reason: i.Reason, NoRoute: i.NoRoute,
+				Address: i.Address, Ready: i.ReadyAt, Registered: i.Registered,
 			})
 		}
 		out = append(out, p)

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"berth/cmd/berth/status"
+)
+
+func eventsCommand() *cobra.Command {
+	var follow, asJSON bool
+	cmd := &cobra.Command{
+		Use:   "events [--follow]",
+		Short: "Print the last changes, on all hosts",
+		Long: `Print the last 500 changes that the berth which runs here knows, oldest first: what was registered, drained, served, reloaded,
+refused, left out, and came back, and why. Without a berth here, those that all berths publish in Consul are printed: the last of each.
+
+Exits with 0 when it has printed them, 1 on an error, and 3 if neither a berth nor Consul answers.`,
+		Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := readConfig(cmd.Flags())
+			if err != nil {
+				return asUsageError(err)
+			}
+			e := eventsOf{config: c, out: cmd.OutOrStdout(), json: asJSON}
+			return e.run(cmd, follow)
+		},
+	}
+	statusFlags(cmd)
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with those to come, until it is interrupted")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print an object in a line for each")
+	return cmd
+}
+
+// eventsOf is one call of berth events.
+type eventsOf struct {
+	config Config
+	out    io.Writer
+	json   bool
+	last   int // ID of the event that was printed last
+}
+
+func (e *eventsOf) run(cmd *cobra.Command, follow bool) error {
+	limited, cancel := context.WithTimeout(cmd.Context(), statusTime)
+	defer cancel()
+	var list []status.Numbered
+	err := askBerth(limited, e.config.addresses(cmd), eventsPath, &list)
+	if err != nil {
+		consul, err2 := consulClient(e.config)
+		if err2 != nil {
+			return err2
+		}
+		parts, _, err2 := status.ReadParts(limited, consul, nil)
+		if err2 != nil {
+			return code{fmt.Errorf("neither a berth nor Consul answers: %w; %s", err, oneLine(err2)), exitNoAnswer}
+		}
+		if follow {
+			return code{fmt.Errorf("%w: --follow needs one; say where with --listen", err), exitNoAnswer}
+		}
+		for _, p := range parts {
+			for _, ev := range p.Events {
+				list = append(list, status.Numbered{Event: ev})
+			}
+		}
+		slices.SortStableFunc(list, func(a, b status.Numbered) int { return a.At.Compare(b.At) })
+	}
+	for _, ev := range list {
+		e.last = ev.ID
+		if err := e.print(ev.Event); err != nil {
+			return err
+		}
+	}
+	if !follow {
+		return nil
+	}
+	for cmd.Context().Err() == nil {
+		err = e.follow(cmd.Context(), e.config.addresses(cmd))
+		if cmd.Context().Err() == nil {
+			fmt.Fprintln(cmd.ErrOrStderr(), "berth: the berth here is gone, asking again:", oneLine(err))
+			pause(cmd.Context(), time.Second)
+		}
+	}
+	return nil
+}
+
+// follow prints what a stream brings until it ends.
+func (e *eventsOf) follow(ctx context.Context, addresses []string) (err error) {
+	for _, address := range addresses {
+		var answer *http.Response
+		answer, err = stream(ctx, address, e.last)
+		if err != nil {
+			continue
+		}
+		defer answer.Body.Close()
+		lines := bufio.NewScanner(answer.Body)
+		lines.Buffer(nil, 1<<20)
+		kind := ""
+		for lines.Scan() {
+			key, value, _ := strings.Cut(lines.Text(), ": ")
+			switch key {
+			case "id":
+				e.last, _ = strconv.Atoi(value)
+			case "event":
+				kind = value
+			case "data":
+				var ev status.Event
+				if kind == "change" && json.Unmarshal([]byte(value), &ev) == nil {
+					if err := e.print(ev); err != nil {
+						return err
+					}
+				}
+			}
+		}
+		return cmp.Or(lines.Err(), io.EOF)
+	}
+	return cmp.Or(err, errors.New("listen is none: there is nothing to ask"))
+}
+
+// stream opens the stream of changes after one of them.
+func stream(ctx context.Context, address string, last int) (*http.Response, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+reachable(address)+eventsPath, nil)
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set("Accept", "text/event-stream")
+	if last > 0 {
+		r.Header.Set("Last-Event-ID", strconv.Itoa(last))
+	}
+	answer, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(r)
+	if err == nil && answer.StatusCode != http.StatusOK {
+		answer.Body.Close()
+		err = fmt.Errorf("%s answers %s", address, answer.Status)
+	}
+	return answer, err
+}
+
+func (e *eventsOf) print(ev status.Event) error {
+	if e.json {
+		return json.NewEncoder(e.out).Encode(ev)
+	}
+	level := ""
+	if ev.Level != "INFO" {
+		level = ev.Level + " "
+	}
+	from := ""
+	if ev.Berth != "" {
+		from = ev.Role + " " + ev.Berth + ": "
+	}
+	_, err := fmt.Fprintf(e.out, "%s  %s%s%s\n", ev.At.Local().Format("2006-01-02 15:04:05.000"), level, visible(from, ""), visible(ev.String(), ""))
+	return err
+}

@@ -1,0 +1,486 @@
+package status
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"berth/registrar"
+	"berth/templates/claim"
+)
+
+// Explanation says how far one thing has come on its way to requests, why not farther, and what to do.
+type Explanation struct {
+	About   string      `json:"about"`   // container web_1, service shop, http://shop.example.com/
+	State   State       `json:"state"`   // Serving, or why not
+	Verdict string      `json:"verdict"` // in a sentence
+	Steps   []Explained `json:"steps"`
+	Do      []string    `json:"do"` // nothing if all is well
+}
+
+// Explained is a step with what it is known by.
+type Explained struct {
+	Step     string    `json:"step"`
+	Passed   bool      `json:"passed"`
+	At       time.Time `json:"at,omitzero"`
+	Evidence []string  `json:"evidence"`
+}
+
+// ErrNotKnown is wrapped by the error of Explain for a name that stands for nothing.
+var ErrNotKnown = errors.New("not known")
+
+// Explain explains a container, by its name, the beginning of its ID, or its service in a compose file; a service or an instance of
+// one, by its name or ID in Consul; or the URL of a request, with or without http://. report is what a registrar of this host
+// says of its containers, in more detail than it publishes; nil = none can be asked.
+func (d *Document) Explain(name string, report *registrar.Report) ([]Explanation, error) {
+	x := explainer{d, report}
+	if strings.Contains(name, "/") {
+		return x.url(name)
+	}
+	if strings.Trim(name, " ") == "" {
+		return nil, fmt.Errorf("the name is empty: give a container, a service or a URL: %w", ErrNotKnown)
+	}
+	if list := x.containers(func(c found) bool { return c.name == name || c.id == name }); len(list) > 0 {
+		return list, nil
+	}
+	for i := range d.Services {
+		if d.Services[i].Name == name {
+			return []Explanation{x.service(&d.Services[i])}, nil
+		}
+	}
+	for _, is := range []func(c found) bool{
+		func(c found) bool { return slices.Contains(c.instances, name) },
+		func(c found) bool { return c.service == name },
+		func(c found) bool { return len(name) >= 4 && strings.HasPrefix(c.id, name) },
+	} {
+		if list := x.containers(is); len(list) > 0 {
+			return list, nil
+		}
+	}
+	for i := range d.Services {
+		for k := range d.Services[i].Instances {
+			if in := &d.Services[i].Instances[k]; in.ID == name {
+				return []Explanation{x.instance("instance "+in.ID, &d.Services[i], in, nil, nil)}, nil
+			}
+		}
+	}
+	if strings.Contains(name, ".") || strings.Contains(name, ":") {
+		return x.url(name)
+	}
+	return nil, fmt.Errorf("no container, service or instance %q: %w%s", name, ErrNotKnown, x.meant(name))
+}
+
+// explainer explains what a document says.
+type explainer struct {
+	*Document
+	report *registrar.Report
+}
+
+// meant names what is like a name.
+func (x explainer) meant(name string) string {
+	var close []string
+	consider := func(other string) {
+		if other != "" && claim.Distance(name, other) <= 2 && !slices.Contains(close, other) {
+			close = append(close, other)
+		}
+	}
+	for _, s := range x.Services {
+		consider(s.Name)
+	}
+	for _, c := range x.all() {
+		consider(c.name)
+	}
+	if len(close) == 0 {
+		return "; berth status lists the services, docker ps the containers"
+	}
+	return "; is " + strings.Join(close[:min(3, len(close))], " or ") + " meant?"
+}
+
+// found is a container with what its host's registrar and the catalog say of it.
+type found struct {
+	name, id, service string
+	instances         []string
+	planned           *registrar.Planned
+	listed            *Container
+}
+
+// all returns all containers that the document or the report has, by their IDs.
+func (x explainer) all() map[string]found {
+	out := map[string]found{}
+	add := func(id string, change func(*found)) {
+		c := out[id]
+		c.id = id
+		change(&c)
+		out[id] = c
+	}
+	for i := range x.Containers {
+		c := &x.Containers[i]
+		add(c.ID, func(f *found) { f.name, f.service, f.listed = c.Name, c.Service, c })
+	}
+	for _, s := range x.Services {
+		for _, in := range s.Instances {
+			if in.ContainerID != "" {
+				add(in.ContainerID, func(f *found) { f.name, f.instances = cmp.Or(f.name, in.Container), append(f.instances, in.ID) })
+			}
+		}
+	}
+	if x.report != nil {
+		for i := range x.report.Containers {
+			c := &x.report.Containers[i]
+			if c.Container == "" {
+				continue
+			}
+			add(c.ID, func(f *found) {
+				f.name, f.service, f.planned = c.Container, c.ComposeService, c
+				for _, in := range c.Instances {
+					if !slices.Contains(f.instances, in.ID) {
+						f.instances = append(f.instances, in.ID)
+					}
+				}
+			})
+		}
+	}
+	return out
+}
+
+// containers explains the containers that are meant, in the order of their names.
+func (x explainer) containers(is func(found) bool) (out []Explanation) {
+	all := x.all()
+	ids := slices.SortedFunc(maps.Keys(all), func(a, b string) int { return cmp.Or(cmp.Compare(all[a].name, all[b].name), cmp.Compare(a, b)) })
+	for _, id := range ids {
+		if c := all[id]; is(c) {
+			out = append(out, x.container(c)...)
+		}
+	}
+	return out
+}
+
+// container explains a container: each of its instances, or why it has none.
+func (x explainer) container(c found) (out []Explanation) {
+	about := "container " + c.name
+	for i := range x.Services {
+		for k := range x.Services[i].Instances {
+			s, in := &x.Services[i], &x.Services[i].Instances[k]
+			if in.ContainerID != c.id && !slices.Contains(c.instances, in.ID) {
+				continue
+			}
+			var planned *registrar.PlannedInstance
+			if c.planned != nil {
+				for n := range c.planned.Instances {
+					if c.planned.Instances[n].ID == in.ID {
+						planned = &c.planned.Instances[n]
+					}
+				}
+			}
+			out = append(out, x.instance(about+", instance "+in.ID, s, in, c.planned, planned))
+		}
+	}
+	if len(out) > 0 {
+		return out
+	}
+	e := Explanation{About: about, State: Down, Steps: []Explained{{Step: string(StepContainer), Passed: true, Evidence: asked(c.planned)}}}
+	var reasons []string
+	switch {
+	case c.planned != nil && len(c.planned.Instances) > 0: // the registrar is about to tell, or Consul is away
+		for n := range c.planned.Instances {
+			in := &c.planned.Instances[n]
+			e.Steps = append(e.Steps, Explained{Step: string(StepReady), Evidence: nonEmpty(in.Service+" at "+in.Endpoint, in.String())})
+			reasons = append(reasons, in.String())
+		}
+	case c.planned != nil:
+		reasons = c.planned.Reasons
+		e.Steps = append(e.Steps, Explained{Step: string(StepReady), Evidence: reasons})
+	case c.listed != nil:
+		reasons = c.listed.Reasons
+		e.Steps[0].At = c.listed.Started
+		e.Steps = append(e.Steps, Explained{Step: string(StepReady), Evidence: reasons})
+	}
+	e.Verdict = "not served: " + cmp.Or(strings.Join(reasons, "; "), "its registrar gives no reason")
+	e.Do = remedies(StepContainer, c.name, reasons)
+	return []Explanation{e}
+}
+
+// asked is what a container asks for, and how its host sees it.
+func asked(p *registrar.Planned) (evidence []string) {
+	if p == nil {
+		return []string{"its own registrar would say more: run berth explain on its Docker host"}
+	}
+	return evidence
+}
+
+// nonEmpty returns the texts that are not empty.
+func nonEmpty(texts ...string) []string {
+	return slices.DeleteFunc(texts, func(s string) bool { return s == "" })
+}
+
+// instance explains one instance, step by step.
+func (x explainer) instance(about string, s *Service, in *Instance, c *registrar.Planned, p *registrar.PlannedInstance) Explanation {
+	e := Explanation{About: about, State: in.State, Do: []string{}}
+	reached := slices.Index(Steps, in.Reached)
+	passed := func(step Step) bool { return slices.Index(Steps, step) <= reached }
+	add := func(step Step, at time.Time, evidence ...string) {
+		e.Steps = append(e.Steps, Explained{string(step), passed(step), at, nonEmpty(evidence...)})
+	}
+	var reasons []string
+	if c != nil {
+		reasons = c.Reasons
+	}
+	if in.ContainerID != "" {
+		add(StepContainer, in.Times.Started, append(asked(c), reasons...)...)
+	}
+	if p != nil {
+		add(StepReady, in.Times.Ready, "it is ready when "+p.ReadyWhen, p.Endpoint)
+		add(StepRegistered, in.Times.Registered, "service "+s.Name+", instance "+in.ID, p.String())
+	} else {
+		add(StepReady, in.Times.Ready)
+		add(StepRegistered, in.Times.Registered, "service "+s.Name+", instance "+in.ID)
+	}
+	place := "at " + in.Address
+	if in.Node != "" {
+		place += ", on node " + in.Node
+	}
+	add(StepCatalog, in.Times.Catalog, place)
+	var routes []string
+	for _, r := range s.Routes {
+		line := fmt.Sprintf("%s: %s → backend %s", r.Proxy, r.Route, r.Backend)
+		if r.Lost != "" {
+			line = r.Lost
+		}
+		if !slices.Contains(routes, line) {
+			routes = append(routes, line)
+		}
+	}
+	for _, reason := range s.LeftOut {
+		if !slices.Contains(routes, reason) {
+			routes = append(routes, reason)
+		}
+	}
+	if len(routes) == 0 {
+		routes = append(routes, "no proxy has a route for service "+s.Name)
+	}
+	add(StepRendered, time.Time{}, routes...)
+	var servers []string
+	for _, srv := range in.Servers {
+		line := fmt.Sprintf("%s: server %s/%s %s", srv.Proxy, srv.Backend, srv.Name, cmp.Or(srv.State, map[bool]string{true: "usable", false: "not usable"}[srv.Usable]))
+		if srv.Weight >= 0 {
+			line += fmt.Sprintf(", weight %d", srv.Weight)
+		}
+		if srv.InFlight >= 0 {
+			line += fmt.Sprintf(", %d in flight", srv.InFlight)
+		}
+		if srv.Check != "" {
+			line += ", " + srv.Check
+		}
+		servers = append(servers, line)
+	}
+	add(StepProxy, in.Times.Live, servers...)
+	add(StepServing, time.Time{}, s.Paused)
+	if in.State == Serving {
+		e.Verdict = "it takes requests"
+		if in.Reason != "" {
+			e.Verdict += ", but " + in.Reason
+		}
+		if len(reasons) > 0 {
+			e.Verdict += ", but of its labels: " + strings.Join(reasons, "; ")
+		}
+		return e
+	}
+	why := cmp.Or(in.Reason, strings.Join(reasons, "; "))
+	e.Verdict = fmt.Sprintf("%s: it has come to %q, and not farther", in.State, in.Reached)
+	if why != "" {
+		e.Verdict += ": " + why
+	}
+	e.Do = remedies(in.Reached, cmp.Or(in.Container, in.ID), nonEmpty(append([]string{why}, reasons...)...))
+	if in.State == Unrouted && why == "" {
+		e.Do = []string{"set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT on it if it is to get requests"}
+	}
+	return e
+}
+
+// remedies says what to do about something that has come to a step. Reasons name the label to set by themselves: what is added is where
+// to look.
+func remedies(reached Step, container string, reasons []string) []string {
+	why := strings.Join(reasons, "; ")
+	has := func(words ...string) bool {
+		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(why, w) })
+	}
+	switch {
+	case has("HEALTHCHECK"):
+		return []string{"see what its HEALTHCHECK says: docker inspect --format '{{json .State.Health}}' " + container}
+	case has("connection refused", "not ready", "i/o timeout", "no route to host"):
+		return []string{"have it listen on that port at all addresses of the container (0.0.0.0, not 127.0.0.1): docker logs " + container,
+			"or name another port: SERVICE_PORT, or SERVICE_<port>_NAME; SERVICE_READY says when it is ready"}
+	case has("policy"):
+		return []string{"what may be registered is said by the policy in the registrar's configuration (docs/policy.md)"}
+	case has("check in Consul is critical"):
+		return []string{"the check is Consul's: make it pass, or change SERVICE_CHECK_*"}
+	case has("told to stop", "maintenance", "berth drain"):
+		return []string{"berth undrain " + container + " puts it back, where berth drain took it out"}
+	case reached == StepRendered:
+		return []string{"berth render --validate shows what the proxy refuses; everything else is served as before"}
+	case reached == StepProxy:
+		return []string{"the proxy's own check fails or it cannot reach the address: both have to be on one Docker network; SERVICE_ROUTE_CHECK is the path that it asks for"}
+	case why == "":
+		return []string{"the berth of that host tells nothing: is its registrar running, and may its token write berth/status/?"}
+	}
+	return []string{why}
+}
+
+// service explains a service.
+func (x explainer) service(s *Service) Explanation {
+	e := Explanation{About: "service " + s.Name, State: s.State, Do: []string{}}
+	var routes, servers []string
+	for _, r := range s.Routes {
+		line := fmt.Sprintf("%s has %s → backend %s", r.Proxy, r.Route, r.Backend)
+		if r.Lost != "" {
+			line = r.Lost
+		} else if len(r.Losers) > 0 {
+			line += fmt.Sprintf("; %s ask for it in vain", strings.Join(r.Losers, ", "))
+		}
+		routes = append(routes, line)
+	}
+	for _, reason := range s.LeftOut {
+		if !slices.Contains(routes, reason) {
+			routes = append(routes, reason)
+		}
+	}
+	if len(routes) == 0 {
+		routes = []string{"none: SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT gives it one"}
+	}
+	routed := slices.ContainsFunc(s.Routes, func(r Route) bool { return r.Lost == "" })
+	e.Steps = append(e.Steps, Explained{Step: "routes", Passed: routed, Evidence: routes})
+	const most = 20
+	for i, in := range s.Instances {
+		if i == most {
+			servers = append(servers, fmt.Sprintf("and %d more: berth status %s", len(s.Instances)-most, s.Name))
+			break
+		}
+		line := fmt.Sprintf("%s at %s: %s", in.ID, in.Address, in.State)
+		if in.Reason != "" {
+			line += ": " + in.Reason
+		}
+		servers = append(servers, line)
+	}
+	e.Steps = append(e.Steps, Explained{Step: "instances", Passed: s.Serving > 0, Evidence: servers})
+	if s.Paused != "" {
+		e.Steps = append(e.Steps, Explained{Step: "paused", Evidence: []string{s.Paused}})
+		e.Do = append(e.Do, "berth resume "+s.Name+" ends the pause")
+	}
+	e.Verdict = fmt.Sprintf("%s: %d of %d instances take requests", s.State, s.Serving, s.Total)
+	if s.Reason != "" {
+		e.Verdict += "; " + s.Reason
+	}
+	if s.State == Serving {
+		return e
+	}
+	for i := range s.Instances {
+		if in := &s.Instances[i]; in.State != Serving && in.Reason != "" {
+			e.Do = append(e.Do, fmt.Sprintf("berth explain %s", cmp.Or(in.Container, in.ID)))
+			break
+		}
+	}
+	if len(e.Do) == 0 && !routed {
+		e.Do = append(e.Do, cmp.Or(strings.Join(s.LeftOut, "; "), "set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT"))
+	}
+	return e
+}
+
+// url explains which route a request takes.
+func (x explainer) url(text string) ([]Explanation, error) {
+	full := text
+	if !strings.Contains(full, "://") {
+		full = "http://" + full
+	}
+	u, err := url.Parse(full)
+	if err != nil || u.Host == "" && u.Path == "" {
+		return nil, fmt.Errorf("%q is no URL like http://shop.example.com/cart: %w", text, ErrNotKnown)
+	}
+	host, path := u.Host, cmp.Or(u.EscapedPath(), "/")
+	e := Explanation{About: full, State: Down, Do: []string{}, Steps: []Explained{{Step: "request", Passed: true,
+		Evidence: []string{fmt.Sprintf("host %s, path %s", cmp.Or(u.Hostname(), "any"), path)}}}}
+	type candidate struct {
+		Route
+		service *Service
+	}
+	var fit []candidate
+	for i := range x.Services {
+		for _, r := range x.Services[i].Routes {
+			if (claim.Route{Host: r.Host, Path: r.Path, Port: r.Port}).Matches(host, path) {
+				fit = append(fit, candidate{r, &x.Services[i]})
+			}
+		}
+	}
+	slices.SortStableFunc(fit, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.Proxy, b.Proxy), claim.Compare(claim.Route{Host: a.Host, Path: a.Path}, claim.Route{Host: b.Host, Path: b.Path}),
+			cmp.Compare(min(len(a.Lost), 1), min(len(b.Lost), 1)), cmp.Compare(a.service.Name, b.service.Name))
+	})
+	if len(fit) == 0 {
+		var hosts []string
+		for _, s := range x.Services {
+			for _, r := range s.Routes {
+				if r.Host != "" && !slices.Contains(hosts, r.Host) && claim.Distance(strings.ToLower(u.Hostname()), r.Host) <= 2 {
+					hosts = append(hosts, r.Host)
+				}
+			}
+		}
+		e.Steps = append(e.Steps, Explained{Step: "route", Evidence: []string{"no route fits: the answer is 404"}})
+		e.Verdict = "no service has a route for it"
+		e.Do = []string{fmt.Sprintf("set SERVICE_ROUTE_HOST=%s on the container that is to answer", u.Hostname())}
+		if len(hosts) > 0 {
+			e.Do = append(e.Do, "or ask for "+strings.Join(hosts, " or "))
+		}
+		return []Explanation{e}, nil
+	}
+	var out []Explanation
+	for len(fit) > 0 {
+		n := slices.IndexFunc(fit, func(c candidate) bool { return c.Proxy != fit[0].Proxy })
+		if n < 0 {
+			n = len(fit)
+		}
+		of := e
+		of.Steps = slices.Clone(e.Steps)
+		var taken *candidate
+		var lines []string
+		for i := range fit[:n] {
+			c := &fit[i]
+			switch {
+			case c.Lost != "":
+				lines = append(lines, fmt.Sprintf("%s loses: %s", c.service.Name, c.Lost))
+			case taken == nil:
+				taken = c
+				lines = append(lines, fmt.Sprintf("%s of service %s takes it, by backend %s", c.Route.Route, c.service.Name, c.Backend))
+			default:
+				lines = append(lines, fmt.Sprintf("%s of service %s fits as well, and is less exact", c.Route.Route, c.service.Name))
+			}
+		}
+		of.Steps = append(of.Steps, Explained{Step: "route at " + fit[0].Proxy, Passed: taken != nil, Evidence: lines})
+		if taken == nil {
+			of.Verdict = "no service has it now: " + fit[0].Lost
+			of.Do = []string{fit[0].Lost}
+		} else {
+			if taken.Strip && taken.Path != "/" {
+				of.Steps = append(of.Steps, Explained{Step: "path", Passed: true, Evidence: []string{
+					fmt.Sprintf("%s is taken off: a server sees /%s", taken.Path, strings.TrimPrefix(path+"/", taken.Path))}})
+			}
+			about := x.service(taken.service)
+			for _, s := range about.Steps {
+				if s.Step != "routes" {
+					of.Steps = append(of.Steps, s)
+				}
+			}
+			of.State, of.Do = taken.service.State, about.Do
+			of.Verdict = "service " + taken.service.Name + " answers"
+			if taken.service.Serving == 0 {
+				of.Verdict = "it is for service " + taken.service.Name + ", which is " + about.Verdict
+			}
+		}
+		out = append(out, of)
+		fit = fit[n:]
+	}
+	return out, nil
+}

@@ -1,0 +1,362 @@
+package status
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"berth/registrar/retry"
+	"berth/templater/catalog"
+)
+
+// Gather reads from Consul what is needed for a document, without any berth that answers. The error says that Consul does not
+// answer at all.
+func Gather(ctx context.Context, consul *api.Client) (Input, error) {
+	in := Input{At: time.Now()}
+	var (
+		wait                      sync.WaitGroup
+		partsErr, listErr, hidden error
+	)
+	wait.Go(func() { in.Parts, _, partsErr = ReadParts(ctx, consul, nil) })
+	wait.Go(func() { in.Catalog, listErr = ReadCatalog(ctx, consul) })
+	wait.Go(func() { in.Paused, hidden = readPaused(ctx, consul) })
+	wait.Wait()
+	if partsErr != nil && in.Catalog == nil {
+		return in, errors.Join(listErr, partsErr)
+	}
+	for _, err := range []error{partsErr, listErr, hidden} {
+		if err != nil {
+			in.Incomplete = append(in.Incomplete, err.Error())
+		}
+	}
+	return in, nil
+}
+
+// readPaused returns what is said of the services that are paused, by name.
+func readPaused(ctx context.Context, consul *api.Client) (map[string]string, error) {
+	pairs, _, err := consul.KV().List(catalog.PausedPrefix, new(api.QueryOptions).WithContext(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("read which services are paused: %w", err)
+	}
+	out := map[string]string{}
+	for _, pair := range pairs {
+		if p, err := catalog.ParsePause(pair); err == nil {
+			out[p.Service] = fmt.Sprintf("paused since %s by %s: %s", p.Since.Format(time.RFC3339), bounded(p.By), bounded(p.Reason))
+		}
+	}
+	return out, nil
+}
+
+const (
+	// rests is how many times as long as making a document took nobody gets a newer one: so it costs a hundredth of a core.
+	rests = 100
+	// soonest is how long a document is good, at least.
+	soonest = 200 * time.Millisecond
+	// unheard is how long a document is good if nothing tells that the catalog has changed.
+	unheard = time.Second
+	// interest is for how long after somebody asked the other berths are listened to.
+	interest = time.Minute
+	// watchTime is how long Consul may wait for a change.
+	watchTime = time.Minute
+)
+
+// Snapshot is a document that was put together at one time, ready to be sent.
+type Snapshot struct {
+	Document
+	Tag string // changes with what it says
+
+	full, brief func() []byte
+}
+
+// JSON returns the whole document, or with brief one without instances.
+func (s *Snapshot) JSON(brief bool) []byte {
+	if brief {
+		return s.brief()
+	}
+	return s.full()
+}
+
+// Hub puts the document together for those who ask one berth. While nobody asks, it does nothing.
+type Hub struct {
+	Consul  *api.Client
+	Events  *Events
+	Own     func(context.Context) []Part // of this berth, as it is now
+	Servers func() []PartServer          // all that its proxy has; nil = it has none
+	Catalog func() (Catalog, bool)       // as the templater has it; false if it does not watch all of it; nil = there is none
+	Live    func() map[string]time.Time  // by address; nil = none
+
+	mu      sync.Mutex
+	asked   time.Time
+	wake    chan struct{}
+	others  []Part // as the watch has them
+	heard   error  // of the watch
+	watched bool   // others is up to date
+	dirty   bool   // something has changed since the last document
+	last    *Snapshot
+	built   time.Time
+	cost    time.Duration
+	changed chan struct{} // closed, and made anew, when something changes
+	making  sync.Mutex    // one document at a time
+}
+
+// NewHub returns a Hub with its fields to be set. Run listens to other berths.
+func NewHub() *Hub {
+	return &Hub{wake: make(chan struct{}, 1), changed: make(chan struct{}), dirty: true}
+}
+
+// Changed tells that what Own, Servers, Catalog or Live return may have changed. It does not block.
+func (h *Hub) Changed() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.dirty = true
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+// Watch returns a channel that is closed when something changes.
+func (h *Hub) Watch() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.touch()
+	return h.changed
+}
+
+func (h *Hub) touch() {
+	h.asked = time.Now()
+	select {
+	case h.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run listens to the other berths while somebody asks, until ctx is done.
+func (h *Hub) Run(ctx context.Context) {
+	var index uint64
+	delays := retry.Delays()
+	for {
+		h.mu.Lock()
+		idle := time.Since(h.asked) > interest
+		if idle {
+			h.watched, index = false, 0
+		}
+		h.mu.Unlock()
+		if idle {
+			select {
+			case <-ctx.Done():
+				return
+			case <-h.wake:
+				continue
+			}
+		}
+		limited, cancel := context.WithTimeout(ctx, watchTime+watchTime/16+callTime)
+		parts, next, err := ReadParts(limited, h.Consul, &api.QueryOptions{WaitIndex: index, WaitTime: watchTime})
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		h.mu.Lock()
+		h.heard = err
+		h.mu.Unlock()
+		if err != nil {
+			index = 0
+			retry.Pause(ctx, delays.NextBackOff())
+			continue
+		}
+		delays.Reset()
+		same := next == index
+		if index = next; next < index {
+			index = 0
+		}
+		if !same {
+			h.hear(parts)
+		}
+		retry.Pause(ctx, soonest) // of many berths that change at once
+	}
+}
+
+// hear takes in what all berths say.
+func (h *Hub) hear(parts []Part) {
+	for _, p := range parts {
+		h.Events.Merge(p.Events)
+	}
+	h.mu.Lock()
+	h.others, h.watched = parts, true
+	h.mu.Unlock()
+	h.Changed()
+}
+
+// Document returns the newest document, or one that is a little older if making it is dear.
+func (h *Hub) Document(ctx context.Context) (*Snapshot, error) {
+	h.mu.Lock()
+	h.touch()
+	h.mu.Unlock()
+	h.making.Lock()
+	defer h.making.Unlock()
+	if s := h.good(); s != nil {
+		return s, nil
+	}
+	began := time.Now()
+	h.mu.Lock()
+	h.dirty = false
+	h.mu.Unlock()
+	in, err := h.input(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := newSnapshot(Build(in))
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.last != nil && h.last.Tag == s.Tag {
+		s = h.last
+	}
+	h.last, h.built, h.cost = s, time.Now(), time.Since(began)
+	return s, nil
+}
+
+// good returns the last document if it will do.
+func (h *Hub) good() *Snapshot {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	age := time.Since(h.built)
+	least := max(soonest, rests*h.cost)
+	if !h.tellsAll() {
+		least = max(unheard, least)
+	} else if !h.dirty {
+		least = max(least, 10*unheard) // pauses, and what else nobody tells of
+	}
+	if h.last != nil && age < least {
+		return h.last
+	}
+	return nil
+}
+
+// Next returns how long the document that was made last is good.
+func (h *Hub) Next() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	least := max(soonest, rests*h.cost)
+	if !h.tellsAll() {
+		least = max(unheard, least)
+	}
+	return max(0, least-time.Since(h.built))
+}
+
+// tellsAll says whether changes of the catalog are told of.
+func (h *Hub) tellsAll() bool {
+	if h.Catalog == nil {
+		return false
+	}
+	_, all := h.Catalog()
+	return all
+}
+
+// input gathers what a document is made of.
+func (h *Hub) input(ctx context.Context) (Input, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	in := Input{At: time.Now()}
+	own := h.Own(ctx)
+	if h.Servers != nil {
+		in.Servers = h.Servers()
+	}
+	if h.Live != nil {
+		in.Live = h.Live()
+	}
+	note := func(err error) {
+		if err != nil {
+			in.Incomplete = append(in.Incomplete, err.Error())
+		}
+	}
+	all := false
+	if h.Catalog != nil {
+		in.Catalog, all = h.Catalog()
+	}
+	if !all {
+		var err error
+		in.Catalog, err = ReadCatalog(ctx, h.Consul)
+		note(err)
+	}
+	var err error
+	in.Paused, err = readPaused(ctx, h.Consul)
+	note(err)
+	h.mu.Lock()
+	others, watched, heard := h.others, h.watched, h.heard
+	h.mu.Unlock()
+	if !watched {
+		if others, _, err = ReadParts(ctx, h.Consul, nil); err != nil {
+			note(err)
+		} else {
+			for _, p := range others {
+				h.Events.Merge(p.Events)
+			}
+		}
+	}
+	if watched {
+		note(heard)
+	}
+	in.Parts = own
+	for _, p := range others { // its own are newer than what Consul has of them
+		if !slices.ContainsFunc(own, func(o Part) bool { return o.Berth.Role == p.Berth.Role && o.Berth.Name == p.Berth.Name }) {
+			in.Parts = append(in.Parts, p)
+		}
+	}
+	return in, nil
+}
+
+var seed = maphash.MakeSeed()
+
+func newSnapshot(d Document) *Snapshot {
+	s := &Snapshot{Document: d}
+	s.brief = sync.OnceValue(func() []byte { return encode(d.Brief()) })
+	s.full = sync.OnceValue(func() []byte { return encode(d) })
+	untimed := d.Brief()
+	untimed.At = time.Time{}
+	var h maphash.Hash
+	h.SetSeed(seed)
+	_, _ = h.Write(encode(untimed))
+	for _, service := range d.Services {
+		for _, in := range service.Instances {
+			_, _ = h.WriteString(in.ID + string(in.State) + string(in.Reached) + in.Reason + in.Address)
+		}
+	}
+	s.Tag = strconv.FormatUint(h.Sum64(), 36)
+	return s
+}
+
+func encode(v any) []byte {
+	out, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // nothing in it can fail
+	}
+	return append(out, '\n')
+}
+
+// Brief returns the document without the instances of services.
+func (d Document) Brief() Document {
+	d.Services = slices.Clone(d.Services)
+	for i := range d.Services {
+		d.Services[i].Instances = nil
+	}
+	return d
+}
+
+// Only returns the document with one service, and nothing else that belongs to others; false if there is no such service.
+func (d Document) Only(service string) (Document, bool) {
+	i, there := slices.BinarySearchFunc(d.Services, service, func(s Service, name string) int { return cmp.Compare(s.Name, name) })
+	if !there {
+		return d, false
+	}
+	d.Services = d.Services[i : i+1]
+	d.Containers = slices.DeleteFunc(slices.Clone(d.Containers), func(c Container) bool { return !strings.EqualFold(c.Service, service) })
+	return d, true
+}

@@ -1,0 +1,364 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"berth/cmd/berth/status"
+	"berth/registrar"
+	"berth/registrar/agent"
+	"berth/registrar/group/store"
+	"berth/templater"
+	"berth/templater/catalog"
+	"berth/templates/claim"
+	"berth/templates/route"
+)
+
+// reporter tells what this berth knows: to those who ask it, and through Consul to all others.
+type reporter struct {
+	p       *process
+	consul  *api.Client
+	hub     *status.Hub
+	live    *liveTimes
+	started time.Time
+	ready   func() error
+	failed  prometheus.Counter
+
+	registrar *registrar.Registrar // nil = there is none
+	docker    string               // its address
+	templater *templater.Templater // nil = there is none
+	proxy     *proxyReporter       // nil = there is none
+
+	publish []chan struct{} // tells each publisher that something has changed
+}
+
+// proxyReporter looks at the proxy now and then.
+type proxyReporter struct {
+	output
+	name    string
+	changed func()
+	wake    chan struct{}
+
+	mu      sync.Mutex
+	servers []status.PartServer // as of the last look
+	missing []string
+	serving map[string]int
+	failure error
+	failing time.Time
+}
+
+// mostEvents is how many changes a berth publishes; it keeps status.MostEvents for those who ask it.
+const mostEvents = 50
+
+// newReporter returns a reporter that knows of no part of berth yet.
+func (p *process) newReporter() (*reporter, error) {
+	consul, err := consulClient(p.config)
+	if err != nil {
+		return nil, err
+	}
+	r := &reporter{p: p, consul: consul, hub: status.NewHub(), started: time.Now(), failed: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "berth_status_publish_failures_total", Help: "Attempts to publish in Consul what this berth knows that failed.",
+	})}
+	p.metrics.MustRegister(r.failed)
+	r.hub.Consul, r.hub.Events, r.hub.Own = consul, p.events, r.own
+	return r, nil
+}
+
+// lookAt has the proxy of an output looked at.
+func (r *reporter) lookAt(o output) {
+	r.proxy = &proxyReporter{
+		output: o, name: r.name(status.RoleTemplater), changed: r.changed, wake: make(chan struct{}, 1),
+	}
+	r.hub.Servers, r.hub.Catalog, r.hub.Live = r.proxy.all, r.live.catalog, r.live.since
+}
+
+// proxyChanged tells that the proxy may run something else.
+func (r *reporter) proxyChanged() {
+	if r.proxy != nil {
+		r.proxy.soon()
+	}
+	r.changed()
+}
+
+// tasks returns what the reporter does while berth runs.
+func (r *reporter) tasks() (out []runner) {
+	if r.registrar != nil {
+		out = append(out, task(r.publisher(status.RoleRegistrar).Run))
+	}
+	if r.templater != nil {
+		out = append(out, task(r.publisher(status.RoleTemplater).Run))
+	}
+	if r.proxy != nil {
+		out = append(out, task(func(ctx context.Context) { r.proxy.run(ctx, r.live.passing, routed(r.proxy.ledger)) }))
+	}
+	r.p.events.Added(r.changed)
+	return append(out, task(r.hub.Run))
+}
+
+// changed tells whoever looks on, and the other berths, that something may have changed.
+func (r *reporter) changed() {
+	r.hub.Changed()
+	for _, c := range r.publish {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// own returns the parts of this berth.
+func (r *reporter) own(ctx context.Context) (parts []status.Part) {
+	if r.registrar != nil {
+		parts = append(parts, r.registrarPart(ctx))
+	}
+	if r.templater != nil {
+		parts = append(parts, r.templaterPart())
+	}
+	return parts
+}
+
+// berth describes this berth in a role.
+func (r *reporter) berth(role string) status.Berth {
+	b := status.Berth{Role: role, Name: r.name(role), Version: version, Started: r.started, Consul: r.p.config.ConsulAddress}
+	if b.Consul == "" {
+		b.Consul = api.DefaultConfig().Address
+	}
+	if role == status.RoleRegistrar {
+		b.Docker = r.docker
+	}
+	if err := r.ready(); err != nil {
+		b.Waits = strings.Split(err.Error(), "\n")
+	}
+	return b
+}
+
+// name returns the name of this berth in a role: that of its host, with the port that it listens on if that is not the usual one,
+// since two on one host have different ones.
+func (r *reporter) name(role string) string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	if role == status.RoleRegistrar && r.p.config.Owner != "" {
+		host += "/" + r.p.config.Owner
+	}
+	_, port, err := net.SplitHostPort(r.p.config.Listen)
+	_, usual, _ := net.SplitHostPort(listenTemplater)
+	_, registrars, _ := net.SplitHostPort(listenRegistrar)
+	if err == nil && port != usual && port != registrars {
+		host += ":" + port
+	}
+	return host
+}
+
+func (r *reporter) registrarPart(ctx context.Context) status.Part {
+	part := status.Part{Berth: r.berth(status.RoleRegistrar), Events: r.p.events.Last(mostEvents)}
+	report, err := r.registrar.Report(ctx)
+	if err != nil {
+		part.Berth.Waits = append(part.Berth.Waits, "the registrar does not answer: "+oneLine(err))
+		return part
+	}
+	part.Host, part.Containers = report.Host, status.RegistrarPart(report)
+	return part
+}
+
+func (r *reporter) templaterPart() status.Part {
+	part := status.Part{Berth: r.berth(status.RoleTemplater), Events: r.p.events.Last(mostEvents)}
+	if r.registrar != nil {
+		part.Events = nil // they are in the other part
+	}
+	for _, reason := range r.templater.LeftOut() {
+		service, instance := claim.About(reason)
+		part.LeftOut = append(part.LeftOut, status.LeftOut{Service: service, Instance: instance, Reason: reason})
+	}
+	if r.proxy != nil {
+		r.proxy.part(&part, r.p.proxy.common())
+	}
+	return part
+}
+
+// part adds what is known of the proxy.
+func (x *proxyReporter) part(part *status.Part, o *proxyOptions) {
+	now := x.ctl.Status()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	p := &status.Proxy{
+		Name: x.name, Kind: o.name, Version: o.version.now(), Running: now.Generation, Since: now.Since, By: string(now.Action), Reason: now.Reason,
+		OldWorkers: now.OldWorkers, Leaving: now.Leaving, Backends: now.Backends, Servers: now.Servers,
+		Failure: now.Failure, Failing: now.Failing, AtFault: now.AtFault, Refusals: now.Refusals, Drifts: now.Drifts,
+	}
+	if p.Failure == "" && x.failure != nil {
+		p.Failure, p.Failing = oneLine(x.failure), x.failing
+	}
+	part.Proxy, part.Missing, part.Services = p, x.missing, x.serving
+	for _, s := range x.servers {
+		if !s.Usable {
+			s.InFlight = 0 // it changes all the time
+			part.Servers = append(part.Servers, s)
+		}
+	}
+	for _, s := range x.ledger.Standing() {
+		part.Routes = append(part.Routes, status.PartRoute{Host: s.Host, Path: s.Path, Port: s.Port, Service: s.Service, Backend: s.Backend,
+			Strip: s.Strip, Lost: s.Lost, Holder: s.Holder})
+	}
+	part.Waiting = x.waiting.Now()
+}
+
+const (
+	lookApart = time.Second // between two looks at the proxy, at least
+	lookRests = 100         // so many times as long as a look takes, nobody looks: it costs a hundredth of a core
+)
+
+// run looks at the proxy until ctx is done: soon after each change, and now and then.
+func (x *proxyReporter) run(ctx context.Context, passing func() map[string][]string, routed func(string) bool) {
+	var wait time.Duration
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-x.wake:
+		case <-time.After(wait):
+		}
+		began := time.Now()
+		x.look(ctx, passing, routed)
+		took := time.Since(began)
+		wait = max(lookApart, lookRests*took)
+		if !pause(ctx, min(wait, max(20*time.Millisecond, 10*took))) { // changes come in bursts
+			return
+		}
+	}
+}
+
+// look asks the proxy for its servers, and compares them with the instances that it should have.
+func (x *proxyReporter) look(ctx context.Context, passing func() map[string][]string, routed func(string) bool) {
+	limited, cancel := context.WithTimeout(ctx, statusTime)
+	list, err := x.output.proxy.Servers(limited)
+	cancel()
+	if ctx.Err() != nil {
+		return
+	}
+	should := passing()
+	serving := map[string]int{}
+	there := make(map[string]bool, len(list))
+	servers := make([]status.PartServer, 0, len(list))
+	for _, s := range list {
+		address := s.Address.String()
+		if !s.Address.IsValid() {
+			continue
+		}
+		servers = append(servers, status.PartServer{Address: address, Server: status.Server{
+			Proxy: x.name, Backend: s.Backend, Name: s.Name, Usable: s.Usable, State: s.State, Weight: s.Weight, InFlight: s.InFlight, Check: s.Check,
+		}})
+		if s.Usable && !there[address] {
+			for _, service := range should[address] {
+				serving[service]++
+			}
+		}
+		there[address] = true
+	}
+	var missing []string
+	for address, services := range should {
+		if !there[address] && slices.ContainsFunc(services, func(s string) bool { return serving[s] > 0 || routed(s) }) {
+			missing = append(missing, address)
+		}
+	}
+	slices.Sort(missing)
+	slices.SortFunc(servers, func(a, b status.PartServer) int {
+		return strings.Compare(a.Address+" "+a.Backend, b.Address+" "+b.Backend)
+	})
+	x.mu.Lock()
+	if err != nil {
+		if x.failing.IsZero() {
+			x.failing = time.Now()
+		}
+		if time.Since(x.failing) < 5*time.Second { // it may be reloaded just now
+			x.mu.Unlock()
+			return
+		}
+	} else {
+		x.failing = time.Time{}
+	}
+	differs := !reflect.DeepEqual(servers, x.servers) || !slices.Equal(missing, x.missing) || (err == nil) != (x.failure == nil)
+	x.servers, x.missing, x.serving, x.failure = servers, missing, serving, err
+	x.mu.Unlock()
+	if differs {
+		x.changed()
+	}
+}
+
+// soon has the proxy looked at.
+func (x *proxyReporter) soon() {
+	select {
+	case x.wake <- struct{}{}:
+	default:
+	}
+}
+
+// all returns the servers that the proxy had at the last look.
+func (x *proxyReporter) all() []status.PartServer {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.servers
+}
+
+// publisher returns what publishes the part of a role.
+func (r *reporter) publisher(role string) *status.Publisher {
+	changed := make(chan struct{}, 1)
+	r.publish = append(r.publish, changed)
+	return &status.Publisher{
+		Consul: r.consul, Role: role, Name: r.name(role), Changed: changed, Failed: r.failed.Inc, Log: r.p.log,
+		Part: func(ctx context.Context) (status.Part, error) {
+			for _, part := range r.own(ctx) {
+				if part.Berth.Role == role {
+					return part, nil
+				}
+			}
+			return status.Part{}, fmt.Errorf("no part for the role %s", role)
+		},
+	}
+}
+
+// routed returns a function that says whether a service has a route.
+func routed(l *route.Ledger) func(string) bool {
+	return func(service string) bool {
+		return slices.ContainsFunc(l.Standing(), func(s route.Standing) bool { return s.Service == service && s.Lost == "" })
+	}
+}
+
+// actions returns what may be done from the page; nil if no token says by whom.
+func (r *reporter) actions() *actions {
+	if r.p.config.AdminTokenFile == "" {
+		return nil
+	}
+	return &actions{tokenFile: r.p.config.AdminTokenFile,
+		drain: func(ctx context.Context, instance string, on bool) error {
+			if instance == "" {
+				return errors.New("no instance is named")
+			}
+			finder := registrar.Finder{Agent: agent.Agent{Client: r.consul.Agent(), Log: r.p.log}}
+			return finder.MaintainInstance(ctx, instance, on, "from the page")
+		},
+		pause: func(ctx context.Context, service string, on bool) error {
+			g := &groupStore{timeout: statusTime, out: io.Discard}
+			if err := errors.Join(store.ValidService(service), g.connect(r.p.config)); err != nil {
+				return err
+			}
+			if !on {
+				return g.resume(ctx, service)
+			}
+			return g.pause(ctx, catalog.Pause{Service: service, Max: 30 * time.Second, Reason: "from the page", By: "the page", Since: time.Now().UTC().Truncate(time.Second)})
+		},
+	}
+}
