@@ -88,9 +88,13 @@ func (c *Config) commonFlags(f *pflag.FlagSet, listen string) {
 	f.StringVar(&c.ConsulAddress, "consul-address", "", "Consul agent, like http://127.0.0.1:8500 or unix:///run/consul.sock (default $CONSUL_HTTP_ADDR)")
 	f.StringVar(&c.ConsulTokenFile, "consul-token-file", "", "file that holds the Consul ACL token (default $CONSUL_HTTP_TOKEN_FILE)")
 	f.StringVar(&c.Listen, "listen", listen, "address of the status page, /healthz, /readyz and /metrics, or none")
-	f.StringVar(&c.AdminTokenFile, "listen-admin-token-file", "", "file with the token by which the status page may drain and pause; without it, it only shows")
 	f.StringVar(&c.LogFormat, "log-format", "auto", "text, json, or auto: text on a terminal")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
+}
+
+// pageFlags declares the options of those that show the status page.
+func (c *Config) pageFlags(f *pflag.FlagSet) {
+	f.StringVar(&c.AdminTokenFile, "listen-admin-token-file", "", "file with the token by which the status page may drain and pause; without it, it only shows")
 }
 
 func (c *Config) registrarFlags(f *pflag.FlagSet) {
@@ -159,6 +163,7 @@ func options() *pflag.FlagSet {
 func (c *Config) allFlags() *pflag.FlagSet {
 	all := pflag.NewFlagSet("", pflag.ContinueOnError)
 	c.commonFlags(all, "")
+	c.pageFlags(all)
 	c.registrarFlags(all)
 	c.templaterFlags(all)
 	c.serviceFlags(all)

@@ -48,6 +48,7 @@ at --listen is asked; if none does, or if options of the registrar are given, Do
 	}
 	c := newConfig()
 	c.commonFlags(cmd.Flags(), listenRegistrar)
+	c.pageFlags(cmd.Flags())
 	c.registrarFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&once, "once", false, "bring Consul up to date once, and end")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only print what each container registers, and why or why not")

@@ -21,6 +21,7 @@ is started when there is a configuration, again when it ends, and finishes its c
 	acceptsCommand(cmd)
 	c := newConfig()
 	c.commonFlags(cmd.Flags(), listenRegistrar)
+	c.pageFlags(cmd.Flags())
 	c.registrarFlags(cmd.Flags())
 	c.templaterFlags(cmd.Flags())
 	return cmd

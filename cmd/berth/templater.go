@@ -34,6 +34,7 @@ time through a balancer in Lua (--nginx-lua).`,
 	acceptsCommand(cmd)
 	c := newConfig()
 	c.commonFlags(cmd.Flags(), listenTemplater)
+	c.pageFlags(cmd.Flags())
 	c.templaterFlags(cmd.Flags())
 	return cmd
 }
