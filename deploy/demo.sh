@@ -13,7 +13,7 @@ network=${project}_default
 
 up() {
 	$compose up -d || fail "compose did not start the demo. If a port is taken, choose another in deploy/.env:" \
-		"HTTP_PORT, STATS_PORT or CONSUL_PORT, as in HTTP_PORT=18080."
+		"HTTP_PORT, STATS_PORT, PAGE_PORT or CONSUL_PORT, as in HTTP_PORT=18080."
 	front=http://$($compose port haproxy 8080)
 	wait_for_app || {
 		$compose ps
@@ -26,6 +26,7 @@ up() {
 
 		  the application, through HAProxy   $front/
 		  what is registered (Consul UI)     http://$($compose port consul 8500)/ui/
+		  what is served, and why not        http://$($compose port templater 9652)/
 		  HAProxy's own statistics           http://$($compose port haproxy 8404)/stats
 
 		Try, in another terminal:

@@ -205,6 +205,7 @@ func (r *Registrar) report(now time.Time) (out Report) {
 	}
 	for n := range out.Containers {
 		if c := &out.Containers[n]; len(c.Instances)+len(c.Reasons) == 0 {
+			c.Meant = c.Meant && r.last(key{kind: inspecting, id: c.ID}).err != nil // SERVICE_IGNORE says that it is not
 			c.Reasons = append(c.Reasons, r.silent(r.containers[c.ID]))
 		}
 	}

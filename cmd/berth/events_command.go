@@ -77,7 +77,7 @@ func (e *eventsOf) run(cmd *cobra.Command, follow bool) error {
 		slices.SortStableFunc(list, func(a, b status.Numbered) int { return a.At.Compare(b.At) })
 	}
 	for _, ev := range list {
-		e.last = ev.ID
+		e.last = max(e.last, ev.ID)
 		if err := e.print(ev.Event); err != nil {
 			return err
 		}

@@ -469,6 +469,9 @@ func (s statusOf) showAll(w io.Writer, doc status.Document, paint func(status.St
 	fmt.Fprintln(w, "\nBERTHS")
 	for _, b := range doc.Berths {
 		line := fmt.Sprintf("%s %s %s, up %s", b.Role, b.Name, b.Version, since(b.Started, doc.At))
+		if b.Host != "" && b.Host != b.Name {
+			line = fmt.Sprintf("%s of %s (%s) %s, up %s", b.Role, b.Host, b.Name, b.Version, since(b.Started, doc.At))
+		}
 		if len(b.Waits) == 0 {
 			line += ", ready"
 		}

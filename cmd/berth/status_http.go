@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -99,6 +100,8 @@ func (s *statusAnswers) events(w http.ResponseWriter, r *http.Request) {
 	if !strings.Contains(r.Header.Get("Accept"), "text/event-stream") {
 		_, _ = s.hub.Document(r.Context()) // it takes in those of the other berths
 		list, _ := s.hub.Events.After(0)
+		list = slices.Clone(list)
+		slices.SortStableFunc(list, func(a, b status.Numbered) int { return a.At.Compare(b.At) })
 		if list == nil {
 			list = []status.Numbered{}
 		}

@@ -73,6 +73,9 @@ func (p *process) newReporter() (*reporter, error) {
 	})}
 	p.metrics.MustRegister(r.failed)
 	r.hub.Consul, r.hub.Events, r.hub.Own = consul, p.events, r.own
+	r.hub.IsOwn = func(role, name string) bool {
+		return name == r.name(role) && (role == status.RoleRegistrar && r.registrar != nil || role == status.RoleTemplater && r.templater != nil)
+	}
 	return r, nil
 }
 
@@ -170,6 +173,7 @@ func (r *reporter) registrarPart(ctx context.Context) status.Part {
 		part.Berth.Waits = append(part.Berth.Waits, "the registrar does not answer: "+oneLine(err))
 		return part
 	}
+	part.Berth.Host = report.Host
 	part.Host, part.Containers = report.Host, status.RegistrarPart(report)
 	return part
 }

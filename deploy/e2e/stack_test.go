@@ -30,6 +30,7 @@ type stack struct {
 	web    string // address of HAProxy's frontend
 	consul string // address of Consul's HTTP API
 	stats  string // address of HAProxy's statistics
+	page   string // address of the templater's page
 }
 
 // startStack brings the stack up on free ports, with environment variables that compose.yml knows, and waits until one
@@ -58,10 +59,10 @@ func newStackOf(t testing.TB, o testenv.ComposeOptions, services string) *stack 
 	if services != "" {
 		files = append(files, testenv.File(t, testenv.Dir(t), "more.yml", "services:\n"+services))
 	}
-	http, consul, stats := testenv.FreePort(t), testenv.FreePort(t), testenv.FreePort(t)
-	s := &stack{web: "127.0.0.1:" + http, consul: "127.0.0.1:" + consul, stats: "127.0.0.1:" + stats}
+	http, consul, stats, page := testenv.FreePort(t), testenv.FreePort(t), testenv.FreePort(t), testenv.FreePort(t)
+	s := &stack{web: "127.0.0.1:" + http, consul: "127.0.0.1:" + consul, stats: "127.0.0.1:" + stats, page: "127.0.0.1:" + page}
 	o.Files = append(files, o.Files...)
-	o.Env = append([]string{"HTTP_PORT=" + http, "CONSUL_PORT=" + consul, "STATS_PORT=" + stats}, o.Env...)
+	o.Env = append([]string{"HTTP_PORT=" + http, "CONSUL_PORT=" + consul, "STATS_PORT=" + stats, "PAGE_PORT=" + page}, o.Env...)
 	o.Show = []string{"registrar", "templater"}
 	s.Compose = testenv.NewCompose(t, o)
 	t.Cleanup(func() {

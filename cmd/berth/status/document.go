@@ -29,6 +29,8 @@ type Service struct {
 	Paused    string     `json:"paused,omitempty"`    // since when, by whom and why requests for it wait; "" = it is not paused
 	Instances []Instance `json:"instances,omitempty"` // left away where only services are asked for
 	Waiting   int        `json:"waiting,omitempty"`   // requests that wait for a server
+	// Containers are the names of the first ones that its instances are, where the instances are left away.
+	Containers []string `json:"containers,omitempty"`
 }
 
 // State says how a service or an instance fares.
@@ -146,8 +148,9 @@ type Proxy struct {
 
 // Berth is a running berth.
 type Berth struct {
-	Role    string    `json:"role"` // registrar or templater
-	Name    string    `json:"name"` // of its host; with its owner where a host has several
+	Role    string    `json:"role"`           // registrar or templater
+	Name    string    `json:"name"`           // of its host; with its owner where a host has several
+	Host    string    `json:"host,omitempty"` // of a registrar: the name of the Docker host
 	Version string    `json:"version"`
 	Started time.Time `json:"started"`
 	Consul  string    `json:"consul"`           // the address of its agent

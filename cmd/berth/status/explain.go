@@ -208,9 +208,25 @@ func (x explainer) container(c found) (out []Explanation) {
 // asked is what a container asks for, and how its host sees it.
 func asked(p *registrar.Planned) (evidence []string) {
 	if p == nil {
-		return []string{"its own registrar would say more: run berth explain on its Docker host"}
+		return []string{"the registrar of its Docker host knows more: run berth explain there, where it runs"}
 	}
-	return evidence
+	if p.Image != "" {
+		evidence = append(evidence, "image "+p.Image)
+	}
+	if len(p.Networks) > 0 {
+		evidence = append(evidence, "networks: "+strings.Join(p.Networks, ", "))
+	}
+	if p.Health != "" {
+		evidence = append(evidence, "its HEALTHCHECK says "+p.Health)
+	}
+	if len(p.Asks) == 0 {
+		return append(evidence, "it has no SERVICE_* label")
+	}
+	var asks []string
+	for _, name := range slices.Sorted(maps.Keys(p.Asks)) {
+		asks = append(asks, name+"="+p.Asks[name])
+	}
+	return append(evidence, "read: "+strings.Join(asks, ", "))
 }
 
 // nonEmpty returns the texts that are not empty.

@@ -94,6 +94,7 @@ type Hub struct {
 	Servers func() []PartServer          // all that its proxy has; nil = it has none
 	Catalog func() (Catalog, bool)       // as the templater has it; false if it does not watch all of it; nil = there is none
 	Live    func() map[string]time.Time  // by address; nil = none
+	IsOwn   func(role, name string) bool // whether a part is this berth's
 
 	mu      sync.Mutex
 	asked   time.Time
@@ -111,7 +112,7 @@ type Hub struct {
 
 // NewHub returns a Hub with its fields to be set. Run listens to other berths.
 func NewHub() *Hub {
-	return &Hub{wake: make(chan struct{}, 1), changed: make(chan struct{}), dirty: true}
+	return &Hub{IsOwn: func(string, string) bool { return false }, wake: make(chan struct{}, 1), changed: make(chan struct{}), dirty: true}
 }
 
 // Changed tells that what Own, Servers, Catalog or Live return may have changed. It does not block.
@@ -186,13 +187,20 @@ func (h *Hub) Run(ctx context.Context) {
 
 // hear takes in what all berths say.
 func (h *Hub) hear(parts []Part) {
-	for _, p := range parts {
-		h.Events.Merge(p.Events)
-	}
+	h.merge(parts)
 	h.mu.Lock()
 	h.others, h.watched = parts, true
 	h.mu.Unlock()
 	h.Changed()
+}
+
+// merge takes in what other berths have told.
+func (h *Hub) merge(parts []Part) {
+	for _, p := range parts {
+		if !h.IsOwn(p.Berth.Role, p.Berth.Name) {
+			h.Events.Merge(p.Events)
+		}
+	}
 }
 
 // Document returns the newest document, or one that is a little older if making it is dear.
@@ -296,9 +304,7 @@ func (h *Hub) input(ctx context.Context) (Input, error) {
 		if others, _, err = ReadParts(ctx, h.Consul, nil); err != nil {
 			note(err)
 		} else {
-			for _, p := range others {
-				h.Events.Merge(p.Events)
-			}
+			h.merge(others)
 		}
 	}
 	if watched {
@@ -306,7 +312,7 @@ func (h *Hub) input(ctx context.Context) (Input, error) {
 	}
 	in.Parts = own
 	for _, p := range others { // its own are newer than what Consul has of them
-		if !slices.ContainsFunc(own, func(o Part) bool { return o.Berth.Role == p.Berth.Role && o.Berth.Name == p.Berth.Name }) {
+		if !h.IsOwn(p.Berth.Role, p.Berth.Name) {
 			in.Parts = append(in.Parts, p)
 		}
 	}
@@ -341,11 +347,20 @@ func encode(v any) []byte {
 	return append(out, '\n')
 }
 
+// mostNamed is how many containers of a service Brief names.
+const mostNamed = 20
+
 // Brief returns the document without the instances of services.
 func (d Document) Brief() Document {
 	d.Services = slices.Clone(d.Services)
 	for i := range d.Services {
-		d.Services[i].Instances = nil
+		s := &d.Services[i]
+		for _, in := range s.Instances[:min(len(s.Instances), mostNamed)] {
+			if in.Container != "" {
+				s.Containers = append(s.Containers, in.Container)
+			}
+		}
+		s.Instances = nil
 	}
 	return d
 }
