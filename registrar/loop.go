@@ -426,7 +426,7 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 		if t.MentionsService() {
 			level = slog.LevelWarn
 		}
-		r.opts.Log.Log(ctx, level, verdict(f.reason, len(t.instances) > 0), "container", t.Name)
+		r.opts.Log.Log(ctx, level, verdict(f.reason, p.registers[f.container]), "container", t.Name)
 	}
 	r.rejections = now
 	r.explainRoutes(p.routed)

@@ -43,6 +43,7 @@ type plan struct {
 	calls   []planned              // calls to make
 
 	rejections []rejection
+	registers  map[string]bool // containers with an instance that is registered, or is to be
 	routed     map[*tracked]routed
 	members    []*instance // those that stand for their container in its group
 	granted    []granted   // wishes that came true, or do not
@@ -91,6 +92,10 @@ func (s *state) planner(now time.Time) *planner {
 	p.drains()
 	p.questions()
 	p.instances, p.plan.rejections = s.all()
+	p.plan.registers = map[string]bool{}
+	for _, i := range p.instances {
+		p.plan.registers[i.desired.Container] = true
+	}
 	p.route()
 	for _, i := range p.instances {
 		p.instance(i)

@@ -11,13 +11,17 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/chromedp/chromedp"
+	"github.com/hashicorp/consul/api"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"berth/cmd/berth/status"
@@ -30,7 +34,8 @@ import (
 // fleet is what a berth that shows the page knows, for tests of the page.
 type fleet struct {
 	*statusAnswers
-	url string
+	url    string
+	consul *testenv.Consul
 
 	mu      sync.Mutex
 	catalog status.Catalog
@@ -53,6 +58,8 @@ func startFleet(t testing.TB, fill func(*fleet)) *fleet {
 	consul := testenv.StartConsul(t, testenv.ConsulOptions{Name: testenv.Name(t) + "-consul", Address: address, Docker: []string{"--publish", address + ":8500"}, Args: []string{"-dev", "-client=0.0.0.0", "-node=node-1"}})
 	f := &fleet{statusAnswers: &statusAnswers{hub: status.NewHub(), live: newLiveTimes(prometheus.NewRegistry())}, catalog: status.Catalog{}}
 	fill(f)
+	f.consul = consul
+	consul.Answers(t)
 	f.hub.Consul, f.hub.Events = consul.Client, status.NewEvents()
 	f.hub.Own = func(context.Context) []status.Part {
 		f.mu.Lock()
@@ -109,6 +116,35 @@ func (f *fleet) instance(name string, i int) {
 		label.MetaContainer: fmt.Sprintf("%064x", len(f.servers)), label.MetaStarted: now.Add(-time.Hour).UTC().Format(time.RFC3339Nano), claim.MetaReadyAt: claim.Stamp(now.Add(-59 * time.Minute)),
 	}})
 	f.servers = append(f.servers, status.PartServer{Address: address, Server: status.Server{Proxy: "lb-1", Backend: name, Name: id, Usable: true, State: "UP", Weight: 1, InFlight: i % 3}})
+}
+
+// register puts all instances into Consul's catalog, as agents do.
+func (f *fleet) register(t testing.TB) {
+	t.Helper()
+	work := make(chan status.Entry)
+	var wait sync.WaitGroup
+	for range 8 {
+		wait.Go(func() {
+			for e := range work {
+				host, port, _ := net.SplitHostPort(e.Address)
+				n, _ := strconv.Atoi(port)
+				_, err := f.consul.Catalog().Register(&api.CatalogRegistration{Node: "another", // an agent keeps its own in order
+					Address: "10.0.0.1", SkipNodeUpdate: true,
+					Service: &api.AgentService{ID: e.ID, Service: e.Service, Address: host, Port: n, Meta: e.Meta},
+					Check:   &api.AgentCheck{CheckID: "service:" + e.ID, ServiceID: e.ID, Name: "ttl", Status: "passing"}}, nil)
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for _, list := range f.catalog {
+		for _, e := range list {
+			work <- e
+		}
+	}
+	close(work)
+	wait.Wait()
 }
 
 // templater returns the part of the templater; the registrar's comes before it.
@@ -293,6 +329,24 @@ func TestE2EPageScreenshot(t *testing.T) {
 	}
 }
 
+// usedCPU returns how much of a core this process uses while do runs, which takes a time at least.
+func usedCPU(t testing.TB, least time.Duration, do func()) float64 {
+	t.Helper()
+	now := func() time.Duration {
+		var r syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+	}
+	before, began := now(), time.Now()
+	do()
+	if rest := least - time.Since(began); rest > 0 {
+		<-time.After(rest)
+	}
+	return float64(now()-before) / float64(time.Since(began))
+}
+
 // BenchmarkE2EPage measures the page, berth status and what they cost with 1,000 services of 10 instances.
 func BenchmarkE2EPage(b *testing.B) {
 	f := startFleet(b, func(f *fleet) {
@@ -300,8 +354,36 @@ func BenchmarkE2EPage(b *testing.B) {
 			f.add(fmt.Sprintf("service-%03d", n), fmt.Sprintf("s%03d.example.com", n), 10)
 		}
 	})
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	changed := make(chan struct{}, 1)
+	publisher := &status.Publisher{Consul: f.hub.Consul, Role: status.RoleTemplater, Name: "lb-1", Changed: changed, Log: slog.New(slog.DiscardHandler),
+		Part: func(context.Context) (status.Part, error) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return *f.templater(), nil
+		}}
+	go publisher.Run(ctx)
+	f.register(b)
+	go f.hub.Run(ctx)
 	tab := browser.Start(b, testenv.Name(b)+"-chromium", "host").NewTab(b)
 	for b.Loop() {
+		took := func(args ...string) float64 {
+			var all []time.Duration
+			for range 9 {
+				began := time.Now()
+				out, err := exec.Command(os.Getenv("BERTH"), append([]string{"status"}, args...)...).Output()
+				all = append(all, time.Since(began))
+				if n := strings.Count(string(out), "/10 "); err != nil || n != 1000 {
+					b.Fatalf("%v: %d services: %.2000s", err, n, out)
+				}
+			}
+			slices.Sort(all)
+			return float64(all[len(all)/2].Milliseconds())
+		}
+		b.ReportMetric(took("--listen", strings.Trim(strings.TrimPrefix(f.url, "http://"), "/")), "ms-status")
+		b.ReportMetric(took("--listen", "none", "--consul-address", "http://"+f.consul.Address), "ms-status-from-consul")
+
 		began := time.Now()
 		tab.Run(chromedp.EmulateViewport(1200, 900), chromedp.Navigate(f.url))
 		tab.Until("all services are there", `document.querySelectorAll("#services > li").length == 1000`)
@@ -313,6 +395,30 @@ func BenchmarkE2EPage(b *testing.B) {
 		b.Logf("first paint after %.0f ms, all services after %.0f ms (%v with the browser's start of the tab)", at.Paint, at.Shown, time.Since(began).Round(time.Millisecond))
 		b.ReportMetric(at.Paint, "ms-first-paint")
 		b.ReportMetric(at.Shown, "ms-services")
+
+		const seconds, perSecond = 20, 10
+		quiet := usedCPU(b, seconds*time.Second/4, func() {})
+		used := usedCPU(b, seconds*time.Second, func() {
+			tick := time.NewTicker(time.Second / perSecond)
+			defer tick.Stop()
+			for n := range seconds * perSecond {
+				<-tick.C
+				f.change(func() {
+					name := fmt.Sprintf("service-%03d", n)
+					list := slices.Clone(f.catalog[name])
+					list[0].Checks = []status.Check{{ID: "x", Name: "http", Status: "critical", Output: "500"}}
+					f.catalog[name] = list
+					f.templater().LeftOut = append(f.templater().LeftOut, status.LeftOut{Service: name, Reason: "for a test"})
+				})
+				f.hub.Events.Add(status.Event{At: time.Now(), Level: "INFO", Message: "changed", Service: fmt.Sprint(n)})
+				select {
+				case changed <- struct{}{}:
+				default:
+				}
+			}
+		})
+		b.Logf("%d changes a second with the page open: %.2f %% of a core, of which %.2f %% without a change", perSecond, 100*used, 100*quiet)
+		b.ReportMetric(100*used, "%-of-a-core")
 	}
 	b.ReportMetric(0, "ns/op")
 }

@@ -214,6 +214,9 @@ func (x *proxyReporter) part(part *status.Part, o *proxyOptions) {
 		}
 	}
 	for _, s := range x.ledger.Standing() {
+		if s.Backend == p.AtFault {
+			p.AtFault = s.Service
+		}
 		part.Routes = append(part.Routes, status.PartRoute{Host: s.Host, Path: s.Path, Port: s.Port, Service: s.Service, Backend: s.Backend,
 			Strip: s.Strip, Lost: s.Lost, Holder: s.Holder})
 	}

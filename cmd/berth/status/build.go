@@ -44,6 +44,7 @@ type proxyView struct {
 	servers map[string][]Server // by address: those that get no new requests, or all
 	missing map[string]bool     // by address
 	routed  map[string]bool     // services that have a route which they did not lose
+	lost    map[string]bool     // services that lost a route
 }
 
 // Build puts the parts of all berths and the catalog together.
@@ -112,7 +113,7 @@ func (b *builder) readParts() {
 		if p.Proxy == nil {
 			continue
 		}
-		v := &proxyView{Part: p, servers: map[string][]Server{}, missing: map[string]bool{}, routed: map[string]bool{}}
+		v := &proxyView{Part: p, servers: map[string][]Server{}, missing: map[string]bool{}, routed: map[string]bool{}, lost: map[string]bool{}}
 		for _, s := range p.Servers {
 			v.servers[s.Address] = append(v.servers[s.Address], s.Server)
 		}
@@ -157,6 +158,7 @@ func (b *builder) readRoutes() {
 		for _, r := range v.Routes {
 			if r.Lost != "" {
 				losers[r.String()] = append(losers[r.String()], r.Service)
+				v.lost[r.Service] = true
 			}
 		}
 		for _, r := range v.Routes {
@@ -190,14 +192,10 @@ func (b *builder) entry(e *Entry) Instance {
 	switch {
 	case maintained:
 		out.State, out.Reason = Draining, strings.TrimPrefix(reason, agent.Automatic)
-		if out.Reached == StepServing {
-			out.Reached = StepProxy
-		}
+		out.Reached = notServing(&out)
 	case failing != "":
 		out.State, out.Reason = Down, "its check in Consul is critical: "+failing
-		if out.Reached == StepServing { // the proxy has not heard of it yet, or serves it all the same
-			out.Reached = StepProxy
-		}
+		out.Reached = notServing(&out)
 	}
 	if known != nil && out.Reason == "" && out.State != Serving {
 		out.Reason = cmp.Or(known.Reason, known.NoRoute)
@@ -206,6 +204,14 @@ func (b *builder) entry(e *Entry) Instance {
 		out.Reason = known.Reason // as it was before, say
 	}
 	return out
+}
+
+// notServing returns how far an instance has come that is not to get requests: to a proxy if one is known to have it.
+func notServing(in *Instance) Step {
+	if len(in.Servers) > 0 {
+		return StepProxy
+	}
+	return StepCatalog
 }
 
 // inProxies says how far an instance that passes its checks has come in the proxies that are to have it.
@@ -218,6 +224,9 @@ func (b *builder) inProxies(e *Entry, out *Instance) {
 		name := v.Proxy.Name
 		servers := v.servers[e.Address]
 		expected := v.routed[e.Service] && out.Reason == ""
+		if v.lost[e.Service] && !v.routed[e.Service] { // its backend may be there, and nothing leads to it
+			continue
+		}
 		if !expected && len(servers) == 0 && v.Services[e.Service] == 0 {
 			continue
 		}
@@ -238,7 +247,11 @@ func (b *builder) inProxies(e *Entry, out *Instance) {
 		case v.missing[e.Address]:
 			why := fmt.Sprintf("the proxy of %s does not have it yet", name)
 			if v.Proxy.Failure != "" {
-				why = fmt.Sprintf("the proxy of %s is not brought to its newest configuration: %s", name, oneLine(v.Proxy.Failure))
+				why = fmt.Sprintf("the proxy of %s is not brought to its newest configuration", name)
+				if v.Proxy.AtFault != "" {
+					why += fmt.Sprintf(", the text of %s is at fault", v.Proxy.AtFault)
+				}
+				why += ": " + oneLine(v.Proxy.Failure)
 			}
 			b.reach(out, StepRendered, why)
 		case len(servers) > 0 || v.routed[e.Service] || v.Services[e.Service] > 0:

@@ -53,9 +53,9 @@ func TestBuildFollowsTheChain(t *testing.T) {
 		"refused by Consul":                     {Catalog{}, []Part{told(registrar.NotRegistered, "Consul refuses it: no", nil), balancer(nil)}, nil, Down, StepContainer, "Consul refuses it", Down},
 		"ready, not in the catalog yet":         {Catalog{}, []Part{told(registrar.Registered, "", nil), balancer(nil)}, nil, Down, StepRegistered, "catalog", Down},
 		"critical": {Catalog{"app": {entry("app", "app-1", "10.0.0.1:80", Check{ID: "x", Name: "http", Status: "critical", Output: "got 500"})}},
-			[]Part{balancer(nil)}, nil, Down, StepProxy, "http: got 500", Down},
+			[]Part{balancer(nil)}, nil, Down, StepCatalog, "http: got 500", Down},
 		"maintenance": {Catalog{"app": {entry("app", "app-1", "10.0.0.1:80", Check{ID: "_service_maintenance:app-1", Status: "critical", Notes: "berth registrar: told to stop"})}},
-			[]Part{balancer(nil)}, nil, Draining, StepProxy, "told to stop", Draining},
+			[]Part{balancer(nil)}, nil, Draining, StepCatalog, "told to stop", Draining},
 		"the proxy refuses": {registered, []Part{balancer(func(p *Part) {
 			p.Missing, p.Proxy.Failure = []string{"10.0.0.1:80"}, "configuration refused: line 7"
 		})}, nil, Down, StepRendered, "line 7", Down},
@@ -72,7 +72,7 @@ func TestBuildFollowsTheChain(t *testing.T) {
 		})}, nil, Down, StepCatalog, "its route_host is none", Down},
 		"another has its route": {registered, []Part{balancer(func(p *Part) {
 			p.Routes = []PartRoute{{Host: "a", Path: "/", Service: "app", Lost: "it belongs to web", Holder: "web"}, {Host: "a", Path: "/", Service: "web", Backend: "web"}}
-			p.Services = map[string]int{"web": 1}
+			p.Services = map[string]int{"web": 1, "app": 1} // the backend is there
 			p.LeftOut = []LeftOut{{Service: "app", Reason: "it belongs to web"}}
 		})}, nil, Down, StepCatalog, "it belongs to web", Down},
 		"no templater": {registered, []Part{told(registrar.Registered, "", nil)}, nil, Unknown, StepCatalog, "", Unknown},

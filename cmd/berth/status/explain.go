@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -251,7 +252,7 @@ func (x explainer) instance(about string, s *Service, in *Instance, c *registrar
 	}
 	if p != nil {
 		add(StepReady, in.Times.Ready, "it is ready when "+p.ReadyWhen, p.Endpoint)
-		add(StepRegistered, in.Times.Registered, "service "+s.Name+", instance "+in.ID, p.String())
+		add(StepRegistered, p.Registered, "service "+s.Name+", instance "+in.ID, p.String())
 	} else {
 		add(StepReady, in.Times.Ready)
 		add(StepRegistered, in.Times.Registered, "service "+s.Name+", instance "+in.ID)
@@ -301,21 +302,51 @@ func (x explainer) instance(about string, s *Service, in *Instance, c *registrar
 		if in.Reason != "" {
 			e.Verdict += ", but " + in.Reason
 		}
-		if len(reasons) > 0 {
-			e.Verdict += ", but of its labels: " + strings.Join(reasons, "; ")
+		if more := besides(in.Reason, reasons); len(more) > 0 {
+			e.Verdict += ", but " + strings.Join(more, "; ")
+		}
+		if len(reasons) > 0 || in.Reason != "" {
+			e.Do = clauses(append([]string{in.Reason}, reasons...))
 		}
 		return e
 	}
+	reasons = besides(in.Reason, reasons)
 	why := cmp.Or(in.Reason, strings.Join(reasons, "; "))
 	e.Verdict = fmt.Sprintf("%s: it has come to %q, and not farther", in.State, in.Reached)
 	if why != "" {
 		e.Verdict += ": " + why
 	}
 	e.Do = remedies(in.Reached, cmp.Or(in.Container, in.ID), nonEmpty(append([]string{why}, reasons...)...))
-	if in.State == Unrouted && why == "" {
+	if in.State == Unrouted && len(reasons) == 0 {
 		e.Do = []string{"set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT on it if it is to get requests"}
 	}
 	return e
+}
+
+// besides returns the reasons that say something else than said does: a registrar and a templater may find the same label bad.
+func besides(said string, reasons []string) (out []string) {
+	for _, r := range reasons {
+		_, what, _ := strings.Cut(r, ": ") // after the port
+		if said == "" || !strings.Contains(said, cmp.Or(what, r)) && !strings.Contains(said, r) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// advice begins the part of a reason that says what to do.
+var advice = regexp.MustCompile(`^(?:set|unset|choose|attach|publish|free|give|did you mean|stop|connect|name|make|have|run|copy|write|deregister|use|call|take|put|add|restart|see) ?`)
+
+// clauses returns what reasons say is to be done.
+func clauses(reasons []string) (out []string) {
+	for _, r := range reasons {
+		for _, clause := range strings.FieldsFunc(strings.ReplaceAll(r, ": ", "; "), func(c rune) bool { return c == ';' }) {
+			if clause = strings.TrimSpace(clause); advice.MatchString(clause) && !slices.Contains(out, clause) {
+				out = append(out, clause)
+			}
+		}
+	}
+	return out
 }
 
 // remedies says what to do about something that has come to a step. Reasons name the label to set by themselves: what is added is where
@@ -341,6 +372,8 @@ func remedies(reached Step, container string, reasons []string) []string {
 		return []string{"berth render --validate shows what the proxy refuses; everything else is served as before"}
 	case reached == StepProxy:
 		return []string{"the proxy's own check fails or it cannot reach the address: both have to be on one Docker network; SERVICE_ROUTE_CHECK is the path that it asks for"}
+	case len(clauses(reasons)) > 0:
+		return clauses(reasons)
 	case why == "":
 		return []string{"the berth of that host tells nothing: is its registrar running, and may its token write berth/status/?"}
 	}
