@@ -73,6 +73,7 @@ type Registrar struct {
 	updates updates
 	try     ready.Prober
 	metrics metrics
+	changed chan struct{}
 
 	probing map[*probe]bool  // probes under way
 	members map[*member]bool // those that take part in their group
@@ -105,6 +106,7 @@ func New(opts Options) *Registrar {
 		updates: updates{wake: make(chan struct{}, 1)},
 		try:     ready.Try,
 		metrics: newMetrics(opts.Metrics),
+		changed: make(chan struct{}, 1),
 		probing: map[*probe]bool{},
 		members: map[*member]bool{},
 		slots:   map[lane]chan struct{}{},
@@ -131,6 +133,10 @@ func (r *Registrar) Ready() error {
 	defer r.mu.Unlock()
 	return errors.Join(r.status["docker"], r.status["docker events"], r.status["consul"])
 }
+
+// Changed returns a channel that receives when what Report says may have changed since the last time. Only one goroutine can
+// listen.
+func (r *Registrar) Changed() <-chan struct{} { return r.changed }
 
 // setStatus records whether Docker or Consul works. It logs changes, and now and then that what failed still does.
 func (r *Registrar) setStatus(what string, err error) {
