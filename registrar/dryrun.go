@@ -11,11 +11,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/hashicorp/consul/api"
 
 	"berth/registrar/agent"
 	"berth/registrar/label"
+	"berth/registrar/ready"
 	"berth/templates/claim"
 )
 
@@ -31,34 +33,33 @@ type Planned struct {
 	Container      string            `json:"container"` // its name; "" if it is gone
 	ID             string            `json:"id"`        // the full one
 	ComposeService string            `json:"compose_service,omitempty"`
+	Started        time.Time         `json:"started,omitzero"`
+	Image          string            `json:"image,omitempty"`
+	Networks       []string          `json:"networks,omitempty"` // with its address there: front 172.18.0.5; or host
+	Asks           map[string]string `json:"asks,omitempty"`     // by SERVICE_* labels and variables; shortened, without secrets
+	Meant          bool              `json:"meant,omitempty"`    // there are such: somebody meant to register it
+	Health         string            `json:"health,omitempty"`   // what Docker's HEALTHCHECK says; "" = it has none
 	Instances      []PlannedInstance `json:"instances"`
 	Group          string            `json:"group,omitempty"`   // what it takes up of the group of its first instance's service
 	Replace        string            `json:"replace,omitempty"` // "start-first": it is started before the container that it replaces
 	Reasons        []string          `json:"reasons"`           // what is not registered or left out, and why
-
-	Image    string            `json:"image,omitempty"`
-	Started  time.Time         `json:"started,omitzero"`
-	Networks []string          `json:"networks,omitempty"` // with its addresses on each
-	Health   string            `json:"health,omitempty"`   // what its HEALTHCHECK says
-	Meant    bool              `json:"meant,omitempty"`    // somebody gave it SERVICE_* labels or variables
-	Asks     map[string]string `json:"asks,omitempty"`     // these, without values that look like secrets
 }
 
 // PlannedInstance is an instance as it is, or is to be, registered.
 type PlannedInstance struct {
-	Service   string   `json:"service"`
-	ID        string   `json:"id"`
-	Endpoint  string   `json:"endpoint"` // host:port that clients are given, and why that
-	Tags      []string `json:"tags,omitempty"`
-	ReadyWhen string   `json:"ready_when"`
-	Routes    []string `json:"routes"`             // that its labels ask for
-	NoRoute   string   `json:"no_route,omitempty"` // why it takes part in no route
-	State     State    `json:"state"`
-	Reason    string   `json:"reason,omitempty"` // for the state
-
-	Address    string    `json:"address,omitempty"`   // host:port of the registration; the host is "" if it is the node's
-	ReadyAt    time.Time `json:"ready_at,omitzero"`   // when it was found to be ready
-	Registered time.Time `json:"registered,omitzero"` // when this registrar last registered it
+	Service      string    `json:"service"`
+	ID           string    `json:"id"`
+	Endpoint     string    `json:"endpoint"` // host:port that clients are given, and why that
+	Tags         []string  `json:"tags,omitempty"`
+	ReadyWhen    string    `json:"ready_when"`
+	ReadyAt      time.Time `json:"ready_at,omitzero"`      // when it was found ready; zero = it is not
+	Address      string    `json:"address,omitempty"`      // host:port of the registration; without a host it is the node's
+	RegisteredAt time.Time `json:"registered_at,omitzero"` // when this registrar registered it; zero = it did not, or did before its start
+	Probe        string    `json:"probe,omitempty"`        // what the last probe met, and for how long it is probed; "" = it is not
+	Routes       []string  `json:"routes"`                 // that its labels ask for
+	NoRoute      string    `json:"no_route,omitempty"`     // why it takes part in no route
+	State        State     `json:"state"`
+	Reason       string    `json:"reason,omitempty"` // for the state
 }
 
 // State says how an instance stands with Consul.
@@ -170,14 +171,6 @@ func (r *Registrar) Plan(ctx context.Context) (Report, error) {
 	return r.report(time.Now()), nil
 }
 
-// health is what a container's HEALTHCHECK says, in a line; "" without one.
-func health(t *tracked) string {
-	if t.Health == "" || t.HealthOutput == "" {
-		return t.Health
-	}
-	return t.Health + ": " + oneLine(t.HealthOutput)
-}
-
 // report says what is made of the containers, as far as is known now.
 func (r *Registrar) report(now time.Time) (out Report) {
 	out.Host = r.host.Name
@@ -187,8 +180,8 @@ func (r *Registrar) report(now time.Time) (out Report) {
 		place[t.id] = n
 		out.Containers = append(out.Containers, Planned{
 			Container: cmp.Or(t.Name, fmt.Sprintf("%.12s", t.id)), ID: t.id, ComposeService: t.Labels["com.docker.compose.service"],
+			Started: t.Started, Image: t.Image, Networks: r.networks(t), Asks: t.asked.Values, Meant: t.asked.Meant, Health: t.health(),
 			Instances: []PlannedInstance{}, Reasons: []string{},
-			Image: t.Image, Started: t.Started, Networks: r.within(t).NetworkAddresses(), Health: health(t), Meant: t.MentionsService(), Asks: t.Asks(),
 		})
 	}
 	for _, i := range p.instances {
@@ -211,6 +204,28 @@ func (r *Registrar) report(now time.Time) (out Report) {
 	}
 	out.Containers = append(out.Containers, r.leftovers(p.plan)...)
 	return out
+}
+
+// networks names the networks that a container is reached on, with its addresses.
+func (r *Registrar) networks(t *tracked) (out []string) {
+	c := r.within(t)
+	if c.HostNetwork {
+		return []string{"host"}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Networks)) {
+		for _, address := range c.Networks[name] {
+			out = append(out, name+" "+address.String())
+		}
+	}
+	return out
+}
+
+// health returns what Docker's HEALTHCHECK says, on one line.
+func (t *tracked) health() string {
+	if t.Health == "" || t.HealthOutput == "" {
+		return t.Health
+	}
+	return t.Health + ": " + oneLine(t.HealthOutput)
 }
 
 // replaces says how a container replaces another one, where that is not by being started after it.
@@ -259,8 +274,38 @@ func (p *planner) report(i *instance) PlannedInstance {
 	out := PlannedInstance{Service: in.Name, ID: in.ID, Endpoint: in.Endpoint(t.Container), Tags: in.Tags, ReadyWhen: in.Ready.String()}
 	out.Routes, out.NoRoute = append([]string{}, in.Routes()...), in.NoRoute()
 	out.State, out.Reason = p.standing(i, d, t)
-	out.Address, out.ReadyAt, out.Registered = net.JoinHostPort(in.Address, strconv.Itoa(in.Port)), i.at, p.entries[in.ID].registered
+	out.Probe = i.met(p.now, t)
+	out.Address = net.JoinHostPort(in.Address, strconv.Itoa(in.Port))
+	if i.ready {
+		out.ReadyAt = toTheMillisecond(i.readyAt)
+	}
+	if p.consul[d.ID].Container() == t.id {
+		out.RegisteredAt = toTheMillisecond(p.entries[d.ID].since)
+	}
 	return out
+}
+
+func toTheMillisecond(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
+
+// met says what the last probe of an instance met that is not ready, and for how long it is probed. It returns "" if nobody probes
+// it.
+func (i *instance) met(now time.Time, t *tracked) string {
+	how, said, at := i.desired.Ready, "", ""
+	switch {
+	case i.ready:
+		return ""
+	case how.Kind == label.ReadyHealthcheck:
+		said = t.health()
+	case i.cancel == nil:
+		return ""
+	default:
+		at = " " + cmp.Or(how.URL, how.Address)
+		said = "no answer yet"
+		if last := i.last.Load(); last != nil && *last != nil {
+			said = oneLine(ready.Reason(*last, how))
+		}
+	}
+	return fmt.Sprintf("%s%s: %s, for %v", how.Kind, at, said, now.Sub(i.since).Round(time.Second))
 }
 
 // standing says how an instance stands with Consul.
@@ -328,7 +373,7 @@ func saidBy(have agent.Registered, status string) string {
 // oneLine shortens the output of a check to what fits a line.
 func oneLine(s string) string {
 	const most = 200
-	s = strings.Join(strings.Fields(s), " ")
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }), " ")
 	if len(s) > most {
 		s = strings.ToValidUTF8(s[:most], "") + "…"
 	}
@@ -353,7 +398,7 @@ func difference(d agent.Desired, have agent.Registered) string {
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(have.Meta)) {
-		if _, wanted := d.Meta[key]; !wanted && !slices.Contains([]string{label.MetaChecks, label.MetaStarted, claim.MetaReadyAt}, key) {
+		if _, wanted := d.Meta[key]; !wanted && key != label.MetaChecks && key != label.MetaStarted && key != claim.MetaReadyAt {
 			return fmt.Sprintf("its metadata %s is to go", key)
 		}
 	}
@@ -367,8 +412,10 @@ func (r *Registrar) leftovers(p plan) (out []Planned) {
 		if n < 0 {
 			n, out = len(out), append(out, Planned{ID: have.Container(), Reasons: []string{}})
 		}
+		readyAt, _ := claim.ReadyAt(have.Meta)
 		out[n].Instances = append(out[n].Instances, PlannedInstance{
 			Service: have.Service, ID: have.ID, Endpoint: endpoint(have.Address, have.Port), Routes: []string{}, State: state, Reason: reason,
+			ReadyAt: readyAt, RegisteredAt: toTheMillisecond(r.entries[have.ID].since),
 		})
 	}
 	for _, c := range p.calls {

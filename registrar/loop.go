@@ -25,6 +25,7 @@ type (
 	probed struct {
 		*probe
 		late error
+		at   time.Time
 	}
 	// ended carries the answer or the error of a call.
 	ended struct {
@@ -74,10 +75,6 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 		if !news {
 			continue
 		}
-		select {
-		case r.changed <- struct{}{}:
-		default:
-		}
 		r.adopt()
 		r.overdue(began)
 		for _, container := range r.revive(began) {
@@ -98,6 +95,10 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 		if !dry {
 			r.carryOut(ctx, p)
 			r.explain(ctx, p)
+			select {
+			case r.changed <- struct{}{}:
+			default: // whoever listens is yet to look
+			}
 		}
 		if !p.next.IsZero() {
 			wake.Reset(time.Until(p.next))
@@ -132,9 +133,9 @@ func (r *Registrar) observe(u any) bool {
 		switch {
 		case u.cancel == nil: // the probe was ended
 		case u.late != nil:
-			u.probe.late = u.late.Error()
+			u.probe.late, u.probe.readyAt = u.late.Error(), time.Time{}
 		default:
-			u.probe.becomesReady(time.Now())
+			u.probe.found(u.at)
 		}
 	case ended:
 		if r.calls[u.key] == u.call { // else its container is gone
@@ -244,9 +245,10 @@ func (r *Registrar) isRefused(u ended, refused *agent.Refusal) {
 		r.refusals[u.id] = lasting
 	}
 	r.inStep = false
+	r.metrics.refusals.Inc()
 	why := errors.Unwrap(refused.Err)
 	if tell, lasts := lasting.Tell(why.Error(), time.Now()); tell {
-		r.opts.Log.Error(msg, append(retry.For(lasts), "service", u.change.Name, "instance", u.id, "err", why)...)
+		r.opts.Log.Error(msg, append(retry.For(lasts), "service", u.change.Name, "instance", u.id, "container", u.change.Of, "err", why)...)
 	}
 	r.refused[u.id] = refusal{u.change.Instance, why.Error()}
 	delete(r.calls, u.key)
@@ -257,7 +259,7 @@ func (r *Registrar) isAccepted(u ended) {
 	delete(r.refused, u.id)
 	if lasting := r.refusals[u.id]; lasting != nil {
 		_, lasted := lasting.Over(time.Now())
-		r.opts.Log.Info("consul refuses it no longer", append(retry.For(lasted), "service", u.change.Name, "instance", u.id)...)
+		r.opts.Log.Info("consul refuses it no longer", append(retry.For(lasted), "service", u.change.Name, "instance", u.id, "container", u.change.Of)...)
 		delete(r.refusals, u.id)
 	}
 }
@@ -369,9 +371,16 @@ func (r *Registrar) probe(ctx context.Context, probe *probe, how label.Ready) {
 	ctx, probe.cancel = context.WithCancel(ctx)
 	r.probing[probe] = true
 	r.work.Go(func() {
-		late := func(err error) { r.updates.add(probed{probe, err}) }
-		if ready.Wait(ctx, r.try, how, r.opts.ReadyTimeout, late) == nil {
-			r.updates.add(probed{probe, nil})
+		try := func(ctx context.Context, how label.Ready) error {
+			err := r.try(ctx, how)
+			if ctx.Err() == nil {
+				probe.last.Store(&err)
+			}
+			return err
+		}
+		late := func(err error) { r.updates.add(probed{probe: probe, late: err}) }
+		if ready.Wait(ctx, try, how, r.opts.ReadyTimeout, late) == nil {
+			r.updates.add(probed{probe: probe, at: time.Now()})
 		}
 	})
 }
@@ -415,20 +424,7 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 	}
 	r.explainStep(p)
 	r.explainDisputes()
-	now := map[rejection]bool{}
-	for _, f := range p.rejections {
-		now[f] = true
-		if r.rejections[f] {
-			continue
-		}
-		t := r.containers[f.container]
-		level := slog.LevelDebug
-		if t.MentionsService() {
-			level = slog.LevelWarn
-		}
-		r.opts.Log.Log(ctx, level, verdict(f.reason, p.registers[f.container]), "container", t.Name)
-	}
-	r.rejections = now
+	r.explainRejections(ctx, p)
 	r.explainRoutes(p.routed)
 	if orphans := strings.Join(p.orphans, ", "); orphans != r.orphans {
 		r.orphans = orphans
@@ -436,6 +432,29 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 			r.opts.Log.Warn("registrations with this host's name belong to another Docker engine and are left alone: if that engine is gone, deregister them", "instances", orphans)
 		}
 	}
+}
+
+// explainRejections logs what is left out, when that changes, and counts what somebody meant to be registered.
+func (r *Registrar) explainRejections(ctx context.Context, p plan) {
+	now, meant := map[rejection]bool{}, 0
+	for _, f := range p.rejections {
+		t := r.containers[f.container]
+		level := slog.LevelDebug
+		if t.asked.Meant {
+			level = slog.LevelWarn
+			meant++
+		}
+		if now[f] = true; r.rejections[f] {
+			continue
+		}
+		msg, attrs := verdict(f.reason, p.registers[f.container]), []any{"container", t.Name}
+		if key, misspelt := t.asked.MisspeltIn(f.reason); misspelt {
+			msg, attrs = fmt.Sprintf("ignored %s of %s: unknown key, did you mean %s?", key.Label, t.Name, key.Meant), append(attrs, "reason", msg)
+		}
+		r.opts.Log.Log(ctx, level, msg, attrs...)
+	}
+	r.rejections = now
+	r.metrics.leftOut.Set(float64(meant))
 }
 
 // explainStep logs once, after the start and after each failure, that everything is registered as it should be. What may

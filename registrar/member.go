@@ -121,7 +121,7 @@ func (s *state) wishes(w wish) {
 		t.seen.wanted = s.tick()
 	case readyAnew:
 		for _, i := range t.instances {
-			i.probe = &probe{since: time.Now()}
+			i.probe = &probe{since: time.Now(), readyAt: i.readyAt} // it is the same process
 		}
 		s.evaluate(t)
 		t.seen.wanted = s.tick()

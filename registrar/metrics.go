@@ -8,6 +8,8 @@ type metrics struct {
 	containers prometheus.Gauge
 	instances  prometheus.Gauge
 	probing    prometheus.Gauge
+	leftOut    prometheus.Gauge
+	refusals   prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) metrics {
@@ -23,9 +25,11 @@ func newMetrics(reg prometheus.Registerer) metrics {
 		containers: gauge("containers", "Running containers."),
 		instances:  gauge("instances", "Instances registered in Consul."),
 		probing:    gauge("probing", "Instances that wait for their port to accept."),
+		leftOut:    gauge("left_out", "Things that are not registered or left out, of containers with SERVICE_ labels or variables."),
+		refusals:   counter("refusals_total", "Registrations that Consul refused."),
 	}
 	if reg != nil {
-		reg.MustRegister(m.events, m.errors, m.containers, m.instances, m.probing)
+		reg.MustRegister(m.events, m.errors, m.containers, m.instances, m.probing, m.leftOut, m.refusals)
 	}
 	return m
 }

@@ -260,7 +260,7 @@ func (p *planner) instance(i *instance) {
 	if !i.ready {
 		p.plan.waiting[i.probe] = i.desired.Ready
 	}
-	d.NotReady, d.ReadyAt = p.notReady(i, t), i.at
+	d.NotReady = p.notReady(i, t)
 	switch {
 	case d.NotReady == tooEarly:
 		p.plan.unready++
@@ -274,6 +274,9 @@ func (p *planner) instance(i *instance) {
 		return
 	}
 	d.Waited = p.opts.ReadyTimeout
+	if i.ready {
+		d.ReadyAt = i.readyAt
+	}
 	p.desired[d.ID] = true
 	c := agent.Diff(d, have)
 	if p.entries[d.ID].token != p.token && p.token != "" {
@@ -284,6 +287,9 @@ func (p *planner) instance(i *instance) {
 		p.holding[t] = p.holding[t] || !have.Held()
 	} else {
 		p.plan.instances++
+	}
+	if !p.entries[d.ID].readyAt.Equal(d.ReadyAt) {
+		c.Since = d.ReadyAt
 	}
 	p.holding[t] = p.holding[t] || c.Register
 	p.change(c)
@@ -351,11 +357,22 @@ func (p *planner) registered(have agent.Registered) {
 		d.Drain = t.outOfService()
 		p.change(agent.Diff(d, have))
 	case p.desired[id]:
-	case t != nil && (t.adopt || (t.seen.stale() && (t.inspected() || !p.ended[t.id])) || (t.begun(have) && p.holding[t] && p.reaches(have, t))):
+	case t != nil && (t.adopt || (t.seen.stale() && (t.inspected() || !p.hasEnded(t.id))) || (t.begun(have) && p.holding[t] && p.reaches(have, t))):
 	case have.Container() == "" && (!p.allKnown || p.awaits(have)): // Registrator's: it may belong to any container
 	default:
 		p.change(agent.Change{Desired: have.Desired(), Deregister: true})
 	}
+}
+
+// hasEnded reports whether a container has ended since the last list.
+func (p *planner) hasEnded(id string) bool { _, ended := p.ended[id]; return ended }
+
+// nameOf returns the name of a container that runs or has ended since the last list, or "".
+func (p *planner) nameOf(id string) string {
+	if t := p.containers[id]; t != nil {
+		return t.Name
+	}
+	return p.ended[id]
 }
 
 // awaits reports whether one of Registrator's registrations stays until a container is registered: one of the name in its ID,
@@ -393,6 +410,7 @@ func (p *planner) change(c agent.Change) {
 		return
 	}
 	if !c.Empty() {
+		c.Of = p.nameOf(c.Container)
 		p.call(planned{key: k, change: c, token: p.token})
 	}
 }

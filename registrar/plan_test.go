@@ -18,7 +18,6 @@ import (
 	"berth/registrar/agent"
 	"berth/registrar/docker"
 	"berth/registrar/label"
-	"berth/templates/claim"
 )
 
 var me = agent.Ownership{Owner: "me"}
@@ -290,50 +289,5 @@ func TestVerdicts(t *testing.T) {
 	}
 	if got := (Planned{Reasons: reasons, Instances: make([]PlannedInstance, 1)}).Verdicts(); !slices.Equal(got, []string{"registered, but " + reasons[0]}) {
 		t.Errorf("of one that registers something: %q", got)
-	}
-}
-
-// When an instance was ready is in its registration, stays so whatever is registered anew and by whom, and is no reason to register.
-func TestReadyAtStays(t *testing.T) {
-	fake := agenttest.New()
-	a := agent.Agent{Client: fake, Log: slog.New(slog.DiscardHandler)}
-	apply := func(s *state) {
-		t.Helper()
-		for _, planned := range s.plan(time.Now()).calls {
-			if planned.writes() {
-				if err := a.Apply(t.Context(), planned.change); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-	}
-	first := known(Options{}, containerOf("app_1", "10.0.0.1"))
-	first.holds(t, fake)
-	ready := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	for _, c := range first.containers {
-		for _, i := range c.instances {
-			i.ready = false
-			i.becomesReady(ready)
-			i.becomesReady(ready.Add(time.Hour)) // once is enough
-		}
-	}
-	apply(first)
-	second := known(Options{}, containerOf("app_1", "10.0.0.1"))
-	for _, c := range second.containers {
-		c.adopt = true
-	}
-	second.holds(t, fake)
-	if got := changesOf(second.plan(time.Now())); got != nil {
-		t.Errorf("a registrar that was restarted plans %v, want nothing", got)
-	}
-	second.token = "another" // all is registered anew
-	apply(second)
-	for id, s := range fake.Services {
-		if got := s.Meta[claim.MetaReadyAt]; got != "2026-01-02T03:04:05.000Z" {
-			t.Errorf("%s was ready at %q, want the first time", id, got)
-		}
-	}
-	if len(fake.Services) != 1 {
-		t.Errorf("%d registrations, want 1", len(fake.Services))
 	}
 }

@@ -71,9 +71,9 @@ type Registrar struct {
 	*state
 	agent   agent.Agent
 	updates updates
-	changed chan struct{} // Report may say something else
 	try     ready.Prober
 	metrics metrics
+	changed chan struct{}
 
 	probing map[*probe]bool  // probes under way
 	members map[*member]bool // those that take part in their group
@@ -104,9 +104,9 @@ func New(opts Options) *Registrar {
 		state:   newState(opts),
 		agent:   agent.Agent{Client: opts.Agent, Log: opts.Log},
 		updates: updates{wake: make(chan struct{}, 1)},
-		changed: make(chan struct{}, 1),
 		try:     ready.Try,
 		metrics: newMetrics(opts.Metrics),
+		changed: make(chan struct{}, 1),
 		probing: map[*probe]bool{},
 		members: map[*member]bool{},
 		slots:   map[lane]chan struct{}{},
@@ -134,7 +134,8 @@ func (r *Registrar) Ready() error {
 	return errors.Join(r.status["docker"], r.status["docker events"], r.status["consul"])
 }
 
-// Changed returns a channel that has a value when Report may say something else than before.
+// Changed returns a channel that receives when what Report says may have changed since the last time. Only one goroutine can
+// listen.
 func (r *Registrar) Changed() <-chan struct{} { return r.changed }
 
 // setStatus records whether Docker or Consul works. It logs changes, and now and then that what failed still does.

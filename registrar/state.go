@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -34,7 +35,7 @@ type state struct {
 	listedAt   time.Time // the last time
 	firstAt    time.Time // the first time
 	containers map[string]*tracked
-	ended      map[string]bool // IDs of containers that have ended since the last list, and may run again
+	ended      map[string]string // names, by ID, of containers that have ended since the last list, and may run again
 
 	// Consul.
 	consul  agent.State // nil until the first read
@@ -58,6 +59,8 @@ type entry struct {
 	token      string    // a hash of the one it was registered with
 	published  time.Time // when it was put into the catalog the last time
 	stale      bool      // what the catalog holds of it may be old
+	readyAt    time.Time // that its registration tells
+	since      time.Time // when it was registered with that the first time; zero = before this registrar started
 }
 
 // refusal is an instance that Consul refused to register, and why.
@@ -133,11 +136,12 @@ func (c *call) done(err error) {
 type tracked struct {
 	id string
 	label.Container
-	seen      fresh     // the last inspect; while it is stale, registrations stay
-	since     int       // clock when it became known
-	adopt     bool      // registrations from before this registrar started are yet to be taken over
-	before    bool      // it runs since before this registrar started
-	moved     time.Time // when it was found at another address, or port
+	asked     label.Asked // by its labels and variables
+	seen      fresh       // the last inspect; while it is stale, registrations stay
+	since     int         // clock when it became known
+	adopt     bool        // registrations from before this registrar started are yet to be taken over
+	before    bool        // it runs since before this registrar started
+	moved     time.Time   // when it was found at another address, or port
 	failure   string
 	kills     []kill // not judged yet, because too little is known
 	drain     *drain
@@ -150,7 +154,8 @@ type tracked struct {
 // kill records a signal sent to a container.
 type kill struct {
 	signal int
-	at     time.Time
+	at     time.Time // when the registrar heard of it
+	sent   time.Time // by Docker's clock
 }
 
 // instance is an instance of a container, prepared for comparison, with its probe.
@@ -161,17 +166,18 @@ type instance struct {
 
 // probe follows one instance until it is ready, in one run of its container.
 type probe struct {
-	since  time.Time
-	ready  bool               // it has been ready once; from then on its checks decide
-	at     time.Time          // when it was found to be ready; zero = it is not known
-	late   string             // why it is not ready in time
-	cancel context.CancelFunc // ends the goroutine that probes; nil = none runs
+	since   time.Time
+	ready   bool                  // it has been ready once; from then on its checks decide
+	readyAt time.Time             // when it was found to be
+	late    string                // why it is not ready in time
+	cancel  context.CancelFunc    // ends the goroutine that probes; nil = none runs
+	last    atomic.Pointer[error] // what the last attempt met, which that goroutine says; nil = none has ended
 }
 
-// becomesReady records that an instance is ready, for the first time in this run of its container.
-func (p *probe) becomesReady(now time.Time) {
-	if !p.ready {
-		p.ready, p.at = true, now
+// found records that the instance is ready.
+func (p *probe) found(at time.Time) {
+	if p.ready = true; p.readyAt.IsZero() {
+		p.readyAt = at
 	}
 }
 
@@ -199,7 +205,7 @@ const (
 
 func newState(opts Options) *state {
 	s := &state{
-		opts: opts, calls: map[key]*call{}, containers: map[string]*tracked{}, ended: map[string]bool{}, refused: map[string]refusal{},
+		opts: opts, calls: map[key]*call{}, containers: map[string]*tracked{}, ended: map[string]string{}, refused: map[string]refusal{},
 		entries: map[string]entry{}, disputes: disputes{}, placing: map[string]bool{},
 	}
 	s.read.wanted = s.tick()
@@ -313,7 +319,11 @@ func (s *state) event(ev docker.Event) bool {
 	case ev.Action == docker.Changed:
 		t.seen.wanted = s.tick()
 	case ev.Action == docker.Killed:
-		t.kills = append(t.kills, kill{ev.Signal, time.Now()})
+		k := kill{signal: ev.Signal, at: time.Now(), sent: ev.At}
+		if k.sent.IsZero() {
+			k.sent = k.at
+		}
+		t.kills = append(t.kills, k)
 		s.takeSignals(t)
 	case ev.Action == docker.Died && t.member.changes():
 		s.replaced(t)
@@ -341,7 +351,7 @@ func (s *state) replaced(t *tracked) {
 // drop forgets a container. Containers that use its network become unreachable.
 func (s *state) drop(id string) {
 	if t := s.containers[id]; t != nil {
-		s.ended[id] = true
+		s.ended[id] = t.Name
 		if x := t.successor; x != nil {
 			delete(s.calls, key{kind: judging, id: x.id})
 			delete(s.calls, key{kind: launching, id: x.id})
@@ -384,6 +394,7 @@ func (s *state) inspected(t *tracked, in docker.Inspected, began int) {
 		return
 	}
 	t.seen.got = began
+	t.asked = label.AskedOf(t.Container)
 	s.evaluate(t)
 	s.takeSignals(t)
 	s.evaluateSharing(t.id)
@@ -403,7 +414,7 @@ func (s *state) takeSignals(t *tracked) {
 		case t.drain == nil && k.signal == t.StopSignal && s.waits(t):
 			later = append(later, k)
 		case t.drain == nil && (k.signal == sigkill || k.signal == t.StopSignal):
-			t.drain = &drain{reason: claim.WithStop(stopping+label.SignalName(k.signal), k.at), until: k.at.Add(t.StopTimeout + survives)}
+			t.drain = &drain{reason: claim.WithStop(stopping+label.SignalName(k.signal), k.sent), until: k.at.Add(t.StopTimeout + survives)}
 			if real := label.StopSignal(t.Container, s.host.Policy); k.signal == t.StopSignal && real != k.signal && s.registers(t) {
 				from := k.at
 				if x := t.successor; x != nil && x.over.After(from) {
@@ -514,7 +525,7 @@ func (s *state) evaluate(t *tracked) {
 			i.probe = &probe{since: time.Now()}
 		}
 		if in.Ready.Kind == label.ReadyNone || (in.Ready.Kind == label.ReadyHealthcheck && c.Health == "healthy") {
-			i.becomesReady(time.Now())
+			i.found(time.Now())
 		}
 		t.instances = append(t.instances, i)
 		for _, b := range before {
@@ -544,7 +555,7 @@ func (s *state) carry(before []*instance, in label.Instance) *probe {
 		case was.Ready == in.Ready:
 			return b.probe
 		case b.ready && was.ID == in.ID && s.consul[in.ID].Serves(in):
-			return &probe{since: b.since, ready: true, at: b.at}
+			return &probe{since: b.since, ready: true, readyAt: b.readyAt}
 		}
 	}
 	return nil
@@ -563,8 +574,12 @@ func (s *state) adopt() {
 			have := s.consul[in.ID]
 			registrators := have.Held() && have.Meta[label.MetaOwner] == "" && s.own.MayTake(have.AgentService, in)
 			if ((have.Serves(in) && t.begun(have)) || registrators) && have.WasReady() {
-				i.ready = true
-				i.at, _ = claim.ReadyAt(have.Meta)
+				if at, told := claim.ReadyAt(have.Meta); told {
+					e := s.entries[in.ID]
+					i.readyAt, e.readyAt = at, at
+					s.entries[in.ID] = e
+				}
+				i.found(time.Now())
 			}
 			reason, _ := have.Maintenance()
 			if have.Container() == t.id && t.begun(have) && t.outOfService() == "" && strings.HasPrefix(reason, agent.Automatic+stopping) {
@@ -626,6 +641,10 @@ func (s *state) applied(k key, c *call, made agent.Change, token string) {
 		e := s.entries[k.id]
 		e.stale = e.stale || (token != "" && e.token != token && s.consul[k.id].Held())
 		e.registered, e.token = time.Now(), token
+		if !made.Since.IsZero() || (e.since.IsZero() && made.NotReady != "") {
+			e.since = e.registered
+		}
+		e.readyAt = made.ReadyAt
 		s.entries[k.id] = e
 	case made.Deregister:
 		delete(s.calls, key{kind: publishing, id: k.id})

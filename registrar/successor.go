@@ -98,7 +98,7 @@ func (s *state) judge(t *tracked, in docker.Inspected, now time.Time) {
 		if at.After(now) {
 			at = now
 		}
-		t.kills = append(t.kills, kill{t.StopSignal, at})
+		t.kills = append(t.kills, kill{signal: t.StopSignal, at: at, sent: at})
 	}
 	x.unfit = s.unfit(t, in)
 	s.takeSignals(t)

@@ -16,7 +16,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"berth/deploy/testenv"
 	"berth/deploy/testenv/traffic"
 )
 
@@ -83,7 +82,7 @@ type series struct {
 
 // start is one container's way to its first request.
 type start struct {
-	id         string
+	id, name   string
 	run        time.Time // docker run
 	listening  time.Time // its port accepts
 	registered time.Time // in Consul; zero where the logs do not tell
@@ -103,6 +102,7 @@ func (r *series) start(b *testing.B) {
 	st.id = s.Run(append(slices.Clone(r.args), "-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))...)
 	s.Eventually(20*time.Second, "it answers", func() error { return l.ExpectAnswers(st.run, st.id) })
 	st.answered = l.Of(st.id).First
+	st.name = strings.TrimPrefix(s.Docker("inspect", "--format", "{{.Name}}", st.id), "/")
 	r.spent = r.spent.plus(cpuTime().minus(before))
 	s.Eventually(5*time.Second, "it logs its first request", func() (err error) {
 		st.listening, st.first, err = stamps(s.Docker("logs", st.id))
@@ -168,7 +168,7 @@ func (r *series) readLogs() {
 	for i := range r.starts {
 		st := &r.starts[i]
 		for _, e := range registrar {
-			if e.Msg == "registered" && e.Container == testenv.Hostname(st.id) {
+			if e.Msg == "registered" && e.Container == st.name {
 				st.registered = e.Time
 			}
 		}

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
+
+	"berth/templates/claim"
 )
 
 // Client is the part of *api.Agent that berth uses.
@@ -93,7 +95,8 @@ func (a Agent) Apply(ctx context.Context, c Change) error {
 	if c.Maintain {
 		err := a.call(ctx, "drain "+c.ID, func(q *api.QueryOptions) error { return a.Client.EnableServiceMaintenanceOpts(c.ID, c.Drain, q) })
 		if err == nil {
-			a.Log.Info("out of service", "service", c.Name, "instance", c.ID, "reason", strings.TrimPrefix(c.Drain, Automatic))
+			reason := claim.WithoutStop(strings.TrimPrefix(c.Drain, Automatic)) // the line has a time of its own
+			a.Log.Info("out of service", append(c.names(), "reason", reason)...)
 		}
 		return err
 	}
@@ -102,7 +105,7 @@ func (a Agent) Apply(ctx context.Context, c Change) error {
 		if err != nil && !IsNotFound(err) {
 			return err
 		}
-		a.Log.Info("deregistered", "service", c.Name, "instance", c.ID)
+		a.Log.Info("deregistered", c.names()...)
 		return nil
 	}
 	if c.Register {
@@ -127,17 +130,24 @@ func (a Agent) Apply(ctx context.Context, c Change) error {
 		if err != nil {
 			return err
 		}
-		a.Log.Info("back in service", "instance", c.ID)
+		a.Log.Info("back in service", c.names()...)
 	}
 	return nil
 }
 
+// names returns what a line of the log is about: service, instance and container, as far as they are known.
+func (d Desired) names() (attrs []any) {
+	for _, pair := range [][2]string{{"service", d.Name}, {"instance", d.ID}, {"container", cmp.Or(d.Of, fmt.Sprintf("%.12s", d.Container))}} {
+		if pair[1] != "" {
+			attrs = append(attrs, pair[0], pair[1])
+		}
+	}
+	return attrs
+}
+
 func (a Agent) logRegistered(ctx context.Context, d Desired) {
 	level, msg := slog.LevelInfo, "registered"
-	attrs := []any{"service", d.Name, "instance", d.ID, "address", d.Address, "port", d.Port}
-	if d.Container != "" {
-		attrs = append(attrs, "container", fmt.Sprintf("%.12s", d.Container))
-	}
+	attrs := append(d.names(), "address", d.Address, "port", d.Port)
 	switch routes, why := d.Routes(), d.NoRoute(); {
 	case why != "":
 		attrs = append(attrs, "route", "none: "+why)
@@ -150,6 +160,8 @@ func (a Agent) logRegistered(ctx context.Context, d Desired) {
 	if d.NotReady != "" {
 		level, msg = slog.LevelWarn, "registered as critical: it is not ready"
 		attrs = append(attrs, "reason", d.NotReady, "waited", d.Waited)
+	} else if !d.Since.IsZero() {
+		attrs = append(attrs, "took", time.Since(d.Since))
 	}
 	a.Log.Log(ctx, level, msg, attrs...)
 }

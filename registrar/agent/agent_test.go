@@ -15,6 +15,7 @@ import (
 
 	"berth/deploy/testenv/agenttest"
 	"berth/registrar/label"
+	"berth/templates/claim"
 )
 
 func owned(id, container, owner string) label.Instance {
@@ -254,4 +255,76 @@ func TestRefusal(t *testing.T) {
 	if err := agentOf(fake).Apply(t.Context(), Change{Desired: a1, Maintain: true}); !IsNotFound(err) {
 		t.Errorf("draining what is gone: %v, want an error that says so", err)
 	}
+}
+
+// A registration says when its instance was found ready, and nothing is registered again because of that alone.
+func TestReadyAt(t *testing.T) {
+	fake := agenttest.New()
+	a := agentOf(fake)
+	d := Prepare(owned("id", "c", "me"))
+	for _, step := range []struct {
+		at     time.Time
+		change bool // something has to be registered
+		want   string
+	}{
+		{time.Time{}, true, ""},
+		{time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC), false, "2026-11-27T12:00:00.000Z"},
+		{time.Date(2026, 11, 27, 13, 0, 0, 123456789, time.UTC), false, "2026-11-27T13:00:00.123Z"},
+		{time.Time{}, false, ""},
+	} {
+		d.ReadyAt = step.at
+		c := Diff(d, read(t, a)["id"])
+		if c.Empty() == step.change {
+			t.Errorf("ready at %v: %+v", step.at, c)
+		}
+		c.Register = true
+		if err := a.Apply(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		if got := fake.Services["id"].Meta[claim.MetaReadyAt]; got != step.want {
+			t.Errorf("Consul has %q, want %q", got, step.want)
+		}
+		if have := read(t, a)["id"]; !c.Made(have) {
+			t.Errorf("ready at %v: it does not count as made", step.at)
+		}
+	}
+	fake.Services["id"].Meta["more"] = "x"
+	if d.Same(read(t, a)["id"]) {
+		t.Error("one pair more does not count")
+	}
+}
+
+// Each change is one line, with what it is about as far as that is known.
+func TestLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		a := Agent{Client: agenttest.New(), Log: slog.New(slog.NewTextHandler(&log, nil))}
+		named := Prepare(owned("id", strings.Repeat("0123456789abcdef", 4), "me"))
+		late, drained, ready := named, named, named
+		late.NotReady, late.Waited = "connection refused", 30*time.Second
+		drained.Of, drained.Drain = "web_1", claim.WithStop(Automatic+"it stops", time.Now())
+		ready.Since = time.Now()
+		time.Sleep(1500 * time.Millisecond)
+		const names = " service=app instance=id container=0123456789ab"
+		for _, tt := range []struct {
+			change Change
+			want   string
+		}{
+			{Change{Desired: named, Register: true}, "level=INFO msg=registered" + names + ` address="" port=80`},
+			{Change{Desired: ready, Register: true}, "level=INFO msg=registered" + names + ` address="" port=80 took=1.5s`},
+			{Change{Desired: late, Register: true}, `level=WARN msg="registered as critical: it is not ready"` + names + ` address="" port=80 reason="connection refused" waited=30s`},
+			{Change{Desired: drained, Maintain: true}, `level=INFO msg="out of service" service=app instance=id container=web_1 reason="it stops"`},
+			{Change{Desired: named, Resume: true}, `level=INFO msg="back in service"` + names},
+			{Change{Desired: named, Deregister: true}, "level=INFO msg=deregistered" + names},
+			{Change{Desired: a1, Resume: true}, `level=INFO msg="back in service" instance=a`},
+		} {
+			log.Reset()
+			if err := a.Apply(t.Context(), tt.change); err != nil {
+				t.Fatal(err)
+			}
+			if _, got, _ := strings.Cut(strings.TrimSuffix(log.String(), "\n"), " "); got != tt.want {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+		}
+	})
 }

@@ -25,11 +25,15 @@ const Automatic = "berth registrar: "
 type Desired struct {
 	label.Instance
 	NotReady string        // why it is not ready in time; "" = it is ready
-	ReadyAt  time.Time     // when it was found to be ready; zero = it is not known. It makes no difference by itself
+	ReadyAt  time.Time     // when it was found ready; zero = it is not, or nobody knows
 	Waited   time.Duration // how long NotReady was waited for, for the log
 	Drain    string        // why it gets no new requests, beginning with Automatic; "" = it gets some
 	Health   string        // what Docker's HEALTHCHECK says: "healthy", "unhealthy" or "starting"
 	Output   string        // of the HEALTHCHECK
+
+	// For the log.
+	Of    string    // name of its container; "" = not known, or it is none
+	Since time.Time // when it became ready, if Consul has not heard of that; zero = it has
 
 	prepared *prepared // nil = not computed yet
 }
@@ -131,7 +135,7 @@ func (d Desired) registration() *api.AgentServiceRegistration {
 	if at := startMark(d.Instance); at != "" {
 		r.Meta[label.MetaStarted] = at
 	}
-	if d.NotReady == "" && !d.ReadyAt.IsZero() {
+	if !d.ReadyAt.IsZero() {
 		r.Meta[claim.MetaReadyAt] = claim.Stamp(d.ReadyAt)
 	}
 	return r
@@ -176,7 +180,8 @@ func Diff(d Desired, have Registered) Change {
 	return c
 }
 
-// Same reports whether the agent holds the registration with all of its checks.
+// Same reports whether the agent holds the registration with all of its checks. When the instance became ready does not count:
+// what was registered without that stays as it is.
 func (d Desired) Same(s Registered) bool {
 	if !s.Held() || s.Service != d.Name || s.Address != d.Address || s.Port != d.Port ||
 		s.Weights != (api.AgentWeights{Passing: cmp.Or(d.Weight, 1), Warning: 1}) || !slices.Equal(s.Tags, d.Tags) {

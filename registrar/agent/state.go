@@ -41,7 +41,7 @@ func (r Registered) Held() bool { return r.AgentService != nil }
 
 // Desired returns just enough of the service to drain or deregister it.
 func (r Registered) Desired() Desired {
-	return Desired{Instance: label.Instance{ID: r.ID, Name: r.Service}}
+	return Desired{Instance: label.Instance{ID: r.ID, Name: r.Service, Container: r.Container()}}
 }
 
 // Container returns the full ID of the container that the service is registered for, or "".

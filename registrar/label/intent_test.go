@@ -145,7 +145,7 @@ func TestNamedPortsAreNotCut(t *testing.T) {
 	}
 }
 
-func TestMentionsService(t *testing.T) {
+func TestMeant(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		in   Container
@@ -160,7 +160,7 @@ func TestMentionsService(t *testing.T) {
 		{"a one-off", web(label(oneOffLabel, "True"), label("SERVICE_NAME", "a")), false},
 		{"a one-off that insists", web(label(oneOffLabel, "True"), label("SERVICE_ONEOFF", "true")), true},
 	} {
-		if got := tt.in.MentionsService(); got != tt.want {
+		if got := AskedOf(tt.in).Meant; got != tt.want {
 			t.Errorf("%s: %t", tt.name, got)
 		}
 	}

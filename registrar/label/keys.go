@@ -69,13 +69,6 @@ func costsRoute(key string) bool {
 	return slices.Contains(claimKeys, key) || slices.Contains(restrictingKeys, key)
 }
 
-// MentionsService reports whether the container has a key that berth knows, or any SERVICE_ label: somebody meant to
-// register it. What is run once is what its service's labels describe, but nobody meant that one.
-func (c Container) MentionsService() bool {
-	keys := keysOf(c)
-	return keys.mentioned && (!c.isOneOff() || keys.general["oneoff"] != "")
-}
-
 // containerKeys holds the SERVICE_* values of a container, keyed in lower case without prefix and port.
 type containerKeys struct {
 	general   map[string]string            // SERVICE_NAME
@@ -83,6 +76,7 @@ type containerKeys struct {
 	mentioned bool                         // there is a label, or a variable that is a known key or close to one
 	dropped   int                          // how many keys there were beyond maxKeys
 	problems  []string
+	misspelt  []Misspelt
 	noRoute   map[uint16]string // why a port, or with 0 all of them, gets no route: part of the claim is misspelt
 	near      map[string]string // the known key that an unknown one is near to, whatever its port
 }
@@ -100,7 +94,7 @@ func keysOf(c Container) containerKeys {
 		case isKnown(key.name):
 			keys.mentioned = true
 			keys.set(key, value)
-		case keys.misspelt(key, value):
+		case keys.isMisspelt(key, value):
 			keys.mentioned = true
 		default:
 			private = append(private, key.spelling())
@@ -109,7 +103,7 @@ func keysOf(c Container) containerKeys {
 	for _, name := range descending(maps.Keys(c.Labels)) {
 		if key := parseKey(name); key.name != "" {
 			keys.mentioned = true
-			keys.misspelt(key, c.Labels[name])
+			keys.isMisspelt(key, c.Labels[name])
 			keys.set(key, c.Labels[name])
 		}
 	}
@@ -201,9 +195,9 @@ func (c containerKeys) set(k key, value string) {
 	}
 }
 
-// misspelt records a key that is close to a known one, and reports whether it is. If the known one is part of a claim, or
+// isMisspelt records a key that is close to a known one, and reports whether it is. If the known one is part of a claim, or
 // restricts it, the claim is not whole.
-func (c *containerKeys) misspelt(k key, value string) bool {
+func (c *containerKeys) isMisspelt(k key, value string) bool {
 	if isKnown(k.name) {
 		return false
 	}
@@ -217,10 +211,12 @@ func (c *containerKeys) misspelt(k key, value string) bool {
 	if near == "" {
 		return false
 	}
-	problem := fmt.Sprintf("%s is an unknown key: did you mean %s?", k.spelling(), spelling(k.port, near))
+	meant, because := spelling(k.port, near), ""
 	if k.badPort != "" {
-		problem = fmt.Sprintf("%s is an unknown key, as %s is no port: did you mean %s<port>_%s?", k.spelling(), quote(k.badPort), keyPrefix, strings.ToUpper(near))
+		meant, because = keyPrefix+"<port>_"+strings.ToUpper(near), fmt.Sprintf(", as %s is no port", quote(k.badPort))
 	}
+	problem := fmt.Sprintf("%s is an unknown key%s: did you mean %s?", k.spelling(), because, meant)
+	c.misspelt = append(c.misspelt, Misspelt{Label: k.spelling(), Meant: meant, reason: problem})
 	closes := costsRoute(near) && (near != claim.KeyWeight || isNoWeight(unquoted(strings.TrimSpace(value))))
 	if closes && !called && c.noRoute[k.port] == "" {
 		c.noRoute[k.port] = problem

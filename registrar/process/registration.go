@@ -43,6 +43,7 @@ type registration struct {
 	token   func() string
 	tags    []string  // the configured ones
 	begun   time.Time // when the process was started
+	readyAt time.Time // when it was found ready; zero = it is not
 	desired agent.Desired
 	leave   func() (given func(context.Context))
 	given   func(context.Context) // to wait for before the agent is told that the instance is critical; nil = it is not
@@ -57,6 +58,7 @@ type registration struct {
 	held       bool  // the agent held the instance when it was read the last time
 	err        error // of the last attempt
 	lasting    retry.Lasting
+	toldReady  time.Time  // the readyAt that it told the agent last
 	signed     string     // mark of the token of the last registration, "" = none
 	reason     string     // why it was not ready then
 	published  time.Time  // when it was registered, or put into the catalog, the last time
@@ -100,13 +102,14 @@ func (r *registration) register(notReady error) { r.registerAfter(0, notReady) }
 func (r *registration) registerAfter(waited time.Duration, notReady error) {
 	r.desired.Started, r.desired.Waited, r.desired.NotReady = r.begun, waited, ""
 	r.given = nil
-	if notReady == nil && r.desired.ReadyAt.Before(r.begun) {
-		r.desired.ReadyAt = time.Now()
-	}
-	if notReady != nil {
-		r.desired.NotReady = notReady.Error()
+	switch {
+	case notReady != nil:
+		r.desired.NotReady, r.readyAt = notReady.Error(), time.Time{}
 		r.leaves()
+	case r.readyAt.IsZero():
+		r.readyAt = time.Now()
 	}
+	r.desired.ReadyAt = r.readyAt
 	r.keep()
 }
 
@@ -255,8 +258,12 @@ func (r *registration) sync(ctx context.Context, desired agent.Desired) (have ag
 	renewed := desired.Drain == "" && (token != r.signed || (desired.NotReady != "" && desired.NotReady != r.reason))
 	retagged := have.Held() && !change.Maintain && !slices.Equal(have.Tags, desired.Tags)
 	change.Register = change.Register || renewed || retagged
+	if !desired.ReadyAt.Equal(r.toldReady) {
+		change.Since = desired.ReadyAt
+	}
 	err = r.agent.Apply(ctx, change)
 	if change.Register && err == nil {
+		r.toldReady = desired.ReadyAt
 		r.stale = r.stale || (r.registered && token != r.signed)
 		r.registered, r.signed, r.reason = true, token, desired.NotReady
 	}

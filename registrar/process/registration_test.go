@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"berth/deploy/testenv/agenttest"
 	"berth/registrar/agent"
 	"berth/registrar/label"
+	"berth/templates/claim"
 )
 
 // registrationAt returns a registration of the berth that is process pid at a fake agent. To be called in a synctest bubble,
@@ -384,5 +386,62 @@ func TestRegistrationFailsForLong(t *testing.T) {
 			t.Errorf("said %d times that it is over:\n%s", n, said)
 		}
 		r.remove()
+	})
+}
+
+// A process is ready since it was found to be, whatever is registered again, until it is not or another is.
+func TestReadyAtOfAProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log testenv.Log
+		u := serve(t, func(u *underTest, opts *Options) {
+			u.unready = errRefused
+			opts.Log = slog.New(slog.NewTextHandler(&log, nil))
+		})
+		readyAt := func() (value string) {
+			synctest.Wait()
+			u.fake.Do(func() {
+				if s := u.fake.Services["www-1"]; s != nil {
+					value = s.Meta[claim.MetaReadyAt]
+				}
+			})
+			return value
+		}
+		time.Sleep(31 * time.Second)
+		u.is("www-1?")
+		if at := readyAt(); at != "" {
+			t.Errorf("ready since %s, and it is not", at)
+		}
+		u.do(func() { u.unready = nil })
+		time.Sleep(time.Second)
+		u.is("www-1")
+		first := readyAt()
+		if at, told := claim.ReadyAt(map[string]string{claim.MetaReadyAt: first}); !told || time.Since(at) > time.Second {
+			t.Errorf("ready since %q, and it is %v", first, time.Now())
+		}
+		u.fake.Do(u.fake.Forget)
+		time.Sleep(time.Minute)
+		u.is("www-1")
+		if at := readyAt(); at != first {
+			t.Errorf("registered again, it is ready since %q, before since %q", at, first)
+		}
+		u.works(u.Restart(t.Context()))
+		time.Sleep(time.Second)
+		if at := readyAt(); at <= first {
+			t.Errorf("another process is ready since %q, the one before since %q", at, first)
+		}
+		if text := log.String(); strings.Count(text, "msg=registered") != 3 || strings.Count(text, "took=") != 2 {
+			t.Errorf("want three registrations, two of which took a time:\n%s", text)
+		}
+
+		sent := time.Now()
+		u.stop <- syscall.SIGTERM
+		u.is("www-1!")
+		if at, is := claim.StoppedAt(u.fake.Check(api.ServiceMaintPrefix + "www-1").Notes); !is || at.Sub(sent).Abs() > time.Second {
+			t.Errorf("it was told to stop at %v, want %v", at, sent)
+		}
+		if reason := u.State().Reason; reason != "the process was told to stop by SIGTERM" {
+			t.Errorf("the state has the reason %q", reason)
+		}
+		<-u.code
 	})
 }

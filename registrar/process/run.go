@@ -237,7 +237,7 @@ func (r *run) start() {
 	}
 	r.opts.Log.Info(r.opts.Program+" started", "pid", p.PID())
 	r.process, r.began = p, time.Now()
-	r.reg.begun = r.began
+	r.reg.begun, r.reg.readyAt = r.began, time.Time{}
 	if r.reason == notStarted {
 		r.reason = starting
 	}
@@ -390,7 +390,11 @@ func (r *run) drain(reason string) (registered bool) {
 	if r.drained.IsZero() {
 		r.drained, r.because = time.Now(), reason
 	}
-	return r.reg.drain(claim.WithStop(r.because, r.drained))
+	notes := r.because
+	if r.final {
+		notes = claim.WithStop(notes, r.drained)
+	}
+	return r.reg.drain(notes)
 }
 
 func (r *run) resume() error {

@@ -4,9 +4,12 @@ package ready
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
+	"syscall"
 	"time"
 
 	"berth/registrar/label"
@@ -57,6 +60,19 @@ func tryHTTP(ctx context.Context, r label.Ready) error {
 		return fmt.Errorf("%s answers %s", r.URL, resp.Status)
 	}
 	return nil
+}
+
+// Reason says why a probe failed, without what the probed address says already.
+func Reason(err error, r label.Ready) string {
+	var refused syscall.Errno
+	var network net.Error
+	switch {
+	case errors.As(err, &refused):
+		return refused.Error()
+	case errors.As(err, &network) && network.Timeout():
+		return fmt.Sprintf("no answer within %v", probeTimeout)
+	}
+	return strings.TrimPrefix(err.Error(), r.URL+" ")
 }
 
 // Wait probes an instance until it is ready, and returns nil then or the error of ctx if that ends first. It calls late

@@ -2,6 +2,7 @@ package ready
 
 import (
 	"bytes"
+	"context"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -61,5 +62,31 @@ func TestAnswersWithoutEnd(t *testing.T) {
 			}
 			t.Logf("the server could send %d bytes within %v", sent.Load(), time.Since(began))
 		})
+	}
+}
+
+// A reason does not repeat the address, and does without Go's names of what failed.
+func TestReason(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	url, _ := answering(t, "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", "x")
+	for _, tt := range []struct {
+		how  label.Ready
+		want string
+	}{
+		{label.Ready{Kind: label.ReadyTCP, Address: address}, "connection refused"},
+		{label.Ready{Kind: label.ReadyHTTP, URL: "http://" + address + "/health"}, "connection refused"},
+		{label.Ready{Kind: label.ReadyHTTP, URL: url}, "answers 503 Service Unavailable"},
+	} {
+		if got := Reason(Try(t.Context(), tt.how), tt.how); got != tt.want {
+			t.Errorf("%v: %q, want %q", tt.how, got, tt.want)
+		}
+	}
+	if got := Reason(&net.OpError{Op: "dial", Err: context.DeadlineExceeded}, label.Ready{}); got != "no answer within 1s" {
+		t.Errorf("%q", got)
 	}
 }

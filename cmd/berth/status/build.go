@@ -191,7 +191,7 @@ func (b *builder) entry(e *Entry) Instance {
 	failing := e.failing()
 	switch {
 	case maintained:
-		out.State, out.Reason = Draining, strings.TrimPrefix(reason, agent.Automatic)
+		out.State, out.Reason = Draining, claim.WithoutStop(strings.TrimPrefix(reason, agent.Automatic))
 		out.Reached = notServing(&out)
 	case failing != "":
 		out.State, out.Reason = Down, "its check in Consul is critical: "+failing

@@ -251,8 +251,8 @@ func (x explainer) instance(about string, s *Service, in *Instance, c *registrar
 		add(StepContainer, in.Times.Started, append(asked(c), reasons...)...)
 	}
 	if p != nil {
-		add(StepReady, in.Times.Ready, "it is ready when "+p.ReadyWhen, p.Endpoint)
-		add(StepRegistered, p.Registered, "service "+s.Name+", instance "+in.ID, p.String())
+		add(StepReady, in.Times.Ready, "it is ready when "+p.ReadyWhen, p.Endpoint, p.Probe)
+		add(StepRegistered, p.RegisteredAt, "service "+s.Name+", instance "+in.ID, p.String())
 	} else {
 		add(StepReady, in.Times.Ready)
 		add(StepRegistered, in.Times.Registered, "service "+s.Name+", instance "+in.ID)

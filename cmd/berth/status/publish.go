@@ -184,7 +184,7 @@ func RegistrarPart(report registrar.Report) (out []PartContainer) {
 		for _, i := range c.Instances {
 			p.Instances = append(p.Instances, PartInstance{
 				Service: i.Service, ID: i.ID, State: string(i.State), Reason: i.Reason, NoRoute: i.NoRoute,
-				Address: i.Address, Ready: i.ReadyAt, Registered: i.Registered,
+				Address: i.Address, Ready: i.ReadyAt, Registered: i.RegisteredAt,
 			})
 		}
 		out = append(out, p)
