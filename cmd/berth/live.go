@@ -25,6 +25,7 @@ type liveTimes struct {
 	services []string                  // in the catalog
 	listed   bool                      // services is known
 	live     map[string]time.Time      // since when a server is in the proxy, by address
+	came     map[string]time.Time      // when the instance was ready that was measured last, by address
 	left     map[string]time.Time      // the stop that was measured last, by address
 	last500  []liveTime
 }
@@ -51,7 +52,7 @@ func newLiveTimes(registry prometheus.Registerer) *liveTimes {
 			Name: "berth_stop_to_drained_seconds", Buckets: liveBuckets,
 			Help: "Time from the moment an instance was told to stop, on whatever host, until the running proxy gives it no new request.",
 		}),
-		entries: map[string][]status.Entry{}, at: map[string][]status.Entry{}, live: map[string]time.Time{}, left: map[string]time.Time{},
+		entries: map[string][]status.Entry{}, at: map[string][]status.Entry{}, live: map[string]time.Time{}, came: map[string]time.Time{}, left: map[string]time.Time{},
 	}
 	registry.MustRegister(l.ready, l.drained)
 	return l
@@ -72,10 +73,12 @@ func (l *liveTimes) setInstances(service string, list []*api.ServiceEntry) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var gone []string
 	for _, old := range l.entries[service] {
 		rest := slices.DeleteFunc(l.at[old.Address], func(e status.Entry) bool { return e.Service == service })
 		if len(rest) == 0 {
 			delete(l.at, old.Address)
+			gone = append(gone, old.Address)
 		} else {
 			l.at[old.Address] = rest
 		}
@@ -84,6 +87,12 @@ func (l *liveTimes) setInstances(service string, list []*api.ServiceEntry) {
 		delete(l.entries, service)
 	} else {
 		l.entries[service] = entries
+	}
+	for _, address := range gone {
+		if !slices.ContainsFunc(entries, func(e status.Entry) bool { return e.Address == address }) {
+			delete(l.came, address)
+			delete(l.left, address)
+		}
 	}
 	for _, e := range entries {
 		l.at[e.Address] = append(slices.Clip(l.at[e.Address]), e)
@@ -136,9 +145,10 @@ func (l *liveTimes) changed(changes []proxyctl.Change) {
 			delete(l.left, address)
 			for _, e := range l.at[address] {
 				ready, is := claim.ReadyAt(e.Meta)
-				if !is || !ready.After(l.began) {
+				if !is || !ready.After(l.began) || l.came[address].Equal(ready) { // it has come back
 					continue
 				}
+				l.came[address] = ready
 				took := max(0, now.Sub(ready).Seconds())
 				l.ready.Observe(took)
 				l.last500 = append(l.last500, liveTime{now, e.Service, e.ID, took})
@@ -146,9 +156,6 @@ func (l *liveTimes) changed(changes []proxyctl.Change) {
 				break
 			}
 		}
-	}
-	if len(l.left) > 10_000 {
-		clear(l.left)
 	}
 }
 
@@ -171,16 +178,6 @@ func (l *liveTimes) since() map[string]time.Time {
 		out[address] = at
 	}
 	return out
-}
-
-// of returns the services that have an instance at an address.
-func (l *liveTimes) of(address string) (services []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, e := range l.at[address] {
-		services = append(services, e.Service)
-	}
-	return services
 }
 
 // passing returns the addresses of all instances that pass their checks, with their services.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"berth/registrar/rollout"
 )
 
@@ -17,7 +19,9 @@ func (p *process) newPublisher(o output) (*rollout.Publisher, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &rollout.Publisher{Consul: consul, Balancer: host + ":" + p.proxy.common().File, Log: p.log,
+	rollouts := prometheus.NewGauge(prometheus.GaugeOpts{Name: "berth_rollouts_running", Help: "Rollouts that run now, of all projects."})
+	p.metrics.MustRegister(rollouts)
+	return &rollout.Publisher{Consul: consul, Running: func(n int) { rollouts.Set(float64(n)) }, Balancer: host + ":" + p.proxy.common().File, Log: p.log,
 		Servers: func(ctx context.Context) (map[string]rollout.Server, error) {
 			list, err := o.proxy.Servers(ctx)
 			servers := map[string]rollout.Server{}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -102,6 +103,9 @@ func (p *process) run(ctx context.Context, want parts) error {
 		// 2. The outputs, plain files and the proxy, and the proxy as a child.
 		refused := route.NewRefused()
 		report.live = newLiveTimes(p.metrics)
+		if p.config.TLSDirectory != "" {
+			p.metrics.MustRegister(newExpiries(p.config.TLSDirectory))
+		}
 		if outputs, err = p.plainFiles(); err != nil {
 			return err
 		}
@@ -154,7 +158,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 		if err != nil {
 			return err
 		}
-		runners, report.registrar = append(runners, r), r
+		runners, report.registrar, report.docker = append(runners, r), r, cmp.Or(os.Getenv("DOCKER_HOST"), "unix:///var/run/docker.sock")
 		runners = append(runners, task(func(ctx context.Context) { onEach(ctx, r.Changed(), report.changed) }))
 		handler.Handle("GET "+reportPath, reportHandler(r.Report))
 		if err := p.handleCensus(handler, localInstances(r.Report), nil); err != nil {

@@ -81,6 +81,7 @@ type Publisher struct {
 	Balancer string // a name of its own
 	// Servers returns the servers that the proxy has, by address.
 	Servers func(context.Context) (map[string]Server, error)
+	Running func(rollouts int) // is told how many run, whenever that may have changed; nil = nobody
 	Log     *slog.Logger
 }
 
@@ -135,6 +136,9 @@ func (p *Publisher) watch(ctx context.Context, changed func([]string)) {
 		} else {
 			index = meta.LastIndex
 		}
+		if p.Running != nil {
+			p.Running(running(pairs))
+		}
 		if now := addressesIn(pairs); !slices.Equal(now, last) {
 			last = now
 			changed(now)
@@ -142,6 +146,16 @@ func (p *Publisher) watch(ctx context.Context, changed func([]string)) {
 			retry.Pause(ctx, lookTime+rand.N(lookTime)) // while no key is there, other keys' changes wake us up, too
 		}
 	}
+}
+
+// running counts the rollouts that somebody runs.
+func running(pairs api.KVPairs) (n int) {
+	for _, pair := range pairs {
+		if pair.Session != "" {
+			n++
+		}
+	}
+	return n
 }
 
 // addressesIn returns the addresses in the states of rollouts that somebody runs, sorted.

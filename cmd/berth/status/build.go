@@ -106,7 +106,7 @@ func (b *builder) readParts() {
 			if len(c.Instances) == 0 {
 				b.doc.Containers = append(b.doc.Containers, Container{
 					Host: p.Host, Name: c.Name, ID: c.ID, Service: c.Service, State: Down, Reached: StepContainer,
-					Reasons: append([]string{}, c.Reasons...), Started: c.Started, Meant: c.Meant,
+					Reasons: append([]string{}, c.Reasons...), Started: c.Started, Meant: c.Meant, Evidence: c.Evidence,
 				})
 			}
 		}
@@ -180,7 +180,7 @@ func (b *builder) entry(e *Entry) Instance {
 	out.Times.Live = b.in.Live[e.Address]
 	known := b.instances[e.ID]
 	if c := b.of[e.ID]; c != nil {
-		out.Container = c.Name
+		out.Container, out.Evidence = c.Name, c.Evidence
 		out.Times.Registered = known.Registered
 	}
 	if out.Container == "" && out.ContainerID != "" {
@@ -293,7 +293,7 @@ func (b *builder) unregistered() {
 		if there[id] || b.in.Catalog == nil && isRegistered(p.State) {
 			continue
 		}
-		in := Instance{ID: id, Container: c.Name, ContainerID: c.ID, Address: p.Address, Reason: p.Reason, Reached: StepContainer, State: Down}
+		in := Instance{ID: id, Container: c.Name, ContainerID: c.ID, Address: p.Address, Reason: p.Reason, Reached: StepContainer, State: Down, Evidence: c.Evidence}
 		in.Times = Times{Started: c.Started, Ready: p.Ready, Registered: p.Registered}
 		if !p.Ready.IsZero() {
 			in.Reached = StepReady

@@ -72,7 +72,8 @@ type Instance struct {
 	Reached     Step     `json:"reached"`          // the last step that it has come to
 	Reason      string   `json:"reason,omitempty"` // why it has not come farther, or what else is to be said, with the remedy
 	Times       Times    `json:"times"`
-	Servers     []Server `json:"servers,omitempty"` // as the proxies have it
+	Servers     []Server `json:"servers,omitempty"`  // as the proxies have it
+	Evidence    []string `json:"evidence,omitempty"` // what its registrar sees of its container, if that does not serve
 }
 
 // Step is a step on the way from a container to requests.
@@ -115,15 +116,16 @@ type Server struct {
 
 // Container is a container that stands for no instance, or of which something is to be said.
 type Container struct {
-	Host    string    `json:"host"` // of Docker
-	Name    string    `json:"name"`
-	ID      string    `json:"id"`
-	Service string    `json:"service,omitempty"` // that it belongs to in a compose file
-	State   State     `json:"state"`
-	Reached Step      `json:"reached"`
-	Reasons []string  `json:"reasons"`
-	Started time.Time `json:"started,omitzero"`
-	Meant   bool      `json:"meant"` // somebody gave it SERVICE_* labels or variables
+	Host     string    `json:"host"` // of Docker
+	Name     string    `json:"name"`
+	ID       string    `json:"id"`
+	Service  string    `json:"service,omitempty"` // that it belongs to in a compose file
+	State    State     `json:"state"`
+	Reached  Step      `json:"reached"`
+	Reasons  []string  `json:"reasons"`
+	Started  time.Time `json:"started,omitzero"`
+	Meant    bool      `json:"meant"`              // somebody gave it SERVICE_* labels or variables
+	Evidence []string  `json:"evidence,omitempty"` // what its registrar sees of it
 }
 
 // Proxy is a proxy that a templater looks after.

@@ -110,6 +110,14 @@ type found struct {
 	listed            *Container
 }
 
+// evidence is what is published of a container that stands for no instance.
+func (f found) evidence() []string {
+	if f.listed == nil {
+		return nil
+	}
+	return f.listed.Evidence
+}
+
 // all returns all containers that the document or the report has, by their IDs.
 func (x explainer) all() map[string]found {
 	out := map[string]found{}
@@ -184,7 +192,7 @@ func (x explainer) container(c found) (out []Explanation) {
 	if len(out) > 0 {
 		return out
 	}
-	e := Explanation{About: about, State: Down, Steps: []Explained{{Step: string(StepContainer), Passed: true, Evidence: asked(c.planned)}}}
+	e := Explanation{About: about, State: Down, Steps: []Explained{{Step: string(StepContainer), Passed: true, Evidence: asked(c.planned, c.evidence())}}}
 	var reasons []string
 	switch {
 	case c.planned != nil && len(c.planned.Instances) > 0: // the registrar is about to tell, or Consul is away
@@ -206,11 +214,19 @@ func (x explainer) container(c found) (out []Explanation) {
 	return []Explanation{e}
 }
 
-// asked is what a container asks for, and how its host sees it.
-func asked(p *registrar.Planned) (evidence []string) {
-	if p == nil {
-		return []string{"the registrar of its Docker host knows more: run berth explain there, where it runs"}
+// asked is what a container asks for, and how its host sees it: as a registrar that was asked says, or as is published.
+func asked(p *registrar.Planned, published []string) []string {
+	switch {
+	case p != nil:
+		return evidence(p)
+	case len(published) > 0:
+		return published
 	}
+	return []string{"the registrar of its Docker host knows more: run berth explain there, where it runs"}
+}
+
+// evidence is what a registrar sees of a container, one thing in a line.
+func evidence(p *registrar.Planned) (evidence []string) {
 	if p.Image != "" {
 		evidence = append(evidence, "image "+p.Image)
 	}
@@ -248,7 +264,7 @@ func (x explainer) instance(about string, s *Service, in *Instance, c *registrar
 		reasons = c.Reasons
 	}
 	if in.ContainerID != "" {
-		add(StepContainer, in.Times.Started, append(asked(c), reasons...)...)
+		add(StepContainer, in.Times.Started, append(asked(c, in.Evidence), reasons...)...)
 	}
 	if p != nil {
 		add(StepReady, in.Times.Ready, "it is ready when "+p.ReadyWhen, p.Endpoint, p.Probe)

@@ -214,21 +214,22 @@ func (h *Hub) Document(ctx context.Context) (*Snapshot, error) {
 	if s := h.good(); s != nil {
 		return s, nil
 	}
-	began := time.Now()
 	h.mu.Lock()
 	h.dirty = false
 	h.mu.Unlock()
-	in, err := h.input(ctx)
+	in, read, err := h.input(ctx)
 	if err != nil {
 		return nil, err
 	}
+	began := time.Now()
 	s := newSnapshot(Build(in))
+	cost := read + time.Since(began)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.last != nil && h.last.Tag == s.Tag {
 		s = h.last
 	}
-	h.last, h.built, h.cost = s, time.Now(), time.Since(began)
+	h.last, h.built, h.cost = s, time.Now(), cost
 	return s, nil
 }
 
@@ -269,8 +270,9 @@ func (h *Hub) tellsAll() bool {
 	return all
 }
 
-// input gathers what a document is made of.
-func (h *Hub) input(ctx context.Context) (Input, error) {
+// input gathers what a document is made of. It returns how long it took to read the catalog, which is work here as well; to wait for
+// an answer is not.
+func (h *Hub) input(ctx context.Context) (Input, time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	in := Input{At: time.Now()}
@@ -290,9 +292,12 @@ func (h *Hub) input(ctx context.Context) (Input, error) {
 	if h.Catalog != nil {
 		in.Catalog, all = h.Catalog()
 	}
+	var read time.Duration
 	if !all {
 		var err error
+		began := time.Now()
 		in.Catalog, err = ReadCatalog(ctx, h.Consul)
+		read = time.Since(began)
 		note(err)
 	}
 	var err error
@@ -317,7 +322,7 @@ func (h *Hub) input(ctx context.Context) (Input, error) {
 			in.Parts = append(in.Parts, p)
 		}
 	}
-	return in, nil
+	return in, read, nil
 }
 
 var seed = maphash.MakeSeed()

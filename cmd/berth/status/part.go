@@ -43,6 +43,8 @@ type PartContainer struct {
 	Meant     bool           `json:"meant,omitempty"`
 	Instances []PartInstance `json:"instances,omitempty"`
 	Reasons   []string       `json:"reasons,omitempty"`
+	// Evidence is what its registrar sees of it, one thing in a line, if something is to be said of it.
+	Evidence []string `json:"evidence,omitempty"`
 }
 
 // PartInstance is an instance that a container registers, or is to.

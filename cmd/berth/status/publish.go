@@ -187,6 +187,9 @@ func RegistrarPart(report registrar.Report) (out []PartContainer) {
 				Address: i.Address, Ready: i.ReadyAt, Registered: i.RegisteredAt,
 			})
 		}
+		if p.weight() == 2 {
+			p.Evidence = clip(evidence(&c))
+		}
 		out = append(out, p)
 	}
 	slices.SortStableFunc(out, func(a, b PartContainer) int { return b.weight() - a.weight() })

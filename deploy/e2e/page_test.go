@@ -1,0 +1,128 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+	"github.com/hashicorp/consul/api"
+
+	"berth/deploy/testenv"
+	"berth/deploy/testenv/browser"
+)
+
+// The page of a real stack follows what happens, in a real browser, without being loaded again.
+func TestE2EPageOfStack(t *testing.T) {
+	s := startStack(t)
+	tab := browser.Start(t, s.Project+"-chromium", s.Project+"_default").NewTab(t)
+	tab.Run(chromedp.EmulateViewport(1200, 900), chromedp.Navigate("http://"+s.address("templater")+":9652/"))
+	shows := func(what, expression string) time.Duration {
+		t.Helper()
+		return tab.Until(what, `(li => !!li && (`+expression+`))([...document.querySelectorAll("#services > li")].find(li => li.querySelector(".toggle").textContent == "app"))`)
+	}
+	shows("app serves", `li.innerText.includes("1/1") && li.innerText.includes("serving")`)
+	tab.Run(chromedp.Evaluate[chromedp.Void](`window.loaded = "once"`),
+		chromedp.Evaluate[chromedp.Void](`[...document.querySelectorAll("#services > li")].find(li => li.querySelector(".toggle").textContent == "app").querySelector(".toggle").click()`))
+	shows("its instance has come all the way", `li.querySelectorAll(".chain .done").length == 7`)
+
+	s.scale(5)
+	took := shows("five serve", `li.innerText.includes("5/5")`)
+	t.Logf("five are shown %v after compose is done", took.Round(time.Millisecond))
+	shows("all five are listed", `li.querySelectorAll(".instance").length == 5`)
+	tab.Until("the changes are told", `/app: \d+ → 5 servers, live after \d+ ms/.test(document.querySelector("#events").textContent) || document.querySelector("#events").textContent.includes("live after")`)
+	tab.Until("their times are drawn", `document.querySelectorAll("#plot circle").length >= 4`)
+
+	// A check that somebody has added in Consul fails.
+	consul, err := api.NewClient(&api.Config{Address: s.consul})
+	if err != nil {
+		t.Fatal(err)
+	}
+	services, err := consul.Agent().Services()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, one := range services {
+		if one.Service != "app" {
+			continue
+		}
+		check := &api.AgentCheckRegistration{ID: "added", Name: "disk", ServiceID: id, AgentServiceCheck: api.AgentServiceCheck{TTL: "1m", Status: "passing"}}
+		if err := consul.Agent().CheckRegister(check); err != nil {
+			t.Fatal(err)
+		}
+		if err := consul.Agent().UpdateTTL("added", "no space is left", "critical"); err != nil {
+			t.Fatal(err)
+		}
+		break
+	}
+	took = shows("the reason is shown", `li.innerText.includes("disk: no space is left") && li.innerText.includes("4/5")`)
+	if t.Logf("the reason is shown after %v", took.Round(time.Millisecond)); took > time.Second {
+		t.Errorf("the reason is shown after %v, want a second", took)
+	}
+	if got := browser.Ask(tab, chromedp.Evaluate[string](`String(window.loaded)`)); got != "once" {
+		t.Error("the page was loaded again")
+	}
+}
+
+// address returns the address of the first container of a service on the stack's network.
+func (s *stack) address(service string) string {
+	s.Helper()
+	return s.Docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", s.Containers(service)[0])
+}
+
+// Changes are followed from the command line, those of another berth too; and every metric that is documented is there.
+func TestE2EEventsAndMetrics(t *testing.T) {
+	s := startStack(t)
+	cmd := exec.Command("docker", "exec", s.Containers("templater")[0], "berth", "events", "--follow")
+	log := &testenv.Log{}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	log.Wait(t, "berth starts")
+	s.scale(2)
+	log.Wait(t, "1 → 2 servers, live after")
+	s.Eventually(10*time.Second, "the registrar's change is told", func() error {
+		if text := log.String(); strings.Count(text, "registered  service=app") < 2 {
+			return fmt.Errorf("told is\n%s", text)
+		}
+		return nil
+	})
+	text, err := s.metrics()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"berth_ready_to_live_seconds_bucket", `berth_ready_to_live_seconds_bucket{le="0.05"}`, "berth_stop_to_drained_seconds_count", "berth_proxy_refusals_total 0",
+		"berth_proxy_drift_repairs_total 0", "berth_proxy_generations_total", "berth_proxy_generation_timestamp_seconds", "berth_rollouts_running 0", "berth_status_publish_failures_total 0"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("there is no %s", want)
+		}
+	}
+	s.scale(1)
+	s.Eventually(20*time.Second, "the drain is measured", func() error {
+		text, err := s.metrics()
+		if err == nil && !strings.Contains(text, "berth_stop_to_drained_seconds_count 1") {
+			err = errors.New("it is not")
+		}
+		return err
+	})
+}
+
+// metrics returns the templater's metrics.
+func (s *stack) metrics() (string, error) {
+	resp, err := http.Get("http://" + s.page + "/metrics")
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	return string(text), err
+}
