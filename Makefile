@@ -15,6 +15,7 @@ help:
 	@echo "make bench-nginx  the same for nginx, by reloads and without, next to HAProxy"
 	@echo "make bench-registrar  how soon containers are registered, 200 at once too, and what the registrar costs when idle"
 	@echo "make bench-templater  how soon a change in Consul is rendered with 10,000 instances, next to consul-template's own loop"
+	@echo "make bench-page   how soon the page and berth status are there with 1,000 services of 10 instances, and what the page costs"
 	@echo "make bench-groups  how soon 50 instances have a new configuration, what a rolling change and a new leader take, and memory, next to consul-template"
 	@echo "make images     build the images of the demo: 4 to 7 minutes once where none can be pulled"
 	@echo "make nginx-images  those and, for nginx and the chat example, theirs: 2 minutes more"
@@ -70,6 +71,11 @@ bench-e2e: images
 .PHONY: bench-replace
 bench-replace: test-images
 	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2EReplace -benchtime 1x -timeout 30m ./deploy/e2e
+
+.PHONY: bench-page
+bench-page: test-images build
+	@set -a && . deploy/.env && BERTH=$(CURDIR)/build/berth && set +a && \
+	go test -tags e2e -run '^$$' -bench E2EPage -benchtime 1x -timeout 10m ./cmd/berth
 
 # BENCH_HAPROXY=image,image takes other HAProxys than the usual one.
 .PHONY: bench-proxy

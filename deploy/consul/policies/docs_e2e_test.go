@@ -29,7 +29,7 @@ func TestE2ESecurityDocs(t *testing.T) {
 	}
 	work := testenv.Dir(t)
 	testenv.File(t, work, "commands.sh", script)
-	for _, name := range []string{"registrar", "templater", "service", "operator", "rollout"} {
+	for _, name := range []string{"registrar", "templater", "service", "operator", "rollout", "viewer"} {
 		policy, err := os.ReadFile(name + ".hcl")
 		if err != nil {
 			t.Fatal(err)
