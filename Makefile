@@ -1,10 +1,14 @@
-# A plain "make" lists the targets. VERSION is what "berth version" says.
+# A plain "make" lists the targets. VERSION, COMMIT and DATE are what "berth version" says. SOURCE_DATE_EPOCH sets the date.
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-GO_BUILD = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+COMMIT = $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+DATE = $(shell date -u $(if $(SOURCE_DATE_EPOCH),-d @$(SOURCE_DATE_EPOCH)) +%Y-%m-%d)
+LDFLAGS = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
+GO_BUILD = CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
 
 .PHONY: help
 help:
 	@echo "make build      compile berth to build/berth"
+	@echo "make man        write the manual pages to build/man/man1, and the shell completions to build/completion"
 	@echo "make demo       start Consul, HAProxy, berth and an application in Docker, and say what to try"
 	@echo "make demo-down  remove all of that again"
 	@echo "make check      formatting, vet, staticcheck and the unit tests: needs no Docker"
@@ -31,6 +35,12 @@ build/berth-chat: .FORCE
 	$(GO_BUILD) -o $@ ./deploy/examples/chat-nginx/chat
 .FORCE:
 
+# man build/man/man1/berth.1 shows a page. Packages put these into their places.
+.PHONY: man
+man:
+	CGO_ENABLED=0 go run -tags man -ldflags "-X main.version=$(VERSION)" ./cmd/berth man build/man/man1
+	@mkdir -p build/completion && for shell in bash zsh fish; do go run ./cmd/berth completion $$shell >build/completion/berth.$$shell || exit 1; done
+
 .PHONY: images nginx-images test-images
 images:
 	@deploy/images/build.sh
@@ -50,10 +60,12 @@ check:
 	@files=$$(gofmt -l .) && test -z "$$files" || { echo "gofmt -w is needed on:" $$files >&2; exit 1; }
 	go vet ./...
 	go vet -tags e2e ./...
+	go vet -tags man ./cmd/berth
 	go tool staticcheck ./...
 	go tool staticcheck -tags e2e ./...
 	@cc=$$(go env CC) && race=-race && { command -v $${cc%% *} >/dev/null || { race=; echo "no C compiler here: the tests run without the race detector"; }; } && \
 	echo go test $$race ./... && go test $$race ./...
+	go test -tags man -run TestManual ./cmd/berth
 
 # With CI in the environment a test that is skipped is a failure. Registrars register what they find in Docker, so the packages
 # with registrars are tested one after the other, those without beside them.

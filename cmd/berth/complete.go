@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	docker "github.com/fsouza/go-dockerclient"
@@ -150,6 +151,19 @@ func completeServices(names func(context.Context, *api.Client) []string) cobra.C
 		}
 		return offered, cobra.ShellCompDirectiveNoFileComp
 	}
+}
+
+// completeNames offers the services and the containers, which are asked for at the same time.
+func completeNames(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var services, containers []string
+	var both sync.WaitGroup
+	both.Go(func() { services, _ = completeServices(serviceNames)(cmd, nil, toComplete) })
+	both.Go(func() { containers, _ = completeContainers(cmd, nil, toComplete) })
+	both.Wait()
+	return append(services, containers...), cobra.ShellCompDirectiveNoFileComp
 }
 
 // completeNetworks offers the names of Docker's networks.

@@ -130,3 +130,30 @@ func TestExamples(t *testing.T) {
 		}
 	}
 }
+
+// A shell offers containers and services where either may be named.
+func TestCompletionOfNames(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	daemon := httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`[{"Id":"1","Image":"shop:1","Names":["/shop_web_1"]}]`))
+	})}}
+	daemon.Start()
+	defer daemon.Close()
+	consul := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"shop":[],"mail":[]}`))
+	}))
+	defer consul.Close()
+	t.Setenv("DOCKER_HOST", "unix://"+path)
+	t.Setenv("CONSUL_HTTP_ADDR", consul.URL)
+	for words, want := range map[string]string{"explain ": "mail shop shop_web_1", "status ": "mail shop", "explain shop ": "", "status shop ": "", "events ": ""} {
+		offered, directive := completed(t, strings.Split(words, " ")...)
+		slices.Sort(offered)
+		if got := strings.Join(offered, " "); got != want || directive != "4" {
+			t.Errorf("%q: offered are %q, %s, want %q", words, got, directive, want)
+		}
+	}
+}

@@ -27,6 +27,7 @@ Consul is shown.
 
 Exits with 0 when it has explained, 1 on an error, 2 if there is nothing by this name, and 3 if
 neither a berth nor Consul answers.`,
+		ValidArgsFunction: completeNames,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return errors.New("give one container, service or URL, as in: berth explain shop_web_1")

@@ -60,6 +60,9 @@ func berth() int {
 	return exitCode(ctx, os.Stderr, err)
 }
 
+// extraCommands are those of special builds.
+var extraCommands []func(root *cobra.Command) *cobra.Command
+
 func rootCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "berth",
@@ -81,6 +84,9 @@ bad value. As in diff, render --diff and config diff exit with 1 when something 
 	cmd.AddCommand(runCommand(), registrarCommand(), templaterCommand(), renderCommand(), serviceCommand(), statusCommand(), explainCommand(), eventsCommand(), rolloutCommand(), drainCommand(true), drainCommand(false),
 		pauseCommand(), resumeCommand(),
 		configCommand(), fileCommand(), restartCommand(), templateCommand(), healthcheckCommand(), versionCommand(), environmentHelp())
+	for _, extra := range extraCommands {
+		cmd.AddCommand(extra(cmd))
+	}
 	cmd.SetHelpCommand(helpCommand(cmd))
 	cmd.InitDefaultHelpCmd()
 	cmd.InitDefaultCompletionCmd()

@@ -15,6 +15,8 @@ import (
 	docker "github.com/fsouza/go-dockerclient"
 	"github.com/spf13/pflag"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"berth/proxyctl"
 	"berth/registrar/rollout"
 )
@@ -186,7 +188,7 @@ func (p proxyWith) Servers(context.Context) ([]proxyctl.Server, error) { return 
 // An address is served when all backends have it that have a server there.
 func TestPublishedServers(t *testing.T) {
 	at := netip.MustParseAddrPort
-	p := &process{proxy: newHAProxy()}
+	p := &process{proxy: newHAProxy(), metrics: prometheus.NewRegistry()}
 	publisher, err := p.newPublisher(output{proxy: proxyWith{list: []proxyctl.Server{
 		{Backend: "a", Address: at("10.0.0.1:80"), Usable: true, InFlight: 1}, {Backend: "b", Address: at("10.0.0.1:80"), Usable: true, InFlight: 2},
 		{Backend: "a", Address: at("10.0.0.2:80"), Usable: true}, {Backend: "b", Address: at("10.0.0.2:80"), InFlight: 4},

@@ -46,8 +46,13 @@ what they know.
 Exits with 0 when it has reported, 1 on an error, 2 if there is no such service, and 3 if neither a berth nor Consul answers.
 With --check it prints one line and exits as monitoring plugins do: 0 if all services are served, 1 if some instances are
 down, 2 if a service is down, 3 if that is not known.`,
-		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: completeServices(serviceNames),
+		Args: cobra.MaximumNArgs(1),
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return completeServices(serviceNames)(cmd, args, toComplete)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := readConfig(cmd.Flags())
 			if err != nil {

@@ -2,41 +2,80 @@ package main
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"io"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
 
-// version is stamped in by the linker: -X main.version=v1.2.3.
-var version = "dev"
+// These are stamped in by the linker: -X main.version=v1.2.3. A build without them has what Go knows of it.
+var (
+	version = "dev"
+	commit  string
+	date    string // of the build
+)
 
-// versionLine is what berth version prints. Where no version was stamped in, it has the commit that Go knows of.
-func versionLine() string {
-	var commit, at string
-	if info, ok := debug.ReadBuildInfo(); ok && version == "dev" {
-		for _, s := range info.Settings {
-			switch s.Key {
-			case "vcs.revision":
-				commit = fmt.Sprintf(" %.12s", s.Value)
-			case "vcs.time":
-				at = s.Value + ", "
-			}
+// build describes a build of berth.
+type build struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit,omitempty"`
+	Date    string `json:"date,omitempty"` // of the build; of the commit where that is all that is known
+	Go      string `json:"go"`
+	System  string `json:"system"`
+}
+
+// thisBuild describes the running program.
+func thisBuild() build {
+	b := build{cmp.Or(version, "dev"), commit, date, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return b
+	}
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision" && b.Commit == "":
+			b.Commit = fmt.Sprintf("%.12s", s.Value)
+		case s.Key == "vcs.time" && b.Date == "":
+			b.Date = s.Value
 		}
 	}
-	return fmt.Sprintf("berth %s%s (%s%s, %s/%s)\n", cmp.Or(version, "dev"), commit, at, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return b
+}
+
+// versionLine is what berth version prints.
+func versionLine() string {
+	b := thisBuild()
+	var more []string
+	if b.Commit != "" {
+		more = append(more, "commit "+b.Commit)
+	}
+	if b.Date != "" {
+		more = append(more, "built "+b.Date)
+	}
+	return fmt.Sprintf("berth %s (%s)\n", b.Version, strings.Join(append(more, b.Go, b.System), ", "))
 }
 
 func versionCommand() *cobra.Command {
-	return &cobra.Command{
+	var form string
+	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Print the version",
+		Short: "Print the version, with its commit, build date and Go",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := io.WriteString(cmd.OutOrStdout(), versionLine())
-			return err
+			switch form {
+			case "text":
+				_, err := io.WriteString(cmd.OutOrStdout(), versionLine())
+				return err
+			case formatJSON:
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(thisBuild())
+			}
+			return asUsageError(fmt.Errorf("format must be text or json, not %q", form))
 		},
 	}
+	cmd.Flags().StringVar(&form, "format", "text", "text or json")
+	return cmd
 }
