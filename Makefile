@@ -69,7 +69,7 @@ check:
 
 # With CI in the environment a test that is skipped is a failure. Registrars register what they find in Docker, so the packages
 # with registrars are tested one after the other, those without beside them.
-E2E = ./cmd/...,./deploy/e2e/...,./deploy/examples/...,./registrar ./proxyctl/...,./registrar/group/...,./deploy/consul/...,./templater/...,./templates/...
+E2E = ./cmd/...,./deploy/e2e/...,./deploy/examples/...,./deploy/observability/...,./registrar ./proxyctl/...,./registrar/group/...,./deploy/consul/...,./templater/...,./templates/...
 .PHONY: test
 test: check test-images
 	@mkdir -p build

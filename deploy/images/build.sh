@@ -19,6 +19,7 @@ debian=trixie
 haproxy=3.0
 nginx=1.26
 redis=8
+prometheus=v3.5.0
 consul=$(sed -n 's|^require github.com/hashicorp/consul v||p' "$images/consul/go.mod")
 compose=$(sed -n 's|^.*github.com/docker/compose/v2 \(v[^ ]*\).*|\1|p' "$images/compose/go.mod")
 
@@ -166,6 +167,14 @@ make_chromium() {
 	docker_build "$1" --build-arg DEBIAN="$debian"
 }
 
+# make_prometheus makes what scrapes and checks rules in the tests.
+make_prometheus() {
+	make_base "$debian"
+	say "building $1 from Debian's package (half a minute, once)"
+	context prometheus
+	docker_build "$1" --build-arg DEBIAN="$debian"
+}
+
 # make_chat compiles the application of the example chat-nginx.
 make_chat() {
 	make -s -C "$root" build/berth-chat
@@ -252,6 +261,8 @@ fi
 if [ -n "$all" ]; then
 	image_chromium=berth-chromium:$debian
 	have "$image_chromium" || make_chromium "$image_chromium"
+	if ! pick "prom/prometheus:$prometheus" "berth-prometheus:$debian"; then make_prometheus "$picked"; fi
+	image_prometheus=$picked
 	make_compose
 fi
 
@@ -276,6 +287,7 @@ IMAGE_CHAT=$image_chat"
 fi
 [ -z "$all" ] || images_more="$images_more
 IMAGE_CHROMIUM=$image_chromium
+IMAGE_PROMETHEUS=$image_prometheus
 COMPOSE_V2=$build/docker-compose"
 write_env
 say "images: $image_berth $image_app $image_haproxy $image_consul (named in deploy/.env)"
