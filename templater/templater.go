@@ -66,6 +66,9 @@ type Options struct {
 	// the lists stay as they are. nil = nobody.
 	Services  func(names []string)
 	Instances func(service string, list []*api.ServiceEntry)
+	// About returns the service and the instance that a reason of LeftOut is about, for the log; "" where it is about none. nil = nobody
+	// knows.
+	About func(reason string) (service, instance string)
 	// Changed is called likewise when LeftOut or Ready may say something else.
 	Changed func()
 
@@ -116,6 +119,9 @@ func New(opts Options) (*Templater, error) {
 	opts.WaitTime = cmp.Or(opts.WaitTime, 60*time.Second)
 	opts.Grace = cmp.Or(opts.Grace, 30*time.Second)
 	opts.VanishLimit = cmp.Or(opts.VanishLimit, 100)
+	if opts.About == nil {
+		opts.About = func(string) (string, string) { return "", "" }
+	}
 	if opts.Changed == nil {
 		opts.Changed = func() {}
 	}
@@ -411,10 +417,10 @@ func (t *Templater) reportLeftOut() {
 		}
 	}
 	for _, reason := range added(t.leftOut, now) {
-		t.log.Warn("left out", "reason", reason)
+		t.log.Warn("left out", t.about(reason)...)
 	}
 	for _, reason := range added(now, t.leftOut) {
-		t.log.Info("no longer left out", "reason", reason)
+		t.log.Info("no longer left out", t.about(reason)...)
 	}
 	if !maps.Equal(t.leftOut, now) || t.left.Load() == nil {
 		list := slices.Sorted(maps.Keys(now))
@@ -423,6 +429,19 @@ func (t *Templater) reportLeftOut() {
 	}
 	t.leftOut = now
 	t.metrics.leftOut.Set(float64(len(now)))
+}
+
+// about returns the attributes of a line about something that is left out.
+func (t *Templater) about(reason string) []any {
+	attrs := []any{"reason", reason}
+	service, instance := t.opts.About(reason)
+	if service != "" {
+		attrs = append(attrs, "service", service)
+	}
+	if instance != "" {
+		attrs = append(attrs, "instance", instance)
+	}
+	return attrs
 }
 
 // added returns the keys of after that before lacks, sorted.

@@ -23,7 +23,6 @@ import (
 	"berth/templater"
 	"berth/templater/catalog"
 	"berth/templates/claim"
-	"berth/templates/route"
 )
 
 // reporter tells what this berth knows: to those who ask it, and through Consul to all others.
@@ -104,7 +103,7 @@ func (r *reporter) tasks() (out []runner) {
 		out = append(out, task(r.publisher(status.RoleTemplater).Run))
 	}
 	if r.proxy != nil {
-		out = append(out, task(func(ctx context.Context) { r.proxy.run(ctx, r.live.passing, routed(r.proxy.ledger)) }))
+		out = append(out, task(func(ctx context.Context) { r.proxy.run(ctx, r.live.passing) }))
 	}
 	r.p.events.Added(r.changed)
 	return append(out, task(r.hub.Run))
@@ -229,7 +228,7 @@ const (
 )
 
 // run looks at the proxy until ctx is done: soon after each change, and now and then.
-func (x *proxyReporter) run(ctx context.Context, passing func() map[string][]string, routed func(string) bool) {
+func (x *proxyReporter) run(ctx context.Context, passing func() map[string][]string) {
 	var wait time.Duration
 	for {
 		select {
@@ -239,7 +238,7 @@ func (x *proxyReporter) run(ctx context.Context, passing func() map[string][]str
 		case <-time.After(wait):
 		}
 		began := time.Now()
-		x.look(ctx, passing, routed)
+		x.look(ctx, passing())
 		took := time.Since(began)
 		wait = max(lookApart, lookRests*took)
 		if !pause(ctx, min(wait, max(20*time.Millisecond, 10*took))) { // changes come in bursts
@@ -248,15 +247,18 @@ func (x *proxyReporter) run(ctx context.Context, passing func() map[string][]str
 	}
 }
 
-// look asks the proxy for its servers, and compares them with the instances that it should have.
-func (x *proxyReporter) look(ctx context.Context, passing func() map[string][]string, routed func(string) bool) {
+// look asks the proxy for its servers, and compares them with the instances that it should have: services, by address.
+func (x *proxyReporter) look(ctx context.Context, should map[string][]string) {
 	limited, cancel := context.WithTimeout(ctx, statusTime)
 	list, err := x.output.proxy.Servers(limited)
 	cancel()
 	if ctx.Err() != nil {
 		return
 	}
-	should := passing()
+	routed := map[string]bool{}
+	for _, s := range x.ledger.Standing() {
+		routed[s.Service] = routed[s.Service] || s.Lost == ""
+	}
 	serving := map[string]int{}
 	there := make(map[string]bool, len(list))
 	servers := make([]status.PartServer, 0, len(list))
@@ -277,7 +279,7 @@ func (x *proxyReporter) look(ctx context.Context, passing func() map[string][]st
 	}
 	var missing []string
 	for address, services := range should {
-		if !there[address] && slices.ContainsFunc(services, func(s string) bool { return serving[s] > 0 || routed(s) }) {
+		if !there[address] && slices.ContainsFunc(services, func(s string) bool { return serving[s] > 0 || routed[s] }) {
 			missing = append(missing, address)
 		}
 	}
@@ -334,13 +336,6 @@ func (r *reporter) publisher(role string) *status.Publisher {
 			}
 			return status.Part{}, fmt.Errorf("no part for the role %s", role)
 		},
-	}
-}
-
-// routed returns a function that says whether a service has a route.
-func routed(l *route.Ledger) func(string) bool {
-	return func(service string) bool {
-		return slices.ContainsFunc(l.Standing(), func(s route.Standing) bool { return s.Service == service && s.Lost == "" })
 	}
 }
 

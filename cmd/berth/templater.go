@@ -8,6 +8,7 @@ import (
 
 	"berth/templater"
 	"berth/templates"
+	"berth/templates/claim"
 	"berth/templates/route"
 )
 
@@ -76,6 +77,7 @@ func (p *process) newTemplater(outputs []output, refused *route.Refused, report 
 		Grace:       p.config.ConsulGrace,
 		VanishLimit: p.config.VanishLimit,
 		Publish:     func(p templater.Published) { set[p.Name](p) },
+		About:       claim.About,
 		Log:         p.log,
 		Metrics:     p.metrics,
 	}

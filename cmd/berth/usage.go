@@ -71,7 +71,11 @@ func exitCode(ctx context.Context, w io.Writer, err error) int {
 	case errors.Is(err, differs{}):
 		return exitFailed
 	case errors.As(context.Cause(ctx), &stop) && !errors.As(err, &child):
-		fmt.Fprintf(w, "berth: ended by %s (%s)\n", stop.signal, oneLine(err))
+		why := ""
+		if text := oneLine(err); text != stop.Error() && !errors.Is(err, context.Canceled) {
+			why = " (" + text + ")"
+		}
+		fmt.Fprintf(w, "berth: ended by %s%s\n", stop.signal, why)
 		return 128 + int(stop.signal)
 	}
 	for line := range strings.Lines(err.Error()) {

@@ -110,6 +110,7 @@ func (b *builder) readParts() {
 				})
 			}
 		}
+		b.readLeftOut(p.LeftOut)
 		if p.Proxy == nil {
 			continue
 		}
@@ -119,19 +120,6 @@ func (b *builder) readParts() {
 		}
 		for _, address := range p.Missing {
 			v.missing[address] = true
-		}
-		for _, l := range p.LeftOut {
-			if l.Service != "" {
-				s := b.service(l.Service)
-				if !slices.Contains(s.LeftOut, l.Reason) {
-					s.LeftOut = append(s.LeftOut, l.Reason)
-				}
-			} else if !slices.Contains(b.doc.Incomplete, l.Reason) {
-				b.doc.Incomplete = append(b.doc.Incomplete, l.Reason)
-			}
-			if l.Instance != "" {
-				b.leftOut[l.Service+" "+l.Instance] = append(b.leftOut[l.Service+" "+l.Instance], l.Reason)
-			}
 		}
 		for service, n := range p.Waiting {
 			b.service(service).Waiting += n
@@ -147,6 +135,23 @@ func (b *builder) readParts() {
 					v.servers[s.Address] = append(v.servers[s.Address], s.Server)
 				}
 			}
+		}
+	}
+}
+
+// readLeftOut takes in what a templater leaves out.
+func (b *builder) readLeftOut(list []LeftOut) {
+	for _, l := range list {
+		if l.Service != "" {
+			s := b.service(l.Service)
+			if !slices.Contains(s.LeftOut, l.Reason) {
+				s.LeftOut = append(s.LeftOut, l.Reason)
+			}
+		} else if !slices.Contains(b.doc.Incomplete, l.Reason) {
+			b.doc.Incomplete = append(b.doc.Incomplete, l.Reason)
+		}
+		if l.Instance != "" {
+			b.leftOut[l.Service+" "+l.Instance] = append(b.leftOut[l.Service+" "+l.Instance], l.Reason)
 		}
 	}
 }
@@ -232,8 +237,9 @@ func (b *builder) inProxies(e *Entry, out *Instance) {
 		}
 		asked++
 		out.Servers = append(out.Servers, servers...)
-		bad := ""
+		bad, drained := "", false
 		for _, s := range servers {
+			drained = drained || !s.Usable && s.Weight == 0
 			if !s.Usable {
 				bad = fmt.Sprintf("%s has the server %s/%s as %s", name, s.Backend, s.Name, cmp.Or(s.State, "not usable"))
 				if s.Check != "" {
@@ -242,6 +248,9 @@ func (b *builder) inProxies(e *Entry, out *Instance) {
 			}
 		}
 		switch {
+		case drained:
+			b.reach(out, StepProxy, "its weight is 0 (SERVICE_WEIGHT), so it gets no new requests")
+			out.State = Draining
 		case bad != "":
 			b.reach(out, StepProxy, bad)
 		case v.missing[e.Address]:

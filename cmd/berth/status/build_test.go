@@ -60,10 +60,13 @@ func TestBuildFollowsTheChain(t *testing.T) {
 			p.Missing, p.Proxy.Failure = []string{"10.0.0.1:80"}, "configuration refused: line 7"
 		})}, nil, Down, StepRendered, "line 7", Down},
 		"down in the proxy": {registered, []Part{balancer(func(p *Part) {
-			p.Servers = []PartServer{{"10.0.0.1:80", Server{Backend: "app", Name: "app-1", State: "DOWN", Check: "L4CON: refused"}}}
+			p.Servers = []PartServer{{"10.0.0.1:80", Server{Backend: "app", Name: "app-1", Weight: 1, State: "DOWN", Check: "L4CON: refused"}}}
 		})}, nil, Down, StepProxy, "lb has the server app/app-1 as DOWN: L4CON: refused", Down},
 		"as its own proxy says": {registered, []Part{balancer(nil)}, []PartServer{{"10.0.0.1:80", Server{Proxy: "lb", Backend: "app", Name: "app-1", Usable: true, Weight: 1, InFlight: 3}}},
 			Serving, StepServing, "", Serving},
+		"its weight is 0": {registered, []Part{balancer(func(p *Part) {
+			p.Servers = []PartServer{{"10.0.0.1:80", Server{Backend: "app", Name: "app-1", State: "UP"}}}
+		})}, nil, Draining, StepProxy, "SERVICE_WEIGHT", Draining},
 		"nobody asks for a route": {registered, []Part{told(registrar.Registered, "", func(c *PartContainer) { c.Instances[0].NoRoute = "no SERVICE_ROUTE_HOST" }),
 			balancer(func(p *Part) { p.Routes, p.Services = nil, nil })}, nil, Unrouted, StepCatalog, "no SERVICE_ROUTE_HOST", Unrouted},
 		"left out": {registered, []Part{balancer(func(p *Part) {

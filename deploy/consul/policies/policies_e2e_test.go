@@ -103,17 +103,17 @@ var calls = []struct {
 	{"app2 in maintenance", maintenance("app2-1"), "registrar"},
 	{"put app into the catalog", publish("app"), "registrar service narrow rollout"},
 	{"put app2 into the catalog", publish("app2"), "registrar"},
-	{"see app on the agent", onAgent("app-1"), "registrar templater service narrow operator rollout"},
-	{"see app2 on the agent", onAgent("app2-1"), "registrar templater"},
-	{"see app in the catalog", inCatalog("app"), "registrar templater service narrow operator rollout"},
-	{"see app2 in the catalog", inCatalog("app2"), "registrar templater"},
+	{"see app on the agent", onAgent("app-1"), "registrar templater viewer service narrow operator rollout"},
+	{"see app2 on the agent", onAgent("app2-1"), "registrar templater viewer"},
+	{"see app in the catalog", inCatalog("app"), "registrar templater viewer service narrow operator rollout"},
+	{"see app2 in the catalog", inCatalog("app2"), "registrar templater viewer"},
 	{"see the node in the catalog", func(c caller) error {
 		node, _, err := c.Catalog().NodeServiceList("agent-1", nil)
 		if err == nil && (node == nil || node.Node == nil) {
 			return errHidden
 		}
 		return err
-	}, "registrar templater service narrow operator rollout"},
+	}, "registrar templater viewer service narrow operator rollout"},
 	{"ask the agent for itself", func(c caller) error { _, err := c.Agent().Self(); return err }, "registrar service narrow"},
 	{"have a session on the node", session("agent-1"), "registrar service narrow rollout templater"},
 	{"have a session on another node", session("server"), "registrar service rollout templater"},
