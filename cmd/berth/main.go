@@ -75,7 +75,8 @@ a YAML file (consul-address, in the file that --config names), in this order of 
 CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_CACERT, ..., DOCKER_HOST and DOCKER_TLS_VERIFY work as everywhere.
 
 The exit code is 0 for success, 1 for a failure, and 2 for a mistake in the call: an unknown command, flag or key, or a
-bad value. As in diff, render --diff and config diff exit with 1 when something differs and with 2 on any error.`,
+bad value. As in diff, render --diff and config diff exit with 1 when something differs and with 2 on any error. status,
+explain and events exit with 2 if there is nothing by a name, and with 3 if neither a berth nor Consul answers.`,
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -65,6 +65,8 @@ const (
 	soonest = 200 * time.Millisecond
 	// unheard is how long a document is good if nothing tells that the catalog has changed.
 	unheard = time.Second
+	// quick is how long Consul may take for what is known from before, or does without.
+	quick = time.Second
 	// interest is for how long after somebody asked the other berths are listened to.
 	interest = time.Minute
 	// watchTime is how long Consul may wait for a change.
@@ -100,10 +102,11 @@ type Hub struct {
 	mu      sync.Mutex
 	asked   time.Time
 	wake    chan struct{}
-	others  []Part // as the watch has them
-	heard   error  // of the watch
-	watched bool   // others is up to date
-	dirty   bool   // something has changed since the last document
+	others  []Part            // as the watch has them
+	heard   error             // of the watch
+	paused  map[string]string // as last read
+	watched bool              // others is up to date
+	dirty   bool              // something has changed since the last document
 	last    *Snapshot
 	built   time.Time
 	cost    time.Duration
@@ -300,14 +303,21 @@ func (h *Hub) input(ctx context.Context) (Input, time.Duration, error) {
 		read = time.Since(began)
 		note(err)
 	}
+	soon, done := context.WithTimeout(ctx, quick) // a Consul that hangs holds up nobody
+	defer done()
 	var err error
-	in.Paused, err = readPaused(ctx, h.Consul)
+	in.Paused, err = readPaused(soon, h.Consul)
 	note(err)
 	h.mu.Lock()
+	if err == nil {
+		h.paused = in.Paused
+	} else {
+		in.Paused = h.paused
+	}
 	others, watched, heard := h.others, h.watched, h.heard
 	h.mu.Unlock()
 	if !watched {
-		if others, _, err = ReadParts(ctx, h.Consul, nil); err != nil {
+		if others, _, err = ReadParts(soon, h.Consul, nil); err != nil {
 			note(err)
 		} else {
 			h.merge(others)
