@@ -35,6 +35,7 @@ const (
 type statusAnswers struct {
 	hub     *status.Hub
 	live    *liveTimes
+	name    string // of the host, for the page's title
 	streams chan struct{}
 	actions *actions // nil = none are allowed
 }
@@ -51,7 +52,7 @@ func (s *statusAnswers) handle(mux *http.ServeMux) {
 	if s.actions != nil {
 		s.actions.handle(mux)
 	}
-	mux.Handle("GET /{$}", page.Handler())
+	mux.Handle("GET /{$}", page.Handler(page.Options{Name: s.name}))
 }
 
 // answerJSON answers with a value as JSON.

@@ -149,10 +149,7 @@ func (r *reporter) berth(role string) status.Berth {
 // name returns the name of this berth in a role: that of its host, with the port that it listens on if that is not the usual one,
 // since two on one host have different ones.
 func (r *reporter) name(role string) string {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
-	}
+	host := hostName()
 	if role == status.RoleRegistrar && r.p.config.Owner != "" {
 		host += "/" + r.p.config.Owner
 	}
@@ -163,6 +160,15 @@ func (r *reporter) name(role string) string {
 		host += ":" + port
 	}
 	return host
+}
+
+// hostName returns the name of this host.
+func hostName() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "unknown"
+	}
+	return name
 }
 
 func (r *reporter) registrarPart(ctx context.Context) status.Part {

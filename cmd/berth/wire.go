@@ -173,7 +173,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 	// 6. Signals, health checks and metrics.
 	runners = append(runners, task(func(ctx context.Context) { onEach(ctx, hangup, reread) }))
 	if p.config.Listen != "" {
-		answers := &statusAnswers{hub: report.hub, live: report.live, actions: report.actions()}
+		answers := &statusAnswers{hub: report.hub, live: report.live, name: hostName(), actions: report.actions()}
 		answers.handle(handler)
 		handler.Handle("/", statusHandler(p.metrics, func() error { return ready(runners) }))
 		runners = append(runners, task(func(ctx context.Context) {
