@@ -61,6 +61,9 @@ type Grammar[C any] interface {
 	IsMarked(file string) bool
 	// Beside returns the contents of the files that a text has beside it under names that stay the same, by path. nil = none.
 	Beside(text string) map[string]string
+	// Between returns contents for the files that a text has beside it with which the proxy, should it start, serves what it can
+	// both with the text before and with this one.
+	Between(from, to string) map[string]string
 	// Changes says for each backend how its servers differ.
 	Changes(before, after *C) []Change
 	// Serves returns the names of what a text, which may be anybody's, passes requests to: of backends that have servers, and

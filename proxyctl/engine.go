@@ -77,7 +77,7 @@ func NewEngine[C any, O fmt.Stringer](driver Driver[C, O], opts EngineOptions) *
 		opts.Grace = 30 * time.Second
 	}
 	e := &Engine[C, O]{opts: opts, driver: driver, tend: make(chan struct{}, 1)}
-	e.conf = &configfile.File{Path: opts.File, Marked: driver.IsMarked, Beside: driver.Beside, Log: opts.Log}
+	e.conf = &configfile.File{Path: opts.File, Marked: driver.IsMarked, Beside: driver.Beside, Between: driver.Between, Log: opts.Log}
 	e.lazy = &configfile.LazyWriter{Proxy: opts.Name, Write: e.writeLazily}
 	return e
 }

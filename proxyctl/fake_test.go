@@ -121,6 +121,8 @@ func (d *fakeDriver) Unmark(file string, _ *fakeConfig) Marked[fakeConfig] {
 
 func (d *fakeDriver) Beside(string) map[string]string { return nil }
 
+func (d *fakeDriver) Between(_, _ string) map[string]string { return nil }
+
 func (d *fakeDriver) IsMarked(file string) bool { return strings.Contains(file, fakeMark) }
 
 func (d *fakeDriver) Changes(before, after *fakeConfig) []Change {

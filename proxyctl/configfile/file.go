@@ -26,8 +26,9 @@ type File struct {
 	Marked func(text string) bool // says whether berth wrote a text, whatever became of it since
 	Log    *slog.Logger
 	// Beside, if not nil, returns the contents of the files that a text has beside it under names that stay the same, by path.
-	// They are written right before the text.
-	Beside func(text string) map[string]string
+	// Between returns contents of these files with which a proxy that starts serves what it can with either text.
+	Beside  func(text string) map[string]string
+	Between func(from, to string) map[string]string
 
 	unowned sync.Once       // it was said that the owner cannot be kept
 	written map[string]bool // auxiliary files of the newest text; they are in place
@@ -60,13 +61,49 @@ func Read(path string) (string, error) {
 // which the proxy has to be able to read: berth may be root, and the proxy is not. A configuration that is a symbolic link stays
 // one. Other links are replaced, or whoever makes one here could have berth write to where it leads.
 //
-// A text in place of the configuration file has its files beside it first.
+// With a text in place of the configuration file come the files beside it: first as they fit both texts, and after the text as
+// they are meant to be. Wherever berth is killed meanwhile, the proxy can start with what is there.
 func (f *File) Write(path, text string) error {
-	if path == f.Path {
-		if err := f.writeBeside(text, func(has string, err error, wants string) bool { return err != nil || has != wants }); err != nil {
+	if path != f.Path || f.Beside == nil {
+		return f.replace(path, text)
+	}
+	writes, err := f.writes(text)
+	if err != nil {
+		return err
+	}
+	for _, w := range writes {
+		if err := f.replace(w.path, w.text); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+type write struct{ path, text string }
+
+// writes returns what puts a text in place with the files beside it, in this order.
+func (f *File) writes(text string) (writes []write, err error) {
+	from, err := Read(f.Path)
+	if err != nil {
+		return nil, err
+	}
+	between, after := f.Between(from, text), f.Beside(text)
+	for _, path := range slices.Sorted(maps.Keys(between)) {
+		if has, err := os.ReadFile(path); err != nil || string(has) != between[path] {
+			writes = append(writes, write{path, between[path]})
+		}
+	}
+	writes = append(writes, write{f.Path, text})
+	for _, path := range slices.Sorted(maps.Keys(after)) {
+		if between[path] != after[path] {
+			writes = append(writes, write{path, after[path]})
+		}
+	}
+	return writes, nil
+}
+
+// replace replaces one file.
+func (f *File) replace(path, text string) error {
 	if to, err := filepath.EvalSymlinks(path); err == nil && path == f.Path {
 		path = to
 	}
@@ -87,24 +124,6 @@ func (f *File) Write(path, text string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
-}
-
-// writeBeside writes the files that a text has beside it, those that differ.
-func (f *File) writeBeside(text string, differ func(has string, err error, wants string) bool) error {
-	if f.Beside == nil {
-		return nil
-	}
-	files := f.Beside(text)
-	for _, path := range slices.Sorted(maps.Keys(files)) {
-		has, err := os.ReadFile(path)
-		if !differ(string(has), err, files[path]) {
-			continue
-		}
-		if err := f.Write(path, files[path]); err != nil {
-			return err
-		}
 	}
 	return nil
 }
@@ -186,9 +205,13 @@ func (f *File) Replace(last, text string) error {
 		}
 	}
 	err := f.Write(f.Path, text)
-	if err != nil {
-		f.ForgetGood() // nothing is judged
+	if err == nil {
+		return nil
 	}
+	if now, _ := Read(f.Path); now == text { // but for a file beside it
+		return f.Replaced(last, err)
+	}
+	f.ForgetGood() // nothing is judged
 	return err
 }
 
@@ -238,12 +261,27 @@ func (f *File) KeepForeign(text string) error {
 	return nil
 }
 
+// writeMissing writes the files beside a text that are not there. The others belong to the text that is there.
+func (f *File) writeMissing(text string) error {
+	if f.Beside == nil {
+		return nil
+	}
+	files := f.Beside(text)
+	for _, path := range slices.Sorted(maps.Keys(files)) {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := f.replace(path, files[path]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Validate has check look at a text as a candidate next to the file that it may replace, for so long at most. name is
 // what the check is called in the error when it takes longer.
 func (f *File) Validate(ctx context.Context, timeout time.Duration, name, text string, check func(ctx context.Context, path string) error) error {
-	// The files beside it belong to the text that is there: only those are written that this has not.
-	missing := func(_ string, err error, _ string) bool { return errors.Is(err, fs.ErrNotExist) }
-	if err := f.writeBeside(text, missing); err != nil {
+	if err := f.writeMissing(text); err != nil {
 		return err
 	}
 	candidate := filepath.Join(filepath.Dir(f.Path), "."+filepath.Base(f.Path)+".candidate")

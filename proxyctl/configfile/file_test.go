@@ -282,3 +282,68 @@ func TestForeignCannotBeKept(t *testing.T) {
 	}
 	has(t, f.Path, "theirs")
 }
+
+// berth is killed between two writes: the files beside a text have fitted both texts since before it, and the next berth goes on.
+func TestKilledBetween(t *testing.T) {
+	const before, after = ours + "1", ours + "2"
+	for killed := range 6 {
+		f := newFile(t)
+		dir := filepath.Dir(f.Path)
+		beside := func(a, b, c string) map[string]string {
+			return map[string]string{filepath.Join(dir, "a"): a, filepath.Join(dir, "b"): b, filepath.Join(dir, "c"): c}
+		}
+		f.Beside = func(text string) map[string]string {
+			return map[string]map[string]string{before: beside("1", "1", "1"), after: beside("2", "2", "2")}[text]
+		}
+		f.Between = func(from, to string) map[string]string {
+			if from == to {
+				return f.Beside(to)
+			}
+			return beside("1", "2", "1+2")
+		}
+		if err := f.Write(f.Path, before); err != nil {
+			t.Fatal(err)
+		}
+		writes, err := f.writes(after)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var order []string
+		for _, w := range writes {
+			order = append(order, filepath.Base(w.path)+"="+strings.TrimPrefix(w.text, ours))
+		}
+		if got := strings.Join(order, " "); got != "b=2 c=1+2 proxy.cfg=2 a=2 c=2" {
+			t.Fatalf("it writes %s", got)
+		}
+		for _, w := range writes[:killed] {
+			put(t, w.path, w.text)
+		}
+		if there, _ := Read(f.Path); there == after && f.InStep(after) != (killed == 5) {
+			t.Errorf("after %d writes all is in step: %v", killed, killed != 5)
+		}
+		if err := f.Write(f.Path, after); err != nil || !f.InStep(after) {
+			t.Errorf("the next berth: %v", err)
+		}
+		has(t, f.Path, after)
+	}
+}
+
+// A file beside a text cannot be written after the text: the text before goes back.
+func TestReplaceFailsAfterwards(t *testing.T) {
+	f := newFile(t)
+	put(t, f.Path, ours+"1")
+	f.Beside = func(text string) map[string]string {
+		if text == ours+"1" {
+			return nil
+		}
+		return map[string]string{filepath.Join(filepath.Dir(f.Path), "away", "a"): text}
+	}
+	f.Between = func(_, _ string) map[string]string { return nil }
+	if err := f.Replace(ours+"1", ours+"2"); err == nil {
+		t.Error("no error")
+	}
+	has(t, f.Path, ours+"1")
+	if f.InDoubt() {
+		t.Error("in doubt")
+	}
+}

@@ -47,12 +47,13 @@ func cutMaps(text string) (contents map[string]string, rest string) {
 		return nil, text
 	}
 	contents = map[string]string{}
-	path, content := "", ""
+	path := ""
+	var content strings.Builder
 	end := func() {
 		if path != "" {
-			contents[path] = content
+			contents[path] = content.String()
 		}
-		content = ""
+		content.Reset()
 	}
 	for {
 		line, after, _ := strings.Cut(rest, "\n")
@@ -61,7 +62,7 @@ func cutMaps(text string) (contents map[string]string, rest string) {
 			end()
 			path = strings.TrimPrefix(line, mapsBegin)
 		case isEntry && path != "":
-			content += entry + "\n"
+			content.WriteString(entry + "\n")
 		case line+"\n" == mapsEnd:
 			end()
 			return contents, after
@@ -86,6 +87,64 @@ func (d *driver) Beside(text string) map[string]string {
 	contents, _ := cutMaps(text)
 	maps.DeleteFunc(contents, func(path, _ string) bool { return !isBeside(d.opts.File, path) })
 	return contents
+}
+
+// Between implements proxyctl.Grammar. Maps change with the backends that they lead to, and no two files are replaced at once.
+func (d *driver) Between(from, to string) map[string]string {
+	before, out := d.Beside(from), d.Beside(to)
+	if maps.Equal(before, out) {
+		return out
+	}
+	had, has := backendNames(from), backendNames(to)
+	for path, after := range out {
+		if was, there := before[path]; there && !isList(path) {
+			out[path] = between(was, after, had, has)
+		}
+	}
+	return out
+}
+
+// between returns a map for two texts that have these backends. A key leads where it is to lead if that backend is in both, else
+// where it did. What is said of a backend is there for as long as the backend is. A key that leads from a backend that goes to
+// one that comes has none in both: it keeps the one that goes, as a shorter key might lead to another service.
+func between(was, to string, had, has map[string]bool) string {
+	before, after := parseEntries(was), parseEntries(to)
+	out := maps.Clone(after)
+	for key, value := range after {
+		if !has[value] || had[value] {
+			continue
+		}
+		delete(out, key)
+		if old, there := before[key]; there {
+			out[key] = old
+		}
+	}
+	for key, value := range before {
+		if _, stays := after[key]; !stays && had[key] && !has[key] {
+			out[key] = value
+		}
+	}
+	switch {
+	case maps.Equal(out, before):
+		return was
+	case maps.Equal(out, after):
+		return to
+	}
+	return out.content()
+}
+
+// backendNames returns the names of a text's backends.
+func backendNames(text string) map[string]bool {
+	out := map[string]bool{}
+	for line := range strings.Lines(text) {
+		if !opensSection(line) {
+			continue
+		}
+		if w, _ := words(line); len(w) > 1 && (section{kind: w[0]}).isProxy() {
+			out[w[1]] = true
+		}
+	}
+	return out
 }
 
 // entries are the keys of a map with their values, or the certificates of a crt-list with what is known of them. They are never
@@ -173,13 +232,18 @@ func mergeMaps(base, to *config, keep, lacks map[string]bool) string {
 		if maps.Equal(all, is) {
 			continue
 		}
-		var b strings.Builder
-		for _, key := range slices.Sorted(maps.Keys(all)) {
-			b.WriteString(key + " " + all[key] + "\n")
-		}
-		contents[path] = b.String()
+		contents[path] = all.content()
 	}
 	return WithMaps(rest, contents)
+}
+
+// content returns a map as it is in a file.
+func (e entries) content() string {
+	var b strings.Builder
+	for _, key := range slices.Sorted(maps.Keys(e)) {
+		b.WriteString(key + " " + e[key] + "\n")
+	}
+	return b.String()
 }
 
 // routedTo returns which of these backends maps lead to.

@@ -70,6 +70,9 @@ func (d *driver) IsMarked(file string) bool { return isMarked(file) }
 // Beside implements proxyctl.Grammar.
 func (d *driver) Beside(string) map[string]string { return nil }
 
+// Between implements proxyctl.Grammar.
+func (d *driver) Between(_, _ string) map[string]string { return nil }
+
 // Changes implements proxyctl.Grammar.
 func (d *driver) Changes(before, after *config) []proxyctl.Change { return changes(before, after) }
 
