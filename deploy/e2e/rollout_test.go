@@ -150,6 +150,84 @@ func TestE2ERollout(t *testing.T) {
 			t.Errorf("%v\n%s", err, resume)
 		}
 	})
+
+	t.Run("killed, then resumed", func(t *testing.T) {
+		s := s.in(t)
+		before := s.Containers("app")
+		watched := s.watch()
+		out := s.rollout(berth, v2, "app")
+		out.Eventually(2*time.Minute, "a container of the second batch serves", func() error {
+			if strings.Count(out.String(), "serves, ") < 3 {
+				return errors.New(out.String())
+			}
+			return nil
+		})
+		if err := out.cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = out.ends() // it was killed
+		resume := s.rollout(berth, v2, "--resume", "app")
+		if err := resume.ends(); err != nil || !strings.Contains(resume.String(), "going on, 2 of 5 were replaced before") {
+			t.Errorf("%v\n%s", err, resume)
+		}
+		watched.expectNoneFailed(resume)
+		after := s.Containers("app")
+		for _, id := range after {
+			if slices.Contains(before, id) {
+				t.Errorf("%.12s is an old one", id)
+			}
+		}
+		s.expectSame(after)
+		if len(after) != 5 {
+			t.Errorf("%d containers", len(after))
+		}
+	})
+}
+
+// Images are built, and services replaced in the order in which they depend on each other.
+func TestE2ERolloutBuild(t *testing.T) {
+	berth := testenv.Berth(t)
+	app, back := testenv.Dir(t), testenv.Dir(t)
+	image := testenv.Name(t)
+	var built []string
+	t.Cleanup(func() { testenv.MustDocker(t, append([]string{"rmi", "-f"}, built...)...) }) // after their containers
+	const build = `  %s:
+    image: %s
+    build: %s
+    deploy: {update_config: {monitor: 1s}}
+`
+	s := newStack(t, fmt.Sprintf(build, "back", image+":back", back)+"    labels: {SERVICE_NAME: back, SERVICE_ROUTE_HOST: back.example.com}\n"+
+		fmt.Sprintf(build, "app", image+":app", app)+"    depends_on: [back]\n")
+	source := func(version string) {
+		for _, dir := range []string{app, back} {
+			testenv.File(t, dir, "Dockerfile", "FROM "+os.Getenv("IMAGE_APP")+"\nENV VERSION="+version+"\n")
+		}
+	}
+	source("1")
+	s.Do("up", "-d", "--scale", "app=2")
+	s.Eventually(time.Minute, "two apps answer", func() error { return s.expectHosts(2) })
+	images := func() []string { return strings.Fields(s.Docker("images", "--quiet", "--no-trunc", image)) }
+	built = images()
+	source("2")
+	watched := s.watch()
+	out := s.rollout(berth, os.Getenv("IMAGE_APP"), "--build", "app", "back")
+	if err := out.ends(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	watched.expectNoneFailed(out)
+	built = append(built, images()...)
+	slices.Sort(built)
+	built = slices.Compact(built)
+	if back, app := strings.Index(out.String(), "back: 1 of 1 replaced"), strings.Index(out.String(), "app: 2 to replace"); back < 0 || app < back {
+		t.Errorf("back is not replaced before app:\n%s", out)
+	}
+	for _, name := range []string{"app", "back"} {
+		for _, id := range s.Containers(name) {
+			if env := s.Docker("inspect", "--format", "{{.Config.Env}}", id); !strings.Contains(env, "VERSION=2") {
+				t.Errorf("%s has an old container: %s", name, env)
+			}
+		}
+	}
 }
 
 // The same with compose v2, as a plugin of docker: compose made the containers, and berth calls it by the labels that it has set.

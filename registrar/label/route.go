@@ -24,6 +24,20 @@ func (in Instance) Routes() (out []string) {
 	return out
 }
 
+// ToLeader returns the key by which a container asks that only the leader of its service gets requests, "" if none does.
+func ToLeader(c Container) string {
+	keys := keysOf(c)
+	if strings.EqualFold(keys.general[claim.KeyTo], "leader") {
+		return spelling(0, claim.KeyTo)
+	}
+	for _, port := range sortedPorts(keys) {
+		if strings.EqualFold(keys.ports[port][claim.KeyTo], "leader") {
+			return spelling(port, claim.KeyTo)
+		}
+	}
+	return ""
+}
+
 // NoRoute returns why an instance takes part in no route, not even in one that others of its service ask for, or "".
 func (in Instance) NoRoute() string {
 	if reason := in.Meta[claim.KeyNoRoute]; reason != "" || in.Protocol != "tcp" {

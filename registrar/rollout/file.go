@@ -64,8 +64,10 @@ type Service struct {
 	Replicas int    // 1 if the file does not say
 	After    []string
 	Options  Options
-	// Alone says why two of its containers cannot run at a time, and what to do about it. It is "" if they can.
+	// Alone says why a new container cannot serve beside the old one, and what to do about it. It is "" if it can.
 	Alone string
+
+	toLeader string // the key by which only its leader is served, "" if none does
 }
 
 // ParseFile reads the services in what "compose config" prints.
@@ -78,7 +80,8 @@ func ParseFile(text []byte) (map[string]Service, error) {
 	}
 	services := map[string]Service{}
 	for name, in := range file.Services {
-		s := Service{Name: name, Replicas: 1, Alone: alone(name, in), After: names(in["depends_on"])}
+		marked := marked(in)
+		s := Service{Name: name, Replicas: 1, Alone: alone(name, in, marked), After: names(in["depends_on"]), toLeader: label.ToLeader(marked)}
 		s.Image, _ = in["image"].(string)
 		deploy, _ := in["deploy"].(map[string]any)
 		for _, n := range []any{deploy["replicas"], in["scale"]} {
@@ -123,8 +126,17 @@ func options(in map[string]any) (Options, error) {
 	return o, o.Validate()
 }
 
+// marked returns a service's labels and environment.
+func marked(in map[string]any) label.Container {
+	c := label.Container{Labels: labels(in["labels"])}
+	for key, value := range labels(in["environment"]) {
+		c.Env = append(c.Env, key+"="+value)
+	}
+	return c
+}
+
 // alone returns Service.Alone.
-func alone(name string, in map[string]any) string {
+func alone(name string, in map[string]any, marked label.Container) string {
 	const order = "or replace it by --order stop-first: requests then wait for the new one as long as SERVICE_ROUTE_HOLD says"
 	if text, _ := in["container_name"].(string); text != "" {
 		return fmt.Sprintf("%s has the container_name %s, and two containers cannot share it: take it out of the file, %s", name, text, order)
@@ -146,11 +158,13 @@ func alone(name string, in map[string]any) string {
 	if mode, _ := in["network_mode"].(string); mode == "host" || strings.HasPrefix(mode, "service:") || strings.HasPrefix(mode, "container:") {
 		return fmt.Sprintf("%s has network_mode %s, and two containers cannot listen on one port there: give it a network of its own, %s", name, mode, order)
 	}
-	marked := label.Container{Labels: labels(in["labels"])}
-	for key, value := range labels(in["environment"]) {
-		marked.Env = append(marked.Env, key+"="+value)
+	if why := single(name, marked); why != "" {
+		return why
 	}
-	return single(name, marked)
+	if key := label.ToLeader(marked); key != "" {
+		return unled(name, key, 1)
+	}
+	return ""
 }
 
 // single is alone as far as SERVICE_SINGLE says it.
@@ -161,13 +175,34 @@ func single(name string, c label.Container) string {
 	return ""
 }
 
+// unled says why a new container would not be served, as a key of one of n containers has only their leader served.
+func unled(name, key string, n int) string {
+	order := ""
+	if n == 1 {
+		order = ", or, as long as it is the only one, by --order stop-first"
+	}
+	return fmt.Sprintf("%s has %s=leader, so that a new container is not served beside the leader: replace it by 'docker compose up -d'%s", name, key, order)
+}
+
 // Fits says why a service cannot be rolled out in the order that its Options say, and what to do about it; "" if it can. Its image is
 // an ID, "" if it is not here. The containers may be marked by their image, of which the file says nothing.
 func (s Service) Fits(containers []Container, image string) string {
+	stopFirst, n := s.Options.Order == StopFirst, max(len(containers), s.Replicas)
 	switch {
-	case s.Options.Order == StopFirst && image == "":
+	case stopFirst && image == "":
 		return "its image is not here, and the old one would be stopped before it is: call it with --pull or --build, too"
-	case s.Options.Order == StopFirst:
+	case stopFirst && n == 1:
+		return ""
+	}
+	for _, c := range containers {
+		if key := label.ToLeader(c.Container); key != "" {
+			return unled(c.short(), key, n)
+		}
+	}
+	switch {
+	case s.toLeader != "":
+		return unled(s.Name, s.toLeader, n)
+	case stopFirst:
 		return ""
 	}
 	for _, c := range containers {

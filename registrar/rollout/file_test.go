@@ -127,6 +127,10 @@ func TestAlone(t *testing.T) {
 		{`{labels: {SERVICE_SINGLE: "true"}}`, "SERVICE_SINGLE=true"},
 		{`{labels: [SERVICE_SINGLE=yes]}`, "SERVICE_SINGLE=yes"},
 		{`{labels: {SERVICE_SINGLE: "false"}}`, ""},
+		{`{labels: {SERVICE_ROUTE_TO: leader}}`, "app has SERVICE_ROUTE_TO=leader"},
+		{`{labels: [service_8080_route_to=Leader]}`, "app has SERVICE_8080_ROUTE_TO=leader"},
+		{`{environment: [SERVICE_ROUTE_TO=leader]}`, "app has SERVICE_ROUTE_TO=leader"},
+		{`{environment: [SERVICE_ROUTE_TO=leader], labels: {SERVICE_ROUTE_TO: all}}`, ""},
 	} {
 		got := parse(t, "services: {app: "+tt.service+"}")["app"].Alone
 		if !strings.Contains(got, tt.says) || (tt.says == "") != (got == "") {
@@ -279,5 +283,35 @@ func TestSingle(t *testing.T) {
 	}
 	if why := s.Fits([]Container{c}, ""); !strings.Contains(why, "--pull") {
 		t.Errorf("the old one is stopped before the image is there: %q", why)
+	}
+}
+
+// Where only the leader is served, a new container is not, unless it is the only one.
+func TestToLeader(t *testing.T) {
+	c := Container{}
+	c.Name, c.ID, c.Env = "shop-db-1", "abcdef", []string{"SERVICE_ROUTE_TO=leader"}
+	for _, tt := range []struct {
+		service    string
+		order      string
+		containers []Container
+		says       string
+	}{
+		{"{image: db}", StartFirst, []Container{c}, "shop-db-1 (abcdef) has SERVICE_ROUTE_TO=leader"},
+		{"{image: db}", StartFirst, []Container{{}}, ""},
+		{"{image: db}", StopFirst, []Container{c}, ""},
+		{"{image: db}", StopFirst, []Container{c, c}, "'docker compose up -d'"},
+		{"{image: db, labels: [SERVICE_ROUTE_TO=leader]}", StartFirst, []Container{{}}, "db has SERVICE_ROUTE_TO=leader"},
+		{"{image: db, labels: [SERVICE_ROUTE_TO=leader]}", StopFirst, []Container{{}}, ""},
+		{"{image: db, scale: 2, labels: [SERVICE_ROUTE_TO=leader]}", StopFirst, []Container{{}}, "'docker compose up -d'"},
+	} {
+		s := parse(t, "services: {db: "+tt.service+"}")["db"]
+		s.Options.Order = tt.order
+		why := s.Fits(tt.containers, "sha256:1")
+		if !strings.Contains(why, tt.says) || (tt.says == "") != (why == "") {
+			t.Errorf("%s, %s, %d containers: %q, want %q", tt.service, tt.order, len(tt.containers), why, tt.says)
+		}
+		if why != "" && strings.Contains(why, "--order stop-first") != (len(tt.containers) == 1 && tt.order == StartFirst) {
+			t.Errorf("%s, %s, %d containers: the remedy: %s", tt.service, tt.order, len(tt.containers), why)
+		}
 	}
 }
