@@ -152,7 +152,7 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 
 			"upstreams":         func(g *route.Group) nginx.Upstreams { return nginx.NewUpstreams(g, o.Lua, report) },
 			"upstreamName":      nginx.UpstreamName,
-			"nginxRoutes":       func(t *route.Table) nginx.Routes { return nginx.NewRoutes(t.Claims(), report) },
+			"nginxRoutes":       func(t *route.Table) nginx.Routes { return nginx.NewRoutes(t.Claims(), t.Lose) },
 			"namedCertificates": func(files []certificate) []certificate { return namedCertificates(files, report) },
 			"controlSocket":     func() string { return o.NginxSocket },
 			"closingFile":       func() string { return o.NginxClosing },
