@@ -153,7 +153,7 @@ func andMore(keys map[string]bool) string {
 }
 
 func (t *Templater) notReady(why string) {
-	if was := t.why.Swap(&why); was == nil || *was != why {
+	if was := t.why.Swap(&why); was != nil && *was != why {
 		t.opts.Changed()
 	}
 }

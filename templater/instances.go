@@ -60,6 +60,9 @@ func (t *Templater) hear(w *catalog.Watch, data any) {
 			t.tellInstances(service)
 		}
 	case []*dependency.CatalogSnippet:
+		if t.opts.Services == nil {
+			return
+		}
 		names := make([]string, len(list))
 		for n, s := range list {
 			names[n] = s.Name
@@ -105,9 +108,6 @@ func (t *Templater) tellInstances(service string) {
 }
 
 func (t *Templater) tellServices() {
-	if t.opts.Services == nil {
-		return
-	}
 	var names []string
 	if len(t.heard.services) > 0 {
 		names = slices.Compact(slices.Sorted(slices.Values(slices.Concat(slices.Collect(maps.Values(t.heard.services))...))))

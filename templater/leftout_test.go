@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 	texttemplate "text/template"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/consul/api"
@@ -35,19 +36,32 @@ func TestLeftOut(t *testing.T) {
 	}
 	r.run()
 	r.want("1 2000 ")
+	untilTold := func(of string, ok func() bool) {
+		t.Helper()
+		for over := time.After(deadline); ; {
+			select {
+			case <-told:
+				if ok() {
+					return
+				}
+			case <-over:
+				t.Fatalf("%s: it is not told; left out: %q; ready: %v", of, r.LeftOut(), r.Ready())
+			}
+		}
+	}
 	wait := func(want ...LeftOut) {
 		t.Helper()
-		testenv.Until(t, deadline, "it is told", func() bool { <-told; return slices.Equal(r.LeftOut(), want) })
+		untilTold("left out", func() bool { return slices.Equal(r.LeftOut(), want) })
 	}
 	wait(LeftOut{Reason: "a port is too high"}, LeftOut{Service: "web", Instance: "web-2000", Reason: `service "web", instance "web-2000": its port is too high`})
-	testenv.Until(t, deadline, "Ready is told", func() bool { return r.Ready() == nil || <-told == struct{}{} && r.Ready() == nil })
+	r.waitReady()
 	r.waitLogged(`msg="left out" service=web instance=web-2000 reason="service \"web\", instance \"web-2000\": its port is too high"`)
 	r.waitLogged(`msg="left out" reason="a port is too high"`)
 	consul.set("web", 1)
 	wait()
 	r.waitLogged(`msg="no longer left out" service=web instance=web-2000 reason=`)
 	consul.setDown(true)
-	testenv.Until(t, deadline, "Ready is told", func() bool { <-told; return r.Ready() != nil })
+	untilTold("down", func() bool { return r.Ready() != nil })
 }
 
 // known keeps what Options.Instances and Options.Services tell.

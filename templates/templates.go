@@ -46,6 +46,8 @@ const MostHeld = 20_000
 type Options struct {
 	// TLSDirectory is where the proxy and berth find certificates, an absolute path; "" = no TLS.
 	TLSDirectory string
+	// Expiries is told until when the certificates are valid; nil = nobody is.
+	Expiries *Expiries
 	// TCPPorts are the ports that services may ask for.
 	TCPPorts route.Ports
 	// Ledger remembers who has which route; nil = nothing is remembered, and no route is held for services that are gone.
@@ -93,7 +95,7 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			ledger = route.NewLedger(0)
 		}
 		kept := route.NewFragments(ledger)
-		all := certificates{report: report}
+		all := certificates{report: report, expiries: o.Expiries}
 		var defaults haproxy.DefaultsInUse
 		return template.FuncMap{
 			"servable": func(services []*dependency.CatalogSnippet) []string {

@@ -31,7 +31,9 @@ func TestRoutes(t *testing.T) {
 		{Route: claim.Route{Path: deep}, Group: deeper},
 		{Route: claim.Route{Path: deep + "d/"}, Group: deeper},
 	}
-	got := NewRoutes(claims, func(c route.Claim, why string) { leftOut = append(leftOut, c.Group.Service+" "+c.Route.String()+": "+why) })
+	got := NewRoutes(claims, func(c route.Claim, why string) {
+		leftOut = append(leftOut, c.Group.Service+" "+c.Route.String()+": "+why)
+	})
 	app := UpstreamName(capital)
 	want := []RouteMap{
 		{"host_1", "$host", "$berth_path_1", []RouteEntry{
