@@ -16,7 +16,7 @@ func (t *Templater) note(u catalog.Update) {
 	case !w.InConsul():
 		t.noteOther(u, "keeping the last good configuration")
 	case w.Optional():
-		if u.Err == nil || t.fails(u.Err) {
+		if u.Err == nil || catalog.IsRefusal(u.Err) || !t.waiting[w.Key] && t.answers() {
 			t.noteOther(u, "going on without news of it")
 		}
 	case errors.As(u.Err, new(*catalog.HiddenError)):
@@ -38,10 +38,8 @@ func (t *Templater) note(u catalog.Update) {
 	}
 }
 
-// fails says whether an error of an optional dependency is its own, and not that Consul is away as a whole.
-func (t *Templater) fails(err error) bool {
-	return catalog.IsRefusal(err) || t.answered && t.consulErr == nil
-}
+// answers says whether Consul answers, so that an error of an optional dependency is its own.
+func (t *Templater) answers() bool { return t.answered && t.consulErr == nil }
 
 // noteOther is note for a watch outside Consul, such as of a file that a template reads, and for an optional one.
 func (t *Templater) noteOther(u catalog.Update, consequence string) {
@@ -155,7 +153,7 @@ func andMore(keys map[string]bool) string {
 }
 
 func (t *Templater) notReady(why string) {
-	if before := t.why.Swap(&why); before == nil || *before != why {
+	if was := t.why.Swap(&why); was != nil && *was != why {
 		t.opts.Changed()
 	}
 }

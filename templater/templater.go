@@ -20,13 +20,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"berth/templater/catalog"
+	"berth/templater/leftout"
 	"berth/templater/render"
 )
 
 // lookEvery is how often the templates' files are read.
 const lookEvery = time.Second
 
-// lateAfter is for how long queries for new data may fail before what is rendered goes on without it.
+// lateAfter is for how long queries for new data may fail before what is rendered goes on without it. For what is optional, it is
+// how much later it may come than the first answer of Consul.
 const lateAfter = 2 * time.Second
 
 var errNone = errors.New("it does not exist")
@@ -40,6 +42,8 @@ type (
 	Ask = render.Ask
 	// Line is a line of a text, with the data that it depends on.
 	Line = render.Line
+	// LeftOut is something that no rendered text has, and why.
+	LeftOut = leftout.LeftOut
 )
 
 // Options say what to render and who gets it.
@@ -53,6 +57,15 @@ type Options struct {
 	// Publish is called from Run's goroutine with every new text of a template that differs from its last one. It must not
 	// block. nil = the texts are asked for, by Render or Once.
 	Publish func(Published)
+	// Changed is called when the answer of Ready or LeftOut has changed. May be nil, as the next two.
+	Changed func()
+	// Instances is called with each new list of a service's instances that a template uses, nil if none does any more. It is what
+	// the template sees: all instances for instances NAME, and those that consul-template's own functions ask for. The service is
+	// as the template names it, such as web or web@dc2.
+	Instances func(service string, list []*api.ServiceEntry)
+	// Services is called with each new list of the services in the catalog that a template uses, sorted, nil if none does any
+	// more. Like Publish, these funcs are called from Run's goroutine and must not block. Nobody may change what they are given.
+	Services func(names []string)
 
 	WaitTime time.Duration // how long a blocking query waits; 0 = 60s
 	// Grace is how long entries are kept that Consul no longer lists, if there is reason to doubt the list; 0 = 30s, three
@@ -60,17 +73,6 @@ type Options struct {
 	Grace time.Duration
 	// VanishLimit is the largest share of a list, in percent, that may vanish at once without doubt; 0 = 100.
 	VanishLimit int
-
-	// Services is called from Run's goroutine with the names of all services in the catalog, when a template uses the list, and
-	// Instances with the instances of one service that a template uses; nil if none uses them any more. They must not block, and
-	// the lists stay as they are. nil = nobody.
-	Services  func(names []string)
-	Instances func(service string, list []*api.ServiceEntry)
-	// About returns the service and the instance that a reason of LeftOut is about, for the log; "" where it is about none. nil = nobody
-	// knows.
-	About func(reason string) (service, instance string)
-	// Changed is called likewise when LeftOut or Ready may say something else.
-	Changed func()
 
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // may be nil
@@ -90,25 +92,27 @@ type Templater struct {
 	changed  chan struct{}
 	stopped  chan struct{}
 	why      atomic.Pointer[string] // why Ready is not nil; "" = it is
-	left     atomic.Pointer[[]string]
+	lacks    atomic.Pointer[[]LeftOut]
 
 	// All below belongs to Run's goroutine.
-	templates *render.Set
-	watches   map[string]*catalog.Watch // by the dependency's String
-	running   sync.WaitGroup            // the watches in Consul
-	updates   chan catalog.Update
-	waiting   map[string]bool              // no data yet, by the watch's Key
-	tried     map[*catalog.Watch]time.Time // of those that wait: when the first query failed
-	failing   map[*catalog.Watch]bool
-	hidden    map[string]bool // what the token does not see, by the watch's Key
-	answered  bool            // Consul has answered at least once
-	consulErr error           // nil while every query to Consul succeeds
-	leftOut   map[string]bool
-	unclean   map[string][]string // what the catalog holds and no template may see, by the watch's Key
-	once      bool
-	lasting   lasting
-	order     *order // of Render, not answered yet; nil = none
-	failure   string // of Behind after the last render
+	templates   *render.Set
+	watches     map[string]*catalog.Watch // by the dependency's String
+	running     sync.WaitGroup            // the watches in Consul
+	updates     chan catalog.Update
+	waiting     map[string]bool              // no data yet, by the watch's Key
+	tried       map[*catalog.Watch]time.Time // of those that wait: when the first query failed; see lateOptional
+	failing     map[*catalog.Watch]bool
+	optionalErr error               // the last one of what is optional, while it is waited for
+	hidden      map[string]bool     // what the token does not see, by the watch's Key
+	answered    bool                // Consul has answered at least once
+	consulErr   error               // nil while every query to Consul succeeds
+	leftOut     map[string]bool     // the sentences
+	unclean     map[string][]string // what the catalog holds and no template may see, by the watch's Key
+	once        bool
+	heard       heard
+	lasting     lasting
+	order       *order // of Render, not answered yet; nil = none
+	failure     string // of Behind after the last render
 
 	loggedHidden bool
 }
@@ -119,14 +123,11 @@ func New(opts Options) (*Templater, error) {
 	opts.WaitTime = cmp.Or(opts.WaitTime, 60*time.Second)
 	opts.Grace = cmp.Or(opts.Grace, 30*time.Second)
 	opts.VanishLimit = cmp.Or(opts.VanishLimit, 100)
-	if opts.About == nil {
-		opts.About = func(string) (string, string) { return "", "" }
+	if opts.Publish == nil {
+		opts.Publish = func(Published) {}
 	}
 	if opts.Changed == nil {
 		opts.Changed = func() {}
-	}
-	if opts.Publish == nil {
-		opts.Publish = func(Published) {}
 	}
 	t := &Templater{
 		opts:     opts,
@@ -138,6 +139,7 @@ func New(opts Options) (*Templater, error) {
 		tried:    map[*catalog.Watch]time.Time{},
 		failing:  map[*catalog.Watch]bool{},
 		hidden:   map[string]bool{},
+		heard:    newHeard(),
 		reread:   make(chan struct{}, 1),
 		rerender: make(chan struct{}, 1),
 		orders:   make(chan order),
@@ -243,7 +245,8 @@ func (t *Templater) loop(ctx context.Context, done func() bool) {
 			}
 		case <-look.C:
 			t.logHidden()
-			if t.templates.Reread(false) {
+			late := t.lateOptional()
+			if t.templates.Reread(false) || late {
 				t.render()
 			}
 		case <-t.reread:
@@ -270,6 +273,15 @@ func (t *Templater) Ready() error {
 	return nil
 }
 
+// LeftOut returns what the texts lack of what the catalog holds, and why, sorted. Safe from any goroutine; nobody may change what
+// it returns.
+func (t *Templater) LeftOut() []LeftOut {
+	if all := t.lacks.Load(); all != nil {
+		return *all
+	}
+	return nil
+}
+
 // take takes in all updates that have arrived, so that a burst costs one render, and says whether there is anything to
 // render.
 func (t *Templater) take(u catalog.Update) (changed bool) {
@@ -281,15 +293,12 @@ func (t *Templater) take(u catalog.Update) (changed bool) {
 				changed = true
 			}
 			if t.isLate(u) {
-				changed = t.templates.Late(w.Dependency, cmp.Or(u.Err, errNone)) || changed
-				if w.Optional() { // what is rendered without it is complete
-					delete(t.waiting, w.Key)
-				}
+				changed = t.goOnWithout(w, cmp.Or(u.Err, errNone)) || changed
 			}
 			if u.New {
 				delete(t.waiting, w.Key)
 				t.templates.Remember(w.Dependency, u.Data)
-				t.tell(w.Dependency, u.Data)
+				t.hear(w, u.Data)
 				changed = true
 			}
 		}
@@ -308,14 +317,44 @@ func (t *Templater) isLate(u catalog.Update) bool {
 	case !t.waiting[w.Key] || u.New:
 		delete(t.tried, w)
 		return false
-	case w.Optional():
-		return u.Err != nil && t.fails(u.Err)
+	case w.Optional(): // else see lateOptional
+		t.optionalErr = u.Err
+		return catalog.IsRefusal(u.Err)
 	case u.Err == nil:
 		return u.Well
 	case t.tried[w].IsZero():
 		t.tried[w] = time.Now()
 	}
 	return time.Since(t.tried[w]) >= lateAfter
+}
+
+// lateOptional goes on without optional data that has not come for too long, though Consul answers other queries. Whether its
+// own query fails or hangs makes no difference. It says whether there is anything to render.
+func (t *Templater) lateOptional() (changed bool) {
+	for key := range t.waiting {
+		w := t.watches[key]
+		switch {
+		case !w.Optional():
+		case !t.answers(): // it is waited for as all else is
+			delete(t.tried, w)
+			t.optionalErr = nil
+		case t.tried[w].IsZero():
+			t.tried[w] = time.Now()
+		case time.Since(t.tried[w]) >= lateAfter:
+			err := cmp.Or(t.optionalErr, fmt.Errorf("no answer in %s", lateAfter))
+			changed = t.goOnWithout(w, err) || changed
+			t.note(catalog.Update{Watch: w, Err: err})
+		}
+	}
+	return changed
+}
+
+// goOnWithout has what waits for the data of a watch rendered without it. It says whether there is anything to render.
+func (t *Templater) goOnWithout(w *catalog.Watch, why error) bool {
+	if w.Optional() { // what is rendered without it is complete
+		delete(t.waiting, w.Key)
+	}
+	return t.templates.Late(w.Dependency, why)
 }
 
 // render brings the texts up to date, watches their dependencies, publishes the texts that have changed, and answers who
@@ -365,47 +404,13 @@ func (t *Templater) watchUsed() {
 func (t *Templater) stopWatch(w *catalog.Watch) {
 	w.Stop()
 	t.templates.Forget(w.Dependency)
-	t.tell(w.Dependency, nil)
 	delete(t.watches, w.Key)
 	delete(t.waiting, w.Key)
 	delete(t.tried, w)
 	delete(t.unclean, w.Key)
+	t.unhear(w)
 	t.succeeded(w)
 }
-
-// LeftOut returns why things are left out of the texts now, sorted: the sentences of the log. It may be called from any goroutine.
-func (t *Templater) LeftOut() []string {
-	if list := t.left.Load(); list != nil {
-		return *list
-	}
-	return nil
-}
-
-// tell tells of the services, or of the instances of one, as they are given to templates; data is nil if nobody watches them any
-// more.
-func (t *Templater) tell(d dependency.Dependency, data any) {
-	switch d := d.(type) {
-	case *dependency.CatalogServicesQuery:
-		list, is := data.([]*dependency.CatalogSnippet)
-		if t.opts.Services == nil || !is || d.String() != allServices {
-			return
-		}
-		names := make([]string, 0, len(list))
-		for _, s := range list {
-			names = append(names, s.Name)
-		}
-		t.opts.Services(names)
-	case *catalog.Instances:
-		if t.opts.Instances == nil || d.Elsewhere() {
-			return
-		}
-		list, _ := data.([]*api.ServiceEntry)
-		t.opts.Instances(d.Service(), list)
-	}
-}
-
-// allServices is the dependency on the services of the agent's own datacenter, as consul-template writes it.
-const allServices = "catalog.services"
 
 // reportLeftOut logs what the template functions leave out now and did not
 // before, and the reverse.
@@ -416,32 +421,36 @@ func (t *Templater) reportLeftOut() {
 			now[reason] = true
 		}
 	}
-	for _, reason := range added(t.leftOut, now) {
-		t.log.Warn("left out", t.about(reason)...)
+	more, less := added(t.leftOut, now), added(now, t.leftOut)
+	for _, reason := range more {
+		t.log.Warn("left out", attributes(leftout.Parse(reason))...)
 	}
-	for _, reason := range added(now, t.leftOut) {
-		t.log.Info("no longer left out", t.about(reason)...)
-	}
-	if !maps.Equal(t.leftOut, now) || t.left.Load() == nil {
-		list := slices.Sorted(maps.Keys(now))
-		t.left.Store(&list)
-		defer t.opts.Changed()
+	for _, reason := range less {
+		t.log.Info("no longer left out", attributes(leftout.Parse(reason))...)
 	}
 	t.leftOut = now
 	t.metrics.leftOut.Set(float64(len(now)))
+	if len(more)+len(less) == 0 {
+		return
+	}
+	all := make([]LeftOut, 0, len(now))
+	for reason := range now {
+		all = append(all, leftout.Parse(reason))
+	}
+	slices.SortFunc(all, leftout.Compare)
+	t.lacks.Store(&all)
+	t.opts.Changed()
 }
 
-// about returns the attributes of a line about something that is left out.
-func (t *Templater) about(reason string) []any {
-	attrs := []any{"reason", reason}
-	service, instance := t.opts.About(reason)
-	if service != "" {
-		attrs = append(attrs, "service", service)
+// attributes returns what a line of the log says of what is left out.
+func attributes(l LeftOut) (args []any) {
+	if l.Service != "" {
+		args = append(args, "service", l.Service)
 	}
-	if instance != "" {
-		attrs = append(attrs, "instance", instance)
+	if l.Instance != "" {
+		args = append(args, "instance", l.Instance)
 	}
-	return attrs
+	return append(args, "reason", l.Reason)
 }
 
 // added returns the keys of after that before lacks, sorted.

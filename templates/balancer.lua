@@ -5,8 +5,9 @@
 -- The dictionary has, for an upstream, the number of its present list ("v:app" = 7; 0: none yet) and that list's text
 -- ("l:7:app" = "app 10.0.0.1:80 1\napp 10.0.0.2:80 1\n", or "app\n"). A number is overwritten in place, which needs no memory
 -- and cannot fail, so a new list is seen as a whole or not at all, and the old one is deleted only after that. "posted" is
--- there once lists were posted. Of requests that wait for a server it has how many there are ("waiting"), and by upstream how many
--- ("w:app"), how many there ever were ("t:app"), and for how many seconds the longest has waited ("m:app").
+-- there once lists were posted. Of requests that wait for a server it has how many there are ("waiting:5"), and by upstream how many
+-- ("w:app:5"), both by the span of time in which they began to wait; how many there ever were ("t:app"), and for how many seconds
+-- the longest has waited ("m:app").
 
 local balancer = require "ngx.balancer"
 local bit = require "bit"
@@ -39,8 +40,9 @@ local MAX_HOLD = 300
 -- A request that waits looks for a server after so many seconds, and after each look by so much later, so that it waits only
 -- a little longer than it has to.
 local FIRST_STEP, GROWTH = 0.02, 1.08
--- A counter of waiting requests outlives by so many seconds a worker that was killed amid them.
-local LEASE = MAX_HOLD + 30
+-- Requests that wait are counted by the span in which they began: none waits for as many seconds as this, so all that wait began
+-- in this span or the last one. What a worker that was killed has counted is over with the next span, whoever else waits.
+local SPAN = MAX_HOLD + 30
 -- So many times a request that no server has taken is passed on again.
 local ROUNDS = 3
 -- As nginx does, a request is sent to so many servers, if it may be sent again at all.
@@ -495,25 +497,32 @@ local function usable(list)
 end
 
 -- Counts what is not to push anything else out of the dictionary. Without room it is not counted.
-local function count(key, lease)
-    dict:safe_add(key, 0, lease)
-    local n = dict:incr(key, 1)
-    if n and lease then
-        dict:expire(key, lease)
-    end
-    return n
+local function count(key, seconds)
+    dict:safe_add(key, 0, seconds)
+    return dict:incr(key, 1)
+end
+
+local function span(time)
+    return floor(time / SPAN)
+end
+
+-- Returns how many wait.
+local function waiting(key)
+    local at = span(now())
+    return (dict:get(key .. ":" .. at) or 0) + (dict:get(key .. ":" .. at - 1) or 0)
 end
 
 -- Counts a request that begins to wait. Returns false if there are too many.
-local function enter(upstream, most)
-    local n = count("waiting", LEASE)
-    if not n or n > most then
-        if n then
-            dict:incr("waiting", -1)
-        end
+local function enter(upstream, most, since)
+    local at = ":" .. span(since)
+    if not count("waiting" .. at, 2 * SPAN) then
+        return false
+    elseif waiting("waiting") > most then
+        dict:incr("waiting" .. at, -1)
         return false
     end
-    if count("w:" .. upstream, LEASE) == 1 then
+    count("w:" .. upstream .. at, 2 * SPAN)
+    if waiting("w:" .. upstream) == 1 then
         dict:safe_set("m:" .. upstream, 0)
     end
     count("t:" .. upstream)
@@ -523,8 +532,8 @@ end
 
 local function leave(upstream, since)
     lists[upstream].waiting = lists[upstream].waiting - 1
-    dict:incr("waiting", -1)
-    dict:incr("w:" .. upstream, -1)
+    dict:incr("waiting:" .. span(since), -1)
+    dict:incr("w:" .. upstream .. ":" .. span(since), -1)
     local waited = now() - since
     if waited > (dict:get("m:" .. upstream) or waited) then
         dict:safe_set("m:" .. upstream, waited)
@@ -636,7 +645,7 @@ local function await(upstream, hold, most)
     local start = now()
     local till = tonumber(ngx.var.berth_wait_until) or start + hold
     ngx.var.berth_wait_until = till
-    if till <= start or not enter(upstream, most) then
+    if till <= start or not enter(upstream, most, start) then
         return 503
     end
     ngx.ctx.berth_waits = { upstream, start }
@@ -959,7 +968,7 @@ function M.waiting()
         local name = match(key, "^t:(.+)$")
         if name then
             local list = current(name)
-            lines[#lines + 1] = concat({ name, dict:get("w:" .. name) or 0, dict:get(key) or 0,
+            lines[#lines + 1] = concat({ name, waiting("w:" .. name), dict:get(key) or 0,
                 floor((dict:get("m:" .. name) or 0) * 1000), list and list.paused and "paused" or nil }, " ") .. "\n"
         end
     end

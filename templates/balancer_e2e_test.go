@@ -70,6 +70,12 @@ BALANCER
             if ($empty) { return 503; }
             proxy_pass http://app;
         }
+        set $berth_wait_until "";
+        location /app/held {
+            access_by_lua_block { require("berth").wait("app", 0, 10) }
+            log_by_lua_block { require("berth").waited() }
+            proxy_pass http://app;
+        }
         location /one { proxy_pass http://one; }
         location /keyed { proxy_pass http://keyed; }
         location /chance { proxy_pass http://chance; }
@@ -79,6 +85,7 @@ BALANCER
     server {
         listen 81;
         location = /servers { content_by_lua_block { require("berth").servers() } }
+        location = /waiting { content_by_lua_block { require("berth").waiting() } }
     }
     server {
         listen unix:/run/berth.sock;
@@ -119,7 +126,8 @@ type balancerNginx struct {
 	once           *http.Client // a connection for each request: any worker takes it
 }
 
-func startBalancer(t testing.TB, dictionary string) *balancerNginx {
+// startBalancer starts it, with something replaced in the balancer.
+func startBalancer(t testing.TB, dictionary string, replace ...string) *balancerNginx {
 	t.Helper()
 	front, control := testenv.FreePort(t), testenv.FreePort(t)
 	n := &balancerNginx{
@@ -128,7 +136,7 @@ func startBalancer(t testing.TB, dictionary string) *balancerNginx {
 		once:      &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}},
 	}
 	t.Cleanup(n.keepAlive.CloseIdleConnections)
-	n.create(strings.NewReplacer("DICTIONARY", dictionary, "BALANCER", balancerLua).Replace(balancerConf),
+	n.create(strings.NewReplacer("DICTIONARY", dictionary, "BALANCER", strings.NewReplacer(replace...).Replace(balancerLua)).Replace(balancerConf),
 		"--publish", "127.0.0.1:"+front+":80", "--publish", "127.0.0.1:"+control+":81",
 		"--sysctl", "net.ipv6.conf.all.disable_ipv6=0", "--sysctl", "net.ipv6.conf.lo.disable_ipv6=0")
 	if _, err := testenv.Docker("start", n.name); err != nil {
@@ -791,6 +799,51 @@ func TestE2EBalancerListsSurviveAReload(t *testing.T) {
 	if counts := n.share(n.keepAlive, "/app", 20); counts["9008"] != 10 || counts["9009"] != 10 {
 		t.Errorf("after a restart: %v", counts)
 	}
+}
+
+// What a killed worker has counted as waiting is forgotten, though others go on waiting.
+func TestE2EBalancerForgetsWhoWaitedInAKilledWorker(t *testing.T) {
+	const span = "MAX_HOLD + 30"
+	if !strings.Contains(balancerLua, "= "+span) {
+		t.Fatal("the balancer counts in another way")
+	}
+	n := startBalancer(t, "16m", span, "5")
+	old := n.workers()
+	n.post("app hold 4000")
+	var held sync.WaitGroup
+	defer held.Wait()
+	for range 10 {
+		held.Go(func() {
+			if r, err := n.do(n.once, "GET", n.front+"/app/held", ""); err == nil {
+				t.Errorf("%d %s", r.status, r.body)
+			}
+		})
+	}
+	waiting := func(want string) {
+		t.Helper()
+		testenv.Eventually(t, 30*time.Second, want+" wait", func() error {
+			r, err := n.do(n.keepAlive, "GET", strings.Replace(n.control, "/servers", "/waiting", 1), "")
+			if f := strings.Fields(r.body); err != nil || len(f) < 2 || f[1] != want {
+				return fmt.Errorf("%q, %v", r.body, err)
+			}
+			return nil
+		})
+	}
+	waiting("10")
+	if _, err := testenv.Docker("exec", n.name, "sh", "-c", "kill -9 "+strings.Join(old, " ")); err != nil {
+		t.Fatal(err)
+	}
+	n.keepAlive.CloseIdleConnections()
+	n.answers()
+	n.post("app hold 300")
+	// One after the other waits, as soon as there is room again.
+	testenv.Eventually(t, 30*time.Second, "a request waits", func() error {
+		if r := n.get(n.once, "/app/held"); r.status != 503 || r.took < 300*time.Millisecond {
+			return fmt.Errorf("%d after %v", r.status, r.took)
+		}
+		return nil
+	})
+	waiting("0")
 }
 
 // Every request after a POST goes by the new list, on either worker; no request fails, and nobody reads half of a list.

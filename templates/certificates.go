@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"berth/templates/claim"
 )
@@ -26,7 +27,8 @@ type certificate struct {
 	// Now changes with the files. It is the comment before the certificate in a crt-list: where HAProxy can be given the certificate
 	// while it runs, it begins with the certificate's SHA1 fingerprint and ends with the files to give it (proxyctl/haproxy).
 	Now      string
-	readable bool // by berth
+	readable bool      // by berth
+	notAfter time.Time // until when the file's first certificate is valid
 }
 
 // certificates are the certificates of a directory. They are remembered, since to read 100 files takes milliseconds, and the
@@ -36,6 +38,7 @@ type certificates struct {
 	files     []certificate
 	problems  []string
 	report    func(string)
+	expiries  *Expiries
 }
 
 // besideCertificate are the extensions of what HAProxy reads with a certificate, but for its key.
@@ -46,7 +49,7 @@ var besideCertificate = []string{".ocsp", ".issuer", ".sctl"}
 // whole configuration.
 func (s *certificates) list(path string, names []string, sum string) []certificate {
 	if s.path != path || s.sum != sum {
-		*s = certificates{path: path, sum: sum, report: s.report}
+		*s = certificates{path: path, sum: sum, report: s.report, expiries: s.expiries}
 		for _, name := range slices.Sorted(slices.Values(names)) {
 			if ext := filepath.Ext(name); ext == ".key" || slices.Contains(besideCertificate, ext) {
 				continue // it belongs to another file
@@ -64,6 +67,7 @@ func (s *certificates) list(path string, names []string, sum string) []certifica
 		if len(s.files) == 0 {
 			s.problems = append(s.problems, fmt.Sprintf("TLS: there is no certificate in %q, so HTTPS is off; put PEM files there, each with a certificate, its chain and its key", path))
 		}
+		s.expiries.set(s.files)
 	}
 	for _, problem := range s.problems {
 		s.report(problem)
@@ -148,7 +152,7 @@ func readCertificate(file string) (c certificate, problem string) {
 			return c, fmt.Sprintf("the RSA key of %.100q has %d bits and OpenSSL asks for 2048; issue it anew", parsed.Subject, k.N.BitLen())
 		}
 	}
-	c.Names = certificateNames(all[0])
+	c.Names, c.notAfter = certificateNames(all[0]), all[0].NotAfter
 	if !notAllowed {
 		digest := sha256.Sum256(slices.Concat(text, key))
 		c.Now = fmt.Sprintf("%X/%x %s", sha1.Sum(all[0].Raw), digest[:8], file) //nolint:gosec // it is HAProxy's fingerprint

@@ -46,6 +46,8 @@ const MostHeld = 20_000
 type Options struct {
 	// TLSDirectory is where the proxy and berth find certificates, an absolute path; "" = no TLS.
 	TLSDirectory string
+	// Expiries is told until when the certificates are valid; nil = nobody is.
+	Expiries *Expiries
 	// TCPPorts are the ports that services may ask for.
 	TCPPorts route.Ports
 	// Ledger remembers who has which route; nil = nothing is remembered, and no route is held for services that are gone.
@@ -93,7 +95,7 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			ledger = route.NewLedger(0)
 		}
 		kept := route.NewFragments(ledger)
-		all := certificates{report: report}
+		all := certificates{report: report, expiries: o.Expiries}
 		var defaults haproxy.DefaultsInUse
 		return template.FuncMap{
 			"servable": func(services []*dependency.CatalogSnippet) []string {
@@ -152,7 +154,7 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 
 			"upstreams":         func(g *route.Group) nginx.Upstreams { return nginx.NewUpstreams(g, o.Lua, report) },
 			"upstreamName":      nginx.UpstreamName,
-			"nginxRoutes":       func(t *route.Table) nginx.Routes { return nginx.NewRoutes(t.Claims(), report) },
+			"nginxRoutes":       func(t *route.Table) nginx.Routes { return nginx.NewRoutes(t.Claims(), t.Lose) },
 			"namedCertificates": func(files []certificate) []certificate { return namedCertificates(files, report) },
 			"controlSocket":     func() string { return o.NginxSocket },
 			"closingFile":       func() string { return o.NginxClosing },

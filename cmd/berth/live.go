@@ -62,7 +62,7 @@ func newLiveTimes(registry prometheus.Registerer) *liveTimes {
 func (l *liveTimes) setServices(names []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.services, l.listed = names, true
+	l.services, l.listed = names, names != nil
 }
 
 // setInstances takes in the instances of a service; nil if it is no longer watched.

@@ -22,7 +22,7 @@ import (
 	"berth/registrar/group/store"
 	"berth/templater"
 	"berth/templater/catalog"
-	"berth/templates/claim"
+	"berth/templates"
 )
 
 // reporter tells what this berth knows: to those who ask it, and through Consul to all others.
@@ -34,6 +34,8 @@ type reporter struct {
 	started time.Time
 	ready   func() error
 	failed  prometheus.Counter
+
+	expiries *templates.Expiries // of the proxy's certificates
 
 	registrar *registrar.Registrar // nil = there is none
 	docker    string               // its address
@@ -188,9 +190,8 @@ func (r *reporter) templaterPart() status.Part {
 	if r.registrar != nil {
 		part.Events = nil // they are in the other part
 	}
-	for _, reason := range r.templater.LeftOut() {
-		service, instance := claim.About(reason)
-		part.LeftOut = append(part.LeftOut, status.LeftOut{Service: service, Instance: instance, Reason: reason})
+	for _, l := range r.templater.LeftOut() {
+		part.LeftOut = append(part.LeftOut, status.LeftOut{Service: l.Service, Instance: l.Instance, Reason: l.Reason})
 	}
 	if r.proxy != nil {
 		r.proxy.part(&part, r.p.proxy.common())

@@ -8,7 +8,6 @@ import (
 
 	"berth/templater"
 	"berth/templates"
-	"berth/templates/claim"
 	"berth/templates/route"
 )
 
@@ -57,6 +56,9 @@ func (p *process) newTemplater(outputs []output, refused *route.Refused, report 
 			told.TCPPorts = told.TCPPorts.Without(n)
 		}
 	}
+	if report != nil {
+		told.Expiries = report.expiries
+	}
 	var list []templater.Template
 	set := map[string]func(templater.Published){}
 	for _, o := range outputs {
@@ -77,7 +79,6 @@ func (p *process) newTemplater(outputs []output, refused *route.Refused, report 
 		Grace:       p.config.ConsulGrace,
 		VanishLimit: p.config.VanishLimit,
 		Publish:     func(p templater.Published) { set[p.Name](p) },
-		About:       claim.About,
 		Log:         p.log,
 		Metrics:     p.metrics,
 	}

@@ -18,6 +18,7 @@ import (
 	"berth/cmd/berth/status"
 	"berth/proxyctl"
 	"berth/templater"
+	"berth/templates"
 	"berth/templates/route"
 )
 
@@ -103,9 +104,8 @@ func (p *process) run(ctx context.Context, want parts) error {
 		// 2. The outputs, plain files and the proxy, and the proxy as a child.
 		refused := route.NewRefused()
 		report.live = newLiveTimes(p.metrics)
-		if p.config.TLSDirectory != "" {
-			p.metrics.MustRegister(newExpiries(p.config.TLSDirectory))
-		}
+		report.expiries = templates.NewExpiries()
+		p.metrics.MustRegister(report.expiries)
 		if outputs, err = p.plainFiles(); err != nil {
 			return err
 		}
@@ -147,7 +147,8 @@ func (p *process) run(ctx context.Context, want parts) error {
 			task(func(ctx context.Context) { onEach(ctx, refused.Changed, t.Rerender) }),
 			task(func(ctx context.Context) { onEach(ctx, p.proxy.common().version.rerender, t.Rerender) }))
 		for _, o := range outputs {
-			runners = append(runners, task(func(ctx context.Context) { onEach(ctx, o.ledger.Changed, t.Rerender) }))
+			runners = append(runners, task(func(ctx context.Context) { onEach(ctx, o.ledger.Changed, t.Rerender) }),
+				task(func(ctx context.Context) { onEach(ctx, o.ledger.Moved, report.changed) }))
 		}
 	}
 

@@ -9,6 +9,8 @@ import (
 
 	"github.com/hashicorp/consul-template/dependency"
 	"github.com/hashicorp/consul/api"
+
+	"berth/templater/leftout"
 )
 
 // clean returns data from the catalog without what would break the line that it is put into: otherwise whoever may register a
@@ -16,17 +18,19 @@ import (
 // left out, with the reason. In tags and metadata, where lists may be on lines of their own, a control character is read as a
 // blank.
 func clean(data any) (cleaned any, leftOut []string) {
-	// isBad reports what is bad about a service, an instance of it, or a node; "" = nothing.
-	isBad := func(kind, name, instance, why string) bool {
-		if why == "" {
-			return false
+	// isBad reports what is bad about a service, or an instance of it; "" = nothing.
+	isBad := func(service, instance, why string) bool {
+		if why != "" {
+			leftOut = append(leftOut, leftout.Sentence(service, instance, why))
 		}
-		of := fmt.Sprintf("%s %.100q", kind, name)
-		if instance != "" {
-			of += fmt.Sprintf(", instance %.100q", instance)
+		return why != ""
+	}
+	isBadNode := func(n *dependency.Node) bool {
+		why := badNode(n)
+		if why != "" {
+			leftOut = append(leftOut, fmt.Sprintf("node %.100q: %s", n.Node, why))
 		}
-		leftOut = append(leftOut, of+": "+why)
-		return true
+		return why != ""
 	}
 	switch list := data.(type) {
 	case pausedAnswer:
@@ -35,7 +39,7 @@ func clean(data any) (cleaned any, leftOut []string) {
 		data = slices.DeleteFunc(list, func(s *dependency.HealthService) bool {
 			s.Tags = blanks(s.Tags)
 			s.ServiceMeta, s.NodeMeta = cleanMeta(s.ServiceMeta), cleanMeta(s.NodeMeta)
-			return isBad("service", s.Name, s.ID, cmp.Or(badName("id", s.ID), badName("name", s.Name), badName("node", s.Node),
+			return isBad(s.Name, s.ID, cmp.Or(badName("id", s.ID), badName("name", s.Name), badName("node", s.Node),
 				badAddress(s.Address), badAddress(s.NodeAddress), badServiceAddresses(s.ServiceTaggedAddresses), badNodeAddresses(s.NodeTaggedAddresses)))
 		})
 	case []*api.ServiceEntry:
@@ -43,25 +47,25 @@ func clean(data any) (cleaned any, leftOut []string) {
 			s := e.Service
 			s.Tags = blanks(s.Tags)
 			s.Meta, e.Node.Meta = cleanMeta(s.Meta), cleanMeta(e.Node.Meta)
-			return isBad("service", s.Service, s.ID, cmp.Or(badName("id", s.ID), badName("name", s.Service), badName("node", e.Node.Node),
+			return isBad(s.Service, s.ID, cmp.Or(badName("id", s.ID), badName("name", s.Service), badName("node", e.Node.Node),
 				badAddress(s.Address), badAddress(e.Node.Address), badServiceAddresses(s.TaggedAddresses), badNodeAddresses(e.Node.TaggedAddresses)))
 		})
 	case []*dependency.CatalogSnippet:
 		data = slices.DeleteFunc(list, func(s *dependency.CatalogSnippet) bool {
 			s.Tags = blanks(s.Tags)
-			return isBad("service", s.Name, "", badName("name", s.Name))
+			return isBad(s.Name, "", badName("name", s.Name))
 		})
 	case []*dependency.Node:
-		data = slices.DeleteFunc(list, func(n *dependency.Node) bool { return isBad("node", n.Node, "", badNode(n)) })
+		data = slices.DeleteFunc(list, isBadNode)
 	case *dependency.CatalogNode:
 		switch {
 		case list == nil || list.Node == nil:
-		case isBad("node", list.Node.Node, "", badNode(list.Node)):
+		case isBadNode(list.Node):
 			data = &dependency.CatalogNode{}
 		default:
 			list.Services = slices.DeleteFunc(list.Services, func(s *dependency.CatalogNodeService) bool {
 				s.Tags, s.Meta = blanks(s.Tags), cleanMeta(s.Meta)
-				return isBad("service", s.Service, s.ID, cmp.Or(badName("id", s.ID), badName("name", s.Service), badAddress(s.Address)))
+				return isBad(s.Service, s.ID, cmp.Or(badName("id", s.ID), badName("name", s.Service), badAddress(s.Address)))
 			})
 		}
 	}

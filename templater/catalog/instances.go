@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"path"
 	"regexp"
@@ -9,6 +10,8 @@ import (
 
 	"github.com/hashicorp/consul-template/dependency"
 	"github.com/hashicorp/consul/api"
+
+	"berth/templater/leftout"
 )
 
 // Instances is the dependency on the instances of a service, in whatever state of health, as Consul itself describes them:
@@ -23,9 +26,17 @@ var instancesRe = regexp.MustCompile(`(?s)\A(.+?)(?:@([\w.-]+))?\z`)
 func NewInstances(name string) (*Instances, error) {
 	m := instancesRe.FindStringSubmatch(name)
 	if m == nil || path.Clean("/"+m[1]) != "/"+m[1] {
-		return nil, fmt.Errorf("service %.100q: Consul's API cannot be asked for a name like this; register it by another", name)
+		return nil, errors.New(leftout.Sentence(name, "", "Consul's API cannot be asked for a name like this; register it by another"))
 	}
 	return &Instances{service: m[1], datacenter: m[2]}, nil
+}
+
+// Service returns the service, with its datacenter behind @ if the template names one.
+func (i *Instances) Service() string {
+	if i.datacenter == "" {
+		return i.service
+	}
+	return i.service + "@" + i.datacenter
 }
 
 // Fetch asks Consul.
@@ -45,29 +56,35 @@ func (i *Instances) Fetch(clients *dependency.ClientSet, o *dependency.QueryOpti
 	return list, &dependency.ResponseMetadata{LastIndex: meta.LastIndex, LastContact: meta.LastContact}, nil
 }
 
-// Service returns the name of the service.
-func (i *Instances) Service() string { return i.service }
-
-// Elsewhere says whether the instances are those of another datacenter than the agent's.
-func (i *Instances) Elsewhere() bool { return i.datacenter != "" }
-
 // CanShare says that the answer is the same for everybody.
 func (i *Instances) CanShare() bool { return true }
 
 // String returns the template's call.
-func (i *Instances) String() string {
-	name := i.service
-	if i.datacenter != "" {
-		name += "@" + i.datacenter
-	}
-	return "instances(" + name + ")"
-}
+func (i *Instances) String() string { return "instances(" + i.Service() + ")" }
 
 // Stop does nothing: the context of the query ends it.
 func (i *Instances) Stop() {}
 
 // Type returns where the data is.
 func (i *Instances) Type() dependency.Type { return dependency.TypeConsul }
+
+// Entries returns instances as Consul itself describes them, with what consul-template's own functions keep of them.
+func Entries(list []*dependency.HealthService) []*api.ServiceEntry {
+	entries := make([]*api.ServiceEntry, len(list))
+	for n, s := range list {
+		entries[n] = &api.ServiceEntry{
+			Node: &api.Node{
+				ID: s.NodeID, Node: s.Node, Address: s.NodeAddress, TaggedAddresses: s.NodeTaggedAddresses, Meta: s.NodeMeta,
+			},
+			Service: &api.AgentService{
+				ID: s.ID, Service: s.Name, Address: s.Address, TaggedAddresses: s.ServiceTaggedAddresses, Port: s.Port,
+				Tags: s.Tags, Meta: s.ServiceMeta, Weights: s.Weights,
+			},
+			Checks: s.Checks,
+		}
+	}
+	return entries
+}
 
 // ofService says whether a dependency is the list of a service's instances.
 func ofService(d dependency.Dependency) bool {

@@ -11,9 +11,6 @@ import (
 	"github.com/hashicorp/consul-template/dependency"
 )
 
-// OptionalTime is how long the first query for what is optional may take: the texts wait for it.
-const OptionalTime = 3 * time.Second
-
 const (
 	// answerTime is how long a query may take beyond its wait.
 	answerTime = 10 * time.Second
@@ -214,9 +211,6 @@ func (w *Watch) ask(now state, failed bool) (answer, error) {
 		}
 	}
 	limit := answerTime
-	if w.Optional() && now.mode == unanswered && !failed {
-		limit = OptionalTime
-	}
 	if opts.WaitIndex > 0 {
 		limit += longest(opts.WaitTime)
 	}

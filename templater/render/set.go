@@ -33,7 +33,8 @@ type Spec struct {
 	MapPrefix   string // begins the paths of asMap and asCrtList; "" = there are no such functions
 
 	// Funcs returns extra functions for this template. They call report with one line for everything they set aside, and
-	// why, and instances for those of a service. Called once per version; may be nil.
+	// why, and instances for those of a service. The line begins as leftout.Sentence has it if it is about a service. Called once per
+	// version; may be nil.
 	Funcs func(report func(string), instances Ask) texttemplate.FuncMap
 }
 

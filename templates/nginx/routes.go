@@ -41,21 +41,21 @@ type level struct{ rank, depth int }
 // longestValue is less than nginx takes for one word (NGX_CONF_BUFFER).
 const longestValue = 4000
 
-// NewRoutes puts the routes of services into maps, and reports the routes that do not fit into any.
-func NewRoutes(claims []route.Claim, report func(string)) Routes {
+// NewRoutes puts the routes of services into maps. It calls lose with the routes that do not fit into any, and why.
+func NewRoutes(claims []route.Claim, lose func(c route.Claim, why string)) Routes {
 	entries := map[level][]RouteEntry{{2, 0}: nil}
 	index := map[string]int{} // of an entry in its map, by host and path
 	for _, c := range claims {
 		l := level{c.Rank(), depth(c.Route)}
 		if l.depth > mostSegments {
-			report(fmt.Sprintf("service %q: the path of its route %.100s has more than %d segments, which is too many for nginx; set a shorter SERVICE_ROUTE_PATH", c.Group.Service, c.Route, mostSegments))
+			lose(c, fmt.Sprintf("the path of its route %.100s has more than %d segments, which is too many for nginx; set a shorter SERVICE_ROUTE_PATH", c.Route, mostSegments))
 			continue
 		}
 		key := c.Host + strings.ToLower(c.Path)
 		found := UpstreamName(c.Group) + " " + flags(c.Group) + " " + c.Path
 		if n, there := index[key]; there {
 			if len(entries[l][n].Routes)+len(found) >= longestValue {
-				report(fmt.Sprintf("service %q: for nginx, too many routes differ from its route %.100s only in the case of letters; set another SERVICE_ROUTE_PATH", c.Group.Service, c.Route))
+				lose(c, fmt.Sprintf("for nginx, too many routes differ from its route %.100s only in the case of letters; set another SERVICE_ROUTE_PATH", c.Route))
 				continue
 			}
 			entries[l][n].Routes += " " + found

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"berth/templater/leftout"
 	"berth/templates/claim"
 	"berth/templates/route"
 )
@@ -39,7 +40,7 @@ func NewUpstreams(g *route.Group, lua bool, report func(string)) Upstreams {
 		{g.SlowStart != 0, "nginx gives a server its full share at once, so its route_slowstart has no effect; unset SERVICE_ROUTE_SLOWSTART"},
 	} {
 		if lacking.asked {
-			report(fmt.Sprintf("service %q: %s", g.Service, lacking.why))
+			report(leftout.Sentence(g.Service, "", lacking.why))
 		}
 	}
 	var u Upstreams
@@ -53,14 +54,14 @@ func NewUpstreams(g *route.Group, lua bool, report func(string)) Upstreams {
 	switch holds := u.HTTP != nil && u.HTTP.Lua != ""; {
 	case g.Hold <= 0 || holds:
 	case !lua:
-		report(fmt.Sprintf("service %q: no request waits in nginx without Lua, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD, or see --nginx-lua", g.Service))
+		report(leftout.Sentence(g.Service, "", "no request waits in nginx without Lua, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD, or see --nginx-lua"))
 	case u.HTTP == nil:
-		report(fmt.Sprintf("service %q: no connection to a TCP port waits in nginx, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD", g.Service))
+		report(leftout.Sentence(g.Service, "", "no connection to a TCP port waits in nginx, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD"))
 	default:
-		report(fmt.Sprintf("service %q: nginx itself picks its servers, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD, or SERVICE_ROUTE_MAXCONN and SERVICE_ROUTE_BALANCE=leastconn", g.Service))
+		report(leftout.Sentence(g.Service, "", "nginx itself picks its servers, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD, or SERVICE_ROUTE_MAXCONN and SERVICE_ROUTE_BALANCE=leastconn"))
 	}
 	if g.Paused > 0 && (u.HTTP == nil || u.HTTP.Lua == "") {
-		report(fmt.Sprintf("service %q: it is paused, and no request for it waits in nginx: that takes --nginx-lua, a route of requests, and neither SERVICE_ROUTE_MAXCONN nor SERVICE_ROUTE_BALANCE=leastconn", g.Service))
+		report(leftout.Sentence(g.Service, "", "it is paused, and no request for it waits in nginx: that takes --nginx-lua, a route of requests, and neither SERVICE_ROUTE_MAXCONN nor SERVICE_ROUTE_BALANCE=leastconn"))
 	}
 	if len(g.Ports) > 0 {
 		u.TCP = newUpstream(g, UpstreamName(g)+".tcp", g.ForTCP())

@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/consul-template/dependency"
 
+	"berth/templater/leftout"
 	"berth/templates/claim"
 )
 
@@ -260,7 +261,7 @@ func (r *reader) set(g *Group, newestFirst []*instance) {
 		isSet := setting.get(&g.Settings) != setting.get(&claim.Settings{})
 		forHTTP := setting.key == KeyStrip || setting.key == KeyRedirect || setting.key == KeySticky || setting.key == KeyBalance && g.NeedsHTTP()
 		if isSet && forHTTP && len(g.Routes) == 0 {
-			r.report(fmt.Sprintf("service %q: its %s is for HTTP, and it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", r.service, setting.key))
+			r.report(leftout.Sentence(r.service, "", fmt.Sprintf("its %s is for HTTP, and it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", setting.key)))
 		}
 		if setting.key == KeyCheck && isSet {
 			r.reportUnchecked(from, newestFirst)
@@ -286,7 +287,7 @@ func (r *reader) reportIneffective() {
 	}
 	report := func(key string, isSet func(*instance) bool) {
 		if slices.ContainsFunc(r.instances, isSet) {
-			r.report(fmt.Sprintf("service %q: it has a %s but no route; set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT", r.service, key))
+			r.report(leftout.Sentence(r.service, "", fmt.Sprintf("it has a %s but no route; set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT", key)))
 		}
 	}
 	for _, setting := range settings {
@@ -310,7 +311,7 @@ func (g *Group) NeedsFallback() string {
 // can call it.
 func (g *Group) FallBack(instances []*Instance) string {
 	r := newReader(g.Fallback, instances, func(reason string) {
-		g.report(fmt.Sprintf("service %q: of its route_fallback: %s", g.Service, reason))
+		g.report(leftout.Sentence(g.Service, "", "of its route_fallback: "+reason))
 	})
 	members := slices.DeleteFunc(r.instances, func(i *instance) bool {
 		_, none := i.meta[claim.KeyNoRoute]
@@ -334,7 +335,7 @@ func Servable(services []*dependency.CatalogSnippet, report func(string)) []stri
 	kept := make([]string, 0, len(services))
 	for _, s := range services {
 		if !claim.IsServiceName(s.Name) {
-			report(fmt.Sprintf("service %.100q: its name may only have letters, digits, -, _ and dots between them, %d at most; set SERVICE_NAME", s.Name, claim.MaxName))
+			report(leftout.Sentence(s.Name, "", fmt.Sprintf("its name may only have letters, digits, -, _ and dots between them, %d at most; set SERVICE_NAME", claim.MaxName)))
 			continue
 		}
 		kept = append(kept, s.Name)

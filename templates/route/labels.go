@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
+	"berth/templater/leftout"
 	"berth/templates/claim"
 )
 
@@ -144,7 +145,7 @@ func ownStatus(checks api.HealthChecks) string {
 }
 
 func (r *reader) leaveOut(i *instance, why string) {
-	r.report(fmt.Sprintf("service %q, instance %.100q: %s", r.service, i.id, why))
+	r.report(leftout.Sentence(r.service, i.id, why))
 }
 
 // parse reads what the instances ask for, and reports each problem once: replicas share their labels, and a mistake in them.

@@ -16,6 +16,8 @@ import (
 type Ledger struct {
 	// Changed receives a value when a route may pass to another service, or be given up, because its time is over.
 	Changed chan struct{}
+	// Moved receives a value when a rendering has changed the answer of Standing.
+	Moved chan struct{}
 
 	grace time.Duration
 
@@ -26,9 +28,8 @@ type Ledger struct {
 	begun time.Time                         // the first rendering
 	warm  bool                              // a rendering knew all services
 	timer *time.Timer
-	due   time.Time // when the timer fires
-
-	standing []Standing // of the last complete rendering
+	due   time.Time  // when the timer fires
+	stand []standing // after the last complete rendering; never changed, but replaced
 }
 
 // holding says who has a route.
@@ -53,7 +54,7 @@ const (
 // NewLedger returns an empty ledger that holds a route for a service whose instances are gone, or do not serve, for so long.
 func NewLedger(grace time.Duration) *Ledger {
 	return &Ledger{
-		Changed: make(chan struct{}, 1), grace: grace,
+		Changed: make(chan struct{}, 1), Moved: make(chan struct{}, 1), grace: grace,
 		held: map[claim.Route]*holding{}, names: map[string]map[claim.Route]string{},
 	}
 }
@@ -261,12 +262,7 @@ func (l *Ledger) wake(now time.Time) {
 	if next.IsZero() {
 		return
 	}
-	l.timer = time.AfterFunc(next.Sub(now).Truncate(time.Second)+time.Second, func() {
-		select {
-		case l.Changed <- struct{}{}:
-		default:
-		}
-	})
+	l.timer = time.AfterFunc(next.Sub(now).Truncate(time.Second)+time.Second, func() { notify(l.Changed) })
 }
 
 // prune forgets the names of services that were not assigned and for which no route is held. l.mu is held.

@@ -49,9 +49,11 @@ func (r *Refused) Refuse(port int, reason string) {
 	time.AfterFunc(wait, r.notify)
 }
 
-func (r *Refused) notify() {
+func (r *Refused) notify() { notify(r.Changed) }
+
+func notify(c chan struct{}) {
 	select {
-	case r.Changed <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

@@ -1,42 +1,88 @@
 package route
 
 import (
-	"cmp"
-	"slices"
+	"time"
 
 	"berth/templates/claim"
 )
 
 // Standing says how a service stands with a route that it asks for.
 type Standing struct {
-	claim.Route
+	Route   string // www.example.com/path, */path for any host, or port 5432
+	Host    string // as in claim.Route
+	Path    string
+	Port    int // 0 = a route of requests
 	Service string
-	Backend string // the name of its group in the proxy
-	Strip   bool   // the path is taken off before a server sees the request
-	Lost    string // why the service does not have the route, as it is reported; "" = it has it
-	Holder  string // of a route that it does not have: the service that has it
+	Backend string        // the name of its group that asks for it
+	Strip   bool          // the path is taken off before a server sees the request
+	Paused  time.Duration // how long a request waits, as the service is paused by hand; 0 = it is not
+	Gone    bool          // no instance asks for it any more, and it is held until some come back
+	Lost    string        // why the service does not have it, as it was reported; "" = it has it
+	Holder  string        // the service that has it instead; "" = none
 }
 
-// Standing returns how all services stood with their routes in the last complete rendering, by route, the holder first. It may be
-// called from any goroutine.
+// standing is a Standing whose Route is not written yet.
+type standing struct {
+	route claim.Route
+	Standing
+}
+
+// Standing returns who has each route and who asks for it in vain, after the last complete rendering, by service, backend and
+// route. Any goroutine may call it.
 func (l *Ledger) Standing() []Standing {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.standing
+	now := l.stand
+	l.mu.Unlock()
+	all := make([]Standing, len(now))
+	for n, s := range now {
+		all[n] = s.Standing
+		all[n].Route, all[n].Host, all[n].Path, all[n].Port = s.route.String(), s.route.Host, s.route.Path, s.route.Port
+	}
+	return all
 }
 
-// standing is how the groups of the table stand with their routes.
-func (t *Table) standing() []Standing {
-	all := make([]Standing, 0, len(t.claims)+len(t.ports)+len(t.lostTo))
-	for _, c := range t.claims {
-		all = append(all, Standing{Route: c.Route, Service: c.Group.Service, Backend: c.Group.Name, Strip: c.Group.Strip})
+// tell tells the ledger how the groups stand, if that is news.
+func (t *Table) tell() {
+	l := t.fragments.ledger
+	l.mu.Lock()
+	before := l.stand
+	l.mu.Unlock()
+	same := 0 // so many at the beginning are as before
+	var now []standing
+	add := func(s standing) {
+		switch {
+		case now == nil && same < len(before) && before[same] == s:
+			same++
+			return
+		case now == nil:
+			now = append(make([]standing, 0, max(len(before), len(t.assigned))), before[:same]...)
+		}
+		now = append(now, s)
 	}
-	for _, p := range t.ports {
-		all = append(all, Standing{Route: claim.Route{Port: p.Port}, Service: p.Group.Service, Backend: p.Group.Name})
+	for _, f := range t.assigned {
+		g := &f.Group
+		for _, r := range g.Routes {
+			add(t.standing(g, r))
+		}
+		for _, p := range g.Ports {
+			add(t.standing(g, claim.Route{Port: p}))
+		}
 	}
-	all = append(all, t.lostTo...)
-	slices.SortFunc(all, func(a, b Standing) int {
-		return cmp.Or(claim.Compare(a.Route, b.Route), cmp.Compare(min(1, len(a.Lost)), min(1, len(b.Lost))), cmp.Compare(a.Service, b.Service), cmp.Compare(a.Backend, b.Backend))
-	})
-	return all
+	if now == nil {
+		if same == len(before) {
+			return
+		}
+		now = before[:same]
+	}
+	l.mu.Lock()
+	l.stand = now
+	l.mu.Unlock()
+	notify(l.Moved)
+}
+
+func (t *Table) standing(g *Group, r claim.Route) standing {
+	lost := t.lost[r][g]
+	return standing{r, Standing{
+		Service: g.Service, Backend: g.Name, Strip: g.Strip && r.Port == 0, Paused: g.Paused, Gone: g.departed, Lost: lost.why, Holder: lost.holder,
+	}}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/consul-template/dependency"
 
+	"berth/templater/leftout"
 	"berth/templates/claim"
 )
 
@@ -103,8 +104,7 @@ type Table struct {
 
 	assigned  []*fragment
 	isSettled bool
-	lost      map[claim.Route]map[*Group]bool // the groups that ask for a route and do not get it
-	lostTo    []Standing                      // likewise, with the reason
+	lost      map[claim.Route]map[*Group]loss // the groups that ask for a route and do not get it
 	departed  []*Group
 	claims    []Claim
 	ports     []TCPPort
@@ -179,7 +179,7 @@ func (t *Table) settle() {
 			contested[r] = append(contested[r], g)
 		}
 	})
-	t.lost = map[claim.Route]map[*Group]bool{}
+	t.lost = map[claim.Route]map[*Group]loss{}
 	each(func(r claim.Route, g *Group) {
 		if first[r] != g {
 			return
@@ -200,11 +200,7 @@ func (t *Table) settle() {
 		}
 		for _, loser := range askers {
 			if loser != winner {
-				if t.lost[r] == nil {
-					t.lost[r] = map[*Group]bool{}
-				}
-				t.lost[r][loser] = true
-				t.reportLost(loser, r, winner, why)
+				t.loseTo(winner, r, loser, why)
 			}
 		}
 	})
@@ -250,8 +246,26 @@ func (k *Fragments) assignDeparted(t *Table, groups []*Group) (others []*Group) 
 	return others
 }
 
-// reportLost reports that a group does not get a route. winner is nil if the route is held for a service that is gone.
-func (t *Table) reportLost(g *Group, r claim.Route, winner *Group, why string) {
+// loss is why a group does not get a route.
+type loss struct {
+	why    string // as it is reported
+	holder string // the service that has it; "" = none
+}
+
+// Lose reports why a proxy cannot follow a route.
+func (t *Table) Lose(c Claim, why string) { t.lose(c.Route, c.Group, "", why) }
+
+func (t *Table) lose(r claim.Route, g *Group, holder, why string) {
+	l := loss{leftout.Sentence(g.Service, "", why), holder}
+	if t.lost[r] == nil {
+		t.lost[r] = map[*Group]loss{}
+	}
+	t.lost[r][g] = l
+	t.report(l.why)
+}
+
+// loseTo reports that a group does not get a route. winner is nil if the route is held for a service that is gone.
+func (t *Table) loseTo(winner *Group, r claim.Route, g *Group, why string) {
 	what, labels := "the route "+r.String(), "SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH"
 	if r.Port != 0 {
 		what, labels = "the "+r.String(), "SERVICE_ROUTE_PORT"
@@ -262,9 +276,7 @@ func (t *Table) reportLost(g *Group, r claim.Route, winner *Group, why string) {
 	} else {
 		owner, remedy = t.fragments.ledger.held[r].service, fmt.Sprintf("have an instance of %q pass its checks", g.Service)
 	}
-	reason := fmt.Sprintf("service %q: %s belongs to service %q, %s; set another %s, or %s", g.Service, what, owner, why, labels, remedy)
-	t.report(reason)
-	t.lostTo = append(t.lostTo, Standing{Route: r, Service: g.Service, Backend: g.Name, Strip: g.Strip, Lost: reason, Holder: owner})
+	t.lose(r, g, owner, fmt.Sprintf("%s belongs to service %q, %s; set another %s, or %s", what, owner, why, labels, remedy))
 }
 
 func compareFragments(a, b *fragment) int {
@@ -284,19 +296,19 @@ func (t *Table) ready() {
 		g := &f.Group
 		g.Paused = t.paused[g.Service]
 		for _, r := range g.Routes {
-			if !t.lost[r][g] {
+			if _, lost := t.lost[r][g]; !lost {
 				t.claims = append(t.claims, Claim{r, g})
 			}
 		}
 		for _, p := range g.Ports {
-			if !t.lost[claim.Route{Port: p}][g] {
+			if _, lost := t.lost[claim.Route{Port: p}][g]; !lost {
 				t.addPort(p, g)
 			}
 		}
 		if len(g.Routes) > 0 {
 			t.sticky = t.sticky || g.Sticky
 			if g.Redirect && !t.tls {
-				t.report(fmt.Sprintf("service %q: its route_redirect is not followed, as there is no certificate for HTTPS; give berth one, or unset SERVICE_ROUTE_REDIRECT", g.Service))
+				t.report(leftout.Sentence(g.Service, "", "its route_redirect is not followed, as there is no certificate for HTTPS; give berth one, or unset SERVICE_ROUTE_REDIRECT"))
 			}
 		}
 	}
@@ -306,9 +318,7 @@ func (t *Table) ready() {
 // addPort adds a port. A refused port keeps its owner, so that it does not pass to another service and back.
 func (t *Table) addPort(port int, g *Group) {
 	if reason := t.refused.Reason(port); reason != "" {
-		why := fmt.Sprintf("service %q: port %d: %s; free it or set another SERVICE_ROUTE_PORT", g.Service, port, reason)
-		t.report(why)
-		t.lostTo = append(t.lostTo, Standing{Route: claim.Route{Port: port}, Service: g.Service, Backend: g.Name, Lost: why})
+		t.lose(claim.Route{Port: port}, g, "", fmt.Sprintf("port %d: %s; free it or set another SERVICE_ROUTE_PORT", port, reason))
 		return
 	}
 	t.ports = append(t.ports, TCPPort{port, g})
@@ -357,10 +367,7 @@ func (t *Table) Sticky() bool {
 func (t *Table) Text() string {
 	t.ready()
 	t.fragments.complete = t.fragments.rendering
-	standing := t.standing()
-	t.fragments.ledger.mu.Lock()
-	t.fragments.ledger.standing = standing
-	t.fragments.ledger.mu.Unlock()
+	t.tell()
 	size := 0
 	for _, f := range t.assigned {
 		size += len(f.text)
