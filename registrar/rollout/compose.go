@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,8 +60,12 @@ func NewCompose(labels map[string]string, command string) (Compose, error) {
 		c.Dir = "" // they are relative to where berth runs
 		return c, nil
 	}
-	for _, name := range split(labels[labelFiles]) {
+	for n, name := range split(labels[labelFiles]) {
 		file, err := findFile(c.Dir, name)
+		// The project's directory is that of the first file: one of that name above it is another project's.
+		if err == nil && n == 0 && !filepath.IsAbs(name) && !strings.HasPrefix(file, filepath.Clean(c.Dir)+"/") {
+			err = fs.ErrNotExist
+		}
 		if err != nil {
 			return c, fmt.Errorf("the file %s of the project %s is not here: say which it is by --compose 'docker compose -f FILE'", name, project)
 		}
@@ -83,7 +88,9 @@ func split(label string) []string {
 // installed returns the compose that is here, the one of a version if there are both.
 func installed(version string) []string {
 	_, noV1 := exec.LookPath("docker-compose")
-	v2 := exec.Command("docker", "compose", "version").Run() == nil
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	v2 := exec.CommandContext(ctx, "docker", "compose", "version").Run() == nil
 	switch {
 	case noV1 == nil && (strings.HasPrefix(version, "1.") || !v2):
 		return []string{"docker-compose"}
@@ -172,7 +179,10 @@ func (c Compose) run(ctx context.Context, args ...string) (string, error) {
 	case ctx.Err() != nil:
 		return "", fmt.Errorf("compose %s: %w", args[0], context.Cause(ctx))
 	case err != nil:
-		return "", fmt.Errorf("compose %s: %w: %s", strings.Join(args, " "), err, complaint(stderr.String(), stdout.String()))
+		if why := complaint(stderr.String(), stdout.String()); why != "" {
+			err = fmt.Errorf("%w: %s", err, why)
+		}
+		return "", fmt.Errorf("compose %s: %w", strings.Join(args, " "), err)
 	}
 	return stdout.String(), nil
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -73,6 +74,9 @@ func ProjectOf(dir string, projects map[string]map[string]string) (project strin
 	return project
 }
 
+// composeName is what compose gives to projects and services. Labels may have anything, and go to a terminal and to compose.
+var composeName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]*$`)
+
 // listed lists the containers with labels, whatever their state, but not those of compose run.
 func listed(ctx context.Context, client Docker, labels ...string) ([]docker.APIContainers, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
@@ -82,7 +86,7 @@ func listed(ctx context.Context, client Docker, labels ...string) ([]docker.APIC
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
 	return slices.DeleteFunc(list, func(c docker.APIContainers) bool {
-		return strings.EqualFold(c.Labels[labelOneOff], "true") || c.Labels[labelProject] == ""
+		return strings.EqualFold(c.Labels[labelOneOff], "true") || !composeName.MatchString(c.Labels[labelProject]) || !composeName.MatchString(c.Labels[labelService])
 	}), nil
 }
 
@@ -152,14 +156,27 @@ func Services(ctx context.Context, client Docker) (names []string) {
 
 // imageID returns the ID of the image that a name stands for, "" if it is not here.
 func imageID(client Docker, name string) (string, error) {
-	image, err := client.InspectImage(name)
-	switch {
-	case errors.Is(err, docker.ErrNoSuchImage):
-		return "", nil
-	case err != nil:
-		return "", fmt.Errorf("image %s: %w", name, err)
+	type answer struct {
+		image *docker.Image
+		err   error
 	}
-	return image.ID, nil
+	answered := make(chan answer, 1)
+	go func() { // the call has no context
+		image, err := client.InspectImage(name)
+		answered <- answer{image, err}
+	}()
+	select {
+	case a := <-answered:
+		switch {
+		case errors.Is(a.err, docker.ErrNoSuchImage):
+			return "", nil
+		case a.err != nil:
+			return "", fmt.Errorf("image %s: %w", name, a.err)
+		}
+		return a.image.ID, nil
+	case <-time.After(callTime):
+		return "", fmt.Errorf("image %s: Docker has not answered within %s", name, callTime)
+	}
 }
 
 // end stops a container in its own time and removes it. It is no error if it is gone.

@@ -191,6 +191,10 @@ func TestFiles(t *testing.T) {
 	if got := strings.Join(c.Command, " "); err != nil || got != "docker-compose -f mine.yml --project-name shop --project-directory "+dir || c.Dir != "" {
 		t.Errorf("%s in %q, %v", got, c.Dir, err)
 	}
+	labels[labelFiles] = "other.yml" // it was removed from the project's directory
+	if c, err := NewCompose(labels, "docker compose"); err == nil || !strings.Contains(err.Error(), "the file other.yml of the project shop is not here") {
+		t.Errorf("another project's file: %q, %v", c.Command, err)
+	}
 	for label, says := range map[string]string{labelFiles: "the file none.yml of the project shop is not here", labelEnv: "the environment file none.yml", labelDir: "the directory none.yml"} {
 		bad := map[string]string{labelProject: "shop", labelDir: dir}
 		bad[label] = "none.yml"

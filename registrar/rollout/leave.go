@@ -67,7 +67,7 @@ func (r *Rollout) drain(ctx context.Context, containers []string) error {
 	}
 }
 
-// patience is how long Consul may be away while containers are taken out of service or put back.
+// patience is how long Consul may be away at any moment.
 const patience = 30 * time.Second
 
 // insist calls f until it succeeds, for as long as there is patience.
@@ -155,7 +155,7 @@ func (r *Rollout) remove(ctx context.Context, containers []string) error {
 		if err != nil {
 			return errors.Join(err, g.Wait())
 		}
-		if c != nil {
+		if c != nil && c.Labels[labelProject] == r.Project && c.Labels[labelService] == r.Service { // the State is from Consul, and names any
 			g.Go(func() error {
 				ctx, cancel := context.WithTimeout(ctx, c.StopTimeout+undoTime)
 				defer cancel()

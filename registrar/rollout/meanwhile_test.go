@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	docker "github.com/fsouza/go-dockerclient"
 	"github.com/hashicorp/consul/api"
 )
 
@@ -278,4 +279,60 @@ func TestStopFirstIsCutShort(t *testing.T) {
 			})
 		}
 	}
+}
+
+// What Consul has of a rollout may be anything: no container of something else is removed.
+func TestStateNamesOthers(t *testing.T) {
+	for _, label := range []string{labelProject, labelService} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 2)
+			w.boxes[1].Config.Labels[label] = "consul"
+			w.least, w.abrupt = 0, true
+			if err := w.begin(Defaults()).remove(t.Context(), []string{w.boxes[0].ID, w.boxes[1].ID}); err != nil {
+				t.Error(err)
+			}
+			if len(w.boxes) != 1 || w.boxes[0].Config.Labels[label] != "consul" {
+				t.Errorf("%s: containers are %q", label, w.versions())
+			}
+		})
+	}
+}
+
+// Labels that are no names of compose's go neither to a terminal nor to compose.
+func TestNamesInLabels(t *testing.T) {
+	w := &world{t: t}
+	for _, label := range []string{labelProject, labelService} {
+		for _, name := range []string{"", "-f", "--help", "a b", "a\nb", "\x1b[2J", "$(id)", "../x", "ä"} {
+			w.add().Config.Labels[label] = name
+		}
+	}
+	w.add().Config.Labels[labelProject] = "Shop_1.b-2"
+	projects, err := Find(t.Context(), w, "app")
+	if err != nil || len(projects) != 1 || projects["Shop_1.b-2"] == nil {
+		t.Errorf("%q, %v", projects, err)
+	}
+	if names := Services(t.Context(), w); len(names) != 1 || names[0] != "app" {
+		t.Errorf("%q", names)
+	}
+}
+
+// hanging is a Docker that does not answer for an image until it is closed.
+type hanging struct {
+	*world
+	closed chan struct{}
+}
+
+func (h hanging) InspectImage(string) (*docker.Image, error) {
+	<-h.closed
+	return nil, docker.ErrNoSuchImage
+}
+
+func TestImageOfHangingDocker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := hanging{newWorld(t, 1), make(chan struct{})}
+		defer close(h.closed)
+		if _, err := ImageOf(h, Service{Image: "app"}, nil); err == nil || !strings.Contains(err.Error(), "Docker has not answered within 10s") {
+			t.Error(err)
+		}
+	})
 }

@@ -66,7 +66,7 @@ func (r *Rollout) monitor(ctx context.Context) error {
 		look, err := r.look(ctx, r.State.New)
 		over := !time.Now().Before(end)
 		switch {
-		case err != nil && (ctx.Err() != nil || over):
+		case err != nil && (ctx.Err() != nil || time.Since(end) > patience):
 			return err
 		case err == nil:
 			if f := look.failure(over); f != nil {
@@ -76,7 +76,11 @@ func (r *Rollout) monitor(ctx context.Context) error {
 				return nil
 			}
 		}
-		if !retry.Pause(ctx, min(pollTime, max(time.Until(end), time.Millisecond))) {
+		pause := pollTime
+		if left := time.Until(end); left > 0 {
+			pause = min(pollTime, left)
+		}
+		if !retry.Pause(ctx, pause) {
 			return context.Cause(ctx)
 		}
 	}

@@ -155,8 +155,11 @@ func (r *Rollout) cut(ctx context.Context, err error) error {
 
 // outcome says what there is after a batch was taken back.
 func (r *Rollout) outcome() string {
-	if r.State.Replaced == 0 {
+	switch r.State.Replaced {
+	case 0:
 		return "rolled back: the old ones serve"
+	case r.State.Total:
+		return "all were replaced before, and stay so"
 	}
 	return fmt.Sprintf("rolled back: %d of %d were replaced before, and stay so; the others are the old ones", r.State.Replaced, r.State.Total)
 }
@@ -257,21 +260,27 @@ func (r *Rollout) once(format string, args ...any) {
 
 // know saves the addresses of instances, so that the balancers tell of them.
 func (r *Rollout) know(ctx context.Context, instances map[string][]Instance) error {
-	known := len(r.State.Addresses)
+	addresses := slices.Clone(r.State.Addresses)
 	for container, of := range instances {
 		for _, in := range of {
 			r.registered[container] = true
 			r.names[in.Address] = in.Service
-			if in.Address != "" && !slices.Contains(r.State.Addresses, in.Address) {
-				r.State.Addresses = append(r.State.Addresses, in.Address)
+			if in.Address != "" && !slices.Contains(addresses, in.Address) {
+				addresses = append(addresses, in.Address)
 			}
 		}
 	}
-	if len(r.State.Addresses) == known {
+	if len(addresses) == len(r.State.Addresses) {
 		return nil
 	}
-	slices.Sort(r.State.Addresses)
-	return r.Save(ctx, r.State)
+	slices.Sort(addresses)
+	s := r.State
+	s.Addresses = addresses
+	if err := r.Save(ctx, s); err != nil {
+		return err // what was not saved is not known: no balancer tells of it
+	}
+	r.State = s
+	return nil
 }
 
 // step does what the phase says, and goes on to the next one.
@@ -305,6 +314,9 @@ func (r *Rollout) step(ctx context.Context) (done bool, err error) {
 }
 
 func (r *Rollout) nextBatch(ctx context.Context) (done bool, err error) {
+	if len(r.State.Todo) == 0 && r.State.Extra == 0 {
+		return true, nil
+	}
 	if r.State.Replaced+r.State.Failed > 0 && len(r.State.Todo) > 0 && !retry.Pause(ctx, r.State.Options.Delay) {
 		return false, context.Cause(ctx)
 	}

@@ -3,6 +3,7 @@ package rollout
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -525,6 +526,57 @@ func TestConsulIsAway(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A Consul that is away for a while costs that while, whenever it is, once the rollout has begun. (Saving waits by itself.)
+func TestConsulIsAwayAtAnyMoment(t *testing.T) {
+	for _, order := range []string{StartFirst, StopFirst} {
+		each(t, func(t *testing.T, n int) (happened bool) {
+			w := newWorld(t, 2)
+			if order == StopFirst {
+				w.least = 0
+			}
+			o := Defaults()
+			o.Order = order
+			r := w.begin(o)
+			begun, calls, since := false, 0, time.Time{}
+			w.onCall = func(_ int, what string) error {
+				begun = begun || len(w.saved) > 2 // the first batch
+				if begun {
+					calls++
+				}
+				if calls == n {
+					happened, since = true, time.Now()
+				}
+				if happened && time.Since(since) < 12*time.Second && slices.Contains([]string{"instances", "maintain", "balancers"}, what) {
+					return errors.New("no leader")
+				}
+				return nil
+			}
+			if left, err := r.Run(t.Context()); left || err != nil || w.versions() != "2 2" {
+				t.Errorf("%s, call %d: %t %v, containers are %q", order, n, left, err, w.versions())
+			}
+			return happened
+		})
+	}
+}
+
+// A state that could not be saved is not taken for saved: the balancers do not know what to tell of.
+func TestAddressesAreSaved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1)
+		failed := false
+		w.onCall = func(_ int, what string) error {
+			if what == "save" && !failed && len(w.boxes) == 2 && w.saved[len(w.saved)-1].Phase == PhaseReady {
+				failed = true
+				return errors.New("no")
+			}
+			return nil
+		}
+		if left, err := w.begin(Defaults()).Run(t.Context()); left || err != nil || w.versions() != "2" || !failed {
+			t.Errorf("%t %v, containers are %q\n%s", left, err, w.versions(), w.said.String())
+		}
+	})
 }
 
 // Where nothing is registered, a service that has asked for it is not touched; another one only has to be healthy.

@@ -152,7 +152,11 @@ func take(ctx context.Context, consul *api.Client, keeper *session.Keeper, proje
 		same := &api.KVTxnOp{Verb: api.KVCheckNotExists, Key: l.key}
 		if pair != nil {
 			found = &State{}
-			if err := json.Unmarshal(pair.Value, found); err != nil {
+			err := json.Unmarshal(pair.Value, found)
+			if err == nil {
+				err = found.Options.Validate()
+			}
+			if err != nil {
 				return nil, fmt.Errorf("%s in Consul is no rollout of this version of berth: %w", l.key, err)
 			}
 			found.By, found.Reason = strings.Map(printable, found.By), strings.Map(printable, found.Reason)

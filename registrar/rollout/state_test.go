@@ -38,7 +38,7 @@ func newCaller(t *testing.T, consul *sessiontest.Consul) *caller {
 }
 
 func (c *caller) take(ctx context.Context, by string) (*Lock, error) {
-	return Take(ctx, c.Client, c.Keeper, "shop", "app", State{By: by, Phase: PhaseNext})
+	return Take(ctx, c.Client, c.Keeper, "shop", "app", State{By: by, Phase: PhaseNext, Options: Defaults()})
 }
 
 // One rollout of a service at a time; one that was cut short is not begun anew.
@@ -56,7 +56,7 @@ func TestLock(t *testing.T) {
 		if _, err := b.take(t.Context(), "bob"); !errors.As(err, &held) || held.By != "ada" {
 			t.Errorf("while ada has it: %v", err)
 		}
-		if err := lock.Save(t.Context(), State{By: "ada", Phase: PhaseDrain, Reason: "no database"}); err != nil {
+		if err := lock.Save(t.Context(), State{By: "ada", Phase: PhaseDrain, Reason: "no database", Options: Defaults()}); err != nil {
 			t.Fatal(err)
 		}
 		if err := lock.Leave(t.Context()); err != nil {
@@ -80,6 +80,29 @@ func TestLock(t *testing.T) {
 			t.Errorf("there is none: %v", err)
 		}
 		a.stop()
+	})
+}
+
+// A state that this version cannot go on with is nobody's.
+func TestStateOfAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		consul := sessiontest.New()
+		defer consul.Close()
+		a := newCaller(t, consul)
+		defer a.stop()
+		odd := State{By: "ada", Phase: PhaseNext, Options: Defaults(), Todo: []string{"a"}}
+		odd.Options.Parallelism = -1
+		lock, err := a.take(t.Context(), "ada")
+		if err == nil {
+			err = errors.Join(lock.Save(t.Context(), odd), lock.Leave(t.Context()))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = TakeOver(t.Context(), a.Client, a.Keeper, "shop", "app", "bob", nil)
+		if err == nil || !strings.Contains(err.Error(), "is no rollout of this version of berth: parallelism") {
+			t.Error(err)
+		}
 	})
 }
 
