@@ -35,11 +35,14 @@ build/berth-chat: .FORCE
 	$(GO_BUILD) -o $@ ./deploy/examples/chat-nginx/chat
 .FORCE:
 
-# man build/man/man1/berth.1 shows a page. Packages put these into their places.
+# man build/man/man1/berth.1 shows a page. Packages put these into their places. The date of the pages is SOURCE_DATE_EPOCH or that
+# of the commit.
 .PHONY: man
 man:
-	CGO_ENABLED=0 go run -tags man -ldflags "-X main.version=$(VERSION)" ./cmd/berth man build/man/man1
-	@mkdir -p build/completion && for shell in bash zsh fish; do go run ./cmd/berth completion $$shell >build/completion/berth.$$shell || exit 1; done
+	@rm -rf build/man build/completion && mkdir -p build/completion
+	$(GO_BUILD) -tags man -o build/berth-man ./cmd/berth
+	SOURCE_DATE_EPOCH=$(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null)) build/berth-man man build/man/man1
+	@for shell in bash zsh fish; do build/berth-man completion $$shell >build/completion/berth.$$shell || exit 1; done
 
 .PHONY: images nginx-images test-images
 images:
@@ -65,7 +68,7 @@ check:
 	go tool staticcheck -tags e2e ./...
 	@cc=$$(go env CC) && race=-race && { command -v $${cc%% *} >/dev/null || { race=; echo "no C compiler here: the tests run without the race detector"; }; } && \
 	echo go test $$race ./... && go test $$race ./...
-	go test -tags man -run TestManual ./cmd/berth
+	go test -tags man -run 'TestManual|TestRoff|TestPageDate' ./cmd/berth
 
 # With CI in the environment a test that is skipped is a failure. Registrars register what they find in Docker, so the packages
 # with registrars are tested one after the other, those without beside them.

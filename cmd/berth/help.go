@@ -218,51 +218,60 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 	}
 }
 
+// section is a part of a help text: names, each with what it is.
+type section struct {
+	title string
+	lines [][2]string
+}
+
+const environmentText = `Every option can be set by a variable: BERTH_ and its name in capitals, with _ for -. A flag goes before its variable, and
+the variable before the file. An empty variable counts as not set. Lists are separated by commas (BERTH_FILE by line ends).`
+
 // environmentHelp is the topic environment of berth help.
 func environmentHelp() *cobra.Command {
 	cmd := &cobra.Command{Use: "environment", Short: "Environment variables that berth reads"}
 	cmd.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
 		w := cmd.OutOrStdout()
-		writeWrapped(w, `Every option can be set by a variable: BERTH_ and its name in capitals, with _ for -. A flag goes before its variable, and
-the variable before the file. An empty variable counts as not set. Lists are separated by commas (BERTH_FILE by line ends).`, helpWidth())
-		fmt.Fprintln(w)
-		known := options()
-		for _, g := range flagGroups {
-			var lines [][2]string
-			for _, entry := range g.flags {
-				name, _, _ := strings.Cut(entry, " ")
-				if f := known.Lookup(name); f != nil {
-					lines = append(lines, [2]string{variableName(name), f.Usage})
-				}
-			}
-			if lines != nil {
-				fmt.Fprintln(w, g.title+":")
-				writeColumns(w, lines, 34)
-				fmt.Fprintln(w)
-			}
+		writeWrapped(w, environmentText, helpWidth())
+		for _, s := range environmentSections() {
+			fmt.Fprintf(w, "\n%s:\n", s.title)
+			writeColumns(w, s.lines, 34)
 		}
-		fmt.Fprintln(w, "Standard variables:")
-		writeColumns(w, [][2]string{
-			{"CONSUL_HTTP_ADDR", "Consul agent, as http://consul:8500"},
-			{"CONSUL_HTTP_TOKEN", "ACL token; CONSUL_HTTP_TOKEN_FILE names a file with it"},
-			{"CONSUL_HTTP_SSL, CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY", "TLS to Consul"},
-			{"CONSUL_NAMESPACE, CONSUL_PARTITION", "of Consul Enterprise"},
-			{"DOCKER_HOST", "Docker's socket (default unix:///var/run/docker.sock)"},
-			{"DOCKER_TLS_VERIFY, DOCKER_CERT_PATH", "TLS to Docker"},
-			{"VAULT_*, NOMAD_*", "for templates that read secrets or Nomad's services"},
-		}, 34)
 	})
 	return cmd
+}
+
+// environmentSections returns the variables that berth reads, in the groups of their flags.
+func environmentSections() (sections []section) {
+	known := options()
+	for _, g := range flagGroups {
+		s := section{title: g.title}
+		for _, entry := range g.flags {
+			name, _, _ := strings.Cut(entry, " ")
+			if f := known.Lookup(name); f != nil {
+				s.lines = append(s.lines, [2]string{variableName(name), f.Usage})
+			}
+		}
+		if s.lines != nil {
+			sections = append(sections, s)
+		}
+	}
+	return append(sections, section{"Standard variables", [][2]string{
+		{"CONSUL_HTTP_ADDR", "Consul agent, as http://consul:8500"},
+		{"CONSUL_HTTP_TOKEN", "ACL token; CONSUL_HTTP_TOKEN_FILE names a file with it"},
+		{"CONSUL_HTTP_SSL, CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY", "TLS to Consul"},
+		{"CONSUL_NAMESPACE, CONSUL_PARTITION", "of Consul Enterprise"},
+		{"DOCKER_HOST", "Docker's socket (default unix:///var/run/docker.sock)"},
+		{"DOCKER_TLS_VERIFY, DOCKER_CERT_PATH", "TLS to Docker"},
+		{"VAULT_*, NOMAD_*", "for templates that read secrets or Nomad's services"},
+	}})
 }
 
 // writeUsage writes how a command is called, with its flags in groups.
 func writeUsage(w io.Writer, cmd *cobra.Command) {
 	fmt.Fprintln(w, "Usage:")
-	if cmd.Runnable() {
-		fmt.Fprintln(w, " ", cmd.UseLine())
-	}
-	if cmd.HasAvailableSubCommands() {
-		fmt.Fprintln(w, " ", cmd.CommandPath(), "COMMAND")
+	for _, call := range calls(cmd) {
+		fmt.Fprintln(w, " ", call)
 	}
 	if cmd.Example != "" {
 		fmt.Fprintf(w, "\nExamples:\n")
@@ -270,7 +279,10 @@ func writeUsage(w io.Writer, cmd *cobra.Command) {
 			fmt.Fprintln(w, strings.TrimRight("  "+strings.TrimRight(line, "\n"), " "))
 		}
 	}
-	writeCommands(w, cmd)
+	for _, s := range commandSections(cmd) {
+		fmt.Fprintf(w, "\n%s:\n", s.title)
+		writeColumns(w, s.lines, 12)
+	}
 	writeFlags(w, cmd.Flags())
 	if cmd.HasAvailableSubCommands() {
 		fmt.Fprintf(w, "\nSee '%s COMMAND --help' for a command", cmd.CommandPath())
@@ -281,54 +293,75 @@ func writeUsage(w io.Writer, cmd *cobra.Command) {
 	}
 }
 
-func writeCommands(w io.Writer, parent *cobra.Command) {
+// calls returns how a command is called: by itself, and with one of those below it.
+func calls(cmd *cobra.Command) (lines []string) {
+	if cmd.Runnable() {
+		lines = append(lines, cmd.UseLine())
+	}
+	if cmd.HasAvailableSubCommands() {
+		lines = append(lines, cmd.CommandPath()+" COMMAND")
+	}
+	return lines
+}
+
+// commandSections returns the commands below one, in their groups.
+func commandSections(parent *cobra.Command) (sections []section) {
 	left := map[string]*cobra.Command{}
 	for _, cmd := range parent.Commands() {
 		if cmd.IsAvailableCommand() || cmd.Name() == "help" {
 			left[cmd.Name()] = cmd
 		}
 	}
-	write := func(title string, names []string) {
-		var lines [][2]string
+	add := func(title string, names []string) {
+		s := section{title: title}
 		for _, name := range names {
 			if cmd := left[name]; cmd != nil {
-				lines = append(lines, [2]string{name, cmd.Short})
+				s.lines = append(s.lines, [2]string{name, cmd.Short})
 				delete(left, name)
 			}
 		}
-		if lines != nil {
-			fmt.Fprintf(w, "\n%s:\n", title)
-			writeColumns(w, lines, 12)
+		if s.lines != nil {
+			sections = append(sections, s)
 		}
 	}
 	if !parent.HasParent() {
 		for _, g := range commandGroups {
-			write(g.title, g.commands)
+			add(g.title, g.commands)
 		}
 	}
 	var rest []string
 	for _, cmd := range parent.Commands() {
 		rest = append(rest, cmd.Name())
 	}
-	write("Commands", rest)
+	add("Commands", rest)
+	return sections
 }
 
-// writeFlags writes flags in their groups, and those that are in none at the end.
+// writeFlags writes flags in their groups, with all texts at one column.
 func writeFlags(w io.Writer, flags *pflag.FlagSet) {
+	sections := flagSections(flags)
+	column := 0
+	for _, s := range sections {
+		for _, line := range s.lines {
+			column = max(column, min(len(line[0])-len("--"), 30)+2)
+		}
+	}
+	for _, s := range sections {
+		fmt.Fprintf(w, "\n%s:\n", s.title)
+		writeColumns(w, s.lines, column)
+	}
+}
+
+// flagSections returns flags in their groups, and those that are in none at the end.
+func flagSections(flags *pflag.FlagSet) (sections []section) {
 	left := map[string]*pflag.Flag{}
 	flags.VisitAll(func(f *pflag.Flag) {
 		if !f.Hidden {
 			left[f.Name] = f
 		}
 	})
-	type group struct {
-		title string
-		lines [][2]string
-	}
-	var groups []group
-	column := 0
 	add := func(title string, entries []string) {
-		g := group{title: title}
+		s := section{title: title}
 		for _, entry := range entries {
 			name, _, valued := strings.Cut(entry, " ")
 			f := left[name]
@@ -343,11 +376,10 @@ func writeFlags(w io.Writer, flags *pflag.FlagSet) {
 			case "version":
 				usage = "print the version"
 			}
-			g.lines = append(g.lines, [2]string{"--" + entry, usage})
-			column = max(column, min(len(entry), 30)+2)
+			s.lines = append(s.lines, [2]string{"--" + entry, usage})
 		}
-		if g.lines != nil {
-			groups = append(groups, g)
+		if s.lines != nil {
+			sections = append(sections, s)
 		}
 	}
 	for _, g := range flagGroups {
@@ -356,10 +388,7 @@ func writeFlags(w io.Writer, flags *pflag.FlagSet) {
 	var rest []string
 	flags.VisitAll(func(f *pflag.Flag) { rest = append(rest, f.Name) })
 	add("Other options", rest)
-	for _, g := range groups {
-		fmt.Fprintf(w, "\n%s:\n", g.title)
-		writeColumns(w, g.lines, column)
-	}
+	return sections
 }
 
 // defaultOf returns what to say about the default of a flag, "" if its text says it or there is none.
