@@ -4,10 +4,13 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
 )
@@ -131,29 +134,103 @@ func TestExamples(t *testing.T) {
 	}
 }
 
-// A shell offers containers and services where either may be named.
-func TestCompletionOfNames(t *testing.T) {
+// somethingNamed runs a Docker with the container shop_web_1 and a Consul with the services mail and shop, which answer after before.
+func somethingNamed(t *testing.T, before http.HandlerFunc) {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "docker.sock")
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	daemon := httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	daemon := httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		before(w, r)
 		_, _ = w.Write([]byte(`[{"Id":"1","Image":"shop:1","Names":["/shop_web_1"]}]`))
 	})}}
 	daemon.Start()
-	defer daemon.Close()
+	t.Cleanup(daemon.Close)
 	consul := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte(`{"shop":[],"mail":[]}`))
 	}))
-	defer consul.Close()
+	t.Cleanup(consul.Close)
 	t.Setenv("DOCKER_HOST", "unix://"+path)
 	t.Setenv("CONSUL_HTTP_ADDR", consul.URL)
+}
+
+// A shell offers containers and services where either may be named.
+func TestCompletionOfNames(t *testing.T) {
+	somethingNamed(t, func(http.ResponseWriter, *http.Request) {})
 	for words, want := range map[string]string{"explain ": "mail shop shop_web_1", "status ": "mail shop", "explain shop ": "", "status shop ": "", "events ": ""} {
 		offered, directive := completed(t, strings.Split(words, " ")...)
 		slices.Sort(offered)
 		if got := strings.Join(offered, " "); got != want || directive != "4" {
 			t.Errorf("%q: offered are %q, %s, want %q", words, got, directive, want)
 		}
+	}
+}
+
+// A Docker that hangs keeps no service from being offered.
+func TestCompletionWithoutDocker(t *testing.T) {
+	somethingNamed(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	began := time.Now()
+	offered, _ := completed(t, "explain", "")
+	slices.Sort(offered)
+	if took := time.Since(began); !slices.Equal(offered, []string{"mail", "shop"}) || took > 5*time.Second {
+		t.Errorf("offered are %q after %s", offered, took)
+	}
+}
+
+// shells are programs that print what a shell offers behind the words of a line, with the script of berth completion. What they
+// have of bash-completion and of zsh's own functions is the least that the script calls.
+var shells = map[string]string{
+	"bash": `
+source <(berth completion bash)
+_get_comp_words_by_ref() { words=("${COMP_WORDS[@]}") cword=$COMP_CWORD cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}; }
+compopt() { :; }
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_LINE="$*" COMP_POINT=${#COMP_LINE} COMP_TYPE=9
+__start_berth
+printf '%s\n' "${COMPREPLY[@]}"`,
+	"zsh": `
+compdef() { :; }
+_describe() { while [[ $1 == -* ]]; do shift; done; print -l -- "${(P@)2}"; }
+source <(berth completion zsh)
+words=("$@") CURRENT=$#
+_berth`,
+	"fish": `
+berth completion fish | source
+complete -C "$(string join -- ' ' $argv)"`,
+}
+
+// The scripts of berth completion offer the names in the shells that are here.
+func TestCompletionInShells(t *testing.T) {
+	somethingNamed(t, func(http.ResponseWriter, *http.Request) {})
+	for shell, program := range shells {
+		t.Run(shell, func(t *testing.T) {
+			if _, err := exec.LookPath(shell); err != nil {
+				t.Skipf("%s is not installed", shell)
+			}
+			args := map[string][]string{"bash": {"--norc", "-c", program, "bash"}, "zsh": {"-f", "-c", program, "zsh"}, "fish": {"-N", "-c", program}}[shell]
+			for words, want := range map[string]string{
+				"berth explain ":          "mail shop shop_web_1",
+				"berth drain shop":        "shop_web_1",
+				"berth pause mail ":       "shop",
+				"berth run --proxy ":      "haproxy nginx",
+				"berth config rollb":      "rollback",
+				"berth version --format ": "json text",
+			} {
+				cmd := exec.CommandContext(t.Context(), shell, append(slices.Clone(args), strings.Split(words, " ")...)...)
+				cmd.Env = append(os.Environ(), "HOME="+t.TempDir(), "TERM=dumb")
+				out, err := cmd.Output()
+				var offered []string
+				for line := range strings.Lines(string(out)) { // a name, and what it is behind blanks, a tab or a colon
+					if fields := strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\n:", r) }); len(fields) > 0 {
+						offered = append(offered, fields[0])
+					}
+				}
+				slices.Sort(offered)
+				if got := strings.Join(offered, " "); err != nil || got != want {
+					t.Errorf("%q: offered are %q, want %q: %v", words, got, want, err)
+				}
+			}
+		})
 	}
 }

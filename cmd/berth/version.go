@@ -73,9 +73,10 @@ func versionCommand() *cobra.Command {
 			case formatJSON:
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(thisBuild())
 			}
-			return asUsageError(fmt.Errorf("format must be text or json, not %q", form))
+			return asUsageError(fmt.Errorf("--format must be text or json, not %q", form))
 		},
 	}
 	cmd.Flags().StringVar(&form, "format", "text", "text or json")
+	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"text", formatJSON}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
