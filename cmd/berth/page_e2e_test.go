@@ -159,8 +159,6 @@ func (f *fleet) templater() *status.Part {
 	return &f.parts[1]
 }
 
-func (f *fleet) registrar() *status.Part { f.templater(); return &f.parts[0] }
-
 // usedCPU returns how much of a core this process uses while do runs, which takes a time at least.
 func usedCPU(t testing.TB, least time.Duration, do func()) float64 {
 	t.Helper()
