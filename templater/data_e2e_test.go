@@ -60,11 +60,11 @@ func TestE2EKeyWithATypo(t *testing.T) {
 	w.ready(soon)
 }
 
-// What is in the catalog writes no line of a configuration, with the README's own template.
+// What is in the catalog writes no line of a configuration, with the template of the documentation.
 func TestE2EHostileCatalog(t *testing.T) {
 	c := startConsul(t, "-dev")
 	c.put("app", "good", "bad\n    server evil 6.6.6.6:80", "my app#\\\"'$HOME")
-	w := run(t, &api.Config{Address: c.Address}, readmeTemplate(t), templater.Options{})
+	w := run(t, &api.Config{Address: c.Address}, documentedTemplate(t), templater.Options{})
 	line := regexp.MustCompile(`^    server [\w.:-]+ 10\.0\.0\.1:\d+ check$`)
 	testenv.Eventually(t, soon, "a text", func() error { return w.Ready() })
 	var lines []string
@@ -100,17 +100,17 @@ func TestE2EUnknownDatacenter(t *testing.T) {
 	w.ready(soon)
 }
 
-// readmeTemplate is the loop over servers that the README shows, without its indentation.
-func readmeTemplate(t *testing.T) string {
+// documentedTemplate is the loop over servers that docs/start/own-haproxy.md shows, without its indentation.
+func documentedTemplate(t *testing.T) string {
 	t.Helper()
-	text, err := os.ReadFile("../README.md")
+	text, err := os.ReadFile("../docs/start/own-haproxy.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, after, _ := strings.Cut(string(text), "    backend app\n")
 	body, _, found := strings.Cut(after, "    {{- end }}")
 	if !found {
-		t.Fatal("no template in the README")
+		t.Fatal("no template in docs/start/own-haproxy.md")
 	}
 	return "backend app\n" + strings.ReplaceAll("\n"+body, "\n    ", "\n")[1:] + "{{- end }}\n"
 }
