@@ -181,7 +181,7 @@ func (c *rolling) run(ctx context.Context, services []string) error {
 		}
 	}
 	compose, err := rollout.NewCompose(c.labels, c.compose)
-	if err != nil {
+	if err != nil && !c.abort { // that needs no compose, whose file may be gone
 		return err
 	}
 	switch {

@@ -486,7 +486,7 @@ func (s statusOf) showAll(w io.Writer, doc status.Document, paint func(status.St
 		}
 	}
 	if len(doc.Incomplete) > 0 {
-		fmt.Fprintln(w, "\nNOT COMPLETE")
+		fmt.Fprintln(w, "\nNOTES")
 		for _, why := range doc.Incomplete {
 			wrapText(w, 2, why)
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os/exec"
 	"strings"
 	"testing"
@@ -68,6 +69,79 @@ func TestE2EPageOfStack(t *testing.T) {
 	}
 	if got := browser.Ask(tab, chromedp.Evaluate[string](`String(window.loaded)`)); got != "once" {
 		t.Error("the page was loaded again")
+	}
+}
+
+// Who has the token drains and pauses through the page, and nobody else does.
+func TestE2EPageActions(t *testing.T) {
+	const token = "only-for-this-test"
+	s := newStack(t, fmt.Sprintf(`
+  templater:
+    environment: { BERTH_LISTEN_ADMIN_TOKEN_FILE: /etc/berth/token }
+    volumes: ["%s:/etc/berth/token:ro"]
+`, testenv.File(t, testenv.Dir(t), "token", token+"\n")))
+	s.Do("up", "-d")
+	s.Eventually(time.Minute, "one app answers", func() error { return s.expectHosts(1) })
+	post := func(path, token string) int {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.page+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+token)
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if text, _ := io.ReadAll(resp.Body); resp.StatusCode >= 300 {
+			t.Logf("%s: %s: %s", path, resp.Status, text)
+		}
+		return resp.StatusCode
+	}
+	says := func(what, want string) {
+		t.Helper()
+		s.Eventually(10*time.Second, what, func() error {
+			said, err := s.Try("exec", "-T", "templater", "berth", "status", "app")
+			if err == nil && !strings.Contains(said, want) {
+				err = fmt.Errorf("berth status says\n%s", said)
+			}
+			return err
+		})
+	}
+	consul, err := api.NewClient(&api.Config{Address: s.consul})
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, _, err := consul.Health().Service("app", "", true, nil)
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("%d instances, %v", len(entries), err)
+	}
+	instance := url.QueryEscape(entries[0].Service.ID)
+	if got := post("/v1/drain?instance="+instance, "another-token-of-it"); got != http.StatusForbidden {
+		t.Errorf("with another token: %d", got)
+	}
+	says("it serves on", "app: serving")
+	if got := post("/v1/drain?instance="+instance, token); got != http.StatusNoContent {
+		t.Errorf("drain: %d", got)
+	}
+	says("it is drained", "from the page")
+	if got := post("/v1/undrain?instance="+instance, token); got != http.StatusNoContent {
+		t.Errorf("undrain: %d", got)
+	}
+	says("it serves again", "app: serving")
+	if got := post("/v1/pause?service=app", token); got != http.StatusNoContent {
+		t.Errorf("pause: %d", got)
+	}
+	says("it is paused", "paused since")
+	if got := post("/v1/resume?service=app", token); got != http.StatusNoContent {
+		t.Errorf("resume: %d", got)
+	}
+	s.Eventually(20*time.Second, "it answers again", func() error { return s.expectHosts(1) })
+	for _, path := range []string{"/v1/drain?instance=nobody", "/v1/pause?service=nobody", "/v1/pause?service=..%2Fconfig", "/v1/drain"} {
+		if got := post(path, token); got != http.StatusBadGateway {
+			t.Errorf("%s: %d", path, got)
+		}
 	}
 }
 

@@ -4,7 +4,6 @@ package page
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -12,46 +11,31 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/cdp"
-	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
-	"github.com/chromedp/chromedp/remote"
 
 	"berth/deploy/testenv"
+	"berth/deploy/testenv/browser"
 )
 
-// browser is a Chromium in a container, which reaches the test at the address of Docker's bridge.
-type browser struct {
-	ctx  context.Context
+// chromium is a browser that reaches the test at the address of Docker's bridge.
+type chromium struct {
+	*browser.Browser
 	host string
 }
 
-func startBrowser(t testing.TB) *browser {
+func startBrowser(t testing.TB) *chromium {
 	t.Helper()
-	port := testenv.FreePort(t)
-	id := testenv.Run(t, "--label", "SERVICE_IGNORE=1", "--publish", "127.0.0.1:"+port+":9222", "--cap-drop", "ALL", testenv.Image(t, "IMAGE_CHROMIUM"))
-	host := testenv.MustDocker(t, "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}", id)
-	ctx, cancel := remote.NewAllocator(context.Background(), "http://127.0.0.1:"+port)
-	t.Cleanup(cancel)
-	b := &browser{host: host}
-	testenv.Eventually(t, 30*time.Second, "Chromium answers", func() error {
-		first, cancel := chromedp.NewContext(ctx)
-		if err := chromedp.Do(first); err != nil {
-			cancel()
-			return err
-		}
-		t.Cleanup(cancel)
-		b.ctx = first
-		return nil
-	})
-	return b
+	name := testenv.Name(t) + "-chromium"
+	b := browser.Start(t, name, "bridge")
+	return &chromium{b, testenv.MustDocker(t, "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}", name)}
 }
 
 // tab is a tab of the browser.
 type tab struct {
-	t   testing.TB
-	ctx context.Context
+	*browser.Tab
+	t testing.TB
 }
 
 // watch notes what a page must not do, from its first moment.
@@ -62,7 +46,7 @@ addEventListener("unhandledrejection", (e) => faults.push("rejection: " + e.reas
 
 // open shows a berth's page in a new tab, with the services that it has. At the end of the test it must not have done anything
 // that its policy forbids, nor have had an error, nor have been loaded again.
-func (b *browser) open(t testing.TB, f *fake, width, height int64) *tab {
+func (b *chromium) open(t testing.TB, f *fake, width, height int64) *tab {
 	t.Helper()
 	tab := b.blank(t)
 	_, port, err := net.SplitHostPort(f.server.Listener.Addr().String())
@@ -80,14 +64,9 @@ func (b *browser) open(t testing.TB, f *fake, width, height int64) *tab {
 	return tab
 }
 
-func (b *browser) blank(t testing.TB) *tab {
+func (b *chromium) blank(t testing.TB) *tab {
 	t.Helper()
-	ctx, cancel := chromedp.NewContext(b.ctx, chromedp.WithNewBrowserContext())
-	t.Cleanup(cancel)
-	tab := &tab{t, ctx}
-	if err := chromedp.Do(ctx); err != nil {
-		t.Fatal(err)
-	}
+	tab := &tab{b.NewTab(t), t}
 	tab.run(chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
 		_, err := cdp.Call(ctx, target, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: watch})
 		return err
@@ -102,12 +81,7 @@ func (tab *tab) scheme(dark bool) {
 	if dark {
 		value = "dark"
 	}
-	tab.run(chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
-		_, err := cdp.Call(ctx, target, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
-			Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: value}},
-		})
-		return err
-	}))
+	tab.Scheme(value)
 }
 
 // run does something in the tab, within half a minute.
@@ -140,13 +114,7 @@ func (tab *tab) slash() {
 
 func ask[T any](tab *tab, action chromedp.Action[T]) T {
 	tab.t.Helper()
-	ctx, cancel := context.WithTimeout(tab.ctx, 30*time.Second)
-	defer cancel()
-	result, err := chromedp.Run(ctx, action)
-	if err != nil {
-		tab.t.Fatalf("%v; the page shows\n%s", err, tab.shown())
-	}
-	return result
+	return browser.Ask(tab.Tab, action)
 }
 
 // eval returns what an expression of JavaScript is.
@@ -155,21 +123,10 @@ func eval[T any](tab *tab, expression string) T {
 	return ask(tab, chromedp.Evaluate[T](expression))
 }
 
-func (tab *tab) shown() string {
-	text, _ := chromedp.Run(tab.ctx, chromedp.Evaluate[string](`JSON.stringify(window.faults) + "\n" + document.body.innerText.slice(0, 3000)`))
-	return text
-}
-
 // until waits until an expression of JavaScript is true, and says how long that took.
 func (tab *tab) until(what, expression string) time.Duration {
 	tab.t.Helper()
-	return testenv.Eventually(tab.t, 20*time.Second, what, func() error {
-		is, err := chromedp.Run(tab.ctx, chromedp.Evaluate[bool](expression))
-		if err == nil && !is {
-			err = errors.New("it is not; the page shows\n" + tab.shown())
-		}
-		return err
-	})
+	return tab.Until(what, expression)
 }
 
 // expect waits until the text of an element has another text in it.

@@ -27,7 +27,7 @@ import (
 // People look at the page in a real browser.
 func TestE2EPage(t *testing.T) {
 	b := startBrowser(t)
-	for name, test := range map[string]func(*testing.T, *browser){
+	for name, test := range map[string]func(*testing.T, *chromium){
 		"content":     testContent,
 		"hostile":     testHostile,
 		"scale":       testScale,
@@ -48,7 +48,7 @@ func TestE2EPage(t *testing.T) {
 	}
 }
 
-func testContent(t *testing.T, b *browser) {
+func testContent(t *testing.T, b *chromium) {
 	doc := shop()
 	doc.Proxies[0].Failure, doc.Proxies[0].AtFault = "unknown keyword 'blance' in 'backend' section", "checkout"
 	doc.Berths[1].Waits = []string{"Consul has no leader"}
@@ -96,7 +96,7 @@ func testContent(t *testing.T, b *browser) {
 }
 
 // What strangers name their things is shown as it is.
-func testHostile(t *testing.T, b *browser) {
+func testHostile(t *testing.T, b *chromium) {
 	hostile := []string{
 		`<script>window.pwned = 1</script>`, `"><img src=x onerror="window.pwned=1">`, `' onclick='window.pwned=1`, `</script></style></textarea>`, `javascript:window.pwned=1`,
 		"evil.example.com/\"onmouseover=alert(1)", "//evil.example.com", "evil.example.com@good.example.com", "evil.example.com\\x", `{{7*7}}${7*7}`, "__proto__", "constructor",
@@ -150,7 +150,7 @@ func testHostile(t *testing.T, b *browser) {
 }
 
 // One instance becomes five, and the page shows them in place.
-func testScale(t *testing.T, b *browser) {
+func testScale(t *testing.T, b *chromium) {
 	doc := shop()
 	doc.Services = append(doc.Services, service("chat", 1))
 	f := newFake(t, doc)
@@ -169,7 +169,7 @@ func testScale(t *testing.T, b *browser) {
 	tab.until("it is gone", row("chat")+` === undefined`)
 }
 
-func testReason(t *testing.T, b *browser) {
+func testReason(t *testing.T, b *chromium) {
 	f := newFake(t, shop())
 	tab := b.open(t, f, 1200, 750)
 	f.calm(t)
@@ -188,7 +188,7 @@ func testReason(t *testing.T, b *browser) {
 	}
 }
 
-func testStream(t *testing.T, b *browser) {
+func testStream(t *testing.T, b *chromium) {
 	f := newFake(t, shop())
 	f.fill()
 	tab := b.open(t, f, 1200, 750)
@@ -218,7 +218,7 @@ func testStream(t *testing.T, b *browser) {
 }
 
 // Who reads, stays where he is, whatever happens above.
-func testSteady(t *testing.T, b *browser) {
+func testSteady(t *testing.T, b *chromium) {
 	f := newFake(t, sample(120, 2))
 	tab := b.open(t, f, 1200, 750)
 	tab.expand("service-0060")
@@ -259,7 +259,7 @@ func testSteady(t *testing.T, b *browser) {
 	}
 }
 
-func testKeyboard(t *testing.T, b *browser) {
+func testKeyboard(t *testing.T, b *chromium) {
 	f := newFake(t, shop())
 	tab := b.open(t, f, 1200, 750)
 	focus := func(what, expression string) {
@@ -304,7 +304,7 @@ func testKeyboard(t *testing.T, b *browser) {
 	}
 }
 
-func testSearch(t *testing.T, b *browser) {
+func testSearch(t *testing.T, b *chromium) {
 	f := newFake(t, shop())
 	tab := b.open(t, f, 1200, 750)
 	search := func(words string) {
@@ -357,7 +357,7 @@ const contrast = `(() => {
   return {n, bad};
 })()`
 
-func testContrast(t *testing.T, b *browser) {
+func testContrast(t *testing.T, b *chromium) {
 	doc := shop()
 	doc.Proxies[0].Failure = "unknown keyword"
 	for i, s := range []status.State{status.Down, status.Unknown, status.Starting, status.Draining} {
@@ -393,7 +393,7 @@ func testContrast(t *testing.T, b *browser) {
 	}
 }
 
-func testPhone(t *testing.T, b *browser) {
+func testPhone(t *testing.T, b *chromium) {
 	doc := shop()
 	doc.Services[0].Name = strings.Repeat("very-long-name-", 8)
 	doc.Services[1].Routes = []status.Route{{Route: strings.Repeat("long.", 40) + "example.com", Proxy: "lb-1"}}
@@ -419,7 +419,7 @@ func testPhone(t *testing.T, b *browser) {
 }
 
 // A berth that goes and comes back: the page says so, and then shows what is.
-func testLost(t *testing.T, b *browser) {
+func testLost(t *testing.T, b *chromium) {
 	f := newFake(t, shop())
 	tab := b.open(t, f, 1200, 750)
 	tab.expect("#connection", "live")
@@ -437,7 +437,7 @@ func testLost(t *testing.T, b *browser) {
 }
 
 // A berth that answers, but cannot tell.
-func testUnavailable(t *testing.T, b *browser) {
+func testUnavailable(t *testing.T, b *chromium) {
 	f := newFake(t, shop())
 	tab := b.open(t, f, 1200, 750)
 	tab.expand("web")
@@ -450,7 +450,7 @@ func testUnavailable(t *testing.T, b *browser) {
 }
 
 // A tab that nobody sees holds no connection, and is up to date when it is seen again.
-func testHidden(t *testing.T, b *browser) {
+func testHidden(t *testing.T, b *chromium) {
 	f := newFake(t, shop())
 	tab := b.open(t, f, 1200, 750)
 	tab.expect("#connection", "live")
@@ -470,7 +470,7 @@ func testHidden(t *testing.T, b *browser) {
 	testenv.Until(t, 10*time.Second, "there is one stream", func() bool { return listeners() == 1 })
 }
 
-func testAct(t *testing.T, b *browser) {
+func testAct(t *testing.T, b *chromium) {
 	f := newFake(t, shop())
 	f.set(func() { f.token = "sesame" })
 	tab := b.open(t, f, 1200, 750)
@@ -525,7 +525,7 @@ func testAct(t *testing.T, b *browser) {
 }
 
 // The picture for the documentation: UPDATE_SCREENSHOT=1 puts it there.
-func testScreenshot(t *testing.T, b *browser) {
+func testScreenshot(t *testing.T, b *chromium) {
 	f := newFake(t, shop())
 	f.fill()
 	tab := b.open(t, f, 1200, 750)
