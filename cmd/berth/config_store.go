@@ -122,10 +122,19 @@ func (g *groupStore) try(ctx context.Context, f func(ctx context.Context) error)
 		return struct{}{}, err
 	}, backoff.WithBackOff(retry.Delays()), backoff.WithMaxElapsedTime(0))
 	if err != nil && last != nil && limited.Err() != nil && ctx.Err() == nil {
-		return fmt.Errorf("given up after %s: %w", g.timeout, last)
+		return &givenUpError{g.timeout, last}
 	}
 	return err
 }
+
+// givenUpError is the error of a Consul that has not done its part in the time that it may take.
+type givenUpError struct {
+	after time.Duration
+	last  error
+}
+
+func (e *givenUpError) Error() string { return fmt.Sprintf("given up after %s: %v", e.after, e.last) }
+func (e *givenUpError) Unwrap() error { return e.last }
 
 // decided reports whether an error is the answer and not a failure to get one.
 func decided(err error) bool {

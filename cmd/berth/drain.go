@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 
+	"github.com/hashicorp/consul/api"
 	"github.com/spf13/cobra"
 
 	"berth/registrar"
 	"berth/registrar/agent"
+	"berth/registrar/group/store"
 )
 
 // drainCommand makes `berth drain` and, with on false, `berth undrain`.
@@ -41,7 +44,10 @@ requests, and stay so until berth undrain or the end of their container.`,
 			for _, arg := range args {
 				errs = append(errs, setDrain(cmd.Context(), cmd.OutOrStdout(), finder, arg, on, reason))
 			}
-			return errors.Join(errs...)
+			if err := errors.Join(errs...); err != nil {
+				return harmless{err}
+			}
+			return nil
 		},
 	}
 	if on {
@@ -59,19 +65,32 @@ requests, and stay so until berth undrain or the end of their container.`,
 func setDrain(ctx context.Context, w io.Writer, f registrar.Finder, arg string, on bool, reason string) error {
 	ids, err := f.Find(ctx, arg)
 	if err != nil {
-		return err
+		return explainAnswer("read services and checks", err, true)
+	}
+	what, state := "undrain ", "back in service"
+	if on {
+		what, state = "drain ", "out of service"
 	}
 	for _, id := range ids {
 		if err := f.Maintain(ctx, id, on, reason); err != nil {
-			return err
+			return explainAnswer(what+id, err, false)
 		}
-		state := "back in service"
-		if on {
-			state = "out of service"
-		}
-		if _, err := fmt.Fprintf(w, "%s: %s\n", id, state); err != nil {
+		if _, err := fmt.Fprintf(w, "%s: %s\n", visible(id, ""), state); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// explainAnswer says in a line what the answer of a Consul agent means, which may be a page of somebody else. An agent has what is
+// read always, so a 404 is no agent's.
+func explainAnswer(what string, err error, reading bool) error {
+	var answer api.StatusError
+	switch {
+	case !errors.As(err, &answer):
+		return err
+	case reading && answer.Code == http.StatusNotFound:
+		return fmt.Errorf("%s: something else than Consul answers there; check Consul's address, and any proxy before it", what)
+	}
+	return store.Explain(what, err)
 }

@@ -133,11 +133,11 @@ func manualPage(cmd *cobra.Command, at time.Time) []byte {
 // manual is a manual page in roff, as it is written.
 type manual struct{ bytes.Buffer }
 
-// macro writes a line of roff that is none of text.
+// macro writes a line of roff that is none of text. A hyphen stays one, as mandoc wants it in a date.
 func (p *manual) macro(name string, args ...string) {
 	p.WriteString("." + name)
 	for _, arg := range args {
-		p.WriteString(` "` + strings.ReplaceAll(roff(arg), `"`, `\(dq`) + `"`)
+		p.WriteString(` "` + strings.NewReplacer(`"`, `\(dq`, `\-`, "-").Replace(roff(arg)) + `"`)
 	}
 	p.WriteString("\n")
 }

@@ -39,7 +39,7 @@ func TestManual(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		if title := `.TH "` + strings.ToUpper(roff(pageName(cmd))) + `" "1" "2001\-09\-09" "berth `; !strings.HasPrefix(string(text), title) {
+		if title := `.TH "` + strings.ToUpper(pageName(cmd)) + `" "1" "2001-09-09" "berth `; !strings.HasPrefix(string(text), title) {
 			t.Errorf("%s begins with %.80q, want %s", file, text, title)
 		}
 		if noGroff == nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -28,7 +29,15 @@ data, say. A request that has waited for --max gets a page with the status 503. 
 A pause is in Consul and lasts over restarts. One of a service that is paused already replaces it.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if list {
+				for _, name := range []string{"max", "reason"} {
+					if cmd.Flags().Changed(name) {
+						return fmt.Errorf("--%s does not go with --list, which pauses nothing", name)
+					}
+				}
 				return arguments()(cmd, args)
+			}
+			if cmd.Flags().Changed("format") {
+				return errors.New("--format goes with --list only")
 			}
 			return atLeastOne("SERVICE")(cmd, args)
 		},
@@ -47,13 +56,11 @@ A pause is in Consul and lasts over restarts. One of a service that is paused al
 			return err
 		}
 		pause.Since, pause.By = time.Now().UTC().Truncate(time.Second), operator()
-		var errs []error // of one do not keep the others in or out of service
-		for _, service := range services {
+		return forEach(services, func(service string) error {
 			p := pause
 			p.Service = service
-			errs = append(errs, g.pause(ctx, p))
-		}
-		return errors.Join(errs...)
+			return g.pause(ctx, p)
+		})
 	})
 	cmd.Flags().DurationVar(&pause.Max, "max", 30*time.Second, "how long one request waits, from 1s to 5m")
 	cmd.Flags().StringVar(&pause.Reason, "reason", "paused by hand", "shown by --list")
@@ -74,12 +81,23 @@ func resumeCommand() *cobra.Command {
 		if err := validServices(services); err != nil {
 			return err
 		}
-		var errs []error
-		for _, service := range services {
-			errs = append(errs, g.resume(ctx, service))
-		}
-		return errors.Join(errs...)
+		return forEach(services, func(service string) error { return g.resume(ctx, service) })
 	})
+}
+
+// forEach does something with each of several services. The error of one keeps none of the others in or out of service, but
+// where Consul does not answer it is waited for once.
+func forEach(services []string, do func(service string) error) error {
+	var errs []error
+	for i, service := range services {
+		err := do(service)
+		errs = append(errs, err)
+		if rest := services[i+1:]; len(rest) > 0 && errors.As(err, new(*givenUpError)) {
+			errs = append(errs, fmt.Errorf("%s: not tried", strings.Join(rest, ", ")))
+			break
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // validServices returns an error of usage for a name that no service has.

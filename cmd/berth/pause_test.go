@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -50,6 +51,10 @@ func TestPauseMistakes(t *testing.T) {
 		{"pause ../shop", `"../shop" is no service name`, 2},
 		{"pause shop,web", `"shop,web" is no service name`, 2},
 		{"pause --list shop", `unexpected argument "shop"`, 2},
+		{"pause shop --format json", "--format goes with --list only", 2},
+		{"pause --list --max 5m", "--max does not go with --list", 2},
+		{"pause --list --reason x", "--reason does not go with --list", 2},
+		{"pause --list --format json", `{"service":"shop","max":"30s"`, 0},
 		{"resume", "name at least one SERVICE", 2},
 		{"resume shop", "shop: resumed", 0},
 		{"resume web", "web: not paused", 0},
@@ -73,10 +78,37 @@ func TestPauseAtAnotherServer(t *testing.T) {
 		_, _ = w.Write([]byte("<html>\n<h1>no such page</h1>\n" + strings.Repeat("x", 1000) + "\n</html>\n"))
 	}))
 	t.Cleanup(other.Close)
-	for _, args := range []string{"pause shop", "resume shop", "pause --list", "file list shop", "config status shop"} {
-		out, err := berthCommand(t, append(strings.Fields(args), "--consul-address", other.URL, "--timeout", "100ms")...)
-		if err == nil || out != "" || strings.Contains(err.Error(), "\n") || len(err.Error()) > 500 {
+	t.Setenv("DOCKER_HOST", "unix:///nosuch.sock")
+	for _, args := range []string{"pause shop", "resume shop", "pause --list", "file list shop", "config status shop", "drain shop", "undrain shop"} {
+		words := append(strings.Fields(args), "--consul-address", other.URL)
+		if !strings.Contains(args, "drain") { // which tries once
+			words = append(words, "--timeout", "100ms")
+		}
+		out, err := berthCommand(t, words...)
+		if err == nil || out != "" || strings.Contains(err.Error(), "\n") || len(err.Error()) > 500 || !strings.Contains(err.Error(), "something else than Consul answers there") {
 			t.Errorf("berth %s: %q, %v", args, out, err)
+		}
+	}
+}
+
+// A Consul that does not answer is waited for once, whatever the number of services.
+func TestPauseWithoutConsul(t *testing.T) {
+	var asked sync.Map
+	consul := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		asked.Store(r.URL.Path, true)
+		<-r.Context().Done()
+	}))
+	t.Cleanup(consul.Close)
+	for _, command := range []string{"pause", "resume"} {
+		asked.Clear()
+		_, err := berthCommand(t, command, "a", "b", "c", "--consul-address", consul.URL, "--timeout", "200ms")
+		if err == nil || !strings.HasPrefix(err.Error(), "a: given up after 200ms: ") || !strings.HasSuffix(err.Error(), "\nb, c: not tried") {
+			t.Errorf("berth %s: %v", command, err)
+		}
+		for _, not := range []string{"b", "c"} {
+			if _, was := asked.Load("/v1/kv/berth/paused/" + not); was {
+				t.Errorf("berth %s has asked for %s", command, not)
+			}
 		}
 	}
 }

@@ -229,20 +229,6 @@ func (c *rolling) find(ctx context.Context, service string) error {
 
 // all rolls services out, one after the other.
 func (c *rolling) all(ctx context.Context, compose rollout.Compose, services []string) error {
-	for _, service := range services {
-		if c.pull {
-			c.say("%s: pulling its image", service)
-			if err := compose.Pull(ctx, service); err != nil {
-				return err
-			}
-		}
-		if c.build {
-			c.say("%s: building its image", service)
-			if err := compose.Build(ctx, service); err != nil {
-				return err
-			}
-		}
-	}
 	file, err := compose.Config(ctx)
 	if err != nil {
 		return err
@@ -262,10 +248,35 @@ func (c *rolling) all(ctx context.Context, compose rollout.Compose, services []s
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	for _, name := range services {
+		if err := c.fetch(ctx, compose, file[name]); err != nil {
+			return err
+		}
+	}
 	for _, name := range rollout.Sort(services, file) {
 		if err := c.one(ctx, compose, file[name]); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
+	}
+	return nil
+}
+
+// fetch pulls and builds the image of a service, as far as that is wanted.
+func (c *rolling) fetch(ctx context.Context, compose rollout.Compose, s rollout.Service) error {
+	switch {
+	case c.pull && s.Image != "":
+		c.say("%s: pulling its image", s.Name)
+		if err := compose.Pull(ctx, s.Name); err != nil {
+			return err
+		}
+	case c.pull && !c.build:
+		c.say("%s: nothing to pull, its image is built here: --build builds it", s.Name)
+	case c.pull:
+		c.say("%s: nothing to pull, its image is built here", s.Name)
+	}
+	if c.build {
+		c.say("%s: building its image", s.Name)
+		return compose.Build(ctx, s.Name)
 	}
 	return nil
 }
@@ -296,21 +307,25 @@ func (c *rolling) one(ctx context.Context, compose rollout.Compose, s rollout.Se
 
 // how says in which order so many containers are replaced.
 func how(total int, o rollout.Options) string {
-	first := ", the old one is stopped first"
-	if o.Order != rollout.StopFirst {
-		first = ""
-	}
+	stopped := o.Order == rollout.StopFirst
 	switch n := o.Parallelism; {
-	case total == 1 && first == "":
-		return "the new one first"
+	case total == 1 && stopped:
+		return "the old one is stopped first"
 	case total == 1:
-		return strings.TrimPrefix(first, ", ")
-	case n == 0 || n >= total:
-		return "all at once" + strings.Replace(first, "one is", "ones are", 1)
-	case n > 1:
-		return fmt.Sprintf("%d at a time", n) + strings.Replace(first, "one is", "ones are", 1)
+		return "the new one first"
+	case n == 1 && stopped:
+		return "one after the other, the old one is stopped first"
+	case n == 1:
+		return "one after the other"
 	}
-	return "one after the other" + first
+	pace := "all at once"
+	if n := o.Parallelism; n > 0 && n < total {
+		pace = fmt.Sprintf("%d at a time", n)
+	}
+	if stopped {
+		pace += ", the old ones are stopped first"
+	}
+	return pace
 }
 
 // plan says what there is to replace.
@@ -422,6 +437,14 @@ func (c *rolling) follow(ctx context.Context, compose rollout.Compose, services 
 	}()
 	defer func() { stop(); <-ended }()
 	c.say("watching the images of %s", strings.Join(services, ", "))
+	if c.pull { // which is not said again every minute
+		file, _ := compose.Config(ctx) // that it cannot be read is logged below
+		for _, name := range services {
+			if s, there := file[name]; there && s.Image == "" {
+				c.say("%s: nothing to pull, its image is built here", name)
+			}
+		}
+	}
 	failed := map[string]string{} // images that did not work, by service
 	for {
 		if err := c.followOnce(ctx, compose, services, failed); err != nil && ctx.Err() == nil {
@@ -444,7 +467,7 @@ func (c *rolling) followOnce(ctx context.Context, compose rollout.Compose, servi
 	}
 	var errs []error
 	for _, name := range rollout.Sort(services, file) {
-		if c.pull {
+		if c.pull && file[name].Image != "" {
 			errs = append(errs, compose.Pull(ctx, name))
 		}
 		containers, err := rollout.Containers(ctx, c.docker, c.name, name)

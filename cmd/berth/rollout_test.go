@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -131,10 +132,40 @@ func TestRolloutHow(t *testing.T) {
 		"one after the other":                               {3, 1, rollout.StartFirst},
 		"one after the other, the old one is stopped first": {3, 1, rollout.StopFirst},
 		"2 at a time":                                       {3, 2, rollout.StartFirst},
+		"2 at a time, the old ones are stopped first":       {3, 2, rollout.StopFirst},
+		"all at once":                                       {3, 3, rollout.StartFirst},
 		"all at once, the old ones are stopped first":       {3, 0, rollout.StopFirst},
 	} {
 		if got := how(tt.total, rollout.Options{Parallelism: tt.parallelism, Order: tt.order}); got != want {
 			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// What cannot be pulled is said, and compose is not asked for it.
+func TestRolloutFetch(t *testing.T) {
+	for flags, want := range map[string]string{
+		"":                      "",
+		"--pull shop:1":         "app: pulling its image\ncompose pull app\n",
+		"--pull":                "app: nothing to pull, its image is built here: --build builds it\n",
+		"--pull --build":        "app: nothing to pull, its image is built here\napp: building its image\ncompose build app\n",
+		"--pull --build shop:1": "app: pulling its image\ncompose pull app\napp: building its image\ncompose build app\n",
+	} {
+		said := filepath.Join(t.TempDir(), "said")
+		out, err := os.OpenFile(said, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644) // compose writes there, too
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &rolling{out: out, rolloutFlags: rolloutFlags{pull: strings.Contains(flags, "--pull"), build: strings.Contains(flags, "--build")}}
+		compose := rollout.Compose{Command: []string{"sh", "-c", `echo "compose $*" >>"$0"`, said}}
+		s := rollout.Service{Name: "app"}
+		if strings.HasSuffix(flags, "shop:1") {
+			s.Image = "shop:1"
+		}
+		err = c.fetch(t.Context(), compose, s)
+		out.Close()
+		if got, _ := os.ReadFile(said); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v, want %q", flags, got, err, want)
 		}
 	}
 }

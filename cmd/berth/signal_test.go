@@ -2,10 +2,13 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -57,4 +60,23 @@ func TestSignals(t *testing.T) {
 			t.Errorf("it exits with %d", got)
 		}
 	})
+}
+
+// The signal is named once, with what it has cut short if that is known.
+func TestEndedBySignal(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(interrupted{syscall.SIGINT})
+	for want, err := range map[string]error{
+		"berth: ended by interrupt\n":                         context.Cause(ctx),
+		"berth: ended by interrupt (app: step 2 is undone)\n": errors.New("app: step 2\nis undone"),
+	} {
+		var said strings.Builder
+		if code := exitCode(ctx, &said, err); code != 130 || said.String() != want {
+			t.Errorf("%v: %d %q, want %q", err, code, said.String(), want)
+		}
+	}
+	var said strings.Builder
+	if exitCode(ctx, &said, fmt.Errorf("read the services: %w", ctx.Err())); said.String() != "berth: ended by interrupt\n" {
+		t.Errorf("%q", said.String())
+	}
 }

@@ -13,6 +13,7 @@
 // when its head has come, and with STOP_AFTER=100ms it goes on for so long after SIGTERM: until then a balancer has heard of it.
 //
 // "app get URL" prints the first line of a page instead: the demo's script asks with it, since a host may have no curl.
+// "app --help" says how it is called.
 package main
 
 import (
@@ -46,12 +47,8 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if len(os.Args) == 3 && os.Args[1] == "get" {
-		if err := fetch(ctx, os.Args[2], os.Stdout); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
+	if len(os.Args) > 1 {
+		os.Exit(command(ctx, os.Args[1:], os.Stdout, os.Stderr))
 	}
 	if os.Getenv("EXIT_AT_ONCE") == "1" {
 		context.AfterFunc(ctx, func() { os.Exit(0) })
@@ -61,6 +58,28 @@ func main() {
 		log.Error("app failed", "err", err)
 		os.Exit(1)
 	}
+}
+
+const usage = `Usage:
+  berth-app          answer HTTP requests at $PORT (default 8080)
+  berth-app get URL  print the first line of a page
+`
+
+// command does what the arguments say, instead of answering requests, and returns the exit code.
+func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	switch {
+	case len(args) == 2 && args[0] == "get":
+		if err := fetch(ctx, args[1], stdout); err != nil {
+			fmt.Fprintln(stderr, err)
+			return 1
+		}
+		return 0
+	case len(args) == 1 && (args[0] == "--help" || args[0] == "-h" || args[0] == "help"):
+		fmt.Fprint(stdout, usage)
+		return 0
+	}
+	fmt.Fprintf(stderr, "unexpected arguments %q\n%s", args, usage)
+	return 2
 }
 
 // fetch writes the first line of what answers with 200, within two seconds.

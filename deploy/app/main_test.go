@@ -251,3 +251,27 @@ func TestEcho(t *testing.T) {
 		t.Error(plain.Status)
 	}
 }
+
+// What is not asked to answer requests does not: it says what it can, or what is wrong.
+func TestCommand(t *testing.T) {
+	page := httptest.NewServer(newHandler("web1"))
+	defer page.Close()
+	for args, want := range map[string]struct {
+		code           int
+		stdout, stderr string
+	}{
+		"--help":                        {0, usage, ""},
+		"-h":                            {0, usage, ""},
+		"help":                          {0, usage, ""},
+		"get " + page.URL:               {0, "Hosted by web1\n", ""},
+		"get":                           {2, "", "unexpected arguments [\"get\"]\n" + usage},
+		"--port 80":                     {2, "", "unexpected arguments [\"--port\" \"80\"]\n" + usage},
+		"get " + page.URL + "/?delay=x": {1, "", "400 Bad Request\n"},
+	} {
+		var stdout, stderr strings.Builder
+		code := command(t.Context(), strings.Fields(args), &stdout, &stderr)
+		if code != want.code || stdout.String() != want.stdout || stderr.String() != want.stderr {
+			t.Errorf("%s: %d %q %q, want %+v", args, code, stdout.String(), stderr.String(), want)
+		}
+	}
+}
