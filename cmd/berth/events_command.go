@@ -62,7 +62,7 @@ func (e *eventsOf) run(cmd *cobra.Command, follow bool) error {
 		if err2 != nil {
 			return err2
 		}
-		parts, _, err2 := status.ReadParts(limited, consul, nil)
+		parts, _, err2 := status.ReadParts(limited, consul, nil, nil)
 		if err2 != nil {
 			return code{fmt.Errorf("neither a berth nor Consul answers: %w; %s", err, oneLine(err2)), exitNoAnswer}
 		}

@@ -60,6 +60,7 @@ func startFleet(t testing.TB, fill func(*fleet)) *fleet {
 	f.consul = consul
 	consul.Answers(t)
 	f.hub.Consul, f.hub.Events = consul.Client, status.NewEvents()
+	f.hub.IsOwn = func(role, name string) bool { return true }
 	f.hub.Own = func(context.Context) []status.Part {
 		f.mu.Lock()
 		defer f.mu.Unlock()

@@ -36,7 +36,7 @@ func TestE2EPublish(t *testing.T) {
 		}}
 	done := make(chan struct{})
 	go func() { defer close(done); p.Run(ctx) }()
-	read := func() ([]status.Part, uint64, error) { return status.ReadParts(t.Context(), viewer, nil) }
+	read := func() ([]status.Part, uint64, error) { return status.ReadParts(t.Context(), viewer, nil, nil) }
 	says := func(want string) func() error {
 		return func() error {
 			parts, _, err := read()

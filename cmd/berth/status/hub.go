@@ -27,7 +27,7 @@ func Gather(ctx context.Context, consul *api.Client) (Input, error) {
 		wait                      sync.WaitGroup
 		partsErr, listErr, hidden error
 	)
-	wait.Go(func() { in.Parts, _, partsErr = ReadParts(ctx, consul, nil) })
+	wait.Go(func() { in.Parts, _, partsErr = ReadParts(ctx, consul, nil, nil) })
 	wait.Go(func() { in.Catalog, listErr = ReadCatalog(ctx, consul) })
 	wait.Go(func() { in.Paused, hidden = readPaused(ctx, consul) })
 	wait.Wait()
@@ -164,7 +164,7 @@ func (h *Hub) Run(ctx context.Context) {
 			}
 		}
 		limited, cancel := context.WithTimeout(ctx, watchTime+watchTime/16+callTime)
-		parts, next, err := ReadParts(limited, h.Consul, &api.QueryOptions{WaitIndex: index, WaitTime: watchTime})
+		parts, next, err := ReadParts(limited, h.Consul, &api.QueryOptions{WaitIndex: index, WaitTime: watchTime}, h.IsOwn)
 		cancel()
 		if ctx.Err() != nil {
 			return
@@ -201,9 +201,7 @@ func (h *Hub) hear(parts []Part) {
 // merge takes in what other berths have told.
 func (h *Hub) merge(parts []Part) {
 	for _, p := range parts {
-		if !h.IsOwn(p.Berth.Role, p.Berth.Name) {
-			h.Events.Merge(p.Events)
-		}
+		h.Events.Merge(p.Events)
 	}
 }
 
@@ -317,7 +315,7 @@ func (h *Hub) input(ctx context.Context) (Input, time.Duration, error) {
 	others, watched, heard := h.others, h.watched, h.heard
 	h.mu.Unlock()
 	if !watched {
-		if others, _, err = ReadParts(soon, h.Consul, nil); err != nil {
+		if others, _, err = ReadParts(soon, h.Consul, nil, h.IsOwn); err != nil {
 			note(err)
 		} else {
 			h.merge(others)
@@ -326,12 +324,7 @@ func (h *Hub) input(ctx context.Context) (Input, time.Duration, error) {
 	if watched {
 		note(heard)
 	}
-	in.Parts = own
-	for _, p := range others { // its own are newer than what Consul has of them
-		if !h.IsOwn(p.Berth.Role, p.Berth.Name) {
-			in.Parts = append(in.Parts, p)
-		}
-	}
+	in.Parts = append(own, others...) // its own are newer than what Consul has of them
 	return in, read, nil
 }
 

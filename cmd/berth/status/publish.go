@@ -228,8 +228,9 @@ func (c PartContainer) weight() int {
 	return 0
 }
 
-// ReadParts returns what all berths publish. Anybody with the right may have written it: what cannot be read is left out.
-func ReadParts(ctx context.Context, consul *api.Client, q *api.QueryOptions) (parts []Part, index uint64, err error) {
+// ReadParts returns what all berths publish, but for those that skip says; nil = none. Anybody with the right may have written it: what
+// cannot be read is left out.
+func ReadParts(ctx context.Context, consul *api.Client, q *api.QueryOptions, skip func(role, name string) bool) (parts []Part, index uint64, err error) {
 	if q == nil {
 		q = &api.QueryOptions{}
 	}
@@ -244,7 +245,7 @@ func ReadParts(ctx context.Context, consul *api.Client, q *api.QueryOptions) (pa
 		role, escaped, _ := strings.Cut(strings.TrimPrefix(pair.Key, Prefix), "/")
 		name, bad := url.PathUnescape(escaped)
 		var p Part
-		if pair.Session == "" || bad != nil || json.Unmarshal(pair.Value, &p) != nil {
+		if pair.Session == "" || bad != nil || skip != nil && skip(role, name) || json.Unmarshal(pair.Value, &p) != nil {
 			continue
 		}
 		p.Berth.Role, p.Berth.Name = role, name // no berth speaks for another
