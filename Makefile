@@ -12,6 +12,8 @@ help:
 	@echo "make demo       start Consul, HAProxy, berth and an application in Docker, and say what to try"
 	@echo "make demo-down  remove all of that again"
 	@echo "make check      formatting, vet, staticcheck and the unit tests: needs no Docker"
+	@echo "make docs-check  only what check does about the documentation: links, code blocks, sentences, the reference"
+	@echo "make reference  write docs/reference from the commands and their flags"
 	@echo "make test       check, then the end-to-end tests with real Docker, Consul and HAProxy"
 	@echo "make bench-e2e  how long a new container takes to its first request through HAProxy, without and with reloads"
 	@echo "make bench-replace  what the replacement of the only instance costs requests, ten times each way with every version of HAProxy"
@@ -68,7 +70,15 @@ check:
 	go tool staticcheck -tags e2e ./...
 	@cc=$$(go env CC) && race=-race && { command -v $${cc%% *} >/dev/null || { race=; echo "no C compiler here: the tests run without the race detector"; }; } && \
 	echo go test $$race ./... && go test $$race ./...
-	go test -tags man -run 'TestManual|TestRoff|TestPageDate' ./cmd/berth
+	@$(MAKE) --no-print-directory docs-check
+
+# The reference in docs/reference is generated. docs-check says so when it is not what the code says.
+.PHONY: reference docs-check
+reference:
+	go run -tags man ./cmd/berth reference docs/reference
+docs-check:
+	go test -v ./deploy/docs
+	go test -tags man -run 'TestManual|TestRoff|TestPageDate|TestReference' ./cmd/berth
 
 # With CI in the environment a test that is skipped is a failure. Registrars register what they find in Docker, so the packages
 # with registrars are tested one after the other, those without beside them.
