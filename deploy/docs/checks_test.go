@@ -62,7 +62,7 @@ func TestChecks(t *testing.T) {
 	}{
 		{"file", link, "configuration.md", true},
 		{"own heading", link, "#berth-run", true},
-		{"heading of a file", link, "../../README.md#try-it", true},
+		{"heading of a file", link, "../../README.md#try-it-in-a-minute", true},
 		{"directory", link, "../../deploy", true},
 		{"line", link, "../../Makefile#L10", true},
 		{"address", link, "https://example.com/#x", true},
