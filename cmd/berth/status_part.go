@@ -231,7 +231,9 @@ func (x *proxyReporter) part(part *status.Part, o *proxyOptions) {
 
 const (
 	lookApart = time.Second // between two looks at the proxy, at least
-	lookRests = 100         // so many times as long as a look takes, nobody looks: it costs a hundredth of a core
+	// lookAfter is how long after a change nobody looks: changes come in bursts, and the proxy has better to do than to be asked.
+	lookAfter = 250 * time.Millisecond
+	lookRests = 100 // so many times as long as a look takes, nobody looks: it costs a hundredth of a core
 )
 
 // run looks at the proxy until ctx is done: soon after each change, and now and then.
@@ -244,11 +246,18 @@ func (x *proxyReporter) run(ctx context.Context, passing func() map[string][]str
 		case <-x.wake:
 		case <-time.After(wait):
 		}
+		if !pause(ctx, lookAfter) {
+			return
+		}
+		select {
+		case <-x.wake: // of the same burst
+		default:
+		}
 		began := time.Now()
 		x.look(ctx, passing())
 		took := time.Since(began)
 		wait = max(lookApart, lookRests*took)
-		if !pause(ctx, min(wait, max(20*time.Millisecond, 10*took))) { // changes come in bursts
+		if !pause(ctx, min(lookApart/2, 10*took)) {
 			return
 		}
 	}
