@@ -33,7 +33,8 @@ type waitCounter struct {
 	opts   Options
 
 	mu     sync.Mutex
-	counts bool // the running text has the tables
+	knows  bool // which text HAProxy runs
+	counts bool // that has the tables
 	paused entries
 }
 
@@ -47,7 +48,7 @@ func (c *waitCounter) set(is *config) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.counts = sections[waitingTable] && sections[releasedTable]
+	c.knows, c.counts = true, sections[waitingTable] && sections[releasedTable]
 	_, c.paused = is.mapNamed(pausedMap)
 }
 
@@ -60,8 +61,11 @@ func (c *waitCounter) run(ctx context.Context) {
 // look reads the tables once, and returns in what time to do so again. A HAProxy that does not answer has told nothing.
 func (c *waitCounter) look(ctx context.Context) time.Duration {
 	c.mu.Lock()
-	counts, paused := c.counts, c.paused
+	knows, counts, paused := c.knows, c.counts, c.paused
 	c.mu.Unlock()
+	if !knows { // the tables may count since long before this berth: their first look is to be the first one
+		return waitingPause
+	}
 	if !counts {
 		c.opts.Waiting.Observe(nil)
 		return waitingPause

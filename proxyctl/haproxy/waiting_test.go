@@ -2,6 +2,7 @@ package haproxy
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"berth/proxyctl"
 )
@@ -84,6 +86,40 @@ func TestWaiting(t *testing.T) {
 	look(250*time.Millisecond, "requests for app wait: it is paused")
 	l.load(l.text(serverA))
 	look(time.Second, "requests for app no longer wait")
+}
+
+// What HAProxy has counted before this berth started is not told again, though berth looks before it knows the text.
+func TestWaitingBeforeTheStart(t *testing.T) {
+	var log strings.Builder
+	reg := prometheus.NewRegistry()
+	l := startLingers(t, func(o *Options) { o.Waiting = proxyctl.NewWaiting(reg, slog.New(slog.NewTextHandler(&log, nil))) })
+	says := func(total, now int) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.says["show table hold.waiting"] = fmt.Sprintf("# table: hold.waiting, type: string, size:10240, used:0\n0x1: key=app use=1 exp=1 conn_cnt=%d conn_cur=%d\n\n", total, now)
+		l.says["show table hold.released"] = "# table: hold.released, type: string, size:10240, used:0\n\n"
+	}
+	counted := func(want float64) {
+		t.Helper()
+		families, err := reg.Gather()
+		got := 0.0
+		for _, f := range families {
+			if f.GetName() == "berth_held_requests_total" {
+				got = f.GetMetric()[0].GetCounter().GetValue()
+			}
+		}
+		if got != want || err != nil {
+			t.Errorf("%v requests were held, want %v; %v\n%s", got, want, err, &log)
+		}
+	}
+	says(100, 0)
+	l.driver.counter.look(t.Context())
+	l.load(l.text(serverA) + "backend hold.waiting\nbackend hold.released\n")
+	l.driver.counter.look(t.Context())
+	counted(0)
+	says(103, 1)
+	l.driver.counter.look(t.Context())
+	counted(3)
 }
 
 // Run looks until it is over.
