@@ -41,10 +41,11 @@ type Options struct {
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer // may be nil
 
-	// Live is called from Run's goroutine with the servers that have come to the running proxy and gone, as soon as it was read back.
-	// At the first look of a berth, those that the proxy had already are none of them. It must not block; nil = nobody.
+	// Live, unless it is nil, is called from Run's goroutine after each change of the proxy's servers, once the proxy was seen to have
+	// them: at run time, by a reload, by the repair of what somebody else did, and of what could be done of a text that was refused or
+	// waits. It is not called for servers that the proxy had already when berth started. It must not block.
 	Live func([]Change)
-	// Changed is called likewise when Status may say something else.
+	// Changed, unless it is nil, is called from Run's goroutine when Status says something else. It must not block.
 	Changed func()
 }
 
@@ -379,9 +380,6 @@ func (c *Controller) reportChange(n next, res Result) {
 		c.opts.Log.Info("configuration changed, "+live, "action", string(res.Action), "reason", res.Reason, "took", took)
 	}
 }
-
-func isNotYet(err error) bool  { return errors.Is(err, ErrNotYet) }
-func isRefused(err error) bool { return errors.Is(err, ErrRefused) }
 
 // Delays is an exponential backoff with jitter that never gives up.
 func Delays(first, most time.Duration) *backoff.ExponentialBackOff {

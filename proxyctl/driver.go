@@ -64,6 +64,11 @@ type Grammar[C any] interface {
 	// Between returns contents for the files that a text has beside it with which the proxy, should it start, serves what it can
 	// both with the text before and with this one.
 	Between(from, to string) map[string]string
+	// AtFault returns the backend, listen section or upstream of a text that a complaint about the text means, "" if that is none or
+	// cannot be told. It may be called from any goroutine.
+	AtFault(text, complaint string) string
+	// Count returns how many backends have servers, and how many servers these are.
+	Count(c *C) (backends, servers int)
 	// Changes says for each backend how its servers differ.
 	Changes(before, after *C) []Change
 	// Serves returns the names of what a text, which may be anybody's, passes requests to: of backends that have servers, and

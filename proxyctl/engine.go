@@ -58,6 +58,7 @@ type Engine[C any, O fmt.Stringer] struct {
 	refusal refusal   // by the proxy or its program, of the text that was tried last
 	partly  refusal   // of what that has in common with the text that runs
 	has     Marked[C] // what the proxy was brought to last, or was seen to run
+	old     int       // workers of earlier configurations, as of the last reload or look
 	sure    bool      // it had just that, some time; else its servers may be newer than has, which is from a file
 	known   bool      // the driver knows the proxy's servers; else it has to be inspected
 
@@ -88,6 +89,7 @@ func (e *Engine[C, O]) Apply(ctx context.Context, c Config, mayReload bool) (Res
 	if !e.again {
 		e.asked = &c.Text
 		e.want, e.fault = e.driver.Mark(c.Text, e.want.Config)
+		e.fault = e.blame(c.Text, e.fault)
 	}
 	e.blocked = e.conf.WriteAux(c.Files, e.again)
 	res, err := e.apply(ctx, mayReload)
@@ -95,19 +97,17 @@ func (e *Engine[C, O]) Apply(ctx context.Context, c Config, mayReload bool) (Res
 		err = e.blocked
 	}
 	res.Leaving = e.driver.Draining()
-	res.Generation = e.has.Generation.Text
+	res.OldWorkers = e.old
+	if e.has.Config != nil {
+		res.Generation = e.has.Generation.Text
+		res.Backends, res.Servers = e.driver.Count(e.has.Config)
+	}
 	if err == nil {
 		e.unwatch()
-		if e.behind || !e.applied {
-			res.Backends, res.Servers = e.count()
-		}
 	}
 	e.behind = err != nil
 	e.applied = e.applied || err == nil
 	var port *PortError
-	if errors.Is(err, ErrRefused) {
-		res.AtFault = atFault(e.want.Text, err.Error())
-	}
 	if errors.As(err, &port) && e.opts.PortRefused != nil {
 		e.opts.PortRefused(port.Port, port.Reason)
 	}
@@ -149,16 +149,6 @@ func (e *Engine[C, O]) unwatch() {
 	e.partly.unwatch()
 }
 
-// count returns how many backends of e.want have servers, and how many servers these are.
-func (e *Engine[C, O]) count() (backends, servers int) {
-	var none C
-	for _, c := range e.driver.Changes(&none, e.want.Config) {
-		backends++
-		servers += c.After
-	}
-	return backends, servers
-}
-
 // apply brings the proxy to e.want.
 func (e *Engine[C, O]) apply(ctx context.Context, mayReload bool) (Result, error) {
 	why := ""
@@ -184,7 +174,7 @@ func (e *Engine[C, O]) apply(ctx context.Context, mayReload bool) (Result, error
 	snap, err := e.driver.Inspect(ctx)
 	e.known = false
 	if err == nil && snap.Unmarked == "" {
-		e.away, e.validated = time.Time{}, false
+		e.away, e.validated, e.old = time.Time{}, false, snap.OldWorkers
 	} else if e.away.IsZero() {
 		e.away = time.Now()
 	}
@@ -198,7 +188,7 @@ func (e *Engine[C, O]) apply(ctx context.Context, mayReload bool) (Result, error
 	if theirs := e.theirs(last, snap); theirs != nil && err != nil {
 		return Result{}, fmt.Errorf("%w; %w", err, theirs)
 	} else if theirs != nil {
-		return Result{Action: None, OldWorkers: snap.OldWorkers}, theirs
+		return Result{Action: None}, theirs
 	}
 	goal, held := e.goal(last)
 	if err != nil {
@@ -311,7 +301,6 @@ func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], s
 			err error
 		)
 		if res, why, err = e.change(ctx, goal, nil); why == "" {
-			res.OldWorkers = snap.OldWorkers
 			switch {
 			case err != nil:
 			case there.Text == goal.Text && e.conf.InStep(goal.Text):
@@ -338,7 +327,7 @@ func (e *Engine[C, O]) load(ctx context.Context, goal, last Marked[C], snap Snap
 	waits := stopped != nil || e.refusal.slow || !e.again && e.refusal.still(goal.Generation.Shape) != nil
 	if common && mayReload && waits {
 		if res, _ := e.reloadCommon(ctx, snap, mayReload); res.Action != "" {
-			part, snap.Generation = res, e.has.Generation
+			part, snap.Generation = e.both(part, res, before), e.has.Generation
 		}
 	}
 	if stopped != nil {
@@ -360,13 +349,21 @@ func (e *Engine[C, O]) load(ctx context.Context, goal, last Marked[C], snap Snap
 		case errors.Is(notYet, ErrNotYet):
 			return part, notYet
 		case more.Action != "":
-			part = more
+			part = e.both(part, more, before)
 		}
 	}
 	if part.Action != "" {
 		res = part
 	}
 	return res, err
+}
+
+// both returns what two steps have done, the second of them a reload.
+func (e *Engine[C, O]) both(first, second Result, before *C) Result {
+	if first.Action != "" {
+		second.Changes = e.driver.Changes(before, e.has.Config)
+	}
+	return second
 }
 
 // onDisk reads the configuration file. Most of the time it is e.want.
@@ -490,7 +487,7 @@ func (e *Engine[C, O]) reload(ctx context.Context, to Marked[C], snap Snapshot, 
 	}
 	last := e.lastGood(there, snap.Generation)
 	if err = e.validate(ctx, to.Text); err == nil {
-		err = e.driver.Precheck(ctx, last, to)
+		err = e.blame(to.Text, e.driver.Precheck(ctx, last, to))
 	}
 	if err != nil {
 		return res, refused.note(to.Generation.Shape, err, time.Second, 15*time.Second)
@@ -502,6 +499,7 @@ func (e *Engine[C, O]) reload(ctx context.Context, to Marked[C], snap Snapshot, 
 	began := time.Now()
 	e.known = false
 	now, err := e.driver.Reload(ctx, last, to)
+	err = e.blame(to.Text, err)
 	if err != nil && (time.Since(began) < costly || unresolved.MatchString(err.Error())) { // a resolver may take long
 		err = refused.note(to.Generation.Shape, err, 2*time.Second, time.Minute)
 	} else if err != nil {
@@ -519,7 +517,8 @@ func (e *Engine[C, O]) reload(ctx context.Context, to Marked[C], snap Snapshot, 
 	}
 	refused.forget()
 	e.has, e.known, e.sure = to, true, true
-	res.Action, res.Changes, res.OldWorkers = Reload, changes, now.OldWorkers
+	e.old = now.OldWorkers
+	res.Action, res.Changes = Reload, changes
 	return res, nil
 }
 
@@ -572,7 +571,7 @@ func (e *Engine[C, O]) prepare(ctx context.Context, to Marked[C], reason error) 
 		}
 		if !inStep {
 			if err := e.driver.Precheck(ctx, there, to); err != nil {
-				return e.restore(there, last, err)
+				return e.restore(there, last, e.blame(to.Text, err))
 			}
 			if err := e.conf.KeepForeign(last.Text); err != nil {
 				return err
@@ -608,7 +607,20 @@ func (e *Engine[C, O]) validate(ctx context.Context, text string) error {
 	if e.driver.Binary() == "" {
 		return nil
 	}
-	return e.conf.Validate(ctx, e.opts.Timeout, e.driver.Binary()+" "+e.opts.Checks, text, e.driver.Check)
+	return e.blame(text, e.conf.Validate(ctx, e.opts.Timeout, e.driver.Binary()+" "+e.opts.Checks, text, e.driver.Check))
+}
+
+// blame returns the error with the section at fault, if that is the refusal of a text and says so. This is found out when the text is
+// refused: the next one has other lines.
+func (e *Engine[C, O]) blame(text string, err error) error {
+	var known *RefusalError
+	if !errors.Is(err, ErrRefused) || errors.As(err, &known) {
+		return err
+	}
+	if section := e.driver.AtFault(text, err.Error()); section != "" {
+		return &RefusalError{section, err}
+	}
+	return err
 }
 
 // writeLazily writes the file for servers that the proxy has already, unless its program refuses it.

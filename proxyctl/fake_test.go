@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -124,6 +125,29 @@ func (d *fakeDriver) Beside(string) map[string]string { return nil }
 func (d *fakeDriver) Between(_, _ string) map[string]string { return nil }
 
 func (d *fakeDriver) IsMarked(file string) bool { return strings.Contains(file, fakeMark) }
+
+// AtFault takes the line from "line 3".
+func (d *fakeDriver) AtFault(text, complaint string) string {
+	_, number, _ := strings.Cut(complaint, "line ")
+	n, err := strconv.Atoi(number)
+	lines := strings.Split(text, "\n")
+	if err != nil || n > len(lines) {
+		return ""
+	}
+	name, _, ok := strings.Cut(lines[n-1], ":")
+	if !ok {
+		return ""
+	}
+	return name
+}
+
+func (d *fakeDriver) Count(c *fakeConfig) (backends, servers int) {
+	for _, s := range c.backends {
+		backends += min(len(s), 1)
+		servers += len(s)
+	}
+	return backends, servers
+}
 
 func (d *fakeDriver) Changes(before, after *fakeConfig) []Change {
 	names := map[string]bool{}

@@ -85,6 +85,19 @@ func (m metrics) observe(res Result, err error, after time.Duration) {
 	}
 }
 
+// note counts what has become of the status.
+func (m metrics) note(before, now Status) {
+	m.refusals.Add(float64(now.Refusals - before.Refusals))
+	m.drifts.Add(float64(now.Drifts - before.Drifts))
+	if now.Since.Equal(before.Since) {
+		return
+	}
+	m.generationTime.Set(float64(now.Since.UnixMilli()) / 1000)
+	if now.Action != None || before.Generation != "" { // else it ran before this berth
+		m.generations.Inc()
+	}
+}
+
 func number(b bool) float64 {
 	if b {
 		return 1

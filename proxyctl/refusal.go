@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"net"
+	"path/filepath"
 	"regexp"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
+
+	"berth/proxyctl/configfile"
 )
 
 // costly is the least time of a refused reload that has kept listeners closed for a while.
@@ -131,36 +133,15 @@ func watchName(host string) *name {
 	return n
 }
 
-var (
-	// faultLine matches the line that HAProxy or nginx complains of, but for one of a map beside the configuration.
-	faultLine = regexp.MustCompile(`(?:\[[^\]\s]*:|in /\S*:|\bline )(\d+)\b`)
-	// faultBackend matches a backend, or a backend with a server, that HAProxy names.
-	faultBackend = regexp.MustCompile(`(?:backend|proxy|server) '([^'/\s]+)[/']`)
-	// section matches the head of a part of a configuration: of HAProxy's, and of nginx's upstreams.
-	section = regexp.MustCompile(`^(?:([a-z-]+)(?:\s+(\S+))?|\s+upstream\s+(\S+)\s*\{.*)`)
-)
-
-// atFault returns the backend whose text a proxy refuses, as far as its complaint says that; "" if it is none.
-func atFault(text, complaint string) string {
-	if m := faultLine.FindStringSubmatch(complaint); m != nil {
-		line, _ := strconv.Atoi(m[1])
-		lines := strings.SplitN(text, "\n", line+1)
-		for i := min(line, len(lines)) - 1; i >= 0; i-- {
-			m := section.FindStringSubmatch(lines[i])
-			switch {
-			case m == nil:
-			case m[3] != "":
-				return m[3]
-			case m[1] == "backend" || m[1] == "listen":
-				return m[2]
-			default:
-				return ""
-			}
+// FaultLine returns the first line of a configuration file that a proxy, or its program, complains of, 0 if it names none. place
+// matches how it names a line, by a path and a number: lines of other files do not count.
+func FaultLine(complaint string, place *regexp.Regexp, file string) int {
+	for _, m := range place.FindAllStringSubmatch(complaint, -1) {
+		// The proxy may see the directory under another path.
+		if base := filepath.Base(m[1]); base == filepath.Base(file) || base == filepath.Base(configfile.Candidate(file)) {
+			line, _ := strconv.Atoi(m[2])
+			return line
 		}
-		return ""
 	}
-	if m := faultBackend.FindStringSubmatch(complaint); m != nil {
-		return m[1]
-	}
-	return ""
+	return 0
 }

@@ -11,6 +11,15 @@ import (
 // ErrRefused marks an error that lies in the configuration itself: the proxy, or a check before it, said no.
 var ErrRefused = errors.New("configuration refused")
 
+// RefusalError is a refusal that says whose text is at fault. It wraps ErrRefused.
+type RefusalError struct {
+	Section string // the backend, listen section or upstream
+	Err     error
+}
+
+func (e *RefusalError) Error() string { return e.Err.Error() }
+func (e *RefusalError) Unwrap() error { return e.Err }
+
 // ErrUnreachable marks an error that lies in the way to the proxy: it is not running or its socket is not there.
 var ErrUnreachable = errors.New("proxy not reachable")
 
@@ -85,7 +94,8 @@ type Change struct {
 	Backend        string
 	Before, After  int // number of servers
 	Added, Removed int
-	// In and Out are the addresses, as in the text, of servers that the backend has got, and no longer gives new requests.
+	// In are the addresses, as in the text, of servers that get requests of the backend and did not before, and Out those of servers
+	// that get no new ones any more. One that has moved is in both.
 	In, Out []string
 }
 
@@ -108,11 +118,10 @@ type Result struct {
 	Changes    []Change // sorted by backend
 	OldWorkers int      // workers of earlier configurations that still finish their connections; as of a reload, or of a look
 	Leaving    int      // servers that were removed and still finish their connections
-	// Backends and Servers count the backends that have servers, and these, when a configuration is live as a whole for the
-	// first time since a start or a failure.
+	// Generation is the mark of the text that the proxy runs, "" if it is not known. Backends and Servers count the backends that
+	// have servers in it, and these.
+	Generation        string
 	Backends, Servers int
-	Generation        string // the mark of the text that the proxy runs, "" if it is not known
-	AtFault           string // of a refusal: the backend whose text is at fault, as far as the proxy says that
 }
 
 // Config is what a proxy is to run.

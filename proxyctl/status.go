@@ -1,12 +1,15 @@
 package proxyctl
 
-import "time"
+import (
+	"errors"
+	"time"
+)
 
 // Status is what a Controller has brought its proxy to, and why not farther.
 type Status struct {
 	Generation string    // the mark of the text that the proxy runs, "" before the first
-	Since      time.Time // since when
-	Action     Action    // by which it came to that
+	Since      time.Time // when it became live, or when this berth first saw it run
+	Action     Action    // by which it became live; None if it ran already
 	Reason     string    // of that action, as in Result
 	OldWorkers int       // workers of earlier configurations that still finish their connections, as of the last reload or look
 	Leaving    int       // servers that were removed and still finish their connections
@@ -14,8 +17,8 @@ type Status struct {
 	Servers    int
 	Failure    string    // why the proxy does not run the newest text, "" if it does
 	Failing    time.Time // since when
-	AtFault    string    // the backend whose text it refuses, as far as it says that
-	Refusals   int       // texts that it refused since the start, each counted once
+	AtFault    string    // the backend, listen section or upstream whose text it refuses, as far as it says that
+	Refusals   int       // texts that it refused since the start; one that is tried again counts once
 	Drifts     int       // times that it did not run any more what it was brought to, and was repaired
 }
 
@@ -26,70 +29,56 @@ func (c *Controller) Status() Status {
 	return c.status
 }
 
-// note keeps what came of an Apply for Status, and tells of servers that came and went.
+// note keeps what came of an Apply for Status, and tells of it.
 func (c *Controller) note(n next, res Result, err error) {
 	if len(res.Changes) > 0 && c.opts.Live != nil {
 		c.opts.Live(res.Changes)
 	}
 	c.mu.Lock()
 	before := c.status
-	s := &c.status
-	s.Leaving = res.Leaving
-	if res.Action != "" && res.Action != Runtime { // a change at run time does not look at them
-		s.OldWorkers = res.OldWorkers
+	c.status = before.after(n, res, err, time.Now())
+	now := c.status
+	c.mu.Unlock()
+	c.metrics.note(before, now)
+	if now != before && c.opts.Changed != nil {
+		c.opts.Changed()
 	}
+}
+
+// after returns the status after an Apply.
+func (s Status) after(n next, res Result, err error, now time.Time) Status {
 	changed := res.Action == Runtime || res.Action == Reload
-	if changed || s.Since.IsZero() && err == nil {
-		s.Since, s.Action, s.Reason = time.Now(), res.Action, res.Reason
+	switch {
+	case changed:
+		s.Since, s.Action, s.Reason = now, res.Action, res.Reason
+	case res.Generation != "" && res.Generation != s.Generation:
+		s.Since, s.Action, s.Reason = now, None, ""
 	}
 	if res.Generation != "" {
-		s.Generation = res.Generation
+		s.Generation, s.Backends, s.Servers = res.Generation, res.Backends, res.Servers
 	}
-	switch {
-	case res.Backends > 0 || res.Servers > 0 || n.first || n.recovered:
-		s.Backends, s.Servers = res.Backends, res.Servers
-	default:
-		for _, ch := range res.Changes {
-			s.Servers += ch.After - ch.Before
-			switch {
-			case ch.Before == 0 && ch.After > 0:
-				s.Backends++
-			case ch.Before > 0 && ch.After == 0:
-				s.Backends--
-			}
-		}
-	}
+	s.OldWorkers, s.Leaving = res.OldWorkers, res.Leaving
 	if n.drift && changed {
 		s.Drifts++
 	}
-	failure := ""
-	if err != nil && !isNotYet(err) {
-		failure = err.Error()
+	if errors.Is(err, ErrNotYet) {
+		return s
 	}
-	switch {
-	case isNotYet(err):
-	case failure == "":
-		s.Failure, s.Failing, s.AtFault = "", time.Time{}, ""
-	default:
-		if s.Failure == "" {
-			s.Failing = time.Now()
-		}
-		if failure != s.Failure && isRefused(err) {
-			s.Refusals++
-			c.metrics.refusals.Inc()
-		}
-		s.Failure, s.AtFault = failure, res.AtFault
+	failed := s
+	s.Failure, s.Failing, s.AtFault = "", time.Time{}, ""
+	if err == nil {
+		return s
 	}
-	after := c.status
-	c.mu.Unlock()
-	if n.drift && changed {
-		c.metrics.drifts.Inc()
+	s.Failure, s.Failing = err.Error(), failed.Failing
+	if failed.Failure == "" {
+		s.Failing = now
 	}
-	if after.Generation != before.Generation {
-		c.metrics.generations.Inc()
-		c.metrics.generationTime.Set(float64(time.Now().UnixMilli()) / 1000)
+	if errors.Is(err, ErrRefused) && s.Failure != failed.Failure {
+		s.Refusals++
 	}
-	if after != before && c.opts.Changed != nil {
-		c.opts.Changed()
+	var refused *RefusalError
+	if errors.As(err, &refused) {
+		s.AtFault = refused.Section
 	}
+	return s
 }

@@ -39,6 +39,11 @@ type File struct {
 // killed meanwhile.
 func (f *File) Good() string { return f.Path + ".good" }
 
+// Candidate is where a text is put to be checked, next to the file that it may replace.
+func Candidate(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".candidate")
+}
+
 // Foreign is where a configuration is kept that berth found and did not write.
 func (f *File) Foreign() string { return f.Path + ".before-berth" }
 
@@ -284,7 +289,7 @@ func (f *File) Validate(ctx context.Context, timeout time.Duration, name, text s
 	if err := f.writeMissing(text); err != nil {
 		return err
 	}
-	candidate := filepath.Join(filepath.Dir(f.Path), "."+filepath.Base(f.Path)+".candidate")
+	candidate := Candidate(f.Path)
 	if err := f.Write(candidate, text); err != nil {
 		return err
 	}

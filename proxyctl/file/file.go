@@ -123,14 +123,14 @@ func (f *File) Run(ctx context.Context) error {
 			return nil
 		}
 		retry = nil
-		done, err := f.apply(ctx)
+		done, took, err := f.apply(ctx)
 		if err == nil {
 			f.metrics.successful.Set(1)
-			if done == "" && reported != "" {
-				done = "file has the newest text again"
-			}
-			if done != "" {
-				f.opts.Log.Info(done, "file", f.opts.Path, "action", f.opts.ActionName)
+			switch {
+			case done != "":
+				f.opts.Log.Info(fmt.Sprintf("%s, live after %d ms", done, took.Milliseconds()), "file", f.opts.Path, "action", f.opts.ActionName, "took", took.Round(time.Millisecond))
+			case reported != "":
+				f.opts.Log.Info("file has the newest text again", "file", f.opts.Path, "action", f.opts.ActionName)
 			}
 			reported = ""
 			continue
@@ -148,9 +148,9 @@ func (f *File) Run(ctx context.Context) error {
 	}
 }
 
-// apply brings the file to the newest text, and does the action if there was a change. It returns a message for the log, ""
-// if there was nothing to do.
-func (f *File) apply(ctx context.Context) (done string, err error) {
+// apply brings the file to the newest text, and does the action if there was a change. It returns what was done for the log, and how
+// long that took from the change on; "" if there was nothing to do.
+func (f *File) apply(ctx context.Context) (done string, took time.Duration, err error) {
 	f.mu.Lock()
 	text, since := f.text, f.since
 	f.since = time.Time{}
@@ -167,7 +167,7 @@ func (f *File) apply(ctx context.Context) (done string, err error) {
 	f.record(text, err)
 	if err != nil {
 		f.metrics.failures.WithLabelValues("write").Inc()
-		return "", err
+		return "", 0, err
 	}
 	if written {
 		f.metrics.writes.Inc()
@@ -175,18 +175,18 @@ func (f *File) apply(ctx context.Context) (done string, err error) {
 	if f.due {
 		if err := f.act(ctx); err != nil {
 			f.metrics.failures.WithLabelValues("action").Inc()
-			return "", fmt.Errorf("the file has the newest text, but its action failed: %w", err)
+			return "", 0, fmt.Errorf("the file has the newest text, but its action failed: %w", err)
 		}
 		f.due = false
 		f.unnote()
 	}
 	switch {
 	case written:
-		return fmt.Sprintf("file written, live after %d ms", time.Since(since).Milliseconds()), nil
+		return "file written", time.Since(since), nil
 	case acted:
-		return fmt.Sprintf("action done, live after %d ms", time.Since(since).Milliseconds()), nil
+		return "action done", time.Since(since), nil
 	}
-	return "", nil
+	return "", 0, nil
 }
 
 // record keeps the result of writing text.

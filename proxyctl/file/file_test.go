@@ -141,7 +141,7 @@ func TestWrittenAndToldOfChanges(t *testing.T) {
 		if want := []string{"one\n", "two\n", ""}; !slices.Equal(app.told(), want) {
 			t.Errorf("the application was told of %q, want %q", app.told(), want)
 		}
-		if n := strings.Count(out.String(), "\n"); n != 3 || !strings.Contains(out.String(), `msg="file written, live after 12 ms" file=`+path+" action=told") {
+		if n := strings.Count(out.String(), "\n"); n != 3 || !strings.Contains(out.String(), `msg="file written, live after 12 ms" file=`+path+" action=told took=12ms") {
 			t.Errorf("the log has %d lines, want one for each change:\n%s", n, out)
 		}
 		if left := leftovers(t, path); len(left) != 0 {

@@ -446,8 +446,8 @@ func (d *driver) Changes(before, after *config) []proxyctl.Change {
 			if !stays || !new.equal(s) {
 				c.Removed++
 			}
-			if s.usable() && s.address.IsValid() && !(stays && new.usable() && new.address == s.address) {
-				c.Out = append(c.Out, s.address.String())
+			if at := s.written(); at != "" && s.usable() && !(stays && new.usable() && new.written() == at) {
+				c.Out = append(c.Out, at)
 			}
 		}
 		for name, s := range is.all() {
@@ -455,8 +455,8 @@ func (d *driver) Changes(before, after *config) []proxyctl.Change {
 			if !was || old.draining || !old.equal(s) {
 				c.Added++
 			}
-			if s.usable() && s.address.IsValid() && !(was && old.usable() && old.address == s.address) {
-				c.In = append(c.In, s.address.String())
+			if at := s.written(); at != "" && s.usable() && !(was && old.usable() && old.written() == at) {
+				c.In = append(c.In, at)
 			}
 		}
 		if c.Added+c.Removed > 0 {
@@ -469,6 +469,17 @@ func (d *driver) Changes(before, after *config) []proxyctl.Change {
 	}
 	slices.SortFunc(out, func(a, b proxyctl.Change) int { return strings.Compare(a.Backend, b.Backend) })
 	return out
+}
+
+// Count implements proxyctl.Grammar.
+func (d *driver) Count(c *config) (backends, servers int) {
+	for name, b := range c.backends {
+		if n := b.count(); n > 0 && !strings.HasPrefix(name, again) {
+			backends++
+			servers += n
+		}
+	}
+	return backends, servers
 }
 
 // Serves implements proxyctl.Grammar. What a server-template line makes are servers, too.

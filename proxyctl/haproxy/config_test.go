@@ -1,6 +1,7 @@
 package haproxy
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -55,6 +56,29 @@ backend app # the app
     server b 10.0.0.2:80 check
 backend empty
 `
+
+// Addresses that come and go are those of the text, of servers that get requests.
+func TestChangesOfAddresses(t *testing.T) {
+	const before = "backend app\n  server a 10.0.0.1:80\n  server b 10.0.0.2:80 disabled\n  server c [::1]:80\n  server n old.example:80 check\n  server s /run/app.sock\n"
+	for name, tt := range map[string]struct{ after, in, out string }{
+		"moves":                {strings.Replace(before, "10.0.0.1", "10.0.0.9", 1), "[10.0.0.9:80]", "[10.0.0.1:80]"},
+		"weighs otherwise":     {strings.Replace(before, "10.0.0.1:80", "10.0.0.1:80 weight 7", 1), "[]", "[]"},
+		"weighs nothing":       {strings.Replace(before, "10.0.0.1:80", "10.0.0.1:80 weight 0", 1), "[]", "[10.0.0.1:80]"},
+		"is back in service":   {strings.Replace(before, " disabled", "", 1), "[10.0.0.2:80]", "[]"},
+		"a disabled one goes":  {strings.Replace(before, "  server b 10.0.0.2:80 disabled\n", "", 1), "[]", "[]"},
+		"IPv6":                 {strings.Replace(before, "  server c [::1]:80\n", "", 1), "[]", "[[::1]:80]"},
+		"a host name":          {strings.Replace(before, "old.example:80", "new.example:80", 1), "[new.example:80]", "[old.example:80]"},
+		"a host name, quoted":  {strings.Replace(before, "old.example:80 check", `new.example:80 cookie "a b"`, 1), "[new.example:80]", "[old.example:80]"},
+		"other keywords":       {strings.Replace(before, "old.example:80 check", "old.example:80", 1), "[]", "[]"},
+		"what has no port":     {strings.Replace(before, "/run/app.sock", "/run/other.sock", 1), "[]", "[]"},
+		"one more of a server": {before + "  server a2 10.0.0.1:81\n", "[10.0.0.1:81]", "[]"},
+	} {
+		changes := new(driver).Changes(parse(before, nil), parse(tt.after, nil))
+		if len(changes) != 1 || fmt.Sprint(changes[0].In) != tt.in || fmt.Sprint(changes[0].Out) != tt.out {
+			t.Errorf("%s: %+v, want in %s, out %s", name, changes, tt.in, tt.out)
+		}
+	}
+}
 
 func TestChanges(t *testing.T) {
 	after := strings.NewReplacer(

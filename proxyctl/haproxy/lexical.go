@@ -15,7 +15,11 @@ const mostLineWords = 64
 // command until somebody sends it SIGUSR2.
 func lexicalError(text string) error {
 	refuse := func(number int, format string, args ...any) error {
-		return fmt.Errorf("%w: line %d: %s", proxyctl.ErrRefused, number, fmt.Sprintf(format, args...))
+		err := fmt.Errorf("%w: line %d: %s", proxyctl.ErrRefused, number, fmt.Sprintf(format, args...))
+		if section := sectionAt(text, number); section != "" {
+			err = &proxyctl.RefusalError{Section: section, Err: err}
+		}
+		return err
 	}
 	var blocks []int // lines of the .if that are open
 	number := 0

@@ -3,6 +3,7 @@ package haproxy
 import (
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -127,6 +128,27 @@ var keywordForms = func() map[string]*regexp.Regexp {
 	}
 	return forms
 }()
+
+// written returns the address as host:port, "" for one of another kind. That of a server with a name is in its line only.
+func (s server) written() string {
+	if s.address.IsValid() {
+		return s.address.String()
+	}
+	if s.reloadReason == "" {
+		return ""
+	}
+	w, _ := words(s.keywords)
+	if len(w) > 2 && w[0] == "server" { // the whole line
+		w = w[2:]
+	}
+	if len(w) == 0 {
+		return ""
+	}
+	if _, _, err := net.SplitHostPort(w[0]); err != nil {
+		return ""
+	}
+	return w[0]
+}
 
 // equal says whether two servers are the same; draining is not looked at.
 func (s server) equal(o server) bool {

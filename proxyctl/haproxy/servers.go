@@ -1,6 +1,7 @@
 package haproxy
 
 import (
+	"cmp"
 	"context"
 	"encoding/csv"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"berth/proxyctl"
 )
@@ -70,7 +72,10 @@ func addInFlight(servers, old []proxyctl.Server) []proxyctl.Server {
 }
 
 // serverColumns are the ones of "show stat" that are read.
-var serverColumns = []string{"pxname", "svname", "scur", "status", "weight", "addr", "check_status", "last_chk"}
+var serverColumns = []string{"pxname", "svname", "scur", "status", "weight", "addr"}
+
+// checkColumns are read where they are there: what a check said, and what that means in general.
+var checkColumns = []string{"check_status", "check_code", "last_chk", "check_desc"}
 
 // parseServers reads what "show stat" says of servers, of one worker or of several in a row.
 func parseServers(reply string) (servers []proxyctl.Server, err error) {
@@ -80,7 +85,7 @@ func parseServers(reply string) (servers []proxyctl.Server, err error) {
 	}
 	lines := csv.NewReader(strings.NewReader(reply[at:]))
 	lines.FieldsPerRecord, lines.LazyQuotes, lines.ReuseRecord = -1, true, true
-	var columns []int
+	var columns, checks []int
 	for {
 		f, err := lines.Read()
 		switch {
@@ -98,6 +103,10 @@ func parseServers(reply string) (servers []proxyctl.Server, err error) {
 				}
 				columns = append(columns, i)
 			}
+			checks = nil
+			for _, name := range checkColumns {
+				checks = append(checks, slices.Index(f, name))
+			}
 			continue
 		case len(f) <= slices.Max(columns): // what a worker says that has no such command, or an empty line
 			continue
@@ -113,12 +122,37 @@ func parseServers(reply string) (servers []proxyctl.Server, err error) {
 			s.Weight = proxyctl.UnknownWeight
 		}
 		s.Usable = usable(s.State) && s.Weight != 0
-		if strings.HasPrefix(s.State, "DOWN") {
-			s.Check = oneLine(strings.Trim(strings.TrimPrefix(field(6), "* ")+": "+field(7), ": "))
+		if strings.HasPrefix(s.State, "DOWN") || strings.HasPrefix(s.State, "NOLB") {
+			s.Check = checkSaid(f, checks)
 		}
 		servers = append(servers, s)
 	}
 }
+
+// checkSaid returns what the last check of a server said, in one line: "L4CON: Connection refused", "L7STS/503: Service Unavailable".
+// The server may have chosen the words.
+func checkSaid(f []string, columns []int) string {
+	field := func(n int) string {
+		if i := columns[n]; i >= 0 && i < len(f) {
+			return f[i]
+		}
+		return ""
+	}
+	said := strings.TrimPrefix(field(0), "* ") // one is under way
+	if code := field(1); code != "" {
+		said += "/" + code
+	}
+	words := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, cmp.Or(field(2), field(3)))
+	return shorten(oneLine(strings.Trim(said+": "+words, ": ")), mostSaid)
+}
+
+// mostSaid is the most that is kept of what a check said.
+const mostSaid = 200
 
 // usable says whether a server with this status gets new requests: "UP", "UP 1/3" (going down), "no check", but not "DOWN 1/2",
 // "MAINT", "MAINT (via b/s)", "DRAIN", "NOLB".

@@ -2,6 +2,7 @@ package haproxy
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -10,7 +11,7 @@ import (
 	"berth/proxyctl"
 )
 
-const statHead = "# pxname,svname,qcur,qmax,scur,status,weight,last_chk,addr,check_status,\n"
+const statHead = "# pxname,svname,qcur,qmax,scur,status,weight,last_chk,addr,check_status,check_code,check_desc,\n"
 
 func TestParseServers(t *testing.T) {
 	at := netip.MustParseAddrPort
@@ -44,6 +45,31 @@ func TestParseServers(t *testing.T) {
 		if got, err := parseServers(bad); err == nil {
 			t.Errorf("%q: %+v", bad, got)
 		}
+	}
+}
+
+// What a check said is one short line, whatever the server chose to say; without the columns there is none.
+func TestWhatChecksSaid(t *testing.T) {
+	const long = "\x1b[31mno" // and a reason phrase of a stranger's
+	for row, want := range map[string]string{
+		"app,a,0,0,0,DOWN,1,Connection refused,10.0.0.1:80,L4CON,,Layer4 connection problem,":       "L4CON: Connection refused",
+		"app,a,0,0,0,DOWN,1,Service Unavailable,10.0.0.1:80,* L7STS,503,Layer7 wrong status,":       "L7STS/503: Service Unavailable",
+		"app,a,0,0,0,DOWN,1,,10.0.0.1:80,L4TOUT,,Layer4 timeout,":                                   "L4TOUT: Layer4 timeout",
+		"app,a,0,0,0,DOWN,1,\"General socket error, really\",10.0.0.1:80,SOCKERR,,Socket error,":    "SOCKERR: General socket error, really",
+		"app,a,0,0,0,NOLB 1/2,1,Not Found,10.0.0.1:80,L7OKC,404,Layer7 check conditionally passed,": "L7OKC/404: Not Found",
+		"app,a,0,0,0,DOWN (agent),1,,10.0.0.1:80,,,,":                                               "",
+		"app,a,0,0,0,UP 1/2,1,Connection refused,10.0.0.1:80,L4CON,,Layer4 connection problem,":     "",
+		"app,a,0,0,0,MAINT,1,Connection refused,10.0.0.1:80,L4CON,,Layer4 connection problem,":      "",
+		"app,a,0,0,0,DOWN,1," + long + strings.Repeat("x", 500) + ",10.0.0.1:80,L7STS,500,,":        "L7STS/500: [31mno" + strings.Repeat("x", 183) + " …",
+	} {
+		got, err := parseServers(statHead + row + "\n\n")
+		if err != nil || len(got) != 1 || got[0].Check != want {
+			t.Errorf("%s: %+v, %v, want %q", row, got, err, want)
+		}
+	}
+	got, err := parseServers("# pxname,svname,scur,status,weight,addr,\napp,a,0,DOWN,1,10.0.0.1:80,\n\n")
+	if err != nil || len(got) != 1 || got[0].Check != "" || got[0].State != "DOWN" {
+		t.Errorf("an older HAProxy: %+v, %v", got, err)
 	}
 }
 

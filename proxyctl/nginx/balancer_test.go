@@ -440,3 +440,26 @@ func TestLuaWaiting(t *testing.T) {
 		}
 	}
 }
+
+// Of a refused text servers go live at run time and by a reload at once: both are told.
+func TestRefusedPartInTwoSteps(t *testing.T) {
+	with := func(app, plain string) string {
+		return strings.Replace(lua(app), "    server {\n", "    upstream plain { server "+plain+"; }\n    server {\n", 1)
+	}
+	n := startFake(t, "")
+	first := with("10.0.0.1:80", "10.0.1.1:80")
+	write(t, n.file, n.marked(first))
+	n.start()
+	p := n.proxy()
+	if _, err := p.Apply(t.Context(), onlyText(first), true); err != nil {
+		t.Fatal(err)
+	}
+	res, err := p.Apply(t.Context(), onlyText(bogus(with("10.0.0.2:80", "10.0.1.2:80"))), true)
+	want := []proxyctl.Change{
+		{Backend: "app", Before: 1, After: 1, Added: 1, Removed: 1, In: []string{"10.0.0.2:80"}, Out: []string{"10.0.0.1:80"}},
+		{Backend: "plain", Before: 1, After: 1, Added: 1, Removed: 1, In: []string{"10.0.1.2:80"}, Out: []string{"10.0.1.1:80"}},
+	}
+	if !errors.Is(err, proxyctl.ErrRefused) || res.Action != proxyctl.Reload || !reflect.DeepEqual(res.Changes, want) {
+		t.Errorf("%+v, %v", res, err)
+	}
+}

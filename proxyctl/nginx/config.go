@@ -261,6 +261,17 @@ func merge(base, to *config, keep []string, may func(old, other *upstream) bool)
 	return b.String()
 }
 
+// Count implements proxyctl.Grammar.
+func (d *driver) Count(c *config) (backends, servers int) {
+	for _, u := range c.upstreams {
+		if n := len(u.servers); n > 0 {
+			backends++
+			servers += n
+		}
+	}
+	return backends, servers
+}
+
 // changes counts for each upstream which servers came and went.
 func changes(before, after *config) (all []proxyctl.Change) {
 	before, after = cmp.Or(before, &config{}), cmp.Or(after, &config{})

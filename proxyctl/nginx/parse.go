@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"berth/proxyctl"
 )
 
 // directive is a directive of nginx's configuration, simple or with a block, and its place in the text. A whole text is the
@@ -27,6 +29,14 @@ func (d *directive) isOpen() bool { return d.open > 0 }
 
 // is says whether the directive has this name and a block.
 func (d *directive) is(name string) bool { return d.isOpen() && d.name() == name }
+
+// upstream returns the name of an upstream, "" for any other directive.
+func (d *directive) upstream() string {
+	if d == nil || len(d.words) != 2 || !d.is("upstream") {
+		return ""
+	}
+	return strings.Clone(d.words[1])
+}
 
 // has says whether the block has a directive, by its name and the names of the blocks around it.
 func (d *directive) has(path ...string) bool {
@@ -55,7 +65,11 @@ func parseText(text string) (*directive, error) {
 }
 
 func (p *parser) problem(at int, what string) error {
-	return fmt.Errorf("line %d: %s", 1+strings.Count(p.text[:min(at, len(p.text))], "\n"), what)
+	err := fmt.Errorf("line %d: %s", 1+strings.Count(p.text[:min(at, len(p.text))], "\n"), what)
+	if name := p.in.upstream(); name != "" {
+		return &proxyctl.RefusalError{Section: name, Err: err}
+	}
+	return err
 }
 
 // block reads the directives of a block, up to behind its closing brace, or to the end of the text.

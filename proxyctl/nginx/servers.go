@@ -30,7 +30,7 @@ func (d *driver) Servers(ctx context.Context) (servers []proxyctl.Server, err er
 	for name, u := range file.Config.upstreams {
 		for _, s := range u.servers {
 			address, _ := netip.ParseAddrPort(s.address)
-			servers = append(servers, proxyctl.Server{Backend: name, Name: s.address, Address: address, Usable: true, Weight: proxyctl.UnknownWeight, InFlight: proxyctl.UnknownInFlight})
+			servers = append(servers, proxyctl.Server{Backend: name, Name: s.address, Address: address, Usable: true, Weight: s.weight, InFlight: proxyctl.UnknownInFlight})
 		}
 	}
 	return servers, nil

@@ -17,7 +17,7 @@ func TestServersOfProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	servers, err := p.Servers(t.Context())
-	if err != nil || len(servers) != 1 || servers[0].Address.String() != "10.0.0.1:80" || !servers[0].Usable || servers[0].InFlight != proxyctl.UnknownInFlight {
+	if err != nil || len(servers) != 1 || servers[0].Address.String() != "10.0.0.1:80" || !servers[0].Usable || servers[0].Weight != 1 || servers[0].InFlight != proxyctl.UnknownInFlight {
 		t.Errorf("%+v, %v", servers, err)
 	}
 	if _, err := p.Apply(t.Context(), onlyText(newText), true); err != nil {
