@@ -46,7 +46,7 @@ var mistakes = []mistake{
 	{"a check in Consul that fails", []string{"-e", "MISSING=/nope", "-l", "SERVICE_NAME=m10", "-l", "SERVICE_ROUTE_HOST=m10.example.com", "-l", "SERVICE_READY=tcp",
 		"-l", "SERVICE_CHECK_HTTP=/nope", "-l", "SERVICE_CHECK_INTERVAL=1s"}, []string{"its check in Consul is critical", "404"}, "SERVICE_CHECK"},
 	{"down in the proxy, though it passes in Consul", []string{"-e", "MISSING=/nope", "-l", "SERVICE_NAME=m12", "-l", "SERVICE_ROUTE_HOST=m12.example.com", "-l", "SERVICE_ROUTE_CHECK=/nope"},
-		[]string{"DOWN: L7STS: Not Found"}, "SERVICE_ROUTE_CHECK is the path"},
+		[]string{"DOWN: L7STS/404: Not Found"}, "SERVICE_ROUTE_CHECK is the path"},
 }
 
 // Each of the mistakes that users make is found by one command, which says what to do.
