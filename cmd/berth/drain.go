@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 
 	"github.com/hashicorp/consul/api"
 	"github.com/spf13/cobra"
@@ -65,7 +64,7 @@ requests, and stay so until berth undrain or the end of their container.`,
 func setDrain(ctx context.Context, w io.Writer, f registrar.Finder, arg string, on bool, reason string) error {
 	ids, err := f.Find(ctx, arg)
 	if err != nil {
-		return explainAnswer("read services and checks", err, true)
+		return explainAnswer("services and checks", err, true)
 	}
 	what, state := "undrain ", "back in service"
 	if on {
@@ -82,15 +81,14 @@ func setDrain(ctx context.Context, w io.Writer, f registrar.Finder, arg string, 
 	return nil
 }
 
-// explainAnswer says in a line what the answer of a Consul agent means, which may be a page of somebody else. An agent has what is
-// read always, so a 404 is no agent's.
+// explainAnswer says in one line what the answer of a Consul agent means. Another server may answer with a whole page.
 func explainAnswer(what string, err error, reading bool) error {
 	var answer api.StatusError
 	switch {
 	case !errors.As(err, &answer):
 		return err
-	case reading && answer.Code == http.StatusNotFound:
-		return fmt.Errorf("%s: something else than Consul answers there; check Consul's address, and any proxy before it", what)
+	case reading:
+		return store.ExplainRead(what, nil, err)
 	}
 	return store.Explain(what, err)
 }

@@ -82,10 +82,11 @@ func (s *Store) cas(ctx context.Context, pair *api.KVPair) (bool, error) {
 	return ok, Explain("write "+pair.Key, err)
 }
 
-// ExplainRead is Explain for a query of what is called so. Its meta says whether it is Consul that has answered: the client takes
-// anybody's 404 for a key that does not exist.
+// ExplainRead is Explain for a query. Its meta tells Consul from another server, because the client takes anybody's 404 for a key
+// that does not exist. Consul itself answers no query with a 404.
 func ExplainRead(what string, meta *api.QueryMeta, err error) error {
-	if err == nil && meta.LastIndex == 0 {
+	var status api.StatusError
+	if err == nil && meta.LastIndex == 0 || errors.As(err, &status) && status.Code == http.StatusNotFound {
 		return &awayError{fmt.Errorf("read %s: something else than Consul answers there; check Consul's address, and any proxy before it", what)}
 	}
 	return Explain("read "+what, err)
