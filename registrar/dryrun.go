@@ -21,7 +21,7 @@ import (
 	"berth/templates/claim"
 )
 
-// Report says what a registrar makes of the containers of its host. docs/dry-run.md documents its JSON.
+// Report says what a registrar makes of the containers of its host. docs/operate/dry-run.md documents its JSON.
 type Report struct {
 	Host       string    `json:"host,omitempty"`     // its name
 	Containers []Planned `json:"containers"`         // by age; registrations of containers that are gone come last

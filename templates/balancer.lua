@@ -1,6 +1,6 @@
 -- berth's balancer for nginx with lua-nginx-module: the servers of upstreams are in the dictionary "berth", are replaced
 -- through a control socket, and every worker takes them from there, so that no change of them needs a reload. See
--- docs/nginx-lua.md. This goes into init_by_lua_block, next to `lua_shared_dict berth 16m;`.
+-- docs/reference/nginx-lua.md. This goes into init_by_lua_block, next to `lua_shared_dict berth 16m;`.
 --
 -- The dictionary has, for an upstream, the number of its present list ("v:app" = 7; 0: none yet) and that list's text
 -- ("l:7:app" = "app 10.0.0.1:80 1\napp 10.0.0.2:80 1\n", or "app\n"). A number is overwritten in place, which needs no memory

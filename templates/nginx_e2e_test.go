@@ -322,7 +322,7 @@ func TestE2ENginxWithoutStream(t *testing.T) {
 	})
 }
 
-// What nginx does not pass on, as docs/routing.md says.
+// What nginx does not pass on, as docs/use/routing.md says.
 func TestE2ENginxRefusesRequests(t *testing.T) {
 	e := newEchoes(theNginx())
 	e.echo("web", route.KeyPath, "/")

@@ -70,7 +70,7 @@ func TestChecks(t *testing.T) {
 		{"no heading", link, "configuration.md#nothing", false},
 		{"not its own heading", link, "#nothing", false},
 		{"outside", link, "../../../x", false},
-		{"absolute", link, "/docs/labels.md", false},
+		{"absolute", link, "/docs/use/labels.md", false},
 		{"YAML", checkYAML, "a: [1]\n---\nb: {c: 1}\n", true},
 		{"bad YAML", checkYAML, "a: [1\n", false},
 		{"bad second document", checkYAML, "a: 1\n---\nb: {c\n", false},

@@ -101,7 +101,7 @@ func TestAlerts(t *testing.T) {
 	if err := yaml.Unmarshal([]byte(read("rules.yml")), &rules); err != nil {
 		t.Fatal(err)
 	}
-	tests, docs := read("rules_test.yml"), read("../../docs/monitoring.md")
+	tests, docs := read("rules_test.yml"), read("../../docs/operate/monitoring.md")
 	alerts := 0
 	for _, g := range rules.Groups {
 		for _, r := range g.Rules {

@@ -22,7 +22,7 @@ type Options struct {
 }
 
 // Handler serves the page at / alone, to GET and HEAD. The page itself asks for v1/status, v1/events, v1/live and v1/actions beside it,
-// and sends POST requests to v1/drain, v1/undrain, v1/pause and v1/resume, as docs/status.md describes them.
+// and sends POST requests to v1/drain, v1/undrain, v1/pause and v1/resume, as docs/operate/status.md describes them.
 func Handler(o Options) http.Handler {
 	text := source
 	if o.Name != "" {

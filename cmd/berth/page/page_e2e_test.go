@@ -541,7 +541,7 @@ func testScreenshot(t *testing.T, b *chromium) {
 	}
 	files := []string{filepath.Join(t.ArtifactDir(), "page.png")}
 	if os.Getenv("UPDATE_SCREENSHOT") != "" {
-		files = append(files, "../../../docs/page.png")
+		files = append(files, "../../../docs/operate/page.png")
 	}
 	for _, file := range files {
 		if err := os.WriteFile(file, shot, 0o644); err != nil {

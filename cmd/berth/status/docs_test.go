@@ -10,7 +10,7 @@ import (
 
 // The documentation has every key of the document.
 func TestDocumentIsDocumented(t *testing.T) {
-	text, err := os.ReadFile("../../../docs/status.md")
+	text, err := os.ReadFile("../../../docs/operate/status.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func TestDocumentIsDocumented(t *testing.T) {
 			f := of.Field(i)
 			if key, _, _ := strings.Cut(f.Tag.Get("json"), ","); key != "" {
 				if keys++; !strings.Contains(documented, "`"+key+"`") {
-					t.Errorf("docs/status.md has no key %s of %s", key, of.Name())
+					t.Errorf("docs/operate/status.md has no key %s of %s", key, of.Name())
 				}
 			}
 			check(f.Type)

@@ -7,7 +7,7 @@ package status
 
 import "time"
 
-// Document is what is. It is the answer of /v1/status and what berth status --json prints. docs/status.md documents it.
+// Document is what is. It is the answer of /v1/status and what berth status --json prints. docs/operate/status.md documents it.
 type Document struct {
 	At         time.Time   `json:"at"`                   // when it was put together
 	Services   []Service   `json:"services"`             // by name

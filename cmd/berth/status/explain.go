@@ -379,7 +379,7 @@ func remedies(reached Step, container string, reasons []string) []string {
 		return []string{"have it listen on that port at all addresses of the container (0.0.0.0, not 127.0.0.1): docker logs " + container,
 			"or name another port: SERVICE_PORT, or SERVICE_<port>_NAME; SERVICE_READY says when it is ready"}
 	case has("policy"):
-		return []string{"what may be registered is said by the policy in the registrar's configuration (docs/policy.md)"}
+		return []string{"what may be registered is said by the policy in the registrar's configuration (docs/operate/policy.md)"}
 	case has("check in Consul is critical"):
 		return []string{"the check is Consul's: make it pass, or change SERVICE_CHECK_*"}
 	case has("told to stop", "maintenance", "berth drain"):

@@ -14,10 +14,10 @@ import (
 	"berth/deploy/testenv"
 )
 
-// The commands of docs/security.md are run as they stand there, one after the other. The tokens that they make have the
+// The commands of docs/operate/security.md are run as they stand there, one after the other. The tokens that they make have the
 // rights that they are to have.
 func TestE2ESecurityDocs(t *testing.T) {
-	text, err := os.ReadFile("../../../docs/security.md")
+	text, err := os.ReadFile("../../../docs/operate/security.md")
 	if err != nil {
 		t.Fatal(err)
 	}
