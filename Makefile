@@ -1,4 +1,4 @@
-# A plain "make" lists the targets. VERSION, COMMIT and DATE are what "berth version" says. SOURCE_DATE_EPOCH sets the date.
+# A plain "make" lists the targets. "berth version" reports VERSION, COMMIT and DATE; SOURCE_DATE_EPOCH sets the date.
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT = $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 DATE = $(shell date -u $(if $(SOURCE_DATE_EPOCH),-d @$(SOURCE_DATE_EPOCH)) +%Y-%m-%d)
@@ -7,26 +7,26 @@ GO_BUILD = CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
 
 .PHONY: help
 help:
-	@echo "make build      compile berth to build/berth"
-	@echo "make man        write the manual pages to build/man/man1, and the shell completions to build/completion"
-	@echo "make demo       start Consul, HAProxy, berth and an application in Docker, and say what to try"
-	@echo "make demo-down  remove all of that again"
-	@echo "make check      formatting, vet, staticcheck and the unit tests: needs no Docker"
-	@echo "make docs-check  only what check does about the documentation: links, code blocks, sentences, the reference"
-	@echo "make reference  write docs/reference from the commands and their flags"
-	@echo "make test       check, then the end-to-end tests with real Docker, Consul and HAProxy"
-	@echo "make bench-e2e  how long a new container takes to its first request through HAProxy, without and with reloads"
-	@echo "make bench-replace  what the replacement of the only instance costs requests, ten times each way with every version of HAProxy"
-	@echo "make bench-proxy  what a change of servers takes and costs in HAProxy under load, at run time and by reloads"
-	@echo "make bench-nginx  the same for nginx, by reloads and without, next to HAProxy"
-	@echo "make bench-registrar  how soon containers are registered, 200 at once too, and what the registrar costs when idle"
-	@echo "make bench-templater  how soon a change in Consul is rendered with 10,000 instances, next to consul-template's own loop"
-	@echo "make bench-page   how soon the page and berth status are there with 1,000 services of 10 instances, and what the page costs"
-	@echo "make bench-groups  how soon 50 instances have a new configuration, what a rolling change and a new leader take, and memory, next to consul-template"
-	@echo "make images     build the images of the demo: 4 to 7 minutes once where none can be pulled"
-	@echo "make nginx-images  those and, for nginx and the chat example, theirs: 2 minutes more"
-	@echo "make test-images  those and, for the tests, images of the other versions of both proxies, a browser, and compose v2: 9 minutes more"
-	@echo "make clean      remove build/ (images and the demo stay)"
+	@echo "make build            compile berth to build/berth"
+	@echo "make man              write manual pages to build/man/man1 and shell completions to build/completion"
+	@echo "make demo             start Consul, HAProxy, berth and an application in Docker, and say what to try"
+	@echo "make demo-down        remove the demo"
+	@echo "make check            run gofmt, vet, staticcheck, unit tests and docs-check; needs no Docker"
+	@echo "make docs-check       check the documentation: links, code blocks, sentence length, generated reference"
+	@echo "make reference        generate docs/reference from the commands and their flags"
+	@echo "make test             run check, then the end-to-end tests with real Docker, Consul, HAProxy and nginx"
+	@echo "make bench-e2e        time from a new container to its first request through HAProxy, with and without reloads"
+	@echo "make bench-replace    what requests notice when the only instance is replaced: ten times each way, on each HAProxy version"
+	@echo "make bench-proxy      time and cost of server changes in a busy HAProxy, at run time and by reload"
+	@echo "make bench-nginx      the same for nginx, by reload and with Lua, next to HAProxy"
+	@echo "make bench-registrar  time to register containers, one and 200 at once, and the cost of an idle registrar"
+	@echo "make bench-templater  time from a change in Consul to the rendered text, with 10,000 instances, next to consul-template"
+	@echo "make bench-page       time to load the page and berth status with 1,000 services of 10 instances, and their cost"
+	@echo "make bench-groups     time until 50 instances have a new configuration, a rolling change, a new leader, and memory"
+	@echo "make images           build the images of the demo: 4 to 7 minutes once if they cannot be pulled"
+	@echo "make nginx-images     also build the images for nginx and the chat example: 2 minutes more"
+	@echo "make test-images      also build the images for the tests, with a browser and compose v2: 9 minutes more"
+	@echo "make clean            remove build/ (images and the demo stay)"
 
 .PHONY: build
 build:
@@ -37,8 +37,7 @@ build/berth-chat: .FORCE
 	$(GO_BUILD) -o $@ ./deploy/examples/chat-nginx/chat
 .FORCE:
 
-# man build/man/man1/berth.1 shows a page. Packages put these into their places. The date of the pages is SOURCE_DATE_EPOCH or that
-# of the commit.
+# "man build/man/man1/berth.1" shows a page. The pages' date is SOURCE_DATE_EPOCH, or else the commit's.
 .PHONY: man
 man:
 	@rm -rf build/man build/completion && mkdir -p build/completion
@@ -72,7 +71,7 @@ check:
 	echo go test $$race ./... && go test $$race ./...
 	@$(MAKE) --no-print-directory docs-check
 
-# The reference in docs/reference is generated. docs-check says so when it is not what the code says.
+# docs/reference is generated; docs-check fails if it differs from the code.
 .PHONY: reference docs-check
 reference:
 	go run -tags man ./cmd/berth reference docs/reference
@@ -80,8 +79,8 @@ docs-check:
 	go test -v ./deploy/docs
 	go test -tags man -run 'TestManual|TestRoff|TestPageDate|TestReference' ./cmd/berth
 
-# With CI in the environment a test that is skipped is a failure. Registrars register what they find in Docker, so the packages
-# with registrars are tested one after the other, those without beside them.
+# With CI set, a skipped test is a failure. A registrar registers every container it finds, so packages that run one are tested one
+# after the other; the rest run in parallel with them.
 E2E = ./cmd/...,./deploy/e2e/...,./deploy/examples/...,./deploy/observability/...,./registrar ./proxyctl/...,./registrar/group/...,./deploy/consul/...,./templater/...,./templates/...
 .PHONY: test
 test: check test-images
@@ -92,7 +91,7 @@ test: check test-images
 bench-e2e: images
 	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2EStart -benchtime 25x -timeout 20m ./deploy/e2e
 
-# BENCH_HAPROXY=image,image takes some of the HAProxys only.
+# BENCH_HAPROXY=image,image limits the benchmark to these HAProxy images.
 .PHONY: bench-replace
 bench-replace: test-images
 	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2EReplace -benchtime 1x -timeout 30m ./deploy/e2e
@@ -102,7 +101,7 @@ bench-page: test-images build
 	@set -a && . deploy/.env && BERTH=$(CURDIR)/build/berth && set +a && \
 	go test -tags e2e -run '^$$' -bench E2EPage -benchtime 1x -timeout 10m ./cmd/berth
 
-# BENCH_HAPROXY=image,image takes other HAProxys than the usual one.
+# BENCH_HAPROXY=image,image benchmarks these HAProxy images instead of the default one.
 .PHONY: bench-proxy
 bench-proxy: images
 	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2EProxy -benchtime 1x -timeout 30m ./proxyctl/haproxy
@@ -120,7 +119,7 @@ bench-registrar: images
 bench-templater: images
 	@set -a && . deploy/.env && set +a && go test -tags e2e -run '^$$' -bench E2E -benchtime 1x -timeout 30m ./templater
 
-# consul-template is built from the version that berth has as a library.
+# consul-template is built in the version that berth uses as a library.
 .PHONY: bench-groups
 bench-groups: images build
 	GOBIN=$(CURDIR)/build CGO_ENABLED=0 go install -trimpath -ldflags "-s -w" \
