@@ -166,6 +166,7 @@ type rolling struct {
 	out     io.Writer
 	log     *slog.Logger
 
+	who    rollout.Who
 	name   string // of the project
 	labels map[string]string
 }
@@ -184,6 +185,11 @@ func (c *rolling) run(ctx context.Context, services []string) error {
 	if err != nil && !c.abort { // that needs no compose, whose file may be gone
 		return err
 	}
+	engine, err := rollout.Engine(c.docker)
+	if err != nil {
+		return err
+	}
+	c.who = rollout.Who{By: operator(), Engine: engine}
 	switch {
 	case c.resume || c.abort:
 		for _, service := range services {
@@ -284,7 +290,7 @@ func (c *rolling) fetch(ctx context.Context, compose rollout.Compose, s rollout.
 // one rolls a service out.
 func (c *rolling) one(ctx context.Context, compose rollout.Compose, s rollout.Service) error {
 	return c.locked(ctx, compose, s.Name, func(ctx context.Context, keeper *session.Keeper) (*rollout.Lock, rollout.State, error) {
-		begin := rollout.Plan{}.Begin(operator(), s.Options)
+		begin := rollout.Plan{}.Begin(c.who, s.Options)
 		lock, err := rollout.Take(ctx, c.consul, keeper, c.name, s.Name, begin)
 		return lock, begin, err
 	}, func(ctx context.Context, r *rollout.Rollout) (left bool, err error) {
@@ -296,7 +302,7 @@ func (c *rolling) one(ctx context.Context, compose rollout.Compose, s rollout.Se
 			c.say("%s: nothing to replace, its containers are as the file says (--force replaces them all the same)", s.Name)
 			return false, nil
 		}
-		r.State = plan.Begin(operator(), s.Options)
+		r.State = plan.Begin(c.who, s.Options)
 		if err := r.Save(ctx, r.State); err != nil {
 			return false, err
 		}
@@ -351,7 +357,7 @@ func (c *rolling) plan(ctx context.Context, compose rollout.Compose, s rollout.S
 // finish goes on with a rollout that was cut short, or takes it back.
 func (c *rolling) finish(ctx context.Context, compose rollout.Compose, service string) error {
 	return c.locked(ctx, compose, service, func(ctx context.Context, keeper *session.Keeper) (*rollout.Lock, rollout.State, error) {
-		return rollout.TakeOver(ctx, c.consul, keeper, c.name, service, operator(), func(held *rollout.HeldError) {
+		return rollout.TakeOver(ctx, c.consul, keeper, c.name, service, c.who, func(held *rollout.HeldError) {
 			c.say("%s: waiting until Consul sees that the rollout of %s has ended", service, held.By)
 		})
 	}, func(ctx context.Context, r *rollout.Rollout) (left bool, err error) {

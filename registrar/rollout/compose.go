@@ -37,6 +37,9 @@ type Compose struct {
 // upTime is how long compose may take to make containers, images to pull included.
 const upTime = 15 * time.Minute
 
+// configTime is how long compose may take to read its files. They may be on a network that hangs.
+const configTime = time.Minute
+
 // NewCompose returns the command for the project of a container, by the container's labels: the version of compose that
 // made it, or the one that there is. command, unless it is "", is used instead; options in it that name files count in
 // place of the labels'.
@@ -123,16 +126,22 @@ func findFile(dir, name string) (string, error) {
 
 // Config returns what the file says of its services.
 func (c Compose) Config(ctx context.Context) (map[string]Service, error) {
-	out, err := c.run(ctx, "config")
+	out, err := c.config(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return ParseFile([]byte(out))
 }
 
+func (c Compose) config(ctx context.Context, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, configTime, fmt.Errorf("no answer within %s", configTime))
+	defer cancel()
+	return c.run(ctx, append([]string{"config"}, args...)...)
+}
+
 // Hash returns the label that a container of a service would get for its configuration.
 func (c Compose) Hash(ctx context.Context, service string) (string, error) {
-	out, err := c.run(ctx, "config", "--hash", service)
+	out, err := c.config(ctx, "--hash", service)
 	_, hash, found := strings.Cut(strings.TrimSpace(out), " ")
 	if err == nil && !found {
 		err = fmt.Errorf("compose config --hash %s says %q", service, out)

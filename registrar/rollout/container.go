@@ -26,6 +26,7 @@ type Docker interface {
 	RemoveContainer(docker.RemoveContainerOptions) error
 	Logs(docker.LogsOptions) error
 	InspectImage(name string) (*docker.Image, error)
+	Info() (*docker.DockerInfo, error)
 }
 
 const callTime = 10 * time.Second // of one call to Docker that does not wait for a container
@@ -43,6 +44,15 @@ type Container struct {
 
 // Running reports whether it runs, and is not between two starts.
 func (c Container) Running() bool { return c.Status == "running" }
+
+// Engine returns the ID of the Docker Engine.
+func Engine(client Docker) (string, error) {
+	info, err := bounded(client.Info)
+	if err != nil {
+		return "", fmt.Errorf("ask Docker for its ID: %w", err)
+	}
+	return info.ID, nil
+}
 
 // short is what a container is called in messages.
 func (c Container) short() string { return fmt.Sprintf("%s (%.12s)", c.Name, c.ID) }
@@ -156,26 +166,32 @@ func Services(ctx context.Context, client Docker) (names []string) {
 
 // imageID returns the ID of the image that a name stands for, "" if it is not here.
 func imageID(client Docker, name string) (string, error) {
+	image, err := bounded(func() (*docker.Image, error) { return client.InspectImage(name) })
+	switch {
+	case errors.Is(err, docker.ErrNoSuchImage):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("image %s: %w", name, err)
+	}
+	return image.ID, nil
+}
+
+// bounded makes a call to Docker that has no context.
+func bounded[T any](call func() (T, error)) (out T, err error) {
 	type answer struct {
-		image *docker.Image
-		err   error
+		out T
+		err error
 	}
 	answered := make(chan answer, 1)
-	go func() { // the call has no context
-		image, err := client.InspectImage(name)
-		answered <- answer{image, err}
+	go func() {
+		out, err := call()
+		answered <- answer{out, err}
 	}()
 	select {
 	case a := <-answered:
-		switch {
-		case errors.Is(a.err, docker.ErrNoSuchImage):
-			return "", nil
-		case a.err != nil:
-			return "", fmt.Errorf("image %s: %w", name, a.err)
-		}
-		return a.image.ID, nil
+		return a.out, a.err
 	case <-time.After(callTime):
-		return "", fmt.Errorf("image %s: Docker has not answered within %s", name, callTime)
+		return out, fmt.Errorf("Docker has not answered within %s", callTime)
 	}
 }
 

@@ -30,8 +30,8 @@ func NewPlan(containers []Container, hash, image string, target int, force bool)
 func (p Plan) Empty() bool { return len(p.Old) == 0 && p.Extra == 0 }
 
 // Begin returns the State before the first batch.
-func (p Plan) Begin(by string, o Options) State {
-	return State{By: by, Since: time.Now().UTC(), Options: o, Phase: PhaseNext, Total: len(p.Old) + p.Extra, Todo: p.Old, Extra: p.Extra}
+func (p Plan) Begin(who Who, o Options) State {
+	return State{Who: who, Since: time.Now().UTC(), Options: o, Phase: PhaseNext, Total: len(p.Old) + p.Extra, Todo: p.Old, Extra: p.Extra}
 }
 
 // next makes the next batch, and reports whether there is one.

@@ -61,7 +61,7 @@ func TestFewerThanConfigured(t *testing.T) {
 		if plan.Old[0] != w.boxes[1].ID || plan.Extra != 2 {
 			t.Errorf("%+v", plan)
 		}
-		if left, err := w.rollout(plan.Begin("me", Defaults())).Run(t.Context()); left || err != nil {
+		if left, err := w.rollout(plan.Begin(Who{By: "me"}, Defaults())).Run(t.Context()); left || err != nil {
 			t.Fatal(left, err)
 		}
 		w.expect("2 2 2 2 2")

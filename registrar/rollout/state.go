@@ -36,9 +36,15 @@ const (
 	PhaseNext    Phase = "next" // the batch is done
 )
 
+// Who runs a rollout, and where.
+type Who struct {
+	By     string `json:"by"`               // user@host
+	Engine string `json:"engine,omitempty"` // ID of the Docker Engine that has the containers
+}
+
 // State is how far a rollout is. It is all that is needed to go on with it, or to take its last batch back.
 type State struct {
-	By    string    `json:"by"` // user@host
+	Who
 	Since time.Time `json:"since"`
 
 	Options Options `json:"options"`
@@ -84,6 +90,16 @@ func (e *UnfinishedError) Error() string {
 	return fmt.Sprintf("the rollout that %s began at %s was cut short%s: go on with it by --resume, or take its last step back by --abort", e.By, e.Since.Format(time.RFC3339), why)
 }
 
+// ElsewhereError says that a rollout was cut short whose containers another Docker Engine has.
+type ElsewhereError struct {
+	State
+	Key string
+}
+
+func (e *ElsewhereError) Error() string {
+	return fmt.Sprintf("the rollout that %s began at %s was cut short on another Docker host: run --resume or --abort there, or, if that host is gone, 'consul kv delete %s'", e.By, e.Since.Format(time.RFC3339), e.Key)
+}
+
 // Lock is the right to roll a service out, and where its State is kept.
 type Lock struct {
 	Session *session.Session
@@ -97,9 +113,9 @@ type Lock struct {
 const settled = 3 * time.Second
 
 // Take takes the lock of a service and writes the state there. The error is a *HeldError if somebody else has it, and an
-// *UnfinishedError if there is what another one has left.
+// *UnfinishedError or an *ElsewhereError if another rollout was cut short.
 func Take(ctx context.Context, consul *api.Client, keeper *session.Keeper, project, service string, begin State) (*Lock, error) {
-	return take(ctx, consul, keeper, project, service, func(found *State) (State, error) {
+	return take(ctx, consul, keeper, project, service, begin.Who, func(found *State) (State, error) {
 		if found != nil {
 			return State{}, &UnfinishedError{*found}
 		}
@@ -109,16 +125,16 @@ func Take(ctx context.Context, consul *api.Client, keeper *session.Keeper, proje
 
 // TakeOver takes the lock of a service whose rollout was cut short, and returns its State; ErrNone if there is none. It waits until
 // the session of a berth that was killed is over.
-func TakeOver(ctx context.Context, consul *api.Client, keeper *session.Keeper, project, service, by string, waiting func(*HeldError)) (l *Lock, s State, err error) {
+func TakeOver(ctx context.Context, consul *api.Client, keeper *session.Keeper, project, service string, who Who, waiting func(*HeldError)) (l *Lock, s State, err error) {
 	deadline := time.Now().Add(2*session.TTL + session.LockDelay + settled)
 	told := false
 	for {
-		l, err = take(ctx, consul, keeper, project, service, func(found *State) (State, error) {
+		l, err = take(ctx, consul, keeper, project, service, who, func(found *State) (State, error) {
 			if found == nil {
 				return State{}, ErrNone
 			}
 			s = *found
-			s.By, s.Reason = by, ""
+			s.Who, s.Reason = who, ""
 			return s, nil
 		})
 		var held *HeldError
@@ -136,7 +152,7 @@ func TakeOver(ctx context.Context, consul *api.Client, keeper *session.Keeper, p
 }
 
 // take takes a lock if decide, which is given the state that is there, returns what to write.
-func take(ctx context.Context, consul *api.Client, keeper *session.Keeper, project, service string, decide func(*State) (State, error)) (*Lock, error) {
+func take(ctx context.Context, consul *api.Client, keeper *session.Keeper, project, service string, who Who, decide func(*State) (State, error)) (*Lock, error) {
 	s, err := keeper.Session(ctx)
 	if err != nil {
 		return nil, err
@@ -162,6 +178,9 @@ func take(ctx context.Context, consul *api.Client, keeper *session.Keeper, proje
 			found.By, found.Reason = strings.Map(printable, found.By), strings.Map(printable, found.Reason)
 			if pair.Session != "" && pair.Session != s.ID {
 				return nil, &HeldError{*found}
+			}
+			if found.Engine != "" && found.Engine != who.Engine { // containers of its state are none here
+				return nil, &ElsewhereError{*found, l.key}
 			}
 			same = &api.KVTxnOp{Verb: api.KVCheckIndex, Key: l.key, Index: pair.ModifyIndex}
 		}

@@ -38,7 +38,7 @@ func newCaller(t *testing.T, consul *sessiontest.Consul) *caller {
 }
 
 func (c *caller) take(ctx context.Context, by string) (*Lock, error) {
-	return Take(ctx, c.Client, c.Keeper, "shop", "app", State{By: by, Phase: PhaseNext, Options: Defaults()})
+	return Take(ctx, c.Client, c.Keeper, "shop", "app", State{Who: Who{By: by}, Phase: PhaseNext, Options: Defaults()})
 }
 
 // One rollout of a service at a time; one that was cut short is not begun anew.
@@ -56,7 +56,7 @@ func TestLock(t *testing.T) {
 		if _, err := b.take(t.Context(), "bob"); !errors.As(err, &held) || held.By != "ada" {
 			t.Errorf("while ada has it: %v", err)
 		}
-		if err := lock.Save(t.Context(), State{By: "ada", Phase: PhaseDrain, Reason: "no database", Options: Defaults()}); err != nil {
+		if err := lock.Save(t.Context(), State{Who: Who{By: "ada"}, Phase: PhaseDrain, Reason: "no database", Options: Defaults()}); err != nil {
 			t.Fatal(err)
 		}
 		if err := lock.Leave(t.Context()); err != nil {
@@ -66,7 +66,7 @@ func TestLock(t *testing.T) {
 		if _, err := b.take(t.Context(), "bob"); !errors.As(err, &unfinished) || !strings.Contains(err.Error(), "no database: go on with it by --resume") {
 			t.Errorf("after it was left: %v", err)
 		}
-		lock, s, err := TakeOver(t.Context(), b.Client, b.Keeper, "shop", "app", "bob", nil)
+		lock, s, err := TakeOver(t.Context(), b.Client, b.Keeper, "shop", "app", Who{By: "bob"}, nil)
 		if err != nil || s.Phase != PhaseDrain || s.By != "bob" || s.Reason != "" {
 			t.Fatalf("%+v %v", s, err)
 		}
@@ -76,10 +76,42 @@ func TestLock(t *testing.T) {
 		if pair := consul.Key(Key("shop", "app")); pair != nil {
 			t.Errorf("it leaves %s", pair.Value)
 		}
-		if _, _, err := TakeOver(t.Context(), b.Client, b.Keeper, "shop", "app", "bob", nil); !errors.Is(err, ErrNone) {
+		if _, _, err := TakeOver(t.Context(), b.Client, b.Keeper, "shop", "app", Who{By: "bob"}, nil); !errors.Is(err, ErrNone) {
 			t.Errorf("there is none: %v", err)
 		}
 		a.stop()
+	})
+}
+
+// Two hosts may run the same project. A rollout that was cut short on one of them is neither resumed nor aborted on the other, which
+// has none of its containers.
+func TestLockOfAnotherHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		consul := sessiontest.New()
+		defer consul.Close()
+		a := newCaller(t, consul)
+		defer a.stop()
+		here, there := Who{By: "bob", Engine: "B"}, Who{By: "ada", Engine: "A"}
+		take := func(who Who) (*Lock, error) {
+			return Take(t.Context(), a.Client, a.Keeper, "shop", "app", State{Who: who, Phase: PhaseNext, Options: Defaults()})
+		}
+		lock, err := take(there)
+		if err == nil {
+			err = lock.Leave(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var elsewhere *ElsewhereError
+		if _, err := take(here); !errors.As(err, &elsewhere) || !strings.Contains(err.Error(), "'consul kv delete berth/rollout/shop/app'") {
+			t.Errorf("begun here: %v", err)
+		}
+		if _, _, err := TakeOver(t.Context(), a.Client, a.Keeper, "shop", "app", here, nil); !errors.As(err, &elsewhere) {
+			t.Errorf("taken over here: %v", err)
+		}
+		if _, s, err := TakeOver(t.Context(), a.Client, a.Keeper, "shop", "app", there, nil); err != nil || s.Who != there {
+			t.Errorf("taken over there: %+v %v", s, err)
+		}
 	})
 }
 
@@ -90,7 +122,7 @@ func TestStateOfAnother(t *testing.T) {
 		defer consul.Close()
 		a := newCaller(t, consul)
 		defer a.stop()
-		odd := State{By: "ada", Phase: PhaseNext, Options: Defaults(), Todo: []string{"a"}}
+		odd := State{Who: Who{By: "ada"}, Phase: PhaseNext, Options: Defaults(), Todo: []string{"a"}}
 		odd.Options.Parallelism = -1
 		lock, err := a.take(t.Context(), "ada")
 		if err == nil {
@@ -99,7 +131,7 @@ func TestStateOfAnother(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, _, err = TakeOver(t.Context(), a.Client, a.Keeper, "shop", "app", "bob", nil)
+		_, _, err = TakeOver(t.Context(), a.Client, a.Keeper, "shop", "app", Who{By: "bob"}, nil)
 		if err == nil || !strings.Contains(err.Error(), "is no rollout of this version of berth: parallelism") {
 			t.Error(err)
 		}
@@ -117,7 +149,7 @@ func TestTakeOverOfKilled(t *testing.T) {
 		}
 		a.link.Set(sessiontest.Refuse)
 		began, waited := time.Now(), 0
-		if _, _, err := TakeOver(t.Context(), b.Client, b.Keeper, "shop", "app", "bob", func(*HeldError) { waited++ }); err != nil {
+		if _, _, err := TakeOver(t.Context(), b.Client, b.Keeper, "shop", "app", Who{By: "bob"}, func(*HeldError) { waited++ }); err != nil {
 			t.Fatal(err)
 		}
 		if took := time.Since(began); took > session.TTL+session.LockDelay+time.Second || waited != 1 {
@@ -139,7 +171,7 @@ func TestFinishOfLost(t *testing.T) {
 			t.Fatal(err)
 		}
 		a.link.Set(sessiontest.Refuse)
-		if _, _, err := TakeOver(t.Context(), b.Client, b.Keeper, "shop", "app", "bob", func(*HeldError) {}); err != nil {
+		if _, _, err := TakeOver(t.Context(), b.Client, b.Keeper, "shop", "app", Who{By: "bob"}, func(*HeldError) {}); err != nil {
 			t.Fatal(err)
 		}
 		a.link.Set(sessiontest.None)

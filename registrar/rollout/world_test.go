@@ -227,6 +227,8 @@ func (w *world) Logs(o docker.LogsOptions) error {
 	return err
 }
 
+func (w *world) Info() (*docker.DockerInfo, error) { return &docker.DockerInfo{ID: "engine"}, nil }
+
 func (w *world) InspectImage(string) (*docker.Image, error) { return nil, docker.ErrNoSuchImage }
 
 func (w *world) Instances(_ context.Context, containers []string) (map[string][]Instance, error) {
@@ -325,7 +327,7 @@ func (w *world) begin(o Options) *Rollout {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	s := NewPlan(list, "hash-2", "image-2", len(list), false).Begin("me", o)
+	s := NewPlan(list, "hash-2", "image-2", len(list), false).Begin(Who{By: "me"}, o)
 	w.saved = append(w.saved, s)
 	return w.rollout(s)
 }
