@@ -99,6 +99,10 @@ func TestGoesOnWithout(t *testing.T) {
 				return
 			}
 			w.Header().Set("X-Consul-Index", "1")
+			if strings.HasPrefix(r.URL.Path, "/v1/kv/") { // there are no keys
+				w.WriteHeader(http.StatusNotFound)
+				return
+			}
 			_, _ = w.Write([]byte("{}"))
 		}))
 		t.Cleanup(consul.CloseClientConnections)
