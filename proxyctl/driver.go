@@ -88,6 +88,9 @@ type Driver[C any, O fmt.Stringer] interface {
 	// Inspect asks the proxy what it runs. The error of one that is down says how that is known. The driver remembers the
 	// servers that it has seen, for Observe.
 	Inspect(ctx context.Context) (Snapshot, error)
+	// Runs says whether the proxy that was last inspected has the servers of a text, whatever its Generation says: the mark that
+	// HAProxy tells is in its environment, which outlasts a reload with a file that has none.
+	Runs(c *C) bool
 	// Observe says which text the proxy that was last inspected runs, but for its servers: Plan begins there.
 	Observe(base Marked[C])
 	// Plan says how to get to a text from the servers that were observed, or that the last Run or Reload left. Backends that

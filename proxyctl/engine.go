@@ -208,10 +208,10 @@ func (e *Engine[C, O]) apply(ctx context.Context, mayReload bool) (Result, error
 }
 
 // theirs returns why a file of somebody else's is not replaced yet, nil if it may be, or is not theirs. last is the last good
-// text. A proxy that runs berth's configuration has nothing to lose by a file.
+// text. A proxy that runs berth's configuration, and not that of the file, has nothing to lose.
 func (e *Engine[C, O]) theirs(last Marked[C], snap Snapshot) error {
 	if e.opts.TakeOver || e.applied || e.fault != nil || last.Text == "" || last.Config == nil ||
-		snap.Generation.Shape != "" || e.driver.IsMarked(last.Text) {
+		snap.Generation.Shape != "" && !e.driver.Runs(last.Config) || e.driver.IsMarked(last.Text) {
 		return nil
 	}
 	lost, serves := e.driver.Serves(last.Config), e.driver.Serves(e.want.Config)

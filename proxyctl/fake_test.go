@@ -282,6 +282,8 @@ func (d *fakeDriver) Before(last *fakeConfig) *fakeConfig {
 	return last
 }
 
+func (d *fakeDriver) Runs(*fakeConfig) bool { return false }
+
 func (d *fakeDriver) StartsWith(_, _ *fakeConfig) bool { return d.vouches }
 
 func (d *fakeDriver) Merge(base, to *fakeConfig, keep []string, reload bool) string {

@@ -113,6 +113,20 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 	return proxyctl.Snapshot{Generation: v.generation, OldWorkers: len(v.old)}, nil
 }
 
+// Runs implements proxyctl.Driver.
+func (d *driver) Runs(c *config) bool {
+	any := false
+	for name, b := range c.backends {
+		for server := range b.servers {
+			if !slices.ContainsFunc(d.seen.state[name], func(l live) bool { return l.name == server }) {
+				return false
+			}
+			any = true
+		}
+	}
+	return any
+}
+
 // Observe implements proxyctl.Driver.
 func (d *driver) Observe(base marked) {
 	if d.now == nil || !d.has.SameShape(base.Generation) {

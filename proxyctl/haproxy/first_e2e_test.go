@@ -51,22 +51,39 @@ func TestE2ETakeOver(t *testing.T) {
 			}
 		}
 		h.eventually("HAProxy serves", func() bool { return h.answer() == "a" })
-		for range 2 {
+		holdsBack := func(when string) {
+			t.Helper()
 			h.berth()
 			res, err := h.Apply(t.Context(), onlyText(text(a, "")), true)
 			var held *proxyctl.HoldError
 			if !errors.As(err, &held) || len(held.Backends) != 1 || held.Backends[0] != "b" || !strings.Contains(err.Error(), "--take-over") || res.Action != proxyctl.None {
-				t.Errorf("%+v, %v", res, err)
+				t.Errorf("%s: %+v, %v", when, res, err)
 			}
 			if onDisk(t, h.driver.opts.File) != theirs {
-				t.Error("the file was replaced")
+				t.Errorf("%s: the file was replaced", when)
 			}
-			serves("held back")
+			serves("held back " + when)
 		}
+		holdsBack("at first")
+		holdsBack("by another berth")
 		if res := h.apply(text(server("a"), b)); res.Action != proxyctl.Reload || res.Reason != "first configuration by berth" {
 			t.Errorf("with servers for all: %+v", res)
 		}
 		serves("taken over")
+
+		// Back to the old file by a reload, which leaves berth's mark in HAProxy's environment.
+		write(t, h.driver.opts.File, theirs)
+		before := h.says("show info")
+		h.eventually("the master takes a reload", func() bool { _, err := ask(h.dir+"/master.sock", "reload"); return err == nil })
+		h.eventually("a new worker serves", func() bool {
+			now, err := ask(h.dir+"/master.sock", "@1 show info")
+			return err == nil && strings.Contains(now, "Pid:") && pidOf(now) != pidOf(before)
+		})
+		holdsBack("after a reload by hand")
+		if res := h.apply(text(server("a"), b)); res.Action != proxyctl.Reload {
+			t.Errorf("with servers for all, after a reload by hand: %+v", res)
+		}
+		serves("taken over again")
 
 		write(t, h.driver.opts.File, theirs)
 		h.restart()

@@ -209,6 +209,9 @@ func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 	})
 }
 
+// Runs implements proxyctl.Driver. The mark that nginx tells is that of its configuration.
+func (d *driver) Runs(*config) bool { return false }
+
 // StartsWith implements proxyctl.Driver: an nginx that does not come up may be an older one, which does not know everything
 // in its file. Then a text that only leaves something out is safe.
 func (d *driver) StartsWith(to, there *config) bool {
