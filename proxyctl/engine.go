@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"berth/proxyctl/configfile"
@@ -610,14 +612,18 @@ func (e *Engine[C, O]) validate(ctx context.Context, text string) error {
 	return e.blame(text, e.conf.Validate(ctx, e.opts.Timeout, e.driver.Binary()+" "+e.opts.Checks, text, e.driver.Check))
 }
 
-// blame returns the error with the section at fault, if that is the refusal of a text and says so. This is found out when the text is
-// refused: the next one has other lines.
+// blame returns the error with the section at fault, if that is the refusal of a text and says so, and with the file that cannot be
+// read, if it is for want of one. This is found out when the text is refused: the next one has other lines.
 func (e *Engine[C, O]) blame(text string, err error) error {
 	var known *RefusalError
 	if !errors.Is(err, ErrRefused) || errors.As(err, &known) {
 		return err
 	}
-	if section := e.driver.AtFault(text, err.Error()); section != "" {
+	complaint := err.Error()
+	if why := unreadable(complaint, os.Open); why != "" && !strings.Contains(complaint, why) {
+		err = fmt.Errorf("%w; %s", err, why)
+	}
+	if section := e.driver.AtFault(text, complaint); section != "" {
 		return &RefusalError{section, err}
 	}
 	return err
