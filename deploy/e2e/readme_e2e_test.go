@@ -171,8 +171,11 @@ var known = []struct {
 	{pattern: `docker-compose down -v`, run: func(r *reader, command string, _ []string) { r.works(command, nil); r.isGone() }},
 	{pattern: `berth (registrar|templater)`, run: func(r *reader, _ string, groups []string) { r.runs(groups[1]) }},
 	{pattern: `berth render --diff --template haproxy\.ctmpl`, run: (*reader).compares},
-	{pattern: `berth (status|status --check|events|version|healthcheck)`, run: func(r *reader, command string, _ []string) {
+	{pattern: `berth (status|status --check|status app|events|version|healthcheck|help|--help|--version)`, run: func(r *reader, command string, _ []string) {
 		r.works("docker-compose exec templater "+command, nil)
+	}},
+	{pattern: `berth explain \S+`, run: func(r *reader, command string, _ []string) {
+		r.says("docker-compose exec registrar "+command, `(?m)^→ `)
 	}},
 	{pattern: `berth (explain|run|service|rollout|drain|undrain|template|render|pause|resume)`, run: func(r *reader, command string, _ []string) {
 		r.says(command+" --help", "(?m)^  "+command) // it is only mentioned
