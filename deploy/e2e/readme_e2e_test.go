@@ -164,7 +164,9 @@ var known = []struct {
 	{pattern: `docker-compose up -d`, run: (*reader).works},
 	{pattern: `docker-compose up -d --scale app=(\d+)( --no-recreate)?`, run: (*reader).scales},
 	{pattern: `curl (-s |-sS )?http://127\.0\.0\.1:8080/`, run: func(r *reader, command string, _ []string) { r.says(command, `^Hosted by `) }},
-	{pattern: `docker-compose exec \w+ berth explain \S+`, run: func(r *reader, command string, _ []string) { r.says(command, `(?m)^→ (it takes requests$|serving: )`) }},
+	{pattern: `docker-compose exec \w+ berth explain \S+`, run: func(r *reader, command string, _ []string) {
+		r.says(command, `(?m)^→ (it takes requests$|serving: )`)
+	}},
 	{pattern: `docker-compose exec \w+ berth status( [a-z]\S*)?`, run: func(r *reader, command string, _ []string) { r.says(command, `(?m)^app +serving`) }},
 	{pattern: `docker-compose exec \w+ berth events`, run: func(r *reader, command string, _ []string) { r.says(command, `berth starts`) }},
 	{pattern: `docker-compose (ps|logs)( [a-z]\w*)*`, run: (*reader).works},
