@@ -35,6 +35,8 @@ up() {
 		  cd deploy
 		  $compose up -d --scale app=5 --no-recreate
 		  $compose up -d --scale app=2 --no-recreate
+		  $compose exec templater berth status
+		  $compose exec registrar berth explain app
 		  docker run -d --network $network -e SERVICE_NAME=app -e SERVICE_ROUTE_PATH=/ $app
 		  $compose logs -f registrar templater
 		To end it: make demo-down
@@ -65,7 +67,8 @@ down() {
 	fi
 	$compose down -v --remove-orphans && return
 	others=$(docker ps -a --filter "network=$network" --format '{{.Names}}')
-	[ -z "$others" ] || fail "the network $network is still used by:" $others
+	[ -z "$others" ] || fail "containers that the demo did not start still use the network $network. Remove them, and try again:" \
+		"docker rm -f" $others
 	fail "compose could not remove the demo; its message is above."
 }
 

@@ -113,7 +113,10 @@ func (p *Publisher) publish(ctx context.Context, keeper *session.Keeper, by *ses
 	value := part.encode(mostPublished)
 	s, err := keeper.Session(ctx)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w; the token needs %s", err, Rule)
+		if strings.Contains(err.Error(), "Permission denied") {
+			err = fmt.Errorf("%w; give the token %s", err, Rule)
+		}
+		return nil, nil, err
 	}
 	if s == by && bytes.Equal(value, last) {
 		return s, last, nil

@@ -52,6 +52,7 @@ type Keeper struct {
 
 	mu      sync.Mutex
 	current *Session      // nil = none
+	failure error         // of the last attempt to make or renew one
 	made    chan struct{} // closed when there is a current one
 	wanted  chan struct{} // closed when somebody has asked for one
 
@@ -92,7 +93,7 @@ func (s *Session) While(ctx context.Context) (context.Context, context.CancelFun
 	return ctx, func() { stop(); cancel(nil) }
 }
 
-// Session returns the current session, or waits for one. It returns the error of ctx if that is done before.
+// Session returns the current session, or waits for one. It returns the error of ctx if that is done before, and why there is no session yet.
 func (k *Keeper) Session(ctx context.Context) (*Session, error) {
 	for {
 		k.mu.Lock()
@@ -108,6 +109,12 @@ func (k *Keeper) Session(ctx context.Context) (*Session, error) {
 		select {
 		case <-made:
 		case <-ctx.Done():
+			k.mu.Lock()
+			failure := k.failure
+			k.mu.Unlock()
+			if failure != nil {
+				return nil, fmt.Errorf("wait for a session in Consul: %w: %w", context.Cause(ctx), failure)
+			}
 			return nil, fmt.Errorf("wait for a session in Consul: %w", context.Cause(ctx))
 		}
 	}
@@ -250,6 +257,11 @@ func (k *Keeper) destroyFormer(ctx context.Context) error {
 // record logs the outcome of an attempt, if that is news.
 func (k *Keeper) record(ctx context.Context, err error) {
 	now := time.Now()
+	if ctx.Err() == nil {
+		k.mu.Lock()
+		k.failure = err
+		k.mu.Unlock()
+	}
 	switch {
 	case ctx.Err() != nil: // cut short, which says nothing
 	case err == nil:

@@ -174,6 +174,24 @@ func TestEnd(t *testing.T) {
 	})
 }
 
+// Who waits in vain for a session hears why there is none.
+func TestWithoutSession(t *testing.T) {
+	for fault, want := range map[sessiontest.Fault]string{sessiontest.Deny: "Permission denied", sessiontest.NoLeader: "No cluster leader"} {
+		synctest.Test(t, func(t *testing.T) {
+			consul := sessiontest.New()
+			k := run(t, consul)
+			k.link.Set(fault)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			if _, err := k.Session(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, want %s", err, want)
+			}
+			k.stop()
+			consul.Close()
+		})
+	}
+}
+
 // A lock passes on when it is released, and a second after its session was invalidated.
 func TestAcquire(t *testing.T) {
 	for name, tt := range map[string]struct {
