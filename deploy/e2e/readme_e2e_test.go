@@ -163,7 +163,7 @@ var known = []struct {
 	{pattern: `make ([a-z-]+)`, run: func(r *reader, _ string, groups []string) { r.target(groups[1]) }},
 	{pattern: `docker-compose up -d`, run: (*reader).works},
 	{pattern: `docker-compose up -d --scale app=(\d+)( --no-recreate)?`, run: (*reader).scales},
-	{pattern: `curl (-s |-sS )?http://127\.0\.0\.1:8080/`, run: func(r *reader, command string, _ []string) { r.says(command, `^Hosted by `) }},
+	{pattern: `curl (-s |-sS |-H 'Host: \S+' )?http://127\.0\.0\.1:8080/`, run: func(r *reader, command string, _ []string) { r.says(command, `^Hosted by `) }},
 	{pattern: `docker-compose exec \w+ berth explain \S+`, run: func(r *reader, command string, _ []string) {
 		r.says(command, `(?m)^→ (it takes requests$|serving: )`)
 	}},
@@ -171,7 +171,7 @@ var known = []struct {
 	{pattern: `docker-compose exec \w+ berth events`, run: func(r *reader, command string, _ []string) { r.says(command, `berth starts`) }},
 	{pattern: `docker-compose (ps|logs)( [a-z]\w*)*`, run: (*reader).works},
 	{pattern: `docker-compose down -v`, run: func(r *reader, command string, _ []string) { r.works(command, nil); r.isGone() }},
-	{pattern: `berth (registrar|templater)`, run: func(r *reader, _ string, groups []string) { r.runs(groups[1]) }},
+	{pattern: `berth (registrar|templater)( --template \S+)?`, run: func(r *reader, _ string, groups []string) { r.runs(groups[1]) }},
 	{pattern: `berth render --diff --template haproxy\.ctmpl`, run: (*reader).compares},
 	{pattern: `berth (status|status --check|status app|events|version|healthcheck|help|--help|--version)`, run: func(r *reader, command string, _ []string) {
 		r.works("docker-compose exec templater "+command, nil)
