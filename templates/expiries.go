@@ -32,6 +32,16 @@ func (e *Expiries) set(files []certificate) {
 	e.files = files
 }
 
+// Count returns how many certificates there are.
+func (e *Expiries) Count() int {
+	if e == nil {
+		return 0
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.files)
+}
+
 // Describe implements prometheus.Collector.
 func (e *Expiries) Describe(to chan<- *prometheus.Desc) { to <- e.desc }
 

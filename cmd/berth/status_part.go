@@ -195,6 +195,7 @@ func (r *reporter) templaterPart() status.Part {
 	}
 	if r.proxy != nil {
 		r.proxy.part(&part, r.p.proxy.common())
+		part.Proxy.Template, part.Proxy.Certificates = r.p.config.Template, r.expiries.Count()
 	}
 	return part
 }
@@ -224,7 +225,7 @@ func (x *proxyReporter) part(part *status.Part, o *proxyOptions) {
 			p.AtFault = s.Service
 		}
 		part.Routes = append(part.Routes, status.PartRoute{Host: s.Host, Path: s.Path, Port: s.Port, Service: s.Service, Backend: s.Backend,
-			Strip: s.Strip, Lost: s.Lost, Holder: s.Holder})
+			Strip: s.Strip, Redirect: s.Redirect, Lost: s.Lost, Holder: s.Holder})
 	}
 	part.Waiting = x.waiting.Now()
 }

@@ -8,17 +8,18 @@ import (
 
 // Standing says how a service stands with a route that it asks for.
 type Standing struct {
-	Route   string // www.example.com/path, */path for any host, or port 5432
-	Host    string // as in claim.Route
-	Path    string
-	Port    int // 0 = a route of requests
-	Service string
-	Backend string        // the name of its group that asks for it
-	Strip   bool          // the path is taken off before a server sees the request
-	Paused  time.Duration // how long a request waits, as the service is paused by hand; 0 = it is not
-	Gone    bool          // no instance asks for it any more, and it is held until some come back
-	Lost    string        // why the service does not have it, as it was reported; "" = it has it
-	Holder  string        // the service that has it instead; "" = none
+	Route    string // www.example.com/path, */path for any host, or port 5432
+	Host     string // as in claim.Route
+	Path     string
+	Port     int // 0 = a route of requests
+	Service  string
+	Backend  string        // the name of its group that asks for it
+	Strip    bool          // the path is taken off before a server sees the request
+	Redirect bool          // a request without TLS is sent to HTTPS
+	Paused   time.Duration // how long a request waits, as the service is paused by hand; 0 = it is not
+	Gone     bool          // no instance asks for it any more, and it is held until some come back
+	Lost     string        // why the service does not have it, as it was reported; "" = it has it
+	Holder   string        // the service that has it instead; "" = none
 }
 
 // standing is a Standing whose Route is not written yet.
@@ -83,6 +84,6 @@ func (t *Table) tell() {
 func (t *Table) standing(g *Group, r claim.Route) standing {
 	lost := t.lost[r][g]
 	return standing{r, Standing{
-		Service: g.Service, Backend: g.Name, Strip: g.Strip && r.Port == 0, Paused: g.Paused, Gone: g.departed, Lost: lost.why, Holder: lost.holder,
+		Service: g.Service, Backend: g.Name, Strip: g.Strip && r.Port == 0, Redirect: g.Redirect && t.tls && r.Port == 0, Paused: g.Paused, Gone: g.departed, Lost: lost.why, Holder: lost.holder,
 	}}
 }

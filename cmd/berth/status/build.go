@@ -167,7 +167,7 @@ func (b *builder) readRoutes() {
 			}
 		}
 		for _, r := range v.Routes {
-			out := Route{Route: r.String(), Host: r.Host, Path: r.Path, Port: r.Port, Proxy: v.Proxy.Name, Backend: r.Backend, Strip: r.Strip, Lost: r.Lost, Holder: r.Holder}
+			out := Route{Route: r.String(), Host: r.Host, Path: r.Path, Port: r.Port, Proxy: v.Proxy.Name, Backend: r.Backend, Strip: r.Strip, Redirect: r.Redirect, Lost: r.Lost, Holder: r.Holder}
 			if r.Lost == "" {
 				v.routed[r.Service] = true
 				out.Losers = losers[out.Route]

@@ -49,16 +49,17 @@ const (
 
 // Route is a route that a service asks for.
 type Route struct {
-	Route   string   `json:"route"`          // www.example.com/path/, */path/ or port 5432
-	Host    string   `json:"host,omitempty"` // "" = any, *.example.com = any one label before it
-	Path    string   `json:"path,omitempty"` // a prefix, with a slash at its end
-	Port    int      `json:"port,omitempty"` // a TCP port; 0 = requests
-	Proxy   string   `json:"proxy"`          // the name of the Proxy
-	Backend string   `json:"backend,omitempty"`
-	Strip   bool     `json:"strip,omitempty"`  // the path is taken off before a server sees the request
-	Lost    string   `json:"lost,omitempty"`   // why another service has it
-	Holder  string   `json:"holder,omitempty"` // that other service
-	Losers  []string `json:"losers,omitempty"` // the services that ask for the same route in vain
+	Route    string   `json:"route"`          // www.example.com/path/, */path/ or port 5432
+	Host     string   `json:"host,omitempty"` // "" = any, *.example.com = any one label before it
+	Path     string   `json:"path,omitempty"` // a prefix, with a slash at its end
+	Port     int      `json:"port,omitempty"` // a TCP port; 0 = requests
+	Proxy    string   `json:"proxy"`          // the name of the Proxy
+	Backend  string   `json:"backend,omitempty"`
+	Strip    bool     `json:"strip,omitempty"`    // the path is taken off before a server sees the request
+	Redirect bool     `json:"redirect,omitempty"` // a request without TLS is sent to HTTPS
+	Lost     string   `json:"lost,omitempty"`     // why another service has it
+	Holder   string   `json:"holder,omitempty"`   // that other service
+	Losers   []string `json:"losers,omitempty"`   // the services that ask for the same route in vain
 }
 
 // Instance is an instance of a service.
@@ -130,22 +131,24 @@ type Container struct {
 
 // Proxy is a proxy that a templater looks after.
 type Proxy struct {
-	Name       string    `json:"name"` // of the templater's host
-	Kind       string    `json:"kind"` // haproxy or nginx
-	Version    string    `json:"version,omitempty"`
-	Running    string    `json:"running,omitempty"` // the version of the configuration that it runs
-	Since      time.Time `json:"since,omitzero"`    // since when
-	By         string    `json:"by,omitempty"`      // runtime or reload
-	Reason     string    `json:"reason,omitempty"`  // why it took a reload, or what was changed at run time
-	OldWorkers int       `json:"old_workers"`
-	Leaving    int       `json:"leaving"` // servers that were removed and still finish their connections
-	Backends   int       `json:"backends"`
-	Servers    int       `json:"servers"`
-	Failure    string    `json:"failure,omitempty"`  // why it does not run the newest configuration
-	Failing    time.Time `json:"failing,omitzero"`   // since when
-	AtFault    string    `json:"at_fault,omitempty"` // the service whose text it refuses
-	Refusals   int       `json:"refusals"`           // since the start of its berth
-	Drifts     int       `json:"drifts"`             // times that it did not run what it was brought to, and was repaired
+	Name         string    `json:"name"` // of the templater's host
+	Kind         string    `json:"kind"` // haproxy or nginx
+	Version      string    `json:"version,omitempty"`
+	Running      string    `json:"running,omitempty"` // the version of the configuration that it runs
+	Since        time.Time `json:"since,omitzero"`    // since when
+	By           string    `json:"by,omitempty"`      // runtime or reload
+	Reason       string    `json:"reason,omitempty"`  // why it took a reload, or what was changed at run time
+	OldWorkers   int       `json:"old_workers"`
+	Leaving      int       `json:"leaving"`            // servers that were removed and still finish their connections
+	Template     string    `json:"template,omitempty"` // the file of its template; "" = the built-in one
+	Certificates int       `json:"certificates"`       // for HTTPS, by the built-in template
+	Backends     int       `json:"backends"`
+	Servers      int       `json:"servers"`
+	Failure      string    `json:"failure,omitempty"`  // why it does not run the newest configuration
+	Failing      time.Time `json:"failing,omitzero"`   // since when
+	AtFault      string    `json:"at_fault,omitempty"` // the service whose text it refuses
+	Refusals     int       `json:"refusals"`           // since the start of its berth
+	Drifts       int       `json:"drifts"`             // times that it did not run what it was brought to, and was repaired
 }
 
 // Berth is a running berth.

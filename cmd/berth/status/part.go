@@ -61,14 +61,15 @@ type PartInstance struct {
 
 // PartRoute is a route that a service asks for, in the texts of one proxy.
 type PartRoute struct {
-	Host    string `json:"host,omitempty"` // as in claim.Route
-	Path    string `json:"path,omitempty"`
-	Port    int    `json:"port,omitempty"`
-	Service string `json:"service"`
-	Backend string `json:"backend,omitempty"`
-	Strip   bool   `json:"strip,omitempty"`
-	Lost    string `json:"lost,omitempty"`   // why another service has it
-	Holder  string `json:"holder,omitempty"` // that other service
+	Host     string `json:"host,omitempty"` // as in claim.Route
+	Path     string `json:"path,omitempty"`
+	Port     int    `json:"port,omitempty"`
+	Service  string `json:"service"`
+	Backend  string `json:"backend,omitempty"`
+	Strip    bool   `json:"strip,omitempty"`
+	Redirect bool   `json:"redirect,omitempty"`
+	Lost     string `json:"lost,omitempty"`   // why another service has it
+	Holder   string `json:"holder,omitempty"` // that other service
 }
 
 // String returns the name of the route.
