@@ -278,6 +278,11 @@ func (b *builder) inProxies(e *Entry, out *Instance) {
 		out.State = Unknown
 	default:
 		out.State = Unrouted
+		for _, v := range b.proxies {
+			if v.Proxy.Template != "" && len(v.servers)+len(v.Services) == 0 { // the template may well have it
+				out.State, out.Reason = Unknown, fmt.Sprintf("the proxy of %s has a template of its own and does not tell its servers", v.Proxy.Name)
+			}
+		}
 	}
 }
 

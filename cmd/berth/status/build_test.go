@@ -69,6 +69,11 @@ func TestBuildFollowsTheChain(t *testing.T) {
 		})}, nil, Draining, StepProxy, "SERVICE_WEIGHT", Draining},
 		"nobody asks for a route": {registered, []Part{told(registrar.Registered, "", func(c *PartContainer) { c.Instances[0].NoRoute = "no SERVICE_ROUTE_HOST" }),
 			balancer(func(p *Part) { p.Routes, p.Services = nil, nil })}, nil, Unrouted, StepCatalog, "no SERVICE_ROUTE_HOST", Unrouted},
+		"nobody knows": {registered, []Part{balancer(func(p *Part) { p.Routes, p.Services, p.Proxy.Template = nil, nil, "/etc/berth/haproxy.ctmpl" })},
+			nil, Unknown, StepCatalog, "a template of its own", Unknown},
+		"no server in a template of somebody's": {registered, []Part{balancer(func(p *Part) {
+			p.Routes, p.Services, p.Proxy.Template = nil, map[string]int{"web": 1}, "/etc/berth/haproxy.ctmpl"
+		})}, nil, Unrouted, StepCatalog, "", Unrouted},
 		"left out": {registered, []Part{balancer(func(p *Part) {
 			p.Routes, p.Services = nil, nil
 			p.LeftOut = []LeftOut{{Service: "app", Instance: "app-1", Reason: `service "app", instance "app-1": its route_host is none`}}
