@@ -41,5 +41,5 @@ func Tell(ctx context.Context, timeout time.Duration, reload func(context.Contex
 		return err
 	case <-time.After(100 * time.Millisecond):
 	}
-	return fmt.Errorf("%w: telling it to reload took longer than %s", ErrUnreachable, timeout)
+	return fmt.Errorf("%w: the reload request took longer than %s", ErrUnreachable, timeout)
 }

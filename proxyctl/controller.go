@@ -345,11 +345,11 @@ func (c *Controller) report(n next, res Result, err error) {
 		lasted = []any{"for", n.lasts.Round(time.Second)}
 	}
 	if n.failure != "" {
-		tell, what := c.opts.Log.Error, "proxy not brought to the newest configuration"
+		tell, what := c.opts.Log.Error, "cannot bring the proxy to the newest configuration, trying again"
 		args := []any{"err", err, "retry_in", n.wait.Round(time.Millisecond)}
 		var held *HoldError
 		if errors.As(err, &held) {
-			tell, what, args = c.opts.Log.Warn, "the configuration is not applied yet", []any{"err", err}
+			tell, what, args = c.opts.Log.Warn, "the newest configuration is on hold", []any{"err", err}
 			if held.For > 0 {
 				args = append(args, "at_most", held.For.Round(time.Second))
 			}
@@ -366,7 +366,7 @@ func (c *Controller) report(n next, res Result, err error) {
 
 func (c *Controller) reportChange(n next, res Result) {
 	if n.drift && !n.recovered {
-		c.opts.Log.Warn("the proxy did not run the newest configuration any more: repaired", "action", string(res.Action), "reason", res.Reason)
+		c.opts.Log.Warn("the proxy no longer ran the newest configuration: repaired", "action", string(res.Action), "reason", res.Reason)
 	}
 	live := fmt.Sprintf("live after %d ms", time.Since(n.since).Milliseconds())
 	took := time.Since(n.since).Round(time.Millisecond)

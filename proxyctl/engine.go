@@ -283,7 +283,7 @@ func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], s
 	case there.Generation.Shape == "":
 		why = "the configuration file is not as berth wrote it"
 	case !runs:
-		why = e.opts.Name + " runs another configuration than its file"
+		why = e.opts.Name + " does not run the configuration in its file"
 	case !seen && snap.Generation != there.Generation && e.conf.InDoubt():
 		why = "an earlier reload was cut short"
 	}
@@ -440,7 +440,7 @@ func (e *Engine[C, O]) changeCommon(ctx context.Context) Result {
 			return Result{}
 		}
 	}
-	e.opts.Log.Warn(e.opts.Name + "'s servers are not as they were before a change that it refused")
+	e.opts.Log.Warn("cannot restore the servers that " + e.opts.Name + " had before a change it refused")
 	return Result{}
 }
 
@@ -579,7 +579,7 @@ func (e *Engine[C, O]) prepare(ctx context.Context, to Marked[C], reason error) 
 			if err := e.conf.Write(e.opts.File, to.Text); err != nil {
 				return err
 			}
-			e.opts.Log.Info("configuration written, "+e.opts.Name+" will start with it", "file", e.opts.File)
+			e.opts.Log.Info("wrote "+e.opts.File+", "+e.opts.Name+" will start with it", "file", e.opts.File)
 		}
 		e.conf.ForgetGood()
 		e.validated = true

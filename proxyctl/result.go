@@ -59,10 +59,10 @@ func (e *HoldError) Error() string {
 	}
 	what = fmt.Sprintf("holding back: %s would lose all %s servers", what, their)
 	if e.File != "" {
-		return fmt.Sprintf("%s, which are in %s, a file that berth did not write: give the template servers for %s, or start berth with --take-over to replace the file all the same",
+		return fmt.Sprintf("%s, which are in %s, a file that berth did not write: give the template servers for %s, or start berth with --take-over to replace the file anyway",
 			what, e.File, them)
 	}
-	return what + "; the first configuration after a start is applied when it has servers for all that had some, or when the time for that is over (consul-grace)"
+	return what + "; the first configuration after a start is applied once it has servers for every backend that had some, or after consul-grace"
 }
 
 // Ports reads a port or a range of ports, like 80 or 1000-1009; first is 0 for anything else.

@@ -105,7 +105,7 @@ func (v *Version) Set(ctx context.Context, running string) error {
 		v.reported = version
 		if v.Report != nil && v.Report(version) {
 			v.waits = time.Now().Add(renderTime)
-			v.Log.Info("the configuration is rendered again for the version of "+v.Name, "version", cmp.Or(version, "not known"))
+			v.Log.Info("rendering the configuration again for "+v.Name+" "+cmp.Or(version, "of unknown version"), "version", cmp.Or(version, "not known"))
 		}
 	}
 	if time.Now().Before(v.waits) {
@@ -127,7 +127,7 @@ func (v *Version) askProgram(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, v.Timeout)
 	defer cancel()
 	if v.binary, err = VersionOf(ctx, v.Binary); err != nil {
-		v.Log.Debug("the program of "+v.Name+" does not tell its version", "err", err)
+		v.Log.Debug("cannot read the version of the "+v.Name+" program", "err", err)
 	}
 	v.program = info
 }

@@ -42,7 +42,7 @@ func (f *File) WriteAux(files map[string]string, all bool) error {
 			return err
 		}
 		if f.written[path] {
-			f.Log.Warn("a file that the configuration refers to was changed or removed: it is written again", "file", path)
+			f.Log.Warn("restored "+path+", which the configuration refers to: it was changed or removed", "file", path)
 		}
 	}
 	f.clean = f.clean && len(files) == len(f.written)
@@ -80,7 +80,7 @@ func (f *File) RemoveStale(texts ...string) {
 			continue
 		}
 		if err := os.Remove(filepath.Join(filepath.Dir(f.Path), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			f.Log.Warn("cannot remove a file that no configuration refers to any more", "err", err)
+			f.Log.Warn("cannot remove "+e.Name()+", which no configuration refers to any more", "err", err)
 		}
 	}
 }

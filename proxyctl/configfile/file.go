@@ -54,7 +54,7 @@ func Read(path string) (string, error) {
 		return "", nil
 	}
 	if errors.Is(err, syscall.EISDIR) {
-		return "", fmt.Errorf("read configuration: %s is a directory: name one file in it, which is berth's", path)
+		return "", fmt.Errorf("read configuration: %s is a directory: name one file in it for berth", path)
 	}
 	if err != nil {
 		return "", fmt.Errorf("read configuration: %w", err)
@@ -123,7 +123,7 @@ func (f *File) replace(path, text string) error {
 	case errors.As(err, &at):
 		err = at.Err
 	case errors.As(err, &link) && errors.Is(link.Err, syscall.EBUSY):
-		err = fmt.Errorf("put it in place: %w: share the directory that it is in, not the single file", link.Err)
+		err = fmt.Errorf("put it in place: %w: share its directory, not the single file", link.Err)
 	case errors.As(err, &link):
 		err = fmt.Errorf("put it in place: %w", link.Err)
 	}
@@ -182,7 +182,7 @@ func (f *File) give(chown func(uid, gid int) error, uid, gid int, mode fs.FileMo
 		return
 	}
 	f.unowned.Do(func() {
-		f.Log.Warn("the configuration cannot keep its owner: the proxy may not be allowed to read it when it starts again; run berth as root, or as that user",
+		f.Log.Warn(f.Path+" cannot keep its owner: the proxy may be unable to read it at its next start; run berth as root or as that owner",
 			"file", f.Path, "uid", uid, "gid", gid, "mode", mode, "err", err)
 	})
 }
@@ -247,7 +247,7 @@ func (f *File) InDoubt() bool {
 // ForgetGood removes the copy that Replace made.
 func (f *File) ForgetGood() {
 	if err := os.Remove(f.Good()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		f.Log.Warn("cannot remove the copy of an earlier configuration", "err", err)
+		f.Log.Warn("cannot remove "+f.Good()+", the copy of an earlier configuration", "err", err)
 	}
 }
 
@@ -262,7 +262,7 @@ func (f *File) KeepForeign(text string) error {
 	if err := f.Write(f.Foreign(), text); err != nil {
 		return err
 	}
-	f.Log.Warn("the configuration that was there is not berth's: it is replaced, and kept in another file", "file", f.Path, "kept", f.Foreign())
+	f.Log.Warn("berth did not write "+f.Path+": kept it as "+f.Foreign()+" before replacing it", "file", f.Path, "kept", f.Foreign())
 	return nil
 }
 

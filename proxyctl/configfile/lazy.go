@@ -97,5 +97,5 @@ func (w *LazyWriter) Problem(g Generation) error {
 	if w.err == nil || w.last != g {
 		return nil
 	}
-	return fmt.Errorf("%s has the newest servers, but a restart would bring earlier ones back: %w", w.Proxy, w.err)
+	return fmt.Errorf("%s has the newest servers, but a restart would bring back earlier ones: %w", w.Proxy, w.err)
 }

@@ -130,7 +130,7 @@ func (f *File) Run(ctx context.Context) error {
 			case done != "":
 				f.opts.Log.Info(fmt.Sprintf("%s, live after %d ms", done, took.Milliseconds()), "file", f.opts.Path, "action", f.opts.ActionName, "took", took.Round(time.Millisecond))
 			case reported != "":
-				f.opts.Log.Info("file has the newest text again", "file", f.opts.Path, "action", f.opts.ActionName)
+				f.opts.Log.Info(f.opts.Path+" has the newest text again", "file", f.opts.Path, "action", f.opts.ActionName)
 			}
 			reported = ""
 			continue
@@ -143,7 +143,7 @@ func (f *File) Run(ctx context.Context) error {
 		retry = time.After(wait)
 		if err.Error() != reported {
 			reported = err.Error()
-			f.opts.Log.Error("file not brought to the newest text", "file", f.opts.Path, "err", err, "retry_in", wait.Round(time.Millisecond))
+			f.opts.Log.Error("cannot bring "+f.opts.Path+" up to date, trying again", "file", f.opts.Path, "err", err, "retry_in", wait.Round(time.Millisecond))
 		}
 	}
 }
@@ -182,9 +182,9 @@ func (f *File) apply(ctx context.Context) (done string, took time.Duration, err 
 	}
 	switch {
 	case written:
-		return "file written", time.Since(since), nil
+		return "wrote " + f.opts.Path, time.Since(since), nil
 	case acted:
-		return "action done", time.Since(since), nil
+		return "ran the action of " + f.opts.Path, time.Since(since), nil
 	}
 	return "", 0, nil
 }

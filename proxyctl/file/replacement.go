@@ -84,7 +84,7 @@ func (r *Replacement) Apply() error {
 			continue
 		}
 		if back := r.Revert(); back != nil {
-			return fmt.Errorf("%w; nor can what was there be put back: %w", err, back)
+			return fmt.Errorf("%w; and the old contents cannot be put back: %w", err, back)
 		}
 		return err
 	}
@@ -121,7 +121,7 @@ func (s *step) prepare(content []byte, log *slog.Logger) (*renameio.PendingFile,
 		return nil, s.failed(err)
 	}
 	if unowned != nil {
-		log.Warn("the file cannot keep its owner", "file", s.path, "err", unowned)
+		log.Warn(s.path+" cannot keep its owner", "file", s.path, "err", unowned)
 	}
 	_, err = f.Write(content)
 	if err == nil {
@@ -165,7 +165,7 @@ func (s *step) read() (err error) {
 	case info.IsDir():
 		return errors.New("it is a directory: name the file in it")
 	case info.Mode()&fs.ModeSymlink != 0:
-		return errors.New("it is a symbolic link: name the file that it leads to")
+		return errors.New("it is a symbolic link: name the file it points to")
 	case !info.Mode().IsRegular():
 		return errors.New("it is not a regular file")
 	}

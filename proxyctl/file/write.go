@@ -55,7 +55,7 @@ func (f *File) replace(text string, old fs.FileInfo) error {
 	defer func() { _ = t.Cleanup() }()
 	if unowned != nil && f.opts.Owner == nil && !f.warned {
 		f.warned = true
-		f.opts.Log.Warn("the file cannot keep its owner", "file", f.opts.Path, "err", unowned)
+		f.opts.Log.Warn(f.opts.Path+" cannot keep its owner", "file", f.opts.Path, "err", unowned)
 	}
 	if o := f.opts.Owner; o != nil {
 		if err := t.Chown(o.UID, o.GID); err != nil {

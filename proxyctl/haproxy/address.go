@@ -226,7 +226,7 @@ func (d *driver) portError(err error, last, to *config, took time.Duration) erro
 	if took < time.Second || len(addresses) == 0 {
 		return err
 	}
-	const reason = "HAProxy did not load a configuration with it, most likely since another program listens there; its log says why"
+	const reason = "HAProxy did not load a configuration with this address, most likely because another program listens there; see its log"
 	for _, a := range addresses {
 		d.ports[a.port] = refusedPort{time.Now(), reason}
 	}

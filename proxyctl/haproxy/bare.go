@@ -59,7 +59,7 @@ func compareBare(before, after map[string]bare) (come, publish, away []op, why s
 		was, there := before[name]
 		switch {
 		case there && was.from != is.from:
-			return nil, nil, nil, fmt.Sprintf("backend %s: from %s, it was from %s", name, is.from, was.from)
+			return nil, nil, nil, fmt.Sprintf("backend %s: now from %s, was from %s", name, is.from, was.from)
 		case there && !was.leaving:
 			continue
 		case !there:
@@ -185,7 +185,7 @@ func parseBackends(reply string) (map[string]bool, error) {
 		}
 		fields := strings.SplitN(line, ",", status+2)
 		if status < 0 || len(fields) <= status {
-			return nil, fmt.Errorf("%w: not the state of a backend: %s", proxyctl.ErrUnreachable, oneLine(line))
+			return nil, fmt.Errorf("%w: not a backend state: %s", proxyctl.ErrUnreachable, oneLine(line))
 		}
 		out[strings.Clone(fields[0])] = !strings.Contains(fields[status], "UNPUB")
 	}

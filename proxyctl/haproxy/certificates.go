@@ -94,16 +94,16 @@ func compareList(list string, was, is entries) (come, gone []op, why string) {
 		case there && after.first == before.first && after.sha1 == before.sha1 && before.digest == "" && after.sha1 != "":
 			continue // HAProxy shows no more of it
 		case after.first != before.first:
-			return nil, nil, fmt.Sprintf("certificate %s is now the first one", path)
+			return nil, nil, fmt.Sprintf("certificate %s is now the first in its list", path)
 		case after.sha1 == "" || there && before.sha1 == "":
-			return nil, nil, fmt.Sprintf("certificate %s: it is read by HAProxy alone, or has an .ocsp, .issuer or .sctl file", path)
+			return nil, nil, fmt.Sprintf("certificate %s: only HAProxy can read it, or it has an .ocsp, .issuer or .sctl file", path)
 		}
 		text, err := pemText(path, after)
 		if errors.Is(err, errOutdated) {
 			continue
 		}
 		if len(text) > mostCertificate {
-			return nil, nil, fmt.Sprintf("certificate %s has %d bytes, and a command takes %d", path, len(text), mostCertificate)
+			return nil, nil, fmt.Sprintf("certificate %s has %d bytes, a command takes at most %d", path, len(text), mostCertificate)
 		}
 		kind := opCertificateAdd
 		if there {
@@ -116,7 +116,7 @@ func compareList(list string, was, is entries) (come, gone []op, why string) {
 			continue
 		}
 		if parseLoaded(was[path]).first {
-			return nil, nil, fmt.Sprintf("certificate %s was the first one", path)
+			return nil, nil, fmt.Sprintf("certificate %s was the first in its list", path)
 		}
 		gone = append(gone, op{kind: opCertificateDelete, backend: list, name: path})
 	}

@@ -27,9 +27,9 @@ func Command(args []string, file, socket string) ([]string, error) {
 	case socket == "":
 		return nil, errors.New("haproxy-socket is none: berth needs the master socket of the HAProxy that it runs")
 	case has("-S") && !slices.ContainsFunc(sockets, isSocket):
-		return nil, fmt.Errorf("-S %s is not haproxy-socket, which is %s: leave -S away", strings.Join(sockets, " "), socket)
+		return nil, fmt.Errorf("-S %s differs from haproxy-socket, which is %s: omit -S", strings.Join(sockets, " "), socket)
 	case has("-f") && !slices.ContainsFunc(files, isFile):
-		return nil, fmt.Errorf("-f %s is not haproxy-config, which is %s: leave -f away", strings.Join(files, " -f "), file)
+		return nil, fmt.Errorf("-f %s differs from haproxy-config, which is %s: omit -f", strings.Join(files, " -f "), file)
 	}
 	command := slices.Clone(args)
 	if !has("-db") {

@@ -147,7 +147,7 @@ func (p *parser) begin(start int) {
 	}
 	s.inherited = p.inherit
 	if s.isProxy() && p.backends[s.name] != nil {
-		p.reloadReason = cmp.Or(p.reloadReason, "it has two sections "+s.name)
+		p.reloadReason = cmp.Or(p.reloadReason, "it has two sections named "+s.name)
 	}
 	old, known := p.before[head]
 	if known && old.inherited == s.inherited && strings.HasPrefix(p.text[start:], old.text) && p.beginsSection(start+len(old.text)) {
@@ -212,7 +212,7 @@ func (p *parser) read(line string) {
 	if s.backend != nil && w[0] == "server" && len(w) > 2 {
 		server := newServer(w[1], w[2], append(strings.FieldsFunc(p.inherit, isSeparator), w[3:]...))
 		if quoted {
-			server.fix("it has quotes or escapes", raw)
+			server.fix("its line has quotes or escapes", raw)
 		}
 		p.add(s, namedServer{w[1], line, server})
 		return
@@ -228,7 +228,7 @@ func (p *parser) read(line string) {
 		if s.backend != nil {
 			s.backend.off = true
 		} else if s.kind == "defaults" {
-			s.reloadReason = cmp.Or(s.reloadReason, s.String()+" disables what it is for")
+			s.reloadReason = cmp.Or(s.reloadReason, s.String()+" contains \"disabled\"")
 			p.reloadReason = cmp.Or(p.reloadReason, s.reloadReason)
 		}
 	}
@@ -244,7 +244,7 @@ func isSeparator(r rune) bool { return r == 0 }
 // add adds a server to a section.
 func (p *parser) add(s *section, n namedServer) {
 	if _, twice := s.backend.servers[n.name]; twice {
-		s.reloadReason = cmp.Or(s.reloadReason, fmt.Sprintf("%s has two servers %s", s, n.name))
+		s.reloadReason = cmp.Or(s.reloadReason, fmt.Sprintf("%s has two servers named %s", s, n.name))
 		p.reloadReason = cmp.Or(p.reloadReason, s.reloadReason)
 	}
 	s.backend.servers[n.name] = n.server

@@ -160,7 +160,7 @@ func (d *drains) Tend(ctx context.Context) time.Duration {
 		if reply, err := d.master.worker(ctx, "show sess"); err == nil {
 			d.tunnels = tunnels(reply)
 		} else {
-			d.opts.Log.Debug("HAProxy's sessions cannot be read: any server that drains may have a tunnel", "err", err)
+			d.opts.Log.Debug("cannot read HAProxy's sessions: any draining server may have a tunnel", "err", err)
 		}
 	}
 	if names, lines := d.begin(); len(names) > 0 {
@@ -226,7 +226,7 @@ func (d *drains) begin() (names []serverName, lines []string) {
 			continue
 		}
 		if d.isOver(n) {
-			d.opts.Log.Info("closing the connections of a server that left: its time is over", "backend", n.backend, "server", n.name)
+			d.opts.Log.Info("closing the connections of removed server "+n.String()+": its time to drain is over", "backend", n.backend, "server", n.name)
 			lines = append(lines, "shutdown sessions server "+n.String())
 		}
 		lines = append(lines, "del server "+n.String())
@@ -254,14 +254,14 @@ func (d *drains) end(names []serverName, reply string, err error) {
 			d.deleted = append(d.deleted, n)
 		case err == nil && line == saidPointedTo:
 			s.next = time.Time{}
-			d.opts.Log.Info("HAProxy keeps a removed backend, without requests, until it is reloaded: its configuration refers to it", "backend", n.backend)
+			d.opts.Log.Info("HAProxy keeps removed backend "+n.backend+", without requests, until its next reload: the configuration refers to it", "backend", n.backend)
 		case err == nil && n.isBackend(): // it has streams yet
 			s.wait = min(2*s.wait, lastTry)
 			s.next = time.Now().Add(s.wait)
-			d.opts.Log.Debug("HAProxy does not delete a backend that has left yet: it is tried again", "backend", n.backend, "said", oneLine(line))
+			d.opts.Log.Debug("HAProxy does not delete removed backend "+n.backend+" yet, trying again", "backend", n.backend, "said", oneLine(line))
 		case err == nil && line == saidReferenced:
 			s.next = time.Time{}
-			d.opts.Log.Info("HAProxy keeps a removed server, out of service, until it is reloaded: its configuration refers to it", "backend", n.backend, "server", n.name)
+			d.opts.Log.Info("HAProxy keeps removed server "+n.String()+", out of service, until its next reload: the configuration refers to it", "backend", n.backend, "server", n.name)
 		case err == nil && line == saidConnected:
 			s.wait = min(2*s.wait, lastTry)
 			s.next = time.Now().Add(s.wait)
@@ -273,7 +273,7 @@ func (d *drains) end(names []serverName, reply string, err error) {
 		}
 	}
 	if err != nil {
-		d.opts.Log.Debug("deleting servers that have left: they are tried again", "err", err)
+		d.opts.Log.Debug("cannot delete removed servers, trying again", "err", err)
 	}
 	close(d.idle)
 	d.busy, d.idle = nil, nil

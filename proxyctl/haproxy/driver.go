@@ -49,7 +49,7 @@ func newDriver(opts Options) *driver {
 	}
 }
 
-var errNoListener = fmt.Errorf("%w: it has no frontend or listen section with a bind line, so HAProxy would serve nothing", proxyctl.ErrRefused)
+var errNoListener = fmt.Errorf("%w: no frontend or listen section has a bind line, so HAProxy would serve nothing", proxyctl.ErrRefused)
 
 // Mark implements proxyctl.Grammar.
 func (d *driver) Mark(text string, before *config) (marked, error) {
@@ -213,7 +213,7 @@ func (d *driver) unfit(ops []op, to *config) string {
 			certificates++
 		case opCreate:
 			if _, there := d.seen.backends[o.backend]; there {
-				return fmt.Sprintf("HAProxy has a backend %s that is in no text", o.backend)
+				return fmt.Sprintf("HAProxy has a backend %s that is in no configuration", o.backend)
 			}
 			if why := d.refused[creationKey(o.value)]; why != "" {
 				return "earlier: " + why
@@ -235,16 +235,16 @@ func (d *driver) unfit(ops []op, to *config) string {
 			return "earlier: " + why
 		}
 		if to.dynamicCookies(o.backend) {
-			return fmt.Sprintf("backend %s: not every HAProxy gives a cookie to a server at run time", o.backend)
+			return fmt.Sprintf("backend %s: not every HAProxy version gives a cookie to a server added at run time", o.backend)
 		}
 		added++
 		work += to.backends[o.backend].count()
 	}
 	if certificates > mostCertified {
-		return fmt.Sprintf("%d certificates at once are sooner loaded", certificates)
+		return fmt.Sprintf("%d certificates at once: a reload is faster", certificates)
 	}
 	if added > mostAdded || removed > mostRemoved || work > mostWork {
-		return fmt.Sprintf("%d servers added and %d removed at once are sooner loaded", added, removed)
+		return fmt.Sprintf("%d servers added and %d removed at once: a reload is faster", added, removed)
 	}
 	return ""
 }
@@ -292,7 +292,7 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 			d.commit(d.now, to)
 			return nil
 		}
-		err = fmt.Errorf("%w: HAProxy took all commands, and yet there remains: %s", proxyctl.ErrUnexpected, rest)
+		err = fmt.Errorf("%w: HAProxy accepted all commands, but this change is still missing: %s", proxyctl.ErrUnexpected, rest)
 	}
 	d.now = nil
 	var no *refusal
@@ -395,7 +395,7 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 	clear(d.suspect)
 	if d.warned = d.warned || to.Config.global("hard-stop-after"); !d.warned {
 		d.warned = true
-		d.opts.Log.Warn("the configuration sets no hard-stop-after: after a reload an old worker stays as long as its longest connection")
+		d.opts.Log.Warn("the HAProxy configuration sets no hard-stop-after: after a reload, an old worker stays as long as its longest connection")
 	}
 	d.reconcile(ctx, to)
 	return proxyctl.Snapshot{Generation: to.Generation, OldWorkers: len(now.old)}, nil
@@ -444,7 +444,7 @@ func (d *driver) reconcile(ctx context.Context, to marked) {
 		_, there := seen.bare[name]
 		if todo := compareBackend(name, seen.backends[name], b); todo.Reload != "" || len(todo.Ops) > 0 || isBare != there {
 			d.unmanageable[name] = true
-			d.opts.Log.Warn("HAProxy shows other servers than it has loaded: from now on changes of this backend take a reload", "backend", name, "difference", todo.String(), "reason", err)
+			d.opts.Log.Warn("HAProxy shows other servers in backend "+name+" than it has loaded: changes of this backend now take a reload", "backend", name, "difference", todo.String(), "reason", err)
 		}
 	}
 	d.commit(to.Config, to)

@@ -27,11 +27,11 @@ func lexicalError(text string) error {
 		number++
 		if len(line) >= 2*mostLineWords-1 {
 			if w, _ := words(line); len(w) > mostLineWords {
-				return refuse(number, "it has %d words, and HAProxy takes %d", len(w), mostLineWords)
+				return refuse(number, "%d words, HAProxy takes at most %d", len(w), mostLineWords)
 			}
 		}
 		if strings.ContainsAny(line, `"'`) && hasOpenQuote(line) {
-			return refuse(number, "a quote has no end")
+			return refuse(number, "unclosed quote")
 		}
 		switch first, _, _ := strings.Cut(strings.TrimSpace(line), " "); first {
 		case ".if":

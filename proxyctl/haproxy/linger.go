@@ -350,7 +350,7 @@ func (d *drains) endHolds(ctx context.Context) {
 		after, err = d.master.entries(ctx, paths)
 	}
 	if err != nil {
-		d.opts.Log.Debug("ending the wait for servers: it is tried again", "err", err)
+		d.opts.Log.Debug("cannot end the wait for servers, trying again", "err", err)
 	}
 	d.endEnds(due, before, after)
 }
@@ -400,7 +400,7 @@ func (d *drains) endEnds(due map[string]string, before, after map[string]entries
 		if _, held := before[path][backend]; !held {
 			continue
 		}
-		d.opts.Log.Info("requests have waited for a server as long as they may: the last one that left lingers no longer", "backend", backend)
+		d.opts.Log.Info("no new server for "+backend+" in time: requests wait no longer, and its last server, kept in HAProxy until now, is out of service", "backend", backend)
 		for _, s := range l.servers {
 			if s.gone {
 				d.list[serverName{backend, s.name}] = &draining{since: time.Now(), next: time.Now(), wait: firstTry}

@@ -34,7 +34,7 @@ func (d *driver) judgeLua(err error, first bool) error {
 	case strings.Contains(err.Error(), noLua):
 		d.opts.WithoutLua("it says: " + noLua)
 	case first && errors.Is(err, errSilent):
-		d.opts.WithoutLua("it refused a configuration that loads Lua, and does not say why")
+		d.opts.WithoutLua("it refused a configuration that loads Lua, without saying why")
 	}
 	return err
 }

@@ -321,7 +321,7 @@ func compareMaps(before, after *config) plan {
 			continue
 		}
 		if !inCommands.MatchString(o.name) || o.value != "" && !inCommands.MatchString(o.value) {
-			return plan{Reload: fmt.Sprintf("map %s: no command can hold the entry of %.100q", filepath.Base(o.backend), o.name)}
+			return plan{Reload: fmt.Sprintf("map %s: the entry of %.100q cannot be written in a command", filepath.Base(o.backend), o.name)}
 		}
 	}
 	return plan{Ops: ops}

@@ -122,7 +122,7 @@ func parseProcesses(reply string) processes {
 }
 
 // errSilent is a refusal without a reason, as HAProxy before 3.0 gives none.
-var errSilent = fmt.Errorf("%w by haproxy: the reload failed, its log says why", proxyctl.ErrRefused)
+var errSilent = fmt.Errorf("%w by haproxy: the reload failed; see its log", proxyctl.ErrRefused)
 
 // reload makes the master load its configuration file, of this mark, into a new worker, and returns when that one
 // answers. HAProxy from 3.0 on says how it went; 2.6 says nothing, so it is looked at until it tells. tell is another way
@@ -140,7 +140,7 @@ func (m master) reload(ctx context.Context, tell func(context.Context) error, wa
 	}
 	within, cancel := context.WithTimeout(ctx, m.timeout)
 	defer cancel()
-	reason := fmt.Errorf("worker %d is still the one that serves", before.worker)
+	reason := fmt.Errorf("worker %d still serves", before.worker)
 	for {
 		now, _, err := m.status(within, "")
 		switch {

@@ -30,7 +30,7 @@ const (
 	opBack   opKind = "put back" // into service, after draining or being taken out by hand
 	opMaint  opKind = "take out" // of service
 	opMove   opKind = "move"     // to another address or port
-	opWeight opKind = "weigh"
+	opWeight opKind = "set weight of"
 	opRemove opKind = "remove"
 	opLinger opKind = "let linger" // while requests wait for another one
 	opCheck  opKind = "check"      // again, after it has lingered
@@ -78,7 +78,7 @@ func (o op) String() string {
 	case opMove:
 		s += " to " + o.server.address.String()
 	case opWeight:
-		s += fmt.Sprintf(" %d", o.server.weight)
+		s += fmt.Sprintf(" to %d", o.server.weight)
 	}
 	return s
 }
@@ -102,10 +102,10 @@ func compare(before, after *config) plan {
 	p := compareServers(before, after)
 	for _, o := range p.Ops {
 		if o.kind == opUnpublish && after.refersToBackend(o.backend) {
-			return plan{Reload: fmt.Sprintf("backend %s removed, to which the configuration seems to refer", o.backend)}
+			return plan{Reload: fmt.Sprintf("backend %s removed, but the configuration seems to refer to it", o.backend)}
 		}
 		if o.kind == opRemove && after.refersTo(o.backend, o.name) {
-			return plan{Reload: fmt.Sprintf("backend %s: server %s removed, to which the configuration seems to refer", o.backend, o.name)}
+			return plan{Reload: fmt.Sprintf("backend %s: server %s removed, but the configuration seems to refer to it", o.backend, o.name)}
 		}
 	}
 	for _, c := range []*config{before, after} {
@@ -189,7 +189,7 @@ func compareBackend(backend string, was, is *backend) plan {
 	}
 	for _, o := range ops {
 		if !names.MatchString(o.name) || !names.MatchString(backend) {
-			return plan{Reload: fmt.Sprintf("backend %s: no command can hold the name of server %s", backend, o.name)}
+			return plan{Reload: fmt.Sprintf("backend %s: the name of server %s cannot be written in a command", backend, o.name)}
 		}
 	}
 	if is != nil && is.off && len(ops) > 0 { // HAProxy 3.4.7 dies of a server that is added there
@@ -210,7 +210,7 @@ func immutable(old, new server, there bool) string {
 	case old.reloadReason != "":
 		return "changed: " + old.reloadReason
 	case old.unknown:
-		return "HAProxy has one of that name that is not berth's"
+		return "HAProxy has a server of that name that is not berth's"
 	}
 	if old.keywords != new.keywords {
 		return fmt.Sprintf("%q became %q", old.keywords, new.keywords)

@@ -15,7 +15,7 @@ import (
 type refusal struct{ does, server, words string }
 
 func (r *refusal) Error() string {
-	return fmt.Sprintf("HAProxy does not %s %s: %s", r.does, r.server, r.words)
+	return fmt.Sprintf("HAProxy refuses to %s %s: %s", r.does, r.server, r.words)
 }
 func (r *refusal) Unwrap() error { return proxyctl.ErrUnexpected }
 

@@ -53,15 +53,15 @@ var names = regexp.MustCompile(`^[A-Za-z0-9_.:-]{1,200}$`)
 
 func (s *server) read(name, address string, words []string) error {
 	if !names.MatchString(name) {
-		return fmt.Errorf("the name %q is not one to be given at run time", name)
+		return fmt.Errorf("the name %q cannot be given at run time", name)
 	}
 	if len(words) > mostWords {
-		return fmt.Errorf("it has %d keywords and values, and HAProxy takes no more than about %d", len(words), mostWords)
+		return fmt.Errorf("%d keywords and values, HAProxy takes about %d at most", len(words), mostWords)
 	}
 	var err error
 	// HAProxy takes a name that it cannot resolve at run time for a server, and answers 503 for it.
 	if s.address, err = netip.ParseAddrPort(address); err != nil || s.address.Addr().Zone() != "" || s.address.Addr().Is4In6() || s.address.Addr().IsUnspecified() || s.address.Port() == 0 {
-		return fmt.Errorf("its address %q is no ip:port", address)
+		return fmt.Errorf("its address %q is not ip:port", address)
 	}
 	keywords := map[string]string{}
 	for len(words) > 0 {
@@ -79,13 +79,13 @@ func (s *server) read(name, address string, words []string) error {
 			return fmt.Errorf("%s is not known to work at run time", word)
 		case form != nil:
 			if len(words) == 0 || !form.MatchString(words[0]) {
-				return fmt.Errorf("the value of %s is not one to be given at run time", word)
+				return fmt.Errorf("the value of %s cannot be given at run time", word)
 			}
 			value, words = words[0], words[1:]
 		}
 		if word == "weight" {
 			if s.weight, err = strconv.Atoi(value); err != nil || s.weight > 256 {
-				return fmt.Errorf("weight %s is not one of 0 to 256", value)
+				return fmt.Errorf("weight %s is not between 0 and 256", value)
 			}
 			continue
 		}

@@ -81,7 +81,7 @@ var checkColumns = []string{"check_status", "check_code", "last_chk", "check_des
 func parseServers(reply string) (servers []proxyctl.Server, err error) {
 	at := strings.Index(reply, "# pxname,")
 	if at < 0 {
-		return nil, fmt.Errorf("not the statistics of servers: %s", oneLine(reply))
+		return nil, fmt.Errorf("not server statistics: %s", oneLine(reply))
 	}
 	lines := csv.NewReader(strings.NewReader(reply[at:]))
 	lines.FieldsPerRecord, lines.LazyQuotes, lines.ReuseRecord = -1, true, true
@@ -92,14 +92,14 @@ func parseServers(reply string) (servers []proxyctl.Server, err error) {
 		case errors.Is(err, io.EOF):
 			return servers, nil
 		case err != nil:
-			return nil, fmt.Errorf("the statistics of servers: %w", err)
+			return nil, fmt.Errorf("server statistics: %w", err)
 		case strings.HasPrefix(f[0], "# "):
 			f[0] = strings.TrimPrefix(f[0], "# ")
 			columns = nil
 			for _, name := range serverColumns {
 				i := slices.Index(f, name)
 				if i < 0 {
-					return nil, fmt.Errorf("the statistics of servers have no column %s", name)
+					return nil, fmt.Errorf("server statistics: no column %s", name)
 				}
 				columns = append(columns, i)
 			}
@@ -114,7 +114,7 @@ func parseServers(reply string) (servers []proxyctl.Server, err error) {
 		field := func(n int) string { return f[columns[n]] }
 		s := proxyctl.Server{Backend: strings.Clone(field(0)), Name: strings.Clone(field(1))}
 		if s.InFlight, err = strconv.Atoi(field(2)); err != nil {
-			return nil, fmt.Errorf("the statistics of servers: the sessions of %s/%s are %q", s.Backend, s.Name, field(2))
+			return nil, fmt.Errorf("server statistics: the sessions of %s/%s are %q", s.Backend, s.Name, field(2))
 		}
 		s.Address, _ = netip.ParseAddrPort(field(5))
 		s.State = strings.Clone(field(3))

@@ -56,19 +56,19 @@ func parseState(reply string) (state, error) {
 			for _, name := range stateColumns {
 				i := slices.Index(f, name)
 				if i < 0 {
-					return nil, fmt.Errorf("the state of servers has no column %s: %s", name, oneLine(line))
+					return nil, fmt.Errorf("server state: no column %s: %s", name, oneLine(line))
 				}
 				at = append(at, i-1)
 			}
 			continue
 		case at == nil || len(f) <= slices.Max(at):
-			return nil, fmt.Errorf("not the state of a server: %s", oneLine(line))
+			return nil, fmt.Errorf("not a server state: %s", oneLine(line))
 		}
 		var n [5]int // id, admin state, weight, port, check state
 		for i, column := range []int{1, 4, 5, 6, 7} {
 			var err error
 			if n[i], err = strconv.Atoi(f[at[column]]); err != nil {
-				return nil, fmt.Errorf("not the state of a server: %s", oneLine(line))
+				return nil, fmt.Errorf("not a server state: %s", oneLine(line))
 			}
 		}
 		l := live{name: f[at[2]], id: n[0], weight: n[2]}

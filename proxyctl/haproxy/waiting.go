@@ -72,7 +72,7 @@ func (c *waitCounter) look(ctx context.Context) time.Duration {
 	}
 	reply, err := c.master.worker(ctx, "show table "+waitingTable, "show table "+releasedTable)
 	if err != nil {
-		c.opts.Log.Debug("HAProxy does not say how many requests wait", "err", err)
+		c.opts.Log.Debug("cannot read how many requests wait in HAProxy", "err", err)
 		return waitingPause
 	}
 	tables := parseTables(reply)

@@ -46,7 +46,7 @@ func (d *driver) Run(ctx context.Context, to marked, _ plan) error {
 		case errors.Is(err, proxyctl.ErrUnreachable):
 			return err
 		case d.status.generation.Text != to.Generation.Text:
-			return tagged{fmt.Errorf("the Lua balancer does not take servers: %w", err), proxyctl.ErrUnexpected}
+			return tagged{fmt.Errorf("the Lua balancer refuses its servers: %w", err), proxyctl.ErrUnexpected}
 		default: // a reload would not help: the file has the right servers
 			if err := d.flush(ctx, err); err != nil {
 				return err
@@ -60,11 +60,11 @@ func (d *driver) Run(ctx context.Context, to marked, _ plan) error {
 // flush empties the Lua balancers, which refused other servers for this reason: then they use the file's.
 func (d *driver) flush(ctx context.Context, reason error) error {
 	if err := d.control.setServers(ctx, ""); err != nil {
-		return fmt.Errorf("nginx's Lua balancer does not take servers: %w", reason)
+		return fmt.Errorf("nginx's Lua balancer refuses its servers: %w", reason)
 	}
 	if reason.Error() != d.declined {
 		d.declined = reason.Error()
-		d.opts.Log.Warn("nginx's Lua balancer does not take servers: those in its file serve, and a change of them is a reload", "err", reason)
+		d.opts.Log.Warn("nginx's Lua balancer refused its servers: it uses those in the file, and changing them takes a reload", "err", reason)
 	}
 	return nil
 }
@@ -73,7 +73,7 @@ func (d *driver) flush(ctx context.Context, reason error) error {
 // Balancers that refuse servers use the file's.
 func (d *driver) startBalancers(ctx context.Context, c *config) error {
 	if err := d.control.checkBalancer(ctx); err != nil {
-		return fmt.Errorf("%w: its Lua balancer does not work: %w; nginx's error log says more", proxyctl.ErrRefused, err)
+		return fmt.Errorf("%w: its Lua balancer does not work: %w; see nginx's error log", proxyctl.ErrRefused, err)
 	}
 	err := d.control.setServers(ctx, d.serversOf(c))
 	if err == nil || errors.Is(err, proxyctl.ErrUnreachable) {

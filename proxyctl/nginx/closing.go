@@ -26,7 +26,7 @@ func (d *driver) announce(ctx context.Context, running marked) (ended func()) {
 		d.closing.Stop()
 	}
 	if err := os.WriteFile(path, nil, 0o644); err != nil {
-		d.opts.Log.Warn("clients are not told of a reload", "err", err)
+		d.opts.Log.Warn("cannot announce a reload to clients", "err", err)
 		return func() {}
 	}
 	if d.opts.ClosingTime > 0 {

@@ -23,7 +23,7 @@ func Command(args []string, file string) ([]string, error) {
 	}
 	isFile := func(value string) bool { return supervise.SamePath(value, file) }
 	if slices.Contains(args, "-c") && !slices.ContainsFunc(files, isFile) {
-		return nil, fmt.Errorf("-c %s is not nginx-config, which is %s: leave -c away", strings.Join(files, " -c "), file)
+		return nil, fmt.Errorf("-c %s differs from nginx-config, which is %s: omit -c", strings.Join(files, " -c "), file)
 	}
 	path, err := filepath.Abs(file)
 	if err != nil {

@@ -351,7 +351,7 @@ func firstDifference(where string, before, after []*directive) string {
 		b, a := before[i], after[i]
 		switch {
 		case b.name() != a.name() || b.isOpen() != a.isOpen() || a.isOpen() && !slices.Equal(b.words, a.words):
-			return fmt.Sprintf("%s%s in place of %s", where, a.title(), b.title())
+			return fmt.Sprintf("%s%s replaces %s", where, a.title(), b.title())
 		case !slices.Equal(b.words, a.words) || b.body != a.body:
 			return fmt.Sprintf("%s%s changed", where, a.title())
 		}

@@ -100,7 +100,7 @@ type status struct {
 }
 
 // errNotOurs is part of the error when the process that listens on the control socket does not have berth's configuration.
-var errNotOurs = errors.New("who listens on the control socket is not the nginx that berth configures")
+var errNotOurs = errors.New("the process on the control socket is not the nginx that berth configures")
 
 // status asks what nginx runs. If that is nothing of berth's, the status has nginx's master process, as far as it is known.
 // Of an nginx that is being replaced in place and the new one, which answer by turns, the new one counts.
@@ -111,7 +111,7 @@ func (c control) status(ctx context.Context) (status, error) {
 			return s, err
 		}
 		if time.Now().After(end) {
-			return status{}, fmt.Errorf("%w: nginx is being replaced, and the new one does not answer yet", proxyctl.ErrUnreachable)
+			return status{}, fmt.Errorf("%w: nginx is being replaced, and its successor does not answer yet", proxyctl.ErrUnreachable)
 		}
 	}
 }
@@ -137,7 +137,7 @@ func (c control) askStatus(ctx context.Context) (status, error) {
 	s := status{generation: configfile.ParseGeneration(fields[0]), version: fields[2]}
 	worker, err := strconv.Atoi(fields[1])
 	if err != nil {
-		return status{}, fmt.Errorf("%w: nginx on %s calls its worker %.100q", proxyctl.ErrUnreachable, c.socket, fields[1])
+		return status{}, fmt.Errorf("%w: nginx on %s reports worker %.100q, which is no process ID", proxyctl.ErrUnreachable, c.socket, fields[1])
 	}
 	s.master = masterOf(pid, worker)
 	return s, nil
@@ -172,12 +172,12 @@ func (c control) waiting(ctx context.Context) (map[string]proxyctl.WaitingCount,
 	for line := range strings.Lines(answer) {
 		fields := strings.Fields(line)
 		if len(fields) < 4 {
-			return nil, fmt.Errorf("nginx says %.100q of requests that wait", line)
+			return nil, fmt.Errorf("nginx reports waiting requests as %.100q", line)
 		}
 		var numbers [3]int
 		for i := range numbers {
 			if numbers[i], err = strconv.Atoi(fields[1+i]); err != nil {
-				return nil, fmt.Errorf("nginx says %.100q of requests that wait", line)
+				return nil, fmt.Errorf("nginx reports waiting requests as %.100q", line)
 			}
 		}
 		service := suffix.ReplaceAllString(fields[0], "")

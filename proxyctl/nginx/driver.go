@@ -56,7 +56,7 @@ func (d *driver) Mark(text string, _ *config) (marked, error) {
 		err = m.Config.claimError()
 	}
 	if err == nil && !m.Config.serves {
-		err = fmt.Errorf("%w: it has no server block, so nginx would serve nothing", proxyctl.ErrRefused)
+		err = fmt.Errorf("%w: no server block, so nginx would serve nothing", proxyctl.ErrRefused)
 	}
 	return m, err
 }
@@ -113,7 +113,7 @@ func (d *driver) Tend(ctx context.Context) time.Duration {
 
 func (d *driver) removeStale() {
 	if removeStale(d.opts.Socket) {
-		d.opts.Log.Warn("removed the control socket of an nginx that was killed: no nginx starts while it is there", "socket", d.opts.Socket)
+		d.opts.Log.Warn("removed "+d.opts.Socket+", the control socket of a killed nginx: nginx does not start while it exists", "socket", d.opts.Socket)
 	}
 }
 

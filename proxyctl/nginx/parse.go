@@ -85,7 +85,7 @@ func (p *parser) block(d *directive) error {
 		case p.at == len(p.text):
 			return nil
 		case p.text[p.at] == '}' && outer == nil:
-			return p.problem(p.at, "a } too many")
+			return p.problem(p.at, "unexpected }")
 		case p.text[p.at] == '}':
 			p.at++
 			return nil
@@ -184,7 +184,7 @@ func (p *parser) word() (string, error) {
 		}
 	}
 	if quoted {
-		return "", p.problem(start, "a quote that is not closed")
+		return "", p.problem(start, "unclosed quote")
 	}
 	return w.String(), nil
 }
@@ -199,7 +199,7 @@ func (p *parser) luaBlock(d *directive) error {
 		n := luaToken(p.text[p.at:])
 		switch c := p.text[p.at]; {
 		case n == 0:
-			return p.problem(p.at, "a string of Lua that is not closed")
+			return p.problem(p.at, "unclosed Lua string or comment")
 		case c == '{':
 			depth++
 		case c == '}':
@@ -211,7 +211,7 @@ func (p *parser) luaBlock(d *directive) error {
 			return nil
 		}
 	}
-	return p.problem(d.open+1, "a block of Lua code has no }")
+	return p.problem(d.open+1, "a Lua block has no }")
 }
 
 var (

@@ -79,11 +79,11 @@ func processStatus(pid int, heading string) []string {
 // hangup tells a master process to load its configuration anew.
 func hangup(master int) error {
 	if !isMaster(master) {
-		return fmt.Errorf("%w: process %d is no nginx master process any more", proxyctl.ErrUnreachable, master)
+		return fmt.Errorf("%w: process %d is no longer an nginx master process", proxyctl.ErrUnreachable, master)
 	}
 	err := syscall.Kill(master, syscall.SIGHUP)
 	if errors.Is(err, syscall.EPERM) {
-		return fmt.Errorf("nginx's master process %d cannot be told to reload: run berth as the user of that process, or set nginx-reload-container or nginx-reload-command", master)
+		return fmt.Errorf("no permission to reload nginx (master process %d): run berth as the user of that process, or set nginx-reload-container or nginx-reload-command", master)
 	}
 	return err
 }
@@ -114,7 +114,7 @@ func findMaster() (pid int, err error) {
 	case len(all) == 1:
 		return all[0], nil
 	case len(all) > 1:
-		return 0, fmt.Errorf("%w: there are %d nginx master processes here: say how to reload the right one by nginx-reload-container or nginx-reload-command", proxyctl.ErrUnreachable, len(all))
+		return 0, fmt.Errorf("%w: there are %d nginx master processes here: set nginx-reload-container or nginx-reload-command to reload the right one", proxyctl.ErrUnreachable, len(all))
 	}
 	return 0, nil
 }

@@ -44,7 +44,7 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 	_ = d.version.Set(ctx, d.status.version) // if the text is not the one for it, that comes next
 	if !d.warned && !to.Config.all.has("worker_shutdown_timeout") {
 		d.warned = true
-		d.opts.Log.Warn("the configuration sets no worker_shutdown_timeout: after a reload an old worker stays as long as its longest connection")
+		d.opts.Log.Warn("the nginx configuration sets no worker_shutdown_timeout: after a reload, an old worker stays as long as its longest connection")
 	}
 	return d.snapshot(), nil
 }
@@ -76,7 +76,7 @@ func (d *driver) signal(ctx context.Context) error {
 		}
 		return nil
 	case d.status.master == 0:
-		return fmt.Errorf("%w: nginx's master process cannot be seen from here: share its process namespace (pid: service:nginx), or set nginx-reload-container or nginx-reload-command", proxyctl.ErrUnreachable)
+		return fmt.Errorf("%w: cannot see nginx's master process: share its process namespace (pid: service:nginx), or set nginx-reload-container or nginx-reload-command", proxyctl.ErrUnreachable)
 	}
 	return hangup(d.status.master)
 }
@@ -108,7 +108,7 @@ func (d *driver) await(ctx context.Context, want configfile.Generation) error {
 			case unanswered != nil:
 				return unanswered
 			}
-			return fmt.Errorf("%w: nginx did not load %s within %s: its error log says why, unless it reads another file (start it with -c %s, and share the directory, not the single file)",
+			return fmt.Errorf("%w: nginx did not load %s within %s: see its error log; if it reads another file, start it with -c %s and share the directory, not the single file",
 				proxyctl.ErrRefused, d.opts.File, d.opts.Timeout, d.opts.File)
 		case <-time.After(poll):
 		}

@@ -129,7 +129,7 @@ func (p *Process) Code() int {
 // String describes how a process has ended.
 func (p *Process) String() string {
 	if p.state == nil {
-		return "it was not berth's child, so nothing is known"
+		return "unknown exit status: it was not berth's child"
 	}
 	return p.state.String()
 }

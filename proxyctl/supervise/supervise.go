@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"berth/proxyctl"
 )
@@ -140,7 +141,7 @@ func (c *Child) Run(ctx context.Context) error {
 		again := pause.NextBackOff()
 		if started || err.Error() != reported {
 			reported = err.Error()
-			c.opts.Log.Error("the proxy does not run, starting it again", "err", err, "retry_in", again.Round(time.Millisecond))
+			c.opts.Log.Error(c.name+" does not run, starting it again", "err", err, "retry_in", again.Round(time.Millisecond))
 		}
 		if !wait(ctx, c, time.After(again)) {
 			return nil
@@ -160,9 +161,9 @@ func (c *Child) start() (*Process, error) {
 	}
 	switch {
 	case p != nil:
-		c.opts.Log.Info(c.name+" runs already, it is supervised from now on", "pid", pid)
+		c.opts.Log.Info(c.name+" is already running: berth supervises it from now on", "pid", pid)
 	case err != nil && !errors.Is(err, os.ErrProcessDone):
-		return nil, fmt.Errorf("%s runs already and cannot be supervised: process %d: %w", c.name, pid, err)
+		return nil, fmt.Errorf("%s is already running as process %d, which berth cannot supervise: %w", c.name, pid, err)
 	default:
 		cmd := exec.Command(c.opts.Command[0], c.opts.Command[1:]...)
 		cmd.Env, cmd.Stdout, cmd.Stderr = c.opts.Env, c.opts.Stdout, c.opts.Stderr
@@ -225,7 +226,7 @@ func (c *Child) stop(ctx context.Context, p *Process) error {
 		ended = p.insist(within, step.signal)
 		cancel()
 		if !ended {
-			c.opts.Log.Warn(c.name+" has not ended when told to, insisting", "signal", step.signal.String(), "duration", step.time)
+			c.opts.Log.Warn(fmt.Sprintf("%s did not end within %s of %s", c.name, step.time, unix.SignalName(step.signal)), "signal", step.signal.String(), "duration", step.time)
 		}
 	}
 	if !ended {

@@ -26,7 +26,7 @@ func Running(socket string) (pid int, err error) {
 	defer conn.Close()
 	pid, err = Of(conn.(*net.UnixConn))
 	if err == nil && pid == 0 {
-		return 0, fmt.Errorf("a process that cannot be seen from here, in another container say, listens on %s", socket)
+		return 0, fmt.Errorf("a process that berth cannot see, such as one in another container, listens on %s", socket)
 	}
 	return pid, err
 }
