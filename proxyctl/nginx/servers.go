@@ -9,8 +9,8 @@ import (
 	"berth/proxyctl"
 )
 
-// Servers implements proxyctl.Driver: the servers in the file, which is in step with what nginx runs, or a moment behind its Lua
-// balancers. nginx does not say which requests it has in flight.
+// Servers implements proxyctl.Driver. It returns the servers in the file, which matches what nginx runs, or is a moment behind
+// its Lua balancers. nginx does not report requests in flight.
 func (d *driver) Servers(ctx context.Context) (servers []proxyctl.Server, err error) {
 	text, err := os.ReadFile(d.opts.File)
 	if err != nil {
