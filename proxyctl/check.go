@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Check has a proxy's program check a configuration file, by this command. If it says no, the error wraps ErrRefused,
-// names the check, and has what complaints makes of the output. env is the environment, nil for berth's own.
+// Check runs command to have a proxy's program check a configuration file. If the program refuses the file, the error wraps
+// ErrRefused, names the check, and contains what complaints makes of the output. env is the environment; nil means berth's own.
 func Check(ctx context.Context, env []string, name string, complaints func(out string) string, command ...string) error {
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	cmd.Env, cmd.WaitDelay = env, time.Second
@@ -25,7 +25,7 @@ func Check(ctx context.Context, env []string, name string, complaints func(out s
 	}
 }
 
-// Tell tells a proxy to reload by calling a func, and does not wait for longer than timeout, whatever the func does.
+// Tell calls reload to tell a proxy to reload. It waits no longer than timeout, even if reload ignores its context.
 func Tell(ctx context.Context, timeout time.Duration, reload func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -36,10 +36,10 @@ func Tell(ctx context.Context, timeout time.Duration, reload func(context.Contex
 		return err
 	case <-ctx.Done():
 	}
-	select { // it may have ended because of that
+	select { // the expired context may have ended it
 	case err := <-done:
 		return err
 	case <-time.After(100 * time.Millisecond):
 	}
-	return fmt.Errorf("%w: telling it to reload took longer than %s", ErrUnreachable, timeout)
+	return fmt.Errorf("%w: the reload request took longer than %s", ErrUnreachable, timeout)
 }

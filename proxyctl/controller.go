@@ -1,6 +1,6 @@
-// Package proxyctl brings a running proxy to a rendered configuration: the newest one wins, the first change goes
-// at once, bursts are coalesced, and what the proxy refuses never replaces what it runs, nor stops the rest. A Controller
-// says when something is done, an Engine how, and a driver for each kind of proxy what differs.
+// Package proxyctl brings a running proxy to a rendered configuration. The newest configuration wins, the first change is applied
+// at once, and bursts are coalesced. What the proxy refuses never replaces what it runs, and stops nothing else. A Controller
+// decides when to act, an Engine how, and a driver covers what differs between proxies.
 package proxyctl
 
 import (
@@ -18,48 +18,48 @@ import (
 
 // Proxy is a running proxy. Apply is called from one goroutine, Run once from another, and Servers from any.
 type Proxy interface {
-	// Apply returns when the proxy serves the configuration, or with the reason why it does not; then the proxy and its
-	// configuration file are as they were before, but for the servers that the Result tells of. Errors wrap ErrRefused or
-	// ErrUnreachable where that is the cause; the error is ErrNotYet if it takes a reload and mayReload is false, and a
-	// HoldError if the configuration is not believed yet. The same text again makes sure that the proxy still runs it.
+	// Apply returns once the proxy serves the configuration, or with the reason why it does not. After an error, the proxy and
+	// its configuration file are as before, except for the servers named in the Result. Errors wrap ErrRefused or ErrUnreachable
+	// where that is the cause. The error is ErrNotYet if the change takes a reload and mayReload is false, and a HoldError if the
+	// configuration is not trusted yet. Applying the same text again makes sure that the proxy still runs it.
 	Apply(ctx context.Context, c Config, mayReload bool) (Result, error)
-	// Run does the work that an Apply leaves for later, until ctx is done.
+	// Run does the work that Apply leaves for later, until ctx is done.
 	Run(ctx context.Context)
-	// Servers asks the proxy for all servers that it has, those that drain included. They are what it runs, whatever the text
-	// says that it is to run.
+	// Servers asks the proxy for all servers it has, including draining ones. The answer is what the proxy runs, whatever the
+	// text says.
 	Servers(ctx context.Context) ([]Server, error)
-	// Close finishes what an Apply has begun and nobody waits for. It is called once, at the end.
+	// Close finishes what Apply left unfinished. It is called once, at the end.
 	Close()
 }
 
 // Options configure a Controller.
 type Options struct {
 	Proxy    Proxy
-	Interval time.Duration // least time between two reloads; the first goes at once
-	Check    time.Duration // how often to see whether the proxy still runs the newest text; 0 = 5 s
-	Socket   string        // by which the proxy is reached, "" if there is none: when it appears, the proxy is looked at
+	Interval time.Duration // minimum time between two reloads; the first goes at once
+	Check    time.Duration // how often to check that the proxy still runs the newest text; 0 = 5 s
+	Socket   string        // path to reach the proxy, "" if there is none; the proxy is inspected when it appears
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer // may be nil
 
-	// Live, unless it is nil, is called from Run's goroutine after each change of the proxy's servers, once the proxy was seen to have
-	// them: at run time, by a reload, by the repair of what somebody else did, and of what could be done of a text that was refused or
-	// waits. It is not called for servers that the proxy had already when berth started. It must not block.
+	// Live, if not nil, is called from Run's goroutine after each change of the proxy's servers, once the proxy is seen to have
+	// them. This covers changes at run time, reloads, repairs, and the applicable part of a text that was refused or waits. It is
+	// not called for servers that the proxy already had when berth started. It must not block.
 	Live func([]Change)
-	// Changed, unless it is nil, is called from Run's goroutine when Status says something else. It must not block.
+	// Changed, if not nil, is called from Run's goroutine when Status changes. It must not block.
 	Changed func()
 }
 
-// Controller keeps a proxy at the newest configuration it was given.
+// Controller keeps a proxy at the newest configuration given to it.
 type Controller struct {
 	opts    Options
 	wake    chan struct{}
 	metrics metrics
 
 	mu      sync.Mutex
-	next    *wanted   // newest text given, until it is tried
-	current wanted    // the text that is tried, or was last
-	failure error     // why the proxy does not run the text that was tried last
-	pending time.Time // since when a text waits that is not known to fail; zero if none does
+	next    *wanted   // newest text, until it is tried
+	current wanted    // the text being tried, or tried last
+	failure error     // why the proxy does not run the text tried last
+	pending time.Time // when the oldest waiting text not known to fail was set; zero if none waits
 	status  Status
 }
 
@@ -68,11 +68,11 @@ type wanted struct {
 	since   time.Time
 	set     time.Time
 	tried   bool
-	waiting bool // it was tried and did not reach the proxy
+	waiting bool // it was tried but did not reach the proxy
 	live    bool // the proxy has run it
 }
 
-// New returns a Controller; Run does the work.
+// New returns a Controller. Run does the work.
 func New(opts Options) *Controller {
 	if opts.Check == 0 {
 		opts.Check = 5 * time.Second
@@ -85,12 +85,12 @@ func New(opts Options) *Controller {
 	}
 }
 
-// Set makes config the configuration to run. It never blocks; one not applied yet is replaced. since is when the
-// change that led to it was noticed, and what "live after" is measured from.
+// Set makes config the configuration to run. It never blocks, and replaces a configuration that is not applied yet. since is when
+// the change behind it was noticed; "live after" counts from there.
 func (c *Controller) Set(config Config, since time.Time) {
 	c.mu.Lock()
 	if c.next != nil && c.next.since.Before(since) {
-		since = c.next.since // the older change waits to go live with this one
+		since = c.next.since // the older change goes live with this one
 	}
 	now := time.Now()
 	c.next = &wanted{config: config, since: since, set: now}
@@ -101,10 +101,10 @@ func (c *Controller) Set(config Config, since time.Time) {
 	c.Check()
 }
 
-// tolerance is how long a change may take until Ready says that it is not live: less is how things go.
+// tolerance is how long a change may take before Ready reports it as not live. Usually it takes less.
 const tolerance = 2 * time.Second
 
-// Ready is nil when the proxy runs the newest configuration, or is about to, else the reason why it does not.
+// Ready returns nil if the proxy runs the newest configuration or is about to, otherwise the reason why it does not.
 func (c *Controller) Ready() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -114,7 +114,7 @@ func (c *Controller) Ready() error {
 	return c.failure
 }
 
-// Check has the proxy looked at now: it may have been restarted.
+// Check has the proxy inspected now, because it may have been restarted.
 func (c *Controller) Check() {
 	select {
 	case c.wake <- struct{}{}:
@@ -122,7 +122,7 @@ func (c *Controller) Check() {
 	}
 }
 
-// Run applies what Set gives until ctx is done, and then returns nil.
+// Run applies what Set is given until ctx is done, then returns nil.
 func (c *Controller) Run(ctx context.Context) error {
 	background, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -136,7 +136,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		pace  = newPace(c.opts.Interval, c.opts.Check)
 		retry <-chan time.Time
 		look  <-chan time.Time // at the socket
-		seen  os.FileInfo      // of the socket, when the proxy was last found to be away
+		seen  os.FileInfo      // of the socket, when the proxy was last found unreachable
 	)
 	for {
 		select {
@@ -176,7 +176,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 }
 
-// lookTime is how often to look whether the socket of a proxy that is away has appeared.
+// lookTime is how often to check whether the socket of an unreachable proxy has appeared.
 const lookTime = 50 * time.Millisecond
 
 func stat(path string) os.FileInfo {
@@ -187,23 +187,23 @@ func stat(path string) os.FileInfo {
 	return info
 }
 
-// appeared says whether a socket is there that was not there before: a proxy that starts makes another one.
+// appeared reports whether the socket is new: a proxy that starts creates its own.
 func appeared(before, now os.FileInfo) bool {
 	return now != nil && (before == nil || !os.SameFile(before, now) || !before.ModTime().Equal(now.ModTime()))
 }
 
-// pace remembers how earlier Applies went, and decides from that when the next one is due.
+// pace remembers how earlier Applies went and decides when the next one is due.
 type pace struct {
 	interval, check time.Duration
 
-	reloaded time.Time     // when the proxy was last reloaded, or that was tried
-	away     time.Time     // since when the proxy is not reachable
-	failing  time.Time     // since when all Applies failed
-	reported string        // the failure that is already in the log
-	repeat   time.Duration // for how long it has to last to be told again
-	told     bool          // that the proxy runs the newest configuration, once since the start
+	reloaded time.Time     // when the proxy was last reloaded, or a reload was tried
+	away     time.Time     // since when the proxy is unreachable
+	failing  time.Time     // since when every Apply failed
+	reported string        // the failure that was logged last
+	repeat   time.Duration // how long a failure must last to be logged again
+	told     bool          // whether the first success since the start was logged
 	soon     *backoff.ExponentialBackOff
-	seldom   *backoff.ExponentialBackOff // for a refused text: its cause may pass (a name, a port)
+	seldom   *backoff.ExponentialBackOff // for a refused text: the cause may pass (a name, a port)
 }
 
 func newPace(interval, check time.Duration) *pace {
@@ -214,34 +214,34 @@ func newPace(interval, check time.Duration) *pace {
 	}
 }
 
-// next says what follows from an Apply.
+// next describes what follows from an Apply.
 type next struct {
 	wait      time.Duration // until the same text is tried again
-	since     time.Time     // since when the text that is live now has waited
-	drift     bool          // something had taken away what ran
-	recovered bool          // a failure that is in the log is over
+	since     time.Time     // when the change that is live now was noticed
+	drift     bool          // the proxy had lost what it ran
+	recovered bool          // a logged failure is over
 	first     bool          // the first text since the start is live
-	failure   string        // to be told now, "" if there is none or it was told
-	lasts     time.Duration // for how long everything has failed, when that is told again or is over
+	failure   string        // to be logged now, "" if there is none or it was logged before
+	lasts     time.Duration // how long everything has failed, set when that is logged again or over
 }
 
 func (p *pace) mayReload(now time.Time) bool { return now.Sub(p.reloaded) >= p.interval }
 
-// after says what follows from an Apply of want that took from began to now.
+// after decides what follows from an Apply of want that ran from began to now.
 func (p *pace) after(want wanted, began, now time.Time, res Result, err error) next {
 	n := next{since: want.since}
 	if errors.Is(err, ErrNotYet) {
-		n.wait = p.interval - now.Sub(p.reloaded) // which may be over by now
+		n.wait = p.interval - now.Sub(p.reloaded) // possibly over by now
 		return n
 	}
 	if res.Action == Reload || errors.Is(err, ErrRefused) {
 		p.reloaded = now
 	}
 	if want.live && p.reported == "" {
-		n.drift, n.since = true, began // something took it away
+		n.drift, n.since = true, began // the proxy lost what it ran
 	}
 	if err != nil && want.tried && !want.waiting {
-		n.since = began // the part of a refused text that is live now was not live before
+		n.since = began // the part of a refused text that went live now was not live before
 	}
 	if err == nil {
 		n.wait, n.recovered, n.first = p.check, p.reported != "", !p.told
@@ -296,10 +296,10 @@ func (p *pace) after(want wanted, began, now time.Time, res Result, err error) n
 	return n
 }
 
-// startTime is how long a proxy may take to start before it is said that it is not reachable.
+// startTime is how long a proxy may take to start before it is reported as unreachable.
 const startTime = 5 * time.Second
 
-// after is time.After, but never for no time.
+// after is like time.After, but returns nil for d <= 0.
 func after(d time.Duration) <-chan time.Time {
 	if d <= 0 {
 		return nil
@@ -307,7 +307,7 @@ func after(d time.Duration) <-chan time.Time {
 	return time.After(d)
 }
 
-// newest is the text to try now; given is false before the first Set.
+// newest returns the text to try now; given is false before the first Set.
 func (c *Controller) newest() (want wanted, given bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -320,15 +320,15 @@ func (c *Controller) newest() (want wanted, given bool) {
 	return c.current, !c.current.since.IsZero()
 }
 
-// settle records what became of the current text.
+// settle records the outcome for the current text.
 func (c *Controller) settle(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	// The changes in a refused text are gone with it; in one that did not reach the proxy they still wait.
+	// The changes in a refused text are dropped with it. Those in a text that did not reach the proxy still wait.
 	c.current.waiting = err != nil && !errors.Is(err, ErrRefused)
 	c.current.tried, c.current.live = true, c.current.live || err == nil
 	if errors.Is(err, ErrNotYet) {
-		return // it waits, and may go live soon
+		return // it waits and may go live soon
 	}
 	c.pending = time.Time{}
 	if c.next != nil {
@@ -345,11 +345,11 @@ func (c *Controller) report(n next, res Result, err error) {
 		lasted = []any{"for", n.lasts.Round(time.Second)}
 	}
 	if n.failure != "" {
-		tell, what := c.opts.Log.Error, "proxy not brought to the newest configuration"
+		tell, what := c.opts.Log.Error, "cannot bring the proxy to the newest configuration, trying again"
 		args := []any{"err", err, "retry_in", n.wait.Round(time.Millisecond)}
 		var held *HoldError
 		if errors.As(err, &held) {
-			tell, what, args = c.opts.Log.Warn, "the configuration is not applied yet", []any{"err", err}
+			tell, what, args = c.opts.Log.Warn, "the newest configuration is on hold", []any{"err", err}
 			if held.For > 0 {
 				args = append(args, "at_most", held.For.Round(time.Second))
 			}
@@ -366,7 +366,7 @@ func (c *Controller) report(n next, res Result, err error) {
 
 func (c *Controller) reportChange(n next, res Result) {
 	if n.drift && !n.recovered {
-		c.opts.Log.Warn("the proxy did not run the newest configuration any more: repaired", "action", string(res.Action), "reason", res.Reason)
+		c.opts.Log.Warn("the proxy no longer ran the newest configuration: repaired", "action", string(res.Action), "reason", res.Reason)
 	}
 	live := fmt.Sprintf("live after %d ms", time.Since(n.since).Milliseconds())
 	took := time.Since(n.since).Round(time.Millisecond)
@@ -381,7 +381,7 @@ func (c *Controller) reportChange(n next, res Result) {
 	}
 }
 
-// Delays is an exponential backoff with jitter that never gives up.
+// Delays returns an exponential backoff with jitter that never gives up.
 func Delays(first, most time.Duration) *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval, b.RandomizationFactor = first, most, 0.2

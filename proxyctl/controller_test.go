@@ -265,8 +265,8 @@ func TestHeldIsTold(t *testing.T) {
 		held *HoldError
 		want string
 	}{
-		{&HoldError{Backends: []string{"app"}, For: 20 * time.Second}, `consul-grace)" at_most=20s for=2m0s`},
-		{&HoldError{Backends: []string{"app"}, File: "proxy.cfg"}, `all the same" for=2m0s`},
+		{&HoldError{Backends: []string{"app"}, For: 20 * time.Second}, `after consul-grace" at_most=20s for=2m0s`},
+		{&HoldError{Backends: []string{"app"}, File: "proxy.cfg"}, `anyway" for=2m0s`},
 	} {
 		var out bytes.Buffer
 		c := New(Options{Log: slog.New(slog.NewTextHandler(&out, nil))})
@@ -333,7 +333,7 @@ func TestDriftIsFoundAndRepaired(t *testing.T) {
 		}
 		p.do(func() { p.running = "somebody else's" })
 		pass(6 * time.Second)
-		if p.running != "good" || !strings.Contains(out.String(), "did not run the newest configuration any more: repaired") ||
+		if p.running != "good" || !strings.Contains(out.String(), "no longer ran the newest configuration: repaired") ||
 			!strings.Contains(out.String(), "live after 1 ms") {
 			t.Errorf("runs %q; the log:\n%s", p.running, out)
 		}

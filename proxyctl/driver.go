@@ -9,29 +9,30 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// Marked is a text with its mark, as it is written to the file, and C, the configuration that a driver reads in it.
+// Marked is a text with its mark, as written to the file, and the configuration that a driver reads from it.
 type Marked[C any] struct {
 	Text       string
-	Generation configfile.Generation // the zero one for a file that is not as berth wrote it
-	Config     *C                    // nil if the text is no configuration
+	Generation configfile.Generation // zero if the file is not as berth wrote it
+	Config     *C                    // nil if the text is not a configuration
 }
 
-// Snapshot describes what a proxy runs, as the proxy says.
+// Snapshot describes what a proxy says it runs.
 type Snapshot struct {
-	Generation configfile.Generation // of the text that its worker has loaded; the zero one if that has no mark of berth's
-	OldWorkers int                   // workers of earlier configurations that still finish their connections
-	// Unmarked says why the proxy does not say what it runs, though it can be told to load the file: it is brought to berth's
-	// configuration by a reload.
+	Generation configfile.Generation // of the text that its worker has loaded; zero if it has no mark of berth's
+	OldWorkers int                   // workers of earlier configurations that are finishing their connections
+	// Unmarked says why the proxy does not report what it runs, although it can be told to load the file. A reload brings it to
+	// berth's configuration.
 	Unmarked string
-	// Down says that the proxy does not run, or cannot be told anything: the file is prepared for its start.
+	// Down means that the proxy does not run or cannot be reached. The file is prepared for its start.
 	Down bool
-	// Starting says that an unmarked proxy may be on its way up with the file: if that is berth's, it gets some time first.
+	// Starting means that an unmarked proxy may be starting with the file. If the file is berth's, the proxy gets some time
+	// first.
 	Starting bool
 }
 
-// Plan says how the running proxy gets to a text.
+// Plan describes how the running proxy gets to a text.
 type Plan[O fmt.Stringer] struct {
-	Reload string // why nothing less than a reload does, "" if Ops do
+	Reload string // why it takes a reload, "" if Ops suffice
 	Ops    []O    // changes of servers at run time; none if the proxy has them all
 }
 
@@ -48,93 +49,93 @@ func (p Plan[O]) String() string {
 	return "nothing"
 }
 
-// Grammar reads and compares a proxy's texts. Its methods have no effects, and none keeps a text in memory for longer than
-// the configurations made from it.
+// Grammar reads and compares a proxy's texts. Its methods have no side effects, and keep a text in memory only as long as the
+// configurations made from it.
 type Grammar[C any] interface {
-	// Mark reads a text as it was rendered, and gives it its mark. before is the configuration of a similar text, or nil.
-	// The error wraps ErrRefused if the proxy would not take the text, or serve nothing with it; the Config is set as far as
-	// it can be read even so.
+	// Mark parses a rendered text and adds its mark. before is the configuration of a similar text, or nil. The error wraps
+	// ErrRefused if the proxy would refuse the text, or serve nothing with it. Config is set as far as the text can be read even
+	// then.
 	Mark(text string, before *C) (Marked[C], error)
-	// Unmark reads a file, which may be anybody's.
+	// Unmark parses a file, which berth need not have written.
 	Unmark(file string, before *C) Marked[C]
-	// IsMarked says whether berth wrote a file, whatever became of it since.
+	// IsMarked reports whether berth wrote a file, even if it was changed since.
 	IsMarked(file string) bool
-	// Beside returns the contents of the files that a text has beside it under names that stay the same, by path. nil = none.
+	// Beside returns the files that belong to a text and keep their names when they change: path to content, nil if there are
+	// none.
 	Beside(text string) map[string]string
-	// Between returns contents for the files that a text has beside it with which the proxy, should it start, serves what it can
-	// both with the text before and with this one.
+	// Between returns contents for the Beside files that suit both texts: a proxy that starts with either one serves what it can.
 	Between(from, to string) map[string]string
-	// AtFault returns the backend, listen section or upstream of a text that a complaint about the text means, "" if that is none or
-	// cannot be told. It may be called from any goroutine.
+	// AtFault returns the backend, listen section or upstream that a complaint about the text refers to, "" if it is none or
+	// unknown. It may be called from any goroutine.
 	AtFault(text, complaint string) string
-	// Count returns how many backends have servers, and how many servers these are.
+	// Count returns how many backends have servers, and how many servers they have.
 	Count(c *C) (backends, servers int)
-	// Changes says for each backend how its servers differ.
+	// Changes returns how the servers of each backend differ.
 	Changes(before, after *C) []Change
-	// Serves returns the names of what a text, which may be anybody's, passes requests to: of backends that have servers, and
-	// of whatever else has.
+	// Serves returns the names of everything a text passes requests to: backends that have servers, and any other targets. The
+	// text need not be berth's.
 	Serves(c *C) map[string]bool
-	// SameFrame says whether two texts agree in what the catalog does not decide. If they do not, somebody has changed the
-	// template.
+	// SameFrame reports whether two texts agree in everything that the catalog does not decide. If they differ, the template was
+	// changed.
 	SameFrame(a, b *C) bool
 }
 
-// Driver does what differs between proxies, for configurations C and changes O of servers at run time. The engine calls its
-// methods from one goroutine, but for Check and Servers, which are called from others meanwhile, and Tend, which has one of its own.
-// Each call has its own deadline.
+// Driver covers what differs between proxies, for configurations C and run-time changes O of servers. The engine calls its
+// methods from one goroutine, except Check and Servers, which may run concurrently, and Tend, which has its own goroutine. Each
+// call sets its own deadline.
 type Driver[C any, O fmt.Stringer] interface {
 	Grammar[C]
 
-	// Inspect asks the proxy what it runs. The error of one that is down says how that is known. The driver remembers the
-	// servers that it has seen, for Observe.
+	// Inspect asks the proxy what it runs. If the proxy is down, the error says how that is known. The driver remembers the
+	// servers it saw for Observe.
 	Inspect(ctx context.Context) (Snapshot, error)
-	// Runs says whether the proxy that was last inspected has the servers of a text, whatever its Generation says: the mark that
-	// HAProxy tells is in its environment, which outlasts a reload with a file that has none.
+	// Runs reports whether the last inspected proxy has the servers of a text, whatever its Generation says. HAProxy keeps berth's
+	// mark in its environment, and so even after a reload with a file that has no mark.
 	Runs(c *C) bool
-	// Observe says which text the proxy that was last inspected runs, but for its servers: Plan begins there.
+	// Observe sets the text that the last inspected proxy runs, apart from its servers. Plan starts there.
 	Observe(base Marked[C])
-	// Plan says how to get to a text from the servers that were observed, or that the last Run or Reload left. Backends that
-	// are the same in alike, unless it is nil, are taken to be right as they are.
+	// Plan returns how to get to a text from the servers that were observed, or that the last Run or Reload left. If alike is not
+	// nil, backends that are the same in it are assumed to be right.
 	Plan(to Marked[C], alike *C) Plan[O]
-	// Run carries out the plan to a text, which may have nothing to do, and reads back what came of it. An error that wraps
-	// ErrUnexpected says what the proxy did not take: a reload puts it right. After any error the proxy has to be inspected.
+	// Run carries out a plan, which may be empty, and reads back the result. An error that wraps ErrUnexpected says what the
+	// proxy did not accept; a reload fixes it. After any error, the proxy must be inspected.
 	Run(ctx context.Context, to Marked[C], plan Plan[O]) error
-	// Before returns the configuration from which Changes are counted: last, or the proxy's own servers where the driver
-	// knows them.
+	// Before returns the configuration that Changes counts from: the proxy's own servers where the driver knows them, otherwise
+	// last.
 	Before(last *C) *C
-	// Merge returns the text of base with the servers that the backends have in to, where those are all that differs and the
-	// running proxy takes them. Backends in keep stay as they are in base. With reload, the result is to be loaded:
-	// it may have all servers that are safe to load, if only a reload changes them. "" stands for base as it is.
+	// Merge returns the text of base with the servers that its backends have in to, for backends that differ in nothing else and
+	// whose changes the running proxy accepts. Backends in keep stay as in base. With reload, the result is meant to be loaded:
+	// it may have all servers that are safe to load, if only a reload changes them. "" stands for base unchanged.
 	Merge(base, to *C, keep []string, reload bool) string
 
 	// Binary returns the program that checks a file, "" if there is none.
 	Binary() string
-	// Check has the program check a file. The error wraps ErrRefused if it says no.
+	// Check has the program check a file. The error wraps ErrRefused if the program refuses it.
 	Check(ctx context.Context, file string) error
-	// StartsWith says whether a proxy that is down is known, without a program, to start with a text if it would with what
-	// is in the file.
+	// StartsWith reports whether a proxy that is down is certain to start with a text, without asking a program, provided it
+	// would start with the configuration there.
 	StartsWith(to, there *C) bool
-	// Precheck finds out what the program does not see, before the file is replaced: an address in use, say.
+	// Precheck finds what the program does not see before the file is replaced, such as an address in use.
 	Precheck(ctx context.Context, last, to Marked[C]) error
-	// Reload has the proxy load its file, which has this text by now, and returns when new workers serve with it. last is
-	// the text that it ran. A LoadedError says that it did load the text, and cannot stay with it:
-	// then it is called once more, with the texts swapped.
+	// Reload has the proxy load its file, which already has the text of to, and returns when new workers serve it. last is the
+	// text that the proxy ran. A LoadedError means that the proxy did load the text but cannot keep it; Reload is then called
+	// again with the texts swapped.
 	Reload(ctx context.Context, last, to Marked[C]) (Snapshot, error)
 
-	// Tend looks after draining servers, and whatever else can wait. It returns in what time to call it again, 0 for not
-	// before something was applied.
+	// Tend looks after draining servers and other work that can wait. It returns when to call it again; 0 means only after the
+	// next Apply.
 	Tend(ctx context.Context) time.Duration
-	// Draining returns how many servers were removed and still finish their connections.
+	// Draining returns how many removed servers are still finishing their connections.
 	Draining() int
 
-	// Servers is that of Proxy.
+	// Servers is as in Proxy.
 	Servers(ctx context.Context) ([]Server, error)
 }
 
-// ErrUnexpected marks what the proxy says or does that it should not; a reload puts it right.
+// ErrUnexpected marks an answer or a state of the proxy that should not occur. A reload fixes it.
 var ErrUnexpected = errors.New("unexpected")
 
-// LoadedError is the error of a Reload when the proxy did load the text, and cannot stay with it.
+// LoadedError is returned by Reload if the proxy did load the text but cannot keep it.
 type LoadedError struct{ Err error }
 
 func (e *LoadedError) Error() string { return e.Err.Error() }

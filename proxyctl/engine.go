@@ -15,19 +15,19 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// EngineOptions are what an Engine needs besides a driver.
+// EngineOptions configure an Engine.
 type EngineOptions struct {
 	Name    string        // of the proxy in messages: HAProxy
 	File    string        // its configuration file; the directory must be writable
-	Checks  string        // the argument that has its program check a file, for messages: -c
+	Checks  string        // the argument for a check by the proxy's program, for messages: -c
 	Timeout time.Duration // of a validation; 0 = 10 s
-	// Grace is for how long a first text of the same template is held back that takes all servers from a backend that the
-	// last good text has some for; 0 = 30 s, less is none.
+	// Grace is how long the first texts of an unchanged template are held back if they take all servers from a backend that has
+	// some in the last good text. 0 = 30 s, negative = no hold.
 	Grace time.Duration
-	// TakeOver lets the first text replace a file of somebody else's at once. Without it, that waits for as long as a backend
-	// which has servers in the file would have none.
+	// TakeOver lets the first text replace a file that berth did not write at once. Without it, the first text waits as long as
+	// it would leave a backend that has servers in the file without any.
 	TakeOver bool
-	// Inspect has the proxy inspected before every change: what it answers to a change does not tell what it runs.
+	// Inspect has the proxy inspected before every change, for proxies whose answer to a change does not tell what they run.
 	Inspect bool
 	// Prepared, if not nil, is called when the proxy is down and a good configuration is in place for its start.
 	Prepared func()
@@ -36,42 +36,42 @@ type EngineOptions struct {
 	Log         *slog.Logger
 }
 
-// Engine brings a proxy to configurations, once for all kinds of proxies: what differs is in its driver. It implements
+// Engine brings a proxy to configurations. It is the same for all kinds of proxies; the driver covers what differs. It implements
 // Proxy. Apply is called from one goroutine, Run from another, Servers from any.
 //
-// An Apply goes: auxiliary files → mark → what does the proxy run → plan: nothing, changes at run time, or a reload and
-// why → do it and read it back → else restore. The same text again is a look at everything, and a repair of what differs.
-// While the proxy is down, a text replaces the file only if there is none, or if it was validated: a bad file would keep
-// the proxy from starting. What cannot be applied as a whole stops nothing else: servers of all that the running text and
-// the new one have in common come and go at run time all the same.
+// Apply writes the auxiliary files, marks the text, asks what the proxy runs and makes a plan: do nothing, change servers at run
+// time, or reload and why. It carries out the plan and reads back the result, or restores what was there. Applying the same text
+// again checks everything and repairs differences. While the proxy is down, a text replaces the file only if there is none or the
+// text was validated, because a bad file would keep the proxy from starting. If a text cannot be applied as a whole, the servers
+// of everything that it shares with the running text still come and go at run time.
 type Engine[C any, O fmt.Stringer] struct {
 	opts   EngineOptions
 	driver Driver[C, O]
 	conf   *configfile.File
 	lazy   *configfile.LazyWriter
-	tend   chan struct{} // something was applied
+	tend   chan struct{} // signals that something was applied
 
 	asked   *string   // text of the last Apply
-	again   bool      // the Apply before had the same text
-	want    Marked[C] // the same with its mark
-	fault   error     // why the text needs not even be shown to the proxy
-	blocked error     // why the text cannot be loaded: a file that it refers to could not be written
-	behind  bool      // the last Apply has not brought the proxy to its text
-	refusal refusal   // by the proxy or its program, of the text that was tried last
-	partly  refusal   // of what that has in common with the text that runs
-	has     Marked[C] // what the proxy was brought to last, or was seen to run
-	old     int       // workers of earlier configurations, as of the last reload or look
-	sure    bool      // it had just that, some time; else its servers may be newer than has, which is from a file
-	known   bool      // the driver knows the proxy's servers; else it has to be inspected
+	again   bool      // the previous Apply had the same text
+	want    Marked[C] // the same text with its mark
+	fault   error     // why the text is refused without asking the proxy
+	blocked error     // why the text cannot be loaded: a file that it refers to was not written
+	behind  bool      // the last Apply did not bring the proxy to its text
+	refusal refusal   // of the text tried last, by the proxy or its program
+	partly  refusal   // of the part that text shares with the running one
+	has     Marked[C] // what the proxy was last brought to or seen to run
+	old     int       // workers of earlier configurations, as of the last reload or inspection
+	sure    bool      // the proxy had exactly has at some time; otherwise has is from a file, and the servers may be newer
+	known   bool      // the driver knows the proxy's servers; otherwise it must inspect them
 
 	applied   bool      // a text was applied as a whole since the start
 	holds     time.Time // since when the first texts take all servers from a backend
-	keep      []string  // these backends, which keep their servers until the grace is over
-	away      time.Time // since when the proxy does not say what it runs
-	validated bool      // the program has taken the file since then
+	keep      []string  // the backends that keep their servers until Grace is over
+	away      time.Time // since when the proxy does not report what it runs
+	validated bool      // the program has accepted the file since then
 }
 
-// NewEngine returns an Engine; nothing is read or dialled before Apply.
+// NewEngine returns an Engine. It reads and dials nothing before Apply.
 func NewEngine[C any, O fmt.Stringer](driver Driver[C, O], opts EngineOptions) *Engine[C, O] {
 	if opts.Timeout == 0 {
 		opts.Timeout = 10 * time.Second
@@ -123,7 +123,7 @@ func (e *Engine[C, O]) Apply(ctx context.Context, c Config, mayReload bool) (Res
 	return res, err
 }
 
-// Run implements Proxy: it calls Tend whenever that is due, until ctx is done.
+// Run implements Proxy. It calls Tend whenever that is due, until ctx is done.
 func (e *Engine[C, O]) Run(ctx context.Context) {
 	for {
 		again := after(e.driver.Tend(ctx))
@@ -139,13 +139,13 @@ func (e *Engine[C, O]) Run(ctx context.Context) {
 // Servers implements Proxy.
 func (e *Engine[C, O]) Servers(ctx context.Context) ([]Server, error) { return e.driver.Servers(ctx) }
 
-// Close returns when the configuration file is in step with what the proxy runs.
+// Close waits until the configuration file matches what the proxy runs.
 func (e *Engine[C, O]) Close() {
 	e.lazy.Flush()
 	e.unwatch()
 }
 
-// unwatch gives up looking for names that did not resolve.
+// unwatch stops watching names that did not resolve.
 func (e *Engine[C, O]) unwatch() {
 	e.refusal.unwatch()
 	e.partly.unwatch()
@@ -209,8 +209,8 @@ func (e *Engine[C, O]) apply(ctx context.Context, mayReload bool) (Result, error
 	return res, err
 }
 
-// theirs returns why a file of somebody else's is not replaced yet, nil if it may be, or is not theirs. last is the last good
-// text. A proxy that runs berth's configuration, and not that of the file, has nothing to lose.
+// theirs returns why a file that berth did not write may not be replaced yet, nil if it may or if berth wrote it. last is the
+// last good text. If the proxy runs berth's configuration, and not the file's, the file does not matter.
 func (e *Engine[C, O]) theirs(last Marked[C], snap Snapshot) error {
 	if e.opts.TakeOver || e.applied || e.fault != nil || last.Text == "" || last.Config == nil ||
 		snap.Generation.Shape != "" && !e.driver.Runs(last.Config) || e.driver.IsMarked(last.Text) {
@@ -224,8 +224,8 @@ func (e *Engine[C, O]) theirs(last Marked[C], snap Snapshot) error {
 	return &HoldError{Backends: slices.Sorted(maps.Keys(lost)), File: e.opts.File}
 }
 
-// goal returns the text to bring the proxy to now, and the reason if that is not e.want. last is the last good text. A
-// catalog that has lost things takes servers, and nothing of the frame: a text with another frame comes of another template.
+// goal returns the text to bring the proxy to now, and the reason if it is not e.want. last is the last good text. A catalog that
+// lost data takes away servers but leaves the frame alone; a text with another frame comes from a changed template.
 func (e *Engine[C, O]) goal(last Marked[C]) (Marked[C], error) {
 	e.keep = nil
 	if e.applied || e.opts.Grace < 0 || last.Generation.Shape == "" {
@@ -257,7 +257,7 @@ func (e *Engine[C, O]) goal(last Marked[C]) (Marked[C], error) {
 	return m, &HoldError{Backends: e.keep, For: left}
 }
 
-// merged returns base with the servers of the backends that it has in common with e.want. reload is as in Driver.Merge.
+// merged returns base with the servers of the backends that it shares with e.want. reload is as in Driver.Merge.
 func (e *Engine[C, O]) merged(base Marked[C], reload bool) Marked[C] {
 	text := e.driver.Merge(base.Config, e.want.Config, e.keep, reload)
 	if text == "" {
@@ -270,22 +270,22 @@ func (e *Engine[C, O]) merged(base Marked[C], reload bool) Marked[C] {
 	return m
 }
 
-// bring brings a proxy that has answered to goal. why is a reason for a reload that is known already.
+// bring brings a proxy that has answered to goal. why is a reason for a reload that is already known.
 func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], snap Snapshot, why string, mayReload bool) (Result, error) {
 	seen := e.has.Config != nil && e.has.Generation.SameShape(snap.Generation)
-	runs := last.Generation.SameShape(snap.Generation) // last, but for its servers
+	runs := last.Generation.SameShape(snap.Generation) // last, apart from its servers
 	switch {
 	case why != "":
 	case snap.Unmarked != "":
 		why = snap.Unmarked
-	case !e.applied && snap.Generation.Shape == "" && there.Generation.Shape == "": // nothing is berth's
+	case !e.applied && snap.Generation.Shape == "" && there.Generation.Shape == "": // neither is berth's
 		why = "first configuration by berth"
 	case there.Text == "":
 		why = "the configuration file was removed"
 	case there.Generation.Shape == "":
 		why = "the configuration file is not as berth wrote it"
 	case !runs:
-		why = e.opts.Name + " runs another configuration than its file"
+		why = e.opts.Name + " does not run the configuration in its file"
 	case !seen && snap.Generation != there.Generation && e.conf.InDoubt():
 		why = "an earlier reload was cut short"
 	}
@@ -306,7 +306,7 @@ func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], s
 			switch {
 			case err != nil:
 			case there.Text == goal.Text && e.conf.InStep(goal.Text):
-				e.conf.ForgetGood() // of an earlier berth that was killed
+				e.conf.ForgetGood() // left by an earlier berth that was killed
 			default:
 				err = e.lazy.Problem(goal.Generation)
 				e.lazy.Put(ctx, goal.Text, goal.Generation)
@@ -317,8 +317,8 @@ func (e *Engine[C, O]) bring(ctx context.Context, goal, there, last Marked[C], s
 	return e.load(ctx, goal, last, snap, runs && goal.Text == e.want.Text, why, mayReload)
 }
 
-// load has the proxy load goal. With common, the proxy runs last but for its servers, and what goal has in common with that
-// does not wait for a text that was refused before, or has to wait itself.
+// load has the proxy load goal. If common is set, the proxy runs last apart from its servers. What goal shares with last is then
+// applied even if goal was refused before or has to wait.
 func (e *Engine[C, O]) load(ctx context.Context, goal, last Marked[C], snap Snapshot, common bool, why string, mayReload bool) (Result, error) {
 	before, part := e.driver.Before(last.Config), Result{}
 	stopped := cmp.Or(e.fault, e.blocked)
@@ -360,7 +360,7 @@ func (e *Engine[C, O]) load(ctx context.Context, goal, last Marked[C], snap Snap
 	return res, err
 }
 
-// both returns what two steps have done, the second of them a reload.
+// both returns the combined result of two steps, the second of which is a reload.
 func (e *Engine[C, O]) both(first, second Result, before *C) Result {
 	if first.Action != "" {
 		second.Changes = e.driver.Changes(before, e.has.Config)
@@ -368,7 +368,7 @@ func (e *Engine[C, O]) both(first, second Result, before *C) Result {
 	return second
 }
 
-// onDisk reads the configuration file. Most of the time it is e.want.
+// onDisk reads the configuration file, which usually is e.want.
 func (e *Engine[C, O]) onDisk() (Marked[C], error) {
 	text, err := configfile.Read(e.opts.File)
 	switch {
@@ -380,8 +380,8 @@ func (e *Engine[C, O]) onDisk() (Marked[C], error) {
 	return e.driver.Unmark(text, e.want.Config), nil
 }
 
-// change brings the proxy to a text at run time. If that cannot be done, the string says why: then a reload has to do it.
-// alike is as in Driver.Plan.
+// change brings the proxy to a text at run time. If that is impossible, the string says why, and a reload has to do it. alike is
+// as in Driver.Plan.
 func (e *Engine[C, O]) change(ctx context.Context, to Marked[C], alike *C) (Result, string, error) {
 	plan := e.driver.Plan(to, alike)
 	if plan.Reload != "" {
@@ -403,22 +403,22 @@ func (e *Engine[C, O]) change(ctx context.Context, to Marked[C], alike *C) (Resu
 	return res, "", nil
 }
 
-// mostTries limits how often changeCommon tries: each time the proxy may refuse another server, which the driver notes. The
-// last try only brings back the text that ran.
+// mostTries limits the tries of changeCommon. Each time, the proxy may refuse another server, which the driver notes. The last
+// try only restores the text that ran.
 const mostTries = 5
 
-// changeCommon brings the backends that the running text and e.want have in common to e.want at run time, after it has undone
-// a change that went half the way. The file follows. The Result has no Action if nothing was to be done, or could be.
+// changeCommon first undoes a change that got stuck halfway. It then brings the backends that the running text and e.want share
+// to e.want at run time. The file follows. The Result has no Action if there was nothing to do or nothing could be done.
 func (e *Engine[C, O]) changeCommon(ctx context.Context) Result {
-	// A change that went half the way has left servers that are in the way of the same change. But a berth that has just been
-	// started knows the other backends from the file only, and the proxy may have newer servers.
+	// A change that got stuck halfway has left servers that block the same change. But a berth that just started knows the other
+	// backends only from the file, and the proxy may have newer servers.
 	undo, alike := !e.known && e.sure, e.has.Config
 	if e.sure {
 		alike = nil
 	}
 	for try := range mostTries {
 		if !e.observe(ctx) {
-			return Result{} // the next look finds out
+			return Result{} // the next inspection finds out
 		}
 		to := e.has
 		if !undo && try < mostTries-1 {
@@ -442,12 +442,12 @@ func (e *Engine[C, O]) changeCommon(ctx context.Context) Result {
 			return Result{}
 		}
 	}
-	e.opts.Log.Warn(e.opts.Name + "'s servers are not as they were before a change that it refused")
+	e.opts.Log.Warn("cannot restore the servers that " + e.opts.Name + " had before a change it refused")
 	return Result{}
 }
 
-// reloadCommon has the proxy load the running text with the servers that it has in common with e.want, where the driver
-// takes servers by a reload. The Result has no Action if nothing was to be done, or could be.
+// reloadCommon has the proxy load the running text with the servers that it shares with e.want, for drivers that change servers
+// by a reload. The Result has no Action if there was nothing to do or nothing could be done.
 func (e *Engine[C, O]) reloadCommon(ctx context.Context, snap Snapshot, mayReload bool) (Result, error) {
 	to := e.merged(e.has, true)
 	if to.Text == e.has.Text || to.Text == e.want.Text || !e.observe(ctx) {
@@ -460,7 +460,7 @@ func (e *Engine[C, O]) reloadCommon(ctx context.Context, snap Snapshot, mayReloa
 	return e.reload(ctx, to, snap, plan.Reload, mayReload, &e.partly)
 }
 
-// observe makes sure that the driver knows the proxy's servers. It is false if the proxy does not run e.has.
+// observe makes sure that the driver knows the proxy's servers. It returns false if the proxy does not run e.has.
 func (e *Engine[C, O]) observe(ctx context.Context) bool {
 	if !e.known {
 		snap, err := e.driver.Inspect(ctx)
@@ -473,7 +473,7 @@ func (e *Engine[C, O]) observe(ctx context.Context) bool {
 	return true
 }
 
-// reload brings the proxy to a text by its file. why is the reason, refused the last refusal of such a text.
+// reload brings the proxy to a text through its file. why is the reason, and refused the last refusal of such a text.
 func (e *Engine[C, O]) reload(ctx context.Context, to Marked[C], snap Snapshot, why string, mayReload bool, refused *refusal) (Result, error) {
 	res := Result{Reason: why}
 	if err := refused.still(to.Generation.Shape); err != nil && (!e.again || refused.name != nil) {
@@ -502,7 +502,7 @@ func (e *Engine[C, O]) reload(ctx context.Context, to Marked[C], snap Snapshot, 
 	e.known = false
 	now, err := e.driver.Reload(ctx, last, to)
 	err = e.blame(to.Text, err)
-	if err != nil && (time.Since(began) < costly || unresolved.MatchString(err.Error())) { // a resolver may take long
+	if err != nil && (time.Since(began) < costly || unresolved.MatchString(err.Error())) { // a resolver may be slow
 		err = refused.note(to.Generation.Shape, err, 2*time.Second, time.Minute)
 	} else if err != nil {
 		err = refused.note(to.Generation.Shape, err, 15*time.Second, 10*time.Minute)
@@ -524,11 +524,11 @@ func (e *Engine[C, O]) reload(ctx context.Context, to Marked[C], snap Snapshot, 
 	return res, nil
 }
 
-// lastGood returns the text that the proxy goes on with if it does not take another one, as far as is known: the text that
-// berth brought it to, the file itself, or if berth was killed while the proxy judged the file, the copy of the one before.
+// lastGood returns the text that the proxy keeps if it refuses another one, as far as is known: the text that berth brought it
+// to, or the file, or the copy of the previous file if berth was killed while the proxy judged the new one.
 func (e *Engine[C, O]) lastGood(there Marked[C], running configfile.Generation) Marked[C] {
 	switch {
-	case there.Text != "" && !e.driver.IsMarked(there.Text): // somebody else's
+	case there.Text != "" && !e.driver.IsMarked(there.Text): // berth did not write it
 		return there
 	case e.has.Config != nil && e.has.Generation.SameShape(running):
 		return e.has
@@ -546,12 +546,11 @@ func (e *Engine[C, O]) lastGood(there Marked[C], running configfile.Generation) 
 	return e.driver.Unmark(good, e.want.Config)
 }
 
-// unmarkedTime is how long a proxy that may have been started with berth's file gets to come up before it is told to load
-// the file.
+// unmarkedTime is how long a proxy that may be starting with berth's file has to come up before it is told to load the file.
 const unmarkedTime = 10 * time.Second
 
-// prepare puts a text where a proxy that is down will find it when it starts, if that is safe, and returns the reason why
-// it is not live yet.
+// prepare puts a text in place for the start of a proxy that is down, if that is safe, and returns the reason why it is not live
+// yet.
 func (e *Engine[C, O]) prepare(ctx context.Context, to Marked[C], reason error) error {
 	e.lazy.Flush()
 	there, err := e.onDisk()
@@ -581,7 +580,7 @@ func (e *Engine[C, O]) prepare(ctx context.Context, to Marked[C], reason error) 
 			if err := e.conf.Write(e.opts.File, to.Text); err != nil {
 				return err
 			}
-			e.opts.Log.Info("configuration written, "+e.opts.Name+" will start with it", "file", e.opts.File)
+			e.opts.Log.Info("wrote "+e.opts.File+", "+e.opts.Name+" will start with it", "file", e.opts.File)
 		}
 		e.conf.ForgetGood()
 		e.validated = true
@@ -592,7 +591,7 @@ func (e *Engine[C, O]) prepare(ctx context.Context, to Marked[C], reason error) 
 	return reason
 }
 
-// restore puts the last good text in place of one that nobody has judged. It returns the reason, or what went wrong.
+// restore replaces a text that was never judged by the last good one. It returns reason, or the error if that fails.
 func (e *Engine[C, O]) restore(there, last Marked[C], reason error) error {
 	if there.Text == last.Text {
 		return reason
@@ -612,8 +611,8 @@ func (e *Engine[C, O]) validate(ctx context.Context, text string) error {
 	return e.blame(text, e.conf.Validate(ctx, e.opts.Timeout, e.driver.Binary()+" "+e.opts.Checks, text, e.driver.Check))
 }
 
-// blame returns the error with the section at fault, if that is the refusal of a text and says so, and with the file that cannot be
-// read, if it is for want of one. This is found out when the text is refused: the next one has other lines.
+// blame adds to a refusal the section at fault, if the refusal names one, and the file that cannot be read, if a file is missing. It
+// must run when the text is refused, because the next text has other line numbers.
 func (e *Engine[C, O]) blame(text string, err error) error {
 	var known *RefusalError
 	if !errors.Is(err, ErrRefused) || errors.As(err, &known) {
@@ -629,7 +628,7 @@ func (e *Engine[C, O]) blame(text string, err error) error {
 	return err
 }
 
-// writeLazily writes the file for servers that the proxy has already, unless its program refuses it.
+// writeLazily writes the file for servers that the proxy already has, unless its program refuses it.
 func (e *Engine[C, O]) writeLazily(ctx context.Context, text string) error {
 	if err := e.validate(ctx, text); err != nil {
 		return err
@@ -637,6 +636,6 @@ func (e *Engine[C, O]) writeLazily(ctx context.Context, text string) error {
 	if err := e.conf.Write(e.opts.File, text); err != nil {
 		return err
 	}
-	e.conf.ForgetGood() // of an earlier berth that was killed
+	e.conf.ForgetGood() // left by an earlier berth that was killed
 	return nil
 }

@@ -143,7 +143,7 @@ func TestEngine(t *testing.T) {
 		{name: "what somebody changed is repaired", running: one, steps: []step{
 			{text: one, action: None, file: one},
 			{set: func(r *harness) { r.live["app"] = []string{"y"} }, text: one, action: Runtime, file: one, live: "app: a; web: x"},
-			{set: func(r *harness) { r.run("somebody else's") }, text: one, action: Reload, reason: "the proxy runs another configuration than its file", file: one, loads: 1},
+			{set: func(r *harness) { r.run("somebody else's") }, text: one, action: Reload, reason: "the proxy does not run the configuration in its file", file: one, loads: 1},
 			{set: func(r *harness) { r.write(r.file, r.onDisk(r.file)+"edited\n") }, text: one, action: Reload, reason: "not as berth wrote it", file: one, loads: 2},
 			{set: func(r *harness) { os.Remove(r.file) }, text: two, action: Runtime, file: two, loads: 2},
 			{set: func(r *harness) { os.Remove(r.file) }, text: two, action: Reload, reason: "removed", file: two, loads: 3},

@@ -78,14 +78,14 @@ func (m metrics) observe(res Result, err error, after time.Duration) {
 	}
 	m.leaving.Set(float64(res.Leaving))
 	if res.Action != Runtime {
-		m.oldWorkers.Set(float64(res.OldWorkers)) // a change at run time does not look at them
+		m.oldWorkers.Set(float64(res.OldWorkers)) // a change at run time does not count them
 	}
 	if res.Action != None {
 		m.live.Observe(after.Seconds())
 	}
 }
 
-// note counts what has become of the status.
+// note counts what changed in the status.
 func (m metrics) note(before, now Status) {
 	m.refusals.Add(float64(now.Refusals - before.Refusals))
 	m.drifts.Add(float64(now.Drifts - before.Drifts))
@@ -93,7 +93,7 @@ func (m metrics) note(before, now Status) {
 		return
 	}
 	m.generationTime.Set(float64(now.Since.UnixMilli()) / 1000)
-	if now.Action != None || before.Generation != "" { // else it ran before this berth
+	if now.Action != None || before.Generation != "" { // otherwise it ran before this berth started
 		m.generations.Inc()
 	}
 }

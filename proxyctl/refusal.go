@@ -13,23 +13,23 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// costly is the least time of a refused reload that has kept listeners closed for a while.
+// costly is how long a refused reload takes at least if it has kept listeners closed for a while.
 const costly = time.Second
 
-// refusal remembers the last text that was refused. The same text with other servers is not shown to the proxy and its
-// program at every change: that costs a worker, which counts for mworker-max-reloads too, and a processor. A text that
-// differs in more is tried at once, and so is one with a name that did not resolve, when it does.
+// refusal remembers the last text that was refused. The same text with other servers is not shown to the proxy and its program at
+// every change, since each try costs CPU time and a worker, which counts towards mworker-max-reloads. A text that differs in more
+// is tried at once. So is a text with a name that did not resolve, as soon as it resolves.
 type refusal struct {
 	shape string
 	err   error
 	at    time.Time
 	wait  time.Duration // until it is tried again
-	slow  bool          // the proxy took its time for it, without listeners
-	name  *name         // that did not resolve, nil if that was not the cause
+	slow  bool          // the proxy took long to refuse it, with its listeners closed
+	name  *name         // the name that did not resolve, nil if that was not the cause
 }
 
-// note remembers an error if that is a refusal. The time until the next try is first, and doubles with each refusal of the
-// same shape up to most. The error that note returns says when the next try is due.
+// note remembers an error if it is a refusal. The next try is due after first, doubled with each refusal of the same shape up to
+// most. The returned error says when.
 func (r *refusal) note(shape string, err error, first, most time.Duration) error {
 	var port *PortError
 	switch {
@@ -50,7 +50,7 @@ func (r *refusal) note(shape string, err error, first, most time.Duration) error
 	return r.waits(wait)
 }
 
-// still returns the error of a text of this shape while it is too early to try that again.
+// still returns the error for a text of this shape as long as it is too early to try it again.
 func (r *refusal) still(shape string) error {
 	left := r.wait - time.Since(r.at)
 	if r.err == nil || r.shape != shape || left <= 0 || r.name != nil && r.name.resolves.Load() {
@@ -59,7 +59,7 @@ func (r *refusal) still(shape string) error {
 	return r.waits(left)
 }
 
-// forget is for a text that was taken.
+// forget clears the refusal after a text was accepted.
 func (r *refusal) forget() {
 	r.unwatch()
 	*r = refusal{}
@@ -72,7 +72,7 @@ func (r *refusal) unwatch() {
 	}
 }
 
-// waits returns the error with the time until the next try, or the next look whether the name resolves.
+// waits returns the error with the time until the next try, or until the next check whether the name resolves.
 func (r *refusal) waits(left time.Duration) error {
 	if r.name != nil && !r.name.useless.Load() {
 		left = min(left, nameTime)
@@ -80,7 +80,7 @@ func (r *refusal) waits(left time.Duration) error {
 	return &retryError{r.err, left}
 }
 
-// retryError says in what time to try again.
+// retryError says when to try again.
 type retryError struct {
 	error
 	after time.Duration
@@ -88,13 +88,13 @@ type retryError struct {
 
 func (e *retryError) Unwrap() error { return e.error }
 
-// unresolved matches what HAProxy and nginx say of the name of a server that does not resolve.
+// unresolved matches what HAProxy and nginx say about a server name that does not resolve.
 var unresolved = regexp.MustCompile(`(?:could not resolve address '|host not found in upstream "|host not found in ")([^'":/ ]+)`)
 
-// name is a name that did not resolve.
+// name is a host name that did not resolve.
 type name struct {
-	resolves atomic.Bool // by now, though it did not here either
-	useless  atomic.Bool // it resolves here all the time
+	resolves atomic.Bool // it does now, after failing here too
+	useless  atomic.Bool // it always resolved here
 	stop     func()
 }
 
@@ -133,8 +133,8 @@ func watchName(host string) *name {
 	return n
 }
 
-// FaultLine returns the first line of a configuration file that a proxy, or its program, complains of, 0 if it names none. place
-// matches how it names a line, by a path and a number: lines of other files do not count.
+// FaultLine returns the first line of a configuration file that a complaint of a proxy or its program names, 0 if it names none.
+// place matches a path and a line number. Lines of other files are ignored.
 func FaultLine(complaint string, place *regexp.Regexp, file string) int {
 	for _, m := range place.FindAllStringSubmatch(complaint, -1) {
 		// The proxy may see the directory under another path.

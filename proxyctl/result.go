@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// ErrRefused marks an error that lies in the configuration itself: the proxy, or a check before it, said no.
+// ErrRefused marks an error in the configuration itself: the proxy, or a check before it, refused it.
 var ErrRefused = errors.New("configuration refused")
 
-// RefusalError is a refusal that says whose text is at fault. It wraps ErrRefused.
+// RefusalError is a refusal that names the section at fault. It wraps ErrRefused.
 type RefusalError struct {
 	Section string // the backend, listen section or upstream
 	Err     error
@@ -20,17 +20,17 @@ type RefusalError struct {
 func (e *RefusalError) Error() string { return e.Err.Error() }
 func (e *RefusalError) Unwrap() error { return e.Err }
 
-// ErrUnreachable marks an error that lies in the way to the proxy: it is not running or its socket is not there.
+// ErrUnreachable marks an error in reaching the proxy: it does not run, or its socket does not exist.
 var ErrUnreachable = errors.New("proxy not reachable")
 
-// ErrNotYet is what Apply returns when only a reload brings the proxy to the text, and none may be done yet.
+// ErrNotYet is returned by Apply if a text takes a reload and none may be done yet.
 var ErrNotYet = errors.New("the newest configuration waits for the next reload")
 
-// PortError is a refusal because of one address that the proxy cannot listen on. It wraps ErrRefused.
+// PortError is a refusal because of an address that the proxy cannot listen on. It wraps ErrRefused.
 type PortError struct {
 	Port    int
-	Address string // as it is written in the configuration, or as the proxy says it
-	Reason  string // another program listens there
+	Address string // as written in the configuration, or as the proxy reports it
+	Reason  string // such as: another program listens there
 }
 
 func (e *PortError) Error() string {
@@ -39,13 +39,13 @@ func (e *PortError) Error() string {
 
 func (e *PortError) Unwrap() error { return ErrRefused }
 
-// HoldError is what Apply returns for a first text that is not believed yet: it would take all servers from backends that have
-// some in the last good text. If berth wrote that one, servers of all other backends come and go; a file that berth did not
-// write stays as it is.
+// HoldError is returned by Apply for a first text that is not trusted yet, because it would take all servers from backends that
+// have some in the last good text. If berth wrote that text, the servers of all other backends still come and go. A file that
+// berth did not write stays as it is.
 type HoldError struct {
 	Backends []string
-	File     string        // that berth did not write, and that has the servers; "" if berth wrote it
-	For      time.Duration // time left of the hold; 0 if it lasts until a text has servers for all, as with a File
+	File     string        // the file with the servers, if berth did not write it, otherwise ""
+	For      time.Duration // remaining time of the hold; 0 if it lasts until a text has servers for all backends, as with a File
 }
 
 func (e *HoldError) Error() string {
@@ -59,13 +59,13 @@ func (e *HoldError) Error() string {
 	}
 	what = fmt.Sprintf("holding back: %s would lose all %s servers", what, their)
 	if e.File != "" {
-		return fmt.Sprintf("%s, which are in %s, a file that berth did not write: give the template servers for %s, or start berth with --take-over to replace the file all the same",
+		return fmt.Sprintf("%s, which are in %s, a file that berth did not write: give the template servers for %s, or start berth with --take-over to replace the file anyway",
 			what, e.File, them)
 	}
-	return what + "; the first configuration after a start is applied when it has servers for all that had some, or when the time for that is over (consul-grace)"
+	return what + "; the first configuration after a start is applied once it has servers for every backend that had some, or after consul-grace"
 }
 
-// Ports reads a port or a range of ports, like 80 or 1000-1009; first is 0 for anything else.
+// Ports parses a port or a range of ports, such as 80 or 1000-1009. first is 0 for anything else.
 func Ports(s string) (first, last int) {
 	from, to, isRange := strings.Cut(s, "-")
 	if !isRange {
@@ -85,21 +85,21 @@ type Action string
 // The actions of a Result.
 const (
 	None    Action = "none"    // the proxy already runs this text
-	Runtime Action = "runtime" // the running workers took the changes
-	Reload  Action = "reload"  // the proxy loaded the text into new workers, which serve
+	Runtime Action = "runtime" // the running workers accepted the changes
+	Reload  Action = "reload"  // new workers loaded the text and serve it
 )
 
-// Change is what became of the servers of one backend.
+// Change describes how the servers of one backend changed.
 type Change struct {
 	Backend        string
 	Before, After  int // number of servers
 	Added, Removed int
-	// In are the addresses, as in the text, of servers that get requests of the backend and did not before, and Out those of servers
-	// that get no new ones any more. One that has moved is in both.
+	// In lists the addresses, as written in the text, of servers that newly get requests of the backend. Out lists the addresses
+	// of servers that no longer get new ones. A server that moved is in both.
 	In, Out []string
 }
 
-// String is the sentence an operator reads: "app: 2 → 5 servers".
+// String returns the sentence that an operator reads: "app: 2 → 5 servers".
 func (c Change) String() string {
 	servers := "servers"
 	if c.After == 1 {
@@ -114,20 +114,20 @@ func (c Change) String() string {
 // Result is what Apply did, read back from the proxy.
 type Result struct {
 	Action     Action
-	Reason     string   // of a reload: why nothing less would do; of a change at run time: what it was
+	Reason     string   // of a reload: why it was needed; of a change at run time: what it was
 	Changes    []Change // sorted by backend
-	OldWorkers int      // workers of earlier configurations that still finish their connections; as of a reload, or of a look
-	Leaving    int      // servers that were removed and still finish their connections
-	// Generation is the mark of the text that the proxy runs, "" if it is not known. Backends and Servers count the backends that
-	// have servers in it, and these.
+	OldWorkers int      // workers of earlier configurations that are finishing their connections, as of the last reload or inspection
+	Leaving    int      // removed servers that are finishing their connections
+	// Generation is the mark of the text that the proxy runs, "" if unknown. Backends counts the backends that have servers in
+	// that text, and Servers counts those servers.
 	Generation        string
 	Backends, Servers int
 }
 
-// Config is what a proxy is to run.
+// Config is the configuration that a proxy should run.
 type Config struct {
 	Text string
-	// Files are the files that the text refers to, path to content. A path tells its content, so another content makes another
-	// text: two configurations of the same text are the same.
+	// Files are the files that the text refers to, path to content. The path identifies the content, so new content means a new
+	// text: two configurations with the same text are equal.
 	Files map[string]string
 }

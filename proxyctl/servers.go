@@ -2,19 +2,19 @@ package proxyctl
 
 import "net/netip"
 
-// Server is a server as a running proxy has it.
+// Server is a server of a running proxy.
 type Server struct {
 	Backend, Name string
-	Address       netip.AddrPort // not valid for one without an IP address
+	Address       netip.AddrPort // invalid if the server has no IP address
 	Usable        bool           // it gets new requests
-	State         string         // in the proxy's own words: UP, DOWN 1/2, MAINT, no check; "" if it does not say
-	Weight        int            // UnknownWeight if the proxy does not say
-	Check         string         // what its last check said, of one that its checks have found dead
-	InFlight      int            // requests and tunnels that it has; UnknownInFlight if the proxy does not say
+	State         string         // in the proxy's own words: UP, DOWN 1/2, MAINT, no check; "" if unknown
+	Weight        int            // UnknownWeight if the proxy does not report it
+	Check         string         // what its last check said, if the checks have marked it as down
+	InFlight      int            // its requests and tunnels; UnknownInFlight if the proxy does not report them
 }
 
-// UnknownWeight is the Server.Weight of a proxy that does not say.
+// UnknownWeight is the Server.Weight if the proxy does not report it.
 const UnknownWeight = -1
 
-// UnknownInFlight is the Server.InFlight of a proxy that does not say.
+// UnknownInFlight is the Server.InFlight if the proxy does not report it.
 const UnknownInFlight = -1

@@ -5,21 +5,21 @@ import (
 	"time"
 )
 
-// Status is what a Controller has brought its proxy to, and why not farther.
+// Status describes what a Controller has brought its proxy to, and why the proxy does not run the newest text.
 type Status struct {
 	Generation string    // the mark of the text that the proxy runs, "" before the first
-	Since      time.Time // when it became live, or when this berth first saw it run
-	Action     Action    // by which it became live; None if it ran already
+	Since      time.Time // when it became live, or when this berth first saw it running
+	Action     Action    // how it became live; None if it was already running
 	Reason     string    // of that action, as in Result
-	OldWorkers int       // workers of earlier configurations that still finish their connections, as of the last reload or look
-	Leaving    int       // servers that were removed and still finish their connections
+	OldWorkers int       // workers of earlier configurations that are finishing their connections, as of the last reload or inspection
+	Leaving    int       // removed servers that are finishing their connections
 	Backends   int       // that have servers
 	Servers    int
 	Failure    string    // why the proxy does not run the newest text, "" if it does
-	Failing    time.Time // since when
-	AtFault    string    // the backend, listen section or upstream whose text it refuses, as far as it says that
-	Refusals   int       // texts that it refused since the start; one that is tried again counts once
-	Drifts     int       // times that it did not run any more what it was brought to, and was repaired
+	Failing    time.Time // since when Failure lasts
+	AtFault    string    // the backend, listen section or upstream that the proxy refuses, if known
+	Refusals   int       // texts that it refused since the start; a repeated try counts once
+	Drifts     int       // times that it no longer ran what it was brought to, and was repaired
 }
 
 // Status returns what the proxy runs. It may be called from any goroutine.
@@ -29,7 +29,7 @@ func (c *Controller) Status() Status {
 	return c.status
 }
 
-// note keeps what came of an Apply for Status, and tells of it.
+// note updates Status after an Apply and reports changes.
 func (c *Controller) note(n next, res Result, err error) {
 	if len(res.Changes) > 0 && c.opts.Live != nil {
 		c.opts.Live(res.Changes)

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// AtLeast says whether a version of a proxy, "1.26.3", is another one or later. What is not known, "", is before any.
+// AtLeast reports whether a proxy version, such as "1.26.3", is other or later. An unknown version, "", is before any other.
 func AtLeast(version, other string) bool {
 	return slices.Compare(numbers(version), numbers(other)) >= 0
 }
@@ -30,10 +30,10 @@ func numbers(version string) (all []int) {
 	return all
 }
 
-// versionIn finds the version in what a program says of itself: nginx version: nginx/1.26.3, HAProxy version 3.0.11-1+deb13u5.
+// versionIn matches the version in a program's output: nginx version: nginx/1.26.3, HAProxy version 3.0.11-1+deb13u5.
 var versionIn = regexp.MustCompile(`(?:/|version )([0-9]+(?:\.[0-9]+)+)`)
 
-// VersionOf returns the version of a proxy's program, which it asks by -v.
+// VersionOf returns the version of a proxy's program, as printed by -v.
 func VersionOf(ctx context.Context, binary string) (string, error) {
 	cmd := exec.CommandContext(ctx, binary, "-v")
 	cmd.WaitDelay = time.Second
@@ -48,8 +48,8 @@ func VersionOf(ctx context.Context, binary string) (string, error) {
 	return string(said[1]), nil
 }
 
-// VersionHere returns the version that a text must suit. It asks the proxy's program, if there is one, and the proxy that
-// runs, and returns "" if neither answers in time.
+// VersionHere returns the version that a text must suit. It asks the proxy's program, if there is one, and the running proxy. It
+// returns "" if neither answers in time.
 func VersionHere(ctx context.Context, binary string, running func(context.Context) (string, error), timeout time.Duration) string {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -61,8 +61,8 @@ func VersionHere(ctx context.Context, binary string, running func(context.Contex
 	return older(program, version)
 }
 
-// older returns the older of two versions, or the known one. A text must suit both the program that validates it and the
-// proxy that runs, which may have been started before the program was replaced.
+// older returns the older of two versions, or the only known one. A text must suit both the program that validates it and the
+// running proxy, which may have started before the program was replaced.
 func older(a, b string) string {
 	if b == "" || a != "" && AtLeast(b, a) {
 		return a
@@ -70,34 +70,34 @@ func older(a, b string) string {
 	return b
 }
 
-// renderTime is how long a text for another version is waited for.
+// renderTime is how long to wait for a text for another version.
 const renderTime = 2 * time.Second
 
-// Version follows the version of a proxy, for its driver.
+// Version tracks the version of a proxy for its driver.
 type Version struct {
 	Name    string        // of the proxy
-	Binary  string        // its program; "" = there is none
+	Binary  string        // its program; "" if there is none
 	Timeout time.Duration // of that program
-	// Report, if not nil, is called with the version that texts must suit when that becomes known, changes, or, as "", is not
-	// known any more. It says whether another text is rendered for it.
+	// Report, if not nil, is called with the version that texts must suit when it becomes known or changes, and with "" when it
+	// becomes unknown. It returns whether another text is rendered for it.
 	Report func(version string) (rendered bool)
 	Log    *slog.Logger
 
-	running  string // or ran until just now; "" if it is not known
+	running  string // the running version, or the one that ran until just now; "" if unknown
 	binary   string
-	program  os.FileInfo // that said so
+	program  os.FileInfo // the program that reported it
 	reported string
-	waits    time.Time // until then another text may come for the version
+	waits    time.Time // until when to wait for a text for the version
 }
 
-// Running returns the version that runs, or ran until just now, "" if it is not known.
+// Running returns the running version, or the one that ran until just now; "" if unknown.
 func (v *Version) Running() string { return v.running }
 
-// Rendered says that a text has come: it is the one for the version, if one was waited for.
+// Rendered records that a text has come, which ends the wait for one.
 func (v *Version) Rendered() { v.waits = time.Time{} }
 
-// Set takes in the version that runs, "" if it is not known, and reports the one that texts must suit. The error says that the
-// text at hand is for another version: the right one is being rendered.
+// Set records the running version, "" if unknown, and reports the version that texts must suit. The error means that the current
+// text is for another version and the right one is being rendered.
 func (v *Version) Set(ctx context.Context, running string) error {
 	v.running = running
 	v.askProgram(ctx)
@@ -105,7 +105,7 @@ func (v *Version) Set(ctx context.Context, running string) error {
 		v.reported = version
 		if v.Report != nil && v.Report(version) {
 			v.waits = time.Now().Add(renderTime)
-			v.Log.Info("the configuration is rendered again for the version of "+v.Name, "version", cmp.Or(version, "not known"))
+			v.Log.Info("rendering the configuration again for "+v.Name+" "+cmp.Or(version, "of unknown version"), "version", cmp.Or(version, "not known"))
 		}
 	}
 	if time.Now().Before(v.waits) {
@@ -114,11 +114,11 @@ func (v *Version) Set(ctx context.Context, running string) error {
 	return nil
 }
 
-// askProgram asks the program for its version when it is another one than before.
+// askProgram asks the program for its version if the program was replaced.
 func (v *Version) askProgram(ctx context.Context) {
 	info, err := os.Stat(v.Binary)
 	switch {
-	case err != nil: // there is none
+	case err != nil: // there is no program
 		v.binary, v.program = "", nil
 		return
 	case v.program != nil && os.SameFile(info, v.program) && info.ModTime().Equal(v.program.ModTime()):
@@ -127,7 +127,7 @@ func (v *Version) askProgram(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, v.Timeout)
 	defer cancel()
 	if v.binary, err = VersionOf(ctx, v.Binary); err != nil {
-		v.Log.Debug("the program of "+v.Name+" does not tell its version", "err", err)
+		v.Log.Debug("cannot read the version of the "+v.Name+" program", "err", err)
 	}
 	v.program = info
 }

@@ -12,16 +12,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// WaitingCount is what a proxy says of the requests, or connections, for a service that wait for a server.
+// WaitingCount is what a proxy reports about the requests or connections that wait for a server of one service.
 type WaitingCount struct {
-	Now     int           // that wait
-	Total   int           // that have begun to wait; less than before means that the proxy has begun to count anew
-	Longest time.Duration // that one has waited since the first of these had to; 0 = the proxy does not say
-	Paused  bool          // they wait because somebody has paused the service
+	Now     int           // waiting now
+	Total   int           // began to wait; if it shrinks, the proxy has started to count again
+	Longest time.Duration // longest wait since the first of these began to wait; 0 if the proxy does not report it
+	Paused  bool          // they wait because the service was paused
 }
 
-// Waiting tells of requests that wait while their service has no server: by metrics, and by a line in the log for each service
-// when waiting begins and when it ends. One goroutine at a time may call Observe. A nil Waiting tells nobody.
+// Waiting reports requests that wait while their service has no server: as metrics, and with a log line for each service when
+// waiting begins and ends. Only one goroutine at a time may call Observe. A nil Waiting reports nothing.
 type Waiting struct {
 	log   *slog.Logger
 	now   *prometheus.GaugeVec
@@ -33,7 +33,7 @@ type Waiting struct {
 	waits map[string]int // requests that wait now, by service
 }
 
-// waitingSpell is a time in which requests for a service wait.
+// waitingSpell is a period in which requests for a service wait.
 type waitingSpell struct {
 	last    WaitingCount
 	began   time.Time // zero if none waits
@@ -59,8 +59,8 @@ func NewWaiting(reg prometheus.Registerer, log *slog.Logger) *Waiting {
 	return w
 }
 
-// Observe takes what the proxy says at this moment of all services for which requests wait or have waited. One that is missing
-// has none that wait, and is forgotten by the proxy. A spell that began and ended since the last call is told of when it is over.
+// Observe takes the proxy's current counts for all services whose requests wait or have waited. A missing service has no waiting
+// requests; the proxy has forgotten it. A spell that began and ended since the last call is reported as over.
 func (w *Waiting) Observe(counts map[string]WaitingCount) {
 	if w == nil {
 		return
@@ -79,7 +79,7 @@ func (w *Waiting) Observe(counts map[string]WaitingCount) {
 	for _, service := range slices.Sorted(maps.Keys(counts)) {
 		if w.seen[service] == nil {
 			w.seen[service] = &waitingSpell{}
-			if c := counts[service]; w.last.IsZero() { // the proxy has counted since before this berth started
+			if c := counts[service]; w.last.IsZero() { // the proxy has been counting since before this berth started
 				w.seen[service].last.Total = c.Total - c.Now
 			}
 		}
@@ -94,7 +94,7 @@ func (w *Waiting) Observe(counts map[string]WaitingCount) {
 	}
 }
 
-// Now returns how many requests wait at this time, by service. It may be called from any goroutine.
+// Now returns how many requests wait now, by service. It may be called from any goroutine.
 func (w *Waiting) Now() map[string]int {
 	if w == nil {
 		return nil
@@ -106,7 +106,7 @@ func (w *Waiting) Now() map[string]int {
 
 func (w *Waiting) observe(service string, s *waitingSpell, c WaitingCount) {
 	before := s.last.Total
-	if c.Total < before { // it counts anew
+	if c.Total < before { // it has started to count again
 		before, s.before = 0, 0
 	}
 	s.last = c
@@ -130,7 +130,7 @@ func (w *Waiting) observe(service string, s *waitingSpell, c WaitingCount) {
 	s.longest = max(s.longest, c.Longest)
 	if c.Now == 0 {
 		longest := cmp.Or(s.longest, time.Since(s.began))
-		if s.began.Equal(began) { // between this look and the last one
+		if s.began.Equal(began) { // between the last look and this one
 			longest = cmp.Or(s.longest, began.Sub(w.last))
 		}
 		w.log.Info(fmt.Sprintf("requests for %s no longer wait: %d waited, %.1fs at most", service, c.Total-s.before, longest.Seconds()),

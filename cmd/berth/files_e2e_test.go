@@ -37,7 +37,7 @@ func TestE2EFileSignalsContainer(t *testing.T) {
 	set(conf, "one")
 	out.Wait(t, "the file has the newest text, but its action failed: send HUP to container "+id)
 	testenv.MustDocker(t, "start", id)
-	out.Wait(t, "action done, live after")
+	out.Wait(t, "ran the action of "+conf+", live after")
 	says("started") // that signal may have come before the shell could take one, and has not ended it
 	set(conf, "two")
 	says("told of two")

@@ -155,7 +155,7 @@ func TestFileActions(t *testing.T) {
 	set(a, "one\n")
 	set(b, "two\n")
 	set(c, "three\n")
-	out.Wait(t, `msg="file written, live after`)
+	out.Wait(t, `msg="wrote `+a+`, live after`)
 	out.Wait(t, "file="+a+` action="cat `+a)
 	if seen, err := os.ReadFile(a + ".seen"); err != nil || string(seen) != "one\n" {
 		t.Errorf("the command saw %q, %v", seen, err)

@@ -265,7 +265,7 @@ func TestHangup(t *testing.T) {
 		}
 		write("one")
 		out := start(t, "templater", "--consul-address", smallCatalog(t), "--haproxy-config", "none", "--file", tmpl+":"+filepath.Join(dir, "app.conf"))
-		out.Wait(t, "file written")
+		out.Wait(t, "wrote "+filepath.Join(dir, "app.conf"))
 		write("{{ broken")
 		hangUp(out, "app.ctmpl:1")
 	})

@@ -12,20 +12,20 @@ import (
 	"strings"
 )
 
-// auxName matches the name of an auxiliary file behind the name of the configuration file and a dot:
-// routes-0123456789abcdef.map, where the digits tell the content. No other file is written or removed. <name> has no dot:
-// what belongs to a configuration haproxy.cfg.b does not look as if it belonged to haproxy.cfg.
+// auxName matches an auxiliary file's name after the configuration file's name and a dot: routes-0123456789abcdef.map, where the
+// digits identify the content. No other file is written or removed. The name has no further dot, so a file of haproxy.cfg.b never
+// looks like one of haproxy.cfg.
 var auxName = regexp.MustCompile(`^[A-Za-z0-9_-]+-[0-9a-f]{16}(\.[A-Za-z0-9_-]+)?$`)
 
-// isAux says whether a configuration may refer to a path.
+// isAux reports whether path may be an auxiliary file of the configuration.
 func (f *File) isAux(path string) bool {
 	file, err := filepath.Abs(f.Path)
 	rest, ok := strings.CutPrefix(path, file+".")
 	return err == nil && ok && auxName.MatchString(rest)
 }
 
-// WriteAux writes the auxiliary files of a configuration, path to content, that are not there yet, before anything reads
-// its text. With all, it checks the earlier ones, too: somebody may have removed one.
+// WriteAux writes a configuration's missing auxiliary files, path to content. It must run before anything reads the
+// configuration. With all, it also checks files written earlier, since one may have been removed.
 func (f *File) WriteAux(files map[string]string, all bool) error {
 	for _, path := range slices.Sorted(maps.Keys(files)) {
 		if f.written[path] && !all {
@@ -42,7 +42,7 @@ func (f *File) WriteAux(files map[string]string, all bool) error {
 			return err
 		}
 		if f.written[path] {
-			f.Log.Warn("a file that the configuration refers to was changed or removed: it is written again", "file", path)
+			f.Log.Warn("restored "+path+", which the configuration refers to: it was changed or removed", "file", path)
 		}
 	}
 	f.clean = f.clean && len(files) == len(f.written)
@@ -55,16 +55,16 @@ func (f *File) WriteAux(files map[string]string, all bool) error {
 	return nil
 }
 
-// HasStale says whether there may be auxiliary files that nothing refers to.
+// HasStale reports whether there may be auxiliary files that nothing refers to.
 func (f *File) HasStale() bool { return !f.clean }
 
-// RemoveStale removes the auxiliary files that nothing refers to any more: none of the texts, nor what the proxy would
-// start with or gets back. The proxy's workers have read theirs when they started.
+// RemoveStale removes auxiliary files that are no longer referred to by any of the texts, nor by what the proxy would start with
+// or get back. The proxy's workers read theirs when they started.
 func (f *File) RemoveStale(texts ...string) {
 	for _, path := range []string{f.Path, f.Good(), f.Foreign()} {
 		text, err := Read(path)
 		if err != nil {
-			return // the next time
+			return // try again next time
 		}
 		texts = append(texts, text)
 	}
@@ -80,12 +80,12 @@ func (f *File) RemoveStale(texts ...string) {
 			continue
 		}
 		if err := os.Remove(filepath.Join(filepath.Dir(f.Path), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			f.Log.Warn("cannot remove a file that no configuration refers to any more", "err", err)
+			f.Log.Warn("cannot remove "+e.Name()+", which no configuration refers to any more", "err", err)
 		}
 	}
 }
 
-// Elsewhere writes the auxiliary files of a text, path to content, to a directory, and returns the text that refers to
+// Elsewhere writes the auxiliary files of a text, path to content, to another directory, and returns the text with references to
 // them there.
 func Elsewhere(dir, text string, files map[string]string) (string, error) {
 	for path, content := range files {

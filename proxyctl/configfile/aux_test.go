@@ -71,7 +71,7 @@ func TestAuxCannotBeWrittenAgain(t *testing.T) {
 	if err := errors.Join(os.RemoveAll(name), f.WriteAux(files, true)); err != nil {
 		t.Fatal(err)
 	}
-	if n := strings.Count(out.String(), "it is written again"); n != 1 {
+	if n := strings.Count(out.String(), "restored "); n != 1 {
 		t.Errorf("said %d times", n)
 	}
 }

@@ -1,5 +1,5 @@
-// Package configfile keeps a proxy's configuration file, and what berth has beside it: the last good text while the
-// proxy judges another one, the text that was there before berth, and the auxiliary files that texts refer to.
+// Package configfile keeps a proxy's configuration file and the files next to it: the last good text while the proxy judges
+// another one, the text that was there before berth, and the auxiliary files that texts refer to.
 package configfile
 
 import (
@@ -19,42 +19,42 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// File is a configuration file. WriteAux, HasStale and RemoveStale are called from one goroutine; all other methods may
-// be called from any, as a LazyWriter does, since they read nothing but the exported fields.
+// File is a configuration file. WriteAux, HasStale and RemoveStale must be called from one goroutine. All other methods may be
+// called from any goroutine, as LazyWriter does, since they read only the exported fields.
 type File struct {
 	Path   string                 // its directory must be writable
-	Marked func(text string) bool // says whether berth wrote a text, whatever became of it since
+	Marked func(text string) bool // reports whether berth wrote a text, even if it was changed since
 	Log    *slog.Logger
-	// Beside, if not nil, returns the contents of the files that a text has beside it under names that stay the same, by path.
-	// Between returns contents of these files with which a proxy that starts serves what it can with either text.
+	// Beside, if not nil, returns the files that belong to a text and keep their names when they change, path to content. Between
+	// returns contents for these files that suit both texts: a proxy that starts with either one serves what it can.
 	Beside  func(text string) map[string]string
 	Between func(from, to string) map[string]string
 
-	unowned sync.Once       // it was said that the owner cannot be kept
-	written map[string]bool // auxiliary files of the newest text; they are in place
+	unowned sync.Once       // whether the lost owner was logged
+	written map[string]bool // auxiliary files of the newest text, all in place
 	clean   bool            // there are no auxiliary files that nothing refers to
 }
 
-// Good is where the text that the proxy runs is kept while it judges another: it is what can go back if berth is
-// killed meanwhile.
+// Good is the path of a copy of the running text while the proxy judges another one. It can be restored if berth is killed
+// meanwhile.
 func (f *File) Good() string { return f.Path + ".good" }
 
-// Candidate is where a text is put to be checked, next to the file that it may replace.
+// Candidate is the path of a text that is being checked, next to the file that it may replace.
 func Candidate(path string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".candidate")
 }
 
-// Foreign is where a configuration is kept that berth found and did not write.
+// Foreign is the path of the copy of a configuration that berth found and did not write.
 func (f *File) Foreign() string { return f.Path + ".before-berth" }
 
-// Read returns the text of a file, "" when there is none.
+// Read returns the text of a file, "" if there is no such file.
 func Read(path string) (string, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
 	if errors.Is(err, syscall.EISDIR) {
-		return "", fmt.Errorf("read configuration: %s is a directory: name one file in it, which is berth's", path)
+		return "", fmt.Errorf("read configuration: %s is a directory: name one file in it for berth", path)
 	}
 	if err != nil {
 		return "", fmt.Errorf("read configuration: %w", err)
@@ -62,12 +62,12 @@ func Read(path string) (string, error) {
 	return string(b), nil
 }
 
-// Write replaces a file at once. It gets the permissions and the owner of the configuration file, which may hold secrets, and
-// which the proxy has to be able to read: berth may be root, and the proxy is not. A configuration that is a symbolic link stays
-// one. Other links are replaced, or whoever makes one here could have berth write to where it leads.
+// Write replaces a file atomically. The file gets the permissions and the owner of the configuration file: it may hold secrets,
+// and the proxy must be able to read it even if berth is root and the proxy is not. A configuration that is a symbolic link
+// remains one. Other links are replaced; otherwise a user who can create links here could have berth write to any target.
 //
-// With a text in place of the configuration file come the files beside it: first as they fit both texts, and after the text as
-// they are meant to be. Wherever berth is killed meanwhile, the proxy can start with what is there.
+// The Beside files are written with the configuration file: first contents that suit both texts, then the text, then the final
+// contents. If berth is killed in between, the proxy can start with what is there.
 func (f *File) Write(path, text string) error {
 	if path != f.Path || f.Beside == nil {
 		return f.replace(path, text)
@@ -86,7 +86,7 @@ func (f *File) Write(path, text string) error {
 
 type write struct{ path, text string }
 
-// writes returns what puts a text in place with the files beside it, in this order.
+// writes returns the writes that put a text and its Beside files in place, in order.
 func (f *File) writes(text string) (writes []write, err error) {
 	from, err := Read(f.Path)
 	if err != nil {
@@ -117,13 +117,13 @@ func (f *File) replace(path, text string) error {
 		at   *fs.PathError
 		link *os.LinkError
 	)
-	switch { // they name a temporary file
+	switch { // these errors name a temporary file
 	case errors.As(err, &at) && isForbidden(at.Err):
 		err = fmt.Errorf("%w: the directory must be writable for user %d", at.Err, os.Getuid())
 	case errors.As(err, &at):
 		err = at.Err
 	case errors.As(err, &link) && errors.Is(link.Err, syscall.EBUSY):
-		err = fmt.Errorf("put it in place: %w: share the directory that it is in, not the single file", link.Err)
+		err = fmt.Errorf("put it in place: %w: share its directory, not the single file", link.Err)
 	case errors.As(err, &link):
 		err = fmt.Errorf("put it in place: %w", link.Err)
 	}
@@ -133,7 +133,7 @@ func (f *File) replace(path, text string) error {
 	return nil
 }
 
-// InStep says whether the files that a text has beside it are there, with the right contents.
+// InStep reports whether the Beside files of a text exist with the right contents.
 func (f *File) InStep(text string) bool {
 	if f.Beside == nil {
 		return true
@@ -170,7 +170,8 @@ func (f *File) write(path, text string) error {
 	return file.CloseAtomicallyReplace()
 }
 
-// give hands a file to another owner. Without the right to do so, the group at least may be one of berth's.
+// give changes the owner of a file. Without permission to do so, it tries to set at least the group, which berth may be a member
+// of.
 func (f *File) give(chown func(uid, gid int) error, uid, gid int, mode fs.FileMode) {
 	const group, others = 0o040, 0o004
 	err := chown(uid, gid)
@@ -182,12 +183,12 @@ func (f *File) give(chown func(uid, gid int) error, uid, gid int, mode fs.FileMo
 		return
 	}
 	f.unowned.Do(func() {
-		f.Log.Warn("the configuration cannot keep its owner: the proxy may not be allowed to read it when it starts again; run berth as root, or as that user",
+		f.Log.Warn(f.Path+" cannot keep its owner: the proxy may be unable to read it at its next start; run berth as root or as that owner",
 			"file", f.Path, "uid", uid, "gid", gid, "mode", mode, "err", err)
 	})
 }
 
-// ownerOf returns the user and the group of a file, if it is there.
+// ownerOf returns the user and the group of a file, if it exists.
 func ownerOf(info fs.FileInfo) (uid, gid int, ok bool) {
 	if info == nil {
 		return 0, 0, false
@@ -199,7 +200,7 @@ func ownerOf(info fs.FileInfo) (uid, gid int, ok bool) {
 	return int(s.Uid), int(s.Gid), true
 }
 
-// Replace puts a text in place of last, which is kept until Replaced is called with how it went.
+// Replace puts a text in place of last, and keeps last until Replaced is called with the outcome.
 func (f *File) Replace(last, text string) error {
 	if err := f.KeepForeign(last); err != nil {
 		return err
@@ -213,15 +214,15 @@ func (f *File) Replace(last, text string) error {
 	if err == nil {
 		return nil
 	}
-	if now, _ := Read(f.Path); now == text { // but for a file beside it
+	if now, _ := Read(f.Path); now == text { // only a Beside file failed
 		return f.Replaced(last, err)
 	}
-	f.ForgetGood() // nothing is judged
+	f.ForgetGood() // the proxy judges nothing
 	return err
 }
 
-// Replaced puts last back if the proxy did not take the text that replaced it; without a last one the file is removed,
-// so that no restart meets a refused text. It returns failed, joined with the error of putting back.
+// Replaced restores last if the proxy did not accept the text that replaced it. If last is empty, it removes the file, so that no
+// restart loads a refused text. It returns failed, joined with the error of restoring.
 func (f *File) Replaced(last string, failed error) error {
 	switch {
 	case failed == nil:
@@ -238,7 +239,7 @@ func (f *File) Replaced(last string, failed error) error {
 	return failed
 }
 
-// InDoubt says whether berth was killed between Replace and Replaced.
+// InDoubt reports whether berth was killed between Replace and Replaced.
 func (f *File) InDoubt() bool {
 	_, err := os.Stat(f.Good())
 	return err == nil
@@ -247,11 +248,11 @@ func (f *File) InDoubt() bool {
 // ForgetGood removes the copy that Replace made.
 func (f *File) ForgetGood() {
 	if err := os.Remove(f.Good()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		f.Log.Warn("cannot remove the copy of an earlier configuration", "err", err)
+		f.Log.Warn("cannot remove "+f.Good()+", the copy of an earlier configuration", "err", err)
 	}
 }
 
-// KeepForeign keeps a configuration that berth did not write, the first time it would overwrite one.
+// KeepForeign keeps a copy of a configuration that berth did not write, before berth overwrites it for the first time.
 func (f *File) KeepForeign(text string) error {
 	if text == "" || f.Marked(text) {
 		return nil
@@ -262,11 +263,11 @@ func (f *File) KeepForeign(text string) error {
 	if err := f.Write(f.Foreign(), text); err != nil {
 		return err
 	}
-	f.Log.Warn("the configuration that was there is not berth's: it is replaced, and kept in another file", "file", f.Path, "kept", f.Foreign())
+	f.Log.Warn("berth did not write "+f.Path+": kept it as "+f.Foreign()+" before replacing it", "file", f.Path, "kept", f.Foreign())
 	return nil
 }
 
-// writeMissing writes the files beside a text that are not there. The others belong to the text that is there.
+// writeMissing writes the Beside files of a text that do not exist. Existing ones belong to the text in place.
 func (f *File) writeMissing(text string) error {
 	if f.Beside == nil {
 		return nil
@@ -283,8 +284,8 @@ func (f *File) writeMissing(text string) error {
 	return nil
 }
 
-// Validate has check look at a text as a candidate next to the file that it may replace, for so long at most. name is
-// what the check is called in the error when it takes longer.
+// Validate has check look at a text as a candidate, next to the file that it may replace, for at most timeout. name is the name
+// of the check in the error if it takes longer.
 func (f *File) Validate(ctx context.Context, timeout time.Duration, name, text string, check func(ctx context.Context, path string) error) error {
 	if err := f.writeMissing(text); err != nil {
 		return err

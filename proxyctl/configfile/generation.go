@@ -6,11 +6,11 @@ import (
 	"strings"
 )
 
-// Generation is the mark of a text, by which a running proxy tells what it has loaded: one fingerprint of all but the
-// servers, and whatever else may come and go in the running proxy, and one of the whole.
+// Generation is the mark of a text, by which a running proxy reports what it has loaded. Text is a fingerprint of the whole text.
+// Shape leaves out servers and everything else that can change in the running proxy.
 type Generation struct{ Shape, Text string }
 
-// NewGeneration makes the mark of a text of this shape.
+// NewGeneration returns the mark of a text with this shape.
 func NewGeneration(shape, text string) Generation {
 	return Generation{fingerprint(shape), fingerprint(text)}
 }
@@ -22,10 +22,10 @@ func fingerprint(s string) string {
 
 func (g Generation) String() string { return g.Shape + "." + g.Text }
 
-// SameShape says whether two marks are of texts that differ in such things at most.
+// SameShape reports whether two marks belong to texts that differ at most in what can change in the running proxy.
 func (g Generation) SameShape(o Generation) bool { return g.Shape != "" && g.Shape == o.Shape }
 
-// ParseGeneration reads what String wrote. It returns the zero Generation for anything else.
+// ParseGeneration parses what String returns. It returns the zero Generation for anything else.
 func ParseGeneration(s string) Generation {
 	shape, text, ok := strings.Cut(strings.TrimSpace(s), ".")
 	if !ok {

@@ -7,17 +7,17 @@ import (
 	"time"
 )
 
-// LazyWriter keeps the configuration file in step with servers that were changed at run time, off their path: writing
+// LazyWriter brings the configuration file in step with servers that were changed at run time, without delaying them: writing
 // takes milliseconds, and validating far more. The newest text wins. Its methods may be called from any goroutine.
 type LazyWriter struct {
-	Proxy string                                       // what the proxy is called in messages
+	Proxy string                                       // the proxy's name in messages
 	Write func(ctx context.Context, text string) error // writes the file, unless the proxy's program refuses the text
 
 	mu    sync.Mutex
-	next  *lazyText     // what to write when the write in work is done
-	hurry chan struct{} // closed to end the pause after a write; nil while there is none in work
-	done  chan struct{} // closed when all is written
-	last  Generation    // of the newest text that was written
+	next  *lazyText     // what to write after the current write
+	hurry chan struct{} // closed to end the pause after a write; nil if no write is running
+	done  chan struct{} // closed when everything is written
+	last  Generation    // of the text written last
 	err   error         // of that write
 }
 
@@ -26,11 +26,11 @@ type lazyText struct {
 	generation Generation
 }
 
-// least is the time between two writes while change follows change: a file a little late costs nothing but a stale
+// least is the minimum time between two writes while changes follow each other. A file that lags a little costs at most a stale
 // server or two after a crash of the proxy.
 const least = 100 * time.Millisecond
 
-// Put hands over a text, and does not wait.
+// Put hands over a text without waiting.
 func (w *LazyWriter) Put(ctx context.Context, text string, g Generation) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -66,14 +66,14 @@ func (w *LazyWriter) run(ctx context.Context, hurry, done chan struct{}) {
 	}
 }
 
-// Idle says whether all is written.
+// Idle reports whether everything is written.
 func (w *LazyWriter) Idle() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.hurry == nil
 }
 
-// Flush waits until all is written.
+// Flush waits until everything is written.
 func (w *LazyWriter) Flush() {
 	w.mu.Lock()
 	hurry, done := w.hurry, w.done
@@ -90,12 +90,12 @@ func (w *LazyWriter) Flush() {
 	}
 }
 
-// Problem is why the file is not in step with a text, nil if that is not known yet.
+// Problem returns why the file does not have a text, nil if it has it or that is not known yet.
 func (w *LazyWriter) Problem(g Generation) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err == nil || w.last != g {
 		return nil
 	}
-	return fmt.Errorf("%s has the newest servers, but a restart would bring earlier ones back: %w", w.Proxy, w.err)
+	return fmt.Errorf("%s has the newest servers, but a restart would bring back earlier ones: %w", w.Proxy, w.err)
 }

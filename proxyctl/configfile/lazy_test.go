@@ -98,7 +98,7 @@ func TestLazyWriterProblem(t *testing.T) {
 		}
 		f.Put(t.Context(), "1", generation(1))
 		f.Flush()
-		if got := f.Problem(generation(1)); !errors.Is(got, no) || got.Error() != "the proxy has the newest servers, but a restart would bring earlier ones back: no, thanks" {
+		if got := f.Problem(generation(1)); !errors.Is(got, no) || got.Error() != "the proxy has the newest servers, but a restart would bring back earlier ones: no, thanks" {
 			t.Errorf("%v", got)
 		}
 		if got := f.Problem(generation(2)); got != nil {

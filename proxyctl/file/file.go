@@ -18,18 +18,19 @@ import (
 // Options describe the file.
 type Options struct {
 	Path  string      // a missing directory is created
-	Mode  fs.FileMode // 0 = as the old file, else 0644
-	Owner *Owner      // nil = as the old file
+	Mode  fs.FileMode // 0 = that of the old file, or 0644
+	Owner *Owner      // nil = that of the old file
 
-	// Action makes the file's readers notice a change; nil if there is nothing to do. At the end of Run it has three seconds.
+	// Action makes the file's readers notice a change; nil if there is nothing to do. When Run ends, a running action gets three
+	// more seconds.
 	Action     func(context.Context) error
-	ActionName string // what the log calls it
+	ActionName string // its name in the log
 
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // may be nil
 }
 
-// Owner is a user and a group by their numbers; -1 leaves one as it is.
+// Owner is a numeric user and group; -1 leaves either unchanged.
 type Owner struct{ UID, GID int }
 
 // File is one file.
@@ -39,18 +40,18 @@ type File struct {
 	metrics metrics
 
 	// These belong to Run's goroutine.
-	due    bool // the file was changed, and the action has not worked since
-	warned bool // that the file has another owner
+	due    bool // the file was changed, and the action has not succeeded since
+	warned bool // whether a lost owner was logged
 
 	mu     sync.Mutex
 	given  bool      // there is a text
 	text   string    // the newest
-	since  time.Time // of the oldest change that waits; zero if there is none
-	set    time.Time // when the text came that waits for its first try; zero if none does
-	status error     // of the last try; nil when its text is in the file
+	since  time.Time // time of the oldest waiting change; zero if there is none
+	set    time.Time // when the text that waits for its first try was set; zero if there is none
+	status error     // of the last try; nil if its text is in the file
 }
 
-// New returns a File; Run does the work.
+// New returns a File. Run does the work.
 func New(opts Options) *File {
 	return &File{
 		opts:    opts,
@@ -60,8 +61,8 @@ func New(opts Options) *File {
 	}
 }
 
-// Set sets the text that the file is to have. It never blocks, replaces a text that is not written yet, and does nothing if
-// the text is the same. since is when the change that led to text was noticed.
+// Set sets the text for the file. It never blocks. It replaces a text that is not written yet, and does nothing if the text is
+// unchanged. since is when the change behind text was noticed.
 func (f *File) Set(text string, since time.Time) {
 	f.mu.Lock()
 	if f.given && f.text == text {
@@ -85,11 +86,11 @@ func (f *File) Set(text string, since time.Time) {
 	}
 }
 
-// tolerance is how long a text may wait before Ready complains: usually it takes less.
+// tolerance is how long a text may wait before Ready complains. Usually it takes less.
 const tolerance = 2 * time.Second
 
-// Ready returns nil when the newest text is in the file or about to be, else the reason why it is not. An action that fails
-// is no such reason: the application that the action is for may be waiting for berth to be ready.
+// Ready returns nil if the newest text is in the file or about to be, otherwise the reason why not. A failed action does not
+// count: its application may itself wait for berth to be ready.
 func (f *File) Ready() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -101,12 +102,12 @@ func (f *File) Ready() error {
 
 func (f *File) late() error { return fmt.Errorf("%s: the newest text is not written yet", f.opts.Path) }
 
-// Run writes the texts of Set until ctx is done, and then returns nil. A file that has the text already is left alone,
-// without an action. A failure is tried again until it works or there is another text. An action that was due when berth
-// ended is done after the first text of the next Run.
+// Run writes the texts given to Set until ctx is done, then returns nil. A file that already has the text is left alone, without
+// an action. A failure is retried until it works or another text comes. An action that was due when berth ended runs after the
+// first text of the next Run.
 func (f *File) Run(ctx context.Context) error {
 	var (
-		reported string // the failure that is already in the log
+		reported string // the failure that was logged last
 		retry    <-chan time.Time
 		delays   = proxyctl.Delays(500*time.Millisecond, time.Minute)
 	)
@@ -130,7 +131,7 @@ func (f *File) Run(ctx context.Context) error {
 			case done != "":
 				f.opts.Log.Info(fmt.Sprintf("%s, live after %d ms", done, took.Milliseconds()), "file", f.opts.Path, "action", f.opts.ActionName, "took", took.Round(time.Millisecond))
 			case reported != "":
-				f.opts.Log.Info("file has the newest text again", "file", f.opts.Path, "action", f.opts.ActionName)
+				f.opts.Log.Info(f.opts.Path+" has the newest text again", "file", f.opts.Path, "action", f.opts.ActionName)
 			}
 			reported = ""
 			continue
@@ -143,13 +144,13 @@ func (f *File) Run(ctx context.Context) error {
 		retry = time.After(wait)
 		if err.Error() != reported {
 			reported = err.Error()
-			f.opts.Log.Error("file not brought to the newest text", "file", f.opts.Path, "err", err, "retry_in", wait.Round(time.Millisecond))
+			f.opts.Log.Error("cannot bring "+f.opts.Path+" up to date, trying again", "file", f.opts.Path, "err", err, "retry_in", wait.Round(time.Millisecond))
 		}
 	}
 }
 
-// apply brings the file to the newest text, and does the action if there was a change. It returns what was done for the log, and how
-// long that took from the change on; "" if there was nothing to do.
+// apply brings the file to the newest text and runs the action if there was a change. It returns what was done, for the log, and
+// how long that took since the change; "" if there was nothing to do.
 func (f *File) apply(ctx context.Context) (done string, took time.Duration, err error) {
 	f.mu.Lock()
 	text, since := f.text, f.since
@@ -158,7 +159,7 @@ func (f *File) apply(ctx context.Context) (done string, took time.Duration, err 
 	defer func() {
 		if err != nil {
 			f.mu.Lock()
-			f.since = since // the change goes live with what comes next
+			f.since = since // the change goes live with the next try
 			f.mu.Unlock()
 		}
 	}()
@@ -182,14 +183,14 @@ func (f *File) apply(ctx context.Context) (done string, took time.Duration, err 
 	}
 	switch {
 	case written:
-		return "file written", time.Since(since), nil
+		return "wrote " + f.opts.Path, time.Since(since), nil
 	case acted:
-		return "action done", time.Since(since), nil
+		return "ran the action of " + f.opts.Path, time.Since(since), nil
 	}
 	return "", 0, nil
 }
 
-// record keeps the result of writing text.
+// record stores the result of writing text.
 func (f *File) record(text string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -201,7 +202,7 @@ func (f *File) record(text string, err error) {
 	}
 }
 
-// lastWait is how long an action that has begun may go on when Run is to end.
+// lastWait is how long a running action may continue when Run should end.
 const lastWait = 3 * time.Second
 
 func (f *File) act(ctx context.Context) error {

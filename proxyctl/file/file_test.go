@@ -141,7 +141,7 @@ func TestWrittenAndToldOfChanges(t *testing.T) {
 		if want := []string{"one\n", "two\n", ""}; !slices.Equal(app.told(), want) {
 			t.Errorf("the application was told of %q, want %q", app.told(), want)
 		}
-		if n := strings.Count(out.String(), "\n"); n != 3 || !strings.Contains(out.String(), `msg="file written, live after 12 ms" file=`+path+" action=told took=12ms") {
+		if n := strings.Count(out.String(), "\n"); n != 3 || !strings.Contains(out.String(), `msg="wrote `+path+`, live after 12 ms" file=`+path+" action=told took=12ms") {
 			t.Errorf("the log has %d lines, want one for each change:\n%s", n, out)
 		}
 		if left := leftovers(t, path); len(left) != 0 {
@@ -243,7 +243,7 @@ func TestActionIsTriedUntilItWorks(t *testing.T) {
 		}
 		app.says(nil)
 		pass(2 * time.Second)
-		if got := app.told()[before+1:]; !slices.Equal(got, []string{"two"}) || !regexp.MustCompile(`action done, live after 60[456]\d\d ms`).MatchString(out.String()) || testutil.ToFloat64(f.metrics.successful) != 1 {
+		if got := app.told()[before+1:]; !slices.Equal(got, []string{"two"}) || !regexp.MustCompile(`ran the action of `+regexp.QuoteMeta(path)+`, live after 60[456]\d\d ms`).MatchString(out.String()) || testutil.ToFloat64(f.metrics.successful) != 1 {
 			t.Errorf("told of %q, want the new text once more; log:\n%s", got, out)
 		}
 		pass(time.Hour)

@@ -8,7 +8,7 @@ type metrics struct {
 	successful prometheus.Gauge
 }
 
-// newMetrics returns the metrics of one file. They have its path as a label.
+// newMetrics returns the metrics of one file, labelled with its path.
 func newMetrics(opts Options) metrics {
 	m := metrics{
 		writes: prometheus.NewCounter(prometheus.CounterOpts{

@@ -15,22 +15,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Replacement brings several files to new contents, all of them or none, and back. It is for one goroutine.
+// Replacement brings several files to new contents, all of them or none, and can undo that. It must be used from one goroutine.
 type Replacement struct {
 	log   *slog.Logger
 	steps []*step
 }
 
-// step is what a Replacement does to one file.
+// step is the change of one file.
 type step struct {
 	path    string
-	to, was []byte      // nil = there is no such file
-	old     fs.FileInfo // nil likewise
+	to, was []byte      // nil = no such file
+	old     fs.FileInfo // nil = no such file
 	done    bool        // by Apply
 }
 
-// NewReplacement compares contents, by path, with what is there; nil is for a file that is not to be there. It returns an error
-// if one of those that differ cannot be written as far as that can be told without doing so, and touches nothing.
+// NewReplacement compares contents, by path, with the files; nil means that the file should not exist. It changes nothing. It
+// returns an error if a differing file cannot be written, as far as that is known in advance.
 func NewReplacement(contents map[string][]byte, log *slog.Logger) (*Replacement, error) {
 	r := &Replacement{log: log}
 	for _, path := range slices.Sorted(maps.Keys(contents)) {
@@ -47,7 +47,7 @@ func NewReplacement(contents map[string][]byte, log *slog.Logger) (*Replacement,
 	return r, nil
 }
 
-// Empty says that all files have their contents already.
+// Empty reports whether all files already have their contents.
 func (r *Replacement) Empty() bool { return len(r.steps) == 0 }
 
 // Paths returns the files that differ, sorted.
@@ -59,9 +59,9 @@ func (r *Replacement) Paths() []string {
 	return paths
 }
 
-// Apply writes the files. Each is replaced at once and keeps its mode and owner; a new one has mode 0644, and its directory is
-// created. What may fail for want of space or rights comes before the first of them changes. After an error all are as
-// NewReplacement found them; if one is not, the error says so.
+// Apply writes the files. Each is replaced atomically and keeps its mode and owner. A new file has mode 0644, and its directory
+// is created. Steps that may fail for lack of space or permission come before the first file changes. After an error, all files
+// are as NewReplacement found them, unless the error says otherwise.
 func (r *Replacement) Apply() error {
 	files := make([]*renameio.PendingFile, len(r.steps))
 	defer func() {
@@ -84,14 +84,14 @@ func (r *Replacement) Apply() error {
 			continue
 		}
 		if back := r.Revert(); back != nil {
-			return fmt.Errorf("%w; nor can what was there be put back: %w", err, back)
+			return fmt.Errorf("%w; and the old contents cannot be put back: %w", err, back)
 		}
 		return err
 	}
 	return nil
 }
 
-// Revert takes back what Apply has done, file by file; the error names those that it cannot.
+// Revert undoes what Apply has done, file by file. The error names the files that could not be restored.
 func (r *Replacement) Revert() error {
 	var errs []error
 	for _, s := range r.steps {
@@ -108,7 +108,7 @@ func (r *Replacement) Revert() error {
 	return errors.Join(errs...)
 }
 
-// prepare returns a file with a content, which is not in its place yet; nil for none.
+// prepare returns a pending file with the content, not yet in its place; nil for no content.
 func (s *step) prepare(content []byte, log *slog.Logger) (*renameio.PendingFile, error) {
 	if content == nil {
 		return nil, nil
@@ -121,7 +121,7 @@ func (s *step) prepare(content []byte, log *slog.Logger) (*renameio.PendingFile,
 		return nil, s.failed(err)
 	}
 	if unowned != nil {
-		log.Warn("the file cannot keep its owner", "file", s.path, "err", unowned)
+		log.Warn(s.path+" cannot keep its owner", "file", s.path, "err", unowned)
 	}
 	_, err = f.Write(content)
 	if err == nil {
@@ -134,7 +134,7 @@ func (s *step) prepare(content []byte, log *slog.Logger) (*renameio.PendingFile,
 	return f, nil
 }
 
-// commit puts a file in its place; nil removes the one that is there.
+// commit puts a file in its place; nil removes the existing one.
 func (s *step) commit(f *renameio.PendingFile) error {
 	if f != nil {
 		defer func() { _ = f.Cleanup() }()
@@ -146,7 +146,7 @@ func (s *step) commit(f *renameio.PendingFile) error {
 	return nil
 }
 
-// failed returns an error with the file that it is about.
+// failed adds the file's path to an error.
 func (s *step) failed(err error) error {
 	if err == nil {
 		return nil
@@ -154,7 +154,7 @@ func (s *step) failed(err error) error {
 	return fmt.Errorf("write %s: %w", s.path, plain(err))
 }
 
-// read reads what is there.
+// read reads the existing file.
 func (s *step) read() (err error) {
 	info, err := os.Lstat(s.path)
 	switch {
@@ -165,7 +165,7 @@ func (s *step) read() (err error) {
 	case info.IsDir():
 		return errors.New("it is a directory: name the file in it")
 	case info.Mode()&fs.ModeSymlink != 0:
-		return errors.New("it is a symbolic link: name the file that it leads to")
+		return errors.New("it is a symbolic link: name the file it points to")
 	case !info.Mode().IsRegular():
 		return errors.New("it is not a regular file")
 	}
@@ -174,12 +174,12 @@ func (s *step) read() (err error) {
 	return err
 }
 
-// differs says whether there is something to do.
+// differs reports whether there is something to do.
 func (s *step) differs() bool {
 	return (s.to == nil) != (s.old == nil) || !bytes.Equal(s.to, s.was)
 }
 
-// writable returns why no file can be created in a directory, which itself may have to be.
+// writable returns why no file can be created in a directory, which may not exist yet.
 func writable(dir string) error {
 	info, err := os.Stat(dir)
 	if errors.Is(err, fs.ErrNotExist) && filepath.Dir(dir) != dir {

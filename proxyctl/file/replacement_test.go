@@ -136,7 +136,7 @@ func TestReplacementThatCannotWork(t *testing.T) {
 	}
 	for _, tt := range []struct{ path, want string }{
 		{dir + "/sub", "it is a directory: name the file in it"},
-		{dir + "/link", "it is a symbolic link: name the file that it leads to"},
+		{dir + "/link", "it is a symbolic link: name the file it points to"},
 		{dir + "/pipe", "it is not a regular file"},
 		{dir + "/a/b", "not a directory"},
 		{"/proc/sys/nosuch", ""}, // not even by root; the reason depends on how it is mounted

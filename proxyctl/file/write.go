@@ -46,7 +46,7 @@ func (f *File) write(text string) (written bool, err error) {
 	return true, nil
 }
 
-// replace writes a new file in place of the old one, if there is one.
+// replace writes a new file, replacing the old one if there is one.
 func (f *File) replace(text string, old fs.FileInfo) error {
 	t, unowned, err := pending(f.opts.Path, f.opts.Mode, old)
 	if err != nil {
@@ -55,7 +55,7 @@ func (f *File) replace(text string, old fs.FileInfo) error {
 	defer func() { _ = t.Cleanup() }()
 	if unowned != nil && f.opts.Owner == nil && !f.warned {
 		f.warned = true
-		f.opts.Log.Warn("the file cannot keep its owner", "file", f.opts.Path, "err", unowned)
+		f.opts.Log.Warn(f.opts.Path+" cannot keep its owner", "file", f.opts.Path, "err", unowned)
 	}
 	if o := f.opts.Owner; o != nil {
 		if err := t.Chown(o.UID, o.GID); err != nil {
@@ -68,7 +68,7 @@ func (f *File) replace(text string, old fs.FileInfo) error {
 	return t.CloseAtomicallyReplace()
 }
 
-// pending returns an empty file that is to replace the old one, if there is one, with its owner and, if mode is 0, its mode.
+// pending returns an empty file to replace the old one, if there is one. It has the old owner and, if mode is 0, the old mode.
 // unowned says why it cannot have that owner.
 func pending(path string, mode fs.FileMode, old fs.FileInfo) (t *renameio.PendingFile, unowned, err error) {
 	switch {
@@ -90,7 +90,7 @@ func pending(path string, mode fs.FileMode, old fs.FileInfo) (t *renameio.Pendin
 	return t, unowned, nil
 }
 
-// adjust gives a file that has the right text the mode and owner that are asked for.
+// adjust sets the requested mode and owner on a file that has the right text.
 func (f *File) adjust(info fs.FileInfo) error {
 	if f.opts.Mode != 0 && info.Mode().Perm() != f.opts.Mode {
 		if err := os.Chmod(f.opts.Path, f.opts.Mode); err != nil {
@@ -104,7 +104,7 @@ func (f *File) adjust(info fs.FileInfo) error {
 	return nil
 }
 
-// plain returns an error without the names of temporary files, so that the same failure is the same line in the log, and adds
+// plain removes the names of temporary files from an error, so that the same failure always reads the same in the log, and adds
 // what to do about it.
 func plain(err error) error {
 	var (
@@ -126,8 +126,8 @@ func plain(err error) error {
 	return err
 }
 
-// notePath returns the path of an empty file next to the file, which says that the action is due. The next berth reads it
-// when this one ends before the action has worked. Where it cannot be written, that action is lost.
+// notePath returns the path of an empty file next to the file, which marks the action as due. The next berth reads it if this one
+// ends before the action has succeeded. If it cannot be written, that action is lost.
 func (f *File) notePath() string {
 	return filepath.Join(filepath.Dir(f.opts.Path), "."+filepath.Base(f.opts.Path)+".action-due")
 }

@@ -18,13 +18,13 @@ import (
 	"berth/proxyctl"
 )
 
-// bind is an address that a configuration listens on, as it is written there.
+// bind is an address that a configuration listens on, as written there.
 type bind struct {
 	address string
 	v6only  bool
 }
 
-// binds are the addresses that the configuration listens on.
+// binds returns the addresses that the configuration listens on.
 func (c *config) binds() []bind {
 	var out []bind
 	for _, s := range c.sections {
@@ -46,15 +46,15 @@ func (c *config) binds() []bind {
 // tcpAddress is what HAProxy binds for a bind address.
 type tcpAddress struct {
 	network string // for net.Listen: tcp4 or tcp6
-	host    string // "" for all of that network
+	host    string // "" for all addresses of that network
 	port    int
-	v6only  bool // else a socket for all IPv6 addresses takes IPv4, too
+	v6only  bool // otherwise a socket for all IPv6 addresses also accepts IPv4
 }
 
 func (a tcpAddress) String() string { return net.JoinHostPort(a.host, strconv.Itoa(a.port)) }
 
-// tcp returns the address as HAProxy binds it: IPv4 unless it is written as one of IPv6. It is false for all that cannot be
-// tried that way: sockets of other families, port ranges, variables.
+// tcp returns the address as HAProxy binds it: IPv4 unless it is written as IPv6. It returns false for everything that cannot be
+// tried that way: other socket families, port ranges, variables.
 func (b bind) tcp() (tcpAddress, bool) {
 	address, v4 := strings.CutPrefix(b.address, "ipv4@")
 	address, v6 := strings.CutPrefix(address, "ipv6@")
@@ -83,12 +83,12 @@ func (b bind) tcp() (tcpAddress, bool) {
 	return a, true
 }
 
-// claimed is a frontend that the built-in template makes for a port that a service asks for, and templates that began as a
-// copy of it.
+// claimed matches the frontend for a port that a service asks for, as named by the built-in template and by templates that began
+// as a copy of it.
 var claimed = regexp.MustCompile(`^tcp\.([0-9]{1,5})\.in$`)
 
-// claimError is the refusal of a port that a service asks for and another section listens on, too: HAProxy lets both have it,
-// and each gets some of the connections.
+// claimError refuses a port that a service asks for if another section listens on it as well: HAProxy would let both have it and
+// split the connections between them.
 func (c *config) claimError() error {
 	claims := map[int]string{}
 	for _, s := range c.sections {
@@ -113,7 +113,7 @@ func (c *config) claimError() error {
 	return nil
 }
 
-// listens returns the addresses that a section listens on, of any kind.
+// listens returns the addresses of any kind that a section listens on.
 func (s section) listens() (all []string) {
 	for _, l := range s.lines {
 		switch {
@@ -126,10 +126,10 @@ func (s section) listens() (all []string) {
 	return all
 }
 
-// notTCP are what addresses of other kinds begin with.
+// notTCP matches the start of addresses of other kinds.
 var notTCP = regexp.MustCompile(`^(?:(?:unix|abns|abnsz|fd|sockpair|udp[46]?|quic[46]|rhttp)@|.*/)`)
 
-// portsOf returns the TCP ports of an address like :80, 10.0.0.1:80 or *:1000-1009, and 0 for one without any.
+// portsOf returns the TCP ports of an address like :80, 10.0.0.1:80 or *:1000-1009, and 0 for an address without a port.
 func portsOf(address string) (first, last int) {
 	i := strings.LastIndexByte(address, ':')
 	if i < 0 || notTCP.MatchString(address) {
@@ -138,8 +138,8 @@ func portsOf(address string) (first, last int) {
 	return proxyctl.Ports(address[i+1:])
 }
 
-// newAddresses are the TCP addresses that only after listens on, leaving out those whose port before has too: HAProxy
-// hands its own listening sockets over.
+// newAddresses returns the TCP addresses that only after listens on. It leaves out ports that before has too, because HAProxy
+// hands over its own listening sockets.
 func newAddresses(before, after *config) []tcpAddress {
 	var ports []int
 	if before != nil {
@@ -158,8 +158,8 @@ func newAddresses(before, after *config) []tcpAddress {
 	return out
 }
 
-// inUse tries to listen on an address as HAProxy does, with SO_REUSEPORT: what conflicts with this socket conflicts with
-// its.
+// inUse tries to listen on an address as HAProxy does, with SO_REUSEPORT. What conflicts with this socket also conflicts with
+// HAProxy's.
 func (a tcpAddress) inUse(ctx context.Context) bool {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		return c.Control(func(fd uintptr) {
@@ -176,8 +176,8 @@ func (a tcpAddress) inUse(ctx context.Context) bool {
 	return errors.Is(err, syscall.EADDRINUSE)
 }
 
-// refusedFor is how long an address that HAProxy could not listen on is not tried again, where nothing else says whether
-// it is free by now: each try closes all of HAProxy's listeners for two seconds.
+// refusedFor is how long an address that HAProxy could not listen on is not tried again, unless berth can see that it is free:
+// each try closes all of HAProxy's listeners for two seconds.
 const refusedFor = 5 * time.Minute
 
 // refusedPort is an address that HAProxy could not listen on.
@@ -186,8 +186,8 @@ type refusedPort struct {
 	reason string
 }
 
-// Precheck implements proxyctl.Driver. It refuses an address that another program listens on, or that HAProxy refused
-// lately: HAProxy's own check does not see that, and its reload then closes all listeners for two seconds.
+// Precheck implements proxyctl.Driver. It refuses an address that another program listens on, or that HAProxy refused recently.
+// HAProxy's own check does not notice that, and the reload would then close all listeners for two seconds.
 func (d *driver) Precheck(ctx context.Context, last, to proxyctl.Marked[config]) error {
 	addresses := newAddresses(last.Config, to.Config)
 	if len(addresses) == 0 {
@@ -210,8 +210,8 @@ func (d *driver) Precheck(ctx context.Context, last, to proxyctl.Marked[config])
 
 var cannotBind = regexp.MustCompile(`cannot bind [^()]*\(([^()]*)\)(?: for)? \[([^\s\]]*):(\d+)\]`)
 
-// portError is the refusal of a reload as one because of a port, if it is one: HAProxy from 3.0 on says so. 2.6 does not,
-// but it takes two seconds, and then any of the new addresses may be the one.
+// portError turns the refusal of a reload into a PortError if a port is the cause. HAProxy 3.0 and later report it. HAProxy 2.6
+// does not, but takes two seconds, and any of the new addresses may be the cause.
 func (d *driver) portError(err error, last, to *config, took time.Duration) error {
 	if !errors.Is(err, proxyctl.ErrRefused) {
 		return err
@@ -226,7 +226,7 @@ func (d *driver) portError(err error, last, to *config, took time.Duration) erro
 	if took < time.Second || len(addresses) == 0 {
 		return err
 	}
-	const reason = "HAProxy did not load a configuration with it, most likely since another program listens there; its log says why"
+	const reason = "HAProxy did not load a configuration with this address, most likely because another program listens there; see its log"
 	for _, a := range addresses {
 		d.ports[a.port] = refusedPort{time.Now(), reason}
 	}

@@ -10,20 +10,20 @@ import (
 	"berth/proxyctl"
 )
 
-// bare is a backend whose section is nothing but its name, the defaults section that it takes all settings from, and servers.
-// HAProxy takes such backends, and gives them up, while it runs.
+// bare is a backend whose section consists only of its name, the defaults section with all its settings, and servers. HAProxy can
+// add and delete such backends while it runs.
 type bare struct {
 	from    string // the defaults section
-	leaving bool   // no requests are passed to it, and it is deleted when it has finished
+	leaving bool   // it gets no requests, and is deleted when it has finished
 }
 
-// dynamicBackends is the first version of HAProxy in which backends come and go at run time.
+// dynamicBackends is the first HAProxy version that adds and deletes backends at run time.
 const dynamicBackends = "3.4"
 
-// findBare finds the sections that are bare backends.
+// findBare marks the sections that are bare backends.
 func (p *parser) findBare() {
 	p.bare = map[string]bare{}
-	times := map[string]int{} // that a defaults section is there
+	times := map[string]int{} // how often a defaults section occurs
 	for i, s := range p.sections {
 		p.sections[i].bare = false
 		if s.kind == "defaults" && s.name != "" {
@@ -42,7 +42,7 @@ func (p *parser) findBare() {
 	}
 }
 
-// fixed returns the sections that do not come and go at run time.
+// fixed returns the sections that cannot come and go at run time.
 func (c *config) fixed() (fixed []section) {
 	for _, s := range c.sections {
 		if !s.bare {
@@ -52,14 +52,14 @@ func (c *config) fixed() (fixed []section) {
 	return fixed
 }
 
-// compareBare plans which backends come, which are published, and which go away; why is the reason for a reload.
+// compareBare plans which backends to add, to publish and to remove. why is the reason for a reload.
 func compareBare(before, after map[string]bare) (come, publish, away []op, why string) {
 	for _, name := range slices.Sorted(maps.Keys(after)) {
 		is := after[name]
 		was, there := before[name]
 		switch {
 		case there && was.from != is.from:
-			return nil, nil, nil, fmt.Sprintf("backend %s: from %s, it was from %s", name, is.from, was.from)
+			return nil, nil, nil, fmt.Sprintf("backend %s: now from %s, was from %s", name, is.from, was.from)
 		case there && !was.leaving:
 			continue
 		case !there:
@@ -75,7 +75,7 @@ func compareBare(before, after map[string]bare) (come, publish, away []op, why s
 	return come, publish, away, ""
 }
 
-// refersToBackend says whether a line seems to mean this backend by its name: use_backend, nbsrv(app). HAProxy does not load a
+// refersToBackend reports whether a line seems to refer to this backend by name: use_backend, nbsrv(app). HAProxy does not load a
 // configuration that refers to a backend it does not have.
 func (c *config) refersToBackend(name string) bool {
 	for _, s := range c.sections {
@@ -95,7 +95,8 @@ func (c *config) refersToBackend(name string) bool {
 	return false
 }
 
-// sameDefaults says whether two configurations have the same defaults section of this name, in which sections before it count.
+// sameDefaults reports whether two configurations have the same defaults section of this name. The defaults sections before it
+// must be the same, too.
 func (c *config) sameDefaults(name string, o *config) bool {
 	of := func(c *config) (out []section) {
 		for _, s := range c.sections {
@@ -112,7 +113,7 @@ func (c *config) sameDefaults(name string, o *config) bool {
 	return len(was) > 0 && difference(was, is) == ""
 }
 
-// lacks returns the backends that to has, and the sections of c do not.
+// lacks returns the backends of to that c has no section for.
 func (c *config) lacks(to *config) map[string]bool {
 	out := map[string]bool{}
 	for name := range to.backends {
@@ -126,8 +127,8 @@ func (c *config) lacks(to *config) map[string]bool {
 	return out
 }
 
-// withBackends returns the configuration with the bare backends that HAProxy has, of those in the text and of own, which are in
-// no text: by name, the defaults section that each was made from. The backends in except are taken to be as they are.
+// withBackends returns the configuration with the bare backends that HAProxy has: those in the text, and those in own, which are
+// in no text and map to the defaults section they were made from. Backends in except stay as they are.
 func (c *config) withBackends(has map[string]bool, own map[string]string, except map[string]bool) *config {
 	out := c.clone()
 	for name, b := range c.bare {
@@ -150,7 +151,8 @@ func (c *config) withBackends(has map[string]bool, own map[string]string, except
 	return out
 }
 
-// backends asks which backends HAProxy has, of these or, with none, of all, and whether requests may go to each.
+// backends returns which of these backends HAProxy has, or all backends if no names are given, and whether requests may go to
+// each.
 func (m master) backends(ctx context.Context, names ...string) (map[string]bool, error) {
 	if len(names) > mostShown {
 		names = nil
@@ -169,7 +171,7 @@ func (m master) backends(ctx context.Context, names ...string) (map[string]bool,
 	return parseBackends(reply)
 }
 
-// parseBackends reads what "show stat" says of backends, once or several times in a row.
+// parseBackends parses one or more replies to "show stat" for backends.
 func parseBackends(reply string) (map[string]bool, error) {
 	out := map[string]bool{}
 	status := -1
@@ -185,7 +187,7 @@ func parseBackends(reply string) (map[string]bool, error) {
 		}
 		fields := strings.SplitN(line, ",", status+2)
 		if status < 0 || len(fields) <= status {
-			return nil, fmt.Errorf("%w: not the state of a backend: %s", proxyctl.ErrUnreachable, oneLine(line))
+			return nil, fmt.Errorf("%w: not a backend state: %s", proxyctl.ErrUnreachable, oneLine(line))
 		}
 		out[strings.Clone(fields[0])] = !strings.Contains(fields[status], "UNPUB")
 	}

@@ -18,25 +18,25 @@ import (
 	"berth/proxyctl"
 )
 
-// A crt-list is changed at run time as a map is. Before each certificate stands what it is now, as a comment:
+// A crt-list is changed at run time like a map. A comment before each certificate describes its current state:
 //
 //	# <SHA1>/<digest> <file> ...
 //	/etc/haproxy/tls/a.com.pem
 //
-// SHA1 is the fingerprint of the certificate itself, by which HAProxy shows it. The digest changes with anything else that
-// HAProxy reads with it. The files have the certificate, its chain and its key. A certificate without such a comment is changed by
-// a reload.
+// SHA1 is the fingerprint of the certificate itself, as HAProxy shows it. The digest changes with anything else that HAProxy
+// reads with it. The files contain the certificate, its chain and its key. A certificate without such a comment is changed by a
+// reload.
 //
-// The keys are in no text: a file is read when HAProxy is given it.
+// No text contains the keys: a file is read when HAProxy is given its content.
 const listExt = ".crt-list"
 
-// isList says whether a path is that of a crt-list.
+// isList reports whether a path is a crt-list.
 func isList(path string) bool { return strings.HasSuffix(path, listExt) }
 
-// loaded is what an entry of a crt-list says of a certificate.
+// loaded is what an entry of a crt-list says about a certificate.
 type loaded struct {
-	first  bool   // it is for clients that ask for none of them
-	sha1   string // in upper case; "" = it is changed by a reload
+	first  bool   // it is the default for clients that ask for none of them
+	sha1   string // in upper case; "" = a reload changes it
 	digest string
 	files  []string
 }
@@ -45,7 +45,7 @@ const isFirst = "first "
 
 var loadedWords = regexp.MustCompile(`^([0-9A-F]{40})/([0-9a-f]*)( /|$)`)
 
-// parseLoaded reads the value of an entry.
+// parseLoaded parses the value of an entry.
 func parseLoaded(value string) (l loaded) {
 	value, l.first = strings.CutPrefix(value, isFirst)
 	if sub := loadedWords.FindStringSubmatch(value); sub != nil {
@@ -54,7 +54,7 @@ func parseLoaded(value string) (l loaded) {
 	return l
 }
 
-// parseList reads a crt-list: the value of a certificate is the comment before it, and whether it is the first one.
+// parseList parses a crt-list. The value of a certificate is the comment before it, and whether it is the first one.
 func parseList(content string) entries {
 	out := entries{}
 	comment := ""
@@ -72,7 +72,7 @@ func parseList(content string) entries {
 			comment = isFirst + comment
 		}
 		if was, twice := out[path]; twice {
-			comment = was + " " + comment // of no meaning but that it differs
+			comment = was + " " + comment // meaningless, except that it differs
 		}
 		out[strings.Clone(path)] = strings.Clone(comment)
 		comment = ""
@@ -80,9 +80,9 @@ func parseList(content string) entries {
 	return out
 }
 
-// compareList plans the way from one crt-list to another: what comes or changes, and what goes. why is the reason for a
-// reload, "" if none is needed. A certificate whose files are not what the list says any more is left alone: nothing would bring
-// HAProxy to what they were, and a list that says what they are is on its way.
+// compareList plans how to get from one crt-list to another: what to add or change, and what to remove. why is the reason for a
+// reload, "" if none is needed. A certificate whose files no longer match the list is left alone: the old files are gone, and a
+// list that matches the new ones is on its way.
 func compareList(list string, was, is entries) (come, gone []op, why string) {
 	for _, path := range slices.Sorted(maps.Keys(is)) {
 		old, there := was[path]
@@ -92,18 +92,18 @@ func compareList(list string, was, is entries) (come, gone []op, why string) {
 		before, after := parseLoaded(old), parseLoaded(is[path])
 		switch {
 		case there && after.first == before.first && after.sha1 == before.sha1 && before.digest == "" && after.sha1 != "":
-			continue // HAProxy shows no more of it
+			continue // HAProxy shows nothing more about it
 		case after.first != before.first:
-			return nil, nil, fmt.Sprintf("certificate %s is now the first one", path)
+			return nil, nil, fmt.Sprintf("certificate %s is now the first in its list", path)
 		case after.sha1 == "" || there && before.sha1 == "":
-			return nil, nil, fmt.Sprintf("certificate %s: it is read by HAProxy alone, or has an .ocsp, .issuer or .sctl file", path)
+			return nil, nil, fmt.Sprintf("certificate %s: only HAProxy can read it, or it has an .ocsp, .issuer or .sctl file", path)
 		}
 		text, err := pemText(path, after)
 		if errors.Is(err, errOutdated) {
 			continue
 		}
 		if len(text) > mostCertificate {
-			return nil, nil, fmt.Sprintf("certificate %s has %d bytes, and a command takes %d", path, len(text), mostCertificate)
+			return nil, nil, fmt.Sprintf("certificate %s has %d bytes, a command takes at most %d", path, len(text), mostCertificate)
 		}
 		kind := opCertificateAdd
 		if there {
@@ -116,21 +116,21 @@ func compareList(list string, was, is entries) (come, gone []op, why string) {
 			continue
 		}
 		if parseLoaded(was[path]).first {
-			return nil, nil, fmt.Sprintf("certificate %s was the first one", path)
+			return nil, nil, fmt.Sprintf("certificate %s was the first in its list", path)
 		}
 		gone = append(gone, op{kind: opCertificateDelete, backend: list, name: path})
 	}
 	return come, gone, ""
 }
 
-// mostCertificate is how many bytes a certificate may have, its chain and its key included: a command must fit in HAProxy's buffer,
-// which has 16 kB by default.
+// mostCertificate is the maximum size in bytes of a certificate with its chain and its key. A command must fit in HAProxy's
+// buffer, which has 16 kB by default.
 const mostCertificate = 14_000
 
 var errOutdated = errors.New("its file has been replaced again")
 
-// pemText reads the certificate that an entry of a crt-list names, as HAProxy takes it in a command: without blank lines, which end
-// it, and without anything between the blocks.
+// pemText reads the certificate of a crt-list entry in the form that a HAProxy command takes: without blank lines, which end the
+// command, and without anything between the blocks.
 func pemText(path string, is loaded) (string, error) {
 	var (
 		out   bytes.Buffer
@@ -162,7 +162,7 @@ func pemText(path string, is loaded) (string, error) {
 // certificateCommand is a command that changes a certificate or a crt-list.
 type certificateCommand struct {
 	text string
-	said []string // one of these is in the answer if it was carried out
+	said []string // the answer contains one of these after success
 }
 
 // certificateCommands returns the commands that carry out a change of a crt-list.
@@ -170,7 +170,7 @@ func certificateCommands(o op) ([]certificateCommand, error) {
 	if o.kind == opCertificateDelete {
 		return []certificateCommand{
 			{"del ssl crt-list " + o.backend + " " + o.name, []string{"deleted in crtlist", "does not exist"}},
-			{"del ssl cert " + o.name, []string{"deleted!", "doesn't exist", "in use"}}, // by another list
+			{"del ssl cert " + o.name, []string{"deleted!", "doesn't exist", "in use"}}, // because another list uses it
 		}, nil
 	}
 	text, err := pemText(o.name, parseLoaded(o.value))
@@ -188,8 +188,8 @@ func certificateCommands(o op) ([]certificateCommand, error) {
 	return out, nil
 }
 
-// changeLists changes crt-lists of the worker whose mark has this shape. Each command is an exchange of its own: an answer may
-// have blank lines in it, after which the master loses the last answer of an exchange.
+// changeLists changes crt-lists of the worker whose mark has this shape. Each command is a separate exchange: an answer may
+// contain blank lines, after which the master loses the last answer of an exchange.
 func (m master) changeLists(ctx context.Context, ops []op, shape string) error {
 	for _, o := range ops {
 		commands, err := certificateCommands(o)
@@ -208,7 +208,7 @@ func (m master) changeLists(ctx context.Context, ops []op, shape string) error {
 				continue
 			}
 			if o.kind != opCertificateDelete {
-				_, _ = m.worker(ctx, "abort ssl cert "+o.name) // or no other certificate could be changed
+				_, _ = m.worker(ctx, "abort ssl cert "+o.name) // otherwise no other certificate could be changed
 			}
 			return &refusal{string(o.kind), o.name, oneLine(reply)}
 		}
@@ -216,8 +216,8 @@ func (m master) changeLists(ctx context.Context, ops []op, shape string) error {
 	return nil
 }
 
-// lists reads the crt-lists of a configuration file that HAProxy has. The value of a certificate is its fingerprint, and whether
-// it is the first one.
+// lists reads the crt-lists of a configuration file from HAProxy. The value of a certificate is its fingerprint, and whether it
+// is the first one.
 func (m master) lists(ctx context.Context, file string) (map[string]entries, error) {
 	reply, err := m.worker(ctx, "show ssl crt-list")
 	if err != nil {
@@ -238,7 +238,7 @@ func (m master) lists(ctx context.Context, file string) (map[string]entries, err
 	return out, nil
 }
 
-// mostCertificates is how many certificates HAProxy is asked for at once, so that a line is not too long for it.
+// mostCertificates is how many certificates one line asks HAProxy for, so that the line does not get too long.
 const mostCertificates = 20
 
 // list reads one crt-list.
@@ -273,7 +273,7 @@ func (m master) list(ctx context.Context, path string) (entries, error) {
 	return out, nil
 }
 
-// fingerprints reads what "show ssl cert" says of certificates.
+// fingerprints parses the reply to "show ssl cert".
 func fingerprints(reply string) entries {
 	out := entries{}
 	file := ""
@@ -289,8 +289,8 @@ func fingerprints(reply string) entries {
 	return out
 }
 
-// withFound returns the entries of a crt-list as HAProxy has them, where the text has e. What HAProxy does not show is taken to
-// be as in the text.
+// withFound returns the entries of a crt-list as HAProxy has them, where e are the entries of the text. What HAProxy does not
+// show is assumed to be as in the text.
 func (e entries) withFound(has entries) entries {
 	out := entries{}
 	for path, found := range has {
@@ -304,7 +304,7 @@ func (e entries) withFound(has entries) entries {
 	return out
 }
 
-// mergeList returns the content of a crt-list with these certificates as they are in base, if they are there.
+// mergeList returns the content of a crt-list with the certificates in keep as they are in base, if base has them.
 func mergeList(base, to string, keep map[string]bool) string {
 	before := map[string]string{}
 	for path, block := range listBlocks(base) {
@@ -336,7 +336,7 @@ func listBlocks(content string) iter.Seq2[string, string] {
 	}
 }
 
-// withoutUnfit returns the configuration with the certificates that HAProxy does not take at run time as they are in base.
+// withoutUnfit returns the configuration with certificates that HAProxy does not accept at run time left as in base.
 func (d *driver) withoutUnfit(base, to *config) *config {
 	var changed []string
 	for path, is := range to.maps {
@@ -369,10 +369,10 @@ func (d *driver) withoutUnfit(base, to *config) *config {
 	return &out
 }
 
-// certificateKey tells a certificate that HAProxy has refused from one that it has not seen yet.
+// certificateKey distinguishes a certificate that HAProxy has refused from a new one.
 func certificateKey(path, value string) string { return "certificate " + path + " " + value }
 
-// certificate returns what the crt-lists say of a certificate.
+// certificate returns what the crt-lists say about a certificate.
 func (c *config) certificate(file string) string {
 	for path, is := range c.maps {
 		if value, there := is[file]; there && isList(path) {

@@ -67,7 +67,7 @@ func TestCompareLists(t *testing.T) {
 	at := func(host string) string { return filepath.Join(c.dir, host+".pem") }
 	fixed := "# changes with the directory: 12\n" + at("fixed.com") + "\n"
 	shown := regexp.MustCompile("/00 .*")
-	const first, alone = "is now the first one", "read by HAProxy alone"
+	const first, alone = "is now the first in its list", "only HAProxy can read it"
 	for name, tt := range map[string]struct{ was, is, want string }{
 		"nothing":                 {a + b, a + b, "nothing"},
 		"one comes":               {a, a + b, "add certificate " + at("b.com")},
@@ -84,7 +84,7 @@ func TestCompareLists(t *testing.T) {
 		"what HAProxy shows":      {a + shown.ReplaceAllString(b, "/"), a + b, "nothing"},
 		"it has options":          {a + at("b.com") + "\n", a + at("b.com") + " [alpn h2] b.com\n", alone},
 		"the files are newer":     {a + z, a + outdated, "nothing"},
-		"it is too large":         {a, a + large, "a command takes 14000"},
+		"it is too large":         {a, a + large, "a command takes at most 14000"},
 		"there are no files":      {a, a + strings.ReplaceAll(b, "b.com", "nobody.com"), "nothing"},
 		"of several things":       {a + outdated + b, a + z, "renew certificate " + at("z.com") + ", and 1 more"},
 	} {

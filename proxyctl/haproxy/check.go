@@ -9,13 +9,13 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// check has the haproxy program check a configuration file. The error wraps proxyctl.ErrRefused if it says no.
+// check has the haproxy program check a configuration file. The error wraps proxyctl.ErrRefused if the program refuses it.
 func check(ctx context.Context, env []string, binary, file string) error {
 	return proxyctl.Check(ctx, env, "haproxy -c", alerts, binary, "-c", "-f", file)
 }
 
-// Check has the haproxy program check a text and its auxiliary files, path to content, away from where they belong: berth
-// render --validate. The error wraps proxyctl.ErrRefused if it says no.
+// Check has the haproxy program check a text and its auxiliary files, path to content, in another directory: berth render
+// --validate. The error wraps proxyctl.ErrRefused if the program refuses them.
 func Check(ctx context.Context, binary, text string, files map[string]string) error {
 	dir, err := os.MkdirTemp("", "berth-")
 	if err != nil {

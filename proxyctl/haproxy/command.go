@@ -10,8 +10,8 @@ import (
 	"berth/proxyctl/supervise"
 )
 
-// Command completes a command line that runs HAProxy as berth's child: in the foreground, with its configuration file and
-// master socket. The error names the argument that contradicts that.
+// Command completes a command line that runs HAProxy as berth's child: in the foreground, with its configuration file and master
+// socket. The error names an argument that contradicts that.
 func Command(args []string, file, socket string) ([]string, error) {
 	has := func(arg string) bool { return slices.Contains(args, arg) }
 	isSocket := func(value string) bool { return supervise.SamePath(socketPath(value), socket) }
@@ -27,16 +27,16 @@ func Command(args []string, file, socket string) ([]string, error) {
 	case socket == "":
 		return nil, errors.New("haproxy-socket is none: berth needs the master socket of the HAProxy that it runs")
 	case has("-S") && !slices.ContainsFunc(sockets, isSocket):
-		return nil, fmt.Errorf("-S %s is not haproxy-socket, which is %s: leave -S away", strings.Join(sockets, " "), socket)
+		return nil, fmt.Errorf("-S %s differs from haproxy-socket, which is %s: omit -S", strings.Join(sockets, " "), socket)
 	case has("-f") && !slices.ContainsFunc(files, isFile):
-		return nil, fmt.Errorf("-f %s is not haproxy-config, which is %s: leave -f away", strings.Join(files, " -f "), file)
+		return nil, fmt.Errorf("-f %s differs from haproxy-config, which is %s: omit -f", strings.Join(files, " -f "), file)
 	}
 	command := slices.Clone(args)
 	if !has("-db") {
 		command = append(command, "-db")
 	}
 	if !has("-S") {
-		command = append(command, "-S", "unix@"+socket+",mode,660") // without unix@ HAProxy takes no relative path
+		command = append(command, "-S", "unix@"+socket+",mode,660") // without unix@, HAProxy refuses a relative path
 	}
 	if !has("-f") {
 		command = append(command, "-f", file)
@@ -44,7 +44,7 @@ func Command(args []string, file, socket string) ([]string, error) {
 	return command, nil
 }
 
-// socketPath returns the path in a value of -S, like unix@/run/haproxy/master.sock,mode,660.
+// socketPath returns the path in a value of -S, such as unix@/run/haproxy/master.sock,mode,660.
 func socketPath(value string) string {
 	path, _, _ := strings.Cut(value, ",")
 	return strings.TrimPrefix(path, "unix@")

@@ -21,9 +21,9 @@ func TestCommand(t *testing.T) {
 		{command: "haproxy -db", refused: "haproxy needs -W (or -Ws)"},
 		{command: "haproxy", refused: "haproxy needs -W (or -Ws)"},
 		{command: "haproxy -W -D", refused: "haproxy must not have -D"},
-		{command: "haproxy -W -S /run/other.sock,mode,660", refused: "-S /run/other.sock,mode,660 is not haproxy-socket, which is /run/haproxy/master.sock"},
-		{command: "haproxy -S -W", refused: "is not haproxy-socket"},
-		{command: "haproxy -W -f /etc/other.cfg", refused: "-f /etc/other.cfg is not haproxy-config, which is /etc/haproxy/haproxy.cfg"},
+		{command: "haproxy -W -S /run/other.sock,mode,660", refused: "-S /run/other.sock,mode,660 differs from haproxy-socket, which is /run/haproxy/master.sock"},
+		{command: "haproxy -S -W", refused: "differs from haproxy-socket"},
+		{command: "haproxy -W -f /etc/other.cfg", refused: "-f /etc/other.cfg differs from haproxy-config, which is /etc/haproxy/haproxy.cfg"},
 	} {
 		args := strings.Fields(tt.command)
 		got, err := Command(args, file, socket)

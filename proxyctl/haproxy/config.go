@@ -9,30 +9,29 @@ import (
 	"berth/proxyctl"
 )
 
-// config is what berth understands of a configuration text: its sections, and in these the servers. It knows as much
-// of the grammar as is needed to tell them apart, and leaves the judgement of the rest to HAProxy.
+// config is what berth understands of a configuration text: its sections, and their servers. It parses only enough of the grammar
+// to tell them apart, and leaves the rest to HAProxy.
 type config struct {
-	preamble     string             // what stands before the first section
+	preamble     string             // everything before the first section
 	maps         map[string]entries // by path
 	sections     []section
-	backends     map[string]*backend // and listen sections
-	bare         map[string]bare     // those of the backends that may come and go at run time
-	reloadReason string              // why no server can be changed at run time, "" if they can
+	backends     map[string]*backend // backends and listen sections
+	bare         map[string]bare     // the backends that may come and go at run time
+	reloadReason string              // why no server can be changed at run time, "" if servers can
 }
 
-// backend is the servers of a section. It is never changed once it is read, so that the same pointer in two
-// configurations means the same servers. Nothing in it is a part of the text that it was read from, which may be
-// forgotten: names and lines are copies.
+// backend is the servers of a section. It never changes once it is read, so the same pointer in two configurations means the same
+// servers. It shares no memory with the text that it was read from: names and lines are copies.
 type backend struct {
 	servers map[string]server
-	order   []string // their names, as they stand in the text
+	order   []string // server names, in the order of the text
 	lines   map[serverLine]namedServer
-	opaque  []string // words of the servers that cannot be changed at run time: they may refer to others
+	opaque  []string // words of the servers that cannot be changed at run time; they may refer to other servers
 	off     bool     // it is disabled
 }
 
-// serverLine is a line and the default-server words that hold for it. A line that was read before need not be read
-// again, which makes up for most of the cost of a text.
+// serverLine is a line and the default-server words that apply to it. A line that was read before need not be read again, which
+// saves most of the cost of a text.
 type serverLine struct{ inherited, text string }
 
 type namedServer struct {
@@ -40,24 +39,24 @@ type namedServer struct {
 	server
 }
 
-// withServers returns the backend with other servers, of the same text.
+// withServers returns the backend with other servers of the same text.
 func (b *backend) withServers(servers map[string]server) *backend {
 	out := *b
 	out.servers = servers
 	return &out
 }
 
-// section is one section of a configuration without its server lines. All but text are copies of what was read.
+// section is one section of a configuration without its server lines. All strings except text are copies.
 type section struct {
 	kind, name   string
-	head         string     // its first line, blanks and comments aside
-	from         string     // the defaults section that its head names
-	bare         bool       // it is one of config.bare
-	lines        [][]string // words of the others
-	raw          []string   // the same lines as they are written, blanks and comments aside
-	text         string     // the whole of it, servers too, as a part of the newest text
-	inherited    string     // default-server words that hold at its beginning
-	inherit      string     // default-server words that hold at its end
+	head         string     // its first line, without extra blanks and comments
+	from         string     // the defaults section named in head
+	bare         bool       // whether it is in config.bare
+	lines        [][]string // words of the other lines
+	raw          []string   // the same lines as written, without extra blanks and comments
+	text         string     // the whole section with its servers, as a part of the newest text
+	inherited    string     // default-server words that apply at its start
+	inherit      string     // default-server words that apply at its end
 	reloadReason string     // why its servers cannot be changed at run time
 	backend      *backend   // its servers, if it is a backend or listen section
 }
@@ -75,14 +74,14 @@ var sectionKinds = map[string]bool{
 // parser is the state of reading one text.
 type parser struct {
 	config
-	before   map[string]section // the sections of the text that was read before, by head
+	before   map[string]section // the sections of the previous text, by head
 	text     string             // all of it
-	at       int                // where the line to read begins
-	defaults map[string]string  // default-server words by name of a defaults section; "" is the last one
-	inherit  string             // default-server words that hold for the next server line
+	at       int                // where the next line starts
+	defaults map[string]string  // default-server words by the name of a defaults section; "" is the last one
+	inherit  string             // default-server words that apply to the next server line
 }
 
-// parse reads a configuration. before is one that is much like it, or nil: what has not changed is taken from it.
+// parse parses a configuration. before is a similar one, or nil: unchanged parts are taken from it.
 func parse(text string, before *config) *config {
 	p := parser{
 		config: config{backends: map[string]*backend{}}, before: map[string]section{},
@@ -93,7 +92,7 @@ func parse(text string, before *config) *config {
 			p.before[s.head] = s
 		}
 	}
-	begin := 0 // of the section
+	begin := 0 // of the current section
 	for p.at < len(text) {
 		start := p.at
 		line := p.line()
@@ -111,7 +110,7 @@ func parse(text string, before *config) *config {
 	return &p.config
 }
 
-// line takes the next line.
+// line reads the next line.
 func (p *parser) line() string {
 	rest := p.text[p.at:]
 	if end := strings.IndexByte(rest, '\n'); end >= 0 {
@@ -121,7 +120,7 @@ func (p *parser) line() string {
 	return rest
 }
 
-// opensSection says whether a line does.
+// opensSection reports whether a line opens a section.
 func opensSection(line string) bool {
 	first, _, _ := strings.Cut(strings.TrimLeft(line, " \t\r\n"), " ")
 	if first = strings.TrimRight(first, "\r\n"); !sectionKinds[first] && !strings.ContainsAny(first, "\t\\\"'#") {
@@ -131,7 +130,7 @@ func opensSection(line string) bool {
 	return len(w) > 0 && sectionKinds[w[0]]
 }
 
-// begin opens a section whose head begins at start. If it is as it was in the text before, it is not read again.
+// begin opens a section whose head starts at start. A section that is unchanged from the previous text is not read again.
 func (p *parser) begin(start int) {
 	w, head := words(strings.Clone(p.text[start:p.at]))
 	s := section{kind: w[0], head: head}
@@ -147,7 +146,7 @@ func (p *parser) begin(start int) {
 	}
 	s.inherited = p.inherit
 	if s.isProxy() && p.backends[s.name] != nil {
-		p.reloadReason = cmp.Or(p.reloadReason, "it has two sections "+s.name)
+		p.reloadReason = cmp.Or(p.reloadReason, "it has two sections named "+s.name)
 	}
 	old, known := p.before[head]
 	if known && old.inherited == s.inherited && strings.HasPrefix(p.text[start:], old.text) && p.beginsSection(start+len(old.text)) {
@@ -165,13 +164,13 @@ func (p *parser) begin(start int) {
 	p.sections = append(p.sections, s)
 }
 
-// beginsSection says whether nothing or a section begins at this place.
+// beginsSection reports whether a section, or the end of the text, follows at this position.
 func (p *parser) beginsSection(at int) bool {
 	line, _, _ := strings.Cut(p.text[at:], "\n")
 	return at == len(p.text) || opensSection(line)
 }
 
-// end notes the text of the section that was read, and what it hands on.
+// end stores the text of the section that was read, and what it passes on.
 func (p *parser) end(text string) {
 	if len(p.sections) == 0 {
 		p.preamble = text
@@ -184,7 +183,7 @@ func (p *parser) end(text string) {
 	}
 }
 
-// read takes in a line that opens no section.
+// read reads a line that opens no section.
 func (p *parser) read(line string) {
 	if first := strings.TrimLeft(line, " \t\r\n"); first == "" || first[0] == '#' {
 		return
@@ -199,7 +198,7 @@ func (p *parser) read(line string) {
 			return
 		}
 	}
-	line = strings.Clone(line) // or its words would keep the whole text in memory
+	line = strings.Clone(line) // otherwise its words would keep the whole text in memory
 	w, raw := words(line)
 	if len(w) == 0 {
 		return
@@ -208,11 +207,11 @@ func (p *parser) read(line string) {
 		s.reloadReason = cmp.Or(s.reloadReason, "it has conditional blocks ("+w[0]+")")
 		p.reloadReason = cmp.Or(p.reloadReason, s.reloadReason)
 	}
-	quoted := strings.ContainsAny(raw, `\\"'`) // HAProxy knows more of quotes and escapes than is known here
+	quoted := strings.ContainsAny(raw, `\\"'`) // HAProxy's quoting rules are richer than those of words
 	if s.backend != nil && w[0] == "server" && len(w) > 2 {
 		server := newServer(w[1], w[2], append(strings.FieldsFunc(p.inherit, isSeparator), w[3:]...))
 		if quoted {
-			server.fix("it has quotes or escapes", raw)
+			server.fix("its line has quotes or escapes", raw)
 		}
 		p.add(s, namedServer{w[1], line, server})
 		return
@@ -220,7 +219,7 @@ func (p *parser) read(line string) {
 	if w[0] == "default-server" && (s.backend != nil || s.kind == "defaults") {
 		inherit := w[1:]
 		if quoted {
-			inherit = strings.Fields(raw)[1:] // quotes and all, which fixes every server that inherits them
+			inherit = strings.Fields(raw)[1:] // with its quotes, which makes every server that inherits them unchangeable
 		}
 		p.inherit += separator + strings.Join(inherit, separator)
 	}
@@ -228,7 +227,7 @@ func (p *parser) read(line string) {
 		if s.backend != nil {
 			s.backend.off = true
 		} else if s.kind == "defaults" {
-			s.reloadReason = cmp.Or(s.reloadReason, s.String()+" disables what it is for")
+			s.reloadReason = cmp.Or(s.reloadReason, s.String()+" contains \"disabled\"")
 			p.reloadReason = cmp.Or(p.reloadReason, s.reloadReason)
 		}
 	}
@@ -236,7 +235,7 @@ func (p *parser) read(line string) {
 	s.raw = append(s.raw, raw)
 }
 
-// separator stands between inherited words.
+// separator separates inherited words.
 const separator = "\x00"
 
 func isSeparator(r rune) bool { return r == 0 }
@@ -244,7 +243,7 @@ func isSeparator(r rune) bool { return r == 0 }
 // add adds a server to a section.
 func (p *parser) add(s *section, n namedServer) {
 	if _, twice := s.backend.servers[n.name]; twice {
-		s.reloadReason = cmp.Or(s.reloadReason, fmt.Sprintf("%s has two servers %s", s, n.name))
+		s.reloadReason = cmp.Or(s.reloadReason, fmt.Sprintf("%s has two servers named %s", s, n.name))
 		p.reloadReason = cmp.Or(p.reloadReason, s.reloadReason)
 	}
 	s.backend.servers[n.name] = n.server
@@ -255,7 +254,7 @@ func (p *parser) add(s *section, n namedServer) {
 	}
 }
 
-// has says whether the section has a line that begins with keyword, with these words in it.
+// has reports whether the section has a line that begins with keyword and contains these words.
 func (s section) has(keyword string, words ...string) bool {
 	return slices.ContainsFunc(s.lines, func(l []string) bool {
 		return l[0] == keyword && !slices.ContainsFunc(words, func(w string) bool { return !slices.Contains(l, w) })
@@ -264,7 +263,7 @@ func (s section) has(keyword string, words ...string) bool {
 
 func (s section) isProxy() bool { return s.kind == "backend" || s.kind == "listen" }
 
-// known returns the server that a line is known to mean.
+// known returns the server for a line that was read before.
 func (s section) known(line serverLine) (namedServer, bool) {
 	if s.backend == nil {
 		return namedServer{}, false
@@ -273,8 +272,8 @@ func (s section) known(line serverLine) (namedServer, bool) {
 	return n, ok
 }
 
-// words splits a line as HAProxy does: blanks separate, a backslash takes the next character as it is, quotes keep
-// blanks, # starts a comment. raw is the line as it is written, with one blank between its words.
+// words splits a line as HAProxy does: blanks separate words, a backslash takes the next character literally, quotes keep blanks,
+// and # starts a comment. raw is the line as written, with one blank between words.
 func words(line string) (cooked []string, raw string) {
 	if !strings.ContainsAny(line, "\\\"'#") {
 		cooked = strings.Fields(line)
@@ -327,7 +326,7 @@ func words(line string) (cooked []string, raw string) {
 	return cooked, all.String()
 }
 
-// refersTo says whether a line may mean this server: use-server, srv_is_up(app/a), track. HAProxy does not load a
+// refersTo reports whether a line may refer to this server: use-server, srv_is_up(app/a), track. HAProxy does not load a
 // configuration that refers to a server it does not have.
 func (c *config) refersTo(backend, name string) bool {
 	both := backend + "/" + name
@@ -344,7 +343,7 @@ func (c *config) refersTo(backend, name string) bool {
 	return false
 }
 
-// containsName says whether a name stands in a line, not as a part of another one.
+// containsName reports whether a line contains a name, not just as part of another name.
 func containsName(line, name string) bool {
 	for {
 		i := strings.Index(line, name)
@@ -359,12 +358,12 @@ func containsName(line, name string) bool {
 	}
 }
 
-// inNames says whether a character may stand in the name of a server.
+// inNames reports whether a server name may contain a character.
 func inNames(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_.:-", r)
 }
 
-// dynamicCookies says whether a backend's servers get their cookies from HAProxy. 2.6 gives none to a server that is added
+// dynamicCookies reports whether HAProxy generates the cookies of a backend's servers. HAProxy 2.6 gives none to a server added
 // at run time.
 func (c *config) dynamicCookies(backend string) bool {
 	return slices.ContainsFunc(c.sections, func(s section) bool {
@@ -372,7 +371,7 @@ func (c *config) dynamicCookies(backend string) bool {
 	})
 }
 
-// shape returns the configuration without its servers and bare backends: two texts with one shape differ in these at most.
+// shape returns the configuration without its servers and bare backends. Two texts with the same shape differ at most in these.
 func (c *config) shape() string {
 	var b strings.Builder
 	for _, s := range c.sections {
@@ -387,14 +386,14 @@ func (c *config) shape() string {
 	return b.String()
 }
 
-// global says whether the global section has a line that begins with keyword.
+// global reports whether the global section has a line that begins with keyword.
 func (c *config) global(keyword string) bool {
 	return slices.ContainsFunc(c.sections, func(s section) bool {
 		return s.kind == "global" && s.has(keyword)
 	})
 }
 
-// frame returns the sections that the catalog has no part in, of those with a name the ones that o has, too.
+// frame returns the sections that the catalog does not affect. Named defaults sections are included only if o has them, too.
 func (c *config) frame(o *config) (frame []section) {
 	for _, s := range c.sections {
 		inBoth := func() bool {
@@ -407,7 +406,7 @@ func (c *config) frame(o *config) (frame []section) {
 	return frame
 }
 
-// text returns the configuration as it was read.
+// text returns the text that the configuration was read from.
 func (c *config) text() string {
 	var b strings.Builder
 	b.WriteString(c.preamble)
@@ -417,8 +416,8 @@ func (c *config) text() string {
 	return b.String()
 }
 
-// again is what the names of backends begin with by which a worker that a reload has replaced hands over what waits: their servers
-// are the next worker.
+// again is the prefix of the backends through which a worker replaced by a reload hands over waiting requests. Their servers are
+// the next worker.
 const again = "hold.again"
 
 // Changes implements proxyctl.Grammar.
@@ -482,7 +481,7 @@ func (d *driver) Count(c *config) (backends, servers int) {
 	return backends, servers
 }
 
-// Serves implements proxyctl.Grammar. What a server-template line makes are servers, too.
+// Serves implements proxyctl.Grammar. The servers of a server-template line count, too.
 func (d *driver) Serves(c *config) map[string]bool {
 	out := map[string]bool{}
 	for name, b := range c.backends {
@@ -493,7 +492,7 @@ func (d *driver) Serves(c *config) map[string]bool {
 	return out
 }
 
-// opaqueLines returns the lines of a backend that may refer to servers, none of a nil one.
+// opaqueLines returns the lines of a backend that may refer to servers; nil for a nil backend.
 func (b *backend) opaqueLines() []string {
 	if b == nil {
 		return nil
@@ -501,7 +500,7 @@ func (b *backend) opaqueLines() []string {
 	return b.opaque
 }
 
-// all returns the servers of a backend, none of a nil one.
+// all returns the servers of a backend; nil for a nil backend.
 func (b *backend) all() map[string]server {
 	if b == nil {
 		return nil
@@ -509,7 +508,7 @@ func (b *backend) all() map[string]server {
 	return b.servers
 }
 
-// names returns the names of a backend's servers, as they stand in the text, none of a nil one.
+// names returns the names of a backend's servers in the order of the text; nil for a nil backend.
 func (b *backend) names() []string {
 	if b == nil {
 		return nil

@@ -9,32 +9,32 @@ import (
 	"time"
 )
 
-// serverName is a server and its backend. Without a name it is the backend itself.
+// serverName is a server and its backend. Without a name, it is the backend itself.
 type serverName struct{ backend, name string }
 
 func (n serverName) String() string { return n.backend + "/" + n.name }
 
 func (n serverName) isBackend() bool { return n.name == "" }
 
-// draining is a server, or a backend, that is in no text any more. It gets no new requests, finishes what it has, and is
-// deleted then, a backend after its servers.
+// draining is a server or backend that is no longer in the text. It gets no new requests, finishes its current ones, and is then
+// deleted, a backend after its servers.
 type draining struct {
 	since time.Time     // when it began to drain
-	next  time.Time     // when to try to delete it; never again if it is zero
+	next  time.Time     // when to try to delete it; zero = never again
 	wait  time.Duration // between two tries
 }
 
 const (
 	firstTry  = 20 * time.Millisecond
 	lastTry   = time.Second
-	mostTries = 20 // in one exchange: each delete stops all of HAProxy's threads for a moment
+	mostTries = 20 // per exchange: each delete stops all of HAProxy's threads for a moment
 
-	// HAProxy may have very many sessions, so between two looks at them there is this part of the time for requests.
+	// HAProxy may have very many sessions. They are read at most this many times per DrainTimeout.
 	sessionsPart = 10
 )
 
-// drains keeps the servers that drain. Tend looks after them in a goroutine and with connections of its own: no change of
-// HAProxy waits for it, unless just the server that is being deleted comes back.
+// drains tracks the draining servers. Tend looks after them in its own goroutine and over its own connections. No change of
+// HAProxy waits for it, unless a server comes back just while it is being deleted.
 type drains struct {
 	master *master
 	opts   Options
@@ -42,25 +42,25 @@ type drains struct {
 	mu      sync.Mutex
 	list    map[serverName]*draining
 	deleted []serverName        // since takeDeleted
-	busy    map[serverName]bool // which are being deleted
-	idle    chan struct{}       // closed when none is any more; nil when none is
+	busy    map[serverName]bool // being deleted right now
+	idle    chan struct{}       // closed when none is busy any more; nil if none is
 
 	lingering map[string]*lingering // by backend
-	begun     int                   // how often Tend has begun to end the time of some
-	ended     int                   // how often it has ended one's
-	planned   int                   // ended when linger was called
-	ending    chan struct{}         // closed when it has; nil when it is not about to
+	begun     int                   // how often Tend has started to end lingering
+	ended     int                   // how many backends Tend has ended lingering for
+	planned   int                   // the value of ended when linger was called
+	ending    chan struct{}         // closed when Tend has finished ending lingering; nil if it is not doing so
 
 	// Only Tend uses these.
-	looked  time.Time           // at HAProxy's sessions, for the last time
-	tunnels map[serverName]bool // servers with one then; nil if that could not be read, and any may have one
+	looked  time.Time           // when HAProxy's sessions were last read
+	tunnels map[serverName]bool // servers that had tunnels then; nil if unknown, so any may have one
 }
 
 func newDrains(m *master, opts Options) *drains {
 	return &drains{master: m, opts: opts, list: map[serverName]*draining{}}
 }
 
-// set lists the servers that drain in now, a configuration of HAProxy that has been brought to want.
+// set lists the servers that drain in now, the state of a HAProxy that was brought to want.
 func (d *drains) set(now, want *config) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -68,7 +68,7 @@ func (d *drains) set(now, want *config) {
 	list := map[serverName]*draining{}
 	for backend, b := range now.backends {
 		if b == want.backends[backend] {
-			continue // nothing in want drains
+			continue // nothing in it drains
 		}
 		add := func(n serverName) {
 			if d.lingering[n.backend].has(n.name) {
@@ -103,7 +103,7 @@ func (d *drains) Draining() int {
 	return servers
 }
 
-// takeDeleted returns the servers and backends that were deleted since it was called last.
+// takeDeleted returns the servers and backends deleted since its last call.
 func (d *drains) takeDeleted() []serverName {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -112,8 +112,8 @@ func (d *drains) takeDeleted() []serverName {
 	return out
 }
 
-// recall takes servers and backends from the list, and returns when none of them is being deleted. It says whether one was, or
-// has been since takeDeleted: then it may be gone.
+// recall takes servers and backends off the list, and returns when none of them is being deleted. It reports whether one was, or
+// has been deleted since takeDeleted, and so may be gone.
 func (d *drains) recall(ctx context.Context, names []serverName) (deleted bool) {
 	for {
 		d.mu.Lock()
@@ -133,12 +133,12 @@ func (d *drains) recall(ctx context.Context, names []serverName) (deleted bool) 
 		select {
 		case <-wait:
 		case <-ctx.Done():
-			return false // nothing else will go any more
+			return false // nothing else will be deleted
 		}
 	}
 }
 
-// in returns the servers and backends of the list that a configuration has.
+// in returns the servers and backends on the list that a configuration has.
 func (d *drains) in(c *config) (names []serverName) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -150,9 +150,9 @@ func (d *drains) in(c *config) (names []serverName) {
 	return names
 }
 
-// Tend implements proxyctl.Driver: it deletes servers that have finished, and backends without servers, and ends the connections
-// of servers whose time is over. It also ends the time of servers that linger. It returns in what time to call it again, or 0 when
-// none drains or lingers. A call takes one short exchange, however many servers drain, and now and then a look at all sessions.
+// Tend implements proxyctl.Driver. It deletes servers that have finished and backends without servers, closes the connections of
+// servers whose time is over, and ends lingering that has lasted long enough. It returns when to call it again, 0 if nothing
+// drains or lingers. A call takes one short exchange, however many servers drain, and occasionally reads all sessions.
 func (d *drains) Tend(ctx context.Context) time.Duration {
 	d.endHolds(ctx)
 	if d.needsSessions() {
@@ -160,7 +160,7 @@ func (d *drains) Tend(ctx context.Context) time.Duration {
 		if reply, err := d.master.worker(ctx, "show sess"); err == nil {
 			d.tunnels = tunnels(reply)
 		} else {
-			d.opts.Log.Debug("HAProxy's sessions cannot be read: any server that drains may have a tunnel", "err", err)
+			d.opts.Log.Debug("cannot read HAProxy's sessions: any draining server may have a tunnel", "err", err)
 		}
 	}
 	if names, lines := d.begin(); len(names) > 0 {
@@ -170,7 +170,7 @@ func (d *drains) Tend(ctx context.Context) time.Duration {
 	return d.soonest()
 }
 
-// withServers returns the backends of servers in the list: they can be deleted after these.
+// withServers returns the backends of the servers on the list. They can only be deleted after these.
 func (d *drains) withServers() map[string]bool {
 	out := map[string]bool{}
 	for n := range d.list {
@@ -193,7 +193,7 @@ func (d *drains) due() (names []serverName) {
 	return names[:min(len(names), mostTries)]
 }
 
-// needsSessions says whether HAProxy's sessions have to be read, to tell which servers have a tunnel.
+// needsSessions reports whether HAProxy's sessions must be read to find out which servers have a tunnel.
 func (d *drains) needsSessions() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -203,14 +203,14 @@ func (d *drains) needsSessions() bool {
 	})
 }
 
-// isOver says whether the time of a server is over: the time for requests, or if it may have a tunnel, that for tunnels.
+// isOver reports whether the time of a server is over: the time for requests, or the time for tunnels if it may have one.
 func (d *drains) isOver(n serverName) bool {
 	since := d.list[n].since
 	return time.Since(since) >= d.opts.TunnelTimeout ||
 		d.tunnels != nil && !d.tunnels[n] && d.looked.Sub(since) >= d.opts.DrainTimeout
 }
 
-// begin returns the commands to delete servers, after the connections of those whose time is over are cut.
+// begin returns the commands that delete servers, after closing the connections of those whose time is over.
 func (d *drains) begin() (names []serverName, lines []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -226,7 +226,7 @@ func (d *drains) begin() (names []serverName, lines []string) {
 			continue
 		}
 		if d.isOver(n) {
-			d.opts.Log.Info("closing the connections of a server that left: its time is over", "backend", n.backend, "server", n.name)
+			d.opts.Log.Info("closing the connections of removed server "+n.String()+": its time to drain is over", "backend", n.backend, "server", n.name)
 			lines = append(lines, "shutdown sessions server "+n.String())
 		}
 		lines = append(lines, "del server "+n.String())
@@ -234,7 +234,7 @@ func (d *drains) begin() (names []serverName, lines []string) {
 	return names, lines
 }
 
-// end notes what HAProxy has said to each.
+// end records HAProxy's answer for each.
 func (d *drains) end(names []serverName, reply string, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -254,14 +254,14 @@ func (d *drains) end(names []serverName, reply string, err error) {
 			d.deleted = append(d.deleted, n)
 		case err == nil && line == saidPointedTo:
 			s.next = time.Time{}
-			d.opts.Log.Info("HAProxy keeps a removed backend, without requests, until it is reloaded: its configuration refers to it", "backend", n.backend)
-		case err == nil && n.isBackend(): // it has streams yet
+			d.opts.Log.Info("HAProxy keeps removed backend "+n.backend+", without requests, until its next reload: the configuration refers to it", "backend", n.backend)
+		case err == nil && n.isBackend(): // it still has streams
 			s.wait = min(2*s.wait, lastTry)
 			s.next = time.Now().Add(s.wait)
-			d.opts.Log.Debug("HAProxy does not delete a backend that has left yet: it is tried again", "backend", n.backend, "said", oneLine(line))
+			d.opts.Log.Debug("HAProxy does not delete removed backend "+n.backend+" yet, trying again", "backend", n.backend, "said", oneLine(line))
 		case err == nil && line == saidReferenced:
 			s.next = time.Time{}
-			d.opts.Log.Info("HAProxy keeps a removed server, out of service, until it is reloaded: its configuration refers to it", "backend", n.backend, "server", n.name)
+			d.opts.Log.Info("HAProxy keeps removed server "+n.String()+", out of service, until its next reload: the configuration refers to it", "backend", n.backend, "server", n.name)
 		case err == nil && line == saidConnected:
 			s.wait = min(2*s.wait, lastTry)
 			s.next = time.Now().Add(s.wait)
@@ -273,13 +273,13 @@ func (d *drains) end(names []serverName, reply string, err error) {
 		}
 	}
 	if err != nil {
-		d.opts.Log.Debug("deleting servers that have left: they are tried again", "err", err)
+		d.opts.Log.Debug("cannot delete removed servers, trying again", "err", err)
 	}
 	close(d.idle)
 	d.busy, d.idle = nil, nil
 }
 
-// soonest returns in what time the next server or backend is to be tried, 0 if none is.
+// soonest returns when the next server or backend is due, 0 if none is.
 func (d *drains) soonest() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -304,8 +304,8 @@ func (d *drains) soonest() time.Duration {
 	return max(time.Until(soonest), time.Millisecond)
 }
 
-// tunnels returns the servers for which "show sess" lists a tunnel: a TCP connection, or one that was upgraded, as for
-// websockets. HAProxy analyses (an=) neither its requests nor its responses any more.
+// tunnels returns the servers for which "show sess" lists a tunnel: a TCP connection, or an upgraded one, as for websockets.
+// HAProxy no longer analyses its requests or responses (an=).
 func tunnels(reply string) map[serverName]bool {
 	out := map[serverName]bool{}
 	for line := range strings.Lines(reply) {

@@ -14,29 +14,29 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// driver tells the engine all that it has to know of HAProxy.
+// driver covers what is specific to HAProxy.
 type driver struct {
 	opts   Options
 	master *master
 	*drains
 	counter *waitCounter
-	warned  bool // that no hard-stop-after is set
+	warned  bool // whether a missing hard-stop-after was logged
 
 	version proxyctl.Version
 
-	seen   snapshot              // by the last Inspect
-	now    *config               // what HAProxy has, with the servers that drain; nil if that must be read first
-	has    configfile.Generation // of the text that now belongs to
+	seen   snapshot              // result of the last Inspect
+	now    *config               // what HAProxy has, including draining servers; nil if it must be read first
+	has    configfile.Generation // of the text that now is based on
 	loaded configfile.Generation // of the text that its worker has loaded
 
-	own          map[string]string    // backends that HAProxy may have and no text has, with the defaults sections they were made from
-	lastID       map[string]int       // highest id of a server ever seen, by backend: a new one is never taken for an old one
+	own          map[string]string    // backends that HAProxy may have but no text has, with the defaults sections they were made from
+	lastID       map[string]int       // highest server ID ever seen, by backend, so that a new server is never taken for an old one
 	unmanageable map[string]bool      // backends for which HAProxy showed other servers than it had just loaded
-	refused      map[string]string    // what HAProxy said when it did not add a server, by what it means; of the shape that is loaded
-	suspect      map[string]time.Time // when HAProxy did not take a change of a backend, or of another one with it
-	ports        map[int]refusedPort  // that HAProxy could not listen on
+	refused      map[string]string    // HAProxy's answers when it refused a change, by refusal.key; for the loaded shape
+	suspect      map[string]time.Time // when HAProxy last refused a change of a backend, or one that was made with it
+	ports        map[int]refusedPort  // ports that HAProxy could not listen on
 
-	visible func(ctx context.Context) bool // says whether ports of HAProxy's network can be seen from here
+	visible func(ctx context.Context) bool // reports whether the ports of HAProxy's network are visible from here
 }
 
 func newDriver(opts Options) *driver {
@@ -45,11 +45,11 @@ func newDriver(opts Options) *driver {
 		opts: opts, master: m, drains: newDrains(m, opts), counter: &waitCounter{master: m, opts: opts},
 		version: proxyctl.Version{Name: "HAProxy", Binary: opts.Binary, Timeout: opts.Timeout, Report: opts.Version, Log: opts.Log},
 		own:     map[string]string{}, lastID: map[string]int{}, refused: map[string]string{}, suspect: map[string]time.Time{}, ports: map[int]refusedPort{},
-		visible: func(ctx context.Context) bool { return opts.Prepared != nil || m.sharesNetwork(ctx) }, // berth's child is here
+		visible: func(ctx context.Context) bool { return opts.Prepared != nil || m.sharesNetwork(ctx) }, // berth's child shares its network
 	}
 }
 
-var errNoListener = fmt.Errorf("%w: it has no frontend or listen section with a bind line, so HAProxy would serve nothing", proxyctl.ErrRefused)
+var errNoListener = fmt.Errorf("%w: no frontend or listen section has a bind line, so HAProxy would serve nothing", proxyctl.ErrRefused)
 
 // Mark implements proxyctl.Grammar.
 func (d *driver) Mark(text string, before *config) (marked, error) {
@@ -73,8 +73,8 @@ func (d *driver) Unmark(file string, before *config) marked { return unmark(file
 // IsMarked implements proxyctl.Grammar.
 func (d *driver) IsMarked(file string) bool { return isMarked(file) }
 
-// SameFrame implements proxyctl.Grammar: the frame is the global and defaults sections, but for defaults sections with a name that
-// only one has: they may come with the settings in use.
+// SameFrame implements proxyctl.Grammar. The frame is the global and defaults sections, except named defaults sections that only
+// one text has: those may come with the settings in use.
 func (d *driver) SameFrame(a, b *config) bool { return difference(a.frame(b), b.frame(a)) == "" }
 
 // Binary implements proxyctl.Driver.
@@ -87,7 +87,7 @@ func (d *driver) Check(ctx context.Context, file string) error {
 
 const noSocket = "HAProxy has no master socket"
 
-// Inspect implements proxyctl.Driver. Without a socket it is the text that was loaded last.
+// Inspect implements proxyctl.Driver. Without a socket, it returns the text that was loaded last.
 func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 	if d.opts.Socket == "" {
 		s := proxyctl.Snapshot{Generation: d.loaded}
@@ -100,7 +100,7 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 	v, err := d.master.inspect(ctx, d.opts.File)
 	for now := d.awaitEnds(ctx); err == nil && now != begun && ctx.Err() == nil; now = d.awaitEnds(ctx) {
 		begun = now
-		v, err = d.master.inspect(ctx, d.opts.File) // what was read before and after does not go together
+		v, err = d.master.inspect(ctx, d.opts.File) // the first answer may mix states from before and after
 	}
 	if err != nil {
 		d.now = nil
@@ -143,7 +143,7 @@ func (d *driver) Observe(base marked) {
 	d.observe(now.withState(st, shown).withMaps(d.seen.maps), st)
 }
 
-// observe takes over the servers that were read from HAProxy.
+// observe stores the servers that were read from HAProxy.
 func (d *driver) observe(now *config, st state) {
 	d.now = now
 	for backend, list := range st {
@@ -155,7 +155,7 @@ func (d *driver) observe(now *config, st state) {
 	}
 }
 
-// shown returns the backends for which HAProxy shows the servers of the text.
+// shown returns the backends of c that are not unmanageable.
 func (d *driver) shown(c *config) []string {
 	var out []string
 	for name := range c.backends {
@@ -196,8 +196,8 @@ func (d *driver) Plan(to marked, alike *config) plan {
 	return todo
 }
 
-// So much at once is done sooner by one reload: HAProxy takes one to two milliseconds for each server that comes or goes,
-// and goes through a backend's servers for each that is added to it.
+// Above these limits, one reload is faster: HAProxy takes one to two milliseconds for each server that comes or goes, and walks a
+// backend's servers for each server added to it.
 const (
 	mostAdded   = 250
 	mostRemoved = 500
@@ -206,7 +206,7 @@ const (
 	mostCertified = 100
 )
 
-// unfit says why ops are not for the running HAProxy, "" if they are.
+// unfit returns why ops cannot be done in the running HAProxy, "" if they can.
 func (d *driver) unfit(ops []op, to *config) string {
 	if d.opts.ReloadOnly && len(ops) > 0 {
 		return ops[0].String()
@@ -227,7 +227,7 @@ func (d *driver) unfit(ops []op, to *config) string {
 			certificates++
 		case opCreate:
 			if _, there := d.seen.backends[o.backend]; there {
-				return fmt.Sprintf("HAProxy has a backend %s that is in no text", o.backend)
+				return fmt.Sprintf("HAProxy has a backend %s that is in no configuration", o.backend)
 			}
 			if why := d.refused[creationKey(o.value)]; why != "" {
 				return "earlier: " + why
@@ -249,16 +249,16 @@ func (d *driver) unfit(ops []op, to *config) string {
 			return "earlier: " + why
 		}
 		if to.dynamicCookies(o.backend) {
-			return fmt.Sprintf("backend %s: not every HAProxy gives a cookie to a server at run time", o.backend)
+			return fmt.Sprintf("backend %s: not every HAProxy version gives a cookie to a server added at run time", o.backend)
 		}
 		added++
 		work += to.backends[o.backend].count()
 	}
 	if certificates > mostCertified {
-		return fmt.Sprintf("%d certificates at once are sooner loaded", certificates)
+		return fmt.Sprintf("%d certificates at once: a reload is faster", certificates)
 	}
 	if added > mostAdded || removed > mostRemoved || work > mostWork {
-		return fmt.Sprintf("%d servers added and %d removed at once are sooner loaded", added, removed)
+		return fmt.Sprintf("%d servers added and %d removed at once: a reload is faster", added, removed)
 	}
 	return ""
 }
@@ -269,7 +269,7 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 		d.commit(to.Config.withDraining(d.now), to)
 		return nil
 	}
-	// A draining server that comes back is not deleted any more, or it is added anew.
+	// A draining server that comes back must not be deleted any more, or it is added again.
 	for d.recall(ctx, serversOf(p.Ops)) || d.claim(ctx, p.Ops) {
 		if p = d.Plan(to, nil); p.Reload != "" {
 			return fmt.Errorf("%w: %s", proxyctl.ErrUnexpected, p.Reload)
@@ -306,7 +306,7 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 			d.commit(d.now, to)
 			return nil
 		}
-		err = fmt.Errorf("%w: HAProxy took all commands, and yet there remains: %s", proxyctl.ErrUnexpected, rest)
+		err = fmt.Errorf("%w: HAProxy accepted all commands, but this change is still missing: %s", proxyctl.ErrUnexpected, rest)
 	}
 	d.now = nil
 	var no *refusal
@@ -318,13 +318,13 @@ func (d *driver) Run(ctx context.Context, to marked, p plan) error {
 		d.refused[no.key(to.Config)] = err.Error()
 	case errors.Is(err, proxyctl.ErrUnexpected):
 		for _, o := range p.Ops {
-			d.suspect[o.backend] = time.Now() // of a map it is the path, which no backend has for a name
+			d.suspect[o.backend] = time.Now() // for a map this is its path, which is no backend's name
 		}
 	}
 	return err
 }
 
-// commit notes that HAProxy runs a text, and has these servers.
+// commit records that HAProxy runs a text and has these servers.
 func (d *driver) commit(now *config, to marked) {
 	d.now, d.has = now, to.Generation
 	d.set(now, to.Config)
@@ -334,12 +334,12 @@ func (d *driver) commit(now *config, to marked) {
 	}
 }
 
-// dynamic says whether backends come and go at run time.
+// dynamic reports whether backends come and go at run time.
 func (d *driver) dynamic() bool {
 	return d.opts.Socket != "" && !d.opts.ReloadOnly && proxyctl.AtLeast(d.version.Running(), dynamicBackends)
 }
 
-// noteOwn notes that the bare backends which come or go are berth's, and returns those that do.
+// noteOwn records the bare backends that come or go as berth's, and returns them.
 func (d *driver) noteOwn(ops []op) (touched []string) {
 	for _, o := range ops {
 		if !o.isBackend() {
@@ -355,7 +355,7 @@ func (d *driver) noteOwn(ops []op) (touched []string) {
 	return touched
 }
 
-// readBackends reads what HAProxy has of these backends.
+// readBackends reads these backends from HAProxy.
 func (d *driver) readBackends(ctx context.Context, names []string) error {
 	has, err := d.master.backends(ctx, names...)
 	if err != nil {
@@ -409,13 +409,13 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 	clear(d.suspect)
 	if d.warned = d.warned || to.Config.global("hard-stop-after"); !d.warned {
 		d.warned = true
-		d.opts.Log.Warn("the configuration sets no hard-stop-after: after a reload an old worker stays as long as its longest connection")
+		d.opts.Log.Warn("the HAProxy configuration sets no hard-stop-after: after a reload, an old worker stays as long as its longest connection")
 	}
 	d.reconcile(ctx, to)
 	return proxyctl.Snapshot{Generation: to.Generation, OldWorkers: len(now.old)}, nil
 }
 
-// isRead is nil if the new worker runs the text in the file, and not the text of another file.
+// isRead returns nil if the new worker runs the text in berth's file, not one from another file.
 func (d *driver) isRead(ctx context.Context, to marked) error {
 	running, _, err := d.master.status(ctx, "")
 	if err != nil {
@@ -427,15 +427,15 @@ func (d *driver) isRead(ctx context.Context, to marked) error {
 	return nil
 }
 
-// reconcile looks at the servers of a new worker, and repairs what differs from the text that it has loaded. If that
-// cannot be (a section is disabled, .if blocks leave out servers), then HAProxy is believed to have what it loaded.
+// reconcile compares the servers of a new worker with the text that it has loaded, and repairs differences. Where that is
+// impossible (a disabled section, servers left out by .if blocks), HAProxy is assumed to have what it loaded.
 func (d *driver) reconcile(ctx context.Context, to marked) {
 	d.setLingering(nil, nil, to.Config)
 	v, err := d.master.inspect(ctx, d.opts.File)
 	d.loaded, d.unmanageable = to.Generation, map[string]bool{}
 	clear(d.own)
 	if err != nil || !v.generation.SameShape(to.Generation) {
-		d.commit(to.Config, to) // the next look finds out
+		d.commit(to.Config, to) // the next inspection finds out
 		return
 	}
 	d.seen = v
@@ -458,19 +458,19 @@ func (d *driver) reconcile(ctx context.Context, to marked) {
 		_, there := seen.bare[name]
 		if todo := compareBackend(name, seen.backends[name], b); todo.Reload != "" || len(todo.Ops) > 0 || isBare != there {
 			d.unmanageable[name] = true
-			d.opts.Log.Warn("HAProxy shows other servers than it has loaded: from now on changes of this backend take a reload", "backend", name, "difference", todo.String(), "reason", err)
+			d.opts.Log.Warn("HAProxy shows other servers in backend "+name+" than it has loaded: changes of this backend now take a reload", "backend", name, "difference", todo.String(), "reason", err)
 		}
 	}
 	d.commit(to.Config, to)
 }
 
-// suspectFor is how long a backend takes no part in a Merge after HAProxy did not take a change of it, or of others with it.
+// suspectFor is how long a backend is left out of Merge after HAProxy refused a change of it, or one that was made with it.
 const suspectFor = time.Minute
 
-// StartsWith implements proxyctl.Driver. A HAProxy that cannot be asked may refuse anything.
+// StartsWith implements proxyctl.Driver. Without asking HAProxy, no text is certain to be accepted.
 func (d *driver) StartsWith(_, _ *config) bool { return false }
 
-// Merge implements proxyctl.Driver. Servers and backends that take a reload wait until all of the text is loaded.
+// Merge implements proxyctl.Driver. Servers and backends that take a reload wait until the whole text is loaded.
 func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 	if reload || d.opts.Socket == "" || d.opts.ReloadOnly || base.reloadReason != "" || to.reloadReason != "" {
 		return ""
@@ -539,7 +539,7 @@ func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 		}
 	}
 	if routed := routedTo(away, readMaps(merged.preamble, base)); len(routed) > 0 {
-		return d.Merge(base, to, slices.Concat(keep, routed), reload) // they stay for as long as their routes
+		return d.Merge(base, to, slices.Concat(keep, routed), reload) // they stay as long as their routes
 	}
 	return merged.text()
 }

@@ -449,7 +449,7 @@ func TestApply(t *testing.T) {
 		}},
 		{"2.6 says nothing: success is read from the processes", oldText, "", func(m *masterSocket) { m.silent = true }, []step{
 			{newText, proxyctl.Reload, nil, "", markText(newText), 1},
-			{badText, "", proxyctl.ErrRefused, "its log says why", markText(newText), 2},
+			{badText, "", proxyctl.ErrRefused, "see its log", markText(newText), 2},
 		}},
 		{"a master that hangs is reported, not waited for", oldText, "", func(m *masterSocket) { m.hang["@1 show env "+markName] = true }, []step{
 			{newText, "", proxyctl.ErrUnreachable, "within 500ms", oldText, 0},
@@ -573,13 +573,13 @@ func TestRuntime(t *testing.T) {
 		{"order and comments", two, "# x\n  server b 10.0.0.2:80\n\n  server a 10.0.0.1:80\n", nil, want{proxyctl.None, "", nil, 0}},
 		{"refused", two, two + "  server c 10.0.0.3:80\n", func(m *masterSocket) {
 			m.says["add server"] = "Backend must use a dynamic load balancing to support dynamic servers.\n\n"
-		}, want{proxyctl.Reload, "HAProxy does not add app/c: Backend must use a dynamic load balancing", nil, 0}},
+		}, want{proxyctl.Reload, "HAProxy refuses to add app/c: Backend must use a dynamic load balancing", nil, 0}},
 		{"an error after the last command", two, "  server a 10.0.0.1:80\n  server b 10.0.0.2:80 weight 2\n", func(m *masterSocket) {
 			m.says["set server"] = "Backend is using a static LB algorithm and only accepts weights '0%' and '100%'.\n\n"
 		}, want{proxyctl.Reload, "static LB", nil, 0}},
 		{"said to be done, and not done", two, "  server a 10.0.0.1:80\n  server b 10.0.0.2:80 weight 2\n", func(m *masterSocket) {
 			m.says["set server"] = "\n"
-		}, want{proxyctl.Reload, "and yet there remains: weigh app/b 2", nil, 0}},
+		}, want{proxyctl.Reload, "but this change is still missing: set weight of app/b to 2", nil, 0}},
 		{"an address that is not taken", two, "  server a 10.0.0.9:80\n  server b 10.0.0.2:80\n", func(m *masterSocket) {
 			m.says["set server"] = "Invalid addr '10.0.0.9'\n\n"
 		}, want{proxyctl.Reload, "Invalid addr", nil, 0}},
@@ -590,9 +590,9 @@ func TestRuntime(t *testing.T) {
 			m.says["add server"], m.says["enable server"], m.says["show servers"] = "", "", ""
 		}, want{proxyctl.Reload, `unexpected answer to "add server app/c`, nil, 0}},
 		{"HAProxy was started anew with something else meanwhile", two, two + "  server c 10.0.0.3:80\n", func(m *masterSocket) { m.run("") }, want{proxyctl.Reload, "HAProxy runs another configuration: Variable not found", nil, 0}},
-		{"more than is worth it", "", manyServers(800), nil, want{proxyctl.Reload, "800 servers added and 0 removed at once are sooner loaded", nil, 0}},
+		{"more than is worth it", "", manyServers(800), nil, want{proxyctl.Reload, "800 servers added and 0 removed at once: a reload is faster", nil, 0}},
 		{"as many as are worth it", "", manyServers(mostAdded), nil, want{proxyctl.Runtime, "add app/s0, and 249 more", nil, 0}},
-		{"keywords that no command may hold", two, two + "  server c 10.0.0.3:80 cookie a;quit\n", nil, want{proxyctl.Reload, "backend app: server c: the value of cookie is not one to be given at run time", nil, 0}},
+		{"keywords that no command may hold", two, two + "  server c 10.0.0.3:80 cookie a;quit\n", nil, want{proxyctl.Reload, "backend app: server c: the value of cookie cannot be given at run time", nil, 0}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -655,12 +655,12 @@ func TestRefusalIsRemembered(t *testing.T) {
 		commands int
 	}{
 		{text("", 1, 1), proxyctl.Reload, "", 0},
-		{text("", 2, 1), proxyctl.Reload, "does not add app/", 2},
-		{text("", 3, 1), proxyctl.Reload, "earlier: HAProxy does not add app/s1", 0},
+		{text("", 2, 1), proxyctl.Reload, "refuses to add app/", 2},
+		{text("", 3, 1), proxyctl.Reload, "earlier: HAProxy refuses to add app/s1", 0},
 		{text("", 3, 2), proxyctl.Runtime, "add other/s1", 2},
 		{text("", 2, 2), proxyctl.Runtime, "remove app/s2", 2},
 		{text("  mode http\n", 2, 2), proxyctl.Reload, "mode line added", 0},
-		{text("  mode http\n", 3, 2), proxyctl.Reload, "does not add app/", 2},
+		{text("  mode http\n", 3, 2), proxyctl.Reload, "refuses to add app/", 2},
 	} {
 		m.commands = nil
 		res, err := p.Apply(t.Context(), onlyText(step.text), true)
@@ -683,7 +683,7 @@ func TestDrift(t *testing.T) {
 		{"maintenance", func(m *masterSocket) { m.servers[0].admin = 1 }, proxyctl.Runtime, "put back app/a"},
 		{"drain", func(m *masterSocket) { m.servers[0].admin = 8 }, proxyctl.Runtime, "put back app/a"},
 		{"enabled", func(m *masterSocket) { m.servers[2].admin = 0 }, proxyctl.Runtime, "take out app/c"},
-		{"weight", func(m *masterSocket) { m.servers[1].weight = 1 }, proxyctl.Runtime, "weigh app/b 5"},
+		{"weight", func(m *masterSocket) { m.servers[1].weight = 1 }, proxyctl.Runtime, "set weight of app/b to 5"},
 		{"address", func(m *masterSocket) { m.servers[1].addr = "10.9.9.9" }, proxyctl.Runtime, "move app/b to 10.0.0.2:80"},
 		{"deleted", func(m *masterSocket) { m.servers = m.servers[1:] }, proxyctl.Runtime, "add app/a"},
 		{"added", func(m *masterSocket) {
@@ -692,7 +692,7 @@ func TestDrift(t *testing.T) {
 		{"replaced by one of that name", func(m *masterSocket) {
 			m.servers[0].name, m.servers[1].name = "b", "a"
 		}, proxyctl.Runtime, "move app/a to 10.0.0.1:80"},
-		{"another configuration loaded", func(m *masterSocket) { m.run("frontend f\n") }, proxyctl.Reload, "runs another configuration than its file"},
+		{"another configuration loaded", func(m *masterSocket) { m.run("frontend f\n") }, proxyctl.Reload, "does not run the configuration in its file"},
 		{"the file edited", func(m *masterSocket) {
 			text := strings.Replace(onDiskQuiet(m.file), ":80", ":81", 1)
 			_ = os.WriteFile(m.file, []byte(text), 0o644)
@@ -789,7 +789,7 @@ func TestTakeOver(t *testing.T) {
 	write(t, m.file, markText(one))
 	res, err := q.Apply(t.Context(), onlyText(two), true)
 	// The keywords of a server that stands in no file are not known, so it is not taken for the right one.
-	if err != nil || res.Action != proxyctl.Reload || !strings.Contains(res.Reason, "server c: HAProxy has one of that name that is not berth's") {
+	if err != nil || res.Action != proxyctl.Reload || !strings.Contains(res.Reason, "server c: HAProxy has a server of that name that is not berth's") {
 		t.Errorf("%s because of %q, %v", res.Action, res.Reason, err)
 	}
 	m.mu.Lock()
@@ -1007,7 +1007,7 @@ func TestFileInStepIsValidated(t *testing.T) {
 	if got := onDisk(t, m.file); got != markText(newText) {
 		t.Errorf("the file is\n%s", got)
 	}
-	if _, err := p.Apply(t.Context(), onlyText(more), true); !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "a restart would bring earlier ones back") || !strings.Contains(err.Error(), "no, thanks") {
+	if _, err := p.Apply(t.Context(), onlyText(more), true); !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "a restart would bring back earlier ones") || !strings.Contains(err.Error(), "no, thanks") {
 		t.Errorf("error %v", err)
 	}
 	p.Close()

@@ -9,13 +9,13 @@ import (
 )
 
 var (
-	// faultPlace matches how HAProxy names a line of a file, and addresses like [0.0.0.0:80].
+	// faultPlace matches a line of a file as HAProxy names it, but also addresses like [0.0.0.0:80].
 	faultPlace = regexp.MustCompile(`\[([^\]\s]*):(\d+)\]`)
-	// faultName matches how HAProxy names a backend, or the backend of a server.
+	// faultName matches a backend, or the backend of a server, as HAProxy names it.
 	faultName = regexp.MustCompile(`(?i:backend|proxy|listen) '([^'\s]+)'|'server ([^/'\s]+)/`)
 )
 
-// AtFault implements proxyctl.Grammar. Of several complaints the first counts.
+// AtFault implements proxyctl.Grammar. If there are several complaints, the first counts.
 func (d *driver) AtFault(text, complaint string) string {
 	if line := proxyctl.FaultLine(complaint, faultPlace, d.opts.File); line > 0 {
 		return sectionAt(text, line)
@@ -36,7 +36,7 @@ func (d *driver) AtFault(text, complaint string) string {
 	return ""
 }
 
-// sectionAt returns the backend or listen section that a line of a text is in, "" if it is in none.
+// sectionAt returns the backend or listen section that contains a line, "" if none does.
 func sectionAt(text string, number int) (name string) {
 	for line := range strings.Lines(text) {
 		if opensSection(line) {

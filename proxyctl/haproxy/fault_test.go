@@ -39,7 +39,7 @@ backend new
 		"a name of the frontend":   {"config : Proxy 'web': unable to find required use_backend: 'nosuch'.", ""},
 		"a name that nobody has":   {"config : backend 'nosuch' has no server", ""},
 		"in a comment":             {"config : backend 'x' has no server", ""},
-		"nothing of the kind":      {"the reload failed, its log says why", ""},
+		"nothing of the kind":      {"the reload failed; see its log", ""},
 		"what is after other text": {"[/haproxy.cfg:70] : bad", "new"},
 	} {
 		d := newDriver(Options{File: "/berth/haproxy.cfg"})
@@ -55,7 +55,7 @@ func TestAtFaultOfWords(t *testing.T) {
 	text := mapsBegin + "/berth/haproxy.cfg.routes.map\n" + mapsEntry + "a b\nfrontend web\n  bind :80\nbackend app\n  server a 10.0.0.1:80 cookie \"a\nbackend other\n"
 	_, err := d.Mark(text, nil)
 	var refused *proxyctl.RefusalError
-	if !errors.As(err, &refused) || refused.Section != "app" || !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "line 6: a quote has no end") {
+	if !errors.As(err, &refused) || refused.Section != "app" || !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "line 6: unclosed quote") {
 		t.Errorf("%v", err)
 	}
 }

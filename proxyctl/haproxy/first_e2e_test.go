@@ -199,7 +199,7 @@ func TestE2EDisk(t *testing.T) {
 						break
 					}
 				}
-				if err == nil || !strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), "a restart would bring earlier ones back") {
+				if err == nil || !strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), "a restart would bring back earlier ones") {
 					t.Errorf("the file: %+v, %v", res, err)
 				}
 				if got := h.says("show servers state app"); strings.Count(got, " app ") != 1 || !strings.Contains(got, " "+b[strings.LastIndex(b, ":")+1:]+" ") {

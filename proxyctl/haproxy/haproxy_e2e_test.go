@@ -99,7 +99,7 @@ func testApply(t *testing.T, r release) {
 	refused := func(name, text, says string) {
 		t.Helper()
 		_, err := h.Apply(t.Context(), onlyText(text), true)
-		if !errors.Is(err, proxyctl.ErrRefused) || !(strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "its log says why")) { // 2.6 answers nothing
+		if !errors.Is(err, proxyctl.ErrRefused) || !(strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "see its log")) { // 2.6 answers nothing
 			t.Errorf("%s: error %v, want one that says %q", name, err, says)
 		}
 		if got := h.answer(); got != "second" {

@@ -7,12 +7,11 @@ import (
 	"berth/proxyctl"
 )
 
-// mostLineWords is how many words HAProxy takes on a line of its file.
+// mostLineWords is the maximum number of words on a line of HAProxy's file.
 const mostLineWords = 64
 
-// lexicalError returns what keeps HAProxy from telling the words and blocks of a text apart, as an error that wraps
-// proxyctl.ErrRefused. From HAProxy 3.4 on the master dies of such a text as far as its socket goes: it serves on and takes no
-// command until somebody sends it SIGUSR2.
+// lexicalError returns an error that wraps proxyctl.ErrRefused if HAProxy could not split the text into words and blocks. With
+// such a text, the master of HAProxy 3.4 and later keeps serving but accepts no commands until it gets a SIGUSR2.
 func lexicalError(text string) error {
 	refuse := func(number int, format string, args ...any) error {
 		err := fmt.Errorf("%w: line %d: %s", proxyctl.ErrRefused, number, fmt.Sprintf(format, args...))
@@ -21,17 +20,17 @@ func lexicalError(text string) error {
 		}
 		return err
 	}
-	var blocks []int // lines of the .if that are open
+	var blocks []int // line numbers of the open .if
 	number := 0
 	for line := range strings.Lines(text) {
 		number++
 		if len(line) >= 2*mostLineWords-1 {
 			if w, _ := words(line); len(w) > mostLineWords {
-				return refuse(number, "it has %d words, and HAProxy takes %d", len(w), mostLineWords)
+				return refuse(number, "%d words, HAProxy takes at most %d", len(w), mostLineWords)
 			}
 		}
 		if strings.ContainsAny(line, `"'`) && hasOpenQuote(line) {
-			return refuse(number, "a quote has no end")
+			return refuse(number, "unclosed quote")
 		}
 		switch first, _, _ := strings.Cut(strings.TrimSpace(line), " "); first {
 		case ".if":
@@ -51,7 +50,7 @@ func lexicalError(text string) error {
 	return nil
 }
 
-// hasOpenQuote says whether a line ends within quotes, by the rules of words.
+// hasOpenQuote reports whether a line ends within quotes, by the rules of words.
 func hasOpenQuote(line string) bool {
 	var quote byte
 	for i := 0; i < len(line); i++ {

@@ -11,39 +11,37 @@ import (
 	"berth/proxyctl"
 )
 
-// When a backend has no server any more, HAProxy answers the requests that it has given to it already with 503 at once, those
-// that wait to try the server again among them; only later ones wait in the frontend. So the last server of a backend lingers:
-// HAProxy keeps it as it was, but for its checks, until another one has come or the time for waiting is over, and
-// an entry of held.map has later requests wait. To all the rest of the driver such a server is out of service like any other
-// that has left.
+// When a backend has no server left, HAProxy immediately answers 503 to requests that it has already assigned to the backend,
+// including those waiting for a retry. Only later requests wait in the frontend. So the last server of a backend lingers: HAProxy
+// keeps it unchanged, except for its checks, until another server comes or the wait time is over, and an entry in held.map makes
+// later requests wait. The rest of the driver treats a lingering server as out of service, like any other that left.
 
-// lingering is an entry of held.map, and the servers of its backend that linger; none if the entry is stale.
+// lingering is an entry of held.map and the lingering servers of its backend; none if the entry is stale.
 type lingering struct {
 	servers []lingerer
 	path    string    // of the map
-	since   time.Time // when they began to
-	until   time.Time // the zero time while a change may end it
-	busy    bool      // Tend is about to end it
+	since   time.Time // when they began to linger
+	until   time.Time // zero while a change may end it
+	busy    bool      // Tend is ending it
 }
 
-// lingerer is one server that lingers.
+// lingerer is one lingering server.
 type lingerer struct {
 	name    string
 	checked bool
-	gone    bool     // it is in no text, and will drain
+	gone    bool     // it is not in the text, and will drain
 	leave   []string // commands that take it out of service
 }
 
-// has says whether a server lingers, of the backend with this entry, which may be nil.
+// has reports whether a server of the entry's backend lingers. The entry may be nil.
 func (l *lingering) has(name string) bool {
 	return l != nil && slices.ContainsFunc(l.servers, func(s lingerer) bool { return s.name == name })
 }
 
-// holdMap is the name of the map with the times that requests wait for a server of a backend, in milliseconds, where those
-// are not the standard.
+// holdMap is the name of the map with the wait times of backends, in milliseconds, where they differ from the standard.
 const holdMap = "hold.map"
 
-// held returns the path of the map of the backends that are held, "" if the configuration has none.
+// held returns the path of the map of held backends, "" if the configuration has none.
 func (c *config) held() string {
 	path, _ := c.mapNamed(heldMap)
 	return path
@@ -58,10 +56,10 @@ func (c *config) hold(backend string, standard time.Duration) time.Duration {
 	return standard
 }
 
-// usable says whether a server gets requests.
+// usable reports whether a server gets requests.
 func (s server) usable() bool { return !s.draining && !s.disabled && s.weight > 0 }
 
-// usable says whether any server of the backend gets requests.
+// usable reports whether any server of the backend gets requests.
 func (b *backend) usable() bool {
 	for _, s := range b.all() {
 		if s.usable() {
@@ -71,7 +69,7 @@ func (b *backend) usable() bool {
 	return false
 }
 
-// serves says whether a backend other than this one has a server at the address of s.
+// serves reports whether a backend other than this one has a usable server at the address of s.
 func (c *config) serves(other string, s server) bool {
 	for name, b := range c.backends {
 		if name == other || !s.address.IsValid() {
@@ -86,8 +84,8 @@ func (c *config) serves(other string, s server) bool {
 	return false
 }
 
-// linger changes ops, which bring HAProxy to a text, so that the last servers linger, and those that do leave when another one
-// has come. What comes has come before, and the entries of held.map go last.
+// linger changes ops, which bring HAProxy to a text: the last servers of backends linger, and lingering servers leave once
+// another one has come. New servers are added first, and entries of held.map are deleted last.
 func (d *driver) linger(ops []op, to *config) []op {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -123,7 +121,7 @@ func (d *driver) linger(ops []op, to *config) []op {
 			}
 			switch {
 			case !stays:
-				has.checked = s.checked // it may be back before it is deleted
+				has.checked = s.checked // the server may come back before it is deleted
 				do(opRemove)
 			case has.disabled:
 				do(opMaint)
@@ -152,7 +150,7 @@ func (d *driver) linger(ops []op, to *config) []op {
 	return slices.Concat(out, begin, last, leave, release)
 }
 
-// lingers returns the servers of a backend that linger in a text, or none. l is its entry, if there is one.
+// lingers returns the servers of a backend that linger in a text. l is its entry, if there is one.
 func (d *driver) lingers(backend string, l *lingering, to *config) (names []string) {
 	is := to.backends[backend]
 	if is == nil || is.usable() || to.held() == "" || to.hold(backend, d.opts.RouteHold) <= 0 || d.opts.ReloadOnly || d.opts.Socket == "" || d.unmanageable[backend] {
@@ -167,8 +165,8 @@ func (d *driver) lingers(backend string, l *lingering, to *config) (names []stri
 		}
 		return names
 	}
-	// One is enough: of two that are dead HAProxy asks one after the other, without a pause. One that is still in the text is
-	// the likeliest to be alive.
+	// One is enough: of two dead servers, HAProxy would try one after the other without a pause. A server that is still in the
+	// text is most likely to be alive.
 	for _, name := range slices.Sorted(maps.Keys(was.all())) {
 		_, stays := is.get(name)
 		if s := was.servers[name]; s.usable() && !s.agent && !to.serves(backend, s) && (len(names) == 0 || stays) {
@@ -181,8 +179,8 @@ func (d *driver) lingers(backend string, l *lingering, to *config) (names []stri
 	return names
 }
 
-// disguise returns the state of these backends with servers that linger shown as what they are in c: drained, in maintenance,
-// or gone. It also returns these. held are the entries of held.map, the file at path.
+// disguise returns the state of these backends with lingering servers shown as they are in c: drained, in maintenance, or gone.
+// It also returns the lingering servers. held are the entries of held.map, and path is its file.
 func (d *driver) disguise(c *config, st state, backends []string, path string, held entries) (state, map[string]*lingering) {
 	found := map[string]*lingering{}
 	for backend := range held {
@@ -222,7 +220,7 @@ func (d *driver) disguise(c *config, st state, backends []string, path string, h
 	return st, found
 }
 
-// setLingering takes over the entries of held.map that were found, of these backends, or of all if only is nil.
+// setLingering stores the entries found in held.map, for the backends in only, or for all if only is nil.
 func (d *driver) setLingering(found map[string]*lingering, only []string, c *config) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -246,7 +244,7 @@ func (d *driver) setLingering(found map[string]*lingering, only []string, c *con
 	}
 }
 
-// hideLingering makes the servers that linger ones that get no requests.
+// hideLingering marks lingering servers as not usable.
 func (d *drains) hideLingering(servers []proxyctl.Server) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -257,8 +255,8 @@ func (d *drains) hideLingering(servers []proxyctl.Server) {
 	}
 }
 
-// claim keeps Tend from ending the time of servers that linger in the backends of these changes, or in all if there are
-// none, and returns when it is not about to. It says whether it has ended any since linger was called.
+// claim keeps Tend from ending lingering in the backends of ops, or in all backends if ops is empty. It returns when Tend is not
+// about to do so, and reports whether Tend has ended any since linger was called.
 func (d *drains) claim(ctx context.Context, ops []op) (changed bool) {
 	for {
 		d.mu.Lock()
@@ -285,7 +283,7 @@ func (d *drains) claim(ctx context.Context, ops []op) (changed bool) {
 	}
 }
 
-// ends returns when the time of servers that linger ends, by backend.
+// ends returns when lingering ends, by backend.
 func (d *drains) ends() map[string]time.Time {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -298,7 +296,7 @@ func (d *drains) ends() map[string]time.Time {
 	return ends
 }
 
-// unclaim has Tend end the time of servers that linger when it was to end before claim, as nothing has changed since.
+// unclaim restores the end times from before claim, because nothing has changed since.
 func (d *drains) unclaim(ends map[string]time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -309,7 +307,7 @@ func (d *drains) unclaim(ends map[string]time.Time) {
 	}
 }
 
-// awaitEnds returns when Tend is not about to end the time of any servers, and how often it has begun to.
+// awaitEnds waits until Tend is not about to end any lingering, and returns how often it has started to.
 func (d *drains) awaitEnds(ctx context.Context) (begun int) {
 	for {
 		d.mu.Lock()
@@ -326,7 +324,7 @@ func (d *drains) awaitEnds(ctx context.Context) (begun int) {
 	}
 }
 
-// endHolds has servers leave that have lingered for as long as requests wait.
+// endHolds takes servers out of service that have lingered for the whole wait time.
 func (d *drains) endHolds(ctx context.Context) {
 	due, lines := d.beginEnds()
 	if len(due) == 0 {
@@ -337,7 +335,7 @@ func (d *drains) endHolds(ctx context.Context) {
 	if err == nil {
 		var all []string
 		for _, backend := range slices.Sorted(maps.Keys(due)) {
-			if _, held := before[due[backend]][backend]; held { // else HAProxy was started anew, and none lingers
+			if _, held := before[due[backend]][backend]; held { // otherwise HAProxy was restarted, and none lingers
 				all = append(all, lines[backend]...)
 			}
 		}
@@ -350,7 +348,7 @@ func (d *drains) endHolds(ctx context.Context) {
 		after, err = d.master.entries(ctx, paths)
 	}
 	if err != nil {
-		d.opts.Log.Debug("ending the wait for servers: it is tried again", "err", err)
+		d.opts.Log.Debug("cannot end the wait for servers, trying again", "err", err)
 	}
 	d.endEnds(due, before, after)
 }
@@ -379,7 +377,7 @@ func (d *drains) beginEnds() (due map[string]string, lines map[string][]string) 
 	return due, lines
 }
 
-// endEnds notes which of the entries are gone. after is nil if that is not known.
+// endEnds records which of the entries are gone. after is nil if that is unknown.
 func (d *drains) endEnds(due map[string]string, before, after map[string]entries) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -400,7 +398,7 @@ func (d *drains) endEnds(due map[string]string, before, after map[string]entries
 		if _, held := before[path][backend]; !held {
 			continue
 		}
-		d.opts.Log.Info("requests have waited for a server as long as they may: the last one that left lingers no longer", "backend", backend)
+		d.opts.Log.Info("no new server for "+backend+" in time: requests wait no longer, and its last server, kept in HAProxy until now, is out of service", "backend", backend)
 		for _, s := range l.servers {
 			if s.gone {
 				d.list[serverName{backend, s.name}] = &draining{since: time.Now(), next: time.Now(), wait: firstTry}

@@ -32,7 +32,7 @@ func TestWithoutLua(t *testing.T) {
 	}{
 		{"with Lua", false, true, plain, lua, false, nil},
 		{"without", false, false, plain, lua, true, []string{"it says: unknown keyword 'lua-load'"}},
-		{"2.6 without", true, false, plain, lua, true, []string{"it refused a configuration that loads Lua, and does not say why"}},
+		{"2.6 without", true, false, plain, lua, true, []string{"it refused a configuration that loads Lua, without saying why"}},
 		{"2.6 with, that has loaded some before", true, true, lua, bogus, true, nil},
 		{"something else is wrong", false, true, plain, bogus, true, nil},
 	} {

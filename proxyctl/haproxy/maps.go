@@ -12,9 +12,9 @@ import (
 	"berth/proxyctl"
 )
 
-// A text may begin with the contents of maps and crt-lists, each for a file that has its name from the configuration file. These
-// files are berth's, and change together with the running HAProxy, without a reload. The contents are part of the text, so that
-// whatever happens to a text happens to them: kept, compared, put back.
+// A text may start with the contents of maps and crt-lists, each for a file named after the configuration file. These files are
+// berth's, and change together with the running HAProxy, without a reload. Their contents are part of the text, so they are kept,
+// compared and restored with it.
 const (
 	mapsHead  = "# These files are changed in the running HAProxy. Each is beside this one.\n"
 	mapsBegin = "#map "
@@ -22,7 +22,7 @@ const (
 	mapsEnd   = "#end of maps\n"
 )
 
-// WithMaps returns a text with the contents of its maps and crt-lists, by path, before it.
+// WithMaps returns a text preceded by the contents of its maps and crt-lists, by path.
 func WithMaps(text string, contents map[string]string) string {
 	if len(contents) == 0 {
 		return text
@@ -40,7 +40,7 @@ func WithMaps(text string, contents map[string]string) string {
 	return b.String()
 }
 
-// cutMaps returns the contents of the maps and crt-lists that a text begins with, by path, and the rest of it.
+// cutMaps returns the contents of the maps and crt-lists at the start of a text, by path, and the rest of the text.
 func cutMaps(text string) (contents map[string]string, rest string) {
 	rest, ok := strings.CutPrefix(text, mapsHead)
 	if !ok {
@@ -66,7 +66,7 @@ func cutMaps(text string) (contents map[string]string, rest string) {
 		case line+"\n" == mapsEnd:
 			end()
 			return contents, after
-		default: // somebody has changed it
+		default: // the text was edited
 			return nil, text
 		}
 		rest = after
@@ -75,21 +75,22 @@ func cutMaps(text string) (contents map[string]string, rest string) {
 
 var besideFile = regexp.MustCompile(`^[A-Za-z0-9_-]+\.(map|crt-list)$`)
 
-// isBeside says whether a path is that of a map or a crt-list of a configuration file.
+// isBeside reports whether a path is a map or a crt-list of a configuration file.
 func isBeside(file, path string) bool {
 	file, err := filepath.Abs(file)
 	name, ok := strings.CutPrefix(path, file+".")
 	return err == nil && ok && besideFile.MatchString(name)
 }
 
-// Beside implements proxyctl.Grammar: it returns the maps and crt-lists of a text.
+// Beside implements proxyctl.Grammar. It returns the maps and crt-lists of a text.
 func (d *driver) Beside(text string) map[string]string {
 	contents, _ := cutMaps(text)
 	maps.DeleteFunc(contents, func(path, _ string) bool { return !isBeside(d.opts.File, path) })
 	return contents
 }
 
-// Between implements proxyctl.Grammar. Maps change with the backends that they lead to, and no two files are replaced at once.
+// Between implements proxyctl.Grammar. Maps change together with the backends they lead to, but no two files can be replaced at
+// once.
 func (d *driver) Between(from, to string) map[string]string {
 	before, out := d.Beside(from), d.Beside(to)
 	if maps.Equal(before, out) {
@@ -104,9 +105,10 @@ func (d *driver) Between(from, to string) map[string]string {
 	return out
 }
 
-// between returns a map for two texts that have these backends. A key leads where it is to lead if that backend is in both, else
-// where it did. What is said of a backend is there for as long as the backend is. A key that leads from a backend that goes to
-// one that comes has none in both: it keeps the one that goes, as a shorter key might lead to another service.
+// between returns a map that suits two texts with these backends. A key leads to its new backend if both texts have that,
+// otherwise to its old one. Entries about a backend exist as long as the backend does. If a key moves from a backend that goes to
+// one that comes, no backend is in both texts: the key keeps the one that goes, because without it a shorter key might lead to
+// another service.
 func between(was, to string, had, has map[string]bool) string {
 	before, after := parseEntries(was), parseEntries(to)
 	out := maps.Clone(after)
@@ -147,11 +149,11 @@ func backendNames(text string) map[string]bool {
 	return out
 }
 
-// entries are the keys of a map with their values, or the certificates of a crt-list with what is known of them. They are never
-// changed once they are read.
+// entries maps the keys of a map to their values, or the certificates of a crt-list to what is known about them. They never
+// change once they are read.
 type entries map[string]string
 
-// parseEntries reads a map as HAProxy does: of two lines with the same key, the first counts.
+// parseEntries parses a map as HAProxy does: the first of two lines with the same key counts.
 func parseEntries(content string) entries {
 	out := entries{}
 	for line := range strings.Lines(content) {
@@ -170,7 +172,7 @@ func parseEntries(content string) entries {
 	return out
 }
 
-// readMaps returns the maps that a text begins with. before has those of a similar text, or is nil: what has not changed is
+// readMaps returns the maps at the start of a text. before is the configuration of a similar text, or nil: unchanged maps are
 // taken from it.
 func readMaps(preamble string, before *config) map[string]entries {
 	if before != nil && before.preamble == preamble {
@@ -188,7 +190,7 @@ func readMaps(preamble string, before *config) map[string]entries {
 	return out
 }
 
-// mapsError returns what is wrong with the maps and crt-lists of a text; nil = nothing.
+// mapsError returns what is wrong with the maps and crt-lists of a text, nil if nothing is.
 func (d *driver) mapsError(c *config) error {
 	for _, path := range slices.Sorted(maps.Keys(c.maps)) {
 		if !isBeside(d.opts.File, path) {
@@ -206,8 +208,8 @@ func (d *driver) mapsError(c *config) error {
 	return nil
 }
 
-// mergeMaps returns the contents of the maps of to, to stand before a text of base. What names backends in keep stays in them as
-// it is in base, and what names backends in lacks, which the text does not have, is not passed to these.
+// mergeMaps returns the contents of to's maps, to precede a text of base. Entries about backends in keep stay as in base. Entries
+// about backends in lacks, which the text does not have, are left out or stay as in base.
 func mergeMaps(base, to *config, keep, lacks map[string]bool) string {
 	if len(keep)+len(lacks) == 0 {
 		return to.preamble
@@ -237,7 +239,7 @@ func mergeMaps(base, to *config, keep, lacks map[string]bool) string {
 	return WithMaps(rest, contents)
 }
 
-// content returns a map as it is in a file.
+// content returns a map as the content of a file.
 func (e entries) content() string {
 	var b strings.Builder
 	for _, key := range slices.Sorted(maps.Keys(e)) {
@@ -246,7 +248,7 @@ func (e entries) content() string {
 	return b.String()
 }
 
-// routedTo returns which of these backends maps lead to.
+// routedTo returns which of these backends the maps lead to.
 func routedTo(backends []string, of map[string]entries) (routed []string) {
 	if len(backends) == 0 {
 		return nil
@@ -265,11 +267,11 @@ func routedTo(backends []string, of map[string]entries) (routed []string) {
 	return routed
 }
 
-// inCommands matches what a command can hold as a key or a value of a map.
+// inCommands matches a key or value of a map that can be written in a command.
 var inCommands = regexp.MustCompile(`^[A-Za-z0-9_.:/*@%+~=,&!?()\[\]{}|^$-][A-Za-z0-9_.:/*@%+~=,&!?()\[\]{}|^$#-]*$`)
 
-// compareMaps plans the way from the maps of one configuration to those of another. What is known of a backend otherwise comes
-// before the entries that lead to it, and goes after them.
+// compareMaps plans how to get from one configuration's maps to another's. Other entries about a backend come before the entries
+// that lead to it, and go after them.
 func compareMaps(before, after *config) plan {
 	var come, ops, routes, unrouted, gone []op
 	for _, path := range slices.Sorted(maps.Keys(after.maps)) {
@@ -321,20 +323,20 @@ func compareMaps(before, after *config) plan {
 			continue
 		}
 		if !inCommands.MatchString(o.name) || o.value != "" && !inCommands.MatchString(o.value) {
-			return plan{Reload: fmt.Sprintf("map %s: no command can hold the entry of %.100q", filepath.Base(o.backend), o.name)}
+			return plan{Reload: fmt.Sprintf("map %s: the entry of %.100q cannot be written in a command", filepath.Base(o.backend), o.name)}
 		}
 	}
 	return plan{Ops: ops}
 }
 
-// heldMap is the name of the map whose entries are the driver's own: backends whose last server has left, while requests wait
-// for the next one. It has none in a text.
+// heldMap is the name of the map with the driver's own entries: backends whose last server has left, while requests wait for the
+// next one. In a text, it is empty.
 const heldMap = "held.map"
 
-// ownMap says whether the entries of a map are the driver's own.
+// ownMap reports whether the entries of a map are the driver's own.
 func ownMap(path string) bool { return strings.HasSuffix(path, "."+heldMap) }
 
-// mapNamed returns the path and the entries of the map of this name, "" and none if the configuration has no such map.
+// mapNamed returns the path and the entries of the map with this name, or "" and nil if the configuration has no such map.
 func (c *config) mapNamed(name string) (path string, is entries) {
 	for path, is := range c.maps {
 		if strings.HasSuffix(path, "."+name) {
@@ -344,7 +346,7 @@ func (c *config) mapNamed(name string) (path string, is entries) {
 	return "", nil
 }
 
-// readEntries reads what "show map" says of one map: an address, the key, and the value on each line.
+// readEntries parses the reply to "show map" for one map: each line has an address, the key, and the value.
 func readEntries(reply string) entries {
 	out := entries{}
 	for line := range strings.Lines(reply) {
@@ -360,10 +362,10 @@ func readEntries(reply string) entries {
 	return out
 }
 
-// loadedMaps finds the paths in what "show map" lists: 0 (/etc/haproxy/haproxy.cfg.routes.map) pattern loaded from file ...
+// loadedMaps finds the paths in the list of "show map": 0 (/etc/haproxy/haproxy.cfg.routes.map) pattern loaded from file ...
 var loadedMaps = regexp.MustCompile(`(?m)^-?[0-9]+ \(([^)\n]+)\) `)
 
-// maps reads the maps and crt-lists of a configuration file that HAProxy has.
+// maps reads the maps and crt-lists of a configuration file from HAProxy.
 func (m master) maps(ctx context.Context, file string) (map[string]entries, error) {
 	reply, err := m.worker(ctx, "show map")
 	if err != nil {
@@ -405,7 +407,7 @@ func (m master) entries(ctx context.Context, paths []string) (map[string]entries
 	return out, nil
 }
 
-// withMaps returns the configuration with the maps and crt-lists that HAProxy has, of those in the text.
+// withMaps returns the configuration with its maps and crt-lists as HAProxy has them.
 func (c *config) withMaps(has map[string]entries) *config {
 	out := *c
 	out.maps = maps.Clone(c.maps)
@@ -421,7 +423,7 @@ func (c *config) withMaps(has map[string]entries) *config {
 	return &out
 }
 
-// changedMaps returns the maps and crt-lists that changes are of.
+// changedMaps returns the maps and crt-lists that ops change.
 func changedMaps(ops []op) (paths []string) {
 	for _, o := range ops {
 		path := o.backend

@@ -58,9 +58,9 @@ func TestCompareMaps(t *testing.T) {
 		{"a 1\n", "a 1\n", ""},
 		{"a 1\n", "# another comment\na 1", ""},
 		{"a 1\nb 1\n", "b 2\nc 3\n", "change in map h.cfg.routes.map: b 2, add to map h.cfg.routes.map: c 3, delete from map h.cfg.routes.map: a"},
-		{"a 1\n", "a 1\nb;quit 2\n", "reload: map h.cfg.routes.map: no command can hold the entry of \"b;quit\""},
-		{"a 1\n", "a 1\nb 2 3\n", "reload: map h.cfg.routes.map: no command can hold the entry of \"b\""},
-		{"a 1\nx\\y 2\n", "a 1\n", "reload: map h.cfg.routes.map: no command can hold the entry of \"x\\\\y\""},
+		{"a 1\n", "a 1\nb;quit 2\n", "reload: map h.cfg.routes.map: the entry of \"b;quit\" cannot be written in a command"},
+		{"a 1\n", "a 1\nb 2 3\n", "reload: map h.cfg.routes.map: the entry of \"b\" cannot be written in a command"},
+		{"a 1\nx\\y 2\n", "a 1\n", "reload: map h.cfg.routes.map: the entry of \"x\\\\y\" cannot be written in a command"},
 	} {
 		p := compare(with(tt.before), with(tt.after))
 		got := ""

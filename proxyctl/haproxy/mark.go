@@ -8,8 +8,8 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// markName is the environment variable by which a configuration written by berth is known, in the file and in the worker
-// that runs it. HAProxy takes any number of global sections.
+// markName is the environment variable that identifies a configuration written by berth, in the file and in the worker that runs
+// it. HAProxy accepts any number of global sections.
 const markName = "BERTH_GENERATION"
 
 const (
@@ -17,11 +17,10 @@ const (
 	markLine = "    setenv " + markName + " "
 )
 
-// marked is a text with its mark, and the configuration that was read from it without.
+// marked is a text with its mark, and the configuration read from the text without the mark.
 type marked = proxyctl.Marked[config]
 
-// mark appends to a text its own mark. HAProxy takes a last line without an end for a truncated file. before is as in
-// parse.
+// mark appends its mark to a text. HAProxy takes a last line without a line end for a truncated file. before is as in parse.
 func mark(text string, before *config) marked {
 	if !strings.HasSuffix(text, "\n") {
 		text += "\n"
@@ -31,7 +30,7 @@ func mark(text string, before *config) marked {
 	return marked{Text: text + markHead + markLine + g.String() + "\n", Generation: g, Config: c}
 }
 
-// unmark reads a file. The generation is the zero one if the file is not as berth wrote it.
+// unmark reads a file. The generation is zero if the file is not as berth wrote it.
 func unmark(file string, before *config) marked {
 	if text := Unmarked(file); text != file {
 		if m := mark(text, before); m.Text == file {
@@ -41,8 +40,8 @@ func unmark(file string, before *config) marked {
 	return marked{Text: file, Config: parse(file, before)}
 }
 
-// Unmarked returns a file without berth's mark at its end, whatever else became of it: what berth render compares. A template
-// may have begun as a copy of such a file, mark and all.
+// Unmarked returns a file without berth's mark at its end, even if the file was edited otherwise. berth render compares such
+// texts. A template may have started as a copy of such a file with its mark.
 func Unmarked(file string) string {
 	at := strings.LastIndex(file, markHead)
 	if at < 0 || !onlyMark.MatchString(file[at+len(markHead):]) {
@@ -53,5 +52,5 @@ func Unmarked(file string) string {
 
 var onlyMark = regexp.MustCompile("^" + markLine + `\S+\n?$`)
 
-// isMarked says whether berth wrote the file, whatever became of it since.
+// isMarked reports whether berth wrote the file, even if it was edited since.
 func isMarked(file string) bool { return strings.Contains(file, markLine) }

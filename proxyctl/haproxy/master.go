@@ -17,11 +17,11 @@ import (
 	"berth/proxyctl/unixcred"
 )
 
-// maxReply bounds what is read from the master's socket; `show servers state` of 10,000 servers is 0.7 MB.
+// maxReply limits what is read from the master's socket; `show servers state` of 10,000 servers is 0.7 MB.
 const maxReply = 16 << 20
 
-// master speaks to HAProxy's master process over the unix socket given with -S. The socket stays open after a reply,
-// so each command has a connection of its own that is closed for writing.
+// master talks to HAProxy's master process over the unix socket given with -S. The socket stays open after a reply, so each
+// command has its own connection, which is closed for writing.
 type master struct {
 	path    string
 	timeout time.Duration // of one command
@@ -35,8 +35,8 @@ func (m master) dial(ctx context.Context) (*net.UnixConn, error) {
 	return conn.(*net.UnixConn), nil
 }
 
-// command sends one line, which may have a payload after it, and returns the whole reply. A connection that breaks after the command was sent is no
-// error but an incomplete reply: a master that executes itself anew closes its sockets.
+// command sends one line, optionally followed by a payload, and returns the whole reply. A connection that breaks after the
+// command was sent is an incomplete reply, not an error: a master that re-executes itself closes its sockets.
 func (m master) command(ctx context.Context, line string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.timeout)
 	defer cancel()
@@ -49,7 +49,7 @@ func (m master) command(ctx context.Context, line string) (string, error) {
 	if err := conn.SetDeadline(deadline); err != nil {
 		return "", fmt.Errorf("%w: %w", proxyctl.ErrUnreachable, err)
 	}
-	told, _, _ := strings.Cut(line, "\n") // what follows may be a key
+	told, _, _ := strings.Cut(line, "\n") // the rest may be a key
 	told = shorten(told, 100)
 	if _, err := io.WriteString(conn, line+"\n"); err != nil {
 		return "", fmt.Errorf("%w: send %q: %w", proxyctl.ErrUnreachable, told, err)
@@ -69,12 +69,12 @@ func (m master) command(ctx context.Context, line string) (string, error) {
 	return string(reply), nil
 }
 
-// processes is what `show proc` says.
+// processes is the reply to `show proc`.
 type processes struct {
 	worker  int    // the worker that serves new connections
 	version string // of the master, which loads configurations: "3.0.11" of 3.0.11-1+deb13u5
-	failed  int    // reloads that failed since the last that did not; 3.2 does not count them back to 0
-	old     []int  // workers that only finish what they have
+	failed  int    // failed reloads since the last successful one; 3.2 does not reset them to 0
+	old     []int  // workers that only finish their connections
 }
 
 var leadingVersion = regexp.MustCompile(`^[0-9]+(\.[0-9]+)+`)
@@ -115,18 +115,18 @@ func parseProcesses(reply string) processes {
 		}
 	}
 	if p.worker == 0 && len(p.old) > 0 {
-		// 3.2 lists the worker that goes on serving after a failed reload under the old ones.
+		// After a failed reload, 3.2 lists the worker that keeps serving among the old ones.
 		p.worker, p.old = p.old[0], p.old[1:]
 	}
 	return p
 }
 
-// errSilent is a refusal without a reason, as HAProxy before 3.0 gives none.
-var errSilent = fmt.Errorf("%w by haproxy: the reload failed, its log says why", proxyctl.ErrRefused)
+// errSilent is a refusal without a reason, as from HAProxy before 3.0.
+var errSilent = fmt.Errorf("%w by haproxy: the reload failed; see its log", proxyctl.ErrRefused)
 
-// reload makes the master load its configuration file, of this mark, into a new worker, and returns when that one
-// answers. HAProxy from 3.0 on says how it went; 2.6 says nothing, so it is looked at until it tells. tell is another way
-// to have it reload, nil for the socket.
+// reload makes the master load its configuration file, which has this mark, into a new worker, and returns when that worker
+// answers. HAProxy 3.0 and later report the result; with 2.6, reload polls until the result shows. tell is another way to tell
+// HAProxy to reload; nil uses the socket.
 func (m master) reload(ctx context.Context, tell func(context.Context) error, want configfile.Generation) (processes, error) {
 	before, _, err := m.status(ctx, "")
 	if err != nil {
@@ -140,12 +140,12 @@ func (m master) reload(ctx context.Context, tell func(context.Context) error, wa
 	}
 	within, cancel := context.WithTimeout(ctx, m.timeout)
 	defer cancel()
-	reason := fmt.Errorf("worker %d is still the one that serves", before.worker)
+	reason := fmt.Errorf("worker %d still serves", before.worker)
 	for {
 		now, _, err := m.status(within, "")
 		switch {
 		case err == nil && (now.worker != before.worker || before.generation != want && now.generation == want):
-			// In a container that was restarted the worker has the number of its predecessor.
+			// In a restarted container, the worker has the same PID as its predecessor.
 			reason = fmt.Errorf("%w: worker %d does not answer", proxyctl.ErrUnreachable, now.worker)
 			if err = m.answers(within, now.worker); err == nil {
 				return now.processes, nil
@@ -170,7 +170,7 @@ func (m master) tellReload(ctx context.Context) error {
 	return err
 }
 
-// answers is nil when the worker that commands reach is the one with this pid.
+// answers returns nil if commands reach the worker with this PID.
 func (m master) answers(ctx context.Context, pid int) error {
 	reply, err := m.worker(ctx, "show info")
 	if err != nil {
@@ -192,15 +192,15 @@ func VersionHere(ctx context.Context, binary, socket string, timeout time.Durati
 	}, timeout)
 }
 
-// worker sends commands to the worker that serves, in one exchange. One to the master goes first, or 3.2 may leave all
-// without an answer while it starts.
+// worker sends commands to the serving worker in one exchange. A command to the master goes first; otherwise 3.2 may leave all of
+// them unanswered while it starts.
 func (m master) worker(ctx context.Context, commands ...string) (string, error) {
 	reply, err := m.command(ctx, "show proc; @1 "+strings.Join(commands, "; @1 "))
 	_, reply, _ = strings.Cut(reply, "\n\n")
 	return reply, err
 }
 
-// snapshot holds what HAProxy shows of itself.
+// snapshot is what HAProxy shows about itself.
 type snapshot struct {
 	processes
 	generation configfile.Generation // of the text that the serving worker has loaded
@@ -209,7 +209,7 @@ type snapshot struct {
 	backends   map[string]bool    // whether requests may go to each
 }
 
-// inspect reads all there is to know. file is the configuration file.
+// inspect reads everything. file is the configuration file.
 func (m master) inspect(ctx context.Context, file string) (snapshot, error) {
 	v, rest, err := m.status(ctx, "; @1 show servers state")
 	if err == nil {
@@ -226,7 +226,7 @@ func (m master) inspect(ctx context.Context, file string) (snapshot, error) {
 	return v, err
 }
 
-// status reads everything but the servers; rest is the answer to more.
+// status reads everything except the servers. rest is the answer to more.
 func (m master) status(ctx context.Context, more string) (v snapshot, rest string, err error) {
 	reply, err := m.command(ctx, "show proc; @1 show env "+markName+more)
 	if err != nil {
@@ -247,7 +247,7 @@ func (m master) status(ctx context.Context, more string) (v snapshot, rest strin
 	return v, rest, nil
 }
 
-// sharesNetwork says whether the master is known to live in this process's network namespace.
+// sharesNetwork reports whether the master is known to be in this process's network namespace.
 func (m master) sharesNetwork(ctx context.Context) bool {
 	conn, err := m.dial(ctx)
 	if err != nil {
@@ -257,7 +257,7 @@ func (m master) sharesNetwork(ctx context.Context) bool {
 	return unixcred.SharesNetwork(conn)
 }
 
-// alerts picks the alerts from HAProxy's messages, in one line.
+// alerts extracts the alerts from HAProxy's messages, on one line.
 func alerts(messages string) string {
 	var out []string
 	for line := range strings.Lines(messages) {
@@ -276,7 +276,7 @@ func alerts(messages string) string {
 	return oneLine(strings.Join(out, "; "))
 }
 
-// oneLine makes a foreign text fit for a log line.
+// oneLine shortens a foreign text to one line for the log.
 func oneLine(s string) string {
 	return shorten(strings.Join(strings.Fields(s), " "), 1000)
 }

@@ -10,34 +10,34 @@ import (
 	"berth/proxyctl"
 )
 
-// plan says how to get from one configuration to another: by a reload, or by commands to the running HAProxy. Servers enter
-// before others leave, so that no backend is empty in between.
+// plan is how to get from one configuration to another: by a reload, or by commands to the running HAProxy. Servers are added
+// before others are removed, so no backend is empty in between.
 type plan = proxyctl.Plan[op]
 
-// op is one change of one server, of a bare backend, or of one entry of a map or a crt-list.
+// op is a change of one server, one bare backend, or one entry of a map or crt-list.
 type op struct {
 	kind          opKind
-	backend, name string // of a map or crt-list: its path and the key; a backend has no name beside its own
-	server        server // as it shall be
-	value         string // of an entry, as it shall be; of a server that lingers: the path of held.map; of a backend, its defaults section
-	again         bool   // a server that lingers does so already, or another one of its backend does
+	backend, name string // for a map or crt-list, its path and the key; for a backend, name is empty
+	server        server // the desired server
+	value         string // for an entry, the desired value; for a lingering server, the path of held.map; for a backend, its defaults section
+	again         bool   // the server, or another one of its backend, already lingers
 }
 
 type opKind string
 
 const (
 	opAdd    opKind = "add"
-	opBack   opKind = "put back" // into service, after draining or being taken out by hand
+	opBack   opKind = "put back" // into service, after draining or manual removal
 	opMaint  opKind = "take out" // of service
 	opMove   opKind = "move"     // to another address or port
-	opWeight opKind = "weigh"
+	opWeight opKind = "set weight of"
 	opRemove opKind = "remove"
 	opLinger opKind = "let linger" // while requests wait for another one
-	opCheck  opKind = "check"      // again, after it has lingered
+	opCheck  opKind = "check"      // again, after lingering
 
 	opCreate    opKind = "add backend"
 	opPublish   opKind = "publish backend" // requests may go to it
-	opUnpublish opKind = "remove backend"  // requests no longer go to it, and it is deleted when it has finished
+	opUnpublish opKind = "remove backend"  // requests no longer go to it; it is deleted when it has finished
 
 	opMapAdd    opKind = "add to map"
 	opMapSet    opKind = "change in map"
@@ -48,17 +48,17 @@ const (
 	opCertificateDelete opKind = "remove certificate"
 )
 
-// isEntry says whether it is a change of an entry of a map or of a crt-list.
+// isEntry reports whether op changes an entry of a map or crt-list.
 func (o op) isEntry() bool {
 	return o.kind == opMapAdd || o.kind == opMapSet || o.kind == opMapDelete || o.isCertificate()
 }
 
-// isCertificate says whether it is a change of an entry of a crt-list.
+// isCertificate reports whether op changes an entry of a crt-list.
 func (o op) isCertificate() bool {
 	return o.kind == opCertificateAdd || o.kind == opCertificateSet || o.kind == opCertificateDelete
 }
 
-// isBackend says whether it is a change of a backend itself.
+// isBackend reports whether op changes a backend itself.
 func (o op) isBackend() bool {
 	return o.kind == opCreate || o.kind == opPublish || o.kind == opUnpublish
 }
@@ -78,12 +78,12 @@ func (o op) String() string {
 	case opMove:
 		s += " to " + o.server.address.String()
 	case opWeight:
-		s += fmt.Sprintf(" %d", o.server.weight)
+		s += fmt.Sprintf(" to %d", o.server.weight)
 	}
 	return s
 }
 
-// serversOf returns the servers of changes, and the backends.
+// serversOf returns the servers and backends that ops change.
 func serversOf(ops []op) (names []serverName) {
 	for _, o := range ops {
 		if !o.isEntry() {
@@ -93,8 +93,8 @@ func serversOf(ops []op) (names []serverName) {
 	return names
 }
 
-// compare plans the way from one configuration to another. Comments, blank lines and the order of servers and of bare
-// backends are no difference; one in anything but these takes a reload.
+// compare plans how to get from one configuration to another. Comments, blank lines and the order of servers and of bare backends
+// do not count. Any difference other than in servers, bare backends and map entries takes a reload.
 func compare(before, after *config) plan {
 	if why := difference(before.fixed(), after.fixed()); why != "" {
 		return plan{Reload: why}
@@ -102,10 +102,10 @@ func compare(before, after *config) plan {
 	p := compareServers(before, after)
 	for _, o := range p.Ops {
 		if o.kind == opUnpublish && after.refersToBackend(o.backend) {
-			return plan{Reload: fmt.Sprintf("backend %s removed, to which the configuration seems to refer", o.backend)}
+			return plan{Reload: fmt.Sprintf("backend %s removed, but the configuration seems to refer to it", o.backend)}
 		}
 		if o.kind == opRemove && after.refersTo(o.backend, o.name) {
-			return plan{Reload: fmt.Sprintf("backend %s: server %s removed, to which the configuration seems to refer", o.backend, o.name)}
+			return plan{Reload: fmt.Sprintf("backend %s: server %s removed, but the configuration seems to refer to it", o.backend, o.name)}
 		}
 	}
 	for _, c := range []*config{before, after} {
@@ -116,8 +116,8 @@ func compare(before, after *config) plan {
 	return p
 }
 
-// compareServers plans the changes of servers, of bare backends, and of the entries of maps. Nothing is routed to a backend
-// before it has servers, and none is gone before nothing is routed to it.
+// compareServers plans the changes of servers, bare backends and map entries. No backend gets requests before it has servers, and
+// none is removed while requests can reach it.
 func compareServers(before, after *config) plan {
 	come, publish, away, why := compareBare(before.bare, after.bare)
 	if why != "" {
@@ -189,16 +189,16 @@ func compareBackend(backend string, was, is *backend) plan {
 	}
 	for _, o := range ops {
 		if !names.MatchString(o.name) || !names.MatchString(backend) {
-			return plan{Reload: fmt.Sprintf("backend %s: no command can hold the name of server %s", backend, o.name)}
+			return plan{Reload: fmt.Sprintf("backend %s: the name of server %s cannot be written in a command", backend, o.name)}
 		}
 	}
-	if is != nil && is.off && len(ops) > 0 { // HAProxy 3.4.7 dies of a server that is added there
+	if is != nil && is.off && len(ops) > 0 { // HAProxy 3.4.7 crashes when a server is added there
 		return plan{Reload: fmt.Sprintf("backend %s is disabled", backend)}
 	}
 	return plan{Ops: ops}
 }
 
-// immutable says why a server cannot become another one at run time, "" if it can.
+// immutable returns why a server cannot become another one at run time, "" if it can.
 func immutable(old, new server, there bool) string {
 	switch {
 	case there && old.sameLine(new):
@@ -210,7 +210,7 @@ func immutable(old, new server, there bool) string {
 	case old.reloadReason != "":
 		return "changed: " + old.reloadReason
 	case old.unknown:
-		return "HAProxy has one of that name that is not berth's"
+		return "HAProxy has a server of that name that is not berth's"
 	}
 	if old.keywords != new.keywords {
 		return fmt.Sprintf("%q became %q", old.keywords, new.keywords)
@@ -218,7 +218,7 @@ func immutable(old, new server, there bool) string {
 	return ""
 }
 
-// difference names the first difference between two configurations without their servers, "" if there is none.
+// difference describes the first difference between two configurations apart from their servers, "" if there is none.
 func difference(before, after []section) string {
 	heads := func(sections []section) []string {
 		var out []string
@@ -241,7 +241,7 @@ func difference(before, after []section) string {
 	return ""
 }
 
-// listDifference says in what two lists differ that are not equal.
+// listDifference describes how two unequal lists differ.
 func listDifference(before, after []string, what string, name func(string) string) string {
 	count := map[string]int{}
 	for _, s := range before {

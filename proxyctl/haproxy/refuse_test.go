@@ -199,7 +199,7 @@ func TestRefusedPortIsRemembered(t *testing.T) {
 // 2.6 does not say why it refuses a reload; but that it takes a second or more has only one reason.
 func TestSilentRefusalOfAPort(t *testing.T) {
 	d := newDriver(Options{})
-	refused := fmt.Errorf("%w by haproxy: the reload failed, its log says why", proxyctl.ErrRefused)
+	refused := fmt.Errorf("%w by haproxy: the reload failed; see its log", proxyctl.ErrRefused)
 	before, after := parse("frontend f\n bind :80\n", nil), parse("frontend f\n bind :80\n bind :18111\n", nil)
 	var port *proxyctl.PortError
 	if err := d.portError(refused, before, after, 50*time.Millisecond); err != refused {
@@ -229,7 +229,7 @@ func TestReloadFuncHangs(t *testing.T) {
 		go func() { _, err := New(opts).Apply(t.Context(), onlyText(newText), true); done <- err }()
 		select {
 		case err := <-done:
-			if !errors.Is(err, proxyctl.ErrUnreachable) || !strings.Contains(err.Error(), "telling it to reload took longer than 500ms") || onDisk(t, m.file) != oldText {
+			if !errors.Is(err, proxyctl.ErrUnreachable) || !strings.Contains(err.Error(), "the reload request took longer than 500ms") || onDisk(t, m.file) != oldText {
 				t.Errorf("error %v, file %q", err, onDisk(t, m.file))
 			}
 		case <-time.After(10 * time.Second):

@@ -108,7 +108,7 @@ func TestE2EReloadOnly(t *testing.T) {
 		}
 		want := h.see()
 		h.says("set server app/a weight 9")
-		if res := h.apply(last + "# a comment\n"); res.Action != proxyctl.Reload || !strings.Contains(res.Reason, "weigh app/a") {
+		if res := h.apply(last + "# a comment\n"); res.Action != proxyctl.Reload || !strings.Contains(res.Reason, "set weight of app/a") {
 			t.Errorf("a weight set by hand: %+v", res)
 		}
 		h.same("a weight set by hand", want)

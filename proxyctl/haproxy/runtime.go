@@ -11,15 +11,15 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// refusal is HAProxy's answer to a server, a backend or a certificate that it does not add, or not remove.
+// refusal is HAProxy's answer when it does not add or remove a server, a backend or a certificate.
 type refusal struct{ does, server, words string }
 
 func (r *refusal) Error() string {
-	return fmt.Sprintf("HAProxy does not %s %s: %s", r.does, r.server, r.words)
+	return fmt.Sprintf("HAProxy refuses to %s %s: %s", r.does, r.server, r.words)
 }
 func (r *refusal) Unwrap() error { return proxyctl.ErrUnexpected }
 
-// key tells which other servers would be refused for the same reason: all in the backend, or all with the same keywords. It
+// key identifies other servers that would be refused for the same reason: all in the backend, or all with the same keywords. It
 // is "" for a reason that may pass.
 func (r *refusal) key(c *config) string {
 	backend, name, _ := strings.Cut(r.server, "/")
@@ -36,7 +36,7 @@ func (r *refusal) key(c *config) string {
 		return ""
 	case strings.Contains(r.words, "dynamic load balancing"):
 		return backend
-	case strings.Contains(r.words, "lready"): // a server of that name, or an id
+	case strings.Contains(r.words, "lready"): // a server of that name, or an ID
 		return ""
 	}
 	s, _ := c.backends[backend].get(name)
@@ -47,15 +47,14 @@ func refusalKey(backend string, s server) string { return backend + " " + s.keyw
 func removalKey(backend, name string) string     { return "remove " + backend + "/" + name }
 func creationKey(from string) string             { return "from " + from }
 
-// answer is the kind of reply that a command must have. An error is one line that is not expected, and may follow any
-// command.
+// answer is the kind of reply that a command expects. An error is an unexpected line, and may follow any command.
 type answer int
 
 const (
 	answerNothing answer = iota
 	answerAdded
 	answerMoved
-	answerDeleted // now, or not deletable yet
+	answerDeleted // deleted, or not deletable yet
 	answerCreated
 	answerPublished
 	answerUnpublished
@@ -67,7 +66,7 @@ type command struct {
 	answer answer
 }
 
-// The words of HAProxy 2.6 to 3.4.
+// HAProxy's replies, 2.6 to 3.4.
 const (
 	saidCreated        = "New backend registered."
 	saidPublished      = "Backend published."
@@ -83,7 +82,7 @@ const (
 	saidReferenced = "This server cannot be removed at runtime due to other configuration elements pointing to it."
 )
 
-// accepts says whether a line is a reply of this kind.
+// accepts reports whether a line is a reply of this kind.
 func (a answer) accepts(line string) bool {
 	switch a {
 	case answerAdded:
@@ -103,7 +102,7 @@ func (a answer) accepts(line string) bool {
 	}
 }
 
-// commands returns the commands that carry out an op. id is for a server that is added, 0 to leave it to HAProxy.
+// commands returns the commands that carry out an op. id is the ID of an added server, 0 to leave it to HAProxy.
 func (o op) commands(id int) []command {
 	at := o.backend + "/" + o.name
 	switch o.kind {
@@ -122,7 +121,7 @@ func (o op) commands(id int) []command {
 	case opAdd:
 		out := []command{{"add server " + at + " " + o.server.line(id), answerAdded}}
 		if o.server.checked {
-			out = append(out, command{"enable health " + at, answerNothing}) // first, or it is never checked
+			out = append(out, command{"enable health " + at, answerNothing}) // first, otherwise it is never checked
 		}
 		if !o.server.disabled {
 			out = append(out, command{"enable server " + at, answerNothing})
@@ -131,7 +130,7 @@ func (o op) commands(id int) []command {
 	case opMove:
 		out := []command{{fmt.Sprintf("set server %s addr %s port %d", at, o.server.address.Addr(), o.server.address.Port()), answerMoved}}
 		if o.server.checked {
-			// What its checks said is of the address it had.
+			// The results of its checks are about the old address.
 			out = append(out, command{"set server " + at + " health up", answerNothing})
 		}
 		return out
@@ -146,7 +145,7 @@ func (o op) commands(id int) []command {
 		}
 		out := []command{{fmt.Sprintf("%s %s %s 1", entry, o.value, o.backend), answerNothing}}
 		if o.server.checked {
-			out = append(out, command{"disable health " + at, answerNothing}) // or it is down soon
+			out = append(out, command{"disable health " + at, answerNothing}) // otherwise it is soon down
 		}
 		return out
 	case opCheck:
@@ -155,26 +154,26 @@ func (o op) commands(id int) []command {
 		return []command{{"set server " + at + " state maint", answerNothing}}
 	default:
 		var out []command
-		if o.server.checked { // it has lingered without its checks
+		if o.server.checked { // it lingered without its checks
 			out = append(out, command{"enable health " + at, answerNothing})
 		}
 		return append(out, command{"set server " + at + " state maint", answerNothing}, command{"del server " + at, answerDeleted})
 	}
 }
 
-// What one exchange may hold: HAProxy 3.2 refuses a line that is longer than its buffer, 16 kB by default, and every
-// "add server" stops all its threads for a moment.
+// Limits of one exchange: HAProxy 3.2 refuses a line longer than its buffer, 16 kB by default, and every "add server" stops all
+// its threads for a moment.
 const (
-	maxLine     = 12000 // with room for the commands that show servers at the end
+	maxLine     = 12000 // leaves room for the commands at the end that show servers
 	maxCommands = 60
 )
 
-// mostShown is up to how many backends are asked for one by one, rather than all there are.
+// mostShown is up to how many backends are asked for one by one instead of all.
 const mostShown = 20
 
-// exchange carries out ops in the worker whose mark has this shape, and returns the state of their backends afterwards.
-// What enters has entered before anything else is touched: HAProxy may refuse it. An error that wraps
-// proxyctl.ErrUnexpected says what HAProxy did not take.
+// exchange carries out ops in the worker whose mark has this shape, and returns the resulting state of their backends. Everything
+// is added before anything else is touched, because HAProxy may refuse an addition. An error that wraps proxyctl.ErrUnexpected
+// says what HAProxy did not accept.
 func (m master) exchange(ctx context.Context, ops []op, nextID func(backend string) int, shape string) (state, error) {
 	backends := map[string]bool{}
 	var enter, rest []command
@@ -237,7 +236,7 @@ func (m master) exchange(ctx context.Context, ops []op, nextID func(backend stri
 	return st, m.changeLists(ctx, gone, shape)
 }
 
-// inChunks divides commands into chunks that go into one exchange each.
+// inChunks splits commands into chunks of one exchange each.
 func inChunks(commands []command) (out [][]command) {
 	size := 0
 	for _, c := range commands {
@@ -249,20 +248,20 @@ func inChunks(commands []command) (out [][]command) {
 	return out
 }
 
-// nextLine cuts the first line that is not empty.
+// nextLine cuts off the first non-empty line.
 func nextLine(reply string) (line, rest string) {
 	line, rest, _ = strings.Cut(strings.TrimLeft(reply, "\n"), "\n")
 	return strings.TrimSpace(line), rest
 }
 
-// lastLine cuts the first reply, and returns the last line of that: HAProxy puts what it has logged meanwhile before its answer to
-// "del backend".
+// lastLine cuts off the first reply, and returns its last line: HAProxy puts what it logged meanwhile before its answer to "del
+// backend".
 func lastLine(reply string) (line, rest string) {
 	one, rest, _ := strings.Cut(strings.TrimLeft(reply, "\n"), "\n\n")
 	return strings.TrimSpace(one[strings.LastIndexByte(one, '\n')+1:]), rest
 }
 
-// checkMark reads the reply to "show env" and returns what follows it.
+// checkMark checks the reply to "show env" and returns what follows it.
 func checkMark(reply, shape string) (rest string, err error) {
 	line, rest := nextLine(reply)
 	value, _ := strings.CutPrefix(line, markName+"=")
@@ -272,11 +271,11 @@ func checkMark(reply, shape string) (rest string, err error) {
 	return rest, nil
 }
 
-// checkReplies compares the replies with what the commands must be answered with, and returns what follows them.
+// checkReplies checks the replies against what the commands expect, and returns what follows them.
 func checkReplies(commands []command, reply string) (rest string, err error) {
 	for _, c := range commands {
 		if c.answer == answerNothing {
-			continue // an error would come before the next line that is expected
+			continue // an error would appear before the next expected line
 		}
 		line, rest := nextLine(reply)
 		switch {

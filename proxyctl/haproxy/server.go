@@ -11,23 +11,22 @@ import (
 	"strings"
 )
 
-// server is what a server line says, with what it inherits from default-server lines: a server that is added at run
-// time inherits nothing.
+// server is a server line with what it inherits from default-server lines: a server added at run time inherits nothing.
 type server struct {
 	address      netip.AddrPort
 	weight       int
 	disabled     bool
-	keywords     string // all others and their values, sorted
+	keywords     string // all other keywords and their values, sorted
 	checked      bool   // "check" is among them
 	ownID        bool   // "id" is among them
-	agent        bool   // an agent may weigh it and take it out of service
-	reloadReason string // why it cannot be added or changed at run time, "" if it can; then keywords is the line as it is
+	agent        bool   // an agent may change its weight and take it out of service
+	reloadReason string // why it cannot be added or changed at run time, "" if it can; if set, keywords is the line as written
 
-	draining bool // it is in no text any more, and finishes what it has
-	unknown  bool // it was found in HAProxy, so its keywords are not known
+	draining bool // it is not in the text any more, and finishes its connections
+	unknown  bool // it was found in HAProxy, so its keywords are unknown
 }
 
-// newServer reads a server line: its name, its address, and the words that it inherits, then its own.
+// newServer parses a server line: its name, its address, and its words, inherited ones first.
 func newServer(name, address string, words []string) server {
 	s := server{weight: 1}
 	for _, w := range words {
@@ -42,26 +41,26 @@ func newServer(name, address string, words []string) server {
 	return s
 }
 
-// fix makes the server one that cannot be added or changed at run time.
+// fix marks the server as one that cannot be added or changed at run time.
 func (s *server) fix(why, line string) { s.reloadReason, s.keywords = why, line }
 
-// mostWords is what one command of HAProxy, and one line of its file, may have.
+// mostWords is the maximum number of words in one command of HAProxy, and on one line of its file.
 const mostWords = 50
 
-// names are what HAProxy takes for a server's or a backend's name; nothing in them means something to its command line.
+// names matches names of servers and backends that HAProxy accepts and that have no special meaning on its command line.
 var names = regexp.MustCompile(`^[A-Za-z0-9_.:-]{1,200}$`)
 
 func (s *server) read(name, address string, words []string) error {
 	if !names.MatchString(name) {
-		return fmt.Errorf("the name %q is not one to be given at run time", name)
+		return fmt.Errorf("the name %q cannot be given at run time", name)
 	}
 	if len(words) > mostWords {
-		return fmt.Errorf("it has %d keywords and values, and HAProxy takes no more than about %d", len(words), mostWords)
+		return fmt.Errorf("%d keywords and values, HAProxy takes about %d at most", len(words), mostWords)
 	}
 	var err error
-	// HAProxy takes a name that it cannot resolve at run time for a server, and answers 503 for it.
+	// HAProxy accepts an unresolvable name for a server at run time, and then answers 503 for it.
 	if s.address, err = netip.ParseAddrPort(address); err != nil || s.address.Addr().Zone() != "" || s.address.Addr().Is4In6() || s.address.Addr().IsUnspecified() || s.address.Port() == 0 {
-		return fmt.Errorf("its address %q is no ip:port", address)
+		return fmt.Errorf("its address %q is not ip:port", address)
 	}
 	keywords := map[string]string{}
 	for len(words) > 0 {
@@ -79,13 +78,13 @@ func (s *server) read(name, address string, words []string) error {
 			return fmt.Errorf("%s is not known to work at run time", word)
 		case form != nil:
 			if len(words) == 0 || !form.MatchString(words[0]) {
-				return fmt.Errorf("the value of %s is not one to be given at run time", word)
+				return fmt.Errorf("the value of %s cannot be given at run time", word)
 			}
 			value, words = words[0], words[1:]
 		}
 		if word == "weight" {
 			if s.weight, err = strconv.Atoi(value); err != nil || s.weight > 256 {
-				return fmt.Errorf("weight %s is not one of 0 to 256", value)
+				return fmt.Errorf("weight %s is not between 0 and 256", value)
 			}
 			continue
 		}
@@ -101,16 +100,16 @@ func (s *server) read(name, address string, words []string) error {
 	return nil
 }
 
-// The forms of values. HAProxy checks little of what its command line gets ("weight abc" becomes 0), and a blank, a
-// semicolon, a backslash or << would end or alter the command: what has none of these forms is left to a reload.
+// The forms of values. HAProxy checks little of what commands contain ("weight abc" becomes 0), and a blank, a semicolon, a
+// backslash or << would end or alter the command. Any other value is left to a reload.
 var (
 	formNumber = regexp.MustCompile(`^[0-9]{1,9}$`)
 	formTime   = regexp.MustCompile(`^[0-9]{1,9}(us|ms|s|m|h|d)?$`)
 	formWord   = regexp.MustCompile(`^[A-Za-z0-9_.:,/@%+=*~()!\[\]-]{1,300}$`)
 )
 
-// keywordForms are the keywords of a server line that every HAProxy from 2.6 on takes at run time, or refuses in
-// words, with the form of their values; a nil form is a flag.
+// keywordForms has the keywords of a server line that every HAProxy from 2.6 on accepts at run time or refuses with an error, and
+// the form of their values; a nil form is a flag.
 var keywordForms = func() map[string]*regexp.Regexp {
 	forms := map[string]*regexp.Regexp{}
 	for form, list := range map[*regexp.Regexp]string{
@@ -129,7 +128,8 @@ var keywordForms = func() map[string]*regexp.Regexp {
 	return forms
 }()
 
-// written returns the address as host:port, "" for one of another kind. That of a server with a name is in its line only.
+// written returns the address as host:port, "" if it has another form. The address of a server with a host name is only in its
+// line.
 func (s server) written() string {
 	if s.address.IsValid() {
 		return s.address.String()
@@ -150,18 +150,18 @@ func (s server) written() string {
 	return w[0]
 }
 
-// equal says whether two servers are the same; draining is not looked at.
+// equal reports whether two servers are the same, ignoring draining.
 func (s server) equal(o server) bool {
 	return s.disabled == o.disabled && s.sameLine(o)
 }
 
-// sameLine says whether two servers differ at most in being in service.
+// sameLine reports whether two servers differ at most in being in service.
 func (s server) sameLine(o server) bool {
 	return s.address == o.address && s.weight == o.weight && s.keywords == o.keywords && s.reloadReason == o.reloadReason && s.unknown == o.unknown
 }
 
-// line is the server's address and keywords as the command "add server" takes them. id is left out if it is 0 or the
-// server has one of its own.
+// line returns the server's address and keywords for the command "add server". id is omitted if it is 0 or the server has its
+// own.
 func (s server) line(id int) string {
 	out := s.address.String()
 	if s.weight != 1 {

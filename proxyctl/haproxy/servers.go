@@ -19,7 +19,7 @@ import (
 // showServers shows the statistics of all servers.
 const showServers = "show stat -1 4 -1"
 
-// Servers implements proxyctl.Driver. What old workers still have counts as in flight.
+// Servers implements proxyctl.Driver. Requests in old workers count as in flight.
 func (d *driver) Servers(ctx context.Context) ([]proxyctl.Server, error) {
 	if d.opts.Socket == "" {
 		return nil, errors.New(noSocket)
@@ -46,11 +46,11 @@ func (d *driver) Servers(ctx context.Context) ([]proxyctl.Server, error) {
 		return nil, err
 	}
 	_, before, _ := strings.Cut(reply, "\n\n")
-	theirs, _ := parseServers(before) // a worker that has just ended has none
+	theirs, _ := parseServers(before) // a worker that has just ended shows none
 	return addInFlight(servers, theirs), nil
 }
 
-// addInFlight adds what old workers have in flight.
+// addInFlight adds the requests that old workers have in flight.
 func addInFlight(servers, old []proxyctl.Server) []proxyctl.Server {
 	at := map[serverName]int{}
 	for i, s := range servers {
@@ -63,7 +63,7 @@ func addInFlight(servers, old []proxyctl.Server) []proxyctl.Server {
 		case s.InFlight == 0:
 		case there && servers[i].Address == s.Address:
 			servers[i].InFlight += s.InFlight
-		default: // it has left since, or has another address now
+		default: // it has left since, or its address has changed
 			s.Usable = false
 			servers = append(servers, s)
 		}
@@ -71,17 +71,17 @@ func addInFlight(servers, old []proxyctl.Server) []proxyctl.Server {
 	return servers
 }
 
-// serverColumns are the ones of "show stat" that are read.
+// serverColumns are the columns of "show stat" that are read.
 var serverColumns = []string{"pxname", "svname", "scur", "status", "weight", "addr"}
 
-// checkColumns are read where they are there: what a check said, and what that means in general.
+// checkColumns are read if present: what a check said, and what that means in general.
 var checkColumns = []string{"check_status", "check_code", "last_chk", "check_desc"}
 
-// parseServers reads what "show stat" says of servers, of one worker or of several in a row.
+// parseServers parses one or more replies to "show stat" for servers.
 func parseServers(reply string) (servers []proxyctl.Server, err error) {
 	at := strings.Index(reply, "# pxname,")
 	if at < 0 {
-		return nil, fmt.Errorf("not the statistics of servers: %s", oneLine(reply))
+		return nil, fmt.Errorf("not server statistics: %s", oneLine(reply))
 	}
 	lines := csv.NewReader(strings.NewReader(reply[at:]))
 	lines.FieldsPerRecord, lines.LazyQuotes, lines.ReuseRecord = -1, true, true
@@ -92,14 +92,14 @@ func parseServers(reply string) (servers []proxyctl.Server, err error) {
 		case errors.Is(err, io.EOF):
 			return servers, nil
 		case err != nil:
-			return nil, fmt.Errorf("the statistics of servers: %w", err)
+			return nil, fmt.Errorf("server statistics: %w", err)
 		case strings.HasPrefix(f[0], "# "):
 			f[0] = strings.TrimPrefix(f[0], "# ")
 			columns = nil
 			for _, name := range serverColumns {
 				i := slices.Index(f, name)
 				if i < 0 {
-					return nil, fmt.Errorf("the statistics of servers have no column %s", name)
+					return nil, fmt.Errorf("server statistics: no column %s", name)
 				}
 				columns = append(columns, i)
 			}
@@ -108,13 +108,13 @@ func parseServers(reply string) (servers []proxyctl.Server, err error) {
 				checks = append(checks, slices.Index(f, name))
 			}
 			continue
-		case len(f) <= slices.Max(columns): // what a worker says that has no such command, or an empty line
+		case len(f) <= slices.Max(columns): // the answer of a worker without this command, or an empty line
 			continue
 		}
 		field := func(n int) string { return f[columns[n]] }
 		s := proxyctl.Server{Backend: strings.Clone(field(0)), Name: strings.Clone(field(1))}
 		if s.InFlight, err = strconv.Atoi(field(2)); err != nil {
-			return nil, fmt.Errorf("the statistics of servers: the sessions of %s/%s are %q", s.Backend, s.Name, field(2))
+			return nil, fmt.Errorf("server statistics: the sessions of %s/%s are %q", s.Backend, s.Name, field(2))
 		}
 		s.Address, _ = netip.ParseAddrPort(field(5))
 		s.State = strings.Clone(field(3))
@@ -129,8 +129,8 @@ func parseServers(reply string) (servers []proxyctl.Server, err error) {
 	}
 }
 
-// checkSaid returns what the last check of a server said, in one line: "L4CON: Connection refused", "L7STS/503: Service Unavailable".
-// The server may have chosen the words.
+// checkSaid returns the result of a server's last check on one line: "L4CON: Connection refused", "L7STS/503: Service
+// Unavailable". The server may have chosen the words.
 func checkSaid(f []string, columns []int) string {
 	field := func(n int) string {
 		if i := columns[n]; i >= 0 && i < len(f) {
@@ -138,7 +138,7 @@ func checkSaid(f []string, columns []int) string {
 		}
 		return ""
 	}
-	said := strings.TrimPrefix(field(0), "* ") // one is under way
+	said := strings.TrimPrefix(field(0), "* ") // a check is running
 	if code := field(1); code != "" {
 		said += "/" + code
 	}
@@ -151,11 +151,11 @@ func checkSaid(f []string, columns []int) string {
 	return shorten(oneLine(strings.Trim(said+": "+words, ": ")), mostSaid)
 }
 
-// mostSaid is the most that is kept of what a check said.
+// mostSaid limits what is kept of a check result.
 const mostSaid = 200
 
-// usable says whether a server with this status gets new requests: "UP", "UP 1/3" (going down), "no check", but not "DOWN 1/2",
-// "MAINT", "MAINT (via b/s)", "DRAIN", "NOLB".
+// usable reports whether a server with this status gets new requests: "UP", "UP 1/3" (going down), "no check", but not "DOWN
+// 1/2", "MAINT", "MAINT (via b/s)", "DRAIN", "NOLB".
 func usable(status string) bool {
 	return status == "no check" || status == "UP" || strings.HasPrefix(status, "UP ")
 }

@@ -12,7 +12,7 @@ import (
 // live is a server as HAProxy has it.
 type live struct {
 	name     string
-	address  netip.AddrPort // not valid for one without an IP address or a port
+	address  netip.AddrPort // invalid if the server has no IP address or port
 	weight   int
 	disabled bool // in maintenance or draining, by command or configuration
 	id       int
@@ -20,7 +20,7 @@ type live struct {
 	checking bool // and they are enabled
 }
 
-// state is what "show servers state" says, by backend.
+// state is the reply to "show servers state", by backend.
 type state map[string][]live
 
 // The bits of srv_admin_state that take a server out of service (HAProxy management guide). 4, disabled by the
@@ -36,14 +36,14 @@ const (
 	checkEnabled    = 0x04
 )
 
-// stateColumns are the ones that are read; the rest may come and go with the versions.
+// stateColumns are the columns that are read. The others differ between versions.
 var stateColumns = []string{"be_name", "srv_id", "srv_name", "srv_addr", "srv_admin_state", "srv_uweight", "srv_port", "srv_check_state"}
 
-// parseState reads what "show servers state" says, of one backend or of all, once or several times in a row.
+// parseState parses one or more replies to "show servers state", for one backend or for all.
 func parseState(reply string) (state, error) {
 	out := state{}
 	var (
-		at []int // of stateColumns
+		at []int // indexes of stateColumns
 		f  []string
 	)
 	for line := range strings.Lines(reply) {
@@ -56,19 +56,19 @@ func parseState(reply string) (state, error) {
 			for _, name := range stateColumns {
 				i := slices.Index(f, name)
 				if i < 0 {
-					return nil, fmt.Errorf("the state of servers has no column %s: %s", name, oneLine(line))
+					return nil, fmt.Errorf("server state: no column %s: %s", name, oneLine(line))
 				}
 				at = append(at, i-1)
 			}
 			continue
 		case at == nil || len(f) <= slices.Max(at):
-			return nil, fmt.Errorf("not the state of a server: %s", oneLine(line))
+			return nil, fmt.Errorf("not a server state: %s", oneLine(line))
 		}
 		var n [5]int // id, admin state, weight, port, check state
 		for i, column := range []int{1, 4, 5, 6, 7} {
 			var err error
 			if n[i], err = strconv.Atoi(f[at[column]]); err != nil {
-				return nil, fmt.Errorf("not the state of a server: %s", oneLine(line))
+				return nil, fmt.Errorf("not a server state: %s", oneLine(line))
 			}
 		}
 		l := live{name: f[at[2]], id: n[0], weight: n[2]}
@@ -82,7 +82,7 @@ func parseState(reply string) (state, error) {
 	return out, nil
 }
 
-// fields is strings.Fields into a slice that is there already.
+// fields is like strings.Fields, but appends to an existing slice.
 func fields(out []string, line string) []string {
 	for {
 		line = strings.TrimLeft(line, " \t\r\n")
@@ -98,16 +98,16 @@ func fields(out []string, line string) []string {
 	}
 }
 
-// clone returns a copy of the configuration, whose backends may be replaced.
+// clone returns a copy of the configuration whose backends may be replaced.
 func (c *config) clone() *config {
 	out := *c
 	out.backends, out.bare = maps.Clone(c.backends), maps.Clone(c.bare)
 	return &out
 }
 
-// withState returns the configuration with the servers that HAProxy has in these backends, as st says. Servers that only st
-// has are unknown, and draining if they are in maintenance; backends without servers in st have none.
-// Servers that a server-template line makes are no concern of berth.
+// withState returns the configuration with the servers that HAProxy has in these backends, according to st. Servers that are only
+// in st are unknown, and draining if they are in maintenance. Backends without servers in st have none. Servers of a
+// server-template line are ignored.
 func (c *config) withState(st state, backends []string) *config {
 	out := c.clone()
 	for _, name := range backends {
@@ -118,7 +118,7 @@ func (c *config) withState(st state, backends []string) *config {
 	return out
 }
 
-// matches says whether HAProxy has just these servers.
+// matches reports whether HAProxy has exactly these servers.
 func (b *backend) matches(list []live) bool {
 	if len(list) != b.count() {
 		return false
@@ -146,7 +146,7 @@ func (b *backend) withState(list []live, templates bool) *backend {
 	return b.withServers(servers)
 }
 
-// withState returns the server as it was read back.
+// withState returns the server as read back from HAProxy.
 func (s server) withState(l live) server {
 	if s.agent {
 		return s
@@ -155,11 +155,11 @@ func (s server) withState(l live) server {
 		s.address, s.weight = l.address, l.weight
 	}
 	s.disabled = l.disabled
-	s.draining = s.draining && l.disabled // what somebody enabled does not drain
+	s.draining = s.draining && l.disabled // a server that was enabled does not drain
 	return s
 }
 
-// withDraining returns the configuration with the servers and the bare backends that only before has, draining.
+// withDraining returns the configuration plus the servers and bare backends that only before has, as draining.
 func (c *config) withDraining(before *config) *config {
 	out := c.clone()
 	for name, b := range before.bare {
@@ -193,7 +193,7 @@ func (c *config) withDraining(before *config) *config {
 	return out
 }
 
-// assume returns the configuration with the backends of to that are the same in alike.
+// assume returns the configuration with those backends of to that are the same in alike.
 func (c *config) assume(alike, to *config) *config {
 	out := c.clone()
 	for name, b := range to.backends {
@@ -204,7 +204,7 @@ func (c *config) assume(alike, to *config) *config {
 	return out
 }
 
-// without returns the configuration without draining servers and leaving backends that were deleted.
+// without returns the configuration without the draining servers and leaving backends that were deleted.
 func (c *config) without(deleted []serverName) *config {
 	out := c.clone()
 	for _, n := range deleted {
@@ -225,7 +225,7 @@ func (c *config) without(deleted []serverName) *config {
 	return out
 }
 
-// templates says whether a backend has servers that a server-template line makes.
+// templates reports whether a backend has a server-template line.
 func (c *config) templates(backend string) bool {
 	return slices.ContainsFunc(c.sections, func(s section) bool {
 		return s.isProxy() && s.name == backend && s.has("server-template")

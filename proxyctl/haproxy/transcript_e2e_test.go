@@ -90,7 +90,7 @@ func transcript(r release) []turn {
 				l.replace("app", fmt.Sprintf("m%d", i), "")
 			}
 		}},
-		{name: "weight", want: runtime, edit: edit("app", "b", "server b 127.0.0.1:9002 weight 200"), reason: "weigh app/b 200"},
+		{name: "weight", want: runtime, edit: edit("app", "b", "server b 127.0.0.1:9002 weight 200"), reason: "set weight of app/b to 200"},
 		{name: "weight 0", want: runtime, edit: edit("app", "b", "server b 127.0.0.1:9002 weight 0")},
 		{name: "weight back to the default", want: runtime, edit: edit("app", "b", "server b 127.0.0.1:9002")},
 		{name: "port", want: runtime, edit: edit("app", "b", "server b 127.0.0.1:9102"), reason: "move app/b to 127.0.0.1:9102"},
@@ -136,7 +136,7 @@ func transcript(r release) []turn {
 		{name: "hashed by map", want: reload, edit: add("source", "server u2 127.0.0.1:9002"), reason: "dynamic load balancing"},
 		{name: "in an empty backend", want: runtime, edit: add("empty", "server e1 127.0.0.1:9001 check")},
 		{name: "which is empty again", want: runtime, edit: edit("empty", "e1", "")},
-		{name: "a host name", want: reload, edit: add("app", "server host localhost:9001"), reason: "no ip:port"},
+		{name: "a host name", want: reload, edit: add("app", "server host localhost:9001"), reason: "not ip:port"},
 		{name: "all at once", want: runtime, edit: func(l lines) {
 			l.replace("app", "off", "")
 			l.replace("app", "c", "server c 127.0.0.1:9003 weight 8 disabled")

@@ -10,12 +10,12 @@ import (
 	"berth/proxyctl"
 )
 
-// A text that lets requests wait counts them in two tables, by backend and under the key everyBackend: those that began to wait, and
-// of these the ones that go on. Both count a request until it ends.
+// A text that lets requests wait counts them in two tables, by backend and in total under everyBackend: requests that began to
+// wait, and requests that no longer wait. Both count a request until it ends.
 const (
 	waitingTable  = "hold.waiting"
 	releasedTable = "hold.released"
-	everyBackend  = "*" // which no backend is called
+	everyBackend  = "*" // not a backend's name
 )
 
 // How often the tables are read.
@@ -24,21 +24,22 @@ const (
 	busyPause    = 250 * time.Millisecond // while requests wait
 )
 
-// pausedMap is the name of the map of the backends that somebody has paused.
+// pausedMap is the name of the map of paused backends.
 const pausedMap = "paused.map"
 
-// waitCounter tells of the requests that wait in the worker that serves, in a goroutine of its own: no change of HAProxy waits for it.
+// waitCounter reports the requests that wait in the serving worker. It runs in its own goroutine, and no change of HAProxy waits
+// for it.
 type waitCounter struct {
 	master *master
 	opts   Options
 
 	mu     sync.Mutex
-	knows  bool // which text HAProxy runs
-	counts bool // that has the tables
+	knows  bool // whether it is known which text HAProxy runs
+	counts bool // whether that text has the tables
 	paused entries
 }
 
-// set notes which text HAProxy runs.
+// set records which text HAProxy runs.
 func (c *waitCounter) set(is *config) {
 	sections := map[string]bool{}
 	for _, s := range is.sections {
@@ -52,18 +53,18 @@ func (c *waitCounter) set(is *config) {
 	_, c.paused = is.mapNamed(pausedMap)
 }
 
-// run looks at the tables until ctx is done.
+// run reads the tables until ctx is done.
 func (c *waitCounter) run(ctx context.Context) {
 	for c.opts.Waiting != nil && pause(ctx, c.look(ctx)) {
 	}
 }
 
-// look reads the tables once, and returns in what time to do so again. A HAProxy that does not answer has told nothing.
+// look reads the tables once, and returns when to do so again. If HAProxy does not answer, nothing is reported.
 func (c *waitCounter) look(ctx context.Context) time.Duration {
 	c.mu.Lock()
 	knows, counts, paused := c.knows, c.counts, c.paused
 	c.mu.Unlock()
-	if !knows { // the tables may count since long before this berth: their first look is to be the first one
+	if !knows { // the tables may have counted since long before this berth: the first Observe must be of their contents
 		return waitingPause
 	}
 	if !counts {
@@ -72,11 +73,11 @@ func (c *waitCounter) look(ctx context.Context) time.Duration {
 	}
 	reply, err := c.master.worker(ctx, "show table "+waitingTable, "show table "+releasedTable)
 	if err != nil {
-		c.opts.Log.Debug("HAProxy does not say how many requests wait", "err", err)
+		c.opts.Log.Debug("cannot read how many requests wait in HAProxy", "err", err)
 		return waitingPause
 	}
 	tables := parseTables(reply)
-	if tables[waitingTable] == nil || tables[releasedTable] == nil { // it was loaded anew meanwhile
+	if tables[waitingTable] == nil || tables[releasedTable] == nil { // it was reloaded meanwhile
 		return waitingPause
 	}
 	next, waiting := waitingPause, countWaiting(tables)
@@ -94,7 +95,7 @@ func (c *waitCounter) look(ctx context.Context) time.Duration {
 // tracked is an entry of a table.
 type tracked struct{ total, now int }
 
-// parseTables reads what "show table" says, once or several times in a row, by table and key.
+// parseTables parses one or more replies to "show table", by table and key.
 func parseTables(reply string) map[string]map[string]tracked {
 	out := map[string]map[string]tracked{}
 	var table map[string]tracked
@@ -127,8 +128,8 @@ func parseTables(reply string) map[string]map[string]tracked {
 	return out
 }
 
-// countWaiting returns how many requests wait, by backend. HAProxy before 2.8 does not know of which backend those are that go
-// on: of several backends then each may seem to have as many as wait in all.
+// countWaiting returns how many requests wait, by backend. HAProxy before 2.8 does not record the backend of requests that no
+// longer wait. With several backends, each may then seem to have as many waiting requests as there are in total.
 func countWaiting(tables map[string]map[string]tracked) map[string]proxyctl.WaitingCount {
 	began, over := tables[waitingTable], tables[releasedTable]
 	all := max(began[everyBackend].now-over[everyBackend].now, 0)

@@ -9,14 +9,14 @@ import (
 	"berth/proxyctl"
 )
 
-// balancerOp is the one change at run time: other servers for the Lua balancers.
+// balancerOp is the only change at run time: other servers for the Lua balancers.
 type balancerOp string
 
 func (o balancerOp) String() string { return string(o) }
 
 const balancerServers balancerOp = "servers of the Lua balancer"
 
-// tagged is an error that is another one, too, without its words.
+// tagged is an error that also counts as another one, without its words.
 type tagged struct {
 	error
 	as error
@@ -24,7 +24,7 @@ type tagged struct {
 
 func (e tagged) Unwrap() []error { return []error{e.error, e.as} }
 
-// serversOf returns the servers that the Lua balancers of a configuration are to have. Without any, they use the file's.
+// serversOf returns the servers for the Lua balancers of a configuration. Without any, they use those in the file.
 func (d *driver) serversOf(c *config) string {
 	if d.opts.ReloadOnly {
 		return ""
@@ -32,8 +32,7 @@ func (d *driver) serversOf(c *config) string {
 	return c.liveServers()
 }
 
-// Run implements proxyctl.Driver: it gives the Lua balancers the servers of a text that differs in nothing else from what
-// nginx has loaded.
+// Run implements proxyctl.Driver. It gives the Lua balancers the servers of a text that otherwise equals what nginx has loaded.
 func (d *driver) Run(ctx context.Context, to marked, _ plan) error {
 	if to.Config.live && d.servers != d.serversOf(to.Config) {
 		err := d.serversErr
@@ -46,7 +45,7 @@ func (d *driver) Run(ctx context.Context, to marked, _ plan) error {
 		case errors.Is(err, proxyctl.ErrUnreachable):
 			return err
 		case d.status.generation.Text != to.Generation.Text:
-			return tagged{fmt.Errorf("the Lua balancer does not take servers: %w", err), proxyctl.ErrUnexpected}
+			return tagged{fmt.Errorf("the Lua balancer refuses its servers: %w", err), proxyctl.ErrUnexpected}
 		default: // a reload would not help: the file has the right servers
 			if err := d.flush(ctx, err); err != nil {
 				return err
@@ -57,23 +56,23 @@ func (d *driver) Run(ctx context.Context, to marked, _ plan) error {
 	return nil
 }
 
-// flush empties the Lua balancers, which refused other servers for this reason: then they use the file's.
+// flush empties the Lua balancers, which refused other servers for reason. They then use the servers in the file.
 func (d *driver) flush(ctx context.Context, reason error) error {
 	if err := d.control.setServers(ctx, ""); err != nil {
-		return fmt.Errorf("nginx's Lua balancer does not take servers: %w", reason)
+		return fmt.Errorf("nginx's Lua balancer refuses its servers: %w", reason)
 	}
 	if reason.Error() != d.declined {
 		d.declined = reason.Error()
-		d.opts.Log.Warn("nginx's Lua balancer does not take servers: those in its file serve, and a change of them is a reload", "err", reason)
+		d.opts.Log.Warn("nginx's Lua balancer refused its servers: it uses those in the file, and changing them takes a reload", "err", reason)
 	}
 	return nil
 }
 
 // startBalancers checks that the Lua balancers of a configuration that was just loaded work, and gives them their servers.
-// Balancers that refuse servers use the file's.
+// Balancers that refuse them use the servers in the file.
 func (d *driver) startBalancers(ctx context.Context, c *config) error {
 	if err := d.control.checkBalancer(ctx); err != nil {
-		return fmt.Errorf("%w: its Lua balancer does not work: %w; nginx's error log says more", proxyctl.ErrRefused, err)
+		return fmt.Errorf("%w: its Lua balancer does not work: %w; see nginx's error log", proxyctl.ErrRefused, err)
 	}
 	err := d.control.setServers(ctx, d.serversOf(c))
 	if err == nil || errors.Is(err, proxyctl.ErrUnreachable) {
@@ -85,13 +84,13 @@ func (d *driver) startBalancers(ctx context.Context, c *config) error {
 	return nil
 }
 
-// Requests may wait in an nginx with Lua balancers, as a server may take no connections. They do if there is none.
+// In an nginx with Lua balancers, requests may wait because a server may refuse connections. They do wait if there is no server.
 const (
 	mayWait = 1 + iota
 	doWait
 )
 
-// runs notes what nginx runs.
+// runs records what nginx runs.
 func (d *driver) runs(c *config) {
 	d.running = c
 	waits := int32(0)
@@ -106,13 +105,13 @@ func (d *driver) runs(c *config) {
 	d.waits.Store(waits)
 }
 
-// How often requests that wait are counted while there are any, or seem to be, and while there are none.
+// How often waiting requests are counted: while there are or seem to be any, and while there are none.
 const (
 	oftenWaiting  = 250 * time.Millisecond
 	seldomWaiting = 2 * time.Second
 )
 
-// tellWaiting tells of requests that wait. It returns in what time to do so again, 0 if none can wait.
+// tellWaiting reports waiting requests. It returns when to do so again, 0 if none can wait.
 func (d *driver) tellWaiting(ctx context.Context) time.Duration {
 	waits := d.waits.Load()
 	if waits == 0 || d.opts.Waiting == nil {
@@ -120,7 +119,7 @@ func (d *driver) tellWaiting(ctx context.Context) time.Duration {
 	}
 	counts, err := d.control.waiting(ctx)
 	if err != nil {
-		return seldomWaiting // the next Apply says what is wrong
+		return seldomWaiting // the next Apply reports the problem
 	}
 	d.opts.Waiting.Observe(counts)
 	for _, c := range counts {

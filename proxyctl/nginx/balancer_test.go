@@ -106,7 +106,7 @@ func TestLua(t *testing.T) {
 		{name: "an answer of its own: nothing is left to do but a reload, which fails, too", steps: []luaStep{
 			{set: func(n *fakeNginx) { n.status = http.StatusInternalServerError }, text: two, says: "nginx answers 500: no, thanks", err: refused, loads: 2, dict: inOne, file: one},
 			{set: func(n *fakeNginx) { n.status = http.StatusBadRequest }, text: two, says: "nginx answers 400: no, thanks", err: refused, loads: 4, dict: inOne, file: one},
-			{text: one, says: "does not take servers: nginx answers 400", loads: 4, dict: inOne, file: one},
+			{text: one, says: "refuses its servers: nginx answers 400", loads: 4, dict: inOne, file: one},
 			{set: func(n *fakeNginx) { n.status = 0 }, text: two, action: runtime, loads: 4, dict: inTwo, file: two},
 		}},
 		{name: "a balancer that does not work: what was there is loaded again, with its servers", steps: []luaStep{
@@ -199,7 +199,7 @@ func TestLuaBackFails(t *testing.T) {
 	n.set(func() { n.broken = func(string) bool { n.deaf = true; return true } })
 	_, err := p.Apply(t.Context(), onlyText(strings.Replace(one, "keepalive 64", "keepalive 65", 1)), true)
 	if !errors.Is(err, proxyctl.ErrRefused) || strings.Contains(err.Error(), "\n") ||
-		!strings.Contains(err.Error(), "does not work: nginx answers 500: 500 Internal Server Error; nginx's error log says more; and the last good configuration cannot be loaded again: ") {
+		!strings.Contains(err.Error(), "does not work: nginx answers 500: 500 Internal Server Error; see nginx's error log; and the last good configuration cannot be loaded again: ") {
 		t.Errorf("error %v", err)
 	}
 	if onDisk(t, n.file) != n.marked(one) {
@@ -278,7 +278,7 @@ func TestFileInStepIsValidated(t *testing.T) {
 	if onDisk(t, n.file) != n.marked(lua("10.0.0.1:80")) {
 		t.Error("what nginx would not start with is in its file")
 	}
-	if _, err := p.Apply(t.Context(), onlyText(two), true); !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "a restart would bring earlier ones back") || !strings.Contains(err.Error(), "no, thanks") {
+	if _, err := p.Apply(t.Context(), onlyText(two), true); !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "a restart would bring back earlier ones") || !strings.Contains(err.Error(), "no, thanks") {
 		t.Errorf("error %v", err)
 	}
 	p.Close()

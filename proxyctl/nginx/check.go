@@ -11,12 +11,12 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// check has the nginx program check a configuration file. The error wraps proxyctl.ErrRefused if it says no.
+// check has the nginx program check a configuration file. The error wraps proxyctl.ErrRefused if the program refuses it.
 func check(ctx context.Context, env []string, binary, file string) error {
 	return proxyctl.Check(ctx, env, "nginx -t", complaints, binary, "-t", "-q", "-c", file)
 }
 
-// complaints returns the messages for which nginx refused a file, in one line, or all that nginx said if there are none.
+// complaints returns nginx's reasons for refusing a file, on one line, or its whole output if it gave none.
 func complaints(out string) string {
 	var all []string
 	for line := range strings.Lines(out) {
@@ -30,7 +30,7 @@ func complaints(out string) string {
 	return fmt.Sprintf("%.500s", strings.Join(all, "; "))
 }
 
-// complaint returns the message in a line of nginx's if its level is emerg, without the process, and "" otherwise.
+// complaint returns the message of a line of nginx's log without the process if its level is emerg, otherwise "".
 func complaint(line string) string {
 	_, message, _ := strings.Cut(line, "[emerg] ")
 	if process, rest, ok := strings.Cut(message, ": "); ok && strings.Trim(process, "0123456789#") == "" {
@@ -39,30 +39,30 @@ func complaint(line string) string {
 	return oneLine(message)
 }
 
-// Check has the nginx program check a text and the files that it refers to, path to content, away from where they
-// belong: berth render --validate. file is where the text belongs, from which nginx looks for what it includes, socket the
-// control socket, whose directory nginx writes to. The error wraps proxyctl.ErrRefused if it says no.
+// Check has the nginx program check a text and the files it refers to, path to content, in another directory: berth render
+// --validate. file is the text's place, where nginx looks for included files. socket is the control socket, whose directory nginx
+// writes to. The error wraps proxyctl.ErrRefused if the program refuses the text.
 func Check(ctx context.Context, binary, file, socket, text string, files map[string]string) error {
 	dir, err := os.MkdirTemp("", "berth-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	// Here may be no directory of the control socket, and nothing is to be written to it.
+	// The directory of the control socket may not exist here, and nothing should be written to it.
 	text = strings.ReplaceAll(text, filepath.Dir(absolute(socket))+"/", dir+"/")
 	text, err = configfile.Elsewhere(dir, text, files)
 	if err != nil {
 		return err
 	}
 
-	// nginx takes relative paths in include lines from the directory of the file that it reads.
+	// nginx resolves relative paths in include lines from the directory of its configuration file.
 	beside, err := filepath.Glob(filepath.Join(filepath.Dir(file), "*"))
 	if err != nil {
 		return err
 	}
 	for _, path := range beside {
 		if name := filepath.Base(path); name != filepath.Base(file) {
-			_ = os.Symlink(absolute(path), filepath.Join(dir, name)) // but for auxiliary files, which are there by now
+			_ = os.Symlink(absolute(path), filepath.Join(dir, name)) // fails for auxiliary files, which are already there
 		}
 	}
 	candidate := filepath.Join(dir, filepath.Base(file))

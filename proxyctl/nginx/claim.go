@@ -9,9 +9,9 @@ import (
 	"berth/proxyctl"
 )
 
-// claimError is the refusal of a port that a service asks for and that another server listens on, too. The port of a service
-// is that of a server in the stream block which passes connections to an upstream <service>.tcp, as the built-in template
-// makes it, and templates that began as a copy of it.
+// claimError refuses a port that a service asks for if another server listens on it as well. The port of a service is that of a
+// server in the stream block that passes connections to an upstream <service>.tcp, as in the built-in template and in templates
+// that began as a copy of it.
 func (c *config) claimError() error {
 	claims := map[int]*directive{}
 	type listener struct {
@@ -54,8 +54,8 @@ func (c *config) claimError() error {
 	return nil
 }
 
-// portsOf returns the TCP ports of a listen directive with an address like 80, *:80, [::]:80 or 1000-1009. That is 80 where
-// only an address is given, and 0 for a unix socket, UDP and QUIC.
+// portsOf returns the TCP ports of a listen directive with an address like 80, *:80, [::]:80 or 1000-1009. An address without a
+// port means 80. It returns 0 for a unix socket, UDP and QUIC.
 func portsOf(listen []string) (first, last int) {
 	if strings.HasPrefix(listen[1], "unix:") || slices.Contains(listen, "udp") || slices.Contains(listen, "quic") {
 		return 0, 0

@@ -18,7 +18,7 @@ func TestCommand(t *testing.T) {
 		{args: []string{"setpriv", "--reuid", "101", "nginx"}, want: []string{"setpriv", "--reuid", "101", "nginx", "-g", "daemon off;", "-c", file}},
 		{args: []string{"nginx", "-g", "user www-data;"}, want: []string{"nginx", "-g", "user www-data; daemon off;", "-c", file}},
 		{args: []string{"nginx", "-g", "daemon  on;"}, refused: "must not have daemon on"},
-		{args: []string{"nginx", "-c", "/other"}, refused: "-c /other is not nginx-config, which is /etc/nginx/nginx.conf"},
+		{args: []string{"nginx", "-c", "/other"}, refused: "-c /other differs from nginx-config, which is /etc/nginx/nginx.conf"},
 	} {
 		got, err := Command(tt.args, file)
 		switch {

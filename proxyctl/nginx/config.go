@@ -13,20 +13,20 @@ import (
 	"berth/proxyctl"
 )
 
-// config is a text as berth understands it.
+// config is what berth understands of a text.
 type config struct {
 	text      string
 	all       *directive
 	upstreams map[string]*upstream
 	live      bool // an upstream is live
-	serves    bool // there is a server block, or an include that may have one
+	serves    bool // there is a server block, or an include that may contain one
 }
 
 // upstream is a group of servers.
 type upstream struct {
 	*directive
-	servers []server // in the order of the text, without any that is marked as down
-	posted  []string // what its Lua balancer is told besides: comments like "hold 30000", in order
+	servers []server // in the order of the text, without servers marked as down
+	posted  []string // what else its Lua balancer is told: comments like "hold 30000", in order
 }
 
 // server is a line of an upstream block.
@@ -36,7 +36,7 @@ type server struct {
 	rest    string // further parameters
 }
 
-// parse reads a text. The error is the reason why nginx would not take it.
+// parse parses a text. The error is the reason why nginx would refuse it.
 func parse(text string) (*config, error) {
 	all, err := parseText(text)
 	if err != nil {
@@ -68,7 +68,7 @@ func parse(text string) (*config, error) {
 	return c, nil
 }
 
-// isBalancerControl says whether a server block takes the servers of the Lua balancers.
+// isBalancerControl reports whether a server block accepts the servers for the Lua balancers.
 func isBalancerControl(d *directive) bool {
 	named, private := false, false
 	for _, line := range d.block {
@@ -104,12 +104,12 @@ func newUpstream(d *directive) *upstream {
 	return u
 }
 
-// isPaused says whether requests wait although there are servers.
+// isPaused reports whether requests wait although there are servers.
 func (u *upstream) isPaused() bool {
 	return slices.ContainsFunc(u.posted, func(line string) bool { return strings.HasPrefix(line, "paused ") })
 }
 
-// The Lua balancer takes names of upstreams and weights of these forms.
+// The upstream names and weights that the Lua balancer accepts.
 var (
 	formName   = regexp.MustCompile(`^[^\s[:cntrl:]]{1,255}$`)
 	formWeight = regexp.MustCompile(`^[0-9]{1,5}$`)
@@ -118,8 +118,8 @@ var (
 
 const mostWeight = 65535
 
-// newServer reads a server. plain says whether a Lua balancer takes it: it has nothing but an IP address, a weight, and
-// parameters that mean nothing to the balancer.
+// newServer parses a server. plain reports whether a Lua balancer accepts it: it has only an IP address, a weight, and parameters
+// that mean nothing to the balancer.
 func newServer(words []string) (s server, plain bool) {
 	s = server{address: words[0], weight: 1}
 	address, err := netip.ParseAddrPort(s.address)
@@ -146,8 +146,8 @@ func newServer(words []string) (s server, plain bool) {
 	return s, plain
 }
 
-// shape returns all of the configuration but its layout and the servers of live upstreams. Comments belong to it: a template
-// may tell by a comment that another file has changed, a certificate say.
+// shape returns the configuration without its layout and the servers of live upstreams. It includes comments, because a template
+// may use one to signal that another file has changed, such as a certificate.
 func (c *config) shape() string {
 	var b strings.Builder
 	c.all.writeShape(&b)
@@ -177,7 +177,8 @@ func (d *directive) writeShape(b *strings.Builder) {
 	}
 }
 
-// liveServers lists the servers of live upstreams, and what else is posted for these, as the balancers' control server takes and shows them.
+// liveServers lists the servers of live upstreams, and what else is posted for these, as the balancers' control server accepts
+// and shows them.
 func (c *config) liveServers() string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(c.upstreams)) {
@@ -198,8 +199,8 @@ func (c *config) liveServers() string {
 	return b.String()
 }
 
-// isLessThan says whether a configuration has nothing that another one lacks, but for servers of upstreams: their IP
-// addresses are no reason for nginx not to start.
+// isLessThan reports whether everything in a configuration is also in another one, except servers of upstreams: their IP
+// addresses cannot keep nginx from starting.
 func (c *config) isLessThan(other *config) bool { return other != nil && c.all.isLessThan(other.all) }
 
 func (d *directive) isLessThan(other *directive) bool {
@@ -223,8 +224,8 @@ func (d *directive) isLessThan(other *directive) bool {
 	return true
 }
 
-// hasOnlyAddresses says whether an upstream has servers, and all of them by IP address: a name may not resolve, and nginx
-// takes no upstream without a server.
+// hasOnlyAddresses reports whether an upstream has servers, all with IP addresses. A name may not resolve, and nginx refuses an
+// upstream without servers.
 func (d *directive) hasOnlyAddresses() bool {
 	servers := 0
 	for _, line := range d.block {
@@ -239,8 +240,8 @@ func (d *directive) hasOnlyAddresses() bool {
 	return servers > 0
 }
 
-// merge returns the text of base with the servers that its upstreams have in to, for the upstreams that differ in nothing
-// else, may change, and are not in keep.
+// merge returns the text of base with the servers that its upstreams have in to, for upstreams that differ in nothing else, that
+// may change, and that are not in keep.
 func merge(base, to *config, keep []string, may func(old, other *upstream) bool) string {
 	names := slices.SortedFunc(maps.Keys(base.upstreams), func(a, b string) int {
 		return base.upstreams[a].open - base.upstreams[b].open
@@ -272,7 +273,7 @@ func (d *driver) Count(c *config) (backends, servers int) {
 	return backends, servers
 }
 
-// changes counts for each upstream which servers came and went.
+// changes counts which servers came and went in each upstream.
 func changes(before, after *config) (all []proxyctl.Change) {
 	before, after = cmp.Or(before, &config{}), cmp.Or(after, &config{})
 	names := map[string]*upstream{}
@@ -326,7 +327,7 @@ func missing(was, is []server) (n int) {
 	return n
 }
 
-// difference names the first thing in which two configurations differ, "" if that is only their layout.
+// difference describes the first difference between two configurations, "" if they differ only in layout.
 func difference(before, after *config) string {
 	if before == nil {
 		return ""
@@ -351,7 +352,7 @@ func firstDifference(where string, before, after []*directive) string {
 		b, a := before[i], after[i]
 		switch {
 		case b.name() != a.name() || b.isOpen() != a.isOpen() || a.isOpen() && !slices.Equal(b.words, a.words):
-			return fmt.Sprintf("%s%s in place of %s", where, a.title(), b.title())
+			return fmt.Sprintf("%s%s replaces %s", where, a.title(), b.title())
 		case !slices.Equal(b.words, a.words) || b.body != a.body:
 			return fmt.Sprintf("%s%s changed", where, a.title())
 		}

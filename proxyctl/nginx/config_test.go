@@ -65,12 +65,12 @@ func TestParseText(t *testing.T) {
 		{text: "a_by_lua_block { if x then y = { z = '}' } end -- }\n --[[ } ]] local s = [==[ } ]==] } b;", want: `["a_by_lua_block"]lua ["b"]`},
 		{text: "if ($a = 'b') { return 1; }", want: `["if" "($a" "=" "b" ")"]{["return" "1"]}`},
 		{text: "a {\n b;\n", wrong: "line 1: a has no }"},
-		{text: "a;\n}", wrong: "line 2: a } too many"},
+		{text: "a;\n}", wrong: "line 2: unexpected }"},
 		{text: "a\nb", wrong: "line 1: the last directive has no ; or }"},
 		{text: "a;\n;", wrong: "line 2: unexpected ';'"},
-		{text: "a 'b;\n", wrong: "line 1: a quote that is not closed"},
-		{text: "a_by_lua_block { { }", wrong: "line 1: a block of Lua code has no }"},
-		{text: "a_by_lua_block { 'x\n' }", wrong: "line 1: a string of Lua that is not closed"},
+		{text: "a 'b;\n", wrong: "line 1: unclosed quote"},
+		{text: "a_by_lua_block { { }", wrong: "line 1: a Lua block has no }"},
+		{text: "a_by_lua_block { 'x\n' }", wrong: "line 1: unclosed Lua string or comment"},
 	} {
 		all, err := parseText(tt.text)
 		if err != nil {
@@ -205,8 +205,8 @@ func TestDifference(t *testing.T) {
 		{text(frame, "10.0.0.1:80", "10.0.0.2:80"), "upstream app: 1 → 2 servers"},
 		{text(frame, "10.0.0.2:80"), "upstream app: 1 server, 1 replaced or changed"},
 		{strings.Replace(base, "keepalive 64", "keepalive 65", 1), "http: upstream app: keepalive changed"},
-		{strings.Replace(base, "listen 8080;", "listen 8080; listen 8081;", 1), "http: server: listen in place of location"},
-		{"user x;\n" + base, "user in place of events"},
+		{strings.Replace(base, "listen 8080;", "listen 8080; listen 8081;", 1), "http: server: listen replaces location"},
+		{"user x;\n" + base, "user replaces events"},
 		{base + "stream {}\n", "stream added"},
 	} {
 		if got := difference(mustParse(t, base), mustParse(t, tt.after)); got != tt.want {

@@ -20,21 +20,20 @@ import (
 	"berth/proxyctl/unixcred"
 )
 
-// control is the unix socket on which nginx says what it runs, and takes servers if it has a Lua balancer.
+// control is the unix socket on which nginx reports what it runs, and accepts servers if it has a Lua balancer.
 type control struct {
 	socket  string
 	timeout time.Duration // of one exchange
 }
 
-// balancerName is the host name of the server that takes the Lua balancers' servers.
+// balancerName is the host name of the server that accepts the Lua balancers' servers.
 const balancerName = "balancer"
 
-// mostAnswer is how much of an answer is read.
+// mostAnswer limits how much of an answer is read.
 const mostAnswer = 64 << 20
 
-// ask makes one request on a connection of its own: each may reach another worker. pid is the process that listens there,
-// nginx's master, or 0 if it cannot be seen from here. Errors wrap proxyctl.ErrUnreachable if no nginx is there, or it does
-// not answer.
+// ask makes one request on its own connection; each may reach another worker. pid is the process that listens there, nginx's
+// master, or 0 if it is not visible from here. Errors wrap proxyctl.ErrUnreachable if no nginx listens, or it does not answer.
 func (c control) ask(ctx context.Context, method, host, path, body string) (answer string, pid int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -67,20 +66,20 @@ func (c control) ask(ctx context.Context, method, host, path, body string) (answ
 	return string(b), pid, nil
 }
 
-// statusError is an answer with another status than 200.
+// statusError is an answer with a status other than 200.
 type statusError struct {
 	code int
 	text string
 }
 
 func (e *statusError) Error() string {
-	if e.text == "" || strings.HasPrefix(e.text, "<") { // a page of nginx's own, with no other words
+	if e.text == "" || strings.HasPrefix(e.text, "<") { // nginx's own page, with no other words
 		return fmt.Sprintf("nginx answers %d %s", e.code, http.StatusText(e.code))
 	}
 	return fmt.Sprintf("nginx answers %d: %.200s", e.code, e.text)
 }
 
-// errSilent is part of the error when there is no answer in time.
+// errSilent is part of the error if no answer comes in time.
 var errSilent = errors.New("nginx does not answer")
 
 func (c control) unreachable(err error) error {
@@ -91,19 +90,19 @@ func (c control) unreachable(err error) error {
 	return fmt.Errorf("%w: %w", proxyctl.ErrUnreachable, err)
 }
 
-// status is what nginx says of itself.
+// status is what nginx reports about itself.
 type status struct {
-	generation configfile.Generation // of the text that the worker which answered has loaded
+	generation configfile.Generation // of the text loaded by the worker that answered
 	version    string
-	master     int  // 0 if it cannot be seen from here
+	master     int  // 0 if it is not visible from here
 	notNginx   bool // another program listens there
 }
 
-// errNotOurs is part of the error when the process that listens on the control socket does not have berth's configuration.
-var errNotOurs = errors.New("who listens on the control socket is not the nginx that berth configures")
+// errNotOurs is part of the error if the process on the control socket does not have berth's configuration.
+var errNotOurs = errors.New("the process on the control socket is not the nginx that berth configures")
 
-// status asks what nginx runs. If that is nothing of berth's, the status has nginx's master process, as far as it is known.
-// Of an nginx that is being replaced in place and the new one, which answer by turns, the new one counts.
+// status asks what nginx runs. If that is not berth's configuration, the status contains nginx's master process, if known. While
+// an nginx is being replaced in place, the old and the new one answer by turns; the new one counts.
 func (c control) status(ctx context.Context) (status, error) {
 	for end := time.Now().Add(time.Second); ; time.Sleep(poll) {
 		s, err := c.askStatus(ctx)
@@ -111,12 +110,12 @@ func (c control) status(ctx context.Context) (status, error) {
 			return s, err
 		}
 		if time.Now().After(end) {
-			return status{}, fmt.Errorf("%w: nginx is being replaced, and the new one does not answer yet", proxyctl.ErrUnreachable)
+			return status{}, fmt.Errorf("%w: nginx is being replaced, and its successor does not answer yet", proxyctl.ErrUnreachable)
 		}
 	}
 }
 
-// askStatus returns the status that one worker tells, of whichever nginx.
+// askStatus returns the status reported by one worker of either nginx.
 func (c control) askStatus(ctx context.Context) (status, error) {
 	answer, pid, err := c.ask(ctx, http.MethodGet, generationName, "/", "")
 	var said *statusError
@@ -137,7 +136,7 @@ func (c control) askStatus(ctx context.Context) (status, error) {
 	s := status{generation: configfile.ParseGeneration(fields[0]), version: fields[2]}
 	worker, err := strconv.Atoi(fields[1])
 	if err != nil {
-		return status{}, fmt.Errorf("%w: nginx on %s calls its worker %.100q", proxyctl.ErrUnreachable, c.socket, fields[1])
+		return status{}, fmt.Errorf("%w: nginx on %s reports worker %.100q, which is no process ID", proxyctl.ErrUnreachable, c.socket, fields[1])
 	}
 	s.master = masterOf(pid, worker)
 	return s, nil
@@ -158,11 +157,11 @@ func (c control) setServers(ctx context.Context, servers string) error {
 	return err
 }
 
-// suffix is what the shipped template adds to a service's name in that of an upstream, to tell upstreams apart.
+// suffix matches what the built-in template appends to a service's name to tell upstreams apart.
 var suffix = regexp.MustCompile(`\.[0-9a-f]{8}$`)
 
-// waiting returns, by service, how many requests wait for a server of the Lua balancers, or have waited. A user's own template
-// need not say: the error is then a statusError.
+// waiting returns, by service, how many requests wait or have waited for a server of the Lua balancers. A custom template need
+// not report that; the error is then a statusError.
 func (c control) waiting(ctx context.Context) (map[string]proxyctl.WaitingCount, error) {
 	answer, _, err := c.ask(ctx, http.MethodGet, balancerName, "/waiting", "")
 	if err != nil {
@@ -172,12 +171,12 @@ func (c control) waiting(ctx context.Context) (map[string]proxyctl.WaitingCount,
 	for line := range strings.Lines(answer) {
 		fields := strings.Fields(line)
 		if len(fields) < 4 {
-			return nil, fmt.Errorf("nginx says %.100q of requests that wait", line)
+			return nil, fmt.Errorf("nginx reports waiting requests as %.100q", line)
 		}
 		var numbers [3]int
 		for i := range numbers {
 			if numbers[i], err = strconv.Atoi(fields[1+i]); err != nil {
-				return nil, fmt.Errorf("nginx says %.100q of requests that wait", line)
+				return nil, fmt.Errorf("nginx reports waiting requests as %.100q", line)
 			}
 		}
 		service := suffix.ReplaceAllString(fields[0], "")
@@ -192,9 +191,8 @@ func (c control) waiting(ctx context.Context) (map[string]proxyctl.WaitingCount,
 	return counts, nil
 }
 
-// checkBalancer has nginx make a request through its Lua balancer. An error in Lua code, which nginx -t does not see, shows
-// here as status 500. It does not matter that the server which the balancer chose cannot be reached (502), and a user's own
-// template need not offer the check (404).
+// checkBalancer has nginx make a request through its Lua balancer. An error in Lua code, which nginx -t does not see, results in
+// status 500. An unreachable server (502) does not matter, and a custom template need not offer the check (404).
 func (c control) checkBalancer(ctx context.Context) error {
 	_, _, err := c.ask(ctx, http.MethodGet, balancerName, "/check", "")
 	var status *statusError
@@ -204,17 +202,17 @@ func (c control) checkBalancer(ctx context.Context) error {
 	return err
 }
 
-// gone says whether an error means that nobody listens on the socket.
+// gone reports whether an error means that no process listens on the socket.
 func gone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// staleAfter is the age from which a socket on which nobody listens was left behind: nginx binds before it listens.
+// staleAfter is the age from which a socket without a listener counts as left behind: nginx binds before it listens.
 const staleAfter = time.Second
 
 // Running returns the nginx master process that listens on a control socket, 0 if there is none. It removes a socket that a
-// killed nginx left behind, since no nginx starts while that is there. A process that listens but cannot be seen from here,
-// in another container say, is an error.
+// killed nginx left behind, because nginx does not start while it exists. It returns an error if the listening process is not
+// visible from here, such as one in another container.
 func Running(socket string) (pid int, err error) {
 	pid, err = unixcred.Running(socket)
 	if pid == 0 && err == nil {
@@ -223,7 +221,7 @@ func Running(socket string) (pid int, err error) {
 	return pid, err
 }
 
-// removeStale removes a socket on which nobody listens, and says whether there was one.
+// removeStale removes a socket without a listener, and reports whether there was one.
 func removeStale(socket string) bool {
 	info, err := os.Lstat(socket)
 	if err != nil || info.Mode().Type() != fs.ModeSocket || time.Since(info.ModTime()) < staleAfter {

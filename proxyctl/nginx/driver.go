@@ -27,23 +27,23 @@ type driver struct {
 	findMaster func() (pid int, err error)
 
 	status     status  // of the last inspection or reload
-	servers    string  // what the Lua balancers had then
-	serversErr error   // why they did not say
+	servers    string  // the servers of the Lua balancers at that time
+	serversErr error   // why they could not be read
 	running    *config // what nginx runs
 	started    sync.Once
 	version    proxyctl.Version
-	away       time.Time    // since when nginx does not say what it runs; zero if it does
-	down       atomic.Bool  // nobody listens on the control socket
+	away       time.Time    // since when nginx does not report what it runs; zero if it does
+	down       atomic.Bool  // no process listens on the control socket
 	waits      atomic.Int32 // whether requests may wait for a server: mayWait, doWait or neither
 
-	before   []int       // workers that served until the last reload
-	overlaps time.Time   // until then they may serve still, if they cannot be seen
-	closing  *time.Timer // ends an announcement of a reload
-	declined string      // what the Lua balancer said when it last took no servers
-	warned   bool        // that there is no worker_shutdown_timeout
+	before   []int       // workers from before the last reload
+	overlaps time.Time   // until when these may still serve, if they are not visible
+	closing  *time.Timer // ends the announcement of a reload
+	declined string      // why the Lua balancer last refused its servers
+	warned   bool        // whether a missing worker_shutdown_timeout was logged
 }
 
-// startTime is how long an nginx that went is expected to come back with the same version.
+// startTime is how long an nginx that ended is expected to come back with the same version.
 const startTime = 10 * time.Second
 
 const notOurs = "nginx does not have berth's configuration yet"
@@ -56,7 +56,7 @@ func (d *driver) Mark(text string, _ *config) (marked, error) {
 		err = m.Config.claimError()
 	}
 	if err == nil && !m.Config.serves {
-		err = fmt.Errorf("%w: it has no server block, so nginx would serve nothing", proxyctl.ErrRefused)
+		err = fmt.Errorf("%w: no server block, so nginx would serve nothing", proxyctl.ErrRefused)
 	}
 	return m, err
 }
@@ -76,7 +76,7 @@ func (d *driver) Between(_, _ string) map[string]string { return nil }
 // Changes implements proxyctl.Grammar.
 func (d *driver) Changes(before, after *config) []proxyctl.Change { return changes(before, after) }
 
-// SameFrame implements proxyctl.Grammar. Services have a part in http and stream blocks only.
+// SameFrame implements proxyctl.Grammar. Services only affect http and stream blocks.
 func (d *driver) SameFrame(a, b *config) bool {
 	return firstDifference("", a.all.without("http", "stream"), b.all.without("http", "stream")) == ""
 }
@@ -95,14 +95,14 @@ func (d *driver) Check(ctx context.Context, file string) error {
 	return check(ctx, d.opts.Env, d.opts.Binary, file)
 }
 
-// Precheck implements proxyctl.Driver. nginx opens new listeners beside the old ones and finds out itself.
+// Precheck implements proxyctl.Driver. nginx opens new listeners alongside the old ones and finds conflicts itself.
 func (d *driver) Precheck(context.Context, marked, marked) error { return nil }
 
-// Draining implements proxyctl.Driver. nginx does not say.
+// Draining implements proxyctl.Driver. nginx does not report it.
 func (d *driver) Draining() int { return 0 }
 
-// Tend implements proxyctl.Driver: the control socket of an nginx that was killed would keep it from starting, and requests
-// that wait are to be seen.
+// Tend implements proxyctl.Driver. It removes the control socket of a killed nginx, which would keep nginx from starting, and
+// reports waiting requests.
 func (d *driver) Tend(ctx context.Context) time.Duration {
 	if !d.down.Load() {
 		return d.tellWaiting(ctx)
@@ -113,19 +113,19 @@ func (d *driver) Tend(ctx context.Context) time.Duration {
 
 func (d *driver) removeStale() {
 	if removeStale(d.opts.Socket) {
-		d.opts.Log.Warn("removed the control socket of an nginx that was killed: no nginx starts while it is there", "socket", d.opts.Socket)
+		d.opts.Log.Warn("removed "+d.opts.Socket+", the control socket of a killed nginx: nginx does not start while it exists", "socket", d.opts.Socket)
 	}
 }
 
 // Inspect implements proxyctl.Driver.
 func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 	d.started.Do(d.forgetClosing)
-	// nginx makes the control socket for everybody: its directory is what keeps others away.
+	// nginx makes the control socket accessible to everybody, so its directory must keep others out.
 	if err := os.MkdirAll(filepath.Dir(d.opts.Socket), 0o750); err != nil {
 		return proxyctl.Snapshot{}, fmt.Errorf("nginx's control socket: %w", err)
 	}
 	s, err := d.control.status(ctx)
-	if err == nil && s.generation != d.status.generation { // it may be a worker from before the last reload, which goes
+	if err == nil && s.generation != d.status.generation { // the answer may be from an old worker that is about to stop
 		d.waitForOverlap(ctx)
 		s, err = d.control.status(ctx)
 	}
@@ -138,21 +138,21 @@ func (d *driver) Inspect(ctx context.Context) (proxyctl.Snapshot, error) {
 	if err := d.version.Set(ctx, s.version); err != nil {
 		return proxyctl.Snapshot{}, err
 	}
-	// Without a Lua balancer the answer means nothing, and is not looked at.
+	// Without a Lua balancer, the answer means nothing and is ignored.
 	if d.servers, d.serversErr = d.control.servers(ctx); errors.Is(d.serversErr, proxyctl.ErrUnreachable) {
 		return proxyctl.Snapshot{}, d.serversErr
 	}
 	return d.snapshot(), nil
 }
 
-// snapshot returns what nginx said last.
+// snapshot returns what nginx last reported.
 func (d *driver) snapshot() proxyctl.Snapshot {
 	serve, finish := d.oldWorkers()
 	return proxyctl.Snapshot{Generation: d.status.generation, OldWorkers: serve + finish}
 }
 
-// inspectUnmarked inspects an nginx that does not say what it runs, for a reason: it is down, or it has a foreign
-// configuration.
+// inspectUnmarked inspects an nginx that does not report what it runs. reason says why: it is down, or its configuration is not
+// berth's.
 func (d *driver) inspectUnmarked(ctx context.Context, reason error) (proxyctl.Snapshot, error) {
 	foreign := errors.Is(reason, errNotOurs)
 	if !gone(reason) && !foreign || d.status.notNginx {
@@ -166,7 +166,7 @@ func (d *driver) inspectUnmarked(ctx context.Context, reason error) (proxyctl.Sn
 	}
 	restarts := !foreign && time.Since(d.away) < startTime
 	version := ""
-	if restarts { // else it may be another nginx that starts next
+	if restarts { // otherwise another nginx may start next
 		version = d.version.Running()
 	}
 	if err := d.version.Set(ctx, version); err != nil {
@@ -185,7 +185,7 @@ func (d *driver) inspectUnmarked(ctx context.Context, reason error) (proxyctl.Sn
 	return proxyctl.Snapshot{Unmarked: notOurs, Starting: restarts && !supervised}, nil
 }
 
-// Plan implements proxyctl.Driver: nginx is reloaded, unless nothing but servers of its Lua balancers differs.
+// Plan implements proxyctl.Driver. nginx is reloaded, unless only servers of its Lua balancers differ.
 func (d *driver) Plan(to marked, _ *config) plan {
 	loaded := d.status.generation.Text == to.Generation.Text
 	switch {
@@ -194,26 +194,26 @@ func (d *driver) Plan(to marked, _ *config) plan {
 	case !to.Config.live:
 	case d.opts.ReloadOnly && !loaded:
 		return plan{Reload: cmp.Or(difference(d.running, to.Config), balancerServers.String())}
-	case loaded && d.servers == "" && d.declined != "": // the file's serve
+	case loaded && d.servers == "" && d.declined != "": // those in the file are in use
 	case d.servers != d.serversOf(to.Config):
 		return plan{Ops: []balancerOp{balancerServers}}
 	}
 	return plan{}
 }
 
-// Merge implements proxyctl.Driver: it takes over the servers of live upstreams, and by a reload of all upstreams that have
-// only IP addresses. nginx may have refused a name because it does not resolve.
+// Merge implements proxyctl.Driver. It takes the servers of live upstreams, and with a reload those of all upstreams that have
+// only IP addresses: nginx may have refused a name because it does not resolve.
 func (d *driver) Merge(base, to *config, keep []string, reload bool) string {
 	return merge(base, to, keep, func(old, other *upstream) bool {
 		return reload && other.hasOnlyAddresses() || !reload && old.live && other.live
 	})
 }
 
-// Runs implements proxyctl.Driver. The mark that nginx tells is that of its configuration.
+// Runs implements proxyctl.Driver. nginx's mark belongs to the configuration that it runs.
 func (d *driver) Runs(*config) bool { return false }
 
-// StartsWith implements proxyctl.Driver: an nginx that does not come up may be an older one, which does not know everything
-// in its file. Then a text that only leaves something out is safe.
+// StartsWith implements proxyctl.Driver. An nginx that does not come up may be an older version that does not know everything in
+// its file. A text that only leaves something out is then safe.
 func (d *driver) StartsWith(to, there *config) bool {
 	return time.Since(d.away) > startTime && to.isLessThan(there)
 }

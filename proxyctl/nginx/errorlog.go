@@ -7,14 +7,14 @@ import (
 	"strings"
 )
 
-// errorLog reads the file with nginx's messages of level emerg, which the built-in template puts beside the control socket:
-// nginx says nowhere else why it did not load a configuration.
+// errorLog reads the file with nginx's messages of level emerg, which the built-in template places next to the control socket.
+// Nothing else says why nginx did not load a configuration.
 type errorLog struct {
 	path string
-	from int64 // where the messages about the newest reload begin
+	from int64 // where the messages about the latest reload begin
 }
 
-// begin notes where the messages about the next reload begin.
+// begin records where the messages about the next reload begin.
 func (l *errorLog) begin() {
 	l.from = 0
 	if info, err := os.Stat(l.path); err == nil {
@@ -22,11 +22,11 @@ func (l *errorLog) begin() {
 	}
 }
 
-// mostMessages is how much of the log is read.
+// mostMessages limits how much of the log is read.
 const mostMessages = 64 << 10
 
-// refusal returns nginx's first complaint since begin, and whether nginx has given up: it tries five times to bind an address
-// that is in use.
+// refusal returns nginx's first complaint since begin, and whether nginx has given up. nginx tries five times to bind an address
+// in use.
 func (l *errorLog) refusal() (first string, final bool) {
 	f, err := os.Open(l.path)
 	if err != nil {
@@ -42,7 +42,7 @@ func (l *errorLog) refusal() (first string, final bool) {
 	}
 	for line := range strings.Lines(string(b)) {
 		message := complaint(line)
-		// A worker goes on without io_setup. The last line may not be complete yet.
+		// io_setup is no failure: the worker goes on without it. The last line may not be complete yet.
 		if message == "" || !strings.HasSuffix(line, "\n") || strings.HasPrefix(message, "io_setup() failed") {
 			continue
 		}

@@ -9,10 +9,11 @@ import (
 	"berth/proxyctl"
 )
 
-// faultPlace matches how nginx names a line of a file.
+// faultPlace matches a line of a file as nginx names it.
 var faultPlace = regexp.MustCompile(`\bin (\S+):(\d+)`)
 
-// AtFault implements proxyctl.Grammar: the upstream that a line is in, or the only one that the blocks around it pass requests to.
+// AtFault implements proxyctl.Grammar. It returns the upstream that contains the line, or the only one that the blocks around it
+// pass requests to.
 func (d *driver) AtFault(text, complaint string) string {
 	line := proxyctl.FaultLine(complaint, faultPlace, d.opts.File)
 	if line == 0 {
@@ -23,7 +24,7 @@ func (d *driver) AtFault(text, complaint string) string {
 		return ""
 	}
 	around := blocksAt(c.all, text, line)
-	for i := len(around) - 1; i > 0; i-- { // the first one is http or stream, which all have a part in
+	for i := len(around) - 1; i > 0; i-- { // the first one is http or stream, which all services share
 		if name := around[i].upstream(); name != "" {
 			return name
 		}
@@ -38,8 +39,8 @@ func (d *driver) AtFault(text, complaint string) string {
 	return ""
 }
 
-// blocksAt returns the blocks that a line of a text is in, the outermost first. Where two of one block share the line, neither is
-// counted.
+// blocksAt returns the blocks that contain a line of a text, the outermost first. If two blocks at the same level share the line,
+// neither counts.
 func blocksAt(all *directive, text string, number int) (around []*directive) {
 	begin := 0
 	for line := range strings.Lines(text) {

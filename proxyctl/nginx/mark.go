@@ -8,8 +8,8 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// The mark of a text is a server of its own on a unix socket, at the end of the http block. It tells which configuration
-// nginx runs, and by which process. return answers before any rule of the http block for access or limits.
+// The mark of a text is a separate server on a unix socket, at the end of the http block. It reports which configuration nginx
+// runs, and in which process. return answers before any access rule or limit of the http block applies.
 const (
 	markHead = "\n    # By this server berth knows which configuration nginx runs.\n"
 	markTail = "    # End of berth's server.\n"
@@ -26,11 +26,11 @@ func markBlock(socket string, g configfile.Generation) string {
 		"    }\n" + markTail
 }
 
-// Where a template keeps nginx's messages elsewhere, a line at the end has nginx write the worst of them for berth, too.
+// If a template keeps nginx's messages elsewhere, a line at the end makes nginx write the worst of them for berth as well.
 const logHead = "\n# Here berth reads why a reload has failed.\nerror_log "
 
-// logLine returns this line, "" if a text needs none, or has no error_log of its own: then it would take the place of the
-// one that nginx was built with.
+// logLine returns this line. It returns "" if a text does not need it, or has no error_log: the line would then replace the log
+// that nginx was built with.
 func logLine(c *config, socket string) string {
 	path := errorLogPath(socket)
 	logs := false
@@ -50,7 +50,7 @@ func logLine(c *config, socket string) string {
 
 func errorLogPath(socket string) string { return filepath.Join(filepath.Dir(socket), "error.log") }
 
-// mark gives a text its mark.
+// mark adds its mark to a text.
 func mark(text, socket string) (marked, error) {
 	if !strings.HasSuffix(text, "\n") {
 		text += "\n"
@@ -65,7 +65,7 @@ func mark(text, socket string) (marked, error) {
 	for _, d := range c.all.block {
 		if d.is("http") {
 			at = strings.LastIndexByte(text[:d.close], '\n') + 1
-			if strings.TrimSpace(text[at:d.close]) != "" { // the brace is on a line with something else
+			if strings.TrimSpace(text[at:d.close]) != "" { // the brace shares its line with something else
 				at = d.close
 			}
 			block = markBlock(socket, m.Generation)
@@ -87,10 +87,10 @@ func unmark(file, socket string) marked {
 	return marked{Text: file, Config: c}
 }
 
-// isMarked says whether berth wrote a file, even if it was edited since.
+// isMarked reports whether berth wrote a file, even if it was edited since.
 func isMarked(file string) bool { return strings.Contains(file, markLine) }
 
-// Unmarked returns a file without berth's mark, whatever else became of it: what berth render compares.
+// Unmarked returns a file without berth's mark, even if the file was edited otherwise. berth render compares such texts.
 func Unmarked(file string) string {
 	marked := file
 	if log := strings.LastIndex(file, logHead); log >= 0 && strings.Count(file[log:], "\n") == 3 && strings.HasSuffix(file, " emerg;\n") {
@@ -110,7 +110,7 @@ func Unmarked(file string) string {
 	return marked[:at] + tail
 }
 
-// absolute returns a path that nginx does not look for below its prefix.
+// absolute returns a path that nginx does not resolve from its prefix.
 func absolute(path string) string {
 	if abs, err := filepath.Abs(path); err == nil {
 		return abs
@@ -118,7 +118,7 @@ func absolute(path string) string {
 	return path
 }
 
-// CheckPath returns an error for a path that cannot be written to a configuration without quotes.
+// CheckPath returns an error for a path that needs quotes in a configuration.
 func CheckPath(path string) error {
 	if strings.ContainsAny(path, " \t\r\n;{}\"'\\$#:") {
 		return fmt.Errorf("the path %q must not have blanks, quotes, colons or any of ; { } \\ $ #", path)

@@ -1,5 +1,5 @@
-// Package nginx brings a running nginx to a configuration text: by its file and a reload, and where the text has Lua
-// balancers, by telling these their servers. It is for open-source nginx from 1.22 on.
+// Package nginx brings a running nginx to a configuration text: through its file and a reload, and, if the text has Lua
+// balancers, by giving them their servers. It supports open-source nginx from 1.22 on.
 package nginx
 
 import (
@@ -10,34 +10,32 @@ import (
 	"berth/proxyctl"
 )
 
-// Options say where the nginx is.
+// Options describe the nginx.
 type Options struct {
 	File    string        // its configuration file; the directory must be writable
-	Socket  string        // control socket that nginx listens on; its directory is for nginx and berth alone
-	Binary  string        // nginx program for validating a candidate; "" leaves that to the running nginx
-	Env     []string      // environment of that program: the one nginx has, if berth runs it; nil = berth's own
+	Socket  string        // control socket that nginx listens on; only nginx and berth may access its directory
+	Binary  string        // nginx program that validates a candidate; "" leaves that to the running nginx
+	Env     []string      // environment of that program: nginx's own, if berth runs it; nil = berth's
 	Timeout time.Duration // of one exchange, of a validation, and of a reload; 0 = 10 s
 	Log     *slog.Logger
 
-	Grace    time.Duration // of proxyctl.EngineOptions
-	TakeOver bool          // of proxyctl.EngineOptions
+	Grace    time.Duration // see proxyctl.EngineOptions
+	TakeOver bool          // see proxyctl.EngineOptions
 
-	// ClosingTime is how long before a reload the clients of an nginx before 1.27.4 are told to come back over new
-	// connections, where the configuration can do that (see closing.go). Without it, the 100 ms in which old workers go on
-	// after a reload are the time for that.
+	// ClosingTime is how long before a reload the clients of an nginx before 1.27.4 are told to reconnect, if the configuration
+	// supports that (see closing.go). If it is 0, they only have the 100 ms for which old workers go on after a reload.
 	ClosingTime time.Duration
 
-	// Reload tells nginx to load its file anew. nil sends SIGHUP to its master process, which must be one that can be
-	// seen from here.
+	// Reload tells nginx to reload its file. nil sends SIGHUP to its master process, which must be visible from here.
 	Reload func(context.Context) error
-	// ReloadOnly leaves Lua balancers alone: they use the servers in the file.
+	// ReloadOnly makes Lua balancers use the servers in the file.
 	ReloadOnly bool
-	// Waiting is told of requests that wait for a server of a Lua balancer; nil = nobody is.
+	// Waiting gets the counts of requests that wait for a server of a Lua balancer; may be nil.
 	Waiting *proxyctl.Waiting
 	// Version is Report of proxyctl.Version.
 	Version func(version string) (rendered bool)
-	// Prepared, if not nil, is called when nginx is down and a good configuration is in place for its start. nginx is then
-	// started by berth.
+	// Prepared, if not nil, is called when nginx is down and a good configuration is in place for its start. It means that berth
+	// starts nginx.
 	Prepared func()
 	// PortRefused, if not nil, is called when nginx refuses a text because of a port.
 	PortRefused func(port int, reason string)
@@ -49,7 +47,7 @@ type Proxy struct {
 	driver *driver
 }
 
-// New returns a Proxy; nothing is read or dialled before Apply.
+// New returns a Proxy. It reads and dials nothing before Apply.
 func New(opts Options) *Proxy {
 	if opts.Timeout == 0 {
 		opts.Timeout = 10 * time.Second
@@ -81,7 +79,7 @@ func New(opts Options) *Proxy {
 	})}
 }
 
-// Close returns when the configuration file is in step with the servers that nginx has.
+// Close waits until the configuration file matches the servers that nginx has.
 func (p *Proxy) Close() {
 	p.Engine.Close()
 	p.driver.forgetClosing()

@@ -357,7 +357,7 @@ func TestE2ENginxDrift(t *testing.T) {
 		good = onDisk(t, h.file())
 		write(t, h.file(), strings.Replace(good, "\"watched", "\"edited", 1))
 		testenv.Until(h, patience, "it is said", func() bool {
-			return strings.Contains(h.log.String(), "the proxy did not run the newest configuration any more: repaired")
+			return strings.Contains(h.log.String(), "the proxy no longer ran the newest configuration: repaired")
 		})
 		testenv.Until(h, patience, "it is repaired", func() bool { return onDisk(t, h.file()) == good })
 	})

@@ -9,25 +9,25 @@ import (
 	"berth/proxyctl"
 )
 
-// directive is a directive of nginx's configuration, simple or with a block, and its place in the text. A whole text is the
+// directive is a directive of nginx's configuration, simple or with a block, and its position in the text. A whole text is the
 // block of a directive without words.
 type directive struct {
 	words    []string // its name and arguments, without quotes
 	block    []*directive
-	comments []string // in its block, not in the blocks within that
-	body     string   // of a block of Lua code
-	live     bool     // an upstream whose servers change without a reload: a Lua balancer of the http block picks them
+	comments []string // in its own block, not in nested ones
+	body     string   // of a Lua block
+	live     bool     // an upstream whose servers change without a reload, because a Lua balancer of the http block picks them
 
-	start, end  int // from its first word to behind the ; or }
-	open, close int // of the braces; both 0 without any
+	start, end  int // from its first word to just after the ; or }
+	open, close int // positions of the braces; both 0 if there are none
 }
 
 func (d *directive) name() string { return d.words[0] }
 
-// isOpen says whether the directive has a block, or a body.
+// isOpen reports whether the directive has a block or a body.
 func (d *directive) isOpen() bool { return d.open > 0 }
 
-// is says whether the directive has this name and a block.
+// is reports whether the directive has this name and a block.
 func (d *directive) is(name string) bool { return d.isOpen() && d.name() == name }
 
 // upstream returns the name of an upstream, "" for any other directive.
@@ -38,27 +38,27 @@ func (d *directive) upstream() string {
 	return strings.Clone(d.words[1])
 }
 
-// has says whether the block has a directive, by its name and the names of the blocks around it.
+// has reports whether the block has a directive, given the names of the blocks around it and its own.
 func (d *directive) has(path ...string) bool {
 	return slices.ContainsFunc(d.block, func(sub *directive) bool {
 		return sub.name() == path[0] && (len(path) == 1 || sub.has(path[1:]...))
 	})
 }
 
-// without returns the directives of the block that have none of these names.
+// without returns the directives of the block except those with these names.
 func (d *directive) without(names ...string) []*directive {
 	return slices.DeleteFunc(slices.Clone(d.block), func(sub *directive) bool { return slices.Contains(names, sub.name()) })
 }
 
-// parser reads the language as ngx_conf_read_token does. Lua blocks are read as lua-nginx-module does: up to the brace
-// that closes them, wherever Lua's strings and comments have others.
+// parser parses the language like ngx_conf_read_token. It reads Lua blocks like lua-nginx-module: up to the closing brace,
+// ignoring braces in Lua strings and comments.
 type parser struct {
 	text string
 	at   int
-	in   *directive // whose block is read
+	in   *directive // the block being read
 }
 
-// parseText reads a text. The error for a text that is no configuration names the line.
+// parseText parses a text. The error for an invalid text names the line.
 func parseText(text string) (*directive, error) {
 	all := &directive{}
 	return all, (&parser{text: text}).block(all)
@@ -72,7 +72,7 @@ func (p *parser) problem(at int, what string) error {
 	return err
 }
 
-// block reads the directives of a block, up to behind its closing brace, or to the end of the text.
+// block reads the directives of a block and its closing brace, or up to the end of the text.
 func (p *parser) block(d *directive) error {
 	outer := p.in
 	defer func() { p.in = outer }()
@@ -85,7 +85,7 @@ func (p *parser) block(d *directive) error {
 		case p.at == len(p.text):
 			return nil
 		case p.text[p.at] == '}' && outer == nil:
-			return p.problem(p.at, "a } too many")
+			return p.problem(p.at, "unexpected }")
 		case p.text[p.at] == '}':
 			p.at++
 			return nil
@@ -131,7 +131,7 @@ func (p *parser) directive() (*directive, error) {
 	}
 }
 
-// skipSpace goes to the next word or sign, and keeps the comments before that.
+// skipSpace skips to the next word or sign, and keeps the comments in between.
 func (p *parser) skipSpace() {
 	for p.at < len(p.text) {
 		switch p.text[p.at] {
@@ -184,22 +184,22 @@ func (p *parser) word() (string, error) {
 		}
 	}
 	if quoted {
-		return "", p.problem(start, "a quote that is not closed")
+		return "", p.problem(start, "unclosed quote")
 	}
 	return w.String(), nil
 }
 
-// escapes are the characters to which a backslash gives a meaning. Before any other one it stands for itself.
+// escapes are the characters that a backslash changes. Before any other character, a backslash stands for itself.
 var escapes = map[byte]byte{'"': '"', '\'': '\'', '\\': '\\', 't': '\t', 'r': '\r', 'n': '\n'}
 
-// luaBlock reads a block of Lua code, up to behind the brace that closes it.
+// luaBlock reads a block of Lua code and its closing brace.
 func (p *parser) luaBlock(d *directive) error {
 	depth := 1
 	for p.at < len(p.text) {
 		n := luaToken(p.text[p.at:])
 		switch c := p.text[p.at]; {
 		case n == 0:
-			return p.problem(p.at, "a string of Lua that is not closed")
+			return p.problem(p.at, "unclosed Lua string or comment")
 		case c == '{':
 			depth++
 		case c == '}':
@@ -211,16 +211,16 @@ func (p *parser) luaBlock(d *directive) error {
 			return nil
 		}
 	}
-	return p.problem(d.open+1, "a block of Lua code has no }")
+	return p.problem(d.open+1, "a Lua block has no }")
 }
 
 var (
 	luaString      = regexp.MustCompile(`(?s)^(?:"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')`)
-	luaLongBracket = regexp.MustCompile(`^(?:--)?\[(=*)\[`) // of a string or a comment of many lines
+	luaLongBracket = regexp.MustCompile(`^(?:--)?\[(=*)\[`) // of a multi-line string or comment
 )
 
-// luaToken returns the length of the string, comment or other character that Lua code begins with, 0 for a string or
-// comment that is not closed.
+// luaToken returns the length of the string, comment or other character at the start of Lua code, 0 for an unclosed string or
+// comment.
 func luaToken(code string) int {
 	switch code[0] {
 	case '"', '\'':

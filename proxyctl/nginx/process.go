@@ -13,7 +13,7 @@ import (
 	"berth/proxyctl"
 )
 
-// nginx gives its processes these titles.
+// The titles of nginx's processes.
 const (
 	titleMaster  = "nginx: master process"
 	titleWorker  = "nginx: worker process"
@@ -30,13 +30,13 @@ func title(pid int) string {
 	return line
 }
 
-// isMaster says whether a process that can be seen from here is an nginx master process.
+// isMaster reports whether a process is an nginx master process that is visible from here.
 func isMaster(pid int) bool { return pid > 0 && strings.HasPrefix(title(pid), titleMaster) }
 
-// masterOf returns the master process of an nginx, 0 if it cannot be seen from here. listener is the process that began to
-// listen on the control socket; worker is a process that answers there, by its number in its own process namespace. An nginx
-// that put itself into the background began to listen before that, in a process that is gone. An nginx that replaces another
-// one in place was started by its master, and has the control socket from there.
+// masterOf returns the master process of an nginx, 0 if it is not visible from here. listener is the process that started to
+// listen on the control socket. worker is a process that answers there, by its PID in its own namespace. An nginx that went into
+// the background started to listen before that, in a process that is gone. An nginx that replaces another one in place was
+// started by the other's master and inherited the control socket.
 func masterOf(listener, worker int) (master int) {
 	if listener == 0 {
 		return 0
@@ -53,11 +53,11 @@ func masterOf(listener, worker int) (master int) {
 	return 0
 }
 
-// isReplaced says whether a master process has started another one, which is to replace it. Until that has happened both
-// serve, and the old one does not load its file any more: told to, it starts more workers.
+// isReplaced reports whether a master process has started its replacement. Until the replacement is complete, both serve, and the
+// old one no longer loads its file: told to, it starts more workers.
 func isReplaced(master int) bool { return slices.ContainsFunc(children(master), isMaster) }
 
-// parent returns the process that started another one, 0 if there is none.
+// parent returns the parent of a process, 0 if there is none.
 func parent(pid int) (started int) {
 	if f := processStatus(pid, "PPid"); len(f) == 1 {
 		started, _ = strconv.Atoi(f[0])
@@ -65,7 +65,7 @@ func parent(pid int) (started int) {
 	return started
 }
 
-// processStatus returns what the system says of a process under a heading, nothing if there is no such process.
+// processStatus returns the fields under a heading in the status of a process, nil if there is no such process.
 func processStatus(pid int, heading string) []string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -76,20 +76,20 @@ func processStatus(pid int, heading string) []string {
 	return strings.Fields(line)
 }
 
-// hangup tells a master process to load its configuration anew.
+// hangup tells a master process to reload its configuration.
 func hangup(master int) error {
 	if !isMaster(master) {
-		return fmt.Errorf("%w: process %d is no nginx master process any more", proxyctl.ErrUnreachable, master)
+		return fmt.Errorf("%w: process %d is no longer an nginx master process", proxyctl.ErrUnreachable, master)
 	}
 	err := syscall.Kill(master, syscall.SIGHUP)
 	if errors.Is(err, syscall.EPERM) {
-		return fmt.Errorf("nginx's master process %d cannot be told to reload: run berth as the user of that process, or set nginx-reload-container or nginx-reload-command", master)
+		return fmt.Errorf("no permission to reload nginx (master process %d): run berth as the user of that process, or set nginx-reload-container or nginx-reload-command", master)
 	}
 	return err
 }
 
-// findMaster returns the nginx master process that can be seen from here, 0 if there is none: an nginx that does not have
-// berth's configuration yet does not say who it is. Of several, it returns the one that shares berth's files.
+// findMaster returns the nginx master process that is visible from here, 0 if there is none. It is needed because an nginx
+// without berth's configuration does not say who it is. Of several, it returns the one that shares berth's files.
 func findMaster() (pid int, err error) {
 	entries, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -99,7 +99,7 @@ func findMaster() (pid int, err error) {
 	var all, near []int
 	for _, e := range entries {
 		n, err := strconv.Atoi(filepath.Base(e))
-		// A process in a process namespace within berth's own, a container's, has a number in each of them.
+		// A process in a nested process namespace, such as a container's, has a PID in each of them.
 		if err != nil || !isMaster(n) || len(processStatus(n, "NSpid")) != 1 {
 			continue
 		}
@@ -114,12 +114,12 @@ func findMaster() (pid int, err error) {
 	case len(all) == 1:
 		return all[0], nil
 	case len(all) > 1:
-		return 0, fmt.Errorf("%w: there are %d nginx master processes here: say how to reload the right one by nginx-reload-container or nginx-reload-command", proxyctl.ErrUnreachable, len(all))
+		return 0, fmt.Errorf("%w: there are %d nginx master processes here: set nginx-reload-container or nginx-reload-command to reload the right one", proxyctl.ErrUnreachable, len(all))
 	}
 	return 0, nil
 }
 
-// childMaster returns the nginx master process that berth has started, 0 if there is none.
+// childMaster returns the nginx master process that berth started, 0 if there is none.
 func childMaster() (pid int, err error) {
 	for _, n := range children(os.Getpid()) {
 		if isMaster(n) {
@@ -146,7 +146,7 @@ func children(pid int) (all []int) {
 	return all
 }
 
-// workers returns the worker processes of a master that serve, and the ones that only finish their connections.
+// workers returns the workers of a master that serve, and those that only finish their connections.
 func workers(master int) (serving, leaving []int) {
 	for _, pid := range children(master) {
 		switch t := title(pid); {

@@ -136,7 +136,7 @@ func TestApply(t *testing.T) {
 			return []step{{text: newText, err: unreachable, says: "no such container", file: m(n, oldText)}}
 		}},
 		{name: "nobody to tell", running: oldText, options: func(o *Options) { o.Reload = nil }, steps: func(n *fakeNginx) []step {
-			return []step{{text: newText, err: unreachable, says: "cannot be seen from here", file: m(n, oldText)}}
+			return []step{{text: newText, err: unreachable, says: "cannot see nginx's master process", file: m(n, oldText)}}
 		}},
 		{name: "one that hangs is reported, not waited for", running: oldText, options: soon, steps: func(n *fakeNginx) []step {
 			return []step{
@@ -152,18 +152,18 @@ func TestApply(t *testing.T) {
 		{name: "somebody else listens there", running: oldText, steps: func(n *fakeNginx) []step {
 			return []step{
 				{set: func(n *fakeNginx) { n.says = "<h1>It works!</h1>\n" }, text: newText, err: unreachable, says: "not the nginx that berth configures", file: m(n, oldText)},
-				{set: func(n *fakeNginx) { n.says = "a.b x 1.26" }, text: newText, err: unreachable, says: "calls its worker", file: m(n, oldText)},
+				{set: func(n *fakeNginx) { n.says = "a.b x 1.26" }, text: newText, err: unreachable, says: "reports worker", file: m(n, oldText)},
 				{set: func(n *fakeNginx) { n.says = " \n" }, text: newText, err: unreachable, says: "not the nginx that berth configures", file: m(n, oldText)},
 			}
 		}},
 		{name: "it runs another text than its file", running: oldText, steps: func(n *fakeNginx) []step {
-			return []step{{set: func(n *fakeNginx) { write(n.t, n.file, m(n, newText)) }, text: text(frame, "10.0.0.3:80"), action: reload, reason: "another configuration than its file", file: m(n, text(frame, "10.0.0.3:80")), loads: 1}}
+			return []step{{set: func(n *fakeNginx) { write(n.t, n.file, m(n, newText)) }, text: text(frame, "10.0.0.3:80"), action: reload, reason: "does not run the configuration in its file", file: m(n, text(frame, "10.0.0.3:80")), loads: 1}}
 		}},
 		{name: "the right text in it and not in the file", running: oldText, steps: func(n *fakeNginx) []step {
 			return []step{{set: func(n *fakeNginx) { write(n.t, n.file, m(n, newText)) }, text: oldText, action: none, file: m(n, oldText)}}
 		}},
 		{name: "the right text in the file and not in it", running: oldText, steps: func(n *fakeNginx) []step {
-			return []step{{set: func(n *fakeNginx) { write(n.t, n.file, m(n, newText)) }, text: newText, action: reload, reason: "another configuration than its file", file: m(n, newText), loads: 1}}
+			return []step{{set: func(n *fakeNginx) { write(n.t, n.file, m(n, newText)) }, text: newText, action: reload, reason: "does not run the configuration in its file", file: m(n, newText), loads: 1}}
 		}},
 		{name: "edited behind our back, and maybe loaded", running: oldText, steps: func(n *fakeNginx) []step {
 			edit := func(n *fakeNginx) {

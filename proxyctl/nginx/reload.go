@@ -13,20 +13,20 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// overlap is how long nginx's old workers serve beside the new ones after a reload: its master waits 100 ms before it
-// tells them to stop (ngx_master_process_cycle).
+// overlap is how long nginx's old workers serve alongside the new ones after a reload: the master waits 100 ms before it tells
+// them to stop (ngx_master_process_cycle).
 const overlap = 150 * time.Millisecond
 
-// poll is the time between two looks at an nginx that reloads.
+// poll is the time between two checks of an nginx that reloads.
 const poll = 3 * time.Millisecond
 
-// errStarting is the error for an nginx that seemed not to have berth's configuration, and was just starting with it.
+// errStarting is the error for an nginx that seemed not to have berth's configuration but was just starting with it.
 var errStarting = fmt.Errorf("%w: nginx is starting", proxyctl.ErrUnreachable)
 
 // Reload implements proxyctl.Driver.
 func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot, error) {
 	d.waitForOverlap(ctx)
-	if to.Generation == (configfile.Generation{}) { // a foreign text does not say whether it is loaded
+	if to.Generation == (configfile.Generation{}) { // such a text does not report that it is loaded
 		return proxyctl.Snapshot{}, d.signal(ctx)
 	}
 	defer d.announce(ctx, last)()
@@ -41,15 +41,15 @@ func (d *driver) Reload(ctx context.Context, last, to marked) (proxyctl.Snapshot
 	}
 	d.runs(to.Config)
 	d.down.Store(false)
-	_ = d.version.Set(ctx, d.status.version) // if the text is not the one for it, that comes next
+	_ = d.version.Set(ctx, d.status.version) // if the text is for another version, the right one comes next
 	if !d.warned && !to.Config.all.has("worker_shutdown_timeout") {
 		d.warned = true
-		d.opts.Log.Warn("the configuration sets no worker_shutdown_timeout: after a reload an old worker stays as long as its longest connection")
+		d.opts.Log.Warn("the nginx configuration sets no worker_shutdown_timeout: after a reload, an old worker stays as long as its longest connection")
 	}
 	return d.snapshot(), nil
 }
 
-// reloadAndVerify has nginx load its file, and returns when a worker answers that has loaded the text in it.
+// reloadAndVerify has nginx load its file, and returns when a worker answers that has loaded it.
 func (d *driver) reloadAndVerify(ctx context.Context, to marked) error {
 	d.log.begin()
 	d.before, _ = workers(d.status.master)
@@ -60,14 +60,14 @@ func (d *driver) reloadAndVerify(ctx context.Context, to marked) error {
 		err = d.await(ctx, to.Generation)
 	}
 	if err != nil {
-		d.before = nil // they stay
+		d.before = nil // they keep serving
 		return err
 	}
 	d.overlaps = time.Now().Add(overlap)
 	return nil
 }
 
-// signal has nginx told to load its file.
+// signal tells nginx to load its file.
 func (d *driver) signal(ctx context.Context) error {
 	switch {
 	case d.opts.Reload != nil:
@@ -76,12 +76,12 @@ func (d *driver) signal(ctx context.Context) error {
 		}
 		return nil
 	case d.status.master == 0:
-		return fmt.Errorf("%w: nginx's master process cannot be seen from here: share its process namespace (pid: service:nginx), or set nginx-reload-container or nginx-reload-command", proxyctl.ErrUnreachable)
+		return fmt.Errorf("%w: cannot see nginx's master process: share its process namespace (pid: service:nginx), or set nginx-reload-container or nginx-reload-command", proxyctl.ErrUnreachable)
 	}
 	return hangup(d.status.master)
 }
 
-// await waits until nginx says that it runs a text, or that it does not.
+// await waits until nginx reports that it runs a text, or that it refused it.
 func (d *driver) await(ctx context.Context, want configfile.Generation) error {
 	began, before := time.Now(), d.status.generation
 	unanswered := d.control.unreachable(context.DeadlineExceeded)
@@ -93,7 +93,7 @@ func (d *driver) await(ctx context.Context, want configfile.Generation) error {
 			return nil
 		case err == nil && before == (configfile.Generation{}) && s.generation != before:
 			return errStarting
-		case !errors.Is(err, errSilent): // else its time is over
+		case !errors.Is(err, errSilent): // otherwise its time is over
 			unanswered = err
 		}
 		complaint, final := d.log.refusal()
@@ -108,7 +108,7 @@ func (d *driver) await(ctx context.Context, want configfile.Generation) error {
 			case unanswered != nil:
 				return unanswered
 			}
-			return fmt.Errorf("%w: nginx did not load %s within %s: its error log says why, unless it reads another file (start it with -c %s, and share the directory, not the single file)",
+			return fmt.Errorf("%w: nginx did not load %s within %s: see its error log; if it reads another file, start it with -c %s and share the directory, not the single file",
 				proxyctl.ErrRefused, d.opts.File, d.opts.Timeout, d.opts.File)
 		case <-time.After(poll):
 		}
@@ -128,8 +128,8 @@ func refusal(complaint string) error {
 	return tagged{err, &proxyctl.PortError{Port: port, Address: m[1], Reason: m[3]}}
 }
 
-// isRenewed says whether nginx has started workers since a reload began, as far as they can be seen: where it was told to
-// load the text that it runs, its generation does not tell.
+// isRenewed reports whether nginx has started workers since a reload began, as far as they are visible. If nginx was told to load
+// the text that it already runs, its generation does not tell.
 func (d *driver) isRenewed(now status, began time.Time) bool {
 	if now.master == 0 {
 		return time.Since(began) > overlap
@@ -138,7 +138,7 @@ func (d *driver) isRenewed(now status, began time.Time) bool {
 	return slices.ContainsFunc(serving, func(pid int) bool { return !slices.Contains(d.before, pid) })
 }
 
-// waitForOverlap waits until the workers from before the last reload take no new connections.
+// waitForOverlap waits until the workers from before the last reload accept no new connections.
 func (d *driver) waitForOverlap(ctx context.Context) {
 	for end := time.Now().Add(time.Second); d.overlapping() && time.Now().Before(end); {
 		select {
@@ -149,17 +149,17 @@ func (d *driver) waitForOverlap(ctx context.Context) {
 	}
 }
 
-// overlapping says whether workers from before the last reload still serve.
+// overlapping reports whether workers from before the last reload still serve.
 func (d *driver) overlapping() bool {
-	if d.status.master == 0 || len(d.before) == 0 { // the workers of an nginx that had nothing of berth's were not seen
+	if d.status.master == 0 || len(d.before) == 0 { // the workers of an nginx without berth's configuration were not seen
 		return time.Now().Before(d.overlaps)
 	}
 	serve, _ := d.oldWorkers()
 	return serve > 0
 }
 
-// oldWorkers counts the workers from before the last reload that still serve, and the workers that only finish their
-// connections, as far as they can be seen.
+// oldWorkers counts the workers from before the last reload that still serve, and the workers that only finish their connections,
+// as far as they are visible.
 func (d *driver) oldWorkers() (serve, finish int) {
 	if d.status.master == 0 {
 		return 0, 0

@@ -11,12 +11,12 @@ import (
 // passes are the directives that pass requests to a server.
 var passes = []string{"proxy_pass", "fastcgi_pass", "uwsgi_pass", "scgi_pass", "grpc_pass"}
 
-// Serves implements proxyctl.Grammar: upstreams that have servers, by name, and fixed addresses, by the directive. In a
-// configuration of somebody else's they may be in files that it includes.
+// Serves implements proxyctl.Grammar: upstreams with servers, by name, and fixed addresses, by directive. In a configuration that
+// berth did not write, they may be in included files.
 func (d *driver) Serves(c *config) map[string]bool {
 	dir := filepath.Dir(absolute(d.opts.File))
 	out, targets, upstreams := map[string]bool{}, map[string]string{}, map[string]bool{}
-	for name, u := range c.upstreams { // of two that have one name, by the names that they go by here
+	for name, u := range c.upstreams { // two upstreams of the same name have different keys here
 		if len(u.servers) > 0 {
 			out[name] = true
 		}
@@ -35,7 +35,7 @@ func (d *driver) Serves(c *config) map[string]bool {
 			case name == "include" && len(d.words) == 2 && depth < mostIncludes:
 				for _, path := range included(dir, d.words[1]) {
 					text, _ := os.ReadFile(path)
-					all, _ := parseText(string(text)) // what nginx does not take it does not run
+					all, _ := parseText(string(text)) // nginx does not run what it refuses
 					walk(all.block, depth+1)
 				}
 			default:
@@ -51,7 +51,7 @@ func (d *driver) Serves(c *config) map[string]bool {
 	return out
 }
 
-// mostIncludes is how deep files that include others are read.
+// mostIncludes limits how deeply nested includes are read.
 const mostIncludes = 5
 
 func included(dir, pattern string) []string {
@@ -62,7 +62,7 @@ func included(dir, pattern string) []string {
 	return paths
 }
 
-// host returns the host, or the name of an upstream, in what a request is passed to.
+// host returns the host or upstream name in the target of a request.
 func host(target string) string {
 	if _, rest, ok := strings.Cut(target, "://"); ok {
 		target = rest

@@ -33,7 +33,7 @@ func TestServersOfProxy(t *testing.T) {
 		t.Errorf("%s, %v", got, err)
 	}
 	n.set(func() { n.running = n.marked(oldText) })
-	if servers, err := p.Servers(t.Context()); err == nil || !strings.Contains(err.Error(), "does not run what is in") {
+	if servers, err := p.Servers(t.Context()); err == nil || !strings.Contains(err.Error(), "does not run the configuration in") {
 		t.Errorf("nginx runs another text than the file's: %+v, %v", servers, err)
 	}
 	n.kill()

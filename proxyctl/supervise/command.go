@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// OptionValues returns the values that an option has in a command line, in their order.
+// OptionValues returns all values of an option in a command line, in order.
 func OptionValues(args []string, option string) []string {
 	var values []string
 	for i, arg := range args[:max(len(args)-1, 0)] {

@@ -8,10 +8,10 @@ import (
 	"syscall"
 )
 
-// Init does the work of process 1 of a container: it runs this program with the same arguments as a child, passes signals
-// on to the child, reaps orphans, and returns the child's exit code as a shell has it (128 and the signal if one killed
-// it). A process of its own does that, because wait4(-1) would take away the exit codes that os/exec waits for. When Init
-// returns and process 1 ends, the kernel kills all other processes of the container.
+// Init acts as process 1 of a container: it runs this program with the same arguments as a child, forwards signals to it, reaps
+// orphans, and returns the child's exit code as a shell reports it (128 plus the signal if one killed it). This needs a separate
+// process, because wait4(-1) would take away the exit codes that os/exec waits for. When Init returns and process 1 ends, the
+// kernel kills all other processes of the container.
 func Init(args []string) (code int, err error) {
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals)
@@ -33,8 +33,8 @@ func Init(args []string) (code int, err error) {
 	}
 }
 
-// forward passes signals on, except those for this process itself: about its children, its pipes and its terminal, and the
-// signal that Go's scheduler preempts with.
+// forward forwards signals, except those meant for this process itself: about its children, its pipes and its terminal, and the
+// signal that Go's scheduler uses for preemption.
 func forward(signals <-chan os.Signal, pid int) {
 	own := []os.Signal{syscall.SIGCHLD, syscall.SIGPIPE, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGURG}
 	for s := range signals {

@@ -12,18 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process is a child of berth, or a process that an earlier berth has left running. Its methods are for one goroutine.
+// Process is a child of berth, or a process that an earlier berth left running. Its methods must be called from one goroutine.
 type Process struct {
 	process *os.Process
 	group   bool             // whether it leads a process group
-	told    []syscall.Signal // to end
+	told    []syscall.Signal // signals sent to end it
 	ended   chan struct{}
-	state   *os.ProcessState // from then on; nil if it was no child
+	state   *os.ProcessState // set when it has ended; nil if it was not a child
 }
 
-// Start starts a child that leads a process group of its own, so that ctrl-C in a terminal reaches berth alone. When the
-// child has ended, the rest of its group gets the signal leftovers: a process left over could hold the ports of the next
-// child. Input and output have to be files, or nil.
+// Start starts a child that leads its own process group, so that ctrl-C in a terminal reaches only berth. When the child has
+// ended, the rest of its group gets the signal leftovers: a process left over could hold the ports of the next child. Input and
+// output must be files or nil.
 func Start(cmd *exec.Cmd, leftovers syscall.Signal) (*Process, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -31,13 +31,13 @@ func Start(cmd *exec.Cmd, leftovers syscall.Signal) (*Process, error) {
 	}
 	p := &Process{process: cmd.Process, group: true, ended: make(chan struct{})}
 	go p.await(leftovers, func() {
-		_ = cmd.Wait() // with files for input and output it fails only as the state tells
+		_ = cmd.Wait() // with files for input and output, it fails only as state reports
 		p.state = cmd.ProcessState
 	})
 	return p, nil
 }
 
-// adopt returns the Process for a process that is not berth's child. The error wraps os.ErrProcessDone if it has ended.
+// adopt returns a Process for a process that is not berth's child. The error wraps os.ErrProcessDone if it has ended.
 func adopt(pid int, leftovers syscall.Signal) (*Process, error) {
 	found, err := os.FindProcess(pid)
 	if err != nil {
@@ -59,9 +59,9 @@ func adopt(pid int, leftovers syscall.Signal) (*Process, error) {
 	return p, nil
 }
 
-// poll reports whether a process ends within this many milliseconds; -1 waits for ever.
+// poll reports whether a process ends within this many milliseconds; -1 waits forever.
 func poll(p *os.Process, milliseconds int) (ended bool, err error) {
-	handleErr := p.WithHandle(func(pidfd uintptr) { // a file that can be read once the process has ended
+	handleErr := p.WithHandle(func(pidfd uintptr) { // becomes readable when the process has ended
 		var n int
 		for err = unix.EINTR; errors.Is(err, unix.EINTR); {
 			n, err = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, milliseconds)
@@ -71,7 +71,7 @@ func poll(p *os.Process, milliseconds int) (ended bool, err error) {
 	return ended, errors.Join(handleErr, err)
 }
 
-// await waits for the end of the process, and signals the rest of its group.
+// await waits for the process to end, then signals the rest of its group.
 func (p *Process) await(leftovers syscall.Signal, end func()) {
 	end()
 	if p.group {
@@ -80,16 +80,16 @@ func (p *Process) await(leftovers syscall.Signal, end func()) {
 	close(p.ended)
 }
 
-// PID returns the number of the process.
+// PID returns the process ID.
 func (p *Process) PID() int { return p.process.Pid }
 
 // Ended returns a channel that is closed when the process has ended.
 func (p *Process) Ended() <-chan struct{} { return p.ended }
 
-// Signal passes a signal on to the process alone, not to its group: many programs stop their children themselves.
+// Signal sends a signal to the process alone, not to its group: many programs stop their children themselves.
 func (p *Process) Signal(s syscall.Signal) { _ = p.process.Signal(s) }
 
-// Tell tells the process to end by a signal. SIGKILL goes to its whole group.
+// Tell sends a signal meant to end the process. SIGKILL goes to its whole group.
 func (p *Process) Tell(s syscall.Signal) {
 	p.told = append(p.told, s)
 	if s == syscall.SIGKILL && p.group {
@@ -99,9 +99,9 @@ func (p *Process) Tell(s syscall.Signal) {
 	p.Signal(s)
 }
 
-// insist tells the process to end until it does or ctx is done, and reports whether it has ended.
+// insist sends a signal until the process ends or ctx is done, and reports whether it has ended.
 func (p *Process) insist(ctx context.Context, s syscall.Signal) bool {
-	for again := repeatAfter; ; again *= 2 { // HAProxy has a line in its log for each
+	for again := repeatAfter; ; again *= 2 { // HAProxy logs a line for each signal
 		p.Tell(s)
 		select {
 		case <-p.ended:
@@ -113,8 +113,8 @@ func (p *Process) insist(ctx context.Context, s syscall.Signal) bool {
 	}
 }
 
-// Code returns the exit code of a process that has ended, as a shell has it: 128 and the signal if one killed it. The code
-// is 0 if the process died of a signal sent by Tell, except for SIGKILL: then it did not end when told to.
+// Code returns the exit code of a process that has ended, as a shell reports it: 128 plus the signal if one killed it. The code
+// is 0 if the process died of a signal sent by Tell, except for SIGKILL, which means that it did not end when told to.
 func (p *Process) Code() int {
 	if p.state == nil {
 		return 0
@@ -126,10 +126,10 @@ func (p *Process) Code() int {
 	return code
 }
 
-// String describes how a process has ended.
+// String describes how the process ended.
 func (p *Process) String() string {
 	if p.state == nil {
-		return "it was not berth's child, so nothing is known"
+		return "unknown exit status: it was not berth's child"
 	}
 	return p.state.String()
 }

@@ -1,13 +1,13 @@
-// Package supervise runs a proxy as berth's child process: it starts it once there is a configuration, starts it again
-// when it ends by itself, passes signals on to it, and stops it gently.
+// Package supervise runs a proxy as berth's child process. It starts the proxy once there is a configuration, restarts it when it
+// ends by itself, forwards signals to it, and stops it gently.
 //
-// The child leads its own process group. So ctrl-C in a terminal reaches berth alone, which then has the proxy finish its
-// connections, where the signal itself would have cut them.
+// The child leads its own process group. Ctrl-C in a terminal therefore reaches only berth, which has the proxy finish its
+// connections. The signal itself would have cut them.
 //
-// The child does not end with berth: when berth is killed, the proxy goes on serving. The next berth finds the proxy
-// (Options.Serving) and supervises it like a child of its own. A second proxy would share the ports with the first one,
-// whose configuration nobody would renew. systemd leaves the proxy alone with KillMode=process; by default it would send
-// SIGTERM to the proxy, too, and cut its connections. In a container everything ends with berth.
+// The child does not end with berth: if berth is killed, the proxy keeps serving. The next berth finds the proxy
+// (Options.Serving) and supervises it like its own child. A second proxy would share the ports with the first, whose
+// configuration would no longer be updated. With KillMode=process, systemd leaves the proxy alone; by default it would send
+// SIGTERM to the proxy as well and cut its connections. In a container, everything ends with berth.
 package supervise
 
 import (
@@ -23,43 +23,44 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"berth/proxyctl"
 )
 
 const (
-	// stable is how long a child runs before its end counts as the first one again.
+	// stable is how long a child must run before its end counts as the first one again.
 	stable = 10 * time.Second
-	// killAfter is how long the proxy has after SIGTERM and after SIGKILL. docker stop waits for ten seconds in all, and
-	// StopTimeout is most of them.
+	// killAfter is how long the proxy has after SIGTERM and after SIGKILL. docker stop waits ten seconds in total, and
+	// StopTimeout takes most of them.
 	killAfter = time.Second
-	// repeatAfter is the first delay before a signal to end is sent again: a HAProxy that reloads ignores the signal.
+	// repeatAfter is the first delay before a stop signal is sent again, since a HAProxy that reloads ignores it.
 	repeatAfter = 200 * time.Millisecond
-	// pollEvery is how often Serving is asked whether a child that was started serves yet.
+	// pollEvery is how often Serving is asked whether a started child serves yet.
 	pollEvery = 20 * time.Millisecond
 )
 
 // Options describe the child. Command, Stdout, Stderr, StopSignal, Configured and Log are required.
 type Options struct {
 	Command        []string       // the program and its arguments
-	Env            []string       // its environment; nil = berth's
-	Stdout, Stderr *os.File       // given to it as they are
-	StopSignal     syscall.Signal // has it finish its connections and end; sent repeatedly
+	Env            []string       // its environment; nil = berth's own
+	Stdout, Stderr *os.File       // passed to it unchanged
+	StopSignal     syscall.Signal // makes it finish its connections and end; sent repeatedly
 	StopTimeout    time.Duration  // from StopSignal to SIGTERM; SIGKILL comes a second later
 	Log            *slog.Logger
 	Metrics        prometheus.Registerer
 
-	// Configured is closed when a good configuration is in place: the child may start.
+	// Configured is closed when a good configuration is in place and the child may start.
 	Configured <-chan struct{}
-	// Signals are passed on to the child. StopSignal among them ends Run, once the child has ended.
+	// Signals are forwarded to the child. A StopSignal among them ends Run once the child has ended.
 	Signals <-chan os.Signal
-	// Serving returns the process that serves as the proxy now, 0 if there is none. A proxy that an earlier berth has left
-	// running is supervised in place of a child, even before Configured. After an error no child is started, and Serving is
+	// Serving returns the process that currently serves as the proxy, 0 if there is none. A proxy left running by an earlier
+	// berth is supervised instead of a new child, even before Configured. After an error, no child is started, and Serving is
 	// called again later.
 	Serving func() (pid int, err error)
-	// Started is called each time the child serves after a start: the engine then inspects it at once.
+	// Started is called each time the child serves after a start, so that the engine inspects it at once.
 	Started func()
-	// Stopping is called when the child is about to be told to end: a reload would make it go on.
+	// Stopping is called before the child is told to end, because a reload would keep it going.
 	Stopping func()
 }
 
@@ -94,7 +95,7 @@ func New(opts Options) *Child {
 	return c
 }
 
-// Ready returns nil while the child runs, else the reason why it does not.
+// Ready returns nil while the child runs, otherwise the reason why it does not.
 func (c *Child) Ready() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -107,16 +108,16 @@ func (c *Child) setStatus(err error) {
 	c.status = err
 }
 
-// Exit is the error of a child that ended badly when it was told to end.
+// Exit is the error for a child that ended badly when told to end.
 type Exit struct {
 	Name string
-	Code int // as a shell has it: 128 and the signal if one killed the child
+	Code int // as a shell reports it: 128 plus the signal if one killed the child
 }
 
 func (e *Exit) Error() string { return fmt.Sprintf("%s ended with code %d", e.Name, e.Code) }
 
-// Run keeps the child running from Options.Configured on until ctx is done or StopSignal is passed on, and returns when
-// the child has ended: nil if it ended as it was told, else an *Exit. Run never gives up starting the child.
+// Run keeps the child running, from Options.Configured until ctx is done or StopSignal is forwarded, and returns when the child
+// has ended: nil if it ended as told, otherwise an *Exit. Run never gives up starting the child.
 func (c *Child) Run(ctx context.Context) error {
 	if pid, _ := c.serving(); pid == 0 && !wait(ctx, c, c.opts.Configured) {
 		return nil
@@ -140,7 +141,7 @@ func (c *Child) Run(ctx context.Context) error {
 		again := pause.NextBackOff()
 		if started || err.Error() != reported {
 			reported = err.Error()
-			c.opts.Log.Error("the proxy does not run, starting it again", "err", err, "retry_in", again.Round(time.Millisecond))
+			c.opts.Log.Error(c.name+" does not run, starting it again", "err", err, "retry_in", again.Round(time.Millisecond))
 		}
 		if !wait(ctx, c, time.After(again)) {
 			return nil
@@ -148,7 +149,7 @@ func (c *Child) Run(ctx context.Context) error {
 	}
 }
 
-// start starts the child, or adopts the proxy that an earlier berth has left running.
+// start starts the child, or adopts a proxy that an earlier berth left running.
 func (c *Child) start() (*Process, error) {
 	pid, err := c.serving()
 	if err != nil {
@@ -160,9 +161,9 @@ func (c *Child) start() (*Process, error) {
 	}
 	switch {
 	case p != nil:
-		c.opts.Log.Info(c.name+" runs already, it is supervised from now on", "pid", pid)
+		c.opts.Log.Info(c.name+" is already running: berth supervises it from now on", "pid", pid)
 	case err != nil && !errors.Is(err, os.ErrProcessDone):
-		return nil, fmt.Errorf("%s runs already and cannot be supervised: process %d: %w", c.name, pid, err)
+		return nil, fmt.Errorf("%s is already running as process %d, which berth cannot supervise: %w", c.name, pid, err)
 	default:
 		cmd := exec.Command(c.opts.Command[0], c.opts.Command[1:]...)
 		cmd.Env, cmd.Stdout, cmd.Stderr = c.opts.Env, c.opts.Stdout, c.opts.Stderr
@@ -176,7 +177,7 @@ func (c *Child) start() (*Process, error) {
 	return p, nil
 }
 
-// serving returns the process that serves as the proxy now, 0 if there is none.
+// serving returns the process that currently serves as the proxy, 0 if there is none.
 func (c *Child) serving() (pid int, err error) {
 	if c.opts.Serving == nil {
 		return 0, nil
@@ -184,7 +185,7 @@ func (c *Child) serving() (pid int, err error) {
 	return c.opts.Serving()
 }
 
-// watch passes signals on, and reports whether p is to be stopped; else p has ended by itself.
+// watch forwards signals and reports whether p should be stopped; false means that p ended by itself.
 func (c *Child) watch(ctx context.Context, p *Process) (stop bool) {
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
@@ -208,7 +209,7 @@ func (c *Child) watch(ctx context.Context, p *Process) (stop bool) {
 	}
 }
 
-// stop makes p end. After a StopSignal passed on, p may take its time until ctx is done.
+// stop makes p end. After a forwarded StopSignal, p may take its time until ctx is done.
 func (c *Child) stop(ctx context.Context, p *Process) error {
 	c.setStatus(fmt.Errorf("%s is stopping", c.name))
 	c.opts.Stopping()
@@ -225,7 +226,7 @@ func (c *Child) stop(ctx context.Context, p *Process) error {
 		ended = p.insist(within, step.signal)
 		cancel()
 		if !ended {
-			c.opts.Log.Warn(c.name+" has not ended when told to, insisting", "signal", step.signal.String(), "duration", step.time)
+			c.opts.Log.Warn(fmt.Sprintf("%s did not end within %s of %s", c.name, step.time, unix.SignalName(step.signal)), "signal", step.signal.String(), "duration", step.time)
 		}
 	}
 	if !ended {
@@ -238,8 +239,8 @@ func (c *Child) stop(ctx context.Context, p *Process) error {
 	return nil
 }
 
-// wait waits until ready while no child runs, and returns false if no child is to be started any more. It ignores all signals
-// but StopSignal.
+// wait waits for ready while no child runs. It returns false if no child should be started any more. It ignores all signals
+// except StopSignal.
 func wait[T any](ctx context.Context, c *Child, ready <-chan T) bool {
 	for {
 		select {

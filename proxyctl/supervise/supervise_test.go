@@ -356,9 +356,9 @@ func TestStops(t *testing.T) {
 		{"handles no signals", long, 0, "ended"},
 		{"misses the first signal", long, 0, "ended"},
 		{"ends with 3", long, 3, "exit status 3"},
-		{"ends on SIGTERM", short, 0, "has not ended when told to"},
-		{"ends on SIGTERM with 143", short, 0, "has not ended when told to"},
-		{"ends on SIGTERM", 0, 0, "has not ended when told to"},
+		{"ends on SIGTERM", short, 0, "did not end within"},
+		{"ends on SIGTERM with 143", short, 0, "did not end within"},
+		{"ends on SIGTERM", 0, 0, "did not end within"},
 		{"never ends", short, 137, "signal=terminated"},
 	} {
 		t.Run(fmt.Sprintf("%s within %s", tt.program, tt.within), func(t *testing.T) {
@@ -513,7 +513,7 @@ func TestTakesOver(t *testing.T) {
 			o.StopTimeout = 0
 			o.Serving = func() (int, error) { return cmd.Process.Pid, nil }
 		})
-		s.says("runs already")
+		s.says("is already running")
 		s.cancel()
 		s.ends(0)
 	})
@@ -523,7 +523,7 @@ func TestTakesOver(t *testing.T) {
 		s := supervise(t, "proxy", func(o *Options) {
 			o.Serving = func() (int, error) { return cmd.Process.Pid, nil } // as in the moment after its end
 		})
-		s.says("runs already")
+		s.says("is already running")
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Running is the process that listens on a socket, or 0 if there is none. It is an error if one listens that is not
-// to be seen from here, as in another container.
+// Running returns the process that listens on a socket, 0 if there is none. It returns an error if the listening process is not
+// visible from here, such as one in another container.
 func Running(socket string) (pid int, err error) {
 	conn, err := net.DialTimeout("unix", socket, 2*time.Second)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
@@ -26,12 +26,12 @@ func Running(socket string) (pid int, err error) {
 	defer conn.Close()
 	pid, err = Of(conn.(*net.UnixConn))
 	if err == nil && pid == 0 {
-		return 0, fmt.Errorf("a process that cannot be seen from here, in another container say, listens on %s", socket)
+		return 0, fmt.Errorf("a process that berth cannot see, such as one in another container, listens on %s", socket)
 	}
 	return pid, err
 }
 
-// Of is the process that listens at the other end, 0 if it is in a process namespace that cannot be seen from here.
+// Of returns the process that listens at the other end, 0 if it is in a process namespace that is not visible from here.
 func Of(conn *net.UnixConn) (pid int, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -47,7 +47,7 @@ func Of(conn *net.UnixConn) (pid int, err error) {
 	return int(cred.Pid), nil
 }
 
-// SharesNetwork says whether the process at the other end is known to live in this process's network namespace.
+// SharesNetwork reports whether the process at the other end is known to be in this process's network namespace.
 func SharesNetwork(conn *net.UnixConn) bool {
 	pid, err := Of(conn)
 	if err != nil || pid == 0 {

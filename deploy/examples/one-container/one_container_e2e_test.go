@@ -33,7 +33,7 @@ func TestE2EOneContainerExample(t *testing.T) {
 		s.expectProcesses(lb)
 		s.expectLockedDown(lb)
 		log := s.expectLog(lb)
-		written, started := strings.Index(log, "configuration written"), strings.Index(log, "haproxy started")
+		written, started := strings.Index(log, "HAProxy will start with it"), strings.Index(log, "haproxy started")
 		if written < 0 || started < written {
 			t.Errorf("HAProxy was not started after its configuration was there:\n%s", log)
 		}
@@ -99,7 +99,7 @@ func TestE2EOneContainerExample(t *testing.T) {
 		if n := s.Docker("inspect", "--format", "{{.RestartCount}}", lb); n != "0" {
 			t.Errorf("the container was restarted %s times", n)
 		}
-		s.expectLog(lb, "the proxy does not run, starting it again")
+		s.expectLog(lb, "haproxy does not run, starting it again")
 	})
 
 	for _, round := range []string{"stop and start", "stop and start again"} {
