@@ -74,7 +74,7 @@ func TestE2EClientAgentRestarted(t *testing.T) {
 	client.register("api", "y") // has the templater see the list with x
 	w.await(soon, "a b c there x y")
 	w.keeps("a", "b", "there", "x")
-	if !strings.Contains(w.log.String(), "a node has left Consul with all that it had") {
+	if !strings.Contains(w.log.String(), " left Consul with all its services") {
 		t.Errorf("not logged:\n%s", w.log)
 	}
 

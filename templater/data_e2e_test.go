@@ -80,7 +80,7 @@ func TestE2EHostileCatalog(t *testing.T) {
 	}
 	testenv.Eventually(t, soon, "the reason is logged", func() error { return logged(w, `left out`, `has a line break or another control character`) })
 	c.remove("bad\n    server evil 6.6.6.6:80")
-	testenv.Eventually(t, soon, "its end is logged", func() error { return logged(w, `no longer left out`) })
+	testenv.Eventually(t, soon, "its end is logged", func() error { return logged(w, `no longer applies`) })
 }
 
 // The services of a datacenter that does not exist are waited for, and nothing else is.

@@ -56,7 +56,7 @@ func TestTemplateFileIsReadAgain(t *testing.T) {
 	r.want("1 3")
 
 	write(`3 {{ range service "api" }}{{ index .Tags 7 }}{{ end }}`)
-	r.waitLogged("the changed template fails, going on with the one before")
+	r.waitLogged(" has changed and fails, keeping the previous version")
 	consul.set("web", 4)
 	r.want("1 4")
 
@@ -163,7 +163,7 @@ func TestEditWhileTheTemplateFails(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
 	r := newHarness(t, consul, Options{Templates: []Template{{Name: "out", File: path}}}).run()
-	r.waitLogged("template failed, nothing is published until it works")
+	r.waitLogged(" failed, publishing nothing until it works")
 	write(`{{ range service "web" }}{{ index .Tags 8 }}{{ end }}`)
 	r.waitLogged("index .Tags 8")
 	write(`{{ range service "web" }}{{ .Port }}{{ end }}`)

@@ -17,7 +17,7 @@ func (t *Templater) note(u catalog.Update) {
 		t.noteOther(u, "keeping the last good configuration")
 	case w.Optional():
 		if u.Err == nil || catalog.IsRefusal(u.Err) || !t.waiting[w.Key] && t.answers() {
-			t.noteOther(u, "going on without news of it")
+			t.noteOther(u, "continuing without updates")
 		}
 	case errors.As(u.Err, new(*catalog.HiddenError)):
 		t.succeeded(w)
@@ -31,7 +31,7 @@ func (t *Templater) note(u catalog.Update) {
 			if t.unpublished() {
 				consequence = "waiting for it"
 			}
-			t.log.Warn("consul failed, "+consequence, "err", u.Err)
+			t.log.Warn("Consul query failed, "+consequence, "err", u.Err)
 		}
 		t.failing[w] = true
 		t.consulErr = u.Err
@@ -48,11 +48,11 @@ func (t *Templater) noteOther(u catalog.Update, consequence string) {
 	case u.Err == nil:
 		delete(t.failing, u.Watch)
 		if failed {
-			t.log.Info("can be read again", "dependency", u.Watch.Key)
+			t.log.Info("can read "+u.Watch.Key+" again", "dependency", u.Watch.Key)
 		}
 	case !failed:
 		t.failing[u.Watch] = true
-		t.log.Warn("cannot be read, "+consequence, "dependency", u.Watch.Key, "err", u.Err)
+		t.log.Warn("cannot read "+u.Watch.Key+", "+consequence, "dependency", u.Watch.Key, "err", u.Err)
 	}
 }
 
@@ -67,7 +67,7 @@ func (t *Templater) succeeded(w *catalog.Watch) {
 	}
 	if t.consulErr != nil {
 		t.consulErr = nil
-		t.log.Info("consul answers again")
+		t.log.Info("Consul answers again")
 	}
 }
 
@@ -85,9 +85,9 @@ func (t *Templater) logHidden() {
 	err := t.hiddenErr()
 	switch {
 	case err != nil && !t.loggedHidden:
-		t.log.Error("consul hides what the templates need, waiting for it", "err", err)
+		t.log.Error("the Consul token does not see what the templates need, waiting", "err", err)
 	case err == nil && t.loggedHidden:
-		t.log.Info("the token sees what the templates need")
+		t.log.Info("the Consul token sees what the templates need")
 	}
 	t.loggedHidden = err != nil
 }
@@ -103,7 +103,7 @@ func (t *Templater) updateReady() {
 	case t.consulErr != nil:
 		t.notReady(fmt.Sprintf("Consul does not answer: %v", t.consulErr))
 	case hidden != nil:
-		t.notReady(fmt.Sprintf("Nothing is rendered from what Consul hides: %v", hidden))
+		t.notReady(fmt.Sprintf("Waiting for data that Consul hides from the token: %v", hidden))
 	default:
 		why, waits := t.templates.Status()
 		if waits {

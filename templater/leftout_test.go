@@ -55,11 +55,11 @@ func TestLeftOut(t *testing.T) {
 	}
 	wait(LeftOut{Reason: "a port is too high"}, LeftOut{Service: "web", Instance: "web-2000", Reason: `service "web", instance "web-2000": its port is too high`})
 	r.waitReady()
-	r.waitLogged(`msg="left out" service=web instance=web-2000 reason="service \"web\", instance \"web-2000\": its port is too high"`)
-	r.waitLogged(`msg="left out" reason="a port is too high"`)
+	r.waitLogged(`msg="ignored: service \"web\", instance \"web-2000\": its port is too high" service=web instance=web-2000 reason="service \"web\", instance \"web-2000\": its port is too high"`)
+	r.waitLogged(`msg="ignored: a port is too high" reason="a port is too high"`)
 	consul.set("web", 1)
 	wait()
-	r.waitLogged(`msg="no longer left out" service=web instance=web-2000 reason=`)
+	r.waitLogged(`msg="no longer applies: service \"web\", instance \"web-2000\": its port is too high" service=web instance=web-2000 reason=`)
 	consul.setDown(true)
 	untilTold("down", func() bool { return r.Ready() != nil })
 }

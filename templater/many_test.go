@@ -88,13 +88,13 @@ func TestMoreServicesThanConnections(t *testing.T) {
 	if has := r.consul.blockedServices(); slices.ContainsFunc(gone, func(name string) bool { return slices.Contains(has, name) }) {
 		t.Errorf("of %q some are asked for still: %q", gone, has)
 	}
-	r.wantLogged("more is watched than connections", 1)
+	r.wantLogged("more queries to Consul than connections", 1)
 }
 
 func TestOutageWithMoreServicesThanConnections(t *testing.T) {
 	r := crowd(t)
 	r.consul.setDown(true)
-	r.waitLogged("consul failed")
+	r.waitLogged("Consul query failed")
 	r.consul.setDown(false)
 	r.waitReady()
 	r.consul.set("s03", 2)
@@ -113,7 +113,7 @@ func TestRefusedConnections(t *testing.T) {
 	if got := r.next(); strings.Count(got, ":1") != 30 {
 		t.Fatalf("first text %q", got)
 	}
-	r.waitLogged("consul refuses connections (429)")
+	r.waitLogged("Consul refuses connections (429)")
 	for n := range 30 {
 		name := fmt.Sprintf("s%02d", n)
 		consul.set(name, 2)

@@ -96,7 +96,7 @@ func TestRenderOnDemand(t *testing.T) {
 	s.set("one", "db")
 	r.rendersTo("one\none [1]") // and back
 	consul.setDown(true)
-	r.waitLogged("consul failed")
+	r.waitLogged("Consul query failed")
 	s.set("two", "db")
 	r.rendersTo("two\ntwo [1]") // what is known is good enough
 }
@@ -216,7 +216,7 @@ func TestRenderWithoutRun(t *testing.T) {
 		_, err := r.Render(t.Context())
 		failed <- err
 	}()
-	r.waitLogged("consul failed")
+	r.waitLogged("Consul query failed")
 	r.stop()
 	if err := <-failed; !errors.Is(err, errStopped) {
 		t.Errorf("Run has ended: %v", err)

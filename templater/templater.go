@@ -423,10 +423,10 @@ func (t *Templater) reportLeftOut() {
 	}
 	more, less := added(t.leftOut, now), added(now, t.leftOut)
 	for _, reason := range more {
-		t.log.Warn("left out", attributes(leftout.Parse(reason))...)
+		t.log.Warn("ignored: "+reason, attributes(leftout.Parse(reason))...)
 	}
 	for _, reason := range less {
-		t.log.Info("no longer left out", attributes(leftout.Parse(reason))...)
+		t.log.Info("no longer applies: "+reason, attributes(leftout.Parse(reason))...)
 	}
 	t.leftOut = now
 	t.metrics.leftOut.Set(float64(len(now)))

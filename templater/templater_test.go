@@ -249,7 +249,7 @@ func TestInstances(t *testing.T) {
 	const others = "Web_App.v1: Web_App.v1-1@10.0.0.1=passing Web_App.v1-2@10.0.0.1=passing\na/../b:\n"
 	r.want(others + "hc name: hc name-3@10.0.0.1=passing\n")
 	r.waitReady()
-	r.waitLogged(`Consul's API cannot be asked for a name like this`)
+	r.waitLogged(`Consul's API cannot query a name like this`)
 	consul.set("hc name", 3, 5)
 	r.want(others + "hc name: hc name-3@10.0.0.1=passing hc name-5@10.0.0.1=passing\n")
 	consul.restartEmpty() // the guard knows these lists
@@ -346,8 +346,8 @@ func TestOutageKeepsTheLastText(t *testing.T) {
 	consul.setDown(false)
 	r.waitReady()
 	r.wantNothingMore()
-	r.wantLogged("level=WARN msg=\"consul failed, keeping the last good configuration\"", 1)
-	r.wantLogged("level=INFO msg=\"consul answers again\"", 1)
+	r.wantLogged("level=WARN msg=\"Consul query failed, keeping the last good configuration\"", 1)
+	r.wantLogged("level=INFO msg=\"Consul answers again\"", 1)
 	r.wantLogged("s3cret-token", 0)
 
 	consul.set("web", 1, 3)
@@ -373,7 +373,7 @@ func TestConsulDownAtTheStart(t *testing.T) {
 	consul.set("web", 1)
 	consul.setDown(true)
 	r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
-	r.waitLogged("consul failed")
+	r.waitLogged("Consul query failed")
 	r.wantNothingMore()
 	consul.setDown(false)
 	r.want("web:1 ")
@@ -400,9 +400,9 @@ func TestConsulThatLostItsStateIsNotBelievedAtOnce(t *testing.T) {
 	r := newHarness(t, consul, Options{Templates: one(everyService), Grace: 10 * time.Second}).run()
 	r.want("web:1 web:2 ")
 	consul.setDown(true)
-	r.waitLogged("consul failed")
+	r.waitLogged("Consul query failed")
 	consul.restartEmpty()
-	r.waitLogged("consul answers again")
+	r.waitLogged("Consul answers again")
 	// The registrars put everything back, one by one, and one more.
 	consul.set("web", 2)
 	consul.set("api", 3)
@@ -423,7 +423,7 @@ func TestConsulThatLostItsStateIsBelievedInTheEnd(t *testing.T) {
 	r := newHarness(t, consul, Options{Templates: one(everyService), Grace: 50 * time.Millisecond}).run()
 	r.want("web:1 ")
 	consul.setDown(true)
-	r.waitLogged("consul failed")
+	r.waitLogged("Consul query failed")
 	consul.restartEmpty()
 	r.want("")
 }
@@ -449,7 +449,7 @@ func TestNodeThatLeaves(t *testing.T) {
 	if kept := time.Since(began); kept < 2*time.Second {
 		t.Errorf("it was kept for %s", kept)
 	}
-	r.wantLogged("a node has left Consul with all that it had", 1)
+	r.wantLogged(" left Consul with all its services", 1)
 
 	// What vanishes from a node that is there was removed on purpose.
 	consul.change(func() {
@@ -614,9 +614,9 @@ func TestFailingTemplateKeepsItsText(t *testing.T) {
 	r.waitLogged("port 5 is odd")
 	consul.set("a", 6)
 	r.wantNext("a", "6")
-	r.wantLogged("level=ERROR msg=\"template failed, keeping the last good value of health.service(a|passing)\" template=a.ctmpl", 2)
+	r.wantLogged("level=ERROR msg=\"a.ctmpl failed, keeping the last good value of health.service(a|passing)\" template=a.ctmpl", 2)
 	r.wantLogged("err=\"a.ctmpl:1:", 2)
-	r.wantLogged("level=INFO msg=\"template works again\" template=a.ctmpl", 1)
+	r.wantLogged("level=INFO msg=\"a.ctmpl works again\" template=a.ctmpl", 1)
 }
 
 // A service of a name that a template cannot ask for costs nothing but the services that came with it.
@@ -669,7 +669,7 @@ func TestTemplateThatNeverWorkedHarmsNoOther(t *testing.T) {
 		{Name: "a", Source: "a.ctmpl", Text: `{{ range service "a" }}{{ even .Port }}{{ end }}`, Funcs: even},
 		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ even .Port }}{{ end }}`, Funcs: even},
 	}}).run()
-	r.waitLogged("template failed, nothing is published until it works")
+	r.waitLogged(" failed, publishing nothing until it works")
 	r.wantNext("a", "2")
 	r.waitNotReady("port 3 is odd")
 	r.wantNothingMore()
@@ -706,14 +706,14 @@ func TestWhatIsLeftOutIsLoggedOnce(t *testing.T) {
 	r.want("[1][1]")
 	consul.set("web", 1, 2, 2000, 3000)
 	r.want("[1 2][1 2]")
-	r.wantLogged(`level=WARN msg="left out" reason="port 2000 is too high"`, 1)
-	r.wantLogged(`level=WARN msg="left out" reason="port 3000 is too high"`, 1)
+	r.wantLogged(`level=WARN msg="ignored: port 2000 is too high" reason="port 2000 is too high"`, 1)
+	r.wantLogged(`level=WARN msg="ignored: port 3000 is too high" reason="port 3000 is too high"`, 1)
 	if got := r.metric("berth_templater_left_out"); got != 2 {
 		t.Errorf("left_out %v, want 2", got)
 	}
 	consul.set("web", 1, 3000)
 	r.want("[1][1]")
-	r.wantLogged(`level=INFO msg="no longer left out" reason="port 2000 is too high"`, 1)
+	r.wantLogged(`level=INFO msg="no longer applies: port 2000 is too high" reason="port 2000 is too high"`, 1)
 	r.wantLogged(`reason="port 3000 is too high"`, 1)
 	if got := r.metric("berth_templater_left_out"); got != 1 {
 		t.Errorf("left_out %v, want 1", got)
@@ -723,12 +723,12 @@ func TestWhatIsLeftOutIsLoggedOnce(t *testing.T) {
 func TestFileThatCannotBeRead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "motd")
 	r := newHarness(t, newFakeConsul(t), Options{Templates: one(`{{ file "` + path + `" }}`)}).run()
-	r.waitLogged("cannot be read, keeping the last good configuration")
+	r.waitLogged(", keeping the last good configuration")
 	if err := os.WriteFile(path, []byte("hello"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	r.want("hello")
-	r.waitLogged("can be read again")
+	r.waitLogged("can read ")
 	r.wantLogged("consul", 0) // neither the server, nor the library's source files
 }
 
@@ -811,7 +811,7 @@ func TestRunReturnsDuringAnOutage(t *testing.T) {
 	r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
 	r.next()
 	consul.setDown(true)
-	r.waitLogged("consul failed")
+	r.waitLogged("Consul query failed")
 	r.stop()
 }
 
@@ -842,9 +842,9 @@ func TestTokenThatSeesNothingAtTheStart(t *testing.T) {
 		hidden string
 		why    string // of Ready
 	}{
-		{"no service", all, "Nothing is rendered from what Consul hides: the token sees nothing of catalog.services: give it service:read and node:read"},
-		{"no instance", service, "Nothing is rendered from what Consul hides: the token sees nothing of health.service(s00|passing) and 29 more: give it service:read and node:read"},
-		{"no instance of one", service + "s07", "Nothing is rendered from what Consul hides: the token sees nothing of health.service(s07|passing): give it service:read and node:read"},
+		{"no service", all, "Waiting for data that Consul hides from the token: the token sees nothing of catalog.services: give it service:read and node:read"},
+		{"no instance", service, "Waiting for data that Consul hides from the token: the token sees nothing of health.service(s00|passing) and 29 more: give it service:read and node:read"},
+		{"no instance of one", service + "s07", "Waiting for data that Consul hides from the token: the token sees nothing of health.service(s07|passing): give it service:read and node:read"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -856,7 +856,7 @@ func TestTokenThatSeesNothingAtTheStart(t *testing.T) {
 			consul.hide(tt.hidden)
 			r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
 			testenv.Until(t, deadline, tt.why, func() bool { err := r.Ready(); return err != nil && err.Error() == tt.why })
-			r.waitLogged("consul hides what the templates need, waiting for it")
+			r.waitLogged("the Consul token does not see what the templates need, waiting")
 			before := consul.asks("/v1/catalog/services") + consul.asks("/v1/health/service/s07")
 			testenv.Until(t, deadline, "more queries", func() bool {
 				return consul.asks("/v1/catalog/services")+consul.asks("/v1/health/service/s07") > before+2
@@ -872,7 +872,7 @@ func TestTokenThatSeesNothingAtTheStart(t *testing.T) {
 				t.Errorf("the first text is %q", text)
 			}
 			r.waitReady()
-			r.waitLogged("the token sees what the templates need")
+			r.waitLogged("the Consul token sees what the templates need")
 			r.wantLogged("level=ERROR", 1)
 			r.wantLogged("level=WARN", 0)
 		})
@@ -917,7 +917,7 @@ func TestPaused(t *testing.T) {
 	consul.resume("app")
 	r.want("|1 ")
 	r.waitReady()
-	r.waitLogged("no longer left out")
+	r.waitLogged("no longer applies")
 }
 
 // A pause that cannot be read costs nothing but itself.
@@ -978,9 +978,9 @@ func TestPausedHoldsUpNothing(t *testing.T) {
 			consul.change(func() { consul.before = nil })
 			close(lifted)
 			r.want("shop=30s |2 ")
-			r.waitLogged("can be read again")
+			r.waitLogged("can read paused again")
 			r.wantLogged("level=WARN", 1)
-			r.wantLogged("cannot be read, going on without news of it", 1)
+			r.wantLogged("cannot read paused, continuing without updates", 1)
 
 			testenv.Until(t, deadline, "a query that waits", func() bool { return consul.blocked(path) > 0 })
 			consul.change(func() { consul.before = broken })
@@ -1036,7 +1036,7 @@ func TestPausedThatTheTokenDoesNotSee(t *testing.T) {
 	consul.hide("")
 	consul.pause("shop", `{"max": "20s"}`)
 	r.want("shop=20s |1 ")
-	r.waitLogged("no longer left out")
+	r.waitLogged("no longer applies")
 	r.wantLogged("level=WARN", 1)
 }
 
@@ -1093,8 +1093,8 @@ func TestTemplateThatFailsOnAnEmptyList(t *testing.T) {
 	r.want("1")
 	r.waitReady()
 	consul.set("web")
-	r.waitLogged("template failed, keeping the last good value of health.service(web|passing)")
+	r.waitLogged(" failed, keeping the last good value of health.service(web|passing)")
 	consul.set("web", 2)
 	r.want("2")
-	r.wantLogged("level=INFO msg=\"template works again\"", 2)
+	r.wantLogged("level=INFO msg=\"out.ctmpl works again\"", 2)
 }

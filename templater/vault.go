@@ -23,7 +23,7 @@ func (t *Templater) renewVaultToken(ctx context.Context) {
 			if err == nil {
 				return
 			}
-			t.log.Error("cannot renew Vault's token, trying again", "err", fmt.Errorf("%w", err), "retry_in", vaultPause)
+			t.log.Error("cannot renew the Vault token, trying again", "err", fmt.Errorf("%w", err), "retry_in", vaultPause)
 			select {
 			case <-ctx.Done():
 			case <-time.After(vaultPause):

@@ -90,7 +90,7 @@ func namedCertificates(files []certificate, report func(string)) []certificate {
 		case len(c.Names) > 0 || len(all) == 0:
 			all = append(all, c)
 		case !c.readable:
-			report(certificateProblem(c.File, "berth may not read it and so does not know its hosts; make it readable for berth, and put its key into a file of its own"))
+			report(certificateProblem(c.File, "berth may not read it and does not know its hosts; make it readable for berth, and put its key into a separate file"))
 		}
 	}
 	return all
@@ -110,7 +110,7 @@ var listedFile = regexp.MustCompile(`^/[A-Za-z0-9_.*+@%=,~/-]*$`)
 func readCertificate(file string) (c certificate, problem string) {
 	c = certificate{File: file, Key: file}
 	if !listedFile.MatchString(file) {
-		return c, "its path may only have letters, digits and _.*+@%=,~/-, to be named in a configuration; rename it"
+		return c, "its path may contain only letters, digits and _.*+@%=,~/-; rename it"
 	}
 	keyFile := strings.TrimSuffix(file, ".crt") + ".key"
 	text, err := os.ReadFile(file)
@@ -133,23 +133,23 @@ func readCertificate(file string) (c certificate, problem string) {
 	notAllowed := errors.Is(err, fs.ErrPermission) // to read the key
 	switch {
 	case !complete:
-		return c, "it is cut off; copy it there again, and rename it into place"
+		return c, "it is truncated; copy it again, and rename it into place"
 	case len(chain) == 0:
-		return c, "there is no certificate in PEM form in it; remove it, or put one there"
+		return c, "it contains no PEM certificate; remove it, or put one there"
 	case err != nil && !notAllowed:
-		return c, fmt.Sprintf("it has no private key, and there is none in %s; put it there", filepath.Base(keyFile))
+		return c, fmt.Sprintf("it has no private key, and there is none in %s; put the key there", filepath.Base(keyFile))
 	}
 	if _, err := tls.X509KeyPair(text, key); err != nil && !notAllowed {
-		return c, strings.TrimPrefix(err.Error(), "tls: ") + "; put the certificate there again, with its key"
+		return c, strings.TrimPrefix(err.Error(), "tls: ") + "; install the certificate again, with its key"
 	}
 	all, err := x509.ParseCertificates(chain)
 	if err != nil {
-		return c, fmt.Sprintf("a certificate of its chain makes no sense (%v); put the chain there again", err)
+		return c, fmt.Sprintf("a certificate in its chain is invalid (%v); install the chain again", err)
 	}
 	for _, parsed := range all {
 		// What OpenSSL's default security level 2 takes.
 		if k, ok := parsed.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() < 2048 {
-			return c, fmt.Sprintf("the RSA key of %.100q has %d bits and OpenSSL asks for 2048; issue it anew", parsed.Subject, k.N.BitLen())
+			return c, fmt.Sprintf("the RSA key of %.100q has %d bits and OpenSSL requires 2048; issue a new one", parsed.Subject, k.N.BitLen())
 		}
 	}
 	c.Names, c.notAfter = certificateNames(all[0]), all[0].NotAfter

@@ -77,7 +77,7 @@ func ParseNetworks(s string) ([]netip.Prefix, error) {
 			p, err = netip.PrefixFrom(a, a.BitLen()), nil
 		}
 		if err != nil || p.Addr().Is4In6() {
-			return nil, fmt.Errorf("%q is no network like 10.0.0.0/8 or fd00::/8, and no address", part)
+			return nil, fmt.Errorf("%q is neither a network like 10.0.0.0/8 or fd00::/8 nor an address", part)
 		}
 		if p != p.Masked() {
 			return nil, fmt.Errorf("%q has bits after its /%d: the network is %s", part, p.Bits(), p.Masked())

@@ -14,7 +14,7 @@ func TestParseNetworks(t *testing.T) {
 	for _, tt := range []struct{ text, want, err string }{
 		{"", "[]", ""},
 		{"10.0.0.0/8, fd00::/8,192.0.2.1,::1", "[10.0.0.0/8 fd00::/8 192.0.2.1/32 ::1/128]", ""},
-		{"10.0.0.0/33", "", `"10.0.0.0/33" is no network like 10.0.0.0/8 or fd00::/8, and no address`},
+		{"10.0.0.0/33", "", `"10.0.0.0/33" is neither a network like 10.0.0.0/8 or fd00::/8 nor an address`},
 		{"10.0.0.1/8", "", `"10.0.0.1/8" has bits after its /8: the network is 10.0.0.0/8`},
 		{"10.0.0.0/8,", "", `"" is no network`},
 		{"lb.example.com", "", `"lb.example.com" is no network`},

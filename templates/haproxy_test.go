@@ -622,7 +622,7 @@ func TestNoPortIsOpenedByDefault(t *testing.T) {
 		funcs := shippedFuncs(Options{}, &r)
 		funcs["routed"] = Funcs(Options{})(func(reason string) { r.leftOut = append(r.leftOut, reason) })["routed"] // without the tests' ports
 		r.text = execute(t, compile(strings.ReplaceAll(text, `partial "`, `executeTemplate "`), funcs), c.brain(t, inOrder))
-		want := []string{`service "web", instance "web-1": its route_port "5432" is not allowed, as no ports are; give the templater --tcp-ports 5432`}
+		want := []string{`service "web", instance "web-1": its route_port "5432" is not allowed, because no ports are; give the templater --tcp-ports 5432`}
 		if diff := cmp.Diff(want, r.leftOut); diff != "" || strings.Contains(r.text, "5432") || !strings.Contains(r.text, "10.0.0.1:80") {
 			t.Errorf("%s: left out %s\n%s", proxy, diff, r.text)
 		}

@@ -178,7 +178,7 @@ func haproxyLua(o Options, report func(string)) bool {
 		what = "TCP connections"
 	}
 	if what != "TCP connections" || len(o.TCPPorts) > 0 {
-		report("HAProxy was built without Lua, so " + what + " do not wait for a service without a server (SERVICE_ROUTE_HOLD); run a HAProxy with Lua, as the official image and Debian's package are")
+		report("HAProxy was built without Lua, so " + what + " cannot wait for a service without a server (SERVICE_ROUTE_HOLD); run a HAProxy with Lua, such as the official image or Debian's package")
 	}
 	return false
 }
@@ -186,7 +186,7 @@ func haproxyLua(o Options, report func(string)) bool {
 // gone stands in for functions that older templates call, or call in another way.
 func gone(...any) (string, error) { return "", errGone }
 
-var errGone = errors.New("this function is no longer there: copy berth's built-in template again, and make your changes in the copy")
+var errGone = errors.New("this function no longer exists: copy berth's built-in template again, and make your changes in the copy")
 
 var versionNumber = regexp.MustCompile(`^[0-9]+(\.[0-9]+)*$`)
 
@@ -194,7 +194,7 @@ var versionNumber = regexp.MustCompile(`^[0-9]+(\.[0-9]+)*$`)
 func atLeast(name string, is func(string) bool) func(string) (bool, error) {
 	return func(version string) (bool, error) {
 		if !versionNumber.MatchString(version) {
-			return false, fmt.Errorf("%s %q: a version is numbers and dots, as 1.27.4", name, version)
+			return false, fmt.Errorf("%s %q: a version consists of numbers and dots, such as 1.27.4", name, version)
 		}
 		return is != nil && is(version), nil
 	}

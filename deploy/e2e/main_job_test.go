@@ -54,7 +54,7 @@ func TestE2EConsulRestart(t *testing.T) {
 
 	l := startLoad(t, s)
 	s.Do("stop", "consul")
-	s.Logged("templater", "consul failed, keeping the last good configuration")
+	s.Logged("templater", "Consul query failed, keeping the last good configuration")
 	id := s.Run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
 	s.Logged("registrar", "consul failed, everything stays registered as it is")
 	if err := s.expectHosts(2); err != nil {

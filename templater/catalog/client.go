@@ -24,7 +24,7 @@ const filteredHeader = "X-Consul-Results-Filtered-By-ACLs"
 
 const indexHeader = "X-Consul-Index"
 
-var errNoIndex = errors.New("this is not Consul's answer, it has no number as X-Consul-Index: is there something else at Consul's address, or a proxy that answers itself?")
+var errNoIndex = errors.New("this is not Consul's answer, its X-Consul-Index is not a number: is something else listening at Consul's address, or does a proxy answer in its place?")
 
 // hasIndex says whether Consul's answers at a path have an index, as all do that can be waited for.
 func hasIndex(path string) bool {
@@ -131,7 +131,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if to, err := res.Location(); err == nil && res.StatusCode/100 == 3 && !strings.HasSuffix(to.Path, req.URL.Path) {
 		res.Body.Close()
-		return nil, fmt.Errorf("this is not Consul's answer, it leads to %s: is there something else at Consul's address?", to)
+		return nil, fmt.Errorf("this is not Consul's answer, it redirects to %s: is something else listening at Consul's address?", to)
 	}
 	if _, err := strconv.ParseUint(res.Header.Get(indexHeader), 10, 64); err != nil && res.StatusCode == http.StatusOK && hasIndex(req.URL.Path) {
 		res.Body.Close()

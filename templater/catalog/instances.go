@@ -26,7 +26,7 @@ var instancesRe = regexp.MustCompile(`(?s)\A(.+?)(?:@([\w.-]+))?\z`)
 func NewInstances(name string) (*Instances, error) {
 	m := instancesRe.FindStringSubmatch(name)
 	if m == nil || path.Clean("/"+m[1]) != "/"+m[1] {
-		return nil, errors.New(leftout.Sentence(name, "", "Consul's API cannot be asked for a name like this; register it by another"))
+		return nil, errors.New(leftout.Sentence(name, "", "Consul's API cannot query a name like this; register it under another"))
 	}
 	return &Instances{service: m[1], datacenter: m[2]}, nil
 }

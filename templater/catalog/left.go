@@ -145,7 +145,7 @@ func (w *Watch) left(s state, a answer) bool {
 				return nil
 			}
 			if left && consul.nodes.tells(node, time.Now()) {
-				consul.limiter.log.Warn("a node has left Consul with all that it had, keeping it for the time being: if its agent is restarted, "+
+				consul.limiter.log.Warn("node "+node+" left Consul with all its services, keeping them for now: if its agent was only restarted, "+
 					"set leave_on_terminate = false there", "node", node)
 			}
 			return errLeft

@@ -105,8 +105,8 @@ func (s *lease) acquire() bool {
 	case !l.without[s]:
 		l.without[s] = true
 		l.told.Do(func() {
-			l.log.Info("more is watched than connections to Consul may wait for news: what has none shares some, "+
-				"and its changes are seen a little later (consul-connections, or https, is for more)", "connections", l.most)
+			l.log.Info("more queries to Consul than connections: queries without their own connection share a few and see changes slightly later; "+
+				"raise consul-connections or use https to avoid this", "connections", l.most)
 		})
 		notify(l.look)
 	}
@@ -193,7 +193,7 @@ func (l *limiter) observe(res *http.Response) {
 	// Consul closes a connection beyond the limit. Its limit of requests has the same status, but closes nothing.
 	case res.StatusCode == http.StatusTooManyRequests && res.Close && l.most > fewest && time.Since(l.refused) > time.Second:
 		l.refused, l.most = time.Now(), max(min(l.most, max(l.held, 4*fewest))*3/4, fewest)
-		l.log.Warn("consul refuses connections (429), fewer are used from now on: raise limits.http_max_conns_per_client, "+
+		l.log.Warn("Consul refuses connections (429), using fewer from now on: raise limits.http_max_conns_per_client "+
 			"or use https", "connections", l.most)
 	}
 }

@@ -49,7 +49,7 @@ func (p Pause) Pair() *api.KVPair {
 func ParsePause(pair *api.KVPair) (Pause, error) {
 	p, err := parsePause(pair)
 	if err != nil {
-		err = fmt.Errorf("the key %.200q pauses nothing: %w; delete it, or write it by berth pause", pair.Key, err)
+		err = fmt.Errorf("the key %.200q pauses nothing: %w; delete it, or write it with berth pause", pair.Key, err)
 	}
 	return p, err
 }

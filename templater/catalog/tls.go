@@ -29,7 +29,7 @@ func ExplainTLS(base http.RoundTripper, config *api.Config) http.RoundTripper {
 func (t needsCertificate) RoundTrip(req *http.Request) (*http.Response, error) {
 	res, err := t.RoundTripper.RoundTrip(req)
 	if err != nil && req.Context().Err() == nil && isClosed(err) {
-		err = fmt.Errorf("%w: does Consul want a client certificate? name it by %s and %s", err, api.HTTPClientCert, api.HTTPClientKey)
+		err = fmt.Errorf("%w: does Consul require a client certificate? set it with %s and %s", err, api.HTTPClientCert, api.HTTPClientKey)
 	}
 	return res, err
 }

@@ -57,7 +57,7 @@ func denied(opts *Options) texttemplate.FuncMap {
 		}
 	}
 	if !opts.Programs {
-		deny("template-programs allows what runs programs and writes files", "plugin", "writeToFile")
+		deny("template-programs enables functions that run programs or write files", "plugin", "writeToFile")
 	}
 	if opts.Library == nil || !config.BoolVal(opts.Library.Vault.Enabled) {
 		deny("set VAULT_ADDR to the address of Vault", "secret", "secrets", "pkiCert")
@@ -93,7 +93,7 @@ func (v *version) partial(name string, args ...any) (string, error) {
 	switch kind := reflect.ValueOf(key.arg).Kind(); kind {
 	case reflect.Invalid, reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Uint64, reflect.Float64:
 	default:
-		return "", fmt.Errorf("partial %q: its argument must be a string, a number or a bool, by which its text is kept, not %T", name, key.arg)
+		return "", fmt.Errorf("partial %q: its argument must be a string, a number or a bool, because it is the key of the cached text, not %T", name, key.arg)
 	}
 	f := v.partials[key]
 	if f == nil {
@@ -118,7 +118,7 @@ var fileName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}(\.[A-Za-z0-9_-]{1,20})?
 // the configuration changes, too, and never shares a file with the one before.
 func (v *version) asFile(name, text string) (string, error) {
 	if v.FilePrefix == "" {
-		return "", errors.New("asFile: there is no directory for files beside this text")
+		return "", errors.New("asFile: this text has no directory for additional files")
 	}
 	if !fileName.MatchString(name) {
 		return "", fmt.Errorf("asFile: %q must be a name like routes.map, of letters, digits, - and _", name)
@@ -147,14 +147,14 @@ var liveName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}$`)
 // asLive returns the path of a file with this extension, whose content may change without a change of the path.
 func (v *version) asLive(function, ext, example, name, text string) (string, error) {
 	if v.MapPrefix == "" {
-		return "", fmt.Errorf("%s: nothing but HAProxy's configuration has files that change while it runs", function)
+		return "", fmt.Errorf("%s: only HAProxy's configuration has files that change while it runs", function)
 	}
 	if base, ok := strings.CutSuffix(name, ext); !ok || !liveName.MatchString(base) {
 		return "", fmt.Errorf("%s: %q must be a name like %s%s, of letters, digits, - and _", function, name, example, ext)
 	}
 	path := v.MapPrefix + name
 	if was, twice := v.running.maps[path]; twice && was != text {
-		return "", fmt.Errorf("%s: %s is made twice, with different texts", function, name)
+		return "", fmt.Errorf("%s: %s is defined twice with different texts", function, name)
 	}
 	v.running.maps[path] = text
 	return path, nil

@@ -123,9 +123,9 @@ func (s *Set) lateFor(x *execution) error {
 func (f *fragment) consequence() string {
 	switch {
 	case f.good == nil && f.name != "":
-		return "left out"
+		return "skipping the partial"
 	case f.good == nil:
-		return "nothing is published until it works"
+		return "publishing nothing until it works"
 	case len(f.good.held) > 0:
 		return "keeping the last good value of " + strings.Join(slices.Sorted(maps.Keys(f.good.held)), ", ")
 	default:

@@ -272,7 +272,7 @@ func TestAsMap(t *testing.T) {
 	for text, want := range map[string]string{
 		`{{ asMap "routes" "y" }}`:                       "must be a name like routes.map",
 		`{{ asMap "../routes.map" "y" }}`:                "must be a name like routes.map",
-		`{{ asMap "a.map" "y" }}{{ asMap "a.map" "z" }}`: "made twice, with different texts",
+		`{{ asMap "a.map" "y" }}{{ asMap "a.map" "z" }}`: "defined twice with different texts",
 	} {
 		b := newBench(t, text, nil)
 		if b.update() || !strings.Contains(b.main().failure, want) {

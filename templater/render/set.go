@@ -317,8 +317,8 @@ func (s *Set) executed(v *version, f *fragment, failedBefore string, took time.D
 	}
 	switch {
 	case err != nil && f.failure != failedBefore:
-		s.opts.Log.Error("template failed, "+f.consequence(), "template", v.Source, "err", err)
+		s.opts.Log.Error(v.Source+" failed, "+f.consequence(), "template", v.Source, "err", err)
 	case err == nil && failedBefore != "" && len(f.missing) == 0:
-		s.opts.Log.Info("template works again", "template", v.Source, "was", failedBefore)
+		s.opts.Log.Info(v.Source+" works again", "template", v.Source, "was", failedBefore)
 	}
 }

@@ -73,7 +73,7 @@ func (t *tmpl) reread(again bool) bool {
 		return false
 	}
 	t.broken, t.next = err, nil
-	t.set.opts.Log.Error("the changed template is not used, going on with the one before", "template", t.Source, "err", err)
+	t.set.opts.Log.Error(t.Source+" has changed and cannot be used, keeping the previous version", "template", t.Source, "err", err)
 	return true
 }
 
@@ -87,12 +87,12 @@ func (t *tmpl) promote() {
 	switch {
 	case t.broken != nil:
 		if !sameError(t.broken, before) {
-			t.set.opts.Log.Error("the changed template fails, going on with the one before", "template", t.Source, "err", t.broken)
+			t.set.opts.Log.Error(t.Source+" has changed and fails, keeping the previous version", "template", t.Source, "err", t.broken)
 		}
 	case complete:
 		t.next.since = earlier(t.next.since, t.current.since)
 		t.current, t.next, t.set.usesOther = t.next, nil, true
-		t.set.opts.Log.Info("template read again", "template", t.Source)
+		t.set.opts.Log.Info("using the changed "+t.Source, "template", t.Source)
 	}
 }
 

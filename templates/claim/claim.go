@@ -139,7 +139,7 @@ func (p *parser) http() {
 	switch {
 	case hasPath && path == "":
 		isKept = false
-		p.problem("its %s is empty, so it has no route for requests; set %s, or remove it", KeyPath, Label(KeyPath))
+		p.problem("its %s is empty, so it gets no HTTP route; set %s, or remove it", KeyPath, Label(KeyPath))
 	case !isPathPrefix(prefix):
 		isKept = false
 		p.problem("its %s %.100q is not a path like /api; set %s", KeyPath, path, Label(KeyPath))
@@ -151,7 +151,7 @@ func (p *parser) http() {
 		return
 	}
 	if len(hosts) == 0 {
-		p.problem("its %s is empty, so it has no route for requests; set %s, or remove it", KeyHost, Label(KeyHost))
+		p.problem("its %s is empty, so it gets no HTTP route; set %s, or remove it", KeyHost, Label(KeyHost))
 	}
 	seen := map[string]bool{}
 	for _, host := range hosts {
@@ -161,7 +161,7 @@ func (p *parser) http() {
 		}
 		seen[host] = true
 		if host == "-" { // of a list in YAML
-			p.problem("its %s has the dashes of a list; write the names without them in %s, each on a line of its own or separated by commas", KeyHost, Label(KeyHost))
+			p.problem("its %s has the dashes of a YAML list; write the names without dashes in %s, one per line or separated by commas", KeyHost, Label(KeyHost))
 			continue
 		}
 		if !IsHostName(strings.TrimPrefix(host, "*.")) {
@@ -222,11 +222,11 @@ func (p *parser) misspelt() {
 	for _, key := range unknown {
 		switch near := nearest(key); {
 		case slices.Contains(closing, near):
-			p.drop("its %.100q is unknown, so it has no route; did you mean %s?", key, Label(near))
+			p.drop("its key %.100q is unknown, so it has no route; did you mean %s?", key, Label(near))
 		case near != "":
-			p.problem("its %.100q is unknown; did you mean %s?", key, Label(near))
+			p.problem("its key %.100q is unknown; did you mean %s?", key, Label(near))
 		case strings.HasPrefix(key, keyPrefix):
-			p.problem("its %.100q is no label that means anything here; remove it, or spell it as the documentation does", key)
+			p.problem("its key %.100q is unknown and has no effect; remove it, or correct its spelling", key)
 		}
 	}
 }

@@ -50,7 +50,7 @@ func (p *parser) settings() {
 		if s.Redirect || no {
 			p.says(KeyRedirect)
 		} else {
-			p.drop("its %s %.100q is neither https nor a no, so it has no route; set %s", KeyRedirect, value, Label(KeyRedirect))
+			p.drop("its %s %.100q is neither https nor no, so it has no route; set %s", KeyRedirect, value, Label(KeyRedirect))
 		}
 	}
 	if value := p.setting(KeyCheck); value != "" {
@@ -81,7 +81,7 @@ func (p *parser) settings() {
 		if s.Balance = parseBalance(value); s.Balance != "" {
 			p.says(KeyBalance)
 		} else {
-			p.problem("its %s %.100q is none of roundrobin, leastconn, random, first, source, uri and hdr(<name>); set %s", KeyBalance, value, Label(KeyBalance))
+			p.problem("its %s %.100q is not one of roundrobin, leastconn, random, first, source, uri and hdr(<name>); set %s", KeyBalance, value, Label(KeyBalance))
 		}
 	}
 	if value := p.setting(KeySlowStart); value != "" {
@@ -95,7 +95,7 @@ func (p *parser) settings() {
 		if s.Hold = parseHold(value); s.Hold != 0 {
 			p.says(KeyHold)
 		} else {
-			p.problem("its %s %.100q is not a duration between 0 and 5m, as 30s; set %s", KeyHold, value, Label(KeyHold))
+			p.problem("its %s %.100q is not a duration between 0 and 5m, such as 30s; set %s", KeyHold, value, Label(KeyHold))
 		}
 	}
 	if value := p.setting(KeyFallback); value != "" {
@@ -126,7 +126,7 @@ func (p *parser) setting(key string) string {
 	value, there := p.meta[key]
 	value = strings.TrimSpace(value)
 	if there && value == "" {
-		p.problem("its %s is empty and says nothing; set %s, or remove it", key, Label(key))
+		p.problem("its %s is empty and has no effect; set %s, or remove it", key, Label(key))
 	}
 	return value
 }

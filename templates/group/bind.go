@@ -40,7 +40,7 @@ func ParseBinds(texts []string) ([]Binding, error) {
 		case !ok || name == "" || service == "":
 			return nil, fmt.Errorf("bind %q must be name:service, such as redis:redis", text)
 		case !bindName.MatchString(name):
-			return nil, fmt.Errorf("bind %q: its name may only have letters, digits, -, _ and dots, and begins with a letter", text)
+			return nil, fmt.Errorf("bind %q: its name may contain only letters, digits, -, _ and dots, and must begin with a letter", text)
 		case !claim.IsServiceName(inConsul) || elsewhere && !claim.ConsistsOf(datacenter, "-_."):
 			return nil, fmt.Errorf("bind %q: %q cannot be a service in Consul", text, service)
 		}

@@ -32,7 +32,7 @@ func lookUp(table map[string]any, path []string) (any, error) {
 		for n, key := range keys {
 			t, ok := value.(map[string]any)
 			if !ok {
-				return nil, fmt.Errorf("there is no key %.200q, as %.200q is %s and no table",
+				return nil, fmt.Errorf("there is no key %.200q, because %.200q is %s, not a table",
 					strings.Join(append(at, keys[n:]...), "."), strings.Join(at, "."), kind(value))
 			}
 			if !has(t, key) {
@@ -51,7 +51,7 @@ func lookUp(table map[string]any, path []string) (any, error) {
 // lookUpOr is lookUp, but for the last argument, which is the value if there is none.
 func lookUpOr(table map[string]any, key string, rest []any) (any, error) {
 	if len(rest) == 0 {
-		return nil, fmt.Errorf("a default is missing behind the key %.200q", key)
+		return nil, fmt.Errorf("a default is missing after the key %.200q", key)
 	}
 	path := []string{key}
 	for _, arg := range rest[:len(rest)-1] {

@@ -55,7 +55,7 @@ func NewRoutes(claims []route.Claim, lose func(c route.Claim, why string)) Route
 		found := UpstreamName(c.Group) + " " + flags(c.Group) + " " + c.Path
 		if n, there := index[key]; there {
 			if len(entries[l][n].Routes)+len(found) >= longestValue {
-				lose(c, fmt.Sprintf("for nginx, too many routes differ from its route %.100s only in the case of letters; set another SERVICE_ROUTE_PATH", c.Route))
+				lose(c, fmt.Sprintf("nginx cannot serve its route %.100s: too many routes differ from it only in the case of letters; set another SERVICE_ROUTE_PATH", c.Route))
 				continue
 			}
 			entries[l][n].Routes += " " + found

@@ -35,8 +35,8 @@ func NewUpstreams(g *route.Group, lua bool, report func(string)) Upstreams {
 		asked bool
 		why   string
 	}{
-		{g.Balance == "first", "nginx has no balance first, so roundrobin is used; set another SERVICE_ROUTE_BALANCE"},
-		{g.Check != "", "nginx does not check servers, so its route_check has no effect; set SERVICE_CHECK_HTTP, by which Consul takes out what is ill"},
+		{g.Balance == "first", "nginx does not support balance first and uses roundrobin; set another SERVICE_ROUTE_BALANCE"},
+		{g.Check != "", "nginx does not check servers, so its route_check has no effect; set SERVICE_CHECK_HTTP, so that Consul finds unhealthy instances"},
 		{g.SlowStart != 0, "nginx gives a server its full share at once, so its route_slowstart has no effect; unset SERVICE_ROUTE_SLOWSTART"},
 	} {
 		if lacking.asked {
@@ -54,14 +54,14 @@ func NewUpstreams(g *route.Group, lua bool, report func(string)) Upstreams {
 	switch holds := u.HTTP != nil && u.HTTP.Lua != ""; {
 	case g.Hold <= 0 || holds:
 	case !lua:
-		report(leftout.Sentence(g.Service, "", "no request waits in nginx without Lua, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD, or see --nginx-lua"))
+		report(leftout.Sentence(g.Service, "", "requests cannot wait in nginx without Lua, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD, or see --nginx-lua"))
 	case u.HTTP == nil:
-		report(leftout.Sentence(g.Service, "", "no connection to a TCP port waits in nginx, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD"))
+		report(leftout.Sentence(g.Service, "", "TCP connections cannot wait in nginx, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD"))
 	default:
 		report(leftout.Sentence(g.Service, "", "nginx itself picks its servers, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD, or SERVICE_ROUTE_MAXCONN and SERVICE_ROUTE_BALANCE=leastconn"))
 	}
 	if g.Paused > 0 && (u.HTTP == nil || u.HTTP.Lua == "") {
-		report(leftout.Sentence(g.Service, "", "it is paused, and no request for it waits in nginx: that takes --nginx-lua, a route of requests, and neither SERVICE_ROUTE_MAXCONN nor SERVICE_ROUTE_BALANCE=leastconn"))
+		report(leftout.Sentence(g.Service, "", "it is paused, but its requests cannot wait in nginx: waiting needs --nginx-lua, an HTTP route, and neither SERVICE_ROUTE_MAXCONN nor SERVICE_ROUTE_BALANCE=leastconn"))
 	}
 	if len(g.Ports) > 0 {
 		u.TCP = newUpstream(g, UpstreamName(g)+".tcp", g.ForTCP())

@@ -197,7 +197,7 @@ func (r *reader) reportRole(say []*instance, from *instance) {
 	}
 	for _, i := range say {
 		if !i.Settings.ToLeader && slices.Contains(i.Says, KeyTo) {
-			r.leaveOut(i, fmt.Sprintf("its %s %.100q does not count, as instance %.100q says leader; set the same %s for all",
+			r.leaveOut(i, fmt.Sprintf("its %s %.100q is overridden by instance %.100q, which says leader; set the same %s for all",
 				KeyTo, strings.TrimSpace(i.meta[KeyTo]), from.id, claim.Label(KeyTo)))
 			return
 		}
@@ -251,7 +251,7 @@ func (r *reader) set(g *Group, newestFirst []*instance) {
 					others = map[any]bool{}
 				}
 				others[value] = true
-				r.leaveOut(i, fmt.Sprintf("its %s %.100q does not count, as the newer instance %.100q says %.100q; set the same %s for all",
+				r.leaveOut(i, fmt.Sprintf("its %s %.100q is overridden by the newer instance %.100q, which says %.100q; set the same %s for all",
 					setting.key, strings.TrimSpace(i.meta[setting.key]), from.id, strings.TrimSpace(from.meta[setting.key]), claim.Label(setting.key)))
 			}
 		}
@@ -261,7 +261,7 @@ func (r *reader) set(g *Group, newestFirst []*instance) {
 		isSet := setting.get(&g.Settings) != setting.get(&claim.Settings{})
 		forHTTP := setting.key == KeyStrip || setting.key == KeyRedirect || setting.key == KeySticky || setting.key == KeyBalance && g.NeedsHTTP()
 		if isSet && forHTTP && len(g.Routes) == 0 {
-			r.report(leftout.Sentence(r.service, "", fmt.Sprintf("its %s is for HTTP, and it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", setting.key)))
+			r.report(leftout.Sentence(r.service, "", fmt.Sprintf("its %s needs an HTTP route, but it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", setting.key)))
 		}
 		if setting.key == KeyCheck && isSet {
 			r.reportUnchecked(from, newestFirst)
@@ -273,7 +273,7 @@ func (r *reader) set(g *Group, newestFirst []*instance) {
 func (r *reader) reportUnchecked(from *instance, serving []*instance) {
 	for _, i := range serving {
 		if i.Restricted && !slices.Contains(i.Says, KeyCheck) {
-			r.leaveOut(i, fmt.Sprintf("it has no %s, so HAProxy does not check it beside instance %.100q, which has one; set a %s for all",
+			r.leaveOut(i, fmt.Sprintf("it has no %s, so HAProxy does not check it, unlike instance %.100q, which has one; set a %s for all",
 				KeyCheck, from.id, claim.Label(KeyCheck)))
 			return
 		}
@@ -311,7 +311,7 @@ func (g *Group) NeedsFallback() string {
 // can call it.
 func (g *Group) FallBack(instances []*Instance) string {
 	r := newReader(g.Fallback, instances, func(reason string) {
-		g.report(leftout.Sentence(g.Service, "", "of its route_fallback: "+reason))
+		g.report(leftout.Sentence(g.Service, "", "for its route_fallback: "+reason))
 	})
 	members := slices.DeleteFunc(r.instances, func(i *instance) bool {
 		_, none := i.meta[claim.KeyNoRoute]
@@ -335,7 +335,7 @@ func Servable(services []*dependency.CatalogSnippet, report func(string)) []stri
 	kept := make([]string, 0, len(services))
 	for _, s := range services {
 		if !claim.IsServiceName(s.Name) {
-			report(leftout.Sentence(s.Name, "", fmt.Sprintf("its name may only have letters, digits, -, _ and dots between them, %d at most; set SERVICE_NAME", claim.MaxName)))
+			report(leftout.Sentence(s.Name, "", fmt.Sprintf("its name may contain only letters, digits, -, _ and dots between them, at most %d characters; set SERVICE_NAME", claim.MaxName)))
 			continue
 		}
 		kept = append(kept, s.Name)

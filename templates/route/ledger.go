@@ -140,11 +140,11 @@ func (l *Ledger) decide(r claim.Route, askers []*Group, now time.Time) (*Group, 
 		waits := l.grace > 0 && (h.idle.IsZero() || now.Before(h.idle.Add(l.grace)))
 		switch {
 		case n >= 0 && askers[n].serves:
-			return askers[n], "which has had it for longer and serves it"
+			return askers[n], "which has had it longer and serves it"
 		case n >= 0 && (waits || !best.serves):
-			return askers[n], "which has had it for longer, though none of its instances serves now"
+			return askers[n], "which has had it longer, although none of its instances serves it now"
 		case n < 0 && waits && !best.serves:
-			return nil, "which is gone, and may come back"
+			return nil, "which is gone but may come back"
 		}
 	}
 	if best.serves {

@@ -30,7 +30,7 @@ func ParsePorts(s string) (Ports, error) {
 		}
 		r := PortRange{claim.ParsePort(first), claim.ParsePort(last)}
 		if r.First == 0 || r.Last < r.First {
-			return nil, fmt.Errorf("%q is no port between 1 and 65535 and no range of ports like 6000-6999", part)
+			return nil, fmt.Errorf("%q is neither a port between 1 and 65535 nor a range of ports like 6000-6999", part)
 		}
 		all = append(all, r)
 	}
@@ -79,11 +79,11 @@ func (p Ports) problem(port int) string {
 	problem, remedy := "", "set another "+claim.Label(KeyPort)
 	switch {
 	case port == 8080 || port == 8443 || port == 8404:
-		problem = "is a port of the proxy's own"
+		problem = "is one of the proxy's own ports"
 	case len(p) == 0:
-		problem, remedy = "is not allowed, as no ports are", fmt.Sprintf("give the templater --tcp-ports %d", port)
+		problem, remedy = "is not allowed, because no ports are", fmt.Sprintf("give the templater --tcp-ports %d", port)
 	case !p.Contain(port):
-		problem = fmt.Sprintf("is not one of the ports that may be asked for (%s)", p)
+		problem = fmt.Sprintf("is not one of the allowed ports (%s)", p)
 		remedy += fmt.Sprintf(", or give the templater --tcp-ports %s,%d", p, port)
 	default:
 		return ""

@@ -72,9 +72,9 @@ func addressOf(host string, port int) (address, problem string) {
 	case err != nil:
 		return "", fmt.Sprintf("its address %.100q is not an IP address; set SERVICE_ADDRESS to one", host)
 	case ip.Zone() != "":
-		return "", fmt.Sprintf("its address %.100q has a zone, which only its own host knows; set SERVICE_ADDRESS", host)
+		return "", fmt.Sprintf("its address %.100q has a zone, which is valid only on its own host; set SERVICE_ADDRESS", host)
 	case ip.Unmap().IsUnspecified() || ip.Unmap().IsMulticast():
-		return "", fmt.Sprintf("its address %.100q is no server's; set SERVICE_ADDRESS", host)
+		return "", fmt.Sprintf("its address %.100q cannot be a server's; set SERVICE_ADDRESS", host)
 	case port < 1 || port > 65535:
 		return "", fmt.Sprintf("its port %d is not between 1 and 65535; register the port it listens on", port)
 	}

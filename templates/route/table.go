@@ -274,7 +274,7 @@ func (t *Table) loseTo(winner *Group, r claim.Route, g *Group, why string) {
 	if winner != nil {
 		owner, remedy = winner.Service, fmt.Sprintf("stop %q", winner.Service)
 	} else {
-		owner, remedy = t.fragments.ledger.held[r].service, fmt.Sprintf("have an instance of %q pass its checks", g.Service)
+		owner, remedy = t.fragments.ledger.held[r].service, fmt.Sprintf("make an instance of %q pass its checks", g.Service)
 	}
 	t.lose(r, g, owner, fmt.Sprintf("%s belongs to service %q, %s; set another %s, or %s", what, owner, why, labels, remedy))
 }
@@ -308,7 +308,7 @@ func (t *Table) ready() {
 		if len(g.Routes) > 0 {
 			t.sticky = t.sticky || g.Sticky
 			if g.Redirect && !t.tls {
-				t.report(leftout.Sentence(g.Service, "", "its route_redirect is not followed, as there is no certificate for HTTPS; give berth one, or unset SERVICE_ROUTE_REDIRECT"))
+				t.report(leftout.Sentence(g.Service, "", "its route_redirect is ignored, because there is no certificate for HTTPS; add one, or unset SERVICE_ROUTE_REDIRECT"))
 			}
 		}
 	}

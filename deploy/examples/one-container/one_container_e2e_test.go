@@ -87,7 +87,7 @@ func TestE2EOneContainerExample(t *testing.T) {
 			s.Do("up", "-d", "--no-recreate", "--scale", "web=2")
 			s.expectServers(2)
 		})
-		s.expectLog(lb, "consul failed")
+		s.expectLog(lb, "Consul query failed")
 	})
 
 	t.Run("HAProxy is killed", func(t *testing.T) {

@@ -81,7 +81,7 @@ func serve(ctx context.Context, l net.Listener, s *site, log *slog.Logger) error
 		return fmt.Errorf("serve: %w", err)
 	case <-ctx.Done():
 	}
-	log.Info("stopping: no new connections, finishing what is in flight")
+	log.Info("stopping: no new connections, finishing requests in flight")
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
 	if err := srv.Shutdown(drain); err != nil {
