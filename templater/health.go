@@ -8,7 +8,7 @@ import (
 	"berth/templater/catalog"
 )
 
-// note takes in how a query went and logs when that is news.
+// note records the outcome of a query and logs a change.
 func (t *Templater) note(u catalog.Update) {
 	w := u.Watch
 	switch {
@@ -38,10 +38,10 @@ func (t *Templater) note(u catalog.Update) {
 	}
 }
 
-// answers says whether Consul answers, so that an error of an optional dependency is its own.
+// answers reports whether Consul answers, so an error of an optional dependency concerns only that dependency.
 func (t *Templater) answers() bool { return t.answered && t.consulErr == nil }
 
-// noteOther is note for a watch outside Consul, such as of a file that a template reads, and for an optional one.
+// noteOther is note for a watch outside Consul, such as a file that a template reads, and for an optional dependency.
 func (t *Templater) noteOther(u catalog.Update, consequence string) {
 	failed := t.failing[u.Watch]
 	switch {
@@ -56,7 +56,7 @@ func (t *Templater) noteOther(u catalog.Update, consequence string) {
 	}
 }
 
-// succeeded forgets that a watch failed. Consul answers again when no query to it fails.
+// succeeded clears a watch's failure. Consul answers again once no query to it fails.
 func (t *Templater) succeeded(w *catalog.Watch) {
 	delete(t.failing, w)
 	delete(t.hidden, w.Key)
@@ -71,7 +71,7 @@ func (t *Templater) succeeded(w *catalog.Watch) {
 	}
 }
 
-// hiddenErr names the data that the token should see and does not; nil = it sees everything.
+// hiddenErr names data that the token should see but does not; nil = it sees everything.
 func (t *Templater) hiddenErr() error {
 	if len(t.hidden) == 0 {
 		return nil
@@ -79,8 +79,8 @@ func (t *Templater) hiddenErr() error {
 	return &catalog.HiddenError{Dependency: andMore(t.hidden)}
 }
 
-// logHidden logs once, in one line, what the token does not see, and then that it sees everything. It is called by the
-// clock: by the first tick each query has had its answer.
+// logHidden logs once, in one line, what the token does not see, and later that it sees everything. It is called on a tick,
+// because each query has its answer by the first tick.
 func (t *Templater) logHidden() {
 	err := t.hiddenErr()
 	switch {
@@ -92,7 +92,7 @@ func (t *Templater) logHidden() {
 	t.loggedHidden = err != nil
 }
 
-// updateReady updates the answer of Ready and the metric of Consul's health.
+// updateReady updates the result of Ready and the metric of Consul's health.
 func (t *Templater) updateReady() {
 	hidden, up := t.hiddenErr(), 0.0
 	if t.answered && t.consulErr == nil && hidden == nil {
@@ -126,10 +126,10 @@ func (t *Templater) updateReady() {
 	}
 }
 
-// waitsFor names the data that has not arrived.
+// waitsFor names data that has not arrived.
 func (t *Templater) waitsFor() string {
 	missing := t.waiting
-	if len(missing) == 0 { // an empty list that a template does not take for an answer
+	if len(missing) == 0 { // a template waits for a list that is not empty
 		missing = t.templates.Missing()
 	}
 	if len(missing) == 0 {
@@ -138,7 +138,7 @@ func (t *Templater) waitsFor() string {
 	return "waiting for " + andMore(missing)
 }
 
-// andMore names the first of the keys, and counts the others.
+// andMore returns the first of the keys and the number of others.
 func andMore(keys map[string]bool) string {
 	first := ""
 	for key := range keys {

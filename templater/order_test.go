@@ -209,7 +209,7 @@ func TestRenderWithoutRun(t *testing.T) {
 	r := newHarness(t, consul, Options{Templates: []Template{{Name: "out", Source: "out.ctmpl", Text: "{{ ports }}", Funcs: s.funcs}}})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	r.failsWith(ctx, "the templater is not at work")
+	r.failsWith(ctx, "the templater is not running")
 	r.run()
 	failed := make(chan error, 1)
 	go func() {

@@ -738,7 +738,7 @@ func TestNewRefuses(t *testing.T) {
 		templates []Template
 		want      string
 	}{
-		{"no template", nil, "there is no template to render"},
+		{"no template", nil, "no template to render"},
 		{"empty", []Template{{Name: "a", Source: "a.ctmpl", Text: ""}}, "a.ctmpl: the template is empty"},
 		{"syntax", []Template{{Name: "a", Source: "/etc/a.ctmpl", Text: "ok\n{{ if }}\n"}}, "/etc/a.ctmpl:2: missing value for if"},
 		{"function", []Template{{Name: "a", Source: "a.ctmpl", Text: "\n\n{{ nosuch 1 }}"}}, `a.ctmpl:3: function "nosuch" not defined`},

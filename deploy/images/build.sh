@@ -1,12 +1,12 @@
 #!/bin/sh
-# Makes the images of the demo and the tests, and writes deploy/.env, from which compose takes their names.
+# Builds the images of the demo and the tests, and writes their names to deploy/.env for compose.
 #
-# berth and its demo app are compiled here. HAProxy and Consul are the official images where they are present or can be
-# pulled; without a registry, stand-ins are built from Debian's packages and from Consul's source. What is there already
-# is kept, so running it again takes seconds. Details of every step: build/*.log.
+# berth and its demo app are compiled here. For HAProxy and Consul, the official images are used if they are present or can be
+# pulled. Without a registry, replacements are built from Debian's packages and from Consul's source. Existing images are
+# kept, so a second run takes seconds. The output of every step is in build/*.log.
 #
-# With --nginx it also provides nginx, and what the chat example needs. With --all, the other versions of both proxies that
-# Debian offers, too, for the tests (IMAGES_HAPROXY and IMAGES_NGINX in deploy/.env), and compose v2 (COMPOSE_V2).
+# --nginx also provides nginx and the needs of the chat example. --all adds, for the tests, the other versions of both proxies
+# in Debian (IMAGES_HAPROXY and IMAGES_NGINX in deploy/.env) and compose v2 (COMPOSE_V2).
 set -eu
 
 images=$(cd "$(dirname "$0")" && pwd)
@@ -14,7 +14,7 @@ deploy=$(dirname "$images")
 root=$(dirname "$deploy")
 build=$root/build
 
-# All the versions there are, but for the other proxies' at the end. Consul's and compose's are those that their go.mod build.
+# All versions, except for the other proxies at the end. The versions of Consul and compose come from their go.mod files.
 debian=trixie
 haproxy=3.0
 nginx=1.26
@@ -36,26 +36,26 @@ command -v make >/dev/null || fail "make is missing: install it with your packag
 
 say() { printf '%s\n' "$*"; }
 
-# logged NAME COMMAND... runs a step with its output in build/NAME.log, and shows the end of that if the step fails.
+# logged NAME COMMAND... runs a step with its output in build/NAME.log, and shows the end of the log if the step fails.
 logged() {
 	log=$build/$1.log
 	shift
 	"$@" >"$log" 2>&1 || {
 		tail -n 25 "$log" >&2
-		fail "'$*' failed; its whole output is in $log"
+		fail "'$*' failed; its complete output is in $log"
 	}
 }
 
 have() { docker image inspect "$1" >/dev/null 2>&1; }
 
-# pull IMAGE says whether the image is here now. After one failure no other pull is tried.
+# pull IMAGE succeeds if the image is present afterwards. After one failure it tries no other pull.
 no_registry=
 pull() {
 	[ -z "$no_registry" ] || return 1
 	say "pulling $1"
 	timeout 300 docker pull "$1" >"$build/pull.log" 2>&1 && return 0
 	no_registry=1
-	say "no registry reachable, building it here"
+	say "no registry reachable, building the image here"
 	return 1
 }
 

@@ -36,8 +36,8 @@ func TestCleanPauses(t *testing.T) {
 		{"app", ``, "unexpected end of JSON"},
 		{"app", `30s`, "invalid character"},
 		{"app", `{"max": "30s", "since": "yesterday"}`, "parsing time"},
-		{"", `{"max": "30s"}`, "it names no service"},
-		{"app/x", `{"max": "30s"}`, "it names no service"},
+		{"", `{"max": "30s"}`, "it does not name a service"},
+		{"app/x", `{"max": "30s"}`, "it does not name a service"},
 		{"app\n", `{"max": "no"}`, `the key "berth/paused/app\n" pauses nothing`},
 	} {
 		good := Pause{Service: "web", Max: time.Minute}
