@@ -12,12 +12,12 @@ import (
 // Ports are ranges of TCP ports.
 type Ports []PortRange
 
-// PortRange is the ports from First to Last, both included.
+// PortRange is the ports from First to Last, inclusive.
 type PortRange struct{ First, Last int }
 
 const noPorts = "none"
 
-// ParsePorts reads ports and ranges that are separated by commas: "5432,6000-6999", or "none".
+// ParsePorts reads comma-separated ports and ranges: "5432,6000-6999", or "none".
 func ParsePorts(s string) (Ports, error) {
 	if s == noPorts {
 		return nil, nil
@@ -37,7 +37,7 @@ func ParsePorts(s string) (Ports, error) {
 	return all, nil
 }
 
-// String returns the ports as ParsePorts reads them.
+// String returns the ports in the format of ParsePorts.
 func (p Ports) String() string {
 	if len(p) == 0 {
 		return noPorts
@@ -53,7 +53,7 @@ func (p Ports) String() string {
 	return strings.Join(all, ",")
 }
 
-// Without returns the same ports but for one: the port of berth's own listener, for example, which no label may take.
+// Without returns the ports except one, for example the port of berth's own listener, which no label may use.
 func (p Ports) Without(port int) Ports {
 	var rest Ports
 	for _, r := range p {
@@ -66,14 +66,14 @@ func (p Ports) Without(port int) Ports {
 	return rest
 }
 
-// Contain reports whether a port is one of them.
+// Contain reports whether the ports contain a port.
 func (p Ports) Contain(port int) bool {
 	return slices.ContainsFunc(p, func(r PortRange) bool { return r.First <= port && port <= r.Last })
 }
 
-// problem says why a port may not be asked for, "" if it may.
+// problem returns why a port may not be asked for, "" if it may.
 func (p Ports) problem(port int) string {
-	if port == 0 { // requests
+	if port == 0 { // an HTTP route
 		return ""
 	}
 	problem, remedy := "", "set another "+claim.Label(KeyPort)

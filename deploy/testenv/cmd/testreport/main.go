@@ -82,7 +82,7 @@ func run(out io.Writer, file string, allowSkips bool, lanes []string) (ok bool, 
 	return len(problems) == 0, nil
 }
 
-// goTest runs the end-to-end tests of packages, one package after the other, and passes on the lines of go test -json.
+// goTest runs the end-to-end tests of packages, one package after the other, and passes the lines of go test -json on.
 func goTest(packages []string, lines chan<- []byte) error {
 	cmd := exec.Command("go", append([]string{"test", "-json", "-tags", tag, "-run", "^" + prefix, "-count=1", "-p=1", "-timeout=60m"}, packages...)...)
 	cmd.Stderr = os.Stderr
