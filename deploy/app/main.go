@@ -1,19 +1,23 @@
-// Command app is the demo's web application: it says which container answered.
+// Command app is the demo's web application: it shows which container answered.
 //
-//	/                 "Hosted by <hostname>" and how many requests this process has answered
-//	/?delay=100ms     the same, that much later (10s at most): a request to watch while something changes
+//	/                 "Hosted by <hostname>" and the number of requests this process has answered
+//	/?delay=100ms     the same after a delay (10s at most): a request to watch during a change
 //	/health           ok
-//	/echo             upgrades to a websocket, and sends its bytes back as they come: a tunnel to watch
+//	/echo             upgrades to a websocket and echoes its bytes: a tunnel to watch
 //
-// Every other path answers like /. The header Asked of an answer says what was asked for, and Received what came with it. PORT
-// sets the port (8080). On SIGTERM it stops accepting at once, finishes what is in flight and exits 0. With EXIT_AT_ONCE=1 it
-// exits 0 without finishing anything, as many programs do: requests in flight die with it.
+// Every other path answers like /. The response header Asked shows the request, and Received its body. PORT sets the port
+// (8080). On SIGTERM it stops accepting at once, finishes requests in flight and exits 0. With EXIT_AT_ONCE=1 it exits 0 at
+// once, as many programs do, and requests in flight are lost.
 //
-// For tests: MISSING=/path answers 404 there, READY_AFTER=3s answers 503 at /health for so long, LOG_POSTS=1 logs each POST
-// when its head has come, and with STOP_AFTER=100ms it goes on for so long after SIGTERM: until then a balancer has heard of it.
+// For tests:
 //
-// "app get URL" prints the first line of a page instead: the demo's script asks with it, since a host may have no curl.
-// "app --help" says how it is called.
+//	MISSING=/path       answers 404 at the path
+//	READY_AFTER=3s      answers 503 at /health for this time
+//	LOG_POSTS=1         logs each POST when its head has arrived
+//	STOP_AFTER=100ms    goes on for this time after SIGTERM, until load balancers have noticed
+//
+// "app get URL" prints the first line of a page instead, for the demo's script on hosts without curl. "app --help" prints the
+// usage.
 package main
 
 import (

@@ -59,7 +59,7 @@ pull() {
 	return 1
 }
 
-# pick OFFICIAL STAND-IN sets $picked to the one to use; it fails when that has to be built first.
+# pick OFFICIAL REPLACEMENT sets $picked to the image to use; it fails if that has to be built first.
 pick() {
 	picked=$1
 	have "$1" && return
@@ -71,7 +71,7 @@ pick() {
 	return 1
 }
 
-# context NAME makes an empty build context with the Dockerfile of that name in it.
+# context NAME makes a build context with the files of that image's directory.
 context() {
 	context=$build/context/$1
 	rm -rf "$context"
@@ -92,10 +92,10 @@ make_berth() {
 	context berth
 	install -m 0755 "$build/berth" "$context/berth"
 	install -d -m 0755 "$context/etc/haproxy" "$context/run/haproxy"
-	# Without these BuildKit would give /etc and /run to HAProxy's user too.
+	# Without these, BuildKit would also give /etc and /run to HAProxy's user.
 	install -d -m 0755 "$context/root/etc" "$context/root/run"
 	install -d -m 1777 "$context/root/tmp"
-	# In the path, too: docker exec CONTAINER berth ...
+	# Also in the path, for docker exec CONTAINER berth ...
 	install -d -m 0755 "$context/root/usr/local/bin"
 	ln -s /berth "$context/root/usr/local/bin/berth"
 	install -m 0644 "$images/berth/haproxy.cfg" "$context/etc/haproxy/haproxy.cfg"
@@ -113,14 +113,14 @@ make_base() {
 	pull "$base" && return
 	if ! command -v mmdebstrap >/dev/null; then
 		command -v apt-get >/dev/null ||
-			fail "no registry is reachable and $base can only be made on Debian or Ubuntu: load that image with 'docker load'."
-		[ "$(id -u)" = 0 ] || fail "mmdebstrap is missing: run 'sudo apt-get install mmdebstrap' and then this again."
+			fail "no registry is reachable, and $base can be built only on Debian or Ubuntu: load the image with 'docker load'."
+		[ "$(id -u)" = 0 ] || fail "mmdebstrap is missing: run 'sudo apt-get install mmdebstrap' and try again."
 		say "installing mmdebstrap"
 		logged apt-update apt-get update
 		logged apt-install env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mmdebstrap debian-archive-keyring
 	fi
-	say "making $base with mmdebstrap (half a minute, once)"
-	# sid's index expires after a week, and mirrors can lag by more. The option stays in the image, for the apt-get there.
+	say "building $base with mmdebstrap (half a minute, once)"
+	# sid's index expires after a week, and mirrors can lag behind more. The option stays in the image for its apt-get.
 	check=true
 	[ "$1" != sid ] || check=false
 	log=$build/mmdebstrap-$1.log
@@ -129,14 +129,14 @@ make_base() {
 	else
 		mmdebstrap --mode=unshare --variant=minbase --aptopt="Acquire::Check-Valid-Until $check" "$1" "$build/base.tar" \
 			>"$log" 2>&1 || fail "mmdebstrap failed without root ($log): run 'sudo mmdebstrap --variant=minbase" \
-			"--aptopt=\"Acquire::Check-Valid-Until $check\" $1 - | docker import - $base' and then this again."
+			"--aptopt=\"Acquire::Check-Valid-Until $check\" $1 - | docker import - $base' and try again."
 	fi
 	logged import docker import "$build/base.tar" "$base"
 	rm -f "$build/base.tar"
 }
 
-# make_haproxy IMAGE SUITE VERSION [SUITE]; the version is a regular expression that the package's must begin with. The last
-# suite is one that has no base of its own: the package is taken from there.
+# make_haproxy IMAGE SUITE VERSION [SUITE]; VERSION is a regular expression for the beginning of the package's version. The last
+# suite provides the package if it has no base image of its own.
 make_haproxy() {
 	make_base "$2"
 	say "building $1 from Debian's package (half a minute, once)"
@@ -144,7 +144,7 @@ make_haproxy() {
 	docker_build "$1" --build-arg DEBIAN="$2" --build-arg HAPROXY="$3" --build-arg SUITE="${4:-}"
 }
 
-# make_nginx IMAGE SUITE VERSION [PACKAGES], as make_haproxy; the packages are those of more modules.
+# make_nginx IMAGE SUITE VERSION [PACKAGES], as make_haproxy; the packages are additional modules.
 make_nginx() {
 	make_base "$2"
 	say "building $1 from Debian's package (half a minute, once)"
@@ -159,7 +159,7 @@ make_redis() {
 	docker_build "$1" --build-arg DEBIAN="$debian" --build-arg REDIS="$redis"
 }
 
-# make_chromium makes the browser of the tests.
+# make_chromium builds the browser for the tests.
 make_chromium() {
 	make_base "$debian"
 	say "building $1 from Debian's package (a minute, once)"
@@ -167,7 +167,7 @@ make_chromium() {
 	docker_build "$1" --build-arg DEBIAN="$debian"
 }
 
-# make_prometheus makes what scrapes and checks rules in the tests.
+# make_prometheus builds Prometheus, which scrapes and checks rules in the tests.
 make_prometheus() {
 	make_base "$debian"
 	say "building $1 from Debian's package (half a minute, once)"
@@ -186,7 +186,7 @@ make_chat() {
 	docker_build "$image_chat"
 }
 
-# other PROXY OFFICIAL STAND-IN SUITE VERSION [SUITE] adds one to $images_others: without --all only if it is here already.
+# other PROXY OFFICIAL REPLACEMENT SUITE VERSION [SUITE] adds an image to $images_others; without --all only if it is present.
 other() {
 	if ! pick "$2" "$3"; then
 		[ -n "$all" ] || return 0
@@ -210,7 +210,7 @@ make_consul() {
 	docker_build "$1"
 }
 
-# make_compose compiles compose v2, which the tests use whichever this machine has.
+# make_compose compiles compose v2, which the tests use whichever compose this machine has.
 make_compose() {
 	"$build/docker-compose" docker-cli-plugin-metadata 2>/dev/null | grep -q "\"Version\": *\"$compose\"" && return
 	say "building compose $compose from source (4 to 5 minutes on 2 cores, once)"
@@ -219,11 +219,11 @@ make_compose() {
 		-o "$build/docker-compose" github.com/docker/compose/v2/cmd
 }
 
-# write_env writes deploy/.env, and keeps what an operator has added or changed there (HTTP_PORT, COMPOSE_PROJECT_NAME).
+# write_env writes deploy/.env, and keeps lines that an operator added or changed (HTTP_PORT, COMPOSE_PROJECT_NAME).
 write_env() {
 	socket=/var/run/docker.sock
 	case ${DOCKER_HOST:-} in unix://*) socket=${DOCKER_HOST#unix://} ;; esac
-	# A container sees another group than the host where Docker runs rootless or in a virtual machine: ask one.
+	# With rootless Docker or Docker in a virtual machine, a container sees another group than the host: ask a container.
 	gid=$(docker run --rm --network none --entrypoint stat -v "$socket:/docker.sock:ro" "$image_haproxy" \
 		-c %g /docker.sock) || fail "the Docker socket $socket cannot be mounted into a container."
 	"$images/env.sh" "$deploy/.env" <<-EOF
@@ -266,8 +266,8 @@ if [ -n "$all" ]; then
 	make_compose
 fi
 
-# The default comes first, then the others, the oldest first. Those of sid and experimental are named after the suite, since
-# their versions move; to get newer ones: docker rmi berth-haproxy:sid berth-haproxy:experimental berth-nginx:sid debian:sid-slim
+# The default comes first, then the others from the oldest. Images from sid and experimental are named after the suite, because
+# their versions change; to get newer ones: docker rmi berth-haproxy:sid berth-haproxy:experimental berth-nginx:sid debian:sid-slim
 [ -n "$all" ] || no_registry=1
 images_others=$image_haproxy
 other haproxy haproxy:2.6 berth-haproxy:2.6 bookworm 2.6

@@ -1,14 +1,14 @@
-// Command testreport runs all end-to-end tests of a module and fails unless each of them ran and passed: go test alone is content with
-// a test that was skipped, and with one that nothing ran.
+// Command testreport runs all end-to-end tests of a module and fails unless each of them ran and passed. go test alone accepts
+// tests that were skipped or never run.
 //
 //	testreport [-allow-skips] [-json FILE] [PACKAGES...]
 //
-// PACKAGES are patterns of packages, separated by commas. The packages of one argument are tested one after the other, those of
-// several arguments at the same time: tests that must not see each other's containers belong in one argument. Without
-// arguments all packages are tested one after the other. All end-to-end tests of the module have to run in any case.
+// PACKAGES are comma-separated package patterns. Packages of one argument are tested one after the other, different arguments at
+// the same time: tests that must not see each other's containers belong in one argument. Without arguments all packages are
+// tested one after the other. In any case all end-to-end tests of the module have to run.
 //
-// A test is an end-to-end test if its file needs the build tag e2e; its name begins with TestE2E. The output is like
-// go test -v prints it, each test's in one piece. The last line is "N passed, N failed, N skipped", subtests included.
+// A test is an end-to-end test if its file needs the build tag e2e; its name begins with TestE2E. The output is that of
+// go test -v, with each test's output in one piece. The last line is "N passed, N failed, N skipped", including subtests.
 package main
 
 import (
