@@ -90,7 +90,7 @@ func TestRereadAtOnce(t *testing.T) {
 	}
 	r := newHarness(t, newFakeConsul(t), Options{Templates: []Template{{Name: "out", File: path}}}).run()
 	r.want("a")
-	// An edit that shows in nothing but the content.
+	// An edit that changes only the content.
 	before := state()
 	if err := os.WriteFile(path, []byte("b"), 0o600); err != nil {
 		t.Fatal(err)
@@ -102,7 +102,7 @@ func TestRereadAtOnce(t *testing.T) {
 	r.want("b")
 }
 
-// A pipe, as of a shell's <(...), is read once.
+// A pipe, such as a shell's <(...), is read once.
 func TestTemplateInAPipe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {

@@ -27,8 +27,8 @@ import (
 
 func TestMain(m *testing.M) {
 	log.SetOutput(io.Discard) // consul-template's own
-	// The library's file watch looks at its stop channel only when the file changes, and what comes from Vault when its
-	// lease is over.
+	// The library's file watch checks its stop channel only when the file changes, and a Vault watch only when the lease
+	// expires.
 	const library = "github.com/hashicorp/consul-template/dependency."
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction(library+"(*FileQuery).watch.func1"),
 		goleak.IgnoreAnyFunction(library+"(*VaultWriteQuery).Fetch"), goleak.IgnoreAnyFunction(library+"(*VaultPKIQuery).Fetch"))
@@ -38,7 +38,7 @@ const deadline = 30 * time.Second
 
 const everyService = `{{ range services }}{{ $name := .Name }}{{ range service .Name }}{{ $name }}:{{ .Port }} {{ end }}{{ end }}`
 
-// harness is a Templater that runs against a fake Consul.
+// harness is a Templater with a fake Consul.
 type harness struct {
 	t *testing.T
 	*Templater
@@ -99,7 +99,7 @@ func (r *harness) next() string {
 	return r.nextOf("out").Text
 }
 
-// nextOf returns what is published next of a template. The other templates' texts are passed over.
+// nextOf returns the next published text of a template, skipping texts of other templates.
 func (r *harness) nextOf(name string) Published {
 	r.t.Helper()
 	for {
@@ -120,7 +120,7 @@ func (r *harness) nextAny() Published {
 	}
 }
 
-// wantNext compares what is published next with a text of a template.
+// wantNext compares the next published text with a text of a template.
 func (r *harness) wantNext(name, text string) {
 	r.t.Helper()
 	if p := r.nextAny(); p.Name != name || p.Text != text {
@@ -161,7 +161,7 @@ func (r *harness) waitReady() {
 	testenv.Until(r.t, deadline, "ready", func() bool { return r.Ready() == nil })
 }
 
-// waitNotReady waits until the templater is not ready for a reason that has this in it, "" for any, and returns the reason.
+// waitNotReady waits until the templater is not ready for a reason that contains this, "" for any, and returns the reason.
 func (r *harness) waitNotReady(because string) (reason string) {
 	r.t.Helper()
 	testenv.Until(r.t, deadline, "not ready: "+because, func() bool {
@@ -237,7 +237,7 @@ func TestChangeIsPublished(t *testing.T) {
 	r.want("")
 }
 
-// The function instances takes services that consul-template's own refuses, and a name that nobody can ask for harms none.
+// The function instances accepts services that consul-template's own function refuses, and an impossible name does no harm.
 func TestInstances(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("Web_App.v1", 1, 2)
@@ -290,7 +290,7 @@ func TestBurstCostsOneRender(t *testing.T) {
 		Templates: one(everyService),
 		Publish: func(p Published) {
 			updates <- p.Text
-			<-release // holds Run up, so that the burst queues
+			<-release // blocks Run, so that the burst queues up
 		},
 	})
 	r.run()
@@ -342,7 +342,7 @@ func TestOutageKeepsTheLastText(t *testing.T) {
 		t.Errorf("consul_up %v", up)
 	}
 
-	// Nothing has changed, and every query waits for a minute: the recovery is seen all the same.
+	// Nothing has changed, and every query blocks for a minute: the recovery is still seen.
 	consul.setDown(false)
 	r.waitReady()
 	r.wantNothingMore()
@@ -383,7 +383,7 @@ func TestConsulDownAtTheStart(t *testing.T) {
 func TestConnectionsCut(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
-	// A query may fail, and then what is gone is kept for the grace.
+	// A query may fail, and then missing entries are kept for the grace.
 	r := newHarness(t, consul, Options{Templates: one(everyService), Grace: time.Millisecond}).run()
 	r.want("web:1 ")
 	for port := 2; port < 5; port++ {
@@ -403,14 +403,14 @@ func TestConsulThatLostItsStateIsNotBelievedAtOnce(t *testing.T) {
 	r.waitLogged("Consul query failed")
 	consul.restartEmpty()
 	r.waitLogged("Consul answers again")
-	// The registrars put everything back, one by one, and one more.
+	// The registrars put everything back one by one, and one more.
 	consul.set("web", 2)
 	consul.set("api", 3)
 	r.want("api:3 web:1 web:2 ")
 	consul.set("web", 1, 2)
 	testenv.Until(t, deadline, "the state to be as before", func() bool { return consul.waits("/v1/health/service/web", 8) })
 	r.wantNothingMore()
-	// It is believed again, in the end.
+	// It is finally trusted again.
 	consul.set("web", 1)
 	r.want("api:3 web:1 ")
 	consul.set("web", 4)
@@ -428,7 +428,7 @@ func TestConsulThatLostItsStateIsBelievedInTheEnd(t *testing.T) {
 	r.want("")
 }
 
-// A node that leaves with all that it had is not believed at once, neither in the lists of its services nor in that of the
+// A node that leaves with everything on it is not believed at once, neither in the lists of its services nor in the list of
 // services.
 func TestNodeThatLeaves(t *testing.T) {
 	consul := newFakeConsul(t)
@@ -441,7 +441,7 @@ func TestNodeThatLeaves(t *testing.T) {
 		consul.put("web")
 		delete(consul.services, "web")
 	})
-	for got := ""; got != "| "; { // the service and its instances have each their own time
+	for got := ""; got != "| "; { // the service and its instances have separate deadlines
 		if got = r.next(); got != "| " && got != "| web " && got != "web:1 web:2 | " {
 			t.Fatalf("published %q", got)
 		}
@@ -451,7 +451,7 @@ func TestNodeThatLeaves(t *testing.T) {
 	}
 	r.wantLogged(" left Consul with all its services", 1)
 
-	// What vanishes from a node that is there was removed on purpose.
+	// An entry that vanishes from an existing node was removed on purpose.
 	consul.change(func() {
 		consul.left = false
 		consul.put("web", 1)
@@ -470,7 +470,7 @@ func TestNodeThatLeaves(t *testing.T) {
 	}
 }
 
-// Whatever is at Consul's address for a while: nothing of it is believed, and what Consul says then is seen.
+// Another server is at Consul's address for a while: none of its answers are trusted, and Consul's later answers are seen.
 func TestSomethingElseAnswers(t *testing.T) {
 	for name, instead := range map[string]http.HandlerFunc{
 		"an error":          func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "oh", http.StatusInternalServerError) },
@@ -501,7 +501,7 @@ func TestSomethingElseAnswers(t *testing.T) {
 			r := newHarness(t, consul, Options{Templates: one(everyService), Grace: time.Millisecond}).run()
 			r.want("web:1 ")
 			r.waitReady()
-			// The query that waits is answered by Consul itself.
+			// Consul itself answers the blocking query.
 			testenv.Until(t, deadline, "it waits", func() bool { return consul.waits("/v1/health/service/web", 11) })
 			consul.change(func() {
 				consul.put("web", 1, 2)
@@ -512,7 +512,7 @@ func TestSomethingElseAnswers(t *testing.T) {
 			consul.change(func() { consul.instead = nil })
 			r.waitReady()
 			consul.set("web", 3)
-			// A query that fails only now keeps for the grace what the next answer lacks.
+			// Only now a query fails, and entries missing from the next answer are kept for the grace.
 			for got := ""; got != "web:3 "; {
 				if got = r.next(); !strings.HasSuffix(got, "web:3 ") {
 					t.Fatalf("published %q", got)
@@ -523,7 +523,7 @@ func TestSomethingElseAnswers(t *testing.T) {
 }
 
 func TestDependenciesComeAndGo(t *testing.T) {
-	// The names tell whether the list of services in a text is the newest.
+	// The names show whether the list of services in a text is the newest.
 	const names = `{{ range services }}{{ .Name }} {{ end }}| `
 	for name, text := range map[string]string{
 		"whole": everyService,
@@ -542,7 +542,7 @@ func testDependenciesComeAndGo(t *testing.T, text string) {
 	consul.set("api", 2)
 	r.want("api web | api:2 web:1 ")
 	consul.remove("web")
-	// Its own list may be answered first. The watch of that is stopped before a text without the name is published.
+	// Its own list may be answered first. Its watch is stopped before a text without the name is published.
 	got := r.next()
 	if got == "api web | api:2 " {
 		got = r.next()
@@ -619,7 +619,7 @@ func TestFailingTemplateKeepsItsText(t *testing.T) {
 	r.wantLogged("level=INFO msg=\"a.ctmpl works again\" template=a.ctmpl", 1)
 }
 
-// A service of a name that a template cannot ask for costs nothing but the services that came with it.
+// A service whose name a template cannot query costs only the services that arrived with it.
 func TestDataThatATemplateFailsOn(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
@@ -645,7 +645,7 @@ func TestDataThatATemplateFailsOn(t *testing.T) {
 	r.want("api:3 web:1 web:2 ")
 }
 
-// A datum that cannot be had, of another datacenter for example, holds up nothing that does not need it.
+// Unavailable data, of another datacenter for example, delays nothing that does not need it.
 func TestDataThatDoesNotCome(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
@@ -680,7 +680,7 @@ func TestTemplateThatNeverWorkedHarmsNoOther(t *testing.T) {
 	r.waitReady()
 }
 
-// lowPortsOnly sets ports from 1024 aside.
+// lowPortsOnly ignores ports from 1024.
 func lowPortsOnly(report func(string), _ Ask) texttemplate.FuncMap {
 	return texttemplate.FuncMap{"low": func(instances []*dependency.HealthService) []int {
 		var ports []int
@@ -729,7 +729,7 @@ func TestFileThatCannotBeRead(t *testing.T) {
 	}
 	r.want("hello")
 	r.waitLogged("can read ")
-	r.wantLogged("consul", 0) // neither the server, nor the library's source files
+	r.wantLogged("consul", 0) // neither the server nor the library's source files
 }
 
 func TestNewRefuses(t *testing.T) {
@@ -879,7 +879,7 @@ func TestTokenThatSeesNothingAtTheStart(t *testing.T) {
 	}
 }
 
-// A service that the token does not see harms no other, once there is a text.
+// A service hidden from the token harms no other once a text exists.
 func TestHiddenServiceLater(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
@@ -895,7 +895,7 @@ func TestHiddenServiceLater(t *testing.T) {
 
 const pausedAndWeb = `{{ range $s, $max := paused }}{{ $s }}={{ $max }} {{ end }}|{{ range service "web" }}{{ .Port }} {{ end }}`
 
-// What is paused by hand is in the text from the first one on, and changes with Consul.
+// Pauses by hand are in the text from the start, and change with Consul.
 func TestPaused(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
@@ -920,7 +920,7 @@ func TestPaused(t *testing.T) {
 	r.waitLogged("no longer applies")
 }
 
-// A pause that cannot be read costs nothing but itself.
+// An invalid pause affects nothing else.
 func TestPausedHoldsUpNothing(t *testing.T) {
 	const path = "/v1/kv/berth/paused/"
 	for name, instead := range map[string]func(w http.ResponseWriter, r *http.Request){
@@ -998,7 +998,7 @@ func TestPausedHoldsUpNothing(t *testing.T) {
 	}
 }
 
-// A pause that is read only at the third try is in the first text, so that a restart of berth does not lift it.
+// A pause that is read only at the third try is in the first text, so a restart of berth does not lift it.
 func TestPausedWithErrorsAtTheStart(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
@@ -1040,7 +1040,7 @@ func TestPausedThatTheTokenDoesNotSee(t *testing.T) {
 	r.wantLogged("level=WARN", 1)
 }
 
-// A berth that starts while Consul is away waits for the pauses as for all else.
+// A berth that starts while Consul is away waits for the pauses as for all other data.
 func TestPausedWhileConsulIsAwayAtTheStart(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
@@ -1056,7 +1056,7 @@ func TestPausedWhileConsulIsAwayAtTheStart(t *testing.T) {
 	r.wantLogged("cannot be read", 0)
 }
 
-// gauge notes what it is set to.
+// gauge records its values.
 type gauge struct {
 	prometheus.Gauge
 	values []float64
