@@ -1,5 +1,5 @@
 #!/bin/sh
-# demo.sh up     starts the demo, waits until a page comes through HAProxy, and says what to try
+# demo.sh up     starts the demo, waits for a page through HAProxy, and prints what to try
 # demo.sh down   removes it with its volumes
 set -eu
 cd "$(dirname "$0")"
@@ -12,26 +12,26 @@ app=${IMAGE_APP:-$(env_value IMAGE_APP)}
 network=${project}_default
 
 up() {
-	$compose up -d || fail "compose did not start the demo. If a port is taken, choose another in deploy/.env:" \
-		"HTTP_PORT, STATS_PORT, PAGE_PORT or CONSUL_PORT, as in HTTP_PORT=18080."
+	$compose up -d || fail "compose did not start the demo. If a port is in use, set another in deploy/.env:" \
+		"HTTP_PORT, STATS_PORT, PAGE_PORT or CONSUL_PORT, for example HTTP_PORT=18080."
 	front=http://$($compose port haproxy 8080)
 	wait_for_app || {
 		$compose ps
 		$compose logs --tail=15
-		fail "no application answered through HAProxy on $front within 60 seconds; above are the states and the logs."
+		fail "no application answered through HAProxy on $front within 60 seconds; see the states and logs above."
 	}
 	cat <<-EOF
 
 		$answer
 
-		  the application, through HAProxy   $front/
-		  what is registered (Consul UI)     http://$($compose port consul 8500)/ui/
-		  what is served, and why not        http://$($compose port templater 9652)/
-		  HAProxy's own statistics           http://$($compose port haproxy 8404)/stats
+		  application, through HAProxy   $front/
+		  berth status page              http://$($compose port templater 9652)/
+		  Consul UI                      http://$($compose port consul 8500)/ui/
+		  HAProxy statistics             http://$($compose port haproxy 8404)/stats
 
-		Try, in another terminal:
+		In another terminal, run:
 		  while sleep 0.2; do curl -s $front/ | head -n 1; done
-		and then here:
+		Then try here:
 		  cd deploy
 		  $compose up -d --scale app=5 --no-recreate
 		  $compose up -d --scale app=2 --no-recreate
@@ -39,7 +39,7 @@ up() {
 		  $compose exec registrar berth explain app
 		  docker run -d --network $network -e SERVICE_NAME=app -e SERVICE_ROUTE_PATH=/ $app
 		  $compose logs -f registrar templater
-		To end it: make demo-down
+		Stop the demo with: make demo-down
 	EOF
 }
 
@@ -57,7 +57,7 @@ wait_for_app() {
 }
 
 # shellcheck disable=SC2086 # container names are words
-# Containers started by hand are no compose project's, and would keep its network alive.
+# Containers started by hand belong to no compose project and would keep its network in use.
 down() {
 	by_hand=$(docker ps -a --filter "network=$network" --filter label=org.opencontainers.image.title=berth-app \
 		--format '{{.ID}} {{.Names}} {{.Label "com.docker.compose.project"}}' | awk 'NF == 2 { print $2 }')
@@ -69,7 +69,7 @@ down() {
 	others=$(docker ps -a --filter "network=$network" --format '{{.Names}}')
 	[ -z "$others" ] || fail "containers that the demo did not start still use the network $network. Remove them, and try again:" \
 		"docker rm -f" $others
-	fail "compose could not remove the demo; its message is above."
+	fail "compose could not remove the demo; see its message above."
 }
 
 case ${1:-} in

@@ -1,4 +1,4 @@
-# To be sourced: fail, and $compose, after a look whether Docker and Docker Compose are there and answer.
+# Source this file. It defines fail and $compose, and checks that Docker and Docker Compose are installed and answer.
 # shellcheck shell=sh disable=SC2034
 
 fail() {
@@ -20,6 +20,6 @@ if ! answer=$(docker version --format '{{.Server.Version}}' 2>&1); then
 	case $answer in
 	*"permission denied"*)
 		fail "you may not use Docker: run 'sudo usermod -aG docker $(id -un)' and log in again, or run this as root." ;;
-	*) fail "the Docker daemon does not answer; is it running? It said: $(printf '%s' "$answer" | tail -n 1)" ;;
+	*) fail "the Docker daemon does not answer; is it running? Error: $(printf '%s' "$answer" | tail -n 1)" ;;
 	esac
 fi

@@ -42,14 +42,14 @@ const (
 {{ range service .Name }}    server {{ .ID }} {{ .Address }}:{{ .Port }}
 {{ end }}{{ end }}{{ end }}`
 
-	benchBurst = 200              // registrations at once, this many
+	benchBurst = 200              // number of registrations at once
 	benchIdle  = 30 * time.Second // without any change
 
-	// processJob and processResult name the variables with the file of a measured process's job, and that of its result.
+	// processJob and processResult name the environment variables with the job and result files of a measured process.
 	processJob, processResult = "BERTH_BENCH_JOB", "BERTH_BENCH_RESULT"
 )
 
-// size is what is in the catalog.
+// size is the size of the catalog.
 type size struct{ Services, Instances int }
 
 func (s size) String() string { return fmt.Sprintf("%d×%d", s.Services, s.Instances) }
@@ -62,27 +62,27 @@ func (s size) nth(n int) (i, j int) {
 }
 func (s size) node(j int) (name string) { return fmt.Sprintf("node-%02d", j%20) }
 
-// instance is one on a node that has no agent, since an agent would undo what it has not registered itself.
+// instance is on a node without an agent, because an agent would undo registrations that it did not make.
 func (s size) instance(i, j, port int) *api.AgentService {
 	address := fmt.Sprintf("10.%d.%d.%d", i>>8, i&255, 1+j%250)
 	return &api.AgentService{ID: s.id(i, j), Service: s.service(i), Address: address, Port: port}
 }
 
-// job is what a process of its own measures.
+// job is what a separate process measures.
 type job struct {
-	Who         string // is measured
+	Who         string // what is measured
 	Size        size
 	Address     string // of Consul
 	Connections int    // berth's; 0 = its default
 	Changes     int    // one after the other
-	Hot         int    // services that change; 0 = all
+	Hot         int    // changing services; 0 = all
 	Bursts      int
 }
 
-// consulTemplate is the job.Who that is consul-template's, instead of berth's templater.
+// consulTemplate is the job.Who for consul-template instead of berth's templater.
 const consulTemplate = "Runner"
 
-// measures are its results. Times are from a change to the text with it being handed over.
+// measures are a job's results. Times are from a change until the text with it is handed over.
 type measures struct {
 	First             time.Duration   // from the start to the first text
 	Sum               string          // of the first text
@@ -98,8 +98,8 @@ type result struct {
 	measures
 }
 
-// BenchmarkE2ETemplater measures the templater on a real Consul beside the Runner of consul-template, and prints a
-// table. Run it once, with -benchtime 1x: the numbers of changes are its own.
+// BenchmarkE2ETemplater measures the templater and consul-template's Runner on a real Consul, and prints a table. Run it
+// once, with -benchtime 1x: it sets its own numbers of changes.
 func BenchmarkE2ETemplater(b *testing.B) {
 	var rows []result
 	for _, s := range []size{{1000, 10}, {100, 100}, {1, 1000}} {
@@ -110,7 +110,7 @@ func BenchmarkE2ETemplater(b *testing.B) {
 				job{Who: consulTemplate, Size: s, Changes: 50, Bursts: 2})...)
 		})
 	}
-	// Consul counts the connections of who was there before: each has a Consul of its own.
+	// Consul still counts earlier clients' connections, so each has its own Consul.
 	for _, s := range []size{{300, 10}, {1000, 10}} {
 		for _, j := range []job{
 			{Who: "berth, default limits", Size: s, Changes: 300, Bursts: 5},
@@ -125,7 +125,7 @@ func BenchmarkE2ETemplater(b *testing.B) {
 	b.Log(table(rows))
 }
 
-// compare measures one after the other with the same catalog. All have to render the same.
+// compare measures the candidates one after the other with the same catalog. All have to render the same.
 func (c *consul) compare(b *testing.B, jobs ...job) (rows []result) {
 	for _, j := range jobs {
 		c.fill(j.Size)
@@ -155,7 +155,7 @@ func table(rows []result) string {
 	return text.String()
 }
 
-// at is the duration that this share of some are not above: 0.5 for the median, 1 for the longest.
+// at is the given quantile of durations: 0.5 for the median, 1 for the longest.
 func at(d []time.Duration, share float64) time.Duration {
 	if len(d) == 0 {
 		return 0
@@ -167,7 +167,7 @@ func at(d []time.Duration, share float64) time.Duration {
 func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 func ms(d time.Duration) string      { return strconv.FormatFloat(millis(d), 'f', 1, 64) }
 
-// fill makes the catalog what a size says, or again what it was.
+// fill brings the catalog to a size, or back to it.
 func (c *consul) fill(s size) {
 	c.t.Helper()
 	var ops api.TxnOps
@@ -184,7 +184,7 @@ func (c *consul) fill(s size) {
 	c.txn(ops)
 }
 
-// measure has a process of its own measure, reports the results, and returns them.
+// measure starts a process that measures, reports its results, and returns them.
 func (c *consul) measure(b *testing.B, j job) (m measures) {
 	b.Helper()
 	j.Address = c.Address
@@ -196,7 +196,7 @@ func (c *consul) measure(b *testing.B, j job) (m measures) {
 	results := filepath.Join(dir, "result")
 	cmd := exec.Command(os.Args[0], "-test.run=^$", "-test.bench=^BenchmarkProcess$", "-test.benchtime=1x", "-test.timeout=15m")
 	cmd.Env = append(os.Environ(), processJob+"="+string(in), processResult+"="+results)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // it would outlive a benchmark that crashes
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // otherwise it would outlive a crashed benchmark
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		b.Fatalf("%v: %s", err, out)
@@ -220,7 +220,7 @@ func (c *consul) measure(b *testing.B, j job) (m measures) {
 	return m
 }
 
-// BenchmarkProcess is the process that measures. It does nothing when it was not started for that.
+// BenchmarkProcess is the measuring process. It does nothing unless started for that.
 func BenchmarkProcess(b *testing.B) {
 	text := os.Getenv(processJob)
 	if text == "" {
@@ -241,10 +241,10 @@ func BenchmarkProcess(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	os.Exit(0) // what the Runner leaves behind is no matter
+	os.Exit(0) // the Runner's remains do not matter
 }
 
-// screen has the latest text, and tells when one is there that somebody waits for.
+// screen has the latest text, and reports when an awaited text appears.
 type screen struct {
 	mu      sync.Mutex
 	text    string
@@ -265,8 +265,8 @@ func (s *screen) show(text string) {
 	}
 }
 
-// expect starts to wait for a text; the func ends that, and says when there was one. It has to be called before what
-// leads to the text.
+// expect starts to wait for a text; the func stops waiting and returns when the text appeared. Call it before causing the
+// text.
 func (s *screen) expect(is func(text string) bool) (wait func() (time.Time, error)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -281,7 +281,7 @@ func (s *screen) expect(is func(text string) bool) (wait func() (time.Time, erro
 	}
 }
 
-// run is the work of the process.
+// run is the process's work.
 func (j job) run() (m measures, err error) {
 	client, err := api.NewClient(&api.Config{Address: j.Address})
 	if err != nil {
@@ -314,7 +314,7 @@ func (j job) run() (m measures, err error) {
 	if want := j.Size.Services * (1 + j.Size.Instances); lines != want {
 		return m, fmt.Errorf("the first text has %d lines, want %d", lines, want)
 	}
-	// Each watch has its first answer, but may not yet wait for the next one.
+	// Each watch has its first answer, but may not wait for the next one yet.
 	time.Sleep(2 * time.Second)
 
 	for n := range j.Changes {
@@ -341,9 +341,9 @@ func (j job) run() (m measures, err error) {
 	renders := s.renders
 	s.mu.Unlock()
 	used, since := processorTime(), time.Now()
-	time.Sleep(benchIdle) // it is the time that is measured
+	time.Sleep(benchIdle) // this time is measured
 	m.Idle = float64(processorTime()-used) / float64(time.Since(since))
-	m.RSS = rss() // what was free has been given back meanwhile
+	m.RSS = rss() // free memory has been returned meanwhile
 	m.Growth = m.RSS - before
 	s.mu.Lock()
 	renders = s.renders - renders
@@ -354,7 +354,7 @@ func (j job) run() (m measures, err error) {
 	return m, nil
 }
 
-// change gives an instance another port, one that tells it from all others.
+// change gives an instance a new, unique port.
 func (j job) change(client *api.Client, s *screen, n int) (sent, returned time.Duration, err error) {
 	i, k := j.Size.nth(n)
 	if j.Hot > 0 {
@@ -372,7 +372,7 @@ func (j job) change(client *api.Client, s *screen, n int) (sent, returned time.D
 	return shown.Sub(began), shown.Sub(answered), err
 }
 
-// burst gives many instances another port, as fast as it goes, each in a call of its own.
+// burst gives many instances new ports as fast as possible, one call each.
 func (j job) burst(client *api.Client, s *screen, burst int) (time.Duration, error) {
 	var lines []string
 	var g errgroup.Group
@@ -389,7 +389,7 @@ func (j job) burst(client *api.Client, s *screen, burst int) (time.Duration, err
 		lines = append(lines, fmt.Sprintf(":%d\n", instance.Port))
 	}
 	wait := s.expect(func(text string) bool {
-		for _, line := range slices.Backward(lines) { // what comes last is most likely to lack
+		for _, line := range slices.Backward(lines) { // the last lines are most likely to be missing
 			if !strings.Contains(text, line) {
 				return false
 			}
@@ -453,7 +453,7 @@ func (j job) startRunner(s *screen) error {
 	return nil
 }
 
-// rss is the memory of this process, in MB.
+// rss returns this process's memory in MB.
 func rss() float64 {
 	text, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -465,7 +465,7 @@ func rss() float64 {
 	return n / 1024
 }
 
-// processorTime is what this process has used so far.
+// processorTime returns the CPU time this process has used so far.
 func processorTime() time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {

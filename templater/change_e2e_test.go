@@ -15,7 +15,7 @@ import (
 	"berth/templater"
 )
 
-// contains says whether servers are all in a line of a history.
+// contains reports whether servers are all in one line of a history.
 func contains(line string, names ...string) bool {
 	has := strings.Fields(line)
 	for _, name := range names {
@@ -26,7 +26,7 @@ func contains(line string, names ...string) bool {
 	return true
 }
 
-// What is removed on purpose is believed at once, be it all of a service or most of it.
+// An intended removal takes effect at once, whether it is all of a service or most of it.
 func TestE2ERemovedOnPurpose(t *testing.T) {
 	c := startConsul(t, "-dev")
 	c.put("api", "x")
@@ -52,8 +52,8 @@ func TestE2ERemovedOnPurpose(t *testing.T) {
 	w.want("a b c x", "x", "a x", "a "+strings.Join(ten, " ")+" x", "a i0 x")
 }
 
-// The services of another datacenter are followed through the agent of one's own. That datacenter away, or empty after
-// a restart, harms neither its servers nor those here.
+// Services of another datacenter are followed through the local agent. If that datacenter is away, or empty after a
+// restart, neither its servers nor the local ones are lost.
 func TestE2ETwoDatacenters(t *testing.T) {
 	name, here, there := testenv.Name(t), freeIP(t), freeIP(t)
 	c1 := newConsul(t, name+"-here", here, testenv.ConsulOptions{Args: []string{"-dev", "-datacenter=dc1"}})

@@ -62,8 +62,8 @@ var compatTemplates = map[string]string{
 	"vault":      "hunter2 3",
 }
 
-// It is the first of these tests, as the Runner sets variables of the library: without them, a secret that has no lease
-// is asked for again and again, and no certificate is good for long enough.
+// This test comes first, because the Runner sets variables of the library: without them, the library requests a secret
+// without a lease again and again, and accepts no certificate as valid long enough.
 func TestE2ECompatVaultWithoutARunner(t *testing.T) {
 	c := &compat{t: t, consulAddress: startConsul(t, "-dev").Address, vault: newFakeVault(t), nomad: newFakeNomad(t)}
 	c.byBerth(source(t, "vault"))
@@ -110,8 +110,8 @@ func TestE2ECompat(t *testing.T) {
 	}
 }
 
-// A function that a new version of the library brings is in one of the templates, or this fails. (One of Vault's or
-// Nomad's belongs to those that are denied without an address of these, too.) Of sprig's, all are at least known.
+// Fails if a new version of the library brings a function that is in none of the templates. (Functions of Vault and Nomad
+// also have to be among those denied without an address.) sprig's functions are at least all known.
 func TestE2ECompatHasEveryFunction(t *testing.T) {
 	names := funcMapKeys(t)
 	if len(names) < 90 {
@@ -142,7 +142,7 @@ func TestE2ECompatHasEveryFunction(t *testing.T) {
 	c.same(map[string]string{"all": all.String()})
 }
 
-// Whoever uses consul-template has these in the environment of his templates, from its configuration.
+// consul-template users have these variables in their templates' environment, from its configuration.
 func TestE2ECompatEnvironmentOfTheConfiguration(t *testing.T) {
 	c := &compat{t: t, consulAddress: startConsul(t, "-dev").Address, vault: newFakeVault(t), nomad: newFakeNomad(t)}
 	t.Setenv("CONSUL_HTTP_ADDR", c.consulAddress)
@@ -198,7 +198,7 @@ func TestE2ECompatErrors(t *testing.T) {
 			if theirs == nil || ours == nil {
 				t.Fatalf("consul-template: %v; berth: %v", theirs, ours)
 			}
-			// What went wrong, and where: the rest is each one's own.
+			// The cause and the place; the rest differs between the two.
 			_, want, found := strings.Cut(theirs.Error(), "template: :")
 			if !found {
 				t.Fatalf("consul-template: %v", theirs)
@@ -210,7 +210,7 @@ func TestE2ECompatErrors(t *testing.T) {
 	}
 }
 
-// What consul-template waits for, berth waits for.
+// berth waits for the same data as consul-template.
 func TestE2ECompatWaits(t *testing.T) {
 	c := newCompat(t)
 	for name, text := range map[string]string{
@@ -231,7 +231,7 @@ func TestE2ECompatWaits(t *testing.T) {
 					t.Fatalf("berth does not wait: %v", all)
 				}
 				for _, e := range r.RenderEvents() {
-					// It looks again when it has an answer, which key does not count as one.
+					// It looks again after an answer, and key does not count as one.
 					if e.MissingDeps != nil && e.MissingDeps.Len() == 1 && (name == "key") == (e.UnwatchedDeps.Len() == 1) {
 						return nil
 					}
@@ -255,9 +255,9 @@ func TestE2ECompatWaits(t *testing.T) {
 	}
 }
 
-// After each change a templater that runs has what a consul-template that starts renders.
+// After each change, a running templater has the same text as a freshly started consul-template.
 func TestE2ECompatChanges(t *testing.T) {
-	// With 24, most watches have none of their own.
+	// With 24 connections, most watches have none of their own.
 	for _, connections := range []int{0, 24} {
 		t.Run(fmt.Sprint("connections=", connections), func(t *testing.T) { compatChanges(t, connections) })
 	}
@@ -327,7 +327,7 @@ func compatChanges(t *testing.T, connections int) {
 	check("a service in Nomad", "nomad")
 }
 
-// A query of Nomad's waits for news, as those of Consul do.
+// A query to Nomad blocks for news, like Consul's.
 func TestE2ECompatNomadIsAskedToWait(t *testing.T) {
 	c := &compat{t: t, consulAddress: startConsul(t, "-dev").Address, vault: newFakeVault(t), nomad: newFakeNomad(t)}
 	w := run(t, &api.Config{Address: c.consulAddress}, `{{ range nomadService "api" }}{{ .ID }} {{ end }}`,
@@ -345,7 +345,7 @@ func TestE2ECompatNomadIsAskedToWait(t *testing.T) {
 	}
 }
 
-// Functions that run programs or write files are off unless they are turned on, those of Vault and Nomad need an address.
+// Functions that run programs or write files are off by default; those of Vault and Nomad need an address.
 func TestE2ECompatDeniedFunctions(t *testing.T) {
 	address := startConsul(t, "-dev").Address
 	file := filepath.Join(t.TempDir(), "out")
@@ -374,7 +374,7 @@ func TestE2ECompatDeniedFunctions(t *testing.T) {
 			if _, err := os.Stat(file); err == nil {
 				t.Errorf("%s did its work", call)
 			}
-			// One that is there but not called harms nobody.
+			// A function that exists but is not called does no harm.
 			if got := c.byBerth(map[string]string{"out": "{{ if false }}" + text + "{{ end }}rest"})["out"]; got != "rest" {
 				t.Errorf("rendered %q", got)
 			}
@@ -394,7 +394,7 @@ func source(t *testing.T, name string) map[string]string {
 
 var undefined = regexp.MustCompile(`function "(\w+)" not defined`)
 
-// functions are those that a template has, beside the language's own.
+// functions are the functions of a template, in addition to the language's own.
 func functions(t *testing.T, text string) []string {
 	t.Helper()
 	known := texttemplate.FuncMap{}
@@ -411,7 +411,7 @@ func functions(t *testing.T, text string) []string {
 	}
 }
 
-// funcMapKeys are the names of consul-template's functions, as its source has them; sprig's are not among them.
+// funcMapKeys are the names of consul-template's functions in its source, without sprig's.
 func funcMapKeys(t *testing.T) (names []string) {
 	t.Helper()
 	inspect(t, "github.com/hashicorp/consul-template/template", "template.go", func(n ast.Node) bool {
@@ -432,7 +432,7 @@ func funcMapKeys(t *testing.T) (names []string) {
 	return names
 }
 
-// sprigNames are those of sprig's functions that consul-template takes, with its prefix.
+// sprigNames are the sprig functions that consul-template accepts, with its prefix.
 func sprigNames(t *testing.T) (names []string) {
 	t.Helper()
 	var without []string

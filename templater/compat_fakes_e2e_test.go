@@ -26,7 +26,7 @@ import (
 	"time"
 )
 
-// newEnterprise is in front of a Consul and answers what only Consul Enterprise does.
+// newEnterprise is a proxy for a Consul that answers queries only Consul Enterprise can answer.
 func newEnterprise(t *testing.T, address string) *httptest.Server {
 	transport := &http.Transport{MaxIdleConnsPerHost: 100}
 	t.Cleanup(transport.CloseIdleConnections)
@@ -59,8 +59,8 @@ func newEnterprise(t *testing.T, address string) *httptest.Server {
 	})
 }
 
-// newServer answers until the test's end. Then the contexts of all queries are done, also of those that a client repeats
-// when its connection is closed.
+// newServer answers until the end of the test. Then it cancels the contexts of all queries, including those that a client
+// repeats when its connection is closed.
 func newServer(t *testing.T, f http.HandlerFunc) *httptest.Server {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := httptest.NewUnstartedServer(f)
@@ -177,7 +177,7 @@ func newFakeVault(t *testing.T) *fakeVault {
 	return v
 }
 
-// newCertificate is what Vault's PKI issues.
+// newCertificate returns a certificate as issued by Vault's PKI.
 func newCertificate(t *testing.T) map[string]any {
 	t.Helper()
 	encode := func(kind string, der []byte, err error) string {
@@ -215,10 +215,10 @@ func newCertificate(t *testing.T) map[string]any {
 	}
 }
 
-// fakeNomad answers what the library asks Nomad, and has queries wait until something changes.
+// fakeNomad answers the library's requests to Nomad, and blocks queries until something changes.
 type fakeNomad struct {
 	*httptest.Server
-	counter // those that did not wait
+	counter // queries that did not block
 
 	mu      sync.Mutex
 	index   uint64

@@ -25,7 +25,7 @@ import (
 	"berth/templates"
 )
 
-// compat is what both renderers are given.
+// compat is the environment of both renderers.
 type compat struct {
 	*consul       // a real one, with a second datacenter
 	t             *testing.T
@@ -70,13 +70,13 @@ func newCompat(t *testing.T) *compat {
 	t.Setenv("COMPAT_FILE", file)
 	t.Setenv("COMPAT_SET", "a value")
 	t.Setenv("COMPAT_EMPTY", "")
-	// consul-template itself gives its templates these.
+	// consul-template itself provides these to its templates.
 	t.Setenv("CONSUL_HTTP_ADDR", c.consulAddress)
 	t.Setenv("VAULT_ADDR", c.vault.URL)
 	return c
 }
 
-// fill puts something of everything into Consul.
+// fill puts data of every kind into Consul.
 func (c *compat) fill() {
 	c.t.Helper()
 	for n := range 3 {
@@ -137,7 +137,7 @@ func (c *compat) fill() {
 	}
 }
 
-// instance registers one of web, or what edit makes of it, on a node.
+// instance registers an instance of web, as modified by edit, on a node.
 func (c *compat) instance(node, id, status string, edit func(*api.AgentService)) {
 	c.t.Helper()
 	n := strings.TrimPrefix(node, "n")
@@ -189,20 +189,20 @@ func (c *consul) must(_ *api.WriteMeta, err error) {
 	}
 }
 
-// library is consul-template's configuration, finalized, as cmd/berth makes it of the environment.
+// library is consul-template's finalized configuration, as cmd/berth makes it from the environment.
 func (c *compat) library() *config.Config {
 	conf := config.DefaultConfig()
 	conf.Consul.Address = config.String(c.consulAddress)
 	conf.Vault.Address = config.String(c.vault.URL)
 	conf.Vault.Token = config.String("root")
-	conf.Vault.RenewToken = config.Bool(false) // what renews it goes on for ever
+	conf.Vault.RenewToken = config.Bool(false) // its renewal never ends
 	conf.Nomad.Address = config.String(c.nomad.URL)
 	conf.Nomad.Namespace = config.String("team")
 	conf.Finalize()
 	return conf
 }
 
-// same renders texts with berth and with consul-template, and fails for each that differs.
+// same renders texts with berth and consul-template, and fails for each difference.
 func (c *compat) same(texts map[string]string) map[string]string {
 	c.t.Helper()
 	dir := c.t.TempDir()
@@ -244,7 +244,7 @@ func (c *compat) byRunner(texts map[string]string) map[string]string {
 	return rendered
 }
 
-// tryBerth returns what berth renders, or why not.
+// tryBerth returns berth's text or error.
 func (c *compat) tryBerth(texts map[string]string) (map[string]string, error) {
 	c.t.Helper()
 	dir := c.t.TempDir()
@@ -287,13 +287,13 @@ func (c *compat) tryBerth(texts map[string]string) (map[string]string, error) {
 	return out, err
 }
 
-// tryRunner returns what consul-template renders, or why not.
+// tryRunner returns consul-template's text or error.
 func (c *compat) tryRunner(texts map[string]string) (map[string]string, error) {
 	c.t.Helper()
 	return c.startRunner(texts, true).result()
 }
 
-// runner is consul-template at work.
+// runner is a running consul-template.
 type runner struct {
 	*manager.Runner
 	dir   string

@@ -16,8 +16,8 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// fakeConsul answers the two queries that the tests use, blocking as Consul does:
-// until the index is beyond the one asked with, or the wait is over.
+// fakeConsul answers the two queries of the tests, blocking like Consul: until the index exceeds the given one, or the wait
+// is over.
 type fakeConsul struct {
 	*httptest.Server
 
@@ -27,16 +27,16 @@ type fakeConsul struct {
 	listed   uint64 // index of the last change of the list of services
 	checks   uint64 // and of that of a check
 	down     bool
-	instead  http.HandlerFunc                              // answers in its place; nil = nobody
-	before   func(http.ResponseWriter, *http.Request) bool // answers in its place if it returns true; nil = it does not
+	instead  http.HandlerFunc                              // answers instead; nil = nothing does
+	before   func(http.ResponseWriter, *http.Request) bool // answers instead if it returns true; may be nil
 	paused   map[string]string                             // values of the keys under berth/paused/
-	kv       uint64                                        // index of the last change of these
+	kv       uint64                                        // index of their last change
 	leader   string
 	left     bool           // the node of all services is not in the catalog
-	broken   string         // the service of which queries fail; "" = none
-	hidden   string         // what a path begins with that the token may not see; "" = none
-	limit    int            // of queries at a time, beyond which one is refused; 0 = none
-	open     int            // queries now
+	broken   string         // service whose queries fail; "" = none
+	hidden   string         // path prefix that the token may not see; "" = none
+	limit    int            // most queries at a time; more are refused; 0 = no limit
+	open     int            // current queries
 	changed  chan struct{}  // closed and replaced on every change
 	asked    map[string]int // queries so far, by path
 	waiting  map[string]int // queries that block now, by "path index"
@@ -105,7 +105,7 @@ func (f *fakeConsul) resume(name string) {
 
 func (f *fakeConsul) setDown(down bool) { f.change(func() { f.down = down }) }
 
-// restartEmpty is a -dev server that was restarted: nothing in it, and a low index.
+// restartEmpty simulates a restarted -dev server: empty, with a low index.
 func (f *fakeConsul) restartEmpty() {
 	f.change(func() {
 		f.index, f.listed, f.down = 5, 5, false
@@ -113,7 +113,7 @@ func (f *fakeConsul) restartEmpty() {
 	})
 }
 
-// fail makes an instance critical or not: the list of services is as it was.
+// fail makes an instance critical or not; the list of services is unchanged.
 func (f *fakeConsul) fail(name string, ports ...int) {
 	f.change(func() {
 		f.services[name] = &fakeService{f.index, ports}
@@ -121,7 +121,7 @@ func (f *fakeConsul) fail(name string, ports ...int) {
 	})
 }
 
-// hide hides what a path begins with; "" = nothing.
+// hide hides paths with a prefix; "" = none.
 func (f *fakeConsul) hide(path string) { f.change(func() { f.hidden = path }) }
 
 func (f *fakeConsul) hides(path string) bool {
@@ -142,7 +142,7 @@ func (f *fakeConsul) waits(path string, index uint64) bool {
 	return f.waiting[fmt.Sprint(path, " ", index)] > 0
 }
 
-// blocked is how many queries for a path wait.
+// blocked returns how many queries for a path block.
 func (f *fakeConsul) blocked(path string) (n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -154,8 +154,8 @@ func (f *fakeConsul) blocked(path string) (n int) {
 	return n
 }
 
-// read returns the answer to a path, its index, and what is closed when it changes.
-// Lost is whether it was asked with an index of a state that is lost.
+// read returns the answer to a path, its index, and a channel that is closed when it changes. Lost means that the query's
+// index is from a lost state.
 func (f *fakeConsul) read(path string, asked uint64) (body any, index uint64, lost, down bool, changed chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

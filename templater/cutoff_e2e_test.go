@@ -19,7 +19,7 @@ import (
 const allInstances = `{{ range services }}{{ if ne .Name "consul" }}{{ range instances .Name }}server {{ .Service.ID }} {{ .Node.Node }}
 {{ end }}{{ end }}{{ end }}`
 
-// register registers a service with an agent: it is that agent's, and goes with it.
+// register registers a service on an agent, and it disappears with the agent.
 func (c *consul) register(service string, ids ...string) {
 	c.t.Helper()
 	for _, id := range ids {
@@ -29,7 +29,7 @@ func (c *consul) register(service string, ids ...string) {
 	}
 }
 
-// keeps checks that every text after the first one with the servers had them all.
+// keeps checks that every text after the first one with all the servers had all of them.
 func (w *watch) keeps(ids ...string) {
 	w.t.Helper()
 	all := w.history()
@@ -41,8 +41,8 @@ func (w *watch) keeps(ids ...string) {
 	}
 }
 
-// A client agent leaves when it is stopped, and all its services vanish from the catalog with it, though their containers go
-// on. A restart costs none of them, and an agent that does not come back is believed in the end.
+// A client agent leaves when it is stopped, and all its services vanish from the catalog, although their containers run on.
+// A restart loses none of them, and an agent that does not come back is finally believed to be gone.
 func TestE2EClientAgentRestarted(t *testing.T) {
 	server := startConsul(t, kept()...)
 	client := newConsul(t, testenv.Name(t)+"-client", freeIP(t), testenv.ConsulOptions{Args: []string{"-data-dir=/consul/data", "-retry-join=" + server.ip}})
@@ -55,7 +55,7 @@ func TestE2EClientAgentRestarted(t *testing.T) {
 	w.await(soon, "a b there x")
 
 	client.Do(t, "stop")
-	// An agent that syncs while it leaves comes back as a node, which Consul's leader removes within a minute.
+	// An agent that syncs while leaving comes back as a node, which Consul's leader removes within a minute.
 	testenv.Eventually(t, 2*time.Minute, "its node leaves the catalog", func() error {
 		if node, _, err := server.Catalog().Node("client", nil); err != nil || node != nil {
 			return fmt.Errorf("%v, %v", node, err)
@@ -71,14 +71,14 @@ func TestE2EClientAgentRestarted(t *testing.T) {
 		}
 		return nil
 	})
-	client.register("api", "y") // has the templater see the list with x
+	client.register("api", "y") // makes the templater see the list with x
 	w.await(soon, "a b c there x y")
 	w.keeps("a", "b", "there", "x")
-	if !strings.Contains(w.log.String(), "a node has left Consul with all that it had") {
+	if !strings.Contains(w.log.String(), " left Consul with all its services") {
 		t.Errorf("not logged:\n%s", w.log)
 	}
 
-	// What is removed while the node is there is believed at once.
+	// A removal while the node exists takes effect at once.
 	for _, step := range []struct{ id, left string }{{"x", "a b c there y"}, {"y", "a b c there"}} {
 		if err := client.Agent().ServiceDeregister(step.id); err != nil {
 			t.Fatal(err)
@@ -97,8 +97,8 @@ func TestE2EClientAgentRestarted(t *testing.T) {
 	}
 }
 
-// A server is cut off for so long that the others remove it, and all that is registered with it. A limit for what may vanish
-// makes that no worse.
+// A server is cut off for so long that the others remove it and everything registered on it. A limit on what may vanish
+// does not make that worse.
 func TestE2EServerCutOff(t *testing.T) {
 	cl := startCluster(t)
 	_, others := cl.split()

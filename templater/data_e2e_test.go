@@ -16,7 +16,7 @@ import (
 	"berth/templater"
 )
 
-// A typo in a key is rendered with the last value of the key that was good, and servers come and go meanwhile.
+// With a typo in a key, its last good value is rendered, and servers still come and go.
 func TestE2EKeyWithATypo(t *testing.T) {
 	c := startConsul(t, "-dev")
 	put := func(key, value string) {
@@ -60,7 +60,7 @@ func TestE2EKeyWithATypo(t *testing.T) {
 	w.ready(soon)
 }
 
-// What is in the catalog writes no line of a configuration, with the template of the documentation.
+// Catalog values cannot write configuration lines with the documentation's template.
 func TestE2EHostileCatalog(t *testing.T) {
 	c := startConsul(t, "-dev")
 	c.put("app", "good", "bad\n    server evil 6.6.6.6:80", "my app#\\\"'$HOME")
@@ -80,10 +80,10 @@ func TestE2EHostileCatalog(t *testing.T) {
 	}
 	testenv.Eventually(t, soon, "the reason is logged", func() error { return logged(w, `left out`, `has a line break or another control character`) })
 	c.remove("bad\n    server evil 6.6.6.6:80")
-	testenv.Eventually(t, soon, "its end is logged", func() error { return logged(w, `no longer left out`) })
+	testenv.Eventually(t, soon, "its end is logged", func() error { return logged(w, `no longer applies`) })
 }
 
-// The services of a datacenter that does not exist are waited for, and nothing else is.
+// Only the services of an unknown datacenter are waited for.
 func TestE2EUnknownDatacenter(t *testing.T) {
 	c := startConsul(t, "-dev")
 	c.put("web", "a")
@@ -100,7 +100,7 @@ func TestE2EUnknownDatacenter(t *testing.T) {
 	w.ready(soon)
 }
 
-// documentedTemplate is the loop over servers that docs/start/own-haproxy.md shows, without its indentation.
+// documentedTemplate is the loop over servers from docs/start/own-haproxy.md, without its indentation.
 func documentedTemplate(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("../docs/start/own-haproxy.md")

@@ -34,10 +34,10 @@ tail
 			"2 of web: " + web,
 			"tail: ",
 		},
-		// Nobody knows what it would be without the service api.
+		// Its text without the service api is unknown.
 		"failing": {"6: " + api + " " + web, "six: " + api},
 	}
-	for range 2 { // it leaves everything as it was
+	for range 2 { // it changes nothing
 		got := map[string][]string{}
 		for name := range want {
 			for _, line := range r.Explain(name) {

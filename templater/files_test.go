@@ -56,7 +56,7 @@ func TestTemplateFileIsReadAgain(t *testing.T) {
 	r.want("1 3")
 
 	write(`3 {{ range service "api" }}{{ index .Tags 7 }}{{ end }}`)
-	r.waitLogged("the changed template fails, going on with the one before")
+	r.waitLogged(" has changed and fails, keeping the previous version")
 	consul.set("web", 4)
 	r.want("1 4")
 
@@ -90,7 +90,7 @@ func TestRereadAtOnce(t *testing.T) {
 	}
 	r := newHarness(t, newFakeConsul(t), Options{Templates: []Template{{Name: "out", File: path}}}).run()
 	r.want("a")
-	// An edit that shows in nothing but the content.
+	// An edit that changes only the content.
 	before := state()
 	if err := os.WriteFile(path, []byte("b"), 0o600); err != nil {
 		t.Fatal(err)
@@ -102,7 +102,7 @@ func TestRereadAtOnce(t *testing.T) {
 	r.want("b")
 }
 
-// A pipe, as of a shell's <(...), is read once.
+// A pipe, such as a shell's <(...), is read once.
 func TestTemplateInAPipe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
@@ -163,7 +163,7 @@ func TestEditWhileTheTemplateFails(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
 	r := newHarness(t, consul, Options{Templates: []Template{{Name: "out", File: path}}}).run()
-	r.waitLogged("template failed, nothing is published until it works")
+	r.waitLogged(" failed, publishing nothing until it works")
 	write(`{{ range service "web" }}{{ index .Tags 8 }}{{ end }}`)
 	r.waitLogged("index .Tags 8")
 	write(`{{ range service "web" }}{{ .Port }}{{ end }}`)

@@ -8,7 +8,7 @@ import (
 	"berth/templater/catalog"
 )
 
-// note takes in how a query went and logs when that is news.
+// note records the outcome of a query and logs a change.
 func (t *Templater) note(u catalog.Update) {
 	w := u.Watch
 	switch {
@@ -17,7 +17,7 @@ func (t *Templater) note(u catalog.Update) {
 		t.noteOther(u, "keeping the last good configuration")
 	case w.Optional():
 		if u.Err == nil || catalog.IsRefusal(u.Err) || !t.waiting[w.Key] && t.answers() {
-			t.noteOther(u, "going on without news of it")
+			t.noteOther(u, "continuing without updates")
 		}
 	case errors.As(u.Err, new(*catalog.HiddenError)):
 		t.succeeded(w)
@@ -31,32 +31,32 @@ func (t *Templater) note(u catalog.Update) {
 			if t.unpublished() {
 				consequence = "waiting for it"
 			}
-			t.log.Warn("consul failed, "+consequence, "err", u.Err)
+			t.log.Warn("Consul query failed, "+consequence, "err", u.Err)
 		}
 		t.failing[w] = true
 		t.consulErr = u.Err
 	}
 }
 
-// answers says whether Consul answers, so that an error of an optional dependency is its own.
+// answers reports whether Consul answers, so an error of an optional dependency concerns only that dependency.
 func (t *Templater) answers() bool { return t.answered && t.consulErr == nil }
 
-// noteOther is note for a watch outside Consul, such as of a file that a template reads, and for an optional one.
+// noteOther is note for a watch outside Consul, such as a file that a template reads, and for an optional dependency.
 func (t *Templater) noteOther(u catalog.Update, consequence string) {
 	failed := t.failing[u.Watch]
 	switch {
 	case u.Err == nil:
 		delete(t.failing, u.Watch)
 		if failed {
-			t.log.Info("can be read again", "dependency", u.Watch.Key)
+			t.log.Info("can read "+u.Watch.Key+" again", "dependency", u.Watch.Key)
 		}
 	case !failed:
 		t.failing[u.Watch] = true
-		t.log.Warn("cannot be read, "+consequence, "dependency", u.Watch.Key, "err", u.Err)
+		t.log.Warn("cannot read "+u.Watch.Key+", "+consequence, "dependency", u.Watch.Key, "err", u.Err)
 	}
 }
 
-// succeeded forgets that a watch failed. Consul answers again when no query to it fails.
+// succeeded clears a watch's failure. Consul answers again once no query to it fails.
 func (t *Templater) succeeded(w *catalog.Watch) {
 	delete(t.failing, w)
 	delete(t.hidden, w.Key)
@@ -67,11 +67,11 @@ func (t *Templater) succeeded(w *catalog.Watch) {
 	}
 	if t.consulErr != nil {
 		t.consulErr = nil
-		t.log.Info("consul answers again")
+		t.log.Info("Consul answers again")
 	}
 }
 
-// hiddenErr names the data that the token should see and does not; nil = it sees everything.
+// hiddenErr names data that the token should see but does not; nil = it sees everything.
 func (t *Templater) hiddenErr() error {
 	if len(t.hidden) == 0 {
 		return nil
@@ -79,20 +79,20 @@ func (t *Templater) hiddenErr() error {
 	return &catalog.HiddenError{Dependency: andMore(t.hidden)}
 }
 
-// logHidden logs once, in one line, what the token does not see, and then that it sees everything. It is called by the
-// clock: by the first tick each query has had its answer.
+// logHidden logs once, in one line, what the token does not see, and later that it sees everything. It is called on a tick,
+// because each query has its answer by the first tick.
 func (t *Templater) logHidden() {
 	err := t.hiddenErr()
 	switch {
 	case err != nil && !t.loggedHidden:
-		t.log.Error("consul hides what the templates need, waiting for it", "err", err)
+		t.log.Error("the Consul token does not see what the templates need, waiting", "err", err)
 	case err == nil && t.loggedHidden:
-		t.log.Info("the token sees what the templates need")
+		t.log.Info("the Consul token sees what the templates need")
 	}
 	t.loggedHidden = err != nil
 }
 
-// updateReady updates the answer of Ready and the metric of Consul's health.
+// updateReady updates the result of Ready and the metric of Consul's health.
 func (t *Templater) updateReady() {
 	hidden, up := t.hiddenErr(), 0.0
 	if t.answered && t.consulErr == nil && hidden == nil {
@@ -103,7 +103,7 @@ func (t *Templater) updateReady() {
 	case t.consulErr != nil:
 		t.notReady(fmt.Sprintf("Consul does not answer: %v", t.consulErr))
 	case hidden != nil:
-		t.notReady(fmt.Sprintf("Nothing is rendered from what Consul hides: %v", hidden))
+		t.notReady(fmt.Sprintf("Waiting for data that Consul hides from the token: %v", hidden))
 	default:
 		why, waits := t.templates.Status()
 		if waits {
@@ -126,10 +126,10 @@ func (t *Templater) updateReady() {
 	}
 }
 
-// waitsFor names the data that has not arrived.
+// waitsFor names data that has not arrived.
 func (t *Templater) waitsFor() string {
 	missing := t.waiting
-	if len(missing) == 0 { // an empty list that a template does not take for an answer
+	if len(missing) == 0 { // a template waits for a list that is not empty
 		missing = t.templates.Missing()
 	}
 	if len(missing) == 0 {
@@ -138,7 +138,7 @@ func (t *Templater) waitsFor() string {
 	return "waiting for " + andMore(missing)
 }
 
-// andMore names the first of the keys, and counts the others.
+// andMore returns the first of the keys and the number of others.
 func andMore(keys map[string]bool) string {
 	first := ""
 	for key := range keys {

@@ -11,16 +11,16 @@ import (
 	"berth/templater/catalog"
 )
 
-// heard is what the watches have heard of services and instances, for Options.Services and Options.Instances.
+// heard holds the services and instances received by the watches, for Options.Services and Options.Instances.
 type heard struct {
 	instances map[string]*heardOf // by service
-	of        map[string]string   // the service of a watch of instances, by its Key
+	of        map[string]string   // the service of a watch for instances, by its Key
 	services  map[string][]string // by the watch's Key
 }
 
-// heardOf is what was heard of the instances of a service.
+// heardOf holds the received instances of a service.
 type heardOf struct {
-	all  []*api.ServiceEntry            // in every state of health; nil = no template asks for that
+	all  []*api.ServiceEntry            // in every state of health; nil = no template asks for them
 	some map[string][]*api.ServiceEntry // for consul-template's own functions, by the watch's Key
 }
 
@@ -28,7 +28,7 @@ func newHeard() heard {
 	return heard{instances: map[string]*heardOf{}, of: map[string]string{}, services: map[string][]string{}}
 }
 
-// list returns all instances that were heard of, nil if no template asks for any.
+// list returns all received instances, nil if no template asks for any.
 func (h *heardOf) list() []*api.ServiceEntry {
 	if h.all != nil || len(h.some) == 0 {
 		return h.all
@@ -42,7 +42,7 @@ func (h *heardOf) list() []*api.ServiceEntry {
 	return slices.Grow(list, 1) // not nil
 }
 
-// hear takes in the new data of a watch, and hands on what it says of services and instances.
+// hear stores the new data of a watch and passes its services and instances on.
 func (t *Templater) hear(w *catalog.Watch, data any) {
 	switch list := data.(type) {
 	case []*api.ServiceEntry:
@@ -82,7 +82,7 @@ func (t *Templater) heardOf(w *catalog.Watch, service string) *heardOf {
 	return h
 }
 
-// unhear forgets what a watch has said that was stopped.
+// unhear forgets the data of a stopped watch.
 func (t *Templater) unhear(w *catalog.Watch) {
 	if service, there := t.heard.of[w.Key]; there {
 		h := t.heard.instances[service]

@@ -30,17 +30,17 @@ import (
 )
 
 const (
-	// soon is enough for what happens at once, on a busy machine.
+	// soon is enough for immediate changes on a busy machine.
 	soon = 20 * time.Second
 
-	// grace is the Options' in most tests: much longer than what a test does meanwhile takes.
+	// grace is the Options.Grace of most tests: much longer than their other steps.
 	grace = 10 * time.Second
 
 	// web lists the servers of one service, as every template does.
 	web = `{{ range service "web" }}server {{ .ID }} {{ .Address }}:{{ .Port }}
 {{ end }}`
 
-	// every lists those of all services but Consul itself.
+	// every lists the servers of all services except Consul itself.
 	every = `{{ range services }}{{ if ne .Name "consul" }}{{ range service .Name }}server {{ .ID }} {{ .Address }}:{{ .Port }}
 {{ end }}{{ end }}{{ end }}`
 )
@@ -95,7 +95,7 @@ func freeIP(t testing.TB) string {
 	return ""
 }
 
-// put registers instances of a service on a node that has no agent: Consul itself never changes them.
+// put registers instances on a node without an agent: Consul itself never changes them.
 func (c *consul) put(service string, ids ...string) {
 	c.t.Helper()
 	var ops api.TxnOps
@@ -110,7 +110,7 @@ func (c *consul) remove(ids ...string) {
 	c.t.Helper()
 	var ops api.TxnOps
 	for _, id := range ids {
-		service := api.AgentService{ID: id, Service: "any"} // the name is asked for, and then not looked at
+		service := api.AgentService{ID: id, Service: "any"} // a name is required but ignored
 		ops = append(ops, &api.TxnOp{Service: &api.ServiceTxnOp{Verb: api.ServiceDelete, Node: appsNode, Service: service}})
 	}
 	c.txn(ops)
@@ -132,7 +132,7 @@ func set(service, id string) *api.TxnOp {
 // maxOps is how many operations Consul takes in one transaction.
 const maxOps = 128
 
-// txn writes to the catalog: each transaction is one change of it.
+// txn writes to the catalog; each transaction is one change.
 func (c *consul) txn(ops api.TxnOps) {
 	c.t.Helper()
 	if err := c.try(ops); err != nil {
@@ -156,7 +156,7 @@ func (c *consul) try(ops api.TxnOps) error {
 	return nil
 }
 
-// index is that of a service's list.
+// index returns the index of a service's list.
 func (c *consul) index(service string) uint64 {
 	c.t.Helper()
 	_, meta, err := c.Health().Service(service, "", true, nil)
@@ -166,7 +166,7 @@ func (c *consul) index(service string) uint64 {
 	return meta.LastIndex
 }
 
-// watch is a templater at work, and all that it has published.
+// watch is a running templater and everything it has published.
 type watch struct {
 	*templater.Templater
 	t       testing.TB
@@ -183,7 +183,8 @@ type published struct {
 	text string
 }
 
-// run starts a templater with one template. What is not set in opts is what tests want. It is stopped at the test's end.
+// run starts a templater with one template. Empty fields of opts get the tests' defaults. It is stopped at the end of the
+// test.
 func run(t testing.TB, conf *api.Config, template string, opts templater.Options) *watch {
 	t.Helper()
 	w := &watch{t: t, log: &testenv.Log{}, metrics: prometheus.NewRegistry()}
@@ -223,7 +224,7 @@ func run(t testing.TB, conf *api.Config, template string, opts templater.Options
 	return w
 }
 
-// servers are the names of the servers in a text, as one line.
+// servers returns the names of the servers in a text, as one line.
 func servers(text string) string {
 	var names []string
 	for line := range strings.Lines(text) {
@@ -242,7 +243,7 @@ func (w *watch) all() []published {
 	return slices.Clone(w.published)
 }
 
-// last is the text that counts.
+// last returns the current text.
 func (w *watch) last() string {
 	all := w.all()
 	if len(all) == 0 {
@@ -251,7 +252,7 @@ func (w *watch) last() string {
 	return all[len(all)-1].text
 }
 
-// history are the servers of every text that was published, in order.
+// history returns the servers of every published text, in order.
 func (w *watch) history() (lines []string) {
 	for _, p := range w.all() {
 		lines = append(lines, servers(p.text))
@@ -270,7 +271,7 @@ func (w *watch) await(within time.Duration, want string) {
 	})
 }
 
-// want compares all that was published with what should have been, and nothing else, ever.
+// want compares everything ever published with the expected texts.
 func (w *watch) want(history ...string) {
 	w.t.Helper()
 	if got := w.history(); !slices.Equal(got, history) {
@@ -278,7 +279,7 @@ func (w *watch) want(history ...string) {
 	}
 }
 
-// notReady waits until the templater has noticed that Consul does not answer as it should.
+// notReady waits until the templater has noticed that Consul does not answer properly.
 func (w *watch) notReady(within time.Duration) {
 	w.t.Helper()
 	w.eventually(within, "the templater notices", func() error {
@@ -300,13 +301,13 @@ func (w *watch) eventually(within time.Duration, what string, f func() error) {
 	testenv.Eventually(w.t, within, what, f)
 }
 
-// front is between a templater and a real Consul and notes what Consul answers.
+// front is a proxy between a templater and a real Consul that records Consul's answers.
 type front struct {
 	*httptest.Server
 
 	mu       sync.Mutex
 	answers  []told
-	refusing bool // it answers itself, with errors
+	refusing bool // answers with errors itself
 }
 
 // told is one answer.
@@ -359,7 +360,7 @@ func (f *front) note(a told) {
 	f.answers = append(f.answers, a)
 }
 
-// refuse has it answer with errors, or no longer.
+// refuse turns answers with errors on or off.
 func (f *front) refuse(refusing bool) {
 	f.mu.Lock()
 	f.refusing = refusing
@@ -369,7 +370,7 @@ func (f *front) refuse(refusing bool) {
 	}
 }
 
-// since are the answers after a moment.
+// since returns the answers after a moment.
 func (f *front) since(when time.Time, like func(told) bool) (out []told) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -381,8 +382,8 @@ func (f *front) since(when time.Time, like func(told) bool) (out []told) {
 	return out
 }
 
-// await waits until Consul has given an answer of this kind after a moment, and again after that: by then the templater
-// has dealt with the first one.
+// await waits until Consul has given such an answer after a moment, and then another: by then the templater has processed
+// the first one.
 func (f *front) await(t testing.TB, when time.Time, what string, like func(told) bool) {
 	t.Helper()
 	testenv.Eventually(t, soon, what, func() error {

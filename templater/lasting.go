@@ -2,17 +2,16 @@ package templater
 
 import "time"
 
-// lasting tells when to say again that something is still not as it should be: after a minute, five, ten, twenty, forty, and
-// then every hour.
+// lasting decides when to repeat that a problem persists: after 1, 5, 10, 20 and 40 minutes, and then every hour.
 type lasting struct {
 	since time.Time // zero = all is well
 	next  time.Duration
-	said  bool // that it lasts
-	was   bool // well, once
+	said  bool // the problem was reported as lasting
+	was   bool // all was well once
 }
 
-// note takes in whether all is well. It returns whether that is to be said, and for how long all was not well as far as that was
-// said. That all is well is said the first time, and after it was said that it was not.
+// note records whether all is well. It returns whether to log that, and how long a reported problem has lasted. "All is well" is
+// logged the first time, and after a problem was logged.
 func (l *lasting) note(well bool, now time.Time) (say bool, lasts time.Duration) {
 	switch {
 	case well:

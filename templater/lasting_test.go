@@ -38,7 +38,7 @@ func TestLasting(t *testing.T) {
 	if say, _ := l.note(true, now.Add(30*time.Second)); say {
 		t.Error("what did not last has an end")
 	}
-	// A clock that jumps says it once.
+	// A clock that jumps logs it once.
 	l.note(false, now)
 	if say, lasts := l.note(false, now.Add(9*time.Hour)); !say || lasts != 9*time.Hour {
 		t.Errorf("said %t after %s", say, lasts)

@@ -15,7 +15,7 @@ import (
 	"berth/templater/leftout"
 )
 
-// What is left out is known by its service and instance, and whoever is told of changes sees them.
+// Ignored items are known by service and instance, and visible to a receiver of Changed.
 func TestLeftOut(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 2000, 1)
@@ -55,16 +55,16 @@ func TestLeftOut(t *testing.T) {
 	}
 	wait(LeftOut{Reason: "a port is too high"}, LeftOut{Service: "web", Instance: "web-2000", Reason: `service "web", instance "web-2000": its port is too high`})
 	r.waitReady()
-	r.waitLogged(`msg="left out" service=web instance=web-2000 reason="service \"web\", instance \"web-2000\": its port is too high"`)
-	r.waitLogged(`msg="left out" reason="a port is too high"`)
+	r.waitLogged(`msg="ignored: service \"web\", instance \"web-2000\": its port is too high" service=web instance=web-2000 reason="service \"web\", instance \"web-2000\": its port is too high"`)
+	r.waitLogged(`msg="ignored: a port is too high" reason="a port is too high"`)
 	consul.set("web", 1)
 	wait()
-	r.waitLogged(`msg="no longer left out" service=web instance=web-2000 reason=`)
+	r.waitLogged(`msg="no longer applies: service \"web\", instance \"web-2000\": its port is too high" service=web instance=web-2000 reason=`)
 	consul.setDown(true)
 	untilTold("down", func() bool { return r.Ready() != nil })
 }
 
-// known keeps what Options.Instances and Options.Services tell.
+// known stores the values of Options.Instances and Options.Services.
 type known struct {
 	mu        sync.Mutex
 	instances map[string]string
@@ -107,7 +107,7 @@ func (k *known) want(t *testing.T, services []string, instances map[string]strin
 	})
 }
 
-// Each new list of instances is handed on, for as long as a template uses it, whichever function asks for it.
+// Each new list of instances is passed on while a template uses it, whichever function asks for it.
 func TestInstancesAreTold(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1, 2)
@@ -137,7 +137,7 @@ func TestInstancesAreTold(t *testing.T) {
 	k.want(t, []string{}, map[string]string{})
 }
 
-// What two functions say of a service is one list; if one of them says all, it counts.
+// The instances from two functions for a service form one list; a function that asks for all instances takes precedence.
 func TestInstancesOfTwoLists(t *testing.T) {
 	a, b, again := entry("n", "a"), entry("n", "b"), entry("n", "b")
 	h := heardOf{some: map[string][]*api.ServiceEntry{"x": {b}, "y": {again, a}}}

@@ -15,12 +15,12 @@ import (
 	"berth/templater"
 )
 
-// A server without a disk comes back empty. Nobody's instances vanish while they come back one by one; one that never
-// does is gone after the grace; one that is new is served at once.
+// A server without a disk comes back empty. No instance vanishes while instances return one by one; one that never returns
+// is removed after the grace; a new one is served at once.
 func TestE2EConsulLosesItsState(t *testing.T) {
 	for _, tt := range []struct {
 		name          string
-		writes, after int // how far the indexes are before, and how far they go after
+		writes, after int // advance of the indexes before and after
 	}{
 		{"with a large index", 500, 0},
 		{"with a small index, soon exceeded", 0, 500},
@@ -58,7 +58,7 @@ func TestE2EConsulLosesItsState(t *testing.T) {
 				t.Errorf("the index went from %d to %d: that is not what this is to test", before, after)
 			}
 
-			// From now on Consul is believed at once again.
+			// From now on Consul is trusted at once again.
 			c.remove("a", "b", "d")
 			w.await(grace/2, "")
 		})
@@ -75,7 +75,7 @@ func (c *consul) age(writes int) {
 	}
 }
 
-// The list of the services is lost as well, and with it what a template finds by it.
+// The list of services is lost as well, including everything a template finds through it.
 func TestE2EConsulLosesEveryService(t *testing.T) {
 	c := startConsul(t, "-dev")
 	c.put("api", "x", "y")
@@ -93,7 +93,7 @@ func TestE2EConsulLosesEveryService(t *testing.T) {
 	w.await(grace+soon, "b n")
 	c.put("api", "x")
 	w.await(soon, "b n x")
-	// api and web each have a query of their own, and so they need not go at the same time.
+	// api and web have separate queries, so they need not disappear at the same time.
 	for _, line := range w.history()[2:] {
 		if !contains(line, "b", "n") {
 			t.Errorf("the servers were %q: b and n are there all the time", line)
@@ -114,7 +114,7 @@ const (
 	seesNone = `node_prefix "" { policy = "read" }`
 )
 
-// startGuarded starts a Consul that wants tokens.
+// startGuarded starts a Consul that requires tokens.
 func startGuarded(t testing.TB, args ...string) *consul {
 	t.Helper()
 	args = append([]string{"-dev", "-hcl=" + guarded}, args...)
@@ -165,8 +165,7 @@ func hidden(path string) func(told) bool {
 
 func forbidden(a told) bool { return a.status == http.StatusForbidden }
 
-// A token that sees less hides servers, and does not remove them, for as long as that lasts. What it still sees is
-// followed.
+// A token that sees less hides servers but does not remove them, as long as that lasts. What it still sees is followed.
 func TestE2ETokenSeesLess(t *testing.T) {
 	c := startGuarded(t)
 	c.put("api", "x")
@@ -182,7 +181,7 @@ func TestE2ETokenSeesLess(t *testing.T) {
 	c.change(p, seesNone)
 	f.await(t, when, "lists are filtered", hidden("/v1/catalog/services"))
 	f.await(t, when, "web is filtered", hidden("/v1/health/service/web"))
-	// An instance that comes or goes meanwhile is not seen.
+	// Changes of hidden instances are not seen.
 	c.remove("b")
 	when = time.Now()
 	f.await(t, when, "web is filtered still", hidden("/v1/health/service/web"))
@@ -208,7 +207,7 @@ func TestE2ETokenSeesLess(t *testing.T) {
 	w.want("a b x", "a c x", "a c d x", "a c d x y", "a c d")
 }
 
-// A token that sees nothing from the beginning is an error, and no empty catalog: nothing is rendered.
+// A token that sees nothing at the start is an error, not an empty catalog: nothing is rendered.
 func TestE2ETokenSeesNothingAtTheStart(t *testing.T) {
 	for _, tt := range []struct{ name, rules string }{
 		{"no service", seesNone},
@@ -242,7 +241,7 @@ func TestE2ETokenSeesNothingAtTheStart(t *testing.T) {
 	}
 }
 
-// A token that was deleted is refused, and nothing changes until it is given back.
+// A deleted token is refused, and nothing changes until it is restored.
 func TestE2ETokenRevoked(t *testing.T) {
 	c := startGuarded(t)
 	c.put("web", "a", "b")
@@ -263,13 +262,13 @@ func TestE2ETokenRevoked(t *testing.T) {
 	f.await(t, when, "queries are refused still", forbidden)
 
 	c.token(p, token.SecretID)
-	w.await(soon, "a b c") // it has been without Consul, and so what is gone is kept for the grace
+	w.await(soon, "a b c") // after an outage, missing entries are kept for the grace
 	w.ready(soon)
 	w.await(grace+soon, "b c")
 	w.want("a b", "a b c", "b c")
 }
 
-// The token in a file may be exchanged while the templater runs.
+// The token file may be replaced while the templater runs.
 func TestE2ETokenFileRenewed(t *testing.T) {
 	c := startGuarded(t)
 	c.put("web", "a", "b")
@@ -287,7 +286,7 @@ func TestE2ETokenFileRenewed(t *testing.T) {
 	w.await(soon, "a b c")
 	w.ready(soon)
 
-	// The other way round: the old one is refused for a while.
+	// Vice versa: the old token is refused for a while.
 	tokens, _, err := c.ACL().TokenList(nil)
 	if err != nil {
 		t.Fatal(err)

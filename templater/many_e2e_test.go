@@ -20,9 +20,9 @@ import (
 	"berth/templater"
 )
 
-// connections returns the local addresses of the open TCP connections to an agent. The kernel lists them in pieces, so that
-// one that was closed and one that was opened meanwhile can both be in it. The agent counts one that the client has closed
-// until it has noticed, which takes a busy machine a while; if that makes too many, it refuses some, and the log says so.
+// connections returns the local addresses of open TCP connections to an agent. The kernel lists them in pieces, so the list
+// can have both a connection that was just closed and one that was just opened. The agent counts a closed connection until
+// it notices, which takes a while on a busy machine. If that makes too many, it refuses some, and the log says so.
 func connections(t testing.TB, ip string, port int) map[string]bool {
 	t.Helper()
 	text, err := os.ReadFile("/proc/net/tcp")
@@ -30,7 +30,7 @@ func connections(t testing.TB, ip string, port int) map[string]bool {
 		t.Fatal(err)
 	}
 	b := net.ParseIP(ip).To4()
-	slices.Reverse(b) // as the kernel has it on every machine that Consul runs on
+	slices.Reverse(b) // the kernel's byte order on every machine that Consul runs on
 	remote := strings.ToUpper(hex.EncodeToString(b)) + fmt.Sprintf(":%04X", port)
 	const established, synSent = "01", "02"
 	open := map[string]bool{}
@@ -42,8 +42,8 @@ func connections(t testing.TB, ip string, port int) map[string]bool {
 	return open
 }
 
-// mostConnections counts the connections all the time, until the func that it returns is called, which says how many
-// there were at most. It counts those that are in two lists, one after the other: they all were open between the two.
+// mostConnections counts connections continuously until its func is called, which returns the highest number. It counts
+// those in two consecutive lists: they were all open between the two.
 func mostConnections(t testing.TB, ip string, port int) func() int {
 	stop := make(chan struct{})
 	var most int
@@ -83,7 +83,7 @@ func (c *consul) putMany(services int, instance string) {
 	c.txn(ops)
 }
 
-// has waits until the text has, or lacks, these servers.
+// has waits until the text has, or does not have, these servers.
 func (w *watch) has(within time.Duration, has bool, names ...string) {
 	w.t.Helper()
 	w.eventually(within, fmt.Sprintf("has %d servers from %s on: %t", len(names), names[0], has), func() error {
@@ -107,8 +107,8 @@ func names(prefix string, n int) (out []string) {
 	return out
 }
 
-// An agent takes 200 connections from one address if it is not told otherwise. Every change of more services than that
-// is seen all the same, be they quiet for long or not.
+// An agent accepts 200 connections from one address by default. Changes of more services than that are all seen, whether
+// they were quiet for long or not.
 func TestE2EMoreServicesThanConnections(t *testing.T) {
 	const services = 400
 	c := startConsul(t, "-dev")
@@ -121,13 +121,13 @@ func TestE2EMoreServicesThanConnections(t *testing.T) {
 	c.putMany(services, "b")
 	w.has(time.Minute, true, names("b", services)...)
 
-	// One at a time, all over them.
+	// One at a time, across all of them.
 	for i := 0; i < services; i += 7 {
 		c.put(name("s", i), name("c", i))
 		w.has(soon, true, name("c", i))
 	}
-	// Those that are quiet longest have no connection, if any has none: nothing has changed in them but by their check,
-	// by an instance that goes, by the last one that goes.
+	// The services quiet for the longest time have no connection, if any lacks one: changes are a check, a removed
+	// instance, and the last removed instance.
 	for i := 1; i < services; i += 39 {
 		id := name("a", i)
 		c.txn(api.TxnOps{health(name("s", i), id, api.HealthPassing)})
@@ -156,7 +156,7 @@ func TestE2EMoreServicesThanConnections(t *testing.T) {
 	}
 }
 
-// servicesLeft is how many instances the test above leaves.
+// servicesLeft is how many instances remain after the test above.
 func servicesLeft(services int) int {
 	n := 2 * services
 	for i := 0; i < services; i += 7 {
@@ -175,7 +175,7 @@ func health(service, id, status string) *api.TxnOp {
 	}}}
 }
 
-// Over TLS connections are shared: a thousand queries need few. The agent wants a certificate of the client.
+// Over TLS connections are shared: a thousand queries need few. The agent requires a client certificate.
 func TestE2ETLSWithClientCertificate(t *testing.T) {
 	const services = 1000
 	dir, ip := testenv.Dir(t), freeIP(t)

@@ -11,7 +11,7 @@ import (
 	"berth/deploy/testenv"
 )
 
-// blockedServices are the services a query for which waits, by name.
+// blockedServices returns the names of services whose queries block.
 func (f *fakeConsul) blockedServices() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -25,8 +25,8 @@ func (f *fakeConsul) blockedServices() []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-// leases is how many queries may block in the tests with a crowd. An eighth is kept for other queries than those for a
-// service, of which there are four: one for the list of services and the three that are shared.
+// leases is how many queries may block in the tests with a crowd. An eighth is reserved for queries that are not for a
+// service. There are four: the list of services and the three shared ones.
 const leases = 32
 
 // crowd is a harness with more services than leases.
@@ -37,7 +37,7 @@ func crowd(t *testing.T) *harness {
 			consul.put(fmt.Sprintf("s%02d", n), 1)
 		}
 	})
-	// A fifth is left for queries that Consul does not know to have ended, 16 for those that do not block.
+	// A fifth is for ended queries that Consul still holds, 16 for queries that do not block.
 	connections := (leases + 16) * 5 / 4
 	r := newHarness(t, consul, Options{Templates: one(everyService), Connections: connections, WaitTime: 200 * time.Millisecond}).run()
 	if got := r.next(); strings.Count(got, ":1") != 60 {
@@ -67,7 +67,7 @@ func TestMoreServicesThanConnections(t *testing.T) {
 	testenv.Until(t, deadline, "the template's query for the list of services, and the shared one", func() bool {
 		return r.consul.blocked("/v1/catalog/services") == 2
 	})
-	// Consul goes on with the queries for services that are gone. Then others that change have their leases.
+	// Consul holds the queries for removed services. Later other changing services have their leases.
 	var gone []string
 	testenv.Until(t, deadline, "ten queries that wait", func() bool {
 		waiting := r.consul.blockedServices()
@@ -78,7 +78,7 @@ func TestMoreServicesThanConnections(t *testing.T) {
 		r.consul.remove(name)
 		testenv.Until(t, deadline, name+" to be gone", func() bool { return !strings.Contains(r.next(), name+":") })
 	}
-	time.Sleep(300 * time.Millisecond) // the queries' wait, and its jitter
+	time.Sleep(300 * time.Millisecond) // the queries' wait with its jitter
 	for n := range 60 {
 		if name := fmt.Sprintf("s%02d", n); !slices.Contains(gone, name) {
 			r.consul.set(name, 3)
@@ -88,13 +88,13 @@ func TestMoreServicesThanConnections(t *testing.T) {
 	if has := r.consul.blockedServices(); slices.ContainsFunc(gone, func(name string) bool { return slices.Contains(has, name) }) {
 		t.Errorf("of %q some are asked for still: %q", gone, has)
 	}
-	r.wantLogged("more is watched than connections", 1)
+	r.wantLogged("more queries to Consul than connections", 1)
 }
 
 func TestOutageWithMoreServicesThanConnections(t *testing.T) {
 	r := crowd(t)
 	r.consul.setDown(true)
-	r.waitLogged("consul failed")
+	r.waitLogged("Consul query failed")
 	r.consul.setDown(false)
 	r.waitReady()
 	r.consul.set("s03", 2)
@@ -113,7 +113,7 @@ func TestRefusedConnections(t *testing.T) {
 	if got := r.next(); strings.Count(got, ":1") != 30 {
 		t.Fatalf("first text %q", got)
 	}
-	r.waitLogged("consul refuses connections (429)")
+	r.waitLogged("Consul refuses connections (429)")
 	for n := range 30 {
 		name := fmt.Sprintf("s%02d", n)
 		consul.set(name, 2)

@@ -27,19 +27,19 @@ func newMetrics(registry prometheus.Registerer) metrics {
 		}),
 		leftOut: with.NewGauge(prometheus.GaugeOpts{
 			Name: "berth_templater_left_out",
-			Help: "Things in the catalog that are left out of the rendered texts; the log says which and why.",
+			Help: "Items of the catalog that are left out of the rendered texts; the log says which and why.",
 		}),
 		failing: with.NewGauge(prometheus.GaugeOpts{
 			Name: "berth_templater_failing",
-			Help: "Templates and partials that fail on their data now: they keep their last text, or are left out.",
+			Help: "Templates and partials that fail on their current data; they keep their last text or are left out.",
 		}),
 		consulUp: with.NewGauge(prometheus.GaugeOpts{
 			Name: "berth_templater_consul_up",
-			Help: "1 while every query to Consul is answered, and none is hidden from the token.",
+			Help: "1 while Consul answers every query and hides nothing from the token.",
 		}),
 		seconds: with.NewHistogram(prometheus.HistogramOpts{
 			Name:    "berth_templater_render_seconds",
-			Help:    "Time that one template execution takes.",
+			Help:    "Duration of one template execution.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 14), // 0.1 ms to 0.8 s
 		}),
 	}

@@ -19,31 +19,31 @@ type reply struct {
 	err   error
 }
 
-// Render executes every template anew, after its file was read again, and returns the texts by the names of the templates.
-// It waits for the data that they need until ctx is done. An error names the template, the line and the reason, or the data
-// that is missing; no older text is returned in place of one that fails, nor one that lacks a partial that fails. Run has to
-// be running. Safe from any goroutine; calls are carried out one after the other.
+// Render reads every template again, executes it and returns the texts by template name. It waits for the data they need until
+// ctx is done. An error names the template, the line and the reason, or the missing data. Render never returns an older text for
+// a failing template, nor a text without a failing partial. Run has to be running. Safe from any goroutine; calls are executed
+// one after the other.
 func (t *Templater) Render(ctx context.Context) (map[string]Published, error) {
 	answer := make(chan reply, 1)
 	select {
 	case t.orders <- order{ctx, answer}:
-		r := <-answer // when ctx is done at the latest
+		r := <-answer // arrives at the latest when ctx is done
 		return r.texts, r.err
 	case <-t.stopped:
 		return nil, errStopped
 	case <-ctx.Done():
-		return nil, fmt.Errorf("the templater is not at work: %w", ctx.Err())
+		return nil, fmt.Errorf("the templater is not running: %w", ctx.Err())
 	}
 }
 
-// Changed returns a channel that says that Render would now return other texts than the last time, or fail where it did not,
-// or the reverse: data or a template's file has changed since then. Several changes may be one value.
+// Changed returns a channel that receives a value when the result of Render would differ from the last one: data or a template's
+// file has changed, and so have the texts, or Render would now fail or stop failing. Several changes may be one value.
 func (t *Templater) Changed() <-chan struct{} { return t.changed }
 
-// begin begins with an order.
+// begin starts an order.
 func (t *Templater) begin(o order) {
 	select {
-	case <-t.changed: // the order sees it, too
+	case <-t.changed: // the order includes this change
 	default:
 	}
 	t.order = &o
@@ -52,7 +52,7 @@ func (t *Templater) begin(o order) {
 	t.render()
 }
 
-// rendered answers an order whose data is all there, or else says that the texts have changed.
+// rendered answers a pending order once all its data is there; without an order it signals a change of the texts.
 func (t *Templater) rendered(changed bool) {
 	waits, err := t.templates.Behind()
 	failure := ""
@@ -78,7 +78,7 @@ func (t *Templater) answer(texts map[string]Published, err error) {
 	t.order = nil
 }
 
-// tooLate returns why an order could not be carried out in time.
+// tooLate returns why an order was not completed in time.
 func (t *Templater) tooLate() error {
 	err := errors.New(t.waitsFor())
 	if t.consulErr != nil {
@@ -92,7 +92,7 @@ func (t *Templater) tooLate() error {
 	return err
 }
 
-// stop answers whoever waits, now and later, when Run ends.
+// stop fails the pending order and all later ones when Run ends.
 func (t *Templater) stop() {
 	close(t.stopped)
 	if t.order != nil {

@@ -14,7 +14,7 @@ import (
 	"berth/templates/group"
 )
 
-// settings is a configuration that its template functions tell of: which, its value, and ports, those of a service.
+// settings is a configuration exposed by template functions: its name, its value, and the ports of a service.
 type settings struct{ which, service atomic.Value }
 
 func newSettings(which, service string) *settings {
@@ -69,7 +69,7 @@ func (r *harness) failsWith(ctx context.Context, parts ...string) {
 	}
 }
 
-// changes says whether Changed has something to say within a time.
+// changes reports whether Changed receives a value within a time.
 func (r *harness) changes(within time.Duration) bool {
 	select {
 	case <-r.Changed():
@@ -92,16 +92,16 @@ func TestRenderOnDemand(t *testing.T) {
 	r.rendersTo("two\ntwo [1]")
 	s.set("bad", "db")
 	r.failsWith(t.Context(), "out.ctmpl:2:3:", "there is no such thing")
-	r.failsWith(t.Context(), "out.ctmpl:2:3:", "there is no such thing") // the old text is not passed off as new
+	r.failsWith(t.Context(), "out.ctmpl:2:3:", "there is no such thing") // the old text is not returned as new
 	s.set("one", "db")
 	r.rendersTo("one\none [1]") // and back
 	consul.setDown(true)
-	r.waitLogged("consul failed")
+	r.waitLogged("Consul query failed")
 	s.set("two", "db")
-	r.rendersTo("two\ntwo [1]") // what is known is good enough
+	r.rendersTo("two\ntwo [1]") // known data is good enough
 }
 
-// What only a new configuration asks for is waited for, as long as the caller does.
+// Data that only a new configuration needs is waited for, as long as the caller waits.
 func TestRenderWaitsForData(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("db", 1)
@@ -139,7 +139,7 @@ func TestPartialThatFailsIsNotLeftOut(t *testing.T) {
 		Name: "out", Source: "out.ctmpl", Funcs: s.funcs,
 		Text: `{{ define "p" }}{{ if eq . "b" }}{{ which }}{{ end }}{{ end }}` + "\n" + `{{ partial "p" "a" }}{{ partial "p" "b" }}`,
 	}}}).run()
-	r.want("\n") // the proxy's configuration is served without it
+	r.want("\n") // the proxy's configuration is rendered without it
 	r.failsWith(t.Context(), `partial "p" of b: out.ctmpl:1:`, "there is no such thing")
 }
 
@@ -182,7 +182,7 @@ func TestChanged(t *testing.T) {
 	r.rendersTo("new two")
 }
 
-// A template that was edited just now is used, or is the reason of the error.
+// A template that was just edited is used, or is the reason for the error.
 func TestRenderReadsFiles(t *testing.T) {
 	dir := t.TempDir()
 	path := testenv.File(t, dir, "out.ctmpl", "1 {{ which }}")
@@ -209,14 +209,14 @@ func TestRenderWithoutRun(t *testing.T) {
 	r := newHarness(t, consul, Options{Templates: []Template{{Name: "out", Source: "out.ctmpl", Text: "{{ ports }}", Funcs: s.funcs}}})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	r.failsWith(ctx, "the templater is not at work")
+	r.failsWith(ctx, "the templater is not running")
 	r.run()
 	failed := make(chan error, 1)
 	go func() {
 		_, err := r.Render(t.Context())
 		failed <- err
 	}()
-	r.waitLogged("consul failed")
+	r.waitLogged("Consul query failed")
 	r.stop()
 	if err := <-failed; !errors.Is(err, errStopped) {
 		t.Errorf("Run has ended: %v", err)
@@ -224,7 +224,7 @@ func TestRenderWithoutRun(t *testing.T) {
 	r.failsWith(t.Context(), errStopped.Error())
 }
 
-// What an application's template asks for is watched: its configuration, its binds, its group.
+// The data of an application's template is watched: its configuration, its binds, its group.
 func TestRenderForAGroup(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("redis")

@@ -17,8 +17,8 @@ import (
 	"berth/templater"
 )
 
-// An agent that keeps its state is restarted. What it has no word of yet is critical then: a TTL check that nobody has
-// refreshed, for example.
+// An agent is restarted and keeps its state. Checks without a report are then critical, for example a TTL check that was
+// not refreshed.
 func TestE2EAgentRestarted(t *testing.T) {
 	c := startConsul(t, kept()...)
 	c.put("web", "a", "b")
@@ -47,11 +47,11 @@ func TestE2EAgentRestarted(t *testing.T) {
 		t.Fatalf("this machine is too slow: %s have passed, the grace is %s", past, grace)
 	}
 	c.remove("d")
-	w.await(grace+soon, "a b c") // in the end Consul is believed
+	w.await(grace+soon, "a b c") // finally Consul is trusted
 	w.want("a b c", "a b c d", "a b c")
 }
 
-// lists waits until Consul lists so many passing instances of a service.
+// lists waits until Consul lists the given number of passing instances of a service.
 func (c *consul) lists(service string, want int) {
 	c.t.Helper()
 	testenv.Eventually(c.t, soon, fmt.Sprintf("Consul lists %d instances of %s", want, service), func() error {
@@ -63,7 +63,7 @@ func (c *consul) lists(service string, want int) {
 	})
 }
 
-// cluster is of three servers.
+// cluster has three servers.
 type cluster struct {
 	t       *testing.T
 	servers []*consul
@@ -88,7 +88,7 @@ func startCluster(t *testing.T) *cluster {
 	return cl
 }
 
-// split returns the leader and the others.
+// split returns the leader and the other servers.
 func (cl *cluster) split() (leader *consul, others []*consul) {
 	cl.t.Helper()
 	testenv.Eventually(cl.t, soon, "there is a leader", func() error {
@@ -112,7 +112,7 @@ func (cl *cluster) split() (leader *consul, others []*consul) {
 	return leader, others
 }
 
-// put registers through a server that may be without a leader for a while.
+// put registers through a server that may have no leader for a while.
 func (cl *cluster) put(through *consul, service, id string) {
 	cl.t.Helper()
 	testenv.Eventually(cl.t, time.Minute, "the cluster takes "+id, func() error {
@@ -152,18 +152,18 @@ func TestE2ELeaderAndQuorumLost(t *testing.T) {
 	w.want("a b", "a b c", "a b c d")
 }
 
-// leaderSoon is how long it may take to see a change that a cluster took without its old leader: Consul's servers have to learn
-// of the new one, and berth has to ask them.
+// leaderSoon is how long a change may take to be seen without the old leader: Consul's servers have to learn of the new
+// leader, and berth has to ask them.
 const leaderSoon = 10 * time.Second
 
-// A leader that is frozen answers nothing, and closes no connection either.
+// A frozen leader neither answers nor closes connections.
 func TestE2ELeaderFrozen(t *testing.T) {
 	cl := startCluster(t)
 	leader, others := cl.split()
 	mine := others[0]
 	cl.put(mine, "web", "a")
 	cl.put(mine, "web", "b")
-	// By default a query waits for a minute: it is not waited for.
+	// By default a query blocks for a minute: the test does not wait for that.
 	w := run(t, &api.Config{Address: mine.Address}, web, templater.Options{Grace: grace})
 	w.await(soon, "a b")
 	w.ready(soon)
@@ -194,9 +194,9 @@ func TestE2EAgentFrozen(t *testing.T) {
 	w.want("a b", "a b c")
 }
 
-// Consul is out of reach for long. Ten minutes are not waited for: it is shown that the pauses between the attempts stop
-// growing, so that the next ten minutes are as the last seconds. BERTH_E2E_OUTAGE=10m makes the outage last that long
-// (and go test wants a -timeout above it).
+// Consul is unreachable for long. The test does not wait ten minutes: it shows that the pauses between attempts stop
+// growing, so the next ten minutes are like the last seconds. BERTH_E2E_OUTAGE=10m makes the outage last that long (go test
+// then needs a longer -timeout).
 func TestE2EConsulAway(t *testing.T) {
 	const (
 		long, tooLong = 2 * time.Second, 12 * time.Second // pauses
@@ -246,7 +246,7 @@ func TestE2EConsulAway(t *testing.T) {
 	}
 	t.Logf("%d attempts for one service in %s", len(f.since(began, refused)), time.Since(began).Round(time.Second))
 
-	// First nobody is there at all, then Consul is.
+	// First nothing listens, then Consul does.
 	f.refuse(false)
 	c.Do(t, "start")
 	c.Answers(t)

@@ -22,7 +22,7 @@ import (
 	"berth/deploy/testenv"
 )
 
-// stack is a HAProxy under requests, berth's templater beside it, and applications that answer in this process.
+// stack is a HAProxy under load, berth's templater, and applications in this process.
 type stack struct {
 	t      testing.TB
 	consul *consul
@@ -32,14 +32,14 @@ type stack struct {
 	apps   map[string]*httptest.Server
 
 	mu       sync.Mutex
-	servers  []string // that HAProxy had, one after the other, as in a watch's history
+	servers  []string // HAProxy's servers over time, as in a watch's history
 	requests int
 	slowest  time.Duration
 	failed   []error
 }
 
-// proxyTemplate routes everything to one service. A request goes to a server once; another one is tried only where no
-// connection can be made.
+// proxyTemplate routes everything to one service. A request is sent to a server once; another server is tried only if no
+// connection is possible.
 const proxyTemplate = `global
     log stderr local0 warning
 defaults
@@ -54,7 +54,7 @@ backend web
 {{ range service "web" }}    server {{ .ID }} {{ .Address }}:{{ .Port }}
 {{ end }}`
 
-// startStack starts all of it, with Consul at an address and environment variables for berth, and waits until HAProxy has
+// startStack starts everything, with Consul at an address and environment variables for berth, and waits until HAProxy has
 // these servers.
 func startStack(c *consul, address string, env []string, ids ...string) *stack {
 	t := c.t
@@ -101,7 +101,7 @@ func startStack(c *consul, address string, env []string, ids ...string) *stack {
 	return s
 }
 
-// put starts an application if it does not run yet, and registers it.
+// put starts an application if it is not running, and registers it.
 func (s *stack) put(id string) {
 	s.t.Helper()
 	if s.apps[id] == nil {
@@ -119,7 +119,7 @@ func (s *stack) until(what string, f func() error) {
 	testenv.Eventually(s.t, 2*soon, what, f)
 }
 
-// ready asks berth.
+// ready asks berth whether it is ready.
 func (s *stack) ready() error {
 	why, err := testenv.Get("http://" + s.status + "/readyz")
 	if err != nil {
@@ -128,7 +128,7 @@ func (s *stack) ready() error {
 	return nil
 }
 
-// notReady waits until berth says that Consul does not answer as it should.
+// notReady waits until berth reports that Consul does not answer properly.
 func (s *stack) notReady() {
 	s.t.Helper()
 	s.until("berth notices", func() error {
@@ -139,7 +139,7 @@ func (s *stack) notReady() {
 	})
 }
 
-// ask sends requests, one after the other, until stop is closed.
+// ask sends consecutive requests until stop is closed.
 func (s *stack) ask(stop chan struct{}, keep bool) {
 	transport := &http.Transport{DisableKeepAlives: !keep}
 	defer transport.CloseIdleConnections()
@@ -174,7 +174,7 @@ func (s *stack) ask(stop chan struct{}, keep bool) {
 	}
 }
 
-// look notes which servers HAProxy has, until stop is closed.
+// look records HAProxy's servers until stop is closed.
 func (s *stack) look(stop chan struct{}) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -194,7 +194,7 @@ func (s *stack) look(stop chan struct{}) {
 	}
 }
 
-// has asks HAProxy for the servers that it sends requests to.
+// has asks HAProxy for its usable servers.
 func (s *stack) has() (string, error) {
 	conn, err := net.Dial("unix", filepath.Join(s.dir, "master.sock"))
 	if err != nil {
@@ -240,7 +240,7 @@ func (s *stack) await(want string) {
 	})
 }
 
-// history are the servers that HAProxy had, one after the other. No request has failed.
+// history returns HAProxy's servers over time, and checks that no request failed.
 func (s *stack) history() []string {
 	s.t.Helper()
 	s.mu.Lock()
@@ -268,7 +268,7 @@ func TestE2EHAProxyWhileConsulLosesItsState(t *testing.T) {
 	}
 }
 
-// The token is first worth nothing and then gone while HAProxy serves: no request fails.
+// The token first loses its rights and is then deleted while HAProxy serves: no request fails.
 func TestE2EHAProxyWhileTokenIsRevoked(t *testing.T) {
 	c := startGuarded(t)
 	p := c.policy(seesAll)
@@ -276,8 +276,7 @@ func TestE2EHAProxyWhileTokenIsRevoked(t *testing.T) {
 	f := c.newFront()
 	s := startStack(c, f.URL, []string{"--env", "CONSUL_HTTP_TOKEN=" + token.SecretID}, "a", "b")
 
-	// A query that waits for news keeps the rights that it began with. So something has to happen for it to end, and then
-	// the next one has none.
+	// A blocking query keeps the rights it began with. So a change has to end it before the next query has none.
 	when := time.Now()
 	c.change(p, seesNone)
 	s.put("c")

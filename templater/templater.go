@@ -27,8 +27,8 @@ import (
 // lookEvery is how often the templates' files are read.
 const lookEvery = time.Second
 
-// lateAfter is for how long queries for new data may fail before what is rendered goes on without it. For what is optional, it is
-// how much later it may come than the first answer of Consul.
+// lateAfter is how long queries for new data may fail before rendering goes on without that data. Optional data may arrive this
+// much later than Consul's first answer.
 const lateAfter = 2 * time.Second
 
 var errNone = errors.New("it does not exist")
@@ -38,40 +38,40 @@ type (
 	Template = render.Spec
 	// Published is the newest good text of one template.
 	Published = render.Published
-	// Ask is how the functions of a Template ask for a service's instances.
+	// Ask returns a service's instances to the functions of a Template.
 	Ask = render.Ask
-	// Line is a line of a text, with the data that it depends on.
+	// Line is a line of a text, with the data it depends on.
 	Line = render.Line
-	// LeftOut is something that no rendered text has, and why.
+	// LeftOut is something that the rendered texts ignore, with the reason.
 	LeftOut = leftout.LeftOut
 )
 
-// Options say what to render and who gets it.
+// Options configure a Templater.
 type Options struct {
-	Consul      *api.Config    // how to reach it; the standard CONSUL_* variables fill what is empty
-	Connections int            // to Consul, at most; 40 or more; 0 = 150. HTTP/2 needs only a few
-	Library     *config.Config // consul-template's own, finalized, for Vault and Nomad; nil = neither
+	Consul      *api.Config    // the standard CONSUL_* variables fill empty fields
+	Connections int            // most connections to Consul, 40 or more; 0 = 150. HTTP/2 needs only a few
+	Library     *config.Config // consul-template's configuration, finalized, for Vault and Nomad; nil = neither
 	Templates   []Template
-	Programs    bool // the functions plugin and writeToFile are allowed
+	Programs    bool // allows the functions plugin and writeToFile
 
-	// Publish is called from Run's goroutine with every new text of a template that differs from its last one. It must not
-	// block. nil = the texts are asked for, by Render or Once.
+	// Publish is called from Run's goroutine with every text that differs from the template's last one. It must not block.
+	// May be nil if Render or Once returns the texts.
 	Publish func(Published)
-	// Changed is called when the answer of Ready or LeftOut has changed. May be nil, as the next two.
+	// Changed is called when the result of Ready or LeftOut has changed. May be nil, as may Instances and Services.
 	Changed func()
-	// Instances is called with each new list of a service's instances that a template uses, nil if none does any more. It is what
-	// the template sees: all instances for instances NAME, and those that consul-template's own functions ask for. The service is
-	// as the template names it, such as web or web@dc2.
+	// Instances is called with each new list of a service's instances that a template uses, and with nil when no template uses
+	// it any more. The list is what the template sees: all instances for instances NAME, and the instances that consul-template's
+	// own functions ask for. The service is written as in the template, such as web or web@dc2.
 	Instances func(service string, list []*api.ServiceEntry)
-	// Services is called with each new list of the services in the catalog that a template uses, sorted, nil if none does any
-	// more. Like Publish, these funcs are called from Run's goroutine and must not block. Nobody may change what they are given.
+	// Services is called with each new list of the catalog's services that a template uses, sorted, and with nil when no template
+	// uses it any more. Like Publish, these funcs run in Run's goroutine and must not block. Their arguments must not be changed.
 	Services func(names []string)
 
 	WaitTime time.Duration // how long a blocking query waits; 0 = 60s
-	// Grace is how long entries are kept that Consul no longer lists, if there is reason to doubt the list; 0 = 30s, three
-	// times as long as a registrar takes at most to notice that its registrations are gone.
+	// Grace is how long entries missing from a doubtful list are kept; 0 = 30s, three times as long as a registrar takes at most
+	// to notice that its registrations are gone.
 	Grace time.Duration
-	// VanishLimit is the largest share of a list, in percent, that may vanish at once without doubt; 0 = 100.
+	// VanishLimit is the largest share of a list, in percent, that may vanish at once without raising doubt; 0 = 100.
 	VanishLimit int
 
 	Log     *slog.Logger
@@ -79,7 +79,7 @@ type Options struct {
 }
 
 // Templater renders its templates whenever the part of the catalog that they use
-// has changed. The published texts stay valid while Consul is out of reach.
+// has changed. The published texts stay valid while Consul is unreachable.
 type Templater struct {
 	opts     Options
 	log      *slog.Logger
@@ -91,33 +91,33 @@ type Templater struct {
 	orders   chan order
 	changed  chan struct{}
 	stopped  chan struct{}
-	why      atomic.Pointer[string] // why Ready is not nil; "" = it is
+	why      atomic.Pointer[string] // the error of Ready; "" = nil
 	lacks    atomic.Pointer[[]LeftOut]
 
-	// All below belongs to Run's goroutine.
+	// The fields below belong to Run's goroutine.
 	templates   *render.Set
 	watches     map[string]*catalog.Watch // by the dependency's String
 	running     sync.WaitGroup            // the watches in Consul
 	updates     chan catalog.Update
-	waiting     map[string]bool              // no data yet, by the watch's Key
-	tried       map[*catalog.Watch]time.Time // of those that wait: when the first query failed; see lateOptional
+	waiting     map[string]bool              // watches without data, by Key
+	tried       map[*catalog.Watch]time.Time // when the first query of a waiting watch failed; see lateOptional
 	failing     map[*catalog.Watch]bool
-	optionalErr error               // the last one of what is optional, while it is waited for
-	hidden      map[string]bool     // what the token does not see, by the watch's Key
+	optionalErr error               // last error of optional data that is waited for
+	hidden      map[string]bool     // data that the token does not see, by the watch's Key
 	answered    bool                // Consul has answered at least once
 	consulErr   error               // nil while every query to Consul succeeds
 	leftOut     map[string]bool     // the sentences
-	unclean     map[string][]string // what the catalog holds and no template may see, by the watch's Key
+	unclean     map[string][]string // why catalog data is kept from the templates, by the watch's Key
 	once        bool
 	heard       heard
 	lasting     lasting
-	order       *order // of Render, not answered yet; nil = none
-	failure     string // of Behind after the last render
+	order       *order // pending order of Render; nil = none
+	failure     string // error of Behind after the last render
 
 	loggedHidden bool
 }
 
-// New parses every template and returns a Templater that has not dialled yet. A
+// New parses every template and returns a Templater. It opens no connection. A
 // syntax error names the template's Source and the line.
 func New(opts Options) (*Templater, error) {
 	opts.WaitTime = cmp.Or(opts.WaitTime, 60*time.Second)
@@ -160,7 +160,7 @@ func New(opts Options) (*Templater, error) {
 		if t.library, err = manager.NewClientSet(opts.Library); err != nil {
 			return nil, fmt.Errorf("create Vault and Nomad clients: %w", err)
 		}
-		// Variables of the library: without them it asks for a secret again and again, and takes no certificate.
+		// Package variables of the library. If unset, it requests a secret again and again and accepts no certificate.
 		dependency.SetVaultDefaultLeaseDuration(config.TimeDurationVal(opts.Library.Vault.DefaultLeaseDuration))
 		dependency.SetVaultLeaseRenewalThreshold(*opts.Library.Vault.LeaseRenewalThreshold)
 	}
@@ -169,11 +169,11 @@ func New(opts Options) (*Templater, error) {
 	return t, nil
 }
 
-// Reread reads all template files at once, and tries a template again that was refused. Safe from any goroutine.
+// Reread reads all template files now and retries rejected templates. Safe from any goroutine.
 func (t *Templater) Reread() { notify(t.reread) }
 
-// Rerender executes every template and every partial anew, because a template function's answer has changed while the
-// catalog has not. Safe from any goroutine.
+// Rerender executes every template and partial again, for a template function whose result has changed while the catalog has
+// not. Safe from any goroutine.
 func (t *Templater) Rerender() { notify(t.rerender) }
 
 func notify(c chan struct{}) {
@@ -184,13 +184,13 @@ func notify(c chan struct{}) {
 }
 
 // Run watches the catalog, renders and publishes until ctx is done, then returns
-// nil. Consul being away is no reason to return. Call it or Once, once.
+// nil. It goes on while Consul is away. Call either Run or Once, and only once.
 func (t *Templater) Run(ctx context.Context) error {
 	t.loop(ctx, func() bool { return false })
 	return nil
 }
 
-// Once returns the first texts of all templates, by their names, or why there are none.
+// Once returns the first text of every template by name, or the reason why one is missing.
 func (t *Templater) Once(ctx context.Context) (map[string]Published, error) {
 	t.opts.Publish = func(Published) {}
 	t.once = true
@@ -206,10 +206,10 @@ func (t *Templater) Once(ctx context.Context) (map[string]Published, error) {
 	return texts, nil
 }
 
-// Explain returns the lines of a template's text; nil if there is no such template. Call it after Once.
+// Explain returns the lines of a template's text, or nil without such a template. Call it after Once.
 func (t *Templater) Explain(name string) []Line { return t.templates.Explain(name) }
 
-// loop runs until ctx is done or, after something was rendered, done says so.
+// loop runs until ctx is done, or until done returns true after a rendering.
 func (t *Templater) loop(ctx context.Context, done func() bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer t.running.Wait()
@@ -232,7 +232,7 @@ func (t *Templater) loop(ctx context.Context, done func() bool) {
 			return
 		}
 		orders, late := t.orders, (<-chan struct{})(nil)
-		if t.order != nil { // one after the other
+		if t.order != nil { // one order at a time
 			orders, late = nil, t.order.ctx.Done()
 		}
 		select {
@@ -264,8 +264,8 @@ func (t *Templater) loop(ctx context.Context, done func() bool) {
 	}
 }
 
-// Ready returns nil once a complete set was published and while Consul answers,
-// else one plain sentence that says why not. Safe from any goroutine.
+// Ready returns nil once a complete set was published and while Consul answers;
+// otherwise it returns the reason in a plain sentence. Safe from any goroutine.
 func (t *Templater) Ready() error {
 	if why := *t.why.Load(); why != "" {
 		return errors.New(why)
@@ -273,8 +273,7 @@ func (t *Templater) Ready() error {
 	return nil
 }
 
-// LeftOut returns what the texts lack of what the catalog holds, and why, sorted. Safe from any goroutine; nobody may change what
-// it returns.
+// LeftOut returns what the texts ignore of the catalog, with reasons, sorted. Safe from any goroutine; do not change the result.
 func (t *Templater) LeftOut() []LeftOut {
 	if all := t.lacks.Load(); all != nil {
 		return *all
@@ -282,11 +281,10 @@ func (t *Templater) LeftOut() []LeftOut {
 	return nil
 }
 
-// take takes in all updates that have arrived, so that a burst costs one render, and says whether there is anything to
-// render.
+// take handles all updates that have arrived, so a burst costs one render. It reports whether to render.
 func (t *Templater) take(u catalog.Update) (changed bool) {
 	for {
-		if w := u.Watch; t.watches[w.Key] == w { // else it was stopped while this was queued
+		if w := u.Watch; t.watches[w.Key] == w { // otherwise it was stopped while the update was queued
 			t.note(u)
 			if u.LeftOutOther {
 				t.unclean[w.Key] = u.LeftOut
@@ -310,14 +308,14 @@ func (t *Templater) take(u catalog.Update) (changed bool) {
 	}
 }
 
-// isLate says whether an update means that the data which is waited for does not come soon.
+// isLate reports whether an update means that awaited data will not arrive soon.
 func (t *Templater) isLate(u catalog.Update) bool {
 	w := u.Watch
 	switch {
 	case !t.waiting[w.Key] || u.New:
 		delete(t.tried, w)
 		return false
-	case w.Optional(): // else see lateOptional
+	case w.Optional(): // if it is not refused, see lateOptional
 		t.optionalErr = u.Err
 		return catalog.IsRefusal(u.Err)
 	case u.Err == nil:
@@ -328,14 +326,14 @@ func (t *Templater) isLate(u catalog.Update) bool {
 	return time.Since(t.tried[w]) >= lateAfter
 }
 
-// lateOptional goes on without optional data that has not come for too long, though Consul answers other queries. Whether its
-// own query fails or hangs makes no difference. It says whether there is anything to render.
+// lateOptional gives up waiting for optional data that is overdue although Consul answers other queries. It does not matter
+// whether the query fails or hangs. lateOptional reports whether to render.
 func (t *Templater) lateOptional() (changed bool) {
 	for key := range t.waiting {
 		w := t.watches[key]
 		switch {
 		case !w.Optional():
-		case !t.answers(): // it is waited for as all else is
+		case !t.answers(): // Consul is away: wait as for all other data
 			delete(t.tried, w)
 			t.optionalErr = nil
 		case t.tried[w].IsZero():
@@ -349,16 +347,15 @@ func (t *Templater) lateOptional() (changed bool) {
 	return changed
 }
 
-// goOnWithout has what waits for the data of a watch rendered without it. It says whether there is anything to render.
+// goOnWithout stops rendering from waiting for the data of a watch. It reports whether to render.
 func (t *Templater) goOnWithout(w *catalog.Watch, why error) bool {
-	if w.Optional() { // what is rendered without it is complete
+	if w.Optional() { // a text without it is complete
 		delete(t.waiting, w.Key)
 	}
 	return t.templates.Late(w.Dependency, why)
 }
 
-// render brings the texts up to date, watches their dependencies, publishes the texts that have changed, and answers who
-// waits for them.
+// render brings the texts up to date, watches their dependencies, publishes changed texts and answers a pending order.
 func (t *Templater) render() {
 	if t.templates.Update() {
 		t.watchUsed()
@@ -374,7 +371,7 @@ func (t *Templater) render() {
 }
 
 // watchUsed starts a watch for every dependency that a template uses, and stops
-// the watches that no template uses any more.
+// watches that are no longer used.
 func (t *Templater) watchUsed() {
 	used := t.templates.Used()
 	notAll, _ := t.templates.Status()
@@ -396,7 +393,7 @@ func (t *Templater) watchUsed() {
 		if w.InConsul() {
 			t.running.Go(w.Run)
 		} else {
-			go w.Run() // it may not hear at once that it is stopped
+			go w.Run() // it may not notice a stop at once
 		}
 	}
 }
@@ -412,8 +409,8 @@ func (t *Templater) stopWatch(w *catalog.Watch) {
 	t.succeeded(w)
 }
 
-// reportLeftOut logs what the template functions leave out now and did not
-// before, and the reverse.
+// reportLeftOut logs what the templates ignore now and did not before, and the
+// reverse.
 func (t *Templater) reportLeftOut() {
 	now := t.templates.LeftOut()
 	for _, reasons := range t.unclean {
@@ -423,10 +420,10 @@ func (t *Templater) reportLeftOut() {
 	}
 	more, less := added(t.leftOut, now), added(now, t.leftOut)
 	for _, reason := range more {
-		t.log.Warn("left out", attributes(leftout.Parse(reason))...)
+		t.log.Warn("ignored: "+reason, attributes(leftout.Parse(reason))...)
 	}
 	for _, reason := range less {
-		t.log.Info("no longer left out", attributes(leftout.Parse(reason))...)
+		t.log.Info("no longer applies: "+reason, attributes(leftout.Parse(reason))...)
 	}
 	t.leftOut = now
 	t.metrics.leftOut.Set(float64(len(now)))
@@ -442,7 +439,7 @@ func (t *Templater) reportLeftOut() {
 	t.opts.Changed()
 }
 
-// attributes returns what a line of the log says of what is left out.
+// attributes returns the log attributes of something that is ignored.
 func attributes(l LeftOut) (args []any) {
 	if l.Service != "" {
 		args = append(args, "service", l.Service)
@@ -453,7 +450,7 @@ func attributes(l LeftOut) (args []any) {
 	return append(args, "reason", l.Reason)
 }
 
-// added returns the keys of after that before lacks, sorted.
+// added returns the keys of after that are not in before, sorted.
 func added(before, after map[string]bool) []string {
 	var diff []string
 	for _, s := range slices.Sorted(maps.Keys(after)) {
@@ -464,7 +461,7 @@ func added(before, after map[string]bool) []string {
 	return diff
 }
 
-// unpublished says whether a template has no text so far.
+// unpublished reports whether a template has no text yet.
 func (t *Templater) unpublished() bool {
 	_, all := t.templates.Texts()
 	return !all

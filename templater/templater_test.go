@@ -27,8 +27,8 @@ import (
 
 func TestMain(m *testing.M) {
 	log.SetOutput(io.Discard) // consul-template's own
-	// The library's file watch looks at its stop channel only when the file changes, and what comes from Vault when its
-	// lease is over.
+	// The library's file watch checks its stop channel only when the file changes, and a Vault watch only when the lease
+	// expires.
 	const library = "github.com/hashicorp/consul-template/dependency."
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction(library+"(*FileQuery).watch.func1"),
 		goleak.IgnoreAnyFunction(library+"(*VaultWriteQuery).Fetch"), goleak.IgnoreAnyFunction(library+"(*VaultPKIQuery).Fetch"))
@@ -38,7 +38,7 @@ const deadline = 30 * time.Second
 
 const everyService = `{{ range services }}{{ $name := .Name }}{{ range service .Name }}{{ $name }}:{{ .Port }} {{ end }}{{ end }}`
 
-// harness is a Templater that runs against a fake Consul.
+// harness is a Templater with a fake Consul.
 type harness struct {
 	t *testing.T
 	*Templater
@@ -99,7 +99,7 @@ func (r *harness) next() string {
 	return r.nextOf("out").Text
 }
 
-// nextOf returns what is published next of a template. The other templates' texts are passed over.
+// nextOf returns the next published text of a template, skipping texts of other templates.
 func (r *harness) nextOf(name string) Published {
 	r.t.Helper()
 	for {
@@ -120,7 +120,7 @@ func (r *harness) nextAny() Published {
 	}
 }
 
-// wantNext compares what is published next with a text of a template.
+// wantNext compares the next published text with a text of a template.
 func (r *harness) wantNext(name, text string) {
 	r.t.Helper()
 	if p := r.nextAny(); p.Name != name || p.Text != text {
@@ -161,7 +161,7 @@ func (r *harness) waitReady() {
 	testenv.Until(r.t, deadline, "ready", func() bool { return r.Ready() == nil })
 }
 
-// waitNotReady waits until the templater is not ready for a reason that has this in it, "" for any, and returns the reason.
+// waitNotReady waits until the templater is not ready for a reason that contains this, "" for any, and returns the reason.
 func (r *harness) waitNotReady(because string) (reason string) {
 	r.t.Helper()
 	testenv.Until(r.t, deadline, "not ready: "+because, func() bool {
@@ -237,7 +237,7 @@ func TestChangeIsPublished(t *testing.T) {
 	r.want("")
 }
 
-// The function instances takes services that consul-template's own refuses, and a name that nobody can ask for harms none.
+// The function instances accepts services that consul-template's own function refuses, and an impossible name does no harm.
 func TestInstances(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("Web_App.v1", 1, 2)
@@ -249,7 +249,7 @@ func TestInstances(t *testing.T) {
 	const others = "Web_App.v1: Web_App.v1-1@10.0.0.1=passing Web_App.v1-2@10.0.0.1=passing\na/../b:\n"
 	r.want(others + "hc name: hc name-3@10.0.0.1=passing\n")
 	r.waitReady()
-	r.waitLogged(`Consul's API cannot be asked for a name like this`)
+	r.waitLogged(`Consul's API cannot query a name like this`)
 	consul.set("hc name", 3, 5)
 	r.want(others + "hc name: hc name-3@10.0.0.1=passing hc name-5@10.0.0.1=passing\n")
 	consul.restartEmpty() // the guard knows these lists
@@ -290,7 +290,7 @@ func TestBurstCostsOneRender(t *testing.T) {
 		Templates: one(everyService),
 		Publish: func(p Published) {
 			updates <- p.Text
-			<-release // holds Run up, so that the burst queues
+			<-release // blocks Run, so that the burst queues up
 		},
 	})
 	r.run()
@@ -342,12 +342,12 @@ func TestOutageKeepsTheLastText(t *testing.T) {
 		t.Errorf("consul_up %v", up)
 	}
 
-	// Nothing has changed, and every query waits for a minute: the recovery is seen all the same.
+	// Nothing has changed, and every query blocks for a minute: the recovery is still seen.
 	consul.setDown(false)
 	r.waitReady()
 	r.wantNothingMore()
-	r.wantLogged("level=WARN msg=\"consul failed, keeping the last good configuration\"", 1)
-	r.wantLogged("level=INFO msg=\"consul answers again\"", 1)
+	r.wantLogged("level=WARN msg=\"Consul query failed, keeping the last good configuration\"", 1)
+	r.wantLogged("level=INFO msg=\"Consul answers again\"", 1)
 	r.wantLogged("s3cret-token", 0)
 
 	consul.set("web", 1, 3)
@@ -373,7 +373,7 @@ func TestConsulDownAtTheStart(t *testing.T) {
 	consul.set("web", 1)
 	consul.setDown(true)
 	r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
-	r.waitLogged("consul failed")
+	r.waitLogged("Consul query failed")
 	r.wantNothingMore()
 	consul.setDown(false)
 	r.want("web:1 ")
@@ -383,7 +383,7 @@ func TestConsulDownAtTheStart(t *testing.T) {
 func TestConnectionsCut(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
-	// A query may fail, and then what is gone is kept for the grace.
+	// A query may fail, and then missing entries are kept for the grace.
 	r := newHarness(t, consul, Options{Templates: one(everyService), Grace: time.Millisecond}).run()
 	r.want("web:1 ")
 	for port := 2; port < 5; port++ {
@@ -400,17 +400,17 @@ func TestConsulThatLostItsStateIsNotBelievedAtOnce(t *testing.T) {
 	r := newHarness(t, consul, Options{Templates: one(everyService), Grace: 10 * time.Second}).run()
 	r.want("web:1 web:2 ")
 	consul.setDown(true)
-	r.waitLogged("consul failed")
+	r.waitLogged("Consul query failed")
 	consul.restartEmpty()
-	r.waitLogged("consul answers again")
-	// The registrars put everything back, one by one, and one more.
+	r.waitLogged("Consul answers again")
+	// The registrars put everything back one by one, and one more.
 	consul.set("web", 2)
 	consul.set("api", 3)
 	r.want("api:3 web:1 web:2 ")
 	consul.set("web", 1, 2)
 	testenv.Until(t, deadline, "the state to be as before", func() bool { return consul.waits("/v1/health/service/web", 8) })
 	r.wantNothingMore()
-	// It is believed again, in the end.
+	// It is finally trusted again.
 	consul.set("web", 1)
 	r.want("api:3 web:1 ")
 	consul.set("web", 4)
@@ -423,12 +423,12 @@ func TestConsulThatLostItsStateIsBelievedInTheEnd(t *testing.T) {
 	r := newHarness(t, consul, Options{Templates: one(everyService), Grace: 50 * time.Millisecond}).run()
 	r.want("web:1 ")
 	consul.setDown(true)
-	r.waitLogged("consul failed")
+	r.waitLogged("Consul query failed")
 	consul.restartEmpty()
 	r.want("")
 }
 
-// A node that leaves with all that it had is not believed at once, neither in the lists of its services nor in that of the
+// A node that leaves with everything on it is not believed at once, neither in the lists of its services nor in the list of
 // services.
 func TestNodeThatLeaves(t *testing.T) {
 	consul := newFakeConsul(t)
@@ -441,7 +441,7 @@ func TestNodeThatLeaves(t *testing.T) {
 		consul.put("web")
 		delete(consul.services, "web")
 	})
-	for got := ""; got != "| "; { // the service and its instances have each their own time
+	for got := ""; got != "| "; { // the service and its instances have separate deadlines
 		if got = r.next(); got != "| " && got != "| web " && got != "web:1 web:2 | " {
 			t.Fatalf("published %q", got)
 		}
@@ -449,9 +449,9 @@ func TestNodeThatLeaves(t *testing.T) {
 	if kept := time.Since(began); kept < 2*time.Second {
 		t.Errorf("it was kept for %s", kept)
 	}
-	r.wantLogged("a node has left Consul with all that it had", 1)
+	r.wantLogged(" left Consul with all its services", 1)
 
-	// What vanishes from a node that is there was removed on purpose.
+	// An entry that vanishes from an existing node was removed on purpose.
 	consul.change(func() {
 		consul.left = false
 		consul.put("web", 1)
@@ -470,7 +470,7 @@ func TestNodeThatLeaves(t *testing.T) {
 	}
 }
 
-// Whatever is at Consul's address for a while: nothing of it is believed, and what Consul says then is seen.
+// Another server is at Consul's address for a while: none of its answers are trusted, and Consul's later answers are seen.
 func TestSomethingElseAnswers(t *testing.T) {
 	for name, instead := range map[string]http.HandlerFunc{
 		"an error":          func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "oh", http.StatusInternalServerError) },
@@ -501,7 +501,7 @@ func TestSomethingElseAnswers(t *testing.T) {
 			r := newHarness(t, consul, Options{Templates: one(everyService), Grace: time.Millisecond}).run()
 			r.want("web:1 ")
 			r.waitReady()
-			// The query that waits is answered by Consul itself.
+			// Consul itself answers the blocking query.
 			testenv.Until(t, deadline, "it waits", func() bool { return consul.waits("/v1/health/service/web", 11) })
 			consul.change(func() {
 				consul.put("web", 1, 2)
@@ -512,7 +512,7 @@ func TestSomethingElseAnswers(t *testing.T) {
 			consul.change(func() { consul.instead = nil })
 			r.waitReady()
 			consul.set("web", 3)
-			// A query that fails only now keeps for the grace what the next answer lacks.
+			// Only now a query fails, and entries missing from the next answer are kept for the grace.
 			for got := ""; got != "web:3 "; {
 				if got = r.next(); !strings.HasSuffix(got, "web:3 ") {
 					t.Fatalf("published %q", got)
@@ -523,7 +523,7 @@ func TestSomethingElseAnswers(t *testing.T) {
 }
 
 func TestDependenciesComeAndGo(t *testing.T) {
-	// The names tell whether the list of services in a text is the newest.
+	// The names show whether the list of services in a text is the newest.
 	const names = `{{ range services }}{{ .Name }} {{ end }}| `
 	for name, text := range map[string]string{
 		"whole": everyService,
@@ -542,7 +542,7 @@ func testDependenciesComeAndGo(t *testing.T, text string) {
 	consul.set("api", 2)
 	r.want("api web | api:2 web:1 ")
 	consul.remove("web")
-	// Its own list may be answered first. The watch of that is stopped before a text without the name is published.
+	// Its own list may be answered first. Its watch is stopped before a text without the name is published.
 	got := r.next()
 	if got == "api web | api:2 " {
 		got = r.next()
@@ -614,12 +614,12 @@ func TestFailingTemplateKeepsItsText(t *testing.T) {
 	r.waitLogged("port 5 is odd")
 	consul.set("a", 6)
 	r.wantNext("a", "6")
-	r.wantLogged("level=ERROR msg=\"template failed, keeping the last good value of health.service(a|passing)\" template=a.ctmpl", 2)
+	r.wantLogged("level=ERROR msg=\"a.ctmpl failed, keeping the last good value of health.service(a|passing)\" template=a.ctmpl", 2)
 	r.wantLogged("err=\"a.ctmpl:1:", 2)
-	r.wantLogged("level=INFO msg=\"template works again\" template=a.ctmpl", 1)
+	r.wantLogged("level=INFO msg=\"a.ctmpl works again\" template=a.ctmpl", 1)
 }
 
-// A service of a name that a template cannot ask for costs nothing but the services that came with it.
+// A service whose name a template cannot query costs only the services that arrived with it.
 func TestDataThatATemplateFailsOn(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
@@ -645,7 +645,7 @@ func TestDataThatATemplateFailsOn(t *testing.T) {
 	r.want("api:3 web:1 web:2 ")
 }
 
-// A datum that cannot be had, of another datacenter for example, holds up nothing that does not need it.
+// Unavailable data, of another datacenter for example, delays nothing that does not need it.
 func TestDataThatDoesNotCome(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
@@ -669,7 +669,7 @@ func TestTemplateThatNeverWorkedHarmsNoOther(t *testing.T) {
 		{Name: "a", Source: "a.ctmpl", Text: `{{ range service "a" }}{{ even .Port }}{{ end }}`, Funcs: even},
 		{Name: "b", Source: "b.ctmpl", Text: `{{ range service "b" }}{{ even .Port }}{{ end }}`, Funcs: even},
 	}}).run()
-	r.waitLogged("template failed, nothing is published until it works")
+	r.waitLogged(" failed, publishing nothing until it works")
 	r.wantNext("a", "2")
 	r.waitNotReady("port 3 is odd")
 	r.wantNothingMore()
@@ -680,7 +680,7 @@ func TestTemplateThatNeverWorkedHarmsNoOther(t *testing.T) {
 	r.waitReady()
 }
 
-// lowPortsOnly sets ports from 1024 aside.
+// lowPortsOnly ignores ports from 1024.
 func lowPortsOnly(report func(string), _ Ask) texttemplate.FuncMap {
 	return texttemplate.FuncMap{"low": func(instances []*dependency.HealthService) []int {
 		var ports []int
@@ -706,14 +706,14 @@ func TestWhatIsLeftOutIsLoggedOnce(t *testing.T) {
 	r.want("[1][1]")
 	consul.set("web", 1, 2, 2000, 3000)
 	r.want("[1 2][1 2]")
-	r.wantLogged(`level=WARN msg="left out" reason="port 2000 is too high"`, 1)
-	r.wantLogged(`level=WARN msg="left out" reason="port 3000 is too high"`, 1)
+	r.wantLogged(`level=WARN msg="ignored: port 2000 is too high" reason="port 2000 is too high"`, 1)
+	r.wantLogged(`level=WARN msg="ignored: port 3000 is too high" reason="port 3000 is too high"`, 1)
 	if got := r.metric("berth_templater_left_out"); got != 2 {
 		t.Errorf("left_out %v, want 2", got)
 	}
 	consul.set("web", 1, 3000)
 	r.want("[1][1]")
-	r.wantLogged(`level=INFO msg="no longer left out" reason="port 2000 is too high"`, 1)
+	r.wantLogged(`level=INFO msg="no longer applies: port 2000 is too high" reason="port 2000 is too high"`, 1)
 	r.wantLogged(`reason="port 3000 is too high"`, 1)
 	if got := r.metric("berth_templater_left_out"); got != 1 {
 		t.Errorf("left_out %v, want 1", got)
@@ -723,13 +723,13 @@ func TestWhatIsLeftOutIsLoggedOnce(t *testing.T) {
 func TestFileThatCannotBeRead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "motd")
 	r := newHarness(t, newFakeConsul(t), Options{Templates: one(`{{ file "` + path + `" }}`)}).run()
-	r.waitLogged("cannot be read, keeping the last good configuration")
+	r.waitLogged(", keeping the last good configuration")
 	if err := os.WriteFile(path, []byte("hello"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	r.want("hello")
-	r.waitLogged("can be read again")
-	r.wantLogged("consul", 0) // neither the server, nor the library's source files
+	r.waitLogged("can read ")
+	r.wantLogged("consul", 0) // neither the server nor the library's source files
 }
 
 func TestNewRefuses(t *testing.T) {
@@ -738,7 +738,7 @@ func TestNewRefuses(t *testing.T) {
 		templates []Template
 		want      string
 	}{
-		{"no template", nil, "there is no template to render"},
+		{"no template", nil, "no template to render"},
 		{"empty", []Template{{Name: "a", Source: "a.ctmpl", Text: ""}}, "a.ctmpl: the template is empty"},
 		{"syntax", []Template{{Name: "a", Source: "/etc/a.ctmpl", Text: "ok\n{{ if }}\n"}}, "/etc/a.ctmpl:2: missing value for if"},
 		{"function", []Template{{Name: "a", Source: "a.ctmpl", Text: "\n\n{{ nosuch 1 }}"}}, `a.ctmpl:3: function "nosuch" not defined`},
@@ -811,7 +811,7 @@ func TestRunReturnsDuringAnOutage(t *testing.T) {
 	r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
 	r.next()
 	consul.setDown(true)
-	r.waitLogged("consul failed")
+	r.waitLogged("Consul query failed")
 	r.stop()
 }
 
@@ -842,9 +842,9 @@ func TestTokenThatSeesNothingAtTheStart(t *testing.T) {
 		hidden string
 		why    string // of Ready
 	}{
-		{"no service", all, "Nothing is rendered from what Consul hides: the token sees nothing of catalog.services: give it service:read and node:read"},
-		{"no instance", service, "Nothing is rendered from what Consul hides: the token sees nothing of health.service(s00|passing) and 29 more: give it service:read and node:read"},
-		{"no instance of one", service + "s07", "Nothing is rendered from what Consul hides: the token sees nothing of health.service(s07|passing): give it service:read and node:read"},
+		{"no service", all, "Waiting for data that Consul hides from the token: the token sees nothing of catalog.services: give it service:read and node:read"},
+		{"no instance", service, "Waiting for data that Consul hides from the token: the token sees nothing of health.service(s00|passing) and 29 more: give it service:read and node:read"},
+		{"no instance of one", service + "s07", "Waiting for data that Consul hides from the token: the token sees nothing of health.service(s07|passing): give it service:read and node:read"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -856,7 +856,7 @@ func TestTokenThatSeesNothingAtTheStart(t *testing.T) {
 			consul.hide(tt.hidden)
 			r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
 			testenv.Until(t, deadline, tt.why, func() bool { err := r.Ready(); return err != nil && err.Error() == tt.why })
-			r.waitLogged("consul hides what the templates need, waiting for it")
+			r.waitLogged("the Consul token does not see what the templates need, waiting")
 			before := consul.asks("/v1/catalog/services") + consul.asks("/v1/health/service/s07")
 			testenv.Until(t, deadline, "more queries", func() bool {
 				return consul.asks("/v1/catalog/services")+consul.asks("/v1/health/service/s07") > before+2
@@ -872,14 +872,14 @@ func TestTokenThatSeesNothingAtTheStart(t *testing.T) {
 				t.Errorf("the first text is %q", text)
 			}
 			r.waitReady()
-			r.waitLogged("the token sees what the templates need")
+			r.waitLogged("the Consul token sees what the templates need")
 			r.wantLogged("level=ERROR", 1)
 			r.wantLogged("level=WARN", 0)
 		})
 	}
 }
 
-// A service that the token does not see harms no other, once there is a text.
+// A service hidden from the token harms no other once a text exists.
 func TestHiddenServiceLater(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
@@ -895,7 +895,7 @@ func TestHiddenServiceLater(t *testing.T) {
 
 const pausedAndWeb = `{{ range $s, $max := paused }}{{ $s }}={{ $max }} {{ end }}|{{ range service "web" }}{{ .Port }} {{ end }}`
 
-// What is paused by hand is in the text from the first one on, and changes with Consul.
+// Pauses by hand are in the text from the start, and change with Consul.
 func TestPaused(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
@@ -917,10 +917,10 @@ func TestPaused(t *testing.T) {
 	consul.resume("app")
 	r.want("|1 ")
 	r.waitReady()
-	r.waitLogged("no longer left out")
+	r.waitLogged("no longer applies")
 }
 
-// A pause that cannot be read costs nothing but itself.
+// An invalid pause affects nothing else.
 func TestPausedHoldsUpNothing(t *testing.T) {
 	const path = "/v1/kv/berth/paused/"
 	for name, instead := range map[string]func(w http.ResponseWriter, r *http.Request){
@@ -978,9 +978,9 @@ func TestPausedHoldsUpNothing(t *testing.T) {
 			consul.change(func() { consul.before = nil })
 			close(lifted)
 			r.want("shop=30s |2 ")
-			r.waitLogged("can be read again")
+			r.waitLogged("can read paused again")
 			r.wantLogged("level=WARN", 1)
-			r.wantLogged("cannot be read, going on without news of it", 1)
+			r.wantLogged("cannot read paused, continuing without updates", 1)
 
 			testenv.Until(t, deadline, "a query that waits", func() bool { return consul.blocked(path) > 0 })
 			consul.change(func() { consul.before = broken })
@@ -998,7 +998,7 @@ func TestPausedHoldsUpNothing(t *testing.T) {
 	}
 }
 
-// A pause that is read only at the third try is in the first text, so that a restart of berth does not lift it.
+// A pause that is read only at the third try is in the first text, so a restart of berth does not lift it.
 func TestPausedWithErrorsAtTheStart(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
@@ -1036,11 +1036,11 @@ func TestPausedThatTheTokenDoesNotSee(t *testing.T) {
 	consul.hide("")
 	consul.pause("shop", `{"max": "20s"}`)
 	r.want("shop=20s |1 ")
-	r.waitLogged("no longer left out")
+	r.waitLogged("no longer applies")
 	r.wantLogged("level=WARN", 1)
 }
 
-// A berth that starts while Consul is away waits for the pauses as for all else.
+// A berth that starts while Consul is away waits for the pauses as for all other data.
 func TestPausedWhileConsulIsAwayAtTheStart(t *testing.T) {
 	consul := newFakeConsul(t)
 	consul.set("web", 1)
@@ -1056,7 +1056,7 @@ func TestPausedWhileConsulIsAwayAtTheStart(t *testing.T) {
 	r.wantLogged("cannot be read", 0)
 }
 
-// gauge notes what it is set to.
+// gauge records its values.
 type gauge struct {
 	prometheus.Gauge
 	values []float64
@@ -1093,8 +1093,8 @@ func TestTemplateThatFailsOnAnEmptyList(t *testing.T) {
 	r.want("1")
 	r.waitReady()
 	consul.set("web")
-	r.waitLogged("template failed, keeping the last good value of health.service(web|passing)")
+	r.waitLogged(" failed, keeping the last good value of health.service(web|passing)")
 	consul.set("web", 2)
 	r.want("2")
-	r.wantLogged("level=INFO msg=\"template works again\"", 2)
+	r.wantLogged("level=INFO msg=\"out.ctmpl works again\"", 2)
 }

@@ -9,10 +9,10 @@ import (
 	"github.com/hashicorp/consul-template/watch"
 )
 
-// vaultPause is how long to wait before a renewal that failed is begun anew.
+// vaultPause is the pause between a failed renewal and the next attempt.
 const vaultPause = 10 * time.Second
 
-// renewVaultToken renews Vault's token until ctx is done, as consul-template does, but for ever.
+// renewVaultToken renews Vault's token until ctx is done, as consul-template does, but never gives up.
 func (t *Templater) renewVaultToken(ctx context.Context) {
 	if t.library == nil || !config.BoolVal(t.opts.Library.Vault.Enabled) {
 		return
@@ -23,7 +23,7 @@ func (t *Templater) renewVaultToken(ctx context.Context) {
 			if err == nil {
 				return
 			}
-			t.log.Error("cannot renew Vault's token, trying again", "err", fmt.Errorf("%w", err), "retry_in", vaultPause)
+			t.log.Error("cannot renew the Vault token, trying again", "err", fmt.Errorf("%w", err), "retry_in", vaultPause)
 			select {
 			case <-ctx.Done():
 			case <-time.After(vaultPause):
@@ -32,7 +32,7 @@ func (t *Templater) renewVaultToken(ctx context.Context) {
 	})
 }
 
-// watchVaultToken returns nil if there is nothing to renew, or ctx is done.
+// watchVaultToken returns nil if ctx is done or no token needs renewal.
 func (t *Templater) watchVaultToken(ctx context.Context) error {
 	done := make(chan struct{})
 	defer close(done)

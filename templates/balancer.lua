@@ -1,13 +1,19 @@
--- berth's balancer for nginx with lua-nginx-module: the servers of upstreams are in the dictionary "berth", are replaced
--- through a control socket, and every worker takes them from there, so that no change of them needs a reload. See
--- docs/reference/nginx-lua.md. This goes into init_by_lua_block, next to `lua_shared_dict berth 16m;`.
+-- berth's balancer for nginx with lua-nginx-module. The servers of all upstreams are in the dictionary "berth". A control
+-- socket replaces them, and every worker reads them there, so changing servers needs no reload. See
+-- docs/reference/nginx-lua.md. This code goes into init_by_lua_block, next to `lua_shared_dict berth 16m;`.
 --
--- The dictionary has, for an upstream, the number of its present list ("v:app" = 7; 0: none yet) and that list's text
--- ("l:7:app" = "app 10.0.0.1:80 1\napp 10.0.0.2:80 1\n", or "app\n"). A number is overwritten in place, which needs no memory
--- and cannot fail, so a new list is seen as a whole or not at all, and the old one is deleted only after that. "posted" is
--- there once lists were posted. Of requests that wait for a server it has how many there are ("waiting:5"), and by upstream how many
--- ("w:app:5"), both by the span of time in which they began to wait; how many there ever were ("t:app"), and for how many seconds
--- the longest has waited ("m:app").
+-- Keys of the dictionary, for an upstream app:
+--
+--   v:app        number of the current list, as 7; 0: none yet
+--   l:7:app      text of that list: "app 10.0.0.1:80 1\napp 10.0.0.2:80 1\n", or "app\n"
+--   posted       exists once lists were posted
+--   waiting:5    waiting requests, by the span of time in which they began to wait
+--   w:app:5      the same for the upstream
+--   t:app        requests that ever waited for the upstream
+--   m:app        seconds that the longest of them waited
+--
+-- A number is overwritten in place, which needs no memory and cannot fail. So workers see a new list completely or not at all,
+-- and the old list is deleted only afterwards.
 
 local balancer = require "ngx.balancer"
 local bit = require "bit"
@@ -21,39 +27,39 @@ local crc32, now, sleep = ngx.crc32_long, ngx.now, ngx.sleep
 local set_current_peer, set_more_tries = balancer.set_current_peer, balancer.set_more_tries
 local get_last_failure = balancer.get_last_failure
 
--- A server that took no connection for a request gets no others from this worker for so many seconds, unless all have failed.
+-- Seconds for which this worker avoids a server that accepted no connection, unless all have failed.
 local AVOID = 2
--- So many servers are tried for one request.
+-- Servers tried for one request.
 local TRIES = 32
--- A connection that was kept alive may be closed by the server as the request is sent on it; nginx then asks for a server
--- once more, and if none is left, the same one is as good as before. So often.
+-- A server may close a keep-alive connection while a request is sent on it. nginx then asks for another server; if none is
+-- left, the same one is used again, at most this often.
 local REPEATS = 3
 local MAX_WEIGHT = 65535
--- What can be posted for an upstream besides its servers.
+-- Settings that can be posted for an upstream, in addition to its servers.
 local SETTINGS = { hold = true, paused = true }
--- So many addresses are remembered.
+-- Addresses to remember.
 local NAMES = 50000
--- nginx's word for "no live upstreams", which Lua has no name for.
+-- nginx's code for "no live upstreams", which Lua does not export.
 local BUSY = -3
--- For so many seconds at most a request can be made to wait.
+-- Longest time that a request can wait, in seconds.
 local MAX_HOLD = 300
--- A request that waits looks for a server after so many seconds, and after each look by so much later, so that it waits only
--- a little longer than it has to.
+-- A waiting request looks for a server after FIRST_STEP seconds; each further interval is longer by the factor GROWTH. So it
+-- waits only slightly longer than necessary.
 local FIRST_STEP, GROWTH = 0.02, 1.08
--- Requests that wait are counted by the span in which they began: none waits for as many seconds as this, so all that wait began
--- in this span or the last one. What a worker that was killed has counted is over with the next span, whoever else waits.
+-- Waiting requests are counted by the span of this many seconds in which they began. No request waits that long, so all of them
+-- began in the current span or the last one. The counts of a killed worker thus expire after the next span.
 local SPAN = MAX_HOLD + 30
--- So many times a request that no server has taken is passed on again.
+-- Times that a request accepted by no server is passed on again.
 local ROUNDS = 3
--- As nginx does, a request is sent to so many servers, if it may be sent again at all.
+-- Servers that a request is sent to if it may be sent again at all; the same as in nginx.
 local MOST_SENT = 3
--- So many milliseconds a server has for taking a connection, as proxy_connect_timeout, when it is only asked whether it does.
+-- Timeout in milliseconds for probing whether a server accepts connections; the same as proxy_connect_timeout.
 local CONNECT_MS = 300
--- Servers that took no connection are asked again after so many seconds, while requests wait for them.
+-- Seconds between probes of servers that accepted no connection, while requests wait for them.
 local ASK_AGAIN = 0.05
--- A body of so many bytes is read before a server is chosen; it fits into nginx's buffer (client_body_buffer_size).
+-- A body up to this size is read before a server is chosen; it fits into nginx's buffer (client_body_buffer_size).
 local SHORT_BODY = 65536
--- Who replaces the lists excludes others; if its worker dies meanwhile, for so many seconds.
+-- Lifetime of the lock for replacing the lists, in case its worker dies.
 local LOCK_SECONDS = 10
 
 local dict = ngx.shared.berth
@@ -63,7 +69,7 @@ end
 
 local M = {}
 
--- Addresses, read by nginx's own functions: what passes here is what nginx takes for a peer.
+-- Addresses are parsed with nginx's own functions, so exactly what nginx accepts as a peer passes.
 
 ffi.cdef [[
     uint32_t ngx_inet_addr(unsigned char *text, size_t len);
@@ -102,10 +108,10 @@ local function parse_address(address)
     return address
 end
 
--- What addresses were found to be, since lists are mostly posted again and again with some change.
+-- Cache of parsed addresses: lists are mostly posted again with small changes.
 local names, names_known = {}, 0
 
--- Returns the address as nginx spells it in $upstream_addr, or nil if it is none.
+-- Returns the address as nginx spells it in $upstream_addr, or nil if it is invalid.
 local function canonical(address)
     local name = names[address]
     if not name then
@@ -127,7 +133,7 @@ local function multiply(a, b)
     return tobit(a * band(b, 0xffff) + lshift(tobit(a * rshift(b, 16)), 16))
 end
 
--- Mixes 32 bits as MurmurHash3 does at its end: each bit of h changes half of the bits of the result.
+-- Mixes 32 bits like the finalizer of MurmurHash3: each bit of h changes half of the result's bits.
 local function mix(h)
     h = multiply(bxor(h, rshift(h, 16)), 0x85ebca6b)
     h = multiply(bxor(h, rshift(h, 13)), 0xc2b2ae35)
@@ -136,7 +142,7 @@ end
 
 local random_state
 
--- Returns a number of (0, 1). The state is this worker's own: math.random's is copied from the master to all workers, and
+-- Returns a number in (0, 1). Each worker has its own state: that of math.random is copied from the master to all workers, and
 -- belongs to the user's code.
 local function random()
     if not random_state then
@@ -146,8 +152,8 @@ local function random()
     return (band(mix(random_state), 0x7fffffff) + 0.5) / 0x80000000
 end
 
--- Lists: what this worker has made of an upstream's text. `servers` is at once a heap by `due`: the server at 1 is the next
--- in turn. Turns are taken on a clock of its own, on which a server is due every 1/weight.
+-- Lists: an upstream's text as parsed by this worker. `servers` is also a heap ordered by `due`: the server at 1 is the next
+-- in turn. Each list has its own clock, on which a server is due every 1/weight.
 
 local lists = {}
 
@@ -175,8 +181,8 @@ local function new_server(name, weight)
     return { name = name, weight = weight, seed = mix(crc32(name)), due = 0, retry_at = 0, upto = 0 }
 end
 
--- Makes the list what the text says. Servers that stay keep their turn and that they failed; others begin somewhere in
--- the round, so that neither all workers nor all lists begin with the same one.
+-- Fills the list from the text. Servers that stay keep their turn and their failures. New servers start at a random point of
+-- the round, so that workers and lists do not all begin with the same server.
 local function fill(list, text)
     local clock = list.clock
     local before, by_name, servers, n = list.by_name, {}, {}, 0
@@ -243,7 +249,7 @@ local function current(name)
     if version == list.version then
         return version ~= 0 and list or nil
     end
-    -- A list may be replaced, and the old one deleted, between one look and the next.
+    -- The list may be replaced, and the old one deleted, between two reads.
     for _ = 1, 5 do
         if version == 0 then
             fill(list, "")
@@ -261,8 +267,8 @@ local function current(name)
     return list.version ~= 0 and list or nil
 end
 
--- The methods return one of the list's servers: one that this request has not tried, and, if there is one, that did not fail
--- lately; nil when all were tried.
+-- The methods return a server of the list that this request has not tried, preferably one that did not fail recently; nil when
+-- all were tried.
 
 local function by_turn(list, _, tried)
     local heap, n, time = list.servers, list.n, now()
@@ -319,7 +325,7 @@ local function by_key(list, key, tried)
     return best or fallback
 end
 
--- Returns the place of the server whose share of the weights a point of [0, total) is in.
+-- Returns the index of the server whose share of the weights contains a point in [0, total).
 local function place(list, point)
     local servers, low, high = list.in_order, 1, list.n
     while low < high do
@@ -356,8 +362,8 @@ local function by_chance(list, _, tried)
     return fallback
 end
 
--- Returns how often this request tried which server, and which one last. $upstream_addr has a comma between servers and a
--- colon where nginx went on to something else, such as an error_page, or goes on now.
+-- Returns how often this request tried each server, and the last one. $upstream_addr has a comma between servers and a
+-- colon where nginx went on, or goes on now, to something else such as an error_page.
 local function tried_servers(list)
     local tried, last, ended = {}, nil, false
     for word in gmatch(ngx.var.upstream_addr or "", "[^ ,]+") do
@@ -376,7 +382,7 @@ local function tried_servers(list)
     return tried, last
 end
 
--- Whether the last try had a connection: its time is "-" otherwise.
+-- Returns whether the last try had a connection; without one its time is "-".
 local function connected()
     return find(ngx.var.upstream_connect_time or "", "%d : $") ~= nil
 end
@@ -416,8 +422,8 @@ local function use(list, method, key)
     end
 end
 
--- For balancer_by_lua_block of an upstream: chooses one of its servers by weighted round robin, or, with a key that is not
--- empty, always the same one for the same key. If no list was posted, nginx's own round robin takes a server of the file.
+-- For balancer_by_lua_block of an upstream: chooses one of its servers by weighted round robin or, with a non-empty key, the
+-- same server for the same key. If no list was posted, nginx's own round robin picks a server from the file.
 function M.balance(upstream, key)
     local list = current(upstream)
     if list then
@@ -425,7 +431,7 @@ function M.balance(upstream, key)
     end
 end
 
--- Like balance, but chooses by chance, according to weights.
+-- Like balance, but chooses at random, according to the weights.
 function M.random(upstream)
     local list = current(upstream)
     if list then
@@ -433,8 +439,8 @@ function M.random(upstream)
     end
 end
 
--- Returns "1" if the upstream's list was posted and has no servers, else nil. A balancer can but fail then, which is status
--- 502; set_by_lua_block and `if` answer 503 before that.
+-- Returns "1" if the upstream's list was posted and has no servers, otherwise nil. The balancer could only fail then, with
+-- status 502; set_by_lua_block and `if` answer 503 first.
 function M.empty(upstream)
     local list = current(upstream)
     if list and list.n == 0 then
@@ -442,9 +448,9 @@ function M.empty(upstream)
     end
 end
 
--- Requests that wait. No server has got anything of them, so it does not matter what they are.
+-- Waiting requests. No server has received any part of them, so any request may wait.
 
--- Returns whether a server takes a connection now.
+-- Returns whether a server accepts a connection now.
 local function takes(server)
     local host, port = match(server.name, "^(.*):(%d+)$")
     local socket = ngx.socket.tcp()
@@ -464,7 +470,7 @@ local function takes_any(list)
     return false
 end
 
--- Returns whether a server of the list did not fail lately.
+-- Returns whether the list has a server that did not fail recently.
 local function has_good(list)
     local servers, time = list.servers, now()
     for i = 1, list.n do
@@ -475,7 +481,7 @@ local function has_good(list)
     return false
 end
 
--- Asks servers of which all have failed until one takes a connection, while requests of this worker wait for them.
+-- When all servers have failed, probes them until one accepts a connection, while requests of this worker wait for them.
 local function ask(premature, list)
     while not premature and list.waiting > 0 and list.n > 0 and not takes_any(list) do
         sleep(ASK_AGAIN)
@@ -496,7 +502,7 @@ local function usable(list)
     return false
 end
 
--- Counts what is not to push anything else out of the dictionary. Without room it is not counted.
+-- Increments a counter without evicting anything from the dictionary. If that is full, it counts nothing.
 local function count(key, seconds)
     dict:safe_add(key, 0, seconds)
     return dict:incr(key, 1)
@@ -506,13 +512,13 @@ local function span(time)
     return floor(time / SPAN)
 end
 
--- Returns how many wait.
+-- Returns how many requests wait.
 local function waiting(key)
     local at = span(now())
     return (dict:get(key .. ":" .. at) or 0) + (dict:get(key .. ":" .. at - 1) or 0)
 end
 
--- Counts a request that begins to wait. Returns false if there are too many.
+-- Counts a request that begins to wait. Returns false if too many wait.
 local function enter(upstream, most, since)
     local at = ":" .. span(since)
     if not count("waiting" .. at, 2 * SPAN) then
@@ -540,8 +546,8 @@ local function leave(upstream, since)
     end
 end
 
--- Returns the parts of $upstream_addr and the like, which may be empty, and for each whether nginx goes on to something else after
--- it, such as an error_page: there is a colon, and one where the balancer had no server.
+-- Returns the parts of $upstream_addr and similar variables, which may be empty, and for each whether nginx went on to something
+-- else after it, such as an error_page. A colon marks that; another marks a balancer without a server.
 local function split(s)
     local parts, ends, n = {}, {}, 0
     for part, separator in gmatch(s .. ", ", "([^ ,]*) ?([,:]) ") do
@@ -551,8 +557,8 @@ local function split(s)
     return parts, ends
 end
 
--- Returns how often a server may have got this request, which servers these are, and how often it was passed on to the upstream.
--- The servers that took no connection the last time are avoided from now on.
+-- Returns how often a server may have received this request, which servers, and how often it was passed to the upstream.
+-- Servers that accepted no connection in the last round are avoided from now on.
 local function history(list)
     local times = ngx.var.upstream_connect_time
     if not times then
@@ -595,7 +601,7 @@ end
 
 local idempotent = { GET = true, HEAD = true, OPTIONS = true, PUT = true, DELETE = true }
 
--- Returns the length of the request's body: 0 = none, nil = nobody knows.
+-- Returns the length of the request's body: 0 = none, nil = unknown.
 local function body_length()
     local length = ngx.var.http_content_length
     if length or ngx.var.http_transfer_encoding then
@@ -607,7 +613,7 @@ local function body_length()
     end
 end
 
--- Returns whether the request's body is there to be sent, and was not given away as it came.
+-- Returns whether the request's body can still be sent: it was not streamed to a server already.
 local function has_body(length)
     if length == 0 then
         return true
@@ -616,8 +622,8 @@ local function has_body(length)
     return data ~= nil and #data == length
 end
 
--- Returns how many seconds requests for the upstream may wait: 0 = not at all. After a start of nginx nothing is posted yet;
--- an upstream that is never posted has its servers by reloads, which no request waits for.
+-- Returns how many seconds requests for the upstream may wait; 0 = not at all. Right after nginx starts, nothing is posted yet.
+-- An upstream that is never posted gets its servers through reloads, and requests do not wait for these.
 local function hold_of(list, milliseconds)
     if not list then
         return dict:get("posted") and 0 or milliseconds / 1000
@@ -625,8 +631,8 @@ local function hold_of(list, milliseconds)
     return list.paused or list.hold or milliseconds / 1000
 end
 
--- Returns "1" if a request that has failed is to be passed on once more, when the upstream has a server: nobody has got it,
--- or it may be sent again. For set_by_lua_block where error_page leads; what it says goes on where `wait` is called with `again`.
+-- Returns "1" if a failed request should be passed on once more when the upstream has a server: no server received it, or it
+-- may be sent again. For set_by_lua_block in the target of error_page. Such a request goes on where `wait` is called with `again`.
 function M.again(upstream, milliseconds)
     local list = current(upstream)
     local sent, _, rounds = history(list)
@@ -640,7 +646,7 @@ function M.again(upstream, milliseconds)
     end
 end
 
--- Returns 503 if the request found no server in time, or too many wait.
+-- Returns 503 if the request found no server in time, or too many requests wait.
 local function await(upstream, hold, most)
     local start = now()
     local till = tonumber(ngx.var.berth_wait_until) or start + hold
@@ -660,7 +666,7 @@ local function await(upstream, hold, most)
     return not found and 503 or nil
 end
 
--- Returns the status with which the request is to end, or nil if it is to go on.
+-- Returns the status with which to end the request, or nil to go on.
 local function admit(upstream, milliseconds, most, again)
     local list = current(upstream)
     local hold = hold_of(list, milliseconds)
@@ -669,7 +675,7 @@ local function admit(upstream, milliseconds, most, again)
     end
     local sent, got, rounds = history(list)
     if again and sent > 0 and list and not list.paused and not has_other(list, got) and takes_any(list) then
-        ngx.var.berth_wait_until = 0 -- the servers are there: what one has got is not sent to it once more
+        ngx.var.berth_wait_until = 0 -- the servers are up: do not resend to one that already received it
         return 502
     end
     if rounds == 0 and not list then
@@ -691,11 +697,11 @@ local function admit(upstream, milliseconds, most, again)
     end
 end
 
--- Makes a request wait until the upstream has a server, for so many milliseconds at most unless something else was posted for it,
--- and ends it with status 503 then. If more than `most` requests would wait at once, it ends at once. For access_by_lua_block.
+-- Makes a request wait until the upstream has a server, at most the given milliseconds or what was posted for the upstream, and
+-- then ends it with status 503. If more than `most` requests would wait, it ends at once. For access_by_lua_block.
 --
--- nginx passes a body on as it comes, and does not have it for another server if the first one takes no connection. So a
--- short one is read before, and with a long one a server is asked first whether it takes connections.
+-- nginx streams a body and has nothing left for another server if the first one accepts no connection. So a short body is
+-- read beforehand. For a long one a server is probed first.
 function M.wait(upstream, milliseconds, most, again)
     local status = admit(upstream, milliseconds, most, again)
     if status then
@@ -703,7 +709,7 @@ function M.wait(upstream, milliseconds, most, again)
     end
 end
 
--- For log_by_lua_block where requests wait: counts those that have ended meanwhile.
+-- For log_by_lua_block where requests wait: uncounts requests that ended while waiting.
 function M.waited()
     local waits = ngx.ctx.berth_waits
     if waits then
@@ -713,8 +719,8 @@ end
 
 local checks = {}
 
--- For the balancer of an upstream that only proves that this code runs: it goes the same way, to the one server given, or
--- to the file's.
+-- For the balancer of an upstream that only proves that this code runs. It takes the usual path, to the given server or to the
+-- file's.
 function M.check(address)
     if not address then
         return M.balance("berth.check")
@@ -731,8 +737,8 @@ end
 
 -- The control socket.
 
--- Reads the line at a position of the body. Returns the position of the next line, the upstream's name unless the line is
--- blank, and the address, or the word for a setting, if it has one; or nil and what is wrong with the line.
+-- Reads the line at a position of the body. Returns the position of the next line, the upstream's name (nil for a blank line)
+-- and the address or setting, if any; or nil and an error.
 local function parse_line(body, at)
     local _, stop, name, address, weight = find(body, "^([^%s%c]+) (%l+) (%d+)\n", at)
     if address and SETTINGS[address] then
@@ -759,8 +765,8 @@ local function parse_line(body, at)
     return stop + 1, name ~= "" and name or nil, address
 end
 
--- Returns what the body says as a table of upstreams' texts, or nil and what is wrong with which line. Lines of one upstream
--- that follow each other, as they mostly do, are taken as one piece.
+-- Returns the body as a table of the upstreams' texts, or nil and an error with the line number. Consecutive lines of one
+-- upstream, the usual case, are taken as one piece.
 local function parse(body)
     if sub(body, -1) ~= "\n" then
         body = body .. "\n"
@@ -795,7 +801,7 @@ local function parse(body)
     return pieces
 end
 
--- Returns all that the dictionary has: the upstreams' versions, and their texts, by name.
+-- Returns the versions and the texts of all upstreams in the dictionary, by name.
 local function stored()
     local versions, texts = {}, {}
     for _, key in ipairs(dict:get_keys(0)) do
@@ -809,7 +815,7 @@ local function stored()
     return versions, texts
 end
 
--- Returns the dictionary's lists in the form in which they are posted.
+-- Returns the dictionary's lists in the format of a POST.
 local function listing()
     local order, lines = {}, {}
     local _, texts = stored()
@@ -823,8 +829,7 @@ local function listing()
     return concat(lines)
 end
 
--- Deletes the texts and numbers that are not those of the versions: what was replaced or removed, and what an attempt to
--- replace them left.
+-- Deletes the texts and numbers of other versions: replaced or removed ones, and remains of a failed replacement.
 local function sweep(versions)
     for _, key in ipairs(dict:get_keys(0)) do
         local kind, rest = match(key, "^([vltm]):(.+)$")
@@ -839,7 +844,7 @@ local function sweep(versions)
     end
 end
 
--- Puts a new text next to the one in use, and a number if there was none. Returns its version, or nil and why not.
+-- Stores a new text next to the current one, and a number if there was none. Returns its version, or nil and an error.
 local function prepare(name, text)
     local version, err = dict:incr("versions", 1, 0)
     if not version then
@@ -857,8 +862,7 @@ local function prepare(name, text)
     return version
 end
 
--- Makes the dictionary have these texts and no others. Returns what it has then; or nil and why if it has not the room, and
--- nothing changed.
+-- Replaces all texts of the dictionary. Returns the new listing; or nil and an error if it has no room, and then changes nothing.
 local function replace(texts)
     local versions, had = stored()
     local now_versions, changed = {}, {}
@@ -882,7 +886,7 @@ local function replace(texts)
     return listing()
 end
 
--- Returns what f returns; no other worker reads or replaces all lists meanwhile. Returns nil and why if that cannot be.
+-- Calls f while no other worker reads or replaces all lists, and returns its results; or nil and an error without the lock.
 local function alone(f, argument)
     for _ = 1, LOCK_SECONDS * 200 do
         local ok, err = dict:safe_add("lock", ngx.worker.pid(), LOCK_SECONDS)
@@ -930,7 +934,7 @@ local function answer(status, text)
     return ngx.exit(ngx.OK)
 end
 
--- The content of /servers: GET says what servers the upstreams have, POST replaces them all.
+-- The content of /servers: GET lists the servers of the upstreams, POST replaces them all.
 function M.servers()
     local method = ngx.req.get_method()
     local text, err
@@ -960,8 +964,8 @@ function M.servers()
     return answer(500, err .. "\n")
 end
 
--- The content of /waiting: a line for each upstream for which requests have waited: how many wait, how many have ever done so,
--- for how many milliseconds at most since none did, and "paused" if it is.
+-- The content of /waiting: a line for each upstream for which requests have waited. It has the number that wait, the number that
+-- ever waited, the longest wait in milliseconds since none waited, and "paused" if the upstream is.
 function M.waiting()
     local lines = {}
     for _, key in ipairs(dict:get_keys(0)) do

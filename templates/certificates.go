@@ -24,15 +24,16 @@ import (
 type certificate struct {
 	File, Key string   // paths, which may be the same
 	Names     []string // of hosts, in lower case; none if berth may not read it
-	// Now changes with the files. It is the comment before the certificate in a crt-list: where HAProxy can be given the certificate
-	// while it runs, it begins with the certificate's SHA1 fingerprint and ends with the files to give it (proxyctl/haproxy).
+	// Now changes with the files. It is the comment before the certificate in a crt-list. If HAProxy can load the
+	// certificate at run time, it begins with the certificate's SHA1 fingerprint and ends with the files to load
+	// (proxyctl/haproxy).
 	Now      string
 	readable bool      // by berth
-	notAfter time.Time // until when the file's first certificate is valid
+	notAfter time.Time // expiry of the file's first certificate
 }
 
-// certificates are the certificates of a directory. They are remembered, since to read 100 files takes milliseconds, and the
-// template asks for every change in the catalog.
+// certificates are the certificates of a directory. They are cached, because reading 100 files takes milliseconds and the
+// template asks on every change in the catalog.
 type certificates struct {
 	path, sum string
 	files     []certificate
@@ -41,12 +42,12 @@ type certificates struct {
 	expiries  *Expiries
 }
 
-// besideCertificate are the extensions of what HAProxy reads with a certificate, but for its key.
+// besideCertificate are the extensions of files that HAProxy reads with a certificate, except for its key.
 var besideCertificate = []string{".ocsp", ".issuer", ".sctl"}
 
 // list returns the certificates among the named files of a directory, sorted by name. It reads them again if the sum has
-// changed. It leaves out and reports files that a proxy cannot load, because a single one of them would make it refuse the
-// whole configuration.
+// changed. It skips and reports files that a proxy cannot load, because a single one would make it refuse the whole
+// configuration.
 func (s *certificates) list(path string, names []string, sum string) []certificate {
 	if s.path != path || s.sum != sum {
 		*s = certificates{path: path, sum: sum, report: s.report, expiries: s.expiries}
@@ -75,8 +76,8 @@ func (s *certificates) list(path string, names []string, sum string) []certifica
 	return s.files
 }
 
-// namedCertificates returns the certificates that nginx serves, and gives each host name to the first certificate with it.
-// The first certificate may have no name: nginx also uses it for unknown hosts. Files whose hosts are unknown are reported.
+// namedCertificates returns the certificates that nginx serves, and assigns each host name to the first certificate with
+// it. The first certificate may have no name: nginx also uses it for unknown hosts. It reports files with unknown hosts.
 func namedCertificates(files []certificate, report func(string)) []certificate {
 	var all []certificate
 	taken := map[string]bool{}
@@ -90,27 +91,27 @@ func namedCertificates(files []certificate, report func(string)) []certificate {
 		case len(c.Names) > 0 || len(all) == 0:
 			all = append(all, c)
 		case !c.readable:
-			report(certificateProblem(c.File, "berth may not read it and so does not know its hosts; make it readable for berth, and put its key into a file of its own"))
+			report(certificateProblem(c.File, "berth may not read it and does not know its hosts; make it readable for berth, and put its key into a separate file"))
 		}
 	}
 	return all
 }
 
-// certificateProblem words the report on a file.
+// certificateProblem formats the report on a file.
 func certificateProblem(file, why string) string {
 	return fmt.Sprintf("certificate %.200q in %q: %s", filepath.Base(file), filepath.Dir(file), why)
 }
 
-// listedFile matches the paths that need no quotes: in a crt-list, a blank ends a path and [ begins options, and in nginx, $
-// begins a variable.
+// listedFile matches paths that need no quotes: in a crt-list, a blank ends a path and [ begins options; in nginx, $ begins
+// a variable.
 var listedFile = regexp.MustCompile(`^/[A-Za-z0-9_.*+@%=,~/-]*$`)
 
-// readCertificate reads a file, and returns why a proxy would not load it. It accepts a file that berth may not read: root
-// may have started the proxy.
+// readCertificate reads a file and returns why a proxy would not load it. It accepts a file that berth may not read,
+// because root may have started the proxy.
 func readCertificate(file string) (c certificate, problem string) {
 	c = certificate{File: file, Key: file}
 	if !listedFile.MatchString(file) {
-		return c, "its path may only have letters, digits and _.*+@%=,~/-, to be named in a configuration; rename it"
+		return c, "its path may contain only letters, digits and _.*+@%=,~/-; rename it"
 	}
 	keyFile := strings.TrimSuffix(file, ".crt") + ".key"
 	text, err := os.ReadFile(file)
@@ -133,23 +134,23 @@ func readCertificate(file string) (c certificate, problem string) {
 	notAllowed := errors.Is(err, fs.ErrPermission) // to read the key
 	switch {
 	case !complete:
-		return c, "it is cut off; copy it there again, and rename it into place"
+		return c, "it is truncated; copy it again, and rename it into place"
 	case len(chain) == 0:
-		return c, "there is no certificate in PEM form in it; remove it, or put one there"
+		return c, "it contains no PEM certificate; remove it, or put one there"
 	case err != nil && !notAllowed:
-		return c, fmt.Sprintf("it has no private key, and there is none in %s; put it there", filepath.Base(keyFile))
+		return c, fmt.Sprintf("it has no private key, and there is none in %s; put the key there", filepath.Base(keyFile))
 	}
 	if _, err := tls.X509KeyPair(text, key); err != nil && !notAllowed {
-		return c, strings.TrimPrefix(err.Error(), "tls: ") + "; put the certificate there again, with its key"
+		return c, strings.TrimPrefix(err.Error(), "tls: ") + "; install the certificate again, with its key"
 	}
 	all, err := x509.ParseCertificates(chain)
 	if err != nil {
-		return c, fmt.Sprintf("a certificate of its chain makes no sense (%v); put the chain there again", err)
+		return c, fmt.Sprintf("a certificate in its chain is invalid (%v); install the chain again", err)
 	}
 	for _, parsed := range all {
-		// What OpenSSL's default security level 2 takes.
+		// The minimum of OpenSSL's default security level 2.
 		if k, ok := parsed.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() < 2048 {
-			return c, fmt.Sprintf("the RSA key of %.100q has %d bits and OpenSSL asks for 2048; issue it anew", parsed.Subject, k.N.BitLen())
+			return c, fmt.Sprintf("the RSA key of %.100q has %d bits and OpenSSL requires 2048; issue a new one", parsed.Subject, k.N.BitLen())
 		}
 	}
 	c.Names, c.notAfter = certificateNames(all[0]), all[0].NotAfter
@@ -163,7 +164,7 @@ func readCertificate(file string) (c certificate, problem string) {
 	return c, ""
 }
 
-// certificateNames returns the hosts of a certificate, without names that no client can ask for.
+// certificateNames returns the hosts of a certificate, except names that no client can ask for.
 func certificateNames(c *x509.Certificate) []string {
 	names := c.DNSNames
 	if len(names) == 0 {
@@ -179,7 +180,8 @@ func certificateNames(c *x509.Certificate) []string {
 	return all
 }
 
-// parsePEM returns the certificates of a file in DER form, and says whether it has a private key and ends with a whole block.
+// parsePEM returns the certificates of a file in DER form, and reports whether it has a private key and ends with a
+// complete block.
 func parsePEM(text []byte) (chain []byte, hasKey, complete bool) {
 	for {
 		block, rest := pem.Decode(text)

@@ -149,7 +149,7 @@ func TestTLSNeedsACertificate(t *testing.T) {
 	o := Options{TLSDirectory: filepath.Join(t.TempDir(), "later")}
 	const (
 		none       = `TLS: there is no certificate in "<directory>", so HTTPS is off; put PEM files there, each with a certificate, its chain and its key`
-		noRedirect = `service "web": its route_redirect is not followed, as there is no certificate for HTTPS; give berth one, or unset SERVICE_ROUTE_REDIRECT`
+		noRedirect = `service "web": its route_redirect is ignored, because there is no certificate for HTTPS; add one, or unset SERVICE_ROUTE_REDIRECT`
 	)
 	check := func(tls bool, reasons ...string) string {
 		t.Helper()
@@ -213,10 +213,10 @@ func TestCertificatesAreReadWhenTheSumChanges(t *testing.T) {
 		}
 	}
 	write(t, file, "garbage")
-	check("1", "there is no certificate in PEM form in it; remove it, or put one there")
+	check("1", "it contains no PEM certificate; remove it, or put one there")
 	write(t, file, "-----BEGIN CERTIFICATE-----")
-	check("1", "there is no certificate in PEM form in it; remove it, or put one there")
-	check("2", "it is cut off; copy it there again, and rename it into place")
+	check("1", "it contains no PEM certificate; remove it, or put one there")
+	check("2", "it is truncated; copy it again, and rename it into place")
 }
 
 // nginx is not told of certificates whose hosts are not known, but for the first.
@@ -235,7 +235,7 @@ func TestCertificateWithoutKnownHosts(t *testing.T) {
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(certificate{})); diff != "" {
 		t.Error(diff)
 	}
-	reasons := []string{`certificate "b" in "/tls": berth may not read it and so does not know its hosts; make it readable for berth, and put its key into a file of its own`}
+	reasons := []string{`certificate "b" in "/tls": berth may not read it and does not know its hosts; make it readable for berth, and put its key into a separate file`}
 	if diff := cmp.Diff(reasons, leftOut); diff != "" {
 		t.Error(diff)
 	}

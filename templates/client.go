@@ -12,8 +12,8 @@ import (
 	"berth/templates/route"
 )
 
-// clientHeaders are the headers in which a proxy tells a server about the client and its request: what the client itself puts
-// there cannot be believed. The X-Forwarded-… headers are listed for nginx, which takes no pattern.
+// clientHeaders are headers in which a proxy describes the client and its request to a server. Values set by the client are
+// not trustworthy. The X-Forwarded-… headers are listed for nginx, which accepts no pattern.
 var clientHeaders = []string{
 	// Who the client is.
 	"Forwarded", "Forwarded-For", "X-Forwarded", "X-Forwarded-By", "X-Forwarded-Client-Ip", "X-Forwarded-For-Original", "X-Forwarded-Client-Port",
@@ -22,27 +22,27 @@ var clientHeaders = []string{
 	"X-Azure-ClientIP", "X-Azure-SocketIP", "X-Appengine-User-IP", "CF-Connecting-IP", "CF-Connecting-IPv6", "CF-Pseudo-IPv4",
 	"Fastly-Client-IP", "Fly-Client-IP", "DO-Connecting-IP", "X-NF-Client-Connection-IP", "Incap-Client-IP", "Ali-CDN-Real-IP", "CDN-Src-IP",
 	"CloudFront-Viewer-Address",
-	// Who the client is, by a proxy that has asked for a password or a certificate.
+	// Who the client is, according to a proxy that asked for a password or certificate.
 	"X-Forwarded-User", "X-Forwarded-Email", "X-Forwarded-Groups", "X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token",
 	"X-Forwarded-Client-Cert", "X-Forwarded-Tls-Client-Cert", "X-Forwarded-Tls-Client-Cert-Info", "X-Forwarded-Ssl-Client-Cert", "X-SSL-Client-Cert", "X-SSL-Client-Verify", "X-SSL-Client-DN", "X-SSL-Client-S-DN", "X-Client-Cert",
 	"SSL-Client-Cert", "SSL-Client-Verify", "X-ARR-ClientCert", "Client-Cert", "Client-Cert-Chain", "Remote-User", "X-Remote-User",
-	// How it has come.
+	// How the request arrived.
 	"X-Forwarded-Proto-Version", "X-Forwarded-Protocol", "X-Forwarded-Scheme", "X-Forwarded-Ssl", "X-Forwarded-Https", "X-Scheme", "X-Url-Scheme", "X-ARR-SSL",
 	"Front-End-Https", "CloudFront-Forwarded-Proto", "CF-Visitor", "WL-Proxy-SSL", "Fastly-SSL",
-	// What it has asked for.
+	// What the client asked for.
 	"X-Forwarded-Server", "X-Forwarded-Uri", "X-Forwarded-Url", "X-Forwarded-Path", "X-Forwarded-PathBase", "X-Forwarded-Method", "X-Forwarded-Script-Name",
 	"X-Original-URL", "X-Original-URI", "X-Original-Host", "X-Original-Proto", "X-Original-Prefix", "X-Original-For", "X-Original-Method", "X-Rewrite-URL", "X-Host", "X-HTTP-Host-Override", "Host-Override",
 	"X-Script-Name", "Script-Name", "X-Envoy-Original-Path", "X-MS-Original-URL",
-	// CGI makes it HTTP_PROXY, by which programs find their proxy.
+	// CGI turns it into HTTP_PROXY, which programs use to find their proxy.
 	"Proxy",
-	// Of the connection to this proxy.
+	// The connection to this proxy.
 	"Proxy-Connection", "Keep-Alive",
 }
 
-// forwardedHeaders are the ones that the templates set.
+// forwardedHeaders are the headers that the templates set.
 var forwardedHeaders = []string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Prefix", "X-Real-IP"}
 
-// clientHeaderPattern returns a regular expression for the names in lower case. Many servers take x_real_ip for x-real-ip.
+// clientHeaderPattern returns a regular expression for the names in lower case. Many servers treat x_real_ip as x-real-ip.
 func clientHeaderPattern() string {
 	names := []string{"x-forwarded-.*"}
 	for _, name := range slices.Concat(clientHeaders, forwardedHeaders) {
@@ -53,7 +53,7 @@ func clientHeaderPattern() string {
 	return "^(" + strings.ReplaceAll(strings.Join(names, "|"), "-", "[-_]") + ")$"
 }
 
-// maxHops is how many trusted proxies one behind the other are followed to find the client.
+// maxHops is how many consecutive trusted proxies are followed to find the client.
 const maxHops = 5
 
 func hops() []int {
@@ -64,7 +64,7 @@ func hops() []int {
 	return all
 }
 
-// ParseNetworks reads networks and addresses that are separated by commas: "10.0.0.0/8,fd00::/8,192.0.2.1"; "" = none.
+// ParseNetworks reads comma-separated networks and addresses: "10.0.0.0/8,fd00::/8,192.0.2.1"; "" = none.
 func ParseNetworks(s string) ([]netip.Prefix, error) {
 	if strings.TrimSpace(s) == "" {
 		return nil, nil
@@ -77,7 +77,7 @@ func ParseNetworks(s string) ([]netip.Prefix, error) {
 			p, err = netip.PrefixFrom(a, a.BitLen()), nil
 		}
 		if err != nil || p.Addr().Is4In6() {
-			return nil, fmt.Errorf("%q is no network like 10.0.0.0/8 or fd00::/8, and no address", part)
+			return nil, fmt.Errorf("%q is neither a network like 10.0.0.0/8 or fd00::/8 nor an address", part)
 		}
 		if p != p.Masked() {
 			return nil, fmt.Errorf("%q has bits after its /%d: the network is %s", part, p.Bits(), p.Masked())
@@ -87,8 +87,8 @@ func ParseNetworks(s string) ([]netip.Prefix, error) {
 	return all, nil
 }
 
-// ParseListeners reads the ports of the proxy on which the PROXY protocol is spoken: numbers, ranges, http (8080) and
-// https (8443), separated by commas; "" and "none" = none.
+// ParseListeners reads the proxy's ports for the PROXY protocol: comma-separated numbers, ranges, http (8080) and https
+// (8443); "" and "none" = none.
 func ParseListeners(s string) (route.Ports, error) {
 	if strings.TrimSpace(s) == "" {
 		return nil, nil
@@ -115,8 +115,8 @@ const (
 	portHTTPS = 8443
 )
 
-// KernelHasIPv6 reports whether the kernel makes IPv6 sockets. A proxy with which berth shares a directory of sockets has
-// the same kernel. Whether there is a network with IPv6 does not matter: one can listen without.
+// KernelHasIPv6 reports whether the kernel supports IPv6 sockets. A proxy that shares a directory of sockets with berth has
+// the same kernel. It does not matter whether an IPv6 network exists: listening works without.
 func KernelHasIPv6() bool {
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -14,13 +14,13 @@ func TestParseNetworks(t *testing.T) {
 	for _, tt := range []struct{ text, want, err string }{
 		{"", "[]", ""},
 		{"10.0.0.0/8, fd00::/8,192.0.2.1,::1", "[10.0.0.0/8 fd00::/8 192.0.2.1/32 ::1/128]", ""},
-		{"10.0.0.0/33", "", `"10.0.0.0/33" is no network like 10.0.0.0/8 or fd00::/8, and no address`},
+		{"10.0.0.0/33", "", `"10.0.0.0/33" is neither a network like 10.0.0.0/8 or fd00::/8 nor an address`},
 		{"10.0.0.1/8", "", `"10.0.0.1/8" has bits after its /8: the network is 10.0.0.0/8`},
-		{"10.0.0.0/8,", "", `"" is no network`},
-		{"lb.example.com", "", `"lb.example.com" is no network`},
-		{"fe80::1%eth0", "", `"fe80::1%eth0" is no network`},
-		{"::ffff:10.0.0.0/104", "", `is no network`},
-		{"10.0.0.0/8;x", "", `is no network`},
+		{"10.0.0.0/8,", "", `"" is neither a network`},
+		{"lb.example.com", "", `"lb.example.com" is neither a network`},
+		{"fe80::1%eth0", "", `"fe80::1%eth0" is neither a network`},
+		{"::ffff:10.0.0.0/104", "", `is neither a network`},
+		{"10.0.0.0/8;x", "", `is neither a network`},
 	} {
 		got, err := ParseNetworks(tt.text)
 		if tt.err == "" && (err != nil || fmt.Sprint(got) != tt.want) || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
@@ -35,8 +35,8 @@ func TestParseListeners(t *testing.T) {
 		{"none", "none", ""},
 		{"http", "8080", ""},
 		{"http, https,5432,6000-6001", "8080,8443,5432,6000-6001", ""},
-		{"ftp", "", `"ftp" is no port`},
-		{"0", "", `"0" is no port`},
+		{"ftp", "", `"ftp" is neither a port`},
+		{"0", "", `"0" is neither a port`},
 	} {
 		got, err := ParseListeners(tt.text)
 		if tt.err == "" && (err != nil || got.String() != tt.want) || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {

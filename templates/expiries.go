@@ -7,8 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Expiries is a metric of the certificates that a proxy is given, by the names of their files: until when each is valid. It has
-// what the directory had when a template was last executed.
+// Expiries is a metric with the expiry time of each certificate, by file name. It has the contents of the directory at the
+// last execution of a template.
 type Expiries struct {
 	desc *prometheus.Desc
 
@@ -16,7 +16,7 @@ type Expiries struct {
 	files []certificate
 }
 
-// NewExpiries returns a metric to register, without a certificate.
+// NewExpiries returns a metric to register. It has no certificates yet.
 func NewExpiries() *Expiries {
 	return &Expiries{desc: prometheus.NewDesc("berth_certificate_expiry_timestamp_seconds",
 		"When a certificate is no longer valid, in seconds since 1970: the first one of its file.", []string{"certificate"}, nil)}
@@ -51,7 +51,7 @@ func (e *Expiries) Collect(to chan<- prometheus.Metric) {
 	files := e.files
 	e.mu.Unlock()
 	for _, c := range files {
-		if !c.notAfter.IsZero() { // else berth may not read it
+		if !c.notAfter.IsZero() { // zero if berth may not read it
 			to <- prometheus.MustNewConstMetric(e.desc, prometheus.GaugeValue, float64(c.notAfter.Unix()), filepath.Base(c.File))
 		}
 	}

@@ -622,7 +622,7 @@ func TestNoPortIsOpenedByDefault(t *testing.T) {
 		funcs := shippedFuncs(Options{}, &r)
 		funcs["routed"] = Funcs(Options{})(func(reason string) { r.leftOut = append(r.leftOut, reason) })["routed"] // without the tests' ports
 		r.text = execute(t, compile(strings.ReplaceAll(text, `partial "`, `executeTemplate "`), funcs), c.brain(t, inOrder))
-		want := []string{`service "web", instance "web-1": its route_port "5432" is not allowed, as no ports are; give the templater --tcp-ports 5432`}
+		want := []string{`service "web", instance "web-1": its route_port "5432" is not allowed, because no ports are; give the templater --tcp-ports 5432`}
 		if diff := cmp.Diff(want, r.leftOut); diff != "" || strings.Contains(r.text, "5432") || !strings.Contains(r.text, "10.0.0.1:80") {
 			t.Errorf("%s: left out %s\n%s", proxy, diff, r.text)
 		}
@@ -730,7 +730,7 @@ var defaultsOfHTTP = regexp.MustCompile(`(?m)^defaults http\.[A-Za-z0-9-]+ from 
 // forVersion returns a text for no particular HAProxy as it is rendered for a version.
 func forVersion(text, version string) string {
 	if proxyctl.AtLeast(version, "3.2") {
-		text = strings.Replace(text, "by this.\n    lua-load ", "by this.\n    tune.lua.bool-sample-conversion normal\n    lua-load ", 1)
+		text = strings.Replace(text, "that wait.\n    lua-load ", "that wait.\n    tune.lua.bool-sample-conversion normal\n    lua-load ", 1)
 		text = strings.Replace(text, " sni var(", " pool-conn-name var(", 1)
 	}
 	if proxyctl.AtLeast(version, "3.4") {
@@ -755,7 +755,7 @@ func TestBackendsAreBare(t *testing.T) {
 
 // How connections to servers are told apart depends on the version, and where what is sent is counted.
 func TestHAProxyAtLeast(t *testing.T) {
-	const defaults = "\n# What backends of services have in common."
+	const defaults = "\n# Settings shared by service backends."
 	for version, name := range map[string]string{"2.6": "sni", "3.1": "sni", "3.2": "pool-conn-name", "3.4.7": "pool-conn-name"} {
 		o := Options{HAProxyAtLeast: func(other string) bool { return proxyctl.AtLeast(version, other) }}
 		for of, c := range map[string]catalog{"all labels": everyLabel(), "none": {}} {

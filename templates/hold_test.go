@@ -103,10 +103,10 @@ func TestHowRequestsWait(t *testing.T) {
 		{"2.8", true, false, "lua.pause", "", true, true, ""},
 		{"3.2", true, true, "pause", "lua.pause", true, true, ""},
 		{"3.2", true, false, "pause", "", true, false, ""},
-		{"3.2", false, true, "pause", "", true, false, "so TCP connections do not wait"},
+		{"3.2", false, true, "pause", "", true, false, "so TCP connections cannot wait"},
 		{"3.2", false, false, "pause", "", true, false, ""},
-		{"3.0", false, true, "", "", true, false, "so requests and TCP connections do not wait"},
-		{"3.0", false, false, "", "", true, false, "so requests and TCP connections do not wait"},
+		{"3.0", false, true, "", "", true, false, "so requests and TCP connections cannot wait"},
+		{"3.0", false, false, "", "", true, false, "so requests and TCP connections cannot wait"},
 	} {
 		o := Options{Hold: 10 * time.Second, HoldMax: 2000, HAProxyLua: func() bool { return tt.lua }, TCPPorts: route.Ports{}}
 		if tt.version != "" {

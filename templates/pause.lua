@@ -1,6 +1,6 @@
--- A pause of so many milliseconds, for the HAProxy that has none of its own: of requests before 3.2, of connections ever.
--- When the client goes away, HAProxy ends the action amid its pause, and goes on to the next rule: that is not to pause, as
--- it would fail and be logged. So nothing is held any more until the pause is over.
+-- Pauses for some milliseconds where HAProxy has no pause: for requests before 3.2, for connections in every version.
+-- When the client leaves, HAProxy aborts the action during its pause and continues with the next rule. That rule must not
+-- pause: it would fail and be logged. So txn.hold is 0 until the pause is over.
 core.register_action("pause", { "http-req", "tcp-req" }, function(txn, milliseconds)
     local hold = txn:get_var("txn.hold")
     txn:set_var("txn.hold", 0)

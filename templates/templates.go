@@ -1,5 +1,5 @@
-// Package templates holds the templates that berth ships and the functions that they call, which check every value of the
-// catalog before it reaches a proxy's configuration.
+// Package templates holds berth's built-in templates and their functions. The functions check every value of the catalog
+// before it reaches a proxy's configuration.
 package templates
 
 import (
@@ -31,61 +31,61 @@ var pause string
 //go:embed balancer.lua
 var balancer string
 
-// HAProxy returns the template for HAProxy 2.6 to 3.4, in consul-template's language. It needs Funcs, and of the
-// templater partial, asFile, asMap and directory.
+// HAProxy returns the template for HAProxy 2.6 to 3.4, in consul-template's language. It needs Funcs and the templater's
+// functions partial, asFile, asMap and directory.
 func HAProxy() string { return haproxyTemplate }
 
-// Nginx returns the template for nginx 1.22 to 1.30, in consul-template's language. It needs Funcs, and of the templater
-// partial and directory.
+// Nginx returns the template for nginx 1.22 to 1.30, in consul-template's language. It needs Funcs and the templater's
+// functions partial and directory.
 func Nginx() string { return nginxTemplate }
 
-// MostHeld is the highest Options.HoldMax: each request that waits takes memory of the proxy.
+// MostHeld is the highest Options.HoldMax: each waiting request uses memory of the proxy.
 const MostHeld = 20_000
 
 // Options are the operator's choices.
 type Options struct {
-	// TLSDirectory is where the proxy and berth find certificates, an absolute path; "" = no TLS.
+	// TLSDirectory is the absolute path at which the proxy and berth find certificates; "" = no TLS.
 	TLSDirectory string
-	// Expiries is told until when the certificates are valid; nil = nobody is.
+	// Expiries receives the expiry times of the certificates. May be nil.
 	Expiries *Expiries
 	// TCPPorts are the ports that services may ask for.
 	TCPPorts route.Ports
-	// Ledger remembers who has which route; nil = nothing is remembered, and no route is held for services that are gone.
+	// Ledger remembers the owner of each route; nil = nothing is remembered, and no route is held for departed services.
 	Ledger *route.Ledger
-	// Refused are the ports that the proxy could not open lately; nil = none.
+	// Refused are the ports that the proxy recently could not open; nil = none.
 	Refused *route.Refused
-	// NginxSocket is the path of berth's control socket in nginx, absolute, with no need for quotes in a
-	// configuration; beside it is the log in which berth reads why nginx refused a configuration. "" = neither.
+	// NginxSocket is the absolute path of berth's control socket in nginx, and must need no quotes in a configuration. Next
+	// to it is the log in which berth reads why nginx refused a configuration. "" = neither.
 	NginxSocket string
-	// NginxClosing is the path of a file that is there while a reload of nginx is near: clients are then told to come back
+	// NginxClosing is the path of a file that exists while a reload of nginx is near: clients are then told to come back
 	// over new connections. "" = never.
 	NginxClosing string
-	// HAProxyAtLeast and NginxAtLeast say whether the proxy has this version, as in "1.27.4", or a later one. nil = the
-	// version is unknown, and nothing is at least anything.
+	// HAProxyAtLeast and NginxAtLeast report whether the proxy has this version, such as "1.27.4", or a later one. nil =
+	// the version is unknown and counts as lower than any.
 	HAProxyAtLeast, NginxAtLeast func(version string) bool
-	// HAProxyLua says whether HAProxy has Lua; nil = it has.
+	// HAProxyLua reports whether HAProxy has Lua; nil = it has.
 	HAProxyLua func() bool
-	// IPv6 has the proxy listen on IPv6 as well as on IPv4. Without IPv6 in its kernel it would not start.
+	// IPv6 makes the proxy listen on IPv6 in addition to IPv4. Without IPv6 in the kernel it would not start.
 	IPv6 bool
-	// TrustedProxies are the networks of the proxies in front whose word about a client is believed; nil = nobody's.
+	// TrustedProxies are the networks of proxies in front whose information about a client is trusted; nil = none.
 	TrustedProxies []netip.Prefix
 	// ProxyProtocol are the ports on which trusted proxies speak the PROXY protocol.
 	ProxyProtocol route.Ports
-	// ErrorDetails has the pages for requests without an answer say what an operator can do about it. They name labels and
-	// services, which are not everybody's business.
+	// ErrorDetails makes error pages say what an operator can do. They then name labels and services, which not every
+	// visitor should see.
 	ErrorDetails bool
-	// Hold is how long requests wait for a service without a server, where its instances do not say; 0 = not at all. HoldMax is
-	// how many may wait at once, at most MostHeld.
+	// Hold is how long requests wait for a service without a server, unless its instances say otherwise; 0 = not at all.
+	// HoldMax is how many may wait at once, at most MostHeld.
 	Hold    time.Duration
 	HoldMax int
-	// Lua has nginx pick servers by a balancer in Lua, which is told of them through NginxSocket, so that a change of
-	// them takes no reload. nginx needs the module lua-nginx-module.
+	// Lua makes nginx pick servers with a Lua balancer, which receives them through NginxSocket, so changes need no reload.
+	// nginx needs the module lua-nginx-module.
 	Lua bool
 }
 
-// Funcs returns the template functions that shipped templates use. Everything in the catalog may have been written by a
-// stranger: a value that does not pass is left out, the rest is served, and report is called with one line that names the
-// value and the reason. The functions are for one template; they must not be called at the same time.
+// Funcs returns the functions of the built-in templates. Catalog values are untrusted: a value that fails its check is
+// ignored, the rest is served, and report is called with one line that names the value and the reason. The functions are
+// for one template and must not be called concurrently.
 //
 // The comment at the head of each template lists the functions that it calls.
 func Funcs(o Options) func(report func(string)) template.FuncMap {
@@ -103,11 +103,11 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			},
 			"routed": func(name string, instances any, paused ...map[string]time.Duration) ([]*route.Group, error) {
 				list, is := instances.([]*route.Instance)
-				if !is { // of the function service
+				if !is { // from the function service
 					return nil, errGone
 				}
 				groups := kept.New(name, list, o.TCPPorts, report)
-				for _, services := range paused { // for a proxy whose text of a group says it
+				for _, services := range paused { // for a proxy whose group text includes pauses
 					for _, g := range groups {
 						g.Paused = services[name]
 					}
@@ -118,7 +118,7 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 			"table": func(certificates any, paused ...map[string]time.Duration) *route.Table {
 				tls, _ := template.IsTrue(certificates)
 				t := kept.NewTable(tls, o.Refused, report)
-				for _, services := range paused { // older templates say nothing of it
+				for _, services := range paused { // older templates do not pass it
 					t.Pause(services)
 				}
 				return t
@@ -168,7 +168,7 @@ func Funcs(o Options) func(report func(string)) template.FuncMap {
 	}
 }
 
-// haproxyLua reports whether HAProxy has Lua, and what it does without.
+// haproxyLua reports whether HAProxy has Lua, and reports the features missing without it.
 func haproxyLua(o Options, report func(string)) bool {
 	if o.HAProxyLua == nil || o.HAProxyLua() {
 		return true
@@ -178,23 +178,23 @@ func haproxyLua(o Options, report func(string)) bool {
 		what = "TCP connections"
 	}
 	if what != "TCP connections" || len(o.TCPPorts) > 0 {
-		report("HAProxy was built without Lua, so " + what + " do not wait for a service without a server (SERVICE_ROUTE_HOLD); run a HAProxy with Lua, as the official image and Debian's package are")
+		report("HAProxy was built without Lua, so " + what + " cannot wait for a service without a server (SERVICE_ROUTE_HOLD); run a HAProxy with Lua, such as the official image or Debian's package")
 	}
 	return false
 }
 
-// gone stands in for functions that older templates call, or call in another way.
+// gone replaces functions that older templates call, or call differently.
 func gone(...any) (string, error) { return "", errGone }
 
-var errGone = errors.New("this function is no longer there: copy berth's built-in template again, and make your changes in the copy")
+var errGone = errors.New("this function no longer exists: copy berth's built-in template again, and make your changes in the copy")
 
 var versionNumber = regexp.MustCompile(`^[0-9]+(\.[0-9]+)*$`)
 
-// atLeast returns the template function of a name that asks is, which is nil if the version is unknown.
+// atLeast returns the template function with the given name. is may be nil if the version is unknown.
 func atLeast(name string, is func(string) bool) func(string) (bool, error) {
 	return func(version string) (bool, error) {
 		if !versionNumber.MatchString(version) {
-			return false, fmt.Errorf("%s %q: a version is numbers and dots, as 1.27.4", name, version)
+			return false, fmt.Errorf("%s %q: a version consists of numbers and dots, such as 1.27.4", name, version)
 		}
 		return is != nil && is(version), nil
 	}

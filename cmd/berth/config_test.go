@@ -103,8 +103,8 @@ func TestOptionsOfProxiesInFront(t *testing.T) {
 	for _, tt := range []struct{ trusted, listeners, err string }{
 		{"10.0.0.0/8,::1", "http,5432", ""},
 		{"", "none", ""},
-		{"10.0.0.0/99", "none", `trusted-proxies: "10.0.0.0/99" is no network`},
-		{"10.0.0.0/8", "ftp", `proxy-protocol: "ftp" is no port`},
+		{"10.0.0.0/99", "none", `trusted-proxies: "10.0.0.0/99" is neither a network`},
+		{"10.0.0.0/8", "ftp", `proxy-protocol: "ftp" is neither a port`},
 		{"", "http", "proxy-protocol needs trusted-proxies"},
 		{" ", "http", "proxy-protocol needs trusted-proxies"},
 	} {

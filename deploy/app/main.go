@@ -1,19 +1,23 @@
-// Command app is the demo's web application: it says which container answered.
+// Command app is the demo's web application: it shows which container answered.
 //
-//	/                 "Hosted by <hostname>" and how many requests this process has answered
-//	/?delay=100ms     the same, that much later (10s at most): a request to watch while something changes
+//	/                 "Hosted by <hostname>" and the number of requests this process has answered
+//	/?delay=100ms     the same after a delay (10s at most): a request to watch during a change
 //	/health           ok
-//	/echo             upgrades to a websocket, and sends its bytes back as they come: a tunnel to watch
+//	/echo             upgrades to a websocket and echoes its bytes: a tunnel to watch
 //
-// Every other path answers like /. The header Asked of an answer says what was asked for, and Received what came with it. PORT
-// sets the port (8080). On SIGTERM it stops accepting at once, finishes what is in flight and exits 0. With EXIT_AT_ONCE=1 it
-// exits 0 without finishing anything, as many programs do: requests in flight die with it.
+// Every other path answers like /. The response header Asked shows the request, and Received its body. PORT sets the port
+// (8080). On SIGTERM it stops accepting at once, finishes requests in flight and exits 0. With EXIT_AT_ONCE=1 it exits 0 at
+// once, as many programs do, and requests in flight are lost.
 //
-// For tests: MISSING=/path answers 404 there, READY_AFTER=3s answers 503 at /health for so long, LOG_POSTS=1 logs each POST
-// when its head has come, and with STOP_AFTER=100ms it goes on for so long after SIGTERM: until then a balancer has heard of it.
+// For tests:
 //
-// "app get URL" prints the first line of a page instead: the demo's script asks with it, since a host may have no curl.
-// "app --help" says how it is called.
+//	MISSING=/path       answers 404 at the path
+//	READY_AFTER=3s      answers 503 at /health for this time
+//	LOG_POSTS=1         logs each POST when its head has arrived
+//	STOP_AFTER=100ms    goes on for this time after SIGTERM, until load balancers have noticed
+//
+// "app get URL" prints the first line of a page instead, for the demo's script on hosts without curl. "app --help" prints the
+// usage.
 package main
 
 import (
@@ -65,7 +69,7 @@ const usage = `Usage:
   berth-app get URL  print the first line of a page
 `
 
-// command does what the arguments say, instead of answering requests, and returns the exit code.
+// command runs the command in the arguments instead of serving, and returns the exit code.
 func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case len(args) == 2 && args[0] == "get":
@@ -82,7 +86,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 2
 }
 
-// fetch writes the first line of what answers with 200, within two seconds.
+// fetch writes the first line of a page that answers 200 within two seconds.
 func fetch(ctx context.Context, url string, w io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -90,7 +94,7 @@ func fetch(ctx context.Context, url string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	resp, err := (&http.Transport{}).RoundTrip(req) // through no proxy, to this host
+	resp, err := (&http.Transport{}).RoundTrip(req) // directly to this host, without a proxy
 	if err != nil {
 		return err
 	}
@@ -145,7 +149,7 @@ func listenAndServe(ctx context.Context, log *slog.Logger) error {
 	return serve(ctx, l, logFirst(h, listening, log), log)
 }
 
-// later returns a context that ends so long after another.
+// later returns a context that ends some time after another.
 func later(ctx context.Context, after time.Duration) context.Context {
 	later, end := context.WithCancel(context.WithoutCancel(ctx))
 	context.AfterFunc(ctx, func() { time.AfterFunc(after, end) })
@@ -163,7 +167,7 @@ func without(h http.Handler, path string) http.Handler {
 	})
 }
 
-// readyAfter answers 503 at /health until so long from now.
+// readyAfter answers 503 at /health for the given time.
 func readyAfter(h http.Handler, after time.Duration) http.Handler {
 	ready := time.Now().Add(after)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -185,7 +189,7 @@ func logPosts(h http.Handler, log *slog.Logger) http.Handler {
 	})
 }
 
-// logFirst logs the first request that came through a proxy, which adds X-Forwarded-For, and so not from a health check.
+// logFirst logs the first request through a proxy. X-Forwarded-For distinguishes it from a health check.
 func logFirst(h http.Handler, listening time.Time, log *slog.Logger) http.Handler {
 	var first sync.Once
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -208,7 +212,7 @@ func listenAddr(port string) (string, error) {
 	return ":" + port, nil
 }
 
-// serve answers on l until ctx ends, then closes l at once and returns when the requests in flight are answered.
+// serve answers on l until ctx ends, then closes l at once and returns when all requests in flight are answered.
 func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
 	failed := make(chan error, 1)
@@ -220,7 +224,7 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 		return fmt.Errorf("serve: %w", err)
 	case <-ctx.Done():
 	}
-	log.Info("stopping: no new connections, finishing what is in flight")
+	log.Info("stopping: no new connections, finishing requests in flight")
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
 	if err := srv.Shutdown(drain); err != nil {
@@ -230,7 +234,7 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 	return nil
 }
 
-// newHandler answers for a host.
+// newHandler returns the handler of a host.
 func newHandler(host string) http.Handler {
 	var answered atomic.Uint64
 	mux := http.NewServeMux()
@@ -263,7 +267,7 @@ func newHandler(host string) http.Handler {
 	return mux
 }
 
-// echo upgrades a connection as for websockets, and sends back what comes until one of the two closes it.
+// echo upgrades a connection like a websocket, and echoes data until either side closes it.
 func echo(w http.ResponseWriter, r *http.Request) {
 	key := r.Header.Get("Sec-WebSocket-Key")
 	if key == "" || !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
@@ -280,7 +284,7 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	_, err = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: %s\r\n\r\n",
 		base64.StdEncoding.EncodeToString(sum[:]))
 	if err == nil {
-		_, _ = io.Copy(conn, in) // until one of the two has had enough
+		_, _ = io.Copy(conn, in) // until either side closes
 	}
 }
 

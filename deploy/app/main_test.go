@@ -99,7 +99,7 @@ func TestDelayIsBounded(t *testing.T) {
 	})
 }
 
-// Of a probe, a health check and two requests through a proxy, the first of these two is logged.
+// Of a probe, a health check and two requests through a proxy, only the first proxied request is logged.
 func TestLogFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out strings.Builder
@@ -129,7 +129,7 @@ func TestListenAddr(t *testing.T) {
 	}
 }
 
-// A stopping server refuses connections at once, answers what is in flight, and only then returns.
+// A stopping server refuses connections at once, answers requests in flight, and only then returns.
 func TestServeFinishesRequestsInFlight(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -220,7 +220,7 @@ func TestFetch(t *testing.T) {
 	}
 }
 
-// A websocket is a tunnel: what is sent comes back.
+// A websocket is a tunnel: it echoes what is sent.
 func TestEcho(t *testing.T) {
 	server := httptest.NewServer(newHandler("web1"))
 	defer server.Close()
@@ -252,7 +252,7 @@ func TestEcho(t *testing.T) {
 	}
 }
 
-// What is not asked to answer requests does not: it says what it can, or what is wrong.
+// With arguments, the app answers no requests: it runs the command or reports the error.
 func TestCommand(t *testing.T) {
 	page := httptest.NewServer(newHandler("web1"))
 	defer page.Close()

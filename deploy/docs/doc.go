@@ -1,3 +1,3 @@
-// Package docs checks the documentation; its tests are "make docs-check". A code block that is no template of ours although it
-// has {{, and one that is no YAML although it begins like it, are fenced with the name of their language.
+// Package docs checks the documentation; its tests are "make docs-check". Fence a code block with the name of its language
+// if it has {{ but is no template of berth, or begins like YAML but is none.
 package docs

@@ -65,7 +65,7 @@ func TestDocsLinks(t *testing.T) {
 	t.Logf("%d links", count)
 }
 
-// lineAnchor is that of a line of a file that is no page.
+// lineAnchor matches the anchor of a line in a file that is no page.
 var lineAnchor = regexp.MustCompile(`^L\d+(-L\d+)?$`)
 
 func checkLink(p *page, link string) error {
@@ -128,8 +128,8 @@ var firstKey = regexp.MustCompile(`^[A-Za-z_][\w.-]*:(\s|$)`)
 // command matches the line of a command below YAML, after a blank line.
 var command = regexp.MustCompile(`\n\n[a-z][\w-]* [^:\n]*(\n|$)`)
 
-// yamlOf returns the YAML of a block that says that it is YAML, or has no language and begins with a key, after comments. Such
-// a block may end with the command that belongs to the YAML.
+// yamlOf returns the YAML of a block that is marked as YAML, or has no language and begins with a key after comments. Such
+// a block may end with a command for the YAML.
 func yamlOf(b block) (string, bool) {
 	if b.language != "" {
 		return b.text, b.language == "yaml" || b.language == "yml"
@@ -160,12 +160,13 @@ func checkYAML(text string) error {
 	}
 }
 
-// isTemplate reports whether a block is or has a template. Of the languages that blocks are fenced with, Handlebars has {{, too.
+// isTemplate reports whether a block is or contains a template. Among the languages of fenced blocks, Handlebars has {{ as
+// well.
 func isTemplate(b block) bool {
 	return strings.Contains(b.text, "{{") && !slices.Contains([]string{"handlebars", "yaml", "yml"}, b.language)
 }
 
-// checkTemplate parses a template, whatever its functions are called.
+// checkTemplate parses a template and accepts any function name.
 func checkTemplate(text string) error {
 	tree := parse.New("template")
 	tree.Mode = parse.SkipFuncCheck
@@ -173,7 +174,7 @@ func checkTemplate(text string) error {
 	return err
 }
 
-// No sentence is too long to be read.
+// No sentence is too long.
 func TestDocsSentences(t *testing.T) {
 	count := 0
 	for _, p := range pages(t) {

@@ -16,7 +16,7 @@ import (
 	"github.com/yuin/goldmark/text"
 )
 
-// page is a Markdown file as GitHub shows it.
+// page is a Markdown file as rendered by GitHub.
 type page struct {
 	file      string
 	lines     int
@@ -26,7 +26,7 @@ type page struct {
 	sentences []located
 }
 
-// located is a text with the place that errors name.
+// located is a text with its place, for errors.
 type located struct{ where, text string }
 
 // block is a code block.
@@ -66,7 +66,7 @@ func parsePage(file string, source []byte) *page {
 		case *ast.CodeBlock:
 			p.blocks = append(p.blocks, block{located{here, string(n.Lines().Value(source))}, ""})
 		case *ast.Paragraph, *ast.TextBlock:
-			// A piece of code is one word, and its dots end no sentence.
+			// A code span counts as one word, and its dots end no sentence.
 			for _, s := range sentences(proseOf(n, source, func(string) string { return "code" })) {
 				p.sentences = append(p.sentences, located{here, s})
 			}
@@ -76,7 +76,7 @@ func parsePage(file string, source []byte) *page {
 	return p
 }
 
-// anchor returns the anchor of the next heading: what GitHub makes of its text.
+// anchor returns the anchor of the next heading, as GitHub makes it from the text.
 func (p *page) anchor(heading string) string {
 	name := strings.Map(func(r rune) rune {
 		switch {
@@ -94,7 +94,7 @@ func (p *page) anchor(heading string) string {
 	return unique
 }
 
-// proseOf returns the text that a reader sees of a block, in one line. code is asked what to put for a piece of code.
+// proseOf returns the visible text of a block in one line. code returns the replacement for a code span.
 func proseOf(block ast.Node, source []byte, code func(string) string) string {
 	var prose strings.Builder
 	_ = ast.Walk(block, func(n ast.Node, entering bool) (ast.WalkStatus, error) {
@@ -126,7 +126,7 @@ func proseOf(block ast.Node, source []byte, code func(string) string) string {
 	return strings.TrimSpace(prose.String())
 }
 
-// sentenceEnd matches the end of a sentence. The next one may begin with a small letter: berth does.
+// sentenceEnd matches the end of a sentence. The next sentence may begin with a small letter, as berth does.
 var sentenceEnd = regexp.MustCompile(`[^.][.!?]["')\]]*\s+`)
 
 // sentences returns the sentences of a paragraph.
@@ -145,7 +145,7 @@ func sentences(paragraph string) (all []string) {
 	return all
 }
 
-// words returns the number of words in a sentence. Signs between them are none.
+// words returns the number of words in a sentence, not counting signs between them.
 func words(sentence string) (n int) {
 	for word := range strings.FieldsSeq(sentence) {
 		if strings.ContainsFunc(word, func(r rune) bool { return unicode.IsLetter(r) || unicode.IsNumber(r) }) {

@@ -13,8 +13,8 @@ import (
 	"berth/deploy/testenv/traffic"
 )
 
-// withAgent adds a client agent, with which the registrar registers; the templater asks the server. Its settings are Consul's
-// own: it leaves when it is stopped.
+// withAgent adds a client agent for the registrar; the templater asks the server. The agent has Consul's default settings:
+// it leaves when it is stopped.
 const withAgent = `
   agent:
     image: ${IMAGE_CONSUL}
@@ -35,7 +35,7 @@ const withAgent = `
     environment: { CONSUL_HTTP_ADDR: "http://agent:8500" }
 `
 
-// agentFault is a stack whose three apps are registered with a client agent, under load.
+// agentFault is a stack under load with three apps that are registered on a client agent.
 type agentFault struct {
 	*stack
 	agent  string // its container
@@ -57,7 +57,8 @@ func startAgentFault(t *testing.T) *agentFault {
 	return &agentFault{s, s.Containers("agent")[0], server, startLoad(t, s)}
 }
 
-// expectNode is nil when the agent's node is there and its own check has a status, or when it is not there and the status is "".
+// expectNode returns nil if the agent's node exists and its own check has the status, or if it does not exist and the
+// status is "".
 func (f *agentFault) expectNode(status string) error {
 	checks, _, err := f.server.Health().Node("agent", nil)
 	if err != nil {
@@ -75,7 +76,7 @@ func (f *agentFault) expectNode(status string) error {
 	return nil
 }
 
-// ends waits until the agent is back with all it had, and until a new app answers, and then wants that no request has failed.
+// ends waits until the agent is back with everything and a new app answers, and then checks that no request failed.
 func (f *agentFault) ends(during string) {
 	f.Helper()
 	f.Eventually(30*time.Second, "the node is well", func() error { return f.expectNode(api.HealthPassing) })
@@ -85,7 +86,8 @@ func (f *agentFault) ends(during string) {
 	f.ended(f.load, during)
 }
 
-// A client agent leaves when it is stopped, and takes all that was registered with it out of the catalog, though it answers.
+// A client agent leaves when it is stopped, and takes everything registered on it out of the catalog, although that still
+// answers.
 func TestE2EAgentRestarted(t *testing.T) {
 	f := startAgentFault(t)
 	restarted := make(chan error, 1)
@@ -100,7 +102,7 @@ func TestE2EAgentRestarted(t *testing.T) {
 	f.ends("the agent restarted")
 }
 
-// An agent that is cut off from the servers turns the check of its node critical, and all instances with it.
+// An agent that is cut off from the servers turns its node's check critical, and with it all instances.
 func TestE2EAgentCutOff(t *testing.T) {
 	f := startAgentFault(t)
 	since := time.Now()
@@ -112,7 +114,7 @@ func TestE2EAgentCutOff(t *testing.T) {
 	f.ends("the agent paused")
 }
 
-// An agent that is killed does not leave: it is as if it were cut off, and comes back as a new process.
+// A killed agent does not leave: it looks cut off, and comes back as a new process.
 func TestE2EAgentKilled(t *testing.T) {
 	f := startAgentFault(t)
 	since := time.Now()

@@ -19,7 +19,7 @@ import (
 
 const awayHost = "shop.example.com" // the service api has its /api
 
-// askAway asks for the route of the service api. Its answer is the host that answered, or the status.
+// askAway requests the route of the service api. It returns the host that answered, or the status.
 func askAway(web string) string {
 	req, err := http.NewRequest("GET", "http://"+web+"/api/x", nil)
 	if err != nil {
@@ -37,8 +37,8 @@ func askAway(web string) string {
 	return host
 }
 
-// goesAndComes stops the only instance of the service api, whose route is narrower than that of all other requests, and starts
-// another one. Meanwhile nobody else answers. It calls answers when the first one does.
+// goesAndComes stops the only instance of the service api, whose route is narrower than the route of all other requests,
+// and starts another. Meanwhile no other service answers. It calls answers when the first instance does.
 func goesAndComes(t testing.TB, web string, run func() string, answers func()) {
 	t.Helper()
 	answersOf := func(id string) {
@@ -54,10 +54,10 @@ func goesAndComes(t testing.TB, web string, run func() string, answers func()) {
 	answersOf(first)
 	answers()
 
-	// From here on it is asked all the time.
+	// From here on it is requested continuously.
 	var all []string
 	var asking sync.WaitGroup
-	ctx, over := context.WithCancel(t.Context()) // which ends with a test that fails, too
+	ctx, over := context.WithCancel(t.Context()) // also ends with a failing test
 	asking.Go(func() {
 		for {
 			select {
@@ -74,7 +74,7 @@ func goesAndComes(t testing.TB, web string, run func() string, answers func()) {
 		if got := askAway(web); got != "503" {
 			return fmt.Errorf("%s", got)
 		}
-		if time.Since(gone) < 3*time.Second { // by then the proxy has all that follows from it
+		if time.Since(gone) < 3*time.Second { // by then the proxy has applied the change
 			return fmt.Errorf("it is early")
 		}
 		return nil
@@ -99,10 +99,10 @@ func goesAndComes(t testing.TB, web string, run func() string, answers func()) {
 	}
 }
 
-// No request waits, so that each says who answers it.
+// Requests do not wait, so each shows who answers.
 var apiLabels = []string{"-e", "SERVICE_NAME=api", "-e", "SERVICE_ROUTE_HOST=" + awayHost, "-e", "SERVICE_ROUTE_PATH=/api", "-e", "SERVICE_ROUTE_HOLD=0"}
 
-// The only instance of a service goes and comes: its route waits for it, and HAProxy is not reloaded for that.
+// The only instance of a service goes and comes back: its route is held, and HAProxy is not reloaded.
 func TestE2EOnlyInstanceAway(t *testing.T) {
 	s := startStack(t)
 	workers := func() []string {
@@ -125,7 +125,7 @@ func TestE2ENginxOnlyInstanceAway(t *testing.T) {
 	goesAndComes(t, s.web, func() string {
 		return testenv.Run(t, append(append([]string{"--network", s.name + "-net"}, apiLabels...), testenv.Image(t, "IMAGE_APP"))...)
 	}, func() {
-		// A worker from before the route answers as it was then, until it has heard of the reload.
+		// A worker from before the route answers without it until it has processed the reload.
 		s.Eventually(10*time.Second, "the workers of before are gone", func() error {
 			if n := strings.Count(s.Docker("top", s.proxy, "-eo", "pid,args"), "nginx: worker process"); n != runtime.NumCPU() {
 				return fmt.Errorf("%d workers on %d processors", n, runtime.NumCPU())

@@ -19,11 +19,11 @@ import (
 	"berth/deploy/testenv/traffic"
 )
 
-// benchRate is the rate of the benchmark's requests. A new server has its turn after about four of them, so a low rate
-// makes it wait for that, and a high one takes the CPU time that its start needs: on two cores 500 is best.
+// benchRate is the rate of the benchmark's requests. A new server gets its turn after about four of them. A low rate makes
+// it wait for that, and a high rate takes CPU time that it needs to start: 500 is best on two cores.
 const benchRate = 500
 
-// ways are how a change comes to HAProxy.
+// ways are how a change reaches HAProxy.
 var ways = []struct {
 	name string
 	env  []string // of the stack
@@ -32,18 +32,18 @@ var ways = []struct {
 	{"classic", []string{"BERTH_RUNTIME=false"}}, // every change by a reload
 }
 
-// readinesses are when a new container is registered.
+// readinesses define when a new container is registered.
 var readinesses = []struct {
 	name string
 	args []string // of docker run
 }{
-	{"tcp", nil}, // when its port accepts, which is the default
+	{"tcp", nil}, // when its port accepts: the default
 	{"none", []string{"-e", "SERVICE_READY=none"}},
 }
 
-// BenchmarkE2EStart starts one more container, again and again, next to three under steady requests, and measures from
-// the moment at which its port accepts to the arrival of its first request through HAProxy. The application stamps both.
-// The kinds of starts take turns, so that a machine that is busy for a while is so for all of them.
+// BenchmarkE2EStart repeatedly starts one more container next to three under steady requests. It measures from the moment
+// its port accepts to the arrival of its first request through HAProxy; the application logs both. The kinds of starts
+// alternate, so a busy period of the machine affects all of them.
 func BenchmarkE2EStart(b *testing.B) {
 	var all []*series
 	for _, way := range ways {
@@ -71,7 +71,7 @@ func BenchmarkE2EStart(b *testing.B) {
 // series is many starts of the same kind.
 type series struct {
 	stack      *stack
-	apps       []string // that run all the time
+	apps       []string // running all the time
 	haproxy    string   // address
 	way, ready string
 	args       []string // of docker run
@@ -85,9 +85,9 @@ type start struct {
 	id, name   string
 	run        time.Time // docker run
 	listening  time.Time // its port accepts
-	registered time.Time // in Consul; zero where the logs do not tell
+	registered time.Time // in Consul; zero if not in the logs
 	noticed    time.Time // by the templater
-	live       time.Time // in HAProxy, as far as the templater knows
+	live       time.Time // in HAProxy, according to the templater
 	first      time.Time // request arrived
 	answered   time.Time // first request
 	gone       time.Time // from HAProxy again
@@ -115,7 +115,7 @@ func (r *series) start(b *testing.B) {
 	r.loads = append(r.loads, l.Finish())
 }
 
-// haproxy is the address of its container: the requests to it do not cost what Docker's proxy for published ports takes.
+// haproxy is its container's address: requests to it avoid the cost of Docker's proxy for published ports.
 func (s *stack) haproxy() string {
 	id := s.Containers("haproxy")[0]
 	return s.Docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}:8080", id)
@@ -123,7 +123,7 @@ func (s *stack) haproxy() string {
 
 var stamped = regexp.MustCompile(`"first request through a proxy" after=(\S+) listening=(\d+)`)
 
-// stamps are what the application says of itself.
+// stamps are the application's log entries.
 func stamps(log string) (listening, first time.Time, err error) {
 	m := stamped.FindStringSubmatch(log)
 	if m == nil {
@@ -162,7 +162,7 @@ func (s *stack) log(service string) (entries []entry) {
 
 var liveAfter = regexp.MustCompile(`live after (\d+) ms`)
 
-// readLogs fills in what berth's logs tell of the starts.
+// readLogs adds the times of the starts from berth's logs.
 func (r *series) readLogs() {
 	registrar, templater := r.stack.log("registrar"), r.stack.log("templater")
 	for i := range r.starts {
@@ -190,7 +190,7 @@ type span func(start) (from, to time.Time)
 func toFirst(st start) (from, to time.Time)  { return st.listening, st.first }
 func toAnswer(st start) (from, to time.Time) { return st.run, st.answered }
 
-// phases are what happens from the one to the other.
+// phases are the steps of a start.
 var phases = []struct {
 	name string
 	span span
@@ -201,7 +201,7 @@ var phases = []struct {
 	{"→ first request", func(st start) (from, to time.Time) { return st.live, st.first }},
 }
 
-// took is how long a part of each start took, in milliseconds, sorted. Starts of which it is not known are left out.
+// took returns the sorted durations of a step in milliseconds, without starts for which it is unknown.
 func (r *series) took(what span) (ms []float64) {
 	for _, st := range r.starts {
 		if from, to := what(st); !from.IsZero() && !to.IsZero() {
@@ -222,7 +222,7 @@ func (r *series) report(b *testing.B) {
 	b.ReportMetric(float64(traffic.Join(r.loads...).Failed()), kind+"-failed")
 }
 
-// printSeries writes the tables for a reader.
+// printSeries prints the tables.
 func printSeries(w io.Writer, all []*series) {
 	fmt.Fprintf(w, `
 From the moment a new container's port accepts to the arrival of the first request at it through HAProxy, both stamped
@@ -273,10 +273,10 @@ by the application: three instances run under %d requests/s, one more is started
 	fmt.Fprintln(w)
 }
 
-// cpu is what the machine's CPUs have spent, in ticks.
+// cpu is the time spent by the machine's CPUs, in ticks.
 type cpu struct{ idle, all uint64 }
 
-// cpuTime reads it; where there is none to read it stays zero.
+// cpuTime reads it; it is zero if unavailable.
 func cpuTime() (c cpu) {
 	f, err := os.Open("/proc/stat")
 	if err != nil {
@@ -286,7 +286,7 @@ func cpuTime() (c cpu) {
 	line, _ := bufio.NewReader(f).ReadString('\n') // cpu user nice system idle iowait irq softirq steal guest guest_nice
 	for i, field := range strings.Fields(line) {
 		n, err := strconv.ParseUint(field, 10, 64)
-		if err != nil || i > 8 { // guest is in user already
+		if err != nil || i > 8 { // user includes guest
 			continue
 		}
 		c.all += n
@@ -300,7 +300,7 @@ func cpuTime() (c cpu) {
 func (c cpu) minus(d cpu) cpu { return cpu{c.idle - d.idle, c.all - d.all} }
 func (c cpu) plus(d cpu) cpu  { return cpu{c.idle + d.idle, c.all + d.all} }
 
-// busy is how much of the time was not idle.
+// busy is the share of time that was not idle.
 func (c cpu) busy() float64 {
 	if c.all == 0 {
 		return 0

@@ -9,10 +9,10 @@ import (
 	"berth/deploy/testenv/traffic"
 )
 
-// rounds is how often each kind of change is repeated.
+// rounds is the number of repetitions of each kind of change.
 const rounds = 10
 
-// The hardest for a load balancer: of ten addresses eight are gone at once, and nothing answers there any more.
+// The hardest case for a load balancer: eight of ten addresses disappear at once, and nothing answers there.
 func TestE2EScaleTenTimes(t *testing.T) {
 	s := startStack(t)
 	var ups, downs []traffic.Report
@@ -51,7 +51,7 @@ func TestE2EOneOfFour(t *testing.T) {
 	}
 }
 
-// takeOneOfFour takes one of four applications away and brings it back, again and again, each of them in turn.
+// takeOneOfFour repeatedly removes one of four applications and brings it back, each in turn.
 func (s *stack) takeOneOfFour(how ...string) {
 	apps := s.Containers("app")
 	var all []traffic.Report

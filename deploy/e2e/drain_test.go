@@ -18,14 +18,14 @@ import (
 	"berth/deploy/testenv/traffic"
 )
 
-// slow is how long the slow requests of TestE2EDrainFirst take: much less than the drain time.
+// slow is the duration of the slow requests of TestE2EDrainFirst, much less than the drain time.
 const slow = 200 * time.Millisecond
 
 // drainFirst makes a container drain before it gets its real stop signal.
 var drainFirst = []string{"--stop-signal", "SIGCONT", "-e", "SERVICE_STOP_SIGNAL=SIGTERM"}
 
-// An application that dies at once on SIGTERM is stopped by plain docker stop, one instance after the other and two at
-// once: with the two settings no request fails, and docker stop returns before its grace period is over.
+// An application that dies at once on SIGTERM is stopped with plain docker stop, first one instance after the other, then
+// two at once. With the two settings no request fails, and docker stop returns before its grace period is over.
 func TestE2EDrainFirst(t *testing.T) {
 	s := startStack(t)
 	r, p, took := s.stopUnderLoad(drainFirst...)
@@ -41,13 +41,13 @@ func TestE2EDrainFirst(t *testing.T) {
 		t.Error(err)
 	}
 
-	// The same application without the two settings: what is in flight dies with it.
+	// Without the two settings, requests in flight are lost.
 	r, p, took = s.stopUnderLoad()
 	t.Logf("without draining first: %s; %s; docker stop took %v", r, p, took)
 }
 
-// stopUnderLoad starts five applications next to the stack's own, stops three of them one after the other and two at
-// once, and says how requests fared and how long each docker stop took.
+// stopUnderLoad starts five applications next to the stack's own, stops three of them one after the other and two at once,
+// and reports the requests and the duration of each docker stop.
 func (s *stack) stopUnderLoad(args ...string) (r traffic.Report, p *posts, took []time.Duration) {
 	s.Helper()
 	ids := s.runApps(5, 1, args...)
@@ -61,7 +61,7 @@ func (s *stack) stopUnderLoad(args ...string) (r traffic.Report, p *posts, took 
 	return l.Finish(), p.finish(), took
 }
 
-// runApps starts applications that die at once on SIGTERM next to others, and waits until each of them answers.
+// runApps starts additional applications that die at once on SIGTERM, and waits until each of them answers.
 func (s *stack) runApps(n, others int, args ...string) (ids []string) {
 	s.Helper()
 	for range n {
@@ -71,7 +71,7 @@ func (s *stack) runApps(n, others int, args ...string) (ids []string) {
 	return ids
 }
 
-// stop stops containers at the same time, as docker-compose does, and says how long it took for each.
+// stop stops containers at the same time, as docker-compose does, and returns how long each took.
 func (s *stack) stop(ids ...string) []time.Duration {
 	s.Helper()
 	took, errs := make([]time.Duration, len(ids)), make([]error, len(ids))
@@ -92,14 +92,14 @@ func (s *stack) stop(ids ...string) []time.Duration {
 	return took
 }
 
-// posts are slow requests that HAProxy sends only once, ten of them in flight all the time.
+// posts are slow requests that HAProxy sends only once; ten of them are always in flight.
 type posts struct {
 	stop chan struct{}
 	done sync.WaitGroup
 
 	mu           sync.Mutex
 	sent, failed int
-	first        error // of the failures
+	first        error // first failure
 }
 
 func startPosts(t testing.TB, s *stack) *posts {

@@ -15,15 +15,15 @@ import (
 	"berth/templates"
 )
 
-// mistake is an error that users make, with what berth explain has to say about it.
+// mistake is a user error, with the expected output of berth explain.
 type mistake struct {
 	what   string
 	run    []string // arguments of docker run
-	says   []string // all of them
-	remedy string   // in a line that says what to do
+	says   []string // all have to appear
+	remedy string   // part of the line with the remedy
 }
 
-const elsewhere = "elsewhere" // stands for a network that the load balancer is not on
+const elsewhere = "elsewhere" // placeholder for a network without the load balancer
 
 var mistakes = []mistake{
 	{"a misspelt label", []string{"-l", "SERVICE_NAME=m1", "-l", "SERVICE_ROUTE_HOSTS=m1.example.com"},
@@ -49,7 +49,7 @@ var mistakes = []mistake{
 		[]string{"DOWN: L7STS/404: Not Found"}, "SERVICE_ROUTE_CHECK is the path"},
 }
 
-// Each of the mistakes that users make is found by one command, which says what to do.
+// One command finds each user error and says what to do.
 func TestE2EExplain(t *testing.T) {
 	dir := testenv.Dir(t)
 	policy := testenv.File(t, dir, "berth.yml", "policy:\n  - services: [app, 'm*', taken]\n")
@@ -137,9 +137,9 @@ func TestE2EExplain(t *testing.T) {
 
 var exitStatus = regexp.MustCompile(`exit status (\d+)`)
 
-// finds is nil if an explanation says all that it is to say of a mistake.
+// finds returns nil if an explanation has everything expected for a mistake.
 func finds(said string, m mistake) error {
-	text := strings.Join(strings.Fields(said), " ") // it is wrapped
+	text := strings.Join(strings.Fields(said), " ") // the output is wrapped
 	for _, want := range m.says {
 		if !strings.Contains(text, want) {
 			return fmt.Errorf("it does not say %q:\n%s", want, said)
@@ -151,7 +151,7 @@ func finds(said string, m mistake) error {
 	return nil
 }
 
-// A configuration that the proxy refuses is told with the service whose text is at fault, and the rest is served.
+// A configuration refused by the proxy is reported with the service at fault, and the rest is served.
 func TestE2EExplainRefusal(t *testing.T) {
 	bad := `{{- if eq .Name "broken" }}    bogus keyword` + "\n" + `{{ end }}`
 	text := strings.Replace(templates.HAProxy(), `{{- range .Servers }}`, bad+`{{- range .Servers }}`, 1)

@@ -18,13 +18,13 @@ import (
 	"berth/deploy/testenv/traffic"
 )
 
-// lasts waits until a fault has lasted for a while, during which the load goes on.
+// lasts waits while a fault lasts and the load goes on.
 func (s *stack) lasts(since time.Time, d time.Duration) {
 	s.Helper()
 	testenv.Until(s, d+5*time.Second, fmt.Sprintf("it lasts for %s", d), func() bool { return time.Since(since) >= d })
 }
 
-// ended ends a load, of which no request may have failed.
+// ended ends a load and checks that no request failed.
 func (s *stack) ended(l *traffic.Load, during string) {
 	s.Helper()
 	r := l.Finish()
@@ -39,8 +39,8 @@ func (s *stack) up() {
 	s.Eventually(time.Minute, "three apps answer", func() error { return s.expectHosts(3) })
 }
 
-// A Consul that takes connections and answers nothing, as one in a paused virtual machine, holds up no stop signal: the
-// container that drains first is stopped as soon as it is with a Consul that answers.
+// A Consul that accepts connections and never answers, as in a paused virtual machine, delays no stop signal: a container
+// that drains first is stopped as quickly as with a working Consul.
 func TestE2EConsulPaused(t *testing.T) {
 	s := newStack(t, `
   registrar:
@@ -64,7 +64,7 @@ func TestE2EConsulPaused(t *testing.T) {
 	s.ended(l, "Consul paused, two containers stopped")
 }
 
-// guarded has the registrar and the templater use a secured Consul, with tokens from files.
+// guarded makes the registrar and the templater use a secured Consul, with tokens from files.
 const guarded = `
   registrar:
     environment: %[1]s
@@ -76,7 +76,7 @@ networks:
   default: { external: true, name: %[4]s }
 `
 
-// startGuarded starts the stack with a secured Consul, in whose Dir the files of the tokens are.
+// startGuarded starts the stack with a secured Consul, whose Dir has the token files.
 func startGuarded(t *testing.T, ttl time.Duration) (s *stack, consul *testenv.Secured, registrar *api.ACLToken) {
 	t.Helper()
 	consul = testenv.StartSecured(t)
@@ -97,8 +97,8 @@ func startGuarded(t *testing.T, ttl time.Duration) (s *stack, consul *testenv.Se
 	return s, consul, registrar
 }
 
-// A templater that starts with a token that sees nothing takes no server from a HAProxy that serves: it names the
-// fault, and goes on when it has a token that sees.
+// A templater that starts with a token that sees nothing removes no server from a working HAProxy: it names the fault, and
+// continues when the token sees the data.
 func TestE2ETokenSeesNothing(t *testing.T) {
 	s, consul, _ := startGuarded(t, 0)
 	l := startLoad(t, s)
@@ -131,7 +131,7 @@ func TestE2ETokenSeesNothing(t *testing.T) {
 	}
 }
 
-// Consul loses its state, and the templater what it knew: what HAProxy serves counts for more than the first, empty list.
+// Consul loses its state and the templater its memory: HAProxy's servers count for more than the first, empty list.
 func TestE2EConsulAndTemplaterRecreated(t *testing.T) {
 	s := newStack(t, `
   consul:
@@ -149,7 +149,7 @@ func TestE2EConsulAndTemplaterRecreated(t *testing.T) {
 	s.ended(l, "Consul and templater recreated")
 }
 
-// theirs is the template of a user who trusts what people write into labels.
+// theirs is the template of a user who trusts label values.
 const theirs = `global
     log stdout format raw local0
     stats socket /run/haproxy/admin.sock mode 660 level admin
@@ -181,7 +181,7 @@ backend {{ . }}
 {{ partial "backend" "other" }}
 `
 
-// HAProxy refuses the whole text for one service's line in it. The servers of another come and go all the same.
+// HAProxy refuses the whole text because of one service's line. Servers of other services still come and go.
 func TestE2EOneBadFragment(t *testing.T) {
 	dir := testenv.Dir(t)
 	testenv.File(t, dir, "haproxy.ctmpl", theirs)
@@ -213,7 +213,7 @@ func TestE2EOneBadFragment(t *testing.T) {
 	})
 }
 
-// A registrar that may not deregister one instance any more goes on passing the checks of all others.
+// A registrar that may no longer deregister one instance still passes the checks of all others.
 func TestE2EDeregisterForbidden(t *testing.T) {
 	const ttl = 5 * time.Second
 	s, consul, registrar := startGuarded(t, ttl)

@@ -15,21 +15,21 @@ import (
 	"berth/deploy/testenv/traffic"
 )
 
-// labelChange is a rollout that changes a label: the containers of a service before it and after.
+// labelChange is a rollout that changes a label: a service's containers before and after.
 type labelChange struct {
 	name     string
 	path     string // of the route
 	old, new version
 
-	stripped   bool // with one of the two the application does not see the path of the route
-	redirected bool // with one of the two clients are sent to HTTPS
+	stripped   bool // one version does not see the route's path
+	redirected bool // one version redirects clients to HTTPS
 }
 
-// version is what containers have beyond the name and the route of their service, as YAML.
+// version is the YAML of containers beyond the name and the route of their service.
 type version struct{ labels, environment string }
 
-// labelChanges has the old and the new application answer 404 where the other one's health is asked for: whoever is checked by
-// what another one says is taken out.
+// labelChanges makes each application answer 404 at the other's health path: an instance checked with another version's
+// path is taken out.
 var labelChanges = []labelChange{
 	{name: "check-added", old: version{"", "MISSING: /health"}, new: version{"SERVICE_ROUTE_CHECK: /health", "READY_AFTER: 3s"}},
 	{name: "check-moved", old: version{"SERVICE_ROUTE_CHECK: /old", "MISSING: /new"}, new: version{"SERVICE_ROUTE_CHECK: /new", "MISSING: /old"}},
@@ -43,8 +43,8 @@ var labelChanges = []labelChange{
 	{name: "redirect-removed", old: version{"SERVICE_ROUTE_REDIRECT: https", ""}, redirected: true},
 }
 
-// compose is a service of compose for one of the versions, with two containers that drain before they are told to stop: a POST
-// may else meet the end of the process.
+// compose is a compose service for one version, with two containers that drain before they are told to stop: otherwise a
+// POST could meet the end of the process.
 func (c *labelChange) compose(name string, v version) string {
 	return fmt.Sprintf(`
   %s:
@@ -61,7 +61,7 @@ func (c *labelChange) host() string { return c.name + ".example.com" }
 
 const labelBody = "some=form&and=more"
 
-// exchange is the nth request: what either version would answer is right.
+// exchange is the nth request: an answer of either version is correct.
 func (c *labelChange) exchange(n int) traffic.Exchange {
 	path := fmt.Sprintf("/page-%d", n%64)
 	x := traffic.Exchange{Method: http.MethodGet, Host: c.host(), Path: c.path + path, Header: "X-Forwarded-Proto: http\r\n"}
@@ -95,7 +95,7 @@ func (c *labelChange) exchange(n int) traffic.Exchange {
 	return x
 }
 
-// expectOld and expectNew are nil if a request is answered as the labels of that version say.
+// expectOld and expectNew return nil if a request is answered according to the labels of that version.
 func (c *labelChange) expectOld(s *stack) error { return c.expect(s, c.old.labels) }
 func (c *labelChange) expectNew(s *stack) error { return c.expect(s, c.new.labels) }
 
@@ -124,8 +124,8 @@ func (c *labelChange) expect(s *stack, labels string) error {
 	return nil
 }
 
-// A rollout that changes a label fails no request, from the first new container to the last old one. A request is answered as
-// one of the two versions asks for it.
+// A rollout that changes a label fails no request, from the first new container to the last old one. Each request is
+// answered according to one of the two versions.
 func TestE2ELabelsChange(t *testing.T) {
 	var services strings.Builder
 	services.WriteString("  templater:\n    environment: { BERTH_TRUSTED_PROXIES: '10.0.0.0/8,172.16.0.0/12,192.168.0.0/16' }\n")
@@ -160,14 +160,14 @@ func TestE2ELabelsChange(t *testing.T) {
 	s.Do(append([]string{"up", "-d", "--no-deps"}, new...)...)
 	var answering []string
 	for _, c := range labelChanges {
-		if !c.redirected { // by HAProxy, so that no server says who it is
+		if !c.redirected { // by HAProxy, so no server is named
 			answering = append(answering, s.Containers(c.name+"-new")...)
 		}
 	}
 	each("HAProxy has the new servers, too", servers(4))
 	came := time.Now()
 	s.Eventually(20*time.Second, "all new servers answer", func() error { return l.ExpectAnswers(began, answering...) })
-	s.lasts(came, 3*time.Second) // two checks take a server out
+	s.lasts(came, 3*time.Second) // two failed checks take a server out
 	s.Do(append([]string{"stop"}, old...)...)
 	each("HAProxy has the new servers only", servers(2))
 	each("the new labels count", func(c *labelChange) error { return c.expectNew(s) })

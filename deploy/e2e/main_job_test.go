@@ -35,7 +35,7 @@ func TestE2EScale(t *testing.T) {
 	down.ExpectNoneFailed(t, "scaling down")
 	s.Eventually(10*time.Second, "two in Consul", func() error { return s.expectCatalog(s.Containers("app")) })
 
-	// A container that compose knows nothing of joins as well, and leaves.
+	// A container unknown to compose joins as well, and leaves.
 	id := s.Run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
 	s.Eventually(10*time.Second, "it answers, too", func() error { return s.expectHosts(3) })
 	if hosts, err := testenv.Hosts(s.web); err != nil || !slices.Contains(hosts, id[:12]) {
@@ -46,7 +46,7 @@ func TestE2EScale(t *testing.T) {
 	s.Logged("templater", "app: 2 → 3 servers, live after ")
 }
 
-// The whole of Consul's downtime is none for the clients, and what happened meanwhile is caught up with.
+// Clients notice nothing of Consul's downtime, and changes during it are caught up on.
 func TestE2EConsulRestart(t *testing.T) {
 	s := startStack(t)
 	s.scale(2)
@@ -54,7 +54,7 @@ func TestE2EConsulRestart(t *testing.T) {
 
 	l := startLoad(t, s)
 	s.Do("stop", "consul")
-	s.Logged("templater", "consul failed, keeping the last good configuration")
+	s.Logged("templater", "Consul query failed, keeping the last good configuration")
 	id := s.Run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
 	s.Logged("registrar", "consul failed, everything stays registered as it is")
 	if err := s.expectHosts(2); err != nil {
@@ -68,7 +68,7 @@ func TestE2EConsulRestart(t *testing.T) {
 	s.Eventually(10*time.Second, "three in Consul", func() error { return s.expectCatalog(append(s.Containers("app"), id)) })
 }
 
-// Both halves of berth are killed; what happens meanwhile is repaired when they are back.
+// Both halves of berth are killed; changes in the meantime are repaired when they are back.
 func TestE2EBerthKilled(t *testing.T) {
 	s := startStack(t)
 	s.scale(3)
@@ -77,12 +77,12 @@ func TestE2EBerthKilled(t *testing.T) {
 	l := startLoad(t, s)
 	for _, service := range []string{"registrar", "templater"} {
 		for _, id := range s.Containers(service) {
-			// A container that was killed by hand is not restarted by its policy, so it stays down.
+			// A container killed by hand is not restarted by its policy, so it stays down.
 			s.Docker("kill", id)
 		}
 	}
 	before := s.Containers("app")
-	id := s.Run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP")) // first, or it would get the address of the other
+	id := s.Run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP")) // first, or it would get the other's address
 	s.Docker("kill", before[0])
 	if err := s.expectHosts(2); err != nil {
 		t.Errorf("while berth is down: %v", err)
@@ -97,7 +97,7 @@ func TestE2EBerthKilled(t *testing.T) {
 	})
 }
 
-// HAProxy is killed: it comes back with the last good configuration, and goes on following.
+// HAProxy is killed: it comes back with the last good configuration, and keeps following.
 func TestE2EHAProxyKilled(t *testing.T) {
 	s := startStack(t)
 	s.scale(2)
@@ -170,7 +170,7 @@ func TestE2EBrokenTemplate(t *testing.T) {
 			if state := s.Docker("inspect", "--format", "{{.State.Running}}", id); state != "true" {
 				t.Errorf("berth ended; it should wait for better input")
 			}
-			// It may be trying again just now: told to stop, and not killed, it puts the good file back first.
+			// It may be retrying at this moment. Stopped rather than killed, it restores the good file first.
 			s.Docker("stop", id)
 			if got := config(); got != before {
 				t.Errorf("haproxy.cfg has become\n%s", got)
@@ -179,7 +179,7 @@ func TestE2EBrokenTemplate(t *testing.T) {
 		})
 	}
 
-	// HAProxy restarted now comes up with the good configuration, and the built-in template takes over again.
+	// A restarted HAProxy comes up with the good configuration, and the built-in template takes over again.
 	s.Do("restart", "haproxy")
 	s.Eventually(10*time.Second, "the app answers", func() error { return s.expectHosts(1) })
 	s.Do("start", "templater")

@@ -16,21 +16,21 @@ import (
 	"berth/deploy/testenv/traffic"
 )
 
-// nginxStack is Consul, the registrar, nginx and the templater as containers of their own, one of them for both where
-// berth runs nginx itself.
+// nginxStack is Consul, the registrar, nginx and the templater in separate containers; nginx and the templater share one
+// where berth runs nginx itself.
 type nginxStack struct {
 	testing.TB
 	name  string
 	web   string // address of nginx
-	proxy string // the container in which nginx runs
-	berth string // the one that looks after it, which may be the same
+	proxy string // nginx's container
+	berth string // berth's container, which may be the same
 	apps  []string
 }
 
-// accesses are lines about requests that were answered well.
+// accesses are log lines of successful requests.
 var accesses = regexp.MustCompile(`(?m)^.*" 200 .*\n`)
 
-// The ways in which berth reaches nginx.
+// The ways for berth to reach nginx.
 const (
 	superviseIt = "supervised"
 	sharePIDs   = "process namespace"
@@ -42,7 +42,7 @@ func startNginx(t testing.TB, image, way string, options ...string) *nginxStack 
 	t.Helper()
 	withBerth := ""
 	if way == superviseIt {
-		withBerth = testenv.WithBerth(t, image) // removed after what runs in it
+		withBerth = testenv.WithBerth(t, image) // removed after its containers
 	}
 	name := testenv.Name(t)
 	consul := testenv.FreeAddress(t, "127.0.0.1")
@@ -95,10 +95,10 @@ func (s *nginxStack) Eventually(within time.Duration, what string, f func() erro
 	testenv.Eventually(s, within, what, f)
 }
 
-// expectHosts is nil when exactly n different hosts answer.
+// expectHosts returns nil if exactly n different hosts answer.
 func (s *nginxStack) expectHosts(n int) error { return testenv.ExpectHosts(s.web, n) }
 
-// start starts a container as root, as it is in nginx's image.
+// start starts a container as root, the default in nginx's image.
 func (s *nginxStack) start(name, image string, docker []string, command ...string) string {
 	s.Helper()
 	args := []string{"run", "--detach", "--name", s.name + "-" + name, "--network", s.name + "-net", "--user", "0:0",
@@ -120,7 +120,7 @@ func (s *nginxStack) scaleApps(n int) {
 	}
 }
 
-// expectPage is nil when nginx answers with a status and a text.
+// expectPage returns nil if nginx answers with a status and a text.
 func (s *nginxStack) expectPage(status int, text string) error {
 	resp, err := testenv.Client.Get("http://" + s.web + "/")
 	if err != nil {
@@ -134,7 +134,7 @@ func (s *nginxStack) expectPage(status int, text string) error {
 	return nil
 }
 
-// In each of the three ways the same: containers come and go, nginx is restarted and killed, berth is restarted.
+// The same in each of the three ways: containers come and go, nginx is restarted and killed, berth is restarted.
 func TestE2ENginxStack(t *testing.T) {
 	image := testenv.Image(t, "IMAGE_NGINX")
 	for _, way := range []string{superviseIt, sharePIDs, signalIt} {
@@ -157,7 +157,7 @@ func TestE2ENginxStack(t *testing.T) {
 			s.scaleApps(2)
 			s.Eventually(20*time.Second, "two are back", func() error { return s.expectHosts(2) })
 
-			// Somebody has nginx load a configuration of their own, which tells berth nothing.
+			// An operator loads another configuration into nginx, which berth is not told.
 			s.Docker("exec", s.proxy, "sh", "-c", `printf 'events {}\nhttp { server { listen 8081; } }\n' >/etc/nginx/nginx.conf && nginx -s reload`)
 			s.Eventually(20*time.Second, "nobody answers on the port any more", func() error {
 				if s.expectPage(http.StatusOK, "") == nil {
@@ -179,8 +179,8 @@ func TestE2ENginxStack(t *testing.T) {
 				r = l.Finish()
 				r.ExpectNoneFailed(t, "berth restarted")
 			}
-			// Killed, nginx leaves its control socket behind, with which it does not start again: berth removes it. A
-			// container whose processes berth shares takes it with it.
+			// A killed nginx leaves its control socket behind and cannot start again with it: berth removes it. A container
+			// whose processes berth shares is removed with it.
 			for range 2 {
 				s.Docker("kill", s.proxy)
 				s.Docker("start", s.proxy)
@@ -193,7 +193,7 @@ func TestE2ENginxStack(t *testing.T) {
 	}
 }
 
-// running starts again what Docker does not by itself.
+// running restarts containers that Docker does not restart itself.
 func (s *nginxStack) running(proxy, way string) error {
 	if s.inspect(proxy, "{{.State.Running}}") != "true" {
 		if _, err := testenv.Docker("start", proxy); err != nil {
@@ -213,7 +213,7 @@ func (s *nginxStack) inspect(id, format string) string {
 	return s.Docker("inspect", "--format", format, id)
 }
 
-// superviseEnds has an nginx that berth runs killed, and then stops its container with a request in flight.
+// superviseEnds kills an nginx that berth runs, and then stops its container with a request in flight.
 func (s *nginxStack) superviseEnds() {
 	s.Helper()
 	top := s.Docker("top", s.proxy, "-eo", "pid,args")
@@ -230,7 +230,7 @@ func (s *nginxStack) superviseEnds() {
 	if again := s.Docker("top", s.proxy, "-eo", "pid,args"); master == "" || strings.Contains(again, "\n"+master+" ") {
 		s.Errorf("the master process %q was not killed:\n%s", master, again)
 	}
-	var connections []string // files with those of each application
+	var connections []string // files with the connections of each application
 	for _, id := range s.apps {
 		connections = append(connections, "/proc/"+s.inspect(id, "{{.State.Pid}}")+"/net/tcp6")
 	}
@@ -241,7 +241,7 @@ func (s *nginxStack) superviseEnds() {
 	}()
 	s.Eventually(4*time.Second, "the request is in flight", func() error {
 		for _, path := range connections {
-			// Connections to port 8080, in hexadecimal digits, that are established.
+			// Established connections to port 8080, in hexadecimal.
 			out, err := os.ReadFile(path)
 			if err == nil && regexp.MustCompile(`:1F90 [0-9A-F]+:[0-9A-F]+ 01 `).Match(out) {
 				return nil

@@ -20,7 +20,7 @@ import (
 	"berth/deploy/testenv/browser"
 )
 
-// The page of a real stack follows what happens, in a real browser, without being loaded again.
+// The page of a real stack follows events in a real browser, without a reload.
 func TestE2EPageOfStack(t *testing.T) {
 	s := startStack(t)
 	tab := browser.Start(t, s.Project+"-chromium", s.Project+"_default").NewTab(t)
@@ -41,7 +41,7 @@ func TestE2EPageOfStack(t *testing.T) {
 	tab.Until("the changes are told", `/app: \d+ → 5 servers, live after \d+ ms/.test(document.querySelector("#stream").textContent)`)
 	tab.Until("their times are drawn", `/ of [45], /.test(document.querySelector("#plot").innerText)`)
 
-	// A check that somebody has added in Consul fails.
+	// A check added by hand in Consul fails.
 	consul, err := api.NewClient(&api.Config{Address: s.consul})
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +64,7 @@ func TestE2EPageOfStack(t *testing.T) {
 		break
 	}
 	took = shows("the reason is shown", `li.innerText.includes("disk: no space is left") && li.innerText.includes("4/5")`)
-	if t.Logf("the reason is shown after %v", took.Round(time.Millisecond)); took > 5*time.Second { // a second where the machine has time
+	if t.Logf("the reason is shown after %v", took.Round(time.Millisecond)); took > 5*time.Second { // a second on an idle machine
 		t.Errorf("the reason is shown after %v", took)
 	}
 	if got := browser.Ask(tab, chromedp.Evaluate[string](`String(window.loaded)`)); got != "once" {
@@ -72,7 +72,7 @@ func TestE2EPageOfStack(t *testing.T) {
 	}
 }
 
-// Who has the token drains and pauses through the page, and nobody else does.
+// With the token, the page drains and pauses; without it, it does not.
 func TestE2EPageActions(t *testing.T) {
 	const token = "only-for-this-test"
 	s := newStack(t, fmt.Sprintf(`
@@ -145,13 +145,13 @@ func TestE2EPageActions(t *testing.T) {
 	}
 }
 
-// address returns the address of the first container of a service on the stack's network.
+// address returns the address of a service's first container on the stack's network.
 func (s *stack) address(service string) string {
 	s.Helper()
 	return s.Docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", s.Containers(service)[0])
 }
 
-// Changes are followed from the command line, those of another berth too; and every metric that is documented is there.
+// Changes, including those of another berth, are followed on the command line; and every documented metric exists.
 func TestE2EEventsAndMetrics(t *testing.T) {
 	s := startStack(t)
 	cmd := exec.Command("docker", "exec", s.Containers("templater")[0], "berth", "events", "--follow")

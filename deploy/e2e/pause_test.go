@@ -15,8 +15,8 @@ import (
 	"berth/deploy/testenv/traffic"
 )
 
-// A pause lasts over a restart of HAProxy alone and one of berth alone, while requests wait: none is served before the end of the
-// pause, and then all are. Those that wait in a HAProxy that is restarted are lost with it.
+// A pause survives a restart of HAProxy and a restart of berth while requests wait: none is served before the pause ends,
+// and then all are. Requests that wait in a restarted HAProxy are lost with it.
 func TestE2EPauseOutlastsRestarts(t *testing.T) {
 	s := startStack(t)
 	berth := func(args ...string) {
@@ -30,7 +30,7 @@ func TestE2EPauseOutlastsRestarts(t *testing.T) {
 	paused := time.Now()
 	get := traffic.Exchange{Method: http.MethodGet, Host: "app", Path: "/", Timeout: time.Minute}
 	l := traffic.Send(t, s.web, 40, func(bool, int) traffic.Exchange { return get }, traffic.Kept, traffic.Fresh)
-	// more waits until ten more requests have come, all of which wait. What is expected of them is checked in the end.
+	// more waits until ten more requests have arrived, all of which wait. Their results are checked at the end.
 	more := func(when string) {
 		t.Helper()
 		before := -1
@@ -79,7 +79,7 @@ func TestE2EPauseOutlastsRestarts(t *testing.T) {
 	}
 }
 
-// connections is how many HAProxy has at its frontend.
+// connections returns the number of connections at HAProxy's frontend.
 func (s *stack) connections() (int, error) {
 	rows, err := testenv.HAProxyStats("http://" + s.stats + "/stats;csv")
 	for _, row := range rows {

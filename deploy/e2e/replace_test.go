@@ -22,21 +22,22 @@ import (
 	"berth/deploy/testenv/traffic"
 )
 
-// replacement is a way in which the only instance of a service is replaced, without one beside it.
+// replacement is a way to replace the only instance of a service, without another next to it.
 type replacement struct {
 	name string
-	// replace does it to the container, and returns when the old process was told to stop, or was killed.
+	// replace replaces the container, and returns when the old process was told to stop or was killed.
 	replace func(r *replaced, container string) time.Time
 }
 
 var replacements = []replacement{
 	{"recreate", func(r *replaced, container string) time.Time {
-		log := follow(r, container) // it goes with the container
+		log := follow(r, container) // it ends with the container
 		r.Do("up", "-d", "--force-recreate", "app")
 		return lastLogged(r, log.String(), "told to stop")
 	}},
 	{"crash", func(r *replaced, container string) time.Time {
-		// Docker would not start it again after docker kill, and nothing in the container's own namespace can kill it.
+		// Docker does not restart a container after docker kill, and nothing in the container's own namespace can kill its
+		// process.
 		pid := r.Docker("inspect", "--format", "{{.State.Pid}}", container)
 		said := r.Docker("run", "--rm", "--label", "SERVICE_IGNORE=1", "--network", "none", "--pid", "host", "--user", "root", "--entrypoint", "sh",
 			testenv.Image(r, "IMAGE_HAPROXY"), "-c", "kill -9 "+pid+"; date +%s%N")
@@ -52,7 +53,7 @@ var replacements = []replacement{
 	}},
 }
 
-// follow returns the log of a container, as it is written.
+// follow returns a container's log as it is written.
 func follow(t testing.TB, container string) *testenv.Log {
 	t.Helper()
 	log := &testenv.Log{}
@@ -69,7 +70,7 @@ func follow(t testing.TB, container string) *testenv.Log {
 	return log
 }
 
-// lastLogged returns when the demo app last logged a message that begins like this.
+// lastLogged returns when the demo app last logged a message with this beginning.
 func lastLogged(t testing.TB, log, message string) time.Time {
 	t.Helper()
 	times := regexp.MustCompile(`(?m)^time=(\S+) level=INFO msg="?`+message).FindAllStringSubmatch(log, -1)
@@ -83,14 +84,14 @@ func lastLogged(t testing.TB, log, message string) time.Time {
 	return last
 }
 
-// replaced is a stack with one application, which is always started again.
+// replaced is a stack with one application, which is always restarted.
 type replaced struct {
 	*stack
-	posts string // body of POSTs, more than HAProxy has in its memory of one request
+	posts string // body of POSTs, larger than HAProxy's buffer for a request
 }
 
-// startReplaced starts a stack with an application that goes on for a moment after SIGTERM: one that closes its connections in
-// that very instant loses the POSTs that are on their way to it, whoever balances, unless it drains first.
+// startReplaced starts a stack with an application that runs on briefly after SIGTERM. An application that closes its
+// connections at that very moment loses POSTs on their way to it, with any load balancer, unless it drains first.
 func startReplaced(t testing.TB, haproxy string) *replaced {
 	t.Helper()
 	s := newStack(t, `
@@ -103,17 +104,17 @@ func startReplaced(t testing.TB, haproxy string) *replaced {
 	return &replaced{s, strings.Repeat("0123456789", 10_000)}
 }
 
-// outcome is how requests fared while the instance was replaced.
+// outcome is the result of the requests during a replacement.
 type outcome struct {
 	traffic.Report
-	gap     time.Duration    // from the moment that the old process is told to stop, or killed, to the moment that the new one listens
-	longest time.Duration    // of all requests, with their answers
-	failed  traffic.Requests // but for those that are lost by nature
-	// Requests that were lost with the process that was killed: it had begun to read them, or HAProxy had sent them to it.
+	gap     time.Duration    // from the stop signal, or kill, of the old process until the new one listens
+	longest time.Duration    // longest request, including its answer
+	failed  traffic.Requests // except for unavoidable losses
+	// Requests lost with the killed process: it had begun to read them, or HAProxy had sent them to it.
 	read, sent int
 }
 
-// limit is the longest that a request may take.
+// limit is the longest allowed duration of a request.
 func (o *outcome) limit() time.Duration { return o.gap*11/10 + 50*time.Millisecond }
 
 func (o *outcome) String() string {
@@ -170,8 +171,8 @@ func (r *replaced) round(how replacement) *outcome {
 		case how.name != "crash" || q.Sent.After(ready):
 			o.failed = append(o.failed, q)
 		case q.Method != http.MethodPost && q.Sent.Before(end):
-			// HAProxy sends it again. But if it was sent over a connection that was kept, HAProxy makes no pause between the
-			// tries, of which none is left soon.
+			// HAProxy sends it again. But after a failure on a kept connection, HAProxy does not pause between tries and
+			// soon runs out of them.
 			o.sent++
 		case q.Method != http.MethodPost:
 			o.failed = append(o.failed, q)
@@ -186,8 +187,8 @@ func (r *replaced) round(how replacement) *outcome {
 	return o
 }
 
-// settles waits until Docker starts the container again at once when it ends: its pause doubles with each end that comes within
-// ten seconds of the start.
+// settles waits until Docker would restart the container at once: its delay doubles with each exit within ten seconds of
+// the start.
 func (r *replaced) settles(container string) {
 	r.Helper()
 	r.Eventually(30*time.Second, "Docker forgets the last end of "+container, func() error {
@@ -199,13 +200,14 @@ func (r *replaced) settles(container string) {
 	})
 }
 
-// connected says whether HAProxy had a connection to a server for a request to which no answer came: by then it was sent.
+// connected reports whether HAProxy had a connection to a server for an unanswered request: then the request was sent.
 func connected(log string, q traffic.Request) bool {
 	times := regexp.MustCompile(`/\d+/(-?\d+)/-1/\+?\d+ \S+ .*"`+regexp.QuoteMeta(q.Exchange.Method+" "+q.Path+" ")).FindAllStringSubmatch(log, -1)
 	return times != nil && times[len(times)-1][1] != "-1"
 }
 
-// One instance is replaced, and requests wait until the new process serves: none fails. Each version of HAProxy has one of the ways, each way at least one version.
+// One instance is replaced, requests wait until the new process serves, and none fails. Each version of HAProxy tests one
+// of the ways, and each way is tested with at least one version.
 func TestE2EReplace(t *testing.T) {
 	images := testenv.Images(t, "IMAGES_HAPROXY")
 	for i := range max(len(images), len(replacements)) {
@@ -220,8 +222,8 @@ func TestE2EReplace(t *testing.T) {
 	}
 }
 
-// BenchmarkE2EReplace replaces the instance ten times in each of the ways, with each version of HAProxy that BENCH_HAPROXY or
-// IMAGES_HAPROXY names.
+// BenchmarkE2EReplace replaces the instance ten times in each way, with each version of HAProxy in BENCH_HAPROXY or
+// IMAGES_HAPROXY.
 func BenchmarkE2EReplace(b *testing.B) {
 	variable := "IMAGES_HAPROXY"
 	if os.Getenv("BENCH_HAPROXY") != "" {
@@ -261,7 +263,7 @@ func BenchmarkE2EReplace(b *testing.B) {
 	table.Flush()
 }
 
-// version returns the version of the HAProxy that runs.
+// version returns the version of the running HAProxy.
 func (r *replaced) version() string {
 	r.Helper()
 	said := r.Docker("exec", r.Containers("haproxy")[0], "haproxy", "-v")

@@ -24,18 +24,18 @@ import (
 	"berth/deploy/testenv/traffic"
 )
 
-// rolled is a service of the stack with what a rollout looks at.
+// rolled is a service of the stack with everything a rollout needs.
 const rolled = `  app:
     healthcheck: {test: [CMD, /app, get, "http://127.0.0.1:8080/health"], interval: 1s, timeout: 20s, retries: 3}
     deploy: {update_config: {parallelism: 2, monitor: 1s}}
 `
 
-// berth rollout replaces containers that answer requests all the time, and takes back what does not work, without a failed one.
+// berth rollout replaces containers under constant load and rolls back what does not work, without a failed request.
 func TestE2ERollout(t *testing.T) {
 	berth := testenv.Berth(t)
 	v2 := testenv.Build(t, "FROM "+os.Getenv("IMAGE_APP")+"\nENV VERSION=2\n")
 	broken := testenv.Build(t, "FROM "+os.Getenv("IMAGE_APP")+"\nENV PORT=8081\n")
-	s := newStack(t, rolled) // it is removed before the images are
+	s := newStack(t, rolled) // removed before the images
 	s.Do("up", "-d", "--scale", "app=5")
 	s.Eventually(time.Minute, "five apps answer", func() error { return s.expectHosts(5) })
 
@@ -184,7 +184,7 @@ func TestE2ERollout(t *testing.T) {
 	})
 }
 
-// Images are built, and services replaced in the order in which they depend on each other.
+// Images are built, and services are replaced in the order of their dependencies.
 func TestE2ERolloutBuild(t *testing.T) {
 	berth := testenv.Berth(t)
 	app, back := testenv.Dir(t), testenv.Dir(t)
@@ -230,7 +230,8 @@ func TestE2ERolloutBuild(t *testing.T) {
 	}
 }
 
-// The same with compose v2, as a plugin of docker: compose made the containers, and berth calls it by the labels that it has set.
+// The same with compose v2, as a docker plugin: compose created the containers, and berth calls it according to the labels
+// it set.
 func TestE2ERolloutV2(t *testing.T) {
 	berth := testenv.Berth(t)
 	v2 := testenv.Build(t, "FROM "+os.Getenv("IMAGE_APP")+"\nENV VERSION=2\n")
@@ -268,7 +269,7 @@ func TestE2ERolloutV2(t *testing.T) {
 	}
 }
 
-// dockerConfig returns the directory that DOCKER_CONFIG names.
+// dockerConfig returns the directory in DOCKER_CONFIG.
 func dockerConfig(env []string) string {
 	dir := ""
 	for _, variable := range env {
@@ -279,7 +280,7 @@ func dockerConfig(env []string) string {
 	return dir
 }
 
-// expectSame says that the app has just these containers, which are all in service.
+// expectSame checks that the app has exactly these containers, all in service.
 func (s *stack) expectSame(containers []string) {
 	s.Helper()
 	now := s.Containers("app")
@@ -291,7 +292,7 @@ func (s *stack) expectSame(containers []string) {
 	s.Eventually(10*time.Second, "all are in service", func() error { return s.expectServers(len(containers)) })
 }
 
-// running is a berth rollout that runs.
+// running is a berth rollout in progress.
 type running struct {
 	*stack
 	out   testenv.Log
@@ -301,7 +302,7 @@ type running struct {
 
 func (r *running) String() string { return r.out.String() }
 
-// rollout starts berth rollout with an image of the app, by berth itself or as a plugin of docker.
+// rollout starts berth rollout with an image of the app, directly or as a docker plugin.
 func (s *stack) rollout(berth, image string, args ...string) *running {
 	s.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
@@ -320,7 +321,7 @@ func (s *stack) rollout(berth, image string, args ...string) *running {
 		r.ended <- r.cmd.Wait()
 	}()
 	s.Cleanup(func() {
-		_ = r.cmd.Process.Signal(syscall.SIGKILL) // it has ended, mostly
+		_ = r.cmd.Process.Signal(syscall.SIGKILL) // usually it has ended
 	})
 	return r
 }
@@ -340,7 +341,7 @@ func (r *running) ends() error {
 	return <-r.ended
 }
 
-// watched is all that goes on at the app.
+// watched is all load on the app.
 type watched struct {
 	load    *traffic.Load
 	posts   *posts
@@ -362,14 +363,14 @@ func (w *watched) expectNoneFailed(out *running) {
 	}
 }
 
-// tunnels are websockets, five at a time all the time, each of which lasts for three seconds.
+// tunnels are websockets of three seconds each, always five at a time.
 type tunnels struct {
 	stop chan struct{}
 	done sync.WaitGroup
 
 	mu            sync.Mutex
 	ended, failed int
-	first         error // of the failures
+	first         error // first failure
 }
 
 func startTunnels(t testing.TB, s *stack) *tunnels {
@@ -414,7 +415,7 @@ func (u *tunnels) String() string {
 	return fmt.Sprintf("%d of %d tunnels failed, first: %v", u.failed, u.ended, u.first)
 }
 
-// tunnel has what it sends sent back for so long.
+// tunnel echoes data for the given time.
 func tunnel(address string, lasts time.Duration) error {
 	began := time.Now()
 	conn, err := net.DialTimeout("tcp", address, traffic.Timeout)

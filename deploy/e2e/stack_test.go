@@ -24,7 +24,7 @@ func startLoad(t testing.TB, s *stack) *traffic.Load {
 	return traffic.ToApp(t, s.web, 500, traffic.Kept, traffic.Fresh)
 }
 
-// stack is one running compose project of deploy/compose.yml.
+// stack is a running compose project of deploy/compose.yml.
 type stack struct {
 	*testenv.Compose
 	web    string // address of HAProxy's frontend
@@ -33,8 +33,8 @@ type stack struct {
 	page   string // address of the templater's page
 }
 
-// startStack brings the stack up on free ports, with environment variables that compose.yml knows, and waits until one
-// app answers through HAProxy. It is removed at the test's end.
+// startStack starts the stack on free ports, with environment variables of compose.yml, and waits until one app answers
+// through HAProxy. It is removed at the end of the test.
 func startStack(t testing.TB, env ...string) *stack {
 	t.Helper()
 	s := newStack(t, "", env...)
@@ -43,13 +43,13 @@ func startStack(t testing.TB, env ...string) *stack {
 	return s
 }
 
-// newStack is the stack before anything is started. What services has is added to the services of compose.yml.
+// newStack returns a stack that is not started. services is added to the services of compose.yml.
 func newStack(t testing.TB, services string, env ...string) *stack {
 	t.Helper()
 	return newStackOf(t, testenv.ComposeOptions{Env: env}, services)
 }
 
-// newStackOf is newStack with other options, whose files come after the stack's own.
+// newStackOf is newStack with other options; their files follow the stack's own.
 func newStackOf(t testing.TB, o testenv.ComposeOptions, services string) *stack {
 	t.Helper()
 	for _, variable := range []string{"IMAGE_BERTH", "IMAGE_APP", "IMAGE_HAPROXY", "IMAGE_CONSUL", "DOCKER_GID"} {
@@ -74,23 +74,23 @@ func newStackOf(t testing.TB, o testenv.ComposeOptions, services string) *stack 
 	return s
 }
 
-// in is the same stack for a part of the test, whose failures are that part's.
+// in is the same stack for a subtest, which receives the failures.
 func (s *stack) in(t testing.TB) *stack {
 	part := *s
 	part.Compose = s.In(t)
 	return &part
 }
 
-// scale sets the number of apps, and returns when compose is done with that.
+// scale sets the number of apps, and returns when compose is done.
 func (s *stack) scale(n int) {
 	s.Helper()
 	s.Scale("app", n)
 }
 
-// expectHosts is nil when exactly n different hosts answer.
+// expectHosts returns nil if exactly n different hosts answer.
 func (s *stack) expectHosts(n int) error { return testenv.ExpectHosts(s.web, n) }
 
-// expectServers is nil when HAProxy has exactly n servers for the app that may get requests.
+// expectServers returns nil if HAProxy has exactly n usable servers for the app.
 func (s *stack) expectServers(n int) error { return s.expectServersOf("app", n) }
 
 func (s *stack) expectServersOf(service string, n int) error {
@@ -110,7 +110,7 @@ func (s *stack) expectServersOf(service string, n int) error {
 	return nil
 }
 
-// instances returns the containers that Consul's catalog has instances of a service for, if these pass their checks.
+// instances returns the containers with a passing instance of a service in Consul's catalog.
 func (s *stack) instances(service string) (containers []string, err error) {
 	var entries []struct {
 		Service struct{ Meta map[string]string }
@@ -123,7 +123,7 @@ func (s *stack) instances(service string) (containers []string, err error) {
 	return containers, err
 }
 
-// expectCatalog is nil when Consul has exactly these containers as instances of the service app.
+// expectCatalog returns nil if Consul has exactly these containers as instances of the service app.
 func (s *stack) expectCatalog(containers []string) error {
 	got, err := s.instances("app")
 	if err != nil {
@@ -136,7 +136,7 @@ func (s *stack) expectCatalog(containers []string) error {
 	return nil
 }
 
-// unanswered is a request in HAProxy's log, after whose times there is a status of 5xx, or -1 for none.
+// unanswered matches a request in HAProxy's log with a status of 5xx, or -1 for none, after its times.
 var unanswered = regexp.MustCompile(`\d (5\d\d|-1) \d+ `)
 
 func grep(what *regexp.Regexp, s string) string {
@@ -149,7 +149,7 @@ func grep(what *regexp.Regexp, s string) string {
 	return found.String()
 }
 
-// output runs a program for at most so long, and returns its standard error and exit code.
+// output runs a program for at most the given time, and returns its standard error and exit code.
 func output(t *testing.T, within time.Duration, name string, args ...string) (string, int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), within)

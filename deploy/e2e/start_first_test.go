@@ -26,18 +26,18 @@ import (
 
 const soon = 20 * time.Second
 
-// replacing is a stack of compose v2 whose application asks to be started before the one that it replaces. It dies at once on
+// replacing is a compose v2 stack whose application wants to be started before the one it replaces. It dies at once on
 // SIGTERM.
 type replacing struct {
 	*stack
-	file    string // of compose, with what changes from one version to the next
+	file    string // compose file with the changes between versions
 	metrics string // address of the templater's
 
 	mu     sync.Mutex
 	events []event
 }
 
-// event is one of Docker's, about a container of the app.
+// event is a Docker event about a container of the app.
 type event struct {
 	at             time.Time
 	id, what       string
@@ -110,7 +110,7 @@ func (r *replacing) first(id, what string) (event, error) {
 	return event{}, fmt.Errorf("no %s of %.12s", what, id)
 }
 
-// happened is first for what has happened, and that Docker may be about to tell.
+// happened is first for a past event that Docker may be about to report.
 func (r *replacing) happened(id, what string) (e event) {
 	r.Helper()
 	r.Eventually(soon, fmt.Sprintf("%s of %.12s", what, id), func() (err error) {
@@ -120,7 +120,7 @@ func (r *replacing) happened(id, what string) (e event) {
 	return e
 }
 
-// held returns how many requests for a service have had to wait, as the templater's metrics say.
+// held returns how many requests for a service had to wait, according to the templater's metrics.
 func (r *replacing) held(service string) (n int, err error) {
 	text, err := testenv.Get("http://" + r.metrics + "/metrics")
 	if err != nil {
@@ -131,11 +131,11 @@ func (r *replacing) held(service string) (n int, err error) {
 			return strconv.Atoi(strings.TrimSpace(value))
 		}
 	}
-	return 0, nil // of a service for which none has waited there is no line
+	return 0, nil // a service whose requests never waited has no line
 }
 
-// heldByNow is held for the app with all that have waited until now. The metric is read from HAProxy's table now and then, so a
-// request for a service without an instance waits, and what is counted when it is has all those before it.
+// heldByNow is held for the app, including all requests that have waited until now. The metric is read from HAProxy's table
+// only now and then. So a request for a service without an instance waits: once it is counted, so are all earlier ones.
 func (r *replacing) heldByNow() (n int) {
 	r.Helper()
 	const service = "nobody"
@@ -163,7 +163,7 @@ func (r *replacing) heldByNow() (n int) {
 	return n
 }
 
-// addNobody registers the service without an instance that serves, for heldByNow.
+// addNobody registers the service without a serving instance, for heldByNow.
 func (r *replacing) addNobody() {
 	r.Helper()
 	err := testenv.ConsulClient(r, r.consul, func() string { return "" }).Agent().ServiceRegister(&api.AgentServiceRegistration{
@@ -175,7 +175,7 @@ func (r *replacing) addNobody() {
 	}
 }
 
-// write writes the next version of the app: variables of its environment, and other keys of its service.
+// write writes the next version of the app: environment variables and other keys of its service.
 func (r *replacing) write(t testing.TB, variables string, keys ...string) {
 	t.Helper()
 	text := fmt.Sprintf("services:\n  app:\n    environment: {EXIT_AT_ONCE: \"1\", %s}\n", variables)
@@ -185,7 +185,7 @@ func (r *replacing) write(t testing.TB, variables string, keys ...string) {
 	testenv.File(t, filepath.Dir(r.file), filepath.Base(r.file), text)
 }
 
-// up brings the project to the version in the file, and says which containers of the app run before and after.
+// up brings the project to the version in the file, and returns the app's containers before and after.
 func (r *replacing) up(args ...string) (before, after []string) {
 	r.Helper()
 	before = r.Containers("app")
@@ -193,7 +193,7 @@ func (r *replacing) up(args ...string) (before, after []string) {
 	return before, r.Containers("app")
 }
 
-// startsFirst is up, and checks that each new container answered before the one that it replaced died.
+// startsFirst is up, and checks that each new container answered before the one it replaced died.
 func (r *replacing) startsFirst(l *traffic.Load, args ...string) {
 	r.Helper()
 	before, after := r.up(args...)
@@ -220,10 +220,10 @@ func (r *replacing) startsFirst(l *traffic.Load, args ...string) {
 	}
 }
 
-// Plain docker compose up -d of compose v2 replaces the only instance, and then each of three, without a request that fails or has
-// to wait, though the application dies at once on SIGTERM; and it mends what is left after it was cut off half-way.
+// Plain docker compose up -d of compose v2 replaces the only instance, and then each of three, without a failed or waiting
+// request, although the application dies at once on SIGTERM. It also repairs the remains of an interrupted run.
 func TestE2EComposeStartsFirst(t *testing.T) {
-	s := startReplacing(t, "25s") // most of which a busy machine may need for a start
+	s := startReplacing(t, "25s") // a busy machine may need most of it for a start
 	s.addNobody()
 	held := s.heldByNow()
 	noneHeld := func() {
@@ -264,8 +264,8 @@ func TestE2EComposeStartsFirst(t *testing.T) {
 	}
 }
 
-// cutOff interrupts compose while the old container waits for the new one. That takes over all the same, and with the next
-// docker compose up -d it is the only one.
+// cutOff interrupts compose while the old container waits for the new one. The new one still takes over, and the next
+// docker compose up -d makes it the only one.
 func (r *replacing) cutOff() {
 	r.Helper()
 	old := r.Containers("app")
@@ -298,9 +298,9 @@ func (r *replacing) cutOff() {
 	}
 }
 
-// A new version that never gets ready does not take the old one away before that one's grace period is nearly over, and the log
-// says so. One with a fixed port of the host is not started first, and the log says why. Either way the service is without an
-// instance for a while, and its requests wait, as they are meant to.
+// A new version that never becomes ready does not displace the old one until its grace period is nearly over, and the log
+// says so. A version with a fixed host port is not started first, and the log says why. In both cases the service has no
+// instance for a while, and its requests wait as intended.
 func TestE2EComposeCannotStartFirst(t *testing.T) {
 	s := startReplacing(t, "8s")
 	held, err := s.held("app")

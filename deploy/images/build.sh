@@ -1,12 +1,12 @@
 #!/bin/sh
-# Makes the images of the demo and the tests, and writes deploy/.env, from which compose takes their names.
+# Builds the images of the demo and the tests, and writes their names to deploy/.env for compose.
 #
-# berth and its demo app are compiled here. HAProxy and Consul are the official images where they are present or can be
-# pulled; without a registry, stand-ins are built from Debian's packages and from Consul's source. What is there already
-# is kept, so running it again takes seconds. Details of every step: build/*.log.
+# berth and its demo app are compiled here. For HAProxy and Consul, the official images are used if they are present or can be
+# pulled. Without a registry, replacements are built from Debian's packages and from Consul's source. Existing images are
+# kept, so a second run takes seconds. The output of every step is in build/*.log.
 #
-# With --nginx it also provides nginx, and what the chat example needs. With --all, the other versions of both proxies that
-# Debian offers, too, for the tests (IMAGES_HAPROXY and IMAGES_NGINX in deploy/.env), and compose v2 (COMPOSE_V2).
+# --nginx also provides nginx and the needs of the chat example. --all adds, for the tests, the other versions of both proxies
+# in Debian (IMAGES_HAPROXY and IMAGES_NGINX in deploy/.env) and compose v2 (COMPOSE_V2).
 set -eu
 
 images=$(cd "$(dirname "$0")" && pwd)
@@ -14,7 +14,7 @@ deploy=$(dirname "$images")
 root=$(dirname "$deploy")
 build=$root/build
 
-# All the versions there are, but for the other proxies' at the end. Consul's and compose's are those that their go.mod build.
+# All versions, except for the other proxies at the end. The versions of Consul and compose come from their go.mod files.
 debian=trixie
 haproxy=3.0
 nginx=1.26
@@ -36,30 +36,30 @@ command -v make >/dev/null || fail "make is missing: install it with your packag
 
 say() { printf '%s\n' "$*"; }
 
-# logged NAME COMMAND... runs a step with its output in build/NAME.log, and shows the end of that if the step fails.
+# logged NAME COMMAND... runs a step with its output in build/NAME.log, and shows the end of the log if the step fails.
 logged() {
 	log=$build/$1.log
 	shift
 	"$@" >"$log" 2>&1 || {
 		tail -n 25 "$log" >&2
-		fail "'$*' failed; its whole output is in $log"
+		fail "'$*' failed; its complete output is in $log"
 	}
 }
 
 have() { docker image inspect "$1" >/dev/null 2>&1; }
 
-# pull IMAGE says whether the image is here now. After one failure no other pull is tried.
+# pull IMAGE succeeds if the image is present afterwards. After one failure it tries no other pull.
 no_registry=
 pull() {
 	[ -z "$no_registry" ] || return 1
 	say "pulling $1"
 	timeout 300 docker pull "$1" >"$build/pull.log" 2>&1 && return 0
 	no_registry=1
-	say "no registry reachable, building it here"
+	say "no registry reachable, building the image here"
 	return 1
 }
 
-# pick OFFICIAL STAND-IN sets $picked to the one to use; it fails when that has to be built first.
+# pick OFFICIAL REPLACEMENT sets $picked to the image to use; it fails if that has to be built first.
 pick() {
 	picked=$1
 	have "$1" && return
@@ -71,7 +71,7 @@ pick() {
 	return 1
 }
 
-# context NAME makes an empty build context with the Dockerfile of that name in it.
+# context NAME makes a build context with the files of that image's directory.
 context() {
 	context=$build/context/$1
 	rm -rf "$context"
@@ -92,10 +92,10 @@ make_berth() {
 	context berth
 	install -m 0755 "$build/berth" "$context/berth"
 	install -d -m 0755 "$context/etc/haproxy" "$context/run/haproxy"
-	# Without these BuildKit would give /etc and /run to HAProxy's user too.
+	# Without these, BuildKit would also give /etc and /run to HAProxy's user.
 	install -d -m 0755 "$context/root/etc" "$context/root/run"
 	install -d -m 1777 "$context/root/tmp"
-	# In the path, too: docker exec CONTAINER berth ...
+	# Also in the path, for docker exec CONTAINER berth ...
 	install -d -m 0755 "$context/root/usr/local/bin"
 	ln -s /berth "$context/root/usr/local/bin/berth"
 	install -m 0644 "$images/berth/haproxy.cfg" "$context/etc/haproxy/haproxy.cfg"
@@ -113,14 +113,14 @@ make_base() {
 	pull "$base" && return
 	if ! command -v mmdebstrap >/dev/null; then
 		command -v apt-get >/dev/null ||
-			fail "no registry is reachable and $base can only be made on Debian or Ubuntu: load that image with 'docker load'."
-		[ "$(id -u)" = 0 ] || fail "mmdebstrap is missing: run 'sudo apt-get install mmdebstrap' and then this again."
+			fail "no registry is reachable, and $base can be built only on Debian or Ubuntu: load the image with 'docker load'."
+		[ "$(id -u)" = 0 ] || fail "mmdebstrap is missing: run 'sudo apt-get install mmdebstrap' and try again."
 		say "installing mmdebstrap"
 		logged apt-update apt-get update
 		logged apt-install env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mmdebstrap debian-archive-keyring
 	fi
-	say "making $base with mmdebstrap (half a minute, once)"
-	# sid's index expires after a week, and mirrors can lag by more. The option stays in the image, for the apt-get there.
+	say "building $base with mmdebstrap (half a minute, once)"
+	# sid's index expires after a week, and mirrors can lag behind more. The option stays in the image for its apt-get.
 	check=true
 	[ "$1" != sid ] || check=false
 	log=$build/mmdebstrap-$1.log
@@ -129,14 +129,14 @@ make_base() {
 	else
 		mmdebstrap --mode=unshare --variant=minbase --aptopt="Acquire::Check-Valid-Until $check" "$1" "$build/base.tar" \
 			>"$log" 2>&1 || fail "mmdebstrap failed without root ($log): run 'sudo mmdebstrap --variant=minbase" \
-			"--aptopt=\"Acquire::Check-Valid-Until $check\" $1 - | docker import - $base' and then this again."
+			"--aptopt=\"Acquire::Check-Valid-Until $check\" $1 - | docker import - $base' and try again."
 	fi
 	logged import docker import "$build/base.tar" "$base"
 	rm -f "$build/base.tar"
 }
 
-# make_haproxy IMAGE SUITE VERSION [SUITE]; the version is a regular expression that the package's must begin with. The last
-# suite is one that has no base of its own: the package is taken from there.
+# make_haproxy IMAGE SUITE VERSION [SUITE]; VERSION is a regular expression for the beginning of the package's version. The last
+# suite provides the package if it has no base image of its own.
 make_haproxy() {
 	make_base "$2"
 	say "building $1 from Debian's package (half a minute, once)"
@@ -144,7 +144,7 @@ make_haproxy() {
 	docker_build "$1" --build-arg DEBIAN="$2" --build-arg HAPROXY="$3" --build-arg SUITE="${4:-}"
 }
 
-# make_nginx IMAGE SUITE VERSION [PACKAGES], as make_haproxy; the packages are those of more modules.
+# make_nginx IMAGE SUITE VERSION [PACKAGES], as make_haproxy; the packages are additional modules.
 make_nginx() {
 	make_base "$2"
 	say "building $1 from Debian's package (half a minute, once)"
@@ -159,7 +159,7 @@ make_redis() {
 	docker_build "$1" --build-arg DEBIAN="$debian" --build-arg REDIS="$redis"
 }
 
-# make_chromium makes the browser of the tests.
+# make_chromium builds the browser for the tests.
 make_chromium() {
 	make_base "$debian"
 	say "building $1 from Debian's package (a minute, once)"
@@ -167,7 +167,7 @@ make_chromium() {
 	docker_build "$1" --build-arg DEBIAN="$debian"
 }
 
-# make_prometheus makes what scrapes and checks rules in the tests.
+# make_prometheus builds Prometheus, which scrapes and checks rules in the tests.
 make_prometheus() {
 	make_base "$debian"
 	say "building $1 from Debian's package (half a minute, once)"
@@ -186,7 +186,7 @@ make_chat() {
 	docker_build "$image_chat"
 }
 
-# other PROXY OFFICIAL STAND-IN SUITE VERSION [SUITE] adds one to $images_others: without --all only if it is here already.
+# other PROXY OFFICIAL REPLACEMENT SUITE VERSION [SUITE] adds an image to $images_others; without --all only if it is present.
 other() {
 	if ! pick "$2" "$3"; then
 		[ -n "$all" ] || return 0
@@ -210,7 +210,7 @@ make_consul() {
 	docker_build "$1"
 }
 
-# make_compose compiles compose v2, which the tests use whichever this machine has.
+# make_compose compiles compose v2, which the tests use whichever compose this machine has.
 make_compose() {
 	"$build/docker-compose" docker-cli-plugin-metadata 2>/dev/null | grep -q "\"Version\": *\"$compose\"" && return
 	say "building compose $compose from source (4 to 5 minutes on 2 cores, once)"
@@ -219,11 +219,11 @@ make_compose() {
 		-o "$build/docker-compose" github.com/docker/compose/v2/cmd
 }
 
-# write_env writes deploy/.env, and keeps what an operator has added or changed there (HTTP_PORT, COMPOSE_PROJECT_NAME).
+# write_env writes deploy/.env, and keeps lines that an operator added or changed (HTTP_PORT, COMPOSE_PROJECT_NAME).
 write_env() {
 	socket=/var/run/docker.sock
 	case ${DOCKER_HOST:-} in unix://*) socket=${DOCKER_HOST#unix://} ;; esac
-	# A container sees another group than the host where Docker runs rootless or in a virtual machine: ask one.
+	# With rootless Docker or Docker in a virtual machine, a container sees another group than the host: ask a container.
 	gid=$(docker run --rm --network none --entrypoint stat -v "$socket:/docker.sock:ro" "$image_haproxy" \
 		-c %g /docker.sock) || fail "the Docker socket $socket cannot be mounted into a container."
 	"$images/env.sh" "$deploy/.env" <<-EOF
@@ -266,8 +266,8 @@ if [ -n "$all" ]; then
 	make_compose
 fi
 
-# The default comes first, then the others, the oldest first. Those of sid and experimental are named after the suite, since
-# their versions move; to get newer ones: docker rmi berth-haproxy:sid berth-haproxy:experimental berth-nginx:sid debian:sid-slim
+# The default comes first, then the others from the oldest. Images from sid and experimental are named after the suite, because
+# their versions change; to get newer ones: docker rmi berth-haproxy:sid berth-haproxy:experimental berth-nginx:sid debian:sid-slim
 [ -n "$all" ] || no_registry=1
 images_others=$image_haproxy
 other haproxy haproxy:2.6 berth-haproxy:2.6 bookworm 2.6

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// Lines of build.sh are renewed; what an operator has added or changed stays.
+// Lines of build.sh are updated; lines that an operator added or changed stay.
 func TestEnvironmentFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), ".env")
 	write := func(text string) {
@@ -36,7 +36,7 @@ func TestEnvironmentFile(t *testing.T) {
 	}
 	has := func(lines ...string) {
 		t.Helper()
-		_, got, _ := strings.Cut(read(), "\n") // without the comment at the head
+		_, got, _ := strings.Cut(read(), "\n") // without the head comment
 		if want := strings.Join(lines, "\n") + "\n"; got != want {
 			t.Errorf("got\n%swant\n%s", got, want)
 		}
@@ -54,7 +54,7 @@ func TestEnvironmentFile(t *testing.T) {
 		has("DOCKER_GID=2", "COMPOSE_PROJECT_NAME=shop", "# mine", "HTTP_PORT=18080", "IMAGE_HAPROXY=haproxy:3.2 # mine, too")
 	}
 
-	// One from before there was a record of what was written.
+	// A file from before the record of written lines.
 	if err := os.Remove(file + ".made"); err != nil {
 		t.Fatal(err)
 	}

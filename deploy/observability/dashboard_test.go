@@ -10,7 +10,7 @@ import (
 	"github.com/goccy/go-yaml"
 )
 
-// dashboard is what of Grafana's file is checked.
+// dashboard is the checked part of Grafana's file.
 type dashboard struct {
 	UID           string `json:"uid"`
 	Title         string `json:"title"`
@@ -79,7 +79,7 @@ func TestDashboard(t *testing.T) {
 	}
 }
 
-// Every alert is documented, says what to do, and is tested to fire and not to fire.
+// Every alert is documented, has an action, and is tested to fire and not to fire.
 func TestAlerts(t *testing.T) {
 	var rules struct {
 		Groups []struct {

@@ -1,2 +1,3 @@
-// Package observability has rules for Prometheus, a dashboard for Grafana, and a compose file that adds both to the demo; the tests check them.
+// Package observability has rules for Prometheus, a dashboard for Grafana, and a compose file that adds both to the demo.
+// The tests check them.
 package observability

@@ -17,7 +17,7 @@ import (
 	"berth/deploy/testenv"
 )
 
-// Prometheus itself takes the rules, and each alert fires and does not fire.
+// Prometheus accepts the rules, and each alert fires when it should and only then.
 func TestE2ERules(t *testing.T) {
 	dir, err := filepath.Abs(".")
 	if err != nil {
@@ -33,11 +33,11 @@ func TestE2ERules(t *testing.T) {
 // metric matches the names of metrics in a query.
 var metric = regexp.MustCompile(`\b(?:berth|haproxy|process)_[a-z_]+\b`)
 
-// maybe are metrics that a stack has only when something happens: they have no sample before.
+// maybe are metrics that exist only after an event.
 var maybe = []string{"berth_waiting_requests", "berth_held_requests_total", "berth_certificate_expiry_timestamp_seconds"}
 
-// The demo with Prometheus beside it: every target answers, every rule is without an error, and every metric in the dashboard and in the
-// rules is one that the stack has.
+// The demo with Prometheus: every target answers, no rule has an error, and the stack has every metric of the dashboard and
+// the rules.
 func TestE2EStack(t *testing.T) {
 	port := testenv.FreePort(t)
 	s := testenv.NewCompose(t, testenv.ComposeOptions{
@@ -46,7 +46,7 @@ func TestE2EStack(t *testing.T) {
 			"PROMETHEUS_PORT=" + port, "IMAGE_PROMETHEUS=" + testenv.Image(t, "IMAGE_PROMETHEUS")},
 		Show: []string{"prometheus", "templater"},
 	})
-	s.Do("up", "-d", "consul", "registrar", "templater", "haproxy", "app", "prometheus") // Grafana is for people
+	s.Do("up", "-d", "consul", "registrar", "templater", "haproxy", "app", "prometheus") // Grafana is not needed
 	api := "http://127.0.0.1:" + port + "/api/v1/"
 	s.Eventually(90*time.Second, "all targets answer", func() error {
 		var answer struct {

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// Build makes an image of a Dockerfile that needs no files, for one test, and returns its name.
+// Build makes an image from a Dockerfile without files, for one test, and returns its name.
 func Build(t testing.TB, dockerfile string) string {
 	t.Helper()
 	name := fmt.Sprintf("%simage:%d-%d", Prefix, os.Getpid(), names.Add(1))
@@ -28,13 +28,13 @@ func Build(t testing.TB, dockerfile string) string {
 	return name
 }
 
-// WithBerth makes an image of another one that has berth in its path, too.
+// WithBerth makes an image from another one and adds berth to its path.
 func WithBerth(t testing.TB, image string) string {
 	t.Helper()
 	return Build(t, "FROM "+Image(t, "IMAGE_BERTH")+" AS berth\nFROM "+image+"\nCOPY --from=berth /berth /usr/local/bin/berth\nSTOPSIGNAL SIGTERM\n")
 }
 
-// Berth copies the program out of berth's image, and returns its path.
+// Berth copies the binary out of berth's image, and returns its path.
 func Berth(t testing.TB) string {
 	t.Helper()
 	id := MustDocker(t, "create", "--name", Name(t)+"-berth", "--label", "SERVICE_IGNORE=1", Image(t, "IMAGE_BERTH"))

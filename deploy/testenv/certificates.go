@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// CA issues certificates for one test. They are good for a day.
+// CA issues certificates for one test. They are valid for a day.
 type CA struct {
 	dir  string
 	cert *x509.Certificate
@@ -31,8 +31,8 @@ func NewCA(t testing.TB, dir string) *CA {
 	return ca
 }
 
-// Issue makes NAME.pem and NAME-key.pem in the CA's directory: the certificate of a client, and of a server for the host
-// names and IP addresses given. Containers of another user can read both.
+// Issue makes NAME.pem and NAME-key.pem in the CA's directory: a certificate for a client, and for a server with the given
+// host names and IP addresses. Containers of another user can read both.
 func (ca *CA) Issue(t testing.TB, name string, hosts ...string) {
 	t.Helper()
 	c := certificate(t, name)
@@ -64,7 +64,7 @@ func certificate(t testing.TB, name string) *x509.Certificate {
 	}
 }
 
-// issue signs a certificate, stores it and returns its key. The CA's own is signed with that key, too.
+// issue signs a certificate, stores it and returns its key. The CA's own certificate is signed with that key as well.
 func (ca *CA) issue(t testing.TB, name string, c *x509.Certificate) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -25,16 +25,16 @@ type Compose struct {
 	env     []string
 }
 
-// ComposeOptions say what a Compose is made of. All are optional.
+// ComposeOptions configure a Compose. All are optional.
 type ComposeOptions struct {
-	Command []string // that is called instead of docker compose
+	Command []string // command instead of docker compose
 	Files   []string // instead of compose.yml in the test's directory
 	Env     []string // in addition to the environment of the test
 	Down    []string // more arguments of compose down
 	Show    []string // services whose logs are shown if the test fails
 }
 
-// composeCommand is the one that this machine has.
+// composeCommand is the compose command of this machine.
 var composeCommand = sync.OnceValue(func() []string {
 	if exec.Command("docker", "compose", "version").Run() == nil {
 		return []string{"docker", "compose"}
@@ -42,7 +42,7 @@ var composeCommand = sync.OnceValue(func() []string {
 	return []string{"docker-compose"}
 })
 
-// V2 makes a project one of compose v2, run as a plugin of the docker command, whichever compose this machine has.
+// V2 makes a project use compose v2, run as a plugin of the docker command, whichever compose this machine has.
 func (o ComposeOptions) V2(t testing.TB) ComposeOptions {
 	t.Helper()
 	plugin := Image(t, "COMPOSE_V2")
@@ -59,8 +59,8 @@ func (o ComposeOptions) V2(t testing.TB) ComposeOptions {
 	return o
 }
 
-// NewCompose returns a project without starting anything. The variables COMPOSE_PROJECT_NAME and PROJECT have its name. What
-// is started in it is removed at the end of the test.
+// NewCompose returns a project without starting anything. COMPOSE_PROJECT_NAME and PROJECT hold its name. Everything
+// started in it is removed at the end of the test.
 func NewCompose(t testing.TB, o ComposeOptions) *Compose {
 	t.Helper()
 	c := &Compose{TB: t, Project: Name(t), command: o.Command}
@@ -84,7 +84,7 @@ func NewCompose(t testing.TB, o ComposeOptions) *Compose {
 	return c
 }
 
-// In is the same project for a part of the test, whose failures are that part's.
+// In is the same project for a subtest, which receives the failures.
 func (c *Compose) In(t testing.TB) *Compose {
 	part := *c
 	part.TB = t
@@ -94,14 +94,14 @@ func (c *Compose) In(t testing.TB) *Compose {
 // Env returns the environment in which compose runs.
 func (c *Compose) Env() []string { return slices.Clone(c.env) }
 
-// Command returns a compose command that is yet to be run.
+// Command returns a compose command without running it.
 func (c *Compose) Command(args ...string) *exec.Cmd {
 	cmd := exec.Command(c.command[0], append(c.command[1:len(c.command):len(c.command)], args...)...)
 	cmd.Env = c.env
 	return cmd
 }
 
-// Try runs a compose command and returns what it prints to both of its outputs.
+// Try runs a compose command and returns both of its outputs.
 func (c *Compose) Try(args ...string) (string, error) {
 	out, err := c.Command(args...).CombinedOutput()
 	if err != nil {
@@ -110,7 +110,7 @@ func (c *Compose) Try(args ...string) (string, error) {
 	return string(out), err
 }
 
-// Do runs a compose command that has to work, or else the test ends.
+// Do runs a compose command that must succeed; otherwise the test ends.
 func (c *Compose) Do(args ...string) string {
 	c.Helper()
 	out, err := c.Try(args...)
@@ -120,19 +120,19 @@ func (c *Compose) Do(args ...string) string {
 	return out
 }
 
-// Docker runs a docker command that has to work, or else the test ends.
+// Docker runs a docker command that must succeed; otherwise the test ends.
 func (c *Compose) Docker(args ...string) string {
 	c.Helper()
 	return MustDocker(c, args...)
 }
 
-// Run starts a container that compose knows nothing of, on the network of the project.
+// Run starts a container outside compose, on the project's network.
 func (c *Compose) Run(args ...string) string {
 	c.Helper()
 	return Run(c, append([]string{"--network", c.Project + "_default"}, args...)...)
 }
 
-// Scale sets how many containers a service has, and returns when compose is done with that.
+// Scale sets the number of a service's containers, and returns when compose is done.
 func (c *Compose) Scale(service string, n int) {
 	c.Helper()
 	c.Do("up", "-d", "--no-recreate", "--scale", fmt.Sprintf("%s=%d", service, n), service)
@@ -145,13 +145,13 @@ func (c *Compose) Containers(service string) []string {
 		"--filter", "label=com.docker.compose.service="+service))
 }
 
-// Eventually is the function of this name, for the project's test.
+// Eventually is testenv.Eventually for the project's test.
 func (c *Compose) Eventually(within time.Duration, what string, f func() error) time.Duration {
 	c.Helper()
 	return Eventually(c, within, what, f)
 }
 
-// Logs returns what the containers of a service have written.
+// Logs returns the output of a service's containers.
 func (c *Compose) Logs(service string) string {
 	c.Helper()
 	return c.Do("logs", "--no-color", service)

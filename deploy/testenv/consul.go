@@ -12,27 +12,26 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// ConsulOptions say how to start a Consul agent.
+// ConsulOptions configure a Consul agent.
 type ConsulOptions struct {
-	Name    string        // of the container; it begins with a Name
-	Address string        // at which tests reach the HTTP API
-	Docker  []string      // arguments of docker run: the network it is on, the port it publishes
+	Name    string        // name of the container; begins with a Name
+	Address string        // address of the HTTP API for tests
+	Docker  []string      // arguments of docker run: network, published port
 	Args    []string      // arguments of consul agent: -dev or -server, addresses, configuration
 	Token   string        // for the Client
-	TLS     api.TLSConfig // if it has a CA, the Address is one of HTTPS
+	TLS     api.TLSConfig // with a CA, the Address is for HTTPS
 }
 
-// Consul is an agent in a container of its own.
+// Consul is an agent in its own container.
 type Consul struct {
 	*api.Client
 	ConsulOptions
 }
 
-// StartConsul starts an agent. Elections are quick, and the data is in a volume. The agent may take a moment until it
-// answers.
+// StartConsul starts an agent with quick elections and its data in a volume. The agent may need a moment to answer.
 func StartConsul(t testing.TB, o ConsulOptions) *Consul {
 	t.Helper()
-	// No registrar of another test is to register it.
+	// Hide it from the registrars of other tests.
 	args := append([]string{"run", "--detach", "--name", o.Name, "--label", "SERVICE_IGNORE=1"}, o.Docker...)
 	args = append(args, "--user", "100:1000", "--env", "CONSUL_DISABLE_PERM_MGMT=1", Image(t, "IMAGE_CONSUL"),
 		"agent", "-log-level=warn", "-hcl=disable_update_check = true", "-hcl=performance { raft_multiplier = 1 }")
@@ -64,8 +63,8 @@ func (c *Consul) As(t testing.TB, token string) *api.Client {
 	return client
 }
 
-// NewToken makes a token that has the rights of these rules and no others, and a policy for each of them. The client's own
-// token may do that, at the latest when Consul has set up its ACLs.
+// NewToken makes a token with exactly the rights of these rules, and a policy for each rule. The client's own token needs
+// the right to do so, at the latest when Consul has set up its ACLs.
 func NewToken(t testing.TB, consul *api.Client, rules ...string) *api.ACLToken {
 	t.Helper()
 	token := &api.ACLToken{}
@@ -87,7 +86,7 @@ func NewToken(t testing.TB, consul *api.Client, rules ...string) *api.ACLToken {
 	return token
 }
 
-// ConsulClient returns a client of the agent at an address that makes each request with the token of that moment.
+// ConsulClient returns a client of the agent at an address that adds the current token to each request.
 func ConsulClient(t testing.TB, address string, token func() string) *api.Client {
 	t.Helper()
 	transport := &http.Transport{MaxIdleConnsPerHost: 10}
@@ -111,7 +110,7 @@ func (w withToken) RoundTrip(req *http.Request) (*http.Response, error) {
 	return w.RoundTripper.RoundTrip(req)
 }
 
-// Answers waits until the agent knows a leader and the catalog has a node, and says how long that took.
+// Answers waits until the agent knows a leader and the catalog has a node, and returns how long that took.
 func (c *Consul) Answers(t testing.TB) time.Duration {
 	t.Helper()
 	return Eventually(t, 30*time.Second, "Consul answers", func() error {

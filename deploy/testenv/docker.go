@@ -17,7 +17,7 @@ import (
 	"testing"
 )
 
-// Prefix begins the names of everything that tests make in Docker; the PID of their process follows.
+// Prefix is the prefix of everything that tests create in Docker; the PID of their process follows.
 const Prefix = "berth-e2e-"
 
 var (
@@ -25,9 +25,8 @@ var (
 	leftovers = sync.OnceValue(func() error { return Remove(Leftover) })
 )
 
-// Name returns a name for a test's own containers, networks and volumes: each of them is called this name, a dash and
-// more. They are removed at the end of the test. What test processes that are gone have left behind is removed once, by
-// the first call: a run that crashed could not do it itself.
+// Name returns a name prefix for a test's containers, networks and volumes: each is named by it, a dash and more. They are
+// removed at the end of the test. The first call also removes leftovers of dead test processes, such as a crashed run.
 func Name(t testing.TB) string {
 	t.Helper()
 	if err := leftovers(); err != nil {
@@ -42,13 +41,14 @@ func Name(t testing.TB) string {
 	return name
 }
 
-// belongs says whether a thing in Docker is one of a test's: docker-compose puts an underscore where docker compose puts a dash.
+// belongs reports whether a Docker object belongs to a test: docker-compose uses an underscore where docker compose uses a
+// dash.
 func belongs(thing, name string) bool {
 	rest, ours := strings.CutPrefix(thing, name)
 	return ours && rest != "" && strings.Contains("-_", rest[:1])
 }
 
-// Leftover says whether a name is one of a test process that is gone.
+// Leftover reports whether a name belongs to a dead test process.
 func Leftover(name string) bool {
 	rest, ours := strings.CutPrefix(name, Prefix)
 	number, _, _ := strings.Cut(rest, "-")
@@ -56,7 +56,7 @@ func Leftover(name string) bool {
 	return ours && err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)
 }
 
-// Remove removes the containers, networks and volumes that have such names.
+// Remove removes the containers, networks and volumes with such names.
 func Remove(ours func(name string) bool) error {
 	var errs []error
 	for _, kind := range []struct{ list, remove []string }{
@@ -70,8 +70,8 @@ func Remove(ours func(name string) bool) error {
 			if !ours(name) {
 				continue
 			}
-			// One by one: Docker 20.10 loses count of a network's endpoints when many go at once, and then keeps the
-			// network, without anything on it, until it is restarted. That is no reason to fail.
+			// One by one: Docker 20.10 miscounts a network's endpoints when many disappear at once. It then keeps the empty
+			// network until it is restarted. That is no reason to fail.
 			if _, err := Docker(append(kind.remove, name)...); err != nil && !stuck(err) && !goneAlready(err) {
 				errs = append(errs, err)
 			}
@@ -82,14 +82,15 @@ func Remove(ours func(name string) bool) error {
 
 func stuck(err error) bool { return strings.Contains(err.Error(), "has active endpoints") }
 
-// goneAlready says that somebody else removes it, or has: a test process beside this one finds the same leftovers.
+// goneAlready reports whether another process removes the object or already has: parallel test processes find the same
+// leftovers.
 func goneAlready(err error) bool {
 	said := strings.ToLower(err.Error())
 	return slices.ContainsFunc([]string{"is already in progress", "no such ", "not found"}, func(s string) bool { return strings.Contains(said, s) })
 }
 
-// Docker runs a docker command and returns what it prints, without the space around: for docker logs both outputs of the
-// container, else what the command complains of is in the error only.
+// Docker runs a docker command and returns its trimmed output. For docker logs that includes both streams of the container;
+// otherwise stderr is only in the error.
 func Docker(args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command("docker", args...)
@@ -103,7 +104,7 @@ func Docker(args ...string) (string, error) {
 	return strings.TrimSpace(stdout.String()), nil
 }
 
-// MustDocker is Docker for a command that has to work, or else the test ends.
+// MustDocker is Docker for a command that must succeed; otherwise the test ends.
 func MustDocker(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := Docker(args...)
@@ -113,8 +114,8 @@ func MustDocker(t testing.TB, args ...string) string {
 	return out
 }
 
-// Run starts a container, by the arguments of docker run without a name, and returns its ID. It is removed at the end of
-// the test, which then shows the last lines of its log if it failed.
+// Run starts a container with the given arguments of docker run, which include no name, and returns its ID. At the end of
+// the test it is removed, and the last lines of its log are shown if the test failed.
 func Run(t testing.TB, args ...string) string {
 	t.Helper()
 	id := MustDocker(t, append([]string{"run", "--detach", "--name", Name(t) + "-run"}, args...)...)
@@ -127,7 +128,8 @@ func Run(t testing.TB, args ...string) string {
 	return id
 }
 
-// Image is the image, or another thing for the tests, that an environment variable names. The test ends if that is not set.
+// Image returns the value of an environment variable that names an image or other test resource. The test ends if it is not
+// set.
 func Image(t testing.TB, variable string) string {
 	t.Helper()
 	name := os.Getenv(variable)
@@ -137,14 +139,14 @@ func Image(t testing.TB, variable string) string {
 	return name
 }
 
-// Images are the images that an environment variable names, separated by commas.
+// Images returns the images in an environment variable, separated by commas.
 func Images(t testing.TB, variable string) []string {
 	t.Helper()
 	return strings.Split(Image(t, variable), ",")
 }
 
-// Edges returns the usual version of several, which is first, the oldest, and the newest: what a version between two does both
-// of these do, in all but words.
+// Edges returns the usual version (the first one), the oldest and the newest: what a version in between does, these do as
+// well, apart from wording.
 func Edges(images []string) []string {
 	if len(images) <= 3 {
 		return images
@@ -152,5 +154,5 @@ func Edges(images []string) []string {
 	return []string{images[0], images[1], images[len(images)-1]}
 }
 
-// Hostname returns the name that Docker gives a container, which is what the demo app calls itself.
+// Hostname returns the name that Docker gives a container, which is the demo app's name for itself.
 func Hostname(container string) string { return container[:min(12, len(container))] }

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// Echo serves TCP connections on a free port of an IP address until the test ends, and returns its address. Each connection gets
-// the greeting, and then back what it sends.
+// Echo serves TCP connections on a free port of an IP address until the test ends, and returns its address. Each connection
+// gets the greeting, and then its own data back.
 func Echo(t testing.TB, ip, greeting string) (address string) {
 	t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))

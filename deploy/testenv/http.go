@@ -14,17 +14,17 @@ import (
 	"time"
 )
 
-// Client opens a connection for each request and leaves none, so that a proxy may send every one to another server.
+// Client opens a connection for each request and keeps none, so a proxy may send each request to another server.
 var Client = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 
-// Get sends one request and returns the body of the answer, without the space around it. The error of an answer other than
-// 200 is its status; the body is returned all the same.
+// Get sends a request and returns the trimmed body of the answer. For a status other than 200, the error is the status, and
+// the body is still returned.
 func Get(url string) (string, error) {
 	body, err := Fetch(context.Background(), Client, url)
 	return strings.TrimSpace(body), err
 }
 
-// Fetch is Get for a client of the caller's, and returns the body as it is.
+// Fetch is Get with the caller's client, and does not trim the body.
 func Fetch(ctx context.Context, client *http.Client, url string) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -60,7 +60,7 @@ func GetJSON(url string, into any) error {
 	return json.Unmarshal([]byte(body), into)
 }
 
-// HAProxyStats reads the statistics page of a HAProxy: one row for each line, by the name of the field.
+// HAProxyStats reads a HAProxy's statistics page: one row for each line, by field name.
 func HAProxyStats(url string) ([]map[string]string, error) {
 	body, err := Get(url)
 	if err != nil {
@@ -81,7 +81,7 @@ func HAProxyStats(url string) ([]map[string]string, error) {
 	return rows, nil
 }
 
-// Host returns the name of the host that an answer of the demo app comes from. The error says what else the answer is.
+// Host returns the host that an answer of the demo app comes from. Its error describes any other answer.
 func Host(resp *http.Response) (string, error) {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
@@ -96,7 +96,7 @@ func Host(resp *http.Response) (string, error) {
 	return host, nil
 }
 
-// AskApp sends one request to the demo app and returns the host that answered.
+// AskApp sends a request to the demo app and returns the host that answered.
 func AskApp(url string) (string, error) {
 	resp, err := Client.Get(url)
 	if err != nil {
@@ -105,8 +105,8 @@ func AskApp(url string) (string, error) {
 	return Host(resp)
 }
 
-// Hosts asks the demo app at an address often enough for every server behind a proxy to be asked, and returns the names of
-// the hosts that answered.
+// Hosts asks the demo app at an address often enough to reach every server behind a proxy, and returns the hosts that
+// answered.
 func Hosts(address string) ([]string, error) {
 	seen := map[string]bool{}
 	for range 20 {
@@ -119,7 +119,7 @@ func Hosts(address string) ([]string, error) {
 	return slices.Sorted(maps.Keys(seen)), nil
 }
 
-// ExpectHosts is nil when exactly n different hosts answer.
+// ExpectHosts returns nil if exactly n different hosts answer.
 func ExpectHosts(address string, n int) error {
 	hosts, err := Hosts(address)
 	if err == nil && len(hosts) != n {

@@ -14,24 +14,24 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// Secured is a Consul as it should be run: without a token nobody may do anything, gossip is encrypted, and HTTPS and RPC
-// want a certificate of both sides. The embedded Consul is its only server.
+// Secured is a Consul as recommended for production: no access without a token, encrypted gossip, and mutual TLS for HTTPS
+// and RPC. The embedded Consul is its only server.
 type Secured struct {
 	*Consul
-	Network string // its own one of Docker: an agent is found on it by the name of its container
-	Dir     string // has ca.pem, client.pem and client-key.pem, for clients
+	Network string // its own Docker network, where an agent is found by its container name
+	Dir     string // has ca.pem, client.pem and client-key.pem for clients
 	CA      *CA    // writes to Dir
 
-	name   string // begins those of all containers
+	name   string // prefix of all container names
 	args   []string
 	agents int
 }
 
-// httpsPort is the only one on which a secured agent has its HTTP API.
+// httpsPort is the only port of a secured agent's HTTP API.
 const httpsPort = "8501"
 
-// StartSecured starts a server and waits until it answers. Its Client may do everything. Further arguments are for all of its
-// agents: they are those of consul agent.
+// StartSecured starts a server and waits until it answers. Its Client has all rights. Further arguments go to consul agent,
+// for all of its agents.
 func StartSecured(t testing.TB, args ...string) *Secured {
 	t.Helper()
 	dir, name := Dir(t), Name(t)
@@ -57,8 +57,8 @@ func StartSecured(t testing.TB, args ...string) *Secured {
 	return s
 }
 
-// StartAgent starts a client agent, which joins the server and has the token of its node. Its Client may do everything.
-// The agent may take a moment until it answers. Further arguments are those of consul agent.
+// StartAgent starts a client agent, which joins the server with the token of its node. Its Client has all rights. The agent
+// may need a moment to answer. Further arguments go to consul agent.
 func (s *Secured) StartAgent(t testing.TB, args ...string) *Consul {
 	t.Helper()
 	s.agents++
@@ -72,7 +72,7 @@ func (s *Secured) StartAgent(t testing.TB, args ...string) *Consul {
 		fmt.Sprintf(`-hcl=acl { tokens { agent = %q } }`, token.SecretID)}, args...)...)
 }
 
-// start starts the agent of a node with a certificate of its own, which is good for its role.
+// start starts the agent of a node with its own certificate, valid for its role.
 func (s *Secured) start(t testing.TB, node, token, role string, args ...string) *Consul {
 	t.Helper()
 	name, port := s.name+"-"+node, FreePort(t)
@@ -90,11 +90,11 @@ func (s *Secured) start(t testing.TB, node, token, role string, args ...string) 
 	})
 }
 
-// Env are the variables with which a process on this host talks to the agent.
+// Env returns the variables for a process on this host to talk to the agent.
 func (c *Consul) Env(token string) []string { return c.env(c.Address, token) }
 
-// ContainerEnv are the variables with which a container on a Secured's Network talks to the agent. The directory of the
-// certificates has to be in the container under the same path: --volume DIR:DIR:ro.
+// ContainerEnv returns the variables for a container on a Secured's Network to talk to the agent. The directory of the
+// certificates must have the same path in the container: --volume DIR:DIR:ro.
 func (c *Consul) ContainerEnv(token string) []string { return c.env(c.Name+":"+httpsPort, token) }
 
 func (c *Consul) env(address, token string) []string {

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Eventually waits until f returns nil, and returns how long that took. It ends the test after the time given.
+// Eventually waits until f returns nil, and returns how long that took. It fails the test after the given time.
 func Eventually(t testing.TB, within time.Duration, what string, f func() error) time.Duration {
 	t.Helper()
 	start := time.Now()
@@ -32,7 +32,7 @@ func Eventually(t testing.TB, within time.Duration, what string, f func() error)
 	}
 }
 
-// Until is Eventually for a condition that has no reason to give.
+// Until is Eventually for a condition without a reason.
 func Until(t testing.TB, within time.Duration, what string, ok func() bool) time.Duration {
 	t.Helper()
 	return Eventually(t, within, what, func() error {
@@ -43,17 +43,18 @@ func Until(t testing.TB, within time.Duration, what string, ok func() bool) time
 	})
 }
 
-// The ports of tests are below those that the kernel gives to outgoing connections, from 32768 on: a connection could have
-// one between the moment it is chosen and the moment it is used. The examples have ports below 21000.
+// Test ports are below the kernel's range for outgoing connections, which begins at 32768: a connection could take a port
+// between its choice and its use. The examples use ports below 21000.
 const firstPort, lastPort = 21000, 32767
 
-// FreeAddress returns an IP address with a TCP port that nobody listens on. Until the test ends no other one is given this
-// port, nor are tests of other packages that run at the same time.
+// FreeAddress returns an IP address with an unused TCP port. The port stays reserved until the test ends, also against
+// tests of other packages that run at the same time.
 func FreeAddress(t testing.TB, ip string) string {
 	t.Helper()
 	for {
 		port := strconv.Itoa(firstPort + rand.IntN(lastPort-firstPort+1))
-		// A socket in the abstract namespace is seen by those who share the ports, and goes with its process.
+		// A socket in the abstract namespace is visible to all processes that share the ports, and disappears with its
+		// process.
 		held, err := net.Listen("unix", "@berth-test-port-"+port)
 		if errors.Is(err, syscall.EADDRINUSE) {
 			continue
@@ -85,8 +86,8 @@ func Port(address string) string {
 	return port
 }
 
-// Dir returns a directory for one test that containers of another user can read. Its name is short enough for the path of
-// a unix socket in it.
+// Dir returns a directory for one test that containers of another user can read. Its name is short enough for a unix
+// socket's path.
 func Dir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "berth")
@@ -100,7 +101,7 @@ func Dir(t testing.TB) string {
 	return dir
 }
 
-// File writes a file that containers of another user can read, whole or not at all, and returns its path.
+// File writes a file atomically, readable by containers of another user, and returns its path.
 func File(t testing.TB, dir, name, text string) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
@@ -132,7 +133,7 @@ func (l *Log) String() string {
 	return l.text.String()
 }
 
-// Wait waits until the log has a text.
+// Wait waits until the log contains a text.
 func (l *Log) Wait(t testing.TB, text string) {
 	t.Helper()
 	Eventually(t, 10*time.Second, "the log says "+strconv.Quote(text), func() error {

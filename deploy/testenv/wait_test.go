@@ -8,10 +8,10 @@ import (
 	"testing"
 )
 
-// A port is its test's until the test ends, and not one that the kernel gives to connections.
+// A port belongs to its test until the test ends, and the kernel gives it to no connection.
 func TestFreeAddress(t *testing.T) {
 	hold := func(port string) error {
-		l, err := net.Listen("unix", "@berth-test-port-"+port) // as a test of another package does
+		l, err := net.Listen("unix", "@berth-test-port-"+port) // like a test of another package
 		if err == nil {
 			l.Close()
 		}

@@ -127,7 +127,7 @@ func TestRouteIsWholeOrNone(t *testing.T) {
 		{"misspelt weight that closes", hostAnd(label("SERVICE_WEIGTH", "0")), host, "", "did you mean SERVICE_WEIGHT?", "no route: "},
 		{"misspelt weight that closes, in quotes", hostAnd(label("SERVICE_WEIGTH", `"00"`)), host, "", "did you mean SERVICE_WEIGHT?", "no route: "},
 		{"misspelt weight", hostAnd(label("SERVICE_WEIGTH", "5")), host, "shop.example.com/", "", "SERVICE_WEIGTH is an unknown key: did you mean SERVICE_WEIGHT?"},
-		{"a key of a template of one's own", hostAnd(label("SERVICE_ROUTE_TIMEOUT", "5s")), host, "shop.example.com/", "", `its "route_timeout" is no label that means anything here`},
+		{"a key of a template of one's own", hostAnd(label("SERVICE_ROUTE_TIMEOUT", "5s")), host, "shop.example.com/", "", `its key "route_timeout" is unknown and has no effect`},
 
 		// Case.
 		{"lower case", web(label("service_route_host", "shop.example.com"), label("Service_8080_Route_Path", "/x")), host, "shop.example.com/x/", "", ""},

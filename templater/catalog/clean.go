@@ -13,12 +13,11 @@ import (
 	"berth/templater/leftout"
 )
 
-// clean returns data from the catalog without what would break the line that it is put into: otherwise whoever may register a
-// service could write the configuration. An instance with a control character in its names, or with a blank in an address, is
-// left out, with the reason. In tags and metadata, where lists may be on lines of their own, a control character is read as a
-// blank.
+// clean removes catalog data that would break the configuration line it is put into: otherwise anyone who can register a service
+// could inject configuration. It drops an instance with a control character in its names or a blank in an address, and returns
+// the reason. In tags and metadata, which may hold lists with one item per line, it replaces control characters by blanks.
 func clean(data any) (cleaned any, leftOut []string) {
-	// isBad reports what is bad about a service, or an instance of it; "" = nothing.
+	// isBad records what is wrong with a service or its instance; "" = nothing.
 	isBad := func(service, instance, why string) bool {
 		if why != "" {
 			leftOut = append(leftOut, leftout.Sentence(service, instance, why))
@@ -86,7 +85,7 @@ func badAddress(text string) string {
 	return fmt.Sprintf("its address %.100q has a blank or a control character; register it with another", text)
 }
 
-// badNode cleans the metadata of a node, and returns what is bad about its name or its addresses.
+// badNode cleans the metadata of a node, and returns what is wrong with its name or addresses.
 func badNode(n *dependency.Node) string {
 	n.Meta = cleanMeta(n.Meta)
 	return cmp.Or(badName("name", n.Node), badAddress(n.Address), badNodeAddresses(n.TaggedAddresses))
@@ -106,7 +105,7 @@ func badNodeAddresses(all map[string]string) (first string) {
 	return first
 }
 
-// firstReason returns the first of two reasons, so that the order of a map does not decide which one is logged; "" is none.
+// firstReason returns the first of two reasons in sort order, so the log does not depend on map order; "" = none.
 func firstReason(a, b string) string {
 	if a == "" || b != "" && b < a {
 		return b
@@ -114,7 +113,7 @@ func firstReason(a, b string) string {
 	return a
 }
 
-// blanks replaces control characters in the texts.
+// blanks replaces control characters in the texts by blanks.
 func blanks(texts []string) []string {
 	for n, text := range texts {
 		texts[n] = blank(text)
@@ -131,7 +130,7 @@ func blank(text string) string {
 	}, text)
 }
 
-// cleanMeta replaces control characters in the values; the keys have none in Consul.
+// cleanMeta replaces control characters in the values; Consul allows none in keys.
 func cleanMeta(meta map[string]string) map[string]string {
 	for key, value := range meta {
 		if clean := blank(value); clean != value {

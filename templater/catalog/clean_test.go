@@ -10,7 +10,7 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// What would break its line is set aside, for all templates, in whatever field it is.
+// Values that would break their line are dropped, for all templates and in any field.
 func TestClean(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -64,7 +64,7 @@ func TestClean(t *testing.T) {
 		}
 	}
 
-	// A list that somebody wrote on lines of its own is a list still.
+	// A list with one item per line is still a list.
 	list, reasons := clean([]*api.ServiceEntry{{Node: &api.Node{}, Service: &api.AgentService{
 		ID: "web-1", Tags: []string{"a\nb"}, Meta: map[string]string{"route_host": "a.example.com\nb.example.com"}}}})
 	s := list.([]*api.ServiceEntry)[0].Service

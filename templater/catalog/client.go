@@ -1,5 +1,5 @@
-// Package catalog watches what templates depend on, in Consul above all: over a bounded number of connections, with a
-// token that may change, and through a guard that keeps what Consul has lost or hides.
+// Package catalog watches the dependencies of templates, mostly in Consul. It uses a bounded number of connections and a token
+// that may change, and a guard keeps entries that Consul has lost or hides.
 package catalog
 
 import (
@@ -19,14 +19,14 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// filteredHeader is "true" if a list lacks entries that the token may not see.
+// filteredHeader is "true" if Consul removed entries from a list that the token may not see.
 const filteredHeader = "X-Consul-Results-Filtered-By-ACLs"
 
 const indexHeader = "X-Consul-Index"
 
-var errNoIndex = errors.New("this is not Consul's answer, it has no number as X-Consul-Index: is there something else at Consul's address, or a proxy that answers itself?")
+var errNoIndex = errors.New("this is not Consul's answer, its X-Consul-Index is not a number: is something else listening at Consul's address, or does a proxy answer in its place?")
 
-// hasIndex says whether Consul's answers at a path have an index, as all do that can be waited for.
+// hasIndex reports whether Consul's answers at a path have an index, as do all that support blocking queries.
 func hasIndex(path string) bool {
 	for _, prefix := range []string{"/v1/health/", "/v1/catalog/service", "/v1/catalog/node", "/v1/kv/"} {
 		if strings.HasPrefix(path, prefix) {
@@ -41,13 +41,13 @@ type Client struct {
 	config    api.Config
 	transport http.RoundTripper
 	limiter   *limiter
-	shared    *api.Client // for what is no watch's own query
+	shared    *api.Client // for queries that belong to no watch
 	nodes     nodes
 	anew      anew
 }
 
-// NewClient returns a Client that has not dialled yet. The standard CONSUL_* variables fill the empty fields of config. It
-// opens at most so many connections, 0 = DefaultConnections; a query blocks for at most wait.
+// NewClient returns a Client, without dialling. The standard CONSUL_* variables fill the empty fields of config. The Client opens
+// at most the given number of connections, 0 = DefaultConnections; a query blocks for at most wait.
 func NewClient(config *api.Config, connections int, wait time.Duration, log *slog.Logger) (*Client, error) {
 	connections = cmp.Or(connections, DefaultConnections)
 	c := &Client{config: *config, limiter: newLimiter(connections, wait, log)}
@@ -70,7 +70,7 @@ func NewClient(config *api.Config, connections int, wait time.Duration, log *slo
 	return c, err
 }
 
-// Run tells the watches that have no connection of their own of changes, and all of another leader, until ctx is done.
+// Run notifies watches without their own connection of changes, and all watches of a new leader, until ctx is done.
 func (c *Client) Run(ctx context.Context) {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -78,10 +78,10 @@ func (c *Client) Run(ctx context.Context) {
 	c.limiter.run(ctx, c.shared, &c.anew)
 }
 
-// Tune prepares a transport for so many connections at a time, on which most queries wait: the connections are kept, and
-// cost little memory. Compression is off, because to an agent that is near it costs more time than it saves: a quarter
-// of the time from a change of a service of 1,000 instances to its text. Tune is for a caller that wraps the transport of
-// NewClient's config; on an http.Transport NewClient calls it.
+// Tune prepares a transport for the given number of connections, on which most queries wait: it keeps connections open and uses
+// little memory for each. Compression is off, because with a nearby agent it costs more time than it saves: a quarter of the time
+// from a change of a service of 1,000 instances to its text. Call Tune before wrapping the transport of NewClient's config; for a
+// plain http.Transport NewClient calls it.
 func Tune(t *http.Transport, connections int) {
 	open := mostOpen(connections)
 	t.MaxConnsPerHost, t.MaxIdleConnsPerHost, t.MaxIdleConns = open, open, 0
@@ -95,8 +95,8 @@ func (c *Client) apiClient(t http.RoundTripper) (*api.Client, error) {
 	return api.NewClient(&config)
 }
 
-// clientSet returns the library's clients, with one for Consul that uses t. The library's own Consul client hides the headers
-// that say how far an answer can be trusted, has no deadline, and opens a connection for each query even over HTTP/2.
+// clientSet returns the library's clients, with a Consul client that uses t. The library's own Consul client hides the headers
+// that show how far an answer can be trusted, has no deadline, and opens a connection for each query even over HTTP/2.
 func (c *Client) clientSet(t *transport) (*dependency.ClientSet, error) {
 	client, err := c.apiClient(t)
 	if err != nil {
@@ -106,8 +106,8 @@ func (c *Client) clientSet(t *transport) (*dependency.ClientSet, error) {
 	if err := set.CreateConsulClient(&dependency.CreateConsulClientInput{}); err != nil {
 		return nil, err
 	}
-	// The library takes no client from outside, so its new one is overwritten. Nobody uses either yet: the lock that is
-	// copied with the rest is open. TestQueriesUseTheTransport fails if this stops working.
+	// The library accepts no external client, so overwrite its own. Neither is in use yet, so the lock that is copied with it
+	// is open. TestQueriesUseTheTransport fails if this stops working.
 	reflect.ValueOf(set.Consul()).Elem().Set(reflect.ValueOf(client).Elem())
 	return set, nil
 }
@@ -117,12 +117,12 @@ type transport struct {
 	base  http.RoundTripper
 	lease *lease
 
-	// Of the query that runs:
+	// For the current query:
 	ctx      context.Context // ends the query
-	filtered bool            // the answer is filtered by ACLs
+	filtered bool            // ACLs filtered the answer
 }
 
-// RoundTrip notes the query and what the headers of the answer say.
+// RoundTrip records the query and the headers of the answer.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.lease.asks(req.URL)
 	res, err := t.base.RoundTrip(req.WithContext(t.ctx))
@@ -131,11 +131,11 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if to, err := res.Location(); err == nil && res.StatusCode/100 == 3 && !strings.HasSuffix(to.Path, req.URL.Path) {
 		res.Body.Close()
-		return nil, fmt.Errorf("this is not Consul's answer, it leads to %s: is there something else at Consul's address?", to)
+		return nil, fmt.Errorf("this is not Consul's answer, it redirects to %s: is something else listening at Consul's address?", to)
 	}
 	if _, err := strconv.ParseUint(res.Header.Get(indexHeader), 10, 64); err != nil && res.StatusCode == http.StatusOK && hasIndex(req.URL.Path) {
 		res.Body.Close()
-		return nil, errNoIndex // Consul's library takes it for 0, and an empty list of somebody else's would be believed in the end
+		return nil, errNoIndex // Consul's library would read it as 0, and an empty list from another server would finally be trusted
 	}
 	t.filtered = t.filtered || res.Header.Get(filteredHeader) == "true"
 	t.lease.of.observe(res)

@@ -20,8 +20,8 @@ type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// The library's client is overwritten with one that has a transport of ours: nothing else would be seen of Consul's
-// headers, and no query would have a deadline.
+// The library's client is overwritten with one that has our transport: otherwise Consul's headers would be invisible and
+// queries would have no deadline.
 func TestQueriesUseTheTransport(t *testing.T) {
 	var got *http.Request
 	base := roundTrip(func(r *http.Request) (*http.Response, error) {

@@ -11,15 +11,15 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// Policy says when an answer is not trusted at once.
+// Policy defines when an answer is not trusted at once.
 type Policy struct {
-	Grace       time.Duration // how long entries are kept that a doubtful answer lacks
-	VanishLimit int           // the largest share of a list that may vanish at once, in percent; 100 = all
-	Strict      bool          // a first answer that shows nothing because of the token is an error
-	ByIndex     bool          // only an index that went back is a reason for doubt, and an error before the answer is none
+	Grace       time.Duration // how long entries missing from a doubtful answer are kept
+	VanishLimit int           // largest share of a list that may vanish at once, in percent; 100 = all
+	Strict      bool          // a first answer that is empty because of the token is an error
+	ByIndex     bool          // only an index that went back raises doubt; an error before the answer does not
 }
 
-// HiddenError says that Consul's first answer is empty because the token may not see the data.
+// HiddenError means that Consul's first answer is empty because the token may not see the data.
 type HiddenError struct{ Dependency string }
 
 func (e *HiddenError) Error() string {
@@ -33,55 +33,58 @@ func (e *HiddenError) Error() string {
 // answer is Consul's answer to one query.
 type answer struct {
 	data     any
-	none     bool   // there is no data, and the template waits for it: for a key, for example
+	none     bool   // no data exists, and the template waits for it, as for a key
 	index    uint64 // Consul's index of the data; 0 = none
-	filtered bool   // Consul has left out data that the token may not see
-	left     bool   // a node has left with all that it had
+	filtered bool   // Consul removed data that the token may not see
+	left     bool   // a node left with everything on it
 
-	leftOut []string // what clean has left out, sorted
+	leftOut []string // the reasons of clean, sorted
 }
 
-// A mode says what a guard hands on.
+// mode is what a guard passes on.
 type mode int
 
 const (
-	unanswered mode = iota // nothing: there was no answer so far
+	unanswered mode = iota // nothing: no answer yet
 	trusting               // the last answer
-	keeping                // the last answer and, for some time, what it lacks
-	hiding                 // the same for as long as Consul hides something from the token
+	keeping                // the last answer and, for some time, entries missing from it
+	hiding                 // the same, as long as Consul hides something from the token
 )
 
-// state is what a guard knows of one dependency. Consul's word alone is not enough: a server that lost its state answers
-// with an empty list, and so does any server to a token that lost its rights. Reasons for doubt are an index that went
-// back, a list that is suddenly filtered, a node that left with all that it had, and an error before the answer.
+// state is a guard's knowledge of one dependency. Consul's answer alone is not enough: a server that lost its state returns an
+// empty list, and so does any server for a token that lost its rights. An answer is doubtful if
+//   - its index went back,
+//   - it is suddenly filtered,
+//   - a node left with everything on it, or
+//   - an error came before it.
 //
-// Entries that such an answer lacks are kept beside the listed ones until they are back, or until the grace is over, which
-// is longer than a registrar takes to register everything again. They need not be missing at once: an agent that was
-// restarted turns TTL checks critical some time later.
+// Entries missing from such an answer are kept next to the listed ones until they are back or the grace is over. The grace is
+// longer than a registrar takes to register everything again. The entries may go missing later: a restarted agent turns TTL
+// checks critical only after some time.
 //
-// A limit for what may vanish at once only adds to that: what it keeps is apart, with a time of its own, so that a grace that
-// it began is not the grace of another doubt.
+// The limit on what may vanish at once works in addition. Its entries are kept separately, with their own deadline, so a grace
+// that it started does not extend to another doubt.
 type state struct {
-	trusted any // for the templates: what is believed and, beside it, what has vanished
+	trusted any // for the templates: believed plus vanished
 
 	mode     mode
-	believed any       // all but the limit considered
-	latest   any       // the last answer, while it is not what is believed; nil is an answer, too: there is no such key
+	believed any       // without regard to the limit
+	latest   any       // the last answer while it differs from believed; nil is an answer as well: the key does not exist
 	index    uint64    // of the last answer
 	filtered bool      // the last list that lacked nothing was filtered
-	wary     time.Time // until when what an answer lacks is kept, because of an error or a lost state
-	until    time.Time // until when what latest lacks is kept; zero = no such time
+	wary     time.Time // after an error or a lost state: keep entries missing from an answer until then
+	until    time.Time // keep entries missing from latest until then; zero = no such time
 
-	vanished any       // what was trusted when more than the limit vanished; nil = nothing
-	back     time.Time // until when that may come back
+	vanished any       // the trusted data when more than the limit vanished; nil = none
+	back     time.Time // its entries may come back until then
 }
 
-// refuses says whether an answer counts as an error: it is the first, and shows nothing because of the token.
+// refuses reports whether an answer counts as an error: it is the first one, and it is empty because of the token.
 func (p Policy) refuses(s state, a answer) bool {
 	return p.Strict && s.mode == unanswered && a.filtered && (a.none || isEmpty(a.data))
 }
 
-// next returns the state after an answer that is not refused; failed says that an error came before it.
+// next returns the state after an answer that is not refused; failed means that an error came before it.
 func (p Policy) next(s state, a answer, failed bool, now time.Time) state {
 	if a.none {
 		s.index = a.index
@@ -89,7 +92,7 @@ func (p Policy) next(s state, a answer, failed bool, now time.Time) state {
 	}
 	before := s
 	s = p.believe(s, a, failed, now)
-	if p.VanishLimit < 100 && before.mode != unanswered && before.mode != keeping { // what was kept for the grace is not kept for another
+	if p.VanishLimit < 100 && before.mode != unanswered && before.mode != keeping { // entries kept for one grace are not kept for another
 		if _, lacks, of := merge(before.believed, s.believed); lacks*100 > p.VanishLimit*of && s.vanished == nil {
 			s.vanished, s.back = before.trusted, now.Add(p.Grace)
 		}
@@ -97,7 +100,7 @@ func (p Policy) next(s state, a answer, failed bool, now time.Time) state {
 	return s.combine(now)
 }
 
-// believe returns the state after an answer, all but the limit considered.
+// believe returns the state after an answer, without regard to the limit.
 func (p Policy) believe(s state, a answer, failed bool, now time.Time) state {
 	if s.mode == unanswered {
 		s.mode, s.believed, s.index, s.filtered = trusting, a.data, a.index, a.filtered
@@ -105,8 +108,8 @@ func (p Policy) believe(s state, a answer, failed bool, now time.Time) state {
 	}
 	_, lacks, _ := merge(s.last(), a.data)
 	if lacks > 0 && a.index == s.index && a.index != 0 && !failed {
-		// The same index means the same catalog, so the token sees less of it. Only if Consul was away may it be another
-		// catalog.
+		// The same index means the same catalog, so the token sees less of it. It can be another catalog only if Consul was
+		// away.
 		return s.expire(now)
 	}
 	if doubtful := failed || a.index < s.index; doubtful && !p.ByIndex || a.index < s.index && lacks > 0 {
@@ -119,9 +122,9 @@ func (p Policy) believe(s state, a answer, failed bool, now time.Time) state {
 		s.mode, s.filtered = trusting, a.filtered
 	case a.filtered && !s.filtered:
 		s.mode = hiding
-	case a.left: // again and again, if agents are restarted one after the other
+	case a.left: // may repeat, if agents are restarted one after the other
 		s.mode, s.until = keeping, now.Add(p.Grace)
-	case !s.until.IsZero(): // it was doubted already
+	case !s.until.IsZero(): // already in doubt
 		s.mode = keeping
 	case now.Before(s.wary):
 		s.mode, s.until = keeping, s.wary
@@ -143,7 +146,7 @@ func (s state) last() any {
 	return s.latest
 }
 
-// combine sets what is trusted.
+// combine sets the trusted data.
 func (s state) combine(now time.Time) state {
 	s.trusted = s.believed
 	if s.vanished == nil {
@@ -158,12 +161,12 @@ func (s state) combine(now time.Time) state {
 	return s
 }
 
-// differs says whether the templates need the new data.
+// differs reports whether the templates need the new data.
 func (s state) differs(before state) bool {
 	return s.mode != unanswered && (before.mode == unanswered || !reflect.DeepEqual(s.trusted, before.trusted))
 }
 
-// expire returns the state without the entries that were kept for long enough.
+// expire returns the state without entries whose time is over.
 func (s state) expire(now time.Time) state {
 	if s.mode == keeping && !now.Before(s.until) {
 		return s.trust()
@@ -171,13 +174,13 @@ func (s state) expire(now time.Time) state {
 	return s
 }
 
-// trust returns the state that trusts the last answer.
+// trust returns a state that trusts the last answer.
 func (s state) trust() state {
 	s.mode, s.believed, s.latest, s.until = trusting, s.latest, nil, time.Time{}
 	return s
 }
 
-// patience returns how long the next query may block: no longer than entries are kept.
+// patience returns how long the next query may block: at most as long as entries are kept.
 func (s state) patience(wait time.Duration, now time.Time) time.Duration {
 	if s.mode == keeping {
 		wait = min(wait, max(s.until.Sub(now), time.Millisecond))
@@ -188,8 +191,8 @@ func (s state) patience(wait time.Duration, now time.Time) time.Duration {
 	return wait
 }
 
-// merge returns the new and what it lacks of the old, how much that is, and how much there is of the old. A value that is
-// no list counts as one, which is missing if there is no new one.
+// merge returns the new data plus the old entries missing from it, the number of these, and the number of old entries. A value
+// that is no list counts as one entry, which is missing if the new value is empty.
 func merge(old, new any) (all any, lacks, of int) {
 	switch list := old.(type) {
 	case []*dependency.HealthService:
@@ -215,7 +218,7 @@ func merge(old, new any) (all any, lacks, of int) {
 	}
 }
 
-// mergeLists is merge for lists whose items have keys. It keeps the order in which the library sorts its lists.
+// mergeLists is merge for lists of items with keys. It keeps the library's sort order.
 func mergeLists[T any](old []T, new any, key func(T) string) (all any, lacks, of int) {
 	items := slices.Clone(new.([]T))
 	listed := make(map[string]bool, len(items))
@@ -229,7 +232,7 @@ func mergeLists[T any](old []T, new any, key func(T) string) (all any, lacks, of
 		}
 	}
 	byKey := func(a, b T) int { return strings.Compare(key(a), key(b)) }
-	if lacks > 0 && slices.IsSortedFunc(old, byKey) { // if not, they are sorted by distance
+	if lacks > 0 && slices.IsSortedFunc(old, byKey) { // otherwise they are sorted by distance
 		slices.SortStableFunc(items, byKey)
 	}
 	return items, lacks, len(old)

@@ -12,7 +12,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// instances is a list of a service as Consul has it.
+// instances is a service's list as in Consul.
 func instances(ids string) []*dependency.HealthService {
 	list := []*dependency.HealthService{}
 	for _, id := range strings.Fields(ids) {
@@ -32,7 +32,7 @@ func ids(data any) string {
 func TestGuard(t *testing.T) {
 	const grace = 30 * time.Second
 	type step struct {
-		after    time.Duration // since the step before
+		after    time.Duration // time since the previous step
 		index    uint64
 		list     string
 		failed   bool
@@ -122,8 +122,8 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// Whatever Consul says: what it lists is believed, nothing is invented, and what vanished with a moving index and no
-// error is gone.
+// Whatever Consul answers: listed entries are trusted, nothing is invented, and entries that vanish with a moving index and
+// no error are gone.
 func TestGuardProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var b state
@@ -171,11 +171,11 @@ func TestGuardProperties(t *testing.T) {
 	})
 }
 
-// What is paused by hand is kept only if Consul has lost it: it is resumed at once, also after an outage.
+// A pause is kept only if Consul has lost it; a resume takes effect at once, also after an outage.
 func TestGuardOfPauses(t *testing.T) {
 	const grace = 30 * time.Second
 	type step struct {
-		after    time.Duration // since the step before
+		after    time.Duration // time since the previous step
 		index    uint64
 		list     string
 		failed   bool
@@ -286,8 +286,8 @@ func named[T any](list []T, key func(T) string) string {
 	return strings.Join(all, " ")
 }
 
-// A limit for what may vanish only ever keeps more: whatever Consul answers, what is trusted without a limit is trusted
-// with one. And when the catalog has been at rest for the grace, and nothing is hidden, both are what Consul lists.
+// A limit on vanishing only ever keeps more: whatever Consul answers, everything trusted without a limit is trusted with
+// one. Once the catalog has been stable for the grace and nothing is hidden, both equal Consul's list.
 func TestLimitNeverMakesItWorse(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const grace = 30 * time.Second

@@ -14,24 +14,24 @@ import (
 	"berth/templater/leftout"
 )
 
-// Instances is the dependency on the instances of a service, in whatever state of health, as Consul itself describes them:
-// a []*api.ServiceEntry, sorted by node and ID. consul-template's own service takes fewer names, and leaves out when an
-// instance was registered.
+// Instances is the dependency on all instances of a service, in any state of health, as Consul describes them: a
+// []*api.ServiceEntry, sorted by node and ID. The function service of consul-template accepts fewer names, and lacks the index
+// at which an instance was registered.
 type Instances struct{ service, datacenter string }
 
-// instancesRe splits web@dc2. Any name will do but for that: a catalog can hold services of any name.
+// instancesRe splits web@dc2. It accepts any other name, because a catalog can hold services with any name.
 var instancesRe = regexp.MustCompile(`(?s)\A(.+?)(?:@([\w.-]+))?\z`)
 
 // NewInstances returns the dependency on a service, such as web or web@dc2.
 func NewInstances(name string) (*Instances, error) {
 	m := instancesRe.FindStringSubmatch(name)
 	if m == nil || path.Clean("/"+m[1]) != "/"+m[1] {
-		return nil, errors.New(leftout.Sentence(name, "", "Consul's API cannot be asked for a name like this; register it by another"))
+		return nil, errors.New(leftout.Sentence(name, "", "Consul's API cannot query a name like this; register it under another"))
 	}
 	return &Instances{service: m[1], datacenter: m[2]}, nil
 }
 
-// Service returns the service, with its datacenter behind @ if the template names one.
+// Service returns the service, followed by @ and its datacenter if the template names one.
 func (i *Instances) Service() string {
 	if i.datacenter == "" {
 		return i.service
@@ -56,19 +56,19 @@ func (i *Instances) Fetch(clients *dependency.ClientSet, o *dependency.QueryOpti
 	return list, &dependency.ResponseMetadata{LastIndex: meta.LastIndex, LastContact: meta.LastContact}, nil
 }
 
-// CanShare says that the answer is the same for everybody.
+// CanShare returns true: the answer is the same for all templates.
 func (i *Instances) CanShare() bool { return true }
 
-// String returns the template's call.
+// String returns the call as in a template.
 func (i *Instances) String() string { return "instances(" + i.Service() + ")" }
 
-// Stop does nothing: the context of the query ends it.
+// Stop does nothing: the query's context ends the query.
 func (i *Instances) Stop() {}
 
-// Type returns where the data is.
+// Type returns the location of the data.
 func (i *Instances) Type() dependency.Type { return dependency.TypeConsul }
 
-// Entries returns instances as Consul itself describes them, with what consul-template's own functions keep of them.
+// Entries returns instances as Consul describes them, with the fields that consul-template's own functions keep.
 func Entries(list []*dependency.HealthService) []*api.ServiceEntry {
 	entries := make([]*api.ServiceEntry, len(list))
 	for n, s := range list {
@@ -86,7 +86,7 @@ func Entries(list []*dependency.HealthService) []*api.ServiceEntry {
 	return entries
 }
 
-// ofService says whether a dependency is the list of a service's instances.
+// ofService reports whether a dependency is the list of a service's instances.
 func ofService(d dependency.Dependency) bool {
 	switch d.(type) {
 	case *Instances, *dependency.HealthServiceQuery:

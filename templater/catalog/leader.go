@@ -10,26 +10,26 @@ import (
 )
 
 const (
-	// leaderEvery is how often the leader is asked for.
+	// leaderEvery is the interval of the queries for the leader.
 	leaderEvery = time.Second
-	// leaderTime is how long that may take.
+	// leaderTime limits such a query.
 	leaderTime = 3 * time.Second
-	// anewWithin is the time over which the watches ask anew, so that they do not all at once.
+	// anewWithin is the time over which the watches spread their repeated queries.
 	anewWithin = 200 * time.Millisecond
 )
 
-// errAnew ends a query that has to be asked anew.
+// errAnew ends a query that has to be repeated.
 var errAnew = errors.New("asked anew")
 
-// anew ends the queries that wait. An agent passes a query on to the leader. If the leader was cut off, or is frozen, the query
-// waits there until its time is over, while a new leader has news.
+// anew ends waiting queries. An agent forwards a query to the leader. If the leader is cut off or frozen, the query waits there
+// until its time is over, while a new leader has news.
 type anew struct {
 	mu     sync.Mutex
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 }
 
-// context returns a context for a query, with errAnew as its cause if it has to be asked anew.
+// context returns a context for a query, with errAnew as its cause if the query has to be repeated.
 func (a *anew) context(parent context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	a.mu.Lock()
 	if a.ctx == nil {
@@ -43,7 +43,7 @@ func (a *anew) context(parent context.Context, limit time.Duration) (context.Con
 	return ctx, func() { stop(); cause(nil); cancel() }
 }
 
-// ask has all queries asked anew.
+// ask makes all watches repeat their queries.
 func (a *anew) ask() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -53,10 +53,10 @@ func (a *anew) ask() {
 	}
 }
 
-// isAnew says whether a query was ended in order to be asked anew.
+// isAnew reports whether a query was ended in order to be repeated.
 func isAnew(ctx context.Context) bool { return context.Cause(ctx) == errAnew }
 
-// followLeader has all queries asked anew when there is another leader, or one again, until ctx is done.
+// followLeader calls again when Consul has a new leader, or a leader again, until ctx is done.
 func followLeader(ctx context.Context, client *api.Client, again func()) {
 	tick := time.NewTicker(leaderEvery)
 	defer tick.Stop()

@@ -14,11 +14,11 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// The queries are asked anew with another leader, or after a time without one, and not before.
+// Queries are repeated after a change of the leader, or after a time without one, and not before.
 func TestFollowLeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answers := []string{`"a"`, `"a"`, `"b"`, `"b"`, `""`, `"b"`, "error", "hangs", `"b"`, `"b"`, `"c"`}
-		want := []int{2, 5, 8, 10} // that bring another one, or one again
+		want := []int{2, 5, 8, 10} // times with a new leader, or a leader again
 		asked, anew := 0, []int(nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		base := roundTrip(func(r *http.Request) (*http.Response, error) {
@@ -48,7 +48,7 @@ func TestFollowLeader(t *testing.T) {
 	})
 }
 
-// A query that waits at a leader which is cut off is asked anew, with the same index, and nobody takes it for an error.
+// A query that waits at a cut-off leader is repeated with the same index, and does not count as an error.
 func TestWatchIsAskedAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tell := make(chan Update, 10)

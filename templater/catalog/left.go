@@ -15,18 +15,18 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// leftTime is how long it may take to find out whether a node is still in the catalog.
+// leftTime limits the query whether a node is still in the catalog.
 const leftTime = 2 * time.Second
 
-// servicePath begins the path of a query for the instances of a service.
+// servicePath is the prefix of a query's path for the instances of a service.
 const servicePath = "/v1/health/service/"
 
-// nodes knows on which nodes each service has instances that nobody has drained. The list of services does not tell.
+// nodes records the nodes on which each service has instances that are not drained. The list of services lacks this.
 type nodes struct {
 	mu sync.Mutex
 	of map[queried][]string
 
-	told map[string]time.Time // when it was last said that a node has left
+	told map[string]time.Time // when the departure of a node was last logged
 }
 
 type queried struct {
@@ -34,7 +34,7 @@ type queried struct {
 	scope
 }
 
-// note takes in the instances of a service.
+// note records the instances of a service.
 func (n *nodes) note(q queried, data any) {
 	all, lists := placedIn(data)
 	if !lists {
@@ -63,7 +63,7 @@ func (n *nodes) get(q queried) []string {
 	return n.of[q]
 }
 
-// tells says whether it is news that a node has left: every list with instances of it finds out.
+// tells reports whether the departure of a node is news: every list with its instances detects it.
 func (n *nodes) tells(node string, now time.Time) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -76,11 +76,11 @@ func (n *nodes) tells(node string, now time.Time) bool {
 // placed is an instance in a list.
 type placed struct {
 	node, id string
-	serves   bool   // neither failing by a check of its own nor in maintenance
-	created  uint64 // the index at which its node was put into the catalog; 0 = not known
+	serves   bool   // neither failing its own checks nor in maintenance
+	created  uint64 // the index at which its node was added to the catalog; 0 = unknown
 }
 
-// placedIn returns the instances in a list of them; lists is false for other data.
+// placedIn returns the instances in a list; lists is false if data is no list of instances.
 func placedIn(data any) (all []placed, lists bool) {
 	switch list := data.(type) {
 	case []*dependency.HealthService:
@@ -97,17 +97,17 @@ func placedIn(data any) (all []placed, lists bool) {
 	return all, true
 }
 
-// drained says whether an instance was taken out of service before it vanished. What fails by its node's check alone was not:
-// that is how a node looks that is cut off.
+// drained reports whether an instance was taken out of service before it vanished. An instance that fails only through its node's
+// check was not: a node that is cut off looks like this.
 func drained(checks api.HealthChecks) bool {
 	return slices.ContainsFunc(checks, func(c *api.HealthCheck) bool {
 		return c.Status == api.HealthCritical && (c.ServiceID != "" || c.CheckID == api.NodeMaint) || c.Status == api.HealthMaint
 	})
 }
 
-// left says whether an answer lacks instances of a node because the node has left the catalog with all that it had, though it
-// may be back by now with some of it. A Consul agent that is stopped to be restarted leaves like this, and one that was cut
-// off from its servers for a while is removed by them; its containers go on in either case.
+// left reports whether an answer lacks instances because their node left the catalog with everything on it. The node may be back
+// by now with part of it. A Consul agent leaves like this when it is stopped for a restart, and the servers remove an agent that
+// was cut off for a while. Its containers run on in both cases.
 func (w *Watch) left(s state, a answer) bool {
 	if s.mode != trusting && s.mode != keeping || w.lease == nil {
 		return false
@@ -145,7 +145,7 @@ func (w *Watch) left(s state, a answer) bool {
 				return nil
 			}
 			if left && consul.nodes.tells(node, time.Now()) {
-				consul.limiter.log.Warn("a node has left Consul with all that it had, keeping it for the time being: if its agent is restarted, "+
+				consul.limiter.log.Warn("node "+node+" left Consul with all its services, keeping them for now: if its agent was only restarted, "+
 					"set leave_on_terminate = false there", "node", node)
 			}
 			return errLeft
@@ -154,8 +154,8 @@ func (w *Watch) left(s state, a answer) bool {
 	return g.Wait() != nil
 }
 
-// vanishedFrom returns the nodes of which a list of instances lacks one that served, unless the node is listed and was in the
-// catalog before an index.
+// vanishedFrom returns the nodes with an instance that served and is missing from the new list, except nodes that are listed and
+// were in the catalog before an index.
 func vanishedFrom(before, now any, index uint64) (nodes []string) {
 	listed, _ := placedIn(now)
 	there, created := map[[2]string]bool{}, map[string]uint64{}
@@ -173,8 +173,8 @@ func vanishedFrom(before, now any, index uint64) (nodes []string) {
 
 var errLeft = errors.New("a node has left")
 
-// hasLeft says whether a node is in the catalog no more, as far as the token may know, or has come back after an index: at
-// first without its services. An error is no reason to believe that it was emptied on purpose.
+// hasLeft reports whether a node is no longer in the catalog, as far as the token can see, or came back after an index: it has no
+// services at first. An error does not prove that the node was emptied on purpose.
 func (c *Client) hasLeft(ctx context.Context, node string, in scope, after uint64) (bool, error) {
 	if strings.Contains(node, "/") {
 		return false, nil
@@ -201,6 +201,6 @@ func (c *Client) hasLeft(ctx context.Context, node string, in scope, after uint6
 	}
 }
 
-// errEarlier says that a server answers from an earlier catalog: it has lost its state, or was started and has not read all of it
-// yet. A node that such a catalog lacks has not left.
+// errEarlier means that a server answers from an earlier catalog: it lost its state, or has just started and not read all of it.
+// A node missing from such a catalog has not left.
 var errEarlier = errors.New("the catalog is an earlier one")

@@ -29,14 +29,14 @@ func checked(node, id string, checks ...string) *api.ServiceEntry {
 	return e
 }
 
-// since says at which index the node of an instance was put into the catalog.
+// since sets the index at which an instance's node was added to the catalog.
 func since(index uint64, e *api.ServiceEntry) *api.ServiceEntry {
 	e.Node.CreateIndex = index
 	return e
 }
 
-// Consul is asked for a node only if something of it is gone that served before, and the list does not show that the node was
-// there all the time; what its answer means.
+// Consul is asked for a node only if something that served is missing from it and the list does not prove that the node was
+// always there. Then the meaning of its answer.
 func TestLeft(t *testing.T) {
 	const gone, there = "null", `{"Node": {"Node": "n1"}, "Services": {}}`
 	const back, before = `{"Node": {"Node": "n1", "CreateIndex": 6}}`, `{"Node": {"Node": "n1", "CreateIndex": 5}}`
@@ -49,7 +49,7 @@ func TestLeft(t *testing.T) {
 		filtered bool
 		asked    []string
 		left     bool
-		told     string // the nodes that are said to have left
+		told     string // nodes logged as departed
 		index    string // of the answer; "" = a newer one
 	}{
 		{"nothing has vanished", []*api.ServiceEntry{checked("n1", "a")}, []*api.ServiceEntry{checked("n1", "a"), checked("n1", "b")}, gone, 200, false, nil, false, "", ""},
@@ -112,7 +112,7 @@ func TestLeft(t *testing.T) {
 	}
 }
 
-// The lists of consul-template's functions do not tell since when a node is in the catalog.
+// The lists of consul-template's functions lack the index at which a node was added.
 func TestVanishedFromALibrarysList(t *testing.T) {
 	a, b := &dependency.HealthService{Node: "n1", ID: "a"}, &dependency.HealthService{Node: "n1", ID: "b"}
 	if got := vanishedFrom([]*dependency.HealthService{a, b}, []*dependency.HealthService{a}, 5); !slices.Equal(got, []string{"n1"}) {
@@ -123,7 +123,7 @@ func TestVanishedFromALibrarysList(t *testing.T) {
 	}
 }
 
-// That a node has left is said once in a minute, and remembered for no longer.
+// A node's departure is logged once a minute, and remembered no longer.
 func TestTells(t *testing.T) {
 	n := nodes{told: map[string]time.Time{}}
 	now := time.Unix(0, 0)

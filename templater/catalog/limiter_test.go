@@ -15,7 +15,7 @@ func response(proto, status int) *http.Response {
 func TestLimiter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLimiter((8+spare)*5/4, time.Minute, slog.New(slog.DiscardHandler))
-		// An eighth is for watches that nothing else tells of a change.
+		// An eighth is for watches that nothing else notifies of changes.
 		var services []*lease
 		for n := range 8 {
 			services = append(services, l.newLease(true))
@@ -31,7 +31,7 @@ func TestLimiter(t *testing.T) {
 			t.Error("a lease is lost")
 		}
 
-		// Consul goes on with a query that has ended here, and counts its connection.
+		// Consul holds a query that has ended here, and counts its connection.
 		for _, s := range services[:2] {
 			s.release()
 		}
@@ -64,7 +64,7 @@ func TestHTTP2HasALeaseForEach(t *testing.T) {
 	}
 }
 
-// A refusal counts, but not for ever.
+// A refusal does not count forever.
 func TestLimiterAfterARefusal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLimiter(100, time.Minute, slog.New(slog.DiscardHandler))

@@ -13,16 +13,16 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// PausedPrefix begins the keys of services that are paused by hand: berth/paused/NAME, with a Pause in JSON.
+// PausedPrefix is the prefix of the keys of services paused by hand: berth/paused/NAME, with a Pause in JSON.
 const PausedPrefix = "berth/paused/"
 
-// MinPause and MaxPause bound a Pause's Max.
+// MinPause and MaxPause limit a Pause's Max.
 const MinPause, MaxPause = time.Second, 5 * time.Minute
 
-// pausedRule is what a token needs that reads the pauses.
+// pausedRule is the policy rule for a token that reads the pauses.
 const pausedRule = `key_prefix "` + PausedPrefix + `" { policy = "list" }`
 
-// Pause says that requests for a service wait, whether it has instances or not, until it is resumed.
+// Pause makes requests for a service wait, whether it has instances or not, until it is resumed.
 type Pause struct {
 	Service string        // in the catalog
 	Max     time.Duration // how long one request waits before it gets an error
@@ -31,7 +31,7 @@ type Pause struct {
 	By      string
 }
 
-// pauseJSON is a Pause as the value of its key.
+// pauseJSON is the value of a Pause's key.
 type pauseJSON struct {
 	Max    string    `json:"max"`
 	Reason string    `json:"reason"`
@@ -39,17 +39,17 @@ type pauseJSON struct {
 	By     string    `json:"by"`
 }
 
-// Pair returns the key of a pause with its value.
+// Pair returns the key and value of a pause.
 func (p Pause) Pair() *api.KVPair {
-	value, _ := json.Marshal(pauseJSON{p.Max.String(), p.Reason, p.Since, p.By}) // no such value fails
+	value, _ := json.Marshal(pauseJSON{p.Max.String(), p.Reason, p.Since, p.By}) // such a value cannot fail
 	return &api.KVPair{Key: PausedPrefix + p.Service, Value: value}
 }
 
-// ParsePause returns the pause that a key under PausedPrefix stands for. Anybody may have written it.
+// ParsePause returns the pause of a key under PausedPrefix. The key may come from an untrusted writer.
 func ParsePause(pair *api.KVPair) (Pause, error) {
 	p, err := parsePause(pair)
 	if err != nil {
-		err = fmt.Errorf("the key %.200q pauses nothing: %w; delete it, or write it by berth pause", pair.Key, err)
+		err = fmt.Errorf("the key %.200q pauses nothing: %w; delete it, or write it with berth pause", pair.Key, err)
 	}
 	return p, err
 }
@@ -57,11 +57,11 @@ func ParsePause(pair *api.KVPair) (Pause, error) {
 func parsePause(pair *api.KVPair) (Pause, error) {
 	service := strings.TrimPrefix(pair.Key, PausedPrefix)
 	if service == "" || strings.Contains(service, "/") {
-		return Pause{}, errors.New("it names no service")
+		return Pause{}, errors.New("it does not name a service")
 	}
 	var value pauseJSON
 	if err := json.Unmarshal(pair.Value, &value); err != nil {
-		return Pause{}, fmt.Errorf("%.200s", err.Error()) // it may have all of the value in it
+		return Pause{}, fmt.Errorf("%.200s", err.Error()) // the error may contain the whole value
 	}
 	most, err := time.ParseDuration(value.Max)
 	if err != nil || most < MinPause || most > MaxPause {
@@ -70,8 +70,8 @@ func parsePause(pair *api.KVPair) (Pause, error) {
 	return Pause{service, most, value.Reason, value.Since, value.By}, nil
 }
 
-// Paused is the dependency on the services that are paused by hand: a []*Pause, by service. It is optional: what is rendered
-// does not wait for it where it cannot be had.
+// Paused is the dependency on the services paused by hand: a []*Pause, sorted by service. It is optional: rendering does not wait
+// for it if it is unavailable.
 type Paused struct{}
 
 // pausedAnswer is what Fetch returns, for clean.
@@ -88,13 +88,13 @@ func (*Paused) Fetch(clients *dependency.ClientSet, o *dependency.QueryOptions) 
 		return nil, nil, fmt.Errorf("%s: %w; give the token %s", PausedPrefix, err, pausedRule)
 	case err != nil:
 		return nil, nil, fmt.Errorf("%s: %w", PausedPrefix, err)
-	case meta.LastIndex == 0: // somebody else's 404
+	case meta.LastIndex == 0: // another server's 404
 		return nil, nil, fmt.Errorf("%s: %w", PausedPrefix, errNoIndex)
 	}
 	return pausedAnswer{pairs, meta.ResultsFilteredByACLs}, &dependency.ResponseMetadata{LastIndex: meta.LastIndex, LastContact: meta.LastContact}, nil
 }
 
-// clean returns the pauses, and what is no pause, or may be one that the token does not see.
+// clean returns the pauses and the reasons for ignored keys, including keys that the token may not see.
 func (a pausedAnswer) clean() (pauses []*Pause, leftOut []string) {
 	pauses = []*Pause{}
 	for _, pair := range a.pairs {
@@ -112,20 +112,20 @@ func (a pausedAnswer) clean() (pauses []*Pause, leftOut []string) {
 	return pauses, leftOut
 }
 
-// IsRefusal says whether Consul has refused a query because of the token.
+// IsRefusal reports whether Consul refused a query because of the token.
 func IsRefusal(err error) bool {
 	status := (api.StatusError{})
 	return errors.As(err, &status) && status.Code == http.StatusForbidden
 }
 
-// CanShare says that the answer is the same for everybody.
+// CanShare returns true: the answer is the same for all templates.
 func (*Paused) CanShare() bool { return true }
 
-// String returns the template's call.
+// String returns the call as in a template.
 func (*Paused) String() string { return "paused" }
 
-// Stop does nothing: the context of the query ends it.
+// Stop does nothing: the query's context ends the query.
 func (*Paused) Stop() {}
 
-// Type returns where the data is.
+// Type returns the location of the data.
 func (*Paused) Type() dependency.Type { return dependency.TypeConsul }

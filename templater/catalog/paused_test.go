@@ -22,7 +22,7 @@ func TestPauseAsPair(t *testing.T) {
 	}
 }
 
-// Whatever a key holds that somebody else has written: the other pauses count.
+// Whatever an untrusted writer stores in a key, the other pauses count.
 func TestCleanPauses(t *testing.T) {
 	for _, tt := range []struct{ key, value, problem string }{
 		{"app", `{"max": "1s"}`, ""},
@@ -36,8 +36,8 @@ func TestCleanPauses(t *testing.T) {
 		{"app", ``, "unexpected end of JSON"},
 		{"app", `30s`, "invalid character"},
 		{"app", `{"max": "30s", "since": "yesterday"}`, "parsing time"},
-		{"", `{"max": "30s"}`, "it names no service"},
-		{"app/x", `{"max": "30s"}`, "it names no service"},
+		{"", `{"max": "30s"}`, "it does not name a service"},
+		{"app/x", `{"max": "30s"}`, "it does not name a service"},
 		{"app\n", `{"max": "no"}`, `the key "berth/paused/app\n" pauses nothing`},
 	} {
 		good := Pause{Service: "web", Max: time.Minute}
@@ -60,7 +60,7 @@ func TestCleanPauses(t *testing.T) {
 	}
 }
 
-// However long a value is, the log line is not.
+// The log line is short, however long a value is.
 func TestLongPause(t *testing.T) {
 	for _, value := range []string{`{"max": "30s", "since": "%s"}`, `{"max": "%s"}`, `{"max": %s}`, "%s"} {
 		value = strings.Replace(value, "%s", strings.Repeat("9", 100000), 1)

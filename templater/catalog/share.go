@@ -12,26 +12,26 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// lookEvery is how often all watches without a lease are checked even if no list has changed: none does for a node's new
-// address.
+// lookEvery is how often all watches without a lease are checked even if no list has changed: a node's new address changes no
+// list.
 const lookEvery = 5 * time.Minute
 
-// lists are the queries of which at least one changes with any instance of any service.
+// lists are queries of which at least one changes with any instance of any service.
 var lists = []string{"/v1/catalog/services", "/v1/health/state/critical", "/v1/health/state/warning"}
 
-// scope is where a query looks for services. Each scope has lists of its own.
+// scope is where a query looks for services. Each scope has its own lists.
 type scope struct{ datacenter, namespace, partition, peer, group string }
 
 func (s scope) options() api.QueryOptions {
 	return api.QueryOptions{Datacenter: s.datacenter, Namespace: s.namespace, Partition: s.partition, Peer: s.peer, SamenessGroup: s.group}
 }
 
-// few is how many of the watches that changed last are checked apart from the others: they are likely to change again, and
-// a check of all takes long.
+// few is how many of the most recently changed watches are checked separately: they are likely to change again, and checking all
+// watches takes long.
 const few = 16
 
-// run tells the watches without a lease of changes until ctx is done. They share one blocking query for each list. When one
-// of these returns, run asks for each watch's index, without the instances, and wakes the watches whose index has moved.
+// run notifies the watches without a lease of changes until ctx is done. They share one blocking query for each list. When such a
+// query returns, run asks for each watch's index, without the instances, and wakes the watches whose index has moved.
 func (l *limiter) run(ctx context.Context, client *api.Client, again *anew) {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -58,7 +58,7 @@ func (l *limiter) run(ctx context.Context, client *api.Client, again *anew) {
 	})
 }
 
-// often calls look when it is told to, and from time to time, until ctx is done. It rests for as long as a look took,
+// often calls look when told to, and every lookEvery, until ctx is done. After each look it pauses for as long as the look took,
 // however much the catalog changes.
 func often(ctx context.Context, told <-chan struct{}, look func()) {
 	tick := time.NewTicker(lookEvery)
@@ -76,7 +76,7 @@ func often(ctx context.Context, told <-chan struct{}, look func()) {
 	}
 }
 
-// shared returns at most so many of the watches without a lease, the last changed first.
+// shared returns at most the given number of watches without a lease, the most recently changed first.
 func (l *limiter) shared(most int) (all []*lease) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -96,9 +96,9 @@ func wakeChanged(ctx context.Context, client *api.Client, again *anew, all []*le
 	for _, s := range all {
 		g.Go(func() error {
 			query := s.scope.options()
-			query.Filter = `Service.ID == ""` // only the index is needed
+			query.Filter = `Service.ID == ""` // matches nothing: only the index is needed
 			if index, err := indexOf(ctx, client, again, s.path, query); err != nil || index != s.index.Load() {
-				notify(s.wake) // after an error, too: the watch reports it
+				notify(s.wake) // also after an error: the watch reports it
 			}
 			return nil
 		})
@@ -130,7 +130,7 @@ func watchList(ctx context.Context, client *api.Client, again *anew, list string
 	}
 }
 
-// indexOf asks a query for the index of its answer.
+// indexOf makes a query and returns only the index of its answer.
 func indexOf(ctx context.Context, client *api.Client, again *anew, path string, query api.QueryOptions) (uint64, error) {
 	ctx, cancel := again.context(ctx, longest(query.WaitTime)+answerTime)
 	defer cancel()

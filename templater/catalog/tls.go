@@ -11,12 +11,12 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// needsCertificate is an http.RoundTripper that has no client certificate, and says so where that may be the reason for a failure.
+// needsCertificate is an http.RoundTripper without a client certificate. Its errors say so if that may be the cause.
 type needsCertificate struct{ http.RoundTripper }
 
-// ExplainTLS wraps a transport that speaks TLS without a client certificate: a failure says so if Consul may have wanted one. With
-// TLS 1.3 Consul refuses a client after that client's handshake is done, so that its first request may fail before Consul's reason has
-// arrived, with no more than "broken pipe". NewClient calls ExplainTLS for an http.Transport.
+// ExplainTLS wraps a TLS transport without a client certificate, so that errors mention a certificate that Consul may require. With
+// TLS 1.3 Consul rejects a client after the client's handshake is complete. Its first request may then fail with only "broken
+// pipe", before Consul's reason has arrived. NewClient calls ExplainTLS for an http.Transport.
 func ExplainTLS(base http.RoundTripper, config *api.Config) http.RoundTripper {
 	tls := config.TLSConfig
 	if config.Scheme != "https" || tls.CertFile != "" || len(tls.CertPEM) > 0 {
@@ -29,12 +29,12 @@ func ExplainTLS(base http.RoundTripper, config *api.Config) http.RoundTripper {
 func (t needsCertificate) RoundTrip(req *http.Request) (*http.Response, error) {
 	res, err := t.RoundTripper.RoundTrip(req)
 	if err != nil && req.Context().Err() == nil && isClosed(err) {
-		err = fmt.Errorf("%w: does Consul want a client certificate? name it by %s and %s", err, api.HTTPClientCert, api.HTTPClientKey)
+		err = fmt.Errorf("%w: does Consul require a client certificate? set it with %s and %s", err, api.HTTPClientCert, api.HTTPClientKey)
 	}
 	return res, err
 }
 
-// isClosed says whether the other side has closed the connection without an answer. HTTP/2 has no error of its own for it.
+// isClosed reports whether the other side closed the connection without an answer. HTTP/2 has no specific error for this.
 func isClosed(err error) bool {
 	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) ||
 		strings.Contains(err.Error(), "http2: client conn")

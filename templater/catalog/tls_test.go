@@ -20,7 +20,7 @@ type failing struct{ err error }
 
 func (f failing) RoundTrip(*http.Request) (*http.Response, error) { return nil, f.err }
 
-// What says no more than that the connection was closed is explained, where a client certificate may be missing.
+// An error that only reports a closed connection is explained if a client certificate may be missing.
 func TestExplainTLS(t *testing.T) {
 	bare := api.Config{Scheme: "https"}
 	for name, tt := range map[string]struct {
@@ -47,7 +47,7 @@ func TestExplainTLS(t *testing.T) {
 	}
 }
 
-// A server that wants a certificate is told of in any case: by its own reason where that arrives in time.
+// A server that requires a certificate is always reported, with its own reason if that arrives in time.
 func TestCertificateWanted(t *testing.T) {
 	srv := httptest.NewUnstartedServer(http.NotFoundHandler())
 	srv.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}

@@ -10,16 +10,16 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// tokenFile is an http.RoundTripper that adds the token in a file, which may change. While the file cannot be read, or is
-// empty, the last token is good.
+// tokenFile is an http.RoundTripper that adds the token from a file, which may change. While the file is unreadable or empty, the
+// last token stays in use.
 type tokenFile struct {
 	base http.RoundTripper
 	path string
 	last atomic.Value // the last token
 }
 
-// FollowToken wraps a transport so that each request carries the token that config.TokenFile holds at that moment; it
-// begins with config.Token. The client of consul/api reads the file once. NewClient calls FollowToken for itself.
+// FollowToken wraps a transport so that each request carries the current token of config.TokenFile, initially config.Token. The
+// client of consul/api reads the file only once. NewClient calls FollowToken itself.
 func FollowToken(base http.RoundTripper, config *api.Config) http.RoundTripper {
 	t := &tokenFile{base: base, path: config.TokenFile}
 	t.last.Store(config.Token)

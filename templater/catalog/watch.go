@@ -14,35 +14,35 @@ import (
 const (
 	// answerTime is how long a query may take beyond its wait.
 	answerTime = 10 * time.Second
-	// spuriousPause separates queries whose answers are no news, as in consul-template.
+	// spuriousPause separates queries whose answers bring no change, as in consul-template.
 	spuriousPause = 100 * time.Millisecond
-	// The pause after an error grows between these, with jitter, for ever.
+	// The pause after an error grows from the first to the second, with jitter; retries never end.
 	retryFirst, retryMost = 100 * time.Millisecond, 5 * time.Second
 )
 
-// Update is what a watch reports: data for the templates, or how its queries go.
+// Update is a watch's report: data for the templates, or the outcome of its queries.
 type Update struct {
 	Watch *Watch
 	New   bool // Data is new
 	Data  any
 	Err   error // the query failed
-	Well  bool  // the first query that worked, or the first after an error
+	Well  bool  // the first query that succeeded, or the first after an error
 
-	LeftOut      []string // why things of the answer are not in Data, sorted
-	LeftOutOther bool     // not the same as before
+	LeftOut      []string // why parts of the answer are not in Data, sorted
+	LeftOutOther bool     // LeftOut has changed
 }
 
-// Options say how a watch asks, and where it reports.
+// Options configure a watch.
 type Options struct {
 	Wait    time.Duration // how long a query may block
-	Once    bool          // ask once: Consul would hold a blocking query that nobody waits for any more
+	Once    bool          // ask once: Consul would hold an abandoned blocking query
 	Policy  Policy
 	Updates chan<- Update
 	Library *dependency.ClientSet // for Vault and Nomad
 	Consul  *Client
 }
 
-// Watch asks for a dependency again and again, for ever.
+// Watch queries a dependency until it is stopped.
 type Watch struct {
 	dependency.Dependency
 	Key       string // the dependency's String
@@ -50,13 +50,13 @@ type Watch struct {
 	clients   *dependency.ClientSet
 	transport *transport // to Consul; nil if the dependency is elsewhere
 	lease     *lease     // likewise
-	next      uint64     // the index that the library waits for, if the dependency is elsewhere
+	next      uint64     // the index that the library waits for if the dependency is elsewhere
 
 	ctx    context.Context
 	cancel context.CancelFunc
 }
 
-// NewWatch returns a watch that asks nothing before Run.
+// NewWatch returns a watch. It makes no query before Run.
 func NewWatch(d dependency.Dependency, o Options) *Watch {
 	w := &Watch{Dependency: d, Key: d.String(), options: o}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
@@ -64,7 +64,7 @@ func NewWatch(d dependency.Dependency, o Options) *Watch {
 		w.clients, w.options.Policy = o.Library, Policy{VanishLimit: 100}
 		return w
 	}
-	if w.Optional() { // nobody writes again what Consul has lost of it, as registrars do
+	if w.Optional() { // unlike registrations, lost keys are not written again
 		w.options.Policy = Policy{Grace: o.Policy.Grace, VanishLimit: 100, ByIndex: true}
 	}
 	w.lease = o.Consul.limiter.newLease(ofService(d))
@@ -72,22 +72,22 @@ func NewWatch(d dependency.Dependency, o Options) *Watch {
 	return w
 }
 
-// InConsul says whether the dependency is in Consul. If not, Run may not notice at once that the watch was stopped.
+// InConsul reports whether the dependency is in Consul. If not, Run may not notice a stop at once.
 func (w *Watch) InConsul() bool { return w.Type() == dependency.TypeConsul }
 
-// Optional says whether the texts do without the dependency where it cannot be had, as with a token that lacks the right.
+// Optional reports whether texts do without the dependency if it is unavailable, as with a token that lacks the right.
 func (w *Watch) Optional() bool {
 	_, is := w.Dependency.(*Paused)
 	return is
 }
 
-// Stop is called once; Run returns soon.
+// Stop ends Run soon. Call it once.
 func (w *Watch) Stop() {
 	w.cancel()
 	w.Dependency.Stop()
 }
 
-// Run asks until the watch is stopped.
+// Run queries the dependency until the watch is stopped.
 func (w *Watch) Run() {
 	if w.lease != nil {
 		defer w.lease.release()
@@ -108,7 +108,7 @@ func (w *Watch) Run() {
 		switch {
 		case w.ctx.Err() != nil:
 			return
-		case err == errAnew: // with the same index: nothing says that what is there is no good
+		case err == errAnew: // with the same index: the known data is still good
 			if !sleep(w.ctx, rand.N(anewWithin)) {
 				return
 			}
@@ -128,7 +128,7 @@ func (w *Watch) Run() {
 			w.options.Consul.nodes.note(w.lease.asked(), now.trusted)
 		}
 		changed := now.differs(before)
-		if !changed { // one copy is enough
+		if !changed { // keep one copy
 			now.trusted = before.trusted
 			if now.vanished == nil {
 				now.believed = before.trusted
@@ -159,14 +159,14 @@ func newPause() *backoff.ExponentialBackOff {
 	return b
 }
 
-// report sends an update if it is news; it returns false if the watch was stopped.
+// report sends an update if it brings news. It returns false if the watch was stopped.
 func (w *Watch) report(u Update) bool {
 	if !u.New && !u.Well && !u.LeftOutOther && u.Err == nil {
 		return w.ctx.Err() == nil
 	}
 	u.Watch = w
 	if u.Err != nil {
-		u.Err = fmt.Errorf("%w", u.Err) // the library's errors log themselves with a stack trace
+		u.Err = fmt.Errorf("%w", u.Err) // the library's errors print a stack trace
 	}
 	select {
 	case w.options.Updates <- u:
@@ -176,7 +176,7 @@ func (w *Watch) report(u Update) bool {
 	}
 }
 
-// ask makes one query, which blocks until there is news if that is possible.
+// ask makes one query, which blocks until data changes if possible.
 func (w *Watch) ask(now state, failed bool) (answer, error) {
 	opts := dependency.QueryOptions{WaitIndex: now.index, WaitTime: now.patience(w.options.Wait, time.Now())}
 	if w.transport == nil {
@@ -193,12 +193,12 @@ func (w *Watch) ask(now state, failed bool) (answer, error) {
 		}
 	}
 	if failed {
-		opts.WaitIndex = 0 // answered at once, whether anything has changed or not
-		// While there is no leader, any server's word is better than none.
+		opts.WaitIndex = 0 // get an answer at once, changed or not
+		// Without a leader, any server's answer is better than none.
 		opts.AllowStale = now.mode == unanswered
 	}
 	if ofService(w.Dependency) {
-		// Keeps an agent from answering out of its streaming cache, which learns of a change 75 ms late.
+		// Bypasses the agent's streaming cache, which learns of a change 75 ms late.
 		opts.Near = "_agent"
 	}
 	if opts.WaitIndex > 0 {
@@ -239,12 +239,12 @@ func (w *Watch) fetch(opts dependency.QueryOptions) (answer, error) {
 		a.data, a.leftOut = clean(a.data)
 		slices.Sort(a.leftOut)
 	} else {
-		w.next = meta.LastIndex // of Nomad's state; elsewhere it is the time
+		w.next = meta.LastIndex // Nomad's state index; a time for other sources
 	}
 	return a, nil
 }
 
-// unshared returns data that nobody else writes to: the library writes to a Vault secret when it renews it.
+// unshared returns data that nothing else writes to: the library modifies a Vault secret when it renews it.
 func unshared(data any) any {
 	s, ok := data.(*dependency.Secret)
 	if !ok || s == nil {
@@ -262,10 +262,10 @@ func unshared(data any) any {
 	return &c
 }
 
-// longest returns how long a query with this wait blocks at most: Consul adds a jitter of its own.
+// longest returns how long a query with this wait blocks at most: Consul adds jitter.
 func longest(wait time.Duration) time.Duration { return wait + wait/16 }
 
-// sleep reports false if ctx was done first.
+// sleep returns false if ctx was done first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	if d <= 0 {
 		return ctx.Err() == nil

@@ -15,13 +15,13 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// scripted is a dependency whose queries end as the test says, one after the other.
-// After the last it hangs until it is stopped.
+// scripted is a dependency whose queries return the scripted results in turn. After the last result it hangs until it is
+// stopped.
 type scripted struct {
 	mu      sync.Mutex
 	watch   *Watch
 	queries []query
-	asked   []string // the index of each query, and how long it may wait
+	asked   []string // index and wait of each query
 	stopped chan struct{}
 }
 
@@ -67,7 +67,7 @@ func (s *scripted) String() string        { return "scripted" }
 func (s *scripted) Stop()                 { close(s.stopped) }
 func (s *scripted) Type() dependency.Type { return dependency.TypeConsul }
 
-// scriptedWatch is a watch of such a dependency. Both end with the test.
+// scriptedWatch is a watch of a scripted dependency. Both end with the test.
 func scriptedWatch(t *testing.T, queries []query, tell chan Update) (*Watch, *scripted) {
 	t.Helper()
 	consul, err := NewClient(&api.Config{Address: "127.0.0.1:1"}, 0, time.Minute, slog.New(slog.DiscardHandler))
@@ -193,7 +193,7 @@ func TestWatchStops(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		queries []query
-		heard   int // news that somebody takes
+		heard   int // updates that are received
 		leases  int
 	}{
 		{"while a query blocks", nil, 0, 1},
@@ -216,7 +216,7 @@ func TestWatchStops(t *testing.T) {
 	}
 }
 
-// A certificate of Consul's that cannot be read now is no reason to give up.
+// An unreadable certificate of Consul is no reason to give up.
 func TestWatchWhoseClientCannotBeMade(t *testing.T) {
 	tell := make(chan Update)
 	w, _ := scriptedWatch(t, []query{{index: 7, data: "a"}}, tell)

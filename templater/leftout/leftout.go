@@ -1,5 +1,5 @@
-// Package leftout words what is left out of the rendered texts, and tells what it is about. Template functions report plain
-// sentences; only here is it known how these begin.
+// Package leftout formats and parses reports on what the rendered texts ignore. Template functions report plain sentences; only
+// this package knows how they begin.
 package leftout
 
 import (
@@ -9,14 +9,14 @@ import (
 	"strings"
 )
 
-// LeftOut is something that no rendered text has, and why.
+// LeftOut is something that the rendered texts ignore, with the reason.
 type LeftOut struct {
-	Service  string // "" if it is about no service
-	Instance string // its ID in Consul; "" if it is not about a single one
+	Service  string // "" = not about a service
+	Instance string // ID in Consul; "" = not about a single instance
 	Reason   string // the whole sentence: service "web", instance "web-1": its port 0 is not between 1 and 65535; ...
 }
 
-// longest bounds the names in a sentence, in characters.
+// longest limits names in a sentence, in characters.
 const longest = 200
 
 const (
@@ -25,7 +25,7 @@ const (
 	ofReason   = ": "
 )
 
-// Sentence says why something of a service is left out, or of one of its instances; "" = of none in particular.
+// Sentence returns the report on a service, or on one of its instances; "" = no instance in particular.
 func Sentence(service, instance, why string) string {
 	subject := ofService + quote(service)
 	if instance != "" {
@@ -36,7 +36,7 @@ func Sentence(service, instance, why string) string {
 
 func quote(name string) string { return fmt.Sprintf("%.*q", longest, name) }
 
-// Parse returns what a sentence is about. One that Sentence did not make is about nothing.
+// Parse returns the service and instance of a sentence made by Sentence. Any other sentence has neither.
 func Parse(sentence string) LeftOut {
 	l := LeftOut{Reason: sentence}
 	service, rest, found := cutName(sentence, ofService)
@@ -53,7 +53,7 @@ func Parse(sentence string) LeftOut {
 	return l
 }
 
-// cutName returns the quoted name that s has behind its beginning, and the rest.
+// cutName returns the quoted name that follows beginning in s, and the rest.
 func cutName(s, beginning string) (name, rest string, found bool) {
 	s, found = strings.CutPrefix(s, beginning)
 	if !found {

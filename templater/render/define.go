@@ -9,7 +9,7 @@ import (
 	"text/template/parse"
 )
 
-// defines returns the text of every {{ define }} in a template, as the parser writes it.
+// defines returns the text of every {{ define }} in a template, as the parser formats it.
 func defines(text string) (map[string]string, error) {
 	tree := parse.New("")
 	tree.Mode = parse.SkipFuncCheck
@@ -27,8 +27,8 @@ func defines(text string) (map[string]string, error) {
 	return texts, nil
 }
 
-// keepBraces changes the text before an action that ends with a brace, as in "server {{{- with .X }}" without the blanks
-// that the parser has removed there: the two would be read as one.
+// keepBraces changes text that ends with a brace before an action, as in "server {{{- with .X }}": the parser removed the blanks
+// between them, and the braces would be read as one delimiter.
 func keepBraces(list *parse.ListNode) {
 	if list == nil {
 		return
@@ -52,10 +52,10 @@ func keepBraces(list *parse.ListNode) {
 	}
 }
 
-// plainCall is a call of executeTemplate that says what it executes.
+// plainCall matches a call of executeTemplate with a literal name.
 var plainCall = regexp.MustCompile(`executeTemplate "[^"\\]*"`)
 
-// closure returns a {{ define }} and all that it may execute by name: every other one if it computes the name.
+// closure returns a {{ define }} and all defines that it may execute by name. If it computes a name, these are all defines.
 func (v *version) closure(name string) []string {
 	need := []string{name}
 	for n := 0; n < len(need); n++ {

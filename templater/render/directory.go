@@ -18,8 +18,8 @@ const lookEvery = time.Second
 // Directory is the result of the template function directory.
 type Directory struct {
 	Path  string
-	Names []string // of its regular files, sorted, without names that begin with a dot; none if it does not exist
-	Sum   string   // changes with the names, sizes and times of modification
+	Names []string // regular files, sorted, without names that begin with a dot; empty if the directory does not exist
+	Sum   string   // changes with the names, sizes and modification times
 }
 
 // directoryQuery is the dependency on a directory.
@@ -33,8 +33,8 @@ func newDirectoryQuery(path string) *directoryQuery {
 	return &directoryQuery{path: path, stop: make(chan struct{})}
 }
 
-// Fetch returns at once the first time, and then when the directory has changed and two reads in a row agree: a file may
-// still be written.
+// Fetch returns at once the first time. Later it returns when the directory has changed and two consecutive reads agree, because a
+// file may still be written.
 func (q *directoryQuery) Fetch(*dependency.ClientSet, *dependency.QueryOptions) (any, *dependency.ResponseMetadata, error) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -61,7 +61,7 @@ func (q *directoryQuery) String() string        { return "directory(" + q.path +
 func (q *directoryQuery) Stop()                 { close(q.stop) }
 func (q *directoryQuery) Type() dependency.Type { return dependency.TypeLocal }
 
-// readDirectory reads names only: who renders a configuration need not be allowed to read the keys of its certificates.
+// readDirectory reads only names: rendering a configuration needs no permission to read the keys of its certificates.
 func readDirectory(path string) (Directory, error) {
 	d := Directory{Path: path}
 	entries, err := os.ReadDir(path)
@@ -73,7 +73,7 @@ func readDirectory(path string) (Directory, error) {
 		if strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
-		info, err := os.Stat(path + "/" + e.Name()) // of what a link leads to
+		info, err := os.Stat(path + "/" + e.Name()) // of a link's target
 		if errors.Is(err, fs.ErrNotExist) || err == nil && !info.Mode().IsRegular() {
 			continue
 		}

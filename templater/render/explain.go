@@ -11,15 +11,15 @@ import (
 	"github.com/hashicorp/consul-template/dependency"
 )
 
-// Line is a line of a text, with the data that it depends on.
+// Line is a line of a text, with the data it depends on.
 type Line struct {
 	Text    string
-	Depends []string // as consul-template writes them, sorted: health.service(web|passing)
+	Depends []string // in consul-template's notation, sorted: health.service(web|passing)
 }
 
-// Explain returns the lines of a template's text; nil if there is no such template, or no text. A line depends on what it
-// would not be the same without: each list, key, ... that the template uses is emptied in turn, and the text compared.
-// Where the template fails without, or wants other data then, all lines count that it may have been for.
+// Explain returns the lines of a template's text; nil without such a template or text. A line depends on data if it changes without
+// that data: Explain empties each list, key and so on in turn and compares the texts. If the template then fails or uses other
+// data, all lines count as dependent on it.
 func (s *Set) Explain(name string) []Line {
 	i := slices.IndexFunc(s.templates, func(t *tmpl) bool { return t.Name == name })
 	if i < 0 {
@@ -81,7 +81,7 @@ func (v *version) failures() string {
 	return strings.Join(all, "\n")
 }
 
-// changedLines returns the numbers, from 0, of the lines of before that after lacks.
+// changedLines returns the numbers, from 0, of the lines of before that are missing from after.
 func changedLines(before, after string) []int {
 	var changed []int
 	for _, e := range udiff.Lines(before, after) {
@@ -90,7 +90,7 @@ func changedLines(before, after string) []int {
 		if e.End > e.Start {
 			last = strings.Count(before[:e.End-1], "\n")
 		} else if e.Start > 0 {
-			continue // lines that are there without the data only
+			continue // lines that exist only without the data
 		}
 		for n := first; n <= last; n++ {
 			changed = append(changed, n)
@@ -99,7 +99,7 @@ func changedLines(before, after string) []int {
 	return changed
 }
 
-// empty returns a value of the type of data that holds nothing.
+// empty returns an empty value of data's type.
 func empty(data any) any {
 	if data == nil {
 		return nil

@@ -9,48 +9,48 @@ import (
 	"github.com/hashicorp/consul-template/template"
 )
 
-// fragmentKey names what a partial renders.
+// fragmentKey identifies a rendering of a partial.
 type fragmentKey struct {
 	name string
 	arg  any // comparable
 }
 
-// fragment is the unit of execution: a template, or one of its partials for one argument. Its text stays good until one of
-// its inputs changes.
+// fragment is the unit of execution: a template, or one of its partials for one argument. Its text stays valid until an input
+// changes.
 type fragment struct {
 	fragmentKey
 	compiled *template.Template
 
 	dirty      bool
-	refreshing bool       // to notice a partial that calls itself
-	good       *execution // the last good one, whose text is used; nil = none so far
+	refreshing bool       // detects a partial that calls itself
+	good       *execution // the last good one, whose text is used; nil = none yet
 	failure    string     // why the last execution failed; "" = it did not
-	cause      string     // the same in the library's words, with the fragment's own line numbers
-	stale      bool       // the last execution failed, and nothing worked in its place: good lacks what it was for
-	generation int        // counts the changes that an outer text may have to follow
+	cause      string     // the library's error, with the fragment's own line numbers
+	stale      bool       // the last execution failed without a replacement: good lacks the latest change
+	generation int        // counts the changes that affect an outer text
 
-	// Of the last execution and, if that has ended early, of the good one:
+	// From the last execution and, if it ended early, from the good one as well:
 	used    map[string]dependency.Dependency // by String
 	missing []string                         // used, but not received yet
-	calls   map[*fragment]int                // the partials in it, with the generation of each
+	calls   map[*fragment]int                // called partials, with their generations
 }
 
-// execution records what one execution of a fragment uses and makes.
+// execution records the inputs and outputs of one execution of a fragment.
 type execution struct {
 	of      *fragment
-	outer   *execution // which called this one and goes on after it
+	outer   *execution // the caller, which continues afterwards
 	text    string
 	used    map[string]dependency.Dependency
 	missing []string
 	calls   map[*fragment]int
-	leftOut map[string]bool   // the reasons of functions that left something out
+	leftOut map[string]bool   // reasons reported by functions that ignored something
 	files   map[string]string // made by asFile
 	maps    map[string]string // made by asMap and asCrtList
 
-	read    map[string]*datum // of a good one: what used held then
-	held    map[string]*datum // what of it is older than the newest, which does not work
-	refused map[string]*datum // the newest of these
-	brain   *template.Brain   // with what is held, while it runs; nil = the set's
+	read    map[string]*datum // for a good execution: the data of used
+	held    map[string]*datum // the part of read that is older than the newest data, which does not work
+	refused map[string]*datum // the newest data for held
+	brain   *template.Brain   // includes held, while the execution runs; nil = the set's
 }
 
 func newExecution(f *fragment, outer *execution) *execution {
@@ -60,7 +60,7 @@ func newExecution(f *fragment, outer *execution) *execution {
 	}
 }
 
-// uses adds the dependencies that the library knows of.
+// uses adds the dependencies that the library reports.
 func (x *execution) uses(result *template.ExecuteResult) {
 	for _, d := range result.Used.List() {
 		x.used[d.String()] = d
@@ -70,7 +70,7 @@ func (x *execution) uses(result *template.ExecuteResult) {
 	}
 }
 
-// fail takes in the error of an execution, and what works in its place; nil = nothing but the last good one.
+// fail records the error of an execution and its replacement; nil = keep the last good one.
 func (f *fragment) fail(err error, instead *execution) {
 	f.missing, f.stale = nil, instead == nil
 	if instead != nil {
@@ -85,7 +85,7 @@ func (f *fragment) fail(err error, instead *execution) {
 	}
 }
 
-// finish takes in an execution, whose text counts if no data is missing.
+// finish records an execution. Its text is used if no data is missing.
 func (f *fragment) finish(x *execution) {
 	if (len(x.missing) == 0) != (len(f.missing) == 0) || f.failure != "" {
 		f.generation++
@@ -100,7 +100,7 @@ func (f *fragment) finish(x *execution) {
 	f.good = x
 }
 
-// text returns the text that is used.
+// text returns the text in use.
 func (f *fragment) text() string {
 	if f.good == nil {
 		return ""
@@ -108,7 +108,7 @@ func (f *fragment) text() string {
 	return f.good.text
 }
 
-// leftOut returns the reasons why something is left out of the text.
+// leftOut returns the reasons why the text ignores something.
 func (f *fragment) leftOut() map[string]bool {
 	switch {
 	case f.good != nil:
@@ -120,7 +120,7 @@ func (f *fragment) leftOut() map[string]bool {
 	}
 }
 
-// complete says whether all data of f and its partials is there.
+// complete reports whether f and its partials have all their data.
 func (f *fragment) complete() bool {
 	if len(f.missing) > 0 {
 		return false
@@ -133,7 +133,7 @@ func (f *fragment) complete() bool {
 	return true
 }
 
-// reach collects f and the partials in it.
+// reach collects f and the partials that it calls.
 func (f *fragment) reach(reached map[*fragment]bool) {
 	reached[f] = true
 	for c := range f.calls {
@@ -143,8 +143,8 @@ func (f *fragment) reach(reached map[*fragment]bool) {
 	}
 }
 
-// failedPartial returns the error of a partial that failed for every argument. A partial that fails for some keeps its last
-// text for these, or leaves them out if there is none: one bad service harms no other.
+// failedPartial returns the error of a partial that failed for every argument. A partial that fails for some arguments keeps its
+// last text for them, or skips them without one, so a bad service harms no other.
 func (x *execution) failedPartial() error {
 	failed, works := map[string]string{}, map[string]bool{}
 	for c := range x.calls {

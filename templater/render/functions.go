@@ -19,7 +19,7 @@ import (
 	"berth/templater/catalog"
 )
 
-// The functions that every template has beside consul-template's.
+// The functions that every template has in addition to consul-template's.
 const (
 	funcPartial   = "partial"
 	funcAsFile    = "asFile"
@@ -33,7 +33,7 @@ const (
 	funcStop     = "berthStop"
 )
 
-// functions returns berth's own template functions, some of which replace one of consul-template's.
+// functions returns berth's own template functions. Some replace functions of consul-template.
 func (v *version) functions() texttemplate.FuncMap {
 	funcs := texttemplate.FuncMap{
 		funcPartial: v.partial, funcAsFile: v.asFile, funcAsMap: v.asMap, funcAsCrtList: v.asCrtList, funcDirectory: v.directory, funcInstances: v.instances, funcPaused: v.paused,
@@ -47,8 +47,8 @@ func (v *version) functions() texttemplate.FuncMap {
 	return funcs
 }
 
-// denied returns functions that fail in place of consul-template's that run programs or write files, unless they are
-// wanted, or that need a client that does not exist (the library would dereference nil).
+// denied returns failing replacements for functions of consul-template: for those that run programs or write files, unless these
+// are allowed, and for those without a client (the library would dereference nil).
 func denied(opts *Options) texttemplate.FuncMap {
 	funcs := texttemplate.FuncMap{}
 	deny := func(why string, names ...string) {
@@ -57,7 +57,7 @@ func denied(opts *Options) texttemplate.FuncMap {
 		}
 	}
 	if !opts.Programs {
-		deny("template-programs allows what runs programs and writes files", "plugin", "writeToFile")
+		deny("template-programs enables functions that run programs or write files", "plugin", "writeToFile")
 	}
 	if opts.Library == nil || !config.BoolVal(opts.Library.Vault.Enabled) {
 		deny("set VAULT_ADDR to the address of Vault", "secret", "secrets", "pkiCert")
@@ -69,7 +69,7 @@ func denied(opts *Options) texttemplate.FuncMap {
 	return funcs
 }
 
-// environment returns the variables with which consul-template tells its templates of its configuration.
+// environment returns the variables through which consul-template exposes its configuration to templates.
 func environment(opts *Options) []string {
 	if opts.Consul == nil {
 		return nil
@@ -80,8 +80,8 @@ func environment(opts *Options) []string {
 	}
 }
 
-// partial is the template function: it returns the text of a {{ define }} for an argument, and executes it only if one of
-// its inputs has changed.
+// partial is the template function: it returns the text of a {{ define }} for an argument, and executes it only if an input has
+// changed.
 func (v *version) partial(name string, args ...any) (string, error) {
 	key := fragmentKey{name: name}
 	switch {
@@ -93,7 +93,7 @@ func (v *version) partial(name string, args ...any) (string, error) {
 	switch kind := reflect.ValueOf(key.arg).Kind(); kind {
 	case reflect.Invalid, reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Uint64, reflect.Float64:
 	default:
-		return "", fmt.Errorf("partial %q: its argument must be a string, a number or a bool, by which its text is kept, not %T", name, key.arg)
+		return "", fmt.Errorf("partial %q: its argument must be a string, a number or a bool, because it is the key of the cached text, not %T", name, key.arg)
 	}
 	f := v.partials[key]
 	if f == nil {
@@ -114,11 +114,11 @@ func (v *version) partial(name string, args ...any) (string, error) {
 
 var fileName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}(\.[A-Za-z0-9_-]{1,20})?$`)
 
-// asFile is the template function: it returns the path of a file that holds the text. The path changes with the text, so
-// the configuration changes, too, and never shares a file with the one before.
+// asFile is the template function: it returns the path of a file with the text. The path changes with the text, so the
+// configuration changes as well and never shares a file with the previous one.
 func (v *version) asFile(name, text string) (string, error) {
 	if v.FilePrefix == "" {
-		return "", errors.New("asFile: there is no directory for files beside this text")
+		return "", errors.New("asFile: this text has no directory for additional files")
 	}
 	if !fileName.MatchString(name) {
 		return "", fmt.Errorf("asFile: %q must be a name like routes.map, of letters, digits, - and _", name)
@@ -130,31 +130,30 @@ func (v *version) asFile(name, text string) (string, error) {
 	return path, nil
 }
 
-// asMap is the template function: it returns the path of a map that holds the text. The path stays the same, so that another
-// content does not change the configuration: the proxy is given it while it runs.
+// asMap is the template function: it returns the path of a map with the text. The path stays the same, so new content does not
+// change the configuration: the proxy receives it at run time.
 func (v *version) asMap(name, text string) (string, error) {
 	return v.asLive(funcAsMap, ".map", "routes", name, text)
 }
 
-// asCrtList is the template function: it returns the path of a list of certificates (HAProxy's crt-list) that holds the text, as
-// asMap does.
+// asCrtList is the template function: like asMap, for a list of certificates (HAProxy's crt-list).
 func (v *version) asCrtList(name, text string) (string, error) {
 	return v.asLive(funcAsCrtList, ".crt-list", "certificates", name, text)
 }
 
 var liveName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}$`)
 
-// asLive returns the path of a file with this extension, whose content may change without a change of the path.
+// asLive returns the path of a file with this extension. The content may change while the path stays the same.
 func (v *version) asLive(function, ext, example, name, text string) (string, error) {
 	if v.MapPrefix == "" {
-		return "", fmt.Errorf("%s: nothing but HAProxy's configuration has files that change while it runs", function)
+		return "", fmt.Errorf("%s: only HAProxy's configuration has files that change while it runs", function)
 	}
 	if base, ok := strings.CutSuffix(name, ext); !ok || !liveName.MatchString(base) {
 		return "", fmt.Errorf("%s: %q must be a name like %s%s, of letters, digits, - and _", function, name, example, ext)
 	}
 	path := v.MapPrefix + name
 	if was, twice := v.running.maps[path]; twice && was != text {
-		return "", fmt.Errorf("%s: %s is made twice, with different texts", function, name)
+		return "", fmt.Errorf("%s: %s is defined twice with different texts", function, name)
 	}
 	v.running.maps[path] = text
 	return path, nil
@@ -175,10 +174,10 @@ func (v *version) directory(path string) (Directory, error) {
 // instances is the template function: it returns the instances of a service in every state of health.
 func (v *version) instances(service string) []*api.ServiceEntry {
 	if service == "" {
-		return nil // as consul-template's functions do
+		return nil // like consul-template's functions
 	}
 	d, err := catalog.NewInstances(service)
-	if err != nil { // anybody can register a name
+	if err != nil { // names in the catalog are untrusted
 		v.running.leftOut[err.Error()] = true
 		return nil
 	}
@@ -187,8 +186,8 @@ func (v *version) instances(service string) []*api.ServiceEntry {
 	return instances
 }
 
-// paused is the template function: it returns the services that are paused by hand, and how long a request for each waits. It
-// is as if none was while that cannot be known.
+// paused is the template function: it returns the services paused by hand, with the time a request waits. It is empty while the
+// pauses are unknown.
 func (v *version) paused() map[string]time.Duration {
 	d := &catalog.Paused{}
 	key := d.String()
@@ -205,7 +204,7 @@ func (v *version) paused() map[string]time.Duration {
 	return services
 }
 
-// recall returns the data of a dependency, and notes that it is used.
+// recall returns the data of a dependency and records its use.
 func (v *version) recall(d dependency.Dependency) (data any, ok bool) {
 	key := d.String()
 	v.running.used[key] = d

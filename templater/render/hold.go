@@ -9,10 +9,10 @@ import (
 	"github.com/hashicorp/consul-template/template"
 )
 
-// datum is the data that a dependency had for some time.
+// datum is one state of a dependency's data.
 type datum struct{ data any }
 
-// readings returns what x has read of each dependency that it uses.
+// readings returns the data that x read of each dependency.
 func (s *Set) readings(x *execution) map[string]*datum {
 	all := map[string]*datum{}
 	for key := range x.used {
@@ -24,15 +24,15 @@ func (s *Set) readings(x *execution) map[string]*datum {
 	return all
 }
 
-// hold executes a fragment that does not work with the newest data once more: with the data of its last good execution where
-// the newest does not work, and the newest of all else. So a mistake in one key costs the changes of this key, and no
-// others. It returns nil if nothing is gained.
+// hold executes a fragment again that fails with the newest data. It uses the data of the last good execution where the newest
+// does not work, and the newest data otherwise. So a mistake in one key holds back only the changes of this key. It returns nil if
+// this gains nothing.
 func (v *version) hold(failed *execution) *execution {
 	f := failed.of
 	if f.good == nil {
 		return nil
 	}
-	var fixed, changed []string // what still has the value that did not work; what else has changed since then
+	var fixed, changed []string // keys whose value is still the one that failed; other keys that have changed since
 	for key, old := range f.good.read {
 		now := v.set.data[key]
 		switch {
@@ -53,15 +53,15 @@ func (v *version) hold(failed *execution) *execution {
 		return nil
 	}
 	works := v.executeWith(failed, slices.Concat(fixed, changed))
-	if works == nil { // it is not the data that it fails on
+	if works == nil { // the data is not the cause
 		return nil
 	}
-	// Take more and more of the newest until it fails, hold what it has failed on, and go on behind that.
+	// Use more and more of the newest data until the execution fails, hold the key it failed on, and continue after that key.
 	held := fixed
 	for n := 0; n < len(changed); {
 		low, high := n, len(changed)
 		if n == 0 {
-			high-- // with all of it new it has failed already
+			high-- // all of it new has failed already
 		}
 		for low < high {
 			middle := (low + high + 1) / 2
@@ -79,8 +79,8 @@ func (v *version) hold(failed *execution) *execution {
 	return works
 }
 
-// executeWith executes a fragment with what the last good execution has read of some dependencies. It returns nil if that
-// fails, or data is missing.
+// executeWith executes a fragment with the data that the last good execution read for the keys. It returns nil if that fails or
+// data is missing.
 func (v *version) executeWith(failed *execution, keys []string) *execution {
 	f := failed.of
 	x := newExecution(f, failed.outer)
@@ -109,7 +109,7 @@ func (v *version) executeWith(failed *execution, keys []string) *execution {
 	return x
 }
 
-// lateFor returns why data is not there that an execution wants; nil if it may come soon, or nothing is missing.
+// lateFor returns why an execution lacks data; nil if the data may arrive soon or nothing is missing.
 func (s *Set) lateFor(x *execution) error {
 	for _, key := range slices.Sorted(slices.Values(x.missing)) {
 		if err := s.late[key]; err != nil {
@@ -119,13 +119,13 @@ func (s *Set) lateFor(x *execution) error {
 	return nil
 }
 
-// consequence says what is used of a fragment that fails.
+// consequence describes what happens with a failing fragment.
 func (f *fragment) consequence() string {
 	switch {
 	case f.good == nil && f.name != "":
-		return "left out"
+		return "skipping the partial"
 	case f.good == nil:
-		return "nothing is published until it works"
+		return "publishing nothing until it works"
 	case len(f.good.held) > 0:
 		return "keeping the last good value of " + strings.Join(slices.Sorted(maps.Keys(f.good.held)), ", ")
 	default:

@@ -9,8 +9,8 @@ import (
 	"github.com/hashicorp/consul-template/dependency"
 )
 
-// located puts the template's source where the library, which is given none, leaves a gap: "execute: template: :3:5:
-// executing" becomes "web.ctmpl:3:5: executing". Secrets are not in it.
+// located inserts the template's source, which the library does not know, and removes secrets: "execute: template: :3:5:
+// executing" becomes "web.ctmpl:3:5: executing".
 func (v *version) located(err error) error {
 	text := v.redacted(err.Error())
 	if _, message, found := strings.Cut(text, "template: :"); found {
@@ -19,8 +19,8 @@ func (v *version) located(err error) error {
 	return fmt.Errorf("%s: %s", v.Source, text)
 }
 
-// redacted returns an error's text without secrets. The library redacts only values at the top level of the data, and not
-// for traced functions.
+// redacted returns an error's text without secrets. The library redacts only values at the top level of the data, and none of
+// traced functions.
 func (v *version) redacted(text string) string {
 	used := map[string]dependency.Dependency{}
 	for f := range v.fragments {
@@ -48,7 +48,7 @@ func (v *version) redacted(text string) string {
 	return strings.NewReplacer(pairs...).Replace(text)
 }
 
-// secrets returns the texts and numbers in the data of a secret, at any depth, each followed by its replacement.
+// secrets returns the strings and numbers in a secret, at any depth, each followed by its replacement.
 func secrets(data any) (pairs []string) {
 	switch v := data.(type) {
 	case map[string]any:
@@ -63,7 +63,7 @@ func secrets(data any) (pairs []string) {
 		if v != "" {
 			pairs = append(pairs, v, "[redacted]")
 		}
-	case json.Number: // a short one may be a line's
+	case json.Number: // a short number may be a line number
 		if len(v) > 3 {
 			pairs = append(pairs, v.String(), "[redacted]")
 		}

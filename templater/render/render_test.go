@@ -16,11 +16,11 @@ import (
 	"pgregory.net/rapid"
 )
 
-// bench is a template with data of its own, without a Consul.
+// bench is a template with its own data and no Consul.
 type bench struct {
 	t *testing.T
 	*Set
-	executed []string // "main", or name and argument of a partial
+	executed []string // "main", or the name and argument of a partial
 }
 
 func newBench(t *testing.T, text string, funcs func(func(string), Ask) texttemplate.FuncMap) *bench {
@@ -40,7 +40,7 @@ func newBench(t *testing.T, text string, funcs func(func(string), Ask) texttempl
 	return b
 }
 
-// update brings the text up to date, and says whether it is good and complete.
+// update brings the text up to date, and reports whether it is good and complete.
 func (b *bench) update() bool {
 	b.Update()
 	return b.main().good != nil && b.main().complete()
@@ -50,7 +50,7 @@ func (b *bench) version() *version                   { return b.templates[0].cur
 func (b *bench) main() *fragment                     { return b.version().main }
 func (b *bench) partials() map[fragmentKey]*fragment { return b.version().partials }
 
-// service gives a service its ports.
+// service sets a service's ports.
 func (b *bench) service(name string, ports ...int) {
 	b.t.Helper()
 	q, err := dependency.NewHealthServiceQuery(name)
@@ -77,7 +77,7 @@ func (b *bench) services(names ...string) {
 	b.Remember(q, list)
 }
 
-// wants updates the text and compares it, and what it took.
+// wants updates the text and compares it and the executions.
 func (b *bench) wants(text string, executed ...string) {
 	b.t.Helper()
 	b.executed = nil
@@ -141,7 +141,7 @@ func TestPartialInPartial(t *testing.T) {
 	}
 }
 
-// A partial is the same as the library's executeTemplate.
+// A partial gives the same text as the library's executeTemplate.
 func TestPartialIsExecuteTemplate(t *testing.T) {
 	texts := []string{
 		byPartial,
@@ -173,7 +173,7 @@ func TestPartialIsExecuteTemplate(t *testing.T) {
 	}
 }
 
-// A partial is parsed with nothing but the texts that it may execute.
+// A partial is parsed only with the texts that it may execute.
 func TestDefinesOfAPartial(t *testing.T) {
 	const others = `{{ define "b" }}{{ template "d" }}{{ end }}{{ define "c" }}{{ end }}{{ define "d" }}{{ end }}{{ define "e\"f" }}{{ end }}`
 	for call, want := range map[string]string{
@@ -272,7 +272,7 @@ func TestAsMap(t *testing.T) {
 	for text, want := range map[string]string{
 		`{{ asMap "routes" "y" }}`:                       "must be a name like routes.map",
 		`{{ asMap "../routes.map" "y" }}`:                "must be a name like routes.map",
-		`{{ asMap "a.map" "y" }}{{ asMap "a.map" "z" }}`: "made twice, with different texts",
+		`{{ asMap "a.map" "y" }}{{ asMap "a.map" "z" }}`: "defined twice with different texts",
 	} {
 		b := newBench(t, text, nil)
 		if b.update() || !strings.Contains(b.main().failure, want) {
@@ -296,7 +296,7 @@ func TestPartialThatCallsItself(t *testing.T) {
 	}
 }
 
-// What a template that fails does not reach is not thrown away.
+// Partials that a failing template does not reach are kept.
 func TestPartialsOfAFailingTemplate(t *testing.T) {
 	b := newBench(t, `{{ define "p" }}{{ range service . }}{{ low .Port }}{{ end }} {{ end -}}
 {{ partial "p" "a" }}{{ range service "c" }}{{ low .Port }}{{ end }} {{ partial "p" "b" }}`, low)
@@ -333,7 +333,7 @@ func TestErrorsShowNoSecrets(t *testing.T) {
 	}
 }
 
-// What fails is executed again only if something has changed that it used, which the library does not say of it.
+// A failing fragment is executed again only if a dependency of it has changed, which the library does not report.
 func TestWhatFailsIsExecutedForWhatChanged(t *testing.T) {
 	b := newBench(t, `{{ define "ports" }}{{ range service . }}{{ low .Port }}{{ range service "c" }}{{ low .Port }}{{ end }} {{ end }}{{ end -}}
 {{ partial "ports" "a" }}{{ partial "ports" "b" }}{{ range service "main" }}{{ .Port }}{{ end }}`, low)
@@ -352,14 +352,14 @@ func TestWhatFailsIsExecutedForWhatChanged(t *testing.T) {
 	b.wants("23 6", "main")
 	b.service("a", 1)
 	b.wants("13 23 6", "ports a", "main")
-	// The text of b, that is kept, was made from c, too.
+	// The kept text of b was made from c as well.
 	b.service("c", 13)
 	b.executed = nil
 	b.update()
 	if slices.Sort(b.executed); b.main().text() != "13 23 6" || !slices.Equal(b.executed, []string{"main", "ports a", "ports b"}) {
 		t.Errorf("text %q, executed %q", b.main().text(), b.executed)
 	}
-	b.service("b", 4) // it fails because of c now, whose last good value is used
+	b.service("b", 4) // now it fails because of c, whose last good value is used
 	b.wants("13 43 6", "ports b", "main")
 	b.service("main", 7)
 	b.wants("13 43 7", "main")
@@ -370,7 +370,7 @@ func TestWhatFailsIsExecutedForWhatChanged(t *testing.T) {
 	}
 }
 
-// The line of an error is looked for once.
+// The line of an error is looked up once.
 func TestErrorIsLocatedOnce(t *testing.T) {
 	calls := 0
 	b := newBench(t, `{{ define "p" }}{{ range service . }}
@@ -386,7 +386,7 @@ func TestErrorIsLocatedOnce(t *testing.T) {
 	}
 }
 
-// What a failing template would use is watched, though it is not there yet.
+// Data that a failing template would use is watched, even if it does not exist yet.
 func TestWhatAFailingTemplateUses(t *testing.T) {
 	b := newBench(t, `{{ (index (service "a") 0).Port }} {{ keyOrDefault "k" "none" }} {{ fail "x" }}`, func(func(string), Ask) texttemplate.FuncMap {
 		return texttemplate.FuncMap{"fail": func(string) (string, error) { return "", errors.New("always") }}
@@ -414,7 +414,7 @@ func TestWhatAFailingTemplateUses(t *testing.T) {
 	}
 }
 
-// The functions that note what is used return what consul-template's own do.
+// The functions that record dependencies return the same as consul-template's own.
 func TestTraceReturnsTheSame(t *testing.T) {
 	text := `{{ range service "a" "any" }}{{ .Port }}{{ end }}{{ with $s := service "a" }}{{ len $s }}{{ (index $s 0).Name }}{{ end -}}
 {{ range services }}{{ .Name }}{{ end }}{{ keyOrDefault "k" "none" }}{{ service "a" | toJSON | len }}{{ if keyExists "k" }}yes{{ else }}no{{ end }}`
@@ -443,7 +443,8 @@ func TestTraceReturnsTheSame(t *testing.T) {
 	}
 }
 
-// What the newest value of a dependency breaks is rendered with the last good one, and with the newest of all else.
+// Where the newest value of a dependency breaks the text, the last good value is used, together with the newest of all
+// others.
 func TestBrokenDatumKeepsItsLastGoodValue(t *testing.T) {
 	const redirects, limits = "kv.block(lb/redirects)", "kv.block(lb/limits)"
 	b := newBench(t, `{{ range service "a" }}{{ low .Port }} {{ end }}{{ range service "b" }}{{ .Port }} {{ end -}}
@@ -505,7 +506,7 @@ func TestBrokenDatumKeepsItsLastGoodValue(t *testing.T) {
 	held()
 }
 
-// A change that is rendered while a key is broken is as old as itself, not as the key's: how long it takes to go live is measured.
+// A change rendered while a key is broken has its own age, not the key's: its time to go live is measured.
 func TestSinceIsOfWhatIsInTheText(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, `{{ range service "a" }}{{ low .Port }} {{ end }}{{ range service "b" }}{{ .Port }} {{ end }}`, low)
@@ -532,7 +533,7 @@ func TestSinceIsOfWhatIsInTheText(t *testing.T) {
 	})
 }
 
-// A partial that goes on with old data is as much a reason not to be ready as a template. One that has never worked is left out.
+// A partial that uses old data makes the templater not ready, like a template. A partial that has never worked is ignored.
 func TestFailingPartialIsInTheStatus(t *testing.T) {
 	b := newBench(t, `{{ define "p" }}{{ range service . }}{{ low .Port }} {{ end }}{{ end }}{{ range services }}{{ partial "p" .Name }}{{ end }}`, low)
 	b.services("a", "b")
@@ -555,8 +556,8 @@ func TestFailingPartialIsInTheStatus(t *testing.T) {
 	}
 }
 
-// However many change at once, and however many of these are broken: the text is that of the broken ones as they were and
-// the others as they are.
+// However many values change at once and however many of them are broken: the text has the previous values of the broken
+// ones and the new values of the others.
 func TestBrokenDataProperties(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		var text strings.Builder
@@ -590,7 +591,7 @@ func TestBrokenDataProperties(t *testing.T) {
 	})
 }
 
-// Data that does not come holds up nothing that does not need it, once there was a text.
+// Missing data does not delay anything that does not need it, once a text exists.
 func TestLateDataHoldsUpNothing(t *testing.T) {
 	for _, text := range []string{
 		`{{ range services }}{{ range service .Name }}{{ .Port }} {{ end }}{{ end }}`,

@@ -1,4 +1,4 @@
-// Package render executes templates in consul-template's language, and keeps the parts of a text that have not changed.
+// Package render executes templates in consul-template's language, and reuses the parts of a text that have not changed.
 package render
 
 import (
@@ -19,54 +19,59 @@ import (
 
 // Spec describes one template.
 //
-// It has six functions beside consul-template's: partial NAME ARG returns the text of a {{ define }} for an argument,
-// cached until one of its inputs changes; asFile NAME TEXT returns the path of a file with that text; asMap NAME TEXT that of
-// a map that changes without the text; directory PATH returns a directory's file names; instances NAME returns a service's
-// instances in every state of health; paused returns the services that are paused by hand.
+// It has these functions in addition to consul-template's:
+//
+//	partial NAME ARG     the text of a {{ define }} for an argument, cached until an input changes
+//	asFile NAME TEXT     the path of a file with the text
+//	asMap NAME TEXT      the path of a map with the text; the path stays the same when the text changes
+//	asCrtList NAME TEXT  the same for a list of certificates
+//	directory PATH       a directory's file names
+//	instances NAME       a service's instances in every state of health
+//	paused               the services paused by hand
 type Spec struct {
 	Name        string // unique
-	Source      string // what errors call it: a file path, or "the built-in template"
-	Text        string // the template, if there is no File
-	File        string // holds the template, and is read again whenever it changes
-	Destination string // where the text goes: pkiCert looks there for a certificate that is still good
-	FilePrefix  string // begins the paths of asFile; "" = there is no such function
-	MapPrefix   string // begins the paths of asMap and asCrtList; "" = there are no such functions
+	Source      string // its name in errors: a file path, or "the built-in template"
+	Text        string // the template, if File is empty
+	File        string // the template's file, read again whenever it changes
+	Destination string // path of the text: pkiCert looks there for a certificate that is still valid
+	FilePrefix  string // prefix of asFile's paths; "" = the function fails
+	MapPrefix   string // prefix of the paths of asMap and asCrtList; "" = the functions fail
 
-	// Funcs returns extra functions for this template. They call report with one line for everything they set aside, and
-	// why, and instances for those of a service. The line begins as leftout.Sentence has it if it is about a service. Called once per
-	// version; may be nil.
+	// Funcs returns extra functions for this template. They call report with one line, with the reason, for everything they
+	// ignore, and instances for the instances of a service. A line about a service begins like leftout.Sentence. Called once
+	// per version; may be nil.
 	Funcs func(report func(string), instances Ask) texttemplate.FuncMap
 }
 
-// Ask returns the instances of a service in every state of health, which are then watched; none if they are not known yet:
-// what asked is executed again when they are. Nobody may change what it returns.
+// Ask returns the instances of a service in every state of health and watches them. It returns none while they are unknown; the
+// caller's fragment is executed again once they are known. The result must not be changed.
 type Ask = func(service string) []*api.ServiceEntry
 
 // Published is the newest good text of one template.
 type Published struct {
 	Name  string // of the template
 	Text  string
-	Files map[string]string // the contents of the files that the text names, by path
-	Maps  map[string]string // the contents of the maps that the text names, by path
-	Since time.Time         // when the oldest catalog change in the text arrived
+	Files map[string]string // contents of the files that the text names, by path
+	Maps  map[string]string // contents of the maps that the text names, by path
+	Since time.Time         // arrival of the oldest catalog change in the text
 }
 
-// Options are the same for all templates.
+// Options apply to all templates.
 type Options struct {
 	Consul   *api.Config    // for the functions that return its settings
-	Library  *config.Config // consul-template's own, finalized, for Vault and Nomad; nil = neither
-	Programs bool           // the functions plugin and writeToFile are allowed
-	// Executed is called after each execution of a template, or of a partial of that name for an argument. May be nil.
+	Library  *config.Config // consul-template's configuration, finalized, for Vault and Nomad; nil = neither
+	Programs bool           // allows the functions plugin and writeToFile
+	// Executed is called after each execution of a template, or of the named partial for an argument. May be nil.
 	Executed func(partial string, arg any, took time.Duration, err error)
 	Log      *slog.Logger
 }
 
-// Set renders templates from the same data. It is for one goroutine.
+// Set renders templates from the same data. It must be used by one goroutine.
 type Set struct {
 	opts      Options
 	brain     *template.Brain
-	data      map[string]*datum // the same as in the brain
-	late      map[string]error  // why there is no data of a dependency, if it will not come soon
+	data      map[string]*datum // same content as brain
+	late      map[string]error  // why a dependency has no data, if it will not arrive soon
 	templates []*tmpl
 	usesOther bool // for Update
 }
@@ -74,7 +79,7 @@ type Set struct {
 // NewSet parses the templates. A syntax error names the template's Source and the line.
 func NewSet(specs []Spec, opts Options) (*Set, error) {
 	if len(specs) == 0 {
-		return nil, errors.New("there is no template to render")
+		return nil, errors.New("no template to render")
 	}
 	s := &Set{opts: opts, brain: template.NewBrain(), data: map[string]*datum{}, late: map[string]error{}, usesOther: true}
 	for _, spec := range specs {
@@ -92,7 +97,7 @@ func NewSet(specs []Spec, opts Options) (*Set, error) {
 	return s, nil
 }
 
-// Remember stores the data of a dependency, and marks the fragments that use it for execution.
+// Remember stores the data of a dependency and marks the fragments that use it for execution.
 func (s *Set) Remember(d dependency.Dependency, data any) {
 	key := d.String()
 	s.brain.Remember(d, data)
@@ -104,8 +109,8 @@ func (s *Set) Remember(d dependency.Dependency, data any) {
 	}
 }
 
-// Late says that there is no data of a dependency for now, and why: what is rendered goes on without. It says whether there
-// is anything to render.
+// Late records that a dependency has no data for now, and why, so that rendering continues without it. It reports whether to
+// render.
 func (s *Set) Late(d dependency.Dependency, why error) bool {
 	key := d.String()
 	before := s.late[key]
@@ -119,7 +124,7 @@ func (s *Set) Late(d dependency.Dependency, why error) bool {
 	return true
 }
 
-// Forget drops the data of a dependency that is used no more.
+// Forget drops the data of a dependency that is no longer used.
 func (s *Set) Forget(d dependency.Dependency) {
 	key := d.String()
 	s.brain.Forget(d)
@@ -147,8 +152,8 @@ func (s *Set) Outdated() {
 	}
 }
 
-// Reread reads the templates' files; with all it tries refused templates again that have not changed. It says whether there
-// is anything to render.
+// Reread reads the templates' files. With all, it also retries rejected templates that have not changed. It reports whether to
+// render.
 func (s *Set) Reread(all bool) (edited bool) {
 	for _, t := range s.templates {
 		edited = t.reread(all) || edited
@@ -157,7 +162,7 @@ func (s *Set) Reread(all bool) (edited bool) {
 	return edited
 }
 
-// Update executes the marked fragments, and the fragments that use those. It says whether the dependencies may have changed.
+// Update executes the marked fragments and the fragments that call them. It reports whether the dependencies may have changed.
 func (s *Set) Update() (usesOther bool) {
 	for _, t := range s.templates {
 		t.current.update()
@@ -169,8 +174,7 @@ func (s *Set) Update() (usesOther bool) {
 	return usesOther
 }
 
-// Publish calls the func with each text that is good, complete, and not the same as before. A text that is not good yet
-// holds up no other.
+// Publish calls the func with each text that is good, complete and changed. A text that is not good yet does not delay others.
 func (s *Set) Publish(publish func(Published)) {
 	for _, t := range s.templates {
 		if t.publish() {
@@ -179,7 +183,7 @@ func (s *Set) Publish(publish func(Published)) {
 	}
 }
 
-// Texts returns the last published texts, by the names of the templates, and whether every template has one.
+// Texts returns the last published texts by template name, and whether every template has one.
 func (s *Set) Texts() (texts map[string]Published, all bool) {
 	texts = map[string]Published{}
 	for _, t := range s.templates {
@@ -214,7 +218,7 @@ func (s *Set) Missing() map[string]bool {
 	return missing
 }
 
-// LeftOut returns the reasons why something is left out of the texts.
+// LeftOut returns the reasons why the texts ignore something.
 func (s *Set) LeftOut() map[string]bool {
 	leftOut := map[string]bool{}
 	for _, t := range s.templates {
@@ -225,13 +229,13 @@ func (s *Set) LeftOut() map[string]bool {
 	return leftOut
 }
 
-// Waits says whether a template that does not fail waits for data.
+// Waits reports whether a template that does not fail waits for data.
 func (s *Set) Waits() bool {
 	return slices.ContainsFunc(s.templates, func(t *tmpl) bool { return t.current.main.failure == "" && !t.current.main.complete() })
 }
 
-// Status says in a sentence why a text is missing or not of the newest version, and whether only data is missing; "" = all
-// texts are there.
+// Status returns a sentence on why a text is missing or out of date, and whether only data is missing; "" = all texts are up to
+// date.
 func (s *Set) Status() (why string, waits bool) {
 	_, all := s.Texts()
 	for _, t := range s.templates {
@@ -257,8 +261,8 @@ func (s *Set) Status() (why string, waits bool) {
 	return why, waits
 }
 
-// Behind returns an error if a template fails, so that its text is not of the newest data or of its newest version, and says
-// whether one waits for data. Other than for Status, a partial that fails is an error even if the text goes on without it.
+// Behind returns an error if a template fails, so its text is not from the newest data or its newest version. It also reports
+// whether a template waits for data. Unlike in Status, a failing partial is an error even if the text does without it.
 func (s *Set) Behind() (waits bool, err error) {
 	for _, t := range s.templates {
 		failure := t.current.failure()
@@ -276,7 +280,7 @@ func (s *Set) Behind() (waits bool, err error) {
 	return waits, err
 }
 
-// failure returns why the template or one of its partials fails; "" = none does.
+// failure returns why the template or one of its partials fails; "" = none fails.
 func (v *version) failure() string {
 	first := v.main.failure
 	for _, f := range v.partials {
@@ -287,8 +291,8 @@ func (v *version) failure() string {
 	return first
 }
 
-// failingPartial returns a partial whose text is not of the newest data, the first by its failure; nil = there is none. One
-// that has never worked is not counted: it is left out, as a bad label is.
+// failingPartial returns a partial whose text is not from the newest data, the first one by its failure; nil = none. A partial that
+// has never worked does not count: it is ignored, like a bad label.
 func (v *version) failingPartial() (first *fragment) {
 	for _, f := range v.partials {
 		if f.failure != "" && f.good != nil && (first == nil || f.failure < first.failure) {
@@ -312,13 +316,13 @@ func (s *Set) executed(v *version, f *fragment, failedBefore string, took time.D
 	if s.opts.Executed != nil {
 		s.opts.Executed(f.name, f.arg, took, err)
 	}
-	if v.current != v { // promote reports, and Explain does not
+	if v.current != v { // promote logs it, and Explain must not
 		return
 	}
 	switch {
 	case err != nil && f.failure != failedBefore:
-		s.opts.Log.Error("template failed, "+f.consequence(), "template", v.Source, "err", err)
+		s.opts.Log.Error(v.Source+" failed, "+f.consequence(), "template", v.Source, "err", err)
 	case err == nil && failedBefore != "" && len(f.missing) == 0:
-		s.opts.Log.Info("template works again", "template", v.Source, "was", failedBefore)
+		s.opts.Log.Info(v.Source+" works again", "template", v.Source, "was", failedBefore)
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// tmpl is a template with its current version, and a newer one that has yet to prove itself.
+// tmpl is a template with its current version and a newer one that is not proven yet.
 type tmpl struct {
 	Spec
 	set       *Set
@@ -18,7 +18,7 @@ type tmpl struct {
 	next      *version   // nil = none
 	broken    error      // why the newest version is not used
 	tried     string     // the text of the newest version; "" = read it again
-	published *Published // nil = nothing so far
+	published *Published // nil = nothing yet
 }
 
 func newTmpl(spec Spec, set *Set) (*tmpl, error) {
@@ -52,14 +52,14 @@ func (t *tmpl) read() (string, error) {
 	return string(text), nil
 }
 
-// reread reads the template again, and tries its text if that has changed, or if again is true and the last try failed. It
-// says whether there is anything to render.
+// reread reads the template again. It tries the text if it has changed, or if again is true and the last try failed. It reports
+// whether to render.
 func (t *tmpl) reread(again bool) bool {
 	text, err := t.read()
 	if err == nil && text == t.tried && !(again && t.broken != nil) {
 		return false
 	}
-	t.tried = text // none after an error: the file may come back as it was
+	t.tried = text // empty after an error: the file may come back unchanged
 	var next *version
 	if err == nil {
 		next, err = newVersion(t, text)
@@ -73,7 +73,7 @@ func (t *tmpl) reread(again bool) bool {
 		return false
 	}
 	t.broken, t.next = err, nil
-	t.set.opts.Log.Error("the changed template is not used, going on with the one before", "template", t.Source, "err", err)
+	t.set.opts.Log.Error(t.Source+" has changed and cannot be used, keeping the previous version", "template", t.Source, "err", err)
 	return true
 }
 
@@ -87,12 +87,12 @@ func (t *tmpl) promote() {
 	switch {
 	case t.broken != nil:
 		if !sameError(t.broken, before) {
-			t.set.opts.Log.Error("the changed template fails, going on with the one before", "template", t.Source, "err", t.broken)
+			t.set.opts.Log.Error(t.Source+" has changed and fails, keeping the previous version", "template", t.Source, "err", t.broken)
 		}
 	case complete:
 		t.next.since = earlier(t.next.since, t.current.since)
 		t.current, t.next, t.set.usesOther = t.next, nil, true
-		t.set.opts.Log.Info("template read again", "template", t.Source)
+		t.set.opts.Log.Info("using the changed "+t.Source, "template", t.Source)
 	}
 }
 
@@ -110,14 +110,14 @@ func (t *tmpl) publish() bool {
 	if t.published != nil && t.published.Text == main.text() && maps.Equal(t.published.Maps, inMaps) {
 		return false
 	}
-	if since.IsZero() { // a template that uses nothing from the catalog
+	if since.IsZero() { // the template uses nothing from the catalog
 		since = time.Now()
 	}
 	t.published = &Published{Name: t.Name, Text: main.text(), Files: files, Maps: inMaps, Since: since}
 	return true
 }
 
-// regressions returns the first error of a version that the version before does not have: a text would be lost.
+// regressions returns the first error of a version that the previous version does not have: a text would be lost.
 func (v *version) regressions(before *version) error {
 	var failures []string
 	for f := range v.fragments {

@@ -16,8 +16,8 @@ var dataFunctions = []string{
 	"tree",
 }
 
-// tracing returns the version's functions, and replacements for consul-template's dataFunctions. They return the same, and
-// note the dependencies: the library tells them only if the execution does not fail.
+// tracing returns the version's functions, and replacements for consul-template's dataFunctions. These return the same values and
+// record the dependencies, which the library reports only if the execution succeeds.
 func (v *version) tracing() texttemplate.FuncMap {
 	funcs := maps.Clone(v.funcs)
 	for _, name := range dataFunctions {
@@ -28,7 +28,7 @@ func (v *version) tracing() texttemplate.FuncMap {
 	return funcs
 }
 
-// trace calls a function in a template of its own.
+// trace calls a function in a separate template.
 func (v *version) trace(name string, args []any) (value any, err error) {
 	call := name
 	for n := range args {

@@ -18,15 +18,15 @@ var errStop = errors.New("berth stops here")
 type version struct {
 	*tmpl
 	text     string
-	env      []string // for the function env, beside the process's own
+	env      []string // for the function env, in addition to the process's own
 	funcs    texttemplate.FuncMap
-	traced   texttemplate.FuncMap          // the same, and more: see trace.go
+	traced   texttemplate.FuncMap          // funcs and more: see trace.go
 	defines  map[string]string             // the text of each {{ define }}
 	compiled map[string]*template.Template // each {{ define }} that was executed, by name
 	partials map[fragmentKey]*fragment
 	main     *fragment
 	running  *execution // nil between executions
-	since    time.Time  // when the oldest change that is not published arrived
+	since    time.Time  // arrival of the oldest unpublished change
 
 	callsOther bool // a partial may have lost its last caller
 }
@@ -43,7 +43,7 @@ func newVersion(t *tmpl, text string) (*version, error) {
 	v.funcs = v.functions()
 	v.traced = v.tracing()
 	v.main = &fragment{compiled: v.compile(text, v.funcs), dirty: true}
-	// Only an execution parses; funcStop ends it before it does anything else.
+	// Parsing needs an execution; funcStop ends it at once.
 	if _, err := v.run(v.compile("{{"+funcStop+"}}"+text, v.funcs)); strings.HasPrefix(err.Error(), "parse: ") {
 		return nil, v.located(err)
 	}
@@ -54,10 +54,10 @@ func newVersion(t *tmpl, text string) (*version, error) {
 	return v, nil
 }
 
-// compile prepares a text for run. The library parses it only then.
+// compile prepares a text for run, which parses it.
 func (v *version) compile(text string, funcs texttemplate.FuncMap) *template.Template {
 	compiled, _ := template.NewTemplate(&template.NewTemplateInput{Contents: text, Destination: v.Destination, ExtFuncMap: funcs})
-	return compiled // an empty text would be the only error
+	return compiled // only an empty text is an error
 }
 
 // run executes a text with the data that the brain holds.
@@ -65,7 +65,7 @@ func (v *version) run(compiled *template.Template) (*template.ExecuteResult, err
 	return compiled.Execute(&template.ExecuteInput{Brain: v.brain(), Env: v.env, Config: v.set.opts.Library})
 }
 
-// brain holds the data for what runs.
+// brain returns the data for the current execution.
 func (v *version) brain() *template.Brain {
 	if v.running != nil && v.running.brain != nil {
 		return v.running.brain
@@ -73,8 +73,8 @@ func (v *version) brain() *template.Brain {
 	return v.set.brain
 }
 
-// compiledPartial returns a {{ define }} to execute, with only the others that it may use: parsing costs more than all
-// else.
+// compiledPartial returns a {{ define }} to execute, with only the other defines that it may use, because parsing is the most
+// expensive step.
 func (v *version) compiledPartial(name string) (*template.Template, error) {
 	if compiled := v.compiled[name]; compiled != nil {
 		return compiled, nil
@@ -91,7 +91,7 @@ func (v *version) compiledPartial(name string) (*template.Template, error) {
 	return v.compiled[name], nil
 }
 
-// mark marks the fragments that use a dependency for execution; "" = all.
+// mark marks the fragments that use a dependency for execution; "" = all fragments.
 func (v *version) mark(key string, now time.Time) {
 	for f := range v.fragments {
 		if key == "" || f.used[key] != nil {
@@ -113,7 +113,7 @@ func (v *version) fragments(yield func(*fragment) bool) {
 	}
 }
 
-// update brings the text up to date, and says whether it is good and complete.
+// update brings the text up to date and reports whether it is good and complete.
 func (v *version) update() bool {
 	v.refresh(v.main)
 	if v.callsOther {
@@ -127,7 +127,7 @@ func (v *version) update() bool {
 	return v.main.good != nil && v.main.complete()
 }
 
-// refresh executes f if one of its inputs has changed, the inner fragments before the outer.
+// refresh executes f if an input has changed, inner fragments before outer ones.
 func (v *version) refresh(f *fragment) {
 	f.refreshing = true
 	defer func() { f.refreshing = false }()
@@ -142,7 +142,7 @@ func (v *version) refresh(f *fragment) {
 	}
 }
 
-// execute renders f from the data that the brain holds. Its text stays while data is missing, and after an error.
+// execute renders f from the brain's data. The previous text stays while data is missing and after an error.
 func (v *version) execute(f *fragment) {
 	start, failedBefore := time.Now(), f.failure
 	x := newExecution(f, v.running)
@@ -155,13 +155,13 @@ func (v *version) execute(f *fragment) {
 	if err != nil {
 		instead = v.hold(x)
 	} else if late := v.set.lateFor(x); late != nil {
-		// At the start all of it is waited for.
+		// At the start, wait for all data.
 		if instead = v.hold(x); instead != nil || f.name != "" && v.published != nil && v.current == v {
 			err = late
 		}
 	}
 	if err != nil || len(x.missing) > 0 {
-		// It may have ended early: the rest is needed again.
+		// The execution may have ended early: keep the remaining inputs.
 		for c, generation := range f.calls {
 			if _, called := x.calls[c]; !called {
 				x.calls[c] = generation
@@ -186,8 +186,8 @@ func (v *version) execute(f *fragment) {
 	v.set.executed(v, f, failedBefore, time.Since(start), err)
 }
 
-// attempt executes a fragment. If it fails in a new way, attempt executes it once more to find the line and the
-// dependencies: a partial within the whole template, as only that has the right line numbers.
+// attempt executes a fragment. After a new kind of failure it executes the fragment once more to find the line and the
+// dependencies; a partial runs within the whole template, because only that has the right line numbers.
 func (v *version) attempt(x *execution) error {
 	f := x.of
 	compiled := f.compiled
@@ -219,7 +219,7 @@ func (v *version) attempt(x *execution) error {
 	return cause
 }
 
-// files returns the contents of all files that asFile made for the text, and of all maps and crt-lists that asMap and asCrtList made, by path.
+// files returns the contents of all files made by asFile for the text, and of all maps and lists made by asMap and asCrtList, by path.
 func (v *version) files() (files, inMaps map[string]string) {
 	files, inMaps = map[string]string{}, map[string]string{}
 	for f := range v.fragments {

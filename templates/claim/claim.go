@@ -1,6 +1,6 @@
-// Package claim reads from an instance's metadata which requests and connections the instance asks for, and how they are to
-// be served. A claim is never wider than its author meant: what cannot be kept of a route takes the whole route with it, and
-// what cannot be kept of a restriction takes all routes.
+// Package claim reads from an instance's metadata which requests and connections the instance asks for, and how to serve
+// them. A claim is never wider than its author meant: an invalid part of a route drops the whole route, and an invalid
+// restriction drops all routes.
 package claim
 
 import (
@@ -9,36 +9,35 @@ import (
 	"strings"
 )
 
-// The Meta keys of an instance that say which routes it asks for and how these are served. Each is the label SERVICE_<key>,
-// in upper case.
+// The Meta keys of an instance for its routes and their settings. Each is the label SERVICE_<key>, in upper case.
 const (
-	KeyHost = "route_host" // host names, separated by commas or whitespace; more of them are in route_host_2 to route_host_9
+	KeyHost = "route_host" // host names, separated by commas or whitespace; continued in route_host_2 to route_host_9
 	KeyPath = "route_path" // a path prefix
 	KeyPort = "route_port" // a TCP port
 
 	KeyStrip     = "route_strip"     // remove the path prefix
 	KeyRedirect  = "route_redirect"  // https
 	KeyBalance   = "route_balance"   // an algorithm
-	KeySticky    = "route_sticky"    // a client stays with its server
-	KeyCheck     = "route_check"     // a path that healthy servers answer
-	KeyMaxConn   = "route_maxconn"   // connections or requests that a server takes at once
-	KeySlowStart = "route_slowstart" // time in which a server that is back gets its full share
-	KeyFallback  = "route_fallback"  // a service that serves while this one has no instance
-	KeyTo        = "route_to"        // leader, or all
-	KeyHold      = "route_hold"      // time for which requests wait for a server
+	KeySticky    = "route_sticky"    // clients stay with their server
+	KeyCheck     = "route_check"     // path that healthy servers answer
+	KeyMaxConn   = "route_maxconn"   // most connections or requests per server
+	KeySlowStart = "route_slowstart" // time until a returning server gets its full share
+	KeyFallback  = "route_fallback"  // service that serves while this one has no instance
+	KeyTo        = "route_to"        // leader or all
+	KeyHold      = "route_hold"      // time that requests wait for a server
 )
 
-// The Meta keys that berth's registrar writes and that are no labels.
+// Meta keys that berth's registrar writes and that are no labels.
 const (
-	KeyNoRoute = "berth-no-route" // why the instance takes part in no route
-	KeyStarted = "berth-started"  // when its process was started, in RFC 3339
-	KeyWeight  = "weight"         // "0" = no new requests, which Consul's own weights cannot say
+	KeyNoRoute = "berth-no-route" // why the instance gets no route
+	KeyStarted = "berth-started"  // start of its process, in RFC 3339
+	KeyWeight  = "weight"         // "0" = no new requests, which Consul's own weights cannot express
 )
 
-// ownPrefix begins the keys that no label sets.
+// ownPrefix is the prefix of keys that no label sets.
 const ownPrefix = "berth-"
 
-// LastHostKey is the number of the last key that continues the list of hosts.
+// LastHostKey is the number of the last continuation key of the list of hosts.
 const LastHostKey = 9
 
 // HostKey returns the nth key of the list of hosts: route_host, route_host_2, and so on up to LastHostKey.
@@ -52,24 +51,24 @@ var hostKeys = func() []string {
 	return all
 }()
 
-// MaxValue is the longest value in bytes that Consul takes.
+// MaxValue is the longest value that Consul accepts, in bytes.
 const MaxValue = 512
 
 var keys = []string{KeyHost, KeyPath, KeyPort,
 	KeyStrip, KeyRedirect, KeyBalance, KeySticky, KeyCheck, KeyMaxConn, KeySlowStart, KeyFallback, KeyTo, KeyHold}
 
-// Label returns the label of a container that sets a key.
+// Label returns the container label that sets a key.
 func Label(key string) string { return "SERVICE_" + strings.ToUpper(key) }
 
-// Claim is what an instance asks for.
+// Claim is an instance's request for routes.
 type Claim struct {
-	Routes   []Route // in order, each once
+	Routes   []Route // sorted, unique
 	Settings Settings
-	Says     []string // the keys of the settings that it says, be it a no or a zero
-	// Restricted says that the instance serves its own routes only, which may be none, if some were left out. An instance
-	// that is not restricted names no route, and serves all routes of its service.
+	Says     []string // keys of the settings that it has, even if no or zero
+	// Restricted means that the instance serves only its own routes, which may be none if some were invalid. An
+	// unrestricted instance names no route and serves all routes of its service.
 	Restricted bool
-	// Problems say what was left out and what to do, as sentences about the instance: `its route_path "x" is not a path
+	// Problems are sentences about the instance with what was ignored and the remedy: `its route_path "x" is not a path
 	// like /api; set SERVICE_ROUTE_PATH`.
 	Problems []string
 }
@@ -78,10 +77,10 @@ type Claim struct {
 type parser struct {
 	Claim
 	meta   map[string]string
-	refuse bool // all routes are left out
+	refuse bool // drop all routes
 }
 
-// Parse reads what an instance's metadata asks for. Whether a TCP port is allowed is not its business.
+// Parse reads the claim in an instance's metadata. It does not check whether a TCP port is allowed.
 func Parse(meta map[string]string) Claim {
 	p := parser{meta: meta}
 	p.http()
@@ -99,8 +98,8 @@ func Parse(meta map[string]string) Claim {
 	return p.Claim
 }
 
-// Same reports whether two instances ask for the same by their metadata, whatever the registrar says of each. It says no if in
-// doubt.
+// Same reports whether the metadata of two instances ask for the same, regardless of the values of the registrar's own keys
+// other than KeyNoRoute. When in doubt it returns false.
 func Same(a, b map[string]string) bool {
 	reasonA, noneA := a[KeyNoRoute]
 	reasonB, noneB := b[KeyNoRoute]
@@ -119,13 +118,13 @@ func (p *parser) problem(format string, args ...any) {
 	p.Problems = append(p.Problems, fmt.Sprintf(format, args...))
 }
 
-// drop reports a problem that costs all routes.
+// drop reports a problem and drops all routes.
 func (p *parser) drop(format string, args ...any) {
 	p.refuse = true
 	p.problem(format, args...)
 }
 
-// http reads the routes of hosts and a path.
+// http reads the HTTP routes: hosts and a path.
 func (p *parser) http() {
 	hosts, hasHosts := p.hosts()
 	path, hasPath := p.meta[KeyPath]
@@ -139,7 +138,7 @@ func (p *parser) http() {
 	switch {
 	case hasPath && path == "":
 		isKept = false
-		p.problem("its %s is empty, so it has no route for requests; set %s, or remove it", KeyPath, Label(KeyPath))
+		p.problem("its %s is empty, so it gets no HTTP route; set %s, or remove it", KeyPath, Label(KeyPath))
 	case !isPathPrefix(prefix):
 		isKept = false
 		p.problem("its %s %.100q is not a path like /api; set %s", KeyPath, path, Label(KeyPath))
@@ -151,7 +150,7 @@ func (p *parser) http() {
 		return
 	}
 	if len(hosts) == 0 {
-		p.problem("its %s is empty, so it has no route for requests; set %s, or remove it", KeyHost, Label(KeyHost))
+		p.problem("its %s is empty, so it gets no HTTP route; set %s, or remove it", KeyHost, Label(KeyHost))
 	}
 	seen := map[string]bool{}
 	for _, host := range hosts {
@@ -160,8 +159,8 @@ func (p *parser) http() {
 			continue
 		}
 		seen[host] = true
-		if host == "-" { // of a list in YAML
-			p.problem("its %s has the dashes of a list; write the names without them in %s, each on a line of its own or separated by commas", KeyHost, Label(KeyHost))
+		if host == "-" { // from a YAML list
+			p.problem("its %s has the dashes of a YAML list; write the names without dashes in %s, one per line or separated by commas", KeyHost, Label(KeyHost))
 			continue
 		}
 		if !IsHostName(strings.TrimPrefix(host, "*.")) {
@@ -174,7 +173,7 @@ func (p *parser) http() {
 	}
 }
 
-// hosts returns the list of hosts, and whether there is one.
+// hosts returns the list of hosts, and whether it exists.
 func (p *parser) hosts() (list []string, there bool) {
 	for _, key := range hostKeys {
 		value, has := p.meta[key]
@@ -184,7 +183,7 @@ func (p *parser) hosts() (list []string, there bool) {
 	return list, there
 }
 
-// Hosts splits a list of hosts: commas and whitespace of any kind are between them.
+// Hosts splits a list of hosts, separated by commas and any whitespace.
 func Hosts(s string) []string {
 	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || isSpace(r) })
 }
@@ -206,11 +205,11 @@ func (p *parser) port() {
 	}
 }
 
-// closing are the keys without which more is served than their author meant.
+// closing are the restricting keys: without them, more would be served than their author meant.
 var closing = []string{KeyHost, KeyPath, KeyPort, KeyCheck, KeyRedirect, KeyMaxConn, KeyTo}
 
-// misspelt reports keys that look like one of the known ones, and leaves out all routes if that one would have closed
-// something. It leaves to the registrar's reason what that names already.
+// misspelt reports keys that resemble a known key, and drops all routes if that key restricts. It skips keys named in the
+// registrar's reason.
 func (p *parser) misspelt() {
 	var unknown []string
 	for key := range p.meta {
@@ -222,16 +221,17 @@ func (p *parser) misspelt() {
 	for _, key := range unknown {
 		switch near := nearest(key); {
 		case slices.Contains(closing, near):
-			p.drop("its %.100q is unknown, so it has no route; did you mean %s?", key, Label(near))
+			p.drop("its key %.100q is unknown, so it has no route; did you mean %s?", key, Label(near))
 		case near != "":
-			p.problem("its %.100q is unknown; did you mean %s?", key, Label(near))
+			p.problem("its key %.100q is unknown; did you mean %s?", key, Label(near))
 		case strings.HasPrefix(key, keyPrefix):
-			p.problem("its %.100q is no label that means anything here; remove it, or spell it as the documentation does", key)
+			p.problem("its key %.100q is unknown and has no effect; remove it, or correct its spelling", key)
 		}
 	}
 }
 
-// names reports whether the registrar's reason names the label of a key, as SERVICE_ROUTE_HOSTS or SERVICE_80_ROUTE_HOSTS.
+// names reports whether the registrar's reason names the label of a key, such as SERVICE_ROUTE_HOSTS or
+// SERVICE_80_ROUTE_HOSTS.
 func names(reason, key string) bool {
 	return slices.ContainsFunc(strings.Fields(reason), func(word string) bool {
 		return strings.HasSuffix(strings.Trim(word, `",:;?`), "_"+strings.ToUpper(key))
@@ -248,7 +248,7 @@ var isKnown = func() map[string]bool {
 	return all
 }()
 
-// nearest returns the known key that another key is likely to be meant for, "" if there is none.
+// nearest returns the known key that a key probably means, "" without one.
 func nearest(key string) string {
 	if len(key) > 30 {
 		return ""
@@ -257,14 +257,14 @@ func nearest(key string) string {
 	best, least := "", 3
 	for _, known := range keys {
 		if !strings.HasPrefix(key, known[:2]) && !strings.HasSuffix(key, known[len(known)-4:]) || len(key)+2 < len(known) {
-			continue // it saves the time for what most metadata is
+			continue // a fast path for most metadata
 		}
 		d := Distance(key, known)
 		switch {
 		case strings.HasPrefix(key, known): // route_hosts, route_hostname
 			d = 0
 		case d > 1 && (len(known) <= len(KeyPath) || !strings.HasPrefix(key, keyPrefix)):
-			continue // of four letters, two are many
+			continue // two of four letters are too many
 		}
 		if d < least {
 			best, least = known, d

@@ -1,6 +1,6 @@
 package claim
 
-// Distance counts the letters that have to be added, removed, changed or swapped with the next one to make a into b.
+// Distance counts the letters to add, remove, change or swap with the next one to turn a into b.
 func Distance(a, b string) int {
 	rows := make([][]int, len(a)+1)
 	for i := range rows {

@@ -2,8 +2,8 @@ package claim
 
 import "strings"
 
-// Matches reports whether a request for a host, in either case and with or without a port, and a path, as the client sent it,
-// is one of the route's.
+// Matches reports whether a request belongs to the route. The host may be in either case and have a port; the path is as
+// sent by the client.
 func (r Route) Matches(host, path string) bool {
 	if r.Port != 0 {
 		return false

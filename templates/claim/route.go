@@ -11,12 +11,12 @@ import (
 
 // Route is the requests for a host and below a path, or the connections to a port.
 type Route struct {
-	Host string // in lower case, without a port; *.example.com = any one label before it; "" = any
+	Host string // in lower case, without a port; *.example.com = any single label before it; "" = any
 	Path string // a prefix, always with a slash at its end; "/" = any
-	Port int    // a TCP port, without host and path; 0 = requests
+	Port int    // a TCP port, without host and path; 0 = an HTTP route
 }
 
-// String returns the name of a route in reports. For requests it is the key in HAProxy's map, too.
+// String returns the name of a route in reports. For HTTP routes it is also the key in HAProxy's map.
 func (r Route) String() string {
 	if r.Port != 0 {
 		return fmt.Sprintf("port %d", r.Port)
@@ -25,7 +25,7 @@ func (r Route) String() string {
 }
 
 // Rank returns 0 for a host, 1 for a wildcard, 2 for any host, 3 for a port. The lower rank wins, whatever the paths: a
-// service without a host takes no path away from a service with one.
+// service without a host takes no path from a service with one.
 func (r Route) Rank() int {
 	switch {
 	case r.Port != 0:
@@ -38,7 +38,7 @@ func (r Route) Rank() int {
 	return 0
 }
 
-// Compare sorts routes: of two routes that fit a request, the first one wins. Ports come last.
+// Compare sorts routes: of two routes that match a request, the first wins. Ports come last.
 func Compare(a, b Route) int {
 	return cmp.Or(
 		cmp.Compare(a.Rank(), b.Rank()),
@@ -49,7 +49,7 @@ func Compare(a, b Route) int {
 	)
 }
 
-// ParsePort returns 0 if s is no TCP port. It takes digits only, where Atoi takes a sign.
+// ParsePort returns 0 if s is no TCP port. It accepts only digits, whereas Atoi accepts a sign.
 func ParsePort(s string) int {
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil {
@@ -58,15 +58,15 @@ func ParsePort(s string) int {
 	return int(n)
 }
 
-// IsHostName accepts DNS names, and underscores in them, because Docker uses these.
+// IsHostName accepts DNS names, including underscores, because Docker uses them.
 func IsHostName(s string) bool {
 	return len(s) <= 253 && !slices.ContainsFunc(strings.Split(s, "."), func(label string) bool {
 		return !ConsistsOf(label, "-_") || len(label) > 63 || strings.Trim(label, "-") != label
 	})
 }
 
-// isPathPrefix accepts / and segments between slashes, in characters that need no quotes in a configuration; s ends with a
-// slash. Proxies compare the path as the client sent it, without . and .. segments.
+// isPathPrefix accepts / and segments between slashes, with characters that need no quotes in a configuration. s ends with
+// a slash. Proxies compare the path as sent by the client, so . and .. segments are invalid.
 func isPathPrefix(s string) bool {
 	segments := strings.Split(strings.TrimSuffix(s, "/"), "/")
 	return len(s) <= 512 && segments[0] == "" && !slices.ContainsFunc(segments[1:], func(segment string) bool {
@@ -74,7 +74,7 @@ func isPathPrefix(s string) bool {
 	})
 }
 
-// MaxName is longer than any sensible name, and short enough for a proxy's command line.
+// MaxName is longer than any sensible name and short enough for a proxy's command line.
 const MaxName = 200
 
 // IsServiceName reports whether a service of this name can be looked up and named in a configuration.
@@ -82,7 +82,7 @@ func IsServiceName(s string) bool {
 	return ConsistsOf(s, "-_.") && strings.Trim(s, ".") == s
 }
 
-// ConsistsOf reports whether s is a name of ASCII letters, digits and the others.
+// ConsistsOf reports whether s is a name of ASCII letters, digits and the given other characters.
 func ConsistsOf(s, others string) bool {
 	return s != "" && len(s) <= MaxName && !strings.ContainsFunc(s, func(r rune) bool {
 		alphanumeric := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
@@ -90,5 +90,5 @@ func ConsistsOf(s, others string) bool {
 	})
 }
 
-// isSpace reports whether r is whitespace, or invisible and easily pasted along with a name.
+// isSpace reports whether r is whitespace, or invisible and easily pasted with a name.
 func isSpace(r rune) bool { return unicode.IsSpace(r) || r == '\u200b' || r == '\ufeff' }

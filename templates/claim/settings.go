@@ -9,21 +9,21 @@ import (
 	"time"
 )
 
-// Settings say how routes are served.
+// Settings define how routes are served.
 type Settings struct {
 	Strip, Redirect, Sticky bool
-	Balance, Check          string // "" = not said
-	MaxConn                 int    // 0 = not said
+	Balance, Check          string // "" = not set
+	MaxConn                 int    // 0 = not set
 	SlowStart               time.Duration
 	Fallback                string        // name of a service; "" = none
-	ToLeader                bool          // nobody but the service's leader serves
-	Hold                    time.Duration // how long requests wait while there is no server; NoHold = not at all, 0 = not said
+	ToLeader                bool          // only the service's leader serves
+	Hold                    time.Duration // how long requests wait without a server; NoHold = not at all, 0 = not set
 }
 
-// NoHold is a Settings.Hold by which no request waits.
+// NoHold is the Settings.Hold for not waiting.
 const NoHold = time.Duration(-1)
 
-// MaxHold is the longest time for which a request may wait.
+// MaxHold is the longest time a request may wait.
 const MaxHold = 5 * time.Minute
 
 // The values of KeyTo.
@@ -33,13 +33,13 @@ const (
 )
 
 var (
-	// parseBalance accepts the algorithms that let servers come and go at run time.
+	// parseBalance accepts algorithms that allow adding and removing servers at run time.
 	parseBalance = regexp.MustCompile(`^(roundrobin|leastconn|random|first|source|uri|hdr\([A-Za-z0-9-]{1,64}\))$`).FindString
 	parseCheck   = regexp.MustCompile(`^/[A-Za-z0-9_.~%+:@=/?&,;-]{0,511}$`).FindString
 )
 
-// settings reads how the routes are served. Without a bad setting that restricts, more would be served than its author
-// meant, so it costs all routes; any other bad setting is left out.
+// settings reads how to serve the routes. An invalid setting that restricts drops all routes, because otherwise more would
+// be served than its author meant. Any other invalid setting is ignored.
 func (p *parser) settings() {
 	s := &p.Settings
 	s.Strip = p.yes(KeyStrip)
@@ -50,7 +50,7 @@ func (p *parser) settings() {
 		if s.Redirect || no {
 			p.says(KeyRedirect)
 		} else {
-			p.drop("its %s %.100q is neither https nor a no, so it has no route; set %s", KeyRedirect, value, Label(KeyRedirect))
+			p.drop("its %s %.100q is neither https nor no, so it has no route; set %s", KeyRedirect, value, Label(KeyRedirect))
 		}
 	}
 	if value := p.setting(KeyCheck); value != "" {
@@ -70,7 +70,7 @@ func (p *parser) settings() {
 		}
 	}
 	if value := p.setting(KeyTo); value != "" {
-		s.ToLeader = !strings.EqualFold(value, toAll) // also by a value that is neither: as a fallback the instance serves without a route
+		s.ToLeader = !strings.EqualFold(value, toAll) // also for an invalid value: as a fallback the instance serves without a route
 		if !s.ToLeader || strings.EqualFold(value, toLeader) {
 			p.says(KeyTo)
 		} else {
@@ -81,7 +81,7 @@ func (p *parser) settings() {
 		if s.Balance = parseBalance(value); s.Balance != "" {
 			p.says(KeyBalance)
 		} else {
-			p.problem("its %s %.100q is none of roundrobin, leastconn, random, first, source, uri and hdr(<name>); set %s", KeyBalance, value, Label(KeyBalance))
+			p.problem("its %s %.100q is not one of roundrobin, leastconn, random, first, source, uri and hdr(<name>); set %s", KeyBalance, value, Label(KeyBalance))
 		}
 	}
 	if value := p.setting(KeySlowStart); value != "" {
@@ -95,7 +95,7 @@ func (p *parser) settings() {
 		if s.Hold = parseHold(value); s.Hold != 0 {
 			p.says(KeyHold)
 		} else {
-			p.problem("its %s %.100q is not a duration between 0 and 5m, as 30s; set %s", KeyHold, value, Label(KeyHold))
+			p.problem("its %s %.100q is not a duration between 0 and 5m, such as 30s; set %s", KeyHold, value, Label(KeyHold))
 		}
 	}
 	if value := p.setting(KeyFallback); value != "" {
@@ -108,7 +108,7 @@ func (p *parser) settings() {
 	}
 }
 
-// meantTo returns the remedy for a value of KeyTo that is none.
+// meantTo returns the remedy for an invalid value of KeyTo.
 func meantTo(value string) string {
 	value = strings.ToLower(value)
 	switch {
@@ -121,12 +121,12 @@ func meantTo(value string) string {
 	return fmt.Sprintf("set %s to %s, or remove it", Label(KeyTo), toLeader)
 }
 
-// setting returns a trimmed value. One that is there and empty says nothing, which is a problem to know of.
+// setting returns a trimmed value. An empty value has no effect, which is reported.
 func (p *parser) setting(key string) string {
 	value, there := p.meta[key]
 	value = strings.TrimSpace(value)
 	if there && value == "" {
-		p.problem("its %s is empty and says nothing; set %s, or remove it", key, Label(key))
+		p.problem("its %s is empty and has no effect; set %s, or remove it", key, Label(key))
 	}
 	return value
 }
@@ -144,17 +144,17 @@ func (p *parser) yes(key string) bool {
 
 func (p *parser) says(key string) { p.Says = append(p.Says, key) }
 
-// IsYes reports whether a word is a yes, in either case.
+// IsYes reports whether a word means yes, in either case.
 func IsYes(s string) bool {
 	return slices.Contains([]string{"yes", "true", "on", "1", "y", "t", "enabled", "enable"}, strings.ToLower(strings.TrimSpace(s)))
 }
 
-// IsNo reports whether a word is a no, in either case.
+// IsNo reports whether a word means no, in either case.
 func IsNo(s string) bool {
 	return slices.Contains([]string{"no", "false", "off", "0", "n", "f", "disabled", "disable", "none"}, strings.ToLower(strings.TrimSpace(s)))
 }
 
-// parseSlowStart rounds to whole seconds, in which HAProxy counts.
+// parseSlowStart rounds to whole seconds, HAProxy's unit.
 func parseSlowStart(s string) time.Duration {
 	d, err := time.ParseDuration(s)
 	if err != nil || d < time.Second || d > time.Hour {
@@ -163,7 +163,7 @@ func parseSlowStart(s string) time.Duration {
 	return d.Round(time.Second)
 }
 
-// parseHold rounds up to milliseconds, in which proxies count. It returns 0 for what is no duration that may be waited for.
+// parseHold rounds up to milliseconds, the proxies' unit. It returns 0 for an invalid or unsupported duration.
 func parseHold(s string) time.Duration {
 	if IsNo(s) {
 		return NoHold
@@ -178,7 +178,7 @@ func parseHold(s string) time.Duration {
 	return (d + time.Millisecond - 1).Truncate(time.Millisecond)
 }
 
-// HoldOr returns how long requests wait while there is no server: as the service says, or else the standard time.
+// HoldOr returns how long requests wait without a server: the service's own time, or the standard.
 func (s Settings) HoldOr(standard time.Duration) time.Duration {
 	switch {
 	case s.Hold == 0:
@@ -189,7 +189,7 @@ func (s Settings) HoldOr(standard time.Duration) time.Duration {
 	return s.Hold
 }
 
-// ForTCP returns the settings for connections, where there are no requests to look at.
+// ForTCP returns the settings for connections, which have no requests to inspect.
 func (s Settings) ForTCP() Settings {
 	s.Strip, s.Redirect, s.Sticky = false, false, false
 	if s.NeedsHTTP() {
@@ -198,13 +198,13 @@ func (s Settings) ForTCP() Settings {
 	return s
 }
 
-// IsHash says whether the algorithm sends equal requests to the same server.
+// IsHash reports whether the algorithm sends equal requests to the same server.
 func (s Settings) IsHash() bool { return s.Balance == "source" || s.NeedsHTTP() }
 
-// NeedsHTTP says whether the algorithm looks at requests.
+// NeedsHTTP reports whether the algorithm inspects requests.
 func (s Settings) NeedsHTTP() bool { return s.Balance == "uri" || s.BalanceHeader() != "" }
 
-// BalanceHeader returns the name of the header that the algorithm looks at, "" if it looks at none.
+// BalanceHeader returns the name of the header that the algorithm uses, "" without one.
 func (s Settings) BalanceHeader() string {
 	_, header, _ := strings.Cut(strings.TrimSuffix(s.Balance, ")"), "hdr(")
 	return header

@@ -11,18 +11,19 @@ import (
 	"berth/templates/claim"
 )
 
-// Binding is the name under which an application knows a service that it needs.
+// Binding is an application's name for a service that it needs.
 type Binding struct{ Name, Service string }
 
 func (b Binding) String() string { return b.Name + ":" + b.Service }
 
-// Bind is a service that an application needs, and which has an instance.
+// Bind is a needed service that has an instance.
 type Bind struct {
 	Name, Service string
-	// Of the leader or, in a service without one, the oldest instance: it stays the same when others come and go.
+	// The leader's address. In a service without a leader it is the oldest instance's, which stays the same when others
+	// come and go.
 	Host      string
 	Port      int
-	Address   string     // as of an Instance
+	Address   string     // as in Instance
 	Instances []Instance // by ID
 }
 
@@ -40,7 +41,7 @@ func ParseBinds(texts []string) ([]Binding, error) {
 		case !ok || name == "" || service == "":
 			return nil, fmt.Errorf("bind %q must be name:service, such as redis:redis", text)
 		case !bindName.MatchString(name):
-			return nil, fmt.Errorf("bind %q: its name may only have letters, digits, -, _ and dots, and begins with a letter", text)
+			return nil, fmt.Errorf("bind %q: its name may contain only letters, digits, -, _ and dots, and must begin with a letter", text)
 		case !claim.IsServiceName(inConsul) || elsewhere && !claim.ConsistsOf(datacenter, "-_."):
 			return nil, fmt.Errorf("bind %q: %q cannot be a service in Consul", text, service)
 		}
@@ -53,12 +54,12 @@ func ParseBinds(texts []string) ([]Binding, error) {
 	return all, nil
 }
 
-// variable returns what the names of its environment variables begin with.
+// variable returns the prefix of the binding's environment variables.
 func (b Binding) variable() string {
 	return strings.ToUpper(strings.NewReplacer("-", "_", ".", "_").Replace(b.Name))
 }
 
-// Unbound returns those of the binds whose service has no instance that is well.
+// Unbound returns the binds whose service has no healthy instance.
 func Unbound(binds []Binding, ask Ask) []Binding {
 	var all []Binding
 	for _, b := range binds {
@@ -69,8 +70,8 @@ func Unbound(binds []Binding, ask Ask) []Binding {
 	return all
 }
 
-// Environment returns the variables that tell a command of its binds, such as REDIS_HOST=10.0.0.1 and REDIS_PORT=6379. A bind
-// whose service has no instance has none, and one without a port no REDIS_PORT.
+// Environment returns the variables that describe a command's binds, such as REDIS_HOST=10.0.0.1 and REDIS_PORT=6379. A
+// bind whose service has no instance has no variables, and a service without a port has no REDIS_PORT.
 func Environment(binds []Binding, ask Ask) []string {
 	var all []string
 	for _, b := range binds {
@@ -86,7 +87,7 @@ func Environment(binds []Binding, ask Ask) []string {
 	return all
 }
 
-// find returns the binding of a name.
+// find returns the binding with a name.
 func find(binds []Binding, name string) (Binding, error) {
 	var names []string
 	for _, b := range binds {
@@ -101,7 +102,8 @@ func find(binds []Binding, name string) (Binding, error) {
 	return Binding{}, fmt.Errorf("%.100q is not bound, only %s: declare it with --bind", name, strings.Join(names, ", "))
 }
 
-// bind returns the bound service, nil if it has no instance that is well. One with a warning is, as for Consul's DNS.
+// bind returns the bound service, nil if it has no healthy instance. An instance with a warning counts as healthy, as in
+// Consul's DNS.
 func (b Binding) bind(ask Ask) *Bind {
 	list := members(ask(b.Service), func(e *api.ServiceEntry) bool { return isIn(e, api.HealthPassing, api.HealthWarning) })
 	if len(list) == 0 {

@@ -10,7 +10,7 @@ import (
 	"berth/templates/claim"
 )
 
-// noKeyError says that the configuration lacks a key.
+// noKeyError means that the configuration lacks a key.
 type noKeyError struct{ key, near string }
 
 func (e *noKeyError) Error() string {
@@ -20,7 +20,7 @@ func (e *noKeyError) Error() string {
 	return fmt.Sprintf("there is no key %.200q: give it a default, or use cfgOrDefault", e.key)
 }
 
-// lookUp returns the value at a path of keys. One that is no key itself may be several, with dots between them.
+// lookUp returns the value at a path of keys. A key with dots that does not exist itself is split at the dots.
 func lookUp(table map[string]any, path []string) (any, error) {
 	var value any = table
 	var at []string // the keys so far
@@ -32,7 +32,7 @@ func lookUp(table map[string]any, path []string) (any, error) {
 		for n, key := range keys {
 			t, ok := value.(map[string]any)
 			if !ok {
-				return nil, fmt.Errorf("there is no key %.200q, as %.200q is %s and no table",
+				return nil, fmt.Errorf("there is no key %.200q, because %.200q is %s, not a table",
 					strings.Join(append(at, keys[n:]...), "."), strings.Join(at, "."), kind(value))
 			}
 			if !has(t, key) {
@@ -48,10 +48,10 @@ func lookUp(table map[string]any, path []string) (any, error) {
 	return usable(value), nil
 }
 
-// lookUpOr is lookUp, but for the last argument, which is the value if there is none.
+// lookUpOr is like lookUp, except that the last argument is the default.
 func lookUpOr(table map[string]any, key string, rest []any) (any, error) {
 	if len(rest) == 0 {
-		return nil, fmt.Errorf("a default is missing behind the key %.200q", key)
+		return nil, fmt.Errorf("a default is missing after the key %.200q", key)
 	}
 	path := []string{key}
 	for _, arg := range rest[:len(rest)-1] {
@@ -68,10 +68,11 @@ func lookUpOr(table map[string]any, key string, rest []any) (any, error) {
 	return value, err
 }
 
-// has says whether a table has a value for a key. A null is none: with it, a layer takes away what one below it says.
+// has reports whether a table has a value for a key. A null does not count: a layer uses it to remove a value of a lower
+// layer.
 func has(t map[string]any, key string) bool { return t[key] != nil }
 
-// usable returns a copy of a value for a template: a list of strings is a []string, as the function join takes it.
+// usable returns a copy of a value for a template: a list of strings becomes a []string, which the function join accepts.
 func usable(value any) any {
 	switch v := value.(type) {
 	case map[string]any:
@@ -109,9 +110,9 @@ func kind(value any) string {
 	}
 }
 
-// nearest returns the key of a table that another one is likely to be meant for; "" if there is none.
+// nearest returns the key of a table that another key probably means; "" without one.
 func nearest(key string, t map[string]any) string {
-	const longest = 50 // beyond it a comparison takes long
+	const longest = 50 // longer comparisons are slow
 	if len(key) > longest {
 		return ""
 	}

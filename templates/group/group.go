@@ -1,5 +1,5 @@
-// Package group has the functions for the templates of an application whose instances are a group in Consul: what the group's
-// configuration says (cfg), where the services are that it needs (bind), and who is in it (svc).
+// Package group has the template functions for an application whose instances are a group in Consul: the group's
+// configuration (cfg), the services that it needs (bind), and its members (svc).
 package group
 
 import (
@@ -8,13 +8,13 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// Ask returns the instances of a service in every state of health, as Consul describes them; none if they are not known yet.
+// Ask returns the instances of a service in every state of health, as Consul describes them; none while they are unknown.
 type Ask = func(service string) []*api.ServiceEntry
 
-// Options say what the functions tell of.
+// Options are the sources of the functions.
 type Options struct {
-	// Config returns the merged configuration: tables are map[string]any, lists []any. It is called at each execution and must
-	// not block; nobody may change what it has returned. nil = there is none.
+	// Config returns the merged configuration: tables are map[string]any, lists []any. It is called at each execution and
+	// must not block; its result must not be changed. nil = no configuration.
 	Config func() map[string]any
 	Binds  []Binding
 	Self   func() Identity // called like Config

@@ -113,13 +113,13 @@ func TestConfig(t *testing.T) {
 		{text: `{{ cfg "unset" }}`, fails: `cfg: there is no key "unset": give`},
 		{text: `{{ cfg "` + long + `" }}`, fails: `cfg: there is no key "xxxx`},
 		{text: `{{ cfg "a\nb" }}`, fails: `cfg: there is no key "a\nb": give`},
-		{text: `{{ cfg "db.host.name" }}`, fails: `cfg: there is no key "db.host.name", as "db.host" is a string and no table`},
-		{text: `{{ cfg "hosts" "0" }}`, fails: `cfg: there is no key "hosts.0", as "hosts" is a list and no table`},
+		{text: `{{ cfg "db.host.name" }}`, fails: `cfg: there is no key "db.host.name", because "db.host" is a string, not a table`},
+		{text: `{{ cfg "hosts" "0" }}`, fails: `cfg: there is no key "hosts.0", because "hosts" is a list, not a table`},
 		{text: `{{ cfgOrDefault "db.host" "x" }} {{ cfgOrDefault "db.hst" "x" }} {{ cfgOrDefault "db" "user" "root" }} {{ cfgOrDefault "unset" 7 }}`, want: "::1 x root 7"},
 		{text: `{{ cfgOrDefault "debug" true }}`, want: "false"},
-		{text: `{{ cfgOrDefault "db" }}`, fails: `cfgOrDefault: a default is missing behind the key "db"`},
+		{text: `{{ cfgOrDefault "db" }}`, fails: `cfgOrDefault: a default is missing after the key "db"`},
 		{text: `{{ cfgOrDefault "db" 1 "x" }}`, fails: `cfgOrDefault: keys are strings, and the last argument is the default: 1 is no key`},
-		{text: `{{ cfgOrDefault "port.x" 1 }}`, fails: `cfgOrDefault: there is no key "port.x", as "port" is a single value and no table`},
+		{text: `{{ cfgOrDefault "port.x" 1 }}`, fails: `cfgOrDefault: there is no key "port.x", because "port" is a single value, not a table`},
 	} {
 		got, err := render(tt.text, o, &catalog{})
 		if fails := fmt.Sprint(err); got != tt.want || (err == nil) != (tt.fails == "") || err != nil && !strings.HasPrefix(fails, tt.fails) {
@@ -211,7 +211,7 @@ func TestBindThatNobodyDeclared(t *testing.T) {
 }
 
 func TestParseBinds(t *testing.T) {
-	const name = "its name may only have letters, digits, -, _ and dots, and begins with a letter"
+	const name = "its name may contain only letters, digits, -, _ and dots, and must begin with a letter"
 	for _, tt := range []struct{ binds, want string }{
 		{"redis:redis", "[redis:redis]"},
 		{"my-cache.v1:redis-prod@dc2 db:pg.main", "[my-cache.v1:redis-prod@dc2 db:pg.main]"},

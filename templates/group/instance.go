@@ -9,7 +9,7 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// The tags by which an instance tells what it is in a group that has a leader.
+// The tags of an instance's role in a group that has a leader.
 const (
 	tagLeader   = "leader"
 	tagFollower = "follower"
@@ -18,14 +18,14 @@ const (
 // Instance is an instance of a service.
 type Instance struct {
 	ID, Node string
-	Host     string // the address of the service or else of its node: an IP address, or a name if it is registered by one
+	Host     string // the address of the service, or else of its node: an IP address, or a name if registered with one
 	Port     int    // 0 = none
 	Address  string // host:port, [host]:port for IPv6; the host alone if there is no port
 	Tags     []string
 	Meta     map[string]string
 }
 
-// newInstance returns the instance of an entry, which has a service and a node.
+// newInstance returns the instance of an entry with a service and a node.
 func newInstance(e *api.ServiceEntry) Instance {
 	i := Instance{
 		ID: e.Service.ID, Node: e.Node.Node, Host: cmp.Or(e.Service.Address, e.Node.Address), Port: e.Service.Port,
@@ -38,7 +38,7 @@ func newInstance(e *api.ServiceEntry) Instance {
 	return i
 }
 
-// isIn says whether an entry is in one of the states of health.
+// isIn reports whether an entry is in one of the states of health.
 func isIn(e *api.ServiceEntry, states ...string) bool {
 	return slices.Contains(states, e.Checks.AggregatedStatus())
 }
@@ -57,8 +57,8 @@ func members(entries []*api.ServiceEntry, f func(*api.ServiceEntry) bool) []*api
 	return list
 }
 
-// leader returns the one that leads, nil if none does. While the lead changes, two may say so: then it is the one that was
-// registered so last.
+// leader returns the leading instance, nil if none leads. While the lead changes, two instances may have the tag: then the
+// one whose registration changed last counts.
 func leader(list []*api.ServiceEntry) *api.ServiceEntry {
 	var last *api.ServiceEntry
 	for _, e := range list {
@@ -69,9 +69,9 @@ func leader(list []*api.ServiceEntry) *api.ServiceEntry {
 	return last
 }
 
-// oldest returns the one that was registered first.
+// oldest returns the instance that was registered first.
 func oldest(list []*api.ServiceEntry) *api.ServiceEntry {
 	return slices.MinFunc(list, func(a, b *api.ServiceEntry) int {
-		return cmp.Compare(a.Service.CreateIndex, b.Service.CreateIndex) // of the same, the first
+		return cmp.Compare(a.Service.CreateIndex, b.Service.CreateIndex) // the first among equals
 	})
 }

@@ -6,11 +6,11 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// Identity says who this instance is.
+// Identity identifies this instance.
 type Identity struct {
 	Name, Group string // app, prod
 	Service     string // in Consul: app-prod
-	// Instance is what is known before it is registered: its ID, Node, Port, Tags and Meta, and its Host if that is chosen.
+	// Instance has what is known before registration: ID, Node, Port, Tags, Meta, and a chosen Host.
 	Instance Instance
 }
 
@@ -19,8 +19,8 @@ type Service struct {
 	Name, Group string // app, prod
 	Service     string // in Consul: app-prod
 	Self        Instance
-	// Instances are this one and the others that are well, by ID. One in maintenance is among them: it comes back, and a change
-	// that rolls over the group is none of its members.
+	// Instances are this instance and the other healthy ones, by ID. An instance in maintenance is included: it comes back,
+	// and a rolling change should not change the members.
 	Instances []Instance
 	Leader    *Instance  // nil = none, or the group has no such topology
 	Followers []Instance // by ID; none if the group has no leader and followers

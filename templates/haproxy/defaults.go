@@ -10,7 +10,7 @@ import (
 	"berth/templates/route"
 )
 
-// Defaults is a defaults section: the settings that several backends have in common.
+// Defaults is a defaults section: settings shared by several backends.
 type Defaults struct {
 	Name    string
 	TCP     bool
@@ -18,13 +18,13 @@ type Defaults struct {
 	Hash    bool // the algorithm is a hash
 }
 
-// The sections that all others begin with. For TCP the first is that of most backends, too.
+// The base of all other sections. For TCP it is also the section of most backends.
 const (
 	baseHTTP = "http.defaults"
 	baseTCP  = "tcp.defaults"
 )
 
-// Base returns the section that this one begins with.
+// Base returns the section that this section inherits from.
 func (d Defaults) Base() string {
 	if d.TCP {
 		return baseTCP
@@ -36,7 +36,7 @@ func (d Defaults) Base() string {
 func newDefaults(s claim.Settings, tcp bool) Defaults {
 	d := Defaults{TCP: tcp, Balance: cmp.Or(s.Balance, "roundrobin"), Hash: s.IsHash()}
 	kind, _, _ := strings.Cut(d.Base(), ".")
-	// No backend has a name like these, which have no number in hexadecimals at their end.
+	// No backend has such a name: these names have no hexadecimal number at the end.
 	d.Name = kind + "." + strings.TrimSuffix(strings.ReplaceAll(d.Balance, "(", "-"), ")")
 	if tcp && d.Balance == "roundrobin" {
 		d.Name = baseTCP
@@ -44,11 +44,12 @@ func newDefaults(s claim.Settings, tcp bool) Defaults {
 	return d
 }
 
-// DefaultsInUse remembers which sections are in use. HAProxy needs a reload for a section that comes or goes: one that nobody
-// needs any more stays until another one comes.
+// DefaultsInUse remembers the sections in use. Adding or removing a section needs a reload in HAProxy, so an unused section
+// stays until another one is added.
 type DefaultsInUse struct{ sections map[string]Defaults }
 
-// Of returns the sections for the backends of groups, in order. That for HTTP backends that say nothing is always there.
+// Of returns the sections for the backends of groups, in order. The section for HTTP backends without settings always
+// exists.
 func (u *DefaultsInUse) Of(groups []*route.Group) []Defaults {
 	usual := newDefaults(claim.Settings{}, false)
 	used := map[string]Defaults{usual.Name: usual}
@@ -62,7 +63,7 @@ func (u *DefaultsInUse) Of(groups []*route.Group) []Defaults {
 			used[d.Name] = d
 		}
 	}
-	delete(used, baseTCP) // it is there in any case
+	delete(used, baseTCP) // always exists
 	for name := range used {
 		if _, there := u.sections[name]; !there {
 			u.sections = used

@@ -1,4 +1,4 @@
-// Package haproxy turns services with routes into the values that fill a configuration of HAProxy.
+// Package haproxy turns services with routes into values for a HAProxy configuration.
 package haproxy
 
 import (
@@ -11,15 +11,15 @@ import (
 	"berth/templates/route"
 )
 
-// Backend is a group of routes in HAProxy, with the settings that apply. Every value may be written to a configuration as it is.
+// Backend is a group of routes in HAProxy, with its settings. Every value is safe in a configuration.
 type Backend struct {
 	Name      string
 	TCP       bool           // connections, not requests
 	Servers   []Server       // by name
-	Settings  claim.Settings // Check is that of all servers that have one
-	Checks    string         // a map of the servers' names to their checks, if these differ; "" = they do not
-	Defaults  Defaults       // the section that it takes other settings from
-	Cookie    string         // its name; "" = clients do not stay with a server
+	Settings  claim.Settings // Check applies to all servers that have one
+	Checks    string         // map of server names to checks, if these differ; "" = they do not
+	Defaults  Defaults       // the section with the other settings
+	Cookie    string         // name of the cookie; "" = clients do not stay with a server
 	CheckHost string         // the Host header of health checks; "" = none
 }
 
@@ -28,18 +28,18 @@ type Server struct {
 	Name, Address string
 	Weight        int    // 0 = the default
 	Drained       bool   // gets no new requests
-	Unchecked     bool   // the backend's checks are not for it
-	Cookie        string // value that clients of the server send; "" = none
+	Unchecked     bool   // the backend's checks do not apply to it
+	Cookie        string // cookie value of the server's clients; "" = none
 	ID            int    // place in a hash; 0 = any
 }
 
-// Backends returns a group's backends: one for HTTP, one for TCP, as it has routes and ports.
+// Backends returns a group's backends: one for HTTP if it has routes, one for TCP if it has ports.
 func Backends(g *route.Group) []*Backend {
 	var all []*Backend
 	if len(g.Routes) > 0 {
 		b := newBackend(g, g.Name, g.Settings, false)
 		if g.Sticky {
-			b.Cookie = "berth-" + g.Name // services of one host share its cookies
+			b.Cookie = "berth-" + g.Name // the services of a host share its cookies
 			for n, server := range b.Servers {
 				sum := sha256.Sum256([]byte(server.Name)) // clients need not know the name
 				b.Servers[n].Cookie = fmt.Sprintf("%x", sum[:8])
@@ -56,7 +56,7 @@ func Backends(g *route.Group) []*Backend {
 // tcpName returns the name of a group's backend for TCP.
 func tcpName(g *route.Group) string { return g.Name + ".tcp" }
 
-// newBackend returns a backend with the parts that HTTP and TCP have in common.
+// newBackend returns a backend with the parts common to HTTP and TCP.
 func newBackend(g *route.Group, name string, settings claim.Settings, tcp bool) *Backend {
 	b := &Backend{Name: name, TCP: tcp, Settings: settings, Defaults: newDefaults(settings, tcp)}
 	for _, server := range g.Servers {
@@ -72,8 +72,8 @@ func newBackend(g *route.Group, name string, settings claim.Settings, tcp bool) 
 	return b
 }
 
-// setChecks has each server asked for its own path. A backend has one kind of check, so servers that name no path are not
-// checked beside those that do.
+// setChecks sets each server's own check path. A backend has one kind of check, so servers without a path are unchecked if
+// others have one.
 func (b *Backend) setChecks(servers []route.Server) {
 	var paths []string
 	unnamed := 0
@@ -101,8 +101,8 @@ func (b *Backend) setChecks(servers []route.Server) {
 	}
 }
 
-// numberServers gives each server an ID made from its name. HAProxy places a server in a hash by its ID, and without an ID
-// by its line in the file, so that most clients would change servers whenever one comes or goes.
+// numberServers gives each server an ID made from its name. HAProxy places a server in a hash by its ID. Without an ID it
+// uses the server's position in the file, and most clients would change servers whenever one comes or goes.
 func numberServers(servers []Server) {
 	taken := map[int]bool{}
 	for n := range servers {

@@ -9,14 +9,14 @@ import (
 	"berth/templates/route"
 )
 
-// Pause is one of the pauses by which a request or connection waits for a server. After each of them HAProxy looks again.
+// Pause is one of the pauses of a request or connection that waits for a server. HAProxy checks again after each.
 type Pause struct {
 	Milliseconds int
-	After        int // the milliseconds of all pauses before
+	After        int // milliseconds of all earlier pauses
 }
 
-// Pauses returns the pauses of the longest hold. Each is 4 % longer than the one before, so that nobody waits much longer than
-// until there is a server, and yet few lines of the configuration are enough.
+// Pauses returns the pauses of the longest wait. Each is 4 % longer than the previous one. So requests wait only slightly
+// longer than necessary, and a few configuration lines suffice.
 func Pauses() []Pause {
 	var all []Pause
 	after := 0
@@ -27,8 +27,7 @@ func Pauses() []Pause {
 	return all
 }
 
-// HoldMap returns the backends in which requests or connections do not wait as long as in most, with the milliseconds for which
-// they do: "shop 30000".
+// HoldMap returns the backends with a shorter or longer wait than usual, with the milliseconds: "shop 30000".
 func HoldMap(t *route.Table, standard time.Duration) string {
 	var text strings.Builder
 	seen := map[string]bool{}
@@ -41,7 +40,7 @@ func HoldMap(t *route.Table, standard time.Duration) string {
 	for _, c := range t.Claims() {
 		hold := c.Group.HoldOr(standard)
 		if c.Group.Sticky && c.Group.Drained() {
-			hold = 0 // to HAProxy there is no server, but clients that have a cookie stay with theirs
+			hold = 0 // to HAProxy it has no server, but clients with a cookie stay with theirs
 		}
 		add(c.Group.Name, hold)
 	}
@@ -51,7 +50,7 @@ func HoldMap(t *route.Table, standard time.Duration) string {
 	return text.String()
 }
 
-// InspectDelay returns how long a connection may wait at most: 35s, as long as that is enough for all of a table, else 6m.
+// InspectDelay returns how long a connection may wait at most: 35s if that is enough for the whole table, otherwise 6m.
 func InspectDelay(t *route.Table, standard time.Duration) string {
 	for _, p := range t.Ports() {
 		if p.Group.HoldOr(standard) > 30*time.Second {
@@ -61,8 +60,7 @@ func InspectDelay(t *route.Table, standard time.Duration) string {
 	return "35s"
 }
 
-// PausedMap returns the backends that somebody has paused, with the milliseconds for which requests and connections wait in
-// them.
+// PausedMap returns the backends paused by hand, with the milliseconds that requests and connections wait in them.
 func PausedMap(t *route.Table) string {
 	var text strings.Builder
 	for _, g := range t.Paused() {

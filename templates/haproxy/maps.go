@@ -7,7 +7,7 @@ import (
 	"berth/templates/route"
 )
 
-// Map returns the routes as HAProxy's map_beg reads them: "shop.example.com/cart/ cart".
+// Map returns the routes for HAProxy's map_beg: "shop.example.com/cart/ cart".
 func Map(claims []route.Claim) string {
 	var text strings.Builder
 	for _, c := range claims {
@@ -18,7 +18,7 @@ func Map(claims []route.Claim) string {
 	return text.String()
 }
 
-// RedirectMap returns the backends whose requests over HTTP are redirected: "shop 1".
+// RedirectMap returns the backends that redirect HTTP requests to HTTPS: "shop 1".
 func RedirectMap(groups []*route.Group) string {
 	var text strings.Builder
 	for _, g := range groups {
@@ -29,8 +29,7 @@ func RedirectMap(groups []*route.Group) string {
 	return text.String()
 }
 
-// StripMap returns the backends that are not told a prefix of the path, each with the number of that prefix's parts and the
-// prefix: "shop 2/api/v1".
+// StripMap returns the backends whose path prefix is removed, with the prefix and its number of segments: "shop 2/api/v1".
 func StripMap(groups []*route.Group) string {
 	var text strings.Builder
 	for _, g := range groups {
@@ -41,10 +40,10 @@ func StripMap(groups []*route.Group) string {
 	return text.String()
 }
 
-// usualDepth is how many parts a prefix may have that takes no other rules than any.
+// usualDepth is the number of prefix segments that needs no extra rules.
 const usualDepth = 6
 
-// StripDepths returns the numbers from 1 to as many parts as a prefix may have that one of the groups is not told.
+// StripDepths returns the numbers from 1 to the largest number of segments in a removed prefix.
 func StripDepths(groups []*route.Group) []int {
 	deepest := usualDepth
 	for _, g := range groups {
@@ -57,8 +56,8 @@ func StripDepths(groups []*route.Group) []int {
 	return depths
 }
 
-// stripped returns the prefix that a group's servers are not told, without the slash at its end, "" for none. All routes of a
-// group have the same path, as an instance names one path only.
+// stripped returns the path prefix that is removed for a group, without its final slash, "" for none. All routes of a group
+// have the same path, because an instance names only one.
 func stripped(g *route.Group) string {
 	if len(g.Routes) == 0 || !g.Strip {
 		return ""

@@ -11,37 +11,37 @@ import (
 	"berth/templates/route"
 )
 
-// Routes are the routes of all services in nginx's maps.
+// Routes are the routes of all services, in nginx's maps.
 type Routes struct {
 	Maps   []RouteMap // in the order of look-up; the last map is for any host and path
-	Depths []int      // how many segments the paths of routes have, each number once, without 0
+	Depths []int      // numbers of segments in the routes' paths, each once, without 0
 }
 
-// RouteMap is the routes of one rank that have the same number of segments in their paths. A request has at most one.
+// RouteMap is the routes of one rank with the same number of path segments. At most one of them matches a request.
 type RouteMap struct {
 	Name    string // for variables
 	Rank    string // the variable that the keys begin with: "$host", "$berth_domain", or "" for any host
-	Path    string // the variable with as many segments of the request's path, and a slash before and after them; "/" = none
+	Path    string // the variable with this many segments of the request's path, with a slash before and after; "/" = none
 	Entries []RouteEntry
-	Found   string // the variable of the upstream that was found in it or in the next maps
-	Next    string // the variable of the next map, "" = this is the last one
+	Found   string // the variable of the upstream found in this map or the next ones
+	Next    string // the variable of the next map; "" = none
 }
 
-// RouteEntry is a key, in lower case, and the routes that it may stand for: nginx looks keys up without regard to the
-// case of letters, and paths are compared with regard to it.
+// RouteEntry is a key, in lower case, and the routes it may stand for: nginx looks up keys case-insensitively, but paths
+// are compared case-sensitively.
 type RouteEntry struct{ Key, Routes string }
 
-// mostSegments is the largest number of segments in a path by which nginx routes. Each number that occurs costs a
-// request that has so many another look-up.
+// mostSegments is the largest number of path segments by which nginx routes. Each number in use costs another lookup for
+// requests with that many segments.
 const mostSegments = 16
 
-// level is the rank and the depth of the routes in one map.
+// level is the rank and depth of the routes in one map.
 type level struct{ rank, depth int }
 
-// longestValue is less than nginx takes for one word (NGX_CONF_BUFFER).
+// longestValue is below nginx's limit for one word (NGX_CONF_BUFFER).
 const longestValue = 4000
 
-// NewRoutes puts the routes of services into maps. It calls lose with the routes that do not fit into any, and why.
+// NewRoutes puts the routes of services into maps. It calls lose for routes that fit into no map, with the reason.
 func NewRoutes(claims []route.Claim, lose func(c route.Claim, why string)) Routes {
 	entries := map[level][]RouteEntry{{2, 0}: nil}
 	index := map[string]int{} // of an entry in its map, by host and path
@@ -55,7 +55,7 @@ func NewRoutes(claims []route.Claim, lose func(c route.Claim, why string)) Route
 		found := UpstreamName(c.Group) + " " + flags(c.Group) + " " + c.Path
 		if n, there := index[key]; there {
 			if len(entries[l][n].Routes)+len(found) >= longestValue {
-				lose(c, fmt.Sprintf("for nginx, too many routes differ from its route %.100s only in the case of letters; set another SERVICE_ROUTE_PATH", c.Route))
+				lose(c, fmt.Sprintf("nginx cannot serve its route %.100s: too many routes differ from it only in the case of letters; set another SERVICE_ROUTE_PATH", c.Route))
 				continue
 			}
 			entries[l][n].Routes += " " + found
@@ -92,7 +92,7 @@ func NewRoutes(claims []route.Claim, lose func(c route.Claim, why string)) Route
 // depth returns the number of segments in a route's path.
 func depth(r claim.Route) int { return strings.Count(r.Path, "/") - 1 }
 
-// flags returns how requests for a service are changed or answered, separated by commas; "-" = not at all.
+// flags returns how requests for a service are modified or answered, separated by commas; "-" = no flags.
 func flags(g *route.Group) string {
 	var all []string
 	for _, f := range []struct {

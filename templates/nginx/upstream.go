@@ -1,4 +1,4 @@
-// Package nginx turns services with routes into the values that fill a configuration of nginx.
+// Package nginx turns services with routes into values for an nginx configuration.
 package nginx
 
 import (
@@ -15,28 +15,28 @@ import (
 type Upstream struct {
 	Name    string // unique, whatever the case of letters
 	Servers []route.Server
-	MaxConn int      // connections that a server gets at once; 0 = no limit
-	Zone    int      // kilobytes of memory that all workers share; 0 = none is needed
-	Method  string   // how a server is chosen; "" = the default, which is roundrobin
-	Lua     string   // the function of balancer.lua that chooses one instead; "" = none
-	Posted  []string // what balancer.lua is told besides the servers, as "hold 30000"
+	MaxConn int      // most connections per server; 0 = no limit
+	Zone    int      // kilobytes of memory shared by all workers; 0 = none
+	Method  string   // how a server is chosen; "" = roundrobin, the default
+	Lua     string   // the function of balancer.lua that chooses instead; "" = none
+	Posted  []string // settings for balancer.lua in addition to the servers, such as "hold 30000"
 }
 
 // Upstreams are the upstreams of a group.
 type Upstreams struct {
-	HTTP *Upstream // for requests, nil if the group has no route for them
-	TCP  *Upstream // for connections to the group's ports, nil if it has none
+	HTTP *Upstream // for requests; nil = no HTTP route
+	TCP  *Upstream // for connections; nil = no ports
 }
 
-// NewUpstreams returns a group's upstreams, and reports the settings that nginx cannot follow. With lua, the balancer in
-// Lua chooses servers where it can.
+// NewUpstreams returns a group's upstreams, and reports settings that nginx does not support. With lua, the Lua balancer
+// chooses servers where it can.
 func NewUpstreams(g *route.Group, lua bool, report func(string)) Upstreams {
 	for _, lacking := range []struct {
 		asked bool
 		why   string
 	}{
-		{g.Balance == "first", "nginx has no balance first, so roundrobin is used; set another SERVICE_ROUTE_BALANCE"},
-		{g.Check != "", "nginx does not check servers, so its route_check has no effect; set SERVICE_CHECK_HTTP, by which Consul takes out what is ill"},
+		{g.Balance == "first", "nginx does not support balance first and uses roundrobin; set another SERVICE_ROUTE_BALANCE"},
+		{g.Check != "", "nginx does not check servers, so its route_check has no effect; set SERVICE_CHECK_HTTP, so that Consul finds unhealthy instances"},
 		{g.SlowStart != 0, "nginx gives a server its full share at once, so its route_slowstart has no effect; unset SERVICE_ROUTE_SLOWSTART"},
 	} {
 		if lacking.asked {
@@ -54,14 +54,14 @@ func NewUpstreams(g *route.Group, lua bool, report func(string)) Upstreams {
 	switch holds := u.HTTP != nil && u.HTTP.Lua != ""; {
 	case g.Hold <= 0 || holds:
 	case !lua:
-		report(leftout.Sentence(g.Service, "", "no request waits in nginx without Lua, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD, or see --nginx-lua"))
+		report(leftout.Sentence(g.Service, "", "requests cannot wait in nginx without Lua, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD, or see --nginx-lua"))
 	case u.HTTP == nil:
-		report(leftout.Sentence(g.Service, "", "no connection to a TCP port waits in nginx, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD"))
+		report(leftout.Sentence(g.Service, "", "TCP connections cannot wait in nginx, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD"))
 	default:
 		report(leftout.Sentence(g.Service, "", "nginx itself picks its servers, so its route_hold has no effect; unset SERVICE_ROUTE_HOLD, or SERVICE_ROUTE_MAXCONN and SERVICE_ROUTE_BALANCE=leastconn"))
 	}
 	if g.Paused > 0 && (u.HTTP == nil || u.HTTP.Lua == "") {
-		report(leftout.Sentence(g.Service, "", "it is paused, and no request for it waits in nginx: that takes --nginx-lua, a route of requests, and neither SERVICE_ROUTE_MAXCONN nor SERVICE_ROUTE_BALANCE=leastconn"))
+		report(leftout.Sentence(g.Service, "", "it is paused, but its requests cannot wait in nginx: waiting needs --nginx-lua, an HTTP route, and neither SERVICE_ROUTE_MAXCONN nor SERVICE_ROUTE_BALANCE=leastconn"))
 	}
 	if len(g.Ports) > 0 {
 		u.TCP = newUpstream(g, UpstreamName(g)+".tcp", g.ForTCP())
@@ -69,8 +69,8 @@ func NewUpstreams(g *route.Group, lua bool, report func(string)) Upstreams {
 	return u
 }
 
-// posted returns what balancer.lua is told of a group besides its servers: for how many milliseconds requests wait for one,
-// where the service says so, or because it is paused.
+// posted returns balancer.lua's settings for a group: how many milliseconds requests wait for a server, if the service says
+// so, and its pause.
 func posted(g *route.Group) (lines []string) {
 	if g.Hold != 0 {
 		lines = append(lines, fmt.Sprintf("hold %d", g.HoldOr(0).Milliseconds()))
@@ -89,14 +89,14 @@ func newUpstream(g *route.Group, name string, settings claim.Settings) *Upstream
 		}
 	}
 	if u.MaxConn > 0 {
-		// Without it each worker would count for itself. A server takes less than a kilobyte.
+		// Without it each worker would count separately. A server uses less than a kilobyte.
 		u.Zone = (len(u.Servers)/64 + 1) * 128
 	}
 	return u
 }
 
-// UpstreamName returns the name of a group's upstream. nginx takes App and app for the same name, so one with capitals gets a
-// suffix after a dot, if it has none.
+// UpstreamName returns the name of a group's upstream. To nginx, App and app are the same name, so a name with capitals
+// gets a suffix after a dot, unless it has one.
 func UpstreamName(g *route.Group) string {
 	if strings.ToLower(g.Name) == g.Name || g.Name != g.Service {
 		return g.Name
@@ -115,7 +115,7 @@ func method(s claim.Settings) string {
 	case s.Balance == "leastconn":
 		return leastConn
 	case s.Balance == "random":
-		return "random two least_conn" // HAProxy's is the same
+		return "random two least_conn" // like HAProxy's
 	}
 	return ""
 }
@@ -131,7 +131,7 @@ func luaCall(upstream string, s claim.Settings) string {
 	return fmt.Sprintf("balance(%q)", upstream)
 }
 
-// hashKey returns the variable by whose hash a server is chosen, "" if there is none.
+// hashKey returns the variable whose hash chooses a server, "" without one.
 func hashKey(s claim.Settings) string {
 	switch header := s.BalanceHeader(); {
 	case s.Sticky:

@@ -16,27 +16,28 @@ import (
 	"berth/templates/claim"
 )
 
-// Group is the routes of a service that the same instances serve, with the settings that these ask for. Most services are one
-// group. An instance that names routes is in the groups of these; one that names none is in all groups of its service.
+// Group is a set of routes of a service that the same instances serve, with the settings these ask for. Most services are
+// one group. An instance that names routes is in the groups of these routes; an instance that names none is in all groups
+// of its service.
 type Group struct {
 	Service string
-	Name    string        // unique, for the proxy's configuration; the service's name if it can be
-	Routes  []claim.Route // of requests, in order
+	Name    string        // unique, for the proxy's configuration; the service's name if possible
+	Routes  []claim.Route // HTTP routes, in order
 	Ports   []int         // in order
 	claim.Settings
 	Servers []Server // instances that serve, by name
-	// Paused is how long a request waits, as the service is paused by hand; 0 = it is not. A Table sets it, so that texts that
-	// do not depend on it need not be made again.
+	// Paused is how long a request waits because the service is paused by hand; 0 = not paused. A Table sets it, so texts
+	// that do not depend on it are not made again.
 	Paused time.Duration
 
-	created  uint64 // the least index in Consul of the instances that ask for the routes
+	created  uint64 // the lowest Consul index among the instances that ask for the routes
 	serves   bool   // its own instances take new requests
-	departed bool   // it has none, and waits for them to come back
-	drained  bool   // it has servers, and none takes new requests; set when it is kept
+	departed bool   // it has no instances, and its routes are held for them
+	drained  bool   // none of its servers takes new requests; set when the group is kept
 	report   func(string)
 }
 
-// all returns the group's routes, those of requests and ports.
+// all returns the group's routes, both HTTP routes and ports.
 func (g *Group) all() []claim.Route {
 	all := slices.Clip(g.Routes)
 	for _, p := range g.Ports {
@@ -45,7 +46,7 @@ func (g *Group) all() []claim.Route {
 	return all
 }
 
-// newGroup returns a group of routes, in order, without a name.
+// newGroup returns a group of sorted routes, without a name.
 func newGroup(service string, routes []claim.Route) *Group {
 	g := &Group{Service: service}
 	for _, r := range routes {
@@ -58,8 +59,8 @@ func newGroup(service string, routes []claim.Route) *Group {
 	return g
 }
 
-// New reads what a service's TCP instances ask for, and returns its groups, in order, none if the service is not exposed. It
-// calls report with a line for each label that is left out.
+// New reads the claims of a service's TCP instances and returns the service's groups, in order; none if the service is not
+// exposed. It calls report with a line for each ignored label.
 func New(service string, instances []*Instance, allowed Ports, names *Ledger, report func(string)) []*Group {
 	if !claim.IsServiceName(service) {
 		return nil
@@ -86,7 +87,7 @@ func New(service string, instances []*Instance, allowed Ports, names *Ledger, re
 	return groups
 }
 
-// together returns the routes in groups that the same instances ask for, in order.
+// together returns the routes, grouped by the instances that ask for them, in order.
 func (r *reader) together() [][]claim.Route {
 	var one *claim.Claim
 	several := false
@@ -99,10 +100,10 @@ func (r *reader) together() [][]claim.Route {
 	switch {
 	case one == nil:
 		return nil
-	case !several: // as it is most of the time
+	case !several: // the usual case
 		return [][]claim.Route{one.Routes}
 	}
-	askers := map[claim.Route][]byte{} // the numbers of the instances
+	askers := map[claim.Route][]byte{} // the indexes of the instances
 	for n, i := range r.instances {
 		for _, route := range i.Routes {
 			askers[route] = binary.AppendUvarint(askers[route], uint64(n))
@@ -123,7 +124,7 @@ func (r *reader) together() [][]claim.Route {
 	return all
 }
 
-// settle gives a group its servers and settings, and returns its members.
+// settle sets the servers and settings of a group, and returns its members.
 func (r *reader) settle(g *Group, route claim.Route) []*instance {
 	var members, newestFirst []*instance
 	g.created = ^uint64(0)
@@ -158,8 +159,8 @@ func (r *reader) settle(g *Group, route claim.Route) []*instance {
 	return members
 }
 
-// check returns the path by which an instance is checked: its own, and of one that names no route that of the group. While a
-// service is rolled out, one version may not answer what the other is asked for.
+// check returns the path with which an instance is checked: its own, or the group's if the instance names no route. During
+// a rollout, one version may not answer the other's path.
 func (i *instance) check(ofGroup string) string {
 	switch {
 	case i.drained || !i.Restricted && !slices.Contains(i.Says, KeyCheck):
@@ -169,11 +170,11 @@ func (i *instance) check(ofGroup string) string {
 	}
 }
 
-// candidates returns the members that may be servers if they are well, and whether only the leader may. One that has a say is
-// enough for that, whatever the others say: a write that reaches a follower does more harm than one that is refused. An instance
-// that wants its leader alone gets nothing unless it leads, even if it has no say itself.
+// candidates returns the members that may be servers if they are healthy, and whether only the leader may. Members that are
+// healthy, named and not drained have a vote. One vote for the leader is enough: a write that reaches a follower does more
+// harm than a refused one. An instance that asks for the leader gets no requests unless it leads, even without a vote.
 func (r *reader) candidates(members []*instance) (candidates []*instance, toLeader bool) {
-	if !slices.ContainsFunc(members, wantsLeader) { // as it is most of the time
+	if !slices.ContainsFunc(members, wantsLeader) { // the usual case
 		return members, false
 	}
 	say := slices.DeleteFunc(slices.Clone(members), func(i *instance) bool { return !i.isWell() || i.name == "" || i.drained })
@@ -189,7 +190,7 @@ func (r *reader) candidates(members []*instance) (candidates []*instance, toLead
 
 func wantsLeader(i *instance) bool { return i.Settings.ToLeader }
 
-// reportRole reports what is at odds with an instance that wants its route for the leader alone.
+// reportRole reports conflicts with an instance that wants its route for the leader only.
 func (r *reader) reportRole(say []*instance, from *instance) {
 	if !r.hasRoles {
 		r.leaveOut(from, fmt.Sprintf("its %s is leader, but no instance of its service has the tag %s or %s, so none gets requests; set SERVICE_TOPOLOGY=leader, or unset %s",
@@ -197,7 +198,7 @@ func (r *reader) reportRole(say []*instance, from *instance) {
 	}
 	for _, i := range say {
 		if !i.Settings.ToLeader && slices.Contains(i.Says, KeyTo) {
-			r.leaveOut(i, fmt.Sprintf("its %s %.100q does not count, as instance %.100q says leader; set the same %s for all",
+			r.leaveOut(i, fmt.Sprintf("its %s %.100q is overridden by instance %.100q, which says leader; set the same %s for all",
 				KeyTo, strings.TrimSpace(i.meta[KeyTo]), from.id, claim.Label(KeyTo)))
 			return
 		}
@@ -210,8 +211,8 @@ func sortNewestFirst(instances []*instance) {
 	})
 }
 
-// settings are the keys of settings with how one is copied from one Settings to another. KeyTo is not among them: the newest
-// instance cannot take it back for the others.
+// settings are the keys of settings, with functions that copy each setting. KeyTo is not among them: the newest instance
+// cannot revoke it for the others.
 var settings = []struct {
 	key  string
 	copy func(to, from *claim.Settings)
@@ -228,7 +229,7 @@ var settings = []struct {
 	{KeyHold, func(to, from *claim.Settings) { to.Hold = from.Hold }, func(s *claim.Settings) any { return s.Hold }},
 }
 
-// set takes each setting from the newest instance that says it.
+// set takes each setting from the newest instance that has it.
 func (r *reader) set(g *Group, newestFirst []*instance) {
 	for _, setting := range settings {
 		var from *instance
@@ -242,7 +243,7 @@ func (r *reader) set(g *Group, newestFirst []*instance) {
 				setting.copy(&g.Settings, &i.Settings)
 				continue
 			}
-			if setting.key == KeyCheck { // each is asked for its own
+			if setting.key == KeyCheck { // each instance has its own path
 				break
 			}
 			value := setting.get(&i.Settings)
@@ -251,7 +252,7 @@ func (r *reader) set(g *Group, newestFirst []*instance) {
 					others = map[any]bool{}
 				}
 				others[value] = true
-				r.leaveOut(i, fmt.Sprintf("its %s %.100q does not count, as the newer instance %.100q says %.100q; set the same %s for all",
+				r.leaveOut(i, fmt.Sprintf("its %s %.100q is overridden by the newer instance %.100q, which says %.100q; set the same %s for all",
 					setting.key, strings.TrimSpace(i.meta[setting.key]), from.id, strings.TrimSpace(from.meta[setting.key]), claim.Label(setting.key)))
 			}
 		}
@@ -261,7 +262,7 @@ func (r *reader) set(g *Group, newestFirst []*instance) {
 		isSet := setting.get(&g.Settings) != setting.get(&claim.Settings{})
 		forHTTP := setting.key == KeyStrip || setting.key == KeyRedirect || setting.key == KeySticky || setting.key == KeyBalance && g.NeedsHTTP()
 		if isSet && forHTTP && len(g.Routes) == 0 {
-			r.report(leftout.Sentence(r.service, "", fmt.Sprintf("its %s is for HTTP, and it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", setting.key)))
+			r.report(leftout.Sentence(r.service, "", fmt.Sprintf("its %s needs an HTTP route, but it has only a port; set SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH", setting.key)))
 		}
 		if setting.key == KeyCheck && isSet {
 			r.reportUnchecked(from, newestFirst)
@@ -269,21 +270,21 @@ func (r *reader) set(g *Group, newestFirst []*instance) {
 	}
 }
 
-// reportUnchecked names an instance that has routes of its own and no check, beside others that have one.
+// reportUnchecked reports an instance with its own routes and no check, next to others with a check.
 func (r *reader) reportUnchecked(from *instance, serving []*instance) {
 	for _, i := range serving {
 		if i.Restricted && !slices.Contains(i.Says, KeyCheck) {
-			r.leaveOut(i, fmt.Sprintf("it has no %s, so HAProxy does not check it beside instance %.100q, which has one; set a %s for all",
+			r.leaveOut(i, fmt.Sprintf("it has no %s, so HAProxy does not check it, unlike instance %.100q, which has one; set a %s for all",
 				KeyCheck, from.id, claim.Label(KeyCheck)))
 			return
 		}
 	}
 }
 
-// reportIneffective reports the settings that have no route to be for.
+// reportIneffective reports settings without a route to apply to.
 func (r *reader) reportIneffective() {
 	if slices.ContainsFunc(r.instances, func(i *instance) bool { return i.Restricted }) {
-		return // that was reported
+		return // already reported
 	}
 	report := func(key string, isSet func(*instance) bool) {
 		if slices.ContainsFunc(r.instances, isSet) {
@@ -296,10 +297,10 @@ func (r *reader) reportIneffective() {
 	report(KeyTo, wantsLeader)
 }
 
-// Drained reports whether a group of a table has servers, of which none takes new requests.
+// Drained reports whether a group of a table has servers but none that takes new requests.
 func (g *Group) Drained() bool { return g.drained }
 
-// NeedsFallback returns the name of the fallback service if this group has no server of its own, else "".
+// NeedsFallback returns the name of the fallback service if this group has no server, otherwise "".
 func (g *Group) NeedsFallback() string {
 	if takesRequests(g.Servers) {
 		return ""
@@ -307,11 +308,11 @@ func (g *Group) NeedsFallback() string {
 	return g.Fallback
 }
 
-// FallBack lets the instances of the service that NeedsFallback names serve for this group. It returns "", so that a template
-// can call it.
+// FallBack uses the instances of the service named by NeedsFallback for this group. It returns "" so that a template can
+// call it.
 func (g *Group) FallBack(instances []*Instance) string {
 	r := newReader(g.Fallback, instances, func(reason string) {
-		g.report(leftout.Sentence(g.Service, "", "of its route_fallback: "+reason))
+		g.report(leftout.Sentence(g.Service, "", "for its route_fallback: "+reason))
 	})
 	members := slices.DeleteFunc(r.instances, func(i *instance) bool {
 		_, none := i.meta[claim.KeyNoRoute]
@@ -329,13 +330,13 @@ func (g *Group) FallBack(instances []*Instance) string {
 	return ""
 }
 
-// Servable returns, sorted, the names of the services that can be looked up and named in a configuration, and reports the
+// Servable returns, sorted, the names of services that can be looked up and named in a configuration, and reports the
 // others.
 func Servable(services []*dependency.CatalogSnippet, report func(string)) []string {
 	kept := make([]string, 0, len(services))
 	for _, s := range services {
 		if !claim.IsServiceName(s.Name) {
-			report(leftout.Sentence(s.Name, "", fmt.Sprintf("its name may only have letters, digits, -, _ and dots between them, %d at most; set SERVICE_NAME", claim.MaxName)))
+			report(leftout.Sentence(s.Name, "", fmt.Sprintf("its name may contain only letters, digits, -, _ and dots between them, at most %d characters; set SERVICE_NAME", claim.MaxName)))
 			continue
 		}
 		kept = append(kept, s.Name)
@@ -344,8 +345,8 @@ func Servable(services []*dependency.CatalogSnippet, report func(string)) []stri
 	return kept
 }
 
-// baseName is the name of a service's first group. One with a dot gets another dot with a hash behind it, so that it can be none
-// of berth's own names, which have dots, too.
+// baseName is the name of a service's first group. A name with a dot gets another dot and a hash, so it cannot clash with
+// berth's own names, which have dots as well.
 func baseName(service string) string {
 	if !strings.Contains(service, ".") {
 		return service
@@ -353,7 +354,7 @@ func baseName(service string) string {
 	return hashed(service, "")
 }
 
-// nameFor is the nth name of another group of a service, made from one of its routes.
+// nameFor is the nth name for an additional group of a service, made from one of its routes.
 func nameFor(service string, r claim.Route, n int) string {
 	return hashed(service, fmt.Sprint(r, n))
 }

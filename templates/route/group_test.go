@@ -357,7 +357,7 @@ func TestRouteToLeader(t *testing.T) {
 			leads(with("1", KeyTo, to), 5)
 			with("2", KeyTo, "all").Service.CreateIndex = 9
 			with("3", KeyTo, "all").Service.CreateIndex = 10
-		}, "1", []string{`instance "2": its route_to "all" does not count, as instance "1" says leader; set the same SERVICE_ROUTE_TO for all`}},
+		}, "1", []string{`instance "2": its route_to "all" is overridden by instance "1", which says leader; set the same SERVICE_ROUTE_TO for all`}},
 		{"who is drained has no say, but gets nothing itself", func(with func(string, ...string) *Instance) {
 			follows(with("1", KeyTo, to, claim.KeyWeight, "0"))
 			leads(with("2"), 5)

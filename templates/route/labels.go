@@ -1,5 +1,5 @@
-// Package route turns the labels of services into routes, ports, settings and servers, the same for every proxy, and says
-// which instances serve which route.
+// Package route turns the labels of services into routes, ports, settings and servers, the same for every proxy, and
+// decides which instances serve which route.
 package route
 
 import (
@@ -17,7 +17,7 @@ import (
 // Instance is an instance of a service, as Consul describes it.
 type Instance = api.ServiceEntry
 
-// The Meta keys of an instance that are labels.
+// The labels among the Meta keys of an instance.
 const (
 	KeyHost      = claim.KeyHost
 	KeyPath      = claim.KeyPath
@@ -34,24 +34,24 @@ const (
 	KeyHold      = claim.KeyHold
 )
 
-// The tags of the instances of a service that has a leader.
+// The tags of instances in a service with a leader.
 const (
 	tagLeader   = "leader"
 	tagFollower = "follower"
 )
 
-// instance is an instance that was read.
+// instance is a parsed instance.
 type instance struct {
-	*claim.Claim // one for all instances that say the same
+	*claim.Claim // shared by instances with the same claim
 	id, node     string
 	address      string // ip:port
-	name         string // of its server; "" = it cannot be one
-	problem      string // why it cannot, though it is well
-	status       string // of its own checks, in Consul's words
+	name         string // of its server; "" = it cannot be a server
+	problem      string // why it cannot be a server although it is healthy
+	status       string // of its own checks, as in Consul
 	weights      api.AgentWeights
 	drained      bool // gets no new requests
 	started      time.Time
-	created      uint64 // the index in Consul at which it was registered
+	created      uint64 // Consul index of its registration
 	meta         map[string]string
 	leads        bool // it is the service's leader
 }
@@ -60,11 +60,11 @@ type instance struct {
 type reader struct {
 	service   string
 	instances []*instance // in order
-	hasRoles  bool        // one has a tag that says whether it leads
+	hasRoles  bool        // an instance has a tag for its role
 	report    func(string)
 }
 
-// newReader reads the instances of a service that are not for UDP or SCTP. It reports nothing twice.
+// newReader reads the instances of a service, except those for UDP or SCTP. It reports nothing twice.
 func newReader(service string, entries []*Instance, report func(string)) *reader {
 	reported := map[string]bool{}
 	r := &reader{service: service, instances: make([]*instance, 0, len(entries)), report: func(reason string) {
@@ -87,7 +87,7 @@ func newReader(service string, entries []*Instance, report func(string)) *reader
 			leads:   e == leader,
 		}
 		r.hasRoles = r.hasRoles || i.leads || slices.Contains(s.Tags, tagFollower)
-		if i.weights == (api.AgentWeights{}) { // it was registered without any
+		if i.weights == (api.AgentWeights{}) { // registered without weights
 			i.weights = api.AgentWeights{Passing: 1, Warning: 1}
 		}
 		if started := s.Meta[claim.KeyStarted]; started != "" {
@@ -107,9 +107,10 @@ func newReader(service string, entries []*Instance, report func(string)) *reader
 	return r
 }
 
-// leaderOf returns the instance that leads a service, nil if none does. When the lead changes, the old leader may keep its tag
-// until its own agent has replaced it. Then the instance whose registration changed last leads, whatever its health: two must
-// never get requests at once, and one that has lost the lead must not get it back because the new leader is ill.
+// leaderOf returns the instance that leads a service, nil if none leads. When the lead changes, the old leader may keep its
+// tag until its own agent has replaced it. Then the instance whose registration changed last leads, whatever its health:
+// two instances must never get requests at once, and one that lost the lead must not get it back because the new leader is
+// unhealthy.
 func leaderOf(entries []*Instance) (leader *Instance) {
 	for _, e := range entries {
 		if slices.Contains(e.Service.Tags, tagLeader) && (leader == nil || compareLeaders(e, leader) < 0) {
@@ -134,9 +135,9 @@ func compareLeaders(a, b *Instance) int {
 	)
 }
 
-// ownStatus returns what the checks of the instance itself say, in Consul's words. Those of its node are another matter: a
-// node whose agent is cut off has failed by Consul's word, while all its instances may go on. The proxy's own checks find the
-// node that is really dead. Maintenance is somebody's word, also that of the node.
+// ownStatus returns the status of the instance's own checks, as in Consul. Checks of its node do not count: when a node's
+// agent is cut off, Consul marks the node as failed while all its instances may run on. The proxy's own checks detect a
+// dead node. Maintenance is set on purpose and counts, also for the node.
 func ownStatus(checks api.HealthChecks) string {
 	own := slices.DeleteFunc(slices.Clone(checks), func(c *api.HealthCheck) bool {
 		return c == nil || c.ServiceID == "" && c.CheckID != api.NodeMaint
@@ -148,8 +149,8 @@ func (r *reader) leaveOut(i *instance, why string) {
 	r.report(leftout.Sentence(r.service, i.id, why))
 }
 
-// parse reads what the instances ask for, and reports each problem once: replicas share their labels, and a mistake in them.
-// What they share is read once.
+// parse reads the instances' claims and reports each problem once: replicas share their labels and the mistakes in them.
+// Shared labels are read once.
 func (r *reader) parse(allowed Ports) {
 	seen := map[string]bool{}
 	var distinct []*instance
@@ -171,10 +172,10 @@ func (r *reader) parse(allowed Ports) {
 	}
 }
 
-// mostDistinct bounds the claims that an instance's is compared with: beyond it, reading costs less.
+// mostDistinct limits the claims that an instance's claim is compared with: beyond it, parsing is cheaper.
 const mostDistinct = 4
 
-// claim reads what metadata asks for, without what this service may not have.
+// claim reads the claim in metadata, without parts that this service may not have.
 func (r *reader) claim(meta map[string]string, allowed Ports) *claim.Claim {
 	c := claim.Parse(meta)
 	c.Routes = slices.DeleteFunc(c.Routes, func(route claim.Route) bool {

@@ -10,48 +10,49 @@ import (
 	"berth/templates/claim"
 )
 
-// Ledger remembers which service has which route, and in which of the proxy's backends it was, so that a route does not pass
-// to another service while its own is away for a moment. It is in memory: a new process begins with an empty one, and gives
-// each route to the oldest of those that serve. A ledger is for the tables of one template.
+// Ledger remembers which service has which route, and in which of the proxy's backends, so a route does not pass to another
+// service while its own is briefly away. It is kept in memory: a new process begins with an empty ledger and gives each
+// route to the oldest service that serves. A ledger is for the tables of one template.
 type Ledger struct {
-	// Changed receives a value when a route may pass to another service, or be given up, because its time is over.
+	// Changed receives a value when the time of a route is over, so the route may pass to another service or be given up.
 	Changed chan struct{}
-	// Moved receives a value when a rendering has changed the answer of Standing.
+	// Moved receives a value when a rendering has changed the result of Standing.
 	Moved chan struct{}
 
 	grace time.Duration
 
 	mu    sync.Mutex
 	held  map[claim.Route]*holding
-	names map[string]map[claim.Route]string // of groups, by service and each of their routes
-	round int                               // counts the renderings that use the ledger
+	names map[string]map[claim.Route]string // group names, by service and route
+	round int                               // counts renderings
 	begun time.Time                         // the first rendering
 	warm  bool                              // a rendering knew all services
 	timer *time.Timer
 	due   time.Time  // when the timer fires
-	stand []standing // after the last complete rendering; never changed, but replaced
+	stand []standing // after the last complete rendering; replaced, never modified
 }
 
-// holding says who has a route.
+// holding records the owner of a route.
 type holding struct {
 	service  string
 	name     string          // of the group
 	settings *claim.Settings // of the group
-	idle     time.Time       // since when no instance serves it; zero = one does
-	gone     bool            // no instance asks for it any more, since idle or later
-	left     time.Time       // since when it is gone
+	idle     time.Time       // time since when no instance serves it; zero = one does
+	gone     bool            // no instance asks for it any more
+	left     time.Time       // time since when it is gone
 	round    int             // the last rendering that saw it
 }
 
 const (
-	// settleIn is how long a service that is in the catalog may be unknown at the start, before the routes of others are given
-	// away without it.
+	// settleIn is how long, at the start, a service in the catalog may be unknown before the routes of others are assigned
+	// without it.
 	settleIn = 30 * time.Second
-	// mostDeparted bounds the routes that are held for services that are gone: a neighbour might come and go for ever.
+	// mostDeparted limits the routes held for departed services: a service might come and go forever.
 	mostDeparted = 1000
 )
 
-// NewLedger returns an empty ledger that holds a route for a service whose instances are gone, or do not serve, for so long.
+// NewLedger returns an empty ledger. It holds a route for the given time when the service's instances are gone or do not
+// serve.
 func NewLedger(grace time.Duration) *Ledger {
 	return &Ledger{
 		Changed: make(chan struct{}, 1), Moved: make(chan struct{}, 1), grace: grace,
@@ -59,13 +60,13 @@ func NewLedger(grace time.Duration) *Ledger {
 	}
 }
 
-// name gives names to the groups of a service: a group keeps the name that one of its routes had, the service's own name before
-// others. A new group gets the service's name if it is free, else one made from its first route.
+// name names the groups of a service. A group keeps a name that one of its routes had, preferably the service's own name. A
+// new group gets the service's name if it is free, otherwise a name made from its first route.
 func (l *Ledger) name(service string, groups []*Group) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	before, base := l.names[service], baseName(service)
-	if len(groups) == 1 { // as it is most of the time
+	if len(groups) == 1 { // the usual case
 		all := groups[0].all()
 		if len(all) == len(before) && !slices.ContainsFunc(all, func(r claim.Route) bool { return before[r] != base }) {
 			groups[0].Name = base
@@ -81,7 +82,7 @@ func (l *Ledger) name(service string, groups []*Group) {
 		g.Name, taken[name] = name, true
 		return true
 	}
-	for _, g := range oldestFirst { // the service's own name
+	for _, g := range oldestFirst { // assign the service's own name
 		if slices.ContainsFunc(g.all(), func(r claim.Route) bool { return before[r] == base }) {
 			take(g, base)
 		}
@@ -93,7 +94,7 @@ func (l *Ledger) name(service string, groups []*Group) {
 	}
 	now := map[claim.Route]string{}
 	for r, name := range before {
-		if l.held[r] != nil && l.held[r].service == service { // maybe for instances that are gone
+		if l.held[r] != nil && l.held[r].service == service { // possibly for departed instances
 			now[r] = name
 		}
 	}
@@ -112,7 +113,7 @@ func (l *Ledger) name(service string, groups []*Group) {
 	l.names[service] = now
 }
 
-// freeName returns a name for another group of its service that nobody has.
+// freeName returns an unused name for an additional group of its service.
 func freeName(g *Group, taken map[string]bool) string {
 	name := ""
 	for n, routes := 0, g.all(); name == "" || taken[name]; n++ {
@@ -121,9 +122,9 @@ func freeName(g *Group, taken map[string]bool) string {
 	return name
 }
 
-// decide says who of those that ask for a route gets it, and why: who has it and serves; else who serves, once the one that
-// has it did not for the time of grace; of several, the oldest. nil stands for a service that is gone, for which the route is
-// held. l.mu is held.
+// decide returns which of the groups that ask for a route gets it, and why: the owner if it serves; otherwise a group that
+// serves, once the owner has not served for the grace time; among several, the oldest. nil stands for a departed service
+// for which the route is held. l.mu must be held.
 func (l *Ledger) decide(r claim.Route, askers []*Group, now time.Time) (*Group, string) {
 	h := l.held[r]
 	best := slices.MinFunc(askers, func(a, b *Group) int {
@@ -140,11 +141,11 @@ func (l *Ledger) decide(r claim.Route, askers []*Group, now time.Time) (*Group, 
 		waits := l.grace > 0 && (h.idle.IsZero() || now.Before(h.idle.Add(l.grace)))
 		switch {
 		case n >= 0 && askers[n].serves:
-			return askers[n], "which has had it for longer and serves it"
+			return askers[n], "which has had it longer and serves it"
 		case n >= 0 && (waits || !best.serves):
-			return askers[n], "which has had it for longer, though none of its instances serves now"
+			return askers[n], "which has had it longer, although none of its instances serves it now"
 		case n < 0 && waits && !best.serves:
-			return nil, "which is gone, and may come back"
+			return nil, "which is gone but may come back"
 		}
 	}
 	if best.serves {
@@ -153,8 +154,8 @@ func (l *Ledger) decide(r claim.Route, askers []*Group, now time.Time) (*Group, 
 	return best, "which asked for it first"
 }
 
-// begin starts a rendering. It returns whether the ledger takes note of what is decided: not at the start, while a service may be
-// unknown that was first. l.mu is held.
+// begin starts a rendering. It reports whether the ledger records decisions: not at the start, while a service that was
+// first may still be unknown. l.mu must be held.
 func (l *Ledger) begin(knowsAll func() bool, now time.Time) bool {
 	l.round++
 	if l.begun.IsZero() {
@@ -164,7 +165,7 @@ func (l *Ledger) begin(knowsAll func() bool, now time.Time) bool {
 	return l.warm
 }
 
-// hold notes that a group has a route. l.mu is held.
+// hold records that a group has a route. l.mu must be held.
 func (l *Ledger) hold(r claim.Route, g *Group, now time.Time) {
 	h := l.held[r]
 	if h == nil || h.service != g.Service {
@@ -180,8 +181,8 @@ func (l *Ledger) hold(r claim.Route, g *Group, now time.Time) {
 	}
 }
 
-// depart returns the routes that nobody has in this rendering, but that are held, by the group that they were in, and gives up
-// those whose time is over. l.mu is held.
+// depart returns the routes that are held but that no group asks for in this rendering, by their former group. It gives up
+// routes whose time is over. l.mu must be held.
 func (l *Ledger) depart(now time.Time) []*Group {
 	var gone []claim.Route
 	for r, h := range l.held {
@@ -224,7 +225,7 @@ func (l *Ledger) depart(now time.Time) []*Group {
 	return groups
 }
 
-// rename notes that a group that is gone has another name, as its own is needed. l.mu is held.
+// rename renames a departed group whose name is needed. l.mu must be held.
 func (l *Ledger) rename(g *Group, name string) {
 	g.Name = name
 	names := l.names[g.Service]
@@ -237,7 +238,7 @@ func (l *Ledger) rename(g *Group, name string) {
 	}
 }
 
-// wake asks for a rendering when the next time is over, to the second. l.mu is held.
+// wake schedules a rendering for the next deadline, to the second. l.mu must be held.
 func (l *Ledger) wake(now time.Time) {
 	var next time.Time
 	for _, h := range l.held {
@@ -265,7 +266,7 @@ func (l *Ledger) wake(now time.Time) {
 	l.timer = time.AfterFunc(next.Sub(now).Truncate(time.Second)+time.Second, func() { notify(l.Changed) })
 }
 
-// prune forgets the names of services that were not assigned and for which no route is held. l.mu is held.
+// prune forgets the names of services that were not assigned and hold no route. l.mu must be held.
 func (l *Ledger) prune(assigned []*fragment) {
 	services, last := 0, ""
 	for _, f := range assigned { // by service

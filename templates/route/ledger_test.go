@@ -74,16 +74,16 @@ func TestConflicts(t *testing.T) {
 		}{
 			{"shop is first", both("passing", ""), 0, "shop", ""},
 			{"e11 is first by its name", both("passing", "passing"), time.Hour, "shop",
-				`service "e11": the route h/ belongs to service "shop", which has had it for longer and serves it; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH, or stop "shop"`},
+				`service "e11": the route h/ belongs to service "shop", which has had it longer and serves it; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH, or stop "shop"`},
 			{"shop does not serve", both("critical", "passing"), 4 * time.Minute, "shop",
-				`service "e11": the route h/ belongs to service "shop", which has had it for longer, though none of its instances serves now; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH, or stop "shop"`},
+				`service "e11": the route h/ belongs to service "shop", which has had it longer, although none of its instances serves it now; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH, or stop "shop"`},
 			{"shop serves again", both("passing", "passing"), 0, "shop", "serves it"},
-			{"not again", both("critical", "passing"), 5*time.Minute + 1, "shop", "none of its instances serves now"},
+			{"not again", both("critical", "passing"), 5*time.Minute + 1, "shop", "none of its instances serves it now"},
 			{"for too long", both("critical", "passing"), 0, "e11",
 				`service "shop": the route h/ belongs to service "e11", which serves it; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH, or stop "e11"`},
-			{"now it is e11's", both("passing", "passing"), 0, "e11", "which has had it for longer and serves it"},
+			{"now it is e11's", both("passing", "passing"), 0, "e11", "which has had it longer and serves it"},
 			{"e11 is gone", both("passing", ""), 0, "shop", ""},
-			{"shop is gone, and e11 does not serve", both("", "critical"), time.Minute, "shop", `service "e11": the route h/ belongs to service "shop", which is gone, and may come back; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH, or have an instance of "e11" pass its checks`},
+			{"shop is gone, and e11 does not serve", both("", "critical"), time.Minute, "shop", `service "e11": the route h/ belongs to service "shop", which is gone but may come back; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH, or make an instance of "e11" pass its checks`},
 			{"e11 serves", both("", "passing"), 0, "e11", ""},
 		} {
 			claims, _ := r.render(step.c)

@@ -12,12 +12,12 @@ import (
 // Ports are ranges of TCP ports.
 type Ports []PortRange
 
-// PortRange is the ports from First to Last, both included.
+// PortRange is the ports from First to Last, inclusive.
 type PortRange struct{ First, Last int }
 
 const noPorts = "none"
 
-// ParsePorts reads ports and ranges that are separated by commas: "5432,6000-6999", or "none".
+// ParsePorts reads comma-separated ports and ranges: "5432,6000-6999", or "none".
 func ParsePorts(s string) (Ports, error) {
 	if s == noPorts {
 		return nil, nil
@@ -30,14 +30,14 @@ func ParsePorts(s string) (Ports, error) {
 		}
 		r := PortRange{claim.ParsePort(first), claim.ParsePort(last)}
 		if r.First == 0 || r.Last < r.First {
-			return nil, fmt.Errorf("%q is no port between 1 and 65535 and no range of ports like 6000-6999", part)
+			return nil, fmt.Errorf("%q is neither a port between 1 and 65535 nor a range of ports like 6000-6999", part)
 		}
 		all = append(all, r)
 	}
 	return all, nil
 }
 
-// String returns the ports as ParsePorts reads them.
+// String returns the ports in the format of ParsePorts.
 func (p Ports) String() string {
 	if len(p) == 0 {
 		return noPorts
@@ -53,7 +53,7 @@ func (p Ports) String() string {
 	return strings.Join(all, ",")
 }
 
-// Without returns the same ports but for one: the port of berth's own listener, for example, which no label may take.
+// Without returns the ports except one, for example the port of berth's own listener, which no label may use.
 func (p Ports) Without(port int) Ports {
 	var rest Ports
 	for _, r := range p {
@@ -66,24 +66,24 @@ func (p Ports) Without(port int) Ports {
 	return rest
 }
 
-// Contain reports whether a port is one of them.
+// Contain reports whether the ports contain a port.
 func (p Ports) Contain(port int) bool {
 	return slices.ContainsFunc(p, func(r PortRange) bool { return r.First <= port && port <= r.Last })
 }
 
-// problem says why a port may not be asked for, "" if it may.
+// problem returns why a port may not be asked for, "" if it may.
 func (p Ports) problem(port int) string {
-	if port == 0 { // requests
+	if port == 0 { // an HTTP route
 		return ""
 	}
 	problem, remedy := "", "set another "+claim.Label(KeyPort)
 	switch {
 	case port == 8080 || port == 8443 || port == 8404:
-		problem = "is a port of the proxy's own"
+		problem = "is one of the proxy's own ports"
 	case len(p) == 0:
-		problem, remedy = "is not allowed, as no ports are", fmt.Sprintf("give the templater --tcp-ports %d", port)
+		problem, remedy = "is not allowed, because no ports are", fmt.Sprintf("give the templater --tcp-ports %d", port)
 	case !p.Contain(port):
-		problem = fmt.Sprintf("is not one of the ports that may be asked for (%s)", p)
+		problem = fmt.Sprintf("is not one of the allowed ports (%s)", p)
 		remedy += fmt.Sprintf(", or give the templater --tcp-ports %s,%d", p, port)
 	default:
 		return ""

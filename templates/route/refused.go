@@ -6,16 +6,16 @@ import (
 	"time"
 )
 
-// A port that was refused is left alone for this long: at first, and at most, after many refusals in a row.
+// A refused port is not opened for this long: after the first refusal, and at most after many in a row.
 const (
 	firstRefusal   = time.Minute
 	longestRefusal = 10 * time.Minute
 )
 
-// Refused remembers the TCP ports that the proxy could not open lately. Any goroutine may call its methods. A nil Refused has
-// no port.
+// Refused remembers the TCP ports that the proxy recently could not open. Its methods are safe for concurrent use. A nil
+// Refused has no ports.
 type Refused struct {
-	// Changed receives a value when the answers of Reason may have changed.
+	// Changed receives a value when the results of Reason may have changed.
 	Changed chan struct{}
 
 	mu    sync.Mutex
@@ -28,7 +28,7 @@ type refusal struct {
 	wait   time.Duration
 }
 
-// NewRefused returns an empty set. Each refusal of a port in a row lasts twice as long as the one before.
+// NewRefused returns an empty set. Each consecutive refusal of a port lasts twice as long as the previous one.
 func NewRefused() *Refused {
 	return &Refused{Changed: make(chan struct{}, 1), ports: map[int]refusal{}}
 }
@@ -41,7 +41,7 @@ func (r *Refused) Refuse(port int, reason string) {
 	maps.DeleteFunc(r.ports, func(_ int, old refusal) bool { return now.After(old.until.Add(longestRefusal)) })
 	old := r.ports[port]
 	if now.Before(old.until) {
-		return // said of a configuration from before
+		return // concerns an earlier configuration
 	}
 	wait := min(max(2*old.wait, firstRefusal), longestRefusal)
 	r.ports[port] = refusal{reason, now.Add(wait), wait}
@@ -58,7 +58,7 @@ func notify(c chan struct{}) {
 	}
 }
 
-// Reason returns why a port was refused, "" if it may be asked for.
+// Reason returns why a port was refused, "" if it may be used.
 func (r *Refused) Reason(port int) string {
 	if r == nil {
 		return ""

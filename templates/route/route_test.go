@@ -61,7 +61,7 @@ func TestServable(t *testing.T) {
 	if want := []string{"Api_2", "my.db", strings.Repeat("n", 200), "web"}; !slices.Equal(names, want) {
 		t.Errorf("kept %q, want %q", names, want)
 	}
-	want := `service "a b": its name may only have letters, digits, -, _ and dots between them, 200 at most; set SERVICE_NAME`
+	want := `service "a b": its name may contain only letters, digits, -, _ and dots between them, at most 200 characters; set SERVICE_NAME`
 	if len(leftOut) != 5 || leftOut[0] != want {
 		t.Errorf("left out %q, want %q first", leftOut, want)
 	}
@@ -155,9 +155,9 @@ func TestReplicasAreReportedOnce(t *testing.T) {
 	s := one(t, "web", c["web"], func(reason string) { leftOut = append(leftOut, reason) })
 	want := []string{
 		`service "web", instance "web-1": its route_host "bad!host" is not a host name like shop.example.com or *.example.com; set SERVICE_ROUTE_HOST`,
-		`service "web", instance "web-1": its route_balance "best" is none of roundrobin, leastconn, random, first, source, uri and hdr(<name>); set SERVICE_ROUTE_BALANCE`,
-		`service "web", instance "web-1": its "route_timeout" is no label that means anything here; remove it, or spell it as the documentation does`,
-		`service "web", instance "web-1": its route_port "80" is not one of the ports that may be asked for (1024-65535); set another SERVICE_ROUTE_PORT, or give the templater --tcp-ports 1024-65535,80`,
+		`service "web", instance "web-1": its route_balance "best" is not one of roundrobin, leastconn, random, first, source, uri and hdr(<name>); set SERVICE_ROUTE_BALANCE`,
+		`service "web", instance "web-1": its key "route_timeout" is unknown and has no effect; remove it, or correct its spelling`,
+		`service "web", instance "web-1": its route_port "80" is not one of the allowed ports (1024-65535); set another SERVICE_ROUTE_PORT, or give the templater --tcp-ports 1024-65535,80`,
 	}
 	if diff := cmp.Diff(want, leftOut); diff != "" || len(s.Routes) != 1 || len(s.Ports) != 0 {
 		t.Errorf("routes %v, ports %v, left out:\n%s", s.Routes, s.Ports, diff)
@@ -173,9 +173,9 @@ func TestInstancesDisagree(t *testing.T) {
 	var leftOut []string
 	s := one(t, "web", c["web"], func(reason string) { leftOut = append(leftOut, reason) })
 	want := []string{
-		`service "web", instance "web-0": its route_balance is empty and says nothing; set SERVICE_ROUTE_BALANCE, or remove it`,
-		`service "web", instance "web-1": its route_balance "best" is none of roundrobin, leastconn, random, first, source, uri and hdr(<name>); set SERVICE_ROUTE_BALANCE`,
-		`service "web", instance "web-3": its route_balance "random" does not count, as the newer instance "web-2" says "leastconn"; set the same SERVICE_ROUTE_BALANCE for all`,
+		`service "web", instance "web-0": its route_balance is empty and has no effect; set SERVICE_ROUTE_BALANCE, or remove it`,
+		`service "web", instance "web-1": its route_balance "best" is not one of roundrobin, leastconn, random, first, source, uri and hdr(<name>); set SERVICE_ROUTE_BALANCE`,
+		`service "web", instance "web-3": its route_balance "random" is overridden by the newer instance "web-2", which says "leastconn"; set the same SERVICE_ROUTE_BALANCE for all`,
 	}
 	if diff := cmp.Diff(want, leftOut); diff != "" || s.Balance != "leastconn" {
 		t.Errorf("balance %q, left out:\n%s", s.Balance, diff)
@@ -277,7 +277,7 @@ func TestFallback(t *testing.T) {
 	if want := []Server{{Name: "sorry-1", Address: "10.0.9.1:8080", Weight: 7}, {Name: "sorry-2", Address: "10.0.9.2:8080"}}; !slices.Equal(s.Servers, want) {
 		t.Errorf("servers %+v", s.Servers)
 	}
-	want = []string{`service "down": of its route_fallback: service "sorry", instance "sorry-5": its address "nowhere" is not an IP address; set SERVICE_ADDRESS to one`}
+	want = []string{`service "down": for its route_fallback: service "sorry", instance "sorry-5": its address "nowhere" is not an IP address; set SERVICE_ADDRESS to one`}
 	if diff := cmp.Diff(want, leftOut); diff != "" {
 		t.Error(diff)
 	}

@@ -13,17 +13,17 @@ import (
 	"berth/templates/claim"
 )
 
-// Server is one instance of a service. Every value may be written to a configuration as it is.
+// Server is an instance of a service. Every value is safe in a configuration.
 type Server struct {
 	Name    string // unique in its service
 	Address string // ip:port, [ip]:port for IPv6
 	Weight  int    // 2 to 256; 0 = the proxy's default, which is 1
 	Drained bool   // gets no new requests
-	Check   string // a path that it answers while it is healthy; "" = it names none
+	Check   string // path that it answers while healthy; "" = none
 }
 
-// serving returns the members that serve, and their servers, by name. An instance with a warning serves with Consul's weight for
-// warnings. That may be 0: then it serves only while no other does.
+// serving returns the members that serve, and their servers, by name. An instance with a warning serves with Consul's
+// weight for warnings. If that is 0, it serves only while no other instance does.
 func (r *reader) serving(members []*instance) ([]*instance, []Server) {
 	usable := func(status string) []*instance {
 		return slices.DeleteFunc(slices.Clone(members), func(i *instance) bool { return i.status != status || i.name == "" })
@@ -58,31 +58,30 @@ func (r *reader) weight(i *instance) int {
 	return weight
 }
 
-// takesRequests says whether a server takes new ones.
+// takesRequests reports whether any server takes new requests.
 func takesRequests(servers []Server) bool {
 	return slices.ContainsFunc(servers, func(s Server) bool { return !s.Drained })
 }
 
-// addressOf returns an instance's ip:port, or the problem with it. Names are refused because HAProxy does not resolve
-// them for servers that are added at run time, and 0.0.0.0 because to HAProxy it means the address that the client
-// connected to.
+// addressOf returns an instance's ip:port, or the problem with it. Names are refused because HAProxy does not resolve them
+// for servers added at run time. 0.0.0.0 is refused because to HAProxy it means the address that the client connected to.
 func addressOf(host string, port int) (address, problem string) {
 	ip, err := netip.ParseAddr(host)
 	switch {
 	case err != nil:
 		return "", fmt.Sprintf("its address %.100q is not an IP address; set SERVICE_ADDRESS to one", host)
 	case ip.Zone() != "":
-		return "", fmt.Sprintf("its address %.100q has a zone, which only its own host knows; set SERVICE_ADDRESS", host)
+		return "", fmt.Sprintf("its address %.100q has a zone, which is valid only on its own host; set SERVICE_ADDRESS", host)
 	case ip.Unmap().IsUnspecified() || ip.Unmap().IsMulticast():
-		return "", fmt.Sprintf("its address %.100q is no server's; set SERVICE_ADDRESS", host)
+		return "", fmt.Sprintf("its address %.100q cannot be a server's; set SERVICE_ADDRESS", host)
 	case port < 1 || port > 65535:
 		return "", fmt.Sprintf("its port %d is not between 1 and 65535; register the port it listens on", port)
 	}
 	return netip.AddrPortFrom(ip.Unmap(), uint16(port)).String(), ""
 }
 
-// nameServers gives every instance that can be a server the name of it: its ID if that is unique and can name a server, else
-// a name made from it. An instance keeps its name, whatever the health of the others, as a new name costs a new server.
+// nameServers names every instance that can be a server: its ID if that is unique and a valid server name, otherwise a name
+// made from it. An instance keeps its name whatever the health of the others, because a new name means a new server.
 func nameServers(instances []*instance) {
 	count := map[string]int{}
 	for _, i := range instances {
@@ -105,7 +104,7 @@ func nameServers(instances []*instance) {
 	}
 }
 
-// isWell says whether an instance serves by its state of health.
+// isWell reports whether an instance's state of health lets it serve.
 func (i *instance) isWell() bool {
 	return i.status == api.HealthPassing || i.status == api.HealthWarning
 }

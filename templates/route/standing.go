@@ -6,30 +6,30 @@ import (
 	"berth/templates/claim"
 )
 
-// Standing says how a service stands with a route that it asks for.
+// Standing is the state of a route that a service asks for.
 type Standing struct {
 	Route    string // www.example.com/path, */path for any host, or port 5432
 	Host     string // as in claim.Route
 	Path     string
-	Port     int // 0 = a route of requests
+	Port     int // 0 = an HTTP route
 	Service  string
-	Backend  string        // the name of its group that asks for it
-	Strip    bool          // the path is taken off before a server sees the request
+	Backend  string        // name of the group that asks for it
+	Strip    bool          // the path prefix is removed before the request reaches a server
 	Redirect bool          // a request without TLS is sent to HTTPS
-	Paused   time.Duration // how long a request waits, as the service is paused by hand; 0 = it is not
-	Gone     bool          // no instance asks for it any more, and it is held until some come back
-	Lost     string        // why the service does not have it, as it was reported; "" = it has it
+	Paused   time.Duration // how long a request waits because the service is paused by hand; 0 = not paused
+	Gone     bool          // no instance asks for it any more; it is held until instances come back
+	Lost     string        // why the service does not have it, as reported; "" = it has it
 	Holder   string        // the service that has it instead; "" = none
 }
 
-// standing is a Standing whose Route is not written yet.
+// standing is a Standing whose Route is not formatted yet.
 type standing struct {
 	route claim.Route
 	Standing
 }
 
-// Standing returns who has each route and who asks for it in vain, after the last complete rendering, by service, backend and
-// route. Any goroutine may call it.
+// Standing returns who has each route and who asks for it in vain, after the last complete rendering, sorted by service,
+// backend and route. It is safe for concurrent use.
 func (l *Ledger) Standing() []Standing {
 	l.mu.Lock()
 	now := l.stand
@@ -42,13 +42,13 @@ func (l *Ledger) Standing() []Standing {
 	return all
 }
 
-// tell tells the ledger how the groups stand, if that is news.
+// tell updates the ledger's standings and reports changes.
 func (t *Table) tell() {
 	l := t.fragments.ledger
 	l.mu.Lock()
 	before := l.stand
 	l.mu.Unlock()
-	same := 0 // so many at the beginning are as before
+	same := 0 // number of unchanged standings at the beginning
 	var now []standing
 	add := func(s standing) {
 		switch {

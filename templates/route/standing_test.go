@@ -50,7 +50,7 @@ func TestStanding(t *testing.T) {
 		}
 
 		r.render(c)
-		lost.Lost = `service "web": the route h/api/ belongs to service "shop", which has had it for longer and serves it; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH, or stop "shop"`
+		lost.Lost = `service "web": the route h/api/ belongs to service "shop", which has had it longer and serves it; set another SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH, or stop "shop"`
 		if check("for another reason", api, port, lost, wide); !moved(l) {
 			t.Error("it is not told")
 		}

@@ -15,16 +15,16 @@ import (
 	"berth/templates/claim"
 )
 
-// Fragments passes groups from partials to the table. A partial is executed only when the instances of its service change,
-// and can return nothing but text. So it keeps the groups here, and returns keys that change whenever a group does.
+// Fragments passes groups from partials to the table. A partial runs only when the instances of its service change, and can
+// return only text. So it stores the groups here and returns keys that change whenever a group does.
 type Fragments struct {
 	byKey     map[string]*fragment
-	rendering int // counts
-	complete  int // the last rendering that came to its end
+	rendering int // counts renderings
+	complete  int // the last complete rendering
 	ledger    *Ledger
 	listed    []string             // the services in the catalog
-	unknown   map[string]bool      // services that were read, by name: true if no instance was found
-	departed  map[string]*fragment // of services that are gone, by the group's name
+	unknown   map[string]bool      // services that were read, by name; true = no instance found
+	departed  map[string]*fragment // fragments of departed services, by the group's name
 }
 
 // NewFragments returns an empty set, whose tables use the ledger.
@@ -32,7 +32,7 @@ func NewFragments(l *Ledger) *Fragments {
 	return &Fragments{byKey: map[string]*fragment{}, ledger: l, unknown: map[string]bool{}, departed: map[string]*fragment{}}
 }
 
-// Servable does what the func Servable does.
+// Servable is like the func Servable.
 func (k *Fragments) Servable(services []*dependency.CatalogSnippet, report func(string)) []string {
 	k.listed = Servable(services, report)
 	if len(k.unknown) > len(k.listed) {
@@ -44,13 +44,14 @@ func (k *Fragments) Servable(services []*dependency.CatalogSnippet, report func(
 	return k.listed
 }
 
-// New does what the func New does, with the names that the ledger knows.
+// New is like the func New, with the names that the ledger knows.
 func (k *Fragments) New(service string, instances []*Instance, allowed Ports, report func(string)) []*Group {
 	k.unknown[service] = len(instances) == 0
 	return New(service, instances, allowed, k.ledger, report)
 }
 
-// knowsAll says whether the instances of all services have been read. An empty list of services may not have been read itself.
+// knowsAll reports whether the instances of all services have been read. An empty list of services may not have been read
+// itself.
 func (k *Fragments) knowsAll() bool {
 	return len(k.listed) > 0 && !slices.ContainsFunc(k.listed, func(service string) bool {
 		unknown, read := k.unknown[service]
@@ -58,10 +59,10 @@ func (k *Fragments) knowsAll() bool {
 	})
 }
 
-// fragment is a group with the text that a template has made of it.
+// fragment is a group with the text that a template rendered for it.
 type fragment struct {
 	Group
-	text, stream string // stream is the text for TCP, if the proxy needs that in another place
+	text, stream string // stream is the TCP text, for a proxy that needs it elsewhere
 	used         int    // the last rendering that made or used it
 }
 
@@ -79,8 +80,8 @@ func (k *Fragments) Keep(g *Group, text string, stream ...string) string {
 	return key
 }
 
-// NewTable begins a rendering with an empty table, and forgets the fragments that the last complete rendering did not use.
-// Without tls there is no HTTPS to redirect to. Refused ports are not opened.
+// NewTable begins a rendering with an empty table, and drops the fragments that the last complete rendering did not use.
+// Without tls, HTTPS redirects are impossible. Refused ports are not opened.
 func (k *Fragments) NewTable(tls bool, refused *Refused, report func(string)) *Table {
 	maps.DeleteFunc(k.byKey, func(_ string, f *fragment) bool { return f.used < k.complete })
 	k.rendering++
@@ -90,11 +91,11 @@ func (k *Fragments) NewTable(tls bool, refused *Refused, report func(string)) *T
 	}
 }
 
-// Pause says which services are paused by hand, and how long a request for each waits.
+// Pause sets the services paused by hand, with the time a request waits.
 func (t *Table) Pause(services map[string]time.Duration) { t.paused = services }
 
-// Table says which group has a route or a port. Every rendering makes a new one. Who gets what is decided when all groups have
-// been assigned, at the first call of another method.
+// Table records which group has a route or a port. Every rendering makes a new table. It decides conflicts once all groups
+// are assigned, at the first call of another method.
 type Table struct {
 	fragments *Fragments
 	tls       bool
@@ -104,28 +105,28 @@ type Table struct {
 
 	assigned  []*fragment
 	isSettled bool
-	lost      map[claim.Route]map[*Group]loss // the groups that ask for a route and do not get it
+	lost      map[claim.Route]map[*Group]loss // groups that ask for a route in vain
 	departed  []*Group
 	claims    []Claim
 	ports     []TCPPort
 	sticky    bool
-	isReady   bool // claims, ports and sticky are there
+	isReady   bool // claims, ports and sticky are set
 }
 
-// Claim is a route of requests that a group has.
+// Claim is an HTTP route of a group.
 type Claim struct {
 	claim.Route
 	Group *Group
 }
 
-// TCPPort is a port on which connections are for one group.
+// TCPPort is a port whose connections go to one group.
 type TCPPort struct {
 	Port  int
 	Group *Group
 }
 
-// Assign adds the groups of keys, which are separated by blanks. A service without a route has no key. Assign returns "", so
-// that a template can call it.
+// Assign adds the groups with the given keys, which are separated by blanks. A service without a route has no key. Assign
+// returns "" so that a template can call it.
 func (t *Table) Assign(keys string) (string, error) {
 	for key := range strings.FieldsSeq(keys) {
 		f := t.fragments.byKey[key]
@@ -139,14 +140,14 @@ func (t *Table) Assign(keys string) (string, error) {
 	return "", nil
 }
 
-// Departed returns the groups of routes that are held for services that are gone, for the template to make texts of, and to
-// assign. Those whose texts were made in another rendering are assigned already.
+// Departed returns the groups of departed services whose routes are held. The template has to render and assign them.
+// Groups rendered earlier are already assigned.
 func (t *Table) Departed() []*Group {
 	t.settle()
 	return t.departed
 }
 
-// settle decides who of those that were assigned gets what.
+// settle decides which assigned group gets which route.
 func (t *Table) settle() {
 	if t.isSettled {
 		return
@@ -185,7 +186,7 @@ func (t *Table) settle() {
 			return
 		}
 		askers := contested[r]
-		if h := l.held[r]; askers == nil && (h == nil || h.service == g.Service) { // as it is most of the time
+		if h := l.held[r]; askers == nil && (h == nil || h.service == g.Service) { // the usual case
 			if counts {
 				l.hold(r, g, now)
 			}
@@ -217,7 +218,7 @@ func (t *Table) settle() {
 	for _, g := range t.departed {
 		g.report = t.report
 		g.Paused = t.paused[g.Service]
-		if names[g.Name] { // another group of its service has it
+		if names[g.Name] { // another group of its service uses the name
 			l.rename(g, freeName(g, names))
 		}
 		names[g.Name] = true
@@ -227,8 +228,8 @@ func (t *Table) settle() {
 	l.wake(now)
 }
 
-// assignDeparted assigns the groups that are as they were when a text was made of them, and returns the others. With a fallback,
-// whose instances come and go, a text is made each time.
+// assignDeparted assigns the groups that have not changed since their text was rendered, and returns the others. With a
+// fallback, whose instances come and go, the text is rendered every time.
 func (k *Fragments) assignDeparted(t *Table, groups []*Group) (others []*Group) {
 	still := make(map[string]*fragment, len(groups))
 	for _, g := range groups {
@@ -248,7 +249,7 @@ func (k *Fragments) assignDeparted(t *Table, groups []*Group) (others []*Group) 
 
 // loss is why a group does not get a route.
 type loss struct {
-	why    string // as it is reported
+	why    string // as reported
 	holder string // the service that has it; "" = none
 }
 
@@ -264,7 +265,7 @@ func (t *Table) lose(r claim.Route, g *Group, holder, why string) {
 	t.report(l.why)
 }
 
-// loseTo reports that a group does not get a route. winner is nil if the route is held for a service that is gone.
+// loseTo reports that a group does not get a route. winner is nil if the route is held for a departed service.
 func (t *Table) loseTo(winner *Group, r claim.Route, g *Group, why string) {
 	what, labels := "the route "+r.String(), "SERVICE_ROUTE_HOST or SERVICE_ROUTE_PATH"
 	if r.Port != 0 {
@@ -274,7 +275,7 @@ func (t *Table) loseTo(winner *Group, r claim.Route, g *Group, why string) {
 	if winner != nil {
 		owner, remedy = winner.Service, fmt.Sprintf("stop %q", winner.Service)
 	} else {
-		owner, remedy = t.fragments.ledger.held[r].service, fmt.Sprintf("have an instance of %q pass its checks", g.Service)
+		owner, remedy = t.fragments.ledger.held[r].service, fmt.Sprintf("make an instance of %q pass its checks", g.Service)
 	}
 	t.lose(r, g, owner, fmt.Sprintf("%s belongs to service %q, %s; set another %s, or %s", what, owner, why, labels, remedy))
 }
@@ -283,7 +284,7 @@ func compareFragments(a, b *fragment) int {
 	return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Name, b.Name))
 }
 
-// ready makes the lists, in an order that does not depend on when groups were assigned.
+// ready builds the lists, in an order independent of the order of assignment.
 func (t *Table) ready() {
 	if t.isReady {
 		return
@@ -308,14 +309,14 @@ func (t *Table) ready() {
 		if len(g.Routes) > 0 {
 			t.sticky = t.sticky || g.Sticky
 			if g.Redirect && !t.tls {
-				t.report(leftout.Sentence(g.Service, "", "its route_redirect is not followed, as there is no certificate for HTTPS; give berth one, or unset SERVICE_ROUTE_REDIRECT"))
+				t.report(leftout.Sentence(g.Service, "", "its route_redirect is ignored, because there is no certificate for HTTPS; add one, or unset SERVICE_ROUTE_REDIRECT"))
 			}
 		}
 	}
 	slices.SortFunc(t.ports, func(a, b TCPPort) int { return cmp.Compare(a.Port, b.Port) })
 }
 
-// addPort adds a port. A refused port keeps its owner, so that it does not pass to another service and back.
+// addPort adds a port. A refused port keeps its owner, so it does not pass to another service and back.
 func (t *Table) addPort(port int, g *Group) {
 	if reason := t.refused.Reason(port); reason != "" {
 		t.lose(claim.Route{Port: port}, g, "", fmt.Sprintf("port %d: %s; free it or set another SERVICE_ROUTE_PORT", port, reason))
@@ -324,7 +325,7 @@ func (t *Table) addPort(port int, g *Group) {
 	t.ports = append(t.ports, TCPPort{port, g})
 }
 
-// Claims returns the routes of requests, by group.
+// Claims returns the HTTP routes, by group.
 func (t *Table) Claims() []Claim {
 	t.ready()
 	return t.claims
@@ -346,7 +347,7 @@ func (t *Table) Ports() []TCPPort {
 	return t.ports
 }
 
-// Paused returns the groups of services that are paused by hand.
+// Paused returns the groups of services paused by hand.
 func (t *Table) Paused() (groups []*Group) {
 	t.ready()
 	for _, f := range t.assigned {
@@ -357,7 +358,7 @@ func (t *Table) Paused() (groups []*Group) {
 	return groups
 }
 
-// Sticky says whether a client of one of the groups stays with its server.
+// Sticky reports whether any group keeps clients on their server.
 func (t *Table) Sticky() bool {
 	t.ready()
 	return t.sticky
@@ -380,7 +381,7 @@ func (t *Table) Text() string {
 	return all.String()
 }
 
-// Stream returns the TCP texts of all groups, for a proxy that needs them in another place.
+// Stream returns the TCP texts of all groups, for a proxy that needs them elsewhere.
 func (t *Table) Stream() string {
 	t.ready()
 	var all strings.Builder

@@ -55,7 +55,7 @@ func TestTable(t *testing.T) {
 		`service "x"` + taken,
 		`service "z"` + taken,
 		`service "y": the port 6000 belongs to service "w", which asked for it first; set another SERVICE_ROUTE_PORT, or stop "w"`,
-		`service "z": its route_redirect is not followed, as there is no certificate for HTTPS; give berth one, or unset SERVICE_ROUTE_REDIRECT`,
+		`service "z": its route_redirect is ignored, because there is no certificate for HTTPS; add one, or unset SERVICE_ROUTE_REDIRECT`,
 	}
 	if diff := cmp.Diff(want, leftOut); diff != "" {
 		t.Error(diff)

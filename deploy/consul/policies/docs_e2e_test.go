@@ -14,8 +14,7 @@ import (
 	"berth/deploy/testenv"
 )
 
-// The commands of docs/operate/security.md are run as they stand there, one after the other. The tokens that they make have the
-// rights that they are to have.
+// The commands of docs/operate/security.md are run as documented, in order. Their tokens have exactly the intended rights.
 func TestE2ESecurityDocs(t *testing.T) {
 	text, err := os.ReadFile("../../../docs/operate/security.md")
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package policies has the rights that each part of berth needs in Consul, for the tests, which run with no others.
+// Package policies has the Consul rights of each part of berth, for the tests, which run with no other rights.
 package policies
 
 import (
@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Registrar are the rights of berth registrar, Templater those of berth templater, and Viewer those of who only looks.
+// Registrar has the rights of berth registrar, Templater of berth templater, and Viewer of a read-only user.
 var (
 	//go:embed registrar.hcl
 	Registrar string
@@ -23,14 +23,14 @@ var (
 	rollout string
 )
 
-// Service are the rights of berth service for a service.
+// Service returns the rights of berth service for a service.
 func Service(name string) string { return of(service, name) }
 
-// Operator are the rights of the operator of a service.
+// Operator returns the rights of a service's operator.
 func Operator(name string) string { return of(operator, name) }
 
-// Rollout are the rights of who rolls out a service.
+// Rollout returns the rights to roll out a service.
 func Rollout(name string) string { return of(rollout, name) }
 
-// of fills a service into a policy, as the comment in its file tells users to.
+// of inserts a service into a policy, as the comment in its file describes.
 func of(policy, service string) string { return strings.ReplaceAll(policy, "SERVICE", service) }

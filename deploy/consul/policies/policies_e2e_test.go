@@ -18,19 +18,19 @@ import (
 	"berth/deploy/testenv"
 )
 
-// roles are who has a token of which rights.
+// roles are the rights of each token's owner.
 var roles = map[string][]string{
 	"registrar": {policies.Registrar},
 	"templater": {policies.Templater},
 	"service":   {policies.Service("app")},
 	"operator":  {policies.Operator("app")},
-	"narrow":    {strings.Replace(policies.Service("app"), `session_prefix ""`, `session "agent-1"`, 1)}, // as service.hcl advises
+	"narrow":    {strings.Replace(policies.Service("app"), `session_prefix ""`, `session "agent-1"`, 1)}, // as recommended in service.hcl
 	"rollout":   {policies.Rollout("app")},
 	"viewer":    {policies.Viewer},
 	"nobody":    nil,
 }
 
-// keys are who may read and write which key. Everybody else must be refused.
+// keys lists who may read and write which key. All others must be refused.
 var keys = []struct{ key, read, write string }{
 	{"berth/config/app", "registrar service narrow operator", "operator"},
 	{"berth/config/app2", "registrar", ""},
@@ -60,7 +60,7 @@ var keys = []struct{ key, read, write string }{
 	{"somebody/else", "", ""},
 }
 
-// lists are who gets every key under a prefix. Others get those that they may read, or are refused.
+// lists lists who gets every key under a prefix. Others get the keys that they may read, or are refused.
 var lists = []struct{ prefix, who string }{
 	{"berth/history/app/", "registrar service narrow operator"},
 	{"berth/history/app2/", "registrar"},
@@ -79,14 +79,14 @@ var lists = []struct{ prefix, who string }{
 	{"", ""},
 }
 
-// caller makes a call with some rights, and what it needs beforehand and afterwards with all of them.
+// caller makes a call with limited rights, and its setup and cleanup with all rights.
 type caller struct {
 	*testing.T
 	*api.Client
 	all *api.Client
 }
 
-// calls are who may do what else: "app" and "app2" are services on the node agent-1.
+// calls lists who may do what else: "app" and "app2" are services on the node agent-1.
 var calls = []struct {
 	what string
 	do   func(c caller) error
@@ -152,7 +152,7 @@ var calls = []struct {
 
 var errHidden = errors.New("the answer lacks what was asked for")
 
-// refused says whether an error is Consul's refusal, and not some other failure.
+// refused reports whether an error is Consul's refusal rather than another failure.
 func refused(err error) bool {
 	return errors.Is(err, errHidden) || err != nil && (strings.Contains(err.Error(), "403") || strings.Contains(err.Error(), "Permission denied"))
 }
@@ -201,7 +201,7 @@ var reads = map[string]func(c caller, key string) error{
 	},
 }
 
-// writes are the ways to write one.
+// writes are the ways to write a key.
 var writes = map[string]func(c caller, key string) error{
 	"put": func(c caller, key string) error {
 		_, err := c.KV().Put(&api.KVPair{Key: key, Flags: 7}, nil)
@@ -232,7 +232,8 @@ var writes = map[string]func(c caller, key string) error{
 	},
 }
 
-// list returns an error unless the caller gets every key under a prefix. It must never get one that it may not read.
+// list returns an error unless the caller gets every key under a prefix. The caller must never get a key that it may not
+// read.
 func list(c caller, prefix, role string) error {
 	got, _, err := c.KV().Keys(prefix, "", nil)
 	if err != nil {
@@ -269,7 +270,7 @@ func register(id, service string) func(caller) error {
 	}
 }
 
-// instance registers one with a check.
+// instance registers an instance with a check.
 func (c caller) instance(id, service string) {
 	c.Helper()
 	c.must(c.all.Agent().ServiceRegister(&api.AgentServiceRegistration{ID: id, Name: service, Port: 80,
@@ -343,7 +344,7 @@ func session(node string) func(caller) error {
 	}
 }
 
-// end ends a session that is not the caller's.
+// end ends another's session.
 func end(node string) func(caller) error {
 	return func(c caller) error {
 		id, _, err := c.all.Session().Create(&api.SessionEntry{Node: node}, nil)
@@ -357,7 +358,7 @@ func end(node string) func(caller) error {
 	}
 }
 
-// report writes what an instance says of itself under a session of the caller's, with which it goes.
+// report writes an instance's report under the caller's session, with which the report expires.
 func report(service string) func(caller) error {
 	return func(c caller) error {
 		id, _, err := c.Session().Create(&api.SessionEntry{Behavior: api.SessionBehaviorDelete, LockDelay: time.Millisecond}, nil)
@@ -381,7 +382,7 @@ func report(service string) func(caller) error {
 	}
 }
 
-// apply writes a version of a configuration, and takes the oldest one out of the history, in one transaction.
+// apply writes a version of a configuration and removes the oldest one from the history, in one transaction.
 func apply(service string) func(caller) error {
 	return func(c caller) error {
 		pair, _, err := c.all.KV().Get("berth/config/"+service, nil)
@@ -405,7 +406,7 @@ func apply(service string) func(caller) error {
 
 func may(role, who string) bool { return role == "all" || slices.Contains(strings.Fields(who), role) }
 
-// Each role may do what it has to, and nothing else. It is so whether Consul asks for the right to list keys or not.
+// Each role may do what it needs and nothing else, whether or not Consul requires the right to list keys.
 func TestE2EPolicies(t *testing.T) {
 	for _, listing := range []bool{false, true} {
 		t.Run(fmt.Sprintf("enable_key_list_policy=%t", listing), func(t *testing.T) {
@@ -482,7 +483,7 @@ func TestE2EServicePolicy(t *testing.T) {
 	}
 }
 
-// Who has a token, but not what TLS and gossip want, gets nothing.
+// A token without the credentials for TLS and gossip gives no access.
 func TestE2EStrangers(t *testing.T) {
 	consul := testenv.StartSecured(t)
 	strangers := filepath.Join(consul.Dir, "strangers")
@@ -528,7 +529,7 @@ func TestE2EStrangers(t *testing.T) {
 	t.Run("agents", func(t *testing.T) {
 		for _, tt := range []struct {
 			name, hcl, log string
-			joins          bool // gossips, and no more than that
+			joins          bool // only gossips
 		}{
 			{"no gossip key", `encrypt = ""`, "encryption is not configured", false},
 			{"a stranger's gossip key", `encrypt = "` + strings.Repeat("A", 43) + `="`, "No installed keys could decrypt the message", false},

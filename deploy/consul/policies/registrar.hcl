@@ -2,34 +2,34 @@
 #
 #   consul acl policy create -name berth-registrar -rules @registrar.hcl
 #
-# Any container may become any service, so it may write all of them. Where yours have names of their own, give it these
-# prefixes only: service_prefix "shop-" { policy = "write" }
+# Any container can become any service, so the registrar may write all services. If your service names share a prefix, allow
+# only that: service_prefix "shop-" { policy = "write" }
 
-# Register, check, drain and deregister instances; read which services there are.
+# Register, check, drain and deregister instances; list services.
 service_prefix "" { policy = "write" }
 
-# Compare what the agent has registered with the catalog: which node the agent is, and what the catalog has for it.
+# Compare the agent's registrations with the catalog: the agent's node, and the catalog's entries for it.
 agent_prefix "" { policy = "read" }
 node_prefix "" { policy = "read" }
 
-# Sessions, which hold the locks and what its instances report. They belong to the agent's node: with a token for each
-# node, session "node-1" { policy = "write" } is enough.
+# Sessions, for locks and reports of instances. They belong to the agent's node: with a token for each node,
+# session "node-1" { policy = "write" } is enough.
 session_prefix "" { policy = "write" }
 
-# What operators want of a service: its configuration with the versions before, its files, its restarts.
+# What operators set for a service: configuration with earlier versions, files, restarts.
 key_prefix "berth/config/" { policy = "read" }
 key_prefix "berth/history/" { policy = "list" }
 key_prefix "berth/files/" { policy = "list" }
 key_prefix "berth/restart/" { policy = "read" }
 
-# What each instance runs, who changes now, who may lead, who does. Consul has no rule for service/*/leader alone.
+# What each instance runs, which one is changing, who may lead and who leads. Consul has no rule for service/*/leader alone.
 key_prefix "berth/applied/" { policy = "write" }
 key_prefix "berth/rolling/" { policy = "write" }
 key_prefix "berth/leader/" { policy = "write" }
 key_prefix "service/" { policy = "write" }
 
-# What this berth knows and why, for berth status, the page and other berths; what the others say; and which services are paused, for
-# its own page. Without these three rules everything else works as well.
+# This berth's status for berth status, the page and other berths; the status of other berths; and the paused services for its
+# own page. Everything else works without these three rules.
 key_prefix "berth/status/registrar/" { policy = "write" }
 key_prefix "berth/status/" { policy = "list" }
 key_prefix "berth/paused/" { policy = "list" }

@@ -1,11 +1,11 @@
-# Rights of who only looks: berth status, explain and events where no berth is at hand to be asked.
+# Read-only rights: berth status, explain and events on a machine without a running berth.
 #
 #   consul acl policy create -name berth-viewer -rules @viewer.hcl
 
-# Which services there are, their instances and checks.
+# The services, their instances and checks.
 service_prefix "" { policy = "read" }
 node_prefix "" { policy = "read" }
 
-# What the berths say, and which services are paused.
+# The status of all berths, and the paused services.
 key_prefix "berth/status/" { policy = "list" }
 key_prefix "berth/paused/" { policy = "list" }

@@ -14,7 +14,7 @@ import (
 	"berth/deploy/testenv/browser"
 )
 
-// Two users look at the chat in a real browser, while the instance that serves one of them goes, and then Redis.
+// Two users watch the chat in a real browser while the instance that serves one of them is stopped, and then Redis.
 func TestE2EChatInBrowser(t *testing.T) {
 	s := startStack(t)
 	s.Do("up", "-d", "--no-recreate", "--scale", "chat=2")
@@ -26,13 +26,13 @@ func TestE2EChatInBrowser(t *testing.T) {
 	ben.login("Ben")
 
 	ann.say("hello Ben <i>&amp;</i>")
-	ann.expectMessage("Ann hello Ben <i>&amp;</i> through ") // as it was written
+	ann.expectMessage("Ann hello Ben <i>&amp;</i> through ") // as written
 	ben.expectMessage("Ann hello Ben <i>&amp;</i> through ")
 	ben.say("hello Ann")
 	ann.expectMessage("Ben hello Ann through ")
 	ben.picture("chat.png")
 
-	// The instance goes that sends Ben what is new. He gets it from the other one, and sees nothing of that but its name.
+	// The instance that streams to Ben is stopped. He continues at the other one and notices only its name.
 	gone := browser.Ask(ben.Tab, chromedp.Text("#live"))
 	s.Docker("stop", gone)
 	ben.Until("he is served by another instance",
@@ -59,7 +59,7 @@ func TestE2EChatInBrowser(t *testing.T) {
 	ben.expectNotReloaded()
 }
 
-// tab is one user's.
+// tab is one user's tab.
 type tab struct{ *browser.Tab }
 
 func newTab(t *testing.T, b *browser.Browser) *tab {
@@ -67,7 +67,7 @@ func newTab(t *testing.T, b *browser.Browser) *tab {
 	return &tab{b.NewTab(t)}
 }
 
-// login goes from the login page to the chat, as a user does, and has a look at both.
+// login goes from the login page to the chat, like a user, and checks both.
 func (tab *tab) login(name string) {
 	tab.T.Helper()
 	tab.Run(
@@ -107,7 +107,7 @@ func (tab *tab) expectMessages(n int) {
 	tab.Until(fmt.Sprintf("see %d messages", n), fmt.Sprintf(`document.querySelectorAll("#messages li").length == %d`, n))
 }
 
-// expectNotReloaded checks that the page is still the one of login.
+// expectNotReloaded checks that the page was not reloaded since login.
 func (tab *tab) expectNotReloaded() {
 	tab.T.Helper()
 	if browser.Ask(tab.Tab, chromedp.Evaluate[string](`String(window.loaded)`)) != "once" {
@@ -115,7 +115,7 @@ func (tab *tab) expectNotReloaded() {
 	}
 }
 
-// picture keeps what the tab shows among the test's artifacts, and checks that it is something.
+// picture saves the tab's content as a test artifact, and checks that it is not blank.
 func (tab *tab) picture(name string) {
 	tab.T.Helper()
 	picture, err := png.Decode(bytes.NewReader(tab.Screenshot(name)))

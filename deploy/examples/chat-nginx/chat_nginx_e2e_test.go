@@ -15,7 +15,7 @@ import (
 	"berth/deploy/testenv"
 )
 
-// The chat is scaled up and down, and everybody sees what is said, whoever serves them.
+// The chat is scaled up and down, and every user sees all messages, whichever instance serves them.
 func TestE2EChat(t *testing.T) {
 	s := startStack(t)
 
@@ -100,12 +100,12 @@ func TestE2EChat(t *testing.T) {
 		expect("200")
 		s.Do("stop", "redis")
 		expect("503")
-		s.expectHosts(1) // the login page does without
+		s.expectHosts(1) // the login page works without Redis
 		s.Do("start", "redis")
 		expect("200")
 	})
 
-	// nginx comes back with the newest configuration, and berth goes on changing it.
+	// nginx comes back with the newest configuration, and berth keeps updating it.
 	t.Run("nginx is restarted", func(t *testing.T) {
 		s := s.in(t)
 		s.Do("restart", "nginx")
@@ -115,8 +115,8 @@ func TestE2EChat(t *testing.T) {
 	})
 }
 
-// scaleUnderLoad scales the chat while clients ask, and waits until everybody knows. No request fails but those that meet
-// a connection which nginx closes because of a reload, of a client that does not try again.
+// scaleUnderLoad scales the chat under load and waits until all components have noticed. The only requests that may fail
+// hit a connection closed by a reload of nginx, from a client that does not retry.
 func (s *stack) scaleUnderLoad(to int, command ...string) {
 	s.Helper()
 	l, before := startLoad(s.web), s.reloads()
@@ -141,7 +141,7 @@ func (s *stack) scaleUnderLoad(to int, command ...string) {
 			s.Errorf("a request on a new connection failed: %v", err)
 		}
 	}
-	// The old workers of the reload before may still have been closing connections.
+	// Old workers of the previous reload may still have been closing connections.
 	if n := len(l.failures[kept]); n > loadEach*(reloads+1) {
 		s.Errorf("%d requests failed on %d kept connections in %d reloads, want one for each at most", n, loadEach, reloads)
 	}
@@ -150,10 +150,10 @@ func (s *stack) scaleUnderLoad(to int, command ...string) {
 	}
 }
 
-// serverError is a line of nginx's access log.
+// serverError matches a line of nginx's access log.
 var serverError = regexp.MustCompile(`(?m)^.*" 50\d .*$`)
 
-// Nobody has to tell the stack an address of the host.
+// The stack needs no address of the host.
 func TestE2EChatHasNoAddress(t *testing.T) {
 	text, err := os.ReadFile("compose.yml")
 	if err != nil {

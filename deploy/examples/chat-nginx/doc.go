@@ -1,3 +1,3 @@
-// Package chatnginx tests the example in this directory, on real Consul, nginx, Redis, and a browser. The tests need the
-// tag e2e, and the images that make test-images builds; make test runs them.
+// Package chatnginx tests the example in this directory on real Consul, nginx, Redis and a browser. The tests need the tag
+// e2e and the images built by make test-images; make test runs them.
 package chatnginx

@@ -16,8 +16,8 @@ import (
 const (
 	loadEach    = 5                     // clients of each kind
 	loadPause   = 50 * time.Millisecond // between two requests of a client
-	loadMost    = 2 * time.Minute       // it ends by itself
-	loadTimeout = 10 * time.Second      // of a request
+	loadMost    = 2 * time.Minute       // limit of the load
+	loadTimeout = 10 * time.Second      // per request
 )
 
 // The kinds of clients.
@@ -27,7 +27,7 @@ const (
 	browsers = "kept connections, second try as browsers do"
 )
 
-// load is clients that ask for the login page again and again.
+// load is clients that repeatedly request the login page.
 type load struct {
 	stop chan struct{}
 	done sync.WaitGroup
@@ -72,7 +72,7 @@ func (l *load) run(kind string, ask func() error) {
 	}
 }
 
-// finish ends the load and prints what came of it.
+// finish ends the load and prints its results.
 func (l *load) finish(t testing.TB, during string) {
 	t.Helper()
 	close(l.stop)
@@ -92,8 +92,8 @@ func (l *load) finish(t testing.TB, during string) {
 	}
 }
 
-// browserClient does as browsers do: a GET on a kept connection that turns out to be closed is sent again on a new one.
-// Go's client does that by itself.
+// browserClient behaves like a browser: it repeats a GET on a new connection if a kept one turns out to be closed. Go's
+// client does that by itself.
 type browserClient struct {
 	url       string
 	transport *http.Transport
@@ -108,7 +108,7 @@ func (c *browserClient) ask() error {
 	return err
 }
 
-// rawClient sends everything once, and does not look whether its connection has been closed meanwhile.
+// rawClient sends everything once, without checking whether its connection was closed.
 type rawClient struct {
 	address string
 	keep    bool
@@ -131,7 +131,7 @@ func (c *rawClient) ask() error {
 	return err
 }
 
-// reusedError is that of a request on a connection that had answered one before.
+// reusedError is the error of a request on a connection that had answered before.
 type reusedError struct{ error }
 
 func (c *rawClient) try() (again bool, err error) {

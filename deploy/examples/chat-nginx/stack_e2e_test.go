@@ -18,15 +18,15 @@ import (
 	"berth/deploy/testenv"
 )
 
-// stack is one running compose project of compose.yml.
+// stack is a running compose project of compose.yml.
 type stack struct {
 	*testenv.Compose
 	web    string // address of nginx
 	consul string // address of Consul's HTTP API
 }
 
-// startStack brings the stack up on free ports with one chat, and waits until that answers through nginx. It is removed
-// at the test's end.
+// startStack starts the stack on free ports with one chat, and waits until that answers through nginx. It is removed at the
+// end of the test.
 func startStack(t *testing.T) *stack {
 	t.Helper()
 	for _, image := range []string{"BERTH", "CHAT", "NGINX", "REDIS", "CONSUL"} {
@@ -42,14 +42,14 @@ func startStack(t *testing.T) *stack {
 	return s
 }
 
-// in is the same stack for a part of the test, whose failures are that part's.
+// in is the same stack for a subtest, which receives the failures.
 func (s *stack) in(t *testing.T) *stack {
 	part := *s
 	part.Compose = s.In(t)
 	return &part
 }
 
-// reloads is how often berth has reloaded nginx so far.
+// reloads returns how often berth has reloaded nginx so far.
 func (s *stack) reloads() int {
 	s.Helper()
 	return strings.Count(s.Logs("templater"), `"msg":"proxy reloaded`)
@@ -57,7 +57,7 @@ func (s *stack) reloads() int {
 
 var hostedBy = regexp.MustCompile(`Hosted by ([0-9a-zA-Z.-]+)`)
 
-// hostOf is the host that a page says it is from.
+// hostOf returns the host named on a page.
 func hostOf(resp *http.Response) (host, page string, err error) {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
@@ -71,7 +71,7 @@ func hostOf(resp *http.Response) (host, page string, err error) {
 	return string(found[1]), string(body), nil
 }
 
-// user is somebody's browser, more or less. It opens a connection for each request, so that all instances are met.
+// user is a simplified browser of a user. It opens a connection for each request, to reach all instances.
 type user struct {
 	s *stack
 	*http.Client
@@ -86,7 +86,7 @@ func (s *stack) newUser() *user {
 	return &user{s, &http.Client{Jar: jar, Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}}
 }
 
-// post sends a form and returns the page that comes of it.
+// post sends a form and returns the resulting page.
 func (u *user) post(path string, key, value string) (host, page string, err error) {
 	resp, err := u.PostForm("http://"+u.s.web+path, url.Values{key: {value}})
 	if err != nil {
@@ -95,7 +95,7 @@ func (u *user) post(path string, key, value string) (host, page string, err erro
 	return hostOf(resp)
 }
 
-// everywhere asks often enough for every instance to be asked, and returns the page of each by its host.
+// everywhere sends enough requests to reach every instance, and returns each instance's page by host.
 func (u *user) everywhere(path string) (map[string]string, error) {
 	pages := map[string]string{}
 	for range 20 {
@@ -112,7 +112,7 @@ func (u *user) everywhere(path string) (map[string]string, error) {
 	return pages, nil
 }
 
-// chats are the host names of the chat's containers, sorted.
+// chats returns the sorted host names of the chat's containers.
 func (s *stack) chats() (hosts []string) {
 	s.Helper()
 	for _, id := range s.Containers("chat") {
@@ -122,7 +122,7 @@ func (s *stack) chats() (hosts []string) {
 	return hosts
 }
 
-// expectHosts waits until as many hosts answer, and they are the chat's containers.
+// expectHosts waits until the given number of hosts answer and they are the chat's containers.
 func (s *stack) expectHosts(n int) {
 	s.Helper()
 	want := s.chats()
@@ -142,7 +142,7 @@ func (s *stack) expectHosts(n int) {
 	})
 }
 
-// expectPassing waits until Consul has as many instances of the chat that pass their checks, and no other.
+// expectPassing waits until Consul has exactly the given number of chat instances, all passing.
 func (s *stack) expectPassing(n int) {
 	s.Helper()
 	count := func(query string) (int, error) {

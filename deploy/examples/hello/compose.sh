@@ -1,7 +1,7 @@
 #!/bin/sh
-# Docker Compose with the names of the images that make nginx-images has put into deploy/.env: ./compose.sh up -d --build
+# Docker Compose with the image names that make nginx-images wrote to deploy/.env: ./compose.sh up -d --build
 #
-# PROJECT is the compose project, so that the example does not meet the demo's containers.
+# PROJECT is the compose project, separate from the demo's.
 set -eu
 cd "$(dirname "$0")"
 

@@ -1,3 +1,3 @@
-// Package hello tests the example in this directory, on real Docker, Consul, HAProxy and Redis. The tests need the tag e2e, and
-// the images that make nginx-images builds; make test runs them.
+// Package hello tests the example in this directory on real Docker, Consul, HAProxy and Redis. The tests need the tag e2e
+// and the images built by make nginx-images; make test runs them.
 package hello

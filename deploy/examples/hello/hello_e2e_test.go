@@ -19,11 +19,10 @@ import (
 	"berth/deploy/testenv/traffic"
 )
 
-// rate is that of the requests while something changes: half of them over kept connections, half over new ones.
+// rate is the request rate during changes, half over kept and half over new connections.
 const rate = 200
 
-// What the README tells to try, one after the other on the same stack, at a Consul that allows nobody more than berth's
-// policies do.
+// The steps of the README, one after the other on the same stack. Consul grants no more rights than berth's policies.
 func TestE2EHello(t *testing.T) {
 	s := startStack(t)
 
@@ -57,7 +56,7 @@ func TestE2EHello(t *testing.T) {
 			}
 		})
 		s.expectGreeting("Sup", 3)
-		s.expectNodes(1, 2, 3) // the same ones: a host keeps its number
+		s.expectNodes(1, 2, 3) // unchanged: a host keeps its number
 		if out := s.must("berth config status hello"); !strings.Contains(out, "hello: version 1, applied ") || strings.Count(out, "  applied") != 3 {
 			t.Errorf("the status is\n%s", out)
 		}
@@ -90,7 +89,7 @@ func TestE2EHello(t *testing.T) {
 		s := s.in(t)
 		before, address := s.seen("nolan"), s.redis()
 		s.Do("rm", "--stop", "--force", "redis")
-		// Somebody else gets the address that is free now.
+		// Another container gets the address that is now free.
 		testenv.Run(t, "--network", s.consul.Network, "--label", "SERVICE_IGNORE=1", "--entrypoint", "sleep", testenv.Image(t, "IMAGE_REDIS"), "600")
 		s.Do("up", "-d", "--no-deps", "redis")
 		if now := s.redis(); now == address {
@@ -104,15 +103,15 @@ func TestE2EHello(t *testing.T) {
 	})
 }
 
-// stack is the example as a compose project of its own, with another Consul.
+// stack is the example as its own compose project, with another Consul.
 type stack struct {
 	*testenv.Compose
 	consul   *testenv.Secured
 	web      string // address of HAProxy
-	operator string // file with the token of the operator of hello
+	operator string // file with the operator token for hello
 }
 
-// more has all use a secured Consul, each with a token from a file.
+// more makes all services use a secured Consul, each with a token from a file.
 const more = `
 services:
   registrar: { environment: %[1]s, volumes: ["%[4]s:%[4]s:ro"] }
@@ -156,15 +155,15 @@ func startStack(t *testing.T) *stack {
 	return s
 }
 
-// in is the same stack for a part of the test, whose failures are that part's.
+// in is the same stack for a subtest, which receives the failures.
 func (s *stack) in(t *testing.T) *stack {
 	part := *s
 	part.Compose = s.In(t)
 	return &part
 }
 
-// underLoad sends requests while f runs, of which none may fail, and has somebody else be greeted again and again, whose count
-// has to grow by one each time.
+// underLoad sends requests while f runs and fails if one fails. It also repeatedly greets another name, whose count has to
+// grow by one each time.
 func (s *stack) underLoad(f func(l *traffic.Load)) {
 	s.Helper()
 	l := traffic.ToApp(s, s.web, rate, traffic.Kept, traffic.Fresh)
@@ -179,7 +178,7 @@ func (s *stack) underLoad(f func(l *traffic.Load)) {
 	r.ExpectNoneFailed(s, s.Name())
 }
 
-// count has somebody be greeted until stop is closed.
+// count requests greetings for a name until stop is closed.
 func (s *stack) count(stop <-chan struct{}) {
 	for last := 0; ; {
 		select {
@@ -197,7 +196,7 @@ func (s *stack) count(stop <-chan struct{}) {
 	}
 }
 
-// greeting is what somebody is told.
+// greeting is the answer to a name.
 type greeting struct{ seen, node int }
 
 var greeted = regexp.MustCompile(`^\w+ \w+! I have seen you (\d+) times?! You are accessing node (\d+)\.$`)
@@ -216,7 +215,7 @@ func (s *stack) greet(name string) (greeting, error) {
 	return greeting{seen, node}, nil
 }
 
-// seen is how often somebody was seen, this time included.
+// seen is how often a name was seen, including this time.
 func (s *stack) seen(name string) int {
 	s.Helper()
 	g, err := s.greet(name)
@@ -226,7 +225,7 @@ func (s *stack) seen(name string) int {
 	return g.seen
 }
 
-// expectNodes waits until these nodes greet, and none fails to.
+// expectNodes waits until exactly these nodes greet without failures.
 func (s *stack) expectNodes(want ...int) {
 	s.Helper()
 	s.Eventually(2*time.Minute, fmt.Sprintf("the nodes %v greet", want), func() error {
@@ -245,7 +244,7 @@ func (s *stack) expectNodes(want ...int) {
 	})
 }
 
-// expectGreeting waits until so many hosts answer, and all of them with a greeting.
+// expectGreeting waits until the given number of hosts answer, all with a greeting.
 func (s *stack) expectGreeting(want string, hosts int) {
 	s.Helper()
 	s.Eventually(2*time.Minute, fmt.Sprintf("%d hosts say %s", hosts, want), func() error {
@@ -267,7 +266,7 @@ func (s *stack) expectGreeting(want string, hosts int) {
 	})
 }
 
-// sh runs a command of the operator in a container of the application.
+// sh runs an operator's command in a container of the application.
 func (s *stack) sh(command string) (string, error) {
 	return s.Try("exec", "-T", "app", "sh", "-c", "export CONSUL_HTTP_TOKEN_FILE="+s.operator+"; "+command)
 }
@@ -282,7 +281,7 @@ func (s *stack) must(command string) string {
 	return out
 }
 
-// fails runs a command that has to fail, and say all of this.
+// fails runs a command that has to fail with all of these texts.
 func (s *stack) fails(command string, says ...string) {
 	s.Helper()
 	out, err := s.sh(command)
@@ -297,7 +296,7 @@ func (s *stack) fails(command string, says ...string) {
 	}
 }
 
-// states is how many instances are in which state.
+// states is the number of instances in each state.
 func (s *stack) states() map[string]int {
 	s.Helper()
 	out, _ := s.sh("berth config status hello --format json 2>/dev/null")
@@ -314,7 +313,7 @@ func (s *stack) states() map[string]int {
 	return states
 }
 
-// redis is the address of the container of Redis.
+// redis returns the address of Redis's container.
 func (s *stack) redis() string {
 	s.Helper()
 	return s.Docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", s.Containers("redis")[0])

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the application as an instance of the service hello. The address is that of this container: without it, Consul would
-# use its own.
+# Runs the application as an instance of the service hello, with this container's address. Without the address, Consul would use
+# its own.
 set -eu
 exec berth service --name hello --port 8080 --address "$(hostname -i)" --ready http:/health --meta route_path=/ \
 	--defaults /etc/hello/default.toml \

@@ -20,10 +20,10 @@ import (
 	"berth/deploy/testenv/traffic"
 )
 
-// rate is that of the requests while something changes: half of them over kept connections, half over new ones.
+// rate is the request rate during changes, half over kept and half over new connections.
 const rate = 200
 
-// All that the README tells to try, one after the other on the same stack.
+// The steps of the README, one after the other on the same stack.
 func TestE2EOneContainerExample(t *testing.T) {
 	s := startStack(t)
 	lb, webs := s.Containers("lb")[0], s.Containers("web")
@@ -87,7 +87,7 @@ func TestE2EOneContainerExample(t *testing.T) {
 			s.Do("up", "-d", "--no-recreate", "--scale", "web=2")
 			s.expectServers(2)
 		})
-		s.expectLog(lb, "consul failed")
+		s.expectLog(lb, "Consul query failed")
 	})
 
 	t.Run("HAProxy is killed", func(t *testing.T) {
@@ -120,7 +120,7 @@ func TestE2EOneContainerExample(t *testing.T) {
 	})
 }
 
-// Where the web servers are is known to Docker alone.
+// Only Docker knows the addresses of the web servers.
 func TestE2EOneContainerExampleHasNoAddress(t *testing.T) {
 	address := regexp.MustCompile(`\b\d{1,3}(\.\d{1,3}){3}\b|\bMYHOST\b|\bHOST_IP\b`)
 	files, err := os.ReadDir(".")
@@ -136,7 +136,7 @@ func TestE2EOneContainerExampleHasNoAddress(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, found := range address.FindAllString(string(text), -1) {
-			// Ports are published on this host's loopback address, and Consul listens on all that its container has.
+			// Ports are published on this host's loopback address, and Consul listens on all addresses of its container.
 			if a, err := netip.ParseAddr(found); err == nil && (a.IsLoopback() || a.IsUnspecified()) {
 				continue
 			}
@@ -145,14 +145,14 @@ func TestE2EOneContainerExampleHasNoAddress(t *testing.T) {
 	}
 }
 
-// stack is the example as a compose project of its own.
+// stack is the example as its own compose project.
 type stack struct {
 	*testenv.Compose
 	web, stats string // addresses
-	logged     int    // how much of the log has been looked at
+	logged     int    // length of the log that was already checked
 }
 
-// startStack builds and starts the example by the command that the README tells, on ports of its own.
+// startStack builds and starts the example with the README's command, on its own ports.
 func startStack(t *testing.T) *stack {
 	t.Helper()
 	s := &stack{web: testenv.FreeAddress(t, "127.0.0.1"), stats: testenv.FreeAddress(t, "127.0.0.1")}
@@ -167,13 +167,13 @@ func startStack(t *testing.T) *stack {
 	return s
 }
 
-// in is the same stack for a part of the test, whose failures are that part's.
+// in is the same stack for a subtest, which receives the failures.
 func (s *stack) in(t *testing.T) *stack {
 	s.Compose = s.In(t)
 	return s
 }
 
-// underLoad sends requests while f runs, of which none may fail.
+// underLoad sends requests while f runs and fails if one fails.
 func (s *stack) underLoad(f func(l *traffic.Load)) {
 	s.Helper()
 	l := traffic.ToApp(s, s.web, rate, traffic.Kept, traffic.Fresh)
@@ -183,22 +183,22 @@ func (s *stack) underLoad(f func(l *traffic.Load)) {
 	r.ExpectNoneFailed(s, s.Name())
 }
 
-// answers waits until each of the containers has answered a request that is sent from now on.
+// answers waits until each of the containers has answered a request sent from now on.
 func (s *stack) answers(l *traffic.Load, containers ...string) {
 	s.Helper()
 	now := time.Now()
 	s.Eventually(20*time.Second, "they answer", func() error { return l.ExpectAnswers(now, containers...) })
 }
 
-// slow is how many requests are in flight when the load balancer is stopped, and delay how long they take: enough for
-// the load to begin meanwhile, and less than the stopTimeout after which HAProxy ends them.
+// slow is how many requests are in flight when the load balancer is stopped, and delay how long they take: long enough for
+// the load to begin, and less than the stopTimeout after which HAProxy ends them.
 const (
 	slow        = 10
 	delay       = 5 * time.Second
 	stopTimeout = 8 * time.Second
 )
 
-// stopUnderLoad stops the load balancer while slow requests are in flight and others come.
+// stopUnderLoad stops the load balancer while slow requests are in flight and others arrive.
 func (s *stack) stopUnderLoad(lb string, webs []string) {
 	s.Helper()
 	answered := make(chan error, slow)
@@ -235,7 +235,7 @@ func (s *stack) stopUnderLoad(lb string, webs []string) {
 			s.Errorf("a request in flight was not answered: %v", err)
 		}
 	}
-	l.Finish() // there is nobody to answer after the stop
+	l.Finish() // nothing answers after the stop
 	took := s.last(lb, "berth stops").Time.Sub(began)
 	s.Logf("berth and HAProxy ended after %s, docker stop returned after %s", took.Round(time.Millisecond), all.Round(time.Millisecond))
 	if took < 0 || took >= stopTimeout {
@@ -243,7 +243,7 @@ func (s *stack) stopUnderLoad(lb string, webs []string) {
 	}
 }
 
-// start starts the load balancer again and waits until all of it is at work.
+// start restarts the load balancer and waits until all its parts work.
 func (s *stack) start(lb string) {
 	s.Helper()
 	began := time.Now()
@@ -264,10 +264,10 @@ func (s *stack) expectEnded(lb string) {
 	}
 }
 
-// expectHosts is nil when exactly n different web servers answer.
+// expectHosts returns nil if exactly n different web servers answer.
 func (s *stack) expectHosts(n int) error { return testenv.ExpectHosts(s.web, n) }
 
-// expectServers waits until HAProxy has exactly n servers that may get requests.
+// expectServers waits until HAProxy has exactly n usable servers.
 func (s *stack) expectServers(n int) {
 	s.Helper()
 	s.Eventually(20*time.Second, fmt.Sprintf("HAProxy has %d servers", n), func() error {
@@ -290,7 +290,7 @@ func (s *stack) row(proxy, server string) (map[string]string, error) {
 	return nil, cmp.Or(err, fmt.Errorf("HAProxy has no %s in %s", server, proxy))
 }
 
-// process is one of a container's, with the numbers that this host has for it.
+// process is a process of a container, with its numbers on this host.
 type process struct{ pid, parent, state, name string }
 
 func (s *stack) processes(id string) (all []process) {
@@ -303,8 +303,8 @@ func (s *stack) processes(id string) (all []process) {
 	return all
 }
 
-// expectProcesses waits until there are berth as process 1, berth, HAProxy's master and its worker, each a child of the
-// one before, and no other process: no supervisord, no shell, no zombie.
+// expectProcesses waits for berth as process 1, berth, HAProxy's master and its worker, each a child of the previous one,
+// and no other process: no supervisord, no shell, no zombie.
 func (s *stack) expectProcesses(id string) {
 	s.Helper()
 	s.Eventually(10*time.Second, "its processes are berth and HAProxy", func() error {
@@ -340,7 +340,7 @@ func (s *stack) expectFile(id string, n int) {
 	s.Helper()
 	s.Eventually(20*time.Second, fmt.Sprintf("the configuration has %d servers", n), func() error {
 		text, err := testenv.Docker("exec", id, "cat", "/etc/haproxy/haproxy.cfg")
-		got := strings.Count(text, "\n    server ") - strings.Count(text, "\n    server again ") // of HAProxy itself
+		got := strings.Count(text, "\n    server ") - strings.Count(text, "\n    server again ") // HAProxy's own servers
 		if err == nil && got != n {
 			err = fmt.Errorf("it has %d:\n%s", got, text)
 		}
@@ -355,7 +355,7 @@ type entry struct {
 	PID            int
 }
 
-// last is the last line of berth's log whose message begins so.
+// last returns the last line of berth's log whose message has this beginning.
 func (s *stack) last(id, msg string) (found entry) {
 	s.Helper()
 	for line := range strings.Lines(s.Docker("logs", id)) {
@@ -371,17 +371,16 @@ func (s *stack) last(id, msg string) (found entry) {
 }
 
 var (
-	// complaint is a line of berth's or HAProxy's that is more than a notice, or none of theirs.
+	// complaint matches log lines of berth or HAProxy above a notice, and lines of a crash.
 	complaint = regexp.MustCompile(`"level":"(WARN|ERROR)"|^\[(WARNING|ALERT|EMERG)\]|^berth: |panic|^goroutine `)
-	// told is what HAProxy calls a warning and is what it was told to do: come, go, end. One that goes has closed its port before
-	// berth says so, and HAProxy's check, one each second, may fall in between.
+	// told matches HAProxy's warnings about ordered changes: servers that come, go or end. A departing server closes its
+	// port before berth reports it, and HAProxy's check, one each second, may fall in between.
 	told = regexp.MustCompile(`^\[WARNING\] +\(\d+\) : ((CLI : )?Server \S+ is (UP/READY \(leaving forced maintenance\)|going DOWN for maintenance)` +
 		`|Server \S+ is DOWN, reason: Layer4 (connection problem|timeout)|Server \S+ was DOWN and now enters maintenance` +
 		`|Proxy \S+ stopped|Exiting Master process|(Current|Former) worker \(\d+\) exited with code 0 |All workers exited\. Exiting\.\.\. \(0\))`)
 )
 
-// expectLog returns what was logged since the last call. In it nobody complains, but with the given texts: each of those
-// has to be there.
+// expectLog returns the log since the last call. It must contain each of the given texts and no other complaint.
 func (s *stack) expectLog(id string, provoked ...string) string {
 	s.Helper()
 	all := s.Docker("logs", id)
@@ -401,7 +400,7 @@ func (s *stack) expectLog(id string, provoked ...string) string {
 	return log
 }
 
-// isOfOthers says whether a line is about a container of somebody else on this host: berth sees all of Docker's.
+// isOfOthers reports whether a line concerns a foreign container on this host: berth sees all containers.
 func (s *stack) isOfOthers(line string) bool {
 	var e entry
 	return json.Unmarshal([]byte(line), &e) == nil && e.Container != "" && !strings.HasPrefix(e.Container, s.Project)

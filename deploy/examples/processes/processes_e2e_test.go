@@ -20,10 +20,10 @@ import (
 	"berth/deploy/testenv"
 )
 
-// soon is the most that anything here takes.
+// soon is the longest that anything here takes.
 const soon = 30 * time.Second
 
-// Two of each serve; some are told to end, some are started, some are killed, and Consul forgets all of them.
+// Two of each serve. Some are stopped, started and killed, and Consul forgets all of them.
 func TestE2EProcesses(t *testing.T) {
 	s := startStack(t)
 	www := []int{s.start("www 20001"), s.start("www 20002")}
@@ -54,7 +54,7 @@ func TestE2EProcesses(t *testing.T) {
 		s := s.in(t)
 		s.underLoad(func() {
 			s.signal("KILL", www[0], data[0])
-			s.expectServers("www-20002", "data-20102") // their TTL is over
+			s.expectServers("www-20002", "data-20102") // their TTL has expired
 			s.expectPIDs(www[1:], data[1:])
 		})
 	})
@@ -74,7 +74,7 @@ func TestE2EProcesses(t *testing.T) {
 	})
 }
 
-// A program that knows nothing of Consul, with berth service around it.
+// A program without knowledge of Consul, run by berth service.
 func TestE2EService(t *testing.T) {
 	s := startStack(t)
 	www, data := s.start("www 20001"), s.start("data 20101")
@@ -108,7 +108,7 @@ func TestE2EService(t *testing.T) {
 		s.expectCode(service.berth, "137")
 	})
 
-	// The process goes on without berth, but not in service. The next berth takes its ID over.
+	// The process runs on without berth, but out of service. The next berth takes over its ID.
 	t.Run("berth is killed", func(t *testing.T) {
 		s := s.in(t)
 		service := s.service("--name www --port 20004 --ttl 3s", "www -register=false 20004")
@@ -124,7 +124,7 @@ func TestE2EService(t *testing.T) {
 	})
 }
 
-// run.sh starts all of it, and ends it in order.
+// run.sh starts everything and ends it in order.
 func TestE2EProcessesRunScript(t *testing.T) {
 	s := newStack(t, "sh", "-c", "cp -r /example/. /stack && exec /stack/run.sh")
 	testenv.Eventually(s, soon, "two of each answer", func() error {
@@ -144,17 +144,17 @@ func TestE2EProcessesRunScript(t *testing.T) {
 	}
 }
 
-// stack is a container in which processes run next to each other.
+// stack is a container with several processes.
 type stack struct {
 	testing.TB
 	id     string
 	host   string // address of the container
 	consul int    // its PID
-	files  int    // of the processes' output, so far
+	files  int    // output files of the processes so far
 }
 
-// newStack starts a container with this command, in which /opt has berth, data and www, /example this directory, and
-// /stack is to be written to.
+// newStack starts a container with this command. /opt has berth, data and www, /example this directory, and /stack is
+// writable.
 func newStack(t *testing.T, command ...string) *stack {
 	t.Helper()
 	image, bin := image(t), t.TempDir()
@@ -175,14 +175,14 @@ func newStack(t *testing.T, command ...string) *stack {
 	return s
 }
 
-// image is HAProxy's image with Consul in it.
+// image is HAProxy's image with Consul.
 func image(t *testing.T) string {
 	t.Helper()
 	return testenv.Build(t, "FROM "+testenv.Image(t, "IMAGE_CONSUL")+" AS consul\nFROM "+testenv.Image(t, "IMAGE_HAPROXY")+
 		"\nCOPY --from=consul /bin/consul /usr/local/bin/consul\n")
 }
 
-// startStack starts Consul, berth and HAProxy, by the commands that the README tells.
+// startStack starts Consul, berth and HAProxy with the README's commands.
 func startStack(t *testing.T) *stack {
 	t.Helper()
 	s := newStack(t, "sh", "-c", "cp -r /example/. /stack && mkdir -p /stack/run && touch /stack/ready && exec sleep infinity")
@@ -209,7 +209,7 @@ func (s *stack) startConsul() {
 	})
 }
 
-// in is the same stack for a part of the test, whose failures are that part's.
+// in is the same stack for a subtest, which receives the failures.
 func (s *stack) in(t *testing.T) *stack {
 	part := *s
 	part.TB = t
@@ -221,7 +221,7 @@ func (s *stack) run(command string) int {
 	s.Helper()
 	s.files++
 	name := fmt.Sprintf("/stack/%s-%d", filepath.Base(s.Name()), s.files)
-	// A shell that waits for it, so that it is no zombie, and notes its exit code.
+	// A shell waits for it, to avoid a zombie and to record its exit code.
 	testenv.MustDocker(s, "exec", "--detach", s.id, "sh", "-c", fmt.Sprintf(
 		"%s >%[2]s.log 2>&1 & pid=$!; echo $pid >%[2]s.new; mv %[2]s.new %[2]s.pid; wait $pid; echo $? >/stack/$pid.code", command, name))
 	var pid int
@@ -239,7 +239,7 @@ func (s *stack) run(command string) int {
 // start starts one of the example's programs.
 func (s *stack) start(command string) int { s.Helper(); return s.run("/opt/bin/" + command) }
 
-// service is a program with berth service around it: PIDs.
+// service is a program run by berth service: PIDs.
 type service struct{ berth, child int }
 
 func (s *stack) service(flags, command string) service {
@@ -277,7 +277,7 @@ func (s *stack) expectEnded(pids ...int) {
 	})
 }
 
-// expectCode waits for the exit code of what run has started.
+// expectCode waits for the exit code of a process started by run.
 func (s *stack) expectCode(pid int, want string) {
 	s.Helper()
 	testenv.Eventually(s, soon, "its exit code is "+want, func() error {
@@ -288,7 +288,7 @@ func (s *stack) expectCode(pid int, want string) {
 
 func (s *stack) hostname() string { return s.id[:12] }
 
-// logged is the last line with this message in the log of a berth.
+// logged returns the last line with this message in a berth's log.
 func (s *stack) logged(msg string) map[string]any {
 	var last map[string]any
 	for line := range strings.Lines(testenv.MustDocker(s, "exec", s.id, "sh", "-c", "cat /stack/*.log")) {
@@ -300,17 +300,17 @@ func (s *stack) logged(msg string) map[string]any {
 	return last
 }
 
-// answer is what the example answers with.
+// answer is the example's answer.
 type answer struct {
 	WWW, Data struct{ PID, Port int }
 }
 
-// get asks the container.
+// get sends a request to the container.
 func (s *stack) get(url string, answer any) error {
 	return testenv.GetJSON("http://"+s.host+url, answer)
 }
 
-// pids asks often enough for each process to be asked, and says which ones served a part.
+// pids sends enough requests to reach each process, and returns which ones served a part.
 func (s *stack) pids() (www, data []int, err error) {
 	byWWW, byData := map[int]bool{}, map[int]bool{}
 	for range 12 {
@@ -323,7 +323,7 @@ func (s *stack) pids() (www, data []int, err error) {
 	return slices.Sorted(maps.Keys(byWWW)), slices.Sorted(maps.Keys(byData)), nil
 }
 
-// expectPIDs waits until these processes serve, and no other.
+// expectPIDs waits until exactly these processes serve.
 func (s *stack) expectPIDs(www, data []int) {
 	s.Helper()
 	www, data = slices.Sorted(slices.Values(www)), slices.Sorted(slices.Values(data))
@@ -333,7 +333,7 @@ func (s *stack) expectPIDs(www, data []int) {
 	})
 }
 
-// expectRegistered waits until the agent holds these instances, and passes them all.
+// expectRegistered waits until the agent has exactly these instances, all passing.
 func (s *stack) expectRegistered(ids ...string) {
 	s.Helper()
 	slices.Sort(ids)
@@ -352,7 +352,7 @@ func (s *stack) expectRegistered(ids ...string) {
 	})
 }
 
-// expectServers waits until HAProxy has these servers, by its statistics.
+// expectServers waits until HAProxy's statistics show these servers.
 func (s *stack) expectServers(names ...string) {
 	s.Helper()
 	slices.Sort(names)
@@ -377,7 +377,7 @@ func expect(got, want any) error {
 	return nil
 }
 
-// underLoad sends requests while f runs, some at a time, of which none may fail.
+// underLoad sends several requests at a time while f runs, and fails if one fails.
 func (s *stack) underLoad(f func()) {
 	s.Helper()
 	const clients, pause = 4, 20 * time.Millisecond

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Starts the whole example: Consul, berth with HAProxy, and two of each service. ctrl-C stops all of it again.
+# Starts the whole example: Consul, berth with HAProxy, and two processes of each service. Ctrl-C stops everything.
 #
-# BIN is a directory that has berth, data and www; without it they are built into bin/.
+# BIN is a directory with berth, data and www; without it they are built into bin/.
 set -eu
 cd "$(dirname "$0")"
 
@@ -17,11 +17,10 @@ if [ -z "${BIN:-}" ]; then
 fi
 mkdir -p run
 
-# In a session of its own, so that ctrl-C reaches this script alone: the services are to be drained while Consul and
-# HAProxy are still there.
+# In its own session, so that Ctrl-C reaches only this script: the services have to drain while Consul and HAProxy still run.
 start() { setsid "$@" & }
 
-# end PID... tells them to end and waits for that.
+# end PID... stops processes and waits for them.
 end() {
 	kill "$@" 2>/dev/null || true
 	wait "$@" || true

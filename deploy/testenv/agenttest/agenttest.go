@@ -12,24 +12,24 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// Agent does what a Consul agent does to what it holds (seen with Consul 1.20): a registration keeps the checks that are
-// there with their state, maintenance mode is a check, and a service takes its checks with it. Its fields are for Do.
+// Agent behaves like a Consul agent (observed with Consul 1.20): a registration keeps the state of existing checks,
+// maintenance mode is a check, and a service takes its checks with it. Use its fields within Do.
 type Agent struct {
 	mu       sync.Mutex
 	Services map[string]*api.AgentService
 	Checks   map[string]*api.AgentCheck
-	Err      error            // of every call
-	Fail     map[string]error // by the call, like "services", or by the call and its ID, like "drain vm:a:80"
+	Err      error            // error of every call
+	Fail     map[string]error // by call, such as "services", or by call and ID, such as "drain vm:a:80"
 	Hang     map[string]bool  // likewise: blocks until the caller gives up
-	Lose     map[string]bool  // likewise: it says that it did it, and has not
-	Calls    map[string]int   // how often each call was made, by its name, and all together as "all"
+	Lose     map[string]bool  // likewise: reports success without doing it
+	Calls    map[string]int   // number of calls by name, with the total as "all"
 	History  []string         // calls that register or deregister
 	Lost     map[string]bool  // services that the catalog lacks
 	NoNode   bool             // the catalog lacks the agent's node
 	Hidden   bool             // the token may not read the node
 }
 
-// New returns an Agent that holds nothing.
+// New returns an empty Agent.
 func New() *Agent {
 	return &Agent{
 		Services: map[string]*api.AgentService{}, Checks: map[string]*api.AgentCheck{},
@@ -37,25 +37,25 @@ func New() *Agent {
 	}
 }
 
-// Do calls f while nobody else looks at the agent.
+// Do calls f with exclusive access to the agent.
 func (a *Agent) Do(f func()) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	f()
 }
 
-// Forget makes it an agent that lost its state. To be called within Do.
+// Forget makes the agent lose its state. Call it within Do.
 func (a *Agent) Forget() {
 	a.Services, a.Checks = map[string]*api.AgentService{}, map[string]*api.AgentCheck{}
 }
 
-// Called says how often a call was made.
+// Called returns how often a call was made.
 func (a *Agent) Called(what string) (n int) {
 	a.Do(func() { n = a.Calls[what] })
 	return n
 }
 
-// Check is a check that it holds, zero if it does not.
+// Check returns a check, the zero value without it.
 func (a *Agent) Check(id string) (c api.AgentCheck) {
 	a.Do(func() {
 		if is := a.Checks[id]; is != nil {
@@ -65,7 +65,7 @@ func (a *Agent) Check(id string) (c api.AgentCheck) {
 	return c
 }
 
-// Registered are the services' IDs. Those in maintenance mode have a ! and those with a critical check a ? behind.
+// Registered returns the services' IDs, followed by ! in maintenance mode and by ? with a critical check.
 func (a *Agent) Registered() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -86,7 +86,7 @@ func (a *Agent) Registered() string {
 	return strings.Join(out, " ")
 }
 
-// Put registers a service. To be called within Do, as Remove and Maintain are.
+// Put registers a service. Call Put, Remove and Maintain within Do.
 func (a *Agent) Put(r *api.AgentServiceRegistration) {
 	a.Services[r.ID] = &api.AgentService{ID: r.ID, Service: r.Name, Tags: r.Tags, Meta: maps.Clone(r.Meta), Address: r.Address, Port: r.Port, Weights: *r.Weights}
 	for _, c := range r.Checks {
@@ -110,7 +110,7 @@ func (a *Agent) Maintain(id, reason string) {
 	a.Checks[check] = &api.AgentCheck{CheckID: check, Status: api.HealthCritical, Notes: reason, ServiceID: id}
 }
 
-// call plays one call: it fails, hangs, or does f.
+// call performs one call: it fails, hangs, or runs f.
 func (a *Agent) call(ctx context.Context, name, id string, f func()) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -139,7 +139,7 @@ func (a *Agent) call(ctx context.Context, name, id string, f func()) error {
 	return nil
 }
 
-// ServicesWithFilterOpts and the other calls are those of *api.Agent. Filters are not looked at.
+// ServicesWithFilterOpts and the following methods are those of *api.Agent. Filters are ignored.
 func (a *Agent) ServicesWithFilterOpts(_ string, q *api.QueryOptions) (out map[string]*api.AgentService, err error) {
 	err = a.call(q.Context(), "services", "", func() { out = maps.Clone(a.Services) })
 	return out, err
@@ -157,7 +157,7 @@ func (a *Agent) ChecksWithFilterOpts(_ string, q *api.QueryOptions) (out map[str
 }
 
 func (a *Agent) ServiceRegisterOpts(s *api.AgentServiceRegistration, _ api.ServiceRegisterOpts) error {
-	// The options tell nobody their context: the deadline is the usual one.
+	// The options do not expose their context: use the usual deadline.
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
 	return a.call(ctx, "register", s.ID, func() { a.Put(s) })
@@ -196,7 +196,7 @@ func (a *Agent) UpdateTTLOpts(id, output, status string, q *api.QueryOptions) er
 	return unlessHeld(held, id, err)
 }
 
-// unlessHeld is err, or what an agent answers that does not hold what is to be changed.
+// unlessHeld returns err, or an agent's error for an unknown object.
 func unlessHeld(held bool, id string, err error) error {
 	if !held {
 		return api.StatusError{Code: 404, Body: "Unknown ID " + id}
@@ -204,7 +204,7 @@ func unlessHeld(held bool, id string, err error) error {
 	return err
 }
 
-// NodeServiceList and Register are those of *api.Catalog. It has what the agent holds, but for what is lost.
+// NodeServiceList and Register are those of *api.Catalog. It has what the agent holds, except for what is lost.
 func (a *Agent) NodeServiceList(_ string, q *api.QueryOptions) (list *api.CatalogNodeServiceList, meta *api.QueryMeta, err error) {
 	for end := time.Now().Add(q.WaitTime); ; {
 		list, meta = &api.CatalogNodeServiceList{}, &api.QueryMeta{LastIndex: 1}

@@ -1,6 +1,6 @@
 //go:build e2e
 
-// Package browser drives a real Chromium, which looks at pages as users see them.
+// Package browser drives a real Chromium, to see pages as users do.
 package browser
 
 import (
@@ -23,8 +23,8 @@ import (
 // Browser is a Chromium in a container.
 type Browser struct{ ctx context.Context }
 
-// Start starts a browser in a container of this name on a network of Docker's; with "host", on this host's. It is gone at the
-// test's end.
+// Start starts a browser in a container with this name on a Docker network; "host" is the host's network. It is removed at
+// the end of the test.
 func Start(t testing.TB, name, network string) *Browser {
 	t.Helper()
 	port := testenv.FreePort(t)
@@ -58,13 +58,13 @@ func Start(t testing.TB, name, network string) *Browser {
 	return b
 }
 
-// Tab is one user's.
+// Tab is one user's tab.
 type Tab struct {
 	T   testing.TB
 	ctx context.Context
 }
 
-// NewTab opens a tab with cookies of its own.
+// NewTab opens a tab with its own cookies.
 func (b *Browser) NewTab(t testing.TB) *Tab {
 	t.Helper()
 	ctx, cancel := chromedp.NewContext(b.ctx, chromedp.WithNewBrowserContext())
@@ -72,16 +72,16 @@ func (b *Browser) NewTab(t testing.TB) *Tab {
 	return &Tab{t, ctx}
 }
 
-// Run does something in the tab, within half a minute.
+// Run performs an action in the tab, within half a minute.
 func (tab *Tab) Run(actions ...chromedp.Action[chromedp.Void]) {
 	tab.T.Helper()
 	Ask(tab, chromedp.Steps(actions...))
 }
 
-// Ask does something in the tab, within half a minute, and returns what comes of it.
+// Ask performs an action in the tab, within half a minute, and returns its result.
 func Ask[T any](tab *Tab, action chromedp.Action[T]) T {
 	tab.T.Helper()
-	if err := chromedp.Do(tab.ctx); err != nil { // opens it, for longer than half a minute
+	if err := chromedp.Do(tab.ctx); err != nil { // opens the tab for longer than half a minute
 		tab.T.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(tab.ctx, 30*time.Second)
@@ -94,7 +94,7 @@ func Ask[T any](tab *Tab, action chromedp.Action[T]) T {
 	return result
 }
 
-// Until waits until an expression of JavaScript is true, also of a page that comes next, and returns how long that took.
+// Until waits until a JavaScript expression is true, also on a following page, and returns how long that took.
 func (tab *Tab) Until(what, expression string) time.Duration {
 	tab.T.Helper()
 	return testenv.Eventually(tab.T, 30*time.Second, what, func() error {
@@ -108,7 +108,7 @@ func (tab *Tab) Until(what, expression string) time.Duration {
 	})
 }
 
-// Scheme has pages shown as a user sees them who prefers a colour scheme: light or dark.
+// Scheme sets the colour scheme that the user prefers: light or dark.
 func (tab *Tab) Scheme(name string) {
 	tab.T.Helper()
 	tab.Run(chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
@@ -119,7 +119,7 @@ func (tab *Tab) Scheme(name string) {
 	}))
 }
 
-// Screenshot keeps what the tab shows among the test's artifacts, and returns it as a PNG.
+// Screenshot saves the tab's content as a test artifact, and returns it as a PNG.
 func (tab *Tab) Screenshot(name string) []byte {
 	tab.T.Helper()
 	shot := Ask(tab, chromedp.CaptureScreenshot())

@@ -18,7 +18,7 @@ import (
 	"berth/deploy/testenv"
 )
 
-// httpClient is Go's.
+// httpClient uses Go's HTTP client.
 type httpClient struct {
 	*http.Client
 	urls []string
@@ -37,15 +37,15 @@ func (c *httpClient) ask(n int, q *Request) {
 
 func (c *httpClient) close() { c.CloseIdleConnections() }
 
-// client sends requests over connections of its own. Go's HTTP client takes three times the CPU time, which the servers
-// need, and when a kept connection breaks under a request it sends that again and says nothing.
+// client sends requests over its own connections. Go's HTTP client uses three times the CPU time, which the servers need.
+// When a kept connection breaks during a request, it silently sends the request again.
 type client struct {
 	address string
 	keep    bool
 	next    func(n int) Exchange
 
 	mu   sync.Mutex
-	idle []*conn // the one used last is at the end
+	idle []*conn // most recently used last
 }
 
 type conn struct {
@@ -54,17 +54,17 @@ type conn struct {
 	used    time.Time
 }
 
-// idleMost is less than the minute after which HAProxy closes an idle connection, maybe under the next request.
+// idleMost is less than the minute after which HAProxy closes an idle connection, perhaps during the next request.
 const idleMost = 20 * time.Second
 
-// Exchange is a request to send, and what its answer has to be.
+// Exchange is a request and its expected answer.
 type Exchange struct {
 	Method, Host, Path string
-	Header             string // more lines, each with its end
+	Header             string // additional lines, with line ends
 	Body               string
 	Timeout            time.Duration // 0 = Timeout
-	// Judge returns the host that answered, or what is wrong with the answer. It reads the body; nil: that of the demo app is
-	// right.
+	// Judge returns the host that answered, or what is wrong with the answer, and reads the body. nil = expect the demo
+	// app's answer.
 	Judge func(*http.Response) (host string, err error)
 }
 
@@ -113,7 +113,7 @@ func (c *client) close() {
 	}
 }
 
-// ask sends a request and returns the host that answered, and whether the connection may be used again.
+// ask sends a request and returns the host that answered, and whether the connection can be used again.
 func (c *conn) ask(x Exchange, keep bool) (host string, again bool, err error) {
 	c.used = time.Now()
 	if err := c.SetDeadline(c.used.Add(cmp.Or(x.Timeout, Timeout))); err != nil {

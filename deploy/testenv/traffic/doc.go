@@ -1,3 +1,3 @@
-// Package traffic sends requests to a proxy under test at a steady rate, and records what became of each of them. All but
+// Package traffic sends requests to a proxy under test at a steady rate and records the outcome of each. Everything but
 // this file needs the build tag e2e.
 package traffic

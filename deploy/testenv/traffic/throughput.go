@@ -17,9 +17,9 @@ import (
 	"time"
 )
 
-// Throughput asks for "/" at an address over so many kept connections for a while, each as soon as it has the answer to the
-// request before, and returns how many requests per second were answered by 200. What costs a connection is sent again over
-// a new one. Answers have to tell their length. It takes less of the processors than Go's HTTP client.
+// Throughput requests "/" at an address for a while over the given number of kept connections, each sending its next
+// request as soon as it has an answer. It returns the requests per second answered with 200. Requests lost with a
+// connection are sent again over a new one. Answers must have a length. It uses less CPU time than Go's HTTP client.
 func Throughput(tb testing.TB, address string, connections int, lasts time.Duration) float64 {
 	tb.Helper()
 	var answered atomic.Int64
@@ -46,7 +46,7 @@ func Throughput(tb testing.TB, address string, connections int, lasts time.Durat
 	return float64(answered.Load()) / time.Since(began).Seconds()
 }
 
-// askAgain asks over one connection until that ends, and says how often it was answered.
+// askAgain sends requests over one connection until that ends, and returns the number of answers.
 func askAgain(address string, end time.Time) (answered int64, err error) {
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
@@ -73,7 +73,7 @@ func askAgain(address string, end time.Time) (answered int64, err error) {
 	return answered, nil
 }
 
-// readAnswer reads an answer, and says whether the connection ends with it.
+// readAnswer reads an answer, and reports whether the connection ends with it.
 func readAnswer(in *bufio.Reader) (last bool, err error) {
 	status, err := in.ReadSlice('\n')
 	if err != nil {
@@ -112,7 +112,7 @@ func readAnswer(in *bufio.Reader) (last bool, err error) {
 // Rates are numbers per second.
 type Rates []float64
 
-// Median is the middle one.
+// Median returns the middle rate.
 func (rs Rates) Median() float64 {
 	if len(rs) == 0 {
 		return 0

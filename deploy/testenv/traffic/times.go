@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Times are durations, sorted where a method asks for it.
+// Times are durations; some methods need them sorted.
 type Times []time.Duration
 
 // Sorted sorts them in place.
@@ -19,7 +19,7 @@ func (ts Times) Sorted() Times {
 	return ts
 }
 
-// Within is the time within which this share of them lies, if they are sorted: 0.5 for the median, 1 for all.
+// Within returns the time within which the given share of them lies, if they are sorted: 0.5 for the median, 1 for all.
 func (ts Times) Within(share float64) time.Duration {
 	if len(ts) == 0 {
 		return 0
@@ -27,7 +27,7 @@ func (ts Times) Within(share float64) time.Duration {
 	return ts[int(share*float64(len(ts)-1))]
 }
 
-// Ms is a duration in milliseconds, for a table.
+// Ms formats a duration in milliseconds for a table.
 func Ms(d time.Duration) string {
 	digits := 1
 	if d >= 100*time.Millisecond {
@@ -36,7 +36,7 @@ func Ms(d time.Duration) string {
 	return strconv.FormatFloat(Millis(d), 'f', digits, 64)
 }
 
-// Millis is a duration in milliseconds.
+// Millis returns a duration in milliseconds.
 func Millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // LoadAverage returns the load average of the machine over the last minute.

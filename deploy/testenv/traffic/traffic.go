@@ -15,37 +15,37 @@ import (
 	"berth/deploy/testenv"
 )
 
-// Load sends requests at a fixed rate, whether earlier ones are answered or not (open loop).
+// Load sends requests at a fixed rate, regardless of answers (open loop).
 type Load struct {
 	Began time.Time
 
-	rate    int // requests per second, of all kinds together
+	rate    int // requests per second, all kinds together
 	stop    <-chan struct{}
 	end     func() // closes stop
 	done    sync.WaitGroup
 	slots   chan struct{} // one for each request in flight
 	leftOut atomic.Int64  // requests
 
-	gone sync.Map // by address, when the proxy stopped to have a server there
+	gone sync.Map // by address: when the proxy removed its server
 
 	mu       sync.Mutex
 	requests Requests
 	answered map[string]Answers // by host
 }
 
-// Request is what became of one request.
+// Request is the outcome of one request.
 type Request struct {
 	Exchange
 	Kept       bool // over a kept connection
 	Sent, Done time.Time
-	Late       time.Duration // sent so long after it was due
-	Answer     string        // who answered: the address, or the name of the host
+	Late       time.Duration // delay of sending
+	Answer     string        // who answered: an address or a host name
 	Err        error
-	Resent     bool // by Go's HTTP client, which does so when a kept connection breaks under a request
-	Astray     bool // it was sent to a server that the proxy had no more
+	Resent     bool // by Go's HTTP client, after a kept connection broke during a request
+	Astray     bool // sent to a server that the proxy had removed
 }
 
-// Answers are the first and the last one of a host: when the first came, and when the request for the last was sent.
+// Answers are the first and the last answer of a host: the arrival of the first, and the sending of the last one's request.
 type Answers struct{ First, Last time.Time }
 
 // The kinds of requests: over kept connections and over new ones.
@@ -54,24 +54,24 @@ const (
 	Fresh = false
 )
 
-// Rate is how many requests the Load of Start sends per second, half of them over kept connections and half over new ones.
+// Rate is how many requests Start's Load sends per second, half of them over kept and half over new connections.
 const Rate = 500
 
 const (
 	Timeout = 10 * time.Second // of one request
 	Most    = 10 * time.Minute // a Load ends by itself
 
-	inFlight = 2000 // requests; one that is due when there are as many is left out
+	inFlight = 2000 // requests; beyond this, due requests are skipped
 )
 
-// asker sends the nth request of a kind, and fills in what became of it.
+// asker sends the nth request of a kind and records its outcome.
 type asker interface {
 	ask(n int, q *Request)
 	close()
 }
 
-// Start begins to ask for paths at an address, "/" if none are given, by Go's HTTP client. Who answers says at which
-// address it was asked. The load ends with the test at the latest.
+// Start requests paths at an address ("/" by default) with Go's HTTP client. Each answer contains the address that was
+// asked. The load ends with the test at the latest.
 func Start(tb testing.TB, address string, paths ...string) *Load {
 	if len(paths) == 0 {
 		paths = []string{"/"}
@@ -81,20 +81,20 @@ func Start(tb testing.TB, address string, paths ...string) *Load {
 		urls[i] = "http://" + address + path
 	}
 	return start(tb, Rate, []bool{Kept, Fresh}, func(kept bool) asker {
-		// Proxies close an idle connection after a minute; the client goes first, or a request could meet that.
+		// Proxies close an idle connection after a minute. The client closes first, or a request could hit the closing.
 		transport := &http.Transport{MaxIdleConnsPerHost: 200, IdleConnTimeout: 20 * time.Second, DisableKeepAlives: !kept}
 		return &httpClient{&http.Client{Timeout: Timeout, Transport: transport}, urls}
 	})
 }
 
-// ToApp begins to send so many requests per second to the demo app at an address, the same number of each kind. The load
+// ToApp sends the given number of requests per second to the demo app at an address, the same number of each kind. The load
 // ends with the test at the latest.
 func ToApp(tb testing.TB, address string, rate int, kinds ...bool) *Load {
 	get := Exchange{Method: http.MethodGet, Host: "app", Path: "/"}
 	return Send(tb, address, rate, func(bool, int) Exchange { return get }, kinds...)
 }
 
-// Send is ToApp with requests of the caller's: next returns the nth of a kind.
+// Send is ToApp with the caller's requests: next returns the nth request of a kind.
 func Send(tb testing.TB, address string, rate int, next func(kept bool, n int) Exchange, kinds ...bool) *Load {
 	return start(tb, rate, kinds, func(kept bool) asker {
 		return &client{address: address, keep: kept, next: func(n int) Exchange { return next(kept, n) }}
@@ -120,7 +120,7 @@ func start(tb testing.TB, rate int, kinds []bool, newClient func(kept bool) aske
 	return l
 }
 
-// send sends requests of one kind. What comes late, because the machine was busy, is sent all the same.
+// send sends requests of one kind. Late requests, on a busy machine, are still sent.
 func (l *Load) send(c asker, kept bool, first time.Time, every time.Duration) {
 	defer c.close()
 	var requests sync.WaitGroup
@@ -140,7 +140,7 @@ func (l *Load) send(c asker, kept bool, first time.Time, every time.Duration) {
 		select {
 		case l.slots <- struct{}{}:
 		default:
-			l.leftOut.Add(1) // the machine is too busy for this rate: that is no answer of the proxy's
+			l.leftOut.Add(1) // the machine is too busy for this rate, which is not the proxy's fault
 			continue
 		}
 		requests.Go(func() {
@@ -171,18 +171,18 @@ func (l *Load) record(q Request) {
 	l.answered[q.Answer] = a
 }
 
-// Left says that the proxy has no server at an address any more, and Came that it has one again.
+// Left records that the proxy no longer has a server at an address, and Came that it has one again.
 func (l *Load) Left(address string) { l.gone.LoadOrStore(address, time.Now()) }
 func (l *Load) Came(address string) { l.gone.Delete(address) }
 
-// Of returns what a container has answered so far, the zero value for nothing.
+// Of returns a container's answers so far.
 func (l *Load) Of(container string) Answers {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.answered[testenv.Hostname(container)]
 }
 
-// ExpectAnswers is nil when each of the containers has answered a request sent after a moment.
+// ExpectAnswers returns nil if each container has answered a request sent after the given time.
 func (l *Load) ExpectAnswers(since time.Time, containers ...string) error {
 	var silent []string
 	for _, id := range containers {
@@ -196,7 +196,8 @@ func (l *Load) ExpectAnswers(since time.Time, containers ...string) error {
 	return nil
 }
 
-// ExpectSent is nil when so many requests have been answered or have failed, for a test that has to go on for a while.
+// ExpectSent returns nil if the given number of requests was answered or failed, for a test that needs to go on for a
+// while.
 func (l *Load) ExpectSent(n int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -206,7 +207,7 @@ func (l *Load) ExpectSent(n int) error {
 	return nil
 }
 
-// End ends the requests, waits for the last answers, and returns all.
+// End ends the requests, waits for the last answers, and returns all of them.
 func (l *Load) End() Requests {
 	l.end()
 	l.done.Wait()
@@ -219,7 +220,7 @@ func (l *Load) Finish() Report {
 	return Report{l.End(), l.rate, lasted, int(l.leftOut.Load())}
 }
 
-// Requests are some of them, in any order.
+// Requests are outcomes in any order.
 type Requests []Request
 
 // Where returns the requests for which f is true.
@@ -227,23 +228,23 @@ func (rs Requests) Where(f func(Request) bool) Requests {
 	return slices.DeleteFunc(slices.Clone(rs), func(q Request) bool { return !f(q) })
 }
 
-// During returns the requests that were under way at some time between two moments, and the others.
+// During returns the requests that were in flight at some time between two moments, and the others.
 func (rs Requests) During(from, to time.Time) (in, others Requests) {
 	during := func(q Request) bool { return q.Sent.Before(to) && q.Done.After(from) }
 	return rs.Where(during), rs.Where(func(q Request) bool { return !during(q) })
 }
 
-// Failed is how many have failed.
+// Failed returns how many failed.
 func (rs Requests) Failed() int { return len(rs.failures()) }
 
 func (rs Requests) failures() Requests {
 	return rs.Where(func(q Request) bool { return q.Err != nil })
 }
 
-// Resent is how many the client had to send again.
+// Resent returns how many requests the client had to send again.
 func (rs Requests) Resent() int { return len(rs.Where(func(q Request) bool { return q.Resent })) }
 
-// Astray returns the requests that went to a server that was removed before they were sent.
+// Astray returns the requests to a server that was removed before they were sent.
 func (rs Requests) Astray() Requests { return rs.Where(func(q Request) bool { return q.Astray }) }
 
 // Of returns the requests of one kind.
@@ -251,7 +252,7 @@ func (rs Requests) Of(kept bool) Requests {
 	return rs.Where(func(q Request) bool { return q.Kept == kept })
 }
 
-// Took is how long each took, sorted.
+// Took returns the sorted durations.
 func (rs Requests) Took() Times {
 	var out Times
 	for _, q := range rs {
@@ -260,9 +261,9 @@ func (rs Requests) Took() Times {
 	return out.Sorted()
 }
 
-const noticeable = 500 * time.Millisecond // a request that takes longer is counted
+const noticeable = 500 * time.Millisecond // slower requests are counted
 
-// String says how the requests fared. Failures has the reasons.
+// String summarizes the requests. Failures has the reasons.
 func (rs Requests) String() string {
 	kept, fresh, took := rs.Of(Kept), rs.Of(Fresh), rs.Took()
 	var late time.Duration
@@ -275,7 +276,7 @@ func (rs Requests) String() string {
 		Ms(took.Within(0.5)), Ms(took.Within(0.99)), Ms(took.Within(1)), Ms(late))
 }
 
-// Failures describes the first few that failed, a line for each.
+// Failures describes the first few failures, one line each.
 func (rs Requests) Failures() (text string) {
 	failed := rs.failures()
 	slices.SortFunc(failed, func(a, b Request) int { return a.Sent.Compare(b.Sent) })
@@ -288,7 +289,7 @@ func (rs Requests) Failures() (text string) {
 	return text
 }
 
-// Report is what a load came to.
+// Report is the result of a load.
 type Report struct {
 	Requests
 	rate    int
@@ -296,7 +297,7 @@ type Report struct {
 	leftOut int // requests that were due while too many were in flight
 }
 
-// Join is what several loads of the same rate, one after the other, came to.
+// Join returns the result of several consecutive loads of the same rate.
 func Join(reports ...Report) (all Report) {
 	for _, r := range reports {
 		all.Requests = append(all.Requests, r.Requests...)
@@ -307,15 +308,15 @@ func Join(reports ...Report) (all Report) {
 	return all
 }
 
-// Sent is how many requests were sent.
+// Sent returns how many requests were sent.
 func (r Report) Sent() int { return len(r.Requests) }
 
-// Within is the time within which this share of the requests was done: 0.5 for the median, 1 for all.
+// Within returns the time within which the given share of the requests was done: 0.5 for the median, 1 for all.
 func (r Report) Within(share float64) time.Duration {
 	return r.Took().Within(share).Round(100 * time.Microsecond)
 }
 
-// ExpectNoneFailed makes what failed an error of the test, and a load that was not what it should have been.
+// ExpectNoneFailed fails the test if a request failed or the load was not as planned.
 func (r Report) ExpectNoneFailed(t testing.TB, during string) {
 	t.Helper()
 	if failed := r.Failed(); failed > 0 {

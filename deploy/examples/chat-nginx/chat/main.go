@@ -1,17 +1,17 @@
-// Command chat is a small chat for the browser. Several of it run next to each other: what was said is in Redis, so that
-// every instance shows the same.
+// Command chat is a small chat for the browser. Several instances can run next to each other: the messages are in Redis, so every
+// instance shows the same.
 //
 //	GET  /          login page
-//	POST /login     takes a name, and remembers it in a cookie
-//	POST /logout    forgets it
-//	GET  /chat      what was said, and a form to say something
-//	POST /messages  says something, of which the last 100 are kept
-//	GET  /events    what is said from now on, as server-sent events
-//	GET  /health    ok, as long as this process serves
+//	POST /login     stores a name in a cookie
+//	POST /logout    removes it
+//	GET  /chat      the messages, and a form for a new one
+//	POST /messages  posts a message; the last 100 are kept
+//	GET  /events    new messages, as server-sent events
+//	GET  /health    ok while this process serves
 //
-// Every page says which host it comes from. PORT sets the port (8080), REDIS_ADDRESS where Redis is (redis:6379). On
-// SIGTERM it stops accepting at once, ends the streams of events, which browsers then open at another instance, finishes
-// what else is in flight and exits 0.
+// Every page names its host. PORT sets the port (8080), REDIS_ADDRESS the address of Redis (redis:6379). On SIGTERM it stops
+// accepting at once, ends the event streams, which browsers then reopen at another instance, finishes other requests in flight
+// and exits 0.
 package main
 
 import (
@@ -38,7 +38,7 @@ const drainTimeout = 8 * time.Second
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	logging.Disable() // of the Redis client, which says in many lines what room says in one
+	logging.Disable() // the Redis client logs many lines for what room logs in one
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	if err := run(ctx, log); err != nil {
 		log.Error("chat failed", "err", err)
@@ -68,7 +68,7 @@ func run(ctx context.Context, log *slog.Logger) error {
 	return both.Wait()
 }
 
-// serve answers on l until ctx ends, then closes l at once and returns when the requests in flight are answered.
+// serve answers on l until ctx ends, then closes l at once and returns when all requests in flight are answered.
 func serve(ctx context.Context, l net.Listener, s *site, log *slog.Logger) error {
 	srv := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 5 * time.Second}
 	srv.RegisterOnShutdown(s.endStreams)
@@ -81,7 +81,7 @@ func serve(ctx context.Context, l net.Listener, s *site, log *slog.Logger) error
 		return fmt.Errorf("serve: %w", err)
 	case <-ctx.Done():
 	}
-	log.Info("stopping: no new connections, finishing what is in flight")
+	log.Info("stopping: no new connections, finishing requests in flight")
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
 	if err := srv.Shutdown(drain); err != nil {

@@ -15,38 +15,38 @@ import (
 )
 
 const (
-	stream       = "chat:messages" // Redis' key
+	stream       = "chat:messages" // key in Redis
 	keep         = 100             // messages
-	redisTimeout = 2 * time.Second // for all of a request to Redis
-	// redisWait is how long one question for news waits at Redis. The process ends no sooner.
+	redisTimeout = 2 * time.Second // for a complete request to Redis
+	// redisWait is how long one query for news waits at Redis. The process does not end sooner.
 	redisWait = time.Second
 )
 
-// message is something that somebody said.
+// message is a message of a user.
 type message struct {
-	ID   string `json:"id"` // Redis': it grows
+	ID   string `json:"id"` // assigned by Redis, ascending
 	Name string `json:"name"`
 	Text string `json:"text"`
-	Host string `json:"host"` // the instance that took it
+	Host string `json:"host"` // the instance that received it
 }
 
-// room is the one room of the chat, a stream in Redis.
+// room is the chat's only room, a stream in Redis.
 type room struct {
 	redis *redis.Client
 	log   *slog.Logger
 
 	mu   sync.Mutex
-	news chan struct{} // closed at the next news
+	news chan struct{} // closed when there is news
 }
 
-// newRoom does not connect yet. Redis may come and go.
+// newRoom returns a room without connecting. Redis may come and go.
 func newRoom(address string, log *slog.Logger) *room {
 	return &room{log: log, news: make(chan struct{}), redis: redis.NewClient(&redis.Options{
 		Addr:                  address,
 		DialTimeout:           time.Second,
 		DialerRetries:         1,
 		ContextTimeoutEnabled: true,
-		// What was sent may have arrived, and is not to be said twice.
+		// A failed request may have arrived, and must not be repeated.
 		MaxRetries:               -1,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	})}
@@ -58,7 +58,7 @@ func (r *room) close() {
 	}
 }
 
-// say adds a message, and removes the oldest of too many.
+// say adds a message and removes the oldest beyond the limit.
 func (r *room) say(ctx context.Context, m message) error {
 	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
@@ -73,7 +73,7 @@ func (r *room) say(ctx context.Context, m message) error {
 	return nil
 }
 
-// since returns what was said after the message with this ID, or all there is if that is no ID. The oldest is first.
+// since returns the messages after the message with this ID, or all messages if the ID is invalid, oldest first.
 func (r *room) since(ctx context.Context, id string) ([]message, error) {
 	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
@@ -93,7 +93,7 @@ func (r *room) since(ctx context.Context, id string) ([]message, error) {
 	return said, nil
 }
 
-// isID says whether Redis takes this for the ID of a message: two numbers.
+// isID reports whether a text is a message ID for Redis: two numbers.
 func isID(s string) bool {
 	ms, n, ok := strings.Cut(s, "-")
 	_, err1 := strconv.ParseUint(ms, 10, 64)
@@ -101,8 +101,8 @@ func isID(s string) bool {
 	return ok && err1 == nil && err2 == nil
 }
 
-// next is closed when something may have been said, or Redis is away. Ask for it first and for the messages then, so that
-// nothing is missed.
+// next returns a channel that is closed when there may be new messages or Redis is away. To miss nothing, call next before
+// reading the messages.
 func (r *room) next() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -116,7 +116,7 @@ func (r *room) tell() {
 	r.news = make(chan struct{})
 }
 
-// follow waits for messages until ctx ends, over one connection to Redis for all who ask for next.
+// follow waits for messages until ctx ends, over one connection to Redis for all callers of next.
 func (r *room) follow(ctx context.Context) {
 	last, away := "", false
 	for ctx.Err() == nil {
@@ -145,8 +145,8 @@ func (r *room) follow(ctx context.Context) {
 	}
 }
 
-// wait returns the ID of the newest message: at once if that is not last, else when there is another one, or after
-// redisWait. It returns last with an error.
+// wait returns the ID of the newest message: at once if it is not last, otherwise when another one arrives or after
+// redisWait. On an error it returns last.
 func (r *room) wait(ctx context.Context, last string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, redisWait+redisTimeout)
 	defer cancel()

@@ -16,9 +16,9 @@ import (
 	"berth/deploy/testenv"
 )
 
-// The room in a real Redis, which also goes away and comes back.
+// The room in a real Redis, which also fails and comes back.
 func TestE2EChatRoom(t *testing.T) {
-	logging.Disable() // as main does
+	logging.Disable() // like main
 	name := testenv.Name(t) + "-redis"
 	port := testenv.FreePort(t)
 	testenv.MustDocker(t, "run", "--detach", "--name", name, "--label", "SERVICE_IGNORE=1", "--publish", "127.0.0.1:"+port+":6379",
@@ -37,7 +37,7 @@ func TestE2EChatRoom(t *testing.T) {
 	defer following.Wait()
 	defer stop()
 
-	// What one instance says, another hears, in order and only the newest.
+	// One instance hears what another says, in order and only the newest messages.
 	for i := range keep + 5 {
 		if err := other.say(t.Context(), message{Name: "Ann", Text: fmt.Sprint(i), Host: "host-1"}); err != nil {
 			t.Fatal(err)

@@ -23,16 +23,16 @@ const (
 	formMost = 8192 // bytes
 	cookie   = "chat-name"
 
-	// beat is how often a stream of events sends something, so that nobody between takes it for dead.
+	// beat is the interval at which an event stream sends data, so that no proxy considers it dead.
 	beat = 15 * time.Second
-	// writeTimeout is how long a browser may take to read what a stream sends it.
+	// writeTimeout limits how long a browser may take to read stream data.
 	writeTimeout = 10 * time.Second
 )
 
 //go:embed web
 var files embed.FS
 
-// chatRoom is what the site shows. Its methods are room's.
+// chatRoom is the site's source. Its methods are those of room.
 type chatRoom interface {
 	say(ctx context.Context, m message) error
 	since(ctx context.Context, id string) ([]message, error)
@@ -62,7 +62,7 @@ func newSite(host string, room chatRoom) *site {
 func (s *site) handler() http.Handler {
 	static, err := fs.Sub(files, "web/static")
 	if err != nil {
-		panic(err) // it is compiled in
+		panic(err) // compiled in
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -76,7 +76,7 @@ func (s *site) handler() http.Handler {
 	return http.NewCrossOriginProtection().Handler(secure(mux))
 }
 
-// secure lets browsers load nothing but the site's own files, and keep nothing.
+// secure makes browsers load only the site's own files and store nothing.
 func secure(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; "+
@@ -88,7 +88,7 @@ func secure(h http.Handler) http.Handler {
 	})
 }
 
-// page is what the pages show.
+// page is the data of the pages.
 type page struct {
 	Host, Name, Error string
 	Messages          []message
@@ -101,10 +101,10 @@ func (s *site) show(w http.ResponseWriter, status int, name string, p page) {
 	p.Host, p.NameMost, p.TextMost, p.Keep = s.host, nameMost, textMost, keep
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(status)
-	_ = s.pages.ExecuteTemplate(w, name, p) // an error is that the browser has gone
+	_ = s.pages.ExecuteTemplate(w, name, p) // an error means that the browser has left
 }
 
-// away is the page for when Redis does not answer. The browser asks again by itself.
+// away is the page shown while Redis does not answer. The browser retries by itself.
 func (s *site) away(w http.ResponseWriter) {
 	w.Header().Set("Retry-After", "2")
 	s.show(w, http.StatusServiceUnavailable, "away.html", page{})
@@ -166,9 +166,8 @@ func (s *site) say(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, "/chat", http.StatusSeeOther)
 }
 
-// events sends what is said after the message that the browser had last, until the browser or this instance goes. With
-// the ID of each, a browser goes on at another instance where it was. When Redis goes the stream ends, and the browser
-// asks again.
+// events sends the messages after the browser's last one, until the browser or this instance ends. With the ID of each
+// message, a browser continues at another instance. When Redis fails, the stream ends and the browser reconnects.
 func (s *site) events(w http.ResponseWriter, r *http.Request) {
 	if userOf(r) == "" {
 		http.Error(w, "Log in first.", http.StatusUnauthorized)
@@ -193,7 +192,7 @@ func (s *site) events(w http.ResponseWriter, r *http.Request) {
 		}
 		if first {
 			w.Header().Set("Content-Type", "text/event-stream")
-			w.Header().Set("X-Accel-Buffering", "no") // nginx is to pass on each event at once
+			w.Header().Set("X-Accel-Buffering", "no") // makes nginx pass on each event at once
 			fmt.Fprintf(w, "retry: 1000\nevent: host\ndata: %s\n\n", s.host)
 		}
 		for _, m := range said {
@@ -221,7 +220,7 @@ func (s *site) events(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// userOf is the name in a request's cookie, or nothing.
+// userOf returns the name in a request's cookie, or "".
 func userOf(r *http.Request) string {
 	c, err := r.Cookie(cookie)
 	if err != nil {
@@ -235,7 +234,7 @@ func userOf(r *http.Request) string {
 	return name
 }
 
-// cleanName is a name without blanks around, or nothing if it is none.
+// cleanName trims a name; it returns "" for an invalid one.
 func cleanName(s string) (name string, ok bool) {
 	s = strings.TrimSpace(s)
 	bad := func(r rune) bool {
@@ -247,7 +246,7 @@ func cleanName(s string) (name string, ok bool) {
 	return s, true
 }
 
-// cleanText is a message without blanks around, or nothing if it is none.
+// cleanText trims a message; it returns "" for an invalid one.
 func cleanText(s string) (text string, ok bool) {
 	s = strings.TrimSpace(s)
 	if !hasLength(s, textMost) || strings.ContainsFunc(s, unicode.IsControl) {

@@ -53,7 +53,7 @@ func (m *memory) next() <-chan struct{} {
 	return m.news
 }
 
-// fail makes every question fail with this error, or none with nil.
+// fail makes every query fail with this error; nil = none.
 func (m *memory) fail(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -66,7 +66,7 @@ func (m *memory) tell() {
 	m.news = make(chan struct{})
 }
 
-// browser is one user's at one instance.
+// browser is one user's browser at one instance.
 type browser struct {
 	t   *testing.T
 	url string
@@ -166,7 +166,7 @@ func TestTextIsEscaped(t *testing.T) {
 	if strings.Contains(body, "<script>") {
 		t.Errorf("the page has somebody's script:\n%s", body)
 	}
-	// What a cookie says is no more to be trusted than a form.
+	// A cookie is no more trustworthy than a form.
 	here, err := url.Parse(b.url)
 	if err != nil {
 		t.Fatal(err)
@@ -228,7 +228,7 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
-// Another site's page cannot say anything in a user's name.
+// Another site's page cannot post in a user's name.
 func TestFormOfAnotherSite(t *testing.T) {
 	room := newMemory()
 	b := open(t, room)
@@ -268,7 +268,7 @@ func TestRedisIsAwayAndBack(t *testing.T) {
 	b.expect(status, body, 200, "back")
 }
 
-// events is one stream of them.
+// events is one event stream.
 type events struct {
 	t     *testing.T
 	lines *bufio.Scanner
@@ -296,7 +296,7 @@ func (b *browser) listen(path, last string) *events {
 	return e
 }
 
-// expect reads lines, without empty ones and comments.
+// expect reads lines, skipping empty ones and comments.
 func (e *events) expect(want ...string) {
 	e.t.Helper()
 	for _, w := range want {
@@ -335,7 +335,7 @@ func TestEvents(t *testing.T) {
 	b.post("/messages", "text", "<two>")
 	all.expect(two...)
 	after.expect(two...)
-	again := b.listen("/events?after=1-0", "2-0") // reconnects: what it had last counts, not how it began
+	again := b.listen("/events?after=1-0", "2-0") // reconnects: the last message counts, not the first URL
 	b.post("/messages", "text", "three")
 	again.expect("id: 3-0")
 	b.listen("/events", "nonsense").expect(one...)
@@ -345,7 +345,7 @@ func TestEvents(t *testing.T) {
 	all.expectEnd()
 }
 
-// An instance that is told to stop ends its streams, answers what is in flight, and accepts nothing new.
+// An instance that is told to stop ends its streams, answers requests in flight, and accepts no new ones.
 func TestServe(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

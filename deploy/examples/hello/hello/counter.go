@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	redisTimeout = 2 * time.Second // for all of a request to Redis
+	redisTimeout = 2 * time.Second // for a complete request to Redis
 
 	keySeen = "hello:seen:" // and a name: how often it was seen
 	keyNode = "hello:node:" // and a host: its number
@@ -21,9 +21,9 @@ const (
 var errNoRedis = errors.New("there is no Redis at the moment")
 
 // counter counts in Redis.
-type counter struct{ redis *redis.Client } // nil = there is none
+type counter struct{ redis *redis.Client } // nil = no Redis
 
-// newCounter does not connect yet.
+// newCounter returns a counter. It does not connect yet.
 func newCounter(address string) *counter {
 	if address == "" {
 		return &counter{}
@@ -33,7 +33,7 @@ func newCounter(address string) *counter {
 		DialTimeout:              time.Second,
 		DialerRetries:            1,
 		ContextTimeoutEnabled:    true,
-		MaxRetries:               -1, // what was sent may have been counted
+		MaxRetries:               -1, // a failed request may have been counted
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	})}
 }
@@ -44,8 +44,8 @@ func (c *counter) close() {
 	}
 }
 
-// count counts that a host has seen somebody. It returns how often they were seen, and the number of the host: 1 for the first
-// that ever counted. A host keeps its number.
+// count records that a host has seen a name. It returns how often the name was seen, and the host's number: 1 for the first
+// host that ever counted. A host keeps its number.
 func (c *counter) count(ctx context.Context, name, host string) (seen, node int64, err error) {
 	if c.redis == nil {
 		return 0, 0, errNoRedis
@@ -73,5 +73,5 @@ func (c *counter) node(ctx context.Context, host string) (int64, error) {
 	if ours, err := c.redis.SetNX(ctx, keyNode+host, node, 0).Result(); err != nil || ours {
 		return node, err
 	}
-	return c.redis.Get(ctx, keyNode+host).Int64() // another request of this host was faster
+	return c.redis.Get(ctx, keyNode+host).Int64() // another request to this host was faster
 }

@@ -1,17 +1,17 @@
-// Command hello greets whoever asks, and counts in Redis how often it has seen them. Several of it run next to each other:
-// the counts are in Redis, so that every instance knows them.
+// Command hello greets visitors and counts in Redis how often it has seen each of them. Several instances can run next to each
+// other and share the counts.
 //
 //	GET /              which host this is, and the greeting
 //	GET /NAME          Hello NAME! I have seen you 3 times! You are accessing node 2.
 //	GET /?name=NAME    the same
 //	GET /health        ok, as long as this process serves
 //
-// Its configuration is the file that it is called with, in TOML:
+// Its argument is its configuration file, in TOML:
 //
 //	greeting = "Hello"              must not be empty, or else hello does not start
 //	redis = "172.20.0.5:6379"       "" = there is no Redis at the moment, and /NAME answers 503
 //
-// PORT sets the port (8080). On SIGTERM it stops accepting at once, finishes what is in flight and exits 0.
+// PORT sets the port (8080). On SIGTERM it stops accepting at once, finishes requests in flight and exits 0.
 package main
 
 import (
@@ -39,7 +39,7 @@ const drainTimeout = 5 * time.Second
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	logging.Disable() // of the Redis client, which says in many lines what an answer says in one
+	logging.Disable() // the Redis client logs many lines for what an answer says in one
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	if err := run(ctx, log, os.Args[1:]); err != nil {
 		log.Error("hello failed", "err", err)
@@ -72,7 +72,7 @@ func run(ctx context.Context, log *slog.Logger, args []string) error {
 	return serve(ctx, l, (&site{greeting: conf.Greeting, host: host, counter: c}).handler(), log)
 }
 
-// config is what the configuration file says.
+// config is the content of the configuration file.
 type config struct {
 	Greeting string `toml:"greeting"`
 	Redis    string `toml:"redis"`
@@ -89,7 +89,7 @@ func parse(text []byte) (c config, err error) {
 	return c, nil
 }
 
-// serve answers on l until ctx ends, then closes l at once and returns when the requests in flight are answered.
+// serve answers on l until ctx ends, then closes l at once and returns when all requests in flight are answered.
 func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
 	failed := make(chan error, 1)

@@ -7,7 +7,7 @@ import (
 	"net/http"
 )
 
-// longest is how many bytes a name may have.
+// longest is the maximum length of a name in bytes.
 const longest = 100
 
 // site are the pages.
@@ -34,7 +34,7 @@ func (s *site) index(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *site) greet(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8") // it has what a stranger wrote
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8") // it contains user input
 	name := cmp.Or(r.PathValue("name"), r.URL.Query().Get("name"))
 	if name == "" || len(name) > longest {
 		http.Error(w, fmt.Sprintf("a name has 1 to %d bytes", longest), http.StatusBadRequest)

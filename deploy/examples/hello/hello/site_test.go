@@ -32,7 +32,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// What is answered without Redis.
+// The answers without Redis.
 func TestPages(t *testing.T) {
 	h := (&site{greeting: "Sup", host: "box", counter: newCounter("")}).handler()
 	for _, tt := range []struct {

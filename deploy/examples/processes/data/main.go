@@ -1,4 +1,4 @@
-// Command data answers with a value. Several run next to each other:
+// Command data answers with a value. Several can run next to each other:
 //
 //	data 20101
 package main
@@ -12,11 +12,11 @@ import (
 	"berth/deploy/examples/processes/service"
 )
 
-// answer says which process it is from.
+// answer names the process it comes from.
 type answer struct {
 	PID   int    `json:"pid"`
 	Port  int    `json:"port"`
-	Value uint64 `json:"value"` // how many answers this process has given
+	Value uint64 `json:"value"` // number of answers by this process
 }
 
 func main() {

@@ -1,5 +1,5 @@
-// Package service serves HTTP and keeps itself registered in Consul meanwhile: all that a process has to do for berth
-// and HAProxy where it does it itself. (berth service does the same for a program that knows nothing of Consul.)
+// Package service serves HTTP and keeps itself registered in Consul: everything that a process needs to do for berth and
+// HAProxy if it registers itself. (berth service does the same for a program without knowledge of Consul.)
 package service
 
 import (
@@ -21,14 +21,14 @@ import (
 
 const (
 	host    = "127.0.0.1"
-	ttl     = 6 * time.Second  // after that without a word Consul takes the process for dead
-	drain   = 2 * time.Second  // from out of service to the end: HAProxy needs milliseconds of it
-	finish  = 10 * time.Second // for what is in flight then
+	ttl     = 6 * time.Second  // without a report for this long, Consul considers the process dead
+	drain   = 2 * time.Second  // from out of service to the end; HAProxy needs only milliseconds
+	finish  = 10 * time.Second // for requests in flight
 	timeout = time.Second      // of a call to Consul
 )
 
-// Main is the main function of a service: it serves on the port that is the program's argument, until SIGTERM or
-// SIGINT. The address of Consul's agent is in CONSUL_HTTP_ADDR, or 127.0.0.1:8500.
+// Main is the main function of a service: it serves on the port in the program's argument until SIGTERM or SIGINT. The
+// address of Consul's agent is CONSUL_HTTP_ADDR, or 127.0.0.1:8500.
 func Main(name string, handler func(port int) http.Handler) {
 	registers := flag.Bool("register", true, "register in Consul; false leaves that to others")
 	flag.Parse()
@@ -48,7 +48,7 @@ func run(name string, port int, handler http.Handler, registers bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	address := net.JoinHostPort(host, strconv.Itoa(port))
-	listener, err := net.Listen("tcp", address) // before it is registered: HAProxy would ask at once
+	listener, err := net.Listen("tcp", address) // before registration, because HAProxy may send requests at once
 	if err != nil {
 		return err
 	}
@@ -73,7 +73,7 @@ func run(name string, port int, handler http.Handler, registers bool) error {
 	if err == nil {
 		finishing, cancel := context.WithTimeout(context.Background(), finish)
 		defer cancel()
-		err = server.Shutdown(finishing) // finishes what is in flight
+		err = server.Shutdown(finishing) // finishes requests in flight
 	}
 	if r != nil {
 		r.deregister()
@@ -85,7 +85,7 @@ func run(name string, port int, handler http.Handler, registers bool) error {
 type registration struct {
 	agent   *api.Agent
 	service *api.AgentServiceRegistration
-	held    bool // by the agent, as far as is known
+	held    bool // held by the agent, as far as known
 }
 
 func newRegistration(name string, port int) (*registration, error) {
@@ -97,13 +97,13 @@ func newRegistration(name string, port int) (*registration, error) {
 	return &registration{agent: consul.Agent(), service: &api.AgentServiceRegistration{
 		ID: id, Name: name, Address: host, Port: port,
 		Check: &api.AgentServiceCheck{
-			CheckID: id, TTL: ttl.String(), Status: api.HealthPassing, // from the beginning
-			DeregisterCriticalServiceAfter: "1m", // when it was killed
+			CheckID: id, TTL: ttl.String(), Status: api.HealthPassing, // from the start
+			DeregisterCriticalServiceAfter: "1m", // after a kill
 		},
 	}}, nil
 }
 
-// keep keeps the process registered until ctx is done or failed says something. Consul may come and go meanwhile.
+// keep keeps the process registered until ctx is done or failed receives an error. Consul may come and go in the meantime.
 func (r *registration) keep(ctx context.Context, failed <-chan error) error {
 	beat := time.NewTicker(ttl / 3)
 	defer beat.Stop()
@@ -124,12 +124,13 @@ func (r *registration) keep(ctx context.Context, failed <-chan error) error {
 	}
 }
 
-// pass says that the process lives. An agent that does not know of it is told: it may have lost its state.
+// pass reports that the process is alive. It registers again if the agent does not know the process, because the agent may
+// have lost its state.
 func (r *registration) pass() error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	if !r.held {
-		// Its checks are replaced, for an earlier process with this ID may have been killed when it was out of service.
+		// This replaces the checks: an earlier process with this ID may have been killed while out of service.
 		if err := r.agent.ServiceRegisterOpts(r.service, api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx)); err != nil {
 			return err
 		}
@@ -146,7 +147,7 @@ func (r *registration) pass() error {
 	return err
 }
 
-// leave takes the process out of service, and waits for HAProxy to know.
+// leave takes the process out of service and waits until HAProxy knows.
 func (r *registration) leave() {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()

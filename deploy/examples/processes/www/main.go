@@ -1,4 +1,4 @@
-// Command www answers with what the service data says, which it asks through HAProxy. Several run next to each other:
+// Command www answers with the value of the service data, which it requests through HAProxy. Several can run next to each other:
 //
 //	www 20001
 //
@@ -17,7 +17,7 @@ import (
 	"berth/deploy/examples/processes/service"
 )
 
-// answer says which processes it is from.
+// answer names the processes it comes from.
 type answer struct {
 	WWW  process         `json:"www"`
 	Data json.RawMessage `json:"data"`

@@ -1,14 +1,14 @@
-// Command testreport runs all end-to-end tests of a module and fails unless each of them ran and passed: go test alone is content with
-// a test that was skipped, and with one that nothing ran.
+// Command testreport runs all end-to-end tests of a module and fails unless each of them ran and passed. go test alone accepts
+// tests that were skipped or never run.
 //
 //	testreport [-allow-skips] [-json FILE] [PACKAGES...]
 //
-// PACKAGES are patterns of packages, separated by commas. The packages of one argument are tested one after the other, those of
-// several arguments at the same time: tests that must not see each other's containers belong in one argument. Without
-// arguments all packages are tested one after the other. All end-to-end tests of the module have to run in any case.
+// PACKAGES are comma-separated package patterns. Packages of one argument are tested one after the other, different arguments at
+// the same time: tests that must not see each other's containers belong in one argument. Without arguments all packages are
+// tested one after the other. In any case all end-to-end tests of the module have to run.
 //
-// A test is an end-to-end test if its file needs the build tag e2e; its name begins with TestE2E. The output is like
-// go test -v prints it, each test's in one piece. The last line is "N passed, N failed, N skipped", subtests included.
+// A test is an end-to-end test if its file needs the build tag e2e; its name begins with TestE2E. The output is that of
+// go test -v, with each test's output in one piece. The last line is "N passed, N failed, N skipped", including subtests.
 package main
 
 import (
@@ -82,7 +82,7 @@ func run(out io.Writer, file string, allowSkips bool, lanes []string) (ok bool, 
 	return len(problems) == 0, nil
 }
 
-// goTest runs the end-to-end tests of packages, one package after the other, and passes on the lines of go test -json.
+// goTest runs the end-to-end tests of packages, one package after the other, and passes the lines of go test -json on.
 func goTest(packages []string, lines chan<- []byte) error {
 	cmd := exec.Command("go", append([]string{"test", "-json", "-tags", tag, "-run", "^" + prefix, "-count=1", "-p=1", "-timeout=60m"}, packages...)...)
 	cmd.Stderr = os.Stderr

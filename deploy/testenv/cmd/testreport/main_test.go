@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// module makes a module of files the working directory.
+// module creates a module of files as the working directory.
 func module(t *testing.T, files map[string]string) {
 	t.Helper()
 	t.Chdir(t.TempDir())
@@ -29,7 +29,7 @@ const (
 	passes = "func TestE2EPasses(t *testing.T) { t.Run(\"part\", func(t *testing.T) {}) }\n"
 )
 
-// meets is a test that passes only if another package's, with the names exchanged, runs meanwhile.
+// meets is a test that passes only if a test of another package, with the names exchanged, runs at the same time.
 func meets(mine, other string) string {
 	return "func TestE2EMeets(t *testing.T) {\n" +
 		"\tif err := os.WriteFile(\"../" + mine + "\", nil, 0o644); err != nil {\n\t\tt.Fatal(err)\n\t}\n" +
@@ -42,7 +42,7 @@ func TestRun(t *testing.T) {
 		files      map[string]string
 		allowSkips bool
 		lanes      []string
-		want       []string // lines of the report's end, in short
+		want       []string // abbreviated lines of the report's end
 	}{
 		"all pass": {
 			files: map[string]string{"a/a_test.go": header + passes, "b/b.go": "package b\n", "c/c_test.go": "package c\n\nimport \"testing\"\n\nfunc TestUnit(t *testing.T) { t.Skip() }\n"},
@@ -147,7 +147,7 @@ func TestRun(t *testing.T) {
 			_, end, _ := strings.Cut(out.String(), "--- end-to-end tests, in short\n")
 			end = regexp.MustCompile(`(?m)^ok\s+(\S+).*`).ReplaceAllString(end, "ok $1")
 			got := strings.Split(strings.TrimSpace(end), "\n")
-			slices.Sort(got[:len(got)-1]) // packages end in any order
+			slices.Sort(got[:len(got)-1]) // packages may end in any order
 			slices.Sort(tt.want[:len(tt.want)-1])
 			if !slices.Equal(got, tt.want) {
 				t.Errorf("the report ends with\n%s\nwant\n%s", end, strings.Join(tt.want, "\n"))
@@ -162,7 +162,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// What go test never says of a test of the source, or says of no test of the source, is noticed.
+// Notices tests in the source that go test does not report, and reported tests that are not in the source.
 func TestProblems(t *testing.T) {
 	r := newResults()
 	for _, line := range []string{
@@ -188,7 +188,7 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-// No end-to-end test of this repository is left out.
+// Every end-to-end test of this repository is run.
 func TestRepository(t *testing.T) {
 	tests, problems, err := findTests(filepath.Join("..", "..", "..", ".."))
 	if err != nil || len(problems) > 0 {

@@ -10,30 +10,30 @@ import (
 	"strings"
 )
 
-// event is a line of go test -json, as cmd/test2json describes it.
+// event is a line of go test -json, as described by cmd/test2json.
 type event struct {
 	Action, Package, Test, Output string
 }
 
-// results are what became of the tests.
+// results are the outcomes of the tests.
 type results struct {
-	actions map[test]string   // the last of run, pass, fail and skip
-	said    map[test][]string // the lines of tests that have not ended
-	shown   map[test]string   // what is shown of top-level tests when they end
-	why     map[test]string   // the reasons of tests that were skipped
-	last    map[test][]string // the last messages of tests that failed
-	ok      []string          // the lines of packages that passed
+	actions map[test]string   // last action: run, pass, fail or skip
+	said    map[test][]string // output of running tests
+	shown   map[test]string   // output of top-level tests, shown when they end
+	why     map[test]string   // reasons of skipped tests
+	last    map[test][]string // last messages of failed tests
+	ok      []string          // lines of packages that passed
 }
 
 func newResults() *results {
 	return &results{actions: map[test]string{}, said: map[test][]string{}, shown: map[test]string{}, why: map[test]string{}, last: map[test][]string{}}
 }
 
-// add takes a line of go test -json and returns what is to be shown now: all of a top-level test when it has ended.
+// add handles a line of go test -json and returns what to show now: a top-level test's output, once it has ended.
 func (r *results) add(line []byte) string {
 	var e event
 	if len(line) == 0 || json.Unmarshal(line, &e) != nil {
-		return string(line) // the go command itself has said something
+		return string(line) // a message of the go command itself
 	}
 	t := test{e.Package, e.Test}
 	text := strings.TrimSpace(e.Output)
@@ -73,13 +73,13 @@ func (r *results) add(line []byte) string {
 	return text
 }
 
-// mostMessages is how many messages of a test that failed are repeated at the end, and mostBytes how much of each.
+// mostMessages is how many messages of a failed test are repeated at the end, and mostBytes the length of each.
 const mostMessages, mostBytes = 6, 300
 
-// place begins the first line of a message of a test.
+// place matches the start of a test message's first line.
 var place = regexp.MustCompile(`^[^\s:]+\.go:\d+: `)
 
-// messages returns the first lines of the last messages of a test. Which of them are errors, go test does not tell.
+// messages returns the first lines of a test's last messages. go test does not mark which are errors.
 func messages(said []string) (out []string) {
 	for _, line := range said {
 		if place.MatchString(line) {
@@ -89,7 +89,7 @@ func messages(said []string) (out []string) {
 	return out[max(0, len(out)-mostMessages):]
 }
 
-// rest returns what is to be shown of tests that have not ended.
+// rest returns the output of tests that have not ended.
 func (r *results) rest() (out string) {
 	for _, t := range slices.SortedFunc(maps.Keys(r.shown), compare) {
 		out += r.shown[t]
@@ -97,7 +97,7 @@ func (r *results) rest() (out string) {
 	return out
 }
 
-// count is how many tests ended so, subtests included.
+// count returns how many tests ended with an action, including subtests.
 func (r *results) count(action string) (n int) {
 	for _, a := range r.actions {
 		if a == action {
@@ -107,8 +107,8 @@ func (r *results) count(action string) (n int) {
 	return n
 }
 
-// problems returns a line for each reason not to be content: a test that was skipped, did not end, or did not run at all,
-// and a package without any test.
+// problems returns a line for each problem: a test that was skipped, did not end or did not run, and a package without
+// tests.
 func (r *results) problems(want []test) (out []string) {
 	ran := map[string]bool{} // packages
 	for t, action := range r.actions {
@@ -133,7 +133,7 @@ func (r *results) problems(want []test) (out []string) {
 	return out
 }
 
-// skipped returns a line for each test that was skipped, with the reason.
+// skipped returns a line for each skipped test, with the reason.
 func (r *results) skipped() (out []string) {
 	for _, t := range slices.SortedFunc(maps.Keys(r.why), compare) {
 		out = append(out, fmt.Sprintf("%s was skipped: %s", t, r.why[t]))

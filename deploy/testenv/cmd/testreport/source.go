@@ -24,13 +24,13 @@ const (
 
 // source is a test file.
 type source struct {
-	endToEnd   bool     // it is compiled with the tag only
-	tests      []string // its test functions
-	benchmarks bool     // it has some, which nobody runs as tests
+	endToEnd   bool     // compiled only with the tag
+	tests      []string // test functions
+	benchmarks bool     // has benchmarks, which do not run as tests
 }
 
-// findTests returns the end-to-end tests in the source of a module, and what keeps others from being run: a name that go
-// test is not told of, a file that no package has.
+// findTests returns the end-to-end tests in the source of a module, and why other tests cannot run: a name that go test
+// does not know, or a file that belongs to no package.
 func findTests(root string) (tests []test, problems []string, err error) {
 	list := exec.Command("go", "list", "-tags", tag, "-json=Dir,ImportPath,TestGoFiles,XTestGoFiles", "./...")
 	list.Dir, list.Stderr = root, os.Stderr
@@ -109,7 +109,7 @@ func read(path string) (s source, err error) {
 			if err != nil {
 				return s, fmt.Errorf("%s: %w", path, err)
 			}
-			// Needed is the tag if nothing else makes up for it.
+			// The tag is needed if nothing else satisfies the constraint.
 			s.endToEnd = !expr.Eval(func(t string) bool { return t != tag })
 		}
 	}
