@@ -45,7 +45,7 @@ const (
 {{ end }}{{ end }}{{ end }}`
 )
 
-// consul is a real Consul in a container, on an IP address of its own in this host's network.
+// consul is a real Consul in a container, with its own IP address in this host's network.
 type consul struct {
 	*testenv.Consul
 	t  testing.TB
@@ -366,7 +366,7 @@ func (f *front) refuse(refusing bool) {
 	f.refusing = refusing
 	f.mu.Unlock()
 	if refusing {
-		f.CloseClientConnections() // those that wait would go on to wait
+		f.CloseClientConnections() // waiting requests would go on waiting
 	}
 }
 

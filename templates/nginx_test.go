@@ -283,7 +283,7 @@ func TestServiceWithoutARoute(t *testing.T) {
 	if groups, err := routed("db", listed["db"]); len(groups) != 0 || err != nil {
 		t.Errorf("%+v, %v", groups, err)
 	}
-	if len(leftOut) != 2 { // that there is no route, for each setting
+	if len(leftOut) != 2 { // no route, reported for each setting
 		t.Errorf("left out %q", leftOut)
 	}
 	groups, err := routed("tcp", listed["tcp"])
