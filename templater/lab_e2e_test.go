@@ -52,8 +52,7 @@ type consul struct {
 	ip string
 }
 
-// startConsul starts an agent with all its ports on a loopback address that nobody else has, so that they can stay the
-// usual ones, and waits until it answers.
+// startConsul starts an agent with its usual ports on its own loopback address, and waits until it answers.
 func startConsul(t testing.TB, args ...string) *consul {
 	t.Helper()
 	c := newConsul(t, testenv.Name(t)+"-consul", freeIP(t), testenv.ConsulOptions{Args: args})
