@@ -25,7 +25,7 @@ type fakeConsul struct {
 	index    uint64
 	services map[string]*fakeService
 	listed   uint64 // index of the last change of the list of services
-	checks   uint64 // and of that of a check
+	checks   uint64 // index of the last change of a check
 	down     bool
 	instead  http.HandlerFunc                              // answers instead; nil = nothing does
 	before   func(http.ResponseWriter, *http.Request) bool // answers instead if it returns true; may be nil

@@ -78,7 +78,7 @@ func TestE2EHostileCatalog(t *testing.T) {
 	if len(lines) != 3 {
 		t.Errorf("lines %q of %q", lines, w.last())
 	}
-	testenv.Eventually(t, soon, "the reason is logged", func() error { return logged(w, `left out`, `has a line break or another control character`) })
+	testenv.Eventually(t, soon, "the reason is logged", func() error { return logged(w, `ignored: `, `has a line break or another control character`) })
 	c.remove("bad\n    server evil 6.6.6.6:80")
 	testenv.Eventually(t, soon, "its end is logged", func() error { return logged(w, `no longer applies`) })
 }

@@ -45,15 +45,14 @@ const (
 {{ end }}{{ end }}{{ end }}`
 )
 
-// consul is a real Consul in a container, on an IP address of its own in this host's network.
+// consul is a real Consul in a container, with its own IP address in this host's network.
 type consul struct {
 	*testenv.Consul
 	t  testing.TB
 	ip string
 }
 
-// startConsul starts an agent with all its ports on a loopback address that nobody else has, so that they can stay the
-// usual ones, and waits until it answers.
+// startConsul starts an agent with its usual ports on its own loopback address, and waits until it answers.
 func startConsul(t testing.TB, args ...string) *consul {
 	t.Helper()
 	c := newConsul(t, testenv.Name(t)+"-consul", freeIP(t), testenv.ConsulOptions{Args: args})
@@ -366,7 +365,7 @@ func (f *front) refuse(refusing bool) {
 	f.refusing = refusing
 	f.mu.Unlock()
 	if refusing {
-		f.CloseClientConnections() // those that wait would go on to wait
+		f.CloseClientConnections() // waiting requests would go on waiting
 	}
 }
 

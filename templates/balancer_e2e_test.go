@@ -106,7 +106,7 @@ BALANCER
 }
 `
 
-// blackhole listens at 9031, accepts nothing and has its queue full, so that further connections are not answered at all.
+// blackhole listens at 9031 with a full queue and accepts nothing, so further connections get no answer at all.
 const blackhole = `use Socket;
 socket(L, PF_INET, SOCK_STREAM, 0); bind(L, sockaddr_in(9031, INADDR_LOOPBACK)) or die; listen(L, 0);
 for (1..4) { socket(my $c, PF_INET, SOCK_STREAM, 0); $c->blocking(0); connect($c, sockaddr_in(9031, INADDR_LOOPBACK)); push @c, $c }
@@ -117,16 +117,16 @@ const lateServer = `use Socket;
 socket(L, PF_INET, SOCK_STREAM, 0); bind(L, sockaddr_in(9022, INADDR_LOOPBACK)) or die; listen(L, 100);
 while (accept(C, L)) { sysread(C, $_, 9999); syswrite(C, "HTTP/1.0 200 OK\r\n\r\n9022 0\n"); close(C) }`
 
-// balancerNginx is an nginx that runs balancerConf.
+// balancerNginx is an nginx with balancerConf.
 type balancerNginx struct {
 	t              testing.TB
 	name           string
 	front, control string
-	keepAlive      *http.Client // one connection as long as it is used by one goroutine
-	once           *http.Client // a connection for each request: any worker takes it
+	keepAlive      *http.Client // one connection while one goroutine uses it
+	once           *http.Client // a connection for each request, so any worker may answer
 }
 
-// startBalancer starts it, with something replaced in the balancer.
+// startBalancer starts it, with a replacement in the balancer.
 func startBalancer(t testing.TB, dictionary string, replace ...string) *balancerNginx {
 	t.Helper()
 	front, control := testenv.FreePort(t), testenv.FreePort(t)
@@ -147,7 +147,7 @@ func startBalancer(t testing.TB, dictionary string, replace ...string) *balancer
 	return n
 }
 
-// create makes the container, with its configuration in it. A socket of an nginx that was killed is in its way.
+// create creates the container with its configuration, and removes a killed nginx's socket, which would be in the way.
 func (n *balancerNginx) create(conf string, options ...string) {
 	n.t.Helper()
 	file := filepath.Join(n.t.TempDir(), "nginx.conf")
@@ -189,7 +189,7 @@ func (n *balancerNginx) answers() {
 	})
 }
 
-// reply is what came of a request: the port that answered, the upstream connection, the worker, the servers tried.
+// reply is the result of a request: the port that answered, the upstream connection, the worker, the servers tried.
 type reply struct {
 	status     int
 	port, conn string
@@ -219,7 +219,7 @@ func (n *balancerNginx) do(client *http.Client, method, url, body string) (reply
 	return r, err
 }
 
-// get does a request that must succeed as such, whatever its status.
+// get sends a request that must be answered, with any status.
 func (n *balancerNginx) get(client *http.Client, path string) reply {
 	n.t.Helper()
 	r, err := n.do(client, "GET", n.front+path, "")
@@ -229,7 +229,7 @@ func (n *balancerNginx) get(client *http.Client, path string) reply {
 	return r
 }
 
-// served does a request that must be answered by a server, and returns its port.
+// served sends a request that a server must answer, and returns the server's port.
 func (n *balancerNginx) served(client *http.Client, path string) string {
 	n.t.Helper()
 	r := n.get(client, path)
@@ -239,7 +239,7 @@ func (n *balancerNginx) served(client *http.Client, path string) string {
 	return r.port
 }
 
-// post replaces the lists, and fails unless nginx says that it has what was posted.
+// post replaces the lists, and fails unless nginx confirms them.
 func (n *balancerNginx) post(lines ...string) {
 	n.t.Helper()
 	text := sorted(lines)
@@ -252,7 +252,7 @@ func (n *balancerNginx) post(lines ...string) {
 	}
 }
 
-// sorted is the text of lines as nginx has them: by upstream, the servers of each in their order.
+// sorted returns lines in nginx's order: by upstream, with the servers of each in their order.
 func sorted(lines []string) string {
 	lines = slices.Clone(lines)
 	slices.SortStableFunc(lines, func(a, b string) int {
@@ -272,7 +272,7 @@ func (n *balancerNginx) list() string {
 	return r.body
 }
 
-// workers are those that answer; there are two.
+// workers are the workers that answer; there are two.
 func (n *balancerNginx) workers() []string {
 	n.t.Helper()
 	var workers []string
@@ -288,7 +288,7 @@ func (n *balancerNginx) workers() []string {
 	return workers
 }
 
-// on does a request until it was this worker that took it.
+// on repeats a request until this worker handles it.
 func (n *balancerNginx) on(worker, path string) reply {
 	n.t.Helper()
 	var r reply
@@ -301,7 +301,7 @@ func (n *balancerNginx) on(worker, path string) reply {
 	return r
 }
 
-// share counts which ports answer that many requests.
+// share counts which ports answer the given number of requests.
 func (n *balancerNginx) share(client *http.Client, path string, requests int) map[string]int {
 	n.t.Helper()
 	counts := map[string]int{}
@@ -311,7 +311,7 @@ func (n *balancerNginx) share(client *http.Client, path string, requests int) ma
 	return counts
 }
 
-// lines are lines for an upstream: each server is a port, or port*weight.
+// lines returns lines for an upstream; each server is a port, or port*weight.
 func lines(upstream string, servers ...string) []string {
 	var all []string
 	for _, server := range servers {
@@ -331,7 +331,7 @@ func TestE2EBalancerSharesByWeight(t *testing.T) {
 	n.post(append(lines("app", "9001", "9002*2", "9003*5"), lines("chance", "9001", "9002*2", "9003*5")...)...)
 	counts := n.share(n.once, "/app", 400)
 	for port, want := range map[string]int{"9001": 50, "9002": 100, "9003": 250} {
-		// Each worker has a round of its own, and both may be in the midst of it.
+		// Each worker has its own round, and both may be in the middle of it.
 		if !near(counts[port], want, 4) {
 			t.Errorf("in turn: %s answered %d times instead of %d: %v", port, counts[port], want, counts)
 		}
@@ -365,8 +365,8 @@ func TestE2EBalancerReplacedListsStarveNobody(t *testing.T) {
 		}
 		counts[n.served(n.keepAlive, "/app")]++
 	}
-	// 200 requests have three servers to go to, 200 have four. The fourth begins anew each time, somewhere in the round. If
-	// the others stand close together there, it is the next one every second time that it is in the list.
+	// 200 requests have three servers, 200 have four. The fourth starts each time at a random point of the round. If the
+	// others are close together there, it is next every second time it is in the list.
 	for port, want := range map[string]struct{ least, most int }{"9001": {95, 125}, "9002": {95, 125}, "9003": {95, 125}, "9005": {40, 105}} {
 		if got := counts[port]; got < want.least || got > want.most {
 			t.Errorf("%s answered %d times, want %d to %d: %v", port, got, want.least, want.most, counts)
@@ -410,7 +410,7 @@ func TestE2EBalancerKeepsKeys(t *testing.T) {
 		}
 	}
 
-	// The order is of no account.
+	// The order does not matter.
 	n.post(lines("keyed", "9006", "9005", "9003", "9002", "9001")...)
 	five, moved := where(""), 0
 	for key, port := range five {
@@ -442,7 +442,7 @@ func TestE2EBalancerKeepsKeys(t *testing.T) {
 		t.Errorf("a server of weight 3 has %d keys of %d, the other is of weight 1", heavy, keys)
 	}
 
-	// Without a key it takes turns.
+	// Without a key, servers take turns.
 	n.post(lines("keyed", "9001", "9002")...)
 	for _, path := range []string{"/keyed", "/keyed?key="} {
 		if counts := n.share(n.keepAlive, path, 20); counts["9001"] != 10 || counts["9002"] != 10 {
@@ -515,7 +515,7 @@ func manyUpstreams(count int) string {
 	return text.String()
 }
 
-// What does not fit leaves nothing behind, however often it is tried, and what fits is replaced for ever.
+// Lists that do not fit leave nothing behind, however often they are tried, and lists that fit can be replaced forever.
 func TestE2EBalancerDictionaryDoesNotFill(t *testing.T) {
 	n := startBalancer(t, "1m")
 	tooMuch := manyServers(40_000)
@@ -550,7 +550,7 @@ func TestE2EBalancerServesTheFilesServersUntilPosted(t *testing.T) {
 	if counts := n.share(n.once, "/app", 20); counts["9001"] != 20 {
 		t.Errorf("posted: %v", counts)
 	}
-	// Removed altogether is as if never posted.
+	// A removed list is like one never posted.
 	n.post(lines("one", "9001")...)
 	if counts := n.share(n.keepAlive, "/app", 20); counts["9008"] != 10 || counts["9009"] != 10 {
 		t.Errorf("removed: %v", counts)
@@ -578,7 +578,7 @@ func TestE2EBalancerWithoutServers(t *testing.T) {
 	}
 }
 
-// distinct fails if a request was sent to the same server twice.
+// distinct fails if a request was sent twice to the same server.
 func distinct(t testing.TB, r reply) {
 	t.Helper()
 	seen := slices.Sorted(slices.Values(r.tried))
@@ -597,7 +597,7 @@ func TestE2EBalancerDeadServersCostNoRequest(t *testing.T) {
 		return err
 	})
 	dead := []string{"9021", "9031", "9022"}
-	const hangsUp = "127.0.0.1:9011" // takes the request, whose fault it may be
+	const hangsUp = "127.0.0.1:9011" // accepts the request, which may be the cause
 	var all []string
 	for _, upstream := range []string{"app", "keyed", "chance"} {
 		all = append(all, lines(upstream, append(dead, "9011", "9001*2", "9002")...)...)
@@ -627,7 +627,7 @@ func TestE2EBalancerDeadServersCostNoRequest(t *testing.T) {
 				}
 			}
 		}
-		// Two workers ask each of the dead once in two seconds.
+		// Two workers try each dead server once in two seconds.
 		if most := 2 * len(dead) * (1 + int(time.Since(start)/(2*time.Second))); tries > most {
 			t.Errorf("%s: dead servers were tried %d times in %s", path, tries, time.Since(start))
 		}
@@ -647,7 +647,8 @@ func TestE2EBalancerTriesEachOnce(t *testing.T) {
 		// They are tried even if all have failed before.
 		for _, path := range []string{"/app", "/one"} {
 			r := n.get(n.once, path)
-			// Where nginx would try more, as the file has more servers, it repeats the last in $upstream_addr, and asks none.
+			// Where nginx would try more, because the file has more servers, it repeats the last one in $upstream_addr and
+			// asks none.
 			if path == "/app" && len(r.tried) == 4 && r.tried[3] == r.tried[2] {
 				r.tried = r.tried[:3]
 			}
@@ -677,7 +678,7 @@ func TestE2EBalancerComesBackToAServer(t *testing.T) {
 	if _, err := testenv.Docker("exec", "--detach", n.name, "perl", "-e", lateServer); err != nil {
 		t.Fatal(err)
 	}
-	// If it is the only one it is asked at once, else it has its two seconds.
+	// The only server is tried at once; otherwise it is avoided for two seconds.
 	testenv.Eventually(t, 1*time.Second, "the server is back", func() error {
 		if r := n.get(n.once, "/one"); r.port != "9022" {
 			return errors.New(r.body)
@@ -722,7 +723,7 @@ func TestE2EBalancerIPv6(t *testing.T) {
 	if r.status != 200 || r.port != "9004" || !slices.Equal(r.tried, []string{"[::1]:9004"}) {
 		t.Errorf("%d %s, tried %q", r.status, r.body, r.tried)
 	}
-	// However the address is written, it is known which one failed.
+	// The failed server is recognized in any spelling of its address.
 	dead := 0
 	for range 20 {
 		r := n.get(n.keepAlive, "/one")
@@ -748,7 +749,7 @@ func TestE2EBalancerKeepsConnections(t *testing.T) {
 	if len(conns) > 6 {
 		t.Errorf("150 requests, one after the other, by two workers to three servers took %d connections", len(conns))
 	}
-	// A server may have closed the connection that was kept: the request goes over a new one.
+	// A server may have closed a kept connection: the request goes over a new one.
 	n.post(append(lines("one", "9012"), lines("app", "9012")...)...)
 	for _, path := range []string{"/one", "/app"} {
 		broken := 0
@@ -801,7 +802,7 @@ func TestE2EBalancerListsSurviveAReload(t *testing.T) {
 	}
 }
 
-// What a killed worker has counted as waiting is forgotten, though others go on waiting.
+// The waiting requests counted by a killed worker are forgotten, although others still wait.
 func TestE2EBalancerForgetsWhoWaitedInAKilledWorker(t *testing.T) {
 	const span = "MAX_HOLD + 30"
 	if !strings.Contains(balancerLua, "= "+span) {
@@ -836,7 +837,7 @@ func TestE2EBalancerForgetsWhoWaitedInAKilledWorker(t *testing.T) {
 	n.keepAlive.CloseIdleConnections()
 	n.answers()
 	n.post("app hold 300")
-	// One after the other waits, as soon as there is room again.
+	// They wait one after the other, as soon as there is room.
 	testenv.Eventually(t, 30*time.Second, "a request waits", func() error {
 		if r := n.get(n.once, "/app/held"); r.status != 503 || r.took < 300*time.Millisecond {
 			return fmt.Errorf("%d after %v", r.status, r.took)
@@ -846,7 +847,7 @@ func TestE2EBalancerForgetsWhoWaitedInAKilledWorker(t *testing.T) {
 	waiting("0")
 }
 
-// Every request after a POST goes by the new list, on either worker; no request fails, and nobody reads half of a list.
+// Every request after a POST uses the new list on either worker; no request fails, and no worker reads half a list.
 func TestE2EBalancerReplacementsUnderLoad(t *testing.T) {
 	n := startBalancer(t, "16m")
 	ports := []string{"9001", "9002", "9003", "9005", "9006"}
@@ -908,7 +909,7 @@ func TestE2EBalancerReplacementsUnderLoad(t *testing.T) {
 	}
 }
 
-// Several who post at once each have their whole list, one after the other.
+// Concurrent posts each apply their whole list, one after the other.
 func TestE2EBalancerPostsExcludeEachOther(t *testing.T) {
 	n := startBalancer(t, "16m")
 	var wg sync.WaitGroup

@@ -20,7 +20,7 @@ import (
 	"berth/templates/route"
 )
 
-// routed is a number of services with a host each, all of which one server answers for.
+// routed is a number of services with one host each, all answered by one server.
 func routed(services int) catalog {
 	c := catalog{}
 	for n := range services {
@@ -31,7 +31,7 @@ func routed(services int) catalog {
 
 func host(n int) string { return fmt.Sprintf("service-%04d.example.com", n) }
 
-// asRules is a configuration with a use_backend rule for each route, tried one after the other, in place of the map.
+// asRules is a configuration with a use_backend rule for each route, tried in order, instead of the map.
 func asRules(r rendered) rendered {
 	type rule struct {
 		claim.Route
@@ -63,9 +63,9 @@ func asRules(r rendered) rendered {
 	return rendered{text: b.String()}
 }
 
-// BenchmarkE2ERoutes sends requests over 16 connections, for ten of the services, so that connections to servers are as
-// many however many services there are. us/request is the time of processor that the proxy takes for one, answering
-// itself included: it depends less than the rest on what else the machine does.
+// BenchmarkE2ERoutes sends requests over 16 connections for ten of the services, so the number of server connections does
+// not depend on the number of services. us/request is the proxy's CPU time for one request, including answering itself: it
+// depends less than other numbers on the machine's other load.
 func BenchmarkE2ERoutes(b *testing.B) {
 	for _, services := range []int{10, 1000} {
 		for _, variant := range []struct {
@@ -87,7 +87,7 @@ func BenchmarkE2ERoutes(b *testing.B) {
 	}
 }
 
-// haproxyWithoutLog: a thousand checks a second would be a part of what is measured, and so would the log.
+// haproxyWithoutLog avoids a thousand checks a second and the log, which would affect the measurement.
 func haproxyWithoutLog(r rendered) rendered {
 	r.text = strings.ReplaceAll(r.text, "    default-server check inter 1s fall 2 rise 1\n", "")
 	r.text = strings.ReplaceAll(r.text, "    log stdout format raw local0\n", "")
@@ -135,7 +135,7 @@ func load(b *testing.B, p *proxy, services int) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
 }
 
-// processor is the time of processor that the proxy's processes have taken, in seconds.
+// processor returns the CPU time of the proxy's processes, in seconds.
 func (p *proxy) processor() float64 {
 	out, err := exec.Command("docker", "exec", p.name, "sh", "-c", "cat /proc/[0-9]*/stat").Output()
 	if err != nil && len(out) == 0 {

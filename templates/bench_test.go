@@ -21,10 +21,10 @@ func thousand() catalog {
 	return c
 }
 
-// shipped are the templates by the names of their proxies.
+// shipped are the built-in templates by proxy.
 func shipped() map[string]string { return map[string]string{"haproxy": HAProxy(), "nginx": Nginx()} }
 
-// All of it, as it is when berth starts.
+// A complete execution, as at berth's start.
 func BenchmarkRenderAll(b *testing.B) {
 	c := thousand()
 	brain := c.brain(b, inOrder)
@@ -40,7 +40,7 @@ func BenchmarkRenderAll(b *testing.B) {
 	}
 }
 
-// What is executed for every change: the main part, with the texts of the partials at hand.
+// The part executed on every change: the main part, with the partials' texts cached.
 func BenchmarkRenderMain(b *testing.B) {
 	c := thousand()
 	brain := c.brain(b, inOrder)
@@ -66,7 +66,7 @@ func BenchmarkRenderMain(b *testing.B) {
 	}
 }
 
-// What is read of one service.
+// Parsing one service.
 func BenchmarkService(b *testing.B) {
 	thousand().brain(b, inOrder)
 	ledger := route.NewLedger(0)

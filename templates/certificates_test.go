@@ -22,7 +22,7 @@ import (
 	"berth/templates/route"
 )
 
-// newCertificate returns a certificate and its key, both as PEM.
+// newCertificate returns a certificate and its key in PEM form.
 func newCertificate(t *testing.T, name string, key any, public any) (certificate, private string) {
 	t.Helper()
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<60))
@@ -62,7 +62,7 @@ func write(t *testing.T, path string, text ...string) {
 	}
 }
 
-// certify writes a certificate for a name and its key to a file, and returns a pool that has it.
+// certify writes a certificate for a name and its key to a file, and returns a pool with it.
 func certify(t *testing.T, path, name string, pools ...*x509.CertPool) *x509.CertPool {
 	t.Helper()
 	certificate, key := newECCertificate(t, name)
@@ -72,7 +72,7 @@ func certify(t *testing.T, path, name string, pools ...*x509.CertPool) *x509.Cer
 	return pool
 }
 
-// brokenCertificates fills a directory with what HAProxy would stumble over, next to some that are good.
+// brokenCertificates fills a directory with files that HAProxy would refuse, next to good ones.
 func brokenCertificates(t *testing.T, dir string) {
 	at := func(name string) string { return filepath.Join(dir, name) }
 	certificate, key := newECCertificate(t, "good.com")
@@ -96,7 +96,7 @@ func brokenCertificates(t *testing.T, dir string) {
 		"bad-garbage.pem":      "garbage",
 		"bad-no-key.pem":       certificate,
 		"bad-no-key.crt":       certificate,
-		"bad-crt-key.crt":      certificate, // not the name that HAProxy looks for
+		"bad-crt-key.crt":      certificate, // not the name that HAProxy expects
 		"bad-crt-key.crt.key":  key,
 		"bad-key-only.pem":     key,
 		"bad-other-key.pem":    certificate + other,
@@ -112,7 +112,7 @@ func brokenCertificates(t *testing.T, dir string) {
 		"#bad.pem":             certificate + key,
 		"README.txt":           "Put certificates here.",
 
-		// HAProxy does not look at these, or takes them for part of another.
+		// HAProxy ignores these files or treats them as part of another.
 		".hidden.pem": "garbage", "good.ocsp.ocsp": "garbage", "x.issuer": "garbage", "x.sctl": "garbage", "x.key": "garbage",
 	} {
 		write(t, at(name), text)
@@ -177,7 +177,7 @@ func TestTLSNeedsACertificate(t *testing.T) {
 	check(false, noRedirect)
 }
 
-// What berth may not read, HAProxy may.
+// HAProxy may read files that berth may not.
 func TestCertificateThatBerthMayNotRead(t *testing.T) {
 	if os.Getuid() == 0 {
 		t.Skip("root may read everything")
@@ -197,7 +197,7 @@ func TestCertificateThatBerthMayNotRead(t *testing.T) {
 	}
 }
 
-// Files are read again only when the sum changes; what is wrong with them is said every time.
+// Files are read again only when the sum changes; their problems are reported every time.
 func TestCertificatesAreReadWhenTheSumChanges(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "a.pem")
@@ -219,7 +219,7 @@ func TestCertificatesAreReadWhenTheSumChanges(t *testing.T) {
 	check("2", "it is truncated; copy it again, and rename it into place")
 }
 
-// nginx is not told of certificates whose hosts are not known, but for the first.
+// nginx gets no certificates with unknown hosts, except the first.
 func TestCertificateWithoutKnownHosts(t *testing.T) {
 	var leftOut []string
 	files := []certificate{

@@ -21,7 +21,7 @@ import (
 	"berth/templates/route"
 )
 
-// crowd adds a service with some Go servers that count the requests that they get.
+// crowd adds a service with some Go servers that count their requests.
 func (e *echoes) crowd(t *testing.T, service string, servers int, handler http.HandlerFunc) *atomic.Int64 {
 	var got atomic.Int64
 	for range servers {
@@ -33,7 +33,7 @@ func (e *echoes) crowd(t *testing.T, service string, servers int, handler http.H
 	return &got
 }
 
-// hangUp closes the connection of a request without an answer.
+// hangUp closes a request's connection without an answer.
 func hangUp(t *testing.T, w http.ResponseWriter) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
@@ -43,11 +43,11 @@ func hangUp(t *testing.T, w http.ResponseWriter) {
 	conn.Close()
 }
 
-// mostSends is how often a proxy sends at most what a server has got and left without an answer.
+// mostSends is how often a proxy sends a request at most that servers receive but do not answer.
 const mostSends = 3
 
-// A request that a server has got, and not answered, is sent again a few times at most, and only if it may be sent twice. No
-// server is left out for it.
+// A request that a server received but did not answer is sent again at most a few times, and only if it may be sent twice.
+// No server is disabled for it.
 func testSendsAgain(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	got := e.crowd(t, "boom", 5, func(w http.ResponseWriter, r *http.Request) {
@@ -61,8 +61,8 @@ func testSendsAgain(t *testing.T, k *kind) {
 			for range 3 {
 				got.Store(0)
 				a := request(method, address, "any", "/boom/x")
-				// HAProxy has no answer after the last time: it closes the connection. HAProxy 3.4 does not wait for one: what it
-				// has sent may come later, or not at all.
+				// HAProxy has no answer after the last try and closes the connection. HAProxy 3.4 does not wait for an
+				// answer: one it sent may arrive later or not at all.
 				last := k.name == "HAPROXY" && a.status == 0
 				for deadline := time.Now().Add(time.Second); last && got.Load() < mostSends && time.Now().Before(deadline); {
 					time.Sleep(5 * time.Millisecond)
@@ -85,11 +85,11 @@ func testSendsAgain(t *testing.T, k *kind) {
 	})
 }
 
-// When eight of ten servers close all of their connections at once, a request that meets a closed one is not lost, although the
-// next ones that are idle are just as closed.
+// When eight of ten servers close all their connections at once, a request on a closed connection is not lost, although the
+// next idle ones are closed as well.
 func testIdleConnectionsClose(t *testing.T, k *kind) {
 	e := newEchoes(k)
-	var used, resent sync.Map // connections with a request before, and those that were closed for the next one
+	var used, resent sync.Map // connections that served a request, and those closed before the next one
 	e.crowd(t, "gone", 8, func(w http.ResponseWriter, r *http.Request) {
 		_, again := used.LoadOrStore(r.RemoteAddr, true)
 		if again && r.URL.Path == "/gone/x" {
@@ -100,7 +100,7 @@ func testIdleConnectionsClose(t *testing.T, k *kind) {
 	e.crowd(t, "gone", 2, func(http.ResponseWriter, *http.Request) {})
 	e.eachImage(t, func(t *testing.T, image string) {
 		address := e.start(t, image, Options{}).address(8080)
-		conn, err := net.Dial("tcp", address) // net/http would itself send again what has no answer
+		conn, err := net.Dial("tcp", address) // net/http would resend unanswered requests itself
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,8 +134,8 @@ func testIdleConnectionsClose(t *testing.T, k *kind) {
 	})
 }
 
-// What nobody has got is sent until one has: eight of ten that refuse or do not answer at all cost no request. Nor does it if
-// one of them had just been reached when it stopped.
+// A request that no server received is sent until one receives it: eight of ten servers that refuse or never answer cost no
+// request. Nor does a server that was just reached when it stopped.
 func testFindsTheLiving(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	for n := range 8 {
@@ -172,7 +172,7 @@ func testFindsTheLiving(t *testing.T, k *kind) {
 	})
 }
 
-// dump has a server answer with the headers that it got, one a line.
+// dump makes a server answer with the headers it received, one a line.
 func dump(w http.ResponseWriter, r *http.Request) {
 	for name, values := range r.Header {
 		for _, v := range values {
@@ -181,7 +181,7 @@ func dump(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// all returns the values of a header in an answer of dump, one after the other.
+// all returns a header's values in an answer of dump, in order.
 func (a answer) all(name string) string {
 	var values []string
 	for line := range strings.Lines(a.body) {
@@ -192,8 +192,8 @@ func (a answer) all(name string) string {
 	return strings.Join(values, " + ")
 }
 
-// What a client says in headers that proxies set does not reach a server, whatever the name's case, and neither does it take
-// away what the proxy says.
+// Proxy headers set by a client do not reach a server, whatever the case of the name, and cannot remove the proxy's
+// headers.
 func testClientHeaders(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	e.withServer(t, "web", dump, route.KeyPath, "/")
@@ -225,7 +225,7 @@ func testClientHeaders(t *testing.T, k *kind) {
 	})
 }
 
-// What a trusted proxy says is believed; what its client says is not, nor what another proxy says.
+// A trusted proxy is believed; its client and other proxies are not.
 func testTrustedProxies(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	e.withServer(t, "web", dump, route.KeyPath, "/")
@@ -279,7 +279,7 @@ func testTrustedProxies(t *testing.T, k *kind) {
 	})
 }
 
-// The PROXY protocol of a trusted proxy says who the client is, over both families and for TCP ports, too.
+// The PROXY protocol of a trusted proxy names the client, for both address families and for TCP ports.
 func testProxyProtocol(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	e.withServer(t, "web", dump, route.KeyPath, "/", route.KeyPort, "5432")
@@ -308,7 +308,7 @@ func testProxyProtocol(t *testing.T, k *kind) {
 	})
 }
 
-// Each port is there on IPv6, whether the container has an IPv6 network or not, and a client has the address of its family.
+// Each port is open on IPv6, whether the container has an IPv6 network or not, and a client has an address of its family.
 func testListensOnIPv6(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	e.withServer(t, "web", dump, route.KeyPath, "/", route.KeyPort, "5432")
@@ -328,7 +328,7 @@ func testListensOnIPv6(t *testing.T, k *kind) {
 	})
 }
 
-// An event of a stream is passed on at once.
+// A stream's event is passed on at once.
 func testEvents(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	e.withServer(t, "web", func(w http.ResponseWriter, r *http.Request) {
@@ -361,13 +361,13 @@ func testEvents(t *testing.T, k *kind) {
 		}
 		slices.Sort(late)
 		t.Logf("events late by %v", late)
-		if seen != 10 || late[5] > 20*time.Millisecond { // without the option half of them are 100 ms late and more
+		if seen != 10 || late[5] > 20*time.Millisecond { // without the option half of them are at least 100 ms late
 			t.Errorf("%d events, late by %v", seen, late)
 		}
 	})
 }
 
-// A server learns that its client is gone.
+// A server learns that its client has left.
 func testClientGone(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	began, ended := make(chan struct{}), make(chan struct{})
@@ -392,7 +392,7 @@ func testClientGone(t *testing.T, k *kind) {
 	})
 }
 
-// Headers of 30 KB pass, both ways, and so do more than 100 of them.
+// Headers of 30 KB pass in both directions, and so do more than 100 headers.
 func testLargeHeaders(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	e.withServer(t, "web", func(w http.ResponseWriter, r *http.Request) {
@@ -413,7 +413,7 @@ func testLargeHeaders(t *testing.T, k *kind) {
 	})
 }
 
-// The pages tell the public nothing of what is behind the proxy.
+// The pages tell the public nothing about what is behind the proxy.
 func testShortPages(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	e.echo("web", route.KeyHost, "a.com", route.KeyPath, "/web")
@@ -441,7 +441,7 @@ func testShortPages(t *testing.T, k *kind) {
 	})
 }
 
-// The cookie of a client that stays with its server goes over HTTPS only, if it was given there.
+// The cookie that keeps a client on its server is sent over HTTPS only, if it was set there.
 func testSecureCookie(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	e.echo("web", route.KeyPath, "/", route.KeySticky, "true")
@@ -458,8 +458,8 @@ func testSecureCookie(t *testing.T, k *kind) {
 	})
 }
 
-// An answer with headers that are too large, and one that takes longer than the timeout, are a client's doing as much as a
-// server's: they take no server away from the other clients.
+// An answer with too large headers, or slower than the timeout, may be caused by the client: it disables no server for
+// other clients.
 func testNoAnswerTakesAServerAway(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	var got [5]atomic.Int64

@@ -10,8 +10,8 @@ import (
 	"berth/templates/route"
 )
 
-// The stop and the start of a service's only instance change nothing but servers, in which both proxies need no reload or a
-// cheap one; the service's requests do not fall to a wider route meanwhile.
+// Stopping and starting a service's only instance changes nothing but servers, for which both proxies need no reload or a
+// cheap one. Meanwhile the service's requests do not fall to a wider route.
 func TestDepartedServiceKeepsItsText(t *testing.T) {
 	for proxy, text := range shipped() {
 		c := manyServices()
@@ -27,7 +27,7 @@ func TestDepartedServiceKeepsItsText(t *testing.T) {
 		there := c["shop-api"]
 		delete(c, "shop-api")
 		after, files := render()
-		// Lines of servers, and nginx's stand-in for none.
+		// Server lines, and nginx's placeholder for none.
 		var changed []string
 		for line := range strings.Lines(linesOnlyIn(before, after) + linesOnlyIn(after, before)) {
 			changed = append(changed, strings.Fields(line)[0])

@@ -13,7 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// The metric has the certificates that are there, by name alone.
+// The metric has the existing certificates, by name only.
 func TestExpiries(t *testing.T) {
 	e, reg, dir := NewExpiries(), prometheus.NewPedanticRegistry(), t.TempDir()
 	reg.MustRegister(e)

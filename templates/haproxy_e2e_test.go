@@ -22,7 +22,7 @@ import (
 	"berth/templates/route"
 )
 
-// haproxyVersions are the versions of HAProxy, by image: each is asked once.
+// haproxyVersions caches the versions of HAProxy by image.
 var haproxyVersions sync.Map
 
 // haproxyVersion returns the version of the HAProxy in an image.
@@ -41,7 +41,7 @@ func haproxyVersion(t testing.TB, image string) string {
 	return version
 }
 
-// theHAProxy is what the tests of all proxies need of HAProxy.
+// theHAProxy is HAProxy for the tests of all proxies.
 func theHAProxy() *kind {
 	const (
 		path = "/etc/haproxy/haproxy.cfg"
@@ -112,10 +112,10 @@ func TestE2EHAProxyAccepts(t *testing.T) {
 	})
 }
 
-// besideHAProxy are the paths of the files that a configuration names.
+// besideHAProxy are the paths of files named in a configuration.
 var besideHAProxy = regexp.MustCompile(`/etc/haproxy/haproxy\.cfg\.[A-Za-z0-9.-]+`)
 
-// longest has as much in every line as there can be.
+// longest has lines of maximum length.
 func longest() catalog {
 	c := catalog{}
 	name := strings.Repeat("n", 200)
@@ -157,7 +157,7 @@ func TestE2EHAProxyChecksThePath(t *testing.T) {
 	e.add("host", answers("{ hdr(host) -m str a.com }"), route.KeyHost, "a.com,b.com", route.KeyCheck, check)
 	e.add("ill", "return status 500", route.KeyHost, "ill.com", route.KeyCheck, "/")
 	e.add("tcp", answers(""), route.KeyPort, "5432", route.KeyCheck, check)
-	for _, service := range []string{"moved", "added"} { // in a rollout each is asked for its own
+	for _, service := range []string{"moved", "added"} { // in a rollout each has its own path
 		e.add(service, answers(""), route.KeyHost, service+".com", route.KeyCheck, check)
 	}
 	e.add("moved", "return status 200 if { url /old }\n    http-request return status 404", route.KeyHost, "moved.com", route.KeyCheck, "/old")
@@ -191,7 +191,7 @@ func TestE2EHAProxyChecksThePath(t *testing.T) {
 	})
 }
 
-// A host that is really dead, where Consul only says that its agent is cut off, is taken out by HAProxy within two seconds.
+// HAProxy takes out a dead host within two seconds, even if Consul only reports that its agent is cut off.
 func TestE2EHAProxyTakesOutADeadHost(t *testing.T) {
 	e := newEchoes(theHAProxy())
 	node := func(i *dependency.HealthService) {
@@ -210,7 +210,7 @@ func TestE2EHAProxyTakesOutADeadHost(t *testing.T) {
 			}
 			return all
 		}
-		start := time.Now() // a little after HAProxy's
+		start := time.Now() // slightly after HAProxy's start
 		for status()["dead"] != "DOWN" {
 			if time.Since(start) > 10*time.Second {
 				t.Fatal(status())

@@ -27,7 +27,7 @@ import (
 	"berth/templates/route"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 func TestMain(m *testing.M) {
 	log.SetOutput(io.Discard) // consul-template's own
@@ -51,7 +51,7 @@ func (c catalog) with(service, id, address string, port int, meta ...string) *de
 	return i
 }
 
-// rendered is a configuration and the files that it names, by their names without the hash.
+// rendered is a configuration and the files it names, by name without the hash.
 type rendered struct {
 	text    string
 	files   map[string]string
@@ -66,21 +66,21 @@ type certificateDirectory struct {
 	Sum   string
 }
 
-// tb is what *testing.T, *testing.B and *rapid.T have.
+// tb has the common methods of *testing.T, *testing.B and *rapid.T.
 type tb interface {
 	Errorf(string, ...any)
 	Fatal(...any)
 }
 
-// render executes the shipped template as the templater does.
+// render executes the built-in template like the templater.
 func render(t tb, c catalog) rendered { return renderWith(t, c, Options{}, inOrder) }
 
-// renderWith calls shuffle with the lists that Consul might send in any order.
+// renderWith calls shuffle for lists that Consul may return in any order.
 func renderWith(t tb, c catalog, o Options, shuffle func(n int, swap func(i, j int))) rendered {
 	return renderTemplate(t, HAProxy(), c, o, shuffle)
 }
 
-// renderTemplate does the same for any template.
+// renderTemplate is like renderWith for any template.
 func renderTemplate(t tb, text string, c catalog, o Options, shuffle func(n int, swap func(i, j int))) rendered {
 	brain := c.brain(t, shuffle)
 	r := rendered{files: map[string]string{}, paths: map[string]string{}}
@@ -91,7 +91,7 @@ func renderTemplate(t tb, text string, c catalog, o Options, shuffle func(n int,
 	return r
 }
 
-// brain holds the catalog as the engine does.
+// brain holds the catalog like the engine.
 func (c catalog) brain(t tb, shuffle func(n int, swap func(i, j int))) *template.Brain {
 	brain := template.NewBrain()
 	all, err := dependency.NewCatalogServicesQuery("")
@@ -116,7 +116,7 @@ func (c catalog) brain(t tb, shuffle func(n int, swap func(i, j int))) *template
 	return brain
 }
 
-// listed is what the function instances returns, from the newest brain.
+// listed is the result of the function instances, from the newest brain.
 var listed map[string][]*api.ServiceEntry
 
 // entry is an instance as Consul describes it.
@@ -132,12 +132,12 @@ func entry(i *dependency.HealthService) *api.ServiceEntry {
 	}
 }
 
-// engine is a shipped template with its functions and stand-ins for those of the templater.
+// engine is a built-in template with its functions, and replacements for the templater's.
 func engine(o Options, r *rendered, text string) *template.Template {
 	return compile(strings.ReplaceAll(text, `partial "`, `executeTemplate "`), shippedFuncs(o, r))
 }
 
-// shippedFuncs are Funcs, with stand-ins for those of the templater.
+// shippedFuncs are Funcs, with replacements for the templater's functions.
 func shippedFuncs(o Options, r *rendered) map[string]any {
 	if o.TCPPorts == nil {
 		o.TCPPorts = unprivileged
@@ -205,7 +205,7 @@ func execute(t tb, tmpl *template.Template, brain *template.Brain) string {
 	return string(result.Output)
 }
 
-// refuse is a report func for what must not be left out.
+// refuse is a report func for tests that must report nothing.
 func refuse(t tb) func(string) {
 	return func(reason string) { t.Errorf("left out: %s", reason) }
 }
@@ -248,7 +248,7 @@ func golden(t *testing.T, path, got string) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (-want +got; -update writes it anew):\n%s", path, diff)
+		t.Errorf("%s (-want +got; -update rewrites it):\n%s", path, diff)
 	}
 }
 
@@ -264,7 +264,7 @@ func manyServices() catalog {
 	c.with("consul", "consul", "10.0.0.1", 8300)
 	c.with("postgres", "postgres-1", "10.0.1.9", 5432)
 
-	// The whole of a host, under two names, by instances that do not agree on them.
+	// A whole host, under two names, with instances that disagree.
 	c.with("shop", "shop-1", "10.0.1.1", 8080, route.KeyHost, "shop.example.com, WWW.shop.example.com").Weights.Passing = 3
 	c.with("shop", "shop-2", "10.0.1.2", 8080, route.KeyHost, "shop.example.com").Weights.Passing = 1
 	c.with("shop", "shop-3", "10.0.1.3", 8080)
@@ -273,19 +273,19 @@ func manyServices() catalog {
 	c.with("cart", "cart-1", "10.0.2.1", 3000, route.KeyHost, "shop.example.com", route.KeyPath, "/cart")
 	c.with("cart-admin", "cart-admin-1", "10.0.2.2", 3000, route.KeyHost, "shop.example.com", route.KeyPath, "/cart/admin/")
 
-	// A path of any host, and a part of it on one.
+	// A path on any host, and a part of it on one host.
 	c.with("api", "api-1", "10.0.3.1", 9000, route.KeyPath, "/api")
 	c.with("api", "api-2", "10.0.3.2", 9000, route.KeyPath, "/api").Node = "node-2"
 	c.with("shop-api", "shop-api-1", "10.0.3.3", 9000, route.KeyHost, "shop.example.com", route.KeyPath, "/api")
 
-	// What no other takes.
+	// The catch-all.
 	c.with("landing", "landing-1", "10.0.4.1", 80, route.KeyPath, "/")
 
-	// Down: the backend and its route stay.
+	// Down: its backend and route stay.
 	c.with("billing", "billing-1", "10.0.5.1", 80, route.KeyHost, "billing.example.com").Status = dependency.HealthCritical
 	c.with("billing", "billing-2", "10.0.5.2", 80, route.KeyHost, "billing.example.com").Status = dependency.HealthMaint
 
-	// Named like the template's own proxies, and like words of the language.
+	// Named like the template's own sections, and like keywords.
 	c.with("http", "http-1", "10.0.6.1", 80, route.KeyHost, "http.example.com")
 	c.with("stats", "stats-1", "10.0.6.2", 80, route.KeyHost, "stats.example.com")
 	c.with("if", "if", "10.0.6.3", 80, route.KeyHost, "if.example.com")
@@ -295,7 +295,7 @@ func manyServices() catalog {
 	c.with("twin", "twin", "10.0.7.1", 80, route.KeyHost, "twin.example.com")
 	c.with("twin", "twin", "10.0.7.2", 80, route.KeyHost, "twin.example.com").Node = "node-2"
 
-	// DNS on udp beside a console on tcp.
+	// DNS on udp next to a console on tcp.
 	c.with("dns", "dns-tcp", "10.0.8.1", 80, route.KeyHost, "dns.example.com")
 	c.with("dns", "dns-udp", "10.0.8.1", 53, route.KeyHost, "dns.example.com").Tags = []string{"udp"}
 
@@ -321,7 +321,7 @@ func ipv6() catalog {
 	return c
 }
 
-// fallbacks has services whose instances are down, and those that serve for them.
+// fallbacks has services whose instances are down, and their fallbacks.
 func fallbacks() catalog {
 	c := catalog{}
 	down := func(service, fallback string, meta ...string) {
@@ -337,7 +337,7 @@ func fallbacks() catalog {
 	down("with-port", "sorry", route.KeyPort, "5432", route.KeyBalance, "source")
 	down("sticky", "sorry", route.KeySticky, "true")
 	down("never", "nowhere-to-be-found")
-	down("of-the-down", "down") // whose fallback does not count
+	down("of-the-down", "down") // whose own fallback is ignored
 	down("itself", "itself")
 	down("wrong", "no service")
 	c.with("up", "up-1", "10.0.1.1", 80, route.KeyHost, "up.example.com", route.KeyFallback, "sorry")
@@ -346,7 +346,7 @@ func fallbacks() catalog {
 	return c
 }
 
-// everyLabel has a service for each label, and some that have several.
+// everyLabel has a service for each label, and some with several.
 func everyLabel() catalog {
 	c := catalog{}
 	pair := func(service, host string, meta ...string) {
@@ -375,12 +375,12 @@ func everyLabel() catalog {
 	pair("no-leader", "no-leader.example.com", route.KeyTo, "Leader")
 	c["no-leader"][0].Tags, c["no-leader"][1].Tags = []string{"follower"}, []string{"follower"}
 
-	// Several prefixes, one in the other.
+	// Several nested prefixes.
 	pair("nested", "a.example.com,b.example.com", route.KeyPath, "/api/v1", route.KeyStrip, "true")
 	c.with("nested", "nested-3", "10.0.1.3", 80, route.KeyHost, "a.example.com", route.KeyPath, "/api")
 	c.with("nested", "nested-4", "10.0.1.4", 80, route.KeyHost, "c.example.com")
 
-	// More of them than HAProxy takes words on a line.
+	// More of them than HAProxy allows words on a line.
 	var hosts []string
 	for n := range 100 {
 		hosts = append(hosts, fmt.Sprintf("h%02d.example.com", n))
@@ -389,7 +389,7 @@ func everyLabel() catalog {
 		c.with("hosts", fmt.Sprint("hosts-", n), "10.0.2.1", 80, route.KeyHost, strings.Join(hosts, ","), route.KeyPath, path, route.KeyStrip, "true")
 	}
 
-	// A port of its own, and one beside a route.
+	// A port alone, and a port with a route.
 	c.with("postgres", "postgres-1", "10.0.3.1", 5432, route.KeyPort, "5432", route.KeyMaxConn, "50", route.KeyBalance, "source").Weights.Passing = 5
 	c.with("postgres", "postgres-2", "10.0.3.2", 5432)
 	c.with("both", "both-1", "10.0.3.3", 8000, route.KeyPort, "7000", route.KeyPath, "/both", route.KeyCheck, "/", route.KeyBalance, "uri", route.KeySticky, "true")
@@ -397,7 +397,7 @@ func everyLabel() catalog {
 	c.with("two-ports", "two-ports-2", "10.0.3.4", 80, route.KeyPort, " 1024 ")
 	c.with("down", "down-1", "10.0.3.5", 80, route.KeyPort, "7001").Status = dependency.HealthCritical
 
-	// What does not go together.
+	// Contradictions.
 	c.with("late", "late-1", "10.0.4.1", 80, route.KeyPort, "5432")
 	c.with("own-port", "own-port-1", "10.0.4.2", 80, route.KeyPort, "8080")
 	c.with("low-port", "low-port-1", "10.0.4.3", 80, route.KeyPort, "22")
@@ -412,7 +412,7 @@ func everyLabel() catalog {
 	return c
 }
 
-// tricks are values that mean something to a configuration, a template or a terminal.
+// tricks are values with a meaning in a configuration, a template or a terminal.
 func tricks() []string {
 	return []string{
 		"a\nglobal\n    insecure-fork-wanted", "x\r\n    server evil 6.6.6.6:80", `"; global`, `'`, `"`, `a b`, `#`,
@@ -458,7 +458,7 @@ func hostileCatalog() catalog {
 	return c
 }
 
-// grammar is all that a value from the catalog may become part of.
+// grammar is every line that a catalog value may appear in.
 func grammar() *regexp.Regexp {
 	const (
 		name = `([A-Za-z0-9_-]{1,200}|[A-Za-z0-9._-]{1,200}\.[0-9a-f]{8})`
@@ -495,7 +495,7 @@ func grammar() *regexp.Regexp {
 	}, "|") + `)$`)
 }
 
-// mapLine is all that a value may become part of in the map.
+// mapLine is every map line that a value may appear in.
 func mapLine() *regexp.Regexp {
 	return regexp.MustCompile(`^(\*|(\*\.)?[a-z0-9_][a-z0-9._-]{0,252})(/[A-Za-z0-9._~%+:@=-]+)*/ ([A-Za-z0-9_-]{1,200}|[A-Za-z0-9._-]{1,200}\.[0-9a-f]{8})$`)
 }
@@ -557,7 +557,7 @@ func checkReasons(t tb, leftOut []string) {
 	}
 }
 
-// The partials of services that did not change are not executed again, and the whole is as if all had been.
+// Partials of unchanged services are not executed again, and the result is as if all had been.
 func TestPartialsAreKept(t *testing.T) {
 	for proxy, text := range shipped() {
 		r := rendered{files: map[string]string{}, paths: map[string]string{}}
@@ -613,7 +613,7 @@ func TestPartialsAreKept(t *testing.T) {
 	}
 }
 
-// A port is opened only if the operator allows it; all else of the service is served.
+// A port is opened only if the operator allows it; everything else of the service is served.
 func TestNoPortIsOpenedByDefault(t *testing.T) {
 	c := catalog{}
 	c.with("web", "web-1", "10.0.0.1", 80, route.KeyPath, "/", route.KeyPort, "5432")
@@ -629,7 +629,7 @@ func TestNoPortIsOpenedByDefault(t *testing.T) {
 	}
 }
 
-// A port that the proxy could not open costs the claim of it.
+// A port that the proxy could not open loses its claim.
 func TestRefusedPortIsLeftOut(t *testing.T) {
 	c := catalog{}
 	c.with("db", "db-1", "10.0.0.1", 80, route.KeyPort, "5432")
@@ -651,7 +651,7 @@ func TestRefusedPortIsLeftOut(t *testing.T) {
 	}
 }
 
-// Who has copied the template of an older berth is told what to do.
+// A user of an older template's copy is told what to do.
 func TestCopyFromAnotherVersion(t *testing.T) {
 	brain := oneService().brain(t, inOrder)
 	for name, text := range map[string]string{
@@ -721,13 +721,13 @@ func allKeys() []string {
 	return []string{route.KeyHost, route.KeyPath, route.KeyPort, route.KeyStrip, route.KeyRedirect, route.KeyBalance, route.KeySticky, route.KeyCheck, route.KeyMaxConn, route.KeySlowStart, route.KeyFallback, route.KeyTo, route.KeyHold}
 }
 
-// rulesInBackends are those that from HAProxy 3.4 on are in defaults sections, in another form.
+// rulesInBackends are rules that HAProxy 3.4 and later have in defaults sections, in another form.
 const rulesInBackends = "    tcp-response inspect-delay 1h\n    tcp-response content set-var(txn.sent) var(txn.sent),add(1)\n" +
 	"    tcp-response content accept if { var(txn.sent) -m int lt 3 }\n    tcp-response content accept if { status gt 0 }\n    tcp-response content reject\n"
 
 var defaultsOfHTTP = regexp.MustCompile(`(?m)^defaults http\.[A-Za-z0-9-]+ from http\.defaults\n    balance .*\n(    hash-type .*\n)?`)
 
-// forVersion returns a text for no particular HAProxy as it is rendered for a version.
+// forVersion adapts a version-independent text to a HAProxy version.
 func forVersion(text, version string) string {
 	if proxyctl.AtLeast(version, "3.2") {
 		text = strings.Replace(text, "that wait.\n    lua-load ", "that wait.\n    tune.lua.bool-sample-conversion normal\n    lua-load ", 1)
@@ -740,7 +740,7 @@ func forVersion(text, version string) string {
 	return text
 }
 
-// From HAProxy 3.4 on a backend of HTTP has no line of its own but for what no other backend has.
+// From HAProxy 3.4 on, an HTTP backend has only lines that no other backend has.
 func TestBackendsAreBare(t *testing.T) {
 	o := Options{HAProxyAtLeast: func(other string) bool { return proxyctl.AtLeast("3.4.7", other) }}
 	r := renderWith(t, everyLabel(), o, inOrder)
@@ -753,7 +753,7 @@ func TestBackendsAreBare(t *testing.T) {
 	}
 }
 
-// How connections to servers are told apart depends on the version, and where what is sent is counted.
+// The version decides how server connections are named and where attempts are counted.
 func TestHAProxyAtLeast(t *testing.T) {
 	const defaults = "\n# Settings shared by service backends."
 	for version, name := range map[string]string{"2.6": "sni", "3.1": "sni", "3.2": "pool-conn-name", "3.4.7": "pool-conn-name"} {

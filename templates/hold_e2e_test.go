@@ -22,13 +22,13 @@ import (
 	"berth/templates/route"
 )
 
-// holding is a HAProxy whose runtime API is on a port.
+// holding is a HAProxy with its runtime API on a port.
 type holding struct {
 	*proxy
 	http, tcp, admin string
 }
 
-// do carries out runtime commands and returns what HAProxy says.
+// do runs runtime commands and returns HAProxy's answer.
 func (h *holding) do(commands ...string) string {
 	conn, err := net.Dial("tcp", h.admin)
 	if err != nil {
@@ -44,7 +44,7 @@ func (h *holding) do(commands ...string) string {
 	return string(reply)
 }
 
-// add gives a backend a server.
+// add adds a server to a backend.
 func (h *holding) add(backend, address string) {
 	server := backend + "/new"
 	if reply := h.do("add server "+server+" "+address, "enable server "+server); !strings.Contains(reply, "New server registered.") {
@@ -52,7 +52,7 @@ func (h *holding) add(backend, address string) {
 	}
 }
 
-// waiting is how many wait, by the tables.
+// waiting returns how many wait, according to the tables.
 func (h *holding) waiting(key string) int {
 	n := 0
 	for table, sign := range map[string]int{"hold.waiting": 1, "hold.released": -1} {
@@ -64,7 +64,7 @@ func (h *holding) waiting(key string) int {
 	return n
 }
 
-// untilWaiting returns when so many wait.
+// untilWaiting waits until the given number wait.
 func (h *holding) untilWaiting(n int) {
 	h.tb.Helper()
 	testenv.Eventually(h.tb, 10*time.Second, fmt.Sprint(n, " wait"), func() error {
@@ -75,14 +75,14 @@ func (h *holding) untilWaiting(n int) {
 	})
 }
 
-// held is what a request that may have waited got.
+// held is the result of a request that may have waited.
 type held struct {
 	what string
 	took time.Duration
 	answer
 }
 
-// ask begins requests, each on a connection of its own, and returns a func that waits for what they get.
+// ask starts requests on separate connections, and returns a func that waits for their results.
 func (h *holding) ask(requests ...func() held) (wait func() []held) {
 	answers := make([]held, len(requests))
 	var all sync.WaitGroup
@@ -104,7 +104,7 @@ func (h *holding) request(method, path string, body int) func() held {
 	}
 }
 
-// connect connects by TCP and says something, at once or when the server has.
+// connect opens a TCP connection and sends data, at once or after the server has.
 func (h *holding) connect(serverFirst bool) func() held {
 	return func() held {
 		a := held{what: fmt.Sprint("a connection, the server first: ", serverFirst)}
@@ -131,7 +131,7 @@ func (h *holding) connect(serverFirst bool) func() held {
 	}
 }
 
-// Requests and connections wait while there is no server, as long as their service says, and no more of them than may.
+// Requests and connections wait without a server, as long as their service says, and no more of them than allowed.
 func TestE2EHAProxyHolds(t *testing.T) {
 	const most = 8
 	e := newEchoes(theHAProxy())
@@ -162,14 +162,14 @@ func TestE2EHAProxyHolds(t *testing.T) {
 		one := func(request func() held) held { return h.ask(request)()[0] }
 		isPage := func(a held, least, most time.Duration) {
 			t.Helper()
-			const busy = time.Second // for a machine that is
+			const busy = time.Second // for a busy machine
 			if a.status != 503 || a.header.Get("Retry-After") != "5" || a.took < least || a.took > most+busy {
 				t.Errorf("%s: %d %v after %v, want the page within %v and %v", a.what, a.status, a.header, a.took, least, most)
 			}
 		}
 		atMost := func(gap time.Duration) time.Duration { return gap + gap/10 + 50*time.Millisecond }
 
-		// Who does not wait, and who waits in vain.
+		// Requests that do not wait, and requests that wait in vain.
 		isPage(one(h.request("GET", "/never", 0)), 0, 500*time.Millisecond)
 		if a := one(h.request("GET", "/nowhere", 0)); a.status != 404 || a.took > 500*time.Millisecond {
 			t.Errorf("no route: %d after %v", a.status, a.took)
@@ -183,7 +183,7 @@ func TestE2EHAProxyHolds(t *testing.T) {
 		}
 		isPage(one(h.request("GET", "/soon", 0)), 2*time.Second, atMost(2*time.Second))
 
-		// Whoever waits is served when there is a server.
+		// All that wait are served once a server exists.
 		h.add("late", server)
 		h.add("db.tcp", db)
 		gap := time.Since(start)
@@ -205,7 +205,7 @@ func TestE2EHAProxyHolds(t *testing.T) {
 			}
 		}
 
-		// Between two instances, and paused by hand. The dead server gets nothing meanwhile.
+		// Between two instances, and paused by hand. Meanwhile the dead server gets nothing.
 		for _, name := range []string{"held", "paused"} {
 			path := h.mapPath(name)
 			h.do("add map " + path + " up 1500")
@@ -220,7 +220,7 @@ func TestE2EHAProxyHolds(t *testing.T) {
 		isPage(one(h.request("POST", "/up", 100)), 2*time.Second, atMost(2*time.Second))
 		h.do("del map " + h.mapPath("paused") + " up")
 
-		// No more wait than may, connections included.
+		// No more than allowed wait, including connections.
 		h.do("set server late/new state maint", "set server db.tcp/new state maint")
 		requests := []func() held{h.connect(false), h.connect(true)}
 		for range most - 2 {
@@ -242,7 +242,7 @@ func TestE2EHAProxyHolds(t *testing.T) {
 			}
 		}
 
-		// Who goes away does not count for ever.
+		// Clients that leave stop counting.
 		h.do("set server late/new state maint")
 		conn, err := net.Dial("tcp", h.http)
 		if err != nil {
@@ -255,5 +255,5 @@ func TestE2EHAProxyHolds(t *testing.T) {
 	})
 }
 
-// mapPath is where HAProxy's configuration has one of its maps.
+// mapPath is the path of a map in HAProxy's configuration.
 func (h *holding) mapPath(name string) string { return "/etc/haproxy/haproxy.cfg." + name + ".map" }

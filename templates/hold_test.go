@@ -17,14 +17,14 @@ import (
 	"berth/templates/route"
 )
 
-// Backends whose requests do not wait as long as the others are in a map.
+// A map has the backends with a different wait.
 func TestHoldMap(t *testing.T) {
 	c := catalog{}
 	c.with("usual", "usual-1", "10.0.0.1", 80, route.KeyPath, "/usual", route.KeyHold, "10s")
 	c.with("long", "long-1", "10.0.0.2", 80, route.KeyHost, "long.com,also.com", route.KeyPort, "5432", route.KeyHold, "1m500ms")
 	c.with("none", "none-1", "10.0.0.3", 80, route.KeyPath, "/none", route.KeyHold, "off")
 	c.with("silent", "silent-1", "10.0.0.4", 80, route.KeyPath, "/silent")
-	// The clients of a server that gets no new requests stay with it: they have nothing to wait for.
+	// Clients of a drained server stay with it and have nothing to wait for.
 	c.with("drained", "drained-1", "10.0.0.5", 80, route.KeyPath, "/drained", route.KeySticky, "true", claim.KeyWeight, "0")
 	c.with("down", "down-1", "10.0.0.6", 80, route.KeyPath, "/down", route.KeySticky, "true").Status = dependency.HealthCritical
 	c.with("half", "half-1", "10.0.0.7", 80, route.KeyPath, "/half", route.KeySticky, "true", claim.KeyWeight, "0")
@@ -44,7 +44,7 @@ func TestHoldMap(t *testing.T) {
 	}
 }
 
-// A change of a hold changes a map, which takes no reload.
+// A changed wait changes a map, which needs no reload.
 func TestHoldChangesNoText(t *testing.T) {
 	render := func(hold string) rendered {
 		c := catalog{}
@@ -57,7 +57,7 @@ func TestHoldChangesNoText(t *testing.T) {
 	}
 }
 
-// Whoever waits looks for a server so often that it is seen within 5 % and 20 ms, and no longer than it may.
+// A waiting request checks often enough to see a server within 5 % and 20 ms, and never waits longer than allowed.
 func TestPauses(t *testing.T) {
 	after := 0
 	for n, p := range haproxy.Pauses() {
@@ -71,7 +71,7 @@ func TestPauses(t *testing.T) {
 	}
 }
 
-// Before 3.0 a connection that misses the end of its wait goes on soon after.
+// Before 3.0, a connection that misses the end of its wait continues soon after.
 func TestInspectDelay(t *testing.T) {
 	for _, tt := range []struct{ version, hold, want string }{
 		{"2.6", "30s", "35s"}, {"2.6", "0", "35s"}, {"2.6", "31s", "6m"}, {"3.0", "30s", "6m"}, {"", "30s", "35s"},
@@ -87,13 +87,13 @@ func TestInspectDelay(t *testing.T) {
 
 var pauseLine = regexp.MustCompile(`(?m)^    (http-request|tcp-request content) (pause|lua\.pause) [0-9]+(ms)? if \{ var\(txn\.hold\) -m int gt ([0-9]+) \} waits( !\{ stopping \})?$`)
 
-// How requests and connections wait depends on what HAProxy has.
+// HAProxy's features decide how requests and connections wait.
 func TestHowRequestsWait(t *testing.T) {
 	all := len(haproxy.Pauses())
 	for _, tt := range []struct {
 		version    string
 		lua, ports bool
-		http, tcp  string // what they wait by
+		http, tcp  string // how they wait
 		counters   bool
 		loads      bool
 		leftOut    string

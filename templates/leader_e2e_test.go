@@ -25,13 +25,13 @@ import (
 	"berth/templates/route"
 )
 
-// succession is a service whose requests are for its leader, while the leader changes.
+// succession is a service whose requests go to its leader, while the leader changes.
 type succession struct {
 	*echoes
 	t     *testing.T
-	apply func(rendered) // brings the proxy to a configuration without a reload
+	apply func(rendered) // applies a configuration to the proxy without a reload
 
-	lost   [3]atomic.Int64 // since when an instance gets nothing, in Unix nanoseconds; 0 = it may get requests
+	lost   [3]atomic.Int64 // time since when an instance gets nothing, in Unix nanoseconds; 0 = it may get requests
 	served [3]atomic.Int64
 	astray atomic.Int64
 }
@@ -54,7 +54,7 @@ func newSuccession(t *testing.T, k *kind) *succession {
 	return s
 }
 
-// lead makes an instance the leader in the catalog, or none with -1.
+// lead makes an instance the leader in the catalog; -1 = none.
 func (s *succession) lead(leader int) rendered {
 	for n, i := range s.catalog["db"] {
 		i.Tags = []string{"follower"}
@@ -66,7 +66,7 @@ func (s *succession) lead(leader int) rendered {
 	return s.render(s.t, Options{})
 }
 
-// follow brings the proxy to the leader. Who has led gets nothing that is sent later.
+// follow applies the new leader to the proxy. Former leaders get no later requests.
 func (s *succession) follow(leader int) {
 	s.t.Helper()
 	r := s.lead(leader)
@@ -99,7 +99,7 @@ func (s *succession) ask(client *http.Client, method, address string) int {
 	return resp.StatusCode
 }
 
-// load sends requests from several clients until the function that it returns is called, which says how many there were.
+// load sends requests from several clients until its func is called, which returns their number.
 func (s *succession) load(address string) (stop func() int64) {
 	var all atomic.Int64
 	var running sync.WaitGroup
@@ -131,7 +131,7 @@ func (s *succession) load(address string) (stop func() int64) {
 	return stop
 }
 
-// test hands the lead over under load.
+// test transfers the lead under load.
 func (s *succession) test(address string) {
 	s.follow(0)
 	stop := s.load(address)
@@ -165,7 +165,7 @@ func TestE2EHAProxyRouteToLeader(t *testing.T) {
 	k.run = "exec haproxy -W -db -S " + socket + ",mode,666 -f " + k.config
 	k.docker = func(testing.TB) []string { return []string{"-v", dir + ":" + dir} }
 	image := k.images(t)[0]
-	here := func(r rendered) rendered { // not where the tests' asFile puts them
+	here := func(r rendered) rendered { // instead of the path of the tests' asFile
 		move := func(s string) string { return strings.ReplaceAll(s, "/etc/haproxy/", dir+"/") }
 		r.text = move(r.text)
 		for name, path := range r.paths {
@@ -194,7 +194,7 @@ func TestE2EHAProxyRouteToLeader(t *testing.T) {
 		c := proxyctl.Config{Text: haproxyctl.WithMaps(k.adapt(t, image, r.text), inMaps), Files: files}
 		return proxy.Apply(t.Context(), c, mayReload)
 	}
-	// The text gets berth's mark by a reload. The master listens a moment after its worker does.
+	// A reload gives the text berth's mark. The master listens shortly after its worker.
 	testenv.Eventually(t, 30*time.Second, "HAProxy has berth's text", func() error {
 		_, err := apply(s.lead(0), true)
 		return err
@@ -226,7 +226,8 @@ func TestE2ENginxLuaRouteToLeader(t *testing.T) {
 	s.test(address)
 }
 
-// Of two instances with the leader's tag, the one that Consul was told of last leads. What an agent says again does not count.
+// Of two instances with the leader's tag, the one registered last in Consul leads. Repeated registrations by an agent do
+// not matter.
 func TestE2ELeaderOfTwo(t *testing.T) {
 	address := testenv.FreeAddress(t, "127.0.0.1")
 	consul := testenv.StartConsul(t, testenv.ConsulOptions{
@@ -242,7 +243,7 @@ func TestE2ELeaderOfTwo(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// want waits until the catalog says so of the instances' tags, and of the servers then.
+	// want waits until the catalog has these tags of the instances, and then these servers.
 	want := func(tags, servers string) {
 		t.Helper()
 		testenv.Eventually(t, 30*time.Second, "the tags are "+tags, func() error {

@@ -25,7 +25,7 @@ import (
 	"berth/templates/route"
 )
 
-// theNginx is what the tests of all proxies need of nginx. Its servers are another nginx in the same container.
+// theNginx is nginx for the tests of all proxies. Its servers are another nginx in the same container.
 func theNginx() *kind {
 	const (
 		path   = "/etc/nginx/berth.conf"
@@ -54,7 +54,7 @@ func theNginx() *kind {
 	}
 }
 
-// unknown are the directives that nginx does not know, by image.
+// unknown are the directives unknown to nginx, by image.
 var unknown = struct {
 	sync.Mutex
 	names map[string][]string
@@ -62,13 +62,13 @@ var unknown = struct {
 
 var unknownDirective = regexp.MustCompile(`unknown directive "([^"]*)"`)
 
-// newDirectives are those of the template that not every nginx knows, with the version from which on one does.
+// newDirectives are directives of the template with the first version that knows them.
 var newDirectives = []struct{ line, since string }{
 	{"keepalive_min_timeout 10s;", "1.27.4"},
 	{"http2 on;", "1.25.1"},
 }
 
-// withoutUnknown makes a text for the newest nginx one for the image's.
+// withoutUnknown adapts a text for the newest nginx to the image's.
 func withoutUnknown(t testing.TB, image, text string) string {
 	t.Helper()
 	unknown.Lock()
@@ -89,7 +89,7 @@ func withoutUnknown(t testing.TB, image, text string) string {
 	return text
 }
 
-// What the template has for a version is what nginx of that version takes, and all that it knows.
+// The template for a version has exactly the directives that this version knows.
 func TestE2ENginxVersions(t *testing.T) {
 	k := theNginx()
 	directory := t.TempDir()
@@ -176,7 +176,7 @@ func TestE2ENginxWeights(t *testing.T)  { testWeights(t, theNginx()) }
 func TestE2ENginxGroups(t *testing.T)   { testGroups(t, theNginx()) }
 func TestE2ENginxStreams(t *testing.T)  { testStreams(t, theNginx()) }
 
-// Whatever the algorithm, all servers get requests; those of the same client, path or header go to the same one.
+// With every algorithm all servers get requests; requests of the same client, path or header go to the same server.
 func TestE2ENginxBalances(t *testing.T) { testBalances(t, theNginx()) }
 
 func testBalances(t *testing.T, k *kind) {
@@ -229,7 +229,7 @@ func checkBalances(t *testing.T, address string) {
 	}
 }
 
-// Connections to servers are used again, by several clients.
+// Server connections are reused across clients.
 func TestE2ENginxKeepsConnectionsToServers(t *testing.T) {
 	e := newEchoes(theNginx())
 	var opened atomic.Int64
@@ -253,7 +253,7 @@ func TestE2ENginxKeepsConnectionsToServers(t *testing.T) {
 	})
 }
 
-// What a server gets beyond its number of connections is answered with the page.
+// Requests beyond a server's connection limit get the error page.
 func TestE2ENginxMaxConn(t *testing.T) {
 	e := newEchoes(theNginx())
 	busy, free := make(chan struct{}), make(chan struct{})
@@ -285,7 +285,7 @@ func TestE2ENginxMaxConn(t *testing.T) {
 	})
 }
 
-// A service without instances keeps the file valid, whatever its algorithm and its number among others.
+// A service without instances keeps the file valid, with any algorithm and any number of services.
 func TestE2ENginxServesWithoutInstances(t *testing.T) {
 	e := newEchoes(theNginx())
 	for _, balance := range []string{"roundrobin", "leastconn", "random", "source", "uri", "hdr(x)"} {
@@ -308,7 +308,7 @@ func TestE2ENginxServesWithoutInstances(t *testing.T) {
 	})
 }
 
-// nginx without the stream module serves HTTP, as long as no service may have a port of its own.
+// nginx without the stream module serves HTTP, as long as no service may have a TCP port.
 func TestE2ENginxWithoutStream(t *testing.T) {
 	e := newEchoes(theNginx())
 	e.echo("web", route.KeyPath, "/", route.KeyPort, "5432")
@@ -322,7 +322,7 @@ func TestE2ENginxWithoutStream(t *testing.T) {
 	})
 }
 
-// What nginx does not pass on, as docs/use/routing.md says.
+// Requests that nginx rejects, as documented in docs/use/routing.md.
 func TestE2ENginxRefusesRequests(t *testing.T) {
 	e := newEchoes(theNginx())
 	e.echo("web", route.KeyPath, "/")
@@ -358,7 +358,7 @@ func TestE2ENginxStatus(t *testing.T) {
 	})
 }
 
-// While a reload is near, connections that clients keep end with the next answer.
+// While a reload is near, kept-alive client connections end with the next response.
 func TestE2ENginxClosing(t *testing.T) {
 	e := newEchoes(theNginx())
 	e.echo("web", route.KeyPath, "/")
@@ -379,7 +379,7 @@ func TestE2ENginxClosing(t *testing.T) {
 	})
 }
 
-// withLua is theNginx with the balancer in Lua.
+// withLua is theNginx with the Lua balancer.
 type withLua struct {
 	*kind
 	directory string // on this host, of the newest one's control socket
@@ -410,7 +410,7 @@ var (
 	serverLine  = regexp.MustCompile(`(?m)^        server (\S+)(?: weight=(\d+))? max_fails`)
 )
 
-// listsOf are the lists of servers in a text that berth posts.
+// listsOf returns the lists of servers in a text posted by berth.
 func listsOf(text string) string {
 	var b strings.Builder
 	for _, u := range luaUpstream.FindAllStringSubmatch(text, -1) {
@@ -471,7 +471,7 @@ func TestE2ENginxLuaAccepts(t *testing.T) {
 	}
 }
 
-// Servers come and go by the control socket alone, and until then those of the file serve.
+// Servers change through the control socket alone; until the first post, the file's servers serve.
 func TestE2ENginxLuaTakesServers(t *testing.T) {
 	k := theNginxWithLua()
 	post := k.started

@@ -18,7 +18,7 @@ import (
 
 const testSocket = "/run/nginx/berth.sock"
 
-// renderNginx executes the template for nginx as the templater does: unless the options say otherwise, for the newest.
+// renderNginx executes the nginx template like the templater, for the newest version unless the options differ.
 func renderNginx(t tb, c catalog, o Options) rendered {
 	if o.NginxAtLeast == nil {
 		o.NginxAtLeast = func(string) bool { return true }
@@ -52,7 +52,7 @@ func TestNginxGolden(t *testing.T) {
 	}
 }
 
-// What a version does not know is left out for it, and while the version is not known.
+// Directives that a version does not know are omitted for it and while the version is unknown.
 func TestNginxVersions(t *testing.T) {
 	directory := t.TempDir()
 	certify(t, filepath.Join(directory, "site.pem"), "site.com")
@@ -95,7 +95,7 @@ func TestNginxVersions(t *testing.T) {
 	}
 }
 
-// With Lua, other lines differ only by what has to, and nothing more is left out but that no request waits.
+// With Lua, other lines differ only where necessary, and only the reports about waiting differ.
 func TestNginxLua(t *testing.T) {
 	stock, lua := renderNginx(t, everyLabel(), Options{}), renderNginx(t, everyLabel(), Options{Lua: true, Hold: 10 * time.Second, HoldMax: 2000})
 	held := slices.DeleteFunc(slices.Clone(stock.leftOut), func(reason string) bool { return strings.Contains(reason, route.KeyHold) })
@@ -120,7 +120,7 @@ func linesOnlyIn(text, other string) string {
 	return b.String()
 }
 
-// nginxGrammar is all that a value from the catalog may become part of.
+// nginxGrammar is every line that a catalog value may appear in.
 func nginxGrammar() *regexp.Regexp {
 	const (
 		name     = `[A-Za-z0-9._-]{1,200}`
@@ -158,7 +158,7 @@ func checkNginx(t tb, r, empty rendered) {
 		t.Errorf("the text must begin with a line and end with one newline:\n%s", r.text)
 	}
 	own := map[string]bool{}
-	// Lines that are in the template as they are.
+	// Fixed lines of the template.
 	for line := range strings.SplitSeq(empty.text+Nginx(), "\n") {
 		own[line] = true
 	}
@@ -201,7 +201,7 @@ func TestNginxHostileValuesStayOut(t *testing.T) {
 	}
 }
 
-// What nginx takes for one word is limited, and routes that differ only in case share one.
+// nginx limits the length of a word, and routes that differ only in case share one.
 func TestRoutesThatDifferOnlyInCase(t *testing.T) {
 	c := catalog{}
 	for n := range 12 {
@@ -265,7 +265,7 @@ func TestNginxCertificates(t *testing.T) {
 	golden(t, "testdata/certificates.left-out", strings.Join(r.leftOut, "\n")+"\n") // as HAProxy's
 }
 
-// Without a control socket, nginx is told of none.
+// Without a control socket, nginx's text has none.
 func TestNginxWithoutSocket(t *testing.T) {
 	r := renderTemplate(t, Nginx(), oneService(), Options{}, inOrder)
 	if strings.Contains(r.text, "error.log") || strings.Contains(r.text, "unix:") {
@@ -283,7 +283,7 @@ func TestServiceWithoutARoute(t *testing.T) {
 	if groups, err := routed("db", listed["db"]); len(groups) != 0 || err != nil {
 		t.Errorf("%+v, %v", groups, err)
 	}
-	if len(leftOut) != 2 { // that there is no route, for each setting
+	if len(leftOut) != 2 { // no route, reported for each setting
 		t.Errorf("left out %q", leftOut)
 	}
 	groups, err := routed("tcp", listed["tcp"])

@@ -32,7 +32,7 @@ import (
 	"berth/templates/route"
 )
 
-// kind is one of the proxies, with what its tests need. The tests below are for all of them.
+// kind is a proxy with everything its tests need. The tests below are for all proxies.
 type kind struct {
 	name     string // IMAGE_<name> and IMAGES_<name> are its images
 	template func() string
@@ -41,17 +41,17 @@ type kind struct {
 	run      string // shell command that runs the proxy with it
 	alive    string // path on port 8404 that it answers
 
-	// server is a server on 127.0.0.1, in the proxy's own language, that does an action with each request.
+	// server is a server on 127.0.0.1, in the proxy's own language, with an action for each request.
 	server func(port int, action string) string
 	echo   func(service string) string // the action of echo
-	answer string                      // the action that says nothing but good
-	reject string                      // the action that closes the connection
+	answer string                      // an action that only answers "good"
+	reject string                      // an action that closes the connection
 	// beside adds the servers to the files of a configuration.
 	beside func(files map[string]string, servers string)
-	// adapt makes a text what berth makes of it for a version, if it is another.
+	// adapt adapts a text to a version, if berth would render it differently.
 	adapt func(t testing.TB, image, text string) string
 
-	options Options                         // beyond those of a test
+	options Options                         // in addition to a test's
 	docker  func(t testing.TB) []string     // options of docker run; nil = none
 	started func(t testing.TB, text string) // is called when the proxy answers; nil = nothing is
 	http2   func(image string) bool
@@ -59,7 +59,7 @@ type kind struct {
 	asked string // how the page for a request without a route calls one with characters that are not shown
 }
 
-// images are those to test with, the usual one first.
+// images are the images to test with, the usual one first.
 func (k *kind) images(t testing.TB) []string {
 	t.Helper()
 	usual := os.Getenv("IMAGE_" + k.name)
@@ -75,7 +75,7 @@ func (k *kind) images(t testing.TB) []string {
 	return all
 }
 
-// eachImage runs a test with the usual version of the proxy, the oldest and the newest, and everyImage with all.
+// eachImage runs a test with the usual, the oldest and the newest version of the proxy; everyImage runs it with all.
 func (k *kind) eachImage(t *testing.T, do func(t *testing.T, image string)) {
 	k.each(t, testenv.Edges(k.images(t)), do)
 }
@@ -91,8 +91,8 @@ func (k *kind) each(t *testing.T, images []string, do func(t *testing.T, image s
 	}
 }
 
-// inImage returns a docker run of a shell command in a proxy's image, which has the files under their paths. Root may
-// write them, whoever else the image runs as.
+// inImage returns a docker run of a shell command in a proxy's image with the files at their paths. It runs as root, who
+// may write them, whatever the image's user.
 func inImage(t testing.TB, image string, files map[string]string, command string, options ...string) *exec.Cmd {
 	t.Helper()
 	var archive bytes.Buffer
@@ -114,7 +114,7 @@ func inImage(t testing.TB, image string, files map[string]string, command string
 	return cmd
 }
 
-// all are the files of a configuration, and those in the directory of certificates.
+// all returns the files of a configuration and of the directory of certificates.
 func (k *kind) all(t testing.TB, r rendered, o Options) map[string]string {
 	t.Helper()
 	files := map[string]string{k.config: r.text}
@@ -137,7 +137,7 @@ func (k *kind) all(t testing.TB, r rendered, o Options) map[string]string {
 	return files
 }
 
-// accepted has the proxy check a configuration. A warning is a failure, too.
+// accepted makes the proxy check a configuration. A warning is a failure as well.
 func (k *kind) accepted(t *testing.T, image string, files map[string]string) {
 	t.Helper()
 	files[k.config] = k.adapt(t, image, files[k.config])
@@ -147,7 +147,7 @@ func (k *kind) accepted(t *testing.T, image string, files map[string]string) {
 	}
 }
 
-// echoes is a catalog whose servers are servers of the proxy itself.
+// echoes is a catalog whose servers are in the proxy itself.
 type echoes struct {
 	*kind
 	catalog
@@ -164,7 +164,7 @@ func (e *echoes) add(service, action string, meta ...string) *dependency.HealthS
 	return e.with(service, fmt.Sprint(service, "-", port), "127.0.0.1", port, meta...)
 }
 
-// echo adds a server that answers with the name of its service, its own, and what it was asked.
+// echo adds a server that answers with its service's name, its own name, and the request.
 func (e *echoes) echo(service string, meta ...string) *dependency.HealthService {
 	return e.add(service, e.kind.echo(service), meta...)
 }
@@ -177,7 +177,7 @@ func (e *echoes) render(t tb, o Options) rendered {
 	return renderTemplate(t, e.kind.template(), e.catalog, all, inOrder)
 }
 
-// proxy is a running one.
+// proxy is a running proxy.
 type proxy struct {
 	tb   testing.TB
 	name string
@@ -230,7 +230,7 @@ func (k *kind) start(t testing.TB, image string, r rendered, o Options, servers 
 	return nil
 }
 
-// address is where a port of the proxy is reached.
+// address returns the address of a port of the proxy.
 func (p *proxy) address(port int) string {
 	out, err := exec.Command("docker", "port", p.name, fmt.Sprintf("%d/tcp", port)).Output()
 	if err != nil {
@@ -239,7 +239,7 @@ func (p *proxy) address(port int) string {
 	return strings.TrimSpace(string(out))
 }
 
-// answer is what came back, or status 0 and why nothing did.
+// answer is an answer, or status 0 and the error.
 type answer struct {
 	status int
 	header http.Header
@@ -267,7 +267,7 @@ func exchange(conn net.Conn, err error, head string) answer {
 	return answer{resp.StatusCode, resp.Header, string(body)}
 }
 
-// raw sends a request as it is written here, which Go's client might not.
+// raw sends a request literally, which Go's client might not.
 func raw(address, head string) answer {
 	conn, err := net.Dial("tcp", address)
 	return exchange(conn, err, head)
@@ -281,7 +281,7 @@ func request(method, address, host, path string, headers ...string) answer {
 	return raw(address, head)
 }
 
-// says reports whether an answer of echo has all of these words.
+// says reports whether an answer of echo contains all of these words.
 func (a answer) says(words ...string) bool {
 	fields := strings.Fields(a.body)
 	for _, w := range words {
@@ -325,7 +325,7 @@ func testRoutes(t *testing.T, k *kind) {
 			{"shop.example.com", "/api/v1", "shop-api"},
 			{"http.example.com", "/", "http"},
 
-			// A host goes before a wildcard, and that before any host, whatever the paths.
+			// A host beats a wildcard, and a wildcard beats any host, whatever the paths.
 			{"shop.example.com", "/t/1", "shop"},
 			{"any.example.com", "/t/1", "tenants"},
 			{"any.example.com", "/api", "api"},
@@ -335,7 +335,7 @@ func testRoutes(t *testing.T, k *kind) {
 			{"[::1]:8080", "/api", "api"},
 			{"10.0.0.1", "/api", "api"},
 
-			// One label, neither none nor two.
+			// One label, not zero or two.
 			{"example.com", "/t", ""},
 			{"a.b.example.com", "/t", ""},
 			{".example.com", "/t", "tenants"},
@@ -347,7 +347,7 @@ func testRoutes(t *testing.T, k *kind) {
 			{"xshop.example.com", "/", ""},
 			{"shop.example.com.evil.com", "/", ""},
 
-			// What is in a host does not become a part of another's route.
+			// Content of a host cannot become part of another's route.
 			{"*", "/", ""},
 			{"", "/", ""},
 			{"shop.example.com x", "/", ""},
@@ -442,7 +442,7 @@ func testStripsPrefixes(t *testing.T, k *kind) {
 			{"all.com", "/api/x", "all", "/api/x", ""},
 			{"all.com", "/", "all", "/", ""},
 
-			// That of the route by which the request came, and no other's.
+			// The prefix of the request's route, and no other.
 			{"a.com", "/api/v1/x", "many", "/x", "/api/v1"},
 			{"a.com", "/api/v1", "many", "/", "/api/v1"},
 			{"a.com", "/api/v1x", "many", "/v1x", "/api"},
@@ -576,7 +576,7 @@ func testTLS(t *testing.T, k *kind) {
 	})
 }
 
-// A renewed certificate has the configuration change, or HAProxy's list of certificates, and the new one is served.
+// A renewed certificate changes the configuration, or HAProxy's list of certificates, and the new one is served.
 func testRenewedCertificate(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	e.echo("web", route.KeyPath, "/")
@@ -605,7 +605,7 @@ func testTCP(t *testing.T, k *kind) {
 	e.echo("db").Status = dependency.HealthCritical
 	k.eachImage(t, func(t *testing.T, image string) {
 		p := e.start(t, image, Options{})
-		// Nothing is added to what is sent.
+		// Nothing is added to the data.
 		if a := request("GET", p.address(5432), "any", "/x"); !a.says("db", "url=/x", "proto=", "for=") {
 			t.Errorf("%d %q", a.status, a.body)
 		}
@@ -633,7 +633,7 @@ func testStickyCookie(t *testing.T, k *kind) {
 			}
 			on := strings.Fields(a.body)[1]
 			servers[on] = true
-			// The other service's cookie does no harm, and the server sees only what is not the proxy's.
+			// The other service's cookie is harmless, and the server does not see the proxy's cookies.
 			for _, tt := range []struct{ cookies, seen string }{
 				{"berth-other=x; " + cookie + "; mine=1", "cookie=berth-other=x; mine=1 "},
 				{"mine=1; " + cookie, "cookie=mine=1 "},
@@ -655,7 +655,7 @@ func testStickyCookie(t *testing.T, k *kind) {
 	})
 }
 
-// Servers keep what is theirs by a hash when another one goes and the proxy loads the new file.
+// Servers keep their share of a hash when another server disappears and the proxy loads the new file.
 func testHashes(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	for range 5 {
@@ -688,7 +688,7 @@ func testHashes(t *testing.T, k *kind) {
 	})
 }
 
-// A server that takes a request and closes the connection may have acted on it.
+// A server that accepts a request and closes the connection may have processed it.
 func testSendsOnlyIdempotentRequestsTwice(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	methods := []string{"GET", "PUT", "DELETE", "OPTIONS", "POST", "PATCH", "PURGE"}
@@ -715,7 +715,7 @@ func testSendsOnlyIdempotentRequestsTwice(t *testing.T, k *kind) {
 	})
 }
 
-// The other service's instances serve, and only while there is none of its own.
+// The other service's instances serve only while the service has none of its own.
 func testFallback(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	e.echo("down", route.KeyHost, "down.com", route.KeyFallback, "sorry", route.KeyPort, "5432").Status = dependency.HealthCritical
@@ -739,7 +739,7 @@ func testFallback(t *testing.T, k *kind) {
 	})
 }
 
-// Routes and services that differ only in the case of letters are not the same.
+// Routes and services that differ only in case are different.
 func testCase(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	e.echo("App", route.KeyPath, "/API")
@@ -765,7 +765,7 @@ func testCase(t *testing.T, k *kind) {
 	})
 }
 
-// Servers get their share by weight, and one that is dead costs no request.
+// Servers get their share by weight, and a dead server costs no request.
 func testWeights(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	e.echo("web", route.KeyPath, "/").Weights.Passing = 3
@@ -796,7 +796,8 @@ func testWeights(t *testing.T, k *kind) {
 	})
 }
 
-// Each host has its own instances, whatever their service is called; a warning serves, and what gets no new requests gets none.
+// Each host has its own instances, whatever its service's name. Instances with a warning serve, and drained ones get no
+// requests.
 func testGroups(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	prod := e.echo("shop", route.KeyHost, "prod.com")
@@ -826,7 +827,7 @@ func testGroups(t *testing.T, k *kind) {
 	})
 }
 
-// bridge is the network of Docker's on which the proxies are.
+// bridge is the Docker network of the proxies.
 func bridge(t *testing.T) netip.Prefix {
 	t.Helper()
 	subnet, err := testenv.Docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Subnet}}")
@@ -840,7 +841,7 @@ func bridge(t *testing.T) netip.Prefix {
 	return prefix
 }
 
-// nobody is an address on it that no container has for a long time to come: the last one but that for broadcasts.
+// nobody returns an address on it that no container will have for a long time: the last one before the broadcast address.
 func nobody(t *testing.T) string {
 	prefix := bridge(t)
 	ip := prefix.Addr().As4()
@@ -849,7 +850,7 @@ func nobody(t *testing.T) string {
 	return netip.AddrFrom4(ip).String()
 }
 
-// withServer adds a service with one instance that is a Go server, on a port of this host that containers reach.
+// withServer adds a service with one instance: a Go server on a port of this host that containers can reach.
 func (e *echoes) withServer(t *testing.T, service string, handler http.HandlerFunc, meta ...string) *httptest.Server {
 	t.Helper()
 	l, err := net.Listen("tcp", netip.AddrPortFrom(bridge(t).Addr().Next(), 0).String())
@@ -867,7 +868,7 @@ func (e *echoes) withServer(t *testing.T, service string, handler http.HandlerFu
 	return server
 }
 
-// What goes over a connection goes at once, both ways, and as it is.
+// Data passes unchanged and without delay, in both directions.
 func testStreams(t *testing.T, k *kind) {
 	e := newEchoes(k)
 	e.withServer(t, "web", func(w http.ResponseWriter, r *http.Request) {
@@ -887,7 +888,7 @@ func testStreams(t *testing.T, k *kind) {
 			io.Copy(conn, buffered)
 		case "/h2c":
 			fmt.Fprintf(w, "upgrade=%s connection=%s", r.Header.Get("Upgrade"), r.Header.Get("Connection"))
-		case "/echo": // a line comes back while the request still goes on
+		case "/echo": // a line comes back during the request
 			c := http.NewResponseController(w)
 			if err := c.EnableFullDuplex(); err != nil {
 				t.Error(err)

@@ -18,7 +18,7 @@ func meta(keysAndValues ...string) map[string]string {
 	return m
 }
 
-// A route is made whole or not at all: nothing that is left out makes a claim wider.
+// A route is complete or dropped: nothing that is ignored makes a claim wider.
 func TestParseRoutes(t *testing.T) {
 	manyHosts := meta(KeyPath, "/")
 	var many []string
@@ -64,7 +64,7 @@ func TestParseRoutes(t *testing.T) {
 		{"one that the registrar names, and one that it does not", meta("route_hosts", "a.com", "route_hos", "b.com", KeyNoRoute, "SERVICE_ROUTE_HOSTS is an unknown key: did you mean SERVICE_ROUTE_HOST?"), "", true,
 			[]string{`its key "route_hos" is unknown`, "it takes part in no route: SERVICE_ROUTE_HOSTS"}},
 		{"the registrar's word without a route", meta(KeyNoRoute, "its hosts are too long"), "", true, []string{"its hosts are too long"}},
-		// What restricts and cannot be kept must not open.
+		// An invalid restriction must not open a route.
 		{"a bad check", meta(KeyHost, "a.com", KeyCheck, "health"), "", true, []string{`its route_check "health" is not a path like /health, so it has no route; set SERVICE_ROUTE_CHECK`}},
 		{"a bad check without a route", meta(KeyCheck, "health"), "", true, []string{"route_check"}},
 		{"a bad redirect", meta(KeyHost, "a.com", KeyRedirect, "http"), "", true, []string{"route_redirect"}},
@@ -82,7 +82,7 @@ func TestParseRoutes(t *testing.T) {
 		{"a leader of an instance that names no route", meta(KeyTo, "leader"), "", false, nil},
 		{"a misspelt leader", meta(KeyHost, "a.com", "route_too", "leader"), "", true, []string{`its key "route_too" is unknown, so it has no route; did you mean SERVICE_ROUTE_TO?`}},
 		{"a leader as a key", meta(KeyHost, "a.com", "route_to_leader", "true"), "", true, []string{"did you mean SERVICE_ROUTE_TO?"}},
-		// Others do not matter.
+		// Other keys do not matter.
 		{"a misspelt balance", meta(KeyHost, "a.com", "route_ballance", "uri"), "a.com/", true, []string{`its key "route_ballance" is unknown; did you mean SERVICE_ROUTE_BALANCE?`}},
 		{"a bad balance", meta(KeyHost, "a.com", KeyBalance, "best"), "a.com/", true, []string{"route_balance"}},
 		{"an unknown key", meta(KeyHost, "a.com", "route_timeout", "5s"), "a.com/", true, []string{`its key "route_timeout" is unknown and has no effect`}},
@@ -223,7 +223,7 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// Replicas ask for the same, whatever the registrar says of each of them.
+// Replicas ask for the same, regardless of the registrar's own keys.
 func TestSame(t *testing.T) {
 	one := map[string]string{KeyHost: "a.com", "berth-container": "1", KeyStarted: "2026-11-01T00:00:00Z"}
 	for _, tt := range []struct {

@@ -27,8 +27,7 @@ type Options struct {
 //	bind "redis"                       a *Bind; nil if the service has no instance that is well
 //	svc                                a Service: this one
 //
-// A key that does not exist, and a bind that nobody declared, are errors. Only the services of the binds and groups that a
-// template asks for are watched.
+// A missing key and an undeclared bind are errors. Only the services of binds and groups that a template uses are watched.
 func Funcs(o Options) func(report func(string), ask Ask) template.FuncMap {
 	config := func() map[string]any {
 		if o.Config == nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// in is an instance in the catalog, of the host that its ID is followed by.
+// in is an instance in the catalog, on the host in its ID.
 type in struct {
 	id      string
 	index   uint64 // at which it was registered
@@ -49,7 +49,7 @@ func (i in) entry() *api.ServiceEntry {
 	}
 }
 
-// catalog are the instances of services, and what of it was asked for.
+// catalog is the instances of services, and the recorded queries.
 type catalog struct {
 	services map[string][]in
 	asked    []string
@@ -136,7 +136,7 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// A template cannot change the configuration for others.
+// A template cannot modify the configuration for others.
 func TestConfigIsCopied(t *testing.T) {
 	table := map[string]any{"db": map[string]any{"host": "a"}}
 	o := Options{Config: func() map[string]any { return table }}
@@ -182,7 +182,7 @@ func TestBind(t *testing.T) {
 		{"hostile", []in{{id: `"{{`, address: `" evil`}}, `redis redis-prod " evil 80 " evil:80: "{{=" evil:80`},
 	} {
 		c := &catalog{services: map[string][]in{"redis-prod": tt.is, "db": {{id: "db"}}}}
-		for range 2 { // in whatever order Consul answers
+		for range 2 { // in any order of Consul's answer
 			slices.Reverse(c.services["redis-prod"])
 			got, err := render(text, Options{Binds: []Binding{{"redis", "redis-prod"}, {"db", "db"}}, Self: func() Identity { return Identity{Service: "app"} }}, c)
 			if got != tt.want || err != nil {

@@ -64,12 +64,12 @@ func TestEachServerHasItsCheck(t *testing.T) {
 	}
 
 	down := &route.Group{Name: "web", Routes: []claim.Route{{Path: "/"}}, Settings: claim.Settings{Check: "/a"}}
-	if b := Backends(down)[0]; b.Settings.Check != "/a" { // so that a server that comes changes nothing but servers
+	if b := Backends(down)[0]; b.Settings.Check != "/a" { // so a new server changes only servers
 		t.Errorf("without servers the check is %q", b.Settings.Check)
 	}
 }
 
-// A paused group's requests and its connections wait for as long as each other, in milliseconds.
+// A paused group's requests and connections wait equally long, in milliseconds.
 func TestPausedMap(t *testing.T) {
 	pausedMap := func(paused map[string]time.Duration) string {
 		kept := route.NewFragments(route.NewLedger(0))

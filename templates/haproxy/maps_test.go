@@ -49,7 +49,7 @@ func TestDefaults(t *testing.T) {
 		{nil, []string{"http.roundrobin"}},
 		{[]*route.Group{http(""), http("roundrobin"), tcp(""), tcp("uri")}, []string{"http.roundrobin"}},
 		{[]*route.Group{http("leastconn"), tcp("source")}, []string{"http.leastconn", "http.roundrobin", "tcp.source"}},
-		{nil, []string{"http.leastconn", "http.roundrobin", "tcp.source"}}, // nothing that only goes is a change
+		{nil, []string{"http.leastconn", "http.roundrobin", "tcp.source"}}, // a removal alone changes nothing
 		{[]*route.Group{http("hdr(X-User)")}, []string{"http.hdr-X-User", "http.roundrobin"}},
 	} {
 		var got []string

@@ -87,7 +87,7 @@ func TestGroups(t *testing.T) {
 	}
 }
 
-// A service with a dot has a name that is none of berth's own.
+// A service with a dot gets a name unlike berth's own.
 func TestNamesWithDots(t *testing.T) {
 	for _, service := range []string{"Web_App.v1", "no.route", "shop.tcp", "shop.00000000", "http.in"} {
 		c := catalog{}
@@ -98,7 +98,7 @@ func TestNamesWithDots(t *testing.T) {
 	}
 }
 
-// A second group that comes or goes renames nobody.
+// A second group that comes or goes renames no other group.
 func TestGroupsKeepTheirNames(t *testing.T) {
 	l := NewLedger(0)
 	b := nameFor("shop", claim.Route{Host: "b.com", Path: "/"}, 0)
@@ -175,7 +175,7 @@ func TestServing(t *testing.T) {
 	}
 }
 
-// An instance that gets no traffic sets no rule; of several that do and differ, the newest one's counts.
+// An instance without traffic sets nothing; of several different values, the newest instance's counts.
 func TestWhoSetsTheRules(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
@@ -234,7 +234,7 @@ func TestWhoSetsTheRules(t *testing.T) {
 	}
 }
 
-// Each server is asked for what its own instance names. What an instance that is drained names is for nobody.
+// Each server is checked with its own instance's path. The path of a drained instance is not used.
 func TestChecks(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -281,7 +281,7 @@ func TestChecks(t *testing.T) {
 	}
 }
 
-// Who asks for the leader gets nothing but the leader, and nobody while there is none.
+// A service that asks for the leader gets only the leader, and no server without one.
 func TestRouteToLeader(t *testing.T) {
 	leads := func(i *Instance, index uint64, tags ...string) *Instance {
 		i.Service.Tags, i.Service.ModifyIndex = append(tags, "leader"), index
@@ -393,7 +393,7 @@ func TestRouteToLeader(t *testing.T) {
 	}
 }
 
-// The leader is that of the service, whichever of its routes an instance asks for.
+// The leader is the service's, whichever of its routes an instance asks for.
 func TestRouteToLeaderOfTheService(t *testing.T) {
 	c := catalog{}
 	old := c.with("db", "old", "10.0.0.1", 80, KeyHost, "a.com", KeyTo, "leader").Service
@@ -407,7 +407,7 @@ func TestRouteToLeaderOfTheService(t *testing.T) {
 	}
 }
 
-// A change of the leader changes servers and nothing else of a group, also while there is none.
+// A new leader, or none, changes only the servers of a group.
 func TestLeaderChangesServersOnly(t *testing.T) {
 	r := &renderer{Fragments: NewFragments(NewLedger(time.Minute))}
 	group := func(leader string) (Group, []string) {
@@ -437,7 +437,7 @@ func TestLeaderChangesServersOnly(t *testing.T) {
 	}
 }
 
-// A service without a leader falls back; as a fallback, it serves by its leader alone.
+// A service without a leader falls back; as a fallback, only its leader serves.
 func TestFallbackToLeader(t *testing.T) {
 	c := catalog{}
 	c.with("db", "db-1", "10.0.0.1", 80, KeyHost, "a.com", KeyTo, "leader", KeyFallback, "spare").Service.Tags = []string{"follower"}

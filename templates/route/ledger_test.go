@@ -14,13 +14,13 @@ import (
 	"berth/templates/claim"
 )
 
-// renderer renders catalogs with one ledger, as a template does.
+// renderer renders catalogs with one ledger, like a template.
 type renderer struct {
 	*Fragments
 	leftOut []string
 }
 
-// render returns what has which route, and the text, in which each group has a line with its name, routes and servers.
+// render returns the owner of each route, and the text, in which each group has a line with its name, routes and servers.
 func (r *renderer) render(c catalog) (claims []string, text string) {
 	r.leftOut = nil
 	report := func(reason string) { r.leftOut = append(r.leftOut, reason) }
@@ -49,7 +49,7 @@ func (r *renderer) render(c catalog) (claims []string, text string) {
 	return claims, table.Text()
 }
 
-// Who has a route and serves keeps it; who serves gets it from who does not once the time of grace is over.
+// The owner of a route keeps it while it serves; another serving service gets it once the owner's grace time is over.
 func TestConflicts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &renderer{Fragments: NewFragments(NewLedger(5 * time.Minute))}
@@ -95,8 +95,8 @@ func TestConflicts(t *testing.T) {
 	})
 }
 
-// Without a memory, the oldest of those that serve has the route. While instances of a service are still unknown at the
-// start, nothing is given away for good.
+// Without a memory, the oldest serving service has the route. While a service's instances are still unknown at the start,
+// nothing is assigned permanently.
 func TestConflictsAtTheStart(t *testing.T) {
 	c := catalog{}
 	c.with("a", "a", "10.0.0.1", 80, KeyHost, "h").Service.CreateIndex = 9
@@ -113,7 +113,7 @@ func TestConflictsAtTheStart(t *testing.T) {
 	}
 }
 
-// A route that nobody has any more is held, in the same text but for its servers, and does not fall to a wider one.
+// A route without instances is held, with the same text except for its servers, and does not fall to a wider route.
 func TestRoutesOutliveTheirInstances(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := NewLedger(5 * time.Minute)
@@ -155,7 +155,7 @@ func TestRoutesOutliveTheirInstances(t *testing.T) {
 	})
 }
 
-// An edited template begins with fragments of its own, and holds the same routes as the one before.
+// An edited template starts with its own fragments, and holds the same routes as the previous one.
 func TestRoutesOutliveTheTemplate(t *testing.T) {
 	l := NewLedger(time.Minute)
 	before, after := &renderer{Fragments: NewFragments(l)}, &renderer{Fragments: NewFragments(l)}
@@ -175,7 +175,7 @@ func TestRoutesOutliveTheTemplate(t *testing.T) {
 	}
 }
 
-// The services that were known are forgotten with them.
+// The known services are forgotten with them.
 func TestUnknownServicesAreBounded(t *testing.T) {
 	r := &renderer{Fragments: NewFragments(NewLedger(0))}
 	for n := range 10 {
@@ -189,7 +189,7 @@ func TestUnknownServicesAreBounded(t *testing.T) {
 	}
 }
 
-// Where a part of a group's routes is gone, these get a backend without servers, the rest keeps its own.
+// If some of a group's routes disappear, they get a backend without servers, and the other routes keep theirs.
 func TestPartOfAGroupDeparts(t *testing.T) {
 	l := NewLedger(time.Minute)
 	r := &renderer{Fragments: NewFragments(l)}
@@ -220,7 +220,7 @@ func TestNothingIsHeldWithoutGrace(t *testing.T) {
 	}
 }
 
-// A neighbour that comes and goes with ever new routes fills no memory; the oldest of its routes are given up.
+// A service that comes and goes with ever new routes does not fill the memory; its oldest routes are given up.
 func TestDepartedRoutesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := NewLedger(time.Hour)
@@ -240,7 +240,7 @@ func TestDepartedRoutesAreBounded(t *testing.T) {
 	})
 }
 
-// The text of a group that is gone is made once; with a fallback it is made each time.
+// The text of a departed group is rendered once; with a fallback it is rendered every time.
 func TestTextsOfTheDepartedAreMadeOnce(t *testing.T) {
 	r := NewFragments(NewLedger(time.Minute))
 	made := 0
@@ -280,7 +280,7 @@ func TestTextsOfTheDepartedAreMadeOnce(t *testing.T) {
 		if second, third := render(c), render(c); made != tt.want || second != first || third != first || !strings.Contains(first, "shop ") {
 			t.Errorf("%s: made %d times, want %d:\n%s%s%s", tt.name, made, tt.want, first, second, third)
 		}
-		// It is there again, and away again, with one route less.
+		// It returns and departs again with one route less.
 		c.with("shop", "1", "10.0.0.1", 80, append(tt.meta, KeyPath, "/new")...)
 		render(c)
 		delete(c, "shop")

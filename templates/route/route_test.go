@@ -28,13 +28,13 @@ func (c catalog) with(service, id, address string, port int, meta ...string) *In
 	return i
 }
 
-// is gives an instance's own check a state of health.
+// is sets the state of an instance's own check.
 func is(i *Instance, status string) *Instance {
 	i.Checks = append(i.Checks, &api.HealthCheck{CheckID: "own", ServiceID: i.Service.ID, Status: status})
 	return i
 }
 
-// one returns the only group of a service.
+// one returns a service's only group.
 func one(t *testing.T, service string, instances []*Instance, report func(string)) *Group {
 	t.Helper()
 	groups := New(service, instances, unprivileged, NewLedger(0), report)
@@ -47,7 +47,7 @@ func one(t *testing.T, service string, instances []*Instance, report func(string
 // unprivileged are the ports that tests allow.
 var unprivileged = Ports{{1024, 65535}}
 
-// refuse is a report func for what must not be left out.
+// refuse is a report func for tests that must report nothing.
 func refuse(t *testing.T) func(string) {
 	return func(reason string) { t.Errorf("left out: %s", reason) }
 }
@@ -164,7 +164,7 @@ func TestReplicasAreReportedOnce(t *testing.T) {
 	}
 }
 
-// The newest instance that has a value which makes sense decides, and those that have none agree.
+// The newest instance with a valid value decides, and instances without one do not object.
 func TestInstancesDisagree(t *testing.T) {
 	c := catalog{}
 	for n, balance := range []string{" ", "best", "leastconn", "random", " leastconn", "random"} {

@@ -12,7 +12,7 @@ import (
 	"berth/templates/claim"
 )
 
-// moved says whether the ledger has told of a change.
+// moved reports whether the ledger has signalled a change.
 func moved(l *Ledger) bool {
 	select {
 	case <-l.Moved:
@@ -22,7 +22,7 @@ func moved(l *Ledger) bool {
 	}
 }
 
-// After each rendering it is known who has which route and who asks for it in vain, with the reason that was reported.
+// Each rendering records the owner of each route and who asks for it in vain, with the reported reason.
 func TestStanding(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := NewLedger(time.Minute)
@@ -75,7 +75,7 @@ func TestStanding(t *testing.T) {
 	})
 }
 
-// Who has a port that the proxy cannot open has it in vain.
+// The owner of a port that the proxy cannot open has it in vain.
 func TestStandingOfARefusedPort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, refused := NewLedger(time.Minute), NewRefused()

@@ -69,8 +69,8 @@ func ports(t *Table) (all []string) {
 	return all
 }
 
-// A pause is of all groups of its service, also of one that has lost its route or whose instances are gone. It does not outlive
-// the table: the groups' texts do.
+// A pause applies to all groups of its service, including one that has lost its route or whose instances are gone. Unlike
+// the groups' texts, it ends with the table.
 func TestPausedGroups(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		kept := NewFragments(NewLedger(time.Minute))
@@ -126,7 +126,7 @@ func TestPausedGroups(t *testing.T) {
 	})
 }
 
-// A refused port costs the claim of it, and nothing else of the service or of others.
+// A refused port loses its claim; nothing else of the service or of others is affected.
 func TestTableWithoutRefusedPorts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		refused := NewRefused()
@@ -160,17 +160,18 @@ func TestTableWithoutRefusedPorts(t *testing.T) {
 	})
 }
 
-// Each refusal in a row takes twice as long as the one before, up to a limit; a port that was open for long begins anew.
+// Each consecutive refusal lasts twice as long as the previous one, up to a limit; after a port was open for long, this
+// starts again.
 func TestRefusedAgainAndAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := NewRefused()
 		for n, want := range []time.Duration{1, 2, 4, 8, 10, 10} {
 			r.Refuse(5432, "taken")
-			r.Refuse(5432, "taken, still") // of what was rendered before
+			r.Refuse(5432, "taken, still") // for an earlier rendering
 			if got := untilAllowed(r, 5432); got != want*time.Minute {
 				t.Errorf("refusal %d: %v, want %v", n+1, got, want*time.Minute)
 			}
-			time.Sleep(5 * time.Second) // it takes the proxy a while to refuse it again
+			time.Sleep(5 * time.Second) // the proxy needs a while to refuse it again
 		}
 		time.Sleep(11 * time.Minute)
 		r.Refuse(5433, "another")
@@ -195,7 +196,7 @@ func untilAllowed(r *Refused, port int) time.Duration {
 	return time.Since(start)
 }
 
-// A rendering is asked for when a port is refused, and when it may be asked for again.
+// A rendering is requested when a port is refused, and when it may be tried again.
 func TestRefusedAsksForRenderings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -287,7 +288,7 @@ func TestFragments(t *testing.T) {
 		keys[key] = tt.changed
 	}
 
-	// A rendering that fails half-way forgets nothing.
+	// An incomplete rendering forgets nothing.
 	app := k.Keep(&Group{Service: "app", Name: "app"}, "")
 	for _, tt := range []struct {
 		name     string
