@@ -262,7 +262,7 @@ func TestCatalogRefused(t *testing.T) {
 		}, "node_prefix"},
 		"the node, an error": {func(w *cluster) { w.Fail["catalog"] = forbidden }, "node_prefix"},
 		"the node, hidden":   {func(w *cluster) { w.Hidden = true }, "node_prefix"},
-		"to write":           {func(w *cluster) { w.Fail["put"] = forbidden }, "does not take it"},
+		"to write":           {func(w *cluster) { w.Fail["put"] = forbidden }, "which lacks it; the agent does so"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -228,7 +228,7 @@ func TestRefusedChange(t *testing.T) {
 				if err := r.Ready(); err != nil {
 					t.Errorf("not ready: %v", err)
 				}
-				if !strings.Contains(w.log.String(), "consul refuses") {
+				if !strings.Contains(w.log.String(), "Consul refuses") {
 					t.Errorf("the log does not say so: %s", w.log.String())
 				}
 				w.do(func() { clear(w.Fail) })

@@ -58,7 +58,7 @@ func TestE2ETwoRegistrarsWithOneOwner(t *testing.T) {
 	registrars := []*running{l.registrar(networks(l.network)), l.registrar(networks(second))}
 	removed := func() (n int) {
 		for _, r := range registrars {
-			n += strings.Count(r.log.String(), "msg=deregistered")
+			n += strings.Count(r.log.String(), `msg="deregistered `)
 		}
 		return n
 	}

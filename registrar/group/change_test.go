@@ -75,7 +75,7 @@ func TestHangs(t *testing.T) {
 					t.Errorf("gave up after %v", took)
 				}
 				reason := w.report("app-1").Reason
-				want := "not done after 20s"
+				want := "not finished after 20s"
 				if call == "drain" {
 					want = "cannot be taken out of service: context deadline exceeded"
 				}
