@@ -119,7 +119,7 @@ func TestNetworkOfOneThatIsGone(t *testing.T) {
 		w.event("destroy", "net")
 		w.start("another", "10.0.0.1", "SERVICE_IGNORE=1")
 		w.expect(t, time.Second, "")
-		if want := "create this one anew"; !strings.Contains(w.log.String(), want) {
+		if want := "recreate this one"; !strings.Contains(w.log.String(), want) {
 			t.Errorf("the log does not say %q: %s", want, w.log.String())
 		}
 	})

@@ -20,7 +20,7 @@ type successor struct {
 	name    string // as Docker had it before its start
 	unheard bool   // whether Docker told the old one to stop is not known: berth learned of the successor from a list
 
-	created time.Time // zero = Docker has not said yet what it is
+	created time.Time // zero = Docker has not described it yet
 	started bool      // Docker has said that it runs
 	unfit   string    // why the old one does not wait for it; "" = it does
 
@@ -175,7 +175,7 @@ func (p *planner) notServing(t *tracked) string {
 	switch {
 	case x.created.IsZero():
 		p.call(planned{key: key{kind: judging, id: x.id}})
-		return "Docker has not said yet what it is"
+		return "Docker has not described it yet"
 	case p.placing[x.id]:
 		return "it is being given its group's configuration and files"
 	case !x.started:
@@ -187,7 +187,7 @@ func (p *planner) notServing(t *tracked) string {
 	case next == nil:
 		return "it has ended"
 	case !p.enoughKnown(next):
-		return "Docker has not said yet what it is"
+		return "Docker has not described it yet"
 	}
 	if why := p.notInService(next); why != "" {
 		return why

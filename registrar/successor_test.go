@@ -178,8 +178,8 @@ func TestSuccessorNeverServes(t *testing.T) {
 		"it is never ready": {func(w *cluster) { w.recreate(nil) }, "it is not ready: waiting until 10.0.0.2:80 accepts"},
 		"it ends":           {func(w *cluster) { w.recreate(nil); time.Sleep(time.Millisecond); w.die(newID) }, "it has ended"},
 		"its start hangs":   {func(w *cluster) { w.hang(true, "start"); w.recreate(nil) }, "Docker has not started it yet"},
-		"its inspect hangs": {func(w *cluster) { w.hang(true, "inspect "+newID); w.recreate(nil) }, "Docker has not said yet what it is"},
-		"its inspect fails": {func(w *cluster) { w.inspectErr[newID] = errors.New("no answer"); w.recreate(nil) }, "Docker has not said yet what it is"},
+		"its inspect hangs": {func(w *cluster) { w.hang(true, "inspect "+newID); w.recreate(nil) }, "Docker has not described it yet"},
+		"its inspect fails": {func(w *cluster) { w.inspectErr[newID] = errors.New("no answer"); w.recreate(nil) }, "Docker has not described it yet"},
 		"Consul refuses it": {func(w *cluster) {
 			w.Fail["register "+newInstance] = api.StatusError{Code: 400, Body: "no"}
 			w.listen("10.0.0.2:80")
@@ -244,9 +244,9 @@ func TestStartFirstDoesNotFit(t *testing.T) {
 			new: func(c *fsouza.Container) {
 				c.HostConfig = &fsouza.HostConfig{PortBindings: map[fsouza.Port][]fsouza.PortBinding{"80/tcp": {{HostPort: "8080"}}}}
 			},
-			why: "the host's port 8080", signals: true,
+			why: "the host port 8080", signals: true,
 		},
-		"the host's network": {new: func(c *fsouza.Container) { c.HostConfig = &fsouza.HostConfig{NetworkMode: "host"} }, why: "a network of its own", signals: true},
+		"the host's network": {new: func(c *fsouza.Container) { c.HostConfig = &fsouza.HostConfig{NetworkMode: "host"} }, why: "its own network", signals: true},
 		"a single writer":    {new: set("SERVICE_SINGLE", "true"), why: "SERVICE_SINGLE", signals: true},
 		"the old is single":  {old: set("SERVICE_SINGLE", "true"), why: "SERVICE_SINGLE of the old one", signals: true},
 		"a service ID":       {new: set("SERVICE_ID", "x"), why: "the same SERVICE_ID", signals: true},

@@ -352,7 +352,7 @@ func (a *Applier) step(ctx context.Context) (again time.Duration) {
 func (a *Applier) waits() standing {
 	s := standing{state: store.Waiting, reason: "waits for its turn"}
 	if a.lock.session != "" && time.Since(a.seen) >= slowTurn {
-		s.reason += fmt.Sprintf(": %s applies since %s", a.lock.Holder, a.lock.Since.UTC().Format(time.RFC3339))
+		s.reason += fmt.Sprintf(": %s has been applying since %s", a.lock.Holder, a.lock.Since.UTC().Format(time.RFC3339))
 	}
 	return s
 }

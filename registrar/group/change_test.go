@@ -130,7 +130,7 @@ func TestWaitsForSlowHolder(t *testing.T) {
 		r := w.roll()
 		for id := range w.instances {
 			if got := w.report(id); id != r.Holder {
-				expect(t, "reason of "+id, got.Reason, fmt.Sprintf("waits for its turn: %s applies since %s", r.Holder, r.Since.Format(time.RFC3339)))
+				expect(t, "reason of "+id, got.Reason, fmt.Sprintf("waits for its turn: %s has been applying since %s", r.Holder, r.Since.Format(time.RFC3339)))
 			}
 		}
 	})
