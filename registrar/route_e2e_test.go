@@ -40,7 +40,7 @@ func TestE2ERouteOfOnePort(t *testing.T) {
 				}
 				return nil
 			})
-			r.log.Wait(t, "SERVICE_<port>_ROUTE_HOST instead of SERVICE_ROUTE_HOST chooses another\" container="+c.name+" port=8080 others="+tt.silent)
+			r.log.Wait(t, "set SERVICE_<port>_ROUTE_HOST instead of SERVICE_ROUTE_HOST\" container="+c.name+" port=8080 others="+tt.silent)
 		})
 	}
 }

@@ -91,7 +91,7 @@ func atAddress(c Container, p Port, choice string, own target, rule Rule, h Host
 	case !connectable(a):
 		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is not an address that clients can connect to", a)
 	case local(a) && !inPolicy && !configured:
-		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is a loopback or link-local address, which the operator must allow: list it in the policy (addresses)", a)
+		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is a loopback or link-local address, which the operator must allow: name it in the policy (addresses)", a)
 	}
 	own.address = a.String()
 	ofHost := configured || a == parseAddress(h.NodeAddress) || slices.Contains(h.Addresses, a)
@@ -112,7 +112,7 @@ func atAddress(c Container, p Port, choice string, own target, rule Rule, h Host
 	}
 	switch {
 	case !ofHost && !inPolicy:
-		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is neither its own address nor one of its host's, so the operator must allow it: list it in the policy (addresses)", a)
+		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is neither its own address nor one of its host's, so the operator must allow it: name it in the policy (addresses)", a)
 	case len(p.Published) == 0:
 		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is an address of the host, but the port is not published: publish it", a)
 	}

@@ -101,8 +101,8 @@ func allowing(addresses ...string) Host {
 // A label must not point Consul's checks and the load balancer at machines of its choice.
 func TestForeignAddress(t *testing.T) {
 	const (
-		foreign = "is neither its own address nor one of its host's, so the operator must allow it: list it in the policy (addresses)"
-		special = "is a loopback or link-local address, which the operator must allow: list it in the policy (addresses)"
+		foreign = "is neither its own address nor one of its host's, so the operator must allow it: name it in the policy (addresses)"
+		special = "is a loopback or link-local address, which the operator must allow: name it in the policy (addresses)"
 		never   = "is not an address that clients can connect to"
 	)
 	var (

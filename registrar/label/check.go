@@ -136,7 +136,7 @@ func declared(c Container, p Port, keys *portKeys, in Instance, h Host) (out []C
 			kind := nearestKind(key)
 			why := "unknown key: declare a check with HTTP, HTTPS, TCP, GRPC, SCRIPT, CMD or TTL"
 			if kind != "" {
-				why = "unknown key, did you mean " + k.spelling(kind) + "?"
+				why = "unknown key: did you mean " + k.spelling(kind) + "?"
 			}
 			if k.values[key] == "" || (asked && kind == "") { // an option, perhaps, of a check that is made
 				problems = append(problems, k.spelling(key)+" is ignored: "+why)

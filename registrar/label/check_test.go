@@ -136,7 +136,7 @@ func TestChecks(t *testing.T) {
 		{"ten is too many", web(env("SERVICE_CHECK_10_HTTP=/health")), []Instance{inst(critical("SERVICE_CHECK_10_HTTP"))}, []string{"SERVICE_CHECK_10_HTTP: unknown key"}},
 
 		// Bad ones.
-		{"misspelt", web(env("SERVICE_CHECK_HTPP=/health", "SERVICE_CHECK_2_URL=/")), []Instance{inst(critical("SERVICE_CHECK_HTPP", "SERVICE_CHECK_2_URL"))}, []string{"SERVICE_CHECK_HTPP: unknown key, did you mean SERVICE_CHECK_HTTP?; critical until", "SERVICE_CHECK_2_URL: unknown key"}},
+		{"misspelt", web(env("SERVICE_CHECK_HTPP=/health", "SERVICE_CHECK_2_URL=/")), []Instance{inst(critical("SERVICE_CHECK_HTPP", "SERVICE_CHECK_2_URL"))}, []string{"SERVICE_CHECK_HTPP: unknown key: did you mean SERVICE_CHECK_HTTP?; critical until", "SERVICE_CHECK_2_URL: unknown key"}},
 		{"path without slash", web(env("SERVICE_CHECK_HTTP=health")), []Instance{inst(checked(httpCheck()), health)}, nil},
 		{"path in a block of YAML", web(label("SERVICE_CHECK_HTTP", " /health\n")), []Instance{inst(checked(httpCheck()), health)}, nil},
 		{"path in quotes", web(env(`SERVICE_CHECK_HTTP="/health"`)), []Instance{inst(checked(httpCheck()), health)}, nil},
