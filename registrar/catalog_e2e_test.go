@@ -131,7 +131,7 @@ func TestE2ETokenReplaced(t *testing.T) {
 	}
 	replace(tokens[0], tokens[1])
 	l.eventually(again, "it is registered with the new token", func() error {
-		if n := strings.Count(r.log.String(), "msg=registered"); n < 2 {
+		if n := strings.Count(r.log.String(), `msg="registered `); n < 2 {
 			return fmt.Errorf("registered %d times", n)
 		}
 		return nil

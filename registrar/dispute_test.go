@@ -28,7 +28,7 @@ func TestTwoRegistrarsWithOneOwner(t *testing.T) {
 
 		time.Sleep(3 * time.Minute)
 		before, missing := w.called("deregister"), 0
-		steps := w.logged("all in step")
+		steps := w.logged("registrations are in step")
 		for range 30 * 60 {
 			time.Sleep(time.Second)
 			if w.Registered() != "clone:b:80 vm:a:80" {
@@ -38,7 +38,7 @@ func TestTwoRegistrarsWithOneOwner(t *testing.T) {
 		if n := w.called("deregister") - before; n > 8 || missing > 8*11 {
 			t.Errorf("%d were deregistered in half an hour, and one was missing for %d s: they do not hold back", n, missing)
 		}
-		if n := w.logged("all in step") - steps; n > 0 {
+		if n := w.logged("registrations are in step") - steps; n > 0 {
 			t.Errorf("said %d times that all is in step, though they undo each other's work", n)
 		}
 		for _, c := range []*cluster{w, clone} {
@@ -53,7 +53,7 @@ func TestTwoRegistrarsWithOneOwner(t *testing.T) {
 		time.Sleep(concedesMost + time.Minute)
 		w.expect(t, 0, "vm:a:80")
 		time.Sleep(forgives + concedesMost + time.Minute)
-		if w.logged("nobody undoes registrations any more") != 1 {
+		if w.logged("no other program undoes registrations any more") != 1 {
 			t.Errorf("it is not said that it is over:\n%s", w.log.String())
 		}
 	})

@@ -135,9 +135,9 @@ func (r Report) find(name string) (found []Planned, err error) {
 	}
 	switch {
 	case len(found) == 0:
-		return nil, fmt.Errorf("no container with the name, the ID or the compose service %q runs here: see docker ps --all", name)
+		return nil, fmt.Errorf("no container that runs here has the name, the ID or the compose service %q: see docker ps --all", name)
 	case len(found) > 1 && found[0].ComposeService != name:
-		return nil, fmt.Errorf("%d containers have an ID that begins with %s: give more of it", len(found), name)
+		return nil, fmt.Errorf("the IDs of %d containers begin with %s: give more digits", len(found), name)
 	}
 	return found, nil
 }
@@ -260,9 +260,9 @@ func (r *Registrar) silent(t *tracked) string {
 	case err != nil:
 		return err.Error()
 	case !t.inspected():
-		return "Docker has not said yet what it is"
+		return "Docker has not described it yet"
 	case !r.enoughKnown(t):
-		return fmt.Sprintf("it uses the network of container %.12s, and Docker has not said yet what that is", t.NetworkOf)
+		return fmt.Sprintf("it uses the network of container %.12s, which Docker has not described yet", t.NetworkOf)
 	}
 	return "SERVICE_IGNORE is set"
 }
@@ -328,7 +328,7 @@ func (p *planner) standing(i *instance, d agent.Desired, t *tracked) (State, str
 	case maintained:
 		return OutOfService, reason
 	case reason != "":
-		return ToBeChanged, "it is to be taken out of service: " + reason
+		return ToBeChanged, "it will be taken out of service: " + reason
 	}
 	late := d
 	late.NotReady = "late" // the registration of one that was not ready in time has a check more
@@ -337,7 +337,7 @@ func (p *planner) standing(i *instance, d agent.Desired, t *tracked) (State, str
 			return Registered, "as it was before: Consul refuses the change: " + refused
 		}
 		if have.Meta[label.MetaOwner] == "" {
-			return ToBeChanged, "it is Registrator's, and is taken over"
+			return ToBeChanged, "it is Registrator's and will be taken over"
 		}
 		return ToBeChanged, difference(d, have)
 	}
@@ -388,7 +388,7 @@ func difference(d agent.Desired, have agent.Registered) string {
 	case have.Address != d.Address || have.Port != d.Port:
 		return fmt.Sprintf("its address is %s port %d", cmp.Or(have.Address, "the node's"), have.Port)
 	case have.Container() != d.Container:
-		return fmt.Sprintf("it stands for container %.12s", have.Container())
+		return fmt.Sprintf("it belongs to container %.12s", have.Container())
 	case !slices.Equal(have.Tags, d.Tags):
 		return "its tags differ"
 	}
@@ -399,7 +399,7 @@ func difference(d agent.Desired, have agent.Registered) string {
 	}
 	for _, key := range slices.Sorted(maps.Keys(have.Meta)) {
 		if _, wanted := d.Meta[key]; !wanted && key != label.MetaChecks && key != label.MetaStarted && key != claim.MetaReadyAt {
-			return fmt.Sprintf("its metadata %s is to go", key)
+			return fmt.Sprintf("its metadata %s will be removed", key)
 		}
 	}
 	return "its weight or its checks differ"
@@ -424,7 +424,7 @@ func (r *Registrar) leftovers(p plan) (out []Planned) {
 		}
 	}
 	for _, id := range p.orphans {
-		add(r.consul[id], LeftAlone, "it has this host's name and belongs to another Docker engine: if that is gone, deregister it")
+		add(r.consul[id], LeftAlone, "it has this host's name and belongs to another Docker engine: if that engine is gone, deregister it")
 	}
 	return out
 }

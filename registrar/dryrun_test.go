@@ -131,7 +131,7 @@ func TestReportOfChanges(t *testing.T) {
 		}
 		want := []string{
 			"tags [] to be changed: its tags differ",
-			"meta [] to be changed: its metadata version is to go",
+			"meta [] to be changed: its metadata version will be removed",
 			"address [] to be changed: its address is 10.0.0.3 port 81",
 			" [] to be deregistered: no container registers it any more",
 			" [] to be deregistered: no container registers it any more",
@@ -198,8 +198,8 @@ func TestReportOnly(t *testing.T) {
 		{"web", "fff3", ""},    // and before a compose service
 		{"db ddd", "ddd4", ""}, // once
 		{"db shop_web_1", "ddd4 abc1", ""},
-		{"ab", "", "2 containers have an ID that begins with ab: give more of it"},
-		{"web nosuch", "fff3", `no container with the name, the ID or the compose service "nosuch" runs here`},
+		{"ab", "", "the IDs of 2 containers begin with ab: give more digits"},
+		{"web nosuch", "fff3", `no container that runs here has the name, the ID or the compose service "nosuch"`},
 	} {
 		got, err := report.Only(strings.Fields(tt.names)...)
 		var ids []string

@@ -48,13 +48,13 @@ func (f Finder) Find(ctx context.Context, name string) ([]string, error) {
 	}
 	switch {
 	case len(ids) == 0 && unasked != nil:
-		return nil, fmt.Errorf("%s is no service ID at this Consul agent, and Docker cannot be asked for a container: %w", name, unasked)
+		return nil, fmt.Errorf("%s is not a service ID at this Consul agent, and berth cannot ask Docker for a container: %w", name, unasked)
 	case len(ids) == 0 && c.ID != "":
 		return nil, fmt.Errorf("%s is a container with no registered service: berth registrar --dry-run %s says why", name, name)
 	case len(ids) == 0:
-		return nil, fmt.Errorf("%s is no container here and no service ID at this Consul agent: berth registrar --dry-run lists both", name)
+		return nil, fmt.Errorf("%s is neither a container here nor a service ID at this Consul agent: berth registrar --dry-run lists both", name)
 	case len(owners) > 1:
-		return nil, fmt.Errorf("%s is the beginning of the IDs of %d containers: give more of it", name, len(owners))
+		return nil, fmt.Errorf("%s begins the IDs of %d containers: give more digits", name, len(owners))
 	}
 	return ids, nil
 }

@@ -27,7 +27,7 @@ func TestE2ELabels(t *testing.T) {
 		h := l.watch("unchecked")
 		c := l.app("unchecked", "--env", "SERVICE_CHECK_HTTP=http://localhost/health")
 		h.expect(soon, "docker start", "critical")
-		l.says(soon, c.instance(8080), "SERVICE_CHECK_HTTP is not as declared", "critical", "is no path like /health")
+		l.says(soon, c.instance(8080), "SERVICE_CHECK_HTTP is not as declared", "critical", "is not a path like /health")
 	})
 
 	t.Run("a check without slash and unit", func(t *testing.T) {

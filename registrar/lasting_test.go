@@ -26,7 +26,7 @@ func TestLastingFailures(t *testing.T) {
 		_, stop := w.run(t)
 		defer stop()
 		time.Sleep(5*time.Minute + 8*time.Second) // not just when Consul is read, or the event stream opened anew
-		if n := w.logged(`level=INFO msg="all in step with Docker and Consul" instances=`); n != 1 {
+		if n := w.logged(`level=INFO msg="all registrations are in step with Docker and Consul" instances=`); n != 1 {
 			t.Fatalf("said %d times that all is in step:\n%s", n, w.log.String())
 		}
 		for _, tt := range []struct {
@@ -35,10 +35,10 @@ func TestLastingFailures(t *testing.T) {
 			line       string
 			said       int // at once, after 1, 5, 10 and 20 minutes, and with another reason
 		}{
-			{"Consul", func() { w.Err = errors.New("connection refused") }, func() { w.Err = nil }, `consul failed, .* trying again"`, 5},
-			{"Docker", func() { w.dockerErr = errors.New("no daemon"); close(w.broken) }, func() { w.dockerErr = nil; w.broken = make(chan struct{}) }, `"docker events failed, .* trying again"`, 6},
+			{"Consul", func() { w.Err = errors.New("connection refused") }, func() { w.Err = nil }, `requests to Consul fail; .* trying again"`, 5},
+			{"Docker", func() { w.dockerErr = errors.New("no daemon"); close(w.broken) }, func() { w.dockerErr = nil; w.broken = make(chan struct{}) }, `"Docker's event stream is broken; .* trying again"`, 6},
 		} {
-			before, steps := w.logged(tt.line), w.logged("all in step")
+			before, steps := w.logged(tt.line), w.logged("registrations are in step")
 			w.do(tt.fail)
 			time.Sleep(21*time.Minute + 5*time.Second)
 			if n := w.logged(tt.line) - before; n != tt.said {
@@ -49,11 +49,11 @@ func TestLastingFailures(t *testing.T) {
 			}
 			w.do(tt.mend)
 			time.Sleep(2 * time.Minute)
-			if n := w.logged("all in step") - steps; n != 1 {
+			if n := w.logged("registrations are in step") - steps; n != 1 {
 				t.Errorf("%s: said %d times that all is in step again:\n%s", tt.name, n, w.log.String())
 			}
 		}
-		if n := w.logged("(docker events|consul) answers\" for=21m"); n != 2 {
+		if n := w.logged("(event stream is open|Consul answers) again after 21m[0-9]+s\" for=21m"); n != 2 {
 			t.Errorf("said %d times for how long it was away:\n%s", n, w.log.String())
 		}
 	})
@@ -69,11 +69,11 @@ func TestLastingRefusal(t *testing.T) {
 		r, stop := w.run(t)
 		defer stop()
 		time.Sleep(21*time.Minute + 8*time.Second) // not just at a resync, when berth asks again
-		const line = "not registered: consul refuses it"
+		const line = "cannot register a as app: Consul refuses it"
 		if n := w.logged(line); n < 4 || n > 5 {
 			t.Errorf("said %d times in 21 minutes:\n%s", n, w.log.String())
 		}
-		if w.logged("all in step") > 0 {
+		if w.logged("registrations are in step") > 0 {
 			t.Errorf("said that all is in step:\n%s", w.log.String())
 		}
 		report, err := r.Report(t.Context())
@@ -82,7 +82,7 @@ func TestLastingRefusal(t *testing.T) {
 		}
 		w.do(func() { delete(w.Fail, "register vm:a:80") })
 		time.Sleep(2 * time.Minute)
-		if w.logged("all in step") != 1 || w.logged(`consul refuses it no longer" for=2\dm.* instance=vm:a:80`) != 1 {
+		if w.logged("registrations are in step") != 1 || w.logged(`Consul no longer refuses app of a" for=2\dm.* instance=vm:a:80`) != 1 {
 			t.Errorf("not said that it is over, and that all is in step:\n%s", w.log.String())
 		}
 	})
@@ -111,12 +111,12 @@ func TestInStep(t *testing.T) {
 				}
 				time.Sleep(tt.said - 100*time.Millisecond)
 				synctest.Wait()
-				if w.logged("all in step") > 0 {
+				if w.logged("registrations are in step") > 0 {
 					t.Errorf("said too early:\n%s", w.log.String())
 				}
 				time.Sleep(5 * time.Second)
 				synctest.Wait()
-				if w.logged(`all in step with Docker and Consul" instances=2 containers=2`) != 1 {
+				if w.logged(`all registrations are in step with Docker and Consul" instances=2 containers=2`) != 1 {
 					t.Errorf("not said:\n%s", w.log.String())
 				}
 			})

@@ -65,7 +65,7 @@ func TestE2ENetworkOfOneThatRestarts(t *testing.T) {
 	l.expect(soon, app.instance(8080), "")
 	l.web("vpn", "", "--env", "SERVICE_IGNORE=1")
 	l.eventually(soon, "the reason says what helps", func() error {
-		if !strings.Contains(r.log.String(), "create this one anew") {
+		if !strings.Contains(r.log.String(), "recreate this one") {
 			return errors.New("it does not")
 		}
 		return nil

@@ -119,7 +119,7 @@ func TestNetworkOfOneThatIsGone(t *testing.T) {
 		w.event("destroy", "net")
 		w.start("another", "10.0.0.1", "SERVICE_IGNORE=1")
 		w.expect(t, time.Second, "")
-		if want := "create this one anew"; !strings.Contains(w.log.String(), want) {
+		if want := "recreate this one"; !strings.Contains(w.log.String(), want) {
 			t.Errorf("the log does not say %q: %s", want, w.log.String())
 		}
 	})
@@ -262,7 +262,7 @@ func TestCatalogRefused(t *testing.T) {
 		}, "node_prefix"},
 		"the node, an error": {func(w *cluster) { w.Fail["catalog"] = forbidden }, "node_prefix"},
 		"the node, hidden":   {func(w *cluster) { w.Hidden = true }, "node_prefix"},
-		"to write":           {func(w *cluster) { w.Fail["put"] = forbidden }, "does not take it"},
+		"to write":           {func(w *cluster) { w.Fail["put"] = forbidden }, "which lacks it; the agent does so"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -78,7 +78,7 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 		r.adopt()
 		r.overdue(began)
 		for _, container := range r.revive(began) {
-			r.opts.Log.Warn("back in service when it is ready: it was told to stop and runs on", "container", container)
+			r.opts.Log.Warn(container+" was told to stop but still runs: back in service when it is ready", "container", container)
 		}
 		p := r.plan(began)
 		if !dry && r.handOver(p.handovers, began) {
@@ -212,9 +212,9 @@ func (r *Registrar) ended(u ended) {
 		r.catalog, r.blind = u.answer.(agent.View), false
 	case publishing:
 		if have := u.answer.(agent.Registered); have.Held() {
-			msg := "put into Consul's catalog, which lacked it though the agent holds it"
+			msg := "put " + u.id + " into Consul's catalog, which lacked it although the agent holds it"
 			if u.view.Services[u.id] {
-				msg = "put into Consul's catalog anew: what it has may date from another token"
+				msg = "put " + u.id + " into Consul's catalog again: its entry there may date from another token"
 			}
 			r.opts.Log.Info(msg, "service", have.Service, "instance", u.id)
 		} else {
@@ -226,7 +226,7 @@ func (r *Registrar) ended(u ended) {
 		r.entries[u.id] = e
 	case beating:
 		if was := u.beat.Said(r.consul[u.id]); was != nil && was.Status != u.beat.Status {
-			r.opts.Log.Info("check is "+u.beat.Status, "instance", u.id, "check", was.Name, "was", was.Status)
+			r.opts.Log.Info(fmt.Sprintf("check %q of %s is %s", was.Name, u.id, u.beat.Status), "instance", u.id, "check", was.Name, "was", was.Status)
 		}
 	}
 	u.done(nil)
@@ -235,9 +235,9 @@ func (r *Registrar) ended(u ended) {
 // isRefused records that Consul refuses to register an instance. That does not count as a failure: it is logged, and the
 // previous registration stays.
 func (r *Registrar) isRefused(u ended, refused *agent.Refusal) {
-	msg := "not registered: consul refuses it; berth asks again at the next resync"
+	msg := fmt.Sprintf("cannot register %s as %s: Consul refuses it; berth tries again at the next resync", u.change.Of, u.change.Name)
 	if r.consul[u.id].Held() {
-		msg = "stays registered as it was: consul refuses the change; berth asks again at the next resync"
+		msg = fmt.Sprintf("%s of %s stays registered as it was: Consul refuses the change; berth tries again at the next resync", u.change.Name, u.change.Of)
 	}
 	lasting := r.refusals[u.id]
 	if lasting == nil {
@@ -259,7 +259,7 @@ func (r *Registrar) isAccepted(u ended) {
 	delete(r.refused, u.id)
 	if lasting := r.refusals[u.id]; lasting != nil {
 		_, lasted := lasting.Over(time.Now())
-		r.opts.Log.Info("consul refuses it no longer", append(retry.For(lasted), "service", u.change.Name, "instance", u.id, "container", u.change.Of)...)
+		r.opts.Log.Info(fmt.Sprintf("Consul no longer refuses %s of %s", u.change.Name, u.change.Of), append(retry.For(lasted), "service", u.change.Name, "instance", u.id, "container", u.change.Of)...)
 		delete(r.refusals, u.id)
 	}
 }
@@ -277,10 +277,10 @@ func (r *Registrar) notPublished(u ended) {
 	switch {
 	case u.kind == comparing && !r.blind:
 		r.blind = true
-		r.opts.Log.Info("Consul's catalog is not compared with what its agent holds, so an entry that the servers lose comes back after minutes only: give berth's token agent_prefix and node_prefix \"\" { policy = \"read\" }", "err", u.err)
+		r.opts.Log.Info("Consul's catalog is not compared with its agent, so an entry that the servers lose returns only after minutes: give berth's token agent_prefix and node_prefix \"\" { policy = \"read\" }", "err", u.err)
 	case u.kind == publishing && r.lacking[u.id] != u.err.Error():
 		r.lacking[u.id] = u.err.Error()
-		r.opts.Log.Warn("Consul's catalog lacks what the agent holds and does not take it from berth; the agent hands it on within minutes", "instance", u.id, "err", u.err)
+		r.opts.Log.Warn("cannot put "+u.id+" into Consul's catalog, which lacks it; the agent does so within minutes", "instance", u.id, "err", u.err)
 	}
 }
 
@@ -390,13 +390,13 @@ func (r *Registrar) probe(ctx context.Context, probe *probe, how label.Ready) {
 func (r *Registrar) signal(ctx context.Context, t *tracked) {
 	signal := t.drain.signal
 	t.drain.signal = 0
-	log := r.opts.Log.With("container", t.Name, "signal", label.SignalName(signal))
+	name, log := t.Name, r.opts.Log.With("container", t.Name, "signal", label.SignalName(signal))
 	r.work.Go(func() {
 		if err := docker.Kill(ctx, r.opts.Docker, t.id, signal); err != nil {
-			log.Error("cannot send the stop signal; Docker's stop timeout will end the container", "err", err)
+			log.Error("cannot send "+label.SignalName(signal)+" to "+name+"; Docker ends it when its stop timeout is over", "err", err)
 			return
 		}
-		log.Info("drained, stop signal sent")
+		log.Info("drained " + name + " and sent it " + label.SignalName(signal))
 	})
 }
 
@@ -429,7 +429,7 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 	if orphans := strings.Join(p.orphans, ", "); orphans != r.orphans {
 		r.orphans = orphans
 		if orphans != "" {
-			r.opts.Log.Warn("registrations with this host's name belong to another Docker engine and are left alone: if that engine is gone, deregister them", "instances", orphans)
+			r.opts.Log.Warn("registrations with this host's name belong to another Docker engine, so berth does not touch them: if that engine is gone, deregister them", "instances", orphans)
 		}
 	}
 }
@@ -447,9 +447,10 @@ func (r *Registrar) explainRejections(ctx context.Context, p plan) {
 		if now[f] = true; r.rejections[f] {
 			continue
 		}
-		msg, attrs := verdict(f.reason, p.registers[f.container]), []any{"container", t.Name}
+		says := verdict(f.reason, p.registers[f.container])
+		msg, attrs := t.Name+" is "+says, []any{"container", t.Name}
 		if key, misspelt := t.asked.MisspeltIn(f.reason); misspelt {
-			msg, attrs = fmt.Sprintf("ignored %s of %s: unknown key, did you mean %s?", key.Label, t.Name, key.Meant), append(attrs, "reason", msg)
+			msg, attrs = fmt.Sprintf("ignored %s of %s: unknown key, did you mean %s?", key.Label, t.Name, key.Meant), append(attrs, "reason", says)
 		}
 		r.opts.Log.Log(ctx, level, msg, attrs...)
 	}
@@ -471,7 +472,7 @@ func (r *Registrar) explainStep(p plan) {
 			containers[have.Container()] = true
 		}
 	}
-	r.opts.Log.Info("all in step with Docker and Consul", "instances", instances, "containers", len(containers))
+	r.opts.Log.Info("all registrations are in step with Docker and Consul", "instances", instances, "containers", len(containers))
 }
 
 // explainDisputes warns of another program that undoes what this registrar does.
@@ -479,7 +480,7 @@ func (r *Registrar) explainDisputes() {
 	ids := r.disputes.instances()
 	if len(ids) == 0 {
 		if was, lasted := r.undone.Over(time.Now()); was {
-			r.opts.Log.Info("nobody undoes registrations any more", retry.For(lasted)...)
+			r.opts.Log.Info("no other program undoes registrations any more", retry.For(lasted)...)
 		}
 		return
 	}
@@ -489,8 +490,8 @@ func (r *Registrar) explainDisputes() {
 		list += fmt.Sprintf(" and %d more", n)
 	}
 	if tell, lasts := r.undone.Tell("undone", time.Now()); tell {
-		r.opts.Log.Warn("another program undoes what this registrar does, again and again, so it holds back: is there a second registrar with the same owner? "+
-			"On one Docker host, stop one of them or give each its own --owner. Of cloned machines, stop Docker on one, remove /etc/docker/key.json and /var/lib/docker/engine-id, and start it",
+		r.opts.Log.Warn("another program undoes what this registrar does, so it holds back: is there a second registrar with the same owner? "+
+			"On one Docker host, stop one of the two or give each its own --owner. On one of two cloned machines, stop Docker, remove /etc/docker/key.json and /var/lib/docker/engine-id, and start it again",
 			append(retry.For(lasts), "instances", list, "owner", r.own.Owner)...)
 	}
 }
@@ -511,9 +512,9 @@ func (r *Registrar) explainRoutes(all map[*tracked]routed) {
 		if before[in.Container] == in.Inside {
 			continue
 		}
-		level, msg := slog.LevelInfo, "a route that is asked for on a container with several ports goes to one of them"
+		level, msg := slog.LevelInfo, fmt.Sprintf("the route of %s goes to port %d, one of several", t.Name, in.Inside)
 		if c.holder != c.contenders[0] {
-			level, msg = slog.LevelWarn, msg+"; those before it are not ready in time"
+			level, msg = slog.LevelWarn, msg+", as the ports before it are not ready in time"
 		}
 		var others []string
 		for _, o := range c.contenders {
@@ -521,7 +522,7 @@ func (r *Registrar) explainRoutes(all map[*tracked]routed) {
 				others = append(others, strconv.Itoa(int(o.desired.Inside)))
 			}
 		}
-		r.opts.Log.Log(context.Background(), level, msg+"; SERVICE_<port>_ROUTE_HOST instead of SERVICE_ROUTE_HOST chooses another",
+		r.opts.Log.Log(context.Background(), level, msg+": to choose another, set SERVICE_<port>_ROUTE_HOST instead of SERVICE_ROUTE_HOST",
 			"container", t.Name, "port", in.Inside, "others", strings.Join(others, ","))
 	}
 }

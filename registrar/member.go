@@ -301,7 +301,7 @@ func (p *planner) notInService(t *tracked) string {
 		}
 	}
 	if len(t.instances) == 0 {
-		return "it is not known yet what it registers"
+		return "berth does not know yet what it registers"
 	}
 	return ""
 }

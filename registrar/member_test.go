@@ -287,7 +287,7 @@ func TestContainerThatCannotTakeItUp(t *testing.T) {
 			reason: "the directory does not exist: create it in the image, or mount a volume there", within: 10 * time.Second,
 		},
 		{name: "the archive hangs", prepare: func(r *ring) { r.hang(true, "upload") }, reason: "deadline exceeded", within: 30 * time.Second},
-		{name: "the restart hangs", prepare: func(r *ring) { r.hang(true, "restart") }, reason: "not done after", within: 5 * time.Minute},
+		{name: "the restart hangs", prepare: func(r *ring) { r.hang(true, "restart") }, reason: "not finished after", within: 5 * time.Minute},
 		{
 			name: "the restart fails", prepare: func(r *ring) {
 				r.restarted = func(id string) error {
@@ -386,7 +386,7 @@ func TestContainerThatCannotTakeItUp(t *testing.T) {
 				r.fails(t, tt.within, "app1", tt.reason)
 				r.hang(false, "upload", "restart")
 				r.expectThat(t, 2*time.Minute, "it is in service", func() bool { return r.Registered() == "vm:app1:80" })
-				if got := r.file("app1"); string(got.Text) != "old" && tt.reason != "not done after" {
+				if got := r.file("app1"); string(got.Text) != "old" && tt.reason != "not finished after" {
 					t.Errorf("the file has %q", got.Text)
 				} else if got.Mode != 0o600 {
 					t.Errorf("its mode is %o", got.Mode)

@@ -207,11 +207,11 @@ func TestLinesOfALife(t *testing.T) {
 
 		names := ` service=shop instance=vm:web_1:80 container=web_1`
 		want := []string{
-			`level=INFO msg=registered` + names + ` address=10.0.0.1 port=80 took=TIME`,
-			`level=INFO msg="out of service"` + names + ` reason="the container is paused"`,
-			`level=INFO msg="back in service"` + names,
-			`level=INFO msg="out of service"` + names + ` reason="the container is being stopped by SIGTERM"`,
-			`level=INFO msg=deregistered` + names,
+			`level=INFO msg="registered web_1 as shop on 10.0.0.1:80"` + names + ` address=10.0.0.1 port=80 took=TIME`,
+			`level=INFO msg="took shop of web_1 out of service"` + names + ` reason="the container is paused"`,
+			`level=INFO msg="shop of web_1 is back in service"` + names,
+			`level=INFO msg="took shop of web_1 out of service"` + names + ` reason="the container is being stopped by SIGTERM"`,
+			`level=INFO msg="deregistered shop of web_1"` + names,
 		}
 		var got []string
 		for line := range strings.Lines(w.log.String()) {
@@ -255,7 +255,7 @@ func TestTookIsToldOnce(t *testing.T) {
 		w.do(w.Forget)
 		w.expect(t, reread+2*time.Second, "vm:a:80")
 		log := w.log.String()
-		if registered, took := strings.Count(log, "msg=registered"), strings.Count(log, "took="); registered != 3 || took != 1 {
+		if registered, took := strings.Count(log, "msg=\"registered"), strings.Count(log, "took="); registered != 3 || took != 1 {
 			t.Errorf("%d registrations, %d of them took a time:\n%s", registered, took, log)
 		}
 	})

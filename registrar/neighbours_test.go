@@ -228,7 +228,7 @@ func TestRefusedChange(t *testing.T) {
 				if err := r.Ready(); err != nil {
 					t.Errorf("not ready: %v", err)
 				}
-				if !strings.Contains(w.log.String(), "consul refuses") {
+				if !strings.Contains(w.log.String(), "Consul refuses") {
 					t.Errorf("the log does not say so: %s", w.log.String())
 				}
 				w.do(func() { clear(w.Fail) })
@@ -353,7 +353,7 @@ func TestAnotherAddress(t *testing.T) {
 		if w.Called("deregister") != 0 {
 			t.Error("it was deregistered in between")
 		}
-		if n := strings.Count(w.log.String(), "vm:a:80 stays where it was, at 10.0.0.1:80, and not at 10.0.0.2:80: it is not ready there: connection refused"); n != 1 {
+		if n := strings.Count(w.log.String(), "vm:a:80 stays at 10.0.0.1:80 and does not move to 10.0.0.2:80: it is not ready there: connection refused"); n != 1 {
 			t.Errorf("the reason is said %d times: %s", n, w.log.String())
 		}
 	})
@@ -499,7 +499,7 @@ func TestReadBack(t *testing.T) {
 		w.start("b", "10.0.0.2")
 		time.Sleep(time.Minute)
 		w.expect(t, 0, "vm:b:80")
-		if err := r.Ready(); err == nil || !strings.Contains(err.Error(), "vm:a:80: consul does not hold what was written") {
+		if err := r.Ready(); err == nil || !strings.Contains(err.Error(), "vm:a:80: Consul does not hold what berth wrote") {
 			t.Errorf("Ready() = %v", err)
 		}
 		if n := w.Called("register"); n > 40 {

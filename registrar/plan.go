@@ -267,7 +267,7 @@ func (p *planner) instance(i *instance) {
 		p.holding[t] = true
 		return
 	case d.NotReady != "" && ours && t.begun(have) && have.WasReady() && !have.Serves(d.Instance) && p.has(t, have):
-		p.plan.rejections = append(p.plan.rejections, rejection{t.id, fmt.Sprintf("%s stays where it was, at %s, and not at %s: it is not ready there: %s",
+		p.plan.rejections = append(p.plan.rejections, rejection{t.id, fmt.Sprintf("%s stays at %s and does not move to %s: it is not ready there: %s",
 			d.ID, endpoint(have.Address, have.Port), endpoint(d.Address, d.Port), d.NotReady)})
 		p.plan.instances++
 		p.holding[t] = true
@@ -328,7 +328,7 @@ func (p *planner) notReady(i *instance, t *tracked) string {
 		}
 		return cmp.Or(i.late, tooEarly)
 	case t.Health == "unhealthy":
-		return "Docker's HEALTHCHECK says unhealthy: " + cmp.Or(t.HealthOutput, "without a word")
+		return "Docker's HEALTHCHECK says unhealthy: " + cmp.Or(t.HealthOutput, "no output")
 	case p.due(i.since.Add(p.opts.ReadyTimeout)):
 		return "Docker's HEALTHCHECK does not say healthy: " + cmp.Or(t.HealthOutput, t.Health)
 	}

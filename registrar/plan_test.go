@@ -283,7 +283,7 @@ func TestEventsOfUnknownContainers(t *testing.T) {
 
 // A key that is left out does not make a registered container one that is not.
 func TestVerdicts(t *testing.T) {
-	reasons := []string{`port 80/tcp: "SERVICE_A.B" is left out`}
+	reasons := []string{`port 80/tcp: "SERVICE_A.B" is ignored`}
 	if got := (Planned{Reasons: reasons}).Verdicts(); !slices.Equal(got, []string{"not registered: " + reasons[0]}) {
 		t.Errorf("of one that registers nothing: %q", got)
 	}

@@ -113,9 +113,9 @@ func New(opts Options) *Registrar {
 		lasting: map[string]*retry.Lasting{"docker": {}, "docker events": {}, "consul": {}},
 		lacking: map[string]string{}, refusals: map[string]*retry.Lasting{},
 		status: map[string]error{
-			"docker":        errors.New("docker was not asked yet"),
+			"docker":        errors.New("Docker has not been asked yet"),
 			"docker events": nil,
-			"consul":        errors.New("consul was not asked yet"),
+			"consul":        errors.New("Consul has not been asked yet"),
 		},
 	}
 	for _, k := range []kind{describing, listing, inspecting, reading, changing, beating, comparing, publishing, judging, launching} {
@@ -144,18 +144,27 @@ func (r *Registrar) setStatus(what string, err error) {
 	before := r.status[what]
 	r.status[what] = err
 	r.mu.Unlock()
-	lasting := r.lasting[what]
+	lasting, works, fails := r.lasting[what], "Consul answers", "requests to Consul fail"
+	switch what {
+	case "docker":
+		works, fails = "Docker answers", "requests to Docker fail"
+	case "docker events":
+		works, fails = "Docker's event stream is open", "Docker's event stream is broken"
+	}
 	if err != nil {
 		r.inStep = false
 		first, _, _ := strings.Cut(err.Error(), "\n") // each call that fails adds one
 		if tell, lasts := lasting.Tell(first, time.Now()); tell {
-			r.opts.Log.Error(what+" failed, everything stays registered as it is; trying again", append(retry.For(lasts), "err", oneError(err))...)
+			r.opts.Log.Error(fails+"; registrations stay as they are, trying again", append(retry.For(lasts), "err", oneError(err))...)
 		}
 		return
 	}
 	was, lasted := lasting.Over(time.Now())
-	if was || before != nil {
-		r.opts.Log.Info(what+" answers", retry.For(lasted)...)
+	switch {
+	case was && lasted >= time.Second:
+		r.opts.Log.Info(fmt.Sprintf("%s again after %v", works, lasted.Round(time.Second)), retry.For(lasted)...)
+	case was || before != nil:
+		r.opts.Log.Info(works, retry.For(lasted)...)
 	}
 }
 

@@ -348,7 +348,7 @@ func TestE2EFinder(t *testing.T) {
 		"id":                   {arg: c.id, want: both},
 		"beginning of the id":  {arg: c.id[:12], want: both},
 		"service id":           {arg: c.instance(9090), want: both[1:]},
-		"nothing":              {arg: l.name + "-nosuch", err: "is no container here and no service ID"},
+		"nothing":              {arg: l.name + "-nosuch", err: "is neither a container here nor a service ID"},
 		"not registered":       {arg: l.name + "-consul", err: "is a container with no registered service: berth registrar --dry-run "},
 		"another's service id": {arg: other.instance(8080), want: []string{other.instance(8080)}},
 	} {

@@ -326,7 +326,7 @@ func TestOnce(t *testing.T) {
 		{name: "Docker is away", prepare: func(w *cluster) { w.dockerErr = errors.New("no daemon") }, took: 4 * time.Second, err: "no daemon"},
 		{
 			name: "Consul loses a registration", prepare: func(w *cluster) { w.Lose = map[string]bool{"register vm:a:80": true}; delete(w.containers, "b") },
-			registered: "", took: time.Second, err: "vm:a:80: consul does not hold what was written",
+			registered: "", took: time.Second, err: "vm:a:80: Consul does not hold what berth wrote",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -40,7 +40,7 @@ func TestE2ERouteOfOnePort(t *testing.T) {
 				}
 				return nil
 			})
-			r.log.Wait(t, "SERVICE_<port>_ROUTE_HOST instead of SERVICE_ROUTE_HOST chooses another\" container="+c.name+" port=8080 others="+tt.silent)
+			r.log.Wait(t, "set SERVICE_<port>_ROUTE_HOST instead of SERVICE_ROUTE_HOST\" container="+c.name+" port=8080 others="+tt.silent)
 		})
 	}
 }
@@ -58,7 +58,7 @@ func TestE2ETwoRegistrarsWithOneOwner(t *testing.T) {
 	registrars := []*running{l.registrar(networks(l.network)), l.registrar(networks(second))}
 	removed := func() (n int) {
 		for _, r := range registrars {
-			n += strings.Count(r.log.String(), "msg=deregistered")
+			n += strings.Count(r.log.String(), `msg="deregistered `)
 		}
 		return n
 	}

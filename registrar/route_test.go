@@ -57,7 +57,7 @@ func TestRouteOfSeveralPorts(t *testing.T) {
 		if with, why := w.routeOf(); with != "vm:ci:8080" || len(why) != 2 || why[0] != "SERVICE_ROUTE_HOST goes to port 8080: set SERVICE_22_ROUTE_HOST for this one" {
 			t.Errorf("%q has the route, the others say %q", with, why)
 		}
-		if line := "goes to one of them; those before it are not ready in time; SERVICE_<port>_ROUTE_HOST instead of SERVICE_ROUTE_HOST chooses another\" container=ci port=8080 others=22,50000"; strings.Count(w.log.String(), line) != 1 {
+		if line := "the route of ci goes to port 8080, one of several, as the ports before it are not ready in time: to choose another, set SERVICE_<port>_ROUTE_HOST instead of SERVICE_ROUTE_HOST\" container=ci port=8080 others=22,50000"; strings.Count(w.log.String(), line) != 1 {
 			t.Errorf("not in the log once: %s\n%s", line, w.log.String())
 		}
 		report, err := r.Report(t.Context())

@@ -614,7 +614,7 @@ func (s *state) consulHolds(have agent.State, began int) (unconfirmed int) {
 			s.disputes.confirmed(c.applied, s.readAt)
 			delete(s.calls, k)
 		default:
-			c.done(fmt.Errorf("%s: consul does not hold what was written", k.id))
+			c.done(fmt.Errorf("%s: Consul does not hold what berth wrote", k.id))
 			unconfirmed++
 		}
 	}

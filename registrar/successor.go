@@ -20,7 +20,7 @@ type successor struct {
 	name    string // as Docker had it before its start
 	unheard bool   // whether Docker told the old one to stop is not known: berth learned of the successor from a list
 
-	created time.Time // zero = Docker has not said yet what it is
+	created time.Time // zero = Docker has not described it yet
 	started bool      // Docker has said that it runs
 	unfit   string    // why the old one does not wait for it; "" = it does
 
@@ -116,13 +116,13 @@ func (s *state) unfit(t *tracked, in docker.Inspected) string {
 	case why != "":
 		return why
 	case !in.SameService(t.Container):
-		return "the two are not of the same service of a compose project"
+		return "the two do not belong to the same service of a compose project"
 	case label.Single(t.Container) != "":
-		return "SERVICE_SINGLE of the old one says that two of it must not run at the same time"
+		return "SERVICE_SINGLE of the old one forbids two at the same time"
 	case len(instances) == 0:
 		return "it registers nothing"
 	case !s.drainsFirst(t):
-		return "the old one has no stop_signal: SIGCONT with the real one in SERVICE_STOP_SIGNAL: the next time it works"
+		return "the old one lacks stop_signal: SIGCONT with the real signal in SERVICE_STOP_SIGNAL: it works from the next replacement on"
 	case !s.registers(t):
 		return "the old one is not registered"
 	case s.patience(t) <= 0:
@@ -175,7 +175,7 @@ func (p *planner) notServing(t *tracked) string {
 	switch {
 	case x.created.IsZero():
 		p.call(planned{key: key{kind: judging, id: x.id}})
-		return "Docker has not said yet what it is"
+		return "Docker has not described it yet"
 	case p.placing[x.id]:
 		return "it is being given its group's configuration and files"
 	case !x.started:
@@ -187,7 +187,7 @@ func (p *planner) notServing(t *tracked) string {
 	case next == nil:
 		return "it has ended"
 	case !p.enoughKnown(next):
-		return "Docker has not said yet what it is"
+		return "Docker has not described it yet"
 	}
 	if why := p.notInService(next); why != "" {
 		return why
@@ -213,12 +213,12 @@ func (r *Registrar) handOver(all []handover, now time.Time) (changed bool) {
 			log := r.opts.Log.With("container", x.name, "replaces", fmt.Sprintf("%s (%.12s)", h.Name, h.id))
 			switch {
 			case h.serves:
-				log.Info("serves, so the container that it replaces is drained")
+				log.Info(x.name + " serves; draining " + h.Name + ", which it replaces")
 			case x.unfit != "":
-				log.Warn("is not started before the container that it replaces has stopped: " + x.unfit)
+				log.Warn(x.name + " starts only after " + h.Name + " has stopped: " + x.unfit)
 			default:
-				log.Warn(fmt.Sprintf("does not serve, and the container that it replaces is drained all the same, as Docker kills it %v after its stop signal: "+
-					"see why it does not, or make its stop_grace_period longer", h.StopTimeout), "err", h.why)
+				log.Warn(fmt.Sprintf("%s does not serve yet, but %s is drained all the same, because Docker kills it %v after its stop signal: "+
+					"see why, or make its stop_grace_period longer", x.name, h.Name, h.StopTimeout), "err", h.why)
 			}
 			r.takeSignals(h.tracked)
 		case h.serves == x.since.IsZero():
@@ -238,7 +238,7 @@ func (r *Registrar) launch(ctx context.Context, id string) (refused string, err 
 	err = r.opts.Start(ctx, id)
 	var refusal *docker.Refusal
 	if errors.As(err, &refusal) {
-		return fmt.Sprintf("Docker refuses to start it beside the old one: %s: leave ipv4_address away, and whatever else only one of two can have", refusal.Why), nil
+		return fmt.Sprintf("Docker refuses to start it next to the old one: %s: remove ipv4_address and anything else that only one container can have", refusal.Why), nil
 	}
 	return "", err
 }
@@ -249,5 +249,5 @@ func (r *Registrar) launched(t *tracked, refused string) {
 		t.successor.unfit = refused
 		return
 	}
-	r.opts.Log.Info("started before the container that it replaces is stopped", "container", t.successor.name, "replaces", fmt.Sprintf("%s (%.12s)", t.Name, t.id))
+	r.opts.Log.Info("started "+t.successor.name+" next to "+t.Name+", which it replaces", "container", t.successor.name, "replaces", fmt.Sprintf("%s (%.12s)", t.Name, t.id))
 }

@@ -160,7 +160,7 @@ func TestStartFirst(t *testing.T) {
 				if err := r.Ready(); err != nil {
 					t.Error(err)
 				}
-				if log := w.log.String(); w.logged("serves, so the container that it replaces is drained") != 1 || strings.Contains(log, "level=WARN") {
+				if log := w.log.String(); w.logged(" serves; draining ") != 1 || strings.Contains(log, "level=WARN") {
 					t.Error(log)
 				}
 			})
@@ -178,8 +178,8 @@ func TestSuccessorNeverServes(t *testing.T) {
 		"it is never ready": {func(w *cluster) { w.recreate(nil) }, "it is not ready: waiting until 10.0.0.2:80 accepts"},
 		"it ends":           {func(w *cluster) { w.recreate(nil); time.Sleep(time.Millisecond); w.die(newID) }, "it has ended"},
 		"its start hangs":   {func(w *cluster) { w.hang(true, "start"); w.recreate(nil) }, "Docker has not started it yet"},
-		"its inspect hangs": {func(w *cluster) { w.hang(true, "inspect "+newID); w.recreate(nil) }, "Docker has not said yet what it is"},
-		"its inspect fails": {func(w *cluster) { w.inspectErr[newID] = errors.New("no answer"); w.recreate(nil) }, "Docker has not said yet what it is"},
+		"its inspect hangs": {func(w *cluster) { w.hang(true, "inspect "+newID); w.recreate(nil) }, "Docker has not described it yet"},
+		"its inspect fails": {func(w *cluster) { w.inspectErr[newID] = errors.New("no answer"); w.recreate(nil) }, "Docker has not described it yet"},
 		"Consul refuses it": {func(w *cluster) {
 			w.Fail["register "+newInstance] = api.StatusError{Code: 400, Body: "no"}
 			w.listen("10.0.0.2:80")
@@ -244,9 +244,9 @@ func TestStartFirstDoesNotFit(t *testing.T) {
 			new: func(c *fsouza.Container) {
 				c.HostConfig = &fsouza.HostConfig{PortBindings: map[fsouza.Port][]fsouza.PortBinding{"80/tcp": {{HostPort: "8080"}}}}
 			},
-			why: "the host's port 8080", signals: true,
+			why: "the host port 8080", signals: true,
 		},
-		"the host's network": {new: func(c *fsouza.Container) { c.HostConfig = &fsouza.HostConfig{NetworkMode: "host"} }, why: "a network of its own", signals: true},
+		"the host's network": {new: func(c *fsouza.Container) { c.HostConfig = &fsouza.HostConfig{NetworkMode: "host"} }, why: "its own network", signals: true},
 		"a single writer":    {new: set("SERVICE_SINGLE", "true"), why: "SERVICE_SINGLE", signals: true},
 		"the old is single":  {old: set("SERVICE_SINGLE", "true"), why: "SERVICE_SINGLE of the old one", signals: true},
 		"a service ID":       {new: set("SERVICE_ID", "x"), why: "the same SERVICE_ID", signals: true},
@@ -258,11 +258,11 @@ func TestStartFirstDoesNotFit(t *testing.T) {
 		"another word":        {new: set("SERVICE_REPLACE", "first"), why: "use start-first or stop-first", signals: true},
 		"not by the policy":   {policy: []label.Rule{{Keys: []string{"stop_signal"}}}, why: "the policy does not allow it", signals: true},
 		"ignored":             {new: set("SERVICE_IGNORE", "1"), why: "it registers nothing", signals: true},
-		"another service":     {new: set("com.docker.compose.service", "db"), why: "not of the same service", signals: true},
-		"another project":     {new: set("com.docker.compose.project", "theirs"), why: "not of the same service", signals: true},
+		"another service":     {new: set("com.docker.compose.service", "db"), why: "do not belong to the same service", signals: true},
+		"another project":     {new: set("com.docker.compose.project", "theirs"), why: "do not belong to the same service", signals: true},
 		"a short grace":       {old: func(c *fsouza.Container) { c.Config.StopTimeout = 2 }, why: "stop_grace_period of 2s leaves no time", signals: true},
-		"Docker refuses":      {start: refusal, why: "Docker refuses to start it beside the old one: Address already in use: leave ipv4_address away", signals: true},
-		"the old is not so":   {old: set("SERVICE_STOP_SIGNAL", ""), why: "the next time it works"},
+		"Docker refuses":      {start: refusal, why: "Docker refuses to start it next to the old one: Address already in use: remove ipv4_address", signals: true},
+		"the old is not so":   {old: set("SERVICE_STOP_SIGNAL", ""), why: "from the next replacement on"},
 		"the old is not ours": {old: set("SERVICE_NAME", "no name"), why: "the old one is not registered"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -289,7 +289,7 @@ func TestStartFirstDoesNotFit(t *testing.T) {
 				if got := len(w.sent()) == 1; got != tt.signals {
 					t.Errorf("signals: %v", w.sent())
 				}
-				if log := w.log.String(); !strings.Contains(log, "is not started before the container that it replaces has stopped: ") || !strings.Contains(log, tt.why) {
+				if log := w.log.String(); !strings.Contains(log, " has stopped: ") || !strings.Contains(log, tt.why) {
 					t.Errorf("the log does not say %q: %s", tt.why, log)
 				}
 			})

@@ -111,7 +111,7 @@ func (t *target) Prepare(ctx context.Context, w group.Wanted) (group.Change, err
 	c.began = is.Started
 	for _, f := range files {
 		if at := slices.IndexFunc(is.Tmpfs, func(dir string) bool { return strings.HasPrefix(f.path, strings.TrimSuffix(dir, "/")+"/") }); at >= 0 {
-			return nil, fmt.Errorf("%s lies in the tmpfs %s, where Docker cannot put files: mount a volume there, or choose another path", f.path, is.Tmpfs[at])
+			return nil, fmt.Errorf("%s is in the tmpfs %s, where Docker cannot put files: mount a volume there, or choose another path", f.path, is.Tmpfs[at])
 		}
 		old, err := docker.ReadFile(ctx, t.registrar.opts.Groups.Archive, t.container.ID, f.path)
 		if err != nil {
@@ -305,7 +305,7 @@ func (r *Registrar) place(ctx context.Context, id string, host label.Host) {
 		return r.placeFiles(ctx, log, is, files, map[string]*docker.File{in.Group.Config: old})
 	}()
 	if err != nil {
-		log.Warn("starts without its group's configuration and files: they follow as a change", "err", err)
+		log.Warn(is.Name+" starts without the configuration and files of its group; they follow as a change", "err", err)
 	}
 }
 
@@ -343,10 +343,10 @@ func (r *Registrar) placeFiles(ctx context.Context, log *slog.Logger, is docker.
 	now, err := docker.Inspect(ctx, r.opts.Docker, is.ID, nil)
 	if err != nil || now.Unstarted {
 		if err == nil {
-			log.Info("has its group's configuration and files before its start")
+			log.Info("put the configuration and files of the group into " + is.Name + " before its start")
 		}
 		return err
 	}
-	log.Info("was started before it had its group's configuration and files: they follow as a change")
+	log.Info(is.Name + " started before it had the configuration and files of its group; they follow as a change")
 	return put(unread(now.Started))
 }

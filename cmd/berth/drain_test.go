@@ -14,7 +14,7 @@ func TestDrainRefused(t *testing.T) {
 		read, drain int
 		body, says  string
 	}{
-		"no agent":    {404, 0, "<html>\n<h1>no such page</h1>\n</html>", "read services and checks: something else than Consul answers there; check Consul's address, and any proxy before it"},
+		"no agent":    {404, 0, "<html>\n<h1>no such page</h1>\n</html>", "read services and checks: something other than Consul answers there; check Consul's address and any proxy in front of it"},
 		"a proxy":     {502, 0, "<html>\n<h1>bad gateway</h1>\n</html>", "read services and checks: Consul cannot do it now: <html> <h1>bad gateway</h1> </html>"},
 		"no right":    {403, 0, "Permission denied: \x1b[2J", `read services and checks: Consul refuses it: Permission denied: \x1b[2J`},
 		"not to all":  {200, 403, "Permission denied: lacks 'service:write'\non web", "drain web: Consul refuses it: Permission denied: lacks 'service:write' on web"},

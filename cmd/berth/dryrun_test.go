@@ -83,7 +83,7 @@ db          -        -                 -            -           -               
 	}
 
 	out, _, err = dryRunOf(t, "--listen", address, "--format", "json", "web", "nosuch")
-	if err == nil || !strings.Contains(err.Error(), `"nosuch" runs here`) {
+	if err == nil || !strings.Contains(err.Error(), `the compose service "nosuch"`) {
 		t.Errorf("error: %v", err)
 	}
 	var names []string

@@ -84,7 +84,7 @@ func TestGoesOnWithout(t *testing.T) {
 	t.Run("docker", func(t *testing.T) {
 		t.Setenv("DOCKER_HOST", "unix://"+filepath.Join(dir, "docker.sock"))
 		out := start(t, "registrar")
-		out.Wait(t, "docker events failed, everything stays registered as it is; trying again")
+		out.Wait(t, "Docker's event stream is broken; registrations stay as they are, trying again")
 		out.Wait(t, filepath.Join(dir, "docker.sock"))
 	})
 	t.Run("consul", func(t *testing.T) {

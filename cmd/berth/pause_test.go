@@ -48,8 +48,8 @@ func TestPauseMistakes(t *testing.T) {
 		{"pause shop --max 2h", "--max must be from 1s to 5m, not 2h0m0s", 2},
 		{"pause shop --max x", `--max must be a duration like 200ms, 30s or 1m, not "x"`, 2},
 		{"pause shop --timeout=-1s", "--timeout must be longer than 0s, not -1s", 2},
-		{"pause ../shop", `"../shop" is no service name`, 2},
-		{"pause shop,web", `"shop,web" is no service name`, 2},
+		{"pause ../shop", `"../shop" is not a service name`, 2},
+		{"pause shop,web", `"shop,web" is not a service name`, 2},
 		{"pause --list shop", `unexpected argument "shop"`, 2},
 		{"pause shop --format json", "--format goes with --list only", 2},
 		{"pause --list --max 5m", "--max does not go with --list", 2},
@@ -59,7 +59,7 @@ func TestPauseMistakes(t *testing.T) {
 		{"resume shop", "shop: resumed", 0},
 		{"resume web", "web: not paused", 0},
 		{"resume shp", "shp: not paused, and Consul has no such service (did you mean shop?); berth pause --list shows", 1},
-		{"resume shop/x", `"shop/x" is no service name`, 2},
+		{"resume shop/x", `"shop/x" is not a service name`, 2},
 	} {
 		out, err := berthCommand(t, append(strings.Fields(tt.args), "--consul-address", consul)...)
 		var said strings.Builder
@@ -85,7 +85,7 @@ func TestPauseAtAnotherServer(t *testing.T) {
 			words = append(words, "--timeout", "100ms")
 		}
 		out, err := berthCommand(t, words...)
-		if err == nil || out != "" || strings.Contains(err.Error(), "\n") || len(err.Error()) > 500 || !strings.Contains(err.Error(), "something else than Consul answers there") {
+		if err == nil || out != "" || strings.Contains(err.Error(), "\n") || len(err.Error()) > 500 || !strings.Contains(err.Error(), "something other than Consul answers there") {
 			t.Errorf("berth %s: %q, %v", args, out, err)
 		}
 	}

@@ -230,7 +230,7 @@ func TestProcessIsReadyFirst(t *testing.T) {
 		defer l.Close()
 		p := runScript(t, untilTold, func(o *service.Options) { o.Port, o.Ready = port, "tcp" })
 		<-p.code
-		if p.err == nil || !strings.Contains(p.err.Error(), "accepts connections before sh is started") {
+		if p.err == nil || !strings.Contains(p.err.Error(), "already accepts connections before sh is started") {
 			t.Errorf("err is %v", p.err)
 		}
 		if _, err := os.Stat(filepath.Join(p.dir, "runs")); err == nil {

@@ -168,7 +168,7 @@ func (r *series) readLogs() {
 	for i := range r.starts {
 		st := &r.starts[i]
 		for _, e := range registrar {
-			if e.Msg == "registered" && e.Container == st.name {
+			if strings.HasPrefix(e.Msg, "registered ") && e.Container == st.name {
 				st.registered = e.Time
 			}
 		}

@@ -56,7 +56,7 @@ func TestE2EConsulRestart(t *testing.T) {
 	s.Do("stop", "consul")
 	s.Logged("templater", "Consul query failed, keeping the last good configuration")
 	id := s.Run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
-	s.Logged("registrar", "consul failed, everything stays registered as it is")
+	s.Logged("registrar", "requests to Consul fail; registrations stay as they are")
 	if err := s.expectHosts(2); err != nil {
 		t.Errorf("while Consul is down: %v", err)
 	}

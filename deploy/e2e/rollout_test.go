@@ -146,7 +146,7 @@ func TestE2ERollout(t *testing.T) {
 		watched.expectNoneFailed(abort)
 		s.expectSame(before)
 		resume := s.rollout(berth, v2, "--resume", "app")
-		if err := resume.ends(); err == nil || !strings.Contains(resume.String(), "no rollout of it was cut short") {
+		if err := resume.ends(); err == nil || !strings.Contains(resume.String(), "no rollout of it was interrupted") {
 			t.Errorf("%v\n%s", err, resume)
 		}
 	})

@@ -12,7 +12,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -96,7 +98,7 @@ func (a Agent) Apply(ctx context.Context, c Change) error {
 		err := a.call(ctx, "drain "+c.ID, func(q *api.QueryOptions) error { return a.Client.EnableServiceMaintenanceOpts(c.ID, c.Drain, q) })
 		if err == nil {
 			reason := claim.WithoutStop(strings.TrimPrefix(c.Drain, Automatic)) // the line has a time of its own
-			a.Log.Info("out of service", append(c.names(), "reason", reason)...)
+			a.Log.Info("took "+c.title()+" out of service", append(c.names(), "reason", reason)...)
 		}
 		return err
 	}
@@ -105,7 +107,7 @@ func (a Agent) Apply(ctx context.Context, c Change) error {
 		if err != nil && !IsNotFound(err) {
 			return err
 		}
-		a.Log.Info("deregistered", c.names()...)
+		a.Log.Info("deregistered "+c.title(), c.names()...)
 		return nil
 	}
 	if c.Register {
@@ -130,14 +132,14 @@ func (a Agent) Apply(ctx context.Context, c Change) error {
 		if err != nil {
 			return err
 		}
-		a.Log.Info("back in service", c.names()...)
+		a.Log.Info(c.title()+" is back in service", c.names()...)
 	}
 	return nil
 }
 
-// names returns what a line of the log is about: service, instance and container, as far as they are known.
+// names returns the known names of an instance as attributes of a log line: service, instance and container.
 func (d Desired) names() (attrs []any) {
-	for _, pair := range [][2]string{{"service", d.Name}, {"instance", d.ID}, {"container", cmp.Or(d.Of, fmt.Sprintf("%.12s", d.Container))}} {
+	for _, pair := range [][2]string{{"service", d.Name}, {"instance", d.ID}, {"container", d.container()}} {
 		if pair[1] != "" {
 			attrs = append(attrs, pair[0], pair[1])
 		}
@@ -145,8 +147,23 @@ func (d Desired) names() (attrs []any) {
 	return attrs
 }
 
+// title names an instance in a message: "shop of web_1", or its ID.
+func (d Desired) title() string {
+	if container := d.container(); d.Name != "" && container != "" {
+		return d.Name + " of " + container
+	}
+	return d.ID
+}
+
+// container returns the container's name, or the short form of its ID.
+func (d Desired) container() string { return cmp.Or(d.Of, fmt.Sprintf("%.12s", d.Container)) }
+
 func (a Agent) logRegistered(ctx context.Context, d Desired) {
-	level, msg := slog.LevelInfo, "registered"
+	at := fmt.Sprintf("port %d of the node", d.Port)
+	if d.Address != "" {
+		at = net.JoinHostPort(d.Address, strconv.Itoa(d.Port))
+	}
+	level, msg := slog.LevelInfo, fmt.Sprintf("registered %s as %s on %s", cmp.Or(d.container(), d.ID), d.Name, at)
 	attrs := append(d.names(), "address", d.Address, "port", d.Port)
 	switch routes, why := d.Routes(), d.NoRoute(); {
 	case why != "":
@@ -158,7 +175,7 @@ func (a Agent) logRegistered(ctx context.Context, d Desired) {
 		attrs = append(attrs, "route", strings.Join(routes, ", "))
 	}
 	if d.NotReady != "" {
-		level, msg = slog.LevelWarn, "registered as critical: it is not ready"
+		level, msg = slog.LevelWarn, msg+", critical until it is ready"
 		attrs = append(attrs, "reason", d.NotReady, "waited", d.Waited)
 	} else if !d.Since.IsZero() {
 		attrs = append(attrs, "took", time.Since(d.Since))

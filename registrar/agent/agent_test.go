@@ -310,13 +310,13 @@ func TestLines(t *testing.T) {
 			change Change
 			want   string
 		}{
-			{Change{Desired: named, Register: true}, "level=INFO msg=registered" + names + ` address="" port=80`},
-			{Change{Desired: ready, Register: true}, "level=INFO msg=registered" + names + ` address="" port=80 took=1.5s`},
-			{Change{Desired: late, Register: true}, `level=WARN msg="registered as critical: it is not ready"` + names + ` address="" port=80 reason="connection refused" waited=30s`},
-			{Change{Desired: drained, Maintain: true}, `level=INFO msg="out of service" service=app instance=id container=web_1 reason="it stops"`},
-			{Change{Desired: named, Resume: true}, `level=INFO msg="back in service"` + names},
-			{Change{Desired: named, Deregister: true}, "level=INFO msg=deregistered" + names},
-			{Change{Desired: a1, Resume: true}, `level=INFO msg="back in service" instance=a`},
+			{Change{Desired: named, Register: true}, `level=INFO msg="registered 0123456789ab as app on port 80 of the node"` + names + ` address="" port=80`},
+			{Change{Desired: ready, Register: true}, `level=INFO msg="registered 0123456789ab as app on port 80 of the node"` + names + ` address="" port=80 took=1.5s`},
+			{Change{Desired: late, Register: true}, `level=WARN msg="registered 0123456789ab as app on port 80 of the node, critical until it is ready"` + names + ` address="" port=80 reason="connection refused" waited=30s`},
+			{Change{Desired: drained, Maintain: true}, `level=INFO msg="took app of web_1 out of service" service=app instance=id container=web_1 reason="it stops"`},
+			{Change{Desired: named, Resume: true}, `level=INFO msg="app of 0123456789ab is back in service"` + names},
+			{Change{Desired: named, Deregister: true}, `level=INFO msg="deregistered app of 0123456789ab"` + names},
+			{Change{Desired: a1, Resume: true}, `level=INFO msg="a is back in service" instance=a`},
 		} {
 			log.Reset()
 			if err := a.Apply(t.Context(), tt.change); err != nil {

@@ -46,7 +46,7 @@ func ReadFile(ctx context.Context, a Archive, id, name string) (*File, error) {
 	var answer *docker.Error
 	switch {
 	case stream.full:
-		return nil, fmt.Errorf("%s has more than %d bytes, or is a directory: berth does not replace that", name, MaxFile)
+		return nil, fmt.Errorf("%s has more than %d bytes, or is a directory: berth does not replace it", name, MaxFile)
 	case errors.As(err, &answer) && answer.Status == http.StatusNotFound && !strings.Contains(strings.ToLower(answer.Message), "no such container"):
 		return nil, nil
 	case err != nil:
@@ -60,7 +60,7 @@ func ReadFile(ctx context.Context, a Archive, id, name string) (*File, error) {
 	case header.Typeflag == tar.TypeDir:
 		return nil, fmt.Errorf("%s is a directory: name a file in it", name)
 	case header.Typeflag != tar.TypeReg:
-		return nil, fmt.Errorf("%s is a link or no plain file: name the file itself", name)
+		return nil, fmt.Errorf("%s is a link or not a regular file: name the file itself", name)
 	}
 	text, err := io.ReadAll(archive)
 	if err != nil {
@@ -119,9 +119,9 @@ func withRemedy(err error, dir string) error {
 	for _, r := range []struct{ says, remedy string }{
 		{"no such container", ""},
 		{"could not find", "the directory does not exist: create it in the image, or mount a volume there"},
-		{"not a directory", "it is no directory: choose another path"},
+		{"not a directory", "it is not a directory: choose another path"},
 		{"read-only", "it is read-only: mount a volume there that can be written"},
-		{"busy", "the file is a mount of its own, which cannot be replaced: mount the directory " + dir + " instead"},
+		{"busy", "the file is itself a mount and cannot be replaced: mount the directory " + dir + " instead"},
 	} {
 		if strings.Contains(text, r.says) && r.remedy != "" {
 			return fmt.Errorf("%s (Docker: %w)", r.remedy, err)

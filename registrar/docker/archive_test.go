@@ -44,7 +44,7 @@ func TestReadFile(t *testing.T) {
 		{name: "no container", status: 404, body: []byte(`{"message":"No such container: x"}`), err: "No such container"},
 		{name: "a directory", status: 200, body: packed(t, tar.Header{Typeflag: tar.TypeDir, Name: "c/"}, ""), err: "is a directory"},
 		{name: "a link", status: 200, body: packed(t, tar.Header{Typeflag: tar.TypeSymlink, Name: "c", Linkname: "d"}, ""), err: "is a link"},
-		{name: "a long one", status: 200, body: packed(t, tar.Header{Typeflag: tar.TypeReg, Name: "c"}, strings.Repeat("x", MaxFile+32<<10)), err: "berth does not replace that"},
+		{name: "a long one", status: 200, body: packed(t, tar.Header{Typeflag: tar.TypeReg, Name: "c"}, strings.Repeat("x", MaxFile+32<<10)), err: "berth does not replace it"},
 		{name: "cut off", status: 200, body: []byte("x"), err: "read /etc/c in the container"},
 		{name: "an error", status: 500, body: []byte(`{"message":"disk is on fire"}`), err: "disk is on fire"},
 	} {

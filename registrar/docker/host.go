@@ -43,7 +43,7 @@ func engine(ctx context.Context, client *docker.Client) (id, name string, err er
 		return "", "", fmt.Errorf("read docker info: %w", err)
 	}
 	if info.ID == "" {
-		return "", "", errors.New("docker tells no engine ID, by which registrations could be told apart")
+		return "", "", errors.New("Docker reports no engine ID, which berth needs to tell registrations apart")
 	}
 	return info.ID, info.Name, nil
 }

@@ -45,14 +45,14 @@ func TestInspected(t *testing.T) {
 		{"plain", "", onNode, "", "port 8080/tcp: it is on no network that the load balancer reaches and the port is not published"},
 		{"plain", "", internal, "vm:plain:8080 shop 172.17.0.3:8080 tcp 172.17.0.3:8080", ""},
 		{"published", "", onNode, "vm:published:8080 shop :18080 tcp 172.17.0.4:8080", ""},
-		{"loopback", "", onNode, "", "it is published on 127.0.0.1 only, which other hosts do not reach"},
+		{"loopback", "", onNode, "", "it is published on 127.0.0.1 only, which other hosts cannot reach"},
 		{"all-ports", "", onNode, `
 			vm:all-ports:53 app-53 :32774 tcp 172.17.0.11:53
 			vm:all-ports:53:udp app-53 :32769
 			vm:all-ports:8080 app-8080 :32773 tcp 172.17.0.11:8080
 			vm:all-ports:9090 app-9090 :32772 tcp 172.17.0.11:9090`, ""},
 		{"host-network", "", onNode, "vm:host-network:8080 shop :8080 tcp 192.0.2.7:8080", ""},
-		{"shared-network", "", onNode, "", "it uses the network of container 667643dab8db, which does not run: start that one"},
+		{"shared-network", "", onNode, "", "it uses the network of container 667643dab8db, which is not running: start that container"},
 		{"shared-network", "published", onNode, "vm:shared-network:8080 sidecar :18080 tcp 172.17.0.4:8080", ""},
 		{"shared-network", "published", internal, "vm:shared-network:8080 sidecar 172.17.0.4:8080 tcp 172.17.0.4:8080", ""},
 		{"two-networks", "", front, "vm:two-networks:8080 shop 192.168.32.2:8080 tcp 192.168.32.2:8080", ""},

@@ -135,7 +135,7 @@ func (a *Applier) First(ctx context.Context) (Wanted, error) {
 		}
 		retry.Pause(ctx, delays.NextBackOff())
 		if ctx.Err() != nil {
-			return Wanted{}, fmt.Errorf("read what is wanted of %s: %w", a.opts.Service, err)
+			return Wanted{}, fmt.Errorf("read the wanted configuration of %s: %w", a.opts.Service, err)
 		}
 	}
 }
@@ -152,7 +152,7 @@ func (a *Applier) first(ctx context.Context) (Wanted, error) {
 	// The configuration that was halted may be wanted anew, by an order to restart or with other files. Then this instance
 	// has its turn, too.
 	if h := a.lock.Halted; h != nil && (h.Wanted == a.wanted.ID() || h.Version == a.wanted.Config.Version && h.Version != h.Good) {
-		a.log.Warn("starts with the last good configuration", "version", h.Good, "reason", halted(h))
+		a.log.Warn(a.opts.Instance+" starts with the last good configuration", "version", h.Good, "reason", halted(h))
 		return a.good(ctx, h)
 	}
 	return a.wanted, nil
@@ -251,7 +251,7 @@ func (a *Applier) heardConfig(v answer[store.Version]) {
 	}
 	a.known.config = v.number
 	if v.value.Sum == "" && a.wanted.Config.Sum != "" {
-		a.log.Warn("the configuration is gone from Consul: the instance keeps what it has", "version", a.wanted.Config.Version)
+		a.log.Warn("the configuration of "+a.opts.Service+" is gone from Consul; "+a.opts.Instance+" keeps what it has", "version", a.wanted.Config.Version)
 		return
 	}
 	a.wanted.Config = v.value
@@ -352,7 +352,7 @@ func (a *Applier) step(ctx context.Context) (again time.Duration) {
 func (a *Applier) waits() standing {
 	s := standing{state: store.Waiting, reason: "waits for its turn"}
 	if a.lock.session != "" && time.Since(a.seen) >= slowTurn {
-		s.reason += fmt.Sprintf(": %s applies since %s", a.lock.Holder, a.lock.Since.UTC().Format(time.RFC3339))
+		s.reason += fmt.Sprintf(": %s has been applying since %s", a.lock.Holder, a.lock.Since.UTC().Format(time.RFC3339))
 	}
 	return s
 }

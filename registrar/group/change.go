@@ -32,12 +32,12 @@ func (a *Applier) carry(ctx context.Context, p plan) (done bool, failed string) 
 		} else if err != nil {
 			reason := "cannot be taken out of service: " + err.Error()
 			if err := a.resume(ctx); err != nil {
-				reason += "; and not put back: " + err.Error()
+				reason += "; and cannot be put back: " + err.Error()
 			}
 			if !errors.Is(err, session.ErrLost) { // then the next turn may be at once
 				a.hold = hold{p.id, a.changes, time.Now().Add(prepareAgain), standing{state: store.Waiting, reason: reason}}
 			}
-			log.Warn("not begun; trying again", "reason", reason)
+			log.Warn("a change of "+a.opts.Instance+" cannot begin; trying again", "reason", reason)
 			return false, ""
 		}
 	}
@@ -48,19 +48,19 @@ func (a *Applier) carry(ctx context.Context, p plan) (done bool, failed string) 
 	switch {
 	case err == nil:
 		a.done(p)
-		log.Info("applied", "duration", time.Since(began).Round(time.Millisecond))
+		log.Info("applied a change to "+a.opts.Instance, "duration", time.Since(began).Round(time.Millisecond))
 		a.acknowledge(ctx, p, p.standing)
 		return true, ""
 	case a.ends(ctx, err):
 		return false, ""
 	case errors.Is(err, context.DeadlineExceeded) && limited.Err() != nil:
-		err = errors.New("not done after " + a.opts.Timeout.String())
+		err = errors.New("not finished after " + a.opts.Timeout.String())
 	}
 	failed = oneLine(err)
 	if back := a.revert(ctx, p); a.ends(ctx, back) {
 		return false, ""
 	} else if back != nil {
-		failed += "; and going back failed: " + oneLine(back)
+		failed += "; and the way back failed: " + oneLine(back)
 	}
 	a.news()
 	s := standing{store.Failed, failed, p.goal.Config.Version}

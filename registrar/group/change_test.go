@@ -75,7 +75,7 @@ func TestHangs(t *testing.T) {
 					t.Errorf("gave up after %v", took)
 				}
 				reason := w.report("app-1").Reason
-				want := "not done after 20s"
+				want := "not finished after 20s"
 				if call == "drain" {
 					want = "cannot be taken out of service: context deadline exceeded"
 				}
@@ -130,7 +130,7 @@ func TestWaitsForSlowHolder(t *testing.T) {
 		r := w.roll()
 		for id := range w.instances {
 			if got := w.report(id); id != r.Holder {
-				expect(t, "reason of "+id, got.Reason, fmt.Sprintf("waits for its turn: %s applies since %s", r.Holder, r.Since.Format(time.RFC3339)))
+				expect(t, "reason of "+id, got.Reason, fmt.Sprintf("waits for its turn: %s has been applying since %s", r.Holder, r.Since.Format(time.RFC3339)))
 			}
 		}
 	})

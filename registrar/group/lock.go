@@ -77,12 +77,12 @@ func (a *Applier) giveBack(ctx context.Context) bool {
 	held, _, err := a.kv.Release(&api.KVPair{Key: store.RollingKey(a.opts.Service), Value: value, Session: a.owed.session.ID}, (&api.WriteOptions{}).WithContext(ctx))
 	if err != nil {
 		if tell, lasts := a.stuck.Tell(err.Error(), time.Now()); tell {
-			a.log.Warn("cannot give the lock of the rolling change back; trying again", append(retry.For(lasts), "err", err)...)
+			a.log.Warn("cannot release the lock of the rolling change of "+a.opts.Service+"; trying again", append(retry.For(lasts), "err", err)...)
 		}
 		return false
 	}
 	if was, lasted := a.stuck.Over(time.Now()); was {
-		a.log.Info("the lock of the rolling change is given back", retry.For(lasted)...)
+		a.log.Info("released the lock of the rolling change of "+a.opts.Service, retry.For(lasted)...)
 	}
 	if h := a.owed.halted; !held && h != nil && h.Instance == a.opts.Instance {
 		a.unsaid = h

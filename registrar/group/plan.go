@@ -166,7 +166,7 @@ func (a *Applier) otherFiles(p plan) []string {
 func (a *Applier) why(p plan) string {
 	var why []string
 	if p.data {
-		return "what its templates have from elsewhere changed"
+		return "other data of its templates changed"
 	}
 	if a.otherConfig(p) {
 		why = append(why, by(fmt.Sprintf("configuration %d", p.goal.Config.Version), p.goal.Config.By))

@@ -61,11 +61,11 @@ func (a *Applier) tell(s standing) {
 	args := []any{"version", a.wanted.Config.Version, "why", s.reason}
 	switch s.state {
 	case store.Applying:
-		a.log.Info("applying", args...)
+		a.log.Info("applying a change to "+a.opts.Instance, args...)
 	case store.Waiting:
-		a.log.Info("not applied yet", args...)
+		a.log.Info("a change is not applied to "+a.opts.Instance+" yet", args...)
 	case store.Failed:
-		a.log.Warn("not applied, the instance keeps what it ran", args...)
+		a.log.Warn("a change is not applied to "+a.opts.Instance+", which keeps what it ran", args...)
 	}
 }
 
@@ -120,14 +120,14 @@ func (a *Applier) write(ctx context.Context) {
 			}
 			delays.Reset()
 			if was, lasted := lasting.Over(time.Now()); was {
-				a.log.Info("reported in Consul again", retry.For(lasted)...)
+				a.log.Info(a.opts.Instance+" reports to Consul again", retry.For(lasted)...)
 			}
 		} else {
 			if ctx.Err() != nil {
 				return
 			}
 			if tell, lasts := lasting.Tell(err.Error(), time.Now()); tell && !errors.Is(err, session.ErrLost) {
-				a.log.Warn("cannot report in Consul; trying again", append(retry.For(lasts), "key", key, "err", err)...)
+				a.log.Warn(a.opts.Instance+" cannot report to Consul; trying again", append(retry.For(lasts), "key", key, "err", err)...)
 			}
 			retried = time.After(delays.NextBackOff())
 		}

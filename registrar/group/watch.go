@@ -113,7 +113,7 @@ func (u *unread) failed(a *Applier, what string, err error) {
 	defer u.mu.Unlock()
 	u.what[what] = true
 	if tell, lasts := u.lasting.Tell("", time.Now()); tell {
-		a.log.Warn("cannot read "+what+" in Consul, nothing changes; trying again", append(retry.For(lasts), "err", err)...)
+		a.log.Warn("cannot read "+what+" of "+a.opts.Service+" in Consul; "+a.opts.Instance+" keeps what it has, trying again", append(retry.For(lasts), "err", err)...)
 	}
 }
 
@@ -124,7 +124,7 @@ func (u *unread) succeeded(a *Applier, what string) {
 		return
 	}
 	if was, lasted := u.lasting.Over(time.Now()); was {
-		a.log.Info("can read in Consul again what is wanted", retry.For(lasted)...)
+		a.log.Info("can read the group of "+a.opts.Service+" in Consul again", retry.For(lasted)...)
 	}
 }
 
@@ -182,7 +182,7 @@ func (a *Applier) readLock(ctx context.Context) (answer[lock], error) {
 		}
 		l := lock{index: pair.ModifyIndex, session: pair.Session}
 		if err := json.Unmarshal(pair.Value, &l.Roll); err != nil && len(pair.Value) > 0 {
-			a.log.Warn("lock of the rolling change is not as berth writes it: taken for one that halts nothing", "key", pair.Key, "err", err)
+			a.log.Warn("the lock of the rolling change of "+a.opts.Service+" is not in berth's format, so it counts as one that halts nothing", "key", pair.Key, "err", err)
 		}
 		l.Held = pair.Session != ""
 		return l, nil

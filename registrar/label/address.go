@@ -24,7 +24,7 @@ const loopback = "127.0.0.1"
 func locate(c Container, p Port, keys *portKeys, rule Rule, h Host) (at target, reason string) {
 	choice, network := strings.ToLower(keys.take("address")), keys.take("network")
 	if c.NetworkOf != "" {
-		return at, fmt.Sprintf("it uses the network of container %.12s, which does not run: start that one, or if it was removed, create this one anew", c.NetworkOf)
+		return at, fmt.Sprintf("it uses the network of container %.12s, which is not running: start that container, or recreate this one if it was removed", c.NetworkOf)
 	}
 	if _, on := c.Networks[network]; network != "" && !on {
 		return at, fmt.Sprintf("it is not on network %s: attach it, or name another (SERVICE_NETWORK)%s", quote(network), attached(c))
@@ -39,7 +39,7 @@ func locate(c Container, p Port, keys *portKeys, rule Rule, h Host) (at target, 
 	case choice != "" && choice != "internal" && choice != "published":
 		return atAddress(c, p, choice, own, rule, h)
 	case choice == "internal" && !has:
-		return at, "it has no address of its own: attach it to a network, or leave SERVICE_ADDRESS=internal away"
+		return at, "it has no address of its own: attach it to a network, or remove SERVICE_ADDRESS=internal"
 	case choice == "internal", c.HostNetwork, choice == "" && (shared || (has && h.Internal)):
 		return own, ""
 	case choice == "" && len(p.Published) == 0:
@@ -66,11 +66,11 @@ func (c Container) inside(network string, h Host) (address string, shared bool) 
 // A published port accepts whether something listens in the container or not: the container itself is probed.
 func atPublished(p Port, address, probe string) (at target, reason string) {
 	if len(p.Published) == 0 {
-		return at, "it is not published: publish it, or leave SERVICE_ADDRESS=published away"
+		return at, "it is not published: publish it, or remove SERVICE_ADDRESS=published"
 	}
 	first := p.Published[0] // on loopback only if there is nothing else
 	if first.Addr().IsLoopback() {
-		return at, fmt.Sprintf("it is published on %s only, which other hosts do not reach: publish it on another address", first.Addr())
+		return at, fmt.Sprintf("it is published on %s only, which other hosts cannot reach: publish it on another address", first.Addr())
 	}
 	if address == "" && !first.Addr().IsUnspecified() {
 		address = first.Addr().String()
@@ -89,9 +89,9 @@ func atAddress(c Container, p Port, choice string, own target, rule Rule, h Host
 	case err != nil:
 		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is not known: use internal, published or an IP address", quote(choice))
 	case !connectable(a):
-		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is no address that clients can connect to", a)
+		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is not an address that clients can connect to", a)
 	case local(a) && !inPolicy && !configured:
-		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is a loopback or link-local address, which the operator has to allow: name it in the policy (addresses)", a)
+		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is a loopback or link-local address, which the operator must allow: name it in the policy (addresses)", a)
 	}
 	own.address = a.String()
 	ofHost := configured || a == parseAddress(h.NodeAddress) || slices.Contains(h.Addresses, a)
@@ -112,9 +112,9 @@ func atAddress(c Container, p Port, choice string, own target, rule Rule, h Host
 	}
 	switch {
 	case !ofHost && !inPolicy:
-		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is neither its own address nor one of its host's, so the operator has to allow it: name it in the policy (addresses)", a)
+		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is neither its own address nor one of its host's, so the operator must allow it: name it in the policy (addresses)", a)
 	case len(p.Published) == 0:
-		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is an address of the host, and the port is not published: publish it", a)
+		return at, fmt.Sprintf("SERVICE_ADDRESS=%s is an address of the host, but the port is not published: publish it", a)
 	}
 	return at, fmt.Sprintf("it is published on %s only, and not on %s (SERVICE_ADDRESS): publish it there", p.Published[0].Addr(), a)
 }
@@ -130,9 +130,9 @@ func ValidateIP(s string) error {
 	a, err := netip.ParseAddr(s)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%q is no IP address", s)
+		return fmt.Errorf("%q is not an IP address", s)
 	case !connectable(a.Unmap()):
-		return fmt.Errorf("%s is no address that clients can connect to: give the one at which they reach this host", s)
+		return fmt.Errorf("%s is not an address that clients can connect to: use the one at which they reach this host", s)
 	}
 	return nil
 }

@@ -28,7 +28,7 @@ func TestAddress(t *testing.T) {
 		{row{"published on one address", web(networks(), ports(tcp(8080, "192.0.2.1:80"))), []Instance{inst(at("192.0.2.1", 80, ""))}, nil}, host},
 		{row{"published on one address of IPv6", web(networks(), ports(tcp(8080, "[2001:db8::1]:80"))), []Instance{inst(at("2001:db8::1", 80, ""))}, nil}, host},
 		{row{"published on several ports: the first", web(networks(), ports(tcp(8080, "0.0.0.0:81", "0.0.0.0:82", "[::]:80"))), []Instance{inst(at("", 81, ""))}, nil}, host},
-		{row{"published on loopback only", web(networks(), ports(tcp(8080, "127.0.0.1:80"))), nil, []string{"port 8080/tcp: it is published on 127.0.0.1 only, which other hosts do not reach"}}, host},
+		{row{"published on loopback only", web(networks(), ports(tcp(8080, "127.0.0.1:80"))), nil, []string{"port 8080/tcp: it is published on 127.0.0.1 only, which other hosts cannot reach"}}, host},
 		{row{"published on loopback of IPv6 only", web(networks(), ports(tcp(8080, "[::1]:80"))), nil, []string{"it is published on ::1 only"}}, host},
 		{row{"exposed only", web(networks("other", "10.9.0.1")), nil, []string{"port 8080/tcp: it is not on front, back and the port is not published: attach it to such a network (--network) or publish it; it is on other"}}, host},
 		{row{"exposed only, no networks known", web(), nil, []string{"it is on no network that the load balancer reaches and the port is not published"}}, Host{EngineID: "ENGINE"}},
@@ -42,7 +42,7 @@ func TestAddress(t *testing.T) {
 
 		// Another container's network.
 		{row{"unresolved network of another container", web(networks(), func(c *Container) { c.NetworkOf = "fedcba9876543210" }), nil, []string{
-			"port 8080/tcp: it uses the network of container fedcba987654, which does not run: start that one",
+			"port 8080/tcp: it uses the network of container fedcba987654, which is not running: start that container",
 		}}, host},
 		{row{"unresolved, and ignored", web(networks(), env("SERVICE_IGNORE=1"), func(c *Container) { c.NetworkOf = "fedcba9876543210" }), nil, nil}, host},
 
@@ -84,9 +84,9 @@ func TestAddress(t *testing.T) {
 		{row{"loopback, asked for", web(label("SERVICE_ADDRESS", "127.0.0.1"), ports(tcp(8080, "127.0.0.1:80"))), []Instance{inst(at("127.0.0.1", 80, "10.0.0.2:8080"))}, nil}, allowing("127.0.0.1")},
 		{row{"an address where it is not published", web(label("SERVICE_ADDRESS", "203.0.113.5"), ports(tcp(8080, "127.0.0.1:80"))), nil, []string{"it is published on 127.0.0.1 only, and not on 203.0.113.5 (SERVICE_ADDRESS)"}}, allowing("203.0.113.0/24")},
 		{row{"no address", web(label("SERVICE_ADDRESS", "shop.example")), nil, []string{`SERVICE_ADDRESS="shop.example" is not known: use internal, published or an IP address`}}, host},
-		{row{"an address of nobody", web(label("SERVICE_ADDRESS", "0.0.0.0")), nil, []string{"SERVICE_ADDRESS=0.0.0.0 is no address that clients can connect to"}}, host},
-		{row{"an address of many", web(label("SERVICE_ADDRESS", "224.0.0.1")), nil, []string{"is no address that clients can connect to"}}, host},
-		{row{"an address of one link", web(label("SERVICE_ADDRESS", "fe80::1%eth0")), nil, []string{"is no address that clients can connect to"}}, host},
+		{row{"an address of nobody", web(label("SERVICE_ADDRESS", "0.0.0.0")), nil, []string{"SERVICE_ADDRESS=0.0.0.0 is not an address that clients can connect to"}}, host},
+		{row{"an address of many", web(label("SERVICE_ADDRESS", "224.0.0.1")), nil, []string{"is not an address that clients can connect to"}}, host},
+		{row{"an address of one link", web(label("SERVICE_ADDRESS", "fe80::1%eth0")), nil, []string{"is not an address that clients can connect to"}}, host},
 	}
 	for _, tt := range tests {
 		tt.run(t, tt.h)
@@ -101,9 +101,9 @@ func allowing(addresses ...string) Host {
 // A label must not point Consul's checks and the load balancer at machines of its choice.
 func TestForeignAddress(t *testing.T) {
 	const (
-		foreign = "is neither its own address nor one of its host's, so the operator has to allow it: name it in the policy (addresses)"
-		special = "is a loopback or link-local address, which the operator has to allow: name it in the policy (addresses)"
-		never   = "is no address that clients can connect to"
+		foreign = "is neither its own address nor one of its host's, so the operator must allow it: name it in the policy (addresses)"
+		special = "is a loopback or link-local address, which the operator must allow: name it in the policy (addresses)"
+		never   = "is not an address that clients can connect to"
 	)
 	var (
 		exposed   = web()
@@ -146,7 +146,7 @@ func TestForeignAddress(t *testing.T) {
 		// The host's.
 		{name: "the node", in: published, address: "192.0.2.7", host: []func(*Host){node}, want: "192.0.2.7:80"},
 		{name: "the node, written differently", in: published, address: "::ffff:192.0.2.7", host: []func(*Host){node}, want: "192.0.2.7:80"},
-		{name: "the node, not published", in: exposed, address: "192.0.2.7", host: []func(*Host){node}, reason: "SERVICE_ADDRESS=192.0.2.7 is an address of the host, and the port is not published: publish it"},
+		{name: "the node, not published", in: exposed, address: "192.0.2.7", host: []func(*Host){node}, reason: "SERVICE_ADDRESS=192.0.2.7 is an address of the host, but the port is not published: publish it"},
 		{name: "the node, not published, with --internal", in: exposed, address: "192.0.2.7", host: []func(*Host){node, internal}, reason: "the port is not published"},
 		{name: "the node, published elsewhere", in: web(ports(tcp(8080, "192.0.2.1:81"))), address: "192.0.2.7", host: []func(*Host){node}, reason: "it is published on 192.0.2.1 only, and not on 192.0.2.7 (SERVICE_ADDRESS): publish it there"},
 		{name: "the node, on the host's network", in: onHost, address: "192.0.2.7", host: []func(*Host){node}, want: "192.0.2.7:8080"},

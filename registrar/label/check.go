@@ -88,7 +88,7 @@ func ttlCheck(name string, ttl time.Duration) Check {
 func declared(c Container, p Port, keys *portKeys, in Instance, h Host) (out []Check, problems []string) {
 	fail := func(key, why string) {
 		out = append(out, impossible(key, why))
-		problems = append(problems, fmt.Sprintf("%s: %s; critical until that is mended", key, why))
+		problems = append(problems, fmt.Sprintf("%s: %s; critical until this is fixed", key, why))
 	}
 	for _, key := range keys.noCheck {
 		fail(key, "the policy does not allow it for this container")
@@ -134,12 +134,12 @@ func declared(c Container, p Port, keys *portKeys, in Instance, h Host) (out []C
 				continue
 			}
 			kind := nearestKind(key)
-			why := "there is no such key: a check is declared by HTTP, HTTPS, TCP, GRPC, SCRIPT, CMD or TTL"
+			why := "unknown key: declare a check with HTTP, HTTPS, TCP, GRPC, SCRIPT, CMD or TTL"
 			if kind != "" {
-				why = "there is no such key: did you mean " + k.spelling(kind) + "?"
+				why = "unknown key: did you mean " + k.spelling(kind) + "?"
 			}
 			if k.values[key] == "" || (asked && kind == "") { // an option, perhaps, of a check that is made
-				problems = append(problems, k.spelling(key)+" is left out: "+why)
+				problems = append(problems, k.spelling(key)+" is ignored: "+why)
 			} else {
 				fail(k.spelling(key), why)
 			}
@@ -208,14 +208,14 @@ func (k *checkKeys) check(kind, value string, c Container, p Port, in Instance, 
 	case "ttl":
 		ttl, err := parseDuration(value)
 		if err != nil || ttl < minInterval {
-			k.fail("%s is no duration of %v or more: write it like 30s", quote(value), minInterval)
+			k.fail("%s is not a duration of %v or more: write it like 30s", quote(value), minInterval)
 		}
 		check = ttlCheck("TTL "+ttl.String(), ttl)
 	}
 	switch {
 	case d.Args == nil:
 	case !h.Scripts:
-		k.fail("scripts run as the Consul agent, which the operator has to allow: berth with --scripts, and the agent with enable_script_checks")
+		k.fail("scripts run as the Consul agent, so the operator must allow them: with --scripts for berth, and enable_script_checks for the agent")
 	case strings.ContainsRune(value, 0):
 		k.fail("it contains a NUL character")
 	}
@@ -226,7 +226,7 @@ func (k *checkKeys) check(kind, value string, c Container, p Port, in Instance, 
 	d.DeregisterCriticalServiceAfter = k.duration("deregister_after", minDeregister)
 	check.Status = strings.ToLower(k.option("initial_status"))
 	if !slices.Contains([]string{"", api.HealthPassing, api.HealthWarning, api.HealthCritical}, check.Status) {
-		k.fail("%s=%s is no status: use passing, warning or critical", k.spelling("initial_status"), quote(check.Status))
+		k.fail("%s=%s is not a status: use passing, warning or critical", k.spelling("initial_status"), quote(check.Status))
 	}
 	return check
 }
@@ -239,10 +239,10 @@ func (k *checkKeys) http(scheme, hostPort, path string) api.AgentServiceCheck {
 		k.fail("%w", err)
 	}
 	if u, err := url.Parse(d.HTTP); err != nil || u.Host != hostPort {
-		k.fail("%s is no path of a URL", quote(path))
+		k.fail("%s is not a URL path", quote(path))
 	}
 	if d.Method != "" && !token.MatchString(d.Method) {
-		k.fail("%s=%s is no HTTP method: use one like GET or HEAD", k.spelling(scheme+"_method"), quote(d.Method))
+		k.fail("%s=%s is not an HTTP method: use one like GET or HEAD", k.spelling(scheme+"_method"), quote(d.Method))
 	}
 	d.Header = k.header()
 	return d
@@ -287,9 +287,9 @@ func plainPath(s string) string {
 func validPath(path string) error {
 	switch {
 	case !strings.HasPrefix(path, "/"):
-		return fmt.Errorf("%s is no path like /health", quote(path))
+		return fmt.Errorf("%s is not a path like /health", quote(path))
 	case !isPlain(path) || strings.ContainsFunc(path, unicode.IsSpace):
-		return fmt.Errorf("%s has blanks or characters that are no text: write them as %%20 and so on", quote(path))
+		return fmt.Errorf("%s has spaces or control characters, or is not UTF-8: write them as %%20 and so on", quote(path))
 	case len(path) > maxPath:
 		return fmt.Errorf("%s is longer than %d bytes", quote(path), maxPath)
 	}
@@ -312,9 +312,9 @@ func (k *checkKeys) header() http.Header {
 		value := strings.TrimSpace(k.values[key])
 		switch {
 		case !token.MatchString(name):
-			k.fail("%s is no header's name", k.spelling(key))
+			k.fail("%s is not a header name", k.spelling(key))
 		case !isPlain(value):
-			k.fail("the value of %s has characters that are no text", k.spelling(key))
+			k.fail("the value of %s has control characters or is not UTF-8", k.spelling(key))
 		}
 		header.Set(name, value)
 	}
@@ -329,7 +329,7 @@ func (k *checkKeys) duration(key string, least time.Duration) string {
 	}
 	d, err := parseDuration(value)
 	if err != nil || d <= 0 {
-		k.fail("%s=%s is no duration: write it like 10s", k.spelling(key), quote(value))
+		k.fail("%s=%s is not a duration: write it like 10s", k.spelling(key), quote(value))
 	}
 	return max(d, least).String()
 }

@@ -63,7 +63,7 @@ func (k *portKeys) inGroup(name string) (string, error) {
 	case group == "" || group == "default":
 		return name, nil
 	case !groupName.MatchString(group):
-		return "", fmt.Errorf("%s=%s is no group: use letters, digits, - and _", k.spelling(keyGroup), quote(group))
+		return "", fmt.Errorf("%s=%s is not a group name: use letters, digits, - and _", k.spelling(keyGroup), quote(group))
 	}
 	return name + "-" + group, nil
 }
@@ -74,7 +74,7 @@ func groupOf(c Container, keys containerKeys, rule Rule) (g Group, problems []st
 	for _, port := range sortedPorts(keys) {
 		for _, key := range slices.Concat(partKeys, settingKeys) {
 			if keys.ports[port][key] != "" {
-				problems = append(problems, fmt.Sprintf("%s is left out: it is for the whole container: set %s", spelling(port, key), spelling(0, key)))
+				problems = append(problems, fmt.Sprintf("%s is ignored: it applies to the whole container; set %s", spelling(port, key), spelling(0, key)))
 			}
 		}
 	}
@@ -86,12 +86,12 @@ func groupOf(c Container, keys containerKeys, rule Rule) (g Group, problems []st
 		case matches(rule.Keys, key):
 			values[key] = value
 		case slices.Contains(settingKeys, key):
-			return Group{}, append(problems, fmt.Sprintf("it takes no part in its group: the policy does not allow %s for this container", spelling(0, key)))
+			return Group{}, append(problems, fmt.Sprintf("it does not take part in its group: the policy does not allow %s for this container", spelling(0, key)))
 		}
 	}
 	g, err := parseGroup(c, values)
 	if err != nil {
-		return Group{}, append(problems, "it takes no part in its group: "+err.Error())
+		return Group{}, append(problems, "it does not take part in its group: "+err.Error())
 	}
 	for key, part := range map[string]string{keyOnChange: keyConfig, keyOnFile: keyFiles, keyPriority: keyTopology} {
 		if values[key] != "" && values[part] == "" {
@@ -114,11 +114,11 @@ func parseGroup(c Container, values map[string]string) (g Group, err error) {
 	g.Config, g.Files = values[keyConfig], strings.TrimSuffix(values[keyFiles], "/")
 	for _, p := range []struct{ key, path string }{{keyConfig, g.Config}, {keyFiles, g.Files}} {
 		if values[p.key] != "" && (!isPlain(p.path) || !path.IsAbs(p.path) || path.Clean(p.path) != p.path || p.path == "/") {
-			return g, fmt.Errorf("%s=%s is no absolute path, or has a part like .. or //", spelling(0, p.key), quote(values[p.key]))
+			return g, fmt.Errorf("%s=%s is not an absolute path, or has a part like .. or //", spelling(0, p.key), quote(values[p.key]))
 		}
 	}
 	if g.Config != "" && path.Dir(g.Config) == g.Files {
-		return g, fmt.Errorf("%s lies in the directory of %s, where a file of that name would take its place: choose another directory", spelling(0, keyConfig), spelling(0, keyFiles))
+		return g, fmt.Errorf("%s is in the directory of %s, where a file with that name would replace it: choose another directory", spelling(0, keyConfig), spelling(0, keyFiles))
 	}
 	if g.OnChange, err = parseReaction(c, keyOnChange, values[keyOnChange], Reaction{Restart: true}); err != nil {
 		return g, err
@@ -136,18 +136,18 @@ func parseGroup(c Container, values map[string]string) (g Group, err error) {
 	case g.Strategy == "" && g.Config+g.Files != "":
 		g.Strategy = strategies[0]
 	case g.Strategy != "" && !slices.Contains(strategies, g.Strategy):
-		return g, fmt.Errorf("%s=%s is no strategy: use %s", spelling(0, keyStrategy), quote(g.Strategy), strings.Join(strategies, ", "))
+		return g, fmt.Errorf("%s=%s is not a strategy: use %s", spelling(0, keyStrategy), quote(g.Strategy), strings.Join(strategies, ", "))
 	}
 	switch topology := values[keyTopology]; topology {
 	case "":
 	case "leader":
 		g.Leader = true
 	default:
-		return g, fmt.Errorf("%s=%s is no topology: use leader, or leave it away", spelling(0, keyTopology), quote(topology))
+		return g, fmt.Errorf("%s=%s is not a topology: use leader, or remove it", spelling(0, keyTopology), quote(topology))
 	}
 	if s := values[keyPriority]; s != "" {
 		if g.Priority, err = strconv.Atoi(s); err != nil {
-			return g, fmt.Errorf("%s=%s is no number", spelling(0, keyPriority), quote(s))
+			return g, fmt.Errorf("%s=%s is not a number", spelling(0, keyPriority), quote(s))
 		}
 	}
 	return g, nil

@@ -73,7 +73,7 @@ func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 	case keys.ignoresAll(c.Ports):
 		return nil, keys.ignoredAgainstTheWord() // otherwise that is what was asked for
 	case c.isOneOff() && !(claim.IsYes(keys.general["oneoff"]) && matches(rule.Keys, "oneoff")):
-		return nil, []string{"it is run once, by docker-compose run: set SERVICE_ONEOFF=true to have it registered all the same"}
+		return nil, []string{"it is a one-off container of docker-compose run: set SERVICE_ONEOFF=true to register it"}
 	case reason != "":
 		return nil, []string{reason}
 	case len(c.Ports) == 0:
@@ -87,10 +87,10 @@ func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 		reasons = append(reasons, fmt.Sprintf("SERVICE_ONEOFF=%s %s", quote(word), neitherYesNorNo))
 	}
 	if c.ExtraTagsErr != "" {
-		reasons = append(reasons, "the tags of --tags are left out: "+c.ExtraTagsErr)
+		reasons = append(reasons, "the tags of --tags are ignored: "+c.ExtraTagsErr)
 	}
 	if keys.dropped > 0 {
-		reasons = append(reasons, fmt.Sprintf("%d of its SERVICE_ keys are left out: %d are taken, as they come in the alphabet", keys.dropped, maxKeys))
+		reasons = append(reasons, fmt.Sprintf("%d of its SERVICE_ keys are ignored: at most %d are used, metadata last", keys.dropped, maxKeys))
 	}
 	candidates, problems := candidatesOf(c, keys, rule, h)
 	reasons = append(reasons, problems...)
@@ -101,7 +101,7 @@ func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 		}
 		in, problems, err := instance(c, p, rule, h, severalFor(p, candidates))
 		if other, taken := holder[in.ID]; taken && err == nil {
-			problems, err = nil, fmt.Errorf("%s has the service ID %s already: give each port its own (SERVICE_%d_ID)", other, in.ID, p.Number)
+			problems, err = nil, fmt.Errorf("%s already has the service ID %s: give each port its own (SERVICE_%d_ID)", other, in.ID, p.Number)
 		}
 		if err == nil {
 			holder[in.ID] = p.Port
@@ -124,7 +124,7 @@ func joinGroup(instances []Instance, c Container, keys containerKeys, rule Rule)
 		instances[i].Group = g
 	}
 	if g != (Group{}) && slices.ContainsFunc(instances, func(in Instance) bool { return in.Name != instances[0].Name }) {
-		problems = append(problems, fmt.Sprintf("it takes part in the group of %s only, the service of its lowest port", instances[0].Name))
+		problems = append(problems, fmt.Sprintf("it takes part only in the group of %s, the service of its lowest port", instances[0].Name))
 	}
 	return problems
 }
@@ -146,7 +146,7 @@ func prefixed(p Port, reasons []string) (out []string) {
 // truncate keeps a container from filling the log: it returns the first reasons, and how many more there are.
 func truncate(reasons []string) []string {
 	if n := len(reasons) - maxReasons; n > 0 {
-		return append(reasons[:maxReasons:maxReasons], fmt.Sprintf("and %d reasons more", n))
+		return append(reasons[:maxReasons:maxReasons], fmt.Sprintf("and %d more reasons", n))
 	}
 	return reasons
 }
@@ -163,7 +163,7 @@ type candidate struct {
 func candidatesOf(c Container, keys containerKeys, rule Rule, h Host) (out []candidate, reasons []string) {
 	ports := slices.SortedFunc(slices.Values(c.Ports), Port.Compare)
 	if len(ports) > maxPorts {
-		reasons = append(reasons, fmt.Sprintf("it has %d ports, and only the first %d are looked at: expose fewer", len(ports), maxPorts))
+		reasons = append(reasons, fmt.Sprintf("it has %d ports, and only the first %d are used: expose fewer", len(ports), maxPorts))
 		slices.SortStableFunc(ports, func(p, q Port) int { // those that have keys of their own come first
 			return -cmp.Compare(len(keys.ports[p.Number]), len(keys.ports[q.Number]))
 		})
@@ -193,7 +193,7 @@ func instance(c Container, p candidate, rule Rule, h Host, several bool) (in Ins
 		return in, nil, err
 	}
 	if !matches(rule.Services, in.Name) {
-		return in, nil, fmt.Errorf("the policy does not allow it the service %s", in.Name)
+		return in, nil, fmt.Errorf("the policy does not allow it to register the service %s", in.Name)
 	}
 	if in.ID, err = idOf(c, p, h); err != nil {
 		return in, nil, err
@@ -213,7 +213,7 @@ func instance(c Container, p candidate, rule Rule, h Host, several bool) (in Ins
 	problems = append(problems, more...)
 	if signal := p.keys.take("stop_signal"); signal != "" {
 		if _, err := ParseSignal(signal); err != nil { // it has its effect on the container, see StopSignal
-			problems = append(problems, "SERVICE_STOP_SIGNAL is left out: "+err.Error())
+			problems = append(problems, "SERVICE_STOP_SIGNAL is ignored: "+err.Error())
 		}
 	}
 	weight := p.keys.take("weight")
@@ -239,7 +239,7 @@ func instance(c Container, p candidate, rule Rule, h Host, several bool) (in Ins
 	case p.Protocol == "tcp" && (asked != "" || p.keys.noRoute != ""):
 		problems = append(problems, in.judge(p.keys.near)...)
 	case asked != "" && (p.keys.isOwn(asked) || !c.exposesAny("tcp")) && !c.exposes(p.Number, "tcp"):
-		problems = append(problems, p.keys.spelling(asked)+" is not routed: the proxy takes TCP")
+		problems = append(problems, p.keys.spelling(asked)+" is not routed: the proxy accepts TCP only")
 	}
 	in.Meta[MetaOwner], in.Meta[MetaContainer] = h.EngineID, c.ID
 	return in, problems, nil
@@ -252,11 +252,11 @@ func nameOf(c Container, p candidate, several bool, h Host) (string, error) {
 	name := p.keys.take("name")
 	if name == "" {
 		if h.Explicit {
-			return "", errors.New("it has no SERVICE_NAME, and only what has one is registered (--explicit)")
+			return "", errors.New("it has no SERVICE_NAME, which --explicit requires")
 		}
 		given = false
 		if name = imageName(c.Image); name == "" {
-			return "", fmt.Errorf("image %s has no name to register: set SERVICE_NAME", quote(c.Image))
+			return "", fmt.Errorf("no service name can be derived from image %s: set SERVICE_NAME", quote(c.Image))
 		}
 	}
 	if several && !given {
@@ -267,7 +267,7 @@ func nameOf(c Container, p candidate, several bool, h Host) (string, error) {
 		return "", err
 	}
 	if !validName(name) {
-		return "", fmt.Errorf("%s is no service name: use up to %d letters, digits, -, _ and dots (SERVICE_NAME)", quote(name), maxName)
+		return "", fmt.Errorf("%s is not a service name: use up to %d letters, digits, -, _ and dots (SERVICE_NAME)", quote(name), maxName)
 	}
 	return name, nil
 }
@@ -280,7 +280,7 @@ func undiscoverable(name string) []string {
 	if !strings.Contains(name, ".") && len(name) <= maxDNSName {
 		return nil
 	}
-	return []string{fmt.Sprintf("Consul's DNS does not answer for a service of the name %s: for that use up to %d letters, digits, - and _ (SERVICE_NAME)", quote(name), maxDNSName)}
+	return []string{fmt.Sprintf("Consul's DNS does not answer for the service name %s: to use it, choose up to %d letters, digits, - and _ (SERVICE_NAME)", quote(name), maxDNSName)}
 }
 
 // imageName returns the service name that an image gives: its last part without tag and digest, with - for what DNS does
@@ -304,7 +304,7 @@ func idOf(c Container, p candidate, h Host) (string, error) {
 		}
 	}
 	if !validID(id) {
-		return "", fmt.Errorf("%s is no service ID: use up to %d letters, digits and _.:@/- (SERVICE_ID)", quote(id), maxID)
+		return "", fmt.Errorf("%s is not a service ID: use up to %d letters, digits and _.:@/- (SERVICE_ID)", quote(id), maxID)
 	}
 	return id, nil
 }
@@ -328,10 +328,10 @@ func (k *portKeys) weight(s string) (weight int, problems []string) {
 	case s == "" || isNoWeight(s):
 		return 0, nil
 	case err != nil || n < 0:
-		k.loseRoute("%s=%s is no weight: use a number from 0, for no new requests, to %d", k.spelling("weight"), quote(s), maxWeight)
+		k.loseRoute("%s=%s is not a weight: use a number from 0 (no new requests) to %d", k.spelling("weight"), quote(s), maxWeight)
 		return 0, nil
 	case n > maxWeight:
-		return maxWeight, []string{fmt.Sprintf("%s=%s counts as %d, which is the most", k.spelling("weight"), quote(s), maxWeight)}
+		return maxWeight, []string{fmt.Sprintf("%s=%s counts as %d, the maximum", k.spelling("weight"), quote(s), maxWeight)}
 	}
 	return n, nil
 }

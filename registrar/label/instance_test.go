@@ -175,47 +175,47 @@ func TestInstances(t *testing.T) {
 		{"name", web(env("SERVICE_NAME=app")), []Instance{inst(name("app"))}, nil},
 		{"name of the port", web(env("SERVICE_8080_NAME=app", "SERVICE_NAME=all")), []Instance{inst(name("app"))}, nil},
 		{"name of a port that is not exposed: it is there, and changes no other name", web(env("SERVICE_80_NAME=app")), []Instance{inst(name("app"), on(80)), inst()}, nil},
-		{"tags of a port that is not exposed", web(env("SERVICE_80_TAGS=app")), []Instance{inst()}, []string{"SERVICE_80_TAGS has no effect, as no port 80 is exposed: expose it, or set SERVICE_80_NAME"}},
-		{"empty name", web(env("SERVICE_NAME=")), []Instance{inst()}, []string{"SERVICE_NAME is empty, so it counts as not given"}},
+		{"tags of a port that is not exposed", web(env("SERVICE_80_TAGS=app")), []Instance{inst()}, []string{"SERVICE_80_TAGS has no effect because port 80 is not exposed: expose it, or set SERVICE_80_NAME"}},
+		{"empty name", web(env("SERVICE_NAME=")), []Instance{inst()}, []string{"SERVICE_NAME is empty, so it counts as unset"}},
 		{"name from an image without registry", web(image("redis")), []Instance{inst(name("redis"))}, nil},
 		{"name from an image with digest", web(image("shop@sha256:12")), []Instance{inst()}, nil},
 		{"name from an image with tag and digest", web(image("a/shop:v1@sha256:12")), []Instance{inst()}, nil},
 		{"name from an image with what DNS does not have", web(image("team/_node.js_")), []Instance{inst(name("node-js"))}, nil},
-		{"image without a name", web(image("sha256:12345")), nil, []string{`image "sha256:12345" has no name to register: set SERVICE_NAME`}},
+		{"image without a name", web(image("sha256:12345")), nil, []string{`no service name can be derived from image "sha256:12345": set SERVICE_NAME`}},
 		{"underscores", web(env("SERVICE_NAME=my_app")), []Instance{inst(name("my_app"))}, nil},
-		{"bad name", web(env("SERVICE_NAME=a/b")), nil, []string{`"a/b" is no service name`}},
-		{"name as Registrator has it", web(env("SERVICE_NAME=Web_App.v1")), []Instance{inst(name("Web_App.v1"))}, []string{`Consul's DNS does not answer for a service of the name "Web_App.v1"`}},
+		{"bad name", web(env("SERVICE_NAME=a/b")), nil, []string{`"a/b" is not a service name`}},
+		{"name as Registrator has it", web(env("SERVICE_NAME=Web_App.v1")), []Instance{inst(name("Web_App.v1"))}, []string{`Consul's DNS does not answer for the service name "Web_App.v1"`}},
 		{"name longer than DNS has it", web(env("SERVICE_NAME=" + long[:200])), []Instance{inst(name(long[:200]))}, []string{`Consul's DNS does not answer`}},
-		{"long name", web(env("SERVICE_NAME=" + long[:201])), nil, []string{`is no service name: use up to 200`}},
-		{"name of dots", web(env("SERVICE_NAME=..")), nil, []string{`is no service name`}},
-		{"name with a blank", web(env("SERVICE_NAME=a b")), nil, []string{`"a b" is no service name`}},
+		{"long name", web(env("SERVICE_NAME=" + long[:201])), nil, []string{`is not a service name: use up to 200`}},
+		{"name of dots", web(env("SERVICE_NAME=..")), nil, []string{`is not a service name`}},
+		{"name with a blank", web(env("SERVICE_NAME=a b")), nil, []string{`"a b" is not a service name`}},
 		{"name in quotes", web(env(`SERVICE_NAME="app" `)), []Instance{inst(name("app"))}, nil},
-		{"hostile name", web(env("SERVICE_NAME=a\n  server evil 1.2.3.4:80")), nil, []string{`"a\n  server evil 1.2.3.4:80" is no service name`}},
+		{"hostile name", web(env("SERVICE_NAME=a\n  server evil 1.2.3.4:80")), nil, []string{`"a\n  server evil 1.2.3.4:80" is not a service name`}},
 
 		// IDs.
 		{"id", web(env("SERVICE_ID=app-1")), []Instance{inst(id("app-1"))}, nil},
 		{"id of the port", web(env("SERVICE_8080_ID=app-1")), []Instance{inst(id("app-1"))}, nil},
-		{"bad id", web(env("SERVICE_ID=../x?y")), nil, []string{"is no service ID"}},
-		{"id that is another path", web(env("SERVICE_ID=a/../../leave")), nil, []string{"is no service ID"}},
-		{"id with an empty part", web(env("SERVICE_ID=a//b")), nil, []string{"is no service ID"}},
-		{"long id", web(env("SERVICE_ID=" + long)), nil, []string{"is no service ID: use up to 200"}},
+		{"bad id", web(env("SERVICE_ID=../x?y")), nil, []string{"is not a service ID"}},
+		{"id that is another path", web(env("SERVICE_ID=a/../../leave")), nil, []string{"is not a service ID"}},
+		{"id with an empty part", web(env("SERVICE_ID=a//b")), nil, []string{"is not a service ID"}},
+		{"long id", web(env("SERVICE_ID=" + long)), nil, []string{"is not a service ID: use up to 200"}},
 		{"one id for two ports", web(env("SERVICE_ID=app", "SERVICE_NAME=app"), ports(tcp(80), tcp(81))), []Instance{
 			inst(name("app-80"), on(80), id("app")),
-		}, []string{"port 81/tcp: port 80/tcp has the service ID app already: give each port its own (SERVICE_81_ID)"}},
+		}, []string{"port 81/tcp: port 80/tcp already has the service ID app: give each port its own (SERVICE_81_ID)"}},
 
 		// Tags.
 		{"tags", web(env(`SERVICE_TAGS=a, b,, c\,d`)), []Instance{inst(tagged("a", "b", "c,d"))}, nil},
 		{"tags of the port", web(env(`SERVICE_TAGS=a`, `SERVICE_8080_TAGS=b`)), []Instance{inst(tagged("b"))}, nil},
 		{"a tag given twice", web(env("SERVICE_TAGS=a,b,a"), func(c *Container) { c.ExtraTags = []string{"b", "c"} }), []Instance{inst(tagged("a", "b", "c"))}, nil},
 		{"tags on lines of their own", web(label("SERVICE_TAGS", "a\nb\r\n,c\n")), []Instance{inst(tagged("a", "b", "c"))}, nil},
-		{"hostile tag", web(env("SERVICE_TAGS=a,b\x00c")), []Instance{inst(tagged("a"))}, []string{`tag "b\x00c" is left out: it has characters`}},
-		{"long tag", web(env("SERVICE_TAGS=a," + long)), []Instance{inst(tagged("a"))}, []string{`is left out: it is longer than 255 bytes`}},
-		{"tags template failed", web(func(c *Container) { c.ExtraTagsErr = "no such field" }), []Instance{inst()}, []string{"the tags of --tags are left out: no such field"}},
+		{"hostile tag", web(env("SERVICE_TAGS=a,b\x00c")), []Instance{inst(tagged("a"))}, []string{`tag "b\x00c" is ignored: it has control characters`}},
+		{"long tag", web(env("SERVICE_TAGS=a," + long)), []Instance{inst(tagged("a"))}, []string{`is ignored: it is longer than 255 bytes`}},
+		{"tags template failed", web(func(c *Container) { c.ExtraTagsErr = "no such field" }), []Instance{inst()}, []string{"the tags of --tags are ignored: no such field"}},
 
 		// Ignored.
 		{"ignore", web(env("SERVICE_IGNORE=true")), nil, nil},
-		{"ignore, whatever the value", web(env("SERVICE_IGNORE=false")), nil, []string{"SERVICE_IGNORE ignores with any value, with false too: remove it"}},
-		{"ignore a port, whatever the value", web(env("SERVICE_80_IGNORE=no"), ports(tcp(80), tcp(81))), []Instance{inst(name("shop-81"), on(81))}, []string{"SERVICE_80_IGNORE ignores with any value"}},
+		{"ignore, whatever the value", web(env("SERVICE_IGNORE=false")), nil, []string{"SERVICE_IGNORE takes effect with any value, even false: remove it"}},
+		{"ignore a port, whatever the value", web(env("SERVICE_80_IGNORE=no"), ports(tcp(80), tcp(81))), []Instance{inst(name("shop-81"), on(81))}, []string{"SERVICE_80_IGNORE takes effect with any value"}},
 		{"ignore, without a value", web(env("SERVICE_IGNORE=")), []Instance{inst()}, nil},
 		{"ignore without address", web(env("SERVICE_IGNORE=1"), networks()), nil, nil},
 		{"ignore without ports", web(env("SERVICE_IGNORE=1"), ports()), nil, nil},
@@ -261,12 +261,12 @@ func TestInstances(t *testing.T) {
 		{"no value", web(label("SERVICE_X", "")), []Instance{inst(meta("x", ""))}, nil},
 		{"a number only", web(label("SERVICE_80", "x")), []Instance{inst(meta("80", "x"))}, nil},
 		{"not quite ours", web(env("SERVICE=x", "SERVICES_NAME=y"), label("MY_SERVICE_NAME", "q")), []Instance{inst()}, nil},
-		{"key with a dot", web(label("SERVICE_A.B", "x")), []Instance{inst()}, []string{`SERVICE_A.B is left out: Consul takes letters`}},
-		{"long value", web(label("SERVICE_X", strings.Repeat("x", 513))), []Instance{inst()}, []string{"SERVICE_X is left out: Consul takes at most 512 bytes in a value, this has 513"}},
+		{"key with a dot", web(label("SERVICE_A.B", "x")), []Instance{inst()}, []string{`SERVICE_A.B is ignored: Consul allows only letters`}},
+		{"long value", web(label("SERVICE_X", strings.Repeat("x", 513))), []Instance{inst()}, []string{"SERVICE_X is ignored: Consul takes at most 512 bytes in a value, and this one has 513"}},
 		{"long key", web(label("SERVICE_"+long, "")), []Instance{inst()}, []string{"at most 128 of them"}},
-		{"several lines", web(label("SERVICE_8080_X", "a\nb")), []Instance{inst()}, []string{"SERVICE_8080_X is left out: its value has characters that are no text"}},
-		{"no UTF-8", web(label("SERVICE_X", "\xff")), []Instance{inst()}, []string{"SERVICE_X is left out: its value has characters that are no text"}},
-		{"hostile key", web(label("SERVICE_A\nB", "x")), []Instance{inst()}, []string{`"SERVICE_A\nB" is left out`}},
+		{"several lines", web(label("SERVICE_8080_X", "a\nb")), []Instance{inst()}, []string{"SERVICE_8080_X is ignored: its value has control characters or is not UTF-8"}},
+		{"no UTF-8", web(label("SERVICE_X", "\xff")), []Instance{inst()}, []string{"SERVICE_X is ignored: its value has control characters or is not UTF-8"}},
+		{"hostile key", web(label("SERVICE_A\nB", "x")), []Instance{inst()}, []string{`"SERVICE_A\nB" is ignored`}},
 		{"owner cannot be forged", web(label("SERVICE_BERTH-OWNER", "me")), []Instance{inst()}, []string{"berth's own"}},
 		{"what Consul keeps for itself", web(label("SERVICE_CONSUL-X", "me")), []Instance{inst()}, []string{"Consul keeps keys that begin with"}},
 
@@ -276,13 +276,13 @@ func TestInstances(t *testing.T) {
 		{"weight 0", web(env("SERVICE_WEIGHT=0")), []Instance{inst(meta("weight", "0"))}, nil},
 		{"weight off", web(env("SERVICE_WEIGHT=Off")), []Instance{inst(meta("weight", "0"))}, nil},
 		{"weight 257", web(env("SERVICE_WEIGHT=257")), []Instance{inst(func(in *Instance) { in.Weight = 256 })}, []string{`SERVICE_WEIGHT="257" counts as 256`}},
-		{"weight in words", web(env("SERVICE_WEIGHT=heavy")), []Instance{inst(meta("berth-no-route", `SERVICE_WEIGHT="heavy" is no weight: use a number from 0, for no new requests, to 256`))},
-			[]string{`port 8080/tcp: no route: SERVICE_WEIGHT="heavy" is no weight`}},
-		{"weight below 0", web(env("SERVICE_8080_WEIGHT=-1")), []Instance{inst(meta("berth-no-route", `SERVICE_8080_WEIGHT="-1" is no weight: use a number from 0, for no new requests, to 256`))},
-			[]string{`no route: SERVICE_8080_WEIGHT="-1" is no weight`}},
+		{"weight in words", web(env("SERVICE_WEIGHT=heavy")), []Instance{inst(meta("berth-no-route", `SERVICE_WEIGHT="heavy" is not a weight: use a number from 0 (no new requests) to 256`))},
+			[]string{`port 8080/tcp: no route: SERVICE_WEIGHT="heavy" is not a weight`}},
+		{"weight below 0", web(env("SERVICE_8080_WEIGHT=-1")), []Instance{inst(meta("berth-no-route", `SERVICE_8080_WEIGHT="-1" is not a weight: use a number from 0 (no new requests) to 256`))},
+			[]string{`no route: SERVICE_8080_WEIGHT="-1" is not a weight`}},
 		{"stop signal", web(env("SERVICE_STOP_SIGNAL=term")), []Instance{inst()}, nil},
 		{"stop signal by number", web(env("SERVICE_STOP_SIGNAL=3")), []Instance{inst()}, nil},
-		{"no signal", web(env("SERVICE_STOP_SIGNAL=HALT")), []Instance{inst()}, []string{`SERVICE_STOP_SIGNAL is left out: "HALT" is no signal`}},
+		{"no signal", web(env("SERVICE_STOP_SIGNAL=HALT")), []Instance{inst()}, []string{`SERVICE_STOP_SIGNAL is ignored: "HALT" is not a signal`}},
 	} {
 		tt.run(t, host)
 	}
@@ -312,7 +312,7 @@ func TestMetaRoom(t *testing.T) {
 	if routes := got[0].Routes(); len(routes) != 1 || routes[0] != "z.example/z/" {
 		t.Errorf("its routes are %q", routes)
 	}
-	want := fmt.Sprintf("SERVICE_K%s and %d more is left out: Consul takes at most", strings.Repeat("X", maxMeta-ownMeta+2), 72-(maxMeta-ownMeta)-mostNamed)
+	want := fmt.Sprintf("SERVICE_K%s and %d more is ignored: Consul takes at most", strings.Repeat("X", maxMeta-ownMeta+2), 72-(maxMeta-ownMeta)-mostNamed)
 	if len(reasons) != 1 || !strings.Contains(reasons[0], want) {
 		t.Errorf("reasons %q, want one that says %q", reasons, want)
 	}

@@ -13,7 +13,7 @@ import (
 func TestIntent(t *testing.T) {
 	oneoff := func(value string) func(*Container) { return label(oneOffLabel, value) }
 	publish := with(func(h *Host) { h.PublishSecrets = true })
-	secret := "SERVICE_DB_PASSWORD is not published, as it looks like a secret"
+	secret := "SERVICE_DB_PASSWORD is not published: it looks like a secret"
 	tests := []struct {
 		name   string
 		in     Container
@@ -22,19 +22,19 @@ func TestIntent(t *testing.T) {
 		reason string
 	}{
 		// docker-compose run.
-		{"one-off", web(oneoff("True"), label("SERVICE_NAME", "shop")), host, "-", "it is run once, by docker-compose run: set SERVICE_ONEOFF=true"},
-		{"one-off in lower case", web(oneoff("true")), host, "-", "it is run once"},
+		{"one-off", web(oneoff("True"), label("SERVICE_NAME", "shop")), host, "-", "it is a one-off container of docker-compose run: set SERVICE_ONEOFF=true"},
+		{"one-off in lower case", web(oneoff("true")), host, "-", "it is a one-off container"},
 		{"no one-off", web(oneoff("False")), host, "", ""},
 		{"one-off that insists", web(oneoff("True"), label("SERVICE_ONEOFF", "true")), host, "", ""},
 		{"one-off that insists in other words", web(oneoff("True"), env("service_oneoff=Yes")), host, "", ""},
-		{"one-off that does not insist", web(oneoff("True"), label("SERVICE_ONEOFF", "no")), host, "-", "it is run once"},
-		{"one-off that says neither", web(oneoff("True"), label("SERVICE_ONEOFF", "maybe")), host, "-", "it is run once"},
-		{"one-off that the policy does not let insist", web(oneoff("True"), label("SERVICE_ONEOFF", "true")), policyOf(Rule{Keys: []string{"name"}}), "-", "it is run once"},
+		{"one-off that does not insist", web(oneoff("True"), label("SERVICE_ONEOFF", "no")), host, "-", "it is a one-off container"},
+		{"one-off that says neither", web(oneoff("True"), label("SERVICE_ONEOFF", "maybe")), host, "-", "it is a one-off container"},
+		{"one-off that the policy does not let insist", web(oneoff("True"), label("SERVICE_ONEOFF", "true")), policyOf(Rule{Keys: []string{"name"}}), "-", "it is a one-off container"},
 		{"insisting without need", web(label("SERVICE_ONEOFF", "true")), host, "", ""},
 		{"one-off that is ignored", web(oneoff("True"), label("SERVICE_IGNORE", "1")), host, "-", ""},
 
 		// The environment is the program's.
-		{"a password in the environment", web(env("SERVICE_PASSWORD_POSTGRES=s3cret")), host, "", "SERVICE_PASSWORD_POSTGRES in the environment: no key of berth's, so not published; metadata comes from labels"},
+		{"a password in the environment", web(env("SERVICE_PASSWORD_POSTGRES=s3cret")), host, "", "SERVICE_PASSWORD_POSTGRES in the environment: not known to berth, so not published; metadata comes from labels"},
 		{"other variables", web(env("SERVICE_REGION=x", "SERVICE_8080_TIER=y")), host, "", "SERVICE_8080_TIER, SERVICE_REGION in the environment"},
 		{"many of them", web(env("SERVICE_A1=", "SERVICE_A2=", "SERVICE_A3=", "SERVICE_A4=", "SERVICE_A5=", "SERVICE_A6=", "SERVICE_A7=")), host, "", "SERVICE_A5 and 2 more in the environment"},
 		{"not even with --publish-secrets", web(env("SERVICE_PASSWORD_POSTGRES=s3cret")), publish, "", "SERVICE_PASSWORD_POSTGRES in the environment"},
@@ -59,8 +59,8 @@ func TestIntent(t *testing.T) {
 		{"misspelt check", web(label("SERVICE_CHEK_HTTP", "/")), host, "chek_http=/", "SERVICE_CHEK_HTTP is an unknown key: did you mean SERVICE_CHECK_HTTP?"},
 		{"misspelt option of a check", web(env("SERVICE_CHECKS_INTERVAL=5s")), host, "", "did you mean SERVICE_CHECK_INTERVAL?"},
 		{"with a hyphen", web(label("SERVICE_STOP-SIGNAL", "QUIT")), host, "stop-signal=QUIT", "did you mean SERVICE_STOP_SIGNAL?"},
-		{"a port that is none", web(label("SERVICE_8O80_NAME", "a")), host, "8o80_name=a", `SERVICE_8O80_NAME is an unknown key, as "8o80" is no port: did you mean SERVICE_<port>_NAME?`},
-		{"with the protocol", web(label("SERVICE_8080/TCP_NAME", "a")), host, "", `as "8080/tcp" is no port`},
+		{"a port that is none", web(label("SERVICE_8O80_NAME", "a")), host, "8o80_name=a", `SERVICE_8O80_NAME is an unknown key, as "8o80" is not a port: did you mean SERVICE_<port>_NAME?`},
+		{"with the protocol", web(label("SERVICE_8080/TCP_NAME", "a")), host, "", `as "8080/tcp" is not a port`},
 		{"words that are near to nothing", web(label("SERVICE_REGION", "a"), label("SERVICE_STAGE", "b"), label("SERVICE_VERSION", "c"), label("SERVICE_S3_NAME", "d")), host, "region=a s3_name=d stage=b version=c", ""},
 
 		// Ports that only labels name.
@@ -169,8 +169,8 @@ func TestMeant(t *testing.T) {
 func TestValidateIP(t *testing.T) {
 	for in, want := range map[string]string{
 		"192.0.2.1": "", "2001:db8::1": "", "127.0.0.1": "",
-		"0.0.0.0": "0.0.0.0 is no address that clients can connect to", "::": ":: is no address", "::ffff:0.0.0.0": "is no address that",
-		"224.0.0.1": "is no address that", "ff02::1": "is no address that", "fe80::1%eth0": "is no address that", "shop.example": `"shop.example" is no IP address`,
+		"0.0.0.0": "0.0.0.0 is not an address that clients can connect to", "::": ":: is not an address", "::ffff:0.0.0.0": "is not an address that",
+		"224.0.0.1": "is not an address that", "ff02::1": "is not an address that", "fe80::1%eth0": "is not an address that", "shop.example": `"shop.example" is not an IP address`,
 	} {
 		err := ValidateIP(in)
 		if (err == nil) != (want == "") || (err != nil && !strings.Contains(err.Error(), want)) {

@@ -111,7 +111,7 @@ func keysOf(c Container) containerKeys {
 	keys.problems = slices.Compact(keys.problems)
 	if len(private) > 0 {
 		slices.Sort(private)
-		keys.problems = append(keys.problems, someOf(slices.Compact(private))+" in the environment: no key of berth's, so not published; metadata comes from labels")
+		keys.problems = append(keys.problems, someOf(slices.Compact(private))+" in the environment: not known to berth, so not published; metadata comes from labels")
 	}
 	keys.general, keys.dropped = withoutExcess(keys.general)
 	for port, own := range keys.ports {
@@ -213,7 +213,7 @@ func (c *containerKeys) isMisspelt(k key, value string) bool {
 	}
 	meant, because := spelling(k.port, near), ""
 	if k.badPort != "" {
-		meant, because = keyPrefix+"<port>_"+strings.ToUpper(near), fmt.Sprintf(", as %s is no port", quote(k.badPort))
+		meant, because = keyPrefix+"<port>_"+strings.ToUpper(near), fmt.Sprintf(", as %s is not a port", quote(k.badPort))
 	}
 	problem := fmt.Sprintf("%s is an unknown key%s: did you mean %s?", k.spelling(), because, meant)
 	c.misspelt = append(c.misspelt, Misspelt{Label: k.spelling(), Meant: meant, reason: problem})
@@ -320,7 +320,7 @@ func (c containerKeys) ignoredAgainstTheWord() []string {
 	if len(names) == 0 {
 		return nil
 	}
-	return []string{someOf(names) + " ignores with any value, with false too: remove it to have the port registered"}
+	return []string{someOf(names) + " takes effect with any value, even false: remove it to register the port"}
 }
 
 // names reports whether a port has a key of its own.
@@ -347,7 +347,7 @@ func (c containerKeys) idle(ports []Port) (problems []string) {
 			}
 		}
 		if first != "" {
-			problems = append(problems, fmt.Sprintf("%s has no effect, as no port %d is exposed: expose it, or set %s", spelling(port, first), port, spelling(port, "name")))
+			problems = append(problems, fmt.Sprintf("%s has no effect because port %d is not exposed: expose it, or set %s", spelling(port, first), port, spelling(port, "name")))
 		}
 	}
 	return problems
@@ -362,7 +362,7 @@ func (c containerKeys) empty() []string {
 	if len(names) == 0 {
 		return nil
 	}
-	return []string{someOf(names) + " is empty, so it counts as not given"}
+	return []string{someOf(names) + " is empty, so it counts as unset"}
 }
 
 // withhold deletes the keys that look like a secret, and returns a reason for all of them together.
@@ -377,7 +377,7 @@ func (c containerKeys) withhold() []string {
 	if len(names) == 0 {
 		return nil
 	}
-	return []string{someOf(names) + " is not published, as it looks like a secret, and whoever may read the catalog could read it: choose another key, or allow it with --publish-secrets"}
+	return []string{someOf(names) + " is not published: it looks like a secret, and everyone who can read the catalog could read it; choose another key, or allow it with --publish-secrets"}
 }
 
 // choose returns the labels of the keys that f chooses, sorted. f may delete a key from the values that it is in.

@@ -55,7 +55,7 @@ func (k *portKeys) meta(taken int) (meta map[string]string, problems []string) {
 		meta[key] = k.values[key]
 	}
 	for _, why := range slices.Sorted(maps.Keys(left)) {
-		problems = append(problems, k.someOf(left[why])+" is left out: "+why)
+		problems = append(problems, k.someOf(left[why])+" is ignored: "+why)
 	}
 	return meta, problems
 }
@@ -68,11 +68,11 @@ func badMeta(key, value string) string {
 	case strings.HasPrefix(key, reservedPrefix):
 		return fmt.Sprintf("Consul keeps keys that begin with %q for itself", reservedPrefix)
 	case !isMetaKey(key):
-		return fmt.Sprintf("Consul takes letters, digits, - and _ in a key, at most %d of them", maxMetaKey)
+		return fmt.Sprintf("Consul allows only letters, digits, - and _ in a key, and at most %d of them", maxMetaKey)
 	case len(value) > maxMetaValue:
-		return fmt.Sprintf("Consul takes at most %d bytes in a value, this has %d", maxMetaValue, len(value))
+		return fmt.Sprintf("Consul takes at most %d bytes in a value, and this one has %d", maxMetaValue, len(value))
 	case !isPlain(value):
-		return "its value has characters that are no text"
+		return "its value has control characters or is not UTF-8"
 	}
 	return ""
 }
@@ -90,9 +90,9 @@ func parseMeta(pairs []string) (map[string]string, error) {
 		case !ok:
 			why = "write it as key=value"
 		case value == "" && slices.Contains(claimKeys, key):
-			why = "it is empty: give it a value, or leave it away"
+			why = "it is empty: give it a value, or remove it"
 		case strings.HasPrefix(key, checkPrefix), key == "ignore":
-			why = "this key means something for containers only"
+			why = "this key is for containers only"
 		}
 		if why != "" {
 			return nil, fmt.Errorf("meta %s: %s", quote(pair), why)
@@ -100,7 +100,7 @@ func parseMeta(pairs []string) (map[string]string, error) {
 		meta[key] = value
 	}
 	if most := maxMeta - ownMeta; len(meta) > most {
-		return nil, fmt.Errorf("meta has %d pairs, and Consul takes %d: give fewer", len(meta), most)
+		return nil, fmt.Errorf("meta has %d pairs, but Consul takes %d: give fewer", len(meta), most)
 	}
 	return meta, nil
 }

@@ -79,9 +79,9 @@ func parseNetwork(s string) (netip.Prefix, error) {
 	case first.Is4In6():
 		return network, errors.New("this is IPv4 written as IPv6: write it as IPv4, like 203.0.113.0/24")
 	case first != network.Addr():
-		return network, fmt.Errorf("this address lies within %s: write that network, or the address alone", network.Masked())
+		return network, fmt.Errorf("this is an address within %s: write that network, or the address without the prefix length", network.Masked())
 	case first.IsMulticast() || network.IsSingleIP() && first.IsUnspecified():
-		return network, errors.New("clients cannot connect to such an address: leave it away")
+		return network, errors.New("clients cannot connect to such an address: remove it")
 	}
 	return network, nil
 }
@@ -106,9 +106,9 @@ func validPattern(list, pattern string) error {
 	}
 	switch {
 	case pattern == "":
-		return errors.New("an empty pattern matches nothing: leave the list away if anything will do")
+		return errors.New("an empty pattern matches nothing: omit the list to match anything")
 	case list == "keys" && strings.HasPrefix(strings.ToLower(pattern), strings.ToLower(keyPrefix)):
-		return fmt.Errorf("leave %s away", keyPrefix)
+		return fmt.Errorf("write the key without %s", keyPrefix)
 	case list == "keys" && pattern != strings.ToLower(pattern):
 		return errors.New("keys are compared in lower case")
 	}
@@ -122,7 +122,7 @@ func ruleFor(c Container, policy []Rule) (rule Rule, reason string) {
 	}
 	n := slices.IndexFunc(policy, func(r Rule) bool { return r.fits(c) })
 	if n < 0 {
-		return Rule{}, "no rule of the policy fits it: add one for its image, project or labels"
+		return Rule{}, "no rule of the policy matches it: add one for its image, project or labels"
 	}
 	return policy[n], ""
 }
@@ -143,7 +143,7 @@ func (r Rule) restrict(keys *portKeys) (problems []string) {
 		m := checkKey.FindStringSubmatch(key)
 		switch {
 		case key == keyGroup && value != "" && value != "default":
-			keys.noGroup = fmt.Sprintf("the policy does not allow %s for this container, and without it this would be another group", keys.spelling(key))
+			keys.noGroup = fmt.Sprintf("the policy does not allow %s for this container, and without it the container would join another group", keys.spelling(key))
 			continue // said with the name
 		case costsRoute(key):
 			keys.loseRoute("the policy does not allow %s for this container", keys.spelling(key))
@@ -154,7 +154,7 @@ func (r Rule) restrict(keys *portKeys) (problems []string) {
 		left = append(left, key)
 	}
 	if len(left) > 0 {
-		problems = append(problems, keys.someOf(left)+" is left out: the policy does not allow it for this container")
+		problems = append(problems, keys.someOf(left)+" is ignored: the policy does not allow it for this container")
 	}
 	return problems
 }

@@ -9,7 +9,7 @@ func TestPolicy(t *testing.T) {
 	shop := func(change ...func(*Container)) Container {
 		return web(append([]func(*Container){label(projectLabel, "store"), label("team", "a/b"), env("SERVICE_NAME=shop")}, change...)...)
 	}
-	const none = "no rule of the policy fits it: add one for its image, project or labels"
+	const none = "no rule of the policy matches it: add one for its image, project or labels"
 	tests := []struct {
 		name   string
 		policy []Rule
@@ -41,14 +41,14 @@ func TestPolicy(t *testing.T) {
 
 		// What they may.
 		{"service", []Rule{{Services: []string{"a", "sh?p"}}}, shop(), "shop", ""},
-		{"another service", []Rule{{Services: []string{"a"}}}, shop(), "", "port 8080/tcp: the policy does not allow it the service shop"},
-		{"the first rule decides", []Rule{{Project: []string{"store"}, Services: []string{"a"}}, {}}, shop(), "", "the policy does not allow it the service shop"},
+		{"another service", []Rule{{Services: []string{"a"}}}, shop(), "", "port 8080/tcp: the policy does not allow it to register the service shop"},
+		{"the first rule decides", []Rule{{Project: []string{"store"}, Services: []string{"a"}}, {}}, shop(), "", "the policy does not allow it to register the service shop"},
 		{"a later rule", []Rule{{Project: []string{"other"}, Services: []string{"a"}}, {}}, shop(), "shop", ""},
 		{"keys", []Rule{{Keys: []string{"name", "check_*"}}}, shop(env("SERVICE_CHECK_2_HTTP=/")), "shop", ""},
-		{"another key", []Rule{{Keys: []string{"name"}}}, shop(env("SERVICE_8080_TAGS=a")), "shop", "port 8080/tcp: SERVICE_8080_TAGS is left out: the policy does not allow it for this container"},
-		{"the name is a key", []Rule{{Keys: []string{"tags"}}}, shop(image("other")), "other", "SERVICE_NAME is left out"},
+		{"another key", []Rule{{Keys: []string{"name"}}}, shop(env("SERVICE_8080_TAGS=a")), "shop", "port 8080/tcp: SERVICE_8080_TAGS is ignored: the policy does not allow it for this container"},
+		{"the name is a key", []Rule{{Keys: []string{"tags"}}}, shop(image("other")), "other", "SERVICE_NAME is ignored"},
 		{"ignoring is always allowed", []Rule{{Keys: []string{"name"}}}, shop(env("SERVICE_8080_IGNORE=1", "SERVICE_TAGS=a")), "", ""},
-		{"the address is a key", []Rule{{Keys: []string{"name"}}}, shop(label("SERVICE_ADDRESS", "203.0.113.5")), "shop", "SERVICE_ADDRESS is left out"},
+		{"the address is a key", []Rule{{Keys: []string{"name"}}}, shop(label("SERVICE_ADDRESS", "203.0.113.5")), "shop", "SERVICE_ADDRESS is ignored"},
 		{"a bad pattern matches nothing", []Rule{{Project: []string{"["}}}, shop(), "", none},
 	}
 	for _, tt := range tests {
@@ -75,7 +75,7 @@ func TestPolicySeesThePortInTheName(t *testing.T) {
 	if len(got) != 1 || got[0].Name != "shop-80" {
 		t.Errorf("registers %+v, want shop-80", got)
 	}
-	expectReason(t, reasons, "the policy does not allow it the service shop-81")
+	expectReason(t, reasons, "the policy does not allow it to register the service shop-81")
 }
 
 func TestValidatePolicy(t *testing.T) {
@@ -94,14 +94,14 @@ func TestValidatePolicy(t *testing.T) {
 		{"addresses", []Rule{{Addresses: []string{"203.0.113.7", "203.0.113.0/24", "2001:db8::/64", "fd00::1", "127.0.0.0/8", "0.0.0.0/0"}}}, ""},
 		{"a name as an address", []Rule{{Addresses: []string{"shop.example"}}}, `rule 1: addresses "shop.example": write an IP address, or a network like 203.0.113.0/24`},
 		{"too long a prefix", []Rule{{}, {Addresses: []string{"203.0.113.7", "203.0.113.0/33"}}}, `rule 2: addresses "203.0.113.0/33": write an IP address, or a network`},
-		{"an address within a network", []Rule{{Addresses: []string{"203.0.113.7/24"}}}, `this address lies within 203.0.113.0/24: write that network, or the address alone`},
+		{"an address within a network", []Rule{{Addresses: []string{"203.0.113.7/24"}}}, `this is an address within 203.0.113.0/24: write that network, or the address without the prefix length`},
 		{"IPv4 as IPv6", []Rule{{Addresses: []string{"::ffff:203.0.113.7"}}}, `this is IPv4 written as IPv6: write it as IPv4`},
 		{"a network of IPv4 as IPv6", []Rule{{Addresses: []string{"::ffff:203.0.113.0/120"}}}, `this is IPv4 written as IPv6`},
 		{"an address with a zone", []Rule{{Addresses: []string{"fe80::1%eth0"}}}, `rule 1: addresses "fe80::1%eth0": write an IP address`},
-		{"the address of nobody", []Rule{{Addresses: []string{"::"}}}, "clients cannot connect to such an address: leave it away"},
+		{"the address of nobody", []Rule{{Addresses: []string{"::"}}}, "clients cannot connect to such an address: remove it"},
 		{"addresses of many", []Rule{{Addresses: []string{"224.0.0.0/4"}}}, "clients cannot connect to such an address"},
 		{"no address", []Rule{{Addresses: []string{""}}}, `rule 1: addresses "": write an IP address`},
-		{"whole key", []Rule{{Keys: []string{"service_tags"}}}, `rule 1: keys "service_tags": leave SERVICE_ away`},
+		{"whole key", []Rule{{Keys: []string{"service_tags"}}}, `rule 1: keys "service_tags": write the key without SERVICE_`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -60,19 +60,19 @@ func (p Process) Instance() (Instance, error) {
 func (p Process) validate() error {
 	switch {
 	case p.Name == "":
-		return errors.New("name is not given: say which service this is an instance of, as in --name www")
+		return errors.New("name is missing: name the service of this instance, as in --name www")
 	case !validName(p.Name):
 		return fmt.Errorf("name must be up to %d letters, digits, -, _ and dots, not %s", maxName, quote(p.Name))
 	case p.Port == 0:
-		return errors.New("port is not given: say which port the command listens on, as in --port 20001")
+		return errors.New("port is missing: give the port that the command listens on, as in --port 20001")
 	case p.Port < 1 || p.Port > 65535:
 		return fmt.Errorf("port must be a number from 1 to 65535, not %d", p.Port)
 	case !validID(p.ID):
 		return fmt.Errorf("id must be up to %d letters, digits and _.:@/-, not %s", maxID, quote(p.ID))
 	case p.Address != "" && !connectable(parseAddress(p.Address)):
-		return fmt.Errorf("address must be an IP address that HAProxy reaches this host at, not %s", quote(p.Address))
+		return fmt.Errorf("address must be an IP address at which HAProxy reaches this host, not %s", quote(p.Address))
 	case p.Weight < 0 || p.Weight > maxWeight:
-		return fmt.Errorf("weight must be a number from 0, for no new requests, to %d, not %d", maxWeight, p.Weight)
+		return fmt.Errorf("weight must be a number from 0 (no new requests) to %d, not %d", maxWeight, p.Weight)
 	case p.TTL < minInterval:
 		return fmt.Errorf("ttl must be %v or more, not %v", minInterval, p.TTL)
 	}

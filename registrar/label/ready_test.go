@@ -32,7 +32,7 @@ func TestReady(t *testing.T) {
 		{"without the slash", web(env("SERVICE_READY=HTTP:up")), Ready{Kind: ReadyHTTP, URL: "http://10.0.0.2:8080/up"}, ""},
 		{"in capitals", web(env("SERVICE_READY=TCP")), Ready{Kind: ReadyTCP, Address: "10.0.0.2:8080"}, ""},
 		{"a whole URL", web(env("SERVICE_READY=http://evil.example/")), Ready{Kind: "unregistered"}, `SERVICE_READY="http://evil.example/" is not known`},
-		{"http with a blank", web(env("SERVICE_READY=http:/a b")), Ready{Kind: "unregistered"}, `SERVICE_READY: "/a b" has blanks`},
+		{"http with a blank", web(env("SERVICE_READY=http:/a b")), Ready{Kind: "unregistered"}, `SERVICE_READY: "/a b" has spaces`},
 
 		// Where the registrar asks.
 		{"published: the container, not the published port", web(networks("other", "10.9.0.1"), ports(tcp(8080, "0.0.0.0:80")), env("SERVICE_CHECK_HTTP=/a")), Ready{Kind: ReadyHTTP, URL: "http://10.9.0.1:8080/a"}, ""},

@@ -82,25 +82,25 @@ func startsFirst(c Container, keys containerKeys, policy []Rule) (asked bool, wh
 	signal := StopSignal(c, policy)
 	switch {
 	case value != StartFirst:
-		why = fmt.Sprintf("it is no way to replace a container: use %s or %s", StartFirst, stopFirst)
+		why = fmt.Sprintf("this is not a way to replace a container: use %s or %s", StartFirst, stopFirst)
 	case !matches(rule.Keys, keyReplace):
 		why = "the policy does not allow it for this container"
 	case !AsksToStartFirst(c.Labels):
-		why = "it stands in the environment: make it a label"
+		why = "it is set in the environment: make it a label"
 	case strings.HasPrefix(c.Labels[versionLabel], "1."):
 		why = "docker-compose 1.29 stops the old container before it creates the new one: use docker compose (v2)"
 	case c.Labels[projectLabel] == "" || c.Labels[serviceLabel] == "":
-		why = "docker compose did not make this container, and only that replaces one"
+		why = "only docker compose replaces containers, and it did not create this one"
 	case signal == 0 || signal == c.StopSignal:
-		why = "the old container has to go on serving after Docker's stop signal: set stop_signal: SIGCONT, and the real one in SERVICE_STOP_SIGNAL"
+		why = "the old container must keep serving after Docker's stop signal: set stop_signal: SIGCONT, and the real signal in SERVICE_STOP_SIGNAL"
 	case keys.single() != "":
-		why = "SERVICE_SINGLE says that two of it must not run at the same time"
+		why = "SERVICE_SINGLE forbids two at the same time"
 	case len(c.HostPorts) > 0:
-		why = fmt.Sprintf("two containers cannot have the host's port %d: publish the proxy's port only, or leave the host's port away", c.HostPorts[0])
+		why = fmt.Sprintf("two containers cannot have the host port %d: publish the proxy's port only, or remove the host port", c.HostPorts[0])
 	case c.HostNetwork || c.NetworkOf != "":
-		why = "two containers cannot have the same port in one network namespace: give it a network of its own"
+		why = "two containers cannot have the same port in one network namespace: give it its own network"
 	case slices.ContainsFunc(append(slices.Collect(maps.Values(keys.ports)), keys.general), func(k map[string]string) bool { return k["id"] != "" }):
-		why = "two instances cannot have the same SERVICE_ID: leave it away"
+		why = "two instances cannot have the same SERVICE_ID: remove it"
 	}
 	return true, why
 }
@@ -120,7 +120,7 @@ func (c containerKeys) replacement(of Container, rule Rule, policy []Rule) (prob
 	for _, port := range sortedPorts(c) {
 		for _, key := range replaceKeys {
 			if c.ports[port][key] != "" {
-				problems = append(problems, fmt.Sprintf("%s is left out: it is for the whole container: set %s", spelling(port, key), spelling(0, key)))
+				problems = append(problems, fmt.Sprintf("%s is ignored: it applies to the whole container; set %s", spelling(port, key), spelling(0, key)))
 			}
 		}
 	}

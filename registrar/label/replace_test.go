@@ -39,16 +39,16 @@ func TestStartsFirst(t *testing.T) {
 		{"its signal is not allowed", composed(), []Rule{{Keys: []string{"replace"}}}, true, "stop_signal: SIGCONT"},
 		{"docker-compose 1", composed(label("com.docker.compose.version", "1.29.2")), nil, true, "use docker compose (v2)"},
 		{"compose 10", composed(label("com.docker.compose.version", "10.0.0")), nil, true, ""},
-		{"docker run", composed(without("com.docker.compose.project")), nil, true, "docker compose did not make"},
-		{"no real signal", composed(without("SERVICE_STOP_SIGNAL")), nil, true, "the real one in SERVICE_STOP_SIGNAL"},
+		{"docker run", composed(without("com.docker.compose.project")), nil, true, "it did not create this one"},
+		{"no real signal", composed(without("SERVICE_STOP_SIGNAL")), nil, true, "the real signal in SERVICE_STOP_SIGNAL"},
 		{"Docker's own signal", composed(func(c *Container) { c.StopSignal = 15 }), nil, true, "stop_signal: SIGCONT"},
 		{"one at a time", composed(label("SERVICE_SINGLE", "true")), nil, true, "SERVICE_SINGLE"},
 		{"one at a time, whatever the policy", composed(label("SERVICE_SINGLE", "true")), []Rule{{Keys: []string{"replace", "stop_signal"}}}, true, "SERVICE_SINGLE"},
 		{"one at a time, perhaps", composed(label("SERVICE_SINGLE", "maybe")), nil, true, "SERVICE_SINGLE"},
 		{"many at a time", composed(label("SERVICE_SINGLE", "no")), nil, true, ""},
-		{"a port of the host", composed(func(c *Container) { c.HostPorts = []uint16{8080, 8443} }), nil, true, "the host's port 8080"},
-		{"the host's network", composed(func(c *Container) { c.HostNetwork = true }), nil, true, "a network of its own"},
-		{"another's network", composed(func(c *Container) { c.NetworkOf = "vpn" }), nil, true, "a network of its own"},
+		{"a port of the host", composed(func(c *Container) { c.HostPorts = []uint16{8080, 8443} }), nil, true, "the host port 8080"},
+		{"the host's network", composed(func(c *Container) { c.HostNetwork = true }), nil, true, "its own network"},
+		{"another's network", composed(func(c *Container) { c.NetworkOf = "vpn" }), nil, true, "its own network"},
 		{"an ID", composed(label("SERVICE_ID", "app")), nil, true, "SERVICE_ID"},
 		{"an ID of a port", composed(label("SERVICE_8080_ID", "app")), nil, true, "SERVICE_ID"},
 	} {
@@ -64,7 +64,7 @@ func TestStartsFirst(t *testing.T) {
 			h.Policy = tt.policy
 			_, reasons := Instances(tt.in, h)
 			said := slices.ContainsFunc(reasons, func(r string) bool {
-				return strings.Contains(r, "SERVICE_REPLACE=") && strings.Contains(r, tt.why) || strings.Contains(r, "SERVICE_REPLACE is left out")
+				return strings.Contains(r, "SERVICE_REPLACE=") && strings.Contains(r, tt.why) || strings.Contains(r, "SERVICE_REPLACE is ignored")
 			})
 			if said != (tt.why != "") {
 				t.Errorf("reasons %q", reasons)
@@ -110,7 +110,7 @@ func TestServiceIDBesideTheOld(t *testing.T) {
 
 func TestReplaceIsForTheWholeContainer(t *testing.T) {
 	_, reasons := Instances(composed(label("SERVICE_8080_REPLACE", "stop-first"), label("SERVICE_8080_SINGLE", "1")), host)
-	for _, want := range []string{"SERVICE_8080_REPLACE is left out: it is for the whole container", "SERVICE_8080_SINGLE is left out"} {
+	for _, want := range []string{"SERVICE_8080_REPLACE is ignored: it applies to the whole container", "SERVICE_8080_SINGLE is ignored"} {
 		if !slices.ContainsFunc(reasons, func(r string) bool { return strings.Contains(r, want) }) {
 			t.Errorf("reasons %q, want %q", reasons, want)
 		}

@@ -92,9 +92,9 @@ func (k *portKeys) routeMeta() (meta map[string]string, problems []string) {
 			k.loseRoute("%s is empty: set it, or remove it", k.spelling(key))
 		case value == "": // a label takes back what the image's environment says
 		case why != "" && costsRoute(key):
-			k.loseRoute("%s cannot be kept: %s", k.spelling(key), why)
+			k.loseRoute("%s cannot be stored: %s", k.spelling(key), why)
 		case why != "":
-			problems = append(problems, fmt.Sprintf("%s is left out: %s", k.spelling(key), why))
+			problems = append(problems, fmt.Sprintf("%s is ignored: %s", k.spelling(key), why))
 		case key == claim.KeyPath:
 			meta[key] = plainPath(value)
 		default:
@@ -138,10 +138,10 @@ func (k *portKeys) routeHosts(meta map[string]string) {
 		}
 		switch {
 		case n > claim.LastHostKey:
-			k.loseRoute("%s cannot be kept: Consul takes at most %d bytes in a value, and %d values are taken", k.spelling(first), claim.MaxValue, claim.LastHostKey)
+			k.loseRoute("%s cannot be stored: Consul takes at most %d bytes in a value, and berth uses at most %d values", k.spelling(first), claim.MaxValue, claim.LastHostKey)
 			return
 		case badMeta(claim.KeyHost, list) != "":
-			k.loseRoute("%s cannot be kept: %s", k.spelling(first), badMeta(claim.KeyHost, list))
+			k.loseRoute("%s cannot be stored: %s", k.spelling(first), badMeta(claim.KeyHost, list))
 			return
 		}
 		meta[claim.HostKey(n)] = list
@@ -196,7 +196,7 @@ func (k *portKeys) loop(in Instance, h Host) string {
 	if !parseAddress(address).IsLoopback() || !(slices.Contains(proxyPorts, in.Port) || claim.ParsePort(k.values[claim.KeyPort]) == in.Port) {
 		return ""
 	}
-	return fmt.Sprintf("its address is %s, where the proxy itself listens, and requests would go round in circles: publish another port, or register another address",
+	return fmt.Sprintf("its address is %s, where the proxy itself listens, so requests would loop: publish another port, or register another address",
 		net.JoinHostPort(address, strconv.Itoa(in.Port)))
 }
 

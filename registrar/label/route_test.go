@@ -45,10 +45,10 @@ func TestRouteIsWholeOrNone(t *testing.T) {
 		{"hosts in several keys", web(label("SERVICE_ROUTE_HOST", "a.example"), label("SERVICE_ROUTE_HOST_2", "b.example")), host, "a.example/ b.example/", "", ""},
 		{"hosts of the port replace all of the container's", web(label("SERVICE_ROUTE_HOST", "a.example"), label("SERVICE_ROUTE_HOST_2", "b.example"), label("SERVICE_8080_ROUTE_HOST", "c.example")), host, "c.example/", "", ""},
 		{"more hosts than there is room for", web(label("SERVICE_ROUTE_HOST", strings.Join(tooMany, ",")), label("SERVICE_ROUTE_PATH", "/")), host, "",
-			"SERVICE_ROUTE_HOST cannot be kept: Consul takes at most 512 bytes in a value, and 9 values are taken", "no route: SERVICE_ROUTE_HOST cannot be kept"},
+			"SERVICE_ROUTE_HOST cannot be stored: Consul takes at most 512 bytes in a value, and berth uses at most 9 values", "no route: SERVICE_ROUTE_HOST cannot be stored"},
 		{"a host longer than a value", web(label("SERVICE_ROUTE_HOST", strings.Repeat("x", 513)+".example"), label("SERVICE_ROUTE_PATH", "/")), host, "",
-			"SERVICE_ROUTE_HOST cannot be kept: Consul takes at most 512 bytes", "no route: "},
-		{"a host that is no text", web(label("SERVICE_ROUTE_HOST", "a\x00b"), label("SERVICE_ROUTE_PATH", "/")), host, "", "SERVICE_ROUTE_HOST cannot be kept: its value has characters that are no text", "no route: "},
+			"SERVICE_ROUTE_HOST cannot be stored: Consul takes at most 512 bytes", "no route: "},
+		{"a host that is no text", web(label("SERVICE_ROUTE_HOST", "a\x00b"), label("SERVICE_ROUTE_PATH", "/")), host, "", "SERVICE_ROUTE_HOST cannot be stored: its value has control characters or is not UTF-8", "no route: "},
 
 		// Hosts as people write them.
 		{"in quotes", web(env(`SERVICE_ROUTE_HOST="shop.example.com"`)), host, "shop.example.com/", "", ""},
@@ -69,9 +69,9 @@ func TestRouteIsWholeOrNone(t *testing.T) {
 		{"a path in quotes", hostAnd(env(`SERVICE_ROUTE_PATH='/api'`)), host, "shop.example.com/api/", "", ""},
 		{"a path that is not ASCII", hostAnd(label("SERVICE_ROUTE_PATH", "/müller")), host, "", `its route_path "/müller" is not a path like /api`, "no route: "},
 		{"a pattern", hostAnd(label("SERVICE_ROUTE_PATH", "/api/*")), host, "", `its route_path "/api/*" is not a path`, "no route: "},
-		{"two paths", hostAnd(label("SERVICE_ROUTE_PATH", "/a\n/b\n")), host, "", "SERVICE_ROUTE_PATH cannot be kept: its value has characters that are no text", "no route: "},
+		{"two paths", hostAnd(label("SERVICE_ROUTE_PATH", "/a\n/b\n")), host, "", "SERVICE_ROUTE_PATH cannot be stored: its value has control characters or is not UTF-8", "no route: "},
 		{"two paths and a comma", hostAnd(label("SERVICE_ROUTE_PATH", "/a,/b")), host, "", `its route_path "/a,/b" is not a path`, "no route: "},
-		{"a path over 512 bytes", hostAnd(label("SERVICE_ROUTE_PATH", long)), host, "", "SERVICE_ROUTE_PATH cannot be kept: Consul takes at most 512 bytes in a value, this has 513", "no route: "},
+		{"a path over 512 bytes", hostAnd(label("SERVICE_ROUTE_PATH", long)), host, "", "SERVICE_ROUTE_PATH cannot be stored: Consul takes at most 512 bytes in a value, and this one has 513", "no route: "},
 
 		// Empty, as compose leaves a variable that is not set.
 		{"empty host", web(label("SERVICE_ROUTE_HOST", ""), label("SERVICE_ROUTE_PATH", "/")), host, "", "SERVICE_ROUTE_HOST is empty: set it, or remove it", "no route: SERVICE_ROUTE_HOST is empty"},
@@ -82,16 +82,16 @@ func TestRouteIsWholeOrNone(t *testing.T) {
 		{"an empty restriction is none", hostAnd(label("SERVICE_ROUTE_REDIRECT", ""), label("SERVICE_ROUTE_CHECK", "")), host, "shop.example.com/", "", ""},
 
 		// Restrictions.
-		{"a check over 512 bytes", hostAnd(label("SERVICE_ROUTE_CHECK", long)), host, "", "SERVICE_ROUTE_CHECK cannot be kept", "no route: "},
-		{"a redirect that is no text", hostAnd(label("SERVICE_ROUTE_REDIRECT", "https\x00")), host, "", "SERVICE_ROUTE_REDIRECT cannot be kept", "no route: "},
+		{"a check over 512 bytes", hostAnd(label("SERVICE_ROUTE_CHECK", long)), host, "", "SERVICE_ROUTE_CHECK cannot be stored", "no route: "},
+		{"a redirect that is no text", hostAnd(label("SERVICE_ROUTE_REDIRECT", "https\x00")), host, "", "SERVICE_ROUTE_REDIRECT cannot be stored", "no route: "},
 		{"a bad limit", hostAnd(label("SERVICE_ROUTE_MAXCONN", "many")), host, "", `its route_maxconn "many"`, "no route: "},
 		{"to the leader", hostAnd(label("SERVICE_ROUTE_TO", "leader")), host, "shop.example.com/", "", ""},
 		{"to somebody else", hostAnd(label("SERVICE_ROUTE_TO", "leeder")), host, "", `its route_to "leeder"`, "no route: its route_to"},
-		{"to what is no text", hostAnd(label("SERVICE_ROUTE_TO", "leader\x00")), host, "", "SERVICE_ROUTE_TO cannot be kept", "no route: "},
-		{"a bad limit of an instance that names no route", web(label("SERVICE_ROUTE_MAXCONN", "\x00")), host, "", "SERVICE_ROUTE_MAXCONN cannot be kept", "no route: "},
-		{"a bad weight", hostAnd(label("SERVICE_WEIGHT", "half")), host, "", `SERVICE_WEIGHT="half" is no weight`, "no route: "},
+		{"to what is no text", hostAnd(label("SERVICE_ROUTE_TO", "leader\x00")), host, "", "SERVICE_ROUTE_TO cannot be stored", "no route: "},
+		{"a bad limit of an instance that names no route", web(label("SERVICE_ROUTE_MAXCONN", "\x00")), host, "", "SERVICE_ROUTE_MAXCONN cannot be stored", "no route: "},
+		{"a bad weight", hostAnd(label("SERVICE_WEIGHT", "half")), host, "", `SERVICE_WEIGHT="half" is not a weight`, "no route: "},
 		{"weight 0", hostAnd(label("SERVICE_WEIGHT", "0")), host, "shop.example.com/", "", ""},
-		{"a setting that closes nothing", hostAnd(label("SERVICE_ROUTE_BALANCE", "x\x00")), host, "shop.example.com/", "", "SERVICE_ROUTE_BALANCE is left out: its value has characters"},
+		{"a setting that closes nothing", hostAnd(label("SERVICE_ROUTE_BALANCE", "x\x00")), host, "shop.example.com/", "", "SERVICE_ROUTE_BALANCE is ignored: its value has control characters"},
 
 		// Policy.
 		{"policy without hosts", hostAnd(label("SERVICE_ROUTE_PATH", "/")), policyOf(Rule{Keys: []string{"name", "route_path"}}), "",
@@ -117,9 +117,9 @@ func TestRouteIsWholeOrNone(t *testing.T) {
 		{"misspelt host of the port", web(label("SERVICE_8080_ROUTE_HOTS", "shop.example.com"), label("SERVICE_ROUTE_PATH", "/")), host, "",
 			"SERVICE_8080_ROUTE_HOTS is an unknown key: did you mean SERVICE_8080_ROUTE_HOST?", "no route: "},
 		{"misspelt port", web(label("SERVICE_8O80_ROUTE_HOST", "shop.example.com"), label("SERVICE_ROUTE_PATH", "/")), host, "",
-			`SERVICE_8O80_ROUTE_HOST is an unknown key, as "8o80" is no port: did you mean SERVICE_<port>_ROUTE_HOST?`, "no route: "},
+			`SERVICE_8O80_ROUTE_HOST is an unknown key, as "8o80" is not a port: did you mean SERVICE_<port>_ROUTE_HOST?`, "no route: "},
 		{"a port that cannot be", web(label("SERVICE_80800_ROUTE_HOST", "shop.example.com"), label("SERVICE_ROUTE_PATH", "/")), host, "",
-			`as "80800" is no port`, "no route: "},
+			`as "80800" is not a port`, "no route: "},
 		{"misspelt setting that closes nothing", hostAnd(label("SERVICE_ROUTE_BALLANCE", "source")), host, "shop.example.com/", "", "did you mean SERVICE_ROUTE_BALANCE?"},
 		{"misspelt check", hostAnd(label("SERVICE_ROUTE_CHEKC", "/health")), host, "", "did you mean SERVICE_ROUTE_CHECK?", "no route: "},
 		{"misspelt leader", hostAnd(label("SERVICE_ROUTE_T0", "leader")), host, "", "did you mean SERVICE_ROUTE_TO?", "no route: "},
@@ -134,8 +134,8 @@ func TestRouteIsWholeOrNone(t *testing.T) {
 		{"lower case in the environment", web(env("service_route_host=shop.example.com")), host, "shop.example.com/", "", ""},
 
 		// What the proxy does not take.
-		{"udp", web(ports(udp(53)), label("SERVICE_ROUTE_PORT", "53")), host, "", "", "port 53/udp: SERVICE_ROUTE_PORT is not routed: the proxy takes TCP"},
-		{"udp, named", web(ports(tcp(80), udp(53)), label("SERVICE_80_IGNORE", "1"), label("SERVICE_53_ROUTE_PORT", "53")), host, "", "", "port 53/udp: SERVICE_53_ROUTE_PORT is not routed: the proxy takes TCP"},
+		{"udp", web(ports(udp(53)), label("SERVICE_ROUTE_PORT", "53")), host, "", "", "port 53/udp: SERVICE_ROUTE_PORT is not routed: the proxy accepts TCP only"},
+		{"udp, named", web(ports(tcp(80), udp(53)), label("SERVICE_80_IGNORE", "1"), label("SERVICE_53_ROUTE_PORT", "53")), host, "", "", "port 53/udp: SERVICE_53_ROUTE_PORT is not routed: the proxy accepts TCP only"},
 
 		// The proxy itself.
 		{"loopback, the proxy's port", web(label("SERVICE_ADDRESS", "127.0.0.1"), label("SERVICE_ROUTE_PATH", "/")), allowing("127.0.0.1"), "",
@@ -196,12 +196,12 @@ func TestPolicyAgainstChecks(t *testing.T) {
 	if len(got) != 1 || len(got[0].Checks) != 1 || got[0].Checks[0].Status != "critical" {
 		t.Errorf("registers %+v", got)
 	}
-	expectReason(t, reasons, "SERVICE_CHECK_HTTP: the policy does not allow it for this container; critical until that is mended")
+	expectReason(t, reasons, "SERVICE_CHECK_HTTP: the policy does not allow it for this container; critical until this is fixed")
 	got, reasons = Instances(web(env(`SERVICE_CHECK_HTTP="off"`)), policyOf(Rule{Keys: []string{"name"}}))
 	if len(got) != 1 || len(got[0].Checks) != 0 {
 		t.Errorf("of a check that is switched off it registers %+v", got)
 	}
-	expectReason(t, reasons, "SERVICE_CHECK_HTTP is left out: the policy does not allow it")
+	expectReason(t, reasons, "SERVICE_CHECK_HTTP is ignored: the policy does not allow it")
 }
 
 // One of a container's ports gets the route that is asked for on the container as a whole.

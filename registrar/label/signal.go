@@ -16,7 +16,7 @@ func ParseSignal(s string) (int, error) {
 		n = realTimeSignal(strings.TrimPrefix(strings.ToUpper(s), "SIG"))
 	}
 	if SignalName(int(n)) == "" {
-		return 0, fmt.Errorf("%s is no signal: use a name like SIGTERM or a number", quote(s))
+		return 0, fmt.Errorf("%s is not a signal: use a name like SIGTERM or a number", quote(s))
 	}
 	return int(n), nil
 }

@@ -30,9 +30,9 @@ func validTags(lists ...[]string) (out, problems []string) {
 		switch {
 		case seen[tag]:
 		case !isPlain(tag):
-			problems = append(problems, fmt.Sprintf("tag %s is left out: it has characters that are no text", quote(tag)))
+			problems = append(problems, fmt.Sprintf("tag %s is ignored: it has control characters or is not UTF-8", quote(tag)))
 		case len(tag) > maxTag:
-			problems = append(problems, fmt.Sprintf("tag %s is left out: it is longer than %d bytes", quote(tag), maxTag))
+			problems = append(problems, fmt.Sprintf("tag %s is ignored: it is longer than %d bytes", quote(tag), maxTag))
 		default:
 			out = append(out, tag)
 		}

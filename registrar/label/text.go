@@ -9,7 +9,7 @@ import (
 	"berth/templates/claim"
 )
 
-const neitherYesNorNo = "says neither yes nor no: write true or false"
+const neitherYesNorNo = "is neither yes nor no: write true or false"
 
 // isUnclear reports whether a value says something, and neither yes nor no: a mistake, and not a yes.
 func isUnclear(value string) bool { return value != "" && !claim.IsYes(value) && !claim.IsNo(value) }

@@ -209,7 +209,7 @@ func (r *registration) remove() {
 		return r.err == nil || !r.registered // even an unanswered call may have registered it
 	})
 	if r.err != nil && r.registered {
-		r.log.Error("not deregistered: Consul takes it for critical when its TTL is over", "err", r.err)
+		r.log.Error("cannot deregister "+r.desired.ID+"; Consul makes it critical when its TTL expires", "err", r.err)
 	}
 }
 
@@ -237,10 +237,10 @@ func (r *registration) record(ctx context.Context, err error) {
 	}
 	if err != nil {
 		if tell, lasts := r.lasting.Tell(err.Error(), time.Now()); tell {
-			r.log.Error("not registered as it should be, the process runs on; trying again", append(retry.For(lasts), "err", err)...)
+			r.log.Error("cannot keep "+r.desired.ID+" registered as wanted; its process runs on, trying again", append(retry.For(lasts), "err", err)...)
 		}
 	} else if was, lasted := r.lasting.Over(time.Now()); was {
-		r.log.Info("registered as it should be again", retry.For(lasted)...)
+		r.log.Info(r.desired.ID+" is registered as wanted again", retry.For(lasted)...)
 	}
 }
 
@@ -251,7 +251,7 @@ func (r *registration) sync(ctx context.Context, desired agent.Desired) (have ag
 		return have, err
 	}
 	if have.Held() && !r.mayReplace(have) {
-		return agent.Registered{}, fmt.Errorf("service ID %s is held by another registration, of %q: choose another id or deregister it", have.ID, have.Meta[label.MetaOwner])
+		return agent.Registered{}, fmt.Errorf("service ID %s belongs to another registration, of %q: choose another id or deregister it", have.ID, have.Meta[label.MetaOwner])
 	}
 	change, token := agent.Diff(desired, have), agent.Mark(r.token)
 	// What agent.Diff does not see, or not while the instance is drained.
@@ -302,7 +302,7 @@ func (r *registration) publish(ctx context.Context, have agent.Registered) {
 	}
 	if (r.stale || !r.view.Services[have.ID]) && r.catalog.Publish(ctx, r.view, have) == nil {
 		r.published, r.stale = time.Now(), false
-		r.log.Info("put into Consul's catalog, as the agent holds it")
+		r.log.Info("put " + have.ID + " into Consul's catalog, as the agent holds it")
 	}
 }
 

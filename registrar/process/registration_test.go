@@ -379,10 +379,10 @@ func TestRegistrationFailsForLong(t *testing.T) {
 		expect(t, fake, checkEvery, "www-1")
 		time.Sleep(checkEvery)
 		said := log.String()
-		if n := strings.Count(said, "not registered as it should be"); n < 5 || n > 10 || !strings.Contains(said, " for=10m") {
+		if n := strings.Count(said, "registered as wanted; its process runs on"); n < 5 || n > 10 || !strings.Contains(said, " for=10m") {
 			t.Errorf("said %d times in eleven minutes:\n%s", n, said)
 		}
-		if n := strings.Count(said, `"registered as it should be again" for=10m5`); n != 1 {
+		if n := strings.Count(said, `is registered as wanted again" for=10m5`); n != 1 {
 			t.Errorf("said %d times that it is over:\n%s", n, said)
 		}
 		r.remove()
@@ -429,7 +429,7 @@ func TestReadyAtOfAProcess(t *testing.T) {
 		if at := readyAt(); at <= first {
 			t.Errorf("another process is ready since %q, the one before since %q", at, first)
 		}
-		if text := log.String(); strings.Count(text, "msg=registered") != 3 || strings.Count(text, "took=") != 2 {
+		if text := log.String(); strings.Count(text, `level=INFO msg="registered `) != 3 || strings.Count(text, "took=") != 2 {
 			t.Errorf("want three registrations, two of which took a time:\n%s", text)
 		}
 

@@ -181,7 +181,7 @@ func (s *Service) awaitPort(ctx context.Context, patience time.Duration) error {
 	at := s.opts.Target()
 	for began := time.Now(); s.instance.Ready.Kind != label.ReadyNone && s.try(ctx, label.Ready{Kind: label.ReadyTCP, Address: at}) == nil; {
 		if time.Since(began) >= patience {
-			return fmt.Errorf("%s accepts connections before %s is started: end what listens there, or choose another port", at, s.opts.Program)
+			return fmt.Errorf("%s already accepts connections before %s is started: stop the program that listens there, or choose another port", at, s.opts.Program)
 		}
 		select {
 		case <-ctx.Done():
@@ -218,7 +218,7 @@ func (r *run) report(err error) {
 	case r.phase == preparing:
 		r.start()
 	case err != nil:
-		r.opts.Log.Warn("critical until it is ready", "instance", r.instance.ID, "reason", err, "waited", r.opts.ReadyTimeout)
+		r.opts.Log.Warn(r.opts.Program+" is critical in Consul until it is ready", "instance", r.instance.ID, "reason", err, "waited", r.opts.ReadyTimeout)
 		r.ready, r.reason = false, err.Error()
 		r.failure = fmt.Errorf("not ready within %v: %w", r.opts.ReadyTimeout, err)
 		r.reg.registerAfter(r.opts.ReadyTimeout, err)
@@ -290,7 +290,7 @@ func (r *run) end() {
 func (r *run) lose(why error) {
 	switch policy := r.opts.RestartPolicy; {
 	case r.changes:
-		r.opts.Log.Warn(r.opts.Program+" does not run, waiting for another restart", "reason", why, "at_most", restartGrace)
+		r.opts.Log.Warn(r.opts.Program+" does not run; waiting for another restart", "reason", why, "at_most", restartGrace)
 		r.fail(why)
 		r.enter(failed, restartGrace)
 	case policy == RestartAlways, policy == RestartOnFailure && (r.code != 0 || r.err != nil):
@@ -327,11 +327,11 @@ func (r *run) timeout() {
 	case draining:
 		r.terminate()
 	case ending:
-		r.opts.Log.Warn(r.opts.Program+" has not ended when told to, killing it", "pid", r.process.PID(), "waited", r.opts.StopTimeout)
+		r.opts.Log.Warn(r.opts.Program+" did not end when told to; killing it", "pid", r.process.PID(), "waited", r.opts.StopTimeout)
 		r.process.Tell(syscall.SIGKILL)
 		r.enter(killing, killTime)
 	case killing:
-		err := fmt.Errorf("%s, process %d, does not end, not even by SIGKILL", r.opts.Program, r.process.PID())
+		err := fmt.Errorf("%s, process %d, does not end even after SIGKILL", r.opts.Program, r.process.PID())
 		if r.final {
 			r.code, r.err = 0, err
 			r.enter(over)
@@ -360,12 +360,12 @@ func (r *run) stop(reason string, sig syscall.Signal) {
 	}
 	r.finish()
 	if r.process == nil {
-		r.opts.Log.Info(r.opts.Program+" is not started any more", "reason", reason)
+		r.opts.Log.Info(r.opts.Program+" is not started again", "reason", reason)
 		r.code, r.err, r.reason = 0, nil, reason
 		r.enter(over)
 		return
 	}
-	r.opts.Log.Info(r.opts.Program+" is to stop", "pid", r.process.PID(), "reason", reason)
+	r.opts.Log.Info("stopping "+r.opts.Program, "pid", r.process.PID(), "reason", reason)
 	if r.phase != running {
 		return // a restart has told it to end already
 	}

@@ -325,7 +325,7 @@ var failures = map[string]struct {
 	"cannot be started": {func(u *underTest) { u.unstarted = os.ErrNotExist },
 		"cannot start www: file does not exist", "cannot start www", false, 0, "cannot start www"},
 	"port is taken": {func(u *underTest) { u.foreign = true },
-		"127.0.0.1:20001 accepts connections before www is started", "accepts connections", false, 0, "accepts connections"},
+		"127.0.0.1:20001 already accepts connections before www is started", "accepts connections", false, 0, "accepts connections"},
 }
 
 func TestRestartFailsAndIsReverted(t *testing.T) {
@@ -418,7 +418,7 @@ func TestRestartIsLate(t *testing.T) {
 func TestRestartOfOneThatDoesNotEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := serve(t, func(u *underTest, _ *Options) { u.next = func() *fakeProcess { return &fakeProcess{} } })
-		u.fails(u.Restart(t.Context()), "does not end, not even by SIGKILL")
+		u.fails(u.Restart(t.Context()), "does not end even after SIGKILL")
 		u.is("www-1?")
 		u.processes[0].end()
 		time.Sleep(time.Second)

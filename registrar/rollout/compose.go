@@ -49,11 +49,11 @@ func NewCompose(labels map[string]string, command string) (Compose, error) {
 		c.Command = installed(labels[labelVersion])
 	}
 	if len(c.Command) == 0 {
-		return c, errors.New("neither docker compose nor docker-compose is here: install one, or say how it is called by --compose")
+		return c, errors.New("neither docker compose nor docker-compose is installed: install one, or give its command with --compose")
 	}
 	project := labels[labelProject]
 	if info, err := os.Stat(c.Dir); err != nil || !info.IsDir() {
-		return c, fmt.Errorf("the directory %s of the project %s is not here: run berth where its compose file is", c.Dir, project)
+		return c, fmt.Errorf("the directory %s of the project %s does not exist here: run berth where its compose file is", c.Dir, project)
 	}
 	names := slices.ContainsFunc(c.Command, func(word string) bool {
 		return word == "--file" || strings.HasPrefix(word, "--file=") || strings.HasPrefix(word, "-f")
@@ -70,14 +70,14 @@ func NewCompose(labels map[string]string, command string) (Compose, error) {
 			err = fs.ErrNotExist
 		}
 		if err != nil {
-			return c, fmt.Errorf("the file %s of the project %s is not here: say which it is by --compose 'docker compose -f FILE'", name, project)
+			return c, fmt.Errorf("the file %s of the project %s does not exist here: name it with --compose 'docker compose -f FILE'", name, project)
 		}
 		c.Command = append(c.Command, "--file", file)
 	}
 	for _, name := range split(labels[labelEnv]) {
 		file, err := findFile(c.Dir, name)
 		if err != nil {
-			return c, fmt.Errorf("the environment file %s of the project %s is not here", name, project)
+			return c, fmt.Errorf("the environment file %s of the project %s does not exist here", name, project)
 		}
 		c.Command = append(c.Command, "--env-file", file)
 	}

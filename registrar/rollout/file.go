@@ -44,7 +44,7 @@ func Defaults() Options {
 func (o Options) Validate() error {
 	switch {
 	case o.Parallelism < 0:
-		return fmt.Errorf("parallelism must be 0, for all at once, or more, not %d", o.Parallelism)
+		return fmt.Errorf("parallelism must be 0 (all at once) or more, not %d", o.Parallelism)
 	case o.Order != StartFirst && o.Order != StopFirst:
 		return fmt.Errorf("order must be %s or %s, not %q", StartFirst, StopFirst, o.Order)
 	case !slices.Contains([]string{Pause, Continue, Rollback}, o.FailureAction):
@@ -76,7 +76,7 @@ func ParseFile(text []byte) (map[string]Service, error) {
 		Services map[string]map[string]any `yaml:"services"`
 	}
 	if err := yaml.Unmarshal(text, &file); err != nil {
-		return nil, fmt.Errorf("read what compose says of the file: %s", yaml.FormatError(err, false, false))
+		return nil, fmt.Errorf("read compose's output for the file: %s", yaml.FormatError(err, false, false))
 	}
 	services := map[string]Service{}
 	for name, in := range file.Services {
@@ -137,13 +137,13 @@ func marked(in map[string]any) label.Container {
 
 // alone returns Service.Alone.
 func alone(name string, in map[string]any, marked label.Container) string {
-	const order = "or replace it by --order stop-first: requests then wait for the new one as long as SERVICE_ROUTE_HOLD says"
+	const order = "or replace it with --order stop-first: requests then wait for the new one for up to SERVICE_ROUTE_HOLD"
 	if text, _ := in["container_name"].(string); text != "" {
-		return fmt.Sprintf("%s has the container_name %s, and two containers cannot share it: take it out of the file, %s", name, text, order)
+		return fmt.Sprintf("%s has the container_name %s, and two containers cannot share it: remove it from the file, %s", name, text, order)
 	}
 	for _, port := range list(in["ports"]) {
 		if host := hostPort(port); host != "" {
-			return fmt.Sprintf("%s publishes the host's port %s, and two containers cannot share it: leave the host's port out and let the proxy route to it, %s", name, host, order)
+			return fmt.Sprintf("%s publishes the host port %s, and two containers cannot share it: remove the host port and let the proxy route to it, %s", name, host, order)
 		}
 	}
 	networks, _ := in["networks"].(map[string]any)
@@ -151,12 +151,12 @@ func alone(name string, in map[string]any, marked label.Container) string {
 		settings, _ := networks[network].(map[string]any)
 		for _, key := range []string{"ipv4_address", "ipv6_address"} {
 			if address := settings[key]; address != nil {
-				return fmt.Sprintf("%s has the fixed address %v on the network %s, and two containers cannot share it: take %s out of the file, %s", name, address, network, key, order)
+				return fmt.Sprintf("%s has the fixed address %v on the network %s, and two containers cannot share it: remove %s from the file, %s", name, address, network, key, order)
 			}
 		}
 	}
 	if mode, _ := in["network_mode"].(string); mode == "host" || strings.HasPrefix(mode, "service:") || strings.HasPrefix(mode, "container:") {
-		return fmt.Sprintf("%s has network_mode %s, and two containers cannot listen on one port there: give it a network of its own, %s", name, mode, order)
+		return fmt.Sprintf("%s has network_mode %s, and two containers cannot listen on one port there: give it its own network, %s", name, mode, order)
 	}
 	if why := single(name, marked); why != "" {
 		return why
@@ -170,7 +170,7 @@ func alone(name string, in map[string]any, marked label.Container) string {
 // single is alone as far as SERVICE_SINGLE says it.
 func single(name string, c label.Container) string {
 	if value := label.Single(c); value != "" {
-		return fmt.Sprintf("%s is marked by SERVICE_SINGLE=%s: only one container may use its volumes at a time: replace it by --order stop-first: requests then wait for the new one as long as SERVICE_ROUTE_HOLD says", name, value)
+		return fmt.Sprintf("%s has SERVICE_SINGLE=%s, so only one container may use its volumes at a time: replace it with --order stop-first; requests then wait for the new one for up to SERVICE_ROUTE_HOLD", name, value)
 	}
 	return ""
 }
@@ -179,9 +179,9 @@ func single(name string, c label.Container) string {
 func unled(name, key string, n int) string {
 	order := ""
 	if n == 1 {
-		order = ", or, as long as it is the only one, by --order stop-first"
+		order = ", or, as long as it is the only one, with --order stop-first"
 	}
-	return fmt.Sprintf("%s has %s=leader, so that a new container is not served beside the leader: replace it by 'docker compose up -d'%s", name, key, order)
+	return fmt.Sprintf("%s has %s=leader, so a new container is not served next to the leader: replace it with 'docker compose up -d'%s", name, key, order)
 }
 
 // Fits says why a service cannot be rolled out in the order that its Options say, and what to do about it; "" if it can. Its image is
@@ -190,7 +190,7 @@ func (s Service) Fits(containers []Container, image string) string {
 	stopFirst, n := s.Options.Order == StopFirst, max(len(containers), s.Replicas)
 	switch {
 	case stopFirst && image == "":
-		return "its image is not here, and the old one would be stopped before it is: call it with --pull or --build, too"
+		return "its image is not here, and the old one would be stopped before it is: add --pull or --build"
 	case stopFirst && n == 1:
 		return ""
 	}

@@ -88,7 +88,7 @@ func TestParseFileRefuses(t *testing.T) {
 		{"{failure_action: cry}", `failure-action must be pause, continue or rollback, not "cry"`},
 		{"{max_failure_ratio: 1.5}", "max-failure-ratio must be from 0 to 1, not 1.5"},
 		{"{max_failure_ratio: NaN}", "max-failure-ratio must be from 0 to 1"},
-		{"{parallelism: -1}", "parallelism must be 0, for all at once, or more, not -1"},
+		{"{parallelism: -1}", "parallelism must be 0 (all at once) or more, not -1"},
 	} {
 		_, err := ParseFile([]byte("services: {app: {deploy: {update_config: " + tt.update + "}}}"))
 		if err == nil || !strings.Contains(err.Error(), tt.says) {
@@ -107,14 +107,14 @@ func TestAlone(t *testing.T) {
 		{"{container_name: shop}", "container_name shop"},
 		{`{ports: ["8080"]}`, ""},
 		{`{ports: ["8080-8081/udp"]}`, ""},
-		{`{ports: ["80:8080"]}`, "host's port 80,"},
-		{`{ports: ["127.0.0.1:80:8080/tcp"]}`, "host's port 80,"},
-		{`{ports: ["[::1]:80:8080"]}`, "host's port 80,"},
+		{`{ports: ["80:8080"]}`, "host port 80,"},
+		{`{ports: ["127.0.0.1:80:8080/tcp"]}`, "host port 80,"},
+		{`{ports: ["[::1]:80:8080"]}`, "host port 80,"},
 		{`{ports: ["9000-9010:8080"]}`, ""},
 		{`{ports: ["127.0.0.1::8080"]}`, ""},
 		{`{ports: [{target: 8080}]}`, ""},
-		{`{ports: [{target: 8080, published: 80}]}`, "host's port 80,"},
-		{`{ports: [{target: 8080, published: "80"}]}`, "host's port 80,"},
+		{`{ports: [{target: 8080, published: 80}]}`, "host port 80,"},
+		{`{ports: [{target: 8080, published: "80"}]}`, "host port 80,"},
 		{`{ports: [{target: 8080, published: "0"}]}`, ""},
 		{`{ports: [{target: 8080, published: "9000-9010"}]}`, ""},
 		{`{networks: {front: null}}`, ""},
@@ -192,10 +192,10 @@ func TestFiles(t *testing.T) {
 		t.Errorf("%s in %q, %v", got, c.Dir, err)
 	}
 	labels[labelFiles] = "other.yml" // it was removed from the project's directory
-	if c, err := NewCompose(labels, "docker compose"); err == nil || !strings.Contains(err.Error(), "the file other.yml of the project shop is not here") {
+	if c, err := NewCompose(labels, "docker compose"); err == nil || !strings.Contains(err.Error(), "the file other.yml of the project shop does not exist here") {
 		t.Errorf("another project's file: %q, %v", c.Command, err)
 	}
-	for label, says := range map[string]string{labelFiles: "the file none.yml of the project shop is not here", labelEnv: "the environment file none.yml", labelDir: "the directory none.yml"} {
+	for label, says := range map[string]string{labelFiles: "the file none.yml of the project shop does not exist here", labelEnv: "the environment file none.yml", labelDir: "the directory none.yml"} {
 		bad := map[string]string{labelProject: "shop", labelDir: dir}
 		bad[label] = "none.yml"
 		if _, err := NewCompose(bad, "docker compose"); err == nil || !strings.Contains(err.Error(), says) {
@@ -278,7 +278,7 @@ func TestSingle(t *testing.T) {
 	s := parse(t, "services: {db: {image: db}}")["db"]
 	c := Container{}
 	c.Name, c.ID, c.Labels = "shop-db-1", "abcdef", map[string]string{"SERVICE_SINGLE": "true"}
-	if why := s.Fits([]Container{c}, "sha256:1"); !strings.Contains(why, "shop-db-1 (abcdef) is marked by SERVICE_SINGLE=true") {
+	if why := s.Fits([]Container{c}, "sha256:1"); !strings.Contains(why, "shop-db-1 (abcdef) has SERVICE_SINGLE=true") {
 		t.Errorf("%q", why)
 	}
 	s.Options.Order = StopFirst

@@ -180,12 +180,12 @@ func (r *Rollout) fail(ctx context.Context, f *failure) (left bool, err error) {
 		r.Say("%s: %s; going on with the others", r.Service, strings.ReplaceAll(strings.Join(append([]string{f.reason}, out.Details...), "; "), "\n", "; "))
 		return false, nil
 	case o.FailureAction == Pause:
-		out.Outcome = fmt.Sprintf("paused: the old ones serve on. Go on by 'berth rollout --resume %[1]s', or take it back by 'berth rollout --abort %[1]s'", r.Service)
+		out.Outcome = fmt.Sprintf("paused: the old ones keep serving. Continue with 'berth rollout --resume %[1]s', or roll it back with 'berth rollout --abort %[1]s'", r.Service)
 		r.State.Reason = f.reason
 		return true, errors.Join(out, r.Save(ctx, r.State))
 	}
 	if err := r.Undo(ctx); err != nil {
-		out.Outcome = "it could not be taken back"
+		out.Outcome = "it could not be rolled back"
 		return true, r.cut(ctx, errors.Join(out, err))
 	}
 	out.Outcome = r.outcome()
@@ -279,7 +279,7 @@ func (r *Rollout) Undo(ctx context.Context) error {
 	// Old ones that are gone have new ones in their place.
 	stays := len(r.State.Old) - len(r.present(list))
 	if missing := len(r.State.Old) - len(old) - len(fresh); r.State.Options.Order == StopFirst && r.State.Phase != PhaseDrain && missing > 0 {
-		return fmt.Errorf("%d of the old containers are stopped or gone, and there are no new ones in their place: go on by 'berth rollout --resume %s'", missing, r.Service)
+		return fmt.Errorf("%d of the old containers are stopped or gone, and no new ones replace them: continue with 'berth rollout --resume %s'", missing, r.Service)
 	}
 	return r.drop(ctx, fresh[min(len(fresh), stays):])
 }

@@ -181,16 +181,16 @@ func (r *Rollout) telling(ctx context.Context) (out []Serving, err error) {
 			r.relevant[s.Balancer] = now
 			out = append(out, s)
 		} else if s.Error != "" {
-			r.once("%s: warning: the balancer %s does not say what it serves, and is not waited for: %s", r.Service, s.Balancer, s.Error)
+			r.once("%s: warning: the balancer %s does not report what it serves, so the rollout does not wait for it: %s", r.Service, s.Balancer, s.Error)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.relevant)) {
 		switch {
 		case there[name]:
 		case now.Sub(r.relevant[name]) < goneTime:
-			out = append(out, Serving{Balancer: name, Error: "it does not tell any more"})
+			out = append(out, Serving{Balancer: name, Error: "it no longer reports"})
 		default:
-			r.once("%s: warning: the balancer %s is gone, and not waited for any more", r.Service, name)
+			r.once("%s: warning: the balancer %s is gone, so the rollout no longer waits for it", r.Service, name)
 		}
 	}
 	return out, nil

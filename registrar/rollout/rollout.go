@@ -99,7 +99,7 @@ func (r *Rollout) Run(ctx context.Context) (left bool, err error) {
 		case done && r.State.Failed > 0 && r.State.Options.Order == StopFirst:
 			return false, &FailedError{Reason: fmt.Sprintf("%d of %d new containers do not work", r.State.Failed, r.State.Total), Outcome: "they stay as they are"}
 		case done && r.State.Failed > 0:
-			return false, &FailedError{Reason: fmt.Sprintf("%d of %d new containers have failed and were removed", r.State.Failed, r.State.Total), Outcome: "as many old ones serve on"}
+			return false, &FailedError{Reason: fmt.Sprintf("%d of %d new containers have failed and were removed", r.State.Failed, r.State.Total), Outcome: "as many old ones keep serving"}
 		case done:
 			return false, nil
 		}
@@ -119,7 +119,7 @@ func (r *Rollout) stop(ctx context.Context, err error) (left bool, _ error) {
 	if errors.Is(context.Cause(ctx), session.ErrLost) || r.State.Options.Order == StopFirst && begun {
 		return true, r.cut(ctx, err)
 	}
-	r.Say("%s: %s; taking the last step back", r.Service, reason(ctx, err))
+	r.Say("%s: %s; undoing the last step", r.Service, reason(ctx, err))
 	if undone := r.Undo(ctx); undone != nil {
 		return true, errors.Join(r.cut(ctx, err), undone)
 	}
@@ -148,9 +148,9 @@ func caused(ctx context.Context, err error) error {
 func (r *Rollout) cut(ctx context.Context, err error) error {
 	err = caused(ctx, err)
 	if r.State.Options.Order == StopFirst {
-		return fmt.Errorf("%w; old ones may be stopped already: go on by 'berth rollout --resume %s'", err, r.Service)
+		return fmt.Errorf("%w; old ones may be stopped already: continue with 'berth rollout --resume %s'", err, r.Service)
 	}
-	return fmt.Errorf("%w; go on by 'berth rollout --resume %s', or take the last step back by --abort", err, r.Service)
+	return fmt.Errorf("%w; continue with 'berth rollout --resume %s', or undo the last step with --abort", err, r.Service)
 }
 
 // outcome says what there is after a batch was taken back.
@@ -189,7 +189,7 @@ func (r *Rollout) introduce(ctx context.Context) error {
 	if len(r.State.Services) == 0 {
 		for _, c := range list {
 			if c.Running() && asksForService(c.Labels) {
-				return fmt.Errorf("%s is not registered at this Consul agent, though its labels ask for that: does the registrar run, and is it this agent that it uses?", c.short())
+				return fmt.Errorf("%s is not registered at this Consul agent, although its labels ask for it: is the registrar running, and does it use this agent?", c.short())
 			}
 		}
 		r.once("%s: no instance of it is registered at this Consul agent: its containers only have to be healthy, and are not drained", r.Service)
@@ -201,7 +201,7 @@ func (r *Rollout) introduce(ctx context.Context) error {
 		late := time.Now().After(deadline)
 		switch {
 		case err != nil && (isDenied(err) || late), err == nil && len(all) == 0 && late:
-			why := "none of them tells what it serves"
+			why := "none of them reports what it serves"
 			if err != nil {
 				why = err.Error()
 			}
@@ -329,7 +329,7 @@ func (r *Rollout) nextBatch(ctx context.Context) (done bool, err error) {
 	r.State.Todo = slices.DeleteFunc(slices.Clone(r.State.Todo), func(id string) bool { return !slices.Contains(there, id) })
 	if gone := todo - len(r.State.Todo); gone > 0 {
 		r.State.Total -= gone
-		r.Say("%s: %d of those to replace have gone meanwhile, and are not replaced", r.Service, gone)
+		r.Say("%s: %d of the containers to replace are gone, so they are not replaced", r.Service, gone)
 	}
 	next, more := r.State.next(there)
 	if !more {
@@ -366,7 +366,7 @@ func (r *Rollout) create(ctx context.Context) error {
 		}
 	}
 	if len(fresh) < want {
-		return fmt.Errorf("compose has made %d of %d containers of %s", len(fresh), want, r.Service)
+		return fmt.Errorf("compose has created %d of %d containers of %s", len(fresh), want, r.Service)
 	}
 	r.State.New = ids(fresh)
 	return nil

@@ -136,7 +136,7 @@ func TestFailureAction(t *testing.T) {
 		says   string
 		expect string
 	}{
-		"pause":                     {Options{Parallelism: 1, FailureAction: Pause}, true, "paused: the old ones serve on", "1 1 2 2"},
+		"pause":                     {Options{Parallelism: 1, FailureAction: Pause}, true, "paused: the old ones keep serving", "1 1 2 2"},
 		"continue":                  {Options{Parallelism: 1, FailureAction: Continue}, false, "1 of 3 new containers have failed", "1 2 2"},
 		"continue, all at once":     {Options{FailureAction: Continue}, false, "1 of 3 new containers have failed", "1 2 2"},
 		"ratio":                     {Options{Parallelism: 1, FailureAction: Rollback, MaxFailureRatio: 0.34}, false, "1 of 3 new containers have failed", "1 2 2"},
@@ -212,7 +212,7 @@ func TestBalancerIsAway(t *testing.T) {
 	}{
 		"its proxy does not answer": {false, 20 * time.Second, 20 * time.Second, 40 * time.Second, ""},
 		"its berth is restarted":    {true, 20 * time.Second, 20 * time.Second, 40 * time.Second, ""},
-		"it is gone for good":       {true, time.Hour, 30 * time.Second, 50 * time.Second, "the balancer lb-2 is gone, and not waited for any more"},
+		"it is gone for good":       {true, time.Hour, 30 * time.Second, 50 * time.Second, "the balancer lb-2 is gone, so the rollout no longer waits for it"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -124,7 +124,7 @@ func (p *Publisher) watch(ctx context.Context, changed func([]string)) {
 				wait, level = denied, slog.LevelInfo
 			}
 			if tell, _ := lasting.Tell(err.Error(), time.Now()); tell {
-				p.Log.Log(ctx, level, "rollouts are not told what this proxy serves", "err", err)
+				p.Log.Log(ctx, level, "cannot watch for rollouts, so they do not learn what "+p.Balancer+" serves", "err", err)
 			}
 			retry.Pause(ctx, wait)
 			continue
@@ -198,7 +198,7 @@ func (p *Publisher) tell(ctx context.Context, list []string, changes <-chan []st
 		}
 		cancel()
 		if err != nil && ctx.Err() == nil {
-			p.Log.Debug("rollouts are not told what this proxy serves", "err", err)
+			p.Log.Debug("cannot tell rollouts what "+p.Balancer+" serves", "err", err)
 		}
 		select {
 		case <-time.After(pause):

@@ -77,7 +77,7 @@ func (e *HeldError) Error() string {
 }
 
 // ErrNone says that no rollout was cut short.
-var ErrNone = errors.New("no rollout of it was cut short")
+var ErrNone = errors.New("no rollout of it was interrupted")
 
 // UnfinishedError says that a rollout was cut short.
 type UnfinishedError struct{ State }
@@ -87,7 +87,7 @@ func (e *UnfinishedError) Error() string {
 	if e.Reason != "" {
 		why = ": " + e.Reason
 	}
-	return fmt.Sprintf("the rollout that %s began at %s was cut short%s: go on with it by --resume, or take its last step back by --abort", e.By, e.Since.Format(time.RFC3339), why)
+	return fmt.Sprintf("the rollout that %s began at %s was interrupted%s: continue it with --resume, or undo its last step with --abort", e.By, e.Since.Format(time.RFC3339), why)
 }
 
 // ElsewhereError says that a rollout was cut short whose containers another Docker Engine has.
@@ -173,7 +173,7 @@ func take(ctx context.Context, consul *api.Client, keeper *session.Keeper, proje
 				err = found.Options.Validate()
 			}
 			if err != nil {
-				return nil, fmt.Errorf("%s in Consul is no rollout of this version of berth: %w", l.key, err)
+				return nil, fmt.Errorf("%s in Consul is not a rollout of this version of berth: %w", l.key, err)
 			}
 			found.By, found.Reason = strings.Map(printable, found.By), strings.Map(printable, found.Reason)
 			if pair.Session != "" && pair.Session != s.ID {

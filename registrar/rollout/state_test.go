@@ -63,7 +63,7 @@ func TestLock(t *testing.T) {
 			t.Fatal(err)
 		}
 		var unfinished *UnfinishedError
-		if _, err := b.take(t.Context(), "bob"); !errors.As(err, &unfinished) || !strings.Contains(err.Error(), "no database: go on with it by --resume") {
+		if _, err := b.take(t.Context(), "bob"); !errors.As(err, &unfinished) || !strings.Contains(err.Error(), "no database: continue it with --resume") {
 			t.Errorf("after it was left: %v", err)
 		}
 		lock, s, err := TakeOver(t.Context(), b.Client, b.Keeper, "shop", "app", Who{By: "bob"}, nil)
@@ -132,7 +132,7 @@ func TestStateOfAnother(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, _, err = TakeOver(t.Context(), a.Client, a.Keeper, "shop", "app", Who{By: "bob"}, nil)
-		if err == nil || !strings.Contains(err.Error(), "is no rollout of this version of berth: parallelism") {
+		if err == nil || !strings.Contains(err.Error(), "is not a rollout of this version of berth: parallelism") {
 			t.Error(err)
 		}
 	})

@@ -250,7 +250,7 @@ func (s *stack) start(lb string) {
 	s.Docker("start", lb)
 	s.Eventually(20*time.Second, "both answer", func() error { return s.expectHosts(2) })
 	s.Eventually(20*time.Second, "berth registers", func() error {
-		if s.last(lb, "consul answers").Time.Before(began) {
+		if s.last(lb, "Consul answers").Time.Before(began) {
 			return errors.New("it has not come to it")
 		}
 		return nil

@@ -288,12 +288,12 @@ func (s *stack) expectCode(pid int, want string) {
 
 func (s *stack) hostname() string { return s.id[:12] }
 
-// logged returns the last line with this message in a berth's log.
+// logged returns the last line in a berth's log whose message ends like this.
 func (s *stack) logged(msg string) map[string]any {
 	var last map[string]any
 	for line := range strings.Lines(testenv.MustDocker(s, "exec", s.id, "sh", "-c", "cat /stack/*.log")) {
 		var m map[string]any
-		if json.Unmarshal([]byte(line), &m) == nil && m["msg"] == msg {
+		if json.Unmarshal([]byte(line), &m) == nil && strings.HasSuffix(fmt.Sprint(m["msg"]), " "+msg) {
 			last = m
 		}
 	}

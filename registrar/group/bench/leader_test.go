@@ -99,7 +99,7 @@ func (e *electorate) join(n int) {
 			return
 		}
 		switch said.Msg {
-		case "leads":
+		case e.id(n) + " leads " + e.service:
 			e.leads <- lead{n, at}
 		case command[0] + " started":
 			c.command.Store(said.PID)

@@ -167,14 +167,14 @@ func readTurn(b *testing.B, p *process, since time.Time) (t turn) {
 		if json.Unmarshal([]byte(line), &e) != nil || e.Time.Before(since) {
 			continue
 		}
-		switch e.Msg {
-		case "applying":
+		switch {
+		case strings.HasPrefix(e.Msg, "applying a change"):
 			t.applying = e.Time
-		case app + " ended":
+		case e.Msg == app+" ended":
 			t.ended = e.Time
-		case app + " started":
+		case e.Msg == app+" started":
 			t.started = e.Time
-		case "applied":
+		case strings.HasPrefix(e.Msg, "applied a change"):
 			t.applied = e.Time
 		}
 	}

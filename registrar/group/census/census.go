@@ -109,7 +109,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "services/" + service + "/health":
 		h.share(w, r, path, func(ctx context.Context, r *reading) (int, any, error) { return h.health(ctx, r, service, ids) })
 	default:
-		reply(w, r, http.StatusNotFound, encode(failure{"there are /census, /services, /services/NAME, /services/NAME/config and /services/NAME/health"}))
+		reply(w, r, http.StatusNotFound, encode(failure{"use /census, /services, /services/NAME, /services/NAME/config and /services/NAME/health"}))
 	}
 }
 

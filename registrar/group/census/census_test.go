@@ -180,7 +180,7 @@ func TestAnswers(t *testing.T) {
 		here1   = `{"id":"app-1","port":80,"status":"warning"`
 		here2   = `{"id":"app-2","port":80,"status":"maintenance"`
 		applied = `"sum":"SUM","applied_by":"ada@host","applied_at":"2026-01-02T03:04:05Z","format":"toml"`
-		paths   = `{"error":"there are /census, /services, /services/NAME, /services/NAME/config and /services/NAME/health"}`
+		paths   = `{"error":"use /census, /services, /services/NAME, /services/NAME/config and /services/NAME/health"}`
 	)
 	for _, tt := range []struct {
 		name, target string
@@ -251,9 +251,9 @@ func TestAnswers(t *testing.T) {
 		}, 200, `{"service":"app","version":7,` + applied + `,"text":"greeting = \"Sup\"\n"}`},
 		{"none was applied", "/services/app/config", func(c *consul, _ *Options) { delete(c.paths, configApp) }, 200, `{"service":"app","version":0}`},
 		{"by hand, with a secret", "/services/app/config", withText("db:\n  Password: hush\n"), 200,
-			`{"service":"app","version":0,"sum":"SUM","by_hand":true,"format":"yaml","text_omitted":"it may hold secrets: table has what it says","table":{"db":{"Password":"***"}}}`},
+			`{"service":"app","version":0,"sum":"SUM","by_hand":true,"format":"yaml","text_omitted":"it may hold secrets: see table","table":{"db":{"Password":"***"}}}`},
 		{"a secret in a comment", "/services/app/config", withText("# password = hush\na = 1\n"), 200,
-			`{"service":"app","version":0,"sum":"SUM","by_hand":true,"format":"toml","text_omitted":"it may hold secrets: table has what it says","table":{"a":1}}`},
+			`{"service":"app","version":0,"sum":"SUM","by_hand":true,"format":"toml","text_omitted":"it may hold secrets: see table","table":{"a":1}}`},
 		{"no table", "/services/app/config", withText("hush\n"), 200,
 			`{"service":"app","version":0,"sum":"SUM","by_hand":true,"text_omitted":"it is neither TOML nor YAML nor JSON, and may hold secrets"}`},
 		{"binary", "/services/app/config", withText("\xff"), 200, `{"service":"app","version":0,"sum":"SUM","by_hand":true,"text_omitted":"it is not UTF-8"}`},

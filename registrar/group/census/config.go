@@ -81,7 +81,7 @@ func (h *handler) text(c *config, text []byte) {
 	case err != nil:
 		c.TextOmitted = err.Error()
 	case found, maskText(shown) != shown: // a comment has secrets, too
-		c.TextOmitted, c.Table = "it may hold secrets: table has what it says", out
+		c.TextOmitted, c.Table = "it may hold secrets: see table", out
 	default:
 		c.Text = &shown
 	}

@@ -73,7 +73,7 @@ func Parse(text []byte, hint Kind) (table map[string]any, kind Kind, err error) 
 
 func parse(text []byte, k Kind) (table map[string]any, failed *syntaxError) {
 	if i := invalid(text); i >= 0 {
-		return nil, at(text, i, "this is not text in UTF-8")
+		return nil, at(text, i, "this is not UTF-8 text")
 	}
 	// The text comes from somebody else, and a library that panics over it must not take the process along.
 	defer func() {
@@ -90,7 +90,7 @@ func parse(text []byte, k Kind) (table map[string]any, failed *syntaxError) {
 	case JSON:
 		value, failed = parseJSON(text)
 	default:
-		return nil, &syntaxError{line: 1, column: 1, text: "this format is not known: use toml, yaml or json"}
+		return nil, &syntaxError{line: 1, column: 1, text: "unknown format: use toml, yaml or json"}
 	}
 	if failed != nil {
 		return nil, failed
@@ -101,7 +101,7 @@ func parse(text []byte, k Kind) (table map[string]any, failed *syntaxError) {
 	}
 	table, ok := value.(map[string]any)
 	if !ok {
-		return nil, &syntaxError{line: 1, column: 1, text: fmt.Sprintf("it is %s and not a table of keys and values", describe(value))}
+		return nil, &syntaxError{line: 1, column: 1, text: fmt.Sprintf("it is %s, not a table of keys and values", describe(value))}
 	}
 	return table, nil
 }
@@ -145,7 +145,7 @@ func at(text []byte, offset int, what string) *syntaxError {
 	}
 }
 
-var errDeep = errors.New("it is nested too deep: at most 100 levels")
+var errDeep = errors.New("it is nested too deeply: at most 100 levels")
 
 // normal returns a copy of a parsed value in which integers are int64 where they fit and float64 otherwise, and nothing is
 // shared.

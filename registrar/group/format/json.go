@@ -61,7 +61,7 @@ func valueJSON(d *json.Decoder, depth int) (any, error) {
 			}
 			key := token.(string)
 			if _, twice := table[key]; twice {
-				return nil, fmt.Errorf("the key %q is there already", key)
+				return nil, fmt.Errorf("the key %q occurs twice", key)
 			}
 			if table[key], err = valueJSON(d, depth+1); err != nil {
 				return nil, err

@@ -120,7 +120,7 @@ func (s sizes) of(node ast.Node, depth int) (size int, failed *syntaxError) {
 			return 0, failed
 		}
 		if size += n; size > maxValues {
-			return 0, atToken(part.GetToken(), "its aliases stand for too many values")
+			return 0, atToken(part.GetToken(), "its aliases expand to too many values")
 		}
 	}
 	return size, nil

@@ -141,7 +141,7 @@ func (e *Election) Run(ctx context.Context) {
 		case ctx.Err() != nil:
 		case err != nil: // nothing is known, and the session ends by itself if need be
 			if tell, lasts := lasting.Tell(err.Error(), time.Now()); tell {
-				e.o.Log.Error("cannot look at the own instance in Consul, trying again", append(retry.For(lasts), "err", err)...)
+				e.o.Log.Error("cannot read "+e.o.ID+" in Consul; trying again", append(retry.For(lasts), "err", err)...)
 			}
 		default:
 			lasting.Over(time.Now())
@@ -321,7 +321,7 @@ func (e *Election) serve(ctx context.Context, keeper *session.Keeper, s *session
 				keeper.Gone()
 			}
 			if tell, lasts := lasting.Tell(err.Error(), time.Now()); tell {
-				e.o.Log.Error("cannot stand for election, trying again", append(retry.For(lasts), "err", err)...)
+				e.o.Log.Error(e.o.ID+" cannot stand for election; trying again", append(retry.For(lasts), "err", err)...)
 			}
 			retry.Pause(ctx, delays.NextBackOff())
 		default: // somebody was quicker, or else it is the lock-delay
@@ -451,7 +451,7 @@ func (e *Election) lead(ctx context.Context, keeper *session.Keeper, s *session.
 		case sent := <-confirmed:
 			until = sent.Add(sure)
 		case <-end:
-			e.o.Log.Warn("Consul has not confirmed for too long that this instance leads")
+			e.o.Log.Warn("for too long, Consul has not confirmed that " + e.o.ID + " leads " + e.o.Service)
 		case <-ctx.Done():
 			return
 		}
@@ -497,7 +497,7 @@ func (e *Election) follow() {
 
 func (e *Election) set(leads bool, me Leader) {
 	if leads != e.leads {
-		e.o.Log.Info(map[bool]string{true: "leads", false: "leads no longer"}[leads])
+		e.o.Log.Info(e.o.ID + map[bool]string{true: " leads ", false: " no longer leads "}[leads] + e.o.Service)
 	}
 	e.leads, e.me = leads, me
 	e.tell()

@@ -107,7 +107,7 @@ func (k *Keeper) Acquire(ctx context.Context, s *Session, key string, value []by
 		}
 		unsettled = true
 		if tell, lasts := lasting.Tell(last.Error(), time.Now()); tell && ctx.Err() == nil {
-			log.Error("cannot take a lock in Consul, trying again", append(retry.For(lasts), "err", last)...)
+			log.Error("cannot acquire "+key+" in Consul; trying again", append(retry.For(lasts), "err", last)...)
 		}
 		if !retry.Pause(ctx, delays.NextBackOff()) {
 			return ended(ctx, "acquire "+key, last)
@@ -194,14 +194,14 @@ func Watch(ctx context.Context, consul *api.Client, log *slog.Logger, key string
 		if err != nil {
 			// The index stays: a server that answers before it has caught up is not to be believed.
 			if tell, lasts := lasting.Tell(err.Error(), time.Now()); tell {
-				log.Error("cannot read a key in Consul, trying again", append(retry.For(lasts), "key", key, "err", err)...)
+				log.Error("cannot read "+key+" in Consul; trying again", append(retry.For(lasts), "key", key, "err", err)...)
 			}
 			retry.Pause(ctx, delays.NextBackOff())
 			continue
 		}
 		delays.Reset()
 		if was, lasted := lasting.Over(time.Now()); was {
-			log.Info("the key can be read in Consul again", append(retry.For(lasted), "key", key)...)
+			log.Info("can read "+key+" in Consul again", append(retry.For(lasted), "key", key)...)
 		}
 		var is uint64
 		if pair != nil {

@@ -150,7 +150,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		}
 	}
 	if err := k.destroyFormer(context.WithoutCancel(ctx)); err != nil {
-		k.o.Log.Warn("session in Consul not destroyed: it expires by its TTL", "err", err)
+		k.o.Log.Warn(fmt.Sprintf("cannot destroy session %q in Consul; it expires with its TTL", k.o.Name), "err", err)
 	}
 }
 
@@ -183,7 +183,7 @@ func (k *Keeper) create(ctx context.Context) (s *Session, until time.Time, err e
 		return err
 	})
 	if err != nil {
-		return nil, until, fmt.Errorf("make a session: %w", err)
+		return nil, until, fmt.Errorf("create a session: %w", err)
 	}
 	s.ctx, s.lose = context.WithCancel(context.Background())
 	return s, sent.Add(TTL - margin), nil
@@ -202,7 +202,7 @@ func (k *Keeper) renew(ctx context.Context, id string, until time.Time) (gone bo
 		case <-time.After(min(wait, time.Until(until))):
 		}
 		if !time.Now().Before(until) {
-			k.o.Log.Warn("session in Consul could not be renewed in time, it is given up", "session", id, "err", err)
+			k.o.Log.Warn(fmt.Sprintf("gave up session %q in Consul: it was not renewed in time", k.o.Name), "session", id, "err", err)
 			return false
 		}
 		sent, there := time.Now(), false
@@ -217,7 +217,7 @@ func (k *Keeper) renew(ctx context.Context, id string, until time.Time) (gone bo
 		case ctx.Err() != nil:
 			return false
 		case err == nil && !there:
-			k.o.Log.Warn("session is gone in Consul", "session", id)
+			k.o.Log.Warn(fmt.Sprintf("session %q is gone from Consul", k.o.Name), "session", id)
 			return true
 		case err == nil:
 			until, wait = sent.Add(TTL-margin), TTL/3
@@ -267,7 +267,7 @@ func (k *Keeper) record(ctx context.Context, err error) {
 	case err == nil:
 		k.failing = time.Time{}
 		if was, lasted := k.lasting.Over(now); was {
-			k.o.Log.Info("session in Consul is kept again", retry.For(lasted)...)
+			k.o.Log.Info(fmt.Sprintf("session %q in Consul is renewed again", k.o.Name), retry.For(lasted)...)
 		}
 	default:
 		if k.failing.IsZero() {
@@ -277,7 +277,7 @@ func (k *Keeper) record(ctx context.Context, err error) {
 			return
 		}
 		if tell, lasts := k.lasting.Tell(err.Error(), now); tell {
-			k.o.Log.Error("no session in Consul, or it cannot be renewed; trying again", append(retry.For(lasts), "err", err)...)
+			k.o.Log.Error(fmt.Sprintf("cannot create or renew session %q in Consul; trying again", k.o.Name), append(retry.For(lasts), "err", err)...)
 		}
 	}
 }

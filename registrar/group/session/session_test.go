@@ -98,7 +98,7 @@ func TestLostByItsOwnClock(t *testing.T) {
 				if n := strings.Count(k.log.String(), "trying again"); n < 2 || n > 4 {
 					t.Errorf("told %d times in three minutes:\n%s", n, k.log.String())
 				}
-				if !strings.Contains(k.log.String(), "is kept again") {
+				if !strings.Contains(k.log.String(), "is renewed again") {
 					t.Errorf("not told that all is well again:\n%s", k.log.String())
 				}
 			})

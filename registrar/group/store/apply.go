@@ -144,7 +144,7 @@ func (s *Store) carryOut(ctx context.Context, o *order) (Header, error) {
 		}
 		if !retry.Pause(ctx, pause) {
 			if o.sent.Version > 0 && away != nil {
-				err = fmt.Errorf("%w (version %d may have been written: look before you try again)", err, o.sent.Version)
+				err = fmt.Errorf("%w (version %d may have been written: check before you try again)", err, o.sent.Version)
 			}
 			return Header{}, err
 		}
@@ -223,7 +223,7 @@ func (s *Store) try(ctx context.Context, o *order) (Header, error) {
 		h.Version = newest + 1
 	}
 	if h.Version == 0 {
-		return Header{}, fmt.Errorf("there is no version after %d: name one with a lower number after you have removed %s", base, o.Key())
+		return Header{}, fmt.Errorf("there is no version after %d: remove %s, then choose a lower number", base, o.Key())
 	}
 
 	w := write{pair: &api.KVPair{Key: o.Key(), Flags: h.Version, Value: o.text}, over: there.index}
@@ -234,7 +234,7 @@ func (s *Store) try(ctx context.Context, o *order) (Header, error) {
 	if begun.At = h.At; there.known && begun == h { // by an earlier call, which did not come to the second write
 		h, w.claimed = there.Header, true
 	} else if there.index > 0 && !o.small() {
-		return Header{}, &busyError{fmt.Errorf("version %d is being %s; if that was given up, take another number", h.Version, there.applied())}
+		return Header{}, &busyError{fmt.Errorf("version %d is being %s; if that was given up, use another number", h.Version, there.applied())}
 	}
 	if w.entry, err = encode(h, o.text); err != nil {
 		return Header{}, err

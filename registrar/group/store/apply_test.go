@@ -243,9 +243,9 @@ func TestApplyBad(t *testing.T) {
 		Change
 	}{
 		"the text has 523265 bytes, and Consul takes at most 523264": {Item{Service: "app"}, Change{Text: make([]byte, Limit+1)}},
-		"is no service name": {Item{Service: "a/b"}, Change{}},
-		"has a slash":        {Item{Service: "app", File: "../x"}, Change{}},
-		"take 2":             {Item{Service: "app"}, Change{By: strings.Repeat("b", 2000)}},
+		"is not a service name": {Item{Service: "a/b"}, Change{}},
+		"has a slash":           {Item{Service: "app", File: "../x"}, Change{}},
+		"take 2":                {Item{Service: "app"}, Change{By: strings.Repeat("b", 2000)}},
 	} {
 		if _, err := s.Apply(bounded(t, soon), change.Item, change.Change); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)

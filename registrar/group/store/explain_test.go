@@ -15,7 +15,7 @@ func TestExplainReadOfAnotherServer(t *testing.T) {
 		"a key":     ExplainRead("shop", &api.QueryMeta{}, nil),
 		"instances": ExplainRead("shop", nil, page),
 	} {
-		if err == nil || !strings.HasPrefix(err.Error(), "read shop: something else than Consul answers there") {
+		if err == nil || !strings.HasPrefix(err.Error(), "read shop: something other than Consul answers there") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -81,7 +81,7 @@ var (
 // ValidService returns an error unless a name is one that berth registers services under.
 func ValidService(name string) error {
 	if !serviceName.MatchString(name) || len(name) > maxName {
-		return fmt.Errorf("%s is no service name: use up to %d letters, digits, -, _ and dots", quote(name), maxName)
+		return fmt.Errorf("%s is not a service name: use up to %d letters, digits, -, _ and dots", quote(name), maxName)
 	}
 	return nil
 }
@@ -101,7 +101,7 @@ func ParseService(text string) (service string, err error) {
 	case name == "" || group == "":
 		return "", fmt.Errorf("%s names no service: write SERVICE or SERVICE.GROUP", quote(text))
 	case !groupName.MatchString(group):
-		return "", fmt.Errorf("%s is no group: use letters, digits, - and _", quote(group))
+		return "", fmt.Errorf("%s is not a group name: use letters, digits, - and _", quote(group))
 	case group != "default":
 		name += "-" + group
 	}
@@ -116,7 +116,7 @@ func ValidFile(name string) error {
 	problem := ""
 	switch {
 	case name == "" || name == "." || name == "..":
-		return fmt.Errorf("%s is no name of a file", quote(name))
+		return fmt.Errorf("%s is not a file name", quote(name))
 	case len(name) > 255:
 		problem = "has more than 255 bytes"
 	case strings.ContainsAny(name, `/\`):

@@ -87,7 +87,7 @@ func (s *Store) cas(ctx context.Context, pair *api.KVPair) (bool, error) {
 func ExplainRead(what string, meta *api.QueryMeta, err error) error {
 	var status api.StatusError
 	if err == nil && meta.LastIndex == 0 || errors.As(err, &status) && status.Code == http.StatusNotFound {
-		return &awayError{fmt.Errorf("read %s: something else than Consul answers there; check Consul's address, and any proxy before it", what)}
+		return &awayError{fmt.Errorf("read %s: something other than Consul answers there; check Consul's address and any proxy in front of it", what)}
 	}
 	return Explain("read "+what, err)
 }
@@ -110,7 +110,7 @@ func Explain(what string, err error) error {
 		}
 		return &awayError{fmt.Errorf("%s: Consul at %s does not answer: %w", what, host, failed.Err)}
 	}
-	return &awayError{fmt.Errorf("%s: Consul does not answer as it should: %w", what, err)}
+	return &awayError{fmt.Errorf("%s: Consul's answer is not as expected: %w", what, err)}
 }
 
 // oneLine is what somebody has answered, who may have sent a whole page, for a message.

@@ -258,7 +258,7 @@ func TestE2EApply(t *testing.T) {
 		short, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		_, err := s.Apply(short, i, store.Change{Text: text(300<<10, ""), Version: 2})
-		if err == nil || !strings.Contains(err.Error(), "version 2 is being applied 2026-11-26T10:00:00Z by bob@host; if that was given up, take another number") {
+		if err == nil || !strings.Contains(err.Error(), "version 2 is being applied 2026-11-26T10:00:00Z by bob@host; if that was given up, use another number") {
 			t.Errorf("a large one: %v", err)
 		}
 		if h := apply(t, s, i, store.Change{Text: []byte("two"), Version: 2}); h.Version != 2 {
