@@ -19,7 +19,7 @@ import (
 // projects and labels are chosen by whoever starts a container.
 type Rule struct {
 	// Image is matched with the name that the container was created from, as given, and with that name without tag and
-	// digest: "registry.example/team/*" matches "registry.example/team/shop:v2" by its name without the tag.
+	// digest: "registry.example/team/*" matches "registry.example/team/shop:v2", and so does its full name.
 	Image []string `mapstructure:"image"`
 	// Project is matched with the name of the compose project.
 	Project []string `mapstructure:"project"`

@@ -181,17 +181,17 @@ func (s *Service) Signal(sig syscall.Signal) error {
 	return s.call(context.Background(), func(r *run) error { return r.signal(sig) }, nil)
 }
 
-// Ready probes the process anew, a moment after the last Signal at the earliest, and returns when it is ready, or an error
-// as Restart does. The instance stays in service until it is late.
+// Ready probes the process again, a moment after the last Signal at the earliest. It returns when the process is ready, or
+// an error as Restart does. The instance stays in service until it is late.
 func (s *Service) Ready(ctx context.Context) error {
 	return s.call(ctx, (*run).check, (*run).readiness)
 }
 
-// SetTags registers these tags in addition to the configured ones, in place of those of an earlier call, and does not wait
+// SetTags registers these tags in addition to the configured ones, in place of those from an earlier call. It does not wait
 // for Consul. The status of the checks stays.
 func (s *Service) SetTags(tags []string) error {
 	return s.call(context.Background(), func(r *run) error { r.reg.tag(tags); return nil }, nil)
 }
 
-// State returns the state at the moment. It may be called at any time, before and after Run, too.
+// State returns the current state. It may be called at any time, also before and after Run.
 func (s *Service) State() State { return *s.state.Load() }
