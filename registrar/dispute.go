@@ -8,25 +8,25 @@ import (
 )
 
 const (
-	// disputed is how often a change of an instance must be undone in a row before another program is held responsible.
+	// disputed is how many changes of an instance in a row must be undone before another program is held responsible.
 	disputed = 3
 
-	// forgives is how long nothing must be undone until the dispute is over.
+	// forgives is how long nothing may be undone before the dispute counts as over.
 	forgives = 5 * time.Minute
 
 	// concedes and concedesMost are the first and the longest pause before a disputed instance is changed again.
 	concedes, concedesMost = 2 * time.Minute, 30 * time.Minute
 )
 
-// disputes notices that another program keeps undoing what this registrar does, mostly a second registrar with the same
-// owner. Each is right by itself, and together they would go on for ever.
+// disputes notices when another program keeps undoing what this registrar does. That is usually a second registrar with the
+// same owner: each is right on its own, and together they would go on forever.
 type disputes map[string]*dispute
 
-// dispute is what became of the changes of one instance.
+// dispute records what happened to the changes of one instance.
 type dispute struct {
-	made   agent.Change // the last one that Consul confirmed
-	undone int          // how often, without a pause
-	at     time.Time    // when it was last undone; if never, when made was confirmed
+	made   agent.Change // last one confirmed by Consul
+	undone int          // how often in a row
+	at     time.Time    // when it was last undone, or else when made was confirmed
 }
 
 // confirmed records a change that a read shows.
@@ -75,8 +75,8 @@ func (i *dispute) pause() time.Duration {
 	return min(concedes<<min(i.undone-disputed, 10), concedesMost)
 }
 
-// from returns when the registration of an instance may be changed or removed. A missing one is registered without a wait:
-// what runs has a right to be there.
+// from returns when the registration of an instance may be changed or removed. A missing registration does not wait: a
+// running container has a right to one.
 func (d disputes) from(id string) time.Time {
 	if is := d[id]; is != nil {
 		return is.at.Add(is.pause())
@@ -84,7 +84,7 @@ func (d disputes) from(id string) time.Time {
 	return time.Time{}
 }
 
-// instances returns the IDs of the instances that are disputed.
+// instances returns the IDs of the disputed instances.
 func (d disputes) instances() (ids []string) {
 	for id, is := range d {
 		if is.undone >= disputed {

@@ -21,54 +21,54 @@ import (
 	"berth/templates/claim"
 )
 
-// Report says what a registrar makes of the containers of its host. docs/operate/dry-run.md documents its JSON.
+// Report says what a registrar does with the containers of its host. docs/operate/dry-run.md documents its JSON.
 type Report struct {
 	Host       string    `json:"host,omitempty"`     // its name
-	Containers []Planned `json:"containers"`         // by age; registrations of containers that are gone come last
+	Containers []Planned `json:"containers"`         // by age; registrations of removed containers come last
 	Problems   []string  `json:"problems,omitempty"` // why the rest may be incomplete or out of date
 }
 
-// Planned is what a container registers, and why some of it, or nothing, is not registered.
+// Planned says what a container registers, and why parts of it are not registered.
 type Planned struct {
-	Container      string            `json:"container"` // its name; "" if it is gone
-	ID             string            `json:"id"`        // the full one
+	Container      string            `json:"container"` // its name; "" if the container is gone
+	ID             string            `json:"id"`        // full ID
 	ComposeService string            `json:"compose_service,omitempty"`
 	Started        time.Time         `json:"started,omitzero"`
 	Image          string            `json:"image,omitempty"`
-	Networks       []string          `json:"networks,omitempty"` // with its address there: front 172.18.0.5; or host
-	Asks           map[string]string `json:"asks,omitempty"`     // by SERVICE_* labels and variables; shortened, without secrets
-	Meant          bool              `json:"meant,omitempty"`    // there are such: somebody meant to register it
-	Health         string            `json:"health,omitempty"`   // what Docker's HEALTHCHECK says; "" = it has none
+	Networks       []string          `json:"networks,omitempty"` // each with the container's address there: front 172.18.0.5; or host
+	Asks           map[string]string `json:"asks,omitempty"`     // SERVICE_* labels and variables; shortened, without secrets
+	Meant          bool              `json:"meant,omitempty"`    // it has SERVICE_* keys, so somebody meant to register it
+	Health         string            `json:"health,omitempty"`   // status of Docker's HEALTHCHECK; "" = it has none
 	Instances      []PlannedInstance `json:"instances"`
-	Group          string            `json:"group,omitempty"`   // what it takes up of the group of its first instance's service
-	Replace        string            `json:"replace,omitempty"` // "start-first": it is started before the container that it replaces
-	Reasons        []string          `json:"reasons"`           // what is not registered or left out, and why
+	Group          string            `json:"group,omitempty"`   // what it takes from the group of its first instance's service
+	Replace        string            `json:"replace,omitempty"` // "start-first": it starts before the container that it replaces stops
+	Reasons        []string          `json:"reasons"`           // what is not registered or ignored, and why
 }
 
-// PlannedInstance is an instance as it is, or is to be, registered.
+// PlannedInstance is an instance as it is, or will be, registered.
 type PlannedInstance struct {
 	Service      string    `json:"service"`
 	ID           string    `json:"id"`
-	Endpoint     string    `json:"endpoint"` // host:port that clients are given, and why that
+	Endpoint     string    `json:"endpoint"` // host:port given to clients, and why
 	Tags         []string  `json:"tags,omitempty"`
 	ReadyWhen    string    `json:"ready_when"`
-	ReadyAt      time.Time `json:"ready_at,omitzero"`      // when it was found ready; zero = it is not
-	Address      string    `json:"address,omitempty"`      // host:port of the registration; without a host it is the node's
-	RegisteredAt time.Time `json:"registered_at,omitzero"` // when this registrar registered it; zero = it did not, or did before its start
-	Probe        string    `json:"probe,omitempty"`        // what the last probe met, and for how long it is probed; "" = it is not
-	Routes       []string  `json:"routes"`                 // that its labels ask for
+	ReadyAt      time.Time `json:"ready_at,omitzero"`      // when it became ready; zero = not ready
+	Address      string    `json:"address,omitempty"`      // host:port of the registration; no host = the node's address
+	RegisteredAt time.Time `json:"registered_at,omitzero"` // when this registrar registered it; zero = not by this one, or before its start
+	Probe        string    `json:"probe,omitempty"`        // result of the last probe, and for how long it is probed; "" = not probed
+	Routes       []string  `json:"routes"`                 // asked for by its labels
 	NoRoute      string    `json:"no_route,omitempty"`     // why it takes part in no route
 	State        State     `json:"state"`
-	Reason       string    `json:"reason,omitempty"` // for the state
+	Reason       string    `json:"reason,omitempty"` // of the state
 }
 
-// State says how an instance stands with Consul.
+// State is what an instance is in Consul.
 type State string
 
 // The states of an instance. All but the last five are registered.
 const (
 	Registered     State = "registered"
-	Warning        State = "warning"          // it gets requests if nothing passes, or fewer of them
+	Warning        State = "warning"          // it gets requests if no instance passes, or fewer of them
 	Critical       State = "critical"         // it gets no requests: a check fails
 	OutOfService   State = "out of service"   // it gets no new requests: maintenance mode
 	ToBeChanged    State = "to be changed"    // its registration differs from what the container asks for
@@ -79,7 +79,7 @@ const (
 	LeftAlone      State = "left alone"
 )
 
-// String returns the state with its reason.
+// String returns the state and its reason.
 func (i PlannedInstance) String() string {
 	if i.Reason == "" {
 		return string(i.State)
@@ -87,7 +87,7 @@ func (i PlannedInstance) String() string {
 	return string(i.State) + ": " + i.Reason
 }
 
-// Verdicts are the reasons as an operator reads them, in the words of the registrar's log.
+// Verdicts returns the reasons in the words of the registrar's log.
 func (p Planned) Verdicts() []string {
 	var out []string
 	for _, reason := range p.Reasons {
@@ -96,8 +96,8 @@ func (p Planned) Verdicts() []string {
 	return out
 }
 
-// Only returns the report about the containers that the names are for, in their order: a name, the beginning of an ID, or
-// a service of a compose file, which may have several. The error names those that are for none.
+// Only returns the report on the named containers, in the order of the names. A name is a container's name, the beginning of
+// its ID, or a compose service, which may have several containers. The error lists the names that match nothing.
 func (r Report) Only(names ...string) (Report, error) {
 	if len(names) == 0 {
 		return r, nil
@@ -145,7 +145,7 @@ func (r Report) find(name string) (found []Planned, err error) {
 // asked asks the loop for a report.
 type asked struct{ answer chan<- Report }
 
-// Report says what a running registrar makes of its containers, without asking Docker or Consul.
+// Report says what a running registrar does with its containers. It does not ask Docker or Consul.
 func (r *Registrar) Report(ctx context.Context) (Report, error) {
 	answer := make(chan Report, 1)
 	r.updates.add(asked{answer})
@@ -157,8 +157,8 @@ func (r *Registrar) Report(ctx context.Context) (Report, error) {
 	}
 }
 
-// Plan asks Docker and Consul, and says for every container what a registrar registers and what not. It changes nothing. An
-// error means that Docker or Consul could not be asked.
+// Plan asks Docker and Consul what a registrar would register for each container, and changes nothing. An error means that
+// Docker or Consul could not be asked.
 func (r *Registrar) Plan(ctx context.Context) (Report, error) {
 	var err error
 	r.loop(ctx, true, func(p plan) bool {
@@ -171,7 +171,7 @@ func (r *Registrar) Plan(ctx context.Context) (Report, error) {
 	return r.report(time.Now()), nil
 }
 
-// report says what is made of the containers, as far as is known now.
+// report describes the containers, as far as they are known now.
 func (r *Registrar) report(now time.Time) (out Report) {
 	out.Host = r.host.Name
 	p := r.planner(now)
@@ -206,7 +206,7 @@ func (r *Registrar) report(now time.Time) (out Report) {
 	return out
 }
 
-// networks names the networks that a container is reached on, with its addresses.
+// networks names the networks on which a container is reached, with its addresses.
 func (r *Registrar) networks(t *tracked) (out []string) {
 	c := r.within(t)
 	if c.HostNetwork {
@@ -220,7 +220,7 @@ func (r *Registrar) networks(t *tracked) (out []string) {
 	return out
 }
 
-// health returns what Docker's HEALTHCHECK says, on one line.
+// health returns the status and output of Docker's HEALTHCHECK on one line.
 func (t *tracked) health() string {
 	if t.Health == "" || t.HealthOutput == "" {
 		return t.Health
@@ -228,7 +228,7 @@ func (t *tracked) health() string {
 	return t.Health + ": " + oneLine(t.HealthOutput)
 }
 
-// replaces says how a container replaces another one, where that is not by being started after it.
+// replaces says how a container replaces another, unless it simply starts after it.
 func (r *Registrar) replaces(t *tracked) string {
 	if asked, why := label.StartsFirst(t.Container, r.host.Policy); !asked || why != "" {
 		return ""
@@ -236,7 +236,7 @@ func (r *Registrar) replaces(t *tracked) string {
 	return label.StartFirst
 }
 
-// problems are what keeps a running registrar from its work.
+// problems returns what keeps a running registrar from working.
 func (r *Registrar) problems() []string {
 	if err := r.Ready(); err != nil {
 		return strings.Split(err.Error(), "\n")
@@ -244,7 +244,7 @@ func (r *Registrar) problems() []string {
 	return nil
 }
 
-// uninspected returns the containers that Docker has named and not described yet.
+// uninspected returns the containers that Docker has listed but not described yet.
 func (r *Registrar) uninspected() (out []*tracked) {
 	for _, id := range slices.Sorted(maps.Keys(r.containers)) {
 		if t := r.containers[id]; !t.inspected() {
@@ -254,7 +254,7 @@ func (r *Registrar) uninspected() (out []*tracked) {
 	return out
 }
 
-// silent says why a container registers nothing if no reason was given.
+// silent says why a container registers nothing when it gave no reason.
 func (r *Registrar) silent(t *tracked) string {
 	switch err := r.last(key{kind: inspecting, id: t.id}).err; {
 	case err != nil:
@@ -287,8 +287,8 @@ func (p *planner) report(i *instance) PlannedInstance {
 
 func toTheMillisecond(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
 
-// met says what the last probe of an instance met that is not ready, and for how long it is probed. It returns "" if nobody probes
-// it.
+// met returns the result of the last probe of an instance that is not ready, and for how long it is probed. It returns "" if
+// nothing probes it.
 func (i *instance) met(now time.Time, t *tracked) string {
 	how, said, at := i.desired.Ready, "", ""
 	switch {
@@ -308,7 +308,7 @@ func (i *instance) met(now time.Time, t *tracked) string {
 	return fmt.Sprintf("%s%s: %s, for %v", how.Kind, at, said, now.Sub(i.since).Round(time.Second))
 }
 
-// standing says how an instance stands with Consul.
+// standing returns the state of an instance in Consul, with the reason.
 func (p *planner) standing(i *instance, d agent.Desired, t *tracked) (State, string) {
 	have := p.consul[d.ID]
 	why, maintained := have.Maintenance()
@@ -331,7 +331,7 @@ func (p *planner) standing(i *instance, d agent.Desired, t *tracked) (State, str
 		return ToBeChanged, "it will be taken out of service: " + reason
 	}
 	late := d
-	late.NotReady = "late" // the registration of one that was not ready in time has a check more
+	late.NotReady = "late" // an instance that was not ready in time is registered with one more check
 	if !d.Same(have) && !late.Same(have) {
 		if refused != "" {
 			return Registered, "as it was before: Consul refuses the change: " + refused
@@ -352,7 +352,7 @@ func (p *planner) standing(i *instance, d agent.Desired, t *tracked) (State, str
 	return Registered, reason
 }
 
-// saidBy returns what the checks with a status say.
+// saidBy returns the output of the checks with a status.
 func saidBy(have agent.Registered, status string) string {
 	var said []string
 	for _, id := range slices.Sorted(maps.Keys(have.Checks)) {
@@ -370,7 +370,7 @@ func saidBy(have agent.Registered, status string) string {
 	return strings.Join(said, "; ")
 }
 
-// oneLine shortens the output of a check to what fits a line.
+// oneLine shortens the output of a check to one line.
 func oneLine(s string) string {
 	const most = 200
 	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }), " ")
@@ -380,7 +380,7 @@ func oneLine(s string) string {
 	return s
 }
 
-// difference says what of a registration is to be changed.
+// difference says what will change in a registration.
 func difference(d agent.Desired, have agent.Registered) string {
 	switch {
 	case have.Service != d.Name:
@@ -405,7 +405,7 @@ func difference(d agent.Desired, have agent.Registered) string {
 	return "its weight or its checks differ"
 }
 
-// leftovers describes the registrations for containers that are gone, those of one container together.
+// leftovers describes the registrations of removed containers, grouped by container.
 func (r *Registrar) leftovers(p plan) (out []Planned) {
 	add := func(have agent.Registered, state State, reason string) {
 		n := slices.IndexFunc(out, func(p Planned) bool { return p.ID == have.Container() })

@@ -14,16 +14,16 @@ import (
 	"berth/registrar/label"
 )
 
-// Finder finds instances for an operator who names a container or an instance, and sets their maintenance mode.
+// Finder finds the instances that an operator names by container or ID, and sets their maintenance mode.
 type Finder struct {
 	Agent  agent.Agent
-	Docker docker.Client // for names of containers; it need not answer
+	Docker docker.Client // looks up container names; it need not answer
 }
 
-// Find returns the service IDs of the instance with this ID, or of the container with this name, ID or beginning of an
-// ID. If there is none, the error says what to do.
+// Find returns the service IDs of the instance with this ID, or of the container with this name, ID or beginning of an ID.
+// If nothing matches, the error says what to do.
 func (f Finder) Find(ctx context.Context, name string) ([]string, error) {
-	if name == "" { // an empty variable is the beginning of every ID
+	if name == "" { // an empty variable would match the beginning of every ID
 		return nil, errors.New("the name is empty: give a container or a service ID")
 	}
 	services, err := f.Agent.Read(ctx, "")
@@ -59,7 +59,7 @@ func (f Finder) Find(ctx context.Context, name string) ([]string, error) {
 	return ids, nil
 }
 
-// MaintainInstance is Maintain for an instance that the agent may not hold: then the error says where it is to be done.
+// MaintainInstance is Maintain for an instance that the agent may not hold: the error then says where to do it.
 func (f Finder) MaintainInstance(ctx context.Context, id string, on bool, reason string) error {
 	all, err := f.Agent.Read(ctx, id)
 	if err != nil {
@@ -71,8 +71,8 @@ func (f Finder) MaintainInstance(ctx context.Context, id string, on bool, reason
 	return f.Maintain(ctx, id, on, reason)
 }
 
-// Maintain sets or ends the maintenance mode of an instance. The registrar leaves alone what was set so: its own reasons
-// begin with other words.
+// Maintain sets or ends the maintenance mode of an instance. The registrar does not touch a mode set this way, because its
+// own reasons begin with other words.
 func (f Finder) Maintain(ctx context.Context, id string, on bool, reason string) error {
 	return f.Agent.Apply(ctx, agent.Change{Desired: agent.Desired{Instance: label.Instance{ID: id}, Drain: "berth drain: " + reason}, Maintain: on, Resume: !on})
 }

@@ -17,39 +17,41 @@ import (
 	"berth/registrar/retry"
 )
 
-// Updates from other goroutines to the loop; docker.Event is another.
+// Updates from other goroutines to the loop, in addition to docker.Event.
 type (
-	// connected says that Docker's event stream is open, or why it is not.
+	// connected reports that Docker's event stream is open, or why it is not.
 	connected struct{ err error }
-	// probed says that an instance is ready, or why it is late.
+	// probed reports that an instance is ready, or why it is late.
 	probed struct {
 		*probe
 		late error
 		at   time.Time
 	}
-	// ended carries the answer or the error of a call.
+	// ended carries the answer or the error of a finished call.
 	ended struct {
 		planned
 		*call
 		answer any
 		err    error
 	}
-	// listed is the answer of a list: IDs, and of those that are to be started before others the first digits of these others' IDs.
+	// listed is the answer to a list: the IDs, and for containers to start before others the first digits of the others'
+	// IDs.
 	listed struct {
 		ids       []string
 		replacing map[string]string
 	}
-	// held is the answer of a read: what the agent holds, and a hash of the token that it was asked with.
+	// held is the answer to a read: what the agent holds, and a hash of the token used.
 	held struct {
 		agent.State
 		token string
 	}
 )
 
-// rest limits the pause between two plans. The loop pauses for as long as the last plan took, so a burst is planned at once.
+// rest limits the pause between two plans. The loop pauses for as long as the last plan took, so it plans a burst of updates
+// once.
 const rest = 5 * time.Millisecond
 
-// loop observes updates, plans and carries out the plan until ctx is done or enough returns true. A dry loop only asks.
+// loop observes updates, plans, and carries out the plan until ctx is done or enough returns true. A dry loop only asks.
 func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer r.work.Wait()
@@ -97,7 +99,7 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 			r.explain(ctx, p)
 			select {
 			case r.changed <- struct{}{}:
-			default: // whoever listens is yet to look
+			default: // the listener has not looked yet
 			}
 		}
 		if !p.next.IsZero() {
@@ -107,7 +109,7 @@ func (r *Registrar) loop(ctx context.Context, dry bool, enough func(plan) bool) 
 	}
 }
 
-// observe records one update, and reports whether it can change the plan: events of unknown containers cannot.
+// observe records one update, and reports whether it can change the plan. Events of unknown containers cannot.
 func (r *Registrar) observe(u any) bool {
 	switch u := u.(type) {
 	case docker.Event:
@@ -126,19 +128,19 @@ func (r *Registrar) observe(u any) bool {
 		return false
 	case connected:
 		if u.err == nil || r.firstAt.IsZero() {
-			r.resync() // events before this moment may be missing
+			r.resync() // events before this moment may have been missed
 		}
 		r.setStatus("docker events", r.failed(u.err))
 	case probed:
 		switch {
-		case u.cancel == nil: // the probe was ended
+		case u.cancel == nil: // the probe was canceled
 		case u.late != nil:
 			u.probe.late, u.probe.readyAt = u.late.Error(), time.Time{}
 		default:
 			u.probe.found(u.at)
 		}
 	case ended:
-		if r.calls[u.key] == u.call { // else its container is gone
+		if r.calls[u.key] == u.call { // otherwise its container is gone
 			r.ended(u)
 		}
 	}
@@ -153,7 +155,7 @@ func (r *Registrar) ended(u ended) {
 		r.isRefused(u, refused)
 		return
 	}
-	if u.kind.writes() && agent.IsNotFound(u.err) { // gone in the meantime; the next read will show it
+	if u.kind.writes() && agent.IsNotFound(u.err) { // already gone; the next read will show it
 		u.err, r.read.wanted = nil, r.tick()
 	}
 	if u.err != nil && (u.kind == comparing || u.kind == publishing) {
@@ -180,7 +182,7 @@ func (r *Registrar) ended(u ended) {
 	case describing:
 		r.describe(u.answer.(label.Host), u.began)
 	case listing:
-		maps.DeleteFunc(r.refusals, func(id string, _ *retry.Lasting) bool { // the instance is gone, or asks for something else
+		maps.DeleteFunc(r.refusals, func(id string, _ *retry.Lasting) bool { // the instance is gone, or has changed its labels
 			return r.refused[id].why == "" && r.last(key{kind: changing, id: id}).began == 0
 		})
 		listed := u.answer.(listed)
@@ -218,7 +220,7 @@ func (r *Registrar) ended(u ended) {
 			}
 			r.opts.Log.Info(msg, "service", have.Service, "instance", u.id)
 		} else {
-			r.read.wanted = r.tick() // an agent that hung may do late what it was told before
+			r.read.wanted = r.tick() // an agent that hung may carry out late what it was told earlier
 		}
 		delete(r.lacking, u.id)
 		e := r.entries[u.id]
@@ -232,8 +234,8 @@ func (r *Registrar) ended(u ended) {
 	u.done(nil)
 }
 
-// isRefused records that Consul refuses to register an instance. That does not count as a failure: it is logged, and the
-// previous registration stays.
+// isRefused records that Consul refuses to register an instance. A refusal does not count as a failure: it is logged, and
+// the previous registration stays.
 func (r *Registrar) isRefused(u ended, refused *agent.Refusal) {
 	msg := fmt.Sprintf("cannot register %s as %s: Consul refuses it; berth tries again at the next resync", u.change.Of, u.change.Name)
 	if r.consul[u.id].Held() {
@@ -264,13 +266,13 @@ func (r *Registrar) isAccepted(u ended) {
 	}
 }
 
-// notPublished records that the catalog could not be read or written, which harms nothing: the agent itself hands on what
-// the catalog lacks, though later. What the token does not allow is logged once, and tried seldom.
+// notPublished records that the catalog could not be read or written. That harms nothing, because the agent itself passes on
+// what the catalog lacks, only later. A missing right of the token is logged once, and retried rarely.
 func (r *Registrar) notPublished(u ended) {
 	r.catalog.Index = 0
 	u.done(u.err)
 	if !agent.IsRefused(u.err) {
-		r.read.wanted = r.tick() // it may be the agent itself that went, and that comes back with nothing
+		r.read.wanted = r.tick() // perhaps the agent itself went away and comes back empty
 		return
 	}
 	u.retry = time.Now().Add(reread)
@@ -292,7 +294,7 @@ func (r *Registrar) failed(err error) error {
 	return err
 }
 
-// make makes a call in the background, as soon as its lane has a free place.
+// make makes a call in the background once its lane has a free place.
 func (r *Registrar) make(ctx context.Context, p planned) {
 	c := r.begin(p.key)
 	slots := r.slots[lane{p.kind, c.err != nil}]
@@ -385,7 +387,7 @@ func (r *Registrar) probe(ctx context.Context, probe *probe, how label.Ready) {
 	})
 }
 
-// signal has Docker send the signal that ends a drained container. If that fails, Docker's own stop timeout ends the
+// signal tells Docker to send the signal that ends a drained container. If that fails, Docker's own stop timeout ends the
 // container.
 func (r *Registrar) signal(ctx context.Context, t *tracked) {
 	signal := t.drain.signal
@@ -400,8 +402,8 @@ func (r *Registrar) signal(ctx context.Context, t *tracked) {
 	})
 }
 
-// explain reports the state in metrics, in Ready, and in the log when it changes. Containers that nobody meant to register
-// are logged at debug level only; berth registrar --dry-run lists them all.
+// explain reports the state in metrics, in Ready, and in the log when it changes. Containers that were not meant to be
+// registered are logged at debug level only; berth registrar --dry-run lists them all.
 func (r *Registrar) explain(ctx context.Context, p plan) {
 	running := 0
 	for _, t := range r.containers {
@@ -434,7 +436,8 @@ func (r *Registrar) explain(ctx context.Context, p plan) {
 	}
 }
 
-// explainRejections logs what is left out, when that changes, and counts what somebody meant to be registered.
+// explainRejections logs what is not registered or ignored, when that changes, and counts it for containers that were meant
+// to be registered.
 func (r *Registrar) explainRejections(ctx context.Context, p plan) {
 	now, meant := map[rejection]bool{}, 0
 	for _, f := range p.rejections {
@@ -458,8 +461,8 @@ func (r *Registrar) explainRejections(ctx context.Context, p plan) {
 	r.metrics.leftOut.Set(float64(meant))
 }
 
-// explainStep logs once, after the start and after each failure, that everything is registered as it should be. What may
-// still become ready in time is not; what is late is, as critical. Nor is what Consul refuses or another program undoes.
+// explainStep logs once, after the start and after each failure, that all registrations are in step. Instances that may
+// still become ready in time, refused ones and disputed ones do not count as in step; late ones, registered as critical, do.
 func (r *Registrar) explainStep(p plan) {
 	if r.inStep || !p.complete || p.unready > 0 || len(r.refused) > 0 || len(r.disputes.instances()) > 0 || r.Ready() != nil {
 		return
@@ -475,7 +478,7 @@ func (r *Registrar) explainStep(p plan) {
 	r.opts.Log.Info("all registrations are in step with Docker and Consul", "instances", instances, "containers", len(containers))
 }
 
-// explainDisputes warns of another program that undoes what this registrar does.
+// explainDisputes warns if another program undoes what this registrar does.
 func (r *Registrar) explainDisputes() {
 	ids := r.disputes.instances()
 	if len(ids) == 0 {
@@ -496,7 +499,7 @@ func (r *Registrar) explainDisputes() {
 	}
 }
 
-// explainRoutes logs which port of a container has the route that is asked for on the whole container, when that changes.
+// explainRoutes logs, when it changes, which port of a container has the route asked for on the whole container.
 func (r *Registrar) explainRoutes(all map[*tracked]routed) {
 	before := r.routes
 	r.routes = map[string]uint16{}

@@ -21,15 +21,15 @@ import (
 	"berth/registrar/label"
 )
 
-// Groups is what containers need to take part in the groups of their services.
+// Groups holds what containers need to take part in the groups of their services.
 type Groups struct {
-	Consul  *api.Client // of the same agent, without a limit on connections, and best with ShareWatches
+	Consul  *api.Client // for the same agent, without a limit on connections, ideally with ShareWatches
 	Archive docker.Archive
 	Restart func(ctx context.Context, id string) error // see docker.Restart
 }
 
-// member is a container's part in its group, from the moment it is registered, or about to be, until its process ends by
-// another's doing. What says who it is never changes; the loop owns the rest.
+// member is a container's part in its group. It lasts from the container's registration, or just before, until the process
+// ends for any reason other than a change by the group. Its identity never changes; the loop owns the rest.
 type member struct {
 	container string
 	service   string
@@ -37,67 +37,68 @@ type member struct {
 	label.Group
 
 	cancel   context.CancelFunc
-	election *leader.Election // nil = it does not stand
-	resigned bool             // it does not stand for now
-	role     string           // a tag: leader or follower; "" = not known, or it does not stand
+	election *leader.Election // nil = it is not a candidate
+	resigned bool             // it is not a candidate for now
+	role     string           // a tag: leader or follower; "" = not known, or not a candidate
 
-	out    string // why its Applier keeps it out of service; "" = it does not
+	out    string // why its Applier keeps it out of service; "" = it is in service
 	change step
-	until  time.Time // from then on, what happens to the container is no longer taken for the change's doing
-	before time.Time // when the process was started that is replaced
-	again  bool      // another one was started since
-	dead   bool      // no process runs, and another one is to come
-	run    time.Time // when the process was started that is tried; zero = not known yet
-	failed string    // why that one will not do
-	wish   *wish     // nil = its Applier waits for nothing
+	until  time.Time // what happens to the container after this time is not attributed to the change
+	before time.Time // start of the process that is being replaced
+	again  bool      // another process has started since
+	dead   bool      // no process runs, and another will start
+	run    time.Time // start of the process being tried; zero = not known yet
+	failed string    // why the new process does not work
+	wish   *wish     // nil = its Applier is not waiting
 }
 
-// step says how far a change of a container's process is, which is not taken for the container's end meanwhile.
+// step is the progress of a change of a container's process. Meanwhile the end of the process does not count as the end of
+// the container.
 type step int
 
 const (
-	settled   step = iota // there is none
+	settled   step = iota // no change
 	replacing             // Docker stops the process and starts another
-	starting              // it says that it did, and its events about that are on their way
-	trying                // the process is there, and may turn out not to work
+	starting              // Docker says it has; its events are on their way
+	trying                // the process runs, but may turn out not to work
 )
 
 // changes reports whether the container's process is being changed.
 func (m *member) changes() bool { return m != nil && m.change != settled }
 
-// wish is what a target asks of the loop. The answer comes when it is so, or will not be.
+// wish is a request from a target to the loop. The answer comes when the wish is fulfilled, or cannot be.
 type wish struct {
 	*member
 	is     wanted
 	reason string        // of drained
-	limit  time.Duration // of replaced and tried: how long the change may take
+	limit  time.Duration // of replaced and tried: the time limit of the change
 	until  time.Time     // of inService: when to give up; the loop sets it
-	answer chan error    // has room for one
+	answer chan error    // has room for one answer
 }
 
-// wanted is what a target wants.
+// wanted is the kind of a wish.
 type wanted int
 
 const (
 	drained   wanted = iota // it is in maintenance mode
-	replaced                // what happens from now on is that its process is replaced
-	tried                   // from now on it is tried out what the process, the same one, does
+	replaced                // from now on, its process is being replaced
+	tried                   // from now on, the same process is on trial
 	isReady                 // the new process is ready
 	readyAnew               // the same process is ready again
-	inService               // its maintenance mode is over, and it passes
+	inService               // its maintenance mode has ended, and it is passing
 )
 
-// elected says what an instance is in its group.
+// elected reports the role of an instance in its group.
 type elected struct {
 	*member
 	role string
 }
 
-// filled says that a new container has its files, or does not get them before its start. Until then it takes no part in its
-// group: what is being written looks as if its process had read it.
+// filled reports that a new container has its files, or will not get them before its start. Until then it does not take part
+// in its group: a file being written would look as if the process had already read it.
 type filled struct{ container string }
 
-// wishes takes up what a target asks for.
+// wishes accepts the wish of a target.
 func (s *state) wishes(w wish) {
 	m, t := w.member, s.containers[w.container]
 	if t == nil || t.member != m {
@@ -108,7 +109,7 @@ func (s *state) wishes(w wish) {
 	switch w.is {
 	case drained:
 		m.out = w.reason
-	case replaced: // to take a change back, when it was in service
+	case replaced: // to revert a change after the container was back in service
 		m.out = cmp.Or(m.out, "it is restarted")
 		m.change, m.failed, m.until = replacing, "", time.Now().Add(w.limit)
 		m.before, m.again = t.Started, false
@@ -121,7 +122,7 @@ func (s *state) wishes(w wish) {
 		t.seen.wanted = s.tick()
 	case readyAnew:
 		for _, i := range t.instances {
-			i.probe = &probe{since: time.Now(), readyAt: i.readyAt} // it is the same process
+			i.probe = &probe{since: time.Now(), readyAt: i.readyAt} // the process is the same
 		}
 		s.evaluate(t)
 		t.seen.wanted = s.tick()
@@ -130,7 +131,7 @@ func (s *state) wishes(w wish) {
 	}
 }
 
-// overdue ends changes that take too long: from then on it counts what happened to the container.
+// overdue ends changes that take too long. Afterwards, events of the container count as its own again.
 func (s *state) overdue(now time.Time) {
 	for id, t := range s.containers {
 		if m := t.member; m.changes() && !m.until.After(now) {
@@ -142,13 +143,13 @@ func (s *state) overdue(now time.Time) {
 	}
 }
 
-// runs records that the container runs, in a process that was started at a time.
+// runs records that the container runs a process started at the given time.
 func (m *member) runs(started time.Time) {
 	if !m.changes() {
 		return
 	}
 	m.dead = false
-	if m.change == starting && !started.Equal(m.before) { // the event is late, or lost
+	if m.change == starting && !started.Equal(m.before) { // the event is late or lost
 		m.try()
 	}
 	if m.change == trying {
@@ -159,10 +160,10 @@ func (m *member) runs(started time.Time) {
 	}
 }
 
-// try records that it is the new process now that counts.
+// try records that the new process counts from now on.
 func (m *member) try() { m.change, m.run = trying, time.Time{} }
 
-// ended records that the container does not run while it is changed.
+// ended records that the container does not run during a change.
 func (m *member) ended(exit int) {
 	if m.dead = true; m.change == trying {
 		m.failed = cmp.Or(m.failed, fmt.Sprintf("the container ended with exit code %d", exit))
@@ -199,7 +200,7 @@ func (p *planner) members() {
 	}
 }
 
-// grant reports whether a wish is over, with an error if it does not come true.
+// grant reports whether a wish is settled, with an error if it cannot be fulfilled.
 func (p *planner) grant(t *tracked, m *member) (over bool, err error) {
 	failed := func() (bool, error) { return true, errors.New(m.failed) }
 	switch m.wish.is {
@@ -230,7 +231,7 @@ func (p *planner) grant(t *tracked, m *member) (over bool, err error) {
 	return why == "", nil
 }
 
-// late says why an instance of a container is not ready in time, and whether one has time left.
+// late says why an instance of a container is not ready in time, and whether any instance still has time.
 func (p *planner) late(t *tracked) (why string, wait bool) {
 	for _, i := range t.instances {
 		switch reason := p.notReady(i, t); {
@@ -243,7 +244,7 @@ func (p *planner) late(t *tracked) (why string, wait bool) {
 	return "", wait
 }
 
-// isSettled reports whether nothing is being done about an instance.
+// isSettled reports whether no call for an instance is pending.
 func (p *planner) isSettled(id string) bool {
 	for _, k := range []kind{changing, draining} {
 		if c := p.last(key{kind: k, id: id}); c.busy || !c.applied.Empty() {
@@ -253,7 +254,7 @@ func (p *planner) isSettled(id string) bool {
 	return true
 }
 
-// isDrained reports whether all that Consul holds of a container is in maintenance mode.
+// isDrained reports whether all instances of a container in Consul are in maintenance mode.
 func (p *planner) isDrained(t *tracked) bool {
 	if p.consul == nil {
 		return false
@@ -269,7 +270,8 @@ func (p *planner) isDrained(t *tracked) bool {
 	return !slices.ContainsFunc(t.instances, func(i *instance) bool { return !p.isSettled(i.desired.ID) })
 }
 
-// notInService says why a container does not get requests yet, or returns "". What an operator took out of service stays so.
+// notInService says why a container gets no requests yet, or returns "". An instance that an operator took out of service
+// stays out.
 func (p *planner) notInService(t *tracked) string {
 	if reason := t.outOfService(); reason != "" {
 		return strings.TrimPrefix(reason, agent.Automatic)
@@ -306,7 +308,7 @@ func (p *planner) notInService(t *tracked) string {
 	return ""
 }
 
-// watching reports whether somebody waits for checks to pass.
+// watching reports whether anything waits for checks to pass.
 func (p *planner) watching() bool {
 	for _, t := range p.containers {
 		if x := t.successor; x != nil && x.started && x.over.IsZero() && x.since.IsZero() {
@@ -331,7 +333,7 @@ func (m *member) reply(err error) {
 	m.wish = nil
 }
 
-// carryOutGroups has containers take part in their groups, and answers wishes.
+// carryOutGroups starts and ends the group membership of containers, and answers wishes.
 func (r *Registrar) carryOutGroups(ctx context.Context, p plan) {
 	if r.opts.Groups == nil {
 		return
@@ -371,7 +373,7 @@ func (r *Registrar) carryOutGroups(ctx context.Context, p plan) {
 	r.created = nil
 }
 
-// join has a container take part in its group.
+// join makes a container take part in its group.
 func (r *Registrar) join(ctx context.Context, t *tracked, in label.Instance) {
 	ctx, cancel := context.WithCancel(ctx)
 	m := &member{container: t.id, service: in.Name, instance: in.ID, Group: in.Group, cancel: cancel}
@@ -391,7 +393,7 @@ func (r *Registrar) join(ctx context.Context, t *tracked, in label.Instance) {
 		})
 		r.work.Go(func() {
 			var kept sync.WaitGroup
-			keeping, stop := context.WithCancel(context.WithoutCancel(ctx)) // the Applier gives its lock back at its end
+			keeping, stop := context.WithCancel(context.WithoutCancel(ctx)) // the Applier releases its lock when it ends
 			kept.Go(func() { sessions.Run(keeping) })
 			applier.Run(ctx)
 			stop()
@@ -407,36 +409,36 @@ func (r *Registrar) join(ctx context.Context, t *tracked, in label.Instance) {
 	}
 }
 
-// changeTime is how long a container may take to stop, to start and to be ready.
+// changeTime is the time allowed for a container to stop, start and become ready.
 func (r *Registrar) changeTime(c label.Container) time.Duration {
 	const (
 		spare    = 15 * time.Second
-		mostStop = 10 * time.Minute // of one that Docker would wait for as long as it takes
+		mostStop = 10 * time.Minute // for a container without a stop timeout
 	)
 	return min(c.StopTimeout, mostStop) + r.opts.ReadyTimeout + spare
 }
 
-// leave ends a container's part in its group: its report vanishes, and others can have the locks that it holds.
+// leave ends a container's part in its group: its report vanishes, and its locks become free.
 func (r *Registrar) leave(m *member) {
 	m.reply(group.ErrStopping)
 	m.cancel()
 	delete(r.members, m)
 }
 
-// stand has an instance stand for election while it is in service.
+// stand makes an instance a candidate while it is in service.
 func (r *Registrar) stand(m *member, is bool) {
 	switch {
 	case is && m.resigned:
 		m.election.Stand()
 	case !is && !m.resigned:
 		now, cancel := context.WithCancel(context.Background())
-		cancel() // the loop does not wait until the lock is given back
+		cancel() // the loop does not wait for the release of the lock
 		_ = m.election.StepDown(now)
 	}
 	m.resigned = !is
 }
 
-// withRole returns an instance with the tag of what it is in its group.
+// withRole returns an instance with the tag of its role in its group.
 func (m *member) withRole(d agent.Desired) agent.Desired {
 	if m != nil && m.role != "" && m.instance == d.ID && !slices.Contains(d.Tags, m.role) {
 		d.Tags = append(slices.Clone(d.Tags), m.role)

@@ -19,50 +19,50 @@ import (
 )
 
 const (
-	// reread is how often Consul is read without a reason.
+	// reread is how often Consul is read without a reason to.
 	reread = 10 * time.Second
 
-	// together is how long a write waits for other writes, to be confirmed by one read.
+	// together is how long a write waits for others, so that one read confirms them all.
 	together = 50 * time.Millisecond
 
-	// watched is how often it is read while somebody waits for checks to pass.
+	// watched is how often Consul is read while something waits for checks to pass.
 	watched = 250 * time.Millisecond
 
-	// settles is how long an agent may take until the catalog has what it was told.
+	// settles is how long an agent may take to pass a change on to the catalog.
 	settles = 3 * time.Second
 
-	// patience is how long the first registrations wait until all containers are inspected: if several want one service
-	// ID, the oldest gets it. One that has moved is registered at an address which is gone for as long.
+	// patience is how long the first registrations wait until all containers are inspected. If several want one service ID,
+	// the oldest gets it. A container that has moved stays registered at its old address for as long.
 	patience = time.Second
 )
 
 // plan lists what to do now and what to report.
 type plan struct {
-	waiting map[*probe]label.Ready // probes of instances that are not ready; all others end
-	signals []*tracked             // containers due for the signal of their drain
+	waiting map[*probe]label.Ready // instances to probe until they are ready; all other probes end
+	signals []*tracked             // containers due for their real stop signal
 	calls   []planned              // calls to make
 
 	rejections []rejection
-	registers  map[string]bool // containers with an instance that is registered, or is to be
+	registers  map[string]bool // containers with an instance that is, or will be, registered
 	routed     map[*tracked]routed
-	members    []*instance // those that stand for their container in its group
-	granted    []granted   // wishes that came true, or do not
+	members    []*instance // the instance that represents its container in the group
+	granted    []granted   // wishes that are settled
 	handovers  []handover
 	orphans    []string // service IDs of another Docker engine with this host's name
 	instances  int      // registered, or about to be
 	unready    int      // instances that are not ready but have time left
-	known      bool     // Docker and Consul have answered everything
+	known      bool     // Docker and Consul have answered every question
 	complete   bool     // and nothing is left to do
 	docker     error    // calls that keep failing
 	consul     error
-	next       time.Time // when to plan again even if nothing happens
+	next       time.Time // when to plan again without news
 }
 
 // planned describes a call to make.
 type planned struct {
 	key
 	change agent.Change
-	token  string // a hash of the one that change is made with, as far as is known
+	token  string // hash of the token used for change, as far as is known
 	beat   agent.Heartbeat
 	view   agent.View // of the catalog
 }
@@ -70,20 +70,20 @@ type planned struct {
 // rejection says why a port of a container is not registered.
 type rejection struct{ container, reason string }
 
-// planner works out a plan from a state, which it does not change.
+// planner computes a plan from a state, which it does not change.
 type planner struct {
 	*state
 	plan     plan
 	now      time.Time
 	allKnown bool              // all existing containers were inspected
-	allTried bool              // or failed to be inspected
-	desired  map[string]bool   // service IDs that stand or are to stand
-	holding  map[*tracked]bool // containers whose old registrations stay until the new ones are made
+	allTried bool              // or inspecting them failed
+	desired  map[string]bool   // service IDs that are, or will be, registered
+	holding  map[*tracked]bool // containers whose old registrations stay until the new ones exist
 
 	instances []*instance
 }
 
-// plan works out what to do. It starts nothing and changes nothing.
+// plan computes what to do. It starts nothing and changes nothing.
 func (s *state) plan(now time.Time) plan { return s.planner(now).plan }
 
 func (s *state) planner(now time.Time) *planner {
@@ -100,7 +100,7 @@ func (s *state) planner(now time.Time) *planner {
 	for _, i := range p.instances {
 		p.instance(i)
 	}
-	if s.described.got > 0 { // else it is not known which registrations are the registrar's own
+	if s.described.got > 0 { // otherwise the registrar cannot tell which registrations are its own
 		for _, id := range slices.Sorted(maps.Keys(s.consul)) {
 			p.registered(s.consul[id])
 		}
@@ -122,7 +122,7 @@ func (p *planner) due(t time.Time) bool {
 	return false
 }
 
-// drains plans the signals of containers that were told to stop.
+// drains plans the signals to containers that were told to stop.
 func (p *planner) drains() {
 	for _, t := range p.containers {
 		d := t.drain
@@ -136,7 +136,7 @@ func (p *planner) drains() {
 	}
 }
 
-// call plans a call unless it is under way, unconfirmed, backing off after a failure, or not open yet.
+// call plans a call unless it is running, unconfirmed, backing off after a failure, or not allowed yet.
 func (p *planner) call(c planned) {
 	last := p.last(c.key)
 	switch c.kind {
@@ -167,7 +167,7 @@ func (p *planner) questions() {
 	}
 }
 
-// reads plans when to read Consul: now and then, and soon after a change. It also tells how complete everything is.
+// reads plans when to read Consul: now and then, and soon after a change. It also records how complete everything is.
 func (p *planner) reads() {
 	writing := slices.ContainsFunc(p.plan.calls, func(c planned) bool { return c.writes() })
 	busy := len(p.plan.calls) > 0
@@ -188,7 +188,7 @@ func (p *planner) reads() {
 	if read {
 		p.call(planned{key: key{kind: reading}})
 	}
-	// Consul holds its answer back until something changes, but not for a node that it does not know.
+	// Consul delays its answer until something changes, except for a node that it does not know.
 	if p.opts.Catalog != nil && p.answers() && (p.catalog.There || p.due(p.last(key{kind: comparing}).succeeded.Add(time.Second))) {
 		p.call(planned{key: key{kind: comparing}, view: p.catalog})
 	}
@@ -196,7 +196,7 @@ func (p *planner) reads() {
 	p.plan.complete = p.plan.known && !busy && !read
 }
 
-// all returns the instances of the known containers, and why others are not registered.
+// all returns the instances of the known containers, and the reasons why others are not registered.
 func (s *state) all() (instances []*instance, rejections []rejection) {
 	for _, t := range s.sorted() {
 		instances = append(instances, t.instances...)
@@ -208,8 +208,8 @@ func (s *state) all() (instances []*instance, rejections []rejection) {
 	return instances, append(rejections, more...)
 }
 
-// unique drops instances whose ID another container holds, and says why. The holder is the registered container, or else
-// the oldest one; instances come in the order of their containers' creation.
+// unique drops instances whose ID belongs to another container, and says why. The ID belongs to the registered container, or
+// else to the oldest one; instances are sorted by the age of their container.
 func unique(all []*instance, have agent.State, own agent.Ownership) (kept []*instance, rejections []rejection) {
 	holder := map[string]*instance{}
 	for _, i := range all {
@@ -249,10 +249,10 @@ func (p *planner) instance(i *instance) {
 			p.plan.instances++
 		}
 		if a := p.last(key{kind: changing, id: d.ID}).applied; a.Resume || (a.Register && !have.Held()) {
-			d.Drain = reason // it went into service a moment ago, and Consul was not read since
+			d.Drain = reason // it went into service just now, and Consul has not been read since
 			p.change(agent.Change{Desired: d, Maintain: true})
 		}
-		if m := t.member; m.changes() && !m.dead && t.drain == nil && !i.ready { // it is to be ready before it comes back
+		if m := t.member; m.changes() && !m.dead && t.drain == nil && !i.ready { // it must be ready before it returns to service
 			p.plan.waiting[i.probe] = i.desired.Ready
 		}
 		return
@@ -280,7 +280,7 @@ func (p *planner) instance(i *instance) {
 	p.desired[d.ID] = true
 	c := agent.Diff(d, have)
 	if p.entries[d.ID].token != p.token && p.token != "" {
-		c.Register = true // the agent goes on with the token that it was registered with, which may be gone
+		c.Register = true // the agent keeps using the token of the registration, which may be deleted
 	}
 	if in, refused := p.refused[d.ID]; refused && reflect.DeepEqual(in.Instance, d.Instance) {
 		c.Register, c.Uncheck = false, nil
@@ -298,8 +298,8 @@ func (p *planner) instance(i *instance) {
 	}
 }
 
-// publish plans to put an instance into the catalog that the agent holds and the catalog lacks. An agent that was told of it
-// a moment ago is about to do that by itself.
+// publish plans to write an instance into the catalog if the agent holds it and the catalog lacks it. An agent that has just
+// been told will do so itself.
 func (p *planner) publish(id string) {
 	e := p.entries[id]
 	lacks := !p.catalog.Services[id] && p.due(e.registered.Add(settles))
@@ -308,15 +308,15 @@ func (p *planner) publish(id string) {
 	}
 }
 
-// endpoint is an address and port for an operator.
+// endpoint formats an address and port for an operator.
 func endpoint(address string, port int) string {
 	return net.JoinHostPort(cmp.Or(address, "<node>"), strconv.Itoa(port))
 }
 
-// tooEarly takes the place of a reason while an instance still has time to become ready.
+// tooEarly stands for a reason while an instance still has time to become ready.
 const tooEarly = "too early to say"
 
-// notReady returns why an instance is not ready in time, or "" if it is ready.
+// notReady says why an instance is not ready in time, or returns "" if it is ready.
 func (p *planner) notReady(i *instance, t *tracked) string {
 	if i.ready {
 		return ""
@@ -358,7 +358,7 @@ func (p *planner) registered(have agent.Registered) {
 		p.change(agent.Diff(d, have))
 	case p.desired[id]:
 	case t != nil && (t.adopt || (t.seen.stale() && (t.inspected() || !p.hasEnded(t.id))) || (t.begun(have) && p.holding[t] && p.reaches(have, t))):
-	case have.Container() == "" && (!p.allKnown || p.awaits(have)): // Registrator's: it may belong to any container
+	case have.Container() == "" && (!p.allKnown || p.awaits(have)): // a registration by Registrator may belong to any container
 	default:
 		p.change(agent.Change{Desired: have.Desired(), Deregister: true})
 	}
@@ -375,8 +375,8 @@ func (p *planner) nameOf(id string) string {
 	return p.ended[id]
 }
 
-// awaits reports whether one of Registrator's registrations stays until a container is registered: one of the name in its ID,
-// or one that registers the same service.
+// awaits reports whether a registration by Registrator stays until a container is registered: the one named in its ID, or
+// one that registers the same service.
 func (p *planner) awaits(have agent.Registered) bool {
 	parts := strings.Split(have.ID, ":")
 	for t, holding := range p.holding {
@@ -387,8 +387,8 @@ func (p *planner) awaits(have agent.Registered) bool {
 	return false
 }
 
-// reaches reports whether a registration still leads to its container. One that moved a moment ago, to an address at which it
-// is not ready yet, is given a little time, so that its registration only changes.
+// reaches reports whether a registration still leads to its container. A container that has just moved to an address where
+// it is not ready yet gets a little time, so that its registration only changes.
 func (p *planner) reaches(have agent.Registered, t *tracked) bool {
 	return p.has(t, have) || !p.due(t.moved.Add(patience))
 }
@@ -418,8 +418,8 @@ func (p *planner) change(c agent.Change) {
 // answers reports whether Consul answered the last read.
 func (p *planner) answers() bool { return p.consul != nil && p.last(key{kind: reading}).err == nil }
 
-// open reports whether a call may be made. Registrations wait until enough is known. A drain waits for nothing, except
-// after a failure, when it waits until Consul answers.
+// open reports whether a call may be made. Registrations wait until enough is known. A drain does not wait, except after a
+// failure: then it waits until Consul answers.
 func (p *planner) open(k key) bool {
 	switch {
 	case k.kind == draining:

@@ -1,8 +1,8 @@
-// Package registrar keeps the services of a Consul agent equal to the containers that run on a Docker host.
+// Package registrar keeps the services of a Consul agent in step with the containers of a Docker host.
 //
-// One goroutine owns the state and waits for nobody: Docker is watched, Consul is called and instances are probed in
-// goroutines of their own, which tell it what they found. What to do is a pure function of the state (plan).
-// Docker's events only say where to look, but for the signals that containers are sent.
+// One goroutine owns the state and never waits. Other goroutines watch Docker, call Consul and probe instances, and report
+// to it. What to do is a pure function of the state (plan). Docker's events only say where to look, except for the signals
+// sent to containers.
 package registrar
 
 import (
@@ -29,27 +29,27 @@ import (
 type Options struct {
 	Docker docker.Client
 	Events docker.Stream
-	Host   func(ctx context.Context) (label.Host, error) // asked at every resync
+	Host   func(ctx context.Context) (label.Host, error) // called at every resync
 	Agent  agent.Client
 
 	Groups  *Groups                                    // nil = containers take no part in groups
-	Start   func(ctx context.Context, id string) error // see docker.Start; nil = no container is started before the one that it replaces
-	Catalog *agent.Catalog                             // compared with what the agent holds; nil = not compared
-	Token   func() string                              // with which Agent makes its calls at the moment, "" = none; nil = always the same one
+	Start   func(ctx context.Context, id string) error // see docker.Start; nil = no container starts before the one that it replaces
+	Catalog *agent.Catalog                             // compared with the agent; nil = not compared
+	Token   func() string                              // returns the current token of Agent, "" = none; nil = the token never changes
 
 	Resync       time.Duration      // interval of the full resync; 0 = 1 minute
-	ReadyTimeout time.Duration      // an instance that is not ready by then is registered as critical; 0 = 30 s
-	DrainTime    time.Duration      // from Docker's stop signal to the SERVICE_STOP_SIGNAL; 0 = 2 s
-	Tags         *template.Template // further tags, from what docker inspect says; may be nil
+	ReadyTimeout time.Duration      // an instance not ready by then is registered as critical; 0 = 30 s
+	DrainTime    time.Duration      // from Docker's stop signal to SERVICE_STOP_SIGNAL; 0 = 2 s
+	Tags         *template.Template // renders further tags from docker inspect; may be nil
 	KeepFailed   bool               // a container that ended with an error stays registered, in maintenance mode
-	Owner        string             // tells this registrar from others on the same Docker host; may be empty
-	Adopt        string             // host name in the IDs of Registrator's registrations to take over; "" = none
+	Owner        string             // distinguishes this registrar from others on the same Docker host; may be empty
+	Adopt        string             // host name in the IDs of registrations by Registrator to take over; "" = none
 
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // may be nil
 }
 
-// Limits on calls of one kind at the same time. Calls that failed before may hang again, so they have places of their own.
+// Limits on concurrent calls of one kind. Calls that failed before may hang again, so they have their own places.
 const (
 	parallel       = 8
 	parallelDrains = 32
@@ -62,11 +62,11 @@ type lane struct {
 	again bool
 }
 
-// hostTimeout is the deadline of a description of the host, which takes several calls.
+// hostTimeout is the deadline for describing the host, which takes several calls.
 const hostTimeout = 30 * time.Second
 
-// Registrar keeps a Consul agent's services equal to the containers of a Docker host. The goroutine of Run owns all of its
-// state except status, which mu guards.
+// Registrar keeps a Consul agent's services in step with the containers of a Docker host. The goroutine of Run owns all of
+// its state except status, which mu guards.
 type Registrar struct {
 	*state
 	agent   agent.Agent
@@ -75,27 +75,27 @@ type Registrar struct {
 	metrics metrics
 	changed chan struct{}
 
-	probing map[*probe]bool  // probes under way
-	members map[*member]bool // those that take part in their group
+	probing map[*probe]bool  // running probes
+	members map[*member]bool // containers that take part in their group
 	slots   map[lane]chan struct{}
-	work    sync.WaitGroup // goroutines that Run started
+	work    sync.WaitGroup // goroutines started by Run
 
-	synced     bool                      // Consul once held everything it should
+	synced     bool                      // Consul has once held everything that it should
 	rejections map[rejection]bool        // logged
 	orphans    string                    // logged
 	lasting    map[string]*retry.Lasting // what failed last, by the names in status
-	refusals   map[string]*retry.Lasting // likewise, by the ID of an instance that Consul refuses
-	undone     retry.Lasting             // registrations, by another program
+	refusals   map[string]*retry.Lasting // likewise, by the ID of a refused instance
+	undone     retry.Lasting             // registrations undone by another program
 	inStep     bool                      // logged that all is in step, and nothing has failed since
-	routes     map[string]uint16         // logged: the port of a container that has the route of all of its ports
+	routes     map[string]uint16         // logged: which port of a container has the route of the whole container
 	blind      bool                      // logged that the catalog cannot be read
-	lacking    map[string]string         // logged: why an instance is not put into the catalog
+	lacking    map[string]string         // logged: why an instance cannot be put into the catalog
 
 	mu     sync.Mutex
-	status map[string]error // "docker", "docker events" and "consul": nil when in order
+	status map[string]error // "docker", "docker events" and "consul": nil = in order
 }
 
-// New returns a Registrar; nothing is dialled before Run.
+// New returns a Registrar; it opens no connection before Run.
 func New(opts Options) *Registrar {
 	opts.Resync = cmp.Or(opts.Resync, time.Minute)
 	opts.ReadyTimeout = cmp.Or(opts.ReadyTimeout, 30*time.Second)
@@ -127,18 +127,17 @@ func New(opts Options) *Registrar {
 	return r
 }
 
-// Ready returns nil while Docker and Consul answer and all registrations are as desired, or else what is wrong.
+// Ready returns nil while Docker and Consul answer and all registrations are as desired. Otherwise it returns what is wrong.
 func (r *Registrar) Ready() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return errors.Join(r.status["docker"], r.status["docker events"], r.status["consul"])
 }
 
-// Changed returns a channel that receives when what Report says may have changed since the last time. Only one goroutine can
-// listen.
+// Changed returns a channel that receives when Report may have a new answer. Only one goroutine can listen.
 func (r *Registrar) Changed() <-chan struct{} { return r.changed }
 
-// setStatus records whether Docker or Consul works. It logs changes, and now and then that what failed still does.
+// setStatus records whether Docker or Consul works. It logs changes, and repeats lasting failures now and then.
 func (r *Registrar) setStatus(what string, err error) {
 	r.mu.Lock()
 	before := r.status[what]
@@ -153,7 +152,7 @@ func (r *Registrar) setStatus(what string, err error) {
 	}
 	if err != nil {
 		r.inStep = false
-		first, _, _ := strings.Cut(err.Error(), "\n") // each call that fails adds one
+		first, _, _ := strings.Cut(err.Error(), "\n") // each failing call adds a line
 		if tell, lasts := lasting.Tell(first, time.Now()); tell {
 			r.opts.Log.Error(fails+"; registrations stay as they are, trying again", append(retry.For(lasts), "err", oneError(err))...)
 		}
@@ -168,7 +167,7 @@ func (r *Registrar) setStatus(what string, err error) {
 	}
 }
 
-// oneError keeps one of several errors to a line, and says how many more there are.
+// oneError returns the first of several errors, with the number of the others.
 func oneError(err error) error {
 	first, more, several := strings.Cut(err.Error(), "\n")
 	if !several {
@@ -177,7 +176,7 @@ func oneError(err error) error {
 	return fmt.Errorf("%s (and %d more)", first, 1+strings.Count(more, "\n"))
 }
 
-// Run works until ctx is done, and then returns nil. It leaves the registrations in place: the containers go on
+// Run works until ctx is done, and then returns nil. It leaves the registrations in place, because the containers keep
 // running.
 func (r *Registrar) Run(ctx context.Context) error {
 	r.loop(ctx, false, func(plan) bool { return false })
@@ -188,7 +187,7 @@ func (r *Registrar) Run(ctx context.Context) error {
 // what was not done.
 func (r *Registrar) Once(ctx context.Context) error {
 	var err error
-	r.opts.Groups, r.opts.Start = nil, nil // nobody would stay to see it through
+	r.opts.Groups, r.opts.Start = nil, nil // nothing would stay to finish the work
 	r.loop(ctx, false, func(p plan) bool {
 		err = errors.Join(p.docker, p.consul)
 		return err != nil || (p.complete && p.unready == 0)

@@ -7,9 +7,9 @@ import (
 	"berth/registrar/agent"
 )
 
-// route decides for each container which of its ports gets the route that is asked for on the container as a whole: the
-// first one, in the order of RouteChoice, that is ready or still has time to become so. A ready one keeps it when its checks
-// fail. If all are late, the first choice gets it.
+// route decides which port of a container gets the route asked for on the whole container: the first one, in the order of
+// RouteChoice, that is ready or still has time to become so. A ready one keeps the route when its checks fail. If all are
+// late, the first choice gets it.
 func (p *planner) route() {
 	p.plan.routed = map[*tracked]routed{}
 	contenders := map[*tracked][]*instance{}
@@ -32,14 +32,14 @@ type routed struct {
 	holder     *instance
 }
 
-// isLate reports whether an instance was not ready in time. After a restart of the registrar its registration may say so.
+// isLate reports whether an instance was not ready in time. After a restart of the registrar, its registration may say so.
 func (p *planner) isLate(i *instance, t *tracked) bool {
 	why := p.notReady(i, t)
 	have := p.consul[i.desired.ID]
 	return why != "" && (why != tooEarly || (have.Serves(i.desired.Instance) && t.begun(have) && !have.WasReady()))
 }
 
-// chosen returns an instance as it is to be registered: without routes if another port of its container has them.
+// chosen returns an instance as it will be registered: without routes if another port of its container has them.
 func (p *planner) chosen(i *instance) agent.Desired {
 	d := i.desired
 	if holder := p.plan.routed[p.containers[d.Container]].holder; d.RouteChoice > 0 && holder != i {

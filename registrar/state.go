@@ -25,42 +25,42 @@ import (
 type state struct {
 	opts  Options
 	own   agent.Ownership
-	clock int           // counts events, and starts and ends of calls, to tell which came first
-	calls map[key]*call // under way, failed, or not confirmed by a read yet
+	clock int           // counts events, starts and ends of calls, to order them
+	calls map[key]*call // running, failed, or not yet confirmed by a read
 
 	// Docker.
 	host       label.Host
 	described  fresh
 	listed     fresh
-	listedAt   time.Time // the last time
-	firstAt    time.Time // the first time
+	listedAt   time.Time // last time
+	firstAt    time.Time // first time
 	containers map[string]*tracked
-	ended      map[string]string // names, by ID, of containers that have ended since the last list, and may run again
+	ended      map[string]string // names, by ID, of containers that ended since the last list and may run again
 
 	// Consul.
 	consul  agent.State // nil until the first read
 	read    fresh
 	readAt  time.Time
-	gate    int                // registrations wait for a description of the host asked for at this clock
-	refused map[string]refusal // by Consul, since the last list
-	token   string             // a hash of the token of the last read, "" = none
+	gate    int                // registrations wait for a description of the host requested at this clock
+	refused map[string]refusal // refused by Consul since the last list
+	token   string             // hash of the token of the last read, "" = none
 
-	created []string        // IDs of containers that are to have files before they start
-	placing map[string]bool // likewise, and of those that are being given them
+	created []string        // IDs of containers that get files before they start
+	placing map[string]bool // likewise, including those whose files are being written
 
 	catalog  agent.View
-	entries  map[string]entry // by the ID of an instance
+	entries  map[string]entry // by instance ID
 	disputes disputes
 }
 
-// entry is what was done about an instance, as far as its entry in Consul's catalog depends on that.
+// entry records what was done to an instance, as far as it affects its entry in Consul's catalog.
 type entry struct {
-	registered time.Time // the last time
-	token      string    // a hash of the one it was registered with
-	published  time.Time // when it was put into the catalog the last time
-	stale      bool      // what the catalog holds of it may be old
-	readyAt    time.Time // that its registration tells
-	since      time.Time // when it was registered with that the first time; zero = before this registrar started
+	registered time.Time // last time
+	token      string    // hash of the token used
+	published  time.Time // when it was last put into the catalog
+	stale      bool      // the catalog may hold old data for it
+	readyAt    time.Time // as given in its registration
+	since      time.Time // when it was first registered with readyAt; zero = before this registrar started
 }
 
 // refusal is an instance that Consul refused to register, and why.
@@ -69,7 +69,7 @@ type refusal struct {
 	why string
 }
 
-// fresh tells whether an answer is up to date.
+// fresh records whether an answer is up to date.
 type fresh struct {
 	wanted int // clock of the last reason to ask; 0 = none yet
 	got    int // clock at the start of the last call that succeeded; 0 = none yet
@@ -100,23 +100,23 @@ func (k kind) writes() bool { return k == changing || k == draining || k == beat
 // key identifies a call; only one call of a key runs at a time. A drain does not wait for another change of its instance.
 type key struct {
 	kind
-	id    string // of the container or instance; "" = all of them
-	check string // of a heartbeat
+	id    string // of the container or instance; "" = all
+	check string // for a heartbeat
 }
 
 // call describes the latest call of its key.
 type call struct {
 	busy         bool
-	began, ended int          // clock
-	succeeded    time.Time    // the last time
-	applied      agent.Change // the change it made, until a later read confirms it
+	began, ended int          // clock values
+	succeeded    time.Time    // last time
+	applied      agent.Change // its change, until a later read confirms it
 	err          error        // of the last attempt with a known outcome
 	retry        time.Time    // earliest time of the next attempt
-	patient      bool         // it need not be made again within a second
+	patient      bool         // it may wait longer than a second for the next attempt
 	delays       *backoff.ExponentialBackOff
 }
 
-// done records how a call ended. After each failure the next attempt waits longer.
+// done records how a call ended. The next attempt waits longer after each failure.
 func (c *call) done(err error) {
 	c.busy, c.err, c.applied = false, err, agent.Change{}
 	if err == nil {
@@ -136,14 +136,14 @@ func (c *call) done(err error) {
 type tracked struct {
 	id string
 	label.Container
-	asked     label.Asked // by its labels and variables
-	seen      fresh       // the last inspect; while it is stale, registrations stay
+	asked     label.Asked // in its labels and variables
+	seen      fresh       // last inspection; while it is stale, registrations stay
 	since     int         // clock when it became known
-	adopt     bool        // registrations from before this registrar started are yet to be taken over
-	before    bool        // it runs since before this registrar started
-	moved     time.Time   // when it was found at another address, or port
+	adopt     bool        // registrations from before this registrar's start are still to be taken over
+	before    bool        // it has run since before this registrar started
+	moved     time.Time   // when it was last found at another address or port
 	failure   string
-	kills     []kill // not judged yet, because too little is known
+	kills     []kill // not evaluated yet, because too little is known
 	drain     *drain
 	instances []*instance
 	reasons   []string // why some of its ports are not registered
@@ -154,8 +154,8 @@ type tracked struct {
 // kill records a signal sent to a container.
 type kill struct {
 	signal int
-	at     time.Time // when the registrar heard of it
-	sent   time.Time // by Docker's clock
+	at     time.Time // when the registrar learned of it
+	sent   time.Time // time on Docker's clock
 }
 
 // instance is an instance of a container, prepared for comparison, with its probe.
@@ -167,11 +167,11 @@ type instance struct {
 // probe follows one instance until it is ready, in one run of its container.
 type probe struct {
 	since   time.Time
-	ready   bool                  // it has been ready once; from then on its checks decide
-	readyAt time.Time             // when it was found to be
+	ready   bool                  // it has been ready once; since then its checks decide
+	readyAt time.Time             // when it became ready
 	late    string                // why it is not ready in time
-	cancel  context.CancelFunc    // ends the goroutine that probes; nil = none runs
-	last    atomic.Pointer[error] // what the last attempt met, which that goroutine says; nil = none has ended
+	cancel  context.CancelFunc    // stops the probing goroutine; nil = none runs
+	last    atomic.Pointer[error] // result of the last attempt, set by that goroutine; nil = no result yet
 }
 
 // found records that the instance is ready.
@@ -184,20 +184,20 @@ func (p *probe) found(at time.Time) {
 // drain describes a container that was told to stop and has not died yet.
 type drain struct {
 	reason string
-	until  time.Time // from then on the container counts as one that ignored the signal
-	signal int       // sent when the container is drained; 0 = none
-	at     time.Time // when to send it
+	until  time.Time // from then on the container counts as ignoring the signal
+	signal int       // sent once the container is drained; 0 = none
+	at     time.Time // when to send signal
 }
 
-// soonest is how often at most berth asks whether Consul answers again: an agent that lost everything gets it back within
-// this time and half as much again.
+// soonest is the longest pause between attempts to reach Consul. An agent that lost everything gets it back within one and a
+// half times this time.
 const soonest = 400 * time.Millisecond
 
 const (
 	// stopping begins the maintenance reason of a container that was told to stop.
 	stopping = "the container is being stopped by "
 
-	// survives is how long a container may run on after the time that Docker gives it to stop.
+	// survives is how long a container may keep running after its stop timeout.
 	survives = 30 * time.Second
 
 	sigkill = 9
@@ -239,13 +239,13 @@ func (s *state) begin(k key) *call {
 	return c
 }
 
-// inspected reports whether more than the ID of the container is known.
+// inspected reports whether more than the container's ID is known.
 func (t *tracked) inspected() bool { return t.seen.got > 0 }
 
 // resync marks everything that Docker was asked for as stale.
 func (s *state) resync() { s.listed.wanted, s.described.wanted = s.tick(), s.tick() }
 
-// describe records the host's description, and evaluates all containers again if it changed.
+// describe records the description of the host, and reevaluates all containers if it changed.
 func (s *state) describe(h label.Host, began int) {
 	s.described.got = began
 	if s.opts.Owner != "" {
@@ -300,16 +300,16 @@ func (s *state) event(ev docker.Event) bool {
 		s.replacedBy(ev.ID).successor.unfit = "it was removed again"
 		s.drop(ev.ID)
 	case t != nil && t.member != nil && ev.Action != docker.Changed && ev.Action != docker.Removed && ev.At.Before(t.Started) && !ev.At.IsZero():
-		return false // it is about a process before this one, and comes late
-	case ev.Action == docker.Started && t != nil && t.member != nil: // else its end would have been seen: it is being replaced
+		return false // a late event about an earlier process
+	case ev.Action == docker.Started && t != nil && t.member != nil: // it is being replaced; otherwise its end would have been seen
 		if t.member.again = true; t.member.change == starting {
 			t.member.try()
 		}
 		t.seen.wanted = s.tick()
-	case ev.Action == docker.Started && t != nil && !t.inspected(): // it was only listed, perhaps in the run that begins here
+	case ev.Action == docker.Started && t != nil && !t.inspected(): // it was only listed, perhaps during the run that begins here
 		t.seen.wanted = s.tick()
-		delete(s.calls, key{kind: inspecting, id: ev.ID}) // it may tell of a run before
-	case ev.Action == docker.Started: // whatever is known concerns a process that is gone
+		delete(s.calls, key{kind: inspecting, id: ev.ID}) // it may describe an earlier run
+	case ev.Action == docker.Started: // everything known is about a process that is gone
 		s.drop(ev.ID)
 		t = &tracked{id: ev.ID, since: s.tick()}
 		t.seen.wanted = t.since
@@ -330,17 +330,17 @@ func (s *state) event(ev docker.Event) bool {
 	case ev.Action == docker.Died && t.inspected() && s.keeps(ev.Exit):
 		t.fail(ev.Exit)
 		t.seen.wanted = t.seen.got
-		delete(s.calls, key{kind: inspecting, id: ev.ID}) // it would tell how it was
+		delete(s.calls, key{kind: inspecting, id: ev.ID}) // it would return an outdated state
 	default:
 		s.drop(ev.ID)
 	}
 	return true
 }
 
-// replaced records that a process ended which is being changed. Whether it is the former one, a look at the container tells.
+// replaced records that a process ended during a change. Inspecting the container shows whether it was the old process.
 func (s *state) replaced(t *tracked) {
 	t.member.dead = true
-	delete(s.calls, key{kind: inspecting, id: t.id}) // it would tell how it was
+	delete(s.calls, key{kind: inspecting, id: t.id}) // it would return an outdated state
 	if t.member.change == trying {
 		t.seen.wanted = s.tick()
 		return
@@ -362,7 +362,7 @@ func (s *state) drop(id string) {
 	s.evaluateSharing(id)
 }
 
-// keeps reports whether a container stays registered after this exit code: it failed, and no signal ended it.
+// keeps reports whether a container stays registered after this exit code: it failed, and was not ended by a signal.
 func (s *state) keeps(exit int) bool { return s.opts.KeepFailed && exit > 0 && exit < 128 }
 
 func (t *tracked) fail(exit int) {
@@ -376,16 +376,16 @@ func (s *state) inspected(t *tracked, in docker.Inspected, began int) {
 	switch {
 	case in.Running:
 		m.runs(in.Started)
-		if t.inspected() && !t.Started.Equal(in.Started) { // it was restarted, and no event told of it
+		if t.inspected() && !t.Started.Equal(in.Started) { // it was restarted without an event
 			t.before, t.drain, t.instances = false, nil, nil
 		}
 		t.Container, t.failure = in.Container, ""
-	case m.changes() && in.ID != "" && !(m.change == trying && t.drain != nil): // else somebody stopped it
+	case m.changes() && in.ID != "" && !(m.change == trying && t.drain != nil): // otherwise somebody stopped it
 		m.ended(in.ExitCode)
 		t.seen.got = began
 		return
 	case in.Exited && s.keeps(in.ExitCode):
-		if !t.inspected() { // its addresses are gone with its end
+		if !t.inspected() { // it lost its addresses when it ended
 			t.Container = in.Container
 		}
 		t.fail(in.ExitCode)
@@ -400,9 +400,9 @@ func (s *state) inspected(t *tracked, in docker.Inspected, began int) {
 	s.evaluateSharing(t.id)
 }
 
-// takeSignals judges the signals that Docker sent to a container. Its stop signal and SIGKILL take the container out of
-// service. If SERVICE_STOP_SIGNAL of a container that registers something names another signal, the stop signal only
-// announces the stop, and the named signal follows when the container is drained. That waits for a successor.
+// takeSignals evaluates the signals that Docker sent to a container. Its stop signal and SIGKILL take the container out of
+// service. If SERVICE_STOP_SIGNAL of a registered container names another signal, the stop signal only announces the stop,
+// and the named signal follows once the container is drained. The drain waits for a successor.
 func (s *state) takeSignals(t *tracked) {
 	var later []kill
 	for _, k := range t.kills {
@@ -421,7 +421,7 @@ func (s *state) takeSignals(t *tracked) {
 					from = x.over
 				}
 				t.drain.signal, t.drain.at = real, from.Add(s.drainTime(t))
-				if t.member.changes() { // it is drained
+				if t.member.changes() { // it is already drained
 					t.drain.at = k.at
 				}
 			}
@@ -441,7 +441,7 @@ func (s *state) registers(t *tracked) bool {
 	return slices.ContainsFunc(instances, func(i *instance) bool { return i.desired.Container == t.id })
 }
 
-// outOfService returns why a container gets no new requests, or "".
+// outOfService says why a container gets no new requests, or returns "".
 func (t *tracked) outOfService() string {
 	switch {
 	case t.failure != "":
@@ -456,8 +456,8 @@ func (t *tracked) outOfService() string {
 	return ""
 }
 
-// revive ends the drain of containers that were told to stop and still run: they have to become ready again. It returns
-// their names.
+// revive ends the drain of containers that were told to stop but still run. They must become ready again. It returns their
+// names.
 func (s *state) revive(now time.Time) (names []string) {
 	for _, t := range s.containers {
 		if t.drain != nil && !t.drain.until.After(now) {
@@ -469,8 +469,8 @@ func (s *state) revive(now time.Time) (names []string) {
 	return names
 }
 
-// begun reports whether a registration was made for the present run of its container, which registers something. What does
-// not tell was made for it if the container has run since before this registrar started.
+// begun reports whether a registration was made for the present run of its container. A registration that does not say
+// counts as made for it if the container has run since before this registrar started.
 func (t *tracked) begun(have agent.Registered) bool {
 	if len(t.instances) == 0 {
 		return false
@@ -479,29 +479,29 @@ func (t *tracked) begun(have agent.Registered) bool {
 	return same || (!known && t.before)
 }
 
-// renewed reports whether the container has got a network of its own since a process was started that uses its network.
+// renewed reports whether the container has had a new network since the start of a process that uses its network.
 func (t *tracked) renewed(since time.Time) bool { return !t.HostNetwork && t.Started.After(since) }
 
-// enoughKnown reports whether enough is known to tell what a container registers.
+// enoughKnown reports whether enough is known to decide what a container registers.
 func (s *state) enoughKnown(t *tracked) bool {
 	other := s.containers[t.NetworkOf]
 	return t.inspected() && s.described.got > 0 && (other == nil || other.inspected())
 }
 
-// within returns the container as it is reached, which may be in the network of another one.
+// within returns the container as clients reach it, which may be in the network of another one.
 func (s *state) within(t *tracked) label.Container {
 	c := t.Container
 	if other := s.containers[c.NetworkOf]; other != nil {
 		c = c.Within(other.Container)
 		if other.renewed(t.Started) {
-			c.Started = other.Started // a process that listens in a network which is gone is as good as none
+			c.Started = other.Started // a process that listens in a removed network is useless
 		}
 	}
 	return c
 }
 
-// has reports whether a registration's address still is one of the container's, or its port one that the host publishes for
-// the container.
+// has reports whether the address of a registration still belongs to the container, or whether the host still publishes its
+// port for the container.
 func (s *state) has(t *tracked, have agent.Registered) bool {
 	c := s.within(t)
 	address, _ := netip.ParseAddr(have.Address)
@@ -510,7 +510,7 @@ func (s *state) has(t *tracked, have agent.Registered) bool {
 	})
 }
 
-// evaluate works out what a container registers. Instances that did not change keep their probes.
+// evaluate computes what a container registers. Unchanged instances keep their probes.
 func (s *state) evaluate(t *tracked) {
 	if !s.enoughKnown(t) {
 		return
@@ -545,8 +545,8 @@ func (s *state) evaluateSharing(id string) {
 	}
 }
 
-// carry returns the probe that an instance keeps, or nil if it has to become ready again. It keeps its probe after a
-// change of name or ID, and stays ready if only the probed address changed and it is registered as it is.
+// carry returns the probe that an instance keeps, or nil if it must become ready again. An instance keeps its probe when its
+// name or ID changes. If only the probed address changed and its registration is up to date, it stays ready.
 func (s *state) carry(before []*instance, in label.Instance) *probe {
 	for _, b := range before {
 		was := b.desired.Instance
@@ -561,8 +561,8 @@ func (s *state) carry(before []*instance, in label.Instance) *probe {
 	return nil
 }
 
-// adopt takes over registrations from before this registrar started. They count as ready, so restarting the registrar
-// takes no instance away, and a container that was being stopped stays out of service.
+// adopt takes over registrations from before this registrar started. They count as ready, so a restart of the registrar
+// removes no instance. A container that was being stopped stays out of service.
 func (s *state) adopt() {
 	for _, t := range s.containers {
 		if !t.adopt || s.consul == nil || !s.enoughKnown(t) {
@@ -590,9 +590,9 @@ func (s *state) adopt() {
 	}
 }
 
-// consulHolds records what Consul holds, and returns how many changes it lacks although Consul acknowledged them. Changes
-// made after the read began wait for the next read. If the host was described before Consul answered, without the address
-// of its node, it is described again.
+// consulHolds records what Consul holds, and returns how many acknowledged changes are missing there. Changes made after the
+// read began wait for the next read. If the host was described without the address of its node, because Consul did not
+// answer, it is described again.
 func (s *state) consulHolds(have agent.State, began int) (unconfirmed int) {
 	if s.consul == nil && s.described.got > 0 && s.host.NodeAddress == "" {
 		s.gate = s.tick()
@@ -607,7 +607,7 @@ func (s *state) consulHolds(have agent.State, began int) (unconfirmed int) {
 			}
 		case !k.writes() || c.busy || c.ended > began:
 		case c.applied.Empty():
-			if c.retry.Add(reread).Before(s.readAt) { // it failed, and there is no reason for it any more
+			if c.retry.Add(reread).Before(s.readAt) { // it failed, and its reason is gone
 				delete(s.calls, k)
 			}
 		case c.applied.Made(have[k.id]):
@@ -623,7 +623,7 @@ func (s *state) consulHolds(have agent.State, began int) (unconfirmed int) {
 	return unconfirmed
 }
 
-// dueAgain makes calls that failed while Consul did not answer due at once.
+// dueAgain makes calls due at once that failed while Consul did not answer.
 func (s *state) dueAgain(kinds ...kind) {
 	for k, c := range s.calls {
 		if slices.Contains(kinds, k.kind) {
@@ -632,8 +632,8 @@ func (s *state) dueAgain(kinds ...kind) {
 	}
 }
 
-// applied records a change that Consul acknowledged. The next read has to confirm it. What was held before, registered with
-// another token, may be out of date in the catalog.
+// applied records a change that Consul acknowledged; the next read must confirm it. If another token was used before, the
+// catalog may be out of date.
 func (s *state) applied(k key, c *call, made agent.Change, token string) {
 	c.busy, c.applied = false, made
 	switch {
@@ -655,7 +655,7 @@ func (s *state) applied(k key, c *call, made agent.Change, token string) {
 	}
 }
 
-// sorted returns the inspected containers by age: the oldest holder of a service ID keeps it.
+// sorted returns the inspected containers by age: the oldest one keeps a contested service ID.
 func (s *state) sorted() []*tracked {
 	known := slices.DeleteFunc(slices.Collect(maps.Values(s.containers)), func(t *tracked) bool { return !t.inspected() })
 	slices.SortFunc(known, func(a, b *tracked) int {
@@ -664,7 +664,7 @@ func (s *state) sorted() []*tracked {
 	return known
 }
 
-// known reports whether all containers that exist were inspected; with failed, failed attempts count as well.
+// known reports whether all existing containers were inspected; with failed, failed attempts count as well.
 func (s *state) known(failed bool) bool {
 	for id, t := range s.containers {
 		if t.inspected() {

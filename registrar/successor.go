@@ -12,29 +12,30 @@ import (
 	"berth/registrar/label"
 )
 
-// successor is the container that compose (v2) has created to replace another one, which is to serve until this one does
-// (SERVICE_REPLACE=start-first). compose creates it, stops the old one, and starts it once that is gone, unless it runs. So the
-// registrar starts it before, and leaves the old one's harmless stop signal unheeded for the time being: compose waits meanwhile.
+// successor is the container that compose (v2) has created to replace another one (SERVICE_REPLACE=start-first). The old
+// container serves until the successor does. compose creates the new container, stops the old one, and then starts the new
+// one unless it already runs. The registrar starts it earlier and ignores the old one's harmless stop signal for now;
+// compose waits meanwhile.
 type successor struct {
 	id      string
-	name    string // as Docker had it before its start
-	unheard bool   // whether Docker told the old one to stop is not known: berth learned of the successor from a list
+	name    string // its name before the start
+	unheard bool   // berth learned of the successor from a list and does not know whether the old one was told to stop
 
-	created time.Time // zero = Docker has not described it yet
-	started bool      // Docker has said that it runs
-	unfit   string    // why the old one does not wait for it; "" = it does
+	created time.Time // zero = not inspected yet
+	started bool      // Docker reports that it runs
+	unfit   string    // why the old container does not wait for it; "" = it waits
 
-	since time.Time // from when on it is in service; zero = it is not
-	over  time.Time // from when on the old one waits no longer; zero = it does
+	since time.Time // start of its time in service; zero = it is not in service
+	over  time.Time // when the old container stopped waiting; zero = it still waits
 }
 
-// takenUp is how long a successor is in service before the old container is drained. A balancer takes up what is in the catalog
-// within tens of milliseconds, 200 when it has to reload; and it learns of the drain on the same way, later. What takes longer
-// has the drain time, in which the old container still answers.
+// takenUp is how long a successor is in service before the old container is drained. A balancer applies a catalog change
+// within tens of milliseconds, or 200 if it must reload, and it learns of the drain later in the same way. Anything slower
+// is covered by the drain time, during which the old container still answers.
 const takenUp = 200 * time.Millisecond
 
-// succeed records that a container was created to replace another one, and reports whether that is known. old is the beginning
-// of that one's ID.
+// succeed records that a container was created to replace another one, and reports whether that one is known. old is the
+// beginning of its ID.
 func (s *state) succeed(id, old string, unheard bool) bool {
 	for _, t := range s.containers {
 		if !strings.HasPrefix(t.id, old) {
@@ -48,7 +49,7 @@ func (s *state) succeed(id, old string, unheard bool) bool {
 	return false
 }
 
-// replacedBy returns the container that another one is to replace, or nil.
+// replacedBy returns the container that another one will replace, or nil.
 func (s *state) replacedBy(id string) *tracked {
 	for _, t := range s.containers {
 		if t.successor != nil && t.successor.id == id {
@@ -58,29 +59,28 @@ func (s *state) replacedBy(id string) *tracked {
 	return nil
 }
 
-// drainsFirst reports whether a container goes on serving after Docker's stop signal until it gets its real one.
+// drainsFirst reports whether a container keeps serving after Docker's stop signal until it gets its real one.
 func (s *state) drainsFirst(t *tracked) bool {
 	real := label.StopSignal(t.Container, s.host.Policy)
 	return real != 0 && real != t.StopSignal
 }
 
-// waits reports whether a container that is told to stop serves on until its successor does.
+// waits reports whether a container that is told to stop serves until its successor does.
 func (s *state) waits(t *tracked) bool {
 	return t.successor != nil && t.successor.over.IsZero() && s.drainsFirst(t) && s.registers(t)
 }
 
-// drainTime is how long a container is drained before it gets its real stop signal: well inside the time after which Docker
-// kills it.
+// drainTime is how long a container is drained before it gets its real stop signal, well before Docker kills it.
 func (s *state) drainTime(t *tracked) time.Duration { return min(s.opts.DrainTime, t.StopTimeout/2) }
 
-// patience is how long after Docker's stop signal a container may wait for its successor: then it still has its drain time,
-// and some more for its end, before Docker kills it.
+// patience is how long after Docker's stop signal a container may wait for its successor. It leaves time to drain and to end
+// before Docker kills the container.
 func (s *state) patience(t *tracked) time.Duration {
 	margin := min(max(t.StopTimeout/5, time.Second), 10*time.Second)
 	return t.StopTimeout - s.drainTime(t) - margin
 }
 
-// judge records what Docker says of a successor before its start, and whether it fits.
+// judge records the inspection of a successor before its start, and whether it fits.
 func (s *state) judge(t *tracked, in docker.Inspected, now time.Time) {
 	x := t.successor
 	if in.ID == "" {
@@ -91,10 +91,10 @@ func (s *state) judge(t *tracked, in docker.Inspected, now time.Time) {
 	if x.unheard {
 		x.unheard = false
 		if age := now.Sub(in.Created); age > t.StopTimeout || t.Started.After(in.Created) || !s.drainsFirst(t) {
-			t.successor = nil // compose was interrupted then
+			t.successor = nil // compose was interrupted
 			return
 		}
-		at := in.Created // compose stops the old one right after that
+		at := in.Created // compose stops the old one right after creating it
 		if at.After(now) {
 			at = now
 		}
@@ -104,7 +104,7 @@ func (s *state) judge(t *tracked, in docker.Inspected, now time.Time) {
 	s.takeSignals(t)
 }
 
-// unfit says why a container does not wait for the one that is to replace it, or returns "".
+// unfit says why a container does not wait for its successor, or returns "".
 func (s *state) unfit(t *tracked, in docker.Inspected) string {
 	asked, why := label.StartsFirst(in.Container, s.host.Policy)
 	host := s.host
@@ -131,15 +131,15 @@ func (s *state) unfit(t *tracked, in docker.Inspected) string {
 	return ""
 }
 
-// handover is how things stand between a container and its successor.
+// handover is the state between a container and its successor.
 type handover struct {
-	*tracked        // the old one
+	*tracked        // the old container
 	serves   bool   // the successor is in service
-	over     bool   // the old one waits no longer
-	why      string // it does not serve, where the old one waits no longer
+	over     bool   // the old container no longer waits
+	why      string // why the successor does not serve
 }
 
-// handovers plans what is to be done about successors.
+// handovers plans what to do about successors.
 func (p *planner) handovers() {
 	for _, t := range p.containers {
 		if t.successor != nil && t.successor.over.IsZero() && t.drain == nil && p.enoughKnown(t) {
@@ -158,17 +158,17 @@ func (p *planner) handover(t *tracked) handover {
 	h := handover{t, why == "", false, why}
 	long := h.serves && !x.since.IsZero() && p.due(x.since.Add(takenUp))
 	for _, k := range t.kills {
-		if k.signal == t.StopSignal { // else compose was interrupted before it told the old one to stop, and both may serve
+		if k.signal == t.StopSignal { // otherwise compose was interrupted before it stopped the old one, and both may serve
 			h.over = h.over || long || p.due(k.at.Add(p.patience(t)))
 		}
 	}
 	return h
 }
 
-// notServing says why the successor of a container is not in service, or returns "". What it takes to bring it there is planned.
+// notServing says why the successor of a container is not in service, or returns "". It plans the calls that get it there.
 //
-// In service means that Consul's catalog has it as passing, with its routes. What a balancer itself says about it belongs here, as
-// one more reason.
+// In service means that Consul's catalog lists it as passing, with its routes. What balancers report would be one more
+// reason here.
 func (p *planner) notServing(t *tracked) string {
 	x := t.successor
 	next := p.containers[x.id]
@@ -203,7 +203,7 @@ func (p *planner) notServing(t *tracked) string {
 	return ""
 }
 
-// handOver carries out what was planned about successors, and reports whether that changes the plan.
+// handOver carries out the handovers, and reports whether that changes the plan.
 func (r *Registrar) handOver(all []handover, now time.Time) (changed bool) {
 	for _, h := range all {
 		x := h.successor
@@ -233,7 +233,7 @@ func (r *Registrar) handOver(all []handover, now time.Time) (changed bool) {
 	return changed
 }
 
-// launch has Docker start a successor, and returns why it does not want to.
+// launch tells Docker to start a successor, and says why Docker refuses.
 func (r *Registrar) launch(ctx context.Context, id string) (refused string, err error) {
 	err = r.opts.Start(ctx, id)
 	var refusal *docker.Refusal
@@ -243,7 +243,7 @@ func (r *Registrar) launch(ctx context.Context, id string) (refused string, err 
 	return "", err
 }
 
-// launched records that a successor was started, or that Docker refuses that.
+// launched records that a successor was started, or that Docker refused to.
 func (r *Registrar) launched(t *tracked, refused string) {
 	if t.successor.started = refused == ""; !t.successor.started {
 		t.successor.unfit = refused

@@ -20,23 +20,23 @@ import (
 	"berth/registrar/retry"
 )
 
-// signalSettles is how long after a signal the container is looked at: one that dies of it has done so by then.
+// signalSettles is how long after a signal the container is inspected: if the signal ends it, it is dead by then.
 const signalSettles = 200 * time.Millisecond
 
-// target is a container as its Applier changes it. It calls Docker in the Applier's goroutine, and leaves to the loop what
-// concerns the registration.
+// target is a container as seen by its Applier. It calls Docker in the Applier's goroutine, and leaves its registration to
+// the loop.
 type target struct {
 	registrar *Registrar
-	member    *member // its wish and the like are the loop's
+	member    *member // its wish and state belong to the loop
 	container label.Container
 	store     *store.Store
 	log       *slog.Logger
 
-	known     map[string]string // sums of files that the process is known to have taken up, by path
-	restarted uint64            // the order to restart that was carried out last
+	known     map[string]string // checksums, by path, of files that the process has read
+	restarted uint64            // last restart order carried out
 }
 
-// ask asks the loop, and returns when that is done, or ctx.
+// ask sends a wish to the loop, and returns when it is settled or ctx is done.
 func (t *target) ask(ctx context.Context, w wish) error {
 	w.member, w.answer = t.member, make(chan error, 1)
 	t.registrar.updates.add(w)
@@ -48,7 +48,7 @@ func (t *target) ask(ctx context.Context, w wish) error {
 	}
 }
 
-// Drain takes the container out of service and waits its drain time.
+// Drain takes the container out of service and waits for its drain time.
 func (t *target) Drain(ctx context.Context, reason string) error {
 	if err := t.ask(ctx, wish{is: drained, reason: "it takes up " + reason}); err != nil {
 		return err
@@ -60,7 +60,7 @@ func (t *target) Drain(ctx context.Context, reason string) error {
 // Resume puts the container back into service.
 func (t *target) Resume(ctx context.Context) error { return t.ask(ctx, wish{is: inService}) }
 
-// placed is a file as it is to be in the container.
+// placed is a file to put into the container.
 type placed struct {
 	path string
 	sum  string
@@ -68,7 +68,8 @@ type placed struct {
 	label.Reaction
 }
 
-// filesOf returns the files that a container is to have. One that was taken away is none of them: Docker has no way to remove it.
+// filesOf returns the files that a container should have. Removed files are not among them, because Docker cannot remove
+// them.
 func filesOf(g label.Group, service string, kv *store.Store, w group.Wanted) (out []placed, err error) {
 	if g.Config != "" && w.Config.Sum != "" {
 		out = append(out, placed{g.Config, w.Config.Sum, func(context.Context) ([]byte, error) { return w.Config.Text, nil }, g.OnChange})
@@ -143,24 +144,24 @@ func (t *target) Prepare(ctx context.Context, w group.Wanted) (group.Change, err
 	return c, nil
 }
 
-// change is what differs between a container and what it is to run.
+// change is the difference between a container and its goal.
 type change struct {
 	*target
 	writes   []write
-	sums     map[string]string // of the files that the process has taken up afterwards
+	sums     map[string]string // checksums of the files that the process has read afterwards
 	restarts bool
 	signals  []int
-	restart  uint64    // order that it carries out
-	began    time.Time // when the present process was started
+	restart  uint64    // restart order that it carries out
+	began    time.Time // start of the present process
 
-	written int  // how many of writes were tried
-	reacted bool // the process was told
+	written int  // number of writes tried
+	reacted bool // the process was signalled or restarted
 }
 
-// write is a file to be written.
+// write is a file to write.
 type write struct {
 	path     string
-	old      *docker.File // nil = there was none
+	old      *docker.File // nil = there was no file
 	text     []byte
 	restarts bool
 }
@@ -168,17 +169,17 @@ type write struct {
 // Empty reports whether nothing differs.
 func (c *change) Empty() bool { return len(c.writes) == 0 && !c.Disrupts() }
 
-// Disrupts reports whether the process is told: what it makes of a signal, nobody knows.
+// Disrupts reports whether the process is notified, because the effect of a signal is unknown.
 func (c *change) Disrupts() bool { return c.restarts || len(c.signals) > 0 }
 
-// Apply writes the files, and returns when the process has taken them up and is ready.
+// Apply writes the files, and returns when the process has read them and is ready.
 func (c *change) Apply(ctx context.Context) error {
 	for _, w := range c.writes {
 		f := like(w.old, docker.File{Text: w.text, Modified: time.Now()})
 		if w.restarts {
 			f.Modified = unread(c.began)
 		}
-		if err := c.put(ctx, w.path, f); err != nil { // then it is as it was
+		if err := c.put(ctx, w.path, f); err != nil { // the file is unchanged then
 			return err
 		}
 		c.written++
@@ -191,8 +192,8 @@ func (c *change) Apply(ctx context.Context) error {
 	return nil
 }
 
-// Revert puts back the files that were written, and has the process take them up if it was told of the others. A file that was
-// not there before is left empty, as Docker cannot remove it.
+// Revert restores the written files, and notifies the process if it was told of the new ones. A file that did not exist
+// before is left empty, because Docker cannot remove it.
 func (c *change) Revert(ctx context.Context) error {
 	for _, w := range c.writes[:c.written] {
 		delete(c.known, w.path)
@@ -207,7 +208,7 @@ func (c *change) Revert(ctx context.Context) error {
 	if !c.reacted {
 		return nil
 	}
-	c.restarts = true // it may have died of a signal
+	c.restarts = true // the signal may have ended it
 	return c.react(ctx)
 }
 
@@ -216,7 +217,7 @@ func (c *change) put(ctx context.Context, name string, f docker.File) error {
 	return docker.WriteFiles(ctx, c.registrar.opts.Groups.Archive, c.container.ID, path.Dir(name), []docker.File{f})
 }
 
-// like returns a file with the owner and the mode of the one that it replaces, which may be nil.
+// like returns a file with the owner and mode of the file that it replaces, which may be nil.
 func like(old *docker.File, f docker.File) docker.File {
 	if old != nil {
 		f.Mode, f.UID, f.GID = old.Mode, old.UID, old.GID
@@ -224,11 +225,11 @@ func like(old *docker.File, f docker.File) docker.File {
 	return f
 }
 
-// unread returns the time of modification that tells, whatever the clocks of other hosts say, that a process which was started
-// at a time has not read a file. Docker tells it in whole seconds.
+// unread returns a modification time that marks a file as not yet read by a process started at the given time, whatever the
+// clocks of other hosts say. Docker reports it in whole seconds.
 func unread(started time.Time) time.Time { return started.Truncate(time.Second).Add(time.Second) }
 
-// react has the process take up its files, and returns when it is ready.
+// react makes the process read its files, and returns when it is ready.
 func (c *change) react(ctx context.Context) error {
 	limit := c.registrar.changeTime(c.container)
 	r := c.registrar
@@ -261,17 +262,18 @@ func (c *change) react(ctx context.Context) error {
 	return nil
 }
 
-// placeTime is how long it may take to give a container its files before its start.
+// placeTime is the time limit for putting files into a container before its start.
 const placeTime = 5 * time.Second
 
-// place puts its files into a container that was just created, if that is in time. If not, its Applier finds them unread.
+// place puts files into a container that was just created, if there is time before its start. If not, its Applier finds them
+// unread.
 func (r *Registrar) place(ctx context.Context, id string, host label.Host) {
 	ctx, cancel := context.WithTimeout(ctx, placeTime)
 	defer cancel()
 	log := r.opts.Log.With("container", fmt.Sprintf("%.12s", id))
 	is, err := docker.InspectCreated(ctx, r.opts.Docker, id)
 	if err != nil || !is.Unstarted {
-		return // then it is an ordinary change
+		return // handled as an ordinary change
 	}
 	host.Internal = true
 	instances, _ := label.Instances(is.Container, host)
@@ -284,7 +286,7 @@ func (r *Registrar) place(ctx context.Context, id string, host label.Host) {
 	err = func() error {
 		var w group.Wanted
 		var old *docker.File
-		both, asking := errgroup.WithContext(ctx) // each millisecond counts
+		both, asking := errgroup.WithContext(ctx) // every millisecond counts
 		both.Go(func() (err error) {
 			w, err = group.New(group.Options{Service: in.Name, Instance: in.ID, Consul: r.opts.Groups.Consul, Store: kv, Log: log}).First(asking)
 			return err

@@ -2,9 +2,9 @@ package registrar
 
 import "sync"
 
-// updates is what other goroutines have to tell the loop.
+// updates is a queue of updates from other goroutines to the loop.
 type updates struct {
-	wake chan struct{} // receives when there is something to drain
+	wake chan struct{} // receives when the queue has updates
 
 	mu    sync.Mutex
 	batch []any
@@ -21,7 +21,7 @@ func (u *updates) add(update any) {
 	}
 }
 
-// drain returns what was added since the last drain, in that order.
+// drain returns the updates since the last drain, in order.
 func (u *updates) drain() []any {
 	u.mu.Lock()
 	defer u.mu.Unlock()

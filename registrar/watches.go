@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// watchTime is how long a shared query may take; those who share it have deadlines of their own.
+// watchTime limits a shared query; the requests that share it have their own deadlines.
 const watchTime = time.Minute
 
-// ShareWatches returns a transport for Groups.Consul, by which containers of the same service share their blocking queries: a
-// Consul agent takes 200 connections from one address, and each such query has one.
+// ShareWatches returns a transport for Groups.Consul that lets containers of the same service share their blocking queries.
+// Each blocking query takes a connection, and a Consul agent accepts 200 from one address.
 func ShareWatches(next http.RoundTripper) http.RoundTripper {
 	return &watches{next: next, under: map[string]*watch{}}
 }
@@ -22,22 +22,22 @@ type watches struct {
 	next http.RoundTripper
 
 	mu    sync.Mutex
-	under map[string]*watch // under way, by URL
+	under map[string]*watch // running queries, by URL
 }
 
-// watch is a query that several wait for.
+// watch is a query shared by several requests.
 type watch struct {
 	done   chan struct{}
 	cancel context.CancelFunc
-	wait   int // how many do; guarded by the mutex of watches
+	wait   int // number of waiting requests; guarded by the mutex of watches
 
-	// The answer, once done is closed.
+	// The answer, valid once done is closed.
 	resp *http.Response
 	body []byte
 	err  error
 }
 
-// RoundTrip joins a query that is under way if the request blocks.
+// RoundTrip joins a running query if the request blocks.
 func (w *watches) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.Method != http.MethodGet || !req.URL.Query().Has("index") {
 		return w.next.RoundTrip(req)
@@ -57,7 +57,7 @@ func (w *watches) RoundTrip(req *http.Request) (*http.Response, error) {
 	return &resp, nil
 }
 
-// join returns the query under way with a request's URL, which has the same token, or begins one.
+// join returns the running query with the URL of a request, which has the same token, or starts one.
 func (w *watches) join(req *http.Request) *watch {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -82,12 +82,12 @@ func (w *watches) ask(req *http.Request, q *watch) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.under[req.URL.String()] == q { // who asks from now on wants news of later
+	if w.under[req.URL.String()] == q { // later requests need a later answer
 		delete(w.under, req.URL.String())
 	}
 }
 
-// leave ends a query that nobody waits for any more.
+// leave ends a query that no request waits for.
 func (w *watches) leave(url string, q *watch) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -1,5 +1,5 @@
-// Package agent keeps registrations at a Consul agent: it reads what the agent holds, says how that differs from what is
-// desired, and applies the difference, one instance at a time. berth registrar and berth service both stand on it.
+// Package agent keeps registrations at a Consul agent in their desired state: it reads what the agent holds, computes the
+// difference and applies it, one instance at a time. Both berth registrar and berth service use it.
 //
 // Agent makes calls, each with its deadline; everything else is pure. The caller decides which calls run at the same time.
 // Nothing counts as done before a later Read shows it.
@@ -39,16 +39,16 @@ type Client interface {
 // Timeout is the deadline of every call.
 const Timeout = 3 * time.Second
 
-// maxRoutes is how many routes a line of the log names.
+// maxRoutes is how many routes a log line names.
 const maxRoutes = 5
 
 // Agent is a Consul agent.
 type Agent struct {
 	Client Client
-	Log    *slog.Logger // of changes that succeeded
+	Log    *slog.Logger // logs successful changes
 }
 
-// Read returns everything the agent holds, or with an ID only that instance.
+// Read returns everything the agent holds, or only the instance with the given ID.
 func (a Agent) Read(ctx context.Context, id string) (State, error) {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
@@ -65,15 +65,15 @@ func (a Agent) Read(ctx context.Context, id string) (State, error) {
 	both.Go(func() { services, failed = a.Client.ServicesWithFilterOpts(ofService, query(ctx)) })
 	both.Go(func() { checks, noChecks = a.Client.ChecksWithFilterOpts(ofChecks, query(ctx)) })
 	both.Wait()
-	// Always the same one of two errors: else the log line would change from one attempt to the next.
+	// Always return the same one of two errors. Otherwise the log line would change between attempts.
 	if err := cmp.Or(failed, noChecks); err != nil {
 		return nil, fmt.Errorf("read services and checks: %w", err)
 	}
 	return NewState(services, checks), nil
 }
 
-// Mark returns a hash of the token that a function returns, or "" if there is no token or no function. An agent keeps using
-// the token that a registration came with, so after a change of tokens it has to be registered again.
+// Mark returns a hash of the token that a function returns, or "" without a token or function. An agent keeps using the
+// token of a registration, so a change of tokens requires a new registration.
 func Mark(token func() string) string {
 	if token == nil {
 		return ""
@@ -85,19 +85,19 @@ func Mark(token func() string) string {
 	return fmt.Sprintf("%x", sha256.Sum256([]byte(now)))
 }
 
-// Refusal is the error of an agent that answers but does not accept a registration. It may accept others.
+// Refusal is the error of an agent that rejects a registration. It may accept others.
 type Refusal struct{ Err error }
 
 func (r *Refusal) Error() string { return r.Err.Error() }
 func (r *Refusal) Unwrap() error { return r.Err }
 
-// Apply makes the calls of a change one after the other, up to the first failure. The error is a *Refusal if the agent
-// refuses the registration; the previous one then stays.
+// Apply makes the calls of a change in order, up to the first failure. The error is a *Refusal if the agent rejects the
+// registration; the previous registration then stays.
 func (a Agent) Apply(ctx context.Context, c Change) error {
 	if c.Maintain {
 		err := a.call(ctx, "drain "+c.ID, func(q *api.QueryOptions) error { return a.Client.EnableServiceMaintenanceOpts(c.ID, c.Drain, q) })
 		if err == nil {
-			reason := claim.WithoutStop(strings.TrimPrefix(c.Drain, Automatic)) // the line has a time of its own
+			reason := claim.WithoutStop(strings.TrimPrefix(c.Drain, Automatic)) // the log line has its own time
 			a.Log.Info("took "+c.title()+" out of service", append(c.names(), "reason", reason)...)
 		}
 		return err
@@ -183,7 +183,7 @@ func (a Agent) logRegistered(ctx context.Context, d Desired) {
 	a.Log.Log(ctx, level, msg, attrs...)
 }
 
-// Beat tells Consul about a TTL check.
+// Beat updates a TTL check in Consul.
 func (a Agent) Beat(ctx context.Context, h Heartbeat) error {
 	return a.call(ctx, "update check "+h.Check, func(q *api.QueryOptions) error { return a.Client.UpdateTTLOpts(h.Check, h.Output, h.Status, q) })
 }
@@ -200,12 +200,12 @@ func (a Agent) call(ctx context.Context, what string, f func(*api.QueryOptions) 
 
 func query(ctx context.Context) *api.QueryOptions { return new(api.QueryOptions).WithContext(ctx) }
 
-// statusOf returns the status with which an agent answered an error, 0 if it did not answer.
+// statusOf returns the HTTP status of an agent's error answer, or 0 if it did not answer.
 func statusOf(err error) int {
 	var status api.StatusError
 	_ = errors.As(err, &status)
 	return status.Code
 }
 
-// IsNotFound reports whether the agent answered that it does not hold the service or check to change.
+// IsNotFound reports whether the agent answered that it does not hold the service or check.
 func IsNotFound(err error) bool { return statusOf(err) == http.StatusNotFound }

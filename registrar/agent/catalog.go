@@ -16,34 +16,34 @@ type CatalogClient interface {
 	Register(reg *api.CatalogRegistration, q *api.WriteOptions) (*api.WriteMeta, error)
 }
 
-// Catalog is what Consul's servers hold. An agent passes its registrations on to them. If one is lost there, or could not be
-// passed on, the agent notices only at its next full comparison, which comes every one to two minutes.
+// Catalog is the catalog on Consul's servers. An agent passes its registrations on to them. If the servers lose one, or the
+// agent could not pass it on, the agent notices only at its next full comparison, every one to two minutes.
 type Catalog struct {
 	Client CatalogClient
 	Self   func(ctx context.Context) (Node, error) // the agent's own node
 }
 
-// Node is the node of an agent as it stands in the catalog.
+// Node is an agent's node as listed in the catalog.
 type Node struct {
 	ID, Name, Address     string
 	TaggedAddresses, Meta map[string]string
 }
 
-// View is what the catalog holds for the agent's node. The zero value stands for a catalog that was not read yet.
+// View is what the catalog holds for the agent's node. The zero value means that the catalog has not been read yet.
 type View struct {
 	Node     Node
-	There    bool            // the catalog has the node
-	Services map[string]bool // by their ID
+	There    bool            // the catalog lists the node
+	Services map[string]bool // by ID
 	Index    uint64          // of the answer; 0 = ask for the present state
 }
 
-// Known reports whether the catalog was read.
+// Known reports whether the catalog has been read.
 func (v View) Known() bool { return v.Services != nil }
 
 // watchTime is how long Consul may wait for a change of the node's services.
 const watchTime = 10 * time.Second
 
-// NewCatalog returns the Catalog of the agent that consul talks to.
+// NewCatalog returns the Catalog for the agent that consul talks to.
 func NewCatalog(consul *api.Client) *Catalog {
 	return &Catalog{Client: consul.Catalog(), Self: func(ctx context.Context) (Node, error) {
 		var self struct {
@@ -57,13 +57,13 @@ func NewCatalog(consul *api.Client) *Catalog {
 	}}
 }
 
-// Look returns the catalog's view of the agent's node once it differs from the last one, or after watchTime. It returns at
-// once if the last view has no Index, or lacks the node.
+// Look returns the catalog's view of the agent's node once it differs from the last view, or after watchTime. It returns at
+// once if the last view has no Index or lacks the node.
 func (c *Catalog) Look(ctx context.Context, last View) (View, error) {
 	ctx, cancel := context.WithTimeout(ctx, watchTime+watchTime/16+Timeout)
 	defer cancel()
 	next := View{Node: last.Node, Services: map[string]bool{}}
-	if !last.There { // its name may be another by now
+	if !last.There { // the node's name may have changed
 		short, cancel := context.WithTimeout(ctx, Timeout)
 		defer cancel()
 		var err error
@@ -75,7 +75,7 @@ func (c *Catalog) Look(ctx context.Context, last View) (View, error) {
 	q := query(ctx)
 	q.WaitIndex, q.WaitTime = last.Index, watchTime
 	list, meta, err := c.Client.NodeServiceList(next.Node.Name, q)
-	if err == nil && meta.LastIndex < last.Index { // a node that was removed while Consul waited: the answer is what was before
+	if err == nil && meta.LastIndex < last.Index { // the node was removed while Consul waited, and the answer is the earlier state
 		q.WaitIndex = 0
 		list, meta, err = c.Client.NodeServiceList(next.Node.Name, q)
 	}
@@ -96,18 +96,18 @@ func (c *Catalog) Look(ctx context.Context, last View) (View, error) {
 
 var errHidden = errors.New("the token may not read the node")
 
-// IsRefused reports whether Consul refused a call, mostly because the token lacks a right.
+// IsRefused reports whether Consul rejected a call, usually because the token lacks a right.
 func IsRefused(err error) bool {
 	status := statusOf(err)
 	return errors.Is(err, errHidden) || (status >= 400 && status < 500 && status != http.StatusTooManyRequests)
 }
 
-// Publish makes the catalog hold a service with its checks as the agent holds it.
+// Publish makes the catalog hold a service and its checks as the agent holds them.
 func (c *Catalog) Publish(ctx context.Context, v View, have Registered) error {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
 	s := *have.AgentService
-	s.Datacenter, s.ContentHash = "", "" // these are only ever returned
+	s.Datacenter, s.ContentHash = "", "" // Consul only returns these
 	r := &api.CatalogRegistration{Node: v.Node.Name, Service: &s, SkipNodeUpdate: v.There}
 	if !v.There {
 		r.ID, r.Address, r.TaggedAddresses, r.NodeMeta = v.Node.ID, v.Node.Address, v.Node.TaggedAddresses, v.Node.Meta

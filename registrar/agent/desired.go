@@ -17,31 +17,31 @@ import (
 	"berth/templates/claim"
 )
 
-// Automatic begins the reasons of maintenance modes that berth sets and ends by itself. It never ends one that was set by
-// hand, through berth drain or Consul itself.
+// Automatic begins the reasons of maintenance modes that berth sets and ends itself. It never ends a mode set by hand,
+// through berth drain or Consul itself.
 const Automatic = "berth registrar: "
 
 // Desired is an instance in its desired state.
 type Desired struct {
 	label.Instance
-	NotReady string        // why it is not ready in time; "" = it is ready
-	ReadyAt  time.Time     // when it was found ready; zero = it is not, or nobody knows
-	Waited   time.Duration // how long NotReady was waited for, for the log
-	Drain    string        // why it gets no new requests, beginning with Automatic; "" = it gets some
-	Health   string        // what Docker's HEALTHCHECK says: "healthy", "unhealthy" or "starting"
-	Output   string        // of the HEALTHCHECK
+	NotReady string        // why it is not ready in time; "" = ready
+	ReadyAt  time.Time     // when it became ready; zero = not ready, or not known
+	Waited   time.Duration // time spent waiting before NotReady, for the log
+	Drain    string        // why it gets no new requests, beginning with Automatic; "" = in service
+	Health   string        // status of Docker's HEALTHCHECK: "healthy", "unhealthy" or "starting"
+	Output   string        // output of the HEALTHCHECK
 
 	// For the log.
-	Of    string    // name of its container; "" = not known, or it is none
-	Since time.Time // when it became ready, if Consul has not heard of that; zero = it has
+	Of    string    // name of its container; "" = not known, or no container
+	Since time.Time // when it became ready, if Consul does not know yet; zero = Consul knows
 
 	prepared *prepared // nil = not computed yet
 }
 
-// prepared holds what is costly to compute about an instance.
+// prepared holds values of an instance that are costly to compute.
 type prepared struct {
-	fingerprint, late string   // of the checks, without and with the one for NotReady
-	checkIDs          []string // the one for NotReady comes last
+	fingerprint, late string   // of the checks, without and with the check for NotReady
+	checkIDs          []string // the check for NotReady comes last
 }
 
 // Prepare returns the instance as Desired with everything that is costly to compute: call it once and copy the result.
@@ -105,7 +105,7 @@ func (d Desired) fingerprint() string {
 	return d.prepare().fingerprint
 }
 
-// fingerprint returns a hash of the definitions of checks, without their status. It is "" without checks.
+// fingerprint returns a hash of the definitions of checks, without their status. Without checks it is "".
 func fingerprint(checks api.AgentServiceChecks) string {
 	if len(checks) == 0 {
 		return ""
@@ -115,7 +115,7 @@ func fingerprint(checks api.AgentServiceChecks) string {
 		c.Status, c.Notes = "", ""
 		b, err := json.Marshal(c)
 		if err != nil {
-			panic(err) // strings and lists of strings
+			panic(err) // cannot fail: only strings and lists of strings
 		}
 		sum.Write(b)
 	}
@@ -141,9 +141,9 @@ func (d Desired) registration() *api.AgentServiceRegistration {
 	return r
 }
 
-// Change says what to do about one instance: to drain it, or to deregister it, or some of the rest.
+// Change says what to do about one instance: drain it, deregister it, or any of the rest.
 type Change struct {
-	Desired             // the instance as it is to stand there; to deregister it, its ID and name
+	Desired             // desired state; to deregister, only its ID and name
 	Maintain   bool     // put it into maintenance mode
 	Deregister bool     // remove it with its checks
 	Register   bool     // register it, with its checks
@@ -156,7 +156,7 @@ func (c Change) Empty() bool {
 	return !c.Maintain && !c.Deregister && !c.Register && !c.Resume && len(c.Uncheck) == 0
 }
 
-// Made reports whether have, which the agent holds, shows the change.
+// Made reports whether have, which the agent holds, reflects the change.
 func (c Change) Made(have Registered) bool {
 	if c.Deregister {
 		return !have.Held()
@@ -165,8 +165,8 @@ func (c Change) Made(have Registered) bool {
 	return !((c.Maintain && left.Maintain) || (c.Register && left.Register) || (c.Resume && left.Resume) || (len(c.Uncheck) > 0 && len(left.Uncheck) > 0))
 }
 
-// Diff returns the change that turns have, which the agent holds, into the desired state. An instance to be drained is put
-// into maintenance mode if it is registered, and left alone otherwise.
+// Diff returns the change that turns have, which the agent holds, into the desired state. An instance to drain enters
+// maintenance mode if it is registered, and is otherwise left alone.
 func Diff(d Desired, have Registered) Change {
 	c := Change{Desired: d}
 	reason, maintained := have.Maintenance()
@@ -180,8 +180,8 @@ func Diff(d Desired, have Registered) Change {
 	return c
 }
 
-// Same reports whether the agent holds the registration with all of its checks. When the instance became ready does not count:
-// what was registered without that stays as it is.
+// Same reports whether the agent holds the registration with all of its checks. The time when the instance became ready does
+// not count: a registration without it stays.
 func (d Desired) Same(s Registered) bool {
 	if !s.Held() || s.Service != d.Name || s.Address != d.Address || s.Port != d.Port ||
 		s.Weights != (api.AgentWeights{Passing: cmp.Or(d.Weight, 1), Warning: 1}) || !slices.Equal(s.Tags, d.Tags) {
@@ -225,8 +225,8 @@ func (d Desired) checkIDs() []string {
 	return ids
 }
 
-// staleChecks returns the checks that the agent holds of the instance and should not hold. A registration adds checks and
-// keeps existing ones: replacing them would end maintenance mode, which is a check, too.
+// staleChecks returns the instance's checks at the agent that should not exist. A registration adds checks and keeps
+// existing ones. Replacing them would end maintenance mode, which is also a check.
 func (d Desired) staleChecks(have Registered) (out []string) {
 	want := d.checkIDs()
 	for id := range have.Checks {

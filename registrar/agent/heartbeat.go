@@ -7,15 +7,15 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// Heartbeat is the status of a TTL check that Consul has to hear again before the TTL is over.
+// Heartbeat is the status of a TTL check, to be sent to Consul before the TTL expires.
 type Heartbeat struct {
 	Check, Status, Output string
 	Every                 time.Duration
 	health                bool // it mirrors Docker's HEALTHCHECK
 }
 
-// Heartbeats returns the heartbeats of the TTL checks that the agent holds of the instance. output goes with checks that
-// do not mirror a HEALTHCHECK.
+// Heartbeats returns the heartbeats for the instance's TTL checks at the agent. output goes to checks that do not mirror a
+// HEALTHCHECK.
 func (d Desired) Heartbeats(have Registered, output string) (out []Heartbeat) {
 	for n, id := range d.prepare().checkIDs[:len(d.Checks)] {
 		c := d.Checks[n]
@@ -30,8 +30,8 @@ func (d Desired) Heartbeats(have Registered, output string) (out []Heartbeat) {
 	return out
 }
 
-// Due returns when the heartbeat is due after the last one, which may be the zero time: after a third of the TTL, and at
-// once if the agent holds another status.
+// Due returns when the heartbeat is due after the last one, which may be the zero time: after a third of the TTL, or at once
+// if the agent holds another status.
 func (h Heartbeat) Due(have Registered, last time.Time) time.Time {
 	is := have.Checks[h.Check]
 	if is == nil || is.Status != h.Status || (h.health && is.Output != h.Output) {
@@ -40,7 +40,7 @@ func (h Heartbeat) Due(have Registered, last time.Time) time.Time {
 	return last.Add(h.Every)
 }
 
-// Said records the heartbeat in have. It returns the check as it was before, or nil if there is none.
+// Said records the heartbeat in have. It returns the check as it was before, or nil if there was no such check.
 func (h Heartbeat) Said(have Registered) (was *api.AgentCheck) {
 	if was = have.Checks[h.Check]; was != nil {
 		now := *was

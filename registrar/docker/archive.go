@@ -15,16 +15,16 @@ import (
 	docker "github.com/fsouza/go-dockerclient"
 )
 
-// Archive is the part of *docker.Client that reads and writes the files of a container, whether it runs or not.
+// Archive is the part of *docker.Client that reads and writes files of a container, whether or not it runs.
 type Archive interface {
 	UploadToContainer(id string, opts docker.UploadToContainerOptions) error
 	DownloadFromContainer(id string, opts docker.DownloadFromContainerOptions) error
 }
 
 const (
-	// MaxFile is how long a file may be that berth replaces, since it keeps what it may have to put back.
+	// MaxFile is the largest file that berth replaces, because it keeps the old one to restore it.
 	MaxFile = 1 << 20
-	// defaultMode is that of a file which was not there before.
+	// defaultMode is the mode of a new file.
 	defaultMode = 0o644
 )
 
@@ -32,12 +32,12 @@ const (
 type File struct {
 	Name     string // without its directory
 	Text     []byte
-	Mode     int64 // 0 = that of a new file
+	Mode     int64 // 0 = default for a new file
 	UID, GID int
 	Modified time.Time
 }
 
-// ReadFile returns a file of a container, nil if there is none.
+// ReadFile returns a file of a container, or nil if it does not exist.
 func ReadFile(ctx context.Context, a Archive, id, name string) (*File, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -76,14 +76,14 @@ type limited struct {
 }
 
 func (l *limited) Write(p []byte) (int, error) {
-	if l.taken.Len()+len(p) > MaxFile+16<<10 { // the headers and the padding of tar
+	if l.taken.Len()+len(p) > MaxFile+16<<10 { // room for the headers and padding of tar
 		l.full = true
 		return 0, errors.New("too long")
 	}
 	return l.taken.Write(p)
 }
 
-// WriteFiles puts files into a directory of a container, which has to be there. The error says what can be done about it.
+// WriteFiles puts files into an existing directory of a container. The error says what can be done about it.
 func WriteFiles(ctx context.Context, a Archive, id, dir string, files []File) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -113,7 +113,7 @@ func WriteFiles(ctx context.Context, a Archive, id, dir string, files []File) er
 	return nil
 }
 
-// withRemedy says what to do about Docker's refusal to write.
+// withRemedy adds a remedy to Docker's refusal to write.
 func withRemedy(err error, dir string) error {
 	text := strings.ToLower(err.Error())
 	for _, r := range []struct{ says, remedy string }{
@@ -130,8 +130,8 @@ func withRemedy(err error, dir string) error {
 	return err
 }
 
-// Restart returns a function that has Docker restart a container with its own stop signal and timeout, and that returns when it
-// runs again. ctx has to have a deadline: a container may take its time to stop. (The client's own call takes no context.)
+// Restart returns a function that restarts a container with its own stop signal and timeout, and returns when it runs again.
+// ctx must have a deadline, because a container may take its time to stop. (The client's own call takes no context.)
 func Restart(client *docker.Client) func(ctx context.Context, id string) error {
 	return func(ctx context.Context, id string) error {
 		resp, err := ask(ctx, client, http.MethodPost, "/containers/"+id+"/restart")

@@ -1,5 +1,5 @@
-// Package docker asks a Docker daemon about its containers, each call with its deadline, follows its events, and has it
-// send signals.
+// Package docker asks a Docker daemon about its containers, follows its events, and sends signals through it. Each call has
+// a deadline.
 package docker
 
 import (
@@ -28,8 +28,8 @@ type Client interface {
 	KillContainer(docker.KillContainerOptions) error
 }
 
-// NoticeVanished makes a client that reaches its daemon over the network notice within a quarter of a minute that the daemon's
-// host has vanished, though nothing is sent: the event stream would wait for a message.
+// NoticeVanished makes a client that reaches its daemon over the network detect within a quarter of a minute that the
+// daemon's host has vanished. Without it, the event stream would wait forever for a message.
 func NoticeVanished(client *docker.Client) {
 	if t, ok := client.HTTPClient.Transport.(*http.Transport); ok && !strings.HasPrefix(client.Endpoint(), "unix:") {
 		t.DialContext = (&net.Dialer{
@@ -39,9 +39,9 @@ func NoticeVanished(client *docker.Client) {
 	}
 }
 
-const callTimeout = 10 * time.Second // of one call
+const callTimeout = 10 * time.Second // for one call
 
-// List returns the IDs of the running containers, or with all the IDs of stopped containers, too.
+// List returns the IDs of the running containers, or with all, also of the stopped ones.
 func List(ctx context.Context, client Client, all bool) (ids []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -55,12 +55,12 @@ func List(ctx context.Context, client Client, all bool) (ids []string, err error
 	return ids, nil
 }
 
-// Inspected is the result of inspecting a container. The zero value stands for a container that was removed.
+// Inspected is the result of inspecting a container. The zero value is a removed container.
 type Inspected struct {
 	label.Container
 	Running, Exited bool
-	Unstarted       bool     // it was created and never started
-	Tmpfs           []string // paths that no archive reaches
+	Unstarted       bool     // it was created but never started
+	Tmpfs           []string // paths that Docker's archive API cannot reach
 }
 
 // Inspect asks Docker about a container. See FromInspect for tags.
@@ -75,8 +75,8 @@ func Inspect(ctx context.Context, client Client, id string, tags *template.Templ
 	return fromDocker(c, tags), nil
 }
 
-// InspectCreated asks Docker about a container that may not have been started, and so has no addresses yet: it gets one without
-// a meaning on each of its networks.
+// InspectCreated inspects a container that may not have been started yet, and so has no addresses. It gets a placeholder
+// address on each of its networks.
 func InspectCreated(ctx context.Context, client Client, id string) (Inspected, error) {
 	c, err := inspect(ctx, client, id)
 	if err != nil || c == nil {
@@ -106,7 +106,7 @@ func fromDocker(c *docker.Container, tags *template.Template) Inspected {
 	return in
 }
 
-// inspect returns what Docker says of a container, or nil if there is none with this ID.
+// inspect returns Docker's description of a container, or nil if the ID is unknown.
 func inspect(ctx context.Context, client Client, id string) (*docker.Container, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -118,25 +118,26 @@ func inspect(ctx context.Context, client Client, id string) (*docker.Container, 
 	return c, err
 }
 
-// settles is how long after its start a container gets its first notice. Docker calls it running before its process is there:
-// a SIGHUP in between ends runc's own process with exit code 2, and a process that has no handler yet ignores it.
+// settles is how long after its start a container gets its first notification. Docker reports it as running before its
+// process exists: a SIGHUP in between ends runc's own process with exit code 2, and a process without a handler yet ignores
+// the signal.
 const settles = time.Second
 
-// Settle returns when a container may be sent a signal that is to tell it of something, not to end it: at once, unless it was
-// started within the last second. It is for whoever sends such a signal, and returns when ctx is done or Docker does not say, too.
+// Settle returns when a container may get a signal meant to notify rather than end it: at once, unless it started within the
+// last second. It also returns when ctx is done or Docker does not answer.
 func Settle(ctx context.Context, client Client, id string) {
 	c, err := inspect(ctx, client, id)
 	if err != nil || c == nil || !Running(c) {
 		return
 	}
 	age := time.Since(c.State.StartedAt)
-	if age < 0 || age >= settles { // below 0: Docker's clock is another one
+	if age < 0 || age >= settles { // negative if Docker's clock differs
 		return
 	}
 	retry.Pause(ctx, settles-age)
 }
 
-// Kill has Docker send a signal to a container.
+// Kill makes Docker send a signal to a container.
 func Kill(ctx context.Context, client Client, id string, signal int) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -144,8 +145,8 @@ func Kill(ctx context.Context, client Client, id string, signal int) error {
 }
 
 // Follow calls event for each event of a container until ctx is done. It calls connected with nil when the stream is open,
-// or with the reason why it is not. A connection that dies silently would go unnoticed, so Follow opens a new stream,
-// which continues where the last one ended, at an interval.
+// or with the reason why it is not. Because a connection can die silently, Follow opens a new stream at an interval, which
+// continues where the last one ended.
 func Follow(ctx context.Context, stream Stream, every time.Duration, connected func(error), event func(Event)) {
 	delays := retry.Delays()
 	for ctx.Err() == nil {
@@ -158,11 +159,11 @@ func Follow(ctx context.Context, stream Stream, every time.Duration, connected f
 	}
 }
 
-// followOnce follows one stream. The error is nil if the stream was open until its time was over.
+// followOnce follows one stream. The error is nil if the stream stayed open until its time was over.
 func followOnce(ctx context.Context, stream Stream, every time.Duration, connected func(), event func(Event)) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	timer := time.AfterFunc(callTimeout, stop) // a daemon that takes the connection and does not answer
+	timer := time.AfterFunc(callTimeout, stop) // for a daemon that accepts the connection but does not answer
 	defer timer.Stop()
 	heard := false
 	err := stream(ctx,

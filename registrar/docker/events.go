@@ -29,15 +29,15 @@ type Message struct {
 	TimeNano int64 `json:"timeNano"`
 }
 
-// Event tells what happened to a container.
+// Event is something that happened to a container.
 type Event struct {
 	ID     string
 	Action Action
 	Signal int       // of Killed
-	Exit   int       // of Died, -1 if it is not known
-	Files  bool      // of Created: a label asks for its group's configuration or files
-	Old    string    // of Created: first digits of the ID of the container that it replaces, and is to be started before; "" = none
-	At     time.Time // by Docker's clock; zero = it is not known
+	Exit   int       // of Died, -1 = not known
+	Files  bool      // of Created: a label asks for the group's configuration or files
+	Old    string    // of Created: first digits of the ID of the container to replace by starting first; "" = none
+	At     time.Time // on Docker's clock; zero = not known
 }
 
 // Action names a kind of Event.
@@ -47,9 +47,9 @@ const (
 	Started Action = "started" // it runs: inspect it
 	Changed Action = "changed" // inspect it if it is known
 	Killed  Action = "killed"  // it was sent a signal
-	Died    Action = "died"    // no need to inspect it
+	Died    Action = "died"    // do not inspect it
 	Removed Action = "removed" // nothing is left of it
-	Created Action = "created" // it is yet to be started, and a label asks for something to be done before
+	Created Action = "created" // not started yet, and a label asks for work before the start
 )
 
 // event returns the Event of a message, and whether it is relevant. A dying container is not inspected: Docker would block
@@ -90,32 +90,32 @@ func (m Message) event() (ev Event, relevant bool) {
 	return ev, ev.Action != "" && ev.ID != ""
 }
 
-// Stream follows Docker's events until ctx is done or the stream breaks, and returns why. connected is called once
-// events from now on will arrive, and again when one was skipped; each is then given to message, in order. Neither may block
-// for long: a reader that falls behind slows the Docker daemon down. A Stream that is called again, after it has returned,
-// goes on where it was, as far as Docker remembers.
+// Stream follows Docker's events until ctx is done or the stream breaks, and returns the reason. It calls connected once
+// events will arrive, and again when one was skipped. It then passes each event to message, in order. Neither may block for
+// long, because a slow reader slows the Docker daemon down. A Stream called again after it returned continues where it was,
+// as far as Docker remembers.
 type Stream func(ctx context.Context, connected func(), message func(Message)) error
 
-// maxMessage is how long a message may be, with all labels of its container. A longer one is skipped, and Docker is asked for
+// maxMessage limits the size of a message, with all labels of its container. A longer message is skipped, and berth lists
 // everything instead.
 const maxMessage = 1 << 20
 
-// filters leaves out what berth does not look at, so that a container with many labels and a HEALTHCHECK, each run of which
-// makes three events, costs little.
+// filters excludes events that berth does not use. A container with many labels and a HEALTHCHECK then costs little,
+// although each check run makes three events.
 const filters = `{"type":["container","network"],"event":["create","start","kill","die","destroy","pause","unpause","rename","health_status","connect","disconnect"]}`
 
-// imageFilters is for what gives a name to another image.
+// imageFilters selects events that may give an image another name.
 const imageFilters = `{"type":["image"],"event":["tag","pull","load","import"]}`
 
 // Events is a Stream over the client's own HTTP client. (The client's event listener drops and reorders events under load
 // and does not reconnect.)
 func Events(client *docker.Client) Stream { return stream(client, filters) }
 
-// ImageEvents is Events of images that may have got a name.
+// ImageEvents is like Events, for images that may have received a name.
 func ImageEvents(client *docker.Client) Stream { return stream(client, imageFilters) }
 
 func stream(client *docker.Client, filters string) Stream {
-	var since time.Time // after the last message, by Docker's clock
+	var since time.Time // time of the last message, on Docker's clock
 	return func(ctx context.Context, connected func(), message func(Message)) error {
 		path := "/events?filters=" + url.QueryEscape(filters)
 		if !since.IsZero() {
@@ -127,7 +127,7 @@ func stream(client *docker.Client, filters string) Stream {
 		}
 		defer resp.Body.Close()
 		if now, err := http.ParseTime(resp.Header.Get("Date")); err == nil && since.IsZero() {
-			since = now.Add(time.Second) // the header has no fraction, and what came before is seen in Docker's list
+			since = now.Add(time.Second) // the header has no fraction; earlier events are covered by Docker's list
 		}
 		connected()
 		lines := bufio.NewReaderSize(resp.Body, maxMessage)
@@ -164,12 +164,12 @@ func get(ctx context.Context, client *docker.Client, path string) (*http.Respons
 	return ask(ctx, client, http.MethodGet, path)
 }
 
-// ask asks the daemon that client talks to, through the client's own transport.
+// ask sends a request to the client's daemon, through the client's own transport.
 func ask(ctx context.Context, client *docker.Client, method, path string) (*http.Response, error) {
 	scheme, host, _ := strings.Cut(client.Endpoint(), "://")
 	switch {
 	case scheme == "unix":
-		scheme, host = "http", "docker" // the transport dials the socket whatever the host
+		scheme, host = "http", "docker" // the transport dials the socket for any host
 	case client.TLSConfig != nil:
 		scheme = "https"
 	default:
@@ -183,7 +183,7 @@ func ask(ctx context.Context, client *docker.Client, method, path string) (*http
 	if err != nil {
 		var long *url.Error
 		if errors.As(err, &long) {
-			err = long.Err // without the encoded address
+			err = long.Err // without the URL
 		}
 		return nil, fmt.Errorf("docker: %w", err)
 	}

@@ -14,8 +14,8 @@ import (
 	"berth/registrar/label"
 )
 
-// Host returns a function that describes the Docker host, starting from the configuration. The default networks are the
-// networks of berth's own container: whoever deploys berth attaches it to the networks it shares with the load balancer.
+// Host returns a function that describes the Docker host, based on the configuration. The default networks are those of
+// berth's own container, which is attached to the networks that it shares with the load balancer.
 func Host(client *docker.Client, configured label.Host) func(ctx context.Context) (label.Host, error) {
 	return func(ctx context.Context) (h label.Host, err error) {
 		h = configured
@@ -29,7 +29,7 @@ func Host(client *docker.Client, configured label.Host) func(ctx context.Context
 	}
 }
 
-// engine asks the Docker daemon for its ID and for the name of its host. (The client's own call takes no context.)
+// engine asks the Docker daemon for its ID and host name. (The client's own call takes no context.)
 func engine(ctx context.Context, client *docker.Client) (id, name string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -58,7 +58,7 @@ func ownNetworks(ctx context.Context, client *docker.Client) ([]string, error) {
 	case err != nil:
 		return nil, fmt.Errorf("inspect berth's own container: %w", err)
 	case c == nil:
-		return nil, nil // berth runs in a container of another engine than the one it watches
+		return nil, nil // berth runs in a container of another engine than the one that it watches
 	}
 	var names []string
 	for name := range c.NetworkSettings.Networks {
@@ -70,7 +70,7 @@ func ownNetworks(ctx context.Context, client *docker.Client) ([]string, error) {
 	return names, nil
 }
 
-// Docker mounts these files of its own into every container; the source tells the container's ID.
+// Docker mounts these files into every container; their source contains the container's ID.
 var ownMount = regexp.MustCompile(`/containers/([0-9a-f]{64})/(?:hostname|hosts|resolv\.conf) `)
 
 func ownContainer() string {

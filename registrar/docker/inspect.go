@@ -21,20 +21,20 @@ const (
 	defaultStopSignal  = int(syscall.SIGTERM)
 	defaultStopTimeout = 10 * time.Second
 
-	// noStopTimeout stands for docker run --stop-timeout -1: wait for ever.
+	// noStopTimeout stands for docker run --stop-timeout -1: wait forever.
 	noStopTimeout = 24 * time.Hour
 
 	// maxOutput is how much of a check's output a Consul agent keeps.
 	maxOutput = 4096
 )
 
-// Running reports whether a container runs. A paused one does; one that waits for its restart has no address.
+// Running reports whether a container runs. A paused container does. A container that waits for its restart has no address.
 func Running(c *docker.Container) bool {
 	return c.State.Running && !c.State.Restarting
 }
 
-// FromInspect converts Docker's answer to inspect. It leaves out values that do not parse, since Docker wrote them. tags is
-// the template of further tags, which may be nil.
+// FromInspect converts Docker's answer to inspect. It ignores values that do not parse. tags is the template of further tags
+// and may be nil.
 func FromInspect(in *docker.Container, tags *template.Template) label.Container {
 	c := label.Container{
 		ID:          in.ID,
@@ -79,7 +79,7 @@ func FromInspect(in *docker.Container, tags *template.Template) label.Container 
 					c.Networks[name] = append(c.Networks[name], a)
 				}
 			}
-			if n.NetworkID != "" && n.NetworkID == c.Network { // docker run --network takes an ID, too
+			if n.NetworkID != "" && n.NetworkID == c.Network { // docker run --network also takes an ID
 				c.Network = name
 			}
 		}
@@ -89,7 +89,7 @@ func FromInspect(in *docker.Container, tags *template.Template) label.Container 
 	return c
 }
 
-// portsOf returns the ports that a container exposes or that the host publishes for it, sorted.
+// portsOf returns the exposed and published ports of a container, sorted.
 func portsOf(in *docker.Container) []label.Port {
 	ports := map[string]label.Port{}
 	add := func(p docker.Port, bindings []docker.PortBinding) {
@@ -115,7 +115,7 @@ func portsOf(in *docker.Container) []label.Port {
 	return slices.SortedFunc(maps.Values(ports), label.Port.Compare)
 }
 
-// hostPorts returns the ports of the host that are given one by one. Docker chooses from a range, or by itself.
+// hostPorts returns the host ports that were requested individually. Docker chooses the others, from a range or freely.
 func hostPorts(all map[docker.Port][]docker.PortBinding) (out []uint16) {
 	for _, bindings := range all {
 		for _, b := range bindings {
@@ -128,8 +128,8 @@ func hostPorts(all map[docker.Port][]docker.PortBinding) (out []uint16) {
 	return slices.Compact(out)
 }
 
-// published returns the bindings in the order of preference: an address that other hosts reach before loopback, IPv4
-// before IPv6, then the lower address and port.
+// published returns the bindings in order of preference: addresses that other hosts reach before loopback, IPv4 before IPv6,
+// then the lower address and port.
 func published(bindings []docker.PortBinding) []netip.AddrPort {
 	var out []netip.AddrPort
 	for _, b := range bindings {
@@ -158,7 +158,7 @@ func preferred(a, b netip.AddrPort) int {
 	return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Compare(b))
 }
 
-// health returns the status of a container's HEALTHCHECK, "" if it has none, and the output of its last run.
+// health returns the status of a container's HEALTHCHECK, or "" if it has none, and the output of its last run.
 func health(in *docker.Container) (status, output string) {
 	switch in.State.Health.Status {
 	case "starting", "healthy", "unhealthy":
@@ -170,7 +170,7 @@ func health(in *docker.Container) (status, output string) {
 		if test := in.Config.Healthcheck.Test; len(test) == 0 || test[0] == "NONE" {
 			return "", ""
 		}
-		status = "starting" // it was not run yet
+		status = "starting" // it has not run yet
 	}
 	if log := in.State.Health.Log; len(log) > 0 {
 		output = strings.TrimSpace(strings.ToValidUTF8(log[len(log)-1].Output, "\uFFFD"))

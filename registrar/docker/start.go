@@ -14,8 +14,8 @@ import (
 	"berth/registrar/label"
 )
 
-// Start returns a function that has Docker start a container. One that runs already is no error. A *Refusal says that it was not
-// started; after any other error it may have been.
+// Start returns a function that starts a container. Starting a running one is no error. A *Refusal means that the container
+// was not started; after any other error it may have been.
 func Start(client *docker.Client) func(ctx context.Context, id string) error {
 	return func(ctx context.Context, id string) error {
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -32,25 +32,25 @@ func Start(client *docker.Client) func(ctx context.Context, id string) error {
 	}
 }
 
-// Refusal is Docker's answer to a call that it does not carry out.
+// Refusal is Docker's answer to a call that it refuses.
 type Refusal struct {
 	Status int
-	Why    string // in Docker's words
+	Why    string // Docker's reason
 }
 
 func refusal(status int, body []byte) *Refusal {
 	var said struct{ Message string }
-	_ = json.Unmarshal(body, &said) // what is not JSON speaks for itself
+	_ = json.Unmarshal(body, &said) // a body that is not JSON is used as it is
 	return &Refusal{status, cmp.Or(said.Message, strings.TrimSpace(string(body)))}
 }
 
-// Error returns the status with Docker's words.
+// Error returns the status and Docker's reason.
 func (r *Refusal) Error() string {
 	return fmt.Sprintf("docker: %d %s: %s", r.Status, http.StatusText(r.Status), r.Why)
 }
 
-// Replacements returns the containers that ask to be started before those that they replace, and that compose has not renamed
-// yet, with the first digits of the old ones' IDs.
+// Replacements returns the containers that ask to start before the ones they replace and that compose has not renamed yet,
+// with the first digits of the old containers' IDs.
 func Replacements(ctx context.Context, client Client) (olds map[string]string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -10,9 +10,9 @@ import (
 	"berth/registrar/label"
 )
 
-// ParseTags parses a template of further tags for every instance, separated by commas. Its data is what `docker
-// inspect` says of the container: `{{.Config.Hostname}},prod`. It has Registrator's functions, apart from those that
-// ask the network.
+// ParseTags parses a template of further tags for every instance, separated by commas. Its data is the output of `docker
+// inspect` for the container: `{{.Config.Hostname}},prod`. It has Registrator's functions, except those that query the
+// network.
 func ParseTags(text string) (*template.Template, error) {
 	return template.New("tags").Option("missingkey=zero").Funcs(template.FuncMap{
 		"strSlice": strSlice,
@@ -34,7 +34,7 @@ func ParseTags(text string) (*template.Template, error) {
 	}).Parse(text)
 }
 
-// strSlice returns s[from:], or s[from:to], or s if it is not that long.
+// strSlice returns s[from:] or s[from:to], or s if s is shorter.
 func strSlice(s string, bounds ...int) string {
 	from, to := 0, len(s)
 	if len(bounds) > 0 {
@@ -49,8 +49,8 @@ func strSlice(s string, bounds ...int) string {
 	return s[from:to]
 }
 
-// sIndex returns an element of a list, counted from its end if i is negative: the last or first one if there are not so
-// many, and "" if there is none.
+// sIndex returns an element of a list; a negative i counts from the end. Beyond the list it returns the last or first
+// element, and "" for an empty list.
 func sIndex(i int, list []string) string {
 	if len(list) == 0 {
 		return ""
@@ -61,7 +61,7 @@ func sIndex(i int, list []string) string {
 	return list[max(0, min(i, len(list)-1))]
 }
 
-// matching returns the elements that a regular expression matches.
+// matching returns the elements that match a regular expression.
 func matching(pattern string, list []string) (found []string, err error) {
 	re, err := regexp.Compile(pattern)
 	if err != nil {

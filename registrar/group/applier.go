@@ -18,86 +18,86 @@ import (
 )
 
 const (
-	// soon is when to go on after something was done.
+	// soon is the pause after an action.
 	soon = time.Millisecond
-	// turnJitter spreads the instances that try to take the lock when it is free.
+	// turnJitter spreads the instances that try to take a free lock.
 	turnJitter = 30 * time.Millisecond
-	// slowTurn is how long another instance may hold the lock until the report of those that wait names it.
+	// slowTurn is how long another instance may hold the lock before the reports of waiting instances name it.
 	slowTurn = 5 * time.Second
-	// dataHold is how long a change of the templates' data, which has no version, is left alone when it did not work.
+	// dataHold is how long a failed change of the templates' data, which has no version, is not retried.
 	dataHold = time.Minute
 )
 
-// Options say which instance an Applier changes, and how. All are required but Changed.
+// Options say which instance an Applier changes, and how. All are required except Changed.
 type Options struct {
 	Service  string    // in Consul: app, or app-prod for the group prod
 	Instance string    // service ID
-	Strategy string    // Rolling, AtOnce or None, where the operator names none
-	Started  time.Time // when the instance started or is about to: it has carried out what was ordered before
-	// Timeout is how long a change may take in all: draining, applying, being ready. Taking it back may take as long again.
+	Strategy string    // Rolling, AtOnce or None, unless the operator names one
+	Started  time.Time // when the instance started, or is about to: it has carried out earlier orders
+	// Timeout limits a whole change: draining, applying, becoming ready. Reverting it may take as long again.
 	Timeout time.Duration
 
 	Target  Target
-	Changed <-chan struct{} // what the Target's templates have from elsewhere has changed
+	Changed <-chan struct{} // external data of the Target's templates has changed
 	Consul  *api.Client
 	Store   *store.Store
-	// Sessions has to run until Run has returned, which gives the lock back.
+	// Sessions must run until Run has returned, because Run releases the lock.
 	Sessions *session.Keeper
 	Log      *slog.Logger
 }
 
 // Applier brings one instance of a group to what is wanted of it. The goroutine of Run owns the state. It waits for the
-// Target and, with deadlines, for Consul; watches and the writing of reports have goroutines of their own.
+// Target and, with deadlines, for Consul. Watches and the writing of reports have their own goroutines.
 type Applier struct {
 	opts  Options
 	kv    *api.KV
 	log   *slog.Logger
-	asked atomic.Uint64 // number of the last question to Consul
+	asked atomic.Uint64 // number of the last query to Consul
 
 	configs latest[answer[store.Version]]
 	files   latest[answer[map[string]store.Header]]
 	orders  latest[answer[store.Order]]
 	locks   latest[answer[lock]]
-	wake    chan struct{} // one of them has something new
+	wake    chan struct{} // receives when one of the channels has news
 	reports latest[report]
 	unread  unread
 
-	known  struct{ config, files, order, lock uint64 } // numbers of the answers that the following is from, 0 = none yet
-	wanted Wanted                                      // its Restart is the number of the order in Consul
+	known  struct{ config, files, order, lock uint64 } // numbers of the answers used below, 0 = none yet
+	wanted Wanted                                      // its Restart is the order's number in Consul
 	order  store.Order
 	lock   lock
-	seen   time.Time // when who holds the lock was seen to hold it
+	seen   time.Time // since when the present holder of the lock was seen
 
-	have    *Wanted   // what the instance runs; nil = not known
-	since   time.Time // when it began to
-	carried uint64    // number of the newest order to restart that is carried out
-	told    uint64    // Restart as the Target has carried it out
-	changes uint64    // how often the Target's data changed
+	have    *Wanted   // what the instance runs; nil = unknown
+	since   time.Time // when it began to run that
+	carried uint64    // number of the newest restart order carried out
+	told    uint64    // Restart as carried out by the Target
+	changes uint64    // number of changes of the Target's data
 
-	failed struct { // what did not work here, until something else is wanted
+	failed struct { // what failed here, until something else is wanted
 		id string
 		standing
 	}
 	hold   hold
-	turn   time.Time        // when to try to take the lock; zero = it is not needed, or not free
-	owed   *owed            // the lock, which has to be given back
-	unsaid *store.Halt      // the session was lost before the others were told
-	mine   *session.Session // with which the lock was taken last
-	gave   uint64           // number of a question that was asked when it was given back, or later
-	ending bool             // the instance ends
-	stuck  retry.Lasting    // it cannot be given back
+	turn   time.Time        // when to try to take the lock; zero = not needed, or not free
+	owed   *owed            // the lock to release
+	unsaid *store.Halt      // the session was lost before the other instances were told
+	mine   *session.Session // session that last took the lock
+	gave   uint64           // number of a query made at or after the release
+	ending bool             // the instance is ending
+	stuck  retry.Lasting    // the release keeps failing
 
-	said   []byte // the last report
+	said   []byte // last report
 	logged standing
 }
 
-// standing is what an instance says of itself, beside what it runs.
+// standing is what an instance reports, apart from what it runs.
 type standing struct {
 	state, reason string
-	failed        uint64 // version
+	failed        uint64 // version that failed
 }
 
-// hold keeps a change from being tried again for a while, unless something changes before.
+// hold keeps a change from being retried for a while, unless something changes.
 type hold struct {
 	id      string
 	changes uint64
@@ -105,7 +105,7 @@ type hold struct {
 	standing
 }
 
-// New returns an Applier that asks nothing before First or Run.
+// New returns an Applier that makes no calls before First or Run.
 func New(o Options) *Applier {
 	return &Applier{
 		opts:    o,
@@ -121,9 +121,9 @@ func New(o Options) *Applier {
 	}
 }
 
-// First returns what an instance that is about to start is to run: what is wanted, or the version that works if a change to
-// what is wanted was halted. It is called once and before Run, which takes for granted that the instance starts with that. It
-// tries until ctx is done; after its error the instance starts with what it has, and Run brings it to what is wanted.
+// First returns what a starting instance should run: what is wanted, or the working version if a change to what is wanted
+// was halted. It is called once, before Run, which assumes that the instance starts with the result. It tries until ctx is
+// done. After an error the instance starts with what it has, and Run brings it to what is wanted.
 func (a *Applier) First(ctx context.Context) (Wanted, error) {
 	delays := retry.Delays()
 	for {
@@ -149,8 +149,8 @@ func (a *Applier) first(ctx context.Context) (Wanted, error) {
 		return Wanted{}, err
 	}
 	a.heardLock(l)
-	// The configuration that was halted may be wanted anew, by an order to restart or with other files. Then this instance
-	// has its turn, too.
+	// A halted configuration may be wanted again, through a restart order or with other files. Then this instance also gets
+	// its turn.
 	if h := a.lock.Halted; h != nil && (h.Wanted == a.wanted.ID() || h.Version == a.wanted.Config.Version && h.Version != h.Good) {
 		a.log.Warn(a.opts.Instance+" starts with the last good configuration", "version", h.Good, "reason", halted(h))
 		return a.good(ctx, h)
@@ -158,7 +158,7 @@ func (a *Applier) first(ctx context.Context) (Wanted, error) {
 	return a.wanted, nil
 }
 
-// good returns what a halted change was to replace, but for files: only the instances that had them know the old ones.
+// good returns what a halted change was to replace, without the files: only the instances that had them know the old ones.
 func (a *Applier) good(ctx context.Context, h *store.Halt) (Wanted, error) {
 	w := a.wanted
 	if w.Config = (store.Version{}); h.Good == 0 {
@@ -171,8 +171,8 @@ func (a *Applier) good(ctx context.Context, h *store.Halt) (Wanted, error) {
 	return w, err
 }
 
-// Run brings the instance to what is wanted whenever that changes, until ctx is done. What it is doing then ends early, and
-// the group's lock is given back.
+// Run brings the instance to what is wanted whenever that changes, until ctx is done. It then ends its current work early
+// and releases the group's lock.
 func (a *Applier) Run(ctx context.Context) {
 	watching, stop := context.WithCancel(ctx)
 	var others sync.WaitGroup
@@ -205,7 +205,7 @@ func (a *Applier) Run(ctx context.Context) {
 	}
 }
 
-// news takes up what is new, without waiting.
+// news receives what is new, without waiting.
 func (a *Applier) news() {
 	for {
 		select {
@@ -225,7 +225,7 @@ func (a *Applier) news() {
 	}
 }
 
-// read reads what is wanted, as it is now.
+// read reads the current wanted state.
 func (a *Applier) read(ctx context.Context) error {
 	var (
 		config answer[store.Version]
@@ -270,7 +270,7 @@ func (a *Applier) heardOrder(v answer[store.Order]) {
 	first := a.known.order == 0
 	a.known.order, a.order, a.wanted.Restart = v.number, v.value, v.value.Number
 	if first && !a.order.At.After(a.opts.Started) || a.order.Number < a.carried {
-		a.carried = a.order.Number // in Consul, the numbers may have begun anew
+		a.carried = a.order.Number // numbers in Consul may have started over
 	}
 }
 
@@ -292,7 +292,7 @@ func (a *Applier) heardLock(v answer[lock]) {
 	}
 }
 
-// step does what is next, and returns when to go on without news, 0 = not at all.
+// step does the next thing, and returns when to continue without news, 0 = not at all.
 func (a *Applier) step(ctx context.Context) (again time.Duration) {
 	if a.owed != nil && !a.giveBack(ctx) {
 		return pauseTime()
@@ -322,11 +322,11 @@ func (a *Applier) step(ctx context.Context) (again time.Duration) {
 	}
 	switch {
 	case a.mine != nil && a.lock.session == a.mine.ID:
-		if a.known.lock > a.gave { // an attempt that was not answered was late
+		if a.known.lock > a.gave { // a late effect of an unanswered attempt
 			a.owed = &owed{a.mine, a.lock.Halted}
 			return soon
 		}
-		return 0 // the watch will tell that it is given back
+		return 0 // the watch reports when it is released
 	case a.lock.session != "":
 		a.turn = time.Time{}
 		return max(0, slowTurn-time.Since(a.seen))
@@ -348,7 +348,7 @@ func (a *Applier) step(ctx context.Context) (again time.Duration) {
 	return soon
 }
 
-// waits says that the instance waits for the lock, and for whom if that lasts.
+// waits reports that the instance waits for the lock, and for which holder if that lasts.
 func (a *Applier) waits() standing {
 	s := standing{state: store.Waiting, reason: "waits for its turn"}
 	if a.lock.session != "" && time.Since(a.seen) >= slowTurn {
@@ -357,15 +357,15 @@ func (a *Applier) waits() standing {
 	return s
 }
 
-// pauseTime returns how long to wait after a call to Consul that failed, or a lock that it did not give.
+// pauseTime returns how long to wait after a failed call to Consul, or after failing to get the lock.
 func pauseTime() time.Duration { return 100*time.Millisecond + rand.N(200*time.Millisecond) }
 
-// roll carries out what is to be done with the lock held, and returns the halt to leave there.
+// roll carries out the plan while holding the lock, and returns the halt to leave in the lock.
 func (a *Applier) roll(ctx context.Context, before *store.Halt) (after *store.Halt) {
 	if a.unsaid != nil {
 		return a.unsaid
 	}
-	if err := a.read(ctx); err != nil { // something newer may be wanted than the watches have told
+	if err := a.read(ctx); err != nil { // something newer may be wanted than the watches have reported
 		return before
 	}
 	p := a.plan(ctx)
@@ -380,7 +380,7 @@ func (a *Applier) roll(ctx context.Context, before *store.Halt) (after *store.Ha
 	case failed == "":
 		return nil
 	case p.data && a.changes != p.changes:
-		return nil // they changed again meanwhile
+		return nil // they have changed again
 	}
 	h := &store.Halt{Wanted: p.id, Version: p.goal.Config.Version, Instance: a.opts.Instance, Reason: failed, At: time.Now().UTC()}
 	if a.have != nil {
@@ -389,7 +389,7 @@ func (a *Applier) roll(ctx context.Context, before *store.Halt) (after *store.Ha
 	return h
 }
 
-// runs records what the instance runs now.
+// runs records what the instance now runs.
 func (a *Applier) runs(w Wanted) {
 	if a.have == nil || a.have.Config.Version != w.Config.Version || a.have.Config.Sum != w.Config.Sum {
 		a.since = time.Now().UTC()

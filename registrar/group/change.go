@@ -11,16 +11,16 @@ import (
 	"berth/registrar/group/store"
 )
 
-// atOnceDrain is how long an instance is drained that changes together with all others: there is nobody else to serve.
+// atOnceDrain is how long an instance drains when all instances change together, and none is left to serve.
 const atOnceDrain = time.Second
 
-// carry brings the instance to the plan's goal. If that fails, it is brought back to what it ran, and failed says why; not
-// done and no failure means that it was not begun and is to be tried again, or that ctx is done.
+// carry brings the instance to the plan's goal. If that fails, it brings the instance back to what it ran, and failed says
+// why. Neither done nor failed means that the change did not begin and must be tried again, or that ctx is done.
 func (a *Applier) carry(ctx context.Context, p plan) (done bool, failed string) {
 	began := time.Now()
 	log := a.log.With("version", p.goal.Config.Version, "why", p.why)
 	if applying := (standing{state: store.Applying, reason: p.why}); p.how == calmly {
-		a.tell(applying) // it is over before anybody could read a report
+		a.tell(applying) // it is over before a report could be read
 	} else {
 		a.say(applying)
 	}
@@ -34,7 +34,7 @@ func (a *Applier) carry(ctx context.Context, p plan) (done bool, failed string) 
 			if err := a.resume(ctx); err != nil {
 				reason += "; and cannot be put back: " + err.Error()
 			}
-			if !errors.Is(err, session.ErrLost) { // then the next turn may be at once
+			if !errors.Is(err, session.ErrLost) { // otherwise the next turn may be at once
 				a.hold = hold{p.id, a.changes, time.Now().Add(prepareAgain), standing{state: store.Waiting, reason: reason}}
 			}
 			log.Warn("a change of "+a.opts.Instance+" cannot begin; trying again", "reason", reason)
@@ -73,14 +73,14 @@ func (a *Applier) carry(ctx context.Context, p plan) (done bool, failed string) 
 	return false, failed
 }
 
-// ends reports whether the Applier or the instance ends, of which an error says nothing about the change.
+// ends reports whether the Applier or the instance is ending. An error then says nothing about the change.
 func (a *Applier) ends(ctx context.Context, err error) bool {
 	a.ending = a.ending || errors.Is(err, ErrStopping)
 	return a.ending || ctx.Err() != nil
 }
 
-// drain takes the instance out of service. It gives up when the lock is lost: somebody else may be draining, too. From
-// then on, what was begun is finished.
+// drain takes the instance out of service. It gives up when the lock is lost, because another instance may be draining, too.
+// After the drain, a change that has begun is finished.
 func (a *Applier) drain(ctx context.Context, p plan) error {
 	if p.how != AtOnce {
 		held, cancel := a.owed.session.While(ctx)
@@ -99,7 +99,7 @@ func (a *Applier) drain(ctx context.Context, p plan) error {
 	return nil
 }
 
-// revert brings the instance back to what it ran, and into service.
+// revert brings the instance back to what it ran, and back into service.
 func (a *Applier) revert(ctx context.Context, p plan) error {
 	limited, cancel := context.WithTimeout(ctx, a.opts.Timeout)
 	defer cancel()
@@ -116,7 +116,7 @@ func (a *Applier) resume(ctx context.Context) error {
 	return a.opts.Target.Resume(limited)
 }
 
-// oneLine returns what joined errors say, each once.
+// oneLine joins the messages of joined errors, each once.
 func oneLine(err error) string {
 	return strings.Join(slices.Compact(strings.Split(err.Error(), "\n")), "; ")
 }

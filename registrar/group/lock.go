@@ -13,13 +13,13 @@ import (
 	"berth/registrar/retry"
 )
 
-// owed is the group's lock, which has to be given back.
+// owed is the group's lock, to be released.
 type owed struct {
 	session *session.Session
-	halted  *store.Halt // to leave there
+	halted  *store.Halt // to leave in the lock
 }
 
-// lost reports whether another may have the lock by now.
+// lost reports whether another instance may have the lock by now.
 func (o *owed) lost() bool {
 	select {
 	case <-o.session.Lost():
@@ -29,8 +29,8 @@ func (o *owed) lost() bool {
 	}
 }
 
-// take tries to take the group's lock, which was free when it was read last, and reports whether this instance has it. The
-// transaction keeps a Halt from being lost that another instance has left there since.
+// take tries to take the group's lock, which was free at the last read, and reports whether this instance has it. The
+// transaction protects a Halt that another instance may have left there since.
 func (a *Applier) take(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
@@ -41,7 +41,7 @@ func (a *Applier) take(ctx context.Context) bool {
 	now := lock{Roll: store.Roll{Holder: a.opts.Instance, Held: true, Since: time.Now().UTC(), Halted: a.lock.Halted}, session: s.ID}
 	value, err := json.Marshal(now.Roll)
 	if err != nil {
-		panic(err) // nothing in it can fail
+		panic(err) // cannot fail
 	}
 	same := &api.KVTxnOp{Verb: api.KVCheckIndex, Key: store.RollingKey(a.opts.Service), Index: a.lock.index}
 	if a.lock.index == 0 {
@@ -50,7 +50,7 @@ func (a *Applier) take(ctx context.Context) bool {
 	number, sent := a.asked.Add(1), time.Now()
 	taken, answer, _, err := a.kv.Txn(api.KVTxnOps{same, {Verb: api.KVLock, Key: store.RollingKey(a.opts.Service), Value: value, Session: s.ID}},
 		(&api.QueryOptions{}).WithContext(ctx))
-	if !taken && err == nil { // another was faster, or the lock-delay after the end of a session is not over
+	if !taken && err == nil { // another instance was faster, or the lock-delay after the end of a session applies
 		for _, e := range answer.Errors {
 			if strings.Contains(e.What, "invalid session") {
 				a.opts.Sessions.Gone()
@@ -58,21 +58,21 @@ func (a *Applier) take(ctx context.Context) bool {
 		}
 		return false
 	}
-	a.owed, a.mine = &owed{s, a.lock.Halted}, s             // after an error it may have been taken all the same
-	if err != nil || time.Since(sent) > session.LockDelay { // a late answer may be of the past
+	a.owed, a.mine = &owed{s, a.lock.Halted}, s             // after an error it may still have been taken
+	if err != nil || time.Since(sent) > session.LockDelay { // a late answer may be outdated
 		return false
 	}
 	a.known.lock, a.lock = number, now
 	return true
 }
 
-// giveBack releases the group's lock, and reports whether that is settled. It has a deadline of its own: ctx may be done.
+// giveBack releases the group's lock, and reports whether that is settled. It has its own deadline, because ctx may be done.
 func (a *Applier) giveBack(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
 	defer cancel()
 	value, err := json.Marshal(store.Roll{Halted: a.owed.halted, Since: time.Now().UTC()})
 	if err != nil {
-		panic(err) // nothing in it can fail
+		panic(err) // cannot fail
 	}
 	held, _, err := a.kv.Release(&api.KVPair{Key: store.RollingKey(a.opts.Service), Value: value, Session: a.owed.session.ID}, (&api.WriteOptions{}).WithContext(ctx))
 	if err != nil {

@@ -11,35 +11,35 @@ import (
 	"berth/registrar/group/store"
 )
 
-// calmly is how a change is carried out that does not disrupt the instance.
+// calmly is the way to apply a change that does not disrupt the instance.
 const calmly = "calmly"
 
 // prepareTime is the deadline of Prepare.
 const prepareTime = 30 * time.Second
 
-// prepareAgain is when to prepare again what cannot be applied here, even if nothing changes: a file system may have space
-// again, and Consul may answer.
+// prepareAgain is when to prepare again after a failure, even if nothing changes: the file system may have space again, and
+// Consul may answer.
 const prepareAgain = 15 * time.Second
 
 // plan is what to do next.
 type plan struct {
-	how string // Rolling, AtOnce or calmly; "" = nothing but to say so
+	how string // Rolling, AtOnce or calmly; "" = only report
 	standing
-	again time.Duration // when to plan anew without news, 0 = not at all
+	again time.Duration // when to plan again without news, 0 = not at all
 
 	goal    Wanted
-	restart uint64 // as the Target knows it
+	restart uint64 // in the Target's count
 	id      string // of what is applied
 	why     string
-	data    bool   // only what the Target has from elsewhere changes
-	changes uint64 // how often that had changed
+	data    bool   // only the Target's external data changes
+	changes uint64 // the number of its changes at the time
 	change  Change
 }
 
-// dataID identifies a change of the Target's own data while w is what it runs.
+// dataID identifies a change of the Target's own data while it runs w.
 func dataID(w Wanted) string { return w.ID() + "+data" }
 
-// plan decides what to do next, and touches nothing.
+// plan decides what to do next, without side effects.
 func (a *Applier) plan(ctx context.Context) plan {
 	p := plan{goal: a.wanted, id: a.wanted.ID(), restart: a.told, changes: a.changes, standing: standing{state: store.Applied}}
 	switch h := a.lock.Halted; {
@@ -112,17 +112,17 @@ func (a *Applier) done(p plan) {
 	a.runs(p.goal)
 }
 
-// restarts says whether the plan carries out an order to restart.
+// restarts reports whether the plan carries out a restart order.
 func (a *Applier) restarts(p plan) bool { return p.restart > a.told }
 
-// strategy returns the strategy of what the plan changes: that of the newest kind of decision that names one.
+// strategy returns the strategy for the plan: that of the newest kind of decision that names one.
 func (a *Applier) strategy(p plan) string {
 	s := a.opts.Strategy
 	if a.restarts(p) {
 		if a.order.Strategy != "" {
 			s = a.order.Strategy
 		}
-		if s == None { // the order is what that waits for
+		if s == None { // the change waits for exactly this order
 			s = Rolling
 		}
 		return s
@@ -142,7 +142,7 @@ func (a *Applier) otherConfig(p plan) bool {
 	return a.have == nil || a.have.Config.Version != p.goal.Config.Version || a.have.Config.Sum != p.goal.Config.Sum
 }
 
-// otherFiles returns the names of files that the plan changes, adds or takes away, sorted.
+// otherFiles returns the names of files that the plan changes, adds or removes, sorted.
 func (a *Applier) otherFiles(p plan) []string {
 	var before map[string]store.Header
 	if a.have != nil {
@@ -162,7 +162,7 @@ func (a *Applier) otherFiles(p plan) []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-// why says what the plan carries out.
+// why describes what the plan carries out.
 func (a *Applier) why(p plan) string {
 	var why []string
 	if p.data {

@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	// Reports are written at once, but not for long faster than reportEvery.
+	// Reports are written at once, but on average not more often than reportEvery.
 	reportEvery, reportBurst = time.Second, 10
-	// acknowledgeTime is how long the next instance waits at most until the report of this one is written.
+	// acknowledgeTime is how long the next instance waits at most for the report of this one.
 	acknowledgeTime = 500 * time.Millisecond
 )
 
@@ -27,7 +27,7 @@ type report struct {
 	written chan struct{} // closed when it is written
 }
 
-// say reports how the instance stands, if that is not what it said before, and logs it. It does not wait.
+// say reports and logs the standing of the instance if it has changed. It does not wait.
 func (a *Applier) say(s standing) (written <-chan struct{}) {
 	r := store.Report{Instance: a.opts.Instance, Since: a.since, State: s.state, Reason: s.reason, FailedVersion: s.failed, Restart: a.carried}
 	if a.have != nil {
@@ -41,7 +41,7 @@ func (a *Applier) say(s standing) (written <-chan struct{}) {
 	}
 	value, err := json.Marshal(r)
 	if err != nil {
-		panic(err) // nothing in it can fail
+		panic(err) // cannot fail
 	}
 	if bytes.Equal(value, a.said) {
 		return nil
@@ -55,7 +55,7 @@ func (a *Applier) say(s standing) (written <-chan struct{}) {
 	return next.written
 }
 
-// tell logs how the instance stands now.
+// tell logs the standing of the instance.
 func (a *Applier) tell(s standing) {
 	a.logged = s
 	args := []any{"version", a.wanted.Config.Version, "why", s.reason}
@@ -69,7 +69,8 @@ func (a *Applier) tell(s standing) {
 	}
 }
 
-// acknowledge says how the instance stands after a change. The next one has the lock when that is written, or a moment later.
+// acknowledge reports the standing after a change. The next instance gets the lock once the report is written, or a moment
+// later.
 func (a *Applier) acknowledge(ctx context.Context, p plan, s standing) {
 	written := a.say(s)
 	if p.how != Rolling || written == nil {
@@ -82,7 +83,7 @@ func (a *Applier) acknowledge(ctx context.Context, p plan, s standing) {
 	}
 }
 
-// write keeps the last report in Consul, under the session of the moment.
+// write keeps the last report in Consul, held by the current session.
 func (a *Applier) write(ctx context.Context) {
 	var (
 		r       report

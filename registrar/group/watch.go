@@ -16,29 +16,30 @@ import (
 )
 
 const (
-	// watchTime is how long a blocking query may block: no longer, since one whose answer is lost blocks until its deadline.
+	// watchTime is how long a blocking query may block. It is short, because a query whose answer is lost blocks until its
+	// deadline.
 	watchTime = 15 * time.Second
-	// callTime is the deadline of any other call to Consul, and what a blocking query may take beyond its own time.
+	// callTime is the deadline of all other calls to Consul, and the extra time of a blocking query.
 	callTime = 3 * time.Second
-	// idle is how long to wait after an answer that says, soon after the question, that there are still no files: while there
-	// are none, each key that anybody writes makes for one.
+	// idle is the pause after a quick answer that still lists no files. Without files, every write of any key causes such an
+	// answer.
 	idle = 500 * time.Millisecond
 )
 
-// lock is what Consul has under the key of the group's lock.
+// lock is the value in Consul of the group's lock.
 type lock struct {
 	store.Roll
-	index   uint64 // of the key's last change, 0 = there is no such key
-	session string // of who holds it
+	index   uint64 // of the key's last change, 0 = no such key
+	session string // session of the holder
 }
 
-// answer is what Consul said. One with a greater number was asked for later, and so is no older.
+// answer is an answer from Consul. One with a greater number was asked for later, and so is not older.
 type answer[T any] struct {
 	number uint64
 	value  T
 }
 
-// latest is a channel that holds one value: the last one that its only sender put there.
+// latest is a channel that holds the last value put by its only sender.
 type latest[T any] chan T
 
 func (l latest[T]) put(v T) {
@@ -49,14 +50,14 @@ func (l latest[T]) put(v T) {
 	l <- v
 }
 
-// watch keeps what read returns up to date in news: it is read anew when the index moves with which wait answers, unless there
-// is nothing as before. An error changes nothing, and an index that goes backwards is no sign of loss: that of a prefix does
+// watch keeps the result of read current in news. It reads again when the index returned by wait moves, unless nothing
+// exists, as before. An error changes nothing. An index that goes backwards does not mean a loss: that of a prefix does so
 // when a key is deleted.
 func watch[T any](ctx context.Context, a *Applier, what string, idle time.Duration, wait wait,
 	read func(context.Context) (answer[T], error), news latest[answer[T]]) {
 	var (
 		index   uint64
-		nothing bool // the last time
+		nothing bool // last time
 		delays  = retry.Delays()
 		limit   = rate.NewLimiter(rate.Every(100*time.Millisecond), 10)
 	)
@@ -101,7 +102,7 @@ func watch[T any](ctx context.Context, a *Applier, what string, idle time.Durati
 	}
 }
 
-// unread is what the watches cannot read. That has one cause as a rule, and is told once for all of them.
+// unread tracks what the watches cannot read. It usually has one cause, and is logged once for all of them.
 type unread struct {
 	mu      sync.Mutex
 	what    map[string]bool
@@ -128,7 +129,7 @@ func (u *unread) succeeded(a *Applier, what string) {
 	}
 }
 
-// wait is a blocking query, which says whether there is something.
+// wait is a blocking query that reports whether anything exists.
 type wait func(*api.QueryOptions) (there bool, meta *api.QueryMeta, err error)
 
 func (a *Applier) waitKey(key string) wait {
@@ -143,7 +144,7 @@ func (a *Applier) waitFiles(q *api.QueryOptions) (bool, *api.QueryMeta, error) {
 	return len(keys) > 0, meta, err
 }
 
-// asked numbers what f asks Consul for, and gives it a deadline.
+// asked numbers f's query to Consul, and gives it a deadline.
 func asked[T any](ctx context.Context, a *Applier, f func(context.Context) (T, error)) (answer[T], error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()

@@ -9,18 +9,18 @@ import (
 	"strings"
 )
 
-// target is where clients reach a port, and where the registrar finds out whether it is ready.
+// target is where clients reach a port, and where the registrar probes whether it is ready.
 type target struct {
 	address string // "" = the node's
 	port    int
-	probe   string // host:port; "" = the registrar cannot tell
+	probe   string // host:port; "" = the registrar cannot probe it
 }
 
-// loopback is the node as its own agent sees it.
+// loopback is the node's address for its own agent.
 const loopback = "127.0.0.1"
 
-// locate decides where a port is reached: as its container's labels choose, else as the host is configured, else at its
-// published port. reason says why it is not reached. The settings it reads are taken.
+// locate decides where a port is reached: as the container's labels choose, else as the host is configured, else at its
+// published port. reason says why it cannot be reached. locate takes the settings that it reads.
 func locate(c Container, p Port, keys *portKeys, rule Rule, h Host) (at target, reason string) {
 	choice, network := strings.ToLower(keys.take("address")), keys.take("network")
 	if c.NetworkOf != "" {
@@ -48,9 +48,9 @@ func locate(c Container, p Port, keys *portKeys, rule Rule, h Host) (at target, 
 	return atPublished(p, h.IP, own.probe)
 }
 
-// inside returns the container's own address: on the network that a label names, else on the host's first one that it
-// is on, else on the network it was started on, else on the first by name. shared says whether the network was chosen
-// by the label or the host.
+// inside returns the container's own address: on the network that a label names, else on the first of the host's networks
+// that the container is on, else on the network it was started on, else on the first by name. shared says whether the label
+// or the host chose the network.
 func (c Container) inside(network string, h Host) (address string, shared bool) {
 	for i, n := range slices.Concat([]string{network}, h.Networks, []string{c.Network}, c.networkNames()) {
 		if a, on := c.Networks[n]; on {
@@ -60,15 +60,15 @@ func (c Container) inside(network string, h Host) (address string, shared bool) 
 	return "", false
 }
 
-// atPublished returns the target of a port where the host publishes it. address replaces the address of the binding,
-// unless it is "".
+// atPublished returns the target of a port where the host publishes it. address replaces the address of the binding, unless
+// it is "".
 //
-// A published port accepts whether something listens in the container or not: the container itself is probed.
+// A published port accepts connections whether or not anything listens in the container, so the container itself is probed.
 func atPublished(p Port, address, probe string) (at target, reason string) {
 	if len(p.Published) == 0 {
 		return at, "it is not published: publish it, or remove SERVICE_ADDRESS=published"
 	}
-	first := p.Published[0] // on loopback only if there is nothing else
+	first := p.Published[0] // on loopback only if it has no other binding
 	if first.Addr().IsLoopback() {
 		return at, fmt.Sprintf("it is published on %s only, which other hosts cannot reach: publish it on another address", first.Addr())
 	}
@@ -78,9 +78,9 @@ func atPublished(p Port, address, probe string) (at target, reason string) {
 	return target{address, int(first.Port()), probe}, ""
 }
 
-// atAddress returns the target of a port at an address that a label gives: one of the container's own, or one of the
-// host's where the host publishes the port. Any other one would have Consul's checks and the load balancer ask a
-// stranger's choice of machines, so only the operator allows it: in the policy, or by --ip.
+// atAddress returns the target of a port at an address given by a label: one of the container's own, or one of the host's
+// where the host publishes the port. With any other address, a stranger could direct Consul's checks and the load balancer
+// to any machine. So only the operator allows one: in the policy, or with --ip.
 func atAddress(c Container, p Port, choice string, own target, rule Rule, h Host) (at target, reason string) {
 	a, err := netip.ParseAddr(choice)
 	a = a.Unmap()
@@ -99,7 +99,7 @@ func atAddress(c Container, p Port, choice string, own target, rule Rule, h Host
 	case c.HasAddress(a), inPolicy && (c.HostNetwork || h.Internal || len(p.Published) == 0), c.HostNetwork && ofHost:
 		return own, ""
 	}
-	// The binding on that very address, else one on all addresses, else one that something translates it to.
+	// The binding on that very address, else one on all addresses, else one that is translated to it.
 	for _, fits := range []func(b netip.Addr) bool{
 		func(b netip.Addr) bool { return b == a },
 		func(b netip.Addr) bool { return b.IsUnspecified() && (ofHost || inPolicy) },
@@ -119,9 +119,9 @@ func atAddress(c Container, p Port, choice string, own target, rule Rule, h Host
 	return at, fmt.Sprintf("it is published on %s only, and not on %s (SERVICE_ADDRESS): publish it there", p.Published[0].Addr(), a)
 }
 
-// parseAddress returns the address that s says, or the zero Addr. IPv4 within IPv6 is IPv4.
+// parseAddress returns the address in s, or the zero Addr. IPv4 within IPv6 becomes IPv4.
 func parseAddress(s string) netip.Addr {
-	a, _ := netip.ParseAddr(s) // zero with an error
+	a, _ := netip.ParseAddr(s) // zero on an error
 	return a.Unmap()
 }
 
@@ -137,16 +137,16 @@ func ValidateIP(s string) error {
 	return nil
 }
 
-// connectable reports whether clients on several hosts can mean the same machine by an address.
+// connectable reports whether an address can mean the same machine for clients on several hosts.
 func connectable(a netip.Addr) bool {
 	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && a.Zone() == ""
 }
 
-// local reports whether an address is another machine's on every host, or reaches what only the host itself is to ask,
-// like a cloud's metadata at 169.254.169.254.
+// local reports whether an address means another machine on every host, or reaches something that only the host itself may
+// ask, like a cloud's metadata at 169.254.169.254.
 func local(a netip.Addr) bool { return a.IsLoopback() || a.IsLinkLocalUnicast() }
 
-// Endpoint returns the host:port at which clients reach an instance of a container, and what kind of address that is.
+// Endpoint returns the host:port at which clients reach an instance of a container, and the kind of that address.
 func (in Instance) Endpoint(c Container) string {
 	host, kind := in.Address, "as configured"
 	for _, network := range c.networkNames() {
@@ -163,7 +163,7 @@ func (in Instance) Endpoint(c Container) string {
 	return fmt.Sprintf("%s (%s)", net.JoinHostPort(host, strconv.Itoa(in.Port)), kind)
 }
 
-// unreachable says why a port that is not published cannot be reached.
+// unreachable says why an unpublished port cannot be reached.
 func unreachable(c Container, h Host) string {
 	on := "it is on no network that the load balancer reaches"
 	if len(h.Networks) > 0 {
@@ -180,7 +180,7 @@ func attached(c Container) string {
 	return "; it is on " + strings.Join(c.networkNames(), ", ")
 }
 
-// hostPort joins host and port, and returns "" if there is no host.
+// hostPort joins host and port, or returns "" without a host.
 func hostPort(host string, port uint16) string {
 	if host == "" {
 		return ""

@@ -9,27 +9,27 @@ import (
 )
 
 const (
-	maxAsked      = 100 // of a container's labels and variables are told
-	maxAskedValue = 200 // bytes of each value
+	maxAsked      = 100 // most labels and variables shown of a container
+	maxAskedValue = 200 // most bytes shown of each value
 
 	hidden = "(not shown: it looks like a secret)"
 )
 
-// Asked is what somebody asks for by a container's SERVICE_* labels and variables, for an operator to look at.
+// Asked is what a container's SERVICE_* labels and variables ask for, to show to an operator.
 type Asked struct {
-	// Meant says that there is a key that berth knows, or nearly knows, or any SERVICE_ label: somebody meant to register the
-	// container. What is run once is what its service's labels describe, but nobody meant that one.
+	// Meant says that the container has a key that berth knows or nearly knows, or any SERVICE_ label, so somebody meant to
+	// register it. A one-off container has its service's labels, but was not meant itself.
 	Meant bool
-	// Values are what was read, by the labels in upper case. They are shortened, and what may be a secret is not in them.
+	// Values are the values read, by label in upper case. They are shortened, and possible secrets are hidden.
 	Values   map[string]string
 	misspelt []Misspelt
 }
 
-// Misspelt is a label or variable that berth does not know, and that is close to one that it does.
+// Misspelt is an unknown label or variable that is close to a known one.
 type Misspelt struct {
-	Label  string // as it stands on the container, in upper case
-	Meant  string // the one that it may be meant for
-	reason string // as Instances says it, perhaps with something before it
+	Label  string // as set on the container, in upper case
+	Meant  string // the known label that may be meant
+	reason string // as in Instances, perhaps with a prefix
 }
 
 // AskedOf returns what a container asks for.
@@ -46,7 +46,7 @@ func AskedOf(c Container) Asked {
 
 func (a Asked) add(port uint16, values map[string]string) {
 	for _, key := range slices.SortedFunc(maps.Keys(values), func(a, b string) int {
-		if isKnown(a) != isKnown(b) { // those that mean something come first
+		if isKnown(a) != isKnown(b) { // known keys come first
 			return map[bool]int{true: -1, false: 1}[isKnown(a)]
 		}
 		return strings.Compare(a, b)
@@ -58,7 +58,7 @@ func (a Asked) add(port uint16, values map[string]string) {
 	}
 }
 
-// MisspeltIn returns the misspelt label that a reason of Instances is about, if it is about one.
+// MisspeltIn returns the misspelt label that a reason of Instances is about, if any.
 func (a Asked) MisspeltIn(reason string) (m Misspelt, is bool) {
 	for _, m := range a.misspelt {
 		if strings.HasSuffix(reason, m.reason) {
@@ -69,14 +69,14 @@ func (a Asked) MisspeltIn(reason string) (m Misspelt, is bool) {
 }
 
 var (
-	// secretName matches more than isSecret does: hiding a value from a reader costs little.
+	// secretName matches more than isSecret does: hiding a value costs the reader little.
 	secretName = regexp.MustCompile(`(?i)TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API.?KEY|ACCESS.?KEY|PRIVATE.?KEY|AUTHORIZATION|COOKIE` +
 		`|((^|[^MY])PASS|PWD|AUTH|KEYS?)([_.-]|$)|(^|[_.-])(PW|DSN|JWT|PAT)([_.-]|$)`)
 
 	secretValue = regexp.MustCompile(`(?i)(://|^)[^/@:\s]*:[^/@\s]+@|(password|passwd|pwd|token|secret|key)=\S|\b(bearer|basic) +\S|PRIVATE KEY-----`)
 )
 
-// shown returns a value as it may be shown.
+// shown returns a value in the form that may be shown.
 func shown(key, value string) string {
 	if isSecret(key, value) || secretName.MatchString(key) || secretValue.MatchString(value) {
 		return hidden

@@ -21,11 +21,11 @@ import (
 
 // Check is a health check that is registered with an instance.
 type Check struct {
-	Definition api.AgentServiceCheck // complete but for CheckID and Status
-	Status     string                // in the beginning; "" = passing
-	TTL        time.Duration         // of a TTL check, which berth keeps alive while the container runs; 0 = another kind
+	Definition api.AgentServiceCheck // complete except for CheckID and Status
+	Status     string                // initial; "" = passing
+	TTL        time.Duration         // for a TTL check, which berth passes while the container runs; 0 = another kind
 	Health     bool                  // a TTL check that mirrors Docker's HEALTHCHECK
-	Starting   bool                  // and passes while Docker says starting: something else says what ready is
+	Starting   bool                  // it also passes while Docker says starting, because something else decides what ready is
 }
 
 const (
@@ -35,7 +35,7 @@ const (
 	minInterval     = time.Second      // Consul's: an agent makes a shorter one that long
 	minDeregister   = time.Minute      // likewise
 
-	// healthTTL is how long the last word of Docker's HEALTHCHECK counts when nobody repeats it.
+	// healthTTL is how long the last status of Docker's HEALTHCHECK counts if nothing repeats it.
 	healthTTL = 24 * time.Hour
 
 	maxPath = 1024
@@ -44,15 +44,15 @@ const (
 var (
 	token = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}$") // RFC 9110, 5.6.2
 
-	// checkKey splits a key into the prefix that it shares with the options of its check, and the rest.
+	// checkKey splits a key into the prefix shared by the options of its check, and the rest.
 	checkKey = regexp.MustCompile(`(?s)^(check_(?:[1-9]_)?)(.*)$`)
 
-	checkKinds   = []string{"http", "https", "tcp", "grpc", "script", "cmd", "ttl"} // in the order of their registration
+	checkKinds   = []string{"http", "https", "tcp", "grpc", "script", "cmd", "ttl"} // in the order of registration
 	checkOptions = []string{"interval", "timeout", "http_method", "https_method", "grpc_use_tls", "tls_skip_verify", "initial_status", "deregister_after"}
 )
 
-// checks returns the health checks of an instance: what its labels declare, Docker's HEALTHCHECK, and the registrar's own
-// sign of life. In place of a declared check that cannot be made there is one that is critical: the instance must not pass
+// checks returns the health checks of an instance: those declared by its labels, Docker's HEALTHCHECK, and the registrar's
+// own sign of life. A declared check that cannot be made is replaced by a critical one, because the instance must not pass
 // without it. The keys that declare checks are taken. ready is SERVICE_READY.
 func checks(c Container, p Port, keys *portKeys, in Instance, ready string, h Host) (out []Check, problems []string) {
 	mirror := unquoted(keys.take(checkPrefix + "docker"))
@@ -71,7 +71,7 @@ func checks(c Container, p Port, keys *portKeys, in Instance, ready string, h Ho
 	return out, problems
 }
 
-// impossible stands for a declared check that cannot be made. Nobody ever lets it pass.
+// impossible stands for a declared check that cannot be made. It never passes.
 func impossible(key, why string) Check {
 	return Check{
 		Definition: api.AgentServiceCheck{Name: key + " is not as declared", TTL: healthTTL.String(), Notes: why},
@@ -83,8 +83,8 @@ func ttlCheck(name string, ttl time.Duration) Check {
 	return Check{Definition: api.AgentServiceCheck{Name: name, TTL: ttl.String()}, TTL: ttl}
 }
 
-// declared returns the checks that labels declare: SERVICE_CHECK_HTTP and so on, and up to nine more with all
-// options of their own, SERVICE_CHECK_1_HTTP to SERVICE_CHECK_9_HTTP.
+// declared returns the checks declared by labels: SERVICE_CHECK_HTTP and so on, and up to nine more with their own options,
+// SERVICE_CHECK_1_HTTP to SERVICE_CHECK_9_HTTP.
 func declared(c Container, p Port, keys *portKeys, in Instance, h Host) (out []Check, problems []string) {
 	fail := func(key, why string) {
 		out = append(out, impossible(key, why))
@@ -138,7 +138,7 @@ func declared(c Container, p Port, keys *portKeys, in Instance, h Host) (out []C
 			if kind != "" {
 				why = "unknown key: did you mean " + k.spelling(kind) + "?"
 			}
-			if k.values[key] == "" || (asked && kind == "") { // an option, perhaps, of a check that is made
+			if k.values[key] == "" || (asked && kind == "") { // perhaps an option of a valid check
 				problems = append(problems, k.spelling(key)+" is ignored: "+why)
 			} else {
 				fail(k.spelling(key), why)
@@ -148,13 +148,13 @@ func declared(c Container, p Port, keys *portKeys, in Instance, h Host) (out []C
 	return out, problems
 }
 
-// isCheckKey reports whether a key is one of a check, but for its headers.
+// isCheckKey reports whether a key belongs to a check, except for headers.
 func isCheckKey(key string) bool {
 	m := checkKey.FindStringSubmatch(key)
 	return m != nil && (slices.Contains(checkKinds, m[2]) || slices.Contains(checkOptions, m[2]) || key == checkPrefix+"docker")
 }
 
-// nearestKind returns the kind of check that an unknown key is likely to be meant for, or "".
+// nearestKind returns the kind of check that an unknown key probably means, or "".
 func nearestKind(key string) string {
 	for _, kind := range checkKinds {
 		if len(key) < 30 && claim.Distance(key, kind) == 1 {
@@ -164,12 +164,12 @@ func nearestKind(key string) string {
 	return ""
 }
 
-// checkKeys holds the keys that declare checks together: one of each kind, with the same interval, timeout and so on.
+// checkKeys holds keys that together declare checks: one of each kind, sharing interval, timeout and so on.
 type checkKeys struct {
 	*portKeys
 	prefix string            // of the keys: "check_" or "check_1_"
 	values map[string]string // by what follows the prefix
-	err    error             // the first thing that is wrong with the check that is being read
+	err    error             // first error in the check being read
 }
 
 func (k *checkKeys) spelling(key string) string { return k.portKeys.spelling(k.prefix + key) }
@@ -180,9 +180,9 @@ func (k *checkKeys) fail(format string, args ...any) {
 	}
 }
 
-// check returns the check of a kind, which is good for nothing if k.err is set.
+// check returns the check of a kind, which is useless if k.err is set.
 func (k *checkKeys) check(kind, value string, c Container, p Port, in Instance, h Host) Check {
-	host, port := cmp.Or(in.Address, h.NodeAddress, loopback), strconv.Itoa(in.Port) // as the agent finds the instance
+	host, port := cmp.Or(in.Address, h.NodeAddress, loopback), strconv.Itoa(in.Port) // as the agent reaches the instance
 	hostPort := net.JoinHostPort(host, port)
 	skipVerify := k.yes("tls_skip_verify")
 	var check Check
@@ -200,10 +200,10 @@ func (k *checkKeys) check(kind, value string, c Container, p Port, in Instance, 
 		}
 		d.Name, d.TCP, d.GRPC, d.GRPCUseTLS = "gRPC health", "", hostPort, k.yes("grpc_use_tls")
 		d.TLSSkipVerify = d.GRPCUseTLS && skipVerify
-	case "script": // nothing of the container's is put into it, only an address and a number
+	case "script": // only an address and a number are inserted, nothing from the container
 		script := strings.NewReplacer("$SERVICE_IP", host, "$SERVICE_PORT", port).Replace(value)
 		d.Name, d.Args = "script", []string{"/bin/sh", "-c", script}
-	case "cmd": // Registrator's program check-cmd, which the agent has to find
+	case "cmd": // Registrator's program check-cmd, which the agent must find
 		d.Name, d.Args = "check-cmd", []string{"check-cmd", fmt.Sprintf("%.12s", c.ID), strconv.Itoa(int(p.Number)), value}
 	case "ttl":
 		ttl, err := parseDuration(value)
@@ -251,7 +251,7 @@ func (k *checkKeys) http(scheme, hostPort, path string) api.AgentServiceCheck {
 // option returns the value of an option.
 func (k *checkKeys) option(key string) string { return unquoted(k.values[key]) }
 
-// yes reports whether an option says yes.
+// yes reports whether an option is set to yes.
 func (k *checkKeys) yes(key string) bool {
 	value := k.option(key)
 	if isUnclear(value) {
@@ -263,11 +263,11 @@ func (k *checkKeys) yes(key string) bool {
 var (
 	bareNumber = regexp.MustCompile(`^[0-9]+$`)
 
-	// barePath is a path without its first slash, and no host.
+	// barePath is a path without its leading slash, and without a host.
 	barePath = regexp.MustCompile(`^[\pL\pN_~%.-]+([/?].*)?$`)
 )
 
-// parseDuration reads a duration; a number alone is seconds.
+// parseDuration parses a duration; a bare number means seconds.
 func parseDuration(s string) (time.Duration, error) {
 	s = strings.ToLower(strings.Join(strings.Fields(s), ""))
 	if bareNumber.MatchString(s) {
@@ -276,7 +276,7 @@ func parseDuration(s string) (time.Duration, error) {
 	return time.ParseDuration(s)
 }
 
-// plainPath adds the slash to a path that lacks it. What may be a whole URL, or no path at all, stays as it is.
+// plainPath adds the leading slash to a path that lacks it. Possible URLs, and values that are not paths, stay unchanged.
 func plainPath(s string) string {
 	if barePath.MatchString(s) && !strings.Contains(s, "://") && !claim.IsYes(s) {
 		return "/" + s
@@ -296,8 +296,8 @@ func validPath(path string) error {
 	return nil
 }
 
-// header returns the HTTP headers of a check: SERVICE_CHECK_HEADER_X_API_KEY is X-Api-Key. A value may be a secret, so no
-// reason shows one.
+// header returns the HTTP headers of a check: SERVICE_CHECK_HEADER_X_API_KEY becomes X-Api-Key. Values may be secrets, so
+// reasons do not show them.
 func (k *checkKeys) header() http.Header {
 	var header http.Header
 	for _, key := range slices.Sorted(maps.Keys(k.values)) {
@@ -321,7 +321,7 @@ func (k *checkKeys) header() http.Header {
 	return header
 }
 
-// duration returns the value of a key, "" if it is not given. A shorter one than least counts as least, as in Consul.
+// duration returns the value of a key, or "" if it is unset. Values below least count as least, as in Consul.
 func (k *checkKeys) duration(key string, least time.Duration) string {
 	value := k.option(key)
 	if value == "" {

@@ -12,7 +12,7 @@ import (
 	"berth/templates/claim"
 )
 
-// Container holds the part of `docker inspect` that decides about a container's registrations.
+// Container is the part of `docker inspect` that determines a container's registrations.
 type Container struct {
 	ID, Name string
 	Image    string // as given to docker run
@@ -22,11 +22,11 @@ type Container struct {
 	Labels   map[string]string
 
 	HostNetwork bool
-	NetworkOf   string                  // full ID of the container whose network it uses; "" = it has its own
+	NetworkOf   string                  // full ID of the container whose network it uses; "" = its own
 	Network     string                  // the network it was started on; it may have joined others since
-	Networks    map[string][]netip.Addr // its addresses on each network, one at least, the one to register first
+	Networks    map[string][]netip.Addr // its addresses on each network, at least one, the one to register first
 	Ports       []Port                  // exposed or published, sorted
-	HostPorts   []uint16                // ports of the host that it is to have, and no others in their place, sorted
+	HostPorts   []uint16                // host ports that it requests individually, sorted
 	Shared      []Port                  // ports of the container whose network it uses
 
 	Paused       bool
@@ -34,11 +34,11 @@ type Container struct {
 	HealthOutput string // of the last HEALTHCHECK, shortened to what Consul keeps
 	ExitCode     int    // of the last run
 
-	StopSignal  int           // what docker stop sends
-	StopTimeout time.Duration // what docker stop waits before it kills
+	StopSignal  int           // sent by docker stop
+	StopTimeout time.Duration // how long docker stop waits before it kills
 
 	ExtraTags    []string // for all its instances, from the registrar's tags template
-	ExtraTagsErr string   // why there are none, though there is a template
+	ExtraTagsErr string   // why there are no extra tags although there is a template
 }
 
 // Port is a port that a container exposes, and where the host publishes it.
@@ -47,11 +47,11 @@ type Port struct {
 	Protocol  string // "tcp", "udp" or "sctp"
 	Published []netip.AddrPort
 
-	ByLabel bool // only a label names it
+	ByLabel bool // named by a label only
 }
 
-// Within returns the container as it is reached when it uses other's network: at other's addresses, and where the host
-// publishes other's ports. The ports that it exposes itself stay.
+// Within returns the container as it is reached in other's network: at other's addresses, and where the host publishes
+// other's ports. It keeps the ports that it exposes itself.
 func (c Container) Within(other Container) Container {
 	published := map[string][]netip.AddrPort{}
 	for _, p := range other.Ports {
@@ -91,13 +91,13 @@ func (c Container) exposes(number uint16, protocol string) bool {
 	return slices.ContainsFunc(c.Ports, func(p Port) bool { return p.Number == number && p.Protocol == protocol })
 }
 
-// exposesAny reports whether the container has a port of a protocol.
+// exposesAny reports whether the container has a port with this protocol.
 func (c Container) exposesAny(protocol string) bool {
 	return slices.ContainsFunc(c.Ports, func(p Port) bool { return p.Protocol == protocol })
 }
 
-// withNamedPorts returns the ports of the container with those that a label names and the image does not: SERVICE_3000_NAME
-// says that something listens on 3000.
+// withNamedPorts adds the ports that a label names and the image does not expose: SERVICE_3000_NAME means that something
+// listens on 3000.
 func (c Container) withNamedPorts(keys containerKeys) []Port {
 	out, there := slices.Clone(c.Ports), numbers(c.Ports)
 	for number := range keys.ports {
@@ -124,7 +124,7 @@ func numbers(ports []Port) map[uint16]bool {
 	return out
 }
 
-// oneOffLabel is where compose says that a container was made by docker-compose run.
+// oneOffLabel is where compose marks containers made by docker-compose run.
 const oneOffLabel = "com.docker.compose.oneoff"
 
 func (c Container) isOneOff() bool { return claim.IsYes(c.Labels[oneOffLabel]) }

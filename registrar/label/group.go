@@ -10,19 +10,19 @@ import (
 	"strings"
 )
 
-// Group says what a container takes up of what operators decide for its service, and how. The zero Group takes up nothing. It
-// is comparable.
+// Group says which of its service's group settings a container uses, and how. The zero Group uses nothing. Groups are
+// comparable.
 type Group struct {
-	Config   string // path in the container of the file that has the applied text; "" = none
+	Config   string // path in the container of the file for the applied text; "" = none
 	OnChange Reaction
-	Files    string // path in the container of the directory of the service's files; "" = none
+	Files    string // path in the container of the directory for the service's files; "" = none
 	OnFile   Reaction
-	Strategy string // "rolling", "at-once" or "none", where the operator names none; "" = the container is not changed
-	Leader   bool   // its first instance stands for election
-	Priority int    // among those that stand
+	Strategy string // "rolling", "at-once" or "none", unless the operator names one; "" = the container is not changed
+	Leader   bool   // its first instance is a candidate for the lead
+	Priority int    // among the candidates
 }
 
-// Reaction is what is done to a container when a file of its group has changed. The zero Reaction is nothing.
+// Reaction says how a container reacts when a file of its group has changed. The zero Reaction does nothing.
 type Reaction struct {
 	Restart bool
 	Signal  int // 0 = none
@@ -40,13 +40,14 @@ const (
 )
 
 var (
-	// partKeys say which part a container takes in its group, and settingKeys how. They are for containers, not for ports.
+	// partKeys select the parts of its group that a container uses, and settingKeys say how. They apply to containers, not
+	// to ports.
 	partKeys    = []string{keyConfig, keyFiles, keyTopology}
 	settingKeys = []string{keyOnChange, keyStrategy, keyOnFile, keyPriority}
 
 	strategies = []string{"rolling", "at-once", "none"}
 
-	// groupName is what `berth config apply app.prod` takes after the dot.
+	// groupName is what `berth config apply app.prod` accepts after the dot.
 	groupName = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_-]*$`)
 )
 
@@ -54,7 +55,7 @@ func isGroupKey(key string) bool {
 	return slices.Contains(partKeys, key) || slices.Contains(settingKeys, key)
 }
 
-// inGroup returns the name of the service that a group of a service is in Consul.
+// inGroup returns the name in Consul of a service's group.
 func (k *portKeys) inGroup(name string) (string, error) {
 	group := k.take(keyGroup)
 	switch {
@@ -68,8 +69,8 @@ func (k *portKeys) inGroup(name string) (string, error) {
 	return name + "-" + group, nil
 }
 
-// groupOf returns what a container takes up of its group, and reasons for what it does not. A part is taken whole or not at
-// all: what is not understood may have been meant to keep the container from a restart.
+// groupOf returns the group settings that a container uses, and reasons for those it does not. A part is used whole or not
+// at all: a bad value may have been meant to protect the container from a restart.
 func groupOf(c Container, keys containerKeys, rule Rule) (g Group, problems []string) {
 	for _, port := range sortedPorts(keys) {
 		for _, key := range slices.Concat(partKeys, settingKeys) {
@@ -153,7 +154,7 @@ func parseGroup(c Container, values map[string]string) (g Group, err error) {
 	return g, nil
 }
 
-// AsksForFiles reports whether labels ask for a group's configuration or files, well or badly.
+// AsksForFiles reports whether labels ask for a group's configuration or files, even if badly.
 func AsksForFiles(labels map[string]string) bool {
 	for name := range labels {
 		if k := parseKey(name); k.name == keyConfig || k.name == keyFiles {
@@ -184,7 +185,7 @@ func parseReaction(c Container, key, s string, otherwise Reaction) (Reaction, er
 
 const sigkill = 9
 
-// String says what a container takes up, in the words of its labels, "" if nothing.
+// String describes the settings in the words of the labels, or returns "" if there are none.
 func (g Group) String() string {
 	var parts []string
 	if g.Config != "" {
@@ -202,7 +203,7 @@ func (g Group) String() string {
 	return strings.Join(parts, ", ")
 }
 
-// String returns the reaction as a label has it.
+// String returns the reaction as in a label.
 func (r Reaction) String() string {
 	switch {
 	case r.Restart:

@@ -1,6 +1,6 @@
-// Package label turns a container, as Docker describes it, into the instances that it registers in Consul, and into
-// reasons for what it does not register. It reads Registrator's SERVICE_* environment variables and labels and berth's
-// own, under the operator's policy. Everything in it is pure: no I/O, no goroutines.
+// Package label turns a container, as described by Docker, into the instances that it registers in Consul, and into reasons
+// for what it does not register. It reads Registrator's SERVICE_* environment variables and labels and berth's own, subject
+// to the operator's policy. The package is pure: no I/O, no goroutines.
 package label
 
 import (
@@ -18,7 +18,7 @@ import (
 	"berth/templates/claim"
 )
 
-// Instance is one port of one container as it is to stand in Consul.
+// Instance is one port of one container as it will be in Consul.
 type Instance struct {
 	ID, Name  string
 	Tags      []string
@@ -34,17 +34,17 @@ type Instance struct {
 	Inside   uint16 // the port within the container
 	Protocol string // "tcp", "udp" or "sctp"
 
-	// RouteChoice is 0 unless several ports of a container could have the route that is asked for on the container as a
-	// whole (SERVICE_ROUTE_HOST). Only one of them has it: 1 is the first choice. All others are registered WithoutRoutes.
+	// RouteChoice is 0 unless several ports of a container could have the route asked for on the whole container
+	// (SERVICE_ROUTE_HOST). Only one of them gets it: 1 is the first choice. All others are registered WithoutRoutes.
 	RouteChoice int
 
 	Group Group // of its container
 }
 
 var (
-	// What goes into a URL path, a configuration and a log line without harm.
+	// Safe in a URL path, a configuration and a log line.
 	serviceName = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_.-]*$`)
-	// What goes into a URL path, a server name and a log line without harm.
+	// Safe in a URL path, a server name and a log line.
 	serviceID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.:@/-]*$`)
 )
 
@@ -55,13 +55,13 @@ const (
 
 	maxWeight = 256 // HAProxy's; Consul takes more
 
-	maxPorts   = 256 // a container with more exposes ports that it does not listen on, or means harm
+	maxPorts   = 256 // a container with more exposes ports that it does not use, or is hostile
 	maxReasons = 20
 )
 
-// Instances returns what a container registers, and a reason for each thing it does not. It is a pure function of its
-// arguments: the same container always gives the same answer, in whatever order Docker tells it. A container that uses
-// another's network has to be resolved by Within first.
+// Instances returns what a container registers, and a reason for each thing that it does not. It is a pure function of its
+// arguments: the same container always gives the same answer, in whatever order Docker lists its parts. A container that
+// uses another's network must be resolved by Within first.
 func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 	keys := keysOf(c)
 	c.Ports = c.withNamedPorts(keys)
@@ -71,7 +71,7 @@ func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 	}
 	switch {
 	case keys.ignoresAll(c.Ports):
-		return nil, keys.ignoredAgainstTheWord() // otherwise that is what was asked for
+		return nil, keys.ignoredAgainstTheWord() // the other ports are ignored on purpose
 	case c.isOneOff() && !(claim.IsYes(keys.general["oneoff"]) && matches(rule.Keys, "oneoff")):
 		return nil, []string{"it is a one-off container of docker-compose run: set SERVICE_ONEOFF=true to register it"}
 	case reason != "":
@@ -117,7 +117,7 @@ func Instances(c Container, h Host) (instances []Instance, reasons []string) {
 	return instances, truncate(reasons)
 }
 
-// joinGroup sets what a container's instances take up of their group. The group is that of the first one's service.
+// joinGroup sets the group settings of a container's instances. The group is that of the first instance's service.
 func joinGroup(instances []Instance, c Container, keys containerKeys, rule Rule) (problems []string) {
 	g, problems := groupOf(c, keys, rule)
 	for i := range instances {
@@ -129,13 +129,13 @@ func joinGroup(instances []Instance, c Container, keys containerKeys, rule Rule)
 	return problems
 }
 
-// severalFor reports whether a port shares its container's name with others. A port that only a label names changes no
-// other port's name.
+// severalFor reports whether a port shares its container's name with others. A port named only by a label does not change
+// the names of other ports.
 func severalFor(p candidate, all []candidate) bool {
 	return slices.ContainsFunc(all, func(q candidate) bool { return q.Port.Compare(p.Port) != 0 && (p.ByLabel || !q.ByLabel) })
 }
 
-// prefixed returns reasons with the port that they are about.
+// prefixed prefixes reasons with their port.
 func prefixed(p Port, reasons []string) (out []string) {
 	for _, reason := range reasons {
 		out = append(out, p.String()+": "+reason)
@@ -143,7 +143,7 @@ func prefixed(p Port, reasons []string) (out []string) {
 	return out
 }
 
-// truncate keeps a container from filling the log: it returns the first reasons, and how many more there are.
+// truncate keeps a container from filling the log: it returns the first reasons, and the number of the others.
 func truncate(reasons []string) []string {
 	if n := len(reasons) - maxReasons; n > 0 {
 		return append(reasons[:maxReasons:maxReasons], fmt.Sprintf("and %d more reasons", n))
@@ -151,20 +151,20 @@ func truncate(reasons []string) []string {
 	return reasons
 }
 
-// candidate is a port that can be reached.
+// candidate is a reachable port.
 type candidate struct {
 	Port
 	keys *portKeys
 	target
 }
 
-// candidatesOf returns the ports of a container that can be reached, and the reasons for the others. Ports that are
-// ignored count, since they decide about names, but need no reason.
+// candidatesOf returns the reachable ports of a container, and the reasons for the others. Ignored ports count, because they
+// affect names, but need no reason.
 func candidatesOf(c Container, keys containerKeys, rule Rule, h Host) (out []candidate, reasons []string) {
 	ports := slices.SortedFunc(slices.Values(c.Ports), Port.Compare)
 	if len(ports) > maxPorts {
 		reasons = append(reasons, fmt.Sprintf("it has %d ports, and only the first %d are used: expose fewer", len(ports), maxPorts))
-		slices.SortStableFunc(ports, func(p, q Port) int { // those that have keys of their own come first
+		slices.SortStableFunc(ports, func(p, q Port) int { // ports with their own keys come first
 			return -cmp.Compare(len(keys.ports[p.Number]), len(keys.ports[q.Number]))
 		})
 		ports = slices.SortedFunc(slices.Values(ports[:maxPorts]), Port.Compare)
@@ -185,8 +185,8 @@ func candidatesOf(c Container, keys containerKeys, rule Rule, h Host) (out []can
 	return out, reasons
 }
 
-// instance returns the registration of one port, with the problems that it has all the same, or an error if there is to be
-// none. several says whether the container has more ports.
+// instance returns the registration of one port with its problems, or an error if it cannot be registered. several says
+// whether the container has more ports.
 func instance(c Container, p candidate, rule Rule, h Host, several bool) (in Instance, problems []string, err error) {
 	in = Instance{Address: p.address, Port: p.port, Container: c.ID, Started: c.Started, Inside: p.Number, Protocol: p.Protocol}
 	if in.Name, err = nameOf(c, p, several, h); err != nil {
@@ -212,7 +212,7 @@ func instance(c Container, p candidate, rule Rule, h Host, several bool) (in Ins
 	in.Tags, more = validTags(SplitTags(p.keys.take("tags")), c.ExtraTags, protocol)
 	problems = append(problems, more...)
 	if signal := p.keys.take("stop_signal"); signal != "" {
-		if _, err := ParseSignal(signal); err != nil { // it has its effect on the container, see StopSignal
+		if _, err := ParseSignal(signal); err != nil { // it applies to the container, see StopSignal
 			problems = append(problems, "SERVICE_STOP_SIGNAL is ignored: "+err.Error())
 		}
 	}
@@ -245,8 +245,8 @@ func instance(c Container, p candidate, rule Rule, h Host, several bool) (in Ins
 	return in, problems, nil
 }
 
-// nameOf returns the name of the service: the given one or the image's, followed by the port if there are several and
-// the name was not given for this port.
+// nameOf returns the service name: the given or the image's name, followed by the port if the container has several and the
+// name was not given for this port.
 func nameOf(c Container, p candidate, several bool, h Host) (string, error) {
 	given := p.keys.isOwn("name")
 	name := p.keys.take("name")
@@ -274,8 +274,8 @@ func nameOf(c Container, p candidate, several bool, h Host) (string, error) {
 
 func validName(name string) bool { return serviceName.MatchString(name) && len(name) <= maxName }
 
-// undiscoverable warns of a name that Consul registers, but does not answer for by DNS. It does for underscores, whatever its
-// log says.
+// undiscoverable warns of a name that Consul registers but does not resolve by DNS. Consul resolves underscores, whatever
+// its log says.
 func undiscoverable(name string) []string {
 	if !strings.Contains(name, ".") && len(name) <= maxDNSName {
 		return nil
@@ -283,8 +283,8 @@ func undiscoverable(name string) []string {
 	return []string{fmt.Sprintf("Consul's DNS does not answer for the service name %s: to use it, choose up to %d letters, digits, - and _ (SERVICE_NAME)", quote(name), maxDNSName)}
 }
 
-// imageName returns the service name that an image gives: its last part without tag and digest, with - for what DNS does
-// not have. An image that is known by its ID only gives none.
+// imageName derives a service name from an image: the last part without tag and digest, with - for characters that DNS
+// lacks. An image known only by its ID gives no name.
 func imageName(image string) string {
 	if strings.HasPrefix(image, "sha256:") {
 		return ""
@@ -294,7 +294,7 @@ func imageName(image string) string {
 	return strings.Trim(strings.ReplaceAll(name, ".", "-"), "-_")
 }
 
-// idOf returns the ID of the instance: the given one, or the ID that Registrator gives, with Docker's name of the host.
+// idOf returns the ID of the instance: the given one, or the ID that Registrator would use, with Docker's name of the host.
 func idOf(c Container, p candidate, h Host) (string, error) {
 	id := p.keys.take("id")
 	if id == "" {
@@ -309,7 +309,7 @@ func idOf(c Container, p candidate, h Host) (string, error) {
 	return id, nil
 }
 
-// validID reports whether Consul and the proxies can carry an ID. In a URL a path like a/../b is another one.
+// validID reports whether Consul and the proxies can handle an ID. In a URL, a path like a/../b would mean another ID.
 func validID(id string) bool {
 	return serviceID.MatchString(id) && len(id) <= maxID && path.Clean(id) == id
 }
@@ -320,8 +320,8 @@ func isNoWeight(s string) bool {
 	return claim.IsNo(s) || (err == nil && n == 0)
 }
 
-// weight returns the weight of the instance, 0 for Consul's default. One that makes no sense may have been meant to close,
-// so it costs the route.
+// weight returns the weight of the instance, or 0 for Consul's default. A bad weight costs the route, because it may have
+// been meant to stop requests.
 func (k *portKeys) weight(s string) (weight int, problems []string) {
 	n, err := strconv.Atoi(s)
 	switch {
@@ -346,7 +346,7 @@ func (k *portKeys) firstClaim() string {
 	return ""
 }
 
-// StopSignal returns the signal in a container's SERVICE_STOP_SIGNAL, or 0 if there is none that the policy allows.
+// StopSignal returns the signal in a container's SERVICE_STOP_SIGNAL, or 0 if it has none that the policy allows.
 func StopSignal(c Container, policy []Rule) int {
 	rule, reason := ruleFor(c, policy)
 	keys := keysOf(c).forPort(0)

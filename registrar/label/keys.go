@@ -15,30 +15,30 @@ import (
 const (
 	keyPrefix = "SERVICE_"
 
-	maxKeys = 256 // that apply to one port; a container with more means harm
+	maxKeys = 256 // for one port; a container with more is hostile
 
 	maxUnknown = 4 * maxKeys // unknown keys of a container that are compared with the known ones
 )
 
 var (
-	// claimKeys say which requests an instance asks for. One that is lost costs the whole route: without a host, a path is
-	// asked for on every host.
+	// claimKeys say which requests an instance asks for. Losing one costs the whole route: without its host, a path would
+	// apply to every host.
 	claimKeys = append(hostKeys(), claim.KeyPath, claim.KeyPort)
 
-	// restrictingKeys close something. One that is lost costs the route, too.
+	// restrictingKeys restrict access. Losing one also costs the route.
 	restrictingKeys = []string{claim.KeyCheck, claim.KeyRedirect, claim.KeyMaxConn, claim.KeyTo, claim.KeyWeight}
 
 	routeSettings = []string{claim.KeyStrip, claim.KeyRedirect, claim.KeyBalance, claim.KeySticky, claim.KeyCheck,
 		claim.KeyMaxConn, claim.KeySlowStart, claim.KeyFallback, claim.KeyTo, claim.KeyHold}
 
-	// knownKeys mean something beside checkPrefix and what follows it. All others are metadata.
+	// knownKeys have a meaning, as do checkPrefix and what follows it. All others are metadata.
 	knownKeys = slices.Concat([]string{"name", "id", "tags", "ignore", "oneoff", "weight", "address", "network", "ready", "stop_signal", keyGroup},
 		partKeys, settingKeys, replaceKeys, claimKeys, routeSettings)
 
-	// nearKeys are those that an unknown key may be meant for.
+	// nearKeys are the keys that an unknown key may mean.
 	nearKeys = append(checkKeyNames(), knownKeys...)
 
-	// meantKeys maps other tools' names of keys to berth's. Such a name is a hint, and no misspelling that costs a route.
+	// meantKeys maps other tools' keys to berth's. Such a key only gets a hint; it does not cost a route.
 	meantKeys = map[string]string{
 		"host": claim.KeyHost, "hosts": claim.KeyHost, "hostname": claim.KeyHost, "domain": claim.KeyHost, "vhost": claim.KeyHost,
 		"virtual_host": claim.KeyHost, "port": claim.KeyPort, "virtual_port": claim.KeyPort, "path": claim.KeyPath, "prefix": claim.KeyPath,
@@ -64,26 +64,26 @@ func isKnown(key string) bool {
 	return slices.Contains(knownKeys, key) || strings.HasPrefix(key, checkPrefix)
 }
 
-// costsRoute reports whether a key that is lost costs the route.
+// costsRoute reports whether losing a key costs the route.
 func costsRoute(key string) bool {
 	return slices.Contains(claimKeys, key) || slices.Contains(restrictingKeys, key)
 }
 
-// containerKeys holds the SERVICE_* values of a container, keyed in lower case without prefix and port.
+// containerKeys holds the SERVICE_* values of a container, by key in lower case without prefix and port.
 type containerKeys struct {
 	general   map[string]string            // SERVICE_NAME
 	ports     map[uint16]map[string]string // SERVICE_8080_NAME
-	mentioned bool                         // there is a label, or a variable that is a known key or close to one
-	dropped   int                          // how many keys there were beyond maxKeys
+	mentioned bool                         // it has a label, or a variable that is, or nearly is, a known key
+	dropped   int                          // number of keys beyond maxKeys
 	problems  []string
 	misspelt  []Misspelt
-	noRoute   map[uint16]string // why a port, or with 0 all of them, gets no route: part of the claim is misspelt
-	near      map[string]string // the known key that an unknown one is near to, whatever its port
+	noRoute   map[uint16]string // why a port, or with 0 every port, gets no route: part of the claim is misspelt
+	near      map[string]string // the known key near to an unknown one, whatever its port
 }
 
-// keysOf reads SERVICE_* from environment and labels, as Registrator does: a label wins over the environment, and case does
-// not matter. Of keys that differ in case only, the one in upper case counts. A variable counts only if berth knows its key:
-// the environment is the program's, and full of what only looks like a label.
+// keysOf reads SERVICE_* from environment and labels, as Registrator does: a label overrides the environment, and case does
+// not matter. If keys differ only in case, the one in upper case counts. A variable counts only if berth knows its key: the
+// environment belongs to the program, and much of it only looks like a label.
 func keysOf(c Container) containerKeys {
 	keys := containerKeys{general: map[string]string{}, ports: map[uint16]map[string]string{}, noRoute: map[uint16]string{}, near: map[string]string{}}
 	var private []string
@@ -140,12 +140,12 @@ func descending(seq func(yield func(string) bool)) []string {
 
 // key is the name of a label or variable.
 type key struct {
-	name    string // in lower case, without prefix and port; "" = none of ours
+	name    string // in lower case, without prefix and port; "" = not one of berth's
 	port    uint16 // 0 = for all ports
-	badPort string // what stands where the port belongs, if that is none
+	badPort string // text in the place of the port that is not a port
 }
 
-// likePort is what somebody may have meant as a port.
+// likePort matches what may be meant as a port.
 var likePort = regexp.MustCompile(`^[-+]?[0-9][^_]*$`)
 
 func parseKey(name string) key {
@@ -159,7 +159,7 @@ func parseKey(name string) key {
 		return key{name: rest, port: uint16(n)}
 	case isKnown(rest) && likePort.MatchString(number):
 		return key{name: name, badPort: number}
-	case err == nil && rest != "": // for a port that cannot be
+	case err == nil && rest != "": // an impossible port
 		return key{}
 	}
 	return key{name: name}
@@ -167,7 +167,7 @@ func parseKey(name string) key {
 
 func (k key) spelling() string { return spelling(k.port, k.name) }
 
-// spelling returns a key as it stands on the container.
+// spelling returns a key as set on the container.
 func spelling(port uint16, key string) string {
 	name := keyPrefix + strings.ToUpper(key)
 	if port != 0 {
@@ -179,7 +179,7 @@ func spelling(port uint16, key string) string {
 	return quote(name)
 }
 
-// set sets a value without the whitespace around it, and without the quotes where berth gives the value its meaning.
+// set sets a value without surrounding whitespace, and without quotes if its key is known.
 func (c containerKeys) set(k key, value string) {
 	value = strings.TrimSpace(value)
 	if isKnown(k.name) && !strings.HasPrefix(k.name, checkPrefix) {
@@ -195,8 +195,8 @@ func (c containerKeys) set(k key, value string) {
 	}
 }
 
-// isMisspelt records a key that is close to a known one, and reports whether it is. If the known one is part of a claim, or
-// restricts it, the claim is not whole.
+// isMisspelt records a key that is close to a known one, and reports whether it is. If the known key is part of a claim, or
+// restricts it, the claim is incomplete.
 func (c *containerKeys) isMisspelt(k key, value string) bool {
 	if isKnown(k.name) {
 		return false
@@ -226,7 +226,7 @@ func (c *containerKeys) isMisspelt(k key, value string) bool {
 	return true
 }
 
-// nearest calls the function nearest once for each key of the container.
+// nearest calls the function nearest once per key of the container.
 func (c *containerKeys) nearest(key string) string {
 	near, done := c.near[key]
 	if !done && len(c.near) < maxUnknown {
@@ -236,7 +236,7 @@ func (c *containerKeys) nearest(key string) string {
 	return near
 }
 
-// nearest returns the known key that an unknown one is likely to be meant for, or "".
+// nearest returns the known key that an unknown one probably means, or "".
 func nearest(key string) string {
 	key = strings.ReplaceAll(key, "-", "_")
 	switch {
@@ -252,11 +252,11 @@ func nearest(key string) string {
 	best, least := "", 3
 	for _, known := range nearKeys {
 		if n := len(key) - len(known); n >= least || -n >= least {
-			continue // so many letters are missing
+			continue // too many letters are missing
 		}
 		d := claim.Distance(key, known)
 		if d > 1 && !(len(known) > len(claim.KeyPath) && strings.HasPrefix(key, "route_")) {
-			continue // of four letters, two are many
+			continue // two of four letters are too many
 		}
 		if d < least {
 			best, least = known, d
@@ -265,8 +265,9 @@ func nearest(key string) string {
 	return best
 }
 
-// withoutExcess returns the values without keys beyond maxKeys, and how many these were: metadata first, headers of checks
-// next. All others are known keys, and fewer than maxKeys. A map in which keys were deleted is as slow to copy as before.
+// withoutExcess returns the values without the keys beyond maxKeys, and the number of these: metadata goes first, then
+// headers of checks. All other keys are known ones, fewer than maxKeys. It makes a new map, because a map with deleted keys
+// stays slow to copy.
 func withoutExcess(values map[string]string) (kept map[string]string, dropped int) {
 	if len(values) <= maxKeys {
 		return values, 0
@@ -290,7 +291,7 @@ func withoutExcess(values map[string]string) (kept map[string]string, dropped in
 	return kept, len(values) - maxKeys
 }
 
-// ignores reports whether a port is not to be registered. Any value means so, as with Registrator.
+// ignores reports whether a port must not be registered. Any value means so, as with Registrator.
 func (c containerKeys) ignores(port uint16) bool {
 	if own, ok := c.ports[port]["ignore"]; ok {
 		return own != ""
@@ -298,7 +299,7 @@ func (c containerKeys) ignores(port uint16) bool {
 	return c.general["ignore"] != ""
 }
 
-// ignoresAll reports whether nothing of a container is to be registered.
+// ignoresAll reports whether nothing of a container is registered.
 func (c containerKeys) ignoresAll(ports []Port) bool {
 	if len(ports) == 0 {
 		return c.ignores(0)
@@ -306,7 +307,7 @@ func (c containerKeys) ignoresAll(ports []Port) bool {
 	return !slices.ContainsFunc(ports, func(p Port) bool { return !c.ignores(p.Number) })
 }
 
-// ignoredAgainstTheWord says that a port is ignored though the value says no, or returns nil.
+// ignoredAgainstTheWord says that a port is ignored although the value says no, or returns nil.
 func (c containerKeys) ignoredAgainstTheWord() []string {
 	var names []string
 	if claim.IsNo(c.general["ignore"]) {
@@ -323,7 +324,7 @@ func (c containerKeys) ignoredAgainstTheWord() []string {
 	return []string{someOf(names) + " takes effect with any value, even false: remove it to register the port"}
 }
 
-// names reports whether a port has a key of its own.
+// names reports whether a port has its own keys.
 func (c containerKeys) names(port uint16) bool {
 	return slices.ContainsFunc(slices.Collect(maps.Keys(c.ports[port])), func(key string) bool { return key != "ignore" && isKnown(key) })
 }
@@ -333,7 +334,7 @@ func (c containerKeys) opens(port uint16) bool {
 	return slices.ContainsFunc(append([]string{"name"}, claimKeys...), func(key string) bool { return c.ports[port][key] != "" })
 }
 
-// idle returns a reason for the keys of ports that are not there.
+// idle returns a reason for keys of ports that do not exist.
 func (c containerKeys) idle(ports []Port) (problems []string) {
 	there := numbers(ports)
 	for _, port := range slices.Sorted(maps.Keys(c.ports)) {
@@ -353,7 +354,7 @@ func (c containerKeys) idle(ports []Port) (problems []string) {
 	return problems
 }
 
-// empty returns a reason for important keys without a value: compose leaves them empty where a variable is not set.
+// empty returns a reason for important keys without a value. compose leaves them empty if a variable is unset.
 func (c containerKeys) empty() []string {
 	names := c.choose(func(_ map[string]string, key, value string) bool {
 		m := checkKey.FindStringSubmatch(key)
@@ -365,7 +366,7 @@ func (c containerKeys) empty() []string {
 	return []string{someOf(names) + " is empty, so it counts as unset"}
 }
 
-// withhold deletes the keys that look like a secret, and returns a reason for all of them together.
+// withhold deletes keys that look like a secret, and returns one reason for all of them.
 func (c containerKeys) withhold() []string {
 	names := c.choose(func(values map[string]string, key, value string) bool {
 		secret := !isKnown(key) && isSecret(key, value)
@@ -380,7 +381,7 @@ func (c containerKeys) withhold() []string {
 	return []string{someOf(names) + " is not published: it looks like a secret, and everyone who can read the catalog could read it; choose another key, or allow it with --publish-secrets"}
 }
 
-// choose returns the labels of the keys that f chooses, sorted. f may delete a key from the values that it is in.
+// choose returns the labels of the keys chosen by f, sorted. f may delete a key from its values.
 func (c containerKeys) choose(f func(values map[string]string, key, value string) bool) []string {
 	var names []string
 	look := func(port uint16, values map[string]string) {
@@ -402,7 +403,7 @@ var (
 	secretWords = []string{"password", "passwords", "passwd", "passphrase", "pass", "pwd", "pw", "secret", "secrets", "token", "tokens", "key", "keys",
 		"apikey", "apikeys", "credential", "credentials", "creds", "private"}
 
-	// urlPassword is the address of something with the password in it.
+	// urlPassword matches a URL that contains a password.
 	urlPassword = regexp.MustCompile(`://[^/@\s]*:[^/@\s]+@`)
 )
 
@@ -411,22 +412,22 @@ func isSecret(key, value string) bool {
 	return urlPassword.MatchString(value) || slices.ContainsFunc(words, func(word string) bool { return slices.Contains(secretWords, word) })
 }
 
-// portKeys holds the values that apply to one port of a container. A key for the port, SERVICE_8080_NAME, wins over the
-// key for all ports, SERVICE_NAME.
+// portKeys holds the values for one port of a container. A key for the port, SERVICE_8080_NAME, overrides the key for all
+// ports, SERVICE_NAME.
 type portKeys struct {
 	values  map[string]string
-	own     map[string]string // given for this very port
+	own     map[string]string // given for this port
 	port    uint16
-	near    map[string]string // keys that were compared with the known ones, as in containerKeys
-	noRoute string            // why the route is not kept whole; "" = it is
-	noCheck []string          // why checks are not made
-	noGroup string            // why it is not known which group this is; "" = it is
+	near    map[string]string // keys already compared with the known ones, as in containerKeys
+	noRoute string            // why the route is incomplete; "" = it is complete
+	noCheck []string          // checks that the policy does not allow
+	noGroup string            // why the group is unknown; "" = it is known
 }
 
 // forPort returns the keys of one port, or with port 0 the keys for all ports.
 func (c containerKeys) forPort(port uint16) *portKeys {
 	k := &portKeys{values: maps.Clone(c.general), own: c.ports[port], port: port, near: c.near, noRoute: cmp.Or(c.noRoute[port], c.noRoute[0])}
-	if slices.ContainsFunc(hostKeys(), k.isOwn) { // a list is one value, in however many keys
+	if slices.ContainsFunc(hostKeys(), k.isOwn) { // a list is one value, even if it takes several keys
 		for _, key := range hostKeys() {
 			delete(k.values, key)
 		}
@@ -435,20 +436,20 @@ func (c containerKeys) forPort(port uint16) *portKeys {
 	return k
 }
 
-// isOwn reports whether a key was given for this very port.
+// isOwn reports whether a key was given for this port.
 func (k *portKeys) isOwn(key string) bool {
 	_, ok := k.own[key]
 	return ok
 }
 
-// take returns a value and removes it. The values left at the end become metadata.
+// take returns a value and removes it. The remaining values become metadata.
 func (k *portKeys) take(key string) string {
 	v := k.values[key]
 	delete(k.values, key)
 	return v
 }
 
-// spelling returns a key as it stands on the container.
+// spelling returns a key as set on the container.
 func (k *portKeys) spelling(key string) string {
 	if k.isOwn(key) {
 		return spelling(k.port, key)
@@ -456,7 +457,7 @@ func (k *portKeys) spelling(key string) string {
 	return spelling(0, key)
 }
 
-// someOf names the first of several keys as they stand on the container.
+// someOf names the first of several keys as set on the container.
 func (k *portKeys) someOf(keys []string) string {
 	names := slices.Clone(keys)
 	for i := range names[:min(len(names), mostNamed)] {
@@ -465,7 +466,7 @@ func (k *portKeys) someOf(keys []string) string {
 	return someOf(names)
 }
 
-// loseRoute records why the route is not kept whole. The first reason counts.
+// loseRoute records why the route is incomplete. The first reason counts.
 func (k *portKeys) loseRoute(format string, args ...any) {
 	k.noRoute = cmp.Or(k.noRoute, fmt.Sprintf(format, args...))
 }

@@ -9,18 +9,18 @@ import (
 	"berth/templates/claim"
 )
 
-// Metadata that berth writes with every registration. Owner and container decide whose registration it is.
+// Metadata that berth writes with every registration. Owner and container decide whose it is.
 const (
 	ownPrefix     = "berth-"
 	MetaOwner     = ownPrefix + "owner"     // Docker engine ID of the host whose registrar made the registration
 	MetaContainer = ownPrefix + "container" // full container ID
-	MetaChecks    = ownPrefix + "checks"    // fingerprint of the instance's checks, which the agent package writes
+	MetaChecks    = ownPrefix + "checks"    // fingerprint of the instance's checks, written by package agent
 	MetaStarted   = ownPrefix + "started"   // when its process was started (RFC 3339), likewise
 
-	ownMeta = 8 // how many pairs there may be of these and others like them, and of what berth works out
+	ownMeta = 8 // room for these pairs, others like them, and those that berth computes
 )
 
-// What Consul's catalog takes as service metadata (Consul API, agent/service/register).
+// Limits of service metadata in Consul's catalog (Consul API, agent/service/register).
 const (
 	maxMeta        = 64
 	maxMetaKey     = 128
@@ -28,18 +28,18 @@ const (
 	reservedPrefix = "consul-"
 )
 
-// isMetaKey reports whether Consul takes a key.
+// isMetaKey reports whether Consul accepts a key.
 func isMetaKey(key string) bool {
 	return key != "" && len(key) <= maxMetaKey && !strings.ContainsFunc(key, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-'
 	})
 }
 
-// meta returns the keys that nobody has taken as metadata, as far as Consul accepts them and there is room beside taken
-// pairs, and the reasons for the others.
+// meta returns the remaining keys as metadata, as far as Consul accepts them and the taken pairs leave room, and the reasons
+// for the others.
 func (k *portKeys) meta(taken int) (meta map[string]string, problems []string) {
 	meta = map[string]string{}
-	left := map[string][]string{} // keys, by why they are left out
+	left := map[string][]string{} // ignored keys, by reason
 	for _, key := range slices.Sorted(maps.Keys(k.values)) {
 		if key == "ignore" || key == "oneoff" || isGroupKey(key) || slices.Contains(replaceKeys, key) {
 			continue
@@ -77,7 +77,7 @@ func badMeta(key, value string) string {
 	return ""
 }
 
-// parseMeta reads the key=value pairs of berth service.
+// parseMeta parses the key=value pairs of berth service.
 func parseMeta(pairs []string) (map[string]string, error) {
 	meta := map[string]string{}
 	for _, pair := range pairs {

@@ -12,18 +12,18 @@ import (
 	"berth/templates/claim"
 )
 
-// Rule says what some containers may register. The first rule that fits a container decides; where there are rules and
-// none fits, the container registers nothing. In every list one match is enough, and an empty list matches everything.
+// Rule says what some containers may register. The first rule that matches a container decides. If there are rules and none
+// matches, the container registers nothing. In every list one match is enough, and an empty list matches everything.
 //
 // Patterns are those of path.Match: * stands for any characters but /, ? for one, [a-z] for one of these. Image names,
-// projects and labels are whatever the person who starts a container says they are.
+// projects and labels are chosen by whoever starts a container.
 type Rule struct {
-	// Image is matched with the name that the container was created from, as it was given, and with that name without
-	// tag and digest: "registry.example/team/*" fits "registry.example/team/shop:v2", and so does its full name.
+	// Image is matched with the name that the container was created from, as given, and with that name without tag and
+	// digest: "registry.example/team/*" matches "registry.example/team/shop:v2", and so does its full name.
 	Image []string `mapstructure:"image"`
 	// Project is matched with the name of the compose project.
 	Project []string `mapstructure:"project"`
-	// Label is matched with the container's labels, "key=value", or "key" for any value. Here * stands for / as well.
+	// Label is matched with the container's labels, "key=value", or "key" for any value. Here * also stands for /.
 	Label []string `mapstructure:"label"`
 
 	// Services are the names that may be registered, in their final form, with a port's suffix.
@@ -31,16 +31,16 @@ type Rule struct {
 	// Keys are the SERVICE_* keys that count, in lower case without prefix and port: "tags", "check_*", "route_*".
 	// SERVICE_IGNORE and SERVICE_SINGLE always count.
 	Keys []string `mapstructure:"keys"`
-	// Addresses are IP addresses and networks, "203.0.113.7" or "203.0.113.0/24", that SERVICE_ADDRESS may name beside
-	// the container's and the host's own. Unlike the lists above, an empty one allows none. Loopback and link-local
-	// addresses count only where an entry begins with one: 0.0.0.0/0 does not allow 127.0.0.1.
+	// Addresses are IP addresses and networks, "203.0.113.7" or "203.0.113.0/24", that SERVICE_ADDRESS may name in addition
+	// to the container's and the host's own. Unlike the lists above, an empty one allows none. Loopback and link-local
+	// addresses need an entry that begins with one: 0.0.0.0/0 does not allow 127.0.0.1.
 	Addresses []string `mapstructure:"addresses"`
 }
 
 // projectLabel is where compose writes the name of a container's project.
 const projectLabel = "com.docker.compose.project"
 
-// ValidatePolicy returns an error that names the first pattern that can never match.
+// ValidatePolicy returns an error naming the first pattern that can never match.
 func ValidatePolicy(rules []Rule) error {
 	for i, r := range rules {
 		for _, list := range []struct {
@@ -64,7 +64,7 @@ func ValidatePolicy(rules []Rule) error {
 	return nil
 }
 
-// parseNetwork reads an entry of Rule.Addresses.
+// parseNetwork parses an entry of Rule.Addresses.
 func parseNetwork(s string) (netip.Prefix, error) {
 	network, err := netip.ParsePrefix(s)
 	if err != nil {
@@ -86,7 +86,7 @@ func parseNetwork(s string) (netip.Prefix, error) {
 	return network, nil
 }
 
-// allowsAddress reports whether the rule names an address for SERVICE_ADDRESS.
+// allowsAddress reports whether the rule allows an address in SERVICE_ADDRESS.
 func (r Rule) allowsAddress(a netip.Addr) bool {
 	return slices.ContainsFunc(r.Addresses, func(s string) bool {
 		network, err := parseNetwork(s)
@@ -115,7 +115,7 @@ func validPattern(list, pattern string) error {
 	return nil
 }
 
-// ruleFor returns the rule that decides about a container. reason says why the container may register nothing.
+// ruleFor returns the rule for a container. reason says why the container may register nothing.
 func ruleFor(c Container, policy []Rule) (rule Rule, reason string) {
 	if len(policy) == 0 {
 		return Rule{}, ""
@@ -144,12 +144,12 @@ func (r Rule) restrict(keys *portKeys) (problems []string) {
 		switch {
 		case key == keyGroup && value != "" && value != "default":
 			keys.noGroup = fmt.Sprintf("the policy does not allow %s for this container, and without it the container would join another group", keys.spelling(key))
-			continue // said with the name
+			continue // reported with the name
 		case costsRoute(key):
 			keys.loseRoute("the policy does not allow %s for this container", keys.spelling(key))
 		case m != nil && slices.Contains(checkKinds, m[2]) && value != "" && !claim.IsNo(unquoted(value)):
 			keys.noCheck = append(keys.noCheck, keys.spelling(key))
-			continue // said with the check
+			continue // reported with the check
 		}
 		left = append(left, key)
 	}
@@ -159,7 +159,7 @@ func (r Rule) restrict(keys *portKeys) (problems []string) {
 	return problems
 }
 
-// hasLabel reports whether the container has a label that fits.
+// hasLabel reports whether the container has a matching label.
 func hasLabel(c Container, pattern string) bool {
 	key, value, valued := strings.Cut(pattern, "=")
 	for k, v := range c.Labels {
@@ -170,14 +170,14 @@ func hasLabel(c Container, pattern string) bool {
 	return false
 }
 
-// matchAcrossSlashes is path.Match for text in which a slash is a character like any other.
+// matchAcrossSlashes is path.Match for text in which a slash is an ordinary character.
 func matchAcrossSlashes(pattern, s string) bool {
 	const stroke = "\x00"
 	ok, _ := path.Match(strings.ReplaceAll(pattern, "/", stroke), strings.ReplaceAll(s, "/", stroke))
 	return ok
 }
 
-// matches reports whether one of the patterns fits one of the names, or there are no patterns.
+// matches reports whether a pattern matches one of the names, or there are no patterns.
 func matches(patterns []string, names ...string) bool {
 	fits := func(pattern string) bool {
 		return slices.ContainsFunc(names, func(name string) bool { ok, _ := path.Match(pattern, name); return ok })

@@ -9,30 +9,30 @@ import (
 	"time"
 )
 
-// reapAfter is how long an instance stays registered as critical when its berth was killed: long enough to be seen.
+// reapAfter is how long an instance stays registered as critical after its berth was killed: long enough to be noticed.
 const reapAfter = 10 * time.Minute
 
 // Process describes an instance that is a plain process, not a container's port. Name, Host, Port and TTL are required.
 type Process struct {
-	Host    string        // name of this host, for the default ID
+	Host    string        // this host's name, for the default ID
 	Name    string        // of the service
-	Port    int           // that the process listens on, over TCP
+	Port    int           // TCP port on which the process listens
 	ID      string        // of the instance; "" = <host>:<name>:<port>
-	Address string        // IP address that it listens on; "" = 127.0.0.1, and in Consul the address of its node
+	Address string        // IP address on which it listens; "" = 127.0.0.1, and in Consul the node's address
 	Tags    string        // separated by commas, as in SERVICE_TAGS
 	Meta    []string      // key=value
 	Weight  int           // 1 to 256; 0 = 1
-	Ready   string        // as SERVICE_READY, but for healthcheck; "" = tcp
-	TTL     time.Duration // after that Consul takes it for critical if berth says nothing; 1 s or more
+	Ready   string        // as SERVICE_READY, without healthcheck; "" = tcp
+	TTL     time.Duration // Consul makes it critical if berth is silent for longer; at least 1 s
 }
 
-// Target returns the host:port at which the process itself is asked whether it is ready.
+// Target returns the host:port at which the process itself is probed.
 func (p Process) Target() string {
 	return net.JoinHostPort(cmp.Or(p.Address, loopback), strconv.Itoa(p.Port))
 }
 
-// Instance returns the instance that the process registers, without its owner, or an error that names the invalid option
-// by its flag.
+// Instance returns the instance that the process registers, without its owner, or an error naming the flag of the invalid
+// option.
 func (p Process) Instance() (Instance, error) {
 	p.ID = cmp.Or(p.ID, fmt.Sprintf("%s:%s:%d", p.Host, p.Name, p.Port))
 	if err := p.validate(); err != nil {
@@ -49,7 +49,7 @@ func (p Process) Instance() (Instance, error) {
 	if in.Meta, err = parseMeta(p.Meta); err != nil {
 		return Instance{}, err
 	}
-	// As one port of a container that has no HEALTHCHECK.
+	// Treat it as one port of a container without a HEALTHCHECK.
 	in.Ready, err = readiness(Container{}, Port{Number: uint16(p.Port), Protocol: "tcp"}, p.Ready, p.Target(), nil)
 	if err != nil || p.Ready == "healthcheck" {
 		return Instance{}, fmt.Errorf("ready must be tcp, http:/path, https:/path or none, not %s", quote(p.Ready))

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// Ready is the condition on which an instance is registered as passing. It is comparable.
+// Ready is the condition for registering an instance as passing. It is comparable.
 type Ready struct {
 	Kind     ReadyKind
 	Address  string // host:port for ReadyTCP
@@ -19,18 +19,18 @@ type Ready struct {
 	Method   string // for ReadyHTTP, "" = GET
 	Host     string // for ReadyHTTP: the Host header, "" = the URL's host
 	Headers  string // for ReadyHTTP: further headers as on the wire, "Name: value\r\n" each
-	Insecure bool   // for ReadyHTTP with https: any certificate will do
+	Insecure bool   // for ReadyHTTP with https: accept any certificate
 }
 
-// ReadyKind is a way of telling whether an instance is ready.
+// ReadyKind is a way to decide whether an instance is ready.
 type ReadyKind string
 
-// The ways of telling.
+// The kinds of readiness.
 const (
-	ReadyNone        ReadyKind = ""            // as soon as its container runs
+	ReadyNone        ReadyKind = ""            // once its container runs
 	ReadyTCP         ReadyKind = "tcp"         // its port accepts a connection
 	ReadyHTTP        ReadyKind = "http"        // it answers a request
-	ReadyHealthcheck ReadyKind = "healthcheck" // Docker's HEALTHCHECK says so
+	ReadyHealthcheck ReadyKind = "healthcheck" // Docker's HEALTHCHECK says healthy
 )
 
 // String returns the condition for an operator.
@@ -61,8 +61,8 @@ func (r Ready) Request(ctx context.Context) (*http.Request, error) {
 	return req, nil
 }
 
-// readiness returns how to tell whether an instance is ready. at is where the registrar reaches the port; without it, and
-// on a port that is not TCP, an instance that would be asked over TCP is ready when its container runs.
+// readiness returns how to decide whether an instance is ready. at is where the registrar reaches the port. Without at, and
+// on a port that is not TCP, an instance that would be asked over TCP is ready once its container runs.
 func readiness(c Container, p Port, choice, at string, checks []Check) (r Ready, err error) {
 	scheme, path, _ := strings.Cut(choice, ":")
 	scheme, path = strings.ToLower(strings.TrimSpace(scheme)), plainPath(strings.TrimSpace(path))
@@ -96,7 +96,7 @@ func readiness(c Container, p Port, choice, at string, checks []Check) (r Ready,
 	return r, err
 }
 
-// defaultReadiness prefers Docker's HEALTHCHECK if it is one of the checks, then the first HTTP check, then a connection.
+// defaultReadiness prefers Docker's HEALTHCHECK if it is among the checks, then the first HTTP check, then a connection.
 func defaultReadiness(at string, checks []Check) Ready {
 	if slices.ContainsFunc(checks, func(c Check) bool { return c.Health }) {
 		return Ready{Kind: ReadyHealthcheck}
@@ -107,8 +107,8 @@ func defaultReadiness(at string, checks []Check) Ready {
 	return Ready{Kind: ReadyTCP, Address: at}
 }
 
-// fromCheck returns the request of an HTTP check, but to the container itself. Whether to trust its certificate is for
-// the check to say.
+// fromCheck returns the request of an HTTP check, directed at the container itself. Whether to trust its certificate is up
+// to the check.
 func fromCheck(check Check, at string) Ready {
 	d := check.Definition
 	scheme, rest, _ := strings.Cut(d.HTTP, "://")
@@ -117,7 +117,7 @@ func fromCheck(check Check, at string) Ready {
 	r.Host = header.Get("Host")
 	header.Del("Host")
 	var lines strings.Builder
-	_ = header.Write(&lines) // sorted; a Builder takes everything
+	_ = header.Write(&lines) // sorted; a Builder cannot fail
 	r.Headers = lines.String()
 	return r
 }

@@ -14,27 +14,27 @@ const (
 	keyReplace = "replace"
 	keySingle  = "single"
 
-	// StartFirst is the value of SERVICE_REPLACE with which a container is started before the one that it replaces.
+	// StartFirst is the value of SERVICE_REPLACE that starts a container before the one it replaces.
 	StartFirst = "start-first"
 	stopFirst  = "stop-first"
 
-	// Where compose says what a container belongs to, and by which version it was made.
+	// Where compose stores a container's project, service and version.
 	serviceLabel = "com.docker.compose.service"
 	versionLabel = "com.docker.compose.version"
 
-	// ReplaceLabel is what compose (v2) puts on a container that it creates to replace another one. It stays there for good.
+	// ReplaceLabel is set by compose (v2) on a container that it creates to replace another one. The label stays forever.
 	ReplaceLabel = "com.docker.compose.replace"
 )
 
 // replaceKeys are for containers, not for ports.
 var replaceKeys = []string{keyReplace, keySingle}
 
-// temporaryName is the one that compose gives a container that is to replace another: until that one is gone, the first twelve
-// digits of its ID come before the name.
+// temporaryName matches the name that compose gives a replacing container: until the old container is gone, the first twelve
+// digits of the old ID precede the name.
 var temporaryName = regexp.MustCompile(`^([0-9a-f]{12})_(.+)$`)
 
-// Replaces returns the first digits of the ID of the container that compose (v2) has created one to replace, by its name and
-// labels, and the name that it gets afterwards. The digits are "" if it replaces none, or has done so.
+// Replaces returns the first digits of the ID of the container that a container created by compose (v2) replaces, and the
+// name that it gets afterwards. The digits are "" if it replaces none, or already has.
 func Replaces(name string, labels map[string]string) (old, later string) {
 	m := temporaryName.FindStringSubmatch(name)
 	if _, marked := labels[ReplaceLabel]; !marked || m == nil {
@@ -43,7 +43,7 @@ func Replaces(name string, labels map[string]string) (old, later string) {
 	return m[1], m[2]
 }
 
-// AsksToStartFirst reports whether labels ask for a container to be started before the one that it replaces, well or badly.
+// AsksToStartFirst reports whether labels ask to start a container before the one it replaces, even if badly.
 func AsksToStartFirst(labels map[string]string) bool {
 	for name, value := range labels {
 		if k := parseKey(name); k.name == keyReplace && k.port == 0 {
@@ -54,21 +54,20 @@ func AsksToStartFirst(labels map[string]string) bool {
 	return false
 }
 
-// SameService reports whether compose has made two containers for the same service of one project.
+// SameService reports whether compose made two containers for the same service of one project.
 func (c Container) SameService(other Container) bool {
 	same := func(name string) bool { return c.Labels[name] != "" && c.Labels[name] == other.Labels[name] }
 	return same(projectLabel) && same(serviceLabel)
 }
 
-// besideOld is what stands for a container in default service IDs that is registered while the one that it replaces is, whose name
-// it gets afterwards. It stays the same when it gets that.
+// besideOld replaces the container's name in default service IDs while both the container and the one it replaces are
+// registered. It does not change when the container gets its final name.
 func (c Container) besideOld() string {
 	_, later := Replaces(c.Name, c.Labels)
 	return fmt.Sprintf("%s-%.12s", later, c.ID)
 }
 
-// StartsFirst reports whether a container asks to be started before the one that it replaces, and why that does not fit it, "" if
-// it does.
+// StartsFirst reports whether a container asks to start before the one it replaces, and why it cannot, or "" if it can.
 func StartsFirst(c Container, policy []Rule) (asked bool, why string) {
 	return startsFirst(c, keysOf(c), policy)
 }
@@ -105,7 +104,7 @@ func startsFirst(c Container, keys containerKeys, policy []Rule) (asked bool, wh
 	return true, why
 }
 
-// Single returns the value of SERVICE_SINGLE, by which a container says that two of it must not run at the same time, "" if it does not.
+// Single returns the value of SERVICE_SINGLE, which forbids two of a container at the same time, or "" if it is unset.
 func Single(c Container) string { return keysOf(c).single() }
 
 func (c containerKeys) single() string {
@@ -124,7 +123,7 @@ func (c containerKeys) replacement(of Container, rule Rule, policy []Rule) (prob
 			}
 		}
 	}
-	if asked, why := startsFirst(of, c, policy); asked && why != "" && matches(rule.Keys, keyReplace) { // else that was said
+	if asked, why := startsFirst(of, c, policy); asked && why != "" && matches(rule.Keys, keyReplace) { // otherwise it was already reported
 		problems = append(problems, fmt.Sprintf("%s=%s has no effect: %s", spelling(0, keyReplace), quote(c.general[keyReplace]), why))
 	}
 	if single := c.general[keySingle]; isUnclear(single) {

@@ -13,7 +13,7 @@ import (
 	"berth/templates/claim"
 )
 
-// Routes returns the routes that an instance asks for, as reports name them.
+// Routes returns the routes that an instance asks for, in the form used in reports.
 func (in Instance) Routes() (out []string) {
 	if in.Protocol != "tcp" {
 		return nil
@@ -24,7 +24,7 @@ func (in Instance) Routes() (out []string) {
 	return out
 }
 
-// ToLeader returns the key by which a container asks that only the leader of its service gets requests, "" if none does.
+// ToLeader returns the key by which a container asks that only the leader of its service gets requests, or "".
 func ToLeader(c Container) string {
 	keys := keysOf(c)
 	if strings.EqualFold(keys.general[claim.KeyTo], "leader") {
@@ -38,7 +38,7 @@ func ToLeader(c Container) string {
 	return ""
 }
 
-// NoRoute returns why an instance takes part in no route, not even in one that others of its service ask for, or "".
+// NoRoute says why an instance takes part in no route, not even in one that its service asks for elsewhere, or returns "".
 func (in Instance) NoRoute() string {
 	if reason := in.Meta[claim.KeyNoRoute]; reason != "" || in.Protocol != "tcp" {
 		return reason
@@ -49,8 +49,8 @@ func (in Instance) NoRoute() string {
 	return ""
 }
 
-// WithoutRoutes returns the instance as it is registered if the route that is asked for on the whole container goes to
-// another of its ports: it takes part in no route.
+// WithoutRoutes returns the instance as registered when the route of the whole container goes to another of its ports: it
+// takes part in no route.
 func (in Instance) WithoutRoutes(to Instance) Instance {
 	key := claim.KeyHost
 	for _, k := range claimKeys {
@@ -64,21 +64,21 @@ func (in Instance) WithoutRoutes(to Instance) Instance {
 	return in
 }
 
-// unrouted returns metadata without what asks for a route, and with the reason.
+// unrouted returns metadata without its route keys, and with the reason.
 func unrouted(meta map[string]string, reason string) map[string]string {
 	meta = maps.Clone(meta)
 	maps.DeleteFunc(meta, func(key, _ string) bool {
 		return slices.Contains(claimKeys, key) || slices.Contains(routeSettings, key)
 	})
-	if len(reason) > claim.MaxValue { // without half a character at the end
+	if len(reason) > claim.MaxValue { // do not cut a character in half
 		reason = strings.ToValidUTF8(reason[:claim.MaxValue], "")
 	}
 	meta[claim.KeyNoRoute] = reason
 	return meta
 }
 
-// routeMeta takes the keys by which an instance is routed and returns them as metadata, with the reasons for what is left
-// out of them. Of a route that cannot be kept whole nothing is left but the reason.
+// routeMeta takes the routing keys of an instance and returns them as metadata, with reasons for the ignored ones. If a
+// route cannot be kept complete, only the reason remains.
 func (k *portKeys) routeMeta() (meta map[string]string, problems []string) {
 	meta = map[string]string{}
 	k.routeHosts(meta)
@@ -90,7 +90,7 @@ func (k *portKeys) routeMeta() (meta map[string]string, problems []string) {
 		case !given:
 		case value == "" && slices.Contains(claimKeys, key):
 			k.loseRoute("%s is empty: set it, or remove it", k.spelling(key))
-		case value == "": // a label takes back what the image's environment says
+		case value == "": // a label cancels the image's environment
 		case why != "" && costsRoute(key):
 			k.loseRoute("%s cannot be stored: %s", k.spelling(key), why)
 		case why != "":
@@ -107,7 +107,7 @@ func (k *portKeys) routeMeta() (meta map[string]string, problems []string) {
 	return meta, problems
 }
 
-// routeHosts takes the hosts, and spreads them over as many keys as they need.
+// routeHosts takes the hosts, and spreads them over as many keys as needed.
 func (k *portKeys) routeHosts(meta map[string]string) {
 	var hosts []string
 	first := ""
@@ -148,8 +148,8 @@ func (k *portKeys) routeHosts(meta map[string]string) {
 	}
 }
 
-// plainHost returns the name in what people write for it: in quotes, as the URL that a browser shows, with DNS's dot at the
-// end. What names more than a host, like a port or a path, stays as it is: without it the route would be wider.
+// plainHost returns the host name in what people write: with quotes, as a URL from a browser, or with DNS's trailing dot. A
+// value that names more than a host, like a port or a path, stays unchanged: without that part the route would be wider.
 func plainHost(s string) string {
 	host := unquoted(s)
 	for _, scheme := range []string{"http://", "https://"} {
@@ -164,8 +164,8 @@ func plainHost(s string) string {
 	return s
 }
 
-// judge returns why the templater will leave out routes of the instance, or settings. What it will say of a key that is near
-// to a known one was told of the container's keys.
+// judge says why the templater will ignore routes or settings of the instance. Keys near to known ones were already reported
+// with the container's keys.
 func (in Instance) judge(near map[string]string) (problems []string) {
 	meta := maps.Clone(in.Meta)
 	maps.DeleteFunc(meta, func(key, _ string) bool { return near[key] != "" })
@@ -186,11 +186,11 @@ func (in Instance) judge(near map[string]string) (problems []string) {
 	return problems
 }
 
-// proxyPorts are those that the proxy listens on with a built-in template.
+// proxyPorts are the ports on which the proxy listens with a built-in template.
 var proxyPorts = []int{8080, 8443, 8404}
 
-// loop says why an instance may be the proxy itself, or returns "": with a loopback address and a port of the proxy's own it
-// is that on the proxy's host, and in its container, and each request would go round and round.
+// loop says why an instance may be the proxy itself, or returns "". A loopback address with a port of the proxy means the
+// proxy on its host and in its container, and each request would loop.
 func (k *portKeys) loop(in Instance, h Host) string {
 	address := cmp.Or(in.Address, h.NodeAddress)
 	if !parseAddress(address).IsLoopback() || !(slices.Contains(proxyPorts, in.Port) || claim.ParsePort(k.values[claim.KeyPort]) == in.Port) {
@@ -200,10 +200,10 @@ func (k *portKeys) loop(in Instance, h Host) string {
 		net.JoinHostPort(address, strconv.Itoa(in.Port)))
 }
 
-// chooseRoutes decides which of a container's ports gets the route that is asked for on the container as a whole. A port
-// with a route of its own (SERVICE_8080_ROUTE_HOST) keeps that, and if it takes part of it from the general one, no other
-// port gets the general one. Else one of the others does: RouteChoice ranks them, and the registrar, which knows which of
-// them are ready, picks the first of these.
+// chooseRoutes decides which of a container's ports gets the route asked for on the whole container. A port with its own
+// route (SERVICE_8080_ROUTE_HOST) keeps it. If that route takes part of its settings from the general one, no other port
+// gets the general one. Otherwise one of the others gets it: RouteChoice ranks them, and the registrar picks the first ready
+// one.
 func chooseRoutes(instances []Instance, keys containerKeys) (problems []string) {
 	var holder *Instance
 	var contenders []*Instance
@@ -254,7 +254,7 @@ func chooseRoutes(instances []Instance, keys containerKeys) (problems []string) 
 	return nil
 }
 
-// asks reports whether a port asks for a route with keys of its own, and with keys for all ports.
+// asks reports whether a port asks for a route with its own keys, and with keys for all ports.
 func (c containerKeys) asks(port uint16) (own, general bool) {
 	given := func(values map[string]string, key string) bool { _, ok := values[key]; return ok }
 	for _, key := range claimKeys {

@@ -8,7 +8,7 @@ import (
 	"github.com/moby/sys/signal"
 )
 
-// ParseSignal reads a signal as Docker does: a number, or a name in any case, with or without SIG, like TERM, sigquit or
+// ParseSignal parses a signal as Docker does: a number, or a name in any case, with or without SIG, like TERM, sigquit or
 // SIGRTMIN+3.
 func ParseSignal(s string) (int, error) {
 	n, err := signal.ParseSignal(s)
@@ -21,8 +21,8 @@ func ParseSignal(s string) (int, error) {
 	return int(n), nil
 }
 
-// realTimeSignal reads any RTMIN+n or RTMAX-n, and returns 0 for all others. Docker names each signal from the nearer end
-// of their range only.
+// realTimeSignal parses any RTMIN+n or RTMAX-n, and returns 0 for everything else. Docker names each signal only from the
+// nearer end of the range.
 func realTimeSignal(name string) syscall.Signal {
 	first, last := signal.SignalMap["RTMIN"], signal.SignalMap["RTMAX"]
 	for n := first; n <= last; n++ {
@@ -33,7 +33,7 @@ func realTimeSignal(name string) syscall.Signal {
 	return 0
 }
 
-// SignalName returns the name of a signal that Docker understands, or "" if there is no such signal.
+// SignalName returns Docker's name of a signal, or "" if the signal does not exist.
 func SignalName(n int) string {
 	var found string
 	for name, s := range signal.SignalMap {

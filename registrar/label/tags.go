@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// maxTag is how long a tag may be. Consul sets no limit; this one is DNS's for a name, which a tag can be a part of.
+// maxTag limits the length of a tag. Consul has no limit; this one is DNS's limit for a name, which may contain a tag.
 const maxTag = 255
 
 var listItem = regexp.MustCompile(`(?:\\,|[^,\r\n])+`)
@@ -23,7 +23,7 @@ func SplitTags(list string) []string {
 	return out
 }
 
-// validTags returns the tags of all lists, each once, and reasons for the ones that Consul and its readers cannot carry.
+// validTags returns the distinct tags of all lists, and reasons for those that Consul and its readers cannot handle.
 func validTags(lists ...[]string) (out, problems []string) {
 	seen := map[string]bool{}
 	for _, tag := range slices.Concat(lists...) {

@@ -15,65 +15,66 @@ import (
 )
 
 const (
-	// ownerPrefix begins the owner in a process's registration; the owner of a container's is its Docker engine.
+	// ownerPrefix begins the owner in a process's registration. The owner of a container's registration is its Docker
+	// engine.
 	ownerPrefix = "process:"
 
-	// checkEvery is the longest interval between two reads of the agent: a registration that it lost is back by then.
+	// checkEvery is the longest interval between two reads of the agent: a lost registration is back by then.
 	checkEvery = 3 * time.Second
 
-	// checkMost is how long it waits at most to try again, and half as much more.
+	// checkMost is the longest pause before another attempt, plus up to half as much.
 	checkMost = 650 * time.Millisecond
 
-	// settles is how long an agent may take until the catalog has what it was told.
+	// settles is how long an agent may take to pass a change on to the catalog.
 	settles = 3 * time.Second
 
-	// leaveTime is how long what Options.Leave returned may take.
+	// leaveTime limits the function returned by Options.Leave.
 	leaveTime = time.Second
 )
 
-// registration keeps one instance registered at a Consul agent, even if the agent restarts or loses its state. One
-// goroutine calls its methods, and only remove waits for the agent.
+// registration keeps one instance registered at a Consul agent, even if the agent restarts or loses its state. One goroutine
+// calls its methods, and only remove waits for the agent.
 type registration struct {
 	agent   agent.Agent
 	log     *slog.Logger
-	owner   string        // in the metadata
+	owner   string        // as in the metadata
 	every   time.Duration // between two reads of the agent
-	output  string        // of its TTL check: Consul may show it for minutes after a change, so it tells of berth alone
+	output  string        // output of its TTL check; Consul may show it for minutes after a change, so it only describes berth
 	catalog *agent.Catalog
 	token   func() string
-	tags    []string  // the configured ones
+	tags    []string  // configured tags
 	begun   time.Time // when the process was started
-	readyAt time.Time // when it was found ready; zero = it is not
+	readyAt time.Time // when it became ready; zero = not ready
 	desired agent.Desired
 	leave   func() (given func(context.Context))
-	given   func(context.Context) // to wait for before the agent is told that the instance is critical; nil = it is not
+	given   func(context.Context) // wait for it before registering the instance as critical; nil = nothing to wait for
 
 	cancel   context.CancelFunc // ends the goroutine of keep; nil = not started yet
 	done     chan struct{}      // closed when that goroutine has ended
-	outcomes chan outcome       // of its attempts: the newest one
-	latest   outcome            // that was taken from there
+	outcomes chan outcome       // newest outcome of its attempts
+	latest   outcome            // last outcome received
 
-	// These belong to keep's goroutine, and to remove after its end.
-	registered bool  // it has registered once, and from then on replaces no other process's registration
-	held       bool  // the agent held the instance when it was read the last time
+	// These belong to keep's goroutine, and after its end to remove.
+	registered bool  // it has registered once; from then on it replaces no other process's registration
+	held       bool  // the agent held the instance at the last read
 	err        error // of the last attempt
 	lasting    retry.Lasting
-	toldReady  time.Time  // the readyAt that it told the agent last
+	toldReady  time.Time  // readyAt of the last registration
 	signed     string     // mark of the token of the last registration, "" = none
 	reason     string     // why it was not ready then
-	published  time.Time  // when it was registered, or put into the catalog, the last time
-	stale      bool       // the catalog may hold what another token left there
+	published  time.Time  // when it was last registered, or put into the catalog
+	stale      bool       // the catalog may hold data written with another token
 	view       agent.View // of the catalog
 }
 
-// outcome is what came of an attempt to make the agent hold the desired state.
+// outcome is the result of an attempt to make the agent hold the desired state.
 type outcome struct {
-	told bool // the agent holds just that
-	held bool // it holds the instance, or did when it answered the last time
+	told bool // the agent holds exactly that
+	held bool // it holds the instance, or did at its last answer
 }
 
-// newRegistration returns the registration of an instance. It belongs to a process of berth, which may restart the one that
-// it registers: only that berth knows what is true of the instance.
+// newRegistration returns the registration of an instance. It belongs to one berth process, which may restart the process it
+// registers, because only that berth knows the state of the instance.
 func newRegistration(opts Options, in label.Instance, berth int) *registration {
 	owner := fmt.Sprintf("%s%s:%d", ownerPrefix, opts.Host, berth)
 	in.Meta = maps.Clone(in.Meta)
@@ -92,13 +93,13 @@ func newRegistration(opts Options, in label.Instance, berth int) *registration {
 	}
 }
 
-// active reports whether the instance is registered, or is to be.
+// active reports whether the instance is, or will be, registered.
 func (r *registration) active() bool { return r.cancel != nil }
 
 // register registers the instance, as critical if it is not ready.
 func (r *registration) register(notReady error) { r.registerAfter(0, notReady) }
 
-// registerAfter is register for a process that was waited for that long.
+// registerAfter is register for a process that was given so long to become ready.
 func (r *registration) registerAfter(waited time.Duration, notReady error) {
 	r.desired.Started, r.desired.Waited, r.desired.NotReady = r.begun, waited, ""
 	r.given = nil
@@ -113,14 +114,14 @@ func (r *registration) registerAfter(waited time.Duration, notReady error) {
 	r.keep()
 }
 
-// leaves has given back what is held by the instance's checks.
+// leaves releases what the instance's checks hold.
 func (r *registration) leaves() {
 	if r.leave != nil {
 		r.given = r.leave()
 	}
 }
 
-// awaitGiven waits until it is given back.
+// awaitGiven waits for that release.
 func awaitGiven(ctx context.Context, given func(context.Context)) {
 	if given == nil {
 		return
@@ -130,8 +131,8 @@ func awaitGiven(ctx context.Context, given func(context.Context)) {
 	given(ctx)
 }
 
-// drain takes the instance out of service, and reports whether it was registered, so that draining makes sense. One that is
-// not is not registered until resume.
+// drain takes the instance out of service, and reports whether it was registered, and so needs draining. An unregistered
+// instance is not registered before resume.
 func (r *registration) drain(reason string) bool {
 	r.desired.Drain = agent.Automatic + reason
 	return r.change()
@@ -184,7 +185,7 @@ func (r *registration) keep() {
 			have, err := r.sync(ctx, desired)
 			r.record(ctx, err)
 			select {
-			case <-outcomes: // an older one, which nobody has taken
+			case <-outcomes: // an older outcome that was not received
 			default:
 			}
 			outcomes <- outcome{told: err == nil && agent.Diff(desired, have).Empty(), held: r.held}
@@ -193,7 +194,7 @@ func (r *registration) keep() {
 	}()
 }
 
-// remove deregisters the instance. It gives up if the agent does not answer for a while: the TTL then expires.
+// remove deregisters the instance. If the agent does not answer for a while, it gives up, and the TTL expires.
 func (r *registration) remove() {
 	if r.cancel == nil {
 		return
@@ -213,7 +214,7 @@ func (r *registration) remove() {
 	}
 }
 
-// repeat calls f at an interval, and with growing delays after failures, until f returns true or ctx is done.
+// repeat calls f at an interval, with growing delays after failures, until f returns true or ctx is done.
 func (r *registration) repeat(ctx context.Context, f func() (done bool)) {
 	delays := retry.Delays()
 	delays.MaxInterval = checkMost
@@ -230,10 +231,10 @@ func (r *registration) repeat(ctx context.Context, f func() (done bool)) {
 	}
 }
 
-// record records the outcome of an attempt, and logs changes, and now and then what lasts.
+// record records the outcome of an attempt. It logs changes, and repeats lasting failures now and then.
 func (r *registration) record(ctx context.Context, err error) {
 	if r.err = err; ctx.Err() != nil {
-		return // cut short, which says nothing
+		return // interrupted, so it says nothing
 	}
 	if err != nil {
 		if tell, lasts := r.lasting.Tell(err.Error(), time.Now()); tell {
@@ -245,7 +246,7 @@ func (r *registration) record(ctx context.Context, err error) {
 }
 
 // sync makes the agent hold the desired state, and passes its TTL check. The heartbeat goes out even if the change fails. It
-// returns what the agent holds then, as far as it is known.
+// returns what the agent holds afterwards, as far as known.
 func (r *registration) sync(ctx context.Context, desired agent.Desired) (have agent.Registered, err error) {
 	if have, err = r.read(ctx); err != nil {
 		return have, err
@@ -254,7 +255,7 @@ func (r *registration) sync(ctx context.Context, desired agent.Desired) (have ag
 		return agent.Registered{}, fmt.Errorf("service ID %s belongs to another registration, of %q: choose another id or deregister it", have.ID, have.Meta[label.MetaOwner])
 	}
 	change, token := agent.Diff(desired, have), agent.Mark(r.token)
-	// What agent.Diff does not see, or not while the instance is drained.
+	// Changes that agent.Diff does not see, or not while the instance is drained.
 	renewed := desired.Drain == "" && (token != r.signed || (desired.NotReady != "" && desired.NotReady != r.reason))
 	retagged := have.Held() && !change.Maintain && !slices.Equal(have.Tags, desired.Tags)
 	change.Register = change.Register || renewed || retagged
@@ -268,7 +269,7 @@ func (r *registration) sync(ctx context.Context, desired agent.Desired) (have ag
 		r.registered, r.signed, r.reason = true, token, desired.NotReady
 	}
 	if !change.Empty() && err == nil {
-		// The first heartbeat follows at once: before it, an agent loses the state of the check when it restarts.
+		// The first heartbeat follows at once. Before it, an agent that restarts loses the state of the check.
 		if have, err = r.read(ctx); err != nil {
 			return have, err
 		}
@@ -284,14 +285,14 @@ func (r *registration) sync(ctx context.Context, desired agent.Desired) (have ag
 	return have, err
 }
 
-// publish puts the instance into the catalog if that lacks it or may hold something old. If that fails the agent does it,
-// though later. The next heartbeat must not wait for servers that do not answer.
+// publish puts the instance into the catalog if the catalog lacks it or may hold old data. If that fails, the agent does so
+// later. The next heartbeat must not wait for servers that do not answer.
 func (r *registration) publish(ctx context.Context, have agent.Registered) {
 	if time.Since(r.published) < settles && !r.stale {
 		return
 	}
 	if r.published.IsZero() {
-		r.published = time.Now() // the agent is about to do it
+		r.published = time.Now() // the agent is about to do so
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.every)

@@ -19,22 +19,22 @@ import (
 )
 
 const (
-	// killTime limits the wait after SIGKILL; only a process that hangs in the kernel exceeds it.
+	// killTime limits the wait after SIGKILL. Only a process that hangs in the kernel exceeds it.
 	killTime = 5 * time.Second
 
-	// restartGrace is how long a caller has to follow up a Restart that left no process: a revert first writes files, and
-	// tells Consul.
+	// restartGrace is how long a caller may take to follow up a Restart that left no process: a revert first writes files,
+	// and reports to Consul.
 	restartGrace = 30 * time.Second
 
-	// portPatience is how long a process that is restarted may leave its port occupied, by children that have yet to end.
+	// portPatience is how long a restarted process may leave its port occupied by children that have yet to end.
 	portPatience = 5 * time.Second
 	portEvery    = 20 * time.Millisecond
 
-	// signalSettles is how long after a signal the process is probed again: one that dies of it has done so by then.
+	// signalSettles is how long after a signal the process is probed again: if the signal ends it, it is dead by then.
 	signalSettles = 200 * time.Millisecond
 
-	// Docker's pauses before it starts a container again: doubling from retry's first up to the longest, and from the first
-	// one again after a stable run.
+	// Docker's pauses before it restarts a container: doubling from retry's first pause up to the longest, and starting over
+	// after a stable run.
 	longestPause = time.Minute
 	stable       = 10 * time.Second
 )
@@ -46,35 +46,35 @@ const (
 	restarts   = "restarts"
 )
 
-// phase is what becomes of the process. Each of them ends by an event, some also by their deadline.
+// phase is the state of the process. Each phase ends with an event, some also at their deadline.
 type phase int
 
 const (
-	preparing phase = iota // none runs: one is started when Options.Before has returned and the port is free
-	running                // one runs, ready or not
-	pausing                // one ended by itself and is started again at the deadline
-	failed                 // one ended, or did not start, while a caller changed it: until the deadline only Restart starts one
-	draining               // it is told to end at the deadline
-	ending                 // it got SIGTERM, and is killed at the deadline
-	killing                // it got SIGKILL
+	preparing phase = iota // no process: one starts when Options.Before has returned and the port is free
+	running                // a process runs, ready or not
+	pausing                // the process ended by itself and is restarted at the deadline
+	failed                 // the process ended, or did not start, during a change: until the deadline only Restart starts one
+	draining               // the process will be told to end at the deadline
+	ending                 // the process got SIGTERM, and is killed at the deadline
+	killing                // the process got SIGKILL
 	over                   // the service ends
 )
 
-// run is a Service under way. Its methods are called from Run's goroutine and do not wait: whatever takes time is an event
-// of the loop.
+// run is a running Service. Its methods are called from Run's goroutine and do not wait: everything that takes time ends
+// with an event of the loop.
 type run struct {
 	*Service
 	reg      *registration
 	phase    phase
 	deadline <-chan time.Time // of the phase; nil = none
-	final    bool             // the process is ended for good, not to be restarted
+	final    bool             // the process ends for good and is not restarted
 	pauses   *backoff.ExponentialBackOff
-	code     int // what Run returns
+	code     int // the result of Run
 	err      error
 
-	process   Running // nil = none runs
+	process   Running // nil = no process
 	began     time.Time
-	signalled time.Time // by Signal, the last time
+	signalled time.Time // last time, by Signal
 
 	// The task is what the phase waits for in a goroutine: the preparation of a start, or probes.
 	reports chan error
@@ -83,20 +83,20 @@ type run struct {
 
 	ready   bool
 	reason  string // why it is not ready
-	failure error  // why it is not, or will not be, ready without help; nil = it may be
-	probing bool   // the answer is open
-	changes bool   // a caller changes the process and follows it up if it ends
+	failure error  // why it will not become ready without help; nil = it may
+	probing bool   // no answer yet
+	changes bool   // a caller changes the process and will follow up if it ends
 
-	drained time.Time // since when the instance is out of service; zero = it is in
-	because string    // why it is out
+	drained time.Time // start of its time out of service; zero = in service
+	because string    // why it is out of service
 
-	calls []call // that are begun and not done
+	calls []call // calls that have begun and are not done
 }
 
-// Run starts the process and returns its exit code, as in a shell, when it has ended and is not to be started again. The
-// process is registered from the moment it is ready until it is told to stop or ends, and runs on if Consul does not answer.
-// A ctx that is done stops the process like a SIGTERM. A service that is told to stop while no process runs ends with 0.
-// Run is called once.
+// Run starts the process and returns its exit code, as in a shell, when it has ended and will not be restarted. The process
+// is registered from the moment it is ready until it is told to stop or ends. It keeps running if Consul does not answer. A
+// ctx that is done stops the process like SIGTERM. A service that is told to stop while no process runs returns 0. Run is
+// called once.
 func (s *Service) Run(ctx context.Context) (code int, err error) {
 	r := &run{
 		Service: s, reg: newRegistration(s.opts, s.instance, os.Getpid()), pauses: retry.Delays(),
@@ -139,7 +139,7 @@ func (s *Service) Run(ctx context.Context) (code int, err error) {
 	return r.code, r.err
 }
 
-// enter begins a phase, with a deadline if it is given a time.
+// enter begins a phase, with a deadline if a time is given.
 func (r *run) enter(p phase, within ...time.Duration) {
 	r.phase, r.deadline = p, nil
 	for _, d := range within {
@@ -147,7 +147,7 @@ func (r *run) enter(p phase, within ...time.Duration) {
 	}
 }
 
-// begin runs a task in place of the one under way. What it reports comes to the method report.
+// begin runs a task in place of the current one. Its result goes to the method report.
 func (r *run) begin(task func(ctx context.Context, report chan<- error)) {
 	r.abandon()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -156,14 +156,14 @@ func (r *run) begin(task func(ctx context.Context, report chan<- error)) {
 	r.tasks.Go(func() { task(ctx, reports) })
 }
 
-// abandon ends the task under way. It reports nothing any more.
+// abandon ends the current task, which then reports nothing.
 func (r *run) abandon() {
 	r.cancel()
 	r.reports, r.probing = nil, false
 }
 
-// prepare starts the process when that may be: after the function, if there is one, and when nothing accepts connections on
-// its port, which would be registered in its place. A port that is occupied for longer than patience is an error.
+// prepare starts the process after the function, if given, has returned, and when nothing accepts connections on its port:
+// that would be registered instead of the process. A port occupied for longer than patience is an error.
 func (r *run) prepare(before func(context.Context) error, patience time.Duration) {
 	r.enter(preparing)
 	r.begin(func(ctx context.Context, report chan<- error) {
@@ -192,7 +192,7 @@ func (s *Service) awaitPort(ctx context.Context, patience time.Duration) error {
 	return nil
 }
 
-// probe asks the process whether it is ready.
+// probe probes whether the process is ready.
 func (r *run) probe() {
 	settle := time.Until(r.signalled.Add(signalSettles))
 	r.begin(func(ctx context.Context, report chan<- error) {
@@ -209,8 +209,8 @@ func (r *run) probe() {
 	r.probing, r.failure = true, nil
 }
 
-// report takes what the task reports: of a preparation why the process cannot be started, or nil, and of probes why it is
-// late, and nil when it is ready.
+// report receives the result of the task: for a preparation, nil or why the process cannot start; for probes, nil when it is
+// ready or why it is late.
 func (r *run) report(err error) {
 	switch {
 	case r.phase == preparing && err != nil:
@@ -245,8 +245,8 @@ func (r *run) start() {
 	r.probe()
 }
 
-// unstarted has the policy decide about a process that cannot be started, but for the first one: that is the operator's
-// mistake, and there is nobody to wait for.
+// unstarted applies the restart policy to a process that cannot be started. A failure of the first start ends the service:
+// it is the operator's mistake.
 func (r *run) unstarted(err error) {
 	if r.code, r.err = 0, err; r.began.IsZero() {
 		r.enter(over)
@@ -255,7 +255,7 @@ func (r *run) unstarted(err error) {
 	r.lose(err)
 }
 
-// ended returns what is closed when the process has ended.
+// ended returns a channel that is closed when the process has ended.
 func (r *run) ended() <-chan struct{} {
 	if r.process == nil {
 		return nil
@@ -277,7 +277,7 @@ func (r *run) end() {
 	case r.final:
 		r.reason = why.Error()
 		r.enter(over)
-	case r.phase != running: // it was told to, for a restart
+	case r.phase != running: // it was told to end, for a restart
 		r.prepare(nil, portPatience)
 	case wasReady:
 		r.lose(why)
@@ -286,7 +286,7 @@ func (r *run) end() {
 	}
 }
 
-// lose decides what follows when no process runs and one should. The code and error that Run would return are set.
+// lose decides what follows when no process runs but one should. The code and error for Run are already set.
 func (r *run) lose(why error) {
 	switch policy := r.opts.RestartPolicy; {
 	case r.changes:
@@ -314,7 +314,7 @@ func (r *run) fail(why error) {
 func (r *run) timeout() {
 	r.deadline = nil
 	select {
-	case <-r.ended(): // at the last moment: the loop is about to learn of it
+	case <-r.ended(): // it ended at the last moment; the loop is about to learn of it
 		return
 	default:
 	}
@@ -347,8 +347,8 @@ func (r *run) terminate() {
 	r.enter(ending, r.opts.StopTimeout)
 }
 
-// stop ends the process for good: takes the instance out of service, and ends the process when it is drained. When asked
-// once more, it ends it at once, and then passes the signal on.
+// stop ends the process for good: it takes the instance out of service, and ends the process once it is drained. A second
+// call ends the process at once, and further calls pass the signal on.
 func (r *run) stop(reason string, sig syscall.Signal) {
 	if r.final {
 		if r.phase == draining {
@@ -367,7 +367,7 @@ func (r *run) stop(reason string, sig syscall.Signal) {
 	}
 	r.opts.Log.Info("stopping "+r.opts.Program, "pid", r.process.PID(), "reason", reason)
 	if r.phase != running {
-		return // a restart has told it to end already
+		return // a restart has already told it to end
 	}
 	r.abandon()
 	if r.drain(reason) {
@@ -385,7 +385,7 @@ func (r *run) finish() {
 	}
 }
 
-// drain takes the instance out of service, and reports whether it was registered, so that draining makes sense.
+// drain takes the instance out of service, and reports whether it was registered, and so needs draining.
 func (r *run) drain(reason string) (registered bool) {
 	if r.drained.IsZero() {
 		r.drained, r.because = time.Now(), reason
@@ -439,7 +439,7 @@ func (r *run) check() error {
 	return nil
 }
 
-// readiness answers a caller that waits until the process is ready.
+// readiness answers a caller that waits for the process to be ready.
 func (r *run) readiness() (done bool, err error) {
 	return r.failure != nil || (r.ready && !r.probing), r.failure
 }
@@ -453,14 +453,14 @@ func (r *run) take(c call) {
 	}
 }
 
-// tell tells callers and everybody else what has come of the last event.
+// tell reports the result of the last event to callers and to Options.Changed.
 func (r *run) tell() {
 	r.calls = slices.DeleteFunc(r.calls, func(c call) bool {
 		done, err := c.until(r)
 		if done {
 			c.answer <- err
 		}
-		return done || c.ctx.Err() != nil // nobody waits for it
+		return done || c.ctx.Err() != nil // its caller is gone
 	})
 	is := State{Registered: r.reg.latest.held, Ready: r.ready, Draining: !r.drained.IsZero(), Reason: r.because}
 	if !is.Ready {

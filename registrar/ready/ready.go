@@ -15,7 +15,7 @@ import (
 	"berth/registrar/label"
 )
 
-// Probing begins fast, since most programs listen a few milliseconds after their start. It slows down, so a program that
+// Probing starts fast, because most programs listen a few milliseconds after their start. It slows down, so a program that
 // never listens costs next to nothing.
 const (
 	probeFirst   = time.Millisecond
@@ -23,14 +23,14 @@ const (
 	probeMost    = 500 * time.Millisecond
 	probeTimeout = time.Second
 
-	// maxHeader is how much of an answer's headers is read, and nothing is read of its body.
+	// maxHeader limits the headers read from an answer. The body is not read.
 	maxHeader = 64 << 10
 )
 
-// Prober probes an instance once. Tests have a Prober without a network.
+// Prober probes an instance once. Tests use a Prober without a network.
 type Prober func(ctx context.Context, r label.Ready) error
 
-// Try is the Prober of real instances.
+// Try is the Prober for real instances.
 func Try(ctx context.Context, r label.Ready) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
@@ -49,7 +49,7 @@ func tryHTTP(ctx context.Context, r label.Ready) error {
 	if err != nil {
 		return err
 	}
-	// A connection of its own, no proxy and no redirects, so exactly this instance answers.
+	// Use a separate connection without proxy or redirects, so that exactly this instance answers.
 	transport := &http.Transport{DisableKeepAlives: true, MaxResponseHeaderBytes: maxHeader, TLSClientConfig: &tls.Config{InsecureSkipVerify: r.Insecure}}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
@@ -62,7 +62,7 @@ func tryHTTP(ctx context.Context, r label.Ready) error {
 	return nil
 }
 
-// Reason says why a probe failed, without what the probed address says already.
+// Reason says why a probe failed, without repeating the probed address.
 func Reason(err error, r label.Ready) string {
 	var refused syscall.Errno
 	var network net.Error
@@ -75,7 +75,7 @@ func Reason(err error, r label.Ready) string {
 	return strings.TrimPrefix(err.Error(), r.URL+" ")
 }
 
-// Wait probes an instance until it is ready, and returns nil then or the error of ctx if that ends first. It calls late
+// Wait probes an instance until it is ready, and then returns nil, or the error of ctx if ctx ends first. It calls late
 // once, with the reason, if the instance takes longer than patience.
 func Wait(ctx context.Context, try Prober, r label.Ready, patience time.Duration, late func(error)) error {
 	started, told := time.Now(), false

@@ -2,18 +2,18 @@ package retry
 
 import "time"
 
-// maxTexts is how many texts of one problem are told at once; a problem whose text is always another one waits, too.
+// maxTexts is how many texts of one problem are logged at once. Further texts wait like the first.
 const maxTexts = 5
 
-// Lasting tells when a problem that lasts is worth a line in the log: when it begins, after a minute, five, ten, twenty,
-// forty, and then every hour. The zero value is a thing in order. It reads no clock.
+// Lasting decides when a lasting problem deserves a line in the log: when it begins, after 1, 5, 10, 20 and 40 minutes, and
+// then every hour. The zero value means no problem. It reads no clock.
 type Lasting struct {
 	since time.Time
 	next  time.Duration // from since to the next line
 	texts map[string]bool
 }
 
-// Tell records that there is the problem, and reports whether to tell of it, and for how long it has been there.
+// Tell records the problem, and reports whether to log it, and how long it has lasted.
 func (l *Lasting) Tell(text string, now time.Time) (tell bool, lasts time.Duration) {
 	if l.texts == nil {
 		*l = Lasting{since: now, next: time.Minute, texts: map[string]bool{text: true}}
@@ -29,7 +29,7 @@ func (l *Lasting) Tell(text string, now time.Time) (tell bool, lasts time.Durati
 	return tell, lasts
 }
 
-// Over records that the problem is over, and reports whether there was one, and for how long.
+// Over records the end of the problem, and reports whether there was one, and how long it lasted.
 func (l *Lasting) Over(now time.Time) (was bool, lasted time.Duration) {
 	if l.texts != nil {
 		was, lasted = true, now.Sub(l.since)
@@ -38,7 +38,7 @@ func (l *Lasting) Over(now time.Time) (was bool, lasted time.Duration) {
 	return was, lasted
 }
 
-// For says in the log for how long something has lasted, if that is a while.
+// For returns a log attribute with how long something has lasted, or nothing for less than a second.
 func For(lasts time.Duration) []any {
 	if lasts < time.Second {
 		return nil

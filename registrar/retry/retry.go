@@ -1,4 +1,4 @@
-// Package retry says how long to wait between attempts, and when to tell that they go on failing.
+// Package retry decides how long to wait between attempts, and when to log that they keep failing.
 package retry
 
 import (
@@ -8,7 +8,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// Delays returns the pauses between attempts: exponential, with jitter, for ever.
+// Delays returns the pauses between attempts: exponential, with jitter, forever.
 func Delays() *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval, b.RandomizationFactor = 100*time.Millisecond, 5*time.Second, 0.5
@@ -16,7 +16,7 @@ func Delays() *backoff.ExponentialBackOff {
 	return b
 }
 
-// Pause waits, at most until ctx is done, and reports whether it is not.
+// Pause waits, at most until ctx is done, and reports whether ctx is still alive.
 func Pause(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// The labels that compose gives to containers.
+// Labels that compose sets on containers.
 const (
 	labelProject = "com.docker.compose.project"
 	labelService = "com.docker.compose.service"
@@ -30,19 +30,19 @@ const (
 
 // Compose runs the compose command for a project.
 type Compose struct {
-	Command []string // with the options that go before a subcommand
+	Command []string // with the options before a subcommand
 	Dir     string   // to run it in
 }
 
-// upTime is how long compose may take to make containers, images to pull included.
+// upTime limits the time in which compose creates containers, including the pull of images.
 const upTime = 15 * time.Minute
 
-// configTime is how long compose may take to read its files. They may be on a network that hangs.
+// configTime limits the time in which compose reads its files, which may be on a network that hangs.
 const configTime = time.Minute
 
-// NewCompose returns the command for the project of a container, by the container's labels: the version of compose that
-// made it, or the one that there is. command, unless it is "", is used instead; options in it that name files count in
-// place of the labels'.
+// NewCompose returns the command for the project of a container, according to the container's labels: the version of compose
+// that made it, or else the installed one. A command other than "" is used instead; its options that name files replace
+// those in the labels.
 func NewCompose(labels map[string]string, command string) (Compose, error) {
 	c := Compose{Dir: labels[labelDir]}
 	if c.Command = strings.Fields(command); len(c.Command) == 0 {
@@ -60,12 +60,12 @@ func NewCompose(labels map[string]string, command string) (Compose, error) {
 	})
 	c.Command = append(c.Command, "--project-name", project, "--project-directory", c.Dir)
 	if names {
-		c.Dir = "" // they are relative to where berth runs
+		c.Dir = "" // they are relative to berth's working directory
 		return c, nil
 	}
 	for n, name := range split(labels[labelFiles]) {
 		file, err := findFile(c.Dir, name)
-		// The project's directory is that of the first file: one of that name above it is another project's.
+		// The project's directory is that of the first file. A file of that name above it belongs to another project.
 		if err == nil && n == 0 && !filepath.IsAbs(name) && !strings.HasPrefix(file, filepath.Clean(c.Dir)+"/") {
 			err = fs.ErrNotExist
 		}
@@ -88,7 +88,7 @@ func split(label string) []string {
 	return slices.DeleteFunc(strings.Split(label, ","), func(s string) bool { return s == "" })
 }
 
-// installed returns the compose that is here, the one of a version if there are both.
+// installed returns the installed compose, the one of a version if both exist.
 func installed(version string) []string {
 	_, noV1 := exec.LookPath("docker-compose")
 	ctx, cancel := context.WithTimeout(context.Background(), callTime)
@@ -103,8 +103,8 @@ func installed(version string) []string {
 	return nil
 }
 
-// findFile returns the path of a file that a label names. docker-compose 1.29 has it as it was written, relative to where
-// it was called: there, or in a directory above the project's.
+// findFile returns the path of a file named by a label. docker-compose 1.29 stores it as written, relative to its working
+// directory: there, or in a directory above the project's.
 func findFile(dir, name string) (string, error) {
 	if filepath.IsAbs(name) {
 		_, err := os.Stat(name)
@@ -124,7 +124,7 @@ func findFile(dir, name string) (string, error) {
 	return path, err
 }
 
-// Config returns what the file says of its services.
+// Config returns the file's description of its services.
 func (c Compose) Config(ctx context.Context) (map[string]Service, error) {
 	out, err := c.config(ctx)
 	if err != nil {
@@ -139,7 +139,7 @@ func (c Compose) config(ctx context.Context, args ...string) (string, error) {
 	return c.run(ctx, append([]string{"config"}, args...)...)
 }
 
-// Hash returns the label that a container of a service would get for its configuration.
+// Hash returns the hash label that a new container of a service would get.
 func (c Compose) Hash(ctx context.Context, service string) (string, error) {
 	out, err := c.config(ctx, "--hash", service)
 	_, hash, found := strings.Cut(strings.TrimSpace(out), " ")
@@ -161,8 +161,8 @@ func (c Compose) Build(ctx context.Context, service string) error {
 	return err
 }
 
-// Up makes containers until a service has so many. It does not end before compose has, whatever becomes of ctx: what compose
-// has made must be known.
+// Up creates containers until a service has n. It always waits for compose to end, even if ctx is done, because the created
+// containers must be known.
 func (c Compose) Up(ctx context.Context, service string, n int) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), upTime)
 	defer cancel()
@@ -170,17 +170,17 @@ func (c Compose) Up(ctx context.Context, service string, n int) error {
 	return err
 }
 
-// run runs a subcommand and returns what it prints. The error has the end of what it complains of.
+// run runs a subcommand and returns its output. The error contains the end of its complaints.
 func (c Compose) run(ctx context.Context, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	words := append(c.Command[1:len(c.Command):len(c.Command)], args...)
 	cmd := exec.CommandContext(ctx, c.Command[0], words...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = c.Dir, &stdout, &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // the terminal's ^C is for berth, which decides
-	if args[0] == "config" {                              // else compose v2 leaves services out that have profiles; it does not when they are named to up
+	if args[0] == "config" {                              // without it, config in compose v2 omits services with profiles; up does not if they are named
 		cmd.Env = append(os.Environ(), "COMPOSE_PROFILES=*")
 	}
-	// docker starts its plugin compose as another process, which would build on.
+	// docker starts its plugin compose as another process, which would continue to build.
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
 	err := cmd.Run()
@@ -196,7 +196,8 @@ func (c Compose) run(ctx context.Context, args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
-// complaint is the end of what compose says when it fails, in one line. The steps of a build go to stdout, and would hide the reason.
+// complaint returns the end of compose's error output, in one line. The steps of a build go to stdout and would hide the
+// reason.
 func complaint(stderr, stdout string) string {
 	lines := complaints(stderr)
 	if len(lines) == 0 {
@@ -205,7 +206,7 @@ func complaint(stderr, stdout string) string {
 	return strings.Join(lines[max(0, len(lines)-5):], "; ")
 }
 
-// complaints returns the lines of a text from its first error on, without warnings and what a line before has said already.
+// complaints returns the lines of a text from its first error on, without warnings and repetitions.
 func complaints(text string) (lines []string) {
 	warning, failed := false, false
 	for line := range strings.Lines(text) {
@@ -213,14 +214,15 @@ func complaints(text string) (lines []string) {
 		if line = strings.Map(printable, strings.TrimSpace(line)); line == "" {
 			continue
 		}
-		// docker-compose 1.29 warns of update_config, compose v2 of a missing buildx, and docker of its builder in several lines.
+		// docker-compose 1.29 warns of update_config, compose v2 of a missing buildx, and docker of its builder in several
+		// lines.
 		warning = warning && indented || strings.Contains(line, "level=warning") || strings.Contains(line, "deploy sub-keys are not supported") ||
 			strings.HasPrefix(line, "DEPRECATED:")
 		if warning {
 			continue
 		}
 		if !failed && strings.HasPrefix(strings.ToUpper(line), "ERROR") {
-			lines, failed = nil, true // before it there is how far compose got
+			lines, failed = nil, true // earlier lines only show compose's progress
 		}
 		if len(lines) == 0 || !strings.Contains(lines[len(lines)-1], line) {
 			lines = append(lines, line)

@@ -29,20 +29,20 @@ type Docker interface {
 	Info() (*docker.DockerInfo, error)
 }
 
-const callTime = 10 * time.Second // of one call to Docker that does not wait for a container
+const callTime = 10 * time.Second // limit of one call to Docker that does not wait for a container
 
 // Container is a container of a service.
 type Container struct {
 	label.Container
 	Number   int
-	Hash     string // of its configuration, by compose
+	Hash     string // of its configuration, computed by compose
 	ImageID  string
 	Status   string // created, running, restarting, exited, ...
 	Restarts int
 	TTY      bool
 }
 
-// Running reports whether it runs, and is not between two starts.
+// Running reports whether the container runs and is not between two starts.
 func (c Container) Running() bool { return c.Status == "running" }
 
 // Engine returns the ID of the Docker Engine.
@@ -54,10 +54,10 @@ func Engine(client Docker) (string, error) {
 	return info.ID, nil
 }
 
-// short is what a container is called in messages.
+// short is the container's name in messages.
 func (c Container) short() string { return fmt.Sprintf("%s (%.12s)", c.Name, c.ID) }
 
-// Find returns the labels of a container of each project that has a service, by the project's name.
+// Find returns, for each project that has a service, the labels of one of its containers, by project name.
 func Find(ctx context.Context, client Docker, service string) (map[string]map[string]string, error) {
 	list, err := listed(ctx, client, labelService+"="+service)
 	if err != nil {
@@ -71,7 +71,7 @@ func Find(ctx context.Context, client Docker, service string) (map[string]map[st
 	return projects, nil
 }
 
-// ProjectOf returns the project in a directory, of those that Find has found, "" if it is none or several.
+// ProjectOf returns the project in a directory among those from Find, or "" if none or several match.
 func ProjectOf(dir string, projects map[string]map[string]string) (project string) {
 	for name, labels := range projects {
 		if labels[labelDir] == dir {
@@ -84,10 +84,11 @@ func ProjectOf(dir string, projects map[string]map[string]string) (project strin
 	return project
 }
 
-// composeName is what compose gives to projects and services. Labels may have anything, and go to a terminal and to compose.
+// composeName matches compose's names for projects and services. Labels may contain anything, and go to a terminal and to
+// compose.
 var composeName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]*$`)
 
-// listed lists the containers with labels, whatever their state, but not those of compose run.
+// listed lists containers by label in any state, except those of compose run.
 func listed(ctx context.Context, client Docker, labels ...string) ([]docker.APIContainers, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
@@ -100,7 +101,7 @@ func listed(ctx context.Context, client Docker, labels ...string) ([]docker.APIC
 	}), nil
 }
 
-// Containers returns the containers of a service by their number.
+// Containers returns the containers of a service, sorted by their number.
 func Containers(ctx context.Context, client Docker, project, service string) (out []Container, err error) {
 	list, err := listed(ctx, client, labelProject+"="+project, labelService+"="+service)
 	if err != nil {
@@ -119,7 +120,7 @@ func Containers(ctx context.Context, client Docker, project, service string) (ou
 	return out, nil
 }
 
-// inspect returns a container, nil if there is none.
+// inspect returns a container, or nil if it does not exist.
 func inspect(ctx context.Context, client Docker, id string) (*Container, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
@@ -138,8 +139,8 @@ func inspect(ctx context.Context, client Docker, id string) (*Container, error) 
 	return c, nil
 }
 
-// ImageOf returns the ID of the image that a new container of a service would have, "" if it is not here. The name of one
-// that is built is that of the containers' image.
+// ImageOf returns the ID of the image for a new container of a service, or "" if it is not here. If the service is built,
+// its name comes from the containers' image.
 func ImageOf(client Docker, s Service, containers []Container) (id string, err error) {
 	name := s.Image
 	if name == "" && len(containers) > 0 {
@@ -164,7 +165,7 @@ func Services(ctx context.Context, client Docker) (names []string) {
 	return slices.Compact(names)
 }
 
-// imageID returns the ID of the image that a name stands for, "" if it is not here.
+// imageID returns the ID of the image with a name, or "" if it is not here.
 func imageID(client Docker, name string) (string, error) {
 	image, err := bounded(func() (*docker.Image, error) { return client.InspectImage(name) })
 	switch {
@@ -195,7 +196,7 @@ func bounded[T any](call func() (T, error)) (out T, err error) {
 	}
 }
 
-// end stops a container in its own time and removes it. It is no error if it is gone.
+// end stops a container in its own time and removes it. A missing container is no error.
 func end(ctx context.Context, client Docker, c Container) error {
 	var none *docker.NoSuchContainer
 	var stopped *docker.ContainerNotRunning
@@ -211,7 +212,7 @@ func end(ctx context.Context, client Docker, c Container) error {
 	return nil
 }
 
-// logLines is how much of a container's log is shown when it has failed.
+// logLines is how many lines of a failed container's log are shown.
 const logLines = 10
 
 // lastLog returns the last lines of a container's log.
@@ -233,7 +234,7 @@ func lastLog(ctx context.Context, client Docker, c Container) []string {
 	return lines
 }
 
-// printable keeps a foreign text from doing things to a terminal.
+// printable keeps foreign text from controlling a terminal.
 func printable(r rune) rune {
 	if r < ' ' && r != '\t' || r == 0x7f || r >= 0x80 && r < 0xa0 {
 		return '\uFFFD'

@@ -12,17 +12,17 @@ import (
 	"berth/registrar/label"
 )
 
-// Options say how a service is rolled out. They are those of deploy.update_config in a compose file.
+// Options say how to roll a service out. They are those of deploy.update_config in a compose file.
 type Options struct {
 	Parallelism     int           `json:"parallelism"` // how many at a time; 0 = all at once
 	Delay           time.Duration `json:"delay"`       // between two batches
 	Order           string        `json:"order"`       // StartFirst or StopFirst
-	Monitor         time.Duration `json:"monitor"`     // how long new ones are watched before old ones leave
+	Monitor         time.Duration `json:"monitor"`     // how long new containers are watched before old ones leave
 	FailureAction   string        `json:"failureAction"`
-	MaxFailureRatio float64       `json:"maxFailureRatio"` // of all that are to be replaced
+	MaxFailureRatio float64       `json:"maxFailureRatio"` // of all containers to replace
 
-	ReadyTimeout time.Duration `json:"readyTimeout"` // for a new one to serve
-	DrainTimeout time.Duration `json:"drainTimeout"` // for what an old one has in flight
+	ReadyTimeout time.Duration `json:"readyTimeout"` // for a new container to serve
+	DrainTimeout time.Duration `json:"drainTimeout"` // for the in-flight requests of an old container
 }
 
 // The values of Options.Order and Options.FailureAction.
@@ -35,12 +35,12 @@ const (
 	Rollback = "rollback"
 )
 
-// Defaults are the Options of a service whose file says nothing.
+// Defaults returns the Options of a service whose file sets none.
 func Defaults() Options {
 	return Options{Parallelism: 1, Order: StartFirst, Monitor: 5 * time.Second, FailureAction: Rollback, ReadyTimeout: 2 * time.Minute, DrainTimeout: 5 * time.Minute}
 }
 
-// Validate says what is no good, by the names of the options.
+// Validate returns an error naming an invalid option.
 func (o Options) Validate() error {
 	switch {
 	case o.Parallelism < 0:
@@ -57,20 +57,20 @@ func (o Options) Validate() error {
 	return nil
 }
 
-// Service is what a compose file says of a service.
+// Service is a service in a compose file.
 type Service struct {
 	Name     string
-	Image    string // "" if it is built and has no name of its own
+	Image    string // "" if it is built and has no own name
 	Replicas int    // 1 if the file does not say
 	After    []string
 	Options  Options
-	// Alone says why a new container cannot serve beside the old one, and what to do about it. It is "" if it can.
+	// Alone says why a new container cannot serve next to the old one, and what to do about it, or is "".
 	Alone string
 
-	toLeader string // the key by which only its leader is served, "" if none does
+	toLeader string // the key by which only its leader gets requests, or ""
 }
 
-// ParseFile reads the services in what "compose config" prints.
+// ParseFile parses the services from the output of "compose config".
 func ParseFile(text []byte) (map[string]Service, error) {
 	var file struct {
 		Services map[string]map[string]any `yaml:"services"`
@@ -99,7 +99,7 @@ func ParseFile(text []byte) (map[string]Service, error) {
 	return services, nil
 }
 
-// options reads an update_config.
+// options parses an update_config.
 func options(in map[string]any) (Options, error) {
 	o := Defaults()
 	for key, value := range in {
@@ -167,7 +167,7 @@ func alone(name string, in map[string]any, marked label.Container) string {
 	return ""
 }
 
-// single is alone as far as SERVICE_SINGLE says it.
+// single is the part of alone for SERVICE_SINGLE.
 func single(name string, c label.Container) string {
 	if value := label.Single(c); value != "" {
 		return fmt.Sprintf("%s has SERVICE_SINGLE=%s, so only one container may use its volumes at a time: replace it with --order stop-first; requests then wait for the new one for up to SERVICE_ROUTE_HOLD", name, value)
@@ -175,7 +175,7 @@ func single(name string, c label.Container) string {
 	return ""
 }
 
-// unled says why a new container would not be served, as a key of one of n containers has only their leader served.
+// unled says why a new container would get no requests if a key of one of n containers reserves them for the leader.
 func unled(name, key string, n int) string {
 	order := ""
 	if n == 1 {
@@ -184,8 +184,9 @@ func unled(name, key string, n int) string {
 	return fmt.Sprintf("%s has %s=leader, so a new container is not served next to the leader: replace it with 'docker compose up -d'%s", name, key, order)
 }
 
-// Fits says why a service cannot be rolled out in the order that its Options say, and what to do about it; "" if it can. Its image is
-// an ID, "" if it is not here. The containers may be marked by their image, of which the file says nothing.
+// Fits says why a service cannot be rolled out in the order of its Options, and what to do about it, or returns "". image is
+// an ID, or "" if the image is not here. Labels from the image are read from the containers, because the file does not have
+// them.
 func (s Service) Fits(containers []Container, image string) string {
 	stopFirst, n := s.Options.Order == StopFirst, max(len(containers), s.Replicas)
 	switch {
@@ -213,7 +214,7 @@ func (s Service) Fits(containers []Container, image string) string {
 	return s.Alone
 }
 
-// hostPort returns the host's port that a port of a service names, "" if Docker chooses one or may choose from several.
+// hostPort returns the host port of a service's port, or "" if Docker chooses it.
 func hostPort(port any) string {
 	host := ""
 	switch p := port.(type) {
@@ -234,7 +235,7 @@ func hostPort(port any) string {
 	return host
 }
 
-// labels reads labels, or an environment, which are a map or a list of NAME=VALUE.
+// labels reads labels or an environment, given as a map or as a list of NAME=VALUE.
 func labels(in any) map[string]string {
 	out := map[string]string{}
 	if m, ok := in.(map[string]any); ok {
@@ -249,7 +250,7 @@ func labels(in any) map[string]string {
 	return out
 }
 
-// names reads names, which are a list or the keys of a map.
+// names reads names, given as a list or as the keys of a map.
 func names(in any) (out []string) {
 	if m, ok := in.(map[string]any); ok {
 		return sortedKeys(m)
@@ -273,8 +274,8 @@ func sortedKeys(m map[string]any) (keys []string) {
 	return keys
 }
 
-// Sort puts services into the order in which to roll them out: each after those that it depends on, directly or not, and else
-// as they were given.
+// Sort sorts services for their rollout: each after those that it depends on, directly or not, and otherwise in the given
+// order.
 func Sort(given []string, file map[string]Service) (sorted []string) {
 	seen := map[string]bool{}
 	var visit func(string)

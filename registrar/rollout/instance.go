@@ -17,27 +17,27 @@ import (
 // Instance is an instance of a container in Consul.
 type Instance struct {
 	ID, Service string
-	Address     string // IP and port, as a proxy has it
+	Address     string // IP and port, as in the proxy
 	Passing     bool
-	Why         string // it does not pass
-	Maintenance string // the reason, if it is in maintenance mode
+	Why         string // why it does not pass
+	Maintenance string // reason of its maintenance mode, or ""
 }
 
-// Catalog is what Consul has of containers.
+// Catalog is Consul's view of containers.
 type Catalog interface {
-	// Instances returns the instances of each of these containers.
+	// Instances returns the instances of each container.
 	Instances(ctx context.Context, containers []string) (map[string][]Instance, error)
 	// Maintain sets or ends the maintenance mode of an instance.
 	Maintain(ctx context.Context, id string, on bool, reason string) error
 }
 
-// AgentCatalog is a Catalog: the instances that the local agent holds, with their addresses as the catalog has them.
+// AgentCatalog is a Catalog of the local agent's instances, with their addresses from the catalog.
 type AgentCatalog struct {
 	registrar.Finder
 	Consul *api.Client
 }
 
-// Instances implements Catalog. An instance that the catalog does not have yet does not pass.
+// Instances implements Catalog. An instance that is not yet in the catalog does not pass.
 func (c AgentCatalog) Instances(ctx context.Context, containers []string) (map[string][]Instance, error) {
 	wanted := map[string]bool{}
 	for _, id := range containers {
@@ -84,7 +84,7 @@ func (c AgentCatalog) Instances(ctx context.Context, containers []string) (map[s
 	return out, nil
 }
 
-// passes says whether all checks of an instance and of its node pass, and if not, which does not.
+// passes reports whether all checks of an instance and of its node pass, and otherwise which one does not.
 func passes(e *api.ServiceEntry) (ok bool, why string) {
 	for _, c := range e.Checks {
 		if c.Status != api.HealthPassing {

@@ -13,7 +13,8 @@ import (
 	"berth/registrar/retry"
 )
 
-// drain takes containers out of service, and returns when the balancers have nothing in flight for them, or their time is over.
+// drain takes containers out of service, and returns when the balancers have nothing in flight for them, or the time is
+// over.
 func (r *Rollout) drain(ctx context.Context, containers []string) error {
 	instances, err := r.registrations(ctx, containers)
 	if err != nil {
@@ -67,10 +68,10 @@ func (r *Rollout) drain(ctx context.Context, containers []string) error {
 	}
 }
 
-// patience is how long Consul may be away at any moment.
+// patience is how long Consul may be away.
 const patience = 30 * time.Second
 
-// insist calls f until it succeeds, for as long as there is patience.
+// insist calls f until it succeeds, within patience.
 func insist(ctx context.Context, f func() error) error {
 	for deadline := time.Now().Add(patience); ; {
 		err := f()
@@ -88,8 +89,8 @@ func (r *Rollout) instances(ctx context.Context, containers []string) (of map[st
 	return of, err
 }
 
-// registrations returns the instances of containers that are to be drained. It waits for those of containers that run and were
-// registered before: an agent that has come back without its state gets them again within seconds.
+// registrations returns the instances of containers to drain. It waits for running containers that were registered before:
+// an agent that has lost its state gets them back within seconds.
 func (r *Rollout) registrations(ctx context.Context, containers []string) (map[string][]Instance, error) {
 	for deadline := time.Now().Add(againTime); ; {
 		of, err := r.instances(ctx, containers)
@@ -102,7 +103,7 @@ func (r *Rollout) registrations(ctx context.Context, containers []string) (map[s
 	}
 }
 
-// lacks reports whether Consul lacks a container that runs and was registered before.
+// lacks reports whether Consul lacks a running container that was registered before.
 func (r *Rollout) lacks(ctx context.Context, instances map[string][]Instance, containers []string) bool {
 	return slices.ContainsFunc(containers, func(id string) bool {
 		if !r.registered[id] || slices.ContainsFunc(instances[id], func(in Instance) bool { return in.Address != "" }) {
@@ -117,10 +118,10 @@ func (r *Rollout) maintain(ctx context.Context, id string, on bool) error {
 	return insist(ctx, func() error { return r.Catalog.Maintain(ctx, id, on, r.why()) })
 }
 
-// why is the reason of a maintenance mode that the rollout sets.
+// why returns the reason of the rollout's maintenance mode.
 func (r *Rollout) why() string { return "rollout of " + r.Project + "/" + r.Service }
 
-// busy says what balancers have in flight for addresses, "" if nothing, and whether that is not known of some.
+// busy says what the balancers have in flight for addresses, or returns "", and whether some of them do not know.
 func busy(balancers []Serving, addresses []string) (text string, unknown bool) {
 	requests := 0
 	for _, s := range balancers {
@@ -146,7 +147,7 @@ func busy(balancers []Serving, addresses []string) (text string, unknown bool) {
 	return text, unknown || len(balancers) == 0
 }
 
-// remove stops and removes containers, all at the same time. It does so though ctx is done: one that was told to stop has left.
+// remove stops and removes containers at the same time, even if ctx is done: a container that was told to stop has left.
 func (r *Rollout) remove(ctx context.Context, containers []string) error {
 	ctx = context.WithoutCancel(ctx)
 	var g errgroup.Group
@@ -155,7 +156,7 @@ func (r *Rollout) remove(ctx context.Context, containers []string) error {
 		if err != nil {
 			return errors.Join(err, g.Wait())
 		}
-		if c != nil && c.Labels[labelProject] == r.Project && c.Labels[labelService] == r.Service { // the State is from Consul, and names any
+		if c != nil && c.Labels[labelProject] == r.Project && c.Labels[labelService] == r.Service { // the State is from Consul and may name any container
 			g.Go(func() error {
 				ctx, cancel := context.WithTimeout(ctx, c.StopTimeout+undoTime)
 				defer cancel()
@@ -166,7 +167,7 @@ func (r *Rollout) remove(ctx context.Context, containers []string) error {
 	return g.Wait()
 }
 
-// fail does what is to be done about new containers that do not work. It returns no error if the rollout goes on without them.
+// fail handles new containers that do not work. It returns no error if the rollout continues without them.
 func (r *Rollout) fail(ctx context.Context, f *failure) (left bool, err error) {
 	o := r.State.Options
 	out := &FailedError{Reason: f.reason, Details: r.details(ctx, f.bad[0])}
@@ -192,7 +193,7 @@ func (r *Rollout) fail(ctx context.Context, f *failure) (left bool, err error) {
 	return false, out
 }
 
-// details is what a container that has failed says itself.
+// details returns what a failed container says itself.
 func (r *Rollout) details(ctx context.Context, id string) (lines []string) {
 	ctx = context.WithoutCancel(ctx)
 	c, err := inspect(ctx, r.Docker, id)
@@ -212,10 +213,10 @@ func (r *Rollout) details(ctx context.Context, id string) (lines []string) {
 	return lines
 }
 
-// leaveOut removes new containers that have failed, and goes on with the others: as many old ones fewer leave. If the old ones
-// have left already, the new ones stay as they are.
+// leaveOut removes new containers that have failed, and continues with the others: as many fewer old ones leave. If the old
+// ones have already left, the new ones stay.
 func (r *Rollout) leaveOut(ctx context.Context, bad []string) error {
-	if r.State.Options.Order != StopFirst { // until that is done, all of them may have to be taken back
+	if r.State.Options.Order != StopFirst { // until that is done, all of them may have to be undone
 		if err := r.drop(ctx, bad); err != nil {
 			return err
 		}
@@ -240,7 +241,7 @@ func (r *Rollout) drop(ctx context.Context, containers []string) error {
 	return r.remove(ctx, containers)
 }
 
-// Undo takes the batch back: the old ones that are still there serve, and as many new ones go. It does so though ctx is done.
+// Undo reverts the batch, even if ctx is done: the remaining old containers serve, and as many new ones leave.
 func (r *Rollout) Undo(ctx context.Context) error {
 	if r.told == nil {
 		r.begin()
@@ -261,7 +262,7 @@ func (r *Rollout) Undo(ctx context.Context) error {
 	var old, fresh []string
 	for _, c := range list {
 		switch {
-		case slices.Contains(r.State.New, c.ID), r.State.Phase == PhaseCreate && !slices.Contains(r.State.Before, c.ID): // it is not known yet which are new
+		case slices.Contains(r.State.New, c.ID), r.State.Phase == PhaseCreate && !slices.Contains(r.State.Before, c.ID): // the new ones are not known yet
 			fresh = append(fresh, c.ID)
 		case slices.Contains(r.State.Old, c.ID) && c.Running():
 			old = append(old, c.ID)
@@ -276,7 +277,7 @@ func (r *Rollout) Undo(ctx context.Context) error {
 			return err
 		}
 	}
-	// Old ones that are gone have new ones in their place.
+	// New containers replace the old ones that are gone.
 	stays := len(r.State.Old) - len(r.present(list))
 	if missing := len(r.State.Old) - len(old) - len(fresh); r.State.Options.Order == StopFirst && r.State.Phase != PhaseDrain && missing > 0 {
 		return fmt.Errorf("%d of the old containers are stopped or gone, and no new ones replace them: continue with 'berth rollout --resume %s'", missing, r.Service)
@@ -284,7 +285,7 @@ func (r *Rollout) Undo(ctx context.Context) error {
 	return r.drop(ctx, fresh[min(len(fresh), stays):])
 }
 
-// oldIsBetter reports whether new ones of the batch have failed, and all old ones still run.
+// oldIsBetter reports whether new containers of the batch have failed while all old ones still run.
 func (r *Rollout) oldIsBetter(ctx context.Context) bool {
 	look, err := r.look(ctx, r.State.New)
 	if err != nil || look.failure(false) == nil {
@@ -298,7 +299,7 @@ func (r *Rollout) oldIsBetter(ctx context.Context) bool {
 	return true
 }
 
-// present returns the old ones of the batch that are still there, running or not.
+// present returns the old containers of the batch that still exist, running or not.
 func (r *Rollout) present(list []Container) (out []string) {
 	for _, c := range list {
 		if slices.Contains(r.State.Old, c.ID) {
@@ -308,7 +309,7 @@ func (r *Rollout) present(list []Container) (out []string) {
 	return out
 }
 
-// undrain puts containers back into service, and returns those that were out of it.
+// undrain puts containers back into service, and returns those that were out of service.
 func (r *Rollout) undrain(ctx context.Context, containers []string) (back []string, err error) {
 	instances, err := r.instances(ctx, containers)
 	if err != nil {
@@ -316,7 +317,7 @@ func (r *Rollout) undrain(ctx context.Context, containers []string) (back []stri
 	}
 	for _, id := range containers {
 		for _, in := range instances[id] {
-			if !strings.HasSuffix(in.Maintenance, r.why()) { // it is not out of service, or by hand
+			if !strings.HasSuffix(in.Maintenance, r.why()) { // it is in service, or was taken out by hand
 				continue
 			}
 			if err := r.maintain(ctx, in.ID, false); err != nil {
@@ -329,7 +330,7 @@ func (r *Rollout) undrain(ctx context.Context, containers []string) (back []stri
 	return slices.Compact(back), nil
 }
 
-// awaitOld returns when containers that were put back into service serve.
+// awaitOld waits until containers that were put back into service serve.
 func (r *Rollout) awaitOld(ctx context.Context, containers []string) error {
 	deadline := time.Now().Add(undoTime / 2)
 	for {

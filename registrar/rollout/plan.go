@@ -5,14 +5,14 @@ import (
 	"time"
 )
 
-// Plan is what there is to do.
+// Plan is what a rollout does.
 type Plan struct {
 	Old   []string // to replace, in this order
-	Extra int      // to make besides
+	Extra int      // additional containers to create
 }
 
-// NewPlan says which containers to replace: those that are not of this configuration and image, or with force all. An image
-// or a hash that is not known ("") is another one. Those that do not run go first. target is how many there are to be.
+// NewPlan decides which containers to replace: those with another configuration or image, or with force all. An unknown
+// image or hash ("") counts as different. Containers that do not run go first. target is the wanted number of containers.
 func NewPlan(containers []Container, hash, image string, target int, force bool) (p Plan) {
 	for _, running := range []bool{false, true} {
 		for _, c := range containers {
@@ -34,7 +34,7 @@ func (p Plan) Begin(who Who, o Options) State {
 	return State{Who: who, Since: time.Now().UTC(), Options: o, Phase: PhaseNext, Total: len(p.Old) + p.Extra, Todo: p.Old, Extra: p.Extra}
 }
 
-// next makes the next batch, and reports whether there is one.
+// next starts the next batch, and reports whether one is left.
 func (s State) next(before []string) (State, bool) {
 	n := s.Options.Parallelism
 	if n == 0 {
@@ -53,7 +53,7 @@ func (s State) next(before []string) (State, bool) {
 	return s, true
 }
 
-// after returns the phase that follows one that has succeeded.
+// after returns the phase after a successful one.
 func (s State) after() Phase {
 	switch s.Phase {
 	case PhaseCreate:

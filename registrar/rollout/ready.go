@@ -11,22 +11,22 @@ import (
 	"berth/registrar/retry"
 )
 
-// verdict is how far a new container is.
+// verdict is the state of a new container.
 type verdict struct {
 	ready  bool
-	failed bool   // for good
+	failed bool   // permanently
 	reason string // unless it is ready
 }
 
-// failure is that new containers of the batch do not work.
+// failure means that new containers of the batch do not work.
 type failure struct {
 	bad    []string // containers
-	reason string   // of the first of them
+	reason string   // of the first container
 }
 
 func (f *failure) Error() string { return f.reason }
 
-// awaitReady returns when all new containers serve, or with a *failure when one never will, or has not in time.
+// awaitReady returns when all new containers serve, or a *failure if one never will, or did not in time.
 func (r *Rollout) awaitReady(ctx context.Context) error {
 	deadline := time.Now().Add(r.State.Options.ReadyTimeout)
 	for {
@@ -86,13 +86,13 @@ func (r *Rollout) monitor(ctx context.Context) error {
 	}
 }
 
-// look is what a look at the new containers has shown.
+// look is the result of a look at the new containers.
 type look struct {
 	containers []Container
-	verdicts   map[string]verdict // of all that were looked at
+	verdicts   map[string]verdict // of all containers looked at
 	order      []string
-	// drained are instances that this rollout has taken out of service: a new container may have the service ID of an old one, whose
-	// maintenance mode it has got if Consul was away at that one's end, or it was about to be taken back.
+	// drained are instances taken out of service by this rollout. A new container may have the service ID of an old one. It
+	// then has the old maintenance mode if Consul was away when the old one ended, or if that was about to be rolled back.
 	drained []string
 }
 
@@ -105,7 +105,7 @@ func (l look) ready() bool {
 	return true
 }
 
-// failure returns which containers have failed, or with late are not ready; nil if none.
+// failure returns the failed containers, or with late also those that are not ready; nil if none.
 func (l look) failure(late bool) *failure {
 	var f *failure
 	for _, id := range l.order {
@@ -121,7 +121,7 @@ func (l look) failure(late bool) *failure {
 	return f
 }
 
-// look looks at containers: in Docker, in Consul, and at what the balancers say.
+// look looks at containers in Docker, in Consul, and in the balancers' reports.
 func (r *Rollout) look(ctx context.Context, containers []string) (look, error) {
 	l := look{verdicts: map[string]verdict{}, order: containers}
 	for _, id := range containers {
@@ -162,7 +162,7 @@ func (r *Rollout) look(ctx context.Context, containers []string) (look, error) {
 	return l, nil
 }
 
-// telling returns the balancers that the service concerns: those that have, or have had, an instance of it.
+// telling returns the balancers that have, or have had, an instance of the service.
 func (r *Rollout) telling(ctx context.Context) (out []Serving, err error) {
 	all, err := r.Balancers(ctx)
 	if err != nil && !isDenied(err) {
@@ -196,10 +196,11 @@ func (r *Rollout) telling(ctx context.Context) (out []Serving, err error) {
 	return out, nil
 }
 
-// isDenied reports whether Consul has refused a call because of the token. An address or an ID may have a 403 in it, too.
+// isDenied reports whether Consul refused a call because of the token. A 403 alone could also be part of an address or an
+// ID.
 func isDenied(err error) bool { return strings.Contains(err.Error(), "Unexpected response code: 403") }
 
-// health is what Docker says of a new container.
+// health returns Docker's verdict on a new container.
 func (r *Rollout) health(c Container) verdict {
 	started, known := r.started[c.ID]
 	switch {
@@ -221,7 +222,7 @@ func (r *Rollout) health(c Container) verdict {
 	return verdict{ready: true}
 }
 
-// served says whether a healthy container is registered and the balancers serve it.
+// served reports whether a healthy container is registered and the balancers serve it.
 func (r *Rollout) served(c Container, instances []Instance, balancers []Serving) verdict {
 	if len(instances) == 0 && len(r.State.Services) > 0 {
 		return verdict{reason: c.short() + " is not registered in Consul (berth registrar --dry-run says why)"}
@@ -258,8 +259,8 @@ func (r *Rollout) served(c Container, instances []Instance, balancers []Serving)
 	return verdict{ready: true}
 }
 
-// serves reports whether a balancer serves the instances of a container: one at least, and all of services that it has. A port of a
-// container may have no route, or one at another balancer.
+// serves reports whether a balancer serves the instances of a container: at least one, and all of the services that it has.
+// A container's port may have no route, or one at another balancer.
 func (r *Rollout) serves(s Serving, instances []Instance) (serves bool) {
 	for _, in := range instances {
 		usable := s.Servers[in.Address].Usable

@@ -1,5 +1,5 @@
-// Package rollout replaces the containers of a compose service by new ones, batch by batch, without a failed request: compose
-// makes the new ones, the balancers say when they serve them, and the old ones are drained, stopped and removed by their ID.
+// Package rollout replaces the containers of a compose service batch by batch, without a failed request. compose creates the
+// new containers, the balancers report when they serve them, and the old ones are drained, stopped and removed by their ID.
 // (Never by scaling down: docker-compose 1.29, and compose before 2.31, would remove the new ones.)
 package rollout
 
@@ -15,29 +15,29 @@ import (
 	"berth/registrar/retry"
 )
 
-// Rollout rolls one service out. Its calls of Docker, compose and Consul can be made again: a rollout that was cut short
-// goes on from its State, or is taken back by it.
+// Rollout rolls out one service. Its calls to Docker, compose and Consul can be repeated: an interrupted rollout continues
+// from its State, or is rolled back from it.
 type Rollout struct {
 	Project, Service string
 
-	Up        func(ctx context.Context, service string, n int) error // makes containers until there are n
+	Up        func(ctx context.Context, service string, n int) error // creates containers until the service has n
 	Docker    Docker
 	Catalog   Catalog
 	Balancers func(context.Context) ([]Serving, error)
 	Save      func(context.Context, State) error
-	Say       func(format string, args ...any) // a line for the operator
+	Say       func(format string, args ...any) // prints a line for the operator
 
 	State State
 
-	started  map[string]time.Time // when new containers were started that are ready
+	started  map[string]time.Time // start times of new containers that are ready
 	restarts map[string]int
-	seen     map[string]time.Time // when a container's instances passed first
-	relevant map[string]time.Time // when balancers that have had an instance of the service were last heard of
-	told     map[string]bool      // what is said once
+	seen     map[string]time.Time // when a container's instances first passed
+	relevant map[string]time.Time // last report of each balancer that has had an instance of the service
+	told     map[string]bool      // messages said once
 	names    map[string]string    // services by the addresses of their instances
 	routed   map[routed]bool
 
-	registered map[string]bool // containers that were once
+	registered map[string]bool // containers that were registered once
 }
 
 // routed is a service of which a balancer has, or has had, an instance.
@@ -45,28 +45,29 @@ type routed struct{ balancer, service string }
 
 const (
 	pollTime = 100 * time.Millisecond
-	// settleTime is how long a new container has to pass its checks where no balancer tells that it serves it.
+	// settleTime is how long a new container must pass its checks if no balancer reports that it serves it.
 	settleTime = 2 * time.Second
-	// namesTime is how long a new container may take to be registered as all services that the old ones are, once it is as one.
+	// namesTime is how long a new container, once registered as one service, may take to be registered as all services of
+	// the old ones.
 	namesTime = 5 * time.Second
-	// appearTime is how long balancers may take to tell that they are there.
+	// appearTime is how long balancers may take to report.
 	appearTime = 3 * time.Second
-	// blindTime is how long an old container drains where no balancer tells what it has in flight.
+	// blindTime is how long an old container drains if no balancer reports what it has in flight.
 	blindTime = 10 * time.Second
-	// goneTime is how long a balancer that does not tell any more is waited for: its berth may have been restarted.
+	// goneTime is how long to wait for a balancer that no longer reports: its berth may have been restarted.
 	goneTime = 30 * time.Second
-	// againTime is how long an old container may take to be registered again where the agent has lost its state.
+	// againTime is how long an old container may take to be registered again after the agent has lost its state.
 	againTime = 15 * time.Second
 	// mostRestarts is how often a new container may be restarted before it is ready.
 	mostRestarts = 3
-	// undoTime is how long it may take to take a batch back, besides the time for what is in flight.
+	// undoTime limits the rollback of a batch, in addition to the time for in-flight requests.
 	undoTime = time.Minute
 )
 
-// FailedError says that new containers do not work, and what became of the rollout.
+// FailedError means that new containers do not work, and says what became of the rollout.
 type FailedError struct {
 	Reason  string
-	Details []string // of the first of them: what its health check and its log say
+	Details []string // health check and log of the first failed container
 	Outcome string
 }
 
@@ -74,8 +75,8 @@ func (e *FailedError) Error() string {
 	return strings.Join(append([]string{e.Reason + "; " + e.Outcome}, e.Details...), "\n")
 }
 
-// Run goes on until everything is replaced. The error is a *FailedError if new containers do not work. Left says whether
-// --resume and --abort can go on from there.
+// Run continues until everything is replaced. The error is a *FailedError if new containers do not work. left reports
+// whether --resume and --abort can continue from there.
 func (r *Rollout) Run(ctx context.Context) (left bool, err error) {
 	r.begin()
 	if err := r.introduce(ctx); err != nil && r.State.Phase == PhaseNext {
@@ -112,8 +113,8 @@ func (r *Rollout) begin() {
 	r.names, r.routed, r.registered = map[string]string{}, map[routed]bool{}, map[string]bool{}
 }
 
-// stop takes the batch back after an error or ^C. Without the lock or without Consul, and where old ones were stopped first, it leaves
-// everything for --resume.
+// stop rolls the batch back after an error or ^C. Without the lock, without Consul, or if old containers were stopped first,
+// it leaves everything for --resume.
 func (r *Rollout) stop(ctx context.Context, err error) (left bool, _ error) {
 	begun := r.State.Phase != PhaseNext && r.State.Phase != PhaseDrain
 	if errors.Is(context.Cause(ctx), session.ErrLost) || r.State.Options.Order == StopFirst && begun {
@@ -133,7 +134,7 @@ func reason(ctx context.Context, err error) string {
 	return err.Error()
 }
 
-// caused returns an error with the cause of the end of ctx, if that has ended.
+// caused adds the cause of the end of ctx to an error, if ctx has ended.
 func caused(ctx context.Context, err error) error {
 	switch cause := context.Cause(ctx); {
 	case cause == nil || errors.Is(err, cause):
@@ -153,7 +154,7 @@ func (r *Rollout) cut(ctx context.Context, err error) error {
 	return fmt.Errorf("%w; continue with 'berth rollout --resume %s', or undo the last step with --abort", err, r.Service)
 }
 
-// outcome says what there is after a batch was taken back.
+// outcome describes the state after a batch was rolled back.
 func (r *Rollout) outcome() string {
 	switch r.State.Replaced {
 	case 0:
@@ -164,7 +165,7 @@ func (r *Rollout) outcome() string {
 	return fmt.Sprintf("rolled back: %d of %d were replaced before, and stay so; the others are the old ones", r.State.Replaced, r.State.Total)
 }
 
-// introduce finds out by which addresses the balancers know the service, and which balancers there are.
+// introduce finds out the addresses by which the balancers know the service, and which balancers exist.
 func (r *Rollout) introduce(ctx context.Context) error {
 	list, err := Containers(ctx, r.Docker, r.Project, r.Service)
 	if err != nil {
@@ -226,7 +227,7 @@ func (r *Rollout) introduce(ctx context.Context) error {
 	}
 }
 
-// asksForService reports whether labels ask for a container to be registered.
+// asksForService reports whether labels ask to register a container.
 func asksForService(labels map[string]string) (asks bool) {
 	for key := range labels {
 		key = strings.ToUpper(key)
@@ -238,7 +239,7 @@ func asksForService(labels map[string]string) (asks bool) {
 	return asks
 }
 
-// haveTold reports whether balancers have told of all addresses of the service, or why they cannot.
+// haveTold reports whether balancers have reported on all addresses of the service, or why they cannot.
 func (r *Rollout) haveTold(balancers []Serving) bool {
 	for _, s := range balancers {
 		for _, address := range r.State.Addresses {
@@ -250,7 +251,7 @@ func (r *Rollout) haveTold(balancers []Serving) bool {
 	return true
 }
 
-// once says a thing once.
+// once says each message once.
 func (r *Rollout) once(format string, args ...any) {
 	if text := fmt.Sprintf(format, args...); !r.told[text] {
 		r.told[text] = true
@@ -258,7 +259,7 @@ func (r *Rollout) once(format string, args ...any) {
 	}
 }
 
-// know saves the addresses of instances, so that the balancers tell of them.
+// know saves the addresses of instances, so that the balancers report on them.
 func (r *Rollout) know(ctx context.Context, instances map[string][]Instance) error {
 	addresses := slices.Clone(r.State.Addresses)
 	for container, of := range instances {
@@ -277,13 +278,13 @@ func (r *Rollout) know(ctx context.Context, instances map[string][]Instance) err
 	s := r.State
 	s.Addresses = addresses
 	if err := r.Save(ctx, s); err != nil {
-		return err // what was not saved is not known: no balancer tells of it
+		return err // an unsaved address stays unknown: no balancer reports on it
 	}
 	r.State = s
 	return nil
 }
 
-// step does what the phase says, and goes on to the next one.
+// step does the work of a phase, and enters the next one.
 func (r *Rollout) step(ctx context.Context) (done bool, err error) {
 	switch r.State.Phase {
 	case PhaseCreate:
@@ -339,7 +340,7 @@ func (r *Rollout) nextBatch(ctx context.Context) (done bool, err error) {
 	return false, r.Save(ctx, r.State)
 }
 
-// fresh returns the containers of the batch that are new.
+// fresh returns the new containers of the batch.
 func (r *Rollout) fresh(ctx context.Context) (fresh []Container, all int, err error) {
 	list, err := Containers(ctx, r.Docker, r.Project, r.Service)
 	for _, c := range list {
@@ -350,7 +351,7 @@ func (r *Rollout) fresh(ctx context.Context) (fresh []Container, all int, err er
 	return fresh, len(list), err
 }
 
-// create has compose make the new containers of the batch.
+// create makes compose create the new containers of the batch.
 func (r *Rollout) create(ctx context.Context) error {
 	fresh, all, err := r.fresh(ctx)
 	if err != nil {

@@ -18,15 +18,15 @@ import (
 	"berth/registrar/retry"
 )
 
-// ServingPrefix begins the keys by which balancers tell rollouts what they serve. They are there while a rollout runs.
+// ServingPrefix begins the keys of the balancers' reports to rollouts. They exist while a rollout runs.
 const ServingPrefix = "berth/serving/"
 
-// Serving is what a balancer tells of the instances of services that are rolled out.
+// Serving is a balancer's report on the instances of services being rolled out.
 type Serving struct {
 	Balancer string `json:"balancer"`
-	Error    string `json:"error,omitempty"` // why it cannot tell
-	Blind    bool   `json:"blind,omitempty"` // it does not know what its servers have in flight
-	// Servers says what its proxy has at each address that a rollout has asked for. It is yet to tell of others.
+	Error    string `json:"error,omitempty"` // why it cannot report
+	Blind    bool   `json:"blind,omitempty"` // it does not know the in-flight requests of its servers
+	// Servers is the state of its proxy's server at each address in a rollout. Missing addresses have no report yet.
 	Servers map[string]Server `json:"servers"`
 }
 
@@ -34,7 +34,7 @@ type Serving struct {
 type Server struct {
 	There  bool `json:"there"`  // the proxy has it
 	Usable bool `json:"usable"` // it gets new requests
-	// InFlight is how many requests and tunnels it has, of one that gets no new requests; less than 0 if it is not known.
+	// InFlight is the number of its requests and tunnels, if it gets no new requests; less than 0 if unknown.
 	InFlight int `json:"inFlight"`
 }
 
@@ -48,7 +48,7 @@ func (s Serving) has() bool {
 	return false
 }
 
-// Balancers returns what the balancers tell.
+// Balancers returns the balancers' reports.
 func Balancers(ctx context.Context, consul *api.Client) ([]Serving, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
@@ -68,24 +68,24 @@ func Balancers(ctx context.Context, consul *api.Client) ([]Serving, error) {
 }
 
 const (
-	lookTime  = 100 * time.Millisecond // between two looks at the proxy, at least
-	lookPart  = 4                      // between two looks there is so many times what one took
+	lookTime  = 100 * time.Millisecond // minimum between two looks at the proxy
+	lookPart  = 4                      // the pause between two looks is at least this multiple of a look's duration
 	mostTold  = 2000                   // addresses
 	watchTime = 5 * time.Minute        // of one query
 	denied    = time.Minute            // between two attempts with a token that lacks the right
 )
 
-// Publisher tells rollouts what one proxy serves. Without a rollout it has one query open and does nothing else.
+// Publisher reports to rollouts what one proxy serves. Without a rollout it only has one open query.
 type Publisher struct {
 	Consul   *api.Client
-	Balancer string // a name of its own
+	Balancer string // a unique name
 	// Servers returns the servers that the proxy has, by address.
 	Servers func(context.Context) (map[string]Server, error)
-	Running func(rollouts int) // is told how many run, whenever that may have changed; nil = nobody
+	Running func(rollouts int) // called with the number of running rollouts whenever it may have changed; nil = no calls
 	Log     *slog.Logger
 }
 
-// Run tells rollouts until ctx is done. Nothing else depends on it: what fails is tried again.
+// Run reports to rollouts until ctx is done. Nothing else depends on it: it retries whatever fails.
 func (p *Publisher) Run(ctx context.Context) {
 	addresses := make(chan []string)
 	go func() {
@@ -104,7 +104,7 @@ func (p *Publisher) Run(ctx context.Context) {
 	}
 }
 
-// watch calls changed with the addresses in all rollouts that run, whenever they change.
+// watch calls changed with the addresses in all running rollouts, whenever they change.
 func (p *Publisher) watch(ctx context.Context, changed func([]string)) {
 	delays := retry.Delays()
 	var lasting retry.Lasting
@@ -119,7 +119,7 @@ func (p *Publisher) watch(ctx context.Context, changed func([]string)) {
 			return
 		}
 		if err != nil {
-			wait, level := delays.NextBackOff(), slog.LevelDebug // the templater says that Consul is away
+			wait, level := delays.NextBackOff(), slog.LevelDebug // the templater already logs that Consul is away
 			if isDenied(err) {
 				wait, level = denied, slog.LevelInfo
 			}
@@ -132,7 +132,7 @@ func (p *Publisher) watch(ctx context.Context, changed func([]string)) {
 		delays.Reset()
 		lasting.Over(time.Now())
 		if meta.LastIndex < index {
-			index = 0 // the servers began anew
+			index = 0 // the servers have started over
 		} else {
 			index = meta.LastIndex
 		}
@@ -143,12 +143,12 @@ func (p *Publisher) watch(ctx context.Context, changed func([]string)) {
 			last = now
 			changed(now)
 		} else if time.Since(sent) < lookTime {
-			retry.Pause(ctx, lookTime+rand.N(lookTime)) // while no key is there, other keys' changes wake us up, too
+			retry.Pause(ctx, lookTime+rand.N(lookTime)) // while no key exists, changes of other keys also end the query
 		}
 	}
 }
 
-// running counts the rollouts that somebody runs.
+// running counts the rollouts with a running berth.
 func running(pairs api.KVPairs) (n int) {
 	for _, pair := range pairs {
 		if pair.Session != "" {
@@ -158,7 +158,7 @@ func running(pairs api.KVPairs) (n int) {
 	return n
 }
 
-// addressesIn returns the addresses in the states of rollouts that somebody runs, sorted.
+// addressesIn returns the addresses in the states of running rollouts, sorted.
 func addressesIn(pairs api.KVPairs) (out []string) {
 	for _, pair := range pairs {
 		var s State
@@ -167,7 +167,7 @@ func addressesIn(pairs api.KVPairs) (out []string) {
 		}
 		out = append(out, s.Addresses...)
 		if len(s.Addresses) == 0 {
-			out = append(out, "") // it will name some: this balancer is there
+			out = append(out, "") // it will name some: this announces the balancer
 		}
 	}
 	slices.Sort(out)
@@ -175,7 +175,7 @@ func addressesIn(pairs api.KVPairs) (out []string) {
 	return out[:min(len(out), mostTold)]
 }
 
-// tell tells of addresses, and of those that come from changes instead, until none is left or ctx is done. Then the key is gone.
+// tell reports on addresses, and then on those from changes, until none is left or ctx is done. The key is then removed.
 func (p *Publisher) tell(ctx context.Context, list []string, changes <-chan []string) []string {
 	keeping, stop := context.WithCancel(ctx)
 	keeper := session.New(session.Options{Consul: p.Consul, Name: "berth serving " + p.Balancer, Behavior: api.SessionBehaviorDelete, Log: p.Log})
@@ -210,7 +210,7 @@ func (p *Publisher) tell(ctx context.Context, list []string, changes <-chan []st
 	}
 }
 
-// value is what the key says of addresses.
+// value returns the report on addresses.
 func (p *Publisher) value(ctx context.Context, list []string) []byte {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
@@ -228,13 +228,13 @@ func (p *Publisher) value(ctx context.Context, list []string) []byte {
 	for _, address := range list {
 		is := servers[address]
 		if is.Usable {
-			is.InFlight = 0 // it changes all the time, and nobody waits for it
+			is.InFlight = 0 // it changes constantly, and nothing waits for it
 		}
 		s.Servers[address] = is
 	}
 	value, err := json.Marshal(s)
 	if err != nil {
-		panic(err) // nothing in it can fail
+		panic(err) // cannot fail
 	}
 	return value
 }

@@ -15,15 +15,15 @@ import (
 	"berth/registrar/retry"
 )
 
-// Prefix begins the keys of rollouts in Consul. They are there while one runs, or after it was cut short.
+// Prefix begins the keys of rollouts in Consul. They exist while a rollout runs, or after it was interrupted.
 const Prefix = "berth/rollout/"
 
-// Key returns the key of the rollout of a service. Its value is a State; whoever runs the rollout holds it by a session.
+// Key returns the key of the rollout of a service. Its value is a State; the session of the running rollout holds it.
 func Key(project, service string) string {
 	return Prefix + url.PathEscape(project) + "/" + url.PathEscape(service)
 }
 
-// Phase is what a rollout does.
+// Phase is a step of a rollout.
 type Phase string
 
 // The phases of a batch. With stop-first, PhaseDrain and PhaseRemove come first.
@@ -36,13 +36,13 @@ const (
 	PhaseNext    Phase = "next" // the batch is done
 )
 
-// Who runs a rollout, and where.
+// Who is the operator of a rollout, and where it runs.
 type Who struct {
 	By     string `json:"by"`               // user@host
 	Engine string `json:"engine,omitempty"` // ID of the Docker Engine that has the containers
 }
 
-// State is how far a rollout is. It is all that is needed to go on with it, or to take its last batch back.
+// State is the progress of a rollout. It is enough to continue it, or to roll its last batch back.
 type State struct {
 	Who
 	Since time.Time `json:"since"`
@@ -51,35 +51,34 @@ type State struct {
 	Phase   Phase   `json:"phase"`
 
 	Total int      `json:"total"` // containers to replace
-	Todo  []string `json:"todo"`  // those left for later batches
-	// The batch: the containers that there were before, those of them that leave, and how many are to come beyond one for each
-	// that leaves.
+	Todo  []string `json:"todo"`  // left for later batches
+	// The batch: the containers before it, those of them that leave, and how many new ones exceed the leaving ones.
 	Before []string `json:"before,omitempty"`
 	Old    []string `json:"old,omitempty"`
 	Extra  int      `json:"extra,omitempty"`
-	// New are the batch's containers that count: none that has failed and was removed.
+	// New are the batch's new containers, without failed ones that were removed.
 	New []string `json:"new,omitempty"`
 
 	Replaced int      `json:"replaced"`
 	Failed   int      `json:"failed"`
 	Reason   string   `json:"reason,omitempty"`   // why it paused
-	Services []string `json:"services,omitempty"` // in Consul, of the old ones
+	Services []string `json:"services,omitempty"` // in Consul, of the old containers
 
-	// Addresses are those of the service's instances, of which the balancers tell.
+	// Addresses are those of the service's instances, for the balancers' reports.
 	Addresses []string `json:"addresses"`
 }
 
-// HeldError says that somebody else rolls the service out.
+// HeldError means that another rollout of the service is running.
 type HeldError struct{ State }
 
 func (e *HeldError) Error() string {
 	return fmt.Sprintf("%s has been rolling it out since %s: wait for that to end", e.By, e.Since.Format(time.RFC3339))
 }
 
-// ErrNone says that no rollout was cut short.
+// ErrNone means that no rollout was interrupted.
 var ErrNone = errors.New("no rollout of it was interrupted")
 
-// UnfinishedError says that a rollout was cut short.
+// UnfinishedError means that a rollout was interrupted.
 type UnfinishedError struct{ State }
 
 func (e *UnfinishedError) Error() string {
@@ -90,17 +89,17 @@ func (e *UnfinishedError) Error() string {
 	return fmt.Sprintf("the rollout that %s began at %s was interrupted%s: continue it with --resume, or undo its last step with --abort", e.By, e.Since.Format(time.RFC3339), why)
 }
 
-// ElsewhereError says that a rollout was cut short whose containers another Docker Engine has.
+// ElsewhereError means that a rollout was interrupted whose containers another Docker Engine has.
 type ElsewhereError struct {
 	State
 	Key string
 }
 
 func (e *ElsewhereError) Error() string {
-	return fmt.Sprintf("the rollout that %s began at %s was cut short on another Docker host: run --resume or --abort there, or, if that host is gone, 'consul kv delete %s'", e.By, e.Since.Format(time.RFC3339), e.Key)
+	return fmt.Sprintf("the rollout that %s began at %s was interrupted on another Docker host: run --resume or --abort there, or, if that host is gone, 'consul kv delete %s'", e.By, e.Since.Format(time.RFC3339), e.Key)
 }
 
-// Lock is the right to roll a service out, and where its State is kept.
+// Lock is the right to roll a service out, and holds its State.
 type Lock struct {
 	Session *session.Session
 
@@ -109,11 +108,11 @@ type Lock struct {
 	keeper *session.Keeper
 }
 
-// settled is for how long an attempt to take a lock is repeated that nobody seems to hold.
+// settled is how long attempts to take a seemingly free lock are repeated.
 const settled = 3 * time.Second
 
-// Take takes the lock of a service and writes the state there. The error is a *HeldError if somebody else has it, and an
-// *UnfinishedError or an *ElsewhereError if another rollout was cut short.
+// Take takes the lock of a service and writes the state there. The error is a *HeldError if another rollout holds the lock,
+// and an *UnfinishedError or *ElsewhereError if an interrupted one has left its state.
 func Take(ctx context.Context, consul *api.Client, keeper *session.Keeper, project, service string, begin State) (*Lock, error) {
 	return take(ctx, consul, keeper, project, service, begin.Who, func(found *State) (State, error) {
 		if found != nil {
@@ -123,8 +122,8 @@ func Take(ctx context.Context, consul *api.Client, keeper *session.Keeper, proje
 	})
 }
 
-// TakeOver takes the lock of a service whose rollout was cut short, and returns its State; ErrNone if there is none. It waits until
-// the session of a berth that was killed is over.
+// TakeOver takes the lock of a service whose rollout was interrupted, and returns its State, or ErrNone if none was. It
+// waits until the session of a killed berth has expired.
 func TakeOver(ctx context.Context, consul *api.Client, keeper *session.Keeper, project, service string, who Who, waiting func(*HeldError)) (l *Lock, s State, err error) {
 	deadline := time.Now().Add(2*session.TTL + session.LockDelay + settled)
 	told := false
@@ -151,7 +150,7 @@ func TakeOver(ctx context.Context, consul *api.Client, keeper *session.Keeper, p
 	}
 }
 
-// take takes a lock if decide, which is given the state that is there, returns what to write.
+// take takes a lock if decide accepts the present state; decide returns what to write.
 func take(ctx context.Context, consul *api.Client, keeper *session.Keeper, project, service string, who Who, decide func(*State) (State, error)) (*Lock, error) {
 	s, err := keeper.Session(ctx)
 	if err != nil {
@@ -201,7 +200,7 @@ func take(ctx context.Context, consul *api.Client, keeper *session.Keeper, proje
 		case time.Now().After(deadline):
 			return nil, fmt.Errorf("take %s: %s", l.key, answer.Errors[0].What)
 		}
-		// Another was faster, which the next look shows; or the lock-delay after the end of a session is not over.
+		// Another rollout was faster, which the next look shows, or the lock-delay after the end of a session applies.
 		if !retry.Pause(ctx, 100*time.Millisecond) {
 			return nil, context.Cause(ctx)
 		}
@@ -217,12 +216,12 @@ func (l *Lock) Save(ctx context.Context, s State) error {
 	return l.keeper.Acquire(ctx, l.Session, l.key, value)
 }
 
-// Leave gives the lock back, and leaves the state for --resume and --abort.
+// Leave releases the lock, and leaves the state for --resume and --abort.
 func (l *Lock) Leave(ctx context.Context) error {
 	return l.keeper.Release(ctx, l.Session, l.key, nil)
 }
 
-// Finish ends the rollout: nothing is left of it. One that another has taken over meanwhile is its business.
+// Finish ends the rollout and removes its state, unless another rollout has taken it over.
 func (l *Lock) Finish(ctx context.Context) error {
 	pair, _, err := l.consul.KV().Get(l.key, new(api.QueryOptions).WithContext(ctx))
 	switch {

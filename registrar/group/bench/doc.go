@@ -1,3 +1,3 @@
-// Package bench measures service groups with real processes of berth, beside consul-template's in exec mode. All but this
-// file needs the build tag e2e.
+// Package bench measures service groups with real berth processes, next to consul-template's in exec mode. Every other file
+// needs the build tag e2e.
 package bench

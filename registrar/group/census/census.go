@@ -1,10 +1,9 @@
-// Package census answers over HTTP which groups there are, who belongs to them, and what the instances here run: read-only,
-// in JSON.
+// Package census serves the groups, their members, and what the instances here run over HTTP: read-only, in JSON.
 //
 //	/census                  every service in Consul's catalog, with its instances and its leader
 //	/services                the services that have an instance here
-//	/services/NAME           one of them: its instances here, and the version that is wanted
-//	/services/NAME/config    its configuration: as it was applied, and merged where berth merges it
+//	/services/NAME           one of them: its instances here, and the wanted version
+//	/services/NAME/config    its configuration: as applied, and merged where berth merges it
 //	/services/NAME/health    200 if its instances here are passing or warning, else 503
 package census
 
@@ -29,53 +28,53 @@ import (
 
 const (
 	patience = 5 * time.Second // for an answer
-	deadline = 4 * time.Second // for what is read for it
-	fresh    = time.Second     // how long others get an answer, too
+	deadline = 4 * time.Second // for the reads of an answer
+	fresh    = time.Second     // how long an answer is shared
 	maxBody  = 4 << 20         // bytes of an answer
 )
 
-// Local is an instance that this berth looks after.
+// Local is an instance managed by this berth.
 type Local struct {
 	Service string // in Consul
 	ID      string // service ID
 }
 
-// Options say what to answer from. All but Merged and ShowSecrets are required.
+// Options say where answers come from. All are required except Merged and ShowSecrets.
 type Options struct {
-	Consul *api.Client // of the agent that the instances are registered at
+	Consul *api.Client // of the agent that holds the instances
 	Store  *store.Store
-	// Local returns the instances here. Merged returns the merged configuration of a service that has one here, a table as
-	// package format makes them; nil = nothing is merged here. Both are called from any goroutine, and must not block. What
-	// they return is not changed afterwards, by either side.
+	// Local returns the instances here. Merged returns the merged configuration of a service with an instance here, as a
+	// table of package format; nil = nothing is merged here. Both are called from any goroutine, and must not block. Neither
+	// side changes the returned values afterwards.
 	Local       func() []Local
 	Merged      func(service string) (map[string]any, bool)
-	ShowSecrets bool // what looks like a secret is not masked
+	ShowSecrets bool // do not mask secrets
 	Log         *slog.Logger
 }
 
 type handler struct {
 	Options
-	reads chan struct{} // has an element for each read from Consul that is under way
+	reads chan struct{} // holds an element per running read from Consul
 
 	mu      sync.Mutex
-	answers map[string]*answer        // by path: those that are being made, and the fresh ones
+	answers map[string]*answer        // by path: running and fresh ones
 	failing map[string]*retry.Lasting // by path: what could not be answered last time
 }
 
-// answer is made once for all who ask for it at the time.
+// answer is made once for everyone who asks for it at the time.
 type answer struct {
-	done chan struct{} // closed when there are code and body
+	done chan struct{} // closed when code and body are set
 	code int
 	body []byte
 }
 
-// failure is the body of an answer that says why there is no other.
+// failure is the body of an answer that says why there is no data.
 type failure struct {
 	Error string `json:"error"`
 }
 
-// New returns the handler of /census, /services and what is below that. It answers within five seconds, whatever Consul does,
-// and calls nobody before the first request.
+// New returns the handler of /census, /services and the paths below. It answers within five seconds, whatever Consul does,
+// and makes no calls before the first request.
 func New(o Options) http.Handler {
 	return &handler{Options: o, reads: make(chan struct{}, maxReads), answers: map[string]*answer{}, failing: map[string]*retry.Lasting{}}
 }
@@ -113,8 +112,8 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// find returns the service that a name means, and the IDs of its instances here. A service whose name has a dot is itself
-// before it is a group.
+// find returns the service that a name means, and the IDs of its instances here. A name with a dot means a service of that
+// name before it means a group.
 func (h *handler) find(name string) (service string, ids []string) {
 	parsed, err := store.ParseService(name)
 	for _, service := range []string{name, parsed} {
@@ -131,11 +130,11 @@ func (h *handler) find(name string) (service string, ids []string) {
 	return "", nil
 }
 
-// maker makes an answer: its code and a value for its body, or why there is none.
+// maker makes an answer: its code and the value of its body, or an error.
 type maker func(context.Context, *reading) (code int, value any, err error)
 
-// share answers with what m makes, or made for somebody else a moment ago. However many ask, it runs once at a time for a
-// path, and goes on if who asked first has gone.
+// share answers with what m makes, or with what it made for another request a moment ago. It runs once at a time per path,
+// however many ask, and continues when the first client has gone.
 func (h *handler) share(w http.ResponseWriter, r *http.Request, path string, m maker) {
 	h.mu.Lock()
 	a := h.answers[path]
@@ -181,7 +180,7 @@ func (h *handler) run(a *answer, path string, m maker) {
 	})
 }
 
-// log tells of what cannot be answered, and when it can again. It is called with h.mu held.
+// log logs what cannot be answered, and when it can again. The caller holds h.mu.
 func (h *handler) log(path string, err error) {
 	lasting := h.failing[path]
 	switch {
@@ -199,7 +198,7 @@ func (h *handler) log(path string, err error) {
 	}
 }
 
-// encode returns a value in JSON. The encoder replaces what is not UTF-8.
+// encode returns a value as JSON. The encoder replaces invalid UTF-8.
 func encode(value any) []byte {
 	body, err := json.Marshal(value)
 	if err != nil {
@@ -222,7 +221,7 @@ func reply(w http.ResponseWriter, r *http.Request, code int, body []byte) {
 
 const maxText = 1000
 
-// clip bounds a text of somebody else, where no longer one makes sense.
+// clip limits the length of foreign text where longer text makes no sense.
 func clip(text string) string {
 	if len(text) > maxText {
 		text = strings.ToValidUTF8(text[:maxText], "") + "…"

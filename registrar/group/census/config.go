@@ -11,18 +11,18 @@ import (
 	"berth/registrar/group/store"
 )
 
-// config is a service's configuration. Either Text is there, or TextOmitted says why it is not.
+// config is a service's configuration. It has either Text or TextOmitted, which says why Text is missing.
 type config struct {
 	Service     string     `json:"service"`
-	Version     uint64     `json:"version"` // 0 = none was applied, or by other means than berth's
+	Version     uint64     `json:"version"` // 0 = none was applied, or not by berth
 	Sum         string     `json:"sum,omitempty"`
 	AppliedBy   string     `json:"applied_by,omitempty"`
 	AppliedAt   *time.Time `json:"applied_at,omitempty"`
-	ByHand      bool       `json:"by_hand,omitempty"` // the text was written by other means than berth's
+	ByHand      bool       `json:"by_hand,omitempty"` // the text was not written by berth
 	Format      string     `json:"format,omitempty"`
 	Text        *string    `json:"text,omitempty"`
 	TextOmitted string     `json:"text_omitted,omitempty"`
-	Table       any        `json:"table,omitempty"` // what the text says, masked, if Text is not there
+	Table       any        `json:"table,omitempty"` // content of the text, masked, if Text is missing
 	Merged      any        `json:"merged,omitempty"`
 }
 
@@ -56,7 +56,7 @@ func (h *handler) config(ctx context.Context, _ *reading, name string) (int, any
 	return http.StatusOK, c, nil
 }
 
-// text adds the text, or what may be shown of it.
+// text adds the text, or the part of it that may be shown.
 func (h *handler) text(c *config, text []byte) {
 	shown := string(text)
 	switch {
@@ -80,7 +80,7 @@ func (h *handler) text(c *config, text []byte) {
 	switch {
 	case err != nil:
 		c.TextOmitted = err.Error()
-	case found, maskText(shown) != shown: // a comment has secrets, too
+	case found, maskText(shown) != shown: // a comment also has secrets
 		c.TextOmitted, c.Table = "it may hold secrets: see table", out
 	default:
 		c.Text = &shown

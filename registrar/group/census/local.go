@@ -31,7 +31,7 @@ type wanted struct {
 // severity orders the statuses from best to worst.
 var severity = []string{api.HealthPassing, api.HealthWarning, api.HealthCritical, api.HealthMaint, unregistered}
 
-// status is a status of Consul's: critical if the checks have one that nobody knows.
+// status returns a status of Consul's. It is critical if a check has an unknown status.
 func status(aggregated string) string {
 	if !slices.Contains(severity, aggregated) {
 		return api.HealthCritical
@@ -39,7 +39,7 @@ func status(aggregated string) string {
 	return aggregated
 }
 
-// services returns what has an instance here: asked of nobody.
+// services returns the services that have an instance here. It makes no calls.
 func (h *handler) services() any {
 	type entry struct {
 		Service   string   `json:"service"`
@@ -88,7 +88,7 @@ func (h *handler) health(ctx context.Context, r *reading, name string, ids []str
 	return http.StatusOK, s, err
 }
 
-// here reads how a service's instances here stand. The agent knows it, and says it even if it has lost Consul's servers.
+// here reads the status of a service's instances here. The agent reports it even without Consul's servers.
 func (h *handler) here(ctx context.Context, r *reading, name string, ids []string) (service, error) {
 	what := "the health of " + name
 	known, err := get(ctx, h, r, what, func(q *api.QueryOptions) ([]api.AgentServiceChecksInfo, *api.QueryMeta, error) {
@@ -118,14 +118,14 @@ func (h *handler) here(ctx context.Context, r *reading, name string, ids []strin
 	return s, nil
 }
 
-// agentHealth reads the instances of a service that the agent holds. Its answers have the codes of health checks.
+// agentHealth reads the instances of a service at the agent. Its answers use the status codes of health checks.
 func (h *handler) agentHealth(name string, q *api.QueryOptions) (out []api.AgentServiceChecksInfo, err error) {
 	_, err = h.Consul.Raw().Query("/v1/agent/health/service/name/"+name, &out, q)
 	if status, ok := errors.AsType[api.StatusError](err); ok {
 		switch status.Code {
 		case http.StatusNotFound: // none is registered
 			return nil, nil
-		case http.StatusTooManyRequests, http.StatusServiceUnavailable: // warning, critical: unless the body says something else
+		case http.StatusTooManyRequests, http.StatusServiceUnavailable: // warning or critical, unless the body says otherwise
 			if json.Unmarshal([]byte(status.Body), &out) == nil {
 				return out, nil
 			}

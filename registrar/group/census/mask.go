@@ -10,35 +10,35 @@ import (
 	"strings"
 )
 
-// masked stands for what is not shown.
+// masked replaces hidden values.
 const masked = "***"
 
-// maxTable is how many bytes the keys and values of a table may have together, twice as many as the largest text in Consul.
-// A few lines of YAML can stand for gigabytes.
+// maxTable limits the total bytes of a table's keys and values, to twice the largest text in Consul. A few lines of YAML can
+// expand to gigabytes.
 const maxTable = 1 << 20
 
 var errTable = errors.New("the table is too large to show")
 
 var (
-	// A key with one of secretParts anywhere in it is that of a secret, as is one that has a word of secretWords, or a word
-	// that ends with one of secretEnds and is no innocent one.
+	// A key is secret if it contains one of secretParts, or has a word in secretWords, or a word that ends with one of
+	// secretEnds and is not innocent.
 	secretParts = []string{"password", "passwd", "passphrase", "secret", "credential"}
 	secretWords = []string{"pass", "pwd", "pw", "creds", "private"}
 	secretEnds  = []string{"token", "tokens", "key", "keys"}
 	innocent    = []string{"monkey", "donkey", "turkey", "hockey", "jockey", "whiskey", "lackey", "malarkey", "hotkey"}
 
-	// A word begins with the capital after a small letter, and with the last of the capitals before a small letter.
+	// A word begins at a capital after a small letter, and at the last capital before a small letter.
 	camel, capitals = regexp.MustCompile(`([a-z])([A-Z])`), regexp.MustCompile(`([A-Z])([A-Z][a-z])`)
 	letters         = regexp.MustCompile(`[a-z]+`)
 
-	// assignment is a key, up to its value, within a value: of a query string, a DSN, JSON, XML.
+	// assignment matches a key up to its value, inside a value: in a query string, a DSN, JSON or XML.
 	assignment = regexp.MustCompile(`([A-Za-z0-9_.-]+)["'\\\]]*\s*[:=>]\s*`)
-	// userinfo is that of a URL, and login what stands for a URL elsewhere: user:password@tcp(host). Both end with the last @,
-	// since a password may have one.
+	// userinfo matches that of a URL, and login its equivalent elsewhere: user:password@tcp(host). Both end with the last @,
+	// because a password may contain one.
 	userinfo, login = regexp.MustCompile(`://.*@`), regexp.MustCompile(`[^\s:]+:\S+@`)
 )
 
-// secretKey reports whether a key looks like that of a secret.
+// secretKey reports whether a key looks secret.
 func secretKey(key string) bool {
 	lower := strings.ToLower(key)
 	plain := strings.Join(letters.FindAllString(lower, -1), "")
@@ -46,7 +46,7 @@ func secretKey(key string) bool {
 		return true
 	}
 	split := strings.ToLower(capitals.ReplaceAllString(camel.ReplaceAllString(key, "$1 $2"), "$1 $2"))
-	// APIKEYs is one word, whatever its letters say.
+	// APIKEYs is one word, whatever its capitals.
 	words := append(letters.FindAllString(split, -1), letters.FindAllString(lower, -1)...)
 	return slices.ContainsFunc(words, secretWord)
 }
@@ -59,8 +59,7 @@ func secretWord(word string) bool {
 	return ends && !slices.Contains(innocent, strings.TrimSuffix(word, "s"))
 }
 
-// maskText returns a text without the secrets that can be told from it: what follows the key of one, the userinfo of URLs,
-// and private keys.
+// maskText returns a text without recognizable secrets: values of secret keys, the userinfo of URLs, and private keys.
 func maskText(text string) string {
 	out, secret := text, -1
 	if strings.Contains(text, "@") {
@@ -83,22 +82,23 @@ func maskText(text string) string {
 		from += at[1]
 	}
 	switch {
-	case strings.Contains(text, "PRIVATE KEY-----"), secret >= 0 && out != text: // which of them is within the other is a guess
+	case strings.Contains(text, "PRIVATE KEY-----"), secret >= 0 && out != text: // which of them contains the other is a guess
 		return masked
 	case secret >= 0:
-		return text[:secret] + masked // where the value ends is a guess, too
+		return text[:secret] + masked // the end of the value is also a guess
 	}
 	return out
 }
 
-// masker makes tables fit to be encoded in JSON, and masks what looks like a secret.
+// masker makes tables encodable as JSON, and masks what looks secret.
 type masker struct {
-	show  bool // secrets, too
+	show  bool // show secrets, too
 	found bool // something was masked
-	left  int  // of maxTable
+	left  int  // bytes left of maxTable
 }
 
-// mask returns a copy of a table in which what looks like a secret is masked, and whether anything is. With show nothing is.
+// mask returns a copy of a table in which what looks secret is masked, and whether anything is. With show, nothing is
+// masked.
 func mask(table map[string]any, show bool) (out any, found bool, err error) {
 	m := masker{show: show, left: maxTable}
 	out = m.value(table, false)
@@ -108,7 +108,7 @@ func mask(table map[string]any, show bool) (out any, found bool, err error) {
 	return out, m.found, nil
 }
 
-// value is a value; secret is whether its key looks like that of one. What is true, false or null is none.
+// value masks a value; secret says whether its key looks secret. true, false and null are never secret.
 func (m *masker) value(v any, secret bool) any {
 	if m.left -= 4; m.left < 0 {
 		return nil
@@ -123,7 +123,7 @@ func (m *masker) value(v any, secret bool) any {
 			return m.mask()
 		}
 		return m.value(string(text), secret)
-	default: // no table of package format has it
+	default: // tables of package format never contain it
 		return m.mask()
 	}
 	if secret && !m.show {
@@ -152,7 +152,7 @@ func (m *masker) value(v any, secret bool) any {
 			return text
 		}
 	case float64:
-		if math.IsInf(v, 0) || math.IsNaN(v) { // not in JSON
+		if math.IsInf(v, 0) || math.IsNaN(v) { // impossible in JSON
 			return strconv.FormatFloat(v, 'g', -1, 64)
 		}
 	}

@@ -25,13 +25,13 @@ const (
 	maxMembers = 10000 // in the census
 )
 
-// unregistered is the status of an instance that Consul does not have; the others are Consul's own.
+// unregistered is the status of an instance that Consul does not list; all others are Consul's own.
 const unregistered = "unregistered"
 
 // group is a service with its instances.
 type group struct {
 	Service string   `json:"service"`
-	Leader  *leader  `json:"leader,omitempty"` // of a group with the topology leader, if somebody leads
+	Leader  *leader  `json:"leader,omitempty"` // of a group with the topology leader, if an instance leads
 	Members []member `json:"members"`
 }
 
@@ -41,7 +41,7 @@ type leader struct {
 	Port    int    `json:"port"`
 }
 
-// member is an instance, in the catalog or one that reports.
+// member is an instance that is in the catalog or reports.
 type member struct {
 	ID            string     `json:"id"`
 	Node          string     `json:"node,omitempty"`
@@ -49,20 +49,20 @@ type member struct {
 	Port          int        `json:"port,omitempty"`
 	Status        string     `json:"status"`            // passing, warning, critical, maintenance or unregistered
 	Tags          []string   `json:"tags,omitempty"`    // leader or follower
-	Version       *uint64    `json:"version,omitempty"` // of the configuration that it runs, 0 = of none; nil = it does not report
-	Sum           string     `json:"sum,omitempty"`     // of the configuration's text
+	Version       *uint64    `json:"version,omitempty"` // configuration version that it runs, 0 = none; nil = it does not report
+	Sum           string     `json:"sum,omitempty"`     // checksum of the configuration's text
 	Since         *time.Time `json:"since,omitempty"`
 	State         string     `json:"state,omitempty"` // as in its store.Report
 	Reason        string     `json:"reason,omitempty"`
 	FailedVersion uint64     `json:"failed_version,omitempty"`
 }
 
-// hidden is part of an answer that may lack something.
+// hidden is embedded in answers that may be incomplete.
 type hidden struct {
 	Hidden []string `json:"hidden,omitempty"` // what the token may not read
 }
 
-// reading is what is known of the reads for an answer.
+// reading tracks the reads of an answer.
 type reading struct {
 	mu     sync.Mutex
 	hidden []string
@@ -82,7 +82,7 @@ func (r *reading) hide(what string) {
 	r.hidden = append(r.hidden, what)
 }
 
-// turn waits until less than maxReads are under way.
+// turn waits until fewer than maxReads are running.
 func (h *handler) turn(ctx context.Context) (done func(), err error) {
 	select {
 	case h.reads <- struct{}{}:
@@ -92,7 +92,7 @@ func (h *handler) turn(ctx context.Context) (done func(), err error) {
 	}
 }
 
-// get reads something from Consul. What the token may not read is nothing, and is named.
+// get reads something from Consul. If the token may not read it, the result is empty, and what is hidden is recorded.
 func get[T any](ctx context.Context, h *handler, r *reading, what string, f func(*api.QueryOptions) (T, *api.QueryMeta, error)) (T, error) {
 	var none T
 	done, err := h.turn(ctx)
@@ -107,7 +107,7 @@ func get[T any](ctx context.Context, h *handler, r *reading, what string, f func
 	case errors.As(err, &status) && status.Code == http.StatusForbidden:
 		r.hide(what)
 		return none, nil
-	case errors.As(err, &failed): // its text has the whole URL
+	case errors.As(err, &failed): // its text contains the whole URL
 		return none, fmt.Errorf("read %s: Consul does not answer: %w", what, failed.Err)
 	case err != nil:
 		return none, fmt.Errorf("read %s: %w", what, err)
@@ -153,12 +153,12 @@ func (h *handler) census(ctx context.Context, r *reading) (int, any, error) {
 	}
 	return http.StatusOK, struct {
 		Groups  []group `json:"groups"`
-		Omitted int     `json:"omitted,omitempty"` // services: beyond the bounds, or with names that berth does not use
+		Omitted int     `json:"omitted,omitempty"` // services beyond the limits, or with names that berth does not use
 		hidden
 	}{groups, len(services) - len(groups), r.named()}, nil
 }
 
-// group reads a group. The tags are those of all of its instances.
+// group reads a group. The tags are those of all its instances.
 func (h *handler) group(ctx context.Context, r *reading, service string, tags []string) (group, error) {
 	entries, err := get(ctx, h, r, "the instances of "+service, func(q *api.QueryOptions) ([]*api.ServiceEntry, *api.QueryMeta, error) {
 		return h.Consul.Health().Service(service, "", false, q)
@@ -197,7 +197,7 @@ func (h *handler) group(ctx context.Context, r *reading, service string, tags []
 	return g, err
 }
 
-// roles returns those tags that say which part an instance has.
+// roles returns the tags that name an instance's role.
 func roles(tags []string) (out []string) {
 	for _, tag := range []string{"leader", "follower"} {
 		if slices.Contains(tags, tag) {
@@ -207,7 +207,7 @@ func roles(tags []string) (out []string) {
 	return out
 }
 
-// leader returns who leads a group, nil if nobody does or it is not known.
+// leader returns the leader of a group, or nil if it has none or none is known.
 func (h *handler) leader(ctx context.Context, r *reading, service string) (*leader, error) {
 	key := store.LeaderKey(service)
 	lock, err := get(ctx, h, r, key, func(q *api.QueryOptions) (*api.KVPair, *api.QueryMeta, error) { return h.Consul.KV().Get(key, q) })
@@ -215,13 +215,13 @@ func (h *handler) leader(ctx context.Context, r *reading, service string) (*lead
 		return nil, err
 	}
 	l := new(leader)
-	if json.Unmarshal(lock.Value, l) != nil { // some other program's
+	if json.Unmarshal(lock.Value, l) != nil { // written by another program
 		return nil, nil
 	}
 	return &leader{clip(l.ID), clip(l.Address), l.Port}, nil
 }
 
-// reports reads what a service's instances say of themselves, by service ID.
+// reports reads the reports of a service's instances, by service ID.
 func (h *handler) reports(ctx context.Context, r *reading, service string) (map[string]store.Report, error) {
 	prefix := store.AppliedPrefix(service)
 	pairs, err := get(ctx, h, r, prefix, func(q *api.QueryOptions) (api.KVPairs, *api.QueryMeta, error) { return h.Consul.KV().List(prefix, q) })
@@ -229,7 +229,7 @@ func (h *handler) reports(ctx context.Context, r *reading, service string) (map[
 	for _, pair := range pairs {
 		id, bad := url.PathUnescape(strings.TrimPrefix(pair.Key, prefix))
 		if bad != nil || id == "" {
-			continue // no instance of ours has such a key
+			continue // no instance of berth has such a key
 		}
 		var report store.Report
 		if err := json.Unmarshal(pair.Value, &report); err != nil {
@@ -240,7 +240,7 @@ func (h *handler) reports(ctx context.Context, r *reading, service string) (map[
 	return out, err
 }
 
-// add adds what the instance says of itself. Reports that do not exist, or say nothing, have no state.
+// add adds the instance's report. Missing and empty reports have no state.
 func (m *member) add(r store.Report, showSecrets bool) {
 	if r.State == "" {
 		return

@@ -1,4 +1,4 @@
-// Package format turns the text of a configuration, in TOML, YAML or JSON, into a table, and merges tables.
+// Package format parses configuration text in TOML, YAML or JSON into tables, and merges tables.
 //
 // A table is a map[string]any. Its values are tables, []any, string, bool, int64, float64, nil, and the dates and times of
 // TOML and YAML.
@@ -21,20 +21,20 @@ const (
 	TOML Kind = "toml"
 	YAML Kind = "yaml"
 	JSON Kind = "json"
-	Any  Kind = "" // not known: Parse finds out
+	Any  Kind = "" // unknown: Parse detects it
 )
 
 func (k Kind) String() string { return strings.ToUpper(string(k)) }
 
 const (
-	// maxDepth is how deep tables and lists may be nested.
+	// maxDepth limits the nesting of tables and lists.
 	maxDepth = 100
-	// maxValues is how many values a YAML document may have once its aliases are replaced by what they stand for. It is more
-	// than the largest text in Consul has characters.
+	// maxValues limits the values of a YAML document with its aliases expanded. It exceeds the number of characters in the
+	// largest text in Consul.
 	maxValues = 1 << 20
 )
 
-// KindOf returns the Kind that the ending of a file's name says, Any for another ending.
+// KindOf returns the Kind for a file name's extension, or Any for an unknown one.
 func KindOf(file string) Kind {
 	switch strings.ToLower(path.Ext(file)) {
 	case ".toml":
@@ -47,10 +47,10 @@ func KindOf(file string) Kind {
 	return Any
 }
 
-// Parse returns the table that a text says, and its Kind. With the hint Any it tries JSON, TOML and YAML in this order; the
-// error is that of the format which got farthest. Errors name the format, the line and the column, both from 1; columns count
-// bytes in TOML and JSON. Refused, too, are duplicate keys, more than one document, a text that is not a table, and what
-// would be too deep or too large to work with.
+// Parse parses a text into a table, and returns its Kind. With the hint Any it tries JSON, TOML and YAML in this order, and
+// returns the error of the format that got farthest. Errors name the format, the line and the column, both from 1; columns
+// count bytes in TOML and JSON. Parse also refuses duplicate keys, more than one document, text that is not a table, and
+// what is too deep or too large.
 func Parse(text []byte, hint Kind) (table map[string]any, kind Kind, err error) {
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
 	kinds := []Kind{hint}
@@ -75,7 +75,7 @@ func parse(text []byte, k Kind) (table map[string]any, failed *syntaxError) {
 	if i := invalid(text); i >= 0 {
 		return nil, at(text, i, "this is not UTF-8 text")
 	}
-	// The text comes from somebody else, and a library that panics over it must not take the process along.
+	// The text is foreign. A library that panics on it must not end the process.
 	defer func() {
 		if p := recover(); p != nil {
 			table, failed = nil, &syntaxError{line: 1, column: 1, text: fmt.Sprint("it cannot be parsed: ", p)}
@@ -106,7 +106,7 @@ func parse(text []byte, k Kind) (table map[string]any, failed *syntaxError) {
 	return table, nil
 }
 
-// invalid returns where a text stops being UTF-8, -1 if it never does.
+// invalid returns the offset of the first invalid UTF-8, or -1.
 func invalid(text []byte) int {
 	if utf8.Valid(text) {
 		return -1
@@ -120,7 +120,7 @@ func invalid(text []byte) int {
 	}
 }
 
-// syntaxError says where a text is wrong.
+// syntaxError is an error at a place in a text.
 type syntaxError struct {
 	kind         Kind
 	line, column int
@@ -135,7 +135,7 @@ func (e *syntaxError) after(other *syntaxError) bool {
 	return cmp.Or(cmp.Compare(e.line, other.line), cmp.Compare(e.column, other.column)) > 0
 }
 
-// at is the syntaxError at an offset.
+// at returns a syntaxError at an offset.
 func at(text []byte, offset int, what string) *syntaxError {
 	before := text[:min(max(offset, 0), len(text))]
 	return &syntaxError{
@@ -147,8 +147,7 @@ func at(text []byte, offset int, what string) *syntaxError {
 
 var errDeep = errors.New("it is nested too deeply: at most 100 levels")
 
-// normal returns a copy of a parsed value in which integers are int64 where they fit and float64 otherwise, and nothing is
-// shared.
+// normal returns a deep copy of a parsed value. Integers are int64 where they fit, and float64 otherwise.
 func normal(v any, depth int) (any, error) {
 	if depth > maxDepth {
 		return nil, errDeep

@@ -10,12 +10,12 @@ import (
 )
 
 func parseJSON(text []byte) (any, *syntaxError) {
-	// Unmarshal checks the whole text before it decodes any of it, and bounds the depth.
+	// Unmarshal checks the whole text before it decodes anything, and limits the depth.
 	var whole json.RawMessage
 	if err := json.Unmarshal(text, &whole); err != nil {
 		offset := len(text)
 		if failed, ok := errors.AsType[*json.SyntaxError](err); ok && offset > 0 && !strings.HasPrefix(failed.Error(), "unexpected end") {
-			offset = int(failed.Offset) - 1 // it counts the character that is wrong
+			offset = int(failed.Offset) - 1 // it includes the wrong character
 		}
 		return nil, at(text, offset, err.Error())
 	}
@@ -28,7 +28,7 @@ func parseJSON(text []byte) (any, *syntaxError) {
 	return value, nil
 }
 
-// valueJSON reads the next value. Decode would take the last one of duplicate keys.
+// valueJSON reads the next value. Decode would accept duplicate keys, and keep the last one.
 func valueJSON(d *json.Decoder, depth int) (any, error) {
 	if depth > maxDepth {
 		return nil, errDeep
@@ -73,7 +73,7 @@ func valueJSON(d *json.Decoder, depth int) (any, error) {
 	return token, nil
 }
 
-// number is an int64 for an integer that fits, and a float64 otherwise.
+// number returns an int64 for an integer that fits, and a float64 otherwise.
 func number(n json.Number) (any, error) {
 	if i, err := n.Int64(); err == nil {
 		return i, nil

@@ -6,8 +6,8 @@ import (
 	"strconv"
 )
 
-// Merge returns base with what over says instead, per table: where both have a table under a key, these are merged; anything
-// else of over replaces what base has, lists as a whole. The result shares nothing with either.
+// Merge returns base overlaid with over, table by table: if both have a table under a key, these are merged. Any other value
+// of over replaces the one in base, lists as a whole. The result shares nothing with either.
 func Merge(base, over map[string]any) map[string]any {
 	out := clone(base).(map[string]any)
 	for k, v := range over {
@@ -39,8 +39,8 @@ func clone(v any) any {
 	return v
 }
 
-// Unknown returns the keys of over that defaults does not have, as sorted dotted paths: what is spelled wrong, most likely. A
-// table that is empty in defaults may have any keys. Lists are not looked into.
+// Unknown returns the keys of over that defaults lacks, as sorted dotted paths: most likely spelling mistakes. A table that
+// is empty in defaults may have any keys. Lists are not searched.
 func Unknown(defaults, over map[string]any) []string {
 	var out []string
 	unknown("", defaults, over, &out)
@@ -64,7 +64,7 @@ func unknown(prefix string, defaults, over map[string]any, out *[]string) {
 
 var bare = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
-// dotted is a key as TOML spells it in a path.
+// dotted returns a key as TOML writes it in a path.
 func dotted(key string) string {
 	if bare.MatchString(key) {
 		return key
@@ -72,7 +72,7 @@ func dotted(key string) string {
 	return strconv.Quote(key)
 }
 
-// Lookup returns the value at a path of keys, and whether there is one. The empty path is the table itself.
+// Lookup returns the value at a path of keys, and whether it exists. The empty path is the table itself.
 func Lookup(table map[string]any, path ...string) (any, bool) {
 	var v any = table
 	for _, k := range path {

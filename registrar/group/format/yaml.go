@@ -47,8 +47,9 @@ func parseYAML(text []byte) (any, *syntaxError) {
 	return value, nil
 }
 
-// tooDeep returns the token at which collections are nested too deep for the parser, which recurses without a bound and takes
-// a time that grows with the square of the depth. Indentation needs no count: a text of this size has no room for much of it.
+// tooDeep returns the token at which collections are nested too deeply for the parser. The parser recurses without a limit,
+// and its time grows with the square of the depth. Indentation is not counted: a text of this size has no room for much of
+// it.
 func tooDeep(tokens token.Tokens) *token.Token {
 	flow, opened, line := 0, 0, 0
 	for _, t := range tokens {
@@ -77,10 +78,10 @@ func property(t *token.Token) bool {
 	return t.Type == token.TagType || t.Type == token.AnchorType || (t.Prev != nil && t.Prev.Type == token.AnchorType)
 }
 
-// sizes are the numbers of values that anchors stand for.
+// sizes holds the number of values behind each anchor.
 type sizes map[string]int
 
-// of counts the values of a node, with those that its aliases stand for: a few lines of aliases of aliases stand for billions.
+// of counts the values of a node, with its aliases expanded: a few lines of nested aliases can expand to billions.
 func (s sizes) of(node ast.Node, depth int) (size int, failed *syntaxError) {
 	if depth > 3*maxDepth { // a level of tables has up to three nodes
 		return 0, atToken(node.GetToken(), errDeep.Error())

@@ -1,12 +1,13 @@
-// Package leader elects one instance of a service to lead it, by a lock in Consul. Two instances suffice.
+// Package leader elects one instance of a service as its leader, by a lock in Consul. Two instances suffice.
 //
-// Who leads believes it for five seconds after Consul's servers said so last, and asks them every second. It also watches the
-// lock, and its own instance at the local agent, so that it mostly knows within milliseconds that it has lost the lock.
+// A leader believes that it leads for five seconds after Consul's servers last confirmed it, and asks them every second. It
+// also watches the lock, and its own instance at the local agent, so it usually knows within milliseconds that it has lost
+// the lock.
 //
-// The value of the lock says whether its last holder is known to lead no longer: a holder that lets go leaves it empty, and one
-// that was deprived of it empties it. Else, because the holder is dead or cut off, the candidates wait until its belief must
-// have ended. That covers whatever costs a session its life: a check that turns critical, a node that Serf declares failed or
-// that leaves, the end of the TTL, an operator.
+// The value of the lock says whether its last holder is known to have stopped leading: a holder that lets go leaves it
+// empty, and one that was deprived of the lock empties it. Otherwise the holder is dead or cut off, and the candidates wait
+// until its belief must have ended. That covers everything that can end a session: a check that turns critical, a node that
+// Serf declares failed or that leaves, the end of the TTL, an operator.
 package leader
 
 import (
@@ -33,36 +34,36 @@ import (
 )
 
 const (
-	// every is how often the local agent is asked about the own instance: well within session.LockDelay.
+	// every is how often the local agent is asked about this instance: well within session.LockDelay.
 	every = 500 * time.Millisecond
-	// Grace is how long a candidate leaves a free lock to those of each higher priority.
+	// Grace is how long a candidate leaves a free lock to the candidates of each higher priority.
 	Grace = 500 * time.Millisecond
-	// timeout is for giving the lock back, and for a look at it.
+	// timeout limits releasing the lock, and looking at it.
 	timeout = 2500 * time.Millisecond
 
-	// confirms is how often the leader makes sure that it has the lock, and sure how long it believes so from then on.
+	// confirms is how often the leader verifies that it has the lock, and sure is how long it then believes so.
 	confirms = time.Second
 	sure     = 5 * time.Second
 )
 
-// candidates begins the keys of a service's candidates. A session holds each while the candidate is passing; its value is the
-// priority.
+// candidates begins the keys of a service's candidates. A session holds each key while its candidate is passing; the value
+// is the priority.
 func candidates(service string) string { return "berth/leader/" + service + "/" }
 
-// Leader is who leads.
+// Leader identifies a leader.
 type Leader struct {
 	ID      string `json:"id"` // service ID
 	Address string `json:"address"`
 	Port    int    `json:"port"`
 }
 
-// State is what an instance knows of its group.
+// State is what an instance knows of its group's leader.
 type State struct {
-	Leads  bool   // the instance itself does
-	Leader Leader // the zero Leader = nobody, as far as is known
+	Leads  bool   // this instance leads
+	Leader Leader // the zero Leader = none known
 }
 
-// Tag returns the tag that the instance has in Consul: leader or follower.
+// Tag returns the instance's tag in Consul: leader or follower.
 func (s State) Tag() string {
 	if s.Leads {
 		return "leader"
@@ -70,46 +71,46 @@ func (s State) Tag() string {
 	return "follower"
 }
 
-// Options say who stands for election.
+// Options say which instance stands for election.
 type Options struct {
-	Consul   *api.Client // of the agent that the instance is registered at
+	Consul   *api.Client // of the agent that holds the instance
 	Service  string      // in Consul
-	ID       string      // of the instance: its service ID
-	Priority int         // among the candidates for a free lock the highest goes first; a leader stays whoever joins
+	ID       string      // its service ID
+	Priority int         // the candidate with the highest priority takes a free lock first; a leader stays, whoever joins
 	Log      *slog.Logger
-	// Changed is called with the first State and each other one, in order. It must not block: while it does, the instance
-	// cannot stop to lead.
+	// Changed is called with the first State and each later one, in order. It must not block: meanwhile the instance could
+	// not stop leading.
 	Changed func(State)
 }
 
-// Election makes one instance stand for election, for as long as it is registered and passing.
+// Election makes one instance stand for election while it is registered and passing.
 type Election struct {
 	o Options
 
 	mu       sync.Mutex
-	lock     *api.KVPair   // as it was seen last
-	seen     int           // how often it was seen to change; 0 = not seen yet
+	lock     *api.KVPair   // as last seen
+	seen     int           // number of changes seen; 0 = not seen yet
 	freed    time.Time     // when it was seen to become free
-	vanished bool          // it was held, and somebody deleted it
+	vanished bool          // it was held, and then deleted
 	news     chan struct{} // closed at the next change
-	own      string        // the instance's session, its last one
+	own      string        // last session of the instance
 	leads    bool
 	me       Leader
 	told     bool
 	state    State
 	resigned bool
-	campaign *campaign // nil = it does not stand
+	campaign *campaign // nil = not a candidate
 }
 
-// campaign is the time during which an instance stands with the same registration.
+// campaign is a candidacy with one registration.
 type campaign struct {
 	in   instance
 	end  context.CancelFunc
 	done chan struct{}
-	err  error // why the lock was perhaps not given back; once done is closed
+	err  error // why the lock may not have been released; valid once done is closed
 }
 
-// instance is the own one as the local agent has it; the zero value does not stand.
+// instance is this instance at the local agent; the zero value is no candidate.
 type instance struct {
 	passing bool
 	checks  []string // their IDs, sorted
@@ -126,8 +127,8 @@ func New(o Options) *Election {
 	return &Election{o: o, news: make(chan struct{})}
 }
 
-// Run follows who leads and makes the instance stand, until ctx is done. Then it gives the lock back if it has it, and waits
-// a few seconds for that at most.
+// Run follows the leadership and makes the instance stand, until ctx is done. It then releases the lock if it has it, and
+// waits at most a few seconds for that.
 func (e *Election) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	defer all.Wait()
@@ -139,7 +140,7 @@ func (e *Election) Run(ctx context.Context) {
 		in, err := look(ctx, local, e.o.ID)
 		switch {
 		case ctx.Err() != nil:
-		case err != nil: // nothing is known, and the session ends by itself if need be
+		case err != nil: // nothing is known; the session ends by itself if necessary
 			if tell, lasts := lasting.Tell(err.Error(), time.Now()); tell {
 				e.o.Log.Error("cannot read "+e.o.ID+" in Consul; trying again", append(retry.For(lasts), "err", err)...)
 			}
@@ -150,14 +151,14 @@ func (e *Election) Run(ctx context.Context) {
 	}
 }
 
-// look reads the own instance from the local agent.
+// look reads this instance from the local agent.
 func look(ctx context.Context, local agent.Agent, id string) (instance, error) {
 	state, err := local.Read(ctx, id)
 	have := state[id]
 	if err != nil || !have.Held() {
 		return instance{}, err
 	}
-	for _, check := range have.Checks { // maintenance mode is one, too
+	for _, check := range have.Checks { // including maintenance mode
 		if check.Status != api.HealthPassing {
 			return instance{}, nil
 		}
@@ -165,7 +166,7 @@ func look(ctx context.Context, local agent.Agent, id string) (instance, error) {
 	return instance{true, slices.Sorted(maps.Keys(have.Checks)), Leader{id, have.Address, have.Port}}, nil
 }
 
-// stand makes the instance stand if it is passing, anew if it is registered in another way.
+// stand makes the instance a candidate if it is passing, and starts over when its registration changes.
 func (e *Election) stand(ctx context.Context, all *sync.WaitGroup, in instance) {
 	e.mu.Lock()
 	was := e.campaign
@@ -192,12 +193,12 @@ func (e *Election) stand(ctx context.Context, all *sync.WaitGroup, in instance) 
 	})
 }
 
-// StepDown is Resign, and waits until another can have the lock.
+// StepDown is Resign, and waits until another instance can have the lock.
 func (e *Election) StepDown(ctx context.Context) error { return e.Resign()(ctx) }
 
-// Resign makes the instance give up the lock if it has it, and not stand until Stand: before it is drained or stopped. The
-// instance has stopped to lead when Resign returns, which does not wait for Consul. The func that it returns does so when
-// another can have the lock, or with an error if Consul did not answer or ctx was done before.
+// Resign makes the instance release the lock if it has it, and not stand until Stand: before it is drained or stopped. The
+// instance no longer leads when Resign returns, which does not wait for Consul. The returned func waits until another
+// instance can have the lock, and fails if Consul did not answer or ctx was done before.
 func (e *Election) Resign() (given func(ctx context.Context) error) {
 	e.mu.Lock()
 	e.resigned = true
@@ -218,7 +219,7 @@ func (e *Election) Resign() (given func(ctx context.Context) error) {
 	}
 }
 
-// Stand takes a Resign or StepDown back.
+// Stand reverses a Resign or StepDown.
 func (e *Election) Stand() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -229,7 +230,7 @@ func (e *Election) Stand() {
 func (e *Election) run(ctx context.Context, in instance) error {
 	keeper := session.New(session.Options{Consul: e.o.Consul, Name: "berth leader " + e.o.ID, Behavior: api.SessionBehaviorRelease,
 		Checks: in.checks, Log: e.o.Log})
-	keeping, stop := context.WithCancel(context.WithoutCancel(ctx)) // the session is there until the lock was given back
+	keeping, stop := context.WithCancel(context.WithoutCancel(ctx)) // the session lasts until the lock is released
 	var kept sync.WaitGroup
 	kept.Go(func() { keeper.Run(keeping) })
 	defer kept.Wait()
@@ -249,11 +250,11 @@ func (e *Election) run(ctx context.Context, in instance) error {
 	}
 }
 
-// leave gives back what the session holds.
+// leave releases what the session holds.
 func (e *Election) leave(ctx context.Context, keeper *session.Keeper, s *session.Session) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	// First, lest those of a lower priority wait for this one.
+	// First, so that candidates of lower priority do not wait for this one.
 	if _, err := e.o.Consul.KV().Delete(e.candidate(), new(api.WriteOptions).WithContext(ctx)); err != nil {
 		return fmt.Errorf("withdraw as a candidate of %s: %w", e.o.Service, err)
 	}
@@ -263,7 +264,7 @@ func (e *Election) leave(ctx context.Context, keeper *session.Keeper, s *session
 	return e.clear(ctx)
 }
 
-// clear empties the lock if nobody holds it and the instance held it last: it is known to lead no longer.
+// clear empties the lock if it is free and the instance was its last holder, which is known to have stopped leading.
 func (e *Election) clear(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -280,7 +281,7 @@ func (e *Election) clear(ctx context.Context) error {
 
 func (e *Election) candidate() string { return candidates(e.o.Service) + url.PathEscape(e.o.ID) }
 
-// serve stands and leads with one session, until it is lost or ctx is done.
+// serve stands and leads with one session, until the session is lost or ctx is done.
 func (e *Election) serve(ctx context.Context, keeper *session.Keeper, s *session.Session, in instance) {
 	ctx, cancel := s.While(ctx)
 	defer cancel()
@@ -289,13 +290,13 @@ func (e *Election) serve(ctx context.Context, keeper *session.Keeper, s *session
 	}
 	value, err := json.Marshal(in.Leader)
 	if err != nil {
-		panic(err) // strings and a number
+		panic(err) // cannot fail: strings and a number
 	}
 	delays, lasting := retry.Delays(), retry.Lasting{}
 	for ctx.Err() == nil {
 		lock, seen, freed, clean := e.await(ctx)
 		if !clean {
-			// Its last holder may believe that it leads.
+			// Its last holder may still believe that it leads.
 			if lock != nil && leaderOf(lock).ID == e.o.ID {
 				_ = e.clear(ctx)
 			}
@@ -324,7 +325,7 @@ func (e *Election) serve(ctx context.Context, keeper *session.Keeper, s *session
 				e.o.Log.Error(e.o.ID+" cannot stand for election; trying again", append(retry.For(lasts), "err", err)...)
 			}
 			retry.Pause(ctx, delays.NextBackOff())
-		default: // somebody was quicker, or else it is the lock-delay
+		default: // another candidate was faster, or the lock-delay applies
 			wait := time.Until(freed.Add(session.LockDelay))
 			if wait <= 0 {
 				wait = session.LockDelay
@@ -334,7 +335,7 @@ func (e *Election) serve(ctx context.Context, keeper *session.Keeper, s *session
 	}
 }
 
-// take makes one attempt to take the lock, if it is still as it was seen. An attempt that arrives late does no harm.
+// take makes one attempt to take the lock, if it is unchanged. A late attempt does no harm.
 func (e *Election) take(ctx context.Context, lock *api.KVPair, s *session.Session, value []byte) (got bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -356,8 +357,8 @@ func (e *Election) take(ctx context.Context, lock *api.KVPair, s *session.Sessio
 	return false, nil
 }
 
-// await waits until the lock is free, or held by the own session: by an attempt that was not answered. It returns the lock,
-// when it was seen to become free, and whether its last holder is known to lead no longer.
+// await waits until the lock is free, or held by this session through an unanswered attempt. It returns the lock, when it
+// was seen to become free, and whether its last holder is known to have stopped leading.
 func (e *Election) await(ctx context.Context) (lock *api.KVPair, seen int, freed time.Time, clean bool) {
 	for {
 		e.mu.Lock()
@@ -376,7 +377,7 @@ func (e *Election) await(ctx context.Context) (lock *api.KVPair, seen int, freed
 	}
 }
 
-// changed waits until the lock is seen to change, for a time at most, and reports whether it was.
+// changed waits until the lock is seen to change, or for a limited time, and reports whether it changed.
 func (e *Election) changed(ctx context.Context, seen int, wait time.Duration) (changed bool) {
 	e.mu.Lock()
 	now, news := e.seen, e.news
@@ -393,11 +394,11 @@ func (e *Election) changed(ctx context.Context, seen int, wait time.Duration) (c
 	return false
 }
 
-// higher returns how many higher priorities there are among the candidates, and removes what dead candidates left.
+// higher returns the number of higher priorities among the candidates, and removes the keys of dead candidates.
 func (e *Election) higher(ctx context.Context) int {
 	ctx, cancel := context.WithTimeout(ctx, Grace)
 	defer cancel()
-	// After an error the attempt fails, too, or nobody is waited for.
+	// After an error the attempt also fails, or waits for no candidate.
 	pairs, _, _ := e.o.Consul.KV().List(candidates(e.o.Service), new(api.QueryOptions).WithContext(ctx))
 	higher := map[int]bool{}
 	for _, pair := range pairs {
@@ -410,8 +411,7 @@ func (e *Election) higher(ctx context.Context) int {
 	return len(higher)
 }
 
-// lead leads until the lock is another's, the session is lost or ctx is done. The lock was taken at a time since begun; seen
-// is from before.
+// lead leads until another has the lock, the session is lost or ctx is done. The lock was taken after begun; seen is older.
 func (e *Election) lead(ctx context.Context, keeper *session.Keeper, s *session.Session, seen int, begun time.Time, me Leader) {
 	var confirming sync.WaitGroup
 	defer confirming.Wait()
@@ -458,7 +458,8 @@ func (e *Election) lead(ctx context.Context, keeper *session.Keeper, s *session.
 	}
 }
 
-// holds reports whether Consul's servers say that the session holds the lock. They ask each other whether they are up to date.
+// holds reports whether Consul's servers say that the session holds the lock. The servers verify with each other that they
+// are up to date.
 func (e *Election) holds(ctx context.Context, s *session.Session) bool {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -466,7 +467,7 @@ func (e *Election) holds(ctx context.Context, s *session.Session) bool {
 	return err == nil && lock != nil && lock.Session == s.ID
 }
 
-// see records the lock as it is.
+// see records the present lock.
 func (e *Election) see(lock *api.KVPair) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -480,7 +481,7 @@ func (e *Election) see(lock *api.KVPair) {
 	e.tell()
 }
 
-// believe makes the instance lead until ctx is done or that time is over, and reports whether it leads.
+// believe makes the instance lead until ctx is done or the time is over, and reports whether it leads.
 func (e *Election) believe(ctx context.Context, until time.Time, me Leader) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -488,7 +489,7 @@ func (e *Election) believe(ctx context.Context, until time.Time, me Leader) bool
 	return e.leads
 }
 
-// follow makes the instance lead no longer.
+// follow makes the instance stop leading.
 func (e *Election) follow() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -503,13 +504,13 @@ func (e *Election) set(leads bool, me Leader) {
 	e.tell()
 }
 
-// tell calls Changed if there is something to tell. It is called with e.mu held, so that what is told is in order.
+// tell calls Changed if the state has changed. The caller holds e.mu, so the calls are in order.
 func (e *Election) tell() {
 	state := State{Leads: e.leads}
 	switch {
 	case e.leads:
 		state.Leader = e.me
-	case held(e.lock) && e.lock.Session != e.own: // the own session holds it when it was lost, or the answer is on its way
+	case held(e.lock) && e.lock.Session != e.own: // this session held it when it was lost, or the answer is on its way
 		state.Leader = leaderOf(e.lock)
 	}
 	if e.seen == 0 || (e.told && state == e.state) {
@@ -521,7 +522,7 @@ func (e *Election) tell() {
 
 func held(pair *api.KVPair) bool { return pair != nil && pair.Session != "" }
 
-// leaderOf returns who holds or held a lock, the zero Leader if that was some other program.
+// leaderOf returns the present or last holder of a lock, or the zero Leader if another program wrote it.
 func leaderOf(lock *api.KVPair) (l Leader) {
 	if err := json.Unmarshal(lock.Value, &l); err != nil {
 		return Leader{}

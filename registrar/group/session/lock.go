@@ -17,15 +17,15 @@ import (
 
 const (
 	watchTime = 10 * time.Second       // how long Consul may wait for a change
-	idle      = 100 * time.Millisecond // at least, between two answers that say the same
+	idle      = 100 * time.Millisecond // minimum between two identical answers
 
-	// Spread is within what time those who wait for a key try to get it, so that most of them see that it is taken.
+	// Spread is the time over which instances that wait for a key spread their attempts, so that most see that it is taken.
 	Spread = 10 * time.Millisecond
 )
 
-// Put writes a key that is held by the session, as often as wanted: for what vanishes with the instance. The key has to be
-// the instance's own: if another session holds it, it is that of a former life, and is taken from it. Put tries until ctx is
-// done or the session is lost.
+// Put writes a key held by the session, as often as wanted, for data that vanishes with the instance. The key must belong to
+// the instance: a session that holds it is one of its former lives, and loses it. Put tries until ctx is done or the session
+// is lost.
 func (k *Keeper) Put(ctx context.Context, s *Session, key string, value []byte) error {
 	ctx, cancel := s.While(ctx)
 	defer cancel()
@@ -56,8 +56,8 @@ func (k *Keeper) evict(ctx context.Context, s *Session, key string) error {
 	})
 }
 
-// Acquire waits until the session holds the key, which then has the value. It waits for as long as others hold it and Consul
-// is away, until ctx is done or the session is lost; it then holds nothing.
+// Acquire waits until the session holds the key, and sets its value. It waits while others hold the key or Consul is away,
+// until ctx is done or the session is lost; it then holds nothing.
 func (k *Keeper) Acquire(ctx context.Context, s *Session, key string, value []byte) (err error) {
 	ctx, cancel := s.While(ctx)
 	defer cancel()
@@ -67,7 +67,7 @@ func (k *Keeper) Acquire(ctx context.Context, s *Session, key string, value []by
 	var unsettled, refused bool
 	defer func() {
 		if err != nil && unsettled {
-			// An attempt that was not answered may have succeeded, or may yet.
+			// An unanswered attempt may have succeeded, or still may.
 			free, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 			defer cancel()
 			_ = k.Release(free, s, key, nil)
@@ -87,11 +87,11 @@ func (k *Keeper) Acquire(ctx context.Context, s *Session, key string, value []by
 			freed = time.Now()
 		}
 		switch {
-		case waited: // then it is looked at again: somebody else may have been quicker
+		case waited: // look again: another may have been faster
 			refused = false
 			retry.Pause(ctx, rand.N(Spread))
 			continue
-		case refused: // though it is free: that is the lock-delay
+		case refused: // refused although free: the lock-delay applies
 			refused = false
 			retry.Pause(ctx, time.Until(freed.Add(LockDelay+rand.N(Spread))))
 			freed = time.Time{}
@@ -115,9 +115,9 @@ func (k *Keeper) Acquire(ctx context.Context, s *Session, key string, value []by
 	}
 }
 
-// try makes one attempt to take a key, which then has the value; if the session holds it already, it gets the value. If it
-// returns neither true nor an error, the key is held by another session or subject to LockDelay. After an error the session
-// may hold it nevertheless.
+// try makes one attempt to take a key and set its value; if the session already holds the key, it sets the value. Neither
+// true nor an error means that another session holds the key, or LockDelay applies. After an error the session may hold the
+// key all the same.
 func (k *Keeper) try(ctx context.Context, s *Session, key string, value []byte) (held bool, err error) {
 	ctx, cancel := s.While(ctx)
 	defer cancel()
@@ -140,12 +140,12 @@ func (k *Keeper) try(ctx context.Context, s *Session, key string, value []byte) 
 		case time.Since(sent) < quick:
 			return true, nil
 		}
-		// A late answer may be of the past: the session may have been invalidated since, and the key be another's.
+		// A late answer may be outdated: since then, the session may have been invalidated, and another may hold the key.
 	}
 }
 
-// Release gives a key back that the session holds, and leaves value there; nil leaves what is there. It tries until ctx is
-// done or the session is lost. It is no error if the session does not hold the key.
+// Release releases a key held by the session, and leaves value there; nil leaves the present value. It tries until ctx is
+// done or the session is lost. Releasing a key that the session does not hold is no error.
 func (k *Keeper) Release(ctx context.Context, s *Session, key string, value []byte) error {
 	ctx, cancel := s.While(ctx)
 	defer cancel()
@@ -172,8 +172,8 @@ func (k *Keeper) Release(ctx context.Context, s *Session, key string, value []by
 	}
 }
 
-// Watch calls f with a key as it is now and after each change, with nil if there is no such key, until f returns true, or
-// ctx is done, whose cause it then returns. While Consul does not answer it tries again.
+// Watch calls f with the present key and after each change, with nil if the key does not exist, until f returns true. If ctx
+// is done first, it returns the cause. While Consul does not answer, it tries again.
 func Watch(ctx context.Context, consul *api.Client, log *slog.Logger, key string, f func(*api.KVPair) (done bool)) error {
 	delays := newDelays()
 	var lasting retry.Lasting
@@ -192,7 +192,7 @@ func Watch(ctx context.Context, consul *api.Client, log *slog.Logger, key string
 			return context.Cause(ctx)
 		}
 		if err != nil {
-			// The index stays: a server that answers before it has caught up is not to be believed.
+			// Keep the index: a server that answers before it has caught up cannot be trusted.
 			if tell, lasts := lasting.Tell(err.Error(), time.Now()); tell {
 				log.Error("cannot read "+key+" in Consul; trying again", append(retry.For(lasts), "key", key, "err", err)...)
 			}
@@ -213,10 +213,10 @@ func Watch(ctx context.Context, consul *api.Client, log *slog.Logger, key string
 				return nil
 			}
 		} else if time.Since(sent) < idle {
-			retry.Pause(ctx, idle+rand.N(idle)) // while the key is not there, other keys' changes wake us up, too
+			retry.Pause(ctx, idle+rand.N(idle)) // while the key does not exist, changes of other keys also end the query
 		}
 		if meta.LastIndex < index {
-			index = 0 // the servers began anew
+			index = 0 // the servers have started over
 		} else {
 			index = meta.LastIndex
 		}
@@ -231,7 +231,7 @@ func newDelays() *backoff.ExponentialBackOff {
 	return delays
 }
 
-// ended is the error of what ended with ctx, with what failed last.
+// ended returns the error for a call that ended with ctx, with the last failure.
 func ended(ctx context.Context, what string, last error) error {
 	cause := context.Cause(ctx)
 	if last == nil || errors.Is(last, cause) || errors.Is(last, context.Canceled) {

@@ -1,7 +1,7 @@
 // Package session holds locks and keys in Consul that vanish with their holder.
 //
-// A holder has to know by itself when it no longer holds anything: it may be cut off from Consul, which then gives the lock
-// to another. So a Session ends by the holder's own monotonic clock, before Consul's servers can take it for expired.
+// A holder must know on its own when it no longer holds anything: it may be cut off from Consul, which then gives the lock
+// to another. So a Session ends by the holder's own monotonic clock, before Consul's servers can consider it expired.
 package session
 
 import (
@@ -18,47 +18,47 @@ import (
 )
 
 const (
-	// TTL is for how long Consul keeps a session after a renewal, at least. It takes up to twice as long to notice that a
+	// TTL is how long Consul keeps a session after a renewal, at least. Consul takes up to twice as long to notice that a
 	// holder is gone.
 	TTL = 10 * time.Second
-	// LockDelay is for how long nobody gets a key whose session was invalidated. It does not apply to a key that was released.
+	// LockDelay is how long a key is withheld after its session was invalidated. It does not apply to a released key.
 	LockDelay = time.Second
 
 	margin    = time.Second             // from the end of a Session to the end of its TTL
 	timeout   = 2500 * time.Millisecond // of each call
-	quick     = 700 * time.Millisecond  // an answer that took longer says nothing of now: less than LockDelay
-	quiet     = time.Second             // a failure that is over by then is not told: the catalog gets checks a moment after the agent
+	quick     = 700 * time.Millisecond  // a slower answer says nothing about the present: less than LockDelay
+	quiet     = time.Second             // a failure over by then is not logged: the catalog gets checks a moment after the agent
 	mostDelay = time.Second             // between two attempts
 )
 
-// ErrLost is the error of calls for a Session that must no longer be relied on.
+// ErrLost is the error of calls with a Session that can no longer be relied on.
 var ErrLost = errors.New("the session in Consul is lost")
 
-// Options say what a session is like.
+// Options describe a session.
 type Options struct {
 	Consul   *api.Client
-	Name     string // of the session in Consul: berth app-3
+	Name     string // of the session in Consul, like berth app-3
 	Behavior string // api.SessionBehaviorDelete: its keys vanish with it
-	// Checks are those of the local agent's services that the session depends on, besides the node's health: it is
+	// Checks are checks of the local agent's services on which the session depends, in addition to the node's health: it is
 	// invalidated when one turns critical or is deregistered.
 	Checks []string
 	Log    *slog.Logger
 }
 
-// Keeper keeps a session: it makes one when it is asked for one, renews it every third of its TTL, and makes another when it was lost.
+// Keeper keeps a session: it creates one on request, renews it every third of its TTL, and creates another when it was lost.
 type Keeper struct {
 	o      Options
-	verify chan struct{} // somebody has reason to believe that the session is gone
+	verify chan struct{} // the session may be gone
 
 	mu      sync.Mutex
 	current *Session      // nil = none
-	failure error         // of the last attempt to make or renew one
-	made    chan struct{} // closed when there is a current one
-	wanted  chan struct{} // closed when somebody has asked for one
+	failure error         // of the last attempt to create or renew one
+	made    chan struct{} // closed when current is set
+	wanted  chan struct{} // closed when a session has been requested
 
 	// These belong to Run's goroutine.
-	former  string    // ID of a session that may still be there
-	failing time.Time // since when; zero = not
+	former  string    // ID of a session that may still exist
+	failing time.Time // since when attempts fail; zero = they do not
 	lasting retry.Lasting
 }
 
@@ -67,16 +67,16 @@ func New(o Options) *Keeper {
 	return &Keeper{o: o, verify: make(chan struct{}, 1), made: make(chan struct{}), wanted: make(chan struct{})}
 }
 
-// Session is a session in Consul, from the moment it was made until it was lost. One that no Keeper made is never lost.
+// Session is a session in Consul, from its creation until it is lost. One that no Keeper created is never lost.
 type Session struct {
 	ID   string
 	ctx  context.Context
 	lose context.CancelFunc
 }
 
-// Lost returns a channel that is closed when the session must no longer be relied on: it is gone, or its TTL may be over by
-// the time that Consul answers again, or its Keeper's Run has ended. A holder that is cut off from Consul does not see that
-// a check or its node's health ends the session sooner: Serf takes at least five seconds to declare a node failed.
+// Lost returns a channel that is closed when the session can no longer be relied on: it is gone, its TTL may expire before
+// Consul answers again, or its Keeper's Run has ended. A holder that is cut off from Consul does not notice if a check or
+// its node's health ends the session sooner: Serf takes at least five seconds to declare a node failed.
 func (s *Session) Lost() <-chan struct{} { return s.life().Done() }
 
 func (s *Session) life() context.Context {
@@ -86,14 +86,14 @@ func (s *Session) life() context.Context {
 	return s.ctx
 }
 
-// While returns a context that is done when the session is lost, with ErrLost for its cause, or when ctx is.
+// While returns a context that is done when ctx is done or the session is lost, then with ErrLost as its cause.
 func (s *Session) While(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(s.life(), func() { cancel(ErrLost) })
 	return ctx, func() { stop(); cancel(nil) }
 }
 
-// Session returns the current session, or waits for one. It returns the error of ctx if that is done before, and why there is no session yet.
+// Session returns the current session, or waits for one. If ctx is done first, it returns its error and why there is no session.
 func (k *Keeper) Session(ctx context.Context) (*Session, error) {
 	for {
 		k.mu.Lock()
@@ -120,8 +120,9 @@ func (k *Keeper) Session(ctx context.Context) (*Session, error) {
 	}
 }
 
-// Run keeps a session, from the first call of Session on, until ctx is done. Then it destroys the session, and gives up after a few seconds if Consul does not
-// answer: the TTL then ends it. Keys that it holds are subject to LockDelay, unless they were released before.
+// Run keeps a session, from the first call of Session until ctx is done. It then destroys the session. If Consul does not
+// answer, it gives up after a few seconds, and the session expires. The session's keys are subject to LockDelay unless they
+// were released before.
 func (k *Keeper) Run(ctx context.Context) {
 	k.mu.Lock()
 	wanted := k.wanted
@@ -165,10 +166,10 @@ func (k *Keeper) set(s *Session) {
 	}
 }
 
-// create makes a session, and returns until when it can be relied on. If it fails, a session may have been made that nobody
-// knows of: it holds nothing and expires.
+// create creates a session, and returns until when it can be relied on. If it fails, an unknown session may exist: it holds
+// nothing and expires.
 func (k *Keeper) create(ctx context.Context) (s *Session, until time.Time, err error) {
-	// What a former session holds would not be free before its TTL is over.
+	// A former session would keep its keys until its TTL expires.
 	if err := k.destroyFormer(ctx); err != nil {
 		return nil, until, err
 	}
@@ -189,7 +190,7 @@ func (k *Keeper) create(ctx context.Context) (s *Session, until time.Time, err e
 	return s, sent.Add(TTL - margin), nil
 }
 
-// renew renews a session until it is gone, or cannot be relied on, or ctx is done.
+// renew renews a session until it is gone, cannot be relied on, or ctx is done.
 func (k *Keeper) renew(ctx context.Context, id string, until time.Time) (gone bool) {
 	delays := newDelays()
 	wait := TTL / 3
@@ -230,7 +231,7 @@ func (k *Keeper) renew(ctx context.Context, id string, until time.Time) (gone bo
 	}
 }
 
-// Gone tells the Keeper that its session seems to be gone. It then looks at once, and not when the next renewal is due.
+// Gone tells the Keeper that its session seems to be gone. The Keeper checks at once instead of at the next renewal.
 func (k *Keeper) Gone() {
 	select {
 	case k.verify <- struct{}{}:
@@ -238,7 +239,7 @@ func (k *Keeper) Gone() {
 	}
 }
 
-// destroyFormer destroys a session that may still be there. Destroying one that is gone is no error.
+// destroyFormer destroys a session that may still exist. A missing session is no error.
 func (k *Keeper) destroyFormer(ctx context.Context) error {
 	if k.former == "" {
 		return nil
@@ -254,7 +255,7 @@ func (k *Keeper) destroyFormer(ctx context.Context) error {
 	return nil
 }
 
-// record logs the outcome of an attempt, if that is news.
+// record logs the outcome of an attempt if it is news.
 func (k *Keeper) record(ctx context.Context, err error) {
 	now := time.Now()
 	if ctx.Err() == nil {
@@ -263,7 +264,7 @@ func (k *Keeper) record(ctx context.Context, err error) {
 		k.mu.Unlock()
 	}
 	switch {
-	case ctx.Err() != nil: // cut short, which says nothing
+	case ctx.Err() != nil: // interrupted, so it says nothing
 	case err == nil:
 		k.failing = time.Time{}
 		if was, lasted := k.lasting.Over(now); was {

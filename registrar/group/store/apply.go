@@ -26,10 +26,10 @@ type Change struct {
 	Format   string
 }
 
-// NotNewerError says that a version was refused because there is a newer one.
+// NotNewerError means that a version was refused because a newer one exists.
 type NotNewerError struct {
 	Asked   uint64
-	Current Header // no more than its Version, if the rest is not known
+	Current Header // only its Version if the rest is unknown
 }
 
 func (e *NotNewerError) Error() string {
@@ -49,7 +49,7 @@ func (h Header) applied() string {
 	return fmt.Sprintf("%s %s by %s", what, h.At.UTC().Format(time.RFC3339), cmp.Or(h.By, "somebody"))
 }
 
-// TooLargeError says that a text does not fit into Consul. Nothing was sent.
+// TooLargeError means that a text does not fit into Consul. Nothing was sent.
 type TooLargeError struct{ Size int }
 
 func (e *TooLargeError) Error() string {
@@ -57,18 +57,18 @@ func (e *TooLargeError) Error() string {
 }
 
 const (
-	// smallText is the length up to which a text and its entry in the history fit into one transaction: Consul takes 512 KB for
-	// it, with both in base64.
+	// smallText is the length up to which a text and its history entry fit into one transaction: Consul accepts 512 KB for
+	// one, with both in base64.
 	smallText = 160 << 10
-	// maxPruned is how many entries of the history one call removes: Consul takes 128 operations in a transaction.
+	// maxPruned is how many history entries one call removes: Consul accepts 128 operations in a transaction.
 	maxPruned = 60
-	// patience is how long a writer of a large text waits for another one, who may have given up.
+	// patience is how long a writer of a large text waits for another writer, which may have given up.
 	patience = 2 * time.Second
 )
 
-// Apply makes a text the current one of an item, if its version is newer than the current one: *NotNewerError otherwise, and
-// *TooLargeError for a text above Limit. Two callers cannot both succeed with one version. While Consul is away Apply tries
-// again, until ctx is done; an answer that was lost is looked up.
+// Apply makes a text the current one of an item, if its version is newer than the current one. Otherwise it returns a
+// *NotNewerError, and a *TooLargeError for a text above Limit. Two callers cannot both succeed with one version. While
+// Consul is away, Apply tries again until ctx is done. If an answer was lost, it looks up the result.
 func (s *Store) Apply(ctx context.Context, i Item, c Change) (Header, error) {
 	if len(c.Text) > Limit {
 		return Header{}, &TooLargeError{len(c.Text)}
@@ -77,31 +77,31 @@ func (s *Store) Apply(ctx context.Context, i Item, c Change) (Header, error) {
 	return s.carryOut(ctx, &order{Item: i, header: h, text: c.Text, asked: c.Version})
 }
 
-// Remove takes a file away; its history stays, and the numbers go on: the removal has one, too. ErrNone if there is no such
-// file. It tries again like Apply.
+// Remove removes a file. Its history stays, and the numbers continue: the removal also has one. It returns ErrNone if the
+// file does not exist. It tries again like Apply.
 func (s *Store) Remove(ctx context.Context, i Item, by string) error {
 	h := Header{By: by, At: time.Now().UTC(), Format: Removed, Sum: Sum(nil)}
 	_, err := s.carryOut(ctx, &order{Item: i, header: h, remove: true})
 	return err
 }
 
-// order is what is to be written.
+// order is what to write.
 type order struct {
 	Item
 	header Header // without its numbers
 	text   []byte
 	asked  uint64 // 0 = the next one
 	remove bool
-	sent   Header // what was last sent to Consul: it may have been written
+	sent   Header // last header sent to Consul: it may have been written
 
-	begun uint64 // a number that another writer has begun with
+	begun uint64 // number that another writer has begun
 	since time.Time
 }
 
 func (o *order) small() bool { return len(o.text) <= smallText }
 
-// waitsFor reports whether to let another writer finish, who has begun with a number: of many large texts at once only one can
-// become current, and the others would be sent for nothing.
+// waitsFor reports whether to let another writer finish, which has begun a number. Of many large texts only one can become
+// current, and the others would be sent in vain.
 func (o *order) waitsFor(begun uint64) bool {
 	if begun != o.begun {
 		o.begun, o.since = begun, time.Now()
@@ -109,12 +109,12 @@ func (o *order) waitsFor(begun uint64) bool {
 	return !o.small() && time.Since(o.since) < patience
 }
 
-// lostError says that another writer was first.
+// lostError means that another writer was first.
 type lostError struct{ error }
 
 var errLost = &lostError{errors.New("others write at the same time")}
 
-// busyError says that another writer has begun with the number that was asked for.
+// busyError means that another writer has begun the requested number.
 type busyError struct{ error }
 
 func (s *Store) carryOut(ctx context.Context, o *order) (Header, error) {
@@ -122,13 +122,13 @@ func (s *Store) carryOut(ctx context.Context, o *order) (Header, error) {
 		return Header{}, err
 	}
 	delays := retry.Delays()
-	var before error // of the attempt before
+	var before error // of the previous attempt
 	for {
 		h, err := s.try(ctx, o)
 		pause := delays.NextBackOff()
 		var away *awayError
 		if before != nil && errors.As(err, &away) && ctx.Err() != nil {
-			err = before // this attempt had not even its time: the one before says more
+			err = before // this attempt had no time of its own: the previous error says more
 		}
 		before = err
 		switch err.(type) {
@@ -170,7 +170,7 @@ func (s *Store) try(ctx context.Context, o *order) (Header, error) {
 	if err != nil {
 		return Header{}, err
 	}
-	if o.sent.Version > 0 && o.sent.Replaces != base { // it cannot come through any more
+	if o.sent.Version > 0 && o.sent.Replaces != base { // it can no longer succeed
 		removed, err := s.unclaim(ctx, o.Item, o.sent)
 		if err != nil {
 			return Header{}, err
@@ -190,7 +190,7 @@ func (s *Store) try(ctx context.Context, o *order) (Header, error) {
 
 	h := o.header
 	h.Replaces = base
-	var there entry // under the number that h gets
+	var there entry // under the number of h
 	switch {
 	case o.asked > 0:
 		h.Version = o.asked
@@ -199,7 +199,7 @@ func (s *Store) try(ctx context.Context, o *order) (Header, error) {
 				return Header{}, err
 			}
 		}
-		// The text of a number that was current last, or begun, can be put back under it if nothing else is there.
+		// The text of a number that was last current, or begun, can be restored under it if nothing else is there.
 		restores := !numbered && o.asked == base && there.known && there.Sum == h.Sum && there.Format != Removed
 		if o.asked <= base && !restores {
 			return Header{}, s.notNewer(ctx, o, base)
@@ -207,7 +207,7 @@ func (s *Store) try(ctx context.Context, o *order) (Header, error) {
 		if restores {
 			h = there.Header
 		}
-	case o.sent.Version > 0: // the answer was lost; its entry may be there
+	case o.sent.Version > 0: // the answer was lost; its entry may exist
 		h = o.sent
 		if there, err = s.entry(ctx, o.Item, h.Version); err != nil {
 			return Header{}, err
@@ -231,7 +231,7 @@ func (s *Store) try(ctx context.Context, o *order) (Header, error) {
 		w.pair.ModifyIndex = pair.ModifyIndex
 	}
 	begun := there.Header
-	if begun.At = h.At; there.known && begun == h { // by an earlier call, which did not come to the second write
+	if begun.At = h.At; there.known && begun == h { // begun by an earlier call that did not reach the second write
 		h, w.claimed = there.Header, true
 	} else if there.index > 0 && !o.small() {
 		return Header{}, &busyError{fmt.Errorf("version %d is being %s; if that was given up, use another number", h.Version, there.applied())}
@@ -249,8 +249,8 @@ func (s *Store) try(ctx context.Context, o *order) (Header, error) {
 	return h, s.writeLarge(ctx, o, w)
 }
 
-// doomed returns the versions that the history loses with version next: those that were begun and can no longer become
-// current, and the oldest ones.
+// doomed returns the versions that the history loses with version next: begun ones that can no longer become current, and
+// the oldest ones.
 func doomed(numbers []uint64, base, next uint64, numbered bool) []uint64 {
 	var out []uint64
 	kept := 1 // next
@@ -277,7 +277,7 @@ func (s *Store) notNewer(ctx context.Context, o *order, current uint64) error {
 	return &NotNewerError{Asked: o.asked, Current: e.Header}
 }
 
-// cameThrough reports whether what was sent was written, though the answer was lost.
+// cameThrough reports whether the sent data was written although the answer was lost.
 func (s *Store) cameThrough(ctx context.Context, o *order, pair *api.KVPair, numbers []uint64) (came bool, err error) {
 	if o.small() { // all or nothing
 		e, err := s.entry(ctx, o.Item, o.sent.Version)
@@ -293,16 +293,16 @@ func (s *Store) cameThrough(ctx context.Context, o *order, pair *api.KVPair, num
 	return came, err
 }
 
-// write is a decision.
+// write is a decided write.
 type write struct {
-	pair    *api.KVPair // the current text to be, with the index that it replaces
+	pair    *api.KVPair // the new current text, with the index that it replaces
 	entry   []byte      // of the history
-	over    uint64      // the index of what is there in place of the entry
-	claimed bool        // that is the entry itself
+	over    uint64      // index of what exists in place of the entry
+	claimed bool        // what exists is the entry itself
 	prune   []string
 }
 
-// writeSmall writes all of it or nothing.
+// writeSmall writes everything or nothing.
 func (s *Store) writeSmall(ctx context.Context, o *order, w write) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -314,7 +314,7 @@ func (s *Store) writeSmall(ctx context.Context, o *order, w write) error {
 	for _, key := range w.prune {
 		ops = append(ops, &api.TxnOp{KV: &api.KVTxnOp{Verb: api.KVDelete, Key: key}})
 	}
-	// Not Txn: it hides the status of an answer that is neither 200 nor 409.
+	// Not Txn: it hides the status of answers other than 200 and 409.
 	_, err := s.consul.Raw().Write("/v1/txn", ops, nil, new(api.WriteOptions).WithContext(ctx))
 	var status api.StatusError
 	var answer api.TxnResponse
@@ -333,8 +333,8 @@ func (s *Store) writeSmall(ctx context.Context, o *order, w write) error {
 	return errLost
 }
 
-// writeLarge writes the entry first, which claims the number, and then the current text, which makes it count. An entry whose
-// second write does not come is never listed.
+// writeLarge writes the entry first, which claims the number, and then the current text, which makes it count. An entry
+// without its second write is never listed.
 func (s *Store) writeLarge(ctx context.Context, o *order, w write) error {
 	if !w.claimed {
 		ok, err := s.cas(ctx, &api.KVPair{Key: o.HistoryKey(o.sent.Version), Value: w.entry})
@@ -348,12 +348,12 @@ func (s *Store) writeLarge(ctx context.Context, o *order, w write) error {
 	ok, err := s.cas(ctx, w.pair)
 	var refused *refusedError
 	if errors.As(err, &refused) && !w.claimed {
-		_, _ = s.unclaim(ctx, o.Item, o.sent) // it stays unlisted if that fails, too
+		_, _ = s.unclaim(ctx, o.Item, o.sent) // if that fails, it also stays unlisted
 	}
 	if err != nil {
 		return err
 	}
-	if !ok { // the next attempt sees to the entry: an earlier one may have come through
+	if !ok { // the next attempt handles the entry, because an earlier one may have succeeded
 		return errLost
 	}
 	for _, key := range w.prune {
@@ -367,7 +367,7 @@ func (s *Store) writeLarge(ctx context.Context, o *order, w write) error {
 	return nil
 }
 
-// unclaim removes an entry of ours that did not become current, and reports whether there was one.
+// unclaim removes an own entry that did not become current, and reports whether it existed.
 func (s *Store) unclaim(ctx context.Context, i Item, h Header) (bool, error) {
 	e, err := s.entry(ctx, i, h.Version)
 	if err != nil || !e.known || !e.same(h) {
@@ -380,9 +380,9 @@ func (s *Store) unclaim(ctx context.Context, i Item, h Header) (bool, error) {
 	return err == nil, Explain("remove "+key, err)
 }
 
-// base returns the number that a new version has to be above, and whether the key itself has one. A key that was deleted, or
-// written by other means without a number, does not make the numbers begin anew: the newest one of the history counts then,
-// other than the one that this call has begun.
+// base returns the number that a new version must exceed, and whether the key itself has one. If a key was deleted, or
+// written without a number by another program, the numbers do not start over: the newest number of the history counts,
+// except the one begun by this call.
 func (s *Store) base(ctx context.Context, o *order, pair *api.KVPair, numbers []uint64) (base uint64, numbered bool, err error) {
 	if pair == nil || pair.Flags == 0 {
 		for _, n := range numbers {
@@ -392,8 +392,8 @@ func (s *Store) base(ctx context.Context, o *order, pair *api.KVPair, numbers []
 		}
 		return 0, false, nil
 	}
-	// A writer that found no file may come to its second write when others have put the file and removed it again: check-and-set
-	// cannot tell this absence from that one. The numbers that were given meanwhile stay taken.
+	// A writer that found no file may reach its second write when others have put the file and removed it again:
+	// check-and-set cannot distinguish the two absences. The numbers used meanwhile stay taken.
 	for _, n := range numbers {
 		if o.File == "" || n <= pair.Flags {
 			break

@@ -16,37 +16,37 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// Header says what is known of a version besides its text. It is the first line of the version's entry in the history.
+// Header describes a version without its text. It is the first line of the version's entry in the history.
 type Header struct {
 	Version  uint64    `json:"version"`
-	Replaces uint64    `json:"replaces,omitempty"` // the version that was current before
+	Replaces uint64    `json:"replaces,omitempty"` // version that was current before
 	By       string    `json:"by,omitempty"`       // user@host
 	At       time.Time `json:"at"`
-	Strategy string    `json:"strategy,omitempty"` // "" = that of each instance
-	Format   string    `json:"format,omitempty"`   // toml, yaml, json or raw; Removed if the item was taken away
-	Sum      string    `json:"sum"`                // of the text: Sum
+	Strategy string    `json:"strategy,omitempty"` // "" = each instance's own
+	Format   string    `json:"format,omitempty"`   // toml, yaml, json or raw; Removed if the item was removed
+	Sum      string    `json:"sum"`                // of the text, by Sum
 }
 
-// Removed is the Format of a version that took a file away.
+// Removed is the Format of a version that removed a file.
 const Removed = "removed"
 
 // Version is a version with its text.
 type Version struct {
 	Header
 	Text   []byte
-	ByHand bool   // the current text is not what was applied under this number: somebody wrote the key by other means
-	Index  uint64 // Consul's ModifyIndex of the current one
+	ByHand bool   // the current text is not the one applied under this number: another program wrote the key
+	Index  uint64 // Consul's ModifyIndex of the current version
 }
 
-// same reports whether two headers are one: of the same version by the same call.
+// same reports whether two headers describe the same version by the same call.
 func (h Header) same(other Header) bool {
 	at := h.At.Equal(other.At)
 	h.At, other.At = time.Time{}, time.Time{}
 	return at && h == other
 }
 
-// Current returns the current version; ErrNone if the item has none. If somebody wrote the key by other means, the Header
-// has nothing but the Version and the Sum of the text that is there.
+// Current returns the current version, or ErrNone. If another program wrote the key, the Header has only the Version and the
+// Sum of the present text.
 func (s *Store) Current(ctx context.Context, i Item) (Version, error) {
 	if err := i.validate(); err != nil {
 		return Version{}, err
@@ -61,7 +61,7 @@ func (s *Store) Current(ctx context.Context, i Item) (Version, error) {
 	return s.version(ctx, i, pair)
 }
 
-// version returns what is known of a current text.
+// version describes a current text.
 func (s *Store) version(ctx context.Context, i Item, pair *api.KVPair) (Version, error) {
 	v := Version{Header: Header{Version: pair.Flags, Sum: Sum(pair.Value)}, Text: pair.Value, ByHand: true, Index: pair.ModifyIndex}
 	if pair.Flags == 0 {
@@ -77,7 +77,8 @@ func (s *Store) version(ctx context.Context, i Item, pair *api.KVPair) (Version,
 	return v, nil
 }
 
-// At returns a version that is or was current, as it was applied; ErrNone if it never was or is no longer kept.
+// At returns a present or former current version as it was applied. It returns ErrNone if the version never was current or
+// is no longer kept.
 func (s *Store) At(ctx context.Context, i Item, version uint64) (Version, error) {
 	var found Version
 	pair, err := s.walk(ctx, i, func(e entry) (more bool) {
@@ -89,7 +90,7 @@ func (s *Store) At(ctx context.Context, i Item, version uint64) (Version, error)
 	switch {
 	case err != nil:
 		return Version{}, err
-	case found.Version == 0 && pair != nil && pair.Flags == version: // by other means, and never applied
+	case found.Version == 0 && pair != nil && pair.Flags == version: // written by another program, and never applied
 		return s.version(ctx, i, pair)
 	case found.Version == 0:
 		return Version{}, fmt.Errorf("version %d of %s: %w (the last %d are kept)", version, i, ErrNone, Kept)
@@ -100,11 +101,11 @@ func (s *Store) At(ctx context.Context, i Item, version uint64) (Version, error)
 	return found, nil
 }
 
-// Text returns the text of a file that a Header of Files tells of: the current one, whoever wrote it, or one that was current and
-// is still kept. The error names the file and the version.
+// Text returns the text of a file listed by Files: the current one, whoever wrote it, or an earlier one that is still kept.
+// The error names the file and the version.
 func (s *Store) Text(ctx context.Context, i Item, h Header) ([]byte, error) {
 	v, err := s.Current(ctx, i)
-	if v.Sum != h.Sum { // it has changed since, or goes back
+	if v.Sum != h.Sum { // it has changed since, or is rolled back
 		v, err = s.At(ctx, i, h.Version)
 	}
 	if err == nil && v.Sum != h.Sum {
@@ -116,8 +117,7 @@ func (s *Store) Text(ctx context.Context, i Item, h Header) ([]byte, error) {
 	return v.Text, nil
 }
 
-// History returns the versions that are or were current and are still kept, the newest first. What was written by other
-// means is not in it.
+// History returns the kept versions that are or were current, newest first. Texts by other programs are not included.
 func (s *Store) History(ctx context.Context, i Item) ([]Header, error) {
 	var out []Header
 	_, err := s.walk(ctx, i, func(e entry) (more bool) {
@@ -139,7 +139,7 @@ func (s *Store) Files(ctx context.Context, service string) (map[string]Header, e
 	out := map[string]Header{}
 	for _, pair := range pairs {
 		name := strings.TrimPrefix(pair.Key, FilesPrefix(service))
-		if ValidFile(name) != nil { // somebody else's key
+		if ValidFile(name) != nil { // another program's key
 			continue
 		}
 		v, err := s.version(ctx, Item{Service: service, File: name}, pair)
@@ -151,11 +151,11 @@ func (s *Store) Files(ctx context.Context, service string) (map[string]Header, e
 	return out, nil
 }
 
-// entry is a version as it stands in the history.
+// entry is a version in the history.
 type entry struct {
 	Header
 	text  []byte
-	index uint64 // 0 = there is none
+	index uint64 // 0 = it does not exist
 	known bool   // it could be read
 }
 
@@ -173,7 +173,7 @@ func (s *Store) entry(ctx context.Context, i Item, version uint64) (entry, error
 	return e, nil
 }
 
-// encode returns the value of an entry. The error is that of a Header which is too long.
+// encode returns the value of an entry, or an error if its Header is too long.
 func encode(h Header, text []byte) ([]byte, error) {
 	line, err := json.Marshal(h)
 	if err == nil && len(line) >= maxHeader {
@@ -182,7 +182,7 @@ func encode(h Header, text []byte) ([]byte, error) {
 	return slices.Concat(line, []byte("\n"), text), err
 }
 
-// numbers returns the versions that the history has, the newest first.
+// numbers returns the versions in the history, newest first.
 func (s *Store) numbers(ctx context.Context, i Item) ([]uint64, error) {
 	keys, err := read(ctx, i.historyPrefix(), func(q *api.QueryOptions) ([]string, *api.QueryMeta, error) {
 		return s.consul.KV().Keys(i.historyPrefix(), "/", q)
@@ -198,8 +198,8 @@ func (s *Store) numbers(ctx context.Context, i Item) ([]uint64, error) {
 	return out, err
 }
 
-// walk calls visit with the current entry of the history, the one that it replaced, and so on, until visit returns false. What
-// was begun and never became current is passed by. It returns the current text, nil if there is none.
+// walk calls visit with the current entry of the history, the one that it replaced, and so on, until visit returns false. It
+// skips entries that never became current. It returns the current text, or nil.
 func (s *Store) walk(ctx context.Context, i Item, visit func(entry) (more bool)) (*api.KVPair, error) {
 	if err := i.validate(); err != nil {
 		return nil, err
@@ -216,7 +216,7 @@ func (s *Store) walk(ctx context.Context, i Item, visit func(entry) (more bool))
 }
 
 func (s *Store) walkFrom(ctx context.Context, i Item, pair *api.KVPair, numbers []uint64, visit func(entry) (more bool)) error {
-	next := uint64(math.MaxUint64) // without a number that berth gave, the newest entry is the best guess
+	next := uint64(math.MaxUint64) // without a number by berth, the newest entry is the best guess
 	if pair != nil && pair.Flags > 0 {
 		next = pair.Flags
 	}
@@ -228,7 +228,7 @@ func (s *Store) walkFrom(ctx context.Context, i Item, pair *api.KVPair, numbers 
 		if err != nil {
 			return err
 		}
-		if !e.known { // removed meanwhile, or not ours
+		if !e.known { // removed meanwhile, or by another program
 			continue
 		}
 		if !visit(e) {

@@ -11,7 +11,7 @@ import (
 	"unicode/utf8"
 )
 
-// Item names what has versions: the configuration of a service or, with a File, one of its files.
+// Item names something with versions: the configuration of a service or, with a File, one of its files.
 type Item struct {
 	Service string // in Consul: app, or app-prod for the group prod
 	File    string
@@ -33,7 +33,7 @@ func (i Item) Key() string {
 	return FilesPrefix(i.Service) + i.File
 }
 
-// HistoryKey returns the key of a version in the history: a line of JSON, the Header, and after it the text.
+// HistoryKey returns the key of a version in the history. Its value is a line of JSON, the Header, followed by the text.
 func (i Item) HistoryKey(version uint64) string {
 	return i.historyPrefix() + strconv.FormatUint(version, 10)
 }
@@ -55,7 +55,7 @@ func (i Item) validate() error {
 // FilesPrefix begins the keys of a service's files.
 func FilesPrefix(service string) string { return "berth/files/" + service + "/" }
 
-// RestartKey returns the key of the newest order to restart a service: its Flags are the Order's number.
+// RestartKey returns the key of the newest restart order of a service: its Flags are the Order's number.
 func RestartKey(service string) string { return "berth/restart/" + service }
 
 // AppliedPrefix begins the keys of the Reports of a service's instances.
@@ -64,11 +64,11 @@ func AppliedPrefix(service string) string { return "berth/applied/" + service + 
 // AppliedKey returns the key of an instance's Report.
 func AppliedKey(service, id string) string { return AppliedPrefix(service) + url.PathEscape(id) }
 
-// RollingKey returns the key of the lock of a service's rolling change, whose value is a Roll.
+// RollingKey returns the key of the lock of a service's rolling change. Its value is a Roll.
 func RollingKey(service string) string { return "berth/rolling/" + service }
 
-// LeaderKey returns the key of the lock of a service's leader. While somebody leads, a session holds it, and its value is a
-// leader.Leader in JSON.
+// LeaderKey returns the key of the lock of a service's leader. While an instance leads, a session holds it, and its value is
+// a leader.Leader in JSON.
 func LeaderKey(service string) string { return "service/" + service + "/leader" }
 
 const maxName = 200 // of a service; package label has the same rule
@@ -78,7 +78,7 @@ var (
 	groupName   = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_-]*$`)
 )
 
-// ValidService returns an error unless a name is one that berth registers services under.
+// ValidService returns an error unless berth can register services under a name.
 func ValidService(name string) error {
 	if !serviceName.MatchString(name) || len(name) > maxName {
 		return fmt.Errorf("%s is not a service name: use up to %d letters, digits, -, _ and dots", quote(name), maxName)
@@ -86,8 +86,8 @@ func ValidService(name string) error {
 	return nil
 }
 
-// ParseService returns the service in Consul that an operator's text means: app is app, app.prod is the group prod of app, which
-// is the service app-prod, and app.default is app. The last dot counts.
+// ParseService returns the service in Consul that an operator means: app is app, app.prod is the group prod of app, which is
+// the service app-prod, and app.default is app. The last dot counts.
 func ParseService(text string) (service string, err error) {
 	dot := strings.LastIndexByte(text, '.')
 	if dot < 0 {
@@ -111,7 +111,7 @@ func ParseService(text string) (service string, err error) {
 	return name, nil
 }
 
-// ValidFile returns an error unless a name is one element of a path: what is put under it stays in its directory.
+// ValidFile returns an error unless a name is a single path element, so that a file stays in its directory.
 func ValidFile(name string) error {
 	problem := ""
 	switch {
@@ -131,7 +131,7 @@ func ValidFile(name string) error {
 	return errors.New("the file name " + quote(name) + " " + problem)
 }
 
-// quote is a text from outside, short enough for a message.
+// quote shortens foreign text for a message.
 func quote(text string) string {
 	if len(text) > 80 {
 		text = strings.ToValidUTF8(text[:80], "") + "…"

@@ -10,10 +10,10 @@ import (
 
 // Order is an order to restart a service's instances.
 type Order struct {
-	Number   uint64    `json:"-"` // 0 = there never was one
+	Number   uint64    `json:"-"` // 0 = never ordered
 	By       string    `json:"by,omitempty"`
 	At       time.Time `json:"at"`
-	Strategy string    `json:"strategy,omitempty"` // "" = that of each instance
+	Strategy string    `json:"strategy,omitempty"` // "" = each instance's own
 }
 
 // Restart orders a restart of a service's instances and returns the order's number.
@@ -40,7 +40,7 @@ func (s *Store) Restart(ctx context.Context, service, by, strategy string) (uint
 	}
 }
 
-// Ordered returns the newest order to restart a service's instances. The number alone counts: a value that somebody else wrote
+// Ordered returns the newest restart order for a service's instances. The number alone counts: a value from another program
 // leaves the rest empty.
 func (s *Store) Ordered(ctx context.Context, service string) (Order, error) {
 	if err := ValidService(service); err != nil {

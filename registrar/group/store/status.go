@@ -23,7 +23,7 @@ const (
 	Failed   = "failed"   // it runs Version because FailedVersion did not work: Reason
 )
 
-// Report is what an instance says of itself. Its key is held by the instance's session, and is gone with it.
+// Report is what an instance reports about itself. Its key is held by the instance's session, and vanishes with it.
 type Report struct {
 	Instance      string            `json:"instance"` // service ID
 	Version       uint64            `json:"version"`  // of the configuration that it runs; 0 = none
@@ -33,21 +33,21 @@ type Report struct {
 	Reason        string            `json:"reason,omitempty"`
 	FailedVersion uint64            `json:"failed_version,omitempty"`
 	Files         map[string]uint64 `json:"files,omitempty"`
-	Restart       uint64            `json:"restart,omitempty"` // the newest order to restart that it has carried out
+	Restart       uint64            `json:"restart,omitempty"` // newest restart order carried out
 }
 
-// Roll is the state of a group's rolling change: the value of its lock, which stays there when the lock is released.
+// Roll is the state of a group's rolling change. It is the value of the lock, and stays there when the lock is released.
 type Roll struct {
-	Holder string    `json:"holder,omitempty"` // service ID of who applies now, if Held
+	Holder string    `json:"holder,omitempty"` // service ID of the applying instance, if Held
 	Held   bool      `json:"-"`
 	Since  time.Time `json:"since"`
 	Halted *Halt     `json:"halted,omitempty"`
 	Err    string    `json:"-"` // why the value cannot be read
 }
 
-// Halt says that a change was stopped because it did not work on one instance.
+// Halt means that a change was stopped because it failed on one instance.
 type Halt struct {
-	Wanted   string    `json:"wanted"`         // identity of what was to be applied: Wanted.ID of package group
+	Wanted   string    `json:"wanted"`         // identity of the wanted state: Wanted.ID of package group
 	Version  uint64    `json:"version"`        // of the configuration that failed
 	Good     uint64    `json:"good,omitempty"` // the version that works
 	Instance string    `json:"instance"`
@@ -55,24 +55,24 @@ type Halt struct {
 	At       time.Time `json:"at"`
 }
 
-// Member is an instance in the catalog or one that reports.
+// Member is an instance that is in the catalog or reports.
 type Member struct {
 	ID, Node, Address string
 	Port              int
 	Registered, Ready bool    // in the catalog; passing there, and not in maintenance
-	Report            *Report // nil = it does not report: nothing applies a configuration there
-	Err               string  // why its Report cannot be read: of another program, or of a version of berth to come
+	Report            *Report // nil = no report: nothing applies a configuration there
+	Err               string  // why its Report cannot be read: it is from another program, or a later version of berth
 }
 
 // Status is the state of a service's configuration.
 type Status struct {
 	Service string
-	Wanted  Version // the zero Version = there is none
+	Wanted  Version // the zero Version = none
 	Roll    Roll
 	Members []Member // by ID
 }
 
-// Status reads it all. It fails if any of it cannot be read, or not all of it is to be seen with the token.
+// Status reads the whole status. It fails if a part cannot be read, or the token may not see everything.
 func (s *Store) Status(ctx context.Context, service string) (Status, error) {
 	if err := ValidService(service); err != nil {
 		return Status{}, err
@@ -127,7 +127,7 @@ func members(service string, entries []*api.ServiceEntry, reports api.KVPairs) [
 	for _, pair := range reports {
 		id, err := url.PathUnescape(strings.TrimPrefix(pair.Key, AppliedPrefix(service)))
 		if err != nil || id == "" {
-			continue // no instance of ours has such a key
+			continue // no instance of berth has such a key
 		}
 		m := Member{ID: id}
 		r := new(Report)
@@ -155,9 +155,9 @@ func members(service string, entries []*api.ServiceEntry, reports api.KVPairs) [
 	return out
 }
 
-// Missing says of each instance that does not run the wanted configuration, or is not ready, what it does instead, by ID; it is
-// empty if all run it and are ready. A service without an instance misses one. If no configuration is wanted, it is enough to
-// be ready.
+// Missing says, by ID, what each instance does that does not run the wanted configuration or is not ready. It is empty if
+// all instances run it and are ready. A service without an instance is missing one. If no configuration is wanted, being
+// ready is enough.
 func (s Status) Missing() []string {
 	if len(s.Members) == 0 {
 		return []string{s.Service + " has no instance"}
@@ -181,7 +181,7 @@ func (s Status) Missing() []string {
 	return out
 }
 
-// misses says what keeps an instance from running a version, nothing if it does.
+// misses says what keeps an instance from running a version, or returns nothing if it runs it.
 func (m Member) misses(wanted Version, halted *Halt) []string {
 	r := m.Report
 	switch {

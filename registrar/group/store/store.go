@@ -1,4 +1,4 @@
-// Package store keeps in Consul's KV what operators decide for a service, and what its instances say of it.
+// Package store keeps operators' decisions for a service in Consul's KV, and the reports of its instances.
 package store
 
 import (
@@ -16,10 +16,9 @@ import (
 )
 
 const (
-	// Limit is how many bytes a text may have: Consul takes 512 KB for a value, and the entry in the history begins with a line
-	// of its own.
+	// Limit is the largest text in bytes: Consul accepts 512 KB for a value, and the history entry adds a line.
 	Limit = 512<<10 - maxHeader
-	// Kept is how many versions the history of an item has, the current one included.
+	// Kept is how many versions the history of an item holds, including the current one.
 	Kept = 20
 
 	maxHeader = 1 << 10
@@ -29,31 +28,31 @@ const (
 // ErrNone is returned for an item or a version that does not exist.
 var ErrNone = errors.New("there is none")
 
-// Sum returns what tells texts with the same version apart: the first 12 hexadecimal digits of their SHA-256.
+// Sum returns the first 12 hexadecimal digits of a text's SHA-256, which distinguish texts with the same version.
 func Sum(text []byte) string {
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:6])
 }
 
-// Store reads and writes through a Consul agent. Its methods may be called from any goroutine; each makes its calls within
-// ctx, which has to have a deadline where Consul may be away. Their errors say whether Consul refused something, and what, or
-// did not answer, and where.
+// Store reads and writes through a Consul agent. Its methods may be called from any goroutine. Each makes its calls within
+// ctx, which must have a deadline if Consul may be away. Their errors say whether Consul refused something, and what, or did
+// not answer, and where.
 type Store struct{ consul *api.Client }
 
 // New returns a Store. It makes no call.
 func New(consul *api.Client) *Store { return &Store{consul} }
 
-// awayError says that Consul did not answer, or that it could not do its part. What was asked for may have been done.
+// awayError means that Consul did not answer, or could not do its part. The request may have been carried out.
 type awayError struct{ error }
 
 func (e *awayError) Unwrap() error { return e.error }
 
-// refusedError says that Consul answered that it will not do it.
+// refusedError means that Consul refused the request.
 type refusedError struct{ error }
 
 func (e *refusedError) Unwrap() error { return e.error }
 
-// read makes a call that reads, with its deadline.
+// read makes a reading call with its deadline.
 func read[T any](ctx context.Context, what string, f func(*api.QueryOptions) (T, *api.QueryMeta, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -64,7 +63,7 @@ func read[T any](ctx context.Context, what string, f func(*api.QueryOptions) (T,
 	return out, ExplainRead(what, meta, err)
 }
 
-// get returns a key, nil if it does not exist.
+// get returns a key, or nil if it does not exist.
 func (s *Store) get(ctx context.Context, key string) (*api.KVPair, error) {
 	return read(ctx, key, func(q *api.QueryOptions) (*api.KVPair, *api.QueryMeta, error) { return s.consul.KV().Get(key, q) })
 }
@@ -74,7 +73,7 @@ func (s *Store) list(ctx context.Context, prefix string) (api.KVPairs, error) {
 	return read(ctx, prefix, func(q *api.QueryOptions) (api.KVPairs, *api.QueryMeta, error) { return s.consul.KV().List(prefix, q) })
 }
 
-// cas writes a key if its index is still that of pair. It reports whether it was.
+// cas writes a key if its index is still that of pair, and reports whether it was.
 func (s *Store) cas(ctx context.Context, pair *api.KVPair) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -82,8 +81,8 @@ func (s *Store) cas(ctx context.Context, pair *api.KVPair) (bool, error) {
 	return ok, Explain("write "+pair.Key, err)
 }
 
-// ExplainRead is Explain for a query. Its meta tells Consul from another server, because the client takes anybody's 404 for a key
-// that does not exist. Consul itself answers no query with a 404.
+// ExplainRead is Explain for a query. The meta distinguishes Consul from another server, because the client takes any
+// server's 404 for a missing key. Consul itself never answers a query with 404.
 func ExplainRead(what string, meta *api.QueryMeta, err error) error {
 	var status api.StatusError
 	if err == nil && meta.LastIndex == 0 || errors.As(err, &status) && status.Code == http.StatusNotFound {
@@ -92,7 +91,7 @@ func ExplainRead(what string, meta *api.QueryMeta, err error) error {
 	return Explain("read "+what, err)
 }
 
-// Explain says in a user's words what went wrong with a call.
+// Explain describes a failed call in a user's words.
 func Explain(what string, err error) error {
 	var status api.StatusError
 	var failed *url.Error
@@ -113,7 +112,7 @@ func Explain(what string, err error) error {
 	return &awayError{fmt.Errorf("%s: Consul's answer is not as expected: %w", what, err)}
 }
 
-// oneLine is what somebody has answered, who may have sent a whole page, for a message.
+// oneLine shortens an answer, which may be a whole page, for a message.
 func oneLine(text string) string {
 	const most = 300
 	if text = strings.Join(strings.Fields(text), " "); len(text) > most {

@@ -16,13 +16,14 @@ import (
 
 const (
 	watchTime = time.Minute // how long Consul may wait for a change
-	// spread is the longest pause between two queries of a watch: changes that come in a burst are read together, and those who
-	// watch the same keys do not ask in step.
+	// spread is the longest pause between two queries of a watch. Changes in a burst are then read together, and watchers of
+	// the same keys do not ask in step.
 	spread = 50 * time.Millisecond
 )
 
-// Watch calls f with the status now and after each change until f returns true, or ctx is done, whose error it returns together
-// with what Consul said last. It outlives Consul's absence; what Consul refuses at the beginning it returns.
+// Watch calls f with the present status and after each change until f returns true. If ctx is done first, it returns the
+// error of ctx together with Consul's last error. It survives Consul's absence, but returns a refusal by Consul at the
+// start.
 func (s *Store) Watch(ctx context.Context, service string, f func(Status) (done bool)) error {
 	if err := ValidService(service); err != nil {
 		return err
@@ -92,7 +93,7 @@ func ended(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", ctx.Err(), err)
 }
 
-// watch tells changed of every change that a blocking query sees, until ctx is done.
+// watch reports every change that a blocking query sees to changed, until ctx is done.
 func watch(ctx context.Context, query func(*api.QueryOptions) (*api.QueryMeta, error), changed chan<- struct{}) {
 	var index uint64
 	delays := retry.Delays()
@@ -105,7 +106,7 @@ func watch(ctx context.Context, query func(*api.QueryOptions) (*api.QueryMeta, e
 		pause := rand.N(spread)
 		switch {
 		case err != nil:
-			// What has changed meanwhile is told of when Consul is back: index 0 is answered at once.
+			// Index 0 is answered at once, so changes in the meantime are seen when Consul is back.
 			index, pause = 0, delays.NextBackOff()
 		default:
 			delays.Reset()

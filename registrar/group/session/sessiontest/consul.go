@@ -1,5 +1,5 @@
-// Package sessiontest is a Consul without sockets, for tests with testing/synctest: sessions, keys, blocking queries and the
-// health of services, over links that fail as a test says.
+// Package sessiontest is a Consul without sockets, for tests with testing/synctest. It has sessions, keys, blocking queries
+// and the health of services, over links that fail as a test demands.
 package sessiontest
 
 import (
@@ -19,34 +19,34 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// Consul is what servers hold. A session expires at the earliest moment that Consul's documentation allows: its TTL after
-// the last renewal.
+// Consul is the state of the servers. A session expires at the earliest moment that Consul's documentation allows: its TTL
+// after the last renewal.
 type Consul struct {
 	mu       sync.Mutex
 	index    uint64
 	changed  chan struct{}
 	keys     map[string]*api.KVPair
-	free     map[string]time.Time // when the lock-delay of a key is over
+	free     map[string]time.Time // end of each key's lock-delay
 	sessions map[string]*session
 	services map[string]string // status by ID
 	history  map[string][]Holding
 }
 
-// Holding says that a session took a key.
+// Holding records that a session held a key.
 type Holding struct {
 	Session  string
-	From, To time.Time // To is zero while it holds it
+	From, To time.Time // To is zero while it holds the key
 }
 
 type session struct {
-	link         *Link // it was made over
+	link         *Link // it was created over this link
 	id, behavior string
 	checks       []string
 	ttl, delay   time.Duration
 	expires      *time.Timer
 }
 
-// New returns one that holds nothing.
+// New returns an empty Consul.
 func New() *Consul {
 	return &Consul{index: 1, changed: make(chan struct{}), keys: map[string]*api.KVPair{}, free: map[string]time.Time{},
 		sessions: map[string]*session{}, services: map[string]string{}, history: map[string][]Holding{}}
@@ -55,18 +55,18 @@ func New() *Consul {
 // Fault is what a Link does to a request.
 type Fault int
 
-// What happens to a request.
+// Faults of a Link.
 const (
 	None     Fault = iota
-	Hang           // it does not arrive, and nothing is answered
-	Lost           // it arrives, and the answer is lost
+	Hang           // the request does not arrive, and no answer comes
+	Lost           // the request arrives, but the answer is lost
 	Refuse         // the connection is refused
 	Deny           // the token lacks the right
 	Late           // the answer takes two seconds
-	NoLeader       // the answer is that there is no leader
+	NoLeader       // the answer is that the servers have no leader
 )
 
-// Link is the way of one client to Consul.
+// Link is one client's connection to Consul.
 type Link struct {
 	Consul  *Consul
 	mu      sync.Mutex
@@ -75,7 +75,7 @@ type Link struct {
 	calls   map[string]int
 }
 
-// Link returns a way to Consul, and a client that takes it.
+// Link returns a connection to Consul, and a client that uses it.
 func (c *Consul) Link() (*Link, *api.Client) {
 	l := &Link{Consul: c, calls: map[string]int{}}
 	l.Set(None)
@@ -86,24 +86,24 @@ func (c *Consul) Link() (*Link, *api.Client) {
 	return l, client
 }
 
-// Set makes the link do one thing to all requests from now on.
+// Set makes the link treat all requests from now on with one fault.
 func (l *Link) Set(f Fault) { l.SetFunc(func(*http.Request) Fault { return f }) }
 
-// SetFunc makes the link ask f what to do to a request.
+// SetFunc makes the link ask f how to treat a request.
 func (l *Link) SetFunc(f func(*http.Request) Fault) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.fault = f
 }
 
-// Slow makes each request take a time to get there.
+// Slow delays each request.
 func (l *Link) Slow(latency time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.latency = latency
 }
 
-// Calls returns how many requests began with a method and a path: "PUT /v1/session/renew".
+// Calls returns the number of requests that began with a method and a path: "PUT /v1/session/renew".
 func (l *Link) Calls(prefix string) (n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -115,7 +115,7 @@ func (l *Link) Calls(prefix string) (n int) {
 	return n
 }
 
-// RoundTrip answers a request, or does what the link does to it.
+// RoundTrip answers a request, or applies the link's fault to it.
 func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 	l.mu.Lock()
 	latency := l.latency
@@ -140,7 +140,7 @@ func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 		return answer(http.StatusInternalServerError, "No cluster leader"), nil
 	}
 	resp := l.Consul.serve(l, req)
-	// A blocking query hangs with the link when that began to hang meanwhile.
+	// A blocking query hangs if the link has begun to hang meanwhile.
 	l.mu.Lock()
 	if fault == None {
 		fault = l.fault(req)
@@ -239,7 +239,7 @@ func (c *Consul) create(l *Link, body io.Reader) *http.Response {
 	return answer(http.StatusOK, map[string]string{"ID": s.id})
 }
 
-// agent answers with the services or checks that a filter names by an ID.
+// agent answers with the services or checks whose ID a filter names.
 func (c *Consul) agent(what, filter string) *http.Response {
 	services, checks := map[string]*api.AgentService{}, map[string]*api.AgentCheck{}
 	for id, status := range c.services {
@@ -256,7 +256,7 @@ func (c *Consul) agent(what, filter string) *http.Response {
 
 func check(service string) string { return service + ":check" }
 
-// Close stops the timers of sessions that are still there.
+// Close stops the timers of the remaining sessions.
 func (c *Consul) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -272,7 +272,7 @@ func (c *Consul) Invalidate(id string) {
 	c.invalidate(id)
 }
 
-// Fail declares the node failed that the link is the way of: sessions that were made over it are gone.
+// Fail declares the node of the link failed: sessions created over the link are gone.
 func (l *Link) Fail() {
 	c := l.Consul
 	c.mu.Lock()
@@ -305,14 +305,14 @@ func (c *Consul) invalidate(id string) {
 	}
 }
 
-// Sessions returns how many there are.
+// Sessions returns the number of sessions.
 func (c *Consul) Sessions() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.sessions)
 }
 
-// Service makes the agent hold a service that has one check, with a status; "" removes it.
+// Service makes the agent hold a service with one check and its status; "" removes it.
 func (c *Consul) Service(id, status string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -328,14 +328,14 @@ func (c *Consul) Service(id, status string) {
 	}
 }
 
-// Key returns a key as it is, nil if there is none.
+// Key returns a key, or nil if it does not exist.
 func (c *Consul) Key(key string) *api.KVPair {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.keys[key]
 }
 
-// Holders returns who held a key, one after the other.
+// Holders returns the holders of a key, in order.
 func (c *Consul) Holders(key string) []Holding {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -406,7 +406,7 @@ func (c *Consul) put(req *http.Request, key string, value []byte) *http.Response
 	return answer(http.StatusOK, true)
 }
 
-// txn locks a key if it is as it was seen.
+// txn locks a key if it is unchanged.
 func (c *Consul) txn(body io.Reader) *http.Response {
 	var ops api.TxnOps
 	if err := json.NewDecoder(body).Decode(&ops); err != nil || len(ops) != 2 {
@@ -433,7 +433,7 @@ func (c *Consul) txn(body io.Reader) *http.Response {
 	return answer(http.StatusOK, api.TxnResponse{})
 }
 
-// get answers a read, of a prefix too. A blocking query of one key is answered when that key changes.
+// get answers a read, also of a prefix. A blocking query of one key is answered when that key changes.
 func (c *Consul) get(req *http.Request, key string) *http.Response {
 	q := req.URL.Query()
 	index, _ := strconv.ParseUint(q.Get("index"), 10, 64)
