@@ -667,7 +667,7 @@ func TestSocketDirectory(t *testing.T) {
 	}
 }
 
-// Several visible nginx processes do not matter if the way to reload is configured.
+// If berth cannot tell which nginx to reload, it changes nothing.
 func TestSeveralMasters(t *testing.T) {
 	n := startFake(t, "")
 	write(t, n.file, foreignText)
