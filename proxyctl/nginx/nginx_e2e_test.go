@@ -538,7 +538,7 @@ func TestE2ENginxAnotherFile(t *testing.T) {
 	other := filepath.Join(h.dir, "other.conf")
 	write(t, other, h.foreign())
 	h.berth(func(o *Options) { o.File, o.Timeout = other, 2*time.Second })
-	if _, err := h.Apply(t.Context(), onlyText(h.text("two")), true); !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "unless it reads another file (start it with -c "+other) {
+	if _, err := h.Apply(t.Context(), onlyText(h.text("two")), true); !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "if it reads another file, start it with -c "+other) {
 		t.Errorf("error %v", err)
 	}
 	if onDisk(t, other) != h.foreign() || h.answer() != "one" {
