@@ -19,11 +19,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// fakeProxy takes what it is told to and remembers when. It reloads for every text that does not begin with "run".
+// fakeProxy does what it is told and records when. Every text that does not begin with "run" takes a reload.
 type fakeProxy struct {
 	start  time.Time
 	takes  time.Duration // of one Apply
-	slow   time.Duration // of one that comes too early
+	slow   time.Duration // duration of one that comes too early
 	runs   int           // of Run
 	closed bool          // after all of them
 
@@ -69,7 +69,7 @@ func (p *fakeProxy) Servers(context.Context) ([]Server, error) { return nil, nil
 
 func (p *fakeProxy) Close() { p.do(func() { p.closed = p.runs == 0 }) }
 
-// pass lets the bubble's time pass and everything that happens then come to rest.
+// pass advances the bubble's clock, then waits until everything has settled.
 func pass(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
@@ -164,7 +164,7 @@ func TestUnreachableIsTriedAgainSoon(t *testing.T) {
 	})
 }
 
-// A refusal may have a cause that passes, so it is tried again within seconds, and at once when something changes.
+// A refusal's cause may pass, so the text is tried again within seconds, and at once when something changes.
 func TestRefusedIsTriedAgainAndOnChangeAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &fakeProxy{running: "good", err: fmt.Errorf("%w: unknown keyword 'bogus'", ErrRefused)}
@@ -184,7 +184,7 @@ func TestRefusedIsTriedAgainAndOnChangeAtOnce(t *testing.T) {
 		for before := tries(); tries() == before; {
 			pass(10 * time.Millisecond)
 		}
-		pass(200 * time.Millisecond) // a refusal counts for the pace of reloads, and the next try is seconds away
+		pass(200 * time.Millisecond) // a refusal counts towards the pace of reloads, and the next try is seconds away
 		p.answer(nil)
 		set := time.Now()
 		c.Set(Config{Text: "better"}, set)
@@ -213,7 +213,7 @@ func TestBackToWhatRunsIsSaid(t *testing.T) {
 	})
 }
 
-// A failure that lasts is told again, with how long it has lasted, more and more rarely.
+// A lasting failure is logged again at growing intervals, with its duration.
 func TestLastingFailureIsRepeated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &fakeProxy{err: errors.New("no")}
@@ -243,7 +243,7 @@ func TestLastingFailureIsRepeated(t *testing.T) {
 	})
 }
 
-// A failure that is tried again seldom is told as rarely as any other one.
+// A failure that is retried rarely is logged as rarely as any other.
 func TestSeldomTriedFailureIsRepeated(t *testing.T) {
 	p := newPace(0, 5*time.Second)
 	refused := &retryError{ErrRefused, 10 * time.Minute}
@@ -259,7 +259,7 @@ func TestSeldomTriedFailureIsRepeated(t *testing.T) {
 	}
 }
 
-// What is held back is told by the same key as any failure, with the time that is left, if that is known.
+// A hold is logged under the same key as any failure, with the remaining time if known.
 func TestHeldIsTold(t *testing.T) {
 	for _, tt := range []struct {
 		held *HoldError
@@ -277,11 +277,11 @@ func TestHeldIsTold(t *testing.T) {
 	}
 }
 
-// A proxy whose socket appears is looked at at once, not when the next try is due.
+// A proxy whose socket appears is inspected at once, not only when the next try is due.
 func TestSocketAppears(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "sock")
 	synctest.Test(t, func(t *testing.T) {
-		for _, there := range []bool{false, true} { // of a proxy that was killed
+		for _, there := range []bool{false, true} { // whether a killed proxy left its socket behind
 			p := &fakeProxy{start: time.Now(), err: fmt.Errorf("%w: no such socket", ErrUnreachable)}
 			c := New(Options{Proxy: p, Socket: socket, Log: slog.New(slog.DiscardHandler)})
 			ctx, cancel := context.WithCancel(t.Context())
@@ -321,7 +321,7 @@ func TestChange(t *testing.T) {
 	}
 }
 
-// What the proxy runs is looked at again and again: it may have been restarted or reloaded by somebody else.
+// What the proxy runs is checked regularly, because it may have been restarted or reloaded by someone else.
 func TestDriftIsFoundAndRepaired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &fakeProxy{takes: time.Millisecond}
@@ -350,7 +350,7 @@ func TestDriftIsFoundAndRepaired(t *testing.T) {
 	})
 }
 
-// Only reloads are paced: a change at run time goes at once, also while a reload waits for its turn.
+// Only reloads are paced. A change at run time goes at once, even while a reload waits for its turn.
 func TestRuntimeChangesAreNotPaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &fakeProxy{takes: time.Millisecond}
@@ -383,7 +383,7 @@ func TestRuntimeChangesAreNotPaced(t *testing.T) {
 	})
 }
 
-// An Apply that finds that it is too early may take until it is not.
+// An Apply that finds itself too early may take until it is not.
 func TestTooEarlyForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &fakeProxy{slow: time.Second}
@@ -398,7 +398,7 @@ func TestTooEarlyForLong(t *testing.T) {
 	})
 }
 
-// Check has a look at the proxy at once, and does nothing before there is something to compare with.
+// Check inspects the proxy at once, and does nothing before there is a text to compare with.
 func TestCheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &fakeProxy{}
@@ -419,14 +419,14 @@ func TestCheck(t *testing.T) {
 	})
 }
 
-// Ready does not flap between a change and its being live; a failure shows at once, and what takes long is said.
+// Ready does not flap between a change and its being live. It reports a failure at once, and also a change that takes long.
 func TestReadyDoesNotFlap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &fakeProxy{takes: 20 * time.Millisecond}
 		c, _ := run(t, p)
 		c.Set(Config{Text: "a"}, time.Now())
 		pass(time.Second)
-		for i := range 200 { // reloads, of which most have to wait
+		for i := range 200 { // reloads, most of which must wait
 			c.Set(Config{Text: fmt.Sprint("text ", i)}, time.Now())
 			for range 5 {
 				if err := c.Ready(); err != nil {
@@ -461,7 +461,7 @@ func TestReadyDoesNotFlap(t *testing.T) {
 	})
 }
 
-// What was done of a text that was refused is told, and so is what is held back, once.
+// The part of a refused text that was applied is logged, and a hold is logged once.
 func TestPartlyApplied(t *testing.T) {
 	now := time.Now()
 	change := Result{Action: Runtime, Reason: "add app/b", Changes: []Change{{Backend: "app", Before: 1, After: 2, Added: 1}}}
@@ -476,7 +476,7 @@ func TestPartlyApplied(t *testing.T) {
 		res      Result
 		err      error
 		next     next
-		about    time.Duration // next.wait, give or take a fifth
+		about    time.Duration // next.wait, within a fifth
 	}{
 		{"live", wanted{}, time.Hour, change, nil, next{first: true}, 5 * time.Second},
 		{"live still", wanted{live: true}, time.Hour, Result{Action: None}, nil, next{drift: true, first: true, since: now.Add(-ms)}, 5 * time.Second},

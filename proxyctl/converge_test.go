@@ -11,8 +11,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Whatever happens to berth, the proxy and the file, no restart meets a text that was refused, and a good text is live in the
-// end, without a reload again and again.
+// Whatever happens to berth, the proxy and the file, no restart loads a refused text, and a good text is live in the end, without
+// endless reloads.
 func TestEngineConverges(t *testing.T) {
 	servers := func(rt *rapid.T, names ...string) string {
 		list := slices.DeleteFunc(names, func(string) bool { return rapid.Bool().Draw(rt, "absent") })
@@ -33,7 +33,7 @@ func TestEngineConverges(t *testing.T) {
 		down := errors.New("down")
 		r.hasText(text(rt, "", "more"))
 		starts := func() bool { return !strings.Contains(r.onDisk(r.file), "bogus") }
-		start := func() { // as whoever looks after the proxy does
+		start := func() { // as the proxy's supervisor does
 			if starts() {
 				r.down = nil
 				r.run(r.onDisk(r.file))
@@ -60,7 +60,7 @@ func TestEngineConverges(t *testing.T) {
 				before, good := r.onDisk(r.file), r.onDisk(r.file+".good")
 				r.engine.Close()
 				if event == "kill berth" {
-					r.write(r.file, before) // it did not follow
+					r.write(r.file, before) // it did not happen
 					if good != "" {
 						r.write(r.file+".good", good)
 					}
@@ -88,7 +88,7 @@ func TestEngineConverges(t *testing.T) {
 		r.loaded, r.half, r.elsewise = nil, false, nil
 		good := text(rt, "", "more")
 		_, err := apply(good, true)
-		if errors.Is(err, ErrRefused) { // lately, and then it has to be asked for twice
+		if errors.Is(err, ErrRefused) { // refused recently, so it must be applied twice
 			_, err = apply(good, true)
 		}
 		r.engine.Close()
@@ -104,7 +104,7 @@ func TestEngineConverges(t *testing.T) {
 				rt.Fatalf("after a start: %v", err)
 			}
 		}
-		if _, err := apply(good, true); err != nil { // it repairs what was done by hand
+		if _, err := apply(good, true); err != nil { // repairs manual changes
 			rt.Fatalf("again: %v", err)
 		}
 		loads := r.loads

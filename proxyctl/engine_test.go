@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// step is an Apply, and what is to come of it.
+// step is an Apply with the expected results.
 type step struct {
 	set     func(*harness)
 	text    string
@@ -22,14 +22,14 @@ type step struct {
 	action  Action
 	reason  string // part of it
 	changes string // of backends
-	err     error  // that the error is
+	err     error  // the error wraps it
 	says    string // part of the error
-	file    string // the text in the file afterwards, with its mark, or theirs
-	live    string // the servers that the proxy has afterwards
+	file    string // the text in the file afterwards, with its mark or a foreign one
+	live    string // the proxy's servers afterwards
 	loads   int    // reloads so far
 }
 
-// walked is a walk from a text that the proxy runs, and has in its file.
+// walked is a walk that starts with a text in the file, which the proxy runs.
 type walked struct {
 	name    string
 	running string               // "" for none
@@ -37,7 +37,7 @@ type walked struct {
 	steps   []step
 }
 
-// run walks with a clock of its own: a slow disk must not make a refusal old.
+// run walks with its own clock, so that a slow disk cannot age a refusal.
 func (w walked) run(t *testing.T, set ...func(*EngineOptions)) {
 	if w.set != nil {
 		set = append(set, w.set)
@@ -102,7 +102,7 @@ func changed(res Result) string {
 	return strings.Join(all, "; ")
 }
 
-// servers are those that the proxy has: "app: a b; web: c".
+// servers returns the proxy's servers: "app: a b; web: c".
 func (r *harness) servers() string {
 	var all []string
 	for name, servers := range r.live {
@@ -194,7 +194,7 @@ func TestEngine(t *testing.T) {
 			}, text: line, err: ErrRefused, says: "and the last good configuration cannot be loaded again: stuck", file: one, loads: 1},
 		}},
 
-		// What is refused stops nothing else.
+		// A refusal stops nothing else.
 		{name: "a bad line: servers of all backends come and go, and the file follows", running: two, steps: []step{
 			{text: "bind\nbogus\napp: a b\nweb: x y\n", err: ErrRefused, action: Runtime, changes: "web: 1 → 2 servers", file: "bind\napp: a b\nweb: x y\n", live: "app: a b; web: x y", loads: 1},
 			{text: "bind\nbogus\napp: b c\nweb: y\n", err: ErrRefused, action: Runtime, changes: "app: 2 servers, 1 replaced or changed; web: 2 → 1 server", file: "bind\napp: b c\nweb: y\n", live: "app: b c; web: y", loads: 1},
@@ -220,10 +220,10 @@ func TestEngine(t *testing.T) {
 			{set: func(r *harness) { r.inUse = 0 }, text: "bind\nbind 81\napp: a b\nweb: x\n", action: Reload, file: "bind\nbind 81\napp: a b\nweb: x\n", loads: 1},
 		}},
 
-		// A proxy that is down, or hangs.
+		// A proxy that is down or hangs.
 		{name: "down: without a file it gets one", steps: []step{
 			{set: unreachable, text: one, err: ErrUnreachable, file: one},
-			{set: unreachable, text: two, err: ErrUnreachable, file: one}, // nobody has validated it
+			{set: unreachable, text: two, err: ErrUnreachable, file: one}, // it was never validated
 			{set: withBinary, text: two, err: ErrUnreachable, file: two},
 			{text: "bind\nbogus here\n", err: ErrRefused, file: two},
 			{text: "app: a\n", err: ErrRefused, file: two},
@@ -270,7 +270,7 @@ func TestEngine(t *testing.T) {
 			{set: func(r *harness) { r.engine.away = time.Now().Add(-unmarkedTime) }, text: one, action: Reload, file: one, loads: 1},
 		}},
 
-		// A proxy of which each change is a reload.
+		// A proxy that reloads for every change.
 		{name: "reloads: what a refused text has in common with the running one is loaded", running: one, steps: []step{
 			{set: func(r *harness) { r.reloading = true }, text: one, file: one, live: "app: a; web: x"},
 			{text: bad, err: ErrRefused, file: one, loads: 1},
@@ -342,7 +342,7 @@ func (d *stuckDriver) Reload(ctx context.Context, last, to Marked[fakeConfig]) (
 	return d.fakeDriver.Reload(ctx, last, to)
 }
 
-// On the path of a change at run time there is no look at the proxy, no check by its program, and no reading of files.
+// A change at run time does not inspect the proxy, run its program, or read files.
 func TestFastPath(t *testing.T) {
 	r := newHarness(t)
 	withBinary(r)
@@ -358,7 +358,7 @@ func TestFastPath(t *testing.T) {
 	r.engine.Close()
 }
 
-// A port that costs a text is told, so that another text can do without it.
+// A port that makes the proxy refuse a text is reported, so that another text can leave it out.
 func TestPortRefused(t *testing.T) {
 	var ports []int
 	r := newHarness(t, func(o *EngineOptions) { o.PortRefused = func(port int, _ string) { ports = append(ports, port) } })
@@ -376,7 +376,7 @@ func TestPortRefused(t *testing.T) {
 	}
 }
 
-// A child is started as soon as a good configuration is in place, and not with one that its program refuses.
+// A child is started as soon as a good configuration is in place, but not with one that its program refuses.
 func TestPrepared(t *testing.T) {
 	prepared, ports := 0, []int(nil)
 	r := newHarness(t, func(o *EngineOptions) {
@@ -409,7 +409,7 @@ func TestPrepared(t *testing.T) {
 	}
 }
 
-// A file that was there before is not taken for a good one because its program has taken a text that does not replace it.
+// A file that was already there is not taken for a good one because the program accepted a text that does not replace it.
 func TestPreparedWithAFileThatWasThere(t *testing.T) {
 	prepared := 0
 	r := newHarness(t, func(o *EngineOptions) { o.Prepared = func() { prepared++ } })
@@ -425,7 +425,7 @@ func TestPreparedWithAFileThatWasThere(t *testing.T) {
 	}
 }
 
-// A proxy that goes down just when the file follows is prepared with what is wanted, not with what the file had before.
+// If a proxy goes down just when the file follows, it is prepared with the wanted text, not with the old one of the file.
 func TestPrepareWhileTheFileFollows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newHarness(t)
@@ -449,7 +449,7 @@ func TestPrepareWhileTheFileFollows(t *testing.T) {
 	})
 }
 
-// What can wait is looked after in a goroutine of its own: when it is due, and after each Apply.
+// Work that can wait is done in its own goroutine: when it is due, and after each Apply.
 func TestTend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newHarness(t)
@@ -476,7 +476,7 @@ func TestTend(t *testing.T) {
 	})
 }
 
-// Auxiliary files are there before the proxy reads a text, and stay while the text that it runs refers to them.
+// Auxiliary files exist before the proxy reads a text, and stay while the running text refers to them.
 func TestAuxiliaryFiles(t *testing.T) {
 	r := newHarness(t)
 	name := func(digit string) string { return r.file + ".routes-" + strings.Repeat(digit, 16) + ".map" }
@@ -500,7 +500,7 @@ func TestAuxiliaryFiles(t *testing.T) {
 			t.Errorf("step %d: error %v", i, err)
 		}
 		r.engine.Close()
-		_, _ = r.engine.Apply(t.Context(), step.config, true) // what was busy is idle now
+		_, _ = r.engine.Apply(t.Context(), step.config, true) // the lazy writer is idle now
 		has := ""
 		for _, digit := range []string{"1", "2", "3", "4"} {
 			if r.onDisk(name(digit)) == digit {
@@ -514,8 +514,8 @@ func TestAuxiliaryFiles(t *testing.T) {
 	}
 }
 
-// An auxiliary file that cannot be written keeps a text from being loaded. Servers come and go all the same, and so they do
-// where the configuration itself cannot be written.
+// If an auxiliary file cannot be written, its text is not loaded. Servers still come and go, even if the configuration itself
+// cannot be written.
 func TestUnwritableFiles(t *testing.T) {
 	r := newHarness(t)
 	r.hasText(one)
@@ -551,7 +551,7 @@ func TestUnwritableFiles(t *testing.T) {
 	}
 	apply(blocked+"app: b\nweb: x y\n", files, Reload, "app: b; web: x y", "")
 
-	// The directory of the configuration is gone from under it.
+	// The directory of the configuration disappears.
 	dir := filepath.Dir(r.file)
 	if err := os.Rename(dir, dir+".away"); err != nil {
 		t.Fatal(err)
@@ -566,7 +566,7 @@ func TestUnwritableFiles(t *testing.T) {
 	apply("bind\nmore\napp: e\nweb: y\n", nil, Reload, "app: e; web: y", "")
 }
 
-// The files of a text that is no configuration stay while it is tried again.
+// The files of an invalid text stay while it is tried again.
 func TestAuxiliaryFilesOfNoConfiguration(t *testing.T) {
 	r := newHarness(t)
 	r.hasText(one)
@@ -582,7 +582,7 @@ func TestAuxiliaryFilesOfNoConfiguration(t *testing.T) {
 	}
 }
 
-// The first text after a start takes no backend's last server, until the grace is over; all else comes and goes.
+// The first text after a start takes no backend's last server until the grace is over. Everything else comes and goes.
 func TestHold(t *testing.T) {
 	const (
 		empty   = "bind\napp:\nweb: x y\n"
@@ -597,7 +597,7 @@ func TestHold(t *testing.T) {
 			{text: lacking, says: hold("backend app"), action: Runtime, file: "bind\napp: a\nweb: x z\n", live: "app: a; web: x z"},
 			{text: lacking, says: hold("backend app"), action: None, file: "bind\napp: a\nweb: x z\n", live: "app: a; web: x z"},
 			{text: full, action: Reload, file: full, live: "app: n; web: x", loads: 1},
-			{text: empty, action: Reload, file: empty, live: "app:; web: x y", loads: 2}, // a later one is believed
+			{text: empty, action: Reload, file: empty, live: "app:; web: x y", loads: 2}, // a later one is trusted
 		}},
 		{name: "until the grace is over", running: one, steps: []step{
 			{text: "bind\n", says: hold("backends app, web would lose all their servers"), action: None, file: one, live: "app: a; web: x"},
@@ -635,7 +635,7 @@ func TestHold(t *testing.T) {
 	}
 }
 
-// A file that berth did not write is replaced by a text that has servers for all of its backends, or if that is asked for.
+// A file that berth did not write is replaced by a text with servers for all of its backends, or on request.
 func TestTakeOver(t *testing.T) {
 	const (
 		theirs  = "theirs\nbind\napp: a\nold: o p\nempty:\n"
@@ -650,7 +650,7 @@ func TestTakeOver(t *testing.T) {
 			{set: func(*harness) { time.Sleep(48 * time.Hour) }, text: lacking, says: "start berth with --take-over", action: None, file: theirs, live: "app: a; empty:; old: o p"},
 			{text: "bind\n", says: "backends app, old would lose all their servers", action: None, file: theirs},
 			{text: full, action: Reload, reason: "first configuration by berth", changes: "app: 1 server, 1 replaced or changed; old: 2 → 1 server", file: full, live: "app: b; old: p", loads: 1},
-			{text: lacking, action: Runtime, file: "bind\napp: b\nold:\n", live: "app: b; old:", loads: 1}, // a later one is believed
+			{text: lacking, action: Runtime, file: "bind\napp: b\nold:\n", live: "app: b; old:", loads: 1}, // a later one is trusted
 		}},
 		{name: "without a grace", set: func(o *EngineOptions) { o.Grace = -1 }, steps: []step{
 			{set: foreign, text: lacking, says: hold, action: None, file: theirs},
@@ -682,7 +682,7 @@ func TestTakeOver(t *testing.T) {
 	}
 }
 
-// A controller says why a text is held back, once, and applies it when the time is over.
+// A controller reports why a text is held back, once, and applies it when the time is over.
 func TestHoldIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newHarness(t, func(o *EngineOptions) { o.Grace = 0 })
@@ -710,7 +710,7 @@ func TestHoldIsTold(t *testing.T) {
 	})
 }
 
-// A text that needs a reload gets one although another text follows every few milliseconds, also after refusals.
+// A text that needs a reload gets it even if another text follows every few milliseconds, also after refusals.
 func TestReloadUnderChurn(t *testing.T) {
 	const interval = time.Second
 	for _, tt := range []struct{ name, before, after string }{
@@ -755,7 +755,7 @@ func TestReloadUnderChurn(t *testing.T) {
 	}
 }
 
-// A func that tells the proxy to reload and does not come back is not waited for.
+// A reload func that never returns is not waited for.
 func TestTell(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
@@ -775,14 +775,14 @@ func TestTell(t *testing.T) {
 	})
 }
 
-// A text that is refused is tried again within seconds at first, and when anything but servers is another.
+// A refused text is tried again within seconds at first, and as soon as anything but its servers changes.
 func TestRefusalIsTriedAgain(t *testing.T) {
 	const text = "bind\nbogus\napp: a\nweb: x\n"
 	for _, tt := range []struct {
 		name        string
 		set         func(*harness)
 		takes       time.Duration // a reload
-		least, most int           // tries in ten minutes of a change in each second
+		least, most int           // tries in ten minutes with a change every second
 	}{
 		{"by its program", func(r *harness) { r.binary = "proxy" }, 0, 35, 60},
 		{"by the proxy", nil, 0, 10, 20},
@@ -822,13 +822,13 @@ func TestRefusalIsTriedAgain(t *testing.T) {
 	}
 }
 
-// A text with a name that does not resolve is tried again when it does, however often it was refused, and not more often than
-// any other one before.
+// A text with a name that does not resolve is tried again when the name resolves, however often it was refused, and no more often
+// than others before that.
 func TestNameThatDoesNotResolve(t *testing.T) {
 	const text = "bind\nbogus\napp: a\nweb: x\n"
 	for _, tt := range []struct {
 		name, says string
-		here       bool // it resolves for berth all the time
+		here       bool // the name always resolves for berth
 		soon       bool
 	}{
 		{"HAProxy", "config : [haproxy.cfg:128] : 'server legacy/legacy' : could not resolve address 'legacy'.", false, true},
@@ -885,7 +885,7 @@ func TestNameThatDoesNotResolve(t *testing.T) {
 	}
 }
 
-// A name is looked up for as long as a text with it is wanted.
+// A name is looked up as long as a text with it is wanted.
 func TestNameIsNotLookedUpForEver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lookups atomic.Int32

@@ -18,8 +18,8 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// The texts of fakeDriver have lines, and backends with servers: "app: a b". A line "bogus" is refused by the proxy, one
-// "bogus here" by its program too. Lines that begin with "frame" do not come from the catalog. A text without a line "bind"
+// A text of fakeDriver consists of lines, and of backends with servers: "app: a b". The proxy refuses a line "bogus", and its
+// program also refuses "bogus here". Lines that begin with "frame" do not come from the catalog. A text without a line "bind"
 // serves nothing.
 type fakeConfig struct {
 	lines    []string
@@ -56,24 +56,24 @@ func (c *fakeConfig) text() string {
 	return b.String()
 }
 
-// fakeDriver is a proxy that does what it is told to. A server whose name begins with = cannot be changed at run time, and
-// one that begins with ! is not taken.
+// fakeDriver is a proxy that does what it is told. A server whose name begins with = cannot be changed at run time, and one that
+// begins with ! is refused.
 type fakeDriver struct {
 	file   string
 	binary string
 
 	down     error // of Inspect
-	deaf     bool  // it may run all the same
-	hang     bool  // nothing is answered until ctx is done, or the driver's own deadline is over
+	deaf     bool  // it may still run
+	hang     bool  // it does not answer until ctx, or the driver's own deadline, expires
 	unmarked string
 	starting bool
-	elsewise error // what Reload answers, and does not load
-	loaded   error // what Reload answers to the next text though it is loaded
-	half     bool  // Run does the first thing only
-	inUse    int   // a port that is
+	elsewise error // Reload returns it without loading the text
+	loaded   error // Reload returns it for the next text, although it is loaded
+	half     bool  // Run does only the first op
+	inUse    int   // a port in use
 
-	vouches   bool // for any text that replaces the file while it is down
-	reloading bool // each change of servers is a reload
+	vouches   bool // StartsWith accepts any text for the file while it is down
+	reloading bool // each change of servers takes a reload
 
 	running    configfile.Generation
 	live       map[string][]string
@@ -89,10 +89,10 @@ type fakeDriver struct {
 
 	has  Marked[fakeConfig]
 	now  *fakeConfig
-	sour map[string]bool // backends with servers that were not taken
+	sour map[string]bool // backends with refused servers
 }
 
-// markFake is a text as it is in the file.
+// markFake returns a text as it is in the file.
 func markFake(text string) string { return (&fakeDriver{}).mark(text).Text }
 
 func (d *fakeDriver) mark(text string) Marked[fakeConfig] {
@@ -347,7 +347,7 @@ func (d *fakeDriver) Reload(ctx context.Context, _, to Marked[fakeConfig]) (Snap
 	return Snapshot{Generation: to.Generation, OldWorkers: 2}, nil
 }
 
-// run makes the proxy one that was started with a file.
+// run makes the proxy one that started with a file.
 func (d *fakeDriver) run(file string) {
 	m := d.Unmark(file, nil)
 	d.running, d.live, d.unmarked, d.sour = m.Generation, maps.Clone(m.Config.backends), "", map[string]bool{}
@@ -367,7 +367,7 @@ func (d *fakeDriver) Tend(context.Context) time.Duration {
 
 func (d *fakeDriver) Draining() int { return 0 }
 
-// harness is an engine over a fakeDriver, and what it is to be told.
+// harness is an engine over a fakeDriver, with its options.
 type harness struct {
 	*testing.T
 	*fakeDriver
@@ -376,7 +376,7 @@ type harness struct {
 	log    logged
 }
 
-// logged is a log that may be read meanwhile.
+// logged is a log that can be read while it is written.
 type logged struct {
 	mu sync.Mutex
 	b  strings.Builder
@@ -407,7 +407,7 @@ func newHarness(t *testing.T, set ...func(*EngineOptions)) *harness {
 // start starts a new berth.
 func (r *harness) start() { r.engine = NewEngine(r.fakeDriver, r.opts) }
 
-// has makes the proxy one that runs a text that berth has brought it to.
+// has makes the proxy one that berth has brought to a text.
 func (r *harness) hasText(text string) {
 	r.run(markFake(text))
 	r.write(r.file, markFake(text))

@@ -14,7 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// controlled is a Controller over an Engine over a fakeDriver, that runs until the test ends.
+// controlled is a Controller over an Engine over a fakeDriver. It runs until the test ends.
 type controlled struct {
 	*harness
 	*Controller
@@ -22,7 +22,7 @@ type controlled struct {
 	changed int        // calls of Changed
 }
 
-// control starts a Controller, and again a new one after a restart of berth.
+// control starts a Controller, or another one after a restart of berth.
 func (r *harness) control() *controlled {
 	c := &controlled{harness: r}
 	r.start()
@@ -37,7 +37,7 @@ func (r *harness) control() *controlled {
 	return c
 }
 
-// set has a text tried, and returns the Status then.
+// set has a text tried, and returns the resulting Status.
 func (c *controlled) set(text string) Status {
 	c.Set(Config{Text: text}, time.Now())
 	pass(time.Second)
@@ -50,10 +50,10 @@ func (c *controlled) look() Status {
 	return c.Status()
 }
 
-// generation is the mark of a text as Status has it.
+// generation returns the mark of a text as in Status.
 func generation(text string) string { return (&fakeDriver{}).mark(text).Generation.Text }
 
-// Status tells what runs, since when and by what; a look that finds nothing to do changes none of it.
+// Status reports what runs, since when and how. A check that finds nothing to do does not change it.
 func TestStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newHarness(t).control()
@@ -91,7 +91,7 @@ func TestStatus(t *testing.T) {
 	})
 }
 
-// What somebody else took away is counted as a repair, and the servers that are back are not counted twice.
+// Undoing someone else's change counts as a repair. The restored servers are not counted twice.
 func TestStatusOfDrift(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newHarness(t).control()
@@ -127,7 +127,7 @@ func TestStatusAfterRestart(t *testing.T) {
 	})
 }
 
-// A text that differs in nothing that the proxy runs is another generation all the same.
+// A text that makes no difference to the running proxy is still another generation.
 func TestStatusOfTheSameServers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newHarness(t).control()
@@ -140,7 +140,7 @@ func TestStatusOfTheSameServers(t *testing.T) {
 	})
 }
 
-// Whose text is refused is told for as long as it is, though other servers come and go meanwhile and move its lines.
+// The section at fault is reported as long as the text is refused, even if other servers come and go and its lines move.
 func TestStatusAtFault(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newHarness(t).control()
@@ -149,7 +149,7 @@ func TestStatusAtFault(t *testing.T) {
 		if got := c.set("bind\nmore\nweb: x\napp: a\n"); got.AtFault != "web" {
 			t.Errorf("%+v", got)
 		}
-		// The same lines in another order are another text; with other servers it is not shown to the proxy again for a while.
+		// The same lines in another order are another text. With other servers, it is not shown to the proxy again for a while.
 		c.elsewise = fmt.Errorf("%w by the proxy: line 4", ErrRefused)
 		before := c.loads
 		c.Set(Config{Text: "bind\nmore\nweb: x y\napp: a b\n"}, time.Now())
@@ -168,7 +168,7 @@ func TestStatusAtFault(t *testing.T) {
 	})
 }
 
-// A failure has its beginning, and is told until it is over; what could be done all the same counts.
+// A failure has a start time and is reported until it is over. What was still applied counts.
 func TestStatusOfRefusal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newHarness(t).control()

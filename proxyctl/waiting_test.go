@@ -15,9 +15,9 @@ func TestWaiting(t *testing.T) {
 	type counts = map[string]WaitingCount
 	for _, tt := range []struct {
 		name  string
-		seen  []counts // each a second after the one before
+		seen  []counts // one per second
 		log   string
-		now   string // samples in the end
+		now   string // samples at the end
 		total string
 	}{
 		{name: "nobody waits", seen: []counts{{}, nil}},

@@ -11,7 +11,7 @@ import (
 
 const digits = "-0123456789abcdef.map"
 
-// Files are written before a text that refers to them, and again if somebody has changed or removed one.
+// Files are written before a text that refers to them, and again if one was changed or removed.
 func TestWriteAux(t *testing.T) {
 	f := newFile(t)
 	a, b := f.Path+".a"+digits, f.Path+".b"+digits
@@ -29,7 +29,7 @@ func TestWriteAux(t *testing.T) {
 	has(t, a, "content")
 	put(t, a, "edited")
 	place(false, a)
-	has(t, a, "edited") // what is in place is not read for every text
+	has(t, a, "edited") // files in place are not read for every text
 	place(true, a)
 	has(t, a, "content")
 	os.Remove(a)
@@ -47,7 +47,7 @@ func TestWriteAux(t *testing.T) {
 	}
 }
 
-// That a file is written again is said when it is.
+// Rewriting a file is logged only when it happens.
 func TestAuxCannotBeWrittenAgain(t *testing.T) {
 	var out strings.Builder
 	f := newFile(t)
@@ -76,7 +76,7 @@ func TestAuxCannotBeWrittenAgain(t *testing.T) {
 	}
 }
 
-// There is something to sweep after a start, and when a text refers to other files than the one before.
+// There may be stale files after a start, and when a text refers to other files than the previous one.
 func TestHasStale(t *testing.T) {
 	f := newFile(t)
 	a, b := f.Path+".a"+digits, f.Path+".b"+digits
@@ -107,7 +107,7 @@ func TestHasStale(t *testing.T) {
 	}
 }
 
-// What any text refers to that may be loaded still is kept, and nothing else.
+// Files that a loadable text refers to are kept, and nothing else.
 func TestRemoveStale(t *testing.T) {
 	f := newFile(t)
 	text := func(name string) string {
@@ -127,7 +127,7 @@ func TestRemoveStale(t *testing.T) {
 	if f.HasStale() {
 		t.Error("it is to be done again")
 	}
-	// What cannot be read may refer to anything.
+	// An unreadable file may refer to anything.
 	f = newFile(t)
 	text("unknown")
 	if err := os.MkdirAll(filepath.Join(f.Good(), "in the way"), 0o755); err != nil {
@@ -140,11 +140,11 @@ func TestRemoveStale(t *testing.T) {
 	}
 }
 
-// Only what is named as a file of this configuration is written or removed.
+// Only files named as this configuration's are written or removed.
 func TestFilesOfOthers(t *testing.T) {
 	f := newFile(t)
 	dir := filepath.Dir(f.Path)
-	t.Chdir(t.TempDir()) // a relative path would be in here
+	t.Chdir(t.TempDir()) // a relative path would be in this directory
 	for _, path := range []string{
 		filepath.Join(t.TempDir(), "passwd"), filepath.Join(t.TempDir(), "proxy.cfg.x"+digits), "relative" + digits,
 		f.Path, f.Good(), f.Foreign(), f.Path + ".routes.map", f.Path + ".routes-0123.map", f.Path + "." + digits[1:],

@@ -37,7 +37,7 @@ func has(t *testing.T, path, want string) {
 	}
 }
 
-// A text replaces another, and the other goes back if it is not taken.
+// A text replaces another one, which is restored if the new one is refused.
 func TestReplace(t *testing.T) {
 	no := errors.New("no")
 	for _, tt := range []struct {
@@ -50,7 +50,7 @@ func TestReplace(t *testing.T) {
 		{"taken", ours + "1", nil, ours + "2", ""},
 		{"not taken", ours + "1", no, ours + "1", ""},
 		{"the first, taken", "", nil, ours + "2", ""},
-		{"the first, not taken", "", no, "", ""}, // a restart must not meet what was refused
+		{"the first, not taken", "", no, "", ""}, // a restart must not load what was refused
 		{"somebody's, taken", "theirs", nil, ours + "2", "theirs"},
 		{"somebody's, not taken", "theirs", no, "theirs", "theirs"},
 	} {
@@ -79,7 +79,7 @@ func TestReplace(t *testing.T) {
 	}
 }
 
-// What somebody had is kept once, and not overwritten by what somebody writes later.
+// A foreign text is kept once, and not overwritten by a later foreign text.
 func TestKeepForeign(t *testing.T) {
 	f := newFile(t)
 	for _, text := range []string{"", ours, "first", "second"} {
@@ -90,7 +90,7 @@ func TestKeepForeign(t *testing.T) {
 	has(t, f.Foreign(), "first")
 }
 
-// When the last good text cannot go back, both errors are told, and it can still go back later.
+// If the last good text cannot be restored, both errors are reported, and it can still be restored later.
 func TestReplacedFails(t *testing.T) {
 	f := newFile(t)
 	if err := f.Replace(ours+"1", ours+"2"); err != nil {
@@ -110,7 +110,7 @@ func TestReplacedFails(t *testing.T) {
 	has(t, f.Good(), ours+"1")
 }
 
-// All that is written has the permissions of the configuration, which may hold secrets.
+// Every file has the permissions of the configuration, which may hold secrets.
 func TestMode(t *testing.T) {
 	f := newFile(t)
 	expect := func(path string, mode fs.FileMode) {
@@ -148,7 +148,7 @@ func TestMode(t *testing.T) {
 	has(t, candidate, "")
 }
 
-// An error of writing names the file, not a temporary one, and stays the same.
+// A write error names the file, not a temporary one, and stays the same.
 func TestUnwritable(t *testing.T) {
 	f := newFile(t)
 	f.Path = filepath.Join(f.Path, "nosuch", "proxy.cfg")
@@ -161,7 +161,7 @@ func TestUnwritable(t *testing.T) {
 	}
 }
 
-// What replaces a file is its owner's, too: berth may be root, and the proxy has to read it when it starts again.
+// A replaced file keeps its owner: berth may be root, and the proxy must be able to read the file at its next start.
 func TestOwner(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root gives files away")
@@ -186,7 +186,7 @@ func TestOwner(t *testing.T) {
 	}
 }
 
-// A configuration that is a symbolic link stays one: the file that it leads to is replaced, and has its owner and mode.
+// A configuration that is a symbolic link remains one: its target is replaced and keeps its owner and mode.
 func TestSymbolicLink(t *testing.T) {
 	f := newFile(t)
 	target := filepath.Join(t.TempDir(), "real.cfg")
@@ -224,11 +224,11 @@ func TestReplaceFails(t *testing.T) {
 	}
 }
 
-// It is said if the proxy may not be able to read what replaces its file.
+// A warning says if the proxy may be unable to read the new file.
 func TestOwnerNotKept(t *testing.T) {
 	for _, tt := range []struct {
 		name        string
-		user, group bool // may be given away
+		user, group bool // whether each may be changed
 		mode        fs.FileMode
 		said        bool
 	}{
@@ -253,7 +253,7 @@ func TestOwnerNotKept(t *testing.T) {
 	}
 }
 
-// A link that somebody has put beside the configuration does not have berth write to where it leads.
+// A link next to the configuration does not make berth write to its target.
 func TestPlantedLink(t *testing.T) {
 	f := newFile(t)
 	target := filepath.Join(t.TempDir(), "precious")
@@ -269,10 +269,10 @@ func TestPlantedLink(t *testing.T) {
 	has(t, f.Good(), ours+"1")
 }
 
-// Somebody's configuration that cannot be kept is not replaced, and leaves nothing in doubt.
+// A foreign configuration that cannot be kept is not replaced, and leaves nothing in doubt.
 func TestForeignCannotBeKept(t *testing.T) {
 	f := newFile(t)
-	f.Path = filepath.Join(t.TempDir(), strings.Repeat("x", 228)) // a temporary file with a longer ending has too long a name
+	f.Path = filepath.Join(t.TempDir(), strings.Repeat("x", 228)) // the name of a temporary file with a longer ending would be too long
 	put(t, f.Path, "theirs")
 	if err := f.Replace("theirs", ours+"1"); err == nil {
 		t.Error("no error")
@@ -283,7 +283,7 @@ func TestForeignCannotBeKept(t *testing.T) {
 	has(t, f.Path, "theirs")
 }
 
-// berth is killed between two writes: the files beside a text have fitted both texts since before it, and the next berth goes on.
+// If berth is killed between two writes, the Beside files already suit both texts, and the next berth continues.
 func TestKilledBetween(t *testing.T) {
 	const before, after = ours + "1", ours + "2"
 	for killed := range 6 {
@@ -328,7 +328,7 @@ func TestKilledBetween(t *testing.T) {
 	}
 }
 
-// A file beside a text cannot be written after the text: the text before goes back.
+// If a Beside file cannot be written after the text, the previous text is restored.
 func TestReplaceFailsAfterwards(t *testing.T) {
 	f := newFile(t)
 	put(t, f.Path, ours+"1")

@@ -12,7 +12,7 @@ import (
 
 func generation(n int) Generation { return NewGeneration("shape", fmt.Sprint(n)) }
 
-// Texts are written off the path of those who hand them over: of many the newest, at a pace.
+// Texts are written in the background: the newest of many, at a limited pace.
 func TestLazyWriter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var (
@@ -27,7 +27,7 @@ func TestLazyWriter(t *testing.T) {
 			done = append(done, text)
 			return nil
 		}}
-		written := func() []string { // since it was last asked for
+		written := func() []string { // since the last call
 			mu.Lock()
 			defer mu.Unlock()
 			all := done
@@ -48,14 +48,14 @@ func TestLazyWriter(t *testing.T) {
 		if all := written(); len(all) < 4 || len(all) > 6 || all[0] != "0" || all[len(all)-1] != "99" {
 			t.Errorf("written were %q", all)
 		}
-		// One that comes alone does not wait, nor does who settles.
+		// A single text does not wait, and neither does Flush.
 		began = time.Now()
 		put(100)
 		f.Flush()
 		if all, took := written(), time.Since(began); took != busy || len(all) != 1 {
 			t.Errorf("written were %q after %v", all, took)
 		}
-		// What takes long takes a fifth of the time at most.
+		// A slow writer is busy for at most a fifth of the time.
 		busy, began = time.Second, time.Now()
 		put(1)
 		time.Sleep(2 * time.Second)
@@ -72,7 +72,7 @@ func TestLazyWriter(t *testing.T) {
 	})
 }
 
-// What is begun is ended, though the one who handed it over has given up.
+// A write that has started is finished, even if the context of Put is done.
 func TestLazyWriterOutlives(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var failed error
@@ -87,7 +87,7 @@ func TestLazyWriterOutlives(t *testing.T) {
 	})
 }
 
-// A problem is that of the text it is asked for, until that or another one is written.
+// A problem belongs to the text it is asked for, until that text or another one is written.
 func TestLazyWriterProblem(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		no := errors.New("no, thanks")

@@ -16,7 +16,7 @@ import (
 	"berth/deploy/testenv"
 )
 
-// inside is the environment variable by which this program, in a container, knows which file to write.
+// inside is the environment variable that tells this program, in a container, which file to write.
 const inside = "BERTH_TEST_FILE"
 
 func TestMain(m *testing.M) {
@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// writeInside says what becomes of a file, and what is next to it then.
+// writeInside prints what happens to a file, and which files are next to it afterwards.
 func writeInside(path string) {
 	_ = os.WriteFile(path, []byte("old"), 0o644)
 	f := New(Options{Path: path, Action: func(context.Context) error { return nil }, Log: slog.New(slog.DiscardHandler)})
@@ -46,7 +46,7 @@ func writeInside(path string) {
 	fmt.Println(hidden)
 }
 
-// Where a file cannot be written, one line says what to do, and what was there stays.
+// If a file cannot be written, one line says what to do, and the existing file stays.
 func TestE2ECannotWrite(t *testing.T) {
 	image := testenv.Image(t, "IMAGE_HAPROXY")
 	program, err := os.Executable()

@@ -23,12 +23,12 @@ import (
 	"berth/deploy/testenv"
 )
 
-// application is who reads the file when it is told to.
+// application reads the file when it is told to.
 type application struct {
 	path string
 
 	mu   sync.Mutex
-	err  error    // what the action says
+	err  error    // the action's result
 	read []string // at every action
 }
 
@@ -39,14 +39,14 @@ func (a *application) act(context.Context) error {
 	return a.err
 }
 
-// says sets what the action says.
+// says sets the action's result.
 func (a *application) says(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.err = err
 }
 
-// told are the texts that it was told of.
+// told returns the texts that it was told of.
 func (a *application) told() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -61,14 +61,14 @@ func read(path string) string {
 	return string(b)
 }
 
-// start runs a File; end ends that.
+// start runs a File; end stops it.
 func start(t *testing.T, opts Options) (f *File, out *testenv.Log, end func()) {
 	t.Helper()
 	f, out = create(opts)
 	return f, out, run(t, f)
 }
 
-// create returns a File that does not run yet.
+// create returns a File that is not running yet.
 func create(opts Options) (f *File, out *testenv.Log) {
 	out = new(testenv.Log)
 	opts.Log = slog.New(slog.NewTextHandler(out, nil))
@@ -76,7 +76,7 @@ func create(opts Options) (f *File, out *testenv.Log) {
 	return New(opts), out
 }
 
-// run runs f; end ends that.
+// run runs f; end stops it.
 func run(t *testing.T, f *File) (end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -90,13 +90,13 @@ func run(t *testing.T, f *File) (end func()) {
 	}
 }
 
-// pass lets the bubble's time pass and everything that happens then come to rest.
+// pass advances the bubble's clock, then waits until everything has settled.
 func pass(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
 }
 
-// leftovers are the files next to path.
+// leftovers returns the files next to path.
 func leftovers(t *testing.T, path string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Dir(path))
@@ -122,7 +122,7 @@ func TestWrittenAndToldOfChanges(t *testing.T) {
 		}
 		began := time.Now()
 		time.Sleep(12 * time.Millisecond)
-		// Run begins only now, or it might write the first text before the second came.
+		// Run starts only now; otherwise it might write the first text before the second came.
 		f.Set("never seen\n", began)
 		f.Set("one\n", time.Now())
 		if f.Ready() == nil {
@@ -162,7 +162,7 @@ func TestWrittenAndToldOfChanges(t *testing.T) {
 	})
 }
 
-// Ready says nothing of a change that is about to be written, but of one that waits for long.
+// Ready does not report a change that is about to be written, but one that waits for long.
 func TestReadyDoesNotFlap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "app.conf")
@@ -179,7 +179,7 @@ func TestReadyDoesNotFlap(t *testing.T) {
 		if err := f.Ready(); err != nil {
 			t.Errorf("not ready right after a change: %v", err)
 		}
-		synctest.Wait() // the action for two has begun
+		synctest.Wait() // the action for two has started
 		f.Set("three", time.Now())
 		pass(time.Second)
 		if err := f.Ready(); err != nil {
@@ -229,7 +229,7 @@ func TestActionIsTriedUntilItWorks(t *testing.T) {
 		if n := testutil.ToFloat64(f.metrics.failures.WithLabelValues("action")); n != float64(len(app.told())) {
 			t.Errorf("%v failures are counted, there were %d", n, len(app.told()))
 		}
-		// The same text is no reason to try sooner; another one is.
+		// The same text is no reason to retry sooner, but another one is.
 		before := len(app.told())
 		f.Set("one", time.Now())
 		synctest.Wait()
@@ -253,7 +253,7 @@ func TestActionIsTriedUntilItWorks(t *testing.T) {
 	})
 }
 
-// An action that had not worked when berth ended, however it ended, is done after the next start.
+// An action that had not succeeded when berth ended, in any way, runs after the next start.
 func TestActionIsNotLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "app.conf")
@@ -282,7 +282,7 @@ func TestActionIsNotLost(t *testing.T) {
 	})
 }
 
-// What is under way at the end has time to finish, and no more than that.
+// A running action has time to finish at the end, but no more than that.
 func TestActionAtTheEnd(t *testing.T) {
 	for _, tt := range []struct{ takes, most time.Duration }{{2 * time.Second, 2 * time.Second}, {time.Hour, lastWait}} {
 		synctest.Test(t, func(t *testing.T) {
@@ -358,7 +358,7 @@ func TestCannotWrite(t *testing.T) {
 	}
 }
 
-// The same trouble is the same line, and says what to do about it.
+// The same problem is logged with the same line, which says what to do about it.
 func TestPlain(t *testing.T) {
 	for _, tt := range []struct {
 		err  error
@@ -415,7 +415,7 @@ func TestModeAndOwner(t *testing.T) {
 		set(Options{Owner: mine}, "four")
 		set(Options{Owner: mine}, "four")
 		if os.Getuid() != 0 {
-			return // only root gives files away
+			return // only root can change the owner
 		}
 		owner := func(uid, gid uint32) {
 			t.Helper()

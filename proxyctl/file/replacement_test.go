@@ -14,7 +14,7 @@ import (
 	"berth/deploy/testenv"
 )
 
-// tree returns what is in a directory: the texts by relative path.
+// tree returns the files in a directory: texts by relative path.
 func tree(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -121,7 +121,7 @@ func wantOwner(t *testing.T, path string, mode os.FileMode, uid, gid uint32) {
 	}
 }
 
-// What can be told beforehand is told before anything is touched.
+// Errors that can be known beforehand are reported before anything is touched.
 func TestReplacementThatCannotWork(t *testing.T) {
 	dir := t.TempDir()
 	testenv.File(t, dir, "a", "1")
@@ -151,7 +151,7 @@ func TestReplacementThatCannotWork(t *testing.T) {
 	}
 }
 
-// What fails only when it is tried leaves all as it was.
+// If a step fails only when it is tried, everything stays as it was.
 func TestReplacementIsAllOrNothing(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
@@ -191,7 +191,7 @@ func TestReplacementIsAllOrNothing(t *testing.T) {
 	}
 }
 
-// One that cannot be put back is named, and the others are put back.
+// A file that cannot be restored is named, and the others are restored.
 func TestReplacementRevertsWhatItCan(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"a", "b", "c"} {

@@ -59,7 +59,7 @@ func (f *File) replace(text string, old fs.FileInfo) error {
 	}
 	if o := f.opts.Owner; o != nil {
 		if err := t.Chown(o.UID, o.GID); err != nil {
-			return fmt.Errorf("give it to user %d, group %d: %w", o.UID, o.GID, plain(err))
+			return fmt.Errorf("change its owner to user %d, group %d: %w", o.UID, o.GID, plain(err))
 		}
 	}
 	if _, err := t.WriteString(text); err != nil {
@@ -84,7 +84,7 @@ func pending(path string, mode fs.FileMode, old fs.FileInfo) (t *renameio.Pendin
 	}
 	if st, ok := old.Sys().(*syscall.Stat_t); ok {
 		if err := t.Chown(int(st.Uid), int(st.Gid)); err != nil {
-			unowned = fmt.Errorf("give it to user %d, group %d: %w", st.Uid, st.Gid, plain(err))
+			unowned = fmt.Errorf("change its owner to user %d, group %d: %w", st.Uid, st.Gid, plain(err))
 		}
 	}
 	return t, unowned, nil

@@ -18,7 +18,7 @@ func TestNewAddresses(t *testing.T) {
 	for _, a := range newAddresses(parse(sample, nil), parse(after, nil)) {
 		got = append(got, a.String())
 	}
-	want := []string{":443", "127.0.0.1:444"} // 8404 is HAProxy's own already
+	want := []string{":443", "127.0.0.1:444"} // 8404 is already HAProxy's own
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
@@ -27,12 +27,12 @@ func TestNewAddresses(t *testing.T) {
 	}
 }
 
-// An address is tried as HAProxy binds it: of IPv4, unless it is written otherwise.
+// An address is tried as HAProxy binds it: as IPv4, unless it is written otherwise.
 func TestAddressAsHAProxyBindsIt(t *testing.T) {
 	const on4, on6, onAll6 = "127.0.0.1:0", "[::1]:0", "[::]:0"
 	for _, tt := range []struct {
 		bind   string // with %d for the port
-		listen string // where another program does
+		listen string // where another program listens
 		inUse  bool
 	}{
 		{"bind :%d", on4, true},
@@ -58,8 +58,8 @@ func TestAddressAsHAProxyBindsIt(t *testing.T) {
 			network = "tcp4"
 		}
 		got := !tt.inUse
-		for range 5 { // somebody may happen to listen on the same port of the other family
-			l, err := net.Listen(network, tt.listen) // one for each try: the kernel remembers who else was on a port
+		for range 5 { // another program may happen to listen on the same port of the other family
+			l, err := net.Listen(network, tt.listen) // one per try: the kernel remembers who used a port
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -80,7 +80,7 @@ func TestAddressAsHAProxyBindsIt(t *testing.T) {
 	}
 }
 
-// A service does not get a port that the configuration listens on itself: HAProxy would let both have it.
+// A service does not get a port that the configuration itself listens on: HAProxy would let both have it.
 func TestClaimedPort(t *testing.T) {
 	const claim = "frontend tcp.9080.in\n bind :9080\n default_backend db.tcp\n"
 	for _, tt := range []struct {

@@ -20,7 +20,7 @@ import (
 	"berth/deploy/testenv"
 )
 
-// app says which address it was asked at, after a moment's work.
+// app answers with the address it was asked at, after a short time.
 func app(address string, work time.Duration) *http.Server {
 	return &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		time.Sleep(work)
@@ -45,7 +45,7 @@ func (r *harness) startApps(n int) []string {
 	return slices.Sorted(maps.Keys(r.apps))
 }
 
-// appProcess is an application in a process of its own, which can be killed.
+// appProcess is an application in its own process, which can be killed.
 type appProcess struct {
 	address string
 	cmd     *exec.Cmd
@@ -70,13 +70,13 @@ func startAppProcess(r *harness, address string) *appProcess {
 	return p
 }
 
-// end sends a signal that ends the process, and returns when it has.
+// end sends a signal that ends the process, and waits for that.
 func (p *appProcess) end(sig os.Signal) {
 	_ = p.cmd.Process.Signal(sig)
 	_ = p.cmd.Wait()
 }
 
-// TestMain runs the tests, or an appProcess where the environment asks for one.
+// TestMain runs the tests, or an appProcess if the environment asks for one.
 func TestMain(m *testing.M) {
 	if address := os.Getenv(appEnv); address != "" {
 		if err := serveApp(address); err != nil {
@@ -87,7 +87,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// serveApp is an appProcess. On SIGTERM it closes its listener at once, and finishes what it has.
+// serveApp runs an appProcess. On SIGTERM it closes its listener at once, and finishes its requests.
 func serveApp(address string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()

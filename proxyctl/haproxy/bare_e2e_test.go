@@ -17,8 +17,8 @@ import (
 	"berth/proxyctl"
 )
 
-// bare is a configuration as the shipped template renders it for HAProxy 3.4: each backend is at the path of its name, by a map,
-// and nothing is anywhere else.
+// bare is a configuration as the built-in template renders it for HAProxy 3.4: a map leads the path /NAME to each backend, and no
+// other path leads anywhere.
 func (r *harness) bare(backends ...group) string {
 	settings, _, _ := strings.Cut(r.text("", backends...), "\nfrontend ")
 	routes := r.file() + ".routes.map"
@@ -48,7 +48,7 @@ defaults http.roundrobin from http.defaults
 	return WithMaps(text.String(), map[string]string{routes: entries.String()})
 }
 
-// first asks until the path has an answer, and says when that was.
+// first asks until the path is answered, and returns when that was.
 func (r *harness) first(client *http.Client, path string) time.Time {
 	r.Helper()
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
@@ -66,7 +66,7 @@ func (r *harness) first(client *http.Client, path string) time.Time {
 	return time.Time{}
 }
 
-// named says which backends HAProxy has, without those of the template itself.
+// named returns HAProxy's backends, without those of the template itself.
 func (r *harness) named() []string {
 	r.Helper()
 	reply, err := r.runtime("show backend")
@@ -78,7 +78,7 @@ func (r *harness) named() []string {
 	return names
 }
 
-// A service that is new, or gone, takes no reload from HAProxy 3.4 on, and costs no request; whatever is restarted meanwhile.
+// From HAProxy 3.4 on, a new or removed service takes no reload and costs no request, whatever is restarted meanwhile.
 func TestE2EBackendsComeAndGo(t *testing.T) {
 	t.Parallel()
 	for _, image := range images(t, "IMAGES_HAPROXY") {

@@ -16,7 +16,7 @@ import (
 	"berth/proxyctl"
 )
 
-// bareText is a text with bare backends, each with one server of its name, and a map of the same names.
+// bareText is a text with bare backends, each with one server of the same name, and a map of these names.
 func bareText(file string, names ...string) string {
 	var text, routes strings.Builder
 	text.WriteString("defaults rr\n  mode http\n  default-server check\ndefaults lc\n  mode http\n  balance leastconn\nfrontend f from rr\n  bind :80\n" +
@@ -166,7 +166,7 @@ func (b *bareBench) apply(want proxyctl.Action, names ...string) []string {
 	return slices.Clone(b.m.commands)
 }
 
-// has expects these backends, those not published in brackets.
+// has expects these backends; those in brackets are not published.
 func (b *bareBench) has(want ...string) {
 	b.Helper()
 	b.m.mu.Lock()
@@ -184,7 +184,7 @@ func (b *bareBench) has(want ...string) {
 	}
 }
 
-// tend looks after what leaves until nothing does.
+// tend tends until nothing leaves any more.
 func (b *bareBench) tend() {
 	b.Helper()
 	deadline := time.Now().Add(5 * time.Second)
@@ -220,7 +220,7 @@ func TestBackendsComeAndGo(t *testing.T) {
 	b.has("(a)", "b")
 	b.tend()
 	b.has("b")
-	b.apply(proxyctl.Runtime, "a", "b") // anew
+	b.apply(proxyctl.Runtime, "a", "b") // added again
 	b.has("a", "b")
 
 	b.p.Close()
@@ -321,7 +321,7 @@ func TestRefusedBackend(t *testing.T) {
 	b := newBareBench(t, "3.4.7")
 	b.apply(proxyctl.Reload, "a")
 	b.m.mu.Lock()
-	b.m.backends["b"] = true // by somebody else, since berth has looked
+	b.m.backends["b"] = true // by someone else, since berth's last inspection
 	b.m.mu.Unlock()
 	b.apply(proxyctl.Reload, "a", "b")
 	b.has("a", "b")
@@ -381,8 +381,8 @@ func TestParseBackends(t *testing.T) {
 	}
 }
 
-// A backend that only a reload brings has its routes when that is done. Until then they are for the backend that had them before,
-// which stays as long.
+// A backend that takes a reload gets its routes with that reload. Until then, they lead to the previous backend, which stays as
+// long.
 func TestBackendStaysWhileItHasRoutes(t *testing.T) {
 	for name, tt := range map[string]struct {
 		maps map[string]string // of the new text
@@ -414,7 +414,7 @@ func TestBackendStaysWhileItHasRoutes(t *testing.T) {
 	}
 }
 
-// A request that a new route leads to a backend finds all that is known of this in the other maps.
+// When a new route leads a request to a backend, the other maps already have everything about that backend.
 func TestRoutesComeLast(t *testing.T) {
 	with := func(more string, contents ...string) *config {
 		return parse(WithMaps(newText+more, map[string]string{
@@ -440,7 +440,7 @@ func TestRoutesComeLast(t *testing.T) {
 	}
 }
 
-// A backend that is wanted again while it leaves does not wait for a text that is refused.
+// A backend that is wanted again while it leaves does not wait for a refused text.
 func TestBackendComesBackWhileATextIsRefused(t *testing.T) {
 	b := newBareBench(t, "3.4.7")
 	b.apply(proxyctl.Reload, "a", "b")

@@ -23,8 +23,8 @@ import (
 	"berth/proxyctl"
 )
 
-// BenchmarkE2EProxy changes servers of a real HAProxy under steady requests, in all the ways there are, and prints what
-// that took and what it cost. BENCH_HAPROXY may name other images than the usual one.
+// BenchmarkE2EProxy changes servers of a real HAProxy under steady requests, in all possible ways, and prints how long that took
+// and what it cost. BENCH_HAPROXY may name other images than the default.
 func BenchmarkE2EProxy(b *testing.B) {
 	for _, image := range images(b, "BENCH_HAPROXY", "IMAGE_HAPROXY") {
 		b.Run(strings.NewReplacer("/", "-", ":", "-").Replace(image), func(b *testing.B) {
@@ -87,7 +87,7 @@ func BenchmarkE2EProxy(b *testing.B) {
 	}
 }
 
-// printed is what one run over an image came to.
+// printed is the result of one run with an image.
 type printed struct {
 	image, version string
 	load           string // of the machine, before
@@ -98,7 +98,7 @@ type printed struct {
 	services       *services
 }
 
-// part runs a series as a part of the benchmark, and reports its figures.
+// part runs a series as a part of the benchmark, and reports its results.
 func (p *printed) part(b *testing.B, servers int, f func(*testing.B, *harness)) {
 	b.Run(fmt.Sprint(servers), func(b *testing.B) {
 		r := startHarness(b, p.image)
@@ -135,7 +135,7 @@ func (f *fleet) add() {
 
 func (f *fleet) address(n int) string { return f.addresses[n%len(f.addresses)] }
 
-// change adds a server, weighs one, moves one, and removes the oldest, in turn.
+// change adds a server, changes the weight of one, moves one, and removes the oldest, in turn.
 func (f *fleet) change() {
 	f.n++
 	i := f.n * 7919 % len(f.servers)
@@ -153,7 +153,7 @@ func (f *fleet) change() {
 	}
 }
 
-// benchDriver calls a Proxy as the Controller does.
+// benchDriver calls a Proxy like a Controller.
 type benchDriver struct {
 	*harness
 	proxy   *Proxy
@@ -173,7 +173,7 @@ func (d *benchDriver) close() {
 	}
 }
 
-// held closes the proxy, and says how much memory is free then, in MB.
+// held closes the proxy, and returns how much memory that frees, in MB.
 func (d *benchDriver) held() float64 {
 	d.close()
 	before := heap()
@@ -181,7 +181,7 @@ func (d *benchDriver) held() float64 {
 	return before - heap()
 }
 
-// wait tends to the proxy until a moment has come.
+// wait tends to the proxy until a given time.
 func (d *benchDriver) wait(until time.Time) {
 	for due := time.After(time.Until(until)); ; {
 		select {
@@ -193,7 +193,7 @@ func (d *benchDriver) wait(until time.Time) {
 	}
 }
 
-// tended calls Tend, and says whether anything is left to tend to.
+// tended calls Tend, and reports whether anything is left to tend to.
 func (d *benchDriver) tended() bool {
 	d.tend = nil
 	if in := d.proxy.driver.Tend(d.Context()); in > 0 {
@@ -202,7 +202,7 @@ func (d *benchDriver) tended() bool {
 	return d.tend != nil
 }
 
-// apply brings the proxy to a text, and returns when it has read that back.
+// apply brings the proxy to a text, and returns when the result was read back.
 func (d *benchDriver) apply(text string) proxyctl.Result {
 	d.Helper()
 	res, err := d.proxy.Apply(d.Context(), onlyText(text), true)
@@ -215,7 +215,7 @@ func (d *benchDriver) apply(text string) proxyctl.Result {
 	return res
 }
 
-// settle returns when HAProxy has just these servers, and none that is draining.
+// settle returns when HAProxy has exactly these servers, and none is draining.
 func (d *benchDriver) settle(want ...group) {
 	d.Helper()
 	for d.tended() {
@@ -228,16 +228,16 @@ func (d *benchDriver) settle(want ...group) {
 type series struct {
 	way      string
 	servers  int
-	took     traffic.Times // from the text to the moment at which HAProxy is known to serve it
+	took     traffic.Times // from the text until HAProxy is known to serve it
 	reloads  int
-	reasons  []string // of reloads nobody wants
-	lost     string   // of the changes, where that may be
+	reasons  []string // of unexpected reloads
+	lost     string   // of the changes, where loss is possible
 	requests traffic.Requests
-	busy     float64 // the machine's processors, as a share
-	heap     float64 // what the Proxy holds in the end, in MB
+	busy     float64 // share of the machine's CPU time
+	heap     float64 // the Proxy's memory at the end, in MB
 }
 
-// changes makes changes one after the other, with a gap between, by commands or by verified reloads.
+// changes makes changes one after the other, with a gap in between, by commands or by verified reloads.
 func (r *harness) changes(way string, servers, changes int, gap time.Duration) series {
 	opts := r.options()
 	opts.ReloadOnly = way != "commands"
@@ -268,8 +268,8 @@ func (r *harness) changes(way string, servers, changes int, gap time.Duration) s
 	return s
 }
 
-// signals makes changes as scripts do: a new file, and SIGUSR2 to the master. Nothing tells how that went, so they go on
-// at once, and look at every fifth change only.
+// signals makes changes as scripts do: a new file, and SIGUSR2 to the master. Scripts get no result, so they continue at once,
+// and check only every fifth change.
 func (r *harness) signals(servers, changes int) series {
 	const most = time.Second
 	f := newFleet("app", servers, r.startApps(20))
@@ -318,15 +318,14 @@ func (r *harness) signals(servers, changes int) series {
 	return s
 }
 
-// ends is what it costs that applications end under requests.
+// ends is the cost of applications that end while they have requests.
 type ends struct {
 	signal   string
 	times    int
 	requests traffic.Requests
 }
 
-// ends has one of four applications end, until HAProxy's checks have noticed, and come back, again and again. Nobody
-// tells HAProxy.
+// ends repeatedly stops one of four applications until HAProxy's checks notice, and starts it again. HAProxy is not told.
 func (r *harness) ends(name string, sig syscall.Signal, count int) ends {
 	g := group{name: "app"}
 	var apps []*appProcess
@@ -361,15 +360,15 @@ type step struct {
 	action    proxyctl.Action
 	requests  traffic.Requests // meanwhile
 	worker    float64          // the memory of HAProxy's worker afterwards, in MB
-	process   float64          // and that of this process
-	processor float64          // HAProxy's use of a processor in the second after, as a share
+	process   float64          // the memory of this process
+	processor float64          // HAProxy's share of a CPU in the second after the change
 }
 
-// large is what 10,000 servers in 100 backends cost.
+// large is the cost of 10,000 servers in 100 backends.
 type large struct {
 	every string // how often each is checked
 	steps []step
-	heap  float64 // what the Proxy holds in the end, in MB
+	heap  float64 // the Proxy's memory at the end, in MB
 }
 
 func (r *harness) large(b *testing.B, every string) large {
@@ -402,14 +401,14 @@ func (r *harness) large(b *testing.B, every string) large {
 		d.settle(groups...)
 		pid := r.worker()
 		used, since := processorTime(pid), time.Now()
-		d.wait(time.Now().Add(time.Second)) // to see what an idle one uses
+		d.wait(time.Now().Add(time.Second)) // to measure an idle one
 		s := step{what: what, took: end.Sub(start), action: res.Action, worker: memory(pid, "VmRSS"), process: memory(os.Getpid(), "VmRSS")}
 		s.processor = float64(processorTime(pid)-used) / float64(time.Since(since))
 		steps, from, to = append(steps, s), append(from, start), append(to, end)
 		b.ReportMetric(traffic.Millis(s.took), strings.ReplaceAll(what, " ", "-")+"-ms")
 	}
 	do("all 10,000 from nothing", func() {})
-	t = traffic.Start(r, r.web, paths...) // what there was before has no servers
+	t = traffic.Start(r, r.web, paths...) // the earlier requests have no servers now
 	do("1 added", func() { fleets[0].add() })
 	do("1,000 added", func() {
 		for _, f := range fleets {
@@ -435,7 +434,7 @@ func (r *harness) large(b *testing.B, every string) large {
 	return large{every, steps, d.held()}
 }
 
-// heap is what this process uses, in MB.
+// heap returns the memory of this process, in MB.
 func heap() float64 {
 	var m runtime.MemStats
 	runtime.GC()
@@ -443,7 +442,7 @@ func heap() float64 {
 	return float64(m.HeapAlloc) / (1 << 20)
 }
 
-// processors is what the machine's processors have spent, in ticks.
+// processors is the machine's CPU time, in ticks.
 type processors struct{ idle, all int }
 
 func readProcessors() (p processors) {
@@ -451,7 +450,7 @@ func readProcessors() (p processors) {
 	line, _, _ := strings.Cut(string(b), "\n") // cpu user nice system idle iowait irq softirq steal guest guest_nice
 	for i, f := range strings.Fields(line) {
 		n, err := strconv.Atoi(f)
-		if err != nil || i > 8 { // guest is in user already
+		if err != nil || i > 8 { // guest is already counted in user
 			continue
 		}
 		p.all += n
@@ -462,7 +461,7 @@ func readProcessors() (p processors) {
 	return p
 }
 
-// busy is their share of work since then.
+// busy returns the share of CPU time used since then.
 func busy(since processors) float64 {
 	now := readProcessors()
 	return 1 - float64(now.idle-since.idle)/float64(max(1, now.all-since.all))
@@ -521,7 +520,7 @@ func (p *printed) print(w io.Writer) {
 	}
 }
 
-// failed is how many requests failed, over kept connections and over new ones.
+// failed returns how many requests failed, over kept and over new connections.
 func failed(rs traffic.Requests) string {
 	kept, fresh := rs.Of(true), rs.Of(false)
 	return fmt.Sprintf("%d / %d of %d", kept.Failed(), fresh.Failed(), len(rs))

@@ -15,17 +15,17 @@ import (
 	"berth/proxyctl"
 )
 
-// services is what new services take and cost, and services that are gone.
+// services is the time and cost of adding and removing services.
 type services struct {
 	ways   []newServices
 	many   int              // services added one by one, and removed again
-	took   traffic.Times    // to add or remove one, until that was read back
+	took   traffic.Times    // to add or remove one, until the result was read back
 	loads  int              // reloads meanwhile
 	failed traffic.Requests // all of them
 	memory [3]float64       // of the worker in MB: before, with all of them, and after
 
 	again int             // services added at once before a restart of HAProxy
-	at    proxyctl.Action // by which
+	at    proxyctl.Action // how the change was made
 	back  time.Duration   // until it had answered for each
 }
 
@@ -39,7 +39,7 @@ type newServices struct {
 
 const manyServices = 500
 
-// services adds services at run time where HAProxy takes them, and by reloads, and then many one by one.
+// services adds services at run time where HAProxy supports it, and by reloads, and then many one by one.
 func (r *harness) services(b *testing.B) services {
 	apps := r.startApps(10)
 	s := services{many: manyServices, again: 100}
@@ -103,7 +103,7 @@ func (r *harness) services(b *testing.B) services {
 	s.memory[1] = memory(pid, "VmRSS")
 
 	for range manyServices {
-		all = append(base[:1:1], all[2:]...) // the oldest of them goes
+		all = append(base[:1:1], all[2:]...) // the oldest one is removed
 		change()
 	}
 	d.settle(base...)

@@ -12,7 +12,7 @@ import (
 	"berth/proxyctl"
 )
 
-// berth is killed between the writes of a text with maps: a HAProxy that starts then answers as before or as after.
+// If berth is killed between the writes of a text with maps, a HAProxy that then starts answers as before or as after.
 func TestE2EKilledBetween(t *testing.T) {
 	h := startHAProxy(t, os.Getenv("IMAGE_HAPROXY"))
 	for _, tt := range killed {
@@ -42,7 +42,7 @@ func TestE2EKilledBetween(t *testing.T) {
 		}
 		t.Logf("%s: %v", tt.name, answers)
 
-		// The next berth finds it so.
+		// The next berth finds this state.
 		for path, content := range all[len(all)-2] {
 			write(t, path, content)
 		}

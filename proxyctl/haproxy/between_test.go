@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// routing is a text with backends, and the maps that lead to them.
+// routing is a text with backends and the maps that lead to them.
 type routing struct{ backends, routes, strip string }
 
 func (r routing) text(file, bind string) string {
@@ -37,7 +37,7 @@ backend none from http
 	}), nil).Text
 }
 
-// mapped makes a map of "/a=b /c=d".
+// mapped parses a map from "/a=b /c=d".
 func mapped(entries string) string {
 	var b strings.Builder
 	for entry := range strings.FieldsSeq(entries) {
@@ -51,7 +51,7 @@ var killed = []struct {
 	name          string
 	before, after routing
 	asked         string
-	between       string // the answer to the first that is neither that of before nor of after
+	between       string // the first answer that is neither that of before nor that of after
 }{
 	{"a route comes", routing{"a", "/a/=a", ""}, routing{"a b", "/a/=a /b/=b", "b=1"}, "/b/x /a/x", ""},
 	{"a longer one comes", routing{"a", "/=a", ""}, routing{"a b", "/=a /b/=b", "b=1"}, "/b/x /a/x", ""},
@@ -62,11 +62,11 @@ var killed = []struct {
 	{"to one that comes", routing{"a", "/=a /b/=a", ""}, routing{"a b", "/=a /b/=b", "b=1"}, "/b/x /a/x", ""},
 	{"from one that goes", routing{"a b", "/=a /b/=b", "b=1"}, routing{"a", "/=a /b/=a", ""}, "/b/x /a/x", ""},
 	{"a number for a name", routing{"a 1", "/a/=a /1/=1", "a=1"}, routing{"a b", "/a/=a /b/=b", "a=1"}, "/a/x /b/x /1/x", ""},
-	// No two files are replaced at once. Another service's answer would be worse.
+	// No two files are replaced at once. An answer of another service would be worse.
 	{"from one that goes to one that comes", routing{"a b", "/=a /b/=b", ""}, routing{"a c", "/=a /b/=c", ""}, "/b/x /a/x", "none"},
 }
 
-// states returns what the files have, by name, when berth is killed before, between and after the writes of a text.
+// states returns the contents of the files, by name, if berth is killed before, between and after the writes of a text.
 func states(d *driver, before, after string) (all []map[string]string) {
 	file := d.opts.File
 	now := d.Beside(before)
@@ -110,7 +110,7 @@ func TestBetween(t *testing.T) {
 	}
 }
 
-// answered is what HAProxy would answer that starts with these files.
+// answered returns what HAProxy would answer if it started with these files.
 func answered(d *driver, files map[string]string, path string) string {
 	longest := ""
 	routes, strip := parseEntries(files[d.opts.File+".routes.map"]), parseEntries(files[d.opts.File+".strip.map"])
@@ -129,7 +129,7 @@ func answered(d *driver, files map[string]string, path string) string {
 	return name + " " + path
 }
 
-// A map is written as it was, or as it is to be, where that fits both texts: once.
+// A map that suits both texts in its old or new form is written only once.
 func TestBetweenOnce(t *testing.T) {
 	for _, tt := range []struct{ was, to, had, has, want string }{
 		{"/a a\n# c\n", "/a a\n/b b\n", "a", "a b", "/a a\n# c\n"},
@@ -151,7 +151,7 @@ func TestBetweenOnce(t *testing.T) {
 	}
 }
 
-// A text that has no maps yet has them first, as they are to be. Certificates belong to no backend.
+// A text that had no maps gets their final contents first. Certificates belong to no backend.
 func TestBetweenFirst(t *testing.T) {
 	d := &driver{opts: Options{File: "/etc/haproxy/haproxy.cfg"}}
 	to := routing{"a", "/a/=a", "a=1"}.text(d.opts.File, ":80")

@@ -17,7 +17,7 @@ import (
 	"berth/proxyctl"
 )
 
-// served is a HAProxy whose frontend has certificates of a crt-list, in the directory of its configuration.
+// served is a HAProxy whose frontend has the certificates of a crt-list, in the directory of its configuration.
 type served struct {
 	*realHAProxy
 	tls  certified
@@ -48,7 +48,7 @@ func (s *served) with(list, more string) proxyctl.Config {
 	return onlyText(WithMaps(text, map[string]string{s.path: list}))
 }
 
-// serial returns the host and the serial number of the certificate that a client which asks for a host gets.
+// serial returns the host and the serial number of the certificate for a client that asks for a host.
 func (s *served) serial(t *testing.T, host string) string {
 	t.Helper()
 	conn, err := net.Dial("unix", s.dir+"/tls.sock")
@@ -67,7 +67,7 @@ func (s *served) serial(t *testing.T, host string) string {
 	return c.Subject.CommonName + " " + c.SerialNumber.String()
 }
 
-// Certificates come, are renewed and go without a reload, and HAProxy would start with the same ones at any time.
+// Certificates are added, renewed and removed without a reload, and HAProxy would start with the same ones at any time.
 func TestE2ECertificates(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		s := serve(t, r.image)
@@ -98,7 +98,7 @@ func TestE2ECertificates(t *testing.T) {
 		served("c.com", "c.com")
 		all := s.with(a+b+c, "")
 
-		// berth and HAProxy are started anew.
+		// berth and HAProxy are restarted.
 		is := served("b.com", "b.com")
 		s.berth()
 		s.applied(all, proxyctl.None, "WORD")
@@ -109,7 +109,7 @@ func TestE2ECertificates(t *testing.T) {
 			t.Errorf("after a restart %s, before %s", again, is)
 		}
 
-		// Somebody else changes it.
+		// Someone else changes it.
 		for _, command := range []string{"del ssl crt-list " + s.path + " " + s.tls.dir + "/c.com.pem", "del ssl cert " + s.tls.dir + "/c.com.pem"} {
 			if reply, err := ask(s.dir+"/master.sock", "show proc; @1 "+command); err != nil || !strings.Contains(reply, "deleted") {
 				t.Fatalf("%s, %v", reply, err)
@@ -119,7 +119,7 @@ func TestE2ECertificates(t *testing.T) {
 		s.applied(all, proxyctl.Runtime, "WORD")
 		served("c.com", "c.com")
 
-		// What HAProxy refuses, one without a key here, stops nothing else.
+		// A certificate that HAProxy refuses, here one without a key, stops nothing else.
 		bad := s.tls.entry(t, "d.com")
 		path := s.tls.dir + "/d.com.pem"
 		text, err := os.ReadFile(path)
@@ -149,7 +149,7 @@ func TestE2ECertificates(t *testing.T) {
 			t.Errorf("servers %s", has)
 		}
 
-		// They go.
+		// They are removed.
 		s.tls.entry(t, "d.com")
 		s.applied(s.with(a+c, app), proxyctl.Runtime, "WORD")
 		served("b.com", "a.com")

@@ -50,7 +50,7 @@ func (c certified) entry(t testing.TB, host string) string {
 	return fmt.Sprintf("# %X/00 %s\n%[2]s\n", sha1.Sum(block.Bytes), path) //nolint:gosec // it is HAProxy's fingerprint
 }
 
-// A list is changed at run time but for what the running HAProxy cannot be given.
+// A list is changed at run time, except for what the running HAProxy cannot be given.
 func TestCompareLists(t *testing.T) {
 	c := newCertified(t)
 	a, b := c.entry(t, "a.com"), c.entry(t, "b.com")
@@ -100,7 +100,7 @@ func TestCompareLists(t *testing.T) {
 	}
 }
 
-// What HAProxy shows goes before what the text says of it.
+// HAProxy's own report takes precedence over the text.
 func TestFoundCertificates(t *testing.T) {
 	const fingerprint, other = "58B1A50E0F0F0F0F0F0F0F0F0F0F0F0F0F0F0F0F", "3C0D12CA51F4CB87962BD3621953777F228D122F"
 	text := parseList("# " + fingerprint + "/07 /a.pem\n/a.pem\n# fixed\n/b.pem\n# " + fingerprint + "/08 /c.pem /c.key\n/c.pem\n# " + fingerprint + "/09 /d.pem\n/d.pem\n")

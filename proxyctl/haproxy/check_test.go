@@ -10,8 +10,8 @@ import (
 	"berth/proxyctl"
 )
 
-// A configuration is checked in the environment of the HAProxy that is to load it: one that names a variable may be good in
-// berth's own environment, and bad there.
+// A configuration is checked in the environment of the HAProxy that will load it: if it uses a variable, it may be valid in
+// berth's own environment and invalid there.
 func TestCheckHasTheProxysEnvironment(t *testing.T) {
 	t.Setenv("STATS_PASSWORD", "berth's own")
 	program := filepath.Join(t.TempDir(), "haproxy")

@@ -33,7 +33,7 @@ func TestWords(t *testing.T) {
 			t.Errorf("%q is written %q, which reads otherwise (%q):\n%s", line, raw, same, d)
 		}
 	}
-	// Quotes decide whether HAProxy replaces a variable, so they are a difference.
+	// Quotes decide whether HAProxy replaces a variable, so they make a difference.
 	if _, a := words(`setenv X "$Y"`); a == `setenv X '$Y'` || a != `setenv X "$Y"` {
 		t.Errorf("written %q", a)
 	}
@@ -57,7 +57,7 @@ backend app # the app
 backend empty
 `
 
-// Addresses that come and go are those of the text, of servers that get requests.
+// Addresses that come and go are as in the text, of servers that get requests.
 func TestChangesOfAddresses(t *testing.T) {
 	const before = "backend app\n  server a 10.0.0.1:80\n  server b 10.0.0.2:80 disabled\n  server c [::1]:80\n  server n old.example:80 check\n  server s /run/app.sock\n"
 	for name, tt := range map[string]struct{ after, in, out string }{
@@ -128,7 +128,7 @@ func TestServers(t *testing.T) {
 	}
 }
 
-// What could break out of a command, or what HAProxy would take for something else at run time, is left to a reload.
+// Words that could break out of a command, or that HAProxy would understand differently at run time, are left to a reload.
 func TestFixedServers(t *testing.T) {
 	for line, says := range map[string]string{
 		"s app.local:80":                                "is not ip:port",
@@ -177,7 +177,7 @@ func TestQuotedDefaults(t *testing.T) {
 	}
 }
 
-// pieces are what the texts of the property tests are made of.
+// pieces are the parts of texts in the property tests.
 var pieces = []string{
 	"global", "defaults", "defaults d", "defaults d from d", "frontend web", "backend app", "backend other", "backend other from d", "listen app", "peers p", "ring r",
 	"  default-server check", "  default-server inter 2s no-check", "  default-server disabled", "  bind :80", "  mode http", "  .if defined(X)", "  server-template t 3 10.0.0.1:80",
@@ -210,7 +210,7 @@ func texts(t *rapid.T) (a, b string) {
 	return strings.Join(first, "\n"), strings.Join(second, "\n")
 }
 
-// What is taken over from the text before makes no difference to what is read.
+// Reusing parts of the previous text makes no difference to the result.
 func TestParseWithMemory(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := texts(t)
@@ -274,7 +274,7 @@ func TestSameFrame(t *testing.T) {
 	}
 }
 
-// Servers that a server-template line makes count as servers.
+// Servers of a server-template line count as servers.
 func TestServes(t *testing.T) {
 	const text = "frontend f\n  bind :80\nbackend a\n  server x 10.0.0.1:80\nbackend b\n  server-template s 1-3 _app._tcp.service.consul resolvers consul\nlisten c\n  server y 10.0.0.2:80\nbackend none\n"
 	want := map[string]bool{"a": true, "b": true, "c": true}
@@ -283,7 +283,7 @@ func TestServes(t *testing.T) {
 	}
 }
 
-// A file without its mark is the text that was rendered, whatever became of the file.
+// A file without its mark is the rendered text, whatever happened to the file.
 func TestUnmarked(t *testing.T) {
 	file := mark(sample, nil).Text
 	edited := strings.Replace(sample, "bind :8080", "bind :8081", 1)

@@ -14,9 +14,9 @@ import (
 	"berth/deploy/testenv/traffic"
 )
 
-// BenchmarkE2ECrossing looks for the number of servers from which on a reload is cheaper than to add them one after the
-// other, and for how many to add in one exchange: mostWork, maxCommands and maxLine are from it. It is not a part of
-// make bench-proxy, and takes some minutes.
+// BenchmarkE2ECrossing finds the number of servers from which a reload is cheaper than adding them one after the other, and how
+// many to add in one exchange. mostWork, maxCommands and maxLine come from it. It is not part of make bench-proxy, and takes some
+// minutes.
 func BenchmarkE2ECrossing(b *testing.B) {
 	for _, image := range images(b, "BENCH_HAPROXY", "IMAGES_HAPROXY", "IMAGE_HAPROXY") {
 		b.Run(strings.NewReplacer("/", "-", ":", "-").Replace(image), func(b *testing.B) {
@@ -63,7 +63,7 @@ type crossing struct {
 	apps []string
 }
 
-// crossed is what it took to add servers to a backend.
+// crossed is the time to add servers to a backend.
 type crossed struct {
 	servers, others             int
 	added, each                 int
@@ -71,7 +71,7 @@ type crossed struct {
 	whileAdding, whileReloading traffic.Requests
 }
 
-// best is the shortest times of several tries, as the machine may be busy with others' work, and all the requests.
+// best returns the shortest times of several tries, because the machine may be busy with other work, and all requests.
 func (c *crossing) best(m, others, n, each int) crossed {
 	best := c.cross(m, others, n, each)
 	for range 4 {
@@ -83,7 +83,7 @@ func (c *crossing) best(m, others, n, each int) crossed {
 	return best
 }
 
-// cross adds n servers to a backend of m by commands, each of them in one exchange, and then once more by a reload.
+// cross adds n servers to a backend of m by commands, in one exchange each, and then again by a reload.
 func (c *crossing) cross(m, others, n, each int) crossed {
 	c.Helper()
 	var more []group
@@ -91,7 +91,7 @@ func (c *crossing) cross(m, others, n, each int) crossed {
 		more = append(more, newFleet(fmt.Sprint("other", i), 100, c.apps).group)
 	}
 	text := func(f *fleet) string {
-		// Checks are apart: ten thousand a second are work enough.
+		// Checks are rare: ten thousand per second are work enough.
 		return strings.Replace(c.text("", append([]group{f.group}, more...)...), "check inter 1s", "check inter 1m", 1)
 	}
 	f := newFleet("app", m, c.apps)

@@ -20,14 +20,14 @@ import (
 	"berth/proxyctl"
 )
 
-// webApp is what the servers of a test are: all of them, told apart by the name that HAProxy sends along.
+// webApp is the application behind all servers of a test. It tells them apart by the name that HAProxy sends along.
 type webApp struct {
 	*httptest.Server
 	addr    string
-	held    chan string   // names of the servers that got a request which is held
-	release chan struct{} // closed to answer those
+	held    chan string   // names of the servers that got a held request
+	release chan struct{} // closed to answer the held requests
 	others  []*httptest.Server
-	late    atomic.Int64 // requests that were sent to the server "gone" after it was
+	late    atomic.Int64 // requests sent to the server "gone" after it was gone
 }
 
 func startApp(t testing.TB) *webApp {
@@ -35,7 +35,7 @@ func startApp(t testing.TB) *webApp {
 	a.Server = httptest.NewServer(a)
 	t.Cleanup(func() {
 		for _, s := range append(a.others, a.Server) {
-			s.CloseClientConnections() // of clients that a failed test left behind
+			s.CloseClientConnections() // clients that a failed test left behind
 			s.Close()
 		}
 	})
@@ -43,7 +43,7 @@ func startApp(t testing.TB) *webApp {
 	return a
 }
 
-// also serves the app at another port.
+// also serves the app on another port.
 func (a *webApp) also() string {
 	s := httptest.NewServer(a)
 	a.others = append(a.others, s)
@@ -76,13 +76,13 @@ func (a *webApp) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, r.Header.Get("X-Server")+" at "+r.Host)
 }
 
-// let answers the requests that are held, and holds those to come.
+// let answers the held requests, and holds later ones.
 func (a *webApp) let() {
 	close(a.release)
 	a.release = make(chan struct{})
 }
 
-// reply is what became of a request.
+// reply is the outcome of a request.
 type reply struct {
 	status int
 	body   string
@@ -93,7 +93,7 @@ func (r reply) ok(server string) bool {
 	return r.err == nil && r.status == http.StatusOK && strings.HasPrefix(r.body, server+" ")
 }
 
-// get requests a path through HAProxy, on a connection of its own.
+// get requests a path through HAProxy, on its own connection.
 func (h *realHAProxy) get(path, gone string) reply {
 	client := &http.Client{Timeout: 5 * time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 	return get(client, "http://127.0.0.1:"+h.port+path, gone)
@@ -114,8 +114,8 @@ func get(client *http.Client, url, gone string) reply {
 	return reply{resp.StatusCode, string(body), err}
 }
 
-// hold sends n requests that are held, and returns when they have reached their servers: those, and where the replies
-// will come.
+// hold sends n held requests, and waits until they have reached their servers. It returns these servers, and a channel for the
+// replies.
 func (h *realHAProxy) hold(a *webApp, n int) (map[string]int, <-chan reply) {
 	h.t.Helper()
 	replies := make(chan reply, n)
@@ -147,9 +147,9 @@ func receive(t testing.TB, what string, replies <-chan reply) reply {
 	}
 }
 
-// servers is a text with a backend of these server lines, that the frontend leads to. A server cannot be deleted while
-// it has idle connections. 2.6 keeps those of a last request even if the server is out by then, for up to three times
-// pool-purge-delay, which is 5 s by default.
+// servers is a text with a backend of these server lines, which the frontend leads to. A server cannot be deleted while it has
+// idle connections. 2.6 keeps those of a last request even if the server is out by then, for up to three times pool-purge-delay,
+// which is 5 s by default.
 func (h *realHAProxy) servers(list ...string) string {
 	return fmt.Sprintf("defaults\n  mode http\n  timeout connect 2s\n  timeout client 5m\n  timeout server 5m\n  timeout tunnel 1m\n"+
 		"frontend web\n  bind 127.0.0.1:%s\n  default_backend app\n"+
@@ -157,9 +157,9 @@ func (h *realHAProxy) servers(list ...string) string {
 		"  default-server pool-purge-delay 200ms\n  server %s\n", h.port, strings.Join(list, "\n  server "))
 }
 
-// visitors send requests until it is stopped.
+// visitors send requests until they are stopped.
 type visitors struct {
-	gone   atomic.Value // name of a server that is to get none any more
+	gone   atomic.Value // name of a server that must get none any more
 	stop   chan struct{}
 	all    sync.WaitGroup
 	sent   atomic.Int64
@@ -191,7 +191,7 @@ func (h *realHAProxy) visitors() *visitors {
 	return tr
 }
 
-// more returns when n more requests were sent.
+// more returns after n more requests.
 func (tr *visitors) more(t testing.TB, n int64) {
 	t.Helper()
 	want := tr.sent.Load() + n
@@ -207,7 +207,7 @@ func (tr *visitors) end(t testing.TB) {
 	}
 }
 
-// tendUntil tends until something is done.
+// tendUntil tends until a condition is met.
 func (h *realHAProxy) tendUntil(what string, done func() bool) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(h.t.Context(), 20*time.Second)
@@ -225,12 +225,12 @@ func (h *realHAProxy) tendUntil(what string, done func() bool) {
 	}
 }
 
-// gone says whether HAProxy has a server no more.
+// gone reports whether HAProxy no longer has a server.
 func (h *realHAProxy) gone(server string) func() bool {
 	return func() bool { _, there := h.see()[server]; return !there }
 }
 
-// A server that is removed finishes what it has and gets nothing new; then it is deleted.
+// A removed server finishes its requests and gets no new ones; then it is deleted.
 func TestE2ELeave(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h, a := startHAProxy(t, r.image), startApp(t)
@@ -275,7 +275,7 @@ func TestE2ELeave(t *testing.T) {
 	})
 }
 
-// A server that comes back while it leaves is used again, and what it has finishes.
+// A server that comes back while it leaves is used again, and its requests finish.
 func TestE2EBackWhileLeaving(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h, a, b := startHAProxy(t, r.image), startApp(t), startApp(t)
@@ -332,7 +332,7 @@ func TestE2EBackWhileLeaving(t *testing.T) {
 	})
 }
 
-// tunnel is a connection that is echoed through HAProxy.
+// tunnel is a connection echoed through HAProxy.
 type tunnel struct {
 	conn net.Conn
 	r    *bufio.Reader
@@ -361,7 +361,7 @@ func (h *realHAProxy) dial(port string) *tunnel {
 	return &tunnel{conn, bufio.NewReader(conn)}
 }
 
-// echo is nil if the tunnel is open.
+// echo returns nil if the tunnel is open.
 func (tn *tunnel) echo() error {
 	if err := tn.conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 		return err
@@ -428,7 +428,7 @@ func TestE2ELeaveTimeouts(t *testing.T) {
 	})
 }
 
-// Hundreds that leave, each with a request, hold nothing up.
+// Hundreds of leaving servers, each with a request, do not delay anything.
 func TestE2EManyLeave(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		const n = 300

@@ -14,7 +14,7 @@ import (
 
 const tunnelOfA = "0x1: proto=tcpv4 src=127.0.0.1:1 fe=f be=app srv=a ts=00 epoch=0 age=2s calls=3 rate=1 cpu=0 lat=0 rq[f=848001h,i=0,an=00h,ax=] rp[f=80048001h,i=0,an=00h,ax=] scf=[8,1000h,fd=14,rex=59m59s,wex=] exp=1m\n\n"
 
-// startDraining starts a HAProxy of which server app/a drains, and has connections.
+// startDraining starts a HAProxy whose server app/a drains and has connections.
 func startDraining(t *testing.T, set ...func(*Options)) (*masterSocket, *Proxy) {
 	const two = "frontend f\n  bind :80\nbackend app\n  server a 10.0.0.1:80\n  server b 10.0.0.2:80\n"
 	dir := t.TempDir()
@@ -36,7 +36,7 @@ func startDraining(t *testing.T, set ...func(*Options)) (*masterSocket, *Proxy) 
 	return m, p
 }
 
-// overdue makes the servers that drain those of a while ago, and due.
+// overdue makes the draining servers old, and due.
 func (p *Proxy) overdue(ago time.Duration) {
 	d := p.driver.drains
 	d.mu.Lock()
@@ -46,7 +46,7 @@ func (p *Proxy) overdue(ago time.Duration) {
 	}
 }
 
-// A HAProxy that does not answer to what is asked about draining servers holds up no change.
+// A HAProxy that does not answer questions about draining servers delays no change.
 func TestDrainingHoldsUpNothing(t *testing.T) {
 	for _, hangs := range []string{"@1 show sess", "@1 del server app/a"} {
 		t.Run(hangs, func(t *testing.T) {
@@ -81,7 +81,7 @@ func TestDrainingHoldsUpNothing(t *testing.T) {
 	}
 }
 
-// A server that comes back just when it is being deleted is added anew.
+// A server that comes back just when it is being deleted is added again.
 func TestBackWhileDeleted(t *testing.T) {
 	m, p := startDraining(t)
 	p.overdue(time.Minute)
@@ -117,7 +117,7 @@ func TestBackWhileDeleted(t *testing.T) {
 	}
 }
 
-// A server that comes back just after it was deleted, of which the plan did not know, is added anew.
+// A server that comes back just after it was deleted, unknown to the plan, is added again.
 func TestBackWhenDeleted(t *testing.T) {
 	m, p := startDraining(t)
 	d := p.driver
@@ -134,12 +134,13 @@ func TestBackWhenDeleted(t *testing.T) {
 	}
 }
 
-// HAProxy's sessions are read when a server's time for requests is over, and rarely. What could not be read may be a tunnel.
+// HAProxy's sessions are read rarely, and only when a server's time for requests is over. If they cannot be read, any server may
+// have a tunnel.
 func TestSessionsAreReadRarely(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		says string
-		cut  bool // in the end
+		cut  bool // at the end
 	}{
 		{"a tunnel", tunnelOfA, false},
 		{"none", "\n", true},
@@ -188,7 +189,7 @@ func TestSessionsAreReadRarely(t *testing.T) {
 	}
 }
 
-// What grows with backends shrinks with them.
+// State that grows with backends shrinks with them.
 func TestBackendsAreForgotten(t *testing.T) {
 	dir := t.TempDir()
 	startMaster(t, dir)

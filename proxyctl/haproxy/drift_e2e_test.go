@@ -16,8 +16,8 @@ import (
 	"berth/proxyctl"
 )
 
-// What others do to HAProxy or to its file is found by the next Apply of the same text, and repaired by the least that
-// does; what is as it should be is left alone.
+// What others do to HAProxy or its file is found by the next Apply of the same text, and repaired with the least effort. Anything
+// that is right is left alone.
 func TestE2EDrift(t *testing.T) {
 	none, runtime, reload := proxyctl.None, proxyctl.Runtime, proxyctl.Reload
 	eachRelease(t, func(t *testing.T, r release) {
@@ -115,7 +115,7 @@ func pidOf(info string) string {
 	return pid
 }
 
-// The same, but the next text is another: berth finds HAProxy other than it thinks.
+// The same, but with another text next: berth finds HAProxy different from what it remembers.
 func TestE2EDriftUnderChange(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image)
@@ -157,7 +157,7 @@ func TestE2EDriftUnderChange(t *testing.T) {
 	})
 }
 
-// status returns when a server has a status that begins so.
+// status returns when the status of a server has this prefix.
 func (h *realHAProxy) status(server, prefix string) {
 	h.t.Helper()
 	h.eventually(server+" is "+prefix, func() bool {
@@ -171,7 +171,7 @@ func (h *realHAProxy) status(server, prefix string) {
 	})
 }
 
-// What looks like drift and is none: HAProxy's own doing is not undone, for then it would be for ever.
+// What looks like drift but is HAProxy's own doing is not undone; otherwise that would go on forever.
 func TestE2ENoDrift(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image)
@@ -208,7 +208,7 @@ func TestE2ENoDrift(t *testing.T) {
 	})
 }
 
-// What an agent says of its server is not undone either.
+// An agent's decision about its server is not undone either.
 func TestE2EAgent(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h, agent, a := startHAProxy(t, r.image), startAgent(t), startApp(t)
@@ -253,7 +253,7 @@ func startAgent(t testing.TB) *agent {
 	return a
 }
 
-// word is a string that several goroutines read and write.
+// word is a string shared by several goroutines.
 type word struct{ v atomic.Value }
 
 func (w *word) Store(s string) { w.v.Store(s) }

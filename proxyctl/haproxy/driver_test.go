@@ -23,19 +23,19 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// masterSocket is a HAProxy master as 3.0 (or, silent, as 2.6) answers it, with one worker. It loads the file at a
-// reload, and carries out the commands that change servers.
+// masterSocket answers like a HAProxy 3.0 master (or, if silent, a 2.6 one) with one worker. It loads the file at a reload, and
+// carries out the commands that change servers.
 type masterSocket struct {
 	path, file string
 	version    string
 	silent     bool              // 2.6: no reply to reload
 	hang       map[string]bool   // commands that are never answered
-	says       map[string]string // what is answered instead, and nothing done, by the beginning of a command
+	says       map[string]string // answers to commands with these prefixes, which are then not carried out
 	refuse     func(text string) string
-	elsewhere  bool              // it reads another file than berth's
-	hide       string            // a server that it does not show
-	oldSays    string            // what the old worker answers, whatever the command
-	first      map[string]func() // what happens before a command is answered for the first time
+	elsewhere  bool              // it reads a file other than berth's
+	hide       string            // a server it does not show
+	oldSays    string            // what the old worker answers to any command
+	first      map[string]func() // called before a command is first answered
 
 	mu       sync.Mutex
 	running  string // text of the serving worker
@@ -45,7 +45,7 @@ type masterSocket struct {
 	worker   int
 	failed   int
 	loaded   []string
-	commands []string // to the worker, all that do not only look
+	commands []string // all commands to the worker that do more than look
 	release  chan struct{}
 }
 
@@ -360,7 +360,7 @@ func (m *masterSocket) toWorker(conn io.Writer, command string) {
 	}
 }
 
-// markIn is the mark in a text, as HAProxy would set it.
+// markIn returns the mark in a text, as HAProxy would set it.
 func markIn(text string) string {
 	_, after, _ := strings.Cut(text, "setenv "+markName+" ")
 	value, _, _ := strings.Cut(after, "\n")
@@ -380,7 +380,7 @@ func newProxy(dir string) *Proxy {
 	})
 }
 
-// markText is a text as it is in the file.
+// markText returns a text as it is in the file.
 func markText(text string) string { return mark(text, nil).Text }
 
 func TestApply(t *testing.T) {
@@ -394,7 +394,7 @@ func TestApply(t *testing.T) {
 	}
 	tests := []struct {
 		name  string
-		start string // file at the beginning
+		start string // file at the start
 		good  string // kept from an earlier run
 		set   func(*masterSocket)
 		steps []step
@@ -424,7 +424,7 @@ func TestApply(t *testing.T) {
 		{"refused after a crash that left a bad file: the last good one goes back", markText(badText), markText(oldText), func(m *masterSocket) { m.run(markText(oldText)) }, []step{
 			{badText + "# other\n", "", proxyctl.ErrRefused, "unknown keyword", markText(oldText), 1},
 		}},
-		// HAProxy up to 3.0 hands the variable on to a worker whose configuration does not set it.
+		// HAProxy up to 3.0 passes the variable on to a worker whose configuration does not set it.
 		{"refused, and an operator's own file was there: that goes back, not berth's last", oldText, markText(newText), func(m *masterSocket) { m.run(markText(newText)) }, []step{
 			{badText, "", proxyctl.ErrRefused, "unknown keyword", oldText, 1},
 		}},
@@ -437,7 +437,7 @@ func TestApply(t *testing.T) {
 		}},
 		{"changed on disk behind our back", oldText, "", func(m *masterSocket) {
 			n := 0
-			m.refuse = func(string) string { // somebody writes the file right after the first reload
+			m.refuse = func(string) string { // someone writes the file right after the first reload
 				if n++; n == 1 {
 					_ = os.WriteFile(m.file, []byte("edited by hand\n"), 0o644)
 				}
@@ -537,7 +537,7 @@ func TestApplyWhileDown(t *testing.T) {
 	}
 }
 
-// The commands that go to HAProxy for a change of servers, what it answers, and what comes of it.
+// The commands sent to HAProxy for a change of servers, its answers, and the result.
 func TestRuntime(t *testing.T) {
 	const frame = "frontend f\n  bind :80\nbackend app\n"
 	const two = "  server a 10.0.0.1:80\n  server b 10.0.0.2:80\n"
@@ -638,7 +638,7 @@ func manyServers(n int) string {
 	return b.String()
 }
 
-// What HAProxy refused once is not tried again and again in that backend, but others go on, and a new shape is a new try.
+// What HAProxy refused once is not tried again and again in that backend. Other changes go on, and a new shape is a new try.
 func TestRefusalIsRemembered(t *testing.T) {
 	dir := t.TempDir()
 	m := startMaster(t, dir)
@@ -670,7 +670,7 @@ func TestRefusalIsRemembered(t *testing.T) {
 	}
 }
 
-// A look at a HAProxy that somebody changed repairs just that.
+// If someone changed HAProxy, inspecting it repairs only that.
 func TestDrift(t *testing.T) {
 	const text = "frontend f\n  bind :80\nbackend app\n  server a 10.0.0.1:80\n  server b 10.0.0.2:80 weight 5\n  server c 10.0.0.3:80 disabled\n"
 	tests := []struct {
@@ -732,8 +732,8 @@ func TestDrift(t *testing.T) {
 
 func onDiskQuiet(path string) string { b, _ := os.ReadFile(path); return string(b) }
 
-// Where HAProxy shows other servers than the text has (a section is disabled, .if blocks), berth neither reloads again and
-// again nor sends commands there.
+// Where HAProxy shows other servers than the text (a disabled section, .if blocks), berth neither reloads again and again nor
+// sends commands there.
 func TestOddBackends(t *testing.T) {
 	for name, text := range map[string]string{
 		"conditional": "frontend f\n  bind :80\nbackend app\n.if defined(X)\n  server hidden 10.0.0.1:80\n.endif\n  server b 10.0.0.2:80\n",
@@ -767,7 +767,7 @@ func TestOddBackends(t *testing.T) {
 	}
 }
 
-// A new process of berth knows what the old one did from HAProxy and from the file, servers that are draining too.
+// A new berth process learns what the old one knew from HAProxy and from the file, including draining servers.
 func TestTakeOver(t *testing.T) {
 	const one = "frontend f\n  bind :80\nbackend app\n  server a 10.0.0.1:80\n  server b 10.0.0.2:80\n"
 	const two = "frontend f\n  bind :80\nbackend app\n  server b 10.0.0.2:80\n  server c 10.0.0.3:80\n"
@@ -782,13 +782,13 @@ func TestTakeOver(t *testing.T) {
 			m.servers[0].busy = true
 		}
 	}
-	write(t, m.file, markText(one)) // the old process was killed before the file was in step
+	write(t, m.file, markText(one)) // the old process was killed before it updated the file
 	q := newProxy(dir)
 	defer q.Close()
 	p.Close()
 	write(t, m.file, markText(one))
 	res, err := q.Apply(t.Context(), onlyText(two), true)
-	// The keywords of a server that stands in no file are not known, so it is not taken for the right one.
+	// The keywords of a server that is in no file are unknown, so it is not taken for the right one.
 	if err != nil || res.Action != proxyctl.Reload || !strings.Contains(res.Reason, "server c: HAProxy has a server of that name that is not berth's") {
 		t.Errorf("%s because of %q, %v", res.Action, res.Reason, err)
 	}
@@ -903,7 +903,7 @@ func TestTend(t *testing.T) {
 		p.driver.master.path = path
 		due(p)
 		if again := p.driver.Tend(t.Context()); again == 0 || !slices.Equal(m.commands, []string{"del server app/a"}) {
-			t.Errorf("again in %v, after %v", again, m.commands) // what drains does not wait for a change
+			t.Errorf("again in %v, after %v", again, m.commands) // draining servers do not wait for a change
 		}
 		if res, err := p.Apply(t.Context(), onlyText(one+"  server c 10.0.0.3:80\n"), true); err != nil || res.Action != proxyctl.Runtime || res.Leaving != 1 {
 			t.Errorf("%+v, %v", res, err)
@@ -928,7 +928,7 @@ func TestTunnels(t *testing.T) {
 	}
 }
 
-// The pace of reloads is the caller's; changes of servers do not wait for it.
+// The caller sets the pace of reloads. Changes of servers do not wait for it.
 func TestNotYet(t *testing.T) {
 	dir := t.TempDir()
 	m := startMaster(t, dir)
@@ -945,7 +945,7 @@ func TestNotYet(t *testing.T) {
 	}
 }
 
-// A reload that fails puts back the file as it was in step, with what changed since the last reload.
+// A failed reload restores the file with all changes since the last reload.
 func TestFailedReloadAfterChangesAtRunTime(t *testing.T) {
 	dir := t.TempDir()
 	m := startMaster(t, dir)
@@ -968,7 +968,7 @@ func TestFailedReloadAfterChangesAtRunTime(t *testing.T) {
 	}
 }
 
-// A change that goes half the way at run time, and whose reload is then refused, is undone.
+// A change that gets stuck halfway at run time, and whose reload is then refused, is undone.
 func TestUndo(t *testing.T) {
 	dir := t.TempDir()
 	m := startMaster(t, dir)
@@ -989,7 +989,7 @@ func TestUndo(t *testing.T) {
 	}
 }
 
-// What the program refuses is never left for a restart to load, though HAProxy has the servers.
+// What the program refuses is never left for a restart to load, even if HAProxy already has the servers.
 func TestFileInStepIsValidated(t *testing.T) {
 	dir := t.TempDir()
 	m := startMaster(t, dir)
@@ -1021,7 +1021,7 @@ func TestFileInStepIsValidated(t *testing.T) {
 	}
 }
 
-// Without a socket nothing can be read back: the reload's own error is what counts.
+// Without a socket, nothing can be read back: the reload's own error counts.
 func TestWithoutSocket(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "haproxy.cfg")
@@ -1053,7 +1053,7 @@ func TestWithoutSocket(t *testing.T) {
 	}
 }
 
-// program writes a stand-in for the haproxy binary that refuses what contains "bogus".
+// program writes a stand-in for the haproxy binary that refuses texts containing "bogus".
 func program(t *testing.T, script string) string {
 	path := filepath.Join(t.TempDir(), "haproxy")
 	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
@@ -1202,7 +1202,7 @@ func TestMark(t *testing.T) {
 	}
 }
 
-// A text that was rendered for another version is not loaded when the right one is on its way.
+// A text that was rendered for another version is not loaded if the right one is on its way.
 func TestVersionIsReported(t *testing.T) {
 	dir := t.TempDir()
 	m := startMaster(t, dir)

@@ -14,7 +14,8 @@ import (
 	"berth/proxyctl"
 )
 
-// What real HAProxies and their program say of a text leads to the section at fault, with maps before it and other servers in it.
+// The complaints of real HAProxies and their program about a text lead to the section at fault, with maps before it and other
+// servers in it.
 func TestE2EAtFault(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image)
@@ -40,7 +41,7 @@ func TestE2EAtFault(t *testing.T) {
 				"a server that is tracked":  " track nosuch/x",
 				"an id that is given twice": " id 7\n  server y 127.0.0.1:9003 id 7",
 			} {
-				for _, servers := range []int{3, 20} { // the second is refused from memory, where that was a reload
+				for _, servers := range []int{3, 20} { // the second refusal comes from memory if the first was a reload
 					_, err := h.Apply(t.Context(), onlyText(text(servers, shop)), true)
 					var refused *proxyctl.RefusalError
 					section := ""
@@ -49,7 +50,7 @@ func TestE2EAtFault(t *testing.T) {
 					}
 					want := "shop"
 					if way == "its master" && !r.since("3.0") {
-						want = "" // it does not say why
+						want = "" // it does not give a reason
 					}
 					if !errors.Is(err, proxyctl.ErrRefused) || section != want {
 						t.Errorf("%s, %s, %d servers: %q, want %q; %v", way, what, servers, section, want, err)
@@ -61,7 +62,7 @@ func TestE2EAtFault(t *testing.T) {
 	})
 }
 
-// A server that its checks find down tells why.
+// A server that its checks find down reports why.
 func TestE2EChecks(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image)

@@ -9,7 +9,7 @@ import (
 	"berth/proxyctl"
 )
 
-// The section at fault, from what HAProxy 2.6 to 3.2 say.
+// The section at fault, according to HAProxy 2.6 to 3.2.
 func TestAtFault(t *testing.T) {
 	const text = `# begins with what is no section
 global
@@ -49,7 +49,7 @@ backend new
 	}
 }
 
-// A text that HAProxy need not be asked about tells the section, too; the maps before it count as lines.
+// A text that is refused without asking HAProxy names the section, too. Lines of maps before it count.
 func TestAtFaultOfWords(t *testing.T) {
 	d := newDriver(Options{File: "/berth/haproxy.cfg"})
 	text := mapsBegin + "/berth/haproxy.cfg.routes.map\n" + mapsEntry + "a b\nfrontend web\n  bind :80\nbackend app\n  server a 10.0.0.1:80 cookie \"a\nbackend other\n"
@@ -60,7 +60,7 @@ func TestAtFaultOfWords(t *testing.T) {
 	}
 }
 
-// A refusal that is remembered goes on telling the section, though the lines are others by now.
+// A remembered refusal keeps naming the section, although its lines have moved.
 func TestAtFaultIsRemembered(t *testing.T) {
 	dir := t.TempDir()
 	m, p := startMaster(t, dir), newProxy(dir)

@@ -17,14 +17,14 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// mapped is a configuration whose frontend answers with what a map has for the path.
+// mapped is a configuration whose frontend answers with the map's value for the path.
 func (h *realHAProxy) mapped(content, more string) proxyctl.Config {
 	path := beside(h.driver.opts.File, "routes.map", content)
 	text := strings.Replace(h.text("WORD", more), "string WORD", fmt.Sprintf("lf-string %%[path,map_str(%s,none)]", path), 1)
 	return proxyctl.Config{Text: text, Files: map[string]string{path: content}}
 }
 
-// applied applies a configuration, which must work, and then HAProxy must answer with a word.
+// applied applies a configuration, which must succeed, and expects HAProxy to answer with a word.
 func (h *realHAProxy) applied(c proxyctl.Config, action proxyctl.Action, word string) {
 	h.t.Helper()
 	res, err := h.Apply(h.t.Context(), c, true)
@@ -37,7 +37,7 @@ func (h *realHAProxy) applied(c proxyctl.Config, action proxyctl.Action, word st
 	h.tend()
 }
 
-// has checks which files with a map are there.
+// has checks which map files exist.
 func (h *realHAProxy) has(what string, others []string, configs ...proxyctl.Config) {
 	h.t.Helper()
 	want := slices.Clone(others)
@@ -52,7 +52,7 @@ func (h *realHAProxy) has(what string, others []string, configs ...proxyctl.Conf
 	}
 }
 
-// A map follows its content by reloads, and the one that HAProxy would start with is there at any time.
+// A map follows its content by reloads, and the map that HAProxy would start with exists at any time.
 func TestE2EAuxFiles(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image)
@@ -91,7 +91,7 @@ func TestE2EAuxFiles(t *testing.T) {
 		h.applied(four, proxyctl.Reload, "four")
 		h.has("good again", others, four)
 
-		// Somebody removes the map, which a restart needs, and berth is started anew.
+		// The map is removed, which a restart needs, and berth is restarted.
 		os.Remove(slices.Collect(maps.Keys(four.Files))[0])
 		h.berth()
 		h.applied(four, proxyctl.None, "four")
@@ -99,7 +99,7 @@ func TestE2EAuxFiles(t *testing.T) {
 		h.applied(four, proxyctl.None, "four")
 		h.has("repaired", others, four)
 
-		// While HAProxy is away it starts with the last good one.
+		// While HAProxy is down, it would start with the last good one.
 		five := h.mapped("/ five\n", app)
 		testenv.MustDocker(t, "kill", h.id)
 		if _, err := h.Apply(t.Context(), five, true); !errors.Is(err, proxyctl.ErrUnreachable) {
@@ -115,7 +115,7 @@ func TestE2EAuxFiles(t *testing.T) {
 		h.applied(five, proxyctl.Reload, "five")
 		h.has("back", others, five)
 
-		// berth is killed while HAProxy judges a text, and the next one is given another.
+		// berth is killed while HAProxy judges a text, and the next berth gets another one.
 		six := h.mapped("/ six\n", app)
 		if err := (&configfile.File{Path: h.driver.opts.File}).WriteAux(six.Files, true); err != nil {
 			t.Fatal(err)

@@ -13,7 +13,7 @@ import (
 	"berth/proxyctl/configfile"
 )
 
-// beside is the path of a file beside a configuration file, as the one who renders it makes it of its content.
+// beside returns the path of a file next to the configuration file, as the renderer derives it from the content.
 func beside(file, name, content string) string {
 	ext := filepath.Ext(name)
 	sum := sha256.Sum256([]byte(content))
@@ -29,7 +29,7 @@ func withMap(file, text, content string) proxyctl.Config {
 	}
 }
 
-// besides are the files beside the configuration, all but berth's own copies of that.
+// besides returns the files next to the configuration, except berth's copies of it.
 func besides(t testing.TB, dir string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -44,7 +44,7 @@ func besides(t testing.TB, dir string) (names []string) {
 	return names
 }
 
-// A map is there before HAProxy or its program reads the text that refers to it, and goes when nothing refers to it.
+// A map exists before HAProxy or its program reads the text that refers to it, and is removed when nothing refers to it.
 func TestFiles(t *testing.T) {
 	dir := t.TempDir()
 	m := startMaster(t, dir)
@@ -107,8 +107,8 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// What the last good text refers to stays while berth was killed before HAProxy had judged another, and what HAProxy is
-// started with, too.
+// If berth was killed before HAProxy had judged another text, the files of the last good text stay, and those of the text that
+// HAProxy starts with, too.
 func TestFilesOfTheLastGoodText(t *testing.T) {
 	dir := t.TempDir()
 	m := startMaster(t, dir)
@@ -143,7 +143,7 @@ func TestFilesOfTheLastGoodText(t *testing.T) {
 	}
 }
 
-// A file that cannot be written is an error of the first line, before HAProxy is asked for anything.
+// If a file cannot be written, that is a one-line error, before HAProxy is asked for anything.
 func TestFilesUnwritable(t *testing.T) {
 	dir := t.TempDir()
 	m := startMaster(t, dir)

@@ -21,15 +21,14 @@ import (
 	"berth/proxyctl"
 )
 
-// serveWord is an application on this machine; it returns its address.
+// serveWord starts an application on this machine and returns its address.
 func serveWord(t *testing.T, word string) string {
 	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, word) }))
 	t.Cleanup(app.Close)
 	return strings.TrimPrefix(app.URL, "http://")
 }
 
-// A HAProxy of somebody else's goes on with its servers while the first configuration has none for them, over restarts of
-// berth, too.
+// A foreign HAProxy keeps its servers while the first configuration has none for them, also over restarts of berth.
 func TestE2ETakeOver(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := &realHAProxy{t: t, dir: testenv.Dir(t), port: testenv.FreePort(t)}
@@ -97,8 +96,8 @@ func TestE2ETakeOver(t *testing.T) {
 	})
 }
 
-// HAProxy starts with the first file of berth's image whatever else listens on its ports, and serves as soon as berth's own
-// text can be loaded.
+// HAProxy starts with the first file of berth's image, whatever else listens on its ports, and serves as soon as berth's own text
+// can be loaded.
 func TestE2EFirstPortTaken(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := &realHAProxy{t: t, dir: testenv.Dir(t), port: testenv.FreePort(t)}
@@ -129,7 +128,7 @@ func TestE2EFirstPortTaken(t *testing.T) {
 	})
 }
 
-// On a disk that is full, and on one that is read-only, servers come and go at run time, and the file follows later.
+// On a full or read-only disk, servers come and go at run time, and the file follows later.
 func TestE2EDisk(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root mounts a small disk")
@@ -182,7 +181,7 @@ func TestE2EDisk(t *testing.T) {
 		} {
 			t.Run(tt.name, func(t *testing.T) {
 				tt.breaks()
-				// What a text refers to has to be there before it is loaded, and what it has in common with the running one not.
+				// Files that a text refers to must exist before it is loaded; what it shares with the running text need not wait.
 				name := h.driver.opts.File + ".routes-0123456789abcdef.map"
 				config := proxyctl.Config{Text: text("# "+name+"\nbackend new\n", a, b), Files: map[string]string{name: strings.Repeat("x", 5000)}}
 				res, err := h.Apply(t.Context(), config, true)
@@ -216,7 +215,7 @@ func TestE2EDisk(t *testing.T) {
 					t.Errorf("%v, the file is\n%s", err, onDisk(t, h.driver.opts.File))
 				}
 				h.apply(text("", a))
-				h.Proxy.Close() // the file is in step before the disk breaks again
+				h.Proxy.Close() // the file is up to date before the disk breaks again
 			})
 		}
 	})

@@ -21,7 +21,7 @@ import (
 	"berth/proxyctl"
 )
 
-// realHAProxy runs HAProxy in a container in this host's network, with its files in a directory of the test.
+// realHAProxy runs HAProxy in a container in the host's network, with its files in a directory of the test.
 type realHAProxy struct {
 	t    testing.TB
 	dir  string
@@ -30,7 +30,7 @@ type realHAProxy struct {
 	*Proxy
 }
 
-// startHAProxy starts the HAProxy of an image. set changes the options of the Proxy in it.
+// startHAProxy starts HAProxy from an image. set changes the options of its Proxy.
 func startHAProxy(t testing.TB, image string, set ...func(*Options)) *realHAProxy {
 	t.Helper()
 	if image == "" {
@@ -44,7 +44,7 @@ func startHAProxy(t testing.TB, image string, set ...func(*Options)) *realHAProx
 	return h
 }
 
-// run starts a container until the end of the test, and returns when the master in it answers.
+// run starts a container until the test ends, and returns when its master answers.
 func (h *realHAProxy) run(image, file, socket string) {
 	h.t.Helper()
 	h.id = testenv.Run(h.t, "--network", "host", "--user", fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()),
@@ -52,16 +52,16 @@ func (h *realHAProxy) run(image, file, socket string) {
 	h.up(socket)
 }
 
-// up returns when the worker answers commands, which is a moment after it serves.
+// up returns when the worker answers commands, which is a moment after it starts to serve.
 func (h *realHAProxy) up(socket string) {
 	h.t.Helper()
 	h.eventually("the worker answers", func() bool {
-		reply, err := ask(h.dir+"/"+socket, "show proc; @1 show info") // 3.2 may leave a first @1 without an answer while it starts
+		reply, err := ask(h.dir+"/"+socket, "show proc; @1 show info") // 3.2 may leave a first @1 unanswered while it starts
 		return err == nil && strings.Contains(reply, "Pid: ")
 	})
 }
 
-// berth makes a new Proxy, as a start of berth does.
+// berth makes a new Proxy, like a start of berth.
 func (h *realHAProxy) berth(set ...func(*Options)) {
 	opts := Options{File: h.dir + "/haproxy.cfg", Socket: h.dir + "/master.sock", Timeout: 10 * time.Second, Grace: -1, Log: slog.New(slog.DiscardHandler)}
 	for _, f := range set {
@@ -114,7 +114,7 @@ func testApply(t *testing.T, r release) {
 	refused("empty", "", "would serve nothing")
 	refused("no listener", "global\n  maxconn 10\n", "would serve nothing")
 
-	// An address that another program listens on: berth sees it before HAProxy closes its listeners to try.
+	// Another program listens on the address: berth notices before HAProxy closes its listeners to try.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +122,7 @@ func testApply(t *testing.T, r release) {
 	defer l.Close()
 	refused("address in use", h.text("third", "frontend other\n  bind "+l.Addr().String()+"\n"), "another program listens there")
 
-	// Refusals leave nothing behind that keeps the next good one from being applied.
+	// Refusals leave nothing behind that keeps the next good text from being applied.
 	if _, err := h.Apply(t.Context(), onlyText(h.text("fourth", "")), true); err != nil || h.answer() != "fourth" {
 		t.Errorf("after refusals: %v, HAProxy answers %q", err, h.answer())
 	}
@@ -146,7 +146,7 @@ func testHAProxyGoneAndBack(t *testing.T, r release) {
 	}
 }
 
-// Reload after reload under requests over kept connections: none fails, with the options that the shipped template has.
+// Reload after reload under requests over kept connections: none fails, with the options of the built-in template.
 func TestE2EReloadsLoseNothing(t *testing.T) { eachRelease(t, testReloadsLoseNothing) }
 
 func testReloadsLoseNothing(t *testing.T, r release) {
@@ -214,7 +214,7 @@ func testReloadsLoseNothing(t *testing.T, r release) {
 	}
 }
 
-// HAProxy that reads another file than berth writes, by its -f or by a mount of the single file, is noticed.
+// A HAProxy that reads another file than berth writes, because of its -f or a mount of the single file, is noticed.
 func TestE2EAnotherFile(t *testing.T) { eachRelease(t, testAnotherFile) }
 
 func testAnotherFile(t *testing.T, r release) {

@@ -22,8 +22,8 @@ import (
 	"berth/deploy/testenv"
 )
 
-// harness is a HAProxy in a container in this host's network that runs with the settings of the shipped template. All
-// listen on addresses of their own in 127.0.0.0/8, whose ports no outgoing connection takes.
+// harness is a HAProxy in a container in the host's network with the settings of the built-in template. Everything listens on its
+// own address in 127.0.0.0/8, whose ports no outgoing connection takes.
 type harness struct {
 	testing.TB
 	image   string
@@ -32,7 +32,7 @@ type harness struct {
 	id      string // of the container
 	web     string // address of its frontend
 
-	apps map[string]*http.Server // those in this process, by address
+	apps map[string]*http.Server // applications in this process, by address
 }
 
 const (
@@ -62,7 +62,7 @@ func startHarness(tb testing.TB, image string) *harness {
 	return r
 }
 
-// messages are the last of HAProxy's log that are not of requests.
+// messages returns the latest messages of HAProxy's log that are not about requests.
 func (r *harness) messages() string {
 	lines := strings.Split(testenv.MustDocker(r, "logs", "--tail", "20000", r.id), "\n")
 	lines = slices.DeleteFunc(lines, func(l string) bool { return strings.Contains(l, "] http.in ") })
@@ -71,12 +71,12 @@ func (r *harness) messages() string {
 
 func (r *harness) file() string { return filepath.Join(r.dir, "haproxy.cfg") }
 
-// options are those for a Proxy that berth itself uses.
+// options returns the options that berth itself uses for a Proxy.
 func (r *harness) options() Options {
 	return Options{File: r.file(), Socket: filepath.Join(r.dir, "master.sock"), Grace: -1, Log: slog.New(slog.DiscardHandler)}
 }
 
-// group is a backend, and listed one of its servers.
+// group is a backend, and listed is one of its servers.
 type (
 	group struct {
 		name    string
@@ -88,11 +88,11 @@ type (
 	}
 )
 
-// ofHolding is what the settings have for connections that wait: it needs files beside them.
+// ofHolding matches the settings for waiting connections, which need files next to them.
 var ofHolding = regexp.MustCompile(`(?ms)^    lua-load [^\n]*\n|^defaults tcp\.in\.defaults .*?^(# For all|defaults http)`)
 
-// text is a configuration with the settings of the shipped template. more is for its frontend. The first backend gets
-// what no other one is asked for: each is at the path of its name.
+// text is a configuration with the settings of the built-in template. more is for its frontend. Each backend is at the path of
+// its name, and the first one gets all other requests.
 func (r *harness) text(more string, backends ...group) string {
 	rendered, err := os.ReadFile("../../templates/testdata/one.cfg")
 	if err != nil {
@@ -120,7 +120,7 @@ func (r *harness) text(more string, backends ...group) string {
 	return b.String()
 }
 
-// runtime asks HAProxy's worker over the socket of the shipped template, not as the code under test does.
+// runtime asks HAProxy's worker over the socket of the built-in template, unlike the code under test.
 func (r *harness) runtime(command string) (string, error) {
 	conn, err := net.Dial("unix", filepath.Join(r.dir, "admin.sock"))
 	if err != nil {
@@ -137,7 +137,7 @@ func (r *harness) runtime(command string) (string, error) {
 	return string(reply), err
 }
 
-// info is a figure of "show info".
+// info returns a value of "show info".
 func (r *harness) info(name string) (string, error) {
 	reply, err := r.runtime("show info")
 	if err != nil {
@@ -151,7 +151,7 @@ func (r *harness) info(name string) (string, error) {
 	return value, nil
 }
 
-// servers are those HAProxy has, by backend/name: address, weight, and what else is to say of them.
+// servers returns HAProxy's servers, by backend/name: address, weight, and other details.
 func (r *harness) servers() (map[string]string, error) {
 	reply, err := r.runtime("show servers state")
 	if err != nil {
@@ -175,7 +175,7 @@ func (r *harness) servers() (map[string]string, error) {
 	return out, nil
 }
 
-// expect is nil if HAProxy has these servers, up, and no others.
+// expect returns nil if HAProxy has exactly these servers, and they are up.
 func (r *harness) expect(backends ...group) error {
 	has, err := r.servers()
 	if err != nil {
@@ -209,7 +209,7 @@ func differ(has map[string]string, backends ...group) error {
 	return fmt.Errorf("%d servers differ: %s", len(diff), strings.Join(diff[:min(len(diff), 5)], "; "))
 }
 
-// worker is the process that serves, as this machine numbers it; 0 where it cannot be seen.
+// worker returns the serving process by its PID on this machine; 0 if it is not visible.
 func (r *harness) worker() (pid int) {
 	main := testenv.MustDocker(r, "inspect", "--format", "{{.State.Pid}}", r.id)
 	b, err := os.ReadFile("/proc/" + main + "/task/" + main + "/children")
@@ -224,7 +224,7 @@ func (r *harness) worker() (pid int) {
 	return pid
 }
 
-// memory is a figure of /proc/<pid>/status in MB, 0 where there is none.
+// memory returns a value of /proc/<pid>/status in MB, 0 if there is none.
 func memory(pid int, name string) float64 {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -240,7 +240,7 @@ func memory(pid int, name string) float64 {
 	return 0
 }
 
-// processorTime is what a process has used so far.
+// processorTime returns the CPU time a process has used so far.
 func processorTime(pid int) time.Duration {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -256,7 +256,7 @@ func processorTime(pid int) time.Duration {
 	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
-// images returns the HAProxys to test, from the first of these variables that is set; it may hold several.
+// images returns the HAProxy images to test, from the first of these variables that is set; it may list several.
 func images(tb testing.TB, variables ...string) []string {
 	set := slices.IndexFunc(variables, func(v string) bool { return os.Getenv(v) != "" })
 	return testenv.Images(tb, variables[max(set, 0)])

@@ -12,8 +12,8 @@ import (
 	"berth/proxyctl"
 )
 
-// hostile are lines for a backend with the servers keep and other, that come in place of {} in its text. What HAProxy
-// makes of them when it loads them is what must come of them.
+// hostile are lines for a backend with the servers keep and other, which replace {} in its text. They must have the same result
+// as when HAProxy loads them.
 func hostile() []string {
 	long := strings.Repeat("n", 300)
 	return []string{
@@ -109,14 +109,14 @@ func hostile() []string {
 		"server a 127.0.0.1:9001 on-marked-down shutdown-sessions", "server a 127.0.0.1:9001 on-marked-up nonsense", "server a 127.0.0.1:9001 proxy-v2-options crc32c send-proxy-v2", "server a 127.0.0.1:9001 proxy-v2-options nonsense", "server a 127.0.0.1:9001 track keep",
 		"server a 127.0.0.1:9001 source 127.0.0.2", "server a 127.0.0.1:9001 redir http://x", "server a 127.0.0.1:9001 no-ssl ssl verify none no-ssl", "server a 127.0.0.1:9001 force-tlsv12 force-tlsv13 ssl verify none",
 		"server a 127.0.0.1:9001 " + strings.Repeat("check ", 60), "server a 127.0.0.1:9001 " + strings.Repeat("check ", 63), "server a 127.0.0.1:9001 cookie " + long,
-		// what refers to servers
+		// references to servers
 		"use-server keep if TRUE", "use-server a if TRUE\n  server a 127.0.0.1:9001", "use-server a if TRUE", "default-server bogus", "default-server weight 300", "default-server disabled\n  server a 127.0.0.1:9001", "default-server id 5\n  server a 127.0.0.1:9001",
 		"default-server backup\n  server a 127.0.0.1:9001 no-backup", "server-template t 3 127.0.0.1:9001", "server-template keep 3 127.0.0.1:9001", ".if 1\n  server a 127.0.0.1:9001\n  .endif", ".notice x",
 	}
 }
 
-// Whatever a server line says, no command comes of it, and either HAProxy has just what the line means or it is
-// refused and all is as before.
+// Whatever a server line says, it cannot become a command. HAProxy either has exactly what the line means, or it is refused and
+// everything stays as before.
 func TestE2EHostile(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h, a := startHAProxy(t, r.image), startApp(t)
@@ -140,7 +140,7 @@ func TestE2EHostile(t *testing.T) {
 				continue // another release does it
 			}
 			next := text(line)
-			h.berth() // one that has not heard yet what HAProxy does not take
+			h.berth() // a new berth does not know yet what HAProxy refuses
 			res, err := h.Apply(t.Context(), onlyText(next), true)
 			h.tend()
 			actions[res.Action]++
@@ -155,7 +155,7 @@ func TestE2EHostile(t *testing.T) {
 			case err != nil:
 				t.Errorf("%q: %v", line, err)
 			default:
-				if res.Action == proxyctl.Runtime { // else it was loaded
+				if res.Action == proxyctl.Runtime { // otherwise it was loaded
 					if err := l.loads(h); err != nil {
 						t.Errorf("%q is taken (%s), and HAProxy does not start with it: %v", line, res.Action, err)
 						break
@@ -187,7 +187,7 @@ func TestE2EHostile(t *testing.T) {
 	})
 }
 
-// A server cannot be taken away while something else in the text names it: HAProxy would not start with that any more.
+// A server cannot be removed while something else in the text names it, because HAProxy would no longer start with that text.
 func TestE2EReferred(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image)

@@ -19,8 +19,8 @@ import (
 	"berth/proxyctl"
 )
 
-// TestE2EMixedHour plays all that happens to a proxy in an hour, in seconds, under steady requests: none fails, but for
-// those that meet HAProxy dead, and in the end HAProxy has just the servers that are wanted.
+// TestE2EMixedHour plays everything that happens to a proxy in an hour, in seconds, under steady requests. None fails, except
+// those that find HAProxy dead, and in the end HAProxy has exactly the wanted servers.
 func TestE2EMixedHour(t *testing.T) {
 	for _, image := range testenv.Edges(images(t, "IMAGES_HAPROXY", "IMAGE_HAPROXY")) {
 		t.Run(image, func(t *testing.T) {
@@ -30,8 +30,8 @@ func TestE2EMixedHour(t *testing.T) {
 			if h.failed() > 0 {
 				t.Errorf("%d requests failed", h.failed())
 			}
-			// A kept connection gets one more answer by the worker that it was made to, after a reload, too. And when a
-			// server moves, HAProxy 2.6 uses those of its connections that were busy then for a moment longer.
+			// After a reload, too, a kept connection gets one more answer from its old worker. When a server moves, HAProxy 2.6
+			// uses its connections that were busy at that time for a moment longer.
 			if astray := h.astray().Of(false); len(astray) > 0 {
 				t.Errorf("%d requests over new connections went to a server that was removed", len(astray))
 			}
@@ -42,29 +42,29 @@ func TestE2EMixedHour(t *testing.T) {
 	}
 }
 
-// hour is how much shall happen.
+// hour is how much should happen.
 type hour struct {
-	changes int // of servers: added, removed, moved, weighed, some of them at once
-	reloads int // changes of what is no server
+	changes int // of servers: added, removed, moved, or given another weight, sometimes several at once
+	reloads int // changes of anything else
 	pace    time.Duration
 }
 
 type hourReport struct {
 	hour
 	version           string
-	runtime, reloaded int // texts that went live so
+	runtime, reloaded int // texts that went live that way
 	refused           error
 	killed, answered  time.Time        // HAProxy was killed, and answered again
 	back              time.Time        // it is known to run the newest text again
-	apart             traffic.Requests // those that met it dead
-	after             traffic.Requests // those during the first reload after the invalid text
+	apart             traffic.Requests // requests that found it dead
+	after             traffic.Requests // requests during the first reload after the invalid text
 	others            traffic.Requests
 	lasted            time.Duration
 }
 
-// failed leaves out those that met HAProxy dead. When HAProxy 3.2 has refused a configuration, the next reload makes new
-// listening sockets instead of taking over the old ones (its master has no worker to take them from), and what waits in
-// the old ones is lost: that is for berth to avoid, if it can.
+// failed leaves out requests that found HAProxy dead. When HAProxy 3.2 has refused a configuration, the next reload opens new
+// listening sockets instead of taking over the old ones (its master has no worker to take them from), and requests waiting in the
+// old ones are lost. berth should avoid that if it can.
 func (h hourReport) failed() int {
 	n := h.others.Failed()
 	if !strings.HasPrefix(h.version, "3.2") {
@@ -73,7 +73,7 @@ func (h hourReport) failed() int {
 	return n
 }
 
-// astray is how many requests went to a server that was removed. A HAProxy that was killed may start with one of those.
+// astray is how many requests went to a removed server. A HAProxy that was killed may start with one of those.
 func (h hourReport) astray() traffic.Requests {
 	_, others := h.others.During(h.killed, h.back)
 	return others.Astray()
@@ -88,7 +88,7 @@ func (h hourReport) String() string {
 		h.after.Failed(), len(h.after), h.after.Failures())
 }
 
-// playing is an hour under way. A Controller brings HAProxy to the texts.
+// playing is an hour in progress. A Controller brings HAProxy to the texts.
 type playing struct {
 	*harness
 	report  hourReport
@@ -96,8 +96,8 @@ type playing struct {
 	load    *traffic.Load
 	rand    *rand.Rand
 	fleet   *fleet
-	free    []string // addresses that no server has
-	shape   int      // what no server makes up
+	free    []string // addresses without a server
+	shape   int      // the part without servers
 	counted *counter
 }
 
@@ -107,7 +107,7 @@ type counter struct {
 	actions      map[proxyctl.Action]int
 	refused      bool
 	began, ended time.Time              // the first reload after a text was refused
-	live         atomic.Pointer[string] // the text that was applied last, as a whole
+	live         atomic.Pointer[string] // the last text that was applied as a whole
 }
 
 func (c *counter) Apply(ctx context.Context, config proxyctl.Config, mayReload bool) (proxyctl.Result, error) {
@@ -124,7 +124,7 @@ func (c *counter) Apply(ctx context.Context, config proxyctl.Config, mayReload b
 	return res, err
 }
 
-// hour ends the test at once if HAProxy is not brought to what is wanted.
+// hour ends the test at once if HAProxy does not get to the wanted text.
 func (r *harness) hour(h hour) hourReport {
 	opts := r.options()
 	p := &playing{harness: r, report: hourReport{hour: h, version: r.version}, rand: rand.New(rand.NewPCG(1, 2)), counted: &counter{Proxy: New(opts), actions: map[proxyctl.Action]int{}}}
@@ -152,7 +152,7 @@ func (r *harness) hour(h hour) hourReport {
 	p.play()
 	p.report.lasted = time.Since(began)
 	for _, address := range p.free {
-		r.apps[address].SetKeepAlivesEnabled(false) // what HAProxy removed ends its connections, too
+		r.apps[address].SetKeepAlivesEnabled(false) // removed by HAProxy, it ends its connections, too
 	}
 	testenv.Eventually(r, 20*time.Second, "HAProxy has the servers that are wanted, and no others", func() error { return r.expect(p.fleet.group) })
 	p.report.apart, p.report.others = p.load.End().During(p.report.killed, p.report.answered)
@@ -162,7 +162,7 @@ func (r *harness) hour(h hour) hourReport {
 	return p.report
 }
 
-// play does all in an order that is random, and the same each time.
+// play does everything in a random order that is the same each time.
 func (p *playing) play() {
 	var steps []func()
 	for range p.report.changes {
@@ -175,7 +175,7 @@ func (p *playing) play() {
 	for i, step := range steps {
 		step()
 		p.set()
-		if p.rand.IntN(5) > 0 { // else the next text comes while this one is applied
+		if p.rand.IntN(5) > 0 { // otherwise the next text comes while this one is applied
 			p.live()
 		}
 		<-time.After(p.report.pace)
@@ -195,7 +195,7 @@ func (p *playing) text() string {
 
 func (p *playing) set() { p.control.Set(onlyText(p.text()), time.Now()) }
 
-// live waits until berth says that the newest text is live, and has HAProxy itself say so, too.
+// live waits until berth reports the newest text as live, and checks that HAProxy reports it, too.
 func (p *playing) live() {
 	p.Helper()
 	testenv.Eventually(p, 20*time.Second, "the newest text is live", func() error {
@@ -213,7 +213,7 @@ func (p *playing) live() {
 	}
 }
 
-// has sees whether HAProxy has the servers that are wanted, and no others but those that are draining.
+// has checks that HAProxy has exactly the wanted servers, apart from draining ones.
 func (p *playing) has(when string) {
 	p.Helper()
 	has, err := p.servers()
@@ -226,7 +226,7 @@ func (p *playing) has(when string) {
 	}
 }
 
-// change adds, removes, moves or weighs a server, or several.
+// change adds, removes or moves one or several servers, or changes their weights.
 func (p *playing) change() {
 	for range 1 + max(0, p.rand.IntN(8)-5) {
 		i := p.rand.IntN(len(p.fleet.servers))
@@ -255,7 +255,7 @@ func (p *playing) add() {
 	p.fleet.servers = append(p.fleet.servers, listed{fmt.Sprint("app-", p.fleet.made), p.take(), 100})
 }
 
-// take is the address that is free for the longest time.
+// take returns the address that has been free for the longest time.
 func (p *playing) take() string {
 	a := p.free[0]
 	p.free = p.free[1:]
@@ -267,7 +267,7 @@ func (p *playing) take() string {
 
 func (p *playing) release(address string) { p.free = append(p.free, address) }
 
-// invalid has berth refuse a text, and goes on as if nothing had been.
+// invalid has berth refuse a text, then continues as if nothing had happened.
 func (p *playing) invalid() {
 	p.live()
 	p.control.Set(onlyText(strings.Replace(p.text(), "frontend http.in\n", "frontend http.in\n    no-such-keyword\n", 1)), time.Now())
@@ -282,7 +282,7 @@ func (p *playing) invalid() {
 	p.set()
 }
 
-// kill kills HAProxy, and starts it right away.
+// kill kills HAProxy, and restarts it at once.
 func (p *playing) kill() {
 	p.live()
 	p.report.killed = time.Now()

@@ -398,7 +398,7 @@ func (d *drains) endEnds(due map[string]string, before, after map[string]entries
 		if _, held := before[path][backend]; !held {
 			continue
 		}
-		d.opts.Log.Info("no new server for "+backend+" in time: requests wait no longer, and its last server, kept in HAProxy until now, is out of service", "backend", backend)
+		d.opts.Log.Info("no new server for "+backend+" came in time: its requests no longer wait, and HAProxy's last server for it is out of service", "backend", backend)
 		for _, s := range l.servers {
 			if s.gone {
 				d.list[serverName{backend, s.name}] = &draining{since: time.Now(), next: time.Now(), wait: firstTry}

@@ -21,8 +21,8 @@ import (
 	"berth/proxyctl"
 )
 
-// holding is a configuration whose requests wait while the backend app has no server, as those of the shipped template do. more
-// is for the frontend.
+// holding is a configuration whose requests wait while the backend app has no server, as with the built-in template. more is for
+// the frontend.
 func (h *realHAProxy) holding(r release, more, server string) proxyctl.Config {
 	pause, load := "lua.pause 100", "global\n  lua-load "+h.dir+"/pause.lua\n"
 	if r.since("3.2") {
@@ -100,7 +100,7 @@ func (l *load) one(client *http.Client, n int, url string) {
 	l.first.CompareAndSwap(nil, &why)
 }
 
-// until returns when so many requests have no answer yet.
+// until returns when this many requests are unanswered.
 func (l *load) until(pending int64) {
 	l.t.Helper()
 	testenv.Until(l.t, 20*time.Second, fmt.Sprint(pending, " requests wait"), func() bool { return l.pending.Load() >= pending })
@@ -119,7 +119,7 @@ func (l *load) says() string {
 	return s
 }
 
-// reader is a server that reads a request to its end before it answers.
+// reader is a server that reads the whole request before it answers.
 func reader(t *testing.T) (s *http.Server, address string) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -134,7 +134,7 @@ func reader(t *testing.T) (s *http.Server, address string) {
 	return s, l.Addr().String()
 }
 
-// bring brings HAProxy to a text at run time, or by a reload.
+// bring brings HAProxy to a text, at run time or by a reload.
 func (h *realHAProxy) bring(c proxyctl.Config, action proxyctl.Action) {
 	h.t.Helper()
 	if res, err := h.Apply(h.t.Context(), c, true); err != nil || res.Action != action {
@@ -142,7 +142,8 @@ func (h *realHAProxy) bring(c proxyctl.Config, action proxyctl.Action) {
 	}
 }
 
-// checked says whether the server that serves has passed a check: until then a single one that fails takes it out, maybe before berth does.
+// checked waits until the serving server has passed a check: before that, a single failed check takes it out, perhaps before
+// berth does.
 func (h *realHAProxy) checked() bool {
 	reply, err := ask(h.dir+"/master.sock", "show proc; @1 show servers state app")
 	if err != nil {
@@ -156,15 +157,15 @@ func (h *realHAProxy) checked() bool {
 	return false
 }
 
-// Requests that HAProxy has given to the last server, which is gone by then, are answered by the next one. Where servers do not
-// linger, they are the ones that fail.
+// Requests that HAProxy has assigned to the last server, which is gone by then, are answered by the next one. Where servers do
+// not linger, those requests fail.
 func TestE2ELinger(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		for _, hold := range []time.Duration{0, 10 * time.Second} {
 			h := startHAProxy(t, r.image, func(o *Options) { o.RouteHold = hold })
 			server, address := reader(t)
 			h.bring(h.holding(r, "", "s0 "+address), proxyctl.Reload)
-			load := h.load(t, 100, http.MethodGet) // what a server has begun to read when it is gone is sent again only if it is idempotent
+			load := h.load(t, 100, http.MethodGet) // a request that a vanished server began to read is only sent again if it is idempotent
 			for n := range 3 {
 				last := load.sent.Load()
 				testenv.Until(t, 10*time.Second, "requests are answered", func() bool {
@@ -175,7 +176,7 @@ func TestE2ELinger(t *testing.T) {
 				}
 				load.until(3)
 				h.bring(h.holding(r, "", ""), proxyctl.Runtime)
-				load.until(250) // in which HAProxy tries several times, and two checks fail
+				load.until(250) // HAProxy tries several times, and two checks fail
 				server, address = reader(t)
 				h.bring(h.holding(r, "", fmt.Sprintf("s%d %s", n+1, address)), proxyctl.Runtime)
 			}
@@ -193,8 +194,8 @@ func TestE2ELinger(t *testing.T) {
 	})
 }
 
-// shipped is what the shipped template makes of one service at the path / and one at a TCP port, with or without a server. more
-// is for the frontend of the first.
+// shipped returns what the built-in template makes of a service at the path / and one at a TCP port, with or without a server.
+// more is for the frontend of the first.
 func (h *realHAProxy) shipped(r release, more, tcpPort, web, tcp string) proxyctl.Config {
 	read := func(path string) string {
 		text, err := os.ReadFile(path)
@@ -241,8 +242,8 @@ func (h *realHAProxy) shipped(r release, more, tcpPort, web, tcp string) proxyct
 	return c
 }
 
-// Requests and connections that wait in a worker that was replaced by a reload get the server that came after it, which is told
-// what that worker would have told it.
+// Requests and connections that wait in a worker replaced by a reload get the new server, which gets the same information as from
+// that worker.
 func TestE2EWaitOverReload(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image, func(o *Options) { o.RouteHold = 10 * time.Second })
@@ -287,7 +288,8 @@ func TestE2EWaitOverReload(t *testing.T) {
 	})
 }
 
-// connections makes connections to a port, and returns what they are told: every other one waits for that before it says anything.
+// connections makes connections to a port, and returns what they receive. Every other one waits for that before it sends
+// anything.
 func (h *realHAProxy) connections(n int, port string) <-chan string {
 	told := make(chan string, n)
 	for i := range n {
@@ -297,7 +299,7 @@ func (h *realHAProxy) connections(n int, port string) <-chan string {
 		}
 		go func() {
 			defer conn.Close()
-			_ = conn.SetDeadline(time.Now().Add(time.Minute)) // on 2.6 a connection may miss the end of its wait
+			_ = conn.SetDeadline(time.Now().Add(time.Minute)) // on 2.6, a connection may miss the end of its wait
 			if i%2 == 0 {
 				_, _ = io.WriteString(conn, "hello\n")
 			}
@@ -313,7 +315,7 @@ func (h *realHAProxy) connections(n int, port string) <-chan string {
 	return told
 }
 
-// requests is how many a frontend of the worker that serves has had.
+// requests returns how many requests a frontend of the serving worker has had.
 func (h *realHAProxy) requests(frontend string) int64 {
 	h.t.Helper()
 	for line := range strings.Lines(h.says("show stat " + frontend + " 1 -1 typed")) {

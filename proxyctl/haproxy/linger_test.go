@@ -26,7 +26,7 @@ func startLingers(t *testing.T, set ...func(*Options)) *lingers {
 	return l
 }
 
-// berth makes a new Proxy, as a start of berth does.
+// berth makes a new Proxy, like a start of berth.
 func (l *lingers) berth(set ...func(*Options)) {
 	if l.Proxy != nil {
 		l.Close()
@@ -55,7 +55,7 @@ func (l *lingers) text(app string, others ...string) string {
 	return WithMaps(text, map[string]string{l.file + ".held.map": "", l.file + ".hold.map": "never 0\n"})
 }
 
-// apply brings HAProxy to a text at run time by just these commands.
+// apply brings HAProxy to a text at run time with exactly these commands.
 func (l *lingers) apply(text string, commands ...string) proxyctl.Result {
 	l.Helper()
 	l.commands = nil
@@ -89,7 +89,7 @@ func (l *lingers) load(text string) {
 	}
 }
 
-// over makes the time of all servers that linger one that is over.
+// over lets the time of all lingering servers run out.
 func (l *lingers) over() {
 	d := l.driver.drains
 	d.mu.Lock()
@@ -346,7 +346,7 @@ func TestLinger(t *testing.T) {
 	}
 }
 
-// Nothing lingers where servers come and go by reloads, and what an earlier berth has left ends by one.
+// Nothing lingers where servers come and go by reloads. A reload ends what an earlier berth left lingering.
 func TestNobodyLingersByReloads(t *testing.T) {
 	l := startLingers(t)
 	l.load(l.text(serverA))
@@ -359,7 +359,7 @@ func TestNobodyLingersByReloads(t *testing.T) {
 	l.expect()
 }
 
-// A change waits for Tend if that ends the time of just its backend, and knows what came of it.
+// A change waits for Tend if Tend is ending lingering in its own backend, and knows the result.
 func TestHoldEndsUnderAChange(t *testing.T) {
 	for _, first := range []bool{true, false} {
 		t.Run(fmt.Sprint("planned first ", first), func(t *testing.T) {
@@ -386,7 +386,7 @@ func TestHoldEndsUnderAChange(t *testing.T) {
 	}
 }
 
-// A service that goes while its last server lingers takes that and its entry along, and may come back at any time.
+// A service that is removed while its last server lingers takes that server and its entry along, and may come back at any time.
 func TestLingersInABackendThatGoes(t *testing.T) {
 	for name, busy := range map[string]bool{"is deleted": false, "is leaving": true} {
 		t.Run(name, func(t *testing.T) {

@@ -13,8 +13,7 @@ import (
 	"berth/proxyctl"
 )
 
-// A HAProxy that was built without Lua refuses what loads some: berth hears of it, also from 2.6, which says nothing, and only
-// then.
+// A HAProxy built without Lua refuses to load any. berth hears of it, even from 2.6, which gives no reason, and only then.
 func TestWithoutLua(t *testing.T) {
 	const (
 		plain = "global\n  nbthread 1\nfrontend f\n  bind :80\n"
@@ -64,7 +63,7 @@ func TestWithoutLua(t *testing.T) {
 	}
 }
 
-// The program says what it was built with.
+// The program reports what it was built with.
 func TestLuaHere(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "haproxy")
 	for says, want := range map[string]bool{"+EPOLL +LUA +NS": true, "+EPOLL -LUA +NS": false} {

@@ -13,7 +13,7 @@ import (
 	"berth/proxyctl"
 )
 
-// inMap is a configuration whose frontend answers with what a map that changes at run time has for the path.
+// inMap is a configuration whose frontend answers with the value for the path in a map that changes at run time.
 func (h *realHAProxy) inMap(content, more string) proxyctl.Config {
 	path := h.driver.opts.File + ".routes.map"
 	text := strings.Replace(h.text("WORD", more), "string WORD", fmt.Sprintf("lf-string %%[path,map_beg(%s,none)]", path), 1)
@@ -40,13 +40,13 @@ func TestE2EMaps(t *testing.T) {
 		h.applied(three, proxyctl.Runtime, "three")
 		onDiskIs("/ three\n/x* y\n")
 
-		// berth and HAProxy are started anew.
+		// berth and HAProxy are restarted.
 		h.berth()
 		h.applied(three, proxyctl.None, "three")
 		h.restart()
 		h.applied(three, proxyctl.None, "three")
 
-		// Somebody else changes it.
+		// Someone else changes it.
 		if reply, err := ask(h.dir+"/master.sock", "show proc; @1 del map "+h.driver.opts.File+".routes.map /"); err != nil || strings.Contains(reply, "not found") {
 			t.Fatalf("%s, %v", reply, err)
 		}
@@ -58,7 +58,7 @@ func TestE2EMaps(t *testing.T) {
 		h.applied(three, proxyctl.None, "three")
 		onDiskIs("/ three\n/x* y\n")
 
-		// What is refused leaves what HAProxy would start with; what it says of the map is done all the same.
+		// A refusal does not change what HAProxy would start with. The refused text's map is still applied.
 		if _, err := h.Apply(t.Context(), h.inMap("/ four\n", app+"  bogus\n"), true); !errors.Is(err, proxyctl.ErrRefused) {
 			t.Errorf("error %v, want a refusal", err)
 		}
@@ -68,7 +68,7 @@ func TestE2EMaps(t *testing.T) {
 			t.Errorf("refused and killed, HAProxy answers %q", got)
 		}
 
-		// While HAProxy is away, its file and the map are for its start.
+		// While HAProxy is down, its file and the map are prepared for its start.
 		testenv.MustDocker(t, "kill", h.id)
 		if _, err := h.Apply(t.Context(), h.inMap("/ five\n", app), true); !errors.Is(err, proxyctl.ErrUnreachable) {
 			t.Errorf("error %v", err)

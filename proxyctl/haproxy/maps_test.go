@@ -11,7 +11,7 @@ import (
 	"berth/proxyctl"
 )
 
-// inRoutes is a configuration whose frontend looks into a map with this content.
+// inRoutes is a configuration whose frontend uses a map with this content.
 func inRoutes(file, text, content string) proxyctl.Config {
 	path := file + ".routes.map"
 	text = strings.Replace(text, "  bind :80\n", "  bind :80\n  use_backend %[path,map("+path+")]\n", 1)
@@ -101,18 +101,18 @@ func TestMaps(t *testing.T) {
 		{nil, config(newText, "/a app\n/b app\n"), proxyctl.Runtime, nil, entries{"/a": "app", "/b": "app"}, "/a app\n/b app\n"},
 		{nil, config(more, "/b other\n"), proxyctl.Runtime, nil, entries{"/b": "other"}, "/b other\n"},
 		{nil, config(more, "/b other\n"), proxyctl.None, nil, entries{"/b": "other"}, "/b other\n"},
-		// Somebody else changes it, in HAProxy and on disk.
+		// Someone else changes it, in HAProxy and on disk.
 		{func() { m.maps[path]["/c"] = "app" }, config(more, "/b other\n"), proxyctl.Runtime, nil, entries{"/b": "other"}, "/b other\n"},
 		{func() { os.Remove(path) }, config(more, "/b other\n"), proxyctl.None, nil, entries{"/b": "other"}, "/b other\n"},
 		{func() { write(t, path, "edited") }, config(more, "/b other\n"), proxyctl.None, nil, entries{"/b": "other"}, "/b other\n"},
-		// Of a text that is refused the map is used all the same.
+		// The map of a refused text is still used.
 		{nil, config(badText, "/d app\n"), proxyctl.Runtime, proxyctl.ErrRefused, entries{"/d": "app"}, "/d app\n"},
 		{nil, config(strings.Replace(more, "10.0.0.2:80", "10.0.0.2:81", 1)+"  bogus\n", "/e app\n"), proxyctl.Runtime, proxyctl.ErrRefused, entries{"/e": "app"}, "/e app\n"},
-		// A key that no command can hold.
+		// A key that cannot be written in a command.
 		{nil, config(more, "/b;c app\n"), proxyctl.Reload, nil, entries{"/b;c": "app"}, "/b;c app\n"},
 		{nil, config(more, "/b\n"), "", proxyctl.ErrRefused, entries{"/b;c": "app"}, "/b;c app\n"},
 		{nil, onlyText(WithMaps(more, map[string]string{"/etc/passwd": "a b\n"})), "", proxyctl.ErrRefused, entries{"/b;c": "app"}, "/b;c app\n"},
-		// HAProxy takes a change in another way than was said.
+		// HAProxy does not make the change it was told to.
 		{func() { m.says["add map"] = "\n" }, config(more, "/b;c app\n/f app\n"), proxyctl.Reload, nil, entries{"/b;c": "app", "/f": "app"}, "/b;c app\n/f app\n"},
 	} {
 		m.mu.Lock()
@@ -133,7 +133,7 @@ func TestMaps(t *testing.T) {
 			t.Errorf("step %d: the file has %q, want %q", i, got, step.file)
 		}
 	}
-	// A berth that has just been started.
+	// A berth that has just started.
 	clear(m.says)
 	loads := len(m.loaded)
 	p = newProxy(dir)

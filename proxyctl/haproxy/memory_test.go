@@ -8,8 +8,7 @@ import (
 	"time"
 )
 
-// oneByOne are texts of which each has a server more than the one before, in a backend that changes each time, with others
-// beside it.
+// oneByOne returns texts that each have one more server than the one before, in a backend that changes each time, next to others.
 func oneByOne(n int) func(i int) string {
 	const backends = 20
 	servers := make([]strings.Builder, backends)
@@ -26,8 +25,8 @@ func oneByOne(n int) func(i int) string {
 	}
 }
 
-// retained is how much memory is in use because of a configuration that was read from n texts, each after the one before,
-// and because of one that was read from the last one alone.
+// retained returns the memory held by a configuration that was read from n successive texts, and by one that was read only from
+// the last of them.
 func retained(n int) (all, one uint64) {
 	heap := func() uint64 {
 		runtime.GC()
@@ -56,7 +55,7 @@ func retained(n int) (all, one uint64) {
 	return all, one
 }
 
-// Servers that came one by one do not keep the texts in which they came.
+// Servers that came one by one do not keep their original texts in memory.
 func TestServersDoNotKeepTexts(t *testing.T) {
 	all, one := retained(2000)
 	t.Logf("2,000 servers that came one by one: %.1f MB, all at once: %.1f MB", float64(all)/1e6, float64(one)/1e6)
@@ -74,7 +73,7 @@ func BenchmarkRetained(b *testing.B) {
 	}
 }
 
-// To look whether lines refer to a server that is removed costs no more when there are many servers.
+// Checking whether lines refer to a removed server costs no more with many servers.
 func TestRefersToIsCheap(t *testing.T) {
 	took := func(servers int) (best time.Duration) {
 		c := parse("frontend f\n  bind :80\nbackend app\n"+manyServers(servers), nil)

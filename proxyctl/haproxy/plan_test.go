@@ -75,7 +75,7 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// checkPlan carries out the plan between two configurations on a list of servers, and sees what comes of it.
+// checkPlan carries out the plan between two configurations on a list of servers, and checks the result.
 func checkPlan(t interface{ Fatalf(string, ...any) }, before, after *config) {
 	p := compare(before, after)
 	if p.Reload != "" {
@@ -126,7 +126,7 @@ func checkPlan(t interface{ Fatalf(string, ...any) }, before, after *config) {
 	}
 }
 
-// The plan from any text to any other one leads there, or says that it takes a reload.
+// The plan from any text to any other leads there, or says that it takes a reload.
 func TestPlanLeadsThere(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := texts(t)
@@ -138,7 +138,7 @@ func TestPlanLeadsThere(t *testing.T) {
 	})
 }
 
-// With servers of every kind in HAProxy (draining, unknown, taken out), what is wanted is reached as well.
+// With servers of every kind in HAProxy (draining, unknown, taken out), the wanted state is reached, too.
 func TestPlanFromLiveState(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		line := func(name string) string {
@@ -153,7 +153,7 @@ func TestPlanFromLiveState(t *testing.T) {
 			return s
 		}
 		first, second := parse(text("first"), nil), parse(text("second"), nil)
-		now := second.withDraining(first) // what is in first alone leaves
+		now := second.withDraining(first) // servers that are only in first leave
 		p := compare(now, second)
 		if p.Reload != "" {
 			t.Fatalf("reload: %s", p.Reload)

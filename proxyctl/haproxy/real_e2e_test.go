@@ -24,12 +24,12 @@ import (
 	"berth/proxyctl"
 )
 
-// What the tests know of a real HAProxy they read here, and not with the code that they test.
+// The tests read the state of a real HAProxy with the code below, not with the code under test.
 
-// release is a HAProxy to test with.
+// release is a HAProxy release to test.
 type release struct {
 	version, image string
-	index, of      int // which one of how many
+	index, of      int // its index among how many
 }
 
 var releases = sync.OnceValues(func() ([]release, error) {
@@ -46,7 +46,7 @@ var releases = sync.OnceValues(func() ([]release, error) {
 	return out, nil
 })
 
-// eachRelease runs a test with every HAProxy there is an image of.
+// eachRelease runs a test with every HAProxy that has an image.
 func eachRelease(t *testing.T, test func(*testing.T, release)) {
 	t.Parallel()
 	list, err := releases()
@@ -61,7 +61,7 @@ func eachRelease(t *testing.T, test func(*testing.T, release)) {
 	}
 }
 
-// since says whether the release is this version or a later one.
+// since reports whether the release is this version or later.
 func (r release) since(version string) bool {
 	number := func(s string) int {
 		major, minor, _ := strings.Cut(s, ".")
@@ -92,7 +92,7 @@ func ask(socket, line string) (string, error) {
 	return string(reply), err
 }
 
-// says sends commands to the worker by hand.
+// says sends commands to the worker.
 func (h *realHAProxy) says(commands ...string) string {
 	h.t.Helper()
 	reply, err := ask(h.dir+"/master.sock", "@1 "+strings.Join(commands, "; @1 "))
@@ -102,7 +102,7 @@ func (h *realHAProxy) says(commands ...string) string {
 	return reply
 }
 
-// seen is what a HAProxy says of its servers: by backend/server, all that a server line can set and that can be read.
+// seen is what HAProxy reports about its servers: by backend/server, everything that a server line can set and that can be read.
 type seen map[string]string
 
 // see reads the servers of the HAProxy behind a socket.
@@ -128,7 +128,7 @@ func see(t testing.TB, socket string) seen {
 		}
 		at := func(name string) string { return f[column[name]] }
 		what := net.JoinHostPort(at("srv_addr"), at("srv_port")) + " weight " + at("srv_uweight")
-		// The manual: 1 and 8 are set by command, 1 and 4 by "disabled", which then a command can take 1 from.
+		// According to the manual, 1 and 8 are set by commands, 1 and 4 by "disabled"; a command can then clear 1.
 		if admin, err := strconv.Atoi(at("srv_admin_state")); err != nil {
 			t.Fatalf("%q: %v", line, err)
 		} else if admin&(1|8) != 0 {
@@ -163,7 +163,7 @@ func see(t testing.TB, socket string) seen {
 			continue
 		}
 		columns := []string{"slim", "qlimit", "cookie", "bck"}
-		if at("check_status") != "" && !strings.Contains(out[name], " out") { // the checks of one that is out rest
+		if at("check_status") != "" && !strings.Contains(out[name], " out") { // the checks of a disabled one are suspended
 			columns = append(columns, "check_rise", "check_fall")
 		}
 		for _, column := range columns {
@@ -180,7 +180,7 @@ func (h *realHAProxy) see() seen {
 	return see(h.t, h.dir+"/master.sock")
 }
 
-// loader is a second HAProxy of the same version: it tells what servers HAProxy makes of a text that it loads.
+// loader is a second HAProxy of the same version. It shows which servers HAProxy makes of a text that it loads.
 type loader struct {
 	realHAProxy
 	loaded map[string]seen // by text
@@ -195,7 +195,7 @@ func (h *realHAProxy) startLoader(image string) *loader {
 	return l
 }
 
-// load returns the servers of a text that is meant for h, as they are when HAProxy loads it from a file.
+// load returns the servers of a text meant for h, as HAProxy loads them from a file.
 func (l *loader) load(h *realHAProxy, text string) seen {
 	l.t.Helper()
 	if s, is := l.loaded[text]; is {
@@ -215,7 +215,7 @@ func (l *loader) load(h *realHAProxy, text string) seen {
 	return l.loaded[text]
 }
 
-// loads is nil if HAProxy starts with the file of h.
+// loads returns nil if HAProxy starts with the file of h.
 func (l *loader) loads(h *realHAProxy) error {
 	l.t.Helper()
 	h.Close()
@@ -227,7 +227,7 @@ func (l *loader) loads(h *realHAProxy) error {
 	return nil
 }
 
-// apply applies a text, which must work.
+// apply applies a text, which must succeed.
 func (h *realHAProxy) apply(text string) proxyctl.Result {
 	h.t.Helper()
 	res, err := h.Apply(h.t.Context(), onlyText(text), true)
@@ -237,7 +237,7 @@ func (h *realHAProxy) apply(text string) proxyctl.Result {
 	return res
 }
 
-// tend does what is left to do after an Apply, until nothing is.
+// tend does all remaining work after an Apply.
 func (h *realHAProxy) tend() {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(h.t.Context(), 20*time.Second)
@@ -255,7 +255,7 @@ func (h *realHAProxy) tend() {
 	}
 }
 
-// same compares the servers that HAProxy has with those that are wanted.
+// same compares HAProxy's servers with the wanted ones.
 func (h *realHAProxy) same(what string, want seen) {
 	h.t.Helper()
 	if diff := cmp.Diff(want, h.see()); diff != "" {
@@ -263,14 +263,14 @@ func (h *realHAProxy) same(what string, want seen) {
 	}
 }
 
-// restart kills HAProxy and starts it again.
+// restart kills HAProxy and restarts it.
 func (h *realHAProxy) restart() {
 	h.t.Helper()
 	testenv.MustDocker(h.t, "restart", "--time", "0", h.id)
 	h.up("master.sock")
 }
 
-// steady checks that the same text again is nothing to do.
+// steady checks that applying the same text again does nothing.
 func (h *realHAProxy) steady(what, text string) {
 	h.t.Helper()
 	if res, err := h.Apply(h.t.Context(), onlyText(text), true); err != nil || res.Action != proxyctl.None {

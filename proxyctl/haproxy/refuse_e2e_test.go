@@ -16,7 +16,7 @@ import (
 	"berth/proxyctl"
 )
 
-// refused applies a text, which must be refused, and then HAProxy must have the servers it had, and a restart too.
+// refused applies a text, which must be refused. HAProxy must keep its servers, also after a restart.
 func (h *realHAProxy) refused(what, text, stays string, want seen) {
 	h.t.Helper()
 	if _, err := h.Apply(h.t.Context(), onlyText(text), true); !errors.Is(err, proxyctl.ErrRefused) {
@@ -33,8 +33,8 @@ func (h *realHAProxy) refused(what, text, stays string, want seen) {
 	}
 }
 
-// A refused text right after changes at run time: what stays are the servers of the newest good text, in HAProxy and in
-// the file, and not those of the last reload.
+// If a text is refused right after changes at run time, the servers of the newest good text stay, in HAProxy and in the file, not
+// those of the last reload.
 func TestE2ERefusedAfterRuntime(t *testing.T) {
 	good := func(h *realHAProxy, servers ...string) string {
 		return h.text("ok", "backend app\n  balance roundrobin\n  server "+strings.Join(servers, "\n  server ")+"\n"+
@@ -47,7 +47,7 @@ func TestE2ERefusedAfterRuntime(t *testing.T) {
 		{"an unknown keyword", func(text string) string {
 			return strings.Replace(text, "frontend web\n", "frontend web\n  bogus\n", 1)
 		}},
-		// What commands do not take, and a reload neither. What of it commands can do must not be left.
+		// Neither commands nor a reload can do it. The part that commands could do must not remain.
 		{"an unknown keyword of a server", func(text string) string {
 			return strings.Replace(text, "server a 127.0.0.1:9001", "server z 127.0.0.1:9009 bogus", 1)
 		}},
@@ -84,7 +84,7 @@ func TestE2ERefusedAfterRuntime(t *testing.T) {
 			h.apply(newest)
 			h.tend()
 			h.same(name+", good again", want)
-			// No grudge is kept against a backend for what one server of it was.
+			// A backend is not blamed for one of its former servers.
 			next := good(h, "a 127.0.0.1:9001", "b 127.0.0.1:9002", "d 127.0.0.1:9004")
 			if res := h.apply(next); res.Action != proxyctl.Runtime {
 				t.Errorf("%s, then one that is good: %s for %q", name, res.Action, res.Reason)
@@ -95,7 +95,7 @@ func TestE2ERefusedAfterRuntime(t *testing.T) {
 	})
 }
 
-// What takes a reload and may not have it yet has changed nothing.
+// A change that takes a reload but must wait for it has changed nothing.
 func TestE2ENotYet(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h, a := startHAProxy(t, r.image), startApp(t)
@@ -132,7 +132,7 @@ func TestE2ENotYet(t *testing.T) {
 	})
 }
 
-// All servers of a backend that takes none at run time are replaced, and no request fails.
+// All servers of a backend that accepts none at run time are replaced, and no request fails.
 func TestE2EReplaceStatic(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h, a := startHAProxy(t, r.image), startApp(t)
@@ -153,7 +153,7 @@ func TestE2EReplaceStatic(t *testing.T) {
 	})
 }
 
-// berth is killed at any point of its work: a new one on the same files ends right.
+// berth is killed at any point of its work; a new berth on the same files ends in the right state.
 func TestE2EKilled(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image)
@@ -210,7 +210,7 @@ func TestE2EKilled(t *testing.T) {
 					if !errors.Is(err, proxyctl.ErrRefused) {
 						t.Errorf("%s: %v, want a refusal", name, err)
 					}
-					maps.DeleteFunc(before, func(_, what string) bool { return strings.HasSuffix(what, " out") }) // half added, and of no text
+					maps.DeleteFunc(before, func(_, what string) bool { return strings.HasSuffix(what, " out") }) // half added, and in no text
 					h.same(name, before)
 				} else {
 					if err != nil {
@@ -234,7 +234,7 @@ func TestE2EKilled(t *testing.T) {
 	})
 }
 
-// A copy of the last good text that an earlier berth left is not taken for it much later.
+// A copy of the last good text left by an earlier berth is not taken for the current one much later.
 func TestE2EStaleCopy(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image)
@@ -255,7 +255,7 @@ func TestE2EStaleCopy(t *testing.T) {
 			t.Errorf("%+v", res)
 		}
 		h.Close()
-		// No command does it, and no reload.
+		// Neither a command nor a reload can do it.
 		bad := strings.Replace(newest, "server a", "server b 127.0.0.1:9009 ssl verify required ca-file /nonexistent\n  server a", 1)
 		h.refused("bad", bad, newest, l.load(h, newest))
 		if got := h.answer(); got != "v2" {
@@ -268,7 +268,7 @@ func TestE2EStaleCopy(t *testing.T) {
 	})
 }
 
-// A refused text stops nobody else: servers of another backend come and go, in HAProxy and in the file, and are still there
+// A refused text stops nothing else: servers of another backend come and go, in HAProxy and in the file, and are still there
 // after a restart of HAProxy.
 func TestE2ERefusedPart(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
@@ -300,8 +300,8 @@ func TestE2ERefusedPart(t *testing.T) {
 	})
 }
 
-// A port that another program listens on, where that cannot be seen from here, closes HAProxy's listeners for two seconds
-// once, and not at every change.
+// If berth cannot see that another program listens on a port, HAProxy's listeners close for two seconds once, not at every
+// change.
 func TestE2EPortInUse(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image)

@@ -12,7 +12,7 @@ import (
 	"berth/proxyctl"
 )
 
-// A refused text stops nobody else: servers of all that it has in common with the text that runs come and go, and the file
+// A refused text stops nothing else: the servers of everything that it shares with the running text come and go. The file
 // follows, so that a restart of HAProxy comes up with them.
 func TestRefusedTextStopsNobodyElse(t *testing.T) {
 	const good = "frontend f\n  bind :80\ndefaults\n  mode http\nbackend app\n  server a 10.0.0.1:80\nbackend web\n  balance source\n  server x 10.0.1.1:80\n"
@@ -26,7 +26,7 @@ func TestRefusedTextStopsNobodyElse(t *testing.T) {
 		refused string
 		set     func(*masterSocket)
 		waits   bool   // for the next reload
-		stays   string // what HAProxy and the file have in the end
+		stays   string // what HAProxy and the file have at the end
 	}{
 		{"a bad line elsewhere", replace(good, "bind :80\n", "bind :80\n  bogus\n", a, b), nil, false, replace(good, a, b)},
 		{"a bad line in a backend: it stays as it was", replace(good, "balance source\n", "balance source\n  bogus\n", x, y, a, b), nil, false, replace(good, a, b)},
@@ -87,7 +87,7 @@ func TestRefusedTextStopsNobodyElse(t *testing.T) {
 	}
 }
 
-// serversIn are those that HAProxy has of a text.
+// serversIn returns the servers of a text as HAProxy has them.
 func serversIn(text string) []fakeServer {
 	var m masterSocket
 	m.run(text)
@@ -136,7 +136,7 @@ func TestFirstTextIsHeldBack(t *testing.T) {
 	}
 }
 
-// An address that HAProxy cannot listen on costs it two seconds without listeners once, and not at every text.
+// An address that HAProxy cannot listen on costs two seconds without listeners once, not for every text.
 func TestRefusedPortIsRemembered(t *testing.T) {
 	const port = 18111
 	text := func(bind string, app int) string {
@@ -146,7 +146,7 @@ func TestRefusedPortIsRemembered(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		visible bool
-		loads   int // in the end
+		loads   int // at the end
 	}{
 		{"HAProxy's network cannot be seen", false, 3},
 		{"it can be, and there the port is free by now", true, 4},
@@ -196,7 +196,7 @@ func TestRefusedPortIsRemembered(t *testing.T) {
 	}
 }
 
-// 2.6 does not say why it refuses a reload; but that it takes a second or more has only one reason.
+// 2.6 gives no reason for refusing a reload, but there is only one reason that takes a second or more.
 func TestSilentRefusalOfAPort(t *testing.T) {
 	d := newDriver(Options{})
 	refused := fmt.Errorf("%w by haproxy: the reload failed; see its log", proxyctl.ErrRefused)
@@ -213,7 +213,7 @@ func TestSilentRefusalOfAPort(t *testing.T) {
 	}
 }
 
-// A reload that is told by a func which does not come back has a deadline.
+// A reload func that never returns has a deadline.
 func TestReloadFuncHangs(t *testing.T) {
 	for _, socket := range []bool{true, false} {
 		dir := t.TempDir()

@@ -53,14 +53,14 @@ func TestE2EOldWorkers(t *testing.T) {
 	})
 }
 
-// usr2 reloads HAProxy by the signal of Docker.
+// usr2 reloads HAProxy with a signal sent by Docker.
 func usr2(h **realHAProxy) func(context.Context) error {
 	return func(ctx context.Context) error {
 		return exec.CommandContext(ctx, "docker", "kill", "--signal", "USR2", (*h).id).Run()
 	}
 }
 
-// lives tells a text that HAProxy serves from the one before.
+// lives distinguishes a text that HAProxy serves from the one before.
 func lives(t *testing.T, h *realHAProxy, text func(word string, servers ...string) string, verified bool) {
 	l := h.startLoader(imageOf(h))
 	expect := func(what, next string, want proxyctl.Action, word string) {
@@ -166,7 +166,7 @@ func TestE2EReloadUnseen(t *testing.T) {
 	})
 }
 
-// What reloads is a restart of the container. The processes in the new one have the numbers that they had in the old.
+// The reload command restarts the container. The new processes have the same PIDs as the old ones.
 func TestE2EReloadByRestart(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		var h *realHAProxy
@@ -189,7 +189,7 @@ func TestE2EReloadByRestart(t *testing.T) {
 	})
 }
 
-// HAProxy is restarted while text follows text: the last one wins.
+// HAProxy is restarted during a series of texts: the last one wins.
 func TestE2ERestartUnderChange(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image)
@@ -232,8 +232,8 @@ func TestE2ERestartUnderChange(t *testing.T) {
 	})
 }
 
-// While a HAProxy starts, its master may answer before there is a worker. 3.2 then leaves connections open, and nothing
-// must wait for those.
+// While HAProxy starts, its master may answer before there is a worker. 3.2 then leaves connections open, and nothing must wait
+// for those.
 func TestE2EStarting(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image, func(o *Options) { o.Timeout = 3 * time.Second })
@@ -256,7 +256,7 @@ func TestE2EStarting(t *testing.T) {
 	})
 }
 
-// With a haproxy program berth knows a bad text before HAProxy sees it.
+// With a haproxy program, berth detects a bad text before HAProxy sees it.
 func TestE2EBinary(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image, func(o *Options) { o.Binary = o.File + ".check" })

@@ -15,7 +15,7 @@ import (
 	"berth/proxyctl"
 )
 
-// HAProxy says which servers it has and what they have in flight, its old worker included.
+// HAProxy reports its servers and their requests in flight, including those in its old worker.
 func TestE2EServers(t *testing.T) {
 	for _, image := range testenv.Images(t, "IMAGES_HAPROXY") {
 		t.Run(image, func(t *testing.T) {
@@ -49,7 +49,7 @@ func TestE2EServers(t *testing.T) {
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				_, _ = testenv.Get("http://127.0.0.1:" + h.port) // only its being there matters
+				_, _ = testenv.Get("http://127.0.0.1:" + h.port) // it only matters that it exists
 			}()
 			expect("a request", "app/a "+address+" true 1", "app/b 127.0.0.1:1 false 0")
 			if res, err := h.Apply(t.Context(), proxyctl.Config{Text: text(" balance leastconn\n server b 127.0.0.1:1\n")}, true); err != nil || res.Action != proxyctl.Reload {

@@ -48,9 +48,9 @@ func TestParseServers(t *testing.T) {
 	}
 }
 
-// What a check said is one short line, whatever the server chose to say; without the columns there is none.
+// A check result is one short line, whatever the server chose to say; without the columns it is empty.
 func TestWhatChecksSaid(t *testing.T) {
-	const long = "\x1b[31mno" // and a reason phrase of a stranger's
+	const long = "\x1b[31mno" // with a server's own reason phrase
 	for row, want := range map[string]string{
 		"app,a,0,0,0,DOWN,1,Connection refused,10.0.0.1:80,L4CON,,Layer4 connection problem,":       "L4CON: Connection refused",
 		"app,a,0,0,0,DOWN,1,Service Unavailable,10.0.0.1:80,* L7STS,503,Layer7 wrong status,":       "L7STS/503: Service Unavailable",
@@ -73,7 +73,7 @@ func TestWhatChecksSaid(t *testing.T) {
 	}
 }
 
-// What old workers have in flight counts, for servers that left, too.
+// Requests in flight in old workers count, also for servers that left.
 func TestAddInFlight(t *testing.T) {
 	at := netip.MustParseAddrPort
 	now := []proxyctl.Server{{Backend: "app", Name: "a", Address: at("10.0.0.1:80"), Usable: true, InFlight: 1}, {Backend: "app", Name: "b", Address: at("10.0.0.9:80"), Usable: true}}
@@ -90,7 +90,7 @@ func TestAddInFlight(t *testing.T) {
 	}
 }
 
-// HAProxy is asked for what its worker and the old one have, in two exchanges.
+// Two exchanges ask HAProxy for the servers of its worker and of the old one.
 func TestServersOfProxy(t *testing.T) {
 	dir := t.TempDir()
 	m, p := startMaster(t, dir), newProxy(dir)

@@ -14,14 +14,14 @@ import (
 	"berth/proxyctl"
 )
 
-// turn is a text to apply after the one before it.
+// turn is a text that follows the previous one.
 type turn struct {
 	name    string
 	edit    func(lines)       // of the servers
-	shape   string            // replaces what stands before the backends, if not ""
+	shape   string            // replaces everything before the backends, if not ""
 	want    []proxyctl.Action // any of these
 	reason  string            // what Result.Reason must contain
-	refused bool              // the version cannot do it
+	refused bool              // this version cannot do it
 }
 
 // lines are the lines of each backend.
@@ -29,7 +29,7 @@ type lines map[string][]string
 
 func (l lines) add(backend string, list ...string) { l[backend] = append(l[backend], list...) }
 
-// replace replaces the line of a server, or takes it away.
+// replace replaces or removes the line of a server.
 func (l lines) replace(backend, server, by string) {
 	i := slices.IndexFunc(l[backend], func(line string) bool {
 		f := strings.Fields(line)
@@ -45,12 +45,12 @@ func (l lines) replace(backend, server, by string) {
 	l[backend][i] = by
 }
 
-// transcript is a life of texts. The address of no server is served: what counts is what HAProxy makes of it.
+// transcript is a series of texts. No server's address is served: only HAProxy's view counts.
 func transcript(r release) []turn {
 	runtime, reload := []proxyctl.Action{proxyctl.Runtime}, []proxyctl.Action{proxyctl.Reload}
 	cookie, state := runtime, runtime
 	if !r.since("3.0") {
-		cookie = reload // it takes no cookie at run time
+		cookie = reload // it accepts no cookie at run time
 	}
 	if !r.since("3.2") {
 		state = nil
@@ -160,7 +160,7 @@ func manyBackends(n, port int) string {
 	return b.String()
 }
 
-// text is the whole of it; backends are sorted by name.
+// text returns the whole text; backends are sorted by name.
 func (l lines) text(h *realHAProxy, shape string) string {
 	var b strings.Builder
 	b.WriteString(h.text("ok", shape))
@@ -190,8 +190,8 @@ func (l lines) clone() lines {
 	return out
 }
 
-// A life of texts: each ends with the servers that HAProxy has when it loads the text from a file, by no more than
-// was needed. After every third text HAProxy is restarted, and berth not told; each release after others.
+// A series of texts: each ends with the servers that HAProxy has when it loads the text from a file, with no more than was
+// needed. After every third text, HAProxy is restarted without telling berth; each release after different ones.
 func TestE2ETranscript(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h := startHAProxy(t, r.image)
@@ -241,7 +241,7 @@ func TestE2ETranscript(t *testing.T) {
 	})
 }
 
-// Any texts in any order, with requests on some of the servers that leave.
+// Any texts in any order, with requests on some of the leaving servers.
 func TestE2ERandomTexts(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r release) {
 		h, a := startHAProxy(t, r.image), startApp(t)
@@ -249,7 +249,7 @@ func TestE2ERandomTexts(t *testing.T) {
 		seed := uint64(time.Now().UnixNano())
 		t.Logf("seed %d", seed)
 		rnd := rand.New(rand.NewPCG(seed, 0))
-		var ports []string // all of which lead to the same
+		var ports []string // all of them lead to the same application
 		for range 3 {
 			ports = append(ports, a.also())
 		}
@@ -260,7 +260,7 @@ func TestE2ERandomTexts(t *testing.T) {
 				if rnd.IntN(3) == 0 {
 					continue
 				}
-				// A name stands for its keywords, so that there is something to do without a reload.
+				// A name implies its keywords, so that some changes need no reload.
 				line := fmt.Sprintf("s%d 127.0.0.1:%s weight %d maxconn %d", i, ports[rnd.IntN(len(ports))], rnd.IntN(4), 10+i)
 				if i%2 == 0 {
 					line += " check inter 1s"

@@ -15,7 +15,7 @@ import (
 	"berth/proxyctl"
 )
 
-// What HAProxy 2.6 and 3.0 say.
+// Replies of HAProxy 2.6 and 3.0.
 func TestCountWaiting(t *testing.T) {
 	const (
 		waiting = "# table: hold.waiting, type: string, size:10240, used:3\n" +
@@ -42,7 +42,7 @@ func TestCountWaiting(t *testing.T) {
 	}
 }
 
-// Requests that wait are told of while the text counts them, whether or not HAProxy always answers.
+// Waiting requests are reported while the text counts them, whether or not HAProxy always answers.
 func TestWaiting(t *testing.T) {
 	var log strings.Builder
 	l := startLingers(t, func(o *Options) {
@@ -66,7 +66,7 @@ func TestWaiting(t *testing.T) {
 	}
 	says("2")
 	l.load(l.text(serverA))
-	look(time.Second, "") // the text does not count
+	look(time.Second, "") // the text has no counters
 	text := l.text(serverA) + "backend hold.waiting\nbackend hold.released\n"
 	l.load(text)
 	look(250*time.Millisecond, "requests for app wait: it has no server")
@@ -88,7 +88,7 @@ func TestWaiting(t *testing.T) {
 	look(time.Second, "requests for app no longer wait")
 }
 
-// What HAProxy has counted before this berth started is not told again, though berth looks before it knows the text.
+// What HAProxy counted before this berth started is not reported again, even if berth reads it before it knows the text.
 func TestWaitingBeforeTheStart(t *testing.T) {
 	var log strings.Builder
 	reg := prometheus.NewRegistry()
@@ -122,7 +122,7 @@ func TestWaitingBeforeTheStart(t *testing.T) {
 	counted(3)
 }
 
-// Run looks until it is over.
+// Run reads until its context is done.
 func TestWaitingRuns(t *testing.T) {
 	log := &lockedLog{}
 	l := startLingers(t, func(o *Options) {
@@ -143,7 +143,7 @@ func TestWaitingRuns(t *testing.T) {
 type lockedLog struct {
 	mu   sync.Mutex
 	b    strings.Builder
-	seen func() // is called when something is written
+	seen func() // called on each write
 }
 
 func (l *lockedLog) Write(p []byte) (int, error) {

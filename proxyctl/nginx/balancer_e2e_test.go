@@ -30,7 +30,7 @@ func startLuaHarness(t *testing.T, servers []string, set ...func(*Options)) *har
 	return h
 }
 
-// lua is a text with a Lua balancer, as the shipped template has it.
+// lua is a text with a Lua balancer, like that of the built-in template.
 func (h *harness) lua(servers ...string) string {
 	h.Helper()
 	code, err := os.ReadFile("../../templates/balancer.lua")
@@ -63,7 +63,7 @@ func (h *harness) lua(servers ...string) string {
 `, h.socket(), code)})
 }
 
-// balancers are the servers that the balancers have, or are given: asked for not as the code under test does.
+// balancers returns or sets the balancers' servers, without the code under test.
 func (h *harness) balancers(give ...string) string {
 	h.Helper()
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
@@ -92,7 +92,7 @@ func (h *harness) balancers(give ...string) string {
 	return string(body)
 }
 
-// has checks which servers get the requests, and what the balancers say.
+// has checks which servers get the requests, and which the balancers report.
 func (h *harness) has(what, listed string, servers ...string) {
 	h.Helper()
 	if got := h.balancers(); got != listed {
@@ -111,7 +111,7 @@ func (h *harness) has(what, listed string, servers ...string) {
 	}
 }
 
-// listing is what the balancers say that have these servers.
+// listing returns the balancers' report for these servers.
 func listing(servers ...string) string {
 	if len(servers) == 0 {
 		return "app\n"
@@ -123,7 +123,7 @@ func listing(servers ...string) string {
 	return b.String()
 }
 
-// Servers come and go without a reload, and every request finds those that are in service.
+// Servers come and go without a reload, and every request reaches one that is in service.
 func TestE2ENginxLua(t *testing.T) {
 	apps := []string{startApp(t), startApp(t), startApp(t)}
 	h := startLuaHarness(t, apps[:1])
@@ -161,13 +161,13 @@ func TestE2ENginxLua(t *testing.T) {
 	if now := h.workers(); !slices.Equal(now, workers) || h.hups() != hups {
 		t.Errorf("the workers %d became %d by %d reloads", workers, now, h.hups()-hups)
 	}
-	// All else takes a reload, and keeps the servers.
+	// Everything else takes a reload, and keeps the servers.
 	h.apply(h.lua(apps[2])+"# another\n", proxyctl.Reload)
 	h.has("reloaded", listing(apps[2]), apps[2])
 }
 
-// An nginx that was restarted has no servers in its balancers: those in the file serve, which are the newest, until berth
-// has given them.
+// After a restart, nginx has no servers in its balancers. Those in the file serve, which are the newest, until berth has set
+// them.
 func TestE2ENginxLuaRestart(t *testing.T) {
 	apps := []string{startApp(t), startApp(t), startApp(t)}
 	h := startLuaHarness(t, apps[:1])
@@ -195,8 +195,8 @@ func TestE2ENginxLuaRestart(t *testing.T) {
 	h.has("others after a restart", listing(apps[2]), apps[2])
 }
 
-// Errors in Lua code that nginx does not see when it loads a configuration are seen, and what was there is loaded again with
-// its servers.
+// Errors in Lua code that nginx does not see when it loads a configuration are detected, and the previous configuration is loaded
+// again with its servers.
 func TestE2ENginxLuaBroken(t *testing.T) {
 	apps := []string{startApp(t), startApp(t)}
 	h := startLuaHarness(t, apps[:1])
@@ -221,7 +221,7 @@ func TestE2ENginxLuaBroken(t *testing.T) {
 		}
 		h.apply(h.lua(apps[1]), proxyctl.None)
 	}
-	// What nginx sees itself.
+	// An error that nginx itself detects.
 	began := time.Now()
 	_, err := h.Apply(t.Context(), onlyText(strings.Replace(h.lua(apps[1]), "init_by_lua_block {", "init_by_lua_block {\nif then", 1)), true)
 	t.Logf("an error in init_by_lua_block, after %v: %v", time.Since(began), err)
@@ -229,7 +229,7 @@ func TestE2ENginxLuaBroken(t *testing.T) {
 		t.Errorf("an error in init_by_lua_block: %v", err)
 	}
 	h.has("refused", listing(apps[1]), apps[1])
-	// Servers come all the same.
+	// Servers still come.
 	res, err := h.Apply(t.Context(), onlyText(strings.Replace(h.lua(apps[0]), check, `balancer_by_lua_block { if then }`, 1)), true)
 	if !errors.Is(err, proxyctl.ErrRefused) || res.Action != proxyctl.Runtime {
 		t.Errorf("refused, with other servers: %+v, %v", res, err)
@@ -240,7 +240,7 @@ func TestE2ENginxLuaBroken(t *testing.T) {
 	h.has("good again", listing(apps[0]), apps[0])
 }
 
-// Where the balancers' memory is too small, a reload does it, and the right servers serve.
+// If the balancers' memory is too small, a reload is used, and the right servers serve.
 func TestE2ENginxLuaNoRoom(t *testing.T) {
 	l, err := net.Listen("tcp", "0.0.0.0:0")
 	if err != nil {
@@ -283,7 +283,7 @@ func TestE2ENginxLuaNoRoom(t *testing.T) {
 	h.has("few again", listing(many(93, 2)...), many(93, 2)...)
 }
 
-// By reloads only, the servers are those in the file.
+// With reloads only, the servers are those in the file.
 func TestE2ENginxLuaReloadOnly(t *testing.T) {
 	apps := []string{startApp(t), startApp(t)}
 	h := startLuaHarness(t, apps[:1])

@@ -21,7 +21,7 @@ import (
 // lua is a text with a Lua balancer that has these servers.
 func lua(servers ...string) string { return text(luaFrame, servers...) }
 
-// posted is what its balancer is to have.
+// posted is what its balancer should have.
 func posted(servers ...string) string {
 	var b strings.Builder
 	for _, s := range servers {
@@ -47,7 +47,7 @@ func holding(text string) string {
 	return strings.Replace(text, "upstream app {\n", "upstream app {\n        # hold 30000\n", 1)
 }
 
-// luaStep is an Apply to an nginx with a Lua balancer, and what is to come of it.
+// luaStep is an Apply to an nginx with a Lua balancer, with the expected results.
 type luaStep struct {
 	set    func(*fakeNginx)
 	text   string
@@ -55,7 +55,7 @@ type luaStep struct {
 	says   string // part of the reason, or of the error
 	err    error
 	loads  int    // reloads so far
-	dict   string // what the balancers have then
+	dict   string // what the balancers have afterwards
 	file   string // the text in the file
 }
 
@@ -99,7 +99,7 @@ func TestLua(t *testing.T) {
 			{text: two, action: none, loads: 1, file: two},
 			{text: three, action: runtime, loads: 1, dict: inThree, file: three},
 			{text: two, action: runtime, loads: 1, file: two},                                               // nginx has loaded these
-			{set: func(n *fakeNginx) { n.dict = inThree }, text: two, action: runtime, loads: 1, file: two}, // of somebody, and not to serve
+			{set: func(n *fakeNginx) { n.dict = inThree }, text: two, action: runtime, loads: 1, file: two}, // someone else's, and must not serve
 			{text: lua("10.0.0.5:80", "10.0.0.6:80"), action: reload, says: "nginx answers 507: the dictionary is too small", loads: 2, file: lua("10.0.0.5:80", "10.0.0.6:80")},
 			{set: func(n *fakeNginx) { n.room = 0 }, text: two, action: runtime, loads: 2, dict: inTwo, file: two},
 		}},
@@ -121,12 +121,12 @@ func TestLua(t *testing.T) {
 			{text: two, action: runtime, dict: inTwo, file: two},
 			{set: func(n *fakeNginx) { n.broken = func(text string) bool { return strings.Contains(text, " 2m;") } },
 				text: strings.Replace(two, " 1m;", " 2m;", 1), says: "its Lua balancer does not work", err: refused, loads: 2, dict: inTwo, file: two},
-			{set: func(n *fakeNginx) { n.broken = nil }, text: strings.Replace(three, " 1m;", " 2m;", 1), says: "its Lua balancer does not work", err: refused, loads: 2, dict: inThree, file: three}, // only servers are others: it is too early
+			{set: func(n *fakeNginx) { n.broken = nil }, text: strings.Replace(three, " 1m;", " 2m;", 1), says: "its Lua balancer does not work", err: refused, loads: 2, dict: inThree, file: three}, // only servers differ: it is too early
 			{text: strings.Replace(three, " 1m;", " 2m;", 1), action: reload, says: "lua_shared_dict changed", loads: 3, dict: inThree, file: strings.Replace(three, " 1m;", " 2m;", 1)},
 		}},
 		{name: "a refused text: servers come all the same", steps: []luaStep{
 			{text: bad(two), says: "bogus", err: refused, loads: 1, dict: inTwo, file: two},
-			{text: bad(three), says: "bogus", err: refused, loads: 1, dict: inThree, file: three}, // only servers are others: it is too early
+			{text: bad(three), says: "bogus", err: refused, loads: 1, dict: inThree, file: three}, // only servers differ: it is too early
 			{text: bad(three), says: "bogus", err: refused, loads: 2, dict: inThree, file: three},
 			{text: two, action: runtime, loads: 2, dict: inTwo, file: two},
 		}},
@@ -192,7 +192,7 @@ func TestLua(t *testing.T) {
 	}
 }
 
-// What was there cannot be loaded again: that is said, and done as soon as it can be.
+// The previous configuration cannot be loaded again: that is reported, and done as soon as possible.
 func TestLuaBackFails(t *testing.T) {
 	n, p := startLua(t, soon)
 	one := lua("10.0.0.1:80")
@@ -211,7 +211,7 @@ func TestLuaBackFails(t *testing.T) {
 	}
 }
 
-// What was changed is told by backend.
+// Changes are reported by backend.
 func TestLuaReportsChanges(t *testing.T) {
 	_, p := startLua(t)
 	res, err := p.Apply(t.Context(), onlyText(lua("10.0.0.2:80", "10.0.0.3:80")), true)
@@ -222,7 +222,7 @@ func TestLuaReportsChanges(t *testing.T) {
 	}
 }
 
-// Changes without a reload do not wait for the time of the next one.
+// Changes without a reload do not wait for the next reload.
 func TestLuaNotYet(t *testing.T) {
 	n, p := startLua(t)
 	if res, err := p.Apply(t.Context(), onlyText(lua("10.0.0.2:80")), false); err != nil || res.Action != proxyctl.Runtime {
@@ -234,7 +234,7 @@ func TestLuaNotYet(t *testing.T) {
 	}
 }
 
-// A new berth knows from nginx what the old one did.
+// A new berth learns from nginx what the old one knew.
 func TestLuaTakeOver(t *testing.T) {
 	n, p := startLua(t)
 	two := lua("10.0.0.1:80", "10.0.0.2:80")
@@ -242,7 +242,7 @@ func TestLuaTakeOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.Close()
-	write(t, n.file, n.marked(lua("10.0.0.1:80"))) // the old one was killed before the file was in step
+	write(t, n.file, n.marked(lua("10.0.0.1:80"))) // the old one was killed before it updated the file
 	n.posts = nil
 	q := n.proxy()
 	if res, err := q.Apply(t.Context(), onlyText(two), true); err != nil || res.Action != proxyctl.None || n.loads != 0 || len(n.posts) != 0 {
@@ -266,7 +266,7 @@ func TestLuaTakeOver(t *testing.T) {
 	}
 }
 
-// A file for servers that nginx has is written only if nginx would start with it.
+// The file for servers that nginx has is only written if nginx would start with it.
 func TestFileInStepIsValidated(t *testing.T) {
 	n, p := startLua(t)
 	program(t, `echo "nginx: [emerg] no, thanks" >&2; exit 1`)(&p.driver.opts)
@@ -290,7 +290,7 @@ func TestFileInStepIsValidated(t *testing.T) {
 	}
 }
 
-// Files that a text refers to are there before nginx is to load it, and go when nothing refers to them.
+// Files that a text refers to exist before nginx loads it, and are removed when nothing refers to them.
 func TestFiles(t *testing.T) {
 	n := startFake(t, "")
 	write(t, n.file, n.marked(oldText))
@@ -356,7 +356,7 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// What nginx got is known as the text that was rendered.
+// What nginx was given is recognised as the rendered text.
 func TestUnmarkedFile(t *testing.T) {
 	n := startFake(t, "")
 	write(t, n.file, n.marked(oldText))
@@ -375,7 +375,7 @@ func TestUnmarkedFile(t *testing.T) {
 	}
 }
 
-// The program checks a text away from where it belongs, with what lies beside that.
+// The program checks a text in another directory, with the files next to its place.
 func TestCheck(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "nginx.conf")
@@ -407,7 +407,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// Requests that wait are counted often while there are some, or no server, and seldom while there is no reason to.
+// Waiting requests are counted often while there are some or no server, and otherwise rarely.
 func TestLuaWaiting(t *testing.T) {
 	var log strings.Builder
 	n, p := startLua(t, func(o *Options) {
@@ -441,7 +441,7 @@ func TestLuaWaiting(t *testing.T) {
 	}
 }
 
-// Of a refused text servers go live at run time and by a reload at once: both are told.
+// Servers of a refused text go live at run time and by a reload at once: both are reported.
 func TestRefusedPartInTwoSteps(t *testing.T) {
 	with := func(app, plain string) string {
 		return strings.Replace(lua(app), "    server {\n", "    upstream plain { server "+plain+"; }\n    server {\n", 1)

@@ -24,20 +24,20 @@ import (
 
 const (
 	benchServers  = 4                      // of the service, at any time
-	benchLive     = 100                    // changes of which is measured when they are live
+	benchLive     = 100                    // changes for which the time until they are live is measured
 	benchChanges  = 200                    // changes under requests
-	benchPace     = 250 * time.Millisecond // between two of them: each may be a reload
-	benchClosing  = 0                      // further time for which clients are told of a reload, as is berth's default
-	benchFast     = 20 * time.Millisecond  // between two that a Controller makes one of
-	benchInterval = 200 * time.Millisecond // between its reloads, as is berth's default
-	benchRounds   = 3                      // of throughput, by turns
+	benchPace     = 250 * time.Millisecond // between two changes: each may be a reload
+	benchClosing  = 0                      // additional time in which clients are told of a reload; berth's default
+	benchFast     = 20 * time.Millisecond  // between two changes that a Controller combines
+	benchInterval = 200 * time.Millisecond // between its reloads; berth's default
+	benchRounds   = 3                      // of throughput, alternating
 	benchRound    = 4 * time.Second
 	benchConns    = 50
 )
 
-// BenchmarkE2ENginx has HAProxy and nginx, with the configurations of the shipped templates, go through the same changes of
-// a service's servers, and prints how soon these were live, which requests they cost, and how many requests per second go
-// through. BENCH_NGINX may name other images than the usual one.
+// BenchmarkE2ENginx has HAProxy and nginx, with the configurations of the built-in templates, go through the same changes of a
+// service's servers. It prints how soon these were live, which requests they cost, and how many requests per second go through.
+// BENCH_NGINX may name other images than the default.
 func BenchmarkE2ENginx(b *testing.B) {
 	load := traffic.LoadAverage()
 	all := startContenders(b)
@@ -53,13 +53,13 @@ func BenchmarkE2ENginx(b *testing.B) {
 	printContenders(os.Stdout, all, load)
 }
 
-// contender is a running proxy, a way to change its servers, and what came of it.
+// contender is a running proxy, a way to change its servers, and the results.
 type contender struct {
 	name  string
 	web   string                                 // address of its frontend
-	open  func() proxyctl.Proxy                  // who changes its servers
-	text  func(servers []string) proxyctl.Config // of the shipped template
-	fixed bool                                   // its servers stay as they are
+	open  func() proxyctl.Proxy                  // makes the Proxy that changes its servers
+	text  func(servers []string) proxyctl.Config // of the built-in template
+	fixed bool                                   // its servers do not change
 	apps  *benchApps
 
 	master int // process of nginx
@@ -69,22 +69,22 @@ type contender struct {
 	rates            traffic.Rates
 }
 
-// outcome is what changes under requests came to.
+// outcome is the result of changes under requests.
 type outcome struct {
 	reloads  int
 	requests traffic.Requests
 }
 
-// part is its name in the output of go test.
+// part returns its name in the output of go test.
 func (c *contender) part() string {
 	return strings.NewReplacer(",", "", "(", "", ")", "", " ", "-", "/", "-", ":", "-").Replace(c.name)
 }
 
-// benchDriver calls a Proxy as a Controller does, and counts its reloads.
+// benchDriver calls a Proxy like a Controller, and counts its reloads.
 type benchDriver struct {
 	proxyctl.Proxy
 	reloads int
-	rest    func() // ends what is done beside
+	rest    func() // ends the background work
 }
 
 func (d *benchDriver) Apply(ctx context.Context, c proxyctl.Config, mayReload bool) (proxyctl.Result, error) {
@@ -108,7 +108,7 @@ func (d *benchDriver) stop() {
 	d.Close()
 }
 
-// drive opens the way to change servers, and brings the proxy to the first ones. What can wait is done beside.
+// drive opens the way to change servers, and brings the proxy to the first ones. Work that can wait is done in the background.
 func (c *contender) drive(b *testing.B, servers []string) *benchDriver {
 	d := &benchDriver{Proxy: c.open()}
 	ctx, stop := context.WithCancel(b.Context())
@@ -121,8 +121,8 @@ func (c *contender) drive(b *testing.B, servers []string) *benchDriver {
 	return d
 }
 
-// measureLive replaces one server after the other. There is no other load than requests over new connections, each sent
-// when the one before is answered, which meet the change.
+// measureLive replaces one server after the other. The only load is a sequence of requests over new connections, each sent when
+// the previous one is answered.
 func (c *contender) measureLive(b *testing.B) {
 	if c.fixed {
 		return
@@ -161,7 +161,7 @@ func (c *contender) measureLive(b *testing.B) {
 	b.ReportMetric(traffic.Millis(c.applied.Within(0.5)), "ms/applied")
 }
 
-// measureChanges makes changes under steady requests, each at once.
+// measureChanges makes changes under steady requests, each applied at once.
 func (c *contender) measureChanges(b *testing.B) {
 	if c.fixed {
 		return
@@ -180,13 +180,13 @@ func (c *contender) measureChanges(b *testing.B) {
 	b.ReportMetric(float64(c.each.requests.Resent()), "resent")
 }
 
-// measureCoalesced gives as many changes to a Controller, so fast that it makes fewer reloads of them.
+// measureCoalesced gives as many changes to a Controller, fast enough that it needs fewer reloads.
 func (c *contender) measureCoalesced(b *testing.B) {
 	if c.fixed {
 		return
 	}
 	d := c.drive(b, c.apps.inService())
-	d.rest() // the Controller sees to that
+	d.rest() // the Controller does it
 	controller := proxyctl.New(proxyctl.Options{Proxy: d, Interval: benchInterval, Log: slog.New(slog.DiscardHandler)})
 	ctx, stop := context.WithCancel(b.Context())
 	ended := make(chan error, 1)
@@ -214,7 +214,7 @@ func (c *contender) measureCoalesced(b *testing.B) {
 	c.coalesced = outcome{d.reloads, requests}
 }
 
-// measureThroughput has each forward as many requests as it can, by turns, with a change of its servers each second.
+// measureThroughput has each proxy forward as many requests as it can, in turns, while its servers change every second.
 func measureThroughput(b *testing.B, all []*contender) {
 	b.ReportMetric(0, "ns/op")
 	origin := startOrigin(b)
@@ -259,7 +259,7 @@ func printContenders(w io.Writer, all []*contender, load string) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "by\tfirst request\tp99\tApply\tp99\treloads\tfailed\tresent\trequests: p99\tcoalesced: reloads\tfailed\tresent\t")
 	for _, c := range all {
-		if c.fixed || len(c.applied) == 0 { // -bench has left it out
+		if c.fixed || len(c.applied) == 0 { // left out by -bench
 			continue
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%d\t%s\t%d\t%s\t%d\t\n", c.name, traffic.Ms(c.arrived.Within(0.5)), traffic.Ms(c.arrived.Within(0.99)),
@@ -283,7 +283,7 @@ func printContenders(w io.Writer, all []*contender, load string) {
 	t.Flush()
 }
 
-// failed is how many requests failed, over kept connections and over new ones.
+// failed returns how many requests failed, over kept and over new connections.
 func (o outcome) failed() string {
 	return fmt.Sprintf("%d / %d of %d", o.requests.Of(true).Failed(), o.requests.Of(false).Failed(), len(o.requests))
 }

@@ -33,14 +33,14 @@ import (
 	"berth/templates"
 )
 
-// All listen on addresses of their own in 127.0.0.0/8, whose ports no outgoing connection takes.
+// Everything listens on its own address in 127.0.0.0/8, whose ports no outgoing connection takes.
 const (
 	benchWebIP    = "127.0.0.5"
 	benchAppIP    = "127.0.0.6"
 	benchOriginIP = "127.0.0.7"
 )
 
-// startContenders starts each proxy in a container in this host's network.
+// startContenders starts each proxy in a container in the host's network.
 func startContenders(b testing.TB) []*contender {
 	usual := testenv.Image(b, "IMAGE_NGINX")
 	static := startNginx(b, "nginx, no changes", usual, false)
@@ -135,12 +135,12 @@ func (c *contender) begin(b testing.TB) {
 	})
 }
 
-// beginsMap begins the contents of a map in a text for HAProxy.
+// beginsMap matches the start of a map's contents in a text for HAProxy.
 var beginsMap = regexp.MustCompile(`(?m)^#map (\S+)$`)
 
 func writeBench(b testing.TB, file string, c proxyctl.Config) {
 	for _, m := range beginsMap.FindAllStringSubmatch(c.Text, -1) {
-		if err := os.WriteFile(m[1], nil, 0o644); err != nil { // HAProxy is told what is in it
+		if err := os.WriteFile(m[1], nil, 0o644); err != nil { // HAProxy is given its content
 			b.Fatal(err)
 		}
 	}
@@ -167,12 +167,12 @@ func startBench(b testing.TB, args ...string) string {
 	return id
 }
 
-// rendering is a shipped template as the templater executes it.
+// rendering is a built-in template as the templater executes it.
 type rendering struct {
 	template string
 	options  templates.Options
 	file     string   // where the text belongs
-	replace  []string // old and new, in the text
+	replace  []string // old and new parts of the text
 }
 
 // render renders a catalog of one service with these servers.
@@ -228,7 +228,7 @@ func benchCatalog(b testing.TB) *template.Brain {
 	return brain
 }
 
-// benchInstances are the instances of the service, which is at the path /. One with "away" behind it does not pass its check.
+// benchInstances are the instances of the service, which is at the path /. The check of an instance marked "away" fails.
 func benchInstances(servers []string) (instances []*api.ServiceEntry) {
 	for _, s := range servers {
 		address, away := strings.CutSuffix(s, " away")
@@ -248,13 +248,13 @@ func benchInstances(servers []string) (instances []*api.ServiceEntry) {
 	return instances
 }
 
-// benchApps are applications in this process, of which some are in service.
+// benchApps are applications in this process, some of which are in service.
 type benchApps struct {
 	addresses []string
-	first     int // of those in service
+	first     int // index of the first one in service
 
 	mu      sync.Mutex
-	awaited string         // of whom the first request is awaited
+	awaited string         // the application whose first request is awaited
 	arrival chan time.Time // of that request
 }
 
@@ -288,7 +288,7 @@ func (a *benchApps) asked(address string) {
 	}
 }
 
-// inService are the addresses of those that are.
+// inService returns the addresses of those in service.
 func (a *benchApps) inService() (addresses []string) {
 	for i := range benchServers {
 		addresses = append(addresses, a.addresses[(a.first+i)%len(a.addresses)])
@@ -296,7 +296,7 @@ func (a *benchApps) inService() (addresses []string) {
 	return addresses
 }
 
-// replace takes another one into service instead of the oldest, and says then when its first request arrives.
+// replace replaces the oldest one in service by another, and then reports when its first request arrives.
 func (a *benchApps) replace() (inService []string, arrival <-chan time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -306,7 +306,7 @@ func (a *benchApps) replace() (inService []string, arrival <-chan time.Time) {
 	return inService, a.arrival
 }
 
-// startOrigin starts a server that answers on several addresses as fast as can be.
+// startOrigin starts a server that answers on several addresses as fast as possible.
 func startOrigin(b testing.TB) (addresses []string) {
 	dir := testenv.Dir(b)
 	var listen strings.Builder

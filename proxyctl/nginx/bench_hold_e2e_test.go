@@ -20,16 +20,16 @@ import (
 )
 
 const (
-	holdRounds   = 40  // by turns
+	holdRounds   = 40  // alternating
 	holdRequests = 200 // of each kind in a round
 	holdConns    = 4
 )
 
-// holdLines are the lines of the shipped template by which requests can wait.
+// holdLines are the lines of the built-in template that let requests wait.
 var holdLines = regexp.MustCompile(`(?m)^ *(access_by_lua_block|log_by_lua_block|set_by_lua_block) \{.*\n|^ *if \(\$berth_body\) \{\n.*\n *\}\n`)
 
-// BenchmarkE2ENginxHold prints how much of a processor's time nginx takes for a request whose service has servers, and how much
-// without the lines by which requests can wait.
+// BenchmarkE2ENginxHold prints how much CPU time nginx takes for a request whose service has servers, with and without the lines
+// that let requests wait.
 func BenchmarkE2ENginxHold(b *testing.B) {
 	servers := startOrigin(b)[:2]
 	image := testenv.Image(b, "IMAGE_NGINX_LUA")
@@ -61,7 +61,7 @@ func BenchmarkE2ENginxHold(b *testing.B) {
 	}
 }
 
-// request sends requests over connections that are kept.
+// request sends requests over kept connections.
 func (c *contender) request(b *testing.B, method string, size int) {
 	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: holdConns}}
 	defer client.CloseIdleConnections()
@@ -92,7 +92,7 @@ func (c *contender) request(b *testing.B, method string, size int) {
 	wg.Wait()
 }
 
-// processorTime is what nginx has used so far, its workers that ended included.
+// processorTime returns nginx's CPU time so far, including that of ended workers.
 func processorTime(b *testing.B, master int) (used time.Duration) {
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", master, master))
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"berth/proxyctl"
 )
 
-// A service does not get a port that the configuration listens on itself.
+// A service does not get a port that the configuration itself listens on.
 func TestClaimedPort(t *testing.T) {
 	for _, tt := range []struct {
 		http, stream string

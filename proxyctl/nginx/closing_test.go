@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// A reload is announced to the clients of an nginx that knows how to tell them, and does not keep their connections itself.
+// A reload is announced to the clients of an nginx that can tell them and does not keep their connections itself.
 func TestClosing(t *testing.T) {
 	for _, tt := range []struct {
-		name, lines string // in the http block of what runs
+		name, lines string // in the http block of the running text
 		announced   bool
 	}{
 		{name: "as shipped", lines: "    # if (-f FILE)\n", announced: true},
@@ -28,7 +28,7 @@ func TestClosing(t *testing.T) {
 			}
 			write(t, n.file, n.marked(with(oldText)))
 			n.start()
-			write(t, path, "") // of a berth that was killed
+			write(t, path, "") // left by a killed berth
 			there := false
 			p := n.proxy(func(o *Options) {
 				o.Reload = func(ctx context.Context) error {

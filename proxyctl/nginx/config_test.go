@@ -100,7 +100,7 @@ func describe(all []*directive) string {
 	return strings.Join(parts, " ")
 }
 
-// Whatever the text, directives lie one behind the other, each within its block.
+// Whatever the text, directives follow each other, each within its block.
 func FuzzParseText(f *testing.F) {
 	for _, s := range []string{text(frame, "10.0.0.1:80"), text(luaFrame, "10.0.0.1:80"), "a 'b", "x_by_lua_block { [[", "{}", "a\\", "#"} {
 		f.Add(s)
@@ -270,7 +270,7 @@ func TestMark(t *testing.T) {
 	}
 }
 
-// Any servers make a text whose mark is found again, and texts with different servers differ in their marks.
+// Any servers make a text whose mark is found again, and texts with different servers have different marks.
 func TestMarkProperty(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		servers := rapid.SliceOfNDistinct(rapid.Custom(func(t *rapid.T) string {
@@ -300,7 +300,7 @@ func TestMarkProperty(t *testing.T) {
 	})
 }
 
-// A merged text has the servers of the other one, and the rest of its own.
+// A merged text has the servers of the other text, and otherwise its own content.
 func TestMergeProperty(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		servers := rapid.SliceOfNDistinct(rapid.Custom(func(t *rapid.T) string {

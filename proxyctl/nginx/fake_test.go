@@ -21,8 +21,8 @@ import (
 	"berth/proxyctl"
 )
 
-// fakeNginx is an nginx as berth sees it: it loads its file when it is told to, answers on the control socket that is in
-// there, logs why it does not load one, and keeps the servers of its Lua balancers.
+// fakeNginx is an nginx as berth sees it: it loads its file when told to, answers on the control socket in that file, logs why it
+// refuses one, and keeps the servers of its Lua balancers.
 type fakeNginx struct {
 	t            *testing.T
 	file, socket string
@@ -32,26 +32,26 @@ type fakeNginx struct {
 	loads    int    // how often it was told to load its file
 	worker   int
 	version  string
-	unknown  []string          // directives that it does not know
-	refuse   func(text string) // may append to the log, and then nginx does not load the text
-	deaf     bool              // it is told to reload, and does not
+	unknown  []string          // directives it does not know
+	refuse   func(text string) // may append to the log; nginx then does not load the text
+	deaf     bool              // it ignores reloads
 	hang     bool              // it answers nothing
-	says     string            // its answer on the control socket, if it is another one
+	says     string            // its answer on the control socket, if it differs
 	dict     string            // the servers of its Lua balancers
-	waiting  string            // what they say of requests that wait
-	room     int               // how long those may be, 0 for any length
+	waiting  string            // their report of waiting requests
+	room     int               // their maximum length, 0 for any
 	broken   func(text string) bool
 	apart    bool // its workers cannot connect to the control socket
-	status   int  // of answers to GET and POST /servers, 0 for those that fit
+	status   int  // of answers to GET and POST /servers, 0 for the right one
 	posts    []string
 	server   *http.Server
 	done     sync.WaitGroup
 	released chan struct{}
 }
 
-// startFake starts one with a text, "" for an nginx that has none of berth's yet.
+// startFake starts one with a text, "" for an nginx without berth's configuration.
 func startFake(t *testing.T, text string) *fakeNginx {
-	dir, err := os.MkdirTemp("", "berth") // short: it holds a socket
+	dir, err := os.MkdirTemp("", "berth") // short, because it holds a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func (n *fakeNginx) listen() {
 	n.done.Go(func() { _ = srv.Serve(l) })
 }
 
-// kill ends it. Its socket stays.
+// kill ends it. Its socket remains.
 func (n *fakeNginx) kill() {
 	n.mu.Lock()
 	srv := n.server
@@ -94,7 +94,7 @@ func (n *fakeNginx) kill() {
 	}
 }
 
-// start starts it with what is in its file.
+// start starts it with its file.
 func (n *fakeNginx) start() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -104,7 +104,7 @@ func (n *fakeNginx) start() {
 	}
 }
 
-// logs appends a message to the error log in which berth looks.
+// logs appends a message to the error log that berth reads.
 func (n *fakeNginx) logs(message string) {
 	f, err := os.OpenFile(filepath.Join(filepath.Dir(n.socket), "error.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -115,7 +115,7 @@ func (n *fakeNginx) logs(message string) {
 	fmt.Fprintf(f, "2026/01/02 03:04:05 [emerg] 7#7: %s\n", message)
 }
 
-// reload is what a HUP does.
+// reload does what a HUP does.
 func (n *fakeNginx) reload(context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -132,7 +132,7 @@ func (n *fakeNginx) reload(context.Context) error {
 	if err != nil {
 		n.logs("unexpected end of file")
 	}
-	if name := n.unknownIn(all); name != "" && isMarked(n.running) { // else it logs elsewhere
+	if name := n.unknownIn(all); name != "" && isMarked(n.running) { // otherwise it logs elsewhere
 		n.logs(fmt.Sprintf("unknown directive %q in %s:3", name, n.file))
 	} else if name != "" {
 		return nil
@@ -143,7 +143,7 @@ func (n *fakeNginx) reload(context.Context) error {
 	if !isMarked(n.running) && isMarked(text) {
 		n.listen()
 	}
-	if sharedDict.FindString(text) != sharedDict.FindString(n.running) { // another size is another one
+	if sharedDict.FindString(text) != sharedDict.FindString(n.running) { // another size is another dictionary
 		n.dict = ""
 	}
 	n.running, n.worker = text, n.worker+1
@@ -217,14 +217,14 @@ func (n *fakeNginx) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// set changes something of it.
+// set changes its state.
 func (n *fakeNginx) set(f func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	f()
 }
 
-// proxy is a new berth for it. No other nginx of this machine is ever looked for.
+// proxy is a new berth for it. It never looks for other nginx processes on this machine.
 func (n *fakeNginx) proxy(set ...func(*Options)) *Proxy {
 	opts := Options{File: n.file, Socket: n.socket, Timeout: 10 * time.Second, Reload: n.reload, Grace: -1, Log: slog.New(slog.DiscardHandler)}
 	for _, f := range set {
@@ -236,13 +236,13 @@ func (n *fakeNginx) proxy(set ...func(*Options)) *Proxy {
 	return p
 }
 
-// soon makes what never comes be given up soon.
+// soon shortens the time until giving up on what never comes.
 func soon(o *Options) { o.Timeout = 400 * time.Millisecond }
 
 // program writes a stand-in for the nginx binary: it is called with -t -q -c and a file.
 func program(t *testing.T, script string) func(*Options) {
 	path := filepath.Join(t.TempDir(), "nginx")
-	syscall.ForkLock.RLock() // a process that is started meanwhile would have it open for writing, and then it cannot be run
+	syscall.ForkLock.RLock() // a process started meanwhile would have it open for writing, and it could not be run
 	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
 		t.Fatal(err)
@@ -272,7 +272,7 @@ func onDisk(t testing.TB, path string) string {
 // onlyText is a configuration that refers to no files.
 func onlyText(text string) proxyctl.Config { return proxyctl.Config{Text: text} }
 
-// marked is a text as it is in the file of n.
+// marked returns a text as it is in the file of n.
 func (n *fakeNginx) marked(text string) string {
 	m, err := mark(text, n.socket)
 	if err != nil {

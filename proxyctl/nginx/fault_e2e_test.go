@@ -10,7 +10,7 @@ import (
 	"berth/proxyctl"
 )
 
-// What real nginxes say of a text leads to the upstream at fault.
+// The complaints of real nginx releases about a text lead to the upstream at fault.
 func TestE2ENginxAtFault(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
 		h := startHarness(t, image)

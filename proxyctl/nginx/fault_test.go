@@ -9,7 +9,7 @@ import (
 	"berth/proxyctl"
 )
 
-// The upstream at fault, from what nginx says: of a line in it, or in blocks that pass requests to it alone.
+// The upstream at fault, according to nginx: for a line in it, or in blocks that pass requests only to it.
 func TestAtFault(t *testing.T) {
 	const text = `events {}
 http {
@@ -66,7 +66,7 @@ stream {
 	}
 }
 
-// A text that nginx need not be asked about tells the upstream, too. The mark and what is before a line count.
+// A text that is refused without asking nginx names the upstream, too. The mark and everything before a line count.
 func TestAtFaultOfWords(t *testing.T) {
 	d := &driver{opts: Options{File: "/berth/nginx.conf", Socket: "/run/nginx.sock"}}
 	for text, want := range map[string]string{
@@ -87,7 +87,7 @@ func TestAtFaultOfWords(t *testing.T) {
 	}
 }
 
-// What nginx refuses when it is told to load it is mapped as well, in lines of the file with its mark.
+// What nginx refuses to load is mapped as well, by the lines of the file with its mark.
 func TestAtFaultOfReload(t *testing.T) {
 	n := startFake(t, "")
 	write(t, n.file, n.marked(oldText))

@@ -23,7 +23,7 @@ import (
 	"berth/proxyctl"
 )
 
-// All listen on addresses of their own in 127.0.0.0/8, whose ports no outgoing connection takes.
+// Everything listens on its own address in 127.0.0.0/8, whose ports no outgoing connection takes.
 const (
 	webIP = "127.0.0.8"
 	appIP = "127.0.0.9"
@@ -32,27 +32,27 @@ const (
 // patience is how long a test waits for something before it fails.
 const patience = 30 * time.Second
 
-// harness is an nginx in a container in this host's network, with its files in a directory of the test, and a berth for it.
+// harness is an nginx in a container in the host's network, with its files in a directory of the test, and a berth for it.
 type harness struct {
 	testing.TB
 	image string
 	dir   string
 	name  string // of the container
-	web   string // where it is to serve
+	web   string // where it should serve
 	log   *testenv.Log
 	*Proxy
 }
 
-// connections are as many as a load may have in flight, with those to servers: an nginx that runs out of them closes some that
-// wait for a request.
+// connections is how many a load may have in flight, including those to servers: an nginx that runs out of them closes
+// connections that wait for a request.
 const connections = "worker_connections 8192;"
 
-// foreign is what an nginx runs that has nothing of berth's.
+// foreign is the configuration of an nginx that has nothing of berth's.
 func (h *harness) foreign() string {
 	return "include /etc/nginx/modules-enabled/*.conf;\nevents { " + connections + " }\nhttp {\n    server {\n        listen " + h.web + ";\n        return 200 \"foreign\\n\";\n    }\n}\n"
 }
 
-// startHarness starts an nginx that runs a configuration of somebody else. set changes the options of the berth for it.
+// startHarness starts an nginx with a foreign configuration. set changes the options of its berth.
 func startHarness(t testing.TB, image string, set ...func(*Options)) *harness {
 	t.Helper()
 	h := newHarness(t, image)
@@ -68,7 +68,7 @@ func newHarness(t testing.TB, image string) *harness {
 	return h
 }
 
-// run starts the container until the end of the test, and returns when nginx serves.
+// run starts the container until the test ends, and returns when nginx serves.
 func (h *harness) run(command ...string) { h.runWith(nil, command...) }
 
 func (h *harness) runWith(options []string, command ...string) {
@@ -87,7 +87,8 @@ func (h *harness) runWith(options []string, command ...string) {
 func (h *harness) file() string   { return filepath.Join(h.dir, "nginx.conf") }
 func (h *harness) socket() string { return filepath.Join(h.dir, "run", "berth.sock") }
 
-// berth makes a new Proxy, as a start of berth does. No nginx is looked for on this machine, where there may be others.
+// berth makes a new Proxy, like a start of berth. It does not look for nginx processes on this machine, where there may be
+// others.
 func (h *harness) berth(set ...func(*Options)) {
 	if h.Proxy != nil {
 		h.Proxy.Close() // two of them would write to one file
@@ -109,7 +110,7 @@ func (h *harness) hup(context.Context) error {
 	return err
 }
 
-// program makes the container's nginx the one that checks texts.
+// program makes the container's nginx the program that checks texts.
 func (h *harness) program() func(*Options) {
 	path := h.wrapper()
 	return func(o *Options) { o.Binary = path }
@@ -118,7 +119,7 @@ func (h *harness) program() func(*Options) {
 // wrapper is a program that runs the container's nginx.
 func (h *harness) wrapper() string {
 	path := filepath.Join(h.dir, "check")
-	syscall.ForkLock.RLock() // a process that is started meanwhile would have it open for writing, and then it cannot be run
+	syscall.ForkLock.RLock() // a process started meanwhile would have it open for writing, and it could not be run
 	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte("#!/bin/sh\nexec docker exec "+h.name+" nginx \"$@\"\n"), 0o755); err != nil {
 		h.Fatal(err)
@@ -126,7 +127,7 @@ func (h *harness) wrapper() string {
 	return path
 }
 
-// text is a configuration whose server answers with a word. top, http and server are more lines for those parts.
+// text is a configuration whose server answers with a word. top, http and server are additional lines for those parts.
 type parts struct{ top, http, server string }
 
 func (h *harness) text(word string, more ...parts) string {
@@ -156,7 +157,7 @@ http {
 `, h.dir, all.top+shutdown("60s", all.top), all.http, h.web, all.server, location, connections)
 }
 
-// shutdown is how long old workers may stay, unless that is said already.
+// shutdown sets how long old workers may stay, unless top already does.
 func shutdown(after, top string) string {
 	if strings.Contains(top, "worker_shutdown_timeout") {
 		return ""
@@ -176,7 +177,7 @@ func to(servers ...string) parts {
 	}
 }
 
-// apply applies a text, which must work.
+// apply applies a text, which must succeed.
 func (h *harness) apply(text string, want proxyctl.Action) proxyctl.Result {
 	h.Helper()
 	res, err := h.Apply(h.Context(), onlyText(text), true)
@@ -207,7 +208,7 @@ func (h *harness) refused(what, text, says string) {
 	}
 }
 
-// workers are the processes that serve.
+// workers returns the serving processes.
 func (h *harness) workers() []int {
 	h.Helper()
 	v, err := h.driver.control.status(h.Context())
@@ -219,14 +220,14 @@ func (h *harness) workers() []int {
 	return serving
 }
 
-// settled are the workers that serve when those of before the last reload do no more.
+// settled returns the serving workers, once those from before the last reload have stopped serving.
 func (h *harness) settled() []int {
 	h.Helper()
 	h.driver.waitForOverlap(h.Context())
 	return h.workers()
 }
 
-// serves checks that all requests are answered with a word, once the old workers take none.
+// serves checks that all requests are answered with a word, once old workers accept none.
 func (h *harness) serves(what, word string) {
 	h.Helper()
 	h.settled()
@@ -237,16 +238,16 @@ func (h *harness) serves(what, word string) {
 	}
 }
 
-// answer is that to a request on a connection of its own.
+// answer returns the answer to a request on its own connection.
 func (h *harness) answer() string { return testenv.Answer("http://" + h.web + "/") }
 
-// messages is what nginx logged with a configuration of berth.
+// messages returns what nginx logged with a configuration of berth's.
 func (h *harness) messages() string { return onDisk(h, filepath.Join(h.dir, "nginx.log")) }
 
-// hups is how often nginx was told to load its file, while it had one of berth's.
+// hups returns how often nginx was told to load its file while it had berth's configuration.
 func (h *harness) hups() int { return strings.Count(h.messages(), "(SIGHUP) received") }
 
-// startApp starts a server whose answer is its address, "/slow" that never ends.
+// startApp starts a server that answers with its address, and never finishes "/slow".
 func startApp(t testing.TB) string {
 	l, err := net.Listen("tcp", appIP+":0")
 	if err != nil {
@@ -277,7 +278,7 @@ func serve(t testing.TB, l net.Listener) {
 	t.Cleanup(func() { srv.Close(); <-done })
 }
 
-// eachImage runs a test with every nginx there is an image of.
+// eachImage runs a test with every nginx that has an image.
 func eachImage(t *testing.T, test func(t *testing.T, image string)) {
 	t.Parallel()
 	for _, image := range testenv.Images(t, "IMAGES_NGINX") {

@@ -26,10 +26,10 @@ import (
 	"berth/templates"
 )
 
-// holdPatience is how long the tests wait for what is to happen.
+// holdPatience is how long the tests wait for an expected event.
 const holdPatience = 20 * time.Second
 
-// holder is an nginx with the shipped template and Lua, a berth for it, and the only server of its service.
+// holder is an nginx with the built-in template and Lua, a berth for it, and the only server of its service.
 type holder struct {
 	*testing.T
 	id, web string
@@ -40,7 +40,7 @@ type holder struct {
 	log     *testenv.Log
 	metrics *prometheus.Registry
 	client  *http.Client
-	stall   atomic.Int64 // how long the machine has let a goroutine wait that was to run
+	stall   atomic.Int64 // how long the machine has kept a runnable goroutine waiting
 }
 
 // watch measures stall until the test ends.
@@ -78,7 +78,7 @@ func startHolder(t *testing.T, hold time.Duration, most int) *holder {
 	}
 	writeBench(t, file, proxyctl.Config{Text: "events {\n}\nhttp {\n    server {\n        listen " + h.web + ";\n        return 200;\n    }\n}\n"})
 	h.id = startBench(t, "--volume", dir+":"+dir, testenv.Image(t, "IMAGE_NGINX_LUA"), "nginx", "-c", file, "-g", "daemon off;")
-	testenv.Eventually(t, holdPatience, "nginx has started", func() error { // before, a signal would end it
+	testenv.Eventually(t, holdPatience, "nginx has started", func() error { // before that, a signal would end it
 		_, err := testenv.Fetch(t.Context(), h.client, "http://"+h.web+"/")
 		return err
 	})
@@ -100,7 +100,7 @@ func (h *holder) reload(context.Context) error {
 	return err
 }
 
-// servers makes these the servers of the service, without a reload.
+// servers sets the servers of the service, without a reload.
 func (h *holder) servers(servers ...string) {
 	h.Helper()
 	res, err := h.proxy.Apply(context.Background(), h.text(servers), true)
@@ -109,8 +109,8 @@ func (h *holder) servers(servers ...string) {
 	}
 }
 
-// serve starts the server, which reads what it gets and says how much that was, and returns what stops it: it finishes what it
-// has, takes no more, and keeps no connection.
+// serve starts the server, which reads what it gets and answers with its length. It returns a func that stops the server, which
+// then finishes its requests, accepts no more, and keeps no connection.
 func (h *holder) serve(address string) (stop func()) {
 	h.Helper()
 	var l net.Listener
@@ -134,7 +134,7 @@ func (h *holder) serve(address string) (stop func()) {
 	return stop
 }
 
-// held is what came of a request.
+// held is the outcome of a request.
 type held struct {
 	status     int
 	body       string
@@ -143,7 +143,7 @@ type held struct {
 	err        error
 }
 
-// holdKind is a method, and how long the body is; chunked does not say so before.
+// holdKind is a method, and the length of the body; a chunked one does not announce it.
 type holdKind struct {
 	method  string
 	size    int
@@ -169,7 +169,7 @@ func (h *holder) send(ctx context.Context, k holdKind) (r held) {
 	return held{resp.StatusCode, string(b), resp.Header.Get("Retry-After"), time.Since(began), err}
 }
 
-// sendAll sends requests of each kind at once; the channel has what came of them.
+// sendAll sends requests of each kind at once. The channel gets the outcomes.
 func (h *holder) sendAll() <-chan held {
 	all := make(chan held, len(holdKinds))
 	var wg sync.WaitGroup
@@ -191,7 +191,7 @@ var holdKinds = []holdKind{
 	{method: "PUT", size: 100_000}, {method: "POST", size: 3_000_000}, {method: "POST", size: 200_000, chunked: true},
 }
 
-// metric returns a number of requests, as nginx's metrics say.
+// metric returns a number of requests from nginx's metrics.
 func (h *holder) metric(name string) (n float64) {
 	families, err := h.metrics.Gather()
 	if err != nil {
@@ -217,7 +217,7 @@ func (h *holder) untilWaiting(n int) {
 	})
 }
 
-// all checks what came of requests.
+// all checks the outcomes of requests.
 func (h *holder) all(what string, results <-chan held, status int, least, most time.Duration) {
 	h.Helper()
 	var longest time.Duration
@@ -233,8 +233,8 @@ func (h *holder) all(what string, results <-chan held, status int, least, most t
 	h.Logf("%s: %v at most", what, longest)
 }
 
-// waited checks that requests were served, and had to wait little longer than the gap, besides what they take anyway, and
-// what a machine with too much to do takes.
+// waited checks that requests were served, and waited little longer than the gap, apart from the time that they take anyway and
+// the delay of a busy machine.
 func (h *holder) waited(what string, results <-chan held, gap time.Duration) {
 	h.Helper()
 	var all []held
@@ -255,7 +255,7 @@ func (h *holder) waited(what string, results <-chan held, gap time.Duration) {
 	h.Logf("%s: the gap was %v; without one they take %v at most; the machine stalled for up to %v", what, gap, usual, stall)
 }
 
-// Requests of any kind wait for the only server, in workers of before a reload as well, and are served by it when it comes.
+// Requests of any kind wait for the only server, also in workers from before a reload, and are served when it comes.
 func TestE2ENginxHold(t *testing.T) {
 	h := startHolder(t, 10*time.Second, 100)
 	began := time.Now()
@@ -267,14 +267,14 @@ func TestE2ENginxHold(t *testing.T) {
 	h.waited("a server came", waiting, gap)
 	h.untilWaiting(0)
 
-	// It is in the list, and takes no connections.
+	// It is listed, but accepts no connections.
 	stop()
 	began = time.Now()
 	waiting = h.sendAll()
 	h.untilWaiting(len(holdKinds))
 	h.serve(h.app)
 	gap = time.Since(began)
-	h.waited("it takes connections again", waiting, gap+100*time.Millisecond) // in which it is asked again
+	h.waited("it takes connections again", waiting, gap+100*time.Millisecond) // the interval at which it is asked again
 	h.untilWaiting(0)
 
 	h.servers(h.app + " away")
@@ -323,20 +323,20 @@ func TestE2ENginxHold(t *testing.T) {
 	}
 }
 
-// After the hold there is the page with Retry-After.
+// After the hold, the answer is the page with Retry-After.
 func TestE2ENginxHoldEnds(t *testing.T) {
 	const hold = time.Second
 	h := startHolder(t, hold, len(holdKinds))
 	h.all("no server comes", h.sendAll(), 503, hold, 2*hold)
 }
 
-// Beyond what may wait there is the page at once. Whoever goes away makes room.
+// Beyond the number that may wait, the page comes at once. A client that leaves makes room.
 func TestE2ENginxHoldMax(t *testing.T) {
 	h := startHolder(t, 2*holdPatience, len(holdKinds))
 	ctx, leave := context.WithCancel(t.Context())
 	var left sync.WaitGroup
 	for _, k := range holdKinds {
-		left.Go(func() { h.send(ctx, holdKind{method: k.method}) }) // nginx sees the end only of what it has read all of
+		left.Go(func() { h.send(ctx, holdKind{method: k.method}) }) // nginx sees the end of a request only if it has read all of it
 	}
 	h.untilWaiting(len(holdKinds))
 	h.all("too many wait", h.sendAll(), 503, 0, holdPatience/2)
@@ -350,8 +350,8 @@ func TestE2ENginxHoldMax(t *testing.T) {
 	h.all("there is room again", waiting, 200, 0, holdPatience)
 }
 
-// While the only server is replaced under load, no request fails, nor is one sent twice that has arrived. If it vanishes before
-// anybody says so, a POST may be among the connections that the kernel had taken for it: that one is answered with 502.
+// While the only server is replaced under load, no request fails, and none that has arrived is sent twice. If it vanishes without
+// notice, a POST may be among the connections that the kernel had accepted for it; that one is answered with 502.
 func TestE2ENginxHoldUnderLoad(t *testing.T) {
 	h := startHolder(t, 10*time.Second, 1000)
 	addresses := []string{h.app, testenv.FreeAddress(t, benchAppIP)}
@@ -360,7 +360,7 @@ func TestE2ENginxHoldUnderLoad(t *testing.T) {
 	var sent sync.WaitGroup
 	var ok, vanished atomic.Int64
 	ended := make(chan struct{})
-	for c := range 20 { // 200 requests a second, unless the machine is too slow for that
+	for c := range 20 { // 200 requests per second, unless the machine is too slow
 		sent.Go(func() {
 			size := []int{0, 100, 0, 40_000}[c%4]
 			k := holdKind{method: []string{"GET", "POST"}[min(size, 1)], size: size}
@@ -391,7 +391,7 @@ func TestE2ENginxHoldUnderLoad(t *testing.T) {
 			}
 			return nil
 		})
-		if n%2 == 0 { // it goes as berth has it
+		if n%2 == 0 { // it goes the way berth does it
 			h.servers(addresses[n%2] + " away")
 			testenv.Eventually(t, holdPatience, "requests wait", func() error {
 				if now := h.metric("berth_waiting_requests"); now < 10 {

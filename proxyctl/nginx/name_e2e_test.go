@@ -16,8 +16,8 @@ import (
 	"berth/proxyctl"
 )
 
-// A name that does not resolve holds up what is new in its text, and no server of anything else: what is gone gets no request
-// any more. The reason is nginx's own, with a template that keeps a log anywhere.
+// A name that does not resolve delays what is new in its text, but no server of anything else: removed servers get no more
+// requests. The reason is nginx's own, even with a template that logs elsewhere.
 func TestE2ENameThatDoesNotResolve(t *testing.T) {
 	h := startHarness(t, testenv.Image(t, "IMAGE_NGINX"), func(o *Options) { o.TakeOver = true })
 	word := func(word string) string {
@@ -33,7 +33,7 @@ func TestE2ENameThatDoesNotResolve(t *testing.T) {
 	const legacy = "    upstream legacy {\n        server legacy.invalid:3000;\n    }\n"
 	answers := func(what string, want ...string) {
 		t.Helper()
-		testenv.Eventually(t, 5*time.Second, what, func() error { // workers of before may take a connection until they have heard of it
+		testenv.Eventually(t, 5*time.Second, what, func() error { // old workers may accept a connection until they are told
 			seen := map[string]bool{}
 			for range 30 {
 				seen[h.answer()] = true

@@ -21,8 +21,8 @@ import (
 	"berth/proxyctl"
 )
 
-// From an nginx with a configuration of its own to berth's, from text to text, and through refusals, under requests of which
-// none fails.
+// From an nginx with its own configuration to berth's, from text to text, and through refusals, under requests of which none
+// fails.
 func TestE2ENginxReload(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
 		h := startHarness(t, image)
@@ -74,7 +74,7 @@ func TestE2ENginxReload(t *testing.T) {
 	})
 }
 
-// testRefusals spoils a text in all ways that there are.
+// testRefusals spoils a text in all possible ways.
 func testRefusals(t *testing.T, h *harness, text string) {
 	in := func(block, line string) string { return strings.Replace(text, block+" {\n", block+" {\n"+line, 1) }
 	h.refused("an unknown directive", in("http", "bogus on;\n"), `unknown directive "bogus" in `)
@@ -88,7 +88,7 @@ func testRefusals(t *testing.T, h *harness, text string) {
 	h.refused("no end", strings.TrimSpace(text)[:len(text)-5], "has no }")
 }
 
-// An address of which another program has taken hold: nginx tries for two seconds and a half.
+// Another program listens on an address: nginx tries for two and a half seconds.
 func TestE2ENginxAddressInUse(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
 		h := startHarness(t, image)
@@ -106,7 +106,7 @@ func TestE2ENginxAddressInUse(t *testing.T) {
 			t.Errorf("refused after %v: nginx had not given up", took)
 		}
 		h.serves("refused", "one")
-		// It is free again while nginx tries.
+		// The address becomes free while nginx tries.
 		freed := make(chan struct{})
 		go func() {
 			defer close(freed)
@@ -124,7 +124,7 @@ func TestE2ENginxAddressInUse(t *testing.T) {
 	})
 }
 
-// With its program here, nginx is not told to load what that refuses.
+// With its program here, nginx is not told to load what the program refuses.
 func TestE2ENginxBinary(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
 		h := startHarness(t, image)
@@ -148,8 +148,8 @@ func TestE2ENginxBinary(t *testing.T) {
 	})
 }
 
-// From a text that every nginx knows to one with all that this nginx knows, by one reload more than the first, and none for
-// a start of berth.
+// From a text that every nginx knows to one with everything that this nginx knows, with one more reload than the first, and none
+// for a start of berth.
 func TestE2ENginxVersions(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
 		h := startHarness(t, image)
@@ -217,7 +217,7 @@ func TestE2ENginxVersions(t *testing.T) {
 	})
 }
 
-// A worker of before a reload stays with its connections, and is counted, until worker_shutdown_timeout.
+// A worker from before a reload stays with its connections, and is counted, until worker_shutdown_timeout.
 func TestE2ENginxOldWorkers(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
 		h := startHarness(t, image)
@@ -251,7 +251,7 @@ func TestE2ENginxOldWorkers(t *testing.T) {
 	})
 }
 
-// nginx is killed, and starts again with what it had.
+// nginx is killed, and restarts with what it had.
 func TestE2ENginxGoneAndBack(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
 		h := startHarness(t, image)
@@ -302,7 +302,7 @@ func TestE2ENginxGoneAndBack(t *testing.T) {
 	})
 }
 
-// What somebody else does to nginx's file, and has it load, is found by the next look, repaired, and said.
+// If someone else changes nginx's file and has it loaded, the next look finds, repairs and reports it.
 func TestE2ENginxDrift(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
 		h := startHarness(t, image)
@@ -363,7 +363,7 @@ func TestE2ENginxDrift(t *testing.T) {
 	})
 }
 
-// controlled runs a Controller until the end of the test.
+// controlled runs a Controller until the test ends.
 func (h *harness) controlled(interval time.Duration) *proxyctl.Controller {
 	c := proxyctl.New(proxyctl.Options{Proxy: h.Proxy, Interval: interval, Check: 50 * time.Millisecond, Log: h.driver.opts.Log})
 	ctx, stop := context.WithCancel(h.Context())
@@ -373,7 +373,7 @@ func (h *harness) controlled(interval time.Duration) *proxyctl.Controller {
 	return c
 }
 
-// An nginx that is frozen is reported soon, and runs the newest text when it goes on.
+// A frozen nginx is reported soon, and runs the newest text when it continues.
 func TestE2ENginxFrozen(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
 		h := startHarness(t, image)
@@ -398,7 +398,7 @@ func TestE2ENginxFrozen(t *testing.T) {
 			return err == nil
 		})
 		h.serves("it goes on", "two")
-		// It is frozen just as it is told to reload.
+		// It is frozen just when it is told to reload.
 		h.driver.opts.Reload = func(ctx context.Context) error { testenv.MustDocker(h, "pause", h.name); return nil }
 		good = onDisk(t, h.file())
 		if _, err := h.Apply(t.Context(), onlyText(h.text("three")), true); !errors.Is(err, proxyctl.ErrUnreachable) || onDisk(t, h.file()) != good {
@@ -414,7 +414,7 @@ func TestE2ENginxFrozen(t *testing.T) {
 	})
 }
 
-// Of a burst of texts the newest wins, by few reloads.
+// The newest text of a burst wins, with few reloads.
 func TestE2ENginxBurst(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
 		h := startHarness(t, image)
@@ -436,8 +436,8 @@ func TestE2ENginxBurst(t *testing.T) {
 	})
 }
 
-// Reload after reload under load: no request fails over new connections, nor with a client that sends again what a kept
-// connection has lost.
+// Reload after reload under load: no request fails over new connections, nor with a client that retries what a kept connection
+// has lost.
 func TestE2ENginxReloadsLoseNothing(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
 		h := startHarness(t, image)
@@ -456,8 +456,8 @@ func TestE2ENginxReloadsLoseNothing(t *testing.T) {
 	})
 }
 
-// An nginx that went into the background listened before that, in a process that is gone: its master is found all the same,
-// and told by berth itself.
+// An nginx that went into the background started to listen before that, in a process that is gone. Its master is still found, and
+// berth tells it directly.
 func TestE2ENginxInTheBackground(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, testenv.Image(t, "IMAGE_NGINX"))
@@ -474,7 +474,7 @@ func TestE2ENginxInTheBackground(t *testing.T) {
 	h.settled()
 	testenv.MustDocker(h, quit...)
 	testenv.Until(h, patience, "nginx has ended", func() bool { return h.answer() != "one" })
-	testenv.MustDocker(h, "exec", h.name, "sh", "-c", "$(command -v nginx) -c "+h.file()) // by its path: it replaces itself later
+	testenv.MustDocker(h, "exec", h.name, "sh", "-c", "$(command -v nginx) -c "+h.file()) // by its path, because it replaces itself later
 	testenv.Until(h, patience, "nginx serves", func() bool { return h.answer() == "one" })
 	h.berth(func(o *Options) { o.Reload = nil })
 	h.apply(h.text("one"), proxyctl.None)
@@ -520,7 +520,7 @@ func (h *harness) upgrade() {
 	h.serves("the new one is alone", "last")
 }
 
-// The master process that is seen is told, also the first time.
+// A visible master process is told to reload, also the first time.
 func TestE2ENginxSignal(t *testing.T) {
 	t.Parallel()
 	h := startHarness(t, testenv.Image(t, "IMAGE_NGINX"), func(o *Options) { o.Reload = nil })
@@ -530,7 +530,7 @@ func TestE2ENginxSignal(t *testing.T) {
 	h.serves("told", "two")
 }
 
-// nginx that reads another file than berth writes is noticed.
+// An nginx that reads another file than berth writes is noticed.
 func TestE2ENginxAnotherFile(t *testing.T) {
 	t.Parallel()
 	h := startHarness(t, testenv.Image(t, "IMAGE_NGINX"))
@@ -538,7 +538,7 @@ func TestE2ENginxAnotherFile(t *testing.T) {
 	other := filepath.Join(h.dir, "other.conf")
 	write(t, other, h.foreign())
 	h.berth(func(o *Options) { o.File, o.Timeout = other, 2*time.Second })
-	if _, err := h.Apply(t.Context(), onlyText(h.text("two")), true); !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "unless it reads another file (start it with -c "+other) {
+	if _, err := h.Apply(t.Context(), onlyText(h.text("two")), true); !errors.Is(err, proxyctl.ErrRefused) || !strings.Contains(err.Error(), "if it reads another file, start it with -c "+other) {
 		t.Errorf("error %v", err)
 	}
 	if onDisk(t, other) != h.foreign() || h.answer() != "one" {
@@ -546,7 +546,7 @@ func TestE2ENginxAnotherFile(t *testing.T) {
 	}
 }
 
-// A text of which nginx refuses one part stops no other: servers of what the texts have in common come and go, by a reload.
+// A text of which nginx refuses one part stops nothing else: servers of what the texts share come and go, by a reload.
 func TestE2ENginxRefusedPart(t *testing.T) {
 	eachImage(t, func(t *testing.T, image string) {
 		h := startHarness(t, image)

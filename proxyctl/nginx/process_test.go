@@ -29,8 +29,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// startTitles starts a process with the first title as a child of this one, and so on. Each ends with its input, and writes
-// its number first.
+// startTitles starts a process with the first title as a child of this one, and so on. Each prints its PID first, and ends with
+// its input.
 func startTitles(titles []string, out io.Writer) (*exec.Cmd, io.WriteCloser, error) {
 	fmt.Fprintln(out, os.Getpid())
 	if len(titles) == 0 {
@@ -48,7 +48,7 @@ func startTitles(titles []string, out io.Writer) (*exec.Cmd, io.WriteCloser, err
 	return cmd, in, cmd.Start()
 }
 
-// runTitles runs such processes until the end of the test, and returns their numbers.
+// runTitles runs such processes until the test ends, and returns their PIDs.
 func runTitles(t *testing.T, titles ...string) (pids []int) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -75,7 +75,7 @@ func runTitles(t *testing.T, titles ...string) (pids []int) {
 	return pids[1:]
 }
 
-// The master is told whose worker answers, also while another nginx that it replaces runs still.
+// The master whose worker answers is told, even while another nginx that it replaces still runs.
 func TestMasterOf(t *testing.T) {
 	t.Parallel()
 	const master, worker = titleMaster + " /usr/sbin/nginx", titleWorker

@@ -19,17 +19,17 @@ import (
 var (
 	oldText     = text(frame, "10.0.0.1:80")
 	newText     = text(frame, "10.0.0.1:80", "10.0.0.2:80")
-	badText     = strings.Replace(newText, "keepalive 64;\n", "keepalive 64;\n        bogus on;\n", 1) // it has nothing in common
+	badText     = strings.Replace(newText, "keepalive 64;\n", "keepalive 64;\n        bogus on;\n", 1) // it shares nothing with the others
 	foreignText = "events {}\nhttp { server { listen 80; } }\n"
 )
 
-// step is an Apply, and what is to come of it.
+// step is an Apply with the expected results.
 type step struct {
 	set    func(*fakeNginx)
 	text   string
 	action proxyctl.Action
 	reason string // part of it
-	err    error  // that the error is
+	err    error  // the error wraps it
 	says   string // part of the error
 	file   string // afterwards
 	loads  int    // reloads so far
@@ -79,7 +79,7 @@ func TestApply(t *testing.T) {
 	m := (*fakeNginx).marked
 	for _, tt := range []struct {
 		name    string
-		running string // text that nginx runs, and has in its file
+		running string // text that nginx runs and has in its file
 		options func(*Options)
 		steps   func(n *fakeNginx) []step
 	}{
@@ -226,7 +226,7 @@ func TestApply(t *testing.T) {
 	}
 }
 
-// A bind that fails is tried again by nginx: it has given up when it says something else.
+// nginx retries a failed bind; it has given up when it logs something else.
 func TestBindIsTriedAgain(t *testing.T) {
 	for _, goesOn := range []bool{false, true} {
 		n := startFake(t, "")
@@ -264,12 +264,12 @@ func TestBindIsTriedAgain(t *testing.T) {
 	}
 }
 
-// log is how many messages there are.
+// log returns the number of messages.
 func (n *fakeNginx) log() int {
 	return strings.Count(onDisk(n.t, filepath.Join(filepath.Dir(n.socket), "error.log")), "\n")
 }
 
-// Messages of before are not about this reload, and those of workers that go on do not count.
+// Earlier messages are not about this reload, and messages of workers that go on do not count.
 func TestErrorLog(t *testing.T) {
 	l := errorLog{path: filepath.Join(t.TempDir(), "error.log")}
 	line := func(s string) string { return "2026/01/02 03:04:05 [emerg] 7#7: " + s + "\n" }
@@ -302,7 +302,7 @@ func TestErrorLog(t *testing.T) {
 	}
 }
 
-// An nginx that runs, and has none of berth's configurations, gets it. What it had is kept.
+// A running nginx that has no configuration of berth's gets it. Its own is kept.
 func TestAdopt(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
@@ -381,7 +381,7 @@ func TestStarting(t *testing.T) {
 	}
 }
 
-// While nginx is down, what is in its file is what it will start with.
+// While nginx is down, its file has the text it will start with.
 func TestDown(t *testing.T) {
 	const (
 		noBinary = iota
@@ -391,13 +391,13 @@ func TestDown(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		how   int
-		there string // "marked" for berth's old text, "doubt" for one that was not judged, beside the good old one
+		there string // "marked" for berth's old text, "doubt" for one that was not judged, next to the good old one
 		text  string
 		err   error
 		says  string
 		file  string // "there", "new", "old"
 		ready bool   // Prepared is called
-		kept  bool   // what was there is kept as somebody else's
+		kept  bool   // the old file is kept as a foreign one
 	}{
 		{name: "no file", how: noBinary, text: newText, err: proxyctl.ErrUnreachable, says: "no such file", file: "new"},
 		{name: "no file, and a program", how: binary, text: newText, err: proxyctl.ErrUnreachable, says: "no such file", file: "new"},
@@ -474,7 +474,7 @@ func TestDown(t *testing.T) {
 	}
 }
 
-// A control socket that a killed nginx left behind would keep it from starting. One that is in use stays.
+// A control socket left behind by a killed nginx would keep it from starting. A socket in use stays.
 func TestStaleSocket(t *testing.T) {
 	n := startFake(t, "")
 	write(t, n.file, n.marked(oldText))
@@ -517,7 +517,7 @@ func TestStaleSocket(t *testing.T) {
 	if err := os.Chtimes(n.socket, old, old); err != nil {
 		t.Fatal(err)
 	}
-	p.driver.Tend(t.Context()) // that nginx is up is not known yet
+	p.driver.Tend(t.Context()) // it is not known yet that nginx is up
 	if _, err := os.Stat(n.socket); err != nil {
 		t.Fatal("the socket of an nginx that runs was removed")
 	}
@@ -536,7 +536,7 @@ func TestStaleSocket(t *testing.T) {
 	}
 }
 
-// While nginx restarts with berth's own file, nobody tells it to reload.
+// While nginx restarts with berth's own file, it is not told to reload.
 func TestRestart(t *testing.T) {
 	n := startFake(t, "")
 	write(t, n.file, n.marked(oldText))
@@ -562,11 +562,11 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// berth is killed between the new text in the file and nginx's word about it. The next one ends right.
+// berth is killed after it wrote the new text and before nginx judged it. The next berth ends in the right state.
 func TestKilled(t *testing.T) {
 	third := text(frame, "10.0.0.3:80")
-	for _, file := range []string{newText, badText} { // that was not judged
-		for _, loaded := range []bool{false, true} { // and nginx has loaded it meanwhile
+	for _, file := range []string{newText, badText} { // the one that was not judged
+		for _, loaded := range []bool{false, true} { // whether nginx has loaded it meanwhile
 			for _, next := range []string{oldText, newText, third, badText} {
 				if loaded && file == badText {
 					continue
@@ -599,7 +599,7 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// The pace of reloads is the caller's.
+// The caller sets the pace of reloads.
 func TestNotYet(t *testing.T) {
 	n := startFake(t, "")
 	write(t, n.file, n.marked(oldText))
@@ -638,7 +638,7 @@ func TestCancelledWhileNginxHangs(t *testing.T) {
 	}
 }
 
-// A failure to write is one line that stays the same, so that it is logged once, and nothing else happens.
+// A write failure is one line that stays the same, so that it is logged once, and nothing else happens.
 func TestUnwritableDirectory(t *testing.T) {
 	n := startFake(t, "")
 	write(t, n.file, n.marked(oldText))
@@ -652,7 +652,7 @@ func TestUnwritableDirectory(t *testing.T) {
 	}
 }
 
-// The directory of the control socket is made, for nginx and berth alone.
+// The directory of the control socket is created, accessible only to nginx and berth.
 func TestSocketDirectory(t *testing.T) {
 	n := startFake(t, "")
 	p := n.proxy(func(o *Options) {
@@ -667,7 +667,7 @@ func TestSocketDirectory(t *testing.T) {
 	}
 }
 
-// Where nginx stands and how it is told are two things: several nginx are no reason to tell the wrong one.
+// If berth cannot tell which nginx to reload, it changes nothing.
 func TestSeveralMasters(t *testing.T) {
 	n := startFake(t, "")
 	write(t, n.file, foreignText)
@@ -705,7 +705,7 @@ func TestRunning(t *testing.T) {
 	}
 }
 
-// A process that is none of nginx is no master, and is never told anything.
+// A process that is not nginx's is no master, and is never told anything.
 func TestProcesses(t *testing.T) {
 	own := os.Getpid()
 	if isMaster(own) || isMaster(0) || masterOf(own, own) != 0 || masterOf(0, own) != 0 {

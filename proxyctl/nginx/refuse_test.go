@@ -12,12 +12,12 @@ import (
 	"berth/proxyctl"
 )
 
-// bogus puts what nginx refuses into a text, away from its upstream.
+// bogus adds something that nginx refuses to a text, outside its upstream.
 func bogus(text string) string {
 	return strings.Replace(text, "http {\n", "http {\n    bogus on;\n", 1)
 }
 
-// A refused part stops no other: servers of upstreams that are there before and after come and go, by a reload.
+// A refused part stops nothing else: servers of upstreams that exist before and after come and go, by a reload.
 func TestRefusedPart(t *testing.T) {
 	one, two, three := oldText, newText, text(frame, "10.0.0.3:80")
 	withNew := func(text string) string {
@@ -89,7 +89,7 @@ func TestRefusedPart(t *testing.T) {
 	}
 }
 
-// Where nginx takes its time to refuse a text, the servers go first, once that is known. They keep to the pace of reloads.
+// If nginx takes long to refuse a text, the servers go first once that is known. They keep to the pace of reloads.
 func TestSlowRefusal(t *testing.T) {
 	n := startFake(t, "")
 	write(t, n.file, n.marked(oldText))
@@ -100,7 +100,7 @@ func TestSlowRefusal(t *testing.T) {
 	n.refuse = func(text string) {
 		if strings.Contains(text, "bogus") {
 			order = append(order, "refused")
-			n.logs("bind() to 0.0.0.0:5432 failed (98: Address already in use)") // and goes on trying
+			n.logs("bind() to 0.0.0.0:5432 failed (98: Address already in use)") // and keeps trying
 			return
 		}
 		order = append(order, "loaded")
@@ -119,7 +119,7 @@ func TestSlowRefusal(t *testing.T) {
 	}
 }
 
-// An address that nginx cannot listen on is told by its port.
+// A refusal because of an address names the port.
 func TestPortRefused(t *testing.T) {
 	n := startFake(t, "")
 	write(t, n.file, n.marked(oldText))
@@ -136,7 +136,7 @@ func TestPortRefused(t *testing.T) {
 	}
 }
 
-// What a first text would empty is held back; servers of other upstreams come and go meanwhile.
+// A first text that would empty an upstream is held back. Servers of other upstreams come and go meanwhile.
 func TestHeldBack(t *testing.T) {
 	n := startFake(t, "")
 	with := func(text, servers string) string {
@@ -156,7 +156,7 @@ func TestHeldBack(t *testing.T) {
 		{text: with(newText, none), held: true, runs: with(newText, some), loads: 1},
 		{text: with(three, none), held: true, runs: with(three, some), loads: 2},
 		{text: with(three, some), runs: with(three, some), loads: 2},
-		{text: with(three, none), runs: with(three, none), loads: 3}, // it is no first text any more
+		{text: with(three, none), runs: with(three, none), loads: 3}, // it is not a first text any more
 	} {
 		_, err := p.Apply(t.Context(), onlyText(s.text), true)
 		var held *proxyctl.HoldError
@@ -169,7 +169,7 @@ func TestHeldBack(t *testing.T) {
 	}
 }
 
-// A fixed address that is another one is no upstream that the catalog has emptied: nothing is held back for it.
+// A changed fixed address is not an upstream emptied by the catalog: nothing is held back for it.
 func TestFixedAddressIsNotHeldBack(t *testing.T) {
 	n := startFake(t, "")
 	fixed := func(address string) string {
@@ -183,7 +183,7 @@ func TestFixedAddressIsNotHeldBack(t *testing.T) {
 	}
 }
 
-// A way to tell nginx that hangs, whatever becomes of its context, holds up nobody.
+// A reload func that hangs, even when its context is done, delays nothing.
 func TestReloadHangs(t *testing.T) {
 	n := startFake(t, "")
 	write(t, n.file, n.marked(oldText))

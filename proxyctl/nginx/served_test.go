@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// What a configuration of somebody else's passes requests to counts, also in files that it includes.
+// What a foreign configuration passes requests to counts, also in included files.
 func TestServes(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dir, "conf.d"), 0o755); err != nil {
@@ -31,7 +31,7 @@ func TestServes(t *testing.T) {
 	for _, tt := range []struct {
 		name          string
 		before, after *config
-		lost          []string // served before, and not after
+		lost          []string // served before, but not after
 	}{
 		{"an upstream", http(own), http("server {}\n"), []string{"own"}},
 		{"an upstream that is empty", http(own), http("upstream own { server 10.0.0.3:80 down; }\n"), []string{"own"}},

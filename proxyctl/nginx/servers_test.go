@@ -9,7 +9,7 @@ import (
 	"berth/proxyctl"
 )
 
-// The servers are those of the file, as long as nginx runs just that.
+// The servers are those of the file, as long as nginx runs exactly that.
 func TestServersOfProxy(t *testing.T) {
 	n := startFake(t, "")
 	p := n.proxy()

@@ -12,18 +12,18 @@ import (
 	"berth/proxyctl"
 )
 
-// A text for an nginx from 1.27.4 on, and one for those before.
+// Texts for nginx 1.27.4 and later, and for older ones.
 var (
 	plainText = newText
 	fullText  = strings.Replace(newText, "http {\n", "http {\n    bogus on;\n", 1)
 )
 
-// templates stands for the templates: what they render depends on the version that is known.
+// templates stands for the templates: what they render depends on the known version.
 type templates struct {
 	version string
 	calls   int
 	mute    bool   // no other text comes
-	more    string // is in all of them, too
+	more    string // is also in all of them
 }
 
 func (r *templates) text() string {
@@ -40,7 +40,7 @@ func (r *templates) set(version string) (rendered bool) {
 	return before != proxyctl.AtLeast(version, "1.27.4")
 }
 
-// bring applies what is rendered until no other text is.
+// bring applies rendered texts until no other one comes.
 func (r *templates) bring(t *testing.T, p *Proxy) (proxyctl.Result, error) {
 	t.Helper()
 	for range 5 {
@@ -54,7 +54,7 @@ func (r *templates) bring(t *testing.T, p *Proxy) (proxyctl.Result, error) {
 	return proxyctl.Result{}, nil
 }
 
-// ofVersion makes a program that has a version, and knows what that knows.
+// ofVersion makes a program of a version, which knows what that version knows.
 func ofVersion(t *testing.T, version string) func(*Options) {
 	script := `if [ "$1" = -v ]; then echo "nginx version: nginx/` + version + `" >&2; exit; fi; `
 	if !proxyctl.AtLeast(version, "1.27.4") {
@@ -63,14 +63,14 @@ func ofVersion(t *testing.T, version string) func(*Options) {
 	return program(t, script)
 }
 
-// What an older nginx does not know it never gets, a newer one gets all, and neither costs a reload too many.
+// An older nginx never gets what it does not know, a newer one gets everything, and neither takes an unnecessary reload.
 func TestVersions(t *testing.T) {
 	const older, newer = "1.26.3", "1.30.0"
 	for _, tt := range []struct {
 		name    string
-		there   string // the text that nginx runs; "foreign"
+		there   string // the text that nginx runs, or "foreign"
 		version string // of nginx
-		program string // the version of the program at hand
+		program string // the version of the available program
 		known   string // what the templates know at first
 		loads   int
 		file    string
@@ -174,16 +174,16 @@ func TestVersions(t *testing.T) {
 	}
 }
 
-// nginx is replaced by another one, and starts with what that one knows.
+// nginx is replaced by another version, and starts with what that one knows.
 func TestVersionChanges(t *testing.T) {
 	const older, newer = "1.26.3", "1.30.0"
 	for _, tt := range []struct {
 		name          string
 		before, after string // versions
-		program       bool   // is at hand
+		program       bool   // is available
 		restarted     bool   // berth, too
 		more          bool   // and there is more to serve by then
-		file          string // that nginx is to find while it is down
+		file          string // that nginx should find while it is down
 		long          bool   // after a while
 		loads         int    // once it is up
 	}{
@@ -266,7 +266,7 @@ func TestVersionChanges(t *testing.T) {
 			n.kill()
 			os.Remove(n.socket)
 			if tt.program {
-				time.Sleep(2 * time.Millisecond) // so that the file of the program has another time
+				time.Sleep(2 * time.Millisecond) // so that the program's file has another time
 				ofVersion(t, tt.after)(&p.driver.opts)
 				p.driver.version.Binary = p.driver.opts.Binary
 			}
@@ -279,7 +279,7 @@ func TestVersionChanges(t *testing.T) {
 			if tt.more {
 				r.more = "worker_rlimit_nofile 9;\n"
 			}
-			p.driver.opts.Reload = nil // nobody is there to be told
+			p.driver.opts.Reload = nil // there is no nginx to tell
 			for range 2 {
 				if _, err := r.bring(t, p); !errors.Is(err, proxyctl.ErrUnreachable) {
 					t.Errorf("while it is down: %v", err)
@@ -301,7 +301,7 @@ func TestVersionChanges(t *testing.T) {
 	}
 }
 
-// When no other text comes for a version, the one at hand is applied after all.
+// If no other text comes for a version, the current one is applied after all.
 func TestNoTextForVersion(t *testing.T) {
 	n := startFake(t, "")
 	n.version = "1.30.0"

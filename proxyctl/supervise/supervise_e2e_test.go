@@ -18,12 +18,12 @@ import (
 	"berth/deploy/testenv"
 )
 
-// box is a container in this host's network that shares a directory with the test.
+// box is a container in the host's network that shares a directory with the test.
 type box struct {
 	t    *testing.T
 	dir  string
 	port string // of the frontend, on 127.0.0.1
-	app  string // address of an application behind it, which answers /delay/2s that much later
+	app  string // address of an application behind it, which delays its answer to /delay/2s by two seconds
 	id   string
 }
 
@@ -42,7 +42,7 @@ func newBox(t *testing.T) *box {
 	return b
 }
 
-// file is the path of a file in the shared directory, with this text if there is one.
+// file returns the path of a file in the shared directory. It writes text to it, if there is any.
 func (b *box) file(name, text string) string {
 	path := filepath.Join(b.dir, name)
 	if text != "" {
@@ -53,16 +53,16 @@ func (b *box) file(name, text string) string {
 	return path
 }
 
-// text is a configuration whose frontend answers with a word.
+// text returns a configuration whose frontend answers with a word.
 func (b *box) text(word string) string {
 	return fmt.Sprintf("defaults\n  mode http\n  timeout connect 1s\n  timeout client 60s\n  timeout server 60s\n"+
 		"frontend web\n  bind 127.0.0.1:%s\n  http-request return status 200 content-type text/plain string %s unless { path_beg /delay }\n"+
 		"  default_backend app\nbackend app\n  server app %s\n", b.port, word, b.app)
 }
 
-// berth is a command line of berth with HAProxy's files in the shared directory.
+// berth returns a command line of berth with HAProxy's files in the shared directory.
 func (b *box) berth(args ...string) []string {
-	return append([]string{"berth", "templater", "--listen", "none", "--haproxy-config", b.file("haproxy.cfg", ""),
+	return append([]string{"berth", "templater", "--log-format", "json", "--listen", "none", "--haproxy-config", b.file("haproxy.cfg", ""),
 		"--haproxy-socket", b.file("master.sock", "")}, args...)
 }
 
@@ -82,7 +82,7 @@ func (b *box) serving(image string, args ...string) {
 
 func (b *box) get(path string) string { return testenv.Answer("http://127.0.0.1:" + b.port + path) }
 
-// inFlight sends a request that is answered after d, and returns when HAProxy has it.
+// inFlight sends a request that is answered after d, and returns when HAProxy has received it.
 func (b *box) inFlight(d time.Duration) (answer <-chan string) {
 	b.t.Helper()
 	conn, err := net.Dial("tcp", "127.0.0.1:"+b.port)
@@ -91,7 +91,7 @@ func (b *box) inFlight(d time.Duration) (answer <-chan string) {
 	}
 	b.t.Cleanup(func() { conn.Close() })
 	fmt.Fprintf(conn, "GET /delay/%s HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n", d)
-	if got := b.get("/"); got != "first" { // HAProxy has taken the connection before this one
+	if got := b.get("/"); got != "first" { // HAProxy has accepted the connection before this one
 		b.t.Fatalf("HAProxy answers %q", got)
 	}
 	done := make(chan string, 1)
@@ -107,7 +107,7 @@ func (b *box) eventually(what string, f func() bool) {
 	testenv.Until(b.t, 20*time.Second, what, f)
 }
 
-// ends waits for the container to end, and checks its exit code and how long that took since.
+// ends waits for the container to end, and checks its exit code and how long it took.
 func (b *box) ends(since time.Time, code string, within time.Duration) {
 	b.t.Helper()
 	if got := testenv.MustDocker(b.t, "wait", b.id); got != code {
@@ -133,13 +133,13 @@ func (b *box) logged(msg string) []map[string]any {
 	return found
 }
 
-// processes are the container's: state and name.
+// processes returns the container's processes: state and name.
 func (b *box) processes() []string {
 	lines := strings.Split(testenv.MustDocker(b.t, "top", b.id, "-o", "pid,stat,comm"), "\n")
 	return lines[1:]
 }
 
-// master is the process ID of the HAProxy master that was started last, in the container.
+// master returns the PID, in the container, of the HAProxy master that was started last.
 func (b *box) master() string {
 	b.t.Helper()
 	started := b.logged("haproxy started")
@@ -149,7 +149,7 @@ func (b *box) master() string {
 	return fmt.Sprint(started[len(started)-1]["pid"])
 }
 
-// worker is the line of `show proc` for the worker that serves.
+// worker returns the line of `show proc` for the serving worker.
 func (b *box) worker() string {
 	conn, err := net.Dial("unix", b.file("master.sock", ""))
 	if err != nil {
@@ -199,7 +199,7 @@ func TestE2EOneContainer(t *testing.T) {
 		}
 	})
 
-	// HAProxy ignores a signal that comes while it reloads.
+	// HAProxy ignores a signal while it reloads.
 	t.Run("stop while it reloads", func(t *testing.T) {
 		b := newBox(t)
 		b.serving(image)
@@ -212,7 +212,7 @@ func TestE2EOneContainer(t *testing.T) {
 		}
 	})
 
-	// The image of HAProxy has docker stop send this.
+	// The HAProxy image sets this as the stop signal of docker stop.
 	t.Run("soft stop by SIGUSR1", func(t *testing.T) {
 		b := newBox(t)
 		b.serving(image, "--haproxy-stop-timeout", "0s")
@@ -237,7 +237,7 @@ func TestE2EOneContainer(t *testing.T) {
 			before := b.worker()
 			testenv.MustDocker(t, "kill", "--signal", "USR2", b.id)
 			b.eventually("there is a new worker", func() bool { now := b.worker(); return now != "" && now != before })
-			// Before that the next signal would come while it reloads.
+			// Otherwise the next signal would come while it reloads.
 			b.eventually("the old one has ended", says("Former worker ("+before+") exited"))
 			if got := b.get("/"); got != "first" {
 				t.Errorf("HAProxy answers %q", got)

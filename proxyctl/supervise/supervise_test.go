@@ -26,10 +26,10 @@ import (
 	"berth/deploy/testenv"
 )
 
-// programEnv makes this test binary one of the programs below.
+// programEnv makes this test binary run one of the programs below.
 const programEnv = "SUPERVISE_TEST_PROGRAM"
 
-// environment is that of a program. The race detector would have it end a second late.
+// environment returns the environment of a program. Without this setting, the race detector would delay its end by a second.
 func environment(program string) []string {
 	return append(os.Environ(), programEnv+"="+program, "GORACE=atexit_sleep_ms=0")
 }
@@ -42,8 +42,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// programs say "up", their process ID, and that of their group when they listen for signals, and the name of each
-// signal that they get. The code that they return is their exit code.
+// programs print "up", their PID and their process group once they listen for signals, and the name of each signal they get. They
+// return their exit code.
 var programs = map[string]func() int{
 	"proxy": func() int {
 		return listen(func(s os.Signal) (int, bool) { return 0, s == syscall.SIGUSR1 })
@@ -67,7 +67,7 @@ var programs = map[string]func() int{
 		got := 0
 		return listen(func(os.Signal) (int, bool) { got++; return 0, got == 2 })
 	},
-	"handles no signals": func() int { // which no Go program is
+	"handles no signals": func() int { // no Go program ends that way
 		up()
 		panic(syscall.Exec("/bin/sleep", []string{"sleep", "60"}, nil))
 	},
@@ -102,7 +102,7 @@ var programs = map[string]func() int{
 	},
 	"behind init": func() int {
 		if err := self(os.Stdout, "leaves an orphan").Run(); err != nil {
-			panic(err) // as it would if the init took the status
+			panic(err) // as it would if the init had taken the status
 		}
 		return listen(func(s os.Signal) (int, bool) { return 5, s == syscall.SIGTERM })
 	},
@@ -131,7 +131,7 @@ func listen(do func(os.Signal) (code int, end bool)) int {
 	return 0
 }
 
-// self is this test binary as another program.
+// self returns a command that runs this test binary as another program.
 func self(out *os.File, program string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = environment(program)
@@ -166,7 +166,7 @@ func newOutput(t *testing.T) *output {
 	return o
 }
 
-// expect waits for a line that begins so, drops those before, and returns the numbers behind.
+// expect waits for a line with this prefix, drops earlier ones, and returns the numbers after the prefix.
 func (o *output) expect(begin string) []int {
 	o.t.Helper()
 	timeout := time.After(10 * time.Second)
@@ -192,7 +192,7 @@ func (o *output) expect(begin string) []int {
 	}
 }
 
-// supervised is a Child that runs.
+// supervised is a running Child.
 type supervised struct {
 	*Child
 	t       *testing.T
@@ -202,10 +202,10 @@ type supervised struct {
 	cancel  func()
 	done    chan error
 
-	configured func() // a good configuration is in place
+	configured func() // puts a good configuration in place
 }
 
-// supervise runs a program as a Child; a function may change the options.
+// supervise runs a program as a Child. A function may change the options.
 func supervise(t *testing.T, program string, change func(*Options)) *supervised {
 	s := &supervised{t: t, out: newOutput(t), log: &testenv.Log{}, signals: make(chan os.Signal), done: make(chan error, 1)}
 	good := make(chan struct{})
@@ -247,7 +247,7 @@ func (s *supervised) send(sig os.Signal) {
 	}
 }
 
-// ends waits until Run returns, and checks with which code: 0 is nil.
+// ends waits for Run to return, and checks its exit code: 0 is nil.
 func (s *supervised) ends(code int) {
 	s.t.Helper()
 	select {
@@ -375,7 +375,7 @@ func TestStops(t *testing.T) {
 	}
 }
 
-// An operator's own signal to stop ends Run, and has no time limit of its own.
+// An operator's own stop signal ends Run, and has no time limit.
 func TestToldToStopByASignal(t *testing.T) {
 	s := supervise(t, "busy until SIGUSR2", func(o *Options) { o.StopTimeout = 0 })
 	s.configured()
@@ -450,7 +450,7 @@ func TestStartsAgain(t *testing.T) {
 	})
 }
 
-// What the child leaves in its group may hold the ports that the next one needs.
+// Processes that the child leaves in its group may hold the ports of the next one.
 func TestLeavesNothing(t *testing.T) {
 	s := supervise(t, "starts another", nil)
 	s.configured()
@@ -461,12 +461,12 @@ func TestLeavesNothing(t *testing.T) {
 	if got := s.out.expect("SIGUSR1")[0]; got != up[0] {
 		t.Errorf("SIGUSR1 reached process %d, not %d", got, up[0])
 	}
-	s.says("signal: killed") // else the cancel may come first, and then it is an end that was asked for
+	s.says("signal: killed") // otherwise the cancel may come first and make this a requested end
 	s.cancel()
 	s.ends(0)
 }
 
-// begin starts a program in a process group of its own, as an earlier berth would have.
+// begin starts a program in its own process group, as an earlier berth would have.
 func begin(t *testing.T, out *output, program string) *exec.Cmd {
 	cmd := self(out.File, program)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -480,7 +480,7 @@ func begin(t *testing.T, out *output, program string) *exec.Cmd {
 	return cmd
 }
 
-// earlier is begin, and waits until it runs.
+// earlier is like begin, but waits until the program runs.
 func earlier(t *testing.T, out *output, program string) *exec.Cmd {
 	cmd := begin(t, out, program)
 	out.expect("up")
@@ -604,7 +604,7 @@ func TestInit(t *testing.T) {
 	})
 }
 
-// exists says whether there is such a process, be it a zombie.
+// exists reports whether there is such a process, even if it is a zombie.
 func exists(pid int) bool {
 	_, err := os.Stat(filepath.Join("/proc", strconv.Itoa(pid)))
 	return err == nil
