@@ -22,7 +22,7 @@ import (
 var flagValues = map[string][]string{
 	"proxy":                 {kindHAProxy, kindNginx},
 	"deregister":            {"always", "on-success"},
-	"log-format":            {"auto", "text", "json"},
+	"log-format":            {"text", "json", "auto"},
 	"format":                {formatTable, formatJSON},
 	"log-level":             {"debug", "info", "warn", "error"},
 	"haproxy-reload-signal": {"USR2", "HUP", "USR1"},

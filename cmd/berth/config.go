@@ -88,8 +88,8 @@ func (c *Config) commonFlags(f *pflag.FlagSet, listen string) {
 	f.StringVar(&c.ConsulAddress, "consul-address", "", "Consul agent, like http://127.0.0.1:8500 or unix:///run/consul.sock (default $CONSUL_HTTP_ADDR)")
 	f.StringVar(&c.ConsulTokenFile, "consul-token-file", "", "file that holds the Consul ACL token (default $CONSUL_HTTP_TOKEN_FILE)")
 	f.StringVar(&c.Listen, "listen", listen, "address of the status page, /healthz, /readyz and /metrics, or none")
-	f.StringVar(&c.LogFormat, "log-format", "auto", "text, json, or auto: text on a terminal")
-	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&c.LogFormat, "log-format", "text", "format of the log: text or json; auto is text on a terminal and json elsewhere")
+	f.StringVar(&c.LogLevel, "log-level", "info", "least severe messages to log: debug, info, warn or error")
 }
 
 // pageFlags declares the options of those that show the status page.
@@ -341,8 +341,8 @@ func boolean(text string) string {
 }
 
 func (c *Config) validate() error {
-	if !slices.Contains([]string{"auto", "text", "json"}, c.LogFormat) {
-		return fmt.Errorf("log-format must be auto, text or json, not %q", c.LogFormat)
+	if !slices.Contains([]string{"text", "json", "auto"}, c.LogFormat) {
+		return fmt.Errorf("log-format must be text, json or auto, not %q", c.LogFormat)
 	}
 	if _, err := parseLevel(c.LogLevel); err != nil {
 		return err

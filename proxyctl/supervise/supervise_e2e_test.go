@@ -62,7 +62,7 @@ func (b *box) text(word string) string {
 
 // berth is a command line of berth with HAProxy's files in the shared directory.
 func (b *box) berth(args ...string) []string {
-	return append([]string{"berth", "templater", "--listen", "none", "--haproxy-config", b.file("haproxy.cfg", ""),
+	return append([]string{"berth", "templater", "--listen", "none", "--log-format", "json", "--haproxy-config", b.file("haproxy.cfg", ""),
 		"--haproxy-socket", b.file("master.sock", "")}, args...)
 }
 

@@ -158,7 +158,7 @@ func startStack(t *testing.T) *stack {
 	s := &stack{web: testenv.FreeAddress(t, "127.0.0.1"), stats: testenv.FreeAddress(t, "127.0.0.1")}
 	s.Compose = testenv.NewCompose(t, testenv.ComposeOptions{
 		Command: []string{"./compose.sh"},
-		Env:     []string{"CONSUL_PORT=" + testenv.FreePort(t), "HTTP_PORT=" + testenv.Port(s.web), "STATS_PORT=" + testenv.Port(s.stats)},
+		Env:     []string{"BERTH_LOG_FORMAT=json", "CONSUL_PORT=" + testenv.FreePort(t), "HTTP_PORT=" + testenv.Port(s.web), "STATS_PORT=" + testenv.Port(s.stats)},
 		Down:    []string{"--rmi", "local"},
 		Show:    []string{"lb"},
 	})
