@@ -84,73 +84,73 @@ func (c *Config) proxy() proxyKind {
 }
 
 func (c *Config) commonFlags(f *pflag.FlagSet, listen string) {
-	f.String("config", "", "YAML file with further options")
-	f.StringVar(&c.ConsulAddress, "consul-address", "", "Consul agent, like http://127.0.0.1:8500 or unix:///run/consul.sock (default $CONSUL_HTTP_ADDR)")
-	f.StringVar(&c.ConsulTokenFile, "consul-token-file", "", "file that holds the Consul ACL token (default $CONSUL_HTTP_TOKEN_FILE)")
-	f.StringVar(&c.Listen, "listen", listen, "address of the status page, /healthz, /readyz and /metrics, or none")
-	f.StringVar(&c.LogFormat, "log-format", "text", "format of the log: text or json; auto is text on a terminal and json elsewhere")
-	f.StringVar(&c.LogLevel, "log-level", "info", "least severe messages to log: debug, info, warn or error")
+	f.String("config", "", "YAML file with more options")
+	f.StringVar(&c.ConsulAddress, "consul-address", "", "Consul agent, e.g. http://127.0.0.1:8500 or unix:///run/consul.sock (default $CONSUL_HTTP_ADDR)")
+	f.StringVar(&c.ConsulTokenFile, "consul-token-file", "", "file with the Consul ACL token (default $CONSUL_HTTP_TOKEN_FILE)")
+	f.StringVar(&c.Listen, "listen", listen, "address of the status page, /healthz, /readyz and /metrics; none disables them")
+	f.StringVar(&c.LogFormat, "log-format", "text", "log format: text or json; auto is text on a terminal and json elsewhere")
+	f.StringVar(&c.LogLevel, "log-level", "info", "lowest level to log: debug, info, warn or error")
 }
 
-// pageFlags declares the options of those that show the status page.
+// pageFlags declares the options of the commands that serve the status page.
 func (c *Config) pageFlags(f *pflag.FlagSet) {
-	f.StringVar(&c.AdminTokenFile, "listen-admin-token-file", "", "file with the token by which the status page may drain and pause; without it, it only shows")
+	f.StringVar(&c.AdminTokenFile, "listen-admin-token-file", "", "file with the token that allows drain and pause on the status page; without it, the page is read-only")
 }
 
 func (c *Config) registrarFlags(f *pflag.FlagSet) {
-	f.StringSliceVar(&c.Host.Networks, "network", nil, "networks on which the load balancer reaches containers, best first (default: those of berth's own container)")
-	f.BoolVar(&c.Host.Internal, "internal", false, "register containers' own addresses and exposed ports, whatever the network")
-	f.BoolVar(&c.Host.Explicit, "explicit", false, "register only what has a SERVICE_NAME")
-	f.StringVar(&c.Host.IP, "ip", "", "address to register for published ports (default: none, so that Consul uses its node's)")
-	f.StringVar(&c.Tags, "tags", "", "tags for everything, separated by commas; a Go template over what docker inspect says")
-	f.StringVar(&c.Deregister, "deregister", "always", "always, or on-success: what ended with an error stays registered, in maintenance mode")
-	f.DurationVar(&c.Host.TTL, "ttl", 0, "let registrations turn critical when the registrar is away for so long (default: never)")
-	f.BoolVar(&c.Host.Scripts, "scripts", false, "allow SERVICE_CHECK_SCRIPT and SERVICE_CHECK_CMD, if the Consul agent does, too")
-	f.BoolVar(&c.Host.PublishSecrets, "publish-secrets", false, "publish labels as metadata even if their keys look like secrets (PASSWORD, TOKEN, KEY...)")
-	f.StringVar(&c.Adopt, "adopt", "", "host name in the service IDs of a Registrator whose registrations to take over")
-	f.StringVar(&c.Owner, "owner", "", "a name of its own for each of several registrars on one Docker host")
-	f.DurationVar(&c.Resync, "resync", time.Minute, "how often to compare everything, whatever the events said")
-	f.DurationVar(&c.ReadyTimeout, "ready-timeout", 30*time.Second, "how long an instance may take to be ready before it is registered as critical")
-	f.DurationVar(&c.DrainTime, "drain-time", 2*time.Second, "from the sign to stop to the signal that SERVICE_STOP_SIGNAL names")
+	f.StringSliceVar(&c.Host.Networks, "network", nil, "networks on which the load balancer reaches containers, in order of preference (default: those of berth's own container)")
+	f.BoolVar(&c.Host.Internal, "internal", false, "register container addresses and exposed ports, on any network")
+	f.BoolVar(&c.Host.Explicit, "explicit", false, "register only containers and ports with a SERVICE_NAME")
+	f.StringVar(&c.Host.IP, "ip", "", "IP address to register for published ports (default: the address of the Consul node)")
+	f.StringVar(&c.Tags, "tags", "", "tags for every service, separated by commas; may be a Go template over the output of docker inspect")
+	f.StringVar(&c.Deregister, "deregister", "always", "when to deregister: always, or on-success, which keeps failed containers registered in maintenance mode")
+	f.DurationVar(&c.Host.TTL, "ttl", 0, "mark registrations critical when the registrar is away for this long (default: never)")
+	f.BoolVar(&c.Host.Scripts, "scripts", false, "allow SERVICE_CHECK_SCRIPT and SERVICE_CHECK_CMD; the Consul agent must allow them too")
+	f.BoolVar(&c.Host.PublishSecrets, "publish-secrets", false, "publish labels as metadata even if the keys look like secrets (PASSWORD, TOKEN, KEY...)")
+	f.StringVar(&c.Adopt, "adopt", "", "take over the registrations of the Registrator with this host name in its service IDs")
+	f.StringVar(&c.Owner, "owner", "", "unique name of this registrar if several run on one Docker host")
+	f.DurationVar(&c.Resync, "resync", time.Minute, "interval of the full resync")
+	f.DurationVar(&c.ReadyTimeout, "ready-timeout", 30*time.Second, "how long to wait until an instance is ready before registering it as critical")
+	f.DurationVar(&c.DrainTime, "drain-time", 2*time.Second, "delay between Docker's stop signal and SERVICE_STOP_SIGNAL")
 	f.BoolVar(&c.ShowSecrets, "show-secrets", false, showSecretsUsage)
 }
 
-const showSecretsUsage = "show values whose keys look like secrets (PASSWORD, TOKEN, KEY...) at the paths /services and /census"
+const showSecretsUsage = "show values whose keys look like secrets (PASSWORD, TOKEN, KEY...) under /services and /census"
 
 // serviceFlags declares the options that only berth service has.
 func (c *Config) serviceFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.Process.Name, "name", "", "name of the service")
-	f.IntVar(&c.Process.Port, "port", 0, "port that the command listens on, over TCP")
-	f.StringVar(&c.Process.ID, "id", "", "ID of this instance, which must be its own (default <host>:<name>:<port>)")
-	f.StringVar(&c.Process.Address, "address", "", "IP address that it listens on and is registered with (default: none, so that Consul uses its node's)")
-	f.StringArrayVar(&c.Process.Meta, "meta", nil, "service metadata as key=value, any number of times")
-	f.IntVar(&c.Process.Weight, "weight", 1, "weight of this instance, 1 to 256; 0: no new requests")
-	f.StringVar(&c.Process.Ready, "ready", "tcp", "register when: tcp its port accepts, http:/path or https:/path that answers 2xx, none at once")
-	f.DurationVar(&c.StopTimeout, "stop-timeout", 10*time.Second, "from the command's SIGTERM to its SIGKILL")
+	f.IntVar(&c.Process.Port, "port", 0, "TCP port that the command listens on")
+	f.StringVar(&c.Process.ID, "id", "", "unique ID of this instance (default <host>:<name>:<port>)")
+	f.StringVar(&c.Process.Address, "address", "", "IP address that the command listens on and is registered with (default: the address of the Consul node)")
+	f.StringArrayVar(&c.Process.Meta, "meta", nil, "service metadata as key=value; can be repeated")
+	f.IntVar(&c.Process.Weight, "weight", 1, "weight of this instance, 1 to 256; 0 means no new requests")
+	f.StringVar(&c.Process.Ready, "ready", "tcp", "when to register: tcp (its port accepts), http:/path or https:/path (answers 2xx), or none (at once)")
+	f.DurationVar(&c.StopTimeout, "stop-timeout", 10*time.Second, "delay between the command's SIGTERM and SIGKILL")
 }
 
 func (c *Config) templaterFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.Template, "template", "", "consul-template file to render (default: the built-in template)")
 	f.BoolVar(&c.TemplatePrograms, "template-programs", false, "allow the template functions plugin and writeToFile, which run programs and write files")
-	f.StringVar(&c.TLSDirectory, "tls-directory", "", "directory of certificates (PEM files with their keys) for the built-in template (default: no TLS)")
-	f.StringVar(&c.TCPPorts, "tcp-ports", "none", "ports that SERVICE_ROUTE_PORT may ask the built-in template for, like 5432,6000-6099, or none")
-	f.BoolVar(&c.IPv6, "ipv6", templates.KernelHasIPv6(), "have the built-in template listen on IPv6, too (default: true where the kernel has IPv6)")
-	f.StringVar(&c.TrustedProxies, "trusted-proxies", "", "networks of proxies in front, which the built-in template believes about clients, like 10.0.0.0/8,fd00::/8")
-	f.StringVar(&c.ProxyProtocol, "proxy-protocol", "none", "ports on which trusted proxies speak the PROXY protocol, like http,https,5432, or none")
-	f.BoolVar(&c.ErrorDetails, "error-details", false, "have error pages say what is missing, with names of services and labels: not for the public")
-	f.DurationVar(&c.RouteGrace, "route-grace", 5*time.Minute, "how long a route is held for a service that is gone, or whose instances do not serve; 0 = not at all")
-	f.DurationVar(&c.RouteHold, "route-hold", 10*time.Second, "how long requests and connections wait for a service without a server, where no SERVICE_ROUTE_HOLD says so, up to 5m; 0 = not at all")
-	f.IntVar(&c.RouteHoldMax, "route-hold-max", 2000, "how many may wait at once in the proxy; the others get the 503 page at once")
-	f.IntVar(&c.ConsulConnections, "consul-connections", catalog.DefaultConnections, "connections to Consul that may be open at a time (Consul's own limit is 200)")
-	f.DurationVar(&c.ConsulGrace, "consul-grace", 30*time.Second, "how long to keep what a Consul that failed or lost its state no longer lists")
-	f.IntVar(&c.VanishLimit, "vanish-limit", 100, "percentage of a list that may vanish at once; if it is more, what is gone is kept for consul-grace")
-	f.StringArrayVar(&c.File, "file", nil, "template:destination[:command], a plain file to render, and a shell command to run when it has changed")
-	f.StringVar(&c.Proxy, "proxy", "", "haproxy or nginx (default: the one behind --, else haproxy)")
+	f.StringVar(&c.TLSDirectory, "tls-directory", "", "directory of certificates (PEM files with keys) for the built-in template (default: no TLS)")
+	f.StringVar(&c.TCPPorts, "tcp-ports", "none", "ports that SERVICE_ROUTE_PORT may claim in the built-in template, e.g. 5432,6000-6099, or none")
+	f.BoolVar(&c.IPv6, "ipv6", templates.KernelHasIPv6(), "make the built-in template listen on IPv6 too (default: true if the kernel has IPv6)")
+	f.StringVar(&c.TrustedProxies, "trusted-proxies", "", "networks of front proxies whose client information the built-in template trusts, e.g. 10.0.0.0/8,fd00::/8")
+	f.StringVar(&c.ProxyProtocol, "proxy-protocol", "none", "ports on which trusted proxies speak the PROXY protocol, e.g. http,https,5432, or none")
+	f.BoolVar(&c.ErrorDetails, "error-details", false, "make error pages name the services and labels involved; not for public sites")
+	f.DurationVar(&c.RouteGrace, "route-grace", 5*time.Minute, "how long to keep the route of a service that is gone or has no serving instance; 0 disables this")
+	f.DurationVar(&c.RouteHold, "route-hold", 10*time.Second, "how long requests and connections wait for a service without servers, up to 5m; 0 disables this; SERVICE_ROUTE_HOLD overrides it")
+	f.IntVar(&c.RouteHoldMax, "route-hold-max", 2000, "how many requests may wait in the proxy at the same time; the rest get the 503 page immediately")
+	f.IntVar(&c.ConsulConnections, "consul-connections", catalog.DefaultConnections, "maximum number of open connections to Consul (Consul's own limit is 200)")
+	f.DurationVar(&c.ConsulGrace, "consul-grace", 30*time.Second, "how long to keep what Consul no longer lists after it failed or lost its state")
+	f.IntVar(&c.VanishLimit, "vanish-limit", 100, "percentage of a list that may vanish at once; if more does, it is kept for --consul-grace")
+	f.StringArrayVar(&c.File, "file", nil, "plain file to render, as template:destination[:command]; the shell command runs when the file changes")
+	f.StringVar(&c.Proxy, "proxy", "", "haproxy or nginx (default: the proxy behind --, otherwise haproxy)")
 	c.HAProxy.flags(f)
 	c.Nginx.flags(f)
-	f.BoolVar(&c.Runtime, "runtime", true, "change servers in the running HAProxy, or in nginx's Lua balancer; if false, every change is a reload")
-	f.BoolVar(&c.TakeOver, "take-over", false, "replace a configuration that berth did not write even if backends in it lose all their servers")
-	f.DurationVar(&c.ReloadInterval, "reload-interval", 200*time.Millisecond, "least time between two reloads; the first is done at once")
+	f.BoolVar(&c.Runtime, "runtime", true, "change servers in the running HAProxy or in nginx's Lua balancer; if false, reload for every change")
+	f.BoolVar(&c.TakeOver, "take-over", false, "replace a configuration that berth did not write even if its backends lose all servers")
+	f.DurationVar(&c.ReloadInterval, "reload-interval", 200*time.Millisecond, "minimum time between two reloads; the first one is immediate")
 }
 
 // options returns the options of all commands, at their defaults.

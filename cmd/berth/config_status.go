@@ -16,10 +16,10 @@ import (
 
 func configStatusCommand() *cobra.Command {
 	var form string
-	cmd := groupCommand("status", "Say which version of its configuration each instance of a service runs",
-		`Print which version of its configuration a service is to run, who applied it and when, and which version each of its
-instances runs, since when, or why not. Exits with 0 if every instance runs the wanted version and is ready, and with 1 if
-not.`,
+	cmd := groupCommand("status", "Show which configuration version each instance of a service runs",
+		`Print the wanted version of a service's configuration, who applied it and when. For each instance, print the version that
+it runs and since when, or the reason why it does not run the wanted one. The exit code is 0 if every instance runs the
+wanted version and is ready, otherwise 1.`,
 		nil, func(ctx context.Context, g *groupStore, _ []string) error {
 			if err := checkFormat(form); err != nil {
 				return err
@@ -162,8 +162,9 @@ func printStatusJSON(w io.Writer, s store.Status) error {
 func restartCommand() *cobra.Command {
 	var how pacing
 	cmd := groupCommand("restart", "Restart the instances of a service",
-		`Have the instances of a service restarted, for a new program behind the same path or a change of what only a start reads:
-where the strategy is rolling, one after the other, each out of service meanwhile, and the next one when it is ready again.`,
+		`Restart the instances of a service, for example to run a new program behind the same path or to read settings that are
+read only at the start. With the rolling strategy, the instances restart one at a time. Each is taken out of service first,
+and the next one follows when it is ready again.`,
 		nil, func(ctx context.Context, g *groupStore, _ []string) error {
 			if err := how.check(); err != nil {
 				return err
@@ -190,6 +191,6 @@ where the strategy is rolling, one after the other, each out of service meanwhil
 			return g.wait(ctx, order{restart: number, before: s.Roll.Halted}, how.wait)
 		})
 	how.flags(cmd)
-	cmd.Flags().Lookup("strategy").Usage = "rolling: one instance after the other, or at-once (default: what each instance has)"
+	cmd.Flags().Lookup("strategy").Usage = "rolling (one instance at a time) or at-once (default: each instance's own strategy)"
 	return cmd
 }

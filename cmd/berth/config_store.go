@@ -75,7 +75,7 @@ func onConsul(cmd *cobra.Command, run func(ctx context.Context, g *groupStore, a
 	}
 	c := newConfig()
 	c.commonFlags(cmd.Flags(), "none")
-	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long Consul may take to answer")
+	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long to wait for Consul")
 	return cmd
 }
 

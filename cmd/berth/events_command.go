@@ -23,11 +23,16 @@ func eventsCommand() *cobra.Command {
 	var follow, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "events [--follow]",
-		Short: "Print the last changes, on all hosts",
-		Long: `Print the last 500 changes that the berth which runs here knows, oldest first: what was registered, drained, served, reloaded,
-refused, left out, and came back, and why. Without a berth here, those that all berths publish in Consul are printed: the last of each.
+		Short: "Print recent events on all hosts",
+		Long: `Print the last 500 events that the berth on this host knows, oldest first: registrations, drains, reloads, refusals,
+ignored labels, recoveries and so on, with their reasons. Without a berth here, print the most recent events that each
+berth publishes in Consul.
 
-Exits with 0 when it has printed them, 1 on an error, and 3 if neither a berth nor Consul answers.`,
+Exit codes:
+
+  0  the events were printed
+  1  error
+  3  neither a berth nor Consul answers`,
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := readConfig(cmd.Flags())
@@ -39,8 +44,8 @@ Exits with 0 when it has printed them, 1 on an error, and 3 if neither a berth n
 		},
 	}
 	statusFlags(cmd)
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with those to come, until it is interrupted")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print an object in a line for each")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "keep printing new events until interrupted")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, one event per line")
 	return cmd
 }
 

@@ -26,13 +26,13 @@ func healthcheckCommand() *cobra.Command {
 	var live bool
 	cmd := &cobra.Command{
 		Use:   "healthcheck",
-		Short: "Ask the berth of this container whether it is ready",
-		Long: `Ask the berth that runs here, at the address of --listen or BERTH_LISTEN, whether it is ready: it reaches Consul and
-Docker, and the proxy runs the newest configuration. Exits with 0 if it is, and with 1 and the reason if not. Without an
-address, whoever answers at 127.0.0.1:9651 (registrar, run) and 127.0.0.1:9652 (templater) is asked.
+		Short: "Check whether the berth in this container is ready",
+		Long: `Ask the berth at --listen or BERTH_LISTEN whether it is ready: it reaches Consul and Docker, and the proxy runs the newest
+configuration. Without an address, ask at 127.0.0.1:9651 (registrar, run) and 127.0.0.1:9652 (templater). The exit code is
+0 if berth is ready; otherwise it is 1 and the reason is printed.
 
-It is made for a container's health check. Do not let the proxy wait for a healthy templater (depends_on with the
-condition service_healthy): the templater is ready when the proxy runs what it rendered.`,
+Use it as a container's health check. Do not let the proxy wait for a healthy templater (depends_on with the condition
+service_healthy): the templater is ready only when the proxy runs what it rendered.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := readConfig(cmd.Flags())
@@ -57,7 +57,7 @@ condition service_healthy): the templater is ready when the proxy runs what it r
 	}
 	c := newConfig()
 	c.commonFlags(cmd.Flags(), "")
-	cmd.Flags().BoolVar(&live, "live", false, "ask only whether it lives (/healthz), not whether it is ready (/readyz)")
+	cmd.Flags().BoolVar(&live, "live", false, "check only that berth is alive (/healthz), not that it is ready (/readyz)")
 	for _, of := range []string{"consul-address", "consul-token-file", "log-format", "log-level"} {
 		cmd.Flags().Lookup(of).Hidden = true // for the file and the environment that it shares
 	}

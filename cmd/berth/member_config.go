@@ -50,19 +50,19 @@ const (
 )
 
 func (m *memberConfig) flags(f *pflag.FlagSet) {
-	f.StringVar(&m.Group, "group", "", "group of the service: prod makes app the service app-prod in Consul (default: none)")
-	f.StringArrayVar(&m.Render, "render", nil, "template:destination, a file to render for the command, any number of times")
-	f.StringVar(&m.Defaults, "defaults", "", "TOML, YAML or JSON file with the defaults of the service's configuration")
-	f.StringVar(&m.UserConfig, "user-config", "", "TOML, YAML or JSON file whose values count more than the defaults and $"+serviceConfigVariable+", and less than what was applied")
-	f.StringVar(&m.OnChange, "on-change", reactionRestart, "when a rendered file has changed: "+reactionsInWords)
-	f.StringVar(&m.Strategy, "strategy", group.Rolling, "how the group takes up a change: rolling, one instance after the other; at-once; or none, at the next start")
-	f.StringVar(&m.Restart, "restart", "no", "start the command again when it ends by itself: no, on-failure or always")
-	f.StringVar(&m.Files, "files", "", "directory for the files that were put for the service (default: none)")
-	f.StringVar(&m.OnFile, "on-file", "", "when one of these files has changed: "+reactionsInWords+" (default: as on-change)")
-	f.StringArrayVar(&m.Bind, "bind", nil, "name:service, a service that the command needs, any number of times: NAME_HOST and NAME_PORT for the command")
-	f.StringVar(&m.BindingMode, "binding-mode", bindingRelaxed, "strict: start when each bound service has an instance that is well; relaxed: at once")
-	f.StringVar(&m.Topology, "topology", topologyNone, "leader: one instance of the group leads, the others follow; or standalone")
-	f.IntVar(&m.Priority, "priority", 0, "among the instances that may lead the highest goes first, if nobody leads")
+	f.StringVar(&m.Group, "group", "", "group of the service; prod makes app the service app-prod in Consul (default: none)")
+	f.StringArrayVar(&m.Render, "render", nil, "file to render for the command, as template:destination; can be repeated")
+	f.StringVar(&m.Defaults, "defaults", "", "TOML, YAML or JSON file with the service's default configuration")
+	f.StringVar(&m.UserConfig, "user-config", "", "TOML, YAML or JSON file that overrides the defaults and $"+serviceConfigVariable+"; applied configuration overrides it")
+	f.StringVar(&m.OnChange, "on-change", reactionRestart, "what to do when a rendered file changes: "+reactionsInWords)
+	f.StringVar(&m.Strategy, "strategy", group.Rolling, "how the group takes up a change: rolling (one instance at a time), at-once, or none (at the next start)")
+	f.StringVar(&m.Restart, "restart", "no", "whether to start the command again when it ends by itself: no, on-failure or always")
+	f.StringVar(&m.Files, "files", "", "directory for the service's files, see berth file put (default: none)")
+	f.StringVar(&m.OnFile, "on-file", "", "what to do when one of these files changes: "+reactionsInWords+" (default: as --on-change)")
+	f.StringArrayVar(&m.Bind, "bind", nil, "service that the command needs, as name:service; sets NAME_HOST and NAME_PORT; can be repeated")
+	f.StringVar(&m.BindingMode, "binding-mode", bindingRelaxed, "when to start: strict waits for a healthy instance of each bound service, relaxed does not")
+	f.StringVar(&m.Topology, "topology", topologyNone, "leader (one instance of the group leads, the rest follow) or standalone")
+	f.IntVar(&m.Priority, "priority", 0, "priority in a leader election; the highest goes first")
 }
 
 // reaction is what to do with the command after a change.

@@ -23,10 +23,11 @@ func pauseCommand() *cobra.Command {
 	var form string
 	cmd := onConsul(&cobra.Command{
 		Use:   "pause SERVICE...",
-		Short: "Have requests for a service wait until it is resumed",
-		Long: `Have new requests for services wait at the proxy, by their names in Consul, until berth resume: for a migration of their
-data, say. A request that has waited for --max gets a page with the status 503. What a service has begun to answer goes on.
-A pause is in Consul and lasts over restarts. One of a service that is paused already replaces it.`,
+		Short: "Make requests for a service wait until it is resumed",
+		Long: `Make new requests for services wait at the proxy until berth resume, for example during a data migration. Services are
+named as in Consul. A request that has waited for --max gets a page with status 503. Responses that have begun continue.
+
+A pause is stored in Consul and survives restarts. A new pause replaces the current one.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if list {
 				for _, name := range []string{"max", "reason"} {
@@ -62,19 +63,19 @@ A pause is in Consul and lasts over restarts. One of a service that is paused al
 			return g.pause(ctx, p)
 		})
 	})
-	cmd.Flags().DurationVar(&pause.Max, "max", 30*time.Second, "how long one request waits, from 1s to 5m")
-	cmd.Flags().StringVar(&pause.Reason, "reason", "paused by hand", "shown by --list")
-	cmd.Flags().BoolVar(&list, "list", false, "list what is paused")
+	cmd.Flags().DurationVar(&pause.Max, "max", 30*time.Second, "how long a request waits at most, from 1s to 5m")
+	cmd.Flags().StringVar(&pause.Reason, "reason", "paused by hand", "reason to show in --list")
+	cmd.Flags().BoolVar(&list, "list", false, "list the paused services")
 	formatFlag(cmd, &form)
-	cmd.Flags().Lookup("format").Usage = "of --list: table or json"
+	cmd.Flags().Lookup("format").Usage = "output of --list: table or json"
 	return cmd
 }
 
 func resumeCommand() *cobra.Command {
 	return onConsul(&cobra.Command{
 		Use:               "resume SERVICE...",
-		Short:             "Have requests for a paused service served again, those that wait first",
-		Long:              "End the pause of services, by their names in Consul: requests that wait go on at once. A service that is not paused stays as it is.",
+		Short:             "Resume a paused service; waiting requests go first",
+		Long:              "End the pause of services, named as in Consul. Waiting requests continue immediately. Services that are not paused do not change.",
 		Args:              atLeastOne("SERVICE"),
 		ValidArgsFunction: completeServices(pausedNames),
 	}, func(ctx context.Context, g *groupStore, services []string) error {

@@ -55,13 +55,13 @@ func (o *proxyOptions) common() *proxyOptions { return o }
 
 // flags declares the options. socket and container are help texts; insteadOf is what a reload command replaces.
 func (o *proxyOptions) flags(f *pflag.FlagSet, socket, insteadOf, container string) {
-	f.StringVar(&o.File, o.name+"-config", o.File, o.title+"'s configuration file, in a directory that berth may write to, or none")
+	f.StringVar(&o.File, o.name+"-config", o.File, o.title+"'s configuration file, in a directory that berth can write to, or none")
 	f.StringVar(&o.Socket, o.name+"-socket", o.Socket, socket)
 	f.StringVar(&o.ReloadCommand, o.name+"-reload-command", "", "shell command that makes "+o.title+" load its file, instead of "+insteadOf)
-	f.StringVar(&o.ReloadContainer, o.name+"-reload-container", "", "container of "+container)
-	f.StringVar(&o.Binary, o.name+"-binary", o.name, "program to validate a configuration with before it is loaded, if it is here, or none")
+	f.StringVar(&o.ReloadContainer, o.name+"-reload-container", "", container)
+	f.StringVar(&o.Binary, o.name+"-binary", o.name, "program that validates a configuration before it is loaded, if installed; none disables this")
 	f.DurationVar(&o.Timeout, o.name+"-timeout", 10*time.Second, "how long "+o.title+" may take to answer or to reload")
-	f.DurationVar(&o.StopTimeout, o.name+"-stop-timeout", 8*time.Second, "how long an "+o.title+" that berth runs may finish its connections when berth is stopped")
+	f.DurationVar(&o.StopTimeout, o.name+"-stop-timeout", 8*time.Second, "if berth runs "+o.title+": how long it may take to finish its connections when berth stops")
 }
 
 // optionError puts the name of an option before an error.

@@ -33,14 +33,13 @@ func renderCommand() *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "render",
-		Short: "Render once, to standard output",
-		Long: `Render the templates once, from what the Consul catalog holds now, and print the texts. Nothing is written,
-and no proxy is touched. Where there are several templates (--file), each text has a line with its destination
-before it.
+		Short: "Render the templates once and print the results",
+		Long: `Render the templates once from the current Consul catalog and print the results. Nothing is written, and no proxy is
+touched. If there are several templates (--file), a line with the destination precedes each result.
 
-With --diff, print what would change in the files that are there, which berth keeps in step with what the proxy
-runs, and exit as diff does: with 0 if nothing would, with 1 if something would, with 2 on any error. What a
-running berth remembers of what is gone (--route-grace, --consul-grace) shows as a difference for that time.`,
+With --diff, print what would change in the existing files, which berth keeps in step with the running proxy. The exit code
+is that of diff: 0 without differences, 1 with differences, 2 on any error. Routes and services that only a running berth
+still keeps (--route-grace, --consul-grace) show up as differences.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if diff && explain {
@@ -80,10 +79,10 @@ running berth remembers of what is gone (--route-grace, --consul-grace) shows as
 	c := newConfig()
 	c.commonFlags(cmd.Flags(), "none")
 	c.templaterFlags(cmd.Flags())
-	cmd.Flags().BoolVar(&diff, "diff", false, "print what differs from the files that are there")
-	cmd.Flags().BoolVar(&validate, "validate", false, "have the proxy's program check the configuration; without --diff and --explain print nothing")
-	cmd.Flags().BoolVar(&explain, "explain", false, "print with each line what data it depends on")
-	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long it may take")
+	cmd.Flags().BoolVar(&diff, "diff", false, "print the differences from the existing files")
+	cmd.Flags().BoolVar(&validate, "validate", false, "validate the configuration with the proxy's program; print nothing unless --diff or --explain is set")
+	cmd.Flags().BoolVar(&explain, "explain", false, "print the data that each line depends on")
+	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long rendering may take")
 	return cmd
 }
 

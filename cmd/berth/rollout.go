@@ -36,18 +36,23 @@ func rolloutCommand() *cobra.Command {
 	f := rolloutFlags{options: rollout.Defaults()}
 	cmd := &cobra.Command{
 		Use:   "rollout SERVICE...",
-		Short: "Replace the containers of compose services one after the other, without a failed request",
-		Long: `Replace the containers of compose services by new ones, after a change of the compose file or of an image. For one
-container after the other, or --parallelism at a time: compose makes the new one; when it is healthy, registered in Consul
-and served by every balancer, and has been so for the time of --monitor, the old one is drained until its last request has ended,
-stopped and removed.
+		Short: "Replace the containers of compose services without a failed request",
+		Long: `Replace the containers of compose services after a change of the compose file or of an image, one at a time or
+--parallelism at a time:
 
-A new one that does not work goes again, and the old one stays: then berth exits with 1 and says why, with the end of the
-new one's log. On ^C it goes, too. With --order stop-first nothing goes back: --resume goes on.
+  1. compose creates the new container
+  2. berth waits until it is healthy, registered in Consul and served by
+     every balancer, and then watches it for the time of --monitor
+  3. berth drains the old container until its last request has ended,
+     stops it and removes it
 
-SERVICE is a service of a compose file, whose project is found by its containers. What deploy.update_config says in the file
-counts, unless a flag of the same name says something else. Several services are rolled out in the order in which they
-depend on each other.`,
+If a new container fails, berth removes it and keeps the old one. Then it exits with 1 and prints the reason and the end of
+the new container's log. Ctrl+C also removes the new container. With --order stop-first, nothing is rolled back: continue
+with --resume.
+
+SERVICE is a service of a compose file. berth finds the project by the service's containers. deploy.update_config in the
+compose file sets the options; a flag of the same name overrides it. Several services are rolled out in the order of their
+dependencies.`,
 		Args: atLeastOne("SERVICE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := newProcess(cmd)
@@ -80,22 +85,22 @@ depend on each other.`,
 
 func (f *rolloutFlags) flags(flags *pflag.FlagSet) {
 	o := &f.options
-	flags.StringVarP(&f.project, "project-name", "p", "", "compose project (default: the one in this directory, or the only one that has the service)")
-	flags.StringVar(&f.compose, "compose", "", "how compose is called, like 'docker compose -f FILE' (default: the version that made the containers)")
-	flags.IntVar(&o.Parallelism, "parallelism", o.Parallelism, "how many at a time; 0 = all at once")
+	flags.StringVarP(&f.project, "project-name", "p", "", "compose project (default: the project in this directory, or the only project with the service)")
+	flags.StringVar(&f.compose, "compose", "", "compose command, e.g. 'docker compose -f FILE' (default: the version that created the containers)")
+	flags.IntVar(&o.Parallelism, "parallelism", o.Parallelism, "number of containers to replace at a time; 0 means all at once")
 	flags.DurationVar(&o.Delay, "delay", o.Delay, "pause between two batches")
-	flags.StringVar(&o.Order, "order", o.Order, "start-first, or stop-first for what cannot run twice at a time")
-	flags.DurationVar(&o.Monitor, "monitor", o.Monitor, "how long a new container is watched before the old one leaves")
-	flags.StringVar(&o.FailureAction, "failure-action", o.FailureAction, "rollback, pause: leave all as it is for --resume or --abort, or continue with the others")
-	flags.Float64Var(&o.MaxFailureRatio, "max-failure-ratio", o.MaxFailureRatio, "part of the new containers that may fail, from 0 to 1, before that is done")
-	flags.DurationVar(&o.ReadyTimeout, "ready-timeout", o.ReadyTimeout, "how long a new container may take to serve")
-	flags.DurationVar(&o.DrainTimeout, "drain-timeout", o.DrainTimeout, "how long requests and websockets may go on at an old container")
+	flags.StringVar(&o.Order, "order", o.Order, "start-first, or stop-first for services that cannot run twice")
+	flags.DurationVar(&o.Monitor, "monitor", o.Monitor, "how long to watch a new container before the old one is drained")
+	flags.StringVar(&o.FailureAction, "failure-action", o.FailureAction, "what to do on failure: rollback, pause (wait for --resume or --abort), or continue with the rest")
+	flags.Float64Var(&o.MaxFailureRatio, "max-failure-ratio", o.MaxFailureRatio, "fraction of new containers that may fail before --failure-action applies, 0 to 1")
+	flags.DurationVar(&o.ReadyTimeout, "ready-timeout", o.ReadyTimeout, "how long to wait until a new container serves")
+	flags.DurationVar(&o.DrainTimeout, "drain-timeout", o.DrainTimeout, "how long requests and websockets may continue on an old container")
 	flags.BoolVar(&f.pull, "pull", false, "pull the images first; with --watch, every minute")
 	flags.BoolVar(&f.build, "build", false, "build the images first")
-	flags.BoolVar(&f.force, "force", false, "replace containers that are as the file says, too")
-	flags.BoolVar(&f.watch, "watch", false, "stay, and roll out whenever the image's name stands for another image here")
-	flags.BoolVar(&f.resume, "resume", false, "go on with a rollout that was cut short")
-	flags.BoolVar(&f.abort, "abort", false, "take back the last step of a rollout that was cut short: the old containers that are there serve again")
+	flags.BoolVar(&f.force, "force", false, "also replace containers that match the compose file")
+	flags.BoolVar(&f.watch, "watch", false, "keep running, and roll out whenever the image's name refers to a new image on this host")
+	flags.BoolVar(&f.resume, "resume", false, "continue an interrupted rollout")
+	flags.BoolVar(&f.abort, "abort", false, "undo the last step of an interrupted rollout; the remaining old containers serve again")
 }
 
 // check says which flags do not go together.

@@ -23,18 +23,20 @@ import (
 	"berth/templates/claim"
 )
 
-const serviceUsage = "the command to run goes behind --, as in: berth service --name www --port 20001 -- ./www 20001"
+const serviceUsage = "put the command behind --: berth service --name www --port 20001 -- ./www 20001"
 
 func serviceCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "service --name NAME --port PORT [flags] -- COMMAND [ARGS]",
-		Short: "Run a command, and register it in Consul while it runs",
-		Long: `Run a command as an instance of a service, without Docker: it is registered in Consul when it is ready, with a TTL
-check that berth passes as long as it runs. On SIGTERM or SIGINT it is taken out of service, gets SIGTERM when it
-is drained, and is deregistered when it has ended; berth exits with its code. A second SIGTERM cuts draining short.
-SIGHUP, SIGUSR1 and SIGUSR2 are passed on. Consul may come and go meanwhile.
+		Short: "Run a command and register it in Consul while it runs",
+		Long: `Run a command as an instance of a service, without Docker. berth registers it in Consul when it is ready, with a TTL check
+that passes while berth runs. Consul may go away and come back meanwhile.
 
-To be routed to by the built-in template it needs a route: --meta route_path=/ or --meta route_host=www.example.com.`,
+On SIGTERM or SIGINT, berth takes the instance out of service and waits --drain-time. Then it sends SIGTERM to the command,
+deregisters the instance when the command has ended, and exits with the command's exit code. A second SIGTERM cuts draining
+short. SIGHUP, SIGUSR1 and SIGUSR2 are passed on to the command.
+
+The built-in template needs a route for the service: --meta route_path=/ or --meta route_host=www.example.com.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if cmd.ArgsLenAtDash() != 0 || len(args) == 0 {
 				return errors.New(serviceUsage)
@@ -48,9 +50,9 @@ To be routed to by the built-in template it needs a route: --meta route_path=/ o
 	shared.serviceFlags(cmd.Flags())
 	shared.Member.flags(cmd.Flags())
 	cmd.Flags().String("tags", "", "tags, separated by commas")
-	cmd.Flags().Duration("ttl", 15*time.Second, "how soon Consul takes the instance for critical when berth was killed")
-	cmd.Flags().Duration("ready-timeout", 30*time.Second, "how long the command may take to be ready before it is registered as critical")
-	cmd.Flags().Duration("drain-time", 2*time.Second, "from out of service to the command's SIGTERM")
+	cmd.Flags().Duration("ttl", 15*time.Second, "how soon Consul marks the instance critical if berth is killed")
+	cmd.Flags().Duration("ready-timeout", 30*time.Second, "how long to wait until the command is ready before registering it as critical")
+	cmd.Flags().Duration("drain-time", 2*time.Second, "delay between going out of service and the command's SIGTERM")
 	cmd.Flags().Bool("show-secrets", false, showSecretsUsage)
 	return cmd
 }

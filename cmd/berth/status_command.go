@@ -39,13 +39,23 @@ func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [SERVICE]",
 		Short: "Show what is served, what is not, and why",
-		Long: `Show every service with its routes, how many of its instances take requests, and why others do not; of one service, its
-instances. It covers all hosts: the berth that runs here is asked, at --listen, and without one Consul, where all berths say
-what they know.
+		Long: `Show every service with its routes, the number of instances that take requests, and the reasons why others do not. With
+SERVICE, show the instances of this service. The report covers all hosts. It comes from the berth at --listen or, if none
+runs here, from what all berths publish in Consul.
 
-Exits with 0 when it has reported, 1 on an error, 2 if there is no such service, and 3 if neither a berth nor Consul answers.
-With --check it prints one line and exits as monitoring plugins do: 0 if all services are served, 1 if some instances are
-down, 2 if a service is down, 3 if that is not known.`,
+Exit codes:
+
+  0  the report was printed
+  1  error
+  2  there is no such service
+  3  neither a berth nor Consul answers
+
+Exit codes with --check, as for monitoring plugins:
+
+  0  all services are served
+  1  some instances are down, or a proxy lacks the newest configuration
+  2  a service is down
+  3  unknown`,
 		Args: cobra.MaximumNArgs(1),
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 			if len(args) > 0 {
@@ -74,9 +84,9 @@ down, 2 if a service is down, 3 if that is not known.`,
 		},
 	}
 	statusFlags(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print the document as JSON")
-	cmd.Flags().BoolVar(&check, "check", false, "print one line and exit as monitoring plugins do")
-	cmd.Flags().BoolVar(&watch, "watch", false, "print it again when it changes")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&check, "check", false, "print one line and exit like a monitoring plugin")
+	cmd.Flags().BoolVar(&watch, "watch", false, "print the status again whenever it changes")
 	return cmd
 }
 

@@ -63,7 +63,7 @@ func versionCommand() *cobra.Command {
 	var form string
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Print the version, with its commit, build date and Go",
+		Short: "Print the version, commit, build date and Go version",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch form {
