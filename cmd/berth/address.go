@@ -75,7 +75,7 @@ func explainConsul(t *http.Transport, nobodySaidWhere bool) {
 			conn, err = dial(ctx, network, net.JoinHostPort("127.0.0.1", port))
 		}
 		if err != nil && nobodySaidWhere && ctx.Err() == nil {
-			err = fmt.Errorf("%w: say where Consul is with --consul-address or %s", err, api.HTTPAddrEnvName)
+			err = fmt.Errorf("%w: set Consul's address with --consul-address or %s", err, api.HTTPAddrEnvName)
 		}
 		return conn, err
 	}
@@ -89,7 +89,7 @@ func checkDockerHost() error {
 	case host == "", rest != "" && (scheme == "unix" || scheme == "tcp" || scheme == "http" || scheme == "https"):
 		return nil
 	case scheme == "ssh":
-		return usageError{error: errors.New("DOCKER_HOST: berth does not speak to Docker over ssh: run it on that host, or forward the socket (ssh -L)")}
+		return usageError{error: errors.New("DOCKER_HOST: berth does not support ssh: run it on that host, or forward the socket (ssh -L)")}
 	}
 	return usageError{error: fmt.Errorf("DOCKER_HOST must be like unix:///var/run/docker.sock or tcp://127.0.0.1:2375, not %q", host)}
 }
@@ -108,7 +108,7 @@ func explainDocker(client *docker.Client) {
 		case errors.Is(err, fs.ErrPermission):
 			err = fmt.Errorf("%w: %s", err, groupRemedy(path))
 		case errors.Is(err, fs.ErrNotExist):
-			err = fmt.Errorf("%w: mount Docker's socket there (-v /var/run/docker.sock:/var/run/docker.sock), or name another in DOCKER_HOST", err)
+			err = fmt.Errorf("%w: mount Docker's socket there (-v /var/run/docker.sock:/var/run/docker.sock), or set DOCKER_HOST", err)
 		}
 		return conn, err
 	}

@@ -20,7 +20,7 @@ import (
 	"berth/proxyctl/supervise"
 )
 
-const childUsage = "a proxy for berth to run goes behind --, as in: berth run -- haproxy -W -db"
+const childUsage = "put the proxy's command behind --: berth run -- haproxy -W -db"
 
 // headStart is how long the proxy waits for a new configuration before it starts with the old one.
 const headStart = 3 * time.Second
@@ -36,7 +36,7 @@ func acceptsCommand(cmd *cobra.Command) {
 			return fmt.Errorf("%w: %s", err, childUsage)
 		}
 		if dash == 0 {
-			return fmt.Errorf("there is nothing behind --: %s", childUsage)
+			return fmt.Errorf("nothing behind --: %s", childUsage)
 		}
 		return nil
 	}
@@ -100,7 +100,7 @@ func (p *process) newChild(command []string, started, stopping func()) *proxyChi
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2, o.stopSignal)
 	env, withheld := proxyEnvironment(os.Environ())
 	if len(withheld) > 0 {
-		p.log.Info("variables that look like secrets are kept out of the proxy's environment, but for those named HAPROXY_… or NGINX_…",
+		p.log.Info("withheld variables that look like secrets from the proxy's environment, except HAPROXY_… and NGINX_…",
 			"variables", withheld)
 	}
 	return &proxyChild{
@@ -138,7 +138,7 @@ func (c *proxyChild) Run(ctx context.Context) error {
 	case <-c.configured:
 	case <-time.After(headStart):
 		if c.hasOldOne(ctx) {
-			c.log.Info("no new configuration yet: the proxy starts with the one that is there", "file", c.File)
+			c.log.Info("no new configuration yet, starting "+c.title+" with the existing one", "file", c.File)
 			c.configure()
 		}
 	}
@@ -156,7 +156,7 @@ func (c *proxyChild) hasOldOne(ctx context.Context) bool {
 	cmd.Env, cmd.WaitDelay = c.env, time.Second
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		c.log.Warn("no new configuration yet, and the one that is there is not good", "file", c.File,
+		c.log.Warn("no new configuration yet, and "+c.title+" refuses the existing one", "file", c.File,
 			"err", fmt.Errorf("%w: %.300s", err, oneLine(errors.New(string(out)))))
 	}
 	return err == nil

@@ -103,7 +103,7 @@ func dockerClient() (*docker.Client, error) {
 		}
 		// The client would go on without verification.
 		if _, err := os.Stat(filepath.Join(dir, "ca.pem")); err != nil {
-			return nil, fmt.Errorf("DOCKER_TLS_VERIFY is set, but the CA to verify with cannot be read: %w", err)
+			return nil, fmt.Errorf("DOCKER_TLS_VERIFY is set, but the CA cannot be read: %w", err)
 		}
 	}
 	if err := checkDockerHost(); err != nil {

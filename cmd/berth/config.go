@@ -278,7 +278,7 @@ func readFile(v *viper.Viper, file string, all *pflag.FlagSet) error {
 		if all.Lookup(key) == nil && !fileOnly(key) {
 			remedy := didYouMean(nearest("", key, all)...)
 			if remedy == "" {
-				remedy = ": the keys are the names of the flags, see 'berth run --help'"
+				remedy = ": keys are named like the flags, see 'berth run --help'"
 			}
 			return fmt.Errorf("configuration file %s: unknown key %q%s", file, key, remedy)
 		}
@@ -305,9 +305,9 @@ func setOption(f *pflag.Flag, v *viper.Viper) error {
 	case isList:
 		return list.Replace(v.GetStringSlice(f.Name))
 	case several:
-		return fmt.Errorf("%s must be one text, not the list %v: where it may name several, they are separated by commas", f.Name, value)
+		return fmt.Errorf("%s must be a string, not the list %v: separate several values with commas", f.Name, value)
 	case kind == "duration" && d < 0:
-		return fmt.Errorf("%s must not be negative, it is %s", f.Name, text)
+		return fmt.Errorf("%s must not be negative: %s", f.Name, text)
 	case kind == "bool":
 		text = boolean(text)
 	}
@@ -359,13 +359,13 @@ func (c *Config) validate() error {
 		return fmt.Errorf("tags: %w", err)
 	}
 	if c.TLSDirectory != "" && !filepath.IsAbs(c.TLSDirectory) {
-		return fmt.Errorf("tls-directory must be an absolute path, as the proxy has it, not %q", c.TLSDirectory)
+		return fmt.Errorf("tls-directory must be an absolute path as the proxy sees it, not %q", c.TLSDirectory)
 	}
 	if _, err := c.templateOptions(); err != nil {
 		return err
 	}
 	if c.VanishLimit < 0 || c.VanishLimit > 100 {
-		return fmt.Errorf("vanish-limit is a percentage from 1 to 100, not %d", c.VanishLimit)
+		return fmt.Errorf("vanish-limit must be a percentage from 1 to 100, not %d", c.VanishLimit)
 	}
 	if c.ConsulConnections != 0 && c.ConsulConnections < leastConnections {
 		return fmt.Errorf("consul-connections must be at least %d, not %d", leastConnections, c.ConsulConnections)
@@ -393,7 +393,7 @@ func (c *Config) templateOptions() (o templates.Options, err error) {
 		return o, fmt.Errorf("proxy-protocol: %w", err)
 	}
 	if len(o.ProxyProtocol) > 0 && len(o.TrustedProxies) == 0 {
-		return o, errors.New("proxy-protocol needs trusted-proxies: name the networks that may say by it who the client is")
+		return o, errors.New("proxy-protocol needs trusted-proxies: set the networks that may send it")
 	}
 	if c.RouteHold > claim.MaxHold {
 		return o, fmt.Errorf("route-hold must be from 0 to 5m, not %s", c.RouteHold)

@@ -61,7 +61,7 @@ func (r *pacing) flags(cmd *cobra.Command) {
 
 func (r *pacing) check() error {
 	if r.wait < 0 {
-		return asUsageError(fmt.Errorf("--wait must not be negative, it is %s", r.wait))
+		return asUsageError(fmt.Errorf("--wait must not be negative: %s", r.wait))
 	}
 	return checkStrategy(r.strategy)
 }
@@ -70,11 +70,11 @@ func (r *pacing) check() error {
 func (r *pacing) pace() string {
 	switch r.strategy {
 	case "rolling":
-		return "one after the other"
+		return "one at a time"
 	case "at-once":
 		return "all at once"
 	case "none":
-		return "when they are restarted"
+		return "at their next restart"
 	}
 	return "each by its own strategy"
 }
@@ -149,11 +149,11 @@ func (g *groupStore) announce(ctx context.Context, done string, how pacing) erro
 	warning := ""
 	switch {
 	case err != nil:
-		warning = fmt.Sprintf("who follows is not known: %v", err)
+		warning = fmt.Sprintf("cannot tell which instances follow: %v", err)
 	case registered == 0 && reporting == 0:
-		warning = fmt.Sprintf("no instance of %s is registered in Consul, nobody would apply it%s", g.service, g.similarService(ctx))
+		warning = fmt.Sprintf("no instance of %s is registered in Consul, so none applies it%s", g.service, g.similarService(ctx))
 	case reporting == 0:
-		warning = fmt.Sprintf("none of the instances of %s (%d) takes a configuration from berth, nobody would apply it", g.service, registered)
+		warning = fmt.Sprintf("none of the %[2]d instances of %[1]s takes its configuration from berth, so none applies it", g.service, registered)
 	case reporting == 1:
 		done += ": 1 instance follows"
 	default:
@@ -344,11 +344,11 @@ func checkText(file string, text []byte) (string, error) {
 		name = "standard input"
 	}
 	if len(bytes.TrimSpace(text)) == 0 {
-		return "", fmt.Errorf("%s is empty; any text goes with --raw", name) // most likely a command before a pipe has failed
+		return "", fmt.Errorf("%s is empty; set --raw to apply it anyway", name) // most likely a command before a pipe has failed
 	}
 	_, kind, err := format.Parse(text, format.KindOf(file))
 	if err != nil {
-		return "", fmt.Errorf("%s: %w; any text goes with --raw", name, err)
+		return "", fmt.Errorf("%s: %w; set --raw to apply it unchecked", name, err)
 	}
 	return string(kind), nil
 }

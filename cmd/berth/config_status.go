@@ -45,7 +45,7 @@ wanted version and is ready, otherwise 1.`,
 			case len(s.Members) == 0:
 				return fmt.Errorf("%s: no instance is registered", g.service)
 			case behind > 0:
-				return fmt.Errorf("%s: %s is not run by %d of %d instances", g.service, numbered(s.Wanted.Header), behind, len(s.Members))
+				return fmt.Errorf("%s: %d of %d instances do not run %s", g.service, behind, len(s.Members), numbered(s.Wanted.Header))
 			}
 			return nil
 		})
@@ -81,7 +81,7 @@ func printStatus(w io.Writer, s store.Status) error {
 	if h := wanted(s).halted(s); h != nil {
 		fmt.Fprintf(w, "halted %s at %s: %s\n", when(h.At), visible(h.Instance, ""), visible(h.Reason, ""))
 	} else if s.Roll.Held {
-		fmt.Fprintf(w, "%s is at it, since %s\n", visible(s.Roll.Holder, ""), when(s.Roll.Since))
+		fmt.Fprintf(w, "%s is applying it, since %s\n", visible(s.Roll.Holder, ""), when(s.Roll.Since))
 	}
 	if len(s.Members) == 0 {
 		return nil
@@ -170,14 +170,14 @@ and the next one follows when it is ready again.`,
 				return err
 			}
 			if how.strategy == "none" {
-				return asUsageError(errors.New("--strategy none is no way to restart: choose rolling or at-once"))
+				return asUsageError(errors.New("--strategy for a restart must be rolling or at-once, not none"))
 			}
 			s, err := g.status(ctx)
 			if err != nil {
 				return err
 			}
 			if len(s.Members) == 0 {
-				return fmt.Errorf("no instance of %s is registered in Consul, nobody would restart%s", g.service, g.similarService(ctx))
+				return fmt.Errorf("no instance of %s is registered in Consul, so none restarts%s", g.service, g.similarService(ctx))
 			}
 			limited, cancel := context.WithTimeout(ctx, g.timeout) // one attempt: if its answer were lost, a second would restart twice
 			defer cancel()

@@ -133,7 +133,7 @@ type givenUpError struct {
 	last  error
 }
 
-func (e *givenUpError) Error() string { return fmt.Sprintf("given up after %s: %v", e.after, e.last) }
+func (e *givenUpError) Error() string { return fmt.Sprintf("gave up after %s: %v", e.after, e.last) }
 func (e *givenUpError) Unwrap() error { return e.last }
 
 // decided reports whether an error is the answer and not a failure to get one.
@@ -236,7 +236,7 @@ func (g *groupStore) none(ctx context.Context, i store.Item, number versionNumbe
 	kept, _ := g.history(ctx, i)
 	switch {
 	case number > 0 && len(kept) > 0:
-		return fmt.Errorf("%s has no version %d: kept are %d to %d", named(i), number, kept[len(kept)-1].Version, kept[0].Version)
+		return fmt.Errorf("%s has no version %d: versions %d to %d are kept", named(i), number, kept[len(kept)-1].Version, kept[0].Version)
 	case i.File == "":
 		return fmt.Errorf("%s has no configuration%s", i.Service, g.similarService(ctx))
 	}
@@ -246,7 +246,7 @@ func (g *groupStore) none(ctx context.Context, i store.Item, number versionNumbe
 
 // similarService asks whether another service was meant, "" if Consul has this one, or none with such a name.
 func (g *groupStore) similarService(ctx context.Context) string {
-	ctx, cancel := context.WithTimeout(ctx, time.Second) // it is an extra, and Consul has answered just now
+	ctx, cancel := context.WithTimeout(ctx, time.Second) // only an extra, and Consul has just answered
 	defer cancel()
 	names := serviceNames(ctx, g.consul)
 	if slices.Contains(names, g.service) {

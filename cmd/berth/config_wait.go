@@ -45,7 +45,7 @@ type verdict struct {
 func (o order) of(m store.Member) verdict {
 	r := m.Report
 	if r == nil {
-		text := "does not report: no berth brings it a configuration"
+		text := "does not report: no berth manages its configuration"
 		if m.Err != "" {
 			text = "its report cannot be read: " + visible(m.Err, "")
 		}
@@ -75,7 +75,7 @@ func (o order) of(m store.Member) verdict {
 	case !has:
 		v.text = v.runs
 	case r.State != store.Applied: // of a version of berth to come
-		v.text = runs + ", and says " + strconv.Quote(r.State)
+		v.text = runs + ", and reports the state " + strconv.Quote(r.State)
 	case !m.Registered:
 		v.text = runs + ", but is not registered in Consul"
 	case !m.Ready:
@@ -113,7 +113,7 @@ func (o order) undone(s store.Status) (lines []error) {
 		}
 	}
 	if halt != nil && !seen {
-		lines = append(lines, fmt.Errorf("%s, which is gone: %s failed: %s", visible(halt.Instance, ""), o, visible(halt.Reason, "")))
+		lines = append(lines, fmt.Errorf("%s (gone): %s failed: %s", visible(halt.Instance, ""), o, visible(halt.Reason, "")))
 	}
 	if len(s.Members) == 0 {
 		lines = append(lines, errors.New("no instance is registered"))
@@ -151,7 +151,7 @@ func (g *groupStore) wait(ctx context.Context, o order, within time.Duration) er
 	})
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("%s: the wait for %s has ended, its instances go on", g.service, o)
+		return fmt.Errorf("%s: stopped waiting for %s; its instances carry on", g.service, o)
 	case replaced != nil:
 		return replaced
 	case err != nil && limited.Err() == nil:

@@ -57,7 +57,7 @@ func (p *process) dryRun(cmd *cobra.Command, names []string, format string) erro
 func (p *process) report(cmd *cobra.Command) (registrar.Report, error) {
 	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
 	if given := decidingOptions(cmd.Flags()); len(given) > 0 {
-		say("read from Docker and Consul with the options given here (%s), whatever a running registrar has", strings.Join(given, ", "))
+		say("read from Docker and Consul with the given options (%s), not from the running registrar", strings.Join(given, ", "))
 	} else if p.config.Listen != "" {
 		report, err := runningReport(cmd.Context(), p.config.Listen)
 		if err == nil {
@@ -98,10 +98,10 @@ func runningReport(ctx context.Context, address string) (report registrar.Report
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return report, fmt.Errorf("what runs at %s is no registrar that can be asked (%s)", address, resp.Status)
+		return report, fmt.Errorf("the program at %s is not a registrar that answers (%s)", address, resp.Status)
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&report); err != nil {
-		return report, fmt.Errorf("what runs at %s is no registrar (%w)", address, err)
+		return report, fmt.Errorf("the program at %s is not a registrar (%w)", address, err)
 	}
 	return report, nil
 }

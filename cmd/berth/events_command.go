@@ -72,7 +72,7 @@ func (e *eventsOf) run(cmd *cobra.Command, follow bool) error {
 			return code{fmt.Errorf("neither a berth nor Consul answers: %w; %s", err, oneLine(err2)), exitNoAnswer}
 		}
 		if follow {
-			return code{fmt.Errorf("%w: --follow needs one; say where with --listen", err), exitNoAnswer}
+			return code{fmt.Errorf("%w: --follow needs one; set its address with --listen", err), exitNoAnswer}
 		}
 		for _, p := range parts {
 			for _, ev := range p.Events {
@@ -93,7 +93,7 @@ func (e *eventsOf) run(cmd *cobra.Command, follow bool) error {
 	for cmd.Context().Err() == nil {
 		err = e.follow(cmd.Context(), e.config.addresses(cmd))
 		if cmd.Context().Err() == nil {
-			fmt.Fprintln(cmd.ErrOrStderr(), "berth: the berth here is gone, asking again:", oneLine(err))
+			fmt.Fprintln(cmd.ErrOrStderr(), "berth: lost the connection to berth, trying again:", oneLine(err))
 			pause(cmd.Context(), time.Second)
 		}
 	}
@@ -130,7 +130,7 @@ func (e *eventsOf) follow(ctx context.Context, addresses []string) (err error) {
 		}
 		return cmp.Or(lines.Err(), io.EOF)
 	}
-	return cmp.Or(err, errors.New("listen is none: there is nothing to ask"))
+	return cmp.Or(err, errors.New("listen is none: there is no berth to ask"))
 }
 
 // stream opens the stream of changes after one of them.

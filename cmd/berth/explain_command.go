@@ -68,7 +68,7 @@ Exit codes:
 				return err
 			}
 			for _, why := range doc.Incomplete {
-				fmt.Fprintln(cmd.ErrOrStderr(), "not complete:", visible(why, ""))
+				fmt.Fprintln(cmd.ErrOrStderr(), "incomplete:", visible(why, ""))
 			}
 			return nil
 		},

@@ -31,7 +31,7 @@ func filePutCommand() *cobra.Command {
 one is refused, with exit code 1. An unchanged file makes no new version, unless --version is set.`,
 		[]string{"FILE"}, func(ctx context.Context, g *groupStore, args []string) error {
 			if args[0] == "-" && name == "" {
-				return asUsageError(errors.New("standard input has no name: give the file one with --name"))
+				return asUsageError(errors.New("standard input has no name: set one with --name"))
 			}
 			i, err := g.item([]string{cmp.Or(name, filepath.Base(args[0]))})
 			if err != nil {

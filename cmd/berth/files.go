@@ -49,7 +49,7 @@ func fileEntries(raw any, options []string) ([]fileEntry, error) {
 		e := fileEntry{name: fmt.Sprintf("files: entry %d", i+1)}
 		entry, ok := raw.(map[string]any)
 		if !ok {
-			return nil, fmt.Errorf("%s must have the keys template and file, it is %v", e.name, raw)
+			return nil, fmt.Errorf("%s must have the keys template and file, not %v", e.name, raw)
 		}
 		if err := e.decode(entry); err != nil {
 			return nil, fmt.Errorf("%s: %w", e.name, err)
@@ -109,14 +109,14 @@ func (c *Config) checkFiles() error {
 			return fmt.Errorf("%s: %w", e.name, err)
 		}
 		if proxy.File != "" && supervise.SamePath(e.File, proxy.File) {
-			return fmt.Errorf("%s: %s is %s-config: name its template with the option template", e.name, e.File, proxy.name)
+			return fmt.Errorf("%s: %s is %s-config: set its template with the option template", e.name, e.File, proxy.name)
 		}
 		for j, other := range c.Files {
 			if i > j && supervise.SamePath(e.File, other.File) {
-				return fmt.Errorf("%s: %s is the file of %s, too: give each its own", e.name, e.File, strings.TrimPrefix(other.name, "files: "))
+				return fmt.Errorf("%s: %s is also the file of %s: use different files", e.name, e.File, strings.TrimPrefix(other.name, "files: "))
 			}
 			if supervise.SamePath(e.File, other.Template) {
-				return fmt.Errorf("%s: %s is a template: give the file another name", e.name, e.File)
+				return fmt.Errorf("%s: %s is a template: write to another file", e.name, e.File)
 			}
 		}
 	}
@@ -128,19 +128,19 @@ func (e fileEntry) validate() error {
 	actions := slices.DeleteFunc([]string{e.Command, e.Container, e.PIDFile}, func(s string) bool { return s == "" })
 	switch {
 	case e.Template == "":
-		return errors.New("template is missing: name a consul-template file")
+		return errors.New("template is missing: set a consul-template file")
 	case e.File == "":
-		return errors.New("file is missing: name the file to write")
+		return errors.New("file is missing: set the file to write")
 	case e.Mode != "" && e.mode() == 0:
 		return fmt.Errorf(`mode must be octal digits like "0640", not %q`, e.Mode)
 	case len(actions) > 1:
-		return errors.New("command, container and pid-file are three ways to act on a change: choose one")
+		return errors.New("command, container and pid-file exclude each other: choose one")
 	case e.Signal != "" && e.Container == "" && e.PIDFile == "":
 		return errors.New("signal needs a container or a pid-file to send it to")
 	case e.Signal != "" && signalNumber(e.Signal) == 0:
 		return fmt.Errorf("signal must be a signal like HUP, not %q", e.Signal)
 	case e.Timeout != 0 && len(actions) == 0:
-		return errors.New("timeout is that of a command or a signal: there is none")
+		return errors.New("timeout needs a command or a signal")
 	}
 	return nil
 }
@@ -189,7 +189,7 @@ func accountID(kind, name string, lookUp func() (id string, err error)) (int, er
 	}
 	id, err := lookUp()
 	if err != nil {
-		return 0, fmt.Errorf("%s %s is not known here, give its number: %w", kind, name, err)
+		return 0, fmt.Errorf("unknown %s %s, use its number: %w", kind, name, err)
 	}
 	return strconv.Atoi(id)
 }
@@ -226,7 +226,7 @@ func signalByPIDFile(path string, signal syscall.Signal) error {
 	pid, err := strconv.Atoi(strings.TrimSpace(line))
 	switch {
 	case err != nil || pid <= 0:
-		return fmt.Errorf("its first line is no process number: %.20q", line)
+		return fmt.Errorf("its first line is not a process number: %.20q", line)
 	case pid == os.Getpid():
 		return fmt.Errorf("process %d is berth itself: it must see the application's processes (pid: container:… in Docker)", pid)
 	}
@@ -281,9 +281,9 @@ func (p *process) looksAfterProxy(supervised bool) (bool, error) {
 	case proxy.File != "":
 		return true, nil
 	case len(p.config.Files) == 0:
-		return false, fmt.Errorf("%s-config is none, and there are no files: there is nothing to render", proxy.name)
+		return false, fmt.Errorf("%s-config is none and there are no files: nothing to render", proxy.name)
 	case p.config.Template != "":
-		return false, fmt.Errorf("%s-config is none: the option template is for that, give this template with file or files", proxy.name)
+		return false, fmt.Errorf("%s-config is none, so the option template has no effect: use file or files for this template", proxy.name)
 	case supervised:
 		return false, fmt.Errorf("%s-config is none: the %s behind -- needs it", proxy.name, proxy.title)
 	}

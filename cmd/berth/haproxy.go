@@ -69,7 +69,7 @@ func (k *haproxyKind) driver(p *process, o driverOptions) proxyctl.Proxy {
 		Version:       k.version.learn,
 		WithoutLua: func(reason string) {
 			if k.version.withoutLua() {
-				p.log.Info("the configuration is rendered again without Lua", "reason", reason)
+				p.log.Info("rendering the configuration again without Lua", "reason", reason)
 			}
 		},
 		Grace:    p.config.ConsulGrace,

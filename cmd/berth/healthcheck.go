@@ -44,7 +44,7 @@ service_healthy): the templater is ready only when the proxy runs what it render
 			case c.origin("listen") == "listen" && !cmd.Flags().Changed("listen"):
 				addresses = []string{listenRegistrar, listenTemplater}
 			case c.Listen == "":
-				return asUsageError(errors.New("listen is none: there is nothing to ask"))
+				return asUsageError(errors.New("listen is none: there is no berth to ask"))
 			}
 			path := "/readyz"
 			if live {
@@ -83,7 +83,7 @@ func askHealth(ctx context.Context, w io.Writer, addresses []string, path string
 		}
 	}
 	if asked == 0 {
-		return fmt.Errorf("no berth listens at %s: say where with --listen or BERTH_LISTEN", strings.Join(addresses, " or "))
+		return fmt.Errorf("no berth listens at %s: set the address with --listen or BERTH_LISTEN", strings.Join(addresses, " or "))
 	}
 	_, err := fmt.Fprintln(w, "ok")
 	return err
@@ -102,7 +102,7 @@ func askOne(ctx context.Context, address, path string) error {
 	case answer.StatusCode == http.StatusServiceUnavailable:
 		return fmt.Errorf("not ready: %s", strings.ReplaceAll(strings.TrimSpace(string(body)), "\n", "; "))
 	case answer.StatusCode != http.StatusOK:
-		return fmt.Errorf("%s answers %s: that is not berth", answer.Request.URL, answer.Status)
+		return fmt.Errorf("%s answers %s: this is not berth", answer.Request.URL, answer.Status)
 	}
 	return nil
 }

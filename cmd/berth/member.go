@@ -198,13 +198,13 @@ func (m *member) prepare(ctx context.Context) (*group.Applier, error) {
 		case err == nil:
 			return a, nil
 		case m.areThere():
-			m.log.Warn("starting with the files of an earlier run", "service", m.name, "instance", m.id, "err", err)
+			m.log.Warn("starting "+m.name+" with the files of an earlier run", "service", m.name, "instance", m.id, "err", err)
 			return m.applier(), nil
 		case !late:
 			return nil, err
 		}
 		if tell, lasts := waits.Tell(err.Error(), time.Now()); tell {
-			m.log.Warn("waiting for Consul to say what belongs into the first files", append([]any{"instance", m.id, "err", err}, retry.For(lasts)...)...)
+			m.log.Warn("waiting for Consul before writing the first files of "+m.name, append([]any{"instance", m.id, "err", err}, retry.For(lasts)...)...)
 		}
 	}
 }
@@ -262,7 +262,7 @@ func (m *member) awaitBinds(ctx context.Context) error {
 			if err != nil {
 				about = append(about, "err", err)
 			}
-			m.log.Info("waiting for an instance that is well of each bound service", about...)
+			m.log.Info("waiting for a healthy instance of each service that "+m.name+" binds", about...)
 		}
 		again := time.NewTimer(time.Minute) // to say so again
 		select {
@@ -393,7 +393,7 @@ func (m *member) leave() (given func(context.Context)) {
 	resigned := m.election.Resign()
 	return func(ctx context.Context) {
 		if err := resigned(ctx); err != nil && !errors.Is(err, context.Canceled) {
-			m.log.Warn("the lead was not given back: another instance takes it when Consul notices", "instance", m.id, "err", err)
+			m.log.Warn("could not give back the lead of "+m.name+": another instance takes over when Consul notices", "instance", m.id, "err", err)
 		}
 	}
 }

@@ -105,7 +105,7 @@ func (m *member) merge(v store.Version) error {
 		if id := fmt.Sprint(v.Version, " ", v.Sum); defaults != nil && !m.told[id] {
 			m.told[id] = true
 			if unknown := format.Unknown(defaults, applied); len(unknown) > 0 {
-				m.log.Warn("the applied configuration has keys that the defaults do not have: misspelt?",
+				m.log.Warn("the applied configuration of "+m.name+" has keys that the defaults lack: check the spelling",
 					"service", m.name, "instance", m.id, "version", v.Version, "keys", strings.Join(unknown, ", "))
 			}
 		}
@@ -141,7 +141,7 @@ func (m *member) putFiles(ctx context.Context, wanted map[string]store.Header) (
 			err = errors.New("a template is rendered there")
 		}
 		if err != nil {
-			return nil, fmt.Errorf("file %q cannot be put into %s: %w: put it under another name", name, m.files, err)
+			return nil, fmt.Errorf("cannot put file %q into %s: %w: use another name", name, m.files, err)
 		}
 		if text, err := os.ReadFile(path); err == nil && store.Sum(text) == h.Sum {
 			contents[path] = text
@@ -182,7 +182,7 @@ func readManifest(path string) (names []string, err error) {
 		err = json.Unmarshal(bytes.TrimSpace(text), &names)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the list of berth's files: %w: remove %s, and berth keeps what is there", err, path)
+		return nil, fmt.Errorf("berth's list of files: %w: remove %s to keep the existing files", err, path)
 	}
 	return slices.DeleteFunc(names, func(name string) bool { return store.ValidFile(name) != nil }), nil
 }

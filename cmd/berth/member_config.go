@@ -108,7 +108,7 @@ func (m memberConfig) understand() (membership, error) {
 			return out, fmt.Errorf("render must be template:destination, not %q", text)
 		}
 		if strings.Contains(destination, ":") { // as in the option file
-			return out, fmt.Errorf("render must be template:destination, not %q: say by --on-change what follows a change", text)
+			return out, fmt.Errorf("render must be template:destination, not %q: set the reaction to a change with --on-change", text)
 		}
 		if destination, err = filepath.Abs(destination); err != nil {
 			return out, fmt.Errorf("render: %w", err)
@@ -122,7 +122,7 @@ func (m memberConfig) understand() (membership, error) {
 			return out, fmt.Errorf("render: cannot read the template: %w", err)
 		}
 		if supervise.SamePath(template, destination) {
-			return out, fmt.Errorf("render: %s is the template and its destination: give the file another name", template)
+			return out, fmt.Errorf("render: %s is both the template and its destination: write to another file", template)
 		}
 		out.targets = append(out.targets, target{template, destination})
 	}
@@ -151,9 +151,9 @@ func (m memberConfig) understand() (membership, error) {
 	case m.Topology != topologyLeader && m.Topology != topologyNone:
 		return out, fmt.Errorf("topology must be %s or %s, not %q", topologyLeader, topologyNone, m.Topology)
 	case m.OnFile != "" && m.Files == "":
-		return out, errors.New("on-file is for the files of a directory: it needs --files")
+		return out, errors.New("on-file needs --files")
 	case m.Priority != 0 && m.Topology != topologyLeader:
-		return out, errors.New("priority is that of an instance that may lead: it needs --topology leader")
+		return out, errors.New("priority needs --topology leader")
 	}
 	_, _, err = m.base()
 	return out, err

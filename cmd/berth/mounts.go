@@ -26,7 +26,7 @@ func (p *process) warnOfMounts(outputs []output) {
 		watchedFile{"client certificate", os.Getenv(api.HTTPClientCert)})
 	mounts, _ := os.ReadFile("/proc/self/mountinfo") // which exists on Linux
 	for _, f := range mountedAlone(files, string(mounts)) {
-		p.log.Warn("the "+f.what+" "+f.path+" is mounted as a single file: an edit that replaces the file is never seen; mount its directory", "path", f.path)
+		p.log.Warn(f.what+" "+f.path+" is mounted as a single file, so edits that replace it go unnoticed; mount its directory", "path", f.path)
 	}
 }
 

@@ -45,7 +45,7 @@ func (k *nginxKind) checkSocket() error {
 		return nil
 	}
 	if k.Socket == "" {
-		return errors.New("nginx-socket is none: berth needs a path for the control socket by which it sees what nginx runs")
+		return errors.New("nginx-socket is none: berth needs the control socket to see what nginx runs")
 	}
 	return k.optionError("socket", nginx.CheckPath(k.Socket))
 }

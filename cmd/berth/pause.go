@@ -32,13 +32,13 @@ A pause is stored in Consul and survives restarts. A new pause replaces the curr
 			if list {
 				for _, name := range []string{"max", "reason"} {
 					if cmd.Flags().Changed(name) {
-						return fmt.Errorf("--%s does not go with --list, which pauses nothing", name)
+						return fmt.Errorf("--%s cannot be combined with --list", name)
 					}
 				}
 				return arguments()(cmd, args)
 			}
 			if cmd.Flags().Changed("format") {
-				return errors.New("--format goes with --list only")
+				return errors.New("--format needs --list")
 			}
 			return atLeastOne("SERVICE")(cmd, args)
 		},
@@ -123,7 +123,7 @@ func (g *groupStore) pause(ctx context.Context, p catalog.Pause) error {
 			return fmt.Errorf("%s: %w", p.Service, err)
 		}
 		if !slices.Contains(listed, p.Service) {
-			return fmt.Errorf("%s: Consul has no such service%s; pause it while an instance of it is registered", p.Service,
+			return fmt.Errorf("%s: Consul has no such service%s; pause a service while it has a registered instance", p.Service,
 				didYouMean(closest(p.Service, listed)...))
 		}
 	} else if old, err := catalog.ParsePause(before); err == nil {
@@ -136,7 +136,7 @@ func (g *groupStore) pause(ctx context.Context, p catalog.Pause) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", p.Service, err)
 	}
-	_, err = fmt.Fprintf(g.out, "%s: paused, a request waits up to %s\n", p.Service, p.Max)
+	_, err = fmt.Fprintf(g.out, "%s: paused; requests wait up to %s\n", p.Service, p.Max)
 	return err
 }
 
@@ -151,11 +151,11 @@ func (g *groupStore) resume(ctx context.Context, service string) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", service, err)
 		}
-		limited, cancel := context.WithTimeout(ctx, time.Second) // it is an extra, and Consul has answered just now
+		limited, cancel := context.WithTimeout(ctx, time.Second) // only an extra, and Consul has just answered
 		defer cancel()
 		meant := didYouMean(closest(service, pausedNames(limited, g.consul))...)
 		if !slices.Contains(listed, service) {
-			return fmt.Errorf("%s: not paused, and Consul has no such service%s; berth pause --list shows what is paused", service, meant)
+			return fmt.Errorf("%s: not paused, and Consul has no such service%s; berth pause --list shows the paused services", service, meant)
 		}
 		_, err = fmt.Fprintf(g.out, "%s: not paused%s\n", service, meant)
 		return err
@@ -214,7 +214,7 @@ func (g *groupStore) listPaused(ctx context.Context, form string) error {
 	var list []pausedJSON
 	var errs []error
 	if meta.ResultsFilteredByACLs {
-		errs = append(errs, errors.New("the token does not see all that is paused"))
+		errs = append(errs, errors.New("the token does not see all paused services"))
 	}
 	for _, pair := range pairs {
 		p, err := catalog.ParsePause(pair)

@@ -28,7 +28,7 @@ func asPlugin(root *cobra.Command, args []string) (done bool, err error) {
 			name, _, _ := strings.Cut(word, "=")
 			long := strings.HasPrefix(name, "--")
 			if long && slices.Contains([]string{"--host", "--context"}, name) || !long && (strings.HasPrefix(name, "-H") || strings.HasPrefix(name, "-c")) {
-				return false, fmt.Errorf("docker's option %s does not count for berth: set DOCKER_HOST instead", name)
+				return false, fmt.Errorf("berth ignores docker's option %s: set DOCKER_HOST instead", name)
 			}
 		}
 		root.SetArgs(args[at+1:])

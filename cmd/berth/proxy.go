@@ -123,7 +123,7 @@ func (p *process) validator() (string, error) {
 		return "", o.optionError("binary", err)
 	}
 	if err != nil {
-		p.log.Debug("no "+o.name+" program here: the running "+o.title+" judges a configuration when it loads it", "err", err)
+		p.log.Debug("no "+o.name+" program found: "+o.title+" itself validates a configuration when it loads it", "err", err)
 	}
 	return path, nil
 }

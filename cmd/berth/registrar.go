@@ -30,7 +30,7 @@ Docker and Consul itself.`,
 			case err != nil:
 				return err
 			case len(args) > 0 && !dryRun:
-				return asUsageError(fmt.Errorf("%s: a registrar registers all containers; with --dry-run it tells about those that are named", args[0]))
+				return asUsageError(fmt.Errorf("%s: a registrar registers all containers; name containers only with --dry-run", args[0]))
 			case format != formatTable && format != formatJSON:
 				return asUsageError(fmt.Errorf("format must be %s or %s, not %q", formatTable, formatJSON, format))
 			case dryRun:

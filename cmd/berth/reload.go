@@ -35,7 +35,7 @@ func (o *proxyOptions) reloader() (func(context.Context) error, error) {
 func reloadByCommand(command string, timeout time.Duration) (func(context.Context) error, error) {
 	shell, err := exec.LookPath("sh")
 	if err != nil {
-		return nil, fmt.Errorf("a command needs a shell, and there is none here: use a signal instead: %w", err)
+		return nil, fmt.Errorf("a command needs a shell, and there is none: use a signal instead: %w", err)
 	}
 	return func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, timeout)

@@ -43,7 +43,7 @@ still keeps (--route-grace, --consul-grace) show up as differences.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if diff && explain {
-				return asUsageError(errors.New("--diff and --explain are two ways to print a text: choose one"))
+				return asUsageError(errors.New("--diff and --explain exclude each other"))
 			}
 			defer func() {
 				if diff && err != nil && !errors.Is(err, differs{}) {
@@ -176,7 +176,7 @@ func (r rendering) explained(t templater.Template) string {
 	for n, line := range r.templater.Explain(t.Name) {
 		if n == 0 || !slices.Equal(last, line.Depends) {
 			last = line.Depends
-			fmt.Fprintf(&out, "----- from line %d: %s\n", n+1, cmp.Or(strings.Join(last, ", "), "the template alone"))
+			fmt.Fprintf(&out, "----- from line %d: %s\n", n+1, cmp.Or(strings.Join(last, ", "), "the template only"))
 		}
 		fmt.Fprintln(&out, line.Text)
 	}
@@ -188,14 +188,14 @@ func (r rendering) validate(ctx context.Context) error {
 	name := r.proxy.common().name
 	rendered, ok := r.texts[name]
 	if !ok {
-		return fmt.Errorf("--validate: %s-config is none, there is no configuration to check", name)
+		return fmt.Errorf("--validate: %s-config is none, so there is no configuration to validate", name)
 	}
 	binary, err := r.validator()
 	if err != nil {
 		return err
 	}
 	if binary == "" {
-		return fmt.Errorf("--validate needs the %[1]s program: say where it is with --%[1]s-binary, or run berth where it is", name)
+		return fmt.Errorf("--validate needs the %[1]s program: set its path with --%[1]s-binary, or run berth where it is installed", name)
 	}
 	files := maps.Clone(rendered.Files)
 	maps.Copy(files, rendered.Maps)

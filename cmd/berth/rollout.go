@@ -128,9 +128,9 @@ func (f *rolloutFlags) checkUsed(flags *pflag.FlagSet) (err error) {
 	flags.Visit(func(flag *pflag.Flag) {
 		switch name := flag.Name; {
 		case f.watch && name == "build":
-			err = errors.New("--watch and --build exclude each other: it follows what is built")
+			err = errors.New("--watch and --build exclude each other: --watch follows images that are built elsewhere")
 		case (f.resume || f.abort) && begins(name):
-			err = fmt.Errorf("--%s does not go with --resume or --abort: these go by the options that the rollout was begun with", name)
+			err = fmt.Errorf("--%s cannot be combined with --resume or --abort: they use the options of the interrupted rollout", name)
 		}
 	})
 	return err
@@ -222,11 +222,11 @@ func (c *rolling) find(ctx context.Context, service string) error {
 	case name == "" && len(names) == 1:
 		name = names[0]
 	case name == "" && len(names) > 1:
-		return fmt.Errorf("%s is a service of the projects %s: say which by --project-name", service, strings.Join(names, ", "))
+		return fmt.Errorf("%s is a service of the projects %s: choose one with --project-name", service, strings.Join(names, ", "))
 	case name == "":
-		return fmt.Errorf("no container of a service %s is here: start it by 'docker compose up -d %s'", service, service)
+		return fmt.Errorf("no container of service %s on this host: start it with 'docker compose up -d %s'", service, service)
 	case projects[name] == nil:
-		return fmt.Errorf("no container of the service %s of the project %s is here: start it by 'docker compose up -d %s'", service, name, service)
+		return fmt.Errorf("no container of service %s of project %s on this host: start it with 'docker compose up -d %s'", service, name, service)
 	}
 	c.name, c.labels = name, projects[name]
 	return nil
@@ -245,7 +245,7 @@ func (c *rolling) all(ctx context.Context, compose rollout.Compose, services []s
 		file[name] = s
 		switch {
 		case !there:
-			errs = append(errs, fmt.Errorf("%s is not in the file of the project %s any more: remove it by 'docker compose up -d --remove-orphans'", name, c.name))
+			errs = append(errs, fmt.Errorf("%s is no longer in the compose file of project %s: remove it with 'docker compose up -d --remove-orphans'", name, c.name))
 		case s.Alone != "" && s.Options.Order != rollout.StopFirst:
 			errs = append(errs, errors.New(s.Alone))
 		}
@@ -275,9 +275,9 @@ func (c *rolling) fetch(ctx context.Context, compose rollout.Compose, s rollout.
 			return err
 		}
 	case c.pull && !c.build:
-		c.say("%s: nothing to pull, its image is built here: --build builds it", s.Name)
+		c.say("%s: nothing to pull: its image is built here, set --build to build it", s.Name)
 	case c.pull:
-		c.say("%s: nothing to pull, its image is built here", s.Name)
+		c.say("%s: nothing to pull: its image is built here", s.Name)
 	}
 	if c.build {
 		c.say("%s: building its image", s.Name)
@@ -298,7 +298,7 @@ func (c *rolling) one(ctx context.Context, compose rollout.Compose, s rollout.Se
 			return false, err
 		}
 		if plan.Empty() {
-			c.say("%s: nothing to replace, its containers are as the file says (--force replaces them all the same)", s.Name)
+			c.say("%s: nothing to replace: its containers match the compose file (--force replaces them anyway)", s.Name)
 			return false, nil
 		}
 		r.State = plan.Begin(operator(), s.Options)
@@ -315,20 +315,20 @@ func how(total int, o rollout.Options) string {
 	stopped := o.Order == rollout.StopFirst
 	switch n := o.Parallelism; {
 	case total == 1 && stopped:
-		return "the old one is stopped first"
+		return "stopping the old one first"
 	case total == 1:
-		return "the new one first"
+		return "starting the new one first"
 	case n == 1 && stopped:
-		return "one after the other, the old one is stopped first"
+		return "one at a time, stopping the old one first"
 	case n == 1:
-		return "one after the other"
+		return "one at a time"
 	}
 	pace := "all at once"
 	if n := o.Parallelism; n > 0 && n < total {
 		pace = fmt.Sprintf("%d at a time", n)
 	}
 	if stopped {
-		pace += ", the old ones are stopped first"
+		pace += ", stopping the old ones first"
 	}
 	return pace
 }
@@ -357,17 +357,17 @@ func (c *rolling) plan(ctx context.Context, compose rollout.Compose, s rollout.S
 func (c *rolling) finish(ctx context.Context, compose rollout.Compose, service string) error {
 	return c.locked(ctx, compose, service, func(ctx context.Context, keeper *session.Keeper) (*rollout.Lock, rollout.State, error) {
 		return rollout.TakeOver(ctx, c.consul, keeper, c.name, service, operator(), func(held *rollout.HeldError) {
-			c.say("%s: waiting until Consul sees that the rollout of %s has ended", service, held.By)
+			c.say("%s: waiting until Consul notices the end of the rollout by %s", service, held.By)
 		})
 	}, func(ctx context.Context, r *rollout.Rollout) (left bool, err error) {
 		if c.resume {
-			c.say("%s: going on, %d of %d were replaced before", service, r.State.Replaced, r.State.Total)
+			c.say("%s: resuming, %d of %d were already replaced", service, r.State.Replaced, r.State.Total)
 			return r.Run(ctx)
 		}
 		if err := r.Undo(ctx); err != nil {
 			return true, err
 		}
-		c.say("%s: aborted: %d of %d are replaced, the others are the old ones, and serve", service, r.State.Replaced, r.State.Total)
+		c.say("%s: aborted: %d of %d are replaced, the old ones among the rest serve", service, r.State.Replaced, r.State.Total)
 		return false, nil
 	})
 }
@@ -436,7 +436,7 @@ func (c *rolling) follow(ctx context.Context, compose rollout.Compose, services 
 		delays := retry.Delays()
 		for following.Err() == nil {
 			err := c.images(following, func() { delays.Reset(); notice() }, func(registrardocker.Message) { notice() })
-			c.log.Debug("docker events failed, trying again", "err", err)
+			c.log.Debug("Docker's events failed, trying again", "err", err)
 			retry.Pause(following, delays.NextBackOff())
 		}
 	}()
@@ -446,14 +446,14 @@ func (c *rolling) follow(ctx context.Context, compose rollout.Compose, services 
 		file, _ := compose.Config(ctx) // that it cannot be read is logged below
 		for _, name := range services {
 			if s, there := file[name]; there && s.Image == "" {
-				c.say("%s: nothing to pull, its image is built here", name)
+				c.say("%s: nothing to pull: its image is built here", name)
 			}
 		}
 	}
 	failed := map[string]string{} // images that did not work, by service
 	for {
 		if err := c.followOnce(ctx, compose, services, failed); err != nil && ctx.Err() == nil {
-			c.log.Error("rollout failed, watching goes on", "err", err)
+			c.log.Error("rollout failed, still watching", "err", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -147,7 +147,7 @@ func (p *process) answer(ctx context.Context, address string, m *member) error {
 	mux.Handle("/", statusHandler(p.metrics, m.ready))
 	go func() {
 		if err := serve(ctx, address, mux); err != nil {
-			p.log.Error("no health checks, metrics and census: choose another address with --listen", "err", err)
+			p.log.Error("cannot serve health checks, metrics and census: set another address with --listen", "err", err)
 		}
 	}()
 	return nil

@@ -74,7 +74,7 @@ Exit codes with --check, as for monitoring plugins:
 			}
 			switch {
 			case check && watch, check && asJSON:
-				return asUsageError(errors.New("--check prints one line: leave the other flags away"))
+				return asUsageError(errors.New("--check prints one line: it excludes --watch and --json"))
 			case check:
 				return s.check(cmd.Context())
 			case watch:
@@ -158,7 +158,7 @@ func askBerthAt(ctx context.Context, address, path string, out any) error {
 	case answer.StatusCode == http.StatusNotFound:
 		return fmt.Errorf("%s: %w", address, status.ErrNotKnown)
 	case answer.StatusCode != http.StatusOK || !strings.HasPrefix(answer.Header.Get("Content-Type"), "application/json"):
-		return fmt.Errorf("what listens at %s is no berth that can be asked (%s)", address, answer.Status)
+		return fmt.Errorf("the program at %s is not a berth that answers status requests (%s)", address, answer.Status)
 	}
 	return json.NewDecoder(answer.Body).Decode(out)
 }
@@ -204,7 +204,7 @@ func (s statusOf) read(ctx context.Context) (status.Document, error) {
 		for _, s := range doc.Services {
 			names = append(names, s.Name)
 		}
-		return doc, code{fmt.Errorf("%s: no such service%s; berth status lists them", s.service, didYouMean(closest(s.service, names)...)), exitNotKnown}
+		return doc, code{fmt.Errorf("%s: no such service%s; berth status lists all services", s.service, didYouMean(closest(s.service, names)...)), exitNotKnown}
 	}
 	return one, nil
 }
@@ -334,11 +334,11 @@ func verdictOf(doc status.Document) (line string, exit int) {
 	case len(degraded) > 0:
 		return some("WARNING: some instances are down: ", degraded), exitSomeDown
 	case len(failing) > 0:
-		return some("WARNING: not at the newest configuration: ", failing), exitSomeDown
+		return some("WARNING: proxies without the newest configuration: ", failing), exitSomeDown
 	case len(unknown) > 0:
-		return some("UNKNOWN: no berth tells of ", unknown), exitUndecided
+		return some("UNKNOWN: no berth reports ", unknown), exitUndecided
 	case len(doc.Proxies) == 0:
-		return "UNKNOWN: no templater tells of a proxy", exitUndecided
+		return "UNKNOWN: no templater reports a proxy", exitUndecided
 	}
 	return fmt.Sprintf("OK: %d services are served", served), 0
 }
@@ -471,9 +471,12 @@ func (s statusOf) showAll(w io.Writer, doc status.Document, paint func(status.St
 	}
 	fmt.Fprintln(w, "\nPROXIES")
 	for _, p := range doc.Proxies {
-		how := "not yet brought to a configuration"
+		how := "no configuration applied yet"
 		if !p.Since.IsZero() {
-			how = fmt.Sprintf("%d servers in %d backends, for %s by %s", p.Servers, p.Backends, since(p.Since, doc.At), cmp.Or(p.By, "itself"))
+			how = fmt.Sprintf("%d servers in %d backends, live for %s", p.Servers, p.Backends, since(p.Since, doc.At))
+			if p.By != "" {
+				how += " (by " + p.By + ")"
+			}
 		}
 		if p.OldWorkers > 0 {
 			how += fmt.Sprintf(", %d old workers", p.OldWorkers)
@@ -511,20 +514,20 @@ func (s statusOf) showService(w io.Writer, doc status.Document, paint func(statu
 		if r.Lost != "" {
 			line = "no route " + r.Route + " at " + r.Proxy + ": " + r.Lost
 		} else if len(r.Losers) > 0 {
-			line += "; asked for in vain by " + strings.Join(r.Losers, ", ")
+			line += "; also requested by " + strings.Join(r.Losers, ", ")
 		}
 		wrapText(w, 2, line)
 	}
 	for _, reason := range one.LeftOut {
 		if !slices.ContainsFunc(one.Routes, func(r status.Route) bool { return r.Lost == reason }) {
-			wrapText(w, 2, "left out: "+reason)
+			wrapText(w, 2, "ignored: "+reason)
 		}
 	}
 	if one.Paused != "" {
 		wrapText(w, 2, one.Paused)
 	}
 	if one.Waiting > 0 {
-		wrapText(w, 2, fmt.Sprintf("%d requests wait", one.Waiting))
+		wrapText(w, 2, fmt.Sprintf("%d requests are waiting", one.Waiting))
 	}
 	const id, state, reached, address, age, flight = 34, 9, 16, 22, 7, 6
 	fmt.Fprintf(w, "\n%s %s %s %s %s %s\n", fit("INSTANCE", id), fit("STATE", state), fit("REACHED", reached), fit("ADDRESS", address), fit("UP", age), "BUSY")

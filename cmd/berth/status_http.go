@@ -113,7 +113,7 @@ func (s *statusAnswers) events(w http.ResponseWriter, r *http.Request) {
 	case s.streams <- struct{}{}:
 		defer func() { <-s.streams }()
 	default:
-		http.Error(w, "too many look on already", http.StatusServiceUnavailable)
+		http.Error(w, "too many clients follow the events already", http.StatusServiceUnavailable)
 		return
 	}
 	h := w.Header()
@@ -197,7 +197,7 @@ func (a *actions) readToken() (string, error) {
 	}
 	token := strings.TrimSpace(string(content))
 	if len(token) < 16 {
-		return "", fmt.Errorf("%s: a token has at least 16 characters", a.tokenFile)
+		return "", fmt.Errorf("%s: the token must have at least 16 characters", a.tokenFile)
 	}
 	return token, nil
 }

@@ -192,11 +192,11 @@ func unknownVariables(all *pflag.FlagSet) []string {
 		}
 		var like []string
 		if fileOnly(optionName(key)) {
-			like = []string{"the key " + optionName(key) + " of the file that BERTH_CONFIG names"}
+			like = []string{"the key " + optionName(key) + " in the file that BERTH_CONFIG names"}
 		} else if like = nearest("", key, all); like != nil {
 			like[0] = variableName(like[0])
 		}
-		warnings = append(warnings, "environment variable "+name+" is no option of berth, it changes nothing"+didYouMean(like...))
+		warnings = append(warnings, "ignored environment variable "+name+": berth has no such option"+didYouMean(like...))
 	}
 	return warnings
 }

@@ -98,7 +98,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 		return err
 	}
 	var child *proxyChild
-	reread := func() { p.log.Info("there are no templates to read again: SIGHUP changes nothing") }
+	reread := func() { p.log.Info("ignored SIGHUP: there are no templates to read again") }
 
 	if want.templater {
 		// 2. The outputs, plain files and the proxy, and the proxy as a child.
@@ -179,25 +179,25 @@ func (p *process) run(ctx context.Context, want parts) error {
 		handler.Handle("/", statusHandler(p.metrics, func() error { return ready(runners) }))
 		runners = append(runners, task(func(ctx context.Context) {
 			if err := serve(ctx, p.config.Listen, handler); err != nil {
-				p.log.Error("no health checks, metrics and status: choose another address with --listen", "err", err)
+				p.log.Error("cannot serve health checks, metrics and status: set another address with --listen", "err", err)
 			}
 		}))
 	}
 
 	// 7. Run all of them, and the child beside them.
 	p.warnOfMounts(outputs)
-	p.log.Info("berth starts", "version", version)
+	p.log.Info("berth started", "version", version)
 	g, running := errgroup.WithContext(running)
 	for _, r := range runners {
 		g.Go(func() error { return r.Run(running) })
 	}
 	if child == nil {
 		err := g.Wait()
-		p.log.Info("berth stops; registrations and proxy stay as they are")
+		p.log.Info("berth stopped; registrations and proxy stay as they are")
 		return err
 	}
 	err = child.runBeside(ctx, g.Wait, stop)
-	p.log.Info("berth stops; registrations stay as they are")
+	p.log.Info("berth stopped; registrations stay as they are")
 	return err
 }
 

@@ -74,7 +74,7 @@ func Build(in Input) Document {
 		return cmp.Or(cmp.Compare(x.Host, y.Host), cmp.Compare(x.Name, y.Name), cmp.Compare(x.ID, y.ID))
 	})
 	if len(b.proxies) == 0 {
-		b.doc.Incomplete = append(b.doc.Incomplete, "no templater tells of a proxy: is one running, and may its token write berth/status/?")
+		b.doc.Incomplete = append(b.doc.Incomplete, "no templater reports a proxy: check that one runs and that its token may write berth/status/")
 	}
 	return b.doc
 }
@@ -94,7 +94,7 @@ func (b *builder) readParts() {
 		p := &b.in.Parts[i]
 		b.doc.Berths = append(b.doc.Berths, p.Berth)
 		if p.Left > 0 {
-			b.doc.Incomplete = append(b.doc.Incomplete, fmt.Sprintf("%s %s has more to say than fits into Consul: %d things are left away", p.Berth.Role, p.Berth.Name, p.Left))
+			b.doc.Incomplete = append(b.doc.Incomplete, fmt.Sprintf("the report of %s %s is too large for Consul: %d entries are missing", p.Berth.Role, p.Berth.Name, p.Left))
 		}
 		for n := range p.Containers {
 			c := &p.Containers[n]
@@ -241,7 +241,7 @@ func (b *builder) inProxies(e *Entry, out *Instance) {
 		for _, s := range servers {
 			drained = drained || !s.Usable && s.Weight == 0
 			if !s.Usable {
-				bad = fmt.Sprintf("%s has the server %s/%s as %s", name, s.Backend, s.Name, cmp.Or(s.State, "not usable"))
+				bad = fmt.Sprintf("%s reports server %s/%s as %s", name, s.Backend, s.Name, cmp.Or(s.State, "not usable"))
 				if s.Check != "" {
 					bad += ": " + s.Check
 				}
@@ -256,9 +256,9 @@ func (b *builder) inProxies(e *Entry, out *Instance) {
 		case v.missing[e.Address]:
 			why := fmt.Sprintf("the proxy of %s does not have it yet", name)
 			if v.Proxy.Failure != "" {
-				why = fmt.Sprintf("the proxy of %s is not brought to its newest configuration", name)
+				why = fmt.Sprintf("the proxy of %s does not run the newest configuration", name)
 				if v.Proxy.AtFault != "" {
-					why += fmt.Sprintf(", the text of %s is at fault", v.Proxy.AtFault)
+					why += fmt.Sprintf(", the part for %s is at fault", v.Proxy.AtFault)
 				}
 				why += ": " + oneLine(v.Proxy.Failure)
 			}

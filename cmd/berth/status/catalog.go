@@ -115,7 +115,7 @@ func ReadCatalog(ctx context.Context, consul *api.Client) (Catalog, error) {
 	}
 	out.Sort()
 	if hidden {
-		return out, errors.New("the token does not see all of Consul's catalog: give it service_prefix \"\" and node_prefix \"\" { policy = \"read\" }")
+		return out, errors.New("the token does not see the whole catalog: give it service_prefix \"\" and node_prefix \"\" { policy = \"read\" }")
 	}
 	return out, nil
 }

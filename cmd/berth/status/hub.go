@@ -46,7 +46,7 @@ func Gather(ctx context.Context, consul *api.Client) (Input, error) {
 func readPaused(ctx context.Context, consul *api.Client) (map[string]string, error) {
 	pairs, _, err := consul.KV().List(catalog.PausedPrefix, new(api.QueryOptions).WithContext(ctx))
 	if err != nil {
-		return nil, fmt.Errorf("read which services are paused: %w", err)
+		return nil, fmt.Errorf("read the paused services: %w", err)
 	}
 	out := map[string]string{}
 	for _, pair := range pairs {

@@ -76,7 +76,7 @@ func (p *Publisher) Run(ctx context.Context) {
 				p.Failed()
 			}
 			if tell, lasts := lasting.Tell(err.Error(), time.Now()); tell {
-				p.Log.Warn("other berths and berth status do not hear of this one", append(retry.For(lasts), "err", err)...)
+				p.Log.Warn("cannot publish this berth's status in Consul: other berths and berth status do not see it", append(retry.For(lasts), "err", err)...)
 			}
 			wait = delays.NextBackOff()
 			if strings.Contains(err.Error(), "Permission denied") {
@@ -86,7 +86,7 @@ func (p *Publisher) Run(ctx context.Context) {
 			by, last, lost = s, value, s.Lost()
 			delays.Reset()
 			if was, lasted := lasting.Over(time.Now()); was {
-				p.Log.Info("other berths and berth status hear of this one again", retry.For(lasted)...)
+				p.Log.Info("published this berth's status in Consul again", retry.For(lasted)...)
 			}
 		}
 		if !retry.Pause(ctx, max(0, wait-time.Since(began))) {
@@ -236,10 +236,10 @@ func ReadParts(ctx context.Context, consul *api.Client, q *api.QueryOptions, ski
 	}
 	pairs, meta, err := consul.KV().List(Prefix, q.WithContext(ctx))
 	if err != nil {
-		return nil, 0, fmt.Errorf("read what the berths say: %w", err)
+		return nil, 0, fmt.Errorf("read the status of the berths: %w", err)
 	}
 	if meta.ResultsFilteredByACLs {
-		return nil, meta.LastIndex, fmt.Errorf("the token does not see what the berths say: give it key_prefix %q { policy = \"list\" }", Prefix)
+		return nil, meta.LastIndex, fmt.Errorf("the token cannot see the status of the berths: give it key_prefix %q { policy = \"list\" }", Prefix)
 	}
 	for _, pair := range pairs {
 		role, escaped, _ := strings.Cut(strings.TrimPrefix(pair.Key, Prefix), "/")

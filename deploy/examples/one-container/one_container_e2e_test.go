@@ -236,7 +236,7 @@ func (s *stack) stopUnderLoad(lb string, webs []string) {
 		}
 	}
 	l.Finish() // there is nobody to answer after the stop
-	took := s.last(lb, "berth stops").Time.Sub(began)
+	took := s.last(lb, "berth stopped").Time.Sub(began)
 	s.Logf("berth and HAProxy ended after %s, docker stop returned after %s", took.Round(time.Millisecond), all.Round(time.Millisecond))
 	if took < 0 || took >= stopTimeout {
 		s.Errorf("they ended after %s, and not with the requests in flight, which take %s", took, delay)
