@@ -127,14 +127,14 @@ func TestRolloutHow(t *testing.T) {
 		total, parallelism int
 		order              string
 	}{
-		"starting the new one first":                                 {1, 1, rollout.StartFirst},
-		"stopping the old one first":                      {1, 0, rollout.StopFirst},
-		"one at a time":                               {3, 1, rollout.StartFirst},
+		"starting the new one first":                {1, 1, rollout.StartFirst},
+		"stopping the old one first":                {1, 0, rollout.StopFirst},
+		"one at a time":                             {3, 1, rollout.StartFirst},
 		"one at a time, stopping the old one first": {3, 1, rollout.StopFirst},
-		"2 at a time":                                       {3, 2, rollout.StartFirst},
-		"2 at a time, stopping the old ones first":       {3, 2, rollout.StopFirst},
-		"all at once":                                       {3, 3, rollout.StartFirst},
-		"all at once, stopping the old ones first":       {3, 0, rollout.StopFirst},
+		"2 at a time":                               {3, 2, rollout.StartFirst},
+		"2 at a time, stopping the old ones first":  {3, 2, rollout.StopFirst},
+		"all at once":                               {3, 3, rollout.StartFirst},
+		"all at once, stopping the old ones first":  {3, 0, rollout.StopFirst},
 	} {
 		if got := how(tt.total, rollout.Options{Parallelism: tt.parallelism, Order: tt.order}); got != want {
 			t.Errorf("%q, want %q", got, want)
