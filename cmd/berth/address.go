@@ -17,8 +17,8 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// useAddress sets the address of Consul, as people write it: with a slash at the end, with a user and a password, or a host
-// alone. Its errors do not show a password.
+// useAddress sets Consul's address from any common spelling: with a trailing slash, with user and password, or only a host. Its
+// errors do not show a password.
 func useAddress(conf *api.Config, c Config) error {
 	option, text := "consul-address", c.ConsulAddress
 	if text == "" {
@@ -64,8 +64,8 @@ func useAddress(conf *api.Config, c Config) error {
 	return nil
 }
 
-// explainConsul makes connections to Consul fail with a remedy where one is plain, and finds localhost in a container that
-// has no /etc/hosts.
+// explainConsul adds a remedy to connection errors where one is obvious, and resolves localhost in a container without
+// /etc/hosts.
 func explainConsul(t *http.Transport, nobodySaidWhere bool) {
 	dial := t.DialContext
 	t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -81,7 +81,7 @@ func explainConsul(t *http.Transport, nobodySaidWhere bool) {
 	}
 }
 
-// checkDockerHost refuses what the client would take for something else.
+// checkDockerHost refuses values that the client would misinterpret.
 func checkDockerHost() error {
 	host := os.Getenv("DOCKER_HOST")
 	scheme, rest, _ := strings.Cut(host, "://")

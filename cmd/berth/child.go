@@ -25,7 +25,7 @@ const childUsage = "put the proxy's command behind --: berth run -- haproxy -W -
 // headStart is how long the proxy waits for a new configuration before it starts with the old one.
 const headStart = 3 * time.Second
 
-// acceptsCommand makes a command accept another one behind --. Errors mention that where it seems to be meant.
+// acceptsCommand makes a command accept another command behind --. Errors mention this if the user seems to mean it.
 func acceptsCommand(cmd *cobra.Command) {
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		dash := cmd.ArgsLenAtDash()
@@ -48,8 +48,8 @@ func acceptsCommand(cmd *cobra.Command) {
 	})
 }
 
-// childCommand completes the command line of the proxy that berth is to run, if any. The same program validates
-// configurations, unless another one was asked for.
+// childCommand completes the command line of the proxy that berth runs, if any. The same program validates configurations,
+// unless an option sets another program.
 func (p *process) childCommand(args []string) ([]string, error) {
 	if len(args) == 0 {
 		return nil, nil
@@ -88,8 +88,8 @@ type proxyChild struct {
 	log          *slog.Logger
 }
 
-// newChild returns the proxy as a child of berth; nil without a command. The child waits for configure to be called.
-// started is called when the child serves, and stopping when it is about to be told to end.
+// newChild returns the proxy as a child of berth, or nil without a command. The child waits for a call of configure. started
+// is called when the child serves, stopping just before it is told to end.
 func (p *process) newChild(command []string, started, stopping func()) *proxyChild {
 	if len(command) == 0 {
 		return nil
@@ -145,7 +145,7 @@ func (c *proxyChild) Run(ctx context.Context) error {
 	return nil
 }
 
-// hasOldOne reports whether the child is to start with the old configuration: the child does not run, and the file is good.
+// hasOldOne reports whether the child should start with the old configuration: it does not run yet, and the file is valid.
 func (c *proxyChild) hasOldOne(ctx context.Context) bool {
 	if _, err := os.Stat(c.File); err != nil || c.Ready() == nil {
 		return false
@@ -162,9 +162,8 @@ func (c *proxyChild) hasOldOne(ctx context.Context) bool {
 	return err == nil
 }
 
-// runBeside runs the child beside the other parts, which were started before; others waits for their end. The child is
-// stopped after the other parts, because a reload would keep it running. When an operator stops the child, stopOthers ends
-// the other parts.
+// runBeside runs the child next to the other parts, which run already; others waits for their end. The child stops after the
+// other parts, because a reload would keep it running. When an operator stops the child, stopOthers ends the other parts.
 func (c *proxyChild) runBeside(ctx context.Context, others func() error, stopOthers func()) error {
 	childCtx, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()

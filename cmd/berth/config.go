@@ -174,7 +174,7 @@ func (c *Config) allFlags() *pflag.FlagSet {
 const (
 	envPrefix = "BERTH_"
 
-	// leastConnections leaves enough queries that block beside those that share some.
+	// leastConnections leaves enough blocking queries in addition to the shared ones.
 	leastConnections = 40
 )
 
@@ -204,7 +204,7 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 			return option
 		case f != nil && os.Getenv(variableName(option)) != "":
 			return variableName(option)
-		case inFile.IsSet(option) && !fileOnly(option): // those can be from nowhere else
+		case inFile.IsSet(option) && !fileOnly(option): // these exist only there
 			return file + ": " + option
 		}
 		return option
@@ -213,7 +213,7 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 	all.VisitAll(func(f *pflag.Flag) {
 		from := v
 		if flags.Lookup(f.Name) == nil {
-			// An option of another command. Its variable is not read: it may be what Docker's links say of a container
+			// An option of another command. Its variable is not read: Docker's links may have set it for a container
 			// called berth (BERTH_NAME, BERTH_PORT).
 			from = inFile
 		}
@@ -246,11 +246,11 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 	if c.Proxy, err = kindOf(c.Proxy, flags.Args()); err != nil {
 		return Config{}, c.located(err)
 	}
-	c.ConsulGrace = max(c.ConsulGrace, time.Nanosecond) // to those who take it, 0 is the default
+	c.ConsulGrace = max(c.ConsulGrace, time.Nanosecond) // 0 would select the default
 	return c, c.located(c.validate())
 }
 
-// located returns errors that begin with the name of an option, and puts the variable or the file there that has its value.
+// located rewrites errors that begin with the name of an option to begin with the variable or the file that sets it.
 func (c *Config) located(err error) error {
 	if err == nil || c.origin == nil {
 		return err
@@ -317,8 +317,8 @@ func setOption(f *pflag.Flag, v *viper.Viper) error {
 	return nil
 }
 
-// split returns the values in a text, which are separated by commas or whitespace. Commands may have both in them, so the
-// values of the option file are lines, and metadata may have blanks in it.
+// split returns the values in a text, separated by commas or whitespace. Commands may contain both, so the values of the option
+// file are lines, and metadata may contain blanks.
 func split(option, text string) []string {
 	values := strings.FieldsFunc(text, func(r rune) bool {
 		return r == '\n' || option != "file" && (r == ',' || option != "meta" && unicode.IsSpace(r))
@@ -329,7 +329,7 @@ func split(option, text string) []string {
 	return slices.DeleteFunc(values, func(value string) bool { return value == "" })
 }
 
-// boolean returns true or false for the other words that people write in compose files, and what is neither as it is.
+// boolean maps the other spellings of true and false in compose files, and returns any other text unchanged.
 func boolean(text string) string {
 	switch strings.ToLower(text) {
 	case "yes", "on", "enabled":

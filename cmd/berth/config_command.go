@@ -28,7 +28,7 @@ SERVICE is the service's name in Consul. The group prod of app is the service ap
 		configApplyCommand(), configStatusCommand(), configGetCommand(), configHistoryCommand(), configDiffCommand(), configRollbackCommand())
 }
 
-// parentCommand makes a command that is there for those below it.
+// parentCommand makes a command that only groups its subcommands.
 func parentCommand(name, short, long string, below ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   name,
@@ -48,7 +48,7 @@ func parentCommand(name, short, long string, below ...*cobra.Command) *cobra.Com
 	return cmd
 }
 
-// pacing is how a change goes to the instances, and whether to wait for them.
+// pacing says how the instances take up a change, and whether to wait for them.
 type pacing struct {
 	strategy string
 	wait     time.Duration
@@ -66,7 +66,7 @@ func (r *pacing) check() error {
 	return checkStrategy(r.strategy)
 }
 
-// pace says how the instances come to a change.
+// pace returns the strategy in words.
 func (r *pacing) pace() string {
 	switch r.strategy {
 	case "rolling":
@@ -115,8 +115,8 @@ unless --version is set.`,
 	return cmd
 }
 
-// applyConfig applies a configuration, says what came of it, and waits for the instances if that is wanted. The note says
-// what the text is.
+// applyConfig applies a configuration, prints the result, and waits for the instances if requested. The note describes the
+// text.
 func (g *groupStore) applyConfig(ctx context.Context, c store.Change, how pacing, note string) error {
 	c.By = operator()
 	h, applied, err := g.put(ctx, store.Item{Service: g.service}, c)
@@ -134,7 +134,7 @@ func (g *groupStore) applyConfig(ctx context.Context, c store.Change, how pacing
 	return g.wait(ctx, order{version: h.Version, sum: h.Sum}, how.wait)
 }
 
-// announce says that something was done, and for whom; and warns if nobody would follow.
+// announce prints what was done and which instances follow, and warns if none does.
 func (g *groupStore) announce(ctx context.Context, done string, how pacing) error {
 	s, err := g.status(ctx)
 	registered, reporting := 0, 0
@@ -280,7 +280,7 @@ func (g *groupStore) diff(ctx context.Context, i store.Item, args []string) erro
 	return differs{}
 }
 
-// title returns what a version is called at the head of a diff.
+// title returns the name of a version in the header of a diff.
 func title(i store.Item, v store.Version) string {
 	byHand := ""
 	if v.ByHand {
@@ -318,7 +318,7 @@ replaced.`,
 			}
 			c := store.Change{Text: old.Text, Strategy: how.strategy, Format: old.Format}
 			if !now.ByHand && now.Sum != old.Sum {
-				c.Version = now.Version + 1 // who applies another one meanwhile wins
+				c.Version = now.Version + 1 // a concurrent change wins
 			}
 			return g.applyConfig(ctx, c, how, fmt.Sprintf(", the text of %s", numbered(old.Header)))
 		})
@@ -337,7 +337,7 @@ func (g *groupStore) item(args []string) (store.Item, error) {
 	return store.Item{Service: g.service, File: args[0]}, nil
 }
 
-// checkText returns which format a text has, and an error that says where it does not follow its rules.
+// checkText returns the format of a text, and an error with the position of a syntax error.
 func checkText(file string, text []byte) (string, error) {
 	name := file
 	if file == "-" {
@@ -375,5 +375,5 @@ func encodeLines[T any](w io.Writer, values []T) error {
 	return nil
 }
 
-// cell returns what stands in a table for a text from Consul.
+// cell returns a text from Consul as a table shows it.
 func cell(text string) string { return cmp.Or(visible(text, ""), "-") }

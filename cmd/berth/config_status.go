@@ -56,7 +56,7 @@ wanted version and is ready, otherwise 1.`,
 // isWanted reports whether there is a configuration.
 func isWanted(s store.Status) bool { return s.Wanted.Sum != "" }
 
-// wanted is the order to run the current version.
+// wanted returns the order to run the current version.
 func wanted(s store.Status) order { return order{version: s.Wanted.Version, sum: s.Wanted.Sum} }
 
 // behind counts the instances that do not run the current version.

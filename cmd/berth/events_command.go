@@ -100,7 +100,7 @@ func (e *eventsOf) run(cmd *cobra.Command, follow bool) error {
 	return nil
 }
 
-// follow prints what a stream brings until it ends.
+// follow prints the events of a stream until it ends.
 func (e *eventsOf) follow(ctx context.Context, addresses []string) (err error) {
 	for _, address := range addresses {
 		var answer *http.Response
@@ -133,7 +133,7 @@ func (e *eventsOf) follow(ctx context.Context, addresses []string) (err error) {
 	return cmp.Or(err, errors.New("listen is none: there is no berth to ask"))
 }
 
-// stream opens the stream of changes after one of them.
+// stream opens the stream of events after the one with the ID last.
 func stream(ctx context.Context, address string, last int) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+reachable(address)+eventsPath, nil)
 	if err != nil {

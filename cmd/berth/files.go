@@ -21,7 +21,7 @@ import (
 	"berth/templater"
 )
 
-// fileEntry is a plain file in the configuration: a template, the file for its text, and what to do after a change.
+// fileEntry is a plain file in the configuration: a template, its destination, and the action after a change.
 type fileEntry struct {
 	name           string // in errors
 	Template, File string
@@ -71,8 +71,8 @@ func fileEntries(raw any, options []string) ([]fileEntry, error) {
 	return entries, nil
 }
 
-// decode reads an entry of the configuration file. It accepts texts only: a general decoder would read the mode 0640 as
-// the number 416.
+// decode reads an entry of the configuration file. It accepts only strings: a general decoder would read the mode 0640 as the
+// number 416.
 func (e *fileEntry) decode(entry map[string]any) error {
 	var timeout string
 	keys := []string{"template", "file", "mode", "user", "group", "command", "container", "pid-file", "signal", "timeout"}
@@ -101,7 +101,7 @@ func (e *fileEntry) decode(entry map[string]any) error {
 	return nil
 }
 
-// checkFiles returns what is wrong with the first bad one of the plain files, by itself or together with the others.
+// checkFiles returns the first error in the plain files, alone or in combination.
 func (c *Config) checkFiles() error {
 	proxy := c.proxy().common()
 	for i, e := range c.Files {
@@ -123,7 +123,7 @@ func (c *Config) checkFiles() error {
 	return nil
 }
 
-// validate returns what is wrong with an entry by itself.
+// validate returns the first error in an entry.
 func (e fileEntry) validate() error {
 	actions := slices.DeleteFunc([]string{e.Command, e.Container, e.PIDFile}, func(s string) bool { return s == "" })
 	switch {
@@ -154,7 +154,7 @@ func (e fileEntry) mode() fs.FileMode {
 	return fs.FileMode(mode)
 }
 
-// owner returns the owner that the file is to have, nil to leave it as it is.
+// owner returns the wanted owner of the file, nil to leave it unchanged.
 func (e fileEntry) owner() (*file.Owner, error) {
 	if e.User == "" && e.Group == "" {
 		return nil, nil
@@ -179,7 +179,7 @@ func (e fileEntry) owner() (*file.Owner, error) {
 	return &file.Owner{UID: uid, GID: gid}, err
 }
 
-// accountID returns the number of a user or a group, which may be named by it; -1 for no name.
+// accountID returns the number of a user or group given by name or number; -1 for no name.
 func accountID(kind, name string, lookUp func() (id string, err error)) (int, error) {
 	if name == "" {
 		return -1, nil
@@ -273,8 +273,7 @@ func (p *process) plainFile(e fileEntry) (output, error) {
 	}, nil
 }
 
-// looksAfterProxy reports whether there is a proxy to look after, or plain files only. supervised tells that berth is to run
-// the proxy, too.
+// looksAfterProxy reports whether berth manages a proxy, or only plain files. supervised says that berth also runs the proxy.
 func (p *process) looksAfterProxy(supervised bool) (bool, error) {
 	proxy := p.proxy.common()
 	switch {

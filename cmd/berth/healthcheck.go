@@ -64,7 +64,7 @@ service_healthy): the templater is ready only when the proxy runs what it render
 	return cmd
 }
 
-// askHealth asks those of the addresses at which somebody listens. All that answer have to be well.
+// askHealth asks every address where a berth listens. All of them must be healthy.
 func askHealth(ctx context.Context, w io.Writer, addresses []string, path string) error {
 	asked := 0
 	for _, address := range addresses {
@@ -107,7 +107,7 @@ func askOne(ctx context.Context, address, path string) error {
 	return nil
 }
 
-// get asks the berth that listens at an address of this machine, and no proxy that the environment names.
+// get asks the berth at an address of this machine, ignoring proxies from the environment.
 func get(ctx context.Context, address, path string) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+reachable(address)+path, nil)
 	if err != nil {
@@ -117,7 +117,7 @@ func get(ctx context.Context, address, path string) (*http.Response, error) {
 	return client.Do(r)
 }
 
-// reachable returns the address at which a listener of this machine is reached: of all addresses, the loopback one.
+// reachable returns the address to reach a local listener: the loopback address if it listens on all addresses.
 func reachable(listen string) string {
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/term"
 )
 
-// flagGroups are the groups in which --help shows flags. An entry is the name of a flag and what stands for its value.
+// flagGroups are the groups of flags in --help. An entry is the name of a flag and a placeholder for its value.
 var flagGroups = []struct {
 	title string
 	flags []string
@@ -67,7 +67,7 @@ var commandGroups = []struct {
 	{"Other commands", []string{"version", "completion", "help"}},
 }
 
-// examples are shown in --help, by the path of the command below berth.
+// examples are the examples in --help, by the command's path below berth.
 var examples = map[string]string{
 	"registrar": `# Register the containers of this host with their addresses on the network front:
 berth registrar --consul-address http://127.0.0.1:8500 --network front
@@ -155,7 +155,7 @@ berth file list app`,
 berth completion bash > ~/.local/share/bash-completion/completions/berth`,
 }
 
-// setHelp gives a command and all below it their help texts.
+// setHelp sets the help of a command and its subcommands.
 func setHelp(root *cobra.Command) {
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
 		w := cmd.OutOrStdout()
@@ -177,11 +177,11 @@ func setHelp(root *cobra.Command) {
 	}
 }
 
-// completeHelp gives a command and those below it their examples, and hides what they do not use.
+// completeHelp sets the examples of a command and its subcommands, and hides unused flags.
 func completeHelp(cmd *cobra.Command) {
 	_, path, _ := strings.Cut(cmd.CommandPath(), " ")
 	cmd.Example = examples[path]
-	// The commands that end share a file and an environment with those that listen.
+	// Commands that do not listen accept the option, because they share the file and the environment.
 	if f := cmd.Flags().Lookup("listen"); f != nil && f.DefValue == "none" {
 		f.Hidden = true
 	}
@@ -190,7 +190,7 @@ func completeHelp(cmd *cobra.Command) {
 	}
 }
 
-// helpCommand replaces cobra's, for which an unknown command is no error.
+// helpCommand replaces cobra's help command, which does not fail on an unknown command.
 func helpCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND]",
@@ -218,7 +218,7 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 	}
 }
 
-// section is a part of a help text: names, each with what it is.
+// section is a part of a help text: names with their descriptions.
 type section struct {
 	title string
 	lines [][2]string
@@ -228,7 +228,7 @@ const environmentText = `Every option has an environment variable: BERTH_ and th
 variable, and the variable overrides the file. An empty variable counts as unset. Separate list values with commas, and those
 of BERTH_FILE with newlines.`
 
-// environmentHelp is the topic environment of berth help.
+// environmentHelp makes the help topic environment.
 func environmentHelp() *cobra.Command {
 	cmd := &cobra.Command{Use: "environment", Short: "Environment variables that berth reads"}
 	cmd.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
@@ -268,7 +268,7 @@ func environmentSections() (sections []section) {
 	}})
 }
 
-// writeUsage writes how a command is called, with its flags in groups.
+// writeUsage writes the usage of a command, with its flags in groups.
 func writeUsage(w io.Writer, cmd *cobra.Command) {
 	fmt.Fprintln(w, "Usage:")
 	for _, call := range calls(cmd) {
@@ -293,7 +293,7 @@ func writeUsage(w io.Writer, cmd *cobra.Command) {
 	}
 }
 
-// calls returns how a command is called: by itself, and with one of those below it.
+// calls returns the usage lines of a command: alone, and with a subcommand.
 func calls(cmd *cobra.Command) (lines []string) {
 	if cmd.Runnable() {
 		lines = append(lines, cmd.UseLine())
@@ -304,7 +304,7 @@ func calls(cmd *cobra.Command) (lines []string) {
 	return lines
 }
 
-// commandSections returns the commands below one, in their groups.
+// commandSections returns the subcommands in their groups.
 func commandSections(parent *cobra.Command) (sections []section) {
 	left := map[string]*cobra.Command{}
 	for _, cmd := range parent.Commands() {
@@ -352,7 +352,7 @@ func writeFlags(w io.Writer, flags *pflag.FlagSet) {
 	}
 }
 
-// flagSections returns flags in their groups, and those that are in none at the end.
+// flagSections returns flags in their groups; flags without a group come last.
 func flagSections(flags *pflag.FlagSet) (sections []section) {
 	left := map[string]*pflag.Flag{}
 	flags.VisitAll(func(f *pflag.Flag) {
@@ -391,7 +391,7 @@ func flagSections(flags *pflag.FlagSet) (sections []section) {
 	return sections
 }
 
-// defaultOf returns what to say about the default of a flag, "" if its text says it or there is none.
+// defaultOf returns the default of a flag in parentheses, "" if there is none or the usage text has it.
 func defaultOf(f *pflag.Flag) string {
 	if strings.Contains(f.Usage, "(default") || slices.Contains([]string{"", "false", "0", "0s", "[]"}, f.DefValue) {
 		return ""
@@ -408,7 +408,7 @@ func defaultOf(f *pflag.Flag) string {
 	return " (default " + value + ")"
 }
 
-// writeColumns writes lines of a name and a text, whose lines begin at a column.
+// writeColumns writes names and their texts, with the texts aligned at a column.
 func writeColumns(w io.Writer, lines [][2]string, column int) {
 	for _, line := range lines {
 		head := "  " + line[0]
@@ -426,7 +426,7 @@ func writeColumns(w io.Writer, lines [][2]string, column int) {
 	}
 }
 
-// writeWrapped writes paragraphs. Lines that are indented stay as they are.
+// writeWrapped wraps paragraphs. Indented paragraphs stay unchanged.
 func writeWrapped(w io.Writer, text string, width int) {
 	for i, paragraph := range strings.Split(strings.TrimSpace(text), "\n\n") {
 		if i > 0 {
@@ -460,7 +460,7 @@ func wrap(text string, width int) []string {
 	return append(lines, line)
 }
 
-// helpWidth returns the width of the terminal, within limits, and 80 where there is none.
+// helpWidth returns the width of the terminal, within limits, or 80 without a terminal.
 func helpWidth() int {
 	if width, _, err := term.GetSize(int(os.Stdout.Fd())); err == nil && width > 0 {
 		return min(max(width, 60), 110)

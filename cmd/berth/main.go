@@ -36,8 +36,7 @@ func asInit() int {
 
 // berth runs the program and returns its exit code.
 func berth() int {
-	// consul-template writes several lines to the standard logger for each change. berth's own log has all that an operator
-	// needs.
+	// consul-template writes several lines to the standard logger for each change. berth's own log has all an operator needs.
 	log.SetOutput(io.Discard)
 
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -46,7 +45,7 @@ func berth() int {
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	go func() {
 		s := <-signals
-		signal.Stop(signals) // a second one ends berth at once, unless somebody else waits for it
+		signal.Stop(signals) // a second one ends berth immediately, unless another handler waits for it
 		cancel(interrupted{s.(syscall.Signal)})
 	}()
 	root := rootCommand()
@@ -60,7 +59,7 @@ func berth() int {
 	return exitCode(ctx, os.Stderr, err)
 }
 
-// extraCommands are those of special builds.
+// extraCommands are the commands of special builds.
 var extraCommands []func(root *cobra.Command) *cobra.Command
 
 func rootCommand() *cobra.Command {

@@ -17,7 +17,8 @@ import (
 	templategroup "berth/templates/group"
 )
 
-// serviceConfigVariable holds configuration for the application of berth service: more than the defaults, less than the user's file.
+// serviceConfigVariable holds configuration for the application of berth service. It overrides the defaults; the user's file
+// overrides it.
 const serviceConfigVariable = envPrefix + "SERVICE_CONFIG"
 
 // memberConfig says how berth service takes part in its group.
@@ -65,7 +66,7 @@ func (m *memberConfig) flags(f *pflag.FlagSet) {
 	f.IntVar(&m.Priority, "priority", 0, "priority in a leader election; the highest goes first")
 }
 
-// reaction is what to do with the command after a change.
+// reaction says what to do with the command after a change.
 type reaction struct{ kind, argument string }
 
 // parseReaction reads restart, signal:HUP, exec:COMMAND or none.
@@ -90,7 +91,7 @@ func parseReaction(option, text string) (reaction, error) {
 // target is a template and the file for its text.
 type target struct{ template, destination string }
 
-// membership is a memberConfig that was understood.
+// membership is a parsed memberConfig.
 type membership struct {
 	targets          []target
 	files            string // absolute, "" = none
@@ -98,7 +99,7 @@ type membership struct {
 	binds            []templategroup.Binding
 }
 
-// understand reads what the options name. Its errors begin with the option's name.
+// understand parses the options. Its errors begin with the option's name.
 func (m memberConfig) understand() (membership, error) {
 	var out membership
 	var err error
@@ -159,7 +160,7 @@ func (m memberConfig) understand() (membership, error) {
 	return out, err
 }
 
-// bindings reads the binds, whose services may be written with a group: redis:redis.prod.
+// bindings parses the binds. A service may be written with a group: redis:redis.prod.
 func (m memberConfig) bindings() ([]templategroup.Binding, error) {
 	var texts []string
 	for _, text := range m.Bind {
@@ -179,8 +180,8 @@ func (m memberConfig) bindings() ([]templategroup.Binding, error) {
 	return templategroup.ParseBinds(texts)
 }
 
-// base returns the defaults, and merged over them the variable and the user's file: all that goes before the applied text. The
-// files are read each time, so that a restart takes up what was edited.
+// base returns the defaults merged with the variable and the user's file: everything that the applied text overrides. The files are
+// read each time, so a restart takes up edits.
 func (m memberConfig) base() (base, defaults map[string]any, err error) {
 	base = map[string]any{}
 	if m.Defaults != "" {
@@ -220,7 +221,7 @@ func readTable(option, path string) (map[string]any, error) {
 
 // service returns the name of the group in Consul: app-prod for app and prod.
 func (m memberConfig) service(name string) (string, error) {
-	if m.Group == "" || store.ValidService(name) != nil { // who registers it says what is wrong with the name
+	if m.Group == "" || store.ValidService(name) != nil { // the registration reports what is wrong with the name
 		return name, nil
 	}
 	if strings.Contains(m.Group, ".") {

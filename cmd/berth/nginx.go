@@ -38,8 +38,7 @@ func (k *nginxKind) flags(f *pflag.FlagSet) {
 	f.BoolVar(&k.Lua, "nginx-lua", false, "change servers without a reload, with a Lua balancer in the built-in template (needs lua-nginx-module)")
 }
 
-// checkSocket refuses to look after an nginx whose configuration cannot name the control socket: berth has no other way to
-// see what nginx runs.
+// checkSocket refuses an nginx without a usable control socket: berth has no other way to see what nginx runs.
 func (k *nginxKind) checkSocket() error {
 	if k.File == "" {
 		return nil
@@ -86,7 +85,7 @@ func (k *nginxKind) versionHere(ctx context.Context, binary string) string {
 	return nginx.VersionHere(ctx, binary, k.Socket, versionTime)
 }
 
-// controlSocket returns the absolute path of the socket: nginx would look for a relative one in its prefix.
+// controlSocket returns the absolute path of the socket: nginx would resolve a relative path against its prefix.
 func (k *nginxKind) controlSocket() string {
 	path, err := filepath.Abs(k.Socket)
 	if err != nil || k.Socket == "" {

@@ -86,8 +86,8 @@ func resumeCommand() *cobra.Command {
 	})
 }
 
-// forEach does something with each of several services. The error of one keeps none of the others in or out of service, but
-// where Consul does not answer it is waited for once.
+// forEach does something with each service. The error of one service does not stop the rest, except that a silent Consul is waited
+// for only once.
 func forEach(services []string, do func(service string) error) error {
 	var errs []error
 	for i, service := range services {
@@ -101,7 +101,7 @@ func forEach(services []string, do func(service string) error) error {
 	return errors.Join(errs...)
 }
 
-// validServices returns an error of usage for a name that no service has.
+// validServices returns a usage error for an invalid service name.
 func validServices(services []string) error {
 	for _, service := range services {
 		if err := store.ValidService(service); err != nil {
@@ -111,7 +111,7 @@ func validServices(services []string) error {
 	return nil
 }
 
-// pause writes a pause. Of one that is there already, it keeps the time.
+// pause writes a pause. It keeps the start time of an existing pause.
 func (g *groupStore) pause(ctx context.Context, p catalog.Pause) error {
 	before, err := g.pausedPair(ctx, p.Service)
 	if err != nil {
@@ -140,7 +140,7 @@ func (g *groupStore) pause(ctx context.Context, p catalog.Pause) error {
 	return err
 }
 
-// resume ends a pause. A service that has none may be one that somebody else has resumed, but a name that nobody has is a mistake.
+// resume ends a pause. A service without a pause may have been resumed by another operator, but an unknown name is an error.
 func (g *groupStore) resume(ctx context.Context, service string) error {
 	pair, err := g.pausedPair(ctx, service)
 	if err != nil {

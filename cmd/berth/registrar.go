@@ -93,8 +93,8 @@ func (p *process) newRegistrar() (*registrar.Registrar, error) {
 	}), nil
 }
 
-// groupsClient returns a client for the groups of containers. It opens as many connections as they need, for a call that waits for
-// one would let a session expire, and its watches are shared.
+// groupsClient returns a client for the groups of containers. Its connections are unlimited, because a call that waits for one
+// could let a session expire. Its watches are shared.
 func groupsClient(c Config) (*api.Client, error) {
 	conf, err := consulConfig(c)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"berth/registrar/label"
 )
 
-// reloader returns a function that makes the proxy load its file, nil if the driver does that by itself.
+// reloader returns a function that makes the proxy load its file, nil if the driver does it.
 func (o *proxyOptions) reloader() (func(context.Context) error, error) {
 	switch {
 	case o.ReloadCommand != "" && o.ReloadContainer != "":

@@ -18,12 +18,12 @@ import (
 	"berth/templater"
 )
 
-// differs is how berth render --diff ends when something differs: no failure, but with 1 as in diff.
+// differs ends berth render --diff when something differs: not a failure, but exit code 1 as in diff.
 type differs struct{}
 
 func (differs) Error() string { return "the rendered text differs from what is there" }
 
-// diffFailed is an error of berth render --diff, which has 2 as its exit code as in diff.
+// diffFailed is an error of berth render --diff, with exit code 2 as in diff.
 type diffFailed struct{ error }
 
 func (e diffFailed) Unwrap() error { return e.error }
@@ -123,7 +123,7 @@ func (p *process) render(ctx context.Context) (rendering, error) {
 	return r, err
 }
 
-// print writes the texts, each with its destination before it if there are several.
+// print writes the texts, each preceded by its destination if there are several.
 func (r rendering) print(w io.Writer, text func(templater.Template) string) error {
 	for _, t := range r.templates {
 		head := ""
@@ -137,7 +137,7 @@ func (r rendering) print(w io.Writer, text func(templater.Template) string) erro
 	return nil
 }
 
-// diff writes what would change in the files that are there, and returns differs if anything would.
+// diff writes what would change in the existing files, and returns differs if anything would.
 func (r rendering) diff(w io.Writer) error {
 	var out strings.Builder
 	for _, t := range r.templates {
@@ -161,7 +161,7 @@ func (r rendering) diff(w io.Writer) error {
 	return differs{}
 }
 
-// text returns a text as it goes to where it belongs.
+// text returns a text as it is written to its destination.
 func (r rendering) text(t templater.Template) string {
 	if t.Name == r.proxy.common().name {
 		return r.proxy.text(r.texts[t.Name])
@@ -169,7 +169,7 @@ func (r rendering) text(t templater.Template) string {
 	return r.texts[t.Name].Text
 }
 
-// explained returns a text with what its lines depend on, in groups that depend on the same.
+// explained returns a text with the dependencies of its lines, grouped by equal dependencies.
 func (r rendering) explained(t templater.Template) string {
 	var out strings.Builder
 	var last []string

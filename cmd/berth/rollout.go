@@ -103,7 +103,7 @@ func (f *rolloutFlags) flags(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.abort, "abort", false, "undo the last step of an interrupted rollout; the remaining old containers serve again")
 }
 
-// check says which flags do not go together.
+// check returns an error for flags that exclude each other.
 func (f *rolloutFlags) check(flags *pflag.FlagSet) error {
 	var set []string
 	for _, name := range []string{"resume", "abort", "watch"} {
@@ -123,7 +123,7 @@ func (f *rolloutFlags) check(flags *pflag.FlagSet) error {
 	return nil
 }
 
-// checkUsed says which flag would be of no effect: what was cut short goes on as it was begun.
+// checkUsed returns an error for a flag without effect: an interrupted rollout keeps its options.
 func (f *rolloutFlags) checkUsed(flags *pflag.FlagSet) (err error) {
 	flags.Visit(func(flag *pflag.Flag) {
 		switch name := flag.Name; {
@@ -136,12 +136,12 @@ func (f *rolloutFlags) checkUsed(flags *pflag.FlagSet) (err error) {
 	return err
 }
 
-// begins reports whether a flag says how a rollout is begun.
+// begins reports whether a flag affects only the start of a rollout.
 func begins(name string) bool {
 	return slices.Contains([]string{"pull", "build", "force", "parallelism", "delay", "order", "monitor", "failure-action", "max-failure-ratio", "ready-timeout", "drain-timeout"}, name)
 }
 
-// understand returns the options of a service: those in its file, and what flags say instead.
+// understand returns the options of a service from its file, overridden by flags.
 func (f *rolloutFlags) understand(flags *pflag.FlagSet, o rollout.Options) rollout.Options {
 	for name, take := range map[string]func(){
 		"parallelism":       func() { o.Parallelism = f.options.Parallelism },
@@ -203,7 +203,7 @@ func (c *rolling) run(ctx context.Context, services []string) error {
 	return c.all(ctx, compose, services)
 }
 
-// find finds the project of a service, which must be that of the services before.
+// find finds the project of a service. All services must be in one project.
 func (c *rolling) find(ctx context.Context, service string) error {
 	projects, err := rollout.Find(ctx, c.docker, service)
 	if err != nil {
@@ -232,7 +232,7 @@ func (c *rolling) find(ctx context.Context, service string) error {
 	return nil
 }
 
-// all rolls services out, one after the other.
+// all rolls out services one at a time.
 func (c *rolling) all(ctx context.Context, compose rollout.Compose, services []string) error {
 	file, err := compose.Config(ctx)
 	if err != nil {
@@ -266,7 +266,7 @@ func (c *rolling) all(ctx context.Context, compose rollout.Compose, services []s
 	return nil
 }
 
-// fetch pulls and builds the image of a service, as far as that is wanted.
+// fetch pulls and builds the image of a service if requested.
 func (c *rolling) fetch(ctx context.Context, compose rollout.Compose, s rollout.Service) error {
 	switch {
 	case c.pull && s.Image != "":
@@ -310,7 +310,7 @@ func (c *rolling) one(ctx context.Context, compose rollout.Compose, s rollout.Se
 	})
 }
 
-// how says in which order so many containers are replaced.
+// how describes the order in which this number of containers is replaced.
 func how(total int, o rollout.Options) string {
 	stopped := o.Order == rollout.StopFirst
 	switch n := o.Parallelism; {
@@ -333,7 +333,7 @@ func how(total int, o rollout.Options) string {
 	return pace
 }
 
-// plan says what there is to replace.
+// plan returns what has to be replaced.
 func (c *rolling) plan(ctx context.Context, compose rollout.Compose, s rollout.Service) (rollout.Plan, error) {
 	containers, err := rollout.Containers(ctx, c.docker, c.name, s.Name)
 	if err != nil {
@@ -353,7 +353,7 @@ func (c *rolling) plan(ctx context.Context, compose rollout.Compose, s rollout.S
 	return rollout.NewPlan(containers, hash, image, max(len(containers), s.Replicas), c.force), nil
 }
 
-// finish goes on with a rollout that was cut short, or takes it back.
+// finish continues an interrupted rollout, or undoes its last step.
 func (c *rolling) finish(ctx context.Context, compose rollout.Compose, service string) error {
 	return c.locked(ctx, compose, service, func(ctx context.Context, keeper *session.Keeper) (*rollout.Lock, rollout.State, error) {
 		return rollout.TakeOver(ctx, c.consul, keeper, c.name, service, operator(), func(held *rollout.HeldError) {
@@ -373,13 +373,13 @@ func (c *rolling) finish(ctx context.Context, compose rollout.Compose, service s
 }
 
 const (
-	// lockTime is how long Consul may take to say whether the service is being rolled out.
+	// lockTime is how long Consul may take to report whether a rollout of the service runs.
 	lockTime = 15 * time.Second
 	// endTime is how long the end of a rollout may take in Consul.
 	endTime = 10 * time.Second
 )
 
-// locked does something with a service's rollout in its hands.
+// locked does something while it holds the lock of a service's rollout.
 func (c *rolling) locked(ctx context.Context, compose rollout.Compose, service string,
 	take func(context.Context, *session.Keeper) (*rollout.Lock, rollout.State, error),
 	do func(context.Context, *rollout.Rollout) (left bool, err error)) error {
@@ -417,10 +417,10 @@ func (c *rolling) locked(ctx context.Context, compose rollout.Compose, service s
 	return errors.Join(err, lock.Finish(after))
 }
 
-// watchInterval is how often to look at the images without a sign from Docker.
+// watchInterval is how often to check the images without an event from Docker.
 const watchInterval = time.Minute
 
-// follow rolls services out whenever their image's name stands for another image than their containers have.
+// follow rolls out services whenever their image's name refers to another image than their containers use.
 func (c *rolling) follow(ctx context.Context, compose rollout.Compose, services []string) error {
 	wake := make(chan struct{}, 1)
 	notice := func() {
@@ -464,7 +464,7 @@ func (c *rolling) follow(ctx context.Context, compose rollout.Compose, services 
 	}
 }
 
-// followOnce rolls out what has another image by now, but for images that did not work.
+// followOnce rolls out services with a new image, except images that failed.
 func (c *rolling) followOnce(ctx context.Context, compose rollout.Compose, services []string, failed map[string]string) error {
 	file, err := compose.Config(ctx)
 	if err != nil {

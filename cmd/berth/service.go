@@ -58,7 +58,7 @@ The built-in template needs a route for the service: --meta route_path=/ or --me
 }
 
 func runService(cmd *cobra.Command, args []string) error {
-	// There are two channels because a full one drops signals: the others must not push out a SIGTERM.
+	// A full channel drops signals, so a second channel keeps other signals from displacing a SIGTERM.
 	stop, forward := make(chan os.Signal, 2), make(chan os.Signal, 8)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT) // docker stop sends SIGQUIT to what was made FROM nginx
 	signal.Notify(forward, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
@@ -68,7 +68,7 @@ func runService(cmd *cobra.Command, args []string) error {
 	}
 	c := p.config
 	if !cmd.Flags().Changed("listen") {
-		c.Listen = "" // that of the file or the environment is a host's registrar's
+		c.Listen = "" // the address in the file or the environment is that of the host's registrar
 	}
 	if _, err := exec.LookPath(args[0]); err != nil {
 		return asUsageError(fmt.Errorf("the command behind --: %w", err))
@@ -91,7 +91,7 @@ func runService(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return asUsageError(c.located(err))
 	}
-	// 1. The instance's part in its group, and 2. the service, which each call the other.
+	// 1. The member of the group, and 2. the service. Each calls the other.
 	m, err := p.newMember(consul, in, instance.ID)
 	if err != nil {
 		return err
@@ -122,7 +122,7 @@ func runService(cmd *cobra.Command, args []string) error {
 		return nil // the signal came before stop was there to receive it
 	}
 
-	// 3. Run both. The member ends after the service, which it gives back to the group.
+	// 3. Run both. The member ends after the service.
 	end := m.start()
 	if c.Listen != "" {
 		if err := p.answer(cmd.Context(), c.Listen, m); err != nil {
@@ -137,7 +137,7 @@ func runService(cmd *cobra.Command, args []string) error {
 	return err
 }
 
-// answer begins to answer HTTP for the instance, until ctx is done.
+// answer serves HTTP for the instance until ctx is done.
 func (p *process) answer(ctx context.Context, address string, m *member) error {
 	mux := http.NewServeMux()
 	local := func() []census.Local { return []census.Local{{Service: m.name, ID: m.id}} }
@@ -167,8 +167,8 @@ func (c *Config) instance(host string) (label.Process, error) {
 	return in, err
 }
 
-// startProcess starts the command with all of berth's environment and more. The operator's own program may need CONSUL_HTTP_TOKEN,
-// too.
+// startProcess starts the command with berth's whole environment and more. The operator's own program may also need
+// CONSUL_HTTP_TOKEN.
 func startProcess(args, environment []string) (*supervise.Process, error) {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), environment...)

@@ -22,7 +22,7 @@ import (
 	"berth/registrar"
 )
 
-// Exit codes of berth status. Those without --check are of Habitat's sup status, the others of monitoring plugins.
+// Exit codes of berth status. Without --check they follow Habitat's sup status, with it monitoring plugins.
 const (
 	exitNotKnown  = 2
 	exitNoAnswer  = 3
@@ -31,7 +31,7 @@ const (
 	exitUndecided = 3
 )
 
-// statusTime is how long a berth, or Consul, may take to say what is.
+// statusTime is how long a berth or Consul may take to answer.
 const statusTime = 10 * time.Second
 
 func statusCommand() *cobra.Command {
@@ -90,7 +90,7 @@ Exit codes with --check, as for monitoring plugins:
 	return cmd
 }
 
-// statusFlags are the flags that say whom to ask.
+// statusFlags declares the flags that select the berth to ask.
 func statusFlags(cmd *cobra.Command) {
 	c := newConfig()
 	c.commonFlags(cmd.Flags(), "")
@@ -108,7 +108,7 @@ type statusOf struct {
 	json    bool
 }
 
-// code ends berth with an exit code of its own, and says why if there is anything to be said.
+// code ends berth with a specific exit code, and an error message if there is one.
 type code struct {
 	error
 	exit int
@@ -123,7 +123,7 @@ func (c code) Error() string {
 
 func (c code) Unwrap() error { return c.error }
 
-// addresses returns where a berth of this machine may listen.
+// addresses returns the addresses where a berth of this machine may listen.
 func (c Config) addresses(cmd *cobra.Command) []string {
 	if c.origin("listen") == "listen" && !cmd.Flags().Changed("listen") {
 		return []string{listenTemplater, listenRegistrar}
@@ -134,7 +134,7 @@ func (c Config) addresses(cmd *cobra.Command) []string {
 	return []string{c.Listen}
 }
 
-// askBerth asks the berths that may listen here for a path, and decodes the first answer into out. The error is that of the last one.
+// askBerth requests a path from the berths that may listen here, and decodes the first answer into out. It returns the last error.
 func askBerth(ctx context.Context, addresses []string, path string, out any) error {
 	err := errors.New("no berth listens here")
 	for _, address := range addresses {
@@ -163,7 +163,7 @@ func askBerthAt(ctx context.Context, address, path string, out any) error {
 	return json.NewDecoder(answer.Body).Decode(out)
 }
 
-// document asks a berth here, and else Consul.
+// document asks a local berth, otherwise Consul.
 func (c Config) document(ctx context.Context, cmd *cobra.Command, query string) (doc status.Document, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTime)
 	defer cancel()
@@ -182,7 +182,7 @@ func (c Config) document(ctx context.Context, cmd *cobra.Command, query string) 
 	return status.Build(in), nil
 }
 
-// read returns the document, of one service if one is asked for.
+// read returns the document, limited to one service if requested.
 func (s statusOf) read(ctx context.Context) (status.Document, error) {
 	query := "?instances=no"
 	switch {
@@ -298,7 +298,7 @@ func (s statusOf) check(ctx context.Context) error {
 	return nil
 }
 
-// verdictOf says in a line how all services fare, and with which code a monitoring plugin exits.
+// verdictOf summarises the state of all services in a line, and returns the exit code of a monitoring plugin.
 func verdictOf(doc status.Document) (line string, exit int) {
 	var down, degraded, unknown []string
 	served := 0
@@ -425,7 +425,7 @@ func since(at, now time.Time) string {
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
 
-// rank sorts states: what needs somebody comes first.
+// rank sorts states: trouble comes first.
 func rank(s status.State) int {
 	return slices.Index([]status.State{status.Down, status.Degraded, status.Starting, status.Draining, status.Unknown, status.Serving, status.Unrouted}, s)
 }
@@ -548,8 +548,7 @@ func (s statusOf) showService(w io.Writer, doc status.Document, paint func(statu
 	}
 }
 
-// report asks the registrar that runs here, or makes a report from Docker and Consul; nil if neither answers: berth explain does
-// without.
+// hostReport asks the local registrar for its report; nil if none answers: berth explain works without it.
 func (c Config) hostReport(ctx context.Context, cmd *cobra.Command) *registrar.Report {
 	ctx, cancel := context.WithTimeout(ctx, statusTime/2)
 	defer cancel()

@@ -40,8 +40,7 @@ servers at run time (--nginx-lua).`,
 	return cmd
 }
 
-// newTemplater returns the templater of the outputs. It leaves out the refused ports, if refused is not nil, and tells report what
-// it knows, likewise.
+// newTemplater returns the templater of the outputs. It skips the refused ports and informs report, unless these are nil.
 func (p *process) newTemplater(outputs []output, refused *route.Refused, report *reporter) (*templater.Templater, error) {
 	consul, err := consulConfig(p.config)
 	if err != nil {

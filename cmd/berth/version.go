@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// These are stamped in by the linker: -X main.version=v1.2.3. A build without them has what Go knows of it.
+// The linker sets these: -X main.version=v1.2.3. Without them, a build uses Go's build information.
 var (
 	version = "dev"
 	commit  string

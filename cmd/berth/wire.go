@@ -47,7 +47,7 @@ func (t task) Run(ctx context.Context) error {
 
 func (t task) Ready() error { return nil }
 
-// parts tells which halves of berth a command runs, and the proxy to run as a child.
+// parts says which halves of berth a command runs, and the proxy to run as a child.
 type parts struct {
 	registrar, templater bool
 	proxyCommand         []string // empty if berth does not run the proxy
@@ -68,7 +68,7 @@ func newProcess(cmd *cobra.Command) (*process, error) {
 	return p, nil
 }
 
-// output takes the texts of a template to where they belong: a plain file or the proxy.
+// output brings the texts of a template to their destination: a plain file or the proxy.
 type output struct {
 	runner
 	template templater.Template
@@ -85,9 +85,9 @@ func (p *process) run(ctx context.Context, want parts) error {
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP) // it would end berth
+	signal.Notify(hangup, syscall.SIGHUP) // by default it would end berth
 	defer signal.Stop(hangup)
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a log that nobody reads any more does not end berth
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a log without a reader must not end berth
 	if len(want.proxyCommand) > 0 {
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM) // a second one does not leave the proxy alone
 	}
@@ -167,7 +167,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 		}
 	}
 
-	// 5. What is: for those who ask this berth, and for the other berths.
+	// 5. The status, for clients of this berth and for the other berths.
 	report.ready = func() error { return ready(runners) }
 	runners = append(runners, report.tasks()...)
 
@@ -184,7 +184,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 		}))
 	}
 
-	// 7. Run all of them, and the child beside them.
+	// 7. Run all of them, and the child next to them.
 	p.warnOfMounts(outputs)
 	p.log.Info("berth started", "version", version)
 	g, running := errgroup.WithContext(running)

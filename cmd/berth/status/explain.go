@@ -15,7 +15,7 @@ import (
 	"berth/templates/claim"
 )
 
-// Explanation says how far one thing has come on its way to requests, why not farther, and what to do.
+// Explanation says how far one thing has come on its way to requests, why no further, and what to do.
 type Explanation struct {
 	About   string      `json:"about"`   // container web_1, service shop, http://shop.example.com/
 	State   State       `json:"state"`   // Serving, or why not
@@ -24,7 +24,7 @@ type Explanation struct {
 	Do      []string    `json:"do"` // nothing if all is well
 }
 
-// Explained is a step with what it is known by.
+// Explained is a step with its evidence.
 type Explained struct {
 	Step     string    `json:"step"`
 	Passed   bool      `json:"passed"`
@@ -32,12 +32,12 @@ type Explained struct {
 	Evidence []string  `json:"evidence"`
 }
 
-// ErrNotKnown is wrapped by the error of Explain for a name that stands for nothing.
+// ErrNotKnown is wrapped by the error of Explain for an unknown name.
 var ErrNotKnown = errors.New("not known")
 
-// Explain explains a container, by its name, the beginning of its ID, or its service in a compose file; a service or an instance of
-// one, by its name or ID in Consul; or the URL of a request, with or without http://. report is what a registrar of this host
-// says of its containers, in more detail than it publishes; nil = none can be asked.
+// Explain explains a container (by name, ID prefix or compose service), a service or an instance (by name or ID in Consul), or the
+// URL of a request (with or without http://). report is the report of this host's registrar, with more detail than it publishes;
+// nil without a registrar.
 func (d *Document) Explain(name string, report *registrar.Report) ([]Explanation, error) {
 	x := explainer{d, report}
 	if strings.Contains(name, "/") {
@@ -82,7 +82,7 @@ type explainer struct {
 	report *registrar.Report
 }
 
-// meant names what is like a name.
+// meant suggests similar names.
 func (x explainer) meant(name string) string {
 	var close []string
 	consider := func(other string) {
@@ -102,7 +102,7 @@ func (x explainer) meant(name string) string {
 	return "; did you mean " + strings.Join(close[:min(3, len(close))], " or ") + "?"
 }
 
-// found is a container with what its host's registrar and the catalog say of it.
+// found is a container with the data of its host's registrar and of the catalog.
 type found struct {
 	name, id, service string
 	instances         []string
@@ -110,7 +110,7 @@ type found struct {
 	listed            *Container
 }
 
-// evidence is what is published of a container that stands for no instance.
+// evidence returns the published evidence of a container without an instance.
 func (f found) evidence() []string {
 	if f.listed == nil {
 		return nil
@@ -157,7 +157,7 @@ func (x explainer) all() map[string]found {
 	return out
 }
 
-// containers explains the containers that are meant, in the order of their names.
+// containers explains the matching containers, sorted by name.
 func (x explainer) containers(is func(found) bool) (out []Explanation) {
 	all := x.all()
 	ids := slices.SortedFunc(maps.Keys(all), func(a, b string) int { return cmp.Or(cmp.Compare(all[a].name, all[b].name), cmp.Compare(a, b)) })
@@ -214,7 +214,7 @@ func (x explainer) container(c found) (out []Explanation) {
 	return []Explanation{e}
 }
 
-// asked is what a container asks for, and how its host sees it: as a registrar that was asked says, or as is published.
+// asked returns what a container asks for and how its host sees it, from its registrar's report or as published.
 func asked(p *registrar.Planned, published []string) []string {
 	switch {
 	case p != nil:
@@ -225,7 +225,7 @@ func asked(p *registrar.Planned, published []string) []string {
 	return []string{"for more details, run berth explain next to the registrar of its Docker host"}
 }
 
-// evidence is what a registrar sees of a container, one thing in a line.
+// evidence returns what a registrar sees of a container, one fact per line.
 func evidence(p *registrar.Planned) (evidence []string) {
 	if p.Image != "" {
 		evidence = append(evidence, "image "+p.Image)
@@ -339,7 +339,7 @@ func (x explainer) instance(about string, s *Service, in *Instance, c *registrar
 	return e
 }
 
-// besides returns the reasons that say something else than said does: a registrar and a templater may find the same label bad.
+// besides returns the reasons that add something to said: a registrar and a templater may reject the same label.
 func besides(said string, reasons []string) (out []string) {
 	for _, r := range reasons {
 		_, what, _ := strings.Cut(r, ": ") // after the port
@@ -350,11 +350,11 @@ func besides(said string, reasons []string) (out []string) {
 	return out
 }
 
-// advice begins the part of a reason that says what to do.
+// advice matches the beginning of a clause that says what to do.
 var advice = regexp.MustCompile(`^(?:set|unset|choose|attach|publish|free|give|did you mean|stop|connect|name|make|have|run|copy|write|deregister|use|call|take|put|add|` +
 	`restart|see|remove|rename|allow|enable|expose|grant|correct|leave)\b`)
 
-// clauses returns what reasons say is to be done.
+// clauses returns the remedies in reasons.
 func clauses(reasons []string) (out []string) {
 	for _, r := range reasons {
 		for _, clause := range strings.FieldsFunc(strings.ReplaceAll(r, ": ", "; "), func(c rune) bool { return c == ';' }) {
@@ -366,7 +366,7 @@ func clauses(reasons []string) (out []string) {
 	return out
 }
 
-// remedies says what to do about something that has come to a step. Reasons name the label to set by themselves: what is added is where
+// remedies returns what to do about something that has stopped at a step. Reasons already name the label to set; remedies add where
 // to look.
 func remedies(reached Step, container string, reasons []string) []string {
 	why := strings.Join(reasons, "; ")
