@@ -13,7 +13,6 @@ require (
 	github.com/google/renameio/v2 v2.0.2
 	github.com/hashicorp/consul-template v0.42.1
 	github.com/hashicorp/consul/api v1.34.5
-	github.com/lmittmann/tint v1.2.1
 	github.com/moby/sys/signal v0.7.1
 	github.com/pelletier/go-toml/v2 v2.4.3
 	github.com/prometheus/client_golang v1.25.0

@@ -17,8 +17,8 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// useAddress sets the address of Consul, as people write it: with a slash at the end, with a user and a password, or a host
-// alone. Its errors do not show a password.
+// useAddress sets Consul's address from any common spelling: with a trailing slash, with user and password, or only a host. Its
+// errors do not show a password.
 func useAddress(conf *api.Config, c Config) error {
 	option, text := "consul-address", c.ConsulAddress
 	if text == "" {
@@ -64,8 +64,8 @@ func useAddress(conf *api.Config, c Config) error {
 	return nil
 }
 
-// explainConsul makes connections to Consul fail with a remedy where one is plain, and finds localhost in a container that
-// has no /etc/hosts.
+// explainConsul adds a remedy to connection errors where one is obvious, and resolves localhost in a container without
+// /etc/hosts.
 func explainConsul(t *http.Transport, nobodySaidWhere bool) {
 	dial := t.DialContext
 	t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -75,13 +75,13 @@ func explainConsul(t *http.Transport, nobodySaidWhere bool) {
 			conn, err = dial(ctx, network, net.JoinHostPort("127.0.0.1", port))
 		}
 		if err != nil && nobodySaidWhere && ctx.Err() == nil {
-			err = fmt.Errorf("%w: say where Consul is with --consul-address or %s", err, api.HTTPAddrEnvName)
+			err = fmt.Errorf("%w: set Consul's address with --consul-address or %s", err, api.HTTPAddrEnvName)
 		}
 		return conn, err
 	}
 }
 
-// checkDockerHost refuses what the client would take for something else.
+// checkDockerHost refuses values that the client would misinterpret.
 func checkDockerHost() error {
 	host := os.Getenv("DOCKER_HOST")
 	scheme, rest, _ := strings.Cut(host, "://")
@@ -89,7 +89,7 @@ func checkDockerHost() error {
 	case host == "", rest != "" && (scheme == "unix" || scheme == "tcp" || scheme == "http" || scheme == "https"):
 		return nil
 	case scheme == "ssh":
-		return usageError{error: errors.New("DOCKER_HOST: berth does not speak to Docker over ssh: run it on that host, or forward the socket (ssh -L)")}
+		return usageError{error: errors.New("DOCKER_HOST: berth does not support ssh: run it on that host, or forward the socket (ssh -L)")}
 	}
 	return usageError{error: fmt.Errorf("DOCKER_HOST must be like unix:///var/run/docker.sock or tcp://127.0.0.1:2375, not %q", host)}
 }
@@ -108,7 +108,7 @@ func explainDocker(client *docker.Client) {
 		case errors.Is(err, fs.ErrPermission):
 			err = fmt.Errorf("%w: %s", err, groupRemedy(path))
 		case errors.Is(err, fs.ErrNotExist):
-			err = fmt.Errorf("%w: mount Docker's socket there (-v /var/run/docker.sock:/var/run/docker.sock), or name another in DOCKER_HOST", err)
+			err = fmt.Errorf("%w: mount Docker's socket there (-v /var/run/docker.sock:/var/run/docker.sock), or set DOCKER_HOST", err)
 		}
 		return conn, err
 	}

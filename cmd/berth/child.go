@@ -20,12 +20,12 @@ import (
 	"berth/proxyctl/supervise"
 )
 
-const childUsage = "a proxy for berth to run goes behind --, as in: berth run -- haproxy -W -db"
+const childUsage = "put the proxy's command behind --: berth run -- haproxy -W -db"
 
 // headStart is how long the proxy waits for a new configuration before it starts with the old one.
 const headStart = 3 * time.Second
 
-// acceptsCommand makes a command accept another one behind --. Errors mention that where it seems to be meant.
+// acceptsCommand makes a command accept another command behind --. Errors mention this if the user seems to mean it.
 func acceptsCommand(cmd *cobra.Command) {
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		dash := cmd.ArgsLenAtDash()
@@ -36,7 +36,7 @@ func acceptsCommand(cmd *cobra.Command) {
 			return fmt.Errorf("%w: %s", err, childUsage)
 		}
 		if dash == 0 {
-			return fmt.Errorf("there is nothing behind --: %s", childUsage)
+			return fmt.Errorf("nothing behind --: %s", childUsage)
 		}
 		return nil
 	}
@@ -48,8 +48,8 @@ func acceptsCommand(cmd *cobra.Command) {
 	})
 }
 
-// childCommand completes the command line of the proxy that berth is to run, if any. The same program validates
-// configurations, unless another one was asked for.
+// childCommand completes the command line of the proxy that berth runs, if any. The same program validates configurations,
+// unless an option sets another program.
 func (p *process) childCommand(args []string) ([]string, error) {
 	if len(args) == 0 {
 		return nil, nil
@@ -88,8 +88,8 @@ type proxyChild struct {
 	log          *slog.Logger
 }
 
-// newChild returns the proxy as a child of berth; nil without a command. The child waits for configure to be called.
-// started is called when the child serves, and stopping when it is about to be told to end.
+// newChild returns the proxy as a child of berth, or nil without a command. The child waits for a call of configure. started
+// is called when the child serves, stopping just before it is told to end.
 func (p *process) newChild(command []string, started, stopping func()) *proxyChild {
 	if len(command) == 0 {
 		return nil
@@ -100,7 +100,7 @@ func (p *process) newChild(command []string, started, stopping func()) *proxyChi
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2, o.stopSignal)
 	env, withheld := proxyEnvironment(os.Environ())
 	if len(withheld) > 0 {
-		p.log.Info("variables that look like secrets are kept out of the proxy's environment, but for those named HAPROXY_… or NGINX_…",
+		p.log.Info("withheld variables that look like secrets from the proxy's environment, except HAPROXY_… and NGINX_…",
 			"variables", withheld)
 	}
 	return &proxyChild{
@@ -138,14 +138,14 @@ func (c *proxyChild) Run(ctx context.Context) error {
 	case <-c.configured:
 	case <-time.After(headStart):
 		if c.hasOldOne(ctx) {
-			c.log.Info("no new configuration yet: the proxy starts with the one that is there", "file", c.File)
+			c.log.Info("no new configuration yet, starting "+c.title+" with the existing one", "file", c.File)
 			c.configure()
 		}
 	}
 	return nil
 }
 
-// hasOldOne reports whether the child is to start with the old configuration: the child does not run, and the file is good.
+// hasOldOne reports whether the child should start with the old configuration: it does not run yet, and the file is valid.
 func (c *proxyChild) hasOldOne(ctx context.Context) bool {
 	if _, err := os.Stat(c.File); err != nil || c.Ready() == nil {
 		return false
@@ -156,15 +156,14 @@ func (c *proxyChild) hasOldOne(ctx context.Context) bool {
 	cmd.Env, cmd.WaitDelay = c.env, time.Second
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		c.log.Warn("no new configuration yet, and the one that is there is not good", "file", c.File,
+		c.log.Warn("no new configuration yet, and "+c.title+" refuses the existing one", "file", c.File,
 			"err", fmt.Errorf("%w: %.300s", err, oneLine(errors.New(string(out)))))
 	}
 	return err == nil
 }
 
-// runBeside runs the child beside the other parts, which were started before; others waits for their end. The child is
-// stopped after the other parts, because a reload would keep it running. When an operator stops the child, stopOthers ends
-// the other parts.
+// runBeside runs the child next to the other parts, which run already; others waits for their end. The child stops after the
+// other parts, because a reload would keep it running. When an operator stops the child, stopOthers ends the other parts.
 func (c *proxyChild) runBeside(ctx context.Context, others func() error, stopOthers func()) error {
 	childCtx, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()

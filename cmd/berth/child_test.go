@@ -44,8 +44,8 @@ func TestHeadStart(t *testing.T) {
 		says string
 		runs bool
 	}{
-		"good": {code: 0, says: "the proxy starts with the one that is there", runs: true},
-		"bad":  {code: 1, says: "the one that is there is not good", runs: false},
+		"good": {code: 0, says: "starting HAProxy with the existing one", runs: true},
+		"bad":  {code: 1, says: "HAProxy refuses the existing one", runs: false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := testenv.Dir(t)

@@ -23,8 +23,8 @@ import (
 	"berth/templater/catalog"
 )
 
-// consulConfig returns the configuration from the standard CONSUL_* variables and berth's own options, which come first. Its
-// http.Client follows changes of the files of token and certificate, and speaks HTTP/2 where Consul does (over TLS).
+// consulConfig returns the configuration from berth's own options and the standard CONSUL_* variables; options come first. Its
+// http.Client follows changes of the token and certificate files, and speaks HTTP/2 if Consul does (over TLS).
 func consulConfig(c Config) (*api.Config, error) {
 	conf := api.DefaultConfig()
 	if err := useAddress(conf, c); err != nil {
@@ -58,7 +58,7 @@ func consulConfig(c Config) (*api.Config, error) {
 	return conf, nil
 }
 
-// consulToken returns a function that returns the token of Consul's client at the moment.
+// consulToken returns a function that returns the current token of Consul's client.
 func consulToken(c Config) func() string {
 	conf := api.DefaultConfig()
 	if c.ConsulTokenFile != "" {
@@ -103,7 +103,7 @@ func dockerClient() (*docker.Client, error) {
 		}
 		// The client would go on without verification.
 		if _, err := os.Stat(filepath.Join(dir, "ca.pem")); err != nil {
-			return nil, fmt.Errorf("DOCKER_TLS_VERIFY is set, but the CA to verify with cannot be read: %w", err)
+			return nil, fmt.Errorf("DOCKER_TLS_VERIFY is set, but the CA cannot be read: %w", err)
 		}
 	}
 	if err := checkDockerHost(); err != nil {

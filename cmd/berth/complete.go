@@ -18,11 +18,11 @@ import (
 	"berth/registrar/rollout"
 )
 
-// flagValues are the values that a shell offers for flags that have few.
+// flagValues are the completions of flags with few values.
 var flagValues = map[string][]string{
 	"proxy":                 {kindHAProxy, kindNginx},
 	"deregister":            {"always", "on-success"},
-	"log-format":            {"auto", "text", "json"},
+	"log-format":            {"text", "json", "auto"},
 	"format":                {formatTable, formatJSON},
 	"log-level":             {"debug", "info", "warn", "error"},
 	"haproxy-reload-signal": {"USR2", "HUP", "USR1"},
@@ -33,8 +33,8 @@ var flagValues = map[string][]string{
 	"listen":                {"127.0.0.1:9651", "127.0.0.1:9652", "0.0.0.0:9651", "0.0.0.0:9652", "none"},
 }
 
-// setCompletion tells a shell what to offer for the flags of a command and of those below it. For flags that are not named
-// here it is files if they name one, else nothing.
+// setCompletion sets the completions of the flags of a command and its subcommands. Other flags complete files if they take one,
+// otherwise nothing.
 func setCompletion(cmd *cobra.Command) {
 	for _, below := range cmd.Commands() {
 		setCompletion(below)
@@ -91,7 +91,7 @@ func completeContainers(_ *cobra.Command, args []string, _ string) ([]string, co
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeGroup offers what the arguments by these names may be.
+// completeGroup offers the possible values of the arguments with these names.
 func completeGroup(names []string) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) (offered []string, _ cobra.ShellCompDirective) {
 		if len(args) == len(names) {

@@ -60,7 +60,7 @@ func TestCompletion(t *testing.T) {
 		{"templater --proxy ", "haproxy nginx", nothingElse},
 		{"registrar --deregister ", "always on-success", nothingElse},
 		{"run --log-level ", "debug info warn error", nothingElse},
-		{"run --log-format ", "auto text json", nothingElse},
+		{"run --log-format ", "text json auto", nothingElse},
 		{"run --network ", "front bridge", nothingElse},
 		{"run --resync ", "", nothingElse},
 		{"run --template ", "", files},

@@ -84,73 +84,73 @@ func (c *Config) proxy() proxyKind {
 }
 
 func (c *Config) commonFlags(f *pflag.FlagSet, listen string) {
-	f.String("config", "", "YAML file with further options")
-	f.StringVar(&c.ConsulAddress, "consul-address", "", "Consul agent, like http://127.0.0.1:8500 or unix:///run/consul.sock (default $CONSUL_HTTP_ADDR)")
-	f.StringVar(&c.ConsulTokenFile, "consul-token-file", "", "file that holds the Consul ACL token (default $CONSUL_HTTP_TOKEN_FILE)")
-	f.StringVar(&c.Listen, "listen", listen, "address of the status page, /healthz, /readyz and /metrics, or none")
-	f.StringVar(&c.LogFormat, "log-format", "auto", "text, json, or auto: text on a terminal")
-	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
+	f.String("config", "", "YAML file with more options")
+	f.StringVar(&c.ConsulAddress, "consul-address", "", "Consul agent, e.g. http://127.0.0.1:8500 or unix:///run/consul.sock (default $CONSUL_HTTP_ADDR)")
+	f.StringVar(&c.ConsulTokenFile, "consul-token-file", "", "file with the Consul ACL token (default $CONSUL_HTTP_TOKEN_FILE)")
+	f.StringVar(&c.Listen, "listen", listen, "address of the status page, /healthz, /readyz and /metrics; none disables them")
+	f.StringVar(&c.LogFormat, "log-format", "text", "log format: text or json; auto is text on a terminal and json elsewhere")
+	f.StringVar(&c.LogLevel, "log-level", "info", "lowest level to log: debug, info, warn or error")
 }
 
-// pageFlags declares the options of those that show the status page.
+// pageFlags declares the options of the commands that serve the status page.
 func (c *Config) pageFlags(f *pflag.FlagSet) {
-	f.StringVar(&c.AdminTokenFile, "listen-admin-token-file", "", "file with the token by which the status page may drain and pause; without it, it only shows")
+	f.StringVar(&c.AdminTokenFile, "listen-admin-token-file", "", "file with the token that allows drain and pause on the status page; without it, the page is read-only")
 }
 
 func (c *Config) registrarFlags(f *pflag.FlagSet) {
-	f.StringSliceVar(&c.Host.Networks, "network", nil, "networks on which the load balancer reaches containers, best first (default: those of berth's own container)")
-	f.BoolVar(&c.Host.Internal, "internal", false, "register containers' own addresses and exposed ports, whatever the network")
-	f.BoolVar(&c.Host.Explicit, "explicit", false, "register only what has a SERVICE_NAME")
-	f.StringVar(&c.Host.IP, "ip", "", "address to register for published ports (default: none, so that Consul uses its node's)")
-	f.StringVar(&c.Tags, "tags", "", "tags for everything, separated by commas; a Go template over what docker inspect says")
-	f.StringVar(&c.Deregister, "deregister", "always", "always, or on-success: what ended with an error stays registered, in maintenance mode")
-	f.DurationVar(&c.Host.TTL, "ttl", 0, "let registrations turn critical when the registrar is away for so long (default: never)")
-	f.BoolVar(&c.Host.Scripts, "scripts", false, "allow SERVICE_CHECK_SCRIPT and SERVICE_CHECK_CMD, if the Consul agent does, too")
-	f.BoolVar(&c.Host.PublishSecrets, "publish-secrets", false, "publish labels as metadata even if their keys look like secrets (PASSWORD, TOKEN, KEY...)")
-	f.StringVar(&c.Adopt, "adopt", "", "host name in the service IDs of a Registrator whose registrations to take over")
-	f.StringVar(&c.Owner, "owner", "", "a name of its own for each of several registrars on one Docker host")
-	f.DurationVar(&c.Resync, "resync", time.Minute, "how often to compare everything, whatever the events said")
-	f.DurationVar(&c.ReadyTimeout, "ready-timeout", 30*time.Second, "how long an instance may take to be ready before it is registered as critical")
-	f.DurationVar(&c.DrainTime, "drain-time", 2*time.Second, "from the sign to stop to the signal that SERVICE_STOP_SIGNAL names")
+	f.StringSliceVar(&c.Host.Networks, "network", nil, "networks on which the load balancer reaches containers, in order of preference (default: those of berth's own container)")
+	f.BoolVar(&c.Host.Internal, "internal", false, "register container addresses and exposed ports, on any network")
+	f.BoolVar(&c.Host.Explicit, "explicit", false, "register only containers and ports with a SERVICE_NAME")
+	f.StringVar(&c.Host.IP, "ip", "", "IP address to register for published ports (default: the address of the Consul node)")
+	f.StringVar(&c.Tags, "tags", "", "tags for every service, separated by commas; may be a Go template over the output of docker inspect")
+	f.StringVar(&c.Deregister, "deregister", "always", "when to deregister: always, or on-success, which keeps failed containers registered in maintenance mode")
+	f.DurationVar(&c.Host.TTL, "ttl", 0, "mark registrations critical when the registrar is away for this long (default: never)")
+	f.BoolVar(&c.Host.Scripts, "scripts", false, "allow SERVICE_CHECK_SCRIPT and SERVICE_CHECK_CMD; the Consul agent must allow them too")
+	f.BoolVar(&c.Host.PublishSecrets, "publish-secrets", false, "publish labels as metadata even if the keys look like secrets (PASSWORD, TOKEN, KEY...)")
+	f.StringVar(&c.Adopt, "adopt", "", "take over the registrations of the Registrator with this host name in its service IDs")
+	f.StringVar(&c.Owner, "owner", "", "unique name of this registrar if several run on one Docker host")
+	f.DurationVar(&c.Resync, "resync", time.Minute, "interval of the full resync")
+	f.DurationVar(&c.ReadyTimeout, "ready-timeout", 30*time.Second, "how long to wait until an instance is ready before registering it as critical")
+	f.DurationVar(&c.DrainTime, "drain-time", 2*time.Second, "delay between Docker's stop signal and SERVICE_STOP_SIGNAL")
 	f.BoolVar(&c.ShowSecrets, "show-secrets", false, showSecretsUsage)
 }
 
-const showSecretsUsage = "show values whose keys look like secrets (PASSWORD, TOKEN, KEY...) at the paths /services and /census"
+const showSecretsUsage = "show values whose keys look like secrets (PASSWORD, TOKEN, KEY...) under /services and /census"
 
 // serviceFlags declares the options that only berth service has.
 func (c *Config) serviceFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.Process.Name, "name", "", "name of the service")
-	f.IntVar(&c.Process.Port, "port", 0, "port that the command listens on, over TCP")
-	f.StringVar(&c.Process.ID, "id", "", "ID of this instance, which must be its own (default <host>:<name>:<port>)")
-	f.StringVar(&c.Process.Address, "address", "", "IP address that it listens on and is registered with (default: none, so that Consul uses its node's)")
-	f.StringArrayVar(&c.Process.Meta, "meta", nil, "service metadata as key=value, any number of times")
-	f.IntVar(&c.Process.Weight, "weight", 1, "weight of this instance, 1 to 256; 0: no new requests")
-	f.StringVar(&c.Process.Ready, "ready", "tcp", "register when: tcp its port accepts, http:/path or https:/path that answers 2xx, none at once")
-	f.DurationVar(&c.StopTimeout, "stop-timeout", 10*time.Second, "from the command's SIGTERM to its SIGKILL")
+	f.IntVar(&c.Process.Port, "port", 0, "TCP port that the command listens on")
+	f.StringVar(&c.Process.ID, "id", "", "unique ID of this instance (default <host>:<name>:<port>)")
+	f.StringVar(&c.Process.Address, "address", "", "IP address that the command listens on and is registered with (default: the address of the Consul node)")
+	f.StringArrayVar(&c.Process.Meta, "meta", nil, "service metadata as key=value; can be repeated")
+	f.IntVar(&c.Process.Weight, "weight", 1, "weight of this instance, 1 to 256; 0 means no new requests")
+	f.StringVar(&c.Process.Ready, "ready", "tcp", "when to register: tcp (its port accepts), http:/path or https:/path (answers 2xx), or none (at once)")
+	f.DurationVar(&c.StopTimeout, "stop-timeout", 10*time.Second, "delay between the command's SIGTERM and SIGKILL")
 }
 
 func (c *Config) templaterFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.Template, "template", "", "consul-template file to render (default: the built-in template)")
 	f.BoolVar(&c.TemplatePrograms, "template-programs", false, "allow the template functions plugin and writeToFile, which run programs and write files")
-	f.StringVar(&c.TLSDirectory, "tls-directory", "", "directory of certificates (PEM files with their keys) for the built-in template (default: no TLS)")
-	f.StringVar(&c.TCPPorts, "tcp-ports", "none", "ports that SERVICE_ROUTE_PORT may ask the built-in template for, like 5432,6000-6099, or none")
-	f.BoolVar(&c.IPv6, "ipv6", templates.KernelHasIPv6(), "have the built-in template listen on IPv6, too (default: true where the kernel has IPv6)")
-	f.StringVar(&c.TrustedProxies, "trusted-proxies", "", "networks of proxies in front, which the built-in template believes about clients, like 10.0.0.0/8,fd00::/8")
-	f.StringVar(&c.ProxyProtocol, "proxy-protocol", "none", "ports on which trusted proxies speak the PROXY protocol, like http,https,5432, or none")
-	f.BoolVar(&c.ErrorDetails, "error-details", false, "have error pages say what is missing, with names of services and labels: not for the public")
-	f.DurationVar(&c.RouteGrace, "route-grace", 5*time.Minute, "how long a route is held for a service that is gone, or whose instances do not serve; 0 = not at all")
-	f.DurationVar(&c.RouteHold, "route-hold", 10*time.Second, "how long requests and connections wait for a service without a server, where no SERVICE_ROUTE_HOLD says so, up to 5m; 0 = not at all")
-	f.IntVar(&c.RouteHoldMax, "route-hold-max", 2000, "how many may wait at once in the proxy; the others get the 503 page at once")
-	f.IntVar(&c.ConsulConnections, "consul-connections", catalog.DefaultConnections, "connections to Consul that may be open at a time (Consul's own limit is 200)")
-	f.DurationVar(&c.ConsulGrace, "consul-grace", 30*time.Second, "how long to keep what a Consul that failed or lost its state no longer lists")
-	f.IntVar(&c.VanishLimit, "vanish-limit", 100, "percentage of a list that may vanish at once; if it is more, what is gone is kept for consul-grace")
-	f.StringArrayVar(&c.File, "file", nil, "template:destination[:command], a plain file to render, and a shell command to run when it has changed")
-	f.StringVar(&c.Proxy, "proxy", "", "haproxy or nginx (default: the one behind --, else haproxy)")
+	f.StringVar(&c.TLSDirectory, "tls-directory", "", "directory of certificates (PEM files with keys) for the built-in template (default: no TLS)")
+	f.StringVar(&c.TCPPorts, "tcp-ports", "none", "ports that SERVICE_ROUTE_PORT may claim in the built-in template, e.g. 5432,6000-6099, or none")
+	f.BoolVar(&c.IPv6, "ipv6", templates.KernelHasIPv6(), "make the built-in template listen on IPv6 too (default: true if the kernel has IPv6)")
+	f.StringVar(&c.TrustedProxies, "trusted-proxies", "", "networks of front proxies whose client information the built-in template trusts, e.g. 10.0.0.0/8,fd00::/8")
+	f.StringVar(&c.ProxyProtocol, "proxy-protocol", "none", "ports on which trusted proxies speak the PROXY protocol, e.g. http,https,5432, or none")
+	f.BoolVar(&c.ErrorDetails, "error-details", false, "make error pages name the services and labels involved; not for public sites")
+	f.DurationVar(&c.RouteGrace, "route-grace", 5*time.Minute, "how long to keep the route of a service that is gone or has no serving instance; 0 disables this")
+	f.DurationVar(&c.RouteHold, "route-hold", 10*time.Second, "how long requests and connections wait for a service without servers, up to 5m; 0 disables this; SERVICE_ROUTE_HOLD overrides it")
+	f.IntVar(&c.RouteHoldMax, "route-hold-max", 2000, "how many requests may wait in the proxy at the same time; the rest get the 503 page immediately")
+	f.IntVar(&c.ConsulConnections, "consul-connections", catalog.DefaultConnections, "maximum number of open connections to Consul (Consul's own limit is 200)")
+	f.DurationVar(&c.ConsulGrace, "consul-grace", 30*time.Second, "how long to keep what Consul no longer lists after it failed or lost its state")
+	f.IntVar(&c.VanishLimit, "vanish-limit", 100, "percentage of a list that may vanish at once; if more does, it is kept for --consul-grace")
+	f.StringArrayVar(&c.File, "file", nil, "plain file to render, as template:destination[:command]; the shell command runs when the file changes")
+	f.StringVar(&c.Proxy, "proxy", "", "haproxy or nginx (default: the proxy behind --, otherwise haproxy)")
 	c.HAProxy.flags(f)
 	c.Nginx.flags(f)
-	f.BoolVar(&c.Runtime, "runtime", true, "change servers in the running HAProxy, or in nginx's Lua balancer; if false, every change is a reload")
-	f.BoolVar(&c.TakeOver, "take-over", false, "replace a configuration that berth did not write even if backends in it lose all their servers")
-	f.DurationVar(&c.ReloadInterval, "reload-interval", 200*time.Millisecond, "least time between two reloads; the first is done at once")
+	f.BoolVar(&c.Runtime, "runtime", true, "change servers in the running HAProxy or in nginx's Lua balancer; if false, reload for every change")
+	f.BoolVar(&c.TakeOver, "take-over", false, "replace a configuration that berth did not write even if its backends lose all servers")
+	f.DurationVar(&c.ReloadInterval, "reload-interval", 200*time.Millisecond, "minimum time between two reloads; the first one is immediate")
 }
 
 // options returns the options of all commands, at their defaults.
@@ -174,7 +174,7 @@ func (c *Config) allFlags() *pflag.FlagSet {
 const (
 	envPrefix = "BERTH_"
 
-	// leastConnections leaves enough queries that block beside those that share some.
+	// leastConnections leaves enough blocking queries in addition to the shared ones.
 	leastConnections = 40
 )
 
@@ -204,7 +204,7 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 			return option
 		case f != nil && os.Getenv(variableName(option)) != "":
 			return variableName(option)
-		case inFile.IsSet(option) && !fileOnly(option): // those can be from nowhere else
+		case inFile.IsSet(option) && !fileOnly(option): // these exist only there
 			return file + ": " + option
 		}
 		return option
@@ -213,7 +213,7 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 	all.VisitAll(func(f *pflag.Flag) {
 		from := v
 		if flags.Lookup(f.Name) == nil {
-			// An option of another command. Its variable is not read: it may be what Docker's links say of a container
+			// An option of another command. Its variable is not read: Docker's links may have set it for a container
 			// called berth (BERTH_NAME, BERTH_PORT).
 			from = inFile
 		}
@@ -246,11 +246,11 @@ func readConfig(flags *pflag.FlagSet) (Config, error) {
 	if c.Proxy, err = kindOf(c.Proxy, flags.Args()); err != nil {
 		return Config{}, c.located(err)
 	}
-	c.ConsulGrace = max(c.ConsulGrace, time.Nanosecond) // to those who take it, 0 is the default
+	c.ConsulGrace = max(c.ConsulGrace, time.Nanosecond) // 0 would select the default
 	return c, c.located(c.validate())
 }
 
-// located returns errors that begin with the name of an option, and puts the variable or the file there that has its value.
+// located rewrites errors that begin with the name of an option to begin with the variable or the file that sets it.
 func (c *Config) located(err error) error {
 	if err == nil || c.origin == nil {
 		return err
@@ -278,7 +278,7 @@ func readFile(v *viper.Viper, file string, all *pflag.FlagSet) error {
 		if all.Lookup(key) == nil && !fileOnly(key) {
 			remedy := didYouMean(nearest("", key, all)...)
 			if remedy == "" {
-				remedy = ": the keys are the names of the flags, see 'berth run --help'"
+				remedy = ": keys are named like the flags, see 'berth run --help'"
 			}
 			return fmt.Errorf("configuration file %s: unknown key %q%s", file, key, remedy)
 		}
@@ -305,9 +305,9 @@ func setOption(f *pflag.Flag, v *viper.Viper) error {
 	case isList:
 		return list.Replace(v.GetStringSlice(f.Name))
 	case several:
-		return fmt.Errorf("%s must be one text, not the list %v: where it may name several, they are separated by commas", f.Name, value)
+		return fmt.Errorf("%s must be a string, not the list %v: separate several values with commas", f.Name, value)
 	case kind == "duration" && d < 0:
-		return fmt.Errorf("%s must not be negative, it is %s", f.Name, text)
+		return fmt.Errorf("%s must not be negative: %s", f.Name, text)
 	case kind == "bool":
 		text = boolean(text)
 	}
@@ -317,8 +317,8 @@ func setOption(f *pflag.Flag, v *viper.Viper) error {
 	return nil
 }
 
-// split returns the values in a text, which are separated by commas or whitespace. Commands may have both in them, so the
-// values of the option file are lines, and metadata may have blanks in it.
+// split returns the values in a text, separated by commas or whitespace. Commands may contain both, so the values of the option
+// file are lines, and metadata may contain blanks.
 func split(option, text string) []string {
 	values := strings.FieldsFunc(text, func(r rune) bool {
 		return r == '\n' || option != "file" && (r == ',' || option != "meta" && unicode.IsSpace(r))
@@ -329,7 +329,7 @@ func split(option, text string) []string {
 	return slices.DeleteFunc(values, func(value string) bool { return value == "" })
 }
 
-// boolean returns true or false for the other words that people write in compose files, and what is neither as it is.
+// boolean maps the other spellings of true and false in compose files, and returns any other text unchanged.
 func boolean(text string) string {
 	switch strings.ToLower(text) {
 	case "yes", "on", "enabled":
@@ -341,8 +341,8 @@ func boolean(text string) string {
 }
 
 func (c *Config) validate() error {
-	if !slices.Contains([]string{"auto", "text", "json"}, c.LogFormat) {
-		return fmt.Errorf("log-format must be auto, text or json, not %q", c.LogFormat)
+	if !slices.Contains([]string{"text", "json", "auto"}, c.LogFormat) {
+		return fmt.Errorf("log-format must be text, json or auto, not %q", c.LogFormat)
 	}
 	if _, err := parseLevel(c.LogLevel); err != nil {
 		return err
@@ -359,13 +359,13 @@ func (c *Config) validate() error {
 		return fmt.Errorf("tags: %w", err)
 	}
 	if c.TLSDirectory != "" && !filepath.IsAbs(c.TLSDirectory) {
-		return fmt.Errorf("tls-directory must be an absolute path, as the proxy has it, not %q", c.TLSDirectory)
+		return fmt.Errorf("tls-directory must be an absolute path as the proxy sees it, not %q", c.TLSDirectory)
 	}
 	if _, err := c.templateOptions(); err != nil {
 		return err
 	}
 	if c.VanishLimit < 0 || c.VanishLimit > 100 {
-		return fmt.Errorf("vanish-limit is a percentage from 1 to 100, not %d", c.VanishLimit)
+		return fmt.Errorf("vanish-limit must be a percentage from 1 to 100, not %d", c.VanishLimit)
 	}
 	if c.ConsulConnections != 0 && c.ConsulConnections < leastConnections {
 		return fmt.Errorf("consul-connections must be at least %d, not %d", leastConnections, c.ConsulConnections)
@@ -393,7 +393,7 @@ func (c *Config) templateOptions() (o templates.Options, err error) {
 		return o, fmt.Errorf("proxy-protocol: %w", err)
 	}
 	if len(o.ProxyProtocol) > 0 && len(o.TrustedProxies) == 0 {
-		return o, errors.New("proxy-protocol needs trusted-proxies: name the networks that may say by it who the client is")
+		return o, errors.New("proxy-protocol needs trusted-proxies: set the networks that may send it")
 	}
 	if c.RouteHold > claim.MaxHold {
 		return o, fmt.Errorf("route-hold must be from 0 to 5m, not %s", c.RouteHold)

@@ -20,15 +20,15 @@ import (
 )
 
 func configCommand() *cobra.Command {
-	return parentCommand("config", "Change the configuration of a service, version by version",
-		`Change the configuration that all instances of a service share, and see which version each of them runs. It is in
-Consul's KV, where the value of berth/config/SERVICE is the text as you wrote it, and the key's flags are its version.
+	return parentCommand("config", "Manage the versioned configuration of a service",
+		`Change the configuration that all instances of a service share, and show which version each instance runs. It is stored
+in Consul's KV: the value of berth/config/SERVICE is the text as you wrote it, and the key's flags are its version.
 
-SERVICE is a service as Consul has it. The group prod of app is the service app-prod, and may be written app.prod.`,
+SERVICE is the service's name in Consul. The group prod of app is the service app-prod; you can also write app.prod.`,
 		configApplyCommand(), configStatusCommand(), configGetCommand(), configHistoryCommand(), configDiffCommand(), configRollbackCommand())
 }
 
-// parentCommand makes a command that is there for those below it.
+// parentCommand makes a command that only groups its subcommands.
 func parentCommand(name, short, long string, below ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   name,
@@ -48,33 +48,33 @@ func parentCommand(name, short, long string, below ...*cobra.Command) *cobra.Com
 	return cmd
 }
 
-// pacing is how a change goes to the instances, and whether to wait for them.
+// pacing says how the instances take up a change, and whether to wait for them.
 type pacing struct {
 	strategy string
 	wait     time.Duration
 }
 
 func (r *pacing) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&r.strategy, "strategy", "", "rolling: one instance after the other, at-once, or none: when they are restarted (default: what each instance has)")
-	cmd.Flags().DurationVar(&r.wait, "wait", 0, "wait so long until every instance has done it and is ready; exit with 1 and the reason if one has not")
+	cmd.Flags().StringVar(&r.strategy, "strategy", "", "how instances take up the change: rolling (one at a time), at-once, or none (at their next restart) (default: each instance's own strategy)")
+	cmd.Flags().DurationVar(&r.wait, "wait", 0, "how long to wait until every instance has done it and is ready; otherwise exit with 1 and the reason")
 }
 
 func (r *pacing) check() error {
 	if r.wait < 0 {
-		return asUsageError(fmt.Errorf("--wait must not be negative, it is %s", r.wait))
+		return asUsageError(fmt.Errorf("--wait must not be negative: %s", r.wait))
 	}
 	return checkStrategy(r.strategy)
 }
 
-// pace says how the instances come to a change.
+// pace returns the strategy in words.
 func (r *pacing) pace() string {
 	switch r.strategy {
 	case "rolling":
-		return "one after the other"
+		return "one at a time"
 	case "at-once":
 		return "all at once"
 	case "none":
-		return "when they are restarted"
+		return "at their next restart"
 	}
 	return "each by its own strategy"
 }
@@ -83,16 +83,16 @@ func configApplyCommand() *cobra.Command {
 	var number versionNumber
 	var raw bool
 	var how pacing
-	cmd := groupCommand("apply", "Make a text the configuration of a service",
-		`Make the text of FILE, or of standard input for -, the next version of the configuration of a service. TOML, YAML and
-JSON are checked first: the ending of FILE says which it is, or the text itself. Any other text goes with --raw.
+	cmd := groupCommand("apply", "Apply a configuration to a service",
+		`Make the text of FILE the next version of a service's configuration; - means standard input. berth checks TOML, YAML and
+JSON first, and tells them apart by the extension of FILE or by the text itself. For any other text, set --raw.
 
-The instances follow on their own. With --wait, wait until every one of them runs the version and is ready; if one
-does not, or the change is halted because it failed on one, exit with 1 and a line for each instance that does not
-run it.
+The instances then take it up by themselves. With --wait, wait until every instance runs the version and is ready. If one
+does not, or if the change is halted because it failed on one, exit with 1 and a line for each instance that does not run
+it.
 
-A version that is not newer than the current one is refused. A text that is the current one already is no new
-version, unless --version gives it a number. Exits with 1 if the text or the version is refused.`,
+A version that is not higher than the current one is refused, with exit code 1. An unchanged text makes no new version,
+unless --version is set.`,
 		[]string{"FILE"}, func(ctx context.Context, g *groupStore, args []string) error {
 			if err := how.check(); err != nil {
 				return err
@@ -109,14 +109,14 @@ version, unless --version gives it a number. Exits with 1 if the text or the ver
 			}
 			return g.applyConfig(ctx, store.Change{Text: text, Version: uint64(number), Strategy: how.strategy, Format: kind}, how, "")
 		})
-	cmd.Flags().Var(&number, "version", "number of the version, which must be newer than the current one (default: the next)")
-	cmd.Flags().BoolVar(&raw, "raw", false, "take any text, and do not check it")
+	cmd.Flags().Var(&number, "version", "version number, higher than the current one (default: the next)")
+	cmd.Flags().BoolVar(&raw, "raw", false, "accept any text without checking it")
 	how.flags(cmd)
 	return cmd
 }
 
-// applyConfig applies a configuration, says what came of it, and waits for the instances if that is wanted. The note says
-// what the text is.
+// applyConfig applies a configuration, prints the result, and waits for the instances if requested. The note describes the
+// text.
 func (g *groupStore) applyConfig(ctx context.Context, c store.Change, how pacing, note string) error {
 	c.By = operator()
 	h, applied, err := g.put(ctx, store.Item{Service: g.service}, c)
@@ -134,7 +134,7 @@ func (g *groupStore) applyConfig(ctx context.Context, c store.Change, how pacing
 	return g.wait(ctx, order{version: h.Version, sum: h.Sum}, how.wait)
 }
 
-// announce says that something was done, and for whom; and warns if nobody would follow.
+// announce prints what was done and which instances follow, and warns if none does.
 func (g *groupStore) announce(ctx context.Context, done string, how pacing) error {
 	s, err := g.status(ctx)
 	registered, reporting := 0, 0
@@ -149,11 +149,11 @@ func (g *groupStore) announce(ctx context.Context, done string, how pacing) erro
 	warning := ""
 	switch {
 	case err != nil:
-		warning = fmt.Sprintf("who follows is not known: %v", err)
+		warning = fmt.Sprintf("cannot tell which instances follow: %v", err)
 	case registered == 0 && reporting == 0:
-		warning = fmt.Sprintf("no instance of %s is registered in Consul, nobody would apply it%s", g.service, g.similarService(ctx))
+		warning = fmt.Sprintf("no instance of %s is registered in Consul, so none applies it%s", g.service, g.similarService(ctx))
 	case reporting == 0:
-		warning = fmt.Sprintf("none of the instances of %s (%d) takes a configuration from berth, nobody would apply it", g.service, registered)
+		warning = fmt.Sprintf("none of the %[2]d instances of %[1]s takes its configuration from berth, so none applies it", g.service, registered)
 	case reporting == 1:
 		done += ": 1 instance follows"
 	default:
@@ -168,7 +168,7 @@ func (g *groupStore) announce(ctx context.Context, done string, how pacing) erro
 
 func configGetCommand() *cobra.Command {
 	return groupCommand("get", "Print the configuration of a service",
-		"Print the current configuration of a service, or a version of it that is still kept, as it was written.",
+		"Print the current configuration of a service, or an older version that is still kept, exactly as it was written.",
 		[]string{"[VERSION]"}, func(ctx context.Context, g *groupStore, args []string) error {
 			return g.print(ctx, store.Item{Service: g.service}, args)
 		})
@@ -199,7 +199,7 @@ func configHistoryCommand() *cobra.Command {
 func historyCommand(short, what string, args []string) *cobra.Command {
 	var form string
 	cmd := groupCommand("history", short,
-		fmt.Sprintf("List the versions of %s that are kept, the newest first: the last %d.", what, store.Kept),
+		fmt.Sprintf("List the last %d versions of %s, newest first.", store.Kept, what),
 		args, func(ctx context.Context, g *groupStore, args []string) error {
 			if err := checkFormat(form); err != nil {
 				return err
@@ -231,8 +231,9 @@ func historyCommand(short, what string, args []string) *cobra.Command {
 
 func configDiffCommand() *cobra.Command {
 	cmd := groupCommand("diff", "Compare versions of a service's configuration",
-		`Compare two versions of the configuration of a service: one with the current one, or the current one with the one before
-it. As diff does, exit with 0 if nothing differs, with 1 if something does, and with 2 on any error.`,
+		`Compare two versions of a service's configuration. With one VERSION, compare it with the current version. Without one,
+compare the current version with its predecessor. The exit code is that of diff: 0 without differences, 1 with
+differences, 2 on any error.`,
 		[]string{"[VERSION]", "[VERSION]"}, func(ctx context.Context, g *groupStore, args []string) error {
 			return g.diff(ctx, store.Item{Service: g.service}, args)
 		})
@@ -279,7 +280,7 @@ func (g *groupStore) diff(ctx context.Context, i store.Item, args []string) erro
 	return differs{}
 }
 
-// title returns what a version is called at the head of a diff.
+// title returns the name of a version in the header of a diff.
 func title(i store.Item, v store.Version) string {
 	byHand := ""
 	if v.ByHand {
@@ -291,8 +292,8 @@ func title(i store.Item, v store.Version) string {
 func configRollbackCommand() *cobra.Command {
 	var how pacing
 	cmd := groupCommand("rollback", "Apply an older version of a service's configuration again",
-		`Make an older text the next version of the configuration of a service: that of VERSION, or the one that the current version
-has replaced.`,
+		`Make the text of VERSION the next version of a service's configuration. The default is the version that the current one
+replaced.`,
 		[]string{"[VERSION]"}, func(ctx context.Context, g *groupStore, args []string) error {
 			numbers, err := versionArguments(args)
 			if err == nil {
@@ -317,7 +318,7 @@ has replaced.`,
 			}
 			c := store.Change{Text: old.Text, Strategy: how.strategy, Format: old.Format}
 			if !now.ByHand && now.Sum != old.Sum {
-				c.Version = now.Version + 1 // who applies another one meanwhile wins
+				c.Version = now.Version + 1 // a concurrent change wins
 			}
 			return g.applyConfig(ctx, c, how, fmt.Sprintf(", the text of %s", numbered(old.Header)))
 		})
@@ -336,18 +337,18 @@ func (g *groupStore) item(args []string) (store.Item, error) {
 	return store.Item{Service: g.service, File: args[0]}, nil
 }
 
-// checkText returns which format a text has, and an error that says where it does not follow its rules.
+// checkText returns the format of a text, and an error with the position of a syntax error.
 func checkText(file string, text []byte) (string, error) {
 	name := file
 	if file == "-" {
 		name = "standard input"
 	}
 	if len(bytes.TrimSpace(text)) == 0 {
-		return "", fmt.Errorf("%s is empty; any text goes with --raw", name) // most likely a command before a pipe has failed
+		return "", fmt.Errorf("%s is empty; set --raw to apply it anyway", name) // most likely a command before a pipe has failed
 	}
 	_, kind, err := format.Parse(text, format.KindOf(file))
 	if err != nil {
-		return "", fmt.Errorf("%s: %w; any text goes with --raw", name, err)
+		return "", fmt.Errorf("%s: %w; set --raw to apply it unchecked", name, err)
 	}
 	return string(kind), nil
 }
@@ -374,5 +375,5 @@ func encodeLines[T any](w io.Writer, values []T) error {
 	return nil
 }
 
-// cell returns what stands in a table for a text from Consul.
+// cell returns a text from Consul as a table shows it.
 func cell(text string) string { return cmp.Or(visible(text, ""), "-") }

@@ -180,7 +180,7 @@ func (l *groupLab) versions(dir string) {
 	one, two := l.start("app", "app-1"), l.start("app", "app-2")
 	file := testenv.File(l, dir, "config.yml", "greeting: Hi\n")
 	l.fails(1, []string{"config", "status", "app"}, "app has no configuration", "app-1", "app-2")
-	if got := l.ok("", "config", "apply", "app", file, "--strategy", "rolling"); got != "app: version 1 applied: 2 instances follow, one after the other\n" {
+	if got := l.ok("", "config", "apply", "app", file, "--strategy", "rolling"); got != "app: version 1 applied: 2 instances follow, one at a time\n" {
 		l.Errorf("%q", got)
 	}
 	if got := l.ok("greeting: Hi\n", "config", "apply", "app", "-"); got != "app: version 1 has this text already\n" {
@@ -221,7 +221,7 @@ func (l *groupLab) versions(dir string) {
 	two.report(store.Report{Version: 7, State: store.Failed, FailedVersion: 8, Reason: "exit \x1b[31m1"})
 	l.halt("app", store.Halt{Version: 8, Instance: "app-2", Reason: "exit \x1b[31m1", At: time.Now()})
 	got := l.fails(1, []string{"config", "status", "app"}, "app: version 8, applied ", " by "+operator(), "halted ", " at app-2: exit ",
-		"berth: app: version 8 is not run by 1 of 2 instances\n")
+		"berth: app: 1 of 2 instances do not run version 8\n")
 	if strings.Contains(got.out+got.err, "\x1b") || !strings.Contains(got.out, `version 8 failed: exit \x1b[31m1; it runs version 7`) {
 		l.Errorf("status:\n%s", got.out)
 	}
@@ -310,10 +310,10 @@ func (l *groupLab) refused(dir string) {
 	}
 
 	// Nobody would apply it, but it is there.
-	l.check(l.berth("a = 1", "config", "apply", "shpo", "-"), 0, "warning: no instance of shpo is registered in Consul, nobody would apply it (did you mean shop?)\n", "shpo: version 1 applied\n")
+	l.check(l.berth("a = 1", "config", "apply", "shpo", "-"), 0, "warning: no instance of shpo is registered in Consul, so none applies it (did you mean shop?)\n", "shpo: version 1 applied\n")
 	l.fails(1, []string{"config", "status", "shpo"}, "berth: shpo: no instance is registered\n")
 	l.fails(1, []string{"config", "get", "shpp"}, "berth: shpp has no configuration (did you mean ")
-	l.fails(1, []string{"restart", "shoq"}, "no instance of shoq is registered in Consul, nobody would restart (did you mean shop?)")
+	l.fails(1, []string{"restart", "shoq"}, "no instance of shoq is registered in Consul, so none restarts (did you mean shop?)")
 }
 
 // byHand has somebody write the key by other means.
@@ -465,7 +465,7 @@ func (l *groupLab) waits() {
 	out.Wait(l, "pay-1 runs version 6 (1 of 3)\n")
 	_ = cmd.Process.Signal(syscall.SIGINT)
 	_ = cmd.Wait()
-	if code := cmd.ProcessState.ExitCode(); code != 130 || !strings.Contains(out.String(), "berth: ended by interrupt (pay: the wait for version 6 has ended, its instances go on)\n") {
+	if code := cmd.ProcessState.ExitCode(); code != 130 || !strings.Contains(out.String(), "berth: ended by interrupt (pay: stopped waiting for version 6; its instances carry on)\n") {
 		l.Errorf("exit code %d: %s", code, out.String())
 	}
 }
@@ -545,7 +545,7 @@ func TestE2EConfigConsulAway(t *testing.T) {
 	})
 	for _, args := range [][]string{{"config", "status", "app"}, {"file", "rm", "app", "x"}, {"restart", "app"}} {
 		begun := time.Now()
-		got := l.fails(1, append(args, "--timeout", "1s"), "given up after 1s: ", "Consul at "+l.Address+" does not answer")
+		got := l.fails(1, append(args, "--timeout", "1s"), "gave up after 1s: ", "Consul at "+l.Address+" does not answer")
 		if took := time.Since(begun); took > 3*time.Second || strings.Count(got.err, "\n") != 1 {
 			t.Errorf("after %s:\n%s", took, got.err)
 		}

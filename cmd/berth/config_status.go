@@ -16,10 +16,10 @@ import (
 
 func configStatusCommand() *cobra.Command {
 	var form string
-	cmd := groupCommand("status", "Say which version of its configuration each instance of a service runs",
-		`Print which version of its configuration a service is to run, who applied it and when, and which version each of its
-instances runs, since when, or why not. Exits with 0 if every instance runs the wanted version and is ready, and with 1 if
-not.`,
+	cmd := groupCommand("status", "Show which configuration version each instance of a service runs",
+		`Print the wanted version of a service's configuration, who applied it and when. For each instance, print the version that
+it runs and since when, or the reason why it does not run the wanted one. The exit code is 0 if every instance runs the
+wanted version and is ready, otherwise 1.`,
 		nil, func(ctx context.Context, g *groupStore, _ []string) error {
 			if err := checkFormat(form); err != nil {
 				return err
@@ -45,7 +45,7 @@ not.`,
 			case len(s.Members) == 0:
 				return fmt.Errorf("%s: no instance is registered", g.service)
 			case behind > 0:
-				return fmt.Errorf("%s: %s is not run by %d of %d instances", g.service, numbered(s.Wanted.Header), behind, len(s.Members))
+				return fmt.Errorf("%s: %d of %d instances do not run %s", g.service, behind, len(s.Members), numbered(s.Wanted.Header))
 			}
 			return nil
 		})
@@ -56,7 +56,7 @@ not.`,
 // isWanted reports whether there is a configuration.
 func isWanted(s store.Status) bool { return s.Wanted.Sum != "" }
 
-// wanted is the order to run the current version.
+// wanted returns the order to run the current version.
 func wanted(s store.Status) order { return order{version: s.Wanted.Version, sum: s.Wanted.Sum} }
 
 // behind counts the instances that do not run the current version.
@@ -81,7 +81,7 @@ func printStatus(w io.Writer, s store.Status) error {
 	if h := wanted(s).halted(s); h != nil {
 		fmt.Fprintf(w, "halted %s at %s: %s\n", when(h.At), visible(h.Instance, ""), visible(h.Reason, ""))
 	} else if s.Roll.Held {
-		fmt.Fprintf(w, "%s is at it, since %s\n", visible(s.Roll.Holder, ""), when(s.Roll.Since))
+		fmt.Fprintf(w, "%s is applying it, since %s\n", visible(s.Roll.Holder, ""), when(s.Roll.Since))
 	}
 	if len(s.Members) == 0 {
 		return nil
@@ -162,21 +162,22 @@ func printStatusJSON(w io.Writer, s store.Status) error {
 func restartCommand() *cobra.Command {
 	var how pacing
 	cmd := groupCommand("restart", "Restart the instances of a service",
-		`Have the instances of a service restarted, for a new program behind the same path or a change of what only a start reads:
-where the strategy is rolling, one after the other, each out of service meanwhile, and the next one when it is ready again.`,
+		`Restart the instances of a service, for example to run a new program behind the same path or to read settings that are
+read only at the start. With the rolling strategy, the instances restart one at a time. Each is taken out of service first,
+and the next one follows when it is ready again.`,
 		nil, func(ctx context.Context, g *groupStore, _ []string) error {
 			if err := how.check(); err != nil {
 				return err
 			}
 			if how.strategy == "none" {
-				return asUsageError(errors.New("--strategy none is no way to restart: choose rolling or at-once"))
+				return asUsageError(errors.New("--strategy for a restart must be rolling or at-once, not none"))
 			}
 			s, err := g.status(ctx)
 			if err != nil {
 				return err
 			}
 			if len(s.Members) == 0 {
-				return fmt.Errorf("no instance of %s is registered in Consul, nobody would restart%s", g.service, g.similarService(ctx))
+				return fmt.Errorf("no instance of %s is registered in Consul, so none restarts%s", g.service, g.similarService(ctx))
 			}
 			limited, cancel := context.WithTimeout(ctx, g.timeout) // one attempt: if its answer were lost, a second would restart twice
 			defer cancel()
@@ -190,6 +191,6 @@ where the strategy is rolling, one after the other, each out of service meanwhil
 			return g.wait(ctx, order{restart: number, before: s.Roll.Halted}, how.wait)
 		})
 	how.flags(cmd)
-	cmd.Flags().Lookup("strategy").Usage = "rolling: one instance after the other, or at-once (default: what each instance has)"
+	cmd.Flags().Lookup("strategy").Usage = "rolling (one instance at a time) or at-once (default: each instance's own strategy)"
 	return cmd
 }

@@ -26,7 +26,7 @@ import (
 	"berth/templates/claim"
 )
 
-// groupStore is what a command that reads or changes a service group works with.
+// groupStore is the connection and the context of a command on a service group.
 type groupStore struct {
 	*store.Store
 	consul      *api.Client
@@ -36,7 +36,7 @@ type groupStore struct {
 	out, stderr io.Writer
 }
 
-// groupCommand makes a command whose first argument is a service. Where args has brackets, an argument may be left away.
+// groupCommand makes a command whose first argument is a service. Arguments in brackets are optional.
 func groupCommand(name, short, long string, args []string, run func(ctx context.Context, g *groupStore, args []string) error) *cobra.Command {
 	args = append([]string{"SERVICE"}, args...)
 	return onConsul(&cobra.Command{
@@ -75,11 +75,11 @@ func onConsul(cmd *cobra.Command, run func(ctx context.Context, g *groupStore, a
 	}
 	c := newConfig()
 	c.commonFlags(cmd.Flags(), "none")
-	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long Consul may take to answer")
+	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long to wait for Consul")
 	return cmd
 }
 
-// arguments makes a command need arguments by these names, of which those in brackets may be left away.
+// arguments makes a command require arguments with these names. Those in brackets are optional.
 func arguments(names ...string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		switch n := len(args); {
@@ -92,7 +92,7 @@ func arguments(names ...string) cobra.PositionalArgs {
 	}
 }
 
-// connect makes the clients. It asks nobody.
+// connect makes the clients. It sends no request.
 func (g *groupStore) connect(c Config) (err error) {
 	if g.consul, err = consulClient(c); err != nil {
 		return err
@@ -101,7 +101,7 @@ func (g *groupStore) connect(c Config) (err error) {
 	return nil
 }
 
-// try calls f until it succeeds, is refused, or the time is over. While Consul is away, it tries again.
+// try calls f until it succeeds, is refused, or time runs out. It tries again while Consul is away.
 func (g *groupStore) try(ctx context.Context, f func(ctx context.Context) error) error {
 	limited, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
@@ -114,7 +114,7 @@ func (g *groupStore) try(ctx context.Context, f func(ctx context.Context) error)
 		case decided(err), there:
 			err = backoff.Permanent(err)
 		default:
-			if last == nil || limited.Err() == nil { // that the time is over says less than what was before
+			if last == nil || limited.Err() == nil { // a timeout says less than the error before it
 				last = err
 			}
 			there = g.hasLeader(limited) // and has not come back just now, if it fails once more
@@ -127,13 +127,13 @@ func (g *groupStore) try(ctx context.Context, f func(ctx context.Context) error)
 	return err
 }
 
-// givenUpError is the error of a Consul that has not done its part in the time that it may take.
+// givenUpError says that Consul has not answered in time.
 type givenUpError struct {
 	after time.Duration
 	last  error
 }
 
-func (e *givenUpError) Error() string { return fmt.Sprintf("given up after %s: %v", e.after, e.last) }
+func (e *givenUpError) Error() string { return fmt.Sprintf("gave up after %s: %v", e.after, e.last) }
 func (e *givenUpError) Unwrap() error { return e.last }
 
 // decided reports whether an error is the answer and not a failure to get one.
@@ -141,13 +141,13 @@ func decided(err error) bool {
 	return errors.Is(err, store.ErrNone) || errors.As(err, new(*store.NotNewerError)) || errors.As(err, new(*store.TooLargeError))
 }
 
-// hasLeader reports whether Consul answers and can do its part.
+// hasLeader reports whether Consul answers and has a leader.
 func (g *groupStore) hasLeader(ctx context.Context) bool {
 	leader, err := g.consul.Status().LeaderWithQueryOptions(new(api.QueryOptions).WithContext(ctx))
 	return err == nil && leader != ""
 }
 
-// put makes a text the current one of an item, unless it is already and no version was asked for: then applied is false.
+// put makes a text the current version of an item. If it already is and no version is given, applied is false.
 func (g *groupStore) put(ctx context.Context, i store.Item, c store.Change) (h store.Header, applied bool, err error) {
 	if c.Version == 0 {
 		var now store.Version
@@ -185,8 +185,8 @@ func (g *groupStore) version(ctx context.Context, i store.Item, number versionNu
 	return v, err
 }
 
-// before returns the version that was current before the current one, or what was applied last if somebody wrote the current
-// text by other means.
+// before returns the version before the current one, or the last applied version if the current text was not applied by
+// berth.
 func (g *groupStore) before(ctx context.Context, i store.Item, now store.Version) (store.Version, error) {
 	number := now.Replaces
 	if now.ByHand {
@@ -231,12 +231,12 @@ func (g *groupStore) status(ctx context.Context) (s store.Status, err error) {
 	return s, err
 }
 
-// none says that an item or a version of it does not exist, and what was meant.
+// none returns the error for an item or version that does not exist, with a suggestion.
 func (g *groupStore) none(ctx context.Context, i store.Item, number versionNumber) error {
 	kept, _ := g.history(ctx, i)
 	switch {
 	case number > 0 && len(kept) > 0:
-		return fmt.Errorf("%s has no version %d: kept are %d to %d", named(i), number, kept[len(kept)-1].Version, kept[0].Version)
+		return fmt.Errorf("%s has no version %d: versions %d to %d are kept", named(i), number, kept[len(kept)-1].Version, kept[0].Version)
 	case i.File == "":
 		return fmt.Errorf("%s has no configuration%s", i.Service, g.similarService(ctx))
 	}
@@ -244,9 +244,9 @@ func (g *groupStore) none(ctx context.Context, i store.Item, number versionNumbe
 	return fmt.Errorf("%s has no file %s%s", i.Service, i.File, didYouMean(closest(i.File, slices.Collect(maps.Keys(files)))...))
 }
 
-// similarService asks whether another service was meant, "" if Consul has this one, or none with such a name.
+// similarService suggests a service with a similar name, "" if Consul has this one or no similar one.
 func (g *groupStore) similarService(ctx context.Context) string {
-	ctx, cancel := context.WithTimeout(ctx, time.Second) // it is an extra, and Consul has answered just now
+	ctx, cancel := context.WithTimeout(ctx, time.Second) // only an extra, and Consul has just answered
 	defer cancel()
 	names := serviceNames(ctx, g.consul)
 	if slices.Contains(names, g.service) {
@@ -275,7 +275,7 @@ func groupNames(ctx context.Context, consul *api.Client) []string {
 	return slices.Compact(names)
 }
 
-// closest returns the name that is most like a misspelt one, none if no name is.
+// closest returns the name most similar to a misspelt one, if any.
 func closest(misspelt string, names []string) []string {
 	var best []string
 	least := 1 + min(3, (len(misspelt)+1)/3)
@@ -287,7 +287,7 @@ func closest(misspelt string, names []string) []string {
 	return best
 }
 
-// named returns what an item is called in a message.
+// named returns the name of an item in a message.
 func named(i store.Item) string {
 	if i.File == "" {
 		return i.Service
@@ -295,7 +295,7 @@ func named(i store.Item) string {
 	return i.Service + ": " + i.File
 }
 
-// numbered returns what a version is called in a message.
+// numbered returns the name of a version in a message.
 func numbered(h store.Header) string {
 	if h.Version == 0 { // written by other means
 		return "a text without a version"
@@ -337,7 +337,7 @@ func versionArguments(args []string) (numbers []versionNumber, err error) {
 	return numbers, nil
 }
 
-// checkStrategy returns an error of usage for a strategy that there is not.
+// checkStrategy returns a usage error for an unknown strategy.
 func checkStrategy(strategy string) error {
 	if strategy != "" && !slices.Contains(flagValues["strategy"], strategy) {
 		return asUsageError(fmt.Errorf("--strategy must be rolling, at-once or none, not %q", strategy))
@@ -345,7 +345,7 @@ func checkStrategy(strategy string) error {
 	return nil
 }
 
-// readText reads a file, or standard input for -, that is to go into Consul.
+// readText reads a file for Consul; - is standard input.
 func readText(stdin io.Reader, file string) ([]byte, error) {
 	from, name := stdin, "standard input"
 	if file != "-" {
@@ -366,7 +366,7 @@ func readText(stdin io.Reader, file string) ([]byte, error) {
 	return text, nil
 }
 
-// operator returns who runs the command, as user@host. Behind sudo it is who called sudo.
+// operator returns who runs the command, as user@host. With sudo, it is the user who called sudo.
 func operator() string {
 	name := os.Getenv("SUDO_USER")
 	if name == "" {
@@ -378,8 +378,8 @@ func operator() string {
 	return cmp.Or(name, strconv.Itoa(os.Getuid())) + "@" + cmp.Or(host, "unknown")
 }
 
-// visible returns a stranger's text without what a terminal would obey: characters that are not printed are shown as Go
-// writes them, but for those in keep.
+// visible returns an untrusted text that is safe for a terminal: non-printing characters are escaped as in Go, except those in
+// keep.
 func visible(text, keep string) string {
 	var out strings.Builder
 	for text != "" {
@@ -397,13 +397,13 @@ func visible(text, keep string) string {
 	return out.String()
 }
 
-// harmless is an error that may have texts from Consul in it.
+// harmless makes an error with texts from Consul safe for a terminal.
 type harmless struct{ error }
 
 func (e harmless) Error() string { return visible(e.error.Error(), "\n") }
 func (e harmless) Unwrap() error { return e.error }
 
-// writeText writes a text from Consul: byte for byte, but nothing to a terminal that it would obey.
+// writeText writes a text from Consul byte for byte, and to a terminal without control characters.
 func writeText(w io.Writer, text []byte) error {
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		text = []byte(visible(string(text), "\n\t"))

@@ -55,7 +55,7 @@ func TestTriesWhileAway(t *testing.T) {
 	})
 	t.Run("no leader", func(t *testing.T) {
 		took, err := get(kvServer(t, no, fail(http.StatusInternalServerError)), "--timeout", "500ms")
-		if err == nil || !strings.HasPrefix(err.Error(), "given up after 500ms: ") || !strings.Contains(err.Error(), "it fails") {
+		if err == nil || !strings.HasPrefix(err.Error(), "gave up after 500ms: ") || !strings.Contains(err.Error(), "it fails") {
 			t.Errorf("%v", err)
 		}
 		if took < 400*time.Millisecond {

@@ -67,7 +67,7 @@ func TestSplitTexts(t *testing.T) {
 // A list where there is to be a text is an error that says how several values are written.
 func TestListForText(t *testing.T) {
 	_, err := configOf(t, templaterCommand(), "tcp-ports: [5432, 6000-6099]\n")
-	if err == nil || !strings.HasSuffix(err.Error(), "tcp-ports must be one text, not the list [5432 6000-6099]: where it may name several, they are separated by commas") {
+	if err == nil || !strings.HasSuffix(err.Error(), "tcp-ports must be a string, not the list [5432 6000-6099]: separate several values with commas") {
 		t.Error(err)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"berth/registrar/group/store"
 )
 
-// order is what every instance of a service is to do: run a version of its configuration or, with a restart, restart.
+// order is what every instance of a service should do: run a version of its configuration, or restart.
 type order struct {
 	version uint64
 	sum     string // of the version's text
@@ -26,7 +26,7 @@ func (o order) String() string {
 	return numbered(store.Header{Version: o.version})
 }
 
-// did says of an instance that it has done what was ordered.
+// did describes an instance that has carried out the order.
 func (o order) did() string {
 	if o.restart > 0 {
 		return "has restarted"
@@ -34,7 +34,7 @@ func (o order) did() string {
 	return "runs " + o.String()
 }
 
-// verdict is how far an instance is with an order.
+// verdict says how far an instance is with an order.
 type verdict struct {
 	done bool
 	text string // what the instance does instead
@@ -45,7 +45,7 @@ type verdict struct {
 func (o order) of(m store.Member) verdict {
 	r := m.Report
 	if r == nil {
-		text := "does not report: no berth brings it a configuration"
+		text := "does not report: no berth manages its configuration"
 		if m.Err != "" {
 			text = "its report cannot be read: " + visible(m.Err, "")
 		}
@@ -75,7 +75,7 @@ func (o order) of(m store.Member) verdict {
 	case !has:
 		v.text = v.runs
 	case r.State != store.Applied: // of a version of berth to come
-		v.text = runs + ", and says " + strconv.Quote(r.State)
+		v.text = runs + ", and reports the state " + strconv.Quote(r.State)
 	case !m.Registered:
 		v.text = runs + ", but is not registered in Consul"
 	case !m.Ready:
@@ -86,7 +86,7 @@ func (o order) of(m store.Member) verdict {
 	return v
 }
 
-// halted returns the halt that an order has led to, nil if there is none.
+// halted returns the halt that an order has caused, or nil.
 func (o order) halted(s store.Status) *store.Halt {
 	h := s.Roll.Halted
 	if h == nil || o.before != nil && *h == *o.before || o.restart == 0 && h.Version != o.version {
@@ -95,7 +95,7 @@ func (o order) halted(s store.Status) *store.Halt {
 	return h
 }
 
-// undone returns a line for each instance that has not done what was ordered, and the reason.
+// undone returns a line for each instance that has not carried out the order, with the reason.
 func (o order) undone(s store.Status) (lines []error) {
 	halt := o.halted(s)
 	seen := false
@@ -113,7 +113,7 @@ func (o order) undone(s store.Status) (lines []error) {
 		}
 	}
 	if halt != nil && !seen {
-		lines = append(lines, fmt.Errorf("%s, which is gone: %s failed: %s", visible(halt.Instance, ""), o, visible(halt.Reason, "")))
+		lines = append(lines, fmt.Errorf("%s (gone): %s failed: %s", visible(halt.Instance, ""), o, visible(halt.Reason, "")))
 	}
 	if len(s.Members) == 0 {
 		lines = append(lines, errors.New("no instance is registered"))
@@ -121,8 +121,8 @@ func (o order) undone(s store.Status) (lines []error) {
 	return lines
 }
 
-// wait returns when every instance has done what was ordered, and with an error that names those that have not when the time
-// is over or nothing more is going to happen. It tells of each instance that comes to it.
+// wait returns when every instance has carried out the order. When time runs out or nothing more will happen, it returns an error
+// that names the rest. It prints each instance that is done.
 func (g *groupStore) wait(ctx context.Context, o order, within time.Duration) error {
 	limited, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -151,7 +151,7 @@ func (g *groupStore) wait(ctx context.Context, o order, within time.Duration) er
 	})
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("%s: the wait for %s has ended, its instances go on", g.service, o)
+		return fmt.Errorf("%s: stopped waiting for %s; its instances carry on", g.service, o)
 	case replaced != nil:
 		return replaced
 	case err != nil && limited.Err() == nil:

@@ -30,7 +30,7 @@ func TestVerdict(t *testing.T) {
 		"at it":         {version, member(true, store.Report{Version: 7, Sum: "s7", State: store.Applying}), false, "is applying it"},
 		"waits":         {version, member(true, store.Report{Version: 7, State: store.Waiting, Reason: "waits for its turn"}), false, "waits for its turn; it runs version 7"},
 		"waits though":  {version, member(true, store.Report{Version: 8, Sum: "s8", State: store.Waiting, Reason: "a file"}), false, "a file; it runs version 8"},
-		"unknown state": {version, member(true, store.Report{Version: 8, Sum: "s8", State: "new\x1b"}), false, `runs version 8, and says "new\x1b"`},
+		"unknown state": {version, member(true, store.Report{Version: 8, Sum: "s8", State: "new\x1b"}), false, `runs version 8, and reports the state "new\x1b"`},
 		"unreadable":    {version, store.Member{Registered: true, Ready: true, Err: "no JSON"}, false, "cannot be read: no JSON"},
 		"failed":        {version, member(true, store.Report{Version: 7, State: store.Failed, FailedVersion: 8, Reason: "exit\x1b[31m\n1"}), false, `version 8 failed: exit\x1b[31m\n1; it runs version 7`},
 		"failed before": {version, member(true, store.Report{Version: 6, State: store.Failed, FailedVersion: 7, Reason: "exit 1"}), false, "version 7 failed: exit 1; it runs version 6"},
@@ -63,7 +63,7 @@ func TestUndone(t *testing.T) {
 		want    []string
 	}{
 		"halted":    {o, &old, []store.Member{done, failed, behind}, []string{"app-2: version 8 failed: exit 1", "app-3: runs version 7; the change was halted at app-2"}},
-		"gone":      {o, &old, []store.Member{behind}, []string{"app-3: runs version 7; the change was halted at app-2", "app-2, which is gone: version 8 failed: exit 1"}},
+		"gone":      {o, &old, []store.Member{behind}, []string{"app-3: runs version 7; the change was halted at app-2", "app-2 (gone): version 8 failed: exit 1"}},
 		"not yet":   {o, nil, []store.Member{done, behind}, []string{"app-3: runs version 7"}},
 		"before":    {order{version: 8, sum: "s8", before: &old}, &old, []store.Member{behind}, []string{"app-3: runs version 7"}},
 		"another's": {o, &store.Halt{Version: 7, Instance: "app-2"}, []store.Member{behind}, []string{"app-3: runs version 7"}},

@@ -20,9 +20,9 @@ func drainCommand(on bool) *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
 		Use:   "drain CONTAINER|INSTANCE...",
-		Short: "Take instances out of service: no new requests, what is in flight ends",
-		Long: `Put instances into Consul's maintenance mode, by container name or ID or by service ID. They get no new
-requests, and stay so until berth undrain or the end of their container.`,
+		Short: "Take instances out of service; requests in flight finish",
+		Long: `Put instances into Consul's maintenance mode. Name them by container name, container ID or service ID. They get no new
+requests until berth undrain or until their container ends.`,
 		Args:              atLeastOne("CONTAINER or INSTANCE"),
 		ValidArgsFunction: completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -39,7 +39,7 @@ requests, and stay so until berth undrain or the end of their container.`,
 				return err
 			}
 			finder := registrar.Finder{Agent: agent.Agent{Client: consul.Agent(), Log: slog.New(slog.DiscardHandler)}, Docker: client}
-			var errs []error // of one do not keep the others in or out of service
+			var errs []error // an error of one does not keep the rest in or out of service
 			for _, arg := range args {
 				errs = append(errs, setDrain(cmd.Context(), cmd.OutOrStdout(), finder, arg, on, reason))
 			}
@@ -50,11 +50,11 @@ requests, and stay so until berth undrain or the end of their container.`,
 		},
 	}
 	if on {
-		cmd.Flags().StringVar(&reason, "reason", "drained by hand", "shown in Consul")
+		cmd.Flags().StringVar(&reason, "reason", "drained by hand", "reason to show in Consul")
 	} else {
 		cmd.Use = "undrain CONTAINER|INSTANCE..."
 		cmd.Short = "Put instances back into service"
-		cmd.Long = "End Consul's maintenance mode for instances, by container name or ID or by service ID."
+		cmd.Long = "End Consul's maintenance mode for instances. Name them by container name, container ID or service ID."
 	}
 	c := newConfig()
 	c.commonFlags(cmd.Flags(), "none")

@@ -26,15 +26,15 @@ const (
 )
 
 const (
-	// reportPath is where a registrar tells what it makes of the containers.
+	// reportPath is the path of a registrar's report on its containers.
 	reportPath = "/v1/registrar"
 
-	// reportTimeout is the deadline of asking it. It answers from memory.
+	// reportTimeout is the deadline of the report, which the registrar answers from memory.
 	reportTimeout = 2 * time.Second
 )
 
-// dryRun prints what the named containers register, or all. It asks the registrar that runs, unless options say what one
-// is to do. The error says what the report lacks.
+// dryRun prints what the named containers register, or all. It asks the running registrar, unless registrar options are given.
+// The error says what the report lacks.
 func (p *process) dryRun(cmd *cobra.Command, names []string, format string) error {
 	report, err := p.report(cmd)
 	if err != nil {
@@ -53,11 +53,11 @@ func (p *process) dryRun(cmd *cobra.Command, names []string, format string) erro
 	return errors.Join(append(problems, err)...)
 }
 
-// report gets the report of the registrar that runs, or makes one.
+// report gets the report of the running registrar, or makes one.
 func (p *process) report(cmd *cobra.Command) (registrar.Report, error) {
 	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
 	if given := decidingOptions(cmd.Flags()); len(given) > 0 {
-		say("read from Docker and Consul with the options given here (%s), whatever a running registrar has", strings.Join(given, ", "))
+		say("read from Docker and Consul with the given options (%s), not from the running registrar", strings.Join(given, ", "))
 	} else if p.config.Listen != "" {
 		report, err := runningReport(cmd.Context(), p.config.Listen)
 		if err == nil {
@@ -73,7 +73,7 @@ func (p *process) report(cmd *cobra.Command) (registrar.Report, error) {
 	return r.Plan(cmd.Context())
 }
 
-// decidingOptions returns the flags that were given and that say what a registrar does.
+// decidingOptions returns the given flags that affect what a registrar does.
 func decidingOptions(flags *pflag.FlagSet) (given []string) {
 	flags.Visit(func(f *pflag.Flag) {
 		switch f.Name {
@@ -98,10 +98,10 @@ func runningReport(ctx context.Context, address string) (report registrar.Report
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return report, fmt.Errorf("what runs at %s is no registrar that can be asked (%s)", address, resp.Status)
+		return report, fmt.Errorf("the program at %s is not a registrar that answers (%s)", address, resp.Status)
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&report); err != nil {
-		return report, fmt.Errorf("what runs at %s is no registrar (%w)", address, err)
+		return report, fmt.Errorf("the program at %s is not a registrar (%w)", address, err)
 	}
 	return report, nil
 }

@@ -112,9 +112,9 @@ func TestDryRunReadsAfresh(t *testing.T) {
 		said string
 	}{
 		{"nobody", []string{"--listen", nobody}, "no registrar runs at " + nobody + ": read from Docker and Consul with these options"},
-		{"a templater", []string{"--listen", strings.TrimPrefix(other.URL, "http://")}, "is no registrar that can be asked (404 Not Found)"},
-		{"one that is ending", []string{"--listen", strings.TrimPrefix(failing.URL, "http://")}, "is no registrar that can be asked (503 "},
-		{"options", []string{"--network", "front", "--internal"}, "with the options given here (--internal, --network)"},
+		{"a templater", []string{"--listen", strings.TrimPrefix(other.URL, "http://")}, "is not a registrar that answers (404 Not Found)"},
+		{"one that is ending", []string{"--listen", strings.TrimPrefix(failing.URL, "http://")}, "is not a registrar that answers (503 "},
+		{"options", []string{"--network", "front", "--internal"}, "with the given options (--internal, --network)"},
 		{"none", []string{"--listen", "none"}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -163,7 +163,7 @@ func TestRegistrarServesItsReport(t *testing.T) {
 func TestDryRunBadInput(t *testing.T) {
 	cmd := rootCommand()
 	cmd.SetArgs([]string{"registrar", "web"})
-	if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.HasPrefix(err.Error(), "web: a registrar registers all containers; with --dry-run") {
+	if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.HasPrefix(err.Error(), "web: a registrar registers all containers; name containers only with --dry-run") {
 		t.Errorf("a name without --dry-run: %v", err)
 	}
 	if _, _, err := dryRunOf(t, "--format", "yaml"); err == nil || err.Error() != `format must be table or json, not "yaml"` {

@@ -23,11 +23,16 @@ func eventsCommand() *cobra.Command {
 	var follow, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "events [--follow]",
-		Short: "Print the last changes, on all hosts",
-		Long: `Print the last 500 changes that the berth which runs here knows, oldest first: what was registered, drained, served, reloaded,
-refused, left out, and came back, and why. Without a berth here, those that all berths publish in Consul are printed: the last of each.
+		Short: "Print recent events on all hosts",
+		Long: `Print the last 500 events that the berth on this host knows, oldest first: registrations, drains, reloads, refusals,
+ignored labels, recoveries and so on, with their reasons. Without a berth here, print the most recent events that each
+berth publishes in Consul.
 
-Exits with 0 when it has printed them, 1 on an error, and 3 if neither a berth nor Consul answers.`,
+Exit codes:
+
+  0  the events were printed
+  1  error
+  3  neither a berth nor Consul answers`,
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := readConfig(cmd.Flags())
@@ -39,8 +44,8 @@ Exits with 0 when it has printed them, 1 on an error, and 3 if neither a berth n
 		},
 	}
 	statusFlags(cmd)
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with those to come, until it is interrupted")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print an object in a line for each")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "keep printing new events until interrupted")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, one event per line")
 	return cmd
 }
 
@@ -67,7 +72,7 @@ func (e *eventsOf) run(cmd *cobra.Command, follow bool) error {
 			return code{fmt.Errorf("neither a berth nor Consul answers: %w; %s", err, oneLine(err2)), exitNoAnswer}
 		}
 		if follow {
-			return code{fmt.Errorf("%w: --follow needs one; say where with --listen", err), exitNoAnswer}
+			return code{fmt.Errorf("%w: --follow needs one; set its address with --listen", err), exitNoAnswer}
 		}
 		for _, p := range parts {
 			for _, ev := range p.Events {
@@ -88,14 +93,14 @@ func (e *eventsOf) run(cmd *cobra.Command, follow bool) error {
 	for cmd.Context().Err() == nil {
 		err = e.follow(cmd.Context(), e.config.addresses(cmd))
 		if cmd.Context().Err() == nil {
-			fmt.Fprintln(cmd.ErrOrStderr(), "berth: the berth here is gone, asking again:", oneLine(err))
+			fmt.Fprintln(cmd.ErrOrStderr(), "berth: lost the connection to berth, trying again:", oneLine(err))
 			pause(cmd.Context(), time.Second)
 		}
 	}
 	return nil
 }
 
-// follow prints what a stream brings until it ends.
+// follow prints the events of a stream until it ends.
 func (e *eventsOf) follow(ctx context.Context, addresses []string) (err error) {
 	for _, address := range addresses {
 		var answer *http.Response
@@ -125,10 +130,10 @@ func (e *eventsOf) follow(ctx context.Context, addresses []string) (err error) {
 		}
 		return cmp.Or(lines.Err(), io.EOF)
 	}
-	return cmp.Or(err, errors.New("listen is none: there is nothing to ask"))
+	return cmp.Or(err, errors.New("listen is none: there is no berth to ask"))
 }
 
-// stream opens the stream of changes after one of them.
+// stream opens the stream of events after the one with the ID last.
 func stream(ctx context.Context, address string, last int) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+reachable(address)+eventsPath, nil)
 	if err != nil {

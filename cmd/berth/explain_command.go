@@ -17,20 +17,26 @@ func explainCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "explain CONTAINER | SERVICE | URL",
-		Short: "Say step by step why something is served or not, and what to do",
-		Long: `Say how far a container, a service or a request has come on its way, by what that is known, and what to do: which labels
-were read and left out, which address was taken and why, what probes say, what Consul has, which route takes a request and which
-lose, and what the proxy has. A container is named as for docker, or by its service in a compose file; a URL may lack http://.
+		Short: "Explain step by step why something is served or not, and what to do",
+		Long: `Explain how far a container, a service or a request gets, with the evidence, and what to do. The explanation covers the
+labels that were read or ignored, the address and the reason for it, the probes, Consul's records, the winning and losing
+routes, and the state of the proxy.
 
-On a container's own Docker host its registrar is asked for all that it knows; of other hosts, what their berths publish in
-Consul is shown.
+Name a container as in docker, or by its compose service. In a URL, http:// is optional.
 
-Exits with 0 when it has explained, 1 on an error, 2 if there is nothing by this name, and 3 if
-neither a berth nor Consul answers.`,
+On the container's own Docker host, the registrar gives every detail. For other hosts, the explanation uses what their
+berths publish in Consul.
+
+Exit codes:
+
+  0  the explanation was printed
+  1  error
+  2  there is nothing by this name
+  3  neither a berth nor Consul answers`,
 		ValidArgsFunction: completeNames,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return errors.New("give one container, service or URL, as in: berth explain shop_web_1")
+				return errors.New("give one container, service or URL, for example: berth explain shop_web_1")
 			}
 			return nil
 		},
@@ -62,7 +68,7 @@ neither a berth nor Consul answers.`,
 				return err
 			}
 			for _, why := range doc.Incomplete {
-				fmt.Fprintln(cmd.ErrOrStderr(), "not complete:", visible(why, ""))
+				fmt.Fprintln(cmd.ErrOrStderr(), "incomplete:", visible(why, ""))
 			}
 			return nil
 		},

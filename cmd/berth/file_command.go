@@ -16,9 +16,9 @@ import (
 )
 
 func fileCommand() *cobra.Command {
-	return parentCommand("file", "Change files of a service, version by version",
-		`Change the files that all instances of a service share. They are in Consul's KV as berth/files/SERVICE/NAME, up to 511 KB each,
-and every instance puts them into its directory of files. They have versions and a history as the configuration has.`,
+	return parentCommand("file", "Manage the versioned files of a service",
+		`Change the files that all instances of a service share. They are stored in Consul's KV as berth/files/SERVICE/NAME, up to
+511 KB each. Every instance writes them to its files directory. Like the configuration, they have versions and a history.`,
 		filePutCommand(), fileGetCommand(), fileListCommand(), fileRemoveCommand(),
 		historyCommand("List the versions of a file of a service", "a file of a service", []string{"NAME"}))
 }
@@ -26,12 +26,12 @@ and every instance puts them into its directory of files. They have versions and
 func filePutCommand() *cobra.Command {
 	var name string
 	var number versionNumber
-	cmd := groupCommand("put", "Make a file the next version of a file of a service",
-		`Make FILE, or standard input for -, the next version of a file of a service. A version that is not newer than the current
-one is refused, with exit code 1. What is the current version already is no new one, unless --version gives it a number.`,
+	cmd := groupCommand("put", "Add or replace a file of a service",
+		`Make FILE the next version of a file of a service; - means standard input. A version that is not higher than the current
+one is refused, with exit code 1. An unchanged file makes no new version, unless --version is set.`,
 		[]string{"FILE"}, func(ctx context.Context, g *groupStore, args []string) error {
 			if args[0] == "-" && name == "" {
-				return asUsageError(errors.New("standard input has no name: give the file one with --name"))
+				return asUsageError(errors.New("standard input has no name: set one with --name"))
 			}
 			i, err := g.item([]string{cmp.Or(name, filepath.Base(args[0]))})
 			if err != nil {
@@ -51,14 +51,14 @@ one is refused, with exit code 1. What is the current version already is no new 
 			}
 			return g.announce(ctx, fmt.Sprintf("%s: %s applied", named(i), numbered(h)), pacing{})
 		})
-	cmd.Flags().StringVar(&name, "name", "", "name of the file at the instances (default: that of FILE)")
-	cmd.Flags().Var(&number, "version", "number of the version, which must be newer than the current one (default: the next)")
+	cmd.Flags().StringVar(&name, "name", "", "name of the file on the instances (default: the name of FILE)")
+	cmd.Flags().Var(&number, "version", "version number, higher than the current one (default: the next)")
 	return cmd
 }
 
 func fileGetCommand() *cobra.Command {
 	return groupCommand("get", "Print a file of a service",
-		"Print the current version of a file of a service, or one that is still kept, byte for byte.",
+		"Print the current version of a file of a service, or an older version that is still kept, byte for byte.",
 		[]string{"NAME", "[VERSION]"}, func(ctx context.Context, g *groupStore, args []string) error {
 			i, err := g.item(args[:1])
 			if err != nil {
@@ -70,7 +70,7 @@ func fileGetCommand() *cobra.Command {
 
 func fileListCommand() *cobra.Command {
 	var form string
-	cmd := groupCommand("list", "List the files of a service", "List the files of a service with their current versions.",
+	cmd := groupCommand("list", "List the files of a service", "List the files of a service and their current versions.",
 		nil, func(ctx context.Context, g *groupStore, _ []string) error {
 			if err := checkFormat(form); err != nil {
 				return err
@@ -111,7 +111,7 @@ type fileJSON struct {
 
 func fileRemoveCommand() *cobra.Command {
 	return groupCommand("rm", "Remove a file of a service",
-		"Remove a file of a service, at its instances too. Its history stays, and its next version has the next number.",
+		"Remove a file of a service, also on its instances. Its history is kept, and its next version gets the next number.",
 		[]string{"NAME"}, func(ctx context.Context, g *groupStore, args []string) error {
 			i, err := g.item(args)
 			if err != nil {

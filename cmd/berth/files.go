@@ -21,7 +21,7 @@ import (
 	"berth/templater"
 )
 
-// fileEntry is a plain file in the configuration: a template, the file for its text, and what to do after a change.
+// fileEntry is a plain file in the configuration: a template, its destination, and the action after a change.
 type fileEntry struct {
 	name           string // in errors
 	Template, File string
@@ -49,7 +49,7 @@ func fileEntries(raw any, options []string) ([]fileEntry, error) {
 		e := fileEntry{name: fmt.Sprintf("files: entry %d", i+1)}
 		entry, ok := raw.(map[string]any)
 		if !ok {
-			return nil, fmt.Errorf("%s must have the keys template and file, it is %v", e.name, raw)
+			return nil, fmt.Errorf("%s must have the keys template and file, not %v", e.name, raw)
 		}
 		if err := e.decode(entry); err != nil {
 			return nil, fmt.Errorf("%s: %w", e.name, err)
@@ -71,8 +71,8 @@ func fileEntries(raw any, options []string) ([]fileEntry, error) {
 	return entries, nil
 }
 
-// decode reads an entry of the configuration file. It accepts texts only: a general decoder would read the mode 0640 as
-// the number 416.
+// decode reads an entry of the configuration file. It accepts only strings: a general decoder would read the mode 0640 as the
+// number 416.
 func (e *fileEntry) decode(entry map[string]any) error {
 	var timeout string
 	keys := []string{"template", "file", "mode", "user", "group", "command", "container", "pid-file", "signal", "timeout"}
@@ -101,7 +101,7 @@ func (e *fileEntry) decode(entry map[string]any) error {
 	return nil
 }
 
-// checkFiles returns what is wrong with the first bad one of the plain files, by itself or together with the others.
+// checkFiles returns the first error in the plain files, alone or in combination.
 func (c *Config) checkFiles() error {
 	proxy := c.proxy().common()
 	for i, e := range c.Files {
@@ -109,38 +109,38 @@ func (c *Config) checkFiles() error {
 			return fmt.Errorf("%s: %w", e.name, err)
 		}
 		if proxy.File != "" && supervise.SamePath(e.File, proxy.File) {
-			return fmt.Errorf("%s: %s is %s-config: name its template with the option template", e.name, e.File, proxy.name)
+			return fmt.Errorf("%s: %s is %s-config: set its template with the option template", e.name, e.File, proxy.name)
 		}
 		for j, other := range c.Files {
 			if i > j && supervise.SamePath(e.File, other.File) {
-				return fmt.Errorf("%s: %s is the file of %s, too: give each its own", e.name, e.File, strings.TrimPrefix(other.name, "files: "))
+				return fmt.Errorf("%s: %s is also the file of %s: use different files", e.name, e.File, strings.TrimPrefix(other.name, "files: "))
 			}
 			if supervise.SamePath(e.File, other.Template) {
-				return fmt.Errorf("%s: %s is a template: give the file another name", e.name, e.File)
+				return fmt.Errorf("%s: %s is a template: write to another file", e.name, e.File)
 			}
 		}
 	}
 	return nil
 }
 
-// validate returns what is wrong with an entry by itself.
+// validate returns the first error in an entry.
 func (e fileEntry) validate() error {
 	actions := slices.DeleteFunc([]string{e.Command, e.Container, e.PIDFile}, func(s string) bool { return s == "" })
 	switch {
 	case e.Template == "":
-		return errors.New("template is missing: name a consul-template file")
+		return errors.New("template is missing: set a consul-template file")
 	case e.File == "":
-		return errors.New("file is missing: name the file to write")
+		return errors.New("file is missing: set the file to write")
 	case e.Mode != "" && e.mode() == 0:
 		return fmt.Errorf(`mode must be octal digits like "0640", not %q`, e.Mode)
 	case len(actions) > 1:
-		return errors.New("command, container and pid-file are three ways to act on a change: choose one")
+		return errors.New("command, container and pid-file exclude each other: choose one")
 	case e.Signal != "" && e.Container == "" && e.PIDFile == "":
 		return errors.New("signal needs a container or a pid-file to send it to")
 	case e.Signal != "" && signalNumber(e.Signal) == 0:
 		return fmt.Errorf("signal must be a signal like HUP, not %q", e.Signal)
 	case e.Timeout != 0 && len(actions) == 0:
-		return errors.New("timeout is that of a command or a signal: there is none")
+		return errors.New("timeout needs a command or a signal")
 	}
 	return nil
 }
@@ -154,7 +154,7 @@ func (e fileEntry) mode() fs.FileMode {
 	return fs.FileMode(mode)
 }
 
-// owner returns the owner that the file is to have, nil to leave it as it is.
+// owner returns the wanted owner of the file, nil to leave it unchanged.
 func (e fileEntry) owner() (*file.Owner, error) {
 	if e.User == "" && e.Group == "" {
 		return nil, nil
@@ -179,7 +179,7 @@ func (e fileEntry) owner() (*file.Owner, error) {
 	return &file.Owner{UID: uid, GID: gid}, err
 }
 
-// accountID returns the number of a user or a group, which may be named by it; -1 for no name.
+// accountID returns the number of a user or group given by name or number; -1 for no name.
 func accountID(kind, name string, lookUp func() (id string, err error)) (int, error) {
 	if name == "" {
 		return -1, nil
@@ -189,7 +189,7 @@ func accountID(kind, name string, lookUp func() (id string, err error)) (int, er
 	}
 	id, err := lookUp()
 	if err != nil {
-		return 0, fmt.Errorf("%s %s is not known here, give its number: %w", kind, name, err)
+		return 0, fmt.Errorf("unknown %s %s, use its number: %w", kind, name, err)
 	}
 	return strconv.Atoi(id)
 }
@@ -226,7 +226,7 @@ func signalByPIDFile(path string, signal syscall.Signal) error {
 	pid, err := strconv.Atoi(strings.TrimSpace(line))
 	switch {
 	case err != nil || pid <= 0:
-		return fmt.Errorf("its first line is no process number: %.20q", line)
+		return fmt.Errorf("its first line is not a process number: %.20q", line)
 	case pid == os.Getpid():
 		return fmt.Errorf("process %d is berth itself: it must see the application's processes (pid: container:… in Docker)", pid)
 	}
@@ -273,17 +273,16 @@ func (p *process) plainFile(e fileEntry) (output, error) {
 	}, nil
 }
 
-// looksAfterProxy reports whether there is a proxy to look after, or plain files only. supervised tells that berth is to run
-// the proxy, too.
+// looksAfterProxy reports whether berth manages a proxy, or only plain files. supervised says that berth also runs the proxy.
 func (p *process) looksAfterProxy(supervised bool) (bool, error) {
 	proxy := p.proxy.common()
 	switch {
 	case proxy.File != "":
 		return true, nil
 	case len(p.config.Files) == 0:
-		return false, fmt.Errorf("%s-config is none, and there are no files: there is nothing to render", proxy.name)
+		return false, fmt.Errorf("%s-config is none and there are no files: nothing to render", proxy.name)
 	case p.config.Template != "":
-		return false, fmt.Errorf("%s-config is none: the option template is for that, give this template with file or files", proxy.name)
+		return false, fmt.Errorf("%s-config is none, so the option template has no effect: use file or files for this template", proxy.name)
 	case supervised:
 		return false, fmt.Errorf("%s-config is none: the %s behind -- needs it", proxy.name, proxy.title)
 	}

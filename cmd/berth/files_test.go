@@ -33,30 +33,30 @@ func configured(t *testing.T, yaml string, flags ...string) (Config, error) {
 func TestBadFiles(t *testing.T) {
 	for _, tt := range []struct{ yaml, flag, says string }{
 		{"files: /etc/app.conf", "", "files must be a list of entries, each with template and file"},
-		{"files: [/etc/app.conf]", "", "files: entry 1 must have the keys template and file, it is /etc/app.conf"},
+		{"files: [/etc/app.conf]", "", "files: entry 1 must have the keys template and file, not /etc/app.conf"},
 		{"files: [{template: a, file: b}, {template: a, file: c, comand: x}]", "", `files: entry 2: unknown key "comand": the keys are template, file, mode, user, group, command, container, pid-file, signal, timeout`},
-		{"files: [{file: b}]", "", "files: entry 1: template is missing: name a consul-template file"},
-		{"files: [{template: a}]", "", "files: entry 1: file is missing: name the file to write"},
+		{"files: [{file: b}]", "", "files: entry 1: template is missing: set a consul-template file"},
+		{"files: [{template: a}]", "", "files: entry 1: file is missing: set the file to write"},
 		{"files: [{template: a, file: b, mode: 0640}]", "", `files: entry 1: mode needs quotes, like mode: "0640"`},
 		{"files: [{template: a, file: b, mode: rw}]", "", `files: entry 1: mode must be octal digits like "0640", not "rw"`},
 		{`files: [{template: a, file: b, mode: "7777"}]`, "", `files: entry 1: mode must be octal digits like "0640", not "7777"`},
 		{`files: [{template: a, file: b, mode: "000"}]`, "", `files: entry 1: mode must be octal digits like "0640", not "000"`},
 		{"files: [{template: a, file: b, command: [x, y]}]", "", "files: entry 1: command must be a text, not [x y]"},
-		{"files: [{template: a, file: b, command: x, container: y}]", "", "files: entry 1: command, container and pid-file are three ways to act on a change: choose one"},
-		{"files: [{template: a, file: b, pid-file: x, container: y}]", "", "files: entry 1: command, container and pid-file are three ways to act on a change: choose one"},
+		{"files: [{template: a, file: b, command: x, container: y}]", "", "files: entry 1: command, container and pid-file exclude each other: choose one"},
+		{"files: [{template: a, file: b, pid-file: x, container: y}]", "", "files: entry 1: command, container and pid-file exclude each other: choose one"},
 		{"files: [{template: a, file: b, signal: HUP}]", "", "files: entry 1: signal needs a container or a pid-file to send it to"},
 		{"files: [{template: a, file: b, container: x, signal: HUPP}]", "", `files: entry 1: signal must be a signal like HUP, not "HUPP"`},
 		{"files: [{template: a, file: b, container: x, signal: 1}]", "", "files: entry 1: signal must be a text, not 1"},
-		{"files: [{template: a, file: b, timeout: 5s}]", "", "files: entry 1: timeout is that of a command or a signal: there is none"},
+		{"files: [{template: a, file: b, timeout: 5s}]", "", "files: entry 1: timeout needs a command or a signal"},
 		{"files: [{template: a, file: b, command: x, timeout: 5}]", "", "files: entry 1: timeout must be a text, not 5"},
 		{"files: [{template: a, file: b, command: x, timeout: soon}]", "", `files: entry 1: timeout must be a duration like 30s or 1m, not "soon"`},
-		{"files: [{template: a, file: /etc/haproxy/../haproxy/haproxy.cfg}]", "", "files: entry 1: /etc/haproxy/../haproxy/haproxy.cfg is haproxy-config: name its template with the option template"},
-		{"files: [{template: a, file: /x/b}, {template: c, file: /x//b}]", "", "files: entry 2: /x//b is the file of entry 1, too: give each its own"},
-		{"files: [{template: a, file: /x/b}]", "a:/x/b", `file "a:/x/b": /x/b is the file of entry 1, too: give each its own`},
-		{"files: [{template: a, file: b}, {template: c, file: a}]", "", "files: entry 2: a is a template: give the file another name"},
+		{"files: [{template: a, file: /etc/haproxy/../haproxy/haproxy.cfg}]", "", "files: entry 1: /etc/haproxy/../haproxy/haproxy.cfg is haproxy-config: set its template with the option template"},
+		{"files: [{template: a, file: /x/b}, {template: c, file: /x//b}]", "", "files: entry 2: /x//b is also the file of entry 1: use different files"},
+		{"files: [{template: a, file: /x/b}]", "a:/x/b", `file "a:/x/b": /x/b is also the file of entry 1: use different files`},
+		{"files: [{template: a, file: b}, {template: c, file: a}]", "", "files: entry 2: a is a template: write to another file"},
 		{"", "a", `file "a" must be template:destination or template:destination:command`},
-		{"", "a:", `file "a:": file is missing: name the file to write`},
-		{"", ":a:b", `file ":a:b": template is missing: name a consul-template file`},
+		{"", "a:", `file "a:": file is missing: set the file to write`},
+		{"", ":a:b", `file ":a:b": template is missing: set a consul-template file`},
 	} {
 		var flags []string
 		if tt.flag != "" {
@@ -173,10 +173,10 @@ func TestFileActions(t *testing.T) {
 func TestSignalByPIDFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "app.pid")
 	for text, says := range map[string]string{
-		"":                        `its first line is no process number: ""`,
-		"abc\n":                   `its first line is no process number: "abc"`,
-		"-1\n":                    `its first line is no process number: "-1"`,
-		"0":                       `its first line is no process number: "0"`,
+		"":                        `its first line is not a process number: ""`,
+		"abc\n":                   `its first line is not a process number: "abc"`,
+		"-1\n":                    `its first line is not a process number: "-1"`,
+		"0":                       `its first line is not a process number: "0"`,
 		strconv.Itoa(os.Getpid()): "is berth itself",
 		"4194305\n":               "process 4194305: no such process", // above what Linux numbers
 	} {
@@ -202,8 +202,8 @@ func TestPlainFilesRefuses(t *testing.T) {
 		says  string
 	}{
 		{fileEntry{Template: tmpl + ".none", File: "/x"}, "files: entry 1: cannot read the template: open " + tmpl + ".none: no such file or directory"},
-		{fileEntry{Template: tmpl, File: "/x", User: "no such user"}, "files: entry 1: user no such user is not known here, give its number: "},
-		{fileEntry{Template: tmpl, File: "/x", Group: "no such group"}, "files: entry 1: group no such group is not known here, give its number: "},
+		{fileEntry{Template: tmpl, File: "/x", User: "no such user"}, "files: entry 1: unknown user no such user, use its number: "},
+		{fileEntry{Template: tmpl, File: "/x", Group: "no such group"}, "files: entry 1: unknown group no such group, use its number: "},
 	} {
 		c := newConfig()
 		tt.entry.name = "files: entry 1"
@@ -245,7 +245,7 @@ func TestLooksAfterProxy(t *testing.T) {
 		{name: "both", config: "/x", files: []fileEntry{{}}, want: true},
 		{name: "files only", files: []fileEntry{{}}},
 		{name: "nothing", says: "nothing to render"},
-		{name: "a template for nothing", files: []fileEntry{{}}, template: "x", says: "the option template is for that"},
+		{name: "a template for nothing", files: []fileEntry{{}}, template: "x", says: "the option template has no effect"},
 		{name: "an HAProxy to run", files: []fileEntry{{}}, supervised: true, says: "the HAProxy behind -- needs it"},
 	} {
 		c := newConfig()

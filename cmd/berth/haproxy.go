@@ -30,11 +30,11 @@ func newHAProxy() *haproxyKind {
 }
 
 func (k *haproxyKind) flags(f *pflag.FlagSet) {
-	k.proxyOptions.flags(f, "HAProxy's master socket (haproxy -W -S ...), or none", "its socket",
-		"a HAProxy that is told so by a signal through Docker, instead of its socket")
-	f.StringVar(&k.ReloadSignal, "haproxy-reload-signal", "USR2", "the signal")
-	f.DurationVar(&k.DrainTimeout, "haproxy-drain-timeout", 5*time.Minute, "how long requests may go on at a server that was removed")
-	f.DurationVar(&k.TunnelTimeout, "haproxy-tunnel-timeout", time.Hour, "the same for TCP connections and websockets")
+	k.proxyOptions.flags(f, "HAProxy's master socket (haproxy -W -S ...), or none", "the socket",
+		"HAProxy's container, to reload it by a signal through Docker instead of the socket")
+	f.StringVar(&k.ReloadSignal, "haproxy-reload-signal", "USR2", "signal for --haproxy-reload-container")
+	f.DurationVar(&k.DrainTimeout, "haproxy-drain-timeout", 5*time.Minute, "how long requests may continue on a removed server")
+	f.DurationVar(&k.TunnelTimeout, "haproxy-tunnel-timeout", time.Hour, "how long TCP connections and websockets may continue on a removed server")
 }
 
 func (k *haproxyKind) command(args []string) ([]string, error) {
@@ -69,7 +69,7 @@ func (k *haproxyKind) driver(p *process, o driverOptions) proxyctl.Proxy {
 		Version:       k.version.learn,
 		WithoutLua: func(reason string) {
 			if k.version.withoutLua() {
-				p.log.Info("the configuration is rendered again without Lua", "reason", reason)
+				p.log.Info("rendering the configuration again without Lua", "reason", reason)
 			}
 		},
 		Grace:    p.config.ConsulGrace,

@@ -26,13 +26,13 @@ func healthcheckCommand() *cobra.Command {
 	var live bool
 	cmd := &cobra.Command{
 		Use:   "healthcheck",
-		Short: "Ask the berth of this container whether it is ready",
-		Long: `Ask the berth that runs here, at the address of --listen or BERTH_LISTEN, whether it is ready: it reaches Consul and
-Docker, and the proxy runs the newest configuration. Exits with 0 if it is, and with 1 and the reason if not. Without an
-address, whoever answers at 127.0.0.1:9651 (registrar, run) and 127.0.0.1:9652 (templater) is asked.
+		Short: "Check whether the berth in this container is ready",
+		Long: `Ask the berth at --listen or BERTH_LISTEN whether it is ready: it reaches Consul and Docker, and the proxy runs the newest
+configuration. Without an address, ask at 127.0.0.1:9651 (registrar, run) and 127.0.0.1:9652 (templater). The exit code is
+0 if berth is ready; otherwise it is 1 and the reason is printed.
 
-It is made for a container's health check. Do not let the proxy wait for a healthy templater (depends_on with the
-condition service_healthy): the templater is ready when the proxy runs what it rendered.`,
+Use it as a container's health check. Do not let the proxy wait for a healthy templater (depends_on with the condition
+service_healthy): the templater is ready only when the proxy runs what it rendered.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := readConfig(cmd.Flags())
@@ -44,7 +44,7 @@ condition service_healthy): the templater is ready when the proxy runs what it r
 			case c.origin("listen") == "listen" && !cmd.Flags().Changed("listen"):
 				addresses = []string{listenRegistrar, listenTemplater}
 			case c.Listen == "":
-				return asUsageError(errors.New("listen is none: there is nothing to ask"))
+				return asUsageError(errors.New("listen is none: there is no berth to ask"))
 			}
 			path := "/readyz"
 			if live {
@@ -57,14 +57,14 @@ condition service_healthy): the templater is ready when the proxy runs what it r
 	}
 	c := newConfig()
 	c.commonFlags(cmd.Flags(), "")
-	cmd.Flags().BoolVar(&live, "live", false, "ask only whether it lives (/healthz), not whether it is ready (/readyz)")
+	cmd.Flags().BoolVar(&live, "live", false, "check only that berth is alive (/healthz), not that it is ready (/readyz)")
 	for _, of := range []string{"consul-address", "consul-token-file", "log-format", "log-level"} {
 		cmd.Flags().Lookup(of).Hidden = true // for the file and the environment that it shares
 	}
 	return cmd
 }
 
-// askHealth asks those of the addresses at which somebody listens. All that answer have to be well.
+// askHealth asks every address where a berth listens. All of them must be healthy.
 func askHealth(ctx context.Context, w io.Writer, addresses []string, path string) error {
 	asked := 0
 	for _, address := range addresses {
@@ -83,7 +83,7 @@ func askHealth(ctx context.Context, w io.Writer, addresses []string, path string
 		}
 	}
 	if asked == 0 {
-		return fmt.Errorf("no berth listens at %s: say where with --listen or BERTH_LISTEN", strings.Join(addresses, " or "))
+		return fmt.Errorf("no berth listens at %s: set the address with --listen or BERTH_LISTEN", strings.Join(addresses, " or "))
 	}
 	_, err := fmt.Fprintln(w, "ok")
 	return err
@@ -102,12 +102,12 @@ func askOne(ctx context.Context, address, path string) error {
 	case answer.StatusCode == http.StatusServiceUnavailable:
 		return fmt.Errorf("not ready: %s", strings.ReplaceAll(strings.TrimSpace(string(body)), "\n", "; "))
 	case answer.StatusCode != http.StatusOK:
-		return fmt.Errorf("%s answers %s: that is not berth", answer.Request.URL, answer.Status)
+		return fmt.Errorf("%s answers %s: this is not berth", answer.Request.URL, answer.Status)
 	}
 	return nil
 }
 
-// get asks the berth that listens at an address of this machine, and no proxy that the environment names.
+// get asks the berth at an address of this machine, ignoring proxies from the environment.
 func get(ctx context.Context, address, path string) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+reachable(address)+path, nil)
 	if err != nil {
@@ -117,7 +117,7 @@ func get(ctx context.Context, address, path string) (*http.Response, error) {
 	return client.Do(r)
 }
 
-// reachable returns the address at which a listener of this machine is reached: of all addresses, the loopback one.
+// reachable returns the address to reach a local listener: the loopback address if it listens on all addresses.
 func reachable(listen string) string {
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {

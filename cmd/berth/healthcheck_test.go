@@ -49,7 +49,7 @@ func TestHealthcheck(t *testing.T) {
 	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
 	good()
 	t.Setenv("BERTH_LISTEN", "none")
-	bad("nothing to ask")
+	bad("no berth to ask")
 	bad("no berth listens at 127.0.0.1:1", "--listen", "127.0.0.1:1")
 
 	reason = errors.Join(errors.New("consul: no answer"), errors.New("docker: no answer"))

@@ -14,12 +14,12 @@ import (
 	"golang.org/x/term"
 )
 
-// flagGroups are the groups in which --help shows flags. An entry is the name of a flag and what stands for its value.
+// flagGroups are the groups of flags in --help. An entry is the name of a flag and a placeholder for its value.
 var flagGroups = []struct {
 	title string
 	flags []string
 }{
-	{"This command", []string{
+	{"Options", []string{
 		"name NAME", "port PORT", "id ID", "address IP", "meta KEY=VALUE", "weight NUMBER", "ready WHEN", "stop-timeout TIME",
 		"once", "dry-run", "format FORMAT", "diff", "validate", "explain", "version NUMBER", "raw", "strategy STRATEGY", "wait TIME",
 		"timeout TIME", "max TIME", "reason TEXT", "list", "live", "json", "check", "follow",
@@ -67,37 +67,37 @@ var commandGroups = []struct {
 	{"Other commands", []string{"version", "completion", "help"}},
 }
 
-// examples are shown in --help, by the path of the command below berth.
+// examples are the examples in --help, by the command's path below berth.
 var examples = map[string]string{
-	"registrar": `# Register the containers of this host, reached on the network front:
+	"registrar": `# Register the containers of this host with their addresses on the network front:
 berth registrar --consul-address http://127.0.0.1:8500 --network front
 
-# Only print what would be registered, and why or why not; in a compose stack, for one of its services:
+# Print what would be registered and why, in a compose stack; then for one service:
 docker compose exec registrar berth registrar --dry-run
 docker compose exec registrar berth registrar --dry-run --format json web`,
-	"templater": `# Beside a HAProxy that was started by haproxy -W -S /run/haproxy/master.sock ...:
+	"templater": `# Next to a HAProxy that was started with haproxy -W -S /run/haproxy/master.sock ...:
 berth templater --consul-address http://127.0.0.1:8500
 
-# With a template of your own:
+# With your own template:
 berth templater --template /etc/berth/haproxy.ctmpl`,
-	"run": `# On a host with HAProxy from Debian's package:
+	"run": `# On a host with HAProxy from the Debian package:
 berth run --haproxy-socket /run/haproxy-master.sock --network bridge
 
-# With HAProxy as berth's child, in one container:
+# In one container, with HAProxy as a child of berth:
 berth run -- haproxy -W -db`,
 	"service": `berth service --name www --port 20001 --meta route_path=/ -- ./www 20001
 
-# With a configuration that 'berth config apply www' changes while it runs, and Redis:
+# With Redis, and a configuration that 'berth config apply www' changes at run time:
 berth service --name www --port 20001 --defaults default.toml --render www.ctmpl:/etc/www.toml \
   --bind redis:redis --binding-mode strict -- ./www /etc/www.toml`,
-	"render": `# What would change in the proxy's configuration?
+	"render": `# Print what would change in the proxy's configuration:
 berth render --diff
 
-# In a compose stack, with a template that is being edited:
+# In a compose stack, try a template that you are editing:
 docker compose exec templater berth render --template /etc/berth/haproxy.ctmpl`,
-	"template": `# Start a template of your own from the built-in one:
+	"template": `# Start your own template from the built-in one:
 berth template haproxy > haproxy.ctmpl`,
-	"status": `# Everything, on all hosts; then one service:
+	"status": `# All services on all hosts; then one service:
 berth status
 docker compose exec templater berth status shop
 
@@ -110,22 +110,22 @@ berth explain https://shop.example.com/cart`,
 	"healthcheck": `# In compose.yml:
 #   healthcheck: {test: [CMD, berth, healthcheck], interval: 10s}
 docker compose exec templater berth healthcheck`,
-	"rollout": `# After a change of the compose file or of the image, in the directory of the compose file:
+	"rollout": `# After a change of the compose file or the image, in the directory of the compose file:
 berth rollout app
 berth rollout --pull --parallelism 2 app worker
 
-# When a rollout was cut short:
+# After an interrupted rollout, continue it or undo its last step:
 berth rollout --resume app
 berth rollout --abort app
 
-# Whenever 'docker tag' or 'docker pull' has given the image's name to another image:
+# Whenever 'docker tag' or 'docker pull' gives the image's name to a new image:
 berth rollout --watch app
 
-# As a plugin of the docker command (docker berth rollout app):
+# As a docker CLI plugin (docker berth rollout app):
 ln -s "$(command -v berth)" ~/.docker/cli-plugins/docker-berth`,
-	"drain":   `berth drain shop-app-3 --reason "disk is replaced"`,
+	"drain":   `berth drain shop-app-3 --reason "replacing a disk"`,
 	"undrain": `berth undrain shop-app-3`,
-	"pause": `# Requests wait, for up to a minute each, while the data is moved:
+	"pause": `# Requests wait, up to a minute each, while data is migrated:
 berth pause shop --max 60s --reason "new database"
 # Afterwards: berth resume shop
 
@@ -133,10 +133,10 @@ berth pause --list`,
 	"resume": `berth resume shop`,
 	"config": `berth config apply app config.toml --wait 60s
 berth config status app`,
-	"config apply": `# The next version, and wait until every instance runs it:
+	"config apply": `# Apply the next version and wait until every instance runs it:
 berth config apply app config.toml --wait 60s
 
-# The group prod of app, from standard input:
+# Apply a text from standard input to the group prod of app:
 echo 'greeting = "Hi"' | berth config apply app.prod -`,
 	"config status":   `berth config status app --format json`,
 	"config get":      `berth config get app 7 > config.toml`,
@@ -151,11 +151,11 @@ berth file list app`,
 	"file rm":      `berth file rm app logo.png`,
 	"file history": `berth file history app logo.png`,
 	"restart":      `berth restart app --wait 5m`,
-	"completion": `# bash, for this user:
+	"completion": `# For bash, for this user:
 berth completion bash > ~/.local/share/bash-completion/completions/berth`,
 }
 
-// setHelp gives a command and all below it their help texts.
+// setHelp sets the help of a command and its subcommands.
 func setHelp(root *cobra.Command) {
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
 		w := cmd.OutOrStdout()
@@ -169,19 +169,19 @@ func setHelp(root *cobra.Command) {
 	})
 	for _, cmd := range root.Commands() {
 		if cmd.Name() == "completion" {
-			cmd.Short = "Print the script that completes berth's commands in a shell"
-			cmd.Long = "Print the script that completes berth's commands, flags, values and containers in a shell. See its command's --help for how to install it."
+			cmd.Short = "Print a shell completion script"
+			cmd.Long = "Print a shell completion script for berth's commands, flags, values and containers. The --help of each shell's command explains how to install it."
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 		}
 		completeHelp(cmd)
 	}
 }
 
-// completeHelp gives a command and those below it their examples, and hides what they do not use.
+// completeHelp sets the examples of a command and its subcommands, and hides unused flags.
 func completeHelp(cmd *cobra.Command) {
 	_, path, _ := strings.Cut(cmd.CommandPath(), " ")
 	cmd.Example = examples[path]
-	// The commands that end share a file and an environment with those that listen.
+	// Commands that do not listen accept the option, because they share the file and the environment.
 	if f := cmd.Flags().Lookup("listen"); f != nil && f.DefValue == "none" {
 		f.Hidden = true
 	}
@@ -190,18 +190,18 @@ func completeHelp(cmd *cobra.Command) {
 	}
 }
 
-// helpCommand replaces cobra's, for which an unknown command is no error.
+// helpCommand replaces cobra's help command, which does not fail on an unknown command.
 func helpCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND]",
-		Short: "Help about a command",
+		Short: "Show help for a command",
 		RunE: func(_ *cobra.Command, args []string) error {
 			cmd, rest, err := root.Find(args)
 			if err != nil {
 				return usageError{err, root.Name()}
 			}
 			if len(rest) > 0 {
-				return usageError{fmt.Errorf("there is no help on %q", strings.Join(args, " ")), root.Name()}
+				return usageError{fmt.Errorf("no help for %q", strings.Join(args, " ")), root.Name()}
 			}
 			cmd.InitDefaultHelpFlag()
 			cmd.InitDefaultVersionFlag()
@@ -218,16 +218,17 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 	}
 }
 
-// section is a part of a help text: names, each with what it is.
+// section is a part of a help text: names with their descriptions.
 type section struct {
 	title string
 	lines [][2]string
 }
 
-const environmentText = `Every option can be set by a variable: BERTH_ and its name in capitals, with _ for -. A flag goes before its variable, and
-the variable before the file. An empty variable counts as not set. Lists are separated by commas (BERTH_FILE by line ends).`
+const environmentText = `Every option has an environment variable: BERTH_ and the option's name in capitals, with _ instead of -. A flag overrides its
+variable, and the variable overrides the file. An empty variable counts as unset. Separate list values with commas, and those
+of BERTH_FILE with newlines.`
 
-// environmentHelp is the topic environment of berth help.
+// environmentHelp makes the help topic environment.
 func environmentHelp() *cobra.Command {
 	cmd := &cobra.Command{Use: "environment", Short: "Environment variables that berth reads"}
 	cmd.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
@@ -257,17 +258,17 @@ func environmentSections() (sections []section) {
 		}
 	}
 	return append(sections, section{"Standard variables", [][2]string{
-		{"CONSUL_HTTP_ADDR", "Consul agent, as http://consul:8500"},
-		{"CONSUL_HTTP_TOKEN", "ACL token; CONSUL_HTTP_TOKEN_FILE names a file with it"},
+		{"CONSUL_HTTP_ADDR", "Consul agent, e.g. http://consul:8500"},
+		{"CONSUL_HTTP_TOKEN", "ACL token; CONSUL_HTTP_TOKEN_FILE is a file with it"},
 		{"CONSUL_HTTP_SSL, CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY", "TLS to Consul"},
-		{"CONSUL_NAMESPACE, CONSUL_PARTITION", "of Consul Enterprise"},
-		{"DOCKER_HOST", "Docker's socket (default unix:///var/run/docker.sock)"},
+		{"CONSUL_NAMESPACE, CONSUL_PARTITION", "for Consul Enterprise"},
+		{"DOCKER_HOST", "Docker socket (default unix:///var/run/docker.sock)"},
 		{"DOCKER_TLS_VERIFY, DOCKER_CERT_PATH", "TLS to Docker"},
 		{"VAULT_*, NOMAD_*", "for templates that read secrets or Nomad's services"},
 	}})
 }
 
-// writeUsage writes how a command is called, with its flags in groups.
+// writeUsage writes the usage of a command, with its flags in groups.
 func writeUsage(w io.Writer, cmd *cobra.Command) {
 	fmt.Fprintln(w, "Usage:")
 	for _, call := range calls(cmd) {
@@ -285,15 +286,14 @@ func writeUsage(w io.Writer, cmd *cobra.Command) {
 	}
 	writeFlags(w, cmd.Flags())
 	if cmd.HasAvailableSubCommands() {
-		fmt.Fprintf(w, "\nSee '%s COMMAND --help' for a command", cmd.CommandPath())
+		fmt.Fprintf(w, "\nRun '%s COMMAND --help' for more about a command.\n", cmd.CommandPath())
 		if !cmd.HasParent() {
-			fmt.Fprintf(w, ", and '%s help environment' for the variables", cmd.CommandPath())
+			fmt.Fprintf(w, "Run '%s help environment' for the environment variables.\n", cmd.CommandPath())
 		}
-		fmt.Fprintln(w, ".")
 	}
 }
 
-// calls returns how a command is called: by itself, and with one of those below it.
+// calls returns the usage lines of a command: alone, and with a subcommand.
 func calls(cmd *cobra.Command) (lines []string) {
 	if cmd.Runnable() {
 		lines = append(lines, cmd.UseLine())
@@ -304,7 +304,7 @@ func calls(cmd *cobra.Command) (lines []string) {
 	return lines
 }
 
-// commandSections returns the commands below one, in their groups.
+// commandSections returns the subcommands in their groups.
 func commandSections(parent *cobra.Command) (sections []section) {
 	left := map[string]*cobra.Command{}
 	for _, cmd := range parent.Commands() {
@@ -352,7 +352,7 @@ func writeFlags(w io.Writer, flags *pflag.FlagSet) {
 	}
 }
 
-// flagSections returns flags in their groups, and those that are in none at the end.
+// flagSections returns flags in their groups; flags without a group come last.
 func flagSections(flags *pflag.FlagSet) (sections []section) {
 	left := map[string]*pflag.Flag{}
 	flags.VisitAll(func(f *pflag.Flag) {
@@ -391,7 +391,7 @@ func flagSections(flags *pflag.FlagSet) (sections []section) {
 	return sections
 }
 
-// defaultOf returns what to say about the default of a flag, "" if its text says it or there is none.
+// defaultOf returns the default of a flag in parentheses, "" if there is none or the usage text has it.
 func defaultOf(f *pflag.Flag) string {
 	if strings.Contains(f.Usage, "(default") || slices.Contains([]string{"", "false", "0", "0s", "[]"}, f.DefValue) {
 		return ""
@@ -408,7 +408,7 @@ func defaultOf(f *pflag.Flag) string {
 	return " (default " + value + ")"
 }
 
-// writeColumns writes lines of a name and a text, whose lines begin at a column.
+// writeColumns writes names and their texts, with the texts aligned at a column.
 func writeColumns(w io.Writer, lines [][2]string, column int) {
 	for _, line := range lines {
 		head := "  " + line[0]
@@ -426,7 +426,7 @@ func writeColumns(w io.Writer, lines [][2]string, column int) {
 	}
 }
 
-// writeWrapped writes paragraphs. Lines that are indented stay as they are.
+// writeWrapped wraps paragraphs. Indented paragraphs stay unchanged.
 func writeWrapped(w io.Writer, text string, width int) {
 	for i, paragraph := range strings.Split(strings.TrimSpace(text), "\n\n") {
 		if i > 0 {
@@ -460,7 +460,7 @@ func wrap(text string, width int) []string {
 	return append(lines, line)
 }
 
-// helpWidth returns the width of the terminal, within limits, and 80 where there is none.
+// helpWidth returns the width of the terminal, within limits, or 80 without a terminal.
 func helpWidth() int {
 	if width, _, err := term.GetSize(int(os.Stdout.Fd())); err == nil && width > 0 {
 		return min(max(width, 60), 110)

@@ -13,7 +13,7 @@ import (
 	"berth/templates/claim"
 )
 
-// liveTimes knows the instances of the catalog by their addresses, and measures how soon they come to the proxy and leave it.
+// liveTimes tracks the instances of the catalog by address, and measures how soon they enter and leave the proxy.
 type liveTimes struct {
 	began   time.Time // what was ready before has waited for this berth, and not for the way to the proxy
 	ready   prometheus.Histogram
@@ -58,14 +58,14 @@ func newLiveTimes(registry prometheus.Registerer) *liveTimes {
 	return l
 }
 
-// setServices takes in which services the catalog has.
+// setServices sets the names of the services in the catalog.
 func (l *liveTimes) setServices(names []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.services, l.listed = names, names != nil
 }
 
-// setInstances takes in the instances of a service; nil if it is no longer watched.
+// setInstances sets the instances of a service; nil means that it is no longer watched.
 func (l *liveTimes) setInstances(service string, list []*api.ServiceEntry) {
 	var entries []status.Entry
 	for _, e := range list {
@@ -121,7 +121,7 @@ func (l *liveTimes) catalog() (status.Catalog, bool) {
 	return out, true
 }
 
-// changed takes in which servers have come to the running proxy, and left it.
+// changed records which servers have entered and left the running proxy.
 func (l *liveTimes) changed(changes []proxyctl.Change) {
 	now := time.Now()
 	l.mu.Lock()

@@ -36,8 +36,7 @@ func asInit() int {
 
 // berth runs the program and returns its exit code.
 func berth() int {
-	// consul-template writes several lines to the standard logger for each change. berth's own log has all that an operator
-	// needs.
+	// consul-template writes several lines to the standard logger for each change. berth's own log has all an operator needs.
 	log.SetOutput(io.Discard)
 
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -46,7 +45,7 @@ func berth() int {
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	go func() {
 		s := <-signals
-		signal.Stop(signals) // a second one ends berth at once, unless somebody else waits for it
+		signal.Stop(signals) // a second one ends berth immediately, unless another handler waits for it
 		cancel(interrupted{s.(syscall.Signal)})
 	}()
 	root := rootCommand()
@@ -60,23 +59,28 @@ func berth() int {
 	return exitCode(ctx, os.Stderr, err)
 }
 
-// extraCommands are those of special builds.
+// extraCommands are the commands of special builds.
 var extraCommands []func(root *cobra.Command) *cobra.Command
 
 func rootCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "berth",
 		Short: "Keep HAProxy or nginx in step with your containers, through Consul",
-		Long: `berth keeps HAProxy or nginx in step with your containers. The registrar puts the containers of a Docker host into
-Consul. The templater renders the proxy's configuration from Consul's catalog, and brings the running proxy to it.
+		Long: `berth keeps HAProxy or nginx in step with your containers. The registrar registers the containers of a Docker host in
+Consul. The templater renders the proxy's configuration from Consul's catalog and applies it to the running proxy.
 
-Every option can be given as a flag (--consul-address), as an environment variable (BERTH_CONSUL_ADDRESS) or as a key of
-a YAML file (consul-address, in the file that --config names), in this order of precedence. The standard variables
-CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_CACERT, ..., DOCKER_HOST and DOCKER_TLS_VERIFY work as everywhere.
+Set an option with a flag (--consul-address), an environment variable (BERTH_CONSUL_ADDRESS) or a key in the YAML file
+given by --config (consul-address), in this order of precedence. The standard variables CONSUL_HTTP_ADDR,
+CONSUL_HTTP_TOKEN, CONSUL_CACERT, ..., DOCKER_HOST and DOCKER_TLS_VERIFY work as usual.
 
-The exit code is 0 for success, 1 for a failure, and 2 for a mistake in the call: an unknown command, flag or key, or a
-bad value. As in diff, render --diff and config diff exit with 1 when something differs and with 2 on any error. status,
-explain and events exit with 2 if there is nothing by a name, and with 3 if neither a berth nor Consul answers.`,
+Exit codes:
+
+  0  success
+  1  failure; render --diff and config diff: there are differences
+  2  usage error: an unknown command, flag or key, or an invalid value;
+     render --diff and config diff: any error;
+     status, explain and events: the name is unknown
+  3  status, explain and events: neither a berth nor Consul answers`,
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -244,7 +244,7 @@ func TestConsulVariables(t *testing.T) {
 func TestHangup(t *testing.T) {
 	hangUp := func(out *testenv.Log, says string) {
 		t.Helper()
-		out.Wait(t, "berth starts")
+		out.Wait(t, "berth started")
 		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}

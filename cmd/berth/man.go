@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// The manual pages are made by a build of their own: the program that users have needs nothing of this.
+// A separate build makes the manual pages: the released program does not need this code.
 //
 //	go run -tags man ./cmd/berth man build/man/man1
 func init() {
@@ -133,7 +133,7 @@ func manualPage(cmd *cobra.Command, at time.Time) []byte {
 // manual is a manual page in roff, as it is written.
 type manual struct{ bytes.Buffer }
 
-// macro writes a line of roff that is none of text. A hyphen stays one, as mandoc wants it in a date.
+// macro writes a roff macro. A hyphen stays a hyphen, as mandoc requires in a date.
 func (p *manual) macro(name string, args ...string) {
 	p.WriteString("." + name)
 	for _, arg := range args {
@@ -150,7 +150,7 @@ func (p *manual) line(text string) {
 	p.WriteString(roff(text) + "\n")
 }
 
-// text writes paragraphs. As in --help, one that is indented stays as it is.
+// text writes paragraphs. As in --help, indented paragraphs stay unchanged.
 func (p *manual) text(text string) {
 	for i, paragraph := range strings.Split(strings.TrimSpace(text), "\n\n") {
 		if i > 0 {
@@ -166,7 +166,7 @@ func (p *manual) text(text string) {
 	}
 }
 
-// verbatim writes lines that stay as they are.
+// verbatim writes unfilled lines.
 func (p *manual) verbatim(text string) {
 	p.macro("EX")
 	for line := range strings.Lines(text) {
@@ -194,11 +194,10 @@ func (p *manual) sections(sections []section) {
 	}
 }
 
-// roffNames are the characters for which roff has others in mind, or which not every output has: a hyphen must be one that can
-// be copied into a shell.
+// roffNames are the characters that roff would replace or that some outputs lack: a hyphen must survive copying into a shell.
 var roffNames = map[rune]string{'\\': `\(rs`, '-': `\-`, '\'': `\(aq`, '`': `\(ga`, '^': `\(ha`, '~': `\(ti`}
 
-// roff returns a text as roff has it.
+// roff escapes a text for roff.
 func roff(text string) string {
 	var out strings.Builder
 	for _, r := range text {

@@ -28,12 +28,11 @@ import (
 )
 
 const (
-	// firstTime is how long the start waits for Consul to say what belongs into the files, before the command starts with what is
-	// there.
+	// firstTime is how long the start waits for Consul before the command starts with the existing files.
 	firstTime = 10 * time.Second
-	// startTime is how long a start takes, mostly, and idleTime how often what was done since is cleared away.
+	// startTime is how long a start usually takes, idleTime the interval of later cleanups.
 	startTime, idleTime = 10 * time.Second, 5 * time.Minute
-	// locateTime is how long Consul's agent may take to say where it is.
+	// locateTime is how long Consul's agent may take to report its address.
 	locateTime = 2 * time.Second
 	// renderTime is how long a look at the binds waits for data that the templates need.
 	renderTime = 10 * time.Second
@@ -41,14 +40,14 @@ const (
 	execTime = 30 * time.Second
 	// stepDownTime is how long an instance that is drained tries to give up the lead.
 	stepDownTime = 5 * time.Second
-	// bindsTemplate is the name of the template that tells of the binds: no path has this form.
+	// bindsTemplate is the name of the template that renders the binds: no path has this form.
 	bindsTemplate = "//binds"
-	// manifest is the file in the directory of the files that names those which berth has put there.
+	// manifest is the file in the files directory that lists the files berth has written there.
 	manifest = ".berth-files"
 )
 
-// member is the part of berth service in its group: it has the command run with what an operator applied to the service. It is the
-// Target of an Applier.
+// member makes berth service a member of its group: it brings the applied configuration and files to the command. It is the Target
+// of an Applier.
 type member struct {
 	membership
 	config  memberConfig
@@ -77,18 +76,18 @@ type member struct {
 	// addresses are the variables of each bind. They belong to the templater's goroutine.
 	addresses [][]string
 
-	// These belong to the Applier's goroutine, and before that to prepare.
+	// These fields belong to the Applier's goroutine, and before that to prepare.
 	restarted uint64          // Wanted.Restart that was carried out
 	told      map[string]bool // identities of the configurations whose unknown keys were named
 }
 
-// bound is what a command is told of its binds.
+// bound holds what a command learns about its binds.
 type bound struct {
 	missing     []templategroup.Binding
 	environment []string
 }
 
-// newMember returns the part of an instance in its group. Nothing is dialled before prepare.
+// newMember returns the member for an instance. It makes no connection before prepare.
 func (p *process) newMember(consul *api.Client, in label.Process, id string) (*member, error) {
 	c := p.config.Member
 	understood, err := c.understand()
@@ -160,8 +159,8 @@ func (m *member) newTemplater(p *process, in label.Process) error {
 	return asUsageError(err)
 }
 
-// bindFuncs returns the function that notes what the binds are bound to. Its text differs whenever that does. A bind keeps
-// its variables while its service has no instance: the command could do nothing with a restart that takes them away.
+// bindFuncs returns the function that records the targets of the binds. Its text changes whenever they do. A bind keeps its
+// variables while its service has no instance: a restart without them would not help the command.
 func (m *member) bindFuncs(_ func(string), ask templater.Ask) template.FuncMap {
 	return template.FuncMap{"binds": func() string {
 		for n := range m.binds {
@@ -175,9 +174,9 @@ func (m *member) bindFuncs(_ func(string), ask templater.Ask) template.FuncMap {
 	}}
 }
 
-// prepare brings the files to what is wanted before the command starts for the first time, and returns the Applier that goes on from
-// there. It waits for strict binds. While Consul does not say what belongs into the files, the command starts with those of an
-// earlier run, or waits if one of them is missing.
+// prepare brings the files up to date before the first start of the command, and returns the Applier that continues from there. It
+// waits for strict binds. While Consul does not answer, the command starts with the files of an earlier run, or waits if one of
+// them is missing.
 func (m *member) prepare(ctx context.Context) (*group.Applier, error) {
 	if m.templater == nil && m.files == "" {
 		return m.applier(), nil // there is nothing to prepare, and no reason to wait for Consul
@@ -198,18 +197,18 @@ func (m *member) prepare(ctx context.Context) (*group.Applier, error) {
 		case err == nil:
 			return a, nil
 		case m.areThere():
-			m.log.Warn("starting with the files of an earlier run", "service", m.name, "instance", m.id, "err", err)
+			m.log.Warn("starting "+m.name+" with the files of an earlier run", "service", m.name, "instance", m.id, "err", err)
 			return m.applier(), nil
 		case !late:
 			return nil, err
 		}
 		if tell, lasts := waits.Tell(err.Error(), time.Now()); tell {
-			m.log.Warn("waiting for Consul to say what belongs into the first files", append([]any{"instance", m.id, "err", err}, retry.For(lasts)...)...)
+			m.log.Warn("waiting for Consul before writing the first files of "+m.name, append([]any{"instance", m.id, "err", err}, retry.For(lasts)...)...)
 		}
 	}
 }
 
-// prepareFirst writes the files before there is a command that would have to take them up.
+// prepareFirst writes the files before the command runs.
 func (m *member) prepareFirst(ctx context.Context, a *group.Applier) error {
 	w, err := a.First(ctx)
 	if err != nil {
@@ -226,7 +225,7 @@ func (m *member) prepareFirst(ctx context.Context, a *group.Applier) error {
 	return err
 }
 
-// areThere says whether all files to render are there from an earlier run.
+// areThere reports whether all rendered files exist from an earlier run.
 func (m *member) areThere() bool {
 	return !slices.ContainsFunc(m.targets, func(r target) bool {
 		_, err := os.Stat(r.destination)
@@ -234,7 +233,7 @@ func (m *member) areThere() bool {
 	})
 }
 
-// awaitBinds waits until each bound service has an instance that is well, if the binds are strict.
+// awaitBinds waits until each bound service has a healthy instance, if the binds are strict.
 func (m *member) awaitBinds(ctx context.Context) error {
 	if m.config.BindingMode != bindingStrict || len(m.binds) == 0 {
 		return nil
@@ -262,7 +261,7 @@ func (m *member) awaitBinds(ctx context.Context) error {
 			if err != nil {
 				about = append(about, "err", err)
 			}
-			m.log.Info("waiting for an instance that is well of each bound service", about...)
+			m.log.Info("waiting for a healthy instance of each service that "+m.name+" binds", about...)
 		}
 		again := time.NewTimer(time.Minute) // to say so again
 		select {
@@ -274,7 +273,7 @@ func (m *member) awaitBinds(ctx context.Context) error {
 	}
 }
 
-// start begins to work for the group. The func that it returns ends that, and has given everything back when it returns.
+// start starts the member's work in the group. The returned func stops it, and returns when everything is released.
 func (m *member) start() (end func()) {
 	running, stop := context.WithCancel(context.Background())
 	holding, release := context.WithCancel(context.Background())
@@ -290,7 +289,7 @@ func (m *member) start() (end func()) {
 		for after := startTime; running.Err() == nil; after = idleTime {
 			select {
 			case <-time.After(after):
-				releaseMemory() // one stands beside every process
+				releaseMemory() // one berth runs next to every process
 			case <-running.Done():
 			}
 		}
@@ -316,8 +315,8 @@ func (m *member) start() (end func()) {
 	}
 }
 
-// locate finds out where Consul's agent is: that is the address of an instance which is registered without one. Templates are to see
-// the same before and after.
+// locate finds the address of Consul's agent, which is that of an instance registered without one. Templates must see the same
+// address before and after the registration.
 func (m *member) locate(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, locateTime)
 	defer cancel()
@@ -355,7 +354,7 @@ func (m *member) ready() error {
 	return nil
 }
 
-// elected has the instance's tags tell whether it leads. It is called by the Election, and must not block.
+// elected sets the instance's tag to its role. The Election calls it; it must not block.
 func (m *member) elected(s leader.State) {
 	tag := s.Tag()
 	m.leads.Store(&tag)
@@ -365,8 +364,8 @@ func (m *member) elected(s leader.State) {
 	}
 }
 
-// changed has the instance give up the lead when it goes out of service, and stand when it is in service. It is called by the
-// service's Run, and must not block.
+// changed gives up the lead when the instance goes out of service, and stands for election when it is in service. The service's
+// Run calls it; it must not block.
 func (m *member) changed(s service.State) {
 	if m.election == nil {
 		return
@@ -385,7 +384,7 @@ func (m *member) changed(s service.State) {
 	}
 }
 
-// leave gives up the lead. It does not block; what it returns waits until another instance can have it.
+// leave gives up the lead without blocking. The returned func waits until another instance can take it.
 func (m *member) leave() (given func(context.Context)) {
 	if m.election == nil {
 		return func(context.Context) {}
@@ -393,7 +392,7 @@ func (m *member) leave() (given func(context.Context)) {
 	resigned := m.election.Resign()
 	return func(ctx context.Context) {
 		if err := resigned(ctx); err != nil && !errors.Is(err, context.Canceled) {
-			m.log.Warn("the lead was not given back: another instance takes it when Consul notices", "instance", m.id, "err", err)
+			m.log.Warn("could not give back the lead of "+m.name+": another instance takes over when Consul notices", "instance", m.id, "err", err)
 		}
 	}
 }

@@ -20,10 +20,10 @@ import (
 	service "berth/registrar/process"
 )
 
-// rawFormat is the Format of a text that is carried as it is.
+// rawFormat is the Format of an unchecked text.
 const rawFormat = "raw"
 
-// memberChange is what differs between the files and the environment of a command and those that are wanted.
+// memberChange is the difference between the current and the wanted files and environment of a command.
 type memberChange struct {
 	m           *member
 	files       *file.Replacement
@@ -105,7 +105,7 @@ func (m *member) merge(v store.Version) error {
 		if id := fmt.Sprint(v.Version, " ", v.Sum); defaults != nil && !m.told[id] {
 			m.told[id] = true
 			if unknown := format.Unknown(defaults, applied); len(unknown) > 0 {
-				m.log.Warn("the applied configuration has keys that the defaults do not have: misspelt?",
+				m.log.Warn("the applied configuration of "+m.name+" has keys that the defaults lack: check the spelling",
 					"service", m.name, "instance", m.id, "version", v.Version, "keys", strings.Join(unknown, ", "))
 			}
 		}
@@ -114,8 +114,8 @@ func (m *member) merge(v store.Version) error {
 	return nil
 }
 
-// putFiles returns the contents that the files in the directory are to have, by path: of those that were put for the service, nil
-// for those that were taken away, and the list of them. A text is read from Consul only if the file is another one.
+// putFiles returns the wanted contents of the files in the directory, by path: nil for removed files, and the manifest. It reads a
+// text from Consul only if the file differs.
 func (m *member) putFiles(ctx context.Context, wanted map[string]store.Header) (map[string][]byte, error) {
 	if m.files == "" {
 		return nil, nil
@@ -141,7 +141,7 @@ func (m *member) putFiles(ctx context.Context, wanted map[string]store.Header) (
 			err = errors.New("a template is rendered there")
 		}
 		if err != nil {
-			return nil, fmt.Errorf("file %q cannot be put into %s: %w: put it under another name", name, m.files, err)
+			return nil, fmt.Errorf("cannot put file %q into %s: %w: use another name", name, m.files, err)
 		}
 		if text, err := os.ReadFile(path); err == nil && store.Sum(text) == h.Sum {
 			contents[path] = text
@@ -164,15 +164,15 @@ func (m *member) putFiles(ctx context.Context, wanted map[string]store.Header) (
 	return contents, nil
 }
 
-// manifest returns the path of the list of the files that berth has put.
+// manifest returns the path of the list of files that berth has written.
 func (m *member) manifest() string { return filepath.Join(m.files, manifest) }
 
-// isTarget says whether a template is rendered to a path.
+// isTarget reports whether a template is rendered to a path.
 func (m *member) isTarget(path string) bool {
 	return slices.ContainsFunc(m.targets, func(r target) bool { return r.destination == path })
 }
 
-// readManifest returns the names of the files that berth has put into a directory.
+// readManifest returns the names of the files that berth has written into a directory.
 func readManifest(path string) (names []string, err error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -182,20 +182,20 @@ func readManifest(path string) (names []string, err error) {
 		err = json.Unmarshal(bytes.TrimSpace(text), &names)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the list of berth's files: %w: remove %s, and berth keeps what is there", err, path)
+		return nil, fmt.Errorf("berth's list of files: %w: remove %s to keep the existing files", err, path)
 	}
 	return slices.DeleteFunc(names, func(name string) bool { return store.ValidFile(name) != nil }), nil
 }
 
-// Empty says that nothing differs.
+// Empty reports that nothing differs.
 func (c *memberChange) Empty() bool {
 	return c.files.Empty() && len(c.reactions) == 0 && slices.Equal(c.before, c.environment)
 }
 
-// Disrupts says whether the command is to do anything about it. What a signal or a command of the operator's does, nobody knows.
+// Disrupts reports whether the command has to react. The effect of a signal or of the operator's own command is unknown.
 func (c *memberChange) Disrupts() bool { return len(c.reactions) > 0 }
 
-// Apply writes the files, and returns when the command has taken them up and is ready.
+// Apply writes the files and returns when the command has taken them up and is ready.
 func (c *memberChange) Apply(ctx context.Context) error {
 	if err := c.files.Apply(); err != nil {
 		return err
@@ -209,7 +209,7 @@ func (c *memberChange) Apply(ctx context.Context) error {
 	return nil
 }
 
-// Revert puts back what was there, and has the command take that up if it may have taken up anything else.
+// Revert restores the previous files, and lets the command take them up if it may have taken up the new ones.
 func (c *memberChange) Revert(ctx context.Context) error {
 	c.m.environment.Store(&c.before)
 	err := c.files.Revert()
@@ -228,8 +228,8 @@ func (c *memberChange) react(ctx context.Context) error {
 	return nil
 }
 
-// react returns when the command has done what a reaction asks of it. One that does not run, because it has failed before, is
-// started: nothing else would have it take up what was changed.
+// react returns when the command has reacted. A command that does not run after a failure is started: nothing else would make it
+// take up the change.
 func (m *member) react(ctx context.Context, r reaction) (err error) {
 	switch s := m.service; {
 	case r.kind == reactionRestart || s.State().PID == 0:
@@ -259,10 +259,10 @@ func (m *member) Drain(ctx context.Context, reason string) error {
 	return stopping(m.service.Drain(ctx, reason))
 }
 
-// Resume puts it back.
+// Resume puts the instance back into service.
 func (m *member) Resume(ctx context.Context) error { return stopping(m.service.Resume(ctx)) }
 
-// stopping has the Applier know that an instance which stops says nothing about a change.
+// stopping tells the Applier that a stopping instance says nothing about a change.
 func stopping(err error) error {
 	if errors.Is(err, service.ErrStopping) {
 		return group.ErrStopping

@@ -384,10 +384,10 @@ func TestMemberRefuses(t *testing.T) {
 		{"a text that is not what its format says", func(l *memberLab) { l.config("greeting = ", "toml") }, "version 1 of the configuration: TOML: line 1"},
 		{"a text by other means", func(l *memberLab) { l.config("\x00", "") }, "version 1 of the configuration: "},
 		{"defaults that became wrong", func(l *memberLab) { testenv.File(l, l.dir, "default.toml", "greeting") }, "default.toml: TOML: line 1"},
-		{"a file in a directory", func(l *memberLab) { l.file("../evil", "x") }, `file "../evil" cannot be put`},
-		{"a file for the directory itself", func(l *memberLab) { l.file("..", "x") }, `file ".." cannot be put`},
-		{"a file with control characters", func(l *memberLab) { l.file("a\x1b[31m", "x") }, `file "a\x1b[31m" cannot be put`},
-		{"a file for the list", func(l *memberLab) { l.file(".berth-files", "[]") }, `file ".berth-files" cannot be put`},
+		{"a file in a directory", func(l *memberLab) { l.file("../evil", "x") }, `cannot put file "../evil"`},
+		{"a file for the directory itself", func(l *memberLab) { l.file("..", "x") }, `cannot put file ".."`},
+		{"a file with control characters", func(l *memberLab) { l.file("a\x1b[31m", "x") }, `cannot put file "a\x1b[31m"`},
+		{"a file for the list", func(l *memberLab) { l.file(".berth-files", "[]") }, `cannot put file ".berth-files"`},
 		{"a file that Consul does not have", func(l *memberLab) {
 			l.want.Files = map[string]store.Header{"a": {Version: 3, Sum: "123456789abc"}}
 		}, "file a, version 3: "},
@@ -395,7 +395,7 @@ func TestMemberRefuses(t *testing.T) {
 			_ = os.Mkdir(l.path("files"), 0o755)
 			testenv.File(l, l.path("files"), ".berth-files", "no list")
 			l.file("a", "b")
-		}, "the list of berth's files: "},
+		}, "berth's list of files: "},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l := startMember(t, withFiles)
@@ -407,7 +407,7 @@ func TestMemberRefuses(t *testing.T) {
 	t.Run("a file in place of a rendered one", func(t *testing.T) {
 		l := startMember(t, func(dir string, c *memberConfig) { c.Files = dir })
 		l.file("app.conf", "x")
-		l.refuses(`file "app.conf" cannot be put into ` + l.dir + `: a template is rendered there`)
+		l.refuses(`cannot put file "app.conf" into ` + l.dir + `: a template is rendered there`)
 	})
 }
 
@@ -468,7 +468,7 @@ func TestMemberFileGoesBack(t *testing.T) {
 
 func TestMemberConfiguration(t *testing.T) {
 	l := startMember(t, func(_ string, c *memberConfig) { c.OnChange = "none" })
-	warned := func() int { return strings.Count(l.out.String(), "keys that the defaults do not have") }
+	warned := func() int { return strings.Count(l.out.String(), "keys that the defaults lack") }
 	l.config("greeting = \"Sup\"\nGreeting = 1\n[db]\nhost = 1\n", "toml")
 	for range 3 {
 		l.prepare()

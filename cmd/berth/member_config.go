@@ -17,7 +17,8 @@ import (
 	templategroup "berth/templates/group"
 )
 
-// serviceConfigVariable holds configuration for the application of berth service: more than the defaults, less than the user's file.
+// serviceConfigVariable holds configuration for the application of berth service. It overrides the defaults; the user's file
+// overrides it.
 const serviceConfigVariable = envPrefix + "SERVICE_CONFIG"
 
 // memberConfig says how berth service takes part in its group.
@@ -50,22 +51,22 @@ const (
 )
 
 func (m *memberConfig) flags(f *pflag.FlagSet) {
-	f.StringVar(&m.Group, "group", "", "group of the service: prod makes app the service app-prod in Consul (default: none)")
-	f.StringArrayVar(&m.Render, "render", nil, "template:destination, a file to render for the command, any number of times")
-	f.StringVar(&m.Defaults, "defaults", "", "TOML, YAML or JSON file with the defaults of the service's configuration")
-	f.StringVar(&m.UserConfig, "user-config", "", "TOML, YAML or JSON file whose values count more than the defaults and $"+serviceConfigVariable+", and less than what was applied")
-	f.StringVar(&m.OnChange, "on-change", reactionRestart, "when a rendered file has changed: "+reactionsInWords)
-	f.StringVar(&m.Strategy, "strategy", group.Rolling, "how the group takes up a change: rolling, one instance after the other; at-once; or none, at the next start")
-	f.StringVar(&m.Restart, "restart", "no", "start the command again when it ends by itself: no, on-failure or always")
-	f.StringVar(&m.Files, "files", "", "directory for the files that were put for the service (default: none)")
-	f.StringVar(&m.OnFile, "on-file", "", "when one of these files has changed: "+reactionsInWords+" (default: as on-change)")
-	f.StringArrayVar(&m.Bind, "bind", nil, "name:service, a service that the command needs, any number of times: NAME_HOST and NAME_PORT for the command")
-	f.StringVar(&m.BindingMode, "binding-mode", bindingRelaxed, "strict: start when each bound service has an instance that is well; relaxed: at once")
-	f.StringVar(&m.Topology, "topology", topologyNone, "leader: one instance of the group leads, the others follow; or standalone")
-	f.IntVar(&m.Priority, "priority", 0, "among the instances that may lead the highest goes first, if nobody leads")
+	f.StringVar(&m.Group, "group", "", "group of the service; prod makes app the service app-prod in Consul (default: none)")
+	f.StringArrayVar(&m.Render, "render", nil, "file to render for the command, as template:destination; can be repeated")
+	f.StringVar(&m.Defaults, "defaults", "", "TOML, YAML or JSON file with the service's default configuration")
+	f.StringVar(&m.UserConfig, "user-config", "", "TOML, YAML or JSON file that overrides the defaults and $"+serviceConfigVariable+"; applied configuration overrides it")
+	f.StringVar(&m.OnChange, "on-change", reactionRestart, "what to do when a rendered file changes: "+reactionsInWords)
+	f.StringVar(&m.Strategy, "strategy", group.Rolling, "how the group takes up a change: rolling (one instance at a time), at-once, or none (at the next start)")
+	f.StringVar(&m.Restart, "restart", "no", "whether to start the command again when it ends by itself: no, on-failure or always")
+	f.StringVar(&m.Files, "files", "", "directory for the service's files, see berth file put (default: none)")
+	f.StringVar(&m.OnFile, "on-file", "", "what to do when one of these files changes: "+reactionsInWords+" (default: as --on-change)")
+	f.StringArrayVar(&m.Bind, "bind", nil, "service that the command needs, as name:service; sets NAME_HOST and NAME_PORT; can be repeated")
+	f.StringVar(&m.BindingMode, "binding-mode", bindingRelaxed, "when to start: strict waits for a healthy instance of each bound service, relaxed does not")
+	f.StringVar(&m.Topology, "topology", topologyNone, "leader (one instance of the group leads, the rest follow) or standalone")
+	f.IntVar(&m.Priority, "priority", 0, "priority in a leader election; the highest goes first")
 }
 
-// reaction is what to do with the command after a change.
+// reaction says what to do with the command after a change.
 type reaction struct{ kind, argument string }
 
 // parseReaction reads restart, signal:HUP, exec:COMMAND or none.
@@ -90,7 +91,7 @@ func parseReaction(option, text string) (reaction, error) {
 // target is a template and the file for its text.
 type target struct{ template, destination string }
 
-// membership is a memberConfig that was understood.
+// membership is a parsed memberConfig.
 type membership struct {
 	targets          []target
 	files            string // absolute, "" = none
@@ -98,7 +99,7 @@ type membership struct {
 	binds            []templategroup.Binding
 }
 
-// understand reads what the options name. Its errors begin with the option's name.
+// understand parses the options. Its errors begin with the option's name.
 func (m memberConfig) understand() (membership, error) {
 	var out membership
 	var err error
@@ -108,7 +109,7 @@ func (m memberConfig) understand() (membership, error) {
 			return out, fmt.Errorf("render must be template:destination, not %q", text)
 		}
 		if strings.Contains(destination, ":") { // as in the option file
-			return out, fmt.Errorf("render must be template:destination, not %q: say by --on-change what follows a change", text)
+			return out, fmt.Errorf("render must be template:destination, not %q: set the reaction to a change with --on-change", text)
 		}
 		if destination, err = filepath.Abs(destination); err != nil {
 			return out, fmt.Errorf("render: %w", err)
@@ -122,7 +123,7 @@ func (m memberConfig) understand() (membership, error) {
 			return out, fmt.Errorf("render: cannot read the template: %w", err)
 		}
 		if supervise.SamePath(template, destination) {
-			return out, fmt.Errorf("render: %s is the template and its destination: give the file another name", template)
+			return out, fmt.Errorf("render: %s is both the template and its destination: write to another file", template)
 		}
 		out.targets = append(out.targets, target{template, destination})
 	}
@@ -151,15 +152,15 @@ func (m memberConfig) understand() (membership, error) {
 	case m.Topology != topologyLeader && m.Topology != topologyNone:
 		return out, fmt.Errorf("topology must be %s or %s, not %q", topologyLeader, topologyNone, m.Topology)
 	case m.OnFile != "" && m.Files == "":
-		return out, errors.New("on-file is for the files of a directory: it needs --files")
+		return out, errors.New("on-file needs --files")
 	case m.Priority != 0 && m.Topology != topologyLeader:
-		return out, errors.New("priority is that of an instance that may lead: it needs --topology leader")
+		return out, errors.New("priority needs --topology leader")
 	}
 	_, _, err = m.base()
 	return out, err
 }
 
-// bindings reads the binds, whose services may be written with a group: redis:redis.prod.
+// bindings parses the binds. A service may be written with a group: redis:redis.prod.
 func (m memberConfig) bindings() ([]templategroup.Binding, error) {
 	var texts []string
 	for _, text := range m.Bind {
@@ -179,8 +180,8 @@ func (m memberConfig) bindings() ([]templategroup.Binding, error) {
 	return templategroup.ParseBinds(texts)
 }
 
-// base returns the defaults, and merged over them the variable and the user's file: all that goes before the applied text. The
-// files are read each time, so that a restart takes up what was edited.
+// base returns the defaults merged with the variable and the user's file: everything that the applied text overrides. The files are
+// read each time, so a restart takes up edits.
 func (m memberConfig) base() (base, defaults map[string]any, err error) {
 	base = map[string]any{}
 	if m.Defaults != "" {
@@ -220,7 +221,7 @@ func readTable(option, path string) (map[string]any, error) {
 
 // service returns the name of the group in Consul: app-prod for app and prod.
 func (m memberConfig) service(name string) (string, error) {
-	if m.Group == "" || store.ValidService(name) != nil { // who registers it says what is wrong with the name
+	if m.Group == "" || store.ValidService(name) != nil { // the registration reports what is wrong with the name
 		return name, nil
 	}
 	if strings.Contains(m.Group, ".") {

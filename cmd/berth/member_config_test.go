@@ -32,17 +32,17 @@ func TestMemberOptions(t *testing.T) {
 		{func(c *memberConfig) { c.Render = []string{tmpl} }, `render must be template:destination, not "` + tmpl + `"`},
 		{func(c *memberConfig) { c.Render = []string{":b"} }, `render must be template:destination, not ":b"`},
 		{func(c *memberConfig) { c.Render = []string{tmpl + ":"} }, `render must be template:destination`},
-		{func(c *memberConfig) { c.Render = []string{tmpl + ":b:kill -HUP 1"} }, `say by --on-change what follows a change`},
+		{func(c *memberConfig) { c.Render = []string{tmpl + ":b:kill -HUP 1"} }, `set the reaction to a change with --on-change`},
 		{func(c *memberConfig) { c.Render = []string{tmpl + ":b", tmpl + ":./b"} }, `/b is the destination of two templates`},
 		{func(c *memberConfig) { c.Render = []string{dir + "/none:b"} }, `render: cannot read the template: open ` + dir + `/none: no such file or directory`},
-		{func(c *memberConfig) { c.Render = []string{tmpl + ":" + dir + "/./app.ctmpl"} }, `is the template and its destination: give the file another name`},
+		{func(c *memberConfig) { c.Render = []string{tmpl + ":" + dir + "/./app.ctmpl"} }, `is both the template and its destination: write to another file`},
 		{func(c *memberConfig) { c.OnChange = "reload" }, `on-change must be restart, signal:NAME, exec:COMMAND or none, not "reload"`},
 		{func(c *memberConfig) { c.OnChange = "" }, `on-change must be restart, signal:NAME, exec:COMMAND or none, not ""`},
 		{func(c *memberConfig) { c.OnChange = "signal:HUPP" }, `on-change: the signal must be one like HUP, not "HUPP"`},
 		{func(c *memberConfig) { c.OnChange = "signal:" }, `on-change: the signal must be one like HUP, not ""`},
 		{func(c *memberConfig) { c.OnChange = "exec: " }, `on-change must be`},
 		{func(c *memberConfig) { c.OnChange = "signal:SIGUSR2" }, ""},
-		{func(c *memberConfig) { c.OnFile = "none" }, `on-file is for the files of a directory: it needs --files`},
+		{func(c *memberConfig) { c.OnFile = "none" }, `on-file needs --files`},
 		{func(c *memberConfig) { c.Files, c.OnFile = dir, "never" }, `on-file must be restart, signal:NAME, exec:COMMAND or none, not "never"`},
 		{func(c *memberConfig) { c.Files, c.OnFile = dir, "exec:true" }, ""},
 		{func(c *memberConfig) { c.Bind = []string{"redis"} }, `bind "redis" must be name:service, such as redis:redis`},
@@ -55,7 +55,7 @@ func TestMemberOptions(t *testing.T) {
 		{func(c *memberConfig) { c.Strategy = "canary" }, `strategy must be rolling, at-once or none, not "canary"`},
 		{func(c *memberConfig) { c.BindingMode = "lax" }, `binding-mode must be strict or relaxed, not "lax"`},
 		{func(c *memberConfig) { c.Topology = "ring" }, `topology must be leader or standalone, not "ring"`},
-		{func(c *memberConfig) { c.Priority = 3 }, `priority is that of an instance that may lead: it needs --topology leader`},
+		{func(c *memberConfig) { c.Priority = 3 }, `priority needs --topology leader`},
 		{func(c *memberConfig) { c.Priority, c.Topology = 3, topologyLeader }, ""},
 		{func(c *memberConfig) { c.Defaults = dir + "/none.toml" }, `defaults: open ` + dir + `/none.toml: no such file or directory`},
 		{func(c *memberConfig) { c.Defaults = bad }, `defaults: ` + bad + `: TOML: line 2, column 5`},
@@ -75,7 +75,7 @@ func TestMemberOptions(t *testing.T) {
 	t.Setenv("PATH", dir)
 	c := goodMember()
 	c.OnChange = "exec:true"
-	if _, err := c.understand(); err == nil || !strings.Contains(err.Error(), "on-change: a command needs a shell, and there is none here") {
+	if _, err := c.understand(); err == nil || !strings.Contains(err.Error(), "on-change: a command needs a shell, and there is none") {
 		t.Errorf("without a shell: %v", err)
 	}
 }

@@ -426,7 +426,7 @@ func (r *ring) binds() {
 		return m
 	}
 	strict, relaxed := start("--binding-mode", "strict"), start()
-	strict.logs("waiting for an instance that is well of each bound service")
+	strict.logs("waiting for a healthy instance of each service")
 	strict.logs("redis:redis")
 	if a := relaxed.says("nothing"); a.RedisHost != "" {
 		r.Errorf("without Redis: %+v", a)
@@ -571,8 +571,8 @@ func (r *ring) away() {
 	r.consul.Do(r, "stop", "--time", "2")
 	earlier.runWith(environment, "off", args(earlier)...)
 	none.runWith(environment, "off", args(none)...)
-	earlier.logs("starting with the files of an earlier run")
-	none.logs("waiting for Consul to say what belongs into the first files")
+	earlier.logs("with the files of an earlier run")
+	none.logs("waiting for Consul before writing the first files")
 	earlier.says("Earlier")
 	if a := none.answer(); a.PID != 0 {
 		r.Errorf("it has not waited: %+v", a)

@@ -15,8 +15,8 @@ import (
 // watchedFile is a file that berth reads again when it changes.
 type watchedFile struct{ what, path string }
 
-// warnOfMounts warns of templates, token and certificate that are mounts of their own, as with
-// -v ./haproxy.ctmpl:/etc/berth/haproxy.ctmpl. An editor replaces a file, and such a mount goes on showing the old one.
+// warnOfMounts warns of templates, tokens and certificates that are mounted as single files, as with
+// -v ./haproxy.ctmpl:/etc/berth/haproxy.ctmpl. An editor replaces the file, but the mount keeps showing the old one.
 func (p *process) warnOfMounts(outputs []output) {
 	var files []watchedFile
 	for _, o := range outputs {
@@ -26,7 +26,7 @@ func (p *process) warnOfMounts(outputs []output) {
 		watchedFile{"client certificate", os.Getenv(api.HTTPClientCert)})
 	mounts, _ := os.ReadFile("/proc/self/mountinfo") // which exists on Linux
 	for _, f := range mountedAlone(files, string(mounts)) {
-		p.log.Warn("the "+f.what+" "+f.path+" is mounted as a single file: an edit that replaces the file is never seen; mount its directory", "path", f.path)
+		p.log.Warn(f.what+" "+f.path+" is mounted as a single file, so edits that replace it go unnoticed; mount its directory", "path", f.path)
 	}
 }
 
@@ -58,7 +58,7 @@ func mountedAlone(files []watchedFile, mounts string) (alone []watchedFile) {
 
 var octal = regexp.MustCompile(`\\[0-7]{3}`)
 
-// unescaped returns a path of mountinfo, where a blank is \040.
+// unescaped returns a path of mountinfo, which escapes a blank as \040.
 func unescaped(path string) string {
 	return octal.ReplaceAllStringFunc(path, func(s string) string {
 		n, _ := strconv.ParseUint(s[1:], 8, 8)

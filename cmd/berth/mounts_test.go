@@ -64,6 +64,6 @@ func TestRegistrarWarnsOfMounts(t *testing.T) {
 			t.Errorf("it ends with %v:\n%s", err, log.String())
 		}
 	}()
-	log.Wait(t, "the token file "+token+" is mounted as a single file")
-	log.Wait(t, "berth starts") // from here on it ends in order
+	log.Wait(t, "token file "+token+" is mounted as a single file")
+	log.Wait(t, "berth started") // from here on it ends in order
 }

@@ -32,20 +32,19 @@ func newNginx() *nginxKind {
 }
 
 func (k *nginxKind) flags(f *pflag.FlagSet) {
-	k.proxyOptions.flags(f, "control socket for nginx to listen on, in a directory for nginx and berth alone",
-		"a signal to its master process", "an nginx that is told so by SIGHUP through Docker")
-	f.DurationVar(&k.ClosingTime, "nginx-closing-time", 0, "how long before a reload an nginx before 1.27.4 ends the connections that clients keep, besides 100ms after it")
-	f.BoolVar(&k.Lua, "nginx-lua", false, "change servers without a reload by a balancer in Lua, in the built-in template (needs lua-nginx-module)")
+	k.proxyOptions.flags(f, "control socket that nginx listens on, in a directory only for nginx and berth",
+		"a signal to its master process", "nginx's container, to reload it by SIGHUP through Docker")
+	f.DurationVar(&k.ClosingTime, "nginx-closing-time", 0, "how long before a reload nginx older than 1.27.4 closes keep-alive connections, in addition to 100ms after it")
+	f.BoolVar(&k.Lua, "nginx-lua", false, "change servers without a reload, with a Lua balancer in the built-in template (needs lua-nginx-module)")
 }
 
-// checkSocket refuses to look after an nginx whose configuration cannot name the control socket: berth has no other way to
-// see what nginx runs.
+// checkSocket refuses an nginx without a usable control socket: berth has no other way to see what nginx runs.
 func (k *nginxKind) checkSocket() error {
 	if k.File == "" {
 		return nil
 	}
 	if k.Socket == "" {
-		return errors.New("nginx-socket is none: berth needs a path for the control socket by which it sees what nginx runs")
+		return errors.New("nginx-socket is none: berth needs the control socket to see what nginx runs")
 	}
 	return k.optionError("socket", nginx.CheckPath(k.Socket))
 }
@@ -86,7 +85,7 @@ func (k *nginxKind) versionHere(ctx context.Context, binary string) string {
 	return nginx.VersionHere(ctx, binary, k.Socket, versionTime)
 }
 
-// controlSocket returns the absolute path of the socket: nginx would look for a relative one in its prefix.
+// controlSocket returns the absolute path of the socket: nginx would resolve a relative path against its prefix.
 func (k *nginxKind) controlSocket() string {
 	path, err := filepath.Abs(k.Socket)
 	if err != nil || k.Socket == "" {

@@ -23,21 +23,22 @@ func pauseCommand() *cobra.Command {
 	var form string
 	cmd := onConsul(&cobra.Command{
 		Use:   "pause SERVICE...",
-		Short: "Have requests for a service wait until it is resumed",
-		Long: `Have new requests for services wait at the proxy, by their names in Consul, until berth resume: for a migration of their
-data, say. A request that has waited for --max gets a page with the status 503. What a service has begun to answer goes on.
-A pause is in Consul and lasts over restarts. One of a service that is paused already replaces it.`,
+		Short: "Make requests for a service wait until it is resumed",
+		Long: `Make new requests for services wait at the proxy until berth resume, for example during a data migration. Services are
+named as in Consul. A request that has waited for --max gets a page with status 503. Responses that have begun continue.
+
+A pause is stored in Consul and survives restarts. A new pause replaces the current one.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if list {
 				for _, name := range []string{"max", "reason"} {
 					if cmd.Flags().Changed(name) {
-						return fmt.Errorf("--%s does not go with --list, which pauses nothing", name)
+						return fmt.Errorf("--%s cannot be combined with --list", name)
 					}
 				}
 				return arguments()(cmd, args)
 			}
 			if cmd.Flags().Changed("format") {
-				return errors.New("--format goes with --list only")
+				return errors.New("--format needs --list")
 			}
 			return atLeastOne("SERVICE")(cmd, args)
 		},
@@ -62,19 +63,19 @@ A pause is in Consul and lasts over restarts. One of a service that is paused al
 			return g.pause(ctx, p)
 		})
 	})
-	cmd.Flags().DurationVar(&pause.Max, "max", 30*time.Second, "how long one request waits, from 1s to 5m")
-	cmd.Flags().StringVar(&pause.Reason, "reason", "paused by hand", "shown by --list")
-	cmd.Flags().BoolVar(&list, "list", false, "list what is paused")
+	cmd.Flags().DurationVar(&pause.Max, "max", 30*time.Second, "how long a request waits at most, from 1s to 5m")
+	cmd.Flags().StringVar(&pause.Reason, "reason", "paused by hand", "reason to show in --list")
+	cmd.Flags().BoolVar(&list, "list", false, "list the paused services")
 	formatFlag(cmd, &form)
-	cmd.Flags().Lookup("format").Usage = "of --list: table or json"
+	cmd.Flags().Lookup("format").Usage = "output of --list: table or json"
 	return cmd
 }
 
 func resumeCommand() *cobra.Command {
 	return onConsul(&cobra.Command{
 		Use:               "resume SERVICE...",
-		Short:             "Have requests for a paused service served again, those that wait first",
-		Long:              "End the pause of services, by their names in Consul: requests that wait go on at once. A service that is not paused stays as it is.",
+		Short:             "Resume a paused service; waiting requests go first",
+		Long:              "End the pause of services, named as in Consul. Waiting requests continue immediately. Services that are not paused do not change.",
 		Args:              atLeastOne("SERVICE"),
 		ValidArgsFunction: completeServices(pausedNames),
 	}, func(ctx context.Context, g *groupStore, services []string) error {
@@ -85,8 +86,8 @@ func resumeCommand() *cobra.Command {
 	})
 }
 
-// forEach does something with each of several services. The error of one keeps none of the others in or out of service, but
-// where Consul does not answer it is waited for once.
+// forEach does something with each service. The error of one service does not stop the rest, except that a silent Consul is waited
+// for only once.
 func forEach(services []string, do func(service string) error) error {
 	var errs []error
 	for i, service := range services {
@@ -100,7 +101,7 @@ func forEach(services []string, do func(service string) error) error {
 	return errors.Join(errs...)
 }
 
-// validServices returns an error of usage for a name that no service has.
+// validServices returns a usage error for an invalid service name.
 func validServices(services []string) error {
 	for _, service := range services {
 		if err := store.ValidService(service); err != nil {
@@ -110,7 +111,7 @@ func validServices(services []string) error {
 	return nil
 }
 
-// pause writes a pause. Of one that is there already, it keeps the time.
+// pause writes a pause. It keeps the start time of an existing pause.
 func (g *groupStore) pause(ctx context.Context, p catalog.Pause) error {
 	before, err := g.pausedPair(ctx, p.Service)
 	if err != nil {
@@ -122,7 +123,7 @@ func (g *groupStore) pause(ctx context.Context, p catalog.Pause) error {
 			return fmt.Errorf("%s: %w", p.Service, err)
 		}
 		if !slices.Contains(listed, p.Service) {
-			return fmt.Errorf("%s: Consul has no such service%s; pause it while an instance of it is registered", p.Service,
+			return fmt.Errorf("%s: Consul has no such service%s; pause a service while it has a registered instance", p.Service,
 				didYouMean(closest(p.Service, listed)...))
 		}
 	} else if old, err := catalog.ParsePause(before); err == nil {
@@ -135,11 +136,11 @@ func (g *groupStore) pause(ctx context.Context, p catalog.Pause) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", p.Service, err)
 	}
-	_, err = fmt.Fprintf(g.out, "%s: paused, a request waits up to %s\n", p.Service, p.Max)
+	_, err = fmt.Fprintf(g.out, "%s: paused; requests wait up to %s\n", p.Service, p.Max)
 	return err
 }
 
-// resume ends a pause. A service that has none may be one that somebody else has resumed, but a name that nobody has is a mistake.
+// resume ends a pause. A service without a pause may have been resumed by another operator, but an unknown name is an error.
 func (g *groupStore) resume(ctx context.Context, service string) error {
 	pair, err := g.pausedPair(ctx, service)
 	if err != nil {
@@ -150,11 +151,11 @@ func (g *groupStore) resume(ctx context.Context, service string) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", service, err)
 		}
-		limited, cancel := context.WithTimeout(ctx, time.Second) // it is an extra, and Consul has answered just now
+		limited, cancel := context.WithTimeout(ctx, time.Second) // only an extra, and Consul has just answered
 		defer cancel()
 		meant := didYouMean(closest(service, pausedNames(limited, g.consul))...)
 		if !slices.Contains(listed, service) {
-			return fmt.Errorf("%s: not paused, and Consul has no such service%s; berth pause --list shows what is paused", service, meant)
+			return fmt.Errorf("%s: not paused, and Consul has no such service%s; berth pause --list shows the paused services", service, meant)
 		}
 		_, err = fmt.Fprintf(g.out, "%s: not paused%s\n", service, meant)
 		return err
@@ -213,7 +214,7 @@ func (g *groupStore) listPaused(ctx context.Context, form string) error {
 	var list []pausedJSON
 	var errs []error
 	if meta.ResultsFilteredByACLs {
-		errs = append(errs, errors.New("the token does not see all that is paused"))
+		errs = append(errs, errors.New("the token does not see all paused services"))
 	}
 	for _, pair := range pairs {
 		p, err := catalog.ParsePause(pair)

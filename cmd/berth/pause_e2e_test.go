@@ -48,7 +48,7 @@ func TestE2EPause(t *testing.T) {
 
 	l := startLoad(t, "http://"+address+path)
 	testenv.Until(t, 10*time.Second, "requests", func() bool { return l.sentAfter(time.Time{}) > 50 })
-	say("shop: paused, a request waits up to 20s\n", "pause", "shop", "--max", "20s", "--reason", "move \"it\"")
+	say("shop: paused; requests wait up to 20s\n", "pause", "shop", "--max", "20s", "--reason", "move \"it\"")
 	testenv.Until(t, 10*time.Second, "a request that waits", func() bool {
 		client := http.Client{Timeout: time.Second}
 		resp, err := client.Get("http://" + address + path)
@@ -83,7 +83,7 @@ func TestE2EPause(t *testing.T) {
 		t.Errorf("%d requests waited", waited)
 	}
 
-	say("shop: paused, a request waits up to 1s\n", "pause", "shop", "--max", "1s")
+	say("shop: paused; requests wait up to 1s\n", "pause", "shop", "--max", "1s")
 	ask := func() error {
 		begun := time.Now()
 		resp, err := http.Get("http://" + address + path)

@@ -39,10 +39,10 @@ func TestPauseMistakes(t *testing.T) {
 		args, says string
 		code       int
 	}{
-		{"pause web", "web: paused, a request waits up to 30s", 0},
-		{"pause shop --max 5m", "shop: paused, a request waits up to 5m0s", 0}, // again
+		{"pause web", "web: paused; requests wait up to 30s", 0},
+		{"pause shop --max 5m", "shop: paused; requests wait up to 5m0s", 0}, // again
 		{"pause", "name at least one SERVICE", 2},
-		{"pause shp", "shp: Consul has no such service (did you mean shop?); pause it while", 1},
+		{"pause shp", "shp: Consul has no such service (did you mean shop?); pause a service while", 1},
 		{"pause shop --max 0", "--max must be from 1s to 5m, not 0s", 2},
 		{"pause shop --max=-1s", "--max must be from 1s to 5m, not -1s", 2},
 		{"pause shop --max 2h", "--max must be from 1s to 5m, not 2h0m0s", 2},
@@ -51,9 +51,9 @@ func TestPauseMistakes(t *testing.T) {
 		{"pause ../shop", `"../shop" is not a service name`, 2},
 		{"pause shop,web", `"shop,web" is not a service name`, 2},
 		{"pause --list shop", `unexpected argument "shop"`, 2},
-		{"pause shop --format json", "--format goes with --list only", 2},
-		{"pause --list --max 5m", "--max does not go with --list", 2},
-		{"pause --list --reason x", "--reason does not go with --list", 2},
+		{"pause shop --format json", "--format needs --list", 2},
+		{"pause --list --max 5m", "--max cannot be combined with --list", 2},
+		{"pause --list --reason x", "--reason cannot be combined with --list", 2},
 		{"pause --list --format json", `{"service":"shop","max":"30s"`, 0},
 		{"resume", "name at least one SERVICE", 2},
 		{"resume shop", "shop: resumed", 0},
@@ -102,7 +102,7 @@ func TestPauseWithoutConsul(t *testing.T) {
 	for _, command := range []string{"pause", "resume"} {
 		asked.Clear()
 		_, err := berthCommand(t, command, "a", "b", "c", "--consul-address", consul.URL, "--timeout", "200ms")
-		if err == nil || !strings.HasPrefix(err.Error(), "a: given up after 200ms: ") || !strings.HasSuffix(err.Error(), "\nb, c: not tried") {
+		if err == nil || !strings.HasPrefix(err.Error(), "a: gave up after 200ms: ") || !strings.HasSuffix(err.Error(), "\nb, c: not tried") {
 			t.Errorf("berth %s: %v", command, err)
 		}
 		for _, not := range []string{"b", "c"} {

@@ -13,8 +13,8 @@ import (
 // pluginName is the name under which berth is a plugin of the docker command: docker berth rollout ...
 const pluginName = "docker-berth"
 
-// asPlugin prepares the command for being called as a plugin, and reports whether all that docker wanted was to be told about it.
-// An option of docker that says which Docker is an error: berth would use another.
+// asPlugin prepares the command for a call as a plugin, and reports whether docker only asked for the plugin's metadata. Docker's
+// options that select a Docker host are errors: berth would use a different host.
 func asPlugin(root *cobra.Command, args []string) (done bool, err error) {
 	if filepath.Base(args[0]) != pluginName || len(args) < 2 {
 		return false, nil
@@ -28,7 +28,7 @@ func asPlugin(root *cobra.Command, args []string) (done bool, err error) {
 			name, _, _ := strings.Cut(word, "=")
 			long := strings.HasPrefix(name, "--")
 			if long && slices.Contains([]string{"--host", "--context"}, name) || !long && (strings.HasPrefix(name, "-H") || strings.HasPrefix(name, "-c")) {
-				return false, fmt.Errorf("docker's option %s does not count for berth: set DOCKER_HOST instead", name)
+				return false, fmt.Errorf("berth ignores docker's option %s: set DOCKER_HOST instead", name)
 			}
 		}
 		root.SetArgs(args[at+1:])

@@ -15,7 +15,7 @@ import (
 	"berth/templates/route"
 )
 
-// proxyKind is a kind of proxy with its options. It has what differs between HAProxy and nginx.
+// proxyKind is a kind of proxy with its options. It covers the differences between HAProxy and nginx.
 type proxyKind interface {
 	common() *proxyOptions
 	command(args []string) ([]string, error) // completes the command line that runs the proxy as berth's child
@@ -55,13 +55,13 @@ func (o *proxyOptions) common() *proxyOptions { return o }
 
 // flags declares the options. socket and container are help texts; insteadOf is what a reload command replaces.
 func (o *proxyOptions) flags(f *pflag.FlagSet, socket, insteadOf, container string) {
-	f.StringVar(&o.File, o.name+"-config", o.File, o.title+"'s configuration file, in a directory that berth may write to, or none")
+	f.StringVar(&o.File, o.name+"-config", o.File, o.title+"'s configuration file, in a directory that berth can write to, or none")
 	f.StringVar(&o.Socket, o.name+"-socket", o.Socket, socket)
 	f.StringVar(&o.ReloadCommand, o.name+"-reload-command", "", "shell command that makes "+o.title+" load its file, instead of "+insteadOf)
-	f.StringVar(&o.ReloadContainer, o.name+"-reload-container", "", "container of "+container)
-	f.StringVar(&o.Binary, o.name+"-binary", o.name, "program to validate a configuration with before it is loaded, if it is here, or none")
+	f.StringVar(&o.ReloadContainer, o.name+"-reload-container", "", container)
+	f.StringVar(&o.Binary, o.name+"-binary", o.name, "program that validates a configuration before it is loaded, if installed; none disables this")
 	f.DurationVar(&o.Timeout, o.name+"-timeout", 10*time.Second, "how long "+o.title+" may take to answer or to reload")
-	f.DurationVar(&o.StopTimeout, o.name+"-stop-timeout", 8*time.Second, "how long an "+o.title+" that berth runs may finish its connections when berth is stopped")
+	f.DurationVar(&o.StopTimeout, o.name+"-stop-timeout", 8*time.Second, "if berth runs "+o.title+": how long it may take to finish its connections when berth stops")
 }
 
 // optionError puts the name of an option before an error.
@@ -72,7 +72,7 @@ func (o *proxyOptions) optionError(option string, err error) error {
 	return fmt.Errorf("%s-%s: %w", o.name, option, err)
 }
 
-// driverOptions are what a driver takes besides the options of the configuration.
+// driverOptions are the options of a driver that do not come from the configuration.
 type driverOptions struct {
 	binary      string
 	env         []string                    // of that program; nil if berth does not run the proxy
@@ -82,7 +82,7 @@ type driverOptions struct {
 	waiting     *proxyctl.Waiting
 }
 
-// kindOf returns the kind of proxy that the option proxy asks for; by default, the kind that the command behind -- runs.
+// kindOf returns the kind of proxy set by the option proxy; the default is the kind that the command behind -- runs.
 func kindOf(asked string, command []string) (string, error) {
 	switch asked {
 	case kindHAProxy, kindNginx:
@@ -96,8 +96,8 @@ func kindOf(asked string, command []string) (string, error) {
 	return "", fmt.Errorf("proxy must be %s or %s, not %q", kindHAProxy, kindNginx, asked)
 }
 
-// proxyTemplate returns the template of the proxy's configuration, from the option or the built-in one. It learns the version
-// of the proxy, because the first text has to suit it. binary is the proxy's program, if there is one.
+// proxyTemplate returns the template of the proxy's configuration, from the option or built in. It learns the proxy's version,
+// because the first text must suit it. binary is the proxy's program, if any.
 func (p *process) proxyTemplate(ctx context.Context, binary string) (templater.Template, error) {
 	o := p.proxy.common()
 	path, err := filepath.Abs(o.File)
@@ -112,7 +112,7 @@ func (p *process) proxyTemplate(ctx context.Context, binary string) (templater.T
 	return t, err
 }
 
-// validator returns the path of the proxy's program, "" if berth does not find it and nobody asked for it.
+// validator returns the path of the proxy's program, "" if berth does not find it and no option sets it.
 func (p *process) validator() (string, error) {
 	o := p.proxy.common()
 	if o.Binary == "" {
@@ -123,14 +123,13 @@ func (p *process) validator() (string, error) {
 		return "", o.optionError("binary", err)
 	}
 	if err != nil {
-		p.log.Debug("no "+o.name+" program here: the running "+o.title+" judges a configuration when it loads it", "err", err)
+		p.log.Debug("no "+o.name+" program found: "+o.title+" itself validates a configuration when it loads it", "err", err)
 	}
 	return path, nil
 }
 
-// proxyOutput returns the output that brings the proxy to its texts and, if berth runs the proxy by this command, the proxy
-// as a child. Ports that the proxy cannot open are added to refused. stopping is called when the child is about to be told
-// to end.
+// proxyOutput returns the output that applies texts to the proxy and, if berth runs the proxy with this command, the proxy as a
+// child. Ports that the proxy cannot open are added to refused. stopping is called just before the child is told to end.
 func (p *process) proxyOutput(ctx context.Context, command []string, refused *route.Refused, report *reporter, stopping func()) (output, *proxyChild, error) {
 	command, err := p.childCommand(command)
 	if err != nil {

@@ -6,8 +6,8 @@ import (
 	"berth/proxyctl"
 )
 
-// proxyVersion is the version of a proxy as far as it is known, and whether HAProxy was built with Lua: the driver learns it, and
-// templates ask for it.
+// proxyVersion is the known version of a proxy, and whether HAProxy was built with Lua. The driver learns both, templates ask for
+// them.
 type proxyVersion struct {
 	rerender chan struct{} // of capacity 1: templates would be told something else
 
@@ -22,7 +22,7 @@ func newProxyVersion() *proxyVersion {
 	return &proxyVersion{rerender: make(chan struct{}, 1), answered: map[string]bool{}}
 }
 
-// atLeast reports whether the proxy is of a version or a later one.
+// atLeast reports whether the proxy has this version or a later one.
 func (v *proxyVersion) atLeast(version string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -37,7 +37,7 @@ func (v *proxyVersion) now() string {
 	return v.known
 }
 
-// learn makes a version the known one, and has the templates rendered again if they would be told something else now.
+// learn sets the known version, and renders the templates again if an earlier answer to them has changed.
 func (v *proxyVersion) learn(known string) (rerenders bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -51,14 +51,14 @@ func (v *proxyVersion) learn(known string) (rerenders bool) {
 	return rerenders
 }
 
-// notify has the templates rendered again. The caller holds the lock.
+// notify requests that the templates are rendered again. The caller holds the lock.
 func (v *proxyVersion) notify() {
 	if len(v.rerender) == 0 { // nobody else sends
 		v.rerender <- struct{}{}
 	}
 }
 
-// lua reports whether HAProxy has Lua, as nearly every one has.
+// lua reports whether HAProxy has Lua, which is true unless proven otherwise.
 func (v *proxyVersion) lua() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -66,8 +66,8 @@ func (v *proxyVersion) lua() bool {
 	return !v.lualess
 }
 
-// withoutLua notes that HAProxy was built without Lua, and has the templates rendered again if one asked for it. It reports
-// whether that was new.
+// withoutLua records that HAProxy was built without Lua, and renders the templates again if one asked. It reports whether this was
+// new.
 func (v *proxyVersion) withoutLua() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -53,7 +53,7 @@ func commandReference(root *cobra.Command) string {
 	var page strings.Builder
 	page.WriteString(generated + "# Command line\n\n")
 	writeProse(&page, root.Long)
-	page.WriteString("Every command has `--help`. The last column of a table is the environment variable of the flag. A flag without one is a flag only.\n" +
+	page.WriteString("Every command has `--help`. The last column of each table is the flag's environment variable. Flags without one can only be set on the\ncommand line. " +
 		"[configuration.md](configuration.md) lists the options by subject.\n")
 	var sections strings.Builder
 	for _, g := range commandGroups {
@@ -106,13 +106,14 @@ func configurationReference(root *cobra.Command) string {
 	var page strings.Builder
 	page.WriteString(generated + `# Configuration
 
-Each option is a flag, an environment variable or a key of the YAML file that ` + "`--config`" + ` names. They count in this order:
+Set an option with a flag, an environment variable or a key in the YAML file given by ` + "`--config`" + `, in this order of precedence:
 ` + "`--reload-interval 1s`, `BERTH_RELOAD_INTERVAL=1s`, `reload-interval: 1s`" + `. The variable is ` + "`BERTH_`" + ` and the name of the option in capitals,
-with ` + "`_` for `-`" + `. An empty variable counts as not set. In a variable, the values of a list are separated by commas, those of ` + "`file`" + `
-by line ends. A flag or key that does not exist is an error. A variable that does not exist is a warning.
+with ` + "`_` instead of `-`" + `. An empty variable counts as unset. In a variable, separate list values with commas, and those of ` + "`file`" + ` with
+newlines. An unknown flag or key is an error. An unknown variable is a warning.
 
-` + "`berth render`" + ` takes the options of the templater, and every other command those on Consul and the log. The flags of each command are in
-[cli.md](cli.md). ` + "`berth help environment`" + ` prints all variables, with the standard ones for Consul, Docker, Vault and Nomad.
+` + "`berth render`" + ` takes the options of the templater. Every other command takes the options for Consul and the log. [cli.md](cli.md) lists
+the flags of each command. ` + "`berth help environment`" + ` prints all variables, including the standard ones for Consul, Docker, Vault and
+Nomad.
 `)
 	// An option that means something else to another command has a row for each.
 	type row struct{ name, meaning, value string }
@@ -136,21 +137,21 @@ by line ends. A flag or key that does not exist is an error. A variable that doe
 	for _, g := range flagGroups {
 		rows := groups[g.title]
 		title := g.title
-		if title == "This command" {
-			title = "Process" // what is left of it here is what berth service runs
+		if title == "Options" {
+			title = "Process" // only the options of berth service remain here
 		}
 		if rows == nil {
 			continue
 		}
 		slices.SortStableFunc(rows, func(a, b row) int { return cmp.Compare(placeIn(a.name), placeIn(b.name)) })
-		fmt.Fprintf(&page, "\n## %s\n\n| option | of | meaning | default |\n| --- | --- | --- | --- |\n", title)
+		fmt.Fprintf(&page, "\n## %s\n\n| option | commands | meaning | default |\n| --- | --- | --- | --- |\n", title)
 		for _, r := range rows {
 			writeRow(&page, "`"+r.name+"`", strings.Join(takers[r], ", "), r.meaning, r.value)
 		}
 	}
-	page.WriteString("\n## In the file only\n\n| key | of | meaning | default |\n| --- | --- | --- | --- |\n")
-	writeRow(&page, "`policy`", "registrar, run", "which containers may register what: [policy.md](../policy.md)", "everything")
-	writeRow(&page, "`files`", "templater, run", "plain files to render, with their mode, owner and action: [files.md](../files.md)", "none")
+	page.WriteString("\n## In the file only\n\n| key | commands | meaning | default |\n| --- | --- | --- | --- |\n")
+	writeRow(&page, "`policy`", "registrar, run", "which containers may register what: [policy](../operate/policy.md)", "everything")
+	writeRow(&page, "`files`", "templater, run", "plain files to render, with their mode, owner and action: [files](../use/files.md)", "none")
 	return page.String()
 }
 
@@ -213,7 +214,7 @@ func meaningOf(f *pflag.Flag) (meaning, value string) {
 	if m := inText.FindStringSubmatch(f.Usage); m != nil {
 		meaning, value = m[1], markdown(m[2])
 	} else if f.Name == "name" || f.Name == "port" { // of berth service
-		value = "must be given"
+		value = "required"
 	} else if text := cmp.Or(strings.TrimSuffix(strings.TrimPrefix(defaultOf(f), " (default "), ")"), f.DefValue); text != "" && text != "[]" {
 		value = "`" + text + "`"
 	}
@@ -232,11 +233,21 @@ func writeProse(w *strings.Builder, text string) {
 	for paragraph := range strings.SplitSeq(strings.TrimSpace(text), "\n\n") {
 		paragraph = strings.Trim(paragraph, "\n")
 		if strings.HasPrefix(paragraph, " ") || strings.HasPrefix(paragraph, "\t") {
-			writeCode(w, paragraph)
+			writeCode(w, dedent(paragraph))
 		} else {
 			w.WriteString(markdown(paragraph) + "\n\n")
 		}
 	}
+}
+
+// dedent removes the indentation of the first line from all lines.
+func dedent(text string) string {
+	indent := text[:len(text)-len(strings.TrimLeft(text, " \t"))]
+	var out strings.Builder
+	for line := range strings.Lines(text) {
+		out.WriteString(strings.TrimPrefix(line, indent))
+	}
+	return out.String()
 }
 
 func writeCode(w *strings.Builder, text string) {

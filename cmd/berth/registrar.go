@@ -17,21 +17,20 @@ func registrarCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "registrar [flags] [--dry-run [CONTAINER...]]",
 		Short: "Register the containers of this Docker host in Consul",
-		Long: `Watch Docker and keep the services of the Consul agent equal to the running containers: a container is
-registered when it is ready, taken out of service when it is told to stop, and deregistered when it dies.
-What is registered is said by the container's SERVICE_* environment variables and labels. Run one registrar
-on each Docker host.
+		Long: `Watch Docker and keep the services on the Consul agent in step with the running containers. A container is registered
+when it is ready, taken out of service when it is told to stop, and deregistered when it dies. Its SERVICE_* environment
+variables and labels say what to register. Run one registrar on each Docker host.
 
-With --dry-run, print what each container registers and is routed, and why or why not. Containers can be
-named by name, by the beginning of their ID, or by their service in a compose file. The registrar that runs
-at --listen is asked; if none does, or if options of the registrar are given, Docker and Consul are.`,
+With --dry-run, print what each container registers, which routes it gets, and why. Select containers by name, by ID prefix
+or by compose service. The registrar at --listen answers. If none runs there, or if you set registrar options, berth reads
+Docker and Consul itself.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := newProcess(cmd)
 			switch {
 			case err != nil:
 				return err
 			case len(args) > 0 && !dryRun:
-				return asUsageError(fmt.Errorf("%s: a registrar registers all containers; with --dry-run it tells about those that are named", args[0]))
+				return asUsageError(fmt.Errorf("%s: a registrar registers all containers; name containers only with --dry-run", args[0]))
 			case format != formatTable && format != formatJSON:
 				return asUsageError(fmt.Errorf("format must be %s or %s, not %q", formatTable, formatJSON, format))
 			case dryRun:
@@ -50,9 +49,9 @@ at --listen is asked; if none does, or if options of the registrar are given, Do
 	c.commonFlags(cmd.Flags(), listenRegistrar)
 	c.pageFlags(cmd.Flags())
 	c.registrarFlags(cmd.Flags())
-	cmd.Flags().BoolVar(&once, "once", false, "bring Consul up to date once, and end")
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only print what each container registers, and why or why not")
-	cmd.Flags().StringVar(&format, "format", formatTable, "of --dry-run: table, or json: an object in a line for each container")
+	cmd.Flags().BoolVar(&once, "once", false, "update Consul once, then exit")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only print what each container would register, and why")
+	cmd.Flags().StringVar(&format, "format", formatTable, "output of --dry-run: table, or json (one object per line and container)")
 	return cmd
 }
 
@@ -94,8 +93,8 @@ func (p *process) newRegistrar() (*registrar.Registrar, error) {
 	}), nil
 }
 
-// groupsClient returns a client for the groups of containers. It opens as many connections as they need, for a call that waits for
-// one would let a session expire, and its watches are shared.
+// groupsClient returns a client for the groups of containers. Its connections are unlimited, because a call that waits for one
+// could let a session expire. Its watches are shared.
 func groupsClient(c Config) (*api.Client, error) {
 	conf, err := consulConfig(c)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"berth/registrar/label"
 )
 
-// reloader returns a function that makes the proxy load its file, nil if the driver does that by itself.
+// reloader returns a function that makes the proxy load its file, nil if the driver does it.
 func (o *proxyOptions) reloader() (func(context.Context) error, error) {
 	switch {
 	case o.ReloadCommand != "" && o.ReloadContainer != "":
@@ -35,7 +35,7 @@ func (o *proxyOptions) reloader() (func(context.Context) error, error) {
 func reloadByCommand(command string, timeout time.Duration) (func(context.Context) error, error) {
 	shell, err := exec.LookPath("sh")
 	if err != nil {
-		return nil, fmt.Errorf("a command needs a shell, and there is none here: use a signal instead: %w", err)
+		return nil, fmt.Errorf("a command needs a shell, and there is none: use a signal instead: %w", err)
 	}
 	return func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, timeout)

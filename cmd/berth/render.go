@@ -18,12 +18,12 @@ import (
 	"berth/templater"
 )
 
-// differs is how berth render --diff ends when something differs: no failure, but with 1 as in diff.
+// differs ends berth render --diff when something differs: not a failure, but exit code 1 as in diff.
 type differs struct{}
 
 func (differs) Error() string { return "the rendered text differs from what is there" }
 
-// diffFailed is an error of berth render --diff, which has 2 as its exit code as in diff.
+// diffFailed is an error of berth render --diff, with exit code 2 as in diff.
 type diffFailed struct{ error }
 
 func (e diffFailed) Unwrap() error { return e.error }
@@ -33,18 +33,17 @@ func renderCommand() *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "render",
-		Short: "Render once, to standard output",
-		Long: `Render the templates once, from what the Consul catalog holds now, and print the texts. Nothing is written,
-and no proxy is touched. Where there are several templates (--file), each text has a line with its destination
-before it.
+		Short: "Render the templates once and print the results",
+		Long: `Render the templates once from the current Consul catalog and print the results. Nothing is written, and no proxy is
+touched. If there are several templates (--file), a line with the destination precedes each result.
 
-With --diff, print what would change in the files that are there, which berth keeps in step with what the proxy
-runs, and exit as diff does: with 0 if nothing would, with 1 if something would, with 2 on any error. What a
-running berth remembers of what is gone (--route-grace, --consul-grace) shows as a difference for that time.`,
+With --diff, print what would change in the existing files, which berth keeps in step with the running proxy. The exit code
+is that of diff: 0 without differences, 1 with differences, 2 on any error. Routes and services that only a running berth
+still keeps (--route-grace, --consul-grace) show up as differences.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if diff && explain {
-				return asUsageError(errors.New("--diff and --explain are two ways to print a text: choose one"))
+				return asUsageError(errors.New("--diff and --explain exclude each other"))
 			}
 			defer func() {
 				if diff && err != nil && !errors.Is(err, differs{}) {
@@ -80,10 +79,10 @@ running berth remembers of what is gone (--route-grace, --consul-grace) shows as
 	c := newConfig()
 	c.commonFlags(cmd.Flags(), "none")
 	c.templaterFlags(cmd.Flags())
-	cmd.Flags().BoolVar(&diff, "diff", false, "print what differs from the files that are there")
-	cmd.Flags().BoolVar(&validate, "validate", false, "have the proxy's program check the configuration; without --diff and --explain print nothing")
-	cmd.Flags().BoolVar(&explain, "explain", false, "print with each line what data it depends on")
-	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long it may take")
+	cmd.Flags().BoolVar(&diff, "diff", false, "print the differences from the existing files")
+	cmd.Flags().BoolVar(&validate, "validate", false, "validate the configuration with the proxy's program; print nothing unless --diff or --explain is set")
+	cmd.Flags().BoolVar(&explain, "explain", false, "print the data that each line depends on")
+	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long rendering may take")
 	return cmd
 }
 
@@ -124,7 +123,7 @@ func (p *process) render(ctx context.Context) (rendering, error) {
 	return r, err
 }
 
-// print writes the texts, each with its destination before it if there are several.
+// print writes the texts, each preceded by its destination if there are several.
 func (r rendering) print(w io.Writer, text func(templater.Template) string) error {
 	for _, t := range r.templates {
 		head := ""
@@ -138,7 +137,7 @@ func (r rendering) print(w io.Writer, text func(templater.Template) string) erro
 	return nil
 }
 
-// diff writes what would change in the files that are there, and returns differs if anything would.
+// diff writes what would change in the existing files, and returns differs if anything would.
 func (r rendering) diff(w io.Writer) error {
 	var out strings.Builder
 	for _, t := range r.templates {
@@ -162,7 +161,7 @@ func (r rendering) diff(w io.Writer) error {
 	return differs{}
 }
 
-// text returns a text as it goes to where it belongs.
+// text returns a text as it is written to its destination.
 func (r rendering) text(t templater.Template) string {
 	if t.Name == r.proxy.common().name {
 		return r.proxy.text(r.texts[t.Name])
@@ -170,14 +169,14 @@ func (r rendering) text(t templater.Template) string {
 	return r.texts[t.Name].Text
 }
 
-// explained returns a text with what its lines depend on, in groups that depend on the same.
+// explained returns a text with the dependencies of its lines, grouped by equal dependencies.
 func (r rendering) explained(t templater.Template) string {
 	var out strings.Builder
 	var last []string
 	for n, line := range r.templater.Explain(t.Name) {
 		if n == 0 || !slices.Equal(last, line.Depends) {
 			last = line.Depends
-			fmt.Fprintf(&out, "----- from line %d: %s\n", n+1, cmp.Or(strings.Join(last, ", "), "the template alone"))
+			fmt.Fprintf(&out, "----- from line %d: %s\n", n+1, cmp.Or(strings.Join(last, ", "), "the template only"))
 		}
 		fmt.Fprintln(&out, line.Text)
 	}
@@ -189,14 +188,14 @@ func (r rendering) validate(ctx context.Context) error {
 	name := r.proxy.common().name
 	rendered, ok := r.texts[name]
 	if !ok {
-		return fmt.Errorf("--validate: %s-config is none, there is no configuration to check", name)
+		return fmt.Errorf("--validate: %s-config is none, so there is no configuration to validate", name)
 	}
 	binary, err := r.validator()
 	if err != nil {
 		return err
 	}
 	if binary == "" {
-		return fmt.Errorf("--validate needs the %[1]s program: say where it is with --%[1]s-binary, or run berth where it is", name)
+		return fmt.Errorf("--validate needs the %[1]s program: set its path with --%[1]s-binary, or run berth where it is installed", name)
 	}
 	files := maps.Clone(rendered.Files)
 	maps.Copy(files, rendered.Maps)

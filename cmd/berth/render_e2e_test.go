@@ -41,10 +41,10 @@ func TestE2ERenderDiff(t *testing.T) {
 				t.Errorf("with another option: exit code %d\n%s", code, out)
 			}
 			s.registerAs("web-2", "web", "route_path", "/")
-			s.says(`"msg":"web: 1 → 2 servers`)
+			s.says(`"web: 1 → 2 servers`)
 			inStep("after another server")
 			s.register("other", "route_path", "/other")
-			s.says(`"msg":"other: 0 → 1 server`)
+			s.says(`"other: 0 → 1 server`)
 			inStep("after a reload")
 		})
 	}

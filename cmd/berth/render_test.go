@@ -95,7 +95,7 @@ func TestRender(t *testing.T) {
 	}
 
 	got, err = render("--template", path("h.ctmpl"), "--explain")
-	const explained = "----- from line 1: the template alone\nhead\n" +
+	const explained = "----- from line 1: the template only\nhead\n" +
 		"----- from line 2: health.service(web|passing)\nserver web-1 10.0.0.1:80\nserver web-2 10.0.0.2:80\n"
 	if err != nil || got != explained {
 		t.Errorf("explained: %v\n%s", err, got)
@@ -114,12 +114,12 @@ func TestRender(t *testing.T) {
 		args []string
 		want string
 	}{
-		"two ways":     {[]string{"--diff", "--explain"}, "choose one"},
+		"two ways":     {[]string{"--diff", "--explain"}, "exclude each other"},
 		"no haproxy":   {[]string{"--validate", "--haproxy-binary", "none"}, "needs the haproxy program"},
 		"a bad one":    {[]string{"--template", path("bad.ctmpl")}, path("bad.ctmpl") + ":1: unexpected"},
 		"no Consul":    {[]string{"--consul-address", "127.0.0.1:1", "--timeout", "300ms"}, "Consul does not answer"},
 		"no answer":    {[]string{"--template", path("key.ctmpl"), "--timeout", "300ms"}, "waiting for kv.block(nosuch)"},
-		"only files":   {[]string{"--validate", "--haproxy-config", "none", "--file", path("app.ctmpl") + ":" + path("app.conf")}, "no configuration to check"},
+		"only files":   {[]string{"--validate", "--haproxy-config", "none", "--file", path("app.ctmpl") + ":" + path("app.conf")}, "no configuration to validate"},
 		"other failed": {[]string{"--template", path("fails.ctmpl")}, path("fails.ctmpl") + ":1:"},
 	} {
 		write("bad.ctmpl", "{{ end }}")

@@ -36,18 +36,23 @@ func rolloutCommand() *cobra.Command {
 	f := rolloutFlags{options: rollout.Defaults()}
 	cmd := &cobra.Command{
 		Use:   "rollout SERVICE...",
-		Short: "Replace the containers of compose services one after the other, without a failed request",
-		Long: `Replace the containers of compose services by new ones, after a change of the compose file or of an image. For one
-container after the other, or --parallelism at a time: compose makes the new one; when it is healthy, registered in Consul
-and served by every balancer, and has been so for the time of --monitor, the old one is drained until its last request has ended,
-stopped and removed.
+		Short: "Replace the containers of compose services without a failed request",
+		Long: `Replace the containers of compose services after a change of the compose file or of an image, one at a time or
+--parallelism at a time:
 
-A new one that does not work goes again, and the old one stays: then berth exits with 1 and says why, with the end of the
-new one's log. On ^C it goes, too. With --order stop-first nothing goes back: --resume goes on.
+  1. compose creates the new container
+  2. berth waits until it is healthy, registered in Consul and served by
+     every balancer, and then watches it for the time of --monitor
+  3. berth drains the old container until its last request has ended,
+     stops it and removes it
 
-SERVICE is a service of a compose file, whose project is found by its containers. What deploy.update_config says in the file
-counts, unless a flag of the same name says something else. Several services are rolled out in the order in which they
-depend on each other.`,
+If a new container fails, berth removes it and keeps the old one. Then it exits with 1 and prints the reason and the end of
+the new container's log. Ctrl+C also removes the new container. With --order stop-first, nothing is rolled back: continue
+with --resume.
+
+SERVICE is a service of a compose file. berth finds the project by the service's containers. deploy.update_config in the
+compose file sets the options; a flag of the same name overrides it. Several services are rolled out in the order of their
+dependencies.`,
 		Args: atLeastOne("SERVICE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := newProcess(cmd)
@@ -80,25 +85,25 @@ depend on each other.`,
 
 func (f *rolloutFlags) flags(flags *pflag.FlagSet) {
 	o := &f.options
-	flags.StringVarP(&f.project, "project-name", "p", "", "compose project (default: the one in this directory, or the only one that has the service)")
-	flags.StringVar(&f.compose, "compose", "", "how compose is called, like 'docker compose -f FILE' (default: the version that made the containers)")
-	flags.IntVar(&o.Parallelism, "parallelism", o.Parallelism, "how many at a time; 0 = all at once")
+	flags.StringVarP(&f.project, "project-name", "p", "", "compose project (default: the project in this directory, or the only project with the service)")
+	flags.StringVar(&f.compose, "compose", "", "compose command, e.g. 'docker compose -f FILE' (default: the version that created the containers)")
+	flags.IntVar(&o.Parallelism, "parallelism", o.Parallelism, "number of containers to replace at a time; 0 means all at once")
 	flags.DurationVar(&o.Delay, "delay", o.Delay, "pause between two batches")
-	flags.StringVar(&o.Order, "order", o.Order, "start-first, or stop-first for what cannot run twice at a time")
-	flags.DurationVar(&o.Monitor, "monitor", o.Monitor, "how long a new container is watched before the old one leaves")
-	flags.StringVar(&o.FailureAction, "failure-action", o.FailureAction, "rollback, pause: leave all as it is for --resume or --abort, or continue with the others")
-	flags.Float64Var(&o.MaxFailureRatio, "max-failure-ratio", o.MaxFailureRatio, "part of the new containers that may fail, from 0 to 1, before that is done")
-	flags.DurationVar(&o.ReadyTimeout, "ready-timeout", o.ReadyTimeout, "how long a new container may take to serve")
-	flags.DurationVar(&o.DrainTimeout, "drain-timeout", o.DrainTimeout, "how long requests and websockets may go on at an old container")
+	flags.StringVar(&o.Order, "order", o.Order, "start-first, or stop-first for services that cannot run twice")
+	flags.DurationVar(&o.Monitor, "monitor", o.Monitor, "how long to watch a new container before the old one is drained")
+	flags.StringVar(&o.FailureAction, "failure-action", o.FailureAction, "what to do on failure: rollback, pause (wait for --resume or --abort), or continue with the rest")
+	flags.Float64Var(&o.MaxFailureRatio, "max-failure-ratio", o.MaxFailureRatio, "fraction of new containers that may fail before --failure-action applies, 0 to 1")
+	flags.DurationVar(&o.ReadyTimeout, "ready-timeout", o.ReadyTimeout, "how long to wait until a new container serves")
+	flags.DurationVar(&o.DrainTimeout, "drain-timeout", o.DrainTimeout, "how long requests and websockets may continue on an old container")
 	flags.BoolVar(&f.pull, "pull", false, "pull the images first; with --watch, every minute")
 	flags.BoolVar(&f.build, "build", false, "build the images first")
-	flags.BoolVar(&f.force, "force", false, "replace containers that are as the file says, too")
-	flags.BoolVar(&f.watch, "watch", false, "stay, and roll out whenever the image's name stands for another image here")
-	flags.BoolVar(&f.resume, "resume", false, "go on with a rollout that was cut short")
-	flags.BoolVar(&f.abort, "abort", false, "take back the last step of a rollout that was cut short: the old containers that are there serve again")
+	flags.BoolVar(&f.force, "force", false, "also replace containers that match the compose file")
+	flags.BoolVar(&f.watch, "watch", false, "keep running, and roll out whenever the image's name refers to a new image on this host")
+	flags.BoolVar(&f.resume, "resume", false, "continue an interrupted rollout")
+	flags.BoolVar(&f.abort, "abort", false, "undo the last step of an interrupted rollout; the remaining old containers serve again")
 }
 
-// check says which flags do not go together.
+// check returns an error for flags that exclude each other.
 func (f *rolloutFlags) check(flags *pflag.FlagSet) error {
 	var set []string
 	for _, name := range []string{"resume", "abort", "watch"} {
@@ -118,25 +123,25 @@ func (f *rolloutFlags) check(flags *pflag.FlagSet) error {
 	return nil
 }
 
-// checkUsed says which flag would be of no effect: what was cut short goes on as it was begun.
+// checkUsed returns an error for a flag without effect: an interrupted rollout keeps its options.
 func (f *rolloutFlags) checkUsed(flags *pflag.FlagSet) (err error) {
 	flags.Visit(func(flag *pflag.Flag) {
 		switch name := flag.Name; {
 		case f.watch && name == "build":
-			err = errors.New("--watch and --build exclude each other: it follows what is built")
+			err = errors.New("--watch and --build exclude each other: --watch follows images that are built elsewhere")
 		case (f.resume || f.abort) && begins(name):
-			err = fmt.Errorf("--%s does not go with --resume or --abort: these go by the options that the rollout was begun with", name)
+			err = fmt.Errorf("--%s cannot be combined with --resume or --abort: they use the options of the interrupted rollout", name)
 		}
 	})
 	return err
 }
 
-// begins reports whether a flag says how a rollout is begun.
+// begins reports whether a flag affects only the start of a rollout.
 func begins(name string) bool {
 	return slices.Contains([]string{"pull", "build", "force", "parallelism", "delay", "order", "monitor", "failure-action", "max-failure-ratio", "ready-timeout", "drain-timeout"}, name)
 }
 
-// understand returns the options of a service: those in its file, and what flags say instead.
+// understand returns the options of a service from its file, overridden by flags.
 func (f *rolloutFlags) understand(flags *pflag.FlagSet, o rollout.Options) rollout.Options {
 	for name, take := range map[string]func(){
 		"parallelism":       func() { o.Parallelism = f.options.Parallelism },
@@ -204,7 +209,7 @@ func (c *rolling) run(ctx context.Context, services []string) error {
 	return c.all(ctx, compose, services)
 }
 
-// find finds the project of a service, which must be that of the services before.
+// find finds the project of a service. All services must be in one project.
 func (c *rolling) find(ctx context.Context, service string) error {
 	projects, err := rollout.Find(ctx, c.docker, service)
 	if err != nil {
@@ -223,17 +228,17 @@ func (c *rolling) find(ctx context.Context, service string) error {
 	case name == "" && len(names) == 1:
 		name = names[0]
 	case name == "" && len(names) > 1:
-		return fmt.Errorf("%s is a service of the projects %s: say which by --project-name", service, strings.Join(names, ", "))
+		return fmt.Errorf("%s is a service of the projects %s: choose one with --project-name", service, strings.Join(names, ", "))
 	case name == "":
-		return fmt.Errorf("no container of a service %s is here: start it by 'docker compose up -d %s'", service, service)
+		return fmt.Errorf("no container of service %s on this host: start it with 'docker compose up -d %s'", service, service)
 	case projects[name] == nil:
-		return fmt.Errorf("no container of the service %s of the project %s is here: start it by 'docker compose up -d %s'", service, name, service)
+		return fmt.Errorf("no container of service %s of project %s on this host: start it with 'docker compose up -d %s'", service, name, service)
 	}
 	c.name, c.labels = name, projects[name]
 	return nil
 }
 
-// all rolls services out, one after the other.
+// all rolls out services one at a time.
 func (c *rolling) all(ctx context.Context, compose rollout.Compose, services []string) error {
 	file, err := compose.Config(ctx)
 	if err != nil {
@@ -246,7 +251,7 @@ func (c *rolling) all(ctx context.Context, compose rollout.Compose, services []s
 		file[name] = s
 		switch {
 		case !there:
-			errs = append(errs, fmt.Errorf("%s is not in the file of the project %s any more: remove it by 'docker compose up -d --remove-orphans'", name, c.name))
+			errs = append(errs, fmt.Errorf("%s is no longer in the compose file of project %s: remove it with 'docker compose up -d --remove-orphans'", name, c.name))
 		case s.Alone != "" && s.Options.Order != rollout.StopFirst:
 			errs = append(errs, errors.New(s.Alone))
 		}
@@ -267,7 +272,7 @@ func (c *rolling) all(ctx context.Context, compose rollout.Compose, services []s
 	return nil
 }
 
-// fetch pulls and builds the image of a service, as far as that is wanted.
+// fetch pulls and builds the image of a service if requested.
 func (c *rolling) fetch(ctx context.Context, compose rollout.Compose, s rollout.Service) error {
 	switch {
 	case c.pull && s.Image != "":
@@ -276,9 +281,9 @@ func (c *rolling) fetch(ctx context.Context, compose rollout.Compose, s rollout.
 			return err
 		}
 	case c.pull && !c.build:
-		c.say("%s: nothing to pull, its image is built here: --build builds it", s.Name)
+		c.say("%s: nothing to pull: its image is built here, set --build to build it", s.Name)
 	case c.pull:
-		c.say("%s: nothing to pull, its image is built here", s.Name)
+		c.say("%s: nothing to pull: its image is built here", s.Name)
 	}
 	if c.build {
 		c.say("%s: building its image", s.Name)
@@ -299,7 +304,7 @@ func (c *rolling) one(ctx context.Context, compose rollout.Compose, s rollout.Se
 			return false, err
 		}
 		if plan.Empty() {
-			c.say("%s: nothing to replace, its containers are as the file says (--force replaces them all the same)", s.Name)
+			c.say("%s: nothing to replace: its containers match the compose file (--force replaces them anyway)", s.Name)
 			return false, nil
 		}
 		r.State = plan.Begin(c.who, s.Options)
@@ -311,30 +316,30 @@ func (c *rolling) one(ctx context.Context, compose rollout.Compose, s rollout.Se
 	})
 }
 
-// how says in which order so many containers are replaced.
+// how describes the order in which this number of containers is replaced.
 func how(total int, o rollout.Options) string {
 	stopped := o.Order == rollout.StopFirst
 	switch n := o.Parallelism; {
 	case total == 1 && stopped:
-		return "the old one is stopped first"
+		return "stopping the old one first"
 	case total == 1:
-		return "the new one first"
+		return "starting the new one first"
 	case n == 1 && stopped:
-		return "one after the other, the old one is stopped first"
+		return "one at a time, stopping the old one first"
 	case n == 1:
-		return "one after the other"
+		return "one at a time"
 	}
 	pace := "all at once"
 	if n := o.Parallelism; n > 0 && n < total {
 		pace = fmt.Sprintf("%d at a time", n)
 	}
 	if stopped {
-		pace += ", the old ones are stopped first"
+		pace += ", stopping the old ones first"
 	}
 	return pace
 }
 
-// plan says what there is to replace.
+// plan returns what has to be replaced.
 func (c *rolling) plan(ctx context.Context, compose rollout.Compose, s rollout.Service) (rollout.Plan, error) {
 	containers, err := rollout.Containers(ctx, c.docker, c.name, s.Name)
 	if err != nil {
@@ -354,33 +359,33 @@ func (c *rolling) plan(ctx context.Context, compose rollout.Compose, s rollout.S
 	return rollout.NewPlan(containers, hash, image, max(len(containers), s.Replicas), c.force), nil
 }
 
-// finish goes on with a rollout that was cut short, or takes it back.
+// finish continues an interrupted rollout, or undoes its last step.
 func (c *rolling) finish(ctx context.Context, compose rollout.Compose, service string) error {
 	return c.locked(ctx, compose, service, func(ctx context.Context, keeper *session.Keeper) (*rollout.Lock, rollout.State, error) {
 		return rollout.TakeOver(ctx, c.consul, keeper, c.name, service, c.who, func(held *rollout.HeldError) {
-			c.say("%s: waiting until Consul sees that the rollout of %s has ended", service, held.By)
+			c.say("%s: waiting until Consul notices the end of the rollout by %s", service, held.By)
 		})
 	}, func(ctx context.Context, r *rollout.Rollout) (left bool, err error) {
 		if c.resume {
-			c.say("%s: going on, %d of %d were replaced before", service, r.State.Replaced, r.State.Total)
+			c.say("%s: resuming, %d of %d were already replaced", service, r.State.Replaced, r.State.Total)
 			return r.Run(ctx)
 		}
 		if err := r.Undo(ctx); err != nil {
 			return true, err
 		}
-		c.say("%s: aborted: %d of %d are replaced, the others are the old ones, and serve", service, r.State.Replaced, r.State.Total)
+		c.say("%s: aborted: %d of %d are replaced, the old ones among the rest serve", service, r.State.Replaced, r.State.Total)
 		return false, nil
 	})
 }
 
 const (
-	// lockTime is how long Consul may take to say whether the service is being rolled out.
+	// lockTime is how long Consul may take to report whether a rollout of the service runs.
 	lockTime = 15 * time.Second
 	// endTime is how long the end of a rollout may take in Consul.
 	endTime = 10 * time.Second
 )
 
-// locked does something with a service's rollout in its hands.
+// locked does something while it holds the lock of a service's rollout.
 func (c *rolling) locked(ctx context.Context, compose rollout.Compose, service string,
 	take func(context.Context, *session.Keeper) (*rollout.Lock, rollout.State, error),
 	do func(context.Context, *rollout.Rollout) (left bool, err error)) error {
@@ -418,10 +423,10 @@ func (c *rolling) locked(ctx context.Context, compose rollout.Compose, service s
 	return errors.Join(err, lock.Finish(after))
 }
 
-// watchInterval is how often to look at the images without a sign from Docker.
+// watchInterval is how often to check the images without an event from Docker.
 const watchInterval = time.Minute
 
-// follow rolls services out whenever their image's name stands for another image than their containers have.
+// follow rolls out services whenever their image's name refers to another image than their containers use.
 func (c *rolling) follow(ctx context.Context, compose rollout.Compose, services []string) error {
 	wake := make(chan struct{}, 1)
 	notice := func() {
@@ -437,7 +442,7 @@ func (c *rolling) follow(ctx context.Context, compose rollout.Compose, services 
 		delays := retry.Delays()
 		for following.Err() == nil {
 			err := c.images(following, func() { delays.Reset(); notice() }, func(registrardocker.Message) { notice() })
-			c.log.Debug("docker events failed, trying again", "err", err)
+			c.log.Debug("Docker's events failed, trying again", "err", err)
 			retry.Pause(following, delays.NextBackOff())
 		}
 	}()
@@ -447,14 +452,14 @@ func (c *rolling) follow(ctx context.Context, compose rollout.Compose, services 
 		file, _ := compose.Config(ctx) // that it cannot be read is logged below
 		for _, name := range services {
 			if s, there := file[name]; there && s.Image == "" {
-				c.say("%s: nothing to pull, its image is built here", name)
+				c.say("%s: nothing to pull: its image is built here", name)
 			}
 		}
 	}
 	failed := map[string]string{} // images that did not work, by service
 	for {
 		if err := c.followOnce(ctx, compose, services, failed); err != nil && ctx.Err() == nil {
-			c.log.Error("rollout failed, watching goes on", "err", err)
+			c.log.Error("rollout failed, still watching", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -465,7 +470,7 @@ func (c *rolling) follow(ctx context.Context, compose rollout.Compose, services 
 	}
 }
 
-// followOnce rolls out what has another image by now, but for images that did not work.
+// followOnce rolls out services with a new image, except images that failed.
 func (c *rolling) followOnce(ctx context.Context, compose rollout.Compose, services []string, failed map[string]string) error {
 	file, err := compose.Config(ctx)
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"berth/registrar/rollout"
 )
 
-// newPublisher returns what tells rollouts which servers the proxy has.
+// newPublisher returns the publisher that reports the proxy's servers to rollouts.
 func (p *process) newPublisher(o output) (*rollout.Publisher, error) {
 	consul, err := consulClient(p.config)
 	if err != nil {
@@ -29,7 +29,7 @@ func (p *process) newPublisher(o output) (*rollout.Publisher, error) {
 				if !s.Address.IsValid() {
 					continue
 				}
-				// The service may have several backends: it is served when all have it.
+				// The service may have several backends: an instance is served when all of them have it.
 				address := s.Address.String()
 				is, again := servers[address]
 				is.There = true

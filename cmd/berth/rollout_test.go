@@ -57,14 +57,14 @@ func TestFindProject(t *testing.T) {
 		want     string // the project, or part of the error
 	}{
 		"the only one":        {two[:1], "", "app", "a"},
-		"one of two":          {two, "", "app", "app is a service of the projects a, b: say which by --project-name"},
+		"one of two":          {two, "", "app", "app is a service of the projects a, b: choose one with --project-name"},
 		"named":               {two, "b", "app", "b"},
-		"named, not there":    {two, "c", "app", "no container of the service app of the project c is here: start it by 'docker compose up -d app'"},
+		"named, not there":    {two, "c", "app", "no container of service app of project c on this host: start it with 'docker compose up -d app'"},
 		"in this directory":   {append(two, composed("here", "app", here)), "", "app", "here"},
-		"none":                {two, "", "db", "no container of a service db is here"},
+		"none":                {two, "", "db", "no container of service db on this host"},
 		"the first decides":   {append(two, composed("a", "db", "/a")), "", "db app", "a"},
-		"of another project":  {append(two, composed("c", "db", "/c")), "", "db app", "no container of the service app of the project c"},
-		"only of compose run": {two[2:], "", "app", "no container of a service app is here"},
+		"of another project":  {append(two, composed("c", "db", "/c")), "", "db app", "no container of service app of project c"},
+		"only of compose run": {two[2:], "", "app", "no container of service app on this host"},
 	} {
 		c := &rolling{rolloutFlags: rolloutFlags{project: tt.named}, docker: dockerWith{list: tt.list}}
 		var err error
@@ -102,8 +102,8 @@ func TestRolloutFlags(t *testing.T) {
 func TestRolloutFlagsExclude(t *testing.T) {
 	for args, says := range map[string]string{
 		"--resume --abort":             "exclude each other",
-		"--resume --build":             "--build does not go with --resume or --abort",
-		"--abort --parallelism 2":      "--parallelism does not go with",
+		"--resume --build":             "--build cannot be combined with --resume or --abort",
+		"--abort --parallelism 2":      "--parallelism cannot be combined with",
 		"--resume --project-name shop": "",
 		"--watch --build":              "--watch and --build exclude each other",
 		"--watch --pull --force":       "",
@@ -127,14 +127,14 @@ func TestRolloutHow(t *testing.T) {
 		total, parallelism int
 		order              string
 	}{
-		"the new one first":                                 {1, 1, rollout.StartFirst},
-		"the old one is stopped first":                      {1, 0, rollout.StopFirst},
-		"one after the other":                               {3, 1, rollout.StartFirst},
-		"one after the other, the old one is stopped first": {3, 1, rollout.StopFirst},
-		"2 at a time":                                       {3, 2, rollout.StartFirst},
-		"2 at a time, the old ones are stopped first":       {3, 2, rollout.StopFirst},
-		"all at once":                                       {3, 3, rollout.StartFirst},
-		"all at once, the old ones are stopped first":       {3, 0, rollout.StopFirst},
+		"starting the new one first":                {1, 1, rollout.StartFirst},
+		"stopping the old one first":                {1, 0, rollout.StopFirst},
+		"one at a time":                             {3, 1, rollout.StartFirst},
+		"one at a time, stopping the old one first": {3, 1, rollout.StopFirst},
+		"2 at a time":                               {3, 2, rollout.StartFirst},
+		"2 at a time, stopping the old ones first":  {3, 2, rollout.StopFirst},
+		"all at once":                               {3, 3, rollout.StartFirst},
+		"all at once, stopping the old ones first":  {3, 0, rollout.StopFirst},
 	} {
 		if got := how(tt.total, rollout.Options{Parallelism: tt.parallelism, Order: tt.order}); got != want {
 			t.Errorf("%q, want %q", got, want)
@@ -147,8 +147,8 @@ func TestRolloutFetch(t *testing.T) {
 	for flags, want := range map[string]string{
 		"":                      "",
 		"--pull shop:1":         "app: pulling its image\ncompose pull app\n",
-		"--pull":                "app: nothing to pull, its image is built here: --build builds it\n",
-		"--pull --build":        "app: nothing to pull, its image is built here\napp: building its image\ncompose build app\n",
+		"--pull":                "app: nothing to pull: its image is built here, set --build to build it\n",
+		"--pull --build":        "app: nothing to pull: its image is built here\napp: building its image\ncompose build app\n",
 		"--pull --build shop:1": "app: pulling its image\ncompose pull app\napp: building its image\ncompose build app\n",
 	} {
 		said := filepath.Join(t.TempDir(), "said")

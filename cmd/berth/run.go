@@ -6,10 +6,10 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags] [-- haproxy -W -db ...]",
 		Short: "Run registrar and templater in one process",
-		Long: `Run registrar and templater in one process, for a host that has both its containers and its HAProxy.
+		Long: `Run the registrar and the templater in one process, for a host that has both the containers and the HAProxy.
 
-A command behind -- is HAProxy itself, for berth to run: it gets the configuration file and the master socket,
-is started when there is a configuration, again when it ends, and finishes its connections when berth is stopped.`,
+If you give a command behind --, berth runs HAProxy with it. berth passes it the configuration file and the master socket,
+starts it once there is a configuration, and restarts it when it ends. When berth stops, HAProxy finishes its connections.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := newProcess(cmd)
 			if err != nil {

@@ -23,18 +23,20 @@ import (
 	"berth/templates/claim"
 )
 
-const serviceUsage = "the command to run goes behind --, as in: berth service --name www --port 20001 -- ./www 20001"
+const serviceUsage = "put the command behind --: berth service --name www --port 20001 -- ./www 20001"
 
 func serviceCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "service --name NAME --port PORT [flags] -- COMMAND [ARGS]",
-		Short: "Run a command, and register it in Consul while it runs",
-		Long: `Run a command as an instance of a service, without Docker: it is registered in Consul when it is ready, with a TTL
-check that berth passes as long as it runs. On SIGTERM or SIGINT it is taken out of service, gets SIGTERM when it
-is drained, and is deregistered when it has ended; berth exits with its code. A second SIGTERM cuts draining short.
-SIGHUP, SIGUSR1 and SIGUSR2 are passed on. Consul may come and go meanwhile.
+		Short: "Run a command and register it in Consul while it runs",
+		Long: `Run a command as an instance of a service, without Docker. berth registers it in Consul when it is ready, with a TTL check
+that passes while berth runs. Consul may go away and come back meanwhile.
 
-To be routed to by the built-in template it needs a route: --meta route_path=/ or --meta route_host=www.example.com.`,
+On SIGTERM or SIGINT, berth takes the instance out of service and waits --drain-time. Then it sends SIGTERM to the command,
+deregisters the instance when the command has ended, and exits with the command's exit code. A second SIGTERM cuts draining
+short. SIGHUP, SIGUSR1 and SIGUSR2 are passed on to the command.
+
+The built-in template needs a route for the service: --meta route_path=/ or --meta route_host=www.example.com.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if cmd.ArgsLenAtDash() != 0 || len(args) == 0 {
 				return errors.New(serviceUsage)
@@ -48,15 +50,15 @@ To be routed to by the built-in template it needs a route: --meta route_path=/ o
 	shared.serviceFlags(cmd.Flags())
 	shared.Member.flags(cmd.Flags())
 	cmd.Flags().String("tags", "", "tags, separated by commas")
-	cmd.Flags().Duration("ttl", 15*time.Second, "how soon Consul takes the instance for critical when berth was killed")
-	cmd.Flags().Duration("ready-timeout", 30*time.Second, "how long the command may take to be ready before it is registered as critical")
-	cmd.Flags().Duration("drain-time", 2*time.Second, "from out of service to the command's SIGTERM")
+	cmd.Flags().Duration("ttl", 15*time.Second, "how soon Consul marks the instance critical if berth is killed")
+	cmd.Flags().Duration("ready-timeout", 30*time.Second, "how long to wait until the command is ready before registering it as critical")
+	cmd.Flags().Duration("drain-time", 2*time.Second, "delay between going out of service and the command's SIGTERM")
 	cmd.Flags().Bool("show-secrets", false, showSecretsUsage)
 	return cmd
 }
 
 func runService(cmd *cobra.Command, args []string) error {
-	// There are two channels because a full one drops signals: the others must not push out a SIGTERM.
+	// A full channel drops signals, so a second channel keeps other signals from displacing a SIGTERM.
 	stop, forward := make(chan os.Signal, 2), make(chan os.Signal, 8)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT) // docker stop sends SIGQUIT to what was made FROM nginx
 	signal.Notify(forward, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
@@ -66,7 +68,7 @@ func runService(cmd *cobra.Command, args []string) error {
 	}
 	c := p.config
 	if !cmd.Flags().Changed("listen") {
-		c.Listen = "" // that of the file or the environment is a host's registrar's
+		c.Listen = "" // the address in the file or the environment is that of the host's registrar
 	}
 	if _, err := exec.LookPath(args[0]); err != nil {
 		return asUsageError(fmt.Errorf("the command behind --: %w", err))
@@ -89,7 +91,7 @@ func runService(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return asUsageError(c.located(err))
 	}
-	// 1. The instance's part in its group, and 2. the service, which each call the other.
+	// 1. The member of the group, and 2. the service. Each calls the other.
 	m, err := p.newMember(consul, in, instance.ID)
 	if err != nil {
 		return err
@@ -120,7 +122,7 @@ func runService(cmd *cobra.Command, args []string) error {
 		return nil // the signal came before stop was there to receive it
 	}
 
-	// 3. Run both. The member ends after the service, which it gives back to the group.
+	// 3. Run both. The member ends after the service.
 	end := m.start()
 	if c.Listen != "" {
 		if err := p.answer(cmd.Context(), c.Listen, m); err != nil {
@@ -135,7 +137,7 @@ func runService(cmd *cobra.Command, args []string) error {
 	return err
 }
 
-// answer begins to answer HTTP for the instance, until ctx is done.
+// answer serves HTTP for the instance until ctx is done.
 func (p *process) answer(ctx context.Context, address string, m *member) error {
 	mux := http.NewServeMux()
 	local := func() []census.Local { return []census.Local{{Service: m.name, ID: m.id}} }
@@ -145,7 +147,7 @@ func (p *process) answer(ctx context.Context, address string, m *member) error {
 	mux.Handle("/", statusHandler(p.metrics, m.ready))
 	go func() {
 		if err := serve(ctx, address, mux); err != nil {
-			p.log.Error("no health checks, metrics and census: choose another address with --listen", "err", err)
+			p.log.Error("cannot serve health checks, metrics and census: set another address with --listen", "err", err)
 		}
 	}()
 	return nil
@@ -165,8 +167,8 @@ func (c *Config) instance(host string) (label.Process, error) {
 	return in, err
 }
 
-// startProcess starts the command with all of berth's environment and more. The operator's own program may need CONSUL_HTTP_TOKEN,
-// too.
+// startProcess starts the command with berth's whole environment and more. The operator's own program may also need
+// CONSUL_HTTP_TOKEN.
 func startProcess(args, environment []string) (*supervise.Process, error) {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), environment...)

@@ -22,7 +22,7 @@ import (
 	"berth/registrar"
 )
 
-// Exit codes of berth status. Those without --check are of Habitat's sup status, the others of monitoring plugins.
+// Exit codes of berth status. Without --check they follow Habitat's sup status, with it monitoring plugins.
 const (
 	exitNotKnown  = 2
 	exitNoAnswer  = 3
@@ -31,7 +31,7 @@ const (
 	exitUndecided = 3
 )
 
-// statusTime is how long a berth, or Consul, may take to say what is.
+// statusTime is how long a berth or Consul may take to answer.
 const statusTime = 10 * time.Second
 
 func statusCommand() *cobra.Command {
@@ -39,13 +39,23 @@ func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [SERVICE]",
 		Short: "Show what is served, what is not, and why",
-		Long: `Show every service with its routes, how many of its instances take requests, and why others do not; of one service, its
-instances. It covers all hosts: the berth that runs here is asked, at --listen, and without one Consul, where all berths say
-what they know.
+		Long: `Show every service with its routes, the number of instances that take requests, and the reasons why others do not. With
+SERVICE, show the instances of this service. The report covers all hosts. It comes from the berth at --listen or, if none
+runs here, from what all berths publish in Consul.
 
-Exits with 0 when it has reported, 1 on an error, 2 if there is no such service, and 3 if neither a berth nor Consul answers.
-With --check it prints one line and exits as monitoring plugins do: 0 if all services are served, 1 if some instances are
-down, 2 if a service is down, 3 if that is not known.`,
+Exit codes:
+
+  0  the report was printed
+  1  error
+  2  there is no such service
+  3  neither a berth nor Consul answers
+
+Exit codes with --check, as for monitoring plugins:
+
+  0  all services are served
+  1  some instances are down, or a proxy lacks the newest configuration
+  2  a service is down
+  3  unknown`,
 		Args: cobra.MaximumNArgs(1),
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 			if len(args) > 0 {
@@ -64,7 +74,7 @@ down, 2 if a service is down, 3 if that is not known.`,
 			}
 			switch {
 			case check && watch, check && asJSON:
-				return asUsageError(errors.New("--check prints one line: leave the other flags away"))
+				return asUsageError(errors.New("--check prints one line: it excludes --watch and --json"))
 			case check:
 				return s.check(cmd.Context())
 			case watch:
@@ -74,13 +84,13 @@ down, 2 if a service is down, 3 if that is not known.`,
 		},
 	}
 	statusFlags(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print the document as JSON")
-	cmd.Flags().BoolVar(&check, "check", false, "print one line and exit as monitoring plugins do")
-	cmd.Flags().BoolVar(&watch, "watch", false, "print it again when it changes")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&check, "check", false, "print one line and exit like a monitoring plugin")
+	cmd.Flags().BoolVar(&watch, "watch", false, "print the status again whenever it changes")
 	return cmd
 }
 
-// statusFlags are the flags that say whom to ask.
+// statusFlags declares the flags that select the berth to ask.
 func statusFlags(cmd *cobra.Command) {
 	c := newConfig()
 	c.commonFlags(cmd.Flags(), "")
@@ -98,7 +108,7 @@ type statusOf struct {
 	json    bool
 }
 
-// code ends berth with an exit code of its own, and says why if there is anything to be said.
+// code ends berth with a specific exit code, and an error message if there is one.
 type code struct {
 	error
 	exit int
@@ -113,7 +123,7 @@ func (c code) Error() string {
 
 func (c code) Unwrap() error { return c.error }
 
-// addresses returns where a berth of this machine may listen.
+// addresses returns the addresses where a berth of this machine may listen.
 func (c Config) addresses(cmd *cobra.Command) []string {
 	if c.origin("listen") == "listen" && !cmd.Flags().Changed("listen") {
 		return []string{listenTemplater, listenRegistrar}
@@ -124,7 +134,7 @@ func (c Config) addresses(cmd *cobra.Command) []string {
 	return []string{c.Listen}
 }
 
-// askBerth asks the berths that may listen here for a path, and decodes the first answer into out. The error is that of the last one.
+// askBerth requests a path from the berths that may listen here, and decodes the first answer into out. It returns the last error.
 func askBerth(ctx context.Context, addresses []string, path string, out any) error {
 	err := errors.New("no berth listens here")
 	for _, address := range addresses {
@@ -148,12 +158,12 @@ func askBerthAt(ctx context.Context, address, path string, out any) error {
 	case answer.StatusCode == http.StatusNotFound:
 		return fmt.Errorf("%s: %w", address, status.ErrNotKnown)
 	case answer.StatusCode != http.StatusOK || !strings.HasPrefix(answer.Header.Get("Content-Type"), "application/json"):
-		return fmt.Errorf("what listens at %s is no berth that can be asked (%s)", address, answer.Status)
+		return fmt.Errorf("the program at %s is not a berth that answers status requests (%s)", address, answer.Status)
 	}
 	return json.NewDecoder(answer.Body).Decode(out)
 }
 
-// document asks a berth here, and else Consul.
+// document asks a local berth, otherwise Consul.
 func (c Config) document(ctx context.Context, cmd *cobra.Command, query string) (doc status.Document, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTime)
 	defer cancel()
@@ -172,7 +182,7 @@ func (c Config) document(ctx context.Context, cmd *cobra.Command, query string) 
 	return status.Build(in), nil
 }
 
-// read returns the document, of one service if one is asked for.
+// read returns the document, limited to one service if requested.
 func (s statusOf) read(ctx context.Context) (status.Document, error) {
 	query := "?instances=no"
 	switch {
@@ -194,7 +204,7 @@ func (s statusOf) read(ctx context.Context) (status.Document, error) {
 		for _, s := range doc.Services {
 			names = append(names, s.Name)
 		}
-		return doc, code{fmt.Errorf("%s: no such service%s; berth status lists them", s.service, didYouMean(closest(s.service, names)...)), exitNotKnown}
+		return doc, code{fmt.Errorf("%s: no such service%s; berth status lists all services", s.service, didYouMean(closest(s.service, names)...)), exitNotKnown}
 	}
 	return one, nil
 }
@@ -288,7 +298,7 @@ func (s statusOf) check(ctx context.Context) error {
 	return nil
 }
 
-// verdictOf says in a line how all services fare, and with which code a monitoring plugin exits.
+// verdictOf summarises the state of all services in a line, and returns the exit code of a monitoring plugin.
 func verdictOf(doc status.Document) (line string, exit int) {
 	var down, degraded, unknown []string
 	served := 0
@@ -324,11 +334,11 @@ func verdictOf(doc status.Document) (line string, exit int) {
 	case len(degraded) > 0:
 		return some("WARNING: some instances are down: ", degraded), exitSomeDown
 	case len(failing) > 0:
-		return some("WARNING: not at the newest configuration: ", failing), exitSomeDown
+		return some("WARNING: proxies without the newest configuration: ", failing), exitSomeDown
 	case len(unknown) > 0:
-		return some("UNKNOWN: no berth tells of ", unknown), exitUndecided
+		return some("UNKNOWN: no berth reports ", unknown), exitUndecided
 	case len(doc.Proxies) == 0:
-		return "UNKNOWN: no templater tells of a proxy", exitUndecided
+		return "UNKNOWN: no templater reports a proxy", exitUndecided
 	}
 	return fmt.Sprintf("OK: %d services are served", served), 0
 }
@@ -415,7 +425,7 @@ func since(at, now time.Time) string {
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
 
-// rank sorts states: what needs somebody comes first.
+// rank sorts states: trouble comes first.
 func rank(s status.State) int {
 	return slices.Index([]status.State{status.Down, status.Degraded, status.Starting, status.Draining, status.Unknown, status.Serving, status.Unrouted}, s)
 }
@@ -461,9 +471,12 @@ func (s statusOf) showAll(w io.Writer, doc status.Document, paint func(status.St
 	}
 	fmt.Fprintln(w, "\nPROXIES")
 	for _, p := range doc.Proxies {
-		how := "not yet brought to a configuration"
+		how := "no configuration applied yet"
 		if !p.Since.IsZero() {
-			how = fmt.Sprintf("%d servers in %d backends, for %s by %s", p.Servers, p.Backends, since(p.Since, doc.At), cmp.Or(p.By, "itself"))
+			how = fmt.Sprintf("%d servers in %d backends, live for %s", p.Servers, p.Backends, since(p.Since, doc.At))
+			if p.By != "" {
+				how += " (by " + p.By + ")"
+			}
 		}
 		if p.OldWorkers > 0 {
 			how += fmt.Sprintf(", %d old workers", p.OldWorkers)
@@ -501,20 +514,20 @@ func (s statusOf) showService(w io.Writer, doc status.Document, paint func(statu
 		if r.Lost != "" {
 			line = "no route " + r.Route + " at " + r.Proxy + ": " + r.Lost
 		} else if len(r.Losers) > 0 {
-			line += "; asked for in vain by " + strings.Join(r.Losers, ", ")
+			line += "; also requested by " + strings.Join(r.Losers, ", ")
 		}
 		wrapText(w, 2, line)
 	}
 	for _, reason := range one.LeftOut {
 		if !slices.ContainsFunc(one.Routes, func(r status.Route) bool { return r.Lost == reason }) {
-			wrapText(w, 2, "left out: "+reason)
+			wrapText(w, 2, "ignored: "+reason)
 		}
 	}
 	if one.Paused != "" {
 		wrapText(w, 2, one.Paused)
 	}
 	if one.Waiting > 0 {
-		wrapText(w, 2, fmt.Sprintf("%d requests wait", one.Waiting))
+		wrapText(w, 2, fmt.Sprintf("%d requests are waiting", one.Waiting))
 	}
 	const id, state, reached, address, age, flight = 34, 9, 16, 22, 7, 6
 	fmt.Fprintf(w, "\n%s %s %s %s %s %s\n", fit("INSTANCE", id), fit("STATE", state), fit("REACHED", reached), fit("ADDRESS", address), fit("UP", age), "BUSY")
@@ -535,8 +548,7 @@ func (s statusOf) showService(w io.Writer, doc status.Document, paint func(statu
 	}
 }
 
-// report asks the registrar that runs here, or makes a report from Docker and Consul; nil if neither answers: berth explain does
-// without.
+// hostReport asks the local registrar for its report; nil if none answers: berth explain works without it.
 func (c Config) hostReport(ctx context.Context, cmd *cobra.Command) *registrar.Report {
 	ctx, cancel := context.WithTimeout(ctx, statusTime/2)
 	defer cancel()

@@ -18,7 +18,7 @@ import (
 	"berth/cmd/berth/status"
 )
 
-// Where a berth tells what is.
+// The paths of a berth's status API.
 const (
 	statusPath  = "/v1/status"
 	eventsPath  = "/v1/events"
@@ -27,11 +27,11 @@ const (
 )
 
 const (
-	pingEvery  = 15 * time.Second // on a stream of changes, so that what is in between does not end it
+	pingEvery  = 15 * time.Second // keeps intermediaries from closing a stream of events
 	mostStream = 64               // streams at the same time
 )
 
-// statusAnswers answers what is.
+// statusAnswers serves the status API.
 type statusAnswers struct {
 	hub     *status.Hub
 	live    *liveTimes
@@ -63,7 +63,7 @@ func answerJSON(w http.ResponseWriter, v any) {
 	_ = json.NewEncoder(w).Encode(v) // the client has gone away
 }
 
-// status answers with the document, or with what a query asks for of it.
+// status serves the document, or the part that the query selects.
 func (s *statusAnswers) status(w http.ResponseWriter, r *http.Request) {
 	snapshot, err := s.hub.Document(r.Context())
 	if err != nil {
@@ -96,10 +96,10 @@ func (s *statusAnswers) status(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(snapshot.JSON(brief))
 }
 
-// events answers with the last changes, or goes on with those to come.
+// events serves the last events, or a stream of new ones.
 func (s *statusAnswers) events(w http.ResponseWriter, r *http.Request) {
 	if !strings.Contains(r.Header.Get("Accept"), "text/event-stream") {
-		_, _ = s.hub.Document(r.Context()) // it takes in those of the other berths
+		_, _ = s.hub.Document(r.Context()) // it adds the events of the other berths
 		list, _ := s.hub.Events.After(0)
 		list = slices.Clone(list)
 		slices.SortStableFunc(list, func(a, b status.Numbered) int { return a.At.Compare(b.At) })
@@ -113,7 +113,7 @@ func (s *statusAnswers) events(w http.ResponseWriter, r *http.Request) {
 	case s.streams <- struct{}{}:
 		defer func() { <-s.streams }()
 	default:
-		http.Error(w, "too many look on already", http.StatusServiceUnavailable)
+		http.Error(w, "too many clients follow the events already", http.StatusServiceUnavailable)
 		return
 	}
 	h := w.Header()
@@ -197,7 +197,7 @@ func (a *actions) readToken() (string, error) {
 	}
 	token := strings.TrimSpace(string(content))
 	if len(token) < 16 {
-		return "", fmt.Errorf("%s: a token has at least 16 characters", a.tokenFile)
+		return "", fmt.Errorf("%s: the token must have at least 16 characters", a.tokenFile)
 	}
 	return token, nil
 }

@@ -25,7 +25,7 @@ import (
 	"berth/templates"
 )
 
-// reporter tells what this berth knows: to those who ask it, and through Consul to all others.
+// reporter reports what this berth knows: to its own clients, and through Consul to all other berths.
 type reporter struct {
 	p       *process
 	consul  *api.Client
@@ -45,7 +45,7 @@ type reporter struct {
 	publish []chan struct{} // tells each publisher that something has changed
 }
 
-// proxyReporter looks at the proxy now and then.
+// proxyReporter polls the proxy.
 type proxyReporter struct {
 	output
 	name    string
@@ -60,10 +60,10 @@ type proxyReporter struct {
 	failing time.Time
 }
 
-// mostEvents is how many changes a berth publishes; it keeps status.MostEvents for those who ask it.
+// mostEvents is how many events a berth publishes; for its own clients it keeps status.MostEvents.
 const mostEvents = 50
 
-// newReporter returns a reporter that knows of no part of berth yet.
+// newReporter returns a reporter without any parts.
 func (p *process) newReporter() (*reporter, error) {
 	consul, err := consulClient(p.config)
 	if err != nil {
@@ -80,7 +80,7 @@ func (p *process) newReporter() (*reporter, error) {
 	return r, nil
 }
 
-// lookAt has the proxy of an output looked at.
+// lookAt sets the output whose proxy is polled.
 func (r *reporter) lookAt(o output) {
 	r.proxy = &proxyReporter{
 		output: o, name: r.name(status.RoleTemplater), changed: r.changed, wake: make(chan struct{}, 1),
@@ -88,7 +88,7 @@ func (r *reporter) lookAt(o output) {
 	r.hub.Servers, r.hub.Catalog, r.hub.Live = r.proxy.all, r.live.catalog, r.live.since
 }
 
-// proxyChanged tells that the proxy may run something else.
+// proxyChanged notes that the proxy may run a new configuration.
 func (r *reporter) proxyChanged() {
 	if r.proxy != nil {
 		r.proxy.soon()
@@ -111,7 +111,7 @@ func (r *reporter) tasks() (out []runner) {
 	return append(out, task(r.hub.Run))
 }
 
-// changed tells whoever looks on, and the other berths, that something may have changed.
+// changed notifies the clients and the other berths that something may have changed.
 func (r *reporter) changed() {
 	r.hub.Changed()
 	for _, c := range r.publish {
@@ -148,8 +148,8 @@ func (r *reporter) berth(role string) status.Berth {
 	return b
 }
 
-// name returns the name of this berth in a role: that of its host, with the port that it listens on if that is not the usual one,
-// since two on one host have different ones.
+// name returns the name of this berth in a role: the host's name, with the port if it is not the default, to distinguish several
+// berths on one host.
 func (r *reporter) name(role string) string {
 	host := hostName()
 	if role == status.RoleRegistrar && r.p.config.Owner != "" {
@@ -232,12 +232,12 @@ func (x *proxyReporter) part(part *status.Part, o *proxyOptions) {
 
 const (
 	lookApart = time.Second // between two looks at the proxy, at least
-	// lookAfter is how long after a change nobody looks: changes come in bursts, and the proxy has better to do than to be asked.
+	// lookAfter is the delay of a poll after a change: changes come in bursts, when the proxy should not be disturbed.
 	lookAfter = 250 * time.Millisecond
 	lookRests = 100 // so many times as long as a look takes, nobody looks: it costs a hundredth of a core
 )
 
-// run looks at the proxy until ctx is done: soon after each change, and now and then.
+// run polls the proxy until ctx is done: soon after each change, and regularly.
 func (x *proxyReporter) run(ctx context.Context, passing func() map[string][]string) {
 	var wait time.Duration
 	for {
@@ -264,7 +264,7 @@ func (x *proxyReporter) run(ctx context.Context, passing func() map[string][]str
 	}
 }
 
-// look asks the proxy for its servers, and compares them with the instances that it should have: services, by address.
+// look asks the proxy for its servers, and compares them with the expected instances (services by address).
 func (x *proxyReporter) look(ctx context.Context, should map[string][]string) {
 	limited, cancel := context.WithTimeout(ctx, statusTime)
 	list, err := x.output.proxy.Servers(limited)
@@ -324,7 +324,7 @@ func (x *proxyReporter) look(ctx context.Context, should map[string][]string) {
 	}
 }
 
-// soon has the proxy looked at.
+// soon requests a poll of the proxy.
 func (x *proxyReporter) soon() {
 	select {
 	case x.wake <- struct{}{}:
@@ -332,14 +332,14 @@ func (x *proxyReporter) soon() {
 	}
 }
 
-// all returns the servers that the proxy had at the last look.
+// all returns the proxy's servers as of the last poll.
 func (x *proxyReporter) all() []status.PartServer {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.servers
 }
 
-// publisher returns what publishes the part of a role.
+// publisher returns the publisher for the part of a role.
 func (r *reporter) publisher(role string) *status.Publisher {
 	changed := make(chan struct{}, 1)
 	r.publish = append(r.publish, changed)
@@ -356,7 +356,7 @@ func (r *reporter) publisher(role string) *status.Publisher {
 	}
 }
 
-// actions returns what may be done from the page; nil if no token says by whom.
+// actions returns the actions that the page offers; nil without an admin token.
 func (r *reporter) actions() *actions {
 	if r.p.config.AdminTokenFile == "" {
 		return nil

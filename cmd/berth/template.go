@@ -12,8 +12,8 @@ func templateCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "template [haproxy|nginx]",
 		Short: "Print the built-in template of HAProxy or nginx",
-		Long: `Print the template that berth renders when no other one is given by --template, to start one of your own from. It is
-written in consul-template's language; the comment at its head says which functions it calls.`,
+		Long: `Print the template that berth renders when --template is not set, as a starting point for your own. It is written in
+consul-template's language. The comment at its top lists the functions that it calls.`,
 		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
 		ValidArgs: []string{kindHAProxy, kindNginx},
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -14,15 +14,16 @@ import (
 func templaterCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "templater [flags] [-- haproxy -W -db ...]",
-		Short: "Render the proxy's configuration from Consul and bring the running proxy to it",
-		Long: `Watch the Consul catalog, render the configuration from a template, and bring HAProxy to it over its master
-socket (haproxy -W -S <socket>): servers that come, go or change do so in the running HAProxy, and for
-anything else it is reloaded. What HAProxy refuses never replaces what it runs. Runs beside HAProxy and
-shares two directories with it: that of the configuration file and that of the socket. Or runs HAProxy itself,
-by the command behind --, as in berth run.
+		Short: "Render the proxy's configuration from Consul and apply it to the running proxy",
+		Long: `Watch the Consul catalog, render the proxy's configuration from a template, and apply it to HAProxy over its master socket
+(haproxy -W -S <socket>). Servers are added, changed and removed in the running HAProxy; every other change is a reload.
+A configuration that HAProxy refuses never replaces the running one.
 
-With --proxy nginx the same for nginx, which is reloaded by SIGHUP for every change, or takes servers at run
-time through a balancer in Lua (--nginx-lua).`,
+The templater runs next to HAProxy and shares two directories with it: one for the configuration file, one for the socket.
+It can also run HAProxy itself, with the command behind --, as in berth run.
+
+With --proxy nginx, it does the same for nginx. Every change is a reload by SIGHUP, unless a Lua balancer changes the
+servers at run time (--nginx-lua).`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := newProcess(cmd)
 			if err != nil {
@@ -39,8 +40,7 @@ time through a balancer in Lua (--nginx-lua).`,
 	return cmd
 }
 
-// newTemplater returns the templater of the outputs. It leaves out the refused ports, if refused is not nil, and tells report what
-// it knows, likewise.
+// newTemplater returns the templater of the outputs. It skips the refused ports and informs report, unless these are nil.
 func (p *process) newTemplater(outputs []output, refused *route.Refused, report *reporter) (*templater.Templater, error) {
 	consul, err := consulConfig(p.config)
 	if err != nil {

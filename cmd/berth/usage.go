@@ -21,7 +21,7 @@ const (
 	exitUsage  = 2
 )
 
-// usageError is an error in how berth was called: an unknown command, flag or key, or a value that means nothing.
+// usageError is an error in the call of berth: an unknown command, flag or key, or an invalid value.
 type usageError struct {
 	error
 	see string // the command whose --help helps, "" if the error says all
@@ -41,7 +41,7 @@ func (e usageError) Error() string {
 
 func (e usageError) Unwrap() error { return e.error }
 
-// asUsageError returns an error of the configuration as one of usage.
+// asUsageError returns a configuration error as a usage error.
 func asUsageError(err error) error {
 	if err == nil {
 		return nil
@@ -49,12 +49,12 @@ func asUsageError(err error) error {
 	return usageError{error: err}
 }
 
-// interrupted is the cause of a context that a signal has ended.
+// interrupted is the cause of a context that a signal has cancelled.
 type interrupted struct{ signal syscall.Signal }
 
 func (i interrupted) Error() string { return i.signal.String() }
 
-// exitCode returns the exit code for the error that a command ended with, and writes the error, a line for each of several.
+// exitCode returns the exit code for a command's error, and writes the error, one line for each of several.
 func exitCode(ctx context.Context, w io.Writer, err error) int {
 	var stop interrupted
 	var child *supervise.Exit
@@ -90,8 +90,7 @@ func exitCode(ctx context.Context, w io.Writer, err error) int {
 	return exitFailed
 }
 
-// explainUsage makes the errors of flags and arguments ones of usage, for a command and all below it, and has them name what
-// was meant.
+// explainUsage turns flag and argument errors of a command and its subcommands into usage errors with suggestions.
 func explainUsage(cmd *cobra.Command) {
 	for _, below := range cmd.Commands() { // first, or they would inherit what cmd gets
 		explainUsage(below)
@@ -110,7 +109,7 @@ func explainUsage(cmd *cobra.Command) {
 	}
 }
 
-// atLeastOne makes a command need arguments, and say which.
+// atLeastOne makes a command require at least one argument.
 func atLeastOne(what string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		if len(args) == 0 {
@@ -132,7 +131,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	return err
 }
 
-// unfit says what the value of an option must be, and is not.
+// unfit describes the valid values of an option after an invalid one.
 func unfit(f *pflag.Flag, text string) string {
 	switch kind := f.Value.Type(); kind {
 	case "duration":
@@ -146,7 +145,7 @@ func unfit(f *pflag.Flag, text string) string {
 	}
 }
 
-// didYouMean returns a question to put behind an error, "" if nothing is similar.
+// didYouMean returns a suggestion to append to an error, "" if there are no names.
 func didYouMean(names ...string) string {
 	if len(names) == 0 {
 		return ""
@@ -154,7 +153,7 @@ func didYouMean(names ...string) string {
 	return " (did you mean " + strings.Join(names, " or ") + "?)"
 }
 
-// nearest returns the name of the flag that is most like a misspelt one, with a prefix.
+// nearest returns the name of the flag most similar to a misspelt one, with a prefix.
 func nearest(prefix, misspelt string, flags *pflag.FlagSet) []string {
 	misspelt = optionName(misspelt)
 	var best string
@@ -170,7 +169,7 @@ func nearest(prefix, misspelt string, flags *pflag.FlagSet) []string {
 	return []string{prefix + best}
 }
 
-// optionName returns how the flag is spelt whose name is given as that of a variable or a key may be.
+// optionName returns the flag's spelling of a name that is spelt like a variable or a key.
 func optionName(s string) string {
 	return strings.ToLower(strings.NewReplacer("_", "-", ".", "-").Replace(s))
 }
@@ -180,8 +179,8 @@ func variableName(option string) string {
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(option, "-", "_"))
 }
 
-// unknownVariables returns a warning for each variable that looks like an option and is none. It is not an error: Kubernetes
-// and Docker's links set such variables for a service called berth.
+// unknownVariables returns a warning for each variable that looks like an option but is not. It is no error: Kubernetes and
+// Docker's links set such variables for a service called berth.
 func unknownVariables(all *pflag.FlagSet) []string {
 	var warnings []string
 	for _, kv := range os.Environ() {
@@ -192,11 +191,11 @@ func unknownVariables(all *pflag.FlagSet) []string {
 		}
 		var like []string
 		if fileOnly(optionName(key)) {
-			like = []string{"the key " + optionName(key) + " of the file that BERTH_CONFIG names"}
+			like = []string{"the key " + optionName(key) + " in the file that BERTH_CONFIG names"}
 		} else if like = nearest("", key, all); like != nil {
 			like[0] = variableName(like[0])
 		}
-		warnings = append(warnings, "environment variable "+name+" is no option of berth, it changes nothing"+didYouMean(like...))
+		warnings = append(warnings, "ignored environment variable "+name+": berth has no such option"+didYouMean(like...))
 	}
 	return warnings
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// These are stamped in by the linker: -X main.version=v1.2.3. A build without them has what Go knows of it.
+// The linker sets these: -X main.version=v1.2.3. Without them, a build uses Go's build information.
 var (
 	version = "dev"
 	commit  string
@@ -63,7 +63,7 @@ func versionCommand() *cobra.Command {
 	var form string
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Print the version, with its commit, build date and Go",
+		Short: "Print the version, commit, build date and Go version",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch form {

@@ -47,7 +47,7 @@ func (t task) Run(ctx context.Context) error {
 
 func (t task) Ready() error { return nil }
 
-// parts tells which halves of berth a command runs, and the proxy to run as a child.
+// parts says which halves of berth a command runs, and the proxy to run as a child.
 type parts struct {
 	registrar, templater bool
 	proxyCommand         []string // empty if berth does not run the proxy
@@ -68,7 +68,7 @@ func newProcess(cmd *cobra.Command) (*process, error) {
 	return p, nil
 }
 
-// output takes the texts of a template to where they belong: a plain file or the proxy.
+// output brings the texts of a template to their destination: a plain file or the proxy.
 type output struct {
 	runner
 	template templater.Template
@@ -85,9 +85,9 @@ func (p *process) run(ctx context.Context, want parts) error {
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP) // it would end berth
+	signal.Notify(hangup, syscall.SIGHUP) // by default it would end berth
 	defer signal.Stop(hangup)
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a log that nobody reads any more does not end berth
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a log without a reader must not end berth
 	if len(want.proxyCommand) > 0 {
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM) // a second one does not leave the proxy alone
 	}
@@ -98,7 +98,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 		return err
 	}
 	var child *proxyChild
-	reread := func() { p.log.Info("there are no templates to read again: SIGHUP changes nothing") }
+	reread := func() { p.log.Info("ignored SIGHUP: there are no templates to read again") }
 
 	if want.templater {
 		// 2. The outputs, plain files and the proxy, and the proxy as a child.
@@ -167,7 +167,7 @@ func (p *process) run(ctx context.Context, want parts) error {
 		}
 	}
 
-	// 5. What is: for those who ask this berth, and for the other berths.
+	// 5. The status, for clients of this berth and for the other berths.
 	report.ready = func() error { return ready(runners) }
 	runners = append(runners, report.tasks()...)
 
@@ -179,25 +179,25 @@ func (p *process) run(ctx context.Context, want parts) error {
 		handler.Handle("/", statusHandler(p.metrics, func() error { return ready(runners) }))
 		runners = append(runners, task(func(ctx context.Context) {
 			if err := serve(ctx, p.config.Listen, handler); err != nil {
-				p.log.Error("no health checks, metrics and status: choose another address with --listen", "err", err)
+				p.log.Error("cannot serve health checks, metrics and status: set another address with --listen", "err", err)
 			}
 		}))
 	}
 
-	// 7. Run all of them, and the child beside them.
+	// 7. Run all of them, and the child next to them.
 	p.warnOfMounts(outputs)
-	p.log.Info("berth starts", "version", version)
+	p.log.Info("berth started", "version", version)
 	g, running := errgroup.WithContext(running)
 	for _, r := range runners {
 		g.Go(func() error { return r.Run(running) })
 	}
 	if child == nil {
 		err := g.Wait()
-		p.log.Info("berth stops; registrations and proxy stay as they are")
+		p.log.Info("berth stopped; registrations and proxy stay as they are")
 		return err
 	}
 	err = child.runBeside(ctx, g.Wait, stop)
-	p.log.Info("berth stops; registrations stay as they are")
+	p.log.Info("berth stopped; registrations stay as they are")
 	return err
 }
 

@@ -34,7 +34,7 @@ var mistakes = []mistake{
 	{"on none of the load balancer's networks", []string{"--network", elsewhere, "-l", "SERVICE_NAME=m4", "-l", "SERVICE_ROUTE_HOST=m4.example.com"},
 		[]string{"it is not on", "not served"}, "attach it to such a network"},
 	{"a port on which nothing listens", []string{"-l", "SERVICE_8080_IGNORE=1", "-l", "SERVICE_9999_NAME=m5", "-l", "SERVICE_9999_ROUTE_HOST=m5.example.com"},
-		[]string{":9999 accepts", "starting"}, "have it listen on that port"},
+		[]string{":9999 accepts", "starting"}, "make it listen on that port"},
 	{"an unhealthy HEALTHCHECK", []string{"--health-cmd", "false", "--health-interval", "1s", "--health-retries", "1", "-l", "SERVICE_NAME=m6", "-l", "SERVICE_ROUTE_HOST=m6.example.com"},
 		[]string{"Docker's HEALTHCHECK says unhealthy", "down"}, "docker inspect"},
 	{"refused by the policy", []string{"-l", "SERVICE_NAME=secret", "-l", "SERVICE_ROUTE_HOST=m7.example.com"},
@@ -98,7 +98,7 @@ func TestE2EExplain(t *testing.T) {
 		s := s.in(t)
 		s.Eventually(10*time.Second, "it says who answers", func() error {
 			said, err := s.Try("exec", "-T", "templater", "berth", "explain", "http://m12.example.com/cart")
-			if err == nil && !strings.Contains(said, "m12.example.com/ of service m12 takes it, by backend m12") {
+			if err == nil && !strings.Contains(said, "m12.example.com/ of service m12 takes it, with backend m12") {
 				err = fmt.Errorf("it says\n%s", said)
 			}
 			return err
@@ -177,6 +177,6 @@ func TestE2EExplainRefusal(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return finds(said, mistake{says: []string{"is not brought to its newest configuration", "bogus", "the text of broken is at fault"}, remedy: "berth render --validate"})
+		return finds(said, mistake{says: []string{"does not run the newest configuration", "bogus", "the part for broken is at fault"}, remedy: "berth render --validate"})
 	})
 }

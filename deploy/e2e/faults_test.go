@@ -142,7 +142,7 @@ func TestE2EConsulAndTemplaterRecreated(t *testing.T) {
 	for range 2 {
 		s.Do("up", "-d", "--no-deps", "--force-recreate", "--timeout", "5", "consul", "templater")
 		s.Eventually(30*time.Second, "Consul has them again", func() error { return s.expectCatalog(s.Containers("app")) })
-		s.Logged("templater", "berth starts")
+		s.Logged("templater", "berth started")
 	}
 	s.scale(4)
 	s.Eventually(30*time.Second, "four answer", func() error { return s.expectHosts(4) })

@@ -161,7 +161,7 @@ func TestE2EEventsAndMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	log.Wait(t, "berth starts")
+	log.Wait(t, "berth started")
 	s.scale(2)
 	log.Wait(t, "1 → 2 servers, live after")
 	s.Eventually(10*time.Second, "the registrar's change is told", func() error {

@@ -167,7 +167,7 @@ func TestE2ERollout(t *testing.T) {
 		}
 		_ = out.ends() // it was killed
 		resume := s.rollout(berth, v2, "--resume", "app")
-		if err := resume.ends(); err != nil || !strings.Contains(resume.String(), "going on, 2 of 5 were replaced before") {
+		if err := resume.ends(); err != nil || !strings.Contains(resume.String(), "resuming, 2 of 5 were already replaced") {
 			t.Errorf("%v\n%s", err, resume)
 		}
 		watched.expectNoneFailed(resume)

@@ -62,7 +62,7 @@ func newStackOf(t testing.TB, o testenv.ComposeOptions, services string) *stack 
 	http, consul, stats, page := testenv.FreePort(t), testenv.FreePort(t), testenv.FreePort(t), testenv.FreePort(t)
 	s := &stack{web: "127.0.0.1:" + http, consul: "127.0.0.1:" + consul, stats: "127.0.0.1:" + stats, page: "127.0.0.1:" + page}
 	o.Files = append(files, o.Files...)
-	o.Env = append([]string{"HTTP_PORT=" + http, "CONSUL_PORT=" + consul, "STATS_PORT=" + stats, "PAGE_PORT=" + page}, o.Env...)
+	o.Env = append([]string{"BERTH_LOG_FORMAT=json", "HTTP_PORT=" + http, "CONSUL_PORT=" + consul, "STATS_PORT=" + stats, "PAGE_PORT=" + page}, o.Env...)
 	o.Show = []string{"registrar", "templater"}
 	s.Compose = testenv.NewCompose(t, o)
 	t.Cleanup(func() {

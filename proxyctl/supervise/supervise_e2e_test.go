@@ -328,6 +328,6 @@ func TestE2EOneContainer(t *testing.T) {
 		}
 		signal("TERM")
 		b.eventually("HAProxy is stopped", func() bool { return strings.Contains(b.get("/"), "refused") })
-		b.eventually("berth ends", func() bool { return strings.Contains(log(), "berth stops") })
+		b.eventually("berth ends", func() bool { return strings.Contains(log(), "berth stopped") })
 	})
 }

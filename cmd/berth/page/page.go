@@ -1,5 +1,5 @@
-// Package page is the page at / of berth: what /v1/status and its neighbours tell, for people. It is one HTML file with its style
-// and its script inside; nothing is fetched from elsewhere.
+// Package page serves berth's status page at /, which shows the status API to people. It is one HTML file with its style and script;
+// nothing is fetched from elsewhere.
 package page
 
 import (
@@ -21,8 +21,8 @@ type Options struct {
 	Name string // of the berth's host, for the title
 }
 
-// Handler serves the page at / alone, to GET and HEAD. The page itself asks for v1/status, v1/events, v1/live and v1/actions beside it,
-// and sends POST requests to v1/drain, v1/undrain, v1/pause and v1/resume, as docs/operate/status.md describes them.
+// Handler serves only the page at /, to GET and HEAD. The page requests v1/status, v1/events, v1/live and v1/actions, and sends POST
+// requests to v1/drain, v1/undrain, v1/pause and v1/resume. docs/operate/status.md describes them.
 func Handler(o Options) http.Handler {
 	text := source
 	if o.Name != "" {
@@ -53,8 +53,8 @@ func Handler(o Options) http.Handler {
 	})
 }
 
-// policyFor allows the page's own script and style, by their hashes, and nothing else. With trusted types no text can become HTML
-// or script, even by mistake.
+// policyFor allows only the page's own script and style, by their hashes. With trusted types, no text can become HTML or script, even
+// by mistake.
 func policyFor(text string) string {
 	return strings.Join([]string{
 		"default-src 'none'",
@@ -70,7 +70,7 @@ func policyFor(text string) string {
 	}, "; ")
 }
 
-// hashOf is the source expression for what is between two tags, which the page has once.
+// hashOf returns the source expression for the text between two tags, which the page has once.
 func hashOf(text, from, to string) string {
 	_, rest, _ := strings.Cut(text, from)
 	inside, _, _ := strings.Cut(rest, to)

@@ -14,7 +14,7 @@ import (
 	"berth/templates/claim"
 )
 
-// Input is what a Document is made of.
+// Input is the source of a Document.
 type Input struct {
 	At         time.Time
 	Catalog    Catalog              // nil if it could not be read
@@ -47,7 +47,7 @@ type proxyView struct {
 	lost    map[string]bool     // services that lost a route
 }
 
-// Build puts the parts of all berths and the catalog together.
+// Build combines the parts of all berths and the catalog.
 func Build(in Input) Document {
 	b := &builder{
 		in: in, services: map[string]*Service{}, instances: map[string]*PartInstance{}, of: map[string]*PartContainer{},
@@ -74,7 +74,7 @@ func Build(in Input) Document {
 		return cmp.Or(cmp.Compare(x.Host, y.Host), cmp.Compare(x.Name, y.Name), cmp.Compare(x.ID, y.ID))
 	})
 	if len(b.proxies) == 0 {
-		b.doc.Incomplete = append(b.doc.Incomplete, "no templater tells of a proxy: is one running, and may its token write berth/status/?")
+		b.doc.Incomplete = append(b.doc.Incomplete, "no templater reports a proxy: check that one runs and that its token may write berth/status/")
 	}
 	return b.doc
 }
@@ -88,13 +88,13 @@ func (b *builder) service(name string) *Service {
 	return s
 }
 
-// readParts takes in what the berths say.
+// readParts reads the parts of the berths.
 func (b *builder) readParts() {
 	for i := range b.in.Parts {
 		p := &b.in.Parts[i]
 		b.doc.Berths = append(b.doc.Berths, p.Berth)
 		if p.Left > 0 {
-			b.doc.Incomplete = append(b.doc.Incomplete, fmt.Sprintf("%s %s has more to say than fits into Consul: %d things are left away", p.Berth.Role, p.Berth.Name, p.Left))
+			b.doc.Incomplete = append(b.doc.Incomplete, fmt.Sprintf("the report of %s %s is too large for Consul: %d entries are missing", p.Berth.Role, p.Berth.Name, p.Left))
 		}
 		for n := range p.Containers {
 			c := &p.Containers[n]
@@ -139,7 +139,7 @@ func (b *builder) readParts() {
 	}
 }
 
-// readLeftOut takes in what a templater leaves out.
+// readLeftOut reads what a templater ignores.
 func (b *builder) readLeftOut(list []LeftOut) {
 	for _, l := range list {
 		if l.Service != "" {
@@ -156,7 +156,7 @@ func (b *builder) readLeftOut(list []LeftOut) {
 	}
 }
 
-// readRoutes takes in who has which routes.
+// readRoutes reads which service has which routes.
 func (b *builder) readRoutes() {
 	for _, v := range b.proxies {
 		losers := map[string][]string{}
@@ -211,7 +211,7 @@ func (b *builder) entry(e *Entry) Instance {
 	return out
 }
 
-// notServing returns how far an instance has come that is not to get requests: to a proxy if one is known to have it.
+// notServing returns the last step of an instance that should not get requests: the proxy, if one has it.
 func notServing(in *Instance) Step {
 	if len(in.Servers) > 0 {
 		return StepProxy
@@ -219,7 +219,7 @@ func notServing(in *Instance) Step {
 	return StepCatalog
 }
 
-// inProxies says how far an instance that passes its checks has come in the proxies that are to have it.
+// inProxies determines how far an instance has come in the proxies that should have it.
 func (b *builder) inProxies(e *Entry, out *Instance) {
 	if reasons := b.leftOut[e.Service+" "+e.ID]; len(reasons) > 0 {
 		out.State, out.Reason = Down, strings.Join(reasons, "; ")
@@ -241,7 +241,7 @@ func (b *builder) inProxies(e *Entry, out *Instance) {
 		for _, s := range servers {
 			drained = drained || !s.Usable && s.Weight == 0
 			if !s.Usable {
-				bad = fmt.Sprintf("%s has the server %s/%s as %s", name, s.Backend, s.Name, cmp.Or(s.State, "not usable"))
+				bad = fmt.Sprintf("%s reports server %s/%s as %s", name, s.Backend, s.Name, cmp.Or(s.State, "not usable"))
 				if s.Check != "" {
 					bad += ": " + s.Check
 				}
@@ -256,9 +256,9 @@ func (b *builder) inProxies(e *Entry, out *Instance) {
 		case v.missing[e.Address]:
 			why := fmt.Sprintf("the proxy of %s does not have it yet", name)
 			if v.Proxy.Failure != "" {
-				why = fmt.Sprintf("the proxy of %s is not brought to its newest configuration", name)
+				why = fmt.Sprintf("the proxy of %s does not run the newest configuration", name)
 				if v.Proxy.AtFault != "" {
-					why += fmt.Sprintf(", the text of %s is at fault", v.Proxy.AtFault)
+					why += fmt.Sprintf(", the part for %s is at fault", v.Proxy.AtFault)
 				}
 				why += ": " + oneLine(v.Proxy.Failure)
 			}
@@ -286,7 +286,7 @@ func (b *builder) inProxies(e *Entry, out *Instance) {
 	}
 }
 
-// reach records how far an instance has come in one of the proxies, and why not farther. The one that is farthest behind counts.
+// reach records how far an instance has come in one of the proxies, and why no further. The proxy that is furthest behind counts.
 func (b *builder) reach(out *Instance, step Step, why string) {
 	if out.Reason == "" || slices.Index(Steps, step) < slices.Index(Steps, out.Reached) {
 		out.Reached, out.Reason = step, why
@@ -294,7 +294,7 @@ func (b *builder) reach(out *Instance, step Step, why string) {
 	out.State = Down
 }
 
-// unregistered adds the instances that registrars tell of and the catalog lacks.
+// unregistered adds the instances that registrars report and the catalog lacks.
 func (b *builder) unregistered() {
 	there := map[string]bool{}
 	for _, entries := range b.in.Catalog {
@@ -335,7 +335,7 @@ func isRegistered(state string) bool {
 	return false
 }
 
-// judge works out how a service fares from its instances.
+// judge derives the state of a service from its instances.
 func (b *builder) judge(s *Service) {
 	slices.SortFunc(s.Instances, func(x, y Instance) int { return cmp.Or(cmp.Compare(x.ID, y.ID), cmp.Compare(x.Node, y.Node)) })
 	slices.SortFunc(s.Routes, func(x, y Route) int { return cmp.Or(cmp.Compare(x.Route, y.Route), cmp.Compare(x.Proxy, y.Proxy)) })

@@ -61,7 +61,7 @@ func TestBuildFollowsTheChain(t *testing.T) {
 		})}, nil, Down, StepRendered, "line 7", Down},
 		"down in the proxy": {registered, []Part{balancer(func(p *Part) {
 			p.Servers = []PartServer{{"10.0.0.1:80", Server{Backend: "app", Name: "app-1", Weight: 1, State: "DOWN", Check: "L4CON: refused"}}}
-		})}, nil, Down, StepProxy, "lb has the server app/app-1 as DOWN: L4CON: refused", Down},
+		})}, nil, Down, StepProxy, "lb reports server app/app-1 as DOWN: L4CON: refused", Down},
 		"as its own proxy says": {registered, []Part{balancer(nil)}, []PartServer{{"10.0.0.1:80", Server{Proxy: "lb", Backend: "app", Name: "app-1", Usable: true, Weight: 1, InFlight: 3}}},
 			Serving, StepServing, "", Serving},
 		"its weight is 0": {registered, []Part{balancer(func(p *Part) {

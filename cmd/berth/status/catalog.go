@@ -26,10 +26,10 @@ type Entry struct {
 // Check is a check that does not pass.
 type Check struct{ ID, Name, Status, Output, Notes string }
 
-// Catalog is what Consul's catalog has of services, by their names. A service without instances is there with none.
+// Catalog holds the instances in Consul's catalog by service name. A service without instances has an empty list.
 type Catalog map[string][]Entry
 
-// notAsked are services that nobody asks about: Consul's own.
+// notAsked are the services to ignore: Consul's own.
 var notAsked = []string{"consul"}
 
 // Sort sorts the instances of each service by ID, then node.
@@ -53,8 +53,8 @@ func NewEntry(e *api.ServiceEntry) Entry {
 	return out
 }
 
-// ReadCatalog asks Consul for all instances. It takes one call for each node and one for each status, so that a catalog of many
-// services costs little. The error says what is missing.
+// ReadCatalog asks Consul for all instances, with one call for each node and each status: many services cost little. The error says
+// what is missing.
 func ReadCatalog(ctx context.Context, consul *api.Client) (Catalog, error) {
 	q := new(api.QueryOptions).WithContext(ctx)
 	nodes, meta, err := consul.Catalog().Nodes(q)
@@ -115,7 +115,7 @@ func ReadCatalog(ctx context.Context, consul *api.Client) (Catalog, error) {
 	}
 	out.Sort()
 	if hidden {
-		return out, errors.New("the token does not see all of Consul's catalog: give it service_prefix \"\" and node_prefix \"\" { policy = \"read\" }")
+		return out, errors.New("the token does not see the whole catalog: give it service_prefix \"\" and node_prefix \"\" { policy = \"read\" }")
 	}
 	return out, nil
 }
@@ -130,7 +130,7 @@ func (e *Entry) maintenance() (reason string, is bool) {
 	return "", false
 }
 
-// failing returns what the checks say that are critical.
+// failing returns the outputs of the critical checks.
 func (e *Entry) failing() string {
 	var said []string
 	for _, c := range e.Checks {
@@ -141,7 +141,7 @@ func (e *Entry) failing() string {
 	return strings.Join(said, "; ")
 }
 
-// oneLine shortens what a check says to what fits a line.
+// oneLine shortens the output of a check to one line.
 func oneLine(s string) string {
 	const most = 200
 	s = strings.Join(strings.Fields(s), " ")
@@ -151,7 +151,7 @@ func oneLine(s string) string {
 	return s
 }
 
-// Stopped returns when the instance was told to stop; false if it was not, or nobody tells.
+// Stopped returns when the instance was told to stop; false if it was not, or if the time is unknown.
 func (e *Entry) Stopped() (time.Time, bool) {
 	reason, is := e.maintenance()
 	if !is {
@@ -160,7 +160,7 @@ func (e *Entry) Stopped() (time.Time, bool) {
 	return claim.StoppedAt(reason)
 }
 
-// Passing says whether the instance is to get requests: no check is critical.
+// Passing reports whether the instance should get requests: no check is critical.
 func (e *Entry) Passing() bool {
 	return !slices.ContainsFunc(e.Checks, func(c Check) bool { return c.Status == api.HealthCritical })
 }

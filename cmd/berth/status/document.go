@@ -1,13 +1,13 @@
-// Package status holds what is, as one document: for every container how far it has come on the way to taking requests, and
-// why not farther; for every service its routes and instances; for every proxy what it runs; for every berth what it waits for.
+// Package status describes the whole system in one document: how far every container has come on its way to requests, and why no
+// further; the routes and instances of every service; what every proxy runs; and what every berth waits for.
 //
-// A berth knows its own part: a registrar its Docker host, a templater its proxy. Each publishes its part in Consul (Publisher), and
-// whoever asks puts the parts and the catalog together (Build). Nothing of it decides anything.
+// A berth knows its own part: a registrar its Docker host, a templater its proxy. Each publishes its part in Consul (Publisher).
+// The reader combines the parts with the catalog (Build). Nothing here makes decisions.
 package status
 
 import "time"
 
-// Document is what is. It is the answer of /v1/status and what berth status --json prints. docs/operate/status.md documents it.
+// Document is the answer of /v1/status and the output of berth status --json. docs/operate/status.md documents it.
 type Document struct {
 	At         time.Time   `json:"at"`                   // when it was put together
 	Services   []Service   `json:"services"`             // by name
@@ -17,7 +17,7 @@ type Document struct {
 	Incomplete []string    `json:"incomplete,omitempty"` // what could not be read, and why
 }
 
-// Service is a service in Consul's catalog, or one that a container is about to register, with all that is known of it.
+// Service is a service in Consul's catalog, or one that a container is about to register.
 type Service struct {
 	Name      string     `json:"name"`
 	State     State      `json:"state"`
@@ -27,16 +27,16 @@ type Service struct {
 	Routes    []Route    `json:"routes"`
 	LeftOut   []string   `json:"left_out,omitempty"`  // what of it no proxy has, and why
 	Paused    string     `json:"paused,omitempty"`    // since when, by whom and why requests for it wait; "" = it is not paused
-	Instances []Instance `json:"instances,omitempty"` // left away where only services are asked for
+	Instances []Instance `json:"instances,omitempty"` // omitted if only services are requested
 	Waiting   int        `json:"waiting,omitempty"`   // requests that wait for a server
-	// Containers are the names of the first ones that its instances are, where the instances are left away.
+	// Containers are the names of the first containers, if the instances are omitted.
 	Containers []string `json:"containers,omitempty"`
 }
 
-// State says how a service or an instance fares.
+// State is the state of a service or an instance.
 type State string
 
-// The states. A service is as good as its best instance, but for Degraded.
+// The states. A service is as good as its best instance, except for Degraded.
 const (
 	Serving  State = "serving"  // it takes requests
 	Degraded State = "degraded" // of a service: some of its instances do not take requests, others do
@@ -94,7 +94,7 @@ const (
 // Steps are all steps in their order.
 var Steps = []Step{StepContainer, StepReady, StepRegistered, StepCatalog, StepRendered, StepProxy, StepServing}
 
-// Times says when an instance came to a step. The zero time means that it did not, or that nobody knows when.
+// Times says when an instance reached each step. The zero time means never or unknown.
 type Times struct {
 	Started    time.Time `json:"started,omitzero"` // the container
 	Ready      time.Time `json:"ready,omitzero"`
@@ -115,7 +115,7 @@ type Server struct {
 	Check    string `json:"check,omitempty"` // what its last check said
 }
 
-// Container is a container that stands for no instance, or of which something is to be said.
+// Container is a container without an instance.
 type Container struct {
 	Host     string    `json:"host"` // of Docker
 	Name     string    `json:"name"`
@@ -129,7 +129,7 @@ type Container struct {
 	Evidence []string  `json:"evidence,omitempty"` // what its registrar sees of it
 }
 
-// Proxy is a proxy that a templater looks after.
+// Proxy is a proxy that a templater manages.
 type Proxy struct {
 	Name         string    `json:"name"` // of the templater's host
 	Kind         string    `json:"kind"` // haproxy or nginx

@@ -14,17 +14,17 @@ import (
 // MostEvents is how many changes are kept.
 const MostEvents = 500
 
-// Events keeps the last changes, those of this berth and of others, for whoever asks. All methods may be called from any goroutine.
+// Events keeps the last events of this berth and of others. All methods may be called from any goroutine.
 type Events struct {
 	mu      sync.Mutex
 	own     []Numbered // oldest first
 	next    int
 	seen    map[string]bool // of others, by what tells two apart
-	changed chan struct{}   // closed, and made anew, with each event
+	changed chan struct{}   // closed and replaced with each event
 	added   func()
 }
 
-// Numbered is an event with the place that it has in the sequence of events of this berth.
+// Numbered is an event with its position in this berth's sequence of events.
 type Numbered struct {
 	ID int `json:"id"`
 	Event
@@ -46,7 +46,7 @@ func (e *Events) Add(ev Event) {
 	}
 }
 
-// Added has a function called after each event of this berth; it must not block.
+// Added sets a function to call after each event of this berth; it must not block.
 func (e *Events) Added(do func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -84,8 +84,8 @@ func (n Numbered) key() string {
 	return n.Role + "\x00" + n.Berth + "\x00" + n.At.Format(time.RFC3339Nano) + "\x00" + n.Message
 }
 
-// After returns the events with an ID above id, oldest first, and a channel that is closed when there are more. An ID that was
-// never given stands for none.
+// After returns the events with an ID above id, oldest first, and a channel that is closed when there are more. An ID that was never
+// given counts as 0.
 func (e *Events) After(id int) ([]Numbered, <-chan struct{}) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -194,7 +194,7 @@ func (h *handler) event(r slog.Record) Event {
 	return out
 }
 
-// bounded cuts a text of an event to what a line shows, without what no terminal should get.
+// bounded limits a text of an event to the length of a line, and removes control characters.
 func bounded(s string) string {
 	const most = 400
 	s = strings.Map(func(r rune) rune {

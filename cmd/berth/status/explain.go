@@ -15,7 +15,7 @@ import (
 	"berth/templates/claim"
 )
 
-// Explanation says how far one thing has come on its way to requests, why not farther, and what to do.
+// Explanation says how far one thing has come on its way to requests, why no further, and what to do.
 type Explanation struct {
 	About   string      `json:"about"`   // container web_1, service shop, http://shop.example.com/
 	State   State       `json:"state"`   // Serving, or why not
@@ -24,7 +24,7 @@ type Explanation struct {
 	Do      []string    `json:"do"` // nothing if all is well
 }
 
-// Explained is a step with what it is known by.
+// Explained is a step with its evidence.
 type Explained struct {
 	Step     string    `json:"step"`
 	Passed   bool      `json:"passed"`
@@ -32,12 +32,12 @@ type Explained struct {
 	Evidence []string  `json:"evidence"`
 }
 
-// ErrNotKnown is wrapped by the error of Explain for a name that stands for nothing.
+// ErrNotKnown is wrapped by the error of Explain for an unknown name.
 var ErrNotKnown = errors.New("not known")
 
-// Explain explains a container, by its name, the beginning of its ID, or its service in a compose file; a service or an instance of
-// one, by its name or ID in Consul; or the URL of a request, with or without http://. report is what a registrar of this host
-// says of its containers, in more detail than it publishes; nil = none can be asked.
+// Explain explains a container (by name, ID prefix or compose service), a service or an instance (by name or ID in Consul), or the
+// URL of a request (with or without http://). report is the report of this host's registrar, with more detail than it publishes;
+// nil without a registrar.
 func (d *Document) Explain(name string, report *registrar.Report) ([]Explanation, error) {
 	x := explainer{d, report}
 	if strings.Contains(name, "/") {
@@ -82,7 +82,7 @@ type explainer struct {
 	report *registrar.Report
 }
 
-// meant names what is like a name.
+// meant suggests similar names.
 func (x explainer) meant(name string) string {
 	var close []string
 	consider := func(other string) {
@@ -99,10 +99,10 @@ func (x explainer) meant(name string) string {
 	if len(close) == 0 {
 		return "; berth status lists the services, docker ps the containers"
 	}
-	return "; is " + strings.Join(close[:min(3, len(close))], " or ") + " meant?"
+	return "; did you mean " + strings.Join(close[:min(3, len(close))], " or ") + "?"
 }
 
-// found is a container with what its host's registrar and the catalog say of it.
+// found is a container with the data of its host's registrar and of the catalog.
 type found struct {
 	name, id, service string
 	instances         []string
@@ -110,7 +110,7 @@ type found struct {
 	listed            *Container
 }
 
-// evidence is what is published of a container that stands for no instance.
+// evidence returns the published evidence of a container without an instance.
 func (f found) evidence() []string {
 	if f.listed == nil {
 		return nil
@@ -157,7 +157,7 @@ func (x explainer) all() map[string]found {
 	return out
 }
 
-// containers explains the containers that are meant, in the order of their names.
+// containers explains the matching containers, sorted by name.
 func (x explainer) containers(is func(found) bool) (out []Explanation) {
 	all := x.all()
 	ids := slices.SortedFunc(maps.Keys(all), func(a, b string) int { return cmp.Or(cmp.Compare(all[a].name, all[b].name), cmp.Compare(a, b)) })
@@ -214,7 +214,7 @@ func (x explainer) container(c found) (out []Explanation) {
 	return []Explanation{e}
 }
 
-// asked is what a container asks for, and how its host sees it: as a registrar that was asked says, or as is published.
+// asked returns what a container asks for and how its host sees it, from its registrar's report or as published.
 func asked(p *registrar.Planned, published []string) []string {
 	switch {
 	case p != nil:
@@ -222,10 +222,10 @@ func asked(p *registrar.Planned, published []string) []string {
 	case len(published) > 0:
 		return published
 	}
-	return []string{"the registrar of its Docker host knows more: run berth explain there, where it runs"}
+	return []string{"for more details, run berth explain next to the registrar of its Docker host"}
 }
 
-// evidence is what a registrar sees of a container, one thing in a line.
+// evidence returns what a registrar sees of a container, one fact per line.
 func evidence(p *registrar.Planned) (evidence []string) {
 	if p.Image != "" {
 		evidence = append(evidence, "image "+p.Image)
@@ -243,7 +243,7 @@ func evidence(p *registrar.Planned) (evidence []string) {
 	for _, name := range slices.Sorted(maps.Keys(p.Asks)) {
 		asks = append(asks, name+"="+p.Asks[name])
 	}
-	return append(evidence, "read: "+strings.Join(asks, ", "))
+	return append(evidence, "settings: "+strings.Join(asks, ", "))
 }
 
 // nonEmpty returns the texts that are not empty.
@@ -328,18 +328,18 @@ func (x explainer) instance(about string, s *Service, in *Instance, c *registrar
 	}
 	reasons = besides(in.Reason, reasons)
 	why := cmp.Or(in.Reason, strings.Join(reasons, "; "))
-	e.Verdict = fmt.Sprintf("%s: it has come to %q, and not farther", in.State, in.Reached)
+	e.Verdict = fmt.Sprintf("%s: it reached the step %q and no further", in.State, in.Reached)
 	if why != "" {
 		e.Verdict += ": " + why
 	}
 	e.Do = remedies(in.Reached, cmp.Or(in.Container, in.ID), nonEmpty(append([]string{why}, reasons...)...))
 	if in.State == Unrouted && len(reasons) == 0 {
-		e.Do = []string{"set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT on it if it is to get requests"}
+		e.Do = []string{"set SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT on it if it should get requests"}
 	}
 	return e
 }
 
-// besides returns the reasons that say something else than said does: a registrar and a templater may find the same label bad.
+// besides returns the reasons that add something to said: a registrar and a templater may reject the same label.
 func besides(said string, reasons []string) (out []string) {
 	for _, r := range reasons {
 		_, what, _ := strings.Cut(r, ": ") // after the port
@@ -350,10 +350,11 @@ func besides(said string, reasons []string) (out []string) {
 	return out
 }
 
-// advice begins the part of a reason that says what to do.
-var advice = regexp.MustCompile(`^(?:set|unset|choose|attach|publish|free|give|did you mean|stop|connect|name|make|have|run|copy|write|deregister|use|call|take|put|add|restart|see) ?`)
+// advice matches the beginning of a clause that says what to do.
+var advice = regexp.MustCompile(`^(?:set|unset|choose|attach|publish|free|give|did you mean|stop|connect|name|make|have|run|copy|write|deregister|use|call|take|put|add|` +
+	`restart|see|remove|rename|allow|enable|expose|grant|correct|leave)\b`)
 
-// clauses returns what reasons say is to be done.
+// clauses returns the remedies in reasons.
 func clauses(reasons []string) (out []string) {
 	for _, r := range reasons {
 		for _, clause := range strings.FieldsFunc(strings.ReplaceAll(r, ": ", "; "), func(c rune) bool { return c == ';' }) {
@@ -365,7 +366,7 @@ func clauses(reasons []string) (out []string) {
 	return out
 }
 
-// remedies says what to do about something that has come to a step. Reasons name the label to set by themselves: what is added is where
+// remedies returns what to do about something that has stopped at a step. Reasons already name the label to set; remedies add where
 // to look.
 func remedies(reached Step, container string, reasons []string) []string {
 	why := strings.Join(reasons, "; ")
@@ -374,24 +375,24 @@ func remedies(reached Step, container string, reasons []string) []string {
 	}
 	switch {
 	case has("HEALTHCHECK"):
-		return []string{"see what its HEALTHCHECK says: docker inspect --format '{{json .State.Health}}' " + container}
+		return []string{"read the output of its HEALTHCHECK: docker inspect --format '{{json .State.Health}}' " + container}
 	case has("connection refused", "not ready", "i/o timeout", "no route to host"):
-		return []string{"have it listen on that port at all addresses of the container (0.0.0.0, not 127.0.0.1): docker logs " + container,
-			"or name another port: SERVICE_PORT, or SERVICE_<port>_NAME; SERVICE_READY says when it is ready"}
+		return []string{"make it listen on that port on all addresses (0.0.0.0, not 127.0.0.1), see docker logs " + container,
+			"or register another port with SERVICE_PORT or SERVICE_<port>_NAME, or change the readiness check with SERVICE_READY"}
 	case has("policy"):
-		return []string{"what may be registered is said by the policy in the registrar's configuration (docs/operate/policy.md)"}
+		return []string{"change its labels, or the policy in the registrar's configuration (docs/operate/policy.md)"}
 	case has("check in Consul is critical"):
-		return []string{"the check is Consul's: make it pass, or change SERVICE_CHECK_*"}
+		return []string{"make the check pass, or change SERVICE_CHECK_*"}
 	case has("told to stop", "maintenance", "berth drain"):
-		return []string{"berth undrain " + container + " puts it back, where berth drain took it out"}
+		return []string{"if berth drain took it out of service, put it back with berth undrain " + container}
 	case reached == StepRendered:
-		return []string{"berth render --validate shows what the proxy refuses; everything else is served as before"}
+		return []string{"run berth render --validate to see what the proxy refuses; everything else is still served"}
 	case reached == StepProxy:
-		return []string{"the proxy's own check fails or it cannot reach the address: both have to be on one Docker network; SERVICE_ROUTE_CHECK is the path that it asks for"}
+		return []string{"the proxy's own check fails, or the proxy cannot reach the address: put both on one Docker network; SERVICE_ROUTE_CHECK is the path that the proxy requests"}
 	case len(clauses(reasons)) > 0:
 		return clauses(reasons)
 	case why == "":
-		return []string{"the berth of that host tells nothing: is its registrar running, and may its token write berth/status/?"}
+		return []string{"the berth on that host reports nothing: check that its registrar runs and that its token may write berth/status/"}
 	}
 	return []string{why}
 }
@@ -405,7 +406,7 @@ func (x explainer) service(s *Service) Explanation {
 		if r.Lost != "" {
 			line = r.Lost
 		} else if len(r.Losers) > 0 {
-			line += fmt.Sprintf("; %s ask for it in vain", strings.Join(r.Losers, ", "))
+			line += fmt.Sprintf("; also requested by %s", strings.Join(r.Losers, ", "))
 		}
 		routes = append(routes, line)
 	}
@@ -415,7 +416,7 @@ func (x explainer) service(s *Service) Explanation {
 		}
 	}
 	if len(routes) == 0 {
-		routes = []string{"none: SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT gives it one"}
+		routes = []string{"none; SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT adds one"}
 	}
 	routed := slices.ContainsFunc(s.Routes, func(r Route) bool { return r.Lost == "" })
 	e.Steps = append(e.Steps, Explained{Step: "routes", Passed: routed, Evidence: routes})
@@ -434,7 +435,7 @@ func (x explainer) service(s *Service) Explanation {
 	e.Steps = append(e.Steps, Explained{Step: "instances", Passed: s.Serving > 0, Evidence: servers})
 	if s.Paused != "" {
 		e.Steps = append(e.Steps, Explained{Step: "paused", Evidence: []string{s.Paused}})
-		e.Do = append(e.Do, "berth resume "+s.Name+" ends the pause")
+		e.Do = append(e.Do, "end the pause with berth resume "+s.Name)
 	}
 	e.Verdict = fmt.Sprintf("%s: %d of %d instances take requests", s.State, s.Serving, s.Total)
 	if s.Reason != "" {
@@ -463,7 +464,7 @@ func (x explainer) url(text string) ([]Explanation, error) {
 	}
 	u, err := url.Parse(full)
 	if err != nil || u.Host == "" && u.Path == "" {
-		return nil, fmt.Errorf("%q is no URL like http://shop.example.com/cart: %w", text, ErrNotKnown)
+		return nil, fmt.Errorf("%q is not a URL like http://shop.example.com/cart: %w", text, ErrNotKnown)
 	}
 	host, path := u.Host, cmp.Or(u.EscapedPath(), "/")
 	e := Explanation{About: full, State: Down, Do: []string{}, Steps: []Explained{{Step: "request", Passed: true,
@@ -493,11 +494,11 @@ func (x explainer) url(text string) ([]Explanation, error) {
 				}
 			}
 		}
-		e.Steps = append(e.Steps, Explained{Step: "route", Evidence: []string{"no route fits: the answer is 404"}})
+		e.Steps = append(e.Steps, Explained{Step: "route", Evidence: []string{"no route matches: the answer is 404"}})
 		e.Verdict = "no service has a route for it"
-		e.Do = []string{fmt.Sprintf("set SERVICE_ROUTE_HOST=%s on the container that is to answer", u.Hostname())}
+		e.Do = []string{fmt.Sprintf("set SERVICE_ROUTE_HOST=%s on the container that should answer", u.Hostname())}
 		if len(hosts) > 0 {
-			e.Do = append(e.Do, "or ask for "+strings.Join(hosts, " or "))
+			e.Do = append(e.Do, "or request "+strings.Join(hosts, " or "))
 		}
 		return []Explanation{e}, nil
 	}
@@ -518,19 +519,19 @@ func (x explainer) url(text string) ([]Explanation, error) {
 				lines = append(lines, fmt.Sprintf("%s loses: %s", c.service.Name, c.Lost))
 			case taken == nil:
 				taken = c
-				lines = append(lines, fmt.Sprintf("%s of service %s takes it, by backend %s", c.Route.Route, c.service.Name, c.Backend))
+				lines = append(lines, fmt.Sprintf("%s of service %s takes it, with backend %s", c.Route.Route, c.service.Name, c.Backend))
 			default:
-				lines = append(lines, fmt.Sprintf("%s of service %s fits as well, and is less exact", c.Route.Route, c.service.Name))
+				lines = append(lines, fmt.Sprintf("%s of service %s matches too, but is less specific", c.Route.Route, c.service.Name))
 			}
 		}
 		of.Steps = append(of.Steps, Explained{Step: "route at " + fit[0].Proxy, Passed: taken != nil, Evidence: lines})
 		if taken == nil {
-			of.Verdict = "no service has it now: " + fit[0].Lost
+			of.Verdict = "no service has this route now: " + fit[0].Lost
 			of.Do = []string{fit[0].Lost}
 		} else {
 			if taken.Strip && taken.Path != "/" {
 				of.Steps = append(of.Steps, Explained{Step: "path", Passed: true, Evidence: []string{
-					fmt.Sprintf("%s is taken off: a server sees /%s", taken.Path, strings.TrimPrefix(path+"/", taken.Path))}})
+					fmt.Sprintf("%s is stripped: servers get /%s", taken.Path, strings.TrimPrefix(path+"/", taken.Path))}})
 			}
 			about := x.service(taken.service)
 			for _, s := range about.Steps {
@@ -541,7 +542,7 @@ func (x explainer) url(text string) ([]Explanation, error) {
 			of.State, of.Do = taken.service.State, about.Do
 			of.Verdict = "service " + taken.service.Name + " answers"
 			if taken.service.Serving == 0 {
-				of.Verdict = "it is for service " + taken.service.Name + ", which is " + about.Verdict
+				of.Verdict = "it goes to service " + taken.service.Name + ", which is " + about.Verdict
 			}
 		}
 		out = append(out, of)

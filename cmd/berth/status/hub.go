@@ -19,8 +19,7 @@ import (
 	"berth/templater/catalog"
 )
 
-// Gather reads from Consul what is needed for a document, without any berth that answers. The error says that Consul does not
-// answer at all.
+// Gather reads the input of a document from Consul alone. The error says that Consul does not answer at all.
 func Gather(ctx context.Context, consul *api.Client) (Input, error) {
 	in := Input{At: time.Now()}
 	var (
@@ -42,11 +41,11 @@ func Gather(ctx context.Context, consul *api.Client) (Input, error) {
 	return in, nil
 }
 
-// readPaused returns what is said of the services that are paused, by name.
+// readPaused returns the descriptions of the paused services, by name.
 func readPaused(ctx context.Context, consul *api.Client) (map[string]string, error) {
 	pairs, _, err := consul.KV().List(catalog.PausedPrefix, new(api.QueryOptions).WithContext(ctx))
 	if err != nil {
-		return nil, fmt.Errorf("read which services are paused: %w", err)
+		return nil, fmt.Errorf("read the paused services: %w", err)
 	}
 	out := map[string]string{}
 	for _, pair := range pairs {
@@ -89,7 +88,7 @@ func (s *Snapshot) JSON(brief bool) []byte {
 	return s.full()
 }
 
-// Hub puts the document together for those who ask one berth. While nobody asks, it does nothing.
+// Hub makes the document for the clients of one berth. Without clients it does nothing.
 type Hub struct {
 	Consul  *api.Client
 	Events  *Events
@@ -110,16 +109,16 @@ type Hub struct {
 	last    *Snapshot
 	built   time.Time
 	cost    time.Duration
-	changed chan struct{} // closed, and made anew, when something changes
+	changed chan struct{} // closed and replaced when something changes
 	making  sync.Mutex    // one document at a time
 }
 
-// NewHub returns a Hub with its fields to be set. Run listens to other berths.
+// NewHub returns a Hub; set its fields before use. Run listens to other berths.
 func NewHub() *Hub {
 	return &Hub{IsOwn: func(string, string) bool { return false }, wake: make(chan struct{}, 1), changed: make(chan struct{}), dirty: true}
 }
 
-// Changed tells that what Own, Servers, Catalog or Live return may have changed. It does not block.
+// Changed notes that the results of Own, Servers, Catalog or Live may have changed. It does not block.
 func (h *Hub) Changed() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -144,7 +143,7 @@ func (h *Hub) touch() {
 	}
 }
 
-// Run listens to the other berths while somebody asks, until ctx is done.
+// Run listens to the other berths while there are clients, until ctx is done.
 func (h *Hub) Run(ctx context.Context) {
 	var index uint64
 	delays := retry.Delays()
@@ -189,7 +188,7 @@ func (h *Hub) Run(ctx context.Context) {
 	}
 }
 
-// hear takes in what all berths say.
+// hear reads the parts of all berths.
 func (h *Hub) hear(parts []Part) {
 	h.merge(parts)
 	h.mu.Lock()
@@ -198,14 +197,14 @@ func (h *Hub) hear(parts []Part) {
 	h.Changed()
 }
 
-// merge takes in what other berths have told.
+// merge adds the events of other berths.
 func (h *Hub) merge(parts []Part) {
 	for _, p := range parts {
 		h.Events.Merge(p.Events)
 	}
 }
 
-// Document returns the newest document, or one that is a little older if making it is dear.
+// Document returns the newest document, or a slightly older one if a new one is expensive.
 func (h *Hub) Document(ctx context.Context) (*Snapshot, error) {
 	h.mu.Lock()
 	h.touch()
@@ -234,7 +233,7 @@ func (h *Hub) Document(ctx context.Context) (*Snapshot, error) {
 	return s, nil
 }
 
-// good returns the last document if it will do.
+// good returns the last document if it is recent enough.
 func (h *Hub) good() *Snapshot {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -251,7 +250,7 @@ func (h *Hub) good() *Snapshot {
 	return nil
 }
 
-// Next returns how long the document that was made last is good.
+// Next returns how long the last document stays valid.
 func (h *Hub) Next() time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -262,7 +261,7 @@ func (h *Hub) Next() time.Duration {
 	return max(0, least-time.Since(h.built))
 }
 
-// tellsAll says whether changes of the catalog are told of.
+// tellsAll reports whether the Hub learns of all changes of the catalog.
 func (h *Hub) tellsAll() bool {
 	if h.Catalog == nil {
 		return false
@@ -271,8 +270,8 @@ func (h *Hub) tellsAll() bool {
 	return all
 }
 
-// input gathers what a document is made of. It returns how long it took to read the catalog, which is work here as well; to wait for
-// an answer is not.
+// input gathers the input of a document. It returns how long the catalog took to read, which costs work here; waiting for an answer
+// does not.
 func (h *Hub) input(ctx context.Context) (Input, time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
@@ -301,7 +300,7 @@ func (h *Hub) input(ctx context.Context) (Input, time.Duration, error) {
 		read = time.Since(began)
 		note(err)
 	}
-	soon, done := context.WithTimeout(ctx, quick) // a Consul that hangs holds up nobody
+	soon, done := context.WithTimeout(ctx, quick) // a hanging Consul must not block clients
 	defer done()
 	var err error
 	in.Paused, err = readPaused(soon, h.Consul)
@@ -382,7 +381,7 @@ func (d Document) Brief() Document {
 	return d
 }
 
-// Only returns the document with one service, and nothing else that belongs to others; false if there is no such service.
+// Only returns the document reduced to one service; false if there is no such service.
 func (d Document) Only(service string) (Document, bool) {
 	i, there := slices.BinarySearchFunc(d.Services, service, func(s Service, name string) int { return cmp.Compare(s.Name, name) })
 	if !there {

@@ -12,16 +12,16 @@ const (
 	RoleTemplater = "templater"
 )
 
-// Part is what one berth publishes under Prefix: what it alone knows. What is in order is in the catalog and left away here, as
-// far as that is needed to keep a part small.
+// Part is what one berth publishes under Prefix: what only this berth knows. Healthy things are in the catalog and are omitted here
+// as needed to keep a part small.
 type Part struct {
 	Berth Berth `json:"berth"`
 
-	// Of a registrar: its containers, those with something to be said first.
+	// From a registrar: its containers, those with reasons first.
 	Host       string          `json:"host,omitempty"`
 	Containers []PartContainer `json:"containers,omitempty"`
 
-	// Of a templater.
+	// From a templater.
 	Proxy    *Proxy         `json:"proxy,omitempty"`
 	Routes   []PartRoute    `json:"routes,omitempty"`
 	LeftOut  []LeftOut      `json:"left_out,omitempty"`
@@ -31,7 +31,7 @@ type Part struct {
 	Waiting  map[string]int `json:"waiting,omitempty"`  // requests that wait, by service
 
 	Events []Event `json:"events,omitempty"` // the last ones, oldest first
-	Left   int     `json:"left,omitempty"`   // things that are left away because the part would be too big
+	Left   int     `json:"left,omitempty"`   // entries omitted because the part would be too big
 }
 
 // PartContainer is a container of a registrar's host.
@@ -43,11 +43,11 @@ type PartContainer struct {
 	Meant     bool           `json:"meant,omitempty"`
 	Instances []PartInstance `json:"instances,omitempty"`
 	Reasons   []string       `json:"reasons,omitempty"`
-	// Evidence is what its registrar sees of it, one thing in a line, if something is to be said of it.
+	// Evidence is what its registrar sees of it, one fact per line, if there are reasons.
 	Evidence []string `json:"evidence,omitempty"`
 }
 
-// PartInstance is an instance that a container registers, or is to.
+// PartInstance is an instance that a container registers or should register.
 type PartInstance struct {
 	Service    string    `json:"service"`
 	ID         string    `json:"id"`
@@ -77,7 +77,7 @@ func (r PartRoute) String() string {
 	return claim.Route{Host: r.Host, Path: r.Path, Port: r.Port}.String()
 }
 
-// LeftOut is what no text of a templater has, and why.
+// LeftOut is what a templater ignores, and why.
 type LeftOut struct {
 	Service  string `json:"service,omitempty"` // "" if it is about no service
 	Instance string `json:"instance,omitempty"`

@@ -22,19 +22,19 @@ import (
 // Prefix begins the keys under which berths publish their parts: berth/status/<role>/<name>.
 const Prefix = "berth/status/"
 
-// Rule is what a token needs that publishes parts and reads those of others.
+// Rule is the policy that a token needs to publish parts and to read those of other berths.
 const Rule = `key_prefix "` + Prefix + `" { policy = "write" } and session_prefix "" { policy = "write" }`
 
 const (
 	// mostPublished bounds the value of a key: Consul takes 512 KiB.
 	mostPublished = 384 << 10
-	// apart is the least time between two writes.
+	// apart is the minimum time between two writes.
 	apart    = time.Second
 	callTime = 5 * time.Second
 )
 
-// Publisher publishes the part of one berth while it runs: only when it has changed, once a second at most. Nothing else depends on
-// it: what fails is tried again.
+// Publisher publishes the part of one berth while it runs: only after a change, and at most once a second. Nothing else depends on it;
+// failures are retried.
 type Publisher struct {
 	Consul  *api.Client
 	Name    string // of the berth, unique in its role
@@ -76,7 +76,7 @@ func (p *Publisher) Run(ctx context.Context) {
 				p.Failed()
 			}
 			if tell, lasts := lasting.Tell(err.Error(), time.Now()); tell {
-				p.Log.Warn("other berths and berth status do not hear of this one", append(retry.For(lasts), "err", err)...)
+				p.Log.Warn("cannot publish this berth's status in Consul: other berths and berth status do not see it", append(retry.For(lasts), "err", err)...)
 			}
 			wait = delays.NextBackOff()
 			if strings.Contains(err.Error(), "Permission denied") {
@@ -86,7 +86,7 @@ func (p *Publisher) Run(ctx context.Context) {
 			by, last, lost = s, value, s.Lost()
 			delays.Reset()
 			if was, lasted := lasting.Over(time.Now()); was {
-				p.Log.Info("other berths and berth status hear of this one again", retry.For(lasted)...)
+				p.Log.Info("published this berth's status in Consul again", retry.For(lasted)...)
 			}
 		}
 		if !retry.Pause(ctx, max(0, wait-time.Since(began))) {
@@ -102,7 +102,7 @@ func (p *Publisher) Run(ctx context.Context) {
 	}
 }
 
-// publish writes the part if it differs from what the session has written last.
+// publish writes the part if it differs from the session's last write.
 func (p *Publisher) publish(ctx context.Context, keeper *session.Keeper, by *session.Session, last []byte) (*session.Session, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
@@ -128,10 +128,10 @@ func (p *Publisher) publish(ctx context.Context, keeper *session.Keeper, by *ses
 	return s, value, nil
 }
 
-// quiet is the log of sessions: the Publisher tells of what fails.
+// quiet is the log of sessions: the Publisher itself reports failures.
 var quiet = slog.New(slog.DiscardHandler)
 
-// encode returns the part as JSON of at most so many bytes. What is in order goes first, then events, then what is left out.
+// encode returns the part as JSON of at most so many bytes. It drops healthy things first, then events, then ignored things.
 func (p Part) encode(most int) []byte {
 	all := func() []byte {
 		value, err := json.Marshal(p)
@@ -146,7 +146,7 @@ func (p Part) encode(most int) []byte {
 	}
 	p.Containers, p.Routes, p.LeftOut, p.Servers, p.Missing, p.Events = slices.Clone(p.Containers), slices.Clone(p.Routes), slices.Clone(p.LeftOut), slices.Clone(p.Servers), slices.Clone(p.Missing), slices.Clone(p.Events)
 	for len(value) > most {
-		// What is too much is taken from the longest list, in big steps: a part this big is rare.
+		// The longest list is cut in big steps: a part this big is rare.
 		size := []int{len(p.Containers) * 400, len(p.Routes) * 150, len(p.LeftOut) * 300, len(p.Servers) * 250, len(p.Missing) * 30, len(p.Events) * 300, len(p.Services) * 40}
 		longest := slices.Index(size, slices.Max(size))
 		cut := func(n int) int { drop := max(1, n/4); p.Left += drop; return max(0, n-drop) }
@@ -176,8 +176,8 @@ func (p Part) encode(most int) []byte {
 	return value
 }
 
-// RegistrarPart returns the part of a registrar from what it makes of its containers. Those of which something is to be said come
-// first: what is too much is cut from the end.
+// RegistrarPart returns the part of a registrar from its report. Containers with reasons come first, because lists are cut at the
+// end.
 func RegistrarPart(report registrar.Report) (out []PartContainer) {
 	for _, c := range report.Containers {
 		if c.Container == "" {
@@ -215,7 +215,7 @@ func clip(reasons []string) (out []string) {
 	return out
 }
 
-// weight says how much there is to be said of a container.
+// weight returns how important a container is in the report.
 func (c PartContainer) weight() int {
 	if c.Meant && len(c.Reasons) > 0 {
 		return 2
@@ -231,18 +231,18 @@ func (c PartContainer) weight() int {
 	return 0
 }
 
-// ReadParts returns what all berths publish, but for those that skip says; nil = none. Anybody with the right may have written it: what
-// cannot be read is left out.
+// ReadParts returns the parts of all berths, except those for which skip returns true; skip may be nil. Anyone with the right may have
+// written them: unreadable parts are ignored.
 func ReadParts(ctx context.Context, consul *api.Client, q *api.QueryOptions, skip func(role, name string) bool) (parts []Part, index uint64, err error) {
 	if q == nil {
 		q = &api.QueryOptions{}
 	}
 	pairs, meta, err := consul.KV().List(Prefix, q.WithContext(ctx))
 	if err != nil {
-		return nil, 0, fmt.Errorf("read what the berths say: %w", err)
+		return nil, 0, fmt.Errorf("read the status of the berths: %w", err)
 	}
 	if meta.ResultsFilteredByACLs {
-		return nil, meta.LastIndex, fmt.Errorf("the token does not see what the berths say: give it key_prefix %q { policy = \"list\" }", Prefix)
+		return nil, meta.LastIndex, fmt.Errorf("the token cannot see the status of the berths: give it key_prefix %q { policy = \"list\" }", Prefix)
 	}
 	for _, pair := range pairs {
 		role, escaped, _ := strings.Cut(strings.TrimPrefix(pair.Key, Prefix), "/")

@@ -52,7 +52,7 @@ func (s *stack) in(t *testing.T) *stack {
 // reloads returns how often berth has reloaded nginx so far.
 func (s *stack) reloads() int {
 	s.Helper()
-	return strings.Count(s.Logs("templater"), `"msg":"proxy reloaded`)
+	return strings.Count(s.Logs("templater"), `"proxy reloaded`)
 }
 
 var hostedBy = regexp.MustCompile(`Hosted by ([0-9a-zA-Z.-]+)`)

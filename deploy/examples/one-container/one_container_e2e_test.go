@@ -158,7 +158,7 @@ func startStack(t *testing.T) *stack {
 	s := &stack{web: testenv.FreeAddress(t, "127.0.0.1"), stats: testenv.FreeAddress(t, "127.0.0.1")}
 	s.Compose = testenv.NewCompose(t, testenv.ComposeOptions{
 		Command: []string{"./compose.sh"},
-		Env:     []string{"CONSUL_PORT=" + testenv.FreePort(t), "HTTP_PORT=" + testenv.Port(s.web), "STATS_PORT=" + testenv.Port(s.stats)},
+		Env:     []string{"BERTH_LOG_FORMAT=json", "CONSUL_PORT=" + testenv.FreePort(t), "HTTP_PORT=" + testenv.Port(s.web), "STATS_PORT=" + testenv.Port(s.stats)},
 		Down:    []string{"--rmi", "local"},
 		Show:    []string{"lb"},
 	})
@@ -236,7 +236,7 @@ func (s *stack) stopUnderLoad(lb string, webs []string) {
 		}
 	}
 	l.Finish() // nothing answers after the stop
-	took := s.last(lb, "berth stops").Time.Sub(began)
+	took := s.last(lb, "berth stopped").Time.Sub(began)
 	s.Logf("berth and HAProxy ended after %s, docker stop returned after %s", took.Round(time.Millisecond), all.Round(time.Millisecond))
 	if took < 0 || took >= stopTimeout {
 		s.Errorf("they ended after %s, and not with the requests in flight, which take %s", took, delay)

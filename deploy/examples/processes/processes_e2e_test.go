@@ -169,7 +169,7 @@ func newStack(t *testing.T, command ...string) *stack {
 	}
 	args := []string{"--init", "--user", "0", "--stop-signal", "SIGTERM", "--workdir", "/stack",
 		"--volume", bin + ":/opt/bin:ro", "--volume", here + ":/example:ro",
-		"--env", "BIN=/opt/bin", "--env", "BIND_ADDRESS=0.0.0.0", image}
+		"--env", "BIN=/opt/bin", "--env", "BERTH_LOG_FORMAT=json", "--env", "BIND_ADDRESS=0.0.0.0", image}
 	s := &stack{TB: t, id: testenv.Run(t, append(args, command...)...)}
 	s.host = testenv.MustDocker(t, "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", s.id)
 	return s

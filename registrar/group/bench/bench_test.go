@@ -90,7 +90,7 @@ type process struct {
 func (l *lab) start(says func(line string), path string, args ...string) *process {
 	l.Helper()
 	p := &process{Cmd: exec.Command(path, args...), ended: make(chan struct{})}
-	p.Env = append(os.Environ(), "CONSUL_HTTP_ADDR="+l.direct)
+	p.Env = append(os.Environ(), "CONSUL_HTTP_ADDR="+l.direct, "BERTH_LOG_FORMAT=json")
 	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM} // it would outlive a benchmark that crashes
 	read, write, err := os.Pipe()
 	if err != nil {
