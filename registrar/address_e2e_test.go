@@ -32,7 +32,7 @@ func (l *harness) expectAt(c container, port int, want string) {
 	})
 }
 
-// hostPort is the host's port that Docker publishes port 8080 of a container on, at this host address.
+// hostPort returns the host port that Docker publishes for port 8080 of a container at a host address.
 func (l *harness) hostPort(c container, address string) string {
 	l.t.Helper()
 	for line := range strings.Lines(l.docker("port", c.id, "8080/tcp")) {
@@ -58,7 +58,7 @@ func TestE2ENetworks(t *testing.T) {
 		l.docker("network", "connect", second, both.id)
 		l.docker("network", "connect", off, both.id)
 		l.expectAt(one, 8080, l.addressOn(one, l.network)+":8080")
-		l.expectAt(both, 8080, l.addressOn(both, second)+":8080") // the host's first, not the container's
+		l.expectAt(both, 8080, l.addressOn(both, second)+":8080") // the host's first network, not the container's
 		l.docker("network", "disconnect", second, both.id)
 		l.expectAt(both, 8080, l.addressOn(both, l.network)+":8080")
 	})
@@ -87,7 +87,7 @@ func TestE2ENetworks(t *testing.T) {
 	t.Run("published on loopback only", func(t *testing.T) {
 		l := l.in(t)
 		c := l.app("hidden", "--network", off, "--publish", "127.0.0.1::8080")
-		after := l.app("after") // when this one is registered, the other one has been refused
+		after := l.app("after") // once this one is registered, the other one has been refused
 		l.expect(soon, after.instance(8080), "passing")
 		l.expect(0, c.instance(8080), "")
 		plan := planOf(t, l.newRegistrar(networks), c)[0]
@@ -117,7 +117,7 @@ func TestE2ENetworks(t *testing.T) {
 		owner := l.web("owner", "", "--network", second, "--env", "SERVICE_IGNORE=1")
 		c := l.app("guest", "--network", "container:"+owner.id)
 		l.expectAt(c, 8080, l.addressOn(owner, second)+":8080")
-		// Without its owner the network is none.
+		// Without its owner, the network does not exist.
 		l.docker("kill", owner.id)
 		l.expect(soon, c.instance(8080), "")
 		l.docker("start", owner.id)
@@ -136,7 +136,7 @@ func TestE2EIPv6(t *testing.T) {
 	l.docker("network", "connect", six, l.name+"-consul")
 	l.registrar(nil)
 
-	// Its own address, which Consul and the registrar itself reach: the brackets are right.
+	// The container's own address, which Consul and the registrar also reach: the brackets are right.
 	address := prefix + "::10"
 	own := l.app("own", "--network", six, "--ip6", address, "--env", "SERVICE_ADDRESS="+address,
 		"--env", "SERVICE_CHECK_HTTP=/health", "--env", "SERVICE_CHECK_INTERVAL=1s")
@@ -153,7 +153,7 @@ func TestE2EIPv6(t *testing.T) {
 	})
 
 	l.eventually(soon, "the host has the network's gateway address", func() error {
-		listener, err := net.Listen("tcp6", "["+prefix+"::1]:0") // it is tentative at first
+		listener, err := net.Listen("tcp6", "["+prefix+"::1]:0") // the address is tentative at first
 		if err == nil {
 			listener.Close()
 		}

@@ -31,11 +31,11 @@ const (
 	benchService = "bench"
 	benchSingle  = 25  // containers one after the other
 	benchCrowd   = 200 // containers at once
-	benchStarts  = 8   // of these Docker starts at the same time
+	benchStarts  = 8   // how many Docker starts at the same time
 	benchIdle    = time.Minute
 )
 
-// results are the rows of the table that BenchmarkE2ERegistrar prints.
+// results holds the rows of the table that BenchmarkE2ERegistrar prints.
 type results struct{ rows []string }
 
 func (r *results) add(b *testing.B, unit, what, format string, value float64) {
@@ -43,7 +43,7 @@ func (r *results) add(b *testing.B, unit, what, format string, value float64) {
 	r.rows = append(r.rows, what+"\t"+fmt.Sprintf(format, value))
 }
 
-// times adds the median and the greatest of some durations.
+// times adds the median and the maximum of some durations.
 func (r *results) times(b *testing.B, unit, what string, d []time.Duration) {
 	slices.Sort(d)
 	median, most := d[len(d)/2], d[len(d)-1]
@@ -52,8 +52,8 @@ func (r *results) times(b *testing.B, unit, what string, d []time.Duration) {
 	r.rows = append(r.rows, fmt.Sprintf("%s, median / max\t%s / %s", what, ms(median), ms(most)))
 }
 
-// BenchmarkE2ERegistrar measures the registrar on real Docker and Consul, and prints a table. Run it once, with
-// -benchtime 1x: the numbers of containers are its own.
+// BenchmarkE2ERegistrar measures the registrar on real Docker and Consul, and prints a table. Run it once, with -benchtime
+// 1x: it sets the numbers of containers itself.
 func BenchmarkE2ERegistrar(b *testing.B) {
 	var r results
 	for _, part := range []struct {
@@ -62,7 +62,7 @@ func BenchmarkE2ERegistrar(b *testing.B) {
 	}{{"start", benchStart}, {"accepting", benchAccepting}, {"calls", benchCalls}, {"many", benchTogether}} {
 		b.Run(part.name, func(b *testing.B) {
 			part.run(b, &r)
-			b.ReportMetric(0, "ns/op") // that would be Docker's time
+			b.ReportMetric(0, "ns/op") // it would be Docker's time
 		})
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
@@ -73,8 +73,8 @@ func BenchmarkE2ERegistrar(b *testing.B) {
 	w.Flush()
 }
 
-// clock notes, by container ID, when a registrar receives Docker's start event, when it tells Consul and has its answer,
-// and when Consul shows the container to others.
+// clock notes, by container ID, when a registrar receives Docker's start event, when it calls Consul and gets the answer,
+// and when Consul shows the container to other clients.
 type clock struct {
 	mu                               sync.Mutex
 	received, asked, answered, shown map[string]time.Time
@@ -102,7 +102,7 @@ func (a timedAgent) ServiceRegisterOpts(s *api.AgentServiceRegistration, opts ap
 	return err
 }
 
-// watchStarts starts a registrar, and the clock for it. Consul is asked at most once per gap.
+// watchStarts starts a registrar with a clock. It asks Consul at most once per gap.
 func watchStarts(l *harness, gap time.Duration) (*clock, *running) {
 	c := &clock{received: map[string]time.Time{}, asked: map[string]time.Time{}, answered: map[string]time.Time{}, shown: map[string]time.Time{}}
 	r := l.registrar(func(o *registrar.Options, _ *label.Host) {
@@ -160,7 +160,7 @@ func (c *clock) await(l *harness, within time.Duration, ids ...string) {
 	})
 }
 
-// between are the times from one thing to another, of each container.
+// between returns the times from one event to another, for each container.
 func between(from, to map[string]time.Time, ids []string) (out []time.Duration) {
 	for _, id := range ids {
 		out = append(out, to[id].Sub(from[id]))
@@ -168,7 +168,7 @@ func between(from, to map[string]time.Time, ids []string) (out []time.Duration) 
 	return out
 }
 
-// start starts a container through Docker's API, which takes less of a small machine's time than the docker command.
+// start starts a container through Docker's API, which costs a small machine less than the docker command.
 func (l *harness) start(client *docker.Client, service, network string, env ...string) (id string, err error) {
 	c, err := client.CreateContainer(docker.CreateContainerOptions{
 		Name:       l.name + "-" + service,
@@ -195,7 +195,7 @@ func benchStart(b *testing.B, r *results) {
 		}
 		ids = append(ids, id)
 		clock.await(l, soon, id)
-		// The application's first words are that it listens; Docker notes when.
+		// The application first logs that it listens; Docker notes when.
 		words, err := exec.Command("docker", "logs", "--timestamps", id).CombinedOutput()
 		at, _, _ := strings.Cut(string(words), " ")
 		var err2 error
@@ -208,8 +208,8 @@ func benchStart(b *testing.B, r *results) {
 	r.times(b, "listening", "application says that it listens → shown by Consul", between(listening, clock.shown, ids))
 }
 
-// benchAccepting does the same where the port accepts before the container starts: another one, whose network it uses,
-// listens there. So it is the registrar alone that takes time.
+// benchAccepting is the same for a port that accepts before the container starts: another container, whose network it uses,
+// listens there. So it measures the registrar alone.
 func benchAccepting(b *testing.B, r *results) {
 	l := newHarness(b)
 	clock, _ := watchStarts(l, 0)
@@ -231,7 +231,7 @@ func benchAccepting(b *testing.B, r *results) {
 	r.times(b, "answered", at+"registration sent → answered by Consul", between(clock.asked, clock.answered, ids))
 }
 
-// benchCalls counts what the registrar asks Docker while containers come and go.
+// benchCalls counts the registrar's calls to Docker while containers come and go.
 func benchCalls(b *testing.B, r *results) {
 	const n = 10
 	l := newHarness(b)
@@ -250,7 +250,7 @@ func benchCalls(b *testing.B, r *results) {
 	r.add(b, "inspects/container", "inspect calls per container that comes and goes", "%.1f", float64(inspects)/n)
 }
 
-// benchTogether starts many containers as fast as Docker does it, and then lets them be.
+// benchTogether starts many containers as fast as Docker can, and then leaves them alone.
 func benchTogether(b *testing.B, r *results) {
 	l := newHarness(b)
 	clock, together := watchStarts(l, 20*time.Millisecond)
@@ -280,8 +280,7 @@ func benchTogether(b *testing.B, r *results) {
 	benchIdleCPU(b, l, r)
 }
 
-// benchIdleCPU lets the berth program itself register the containers that run, and measures what it costs that nothing
-// happens.
+// benchIdleCPU lets the berth program register the running containers, and measures its CPU time while nothing happens.
 func benchIdleCPU(b *testing.B, l *harness, r *results) {
 	program := os.Getenv("BERTH")
 	if program == "" {
@@ -291,13 +290,13 @@ func benchIdleCPU(b *testing.B, l *harness, r *results) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	for id := range services { // they are another registrar's
+	for id := range services { // they belong to another registrar
 		if err := l.consul.Agent().ServiceDeregister(id); err != nil {
 			b.Fatal(err)
 		}
 	}
 	f := newFront(l)
-	f.harmless = true // other containers of this machine may be told to stop meanwhile
+	f.harmless = true // meanwhile, other containers of this machine may be told to stop
 	var words logText
 	cmd := exec.Command(program, "registrar", "--consul-address", "http://127.0.0.1:"+l.port, "--network", l.network, "--listen", "none")
 	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+f.socket)
@@ -325,7 +324,7 @@ func benchIdleCPU(b *testing.B, l *harness, r *results) {
 
 	before, lists, inspects, heard := cpu(b, cmd.Process.Pid), f.count("list"), f.count("inspect"), f.heard()
 	start = time.Now()
-	l.eventually(2*benchIdle, "the time is over", func() error { // it is the time that is measured
+	l.eventually(2*benchIdle, "the time is over", func() error { // the elapsed time is measured
 		if time.Since(start) < benchIdle {
 			return errors.New("not yet")
 		}
@@ -338,7 +337,7 @@ func benchIdleCPU(b *testing.B, l *harness, r *results) {
 		f.count("list")-lists, f.count("inspect")-inspects, f.heard()-heard))
 }
 
-// cpu is the processor time that a process has used.
+// cpu returns the processor time used by a process.
 func cpu(b *testing.B, pid int) time.Duration {
 	b.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -346,7 +345,7 @@ func cpu(b *testing.B, pid int) time.Duration {
 		b.Fatal(err)
 	}
 	const perSecond = 100 // the kernel's USER_HZ, on all of Go's architectures
-	// The name in parentheses may hold anything; utime and stime are the 14th and 15th field.
+	// The name in parentheses may contain anything; utime and stime are fields 14 and 15.
 	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
 	user, err1 := strconv.Atoi(fields[11])
 	system, err2 := strconv.Atoi(fields[12])

@@ -20,8 +20,8 @@ import (
 	"berth/registrar/label"
 )
 
-// inCatalog waits until the catalog has an instance with this status and so many checks of its own, "" for none, and says
-// how long that took.
+// inCatalog waits until the catalog has an instance with this status ("" for no instance) and this number of its own checks,
+// and returns how long that took.
 func (l *harness) inCatalog(within time.Duration, service, status string, checks int) time.Duration {
 	l.t.Helper()
 	return l.eventually(within, fmt.Sprintf("the catalog has %s as %q", service, status), func() error {
@@ -45,8 +45,8 @@ func (l *harness) inCatalog(within time.Duration, service, status string, checks
 	})
 }
 
-// What is removed from the catalog while the agent holds it is back at once, as it was: a service, a service with its
-// checks and in maintenance mode, the whole node; and what was lost while no registrar ran.
+// Whatever is removed from the catalog while the agent holds it returns at once, unchanged: a service, a service with checks
+// in maintenance mode, the whole node, and what was lost while no registrar ran.
 func TestE2ELostInTheCatalog(t *testing.T) {
 	l := newHarness(t)
 	r := l.registrar(nil)
@@ -60,7 +60,7 @@ func TestE2ELostInTheCatalog(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// One that was registered a moment ago is left to the agent for as long as that may take.
+	// A new registration is left to the agent for as long as the agent may need.
 	for n, within := range []time.Duration{soon, 2 * soon, 2 * soon} {
 		lose(plain.instance(8080))
 		lose(checked.instance(8080))
@@ -82,7 +82,7 @@ func TestE2ELostInTheCatalog(t *testing.T) {
 	l.registrar(nil)
 	t.Logf("while no registrar ran: back after %s", ms(l.inCatalog(soon, "plain", "passing", 0)))
 
-	// What has ended is not put back.
+	// An ended container is not put back.
 	l.docker("rm", "--force", plain.id, checked.id)
 	l.inCatalog(soon, "plain", "", 0)
 	l.inCatalog(soon, "checked", "", 0)
@@ -90,7 +90,7 @@ func TestE2ELostInTheCatalog(t *testing.T) {
 
 const withACLs = `-hcl=acl { enabled = true default_policy = "deny" tokens { initial_management = "` + rootToken + `" agent = "` + rootToken + `" } }`
 
-// withToken gives a registrar a client with the token that a file holds at that moment.
+// withToken gives a registrar a client with the token that a file currently holds.
 func withToken(l *harness, file string) func(*registrar.Options, *label.Host) {
 	token := func() string {
 		text, _ := os.ReadFile(file)
@@ -102,8 +102,8 @@ func withToken(l *harness, file string) func(*registrar.Options, *label.Host) {
 	}
 }
 
-// The token of the registrar is replaced by another and deleted: what was registered with it is registered anew, and its
-// checks are heard again; also when the registrar was restarted in between.
+// The registrar's token is replaced and deleted. Everything is registered again, and the checks work again, also after a
+// restart of the registrar in between.
 func TestE2ETokenReplaced(t *testing.T) {
 	l := newHarness(t, withACLs)
 	file := filepath.Join(t.TempDir(), "token")
@@ -139,7 +139,7 @@ func TestE2ETokenReplaced(t *testing.T) {
 	l.touch(c, "die")
 	l.inCatalog(soon, "web", "critical", 1)
 
-	// The same again, the registrar being restarted, and the check changing while nobody could hand that on.
+	// The same again, while the registrar restarts and the check changes without a valid token.
 	l.touch(c, "end")
 	l.docker("rm", "--force", c.id)
 	l.inCatalog(soon, "web", "", 0)
@@ -149,14 +149,14 @@ func TestE2ETokenReplaced(t *testing.T) {
 	replace(tokens[1], tokens[2])
 	l.touch(c, "die")
 	l.expect(soon, c.instance(8080), "critical")
-	l.inCatalog(0, "web2", "passing", 1) // nobody may say otherwise
+	l.inCatalog(0, "web2", "passing", 1) // the status must not change
 	r = l.registrar(withToken(l, file))
 	t.Logf("after the start with a new token the catalog is right within %s", ms(l.inCatalog(soon, "web2", "critical", 1)))
 	replace(tokens[2], tokens[3])
 	l.eventually(again, "the registrar is ready", r.Ready)
 }
 
-// Without the right to read the node nothing is compared, which is said once, and harms nothing.
+// Without the right to read the node, berth compares nothing, logs that once, and still works.
 func TestE2ECatalogNotReadable(t *testing.T) {
 	l := newHarness(t, withACLs)
 	const registers = `service_prefix "" { policy = "write" }`

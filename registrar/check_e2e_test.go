@@ -32,7 +32,7 @@ func (l *harness) says(within time.Duration, id, check, status, text string) {
 	})
 }
 
-// Docker's HEALTHCHECK decides: nothing passes before it says healthy, and what it says is seen in Consul.
+// Docker's HEALTHCHECK decides: nothing passes before it says healthy, and Consul shows its status.
 func TestE2EHealthcheck(t *testing.T) {
 	l := newHarness(t)
 	l.registrar(nil)
@@ -117,7 +117,7 @@ func TestE2EChecks(t *testing.T) {
 		l.registrar(signOfLife)
 		l.expect(soon, id, "passing")
 		t.Logf("registrar started again → passing %s", ms(time.Since(start)))
-		// That is the end of this registrar, too: it belongs to the subtest.
+		// This registrar also ends here, because it belongs to the subtest.
 	})
 }
 

@@ -23,8 +23,8 @@ import (
 	"berth/registrar/label"
 )
 
-// daemon is a Docker daemon of a test's own, beside the one of the machine: with its own bridge, its own data, and
-// without a hand on the firewall.
+// daemon is a test's private Docker daemon next to the machine's, with its own bridge and data, and without access to the
+// firewall.
 type daemon struct {
 	engine
 	name, dir string
@@ -35,9 +35,9 @@ type daemon struct {
 
 const (
 	daemonSuffix = "-dockerd"
-	bridgePrefix = "be2e" // an interface's name has at most 15 characters
+	bridgePrefix = "be2e" // an interface name has at most 15 characters
 
-	// daemonMark is in the environment of a private daemon's containers, with its name.
+	// daemonMark is in the environment of a private daemon's containers, with the daemon's name.
 	daemonMark = "BERTH_E2E_DAEMON="
 )
 
@@ -76,7 +76,7 @@ func newDaemon(l *harness) *daemon {
 	return d
 }
 
-// freeSubnet is a small network that this machine is not on, as the address of its gateway.
+// freeSubnet returns a small network that this machine does not use, as the address of its gateway.
 func freeSubnet(t testing.TB) string {
 	t.Helper()
 	addresses, err := net.InterfaceAddrs()
@@ -99,7 +99,7 @@ func freeSubnet(t testing.TB) string {
 	return ""
 }
 
-// start starts the daemon, and waits until it answers. With live-restore its containers run on without it.
+// start starts the daemon, and waits until it answers. With live-restore its containers keep running without it.
 func (d *daemon) start(liveRestore bool) time.Duration {
 	d.t.Helper()
 	config := filepath.Join(d.dir, "config.json")
@@ -135,7 +135,7 @@ func (d *daemon) start(liveRestore bool) time.Duration {
 	return time.Since(start)
 }
 
-// stop ends the daemon with a signal, and waits for that.
+// stop ends the daemon with a signal, and waits for its end.
 func (d *daemon) stop(signal syscall.Signal) {
 	d.t.Helper()
 	if err := d.cmd.Process.Signal(signal); err != nil {
@@ -146,7 +146,7 @@ func (d *daemon) stop(signal syscall.Signal) {
 	case <-time.After(time.Minute):
 		d.t.Fatalf("the private Docker daemon does not end on %s", signal)
 	}
-	// Its containerd ends with it, a moment later: a daemon that starts in this moment takes it for one to be used.
+	// Its containerd ends a moment later: a daemon that starts in between would use it.
 	text, err := os.ReadFile(filepath.Join(d.dir, "exec", "containerd", "containerd.pid"))
 	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
 	if err == nil && pid > 0 {
@@ -183,7 +183,7 @@ func (d *daemon) app(service string) container {
 	return c
 }
 
-// removeDaemons ends the private daemons of such names with everything that they started, and removes what they kept.
+// removeDaemons ends the private daemons with such names and everything they started, and removes their data.
 func removeDaemons(ours func(name string) bool) error {
 	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), testenv.Prefix+"*"+daemonSuffix))
 	if err != nil {
@@ -199,7 +199,7 @@ func removeDaemons(ours func(name string) bool) error {
 }
 
 func removeDaemon(dir string) error {
-	// The daemon itself goes first: it would tidy up after its containers and start containerd again.
+	// End the daemon first: it would clean up after its containers and start containerd again.
 	for deadline := time.Now().Add(30 * time.Second); ; {
 		pids := processesOf(dir)
 		if len(pids) == 0 {
@@ -229,7 +229,7 @@ func removeDaemon(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// processesOf are the daemon, its containerd and shims, which have its directory in their arguments, and its containers,
+// processesOf returns the daemon, its containerd and shims, which have its directory in their arguments, and its containers,
 // which have a mark in their environment.
 func processesOf(dir string) (pids []int) {
 	for _, pattern := range []struct{ file, text string }{
@@ -248,7 +248,7 @@ func processesOf(dir string) (pids []int) {
 	return pids
 }
 
-// The Docker daemon is killed and restarted, and meanwhile containers change, without an event about it.
+// The Docker daemon is killed and restarted while containers change without an event.
 func TestE2EDockerRestart(t *testing.T) {
 	l := newHarness(t)
 	d := newDaemon(l)
@@ -271,7 +271,7 @@ func TestE2EDockerRestart(t *testing.T) {
 		})
 	}
 
-	// Killed: its containers run on, and one of them dies unseen.
+	// Killed: its containers keep running, and one of them dies unnoticed.
 	pid, err := strconv.Atoi(d.inspect(dies.id, ".State.Pid"))
 	if err != nil {
 		t.Fatal(err)
@@ -281,7 +281,7 @@ func TestE2EDockerRestart(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	l.expectOf(0, "stays passing", "dies passing") // nobody knows better
+	l.expectOf(0, "stays passing", "dies passing") // no better information exists
 	took := d.start(true)
 	whole := l.expectOf(20*time.Second, "stays passing")
 	ready := l.eventually(20*time.Second, "the registrar is ready", r.Ready)
@@ -290,7 +290,7 @@ func TestE2EDockerRestart(t *testing.T) {
 	l.expectOf(soon, "stays passing", "new passing")
 	history.expect(soon, "passing")
 
-	// Stopped, and started so that all containers have ended: one is started again, one is new.
+	// Stopped, and started again with all containers ended: one is restarted, one is new.
 	d.stop(syscall.SIGTERM)
 	notReady()
 	took = d.start(false)

@@ -11,7 +11,7 @@ import (
 	"berth/registrar/label"
 )
 
-// Two machines with one Docker engine ID at one Consul agent: both keep what they run, and each says once what is wrong.
+// Two machines share one Docker engine ID at one Consul agent: both keep what they run, and each logs once what is wrong.
 func TestTwoRegistrarsWithOneOwner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, clone := newCluster(), newCluster()
@@ -49,7 +49,7 @@ func TestTwoRegistrarsWithOneOwner(t *testing.T) {
 		}
 		stopClone()
 		clone.do(func() { delete(clone.containers, "b") })
-		// What the other one left goes, though later.
+		// The other registrar's leftovers go, only later.
 		time.Sleep(concedesMost + time.Minute)
 		w.expect(t, 0, "vm:a:80")
 		time.Sleep(forgives + concedesMost + time.Minute)
@@ -59,7 +59,7 @@ func TestTwoRegistrarsWithOneOwner(t *testing.T) {
 	})
 }
 
-// Two registrars of one Docker engine that want different things of one instance.
+// Two registrars of one Docker engine want different registrations of one instance.
 func TestTwoRegistrarsThatDiffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, other := newCluster(), newCluster()
@@ -87,7 +87,7 @@ func TestTwoRegistrarsThatDiffer(t *testing.T) {
 	})
 }
 
-// An agent that loses its state, or an operator who removes something, is no second registrar.
+// An agent that loses its state, or an operator who removes something, does not count as a second registrar.
 func TestNoDispute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -108,7 +108,7 @@ func TestNoDispute(t *testing.T) {
 			w.start("a", "10.0.0.1")
 			w.expect(t, time.Second, "vm:a:80")
 		}
-		w.do(func() { w.Services["other"] = &api.AgentService{ID: "other"} }) // somebody else's
+		w.do(func() { w.Services["other"] = &api.AgentService{ID: "other"} }) // it belongs to another program
 		time.Sleep(time.Minute)
 		if w.logged("another program") > 0 {
 			t.Errorf("%s", w.log.String())

@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// lines are a report in short lines: container, routes, state and reasons.
+// lines formats a report in short lines: container, routes, state and reasons.
 func lines(r Report) (out []string) {
 	for _, p := range r.Containers {
 		for _, i := range p.Instances {
@@ -29,7 +29,7 @@ func lines(r Report) (out []string) {
 	return append(out, r.Problems...)
 }
 
-// A running registrar and one that only reads say the same of what is registered, and what is wrong with it.
+// A running registrar and a dry run agree on what is registered, and what is wrong with it.
 func TestReport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -47,7 +47,7 @@ func TestReport(t *testing.T) {
 				w.listen(address + ":80")
 			}
 			w.create(name, address, ready, env)
-			time.Sleep(time.Millisecond) // they differ in age
+			time.Sleep(time.Millisecond) // so that they differ in age
 		}
 		w.create("ignored", "10.0.0.20", "SERVICE_IGNORE=1")
 		time.Sleep(time.Millisecond)
@@ -87,7 +87,7 @@ func TestReport(t *testing.T) {
 		}
 		stop()
 
-		// One that only reads does not probe.
+		// A dry run does not probe.
 		want[len(want)-1] = "new [] to be registered"
 		before := w.called("register")
 		got, err = w.registrar().Plan(t.Context())
@@ -103,7 +103,7 @@ func TestReport(t *testing.T) {
 	})
 }
 
-// What differs from what is registered is named, and so is what is there for no container.
+// The report names every difference from the registrations, and registrations without a container.
 func TestReportOfChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -139,7 +139,7 @@ func TestReportOfChanges(t *testing.T) {
 		if d := cmp.Diff(want, lines(got)); d != "" {
 			t.Errorf("(-want +got):\n%s", d)
 		}
-		// What is left of one container is found by its ID.
+		// The remains of one container are found by its ID.
 		if got, err = got.Only("gone"); err != nil || len(got.Containers) != 1 || len(got.Containers[0].Instances) != 2 {
 			t.Fatalf("%+v, %v", got, err)
 		}
@@ -149,7 +149,7 @@ func TestReportOfChanges(t *testing.T) {
 	})
 }
 
-// A registrar that cannot ask says what it knows, and what is wrong.
+// A registrar that cannot ask reports what it knows, and what is wrong.
 func TestReportWithoutNeighbours(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -194,8 +194,8 @@ func TestReportOnly(t *testing.T) {
 		{"shop_web_2", "abd2", ""},
 		{"/shop_web_2", "abd2", ""},
 		{"abd", "abd2", ""},
-		{"abc", "eee5", ""},    // a name goes before the beginning of an ID
-		{"web", "fff3", ""},    // and before a compose service
+		{"abc", "eee5", ""},    // a name takes precedence over the beginning of an ID
+		{"web", "fff3", ""},    // and over a compose service
 		{"db ddd", "ddd4", ""}, // once
 		{"db shop_web_1", "ddd4 abc1", ""},
 		{"ab", "", "the IDs of 2 containers begin with ab: give more digits"},
@@ -215,7 +215,7 @@ func TestReportOnly(t *testing.T) {
 	}
 }
 
-// Lists are lists in JSON, even if there is nothing in them.
+// Lists are lists in JSON, even if they are empty.
 func TestReportJSON(t *testing.T) {
 	s := known(Options{}, containerOf("a", "10.0.0.1"), containerOf("b", "10.0.0.2", "SERVICE_IGNORE=1"))
 	r := New(Options{})

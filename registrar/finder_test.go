@@ -6,7 +6,7 @@ import (
 	"berth/registrar/agent"
 )
 
-// An empty name, as an empty variable makes it, is not the beginning of the only container's ID.
+// An empty name, as from an empty variable, does not match the beginning of the only container's ID.
 func TestFindEmptyName(t *testing.T) {
 	w := newCluster()
 	w.hold(owned("vm:a:80", "a", "ENGINE"))

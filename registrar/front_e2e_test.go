@@ -15,15 +15,15 @@ import (
 	"sync"
 )
 
-// front stands between a registrar and Docker. It counts what is asked, and breaks or silences the event stream.
+// front stands between a registrar and Docker. It counts requests, and breaks or silences the event stream.
 type front struct {
 	socket string
 
 	mu       sync.Mutex
 	calls    []string // "list", "inspect ID", "kill ID", "events", or the path
-	refuses  bool     // events
-	harmless bool     // no signals
-	events   int      // passed on
+	refuses  bool     // refuses events
+	harmless bool     // sends no signals
+	events   int      // number passed on
 	silent   bool
 	streams  map[*stream]bool
 }
@@ -71,7 +71,7 @@ func newFront(l *harness) *front {
 	return f
 }
 
-// call names what a request asks for.
+// call names the call of a request.
 func call(r *http.Request) string {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
 	switch n := len(parts); {
@@ -87,7 +87,7 @@ func call(r *http.Request) string {
 	return r.URL.Path
 }
 
-// count is how often something was asked for: "list", "inspect", "inspect ID".
+// count returns how often something was asked for: "list", "inspect", "inspect ID".
 func (f *front) count(what string) (n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -99,14 +99,14 @@ func (f *front) count(what string) (n int) {
 	return n
 }
 
-// heard is how many events were passed on.
+// heard returns the number of events passed on.
 func (f *front) heard() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.events
 }
 
-// cut breaks the event streams that there are.
+// cut breaks the open event streams.
 func (f *front) cut() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -116,7 +116,7 @@ func (f *front) cut() {
 	}
 }
 
-// streaming says whether there is an event stream.
+// streaming reports whether an event stream is open.
 func (f *front) streaming() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -130,7 +130,7 @@ func (f *front) refuse(on bool) {
 	f.refuses = on
 }
 
-// silence swallows the events of all streams.
+// silence drops the events of all streams.
 func (f *front) silence(on bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -22,7 +22,7 @@ import (
 	"berth/registrar/label"
 )
 
-// groups has a registrar of the harness let containers take part in groups.
+// groups lets containers of a harness's registrar take part in groups.
 func (l *harness) groups(o *registrar.Options, _ *label.Host) {
 	client := dockerClient(l.t, "")
 	o.DrainTime = 200 * time.Millisecond
@@ -35,8 +35,8 @@ func (l *harness) groups(o *registrar.Options, _ *label.Host) {
 	}}
 }
 
-// greeter starts a container that answers with what its configuration file said when it was started or got SIGHUP, and that ends
-// if the file says so.
+// greeter starts a container that answers with the content of its configuration file as of its start or the last SIGHUP, and
+// that ends if the file says so.
 func (l *harness) greeter(service string, n int, args ...string) container {
 	l.t.Helper()
 	const script = `
@@ -84,7 +84,7 @@ func (l *harness) greets(within time.Duration, want string, of ...container) {
 	}
 }
 
-// reports waits until an instance of each container says what it is to say.
+// reports waits until an instance of each container reports as expected.
 func (l *harness) reports(within time.Duration, service string, want func(store.Report) error, of ...container) {
 	l.t.Helper()
 	for _, c := range of {
@@ -121,7 +121,7 @@ func (l *harness) apply(service, text string) {
 	l.t.Logf("applied version %d of %s", h.Version, service)
 }
 
-// mostOut follows how many instances of a service are out of service or not passing at a time, once all were passing.
+// mostOut tracks how many instances of a service are out of service or not passing at a time, once all were passing.
 func (l *harness) mostOut(service string, all int) func() int {
 	ctx, cancel := context.WithCancel(context.Background())
 	most, done := 0, make(chan struct{})
@@ -159,7 +159,7 @@ func TestE2EGroupOfContainers(t *testing.T) {
 	}
 	t.Logf("three containers rolled in %v", time.Since(began).Round(time.Millisecond))
 
-	// One that keeps the first from starting.
+	// A configuration with which the first container cannot start.
 	out = l.mostOut("app", 3)
 	l.apply("app", "crash")
 	var failed []string
@@ -191,7 +191,7 @@ func TestE2EGroupOfContainers(t *testing.T) {
 		t.Errorf("%d were out at a time, want 1", n)
 	}
 
-	// Containers that come afterwards.
+	// Containers created afterwards.
 	l.apply("app", "two")
 	l.reports(40*time.Second, "app", runs(3), all...)
 	const tries = 3
@@ -218,7 +218,7 @@ func TestE2EGroupOfContainers(t *testing.T) {
 	}
 	l.docker("rm", "--force", created.id)
 
-	// An order to restart.
+	// A restart order.
 	startedAt := l.inspect(all[0].id, ".State.StartedAt")
 	if _, err := store.New(l.consul.Client).Restart(t.Context(), "app", "test", ""); err != nil {
 		t.Fatal(err)

@@ -31,7 +31,7 @@ const harnessLabel = "berth-e2e"
 // engine is a Docker daemon.
 type engine struct {
 	t    testing.TB
-	host string // "" = the one that the docker command talks to
+	host string // "" = the daemon of the docker command
 }
 
 func (e engine) try(args ...string) (string, error) {
@@ -51,13 +51,13 @@ func (e engine) docker(args ...string) string {
 	return out
 }
 
-// inspect is a field of what docker inspect says.
+// inspect returns a field of docker inspect.
 func (e engine) inspect(id, field string) string {
 	e.t.Helper()
 	return e.docker("inspect", "--format", "{{"+field+"}}", id)
 }
 
-// harness is a network on real Docker with a real Consul agent on it. Nothing in it is shared with another test.
+// harness is a network on real Docker with a real Consul agent on it. Tests share nothing of it.
 type harness struct {
 	engine
 	*world
@@ -69,19 +69,19 @@ func (l *harness) in(t *testing.T) *harness {
 }
 
 type world struct {
-	name    string // begins the names of all that is in it
+	name    string // begins the names of everything in it
 	network string
 	consul  *testenv.Consul
 	port    string // of Consul's HTTP API on 127.0.0.1
 
 	mu     sync.Mutex
-	events []happening // what Docker did to its containers
+	events []happening // Docker's events for its containers
 }
 
-// daemonLeftovers removes the daemons that test processes left that are gone.
+// daemonLeftovers removes the daemons left by dead test processes.
 var daemonLeftovers = sync.OnceValue(func() error { return removeDaemons(testenv.Leftover) })
 
-// newHarness starts one. Further arguments are for consul agent.
+// newHarness starts a harness. Further arguments are for consul agent.
 func newHarness(t testing.TB, consul ...string) *harness {
 	t.Helper()
 	for _, variable := range []string{"IMAGE_APP", "IMAGE_HAPROXY", "IMAGE_CONSUL"} {
@@ -98,7 +98,7 @@ func newHarness(t testing.TB, consul ...string) *harness {
 	return l
 }
 
-// rootToken is a token that a harness's agent takes for anything, with ACLs and without.
+// rootToken is a token that lets a harness's agent do anything, with and without ACLs.
 const rootToken = "11111111-1111-1111-1111-111111111111"
 
 // startConsul starts an agent that is its own server, with its data in a volume, and waits until it works.
@@ -115,12 +115,12 @@ func (l *harness) startConsul(args ...string) {
 	l.consul.Answers(l.t)
 }
 
-// container is one of a harness. It registers as the service that is the last part of its name.
+// container is a container of a harness. It registers as the service named by the last part of its name.
 type container struct {
 	id, name, service string
 }
 
-// instance is the service ID that a port gets by default.
+// instance returns the default service ID of a port.
 func (c container) instance(port int) string { return fmt.Sprintf("e2e:%s:%d", c.name, port) }
 
 // run starts a container, on the harness's network if args name none.
@@ -141,15 +141,15 @@ func (l *harness) app(service string, args ...string) container {
 	return l.run(service, append(args, os.Getenv("IMAGE_APP"))...)
 }
 
-// addressOn is a container's IPv4 address on a network.
+// addressOn returns a container's IPv4 address on a network.
 func (e engine) addressOn(c container, network string) string {
 	e.t.Helper()
 	return e.inspect(c.id, fmt.Sprintf("(index .NetworkSettings.Networks %q).IPAddress", network))
 }
 
-// Shell functions for web: serve STATUS answers every request on port 8080 with that status, instead of what was served
-// before; await FILE waits for a file in /tmp, which a test makes with touch. The pid of an earlier run of the container
-// is that of another process by now, of the new haproxy itself at worst.
+// Shell functions for web: serve STATUS answers every request on port 8080 with that status from now on; await FILE waits
+// for a file in /tmp, which a test creates with touch. The pid from an earlier run of the container now belongs to another
+// process, in the worst case to the new haproxy.
 const webFunctions = `
 rm -f /tmp/pid
 serve() {
@@ -172,7 +172,7 @@ func (l *harness) web(service, script string, args ...string) container {
 	return l.run(service, append(args, os.Getenv("IMAGE_HAPROXY"), "-c", webFunctions+script+"\nawait end\nexit 3")...)
 }
 
-// touch makes a file that a script of web waits for.
+// touch creates a file that a script of web waits for.
 func (l *harness) touch(c container, file string) {
 	l.t.Helper()
 	l.docker("exec", c.id, "touch", "/tmp/"+file)
@@ -183,7 +183,7 @@ func (l *harness) unlink(c container, file string) {
 	l.docker("exec", c.id, "rm", "/tmp/"+file)
 }
 
-// running is a registrar at work in a harness.
+// running is a running registrar in a harness.
 type running struct {
 	*registrar.Registrar
 	log     *logText
@@ -191,7 +191,7 @@ type running struct {
 	stop    func()
 }
 
-// newRegistrar returns a registrar for the harness's network. change, which may be nil, changes what it is made with.
+// newRegistrar returns a registrar for the harness's network. change, which may be nil, changes its options.
 func (l *harness) newRegistrar(change func(*registrar.Options, *label.Host)) *running {
 	l.t.Helper()
 	client := dockerClient(l.t, "")
@@ -213,7 +213,8 @@ func (l *harness) newRegistrar(change func(*registrar.Options, *label.Host)) *ru
 	return r
 }
 
-// registrar starts one, and waits until it knows Docker and Consul. It is stopped at the test's end, or by stop.
+// registrar starts a registrar, and waits until it knows Docker and Consul. It stops at the end of the test, or through
+// stop.
 func (l *harness) registrar(change func(*registrar.Options, *label.Host)) *running {
 	l.t.Helper()
 	r := l.newRegistrar(change)
@@ -241,7 +242,7 @@ func (l *harness) registrar(change func(*registrar.Options, *label.Host)) *runni
 	return r
 }
 
-// value is that of a metric.
+// value returns the value of a metric.
 func (r *running) value(name string) float64 {
 	families, err := r.metrics.Gather()
 	if err != nil {
@@ -256,7 +257,7 @@ func (r *running) value(name string) float64 {
 	panic("no metric " + name)
 }
 
-// restrained is a Docker client that sends no signal to another's container, whatever its labels ask for.
+// restrained is a Docker client that sends no signals to foreign containers, whatever their labels say.
 type restrained struct {
 	*docker.Client
 	l *harness
@@ -288,7 +289,7 @@ func dockerClient(t testing.TB, host string) *docker.Client {
 // logText is the log of a registrar.
 type logText struct{ testenv.Log }
 
-// without is the log without the lines that have one text and lack the other.
+// without returns the log without the lines that contain one text and lack the other.
 func (l *logText) without(text, but string) (out string) {
 	for line := range strings.Lines(l.String()) {
 		if !strings.Contains(line, text) || strings.Contains(line, but) {
@@ -298,12 +299,12 @@ func (l *logText) without(text, but string) (out string) {
 	return out
 }
 
-// instance is what Consul's agent holds of an instance. Its status is passing, warning, critical or maintenance, or ""
-// if there is none; checks are by the name, without the maintenance one.
+// instance is an instance at Consul's agent. Its status is passing, warning, critical, maintenance, or "" if it does not
+// exist. checks is by name, without the maintenance check.
 type instance struct {
 	*api.AgentService
 	status string
-	why    string // of the maintenance
+	why    string // reason of the maintenance
 	checks map[string]*api.AgentCheck
 }
 
@@ -312,7 +313,7 @@ func (l *harness) instance(id string) (instance, error) {
 	return all[id], err
 }
 
-// instances are all that the agent holds.
+// instances returns everything that the agent holds.
 func (l *harness) instances() (map[string]instance, error) {
 	services, err := l.consul.Agent().Services()
 	if err != nil {
@@ -343,7 +344,7 @@ func (l *harness) instances() (map[string]instance, error) {
 	return out, nil
 }
 
-// expect waits until an instance has this status, and says how long that took. "" stands for no such instance.
+// expect waits until an instance has this status, and returns how long that took. "" means that it does not exist.
 func (l *harness) expect(within time.Duration, id, status string) time.Duration {
 	l.t.Helper()
 	return l.eventually(within, fmt.Sprintf("%s is %q", id, status), func() error {
@@ -356,7 +357,7 @@ func (l *harness) expect(within time.Duration, id, status string) time.Duration 
 }
 
 // expectOf waits until exactly these instances are registered for the harness's containers, with their statuses: "a
-// passing", "b critical", in the order of the service IDs.
+// passing", "b critical", sorted by service ID.
 func (l *harness) expectOf(within time.Duration, want ...string) time.Duration {
 	l.t.Helper()
 	want = slices.Sorted(slices.Values(want))
@@ -369,7 +370,7 @@ func (l *harness) expectOf(within time.Duration, want ...string) time.Duration {
 	})
 }
 
-// statuses are the names and statuses of what is registered for containers of the harness.
+// statuses returns the names and statuses of the harness's registrations.
 func (l *harness) statuses() (out []string, err error) {
 	all, err := l.instances()
 	for _, id := range slices.Sorted(maps.Keys(all)) {
@@ -381,11 +382,11 @@ func (l *harness) statuses() (out []string, err error) {
 	return out, err
 }
 
-// eventually waits until f returns nil, and says how long that took. It ends the test after the time given.
+// eventually waits until f returns nil, and returns how long that took. It ends the test after the given time.
 func (e engine) eventually(within time.Duration, what string, f func() error) time.Duration {
 	e.t.Helper()
 	return testenv.Eventually(e.t, within, what, f)
 }
 
-// ms is a duration as the tests' logs have it.
+// ms formats a duration for the tests' logs.
 func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }

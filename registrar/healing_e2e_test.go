@@ -16,9 +16,9 @@ import (
 	"berth/registrar/label"
 )
 
-// In all of these the registrar runs through: nothing but time and the end of the trouble puts things right.
+// In all of these tests the registrar keeps running: only time and the end of the trouble repair everything.
 
-// again is within what the registrar notices without an event.
+// again is how quickly the registrar notices changes without an event.
 const again = 15 * time.Second
 
 func TestE2ERemovedByHand(t *testing.T) {
@@ -77,7 +77,7 @@ func TestE2EAgentRestart(t *testing.T) {
 	t.Logf("Consul agent replaced by an empty one: all six registered %s after it answered, registrar ready %s after that", ms(whole), ms(ready))
 }
 
-// While Consul is away containers come and go: the most recent state counts when it is back.
+// While Consul is away, containers come and go: the latest state counts when it is back.
 func TestE2EAgentAway(t *testing.T) {
 	const away = 20 * time.Second
 	l := newHarness(t)
@@ -130,7 +130,7 @@ func TestE2EEventStreamBroken(t *testing.T) {
 	goes := l.app("goes")
 	l.expectOf(soon, "stays passing", "goes passing")
 
-	for range 5 { // cut, and connected anew at once
+	for range 5 { // cut, and reconnected at once
 		f.cut()
 		l.eventually(soon, "the stream is connected anew", func() error {
 			if !f.streaming() {
@@ -161,7 +161,7 @@ func TestE2EEventStreamBroken(t *testing.T) {
 	l.eventually(soon, "the registrar is ready", r.Ready)
 }
 
-// A stream that is connected and says nothing is found out by the resync.
+// A connected but silent stream is detected by the resync.
 func TestE2EEventStreamSilent(t *testing.T) {
 	const resync = 3 * time.Second
 	l := newHarness(t)
@@ -180,8 +180,8 @@ func TestE2EEventStreamSilent(t *testing.T) {
 	l.expectOf(soon, "stays passing", "new passing", "heard passing")
 }
 
-// A Consul that hangs for so long that everything is looked at again, with the description of the real host, which asks
-// Consul too: docker stop takes no longer than its drain time.
+// Consul hangs until a full resync, including the description of the real host, which also asks Consul: docker stop takes no
+// longer than its drain time.
 func TestE2EConsulHangsLong(t *testing.T) {
 	const drain, hangs = 500 * time.Millisecond, 12 * time.Second
 	l := newHarness(t)

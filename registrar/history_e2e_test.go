@@ -18,14 +18,14 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// happening is something that a test has seen happen.
+// happening is an event seen by a test.
 type happening struct {
-	at        time.Time // for Docker's events Docker's own time
-	container string    // its name; "" = not Docker's
+	at        time.Time // for Docker's events, Docker's own time
+	container string    // its name; "" = not Docker's event
 	what      string
 }
 
-// follow gathers what Docker says that happens to the harness's containers.
+// follow collects Docker's events for the harness's containers.
 func (l *harness) follow() {
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, "docker", "events", "--since", strconv.FormatInt(time.Now().Unix(), 10),
@@ -68,7 +68,7 @@ func (l *harness) follow() {
 	})
 }
 
-// dockerSaid are the times at which Docker did this to a container.
+// dockerSaid returns the times at which Docker did something to a container.
 func (l *harness) dockerSaid(c container, what string) (at []time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -80,7 +80,7 @@ func (l *harness) dockerSaid(c container, what string) (at []time.Time) {
 	return at
 }
 
-// history is what happened to a container, and in Consul to its service, in the order of time.
+// history is what happened to a container, and to its service in Consul, in order of time.
 type history struct {
 	l      *harness
 	c      container
@@ -88,7 +88,7 @@ type history struct {
 	consul []happening
 }
 
-// watch starts to gather the history of a service, before its container is there, or the containers.
+// watch starts to collect the history of a service, before its container exists, or of the containers.
 func (l *harness) watch(service string) *history {
 	h := &history{l: l, c: container{name: l.name + "-" + service, service: service}}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -104,7 +104,7 @@ func (l *harness) watch(service string) *history {
 	return h
 }
 
-// follow follows Consul's catalog by blocking queries.
+// follow follows Consul's catalog with blocking queries.
 func (h *history) follow(ctx context.Context) {
 	before := map[string]string{}
 	for index := uint64(0); ctx.Err() == nil; {
@@ -139,7 +139,7 @@ func (h *history) follow(ctx context.Context) {
 	}
 }
 
-// all is everything that happened, of Docker's events those that matter.
+// all returns everything that happened, with the relevant ones of Docker's events.
 func (h *history) all() []happening {
 	h.mu.Lock()
 	out := slices.Clone(h.consul)
@@ -163,7 +163,7 @@ func (h *history) lines() (out []string) {
 	return out
 }
 
-// expect waits until exactly this has happened, in this order, and returns when.
+// expect waits until exactly this has happened, in this order, and returns the times.
 func (h *history) expect(within time.Duration, want ...string) []time.Time {
 	h.l.t.Helper()
 	var at []time.Time

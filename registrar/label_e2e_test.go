@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// What people write into labels, on real Docker and Consul.
+// Labels as people write them, on real Docker and Consul.
 func TestE2ELabels(t *testing.T) {
 	l := newHarness(t)
 	l.registrar(nil)
@@ -68,7 +68,7 @@ func TestE2ELabels(t *testing.T) {
 		once := l.app("once", "--label", "com.docker.compose.oneoff=True")
 		insists := l.app("insists", "--label", "com.docker.compose.oneoff=True", "--label", "SERVICE_ONEOFF=true")
 		l.expect(soon, insists.instance(8080), "passing")
-		after := l.app("after") // started later than once: that one had its turn
+		after := l.app("after") // started later than once, so once had its turn
 		l.expect(soon, after.instance(8080), "passing")
 		if in, err := l.instance(once.instance(8080)); err != nil || in.AgentService != nil {
 			t.Errorf("it is registered: %+v, %v", in.AgentService, err)

@@ -11,12 +11,12 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// logged counts the lines of the log that match.
+// logged counts the matching log lines.
 func (w *cluster) logged(pattern string) int {
 	return len(regexp.MustCompile(pattern).FindAllString(w.log.String(), -1))
 }
 
-// What fails for long is said again and again, but less and less often; when all is well again it is said once.
+// A lasting failure is logged again, less and less often. Its end is logged once.
 func TestLastingFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -25,7 +25,7 @@ func TestLastingFailures(t *testing.T) {
 		w.create("b", "10.0.0.2")
 		_, stop := w.run(t)
 		defer stop()
-		time.Sleep(5*time.Minute + 8*time.Second) // not just when Consul is read, or the event stream opened anew
+		time.Sleep(5*time.Minute + 8*time.Second) // not at the moment when Consul is read, or the event stream is reopened
 		if n := w.logged(`level=INFO msg="all registrations are in step with Docker and Consul" instances=`); n != 1 {
 			t.Fatalf("said %d times that all is in step:\n%s", n, w.log.String())
 		}
@@ -33,7 +33,7 @@ func TestLastingFailures(t *testing.T) {
 			name       string
 			fail, mend func()
 			line       string
-			said       int // at once, after 1, 5, 10 and 20 minutes, and with another reason
+			said       int // lines at once, after 1, 5, 10 and 20 minutes, and with another reason
 		}{
 			{"Consul", func() { w.Err = errors.New("connection refused") }, func() { w.Err = nil }, `requests to Consul fail; .* trying again"`, 5},
 			{"Docker", func() { w.dockerErr = errors.New("no daemon"); close(w.broken) }, func() { w.dockerErr = nil; w.broken = make(chan struct{}) }, `"Docker's event stream is broken; .* trying again"`, 6},
@@ -59,7 +59,7 @@ func TestLastingFailures(t *testing.T) {
 	})
 }
 
-// A registration that Consul refuses is asked for at every resync, and told of less and less often.
+// A registration that Consul refuses is retried at every resync, and logged less and less often.
 func TestLastingRefusal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -68,7 +68,7 @@ func TestLastingRefusal(t *testing.T) {
 		w.create("a", "10.0.0.1")
 		r, stop := w.run(t)
 		defer stop()
-		time.Sleep(21*time.Minute + 8*time.Second) // not just at a resync, when berth asks again
+		time.Sleep(21*time.Minute + 8*time.Second) // not at the moment of a resync
 		const line = "cannot register a as app: Consul refuses it"
 		if n := w.logged(line); n < 4 || n > 5 {
 			t.Errorf("said %d times in 21 minutes:\n%s", n, w.log.String())
@@ -88,11 +88,11 @@ func TestLastingRefusal(t *testing.T) {
 	})
 }
 
-// All is in step when nothing that is wanted is missing: what may become ready in time is, what is late stands as critical.
+// All is in step when nothing wanted is missing: instances with time left are awaited, and late ones count as critical.
 func TestInStep(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		after time.Duration // from then on its port accepts; 0 = never
+		after time.Duration // when its port begins to accept; 0 = never
 		said  time.Duration // when all is in step
 	}{
 		{"ready in time", 10 * time.Second, 10 * time.Second},

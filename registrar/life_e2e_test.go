@@ -27,7 +27,7 @@ import (
 	"berth/registrar/label"
 )
 
-// A container whose network another one uses is started anew while Consul hangs: what sits in a network that is gone is
+// A container whose network another one uses is restarted while Consul hangs: the container in the removed network is
 // critical, and the reason says what helps.
 func TestE2ENetworkOfOneThatRestarts(t *testing.T) {
 	l := newHarness(t)
@@ -72,7 +72,7 @@ func TestE2ENetworkOfOneThatRestarts(t *testing.T) {
 	})
 }
 
-// follower asks an instance at the address that Consul has, as a proxy does, again and again.
+// follower keeps asking an instance at the address in Consul, as a proxy does.
 type follower struct {
 	asked, failed atomic.Int64
 	failures      sync.Map
@@ -121,8 +121,8 @@ func (l *harness) follower(service string) *follower {
 	return f
 }
 
-// A container joins a network that goes before the one that it is registered on, and the registrar is started with other
-// networks: the registration changes, and nobody meets an instance that does not answer.
+// A container joins a network that takes precedence over the one it is registered on, and the registrar is started with
+// other networks. The registration changes, and every request is answered.
 func TestE2EAnotherAddress(t *testing.T) {
 	l := newHarness(t)
 	second := l.name + "-second"
@@ -159,7 +159,7 @@ func TestE2EAnotherAddress(t *testing.T) {
 	t.Logf("%d of %d requests failed", f.failed.Load(), f.asked.Load())
 	f.failures.Range(func(failure, _ any) bool { t.Error(failure); return true })
 
-	// The address itself goes: it is changed at once.
+	// The address itself goes: the registration changes at once.
 	l.docker("network", "connect", second, c.id)
 	l.expectAt(c, 8080, l.addressOn(c, second)+":8080")
 	l.docker("network", "disconnect", second, c.id)
@@ -167,10 +167,10 @@ func TestE2EAnotherAddress(t *testing.T) {
 	h.expect(soon, "docker start", "passing")
 }
 
-// A Docker daemon that is reached over the network vanishes without a word.
+// A Docker daemon that is reached over the network vanishes silently.
 func TestE2EDockerHostVanishes(t *testing.T) {
 	l := newHarness(t)
-	subnet, path := netip.MustParsePrefix(freeSubnet(t)).Masked(), l.name+"-path" // only in a network of a given one an address is kept
+	subnet, path := netip.MustParsePrefix(freeSubnet(t)).Masked(), l.name+"-path" // an address is kept only in a network with a given subnet
 	l.docker("network", "create", "--subnet", subnet.String(), path)
 	proxy := l.run("proxy", "--network", path, "--env", "SERVICE_IGNORE=1", "--user", "0", "--volume", "/var/run/docker.sock:/docker.sock", "--entrypoint", "sh", os.Getenv("IMAGE_HAPROXY"),
 		"-c", `printf '%s\n' 'global' ' fd-hard-limit 4096' 'defaults' ' mode tcp' ' timeout client 1h' ' timeout server 1h' ' timeout connect 5s' 'listen docker' ' bind :2375' ' server d unix@/docker.sock' >/tmp/c.cfg; exec haproxy -f /tmp/c.cfg`)
@@ -200,7 +200,7 @@ func TestE2EDockerHostVanishes(t *testing.T) {
 	l.expectOf(soon, "new passing", "stays passing")
 }
 
-// An agent that left and came back, or was lost with all that it held, has everything again in less than a second.
+// An agent that left and came back, or lost its whole state, has everything again in less than a second.
 func TestE2EAgentComesBack(t *testing.T) {
 	l := newHarness(t)
 	l.registrar(nil)
@@ -228,7 +228,7 @@ func TestE2EAgentComesBack(t *testing.T) {
 	}
 }
 
-// cluster starts three servers, and returns them as soon as they have a leader.
+// cluster starts three servers, and returns once they have a leader.
 func (l *harness) cluster() (servers []*testenv.Consul) {
 	for i := range 3 {
 		port := testenv.FreePort(l.t)
@@ -245,8 +245,9 @@ func (l *harness) cluster() (servers []*testenv.Consul) {
 	return servers
 }
 
-// The leader is cut off, and it takes longer to elect another one than an agent tries to hand on what is new (seven seconds).
-// What is registered meanwhile is in the catalog soon after the election, and not when the agent looks at everything again.
+// The leader is cut off, and the election of another takes longer than an agent tries to pass on what is new (seven
+// seconds). What is registered meanwhile is in the catalog soon after the election, and not only at the agent's next full
+// sync.
 func TestE2ELeaderCutOff(t *testing.T) {
 	l := newHarness(t)
 	servers := l.cluster()
@@ -255,7 +256,7 @@ func TestE2ELeaderCutOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	var follower *testenv.Consul
-	var others []*testenv.Consul // the leader is the last
+	var others []*testenv.Consul // the last one is the leader
 	for _, s := range servers {
 		host, _, _ := net.SplitHostPort(leader)
 		if l.docker("inspect", "--format", fmt.Sprintf("{{(index .NetworkSettings.Networks %q).IPAddress}}", l.network), s.Name) == host {
@@ -276,14 +277,14 @@ func TestE2ELeaderCutOff(t *testing.T) {
 		l.docker("pause", s.Name)
 		t.Cleanup(func() { _, _ = testenv.Docker("unpause", s.Name) })
 	}
-	// Before that, the agent hands on to the one that is cut off, and waits for its answer until it takes the connection for dead.
+	// Before that, the agent passes changes to the server that is cut off, and waits until it considers the connection dead.
 	l.eventually(soon, "the agent misses its leader", func() error {
 		if is, err := follower.Status().Leader(); err != nil || is != "" {
 			return fmt.Errorf("%q, %v", is, err)
 		}
 		return nil
 	})
-	// What it was handing on then may still wait for an answer, and until it gives up it locks what it has registered.
+	// The change being passed on may still wait for an answer, and the agent locks its registrations until it gives up.
 	l.eventually(time.Minute, "the agent takes registrations", func() error {
 		_, err := l.instances()
 		return err

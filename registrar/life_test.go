@@ -17,7 +17,7 @@ import (
 	"berth/registrar/label"
 )
 
-// restart starts a container anew, and nothing listens at its address at first.
+// restart restarts a container, and nothing listens at its address at first.
 func (w *cluster) restart(id, address string, seen bool) {
 	time.Sleep(time.Second)
 	w.do(func() { delete(w.listening, address+":80") })
@@ -28,8 +28,8 @@ func (w *cluster) restart(id, address string, seen bool) {
 	}
 }
 
-// What is another process has to be ready anew: one that was started again, and one in the network of a container that
-// was, whether the registrar saw that, was away, or could not tell Consul.
+// Another process must become ready again: a restarted one, and one in the network of a restarted container, whether the
+// registrar saw that, was away, or could not reach Consul.
 func TestAnotherProcessIsReadyAnew(t *testing.T) {
 	for _, of := range []string{"app", "net"} {
 		for _, how := range []string{"seen", "unseen", "while Consul is away", "while the registrar is away"} {
@@ -83,7 +83,7 @@ func TestAnotherProcessIsReadyAnew(t *testing.T) {
 	}
 }
 
-// In the network of the host nothing changes when another container of that network is started anew.
+// In the host's network, nothing changes when another of its containers restarts.
 func TestHostNetworkOfAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -104,8 +104,8 @@ func TestHostNetworkOfAnother(t *testing.T) {
 	})
 }
 
-// The container whose network another one uses was removed, and there is a new one of the same name: the reason says what
-// helps, and that is not to start one that is gone.
+// The container whose network another one uses was removed, and a new one has its name: the reason says what helps, which is
+// not to start the removed one.
 func TestNetworkOfOneThatIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -125,8 +125,8 @@ func TestNetworkOfOneThatIsGone(t *testing.T) {
 	})
 }
 
-// A container that was told to stop while berth watched, and was started anew while it did not, is not being stopped: it
-// gets no signal.
+// A container that was told to stop while berth watched, and was restarted while it did not, is not being stopped, and gets
+// no signal.
 func TestDrainOfAnEarlierRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -149,7 +149,7 @@ func TestDrainOfAnEarlierRun(t *testing.T) {
 	})
 }
 
-// SERVICE_STOP_SIGNAL is for what the registrar registers: another container gets no signal from it.
+// SERVICE_STOP_SIGNAL only applies to registered containers: others get no signal.
 func TestStopSignalOfOneNotRegistered(t *testing.T) {
 	for name, tt := range map[string]struct {
 		env    []string
@@ -191,15 +191,15 @@ func TestStopSignalOfOneNotRegistered(t *testing.T) {
 	}
 }
 
-// withCatalog has registrars of the cluster compare the catalog with the agent.
+// withCatalog makes registrars of the cluster compare the catalog with the agent.
 func (w *cluster) withCatalog() {
 	w.opts.Catalog = &agent.Catalog{Client: w.Agent, Self: func(ctx context.Context) (agent.Node, error) {
 		return agent.Node{Name: "node", Address: "192.0.2.1"}, w.call(ctx, "self", "")
 	}}
 }
 
-// What the catalog lacks though the agent holds it is put there: a moment after it was registered if the agent could not,
-// else at once, again and again, the node as well; and nothing that is not the registrar's own.
+// What the catalog lacks although the agent holds it is put there, repeatedly: a moment after the registration if the agent
+// could not, otherwise at once. That includes the node, and nothing that is not the registrar's own.
 func TestLostInTheCatalog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -234,7 +234,7 @@ func TestLostInTheCatalog(t *testing.T) {
 		r, stop := w.run(t)
 		defer stop()
 		w.expectThat(t, 50*time.Millisecond, "a is back after a start", func() bool { return lacks() == 0 })
-		// Consul is away, and comes back with a hole.
+		// Consul is away, and comes back with a gap.
 		time.Sleep(settles)
 		w.do(func() { w.Err = errors.New("No cluster leader"); w.Lost["vm:b:80"] = true })
 		time.Sleep(time.Minute)
@@ -249,7 +249,7 @@ func TestLostInTheCatalog(t *testing.T) {
 	})
 }
 
-// A catalog that cannot be read, or written, harms nothing, and that is said once.
+// A catalog that cannot be read or written does no harm, and is logged once.
 func TestCatalogRefused(t *testing.T) {
 	forbidden := api.StatusError{Code: 403, Body: "Permission denied"}
 	for name, tt := range map[string]struct {
@@ -297,8 +297,8 @@ func TestCatalogRefused(t *testing.T) {
 	}
 }
 
-// A node that the catalog does not know, for lack of the agent's own rights or because it has just started, is not asked
-// for without a pause: Consul answers that at once.
+// A node that the catalog does not know, because the agent lacks rights or has just started, is queried with pauses: Consul
+// answers that query at once.
 func TestNodeNotInTheCatalog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -313,7 +313,7 @@ func TestNodeNotInTheCatalog(t *testing.T) {
 	})
 }
 
-// An agent that goes and comes back with nothing is noticed by the query that waited at it, and not when it is read again.
+// An agent that comes back empty is noticed by the pending query, before the next regular read.
 func TestAgentComesBackEmpty(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -336,7 +336,7 @@ func TestAgentComesBackEmpty(t *testing.T) {
 	})
 }
 
-// What an agent drops, as one that hung may do by a request from before, is soon there again.
+// What an agent drops, as a hung one may do because of an earlier request, soon returns.
 func TestAgentDropsOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -356,7 +356,7 @@ func TestAgentDropsOne(t *testing.T) {
 	})
 }
 
-// With another token everything is registered anew, once, and put into the catalog: the agent could not hand on what
+// With another token, everything is registered again, once, and put into the catalog: the agent could not pass on what
 // happened meanwhile.
 func TestTokenReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -379,11 +379,11 @@ func TestTokenReplaced(t *testing.T) {
 			if n := w.Called("register"); n != want {
 				t.Errorf("registered %d times, want %d", n, want)
 			}
-			if puts := w.Called("put"); puts != want-1 { // the agent itself hands on what is new
+			if puts := w.Called("put"); puts != want-1 { // the agent itself passes on what is new
 				t.Errorf("put into the catalog %d times, want %d", puts, want-1)
 			}
 		}
-		// After a start nobody knows with which token it was.
+		// After a start, the earlier token is unknown.
 		stop()
 		_, stop = w.run(t)
 		defer stop()
@@ -398,7 +398,7 @@ func TestTokenReplaced(t *testing.T) {
 	})
 }
 
-// What changes while Consul is away is right when it is back: a pause, one that is over, another address, another name.
+// What changes while Consul is away is right when it is back: a pause, the end of one, another address, another name.
 func TestChangesWhileConsulIsAway(t *testing.T) {
 	pause := func(w *cluster, paused bool) {
 		w.change("a", func(c *fsouza.Container) { c.State.Paused = paused })
@@ -459,7 +459,8 @@ func TestChangesWhileConsulIsAway(t *testing.T) {
 	}
 }
 
-// The host's clock is set back, or forward: starts are compared and not put in order, and nothing is registered anew for it.
+// The host's clock is set back, or forward: starts are compared for equality only, and nothing is registered again because
+// of it.
 func TestStartInTheFuture(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -475,7 +476,7 @@ func TestStartInTheFuture(t *testing.T) {
 			t.Errorf("calls that change something: %v", w.History)
 		}
 		stop()
-		w.change("a", func(c *fsouza.Container) { c.State.StartedAt = time.Now().Add(-time.Hour) }) // started anew
+		w.change("a", func(c *fsouza.Container) { c.State.StartedAt = time.Now().Add(-time.Hour) }) // restarted
 		_, stop = w.run(t)
 		defer stop()
 		w.expect(t, 0, "")

@@ -36,7 +36,7 @@ type ring struct {
 	files     map[string]docker.File // by container and path
 	refuses   map[string]error       // to write, by container
 	restarts  []string
-	restarted func(id string) error // what happens then, after the process was stopped; nil = it starts, and listens
+	restarted func(id string) error // called after the process was stopped; nil = it starts, and listens
 }
 
 func newRing(t *testing.T) *ring {
@@ -52,7 +52,7 @@ func newRing(t *testing.T) *ring {
 	return r
 }
 
-// more answers for flags, which never change here once a key is there, and for the names of keys: sessiontest does not.
+// more answers for flags, which never change here once a key exists, and for the names of keys, which sessiontest does not.
 type more struct {
 	http.RoundTripper
 	flags *sync.Map
@@ -127,7 +127,7 @@ func (r *ring) DownloadFromContainer(id string, o fsouza.DownloadFromContainerOp
 		func() error { _, err := out.Write(f.Text); return err }(), out.Close())
 }
 
-// restartContainer does as Docker does: it stops the process, which takes a second, and starts another.
+// restartContainer acts like Docker: it stops the process, which takes a second, and starts another.
 func (r *ring) restartContainer(ctx context.Context, id string) error {
 	if err := r.call(ctx, "restart", id); err != nil {
 		return err
@@ -137,7 +137,7 @@ func (r *ring) restartContainer(ctx context.Context, id string) error {
 	r.event("kill", id, "signal", "15")
 	time.Sleep(time.Second)
 	r.stops(id, 0)
-	time.Sleep(time.Millisecond) // a process does not start in the moment in which the one before it ends
+	time.Sleep(time.Millisecond) // a process starts later than the previous one ends
 	r.mu.Lock()
 	restarted := r.restarted
 	r.mu.Unlock()
@@ -148,7 +148,7 @@ func (r *ring) restartContainer(ctx context.Context, id string) error {
 	return nil
 }
 
-// text is what a container's configuration file says.
+// text returns the content of a container's configuration file.
 func (r *ring) text(id string) string { return string(r.file(id).Text) }
 
 func (r *ring) file(id string) docker.File {
@@ -157,7 +157,7 @@ func (r *ring) file(id string) docker.File {
 	return r.files[id+"/etc/c"]
 }
 
-// made are the restarts until now, with what the configuration was at each.
+// made returns the restarts until now, each with the configuration at its time.
 func (r *ring) made() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -195,7 +195,7 @@ func (r *ring) apply(t *testing.T, text string) {
 	}
 }
 
-// report is what an instance says of itself.
+// report returns the report of an instance.
 func (r *ring) report(id string) (out store.Report) {
 	if pair := r.consul.Key(store.AppliedKey("app", "vm:"+id+":80")); pair != nil {
 		if err := json.Unmarshal(pair.Value, &out); err != nil {
@@ -205,7 +205,7 @@ func (r *ring) report(id string) (out store.Report) {
 	return out
 }
 
-// runs waits until a container says that it runs a text.
+// runs waits until a container reports that it runs a text.
 func (r *ring) runs(t *testing.T, within time.Duration, id, text string) {
 	t.Helper()
 	r.expectThat(t, within, id+" runs "+text, func() bool {
@@ -217,7 +217,7 @@ func (r *ring) runs(t *testing.T, within time.Duration, id, text string) {
 	}
 }
 
-// fails waits until a container says that it does not run what is wanted.
+// fails waits until a container reports that it does not run what is wanted.
 func (r *ring) fails(t *testing.T, within time.Duration, id, reason string) {
 	t.Helper()
 	r.expectThat(t, within, fmt.Sprintf("%s fails: %s", id, reason), func() bool {
@@ -238,8 +238,8 @@ func (r *ring) noneGone(t *testing.T) {
 	})
 }
 
-// A change goes from one container to the next. Each of them is in maintenance mode from before its restart until it is ready,
-// and stays registered.
+// A change goes from one container to the next. Each is in maintenance mode from before its restart until it is ready, and
+// stays registered.
 func TestRollingContainers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRing(t)
@@ -269,7 +269,7 @@ func TestRollingContainers(t *testing.T) {
 	})
 }
 
-// What goes wrong with the first container stays with it: it has what it had before, and the other one is left alone.
+// A failure at the first container stays there: the container runs what it had before, and the other one is left alone.
 func TestContainerThatCannotTakeItUp(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
@@ -409,7 +409,7 @@ func TestContainerThatCannotTakeItUp(t *testing.T) {
 	}
 }
 
-// Somebody stops or removes the container while it is changed: it is gone, and nobody starts it again.
+// Somebody stops or removes the container during a change: it is gone, and nothing starts it again.
 func TestContainerThatIsStoppedWhileItChanges(t *testing.T) {
 	for name, end := range map[string]func(r *ring){
 		"stopped": func(r *ring) {
@@ -450,7 +450,7 @@ func TestContainerThatIsStoppedWhileItChanges(t *testing.T) {
 	}
 }
 
-// A registrar that starts finds out what a container has, and whether its process has read it.
+// A starting registrar finds out what a container has, and whether its process has read it.
 func TestContainerFoundAtTheStart(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
@@ -484,7 +484,7 @@ func TestContainerFoundAtTheStart(t *testing.T) {
 	}
 }
 
-// A new container has its file before its start, if that is in time.
+// A new container has its file before its start, if there is time.
 func TestContainerThatIsCreated(t *testing.T) {
 	for name, inTime := range map[string]bool{"in time": true, "late": false} {
 		t.Run(name, func(t *testing.T) {
@@ -532,7 +532,7 @@ func TestContainerWithoutAGroup(t *testing.T) {
 	})
 }
 
-// A registrar that ends in the middle of a change leaves the container registered, and the next one finishes it.
+// A registrar that ends in the middle of a change leaves the container registered, and the next one finishes the change.
 func TestRegistrarEndsWhileAContainerChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRing(t)
@@ -551,7 +551,7 @@ func TestRegistrarEndsWhileAContainerChanges(t *testing.T) {
 	})
 }
 
-// An order to restart restarts a container with its strategy, and no container that has no part in changes.
+// A restart order restarts a container with its strategy, and no container that does not take part in changes.
 func TestOrderToRestartContainers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRing(t)
@@ -581,7 +581,7 @@ func TestOrderToRestartContainers(t *testing.T) {
 	})
 }
 
-// What an instance is in its group is a tag of its registration, which changes and never goes.
+// The role of an instance in its group is a tag of its registration, which changes and never disappears.
 func TestRoleIsATag(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRing(t)

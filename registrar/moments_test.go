@@ -19,7 +19,7 @@ import (
 	"berth/templates/claim"
 )
 
-// readyAt is what Consul's metadata of an instance says of when it was found ready.
+// readyAt returns when an instance became ready, according to its metadata in Consul.
 func (w *cluster) readyAt(id string) (value string) {
 	w.do(func() {
 		if s := w.Services[id]; s != nil {
@@ -29,7 +29,7 @@ func (w *cluster) readyAt(id string) (value string) {
 	return value
 }
 
-// expectReadyAt checks that an instance is said to have been found ready in the last 10 ms before a time.
+// expectReadyAt checks that an instance became ready in the last 10 ms before a time.
 func (w *cluster) expectReadyAt(t *testing.T, id string, before time.Time) (value string) {
 	t.Helper()
 	value = w.readyAt(id)
@@ -40,7 +40,7 @@ func (w *cluster) expectReadyAt(t *testing.T, id string, before time.Time) (valu
 	return value
 }
 
-// Consul holds since when an instance is ready, and that stays whoever registers it again, until another process is ready.
+// Consul holds when an instance became ready. The time survives further registrations, until another process is ready.
 func TestReadyAt(t *testing.T) {
 	for _, ready := range []string{"SERVICE_READY=tcp", "SERVICE_READY=none"} {
 		t.Run(ready, func(t *testing.T) {
@@ -96,7 +96,7 @@ func TestReadyAt(t *testing.T) {
 	}
 }
 
-// One that was late has it from when it is ready, and not before.
+// A late instance has the time from when it is ready, and not before.
 func TestReadyAtOfOneThatIsLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -114,7 +114,7 @@ func TestReadyAtOfOneThatIsLate(t *testing.T) {
 	})
 }
 
-// What an earlier berth registered is not registered again just because it says nothing of when it was ready.
+// A registration by an earlier berth is not repeated only because it lacks the time.
 func TestReadyAtIsNoReasonToRegister(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -133,7 +133,7 @@ func TestReadyAtIsNoReasonToRegister(t *testing.T) {
 		if got, err := r.Report(t.Context()); err != nil || got.Containers[0].Instances[0].State != Registered {
 			t.Errorf("%+v, %v", got, err)
 		}
-		w.do(w.Forget) // for another reason it is
+		w.do(w.Forget) // it is registered again for another reason
 		w.expect(t, reread+2*time.Second, "vm:a:80")
 		if w.readyAt("vm:a:80") == "" {
 			t.Error("registered again, it is not said to be ready")
@@ -141,7 +141,7 @@ func TestReadyAtIsNoReasonToRegister(t *testing.T) {
 	})
 }
 
-// The reason of a drain says when the signal was sent, and nothing is written for that a second time.
+// The reason of a drain contains the time of the signal, and nothing is written a second time for that.
 func TestStoppedAt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -231,7 +231,7 @@ func TestLinesOfALife(t *testing.T) {
 	})
 }
 
-// What a registration took is told once: registered again, the same instance has not become ready.
+// The duration of a registration is logged once: another registration does not mean that the instance has become ready.
 func TestTookIsToldOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -271,7 +271,7 @@ func registeredAt(t *testing.T, r *Registrar) time.Time {
 	return got.Containers[0].Instances[0].RegisteredAt
 }
 
-// A report shows what is known of a container, but no secrets.
+// A report shows what is known of a container, without secrets.
 func TestReportTellsEvidence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -321,7 +321,7 @@ func TestReportTellsEvidence(t *testing.T) {
 	})
 }
 
-// While it is probed, the report says what the last probe met.
+// During probing, the report contains the result of the last probe.
 func TestReportTellsProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -342,7 +342,7 @@ func TestReportTellsProbes(t *testing.T) {
 	})
 }
 
-// Changed tells of news, and keeps at most one word for a listener who is away.
+// Changed reports news, and keeps at most one value for an absent listener.
 func TestChanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -430,7 +430,7 @@ func TestMetricsOfWhatIsLeftOut(t *testing.T) {
 	})
 }
 
-// A misspelt label is named with its container and with what may be meant, once.
+// A misspelt label is named once, with its container and the label that may be meant.
 func TestLineOfAMisspeltLabel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -457,7 +457,7 @@ func TestLineOfAMisspeltLabel(t *testing.T) {
 	})
 }
 
-// What is asked anew without another process, or at another address, was found ready when it was, unless it is late.
+// If the same process is probed again, or at another address, its time stays, unless it is late.
 func TestReadyAtOfTheSameProcess(t *testing.T) {
 	c := containerOf("a", "10.0.0.1")
 	s := known(Options{}, c)

@@ -15,16 +15,16 @@ import (
 	"berth/registrar/label"
 )
 
-// startDrainFirst starts a container whose stop signal is only a sign.
+// startDrainFirst starts a container whose stop signal is only an announcement.
 func (w *cluster) startDrainFirst(id, address string) {
 	w.create(id, address, "SERVICE_STOP_SIGNAL=TERM").Config.StopSignal = "SIGCONT"
 	w.event("start", id)
 }
 
-// has says whether something is among what is registered.
+// has reports whether something is registered.
 func (w *cluster) has(id string) bool { return slices.Contains(strings.Fields(w.Registered()), id) }
 
-// expectThat lets time pass until f is true, at most so long.
+// expectThat lets time pass until f is true, within a limit.
 func (w *cluster) expectThat(t *testing.T, within time.Duration, what string, f func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(within)
@@ -36,8 +36,8 @@ func (w *cluster) expectThat(t *testing.T, within time.Duration, what string, f 
 	}
 }
 
-// A call that hangs holds up only what it is for: drains go out at once, stop signals come in time, and what is new is
-// registered, now and after the next look at everything.
+// A hanging call delays only its own purpose: drains go out at once, stop signals come in time, and new containers are
+// registered, before and after the next resync.
 func TestCallsThatHang(t *testing.T) {
 	for _, tt := range []struct {
 		name      string
@@ -118,7 +118,7 @@ func TestCallsThatHang(t *testing.T) {
 	}
 }
 
-// All of Docker hangs for a while: what was known of it goes on, and what came meanwhile is found.
+// All of Docker hangs for a while: what was known continues, and what came meanwhile is found.
 func TestDockerHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -146,7 +146,7 @@ func TestDockerHangs(t *testing.T) {
 	})
 }
 
-// A Consul that hangs from before the start keeps no stop signal from being sent.
+// A Consul that hangs from the start does not delay stop signals.
 func TestConsulHangsAtTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -159,7 +159,7 @@ func TestConsulHangsAtTheStart(t *testing.T) {
 	})
 }
 
-// One thing that Consul always refuses keeps no heartbeat and no other instance waiting, and is said.
+// A change that Consul always refuses delays no heartbeat and no other instance, and is logged.
 func TestOperationThatKeepsFailing(t *testing.T) {
 	for _, operation := range []string{"deregister vm:b:80", "enable vm:b:80", "update vm:c:80:check-1"} {
 		t.Run(operation, func(t *testing.T) {
@@ -196,7 +196,7 @@ func TestOperationThatKeepsFailing(t *testing.T) {
 	}
 }
 
-// A registration that Consul refuses leaves the one that works, under the same ID or another.
+// A refused registration leaves the working one in place, under the same ID or another.
 func TestRefusedChange(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(*fsouza.Container)
@@ -238,7 +238,8 @@ func TestRefusedChange(t *testing.T) {
 	}
 }
 
-// A container that cannot be inspected at first is taken over when it can be, though it does not accept at that moment.
+// A container that cannot be inspected at first is taken over as soon as it can, even if its port does not accept at that
+// moment.
 func TestInspectedLateIsAdopted(t *testing.T) {
 	for _, hang := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -270,7 +271,7 @@ func TestInspectedLateIsAdopted(t *testing.T) {
 	}
 }
 
-// A list may show a container before the event of its start arrives: that event alone costs it no registration.
+// A list may show a container before its start event arrives: the event alone does not cost its registration.
 func TestStartAfterTheList(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -284,7 +285,7 @@ func TestStartAfterTheList(t *testing.T) {
 		time.Sleep(time.Minute)
 		w.expect(t, 0, "vm:a:80")
 
-		// That the run ended which was listed does.
+		// The end of the listed run does.
 		w.event("die", "a", "exitCode", "0")
 		w.event("start", "a")
 		w.expect(t, time.Second, "")
@@ -295,7 +296,7 @@ func TestStartAfterTheList(t *testing.T) {
 	})
 }
 
-// The node's address becomes known late: what is registered stays, and is not probed.
+// The node's address becomes known late: existing registrations stay, and are not probed.
 func TestNodeKnownLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -310,7 +311,7 @@ func TestNodeKnownLate(t *testing.T) {
 		if len(w.History) > 0 || w.called("try") > 0 {
 			t.Errorf("calls that change something: %v; %d probes", w.History, w.called("try"))
 		}
-		// One that starts from now on is probed there.
+		// A container that starts from now on is probed there.
 		w.create("b", "").HostConfig = &fsouza.HostConfig{NetworkMode: "host"}
 		w.event("start", "b")
 		time.Sleep(time.Second)
@@ -320,8 +321,8 @@ func TestNodeKnownLate(t *testing.T) {
 	})
 }
 
-// Another address is registered when the instance is ready there. Until then what is registered stays, as long as the
-// container has that address.
+// Another address is registered once the instance is ready there. Until then the registration stays, as long as the
+// container has the old address.
 func TestAnotherAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -342,7 +343,7 @@ func TestAnotherAddress(t *testing.T) {
 			})
 			return a
 		}
-		for range 1000 { // longer than it is waited for others
+		for range 1000 { // longer than the wait for other containers
 			time.Sleep(100 * time.Millisecond)
 			if got := address(); got != "10.0.0.1" || w.Registered() != "vm:a:80" {
 				t.Fatalf("it is registered at %q, before it is ready at the other address", got)
@@ -359,8 +360,8 @@ func TestAnotherAddress(t *testing.T) {
 	})
 }
 
-// What is registered at an address that the container does not have any more, which may be another's soon, is changed when
-// the instance is ready at the new one, or goes in a moment.
+// If the registered address no longer belongs to the container, it may soon be another's. The registration changes when the
+// instance is ready at the new address, or disappears within a moment.
 func TestAddressThatIsGone(t *testing.T) {
 	for _, listens := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
@@ -390,7 +391,7 @@ func TestAddressThatIsGone(t *testing.T) {
 	}
 }
 
-// Of several signals that come at once each counts.
+// Several signals that come at once all count.
 func TestSignalsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -405,7 +406,7 @@ func TestSignalsAtOnce(t *testing.T) {
 	})
 }
 
-// An event stream that says nothing any more is opened anew, and then tells what it did not: a drain, and who started.
+// A silent event stream is reopened, and then delivers what was missed: a drain, and starts.
 func TestSilentEventStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -416,7 +417,7 @@ func TestSilentEventStream(t *testing.T) {
 		w.start("a", "10.0.0.1")
 		w.expect(t, 10*time.Millisecond, "vm:a:80")
 		w.do(func() { w.silent = 1 })
-		w.event("top", "a") // the last that is heard
+		w.event("top", "a") // the last event delivered
 		time.Sleep(time.Second)
 		w.event("kill", "a", "signal", "15")
 		w.start("b", "10.0.0.2")
@@ -424,8 +425,8 @@ func TestSilentEventStream(t *testing.T) {
 	})
 }
 
-// Registrations of this host from before its Docker engine got another ID are named, and left alone: they may be those of
-// a second engine.
+// Registrations of this host from before its Docker engine got another ID are named and left alone: they may belong to a
+// second engine.
 func TestOrphans(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -442,8 +443,7 @@ func TestOrphans(t *testing.T) {
 	})
 }
 
-// What a registrar says of itself does not flicker while containers come and go, and many that come at once are
-// registered with few reads of what Consul holds.
+// The registrar's status does not flicker while containers come and go, and many that come at once need few reads of Consul.
 func TestManyAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -486,7 +486,7 @@ func TestManyAtOnce(t *testing.T) {
 	})
 }
 
-// A write that Consul says it took and does not hold is found out, tried again at leisure, and said.
+// A write that Consul acknowledged but does not hold is detected, retried with pauses, and logged.
 func TestReadBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -511,7 +511,7 @@ func TestReadBack(t *testing.T) {
 	})
 }
 
-// Two containers that run already want one service ID: the older one gets it, whichever Docker tells of first.
+// Two running containers want one service ID: the older one gets it, in whatever order Docker reports them.
 func TestOlderGetsTheID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -565,7 +565,7 @@ func TestContainersThatHang(t *testing.T) {
 	})
 }
 
-// What Docker says of a container is not believed if the container has ended or started anew meanwhile.
+// An inspection is ignored if the container has ended or restarted meanwhile.
 func TestInspectedTooEarly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -578,7 +578,7 @@ func TestInspectedTooEarly(t *testing.T) {
 		w.event("die", "a")
 		time.Sleep(5 * time.Second)
 		w.expect(t, 0, "")
-		// The first of two answers is about what was before the change.
+		// The first of two answers describes the state before the change.
 		w.start("b", "10.0.0.9")
 		time.Sleep(10 * time.Millisecond)
 		w.change("b", func(c *fsouza.Container) {
@@ -592,7 +592,7 @@ func TestInspectedTooEarly(t *testing.T) {
 	})
 }
 
-// A container may be gone before Consul was told that it is to be drained.
+// A container may be gone before Consul was told to drain it.
 func TestKilledAndDeadAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -615,8 +615,8 @@ func TestKilledAndDeadAtOnce(t *testing.T) {
 	})
 }
 
-// A container that ends and starts again before the registrar looks is registered no more, though nothing more can be
-// learned of it yet.
+// A container that ends and restarts before the registrar looks is no longer registered, even if nothing more is known of it
+// yet.
 func TestRestartWhileInspectHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -635,7 +635,7 @@ func TestRestartWhileInspectHangs(t *testing.T) {
 	})
 }
 
-// A container that uses another one's network is adopted when both are known.
+// A container that uses another's network is adopted once both are known.
 func TestAdoptedWithinAnothersNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -660,7 +660,7 @@ func TestAdoptedWithinAnothersNetwork(t *testing.T) {
 	})
 }
 
-// A drain that follows a resume goes out before Consul was read again, and does not make the resume look lost.
+// A drain that follows a resume goes out before the next read of Consul, and does not make the resume look lost.
 func TestDrainedRightAfterResume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()

@@ -22,7 +22,7 @@ import (
 
 var me = agent.Ownership{Owner: "me"}
 
-// known returns a state in which Docker was listed and describes a host, and which holds the containers.
+// known returns a state in which Docker was listed and the host described, with the given containers.
 func known(opts Options, containers ...label.Container) *state {
 	opts.ReadyTimeout = 30 * time.Second
 	s := newState(opts)
@@ -38,7 +38,7 @@ func known(opts Options, containers ...label.Container) *state {
 	return s
 }
 
-// holds has Consul hold something, by a read that has just come.
+// holds makes Consul hold something, according to a new read.
 func (s *state) holds(t interface{ Fatal(...any) }, fake *agenttest.Agent) {
 	began := s.tick()
 	have, err := agent.Agent{Client: fake}.Read(context.Background(), "")
@@ -59,8 +59,8 @@ func allReady(s *state) {
 	}
 }
 
-// For whatever containers there are and whatever is held: carrying out plans until nothing is left to do makes the owner's
-// registrations what the containers register, and touches nobody else's and nobody's maintenance.
+// For any containers and any registrations: carrying out plans until nothing is left to do makes the owner's registrations
+// equal to what the containers register, and changes no foreign registration or maintenance.
 func TestPlanProperty(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		fake := agenttest.New()
@@ -155,7 +155,7 @@ func TestPlanProperty(t *testing.T) {
 	})
 }
 
-// containerOf is a running container with one port on the network that the load balancer is on.
+// containerOf returns a running container with one port on the load balancer's network.
 func containerOf(id, address string, env ...string) label.Container {
 	return docker.FromInspect(inspectOf(id, address, env...), nil)
 }
@@ -203,7 +203,7 @@ func TestUnique(t *testing.T) {
 	}
 }
 
-// changesOf are the changes of a plan in a few words.
+// changesOf summarizes the changes of a plan.
 func changesOf(p plan) (out []string) {
 	for _, planned := range p.calls {
 		if !planned.writes() {
@@ -259,7 +259,7 @@ func TestPlanLeavesUnknownContainers(t *testing.T) {
 	}
 }
 
-// Events of containers that nobody knows of make no new plan, but for their start.
+// Events of unknown containers cause no new plan, except for their start.
 func TestEventsOfUnknownContainers(t *testing.T) {
 	s := known(Options{}, containerOf("a", "10.0.0.1"))
 	for _, tt := range []struct {
@@ -281,7 +281,7 @@ func TestEventsOfUnknownContainers(t *testing.T) {
 	}
 }
 
-// A key that is left out does not make a registered container one that is not.
+// An ignored key does not make a registered container an unregistered one.
 func TestVerdicts(t *testing.T) {
 	reasons := []string{`port 80/tcp: "SERVICE_A.B" is ignored`}
 	if got := (Planned{Reasons: reasons}).Verdicts(); !slices.Equal(got, []string{"not registered: " + reasons[0]}) {

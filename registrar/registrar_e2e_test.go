@@ -18,7 +18,7 @@ import (
 	"berth/registrar/label"
 )
 
-// soon is within what the registrar does by itself after an event, on a machine that does other things, too.
+// soon is how quickly the registrar reacts to an event on a busy machine.
 const soon = 5 * time.Second
 
 func TestE2ELife(t *testing.T) {
@@ -29,7 +29,7 @@ func TestE2ELife(t *testing.T) {
 		l := l.in(t)
 		h := l.watch("slow")
 		c := l.web("slow", "await go; serve 200")
-		// This one comes later and is registered: so the registrar has seen the other one, too.
+		// This one comes later and is registered, so the registrar has seen the other one, too.
 		other := l.app("quick")
 		l.expect(soon, other.instance(8080), "passing")
 		opened := time.Now()
@@ -106,7 +106,7 @@ func TestE2ELife(t *testing.T) {
 		h.expect(soon, "docker start", "passing")
 		l.docker("kill", "--signal", "HUP", c.id)
 		l.docker("kill", "--signal", "USR1", c.id)
-		// Events are worked off in their order: what the pause brings comes after what the signals brought.
+		// Events are handled in order: the effect of the pause follows the effects of the signals.
 		l.docker("pause", c.id)
 		l.expect(soon, c.instance(8080), "maintenance")
 		if in, err := l.instance(c.instance(8080)); err != nil || in.why != "berth registrar: the container is paused" {
@@ -143,8 +143,7 @@ func TestE2ELife(t *testing.T) {
 	})
 }
 
-// A container that ended with an error stays registered, out of service, if that is wanted; until it is removed or runs
-// again.
+// With KeepFailed, a container that ended with an error stays registered, out of service, until it is removed or runs again.
 func TestE2EKeepFailed(t *testing.T) {
 	l := newHarness(t)
 	keep := func(o *registrar.Options, _ *label.Host) { o.KeepFailed = true }
@@ -157,7 +156,7 @@ func TestE2EKeepFailed(t *testing.T) {
 	if in, err := l.instance(failed.instance(8080)); err != nil || !strings.Contains(in.why, "exit code 3") {
 		t.Errorf("it is out for the reason %q (%v)", in.why, err)
 	}
-	// A registrar that comes later finds a container that has no address any more.
+	// A registrar that starts later finds a container that has lost its address.
 	r.stop()
 	l.registrar(keep)
 	l.expectOf(0, "failed maintenance")
@@ -169,7 +168,7 @@ func TestE2EKeepFailed(t *testing.T) {
 	l.expectOf(soon)
 }
 
-// With a harmless stop signal and the real one in SERVICE_STOP_SIGNAL, docker stop is: out of service, the drain time,
+// With a harmless stop signal and the real one in SERVICE_STOP_SIGNAL, docker stop means: out of service, the drain time,
 // the real signal, the end.
 func TestE2EStopSignal(t *testing.T) {
 	const drain = 500 * time.Millisecond
@@ -187,7 +186,7 @@ func TestE2EStopSignal(t *testing.T) {
 		t.Errorf("SIGTERM came %s after the sign, and docker stop took %s: want %s, and well inside 10 s", ms(drained), ms(took), drain)
 	}
 
-	// A Consul that hangs keeps nobody from stopping.
+	// A hanging Consul does not prevent a container from stopping.
 	l.docker("start", c.id)
 	l.expect(soon, c.instance(8080), "passing")
 	l.docker("pause", l.name+"-consul")
@@ -201,7 +200,7 @@ func TestE2EStopSignal(t *testing.T) {
 	}
 	l.expect(30*time.Second, c.instance(8080), "")
 
-	// Without a registrar Docker ends it all the same.
+	// Without a registrar, Docker ends it all the same.
 	r.stop()
 	l.docker("start", c.id)
 	start = time.Now()
@@ -212,7 +211,7 @@ func TestE2EStopSignal(t *testing.T) {
 	}
 }
 
-// Two registrars share an agent and leave alone what is not theirs.
+// Two registrars share an agent and leave each other's registrations alone.
 func TestE2EOwnership(t *testing.T) {
 	l := newHarness(t)
 	second := l.name + "-second"
@@ -237,7 +236,7 @@ func TestE2EOwnership(t *testing.T) {
 		}
 	}
 
-	// One that claims an ID which is held gets none; the holder keeps it.
+	// A container that claims a taken ID does not get it; the holder keeps it.
 	claims := l.app("claims", "--env", "SERVICE_ID=my-own-id")
 	foreigns := l.app("foreigns", "--env", "SERVICE_ID=by-hand")
 	last := l.app("last")
@@ -250,7 +249,7 @@ func TestE2EOwnership(t *testing.T) {
 		}
 	}
 
-	// While one of them is away, the other removes nothing of it.
+	// While one of them is away, the other removes none of its registrations.
 	two.stop()
 	l.docker("rm", "--force", b.id)
 	l.docker("rm", "--force", a.id)
@@ -259,7 +258,7 @@ func TestE2EOwnership(t *testing.T) {
 	l.expectOf(soon, "custom passing", "last passing")
 	third.stop()
 
-	// The holder's end sets its ID free.
+	// The holder's end frees its ID.
 	l.docker("rm", "--force", custom.id)
 	l.eventually(soon, "the other container has the ID", func() error {
 		in, err := l.instance("my-own-id")
@@ -275,8 +274,8 @@ func TestE2EOwnership(t *testing.T) {
 	}
 }
 
-// What Registrator left is taken over: what runs stays registered all the time, what does not is removed. What merely
-// looks similar is left alone.
+// Registrator's registrations are taken over: running containers stay registered all the time, others are removed. What
+// merely looks similar is left alone.
 func TestE2EAdopt(t *testing.T) {
 	l := newHarness(t)
 	c := l.app("web")
@@ -306,7 +305,7 @@ func TestE2EAdopt(t *testing.T) {
 		return out
 	}
 
-	// Without the flag nothing of it is touched, and the container's ID is held by another.
+	// Without the flag, its registrations are untouched, and the container's ID counts as taken.
 	r := l.registrar(nil)
 	if got := ids(); len(got) != 5 {
 		t.Errorf("without being told to adopt it has changed the registrations to %q", got)
@@ -326,7 +325,7 @@ func TestE2EAdopt(t *testing.T) {
 	if err != nil || in.Meta["berth-owner"] != l.name || in.Meta["berth-container"] != c.id || len(in.Tags) != 0 || in.status != "passing" {
 		t.Errorf("the adopted one is %+v, %s (%v)", in.AgentService, in.status, err)
 	}
-	h.expect(soon, seen...) // nobody has seen it go
+	h.expect(soon, seen...) // none of them has disappeared
 }
 
 func TestE2EFinder(t *testing.T) {
@@ -334,7 +333,7 @@ func TestE2EFinder(t *testing.T) {
 	l.registrar(nil)
 	c := l.web("two", "serve 200", "--expose", "8080", "--expose", "9090", "--env", "SERVICE_READY=none")
 	other := l.app("other")
-	// With two ports the services' names end in the ports.
+	// With two ports, the services' names end in the ports.
 	l.expectOf(soon, "two-8080 passing", "two-9090 passing", "other passing")
 
 	f := registrar.Finder{Agent: agent.Agent{Client: l.consul.Agent(), Log: slog.New(slog.DiscardHandler)}, Docker: dockerClient(t, "")}
@@ -363,7 +362,7 @@ func TestE2EFinder(t *testing.T) {
 		})
 	}
 
-	// What an operator takes out stays out, whatever the registrar does about the container meanwhile.
+	// An instance that an operator takes out stays out, whatever the registrar does about the container meanwhile.
 	if err := f.Maintain(t.Context(), both[0], true, "new disk"); err != nil {
 		t.Fatal(err)
 	}
@@ -388,7 +387,7 @@ func TestE2EFinder(t *testing.T) {
 	}
 }
 
-// Plan lists every container that runs, and changes nothing.
+// Plan lists every running container, and changes nothing.
 func TestE2EPlan(t *testing.T) {
 	l := newHarness(t)
 	fine := l.app("fine", "--env", "SERVICE_TAGS=a,b")
@@ -413,7 +412,7 @@ func TestE2EPlan(t *testing.T) {
 	if running != len(plans) {
 		t.Errorf("%d containers run, and %d are planned", running, len(plans))
 	}
-	l.expectOf(0) // nothing is registered by that
+	l.expectOf(0) // the plan registers nothing
 
 	if err := l.newRegistrar(nil).Once(t.Context()); err != nil {
 		t.Fatal(err)
@@ -424,7 +423,7 @@ func TestE2EPlan(t *testing.T) {
 	}
 }
 
-// planOf is the plan for these containers, in this order.
+// planOf returns the plan for these containers, in this order.
 func planOf(t *testing.T, r *running, containers ...container) (out []registrar.Planned) {
 	t.Helper()
 	report, err := r.Plan(t.Context())

@@ -23,25 +23,25 @@ import (
 	"berth/registrar/label"
 )
 
-// cluster is a Docker daemon, a Consul agent and a network. Its methods play what happens there.
+// cluster is a Docker daemon, a Consul agent and a network. Its methods simulate what happens there.
 type cluster struct {
 	*agenttest.Agent
 	mu         sync.Mutex
 	containers map[string]*fsouza.Container
-	listening  map[string]bool // addresses that accept
+	listening  map[string]bool // accepting addresses
 	dockerErr  error
 	startErr   error // Docker's answer to a start
 	inspectErr map[string]error
 	hangs      map[string]bool // calls to Docker that block until the caller gives up: "list", "host", "inspect a", "kill a"
-	slow       time.Duration   // what inspect takes
+	slow       time.Duration   // duration of inspect
 	host       label.Host
 	events     chan docker.Message
 	broken     chan struct{} // closed: the event stream ends
-	silent     int           // so often the event stream has to be opened anew until it says what happened meanwhile
+	silent     int           // how many event streams stay silent before one delivers what was missed
 	calls      map[string]int
 	signals    []string // "container signal after"
 	started    time.Time
-	opts       Options // more than the tests' usual ones
+	opts       Options // in addition to the tests' usual options
 	log        testenv.Log
 }
 
@@ -60,7 +60,7 @@ func (w *cluster) do(f func()) {
 	w.Do(f)
 }
 
-// hang makes calls to Docker and to Consul hang, or work again.
+// hang makes calls to Docker and Consul hang, or work again.
 func (w *cluster) hang(hang bool, calls ...string) {
 	w.do(func() {
 		for _, call := range calls {
@@ -69,7 +69,7 @@ func (w *cluster) hang(hang bool, calls ...string) {
 	})
 }
 
-// call plays a call to Docker.
+// call simulates a call to Docker.
 func (w *cluster) call(ctx context.Context, name, id string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -110,7 +110,7 @@ func (w *cluster) create(id, address string, env ...string) *fsouza.Container {
 	return c
 }
 
-// inspectOf is what Docker says of a running container with one port.
+// inspectOf returns Docker's description of a running container with one port.
 func inspectOf(id, address string, env ...string) *fsouza.Container {
 	c := &fsouza.Container{ID: id, Name: "/" + id, State: fsouza.State{Running: true, Status: "running"}}
 	c.Config = &fsouza.Config{Image: "app", Env: env, ExposedPorts: map[fsouza.Port]struct{}{"80/tcp": {}}}
@@ -118,7 +118,7 @@ func inspectOf(id, address string, env ...string) *fsouza.Container {
 	return c
 }
 
-// change changes what Docker says of a container.
+// change changes Docker's description of a container.
 func (w *cluster) change(id string, f func(*fsouza.Container)) {
 	w.do(func() {
 		c, config := *w.containers[id], *w.containers[id].Config
@@ -135,7 +135,7 @@ func (w *cluster) die(id string) {
 
 func (w *cluster) listen(address string) { w.do(func() { w.listening[address] = true }) }
 
-// hold has Consul hold an instance.
+// hold makes Consul hold an instance.
 func (w *cluster) hold(in label.Instance) {
 	if err := (agent.Agent{Client: w.Agent, Log: slog.New(slog.DiscardHandler)}).Apply(context.Background(), agent.Change{Register: true, Desired: agent.Prepare(in)}); err != nil {
 		panic(err)
@@ -175,7 +175,7 @@ func (w *cluster) InspectContainerWithOptions(o fsouza.InspectContainerOptions) 
 	if !ok {
 		return nil, &fsouza.NoSuchContainer{ID: o.ID}
 	}
-	is := *c // the caller may do with it what it likes
+	is := *c // the caller may modify it
 	if c.NetworkSettings != nil {
 		network := *c.NetworkSettings
 		is.NetworkSettings = &network
@@ -262,7 +262,7 @@ func (w *cluster) registrar() *Registrar {
 	return r
 }
 
-// run starts a registrar in the cluster, and returns a function that stops it. To be called in a synctest bubble.
+// run starts a registrar in the cluster, and returns a function that stops it. Call it in a synctest bubble.
 func (w *cluster) run(t *testing.T) (*Registrar, func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	r := w.registrar()
@@ -277,7 +277,7 @@ func (w *cluster) run(t *testing.T) (*Registrar, func()) {
 	}
 }
 
-// expect lets time pass until what happened has settled, at most so long, and compares the registrations.
+// expect waits, within a limit, until everything has settled, and compares the registrations.
 func (w *cluster) expect(t *testing.T, within time.Duration, want string) {
 	t.Helper()
 	deadline := time.Now().Add(within)
@@ -310,13 +310,13 @@ func TestLifeOfAContainer(t *testing.T) {
 	})
 }
 
-// Once waits for what Consul confirms and for instances that have time left, and for nothing else.
+// Once waits for Consul's confirmation and for instances that have time left, and for nothing else.
 func TestOnce(t *testing.T) {
 	for _, tt := range []struct {
 		name       string
 		prepare    func(w *cluster)
 		registered string
-		took       time.Duration // at most
+		took       time.Duration // upper limit
 		err        string
 	}{
 		{name: "all are ready", prepare: func(w *cluster) { w.listen("10.0.0.2:80") }, registered: "vm:a:80 vm:b:80", took: time.Second},
@@ -362,7 +362,7 @@ func TestRestartHasToBeReadyAnew(t *testing.T) {
 		w.expect(t, 10*time.Millisecond, "vm:a:80")
 		time.Sleep(time.Second)
 		w.do(func() { delete(w.listening, "10.0.0.1:80") })
-		// Both events are there before the registrar looks.
+		// Both events arrive before the registrar looks.
 		w.die("a")
 		w.start("a", "10.0.0.1")
 		w.expect(t, 0, "")
@@ -381,9 +381,9 @@ func TestRegistrarRestarts(t *testing.T) {
 		w.start("b", "10.0.0.2")
 		w.expect(t, 10*time.Millisecond, "vm:a:80 vm:b:80")
 		stop()
-		w.expect(t, 0, "vm:a:80 vm:b:80") // they go on running, so they stay
+		w.expect(t, 0, "vm:a:80 vm:b:80") // they keep running, so they stay
 
-		// Meanwhile one dies, one starts, one does not accept for the moment, and somebody registers by hand.
+		// Meanwhile one dies, one starts, one does not accept for the moment, and an operator registers one by hand.
 		w.do(func() {
 			delete(w.containers, "b")
 			delete(w.listening, "10.0.0.1:80")
@@ -464,7 +464,7 @@ func TestDockerAway(t *testing.T) {
 		if n := w.called("list"); n > 3600/2 {
 			t.Errorf("%d lists in an hour away: that is a flood", n)
 		}
-		// Back with one container gone and one new, without any event about it.
+		// Back with one container gone and one new, without an event.
 		w.do(func() { w.dockerErr, w.broken = nil, make(chan struct{}); delete(w.containers, "a") })
 		w.start("c", "10.0.0.3")
 		w.do(func() { <-w.events })
@@ -486,11 +486,11 @@ func TestDockerAwayAtStart(t *testing.T) {
 		_, stop := w.run(t)
 		defer stop()
 		time.Sleep(time.Hour)
-		w.expect(t, 0, "vm:a:80") // nobody knows whether it still runs
+		w.expect(t, 0, "vm:a:80") // whether it still runs is unknown
 	})
 }
 
-// One container that cannot be inspected, one that Consul refuses, and one that never listens keep no other waiting.
+// A container that cannot be inspected, one that Consul refuses, and one that never listens delay no other container.
 func TestBadNeighbours(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -581,7 +581,7 @@ func TestDrainOnStop(t *testing.T) {
 				if len(w.sent()) != 0 {
 					t.Errorf("signals were sent: %v", w.sent())
 				}
-				// The container that comes next under this name is none that stops.
+				// The next container with this name is not being stopped.
 				w.start("a", "10.0.0.1")
 				w.expect(t, 10*time.Millisecond, "vm:a:80")
 			})
@@ -589,7 +589,7 @@ func TestDrainOnStop(t *testing.T) {
 	}
 }
 
-// One that was told to stop and does not is back in service once it shows that it is ready.
+// A container that was told to stop and does not is back in service once it is ready.
 func TestDrainOfOneThatDoesNotStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -627,7 +627,7 @@ func TestDrainFirstThenStop(t *testing.T) {
 		if got := strings.Join(w.sent(), ", "); got != "a 15 4s" {
 			t.Errorf("signals: %s, want SIGTERM three seconds after the sign at 1s, once", got)
 		}
-		// Docker repeats berth's signal in its events; that is no second stop.
+		// Docker repeats berth's signal in its events; that does not count as a second stop.
 		w.event("kill", "a", "signal", "15")
 		w.die("a")
 		w.expect(t, 0, "vm:b:80")
@@ -661,7 +661,7 @@ func TestDrainTimeIsWellInsideTheStopTimeout(t *testing.T) {
 	})
 }
 
-// The sign to stop came, and then the registrar was restarted: the container stays out, and gets its signal.
+// The registrar restarts after the announcement of a stop: the container stays out, and gets its signal.
 func TestDrainSurvivesARestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -694,7 +694,7 @@ func TestMaintenanceByHandStays(t *testing.T) {
 		w.expect(t, 10*time.Millisecond, "vm:a:80")
 		w.do(func() { w.Maintain("vm:a:80", "upgrade by Ann") })
 		time.Sleep(10 * time.Minute)
-		w.change("a", func(c *fsouza.Container) { c.Config.Env = []string{"SERVICE_TAGS=new"} }) // makes it register anew
+		w.change("a", func(c *fsouza.Container) { c.Config.Env = []string{"SERVICE_TAGS=new"} }) // forces a new registration
 		w.event("rename", "a")
 		time.Sleep(10 * time.Minute)
 		w.expect(t, 0, "vm:a:80!")
@@ -715,7 +715,7 @@ func TestNotReadyInTimeIsCritical(t *testing.T) {
 		if c := w.Check("vm:a:80:ready"); c.Notes != "connection refused" {
 			t.Errorf("the check says %q", c.Notes)
 		}
-		// A restart does not take it for one that was ready.
+		// A restart does not treat it as one that was ready.
 		stop()
 		_, stop = w.run(t)
 		defer stop()
@@ -769,7 +769,7 @@ func TestHealthcheck(t *testing.T) {
 	})
 }
 
-// Where SERVICE_READY says what ready is, an instance need not wait for the first run of its HEALTHCHECK.
+// If SERVICE_READY defines readiness, an instance does not wait for the first run of its HEALTHCHECK.
 func TestReadyBeforeTheHealthcheckHasRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -797,7 +797,7 @@ func TestReadyBeforeTheHealthcheckHasRun(t *testing.T) {
 	})
 }
 
-// A declared check that cannot be made stands in Consul as a critical one, whatever else passes, until it is mended.
+// A declared check that cannot be made is a critical check in Consul, whatever else passes, until it is fixed.
 func TestNotPassingWithoutItsCheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -864,7 +864,7 @@ func TestKeepFailed(t *testing.T) {
 	})
 }
 
-// A register that fails half-way ends in the right state all the same.
+// A registration that fails half-way still ends in the right state.
 func TestHalfWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -890,7 +890,7 @@ func TestHalfWay(t *testing.T) {
 	})
 }
 
-// A new name is a new service ID. The old one goes when the new one is there, and nothing is probed anew.
+// A new name means a new service ID. The old one goes when the new one exists, and nothing is probed again.
 func TestRename(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -911,7 +911,7 @@ func TestRename(t *testing.T) {
 	})
 }
 
-// Two registrars of one Docker host, told apart by a name, live together on one agent.
+// Two registrars of one Docker host, distinguished by a name, share one agent.
 func TestTwoOnOneHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -927,7 +927,7 @@ func TestTwoOnOneHost(t *testing.T) {
 	})
 }
 
-// What Registrator registered is taken over without a gap, though its address may be another.
+// Registrator's registrations are taken over without a gap, even if the address differs.
 func TestAdoptionHasNoGap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -948,7 +948,7 @@ func TestAdoptionHasNoGap(t *testing.T) {
 	})
 }
 
-// Registrator ran under another host name, so its IDs are others: what it registered goes when berth's own stands.
+// Registrator used another host name, so its IDs differ: its registrations go when berth's own exist.
 func TestAdoptionRegistersFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()

@@ -13,8 +13,8 @@ import (
 	"berth/registrar/label"
 )
 
-// Of a container with several ports, the one that is ready has the route that is asked for on the whole container; the
-// others take part in none. The rest of the container's registration is not touched.
+// If a container has several ports, the one that is ready has the route asked for on the whole container; the others take
+// part in none. The rest of the container's registration is unchanged.
 func TestE2ERouteOfOnePort(t *testing.T) {
 	l := newHarness(t)
 	r := l.registrar(func(o *registrar.Options, _ *label.Host) { o.ReadyTimeout = 2 * time.Second })
@@ -45,8 +45,8 @@ func TestE2ERouteOfOnePort(t *testing.T) {
 	}
 }
 
-// Two registrars with one owner at one Consul agent, as of machines that were cloned: each takes what the other one
-// registers for a leftover. After a few times they hold back, and each says once why. What runs is registered in the end.
+// Two registrars have one owner at one Consul agent, as on cloned machines: each considers the other's registrations
+// leftovers. After a few rounds they hold back, and each logs the reason once. What runs is registered in the end.
 func TestE2ETwoRegistrarsWithOneOwner(t *testing.T) {
 	l := newHarness(t)
 	second := l.name + "-second"
@@ -77,7 +77,7 @@ func TestE2ETwoRegistrarsWithOneOwner(t *testing.T) {
 	if before > 12 {
 		t.Errorf("%d were removed before they held back", before)
 	}
-	for began := time.Now(); time.Since(began) < 40*time.Second; time.Sleep(100 * time.Millisecond) { // four rounds of before
+	for began := time.Now(); time.Since(began) < 40*time.Second; time.Sleep(100 * time.Millisecond) { // four rounds before
 		for _, c := range []container{one, two} {
 			if in, err := l.instance(c.instance(8080)); err == nil && in.status != "passing" {
 				t.Fatalf("%s is %q, though both hold back", c.name, in.status)
@@ -89,7 +89,7 @@ func TestE2ETwoRegistrarsWithOneOwner(t *testing.T) {
 	}
 	for _, r := range registrars {
 		all := r.log.String()
-		if n := strings.Count(all, warning) - strings.Count(all, " for=1m"); n != 1 { // it is said again after a minute
+		if n := strings.Count(all, warning) - strings.Count(all, " for=1m"); n != 1 { // it is logged again after a minute
 			t.Errorf("it is said %d times:\n%s", n, all)
 		}
 	}

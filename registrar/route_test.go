@@ -12,7 +12,7 @@ import (
 	"berth/registrar/label"
 )
 
-// routeOf says which of the instances that Consul holds have the route, and which say why they have none.
+// routeOf returns which instances in Consul have the route, and the reasons of those that have none.
 func (w *cluster) routeOf() (with string, why []string) {
 	w.do(func() {
 		for _, id := range []string{"vm:ci:22", "vm:ci:8080", "vm:ci:50000"} {
@@ -38,8 +38,8 @@ func (w *cluster) several() {
 	w.event("start", "ci")
 }
 
-// The route of a container with several ports goes to the first one that is ready: nobody takes it before it is known
-// which one that is, and no restart of the registrar moves it.
+// The route of a container with several ports goes to the first one that is ready. No port has it before that is known, and
+// a restart of the registrar does not move it.
 func TestRouteOfSeveralPorts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCluster()
@@ -69,7 +69,7 @@ func TestRouteOfSeveralPorts(t *testing.T) {
 			t.Errorf("the report:\n%s", said)
 		}
 
-		// What fails its checks later keeps it.
+		// A port whose checks fail later keeps it.
 		w.do(func() { delete(w.listening, "10.0.0.1:8080") })
 		time.Sleep(2 * time.Minute)
 		if with, _ := w.routeOf(); with != "vm:ci:8080" {
@@ -77,7 +77,7 @@ func TestRouteOfSeveralPorts(t *testing.T) {
 		}
 		stop()
 
-		// Nobody loses or gets it by a restart of the registrar.
+		// A restart of the registrar does not move it.
 		before := w.called("register")
 		_, stop = w.run(t)
 		defer stop()
@@ -111,7 +111,7 @@ func TestRouteOfSeveralLatePorts(t *testing.T) {
 	})
 }
 
-// Which port has the route is no reason to probe: a container that is out of service is not waited for.
+// Choosing the port of a route needs no probe: a container that is out of service is not awaited.
 func TestRouteOfOneOutOfService(t *testing.T) {
 	for _, paused := range []bool{false, true} {
 		c := containerOf("ci", "10.0.0.1", "SERVICE_ROUTE_HOST=ci.example.com")

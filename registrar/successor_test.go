@@ -18,7 +18,7 @@ import (
 	"berth/registrar/label"
 )
 
-// What compose replaces in these tests. The new container has its later name after the digits of the old one's ID.
+// Containers that compose replaces in these tests. The new one has its later name after the digits of the old one's ID.
 const (
 	oldID = "aaaaaaaaaaaa0000"
 	newID = "bbbbbbbbbbbb0000"
@@ -28,7 +28,7 @@ const (
 	both        = oldInstance + " " + newInstance
 )
 
-// composed makes what compose has made, with the labels for start-first. It runs.
+// composed returns a container made by compose, with the labels for start-first. It runs.
 func (w *cluster) composed(id, name, address string) *fsouza.Container {
 	c := w.create(id, address)
 	c.Name, c.Config.StopSignal = "/"+name, "SIGCONT"
@@ -39,7 +39,7 @@ func (w *cluster) composed(id, name, address string) *fsouza.Container {
 	return c
 }
 
-// recreate plays compose up until it has created the new container.
+// recreate simulates compose up until it has created the new container.
 func (w *cluster) recreate(change func(*fsouza.Container)) {
 	c := w.composed(newID, "aaaaaaaaaaaa_shop-app-1", "")
 	c.State = fsouza.State{Status: "created"}
@@ -54,7 +54,7 @@ func (w *cluster) recreate(change func(*fsouza.Container)) {
 	w.event("create", newID, attributes...)
 }
 
-// begin plays Docker's start of the new container.
+// begin simulates Docker's start of the new container.
 func (w *cluster) begin() {
 	w.change(newID, func(c *fsouza.Container) {
 		c.State = fsouza.State{Running: true, Status: "running", StartedAt: time.Now()}
@@ -63,7 +63,7 @@ func (w *cluster) begin() {
 	w.event("start", newID)
 }
 
-// withOld is a cluster with the old container in service. Docker starts what it is asked to.
+// withOld returns a cluster with the old container in service. Docker starts what it is asked to.
 func withOld(t *testing.T, change func(old *fsouza.Container)) (*cluster, *Registrar, func()) {
 	t.Helper()
 	w := newCluster()
@@ -88,7 +88,7 @@ func withOld(t *testing.T, change func(old *fsouza.Container)) (*cluster, *Regis
 	return w, r, stop
 }
 
-// stopOld plays compose's stop of the old container, which waits.
+// stopOld simulates compose's stop of the old container, which waits.
 func (w *cluster) stopOld() {
 	time.Sleep(17 * time.Millisecond)
 	w.event("kill", oldID, "signal", "18")
@@ -96,7 +96,7 @@ func (w *cluster) stopOld() {
 	w.do(func() { w.started = time.Now() })
 }
 
-// ends plays the end of the old container, and compose's last steps.
+// ends simulates the end of the old container, and compose's last steps.
 func (w *cluster) ends() {
 	w.die(oldID)
 	w.event("destroy", oldID)
@@ -104,7 +104,7 @@ func (w *cluster) ends() {
 	w.event("rename", newID)
 }
 
-// The new container is started when it is created, and the old one serves until it does, and then drains.
+// The new container is started when it is created. The old one serves until the new one does, and then drains.
 func TestStartFirst(t *testing.T) {
 	for _, catalog := range []bool{false, true} {
 		t.Run(fmt.Sprint("catalog ", catalog), func(t *testing.T) {
@@ -168,8 +168,8 @@ func TestStartFirst(t *testing.T) {
 	}
 }
 
-// What never gets ready, or ends, or is not started, does not take the old container away before its grace period is nearly
-// over. Then it is drained and gets its signal, as it would without.
+// A container that never becomes ready, ends, or is not started, does not take the old container away before its grace
+// period is nearly over. Then the old one is drained and gets its signal, as without the label.
 func TestSuccessorNeverServes(t *testing.T) {
 	for name, tt := range map[string]struct {
 		plays func(w *cluster) // from the creation on
@@ -227,7 +227,8 @@ func TestSuccessorNeverServes(t *testing.T) {
 	}
 }
 
-// Where it does not fit, the old one is drained at once, the new one is left to compose, and the log says why and what helps.
+// Where start-first does not fit, the old container is drained at once, the new one is left to compose, and the log says why
+// and what helps.
 func TestStartFirstDoesNotFit(t *testing.T) {
 	set := func(key, value string) func(*fsouza.Container) {
 		return func(c *fsouza.Container) { c.Config.Labels[key] = value }
@@ -238,7 +239,7 @@ func TestStartFirstDoesNotFit(t *testing.T) {
 		policy   []label.Rule
 		start    error
 		why      string
-		signals  bool // the old one gets its real signal from the registrar
+		signals  bool // the old container gets its real signal from the registrar
 	}{
 		"a fixed port": {
 			new: func(c *fsouza.Container) {
@@ -297,7 +298,7 @@ func TestStartFirstDoesNotFit(t *testing.T) {
 	}
 }
 
-// Containers that do not ask for it are stopped as ever, whatever hangs: nobody looks at their successors.
+// Containers that do not ask for it are stopped as usual, whatever hangs: their successors are not inspected.
 func TestNotAskedToStartFirst(t *testing.T) {
 	for name, change := range map[string]func(*fsouza.Container){
 		"no label":   func(c *fsouza.Container) { delete(c.Config.Labels, "SERVICE_REPLACE") },
@@ -321,7 +322,7 @@ func TestNotAskedToStartFirst(t *testing.T) {
 	}
 }
 
-// The old one dies of Docker's own stop signal: it is drained at once, though the new one cannot be inspected.
+// The old container dies of Docker's own stop signal: it is drained at once, even if the new one cannot be inspected.
 func TestOldDoesNotDrainFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, _, stop := withOld(t, func(c *fsouza.Container) { c.Config.StopSignal = "SIGTERM" })
@@ -334,7 +335,7 @@ func TestOldDoesNotDrainFirst(t *testing.T) {
 	})
 }
 
-// Docker's SIGKILL, or the end of the old one, ends the wait.
+// Docker's SIGKILL, or the end of the old container, ends the wait.
 func TestOldEndsMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, _, stop := withOld(t, nil)
@@ -353,7 +354,7 @@ func TestOldEndsMeanwhile(t *testing.T) {
 	})
 }
 
-// The new one is removed again, by docker compose down or by hand: nothing is left to wait for.
+// The new container is removed again, by docker compose down or by hand: nothing is left to wait for.
 func TestSuccessorIsRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, _, stop := withOld(t, nil)
@@ -367,8 +368,8 @@ func TestSuccessorIsRemoved(t *testing.T) {
 	})
 }
 
-// compose is cut off after it has created the new one, and before it stops the old one: both serve, until the next docker
-// compose up removes the old one, which is then drained at once.
+// compose is interrupted after it has created the new container, and before it stops the old one: both serve until the next
+// docker compose up removes the old one, which is then drained at once.
 func TestComposeIsCutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, _, stop := withOld(t, nil)
@@ -390,13 +391,13 @@ func TestComposeIsCutOff(t *testing.T) {
 	})
 }
 
-// A registrar that is restarted in between goes on where it was: it did not hear that the old one was told to stop, but knows
-// that compose does that at once.
+// A registrar that restarts in between continues: it did not hear that the old container was told to stop, but knows that
+// compose does that at once.
 func TestStartFirstSurvivesARestart(t *testing.T) {
 	for name, tt := range map[string]struct {
 		away  func(w *cluster) // what happens while no registrar runs, or before
-		after time.Duration    // so long after the signal it is back
-		want  string           // after another second, in which the new one is not ready
+		after time.Duration    // time from the signal to the registrar's return
+		want  string           // after another second, while the new container is not ready
 		then  string           // when it listens
 	}{
 		"created while it is away": {func(w *cluster) { w.recreate(nil); w.stopOld() }, time.Second, oldInstance, oldInstance + "! " + newInstance},

@@ -14,7 +14,7 @@ import (
 	"berth/deploy/testenv"
 )
 
-// Those who wait for the same share one query; it ends when the last of them leaves, and the next one is asked anew.
+// Requests for the same key share one query; it ends when the last of them leaves, and the next one makes a new query.
 func TestShareWatches(t *testing.T) {
 	var asked, under atomic.Int32
 	answer := make(chan struct{})
@@ -78,7 +78,7 @@ func TestShareWatches(t *testing.T) {
 	waiting(2)
 	close(answer)
 	all.Wait()
-	if n := asked.Load(); n < 5 || n > 8 { // one that comes after the answer asks anew
+	if n := asked.Load(); n < 5 || n > 8 { // a request after the answer makes a new query
 		t.Errorf("%d requests", n)
 	}
 

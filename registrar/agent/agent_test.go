@@ -22,7 +22,7 @@ func owned(id, container, owner string) label.Instance {
 	return label.Instance{ID: id, Name: "app", Port: 80, Container: container, Meta: map[string]string{label.MetaOwner: owner, label.MetaContainer: container}}
 }
 
-// a1 is the instance a as far as it takes to do something to it that is no registration.
+// a1 is the instance a, as far as needed for changes other than a registration.
 var a1 = Desired{Instance: label.Instance{ID: "a"}}
 
 func agentOf(fake *agenttest.Agent) Agent {
@@ -38,8 +38,8 @@ func read(t testing.TB, a Agent) State {
 	return state
 }
 
-// For whatever is desired and held: applying the difference makes the registration what is desired, leaves maintenance by
-// hand alone, leaves no difference, and touches nothing else.
+// For any desired and held state: applying the difference makes the registration as desired, never changes maintenance set
+// by hand, leaves no difference, and touches nothing else.
 func TestDiffProperty(t *testing.T) {
 	desired := rapid.Custom(func(t *rapid.T) Desired {
 		in := owned("id", fmt.Sprint("c", rapid.IntRange(0, 4).Draw(t, "container")), "me")
@@ -100,7 +100,7 @@ func TestDiffProperty(t *testing.T) {
 	})
 }
 
-// What is compared is what was sent: the prepared form says the same as the one that is computed on the spot.
+// What is compared is what was sent: the prepared form equals the one computed on the spot.
 func TestSameIsTheRegistration(t *testing.T) {
 	for name, change := range map[string]func(*label.Instance){
 		"name":    func(in *label.Instance) { in.Name = "b" },
@@ -202,7 +202,7 @@ func TestHeartbeats(t *testing.T) {
 	step("Consul has forgotten", "a:check-1 passing the container runs", "10s")
 }
 
-// Every call has its deadline, and an agent that hangs is not waited for longer.
+// Every call has its deadline, and a hanging agent is not awaited longer.
 func TestDeadlines(t *testing.T) {
 	in := owned("a", "one", "me")
 	service := &api.AgentService{ID: "a"}
@@ -233,7 +233,7 @@ func TestDeadlines(t *testing.T) {
 	}
 }
 
-// An agent that refuses a registration is told from one that fails, and nothing of the change behind it is made.
+// A refusal is distinguished from a failure, and the rest of the change is not made.
 func TestRefusal(t *testing.T) {
 	for code, refused := range map[int]bool{400: true, 403: true, 429: false, 500: false} {
 		fake := agenttest.New()
@@ -257,14 +257,14 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
-// A registration says when its instance was found ready, and nothing is registered again because of that alone.
+// A registration contains when its instance became ready, and nothing is registered again only because of that.
 func TestReadyAt(t *testing.T) {
 	fake := agenttest.New()
 	a := agentOf(fake)
 	d := Prepare(owned("id", "c", "me"))
 	for _, step := range []struct {
 		at     time.Time
-		change bool // something has to be registered
+		change bool // a registration is needed
 		want   string
 	}{
 		{time.Time{}, true, ""},
@@ -294,7 +294,7 @@ func TestReadyAt(t *testing.T) {
 	}
 }
 
-// Each change is one line, with what it is about as far as that is known.
+// Each change is one line that names its subject, as far as known.
 func TestLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder

@@ -36,7 +36,7 @@ func TestReadFile(t *testing.T) {
 		name   string
 		status int
 		body   []byte
-		want   string // "none" = there is no such file
+		want   string // "none" = the file does not exist
 		err    string
 	}{
 		{name: "a file", status: 200, body: packed(t, tar.Header{Typeflag: tar.TypeReg, Name: "c", Mode: 0o640, Uid: 7}, "text"), want: "text 640 7"},
@@ -94,7 +94,7 @@ func TestWriteFiles(t *testing.T) {
 	}
 }
 
-// What Docker refuses comes with what can be done about it.
+// Docker's refusals come with a remedy.
 func TestWriteFilesRefused(t *testing.T) {
 	for message, want := range map[string]string{
 		"Could not find the file /etc in container x": "create it in the image, or mount a volume there",

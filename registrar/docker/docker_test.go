@@ -21,7 +21,7 @@ func (s started) InspectContainerWithOptions(docker.InspectContainerOptions) (*d
 	return &docker.Container{State: s.state}, s.err
 }
 
-// A signal that comes before the container's process is there may end the container.
+// A signal that comes before the container's process exists may end the container.
 func TestSettle(t *testing.T) {
 	for _, tt := range []struct {
 		name        string

@@ -64,7 +64,7 @@ func TestEventsThatMatter(t *testing.T) {
 	}
 }
 
-// daemon answers like Docker's on a unix socket.
+// daemon answers like Docker's, on a unix socket.
 func daemon(t *testing.T, h http.HandlerFunc) *docker.Client {
 	path := filepath.Join(t.TempDir(), "docker.sock")
 	l, err := net.Listen("unix", path)
@@ -101,7 +101,7 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// A stream that is opened again begins behind the last message, or where the first one began.
+// A reopened stream begins after the last message, or where the first one began.
 func TestEventsGoOn(t *testing.T) {
 	var since []string
 	client := daemon(t, func(w http.ResponseWriter, r *http.Request) {
@@ -120,7 +120,7 @@ func TestEventsGoOn(t *testing.T) {
 	}
 }
 
-// A message of any length costs a bounded amount of memory, and those behind it are heard.
+// A message of any length costs a bounded amount of memory, and later ones are heard.
 func TestEventsSkipsLongMessages(t *testing.T) {
 	chunk := bytes.Repeat([]byte("x"), 1<<20)
 	client := daemon(t, func(w http.ResponseWriter, _ *http.Request) {

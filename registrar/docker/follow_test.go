@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// followed runs Follow with a stream for so long, and returns what it has told.
+// followed runs Follow with a stream for a time, and returns its reports.
 func followed(t *testing.T, took time.Duration, stream Stream) (told []string) {
 	ctx, cancel := context.WithTimeout(t.Context(), took)
 	defer cancel()
@@ -81,7 +81,7 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// A daemon that is away is asked again at leisure.
+// A daemon that is away is asked again with pauses.
 func TestFollowIsNoFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		told := followed(t, time.Hour, func(context.Context, func(), func(Message)) error { return errors.New("connection refused") })

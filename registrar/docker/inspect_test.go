@@ -30,7 +30,7 @@ func inspected(t *testing.T, name string) *docker.Container {
 	return in
 }
 
-// What real containers are taken for, and what they register.
+// How real containers are described, and what they register.
 func TestInspected(t *testing.T) {
 	front := label.Host{Name: "vm", EngineID: "ENGINE", Networks: []string{"front"}}
 	onNode := label.Host{Name: "vm", EngineID: "ENGINE", NodeAddress: "192.0.2.7"}
@@ -94,13 +94,13 @@ func TestInspected(t *testing.T) {
 	}
 }
 
-// What the life of an instance depends on.
+// Properties that the life of an instance depends on.
 func TestInspectedState(t *testing.T) {
 	const refused = "dial tcp 127.0.0.1:1: connect: connection refused"
 	tests := []struct {
 		name   string
 		runs   bool
-		change func(*label.Container) // from what they mostly have in common
+		change func(*label.Container) // from what most of them share
 	}{
 		{"plain", true, func(*label.Container) {}},
 		{"paused", true, func(c *label.Container) { c.Paused = true }},
@@ -133,7 +133,7 @@ func TestInspectedState(t *testing.T) {
 	}
 }
 
-// What was not recorded: odd settings, and answers of other versions of Docker.
+// Cases that were not recorded: odd settings, and answers of other versions of Docker.
 func TestFromInspect(t *testing.T) {
 	tests := []struct {
 		name string
@@ -175,7 +175,7 @@ func TestFromInspect(t *testing.T) {
 	}
 }
 
-// expectReason fails unless there is exactly one reason that says so, or none at all if there is to be none.
+// expectReason fails unless reasons is exactly one reason with this text, or empty if none is expected.
 func expectReason(t *testing.T, reasons []string, want string) {
 	t.Helper()
 	if (want == "") != (len(reasons) == 0) || len(reasons) > 1 || !strings.Contains(strings.Join(reasons, ""), want) {

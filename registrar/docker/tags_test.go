@@ -8,7 +8,7 @@ import (
 	docker "github.com/fsouza/go-dockerclient"
 )
 
-// One row for each of Registrator's functions, most with the example of its documentation.
+// One row per function of Registrator, most with the example from its documentation.
 func TestTagsTemplate(t *testing.T) {
 	in := &docker.Container{
 		ID: "e20f9c1a76565d62ae24a3bb877b17b8",

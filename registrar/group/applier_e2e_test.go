@@ -29,7 +29,7 @@ type stand struct {
 	tries int
 }
 
-// standGroup is what the instances have in common. Its mutex guards theirs, too.
+// standGroup is what the instances share. Its mutex also guards their fields.
 type standGroup struct {
 	mu   sync.Mutex
 	out  map[string]bool
@@ -95,7 +95,7 @@ func (c *standChange) Revert(ctx context.Context) error {
 	return nil
 }
 
-// TestE2EApplier rolls over five instances at a real Consul: a change, one that fails, a rollback, one whose holder is gone.
+// TestE2EApplier rolls over five instances at a real Consul: a change, a failing one, a rollback, and one whose holder dies.
 func TestE2EApplier(t *testing.T) {
 	address := testenv.FreeAddress(t, "127.0.0.1")
 	c := testenv.StartConsul(t, testenv.ConsulOptions{
@@ -205,7 +205,7 @@ func TestE2EApplier(t *testing.T) {
 	took = rolled(t, func() { apply("together", "") }, says("applied 6"))
 	t.Logf("rollback → all of 5 have acknowledged: %v", took)
 
-	// The holder's session is renewed no more, and nothing is given back.
+	// The holder's session is no longer renewed, and nothing is released.
 	g.mu.Lock()
 	g.slow = time.Hour
 	g.mu.Unlock()
@@ -239,7 +239,7 @@ func TestE2EApplier(t *testing.T) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.out, holder.id)
-	if g.most > 2 { // the one that is gone, and one that rolls
+	if g.most > 2 { // the dead one, and one that rolls
 		t.Errorf("%d were out of service at once", g.most)
 	}
 }
@@ -255,7 +255,7 @@ func status(t *testing.T, s *store.Store) store.Status {
 	return out
 }
 
-// rolled says how long it takes from do until all of it is done.
+// rolled returns how long it takes from do until all of it is done.
 func rolled(t *testing.T, do func(), done func() error) time.Duration {
 	t.Helper()
 	began := time.Now()

@@ -29,7 +29,7 @@ const (
 	deadline  = 20 * time.Second // of a change
 )
 
-// world is a service with its instances, in a bubble of synctest.
+// world is a service with its instances, in a synctest bubble.
 type world struct {
 	t         *testing.T
 	c         *consul
@@ -37,8 +37,8 @@ type world struct {
 	instances map[string]*instance
 
 	mu     sync.Mutex
-	out    map[string]bool // out of service by their own doing
-	most   int             // that were out at the same time
+	out    map[string]bool // out of service through their own changes
+	most   int             // maximum out of service at the same time
 	fails  func(id string, w Wanted) error
 	events []string
 }
@@ -50,23 +50,23 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// instance is an instance with its Applier, on a host of its own. It is a Target.
+// instance is an instance with its Applier, on its own host. It is a Target.
 type instance struct {
 	*world
 	id       string
 	wire     *wire
 	changed  chan struct{}
-	kill     context.CancelFunc // the session too
+	kill     context.CancelFunc // also ends the session
 	stop     context.CancelFunc
 	done     chan struct{}
 	log      *bytes.Buffer
 	disrupts bool
-	hangs    string // in which call it waits until ctx is done
+	hangs    string // the call in which it waits until ctx is done
 
 	// The world's mutex guards these.
 	gone     bool
 	runs     Wanted
-	data     int // that it runs with
+	data     int // data that it runs with
 	wants    int // the newest data
 	applied  []uint64
 	restarts int
@@ -113,7 +113,7 @@ func (w *world) five(strategy string, more ...func(*instance, *Options)) {
 	synctest.Wait()
 }
 
-// end stops all of it.
+// end stops everything.
 func (w *world) end() {
 	for _, in := range w.instances {
 		in.stop()
@@ -127,17 +127,17 @@ func (w *world) end() {
 	w.c.Close()
 }
 
-// dies ends an instance as a power cut does: nothing is given back.
+// dies ends an instance like a power cut: it releases nothing.
 func (in *instance) dies() {
 	in.wire.Break(sessiontest.Hang)
 	in.goes(in.kill)
 }
 
-// stops ends an instance that can give back what it has.
+// stops ends an instance that can release what it holds.
 func (in *instance) stops() { in.goes(in.stop) }
 
-// goes ends an instance. From that moment on it counts neither as serving nor as out of service, though its goroutines may
-// take until after the end of its session to return.
+// goes ends an instance. From then on it counts neither as serving nor as out of service, although its goroutines may return
+// only after the end of its session.
 func (in *instance) goes(end context.CancelFunc) {
 	in.mu.Lock()
 	in.gone = true
@@ -197,7 +197,7 @@ func (in *instance) wait(ctx context.Context, call string, d time.Duration) erro
 	}
 }
 
-// change is one of an instance.
+// change is a change of an instance.
 type change struct {
 	in      *instance
 	from, w Wanted
@@ -255,7 +255,7 @@ func (w *world) restart(strategy string) uint64 {
 	return n
 }
 
-// report returns what an instance says, the zero Report if nothing.
+// report returns the report of an instance, or the zero Report.
 func (w *world) report(id string) (r store.Report) {
 	if pair := w.c.Key(store.AppliedKey("app", id)); pair != nil {
 		if err := json.Unmarshal(pair.Value, &r); err != nil {
@@ -265,13 +265,13 @@ func (w *world) report(id string) (r store.Report) {
 	return r
 }
 
-// says is an instance's state with the version that it runs.
+// says returns an instance's state with the version that it runs.
 func (w *world) says(id string) string {
 	r := w.report(id)
 	return fmt.Sprintf("%s %d", r.State, r.Version)
 }
 
-// all returns what the instances say, each saying once.
+// all returns the instances' states, each state once.
 func (w *world) all() []string {
 	said := map[string]bool{}
 	for id := range w.instances {
@@ -280,7 +280,7 @@ func (w *world) all() []string {
 	return slices.Sorted(maps.Keys(said))
 }
 
-// sleep lets time pass. What the test has read or written before, the instances write or read afterwards.
+// sleep lets time pass, so that instances read and write after the test's own reads and writes.
 func (w *world) sleep(d time.Duration) {
 	func() {
 		w.mu.Lock()
@@ -290,7 +290,7 @@ func (w *world) sleep(d time.Duration) {
 	synctest.Wait()
 }
 
-// within waits until ok, and says how long that took.
+// within waits until ok, and returns how long that took.
 func (w *world) within(most time.Duration, what string, ok func() bool) time.Duration {
 	w.t.Helper()
 	began := time.Now()
@@ -324,7 +324,7 @@ func (w *world) roll() (r store.Roll) {
 	return r
 }
 
-// expect compares, and ends the test if it differs.
+// expect compares, and ends the test at a difference.
 func expect[T comparable](t *testing.T, what string, got, want T) {
 	t.Helper()
 	if got != want {
@@ -343,7 +343,7 @@ func in(t *testing.T, f func(*testing.T, *world)) {
 
 var errSick = errors.New("it does not become ready")
 
-// failsWith makes versions fail that have a text.
+// failsWith makes versions with a text fail.
 func (w *world) failsWith(text string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -355,7 +355,7 @@ func (w *world) failsWith(text string) {
 	}
 }
 
-// One after the other, never two out of service, and little time but their own.
+// One after the other, never two out of service, with little extra time.
 func TestRolling(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.five(Rolling)
@@ -381,7 +381,7 @@ func TestRolling(t *testing.T) {
 	})
 }
 
-// The first that fails stops it, and goes back; the others are as before, and so is one that starts now.
+// The first failure stops the change and reverts it; the others are unchanged, and so is an instance that starts now.
 func TestHalted(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.apply("fine")
@@ -429,7 +429,7 @@ func TestHalted(t *testing.T) {
 	})
 }
 
-// An order to restart tries a halted version again.
+// A restart order retries a halted version.
 func TestHaltedAgain(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.five(Rolling)
@@ -443,7 +443,7 @@ func TestHaltedAgain(t *testing.T) {
 	})
 }
 
-// A version that comes while another is applied is the next one, also if the first fails; those in between are passed over.
+// A version that comes while another is applied is the next one, even if the first fails; versions in between are skipped.
 func TestNewerMeanwhile(t *testing.T) {
 	for _, text := range []string{"fine", "sick"} {
 		in(t, func(t *testing.T, w *world) {
@@ -465,7 +465,7 @@ func TestNewerMeanwhile(t *testing.T) {
 	}
 }
 
-// A holder that dies frees the lock, and the others go on.
+// A holder that dies frees the lock, and the others continue.
 func TestHolderDies(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.five(Rolling)
@@ -480,7 +480,7 @@ func TestHolderDies(t *testing.T) {
 	})
 }
 
-// One that is told to end gives the lock back at once.
+// An instance that is told to end releases the lock at once.
 func TestHolderStops(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.five(Rolling)
@@ -498,7 +498,7 @@ func TestHolderStops(t *testing.T) {
 	})
 }
 
-// While there are no files, what anybody else writes in Consul costs an instance little, and the first file comes soon.
+// While no files exist, other writes in Consul cost an instance little, and the first file comes soon.
 func TestNoFiles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

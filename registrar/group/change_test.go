@@ -17,7 +17,7 @@ import (
 	"berth/registrar/group/store"
 )
 
-// A holder whose session is lost while it applies finishes that, and reports under its next session.
+// A holder whose session is lost during a change finishes it, and reports under its next session.
 func TestSessionLostWhileApplying(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.five(Rolling)
@@ -30,7 +30,7 @@ func TestSessionLostWhileApplying(t *testing.T) {
 	})
 }
 
-// One whose session is lost while it drains goes back into service, and has its turn later: another may be draining.
+// A holder whose session is lost during its drain goes back into service, and has its turn later: another may be draining.
 func TestSessionLostWhileDraining(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.five(Rolling)
@@ -44,7 +44,7 @@ func TestSessionLostWhileDraining(t *testing.T) {
 	})
 }
 
-// A halt that could not be said because the session was lost is said later.
+// A halt that could not be written because the session was lost is written later.
 func TestSessionLostWhileFailing(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		in := w.start("app-1", Rolling)
@@ -58,7 +58,7 @@ func TestSessionLostWhileFailing(t *testing.T) {
 	})
 }
 
-// A target that hangs is given up at the deadline, wherever it hangs.
+// A hanging target is given up at the deadline, wherever it hangs.
 func TestHangs(t *testing.T) {
 	for call, says := range map[string]string{"apply": "failed 0", "resume": "failed 0", "drain": "waiting 0"} {
 		t.Run(call, func(t *testing.T) {
@@ -91,7 +91,7 @@ func TestHangs(t *testing.T) {
 	}
 }
 
-// An instance that ends meanwhile halts nothing, begins nothing more, and lets the next one go on.
+// An instance that ends meanwhile halts nothing, begins nothing more, and lets the next one continue.
 func TestInstanceEnds(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.five(Rolling)
@@ -117,7 +117,7 @@ func TestInstanceEnds(t *testing.T) {
 	})
 }
 
-// Those that wait for a holder that takes long say for whom.
+// Instances that wait for a slow holder name it.
 func TestWaitsForSlowHolder(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.five(Rolling)
@@ -177,7 +177,7 @@ func TestAtOnce(t *testing.T) {
 	})
 }
 
-// What does not disrupt the instance needs no lock.
+// A change that does not disrupt the instance needs no lock.
 func TestCalmly(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.five(Rolling, func(in *instance, _ *Options) { in.disrupts = false })
@@ -225,7 +225,7 @@ func TestRestart(t *testing.T) {
 		w.restart(AtOnce)
 		w.within(5*time.Second, "order 3 is carried out", carried(3))
 		expect(t, "restarts", fmt.Sprint(w.restarts()), "[2]")
-		// Consul has lost its data: the numbers begin anew.
+		// Consul has lost its data: the numbers start over.
 		_, client := w.c.wire()
 		if _, err := client.KV().Delete(store.RestartKey("app"), nil); err != nil {
 			t.Fatal(err)
@@ -240,7 +240,7 @@ func TestRestart(t *testing.T) {
 	})
 }
 
-// An instance that is there before its Applier carries out what was ordered after its start, and only that.
+// An instance that exists before its Applier carries out only what was ordered after its start.
 func TestRestartOfOldInstance(t *testing.T) {
 	for ago, want := range map[time.Duration]int{time.Minute: 0, -time.Minute: 1} {
 		in(t, func(t *testing.T, w *world) {
@@ -248,7 +248,7 @@ func TestRestartOfOldInstance(t *testing.T) {
 			down := sessiontest.Refuse
 			in := w.start("app-1", Rolling, func(in *instance, o *Options) {
 				o.Started = time.Now().Add(ago)
-				in.wire.Break(down) // so that First knows nothing
+				in.wire.Break(down) // so that First learns nothing
 			})
 			in.wire.Break(sessiontest.None)
 			w.within(time.Minute, "it is carried out", func() bool { return w.report("app-1").Restart == 1 })
@@ -289,7 +289,7 @@ func TestFiles(t *testing.T) {
 	})
 }
 
-// changes makes the data of all instances change.
+// changes changes the data of all instances.
 func (w *world) changes() {
 	w.sleep(0)
 	for _, in := range w.instances {
@@ -312,7 +312,7 @@ func (w *world) uptodate() bool {
 	return len(w.out) == 0
 }
 
-// What the templates have from elsewhere changes in all instances alike, but has no version.
+// External data of the templates changes in all instances alike, but has no version.
 func TestData(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.apply("one")
@@ -321,7 +321,7 @@ func TestData(t *testing.T) {
 		w.within(time.Minute, "all have it", w.uptodate)
 		expect(t, "most out at once", w.most, 1)
 
-		// It fails on the first: the others leave it alone, for a while.
+		// It fails on the first instance: the others leave it alone for a while.
 		sick := true
 		w.mu.Lock()
 		w.fails = func(string, Wanted) error {
@@ -346,7 +346,7 @@ func TestData(t *testing.T) {
 		sick = false
 		w.within(2*dataHold, "all have it", w.uptodate)
 
-		// It is tried again at once when it changes again.
+		// It is retried at once when it changes again.
 		sick = true
 		w.changes()
 		w.settles(time.Minute, "failed 1", "waiting 1")
@@ -359,7 +359,7 @@ func TestData(t *testing.T) {
 	})
 }
 
-// The data of the version that works is followed while a newer one is halted.
+// The data of the working version is followed while a newer version is halted.
 func TestDataWhileHalted(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.apply("fine")
@@ -376,7 +376,7 @@ func TestDataWhileHalted(t *testing.T) {
 	})
 }
 
-// What cannot be prepared leaves everything as it was, and is reported.
+// A change that cannot be prepared leaves everything unchanged, and is reported.
 func TestCannotPrepare(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.five(Rolling)
@@ -401,7 +401,7 @@ func TestCannotPrepare(t *testing.T) {
 	})
 }
 
-// An instance that flaps writes no more than one report a second.
+// A flapping instance writes at most one report a second.
 func TestReportsAreThrottled(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		in := w.start("app-1", AtOnce)
@@ -421,7 +421,7 @@ func TestReportsAreThrottled(t *testing.T) {
 	})
 }
 
-// Consul's absence changes nothing; what was applied meanwhile comes afterwards.
+// Consul's absence changes nothing; what was applied meanwhile follows later.
 func TestConsulAway(t *testing.T) {
 	for _, f := range []sessiontest.Fault{sessiontest.Hang, sessiontest.Refuse, sessiontest.NoLeader} {
 		in(t, func(t *testing.T, w *world) {
@@ -449,7 +449,7 @@ func TestConsulAway(t *testing.T) {
 	}
 }
 
-// A configuration that is gone is not one that was applied.
+// A missing configuration does not count as an applied one.
 func TestConfigurationGone(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.apply("one")
@@ -466,7 +466,7 @@ func TestConfigurationGone(t *testing.T) {
 	})
 }
 
-// Answers of Consul that are lost or late cost time, and leave no lock behind.
+// Lost or late answers from Consul cost time, and leave no lock behind.
 func TestAnswersLost(t *testing.T) {
 	for _, f := range []sessiontest.Fault{sessiontest.Lost, sessiontest.Late} {
 		in(t, func(t *testing.T, w *world) {

@@ -17,11 +17,11 @@ import (
 	"berth/registrar/group/session/sessiontest"
 )
 
-// consul adds to sessiontest's what a store and the group's lock need: lists of keys, and transactions.
+// consul extends sessiontest with what a store and the group's lock need: lists of keys, and transactions.
 type consul struct {
 	*sessiontest.Consul
 	plain  http.RoundTripper // a link without faults
-	writes sync.Mutex        // one write at a time, so that none comes into a transaction
+	writes sync.Mutex        // one write at a time, so that none interrupts a transaction
 }
 
 func newConsul() *consul {
@@ -30,7 +30,7 @@ func newConsul() *consul {
 	return c
 }
 
-// wire is a link to it.
+// wire is a link to a consul.
 type wire struct {
 	*sessiontest.Link
 	c     *consul
@@ -49,7 +49,7 @@ func (c *consul) wire() (*wire, *api.Client) {
 	return w, client
 }
 
-// Break makes the wire do one thing to all requests from now on.
+// Break makes the wire treat all requests from now on with one fault.
 func (w *wire) Break(f sessiontest.Fault) {
 	w.Set(f)
 	w.breakWrites(f)
@@ -74,7 +74,7 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	return w.Link.RoundTrip(req)
 }
 
-// write makes f write, or does what the wire does to it.
+// write makes f write, or applies the wire's fault.
 func (w *wire) write(req *http.Request, f func() (*http.Response, error)) (*http.Response, error) {
 	w.mu.Lock()
 	fault := w.fault
@@ -172,7 +172,7 @@ func (c *consul) carryOut(req *http.Request, ops []struct{ KV *api.KVTxnOp }) (*
 		}
 	}
 	var results []map[string]*api.KVPair
-	for i, op := range slices.Backward(ops) { // a reader of the current version finds its entry in the history
+	for i, op := range slices.Backward(ops) { // so that a reader of the current version finds its entry in the history
 		if failed != nil {
 			break
 		}

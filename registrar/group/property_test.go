@@ -16,14 +16,14 @@ import (
 	"berth/registrar/group/store"
 )
 
-// act is something that happens to a group.
+// act is an event in a group.
 type act struct {
 	what  string
-	which int // of the instances that there are
+	which int // index among the living instances
 	then  time.Duration
 }
 
-// Whatever happens: of the instances that live, never two are out of service, and in the end all run the newest version that
+// Whatever happens: of the living instances, never two are out of service, and in the end all run the newest version that
 // works, or stand where the newest one was halted.
 func TestAnything(t *testing.T) {
 	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue { // each plays minutes
@@ -68,7 +68,7 @@ func play(t *testing.T, acts []act) (problem, logs string) {
 		}
 		brief := func(f sessiontest.Fault) {
 			in.wire.Break(f)
-			w.sleep(2 * time.Second) // too little for a session to be lost
+			w.sleep(2 * time.Second) // too short to lose a session
 			in.wire.Break(sessiontest.None)
 		}
 		switch {
@@ -82,7 +82,7 @@ func play(t *testing.T, acts []act) (problem, logs string) {
 			w.changes()
 		case act.what == "start":
 			if h := w.roll().Halted; sick && (h == nil || h.Version != newest) {
-				break // it would not become ready, which is not the Applier's matter
+				break // it would not become ready, which does not concern the Applier
 			}
 			started++
 			w.start(fmt.Sprint("app-", started), Rolling)
@@ -100,7 +100,7 @@ func play(t *testing.T, acts []act) (problem, logs string) {
 		}
 		w.sleep(act.then)
 	}
-	w.sleep(3 * time.Minute) // an expired session, a change that is held, and a turn for everybody
+	w.sleep(3 * time.Minute) // enough for an expired session, a held change, and a turn for everyone
 	synctest.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -93,12 +93,12 @@ func TestAddress(t *testing.T) {
 	}
 }
 
-// allowing is host with a policy that allows these addresses.
+// allowing returns host with a policy that allows these addresses.
 func allowing(addresses ...string) Host {
 	return with(func(h *Host) { h.Policy = []Rule{{Addresses: addresses}} })
 }
 
-// A label must not point Consul's checks and the load balancer at machines of its choice.
+// A label must not direct Consul's checks and the load balancer to machines of its choice.
 func TestForeignAddress(t *testing.T) {
 	const (
 		foreign = "is neither its own address nor one of its host's, so the operator must allow it: name it in the policy (addresses)"
@@ -159,7 +159,7 @@ func TestForeignAddress(t *testing.T) {
 		{name: "--ip, not published", in: exposed, address: "203.0.113.5", host: []func(*Host){ip("203.0.113.5")}, reason: "the port is not published"},
 		{name: "--ip is loopback", in: published, address: "127.0.0.1", host: []func(*Host){ip("127.0.0.1")}, want: "127.0.0.1:80"},
 
-		// Of every host, or of what only the host is to ask.
+		// Addresses of every host, or of services that only the host may ask.
 		{name: "metadata of a cloud", in: exposed, address: "169.254.169.254", reason: "SERVICE_ADDRESS=169.254.169.254 " + special},
 		{name: "metadata, on the host's network", in: onHost, address: "169.254.169.254", reason: special},
 		{name: "metadata as IPv6", in: exposed, address: "::ffff:169.254.169.254", reason: "SERVICE_ADDRESS=169.254.169.254 " + special},

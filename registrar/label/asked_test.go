@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// What is asked for is shown as it counts: by the label if there are both, in upper case, and not what berth does not read.
+// Labels are shown as they count: a label overrides a variable, in upper case, without what berth does not read.
 func TestAsked(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -55,7 +55,7 @@ func TestAskedHidesSecrets(t *testing.T) {
 	}
 }
 
-// However much there is, little is shown, and what means something comes first.
+// However many labels exist, few are shown, and known ones come first.
 func TestAskedIsBounded(t *testing.T) {
 	all := []func(*Container){label("SERVICE_TAGS", strings.Repeat("ä", 1000)), label("SERVICE_NAME", strings.Repeat("\x01", 1000)), label("SERVICE_"+strings.Repeat("x", 10000), "x")}
 	for n := range 1000 {

@@ -8,7 +8,7 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// check is a check of web as it is without further ado. The functions change it.
+// check is the default check of web. The functions change it.
 func check(d api.AgentServiceCheck, change ...func(*Check)) Check {
 	if d.Interval == "" {
 		d.Interval = "10s"
@@ -32,7 +32,7 @@ func ttl(name, d string) Check {
 	return Check{Definition: api.AgentServiceCheck{Name: name, TTL: d}, TTL: t}
 }
 
-// critical is what takes the place of a check that cannot be made as it is declared.
+// critical is the check in place of one that cannot be made as declared.
 func critical(keys ...string) func(*Instance) {
 	return func(in *Instance) {
 		in.Checks = nil
@@ -48,7 +48,7 @@ func dockerHealth() Check {
 	return c
 }
 
-// asks is how an instance of web with a check is ready: by that check's request.
+// asks returns the readiness of an instance of web with a check: that check's request.
 func asks(url string) func(*Instance) { return ready(Ready{Kind: ReadyHTTP, URL: url}) }
 
 func TestChecks(t *testing.T) {

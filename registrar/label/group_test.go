@@ -14,7 +14,7 @@ func TestGroup(t *testing.T) {
 		labels string // separated by spaces
 		policy []Rule
 		want   Group
-		reason string // a part of one; "" = there is none
+		reason string // part of a reason; "" = none
 	}{
 		{name: "none", labels: "SERVICE_NAME=app"},
 		{name: "a configuration", labels: "SERVICE_CONFIG=/etc/app/c.toml", want: Group{Config: "/etc/app/c.toml", OnChange: restart, Strategy: "rolling"}},

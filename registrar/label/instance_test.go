@@ -14,7 +14,7 @@ import (
 
 var host = Host{Name: "vm", EngineID: "ENGINE", Networks: []string{"front", "back"}}
 
-// with is host with changes.
+// with returns host with changes.
 func with(change func(*Host)) Host {
 	h := host
 	change(&h)
@@ -81,7 +81,7 @@ func port(protocol string, number uint16, published ...string) Port {
 	return p
 }
 
-// inst is what web registers without further ado. Meta without owner and container, which all have.
+// inst is what web registers by default. Meta is without owner and container, which all instances have.
 func inst(change ...func(*Instance)) Instance {
 	in := Instance{
 		ID: "vm:web_1:8080", Name: "shop", Address: "10.0.0.2", Port: 8080, Container: "0123456789abcdef",
@@ -97,7 +97,7 @@ func name(s string) func(*Instance)      { return func(in *Instance) { in.Name =
 func id(s string) func(*Instance)        { return func(in *Instance) { in.ID = s } }
 func tagged(s ...string) func(*Instance) { return func(in *Instance) { in.Tags = s } }
 
-// at is where an instance is registered, and where it is probed, "" for nowhere.
+// at sets where an instance is registered, and where it is probed, "" for nowhere.
 func at(address string, port int, probe string) func(*Instance) {
 	return func(in *Instance) {
 		in.Address, in.Port, in.Ready = address, port, Ready{}
@@ -120,7 +120,7 @@ func meta(kv ...string) func(*Instance) {
 	}
 }
 
-// row is a container and what Instances says of it.
+// row is a container and the expected result of Instances.
 type row struct {
 	name    string
 	in      Container
@@ -299,7 +299,7 @@ func TestInstancesExplicit(t *testing.T) {
 	}
 }
 
-// What berth needs comes first where there is too much: metadata has the room that is left.
+// What berth needs takes precedence: metadata gets the remaining room.
 func TestMetaRoom(t *testing.T) {
 	c := web(label("SERVICE_ROUTE_HOST", "z.example"), label("SERVICE_ROUTE_PATH", "/z"))
 	for i := range 70 {
@@ -318,7 +318,7 @@ func TestMetaRoom(t *testing.T) {
 	}
 }
 
-// So do its keys.
+// The same holds for its keys.
 func TestManyKeys(t *testing.T) {
 	c := web(label("SERVICE_NAME", "app"), label("SERVICE_ROUTE_HOST", "a.example"), label("SERVICE_CHECK_TCP", "true"), label("SERVICE_WEIGHT", "7"))
 	for i := range 300 {
@@ -331,7 +331,7 @@ func TestManyKeys(t *testing.T) {
 	}
 }
 
-// A container that asks for everything at once keeps nobody else waiting.
+// A container that asks for everything at once does not delay others.
 func TestTooMuch(t *testing.T) {
 	every := web(ports())
 	for n := 65535; n > 0; n-- {
@@ -380,7 +380,7 @@ func TestTooMuch(t *testing.T) {
 	}
 }
 
-// processorTime is what this process has used of the processors.
+// processorTime returns the processor time used by this process.
 func processorTime(t *testing.T) time.Duration {
 	t.Helper()
 	var u syscall.Rusage
@@ -402,7 +402,7 @@ func BenchmarkInstances(b *testing.B) {
 	}
 }
 
-// expectReason fails unless there is exactly one reason that says so, or none at all if there is to be none.
+// expectReason fails unless reasons is exactly one reason with this text, or empty if none is expected.
 func expectReason(t *testing.T, reasons []string, want string) {
 	t.Helper()
 	if want == "" {

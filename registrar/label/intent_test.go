@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// What looks like a label and was not meant as one registers and publishes nothing, and what was meant is said.
+// What looks like a label but was not meant as one registers and publishes nothing, and the reasons name what was meant.
 func TestIntent(t *testing.T) {
 	oneoff := func(value string) func(*Container) { return label(oneOffLabel, value) }
 	publish := with(func(h *Host) { h.PublishSecrets = true })
@@ -101,7 +101,7 @@ func TestIntent(t *testing.T) {
 	}
 }
 
-// A label names the port: it is taken as exposed, wherever the image's own ports are.
+// A label that names a port exposes it, wherever the image's own ports are.
 func TestPortsByLabel(t *testing.T) {
 	tests := []struct {
 		name string
@@ -132,7 +132,7 @@ func TestPortsByLabel(t *testing.T) {
 	}
 }
 
-// A container of more ports than are looked at keeps those that labels name.
+// A container with too many ports keeps those that labels name.
 func TestNamedPortsAreNotCut(t *testing.T) {
 	c := web(ports(), label("SERVICE_60000_NAME", "app"))
 	for n := range 1000 {

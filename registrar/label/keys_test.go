@@ -38,7 +38,7 @@ func TestKeys(t *testing.T) {
 	}
 }
 
-// A reason names the label as it is on the container.
+// A reason names the label as set on the container.
 func TestLabelNames(t *testing.T) {
 	keys := keysOf(web(label("SERVICE_8080_X", "a"), label("SERVICE_Y", "b"))).forPort(8080)
 	for key, want := range map[string]string{"x": "SERVICE_8080_X", "y": "SERVICE_Y", "a\nb": `"SERVICE_A\nB"`} {
@@ -48,8 +48,8 @@ func TestLabelNames(t *testing.T) {
 	}
 }
 
-// Whatever the labels, environment, ports and networks of a container, and in whatever order Docker tells them: the
-// answer is the same.
+// Whatever the labels, environment, ports and networks of a container, and in whatever order Docker lists them: the answer
+// is the same.
 func TestOrderDoesNotMatter(t *testing.T) {
 	keys := []string{
 		"SERVICE_NAME", "SERVICE_Name", "SERVICE_80_NAME", "SERVICE_ID", "SERVICE_TAGS", "SERVICE_81_IGNORE", "SERVICE_X", "SERVICE_81_X",
@@ -95,7 +95,7 @@ func TestOrderDoesNotMatter(t *testing.T) {
 	})
 }
 
-// rebuilt is the same map with another order of its own.
+// rebuilt returns the same map in another order.
 func rebuilt[V any](m map[string]V) map[string]V {
 	out := make(map[string]V, 2*len(m))
 	for _, k := range slices.Backward(slices.Sorted(maps.Keys(m))) {
@@ -147,7 +147,7 @@ func FuzzKeys(f *testing.F) {
 	})
 }
 
-// harmless fails for a check that asks anything but the instance.
+// harmless fails for a check that asks anything other than the instance.
 func harmless(t *testing.T, in Instance, check Check) {
 	d := check.Definition
 	target := hostPort(in.Address, uint16(in.Port))

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// composed is a container that compose v2 has made and that asks to be started before the one that it replaces.
+// composed returns a container made by compose v2 that asks to start before the one it replaces.
 func composed(changes ...func(*Container)) Container {
 	c := web(label("com.docker.compose.project", "shop"), label("com.docker.compose.service", "app"), label("com.docker.compose.version", "2.40.3"),
 		label("SERVICE_REPLACE", "start-first"), label("SERVICE_STOP_SIGNAL", "TERM"))
@@ -73,8 +73,8 @@ func TestStartsFirst(t *testing.T) {
 	}
 }
 
-// The service ID of one that is started first is its own from the start on, and stays when compose renames it; all others have
-// theirs by their name.
+// A container that is started first has its own service ID from the start, and keeps it when compose renames it. All others
+// have an ID by name.
 func TestServiceIDBesideTheOld(t *testing.T) {
 	replaced := func(c *Container) {
 		c.ID, c.Name = "bbbbbbbbbbbb0000", "aaaaaaaaaaaa_shop-app-1"

@@ -11,7 +11,7 @@ import (
 
 func policyOf(rule Rule) Host { return with(func(h *Host) { h.Policy = []Rule{rule} }) }
 
-// A route is made whole, or the instance takes part in none: nothing that is lost makes it wider.
+// A route is made complete, or the instance takes part in none: losing a part never makes it wider.
 func TestRouteIsWholeOrNone(t *testing.T) {
 	var thirty []string
 	for n := range 30 {
@@ -190,7 +190,7 @@ func TestRouteIsWholeOrNone(t *testing.T) {
 	}
 }
 
-// A check is what was to close: an instance does not pass without the one that the policy does not allow.
+// An instance does not pass without a check that was meant to restrict it, even if the policy does not allow that check.
 func TestPolicyAgainstChecks(t *testing.T) {
 	got, reasons := Instances(web(env("SERVICE_CHECK_HTTP=/health")), policyOf(Rule{Keys: []string{"name"}}))
 	if len(got) != 1 || len(got[0].Checks) != 1 || got[0].Checks[0].Status != "critical" {
@@ -204,7 +204,7 @@ func TestPolicyAgainstChecks(t *testing.T) {
 	expectReason(t, reasons, "SERVICE_CHECK_HTTP is ignored: the policy does not allow it")
 }
 
-// One of a container's ports gets the route that is asked for on the container as a whole.
+// One of a container's ports gets the route asked for on the whole container.
 func TestRouteChoice(t *testing.T) {
 	general := label("SERVICE_ROUTE_HOST", "ci.example.com")
 	tests := []struct {
@@ -291,7 +291,7 @@ func TestHostsAreSpread(t *testing.T) {
 	}
 }
 
-// Whatever happens to a part of a claim, the instance asks for nothing that the whole claim does not ask for.
+// Whatever happens to a part of a claim, the instance never asks for more than the whole claim does.
 func TestNeverWider(t *testing.T) {
 	whole := map[string]string{
 		"SERVICE_ROUTE_HOST": "a.example,b.example", "SERVICE_ROUTE_PATH": "/api", "SERVICE_ROUTE_PORT": "5432",

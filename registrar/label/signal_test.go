@@ -28,7 +28,7 @@ func TestParseSignal(t *testing.T) {
 	}
 }
 
-// Every signal there is can be said by the name that it is given.
+// Every signal can be given by its own name.
 func TestSignalNames(t *testing.T) {
 	for n := 1; n <= 64; n++ {
 		if n == 32 || n == 33 {

@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	addressEnv  = "BERTH_TEST_ADDRESS"  // at which this test binary is a web server, and not a test
-	greetingEnv = "BERTH_TEST_GREETING" // what that answers; it is not ready with an empty one
+	addressEnv  = "BERTH_TEST_ADDRESS"  // address at which this test binary is a web server instead of a test
+	greetingEnv = "BERTH_TEST_GREETING" // its answer; with an empty one it is not ready
 )
 
 func TestMain(m *testing.M) {
@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child is a Running that is a real process.
+// child is a Running backed by a real process.
 type child struct {
 	*exec.Cmd
 	ended chan struct{}
@@ -61,7 +61,7 @@ func (c *child) Ended() <-chan struct{}  { return c.ended }
 func (c *child) Code() int               { return max(c.ProcessState.ExitCode(), 0) } // -1 is a signal
 func (c *child) String() string          { return c.ProcessState.String() }
 
-// A web server gets another environment by a restart, and its old one again if it does not start with that.
+// A restart gives a web server another environment, and its old one again if it does not start with the new one.
 func TestRestartOfARealProcess(t *testing.T) {
 	at := testenv.FreeAddress(t, "127.0.0.1")
 	_, port, err := net.SplitHostPort(at)
@@ -110,10 +110,10 @@ func TestRestartOfARealProcess(t *testing.T) {
 			t.Fatalf("%s: %v", what, err)
 		}
 	}
-	works("Resume", s.Resume(t.Context())) // which waits for the first start, too
+	works("Resume", s.Resume(t.Context())) // which also waits for the first start
 	greets("hello")
 	works("Drain", s.Drain(t.Context(), "by a test"))
-	greeting = "sup" // Start reads it in a goroutine that Restart wakes
+	greeting = "sup" // Start reads it in a goroutine woken by Restart
 	works("Restart", s.Restart(t.Context()))
 	greets("sup")
 	works("Resume", s.Resume(t.Context()))

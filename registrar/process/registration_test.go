@@ -20,8 +20,8 @@ import (
 	"berth/templates/claim"
 )
 
-// registrationAt returns a registration of the berth that is process pid at a fake agent. To be called in a synctest bubble,
-// and to be removed there.
+// registrationAt returns a registration at a fake agent for the berth with process ID pid. Call it in a synctest bubble, and
+// remove it there.
 func registrationAt(t *testing.T, fake *agenttest.Agent, pid int) *registration {
 	t.Helper()
 	opts := Options{
@@ -40,7 +40,7 @@ func catalogOf(fake *agenttest.Agent) *agent.Catalog {
 	return &agent.Catalog{Client: fake, Self: func(context.Context) (agent.Node, error) { return agent.Node{Name: "node"}, nil }}
 }
 
-// registrationWithToken returns a registration that has been there for a minute, with a catalog and a token that may change.
+// registrationWithToken returns a registration that is a minute old, with a catalog and a changeable token.
 func registrationWithToken(t *testing.T, fake *agenttest.Agent, token *string) *registration {
 	t.Helper()
 	r := registrationAt(t, fake, 1)
@@ -52,7 +52,7 @@ func registrationWithToken(t *testing.T, fake *agenttest.Agent, token *string) *
 	return r
 }
 
-// expect lets time pass until this is registered, at most so long.
+// expect lets time pass until this is registered, within a limit.
 func expect(t *testing.T, fake *agenttest.Agent, within time.Duration, want string) {
 	t.Helper()
 	deadline := time.Now().Add(within)
@@ -75,7 +75,7 @@ func TestRegistrationIsKept(t *testing.T) {
 		}
 		fake.Do(func() { fake.Checks["www-1:check-1"].Status = api.HealthCritical })
 		expect(t, fake, checkEvery, "www-1")
-		fake.Do(fake.Forget) // an agent without its state
+		fake.Do(fake.Forget) // an agent that has lost its state
 		expect(t, fake, checkEvery, "www-1")
 		fake.Do(func() { fake.Services["www-1"].Tags = []string{"edited"} })
 		time.Sleep(checkEvery + time.Second)
@@ -102,7 +102,7 @@ func TestRegistrationWithoutConsul(t *testing.T) {
 		fake.Do(func() { fake.Err = nil })
 		expect(t, fake, 8*time.Second, "www-1")
 
-		// And when it is away at the end: that is not waited for long.
+		// If the agent is away at the end, the wait is short.
 		fake.Do(func() { fake.Err = errors.New("connection refused") })
 		before := time.Now()
 		r.remove()
@@ -112,7 +112,7 @@ func TestRegistrationWithoutConsul(t *testing.T) {
 	})
 }
 
-// A Consul that hangs holds up neither what is to happen to the process nor the next registration.
+// A hanging Consul delays neither the next step of the process nor the next registration.
 func TestRegistrationWithHangingConsul(t *testing.T) {
 	for _, call := range []string{"services", "checks", "enable", "update"} {
 		t.Run(call, func(t *testing.T) {
@@ -122,7 +122,7 @@ func TestRegistrationWithHangingConsul(t *testing.T) {
 				r.register(nil)
 				expect(t, fake, 0, "www-1")
 				fake.Do(func() { fake.Hang[call] = true })
-				time.Sleep(checkEvery + time.Second) // into the next call
+				time.Sleep(checkEvery + time.Second) // during the next call
 				before := time.Now()
 				if !r.drain("told to stop") {
 					t.Error("what is registered needs no draining")
@@ -144,7 +144,7 @@ func TestRegistrationWithHangingConsul(t *testing.T) {
 	}
 }
 
-// What Consul refuses about a registration keeps no heartbeat from it, and leaves it registered.
+// A refused registration does not stop heartbeats, and stays registered.
 func TestRegistrationIsRefused(t *testing.T) {
 	for _, call := range []string{"register", "disable", "check deregister"} {
 		t.Run(call, func(t *testing.T) {
@@ -186,7 +186,7 @@ func TestRegistrationIsRefused(t *testing.T) {
 	}
 }
 
-// Of two registrations with one ID, that of a process that is gone is replaced, and no other.
+// Of two registrations with one ID, only one whose process is gone is replaced.
 func TestRegistrationOfOthers(t *testing.T) {
 	others := func(owner string) *api.AgentService {
 		return &api.AgentService{ID: "www-1", Service: "www", Port: 1, Meta: map[string]string{label.MetaOwner: owner}}
@@ -252,14 +252,14 @@ func TestRegistrationInMaintenance(t *testing.T) {
 		expect(t, fake, 0, "www-1")
 		fake.Do(func() { fake.Maintain("www-1", "berth drain: by hand") })
 		time.Sleep(time.Minute)
-		expect(t, fake, 0, "www-1!") // is left as it is
+		expect(t, fake, 0, "www-1!") // it is left as it is
 		fake.Do(func() { delete(fake.Checks, api.ServiceMaintPrefix+"www-1") })
 
 		r.drain("told to stop")
 		expect(t, fake, 0, "www-1!")
 		fake.Do(fake.Forget)
 		time.Sleep(time.Minute)
-		expect(t, fake, 0, "") // is not worth registering
+		expect(t, fake, 0, "") // it is not worth registering
 		r.remove()
 	})
 }
@@ -284,7 +284,7 @@ func TestRegistrationNotReady(t *testing.T) {
 	})
 }
 
-// What the catalog lost is put back, and a token that was replaced is given to the agent.
+// What the catalog lost is put back, and a replaced token is given to the agent.
 func TestRegistrationInTheCatalog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fake := agenttest.New()
@@ -310,7 +310,7 @@ func TestRegistrationInTheCatalog(t *testing.T) {
 	})
 }
 
-// What another token left in the catalog is replaced as soon as the catalog takes it, and once; not while it drains.
+// Data that another token left in the catalog is replaced once, as soon as the catalog accepts it; not during a drain.
 func TestTokenReplacedWhileTheCatalogRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fake := agenttest.New()
@@ -320,7 +320,7 @@ func TestTokenReplacedWhileTheCatalogRefuses(t *testing.T) {
 		time.Sleep(time.Minute)
 		before := fake.Called("put")
 		fake.Do(func() { delete(fake.Fail, "put") })
-		time.Sleep(time.Minute + time.Second) // and no read of the agent is under way
+		time.Sleep(time.Minute + time.Second) // and no read of the agent is running
 		if n := fake.Called("put") - before; n != 1 {
 			t.Errorf("put into the catalog %d times after it took that again, want 1", n)
 		}
@@ -335,7 +335,7 @@ func TestTokenReplacedWhileTheCatalogRefuses(t *testing.T) {
 	})
 }
 
-// Servers that do not answer, through an agent that does, keep no heartbeat waiting.
+// Silent servers behind an agent that answers do not delay heartbeats.
 func TestCatalogHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fake := agenttest.New()
@@ -363,7 +363,7 @@ func TestCatalogHangs(t *testing.T) {
 	})
 }
 
-// What keeps it from being registered is said again while it lasts, and does not fill the log if it is always another thing.
+// A lasting failure of a registration is logged again, and does not fill the log if its text keeps changing.
 func TestRegistrationFailsForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fake, log := agenttest.New(), testenv.Log{}
@@ -389,7 +389,7 @@ func TestRegistrationFailsForLong(t *testing.T) {
 	})
 }
 
-// A process is ready since it was found to be, whatever is registered again, until it is not or another is.
+// The time when a process became ready survives further registrations, until it is not ready or another process is.
 func TestReadyAtOfAProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log testenv.Log

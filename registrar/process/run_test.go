@@ -22,28 +22,28 @@ import (
 
 var errRefused = errors.New("connection refused")
 
-// underTest is a Service under way at a fake agent, with processes that do what the test says: each is ready as long as it
-// runs and the test has it ready, drains for 2 s and has 5 s to end.
+// underTest is a running Service at a fake agent, with processes controlled by the test: each is ready while it runs and the
+// test allows it, drains for 2 s and has 5 s to end.
 type underTest struct {
 	*Service
 	t             *testing.T
 	fake          *agenttest.Agent
 	stop, forward chan os.Signal
 	code          chan int
-	err           error // once code was received
+	err           error // valid once code was received
 
 	mu        sync.Mutex
 	processes []*fakeProcess
-	began     []time.Time         // when each was started
-	seen      []string            // what was registered then
-	next      func() *fakeProcess // what Start starts; nil = one that ends by SIGTERM
+	began     []time.Time         // start times
+	seen      []string            // registrations at each start
+	next      func() *fakeProcess // what Start starts; nil = a process that ends on SIGTERM
 	unstarted error               // why Start fails
-	unready   error               // what probes say
+	unready   error               // result of probes
 	foreign   bool                // another program accepts connections on the port
-	states    []State             // that were told of
+	states    []State             // reported states
 }
 
-// serve runs a Service in a synctest bubble until its first process is ready, if it is to be.
+// serve runs a Service in a synctest bubble until its first process is ready, if it will be.
 func serve(t *testing.T, change func(*underTest, *Options)) *underTest {
 	t.Helper()
 	u := &underTest{t: t, fake: agenttest.New(), stop: make(chan os.Signal, 2), forward: make(chan os.Signal, 8), code: make(chan int, 1)}
@@ -115,13 +115,13 @@ func ended(p Running) bool {
 	}
 }
 
-// is checks what is registered, once all is settled.
+// is checks what is registered once everything has settled.
 func (u *underTest) is(want string) {
 	u.t.Helper()
 	expect(u.t, u.fake, 0, want)
 }
 
-// reason checks why Consul takes the instance for critical.
+// reason checks why the instance is critical in Consul.
 func (u *underTest) reason(want string) {
 	u.t.Helper()
 	if got := u.fake.Check("www-1:ready").Notes; !strings.Contains(got, want) {
@@ -129,7 +129,7 @@ func (u *underTest) reason(want string) {
 	}
 }
 
-// ends checks that Run returns now, within a time, with a code and an error, and leaves nothing registered.
+// ends checks that Run returns within a time, with a code and an error, and leaves nothing registered.
 func (u *underTest) ends(within time.Duration, code int, message string) {
 	u.t.Helper()
 	synctest.Wait()
@@ -240,7 +240,7 @@ func TestDrainRestartResume(t *testing.T) {
 	})
 }
 
-// What is stopped while it is drained waits for the rest of the drain time only.
+// A stop during a drain only waits for the rest of the drain time.
 func TestStopWhileDrained(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := serve(t, nil)
@@ -259,7 +259,7 @@ func TestStopWhileDrained(t *testing.T) {
 	})
 }
 
-// An agent that is away delays draining by no more than it has to answer.
+// An agent that is away delays draining at most by the time that it has to answer.
 func TestDrainWithoutConsul(t *testing.T) {
 	for _, call := range []string{"services", "enable", ""} {
 		t.Run(call, func(t *testing.T) {
@@ -288,7 +288,7 @@ func TestDrainWithoutConsul(t *testing.T) {
 	}
 }
 
-// What is drained before it is registered is registered by Resume.
+// An instance that is drained before its registration is registered by Resume.
 func TestDrainBeforeItIsReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := serve(t, func(u *underTest, _ *Options) { u.unready = errRefused })
@@ -306,13 +306,13 @@ func TestDrainBeforeItIsReady(t *testing.T) {
 	})
 }
 
-// failures are the ways in which a Restart fails.
+// failures lists the ways in which a Restart fails.
 var failures = map[string]struct {
 	breaks  func(*underTest)
 	message string // of Restart
 	reason  string // in Consul
-	runs    bool   // a process is there afterwards
-	code    int    // of Run if nobody follows it up
+	runs    bool   // a process runs afterwards
+	code    int    // of Run without a follow-up
 	err     string
 }{
 	"ends at once": {func(u *underTest) {
@@ -365,7 +365,7 @@ func TestRestartFailsAndIsReverted(t *testing.T) {
 	}
 }
 
-// A Restart that fails and is not followed up is what any other end is, after a while.
+// A failed Restart without a follow-up counts as any other end, after a while.
 func TestRestartFailsAndIsNotFollowedUp(t *testing.T) {
 	for name, f := range failures {
 		if f.runs {
@@ -398,7 +398,7 @@ func TestRestartFailsAndIsNotFollowedUp(t *testing.T) {
 	}
 }
 
-// A process that is late is waited for, and is in service when it is ready.
+// A late process is awaited, and is in service when it is ready.
 func TestRestartIsLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := serve(t, nil)
@@ -414,7 +414,7 @@ func TestRestartIsLate(t *testing.T) {
 	})
 }
 
-// A process that ignores SIGKILL is left alone until it ends, and another one started then, if told to.
+// A process that ignores SIGKILL is left alone until it ends; another one is then started, if requested.
 func TestRestartOfOneThatDoesNotEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := serve(t, func(u *underTest, _ *Options) { u.next = func() *fakeProcess { return &fakeProcess{} } })
@@ -485,13 +485,14 @@ func TestRestartPolicy(t *testing.T) {
 	}
 }
 
-// What the instance's checks hold is given back before Consul hears that it is critical or gone, for a second at most.
+// Locks held through the instance's checks are released before Consul hears that it is critical or gone; the wait is at most
+// a second.
 func TestLeave(t *testing.T) {
 	for _, tt := range []struct {
 		name, policy string
-		takes, waits time.Duration // less than the shortest pause before a start, 50 ms, if there is one
+		takes, waits time.Duration // less than the shortest pause before a start, 50 ms, if any
 		event        func(*underTest)
-		before, then string // registered until it is given back, and then
+		before, then string // registered before the release, and afterwards
 	}{
 		{"ended for good", RestartNo, 300 * time.Millisecond, 300 * time.Millisecond, func(u *underTest) { u.processes[0].exit(1) }, "www-1", ""},
 		{"ended and started again", RestartAlways, 20 * time.Millisecond, 20 * time.Millisecond, func(u *underTest) { u.processes[0].exit(1) }, "www-1", "www-1?"},
@@ -532,7 +533,7 @@ func TestLeave(t *testing.T) {
 	}
 }
 
-// Pauses double up to a minute, and begin again after a process that ran for a while.
+// Pauses double up to a minute, and start over after a process that ran for a while.
 func TestRestartPauses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		lasts := stable - time.Millisecond
@@ -561,7 +562,7 @@ func TestRestartPauses(t *testing.T) {
 			within(n, base)
 			base = min(2*base, longestPause)
 		}
-		u.works(u.Restart(t.Context())) // begins anew, too
+		u.works(u.Restart(t.Context())) // also starts over
 		n := len(u.began)
 		within(n, 100*time.Millisecond)
 		pause(n + 8)
@@ -573,7 +574,7 @@ func TestRestartPauses(t *testing.T) {
 	})
 }
 
-// A process that is not there yet is not awaited: the reason in Consul is that of the newest end.
+// A process that does not exist yet is not awaited: Consul shows the reason of the newest end.
 func TestRestartPolicyOfOneThatIsNeverReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := serve(t, func(u *underTest, o *Options) {
@@ -652,7 +653,7 @@ func TestStopInEachPhase(t *testing.T) {
 	}
 }
 
-// begin calls a method that is to end with the service.
+// begin calls a method that should end with the service.
 func (u *underTest) begin(method func(context.Context) error) {
 	go func() {
 		if err := method(context.Background()); !errors.Is(err, ErrStopping) {
@@ -661,7 +662,7 @@ func (u *underTest) begin(method func(context.Context) error) {
 	}()
 }
 
-// A second signal to stop cuts a drain short, and a third one reaches the process, during a restart, too.
+// A second signal to stop cuts a drain short, and a third one reaches the process, also during a restart.
 func TestStopTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := serve(t, func(u *underTest, _ *Options) {
@@ -707,7 +708,7 @@ func TestBefore(t *testing.T) {
 	})
 }
 
-// Signals reach the process that runs, also while that is ended, and no other.
+// Signals reach the running process, also while it is being stopped, and no other.
 func TestSignalsWhileRestarting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := serve(t, func(u *underTest, _ *Options) {
@@ -745,7 +746,7 @@ func TestSignalAndReady(t *testing.T) {
 		u.works(u.Ready(t.Context()))
 		u.is("www-1")
 
-		// One that is not ready afterwards is in service until it is late.
+		// A process that is not ready afterwards is in service until it is late.
 		u.works(u.Signal(syscall.SIGHUP))
 		u.do(func() { u.unready = errRefused })
 		waits := make(chan error, 1)
@@ -758,7 +759,7 @@ func TestSignalAndReady(t *testing.T) {
 		u.works(u.Ready(t.Context()))
 		u.is("www-1")
 
-		// One that dies of it can be replaced.
+		// A process that dies of the signal can be replaced.
 		u.do(func() { u.processes[0].endsBy, u.processes[0].code = syscall.SIGHUP, 129 })
 		u.works(u.Signal(syscall.SIGHUP))
 		u.fails(u.Ready(t.Context()), "ended with code 129")
@@ -767,13 +768,13 @@ func TestSignalAndReady(t *testing.T) {
 		u.works(u.Restart(t.Context()))
 		u.is("www-1")
 
-		// And one that dies of it a moment later is not taken for ready.
+		// And one that dies a moment later does not count as ready.
 		u.works(u.Signal(syscall.SIGHUP))
 		time.AfterFunc(signalSettles-time.Millisecond, u.processes[1].end)
 		u.fails(u.Ready(t.Context()), "ended with code 0")
 		u.works(u.Restart(t.Context()))
 
-		// What dies after that is an end as any other.
+		// A later death is an end like any other.
 		u.works(u.Signal(syscall.SIGHUP))
 		u.works(u.Ready(t.Context()))
 		u.processes[2].exit(3)
@@ -781,7 +782,7 @@ func TestSignalAndReady(t *testing.T) {
 	})
 }
 
-// recordedAgent records what is registered after each registration.
+// recordedAgent records the registrations after each call.
 type recordedAgent struct {
 	*agenttest.Agent
 	after []string
@@ -836,7 +837,7 @@ func TestSetTags(t *testing.T) {
 	})
 }
 
-// Everybody is told of each change, and of nothing else.
+// Each change is reported, and nothing else.
 func TestStates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := serve(t, nil)
@@ -844,7 +845,7 @@ func TestStates(t *testing.T) {
 		u.works(u.Drain(t.Context(), "by a test"))
 		u.works(u.Resume(t.Context()))
 		time.Sleep(time.Minute)
-		u.fake.Do(func() { u.fake.Err = errRefused }) // tells nothing of what it holds
+		u.fake.Do(func() { u.fake.Err = errRefused }) // it does not say what it holds
 		time.Sleep(time.Minute)
 		u.fake.Do(func() { u.fake.Err = nil })
 		time.Sleep(time.Minute)
@@ -869,7 +870,7 @@ func TestStates(t *testing.T) {
 	})
 }
 
-// An agent that says that it ended maintenance mode, and has not, is not believed.
+// An agent that claims to have ended maintenance mode, and has not, is not believed.
 func TestResumeIsReadBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := serve(t, nil)

@@ -17,7 +17,7 @@ import (
 	"berth/registrar/label"
 )
 
-// fakeProcess is a Running that ends by one signal, or by itself.
+// fakeProcess is a Running that ends on one signal, or by itself.
 type fakeProcess struct {
 	mu      sync.Mutex
 	pid     int
@@ -25,7 +25,7 @@ type fakeProcess struct {
 	endsBy  syscall.Signal
 	lasts   time.Duration // 0 = it does not end by itself
 	code    int
-	signals []string // each with when it came
+	signals []string // each with its time
 	ended   chan struct{}
 }
 
@@ -52,7 +52,7 @@ func (p *fakeProcess) Ended() <-chan struct{}  { return p.ended }
 func (p *fakeProcess) Code() int               { return p.code }
 func (p *fakeProcess) String() string          { return "" }
 
-// runFake runs a process that is ready at once, drains for 2 s and has 5 s to end. To be called in a synctest bubble.
+// runFake runs a process that is ready at once, drains for 2 s and has 5 s to end. Call it in a synctest bubble.
 func runFake(t *testing.T, fake *agenttest.Agent, p *fakeProcess) (stop, forward chan os.Signal, code chan int) {
 	p.started, p.ended = time.Now(), make(chan struct{})
 	stop, forward, code = make(chan os.Signal, 2), make(chan os.Signal, 8), make(chan int, 1)
@@ -76,7 +76,7 @@ func runFake(t *testing.T, fake *agenttest.Agent, p *fakeProcess) (stop, forward
 	return stop, forward, code
 }
 
-// Whether Consul answers makes no difference to when the process is told to end.
+// Whether Consul answers does not affect when the process is told to end.
 func TestServiceStopsInTime(t *testing.T) {
 	for _, call := range []string{"", "services", "register", "enable", "update", "deregister"} {
 		t.Run(call, func(t *testing.T) {
@@ -100,7 +100,7 @@ func TestServiceStopsInTime(t *testing.T) {
 	}
 }
 
-// Signals that come together are all taken, and another one keeps nobody from draining.
+// Signals that come together are all handled, and further ones do not prevent draining.
 func TestServiceSignals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fake := agenttest.New()
@@ -118,7 +118,7 @@ func TestServiceSignals(t *testing.T) {
 	})
 }
 
-// The process goes on without Consul, and is registered when that is back.
+// The process continues without Consul, and is registered when Consul is back.
 func TestServiceOutlivesConsul(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fake := agenttest.New()

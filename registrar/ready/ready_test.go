@@ -12,7 +12,7 @@ import (
 	"berth/registrar/label"
 )
 
-// answering starts a server that answers each request with a beginning and then with the same text for ever. It returns its
+// answering starts a server that answers each request with a beginning and then with the same text forever. It returns its
 // URL, and how much it could send.
 func answering(t *testing.T, begin, forever string) (url string, sent *atomic.Int64) {
 	t.Helper()
@@ -42,8 +42,8 @@ func answering(t *testing.T, begin, forever string) (url string, sent *atomic.In
 	return "http://" + l.Addr().String() + "/", sent
 }
 
-// An answer without end costs a probe little: not more of it is read than a decent one has, and it is no answer, unless the
-// header was one.
+// An endless answer costs a probe little: it reads no more than a normal answer has, and fails unless the header was
+// complete.
 func TestAnswersWithoutEnd(t *testing.T) {
 	for name, tt := range map[string]struct{ begin, forever, err string }{
 		"a header's value":     {"HTTP/1.1 200 OK\r\nX: ", "x", "exceeded 65536 bytes"},
@@ -65,7 +65,7 @@ func TestAnswersWithoutEnd(t *testing.T) {
 	}
 }
 
-// A reason does not repeat the address, and does without Go's names of what failed.
+// A reason does not repeat the address, and omits Go's names for the failed step.
 func TestReason(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

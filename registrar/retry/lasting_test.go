@@ -13,7 +13,7 @@ func TestLasting(t *testing.T) {
 	if was, _ := l.Over(start); was {
 		t.Error("nothing was wrong")
 	}
-	for range 2 { // a second problem is told of as the first one is
+	for range 2 { // a second problem is logged like the first
 		var told []time.Duration
 		for s := range 4 * 3600 {
 			if tell, lasts := l.Tell("away", start.Add(time.Duration(s)*time.Second)); tell {
@@ -29,7 +29,7 @@ func TestLasting(t *testing.T) {
 			t.Errorf("over: %v, %v", was, lasted)
 		}
 	}
-	// A clock that jumps, and attempts that are late, are told of once, and put off no later line.
+	// A clock that jumps, and late attempts, are logged once, and delay no later line.
 	l.Tell("away", start)
 	for _, tt := range []struct {
 		after time.Duration
@@ -41,7 +41,7 @@ func TestLasting(t *testing.T) {
 	}
 }
 
-// Another text is news; one that is always another is not.
+// Another text is news; one that always changes is not.
 func TestLastingTexts(t *testing.T) {
 	start := time.Unix(0, 0)
 	var l Lasting

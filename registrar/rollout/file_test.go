@@ -21,7 +21,7 @@ func parse(t *testing.T, text string) map[string]Service {
 	return file
 }
 
-// What docker-compose 1.29 and compose v2 print of one file.
+// The output of docker-compose 1.29 and compose v2 for one file.
 func TestParseFile(t *testing.T) {
 	for name, text := range map[string]string{
 		"1.29": `services:
@@ -100,7 +100,7 @@ func TestParseFileRefuses(t *testing.T) {
 	}
 }
 
-// What two containers cannot have at a time is said with its remedy.
+// Things that two containers cannot share are reported with a remedy.
 func TestAlone(t *testing.T) {
 	for _, tt := range []struct{ service, says string }{
 		{"{image: a}", ""},
@@ -153,7 +153,8 @@ func TestSort(t *testing.T) {
 	}
 }
 
-// docker-compose 1.29 says how files were named where it was called: in the project's directory, above or below it, or elsewhere.
+// docker-compose 1.29 reports file names as given where it was called: in the project's directory, above or below it, or
+// elsewhere.
 func TestFiles(t *testing.T) {
 	top := t.TempDir()
 	dir := filepath.Join(top, "deploy")
@@ -220,7 +221,8 @@ func TestCompose(t *testing.T) {
 	}
 }
 
-// Of what compose prints when it fails the error has the reason, in one line: not how far it got, its warnings, or a build's steps.
+// The error contains the reason for compose's failure in one line, without its progress, its warnings, or the steps of a
+// build.
 func TestComplaint(t *testing.T) {
 	const offline = `Get "https://registry-1.docker.io/v2/": dial tcp: no such host`
 	const ignored = "The following deploy sub-keys are not supported and have been ignored: update_config\n"
@@ -241,7 +243,7 @@ func TestComplaint(t *testing.T) {
 	}
 }
 
-// A build that is ended by ^C ends with all of its processes: docker starts compose as another one.
+// A build ended by ^C ends with all of its processes: docker starts compose as another one.
 func TestComposeIsEnded(t *testing.T) {
 	dir := t.TempDir()
 	started, ended := filepath.Join(dir, "started"), filepath.Join(dir, "ended")
@@ -262,7 +264,7 @@ func TestComposeIsEnded(t *testing.T) {
 	}
 }
 
-// SERVICE_SINGLE counts wherever it counts for the registrar: in the environment and in the image, too.
+// SERVICE_SINGLE counts wherever it counts for the registrar: also in the environment and in the image.
 func TestSingle(t *testing.T) {
 	for text, alone := range map[string]bool{
 		"services: {db: {environment: {SERVICE_SINGLE: 'true'}}}":                            true,
@@ -290,7 +292,7 @@ func TestSingle(t *testing.T) {
 	}
 }
 
-// Where only the leader is served, a new container is not, unless it is the only one.
+// If only the leader is served, a new container is not, unless it is the only one.
 func TestToLeader(t *testing.T) {
 	c := Container{}
 	c.Name, c.ID, c.Env = "shop-db-1", "abcdef", []string{"SERVICE_ROUTE_TO=leader"}

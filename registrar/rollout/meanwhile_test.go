@@ -13,7 +13,7 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// ^C while new containers that have failed are left out takes the batch back like any other.
+// ^C during the removal of failed new containers rolls the batch back like at any other time.
 func TestInterruptedWhileLeavingOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
@@ -45,7 +45,7 @@ func TestInterruptedWhileLeavingOut(t *testing.T) {
 	})
 }
 
-// Taking a batch back leaves containers alone that somebody has made meanwhile.
+// Rolling a batch back leaves containers alone that somebody has created meanwhile.
 func TestScaledMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
@@ -68,7 +68,7 @@ func TestScaledMeanwhile(t *testing.T) {
 	})
 }
 
-// Old containers that somebody else has replaced or removed meanwhile get no new ones in their place.
+// Old containers that somebody else has replaced or removed meanwhile are not replaced.
 func TestGoneMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3)
@@ -87,7 +87,7 @@ func TestGoneMeanwhile(t *testing.T) {
 	})
 }
 
-// With stop-first nothing says that old ones serve that are gone, and --resume goes on.
+// With stop-first, the rollout does not claim that removed old containers serve, and --resume continues.
 func TestStopFirstWithoutNewOnes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1)
@@ -112,7 +112,7 @@ func TestStopFirstWithoutNewOnes(t *testing.T) {
 	})
 }
 
-// Of a container with a port that the balancers do not have, only the other is waited for.
+// If a container has a port that the balancers do not have, only the other port is awaited.
 func TestUnroutedPort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1)
@@ -124,7 +124,8 @@ func TestUnroutedPort(t *testing.T) {
 	})
 }
 
-// What was cut short while old ones were removed, which had not been told to stop yet, is taken back if the new ones have failed since.
+// A rollout interrupted during the removal of old ones that were not told to stop yet is rolled back if the new ones have
+// failed since.
 func TestAbortWhenNewOnesHaveFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1)
@@ -168,7 +169,7 @@ func TestCauseOfTheEnd(t *testing.T) {
 	})
 }
 
-// A new container that has got the maintenance mode of the old one, with its service ID, does not keep it.
+// A new container that got the maintenance mode of the old one, with its service ID, does not keep it.
 func TestInheritedMaintenance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1)
@@ -183,7 +184,7 @@ func TestInheritedMaintenance(t *testing.T) {
 	})
 }
 
-// What is refused is told by Consul's answer, not by an instance's port.
+// A refusal is recognized by Consul's answer, not by an instance's port.
 func TestNumberOfAPort(t *testing.T) {
 	if !isDenied(fmt.Errorf("drain x: %w", api.StatusError{Code: 403, Body: "Permission denied"})) {
 		t.Error("it is not refused")
@@ -205,7 +206,7 @@ func TestNumberOfAPort(t *testing.T) {
 	})
 }
 
-// An agent that comes back without its state when an old container is to be drained costs the time until it has it again.
+// An agent that comes back empty when an old container is to be drained only costs the time until it has its state again.
 func TestAgentLosesItsState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1)
@@ -224,8 +225,8 @@ func TestAgentLosesItsState(t *testing.T) {
 	})
 }
 
-// Whenever berth is killed or interrupted with stop-first, --resume gets everything replaced, and --abort leaves as many as there were or
-// says that it does not.
+// Whenever berth is killed or interrupted with stop-first, --resume replaces everything, and --abort leaves as many as
+// before or says that it does not.
 func TestStopFirstIsCutShort(t *testing.T) {
 	for _, interrupted := range []bool{false, true} {
 		for _, resume := range []bool{true, false} {
@@ -281,7 +282,7 @@ func TestStopFirstIsCutShort(t *testing.T) {
 	}
 }
 
-// What Consul has of a rollout may be anything: no container of something else is removed.
+// The State in Consul may be anything: foreign containers are never removed.
 func TestStateNamesOthers(t *testing.T) {
 	for _, label := range []string{labelProject, labelService} {
 		synctest.Test(t, func(t *testing.T) {
@@ -298,7 +299,7 @@ func TestStateNamesOthers(t *testing.T) {
 	}
 }
 
-// Labels that are no names of compose's go neither to a terminal nor to compose.
+// Labels that are not names of compose's go neither to a terminal nor to compose.
 func TestNamesInLabels(t *testing.T) {
 	w := &world{t: t}
 	for _, label := range []string{labelProject, labelService} {

@@ -17,7 +17,7 @@ func (w *world) expect(versions string) {
 	}
 }
 
-// All are replaced, and there is never less in service than before; nothing that has requests in flight is stopped.
+// All are replaced, and never fewer than before are in service; nothing with requests in flight is stopped.
 func TestRun(t *testing.T) {
 	for name, tt := range map[string]struct {
 		n, parallelism int
@@ -48,7 +48,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// Containers that have crashed are replaced first, and those that are missing are made.
+// Crashed containers are replaced first, and missing ones are created.
 func TestFewerThanConfigured(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3)
@@ -68,7 +68,7 @@ func TestFewerThanConfigured(t *testing.T) {
 	})
 }
 
-// What does not work is taken back, whatever is wrong with it, and the error says why.
+// Failures are rolled back, whatever is wrong, and the error says why.
 func TestRollback(t *testing.T) {
 	for name, tt := range map[string]struct {
 		makes func(w *world, b *box)
@@ -105,7 +105,7 @@ func TestRollback(t *testing.T) {
 	}
 }
 
-// A later batch that fails leaves those before as they are.
+// A later batch that fails leaves the earlier ones unchanged.
 func TestRollbackOfLaterBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3)
@@ -202,7 +202,7 @@ func TestStopFirst(t *testing.T) {
 	}
 }
 
-// A balancer that is away is waited for, as long as its berth may take to come back.
+// A balancer that is away is awaited, as long as its berth may take to come back.
 func TestBalancerIsAway(t *testing.T) {
 	for name, tt := range map[string]struct {
 		gone     bool
@@ -249,8 +249,8 @@ func TestBalancerIsAway(t *testing.T) {
 	}
 }
 
-// A container that is registered as several services is waited for until it is as all of them, or until it is plain that the new
-// one is not.
+// A container that is registered as several services is awaited until it is registered as all of them, or clearly will not
+// be.
 func TestServices(t *testing.T) {
 	for late, within := range map[time.Duration]time.Duration{3 * time.Second: 3 * time.Second, 0: 1*time.Second + namesTime} {
 		synctest.Test(t, func(t *testing.T) {
@@ -269,7 +269,7 @@ func TestServices(t *testing.T) {
 	}
 }
 
-// Where no balancer tells, a rollout goes by Consul and by time, and says so.
+// If no balancer reports, a rollout relies on Consul and on time, and says so.
 func TestBlind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1)
@@ -290,7 +290,7 @@ func TestBlind(t *testing.T) {
 	})
 }
 
-// What an old one has in flight, a websocket say, may take as long as the drain timeout says, and no longer.
+// The in-flight requests of an old container, like a websocket, may take up to the drain timeout, and no longer.
 func TestDrainTimeout(t *testing.T) {
 	for _, work := range []time.Duration{time.Minute, time.Hour} {
 		synctest.Test(t, func(t *testing.T) {
@@ -314,7 +314,7 @@ func TestDrainTimeout(t *testing.T) {
 	}
 }
 
-// Whenever a rollout is ended by ^C, nothing of its last step is left, and as much serves as before.
+// Whenever ^C ends a rollout, nothing of its last step is left, and as much serves as before.
 func TestInterrupted(t *testing.T) {
 	each(t, func(t *testing.T, n int) (happened bool) {
 		w := newWorld(t, 2)
@@ -342,7 +342,7 @@ func TestInterrupted(t *testing.T) {
 	})
 }
 
-// Whenever berth is killed, another one goes on or takes the last step back, and there is never less in service than before.
+// Whenever berth is killed, another one continues or undoes the last step, and never fewer than before are in service.
 func TestKilled(t *testing.T) {
 	for _, resume := range []bool{true, false} {
 		each(t, func(t *testing.T, n int) (happened bool) {
@@ -385,7 +385,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// each plays a rollout for each call that something may happen at, until there is none; after the first sixty for every seventh.
+// each runs a rollout for each call at which something may happen, until none is left; after the first sixty for every
+// seventh.
 func each(t *testing.T, play func(t *testing.T, n int) bool) {
 	n, played := 1, 0
 	for happened := true; happened; played++ {
@@ -402,7 +403,7 @@ func each(t *testing.T, play func(t *testing.T, n int) bool) {
 	}
 }
 
-// A container that an operator has taken out of service before stays so when the rollout is taken back.
+// A container that an operator has taken out of service stays out when the rollout is rolled back.
 func TestDrainedByHand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
@@ -437,7 +438,7 @@ func TestDrainedByHand(t *testing.T) {
 	})
 }
 
-// A proxy that does not say what it has in flight has it for a while.
+// A proxy that does not report its in-flight requests counts as having some for a while.
 func TestBlindBalancer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1)
@@ -528,7 +529,7 @@ func TestConsulIsAway(t *testing.T) {
 	}
 }
 
-// A Consul that is away for a while costs that while, whenever it is, once the rollout has begun. (Saving waits by itself.)
+// A Consul that is away for a while costs that while, at any time after the rollout has begun. (Saving waits on its own.)
 func TestConsulIsAwayAtAnyMoment(t *testing.T) {
 	for _, order := range []string{StartFirst, StopFirst} {
 		each(t, func(t *testing.T, n int) (happened bool) {
@@ -561,7 +562,7 @@ func TestConsulIsAwayAtAnyMoment(t *testing.T) {
 	}
 }
 
-// A state that could not be saved is not taken for saved: the balancers do not know what to tell of.
+// A state that could not be saved does not count as saved: the balancers do not know what to report on.
 func TestAddressesAreSaved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1)
@@ -579,7 +580,7 @@ func TestAddressesAreSaved(t *testing.T) {
 	})
 }
 
-// Where nothing is registered, a service that has asked for it is not touched; another one only has to be healthy.
+// If nothing is registered, a service that has asked for it is not touched; any other only has to be healthy.
 func TestNotRegistered(t *testing.T) {
 	for label, refused := range map[string]bool{"SERVICE_NAME": true, "service_8080_name": true, "SERVICE_ROUTE_PATH": true, "SERVICE_TAGS": false, "": false} {
 		synctest.Test(t, func(t *testing.T) {
@@ -587,7 +588,7 @@ func TestNotRegistered(t *testing.T) {
 			w.nobody, w.telling = true, nil
 			w.boxes[0].Config.Labels[label] = "x"
 			for _, b := range w.boxes {
-				b.work = 0 // nobody sends it requests
+				b.work = 0 // it gets no requests
 				b.drained = b.started
 			}
 			w.least = 0

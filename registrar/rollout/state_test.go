@@ -41,7 +41,7 @@ func (c *caller) take(ctx context.Context, by string) (*Lock, error) {
 	return Take(ctx, c.Client, c.Keeper, "shop", "app", State{Who: Who{By: by}, Phase: PhaseNext, Options: Defaults()})
 }
 
-// One rollout of a service at a time; one that was cut short is not begun anew.
+// A service has one rollout at a time; an interrupted one is not started again.
 func TestLock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		consul := sessiontest.New()
@@ -83,7 +83,7 @@ func TestLock(t *testing.T) {
 	})
 }
 
-// Two hosts may run the same project. A rollout that was cut short on one of them is neither resumed nor aborted on the other, which
+// Two hosts may run the same project. A rollout that was interrupted on one of them is neither resumed nor aborted on the other, which
 // has none of its containers.
 func TestLockOfAnotherHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -115,7 +115,7 @@ func TestLockOfAnotherHost(t *testing.T) {
 	})
 }
 
-// A state that this version cannot go on with is nobody's.
+// A state that this version cannot continue is refused.
 func TestStateOfAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		consul := sessiontest.New()
@@ -138,7 +138,7 @@ func TestStateOfAnother(t *testing.T) {
 	})
 }
 
-// What a berth has left that was killed is taken over when its session is over.
+// The rollout of a killed berth is taken over when its session has expired.
 func TestTakeOverOfKilled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		consul := sessiontest.New()
@@ -160,7 +160,7 @@ func TestTakeOverOfKilled(t *testing.T) {
 	})
 }
 
-// Whoever has lost the lock leaves it to the one who has taken it over.
+// A rollout that has lost the lock leaves it to the one that has taken it over.
 func TestFinishOfLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		consul := sessiontest.New()
@@ -193,7 +193,7 @@ type balancer struct {
 	err     error
 }
 
-// says sets what the proxy says of its servers.
+// says sets the proxy's report on its servers.
 func (b *balancer) says(servers map[string]Server, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -216,7 +216,7 @@ func newBalancer(t *testing.T, consul *sessiontest.Consul) *balancer {
 	return b
 }
 
-// tells is what Consul has of the balancer, nil if it tells nothing.
+// tells returns the balancer's report in Consul, or nil.
 func (b *balancer) tells(t *testing.T, consul *sessiontest.Consul) *Serving {
 	t.Helper()
 	pair := consul.Key("berth/serving/lb%2F1")
@@ -230,7 +230,8 @@ func (b *balancer) tells(t *testing.T, consul *sessiontest.Consul) *Serving {
 	return s
 }
 
-// A balancer tells what is asked for while a rollout runs, as it changes and no more often, and nothing before and after.
+// A balancer reports what is asked for while a rollout runs, at each change and not more often, and nothing before and
+// after.
 func TestPublisher(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		consul := sessiontest.New()
@@ -287,7 +288,7 @@ func TestPublisher(t *testing.T) {
 	})
 }
 
-// A Consul that refuses or is away is asked again, not all the time, and told when it answers.
+// A Consul that refuses or is away is asked again with pauses, and gets the report when it answers.
 func TestPublisherRefused(t *testing.T) {
 	for fault, most := range map[sessiontest.Fault]int{sessiontest.Deny: 62, sessiontest.Refuse: 1500} {
 		synctest.Test(t, func(t *testing.T) {

@@ -15,27 +15,27 @@ import (
 	docker "github.com/fsouza/go-dockerclient"
 )
 
-// world is Docker, compose, Consul and two balancers with a service in them.
+// world is Docker, compose, Consul and two balancers with one service.
 type world struct {
 	t  *testing.T
 	mu sync.Mutex
 
 	boxes   []*box
 	made    int
-	version string                                            // of what compose makes
-	makes   func(b *box)                                      // changes a box that compose makes
-	lag     time.Duration                                     // from a change to the balancers' doing it
-	telling []string                                          // names of the balancers that tell
-	lost    func(balancer string) (gone bool, problem string) // what has become of a balancer
-	blind   bool                                              // the balancers do not say what they have in flight
-	abrupt  bool                                              // what is stopped need not be drained before
+	version string                                            // of the containers that compose creates
+	makes   func(b *box)                                      // changes a box that compose creates
+	lag     time.Duration                                     // from a change until the balancers apply it
+	telling []string                                          // names of the reporting balancers
+	lost    func(balancer string) (gone bool, problem string) // fate of a balancer
+	blind   bool                                              // the balancers do not report in-flight requests
+	abrupt  bool                                              // containers may be stopped without a drain
 	nobody  bool                                              // nothing is registered
-	metrics bool                                              // containers are registered for a port that no balancer has, too
-	deaf    string                                            // a balancer that takes no new servers
+	metrics bool                                              // containers are also registered for a port that no balancer has
+	deaf    string                                            // a balancer that accepts no new servers
 	saved   []State                                           // nil = none yet
-	calls   int                                               // so far
+	calls   int                                               // number so far
 	onCall  func(n int, what string) error                    // before a call
-	least   int                                               // usable containers that there must always be
+	least   int                                               // minimum number of usable containers
 	said    strings.Builder
 }
 
@@ -46,16 +46,16 @@ type box struct {
 	started time.Time
 	healthy time.Duration // after its start; less than 0 = never
 	dies    time.Duration // after its start; 0 = never
-	work    time.Duration // how long what it has in flight takes when it is drained
+	work    time.Duration // duration of its in-flight requests when it is drained
 	drained time.Time
 	reason  string
 	resumed time.Time
-	again   time.Duration // after its start it is restarted, and then as often; 0 = never
-	late    time.Duration // after its start it is registered as the service admin, too; 0 = never
+	again   time.Duration // time from its start to a restart, repeatedly; 0 = never
+	late    time.Duration // time from its start until it is also registered as the service admin; 0 = never
 	stopped bool
 }
 
-const takes = 300 * time.Millisecond // what a container has in flight, unless said otherwise
+const takes = 300 * time.Millisecond // duration of a container's in-flight requests, by default
 
 var errKilled = errors.New("killed")
 
@@ -85,7 +85,7 @@ func (w *world) add() *box {
 	return b
 }
 
-// call is made at the begin of each call. It checks what must always be.
+// call runs at the beginning of each call. It checks the invariants.
 func (w *world) call(what string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -112,7 +112,7 @@ func (b *box) passes() bool {
 }
 func (b *box) address() string { return "10.0.0." + strings.TrimLeft(b.ID, "0") + ":80" }
 
-// usable says whether a balancer sends requests to a container.
+// usable reports whether a balancer sends requests to a container.
 func (w *world) usable(b *box, balancer string) bool {
 	if !b.runs() || b.healthy < 0 || w.deaf == balancer && b.version == "2" {
 		return false
@@ -321,7 +321,7 @@ func (w *world) rollout(s State) *Rollout {
 		Say: func(format string, args ...any) { fmt.Fprintf(&w.said, format+"\n", args...) }}
 }
 
-// begin returns a rollout of everything that there is.
+// begin returns a rollout of all existing containers.
 func (w *world) begin(o Options) *Rollout {
 	list, err := Containers(w.t.Context(), w, "shop", "app")
 	if err != nil {
@@ -332,7 +332,7 @@ func (w *world) begin(o Options) *Rollout {
 	return w.rollout(s)
 }
 
-// versions are those of the containers that run, with a mark for those that are out of service.
+// versions returns those of the running containers, with a mark for those out of service.
 func (w *world) versions() string {
 	var out []string
 	for _, b := range w.boxes {

@@ -27,14 +27,14 @@ const (
 	rounds = 20 // changes
 	// settle is how long the processes are left alone before they are measured.
 	settle = 6 * time.Second
-	// between two changes: what reports a change may do so twice in that time.
+	// between two changes: a process that reports a change may do so twice in that time
 	between = 2 * time.Second
 )
 
 // command is what the instances run: it does nothing, and ends by itself.
 var command = []string{"sleep", "900"}
 
-// applied measures from an apply to the files of all instances, and the memory of the processes.
+// applied measures the time from an apply to the files of all instances, and the memory of the processes.
 func applied(b *testing.B, r *report) {
 	l := startLab(b)
 	w := &writer{store: store.New(l.Client), item: store.Item{Service: "bench"}}
@@ -55,7 +55,7 @@ func applied(b *testing.B, r *report) {
 			all = append(all, kind.start(l, dir, n))
 		}
 		f.await(b, w.text())
-		time.Sleep(settle) // then each watch waits for its next answer
+		time.Sleep(settle) // so that each watch waits for its next answer
 		memories.memories(b, kind.unit, kind.name, all)
 		var fromBegin, fromReturn, last, lastFromBegin traffic.Times
 		for range rounds {
@@ -90,7 +90,7 @@ func applied(b *testing.B, r *report) {
 	r.lines = append(r.lines, memories.lines...)
 }
 
-// startService starts an instance that renders a file in a directory, if there is one.
+// startService starts an instance that renders a file in a directory, if given.
 func startService(l *lab, dir string, n int) *process {
 	args := []string{"service", "--name", "bench", "--id", "bench-" + strconv.Itoa(n), "--port", strconv.Itoa(20000 + n), "--ready", "none",
 		"--on-change", "none", "--strategy", group.AtOnce, "--drain-time", "0s"}
@@ -101,8 +101,8 @@ func startService(l *lab, dir string, n int) *process {
 	return l.start(nil, program(l, "BERTH"), append(append(args, "--"), command...)...)
 }
 
-// startConsulTemplate starts one that renders the same, and whose command is sent a signal that it does not notice, because
-// consul-template does not do nothing.
+// startConsulTemplate starts consul-template rendering the same file. Its command gets a signal that it ignores, because
+// consul-template cannot do nothing.
 func startConsulTemplate(l *lab, dir string, n int) *process {
 	template := testenv.File(l, dir, "in", `{{ key "berth/config/bench" }}`)
 	return l.start(nil, program(l, "CONSUL_TEMPLATE"), "-consul-addr", l.direct, "-template", template+":"+filepath.Join(dir, strconv.Itoa(n)),
@@ -118,7 +118,7 @@ type writer struct {
 
 func (w *writer) text() string { return fmt.Sprintf(`greeting = "round %04d"`, w.n) }
 
-// apply makes a new text the current one, as berth config apply does. The times are those before and after.
+// apply makes a new text the current one, like berth config apply. It returns the times before and after.
 func (w *writer) apply(b testing.TB) (began, returned time.Time) {
 	b.Helper()
 	w.n++
@@ -130,13 +130,13 @@ func (w *writer) apply(b testing.TB) (began, returned time.Time) {
 	return began, time.Now()
 }
 
-// files notices, by inotify, when the files of a directory are replaced.
+// files watches with inotify when the files of a directory are replaced.
 type files struct {
 	dir    string
 	events chan event
 }
 
-// event is that a file was put in its place.
+// event is the replacement of a file.
 type event struct {
 	name string
 	at   time.Time
@@ -175,7 +175,7 @@ func watchFiles(b *testing.B, dir string) *files {
 	return f
 }
 
-// await waits until the files of all instances have a text, and returns when each of them had.
+// await waits until the files of all instances have a text, and returns when each of them had it.
 func (f *files) await(b *testing.B, text string) map[string]time.Time {
 	b.Helper()
 	have := map[string]time.Time{}

@@ -20,8 +20,8 @@ import (
 	"berth/deploy/testenv/traffic"
 )
 
-// BenchmarkE2EGroups measures groups of berth service on a real Consul, and prints what it finds. Run it once, with
-// -benchtime 1x: the numbers of changes are its own.
+// BenchmarkE2EGroups measures groups of berth service on a real Consul, and prints its results. Run it once, with -benchtime
+// 1x: it sets the numbers of changes itself.
 func BenchmarkE2EGroups(b *testing.B) {
 	var r report
 	r.add("load average of the machine at the start: %s", traffic.LoadAverage())
@@ -32,14 +32,14 @@ func BenchmarkE2EGroups(b *testing.B) {
 	fmt.Print("\n", strings.Join(r.lines, "\n"), "\n\n")
 }
 
-// report is what the benchmark prints.
+// report is the output of the benchmark.
 type report struct{ lines []string }
 
 func (r *report) add(format string, args ...any) {
 	r.lines = append(r.lines, fmt.Sprintf(format, args...))
 }
 
-// times adds the median and the longest of some durations, and reports them as the benchmark's.
+// times adds the median and the maximum of some durations, and reports them as metrics.
 func (r *report) times(b *testing.B, unit, what string, d traffic.Times) {
 	d.Sorted()
 	b.ReportMetric(traffic.Millis(d.Within(0.5)), unit+"-ms/median")
@@ -51,7 +51,7 @@ func (r *report) times(b *testing.B, unit, what string, d traffic.Times) {
 type lab struct {
 	testing.TB
 	*testenv.Consul
-	direct string // address of Consul in its container, without Docker's proxy for published ports between
+	direct string // address of Consul in its container, without Docker's proxy for published ports
 	host   string // address of this machine for containers
 }
 
@@ -60,7 +60,7 @@ func startLab(b *testing.B) *lab {
 	address := testenv.FreeAddress(b, "127.0.0.1")
 	c := testenv.StartConsul(b, testenv.ConsulOptions{
 		Name: testenv.Name(b) + "-consul", Address: address, Docker: []string{"--publish", address + ":8500"},
-		// All instances are at one agent, which takes 200 connections from a host by default.
+		// All instances are at one agent, which accepts 200 connections from a host by default.
 		Args: []string{"-dev", "-client=0.0.0.0", "-hcl=limits { http_max_conns_per_client = -1 }"},
 	})
 	c.Answers(b)
@@ -69,7 +69,7 @@ func startLab(b *testing.B) *lab {
 	return &lab{b, c, ip + ":8500", gateway}
 }
 
-// program returns the path of a program that an environment variable names.
+// program returns the path of a program named by an environment variable.
 func program(b testing.TB, variable string) string {
 	b.Helper()
 	path := os.Getenv(variable)
@@ -79,14 +79,14 @@ func program(b testing.TB, variable string) string {
 	return path
 }
 
-// process is one that the benchmark runs.
+// process is a process started by the benchmark.
 type process struct {
 	*exec.Cmd
 	log   testenv.Log
 	ended chan struct{}
 }
 
-// start starts a program, and calls says with each line of its log as it comes. It is told to end at the end of the benchmark.
+// start starts a program, and calls says with each line of its log. The program is told to end at the end of the benchmark.
 func (l *lab) start(says func(line string), path string, args ...string) *process {
 	l.Helper()
 	p := &process{Cmd: exec.Command(path, args...), ended: make(chan struct{})}
@@ -112,7 +112,7 @@ func (l *lab) start(says func(line string), path string, args ...string) *proces
 		}
 	})
 	go func() {
-		_ = p.Wait() // how it ends is no matter
+		_ = p.Wait() // its result does not matter
 		close(p.ended)
 	}()
 	l.Cleanup(func() {
@@ -136,7 +136,7 @@ func (p *process) stop() {
 	}
 }
 
-// stopAll ends processes, all at once.
+// stopAll ends processes at the same time.
 func stopAll(all []*process) {
 	var each sync.WaitGroup
 	for _, p := range all {
@@ -145,7 +145,7 @@ func stopAll(all []*process) {
 	each.Wait()
 }
 
-// memory is what a process has, in MB: all that is in memory, and what of it is no file's.
+// memory returns a process's memory in MB: all resident memory, and the part that is not backed by files.
 type memory struct{ rss, anon float64 }
 
 func (p *process) memory() (m memory) {
@@ -169,7 +169,7 @@ func (p *process) memory() (m memory) {
 	return m
 }
 
-// memories adds the median and the most of what some processes have.
+// memories adds the median and the maximum of the memory of some processes.
 func (r *report) memories(b *testing.B, unit, what string, all []*process) {
 	var m []memory
 	for _, p := range all {

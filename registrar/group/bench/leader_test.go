@@ -22,7 +22,7 @@ const (
 	killRounds = 12
 )
 
-// led measures for how long a group has no leader when the leader's command is killed, or its berth told to end.
+// led measures how long a group has no leader when the leader's command is killed, or its berth is told to end.
 func led(b *testing.B, r *report) {
 	l := startLab(b)
 	r.add("\nthe leader ends → a follower leads, by its own word, %d instances, %d times. In ms, median / max", members, killRounds)
@@ -71,7 +71,7 @@ type electorate struct {
 	leads            chan lead
 }
 
-// lead is that an instance says that it leads.
+// lead is an instance's report that it leads.
 type lead struct {
 	n  int
 	at time.Time
@@ -112,7 +112,7 @@ func (e *electorate) join(n int) {
 
 func (c *candidate) kill() error { return syscall.Kill(int(c.command.Load()), syscall.SIGKILL) }
 
-// next waits for the next one that leads.
+// next waits for the next leader.
 func (e *electorate) next(b *testing.B) lead {
 	b.Helper()
 	select {
@@ -124,7 +124,7 @@ func (e *electorate) next(b *testing.B) lead {
 	}
 }
 
-// standing waits until all instances stand for election, and somebody has been leading for a while.
+// standing waits until all instances stand for election, and one has been leading for a while.
 func (e *electorate) standing(b *testing.B) {
 	b.Helper()
 	testenv.Eventually(b, time.Minute, "all stand for election", func() error {
@@ -142,5 +142,5 @@ func (e *electorate) standing(b *testing.B) {
 		}
 		return nil
 	})
-	time.Sleep(time.Second) // the lock-delay after the last change, if there was one, is over
+	time.Sleep(time.Second) // the lock-delay after the last change is over
 }

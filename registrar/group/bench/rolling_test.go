@@ -111,7 +111,7 @@ func rolled(b *testing.B, r *report) {
 	}
 }
 
-// startHAProxy starts a HAProxy that berth runs, and returns its address.
+// startHAProxy starts a HAProxy run by berth, and returns its address.
 func (l *lab) startHAProxy(b *testing.B) string {
 	b.Helper()
 	id := testenv.Run(b, "--label", "SERVICE_IGNORE=1", "--volume", program(b, "BERTH")+":/usr/local/bin/berth:ro", "--user", "0:0",
@@ -120,7 +120,7 @@ func (l *lab) startHAProxy(b *testing.B) string {
 	return testenv.MustDocker(b, "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", id) + ":8080"
 }
 
-// ownTimes returns how long a server takes to end after SIGTERM and to accept connections after its start, together.
+// ownTimes returns how long a server takes to end after SIGTERM plus to accept connections after its start.
 func ownTimes(b *testing.B) (took traffic.Times) {
 	b.Helper()
 	for range 10 {
@@ -153,7 +153,7 @@ func ownTimes(b *testing.B) (took traffic.Times) {
 	return took.Sorted()
 }
 
-// turn is when an instance did what, by its log.
+// turn holds the times of an instance's steps, from its log.
 type turn struct{ applying, ended, started, applied time.Time }
 
 func readTurn(b *testing.B, p *process, since time.Time) (t turn) {

@@ -18,8 +18,8 @@ import (
 	"berth/registrar/group/store"
 )
 
-// TestE2ECensus asks for two groups at a real Consul, with instances in each status, over HTTP. A token that may read only one
-// of the groups is told that there is more.
+// TestE2ECensus asks for two groups at a real Consul, with instances in each status, over HTTP. A token that may read only
+// one of the groups learns that something is hidden.
 func TestE2ECensus(t *testing.T) {
 	const management = "7b9a1b3e-9d0d-4a55-8f8e-2f1c0b3e4d5a"
 	address := testenv.FreeAddress(t, "127.0.0.1")

@@ -19,21 +19,21 @@ import (
 	"berth/registrar/group/store"
 )
 
-// consul is a Consul without sockets: it answers a path with what is there, with 404 elsewhere.
+// consul is a Consul without sockets: it answers known paths, and 404 elsewhere.
 type consul struct {
 	mu    sync.Mutex
 	paths map[string]response
 	calls map[string]int
-	most  int // calls at a time
+	most  int // concurrent calls
 	now   int
 }
 
 type response struct {
 	code   int // 0 = 200
 	body   any
-	hidden bool          // Consul says that something is
+	hidden bool          // Consul says that something is hidden
 	hangs  bool          // until the caller gives up
-	takes  time.Duration // before it comes
+	takes  time.Duration // delay of the answer
 }
 
 func (c *consul) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -113,7 +113,7 @@ const (
 	configApp   = "/v1/kv/berth/config/app"
 )
 
-// newConsul has the services app, with two instances that report and the leader app-1, and redis.
+// newConsul has the services app, with two reporting instances and the leader app-1, and redis.
 func newConsul() *consul {
 	text := []byte("greeting = \"Sup\"\n")
 	header, _ := json.Marshal(store.Header{Version: 7, By: "ada@host", At: since, Format: "toml", Sum: store.Sum(text)})
@@ -145,7 +145,7 @@ type standing struct {
 	log *strings.Builder
 }
 
-// newHandler returns the handler of a berth with app-1 and app-2 of app, and one of my.app.
+// newHandler returns the handler of a berth with app-1 and app-2 of app, and one instance of my.app.
 func newHandler(change func(*consul, *Options)) standing {
 	s := standing{consul: newConsul(), log: new(strings.Builder)}
 	client, err := api.NewClient(&api.Config{Address: "consul", HttpClient: &http.Client{Transport: s.consul}})
@@ -284,7 +284,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// withText is a configuration that somebody wrote with other means.
+// withText is a configuration written by another program.
 func withText(text string) func(*consul, *Options) {
 	return func(c *consul, _ *Options) {
 		c.paths[configApp] = pairs(&api.KVPair{Key: "berth/config/app", Value: []byte(text)})
@@ -304,7 +304,7 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// However Consul hangs, each answer comes in time and says what is missing; then it is asked anew.
+// However Consul hangs, each answer comes in time and says what is missing; then Consul is asked again.
 func TestHangs(t *testing.T) {
 	for target, hangs := range map[string]string{
 		"/census":              catalogPath,
@@ -340,7 +340,7 @@ func TestHangs(t *testing.T) {
 	})
 }
 
-// Many who ask at once cost as much as one. They get the same answer, also if who asked first has gone.
+// Many simultaneous requests cost as much as one. They get the same answer, even if the first client has gone.
 func TestShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newHandler(func(c *consul, _ *Options) {
@@ -383,7 +383,7 @@ func TestShared(t *testing.T) {
 	})
 }
 
-// While Consul hangs, those who ask for other things wait no longer either, and no more calls are made.
+// While Consul hangs, requests for other things do not wait longer either, and no more calls are made.
 func TestNoPile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newHandler(func(c *consul, o *Options) {
@@ -411,8 +411,8 @@ func TestNoPile(t *testing.T) {
 	})
 }
 
-// What a neighbour sends without bounds is not passed on without them.
-func TestBounds(t *testing.T) { synctest.Test(t, testBounds) } // however slow the machine is
+// Data that a neighbour sends without limits is passed on only within limits.
+func TestBounds(t *testing.T) { synctest.Test(t, testBounds) } // independent of the machine's speed
 
 func testBounds(t *testing.T) {
 	long := strings.Repeat("\x01", 20_000)

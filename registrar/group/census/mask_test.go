@@ -114,7 +114,7 @@ Secret = "d"
 	}
 }
 
-// Aliases of YAML share memory as long as they are not encoded.
+// YAML aliases share memory until they are encoded.
 func TestMaskBounds(t *testing.T) {
 	text := "a: &a " + strings.Repeat("x", 100_000) + "\nb: [" + strings.Repeat("*a,", 2_000) + "]\n"
 	table, _, err := format.Parse([]byte(text), format.YAML)
@@ -126,7 +126,7 @@ func TestMaskBounds(t *testing.T) {
 	}
 }
 
-// No secret of any table is in what is shown of it.
+// No secret of any table appears in its masked form.
 func TestPropertyMask(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var secrets []string
@@ -193,7 +193,7 @@ func TestPropertyMask(t *testing.T) {
 	})
 }
 
-// What is shown has each key of the table, and each value that is no secret.
+// The masked form has each key of the table, and each value that is not secret.
 func TestPropertyMaskKeeps(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		table := rapid.MapOf(rapid.SampledFrom([]string{"a", "b", "monkey", "port"}),

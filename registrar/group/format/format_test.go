@@ -99,7 +99,7 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
-// laughs defines nine anchors, each by aliases of the one before in the place of "@".
+// laughs defines nine anchors, each with aliases of the previous one in place of "@".
 func laughs(of string) string {
 	text := "a0: &a0 {x: 1}\n"
 	for i := range 9 {
@@ -108,7 +108,7 @@ func laughs(of string) string {
 	return text
 }
 
-// A text that is nested as deep as its size allows is refused, at once, and does not overflow the stack.
+// A text nested as deeply as its size allows is refused at once, and does not overflow the stack.
 func TestParseDeep(t *testing.T) {
 	const size = 500 << 10
 	for name, tt := range map[string]struct {
@@ -198,7 +198,7 @@ func TestMerge(t *testing.T) {
 	}
 }
 
-// spoil changes everything in a value that can be changed.
+// spoil changes everything changeable in a value.
 func spoil(v any) {
 	switch v := v.(type) {
 	case map[string]any:

@@ -27,8 +27,8 @@ import (
 	"berth/registrar/group/store"
 )
 
-// ring is three Consul servers. Each has two networks: they reach each other over one, of which they can be cut off, and tests
-// reach them over the other.
+// ring is three Consul servers, each on two networks: the servers reach each other over one, from which they can be cut off,
+// and tests reach them over the other.
 type ring struct {
 	t       *testing.T
 	name    string
@@ -46,7 +46,7 @@ type node struct {
 	ip string // on the network of the servers
 }
 
-// beliefs records who believes to lead.
+// beliefs records which instances believe that they lead.
 type beliefs struct {
 	mu    sync.Mutex
 	began time.Time
@@ -63,9 +63,9 @@ type candidate struct {
 	*leader.Election
 	id   string
 	at   *node
-	dead atomic.Bool // nothing that it sends goes out any more
+	dead atomic.Bool // it sends nothing more
 	log  testenv.Log
-	stop func() // and wait
+	stop func() // and waits
 }
 
 func newRing(t *testing.T) *ring {
@@ -106,19 +106,18 @@ func (r *ring) agent(i int, args ...string) *node {
 	return n
 }
 
-// cut takes an agent off the servers' network; join puts it there.
+// cut takes an agent off the servers' network; join puts it back.
 func (r *ring) cut(n *node) { testenv.MustDocker(r.t, "network", "disconnect", r.name+"-ring", n.Name) }
 func (r *ring) join(n *node) {
 	testenv.MustDocker(r.t, "network", "connect", "--ip", n.ip, r.name+"-ring", n.Name)
 }
 
-// heal waits until all servers know that all are there. By themselves they would look for failed ones only every half a
-// minute.
+// heal waits until all servers know each other again. On their own they would look for failed ones only every half a minute.
 func (r *ring) heal() {
 	r.t.Helper()
 	testenv.Eventually(r.t, 3*time.Minute, "all servers are back", func() error {
 		for _, c := range r.all {
-			c.register(r.t) // else the agent puts it into a catalog that lost it at its next full sync only, as it does with a check
+			c.register(r.t) // otherwise the agent restores a lost registration only at its next full sync, as it does with a check
 		}
 		for _, s := range r.servers {
 			for _, other := range r.servers {
@@ -126,7 +125,7 @@ func (r *ring) heal() {
 					_ = s.Agent().Join(other.ip, false)
 				}
 			}
-			// A server that was declared failed is no member of the quorum before it has been back for ten seconds.
+			// A server that was declared failed rejoins the quorum only after it has been back for ten seconds.
 			raft, err := s.Operator().RaftGetConfiguration(nil)
 			if err != nil {
 				return err
@@ -137,7 +136,7 @@ func (r *ring) heal() {
 			}
 			checks, _, err := s.Health().State(api.HealthAny, nil)
 			if status := checks.AggregatedStatus(); err != nil || status != api.HealthPassing || len(checks) != 2*len(r.servers) {
-				time.Sleep(200 * time.Millisecond) // before all of this is done again
+				time.Sleep(200 * time.Millisecond) // before repeating all of this
 				return fmt.Errorf("%d checks are %s: %v", len(checks), status, err)
 			}
 		}
@@ -162,7 +161,7 @@ func (r *ring) raftLeader() (n *node) {
 	return n
 }
 
-// lives is a http.RoundTripper that sends nothing any more once its candidate is dead.
+// lives is a http.RoundTripper that sends nothing once its candidate is dead.
 type lives struct {
 	http.RoundTripper
 	dead *atomic.Bool
@@ -175,7 +174,7 @@ func (l lives) RoundTrip(req *http.Request) (*http.Response, error) {
 	return l.RoundTripper.RoundTrip(req)
 }
 
-// register registers a candidate's instance at its agent, with a check that passes until it is told otherwise.
+// register registers a candidate's instance at its agent, with a check that passes until it is changed.
 func (c *candidate) register(t *testing.T, tags ...string) {
 	t.Helper()
 	testenv.Eventually(t, 20*time.Second, "registered "+c.id, func() error {
@@ -217,7 +216,7 @@ func (r *ring) stand(id string, at *node) *candidate {
 	return c
 }
 
-// kill ends a candidate as kill -9 does: it sends nothing any more, not even that it ends.
+// kill ends a candidate as kill -9 does: it sends nothing more, not even its end.
 func (c *candidate) kill(b *beliefs) {
 	c.dead.Store(true)
 	b.changed(c.id, false)
@@ -237,7 +236,7 @@ func (b *beliefs) changed(id string, leads bool) {
 	}
 }
 
-// leaders are the IDs of those that believe to lead.
+// leaders returns the IDs of the candidates that believe that they lead.
 func (b *beliefs) leaders() (ids []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -258,7 +257,7 @@ func (b *beliefs) snapshot() []belief {
 // disjoint fails the test if two believed to lead at the same time.
 func (b *beliefs) disjoint(t *testing.T) {
 	t.Helper()
-	all := b.snapshot() // by their begin
+	all := b.snapshot() // sorted by begin
 	for i := 1; i < len(all); i++ {
 		if before := all[i-1]; before.to == 0 || before.to > all[i].from {
 			t.Errorf("two lead at once: %+v and %+v", before, all[i])
@@ -266,8 +265,7 @@ func (b *beliefs) disjoint(t *testing.T) {
 	}
 }
 
-// next waits until another than the one that leads does, and returns it with how long nobody led and how long ago that
-// began.
+// next waits until another candidate leads, and returns it with how long none led, and how long ago that began.
 func (r *ring) next(within time.Duration, after string) (id string, gap, took time.Duration) {
 	r.t.Helper()
 	took = testenv.Eventually(r.t, within, "another than "+after+" leads", func() error {
@@ -285,14 +283,14 @@ func (r *ring) next(within time.Duration, after string) (id string, gap, took ti
 	return id, gap, took
 }
 
-// holder is who held the lock, as Consul has it.
+// holder returns the holder of the lock according to Consul.
 type holder struct {
 	modified uint64
 	session  string
 	id       string
 }
 
-// record records who holds the lock, as any of the servers says, until the function that it returns is called.
+// record records the holder of the lock, as reported by any of the servers, until the returned function is called.
 func (r *ring) record() (stop func() []holder) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
@@ -327,7 +325,7 @@ func (r *ring) record() (stop func() []holder) {
 	}
 }
 
-// agree fails the test if the beliefs are not what Consul's history of the lock allows: each belongs to a holder, in order.
+// agree fails the test if the beliefs contradict Consul's history of the lock: each belongs to a holder, in order.
 func (b *beliefs) agree(t *testing.T, history []holder) {
 	t.Helper()
 	i := 0
@@ -398,15 +396,15 @@ func TestE2ENextLeads(t *testing.T) {
 		is = next
 		settle()
 
-		// The tag that says who leads is a registration anew.
+		// The tag for the role is a new registration.
 		n := len(r.beliefs.snapshot())
 		candidates[is].register(t, "leader")
-		time.Sleep(2 * time.Second) // in which nothing is to happen
+		time.Sleep(2 * time.Second) // nothing should happen meanwhile
 		if now := len(r.beliefs.snapshot()); now != n || r.beliefs.leaders()[0] != is {
 			t.Errorf("another tag ended the leadership")
 		}
 
-		// Another server becomes Consul's leader: the same instance leads on, at the latest when that is settled.
+		// Another server becomes Consul's leader: the same instance leads on, at the latest when that has settled.
 		if raft := r.raftLeader(); raft == candidates[is].at {
 			if err := candidates[is].StepDown(t.Context()); err != nil {
 				t.Fatal(err)
@@ -467,7 +465,7 @@ func TestE2ENextLeads(t *testing.T) {
 		is = next
 		settle()
 
-		// Its agent freezes: it stops by its own clock.
+		// Its agent freezes: it stops leading by its own clock.
 		frozen := candidates[is].at
 		frozen.Do(t, "pause")
 		began := time.Now()
@@ -488,8 +486,8 @@ func TestE2ENextLeads(t *testing.T) {
 	})
 }
 
-// A client agent that is stopped leaves, and Consul forgets its node at once, with the sessions: the leader knows before another
-// one leads.
+// A client agent that is stopped leaves, and Consul forgets its node at once, with the sessions: the leader knows before
+// another one leads.
 func TestE2EAgentLeaves(t *testing.T) {
 	r := newRing(t)
 	client := r.agent(3)
@@ -514,7 +512,7 @@ func TestE2EAgentLeaves(t *testing.T) {
 	r.beliefs.disjoint(t)
 }
 
-// Members are cut off from each other and come back, as it happens: two never lead at once, and somebody does in the end.
+// Members are randomly cut off from each other and return: two never lead at once, and one does in the end.
 func TestE2EPartitions(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	t.Run("", func(t *testing.T) {
@@ -536,7 +534,7 @@ func TestE2EPartitions(t *testing.T) {
 			lasts := 200*time.Millisecond + time.Duration(random.Int64N(int64(4*time.Second)))
 			raft := r.raftLeader()
 			is := r.beliefs.leaders()
-			if i%long == long-1 && len(is) == 1 { // so long that another one leads
+			if i%long == long-1 && len(is) == 1 { // long enough for another one to lead
 				cut = at[is[0]]
 				r.cut(cut)
 				next, gap, took := r.next(60*time.Second, is[0])
@@ -547,7 +545,7 @@ func TestE2EPartitions(t *testing.T) {
 				time.Sleep(lasts)
 				r.join(cut)
 			}
-			if i%long == long-2 { // else another one could have no quorum
+			if i%long == long-2 { // otherwise another one could have no quorum
 				r.heal()
 			}
 			time.Sleep(time.Duration(random.Int64N(int64(time.Second))))

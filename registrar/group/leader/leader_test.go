@@ -32,7 +32,7 @@ type group struct {
 	leads []string // those that believe that they lead
 }
 
-// member is an instance that stands, over a link of its own.
+// member is an instance that stands for election, over its own link.
 type member struct {
 	*leader.Election
 	id    string
@@ -40,7 +40,7 @@ type member struct {
 	told  bool
 	state leader.State
 	log   strings.Builder
-	stop  func() // and wait
+	stop  func() // and waits
 }
 
 func newGroup(t *testing.T) *group {
@@ -108,14 +108,14 @@ func (g *group) leader() string {
 	return strings.Join(g.leads, " ")
 }
 
-// knows is the state that an instance was told last.
+// knows returns the last state reported to an instance.
 func (g *group) knows(m *member) leader.State {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return m.state
 }
 
-// expect waits until an instance leads, "" for none, and says how long that took.
+// expect waits until an instance leads, "" for none, and returns how long that took.
 func (g *group) expect(within time.Duration, id string) time.Duration {
 	g.t.Helper()
 	for began := time.Now(); ; time.Sleep(time.Millisecond) {
@@ -127,8 +127,8 @@ func (g *group) expect(within time.Duration, id string) time.Duration {
 	}
 }
 
-// One leads, the others know who; when that ends, whatever the reason, the next one leads after a time that is that reason's,
-// and when the first one is back it follows.
+// One leads, and the others know which. When that ends, the next one leads after a time that depends on the reason. When the
+// first one is back, it follows.
 func TestNextLeads(t *testing.T) {
 	const soon = 2*session.Spread + 5*time.Millisecond
 	for name, tt := range map[string]struct {
@@ -178,7 +178,7 @@ func TestNextLeads(t *testing.T) {
 				}
 				time.Sleep(time.Minute)
 				tt.mend(g, a)
-				time.Sleep(15 * time.Second) // a watch that hung is made anew after 13 seconds
+				time.Sleep(15 * time.Second) // a hanging watch is repeated after 13 seconds
 				if got := g.knows(a); got.Leads || got.Leader.ID != "b" {
 					t.Errorf("a knows %+v", got)
 				}
@@ -196,8 +196,8 @@ func TestNextLeads(t *testing.T) {
 	}
 }
 
-// The highest priority among the candidates gets a lock that is free, and nobody is pushed out. One that does not stand is
-// not waited for.
+// The candidate with the highest priority gets a free lock, and no leader is pushed out. An instance that does not stand is
+// not awaited.
 func TestPriority(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)
@@ -223,7 +223,7 @@ func TestPriority(t *testing.T) {
 		}
 		g.consul.Service("high", api.HealthPassing)
 		time.Sleep(5 * time.Second)
-		// It is back, but cannot take the lock: the others go on without it.
+		// It is back, but cannot take the lock: the others continue without it.
 		high.link.Set(sessiontest.Hang)
 		for _, m := range g.all {
 			if m.id == g.leader() {
@@ -237,7 +237,7 @@ func TestPriority(t *testing.T) {
 	})
 }
 
-// An instance that is not passing, or not registered, or has stepped down does not stand.
+// An instance that is not passing, not registered, or has stepped down does not stand.
 func TestStands(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)
@@ -259,7 +259,7 @@ func TestStands(t *testing.T) {
 			a.Stand()
 			g.expect(time.Second, "a")
 		}
-		// Who deletes the key takes the lock away.
+		// Deleting the key takes the lock away.
 		g.consul.Invalidate(g.consul.Key("service/app/leader").Session)
 		if took := g.expect(time.Second, ""); took > 10*time.Millisecond {
 			t.Errorf("noticed after %s", took)
@@ -275,7 +275,7 @@ func TestStands(t *testing.T) {
 	})
 }
 
-// A candidate that does not see what happens to the lock does not take it by what it saw.
+// A candidate that does not see changes of the lock does not take it based on its outdated view.
 func TestOldView(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)
@@ -291,7 +291,7 @@ func TestOldView(t *testing.T) {
 				return sessiontest.None
 			}
 		}
-		b.link.SetFunc(deaf(sessiontest.NoLeader)) // it has seen that the lock is free
+		b.link.SetFunc(deaf(sessiontest.NoLeader)) // it has seen the free lock
 		time.Sleep(time.Second)
 		a := g.join("a", 0)
 		g.expect(time.Second, "a")

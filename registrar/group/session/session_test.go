@@ -17,13 +17,13 @@ import (
 	"berth/registrar/group/session/sessiontest"
 )
 
-// keeper is a Keeper that runs, over a link of its own.
+// keeper is a running Keeper, over its own link.
 type keeper struct {
 	*session.Keeper
 	t    *testing.T
 	link *sessiontest.Link
 	log  strings.Builder
-	stop func() // and wait
+	stop func() // and waits
 }
 
 func run(t *testing.T, consul *sessiontest.Consul) *keeper {
@@ -41,7 +41,7 @@ func run(t *testing.T, consul *sessiontest.Consul) *keeper {
 	return k
 }
 
-// session is the current one, which there has to be within a while.
+// session returns the current session, which must exist within a while.
 func (k *keeper) session(within time.Duration) *session.Session {
 	k.t.Helper()
 	ctx, cancel := context.WithTimeout(k.t.Context(), within+time.Millisecond)
@@ -69,8 +69,8 @@ func isLost(s *session.Session) bool {
 	}
 }
 
-// Whatever happens to the renewals, a session is lost before Consul can take it for expired, and not long before; when
-// Consul answers again there is another, and the former one is gone.
+// Whatever happens to the renewals, a session is lost before Consul can consider it expired, and not long before. When
+// Consul answers again, another one exists, and the former one is gone.
 func TestLostByItsOwnClock(t *testing.T) {
 	for name, fault := range map[string]sessiontest.Fault{"hangs": sessiontest.Hang, "answers are lost": sessiontest.Lost, "refused": sessiontest.Refuse,
 		"denied": sessiontest.Deny, "no leader": sessiontest.NoLeader} {
@@ -106,7 +106,7 @@ func TestLostByItsOwnClock(t *testing.T) {
 	}
 }
 
-// A session survives an outage that is shorter than its TTL.
+// A session survives an outage shorter than its TTL.
 func TestShortOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := run(t, sessiontest.New())
@@ -123,7 +123,7 @@ func TestShortOutage(t *testing.T) {
 	})
 }
 
-// A session that is gone in Consul is noticed at the next renewal, or as soon as somebody says or sees it.
+// A session that is gone from Consul is noticed at the next renewal, or as soon as a caller reports or sees it.
 func TestGone(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -154,7 +154,7 @@ func TestGone(t *testing.T) {
 	}
 }
 
-// At the end the session is destroyed, and a Consul that hangs is not waited for.
+// At the end the session is destroyed, and a hanging Consul is not awaited.
 func TestEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		consul := sessiontest.New()
@@ -234,7 +234,7 @@ func TestAcquire(t *testing.T) {
 	}
 }
 
-// first makes a link do one thing to the first attempts to take a lock.
+// first makes a link treat the first attempts to take a lock with one fault.
 func first(n int, f sessiontest.Fault) func(*http.Request) sessiontest.Fault {
 	return func(req *http.Request) sessiontest.Fault {
 		if n == 0 || !req.URL.Query().Has("acquire") {
@@ -245,7 +245,7 @@ func first(n int, f sessiontest.Fault) func(*http.Request) sessiontest.Fault {
 	}
 }
 
-// An attempt whose answer is lost, late or an error is made again.
+// An attempt whose answer is lost, late or an error is repeated.
 func TestAcquireUnanswered(t *testing.T) {
 	for _, fault := range []sessiontest.Fault{sessiontest.Lost, sessiontest.Late, sessiontest.Hang, sessiontest.NoLeader} {
 		synctest.Test(t, func(t *testing.T) {
@@ -264,7 +264,7 @@ func TestAcquireUnanswered(t *testing.T) {
 	}
 }
 
-// Whoever gives up while an attempt is not answered does not hold the lock.
+// A caller that gives up during an unanswered attempt does not hold the lock.
 func TestAcquireGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		consul := sessiontest.New()
@@ -281,7 +281,7 @@ func TestAcquireGivenUp(t *testing.T) {
 	})
 }
 
-// Many who wait for a lock ask for it one after the other.
+// Many waiters for a lock ask for it one after the other.
 func TestNoHerd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const waiters = 50
@@ -322,7 +322,7 @@ func TestNoHerd(t *testing.T) {
 	})
 }
 
-// What a former life left under the instance's own key is replaced; what is written again is replaced.
+// A key left by the instance's former life is replaced, and so is what is written again.
 func TestPut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		consul := sessiontest.New()

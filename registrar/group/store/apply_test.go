@@ -36,7 +36,7 @@ func numbersOf(headers []Header) []uint64 {
 	return out
 }
 
-// expect checks what is current and what the history says, and that no other entry is left.
+// expect checks the current version and the history, and that no other entry is left.
 func expect(t *testing.T, f *fakeConsul, s *Store, i Item, text []byte, history ...uint64) {
 	t.Helper()
 	now, err := s.Current(bounded(t, soon), i)
@@ -60,13 +60,13 @@ func expect(t *testing.T, f *fakeConsul, s *Store, i Item, text []byte, history 
 	})
 }
 
-// An answer that is lost, before or after Consul has done what it was asked for, is looked up, and the text is applied once.
+// An answer that is lost, before or after Consul has carried out the request, is looked up, and the text is applied once.
 func TestApplyLostAnswer(t *testing.T) {
 	i := Item{Service: "app"}
 	for size, text := range sizes {
 		for _, asked := range []uint64{0, 2} {
 			for _, key := range []string{i.Key(), i.HistoryKey(2)} {
-				for _, there := range []bool{true, false} { // a version before this one
+				for _, there := range []bool{true, false} { // an earlier version exists
 					for _, when := range []string{"before", "after"} {
 						t.Run(fmt.Sprint(size, asked, key, there, when), func(t *testing.T) {
 							f, s := newFake(t)
@@ -93,7 +93,8 @@ func TestApplyLostAnswer(t *testing.T) {
 	}
 }
 
-// An answer is lost, and before the writer asks again somebody else has written: it is told whether its text ever was current.
+// An answer is lost, and another writer writes before the next attempt: the first one learns whether its text ever was
+// current.
 func TestApplyLostAnswerThenOther(t *testing.T) {
 	i := Item{Service: "app"}
 	for size, text := range sizes {
@@ -125,7 +126,8 @@ func TestApplyLostAnswerThenOther(t *testing.T) {
 	}
 }
 
-// A writer of a large text ends between its two writes: nothing of it is seen, and the next one goes past it and removes it.
+// A writer of a large text ends between its two writes: its text is never visible, and the next writer passes and removes
+// it.
 func TestApplyCrash(t *testing.T) {
 	f, s := newFake(t)
 	i := Item{Service: "app"}
@@ -149,11 +151,11 @@ func TestApplyCrash(t *testing.T) {
 	expect(t, f, s, i, []byte("three"), 3, 1)
 }
 
-// The same call again, as of a job that was run again, finishes what its predecessor began.
+// Repeating a call, like a job that runs again, finishes what the first one began.
 func TestApplyCrashAndAgain(t *testing.T) {
 	f, s := newFake(t)
 	i := Item{Service: "app"}
-	for _, version := range []uint64{1, 2} { // before there is one, and after
+	for _, version := range []uint64{1, 2} { // before one exists, and after
 		ctx, crash := context.WithCancel(t.Context())
 		f.before = once(i.Key(), crash)
 		c := Change{Text: append(sizes["large"], byte(version)), Version: version, By: "ann@host"}
@@ -167,7 +169,7 @@ func TestApplyCrashAndAgain(t *testing.T) {
 	expect(t, f, s, i, append(sizes["large"], 2), 2, 1)
 }
 
-// A file that a writer did not find is put and removed by others before its second write: no number is given twice.
+// A file that a writer did not find is put and removed by others before its second write: no number is used twice.
 func TestApplyAbsentTwice(t *testing.T) {
 	f, s := newFake(t)
 	i := Item{Service: "app", File: "f"}
@@ -209,7 +211,7 @@ func TestApplyWhileAway(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "write berth/config/app: Consul cannot do it now") || f.writes < 2 {
 		t.Errorf("%v after %d writes", err, f.writes)
 	}
-	// That the time was over while it waited for an answer says less than the answer before.
+	// A deadline during a wait for an answer says less than the answer before.
 	ctx, over := context.WithCancel(t.Context())
 	f.set(func() {
 		f.writes = 0

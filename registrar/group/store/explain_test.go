@@ -8,7 +8,7 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// Another server's 404 is told from Consul's refusals, whichever query meets it first.
+// Another server's 404 is distinguished from a refusal by Consul, whichever query meets it first.
 func TestExplainReadOfAnotherServer(t *testing.T) {
 	page := api.StatusError{Code: http.StatusNotFound, Body: "<html>no such page</html>"}
 	for name, err := range map[string]error{

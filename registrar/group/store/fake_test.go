@@ -15,20 +15,20 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// fakeConsul has a KV in memory. before and after each write that it is asked for it calls hooks, which may fail the answer.
+// fakeConsul has a KV in memory. It calls hooks before and after each write, which may make the answer fail.
 type fakeConsul struct {
 	t  *testing.T
 	mu sync.Mutex
 
 	index uint64
 	kv    map[string]*api.KVPair
-	// before is called before a write of a key or, with the key of the current text, a transaction; after when it is done. An
-	// answer that lacks is lost: the connection breaks.
+	// before is called before a write of a key or, with the key of the current text, a transaction; after is called when it
+	// is done. A missing answer is lost: the connection breaks.
 	before, after func(key string) (lost bool)
-	away          bool // nothing is answered
-	refuse        int  // the status of every answer to a write, if it is not 0
+	away          bool // no answers
+	refuse        int  // status of every answer to a write, unless it is 0
 	writes        int
-	hang          func(write int) bool // whether that write is never answered; nil = none
+	hang          func(write int) bool // whether that write is never answered; nil = all are
 }
 
 func newFake(t *testing.T) (*fakeConsul, *Store) {
@@ -163,7 +163,7 @@ func (f *fakeConsul) do(method, key, separator string, keys bool, cas, flags str
 	return 200, api.KVPairs{f.kv[key]}
 }
 
-// once returns a hook that calls f and loses the answer when it is called for a key the first time.
+// once returns a hook that calls f and loses the answer at the first call for a key.
 func once(key string, f func()) func(string) bool {
 	var did atomic.Bool
 	return func(k string) bool {

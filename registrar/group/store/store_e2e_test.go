@@ -23,7 +23,7 @@ import (
 
 const rootToken = "11111111-1111-1111-1111-111111111111"
 
-// startConsul starts an agent that is its own server and denies what no token allows.
+// startConsul starts an agent that is its own server and denies everything that no token allows.
 func startConsul(t *testing.T) *testenv.Consul {
 	address := testenv.FreeAddress(t, "127.0.0.1")
 	c := testenv.StartConsul(t, testenv.ConsulOptions{
@@ -56,7 +56,7 @@ func bounded(t *testing.T) context.Context {
 	return ctx
 }
 
-// text is a text that no other is like.
+// text returns a unique text.
 func text(size int, seed string) []byte {
 	head := "# " + seed + "\n"
 	return append([]byte(head), bytes.Repeat([]byte("x"), max(0, size-len(head)))...)
@@ -164,7 +164,7 @@ func TestE2EApply(t *testing.T) {
 		if large, ok := errors.AsType[*store.TooLargeError](err); !ok || large.Size != store.Limit+1 {
 			t.Errorf("one byte more: %v", err)
 		}
-		// The greatest number of removals that a transaction has to take, with the longest of names.
+		// The maximum number of removals in a transaction, with the longest names.
 		i := store.Item{Service: strings.Repeat("s", 200), File: strings.Repeat("f", 255)}
 		for n := range 80 {
 			if _, err := consul.KV().Put(&api.KVPair{Key: i.HistoryKey(uint64(1e18) + uint64(n))}, nil); err != nil {
@@ -193,15 +193,15 @@ func TestE2EApply(t *testing.T) {
 				t.Errorf("history: %v, %v", versions(headers), err)
 			}
 		}
-		put(0, "hand") // before berth knew of it
+		put(0, "hand") // before berth wrote it
 		expect(0, true, "hand")
 		apply(t, s, i, store.Change{Text: []byte("one"), By: "ann@host"})
 		expect(1, false, "one", 1)
-		put(1, "one, but better") // by the UI, which keeps the flags
+		put(1, "one, but better") // through the UI, which keeps the flags
 		expect(1, true, "one, but better", 1)
 		apply(t, s, i, store.Change{Text: []byte("two")})
 		expect(2, false, "two", 2, 1)
-		put(0, "again") // by consul kv put
+		put(0, "again") // through consul kv put
 		expect(0, true, "again", 2, 1)
 		if _, err := s.Apply(ctx, i, store.Change{Text: []byte("x"), Version: 2}); err == nil || !strings.Contains(err.Error(), "version 2 is not newer than 2") {
 			t.Errorf("version 2 again: %v", err)
@@ -224,7 +224,7 @@ func TestE2EApply(t *testing.T) {
 		if _, err := s.Current(ctx, i); !errors.Is(err, store.ErrNone) {
 			t.Errorf("deleted: %v", err)
 		}
-		// The last text is put back under its number; another one is not.
+		// The last text is restored under its number; another one is not.
 		if _, err := s.Apply(ctx, i, store.Change{Text: []byte("other"), Version: 100}); err == nil {
 			t.Error("another text has the number")
 		}
@@ -254,7 +254,7 @@ func TestE2EApply(t *testing.T) {
 		if _, err := s.At(ctx, i, 2); !errors.Is(err, store.ErrNone) {
 			t.Errorf("version 2: %v", err)
 		}
-		// A large text cannot take a number that somebody may be about to take; a small one can.
+		// A large text cannot take a number that another writer may be about to take; a small one can.
 		short, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		_, err := s.Apply(short, i, store.Change{Text: text(300<<10, ""), Version: 2})
@@ -353,8 +353,8 @@ func TestE2EApply(t *testing.T) {
 	})
 }
 
-// Of many operators who write at once each version has one winner, and every text that somebody was told is applied is in the
-// history under the number that he was told.
+// When many operators write at once, each version has one winner, and every text reported as applied is in the history under
+// the reported number.
 func TestE2EApplyAtOnce(t *testing.T) {
 	s := store.New(startConsul(t).Client)
 	const many = 20
@@ -476,7 +476,7 @@ func TestE2EApplyAtOnce(t *testing.T) {
 	})
 }
 
-// What the token does not allow is refused at once, names the key, and leaves all as it was.
+// What the token does not allow is refused at once; the error names the key, and nothing changes.
 func TestE2EPermissions(t *testing.T) {
 	consul := startConsul(t)
 	ctx := bounded(t)
@@ -535,7 +535,8 @@ func TestE2EPermissions(t *testing.T) {
 	}
 }
 
-// A status is what the catalog and the reports say together, and a watch sees each change, also of a report that goes with its session.
+// A status combines the catalog and the reports, and a watch sees each change, also of a report that vanishes with its
+// session.
 func TestE2EStatus(t *testing.T) {
 	consul := startConsul(t)
 	s := store.New(consul.Client)
@@ -633,7 +634,7 @@ func TestE2EStatus(t *testing.T) {
 	must(err)
 	until("the reports are gone with their session", missing("app-1: does not report: nothing applies a configuration there"))
 
-	// Consul's absence is outlived, and what it forgot meanwhile is seen: a -dev agent forgets everything.
+	// The watch survives Consul's absence, and sees what Consul forgot meanwhile: a -dev agent forgets everything.
 	consul.Do(t, "restart", "--time", "1")
 	until("what Consul lost", func(s store.Status) bool { return s.Wanted.Version == 0 && len(s.Members) == 0 })
 	apply(t, s, store.Item{Service: "app"}, store.Change{Text: []byte("anew")})
@@ -644,7 +645,7 @@ func TestE2EStatus(t *testing.T) {
 	}
 }
 
-// Apply waits for Consul, and does what it was asked to do once.
+// Apply waits for Consul, and applies the text once.
 func TestE2EApplyWhileAway(t *testing.T) {
 	consul := startConsul(t)
 	s := store.New(consul.Client)
