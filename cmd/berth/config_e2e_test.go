@@ -197,7 +197,7 @@ func (l *groupLab) versions(dir string) {
 	if got := l.ok("", "config", "get", "app", "7"); got != "greeting: Hi\n" {
 		l.Errorf("version 7: %q", got)
 	}
-	l.fails(1, []string{"config", "get", "app", "5"}, "berth: app has no version 5: kept are 1 to 8")
+	l.fails(1, []string{"config", "get", "app", "5"}, "berth: app has no version 5: versions 1 to 8 are kept")
 	history := strings.Fields(l.ok("", "config", "history", "app"))
 	if n := slices.Index(history, "8"); n < 0 || slices.Index(history, "1") < n || !slices.Contains(history, operator()) {
 		l.Errorf("history: %q", history)
@@ -371,7 +371,7 @@ func (l *groupLab) files(dir string) {
 		l.Errorf("list as JSON: %q", got)
 	}
 	l.fails(1, []string{"file", "get", "site", "loog.png"}, "berth: site has no file loog.png (did you mean logo.png?)")
-	l.fails(1, []string{"file", "get", "site", "logo.png", "3"}, "berth: site: logo.png has no version 3: kept are 1 to 5")
+	l.fails(1, []string{"file", "get", "site", "logo.png", "3"}, "berth: site: logo.png has no version 3: versions 1 to 5 are kept")
 	l.fails(2, []string{"file", "get", "site", "../logo.png"}, "../logo.png")
 	if got := l.ok("", "file", "rm", "site", "logo.png"); got != "site: logo.png removed\n" {
 		l.Errorf("rm: %q", got)
