@@ -36,7 +36,7 @@ func TestHostDescription(t *testing.T) {
 	var hangs atomic.Bool
 	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if hangs.Load() {
-			<-r.Context().Done()
+			hang(r)
 			return
 		}
 		fmt.Fprint(w, `{"Member":{"Addr":"192.0.2.1"},"DebugConfig":{"EnableRemoteScriptChecks":true}}`)

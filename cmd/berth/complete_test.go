@@ -170,7 +170,7 @@ func TestCompletionOfNames(t *testing.T) {
 
 // A Docker that hangs keeps no service from being offered.
 func TestCompletionWithoutDocker(t *testing.T) {
-	somethingNamed(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	somethingNamed(t, func(_ http.ResponseWriter, r *http.Request) { hang(r) })
 	began := time.Now()
 	offered, _ := completed(t, "explain", "")
 	slices.Sort(offered)

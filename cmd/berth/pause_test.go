@@ -96,7 +96,7 @@ func TestPauseWithoutConsul(t *testing.T) {
 	var asked sync.Map
 	consul := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		asked.Store(r.URL.Path, true)
-		<-r.Context().Done()
+		hang(r)
 	}))
 	t.Cleanup(consul.Close)
 	for _, command := range []string{"pause", "resume"} {

@@ -65,7 +65,7 @@ func hangingDocker(t *testing.T) (asked <-chan string) {
 	requests := make(chan string, 8)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		requests <- r.Method + " " + r.URL.Path
-		<-r.Context().Done()
+		hang(r)
 	}))
 	path := filepath.Join(t.TempDir(), "docker.sock")
 	l, err := net.Listen("unix", path)

@@ -21,7 +21,7 @@ func TestSignals(t *testing.T) {
 	seen := sync.OnceFunc(func() { close(asked) })
 	consul := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		seen()
-		<-r.Context().Done()
+		hang(r)
 	}))
 	defer consul.Close()
 	code := func(err error) int {
