@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"berth/registrar"
 	"berth/templates/claim"
@@ -456,6 +457,44 @@ func (x explainer) service(s *Service) Explanation {
 	return e
 }
 
+// closed reports whether a proxy's port for HTTPS is closed, as far as is known.
+func (x explainer) closed(proxy string) bool {
+	return slices.ContainsFunc(x.Proxies, func(p Proxy) bool { return p.Name == proxy && p.Template == "" && p.Certificates == 0 })
+}
+
+// ownTemplates returns a line for each proxy whose template is not the built-in one.
+func (x explainer) ownTemplates() (lines []string) {
+	for _, p := range x.Proxies {
+		if p.Template != "" {
+			lines = append(lines, fmt.Sprintf("the proxy of %s has a template of its own, %s, whose routes berth does not know", p.Name, p.Template))
+		}
+	}
+	return lines
+}
+
+// unserved returns a line for each container on this host that asks for a host name and is no instance of a service in the catalog.
+func (x explainer) unserved(host string) (lines []string) {
+	there := map[string]bool{}
+	for _, s := range x.Services {
+		for _, in := range s.Instances {
+			there[in.ContainerID] = there[in.ContainerID] || in.Reached != StepContainer && in.Reached != StepReady
+		}
+	}
+	if x.report == nil {
+		return nil
+	}
+	for _, c := range x.report.Containers {
+		asks := slices.ContainsFunc(slices.Collect(maps.Keys(c.Asks)), func(key string) bool {
+			hosts := strings.FieldsFunc(strings.ToLower(c.Asks[key]), func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
+			return strings.HasSuffix(key, "ROUTE_HOST") && slices.Contains(hosts, strings.ToLower(host))
+		})
+		if asks && !there[c.ID] {
+			lines = append(lines, fmt.Sprintf("%s asks for this host and is not registered: berth explain %s says why", c.Container, c.Container))
+		}
+	}
+	return lines
+}
+
 // url explains which route a request takes.
 func (x explainer) url(text string) ([]Explanation, error) {
 	full := text
@@ -494,7 +533,14 @@ func (x explainer) url(text string) ([]Explanation, error) {
 				}
 			}
 		}
-		e.Steps = append(e.Steps, Explained{Step: "route", Evidence: []string{"no route matches: the answer is 404"}})
+		if own := x.ownTemplates(); len(own) > 0 {
+			e.State = Unknown
+			e.Steps = append(e.Steps, Explained{Step: "route", Evidence: own})
+			e.Verdict = "berth does not know the routes of a template of your own"
+			e.Do = []string{"read the template, or berth render, and ask about the service that it names"}
+			return []Explanation{e}, nil
+		}
+		e.Steps = append(e.Steps, Explained{Step: "route", Evidence: append([]string{"no route matches: the answer is 404"}, x.unserved(u.Hostname())...)})
 		e.Verdict = "no service has a route for it"
 		e.Do = []string{fmt.Sprintf("set SERVICE_ROUTE_HOST=%s on the container that should answer", u.Hostname())}
 		if len(hosts) > 0 {
@@ -524,11 +570,25 @@ func (x explainer) url(text string) ([]Explanation, error) {
 				lines = append(lines, fmt.Sprintf("%s of service %s matches too, but is less specific", c.Route.Route, c.service.Name))
 			}
 		}
+		if taken != nil && !strings.EqualFold(taken.Host, u.Hostname()) {
+			lines = append(lines, x.unserved(u.Hostname())...)
+		}
 		of.Steps = append(of.Steps, Explained{Step: "route at " + fit[0].Proxy, Passed: taken != nil, Evidence: lines})
-		if taken == nil {
+		switch {
+		case u.Scheme == "https" && x.closed(fit[0].Proxy):
+			of.Steps = append(of.Steps, Explained{Step: "TLS", Evidence: []string{"the proxy has no certificate, so its port for HTTPS is closed"}})
+			of.Verdict = "nothing answers: the proxy has no certificate for HTTPS"
+			of.Do = []string{"put a certificate into --tls-directory (berth help templater)"}
+		case taken == nil:
 			of.Verdict = "no service has this route now: " + fit[0].Lost
 			of.Do = []string{fit[0].Lost}
-		} else {
+		case u.Scheme == "http" && taken.Redirect:
+			to := *u
+			to.Scheme, to.Host = "https", u.Hostname()
+			of.State = Serving
+			of.Steps = append(of.Steps, Explained{Step: "redirect", Passed: true, Evidence: []string{"SERVICE_ROUTE_REDIRECT: the answer is 308, to " + to.String()}})
+			of.Verdict = "the proxy redirects to HTTPS; berth explain " + to.String() + " says who answers there"
+		default:
 			if taken.Strip && taken.Path != "/" {
 				of.Steps = append(of.Steps, Explained{Step: "path", Passed: true, Evidence: []string{
 					fmt.Sprintf("%s is stripped: servers get /%s", taken.Path, strings.TrimPrefix(path+"/", taken.Path))}})
