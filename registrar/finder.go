@@ -66,7 +66,7 @@ func (f Finder) MaintainInstance(ctx context.Context, id string, on bool, reason
 		return err
 	}
 	if !all[id].Held() {
-		return fmt.Errorf("%s is not registered at the Consul agent of this berth: do it on the host of the instance, by berth drain %[1]s", id)
+		return fmt.Errorf("%s is not registered at the Consul agent of this berth: do it on the instance's host, with berth drain %[1]s", id)
 	}
 	return f.Maintain(ctx, id, on, reason)
 }

@@ -53,7 +53,7 @@ func (r *Rollout) drain(ctx context.Context, containers []string) error {
 		busy, unknown := busy(balancers, addresses)
 		lasts := time.Since(began)
 		if unknown && lasts < min(blindTime, r.State.Options.DrainTimeout) && busy == "" {
-			busy = "it is not known what they have in flight"
+			busy = "their in-flight requests are not known"
 		}
 		if busy == "" {
 			return nil
@@ -134,7 +134,7 @@ func busy(balancers []Serving, addresses []string) (text string, unknown bool) {
 			is, told := s.Servers[address]
 			switch {
 			case !told:
-				text = fmt.Sprintf("the balancer %s does not say what it has in flight for %s", s.Balancer, address)
+				text = fmt.Sprintf("the balancer %s does not report its in-flight requests for %s", s.Balancer, address)
 			case is.Usable:
 				text = fmt.Sprintf("the balancer %s still sends requests to %s", s.Balancer, address)
 			}

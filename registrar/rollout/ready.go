@@ -92,7 +92,7 @@ type look struct {
 	verdicts   map[string]verdict // of all containers looked at
 	order      []string
 	// drained are instances taken out of service by this rollout. A new container may have the service ID of an old one. It
-	// then has the old maintenance mode if Consul was away when the old one ended, or if that was about to be rolled back.
+	// then has the old maintenance mode if Consul was away when the old one ended, or if the old one was about to be rolled back.
 	drained []string
 }
 

@@ -193,7 +193,7 @@ func (r *Rollout) introduce(ctx context.Context) error {
 				return fmt.Errorf("%s is not registered at this Consul agent, although its labels ask for it: is the registrar running, and does it use this agent?", c.short())
 			}
 		}
-		r.once("%s: no instance of it is registered at this Consul agent: its containers only have to be healthy, and are not drained", r.Service)
+		r.once("%s: no instance of it is registered at this Consul agent: its containers only need to be healthy, and are not drained", r.Service)
 		return nil
 	}
 	for deadline := time.Now().Add(appearTime); ; {
