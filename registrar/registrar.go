@@ -113,9 +113,9 @@ func New(opts Options) *Registrar {
 		lasting: map[string]*retry.Lasting{"docker": {}, "docker events": {}, "consul": {}},
 		lacking: map[string]string{}, refusals: map[string]*retry.Lasting{},
 		status: map[string]error{
-			"docker":        errors.New("Docker has not been asked yet"),
+			"docker":        errors.New("no answer from Docker yet"),
 			"docker events": nil,
-			"consul":        errors.New("Consul has not been asked yet"),
+			"consul":        errors.New("no answer from Consul yet"),
 		},
 	}
 	for _, k := range []kind{describing, listing, inspecting, reading, changing, beating, comparing, publishing, judging, launching} {

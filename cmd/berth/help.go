@@ -365,7 +365,7 @@ func flagSections(flags *pflag.FlagSet) (sections []section) {
 		for _, entry := range entries {
 			name, _, valued := strings.Cut(entry, " ")
 			f := left[name]
-			if f == nil || name == "version" && valued == (f.Value.Type() == "bool") { // that of berth, and those with a number
+			if f == nil || name == "version" && valued == (f.Value.Type() == "bool") { // berth has the bool, other commands a number
 				continue
 			}
 			delete(left, name)

@@ -68,7 +68,7 @@ type member struct {
 	sessions *session.Keeper
 	election *leader.Election // nil = there is no leader
 	draining atomic.Bool
-	leads    atomic.Pointer[string] // the tag that tells of it
+	leads    atomic.Pointer[string] // the tag of its role
 	tag      chan struct{}          // there is another one
 
 	environment atomic.Pointer[[]string] // of the command at its next start

@@ -27,7 +27,7 @@ import (
 
 // rolloutFlags are the flags of berth rollout.
 type rolloutFlags struct {
-	options                                  rollout.Options // those that are set count, for the file's
+	options                                  rollout.Options // set flags override the file
 	project, compose                         string
 	pull, build, force, watch, resume, abort bool
 }

@@ -231,10 +231,10 @@ func (x *proxyReporter) part(part *status.Part, o *proxyOptions) {
 }
 
 const (
-	lookApart = time.Second // between two looks at the proxy, at least
+	lookApart = time.Second // minimum time between two polls
 	// lookAfter is the delay of a poll after a change: changes come in bursts, when the proxy should not be disturbed.
 	lookAfter = 250 * time.Millisecond
-	lookRests = 100 // so many times as long as a look takes, nobody looks: it costs a hundredth of a core
+	lookRests = 100 // the pause after a poll, in multiples of its duration: polling costs a hundredth of a core
 )
 
 // run polls the proxy until ctx is done: soon after each change, and regularly.

@@ -42,7 +42,7 @@ var mistakes = []mistake{
 	{"an ID that another one has", []string{"-l", "SERVICE_ID=taken", "-l", "SERVICE_NAME=m8", "-l", "SERVICE_ROUTE_HOST=m8.example.com"},
 		[]string{"service ID taken is held by container", "not served"}, "choose another SERVICE_ID"},
 	{"a bad value", []string{"-l", "SERVICE_NAME=m9", "-l", "SERVICE_ROUTE_HOST=m9.example.com", "-l", "SERVICE_ROUTE_BALANCE=fastest"},
-		[]string{`its route_balance "fastest" is none of`, "it takes requests, but"}, "set SERVICE_ROUTE_BALANCE"},
+		[]string{`its route_balance "fastest" is not one of`, "it takes requests, but"}, "set SERVICE_ROUTE_BALANCE"},
 	{"a check in Consul that fails", []string{"-e", "MISSING=/nope", "-l", "SERVICE_NAME=m10", "-l", "SERVICE_ROUTE_HOST=m10.example.com", "-l", "SERVICE_READY=tcp",
 		"-l", "SERVICE_CHECK_HTTP=/nope", "-l", "SERVICE_CHECK_INTERVAL=1s"}, []string{"its check in Consul is critical", "404"}, "SERVICE_CHECK"},
 	{"down in the proxy, though it passes in Consul", []string{"-e", "MISSING=/nope", "-l", "SERVICE_NAME=m12", "-l", "SERVICE_ROUTE_HOST=m12.example.com", "-l", "SERVICE_ROUTE_CHECK=/nope"},

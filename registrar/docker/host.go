@@ -43,7 +43,7 @@ func engine(ctx context.Context, client *docker.Client) (id, name string, err er
 		return "", "", fmt.Errorf("read docker info: %w", err)
 	}
 	if info.ID == "" {
-		return "", "", errors.New("Docker reports no engine ID, which berth needs to tell registrations apart")
+		return "", "", errors.New("no engine ID from Docker, which berth needs to tell registrations apart")
 	}
 	return info.ID, info.Name, nil
 }

@@ -19,8 +19,8 @@ type Input struct {
 	At         time.Time
 	Catalog    Catalog              // nil if it could not be read
 	Parts      []Part               // of all berths
-	Servers    []PartServer         // all that the proxies of this very berth have, in addition to those in its part
-	Paused     map[string]string    // what is said of services that are paused, by name
+	Servers    []PartServer         // all servers of this berth's own proxies, in addition to its part
+	Paused     map[string]string    // descriptions of paused services, by name
 	Live       map[string]time.Time // when a server was first in a proxy, by address, as far as this berth knows
 	Incomplete []string
 }
@@ -38,7 +38,7 @@ type builder struct {
 	proxies   []*proxyView
 }
 
-// proxyView is a proxy's part, by what is looked up in it.
+// proxyView is a proxy's part, indexed for lookups.
 type proxyView struct {
 	*Part
 	servers map[string][]Server // by address: those that get no new requests, or all

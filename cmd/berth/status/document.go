@@ -11,7 +11,7 @@ import "time"
 type Document struct {
 	At         time.Time   `json:"at"`                   // when it was put together
 	Services   []Service   `json:"services"`             // by name
-	Containers []Container `json:"containers"`           // those that stand for no instance of a service, by host and name
+	Containers []Container `json:"containers"`           // containers without an instance, by host and name
 	Proxies    []Proxy     `json:"proxies"`              // by name
 	Berths     []Berth     `json:"berths"`               // by role and name
 	Incomplete []string    `json:"incomplete,omitempty"` // what could not be read, and why
@@ -21,11 +21,11 @@ type Document struct {
 type Service struct {
 	Name      string     `json:"name"`
 	State     State      `json:"state"`
-	Reason    string     `json:"reason,omitempty"` // why it is in that state; of several reasons the one that matters most
+	Reason    string     `json:"reason,omitempty"` // the most important reason for the state
 	Serving   int        `json:"serving"`          // instances that take requests
 	Total     int        `json:"total"`            // instances
 	Routes    []Route    `json:"routes"`
-	LeftOut   []string   `json:"left_out,omitempty"`  // what of it no proxy has, and why
+	LeftOut   []string   `json:"left_out,omitempty"`  // what no proxy has of it, and why
 	Paused    string     `json:"paused,omitempty"`    // since when, by whom and why requests for it wait; "" = it is not paused
 	Instances []Instance `json:"instances,omitempty"` // omitted if only services are requested
 	Waiting   int        `json:"waiting,omitempty"`   // requests that wait for a server
@@ -43,8 +43,8 @@ const (
 	Draining State = "draining" // it takes no new requests, because somebody said so
 	Starting State = "starting" // it is not ready yet, and has time left
 	Down     State = "down"     // it should take requests and does not
-	Unrouted State = "no route" // it is registered, and no proxy has a route to it: nobody asked for one
-	Unknown  State = "unknown"  // no berth tells of it
+	Unrouted State = "no route" // it is registered without a route: none was requested
+	Unknown  State = "unknown"  // no berth reports it
 )
 
 // Route is a route that a service asks for.
@@ -55,7 +55,7 @@ type Route struct {
 	Port     int      `json:"port,omitempty"` // a TCP port; 0 = requests
 	Proxy    string   `json:"proxy"`          // the name of the Proxy
 	Backend  string   `json:"backend,omitempty"`
-	Strip    bool     `json:"strip,omitempty"`    // the path is taken off before a server sees the request
+	Strip    bool     `json:"strip,omitempty"`    // the path is stripped before a server gets the request
 	Redirect bool     `json:"redirect,omitempty"` // a request without TLS is sent to HTTPS
 	Lost     string   `json:"lost,omitempty"`     // why another service has it
 	Holder   string   `json:"holder,omitempty"`   // that other service
@@ -66,12 +66,12 @@ type Route struct {
 type Instance struct {
 	ID          string   `json:"id"` // its service ID in Consul
 	Node        string   `json:"node,omitempty"`
-	Container   string   `json:"container,omitempty"` // its name, or the beginning of its ID if no registrar tells of it; "" if it is none
+	Container   string   `json:"container,omitempty"` // its name, or its ID's prefix if no registrar reports it; "" if it is not a container
 	ContainerID string   `json:"container_id,omitempty"`
 	Address     string   `json:"address"` // host:port at which it is reached
 	State       State    `json:"state"`
-	Reached     Step     `json:"reached"`          // the last step that it has come to
-	Reason      string   `json:"reason,omitempty"` // why it has not come farther, or what else is to be said, with the remedy
+	Reached     Step     `json:"reached"`          // the last step that it has reached
+	Reason      string   `json:"reason,omitempty"` // why it got no further, or another problem, with the remedy
 	Times       Times    `json:"times"`
 	Servers     []Server `json:"servers,omitempty"`  // as the proxies have it
 	Evidence    []string `json:"evidence,omitempty"` // what its registrar sees of its container, if that does not serve
@@ -84,7 +84,7 @@ type Step string
 const (
 	StepContainer  Step = "container"
 	StepReady      Step = "ready"
-	StepRegistered Step = "registered" // the registrar has told its Consul agent
+	StepRegistered Step = "registered" // in its Consul agent
 	StepCatalog    Step = "in the catalog"
 	StepRendered   Step = "rendered" // it is in the configuration of a proxy
 	StepProxy      Step = "in the proxy"
@@ -125,7 +125,7 @@ type Container struct {
 	Reached  Step      `json:"reached"`
 	Reasons  []string  `json:"reasons"`
 	Started  time.Time `json:"started,omitzero"`
-	Meant    bool      `json:"meant"`              // somebody gave it SERVICE_* labels or variables
+	Meant    bool      `json:"meant"`              // it has SERVICE_* labels or variables
 	Evidence []string  `json:"evidence,omitempty"` // what its registrar sees of it
 }
 

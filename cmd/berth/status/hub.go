@@ -57,16 +57,16 @@ func readPaused(ctx context.Context, consul *api.Client) (map[string]string, err
 }
 
 const (
-	// rests is how many times as long as making a document took nobody gets a newer one: so it costs less than a hundredth of a
-	// core, with what it takes to send it.
+	// rests is how long a document is reused, in multiples of the time to make it: so documents cost less than a hundredth of a
+	// core, including sending them.
 	rests = 200
 	// soonest is how long a document is good, at least.
 	soonest = 200 * time.Millisecond
 	// unheard is how long a document is good if nothing tells that the catalog has changed.
 	unheard = time.Second
-	// quick is how long Consul may take for what is known from before, or does without.
+	// quick is how long Consul may take for data that is optional or known from before.
 	quick = time.Second
-	// interest is for how long after somebody asked the other berths are listened to.
+	// interest is how long after a request the Hub listens to the other berths.
 	interest = time.Minute
 	// watchTime is how long Consul may wait for a change.
 	watchTime = time.Minute
@@ -242,7 +242,7 @@ func (h *Hub) good() *Snapshot {
 	if !h.tellsAll() {
 		least = max(unheard, least)
 	} else if !h.dirty {
-		least = max(least, 10*unheard) // pauses, and what else nobody tells of
+		least = max(least, 10*unheard) // for pauses and other changes without notification
 	}
 	if h.last != nil && age < least {
 		return h.last

@@ -109,7 +109,7 @@ func (s *Store) Text(ctx context.Context, i Item, h Header) ([]byte, error) {
 		v, err = s.At(ctx, i, h.Version)
 	}
 	if err == nil && v.Sum != h.Sum {
-		err = errors.New("Consul no longer has this text: it was not written by berth")
+		err = errors.New("this text is no longer in Consul: berth did not write it")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("file %s, version %d: %w", i.File, h.Version, err)
