@@ -463,7 +463,7 @@ func TestMemberFileGoesBack(t *testing.T) {
 	l.apply()
 	l.has("files/a", "1")
 	l.want.Files = map[string]store.Header{"a": {Version: 1, Sum: store.Sum([]byte("by hand"))}}
-	l.refuses("file a, version 1: Consul no longer has this text")
+	l.refuses("file a, version 1: this text is no longer in Consul")
 }
 
 func TestMemberConfiguration(t *testing.T) {
