@@ -31,7 +31,7 @@ func (t *Templater) note(u catalog.Update) {
 			if t.unpublished() {
 				consequence = "waiting for it"
 			}
-			t.log.Warn("Consul query failed, "+consequence, "err", u.Err)
+			t.log.Warn("requests to Consul fail, "+consequence, "err", u.Err)
 		}
 		t.failing[w] = true
 		t.consulErr = u.Err

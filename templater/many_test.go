@@ -94,7 +94,7 @@ func TestMoreServicesThanConnections(t *testing.T) {
 func TestOutageWithMoreServicesThanConnections(t *testing.T) {
 	r := crowd(t)
 	r.consul.setDown(true)
-	r.waitLogged("Consul query failed")
+	r.waitLogged("requests to Consul fail")
 	r.consul.setDown(false)
 	r.waitReady()
 	r.consul.set("s03", 2)

@@ -96,7 +96,7 @@ func TestRenderOnDemand(t *testing.T) {
 	s.set("one", "db")
 	r.rendersTo("one\none [1]") // and back
 	consul.setDown(true)
-	r.waitLogged("Consul query failed")
+	r.waitLogged("requests to Consul fail")
 	s.set("two", "db")
 	r.rendersTo("two\ntwo [1]") // known data is good enough
 }
@@ -216,7 +216,7 @@ func TestRenderWithoutRun(t *testing.T) {
 		_, err := r.Render(t.Context())
 		failed <- err
 	}()
-	r.waitLogged("Consul query failed")
+	r.waitLogged("requests to Consul fail")
 	r.stop()
 	if err := <-failed; !errors.Is(err, errStopped) {
 		t.Errorf("Run has ended: %v", err)

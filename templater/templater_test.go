@@ -346,7 +346,7 @@ func TestOutageKeepsTheLastText(t *testing.T) {
 	consul.setDown(false)
 	r.waitReady()
 	r.wantNothingMore()
-	r.wantLogged("level=WARN msg=\"Consul query failed, keeping the last good configuration\"", 1)
+	r.wantLogged("level=WARN msg=\"requests to Consul fail, keeping the last good configuration\"", 1)
 	r.wantLogged("level=INFO msg=\"Consul answers again\"", 1)
 	r.wantLogged("s3cret-token", 0)
 
@@ -373,7 +373,7 @@ func TestConsulDownAtTheStart(t *testing.T) {
 	consul.set("web", 1)
 	consul.setDown(true)
 	r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
-	r.waitLogged("Consul query failed")
+	r.waitLogged("requests to Consul fail")
 	r.wantNothingMore()
 	consul.setDown(false)
 	r.want("web:1 ")
@@ -400,7 +400,7 @@ func TestConsulThatLostItsStateIsNotBelievedAtOnce(t *testing.T) {
 	r := newHarness(t, consul, Options{Templates: one(everyService), Grace: 10 * time.Second}).run()
 	r.want("web:1 web:2 ")
 	consul.setDown(true)
-	r.waitLogged("Consul query failed")
+	r.waitLogged("requests to Consul fail")
 	consul.restartEmpty()
 	r.waitLogged("Consul answers again")
 	// The registrars put everything back one by one, and one more.
@@ -423,7 +423,7 @@ func TestConsulThatLostItsStateIsBelievedInTheEnd(t *testing.T) {
 	r := newHarness(t, consul, Options{Templates: one(everyService), Grace: 50 * time.Millisecond}).run()
 	r.want("web:1 ")
 	consul.setDown(true)
-	r.waitLogged("Consul query failed")
+	r.waitLogged("requests to Consul fail")
 	consul.restartEmpty()
 	r.want("")
 }
@@ -811,7 +811,7 @@ func TestRunReturnsDuringAnOutage(t *testing.T) {
 	r := newHarness(t, consul, Options{Templates: one(everyService)}).run()
 	r.next()
 	consul.setDown(true)
-	r.waitLogged("Consul query failed")
+	r.waitLogged("requests to Consul fail")
 	r.stop()
 }
 

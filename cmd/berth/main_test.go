@@ -95,7 +95,7 @@ func TestGoesOnWithout(t *testing.T) {
 	})
 	t.Run("consul", func(t *testing.T) {
 		out := start(t, "templater", "--consul-address", "127.0.0.1:1")
-		out.Wait(t, "Consul query failed, waiting for it")
+		out.Wait(t, "requests to Consul fail, waiting for it")
 		out.Wait(t, "127.0.0.1:1")
 	})
 	t.Run("haproxy", func(t *testing.T) {

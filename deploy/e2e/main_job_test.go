@@ -54,7 +54,7 @@ func TestE2EConsulRestart(t *testing.T) {
 
 	l := startLoad(t, s)
 	s.Do("stop", "consul")
-	s.Logged("templater", "Consul query failed, keeping the last good configuration")
+	s.Logged("templater", "requests to Consul fail, keeping the last good configuration")
 	id := s.Run("-e", "SERVICE_NAME=app", os.Getenv("IMAGE_APP"))
 	s.Logged("registrar", "requests to Consul fail; registrations stay as they are")
 	if err := s.expectHosts(2); err != nil {

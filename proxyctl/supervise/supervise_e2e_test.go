@@ -268,7 +268,7 @@ func TestE2EOneContainer(t *testing.T) {
 	t.Run("no configuration yet", func(t *testing.T) {
 		b := newBox(t)
 		b.start(image, b.berth("--consul-address", "127.0.0.1:1", "--", "haproxy", "-W", "-db")...)
-		b.eventually("berth waits for Consul", func() bool { return len(b.logged("Consul query failed, waiting for it")) > 0 })
+		b.eventually("berth waits for Consul", func() bool { return len(b.logged("requests to Consul fail, waiting for it")) > 0 })
 		began := time.Now()
 		testenv.MustDocker(t, "stop", b.id)
 		b.ends(began, "0", 3*time.Second)

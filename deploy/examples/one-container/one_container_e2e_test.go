@@ -87,7 +87,7 @@ func TestE2EOneContainerExample(t *testing.T) {
 			s.Do("up", "-d", "--no-recreate", "--scale", "web=2")
 			s.expectServers(2)
 		})
-		s.expectLog(lb, "Consul query failed")
+		s.expectLog(lb, "requests to Consul fail")
 	})
 
 	t.Run("HAProxy is killed", func(t *testing.T) {
