@@ -165,7 +165,7 @@ func TestE2EEventsAndMetrics(t *testing.T) {
 	s.scale(2)
 	log.Wait(t, "1 → 2 servers, live after")
 	s.Eventually(10*time.Second, "the registrar's change is told", func() error {
-		if text := log.String(); strings.Count(text, "registered  service=app") < 2 {
+		if text := log.String(); strings.Count(text, " as app on ") < 2 {
 			return fmt.Errorf("told is\n%s", text)
 		}
 		return nil
