@@ -103,14 +103,14 @@ func (f *fake) fill() {
 		}
 		f.live[77].Seconds = 0.061
 		for i, e := range []status.Event{
-			{Level: "INFO", Message: "drained", Service: "web", Instance: "web-3", Container: "shop_web_3", Berth: "docker-1"},
-			{Level: "INFO", Message: "deregistered", Service: "web", Instance: "web-3", Container: "shop_web_3", Berth: "docker-1"},
-			{Level: "INFO", Message: "changed at run time", Backend: "web", Reason: "1 server removed", Berth: "lb-1", More: map[string]string{"took": "1.7ms"}},
-			{Level: "INFO", Message: "paused", Service: "stock", Reason: "migration of the database", Berth: "lb-1"},
-			{Level: "INFO", Message: "registered", Service: "web", Instance: "web-7", Container: "shop_web_7", Berth: "docker-1"},
-			{Level: "INFO", Message: "live", Service: "web", Instance: "web-7", Berth: "lb-1", More: map[string]string{"took": "14ms"}},
-			{Level: "WARN", Message: "left out", Container: "shop_reports_1", Berth: "docker-2", Reason: "it is on none of the load balancer's networks (it is on reports_default)"},
-			{Level: "INFO", Message: "reloaded", Reason: "a new certificate for pay.example.com", Berth: "lb-1", More: map[string]string{"took": "96ms"}},
+			{Level: "INFO", Message: "took web of shop_web_3 out of service", Service: "web", Instance: "web-3", Container: "shop_web_3", Berth: "docker-1"},
+			{Level: "INFO", Message: "deregistered web of shop_web_3", Service: "web", Instance: "web-3", Container: "shop_web_3", Berth: "docker-1"},
+			{Level: "INFO", Message: "web: 8 → 7 servers, live after 2 ms", Backend: "web", Berth: "lb-1"},
+			{Level: "INFO", Message: "requests for stock wait", Service: "stock", Reason: "migration of the database", Berth: "lb-1"},
+			{Level: "INFO", Message: "registered shop_web_7 as web on 10.0.0.17:8080", Service: "web", Instance: "web-7", Container: "shop_web_7", Berth: "docker-1"},
+			{Level: "INFO", Message: "web: 7 → 8 servers, live after 14 ms", Backend: "web", Berth: "lb-1"},
+			{Level: "WARN", Message: "shop_reports_1 is not registered: it is on none of the load balancer's networks (it is on reports_default)", Container: "shop_reports_1", Berth: "docker-2", Reason: "it is on none of the load balancer's networks (it is on reports_default)"},
+			{Level: "INFO", Message: "proxy reloaded, live after 96 ms", Reason: "a new certificate for pay.example.com", Berth: "lb-1"},
 			{Level: "WARN", Message: "critical in Consul", Service: "checkout", Instance: "checkout-5", Container: "shop_checkout_5", Berth: "lb-1", Reason: "HTTP GET http://10.0.0.15:8080/healthz: 503 Service Unavailable"},
 		} {
 			e.At = now.Add(time.Duration(i-12) * 47 * time.Second)
