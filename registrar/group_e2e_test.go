@@ -262,7 +262,7 @@ func TestE2EGroupReactions(t *testing.T) {
 	for c, reason := range map[container]string{
 		missing:   "the directory does not exist: create it in the image, or mount a volume there",
 		readOnly:  "it is read-only: mount a volume there that can be written",
-		temporary: "/run/app/app.conf lies in the tmpfs /run/app, where Docker cannot put files",
+		temporary: "/run/app/app.conf is in the tmpfs /run/app, where Docker cannot put files",
 	} {
 		l.reports(20*time.Second, c.service, func(r store.Report) error {
 			if r.State != store.Failed || !strings.Contains(r.Reason, reason) {
