@@ -416,10 +416,14 @@ func (x explainer) service(s *Service) Explanation {
 			routes = append(routes, reason)
 		}
 	}
+	own := x.ownTemplates()
+	if len(routes) == 0 {
+		routes = own
+	}
 	if len(routes) == 0 {
 		routes = []string{"none; SERVICE_ROUTE_HOST, SERVICE_ROUTE_PATH or SERVICE_ROUTE_PORT adds one"}
 	}
-	routed := slices.ContainsFunc(s.Routes, func(r Route) bool { return r.Lost == "" })
+	routed := slices.ContainsFunc(s.Routes, func(r Route) bool { return r.Lost == "" }) || len(s.Routes) == 0 && len(own) > 0
 	e.Steps = append(e.Steps, Explained{Step: "routes", Passed: routed, Evidence: routes})
 	const most = 20
 	for i, in := range s.Instances {

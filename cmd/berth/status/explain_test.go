@@ -7,6 +7,21 @@ import (
 	"berth/registrar"
 )
 
+// A template of one's own routes without labels, so none is asked for.
+func TestExplainServiceOfOwnTemplate(t *testing.T) {
+	d := &Document{
+		Proxies:  []Proxy{{Name: "lb", Kind: "haproxy", Template: "/etc/berth/haproxy.ctmpl"}},
+		Services: []Service{{Name: "shop", State: Serving, Serving: 1, Total: 1}},
+	}
+	list, err := d.Explain("shop", nil)
+	if err != nil || len(list) != 1 {
+		t.Fatal(list, err)
+	}
+	if s := list[0].Steps[0]; s.Step != "routes" || !s.Passed || len(s.Evidence) != 1 || !strings.Contains(s.Evidence[0], "/etc/berth/haproxy.ctmpl") {
+		t.Errorf("%+v", s)
+	}
+}
+
 // What a URL leads to depends on more than its route: redirects, certificates, templates, and containers that ask for its host in vain.
 func TestExplainURL(t *testing.T) {
 	document := func(change func(*Document)) *Document {
