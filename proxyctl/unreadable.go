@@ -18,7 +18,8 @@ var quotedPath = regexp.MustCompile(`['"](/[^'"\s]+)['"]`)
 func unreadable(complaint string, open func(path string) (*os.File, error)) string {
 	var paths []string
 	for _, m := range quotedPath.FindAllStringSubmatch(complaint, -1) {
-		paths = append(paths, m[1], strings.TrimSuffix(m[1], ".crt")+".key", strings.TrimSuffix(strings.TrimSuffix(m[1], ".key"), ".crt")+".key")
+		stem := strings.TrimSuffix(strings.TrimSuffix(m[1], ".key"), ".crt") // HAProxy names a.crt.key for a missing a.key
+		paths = append(paths, m[1], stem+".key")
 	}
 	slices.Sort(paths)
 	for _, path := range slices.Compact(paths) {

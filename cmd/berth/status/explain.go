@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 
 	"berth/registrar"
 	"berth/templates/claim"
@@ -478,19 +477,19 @@ func (x explainer) ownTemplates() (lines []string) {
 
 // unserved returns a line for each container on this host that asks for a host name and is no instance of a service in the catalog.
 func (x explainer) unserved(host string) (lines []string) {
+	if x.report == nil {
+		return nil
+	}
 	there := map[string]bool{}
 	for _, s := range x.Services {
 		for _, in := range s.Instances {
 			there[in.ContainerID] = there[in.ContainerID] || in.Reached != StepContainer && in.Reached != StepReady
 		}
 	}
-	if x.report == nil {
-		return nil
-	}
 	for _, c := range x.report.Containers {
 		asks := slices.ContainsFunc(slices.Collect(maps.Keys(c.Asks)), func(key string) bool {
-			hosts := strings.FieldsFunc(strings.ToLower(c.Asks[key]), func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
-			return strings.HasSuffix(key, "ROUTE_HOST") && slices.Contains(hosts, strings.ToLower(host))
+			return strings.HasSuffix(key, "ROUTE_HOST") &&
+				slices.ContainsFunc(claim.Hosts(c.Asks[key]), func(asked string) bool { return strings.EqualFold(asked, host) })
 		})
 		if asks && !there[c.ID] {
 			lines = append(lines, fmt.Sprintf("%s asks for this host and is not registered: berth explain %s says why", c.Container, c.Container))
@@ -529,6 +528,13 @@ func (x explainer) url(text string) ([]Explanation, error) {
 			cmp.Compare(min(len(a.Lost), 1), min(len(b.Lost), 1)), cmp.Compare(a.service.Name, b.service.Name))
 	})
 	if len(fit) == 0 {
+		if own := x.ownTemplates(); len(own) > 0 {
+			e.State = Unknown
+			e.Steps = append(e.Steps, Explained{Step: "route", Evidence: own})
+			e.Verdict = "berth does not know the routes of a template of your own"
+			e.Do = []string{"read the template, or berth render, and ask about the service that it names"}
+			return []Explanation{e}, nil
+		}
 		var hosts []string
 		for _, s := range x.Services {
 			for _, r := range s.Routes {
@@ -536,13 +542,6 @@ func (x explainer) url(text string) ([]Explanation, error) {
 					hosts = append(hosts, r.Host)
 				}
 			}
-		}
-		if own := x.ownTemplates(); len(own) > 0 {
-			e.State = Unknown
-			e.Steps = append(e.Steps, Explained{Step: "route", Evidence: own})
-			e.Verdict = "berth does not know the routes of a template of your own"
-			e.Do = []string{"read the template, or berth render, and ask about the service that it names"}
-			return []Explanation{e}, nil
 		}
 		e.Steps = append(e.Steps, Explained{Step: "route", Evidence: append([]string{"no route matches: the answer is 404"}, x.unserved(u.Hostname())...)})
 		e.Verdict = "no service has a route for it"

@@ -257,28 +257,27 @@ func (k *Keeper) destroyFormer(ctx context.Context) error {
 
 // record logs the outcome of an attempt if it is news.
 func (k *Keeper) record(ctx context.Context, err error) {
-	now := time.Now()
-	if ctx.Err() == nil {
-		k.mu.Lock()
-		k.failure = err
-		k.mu.Unlock()
+	if ctx.Err() != nil { // interrupted, so it says nothing
+		return
 	}
-	switch {
-	case ctx.Err() != nil: // interrupted, so it says nothing
-	case err == nil:
+	k.mu.Lock()
+	k.failure = err
+	k.mu.Unlock()
+	now := time.Now()
+	if err == nil {
 		k.failing = time.Time{}
 		if was, lasted := k.lasting.Over(now); was {
 			k.o.Log.Info(fmt.Sprintf("session %q in Consul is renewed again", k.o.Name), retry.For(lasted)...)
 		}
-	default:
-		if k.failing.IsZero() {
-			k.failing = now
-		}
-		if now.Sub(k.failing) < quiet {
-			return
-		}
-		if tell, lasts := k.lasting.Tell(err.Error(), now); tell {
-			k.o.Log.Error(fmt.Sprintf("cannot create or renew session %q in Consul; trying again", k.o.Name), append(retry.For(lasts), "err", err)...)
-		}
+		return
+	}
+	if k.failing.IsZero() {
+		k.failing = now
+	}
+	if now.Sub(k.failing) < quiet {
+		return
+	}
+	if tell, lasts := k.lasting.Tell(err.Error(), now); tell {
+		k.o.Log.Error(fmt.Sprintf("cannot create or renew session %q in Consul; trying again", k.o.Name), append(retry.For(lasts), "err", err)...)
 	}
 }
